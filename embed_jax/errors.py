@@ -1,0 +1,67 @@
+"""The two ways a run can end badly, and the wrapper that turns them into one line and an exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+DEBUG_VARIABLE = "EMBED_JAX_DEBUG"
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used: a file, a field, an option. Exit status 2.
+
+    The message is one line: what was found, where (file, line, field), what is accepted.
+    """
+
+
+class RunError(RuntimeError):
+    """The work itself failed: a NaN loss, a full disk, a lost host. Exit status 1."""
+
+
+def exit_with_one_line(main: Callable[[], int | None]) -> None:
+    """Runs a command's `main` and exits: 0, or one line on stderr with status 2 (input) or 1 (work).
+
+    `--debug` anywhere on the command line, or EMBED_JAX_DEBUG=1, keeps the traceback.
+    """
+    debug = "--debug" in sys.argv or os.environ.get(DEBUG_VARIABLE) == "1"
+    if "--debug" in sys.argv:
+        sys.argv.remove("--debug")
+    try:
+        sys.exit(main() or 0)
+    except (InputError, RunError) as error:
+        if debug:
+            raise
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, InputError) else 1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output (`| head`) went away: nothing is wrong with the work.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        if debug:
+            raise
+        print(f"error: {type(error).__name__}: {one_line(error)} (run with --debug for the traceback)", file=sys.stderr)
+        sys.exit(1)
+
+
+def one_line(error: BaseException) -> str:
+    """The error's message with every run of white space made one blank."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def require(module: str, extra: str) -> None:
+    """Raises an InputError that says what to install if `module` is missing.
+
+    Args:
+        module: the import name of an optional dependency, e.g. "faiss".
+        extra: the extra of this package that brings it, e.g. "search".
+    """
+    import importlib.util
+
+    if importlib.util.find_spec(module) is None:
+        raise InputError(f"this needs the package {module!r}, which is not installed: pip install 'embed-jax[{extra}]'")
