@@ -1,0 +1,43 @@
+"""Unsupervised SimCSE, BERT-base: Gao, Yao, Chen (EMNLP 2021), Table 5.
+
+    python -m experiments.simcse --config=configs/simcse/unsup_bert_base.py --config.data.train=wiki1m_for_simcse.txt \
+        --config.eval.sts=stsb/dev.tsv
+
+Expected: 76.25 average Spearman x100 over the seven STS test sets, 76.85 on STS-B test, 82.5 on STS-B dev.
+Settings: batch 64, learning rate 3e-5, one epoch over 10^6 Wikipedia sentences, temperature 0.05 (Table A.1);
+length 32, linear decay, no weight decay (released scripts); evaluated on STS-B dev every 125 steps (scripts; the paper
+says 250), best kept; MLP over [CLS] in training only (Table 6).
+
+`unsup_bert_base.py:small` is the same experiment with a random 2-layer encoder of BERT's form, in minutes on a CPU; it
+needs `--config.model.tokenizer=DIR` (a directory with a BERT vocabulary) or a model name of your own.
+"""
+
+from embed_jax.config import Experiment
+
+
+def get_config(cut: str = "") -> Experiment:
+    config = Experiment()
+    config.model.name = "bert-base-uncased"
+    config.model.pooling = "cls"
+    config.model.mlp = "training"
+    config.data.train = "wiki1m_for_simcse.txt"
+    config.data.max_length = 32
+    config.batch.size = 64
+    config.loss.temperature = 0.05
+    config.loss.mask_duplicates = False  # as in the paper
+    config.optim.learning_rate = 3e-5
+    config.optim.schedule = "linear"
+    config.train.epochs = 1.0
+    config.eval.sts = "stsb/dev.tsv"
+    config.eval.every = 125
+    config.eval.metric = "sts/spearman"
+    config.checkpoint.every = 125
+    if cut == "small":
+        config.model.name = "random:tiny"
+        config.data.limit = 2048
+        config.optim.learning_rate = 1e-3
+        config.eval.every = 16
+        config.checkpoint.every = 16
+    elif cut:
+        raise ValueError(f"unknown cut {cut!r}; known: small")
+    return config

@@ -1,0 +1,312 @@
+"""Experiment settings: plain mutable dataclasses, filled by a Python file and overridden on the command line.
+
+A config file defines `get_config(cut: str = "") -> Experiment`; `file.py:small` asks for the cut "small". There are
+no list or optional fields: an empty string or 0 means "not set", and each field's comment says what happens then.
+"""
+
+# No `from __future__ import annotations` here: ml_collections reads the fields' types at run time.
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from embed_jax.errors import InputError
+from embed_jax.registry import unknown
+
+
+@dataclasses.dataclass
+class Model:
+    name: str = "sentence-transformers/all-MiniLM-L6-v2"  # directory, hub name, or "random:SHAPE" with `tokenizer`
+    tokenizer: str = ""  # directory with tokenizer files; "": the model's own
+    pooling: str = ""  # "": the model's own
+    mlp: str = ""  # "": none; "kept": SimCSE's tanh layer; "training": only in training, dropped from the result
+    dropout: float = -1.0  # of hidden states and attention; -1: the model's own
+    compute_dtype: str = "auto"  # "auto": bfloat16 on GPU and TPU, float32 on CPU
+    remat: str = "none"  # "none" or "layer": recompute each layer in the backward pass
+
+
+@dataclasses.dataclass
+class Data:
+    train: str = ""  # python_docs, tfds:NAME, hf:NAME, or a path to .jsonl, .tsv, .csv, .txt (.gz)
+    split: str = "train"
+    limit: int = 0  # the first so many records; 0: all
+    max_length: int = 128  # tokens a text is cut to, special tokens included
+    anchor_prompt: str = ""
+    candidate_prompt: str = ""
+
+
+@dataclasses.dataclass
+class BatchShape:
+    size: int = 64  # examples, over all devices
+    groups: int = 0  # groups the batch is dealt to, encoded one after the other on a device; 0: one a device
+    row_length: int = 0  # slots of a packed row; 0: a length that suits `max_length`
+    rows: int = 0  # rows of a group; 0: as many as the batch needs
+
+
+@dataclasses.dataclass
+class Loss:
+    name: str = "info_nce"
+    temperature: float = 0.05
+    similarity: str = "cosine"  # or "dot"
+    symmetric: bool = False  # both directions: anchors to positives and positives to anchors
+    hard_negative_weight: float = 1.0  # SimCSE's alpha on an example's own hard negatives
+    mask_duplicates: bool = True  # a candidate with the text of the positive (or the anchor's) is no negative
+
+
+@dataclasses.dataclass
+class Optim:
+    learning_rate: float = 3e-5
+    schedule: str = "linear"  # "linear", "cosine" (both down to 0) or "constant", after the warm-up
+    warmup: float = 0.0  # share of the steps
+    weight_decay: float = 0.0  # AdamW's; never on biases and norms
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    clip_norm: float = 1.0  # of the whole gradient; 0: none
+    accumulate: int = 1  # batches whose gradients are averaged for one update
+
+
+@dataclasses.dataclass
+class Train:
+    seed: int = 0
+    steps: int = 0  # 0: by `epochs`
+    epochs: float = 1.0
+    devices: int = 0  # 0: all
+    log_every: int = 10  # steps between lines on the terminal; every step goes to metrics.jsonl
+    profile: str = ""  # "START:STOP": trace these steps
+    deterministic: bool = False  # GPU: XLA's deterministic kernels, for bitwise repetition
+
+
+@dataclasses.dataclass
+class Evaluation:
+    sts: str = ""  # STS file: score sentence1 sentence2
+    retrieval: str = ""  # "python_docs" or a directory in BEIR layout
+    retrieval_split: str = "validation"
+    every: int = 0  # steps; 0: only at the end
+    metric: str = ""  # e.g. "sts/spearman": picks the best checkpoint; "": the last one
+    patience: int = 0  # evaluations without gain before stopping; 0: never
+    min_gain: float = 0.0
+
+
+@dataclasses.dataclass
+class Checkpoint:
+    every: int = 0  # steps; 0: only at the end and on SIGTERM
+    keep: int = 2  # newest checkpoints kept
+
+
+@dataclasses.dataclass
+class Tracking:
+    wandb: str = "auto"  # "auto" (online when logged in, else offline), "online", "offline", "disabled"
+    project: str = "embed-jax"
+    name: str = ""  # "": the work directory's
+
+
+@dataclasses.dataclass
+class Experiment:
+    """All settings of one run; see each part's fields."""
+
+    model: Model = dataclasses.field(default_factory=Model)
+    data: Data = dataclasses.field(default_factory=Data)
+    batch: BatchShape = dataclasses.field(default_factory=BatchShape)
+    loss: Loss = dataclasses.field(default_factory=Loss)
+    optim: Optim = dataclasses.field(default_factory=Optim)
+    train: Train = dataclasses.field(default_factory=Train)
+    eval: Evaluation = dataclasses.field(default_factory=Evaluation)
+    checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
+    tracking: Tracking = dataclasses.field(default_factory=Tracking)
+
+
+CHOICES = {
+    "model.mlp": ("", "kept", "training"),
+    "model.compute_dtype": ("auto", "float32", "bfloat16"),
+    "model.remat": ("none", "layer"),
+    "loss.similarity": ("cosine", "dot"),
+    "optim.schedule": ("linear", "cosine", "constant"),
+    "tracking.wandb": ("auto", "online", "offline", "disabled"),
+}
+
+# field -> (lowest, highest, whether the lowest itself is refused)
+RANGES = {
+    "model.dropout": (-1.0, 0.99, False),
+    "data.limit": (0, math.inf, False),
+    "data.max_length": (2, math.inf, False),
+    "batch.size": (2, math.inf, False),
+    "batch.groups": (0, math.inf, False),
+    "batch.row_length": (0, math.inf, False),
+    "batch.rows": (0, math.inf, False),
+    "loss.temperature": (0, math.inf, True),
+    "loss.hard_negative_weight": (0, math.inf, True),
+    "optim.learning_rate": (0, math.inf, True),
+    "optim.warmup": (0, 1, False),
+    "optim.weight_decay": (0, math.inf, False),
+    "optim.b1": (0, 1, False),
+    "optim.b2": (0, 1, False),
+    "optim.eps": (0, math.inf, True),
+    "optim.clip_norm": (0, math.inf, False),
+    "optim.accumulate": (1, math.inf, False),
+    "train.seed": (0, 2**32 - 1, False),
+    "train.steps": (0, math.inf, False),
+    "train.epochs": (0, math.inf, True),
+    "train.devices": (0, math.inf, False),
+    "train.log_every": (1, math.inf, False),
+    "eval.every": (0, math.inf, False),
+    "eval.patience": (0, math.inf, False),
+    "eval.min_gain": (0, math.inf, False),
+    "checkpoint.every": (0, math.inf, False),
+    "checkpoint.keep": (1, math.inf, False),
+}
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """{"optim.learning_rate": 3e-05, ...}: the leaves of a dataclass of dataclasses, in order."""
+    flat = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        name = prefix + field.name
+        flat |= flatten(value, name + ".") if dataclasses.is_dataclass(value) else {name: value}
+    return flat
+
+
+def _unknown_field(name: str, known: Any) -> str:
+    """Names the fields of the part that was meant, or the parts."""
+    part = name.split(".")[0] + "."
+    siblings = [field for field in known if field.startswith(part)]
+    return unknown("config field", name, siblings or {field.split(".")[0] for field in known})
+
+
+def validate(config: Experiment) -> None:
+    """Checks types, choices and ranges.
+
+    Raises:
+        InputError: naming the field, its value and what is accepted.
+    """
+    flat, defaults = flatten(config), flatten(Experiment())
+    for name, value in flat.items():
+        if name not in defaults:
+            raise InputError(_unknown_field(name, defaults))
+        wanted = type(defaults[name])
+        if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+            continue  # an int where a float is meant is the same number
+        if type(value) is not wanted:
+            raise InputError(f"config.{name}: expected {wanted.__name__}, found {type(value).__name__} {value!r}")
+    for name, accepted in CHOICES.items():
+        if flat[name] not in accepted:
+            raise InputError(f"config.{name}: expected one of {', '.join(map(repr, accepted))}, found {flat[name]!r}")
+    for name, (low, high, open_end) in RANGES.items():
+        value = flat[name]
+        if not (low < value if open_end else low <= value) or not value <= high:
+            bound = f"more than {low}" if open_end else f"at least {low}"
+            bound += "" if high == math.inf else f" and at most {high}"
+            raise InputError(f"config.{name}: expected {bound}, found {value!r}")
+    if config.train.profile:
+        start, colon, stop = config.train.profile.partition(":")
+        if not (colon and start.isdigit() and stop.isdigit() and int(start) < int(stop)):
+            raise InputError(f"config.train.profile: expected START:STOP in steps, found {config.train.profile!r}")
+
+
+def override(config: Experiment, **fields: Any) -> Experiment:
+    """Sets fields by dotted name with "__" for the dot: `override(config, optim__learning_rate=1e-5)`.
+
+    Raises:
+        InputError: for an unknown field or a bad value.
+    """
+    known = flatten(config)
+    for name, value in fields.items():
+        path = name.replace("__", ".")
+        if path not in known:
+            raise InputError(_unknown_field(path, known))
+        *parents, leaf = path.split(".")
+        part = config
+        for parent in parents:
+            part = getattr(part, parent)
+        setattr(part, leaf, value)
+    validate(config)
+    return config
+
+
+def to_json(config: Experiment) -> str:
+    """The config as JSON text, keys in the order of the dataclasses."""
+    return json.dumps(dataclasses.asdict(config), indent=1)
+
+
+def load(argv: Sequence[str]) -> tuple[Experiment, Path]:
+    """Reads `--config=FILE[:CUT] [--config.x.y=v ...] [--workdir=DIR]`.
+
+    Args:
+        argv: the command line, program name first.
+
+    Returns:
+        The validated experiment and the work directory (default: runs/NAME of the config file).
+
+    Raises:
+        InputError: a missing file, a file without `get_config`, an unknown field or a value of the wrong type.
+    """
+    from absl import flags
+    from ml_collections import config_flags
+
+    program = Path(argv[0]).stem
+    usage = f"usage: python -m experiments.{program} --config=FILE[:CUT] [--config.FIELD=VALUE ...] [--workdir=DIR]"
+    argv = _join_values(argv)
+    if "--help" in argv or "-h" in argv:
+        print(usage + "\n\nFields and defaults:")
+        for name, value in flatten(Experiment()).items():
+            print(f"  --config.{name}={value}")
+        raise SystemExit(0)
+    named = [argument.removeprefix("--config=") for argument in argv if argument.startswith("--config=")]
+    if len(named) != 1:
+        raise InputError(f"expected one --config=FILE, found {len(named)}; {usage}")
+    file, _, cut = named[0].partition(":")
+    known = flatten(_get_config(Path(file), cut))
+    for argument in argv[1:]:
+        field, equals, _ = argument.removeprefix("--config.").partition("=")
+        if argument.startswith("--config.") and field not in known:
+            raise InputError(_unknown_field(field, known))
+        if not argument.startswith(("--config.", "--config=", "--workdir=")) or not equals:
+            raise InputError(f"unknown argument {argument!r}; {usage}")
+
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=values)
+    flags.DEFINE_string("workdir", f"runs/{Path(file).stem}{'_' + cut if cut else ''}", "", flag_values=values)
+    try:
+        values(list(argv))
+        config = holder.value
+    except Exception as error:  # ml_collections and absl raise many kinds, with tracebacks in their texts
+        last = next(line for line in reversed(str(error).splitlines()) if line.strip())
+        raise InputError(f"{file}: {last.strip()}") from error
+    validate(config)
+    return config, Path(values.workdir)
+
+
+def _join_values(argv: Sequence[str]) -> list[str]:
+    """`--config FILE` as `--config=FILE`: both spellings are in use."""
+    joined, rest = [argv[0]], list(argv[1:])
+    while rest:
+        argument = rest.pop(0)
+        takes_value = argument.startswith(("--config", "--workdir")) and "=" not in argument
+        joined.append(f"{argument}={rest.pop(0)}" if takes_value and rest else argument)
+    return joined
+
+
+def _get_config(file: Path, cut: str) -> Experiment:
+    """Runs the config file's `get_config`, for its fields' names and for errors in one line."""
+    import runpy
+
+    if not file.is_file():
+        raise InputError(f"config file not found: {file}")
+    try:
+        module = runpy.run_path(str(file))
+    except Exception as error:
+        raise InputError(f"{file}: {type(error).__name__}: {error}") from error
+    if "get_config" not in module:
+        raise InputError(f"{file}: defines no get_config(cut)")
+    try:
+        config = module["get_config"](cut)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{file}:{cut}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, Experiment):
+        raise InputError(f"{file}: get_config returned {type(config).__name__}, expected embed_jax.config.Experiment")
+    return config

@@ -1,0 +1,118 @@
+"""Checkpoints of a training state. The only file that imports orbax, whose names still move."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from embed_jax.errors import InputError, RunError, one_line
+from embed_jax.types import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one run, in `directory/STEP`, the newest `keep` of them.
+
+    Saving is asynchronous and atomic: a checkpoint is either whole or not there. Use it as a context manager, or call
+    `close`, so that the last save is finished.
+    """
+
+    def __init__(self, directory: Path, keep: int):
+        from orbax.checkpoint import v1 as ocp
+
+        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells every save in several lines
+        self._ocp = ocp
+        self._checkpointer = ocp.training.Checkpointer(
+            directory.absolute(),
+            # When to save is the loop's decision.
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            cleanup_tmp_directories=True,
+        )
+
+    def save(self, step: int, state: TrainState, notes: dict[str, Any]) -> None:
+        """Starts saving; waits first for a save still under way. `notes` is JSON beside the arrays."""
+        # The step that follows gives the state's buffers away while they are being written: write from a copy.
+        copy = jax.tree.map(jnp.copy, _as_dict(state))
+        try:
+            self._checkpointer.wait()
+            self._checkpointer.save_async(step, copy, force=True, overwrite=True, custom_metadata=notes)
+        except OSError as error:
+            raise RunError(f"could not save a checkpoint at step {step}: {one_line(error)}") from error
+
+    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest checkpoint that can be read, and its notes; None if there is none.
+
+        A damaged checkpoint is named on stderr and passed over.
+
+        Args:
+            like: a state of the wanted structure, shapes, dtypes and shardings.
+
+        Raises:
+            InputError: if a checkpoint is of another architecture or optimiser.
+            RunError: if there are checkpoints and every one is damaged.
+        """
+        wanted = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), _as_dict(like)
+        )
+        steps = sorted((metadata.step for metadata in self._checkpointer.checkpoints), reverse=True)
+        for step in steps:
+            try:
+                _refuse_mismatch(self._shapes(step), wanted, self._checkpointer.directory / str(step))
+                state = self._checkpointer.load(step, wanted)
+                notes = self._checkpointer.metadata(step).custom_metadata or {}
+            except InputError:
+                raise
+            except Exception as error:  # whatever a damaged file makes orbax or tensorstore raise
+                print(f"checkpoint {step} is damaged and passed over: {one_line(error)[:200]}", file=sys.stderr)
+                continue
+            for newer in steps[: steps.index(step)]:
+                self._checkpointer.delete(newer, missing_ok=True)
+            return TrainState(**state), notes
+        if steps:
+            raise RunError(f"{self._checkpointer.directory}: none of the checkpoints {steps} can be read")
+        return None
+
+    def close(self) -> None:
+        """Waits until the last save is on disk."""
+        self._checkpointer.close()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _shapes(self, step: int) -> dict[str, tuple[int, ...]]:
+        return _shapes_by_path(self._checkpointer.metadata(step).metadata)
+
+
+def _as_dict(state: TrainState) -> dict[str, Any]:
+    return {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+
+
+def _shapes_by_path(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {
+        "/".join(str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part)))) for part in path): tuple(
+            leaf.shape
+        )
+        for path, leaf in leaves
+        if hasattr(leaf, "shape")
+    }
+
+
+def _refuse_mismatch(found: dict[str, tuple[int, ...]], wanted: Any, where: Any) -> None:
+    expected = _shapes_by_path(wanted)
+    found = {path: shape for path, shape in found.items() if path.startswith("params/")}
+    expected = {path: shape for path, shape in expected.items() if path.startswith("params/")}
+    for path in sorted(found.keys() | expected.keys()):
+        if found.get(path) != expected.get(path):
+            raise InputError(
+                f"{where}: checkpoint of another architecture: {path} has shape {found.get(path, 'none')}, "
+                f"this model's has {expected.get(path, 'none')}; use another --workdir"
+            )

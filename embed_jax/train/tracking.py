@@ -1,0 +1,158 @@
+"""Where a run's numbers go: metrics.jsonl, Weights & Biases, the terminal. The only file that imports wandb."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from embed_jax.errors import InputError
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one line a step, flushed, each step once even after a resume."""
+
+    def __init__(self, path: Path, resume_step: int):
+        """Opens the file and cuts it back to the steps up to `resume_step`, and off a line half written."""
+        kept = []
+        if path.exists():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    if json.loads(line)["step"] <= resume_step:
+                        kept.append(line + "\n")
+            beside = path.with_suffix(".jsonl.new")
+            beside.write_text("".join(kept), encoding="utf-8")
+            os.replace(beside, path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Wandb:
+    """One wandb run per work directory; a resumed run continues it, and no step is sent twice."""
+
+    def __init__(self, mode: str, project: str, name: str, workdir: Path, config: dict[str, Any]):
+        """Args: mode: "auto" is online when logged in, else offline, saying so; "disabled" sends nothing."""
+        self._run = None
+        self._sent_file = workdir / "wandb_step"
+        # A re-run of steps after a resume gives the same numbers: those already sent are left out.
+        self._sent = int(self._sent_file.read_text()) if self._sent_file.exists() else 0
+        if mode == "disabled":
+            return
+        import wandb
+
+        os.environ.setdefault("WANDB_SILENT", "true")
+        if mode == "auto":
+            logged_in = bool(os.environ.get("WANDB_API_KEY")) or _netrc_has("api.wandb.ai")
+            mode = os.environ.get("WANDB_MODE") or ("online" if logged_in else "offline")
+        id_file = workdir / "wandb_id"
+        if not id_file.exists():
+            id_file.write_text(wandb.util.generate_id())
+        try:
+            self._run = wandb.init(
+                project=project,
+                name=name or workdir.name,
+                id=id_file.read_text().strip(),
+                resume="allow",
+                mode=mode,
+                dir=str(workdir),
+                config=config,
+            )
+        except Exception as error:
+            raise InputError(f"config.tracking.wandb={mode!r}: {error}; set it to 'offline' or 'disabled'") from error
+        if mode == "offline":
+            print(f"wandb: offline (not logged in); upload later with: wandb sync {workdir}/wandb/offline-run-*")
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self._run is None or step <= self._sent:
+            return
+        self._sent_file.write_text(str(step))
+        self._sent = step
+        self._run.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        if self._run is not None:
+            self._run.finish()
+
+
+def _netrc_has(host: str) -> bool:
+    import netrc
+
+    try:
+        return netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+class Progress:
+    """A progress bar on a terminal; elsewhere one plain line every `log_every` steps."""
+
+    def __init__(self, start: int, total: int, log_every: int):
+        self._total, self._every = total, log_every
+        self._started, self._start = time.monotonic(), start
+        self._bar = None
+        if sys.stderr.isatty():
+            import tqdm
+
+            self._bar = tqdm.tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
+
+    def step(self, step: int, loss: float, tokens_per_second: float) -> None:
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {loss:.4f}, {tokens_per_second:,.0f} tokens/s", refresh=False)
+            self._bar.update(1)
+        elif step % self._every == 0 or step == self._total:
+            left = (time.monotonic() - self._started) / (step - self._start) * (self._total - step)
+            print(
+                f"step {step}/{self._total}  loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s  {left:.0f} s left",
+                flush=True,
+            )
+
+    def say(self, line: str) -> None:
+        """Prints a line without tearing the bar."""
+        if self._bar is not None:
+            self._bar.write(line)
+        else:
+            print(line, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def environment() -> dict[str, str]:
+    """What a run depends on besides its config: versions, device, git revision."""
+    import importlib.metadata
+    import platform
+
+    import jax
+
+    found = {"python": platform.python_version(), "device": jax.devices()[0].device_kind, "cpus": str(_num_cpus())}
+    for package in ("embed-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        revision = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+            cwd=Path(__file__).parent,
+        )
+        found["git"] = revision.stdout.strip()
+    return found
+
+
+def _num_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
