@@ -1,0 +1,344 @@
+"""BERT and its kin (RoBERTa, XLM-R, MPNet, DistilBERT, ELECTRA): one post-norm transformer encoder."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from embed_jax.encoders.attention import attention, sentence_bias
+from embed_jax.encoders.family import Family
+from embed_jax.encoders.layers import LayerNorm, Linear, activation, dropout
+from embed_jax.errors import InputError
+from embed_jax.types import TokenBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+    """The size of a BERT-like encoder and the switches that tell its kin apart.
+
+    Attributes:
+        family: the name in the registry: "bert", "roberta", "xlm-roberta", "mpnet", "distilbert", "electra".
+        embedding_size: width of the embedding tables; other than hidden_size only for ELECTRA's projection.
+        max_positions: rows of the position table, `position_offset` of which are never used.
+        position_offset: what a token's position is counted from (RoBERTa, MPNet: padding index + 1).
+        type_vocab_size: rows of the token type table, of which row 0 is used; 0: no table (MPNet, DistilBERT).
+        relative_buckets: buckets of MPNet's relative position bias, shared by all layers; 0: none.
+        hidden_dropout, attention_dropout: rates when a dropout key is given.
+        initializer_range: standard deviation of the initial weights.
+    """
+
+    family: str = "bert"
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    intermediate_size: int = 3072
+    embedding_size: int = 768
+    max_positions: int = 512
+    position_offset: int = 0
+    type_vocab_size: int = 2
+    relative_buckets: int = 0
+    activation: str = "gelu"
+    layer_norm_eps: float = 1e-12
+    hidden_dropout: float = 0.1
+    attention_dropout: float = 0.1
+    initializer_range: float = 0.02
+    pad_token_id: int = 0
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens that a sentence may have."""
+        return self.max_positions - self.position_offset
+
+
+# hidden_size, num_layers, num_heads, intermediate_size of well-known models, for runs without weights.
+SHAPES: dict[str, tuple[int, int, int, int]] = {
+    "tiny": (32, 2, 2, 64),
+    "mini": (256, 4, 4, 1024),
+    "minilm-l6": (384, 6, 12, 1536),
+    "minilm-l12": (384, 12, 12, 1536),
+    "bert-small": (512, 4, 8, 2048),
+    "bert-base": (768, 12, 12, 3072),
+    "bert-large": (1024, 24, 16, 4096),
+}
+
+
+class Bert(nn.Module):
+    """Token ids to hidden states; the layers' parameters are stacked on a leading axis.
+
+    Attributes:
+        remat: "layer" recomputes each layer in the backward pass, "none" keeps everything.
+        unroll: how many layers one iteration of the scan holds.
+    """
+
+    config: BertConfig
+    dtype: Any = jnp.float32
+    remat: str = "none"
+    attention: str = "auto"
+    unroll: int = 1
+
+    @nn.compact
+    def __call__(
+        self, tokens: TokenBatch, key: PRNGKeyArray | None = None, every_layer: bool = False
+    ) -> Float[Array, "*L R T D"]:
+        """Hidden states after the last layer, or of every layer with a leading axis L; dtype `self.dtype`."""
+        config = self.config
+        keys = None if key is None else jax.random.split(key, config.num_layers + 1)
+        hidden = Embeddings(config, self.dtype, name="embeddings")(tokens, None if keys is None else keys[-1])
+        bias = sentence_bias(tokens.sentence)
+        if config.relative_buckets:
+            table = self.param(
+                "relative_bias",
+                nn.initializers.normal(config.initializer_range),
+                (config.relative_buckets, config.num_heads),
+            )
+            bias = bias + relative_bias(table, tokens.position)
+
+        layer = nn.remat(Layer, prevent_cse=self.unroll > 1) if self.remat == "layer" else Layer
+        layers = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast),
+            length=config.num_layers,
+            unroll=self.unroll,
+        )(config, self.dtype, self.attention, every_layer, name="layers")
+        last, every = layers(hidden, None if keys is None else keys[:-1], bias)
+        return every if every_layer else last
+
+
+class Embeddings(nn.Module):
+    """Token + position + type embeddings, normalised; ELECTRA projects them to the hidden size."""
+
+    config: BertConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, tokens: TokenBatch, key: PRNGKeyArray | None) -> Float[Array, "R T D"]:
+        config = self.config
+        init = nn.initializers.normal(config.initializer_range)
+        width = config.embedding_size
+        token = self.param("token", init, (config.vocab_size, width))
+        position = self.param("position", init, (config.max_positions, width))
+        x = token[tokens.token_ids] + position[tokens.position + config.position_offset]
+        if config.type_vocab_size:
+            x = x + self.param("token_type", init, (config.type_vocab_size, width))[0]
+        x = LayerNorm(config.layer_norm_eps, self.dtype, name="norm")(x)
+        x = dropout(x, config.hidden_dropout, key)
+        if width != config.hidden_size:
+            x = Linear(config.hidden_size, self.dtype, config.initializer_range, name="project")(x)
+        return x
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward, each with dropout, residual and norm after it (Devlin et al. 2019)."""
+
+    config: BertConfig
+    dtype: Any
+    attention: str
+    every_layer: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "R T D"], key: PRNGKeyArray | None, bias: Float[Array, "R #H T T"]):
+        config = self.config
+        keys = (None,) * 3 if key is None else jax.random.split(key, 3)
+
+        def linear(features: int, name: str) -> Linear:
+            return Linear(features, self.dtype, config.initializer_range, name=name)
+
+        def norm(name: str) -> LayerNorm:
+            return LayerNorm(config.layer_norm_eps, self.dtype, name=name)
+
+        heads = (*x.shape[:-1], config.num_heads, config.hidden_size // config.num_heads)
+        query, key_, value = (linear(config.hidden_size, name)(x).reshape(heads) for name in ("query", "key", "value"))
+        mixed = attention(
+            query,
+            key_,
+            value,
+            bias,
+            dropout_rate=config.attention_dropout,
+            dropout_key=keys[0],
+            implementation=self.attention,
+        )
+        mixed = linear(config.hidden_size, "output")(mixed.reshape(x.shape))
+        x = norm("attention_norm")(x + dropout(mixed, config.hidden_dropout, keys[1]))
+        inner = activation(config.activation)(linear(config.intermediate_size, "up")(x))
+        outer = linear(config.hidden_size, "down")(inner)
+        x = norm("output_norm")(x + dropout(outer, config.hidden_dropout, keys[2]))
+        return x, x if self.every_layer else None
+
+
+def relative_bias(table: Float[Array, "B H"], position: Int[Array, "R T"]) -> Float[Array, "R H T T"]:
+    """MPNet's bias by the distance of two tokens (Song et al. 2020; T5's buckets, Raffel et al. 2020).
+
+    A product with a one-hot matrix: its gradient is a product too, where that of a gather would be a scatter
+    of R * T * T rows into a handful.
+    """
+    buckets = table.shape[0]
+    bucket = relative_bucket(position[:, None, :] - position[:, :, None], buckets)
+    one_hot = jax.nn.one_hot(bucket, buckets, dtype=table.dtype)
+    return jnp.einsum("rqkb,bh->rhqk", one_hot, table, precision="highest")
+
+
+def relative_bucket(distance: Int[Array, "*B"], buckets: int, max_distance: int = 128) -> Int[Array, "*B"]:
+    """The bucket of a signed distance: one each for near ones, logarithmically wider to `max_distance`."""
+    half = buckets // 2
+    exact = half // 2
+    far = jnp.abs(distance)
+    log = jnp.log(jnp.maximum(far, 1).astype(jnp.float32) / exact) / math.log(max_distance / exact)
+    wide = jnp.minimum(exact + (log * (half - exact)).astype(jnp.int32), half - 1)
+    return jnp.where(distance > 0, half, 0) + jnp.where(far < exact, far, wide)
+
+
+# ---- Hugging Face: config.json and tensor names -------------------------------------------------------------
+
+BERT_FIELDS = {  # ours: config.json's
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
+    "max_positions": "max_position_embeddings",
+    "type_vocab_size": "type_vocab_size",
+    "activation": "hidden_act",
+    "layer_norm_eps": "layer_norm_eps",
+    "hidden_dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+    "initializer_range": "initializer_range",
+    "pad_token_id": "pad_token_id",
+}
+MPNET_FIELDS = {**BERT_FIELDS, "relative_buckets": "relative_attention_num_buckets"}
+del MPNET_FIELDS["type_vocab_size"]
+ELECTRA_FIELDS = {**BERT_FIELDS, "embedding_size": "embedding_size"}
+DISTILBERT_FIELDS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "dim",
+    "num_layers": "n_layers",
+    "num_heads": "n_heads",
+    "intermediate_size": "hidden_dim",
+    "max_positions": "max_position_embeddings",
+    "activation": "activation",
+    "hidden_dropout": "dropout",
+    "attention_dropout": "attention_dropout",
+    "initializer_range": "initializer_range",
+    "pad_token_id": "pad_token_id",
+}
+
+
+def _reader(family: str, fields: Mapping[str, str], defaults: Mapping[str, Any]) -> Callable[[Mapping], BertConfig]:
+    def read(found: Mapping[str, Any]) -> BertConfig:
+        kind = found.get("position_embedding_type", "absolute")
+        if kind != "absolute":
+            raise InputError(f"config.json: position_embedding_type {kind!r} is not supported; only 'absolute' is")
+        if found.get("is_decoder"):
+            raise InputError("config.json: is_decoder true is not supported; only encoders are")
+        values = {ours: found[theirs] for ours, theirs in fields.items() if found.get(theirs) is not None}
+        required = ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_positions")
+        missing = [fields[name] for name in required if name not in values]
+        if missing:
+            raise InputError(f"config.json: missing {', '.join(missing)}")
+        activation(values.get("activation", "gelu"))
+        values = {**defaults, **values}
+        values.setdefault("embedding_size", values["hidden_size"])
+        if family in ("roberta", "xlm-roberta"):
+            values["position_offset"] = values["pad_token_id"] + 1
+        return BertConfig(family=family, **values)
+
+    return read
+
+
+def _writer(fields: Mapping[str, str]) -> Callable[[BertConfig], dict[str, Any]]:
+    return lambda config: {theirs: getattr(config, ours) for ours, theirs in fields.items()}
+
+
+_EMBEDDINGS = {
+    "embeddings/token": "embeddings.word_embeddings",
+    "embeddings/position": "embeddings.position_embeddings",
+    "embeddings/token_type": "embeddings.token_type_embeddings",
+    "embeddings/norm": "embeddings.LayerNorm",
+}
+_BERT_LAYER = {
+    "layers/query": "encoder.layer.{}.attention.self.query",
+    "layers/key": "encoder.layer.{}.attention.self.key",
+    "layers/value": "encoder.layer.{}.attention.self.value",
+    "layers/output": "encoder.layer.{}.attention.output.dense",
+    "layers/attention_norm": "encoder.layer.{}.attention.output.LayerNorm",
+    "layers/up": "encoder.layer.{}.intermediate.dense",
+    "layers/down": "encoder.layer.{}.output.dense",
+    "layers/output_norm": "encoder.layer.{}.output.LayerNorm",
+}
+_IGNORED = (r"embeddings\.(position_ids|token_type_ids)", r"pooler\..*", r"(cls|lm_head|classifier|qa_outputs)\..*")
+
+
+def _family(name: str, architecture: str, fields, tensors, prefix: str, ignored=(), **defaults) -> Family:
+    return Family(
+        architecture=architecture,
+        module=Bert,
+        read_config=_reader(name, fields, defaults),
+        write_config=_writer(fields),
+        tensors=tensors,
+        prefixes=(prefix, "model."),
+        ignored=(*_IGNORED, *ignored),
+    )
+
+
+_BERT = {**_EMBEDDINGS, **_BERT_LAYER}
+BERT = _family("bert", "BertModel", BERT_FIELDS, _BERT, "bert.")
+ROBERTA = _family("roberta", "RobertaModel", BERT_FIELDS, _BERT, "roberta.", pad_token_id=1)
+XLM_ROBERTA = _family("xlm-roberta", "XLMRobertaModel", BERT_FIELDS, _BERT, "roberta.", pad_token_id=1)
+ELECTRA = _family(
+    "electra",
+    "ElectraModel",
+    ELECTRA_FIELDS,
+    {**_BERT, "embeddings/project": "embeddings_project"},
+    "electra.",
+    ignored=(r"(discriminator_predictions|generator_predictions|generator_lm_head)\..*",),
+    embedding_size=128,
+)
+MPNET = _family(
+    "mpnet",
+    "MPNetModel",
+    MPNET_FIELDS,
+    {
+        **_EMBEDDINGS,
+        **_BERT_LAYER,
+        "layers/query": "encoder.layer.{}.attention.attn.q",
+        "layers/key": "encoder.layer.{}.attention.attn.k",
+        "layers/value": "encoder.layer.{}.attention.attn.v",
+        "layers/output": "encoder.layer.{}.attention.attn.o",
+        "layers/attention_norm": "encoder.layer.{}.attention.LayerNorm",
+        "relative_bias": "encoder.relative_attention_bias",
+    },
+    "mpnet.",
+    pad_token_id=1,
+    position_offset=2,  # transformers fixes the padding index at 1 here
+    type_vocab_size=0,
+    relative_buckets=32,
+)
+DISTILBERT = _family(
+    "distilbert",
+    "DistilBertModel",
+    DISTILBERT_FIELDS,
+    {
+        **_EMBEDDINGS,
+        "layers/query": "transformer.layer.{}.attention.q_lin",
+        "layers/key": "transformer.layer.{}.attention.k_lin",
+        "layers/value": "transformer.layer.{}.attention.v_lin",
+        "layers/output": "transformer.layer.{}.attention.out_lin",
+        "layers/attention_norm": "transformer.layer.{}.sa_layer_norm",
+        "layers/up": "transformer.layer.{}.ffn.lin1",
+        "layers/down": "transformer.layer.{}.ffn.lin2",
+        "layers/output_norm": "transformer.layer.{}.output_layer_norm",
+    },
+    "distilbert.",
+    ignored=(r"vocab_(transform|layer_norm|projector)\..*", r"pre_classifier\..*"),
+    type_vocab_size=0,
+    layer_norm_eps=1e-12,
+)

@@ -1,0 +1,121 @@
+"""An encoder from its description: backbone, pooling, heads, behind pure `init` and `apply`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from embed_jax.encoders.bert import SHAPES, BertConfig
+from embed_jax.encoders.heads import Head, Normalize
+from embed_jax.encoders.pooling import check_pooling, needs_every_layer, pool
+from embed_jax.errors import InputError
+from embed_jax.registry import lookup, unknown
+from embed_jax.types import Encoder, Params, TokenBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderSpec:
+    """What an encoder computes; hashable, and written with the model.
+
+    Attributes:
+        backbone: the transformer's frozen dataclass; its `family` names the code in the registry.
+        pooling: one of pooling.POOLINGS, or several joined by "+".
+        heads: what follows the pooling, in order. Two specs may share parameters: entries of heads that a
+            spec does not name are ignored, which is how SimCSE's MLP is used in training only.
+    """
+
+    backbone: BertConfig
+    pooling: str = "mean"
+    heads: tuple[Head, ...] = ()
+
+
+def build_encoder(
+    spec: EncoderSpec,
+    *,
+    compute_dtype: str = "float32",
+    remat: str = "none",
+    attention: str = "auto",
+    unroll: int | None = None,
+) -> Encoder:
+    """The encoder that `spec` describes, as two pure functions.
+
+    Args:
+        compute_dtype: "float32" or "bfloat16": of activations and products. Parameters, norms, softmax,
+            pooling and heads are float32 always.
+        remat: "layer" keeps only each layer's input for the backward pass; "none" keeps everything.
+        attention: "auto", "xla" or "cudnn"; see attention.attention.
+        unroll: layers per iteration of the scan over layers; None: all of them on CPU, where a loop costs
+            speed, 1 elsewhere, where depth would cost compile time.
+
+    Returns:
+        params are {"backbone": tree with layers stacked on the leading axis, "heads": {"0": ..., "1": ...}}.
+
+    Raises:
+        InputError: for an unknown backbone, pooling, activation, dtype, remat or attention.
+    """
+    for what, value, known in (
+        ("compute_dtype", compute_dtype, ("float32", "bfloat16")),
+        ("remat", remat, ("none", "layer")),
+        ("attention", attention, ("auto", "xla", "cudnn")),
+    ):
+        if value not in known:
+            raise InputError(unknown(what, value, known))
+    check_pooling(spec.pooling)
+    config = spec.backbone
+    if unroll is None:
+        unroll = config.num_layers if jax.default_backend() == "cpu" else 1
+    module = lookup("backbone", config.family).module(
+        config, dtype=jnp.dtype(compute_dtype), remat=remat, attention=attention, unroll=unroll
+    )
+    every_layer = needs_every_layer(spec.pooling)
+
+    def init(key: PRNGKeyArray) -> Params:
+        backbone_key, *head_keys = jax.random.split(key, len(spec.heads) + 1)
+        return {
+            "backbone": module.init(backbone_key, _one_token())["params"],
+            "heads": {str(i): head.init(k) for i, (head, k) in enumerate(zip(spec.heads, head_keys, strict=True))},
+        }
+
+    def apply(params: Params, tokens: TokenBatch, key: PRNGKeyArray | None = None) -> Float[Array, "S D"]:
+        hidden = module.apply({"params": params["backbone"]}, tokens, key, every_layer)
+        x = pool(spec.pooling, hidden, tokens)
+        for i, head in enumerate(spec.heads):
+            x = head.apply(params["heads"].get(str(i), {}), x)
+        return x
+
+    dim = config.hidden_size * len(spec.pooling.split("+"))
+    for head in spec.heads:
+        dim = head.dim(dim)
+    return Encoder(init=init, apply=apply, config=config, dim=dim)
+
+
+def random_spec(shape_name: str, *, vocab_size: int = 30522, pooling: str = "mean", normalize: bool = True):
+    """A BERT of a well-known shape, for runs without weights: `build_encoder(random_spec("tiny")).init(key)`.
+
+    Args:
+        shape_name: one of bert.SHAPES: "tiny", "minilm-l6", "bert-base", ...
+
+    Raises:
+        InputError: for an unknown shape.
+    """
+    if shape_name not in SHAPES:
+        raise InputError(unknown("shape", shape_name, SHAPES))
+    hidden, layers, heads, inner = SHAPES[shape_name]
+    backbone = BertConfig(
+        vocab_size=vocab_size,
+        hidden_size=hidden,
+        num_layers=layers,
+        num_heads=heads,
+        intermediate_size=inner,
+        embedding_size=hidden,
+    )
+    return EncoderSpec(backbone, pooling, (Normalize(),) if normalize else ())
+
+
+def _one_token() -> TokenBatch:
+    slot = np.zeros((1, 1), np.int32)
+    return TokenBatch(token_ids=slot, sentence=slot, position=slot, pooled=slot == 0, sentences=1)

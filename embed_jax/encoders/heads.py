@@ -1,0 +1,54 @@
+"""What may follow the pooling: sentence-transformers' Dense and Normalize, SimCSE's MLP."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from embed_jax.encoders.layers import activation
+from embed_jax.types import Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense:
+    """activation(x @ kernel + bias); sentence-transformers' Dense.
+
+    SimCSE's MLP (Gao et al. 2021) is `Dense(d, d)`: linear and tanh on the [CLS] vector.
+    """
+
+    in_features: int
+    out_features: int
+    bias: bool = True
+    activation: str = "tanh"
+
+    def init(self, key: PRNGKeyArray) -> Params:
+        kernel = 0.02 * jax.random.normal(key, (self.in_features, self.out_features))
+        return {"kernel": kernel, "bias": jnp.zeros(self.out_features)} if self.bias else {"kernel": kernel}
+
+    def apply(self, params: Params, x: Float[Array, "S I"]) -> Float[Array, "S O"]:
+        x = jnp.matmul(x, params["kernel"], precision="highest")
+        return activation(self.activation)(x + params["bias"] if self.bias else x)
+
+    def dim(self, _: int) -> int:
+        return self.out_features
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalize:
+    """Vectors of length 1; a zero vector stays zero, with a zero gradient."""
+
+    def init(self, key: PRNGKeyArray) -> Params:
+        return {}
+
+    def apply(self, params: Params, x: Float[Array, "S D"]) -> Float[Array, "S D"]:
+        square = jnp.sum(x * x, axis=-1, keepdims=True)
+        return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+
+    def dim(self, dim: int) -> int:
+        return dim
+
+
+Head = Dense | Normalize
