@@ -27,7 +27,7 @@ def attention(
     query: Float[Array, "R T H d"],
     key: Float[Array, "R T H d"],
     value: Float[Array, "R T H d"],
-    bias: Float[Array, "R #H T T"],
+    bias: Float[Array, "R K T T"],
     *,
     dropout_rate: float = 0.0,
     dropout_key: PRNGKeyArray | None = None,
@@ -36,7 +36,7 @@ def attention(
     """softmax(query key^T / sqrt(d) + bias) value, with dropout of the softmax (Vaswani et al. 2017, eq. 1).
 
     Args:
-        bias: float32, added to the scores: the mask, and a relative position bias where there is one.
+        bias: float32, added to the scores: the mask, and a relative position bias where there is one; K is H or 1.
         dropout_key: None means no dropout.
         implementation: "xla", "cudnn", or "auto": cuDNN's flash attention on a GPU where it can serve (16-bit
             inputs, no dropout), else the XLA form.

@@ -146,7 +146,7 @@ class Layer(nn.Module):
     every_layer: bool
 
     @nn.compact
-    def __call__(self, x: Float[Array, "R T D"], key: PRNGKeyArray | None, bias: Float[Array, "R #H T T"]):
+    def __call__(self, x: Float[Array, "R T D"], key: PRNGKeyArray | None, bias: Float[Array, "R K T T"]):
         config = self.config
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
 

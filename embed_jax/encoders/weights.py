@@ -60,7 +60,7 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: it is no dictionary
+            return {name: file.get_tensor(name) for name in file.keys()}
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (SafetensorError, OSError, ValueError) as error:
@@ -82,6 +82,20 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InputError(f"{path}: a JSON object is wanted, found a {type(found).__name__}")
     return found
+
+
+def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Writes tensors so that transformers' and sentence-transformers' torch classes read them."""
+    from safetensors.numpy import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path, {"format": "pt"})
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON, making the folder if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def params_from_tensors(family: Family, shapes: Params, tensors: dict[str, np.ndarray], where: Path) -> Params:
@@ -128,7 +142,7 @@ def tensors_from_params(family: Family, params: Params) -> dict[str, np.ndarray]
         name, transposed = _source(family, path)
         for number, value in enumerate(leaf) if "{}" in name else [(None, leaf)]:
             value = np.asarray(value, np.float32)
-            tensors[name.format(number)] = np.ascontiguousarray(value.T if transposed else value)
+            tensors[name.format(number)] = value.T if transposed else value
     return tensors
 
 

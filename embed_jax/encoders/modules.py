@@ -1,0 +1,148 @@
+"""sentence-transformers' module folders: modules.json, 1_Pooling, 2_Dense, 3_Normalize."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from embed_jax.encoders.heads import Dense, Head
+from embed_jax.encoders.weights import WEIGHTS, read_json, read_tensors, write_json, write_safetensors
+from embed_jax.errors import InputError
+from embed_jax.registry import unknown
+from embed_jax.types import Params
+
+POOLING_NAMES = {  # ours: sentence-transformers'; in the order in which its older files concatenate them
+    "cls": ("cls", "pooling_mode_cls_token"),
+    "max": ("max", "pooling_mode_max_tokens"),
+    "mean": ("mean", "pooling_mode_mean_tokens"),
+    "mean_sqrt_len": ("mean_sqrt_len_tokens", "pooling_mode_mean_sqrt_len_tokens"),
+    "weighted_mean": ("weightedmean", "pooling_mode_weightedmean_tokens"),
+    "last_token": ("lasttoken", "pooling_mode_lasttoken"),
+    "first_last_mean": ("first_last_mean", "pooling_mode_first_last_mean"),  # ours only: it refuses the file
+}
+TORCH_ACTIVATIONS = {  # ours: torch's class
+    "identity": "torch.nn.modules.linear.Identity",
+    "tanh": "torch.nn.modules.activation.Tanh",
+    "relu": "torch.nn.modules.activation.ReLU",
+    "gelu": "torch.nn.modules.activation.GELU",
+    "silu": "torch.nn.modules.activation.SiLU",
+}
+MODULES = "sentence_transformers.models."  # where every version of it finds its classes
+KNOWN = ("Transformer", "Pooling", "Dense", "Normalize")
+
+
+def read_modules(directory: Path) -> list[tuple[str, str]]:
+    """(class name, folder) of each module, the transformer first; a plain Hugging Face directory is one module.
+
+    Raises:
+        InputError: no model there, a module of an unknown kind, or modules in an order that is not supported.
+    """
+    path = directory / "modules.json"
+    if not path.is_file():
+        if not (directory / "config.json").is_file():
+            raise InputError(f"{directory}: neither modules.json nor config.json, so it holds no model")
+        return [("Transformer", "")]
+    try:
+        found = [(str(m["type"]).rsplit(".", 1)[-1], str(m["path"])) for m in json.loads(path.read_text("utf-8"))]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a list of modules with type and path ({error!r})") from None
+    for kind, _ in found:
+        if kind not in KNOWN:
+            raise InputError(f"{path}: {unknown('module', kind, KNOWN)}")
+    kinds = [kind for kind, _ in found]
+    if kinds[:1] != ["Transformer"] or "Transformer" in kinds[1:] or "Pooling" in kinds[2:]:
+        raise InputError(f"{path}: found {', '.join(kinds)}; wanted Transformer, Pooling, then Dense and Normalize")
+    return found
+
+
+def read_pooling(path: Path) -> tuple[str, bool]:
+    """Our name of the pooling, and whether prompts count towards it; from a pooling's config.json, old or new."""
+    config = read_json(path)
+    modes = config.get("pooling_mode")
+    if modes is None:
+        modes = [theirs for theirs, flag in POOLING_NAMES.values() if config.get(flag)] or ["mean"]
+    ours = {theirs: name for name, (theirs, _) in POOLING_NAMES.items()}
+    names = []
+    for mode in [modes] if isinstance(modes, str) else modes:
+        if mode not in ours:
+            raise InputError(f"{path}: {unknown('pooling_mode', mode, ours)}")
+        names.append(ours[mode])
+    return "+".join(names), bool(config.get("include_prompt", True))
+
+
+def read_dense(directory: Path) -> tuple[Dense, Params]:
+    """A Dense head and its parameters.
+
+    Raises:
+        InputError: unknown activation, or tensors that do not fit the config.
+    """
+    config = read_json(directory / "config.json")
+    if config.get("use_residual"):
+        raise InputError(f"{directory / 'config.json'}: use_residual is not supported")
+    kind = str(config.get("activation_function", TORCH_ACTIVATIONS["tanh"]))
+    names = {path.rsplit(".", 1)[-1]: name for name, path in TORCH_ACTIVATIONS.items()}
+    if kind.rsplit(".", 1)[-1] not in names:
+        raise InputError(f"{directory / 'config.json'}: {unknown('activation_function', kind, names)}")
+    try:
+        head = Dense(
+            int(config["in_features"]),
+            int(config["out_features"]),
+            bool(config.get("bias", True)),
+            names[kind.rsplit(".", 1)[-1]],
+        )
+    except KeyError as error:
+        raise InputError(f"{directory / 'config.json'}: missing {error}") from None
+    tensors = read_tensors(directory)
+    shapes = {"linear.weight": (head.out_features, head.in_features), "linear.bias": (head.out_features,)}
+    if not head.bias:
+        del shapes["linear.bias"]
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    if found != shapes:
+        raise InputError(f"{directory / WEIGHTS}: found {found}, wanted {shapes}")
+    params = {"kernel": tensors["linear.weight"].T.astype(np.float32)}
+    if head.bias:
+        params["bias"] = tensors["linear.bias"].astype(np.float32)
+    return head, params
+
+
+
+
+def write_pooling(directory: Path, pooling: str, dim: int, include_prompt: bool) -> None:
+    """Writes a pooling's config.json as every version of sentence-transformers reads it."""
+    names = pooling.split("+")
+    config = {"word_embedding_dimension": dim}
+    config |= {flag: name in names for name, (_, flag) in POOLING_NAMES.items() if name != "first_last_mean"}
+    config |= {"include_prompt": include_prompt}
+    if names != [name for name in POOLING_NAMES if name in names] or "first_last_mean" in names:
+        config["pooling_mode"] = [POOLING_NAMES[name][0] for name in names]  # flags cannot say it
+    write_json(directory / "config.json", config)
+
+
+def write_head(directory: Path, head: Head, params: Params) -> None:
+    """Writes a Dense's config and weights; a Normalize is an empty folder but for its config."""
+    if not isinstance(head, Dense):
+        write_json(directory / "config.json", {})
+        return
+    if head.activation not in TORCH_ACTIVATIONS:
+        raise InputError(f"cannot save a Dense head: {unknown('activation', head.activation, TORCH_ACTIVATIONS)}")
+    config = {
+        "in_features": head.in_features,
+        "out_features": head.out_features,
+        "bias": head.bias,
+        "activation_function": TORCH_ACTIVATIONS[head.activation],
+    }
+    write_json(directory / "config.json", config)
+    tensors = {"linear.weight": np.asarray(params["kernel"], np.float32).T}
+    if head.bias:
+        tensors["linear.bias"] = np.asarray(params["bias"], np.float32)
+    write_safetensors(directory / WEIGHTS, tensors)
+
+
+def write_modules(directory: Path, folders: list[tuple[str, str]]) -> None:
+    """Writes modules.json from (class name, folder) pairs."""
+    entries = [
+        {"idx": i, "name": str(i), "path": folder, "type": MODULES + kind} for i, (kind, folder) in enumerate(folders)
+    ]
+    write_json(directory / "modules.json", entries)
