@@ -77,6 +77,12 @@ class Checkpoints:
             raise RunError(f"{self._checkpointer.directory}: none of the checkpoints {steps} can be read")
         return None
 
+    def latest_step(self) -> int | None:
+        """The step of the newest whole checkpoint."""
+        self._checkpointer.wait()
+        latest = self._checkpointer.latest
+        return None if latest is None else latest.step
+
     def close(self) -> None:
         """Waits until the last save is on disk."""
         self._checkpointer.close()

@@ -1,0 +1,259 @@
+"""The training loop: one function that takes functions."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from embed_jax.config import Experiment
+from embed_jax.errors import InputError, RunError
+from embed_jax.parallel.mesh import split_groups
+from embed_jax.registry import unknown
+from embed_jax.train.checkpoint import Checkpoints
+from embed_jax.train.speed import model_flops_utilization, training_flops_per_token
+from embed_jax.train.tracking import MetricsFile, Progress, Wandb, environment
+from embed_jax.types import Batch, Params, TrainState
+
+
+@dataclasses.dataclass
+class Best:
+    """What model selection remembers between evaluations; kept in every checkpoint.
+
+    Attributes:
+        value, step: the best evaluation so far.
+        stale: evaluations since the last gain of at least `eval.min_gain`.
+        losses: mean training loss before each evaluation since that gain, for the warning about overfitting.
+        stopped: whether patience ran out.
+    """
+
+    value: float = -math.inf
+    step: int = -1
+    stale: int = 0
+    losses: list[float] = dataclasses.field(default_factory=list)
+    stopped: bool = False
+    warned: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a run ended: the last state, and the best evaluation (value -inf if none was asked for)."""
+
+    state: TrainState
+    best: Best
+    finished: bool
+
+
+def run(
+    config: Experiment,
+    workdir: Path,
+    *,
+    state: TrainState,
+    step_fn: Callable,
+    batches: Callable[[int], Iterator[tuple[int, Batch]]],
+    num_steps: int,
+    learning_rate: Callable[[int], Any],
+    evaluate: Callable[[Params], dict[str, float]] | None,
+    save_model: Callable[[Params, Path], None],
+    mesh: jax.sharding.Mesh,
+) -> Result:
+    """Trains from the newest checkpoint in `workdir` (or from `state`) to `num_steps`.
+
+    The order of a step is what makes a resume exact: take batch n, step, write the line of step n, evaluate, choose
+    the best model, save; the line is on disk before the checkpoint that counts it.
+
+    Args:
+        state: a state before the first step; also the abstract state for restoring.
+        step_fn: `(state, batch, key) -> (state, metrics)`, see `train.step`.
+        batches: `start -> iterator of (index, batch)` from index `start` on.
+        learning_rate: of a step, for the log.
+        evaluate: `encoder params -> {name: value}`, called before the first step, every `eval.every`, and at the end.
+        save_model: writes encoder params as a model directory; called with `workdir/model`.
+
+    Returns:
+        The result; `finished` is False if SIGTERM ended the run early, its state saved.
+
+    Raises:
+        RunError: if the loss is not finite, naming step and rows; what was saved stays as it was.
+    """
+    key = jax.random.key(config.train.seed)
+    model_directory = workdir / "model"
+    flops_per_token = training_flops_per_token(state.params["encoder"])
+    trace = [int(step) for step in config.train.profile.split(":")] if config.train.profile else [-1, -1]
+
+    with contextlib.ExitStack() as stack:
+        # Where we are.
+        checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", config.checkpoint.keep))
+        restored = checkpoints.restore(state)
+        best = Best()
+        if restored is not None:
+            state, notes = restored
+            best = Best(**notes["best"])
+        start = int(state.step)
+        metrics_file = MetricsFile(workdir / "metrics.jsonl", start if restored is not None else -1)
+        stack.callback(metrics_file.close)
+        tracker = Wandb(
+            config.tracking.wandb,
+            config.tracking.project,
+            config.tracking.name,
+            workdir,
+            {**dataclasses.asdict(config), "environment": environment()},
+        )
+        stack.callback(tracker.close)
+        progress = Progress(start, num_steps, config.train.log_every)
+        stack.callback(progress.close)
+        terminated = stack.enter_context(_terminated())
+        if restored is not None:
+            progress.say(f"resuming {workdir} at step {start}/{num_steps}")
+
+        clock = time.monotonic()
+        losses: list[float] = []  # since the last evaluation
+
+        def write(step: int, batch: Batch | None, metrics: Mapping[str, Any]) -> None:
+            """Waits for a step's metrics, refuses a loss that is no number, and logs them."""
+            nonlocal clock
+            line = {name: float(value) for name, value in metrics.items() if name != "finite"}
+            if batch is not None:
+                _check_finite(step, batch, metrics, checkpoints)
+                now = time.monotonic()
+                num_tokens = sum(int(np.sum(view.sentence < view.sentences)) for view in batch.tokens.values())
+                slots = sum(view.sentence.size for view in batch.tokens.values())
+                line["learning_rate"] = float(learning_rate(step - 1))
+                line["tokens_per_second"] = num_tokens * jax.process_count() / max(now - clock, 1e-9)
+                line["fill_rate"] = num_tokens / slots
+                mfu = model_flops_utilization(line["tokens_per_second"], flops_per_token, list(mesh.devices.flat))
+                if mfu is not None:
+                    line["mfu"] = mfu
+                line["compilations"] = step_fn._cache_size()
+                clock = now
+                losses.append(line["loss"])
+                progress.step(step, line["loss"], line["tokens_per_second"])
+            metrics_file.write(step, line)
+            tracker.write(step, line)
+
+        def evaluated(step: int) -> dict[str, float]:
+            """The evaluation's metrics; updates `best` and the saved model."""
+            nonlocal best, losses, clock
+            began = time.monotonic()
+            found = evaluate(state.params["encoder"])
+            progress.say(f"step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in found.items()))
+            if config.eval.metric:
+                if config.eval.metric not in found:
+                    raise InputError("config.eval.metric: " + unknown("metric", config.eval.metric, found))
+                value = found[config.eval.metric]
+                gained = value >= best.value + config.eval.min_gain and value > best.value
+                if gained:
+                    best = dataclasses.replace(best, value=value, step=step, stale=0, losses=[])
+                    save_model(state.params["encoder"], model_directory)
+                else:
+                    mean_loss = float(np.mean(losses)) if losses else math.nan
+                    best = dataclasses.replace(best, stale=best.stale + 1, losses=[*best.losses, mean_loss])
+                    best = _warn_of_overfitting(best, config.eval.metric, progress.say)
+                best.stopped = bool(config.eval.patience) and best.stale >= config.eval.patience
+            losses = []
+            clock += time.monotonic() - began  # the evaluation's time is not the steps'
+            return found
+
+        if evaluate is not None and restored is None and start == 0:
+            write(0, None, evaluated(0))
+
+        pending: tuple[int, Batch, dict] | None = None
+        if start < num_steps and not best.stopped:
+            source = batches(start)
+            if hasattr(source, "close"):
+                stack.callback(source.close)
+            for index, batch in source:
+                step = index + 1
+                if index == trace[0]:
+                    jax.profiler.start_trace(str(workdir / "profile"))
+                state, metrics = step_fn(state, split_groups(batch, mesh), key)
+                if index + 1 == trace[1]:
+                    jax.block_until_ready(state)
+                    jax.profiler.stop_trace()
+                if pending is not None:
+                    write(*pending)  # the device works on step n while the numbers of n - 1 are written
+                pending = (step, batch, metrics)
+
+                last = step == num_steps
+                due_evaluation = evaluate is not None and (
+                    last or (config.eval.every > 0 and step % config.eval.every == 0)
+                )
+                due_save = last or (config.checkpoint.every > 0 and step % config.checkpoint.every == 0)
+                stop = terminated()
+                if due_evaluation or due_save or stop:
+                    # Nothing is evaluated or saved before the step is known to be sound.
+                    jax.block_until_ready(metrics)
+                    _check_finite(*pending, checkpoints)
+                    if due_evaluation:
+                        pending = (step, batch, {**metrics, **evaluated(step)})
+                    write(*pending)
+                    pending = None
+                    if due_save or best.stopped or stop:
+                        checkpoints.save(step, state, {"best": dataclasses.asdict(best)})
+                if last or best.stopped or stop:
+                    break
+
+        # The end.
+        step = int(state.step)
+        finished = step == num_steps or best.stopped
+        if not finished:
+            progress.say(f"SIGTERM: saved at step {step}/{num_steps}; the same command resumes")
+        elif best.stopped:
+            progress.say(f"no gain in {best.stale} evaluations: stopped at step {step}; best at step {best.step}")
+        if finished and not config.eval.metric:
+            save_model(state.params["encoder"], model_directory)
+    return Result(state, best, finished)
+
+
+def _check_finite(step: int, batch: Batch, metrics: Mapping[str, Any], checkpoints: Checkpoints) -> None:
+    """Raises a RunError that names the step and the records whose loss is no number."""
+    broken = [name for name in ("loss", "grad_norm") if not math.isfinite(float(metrics[name]))]
+    if not broken:
+        return
+    finite = np.asarray(metrics["finite"]).reshape(-1)
+    records = np.asarray(batch.record).reshape(-1)[~finite].tolist()
+    where = "every example's own loss is finite"
+    if records:
+        more = f" and {len(records) - 8} more" if len(records) > 8 else ""
+        where = f"records {', '.join(map(str, records[:8]))}{more}"
+    saved = checkpoints.latest_step()
+    kept = "nothing was saved yet" if saved is None else f"the checkpoint of step {saved} is intact"
+    raise RunError(
+        f"{' and '.join(broken)} not finite at step {step} ({where}); {kept}; "
+        "a smaller config.optim.learning_rate or config.optim.clip_norm may help"
+    )
+
+
+def _warn_of_overfitting(best: Best, metric: str, say: Callable[[str], None]) -> Best:
+    """One line, once, when the training loss fell over three evaluations in which the metric gained nothing."""
+    recent = best.losses[-3:]
+    if best.warned or len(recent) < 3 or not recent[0] > recent[1] > recent[2]:
+        return best
+    say(
+        f"warning: the training loss falls ({recent[0]:.4f} to {recent[2]:.4f}) while {metric} has not improved since "
+        f"step {best.step}: overfitting, or the negatives are too easy"
+    )
+    return dataclasses.replace(best, warned=True)
+
+
+@contextlib.contextmanager
+def _terminated() -> Iterator[Callable[[], bool]]:
+    """Within it, SIGTERM (pre-emption) is noted instead of ending the process."""
+    seen = []
+    try:
+        before = signal.signal(signal.SIGTERM, lambda *_: seen.append(True))
+    except ValueError:  # not in the main thread: the signal is somebody else's
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(seen)
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,42 @@
+"""Throughput in the terms of the hardware: model FLOPs and their share of the device's peak (MFU)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from embed_jax.types import Params, num_params
+
+# Dense bfloat16 FLOP/s of one device by a part of its name, from the makers' data sheets.
+PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L4": 121e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+}
+
+
+def training_flops_per_token(params: Params) -> float:
+    """6 FLOPs per parameter that multiplies a token: 2 forward, 4 backward (Kaplan et al. 2020, section 2.1).
+
+    Embedding tables are looked up, not multiplied, and attention's own products are left out, as is usual: for short
+    texts they are a few per cent.
+    """
+    tables = sum(
+        leaf.size
+        for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
+        if getattr(path[-1], "key", "") == "embedding"
+    )
+    return 6.0 * (num_params(params) - tables)
+
+
+def model_flops_utilization(tokens_per_second: float, flops_per_token: float, devices: list[Any]) -> float | None:
+    """MFU: FLOP/s of the model over the peak of all devices; None where the peak is not known."""
+    kind = devices[0].device_kind
+    peak = next((flops for name, flops in PEAK_FLOPS.items() if name in kind), None)
+    return None if peak is None else tokens_per_second * flops_per_token / (peak * len(devices))

@@ -1,0 +1,73 @@
+"""A run's directory: one run at a time, one config, one data set."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from embed_jax.config import Experiment, flatten, to_json
+from embed_jax.errors import InputError
+
+# What may change between a run and its resumption: it touches no parameter's value.
+FREE_FIELDS = ("tracking.", "checkpoint.", "train.log_every", "train.profile", "train.devices")
+
+
+@contextlib.contextmanager
+def open_workdir(workdir: Path, config: Experiment, fingerprint: dict[str, Any]) -> Iterator[None]:
+    """Creates and locks the directory, and writes `config.json` and `data.json`, or checks them.
+
+    Args:
+        fingerprint: what the order and content of the data depend on.
+
+    Raises:
+        InputError: if it can't be written, is in use, or belongs to another config or other data.
+    """
+    import fcntl
+
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / "lock").open("a+")
+    except OSError as error:
+        raise InputError(f"--workdir={workdir}: cannot be written: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it however the process ends
+        except OSError:
+            lock.seek(0)
+            raise InputError(f"--workdir={workdir}: in use by another run (process {lock.read().strip()})") from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        settings = flatten(config)
+        fixed = {name: value for name, value in settings.items() if not name.startswith(FREE_FIELDS)}
+        _check_or_write(workdir / "data.json", fingerprint, fingerprint, "data")
+        _check_or_write(workdir / "config.json", json.loads(to_json(config)), fixed, "config")
+        yield
+
+
+def _check_or_write(path: Path, content: Any, fixed: dict[str, Any], what: str) -> None:
+    if path.exists():
+        try:
+            before = _flatten_json(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise InputError(f"{path}: not JSON ({error}); use another --workdir") from error
+        for name, value in fixed.items():
+            if before.get(name) != value:
+                raise InputError(
+                    f"{path}: {what}.{name} was {before.get(name)!r} and is {value!r} now; "
+                    "a run is resumed unchanged: use another --workdir"
+                )
+    beside = path.with_suffix(".new")
+    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(beside, path)
+
+
+def _flatten_json(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in tree.items():
+        flat |= _flatten_json(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
