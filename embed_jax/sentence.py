@@ -25,7 +25,7 @@ from embed_jax.registry import unknown
 from embed_jax.types import Params, TokenBatch
 
 WINDOW = 8192  # texts sorted and packed together; what bounds the memory beside the output
-SHORTEST_ROW = 32  # slots; rows are this times a power of two
+SHORTEST_ROW = 16  # slots
 
 
 class SentenceEncoder:
@@ -234,7 +234,8 @@ def pack_window(
     if len(ids) <= 4:  # a few texts: the quickest answer comes from rows of their own size
         row_lengths = np.full(len(ids), _row_length(longest))
     else:
-        row_lengths = np.array([min(max(_row_length(2 * n), 128), _row_length(longest)) for n in lengths.tolist()])
+        wanted = [128 << max(-(-2 * n // 128) - 1, 0).bit_length() for n in lengths.tolist()]
+        row_lengths = np.minimum(wanted, _row_length(longest))
     row_lengths = np.minimum(row_lengths, batch_tokens)
     for row_length in np.unique(row_lengths):
         numbers = np.flatnonzero((row_lengths == row_length) & (lengths > 0))
@@ -253,8 +254,11 @@ def pack_window(
 
 
 def _row_length(length: int) -> int:
-    """The smallest doubling of SHORTEST_ROW that holds `length` tokens."""
-    return SHORTEST_ROW << (-(-length // SHORTEST_ROW) - 1).bit_length()
+    """The smallest row of 16, 24, 32, 48, 64, 96, ... slots that holds `length` tokens: two sizes to a doubling."""
+    row = SHORTEST_ROW
+    while row < length:
+        row = row * 3 // 2 if row & (row - 1) == 0 else row * 4 // 3
+    return row
 
 
 def _room_for_sentences(rows: int, row_length: int) -> int:

@@ -1,0 +1,96 @@
+"""Pairs of texts as training and test material: splits without leakage, retrieval tasks from pairs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+from embed_jax.errors import InputError
+
+SPLITS = ("train", "validation", "test")
+Record = Mapping[str, str]
+Task = tuple[dict[str, str], dict[str, str], dict[str, dict[str, int]]]
+
+
+def negative_columns(record: Record) -> list[str]:
+    """The names of a record's negatives, in order: negative, negative_1, negative_2, ..."""
+    return [name for name in record if name == "negative" or name.startswith("negative_")]
+
+
+def split_pairs(records: Sequence[Record], holdout: float, seed: int = 0) -> dict[str, list[Record]]:
+    """Splits pairs so that no anchor and no positive stands on two sides.
+
+    Pairs that share a text, directly or through others, stay together; such a family goes to validation or test,
+    each with probability `holdout`, by a hash of its smallest text and the seed: independent of the order of the records.
+    A training negative that is a held-out positive is taken out.
+
+    Args:
+        records: with "anchor" and "positive".
+        holdout: share of the families for validation, and the same again for test; below 0.5.
+
+    Raises:
+        InputError: if a side would be empty.
+    """
+    parent: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def root(text: tuple[str, str]) -> tuple[str, str]:
+        parent.setdefault(text, text)
+        while parent[text] != text:
+            parent[text] = parent[parent[text]]
+            text = parent[text]
+        return text
+
+    ends = [(("anchor", record["anchor"].strip()), ("positive", record["positive"].strip())) for record in records]
+    for anchor, positive in ends:
+        a, b = sorted((root(anchor), root(positive)))
+        parent[b] = a  # the smallest text is the family's name
+    sides: dict[str, list[Record]] = {name: [] for name in SPLITS}
+    for record, (anchor, _) in zip(records, ends, strict=True):
+        digest = hashlib.blake2b(f"{seed}:{root(anchor)}".encode(), digest_size=8).digest()
+        share = int.from_bytes(digest, "big") / 2**64
+        side = "test" if share < holdout else "validation" if share < 2 * holdout else "train"
+        sides[side].append(record)
+    for name, side in sides.items():
+        if not side:
+            raise InputError(
+                f"no pair falls into the {name} split: {len(records)} pairs with config.data.holdout={holdout} "
+                "are too few, or all are linked by shared texts"
+            )
+    held_out = {record["positive"].strip() for name in ("validation", "test") for record in sides[name]}
+    sides["train"] = [
+        {
+            name: text
+            for name, text in record.items()
+            if name not in negative_columns(record) or text.strip() not in held_out
+        }
+        for record in sides["train"]
+    ]
+    return sides
+
+
+def retrieval_task(records: Sequence[Record], others: Sequence[str] = ()) -> Task:
+    """A retrieval task whose queries are the anchors and whose relevant documents are their positives.
+
+    Equal texts are one query or one document.
+
+    Args:
+        records: the held-out pairs.
+        others: further documents to search among.
+
+    Returns:
+        corpus {id: text}, queries {id: text}, relevance judgements {query id: {document id: 1}}.
+    """
+    document_ids: dict[str, str] = {}
+    query_ids: dict[str, str] = {}
+    relevant: dict[str, dict[str, int]] = {}
+    for record in records:
+        document = document_ids.setdefault(record["positive"].strip(), f"d{len(document_ids)}")
+        query = query_ids.setdefault(record["anchor"].strip(), f"q{len(query_ids)}")
+        relevant.setdefault(query, {})[document] = 1
+    for text in others:
+        document_ids.setdefault(text.strip(), f"d{len(document_ids)}")
+    return (
+        {name: text for text, name in document_ids.items()},
+        {name: text for text, name in query_ids.items()},
+        relevant,
+    )

@@ -1,0 +1,51 @@
+"""Unsupervised SimCSE: a sentence is its own positive, under another dropout mask (Gao, Yao, Chen, EMNLP 2021).
+
+    python -m experiments.simcse --config=configs/simcse/unsup_bert_base.py --workdir=runs/simcse
+
+Each sentence is encoded twice in one batch; the two copies see different dropout, every other sentence of the global
+batch is a negative. With `model.mlp="training"` the MLP over [CLS] is dropped from the result, as in the paper.
+"""
+
+import sys
+from pathlib import Path
+
+from embed_jax import config as configs
+from embed_jax.data.sources import open_records
+from embed_jax.errors import InputError, exit_with_one_line
+from embed_jax.evals.sts import sts_evaluator
+from embed_jax.data.sources.files import read_sts
+from embed_jax.train import fit, loop
+
+
+def run(config: configs.Experiment, workdir: Path) -> loop.Result:
+    # Data: sentences, one a record.
+    records = open_records(config.data.train, config.data.split)
+    records = records[: config.data.limit or None]
+    if "text" not in records[0]:
+        raise InputError(f"{config.data.train}: expected records with a text, found the fields {', '.join(records[0])}")
+
+    # Evaluation: STS on the development set picks the best model.
+    evaluators = {}
+    if config.eval.sts:
+        evaluators["sts"] = sts_evaluator(*read_sts(config.eval.sts))
+
+    # Training: the same sentence twice.
+    return fit.fit(
+        config,
+        workdir,
+        records=records,
+        columns=lambda record: (record["text"], record["text"]),
+        evaluators=evaluators,
+    )
+
+
+def main() -> None:
+    config, workdir = configs.load(sys.argv)
+    fit.enable_compilation_cache()
+    result = run(config, workdir)
+    if result.finished:
+        print(f"model: {workdir / 'model'}")
+
+
+if __name__ == "__main__":
+    exit_with_one_line(main)

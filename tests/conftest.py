@@ -1,0 +1,43 @@
+"""Eight CPU devices, no network, no telemetry."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WANDB_MODE", "disabled")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+WORDS = """a the of to and in is that it was for on are as with his they at be this from have or by one had not but
+what all were when we there can an your which their said if do will each about how up out them then she many some so
+these would other into has more her two like him see time could no make than first been its who now people my made
+over did down only way find use may water long little very after words called just where most know cat dog house river
+music guitar plays running quickly red blue city country road train apple bread science language model learns""".split()
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory):
+    """A directory with a lower-casing WordPiece tokenizer of BERT's form over a small vocabulary."""
+    from transformers import BertTokenizerFast
+
+    directory = tmp_path_factory.mktemp("tokenizer")
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789.,!?'-"
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys([*WORDS, *letters])]
+    vocabulary += [f"##{letter}" for letter in letters]
+    (directory / "vocab.txt").write_text("\n".join(dict.fromkeys(vocabulary)) + "\n")
+    BertTokenizerFast(vocab_file=str(directory / "vocab.txt")).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def sentences():
+    """200 made sentences of uneven length, all different."""
+    rng = np.random.default_rng(0)
+    lengths = np.clip(rng.lognormal(2.0, 0.5, size=200).round().astype(int), 3, 24)
+    made = [" ".join(rng.choice(WORDS, size=length)) + f" {number}" for number, length in enumerate(lengths)]
+    assert len(set(made)) == len(made)
+    return made
