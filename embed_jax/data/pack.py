@@ -1,0 +1,176 @@
+"""Sentences of uneven length put several to a row, so that few slots are padding. NumPy only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from embed_jax.errors import InputError
+from embed_jax.types import TokenBatch
+
+Ids = Int[np.ndarray, " length"]
+
+
+def pack_sentences(
+    ids: Sequence[Ids],
+    *,
+    row_length: int,
+    rows: int | None = None,
+    sentences: int | None = None,
+    skip: int | Sequence[int] = 0,
+) -> TokenBatch:
+    """Packs sentences into rows, best fit decreasing; sentence i keeps the number i.
+
+    Args:
+        ids: token ids, one array per sentence; an empty one takes no slot.
+        row_length: T, slots in a row.
+        rows: R; None takes as few as are needed, rounded up by `round_rows` so that shapes repeat.
+        sentences: S, how many sentences the batch has room for; None is as many as there are.
+        skip: leading tokens that do not count towards pooling, for all sentences or for each.
+
+    Returns:
+        NumPy leaves `[R, T]`.
+
+    Raises:
+        InputError: if a sentence is longer than a row, or the rows do not suffice.
+    """
+    capacity = len(ids) if sentences is None else sentences
+    if len(ids) > capacity:
+        raise InputError(f"{len(ids)} sentences do not fit into a batch with room for {capacity}")
+    lengths = _lengths(ids)
+    row, offset, needed = _assign(lengths, row_length)
+    rows = _enough_rows(needed, rows)
+    shape = (rows, row_length)
+    return _fill(ids, lengths, row * row_length + offset, np.arange(len(ids)), capacity, skip, shape)
+
+
+def pack_batch(
+    columns: Sequence[Sequence[Ids | None]],
+    *,
+    groups: int,
+    row_length: int,
+    rows: int | None = None,
+    order: Int[np.ndarray, "G E"] | None = None,
+    skip: Sequence[int] | None = None,
+) -> tuple[TokenBatch, Int[np.ndarray, "G E"]]:
+    """Deals the examples of a batch to groups and packs each group; all groups get the same number of rows.
+
+    Args:
+        columns: C columns of B sentences each; None where an example lacks the column.
+        groups: G, a divisor of B.
+        row_length: T, slots in a row.
+        rows: R; None takes as few as the fullest group needs, rounded up by `round_rows`.
+        order: which examples each group gets; None deals them balanced by tokens. A second tokenizer's view of
+            the same batch is given the first one's order.
+        skip: for each column, how many leading tokens do not count towards pooling.
+
+    Returns:
+        The batch, leaves `[G, R, T]`, where sentence `c * E + e` of group g is column c of example `order[g, e]`;
+        and that order.
+
+    Raises:
+        InputError: if a sentence is longer than a row, the rows do not suffice, or G does not divide B.
+    """
+    nothing = np.zeros(0, np.int32)
+    columns = [[nothing if one is None else one for one in column] for column in columns]
+    lengths = np.stack([_lengths(column) for column in columns])  # [C, B]
+    if order is None:
+        order = deal(lengths.sum(0), groups)
+    size = order.shape[1]
+    sentences = [[column[b] for column in columns for b in members] for members in order]
+    assigned = [_assign(_lengths(group), row_length) for group in sentences]
+    rows = _enough_rows(max(needed for *_, needed in assigned), rows)
+    slots = [(g * rows + row) * row_length + offset for g, (row, offset, _) in enumerate(assigned)]
+    number = np.tile(np.arange(len(columns) * size), groups)
+    skips = 0 if skip is None else np.tile(np.repeat(np.asarray(skip), size), groups)
+    everything = [one for group in sentences for one in group]
+    shape = (groups, rows, row_length)
+    start = np.concatenate(slots)
+    return _fill(everything, _lengths(everything), start, number, len(columns) * size, skips, shape), order
+
+
+def deal(lengths: Int[np.ndarray, " B"], groups: int) -> Int[np.ndarray, "G E"]:
+    """Deals examples to groups of equal size and nearly equal tokens: longest first, in snake order.
+
+    Args:
+        lengths: tokens of each example, all its columns together.
+        groups: G, a divisor of B.
+
+    Raises:
+        InputError: if G does not divide B.
+    """
+    if groups < 1 or len(lengths) % groups:
+        raise InputError(f"a batch of {len(lengths)} examples cannot be dealt to {groups} groups: not divisible")
+    order = np.argsort(-np.asarray(lengths), kind="stable").reshape(-1, groups)
+    order[1::2] = order[1::2, ::-1]
+    return np.ascontiguousarray(order.T)
+
+
+def round_rows(n: int) -> int:
+    """The next of a short list of row counts: all up to 16, then eight to each doubling (18, 20, .., 32, 36, ..).
+
+    So shapes repeat, and jit compiles few, for 4 % more rows on average above 16 (12 % at worst).
+    """
+    step = 1 << max(0, (max(n, 1) - 1).bit_length() - 4)
+    return max(1, -(-n // step) * step)
+
+
+def fill_rate(batch: TokenBatch) -> float:
+    """The share of slots that hold a token."""
+    return float(np.mean(np.asarray(batch.sentence) < batch.sentences))
+
+
+def _lengths(ids: Sequence[Ids]) -> Int[np.ndarray, " n"]:
+    return np.fromiter(map(len, ids), np.int64, len(ids))
+
+
+def _enough_rows(needed: int, rows: int | None) -> int:
+    if rows is None:
+        return round_rows(needed)
+    if needed > rows:
+        raise InputError(f"a batch needs {needed} rows but `rows` is {rows}: raise `rows`, or leave it unset")
+    return rows
+
+
+def _assign(lengths: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Each sentence's row and offset in it, and the number of rows, by best fit decreasing."""
+    row, offset = np.zeros(len(lengths), np.int64), np.zeros(len(lengths), np.int64)
+    if len(lengths) and lengths.max() > row_length:
+        raise InputError(f"token budget smaller than one text: {lengths.max()} tokens, but a row has {row_length}")
+    rooms: list[list[int]] = [[] for _ in range(row_length + 1)]  # rows by how many slots are left in them
+    open_rooms = 0  # bit n is set where rooms[n] is not empty: the tightest fit is one bit operation away
+    used = 0
+    by_length = np.argsort(-lengths, kind="stable")
+    for sentence, length in zip(by_length.tolist(), lengths[by_length].tolist(), strict=True):
+        if not length:
+            break
+        fitting = open_rooms >> length
+        if fitting:
+            room = length + (fitting & -fitting).bit_length() - 1
+            where = rooms[room].pop()
+            if not rooms[room]:
+                open_rooms ^= 1 << room
+        else:
+            room, where, used = row_length, used, used + 1
+        row[sentence], offset[sentence] = where, row_length - room
+        rooms[room - length].append(where)
+        open_rooms |= 1 << (room - length)
+    return row, offset, used
+
+
+def _fill(ids, lengths, start, number, sentences, skip, shape) -> TokenBatch:
+    """Writes each sentence's tokens to the slots from `start` on, under the given sentence number."""
+    token_ids, position = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    sentence = np.full(shape, sentences, np.int32)
+    pooled = np.zeros(shape, bool)
+    total = int(lengths.sum())
+    if total:
+        place = np.arange(total) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        slots = np.repeat(start, lengths) + place
+        token_ids.reshape(-1)[slots] = np.concatenate(ids)
+        sentence.reshape(-1)[slots] = np.repeat(number, lengths)
+        position.reshape(-1)[slots] = place
+        pooled.reshape(-1)[slots] = place >= np.repeat(np.broadcast_to(skip, len(lengths)), lengths)
+    return TokenBatch(token_ids, sentence, position, pooled, sentences)

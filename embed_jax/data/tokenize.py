@@ -1,0 +1,132 @@
+"""Texts to token ids, as sentence-transformers makes them: the model's own fast tokenizer, cut at a limit."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from embed_jax.errors import InputError, one_line
+
+VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "*.tiktoken")
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizedTexts:
+    """Token ids of texts, special tokens included, not padded.
+
+    Attributes:
+        ids: one int32 array per text.
+        skip: how many leading tokens of each text belong to a prompt that is left out of pooling.
+        truncated: how many texts were cut at the tokenizer's limit.
+    """
+
+    ids: list[Int[np.ndarray, " length"]]
+    skip: int
+    truncated: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """A fast tokenizer that never changes, so that threads may share it; see `load_tokenizer`.
+
+    Attributes:
+        backend: our own `tokenizers.Tokenizer`; truncation set, padding off.
+        hf: the transformers tokenizer, untouched, for saving.
+        max_length: limit in tokens, special tokens included.
+        pad_id: the padding token's id, 0 if the tokenizer has none.
+    """
+
+    backend: Any
+    hf: Any
+    max_length: int
+    pad_id: int
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids, added tokens included."""
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, texts: Sequence[str], prompt: str = "", include_prompt: bool = True) -> TokenizedTexts:
+        """Token ids of `prompt + text` for each text.
+
+        Args:
+            texts: any strings; an empty one gives the special tokens only.
+            prompt: put before every text.
+            include_prompt: whether the prompt's tokens count towards pooling.
+
+        Returns:
+            The ids in the order of the texts. With `include_prompt=False`, `skip` is the number of tokens of the
+            prompt alone without a special token at its end: the rule of sentence-transformers.
+        """
+        for text in texts:
+            if not isinstance(text, str):
+                raise InputError(f"a text must be a string, found {type(text).__name__}")
+        encodings = self._encode([prompt + text for text in texts])
+        skip = 0
+        if prompt and not include_prompt:
+            (alone,) = self._encode([prompt])
+            skip = len(alone) - (len(alone) > 0 and alone.ids[-1] in self.hf.all_special_ids)
+        ids = [np.array(encoding.ids, np.int32) for encoding in encodings]
+        # Only a text that fills the limit can have been cut: asking each for its overflow would copy it.
+        truncated = sum(len(e) == self.max_length and bool(e.overflowing) for e in encodings)
+        return TokenizedTexts(ids, skip, truncated)
+
+    def save(self, directory: str | os.PathLike) -> None:
+        """Writes the tokenizer's files as transformers lays them out."""
+        self.hf.save_pretrained(directory)
+
+    def _encode(self, texts: list[str]) -> list[Any]:
+        try:
+            return self.backend.encode_batch_fast(texts)
+        except TypeError:  # lone surrogates, as a faulty JSON escape makes them, are no UTF-8
+            wrong = next(text for text in texts if text != text.encode(errors="replace").decode())
+            raise InputError(f"a text is not valid Unicode: {ascii(wrong[:60])}") from None
+
+
+def load_tokenizer(directory: str | os.PathLike, max_length: int, *, lower_case: bool = False) -> Tokenizer:
+    """Reads the tokenizer of a model directory.
+
+    Args:
+        directory: holds `tokenizer.json`, or the vocabulary in an older form that transformers converts.
+        max_length: texts are cut at this number of tokens, special tokens included.
+        lower_case: lower-case texts first: `do_lower_case` of sentence-transformers.
+
+    Raises:
+        InputError: if there is no tokenizer or it cannot be read.
+    """
+    directory = Path(directory)
+    # Without this check transformers makes a tokenizer that knows the special tokens and nothing else.
+    if not any(next(directory.glob(pattern), None) for pattern in VOCABULARY_FILES):
+        raise InputError(f"{directory}: no tokenizer there; one of these is needed: {', '.join(VOCABULARY_FILES)}")
+    from transformers import AutoTokenizer
+
+    try:
+        hf = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the parsers of vocabulary files raise anything
+        raise InputError(f"{directory}: the tokenizer cannot be read: {one_line(error)[:200]}") from None
+    if not hf.is_fast:
+        raise InputError(f"{directory}: {type(hf).__name__} has no fast form; save it as tokenizer.json first")
+    return from_transformers(hf, max_length, lower_case=lower_case)
+
+
+def from_transformers(hf: Any, max_length: int, *, lower_case: bool = False) -> Tokenizer:
+    """Our tokenizer from a fast transformers tokenizer, which stays as it is."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import normalizers
+
+    backend = Backend.from_str(hf.backend_tokenizer.to_str())
+    special = backend.num_special_tokens_to_add(is_pair=False)
+    if max_length <= special:
+        raise InputError(f"max_length {max_length} leaves no room for text: {special} are special tokens")
+    backend.no_padding()
+    backend.enable_truncation(max_length, direction=hf.truncation_side)
+    if lower_case:
+        before = [normalizers.Lowercase()] + ([backend.normalizer] if backend.normalizer else [])
+        backend.normalizer = normalizers.Sequence(before)
+    return Tokenizer(backend, hf, max_length, hf.pad_token_id or 0)
