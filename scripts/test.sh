@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Environment, lint and all tests except the slow ones. Arguments go to pytest:
+#   bash scripts/test.sh                   bash scripts/test.sh tests/evals -k ndcg                bash scripts/test.sh -m slow
+set -euo pipefail
+source "$(dirname "$0")/setup_env.sh"
+setup_env search,eval,plots,test
+"$VENV_PYTHON" -m ruff check .
+"$VENV_PYTHON" -m pytest -m "not slow" "$@"
