@@ -31,6 +31,9 @@ class Model:
 class Data:
     train: str = ""  # python_docs, tfds:NAME, hf:NAME, or a path to .jsonl, .tsv, .csv, .txt (.gz)
     split: str = "train"
+    validation_split: str = ""  # split of `train` whose loss is logged beside the training loss; "": none
+    holdout: float = 0.0  # share of the pairs for validation, and again for test, split by us; 0: the source has splits
+    corpus: str = ""  # with `holdout`: further texts to search among
     limit: int = 0  # the first so many records; 0: all
     max_length: int = 128  # tokens a text is cut to, special tokens included
     anchor_prompt: str = ""
@@ -83,7 +86,8 @@ class Train:
 class Evaluation:
     sts: str = ""  # STS file: score sentence1 sentence2
     retrieval: str = ""  # "python_docs" or a directory in BEIR layout
-    retrieval_split: str = "validation"
+    retrieval_split: str = "validation"  # searched while training
+    test_split: str = ""  # searched once, at the end, before against after; "": not
     every: int = 0  # steps; 0: only at the end
     metric: str = ""  # e.g. "sts/spearman": picks the best checkpoint; "": the last one
     patience: int = 0  # evaluations without gain before stopping; 0: never
@@ -130,6 +134,7 @@ CHOICES = {
 # field -> (lowest, highest, whether the lowest itself is refused)
 RANGES = {
     "model.dropout": (-1.0, 0.99, False),
+    "data.holdout": (0, 0.4, False),
     "data.limit": (0, math.inf, False),
     "data.max_length": (2, math.inf, False),
     "batch.size": (2, math.inf, False),

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from embed_jax.errors import InputError, RunError, one_line
-from embed_jax.types import TrainState
+from embed_jax.types import Params, TrainState
 
 
 class Checkpoints:
@@ -40,7 +40,8 @@ class Checkpoints:
         copy = jax.tree.map(jnp.copy, _as_dict(state))
         try:
             self._checkpointer.wait()
-            self._checkpointer.save_async(step, copy, force=True, overwrite=True, custom_metadata=notes)
+            about = {"notes": notes, "shapes": _shapes_by_path(state.params)}
+            self._checkpointer.save_async(step, copy, force=True, overwrite=True, custom_metadata=about)
         except OSError as error:
             raise RunError(f"could not save a checkpoint at step {step}: {one_line(error)}") from error
 
@@ -62,17 +63,18 @@ class Checkpoints:
         steps = sorted((metadata.step for metadata in self._checkpointer.checkpoints), reverse=True)
         for step in steps:
             try:
-                _refuse_mismatch(self._shapes(step), wanted, self._checkpointer.directory / str(step))
+                about = self._checkpointer.metadata(step).custom_metadata
+                _refuse_mismatch(about["shapes"], _shapes_by_path(like.params), self._checkpointer.directory / str(step))
                 state = self._checkpointer.load(step, wanted)
-                notes = self._checkpointer.metadata(step).custom_metadata or {}
             except InputError:
                 raise
             except Exception as error:  # whatever a damaged file makes orbax or tensorstore raise
+                logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # else it prints the other readers' tracebacks
                 print(f"checkpoint {step} is damaged and passed over: {one_line(error)[:200]}", file=sys.stderr)
                 continue
             for newer in steps[: steps.index(step)]:
                 self._checkpointer.delete(newer, missing_ok=True)
-            return TrainState(**state), notes
+            return TrainState(**state), about["notes"]
         if steps:
             raise RunError(f"{self._checkpointer.directory}: none of the checkpoints {steps} can be read")
         return None
@@ -93,29 +95,17 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _shapes(self, step: int) -> dict[str, tuple[int, ...]]:
-        return _shapes_by_path(self._checkpointer.metadata(step).metadata)
-
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
     return {"step": state.step, "params": state.params, "opt_state": state.opt_state}
 
 
-def _shapes_by_path(tree: Any) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {
-        "/".join(str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part)))) for part in path): tuple(
-            leaf.shape
-        )
-        for path, leaf in leaves
-        if hasattr(leaf, "shape")
-    }
+def _shapes_by_path(params: Params) -> dict[str, list[int]]:
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): list(leaf.shape) for path, leaf in leaves}
 
 
-def _refuse_mismatch(found: dict[str, tuple[int, ...]], wanted: Any, where: Any) -> None:
-    expected = _shapes_by_path(wanted)
-    found = {path: shape for path, shape in found.items() if path.startswith("params/")}
-    expected = {path: shape for path, shape in expected.items() if path.startswith("params/")}
+def _refuse_mismatch(found: dict[str, list[int]], expected: dict[str, list[int]], where: Any) -> None:
     for path in sorted(found.keys() | expected.keys()):
         if found.get(path) != expected.get(path):
             raise InputError(

@@ -1,0 +1,79 @@
+"""Fine-tuning for retrieval on pairs, with optional hard negatives, and the question whether it was worth it.
+
+    python -m experiments.retrieval --config=configs/retrieval/quickstart.py --workdir=runs/quickstart
+
+Trains with in-batch negatives; then searches the held-out test split with the model before, the model after and BM25, and
+says whether to adopt the new one. Everything about the run is in the work directory: model, metrics.jsonl,
+comparison.json, curves.png, comparison.png.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from embed_jax import config as configs
+from embed_jax.data import pairs
+from embed_jax.data.sources import open_records, open_retrieval_task
+from embed_jax.errors import exit_with_one_line
+from embed_jax.evals import comparison
+from embed_jax.evals.retrieval import retrieval_evaluator
+from embed_jax.sentence import load
+from embed_jax.train import fit, loop
+from embed_jax.train.finetune import pair_columns
+from embed_jax.train.plots import plot_curves
+
+
+def run(config: configs.Experiment, workdir: Path) -> loop.Result:
+    # Data: training pairs, validation pairs, and search tasks for validation and test.
+    train, validation, tasks = read_data(config)
+    print(f"data: {len(train)} training pairs, {len(validation)} validation pairs", flush=True)
+
+    # Evaluation while training, on validation only.
+    evaluators = {}
+    if "validation" in tasks:
+        evaluators["retrieval"] = retrieval_evaluator(*tasks["validation"])
+
+    # Training.
+    began = time.monotonic()
+    result = fit.fit(
+        config, workdir, records=train, columns=pair_columns, evaluators=evaluators, validation=validation
+    )
+    print(f"training took {time.monotonic() - began:.0f} s", flush=True)
+
+    # Afterwards, once, on test: before, after, BM25.
+    if result.finished and "test" in tasks:
+        models = {"before": load(config.model.name), "after": load(str(workdir / "model"))}
+        comparison.compare(models["before"].encode, models["after"].encode, tasks["test"], workdir)
+    plot_curves(workdir / "metrics.jsonl", workdir / "curves.png")
+    return result
+
+
+def read_data(config: configs.Experiment):
+    """Training records, validation records, and {split: (corpus, queries, qrels)}."""
+    data, evaluation = config.data, config.eval
+    records = open_records(data.train, data.split)
+    records = records[: data.limit or None]
+    if data.holdout:  # our own splits of one file of pairs
+        sides = pairs.split_pairs(records, data.holdout)
+        others = [record["text"] for record in open_records(data.corpus, "train")] if data.corpus else []
+        tasks = {split: pairs.retrieval_task(sides[split], others) for split in ("validation", "test")}
+        return sides["train"], sides["validation"], tasks
+    validation = open_records(data.train, data.validation_split) if data.validation_split else []
+    tasks = {}
+    if evaluation.retrieval:
+        for split, name in (("validation", evaluation.retrieval_split), ("test", evaluation.test_split)):
+            if name:
+                tasks[split] = open_retrieval_task(evaluation.retrieval, name)
+    return records, validation, tasks
+
+
+def main() -> None:
+    config, workdir = configs.load(sys.argv)
+    fit.enable_compilation_cache()
+    result = run(config, workdir)
+    if result.finished:
+        print(f"model: {workdir / 'model'}")
+
+
+if __name__ == "__main__":
+    exit_with_one_line(main)
