@@ -11,6 +11,8 @@ from embed_jax.encoders.layers import dropout
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
 
+IMPLEMENTATIONS = ("auto", "xla", "blocks", "cudnn")
+BLOCK = 2**20  # attention weights of one block: 4 MiB in float32
 MASKED = -1e9  # exp of it is exactly 0 in float32, and it stays finite when two of them are added
 
 
@@ -37,34 +39,55 @@ def attention(
 
     Args:
         bias: float32, added to the scores: the mask, and a relative position bias where there is one; K is H or 1.
-        dropout_key: None means no dropout.
-        implementation: "xla", "cudnn", or "auto": cuDNN's flash attention on a GPU where it can serve (16-bit
-            inputs, no dropout), else the XLA form.
+        dropout_key: None means no dropout. The same key gives the same mask in every implementation.
+        implementation: "xla": batched matrix products; "blocks": the same, a few rows at a time; "cudnn": flash
+            attention, for 16-bit inputs without dropout; "auto": blocks on CPU, cuDNN on a GPU where it can
+            serve, else xla.
     """
     if dropout_rate == 0.0:
         dropout_key = None
     if implementation == "auto":
-        flash = jax.default_backend() == "gpu" and query.dtype == jnp.bfloat16 and dropout_key is None
-        implementation = "cudnn" if flash else "xla"
-    if implementation == "xla":
-        return _xla(query, key, value, bias, dropout_rate, dropout_key)
+        backend = jax.default_backend()
+        flash = backend == "gpu" and query.dtype == jnp.bfloat16 and dropout_key is None
+        implementation = "blocks" if backend == "cpu" else "cudnn" if flash else "xla"
     if implementation == "cudnn":
         if dropout_key is not None:
             raise InputError("attention 'cudnn' has no dropout: use 'auto' or 'xla', or attention_dropout 0")
         return jax.nn.dot_product_attention(query, key, value, bias.astype(query.dtype), implementation="cudnn")
-    raise InputError(unknown("attention", implementation, ["auto", "xla", "cudnn"]))
+    if implementation not in IMPLEMENTATIONS:
+        raise InputError(unknown("attention", implementation, IMPLEMENTATIONS))
+    query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
+    body = _blocks if implementation == "blocks" else _products
+    return body(query, key, value, bias, dropout_rate, dropout_key).transpose(0, 2, 1, 3)
 
 
-def _xla(query, key, value, bias, dropout_rate, dropout_key):
+def _products(query, key, value, bias, dropout_rate, dropout_key, start=0):
     """Batched matrix products over [R, H]; the division by the row sum comes last, on [T, d] and not [T, T].
 
-    On CPU this form takes a seventh of the time of einsum, softmax, einsum.
+    On CPU this form takes a seventh of the time of einsum, softmax, einsum: XLA fuses all of it.
     """
-    query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
     query = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
     scores = jnp.matmul(query, key.transpose(0, 1, 3, 2), preferred_element_type=jnp.float32) + bias
     weights = jnp.exp(scores - lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    weights = dropout(weights, dropout_rate, dropout_key).astype(value.dtype)
-    out = jnp.matmul(weights, value, preferred_element_type=jnp.float32) / total
-    return out.astype(value.dtype).transpose(0, 2, 1, 3)
+    weights = dropout(weights, dropout_rate, dropout_key, start).astype(value.dtype)
+    return (jnp.matmul(weights, value, preferred_element_type=jnp.float32) / total).astype(value.dtype)
+
+
+def _blocks(query, key, value, bias, dropout_rate, dropout_key):
+    """`_products` for as many rows at a time as have [T, T] weights that fit the cache, recomputed backwards.
+
+    On CPU a training step is about a tenth faster than with all rows at once, in two thirds of the memory.
+    """
+    rows, heads, slots, _ = query.shape
+    block = max(n for n in range(1, rows + 1) if rows % n == 0 and (n == 1 or n * heads * slots**2 <= BLOCK))
+    if block == rows:
+        return _products(query, key, value, bias, dropout_rate, dropout_key)
+
+    @jax.checkpoint
+    def one(inputs):
+        index, *arrays = inputs
+        return _products(*arrays, dropout_rate, dropout_key, index * (block * heads * slots**2))
+
+    cut = [x.reshape(rows // block, block, *x.shape[1:]) for x in (query, key, value, bias)]
+    return lax.map(one, (jnp.arange(rows // block), *cut)).reshape(query.shape)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from embed_jax.encoders.attention import IMPLEMENTATIONS
 from embed_jax.encoders.bert import SHAPES, BertConfig
 from embed_jax.encoders.heads import Head, Normalize
 from embed_jax.encoders.pooling import check_pooling, needs_every_layer, pool
@@ -47,7 +48,7 @@ def build_encoder(
         compute_dtype: "float32" or "bfloat16": of activations and products. Parameters, norms, softmax,
             pooling and heads are float32 always.
         remat: "layer" keeps only each layer's input for the backward pass; "none" keeps everything.
-        attention: "auto", "xla" or "cudnn"; see attention.attention.
+        attention: "auto", "xla", "blocks" or "cudnn"; see attention.attention.
         unroll: layers per iteration of the scan over layers; None: all of them on CPU, where a loop costs
             speed, 1 elsewhere, where depth would cost compile time.
 
@@ -60,7 +61,7 @@ def build_encoder(
     for what, value, known in (
         ("compute_dtype", compute_dtype, ("float32", "bfloat16")),
         ("remat", remat, ("none", "layer")),
-        ("attention", attention, ("auto", "xla", "cudnn")),
+        ("attention", attention, IMPLEMENTATIONS),
     ):
         if value not in known:
             raise InputError(unknown(what, value, known))
