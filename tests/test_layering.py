@@ -1,0 +1,155 @@
+"""Who may import whom, read from the source: what keeps a part usable without the parts above it."""
+
+import ast
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# A module imports from its own part and from parts on lower steps; parts on one step do not know each other.
+STEPS = (
+    ("errors", "types", "config", "registry"),
+    ("encoders", "losses", "parallel", "data", "prompts"),
+    ("sentence",),
+    ("retrieval",),
+    ("evals",),
+    ("train",),
+    ("experiments",),
+    ("scripts",),
+)
+STEP = {part: number for number, parts in enumerate(STEPS) for part in parts}
+COLLECTIVES = {"psum", "pmean", "pmax", "pmin", "all_gather", "all_to_all", "ppermute", "pshuffle", "psum_scatter"}
+# Present only with an extra, or slow to import: imported inside the functions that use them.
+HEAVY = {"absl", "bm25s", "datasets", "faiss", "grain", "matplotlib", "ml_collections", "mteb", "orbax", "pandas"}
+HEAVY |= {"rich", "scipy", "sentence_transformers", "sklearn", "tensorflow_datasets", "torch", "tqdm", "wandb"}
+TFDS_BUILDER = "embed_jax/data/sources/python_docs_builder.py"  # a subclass needs its base class
+ONLY_IN = {"orbax": "embed_jax/train/checkpoint.py", "wandb": "embed_jax/train/tracking.py"}
+# What must work beside jax, flax, optax, transformers, jaxtyping and numpy alone. Absent there: HEAVY, but for what
+# those libraries themselves depend on.
+LIGHT = ["encoders", "losses", "parallel"]
+LIGHT_MODULES = ["sentence", "train.step", "train.optim", "data.pack", "data.tokenize"]
+ABSENT = HEAVY - {"absl", "orbax", "rich", "scipy", "tqdm"}
+
+PACKAGES = ("embed_jax", "experiments", "scripts")
+FILES = sorted(path for folder in PACKAGES for path in (ROOT / folder).rglob("*.py"))
+TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+
+
+def part(dotted: str) -> str:
+    """embed_jax.data.pack -> data; scripts.bench -> scripts; embed_jax alone -> ""."""
+    names = dotted.split(".")
+    return names[0] if names[0] != "embed_jax" else "".join(names[1:2])
+
+
+def imports(tree: ast.AST):
+    """(dotted name, line) of every import; `from a import b` counts as a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in line {node.lineno}"
+            yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def at_import_time(tree: ast.Module) -> ast.Module:
+    """The tree without the bodies of functions and of `if TYPE_CHECKING`."""
+
+    class Strip(ast.NodeTransformer):
+        def visit_FunctionDef(self, node):
+            return None
+
+        visit_AsyncFunctionDef = visit_FunctionDef
+
+        def visit_If(self, node):
+            return None if "TYPE_CHECKING" in ast.dump(node.test) else self.generic_visit(node)
+
+    return Strip().visit(copy.deepcopy(tree))
+
+
+def test_imports_go_down_the_layers():
+    wrong = []
+    for path, tree in TREES.items():
+        if path == "embed_jax/__init__.py":  # the public names, from whichever part
+            continue
+        importer = part(path.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
+        for name, line in imports(tree):
+            imported = part(name)
+            if name.split(".")[0] not in PACKAGES or imported in (importer, "__version__"):
+                continue
+            step = STEP.get(imported, STEP["train"])  # the public names of embed_jax itself, such as embed_jax.load
+            if step > STEP[importer] or step == STEP[importer] > 0:
+                wrong.append(f"{path}:{line}: {importer} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_retrieval_and_evals_receive_functions_not_models():
+    wrong = [
+        f"{path}:{line}: {name}"
+        for path, tree in TREES.items()
+        if path.startswith(("embed_jax/retrieval/", "embed_jax/evals/")) and path != "embed_jax/evals/mteb.py"
+        for name, line in imports(tree)
+        if name.startswith(("embed_jax.sentence", "embed_jax.encoders"))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_configs_import_only_config():
+    for path in (ROOT / "configs").rglob("*.py"):
+        names = [name for name, _ in imports(ast.parse(path.read_text(encoding="utf-8")))]
+        assert all(part(name) == "config" for name in names if name.startswith("embed_jax")), f"{path}: {names}"
+
+
+def test_only_parallel_names_a_collective():
+    named = [
+        f"{path}:{node.lineno}: {name}"
+        for path, tree in TREES.items()
+        if not path.startswith("embed_jax/parallel/")
+        for node in ast.walk(tree)
+        for name in [getattr(node, "attr", None) or getattr(node, "id", None)]
+        if name in COLLECTIVES
+    ]
+    imported = [
+        f"{path}:{line}: {name}"
+        for path, tree in TREES.items()
+        if not path.startswith("embed_jax/parallel/")
+        for name, line in imports(tree)
+        if name.startswith("jax.") and name.split(".")[-1] in COLLECTIVES
+    ]
+    assert not named + imported, "\n".join(named + imported)
+
+
+@pytest.mark.parametrize("library", sorted(ONLY_IN))
+def test_one_file_imports(library):
+    importers = {path for path, tree in TREES.items() for name, _ in imports(tree) if name.split(".")[0] == library}
+    assert importers == {ONLY_IN[library]}
+
+
+def test_heavy_libraries_are_imported_where_they_are_used():
+    wrong = [
+        f"{path}:{line}: {name}"
+        for path, tree in TREES.items()
+        if path.startswith("embed_jax/") and path != TFDS_BUILDER
+        for name, line in imports(at_import_time(tree))
+        if name.split(".")[0] in HEAVY
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_light_modules_work_without_the_heavy_libraries():
+    light = [f"embed_jax.{name}" for name in LIGHT_MODULES]
+    for path in TREES:
+        if path.startswith(tuple(f"embed_jax/{name}/" for name in LIGHT)):
+            light.append(path.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
+    program = f"""
+import importlib, sys
+sys.modules |= dict.fromkeys({sorted(ABSENT)!r})  # importing one of them fails as if it were not installed
+import embed_jax
+assert "jax" not in sys.modules, "`import embed_jax` alone imports jax"
+for name in {light!r}:
+    importlib.import_module(name)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
