@@ -1,0 +1,82 @@
+"""Retrieval data in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv; any of them may end in .gz."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from embed_jax.data.pairs import Task
+from embed_jax.data.sources.files import finite, iter_json, iter_lines
+from embed_jax.errors import InputError
+
+QRELS_HEADER = ("query-id", "corpus-id", "score")
+
+
+def read_beir(directory: str | Path, split: str = "test") -> Task:
+    """Reads a retrieval task.
+
+    Returns:
+        corpus {id: title and text with a blank between}, as BEIR joins them; queries {id: text} that the split
+        judges; relevance {query id: {document id: grade}}, grades from 0 up.
+
+    Raises:
+        InputError: a missing file or split, an unknown or doubled id, a grade that is no integer.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        layout = "corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv"
+        raise InputError(f"{directory}: no such directory; BEIR's layout is {layout}")
+    path = _existing(directory, f"qrels/{split}.tsv")
+    corpus = _texts(_existing(directory, "corpus.jsonl"), title=True)
+    queries = _texts(_existing(directory, "queries.jsonl"), title=False)
+    qrels: dict[str, dict[str, int]] = {}
+    for line, record in iter_lines(path):
+        if tuple(record) != QRELS_HEADER:
+            raise InputError(f"{path}:1: found the columns {', '.join(record)}; accepted: {', '.join(QRELS_HEADER)}")
+        query, document, grade = record.values()
+        for name, known, what in ((query, queries, "queries"), (document, corpus, "corpus")):
+            if name not in known:
+                raise InputError(f"{path}:{line}: the id {name!r} is not in {what}.jsonl")
+        number = finite(grade, f"{path}:{line}: score")
+        if number < 0 or number != int(number):
+            raise InputError(f"{path}:{line}: score: expected an integer from 0 up, found {grade!r}")
+        if document in qrels.setdefault(query, {}):
+            raise InputError(f"{path}:{line}: query {query!r} and document {document!r} are judged twice")
+        qrels[query][document] = int(number)
+    if not qrels:
+        raise InputError(f"{path}: empty, no judgements in it")
+    return corpus, {query: queries[query] for query in queries if query in qrels}, qrels
+
+
+def _existing(directory: Path, name: str) -> Path:
+    for path in (directory / name, directory / f"{name}.gz"):
+        if path.is_file():
+            return path
+    there = ""
+    if name.startswith("qrels/"):
+        splits = sorted({file.name.split(".")[0] for file in (directory / "qrels").glob("*.tsv*")})
+        there = f"; there are the splits {', '.join(splits)}" if splits else "; there are no qrels/*.tsv"
+    raise InputError(f"{directory / name}: no such file{there}")
+
+
+def _texts(path: Path, *, title: bool) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    for line, record in iter_json(path):
+        name = _string(record, "_id", f"{path}:{line}")
+        text = _string(record, "text", f"{path}:{line}")
+        if title and record.get("title"):
+            text = f"{_string(record, 'title', f'{path}:{line}')} {text}".strip()
+        if name in texts:
+            raise InputError(f"{path}:{line}: the id {name!r} stands twice")
+        texts[name] = text
+    if not any(text.strip() for text in texts.values()):
+        raise InputError(f"{path}: all texts are empty" if texts else f"{path}: empty, no records in it")
+    return texts
+
+
+def _string(record: dict[str, Any], field: str, where: str) -> str:
+    if field not in record:
+        raise InputError(f"{where}: no field {field!r}; found {', '.join(record)}")
+    if not isinstance(record[field], str):
+        raise InputError(f"{where}: field {field!r} must be a string, found {type(record[field]).__name__}")
+    return record[field]

@@ -1,0 +1,243 @@
+"""Data files of the user: JSONL, TSV or CSV with a header, plain text; any of them gzip-compressed; UTF-8.
+
+Errors name file and line. Nothing is skipped silently; blank lines count as errors except at the end of a file.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import math
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from embed_jax.errors import InputError
+
+FORMATS = (".jsonl", ".tsv", ".csv", ".txt")
+# The texts that records may have; the first that fits is what a file is taken for.
+KINDS = (
+    ("anchor", "positive"),
+    ("sentence1", "sentence2"),
+    ("query", "positive"),
+    ("query", "answer"),
+    ("question", "answer"),
+    ("premise", "hypothesis"),
+    ("text",),
+)
+# These may be numbers in JSON; all others of a record are texts.
+VALUES = {"id", "_id", "group", "score", "label", "fine_label"}
+Record = dict[str, str]
+
+
+def open_source(rest: str, split: str) -> list[Record]:
+    """The records of a file, or of `DIRECTORY/SPLIT.jsonl` (or .tsv, .csv, .txt; .gz).
+
+    Raises:
+        InputError: no such file or split; see also `read_table`.
+    """
+    path = Path(rest)
+    if path.is_dir():
+        files = {file.name: file for file in sorted(path.iterdir()) if file_format(file) in FORMATS}
+        named = [files[f"{split}{end}{gz}"] for end in FORMATS for gz in ("", ".gz") if f"{split}{end}{gz}" in files]
+        if len(named) != 1:
+            raise InputError(
+                f"{path}: found {len(named)} files for the split {split!r}, expected one; "
+                f"there are {', '.join(files) or 'no data files'}"
+            )
+        return read_table(named[0])
+    if path.is_file() and split != "train":
+        raise InputError(f"{path}: a file has no split {split!r}; name the file of that split, or a directory of files")
+    return read_table(path)
+
+
+def read_table(path: str | Path, required: Sequence[str] = ()) -> list[Record]:
+    """All records of a file.
+
+    Args:
+        required: fields that each record must have; none: those of one of KINDS.
+
+    Raises:
+        InputError: for anything that is wrong with the file, its fields or a line; also if it, or all text, is empty.
+    """
+    records: list[Record] = []
+    required = tuple(required)
+    for line, record in iter_lines(path):
+        required = required or next((kind for kind in KINDS if all(name in record for name in kind)), ())
+        missing = [name for name in required if name not in record]
+        if missing or not required:
+            accepted = " ".join(required) if required else "; ".join(" ".join(kind) for kind in KINDS)
+            where = line if file_format(Path(path)) == ".jsonl" else 1  # a table's fields are those of its header
+            lacks = f"no field {missing[0]!r}" if missing else "unknown fields"
+            raise InputError(f"{path}:{where}: {lacks}: found {', '.join(record) or 'none'}; accepted: {accepted}")
+        if "score" in record:
+            finite(record["score"], f"{path}:{line}: score")
+        records.append(record)
+    if not records:
+        raise InputError(f"{path}: empty, no records in it")
+    texts = [name for name in required if name not in VALUES]
+    if texts and not any(record[name].strip() for record in records for name in texts):
+        raise InputError(f"{path}: all texts are empty ({', '.join(texts)} of {len(records)} records)")
+    return records
+
+
+def read_sts(path: str | Path) -> tuple[list[str], list[str], list[float], list[str]]:
+    """A file of sentence pairs with similarity: `score sentence1 sentence2 [subset]`.
+
+    Returns:
+        First sentences, second sentences, scores, and the name of the subset of each pair ("" if there are none).
+    """
+    records = read_table(path, ("score", "sentence1", "sentence2"))
+    columns = [[record[name] for record in records] for name in ("sentence1", "sentence2")]
+    scores = [float(record["score"]) for record in records]
+    return *columns, scores, [record.get("subset", "") for record in records]
+
+
+def iter_records(path: str | Path) -> Iterator[Record]:
+    """The records of a file one by one, for files that do not fit into memory; fields are strings."""
+    return (record for _, record in iter_lines(path))
+
+
+def iter_lines(path: str | Path) -> Iterator[tuple[int, Record]]:
+    """(line number, record). `negatives`, a JSON list, becomes negative_1, negative_2, ...; no negative is empty."""
+    path = Path(path)
+    kind = file_format(path)
+    if kind == ".txt":
+        rows: Iterable = ((line, {"text": text}) for line, text in _solid(path, _lines(path)))
+    elif kind == ".jsonl":
+        rows = ((line, _strings(record, f"{path}:{line}")) for line, record in iter_json(path))
+    elif kind in (".tsv", ".csv"):
+        rows = _table(path, _csv_rows(path) if kind == ".csv" else _tsv_rows(path))
+    else:
+        raise InputError(f"{path}: unknown file type; accepted are {', '.join(FORMATS)}, each also with .gz")
+    for line, record in rows:
+        if any(name.startswith("negative") for name in record):
+            record = _flatten_negatives(record, f"{path}:{line}")
+        yield line, record
+
+
+def iter_json(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of a JSONL file."""
+    for line, text in _solid(path, _lines(Path(path))):
+        try:
+            record = json.loads(text)
+            json.dumps(record, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}:{line}: invalid JSON: {error}") from None
+        if not isinstance(record, dict):
+            raise InputError(f"{path}:{line}: expected a JSON object, found {type(record).__name__}")
+        yield line, record
+
+
+def file_format(path: Path) -> str:
+    """The file's ending without ".gz"."""
+    return Path(path.name.removesuffix(".gz")).suffix
+
+
+def finite(text: str, where: str) -> float:
+    """The number that a text spells.
+
+    Raises:
+        InputError: "WHERE: expected a finite number, found ..." if it spells none.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f"{where}: expected a finite number, found {text!r}")
+    return number
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(line number from 1, line without its end)."""
+    number = 0
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            for number, raw in enumerate(file, 1):
+                try:
+                    yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                except UnicodeDecodeError as error:
+                    raise InputError(f"{path}:{number}: invalid UTF-8 (byte {error.start + 1} of the line)") from None
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path}:{number + 1}: damaged or cut-off gzip data ({error})") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _solid(path: str | Path, rows: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+    """The rows without blank ones at the end; others are errors."""
+    blank = 0
+    for line, row in rows:
+        if row and blank:
+            raise InputError(f"{path}:{blank}: blank line")
+        if row:
+            yield line, row
+        else:
+            blank = blank or line
+
+
+def _tsv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    return ((line, text.split("\t") if text else []) for line, text in _lines(path))
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Rows of a CSV file; a quoted field may hold line breaks."""
+    csv.field_size_limit(2**31 - 1)  # the default refuses documents of 128 kB
+    reader = csv.reader((text + "\n" for _, text in _lines(path)), strict=True)
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise InputError(f"{path}:{reader.line_num}: invalid CSV: {error}") from None
+        yield reader.line_num, row
+
+
+def _table(path: Path, rows: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, Record]]:
+    """Records of rows under a header."""
+    header: list[str] = []
+    for line, row in _solid(path, rows):
+        if not header:
+            header = [name.strip() for name in row]
+            if len(set(header)) < len(header) or "" in header:
+                raise InputError(f"{path}:{line}: the header's names must be different, found {', '.join(header)}")
+        elif len(row) != len(header):
+            raise InputError(f"{path}:{line}: found {len(row)} fields, expected {len(header)}: {', '.join(header)}")
+        else:
+            yield line, dict(zip(header, row, strict=True))
+
+
+def _strings(record: dict[str, Any], where: str) -> dict[str, Any]:
+    """The record with numbers spelt out; null is absent; fields of no use here that hold no string are dropped."""
+    texts = {name for kind in KINDS for name in kind}
+    found: dict[str, Any] = {}
+    for name, value in record.items():
+        if isinstance(value, str) or name == "negatives":
+            found[name] = value
+        elif name in VALUES and isinstance(value, int | float):
+            found[name] = repr(value)
+        elif value is not None and (name in texts | VALUES or name.startswith("negative")):
+            accepted = "a string or a number" if name in VALUES else "a string"
+            raise InputError(f"{where}: field {name!r} must be {accepted}, found {type(value).__name__}")
+    return found
+
+
+def _flatten_negatives(record: dict[str, Any], where: str) -> Record:
+    negatives = record.pop("negatives", None) or []
+    if isinstance(negatives, str):  # in TSV and CSV
+        try:
+            negatives = json.loads(negatives)
+        except ValueError:
+            negatives = None
+    if not isinstance(negatives, list) or not all(isinstance(negative, str) for negative in negatives):
+        raise InputError(f"{where}: field 'negatives' must be a JSON list of strings")
+    kept = {name: text for name, text in record.items() if text.strip() or not name.startswith("negative")}
+    taken = sum(name.startswith("negative") for name in kept)
+    negatives = [negative for negative in negatives if negative.strip()]
+    return kept | {f"negative_{number}": negative for number, negative in enumerate(negatives, taken + 1)}

@@ -1,0 +1,51 @@
+"""The TFDS builder of python_docs; its own file, since TensorFlow Datasets is imported when it is used."""
+
+from __future__ import annotations
+
+import dataclasses
+import sysconfig
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+
+from embed_jax.data.sources import python_docs
+
+
+class PythonDocs(tfds.core.GeneratorBasedBuilder):
+    """First sentences of docstrings, and the functions they describe, from the running Python's library."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [
+        tfds.core.BuilderConfig(
+            name=python_docs.config_name(Path(sysconfig.get_path("stdlib"))),
+            description="The standard library of this Python installation.",
+        )
+    ]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        fields = [field.name for field in dataclasses.fields(python_docs.Pair)]
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=python_docs.__doc__,
+            features=tfds.features.FeaturesDict({name: tfds.features.Text() for name in fields}),
+            supervised_keys=("anchor", "positive"),
+            homepage="https://docs.python.org/3/library/",
+            license="PSF-2.0: the text is that of the Python installation it was read from",
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
+        pairs = python_docs.extract_pairs(Path(sysconfig.get_path("stdlib")))
+        sides = {split: [] for split in python_docs.SPLITS}
+        for pair in pairs:
+            sides[python_docs.split_of(pair.module)].append(pair)
+        return {split: self._generate_examples(side) for split, side in sides.items()}
+
+    def _generate_examples(self, pairs: list[python_docs.Pair]):
+        for number, pair in enumerate(pairs):
+            yield number, dataclasses.asdict(pair)
+
+
+def download_config() -> tfds.download.DownloadConfig:
+    """Nothing is downloaded, and no mirror is asked whether it has the data."""
+    return tfds.download.DownloadConfig(try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP)

@@ -1,0 +1,65 @@
+"""TensorFlow Datasets by name, without TensorFlow: only data sets stored as array_record."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from embed_jax.data.sources import Records
+from embed_jax.errors import InputError, one_line
+
+
+def open_source(rest: str, split: str) -> Sequence[dict[str, Any]]:
+    """The records of `tfds:NAME[/CONFIG][:VERSION]`, bytes decoded; TFDS's split syntax works ("train[:10%]")."""
+    import tensorflow_datasets as tfds
+
+    try:
+        with quiet():
+            source = tfds.data_source(rest, split=split, data_dir=os.fspath(data_directory()))
+            return Records(source, decode_record, range(len(source)))
+    except Exception as error:  # from an unknown name to a download that needs a network or TensorFlow
+        raise InputError(f"tfds:{rest}, split {split!r}: cannot be read: {one_line(error)[:300]}") from None
+
+
+def data_directory() -> Path:
+    """Where TFDS data sets are kept: EMBED_JAX_DATA, TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    named = os.environ.get("EMBED_JAX_DATA") or os.environ.get("TFDS_DATA_DIR")
+    return Path(named or "~/tensorflow_datasets").expanduser()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps TFDS from logging and from drawing progress bars."""
+    import tensorflow_datasets as tfds
+
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def decode_record(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with texts as str, numbers as Python's own, and sequences as lists."""
+    return {name: _decode(value) for name, value in record.items()}
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, dict):
+        return decode_record(value)
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray | list):
+        return [_decode(one) for one in value]
+    return value
