@@ -1,0 +1,103 @@
+"""Small random models made with torch, and a packing as plain as can be."""
+
+import numpy as np
+import pytest
+
+from embed_jax.types import TokenBatch
+
+VOCABULARY = 60
+ARCHITECTURES = {
+    "bert": ("Bert", {}),
+    "roberta": ("Roberta", {"max_position_embeddings": 34, "pad_token_id": 1}),
+    "xlm-roberta": ("XLMRoberta", {"max_position_embeddings": 34, "pad_token_id": 1, "layer_norm_eps": 1e-5}),
+    "mpnet": ("MPNet", {"max_position_embeddings": 34, "pad_token_id": 1}),
+    "distilbert": ("DistilBert", {}),
+    "electra": ("Electra", {"embedding_size": 16}),
+}
+
+
+def make_torch_model(name: str, **changes):
+    """A random model of two layers; biases and norms random too, so that a mix-up shows."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    prefix, extra = ARCHITECTURES[name]
+    settings = {"vocab_size": VOCABULARY, "max_position_embeddings": 32, **extra, **changes}
+    if name == "distilbert":
+        settings |= {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64}
+    else:
+        settings |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{prefix}Model")(getattr(transformers, f"{prefix}Config")(**settings)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.2)
+    return model
+
+
+@pytest.fixture(scope="session")
+def torch_model():
+    """`(name, **config) -> torch model`."""
+    return make_torch_model
+
+
+@pytest.fixture(scope="session")
+def torch_models(tmp_path_factory):
+    """Architecture's name -> (torch model, the directory it was saved to)."""
+    made = {}
+    for name in ARCHITECTURES:
+        directory = tmp_path_factory.mktemp(name)
+        model = make_torch_model(name)
+        model.save_pretrained(directory)
+        made[name] = model, directory
+    return made
+
+
+@pytest.fixture(scope="session")
+def ids():
+    """Five made sentences as token ids, without special ones."""
+    rng = np.random.default_rng(1)
+    return [rng.integers(5, VOCABULARY, n).astype(np.int32) for n in (7, 1, 16, 4, 9)]
+
+
+@pytest.fixture(scope="session")
+def make_batch():
+    """`(rows, slots, sentences, skip) -> TokenBatch`."""
+    return batch
+
+
+def batch(rows, slots=16, sentences=5, skip=0):
+    """A group from rows of (sentence number, token ids); `skip` leading tokens of each are not pooled."""
+    shape = (len(rows), slots)
+    token_ids, position = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    sentence, pooled = np.full(shape, sentences, np.int32), np.zeros(shape, bool)
+    for r, row in enumerate(rows):
+        start = 0
+        for number, tokens in row:
+            span = slice(start, start := start + len(tokens))
+            token_ids[r, span], sentence[r, span] = tokens, number
+            position[r, span] = np.arange(len(tokens))
+            pooled[r, span] = np.arange(len(tokens)) >= skip
+    return TokenBatch(token_ids=token_ids, sentence=sentence, position=position, pooled=pooled, sentences=sentences)
+
+
+@pytest.fixture(scope="session")
+def unpacked(ids):
+    """One sentence a row, `[5, 16]`."""
+    return batch([[(i, tokens)] for i, tokens in enumerate(ids)])
+
+
+@pytest.fixture(scope="session")
+def packed(ids):
+    """The same sentences several to a row, out of order, and rows of padding, `[5, 16]`."""
+    return batch([[(4, ids[4]), (0, ids[0])], [(2, ids[2])], [], [(3, ids[3]), (1, ids[1])], []])
+
+
+@pytest.fixture(scope="session")
+def states():
+    """`(hidden, tokens) -> token states by sentence`, a list of `[length, D]` in order of position."""
+
+    def by_sentence(hidden, tokens):
+        hidden, sentence = np.asarray(hidden), np.asarray(tokens.sentence)
+        return [hidden[sentence == s] for s in range(tokens.sentences)]
+
+    return by_sentence
