@@ -107,8 +107,6 @@ def read_dense(directory: Path) -> tuple[Dense, Params]:
     return head, params
 
 
-
-
 def write_pooling(directory: Path, pooling: str, dim: int, include_prompt: bool) -> None:
     """Writes a pooling's config.json as every version of sentence-transformers reads it."""
     names = pooling.split("+")
