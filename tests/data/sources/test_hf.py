@@ -1,0 +1,40 @@
+"""Hugging Face data sets from directories and what is said of names that do not exist."""
+
+import json
+
+import pytest
+
+from embed_jax.data.sources import open_records
+from embed_jax.errors import InputError
+
+datasets = pytest.importorskip("datasets")
+ROWS = [{"anchor": f"a{i}", "positive": f"p{i}"} for i in range(10)]
+
+
+def test_saved_data_set(tmp_path):
+    train, test = datasets.Dataset.from_list(ROWS[:7]), datasets.Dataset.from_list(ROWS[7:])
+    datasets.DatasetDict(train=train, test=test).save_to_disk(tmp_path / "both")
+    records = open_records(f"hf:{tmp_path / 'both'}", "train")
+    assert list(records) == ROWS[:7] and records[-1] == ROWS[6]
+    assert list(records[2:5]) == ROWS[2:5] and len(records[:3]) == 3
+    assert list(open_records(f"hf:{tmp_path / 'both'}", "test")) == ROWS[7:]
+    with pytest.raises(InputError, match="split 'dev': cannot be read: known splits: train, test"):
+        open_records(f"hf:{tmp_path / 'both'}", "dev")
+    train.save_to_disk(tmp_path / "one")
+    assert list(open_records(f"hf:{tmp_path / 'one'}")) == ROWS[:7]
+    with pytest.raises(InputError, match="saved without splits"):
+        open_records(f"hf:{tmp_path / 'one'}", "test")
+
+
+def test_directory_of_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "train.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    assert list(open_records(f"hf:{tmp_path / 'files'}")) == ROWS
+
+
+def test_unknown_name(monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match="hf:no-such/data-set, split 'train': cannot be read") as caught:
+        open_records("hf:no-such/data-set")
+    assert "\n" not in str(caught.value)
