@@ -1,0 +1,102 @@
+"""Metrics of rankings and of graded similarity, and bootstrap intervals; numpy in, numpy out.
+
+Ranking metrics are those of trec_eval, as BEIR and mteb report them. They share one signature,
+`(gains [Q, K], ideal [Q, J], k) -> [Q]`: `gains` holds the relevance of what was retrieved, best first, 0 where nothing
+was judged or nothing retrieved; `ideal` holds all judged relevances of the query, largest first, padded with 0.
+Relevance above 0 is relevant; a query without relevant documents scores 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from jaxtyping import Float, Int
+
+
+def pearson(a: Float[np.ndarray, " N"], b: Float[np.ndarray, " N"]) -> float:
+    """Pearson's correlation; nan if one side is constant or there are fewer than two values."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return math.nan
+    a, b = a - a.mean(), b - b.mean()
+    return float(np.clip(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)), -1, 1))
+
+
+def spearman(a: Float[np.ndarray, " N"], b: Float[np.ndarray, " N"]) -> float:
+    """Spearman's correlation: Pearson's of the ranks, equal values sharing their mean rank; nan as `pearson`."""
+    from scipy.stats import rankdata
+
+    return pearson(rankdata(a), rankdata(b))
+
+
+def ndcg(gains: Float[np.ndarray, "Q K"], ideal: Float[np.ndarray, "Q J"], k: int) -> Float[np.ndarray, " Q"]:
+    """nDCG@k with the relevance itself as gain: sum_i rel_i / log2(i + 1), over the same sum of the best ranking.
+
+    Järvelin and Kekäläinen 2002 as in trec_eval's ndcg_cut; not the variant with 2^rel - 1.
+    """
+    best = _dcg(ideal, k)
+    return np.divide(_dcg(gains, k), best, out=np.zeros(len(best)), where=best > 0)
+
+
+def mrr(gains: Float[np.ndarray, "Q K"], ideal: Float[np.ndarray, "Q J"], k: int) -> Float[np.ndarray, " Q"]:
+    """Reciprocal rank of the first relevant document among the first k; 0 if there is none."""
+    relevant = gains[:, :k] > 0
+    return np.where(relevant.any(axis=1), 1 / (1 + np.argmax(relevant, axis=1)), 0.0)
+
+
+def recall(gains: Float[np.ndarray, "Q K"], ideal: Float[np.ndarray, "Q J"], k: int) -> Float[np.ndarray, " Q"]:
+    """Share of all relevant documents that are among the first k."""
+    return (gains[:, :k] > 0).sum(axis=1) / np.maximum((ideal > 0).sum(axis=1), 1)
+
+
+def average_precision(
+    gains: Float[np.ndarray, "Q K"], ideal: Float[np.ndarray, "Q J"], k: int
+) -> Float[np.ndarray, " Q"]:
+    """Mean over *all* relevant documents of the precision at their rank, 0 for those not among the first k (map_cut).
+
+    sentence-transformers divides by min(k, number of relevant documents) instead.
+    """
+    relevant = gains[:, :k] > 0
+    precision = np.cumsum(relevant, axis=1) / np.arange(1, relevant.shape[1] + 1)
+    return (precision * relevant).sum(axis=1) / np.maximum((ideal > 0).sum(axis=1), 1)
+
+
+RANKING_METRICS: Mapping[str, Callable[..., np.ndarray]] = {
+    "ndcg": ndcg,
+    "mrr": mrr,
+    "recall": recall,
+    "map": average_precision,
+}
+
+
+def bootstrap_interval(
+    n: int,
+    statistic: Callable[[Int[np.ndarray, " N"]], float],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval (Efron 1979): `statistic` on n indices drawn with replacement, again and again.
+
+    Args:
+        n: how many examples (queries, pairs) there are.
+        statistic: of the examples with these indices, e.g. `lambda i: spearman(a[i], b[i])`.
+
+    Returns:
+        Lower and upper end. Resamples where the statistic is nan are left out.
+    """
+    rng = np.random.default_rng(seed)
+    values = np.array([statistic(rng.integers(n, size=n)) for _ in range(resamples)])
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return math.nan, math.nan
+    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def _dcg(gains: Float[np.ndarray, "Q K"], k: int) -> Float[np.ndarray, " Q"]:
+    gains = np.maximum(gains[:, :k], 0)
+    return gains @ (1 / np.log2(np.arange(2, gains.shape[1] + 2)))

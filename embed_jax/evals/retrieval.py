@@ -1,0 +1,157 @@
+"""Retrieval in the manner of BEIR: search a corpus, score the rankings against graded judgements."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from embed_jax.errors import InputError
+from embed_jax.evals.metrics import RANKING_METRICS, bootstrap_interval
+from embed_jax.retrieval.topk import Encode, Run, dense_search
+
+Texts = Mapping[str, str]  # by id
+Qrels = Mapping[str, Mapping[str, int]]  # query id -> {document id: relevance}
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrievalResult:
+    """Scores of a run, as fractions.
+
+    Attributes:
+        query_ids: the judged queries, in the order of the judgements.
+        per_query: {"ndcg@10": [Q], ...}, in the order of `query_ids`.
+    """
+
+    query_ids: Sequence[str]
+    per_query: Mapping[str, Float[np.ndarray, " Q"]]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The means over queries."""
+        return {name: float(values.mean()) for name, values in self.per_query.items()}
+
+    def intervals(self, confidence: float = 0.95) -> dict[str, tuple[float, float]]:
+        """Bootstrap intervals of the means, over queries; the same resamples for each metric."""
+        return {
+            name: bootstrap_interval(len(values), lambda i, v=values: float(v[i].mean()), confidence=confidence)
+            for name, values in self.per_query.items()
+        }
+
+
+def evaluate_retrieval(
+    encode_queries: Encode,
+    encode_corpus: Encode,
+    corpus: Texts,
+    queries: Texts,
+    qrels: Qrels,
+    *,
+    ks: Sequence[int] = (10,),
+    similarity: str = "cosine",
+    ignore_identical_ids: bool = False,
+) -> RetrievalResult:
+    """Searches the corpus with each judged query and scores what was found; see `score_run`.
+
+    Args:
+        corpus, queries: texts by id.
+        qrels: {query id: {document id: relevance}}; queries without judgements are not searched.
+        ks: cut-offs.
+        similarity: "cosine" or "dot".
+        ignore_identical_ids: a document with the query's own id is not a result, as BEIR has it for ArguAna and Quora,
+            whose queries are documents. BEIR does so by default, which is wrong where ids coincide by chance.
+
+    Raises:
+        InputError: if a judgement names an unknown query or document, or nothing is judged.
+    """
+    search = functools.partial(dense_search, encode_queries, encode_corpus, similarity=similarity)
+    return evaluate_search(search, corpus, queries, qrels, ks=ks, ignore_identical_ids=ignore_identical_ids)
+
+
+def evaluate_search(
+    search: Callable[[Texts, Texts, int], Run],
+    corpus: Texts,
+    queries: Texts,
+    qrels: Qrels,
+    *,
+    ks: Sequence[int] = (10,),
+    ignore_identical_ids: bool = False,
+) -> RetrievalResult:
+    """As `evaluate_retrieval`, for any `search(corpus, queries, k)`, such as `bm25_search`."""
+    check_qrels(corpus, queries, qrels)
+    judged = {query: queries[query] for query in qrels}
+    run = search(corpus, judged, max(ks) + ignore_identical_ids)
+    if ignore_identical_ids:
+        run = {query: {doc: score for doc, score in found.items() if doc != query} for query, found in run.items()}
+    return score_run(run, qrels, ks=ks)
+
+
+def score_run(run: Run, qrels: Qrels, *, ks: Sequence[int] = (10,)) -> RetrievalResult:
+    """nDCG, MRR, recall and MAP at each cut-off, defined as trec_eval's; see `embed_jax.evals.metrics`.
+
+    Args:
+        run: {query id: {document id: score}}, *best first*: the order counts, not the scores, so ties are the search's
+            business. A judged query that is missing scores 0 (pytrec_eval leaves it out).
+        qrels: judgements; what is not judged is not relevant.
+    """
+    if not qrels or min(ks, default=0) < 1:
+        raise InputError(f"expected judged queries and cut-offs from 1 up, found {len(qrels)} queries, cut-offs {ks}")
+    depth = max(ks)
+    gains = np.zeros((len(qrels), depth))
+    ideal = np.zeros((len(qrels), max(1, *(len(judged) for judged in qrels.values()))))
+    for row, (query, judged) in enumerate(qrels.items()):
+        found = [judged.get(document, 0) for document in list(run.get(query, ()))[:depth]]
+        gains[row, : len(found)] = found
+        ideal[row, : len(judged)] = sorted(judged.values(), reverse=True)
+    scores = {f"{name}@{k}": metric(gains, ideal, k) for name, metric in RANKING_METRICS.items() for k in ks}
+    return RetrievalResult(list(qrels), scores)
+
+
+def check_qrels(corpus: Texts, queries: Texts, qrels: Qrels) -> None:
+    """Raises an InputError for the first judgement of an unknown query or document."""
+    if not qrels:
+        raise InputError("qrels: no judgement")
+    for query, judged in qrels.items():
+        if query not in queries:
+            raise InputError(f"qrels: query {query!r} is not among the {len(queries)} queries")
+        for document in judged:
+            if document not in corpus:
+                raise InputError(f"qrels: document {document!r}, judged for query {query!r}, is not in the corpus")
+
+
+def retrieval_evaluator(
+    corpus: Texts,
+    queries: Texts,
+    qrels: Qrels,
+    *,
+    ks: Sequence[int] = (10,),
+    similarity: str = "cosine",
+    query_prompt: str = "",
+    corpus_prompt: str = "",
+    ignore_identical_ids: bool = False,
+) -> Callable[[Encode], dict[str, float]]:
+    """An evaluator for training: `encode -> {"ndcg@10": ..., "mrr@10": ..., ...}`, see `evaluate_retrieval`.
+
+    With a prompt, `encode` is called as `encode(texts, prompt=...)`.
+
+    Raises:
+        InputError: at once, for judgements of unknown ids.
+    """
+    check_qrels(corpus, queries, qrels)
+
+    def evaluate(encode: Encode) -> dict[str, float]:
+        result = evaluate_retrieval(
+            functools.partial(encode, prompt=query_prompt) if query_prompt else encode,
+            functools.partial(encode, prompt=corpus_prompt) if corpus_prompt else encode,
+            corpus,
+            queries,
+            qrels,
+            ks=ks,
+            similarity=similarity,
+            ignore_identical_ids=ignore_identical_ids,
+        )
+        return result.metrics
+
+    return evaluate
