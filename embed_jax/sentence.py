@@ -39,6 +39,7 @@ class SentenceEncoder:
         default_prompt_name: the prompt used when none is named, or None.
         include_prompt: whether a prompt's tokens count towards pooling.
         similarity: "cosine", "dot", "euclidean" or "manhattan": how the model's embeddings are meant to be compared.
+        lower_case: whether the tokenizer was told to lower-case texts first; kept for `save`.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class SentenceEncoder:
         default_prompt_name: str | None = None,
         include_prompt: bool = True,
         similarity: str = "cosine",
+        lower_case: bool = False,
         compute_dtype: str = "float32",
     ):
         self.spec = spec
@@ -59,6 +61,7 @@ class SentenceEncoder:
         self.default_prompt_name = default_prompt_name
         self.include_prompt = include_prompt
         self.similarity = similarity
+        self.lower_case = lower_case
         self.compute_dtype = compute_dtype
         self._mesh = make_mesh()
         self._encoder = build_encoder(spec, compute_dtype=compute_dtype)
@@ -155,6 +158,7 @@ class SentenceEncoder:
             default_prompt_name=self.default_prompt_name,
             include_prompt=self.include_prompt,
             similarity=self.similarity,
+            lower_case=self.lower_case,
         )
 
     def _prompt(self, name: str | None, prompt: str | None) -> str:
@@ -198,6 +202,7 @@ def load(name: str, *, max_length: int = 0, compute_dtype: str = "float32") -> S
         default_prompt_name=saved.default_prompt_name,
         include_prompt=saved.include_prompt,
         similarity=saved.similarity,
+        lower_case=saved.lower_case,
         compute_dtype=compute_dtype,
     )
 

@@ -13,13 +13,12 @@ from pathlib import Path
 
 from embed_jax import config as configs
 from embed_jax.data import pairs
-from embed_jax.data.sources import open_records, open_retrieval_task
+from embed_jax.data.sources import open_records, open_retrieval_task, pair_columns
 from embed_jax.errors import exit_with_one_line
-from embed_jax.evals import comparison
+from embed_jax.evals.comparison import compare
 from embed_jax.evals.retrieval import retrieval_evaluator
 from embed_jax.sentence import load
 from embed_jax.train import fit, loop
-from embed_jax.train.finetune import pair_columns
 from embed_jax.train.plots import plot_curves
 
 
@@ -36,14 +35,16 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     # Training.
     began = time.monotonic()
     result = fit.fit(
-        config, workdir, records=train, columns=pair_columns, evaluators=evaluators, validation=validation
+        config, workdir, records=train, columns=pair_columns(train), evaluators=evaluators, validation=validation
     )
     print(f"training took {time.monotonic() - began:.0f} s", flush=True)
 
     # Afterwards, once, on test: before, after, BM25.
     if result.finished and "test" in tasks:
-        models = {"before": load(config.model.name), "after": load(str(workdir / "model"))}
-        comparison.compare(models["before"].encode, models["after"].encode, tasks["test"], workdir)
+        before, after = load(config.model.name), load(str(workdir / "model"))
+        comparison = compare(before.encode, after.encode, tasks["test"])
+        comparison.write(workdir)
+        print(f"\n{comparison.table()}\n\n{comparison.examples()}\n\n{comparison.verdict()}\n")
     plot_curves(workdir / "metrics.jsonl", workdir / "curves.png")
     return result
 
@@ -54,7 +55,7 @@ def read_data(config: configs.Experiment):
     records = open_records(data.train, data.split)
     records = records[: data.limit or None]
     if data.holdout:  # our own splits of one file of pairs
-        sides = pairs.split_pairs(records, data.holdout)
+        sides = pairs.split_pairs(pairs.as_pairs(records, pair_columns(records)), data.holdout)
         others = [record["text"] for record in open_records(data.corpus, "train")] if data.corpus else []
         tasks = {split: pairs.retrieval_task(sides[split], others) for split in ("validation", "test")}
         return sides["train"], sides["validation"], tasks

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from embed_jax.errors import InputError
 
@@ -15,6 +16,18 @@ Task = tuple[dict[str, str], dict[str, str], dict[str, dict[str, int]]]
 def negative_columns(record: Record) -> list[str]:
     """The names of a record's negatives, in order: negative, negative_1, negative_2, ..."""
     return [name for name in record if name == "negative" or name.startswith("negative_")]
+
+
+def as_pairs(
+    records: Sequence[Mapping[str, Any]], columns: Callable[[Mapping[str, Any]], Sequence[str | None]]
+) -> list[Record]:
+    """Records under the names anchor, positive, negative_1, ..., whatever their own are."""
+    named = []
+    for record in records:
+        anchor, positive, *negatives = columns(record)
+        texts = {f"negative_{number}": text for number, text in enumerate(negatives, 1) if text is not None}
+        named.append({"anchor": anchor, "positive": positive, **texts})
+    return named
 
 
 def split_pairs(records: Sequence[Record], holdout: float, seed: int = 0) -> dict[str, list[Record]]:

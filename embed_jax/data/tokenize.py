@@ -77,6 +77,12 @@ class Tokenizer:
         truncated = sum(len(e) == self.max_length and bool(e.overflowing) for e in encodings)
         return TokenizedTexts(ids, skip, truncated)
 
+    def cut_at(self, max_length: int) -> Tokenizer:
+        """The same tokenizer with another limit."""
+        backend = type(self.backend).from_str(self.backend.to_str())
+        _set_limit(backend, max_length, self.hf.truncation_side)
+        return dataclasses.replace(self, backend=backend, max_length=max_length)
+
     def save(self, directory: str | os.PathLike) -> None:
         """Writes the tokenizer's files as transformers lays them out."""
         self.hf.save_pretrained(directory)
@@ -121,12 +127,16 @@ def from_transformers(hf: Any, max_length: int, *, lower_case: bool = False) -> 
     from tokenizers import normalizers
 
     backend = Backend.from_str(hf.backend_tokenizer.to_str())
-    special = backend.num_special_tokens_to_add(is_pair=False)
-    if max_length <= special:
-        raise InputError(f"max_length {max_length} leaves no room for text: {special} are special tokens")
     backend.no_padding()
-    backend.enable_truncation(max_length, direction=hf.truncation_side)
+    _set_limit(backend, max_length, hf.truncation_side)
     if lower_case:
         before = [normalizers.Lowercase()] + ([backend.normalizer] if backend.normalizer else [])
         backend.normalizer = normalizers.Sequence(before)
     return Tokenizer(backend, hf, max_length, hf.pad_token_id or 0)
+
+
+def _set_limit(backend: Any, max_length: int, side: str) -> None:
+    special = backend.num_special_tokens_to_add(is_pair=False)
+    if max_length <= special:
+        raise InputError(f"max_length {max_length} leaves no room for text: {special} are special tokens")
+    backend.enable_truncation(max_length, direction=side)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,7 +12,7 @@ from embed_jax.errors import require
 from embed_jax.retrieval.topk import Run
 
 K1, B = 1.5, 0.75  # bm25s' own defaults
-SETTINGS = f"bm25s, Lucene's idf, k1={K1}, b={B}, lower case, words of two or more letters, English stop words out"
+WORD = r"(?u)\b[^\W_]{2,}\b"
 
 
 def bm25_search(corpus: Mapping[str, str], queries: Mapping[str, str], k: int, *, k1: float = K1, b: float = B) -> Run:
@@ -33,8 +35,9 @@ def bm25_search(corpus: Mapping[str, str], queries: Mapping[str, str], k: int, *
     require("bm25s", "search")
     import bm25s
 
-    words = bm25s.tokenize(list(corpus.values()), stopwords="en", return_ids=False, show_progress=False)
-    asked = bm25s.tokenize(list(queries.values()), stopwords="en", return_ids=False, show_progress=False)
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs each index it builds
+    cut = functools.partial(bm25s.tokenize, token_pattern=WORD, stopwords="en", return_ids=False, show_progress=False)
+    words, asked = cut(list(corpus.values())), cut(list(queries.values()))
     if not any(words):
         return {query: {} for query in queries}
     index = bm25s.BM25(k1=k1, b=b, method="lucene")

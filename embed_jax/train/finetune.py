@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from embed_jax.config import Experiment, override
-from embed_jax.data.pairs import negative_columns
+from embed_jax.data.sources import pair_columns
 from embed_jax.errors import InputError
 from embed_jax.sentence import SentenceEncoder, load
 
@@ -46,13 +46,8 @@ def finetune(
     config.batch.size = min(32, len(records))
     config = override(config, model__name=model, **overrides)
     workdir = Path(workdir or tempfile.mkdtemp(prefix="embed_jax_"))
-    fit(config, workdir, records=records, columns=pair_columns, evaluators=evaluators or {})
+    fit(config, workdir, records=records, columns=pair_columns(records), evaluators=evaluators or {})
     return load(str(workdir / "model"))
-
-
-def pair_columns(record: Mapping[str, Any]) -> tuple[str | None, ...]:
-    """A record's anchor, positive and negatives, in order."""
-    return (record["anchor"], record["positive"], *(record[name] for name in negative_columns(record)))
 
 
 def pair_records(pairs: Any) -> Sequence[dict[str, str]]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from embed_jax.config import Experiment, Model
 from embed_jax.data.pipeline import fingerprint, prefetch, steps_per_epoch, training_batches
-from embed_jax.data.tokenize import Tokenizer, load_tokenizer
+from embed_jax.data.tokenize import load_tokenizer
 from embed_jax.encoders.build import EncoderSpec, build_encoder, random_spec
 from embed_jax.encoders.heads import Dense, Normalize
 from embed_jax.encoders.hf import read_model, resolve
@@ -77,6 +77,7 @@ def start_from(model: Model, max_length: int, seed: int) -> Start:
             "default_prompt_name": saved.default_prompt_name,
             "include_prompt": saved.include_prompt,
             "similarity": saved.similarity,
+            "lower_case": saved.lower_case,
         }
         if tokenizer.vocab_size > spec.backbone.vocab_size:
             raise InputError(
@@ -142,7 +143,10 @@ def fit(
     start = start_from(config.model, config.data.max_length, config.train.seed)
 
     # The batches: a pure function of (seed, step).
-    tokenizer = _cut_at(start.sentence.tokenizer, config.data.max_length)
+    positions = start.encoder.config.max_length
+    if config.data.max_length > positions:
+        raise InputError(f"config.data.max_length: expected at most the model's {positions} positions, found {config.data.max_length}")
+    tokenizer = start.sentence.tokenizer.cut_at(config.data.max_length)
     make_batches = functools.partial(
         training_batches,
         columns=columns,
@@ -200,14 +204,6 @@ def fit(
             save_model=save_model,
             mesh=mesh,
         )
-
-
-def _cut_at(tokenizer: Tokenizer, max_length: int) -> Tokenizer:
-    if max_length == tokenizer.max_length:
-        return tokenizer
-    backend = type(tokenizer.backend).from_str(tokenizer.backend.to_str())
-    backend.enable_truncation(max_length)
-    return dataclasses.replace(tokenizer, backend=backend, max_length=max_length)
 
 
 def _num_validation(validation: Sequence[Any], config: Experiment) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -58,7 +59,7 @@ class Wandb:
             mode = os.environ.get("WANDB_MODE") or ("online" if logged_in else "offline")
         id_file = workdir / "wandb_id"
         if not id_file.exists():
-            id_file.write_text(wandb.util.generate_id())
+            id_file.write_text(secrets.token_hex(4))
         try:
             self._run = wandb.init(
                 project=project,

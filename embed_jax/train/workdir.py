@@ -55,7 +55,7 @@ def _check_or_write(path: Path, content: Any, fixed: dict[str, Any], what: str) 
             before = _flatten_json(json.loads(path.read_text(encoding="utf-8")))
         except ValueError as error:
             raise InputError(f"{path}: not JSON ({error}); use another --workdir") from error
-        for name, value in fixed.items():
+        for name, value in _flatten_json(fixed).items():
             if before.get(name) != value:
                 raise InputError(
                     f"{path}: {what}.{name} was {before.get(name)!r} and is {value!r} now; "

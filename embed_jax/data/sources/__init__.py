@@ -81,6 +81,13 @@ def pair_columns(records: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str,
 
     for first, second in PAIR_NAMES:
         if first in records[0] and second in records[0]:
-            return lambda record: (record[first], record[second], *(record[name] for name in negative_columns(record)))
-    accepted = "; ".join(" ".join(names) for names in PAIR_NAMES)
-    raise InputError(f"no pairs: found the fields {', '.join(records[0])}; accepted: {accepted}; and negative_1 ...")
+            break
+    else:
+        accepted = "; ".join(" ".join(names) for names in PAIR_NAMES)
+        raise InputError(f"no pairs: found the fields {', '.join(records[0])}; accepted: {accepted} (negative_1 ...)")
+
+    def columns(record: Mapping[str, Any]) -> tuple[str | None, ...]:
+        single = (record[name] or None for name in negative_columns(record))
+        return record[first], record[second], *single, *(record.get("negatives") or ())
+
+    return columns

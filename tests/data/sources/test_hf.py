@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from embed_jax.data.sources import open_records
+from embed_jax.data.sources import open_records, pair_columns
 from embed_jax.errors import InputError
 
 datasets = pytest.importorskip("datasets")
@@ -24,6 +24,12 @@ def test_saved_data_set(tmp_path):
     assert list(open_records(f"hf:{tmp_path / 'one'}")) == ROWS[:7]
     with pytest.raises(InputError, match="saved without splits"):
         open_records(f"hf:{tmp_path / 'one'}", "test")
+
+
+def test_negatives_of_rows():
+    rows = datasets.Dataset.from_list([ROWS[0] | {"negative": None, "negatives": ["x", "y"]}, ROWS[1]])
+    columns = pair_columns(rows)
+    assert [columns(row) for row in rows] == [("a0", "p0", None, "x", "y"), ("a1", "p1", None)]
 
 
 def test_directory_of_files(tmp_path, monkeypatch):

@@ -1,0 +1,139 @@
+"""Was the fine-tuning worth it? A model before and after, and BM25, on one retrieval task."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from embed_jax.errors import require
+from embed_jax.evals.metrics import bootstrap_interval
+from embed_jax.evals.retrieval import Qrels, RetrievalResult, Texts, check_qrels, score_run
+from embed_jax.retrieval.bm25 import bm25_search
+from embed_jax.retrieval.topk import Encode, Run, dense_search
+
+SHOWN = ("ndcg@10", "mrr@10", "recall@10")
+DEPTH = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Three searches of one task, query by query.
+
+    Attributes:
+        corpus, queries, qrels: the task.
+        runs: {"bm25" | "before" | "after": rankings}, ten documents a query.
+        results: their scores.
+    """
+
+    corpus: Texts
+    queries: Texts
+    qrels: Qrels
+    runs: dict[str, Run]
+    results: dict[str, RetrievalResult]
+
+    def gain(self, other: str = "before", metric: str = "ndcg@10") -> tuple[float, float, float]:
+        """The mean difference after - other by query, and its 95 % bootstrap interval (paired: same queries)."""
+        difference = self.results["after"].per_query[metric] - self.results[other].per_query[metric]
+        low, high = bootstrap_interval(len(difference), lambda i: float(difference[i].mean()))
+        return float(difference.mean()), low, high
+
+    def table(self) -> str:
+        """Means with 95 % intervals, a row a search."""
+        rows = [f"{len(self.queries)} queries, {len(self.corpus)} documents"]
+        rows.append(f"{'':8}" + "".join(f"{name:>24}" for name in SHOWN))
+        for name, result in self.results.items():
+            intervals = result.intervals()
+            cells = (f"{result.metrics[metric]:.4f} [{intervals[metric][0]:.3f}, {intervals[metric][1]:.3f}]" for metric in SHOWN)
+            rows.append(f"{name:8}" + "".join(f"{cell:>24}" for cell in cells))
+        return "\n".join(rows)
+
+    def verdict(self) -> str:
+        """One sentence: adopt the new model or not, and why."""
+        gain, low, high = self.gain()
+        interval = f"{gain:+.4f} nDCG@10 (95 % interval {low:+.4f} to {high:+.4f})"
+        over_bm25 = self.gain("bm25")[0]
+        if low <= 0:
+            reason = "worse than" if high < 0 else "not shown to be better than"
+            return f"Do not adopt it: the new model is {reason} the old one, {interval}."
+        if over_bm25 < 0:
+            return f"Do not adopt it yet: better than the old model, {interval}, but BM25 is ahead by {-over_bm25:.4f}."
+        return f"Adopt it: the new model is better than the old one, {interval}, and ahead of BM25 by {over_bm25:.4f}."
+
+    def examples(self, count: int = 3) -> str:
+        """Searches of queries evenly spread over the task, not chosen by their outcome; * marks what is relevant."""
+        lines = []
+        searched = list(self.qrels)
+        for query in searched[:: max(len(searched) // count, 1)][:count]:
+            lines.append(f"query: {_one_line(self.queries[query])}")
+            for name in ("before", "after"):
+                for rank, document in enumerate(list(self.runs[name][query])[:3], 1):
+                    mark = "*" if self.qrels[query].get(document, 0) > 0 else " "
+                    lines.append(f"  {name:6} {rank} {mark} {_one_line(self.corpus[document])}")
+        return "\n".join(lines)
+
+    def write(self, directory: Path) -> None:
+        """Writes comparison.json and comparison.png."""
+        names = ("gain", "low", "high")
+        content = {
+            "task": "retrieval",
+            "n": len(self.qrels),
+            "metrics": {name: result.metrics for name, result in self.results.items()},
+            "intervals": {name: result.intervals() for name, result in self.results.items()},
+            "ndcg@10 after - before": dict(zip(names, self.gain(), strict=True)),
+            "ndcg@10 after - bm25": dict(zip(names, self.gain("bm25"), strict=True)),
+            "verdict": self.verdict(),
+        }
+        beside = directory / "comparison.json.new"
+        beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        os.replace(beside, directory / "comparison.json")
+        self._plot(directory / "comparison.png")
+
+    def _plot(self, output: Path) -> None:
+        require("matplotlib", "plots")
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+
+        figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+        width = 0.8 / len(self.results)
+        for place, (name, result) in enumerate(self.results.items()):
+            means = np.array([result.metrics[metric] for metric in SHOWN])
+            intervals = np.array([result.intervals()[metric] for metric in SHOWN])
+            spread = np.abs(intervals.T - means)
+            at = np.arange(len(SHOWN)) + (place - (len(self.results) - 1) / 2) * width
+            bars = axes.bar(at, means, width * 0.95, yerr=spread, capsize=3, label=name)
+            axes.bar_label(bars, fmt="%.3f", fontsize=8, padding=2)
+        axes.set_xticks(range(len(SHOWN)), SHOWN)
+        axes.set(ylabel="score", ylim=(0, 1.05), title=f"Held-out test, {len(self.qrels)} queries, 95 % intervals")
+        axes.legend(loc="lower right")
+        figure.savefig(output, dpi=120)
+        pyplot.close(figure)
+
+
+def compare(before: Encode, after: Encode, task: tuple[Texts, Texts, Qrels]) -> Comparison:
+    """Searches the task with BM25, the model before and the model after.
+
+    Raises:
+        InputError: if a judgement names an unknown id, or bm25s is missing.
+    """
+    corpus, queries, qrels = task
+    check_qrels(corpus, queries, qrels)
+    judged = {query: queries[query] for query in qrels}
+    runs = {
+        "bm25": bm25_search(corpus, judged, DEPTH),
+        "before": dense_search(before, before, corpus, judged, DEPTH),
+        "after": dense_search(after, after, corpus, judged, DEPTH),
+    }
+    return Comparison(corpus, judged, qrels, runs, {name: score_run(run, qrels, ks=(DEPTH,)) for name, run in runs.items()})
+
+
+def _one_line(text: str, length: int = 100) -> str:
+    words: Sequence[str] = text.split()
+    line = " ".join(words)
+    return line if len(line) <= length else line[: length - 3] + "..."

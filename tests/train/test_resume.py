@@ -1,0 +1,225 @@
+"""A killed and resumed run is the undisturbed run, bit for bit; bad input and bad luck end in one line."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).parents[2]
+STEPS = 24
+
+
+@pytest.fixture(scope="module")
+def sentence_file(tmp_path_factory, sentences):
+    path = tmp_path_factory.mktemp("data") / "sentences.txt"
+    path.write_text("\n".join(sentences) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """One compilation cache for all runs here: they compile the same step."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def arguments(sentence_file, tiny_tokenizer):
+    """The command line of a run on a tiny encoder, without the program: `arguments(workdir, *overrides)`."""
+
+    def make(workdir: Path, *overrides: str) -> list[str]:
+        fields = {
+            "model.tokenizer": tiny_tokenizer,
+            "data.train": sentence_file,
+            "eval.sts": "",
+            "eval.metric": "",
+            "eval.every": 0,
+            "batch.size": 16,
+            "batch.groups": 2,
+            "batch.row_length": 64,
+            "batch.rows": 6,
+            "train.steps": STEPS,
+            "train.log_every": 1,
+            "train.devices": 1,
+            "checkpoint.every": 3,
+            "tracking.wandb": "disabled",
+        }
+        return [
+            f"--config={ROOT}/configs/simcse/unsup_bert_base.py:small",
+            *(f"--config.{name}={value}" for name, value in fields.items()),
+            f"--workdir={workdir}",
+            *overrides,
+        ]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def simcse(arguments, cache):
+    """A function that starts `python -m experiments.simcse` in a process of its own."""
+
+    def start(workdir: Path, *overrides: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "experiments.simcse", *arguments(workdir, *overrides)]
+        environment = {**os.environ, "EMBED_JAX_CACHE": str(cache), "PYTHONUNBUFFERED": "1"}
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+
+    return start
+
+
+@pytest.fixture
+def simcse_here(arguments, cache, monkeypatch, capsys):
+    """A function that runs the command in this process: (exit status, what it wrote to stderr)."""
+    monkeypatch.setenv("EMBED_JAX_CACHE", str(cache))
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT))
+    from embed_jax.errors import exit_with_one_line
+    from experiments import simcse
+
+    def run(workdir: Path, *overrides: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["experiments/simcse.py", *arguments(workdir, *overrides)])
+        with pytest.raises(SystemExit) as exit:
+            exit_with_one_line(simcse.main)
+        return exit.value.code, capsys.readouterr().err
+
+    return run
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def wait_for(process: subprocess.Popen, text: str) -> None:
+    for line in process.stdout:
+        if text in line:
+            return
+    raise AssertionError(f"{text!r} never came: {process.stderr.read()}")
+
+
+def lines_of(workdir: Path) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(simcse, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    status, _, err = finish(simcse(workdir))
+    assert status == 0, err
+    return workdir
+
+
+def assert_same_run(workdir: Path, reference: Path) -> None:
+    mine, theirs = (load_file(path / "model" / "model.safetensors") for path in (workdir, reference))
+    assert mine.keys() == theirs.keys()
+    for name in mine:
+        assert mine[name].tobytes() == theirs[name].tobytes(), name
+    assert [line["step"] for line in lines_of(workdir)] == list(range(1, STEPS + 1))
+    for ours, other in zip(lines_of(workdir), lines_of(reference), strict=True):
+        for name in ("loss", "grad_norm", "learning_rate", "accuracy", "positive_similarity"):
+            assert ours[name] == other[name]
+
+
+@pytest.mark.parametrize("attempt", range(5))
+def test_killed_at_any_step_and_restarted_it_ends_with_the_same_bits(simcse, undisturbed, tmp_path, attempt):
+    chance = random.Random(attempt)
+    process = simcse(tmp_path / "run")
+    wait_for(process, f"step {chance.randrange(1, STEPS - 4)}/")
+    time.sleep(chance.random() * 0.2)  # in the middle of a step or of a save
+    process.send_signal(signal.SIGKILL)
+    finish(process)
+    assert lines_of(tmp_path / "run")[-1]["step"] < STEPS, "it was killed too late to show anything"
+    status, _, err = finish(simcse(tmp_path / "run"))
+    assert status == 0, err
+    assert_same_run(tmp_path / "run", undisturbed)
+
+
+def test_sigterm_saves_and_exits_0(simcse, undisturbed, tmp_path):
+    process = simcse(tmp_path / "run", "--config.checkpoint.every=0")
+    wait_for(process, "step 5/")
+    process.send_signal(signal.SIGTERM)
+    status, out, err = finish(process)
+    assert status == 0 and "SIGTERM: saved at step" in out, err
+    status, out, err = finish(simcse(tmp_path / "run", "--config.checkpoint.every=0"))
+    assert status == 0 and "resuming" in out, err
+    assert_same_run(tmp_path / "run", undisturbed)
+
+
+def test_a_second_run_on_a_workdir_in_use_is_refused(simcse, tmp_path):
+    process = simcse(tmp_path / "run", "--config.train.steps=100000")
+    wait_for(process, "step 1/")
+    status, _, err = finish(simcse(tmp_path / "run", "--config.train.steps=100000"))
+    process.kill()
+    process.communicate()
+    assert status == 2 and err.count("\n") == 1 and f"in use by another run (process {process.pid})" in err
+
+
+def test_a_nan_loss_names_step_and_records_and_leaves_what_was_saved(simcse_here, tmp_path, monkeypatch):
+    """The loss turns NaN at step 5 for two of the examples; the checkpoint of step 3 and its line stay."""
+    from embed_jax.losses import contrastive
+
+    original = contrastive.in_batch_info_nce
+
+    def breaks(own, world, first, params, **arguments):
+        values, weights, metrics = original(own, world, first, params, **arguments)
+        long_run = own.text_hash[0, :, 0] % 8 == 0  # some texts, and so sooner or later a step, are poisoned
+        return values / (1 - long_run), weights, metrics
+
+    monkeypatch.setattr(contrastive, "in_batch_info_nce", breaks)
+    status, err = simcse_here(tmp_path / "run", "--config.checkpoint.every=1", "--config.batch.size=2",
+                              "--config.batch.groups=1", "--config.train.seed=3")  # fmt: skip
+    assert status == 1 and err.count("\n") == 1, err
+    assert re.search(r"loss.* not finite at step \d+ \(records \d+", err), err
+    step = int(re.search(r"at step (\d+)", err).group(1))
+    assert step > 1, "the seed was chosen so that the first step is sound"
+    assert f"the checkpoint of step {step - 1} is intact" in err
+    assert [line["step"] for line in lines_of(tmp_path / "run")] == list(range(1, step))
+    assert not (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("--config.optim.learning_rate=0.5", "config.optim.learning_rate was 0.001 and is 0.5 now"),
+        ("--config.data.limit=100", "data.records was 200 and is 100 now"),
+        ("--config.optim.lr=1", "unknown config field 'optim.lr'"),
+        ("--config.batch.size=2.5", "batch.size"),
+        ("--config.batch.size=300", "200 records do not fill a batch of 300"),
+        ("--config.data.train=nonexistent.txt", "nonexistent.txt"),
+        ("--config.model.name=no/such-model", "no/such-model"),
+        ("--config.model.name=random:big", "unknown shape 'big'"),
+        ("--workdir=/dev/null/run", "/dev/null/run: cannot be written"),
+        ("--config.data.max_length=128", "row_length"),
+        ("--config.batch.groups=3", "expected a multiple of the 3 groups"),
+        ("--config.loss.name=infonce", "unknown loss 'infonce' (did you mean 'info_nce'?)"),
+        ("--config.eval.sts=missing.tsv", "missing.tsv"),
+    ],
+)
+def test_bad_input_is_one_line_with_status_2(simcse_here, undisturbed, override, message):
+    before = {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file() and path.name != "lock"}
+    status, err = simcse_here(undisturbed, override)
+    assert status == 2 and message in err, (status, err)
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_a_budget_of_rows_that_does_not_suffice_names_the_option(simcse_here, tmp_path):
+    status, err = simcse_here(tmp_path / "run", "--config.batch.rows=1")
+    assert status == 2 and err.count("\n") == 1 and "rows" in err
+
+
+def test_an_unknown_metric_is_refused_before_training(simcse_here, tmp_path, sentence_file):
+    sts = tmp_path / "dev.tsv"
+    lines = sentence_file.read_text().splitlines()
+    rows = [f"{n % 6}\t{lines[n]}\t{lines[n + 1]}" for n in range(20)]
+    sts.write_text("score\tsentence1\tsentence2\n" + "\n".join(rows) + "\n")
+    status, err = simcse_here(tmp_path / "run", f"--config.eval.sts={sts}", "--config.eval.metric=sts/speerman")
+    assert status == 2 and "unknown metric 'sts/speerman' (did you mean 'sts/spearman'?)" in err
