@@ -12,13 +12,13 @@ from embed_jax.errors import require
 from embed_jax.retrieval.topk import Run
 
 K1, B = 1.5, 0.75  # bm25s' own defaults
-WORD = r"(?u)\b[^\W_]{2,}\b"
+WORD = r"[^\W_]+"  # the parts of an identifier are words: a fair baseline on code, and no loss on text
 
 
 def bm25_search(corpus: Mapping[str, str], queries: Mapping[str, str], k: int, *, k1: float = K1, b: float = B) -> Run:
     """Each query's k best documents by BM25 (Robertson and Zaragoza 2009) with Lucene's idf.
 
-    Words are what bm25s takes by default: lower case, `\\b\\w\\w+\\b`, its English stop words removed, no stemming.
+    Words are runs of letters and digits in lower case, bm25s' English stop words removed, no stemming.
 
     Args:
         corpus, queries: texts by id.

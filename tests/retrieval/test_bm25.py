@@ -43,3 +43,8 @@ def test_without_bm25s_one_line_says_what_to_install(monkeypatch):
     monkeypatch.delitem(sys.modules, "bm25s", raising=False)
     with pytest.raises(InputError, match=r"pip install 'embed-jax\[search\]'"):
         bm25_search(CORPUS, {"q": "red"}, 2)
+
+
+def test_parts_of_an_identifier_are_words():
+    pytest.importorskip("bm25s")
+    assert list(bm25_search({"d": "def read_csv(path): ...", "e": "other"}, {"q": "Read a CSV"}, 2)["q"]) == ["d"]
