@@ -74,9 +74,7 @@ class BatchMaker:
             rest = iter(found.ids)
             ids.append([None if text is None else next(rest) for text in column])
             skip.append(found.skip)
-        return pack_batch(
-            ids, groups=self.groups, row_length=self.row_length, rows=self.rows, order=order, skip=skip
-        )
+        return pack_batch(ids, groups=self.groups, row_length=self.row_length, rows=self.rows, order=order, skip=skip)
 
 
 def training_batches(
