@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 
 DEBUG_VARIABLE = "EMBED_JAX_DEBUG"
@@ -25,6 +26,7 @@ def exit_with_one_line(main: Callable[[], int | None]) -> None:
 
     `--debug` anywhere on the command line, or EMBED_JAX_DEBUG=1, keeps the traceback.
     """
+    _show_warnings_in_one_line()
     debug = "--debug" in sys.argv or os.environ.get(DEBUG_VARIABLE) == "1"
     if "--debug" in sys.argv:
         sys.argv.remove("--debug")
@@ -47,6 +49,21 @@ def exit_with_one_line(main: Callable[[], int | None]) -> None:
             raise
         print(f"error: {type(error).__name__}: {one_line(error)} (run with --debug for the traceback)", file=sys.stderr)
         sys.exit(1)
+
+
+def _show_warnings_in_one_line() -> None:
+    """Our own warnings as "warning: ...", each text once; those of libraries as Python does."""
+    shown: set[str] = set()
+    before = warnings.showwarning
+
+    def show(message, category, filename, *rest, **more) -> None:
+        if os.sep + "embed_jax" + os.sep not in filename:
+            before(message, category, filename, *rest, **more)
+        elif str(message) not in shown:
+            shown.add(str(message))
+            print(f"warning: {message}", file=sys.stderr)
+
+    warnings.showwarning = show
 
 
 def one_line(error: BaseException) -> str:

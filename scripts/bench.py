@@ -103,7 +103,7 @@ def made_tokenizer(vocab_size: int, max_length: int):
     with tempfile.TemporaryDirectory() as directory:
         words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number}" for number in range(vocab_size - 5))]
         (Path(directory) / "vocab.txt").write_text("\n".join(words) + "\n")
-        BertTokenizerFast(vocab_file=str(Path(directory) / "vocab.txt")).save_pretrained(directory)
+        BertTokenizerFast(vocab=str(Path(directory) / "vocab.txt")).save_pretrained(directory)
         return load_tokenizer(directory, max_length)
 
 

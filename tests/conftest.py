@@ -29,7 +29,7 @@ def tiny_tokenizer(tmp_path_factory):
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys([*WORDS, *letters])]
     vocabulary += [f"##{letter}" for letter in letters]
     (directory / "vocab.txt").write_text("\n".join(dict.fromkeys(vocabulary)) + "\n")
-    BertTokenizerFast(vocab_file=str(directory / "vocab.txt")).save_pretrained(directory)
+    BertTokenizerFast(vocab=str(directory / "vocab.txt")).save_pretrained(directory)
     return directory
 
 

@@ -111,7 +111,7 @@ class Comparison:
             axes.bar_label(bars, fmt="%.3f", fontsize=8, padding=2)
         axes.set_xticks(range(len(SHOWN)), SHOWN)
         axes.set(ylabel="score", ylim=(0, 1.05), title=f"Held-out test, {len(self.qrels)} queries, 95 % intervals")
-        axes.legend(loc="lower right")
+        axes.legend(loc="upper left", ncols=3)
         figure.savefig(output, dpi=120)
         pyplot.close(figure)
 

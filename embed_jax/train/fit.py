@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -177,8 +176,9 @@ def fit(
     # What is measured on the way.
     held_out = None
     if len(validation) >= config.batch.size:
-        few = list(itertools.islice(iter(make_batches(validation, seed=0)), _num_validation(validation, config)))
-        held_out = _mean_loss(objective, few, mesh)
+        held_out_batches = make_batches(validation, seed=0)
+        few = min(VALIDATION_BATCHES, steps_per_epoch(len(validation), config.batch.size))
+        held_out = _mean_loss(objective, [held_out_batches[step] for step in range(few)], mesh)
 
     def evaluate(params: Params) -> dict[str, float]:
         found = dict(held_out(params)) if held_out else {}
@@ -204,10 +204,6 @@ def fit(
             save_model=save_model,
             mesh=mesh,
         )
-
-
-def _num_validation(validation: Sequence[Any], config: Experiment) -> int:
-    return min(VALIDATION_BATCHES, steps_per_epoch(len(validation), config.batch.size))
 
 
 def _mean_loss(objective: Callable, batches: Sequence[Any], mesh: jax.sharding.Mesh) -> Callable:
