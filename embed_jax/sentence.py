@@ -54,7 +54,9 @@ class SentenceEncoder:
         similarity: str = "cosine",
         lower_case: bool = False,
         compute_dtype: str = "float32",
+        devices: int = 0,
     ):
+        """As the attributes; `devices`: how many to encode on, 0 for all."""
         self.spec = spec
         self.tokenizer = tokenizer
         self.prompts = dict(prompts or {})
@@ -63,7 +65,7 @@ class SentenceEncoder:
         self.similarity = similarity
         self.lower_case = lower_case
         self.compute_dtype = compute_dtype
-        self._mesh = make_mesh()
+        self._mesh = make_mesh(devices)
         self._encoder = build_encoder(spec, compute_dtype=compute_dtype)
         self._encode = sharded_encode(self._encoder, self._mesh)
         self.params = replicate(params, self._mesh)
@@ -105,7 +107,9 @@ class SentenceEncoder:
             InputError: for an unknown prompt, a text that is no string, or `batch_tokens` below one text's length.
         """
         if isinstance(texts, str):
-            return self.encode([texts], prompt_name=prompt_name, prompt=prompt, batch_tokens=batch_tokens, params=params)[0]
+            return self.encode(
+                [texts], prompt_name=prompt_name, prompt=prompt, batch_tokens=batch_tokens, params=params
+            )[0]
         blocks = self.encode_blocks(
             texts,
             prompt_name=prompt_name,
@@ -168,7 +172,9 @@ class SentenceEncoder:
         if name is None:
             return ""
         if name not in self.prompts:
-            raise InputError(unknown("prompt", name, self.prompts) if self.prompts else f"this model has no prompts: {name!r}")
+            raise InputError(
+                unknown("prompt", name, self.prompts) if self.prompts else f"this model has no prompts: {name!r}"
+            )
         return self.prompts[name]
 
     def _run(self, batches: Iterator, params: Params) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -212,9 +218,7 @@ def default_batch_tokens() -> int:
     return 2048 if jax.default_backend() == "cpu" else 65536
 
 
-def pack_window(
-    ids: Sequence[np.ndarray], skip: int, batch_tokens: int
-) -> Iterator[tuple[np.ndarray, TokenBatch]]:
+def pack_window(ids: Sequence[np.ndarray], skip: int, batch_tokens: int) -> Iterator[tuple[np.ndarray, TokenBatch]]:
     """Packs texts into batches of few different shapes.
 
     Texts share rows at least twice as long as themselves (up to the longest text's), so that best-fit packing finds

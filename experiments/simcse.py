@@ -11,9 +11,9 @@ from pathlib import Path
 
 from embed_jax import config as configs
 from embed_jax.data.sources import open_records
+from embed_jax.data.sources.files import read_sts
 from embed_jax.errors import InputError, exit_with_one_line
 from embed_jax.evals.sts import sts_evaluator
-from embed_jax.data.sources.files import read_sts
 from embed_jax.train import fit, loop
 
 

@@ -56,10 +56,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         weights.add_argument("--init", choices=["random"], default="random", help="random weights of --shape (default)")
         command.add_argument("--shape", default="minilm-l6", help="shape of random weights (default: %(default)s)")
         command.add_argument("--data", help="python_docs, or a file of texts or pairs (default: made text)")
-        command.add_argument("--words", type=float, default=10.0, help="median words of made text (default: %(default)s)")
+        command.add_argument(
+            "--words", type=float, default=10.0, help="median words of made text (default: %(default)s)"
+        )
         command.add_argument("--max-length", type=int, default=0, help="tokens (default: the model's; random: 128)")
         command.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="compute dtype")
-        command.add_argument("--repeat", type=int, default=5, help="timed repetitions of each side (default: %(default)s)")
+        command.add_argument(
+            "--repeat", type=int, default=5, help="timed repetitions of each side (default: %(default)s)"
+        )
         command.add_argument("--against", choices=["sentence-transformers"], help="measure this side by side")
         command.add_argument("--json", action="store_true", help="one JSON object a line instead of text")
         command.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -141,7 +145,9 @@ def report(args: argparse.Namespace, name: str, unit: str, ours: list[float], th
         "unit": unit,
         "ours": round(mine, 2),
         "theirs": None if other is None else round(other, 2),
-        "ratio": None if other is None else round(statistics.median(a / b for a, b in zip(ours, theirs, strict=True)), 3),
+        "ratio": None
+        if other is None
+        else round(statistics.median(a / b for a, b in zip(ours, theirs, strict=True)), 3),
         "n": len(ours),
         **more,
         "machine": f"{jax.devices()[0].device_kind} x{jax.device_count()}, {os.cpu_count()} CPUs, {platform.machine()}",

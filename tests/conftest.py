@@ -34,6 +34,21 @@ def tiny_tokenizer(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory, tiny_tokenizer):
+    """A model directory of a random encoder with two layers, mean pooling and `tiny_tokenizer`; at most 40 tokens."""
+    from embed_jax.data.tokenize import load_tokenizer
+    from embed_jax.encoders.build import build_encoder, random_spec
+    from embed_jax.encoders.hf import write_model
+
+    tokenizer = load_tokenizer(tiny_tokenizer, 40)
+    spec = random_spec("tiny", vocab_size=tokenizer.vocab_size)
+    directory = tmp_path_factory.mktemp("model") / "tiny"
+    params = build_encoder(spec).init(jax.random.key(0))
+    write_model(directory, spec, params, tokenizer=tokenizer, max_length=40)
+    return directory
+
+
+@pytest.fixture(scope="session")
 def sentences():
     """200 made sentences of uneven length, all different."""
     rng = np.random.default_rng(0)

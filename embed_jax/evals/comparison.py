@@ -48,7 +48,10 @@ class Comparison:
         rows.append(f"{'':8}" + "".join(f"{name:>24}" for name in SHOWN))
         for name, result in self.results.items():
             intervals = result.intervals()
-            cells = (f"{result.metrics[metric]:.4f} [{intervals[metric][0]:.3f}, {intervals[metric][1]:.3f}]" for metric in SHOWN)
+            cells = (
+                f"{result.metrics[metric]:.4f} [{intervals[metric][0]:.3f}, {intervals[metric][1]:.3f}]"
+                for metric in SHOWN
+            )
             rows.append(f"{name:8}" + "".join(f"{cell:>24}" for cell in cells))
         return "\n".join(rows)
 
@@ -130,7 +133,9 @@ def compare(before: Encode, after: Encode, task: tuple[Texts, Texts, Qrels]) -> 
         "before": dense_search(before, before, corpus, judged, DEPTH),
         "after": dense_search(after, after, corpus, judged, DEPTH),
     }
-    return Comparison(corpus, judged, qrels, runs, {name: score_run(run, qrels, ks=(DEPTH,)) for name, run in runs.items()})
+    return Comparison(
+        corpus, judged, qrels, runs, {name: score_run(run, qrels, ks=(DEPTH,)) for name, run in runs.items()}
+    )
 
 
 def _one_line(text: str, length: int = 100) -> str:

@@ -64,7 +64,9 @@ class Checkpoints:
         for step in steps:
             try:
                 about = self._checkpointer.metadata(step).custom_metadata
-                _refuse_mismatch(about["shapes"], _shapes_by_path(like.params), self._checkpointer.directory / str(step))
+                _refuse_mismatch(
+                    about["shapes"], _shapes_by_path(like.params), self._checkpointer.directory / str(step)
+                )
                 state = self._checkpointer.load(step, wanted)
             except InputError:
                 raise

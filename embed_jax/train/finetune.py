@@ -64,6 +64,8 @@ def pair_records(pairs: Any) -> Sequence[dict[str, str]]:
             names = ["anchor", "positive", *(f"negative_{k}" for k in range(1, len(texts) - 1))]
             texts = dict(zip(names, texts.values(), strict=False))
         if len(texts) < 2 or not all(isinstance(text, str) for text in texts.values()):
-            raise InputError(f"pairs[{number}]: expected an anchor, a positive and negatives, all strings, found {row!r}")
+            raise InputError(
+                f"pairs[{number}]: expected an anchor, a positive and negatives, all strings, found {row!r}"
+            )
         records.append(texts)
     return records

@@ -50,13 +50,14 @@ class Start:
     sentence: SentenceEncoder
 
 
-def start_from(model: Model, max_length: int, seed: int) -> Start:
+def start_from(model: Model, max_length: int, seed: int, devices: int = 0) -> Start:
     """Loads or initialises the model that a config names.
 
     Args:
         model: `name` "random:SHAPE" makes random weights of a well-known shape for `tokenizer`.
         max_length: texts are cut at so many tokens in training; the result keeps the model's own limit if it is longer.
         seed: of random weights.
+        devices: how many the resulting model encodes on; 0: all.
     """
     key = jax.random.key(seed)
     if model.name.startswith("random:"):
@@ -92,7 +93,9 @@ def start_from(model: Model, max_length: int, seed: int) -> Start:
     dtype = _compute_dtype(model.compute_dtype)
     encoder = build_encoder(training, compute_dtype=dtype, remat=model.remat)
     result = training if model.mlp == "kept" else spec
-    return Start(encoder, params, SentenceEncoder(result, params, tokenizer, compute_dtype=dtype, **prompts))
+    return Start(
+        encoder, params, SentenceEncoder(result, params, tokenizer, compute_dtype=dtype, devices=devices, **prompts)
+    )
 
 
 def _with_mlp(spec: EncoderSpec, params: Params, key: jax.Array) -> tuple[EncoderSpec, Params]:
@@ -139,12 +142,14 @@ def fit(
     # The model and where it runs.
     mesh = make_mesh(config.train.devices)
     groups = num_groups(config.batch.groups, config.batch.size, mesh)
-    start = start_from(config.model, config.data.max_length, config.train.seed)
+    start = start_from(config.model, config.data.max_length, config.train.seed, config.train.devices)
 
     # The batches: a pure function of (seed, step).
     positions = start.encoder.config.max_length
     if config.data.max_length > positions:
-        raise InputError(f"config.data.max_length: expected at most the model's {positions} positions, found {config.data.max_length}")
+        raise InputError(
+            f"config.data.max_length: expected at most the model's {positions} positions, found {config.data.max_length}"
+        )
     tokenizer = start.sentence.tokenizer.cut_at(config.data.max_length)
     make_batches = functools.partial(
         training_batches,

@@ -34,7 +34,9 @@ def params(encoder):
 
 def make_batch(groups: int, columns: int = 3) -> Batch:
     rng = np.random.default_rng(0)
-    ids = [[rng.integers(1, VOCAB, rng.integers(2, 12)).astype(np.int32) for _ in range(EXAMPLES)] for _ in range(columns)]
+    ids = [
+        [rng.integers(1, VOCAB, rng.integers(2, 12)).astype(np.int32) for _ in range(EXAMPLES)] for _ in range(columns)
+    ]
     present = np.ones((columns, EXAMPLES), bool)
     if columns > 2:
         present[2, ::5] = False  # some examples have no hard negative

@@ -222,4 +222,4 @@ def test_an_unknown_metric_is_refused_before_training(simcse_here, tmp_path, sen
     rows = [f"{n % 6}\t{lines[n]}\t{lines[n + 1]}" for n in range(20)]
     sts.write_text("score\tsentence1\tsentence2\n" + "\n".join(rows) + "\n")
     status, err = simcse_here(tmp_path / "run", f"--config.eval.sts={sts}", "--config.eval.metric=sts/speerman")
-    assert status == 2 and "unknown metric 'sts/speerman' (did you mean 'sts/spearman'?)" in err
+    assert status == 2 and "unknown metric 'sts/speerman' (did you mean 'sts/spearman'?)" in err, err
