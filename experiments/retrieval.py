@@ -2,8 +2,8 @@
 
     python -m experiments.retrieval --config=configs/retrieval/quickstart.py --workdir=runs/quickstart
 
-Trains with in-batch negatives; then searches the held-out test split with the model before, the model after and BM25, and
-says whether to adopt the new one. Everything about the run is in the work directory: model, metrics.jsonl,
+Trains with in-batch negatives; then searches the held-out test split with the model before, the model after and BM25,
+and says whether to adopt the new one. Everything about the run is in the work directory: model, metrics.jsonl,
 comparison.json, curves.png, comparison.png.
 """
 

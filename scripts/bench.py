@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import os
 import platform
@@ -15,7 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -217,12 +218,9 @@ def bench_encode(args: argparse.Namespace) -> None:
             for batch in batches:
                 call(batch)  # every shape compiled
         repeat = max(LATENCY_REPETITIONS if size <= 64 else args.repeat, 3)
-        turn = iter(range(10**9))
-
-        def run(call: Callable) -> None:
-            call(batches[next(turn) % len(batches)])
-
-        seconds = alternate([functools.partial(run, call) for call in calls], repeat)
+        turns = [itertools.cycle(batches) for _ in calls]
+        sides = [functools.partial(_call_next, call, turn) for call, turn in zip(calls, turns, strict=True)]
+        seconds = alternate(sides, repeat)
         rates = [[size / second for second in side] for side in seconds]
         latency = {
             f"{who}_{name}_ms": round(1000 * float(np.percentile(side, share)), 2)
@@ -230,6 +228,10 @@ def bench_encode(args: argparse.Namespace) -> None:
             for name, share in (("p50", 50), ("p95", 95))
         }
         report(args, f"encode/batch={size}", "texts/s", rates[0], rates[1] if other else [], **latency)
+
+
+def _call_next(call: Callable, batches: Iterator[list[str]]) -> None:
+    call(next(batches))
 
 
 # ---- train ---------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ def split_pairs(records: Sequence[Record], holdout: float, seed: int = 0) -> dic
     """Splits pairs so that no anchor and no positive stands on two sides.
 
     Pairs that share a text, directly or through others, stay together; such a family goes to validation or test,
-    each with probability `holdout`, by a hash of its smallest text and the seed: independent of the order of the records.
+    each with probability `holdout`, by a hash of its smallest text and the seed, whatever the order of the records.
     A training negative that is a held-out positive is taken out.
 
     Args:

@@ -148,7 +148,7 @@ def fit(
     positions = start.encoder.config.max_length
     if config.data.max_length > positions:
         raise InputError(
-            f"config.data.max_length: expected at most the model's {positions} positions, found {config.data.max_length}"
+            f"config.data.max_length: expected at most {positions}, the model's positions, found {config.data.max_length}"
         )
     tokenizer = start.sentence.tokenizer.cut_at(config.data.max_length)
     make_batches = functools.partial(

@@ -22,8 +22,9 @@ GROUPS, EXAMPLES, VOCAB = 8, 32, 64
 @pytest.fixture(scope="module")
 def encoder():
     spec = random_spec("tiny", vocab_size=VOCAB)
-    spec = dataclasses.replace(spec, backbone=dataclasses.replace(spec.backbone, hidden_size=32, embedding_size=32,
-                               intermediate_size=64, num_heads=4, hidden_dropout=0.1, attention_dropout=0.1))  # fmt: skip
+    small = {"hidden_size": 32, "embedding_size": 32, "intermediate_size": 64, "num_heads": 4}
+    spec = dataclasses.replace(spec, backbone=dataclasses.replace(spec.backbone, **small))
+    assert spec.backbone.hidden_dropout == spec.backbone.attention_dropout == 0.1
     return build_encoder(spec)
 
 
