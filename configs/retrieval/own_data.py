@@ -4,9 +4,9 @@
         --config.data.corpus=corpus.jsonl --workdir=runs/own_data
 
 `pairs.jsonl` (or .tsv, .csv; .gz) has the fields anchor and positive, and optionally negative_1, negative_2, ...; give
-`--config.data.corpus` if there are more texts to search among (a field text). A tenth of the pairs is held out for
-validation and a tenth for test, so that no query and no passage stands on two sides; the learning rate and the number of
-steps are worth a second try. The run ends with a table and one sentence: adopt it or not.
+`--config.data.corpus` if there are more texts to search among (field: text). A tenth of the pairs is held out for
+validation and a tenth for test, so that no query and no passage stands on two sides; the learning rate and the number
+of steps are worth a second try. The run ends with a table and one sentence: adopt it or not.
 """
 
 from embed_jax.config import Experiment

@@ -147,9 +147,8 @@ def fit(
     # The batches: a pure function of (seed, step).
     positions = start.encoder.config.max_length
     if config.data.max_length > positions:
-        raise InputError(
-            f"config.data.max_length: expected at most {positions}, the model's positions, found {config.data.max_length}"
-        )
+        found = config.data.max_length
+        raise InputError(f"config.data.max_length: expected at most {positions} (the model's positions), found {found}")
     tokenizer = start.sentence.tokenizer.cut_at(config.data.max_length)
     make_batches = functools.partial(
         training_batches,
