@@ -3,8 +3,9 @@
     python -m experiments.retrieval --config=configs/retrieval/quickstart.py --workdir=runs/quickstart
 
 Data: python_docs, 5,300 to 6,500 pairs from the standard library of the Python that runs: first sentence of a
-docstring, and the function's source without it; split by module. Expected on two CPU cores: about two minutes of training, and on
-the test modules an nDCG@10 from about 0.65 to about 0.71 (Python 3.11). The learning rate was chosen on validation.
+docstring, and the function's source without it; split by module. Expected on two CPU cores: about two minutes of
+training, and on the test modules an nDCG@10 from about 0.65 to about 0.71 (Python 3.11). Learning rate: chosen on
+the validation split.
 
 `quickstart.py:small` takes 10 steps, to see that everything runs.
 """

@@ -110,10 +110,13 @@ def load_tokenizer(directory: str | os.PathLike, max_length: int, *, lower_case:
     # Without this check transformers makes a tokenizer that knows the special tokens and nothing else.
     if not any(next(directory.glob(pattern), None) for pattern in VOCABULARY_FILES):
         raise InputError(f"{directory}: no tokenizer there; one of these is needed: {', '.join(VOCABULARY_FILES)}")
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, BertTokenizerFast
 
     try:
-        hf = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+        if {file.name for file in directory.iterdir() if file.suffix in (".json", ".txt", ".model")} == {"vocab.txt"}:
+            hf = BertTokenizerFast(vocab=str(directory / "vocab.txt"))  # nothing but a WordPiece vocabulary
+        else:
+            hf = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the parsers of vocabulary files raise anything
         raise InputError(f"{directory}: the tokenizer cannot be read: {one_line(error)[:200]}") from None
     if not hf.is_fast:
