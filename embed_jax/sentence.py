@@ -118,7 +118,13 @@ class SentenceEncoder:
             show_progress=show_progress,
             params=params,
         )
-        return np.concatenate([np.zeros((0, self.dim), np.float32), *blocks])
+        if not isinstance(texts, Sequence):
+            return np.concatenate([np.zeros((0, self.dim), np.float32), *blocks])
+        embeddings, start = np.empty((len(texts), self.dim), np.float32), 0
+        for block in blocks:
+            embeddings[start : start + len(block)] = block
+            start += len(block)
+        return embeddings
 
     def encode_blocks(
         self,
@@ -133,6 +139,7 @@ class SentenceEncoder:
         """As `encode`, but yields the embeddings of up to 8,192 texts at a time, for outputs larger than memory."""
         prefix = self._prompt(prompt_name, prompt)
         params = self.params if params is None else params
+        default = max(default_batch_tokens(), self.max_length)
         total = len(texts) if isinstance(texts, Sequence) else None
         truncated = count = 0
         with _progress(show_progress, total) as advance:
@@ -140,7 +147,7 @@ class SentenceEncoder:
                 tokenized = self.tokenizer.encode(window, prefix, self.include_prompt)
                 truncated, count = truncated + tokenized.truncated, count + len(window)
                 block = np.zeros((len(window), self.dim), np.float32)
-                batches = pack_window(tokenized.ids, tokenized.skip, batch_tokens or default_batch_tokens())
+                batches = pack_window(tokenized.ids, tokenized.skip, batch_tokens or default)
                 for number, embeddings in self._run(batches, params):
                     block[number] = embeddings
                     advance(len(number))
