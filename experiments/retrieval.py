@@ -70,7 +70,7 @@ def read_data(config: configs.Experiment):
 
 def main() -> None:
     config, workdir = configs.load(sys.argv)
-    fit.enable_compilation_cache()
+    fit.prepare_jax(config)
     result = run(config, workdir)
     if result.finished:
         print(f"model: {workdir / 'model'}")

@@ -41,7 +41,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
 
 def main() -> None:
     config, workdir = configs.load(sys.argv)
-    fit.enable_compilation_cache()
+    fit.prepare_jax(config)
     result = run(config, workdir)
     if result.finished:
         print(f"model: {workdir / 'model'}")
