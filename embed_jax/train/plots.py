@@ -7,9 +7,6 @@ from pathlib import Path
 
 from embed_jax.errors import require
 
-TRAINING_CURVES = ("loss", "accuracy", "positive_similarity", "hardest_negative_similarity")
-UNITS = {"learning_rate": "per update", "tokens_per_second": "tokens / s"}
-
 
 def plot_curves(metrics_file: Path, output: Path) -> None:
     """Draws the training loss with the validation loss, similarities, and every evaluated metric by step.
@@ -26,7 +23,7 @@ def plot_curves(metrics_file: Path, output: Path) -> None:
     lines = [json.loads(line) for line in metrics_file.read_text(encoding="utf-8").splitlines()]
 
     def series(name: str) -> tuple[list[int], list[float]]:
-        found = [(line["step"], line[name]) for line in lines if name in line]
+        found = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
         return [step for step, _ in found], [value for _, value in found]
 
     evaluated = [name for name in dict.fromkeys(name for line in lines for name in line) if "/" in name]
