@@ -1,0 +1,224 @@
+"""Evaluates a model on sentence similarity (sts) or search (retrieval), with 95 % bootstrap intervals.
+
+sts: Spearman and Pearson of cosine similarities with people's scores. The figure over all pairs of a file is SimCSE's
+`all` aggregation; with several subsets, the mean over them and the mean weighted by their sizes are shown too. Several
+data sets give a row each and their average.
+
+retrieval: nDCG, MRR, recall and MAP as trec_eval defines them, over the queries that have judgements.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from embed_jax.errors import InputError, exit_with_one_line, require
+from scripts.commands import Parser, print_table, write_json, written_whole
+
+EXAMPLES = """data:
+  sts        a file with the columns score, sentence1, sentence2 and optionally subset (.tsv, .csv, .jsonl, each also
+             .gz), or a directory with such a file called SPLIT.tsv and so on; several, separated by commas
+  retrieval  a directory in BEIR's layout (corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv), or python_docs
+
+examples:
+  python -m scripts.evaluate --model sentence-transformers/all-MiniLM-L6-v2 --task sts --data stsb/test.tsv
+  python -m scripts.evaluate --model runs/simcse/model --task sts --data sts12,sts13,sts14,sts15,sts16,stsb,sick_r
+  python -m scripts.evaluate --model runs/quickstart/model --task retrieval --data python_docs --baseline bm25 \\
+      --output results.json
+"""
+QUERY_PROMPTS = ("query",)  # used without being named, as in sentence-transformers' encode_query and encode_document
+CORPUS_PROMPTS = ("document", "passage", "corpus")
+
+
+def main() -> None:
+    args = parse(sys.argv[1:])
+    run = {"sts": run_sts, "retrieval": run_retrieval}[args.task]
+    if args.output is None:
+        run(args)
+        return
+    with written_whole(args.output) as beside:
+        write_json(beside, run(args))
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser("scripts.evaluate", __doc__, EXAMPLES)
+    parser.add_argument("--model", required=True, help="directory or hub name")
+    parser.add_argument("--task", required=True, choices=["sts", "retrieval"])
+    parser.add_argument("--data", required=True, help="what to evaluate on; see below")
+    parser.add_argument("--split", default="test", help="which split of a directory or of python_docs (default: test)")
+    parser.add_argument("--output", type=Path, help="JSON file for metrics, intervals and versions")
+    parser.add_argument(
+        "--batch-tokens", type=int, default=0, help="slots a device encodes at a time (default: what suits the device)"
+    )
+    sts = parser.add_argument_group("sts")
+    sts.add_argument("--prompt-name", help="which of the model's prompts to put before each text (default: its own)")
+    retrieval = parser.add_argument_group("retrieval")
+    retrieval.add_argument("--k", default="10,100", help="cut-offs, separated by commas (default: 10,100)")
+    retrieval.add_argument("--baseline", choices=["bm25"], help="a row to compare with")
+    retrieval.add_argument(
+        "--query-prompt-name", help="the model's prompt for queries (default: 'query' if it has one, else its own)"
+    )
+    retrieval.add_argument(
+        "--corpus-prompt-name",
+        help="its prompt for documents (default: 'document', 'passage' or 'corpus' if it has one, else its own)",
+    )
+    retrieval.add_argument(
+        "--ignore-identical-ids",
+        action="store_true",
+        help="leave out a document with the query's own id, as BEIR does: for ArguAna and Quora",
+    )
+    args = parser.parse_args(argv)
+    other = retrieval if args.task == "sts" else sts
+    for action in other._group_actions:
+        if getattr(args, action.dest) != action.default:
+            parser.error(f"{action.option_strings[0]} is for --task {other.title}")
+    if args.batch_tokens < 0:
+        parser.error(f"--batch-tokens: expected 0 or more, found {args.batch_tokens}")
+    numbers = args.k.split(",")
+    if not all(number.isdecimal() and int(number) > 0 for number in numbers):
+        parser.error(f"--k: expected numbers from 1 up, separated by commas, found {args.k!r}")
+    args.k = sorted({int(number) for number in numbers})
+    return args
+
+
+def run_sts(args: argparse.Namespace) -> dict[str, Any]:
+    """Evaluates on each data set; prints a table and returns the results."""
+    import numpy as np
+
+    from embed_jax.data.sources.files import read_sts
+    from embed_jax.evals.metrics import bootstrap_interval, pearson, spearman
+    from embed_jax.evals.sts import pair_similarities, sts_metrics
+
+    files = [sts_file(name, args.split) for name in args.data.split(",")]
+    names = [path.parent.name if path.name.split(".")[0] == args.split else path.stem for path in files]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in files]
+    sets = {name: read_sts(path) for name, path in zip(names, files, strict=True)}
+    encode = functools.partial(load_model(args).encode, **encode_options(args), prompt_name=args.prompt_name)
+    metrics, intervals = {}, {}
+    for name, (sentences1, sentences2, scores, subsets) in sets.items():
+        similarities, gold = pair_similarities(encode, sentences1, sentences2), np.array(scores)
+        metrics[name] = sts_metrics(similarities, gold, subsets)
+        intervals[name] = {
+            metric: bootstrap_interval(len(gold), lambda i, f=f, s=similarities, g=gold: f(s[i], g[i]))
+            for metric, f in (("spearman", spearman), ("pearson", pearson))
+        }
+    columns = list(dict.fromkeys(metric for found in metrics.values() for metric in found))
+    rows = [
+        [name, str(len(sets[name][2])), *(cell(found.get(metric), intervals[name].get(metric)) for metric in columns)]
+        for name, found in metrics.items()
+    ]
+    if len(sets) > 1:
+        main = ("spearman", "pearson")
+        average = {metric: float(np.mean([found[metric] for found in metrics.values()])) for metric in main}
+        rows.append(["average", "", *(cell(average.get(metric), None) for metric in columns)])
+        metrics = {f"{name}/{metric}": v for name, found in metrics.items() for metric, v in found.items()}
+        metrics |= {f"average/{metric}": value for metric, value in average.items()}
+        intervals = {f"{name}/{metric}": v for name, found in intervals.items() for metric, v in found.items()}
+    else:
+        metrics, intervals = metrics[names[0]], intervals[names[0]]
+    print_table(["data", "pairs", *columns], rows)
+    return results(args, metrics, intervals, n=sum(len(columns[2]) for columns in sets.values()))
+
+
+def sts_file(name: str, split: str) -> Path:
+    """The file named, or the one called SPLIT in the directory named."""
+    from embed_jax.data.sources.files import FORMATS
+
+    path = Path(name)
+    if not path.is_dir():
+        return path
+    candidates = [path / f"{split}{ending}{gz}" for ending in FORMATS for gz in ("", ".gz")]
+    found = [candidate for candidate in candidates if candidate.is_file()]
+    if len(found) != 1:
+        raise InputError(f"{path}: expected one file {split}.tsv, .csv or .jsonl (.gz), found {len(found)}")
+    return found[0]
+
+
+def run_retrieval(args: argparse.Namespace) -> dict[str, Any]:
+    """Evaluates the model and the baseline; prints a table and returns the results."""
+    from embed_jax.data.sources import open_retrieval_task
+    from embed_jax.evals.retrieval import evaluate_retrieval, evaluate_search
+    from embed_jax.retrieval.bm25 import bm25_search
+
+    if args.baseline:
+        require("bm25s", "search")
+    task = open_retrieval_task(args.data, args.split)
+    options = {"ks": args.k, "ignore_identical_ids": args.ignore_identical_ids}
+    model = load_model(args)
+    encode = functools.partial(model.encode, **encode_options(args))
+    found = {
+        args.model: evaluate_retrieval(
+            functools.partial(encode, prompt_name=args.query_prompt_name or known_prompt(model, QUERY_PROMPTS)),
+            functools.partial(encode, prompt_name=args.corpus_prompt_name or known_prompt(model, CORPUS_PROMPTS)),
+            *task,
+            similarity=model.similarity,
+            **options,
+        )
+    }
+    if args.baseline:
+        found[args.baseline] = evaluate_search(bm25_search, *task, **options)
+    intervals = {name: result.intervals() for name, result in found.items()}
+    corpus, _, qrels = task
+    print(f"{args.data}: {len(qrels)} queries, {len(corpus)} documents")
+    print_table(
+        ["metric", *found],
+        [
+            [metric, *(cell(result.metrics[metric], intervals[name][metric]) for name, result in found.items())]
+            for metric in found[args.model].metrics
+        ],
+    )
+    content = results(args, found[args.model].metrics, intervals[args.model], n=len(qrels))
+    if args.baseline:
+        content["baseline"] = {
+            "name": args.baseline,
+            "metrics": found[args.baseline].metrics,
+            "intervals": intervals[args.baseline],
+        }
+    return content
+
+
+def load_model(args: argparse.Namespace) -> Any:
+    from embed_jax.sentence import load
+    from embed_jax.train.fit import enable_compilation_cache
+
+    enable_compilation_cache()
+    return load(args.model)
+
+
+def encode_options(args: argparse.Namespace) -> dict[str, Any]:
+    return {"batch_tokens": args.batch_tokens, "show_progress": sys.stderr.isatty()}
+
+
+def known_prompt(model: Any, names: Sequence[str]) -> str | None:
+    return next((name for name in names if name in model.prompts), None)
+
+
+def cell(value: float | None, interval: tuple[float, float] | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f} [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else f"{value:.4f}"
+
+
+def results(args: argparse.Namespace, metrics: dict, intervals: dict, n: int) -> dict[str, Any]:
+    """What is written to --output: scores are fractions, n counts pairs or queries."""
+    from embed_jax.train.tracking import environment
+
+    return {
+        "task": args.task,
+        "model": args.model,
+        "data": args.data,
+        "split": args.split if args.data == "python_docs" or Path(args.data.split(",")[0]).is_dir() else None,
+        "metrics": metrics,
+        "intervals": intervals,
+        "n": n,
+        "versions": environment(),
+    }
+
+
+if __name__ == "__main__":
+    exit_with_one_line(main)

@@ -1,0 +1,160 @@
+import json
+import math
+import shutil
+
+import pytest
+
+import embed_jax
+from embed_jax.data.sources.beir import read_beir
+from embed_jax.data.sources.files import read_sts
+from embed_jax.evals.retrieval import retrieval_evaluator
+from embed_jax.evals.sts import sts_evaluator
+from scripts import evaluate
+
+
+def test_sts(run, tiny_model, sts, tmp_path):
+    output = tmp_path / "results.json"
+    status, out, err = run(evaluate, "--model", tiny_model, "--task", "sts", "--data", sts, "--output", output)
+    assert (status, err) == (0, "")
+    found = json.loads(output.read_text())
+    expected = sts_evaluator(*read_sts(sts))(embed_jax.load(str(tiny_model)).encode)
+    assert found["metrics"] == pytest.approx(expected)
+    assert {"spearman", "spearman_mean", "spearman_wmean"} <= found["metrics"].keys()
+    low, high = found["intervals"]["spearman"]
+    assert low <= found["metrics"]["spearman"] <= high
+    assert found["n"] == 30 and found["task"] == "sts" and "jax" in found["versions"]
+    assert f"{expected['spearman']:.4f}" in out
+    assert [path.name for path in tmp_path.iterdir() if "results" in path.name] == ["results.json"]
+
+
+def test_several_sts_sets_give_their_average(run, tiny_model, sts, tmp_path):
+    other = tmp_path / "other.tsv"
+    other.write_text("".join(sts.read_text().splitlines(keepends=True)[:20]))
+    output = tmp_path / "results.json"
+    data = f"{sts.parent},{other}"
+    status, out, err = run(evaluate, "--model", tiny_model, "--task", "sts", "--data", data, "--output", output)
+    assert (status, err) == (0, "")
+    metrics = json.loads(output.read_text())["metrics"]
+    assert metrics["average/spearman"] == pytest.approx((metrics["sts/spearman"] + metrics["other/spearman"]) / 2)
+    assert out.splitlines()[-1].startswith("average")
+
+
+def test_an_undefined_correlation_is_null(run, tiny_model, tmp_path):
+    data, output = tmp_path / "flat.tsv", tmp_path / "results.json"
+    data.write_text("score\tsentence1\tsentence2\n1\ta dog\ta cat\n1\ta house\ta river\n")
+    status, _, err = run(evaluate, "--model", tiny_model, "--task", "sts", "--data", data, "--output", output)
+    assert (status, err) == (0, "")
+    assert json.loads(output.read_text())["metrics"]["spearman"] is None
+
+
+def test_retrieval(run, tiny_model, beir, tmp_path):
+    pytest.importorskip("bm25s")
+    output = tmp_path / "results.json"
+    arguments = ("--model", tiny_model, "--task", "retrieval", "--data", beir, "--k", "1,10", "--output", output)
+    status, out, err = run(evaluate, *arguments, "--baseline", "bm25")
+    assert (status, err) == (0, "")
+    found = json.loads(output.read_text())
+    expected = retrieval_evaluator(*read_beir(beir), ks=(1, 10))(embed_jax.load(str(tiny_model)).encode)
+    assert found["metrics"] == pytest.approx(expected)
+    assert found["n"] == 5 and found["split"] == "test"
+    assert found["baseline"]["metrics"]["mrr@1"] > 0.5  # a query's words are its document's
+    assert found["intervals"].keys() == found["metrics"].keys()
+    assert "ndcg@10" in out and "bm25" in out
+
+
+def test_without_output_nothing_is_written(run, tiny_model, sts, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    assert run(evaluate, "--model", tiny_model, "--task", "sts", "--data", sts)[0] == 0
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_stored_prompts_are_used_for_queries_and_documents(run, tiny_model, beir, tmp_path, monkeypatch):
+    model = embed_jax.load(str(tiny_model))
+    model.prompts = {"query": "find ", "passage": "text "}
+    used = []
+
+    def encode(texts, prompt_name=None, **options):
+        used.append(prompt_name)
+        return embed_jax.SentenceEncoder.encode(model, texts, prompt_name=prompt_name)
+
+    monkeypatch.setattr(model, "encode", encode)
+    monkeypatch.setattr(evaluate, "load_model", lambda args: model)
+    run(evaluate, "--model", "m", "--task", "retrieval", "--data", beir)
+    assert used == ["query", "passage"]
+
+
+def bad_sts_files(directory):
+    good = "score\tsentence1\tsentence2\n1.0\ta dog\ta cat\n"
+    files = {
+        "wrong_header.tsv": (b"label\tfirst\tsecond\n1\ta\tb\n", "label, first, second"),
+        "too_few_fields.tsv": (good.encode() + b"2.0\tonly one\n", "too_few_fields.tsv:3"),
+        "no_number.tsv": (good.encode() + b"high\ta\tb\n", "no_number.tsv:3"),
+        "not_utf8.tsv": (good.encode() + b"2.0\tcaf\xe9\tb\n", "not_utf8.tsv:3"),
+        "empty.tsv": (b"", "empty"),
+        "only_header.tsv": (good.splitlines()[0].encode() + b"\n", "empty"),
+        "damaged.tsv.gz": (b"\x1f\x8b\x08\x00truncated", "damaged"),
+        "unknown.parquet": (b"PAR1", "unknown file type"),
+    }
+    for name, (content, message) in files.items():
+        (directory / name).write_bytes(content)
+        yield directory / name, message
+
+
+def test_bad_sts_files_are_refused(refused, tiny_model, tmp_path):
+    for path, message in [*bad_sts_files(tmp_path), (tmp_path / "missing.tsv", "no such file")]:
+        output = tmp_path / "results.json"
+        err = refused(evaluate, "--model", tiny_model, "--task", "sts", "--data", path, "--output", output)
+        assert path.name in err and message in err
+
+
+def test_bad_retrieval_data_are_refused(refused, tiny_model, beir, tmp_path):
+    qrels = (beir / "qrels" / "test.tsv").read_text()
+    for extra, message in (("q9\td1\t1\n", "q9"), ("q1\td99\t1\n", "d99"), ("q1\td30\tgood\n", "test.tsv:12")):
+        (beir / "qrels" / "test.tsv").write_text(qrels + extra)
+        err = refused(evaluate, "--model", tiny_model, "--task", "retrieval", "--data", beir)
+        assert message in err
+    assert "test" in refused(evaluate, "--model", tiny_model, "--task", "retrieval", "--data", beir, "--split", "dev")
+    assert "no such" in refused(evaluate, "--model", tiny_model, "--task", "retrieval", "--data", tmp_path / "nowhere")
+
+
+def test_bad_models_and_outputs_are_refused(refused, tiny_model, sts, tmp_path):
+    arguments = ("--task", "sts", "--data", sts)
+    output = ("--output", tmp_path / "results.json")
+    assert "nobody/nothing" in refused(evaluate, "--model", "nobody/nothing", *arguments, *output)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(tiny_model, damaged)
+    weights = damaged / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "model.safetensors" in refused(evaluate, "--model", damaged, *arguments, *output)
+    nowhere = tmp_path / "nowhere" / "results.json"
+    assert "cannot be written" in refused(evaluate, "--model", tiny_model, *arguments, "--output", nowhere)
+    assert "it is a directory" in refused(evaluate, "--model", tiny_model, *arguments, "--output", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--task", "sts"), "--data"),
+        (("--task", "singing", "--data", "x"), "singing"),
+        (("--task", "sts", "--data", "x", "--baseline", "bm25"), "--baseline is for --task retrieval"),
+        (("--task", "retrieval", "--data", "x", "--prompt-name", "p"), "--prompt-name is for --task sts"),
+        (("--task", "retrieval", "--data", "x", "--k", "ten"), "'ten'"),
+        (("--task", "sts", "--data", "x", "--batch-tokens", "-1"), "-1"),
+        (("--task", "sts", "--data", "x", "--modle", "m"), "--modle"),
+    ],
+)
+def test_bad_usage_is_refused(refused, arguments, message):
+    assert message in refused(evaluate, "--model", "m", *arguments)
+
+
+def test_unknown_prompts_and_small_budgets_are_refused(refused, tiny_model, sts, tmp_path):
+    arguments = ("--model", tiny_model, "--task", "sts", "--data", sts, "--output", tmp_path / "results.json")
+    assert "'query'" in refused(evaluate, *arguments, "--prompt-name", "query")
+    assert "batch_tokens" in refused(evaluate, *arguments, "--batch-tokens", "2")
+
+
+def test_no_not_a_number_reaches_the_file(tmp_path):
+    from scripts.commands import write_json
+
+    write_json(tmp_path / "x.json", {"a": [math.nan, 1.0], "b": {"c": math.inf}})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": [None, 1.0], "b": {"c": None}}
