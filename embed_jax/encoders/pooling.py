@@ -1,7 +1,8 @@
 """From token states to one vector a sentence.
 
-Every pooling but the maximum is a weighted sum of token states, so it is one matrix of weights `[S, R * T]`
-and one product: quick on every backend, backwards too, and the same bits each time where a scatter is not.
+A sentence stands in one row, so sums over its tokens are products within rows (`[R, T, T]`, as attention's mask), and
+one of its slots is then taken: linear in the number of sentences, and the same bits each time where a scatter-add of
+floats is not.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float, Int
 
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
@@ -56,34 +57,30 @@ def _pooling(name: str):
 
 def mean(hidden: Float[Array, "R T D"], tokens: TokenBatch) -> Float[Array, "S D"]:
     """The mean over a sentence's pooled tokens."""
-    member, _ = _members(tokens)
-    return _weighted_sum(_normalised(member), hidden)
+    sums, total = _sums(tokens.pooled.astype(jnp.float32), hidden, tokens)
+    return sums / jnp.maximum(total, 1.0)
 
 
 def mean_sqrt_len(hidden: Float[Array, "R T D"], tokens: TokenBatch) -> Float[Array, "S D"]:
     """The sum over a sentence's pooled tokens divided by the square root of their number."""
-    member, _ = _members(tokens)
-    return _weighted_sum(member / jnp.sqrt(jnp.maximum(member.sum(1, keepdims=True), 1.0)), hidden)
+    sums, total = _sums(tokens.pooled.astype(jnp.float32), hidden, tokens)
+    return sums / jnp.sqrt(jnp.maximum(total, 1.0))
 
 
 def weighted_mean(hidden: Float[Array, "R T D"], tokens: TokenBatch) -> Float[Array, "S D"]:
     """The mean with weights 1, 2, 3, ... by position in the sentence (SGPT, Muennighoff 2022)."""
-    member, position = _members(tokens)
-    return _weighted_sum(_normalised(member * (position + 1)), hidden)
+    sums, total = _sums(jnp.where(tokens.pooled, tokens.position + 1.0, 0.0), hidden, tokens)
+    return sums / jnp.maximum(total, 1.0)
 
 
 def cls(hidden: Float[Array, "R T D"], tokens: TokenBatch) -> Float[Array, "S D"]:
     """The first pooled token: [CLS], or the first after a prompt that is not pooled, as sentence-transformers does."""
-    member, position = _members(tokens)
-    first = jnp.where(member > 0, position, jnp.inf).min(1, keepdims=True)
-    return _weighted_sum(member * (position == first), hidden)
+    return _take(hidden, _slots(tokens, -tokens.position))
 
 
 def last_token(hidden: Float[Array, "R T D"], tokens: TokenBatch) -> Float[Array, "S D"]:
     """The last pooled token."""
-    member, position = _members(tokens)
-    last = jnp.where(member > 0, position, -jnp.inf).max(1, keepdims=True)
-    return _weighted_sum(member * (position == last), hidden)
+    return _take(hidden, _slots(tokens, tokens.position))
 
 
 def maximum(hidden: Float[Array, "R T D"], tokens: TokenBatch) -> Float[Array, "S D"]:
@@ -99,20 +96,30 @@ def maximum(hidden: Float[Array, "R T D"], tokens: TokenBatch) -> Float[Array, "
     return (total / jnp.maximum(ties, 1.0))[:-1]
 
 
-def _members(tokens: TokenBatch) -> tuple[Float[Array, "S N"], Float[Array, " N"]]:
-    """Which slots count for which sentence (1.0 or 0.0), and every slot's position."""
-    own: Bool[Array, "S N"] = tokens.sentence.reshape(-1) == jnp.arange(tokens.sentences)[:, None]
-    return (own & tokens.pooled.reshape(-1)).astype(jnp.float32), tokens.position.reshape(-1).astype(jnp.float32)
+def _sums(
+    weights: Float[Array, "R T"], hidden: Float[Array, "R T D"], tokens: TokenBatch
+) -> tuple[Float[Array, "S D"], Float[Array, "S 1"]]:
+    """Of each sentence, the weighted sum of its token states, and the sum of the weights."""
+    same = tokens.sentence[:, :, None] == tokens.sentence[:, None, :]
+    spread = jnp.where(same, weights[:, None, :], 0.0)
+    # Without "highest", float32 products are rounded on GPU and TPU.
+    sums = jnp.matmul(spread, hidden.astype(jnp.float32), precision="highest")
+    slots = _slots(tokens, tokens.position)
+    return _take(sums, slots), _take(spread.sum(-1, keepdims=True), slots)
 
 
-def _normalised(weights: Float[Array, "S N"]) -> Float[Array, "S N"]:
-    total = weights.sum(1, keepdims=True)
-    return weights / jnp.where(total > 0, total, 1.0)
+def _slots(tokens: TokenBatch, rank: Int[Array, "R T"]) -> Int[Array, " S"]:
+    """The slot of each sentence's pooled token of highest rank; negative where no token is pooled."""
+    segment, rank = jnp.where(tokens.pooled, tokens.sentence, tokens.sentences).reshape(-1), rank.reshape(-1)
+    count = tokens.sentences + 1
+    highest = jax.ops.segment_max(rank, segment, count)
+    number = jnp.where(rank == highest[segment], jnp.arange(rank.size), -1)
+    return jax.ops.segment_max(number, segment, count)[:-1]
 
 
-def _weighted_sum(weights: Float[Array, "S N"], hidden: Float[Array, "R T D"]) -> Float[Array, "S D"]:
-    flat = hidden.reshape(-1, hidden.shape[-1]).astype(jnp.float32)
-    return jnp.matmul(weights, flat, precision="highest")  # else float32 products are rounded on GPU and TPU
+def _take(states: Float[Array, "R T D"], slots: Int[Array, " S"]) -> Float[Array, "S D"]:
+    flat = states.reshape(-1, states.shape[-1])
+    return jnp.where(slots[:, None] >= 0, flat[jnp.maximum(slots, 0)].astype(jnp.float32), 0.0)
 
 
 POOLINGS: dict[str, Callable[[Float[Array, "R T D"], TokenBatch], Float[Array, "S D"]]] = {
