@@ -272,7 +272,9 @@ def load(argv: Sequence[str]) -> tuple[Experiment, Path]:
             raise InputError(f"unknown argument {argument!r}; {usage}")
 
     values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", flag_values=values)
+    # With the cut always given, a `get_config` without a default is called rightly too.
+    argv = [f"--config={file}:{cut}" if argument.startswith("--config=") else argument for argument in argv]
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     flags.DEFINE_string("workdir", f"runs/{Path(file).stem}{'_' + cut if cut else ''}", "", flag_values=values)
     try:
         values(list(argv))

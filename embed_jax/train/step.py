@@ -38,7 +38,7 @@ def make_train_step(
         (loss, (metrics, finite)), grads = gradient(state.params, batch, step_key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, **metrics, "grad_norm": optax.global_norm(grads), "finite": finite}
+        metrics = {"loss": loss, **metrics, "grad_norm": optax.tree.norm(grads), "finite": finite}
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     return jax.jit(step, donate_argnums=0)

@@ -1,0 +1,65 @@
+"""The retrieval experiment on a file of pairs: split, train, compare, one sentence at the end."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from embed_jax.errors import exit_with_one_line
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def own_data(tmp_path, tiny_model, sentences, monkeypatch, capsys):
+    """A function that runs the experiment on 120 made pairs in this process."""
+    pytest.importorskip("bm25s")
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.setenv("EMBED_JAX_CACHE", str(tmp_path / "cache"))
+    from experiments import retrieval
+
+    rows = [{"anchor": " ".join(text.split()[::2]), "positive": text} for text in sentences[:120]]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in sentences[120:]))
+    arguments = [
+        "--config=configs/retrieval/own_data.py:small",
+        f"--config.model.name={tiny_model}",
+        f"--config.data.train={tmp_path}/pairs.jsonl",
+        f"--config.data.corpus={tmp_path}/corpus.jsonl",
+        "--config.data.max_length=32",
+        "--config.train.devices=1",
+        "--config.tracking.wandb=disabled",
+        f"--workdir={tmp_path}/run",
+    ]
+
+    def run(*overrides):
+        monkeypatch.setattr(sys, "argv", ["experiments/retrieval.py", *arguments, *overrides])
+        with pytest.raises(SystemExit) as exit:
+            exit_with_one_line(retrieval.main)
+        return exit.value.code, *capsys.readouterr()
+
+    return run
+
+
+def test_own_data_ends_with_a_verdict_and_runs_once(own_data, tmp_path):
+    status, out, err = own_data()
+    assert status == 0, err
+    assert out.count("dopt it") == 1 and "bm25" in out and "query:" in out
+    found = json.loads((tmp_path / "run" / "comparison.json").read_text())
+    assert set(found["metrics"]) == {"bm25", "before", "after"}
+    assert 0 <= found["metrics"]["after"]["ndcg@10"] <= 1
+    for name in ("curves.png", "comparison.png", "metrics.jsonl", "model/model.safetensors"):
+        assert (tmp_path / "run" / name).stat().st_size > 0
+    lines = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    status, again, _ = own_data()
+    assert status == 0 and "resuming" in again, "the run was over: nothing is trained again"
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == lines
+
+
+def test_bad_pairs_are_one_line(own_data, tmp_path):
+    (tmp_path / "bad.tsv").write_text("anchor\tpositive\na\n")
+    status, _, err = own_data(f"--config.data.train={tmp_path}/bad.tsv")
+    assert status == 2 and err.count("\n") == 1 and "bad.tsv:2" in err
