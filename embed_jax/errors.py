@@ -27,6 +27,7 @@ def exit_with_one_line(main: Callable[[], int | None]) -> None:
     `--debug` anywhere on the command line, or EMBED_JAX_DEBUG=1, keeps the traceback.
     """
     _show_warnings_in_one_line()
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found": nor is it needed
     debug = "--debug" in sys.argv or os.environ.get(DEBUG_VARIABLE) == "1"
     if "--debug" in sys.argv:
         sys.argv.remove("--debug")

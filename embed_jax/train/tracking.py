@@ -28,9 +28,7 @@ class MetricsFile:
                 with contextlib.suppress(ValueError, KeyError, TypeError):
                     if json.loads(line)["step"] <= resume_step:
                         kept.append(line + "\n")
-            beside = path.with_suffix(".jsonl.new")
-            beside.write_text("".join(kept), encoding="utf-8")
-            os.replace(beside, path)
+            _write_whole(path, "".join(kept))
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -49,20 +47,20 @@ class Wandb:
     def __init__(self, mode: str, project: str, name: str, workdir: Path, config: dict[str, Any]):
         """Args: mode: "auto" is online when logged in, else offline, saying so; "disabled" sends nothing."""
         self._run = None
-        self._sent_file = workdir / "wandb_step"
-        # A re-run of steps after a resume gives the same numbers: those already sent are left out.
-        self._sent = int(self._sent_file.read_text()) if self._sent_file.exists() else 0
+        if mode == "auto":
+            logged_in = bool(os.environ.get("WANDB_API_KEY")) or _netrc_has("api.wandb.ai")
+            mode = os.environ.get("WANDB_MODE") or ("online" if logged_in else "offline")
         if mode == "disabled":
             return
         import wandb
 
         os.environ.setdefault("WANDB_SILENT", "true")
-        if mode == "auto":
-            logged_in = bool(os.environ.get("WANDB_API_KEY")) or _netrc_has("api.wandb.ai")
-            mode = os.environ.get("WANDB_MODE") or ("online" if logged_in else "offline")
+        # A re-run of steps after a resume gives the same numbers: those already sent are left out.
+        self._sent_file = workdir / "wandb_step"
+        self._sent = int(self._sent_file.read_text()) if self._sent_file.exists() else -1
         id_file = workdir / "wandb_id"
         if not id_file.exists():
-            id_file.write_text(secrets.token_hex(4))
+            _write_whole(id_file, secrets.token_hex(4))
         try:
             self._run = wandb.init(
                 project=project,
@@ -81,13 +79,20 @@ class Wandb:
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         if self._run is None or step <= self._sent:
             return
-        self._sent_file.write_text(str(step))
+        _write_whole(self._sent_file, str(step))
         self._sent = step
         self._run.log(dict(metrics), step=step)
 
     def close(self) -> None:
         if self._run is not None:
             self._run.finish()
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Replaces a file so that a kill at any moment leaves the old text or the new."""
+    beside = path.with_name(path.name + ".new")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
 
 
 def _netrc_has(host: str) -> bool:
