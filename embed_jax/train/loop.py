@@ -82,8 +82,11 @@ def run(
         The result; `finished` is False if SIGTERM ended the run early, its state saved.
 
     Raises:
+        InputError: if `eval.metric` is none of those evaluated.
         RunError: if the loss is not finite, naming step and rows; what was saved stays as it was.
     """
+    if config.eval.metric and evaluate is None:
+        raise InputError(f"config.eval.metric: {config.eval.metric!r} is to pick the model, but nothing is evaluated")
     key = jax.random.key(config.train.seed)
     model_directory = workdir / "model"
     flops_per_token = training_flops_per_token(state.params["encoder"])
@@ -117,25 +120,26 @@ def run(
         clock = time.monotonic()
         losses: list[float] = []  # since the last evaluation
 
-        def write(step: int, batch: Batch | None, metrics: Mapping[str, Any]) -> None:
-            """Waits for a step's metrics, refuses a loss that is no number, and logs them."""
+        def line_of(step: int, batch: Batch, metrics: Mapping[str, Any]) -> dict[str, float]:
+            """Waits for a step's metrics, refuses a loss that is no number, and shows the progress."""
             nonlocal clock
+            _check_finite(step, batch, metrics, checkpoints)
             line = {name: float(value) for name, value in metrics.items() if name != "finite"}
-            if batch is not None:
-                _check_finite(step, batch, metrics, checkpoints)
-                now = time.monotonic()
-                num_tokens = sum(int(np.sum(view.sentence < view.sentences)) for view in batch.tokens.values())
-                slots = sum(view.sentence.size for view in batch.tokens.values())
-                line["learning_rate"] = float(learning_rate(step - 1))
-                line["tokens_per_second"] = num_tokens * jax.process_count() / max(now - clock, 1e-9)
-                line["fill_rate"] = num_tokens / slots
-                mfu = model_flops_utilization(line["tokens_per_second"], flops_per_token, list(mesh.devices.flat))
-                if mfu is not None:
-                    line["mfu"] = mfu
-                line["compilations"] = step_fn._cache_size()
-                clock = now
-                losses.append(line["loss"])
-                progress.step(step, line["loss"], line["tokens_per_second"])
+            now = time.monotonic()
+            num_tokens = sum(int(np.sum(view.sentence < view.sentences)) for view in batch.tokens.values())
+            slots = sum(view.sentence.size for view in batch.tokens.values())
+            line["learning_rate"] = float(learning_rate(step - 1))
+            line["tokens_per_second"] = num_tokens * jax.process_count() / max(now - clock, 1e-9)
+            line["fill_rate"] = num_tokens / slots
+            mfu = model_flops_utilization(line["tokens_per_second"], flops_per_token, list(mesh.devices.flat))
+            if mfu is not None:
+                line["mfu"] = mfu
+            clock = now
+            losses.append(line["loss"])
+            progress.step(step, line["loss"], line["tokens_per_second"])
+            return line
+
+        def log(step: int, line: Mapping[str, float]) -> None:
             metrics_file.write(step, line)
             tracker.write(step, line)
 
@@ -154,8 +158,7 @@ def run(
                     best = dataclasses.replace(best, value=value, step=step, stale=0, losses=[])
                     save_model(state.params["encoder"], model_directory)
                 else:
-                    mean_loss = float(np.mean(losses)) if losses else math.nan
-                    best = dataclasses.replace(best, stale=best.stale + 1, losses=[*best.losses, mean_loss])
+                    best = dataclasses.replace(best, stale=best.stale + 1, losses=[*best.losses, *_mean(losses)])
                     best = _warn_of_overfitting(best, config.eval.metric, progress.say)
                 best.stopped = bool(config.eval.patience) and best.stale >= config.eval.patience
             losses = []
@@ -163,7 +166,7 @@ def run(
             return found
 
         if evaluate is not None and restored is None and start == 0:
-            write(0, None, evaluated(0))
+            log(0, evaluated(0))
 
         pending: tuple[int, Batch, dict] | None = None
         if start < num_steps and not best.stopped:
@@ -172,14 +175,15 @@ def run(
                 stack.callback(source.close)
             for index, batch in source:
                 step = index + 1
-                if index == trace[0]:
+                if index == max(trace[0], start) < trace[1]:
                     jax.profiler.start_trace(str(workdir / "profile"))
                 state, metrics = step_fn(state, split_groups(batch, mesh), key)
-                if index + 1 == trace[1]:
+                metrics["compilations"] = step_fn._cache_size()
+                if trace[0] < step == min(trace[1], num_steps):
                     jax.block_until_ready(state)
                     jax.profiler.stop_trace()
                 if pending is not None:
-                    write(*pending)  # the device works on step n while the numbers of n - 1 are written
+                    log(pending[0], line_of(*pending))  # the device works on step n while n - 1 is written
                 pending = (step, batch, metrics)
 
                 last = step == num_steps
@@ -190,11 +194,8 @@ def run(
                 stop = terminated()
                 if due_evaluation or due_save or stop:
                     # Nothing is evaluated or saved before the step is known to be sound.
-                    jax.block_until_ready(metrics)
-                    _check_finite(*pending, checkpoints)
-                    if due_evaluation:
-                        pending = (step, batch, {**metrics, **evaluated(step)})
-                    write(*pending)
+                    line = line_of(*pending)
+                    log(step, line | evaluated(step) if due_evaluation else line)
                     pending = None
                     if due_save or best.stopped or stop:
                         checkpoints.save(step, state, {"best": dataclasses.asdict(best)})
@@ -208,9 +209,14 @@ def run(
             progress.say(f"SIGTERM: saved at step {step}/{num_steps}; the same command resumes")
         elif best.stopped:
             progress.say(f"no gain in {best.stale} evaluations: stopped at step {step}; best at step {best.step}")
-        if finished and not config.eval.metric:
+        if finished and best.step < 0:  # no metric was asked for, or none was ever a number
             save_model(state.params["encoder"], model_directory)
     return Result(state, best, finished)
+
+
+def _mean(values: list[float]) -> list[float]:
+    """Their mean, or nothing where there are none: before the first step, and right after a resume."""
+    return [float(np.mean(values))] if values else []
 
 
 def _check_finite(step: int, batch: Batch, metrics: Mapping[str, Any], checkpoints: Checkpoints) -> None:

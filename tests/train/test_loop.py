@@ -1,0 +1,230 @@
+"""The loop's order and decisions, with steps that cost nothing."""
+
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from embed_jax import config as configs
+from embed_jax.config import Optim
+from embed_jax.errors import InputError, RunError
+from embed_jax.parallel.mesh import make_mesh, replicate
+from embed_jax.train import loop
+from embed_jax.train.optim import make_optimizer
+from embed_jax.train.step import init_state, make_train_step
+from embed_jax.types import Batch, TokenBatch
+
+
+def made_batch(index: int, rows: int = 1) -> Batch:
+    sentence = np.full((1, rows, 4), 2, np.int32)
+    sentence[..., :2] = 0
+    tokens = TokenBatch(sentence * 0, sentence, sentence * 0, sentence < 2, sentences=2)
+    text_hash = np.full((1, 2, 1, 2), index + 1, np.uint32)
+    return Batch({"encoder": tokens}, np.ones((1, 2, 1), bool), text_hash, np.array([[index]], np.int32))
+
+
+def toy_objective(params, batch, key):
+    """Pulls w to the batch's number, which its hashes hold."""
+    target = batch.text_hash.astype(jnp.float32).mean()
+    values = (params["encoder"]["w"] - target) ** 2
+    return values.mean(), ({"accuracy": values.mean() * 0}, jnp.ones(1, bool))
+
+
+@pytest.fixture
+def run(tmp_path):
+    """`run(scores or None, **fields) -> Result`: w is counted up by 1 a step, `scores[w]` is the metric "a/m"."""
+
+    def step(state, batch, key):
+        params = jax.tree.map(lambda leaf: leaf + 1, state.params)
+        metrics = {"loss": 5.0 / (state.step + 1), "grad_norm": jnp.float32(1), "finite": jnp.ones(1, bool)}
+        return state.replace(step=state.step + 1, params=params), metrics
+
+    def start(scores=None, *, steps=8, step_fn=None, optim=None, batches=None, workdir=tmp_path, **fields):
+        fields = {"tracking__wandb": "disabled", "checkpoint__keep": 5, "train__log_every": 100} | fields
+        optimizer = make_optimizer(optim or Optim(), steps)
+        mesh = make_mesh(1)
+        params = replicate({"encoder": {"w": jnp.zeros(3)}, "loss": {}}, mesh)
+        return loop.run(
+            configs.override(configs.Experiment(), **fields),
+            workdir,
+            state=replicate(init_state(params, optimizer), mesh),
+            step_fn=step_fn(optimizer) if step_fn else jax.jit(step, donate_argnums=0),
+            batches=batches or (lambda start: ((index, made_batch(index)) for index in range(start, steps))),
+            num_steps=steps,
+            learning_rate=lambda step: 1.0,
+            evaluate=scores and (lambda params: {"a/m": scores(float(params["w"][0]))}),
+            save_model=lambda params, directory: directory.write_text(str(float(params["w"][0]))),
+            mesh=mesh,
+        )
+
+    return start
+
+
+def lines_of(workdir) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def training(optimizer):
+    return make_train_step(toy_objective, optimizer)
+
+
+# ---- evaluation and the choice of the model ------------------------------------------------------------------
+
+
+def test_evaluated_before_the_first_step_every_n_and_at_the_end(run, tmp_path):
+    run(lambda w: w, steps=7, eval__every=3)
+    lines = lines_of(tmp_path)
+    assert [line["step"] for line in lines] == list(range(8))
+    assert {line["step"]: line["a/m"] for line in lines if "a/m" in line} == {0: 0, 3: 3, 6: 6, 7: 7}
+
+
+def test_the_best_model_is_kept_and_not_the_last(run, tmp_path):
+    result = run({0: 0.1, 2: 0.5, 4: 0.3, 6: 0.2, 8: 0.4}.get, eval__every=2, eval__metric="a/m")
+    assert (result.best.step, result.best.value, result.finished) == (2, 0.5, True)
+    assert (tmp_path / "model").read_text() == "2.0" and int(result.state.step) == 8
+
+
+def test_without_a_metric_the_last_model_is_kept(run, tmp_path):
+    run(lambda w: -w, eval__every=2)
+    assert (tmp_path / "model").read_text() == "8.0"
+
+
+@pytest.mark.parametrize(
+    ("patience", "min_gain", "stopped_at", "best"),
+    [(0, 0.0, 8, 6), (4, 0.0, 8, 6), (3, 0.0, 5, 2), (1, 0.0, 3, 2), (2, 0.1, 4, 2), (5, 0.3, 7, 2), (2, 0.6, 2, 0)],
+)
+def test_patience_and_least_gain(run, tmp_path, capsys, patience, min_gain, stopped_at, best):
+    scores = {0: 0.1, 1: 0.2, 2: 0.5, 3: 0.5, 4: 0.4, 5: 0.45, 6: 0.55, 7: 0.52, 8: 0.51}
+    fields = {"eval__every": 1, "eval__metric": "a/m", "eval__patience": patience, "eval__min_gain": min_gain}
+    result = run(scores.get, **fields)
+    assert (int(result.state.step), result.best.step, result.finished) == (stopped_at, best, True)
+    assert (tmp_path / "model").read_text() == f"{best:.1f}"
+    assert ("stopped at step" in capsys.readouterr().out) == (stopped_at < 8)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    again = run(scores.get, **fields)  # a run that stopped early is over
+    assert int(again.state.step) == stopped_at and again.best == result.best and again.finished
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_metric_that_is_no_number_still_leaves_a_model(run, tmp_path):
+    result = run(lambda w: float("nan"), eval__every=4, eval__metric="a/m")
+    assert result.finished and (tmp_path / "model").read_text() == "8.0"
+
+
+@pytest.mark.parametrize("scores", [None, lambda w: w])
+def test_a_metric_that_nothing_gives_is_refused_at_once(run, tmp_path, scores):
+    with pytest.raises(InputError, match="config.eval.metric: "):
+        run(scores, eval__metric="a/n")
+    assert not (tmp_path / "metrics.jsonl").exists() or not lines_of(tmp_path)
+
+
+def test_falling_loss_without_gain_is_told_once(run, capsys):
+    run({0: 0.1, 1: 0.5}.get, steps=1, eval__every=1, eval__metric="a/m")
+    run(lambda w: 0.5 if w == 1 else 0.4, eval__every=1, eval__metric="a/m")  # goes on after step 1
+    found = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert len(found) == 1
+    # The losses of steps 2, 3 and 4 are 5/2, 5/3 and 5/4.
+    assert "falls (2.5000 to 1.2500) while a/m has not improved since step 1: overfitting" in found[0]
+
+
+@pytest.mark.parametrize(
+    ("losses", "warned"),
+    [([3, 2, 1], 1), ([2, 3, 2, 1], 1), ([3, 2], 0), ([1, 2, 3], 0), ([3, 2, 2], 0), ([3, 1, 2], 0), ([4, 3, 2, 3], 0)],
+)
+def test_only_a_loss_that_falls_over_three_evaluations_is_told(losses, warned):
+    said = []
+    best = loop._warn_of_overfitting(loop.Best(0.5, 7, losses=losses), "a/m", said.append)
+    assert len(said) == best.warned == warned
+    assert loop._warn_of_overfitting(best, "a/m", said.append) == best and len(said) == warned
+
+
+# ---- steps ---------------------------------------------------------------------------------------------------
+
+
+def test_a_recompilation_shows_in_the_metrics(run, tmp_path):
+    def batches(start):
+        return ((index, made_batch(index, rows=3 if index == 4 else 1)) for index in range(start, 8))
+
+    run(batches=batches)
+    assert [line["compilations"] for line in lines_of(tmp_path)] == [1, 1, 1, 1, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("profile", ["5:7", "6:20", "0:6", "8:9"])
+def test_a_trace_that_an_interruption_or_the_end_cuts_is_no_error(run, tmp_path, monkeypatch, profile):
+    calls = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda directory: calls.append("start"))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append("stop"))
+    run(steps=5)
+    run(steps=8, train__profile=profile)  # from step 5 on
+    assert calls == ([] if profile == "8:9" else ["start", "stop"])
+
+
+def test_accumulation_updates_every_other_step_and_survives_an_interruption(run, tmp_path):
+    """SIGTERM comes in the middle of an accumulation, at step 3; the other run sees none."""
+    optim = Optim(learning_rate=0.1, accumulate=2, schedule="constant")
+    seen = []
+
+    def score(w):
+        seen.append(w)
+        return w
+
+    whole = run(score, steps=6, optim=optim, step_fn=training, workdir=tmp_path / "whole", eval__every=1)
+    changed = [after != before for before, after in zip(seen, seen[1:], strict=False)]
+    assert changed == [False, True] * 3
+
+    def interrupted(start):
+        for index in range(start, 6):
+            if (start, index) == (0, 2):
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield index, made_batch(index)
+
+    arguments = {"steps": 6, "optim": optim, "step_fn": training, "batches": interrupted, "workdir": tmp_path / "parts"}
+    first = run(score, **arguments, eval__every=1)
+    assert (int(first.state.step), first.finished) == (3, False)
+    second = run(score, **arguments, eval__every=1)
+    assert int(second.state.step) == 6 and second.finished
+    for mine, theirs in zip(jax.tree.leaves(second.state), jax.tree.leaves(whole.state), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert [line["step"] for line in lines_of(tmp_path / "parts")] == list(range(7))
+
+
+# ---- checkpoints ---------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_newest_checkpoint_costs_only_its_own_steps(run, tmp_path, capsys):
+    arguments = {"optim": Optim(learning_rate=0.1), "step_fn": training, "checkpoint__every": 2}
+
+    def until_6(start):
+        for index in range(start, 8):
+            if (start, index) == (0, 5):
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield index, made_batch(index)
+
+    whole = run(**arguments, workdir=tmp_path / "whole")
+    run(**arguments, batches=until_6, workdir=tmp_path / "parts")
+    for path in (tmp_path / "parts" / "checkpoints" / "6").rglob("*"):
+        if path.is_file() and path.parent.name == "d":
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    capsys.readouterr()
+    resumed = run(**arguments, batches=until_6, workdir=tmp_path / "parts")
+    out, err = capsys.readouterr()
+    assert "checkpoint 6 is damaged" in err and err.count("\n") == 1 and "at step 4/8" in out
+    for mine, theirs in zip(jax.tree.leaves(resumed.state), jax.tree.leaves(whole.state), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    assert [line["step"] for line in lines_of(tmp_path / "parts")] == list(range(1, 9))
+
+
+def test_a_broken_step_ends_the_run_before_it_is_saved(run, tmp_path):
+    def step(state, batch, key):
+        loss = jnp.where(state.step == 5, jnp.nan, 1.0)
+        metrics = {"loss": loss, "grad_norm": loss, "finite": jnp.isfinite(loss)[None]}
+        return state.replace(step=state.step + 1), metrics
+
+    message = r"loss and grad_norm not finite at step 6 \(records 5\); the checkpoint of step 4 is intact"
+    with pytest.raises(RunError, match=message):
+        run(step_fn=lambda _: jax.jit(step), checkpoint__every=2)
+    assert [line["step"] for line in lines_of(tmp_path)] == [1, 2, 3, 4, 5]
