@@ -31,10 +31,10 @@ def as_pairs(
 
 
 def split_pairs(records: Sequence[Record], holdout: float, seed: int = 0) -> dict[str, list[Record]]:
-    """Splits pairs so that no anchor and no positive stands on two sides.
+    """Splits pairs so that no text stands on two sides, be it an anchor here and a positive there.
 
-    Pairs that share a text, directly or through others, stay together; such a family goes to validation or test,
-    each with probability `holdout`, by a hash of its smallest text and the seed, whatever the order of the records.
+    Pairs that share a text, directly or through others, stay together; such a family goes to validation or test, each
+    with probability `holdout`, by a hash of its smallest text and the seed: independent of the order of the records.
     A training negative that is a held-out positive is taken out.
 
     Args:
@@ -44,16 +44,16 @@ def split_pairs(records: Sequence[Record], holdout: float, seed: int = 0) -> dic
     Raises:
         InputError: if a side would be empty.
     """
-    parent: dict[tuple[str, str], tuple[str, str]] = {}
+    parent: dict[str, str] = {}
 
-    def root(text: tuple[str, str]) -> tuple[str, str]:
+    def root(text: str) -> str:
         parent.setdefault(text, text)
         while parent[text] != text:
             parent[text] = parent[parent[text]]
             text = parent[text]
         return text
 
-    ends = [(("anchor", record["anchor"].strip()), ("positive", record["positive"].strip())) for record in records]
+    ends = [(record["anchor"].strip(), record["positive"].strip()) for record in records]
     for anchor, positive in ends:
         a, b = sorted((root(anchor), root(positive)))
         parent[b] = a  # the smallest text is the family's name

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from embed_jax.config import Experiment, override
+from embed_jax.data.pairs import as_pairs
 from embed_jax.data.sources import pair_columns
 from embed_jax.errors import InputError
 from embed_jax.sentence import SentenceEncoder, load
@@ -25,8 +28,8 @@ def finetune(
 
     Args:
         pairs: a list of (anchor, positive[, negative, ...]) tuples or of dicts, a pandas DataFrame or a
-            `datasets.Dataset`; columns "anchor", "positive" and optionally "negative", "negative_1", ...; without such
-            names, the columns in their order.
+            `datasets.Dataset`; columns "anchor", "positive" and optionally "negative", "negative_1", ... or the list
+            "negatives"; or "question", "answer" and the like, as in files; else the columns in their order.
         model: what to start from; see `embed_jax.load`.
         workdir: where checkpoints, metrics.jsonl and the model go; None: a temporary directory. The same directory
             again resumes.
@@ -43,29 +46,47 @@ def finetune(
     records = pair_records(pairs)
     config = Experiment()
     config.tracking.wandb = "disabled"
-    config.batch.size = min(32, len(records))
+    devices = overrides.get("train__devices") or jax.device_count()
+    config.batch.size = max(min(32, len(records)) // devices * devices, 2)
     config = override(config, model__name=model, **overrides)
     workdir = Path(workdir or tempfile.mkdtemp(prefix="embed_jax_"))
     fit(config, workdir, records=records, columns=pair_columns(records), evaluators=evaluators or {})
     return load(str(workdir / "model"))
 
 
-def pair_records(pairs: Any) -> Sequence[dict[str, str]]:
-    """Pairs in any of the forms that `finetune` takes, as records."""
-    if hasattr(pairs, "to_dict") and hasattr(pairs, "columns"):  # a DataFrame
-        pairs = pairs.to_dict("records")
-    rows = [dict(row) if isinstance(row, Mapping) else row for row in pairs]
+def pair_records(pairs: Any) -> list[Mapping[str, str]]:
+    """Pairs in any of the forms that `finetune` takes, as records with anchor, positive, negative_1, ...
+
+    Raises:
+        InputError: naming the first row that is no pair of texts.
+    """
+    if hasattr(pairs, "to_dict") and hasattr(pairs, "columns"):  # a DataFrame: what it lacks is NaN there, None here
+        pairs = pairs.astype(object).where(pairs.notna(), None).to_dict("records")
+    rows = list(pairs)
     if len(rows) < 2:
         raise InputError(f"pairs: expected at least 2, found {len(rows)}")
+    columns = _columns(rows[0])
     records = []
     for number, row in enumerate(rows):
-        texts = row if isinstance(row, dict) else dict(enumerate(row))
-        if not {"anchor", "positive"} <= texts.keys():
-            names = ["anchor", "positive", *(f"negative_{k}" for k in range(1, len(texts) - 1))]
-            texts = dict(zip(names, texts.values(), strict=False))
-        if len(texts) < 2 or not all(isinstance(text, str) for text in texts.values()):
+        try:
+            (record,) = as_pairs([row], columns)
+        except (KeyError, TypeError, ValueError):  # a field is missing, there is only one, or it is no row at all
+            record = {}
+        if not record or isinstance(row, str) or not all(isinstance(text, str) for text in record.values()):
             raise InputError(
-                f"pairs[{number}]: expected an anchor, a positive and negatives, all strings, found {row!r}"
+                f"pairs[{number}]: expected an anchor, a positive and negatives, all strings, found {str(row)[:200]!r}"
             )
-        records.append(texts)
+        records.append(record)
+    if not any(text.strip() for record in records for text in record.values()):
+        raise InputError(f"pairs: all texts are empty, in {len(records)} pairs")
     return records
+
+
+def _columns(row: Any) -> Callable[[Any], Sequence[str | None]]:
+    """Where the texts of rows like this one are: under names that are known, else in their order."""
+    if not isinstance(row, Mapping):
+        return tuple
+    try:
+        return pair_columns([row])
+    except InputError:
+        return lambda row: tuple(row.values())

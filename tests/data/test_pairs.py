@@ -35,6 +35,16 @@ def test_no_text_stands_on_two_sides(seed):
     assert negatives - {None}, "not every negative is taken out"
 
 
+def test_a_query_here_is_no_passage_there():
+    """Duplicate questions, for instance, are listed in both directions."""
+    forth = [{"anchor": f"question {n}", "positive": f"the same as {n}"} for n in range(60)]
+    back = [{"anchor": record["positive"] + " ", "positive": record["anchor"]} for record in forth]
+    sides = split_pairs(forth + back, 0.2)
+    texts = {name: {text.strip() for r in side for text in r.values()} for name, side in sides.items()}
+    assert not texts["train"] & texts["test"] and not texts["train"] & texts["validation"]
+    assert sum(map(len, sides.values())) == 120
+
+
 def test_the_split_does_not_depend_on_the_order_but_on_the_seed():
     records = made_pairs(0)
     shuffled = random.Random(1).sample(records, len(records))

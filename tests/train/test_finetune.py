@@ -46,6 +46,32 @@ def test_negatives_are_numbered():
     }
 
 
+def test_what_a_row_lacks_or_has_besides_is_no_text():
+    wanted = [{"anchor": "a", "positive": "p", "negative_1": "n"}, {"anchor": "b", "positive": "q"}]
+    rows = [{"anchor": "a", "positive": "p", "negative": "n"}, {"anchor": "b", "positive": "q", "negative": None}]
+    assert pair_records(rows) == wanted
+    numbered = [{"id": number, **row, "score": 0.5} for number, row in enumerate(rows)]
+    assert pair_records(numbered) == wanted
+    lists = [{"anchor": "a", "positive": "p", "negatives": ["n"]}, {"anchor": "b", "positive": "q", "negatives": []}]
+    assert pair_records(lists) == wanted
+    pandas, datasets = pytest.importorskip("pandas"), pytest.importorskip("datasets")
+    for same in (numbered, lists):
+        assert pair_records(pandas.DataFrame(same)) == wanted
+        assert pair_records(datasets.Dataset.from_list(same)) == wanted
+    assert pair_records([{"sentence1": "a", "sentence2": "b", "score": "3"}] * 2)[0] == {"anchor": "a", "positive": "b"}
+
+
+@pytest.mark.parametrize("pairs", [["ab", "cd"], [{"anchor": "a", "positive": "b"}, {"anchor": "c"}], [("a", "b"), 3]])
+def test_a_row_that_is_no_pair_is_refused_by_its_number(pairs):
+    with pytest.raises(InputError, match=r"pairs\[[01]\]: expected an anchor, a positive and negatives, all strings"):
+        pair_records(pairs)
+
+
+def test_pairs_without_any_text_are_refused():
+    with pytest.raises(InputError, match="pairs: all texts are empty, in 3 pairs"):
+        pair_records([("", " ")] * 3)
+
+
 @pytest.mark.parametrize("pairs", [[], [("a", "b")], [("a", "b"), ("only",)], [("a", "b"), ("c", 4)]])
 def test_what_is_no_pair_is_refused_by_its_number(pairs):
     with pytest.raises(InputError, match="pairs"):
