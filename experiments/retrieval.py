@@ -7,6 +7,7 @@ and says whether to adopt the new one. Everything about the run is in the work d
 comparison.json, curves.png, comparison.png.
 """
 
+import functools
 import sys
 import time
 from pathlib import Path
@@ -14,15 +15,17 @@ from pathlib import Path
 from embed_jax import config as configs
 from embed_jax.data import pairs
 from embed_jax.data.sources import open_records, open_retrieval_task, pair_columns
-from embed_jax.errors import exit_with_one_line
+from embed_jax.errors import InputError, exit_with_one_line, require
 from embed_jax.evals.comparison import compare
 from embed_jax.evals.retrieval import retrieval_evaluator
-from embed_jax.sentence import load
+from embed_jax.sentence import SentenceEncoder, load
 from embed_jax.train import fit, loop
 from embed_jax.train.plots import plot_curves
 
 
 def run(config: configs.Experiment, workdir: Path) -> loop.Result:
+    require("bm25s", "search")  # wanted only at the end, missed better now
+    require("matplotlib", "plots")
     # Data: training pairs, validation pairs, and search tasks for validation and test.
     train, validation, tasks = read_data(config)
     print(f"data: {len(train)} training pairs, {len(validation)} validation pairs", flush=True)
@@ -30,7 +33,9 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     # Evaluation while training, on validation only.
     evaluators = {}
     if "validation" in tasks:
-        evaluators["retrieval"] = retrieval_evaluator(*tasks["validation"])
+        evaluators["retrieval"] = retrieval_evaluator(
+            *tasks["validation"], query_prompt=config.data.anchor_prompt, corpus_prompt=config.data.candidate_prompt
+        )
 
     # Training.
     began = time.monotonic()
@@ -41,8 +46,8 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
 
     # Afterwards, once, on test: before, after, BM25.
     if result.finished and "test" in tasks:
-        before, after = load(config.model.name), load(str(workdir / "model"))
-        comparison = compare(before.encode, after.encode, tasks["test"])
+        before, after = (encoders(config, load(name)) for name in (config.model.name, str(workdir / "model")))
+        comparison = compare(before, after, tasks["test"])
         comparison.write(workdir)
         print(f"\n{comparison.table()}\n\n{comparison.examples()}\n\n{comparison.verdict()}\n")
     plot_curves(workdir / "metrics.jsonl", workdir / "curves.png")
@@ -56,7 +61,7 @@ def read_data(config: configs.Experiment):
     records = records[: data.limit or None]
     if data.holdout:  # our own splits of one file of pairs
         sides = pairs.split_pairs(pairs.as_pairs(records, pair_columns(records)), data.holdout)
-        others = [record["text"] for record in open_records(data.corpus, "train")] if data.corpus else []
+        others = read_texts(data.corpus) if data.corpus else []
         tasks = {split: pairs.retrieval_task(sides[split], others) for split in ("validation", "test")}
         return sides["train"], sides["validation"], tasks
     validation = open_records(data.train, data.validation_split) if data.validation_split else []
@@ -66,6 +71,20 @@ def read_data(config: configs.Experiment):
             if name:
                 tasks[split] = open_retrieval_task(evaluation.retrieval, name)
     return records, validation, tasks
+
+
+def read_texts(name: str) -> list[str]:
+    """The field `text` of every record."""
+    records = open_records(name, "train")
+    if "text" not in records[0]:
+        raise InputError(f"{name}: expected records with a text, found the fields {', '.join(records[0])}")
+    return [record["text"] for record in records]
+
+
+def encoders(config: configs.Experiment, model: SentenceEncoder):
+    """The functions that embed queries and documents, each with the prompt of the training."""
+    prompts = config.data.anchor_prompt, config.data.candidate_prompt
+    return tuple(functools.partial(model.encode, prompt=prompt or None) for prompt in prompts)
 
 
 def main() -> None:

@@ -119,8 +119,14 @@ class Comparison:
         pyplot.close(figure)
 
 
-def compare(before: Encode, after: Encode, task: tuple[Texts, Texts, Qrels]) -> Comparison:
+def compare(
+    before: tuple[Encode, Encode], after: tuple[Encode, Encode], task: tuple[Texts, Texts, Qrels]
+) -> Comparison:
     """Searches the task with BM25, the model before and the model after.
+
+    Args:
+        before, after: the functions that embed queries and documents.
+        task: corpus, queries, relevance judgements.
 
     Raises:
         InputError: if a judgement names an unknown id, or bm25s is missing.
@@ -130,8 +136,8 @@ def compare(before: Encode, after: Encode, task: tuple[Texts, Texts, Qrels]) -> 
     judged = {query: queries[query] for query in qrels}
     runs = {
         "bm25": bm25_search(corpus, judged, DEPTH),
-        "before": dense_search(before, before, corpus, judged, DEPTH),
-        "after": dense_search(after, after, corpus, judged, DEPTH),
+        "before": dense_search(*before, corpus, judged, DEPTH),
+        "after": dense_search(*after, corpus, judged, DEPTH),
     }
     return Comparison(
         corpus, judged, qrels, runs, {name: score_run(run, qrels, ks=(DEPTH,)) for name, run in runs.items()}

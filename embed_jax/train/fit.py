@@ -144,6 +144,9 @@ def fit(
     groups = num_groups(config.batch.groups, config.batch.size, mesh)
     start = start_from(config.model, config.data.max_length, config.train.seed, config.train.devices)
 
+    if config.data.anchor_prompt or config.data.candidate_prompt:  # the result is to be used as it was trained
+        start.sentence.prompts |= {"query": config.data.anchor_prompt, "document": config.data.candidate_prompt}
+
     # The batches: a pure function of (seed, step).
     positions = start.encoder.config.max_length
     if config.data.max_length > positions:

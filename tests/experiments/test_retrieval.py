@@ -1,5 +1,7 @@
 """The retrieval experiment on a file of pairs: split, train, compare, one sentence at the end."""
 
+import functools
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -7,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from embed_jax.errors import exit_with_one_line
+from embed_jax.evals.retrieval import evaluate_retrieval
+from embed_jax.sentence import load
 
 ROOT = Path(__file__).parents[2]
 
@@ -19,6 +23,7 @@ def own_data(tmp_path, tiny_model, sentences, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.setenv("EMBED_JAX_CACHE", str(tmp_path / "cache"))
+    from embed_jax import config as configs
     from experiments import retrieval
 
     rows = [{"anchor": " ".join(text.split()[::2]), "positive": text} for text in sentences[:120]]
@@ -41,6 +46,8 @@ def own_data(tmp_path, tiny_model, sentences, monkeypatch, capsys):
             exit_with_one_line(retrieval.main)
         return exit.value.code, *capsys.readouterr()
 
+    run.config = lambda *overrides: configs.load(["experiments/retrieval.py", *arguments, *overrides])[0]
+    run.read_data = retrieval.read_data
     return run
 
 
@@ -63,3 +70,38 @@ def test_bad_pairs_are_one_line(own_data, tmp_path):
     (tmp_path / "bad.tsv").write_text("anchor\tpositive\na\n")
     status, _, err = own_data(f"--config.data.train={tmp_path}/bad.tsv")
     assert status == 2 and err.count("\n") == 1 and "bad.tsv:2" in err
+
+
+def test_prompts_of_the_training_are_those_of_the_evaluation_and_of_the_result(own_data, tmp_path):
+    prompts = ["--config.data.anchor_prompt=find : ", "--config.data.candidate_prompt=this is a "]
+    status, _, err = own_data(*prompts, "--config.train.steps=2", "--config.eval.every=2")
+    assert status == 0, err
+    model = load(str(tmp_path / "run" / "model"))
+    assert model.prompts == {"query": "find : ", "document": "this is a "}
+
+    corpus, queries, qrels = own_data.read_data(own_data.config(*prompts))[2]["test"]
+    encode = [functools.partial(model.encode, prompt_name=name) for name in ("query", "document")]
+    wanted = evaluate_retrieval(*encode, corpus, queries, qrels).metrics
+    found = json.loads((tmp_path / "run" / "comparison.json").read_text())["metrics"]["after"]
+    assert found == {name: pytest.approx(value, abs=1e-6) for name, value in wanted.items()}
+    without = evaluate_retrieval(model.encode, model.encode, corpus, queries, qrels).metrics
+    assert found != {name: pytest.approx(value, abs=1e-6) for name, value in without.items()}
+
+
+def test_a_corpus_without_texts_is_one_line(own_data, tmp_path):
+    status, _, err = own_data(f"--config.data.corpus={tmp_path}/pairs.jsonl")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "pairs.jsonl: expected records with a text, found the fields anchor, positive" in err
+
+
+def test_a_metric_that_nothing_gives_is_one_line_before_training(own_data, tmp_path):
+    status, _, err = own_data("--config.data.holdout=0")
+    assert (status, err.count("\n")) == (2, 1) and "config.eval.metric: 'retrieval/ndcg@10'" in err
+
+
+@pytest.mark.parametrize("package", ["bm25s", "matplotlib"])
+def test_a_missing_package_is_said_before_training(own_data, tmp_path, monkeypatch, package):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else found(name))
+    status, _, err = own_data()
+    assert status == 2 and f"this needs the package {package!r}" in err and not (tmp_path / "run").exists()
