@@ -176,9 +176,11 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def _unknown_field(name: str, known: Any) -> str:
     """Names the fields of the part that was meant, or the parts."""
-    part = name.split(".")[0] + "."
-    siblings = [field for field in known if field.startswith(part)]
-    return unknown("config field", name, siblings or {field.split(".")[0] for field in known})
+    part = name.split(".")[0]
+    siblings = [field for field in known if field.startswith(part + ".")]
+    if siblings:
+        return unknown("config field", name, siblings)
+    return unknown("config field", part, {field.split(".")[0] for field in known})
 
 
 def validate(config: Experiment) -> None:

@@ -24,7 +24,7 @@ def open_workdir(workdir: Path, config: Experiment, fingerprint: dict[str, Any])
         fingerprint: what the order and content of the data depend on.
 
     Raises:
-        InputError: if it can't be written, is in use, or belongs to another config or other data.
+        InputError: if it can't be written, is in use, or holds what another config or other data gave.
     """
     import fcntl
 
@@ -44,23 +44,38 @@ def open_workdir(workdir: Path, config: Experiment, fingerprint: dict[str, Any])
         lock.flush()
         settings = flatten(config)
         fixed = {name: value for name, value in settings.items() if not name.startswith(FREE_FIELDS)}
-        _check_or_write(workdir / "data.json", fingerprint, fingerprint, "data")
-        _check_or_write(workdir / "config.json", json.loads(to_json(config)), fixed, "config")
+        changes = [
+            *_changes(workdir / "data.json", fingerprint, "data"),
+            *_changes(workdir / "config.json", fixed, "config"),
+        ]
+        if changes and _holds_work(workdir):
+            raise InputError(f"{changes[0]}; a run is resumed unchanged: use another --workdir")
+        if changes:  # of a run that saved nothing, so this is a new one
+            (workdir / "wandb_id").unlink(missing_ok=True)
+            (workdir / "wandb_step").unlink(missing_ok=True)
+        _write(workdir / "data.json", fingerprint)
+        _write(workdir / "config.json", json.loads(to_json(config)))
         yield
 
 
-def _check_or_write(path: Path, content: Any, fixed: dict[str, Any], what: str) -> None:
-    if path.exists():
-        try:
-            before = _flatten_json(json.loads(path.read_text(encoding="utf-8")))
-        except ValueError as error:
-            raise InputError(f"{path}: not JSON ({error}); use another --workdir") from error
-        for name, value in _flatten_json(fixed).items():
-            if before.get(name) != value:
-                raise InputError(
-                    f"{path}: {what}.{name} was {before.get(name)!r} and is {value!r} now; "
-                    "a run is resumed unchanged: use another --workdir"
-                )
+def _holds_work(workdir: Path) -> bool:
+    return (workdir / "model").exists() or any((workdir / "checkpoints").glob("[0-9]*"))
+
+
+def _changes(path: Path, fixed: dict[str, Any], what: str) -> Iterator[str]:
+    """What differs from the file, if it is there, a line each."""
+    if not path.exists():
+        return
+    try:
+        before = _flatten_json(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); use another --workdir") from error
+    for name, value in _flatten_json(fixed).items():
+        if before.get(name) != value:
+            yield f"{path}: {what}.{name} was {before.get(name)!r} and is {value!r} now"
+
+
+def _write(path: Path, content: Any) -> None:
     beside = path.with_suffix(".new")
     beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     os.replace(beside, path)
