@@ -82,7 +82,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     train.add_argument("--groups", type=int, default=0, help="groups of a batch (default: one a device)")
     train.add_argument("--row-length", type=int, default=0, help="slots of a packed row (default: as in training)")
     train.add_argument("--steps", type=int, default=3, help="steps of one repetition (default: %(default)s)")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    for name in ("repeat", "texts", "batch_size", "steps"):
+        if getattr(args, name, 1) < 1:
+            parser.error(f"--{name.replace('_', '-')}: expected 1 or more, found {getattr(args, name)}")
+    if args.what == "encode":
+        sizes = [size for size in args.batch.split(",") if size]
+        if not all(size.isdecimal() and int(size) > 0 for size in sizes):
+            parser.error(f"--batch: expected numbers from 1 up, separated by commas, found {args.batch!r}")
+        args.batch = [int(size) for size in sizes]
+    return args
 
 
 # ---- material ------------------------------------------------------------------------------------------------
@@ -215,7 +224,7 @@ def bench_encode(args: argparse.Namespace) -> None:
     rates = [[len(texts) / second for second in side] for side in seconds]
     report(args, f"encode/{Path(args.data or 'made').name}", "texts/s", rates[0], rates[1] if other else [])
 
-    for size in [int(part) for part in args.batch.split(",") if part]:
+    for size in args.batch:
         batches = [texts_for(args, size * (turn + 1))[-size:] for turn in range(4)]
         calls = [lambda batch: model.encode(batch)]
         if other:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from embed_jax.errors import InputError
+
 ROOT = Path(__file__).parents[2]
 # What need not be installed where speed is measured, such as on a borrowed accelerator.
 HEAVY = ("bm25s", "datasets", "faiss", "grain", "ml_collections", "orbax", "tensorflow_datasets", "wandb")
@@ -37,3 +39,24 @@ def test_it_prints_json_lines_and_imports_nothing_heavy(arguments, names):
     for result in results:
         assert {"name", "unit", "ours", "theirs", "ratio", "n", "machine"} <= result.keys()
         assert result["ours"] > 0 and result["theirs"] is None and result["n"] >= 2
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        (["encode", "--batch", "1,x"], "--batch: expected numbers from 1 up, separated by commas, found '1,x'"),
+        (["encode", "--texts", "0"], "--texts: expected 1 or more, found 0"),
+        (["train", "--batch-size", "-1"], "--batch-size: expected 1 or more, found -1"),
+        (["train", "--texts", "9"], "unrecognized arguments: --texts 9"),
+        (["encode", "--repeat", "x"], "argument --repeat: invalid int value: 'x'"),
+        (["scaling"], "invalid choice: 'scaling'"),
+        ([], "the following arguments are required: what"),
+    ],
+)
+def test_a_wrong_option_is_one_line(monkeypatch, line, message):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from scripts import bench
+
+    with pytest.raises(InputError) as caught:
+        bench.parse(line)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
