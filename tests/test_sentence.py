@@ -61,7 +61,7 @@ def test_minilm_equals_sentence_transformers_in_any_order_and_batch_size():
     assert found.dtype == np.float32 and found.shape == theirs.shape
     assert np.abs(found - theirs).max() < 1e-5
 
-    order = np.random.default_rng(2).permutation(len(texts))[:300]
+    order = np.random.default_rng(2).permutation(len(texts))[:150]
     with warnings.catch_warnings(action="ignore"):
         for batch_tokens in (512, 4096):
             shuffled = ours.encode((texts[number] for number in order), batch_tokens=batch_tokens)
