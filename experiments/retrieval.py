@@ -34,7 +34,10 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     evaluators = {}
     if "validation" in tasks:
         evaluators["retrieval"] = retrieval_evaluator(
-            *tasks["validation"], query_prompt=config.data.anchor_prompt, corpus_prompt=config.data.candidate_prompt
+            *tasks["validation"],
+            similarity=config.loss.similarity,
+            query_prompt=config.data.anchor_prompt,
+            corpus_prompt=config.data.candidate_prompt,
         )
 
     # Training.
@@ -46,9 +49,14 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
 
     # Afterwards, once, on test: before, after, BM25.
     if result.finished and "test" in tasks:
-        before, after = (encoders(config, load(name)) for name in (config.model.name, str(workdir / "model")))
-        comparison = compare(before, after, tasks["test"])
+        began = time.monotonic()
+        before = fit.start_from(config.model, config.data.max_length, config.train.seed).sentence
+        after = load(str(workdir / "model"))
+        comparison = compare(
+            encoders(config, before), encoders(config, after), tasks["test"], similarity=config.loss.similarity
+        )
         comparison.write(workdir)
+        print(f"comparison took {time.monotonic() - began:.0f} s")
         print(f"\n{comparison.table()}\n\n{comparison.examples()}\n\n{comparison.verdict()}\n")
     plot_curves(workdir / "metrics.jsonl", workdir / "curves.png")
     return result

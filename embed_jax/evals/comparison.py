@@ -120,13 +120,18 @@ class Comparison:
 
 
 def compare(
-    before: tuple[Encode, Encode], after: tuple[Encode, Encode], task: tuple[Texts, Texts, Qrels]
+    before: tuple[Encode, Encode],
+    after: tuple[Encode, Encode],
+    task: tuple[Texts, Texts, Qrels],
+    *,
+    similarity: str = "cosine",
 ) -> Comparison:
     """Searches the task with BM25, the model before and the model after.
 
     Args:
         before, after: the functions that embed queries and documents.
         task: corpus, queries, relevance judgements.
+        similarity: "cosine" or "dot", of both models.
 
     Raises:
         InputError: if a judgement names an unknown id, or bm25s is missing.
@@ -136,8 +141,8 @@ def compare(
     judged = {query: queries[query] for query in qrels}
     runs = {
         "bm25": bm25_search(corpus, judged, DEPTH),
-        "before": dense_search(*before, corpus, judged, DEPTH),
-        "after": dense_search(*after, corpus, judged, DEPTH),
+        "before": dense_search(*before, corpus, judged, DEPTH, similarity=similarity),
+        "after": dense_search(*after, corpus, judged, DEPTH, similarity=similarity),
     }
     return Comparison(
         corpus, judged, qrels, runs, {name: score_run(run, qrels, ks=(DEPTH,)) for name, run in runs.items()}

@@ -144,8 +144,11 @@ def fit(
     groups = num_groups(config.batch.groups, config.batch.size, mesh)
     start = start_from(config.model, config.data.max_length, config.train.seed, config.train.devices)
 
-    if config.data.anchor_prompt or config.data.candidate_prompt:  # the result is to be used as it was trained
+    # The result is to be used as it was trained, and trained as it is used.
+    start.sentence.similarity = config.loss.similarity
+    if config.data.anchor_prompt or config.data.candidate_prompt:
         start.sentence.prompts |= {"query": config.data.anchor_prompt, "document": config.data.candidate_prompt}
+    usual = start.sentence.prompts.get(start.sentence.default_prompt_name, "")
 
     # The batches: a pure function of (seed, step).
     positions = start.encoder.config.max_length
@@ -161,7 +164,7 @@ def fit(
         groups=groups,
         row_length=row_length(config.data.max_length, config.batch.row_length),
         rows=config.batch.rows or None,
-        prompts=(config.data.anchor_prompt, config.data.candidate_prompt),
+        prompts=(config.data.anchor_prompt or usual, config.data.candidate_prompt or usual),
         include_prompt=start.sentence.include_prompt,
         shard=(jax.process_index(), jax.process_count()),
     )
@@ -186,6 +189,8 @@ def fit(
         held_out_batches = make_batches(validation, seed=0)
         few = min(VALIDATION_BATCHES, steps_per_epoch(len(validation), config.batch.size))
         held_out = _mean_loss(objective, [held_out_batches[step] for step in range(few)], mesh)
+    elif len(validation):
+        print(f"no validation loss: {len(validation)} held-out records do not fill a batch of {config.batch.size}")
 
     def evaluate(params: Params) -> dict[str, float]:
         found = dict(held_out(params)) if held_out else {}
