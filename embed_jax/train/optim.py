@@ -8,7 +8,7 @@ import optax
 from embed_jax.config import Optim
 from embed_jax.types import Params
 
-DECAYED = ("kernel", "embedding")  # weight matrices; biases, norm scales and loss parameters are not decayed
+NOT_DECAYED = ("bias", "scale")  # of linear maps and norms; nor are the loss's parameters
 
 
 def make_schedule(optim: Optim, num_updates: int) -> optax.Schedule:
@@ -32,7 +32,12 @@ def make_schedule(optim: Optim, num_updates: int) -> optax.Schedule:
 
 def decay_mask(params: Params) -> Params:
     """True for the leaves that weight decay applies to, by name: stacked biases have two axes, so rank can't tell."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: getattr(path[-1], "key", "") in DECAYED, params)
+
+    def decays(path: tuple, _: object) -> bool:
+        names = [getattr(part, "key", "") for part in path]
+        return names[0] != "loss" and names[-1] not in NOT_DECAYED
+
+    return jax.tree_util.tree_map_with_path(decays, params)
 
 
 def make_optimizer(optim: Optim, num_updates: int) -> optax.GradientTransformation:

@@ -30,7 +30,7 @@ def training_flops_per_token(params: Params) -> float:
     tables = sum(
         leaf.size
         for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
-        if getattr(path[-1], "key", "") == "embedding"
+        if any(getattr(part, "key", "") == "embeddings" for part in path)
     )
     return 6.0 * (num_params(params) - tables)
 

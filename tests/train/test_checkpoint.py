@@ -66,6 +66,24 @@ def test_another_architecture_is_refused_by_name(tmp_path):
         assert checkpoints.restore(state_of(1)) is not None
 
 
+def test_what_decays_and_what_multiplies_in_a_real_encoder():
+    """All but biases, norms and the loss's parameters decays; all but the embedding tables costs FLOPs by token."""
+    from embed_jax.encoders.build import build_encoder, random_spec
+    from embed_jax.train.optim import decay_mask
+    from embed_jax.train.speed import training_flops_per_token
+
+    shapes = jax.eval_shape(build_encoder(random_spec("tiny")).init, jax.random.key(0))
+    mask = decay_mask({"encoder": shapes, "loss": {"temperature": jnp.ones(())}})
+    assert not mask["loss"]["temperature"]
+    backbone = mask["encoder"]["backbone"]
+    assert backbone["embeddings"] == {"norm": {"bias": False, "scale": False}, "position": True, "token": True,
+                                      "token_type": True}  # fmt: skip
+    assert backbone["layers"]["up"] == {"bias": False, "kernel": True}
+    assert not any(backbone["layers"]["attention_norm"].values())
+    layers = sum(leaf.size for leaf in jax.tree.leaves(shapes["backbone"]["layers"]))
+    assert training_flops_per_token(shapes) == 6 * layers
+
+
 def test_weight_decay_leaves_biases_and_norms_alone():
     params = {"layers": {"kernel": jnp.ones((2, 3, 3)), "bias": jnp.ones((2, 3)), "scale": jnp.ones((2, 3))}}
     optimizer = make_optimizer(Optim(learning_rate=0.1, weight_decay=0.5, clip_norm=0.0, schedule="constant"), 10)
