@@ -82,4 +82,4 @@ def require(module: str, extra: str) -> None:
     import importlib.util
 
     if importlib.util.find_spec(module) is None:
-        raise InputError(f"this needs the package {module!r}, which is not installed: pip install 'embed-jax[{extra}]'")
+        raise InputError(f"package {module!r} is not installed: run pip install -e '.[{extra}]' in the repository")

@@ -1,6 +1,6 @@
 """Names that a config file may use, each bound to "module:attribute" and imported only when asked for.
 
-Adding a loss, a pooling, a data set or an evaluator is its own file (or function) and one line here.
+Adding a backbone, a loss or a data set is its own file (or function) and one line here.
 """
 
 from __future__ import annotations

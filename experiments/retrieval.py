@@ -91,8 +91,7 @@ def read_texts(name: str) -> list[str]:
 
 def encoders(config: configs.Experiment, model: SentenceEncoder):
     """The functions that embed queries and documents, each with the prompt of the training."""
-    prompts = config.data.anchor_prompt, config.data.candidate_prompt
-    return tuple(functools.partial(model.encode, prompt=prompt or None) for prompt in prompts)
+    return tuple(functools.partial(model.encode, prompt=prompt) for prompt in fit.training_prompts(config, model))
 
 
 def main() -> None:

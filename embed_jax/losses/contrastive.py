@@ -110,7 +110,8 @@ def in_batch_info_nce(
         own: columns of this device's examples, b of them; column 0 anchors, 1 positives, the rest negatives.
         world: the same of the whole batch, B examples; `own` are its examples first .. first + b - 1.
         params: learnable numbers of the loss; this one has none.
-        mask_duplicates: a candidate whose text equals the anchor's positive or the anchor is not a negative.
+        mask_duplicates: what equals an anchor or its positive is not its negative, nor is the positive of an equal
+            anchor; the other way round, the anchor of an equal positive.
 
     Returns:
         Values and weights per anchor (weight 0 without a positive), and per-anchor metrics: `accuracy` (the positive
@@ -128,9 +129,10 @@ def in_batch_info_nce(
     own_negative = is_negative_column[None, :] & (example[None, :] == labels[:, None])
     allowed = jnp.broadcast_to(world.present[1:].reshape(-1)[None, :], (rows, candidates.shape[0]))
     if mask_duplicates:
-        allowed &= ~_same_text(own.text_hash[1], candidate_hash)
-        # Only other examples' copies of the anchor: SimCSE's own positive *is* the anchor's text.
-        allowed &= ~_same_text(own.text_hash[0], candidate_hash)
+        # The entry of an example's own positive counts whatever the mask says: SimCSE's *is* the anchor's text.
+        allowed &= ~_same_text(own.text_hash[0], candidate_hash) & ~_same_text(own.text_hash[1], candidate_hash)
+        same_anchor = jnp.tile(_same_text(own.text_hash[0], world.text_hash[0]), (1, num_columns - 1))
+        allowed &= is_negative_column[None, :] | ~same_anchor
 
     similarities = similarity_matrix(anchors, candidates, similarity)
     logits = similarities / temperature + jnp.where(own_negative, jnp.log(hard_negative_weight), 0.0)
@@ -138,8 +140,8 @@ def in_batch_info_nce(
     if symmetric:
         allowed_back = jnp.broadcast_to(world.present[0][None, :], (rows, batch))
         if mask_duplicates:
-            allowed_back &= ~_same_text(own.text_hash[0], world.text_hash[0])
-            allowed_back &= ~_same_text(own.text_hash[1], world.text_hash[0])
+            for mine, theirs in ((0, 0), (1, 0), (1, 1)):
+                allowed_back &= ~_same_text(own.text_hash[mine], world.text_hash[theirs])
         back = similarity_matrix(positives, world.embeddings[0], similarity) / temperature
         values = 0.5 * (values + softmax_cross_entropy(back, labels, allowed_back))
 
@@ -147,11 +149,11 @@ def in_batch_info_nce(
     is_label = jnp.arange(candidates.shape[0])[None, :] == labels[:, None]
     positive = jnp.sum(jnp.where(is_label, similarities, 0.0), axis=1)
     hardest = jnp.max(jnp.where(allowed & ~is_label, similarities, -jnp.inf), axis=1)
-    hardest = jnp.where(jnp.isfinite(hardest), hardest, 0.0)  # every other candidate may be masked
     metrics = {
         "accuracy": (positive > hardest).astype(jnp.float32),
         "positive_similarity": positive,
-        "hardest_negative_similarity": hardest,
+        # Every other candidate may be masked.
+        "hardest_negative_similarity": jnp.where(jnp.isfinite(hardest), hardest, 0.0),
     }
     return values, weights, metrics
 

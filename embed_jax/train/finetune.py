@@ -46,8 +46,10 @@ def finetune(
     records = pair_records(pairs)
     config = Experiment()
     config.tracking.wandb = "disabled"
-    devices = overrides.get("train__devices") or jax.device_count()
-    config.batch.size = max(min(32, len(records)) // devices * devices, 2)
+    most = min(32, len(records))
+    # As many devices as have two examples each, so that a handful of pairs trains anywhere.
+    config.train.devices = devices = overrides.get("train__devices") or max(min(jax.device_count(), most // 2), 1)
+    config.batch.size = max(most // devices * devices, 2)
     config = override(config, model__name=model, **overrides)
     workdir = Path(workdir or tempfile.mkdtemp(prefix="embed_jax_"))
     fit(config, workdir, records=records, columns=pair_columns(records), evaluators=evaluators or {})

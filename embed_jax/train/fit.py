@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -71,7 +72,7 @@ def start_from(model: Model, max_length: int, seed: int, devices: int = 0) -> St
         saved = read_model(resolve(model.name))
         spec, params = saved.spec, saved.params
         directory = Path(model.tokenizer) if model.tokenizer else saved.tokenizer_directory
-        tokenizer = load_tokenizer(directory, saved.max_length, lower_case=saved.lower_case)
+        tokenizer = load_tokenizer(directory, max(saved.max_length, max_length), lower_case=saved.lower_case)
         prompts = {
             "prompts": saved.prompts,
             "default_prompt_name": saved.default_prompt_name,
@@ -121,6 +122,12 @@ def row_length(max_length: int, asked: int) -> int:
     return asked or max(max_length, min(2 * max_length, 128))
 
 
+def training_prompts(config: Experiment, model: SentenceEncoder) -> tuple[str, str]:
+    """The prompts of anchors and of candidates: the config's, else the model's default prompt."""
+    usual = model.prompts.get(model.default_prompt_name, "")
+    return config.data.anchor_prompt or usual, config.data.candidate_prompt or usual
+
+
 def fit(
     config: Experiment,
     workdir: Path,
@@ -139,6 +146,8 @@ def fit(
         evaluators: by name; `encode -> {metric: value}`, logged as name/metric.
         validation: held-out records whose loss is logged beside the training loss.
     """
+    if jax.process_count() > 1:
+        raise InputError(f"training runs on one host, found {jax.process_count()}")
     # The model and where it runs.
     mesh = make_mesh(config.train.devices)
     groups = num_groups(config.batch.groups, config.batch.size, mesh)
@@ -146,9 +155,12 @@ def fit(
 
     # The result is to be used as it was trained, and trained as it is used.
     start.sentence.similarity = config.loss.similarity
+    prompts = training_prompts(config, start.sentence)
     if config.data.anchor_prompt or config.data.candidate_prompt:
-        start.sentence.prompts |= {"query": config.data.anchor_prompt, "document": config.data.candidate_prompt}
-    usual = start.sentence.prompts.get(start.sentence.default_prompt_name, "")
+        start.sentence.prompts |= dict(zip(("query", "document"), prompts, strict=True))
+    elif any(start.sentence.prompts.values()) and not any(prompts):
+        named = ", ".join(start.sentence.prompts)
+        print(f"the model's prompts ({named}) are not used: set config.data.anchor_prompt and candidate_prompt")
 
     # The batches: a pure function of (seed, step).
     positions = start.encoder.config.max_length
@@ -164,20 +176,22 @@ def fit(
         groups=groups,
         row_length=row_length(config.data.max_length, config.batch.row_length),
         rows=config.batch.rows or None,
-        prompts=(config.data.anchor_prompt or usual, config.data.candidate_prompt or usual),
+        prompts=prompts,
         include_prompt=start.sentence.include_prompt,
         shard=(jax.process_index(), jax.process_count()),
     )
     batches = make_batches(records, seed=config.train.seed)
-    num_steps = config.train.steps or max(
-        1, math.floor(config.train.epochs * steps_per_epoch(len(records), config.batch.size))
-    )
+    num_steps = config.train.steps or math.floor(config.train.epochs * steps_per_epoch(len(records), config.batch.size))
+    # No batch whose gradient would never be used.
+    num_steps = max(num_steps // config.optim.accumulate, 1) * config.optim.accumulate
 
     # The loss, the gradient, the update.
     arguments = {name: value for name, value in dataclasses.asdict(config.loss).items() if name != "name"}
-    loss = functools.partial(lookup("loss", config.loss.name), **arguments)
+    loss = lookup("loss", config.loss.name)
+    taken = inspect.signature(loss).parameters
+    loss = functools.partial(loss, **{name: value for name, value in arguments.items() if name in taken})
     objective = global_loss(start.encoder, loss, mesh)
-    num_updates = max(1, num_steps // config.optim.accumulate)
+    num_updates = num_steps // config.optim.accumulate
     optimizer = make_optimizer(config.optim, num_updates)
     schedule = make_schedule(config.optim, num_updates)
     state = init_state(replicate({"encoder": start.params, "loss": {}}, mesh), optimizer)
@@ -203,7 +217,8 @@ def fit(
         start.sentence.params = params
         start.sentence.save(directory)
 
-    with open_workdir(workdir, config, fingerprint(records, columns)):
+    # With the groups: they decide the dropout masks, and default to the number of devices.
+    with open_workdir(workdir, config, {**fingerprint(records, columns), "groups": groups}):
         return loop.run(
             config,
             workdir,

@@ -12,7 +12,8 @@ from typing import Any
 from embed_jax.config import Experiment, flatten, to_json
 from embed_jax.errors import InputError
 
-# What may change between a run and its resumption: it touches no parameter's value.
+# What may change between a run and its resumption. The number of devices changes no more than the last bits, as long as
+# the number of groups (in the fingerprint of the data) stays.
 FREE_FIELDS = ("tracking.", "checkpoint.", "train.log_every", "train.profile", "train.devices")
 
 

@@ -104,4 +104,4 @@ def test_a_missing_package_is_said_before_training(own_data, tmp_path, monkeypat
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else found(name))
     status, _, err = own_data()
-    assert status == 2 and f"this needs the package {package!r}" in err and not (tmp_path / "run").exists()
+    assert status == 2 and f"package {package!r} is not installed" in err and not (tmp_path / "run").exists()

@@ -71,6 +71,20 @@ def test_zero_vector_is_safe():
     assert np.isfinite(gradient).all()
 
 
+def test_a_repeated_anchor_or_positive_makes_no_false_negative():
+    """Two examples with one anchor, or with one positive: nothing is left to tell apart, so the loss is 0."""
+    embeddings = jnp.asarray(np.random.default_rng(0).normal(size=(2, 2, 4)), jnp.float32)
+    for equal in (0, 1):
+        text_hash = jnp.arange(8, dtype=jnp.uint32).reshape(2, 2, 2)
+        text_hash = text_hash.at[equal, 1].set(text_hash[equal, 0])
+        world = Columns(embeddings, jnp.ones((2, 2), bool), text_hash)
+        values, _, metrics = in_batch_info_nce(world, world, jnp.int32(0), {}, symmetric=True)
+        np.testing.assert_array_equal(values, [0.0, 0.0])
+        np.testing.assert_array_equal(metrics["accuracy"], [1.0, 1.0])
+        unmasked, _, _ = in_batch_info_nce(world, world, jnp.int32(0), {}, symmetric=True, mask_duplicates=False)
+        assert float(unmasked.sum()) > 0.1
+
+
 @pytest.mark.parametrize("batch", [2, 7, 33])
 @pytest.mark.parametrize("negatives", [0, 2])
 def test_equals_sentence_transformers(batch, negatives):

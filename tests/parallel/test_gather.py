@@ -45,6 +45,7 @@ def make_batch(groups: int, columns: int = 3) -> Batch:
     tokens, order = pack_batch(ids, groups=groups, row_length=16)
     text_hash = rng.integers(0, 2**32, (columns, EXAMPLES, 2), np.uint32)
     text_hash[1, 3] = text_hash[1, 17]  # two examples with one positive
+    text_hash[0, 4] = text_hash[0, 18]  # and two with one anchor
 
     def deal(leaf):  # [C, B, ...] -> [G, C, E, ...]
         return np.moveaxis(leaf[:, order], 1, 0)
@@ -141,10 +142,12 @@ def test_rows_of_the_loss_match_a_naive_loop():
         for j in range(EXAMPLES):
             for column in (1, 2):
                 same = (text[column, j] == text[1, i]).all() or (text[column, j] == text[0, i]).all()
+                same |= column == 1 and (text[0, j] == text[0, i]).all()
                 if (column, j) != (1, i) and present[column, j] and not same:
                     alpha = 2.0 if (column, j) == (2, i) else 1.0
                     forward += alpha * np.exp(vectors[0, i] @ vectors[column, j] / 0.1)
             same = (text[0, j] == text[0, i]).all() or (text[0, j] == text[1, i]).all()
+            same |= (text[1, j] == text[1, i]).all()
             if j != i and not same:
                 back += np.exp(vectors[1, i] @ vectors[0, j] / 0.1)
         expected.append(0.5 * (-np.log(pos / forward) - np.log(pos / back)))
