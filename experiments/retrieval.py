@@ -15,9 +15,11 @@ from pathlib import Path
 from embed_jax import config as configs
 from embed_jax.data import pairs
 from embed_jax.data.sources import open_records, open_retrieval_task, pair_columns
+from embed_jax.data.sources.files import read_sts
 from embed_jax.errors import InputError, exit_with_one_line, require
 from embed_jax.evals.comparison import compare
 from embed_jax.evals.retrieval import retrieval_evaluator
+from embed_jax.evals.sts import sts_evaluator
 from embed_jax.sentence import SentenceEncoder, load
 from embed_jax.train import fit, loop
 from embed_jax.train.plots import plot_curves
@@ -39,6 +41,9 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
             query_prompt=config.data.anchor_prompt,
             corpus_prompt=config.data.candidate_prompt,
         )
+
+    if config.eval.sts:
+        evaluators["sts"] = sts_evaluator(*read_sts(config.eval.sts))
 
     # Training.
     began = time.monotonic()

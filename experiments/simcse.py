@@ -23,6 +23,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     records = records[: config.data.limit or None]
     if "text" not in records[0]:
         raise InputError(f"{config.data.train}: expected records with a text, found the fields {', '.join(records[0])}")
+    validation = open_records(config.data.train, config.data.validation_split) if config.data.validation_split else []
 
     # Evaluation: STS on the development set picks the best model.
     evaluators = {}
@@ -36,6 +37,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
         records=records,
         columns=lambda record: (record["text"], record["text"]),
         evaluators=evaluators,
+        validation=validation,
     )
 
 

@@ -223,3 +223,13 @@ def test_an_unknown_metric_is_refused_before_training(simcse_here, tmp_path, sen
     sts.write_text("score\tsentence1\tsentence2\n" + "\n".join(rows) + "\n")
     status, err = simcse_here(tmp_path / "run", f"--config.eval.sts={sts}", "--config.eval.metric=sts/speerman")
     assert status == 2 and "unknown metric 'sts/speerman' (did you mean 'sts/spearman'?)" in err, err
+
+
+def test_validation_sentences_have_a_loss_of_their_own(simcse_here, tmp_path, sentences):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.txt").write_text("\n".join(sentences[:100]) + "\n")
+    (tmp_path / "data" / "dev.txt").write_text("\n".join(sentences[100:]) + "\n")
+    fields = [f"--config.data.train={tmp_path}/data", "--config.data.validation_split=dev", "--config.train.steps=2"]
+    status, err = simcse_here(tmp_path / "run", *fields)
+    assert status == 0, err
+    assert [line["step"] for line in lines_of(tmp_path / "run") if "validation/loss" in line] == [0, 2]
