@@ -8,7 +8,6 @@ comparison.json, curves.png, comparison.png.
 """
 
 import functools
-import sys
 import time
 from pathlib import Path
 
@@ -41,7 +40,6 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
             query_prompt=config.data.anchor_prompt,
             corpus_prompt=config.data.candidate_prompt,
         )
-
     if config.eval.sts:
         evaluators["sts"] = sts_evaluator(*read_sts(config.eval.sts))
 
@@ -100,11 +98,7 @@ def encoders(config: configs.Experiment, model: SentenceEncoder):
 
 
 def main() -> None:
-    config, workdir = configs.load(sys.argv)
-    fit.prepare_jax(config)
-    result = run(config, workdir)
-    if result.finished:
-        print(f"model: {workdir / 'model'}")
+    fit.launch(run)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Each sentence is encoded twice in one batch; the two copies see different dropou
 batch is a negative. With `model.mlp="training"` the MLP over [CLS] is dropped from the result, as in the paper.
 """
 
-import sys
 from pathlib import Path
 
 from embed_jax import config as configs
@@ -42,11 +41,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
 
 
 def main() -> None:
-    config, workdir = configs.load(sys.argv)
-    fit.prepare_jax(config)
-    result = run(config, workdir)
-    if result.finished:
-        print(f"model: {workdir / 'model'}")
+    fit.launch(run)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 
 from embed_jax.errors import InputError, exit_with_one_line, require
+from scripts.commands import OneLineParser
 
 EXAMPLES = """examples:
   python -m scripts.bench encode --init random --shape minilm-l6
@@ -41,13 +41,8 @@ def main() -> None:
     {"encode": bench_encode, "train": bench_train}[args.what](args)
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see {self.prog} --help)")
-
-
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(
+    parser = OneLineParser(
         prog="python -m scripts.bench",
         description=__doc__,
         epilog=EXAMPLES,

@@ -15,8 +15,15 @@ from typing import Any, NoReturn
 from embed_jax.errors import InputError
 
 
-class Parser(argparse.ArgumentParser):
-    """Prints description and examples as they are written; a usage error is an InputError."""
+class OneLineParser(argparse.ArgumentParser):
+    """A usage error is an InputError."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+class Parser(OneLineParser):
+    """Prints description and examples as they are written."""
 
     def __init__(self, module: str, description: str, examples: str):
         super().__init__(
@@ -27,9 +34,6 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see {self.prog} --help)")
 
 
 @contextlib.contextmanager

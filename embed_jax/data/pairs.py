@@ -8,6 +8,14 @@ from typing import Any
 
 from embed_jax.errors import InputError
 
+# What the two sides of a pair are called; the first that a data set has counts.
+PAIR_NAMES = (
+    ("anchor", "positive"),
+    ("sentence1", "sentence2"),
+    ("query", "positive"),
+    ("query", "answer"),
+    ("question", "answer"),
+)
 SPLITS = ("train", "validation", "test")
 Record = Mapping[str, str]
 Task = tuple[dict[str, str], dict[str, str], dict[str, dict[str, int]]]

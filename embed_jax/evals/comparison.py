@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Sequence
@@ -36,6 +37,11 @@ class Comparison:
     runs: dict[str, Run]
     results: dict[str, RetrievalResult]
 
+    @functools.cached_property
+    def intervals(self) -> dict[str, dict[str, tuple[float, float]]]:
+        """95 % bootstrap intervals of each search's scores."""
+        return {name: result.intervals() for name, result in self.results.items()}
+
     def gain(self, other: str = "before", metric: str = "ndcg@10") -> tuple[float, float, float]:
         """The mean difference after - other by query, and its 95 % bootstrap interval (paired: same queries)."""
         difference = self.results["after"].per_query[metric] - self.results[other].per_query[metric]
@@ -47,7 +53,7 @@ class Comparison:
         rows = [f"{len(self.queries)} queries, {len(self.corpus)} documents"]
         rows.append(f"{'':8}" + "".join(f"{name:>24}" for name in SHOWN))
         for name, result in self.results.items():
-            intervals = result.intervals()
+            intervals = self.intervals[name]
             cells = (
                 f"{result.metrics[metric]:.4f} [{intervals[metric][0]:.3f}, {intervals[metric][1]:.3f}]"
                 for metric in SHOWN
@@ -86,7 +92,7 @@ class Comparison:
             "task": "retrieval",
             "n": len(self.qrels),
             "metrics": {name: result.metrics for name, result in self.results.items()},
-            "intervals": {name: result.intervals() for name, result in self.results.items()},
+            "intervals": self.intervals,
             "ndcg@10 after - before": dict(zip(names, self.gain(), strict=True)),
             "ndcg@10 after - bm25": dict(zip(names, self.gain("bm25"), strict=True)),
             "verdict": self.verdict(),
@@ -107,7 +113,7 @@ class Comparison:
         width = 0.8 / len(self.results)
         for place, (name, result) in enumerate(self.results.items()):
             means = np.array([result.metrics[metric] for metric in SHOWN])
-            intervals = np.array([result.intervals()[metric] for metric in SHOWN])
+            intervals = np.array([self.intervals[name][metric] for metric in SHOWN])
             spread = np.abs(intervals.T - means)
             at = np.arange(len(SHOWN)) + (place - (len(self.results) - 1) / 2) * width
             bars = axes.bar(at, means, width * 0.95, yerr=spread, capsize=3, label=name)

@@ -7,6 +7,7 @@ import functools
 import inspect
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from embed_jax.config import Experiment, Model
+from embed_jax.config import Experiment, Model, load
 from embed_jax.data.pipeline import fingerprint, prefetch, steps_per_epoch, training_batches
 from embed_jax.data.tokenize import load_tokenizer
 from embed_jax.encoders.build import EncoderSpec, build_encoder, random_spec
@@ -194,8 +195,7 @@ def fit(
     num_updates = num_steps // config.optim.accumulate
     optimizer = make_optimizer(config.optim, num_updates)
     schedule = make_schedule(config.optim, num_updates)
-    state = init_state(replicate({"encoder": start.params, "loss": {}}, mesh), optimizer)
-    state = replicate(state, mesh)
+    state = replicate(init_state({"encoder": start.params, "loss": {}}, optimizer), mesh)
 
     # What is measured on the way.
     held_out = None
@@ -246,6 +246,14 @@ def _mean_loss(objective: Callable, batches: Sequence[Any], mesh: jax.sharding.M
         return {f"validation/{name}": value for name, value in totals.items()}
 
     return evaluate
+
+
+def launch(run: Callable[[Experiment, Path], loop.Result]) -> None:
+    """An experiment's command: reads the command line, runs, and says where the model is."""
+    config, workdir = load(sys.argv)
+    prepare_jax(config)
+    if run(config, workdir).finished:
+        print(f"model: {workdir / 'model'}")
 
 
 def prepare_jax(config: Experiment) -> None:

@@ -6,18 +6,9 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from embed_jax.data.pairs import Task
+from embed_jax.data.pairs import PAIR_NAMES, Task, negative_columns
 from embed_jax.errors import InputError
 from embed_jax.registry import REGISTRY, lookup
-
-# What the two sides of a pair are called; the first that a data set has counts.
-PAIR_NAMES = (
-    ("anchor", "positive"),
-    ("sentence1", "sentence2"),
-    ("query", "positive"),
-    ("query", "answer"),
-    ("question", "answer"),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +68,6 @@ def pair_columns(records: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str,
     Raises:
         InputError: if they are no pairs; says which fields were found and are accepted.
     """
-    from embed_jax.data.pairs import negative_columns
-
     for first, second in PAIR_NAMES:
         if first in records[0] and second in records[0]:
             break

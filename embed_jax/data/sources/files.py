@@ -14,19 +14,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from embed_jax.data.pairs import PAIR_NAMES
 from embed_jax.errors import InputError
 
 FORMATS = (".jsonl", ".tsv", ".csv", ".txt")
 # The texts that records may have; the first that fits is what a file is taken for.
-KINDS = (
-    ("anchor", "positive"),
-    ("sentence1", "sentence2"),
-    ("query", "positive"),
-    ("query", "answer"),
-    ("question", "answer"),
-    ("premise", "hypothesis"),
-    ("text",),
-)
+KINDS = (*PAIR_NAMES, ("premise", "hypothesis"), ("text",))
 # These may be numbers in JSON; all others of a record are texts.
 VALUES = {"id", "_id", "group", "score", "label", "fine_label"}
 Record = dict[str, str]
