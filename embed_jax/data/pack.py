@@ -54,6 +54,7 @@ def pack_batch(
     rows: int | None = None,
     order: Int[np.ndarray, "G E"] | None = None,
     skip: Sequence[int] | None = None,
+    shares: int = 1,
 ) -> tuple[TokenBatch, Int[np.ndarray, "G E"]]:
     """Deals the examples of a batch to groups and packs each group; all groups get the same number of rows.
 
@@ -65,6 +66,7 @@ def pack_batch(
         order: which examples each group gets; None deals them balanced by tokens. A second tokenizer's view of
             the same batch is given the first one's order.
         skip: for each column, how many leading tokens do not count towards pooling.
+        shares: contiguous parts of the batch, each dealt to its own G / shares groups; a divisor of G.
 
     Returns:
         The batch, leaves `[G, R, T]`, where sentence `c * E + e` of group g is column c of example `order[g, e]`;
@@ -77,7 +79,8 @@ def pack_batch(
     columns = [[nothing if one is None else one for one in column] for column in columns]
     lengths = np.stack([_lengths(column) for column in columns])  # [C, B]
     if order is None:
-        order = deal(lengths.sum(0), groups)
+        parts = np.split(lengths.sum(0), shares)
+        order = np.concatenate([n * len(part) + deal(part, groups // shares) for n, part in enumerate(parts)])
     size = order.shape[1]
     sentences = [[column[b] for column in columns for b in members] for members in order]
     assigned = [_assign(_lengths(group), row_length) for group in sentences]

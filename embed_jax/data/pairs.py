@@ -1,10 +1,12 @@
-"""Pairs of texts as training and test material: splits without leakage, retrieval tasks from pairs."""
+"""Pairs of texts as training and test material: their names, splits without leakage, retrieval tasks from pairs."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
 
 from embed_jax.errors import InputError
 
@@ -16,9 +18,44 @@ PAIR_NAMES = (
     ("query", "answer"),
     ("question", "answer"),
 )
+NLI = ("premise", "hypothesis")
+SCORED_LIST = ("query", "passages", "scores")
+KINDS = (*PAIR_NAMES, NLI, SCORED_LIST, ("text",))
+KEYS = ("id", "group")  # records with the same one are never each other's negatives
 SPLITS = ("train", "validation", "test")
+# Of a source that is read record by record, so many stand for all where looking at all would take minutes.
+SAMPLE = 2000
+Value = TypeVar("Value")
 Record = Mapping[str, str]
 Task = tuple[dict[str, str], dict[str, str], dict[str, dict[str, int]]]
+
+
+def kind_of(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """Which of KINDS a record is, by its fields: the one of most fields, of equals the first; () for none."""
+    return max((kind for kind in KINDS if all(name in record for name in kind)), key=len, default=())
+
+
+def looked_at(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """(number, record) of all records if they are in memory, else of some spread over the whole."""
+    if isinstance(records, list) or len(records) <= SAMPLE:
+        return enumerate(records)
+    return ((int(index), records[int(index)]) for index in np.linspace(0, len(records) - 1, SAMPLE))
+
+
+def of_record(function: Callable[[Any], Value], record: Mapping[str, Any], number: int) -> Value:
+    """`function(record)`; an InputError gets the record's number."""
+    try:
+        return function(record)
+    except InputError as error:
+        raise InputError(f"record {number}: {error}") from None
+
+
+def text_hash(text: str | None) -> tuple[int, int]:
+    """64 stable bits of a text without the white space around it, as two halves; zeros for None."""
+    if text is None:
+        return 0, 0
+    digest = hashlib.blake2b(text.strip().encode(), digest_size=8).digest()
+    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
 
 
 def negative_columns(record: Record) -> list[str]:

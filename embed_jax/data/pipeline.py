@@ -11,15 +11,13 @@ from typing import Any
 import numpy as np
 
 from embed_jax.data.pack import pack_batch
+from embed_jax.data.pairs import looked_at, of_record, text_hash
 from embed_jax.data.tokenize import Tokenizer
 from embed_jax.errors import InputError
 from embed_jax.types import Batch, TokenBatch
 
 Record = Mapping[str, Any]
 Columns = Callable[[Record], Sequence[str | None]]
-
-# Of a source that is read record by record, so many stand for all where looking at all would take minutes.
-SAMPLE = 2000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +29,15 @@ class BatchMaker:
     num_columns: int
     tokenizers: Mapping[str, Tokenizer]
     groups: int
+    shares: int
     row_length: int
     rows: int | None
     prompts: Sequence[str]
     include_prompt: bool
     label: Callable[[Record], int] | None
-    score: Callable[[Record], float] | None
+    score: Callable[[Record], Sequence[float]] | None
+    keys: Callable[[Record], Sequence[tuple[int, int]]] | None
+    dataset: Callable[[Record], int] | None
 
     def __call__(self, indices: np.ndarray) -> Batch:
         records = [self.records[int(index)] for index in indices]
@@ -45,7 +46,14 @@ class BatchMaker:
         views: dict[str, TokenBatch] = {}
         order = None
         for name in sorted(self.tokenizers, key=lambda name: name != "encoder"):  # the encoder's view deals
-            views[name], order = self._pack(columns, self.tokenizers[name], order)
+            views[name], order = self._pack(columns, name, order)
+
+        def dealt(function: Callable[[Record], Any] | None, dtype: Any) -> np.ndarray | None:
+            if function is None:
+                return None
+            values = [of_record(function, record, int(index)) for record, index in zip(records, indices, strict=True)]
+            return np.array(values, dtype)[order]
+
         hashes = np.array([[text_hash(text) for text in column] for column in columns], np.uint32)
         present = np.array([[text is not None for text in column] for column in columns])
         return Batch(
@@ -53,8 +61,10 @@ class BatchMaker:
             present=np.ascontiguousarray(present[:, order].transpose(1, 0, 2)),
             text_hash=np.ascontiguousarray(hashes[:, order].transpose(1, 0, 2, 3)),
             record=np.asarray(indices, np.int32)[order],
-            label=self.label and np.array([self.label(record) for record in records], np.int32)[order],
-            score=self.score and np.array([self.score(record) for record in records], np.float32)[order],
+            keys=dealt(self.keys, np.uint32),
+            dataset=dealt(self.dataset, np.int32),
+            label=dealt(self.label, np.int32),
+            score=dealt(self.score, np.float32),
         )
 
     def _texts(self, record: Record, index: int) -> list[str | None]:
@@ -66,15 +76,25 @@ class BatchMaker:
                 raise InputError(f"record {index}: anchor and positive are needed, one is missing")
         return texts + [None] * (self.num_columns - len(texts))
 
-    def _pack(self, columns, tokenizer: Tokenizer, order) -> tuple[TokenBatch, np.ndarray]:
+    def _pack(self, columns, name: str, order) -> tuple[TokenBatch, np.ndarray]:
+        """One tokenizer's view of the texts; prompts and row length are the encoder's, others have none and theirs."""
+        tokenizer, trained = self.tokenizers[name], name == "encoder"
         ids, skip = [], []
         for number, column in enumerate(columns):
-            prompt = self.prompts[min(number, len(self.prompts) - 1)]
+            prompt = self.prompts[min(number, len(self.prompts) - 1)] if trained else ""
             found = tokenizer.encode([text for text in column if text is not None], prompt, self.include_prompt)
             rest = iter(found.ids)
             ids.append([None if text is None else next(rest) for text in column])
             skip.append(found.skip)
-        return pack_batch(ids, groups=self.groups, row_length=self.row_length, rows=self.rows, order=order, skip=skip)
+        return pack_batch(
+            ids,
+            groups=self.groups,
+            row_length=self.row_length if trained else max(self.row_length, tokenizer.max_length),
+            rows=self.rows,
+            order=order,
+            skip=skip,
+            shares=self.shares,
+        )
 
 
 def training_batches(
@@ -90,8 +110,11 @@ def training_batches(
     prompts: Sequence[str] = ("",),
     include_prompt: bool = True,
     label: Callable[[Record], int] | None = None,
-    score: Callable[[Record], float] | None = None,
+    score: Callable[[Record], Sequence[float]] | None = None,
+    keys: Callable[[Record], Sequence[str | None]] | None = None,
+    dataset: Callable[[Record], int] | None = None,
     shard: tuple[int, int] = (0, 1),
+    shares: int = 0,
 ) -> Any:
     """An endless grain MapDataset whose element `[step]` is the batch of that step, a function of (seed, step).
 
@@ -101,19 +124,27 @@ def training_batches(
         records: random access, `len` and `[index]`.
         columns: a record's texts: anchor, positive, negatives; None or nothing where it lacks one.
         tokenizers: by name; "encoder" is the trained model's own, whose token counts decide the dealing to groups.
+            Others see the same texts without prompts, in rows as long as their own limit if that is longer.
         batch_size: B, examples over all hosts.
         groups: G over all hosts.
-        row_length: T, slots of a packed row.
+        row_length: T, slots of a packed row of the encoder.
         seed: of the order of the records.
         rows: R, rows of a group; None takes as few as the batch needs. Several hosts need it set.
-        prompts: of the columns; the last one is for all further columns too.
+        prompts: of the encoder's columns; the last one is for all further columns too.
         include_prompt: whether the prompts' tokens count towards pooling.
-        label: a record's integer class or group. score: its target similarity. None leaves them out of the batch.
-        shard: this host's number and how many hosts there are. A host reads only its share of each batch, and
+        label: a record's integer class; None leaves it out of the batch, and so for the next three.
+        score: its K target numbers, as many in each record.
+        keys: its L texts (id, group) that make it the same thing to learn as another record with an equal one; None
+            or "" where it has none.
+        dataset: the number of its data set in a mixture.
+        shard: this host's number and how many hosts there are. A host reads only its part of each batch, and
             gets `G / hosts` groups of it.
+        shares: how many contiguous parts a batch has, each dealt to its own `G / shares` groups; 0: one a host. With
+            `rows` set, the batches depend on this number and not on the number of hosts.
 
     Raises:
-        InputError: too few records for a batch, sizes that do not divide, an option out of place.
+        InputError: too few records for a batch, sizes that do not divide, an option out of place; in a batch, a record
+            that lacks a text or has another number of scores or keys than the first.
     """
     import grain
 
@@ -123,27 +154,33 @@ def training_batches(
         raise InputError(f"tokenizers: expected one called 'encoder', found {', '.join(tokenizers) or 'none'}")
     if batch_size % groups or groups % hosts:
         raise InputError(f"batch of {batch_size} in {groups} groups on {hosts} hosts: each must divide the one before")
+    shares = shares or hosts
+    if shares < 1 or shares % hosts or groups % shares:
+        raise InputError(
+            f"config.batch.shares: expected a multiple of the {hosts} hosts that divides the {groups} groups, "
+            f"found {shares}"
+        )
     if hosts > 1 and not rows:
         raise InputError(f"config.batch.rows: {hosts} hosts must agree on the rows of a group, set it; found 0")
-    for name, tokenizer in tokenizers.items():
-        if tokenizer.max_length > row_length:
-            raise InputError(
-                f"row length {row_length} is too short for texts of {tokenizer.max_length} tokens (tokenizer {name!r})"
-            )
+    if (longest := tokenizers["encoder"].max_length) > row_length:
+        raise InputError(f"row length {row_length} is too short for texts of {longest} tokens (tokenizer 'encoder')")
     make = BatchMaker(
-        records,
-        columns,
-        max(len(columns(record)) for record in _looked_at(records)),
-        tokenizers,
-        groups // hosts,
-        row_length,
-        rows,
-        prompts,
-        include_prompt,
-        label,
-        score,
+        records=records,
+        columns=columns,
+        num_columns=max(len(columns(record)) for _, record in looked_at(records)),
+        tokenizers=tokenizers,
+        groups=groups // hosts,
+        shares=shares // hosts,
+        row_length=row_length,
+        rows=rows,
+        prompts=prompts,
+        include_prompt=include_prompt,
+        label=label,
+        score=score and _as_many(score, records[0], "scores"),
+        keys=keys and _as_many(lambda record: [_key_hash(key) for key in keys(record)], records[0], "keys"),
+        dataset=dataset,
     )
-    share = slice(host * batch_size // hosts, (host + 1) * batch_size // hosts)
+    own = slice(host * batch_size // hosts, (host + 1) * batch_size // hosts)
     # grain shuffles epoch e with seed + e; neighbouring seeds would be the same run shifted by an epoch.
     order_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
     return (
@@ -151,7 +188,7 @@ def training_batches(
         .shuffle(order_seed)
         .batch(batch_size, drop_remainder=True)
         .repeat()
-        .map(lambda indices: make(indices[share]))
+        .map(lambda indices: make(indices[own]))
     )
 
 
@@ -186,25 +223,36 @@ def prefetch(
         iterator.close()
 
 
-def text_hash(text: str | None) -> tuple[int, int]:
-    """64 stable bits of a text without the white space around it, as two halves; zeros for None."""
-    if text is None:
-        return 0, 0
-    digest = hashlib.blake2b(text.strip().encode(), digest_size=8).digest()
-    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
+def fingerprint(
+    records: Sequence[Record], columns: Columns, **fields: Callable[[Record], Any] | None
+) -> dict[str, Any]:
+    """What the content and order of the batches depend on, beside the config: for a resume to refuse other data.
 
-
-def fingerprint(records: Sequence[Record], columns: Columns) -> dict[str, Any]:
-    """What the content and order of the batches depend on, beside the config: for a resume to refuse other data."""
+    Args:
+        fields: the label, score, keys and dataset of `training_batches`.
+    """
     digest = hashlib.blake2b(digest_size=16)
-    for record in _looked_at(records):
+    others = [fields[name] for name in sorted(fields) if fields[name] is not None]
+    for _, record in looked_at(records):
         digest.update(repr(tuple(columns(record))).encode())
+        for field in others:
+            digest.update(repr(field(record)).encode())
     versions = {name: importlib.metadata.version(name) for name in ("grain", "tokenizers")}
     return {"records": len(records), "texts": digest.hexdigest(), "versions": versions}
 
 
-def _looked_at(records: Sequence[Record]) -> Iterator[Record]:
-    """All records if they are in memory, else some spread over the whole."""
-    if isinstance(records, list) or len(records) <= SAMPLE:
-        return iter(records)
-    return (records[int(index)] for index in np.linspace(0, len(records) - 1, SAMPLE))
+def _key_hash(key: str | None) -> tuple[int, int]:
+    return text_hash(key if key and key.strip() else None)
+
+
+def _as_many(function: Callable[[Record], Sequence], first: Record, what: str) -> Callable[[Record], Sequence]:
+    """The function, which refuses a record with another number of values than the first."""
+    size = len(of_record(function, first, 0))
+
+    def checked(record: Record) -> Sequence:
+        values = function(record)
+        if len(values) != size:
+            raise InputError(f"found {len(values)} {what}, expected {size} as in record 0")
+        return values
+
+    return checked

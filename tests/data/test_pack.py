@@ -93,6 +93,18 @@ def test_second_view_keeps_the_first_ones_order():
     assert same is order and first.sentences == second.sentences
 
 
+def test_shares_are_dealt_each_for_itself():
+    columns = [made_ids(32, 1), made_ids(32, 2)]
+    whole, order = pack_batch(columns, groups=4, row_length=64, rows=9, shares=2)
+    for share in range(2):
+        part, own = pack_batch(
+            [column[16 * share : 16 * share + 16] for column in columns], groups=2, row_length=64, rows=9
+        )
+        assert (order[2 * share : 2 * share + 2] == own + 16 * share).all()
+        assert (whole.token_ids[2 * share : 2 * share + 2] == part.token_ids).all()
+        assert (whole.sentence[2 * share : 2 * share + 2] == part.sentence).all()
+
+
 @pytest.mark.parametrize("groups", [2, 4, 8])
 def test_dealing_balances_tokens(groups):
     lengths = np.array([len(one) for one in made_ids(128)])

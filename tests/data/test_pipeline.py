@@ -110,6 +110,27 @@ def test_hosts_share_a_batch(make):
         assert parts[0].tokens["encoder"].token_ids.shape == parts[1].tokens["encoder"].token_ids.shape == (2, 6, 32)
 
 
+@pytest.mark.parametrize(("hosts", "shares"), [(2, 2), (2, 4), (4, 4), (1, 4)])
+def test_one_process_makes_the_shares_of_several(make, tokenizer_directory, hosts, shares):
+    """Bitwise: the batch depends on the number of shares, not on who makes them."""
+    views = {"encoder": load_tokenizer(tokenizer_directory, 32), "guide": load_tokenizer(tokenizer_directory, 48)}
+    settings = FIELDS | {"groups": 4, "rows": 6, "shares": shares, "tokenizers": views}
+    alone, parts = make(**settings), [make(**settings, shard=(host, hosts)) for host in range(hosts)]
+    for step in (0, 9):
+        together = jax.tree.map(lambda *leaves: np.concatenate(leaves), *[part[step] for part in parts])
+        assert_equal(alone[step], together)
+    assert digest(alone[0]) != digest(make(**(settings | {"shares": 1}))[0])
+
+
+def test_shares_without_fixed_rows_have_the_rows_of_the_fullest(make):
+    whole = make(groups=4, shares=2)[5].tokens["encoder"].token_ids
+    shares = [make(groups=4, rows=9, shares=2, shard=(host, 2))[5].tokens["encoder"] for host in range(2)]
+    used = [(share.sentence < share.sentences).any(-1).sum(-1) for share in shares]  # rows with tokens, by group
+    assert whole.shape == (4, np.max(used), 32)
+    for host in range(2):
+        assert (whole[2 * host : 2 * host + 2] == shares[host].token_ids[:, : whole.shape[1]]).all()
+
+
 def test_host_reads_only_its_share(make, records):
     class Counting(list):
         read = []
@@ -135,6 +156,17 @@ def test_two_views_share_their_order(make, tokenizer_directory):
     assert_equal(dataclasses.replace(make()[2], tokens=None), dataclasses.replace(batch, tokens=None))
 
 
+def test_another_view_has_its_own_row_length_and_no_prompt(make, records, tokenizer_directory):
+    encoder, guide = load_tokenizer(tokenizer_directory, 32), load_tokenizer(tokenizer_directory, 40)
+    batch = make(tokenizers={"encoder": encoder, "guide": guide}, prompts=("what is : ",), include_prompt=False)[0]
+    mine, other = batch.tokens["encoder"], batch.tokens["guide"]
+    assert mine.token_ids.shape[2] == 32 and other.token_ids.shape[2] == 40
+    assert (other.pooled == (other.sentence < other.sentences)).all()
+    for g, e in np.ndindex(2, 4):
+        (ids,) = guide.encode([records[batch.record[g, e]]["anchor"]]).ids
+        assert other.token_ids[g][other.sentence[g] == e].tolist() == ids.tolist()
+
+
 def test_prompts_by_column(make, tokenizer_directory):
     tokens = make(prompts=("what is : ", ""), include_prompt=False)[0].tokens["encoder"]
     anchors = tokens.sentence < 4
@@ -142,10 +174,47 @@ def test_prompts_by_column(make, tokenizer_directory):
     assert tokens.pooled[(tokens.sentence >= 4) & (tokens.sentence < 12)].all()
 
 
-def test_labels_and_scores(make, records):
-    batch = make(label=lambda record: len(record["anchor"]), score=lambda record: 0.5)[0]
-    assert batch.label.tolist() == [[len(records[r]["anchor"]) for r in group] for group in batch.record]
-    assert batch.label.dtype == np.int32 and batch.score.dtype == np.float32
+FIELDS = {
+    "label": lambda record: len(record["anchor"]),
+    "score": lambda record: [len(record["positive"]) / 2, 0.25, 1.0],
+    "keys": lambda record: ["negative" in record and "same " or None, record["anchor"][:1], ""],
+    "dataset": lambda record: len(record["anchor"]) % 2,
+}
+
+
+def test_fields_follow_their_records(make, records):
+    batch = make(**FIELDS)[0]
+    for name, dtype in (("label", np.int32), ("score", np.float32), ("dataset", np.int32)):
+        found = getattr(batch, name)
+        assert found.dtype == dtype
+        assert found.tolist() == [[FIELDS[name](records[number]) for number in group] for group in batch.record]
+    assert batch.keys.shape == (2, 4, 3, 2) and batch.keys.dtype == np.uint32
+    for place in np.ndindex(2, 4):
+        record = records[batch.record[place]]
+        same = text_hash("same") if "negative" in record else (0, 0)
+        assert [tuple(key) for key in batch.keys[place]] == [same, text_hash(record["anchor"][:1]), (0, 0)]
+    without = make()[0]
+    assert (without.label, without.score, without.keys, without.dataset) == (None,) * 4
+
+
+@pytest.mark.parametrize(("name", "values"), [("score", [0.0] * 3), ("keys", ["a"] * 3)])
+def test_every_record_has_as_many_scores_and_keys(make, records, name, values):
+    odd = records[-1]
+    batches = make(**{name: lambda record: values if record is not odd else values[1:]}, batch_size=COUNT, groups=1)
+    with pytest.raises(
+        InputError, match=f"^record {COUNT - 1}: found 2 {name.rstrip('s')}s, expected 3 as in record 0$"
+    ):
+        batches[0]
+
+
+def test_a_bad_field_names_its_record(make, records):
+    def label(record):
+        if record is records[-1]:
+            raise InputError("label: what is this?")
+        return 0
+
+    with pytest.raises(InputError, match=f"^record {COUNT - 1}: label: what is this"):
+        make(label=label, batch_size=COUNT, groups=1)[0]
 
 
 def test_prefetch_is_in_order_from_anywhere(make):
@@ -194,6 +263,9 @@ def test_an_error_in_a_thread_reaches_the_consumer(make):
         ({"groups": 3}, "each must divide"),
         ({"row_length": 16}, "row length 16 is too short"),
         ({"shard": (0, 2)}, "config.batch.rows"),
+        ({"shares": 4}, "config.batch.shares: expected a multiple of the 1 hosts that divides the 2 groups, found 4"),
+        ({"shares": 1, "shard": (0, 2), "rows": 6}, "config.batch.shares: expected a multiple of the 2 hosts"),
+        ({"shares": -2}, "config.batch.shares"),
         ({"tokenizers": {}}, "'encoder'"),
     ],
 )
@@ -214,6 +286,10 @@ def test_fingerprint_tells_data_apart(records):
     assert fingerprint(records, columns) == same and same["records"] == COUNT
     changed = [*records[:-1], records[-1] | {"positive": "other"}]
     assert fingerprint(changed, columns) != same
+    prints = [fingerprint(records, columns, **{name: field}) for name, field in FIELDS.items()]
+    prints += [same, fingerprint(records, columns, **FIELDS)]
+    assert len({one["texts"] for one in prints}) == len(prints)
+    assert fingerprint(records, columns, label=None, score=None) == same
 
 
 def test_text_hash_is_stable_and_ignores_outer_white_space():

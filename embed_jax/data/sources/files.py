@@ -14,15 +14,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from embed_jax.data.pairs import PAIR_NAMES
+from embed_jax.data.pairs import KINDS, SCORED_LIST, kind_of
 from embed_jax.errors import InputError
 
 FORMATS = (".jsonl", ".tsv", ".csv", ".txt")
-# The texts that records may have; the first that fits is what a file is taken for.
-KINDS = (*PAIR_NAMES, ("premise", "hypothesis"), ("text",))
-# These may be numbers in JSON; all others of a record are texts.
+# These may be numbers in JSON; all others of a record are texts, but for the lists of SCORED_LIST.
 VALUES = {"id", "_id", "group", "score", "label", "fine_label"}
-Record = dict[str, str]
+LISTS = {"passages": "strings", "scores": "finite numbers"}
+TEXTS = {name for kind in KINDS for name in kind} - LISTS.keys()
+Record = dict[str, Any]
 
 
 def open_source(rest: str, split: str) -> list[Record]:
@@ -31,7 +31,16 @@ def open_source(rest: str, split: str) -> list[Record]:
     Raises:
         InputError: no such file or split; see also `read_table`.
     """
-    path = Path(rest)
+    return read_table(find_file(rest, split))
+
+
+def find_file(name: str, split: str) -> Path:
+    """The file of a split: the one so called in a directory, or the file itself for "train".
+
+    Raises:
+        InputError: no such split.
+    """
+    path = Path(name)
     if path.is_dir():
         files = {file.name: file for file in sorted(path.iterdir()) if file_format(file) in FORMATS}
         named = [files[f"{split}{end}{gz}"] for end in FORMATS for gz in ("", ".gz") if f"{split}{end}{gz}" in files]
@@ -40,14 +49,14 @@ def open_source(rest: str, split: str) -> list[Record]:
                 f"{path}: found {len(named)} files for the split {split!r}, expected one; "
                 f"there are {', '.join(files) or 'no data files'}"
             )
-        return read_table(named[0])
+        return named[0]
     if path.is_file() and split != "train":
         raise InputError(f"{path}: a file has no split {split!r}; name the file of that split, or a directory of files")
-    return read_table(path)
+    return path
 
 
 def read_table(path: str | Path, required: Sequence[str] = ()) -> list[Record]:
-    """All records of a file.
+    """All records of a file: texts are strings, and so are numbers; `passages` and `scores` are lists.
 
     Args:
         required: fields that each record must have; none: those of one of KINDS.
@@ -55,10 +64,16 @@ def read_table(path: str | Path, required: Sequence[str] = ()) -> list[Record]:
     Raises:
         InputError: for anything that is wrong with the file, its fields or a line; also if it, or all text, is empty.
     """
-    records: list[Record] = []
+    return list(iter_table(path, required))
+
+
+def iter_table(path: str | Path, required: Sequence[str] = ()) -> Iterator[Record]:
+    """`read_table` record by record, for files that do not fit into memory; that all is empty shows at the end."""
     required = tuple(required)
+    count, solid = 0, False
     for line, record in iter_lines(path):
-        required = required or next((kind for kind in KINDS if all(name in record for name in kind)), ())
+        count += 1
+        required = required or kind_of(record)
         missing = [name for name in required if name not in record]
         if missing or not required:
             accepted = " ".join(required) if required else "; ".join(" ".join(kind) for kind in KINDS)
@@ -67,13 +82,13 @@ def read_table(path: str | Path, required: Sequence[str] = ()) -> list[Record]:
             raise InputError(f"{path}:{where}: {lacks}: found {', '.join(record) or 'none'}; accepted: {accepted}")
         if "score" in record:
             finite(record["score"], f"{path}:{line}: score")
-        records.append(record)
-    if not records:
+        texts = [name for name in required if name not in VALUES | LISTS.keys()]
+        solid = solid or not texts or any(record[name].strip() for name in texts)
+        yield record
+    if not count:
         raise InputError(f"{path}: empty, no records in it")
-    texts = [name for name in required if name not in VALUES]
-    if texts and not any(record[name].strip() for record in records for name in texts):
-        raise InputError(f"{path}: all texts are empty ({', '.join(texts)} of {len(records)} records)")
-    return records
+    if not solid:
+        raise InputError(f"{path}: all texts are empty ({', '.join(texts)} of {count} records)")
 
 
 def read_sts(path: str | Path) -> tuple[list[str], list[str], list[float], list[str]]:
@@ -88,13 +103,11 @@ def read_sts(path: str | Path) -> tuple[list[str], list[str], list[float], list[
     return *columns, scores, [record.get("subset", "") for record in records]
 
 
-def iter_records(path: str | Path) -> Iterator[Record]:
-    """The records of a file one by one, for files that do not fit into memory; fields are strings."""
-    return (record for _, record in iter_lines(path))
-
-
 def iter_lines(path: str | Path) -> Iterator[tuple[int, Record]]:
-    """(line number, record). `negatives`, a JSON list, becomes negative_1, negative_2, ...; no negative is empty."""
+    """(line number, record). `negatives`, a JSON list, becomes negative_1, negative_2, ...; no negative is empty.
+
+    The `passages` and `scores` of a scored list are lists, in a table from JSON text.
+    """
     path = Path(path)
     kind = file_format(path)
     if kind == ".txt":
@@ -108,6 +121,9 @@ def iter_lines(path: str | Path) -> Iterator[tuple[int, Record]]:
     for line, record in rows:
         if any(name.startswith("negative") for name in record):
             record = _flatten_negatives(record, f"{path}:{line}")
+        if kind_of(record) == SCORED_LIST:
+            record = record | {name: _json_list(record[name], name, f"{path}:{line}") for name in LISTS}
+            check_scored(record, f"{path}:{line}: ")
         yield line, record
 
 
@@ -137,7 +153,7 @@ def finite(text: str, where: str) -> float:
     """
     try:
         number = float(text)
-    except ValueError:
+    except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
         raise InputError(f"{where}: expected a finite number, found {text!r}")
@@ -208,29 +224,53 @@ def _table(path: Path, rows: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[
 
 def _strings(record: dict[str, Any], where: str) -> dict[str, Any]:
     """The record with numbers spelt out; null is absent; fields of no use here that hold no string are dropped."""
-    texts = {name for kind in KINDS for name in kind}
+    lists = {"negatives", *(LISTS if kind_of(record) == SCORED_LIST else ())}
     found: dict[str, Any] = {}
     for name, value in record.items():
-        if isinstance(value, str) or name == "negatives":
+        if isinstance(value, str) or name in lists:
             found[name] = value
         elif name in VALUES and isinstance(value, int | float):
             found[name] = repr(value)
-        elif value is not None and (name in texts | VALUES or name.startswith("negative")):
+        elif value is not None and (name in TEXTS or name in VALUES or name.startswith("negative")):
             accepted = "a string or a number" if name in VALUES else "a string"
             raise InputError(f"{where}: field {name!r} must be {accepted}, found {type(value).__name__}")
     return found
 
 
 def _flatten_negatives(record: dict[str, Any], where: str) -> Record:
-    negatives = record.pop("negatives", None) or []
-    if isinstance(negatives, str):  # in TSV and CSV
-        try:
-            negatives = json.loads(negatives)
-        except ValueError:
-            negatives = None
-    if not isinstance(negatives, list) or not all(isinstance(negative, str) for negative in negatives):
-        raise InputError(f"{where}: field 'negatives' must be a JSON list of strings")
+    negatives = _json_list(record.pop("negatives", None) or [], "negatives", where)
     kept = {name: text for name, text in record.items() if text.strip() or not name.startswith("negative")}
     taken = sum(name.startswith("negative") for name in kept)
     negatives = [negative for negative in negatives if negative.strip()]
     return kept | {f"negative_{number}": negative for number, negative in enumerate(negatives, taken + 1)}
+
+
+def check_scored(record: Record, where: str = "") -> None:
+    """Checks that a scored list has a score for each passage.
+
+    Raises:
+        InputError: "WHEREfound 3 passages and 2 scores, ..."
+    """
+    passages, scores = (len(record[name]) for name in LISTS)
+    if passages != scores or not passages:
+        raise InputError(f"{where}found {passages} passages and {scores} scores, expected as many, and at least one")
+
+
+def _json_list(value: Any, name: str, where: str) -> list[Any]:
+    """A list of strings or, called `scores`, of finite numbers, which in TSV and CSV is JSON text."""
+    kind = LISTS.get(name, "strings")
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        except (ValueError, RecursionError):
+            value = None
+
+    def fits(one: Any) -> bool:
+        if kind == "strings":
+            return isinstance(one, str)
+        return isinstance(one, int | float) and not isinstance(one, bool) and math.isfinite(one)
+
+    if not isinstance(value, list) or not all(map(fits, value)):
+        raise InputError(f"{where}: field {name!r} must be a JSON list of {kind}")
+    return value

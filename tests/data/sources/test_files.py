@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from embed_jax.data.sources import open_records, open_retrieval_task, pair_columns
-from embed_jax.data.sources.files import iter_records, read_sts, read_table
+from embed_jax.data.sources import iter_records, open_records, open_retrieval_task, pair_columns
+from embed_jax.data.sources.files import read_sts, read_table
 from embed_jax.errors import InputError
 
 PAIRS = [
@@ -30,7 +30,7 @@ def test_every_format_gives_the_same_records(tmp_path, ending, gz, end, mark):
     content = (mark + FORMATS[ending] + end).encode()
     path.write_bytes(gzip.compress(content) if gz else content)
     assert open_records(str(path)) == PAIRS
-    assert list(iter_records(path)) == PAIRS
+    assert list(iter_records(str(path))) == PAIRS
     assert open_records(str(tmp_path), "train") == PAIRS
 
 
@@ -77,6 +77,22 @@ def test_json_values_and_fields_of_no_use(tmp_path):
     assert open_records(str(tmp_path / "a.jsonl")) == [wanted]
 
 
+LIST = {"query": "q", "passages": ["a", "b\tc"], "scores": [1, 0.25]}
+
+
+def test_scored_lists_in_every_format(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps(LIST | {"extra": ["x"]}))
+    (tmp_path / "a.tsv").write_text('query\tpassages\tscores\nq\t["a", "b\\tc"]\t[1, 0.25]\n')
+    (tmp_path / "a.csv").write_text('query,passages,scores\nq,"[""a"", ""b\\tc""]","[1, 0.25]"\n')
+    for ending in ("jsonl", "tsv", "csv"):
+        assert open_records(str(tmp_path / f"a.{ending}")) == [LIST]
+
+
+def test_passages_without_scores_are_of_no_use(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"query": "q", "answer": "a", "passages": {"text": ["x"]}}))
+    assert open_records(str(tmp_path / "a.jsonl")) == [{"query": "q", "answer": "a"}]
+
+
 def test_sts(tmp_path):
     (tmp_path / "a.tsv").write_text("score\tsentence1\tsentence2\tsubset\n5\ta\tb\tnews\n0.25\tc\td\timages\n")
     assert read_sts(tmp_path / "a.tsv") == (["a", "c"], ["b", "d"], [5.0, 0.25], ["news", "images"])
@@ -111,6 +127,20 @@ BAD = {
     "surrogate.jsonl": (b'{"anchor": "\\ud800", "positive": "b"}\n', ":1: invalid JSON"),
     "negatives.jsonl": (b'{"anchor": "a", "positive": "b", "negatives": ["c", 1]}\n', ":1: field 'negatives' must be"),
     "negatives.tsv": (b"anchor\tpositive\tnegatives\na\tb\t[c]\n", ":2: field 'negatives' must be a JSON list"),
+    "passages.jsonl": (
+        b'{"query": "q", "passages": ["a", 1], "scores": [1, 2]}\n',
+        ":1: field 'passages' must be a JSON",
+    ),
+    "scores.jsonl": (
+        b'{"query": "q", "passages": ["a"], "scores": [NaN]}\n',
+        ":1: field 'scores' must be a JSON list of f",
+    ),
+    "scores.tsv": (b"query\tpassages\tscores\nq\t[]\t1,2\n", ":2: field 'scores' must be a JSON list of finite"),
+    "fewer.jsonl": (
+        b'{"query": "q", "passages": ["a", "b"], "scores": [1]}\n',
+        ":1: found 2 passages and 1 scores, expected as many, and at least one",
+    ),
+    "none.tsv": (b"query\tpassages\tscores\nq\t[]\t[]\n", ":2: found 0 passages and 0 scores"),
     "score.tsv": (b"score\tsentence1\tsentence2\n1\ta\tb\nx\ta\tb\n", ":3: score: expected a finite number, found 'x'"),
     "nan.jsonl": (b'{"anchor": "a", "positive": "b", "score": NaN}\n', ":1: score: expected a finite number"),
     "infinite.csv": (b"sentence1,sentence2,score\na,b,inf\n", ":2: score: expected a finite number, found 'inf'"),
