@@ -1,4 +1,4 @@
-"""Pairs of texts as training and test material: their names, splits without leakage, retrieval tasks from pairs."""
+"""Pairs of texts as training and test material: names, splits without leakage, retrieval tasks, what they share."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+from jaxtyping import Int
 
 from embed_jax.errors import InputError
 
@@ -152,3 +153,57 @@ def retrieval_task(records: Sequence[Record], others: Sequence[str] = ()) -> Tas
         {name: text for text, name in query_ids.items()},
         relevant,
     )
+
+
+class Places:
+    """Where each of the codes 0, 1, ... stands in an array `[n, w]`; -1 there is no code."""
+
+    def __init__(self, codes: Int[np.ndarray, "n w"]):
+        rows, columns = np.nonzero(codes >= 0)
+        found = codes[rows, columns]
+        self._rows = rows[np.argsort(found, kind="stable")]
+        self.sizes = np.bincount(found)
+        self._ends = np.cumsum(self.sizes)
+
+    def __getitem__(self, code: int) -> Int[np.ndarray, " rows"]:
+        """The rows with this code, ascending."""
+        if code >= len(self.sizes):
+            return self._rows[:0]
+        return self._rows[self._ends[code] - self.sizes[code] : self._ends[code]]
+
+
+def count_sharing(codes: Mapping[str, Int[np.ndarray, "n w"]]) -> int:
+    """How many ordered pairs of different rows share anything, counted without listing them.
+
+    By inclusion and exclusion: a set S of things that c rows have stands for c * (c - 1) ordered pairs that share all
+    of it. Summed with the sign (-1)^(|S| + 1) over all sets, a pair that shares t things counts
+    t - C(t, 2) + C(t, 3) - ... = 1 times.
+
+    Args:
+        codes: for each kind of thing, numbers that are equal where the things are, -1 for none; "text" has two columns
+            (different or -1 within a row), other kinds one.
+    """
+
+    def joined(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.unique(a * (b.max(initial=0) + 1) + b, return_inverse=True)[1]
+
+    def signed(size: int, rows: np.ndarray, values: np.ndarray, rest: list[np.ndarray]) -> int:
+        """The sum over sets of `size` things, `values` of `rows`, and whatever of the `rest` goes with them."""
+        counts = np.bincount(values)
+        total = (-1) ** (size + 1) * int((counts * (counts - 1)).sum()) if size else 0
+        for place, more in enumerate(rest):
+            there = more[rows] >= 0
+            together = joined(values[there], more[rows[there]])
+            total += signed(size + 1, rows[there], together, rest[place + 1 :])
+        return total
+
+    rest = [codes[name][:, 0] for name in codes if name != "text"]
+    n = len(next(iter(codes.values())))
+    total = signed(0, np.arange(n), np.zeros(n, np.int64), rest)
+    if "text" in codes:
+        texts = codes["text"]
+        rows, columns = np.nonzero(texts >= 0)
+        two = np.flatnonzero(texts[:, 1] >= 0)
+        total += signed(1, rows, texts[rows, columns], rest)
+        total += signed(2, two, joined(*np.sort(texts[two], axis=1).T), rest)
+    return total
