@@ -1,0 +1,311 @@
+"""Losses of labelled or scored pairs: contrastive, CoSENT, AnglE, regression on the cosine, contrastive tension."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt
+
+from embed_jax.losses.base import loss
+from embed_jax.losses.similarity import cosine, dot, named_distance, normalize, similarity_matrix
+from embed_jax.types import Columns, LossResult, Params, World
+
+
+def contrastive_loss(
+    first: Float[Array, "b D"],
+    second: Float[Array, "b D"],
+    label: Int[Array, " b"],
+    *,
+    margin: float = 0.5,
+    distance: str = "cosine",
+) -> Float[Array, " b"]:
+    """1/2 [y d^2 + (1 - y) max(0, margin - d)^2]: equal pairs together, others at least `margin` apart.
+
+    Hadsell, Chopra, LeCun (2006), "Dimensionality Reduction by Learning an Invariant Mapping", eq. 4.
+
+    Args:
+        label: y, 1 for pairs that belong together and 0 for others.
+        distance: "cosine" (1 - cosine), "euclidean" or "manhattan".
+    """
+    distances = named_distance(distance)(first, second)
+    label = label.astype(jnp.float32)
+    return 0.5 * (label * distances**2 + (1.0 - label) * jax.nn.relu(margin - distances) ** 2)
+
+
+@loss(needs=("label",), columns=(2, 2), tiled=True)
+def contrastive(
+    own: Columns, world: World, params: Params, *, margin: float = 0.5, distance: str = "cosine"
+) -> LossResult:
+    """The mean of `contrastive_loss` over the pairs."""
+    return contrastive_loss(*own.embeddings, own.label, margin=margin, distance=distance), _weights(own), {}
+
+
+def online_contrastive_loss(
+    first: Float[Array, "B D"],
+    second: Float[Array, "B D"],
+    label: Int[Array, " B"],
+    *,
+    margin: float = 0.5,
+    distance: str = "cosine",
+) -> Float[Array, " B"]:
+    """y d^2 + (1 - y) max(0, margin - d)^2 for the batch's hard pairs, 0 for the others; it is meant to be summed.
+
+    Hard are positives farther apart than the closest negative (the mean positive, if there is no negative), and
+    negatives closer than the farthest positive (the mean negative). sentence-transformers' OnlineContrastiveLoss.
+    Pairs with a label other than 0 and 1 are left out.
+    """
+    distances = named_distance(distance)(first, second)
+    return _online(distances, label, *_hard_limits(distances, label), margin)
+
+
+@loss(needs=("label",), columns=(2, 2), tiled=True)
+def online_contrastive(
+    own: Columns, world: World, params: Params, *, margin: float = 0.5, distance: str = "cosine"
+) -> LossResult:
+    """The sum, not the mean, of `online_contrastive_loss` over all pairs of the world.
+
+    It grows with the batch, and so does the learning rate it amounts to.
+    """
+    weights = _weights(own)
+    distances = named_distance(distance)(*own.embeddings)
+    label = jnp.where(weights > 0.0, own.label, -1)
+    limits = _hard_limits(world.gather(jax.lax.stop_gradient(distances)), world.gather(label))
+    return _summed(_online(distances, label, *limits, margin), weights, world), weights, {}
+
+
+def cosent_loss(
+    first: Float[Array, "B D"], second: Float[Array, "B D"], score: Float[Array, " B"], *, scale: float = 20.0
+) -> Float[Array, ""]:
+    """log(1 + sum over y_i > y_j of exp(scale (cos_j - cos_i))): pairs ordered by cosine as they are by score.
+
+    CoSENT (Su 2022). Pairs of equal score are not compared, so the scores' unit does not matter.
+
+    Args:
+        score: y, higher for pairs more alike.
+    """
+    return _ranking_loss(cosine(first, second), score, scale)
+
+
+@loss(needs=("score",), columns=(2, 2), tiled=True)
+def cosent(own: Columns, world: World, params: Params, *, scale: float = 20.0) -> LossResult:
+    """`cosent_loss` over all pairs of the world, as every pair's value."""
+    return _ranking(own, world, cosine, scale), _weights(own), {}
+
+
+def angle_similarity(first: Float[Array, "*n D"], second: Float[Array, "*n D"]) -> Float[Array, "*n"]:
+    """|sum of the real and imaginary parts of z / w|, lengths divided out, row by row.
+
+    z and w are the vectors read as complex ones, the first half of a vector being its real part. With u, v of length
+    1 it is |u.v + sum_k (u_im v_re - u_re v_im)_k|. Li and Li (2023), "AnglE-optimized Text Embeddings".
+    A vector of odd size gets a zero.
+    """
+    first, second = normalize(first), normalize(second)
+    half = -(-first.shape[-1] // 2)
+    short = [(0, 0)] * (first.ndim - 1) + [(0, 2 * half - first.shape[-1])]
+    first, second = jnp.pad(first, short), jnp.pad(second, short)
+    imaginary = dot(first[..., half:], second[..., :half]) - dot(first[..., :half], second[..., half:])
+    return jnp.abs(dot(first, second) + imaginary)
+
+
+def angle_loss(
+    first: Float[Array, "B D"], second: Float[Array, "B D"], score: Float[Array, " B"], *, scale: float = 20.0
+) -> Float[Array, ""]:
+    """`cosent_loss` with `angle_similarity`, which is not flat where the cosine is near 1 or -1 (Li and Li 2023)."""
+    return _ranking_loss(angle_similarity(first, second), score, scale)
+
+
+@loss(needs=("score",), columns=(2, 2), tiled=True)
+def angle(own: Columns, world: World, params: Params, *, scale: float = 20.0) -> LossResult:
+    """`angle_loss` over all pairs of the world, as every pair's value."""
+    return _ranking(own, world, angle_similarity, scale), _weights(own), {}
+
+
+@loss(needs=("score",), columns=(2, 2), tiled=True)
+def angle_combined(
+    own: Columns,
+    world: World,
+    params: Params,
+    *,
+    cosine_weight: float = 1.0,
+    in_batch_weight: float = 1.0,
+    angle_weight: float = 1.0,
+    scale: float = 20.0,
+    angle_scale: float = 20.0,
+    mask_duplicates: bool = True,
+) -> LossResult:
+    """cosine_weight `cosent` + in_batch_weight in-batch + angle_weight `angle` (Li and Li 2023).
+
+    The in-batch term is cross entropy over all 2B texts of the world but the row's own, the right one being the row's
+    partner. It is 0 for both texts of a pair with a score below 1, and its mean is over all 2B texts.
+
+    Args:
+        scale, angle_scale: of cosines and of angles, 1 / temperature.
+        mask_duplicates: what equals a text or its partner is not its negative; the reference implementation lacks this.
+    """
+    weights = _weights(own)
+    values = jnp.zeros_like(weights)
+    if cosine_weight:
+        values += cosine_weight * _ranking(own, world, cosine, scale)
+    if angle_weight:
+        values += angle_weight * _ranking(own, world, angle_similarity, angle_scale)
+    if in_batch_weight:
+        positive = (own.score[:, 0] >= 1.0).astype(jnp.float32)
+        values += in_batch_weight * positive * _in_batch(own, world, scale, mask_duplicates)
+    return values, weights, {}
+
+
+def cosine_mse_loss(
+    first: Float[Array, "*n D"], second: Float[Array, "*n D"], score: Float[Array, "*n"]
+) -> Float[Array, "*n"]:
+    """(cos(u, v) - score)^2: the regression objective of Reimers and Gurevych (2019), "Sentence-BERT", section 3."""
+    return (cosine(first, second) - score) ** 2
+
+
+@loss(needs=("score",), columns=(2, 2), tiled=True)
+def cosine_mse(own: Columns, world: World, params: Params) -> LossResult:
+    """The mean of `cosine_mse_loss` over the pairs."""
+    return cosine_mse_loss(*own.embeddings, own.score[:, 0]), _weights(own), {}
+
+
+def contrastive_tension_loss(
+    first: Float[Array, "b D"], second: Float[Array, "b D"], label: Int[Array, " b"]
+) -> Float[Array, " b"]:
+    """Binary cross entropy of sigmoid(u.v) against the label, 1 for two views of one text; it is meant to be summed.
+
+    Carlsson et al. (2021), "Semantic Re-tuning with Contrastive Tension".
+    """
+    logits = dot(first, second)
+    return jax.nn.softplus(logits) - label.astype(jnp.float32) * logits
+
+
+@loss(needs=("label",), columns=(2, 2), tiled=True)
+def contrastive_tension(own: Columns, world: World, params: Params) -> LossResult:
+    """The sum, not the mean, of `contrastive_tension_loss` over all pairs of the world, as in sentence-transformers."""
+    weights = _weights(own)
+    return _summed(contrastive_tension_loss(*own.embeddings, own.label), weights, world), weights, {}
+
+
+def init_log_scale(dim: int, key: PRNGKeyArray, *, scale: float = 20.0) -> Params:
+    """{"log_scale": log(scale)}."""
+    return {"log_scale": jnp.full((), math.log(scale), jnp.float32)}
+
+
+@loss(columns=(2, 2), init=init_log_scale, tiled=True)
+def contrastive_tension_in_batch(own: Columns, world: World, params: Params, *, scale: float = 20.0) -> LossResult:
+    """Cross entropy of each text's partner against all others' partners, both ways, with a learnable scale.
+
+    l_i = 1/2 [CE_j(s_ij) + CE_j(s_ji)] with s_ij = exp(log_scale) cos(u_i, v_j); sentence-transformers'
+    ContrastiveTensionLossInBatchNegatives.
+
+    Args:
+        params: {"log_scale": []}.
+        scale: exp(log_scale) at the start, read by `init_log_scale`.
+    """
+    del scale
+    first, second = own.embeddings
+
+    def block(rows, candidates, log_scale):
+        first, second, example = rows
+        firsts, seconds, examples, present = candidates
+        others = present[None, :] & (example[:, None] != examples[None, :])
+        both = jnp.stack([similarity_matrix(first, seconds), similarity_matrix(second, firsts)])
+        return jnp.where(others[None], jnp.exp(log_scale) * both, -jnp.inf)
+
+    def candidates(columns):
+        return *columns.embeddings, columns.example, jnp.all(columns.present, axis=0)
+
+    log_scale = params["log_scale"]
+    against, _ = world.logsumexp(block, (first, second, own.example), candidates, log_scale)
+    values = jax.nn.softplus(against - (jnp.exp(log_scale) * cosine(first, second))[None])
+    return jnp.mean(values, axis=0), _weights(own), {}
+
+
+def _weights(own: Columns) -> Float[Array, " b"]:
+    return jnp.all(own.present[:2], axis=0).astype(jnp.float32)
+
+
+def _summed(values: Float[Array, " b"], weights: Float[Array, " b"], world: World) -> Float[Array, " b"]:
+    """Values whose weighted mean over the world is the sum of `values`."""
+    return values * world.total(jnp.sum(weights))
+
+
+def _hard_limits(distances: Float[Array, " B"], label: Int[Array, " B"]) -> tuple[Array, Array]:
+    """Positives above the first number are hard, and so are negatives below the second."""
+    positive, negative = label == 1, label == 0
+
+    def mean(kind: Bool[Array, " B"]) -> Float[Array, ""]:
+        return jnp.sum(jnp.where(kind, distances, 0.0)) / jnp.maximum(jnp.sum(kind.astype(jnp.float32)), 1.0)
+
+    closest = jnp.min(jnp.where(negative, distances, jnp.inf))
+    farthest = jnp.max(jnp.where(positive, distances, -jnp.inf))
+    above = jnp.where(jnp.any(negative), closest, mean(positive))
+    below = jnp.where(jnp.any(positive), farthest, mean(negative))
+    return above, below
+
+
+def _online(distances: Array, label: Array, above: Array, below: Array, margin: float) -> Float[Array, " b"]:
+    hard_positive = (label == 1) & (distances > above)
+    hard_negative = (label == 0) & (distances < below)
+    return jnp.where(hard_positive, distances**2, 0.0) + jnp.where(
+        hard_negative, jax.nn.relu(margin - distances) ** 2, 0.0
+    )
+
+
+def _rank_gaps(rows: Any, candidates: Any, scale: float) -> Float[Array, "b n"]:
+    """scale (s_j - s_i) where y_i > y_j and both pairs are there, -inf elsewhere."""
+    (similarity, score, present), (similarities, scores, others) = rows, candidates
+    compared = present[:, None] & others[None, :] & (score[:, None] > scores[None, :])
+    return jnp.where(compared, scale * (similarities[None, :] - similarity[:, None]), -jnp.inf)
+
+
+def _ranking_loss(similarity: Float[Array, " B"], score: Float[Array, " B"], scale: float) -> Float[Array, ""]:
+    pairs = similarity, score, jnp.ones(score.shape, bool)
+    return _log_one_plus(_rank_gaps(pairs, pairs, scale))
+
+
+def _ranking(own: Columns, world: World, similarity: Any, scale: float) -> Float[Array, " b"]:
+    """The ranking loss over all pairs of the world, reduced row by row, so that all pairs of pairs are never held."""
+
+    def pairs(columns: Columns) -> Any:
+        first, second = columns.embeddings
+        return similarity(first, second), columns.score[:, 0], jnp.all(columns.present, axis=0)
+
+    rows, _ = world.logsumexp(lambda row, others, _: _rank_gaps(row, others, scale)[None], pairs(own), pairs)
+    return jnp.broadcast_to(_log_one_plus(world.gather(rows[0])), own.example.shape)
+
+
+def _log_one_plus(exponents: Float[Array, "*n"]) -> Float[Array, ""]:
+    """log(1 + sum exp), exact however small the sum is; exponents may be -inf."""
+    # It does not depend on the shift, so neither does its gradient.
+    shift = jax.lax.stop_gradient(jnp.maximum(jnp.max(exponents), 0.0))
+    return shift + jnp.log1p(jnp.sum(jnp.exp(exponents - shift)) + jnp.expm1(-shift))
+
+
+def _in_batch(own: Columns, world: World, scale: float, mask_duplicates: bool) -> Float[Array, " b"]:
+    """Mean over a pair's two texts of the cross entropy of its partner among all texts of the world."""
+
+    def block(rows, candidates, _):
+        texts, hashes, example = rows
+        others, other_hashes, other_example, present = candidates
+        allowed = present[None, :] & (example[:, None] != other_example[None, :])
+        if mask_duplicates:
+            for side in hashes:
+                allowed &= ~_same_text(side, other_hashes)
+        similarities = jnp.stack([similarity_matrix(side, others) for side in texts])
+        return jnp.where(allowed[None], scale * similarities, -jnp.inf)
+
+    def candidates(columns):
+        size = columns.embeddings.shape[-1]
+        texts, hashes = columns.embeddings.reshape(-1, size), columns.text_hash.reshape(-1, 2)
+        return texts, hashes, jnp.tile(columns.example, 2), jnp.tile(jnp.all(columns.present, axis=0), 2)
+
+    rows = tuple(own.embeddings), tuple(own.text_hash), own.example
+    against, _ = world.logsumexp(block, rows, candidates)
+    return jnp.mean(jax.nn.softplus(against - scale * cosine(*own.embeddings)[None]), axis=0)
+
+
+def _same_text(own: UInt[Array, "b 2"], others: UInt[Array, "n 2"]) -> Bool[Array, "b n"]:
+    return jnp.all(own[:, None, :] == others[None, :, :], axis=-1)

@@ -1,0 +1,125 @@
+"""Similarities and distances of embeddings, in float32 and with finite gradients everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from embed_jax.errors import InputError
+from embed_jax.registry import unknown
+
+
+def normalize(vectors: Float[Array, "*n D"]) -> Float[Array, "*n D"]:
+    """Vectors of length 1, float32; a zero vector stays zero, with a zero gradient."""
+    vectors = _float(vectors)
+    square = jnp.sum(vectors * vectors, axis=-1, keepdims=True)
+    return vectors * jnp.where(square > 0.0, jax.lax.rsqrt(jnp.maximum(square, 1e-24)), 0.0)
+
+
+def dot(first: Float[Array, "*n D"], second: Float[Array, "*n D"]) -> Float[Array, "*n"]:
+    """Dot products row by row."""
+    return jnp.sum(_float(first) * _float(second), axis=-1)
+
+
+def cosine(first: Float[Array, "*n D"], second: Float[Array, "*n D"]) -> Float[Array, "*n"]:
+    """Cosines row by row; 0 where a vector is zero."""
+    return dot(normalize(first), normalize(second))
+
+
+def euclidean(first: Float[Array, "*n D"], second: Float[Array, "*n D"]) -> Float[Array, "*n"]:
+    """Euclidean distances row by row; the gradient at distance 0 is 0."""
+    return _root(jnp.sum((_float(first) - _float(second)) ** 2, axis=-1))
+
+
+def manhattan(first: Float[Array, "*n D"], second: Float[Array, "*n D"]) -> Float[Array, "*n"]:
+    """Sums of absolute differences row by row; the gradient at a difference of 0 is 0."""
+    return jnp.sum(jnp.abs(_float(first) - _float(second)), axis=-1)
+
+
+def cosine_distance(first: Float[Array, "*n D"], second: Float[Array, "*n D"]) -> Float[Array, "*n"]:
+    """1 - cosine, row by row."""
+    return 1.0 - cosine(first, second)
+
+
+SIMILARITIES = {"cosine": cosine, "dot": dot}
+DISTANCES = {"euclidean": euclidean, "manhattan": manhattan, "cosine": cosine_distance}
+
+
+def named_similarity(name: str) -> Callable[..., Float[Array, "*n"]]:
+    """The row-by-row similarity of that name.
+
+    Raises:
+        InputError: for a name that is not in SIMILARITIES.
+    """
+    if name not in SIMILARITIES:
+        raise InputError(unknown("similarity of a loss", name, SIMILARITIES))
+    return SIMILARITIES[name]
+
+
+def named_distance(name: str) -> Callable[..., Float[Array, "*n"]]:
+    """The row-by-row distance of that name.
+
+    Raises:
+        InputError: for a name that is not in DISTANCES.
+    """
+    if name not in DISTANCES:
+        raise InputError(unknown("distance of a loss", name, DISTANCES))
+    return DISTANCES[name]
+
+
+def similarity_matrix(
+    anchors: Float[Array, "b D"], candidates: Float[Array, "N D"], similarity: str = "cosine"
+) -> Float[Array, "b N"]:
+    """Cosine or dot-product similarities of all pairs, float32.
+
+    Raises:
+        InputError: for another name of a similarity.
+    """
+    if similarity not in SIMILARITIES:
+        raise InputError(unknown("similarity of a loss", similarity, SIMILARITIES))
+    anchors, candidates = _float(anchors), _float(candidates)
+    if similarity == "cosine":
+        anchors, candidates = normalize(anchors), normalize(candidates)
+    return jnp.matmul(anchors, candidates.T, precision=jax.lax.Precision.HIGHEST)
+
+
+def squared_distance_matrix(anchors: Float[Array, "b D"], candidates: Float[Array, "N D"]) -> Float[Array, "b N"]:
+    """Squared Euclidean distances of all pairs as |x|^2 + |y|^2 - 2 x.y, not below 0, float32."""
+    anchors, candidates = _float(anchors), _float(candidates)
+    square = dot(anchors, anchors)[:, None] + dot(candidates, candidates)[None, :]
+    return jnp.maximum(square - 2.0 * similarity_matrix(anchors, candidates, "dot"), 0.0)
+
+
+def distance_matrix(
+    anchors: Float[Array, "b D"], candidates: Float[Array, "N D"], distance: str = "euclidean"
+) -> Float[Array, "b N"]:
+    """Distances of all pairs, "euclidean" or "cosine" (1 - cosine), float32.
+
+    Raises:
+        InputError: for another name of a distance.
+    """
+    if distance == "cosine":
+        return 1.0 - similarity_matrix(anchors, candidates)
+    if distance != "euclidean":
+        raise InputError(unknown("distance of all pairs in a loss", distance, ("cosine", "euclidean")))
+    return _root(squared_distance_matrix(anchors, candidates))
+
+
+def mean_over_present(
+    values: Float[Array, "C b"], present: Bool[Array, "C b"]
+) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
+    """Each example's mean over those of its texts that are there, and how many there are; 0 and 0 without any."""
+    count = jnp.sum(present.astype(jnp.float32), axis=0)
+    return jnp.sum(jnp.where(present, values, 0.0), axis=0) / jnp.maximum(count, 1.0), count
+
+
+def _root(square: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """The square root, whose gradient at 0 is 0 and not infinite."""
+    return jnp.where(square > 0.0, jnp.sqrt(jnp.where(square > 0.0, square, 1.0)), 0.0)
+
+
+def _float(vectors: Array) -> Float[Array, "*n D"]:
+    return vectors.astype(jnp.float32)

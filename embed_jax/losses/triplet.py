@@ -1,0 +1,240 @@
+"""Triplet losses: of given triplets, and of those that labels make within a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from embed_jax.losses.base import loss
+from embed_jax.losses.similarity import distance_matrix, mean_over_present, named_distance
+from embed_jax.types import Columns, LossResult, Params, World
+
+CHUNK = 2**22  # numbers of the triplets of as many anchors as are handled at a time
+
+
+def triplet_loss(
+    anchor: Float[Array, "*n D"],
+    positive: Float[Array, "*n D"],
+    negative: Float[Array, "*n D"],
+    *,
+    margin: float = 5.0,
+    distance: str = "euclidean",
+) -> Float[Array, "*n"]:
+    """max(0, d(a, p) - d(a, n) + margin).
+
+    Reimers and Gurevych (2019), "Sentence-BERT", section 3 (margin 1); the default margin is sentence-transformers'.
+
+    Args:
+        distance: "euclidean", "manhattan" or "cosine" (1 - cosine).
+
+    >>> print(triplet_loss(jnp.zeros(1), jnp.full(1, 0.5), jnp.full(1, 0.3), margin=0.1).round(4))
+    0.3
+    """
+    far = named_distance(distance)
+    return jax.nn.relu(far(anchor, positive) - far(anchor, negative) + margin)
+
+
+@loss(columns=(3, 0), tiled=True)
+def triplet(
+    own: Columns, world: World, params: Params, *, margin: float = 5.0, distance: str = "euclidean"
+) -> LossResult:
+    """`triplet_loss` of an anchor and its positive, the mean over those of its own negatives that are there.
+
+    Returns:
+        Weight 1 for an example with an anchor, a positive and a negative. Metric `accuracy`: the share of its
+        negatives that are farther away than the positive.
+    """
+    anchor, positive, negatives = own.embeddings[:1], own.embeddings[1:2], own.embeddings[2:]
+    values = triplet_loss(anchor, positive, negatives, margin=margin, distance=distance)
+    far = named_distance(distance)
+    closer = far(anchor, positive) < far(anchor, negatives)
+    values, count = mean_over_present(values, own.present[2:])
+    accuracy, _ = mean_over_present(closer.astype(jnp.float32), own.present[2:])
+    weights = jnp.all(own.present[:2], axis=0) & (count > 0.0)
+    return values, weights.astype(jnp.float32), {"accuracy": accuracy}
+
+
+def batch_all_triplet_loss(
+    embeddings: Float[Array, "B D"], label: Int[Array, " B"], *, margin: float = 5.0, distance: str = "euclidean"
+) -> Float[Array, ""]:
+    """The mean of max(0, d(a, p) - d(a, n) + margin) over the batch's triplets where it is above 0; 0 without any.
+
+    Two texts of one label and one of another make a triplet. Hermans, Beyer, Leibe (2017), "In Defense of the Triplet
+    Loss for Person Re-Identification" ("batch all", non-zero mean).
+
+    Args:
+        distance: "euclidean" or "cosine" (1 - cosine).
+    """
+    return _quotient(*_mined(_batch_all, embeddings, label, margin, distance))
+
+
+@loss(needs=("label",), columns=(1, 1))
+def batch_all_triplet(
+    own: Columns, world: World, params: Params, *, margin: float = 5.0, distance: str = "euclidean"
+) -> LossResult:
+    """`batch_all_triplet_loss` over all texts of the world; an anchor weighs as much as it has triplets above 0."""
+    return _mean_of_mined(_batch_all, own, world, margin, distance)
+
+
+def batch_semi_hard_triplet_loss(
+    embeddings: Float[Array, "B D"], label: Int[Array, " B"], *, margin: float = 5.0, distance: str = "euclidean"
+) -> Float[Array, ""]:
+    """The mean over anchors and positives of max(0, d(a, p) - d(a, n) + margin), n the anchor's semi-hard negative.
+
+    That is the nearest of the negatives farther away than the positive or, if all are nearer, the farthest. Where an
+    anchor has no negative at all, 0 stands for its distance. 0 without any positive. Schroff, Kalenichenko, Philbin
+    (2015), "FaceNet"; agrees with sentence-transformers, also in what has no negative.
+
+    Args:
+        distance: "euclidean" or "cosine" (1 - cosine).
+    """
+    return _quotient(*_mined(_semi_hard, embeddings, label, margin, distance))
+
+
+@loss(needs=("label",), columns=(1, 1))
+def batch_semi_hard_triplet(
+    own: Columns, world: World, params: Params, *, margin: float = 5.0, distance: str = "euclidean"
+) -> LossResult:
+    """`batch_semi_hard_triplet_loss` over all texts of the world; an anchor weighs as much as it has positives."""
+    return _mean_of_mined(_semi_hard, own, world, margin, distance)
+
+
+def batch_hard_triplet_loss(
+    embeddings: Float[Array, "B D"], label: Int[Array, " B"], *, margin: float = 5.0, distance: str = "euclidean"
+) -> Float[Array, " B"]:
+    """max(0, d(a, p) - d(a, n) + margin) with the anchor's farthest positive p and nearest negative n.
+
+    Where an anchor has no positive, 0 stands for its distance; where it has no negative, the positive's distance, so
+    that the loss is the margin, without gradient. Hermans, Beyer, Leibe (2017), "In Defense of the Triplet Loss for
+    Person Re-Identification" ("batch hard"); agrees with sentence-transformers, also in what lacks one of the two.
+
+    Args:
+        distance: "euclidean" or "cosine" (1 - cosine).
+    """
+    return jax.nn.relu(_hardest_gap(embeddings, label, distance) + margin)
+
+
+@loss(needs=("label",), columns=(1, 1), tiled=True)
+def batch_hard_triplet(
+    own: Columns, world: World, params: Params, *, margin: float = 5.0, distance: str = "euclidean"
+) -> LossResult:
+    """The mean of `batch_hard_triplet_loss`, positives and negatives being sought in the world."""
+    return jax.nn.relu(_world_gap(own, world, distance) + margin), own.present[0].astype(jnp.float32), {}
+
+
+def batch_hard_soft_margin_triplet_loss(
+    embeddings: Float[Array, "B D"], label: Int[Array, " B"], *, distance: str = "euclidean"
+) -> Float[Array, " B"]:
+    """As `batch_hard_triplet_loss` with log(1 + exp(d(a, p) - d(a, n))), which needs no margin."""
+    return jax.nn.softplus(_hardest_gap(embeddings, label, distance))
+
+
+@loss(needs=("label",), columns=(1, 1), tiled=True)
+def batch_hard_soft_margin_triplet(
+    own: Columns, world: World, params: Params, *, distance: str = "euclidean"
+) -> LossResult:
+    """The mean of `batch_hard_soft_margin_triplet_loss`, positives and negatives being sought in the world."""
+    return jax.nn.softplus(_world_gap(own, world, distance)), own.present[0].astype(jnp.float32), {}
+
+
+Texts = tuple[Float[Array, "n D"], Int[Array, " n"], Int[Array, " n"], Bool[Array, " n"]]
+"""Embeddings, labels, numbers of the examples, and whether they are there."""
+
+
+def _texts(columns: Columns) -> Texts:
+    return columns.embeddings[0], columns.label, columns.example, columns.present[0]
+
+
+def _local(embeddings: Float[Array, "B D"], label: Int[Array, " B"]) -> Texts:
+    return embeddings, label, jnp.arange(label.shape[0]), jnp.ones(label.shape, bool)
+
+
+def _kinds(anchors: Texts, texts: Texts) -> tuple[Bool[Array, "b n"], Bool[Array, "b n"]]:
+    """Which texts are positives and which are negatives of which anchor."""
+    (_, label, example, present), (_, labels, examples, others) = anchors, texts
+    there = present[:, None] & others[None, :]
+    same = label[:, None] == labels[None, :]
+    return there & same & (example[:, None] != examples[None, :]), there & ~same
+
+
+def _hardest_block(distance: str) -> Callable[[Texts, Texts, Any], Float[Array, "2 b n"]]:
+    """What is largest at the farthest positive, and at the nearest negative."""
+
+    def block(anchors, texts, _):
+        distances = distance_matrix(anchors[0], texts[0], distance)
+        positive, negative = _kinds(anchors, texts)
+        return jnp.stack([jnp.where(positive, distances, -jnp.inf), jnp.where(negative, -distances, -jnp.inf)])
+
+    return block
+
+
+def _gap(farthest: Float[Array, " b"], nearest: Float[Array, " b"]) -> Float[Array, " b"]:
+    """d(a, p) - d(a, n) of the largest entries of `_hardest_block`."""
+    positive = jnp.where(farthest == -jnp.inf, 0.0, farthest)
+    return jnp.where(nearest == -jnp.inf, 0.0, positive + nearest)
+
+
+def _hardest_gap(embeddings: Float[Array, "B D"], label: Int[Array, " B"], distance: str) -> Float[Array, " B"]:
+    texts = _local(embeddings, label)
+    return _gap(*jnp.max(_hardest_block(distance)(texts, texts, None), axis=-1))
+
+
+def _world_gap(own: Columns, world: World, distance: str) -> Float[Array, " b"]:
+    return _gap(*world.max(_hardest_block(distance), _texts(own), _texts))
+
+
+Anchor = tuple[Float[Array, " B"], Bool[Array, " B"], Bool[Array, " B"]]
+"""One anchor's distances to all texts, which of them are its positives, and which its negatives."""
+
+
+def _batch_all(anchor: Anchor, margin: float) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The sum over an anchor's triplets above 0, and how many there are."""
+    distances, positive, negative = anchor
+    values = distances[:, None] - distances[None, :] + margin
+    active = positive[:, None] & negative[None, :] & (values > 0.0)
+    return jnp.sum(jnp.where(active, values, 0.0)), jnp.sum(active.astype(jnp.float32))
+
+
+def _semi_hard(anchor: Anchor, margin: float) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The sum over an anchor's positives, and how many there are."""
+    distances, positive, negative = anchor
+    farther = negative[None, :] & (distances[None, :] > distances[:, None])
+    nearest = jnp.min(jnp.where(farther, distances[None, :], jnp.inf), axis=1)
+    farthest = jnp.where(jnp.any(negative), jnp.max(jnp.where(negative, distances, -jnp.inf)), 0.0)
+    values = jax.nn.relu(distances - jnp.where(jnp.any(farther, axis=1), nearest, farthest) + margin)
+    return jnp.sum(jnp.where(positive, values, 0.0)), jnp.sum(positive.astype(jnp.float32))
+
+
+Mining = Callable[[Anchor, float], tuple[Float[Array, ""], Float[Array, ""]]]
+
+
+def _over_anchors(mining: Mining, anchors: Texts, texts: Texts, margin: float, distance: str) -> tuple[Array, Array]:
+    """Sums and counts [b] of every anchor; the B x B triplets of only some anchors are held at a time."""
+    distances = distance_matrix(anchors[0], texts[0], distance)
+    own, world = distances.shape
+    return jax.lax.map(
+        jax.checkpoint(lambda anchor: mining(anchor, margin)),
+        (distances, *_kinds(anchors, texts)),
+        batch_size=min(max(CHUNK // world**2, 1), own),
+    )
+
+
+def _mined(
+    mining: Mining, embeddings: Float[Array, "B D"], label: Int[Array, " B"], margin: float, distance: str
+) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+    texts = _local(embeddings, label)
+    return _over_anchors(mining, texts, texts, margin, distance)
+
+
+def _quotient(sums: Float[Array, " b"], counts: Float[Array, " b"]) -> Float[Array, ""]:
+    return jnp.sum(sums) / jnp.maximum(jnp.sum(counts), 1.0)
+
+
+def _mean_of_mined(mining: Mining, own: Columns, world: World, margin: float, distance: str) -> LossResult:
+    texts = jax.tree.map(world.gather, _texts(own))
+    sums, counts = _over_anchors(mining, _texts(own), texts, margin, distance)
+    return sums / jnp.maximum(counts, 1.0), counts, {}

@@ -1,0 +1,159 @@
+"""What holds for every loss but those of in-batch negatives: devices, missing texts, degenerate batches."""
+
+import dataclasses
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import AxisType, PartitionSpec
+
+from embed_jax.losses import classification, distillation, pairwise, regularization, triplet
+from embed_jax.losses.base import about
+from embed_jax.parallel.world import BY_COLUMN, device_world, local_world, make_columns
+from embed_jax.types import Columns
+
+MODULES = pairwise, triplet, classification, distillation, regularization
+LOSSES = [function for module in MODULES for function in vars(module).values() if hasattr(function, "about")]
+# Those that reduce over all texts of the world, whatever its form; to others its form is nothing.
+REDUCING = [pairwise.cosent, pairwise.angle, pairwise.angle_combined, pairwise.contrastive_tension_in_batch]
+REDUCING += [triplet.batch_hard_triplet, triplet.batch_hard_soft_margin_triplet, distillation.relational]
+REDUCING += [regularization.uniformity, regularization.global_orthogonal]
+BATCH, DIM, DEVICES = 8, 6, 4
+FIELDS = [field.name for field in dataclasses.fields(Columns)]
+# Margins small enough for some distances to be on either side; several columns where the default is one.
+ARGUMENTS = {"margin": 0.6, "distance": "cosine", "columns": 2}
+
+
+def arguments(loss):
+    return {name: value for name, value in ARGUMENTS.items() if name in inspect.signature(loss).parameters}
+
+
+def some_columns(loss, batch=BATCH):
+    """Random columns of all that losses need."""
+    rng = np.random.default_rng(0)
+    least, most = about(loss).columns
+    number = most or max(least, 4)
+    width = 1 if "score" in about(loss).needs else number - 1
+    same_size = loss is not distillation.relational
+    normal = [
+        rng.normal(size=size).astype(np.float32)
+        for size in ((number, batch, DIM), (number, batch, DIM - 1 + same_size))
+    ]
+    return make_columns(
+        jnp.asarray(normal[0]),
+        label=jnp.asarray(rng.integers(2, size=batch)),
+        score=jnp.asarray((rng.integers(4, size=(batch, width)) / 3).astype(np.float32)),
+        teacher=jnp.asarray(normal[1]),
+    )
+
+
+def without(columns, missing):
+    """The same with the texts (column, example) `missing`."""
+    present = np.array(columns.present)
+    for place in missing:
+        present[place] = False
+    return columns.replace(present=jnp.asarray(present))
+
+
+def some_params(loss):
+    return about(loss).init(DIM, jax.random.key(0)) if about(loss).init else {}
+
+
+def mean(loss, own, world, params, total):
+    values, weights, _ = loss(own, world, params, **arguments(loss))
+    return total(jnp.sum(values * weights)) / jnp.maximum(total(jnp.sum(weights)), 1e-12)
+
+
+def value_alone(loss, embeddings, params, columns):
+    """A batch's loss on one device."""
+    columns = columns.replace(embeddings=embeddings)
+    return mean(loss, columns, local_world(columns, "dense"), params, lambda value: value)
+
+
+@functools.cache  # so that it is compiled once for all tests
+def alone(loss):
+    """That loss with its gradients by embeddings and by parameters."""
+    gradient = jax.value_and_grad(functools.partial(value_alone, loss), argnums=(0, 1))
+    return jax.jit(lambda columns, params: gradient(columns.embeddings, params, columns))
+
+
+def split(loss, columns, form):
+    """The loss with its batch split over devices, in a form of the world; tiles of 3 candidates."""
+
+    def on_device(embeddings, params, columns):
+        own = columns.replace(embeddings=embeddings)
+        world = dataclasses.replace(device_world(own, form, ("data",)), tile=3)
+        params = lax.pcast(params, "data", to="varying")
+        return mean(loss, own, world, params, lambda value: lax.psum(value, "data"))
+
+    mesh = jax.make_mesh((DEVICES,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:DEVICES])
+    by_column, whole = PartitionSpec(None, "data"), PartitionSpec()
+    specs = {name: by_column if name in BY_COLUMN else PartitionSpec("data") for name in FIELDS}
+    specs = Columns(**{name: None if getattr(columns, name) is None else spec for name, spec in specs.items()})
+    return jax.shard_map(on_device, mesh=mesh, in_specs=(by_column, whole, specs), out_specs=whole)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
+def test_the_same_on_one_device_and_split_over_four(loss):
+    columns = some_columns(loss)
+    # One example is missing, and a negative of another where there are negatives.
+    number = len(columns.embeddings)
+    columns = without(columns, [(c, 5) for c in range(number)] + [(c, 2) for c in range(2, number - 1)])
+    params = some_params(loss)
+    value, gradients = alone(loss)(columns, params)
+    forms = ("dense", "tiled", "ring") if loss in REDUCING else ("dense",)
+
+    @jax.jit
+    def each(columns, params):
+        by_form = {form: jax.value_and_grad(split(loss, columns, form), argnums=(0, 1)) for form in forms}
+        return {form: function(columns.embeddings, params, columns) for form, function in by_form.items()}
+
+    for form, (value_there, gradients_there) in each(columns, params).items():
+        assert float(value_there) == pytest.approx(float(value), rel=1e-6), form
+        difference = jax.tree.map(lambda one, other: one - other, gradients, gradients_there)
+        assert norm(difference) <= 1e-6 * norm(gradients), form
+    assert norm(gradients) > 1e-3
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
+def test_a_missing_example_counts_nothing(loss):
+    """The value is that of the others alone, and its texts have no gradient."""
+    columns, params = some_columns(loss), some_params(loss)
+    value, (gradient, _) = alone(loss)(without(columns, [(slice(None), 5)]), params)
+    np.testing.assert_array_equal(gradient[:, 5], np.zeros_like(gradient[:, 5]))
+    rest = np.delete(np.arange(BATCH), 5)
+    fewer = {name: getattr(columns, name) for name in FIELDS}
+    fewer = {n: leaf if leaf is None else leaf[:, rest] if n in BY_COLUMN else leaf[rest] for n, leaf in fewer.items()}
+    fewer = Columns(**fewer)
+    value_of_rest = jax.jit(functools.partial(value_alone, loss))(fewer.embeddings, params, fewer)
+    assert float(value) == pytest.approx(float(value_of_rest), rel=2e-6)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
+def test_degenerate_batches_have_finite_values_and_gradients(loss):
+    columns, params = some_columns(loss), some_params(loss)
+    equal = {"label": jnp.zeros(BATCH, int), "score": jnp.full_like(columns.score, 0.5)}
+    cases = {
+        "zero vectors": columns.replace(embeddings=jnp.zeros_like(columns.embeddings)),
+        "equal vectors": columns.replace(embeddings=jnp.ones_like(columns.embeddings)),
+        "one class, equal scores": columns.replace(**equal),
+        "one class of negatives": columns.replace(label=jnp.ones(BATCH, int)),
+        "a class for each": columns.replace(
+            label=jnp.arange(BATCH) % 3 if loss is classification.softmax else jnp.arange(BATCH)
+        ),
+        "nothing there": without(columns, [(slice(None), slice(None))]),
+        "one example": without(columns, [(slice(None), slice(1, None))]),
+    }
+    for name, case in cases.items():
+        value, gradients = alone(loss)(case, params)
+        assert np.isfinite(value), name
+        assert norm(gradients) < 1e4, name
+    assert float(alone(loss)(cases["nothing there"], params)[0]) == 0.0
+
+
+def norm(tree):
+    return float(jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree))))
