@@ -7,6 +7,8 @@ import pytest
 
 from embed_jax.parallel.world import local_world, make_columns
 
+QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
+
 
 def world_mean(loss, columns, params, arguments):
     """What training minimises, on one device."""
@@ -21,7 +23,8 @@ def value_and_gradients(loss, embeddings, fields, params, arguments):
         return world_mean(loss, make_columns(embeddings, **fields), params, arguments)
 
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
-        return jax.jit(jax.value_and_grad(mean, argnums=(0, 1)))(jnp.asarray(embeddings, jnp.float32), params)
+        gradient = jax.jit(jax.value_and_grad(mean, argnums=(0, 1)), compiler_options=QUICKLY)
+        return gradient(jnp.asarray(embeddings, jnp.float32), params)
 
 
 def assert_close(ours, theirs):
