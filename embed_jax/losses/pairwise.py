@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -266,7 +267,9 @@ def _ranking_loss(similarity: Float[Array, " B"], score: Float[Array, " B"], sca
     return _log_one_plus(_rank_gaps(pairs, pairs, scale))
 
 
-def _ranking(own: Columns, world: World, similarity: Any, scale: float) -> Float[Array, " b"]:
+def _ranking(
+    own: Columns, world: World, similarity: Callable[[Array, Array], Array], scale: float
+) -> Float[Array, " b"]:
     """The ranking loss over all pairs of the world, reduced row by row, so that all pairs of pairs are never held."""
 
     def pairs(columns: Columns) -> Any:

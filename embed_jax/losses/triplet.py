@@ -31,8 +31,9 @@ def triplet_loss(
     Args:
         distance: "euclidean", "manhattan" or "cosine" (1 - cosine).
 
-    >>> print(triplet_loss(jnp.zeros(1), jnp.full(1, 0.5), jnp.full(1, 0.3), margin=0.1).round(4))
-    0.3
+    >>> loss = triplet_loss(jnp.zeros(1), jnp.full(1, 0.5), jnp.full(1, 0.3), margin=0.1)
+    >>> print(f"{float(loss):.4f}")
+    0.3000
     """
     far = named_distance(distance)
     return jax.nn.relu(far(anchor, positive) - far(anchor, negative) + margin)

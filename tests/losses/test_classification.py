@@ -33,11 +33,10 @@ def test_equals_sentence_transformers(batch, concatenation, given, peers, equals
     names = "concatenation_sent_rep", "concatenation_sent_difference", "concatenation_sent_multiplication"
     parts = dict(zip(names, CONCATENATIONS[concatenation], strict=True))
     reference = peers.SoftmaxLoss(given, DIM, NUM_LABELS, **parts).double()
-    params = init_classifier(DIM, jax.random.key(0), num_labels=NUM_LABELS, concatenation=concatenation)
     classifier = reference.classifier
     with torch.no_grad():
-        classifier.weight.copy_(torch.tensor(np.asarray(params["kernel"]).T))
-        classifier.bias.copy_(torch.tensor(np.asarray(params["bias"])))
+        params = {"kernel": classifier.weight.float().numpy().T, "bias": classifier.bias.float().numpy()}
+        params = jax.tree.map(jnp.asarray, params)
     equals_torch(
         softmax,
         lambda features: reference(features, torch.tensor(label)),

@@ -25,8 +25,7 @@ REDUCING += [regularization.uniformity, regularization.global_orthogonal]
 BATCH, DIM, DEVICES = 8, 6, 4
 QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
 FIELDS = [field.name for field in dataclasses.fields(Columns)]
-# Margins small enough for some distances to be on either side; several columns where the default is one.
-ARGUMENTS = {"margin": 0.6, "distance": "cosine", "columns": 2}
+ARGUMENTS = {"margin": 0.6, "distance": "cosine"}  # small enough for distances on either side
 
 
 def arguments(loss):
@@ -34,14 +33,14 @@ def arguments(loss):
 
 
 def some_columns(loss, batch=BATCH):
-    """Random columns of all that losses need."""
+    """Random columns of all that losses need; off centre, so that their means are not rounding errors."""
     rng = np.random.default_rng(0)
     least, most = about(loss).columns
-    number = most or max(least, 4)
+    number = most or least + 1
     width = 1 if "score" in about(loss).needs else number - 1
     same_size = loss is not distillation.relational
     normal = [
-        rng.normal(size=size).astype(np.float32)
+        rng.normal(0.5, size=size).astype(np.float32)
         for size in ((number, batch, DIM), (number, batch, DIM - 1 + same_size))
     ]
     return make_columns(
@@ -70,24 +69,24 @@ def mean(loss, own, world, params, total):
 
 
 def value_alone(loss, embeddings, params, columns):
-    """A batch's loss on one device."""
+    """A batch's loss on one device, tiled (comparisons with references are dense)."""
     columns = columns.replace(embeddings=embeddings)
-    return mean(loss, columns, local_world(columns, "dense"), params, lambda value: value)
+    return mean(loss, columns, local_world(columns, "tiled", tile=3), params, lambda value: value)
 
 
 @functools.cache  # so that it is compiled once for all tests
 def alone(loss):
     """That loss with its gradients by embeddings and by parameters."""
     gradient = jax.value_and_grad(functools.partial(value_alone, loss), argnums=(0, 1))
-    return jax.jit(lambda columns, params: gradient(columns.embeddings, params, columns))
+    return jax.jit(lambda columns, params: gradient(columns.embeddings, params, columns), compiler_options=QUICKLY)
 
 
 def split(loss, columns, form):
-    """The loss with its batch split over devices, in a form of the world; tiles of 3 candidates."""
+    """The loss with its batch split over devices, in a form of the world; tiles of one candidate."""
 
     def on_device(embeddings, params, columns):
         own = columns.replace(embeddings=embeddings)
-        world = dataclasses.replace(device_world(own, form, ("data",)), tile=3)
+        world = dataclasses.replace(device_world(own, form, ("data",)), tile=1)
         params = lax.pcast(params, "data", to="varying")
         return mean(loss, own, world, params, lambda value: lax.psum(value, "data"))
 
@@ -106,7 +105,7 @@ def test_the_same_on_one_device_and_split_over_four(loss):
     columns = without(columns, [(c, 5) for c in range(number)] + [(c, 2) for c in range(2, number - 1)])
     params = some_params(loss)
     value, gradients = alone(loss)(columns, params)
-    forms = ("dense", "tiled", "ring") if loss in REDUCING else ("dense",)
+    forms = ("dense", "ring") if loss in REDUCING else ("dense",)
 
     @functools.partial(jax.jit, compiler_options=QUICKLY)
     def each(columns, params):
@@ -130,7 +129,8 @@ def test_a_missing_example_counts_nothing(loss):
     fewer = {name: getattr(columns, name) for name in FIELDS}
     fewer = {n: leaf if leaf is None else leaf[:, rest] if n in BY_COLUMN else leaf[rest] for n, leaf in fewer.items()}
     fewer = Columns(**fewer)
-    value_of_rest = jax.jit(functools.partial(value_alone, loss))(fewer.embeddings, params, fewer)
+    compiled = jax.jit(functools.partial(value_alone, loss), compiler_options=QUICKLY)
+    value_of_rest = compiled(fewer.embeddings, params, fewer)
     assert float(value) == pytest.approx(float(value_of_rest), rel=2e-6)
 
 

@@ -112,7 +112,7 @@ def test_angle_is_invariant_to_lengths_and_follows_the_complex_quotient():
     quotient = np.sum(z * np.conj(w)) / np.sum(np.abs(w) ** 2) * np.linalg.norm(w) / np.linalg.norm(z)
     expected = abs(quotient.real + quotient.imag)
     for first, second in ((u, v), (3 * u, 0.2 * v)):
-        found = pairwise.angle_similarity(jnp.asarray(first, jnp.float32), jnp.asarray(second, jnp.float32))
+        found = jax.jit(pairwise.angle_similarity)(jnp.asarray(first, jnp.float32), jnp.asarray(second, jnp.float32))
         assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
@@ -228,5 +228,5 @@ def test_an_unknown_distance_is_one_line():
 
 
 def test_a_zero_vector_has_no_gradient():
-    gradient = jax.grad(lambda x: jnp.sum(normalize(x) * jnp.arange(3.0)))(jnp.zeros(3))
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(normalize(x) * np.arange(3.0))))(np.zeros(3, np.float32))
     np.testing.assert_array_equal(gradient, np.zeros(3))

@@ -1,6 +1,8 @@
 """Regularisers against sentence-transformers, or loops where it has none."""
 
-import jax.numpy as jnp
+import functools
+
+import jax
 import numpy as np
 import pytest
 
@@ -49,7 +51,8 @@ def test_terms_of_columns(name, naive, arguments, batch, columns, equals_numpy):
         columns=columns,
         **arguments,
     )
-    alone = getattr(regularization, f"{name}_loss")(jnp.asarray(given[0]), **arguments)
+    function = functools.partial(getattr(regularization, f"{name}_loss"), **arguments)
+    alone = jax.jit(function)(given[0])
     assert float(alone) == pytest.approx(naive(given[0].astype(np.float64), **arguments), rel=1e-5)
 
 
@@ -76,16 +79,19 @@ def test_global_orthogonal(batch, columns, weights, given, peers, equals_torch):
 
 
 def test_global_orthogonal_function_is_the_loss():
-    given = jnp.asarray(embeddings(1, 6))
+    given = embeddings(1, 6)
     cosines = np.asarray(unit(given[0]) @ unit(given[0]).T)[~np.eye(6, dtype=bool)]
     expected = 0.5 * np.mean(cosines) ** 2 + 2.0 * max(0.0, np.mean(cosines**2) - 0.25)
-    found = regularization.global_orthogonal_loss(given[0], mean_weight=0.5, second_moment_weight=2.0)
+    loss = functools.partial(regularization.global_orthogonal_loss, mean_weight=0.5, second_moment_weight=2.0)
+    found = jax.jit(loss)(given[0])
     assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
 def test_evenly_spread_vectors_cost_nothing():
     """The 2 D unit vectors of the axes, both ways: mean cosine -1 / (2 D - 1), and no second moment above 1 / D."""
-    axes = jnp.concatenate([jnp.eye(4), -jnp.eye(4)])
-    assert float(regularization.global_orthogonal_loss(axes)) == pytest.approx((1 / 7) ** 2, rel=1e-5)
-    assert float(regularization.covariance_loss(axes)) == 0.0
-    assert float(regularization.variance_loss(axes, gamma=0.5)) == 0.0
+    axes = np.concatenate([np.eye(4), -np.eye(4)]).astype(np.float32)
+    assert float(jax.jit(regularization.global_orthogonal_loss)(axes)) == pytest.approx((1 / 7) ** 2, rel=1e-5)
+    assert float(jax.jit(regularization.covariance_loss)(axes)) == 0.0
+    # Each dimension has two entries of size 1 among 8, so a variance of 2 / 7.
+    assert float(jax.jit(functools.partial(regularization.variance_loss, gamma=0.53))(axes)) == 0.0
+    assert float(jax.jit(functools.partial(regularization.variance_loss, gamma=0.54))(axes)) > 0.0
