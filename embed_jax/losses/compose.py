@@ -1,0 +1,487 @@
+"""Losses by name and arguments, and losses made of losses.
+
+In a config, `loss.name` is a name of the registry, or an expression over such names:
+
+    cosent(scale=10)
+    info_nce(temperature=0.02, terms='qp,pq') + 0.1 * uniformity(t=2)
+    symmetric(triplet(distance='cosine', margin=0.2))
+    per_dataset(nli=info_nce(), sts=cosent())
+    masked(info_nce(), min_score=0.5)
+
+In Python the same are `bind`, `weighted_sum`, `symmetric`, `per_dataset` and `masked`.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from embed_jax.errors import InputError
+from embed_jax.losses.base import About, about
+from embed_jax.registry import REGISTRY, lookup, unknown
+from embed_jax.types import Columns, LossResult, Params, World
+
+BY_COLUMN = ("embeddings", "present", "text_hash", "guide", "teacher")  # leaves [C, B, ...] of Columns
+KINDS = {  # of arguments: what is accepted, in words and as types
+    "bool": ("True or False", (bool,)),
+    "int": ("a whole number", (int,)),
+    "float": ("a number", (int, float)),
+    "str": ("a string", (str,)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class LossFunction:
+    """A loss whose arguments are settled: `(own, world, params) -> (values [b], weights [b], metrics)`.
+
+    Attributes:
+        name: what metrics call it.
+        compute: the function itself.
+        about: what it needs; its `init` is `(dim, key) -> params`, or None.
+        of_dataset: what the loss of each data set needs, by the data set's name, in the order of their numbers; empty
+            if it is one loss for all.
+    """
+
+    name: str
+    compute: Callable[[Columns, World, Params], LossResult]
+    about: About
+    of_dataset: Mapping[str, About] = dataclasses.field(default_factory=dict)
+
+    def __call__(self, own: Columns, world: World, params: Params) -> LossResult:
+        return self.compute(own, world, params)
+
+    def init(self, dim: int, key: PRNGKeyArray) -> Params:
+        """The loss's own parameters at the start for embeddings of size `dim`; {} if there are none."""
+        return self.about.init(dim, key) if self.about.init else {}
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """The data sets' names; `Columns.dataset` is a position among them."""
+        return tuple(self.of_dataset)
+
+
+Loss = LossFunction | Callable[..., LossResult]  # a LossFunction, or a loss as registered, with its default arguments
+
+
+def build_loss(expression: str, fields: Mapping[str, Any] | None = None) -> LossFunction:
+    """The loss that an expression of a config names.
+
+    Its parameters are those of a single loss directly, and for a sum or `per_dataset` {"0": ..., "1": ...} in the order
+    written, without entries for losses that have none.
+
+    Args:
+        expression: names of the registry, with arguments by name, in sums and in `symmetric`, `per_dataset`, `masked`;
+            a number may stand before `*`. It is never evaluated as Python.
+        fields: arguments for every loss of the expression that takes them; those written in it come first.
+
+    Raises:
+        InputError: naming the part of the expression that cannot be used, and what is accepted.
+    """
+    source = " ".join(expression.split())
+    try:
+        tree = ast.parse(source, mode="eval").body
+    except (SyntaxError, ValueError) as error:
+        said = getattr(error, "msg", str(error))
+        raise InputError(f"config.loss.name: {source!r}: {said}; expected a loss such as 'info_nce()'") from None
+    return _Reader(source, fields or {}).loss(tree)
+
+
+def bind(loss: Loss, /, **arguments: Any) -> LossFunction:
+    """A loss with its arguments settled.
+
+    Args:
+        arguments: of the loss; those left out keep their defaults.
+
+    Raises:
+        InputError: for an argument that the loss does not take, of the wrong type, or missing.
+    """
+    if isinstance(loss, functools.partial):
+        loss, arguments = loss.func, {**loss.keywords, **arguments}
+    if isinstance(loss, LossFunction):
+        _settled(loss.name, {}, arguments)
+        return loss
+    settled = _settled(loss.__name__, _parameters(loss), arguments)
+    init = about(loss).init
+    if init is not None:
+        init = functools.partial(init, **{name: settled[name] for name in _names(init) if name in settled})
+    compute = functools.partial(loss, **settled)
+    return LossFunction(loss.__name__, compute, dataclasses.replace(about(loss), init=init))
+
+
+def weighted_sum(parts: Sequence[tuple[float, Loss]]) -> LossFunction:
+    """sum_k c_k L_k, where each L_k is its own weighted mean over the world.
+
+    Metrics: the first loss's own, and each L_k as "loss/NAME" ("loss/NAME_2" where there is one of that name).
+
+    Args:
+        parts: (c_k, loss); parameters {"0": ..., "1": ...} in this order.
+
+    Raises:
+        InputError: if no number of texts an example suits all.
+    """
+    coefficients, losses = [coefficient for coefficient, _ in parts], [bind(loss) for _, loss in parts]
+
+    def compute(own: Columns, world: World, params: Params) -> LossResult:
+        results = [loss(own, world, params.get(str(k), {})) for k, loss in enumerate(losses)]
+        weights, factors = _common_weights(results, world)
+        # Numbers whose means with the common weights are the L_k.
+        each = [values * factor for (values, _, _), factor in zip(results, factors, strict=True)]
+        metrics = {name: metric * factors[0] for name, metric in results[0][2].items()}
+        for loss, values in zip(losses, each, strict=True):
+            metrics[_free(f"loss/{loss.name}", metrics)] = values
+        return sum(c * values for c, values in zip(coefficients, each, strict=True)), weights, metrics
+
+    name = " + ".join(loss.name for loss in losses)
+    return LossFunction(name, compute, _about(losses, _shared_columns(losses)), _shared_datasets(losses))
+
+
+def symmetric(loss: Loss) -> LossFunction:
+    """The mean of a loss and of the same loss with anchors and positives in each other's place.
+
+    Metrics are those of the anchors' direction. Negatives stay an example's own.
+
+    Raises:
+        InputError: for a loss of fewer than two texts, or of scores by candidate, which are the anchor's.
+    """
+    loss = bind(loss)
+    least, most = loss.about.columns
+    if most == 1:
+        raise InputError(f"expected a loss of two or more texts an example, found {loss.name} of one")
+    if "scores" in loss.about.needs:
+        raise InputError(f"expected a loss without scores of an anchor's candidates, found {loss.name}")
+
+    def compute(own: Columns, world: World, params: Params) -> LossResult:
+        forward = loss(own, world, params)
+        backward = loss(_swapped(own), world.view(_swapped), params)
+        weights, factors = _common_weights([forward, backward], world)
+        values = 0.5 * (forward[0] * factors[0] + backward[0] * factors[1])
+        return values, weights, {name: metric * factors[0] for name, metric in forward[2].items()}
+
+    needed = dataclasses.replace(loss.about, columns=(max(least, 2), most))
+    return LossFunction(f"symmetric({loss.name})", compute, needed, loss.of_dataset)
+
+
+def masked(loss: Loss, *, min_score: float) -> LossFunction:
+    """A loss over the examples with a score (the first, where there are several) of at least `min_score`.
+
+    The others count nothing: they have no loss, and nobody has them as negatives.
+    """
+    loss = bind(loss)
+
+    def kept(columns: Columns) -> Bool[Array, " B"]:
+        if columns.score is None:
+            raise InputError(f"config.loss.name: masked({loss.name}) needs examples with a score, found none")
+        return columns.score[:, 0] >= min_score
+
+    def compute(own: Columns, world: World, params: Params) -> LossResult:
+        return _of_some(loss, kept, own, world, params)
+
+    needed = dataclasses.replace(loss.about, needs=tuple(dict.fromkeys((*loss.about.needs, "score"))))
+    return LossFunction(f"masked({loss.name})", compute, needed, loss.of_dataset)
+
+
+def per_dataset(losses: Mapping[str, Loss]) -> LossFunction:
+    """Each example's loss by the data set that it is from: sum_i weight_i value_i / sum_i weight_i over all of them.
+
+    Examples of other data sets are neither rows nor negatives of a loss. A loss that takes at most so many texts an
+    example is given the first ones. Metrics: each loss's own as "DATASET/NAME", and its value as "loss/DATASET"; nan in
+    a batch without examples for it.
+
+    Args:
+        losses: by data set, which `Columns.dataset` gives as a position here; an example of any other number weighs 0.
+            Parameters {"0": ..., "1": ...} in this order.
+
+    Raises:
+        InputError: for no loss, or one that tells data sets apart itself.
+    """
+    bound = {name: bind(loss) for name, loss in losses.items()}
+    for name, loss in bound.items():
+        if loss.of_dataset:
+            raise InputError(f"expected one loss for the data set {name!r}, found losses by data set")
+    if not bound:
+        raise InputError("expected a loss for each data set, found none")
+
+    def compute(own: Columns, world: World, params: Params) -> LossResult:
+        if own.dataset is None:
+            raise InputError("config.loss.name: per_dataset needs examples with their data set's number, found none")
+        results = []
+        for number, loss in enumerate(bound.values()):
+
+            def there(columns: Columns, number: int = number) -> Bool[Array, " B"]:
+                return columns.dataset == number
+
+            most = loss.about.columns[1]
+            results.append(_of_some(loss, there, own, world, params.get(str(number), {}), most))
+
+        all_weights = [jax.lax.stop_gradient(weights) for _, weights, _ in results]
+        weights = sum(all_weights)
+        totals = world.total(jnp.stack([jnp.sum(each) for each in (*all_weights, weights)]))
+        total_values, metrics = jnp.zeros_like(weights), {}
+        for number, (name, (values, _, own_metrics)) in enumerate(zip(bound, results, strict=True)):
+            mine, present = own.dataset == number, totals[number] > 0.0
+            total_values = jnp.where(mine, values, total_values)
+            factor = jnp.where(present, _ratio(totals[-1], totals[number]), jnp.nan)
+            shown = {f"loss/{name}": values} | {f"{name}/{metric}": found for metric, found in own_metrics.items()}
+            metrics |= {metric: jnp.where(mine, found, 0.0) * factor for metric, found in shown.items()}
+        return total_values, weights, metrics
+
+    ranges = [loss.about.columns for loss in bound.values()]
+    most = 0 if any(most == 0 for _, most in ranges) else max(most for _, most in ranges)
+    columns = (max(least for least, _ in ranges), most)
+    of_dataset = {name: loss.about for name, loss in bound.items()}
+    return LossFunction("per_dataset", compute, _about(list(bound.values()), columns), of_dataset)
+
+
+# ---- what several losses have in common ----------------------------------------------------------------------
+
+
+def _about(losses: Sequence[LossFunction], columns: tuple[int, int]) -> About:
+    """What all losses together need."""
+
+    def init(dim: int, key: PRNGKeyArray) -> Params:
+        made = {str(k): loss.init(dim, jax.random.fold_in(key, k)) for k, loss in enumerate(losses)}
+        return {name: params for name, params in made.items() if jax.tree.leaves(params)}
+
+    return About(
+        needs=tuple(dict.fromkeys(need for loss in losses for need in loss.about.needs)),
+        columns=columns,
+        init=init if any(loss.about.init for loss in losses) else None,
+        tiled=all(loss.about.tiled for loss in losses),
+    )
+
+
+def _shared_columns(losses: Sequence[LossFunction]) -> tuple[int, int]:
+    """The fewest and the most texts of an example that suit all losses."""
+    many = max(losses, key=lambda loss: loss.about.columns[0])
+    few = min(losses, key=lambda loss: loss.about.columns[1] or float("inf"))
+    least, most = many.about.columns[0], few.about.columns[1]
+    if most and most < least:
+        raise InputError(
+            f"expected losses for equally many texts an example, found {many.name} for {least} or more "
+            f"and {few.name} for at most {most}"
+        )
+    return least, most
+
+
+def _shared_datasets(losses: Sequence[LossFunction]) -> Mapping[str, About]:
+    """The data sets that losses tell apart, which must be the same for all that do."""
+    found = [loss for loss in losses if loss.of_dataset]
+    for loss in found[1:]:
+        if loss.datasets != found[0].datasets:
+            first, second = (", ".join(one.datasets) for one in (found[0], loss))
+            raise InputError(
+                f"expected the same data sets in the same order in each per_dataset, found {first}; {second}"
+            )
+    return found[0].of_dataset if found else {}
+
+
+def _common_weights(results: Sequence[LossResult], world: World) -> tuple[Float[Array, " b"], list[Float[Array, " b"]]]:
+    """Weights for several losses, and what their numbers are multiplied by to have the same means with those.
+
+    With weights u_k of sums U_k, the common weights are w = mean_k u_k of sum W, and the factors are u_k W / (w U_k):
+    1 where all weights are equal. A mean of nothing stays 0.
+    """
+    each = [jax.lax.stop_gradient(weights) for _, weights, _ in results]
+    common = sum(each) / len(each)
+    totals = world.total(jnp.stack([jnp.sum(weights) for weights in (*each, common)]))
+    return common, [_ratio(u, common) * _ratio(totals[-1], total) for u, total in zip(each, totals[:-1], strict=True)]
+
+
+def _ratio(numerator: Float[Array, "*n"], denominator: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """0 where the denominator is."""
+    is_zero = denominator == 0.0
+    return jnp.where(is_zero, 0.0, numerator / jnp.where(is_zero, 1.0, denominator))
+
+
+def _free(name: str, taken: Mapping[str, Any]) -> str:
+    number, found = 1, name
+    while found in taken:
+        number, found = number + 1, f"{name}_{number + 1}"
+    return found
+
+
+# ---- columns changed -----------------------------------------------------------------------------------------
+
+
+def _by_column(columns: Columns, change: Callable[[Array], Array]) -> Columns:
+    leaves = {name: getattr(columns, name) for name in BY_COLUMN}
+    return columns.replace(**{name: change(leaf) for name, leaf in leaves.items() if leaf is not None})
+
+
+def _swapped(columns: Columns) -> Columns:
+    """Anchors and positives in each other's place."""
+    return _by_column(columns, lambda leaf: jnp.concatenate([leaf[1:2], leaf[:1], leaf[2:]]))
+
+
+def _of_some(
+    loss: LossFunction,
+    kept: Callable[[Columns], Bool[Array, " B"]],
+    own: Columns,
+    world: World,
+    params: Params,
+    most: int = 0,
+) -> LossResult:
+    """A loss over some of the examples and, if `most` is not 0, over so many of their texts."""
+
+    def change(columns: Columns) -> Columns:
+        columns = _by_column(columns, lambda leaf: leaf[:most]) if most else columns
+        return columns.replace(present=columns.present & kept(columns)[None])
+
+    values, weights, metrics = loss(change(own), world.view(change), params)
+    return values, jnp.where(kept(own), weights, 0.0), metrics
+
+
+# ---- arguments -----------------------------------------------------------------------------------------------
+
+
+def _names(function: Callable) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+def _parameters(function: Callable) -> dict[str, inspect.Parameter]:
+    """The arguments that a config may give."""
+    found = inspect.signature(function).parameters
+    return {name: parameter for name, parameter in found.items() if parameter.kind is parameter.KEYWORD_ONLY}
+
+
+def _settled(name: str, parameters: Mapping[str, inspect.Parameter], given: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments, defaults included, of the types that `name` declares."""
+    settled = {}
+    for argument, value in given.items():
+        if not parameters:
+            raise InputError(f"{name} takes no arguments by name, found {argument!r}")
+        if argument not in parameters:
+            raise InputError(unknown(f"argument of {name}", argument, parameters))
+        parameter = parameters[argument]
+        kind = getattr(parameter.annotation, "__name__", parameter.annotation)
+        kind = kind if kind in KINDS else type(parameter.default).__name__
+        words, types = KINDS.get(kind, ("anything", (object,)))
+        if not isinstance(value, types) or isinstance(value, bool) and kind in ("int", "float"):
+            raise InputError(f"{argument}: expected {words}, found {value!r}")
+        settled[argument] = float(value) if kind == "float" else value
+    for argument, parameter in parameters.items():
+        if argument not in settled and parameter.default is parameter.empty:
+            raise InputError(f"{name} needs the argument {argument}")
+        settled.setdefault(argument, parameter.default)
+    return settled
+
+
+# ---- expressions ---------------------------------------------------------------------------------------------
+
+COMBINATORS = {"symmetric": symmetric, "masked": masked, "per_dataset": per_dataset}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """Losses from the syntax tree of an expression.
+
+    Attributes:
+        source: the expression, for messages.
+        fields: arguments of all losses that take them.
+    """
+
+    source: str
+    fields: Mapping[str, Any]
+
+    def loss(self, node: ast.expr) -> LossFunction:
+        terms = self._terms(node)
+        if len(terms) == 1 and terms[0][0] == 1.0:
+            return terms[0][1]
+        return self._tried(node, lambda: weighted_sum(terms))
+
+    def _terms(self, node: ast.expr) -> list[tuple[float, LossFunction]]:
+        """The sum's losses with their coefficients."""
+        match node:
+            case ast.BinOp(op=ast.Add() | ast.Sub() as sign):
+                factor = 1.0 if isinstance(sign, ast.Add) else -1.0
+                return self._terms(node.left) + [(factor * c, loss) for c, loss in self._terms(node.right)]
+            case ast.BinOp(op=ast.Mult()):
+                left, right = _number(node.left), _number(node.right)
+                if (left is None) == (right is None):
+                    raise self._error(node, "expected a number on one side of * and a loss on the other")
+                factor, rest = (left, node.right) if right is None else (right, node.left)
+                return [(factor * c, loss) for c, loss in self._terms(rest)]
+            case ast.Name():
+                return [(1.0, self._called(node, node.id, [], []))]
+            case ast.Call(func=ast.Name()):
+                return [(1.0, self._called(node, node.func.id, node.args, node.keywords))]
+        raise self._error(node, "expected a loss such as info_nce(temperature=0.05), a number * a loss, or their sum")
+
+    def _called(
+        self, node: ast.expr, name: str, positional: Sequence[ast.expr], keywords: Sequence[ast.keyword]
+    ) -> LossFunction:
+        if name not in COMBINATORS and name not in REGISTRY["loss"]:
+            raise self._error(node, unknown("loss", name, [*REGISTRY["loss"], *COMBINATORS]))
+        named = self._once(node, [(keyword.arg, keyword.value) for keyword in keywords])
+        if name == "per_dataset":
+            if len(positional) == 1 and isinstance(positional[0], ast.Dict) and not named:
+                pairs = zip(positional[0].keys, positional[0].values, strict=True)
+                named = self._once(node, [(getattr(key, "value", None), value) for key, value in pairs])
+            elif positional:
+                raise self._error(node, "expected losses by data set, as in per_dataset(nli=info_nce(), sts=cosent())")
+            losses = {dataset: self.loss(value) for dataset, value in named.items()}
+            return self._tried(node, lambda: per_dataset(losses))
+        given = {argument: self._literal(node, argument, value) for argument, value in named.items()}
+        if name in COMBINATORS:
+            if len(positional) != 1 or isinstance(positional[0], ast.Starred):
+                raise self._error(node, f"expected one loss inside, as in {name}(info_nce()), found {len(positional)}")
+            combine, inner = COMBINATORS[name], self.loss(positional[0])
+            return self._tried(node, lambda: combine(inner, **_settled(name, _parameters(combine), given)))
+        function = lookup("loss", name)
+        parameters = _parameters(function)
+        if positional:
+            known = ", ".join(parameters) or "none"
+            raise self._error(node, f"expected arguments by name, found {self._text(positional[0])}; known: {known}")
+        more = {argument: value for argument, value in self.fields.items() if argument in parameters}
+        return dataclasses.replace(self._tried(node, lambda: bind(function, **more | given)), name=name)
+
+    def _once(self, node: ast.expr, pairs: Sequence[tuple[Any, ast.expr]]) -> dict[str, ast.expr]:
+        """What is given by name, no name twice."""
+        named = {}
+        for name, value in pairs:
+            if not isinstance(name, str):
+                raise self._error(node, "expected names for what is given by name")
+            if name in named:
+                raise self._error(node, f"expected {name} once, found it twice")
+            named[name] = value
+        return named
+
+    def _literal(self, call: ast.expr, argument: str, node: ast.expr) -> Any:
+        number = _number(node)
+        if number is not None:
+            return number
+        if isinstance(node, ast.Constant) and isinstance(node.value, bool | str):
+            return node.value
+        found = self._text(node)
+        raise self._error(call, f"{argument}: expected a number, True, False or a string in quotes, found {found}")
+
+    def _tried(self, node: ast.expr, make: Callable[[], LossFunction]) -> LossFunction:
+        """What `make` makes; what it objects to is said of this part of the expression."""
+        try:
+            return make()
+        except InputError as error:
+            raise self._error(node, str(error)) from None
+
+    def _error(self, node: ast.expr, message: str) -> InputError:
+        return InputError(f"config.loss.name: {self._text(node)}: {message}")
+
+    def _text(self, node: ast.expr) -> str:
+        return ast.get_source_segment(self.source, node)
+
+
+def _number(node: ast.expr) -> int | float | None:
+    """The number that a literal is, with or without a minus."""
+    match node:
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
+            return None if isinstance(value, bool) else -value
+        case ast.Constant(value=int() | float() as value):
+            return None if isinstance(value, bool) else value
+    return None
