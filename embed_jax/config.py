@@ -25,6 +25,8 @@ class Model:
     dropout: float = -1.0  # of hidden states and attention; -1: the model's own
     compute_dtype: str = "auto"  # "auto": bfloat16 on GPU and TPU, float32 on CPU
     remat: str = "none"  # "none" or "layer": recompute each layer in the backward pass
+    guide: str = ""  # a model that losses ask which negatives are false (gist); "": none
+    teacher: str = ""  # a model whose embeddings are to be imitated (distillation); "": none
 
 
 @dataclasses.dataclass
@@ -44,18 +46,22 @@ class Data:
 class BatchShape:
     size: int = 64  # examples, over all devices
     groups: int = 0  # groups the batch is dealt to, encoded one after the other on a device; 0: one a device
+    shares: int = 0  # parts of the batch that are read and dealt to groups by themselves; 0: one a host
     row_length: int = 0  # slots of a packed row; 0: a length that suits `max_length`
     rows: int = 0  # rows of a group; 0: as many as the batch needs
 
 
 @dataclasses.dataclass
 class Loss:
-    name: str = "info_nce"
-    temperature: float = 0.05
-    similarity: str = "cosine"  # or "dot"
+    name: str = "info_nce"  # of the registry, or an expression: "info_nce(terms='qp,qq') + 0.1 * uniformity(t=2)"
+    form: str = "auto"  # "dense", "tiled" (never holds all pairs), "ring" (nor all candidates); "auto": by size
+    # What follows goes to every loss that takes an argument of that name; one written in the expression wins.
+    temperature: float = -1.0  # -1: the loss's own
+    similarity: str = ""  # "cosine" or "dot"; "": the loss's own
+    margin: float = -1.0  # -1: the loss's own
     symmetric: bool = False  # both directions: anchors to positives and positives to anchors
     hard_negative_weight: float = 1.0  # SimCSE's alpha on an example's own hard negatives
-    mask_duplicates: bool = True  # a candidate with the text of the positive (or the anchor's) is no negative
+    mask_duplicates: bool = True  # examples that share a text, an id or a group are not each other's negatives
 
 
 @dataclasses.dataclass
@@ -77,9 +83,23 @@ class Train:
     steps: int = 0  # 0: by `epochs`
     epochs: float = 1.0
     devices: int = 0  # 0: all
+    fsdp: int = 1  # devices over which parameters and optimiser state are split, and the batch as well
+    tensor: int = 1  # devices over which each matrix product is split
+    fsdp_gather: str = "layer"  # "layer": parameters are gathered a layer at a time; "once": all at the step's start
     log_every: int = 10  # steps between lines on the terminal; every step goes to metrics.jsonl
     profile: str = ""  # "START:STOP": trace these steps
     deterministic: bool = False  # GPU: XLA's deterministic kernels, for bitwise repetition
+
+
+@dataclasses.dataclass
+class Hosts:
+    coordinator: str = (
+        ""  # "": this host alone; "auto": SLURM, TPU pod, Open MPI, Kubernetes; or ADDRESS:PORT of host 0
+    )
+    count: int = 0  # with an address: how many hosts there are
+    index: int = 0  # with an address: which of them this is, from 0
+    heartbeat_timeout: int = 30  # seconds without a sign of life after which a host is lost, and the run ends
+    join_timeout: int = 300  # seconds to wait for all hosts at the start
 
 
 @dataclasses.dataclass
@@ -117,6 +137,7 @@ class Experiment:
     loss: Loss = dataclasses.field(default_factory=Loss)
     optim: Optim = dataclasses.field(default_factory=Optim)
     train: Train = dataclasses.field(default_factory=Train)
+    hosts: Hosts = dataclasses.field(default_factory=Hosts)
     eval: Evaluation = dataclasses.field(default_factory=Evaluation)
     checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
     tracking: Tracking = dataclasses.field(default_factory=Tracking)
@@ -126,8 +147,10 @@ CHOICES = {
     "model.mlp": ("", "kept", "training"),
     "model.compute_dtype": ("auto", "float32", "bfloat16"),
     "model.remat": ("none", "layer"),
-    "loss.similarity": ("cosine", "dot"),
+    "loss.form": ("auto", "dense", "tiled", "ring"),
+    "loss.similarity": ("", "cosine", "dot"),
     "optim.schedule": ("linear", "cosine", "constant"),
+    "train.fsdp_gather": ("layer", "once"),
     "tracking.wandb": ("auto", "online", "offline", "disabled"),
 }
 
@@ -139,9 +162,11 @@ RANGES = {
     "data.max_length": (2, math.inf, False),
     "batch.size": (2, math.inf, False),
     "batch.groups": (0, math.inf, False),
+    "batch.shares": (0, math.inf, False),
     "batch.row_length": (0, math.inf, False),
     "batch.rows": (0, math.inf, False),
     "loss.temperature": (0, math.inf, True),
+    "loss.margin": (0, math.inf, False),
     "loss.hard_negative_weight": (0, math.inf, True),
     "optim.learning_rate": (0, math.inf, True),
     "optim.warmup": (0, 1, False),
@@ -155,13 +180,22 @@ RANGES = {
     "train.steps": (0, math.inf, False),
     "train.epochs": (0, math.inf, True),
     "train.devices": (0, math.inf, False),
+    "train.fsdp": (1, math.inf, False),
+    "train.tensor": (1, math.inf, False),
     "train.log_every": (1, math.inf, False),
+    "hosts.count": (0, math.inf, False),
+    "hosts.index": (0, math.inf, False),
+    "hosts.heartbeat_timeout": (2, math.inf, False),
+    "hosts.join_timeout": (1, math.inf, False),
     "eval.every": (0, math.inf, False),
     "eval.patience": (0, math.inf, False),
     "eval.min_gain": (0, math.inf, False),
     "checkpoint.every": (0, math.inf, False),
     "checkpoint.keep": (1, math.inf, False),
 }
+
+# These may also be -1: the loss's own.
+OPTIONAL = ("loss.temperature", "loss.margin")
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -203,8 +237,11 @@ def validate(config: Experiment) -> None:
             raise InputError(f"config.{name}: expected one of {', '.join(map(repr, accepted))}, found {flat[name]!r}")
     for name, (low, high, open_end) in RANGES.items():
         value = flat[name]
+        if name in OPTIONAL and value == -1:
+            continue
         if not (low < value if open_end else low <= value) or not value <= high:
             bound = f"more than {low}" if open_end else f"at least {low}"
+            bound += ", or -1 for the loss's own" if name in OPTIONAL else ""
             bound += "" if high == math.inf else f" and at most {high}"
             raise InputError(f"config.{name}: expected {bound}, found {value!r}")
     if config.train.profile:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 
@@ -28,28 +29,34 @@ def exit_with_one_line(main: Callable[[], int | None]) -> None:
     """
     _show_warnings_in_one_line()
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found": nor is it needed
-    debug = "--debug" in sys.argv or os.environ.get(DEBUG_VARIABLE) == "1"
     if "--debug" in sys.argv:
         sys.argv.remove("--debug")
+        os.environ[DEBUG_VARIABLE] = "1"
     try:
         sys.exit(main() or 0)
-    except (InputError, RunError) as error:
-        if debug:
-            raise
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, InputError) else 1)
-    except KeyboardInterrupt:
+    except BaseException as error:
+        sys.exit(report(error))
+
+
+def report(error: BaseException) -> int:
+    """Says on stderr, in one line, how a run ended, and returns the exit status; with `--debug` the whole traceback."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
+        return 130
+    if isinstance(error, BrokenPipeError):
         # The reader of our output (`| head`) went away: nothing is wrong with the work.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except Exception as error:
-        if debug:
-            raise
-        print(f"error: {type(error).__name__}: {one_line(error)} (run with --debug for the traceback)", file=sys.stderr)
-        sys.exit(1)
+        return 0
+    if os.environ.get(DEBUG_VARIABLE) == "1":
+        traceback.print_exception(error)
+    elif isinstance(error, InputError | RunError):
+        print(f"error: {one_line(error)}", file=sys.stderr)
+    else:
+        what = f"{type(error).__name__}: {one_line(error)}"
+        print(f"error: {what} (run with --debug for the traceback)", file=sys.stderr)
+    return 2 if isinstance(error, InputError) else 1
 
 
 def _show_warnings_in_one_line() -> None:

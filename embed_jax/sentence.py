@@ -20,7 +20,7 @@ from embed_jax.encoders.build import EncoderSpec, build_encoder
 from embed_jax.encoders.hf import read_model, resolve, write_model
 from embed_jax.errors import InputError
 from embed_jax.parallel.gather import sharded_encode
-from embed_jax.parallel.mesh import make_mesh, replicate, split_groups
+from embed_jax.parallel.mesh import batch_devices, make_mesh, own_groups, replicate, split_groups
 from embed_jax.registry import unknown
 from embed_jax.types import Params, TokenBatch
 
@@ -187,8 +187,8 @@ class SentenceEncoder:
     def _run(self, batches: Iterator, params: Params) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Runs batches of equal shape, one a device; the next is prepared while the devices work."""
         waiting: collections.deque = collections.deque()
-        for numbers, group in _by_devices(batches, self._mesh.size):
-            waiting.append((numbers, self._encode(params, split_groups(group, self._mesh))))
+        for numbers, group in _by_devices(batches, batch_devices(self._mesh)):
+            waiting.append((numbers, self._encode(params, split_groups(own_groups(group, self._mesh), self._mesh))))
             if len(waiting) > 1:
                 yield from _fetch(*waiting.popleft())
         while waiting:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import jax
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt
 
 Params = Any  # a tree of arrays
+Rules = Sequence[tuple[str, tuple[str | None, ...]]]  # (pattern of a parameter's path, mesh axis of each dimension)
 
 
 @struct.dataclass
@@ -48,15 +49,21 @@ class Batch:
         present: False where an example lacks that column (fewer negatives than others).
         text_hash: equal where two texts are equal; two 32-bit halves.
         record: the example's index in the data set, for messages about a bad row.
-        label: integer class or group, or None. score: target similarity, or None.
+        keys: hashes of what makes examples one and the same thing to learn (id, group), two 32-bit halves each;
+            zeros where a record has none. Or None.
+        dataset: which data set of a mixture the example is from, or None.
+        label: integer class, or None.
+        score: targets, or None: of the pair (K = 1), or of each candidate, columns 1 .. C - 1 (K = C - 1).
     """
 
     tokens: dict[str, TokenBatch]
     present: Bool[Array, "G C E"]
     text_hash: UInt[Array, "G C E 2"]
     record: Int[Array, "G E"]
+    keys: UInt[Array, "G E L 2"] | None = None
+    dataset: Int[Array, "G E"] | None = None
     label: Int[Array, "G E"] | None = None
-    score: Float[Array, "G E"] | None = None
+    score: Float[Array, "G E K"] | None = None
 
 
 @struct.dataclass
@@ -65,29 +72,86 @@ class Columns:
 
     Attributes:
         embeddings: `[C, B, D]`, column 0 the anchors, 1 the positives, the rest negatives.
-        present, text_hash, label, score: as in `Batch`, in the same order of examples.
+        example: the examples' numbers in the global batch.
+        guide, teacher: embeddings of the same texts by a frozen model, whose size may differ, or None.
+        present, text_hash, keys, dataset, label, score: as in `Batch`, in the same order of examples.
     """
 
     embeddings: Float[Array, "C B D"]
     present: Bool[Array, "C B"]
     text_hash: UInt[Array, "C B 2"]
+    example: Int[Array, " B"]
+    keys: UInt[Array, "B L 2"] | None = None
+    dataset: Int[Array, " B"] | None = None
     label: Int[Array, " B"] | None = None
-    score: Float[Array, " B"] | None = None
+    score: Float[Array, "B K"] | None = None
+    guide: Float[Array, "C B F"] | None = None
+    teacher: Float[Array, "C B H"] | None = None
+
+
+BY_COLUMN = ("embeddings", "present", "text_hash", "guide", "teacher")  # leaves [C, B, ...] of Columns; others [B, ...]
+
+Block = Callable[[Any, Any, Any], Float[Array, "M b n"]]
+"""`(rows, candidates, shared) -> one number for each pair`: `rows` are trees with leading axis b, `candidates` with
+leading axis n, and M counts variants that share a pass, such as Matryoshka prefixes. It may be called with any part of
+the candidates."""
+
+
+class World(Protocol):
+    """What a loss may ask about the examples of all devices; how it is computed, and where, is not its business.
+
+    `rows` is a tree with leading axis b, about this device's own examples; `candidates` makes a tree with leading axis
+    n out of any Columns of b examples; `shared` is a tree (a learnable scale). All three are differentiated.
+    """
+
+    def logsumexp(
+        self, block: Block, rows: Any, candidates: Callable[[Columns], Any], shared: Any = None
+    ) -> tuple[Float[Array, "M b"], Float[Array, "M b"]]:
+        """log sum_j exp(block_ij) over all candidates of the world, and max_j block_ij (without gradient).
+
+        An entry of -inf does not count; both are -inf for a row without an entry.
+        """
+
+    def sum(
+        self, block: Block, rows: Any, candidates: Callable[[Columns], Any], shared: Any = None
+    ) -> Float[Array, "M b"]:
+        """sum_j block_ij over all candidates of the world."""
+
+    def max(
+        self, block: Block, rows: Any, candidates: Callable[[Columns], Any], shared: Any = None
+    ) -> Float[Array, "M b"]:
+        """max_j block_ij over all candidates of the world, -inf for none; the gradient goes to where it is reached."""
+
+    def gather(self, values: Float[Array, b *x]) -> Float[Array, B *x]:
+        """What each device has for its own examples, joined in the order of the examples."""
+
+    def total(self, value: Float[Array, "*x"]) -> Float[Array, "*x"]:
+        """The sum over the devices."""
+
+    def view(self, change: Callable[[Columns], Columns]) -> World:
+        """The same world seen through a change of its columns, made example by example."""
+
+
+LossResult = tuple[Float[Array, " b"], Float[Array, " b"], dict[str, Float[Array, " b"]]]
+"""Values and weights of a device's own examples, and metrics by example: the loss is sum(values * weights) /
+sum(weights) over the global batch, and so are the metrics."""
 
 
 @struct.dataclass
 class TrainState:
-    """Everything that a step changes, and so everything that a checkpoint holds.
+    """Everything that a step reads; a checkpoint holds all but what is frozen.
 
     Attributes:
         step: how many steps were taken.
         params: {"encoder": tree, "loss": tree}; float32.
         opt_state: the optimiser's own state.
+        frozen: parameters of models that only look on, by name ("guide", "teacher").
     """
 
     step: Int[Array, ""]
     params: Params
     opt_state: Any
+    frozen: dict[str, Params] = struct.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,15 +161,20 @@ class Encoder:
     Attributes:
         init: `key -> params`, float32, randomly initialised.
         apply: `(params, tokens, key) -> embeddings [S, D]` float32 for ONE group (`tokens` leaves `[R, T]`).
-            `key` None means no dropout. Sentences without tokens get a zero vector.
+            `key` None means no dropout. Sentences without tokens get a zero vector. A fourth argument `read`
+            maps a layer's parameters, as stored, to those to compute with.
         config: the architecture's frozen dataclass (vocab_size, hidden_size, num_layers, ...).
         dim: D, the embedding's size.
+        sharding: how parameters may be split over a mesh.
+        layers: the path of the parameters that are stacked by layer, which `read` is called for.
     """
 
     init: Callable[[PRNGKeyArray], Params]
-    apply: Callable[[Params, TokenBatch, PRNGKeyArray | None], Float[Array, "S D"]]
+    apply: Callable[..., Float[Array, "S D"]]
     config: Any
     dim: int
+    sharding: Rules = ()
+    layers: tuple[str, ...] = ("backbone", "layers")
 
 
 def num_params(params: Params) -> int:

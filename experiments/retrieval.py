@@ -13,7 +13,7 @@ from pathlib import Path
 
 from embed_jax import config as configs
 from embed_jax.data import pairs
-from embed_jax.data.sources import open_records, open_retrieval_task, pair_columns
+from embed_jax.data.sources import open_records, open_retrieval_task, pair_columns, record_fields
 from embed_jax.data.sources.files import read_sts
 from embed_jax.errors import InputError, exit_with_one_line, require
 from embed_jax.evals.comparison import compare
@@ -36,7 +36,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     if "validation" in tasks:
         evaluators["retrieval"] = retrieval_evaluator(
             *tasks["validation"],
-            similarity=config.loss.similarity,
+            similarity=config.loss.similarity or "cosine",
             query_prompt=config.data.anchor_prompt,
             corpus_prompt=config.data.candidate_prompt,
         )
@@ -46,7 +46,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     # Training.
     began = time.monotonic()
     result = fit.fit(
-        config, workdir, records=train, columns=pair_columns(train), evaluators=evaluators, validation=validation
+        config, workdir, records=train, fields=record_fields(train), evaluators=evaluators, validation=validation
     )
     print(f"training took {time.monotonic() - began:.0f} s", flush=True)
 
@@ -56,7 +56,10 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
         before = fit.start_from(config.model, config.data.max_length, config.train.seed).sentence
         after = load(str(workdir / "model"))
         comparison = compare(
-            encoders(config, before), encoders(config, after), tasks["test"], similarity=config.loss.similarity
+            encoders(config, before),
+            encoders(config, after),
+            tasks["test"],
+            similarity=config.loss.similarity or "cosine",
         )
         comparison.write(workdir)
         print(f"comparison took {time.monotonic() - began:.0f} s")

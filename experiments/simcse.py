@@ -9,7 +9,7 @@ batch is a negative. With `model.mlp="training"` the MLP over [CLS] is dropped f
 from pathlib import Path
 
 from embed_jax import config as configs
-from embed_jax.data.sources import open_records
+from embed_jax.data.sources import RecordFields, open_records
 from embed_jax.data.sources.files import read_sts
 from embed_jax.errors import InputError, exit_with_one_line
 from embed_jax.evals.sts import sts_evaluator
@@ -34,7 +34,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
         config,
         workdir,
         records=records,
-        columns=lambda record: (record["text"], record["text"]),
+        fields=RecordFields(lambda record: (record["text"], record["text"])),
         evaluators=evaluators,
         validation=validation,
     )

@@ -76,6 +76,8 @@ class Bert(nn.Module):
     Attributes:
         remat: "layer" recomputes each layer in the backward pass, "none" keeps everything.
         unroll: how many layers one iteration of the scan holds.
+        read: maps a layer's parameters as stored (a shard of them) to those to compute with; each layer is then
+            recomputed in the backward pass, so that what was read is not kept. None: as stored.
     """
 
     config: BertConfig
@@ -83,6 +85,7 @@ class Bert(nn.Module):
     remat: str = "none"
     attention: str = "auto"
     unroll: int = 1
+    read: Callable[[Any], Any] | None = None
 
     @nn.compact
     def __call__(
@@ -101,7 +104,14 @@ class Bert(nn.Module):
             )
             bias = bias + relative_bias(table, tokens.position)
 
-        layer = nn.remat(Layer, prevent_cse=self.unroll > 1) if self.remat == "layer" else Layer
+        layer = Layer
+        if self.read is not None:
+            read = self.read
+            layer = nn.map_variables(
+                layer, "params", trans_in_fn=lambda found: {"params": read(found["params"])}, mutable=False
+            )
+        if self.read is not None or self.remat == "layer":
+            layer = nn.remat(layer, prevent_cse=self.unroll > 1)
         layers = nn.scan(
             layer,
             variable_axes={"params": 0},
@@ -274,6 +284,14 @@ _BERT_LAYER = {
     "layers/down": "encoder.layer.{}.output.dense",
     "layers/output_norm": "encoder.layer.{}.output.LayerNorm",
 }
+# Megatron's split of the products over "tensor" (Shoeybi et al. 2019): by output, then by input; whatever is large is
+# split over "fsdp" along the other dimension. The first dimension of a layer's parameters counts the layers.
+SHARDING = (
+    (r"layers/(query|key|value|up)/kernel", (None, "fsdp", "tensor")),
+    (r"layers/(query|key|value|up)/bias", (None, "tensor")),
+    (r"layers/(output|down)/kernel", (None, "tensor", "fsdp")),
+    (r"embeddings/(token|position)", (None, "fsdp")),
+)
 _IGNORED = (r"embeddings\.(position_ids|token_type_ids)", r"pooler\..*", r"(cls|lm_head|classifier|qa_outputs)\..*")
 
 
@@ -286,6 +304,7 @@ def _family(name: str, architecture: str, fields, tensors, prefix: str, ignored=
         tensors=tensors,
         prefixes=(prefix, "model."),
         ignored=(*_IGNORED, *ignored),
+        sharding=SHARDING,
     )
 
 

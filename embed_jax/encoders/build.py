@@ -71,10 +71,11 @@ def build_encoder(
     family = lookup("backbone", config.family)
     every_layer = needs_every_layer(spec.pooling)
 
-    def module(training: bool):
-        loop = config.num_layers if training and jax.default_backend() == "cpu" else 1
+    def module(training: bool, read=None):
+        # A layer read from shards is to be let go of before the next.
+        loop = config.num_layers if training and read is None and jax.default_backend() == "cpu" else 1
         return family.module(
-            config, dtype=jnp.dtype(compute_dtype), remat=remat, attention=attention, unroll=unroll or loop
+            config, dtype=jnp.dtype(compute_dtype), remat=remat, attention=attention, unroll=unroll or loop, read=read
         )
 
     def init(key: PRNGKeyArray) -> Params:
@@ -85,8 +86,8 @@ def build_encoder(
             "heads": {name: params for name, params in heads.items() if params},
         }
 
-    def apply(params: Params, tokens: TokenBatch, key: PRNGKeyArray | None = None) -> Float[Array, "S D"]:
-        hidden = module(key is not None).apply({"params": params["backbone"]}, tokens, key, every_layer)
+    def apply(params: Params, tokens: TokenBatch, key: PRNGKeyArray | None = None, read=None) -> Float[Array, "S D"]:
+        hidden = module(key is not None, read).apply({"params": params["backbone"]}, tokens, key, every_layer)
         x = pool(spec.pooling, hidden, tokens)
         for i, head in enumerate(spec.heads):
             x = head.apply(params["heads"].get(str(i), {}), x)
@@ -95,7 +96,8 @@ def build_encoder(
     dim = config.hidden_size * len(spec.pooling.split("+"))
     for head in spec.heads:
         dim = head.dim(dim)
-    return Encoder(init=init, apply=apply, config=config, dim=dim)
+    sharding = tuple((f"backbone/{pattern}", axes) for pattern, axes in family.sharding)
+    return Encoder(init=init, apply=apply, config=config, dim=dim, sharding=sharding)
 
 
 def random_spec(shape_name: str, *, vocab_size: int = 30522, pooling: str = "mean", normalize: bool = True):

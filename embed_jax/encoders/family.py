@@ -8,6 +8,8 @@ from typing import Any
 
 from flax import linen as nn
 
+from embed_jax.types import Rules
+
 
 @dataclasses.dataclass(frozen=True)
 class Family:
@@ -15,7 +17,7 @@ class Family:
 
     Attributes:
         architecture: transformers' class, e.g. "BertModel", written into config.json.
-        module: `(config, dtype, remat, attention, unroll) -> flax module` whose call is
+        module: `(config, dtype, remat, attention, unroll, read) -> flax module` whose call is
             `(tokens, key, every_layer) -> hidden [R, T, D]`, or `[L, R, T, D]` if every layer is asked for.
         read_config: config.json's dictionary -> the backbone's frozen dataclass.
         write_config: the inverse; without "architectures" and "model_type", which hf.py adds.
@@ -24,6 +26,7 @@ class Family:
             (weight). Paths that a configuration has no parameters for are not looked for.
         prefixes: what a checkpoint of a bigger model puts before every name.
         ignored: regular expressions of tensors that may be there and are not wanted (whole names).
+        sharding: how the module's parameters may be split over the mesh axes "fsdp" and "tensor".
     """
 
     architecture: str
@@ -33,3 +36,4 @@ class Family:
     tensors: Mapping[str, str]
     prefixes: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    sharding: Rules = ()

@@ -12,9 +12,7 @@ from embed_jax.evals.metrics import pearson, spearman
 from embed_jax.retrieval.topk import Encode, unit_rows
 
 
-def pair_similarities(
-    encode: Encode, sentences1: Sequence[str], sentences2: Sequence[str]
-) -> Float[np.ndarray, " N"]:
+def pair_similarities(encode: Encode, sentences1: Sequence[str], sentences2: Sequence[str]) -> Float[np.ndarray, " N"]:
     """Cosine similarity of each pair; each distinct text is encoded once. A zero vector is similar to nothing: 0."""
     number = {text: i for i, text in enumerate(dict.fromkeys([*sentences1, *sentences2]))}
     embeddings = unit_rows(encode(list(number)))

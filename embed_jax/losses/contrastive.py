@@ -1,162 +1,403 @@
-"""Contrastive losses over in-batch negatives."""
+"""Contrastive losses over in-batch negatives, of every device.
+
+Each takes columns of examples (0 the anchors, called queries in the names of terms; 1 the positives, called passages;
+the rest hard negatives) and returns values and weights by example; an example without anchor or positive weighs 0.
+Metrics: `accuracy` (the positive comes before every negative), `positive_similarity`, `hardest_negative_similarity`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
-from embed_jax.types import Columns
+from embed_jax.errors import InputError
+from embed_jax.losses.base import loss
+from embed_jax.losses.negatives import ANCHOR, POSITIVE, Negatives, Texts, gap_block, prefixes, similarity_block
+from embed_jax.types import Columns, LossResult, Params, World
 
-
-def similarity_matrix(
-    anchors: Float[Array, "b D"], candidates: Float[Array, "N D"], similarity: str = "cosine"
-) -> Float[Array, "b N"]:
-    """Cosine or dot-product similarities, float32.
-
-    Raises:
-        ValueError: for another name of a similarity.
-    """
-    if similarity not in ("cosine", "dot"):
-        raise ValueError(f"similarity: expected 'cosine' or 'dot', found {similarity!r}")
-    anchors, candidates = anchors.astype(jnp.float32), candidates.astype(jnp.float32)
-    if similarity == "cosine":
-        anchors, candidates = normalize(anchors), normalize(candidates)
-    return jnp.matmul(anchors, candidates.T, precision=jax.lax.Precision.HIGHEST)
+MAX_SCALE = 100.0  # of a learnable temperature, as in CLIP (Radford et al. 2021, section 2.5)
+HARDNESS = ("", "in_batch_negatives", "hard_negatives", "all_negatives")
+Term = tuple[int, tuple[int, ...]]  # the column of the rows, and those of the candidates
 
 
-def normalize(vectors: Float[Array, "*n D"]) -> Float[Array, "*n D"]:
-    """Vectors of length 1; a zero vector stays zero, with a zero gradient."""
-    square = jnp.sum(vectors * vectors, axis=-1, keepdims=True)
-    return vectors * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+def log_scale_init(dim: int, key: Array, temperature: float, learn_temperature: bool) -> Params:
+    """{"log_scale": log(1 / temperature)} if the temperature is learnt."""
+    return {"log_scale": jnp.log(jnp.float32(1 / temperature))} if learn_temperature else {}
 
 
-def softmax_cross_entropy(
-    logits: Float[Array, "b N"], labels: Int[Array, " b"], allowed: Bool[Array, "b N"] | None = None
-) -> Float[Array, " b"]:
-    """-log softmax(logits)[label], over the allowed entries and the label's own.
-
-    Exact in float32 even where the positive is far ahead: with d_j = logit_j - logit_label the loss is
-    log(1 + sum_{j != label} exp(d_j)), summed without the label's own 1, so that 8e-7 does not round to 0.
-
-    Args:
-        logits: float32.
-        labels: index of the right entry of each row.
-        allowed: False takes an entry out of the denominator; None: all count.
-    """
-    is_label = jnp.arange(logits.shape[1])[None, :] == labels[:, None]
-    others = ~is_label if allowed is None else allowed & ~is_label
-    gap = logits - jnp.take_along_axis(logits, labels[:, None], axis=1)
-    gap = jnp.where(others, gap, -jnp.inf)
-    # The loss does not depend on the shift, so neither does its gradient.
-    shift = jax.lax.stop_gradient(jnp.maximum(jnp.max(gap, axis=1), 0.0))
-    total = jnp.sum(jnp.exp(gap - shift[:, None]), axis=1)
-    return shift + jnp.log1p(total + jnp.expm1(-shift))
-
-
+@loss(init=log_scale_init, tiled=True)
 def info_nce(
-    anchors: Float[Array, "b D"],
-    candidates: Float[Array, "N D"],
-    labels: Int[Array, " b"],
-    *,
-    temperature: float | Float[Array, ""] = 0.05,
-    similarity: str = "cosine",
-    allowed: Bool[Array, "b N"] | None = None,
-    logit_bias: Float[Array, "b N"] | None = None,
-) -> Float[Array, " b"]:
-    """InfoNCE: -log( exp(s(a, c_label) / t) / sum_j exp(s(a, c_j) / t) ), per anchor.
-
-    van den Oord, Li, Vinyals (2018), eq. 4; with in-batch negatives "MultipleNegativesRanking"
-    (Henderson et al. 2017) in sentence-transformers, whose scale is 1 / t.
-
-    Args:
-        anchors: one row per anchor, any float dtype; similarities are float32.
-        candidates: positives and negatives of the whole batch.
-        labels: which candidate is an anchor's positive.
-        temperature: t.
-        similarity: "cosine" or "dot".
-        allowed: False where a candidate is not to count as a negative of an anchor.
-        logit_bias: added to the logits, e.g. log(alpha) at an anchor's own hard negatives.
-
-    >>> queries, passages = jnp.eye(2), jnp.array([[0.95, 0.05], [0.10, 0.90]])
-    >>> loss = info_nce(queries, passages, jnp.arange(2), temperature=0.2)
-    >>> print(loss.mean().round(4))
-    0.0104
-    """
-    logits = similarity_matrix(anchors, candidates, similarity) / temperature
-    if logit_bias is not None:
-        logits = logits + logit_bias
-    return softmax_cross_entropy(logits, labels, allowed)
-
-
-def in_batch_info_nce(
     own: Columns,
-    world: Columns,
-    first: Int[Array, ""],
-    params: dict,
+    world: World,
+    params: Params,
     *,
     temperature: float = 0.05,
     similarity: str = "cosine",
     symmetric: bool = False,
+    terms: str = "qp",
+    partition: str = "joint",
+    repeat_positive: bool = False,
+    hard_negatives: str = "all",
     hard_negative_weight: float = 1.0,
+    hardness: str = "",
+    hardness_strength: float = 0.0,
+    label_smoothing: float = 0.0,
+    learn_temperature: bool = False,
+    dims: str = "",
     mask_duplicates: bool = True,
-) -> tuple[Float[Array, " b"], Float[Array, " b"], dict[str, Float[Array, " b"]]]:
-    """InfoNCE of a device's own anchors against every positive and negative of the global batch.
+    mask_by: str = "",
+    mask_margin: float = 0.0,
+    mask_strategy: str = "absolute",
+) -> LossResult:
+    """InfoNCE: -log( exp(s(q_i, p_i) / t) / Z_i ), Z_i over the positive and all negatives of example i.
 
-    With `hard_negative_weight` alpha, an anchor's own hard negatives count alpha times in its denominator
-    (SimCSE, Gao et al. 2021, section 4.2). With `symmetric`, the mean of that and of positives against all anchors.
+    van den Oord, Li, Vinyals (2018), eq. 4; with in-batch negatives Henderson et al. (2017).
 
     Args:
-        own: columns of this device's examples, b of them; column 0 anchors, 1 positives, the rest negatives.
-        world: the same of the whole batch, B examples; `own` are its examples first .. first + b - 1.
-        params: learnable numbers of the loss; this one has none.
-        mask_duplicates: what equals an anchor or its positive is not its negative, nor is the positive of an equal
-            anchor; the other way round, the anchor of an equal positive.
-
-    Returns:
-        Values and weights per anchor (weight 0 without a positive), and per-anchor metrics: `accuracy` (the positive
-        comes first), `positive_similarity`, `hardest_negative_similarity`.
+        temperature: t; with `learn_temperature` where it starts, as exp(-params["log_scale"]), never below 0.01.
+        similarity: s, "cosine" or "dot".
+        symmetric: short for terms "qp,pq", each with its own softmax (CLIP's loss).
+        terms: what Z_i sums over, j != i: "qp" s(q_i, p_j) and s(q_i, hard negatives); "pq" s(q_j, p_i);
+            "qq" s(q_i, q_j); "pp" s(p_i, p_j) and s(p_i, hard negatives of j).
+        partition: "joint": one softmax over all terms; "per_direction": the mean of one over "qp" and one over "pq".
+        repeat_positive: in "joint", the pair itself counts once more in "pq", as some implementations have it.
+        hard_negatives: "all": everybody's hard negatives are candidates; "own": the example's own, and none in "pp".
+        hard_negative_weight: alpha, how often an example's own hard negatives count (SimCSE, Gao et al. 2021).
+        hardness: which negatives of "qp" count the more the more similar they are: "in_batch_negatives" (texts of other
+            examples), "hard_negatives" (the example's own), "all_negatives".
+        hardness_strength: their logit grows by strength * s, without gradient.
+        label_smoothing: share e of the target that is spread evenly over the positive and all negatives.
+        dims: prefix sizes such as "64,128,256" whose losses are summed (Kusupati et al. 2022), from one pass.
+        mask_duplicates, mask_by, mask_margin, mask_strategy: which candidates are no negatives, see `Negatives`.
     """
-    num_columns, batch, dim = world.embeddings.shape
-    rows = own.embeddings.shape[1]
-    labels = first + jnp.arange(rows)
-    anchors, positives = own.embeddings[0], own.embeddings[1]
-    candidates = world.embeddings[1:].reshape(-1, dim)
-    candidate_hash = world.text_hash[1:].reshape(-1, 2)
-    example = jnp.tile(jnp.arange(batch), num_columns - 1)  # whose candidate this is
-    is_negative_column = jnp.repeat(jnp.arange(1, num_columns) > 1, batch)
-
-    own_negative = is_negative_column[None, :] & (example[None, :] == labels[:, None])
-    allowed = jnp.broadcast_to(world.present[1:].reshape(-1)[None, :], (rows, candidates.shape[0]))
-    if mask_duplicates:
-        # The entry of an example's own positive counts whatever the mask says: SimCSE's *is* the anchor's text.
-        allowed &= ~_same_text(own.text_hash[0], candidate_hash) & ~_same_text(own.text_hash[1], candidate_hash)
-        same_anchor = jnp.tile(_same_text(own.text_hash[0], world.text_hash[0]), (1, num_columns - 1))
-        allowed &= is_negative_column[None, :] | ~same_anchor
-
-    similarities = similarity_matrix(anchors, candidates, similarity)
-    logits = similarities / temperature + jnp.where(own_negative, jnp.log(hard_negative_weight), 0.0)
-    values = softmax_cross_entropy(logits, labels, allowed)
     if symmetric:
-        allowed_back = jnp.broadcast_to(world.present[0][None, :], (rows, batch))
-        if mask_duplicates:
-            for mine, theirs in ((0, 0), (1, 0), (1, 1)):
-                allowed_back &= ~_same_text(own.text_hash[mine], world.text_hash[theirs])
-        back = similarity_matrix(positives, world.embeddings[0], similarity) / temperature
-        values = 0.5 * (values + softmax_cross_entropy(back, labels, allowed_back))
+        terms, partition = "qp,pq", "per_direction"
+    names = [name.strip() for name in terms.split(",")]
+    negatives = Negatives(
+        similarity,
+        prefixes(dims, own.embeddings.shape[-1]),
+        mask_duplicates,
+        mask_by,
+        mask_margin,
+        mask_strategy,
+        hard_negatives,
+    )
+    passages = tuple(range(POSITIVE, own.embeddings.shape[0]))
+    known = {
+        "qp": (ANCHOR, passages),
+        "pq": (POSITIVE, (ANCHOR,)),
+        "qq": (ANCHOR, (ANCHOR,)),
+        "pp": (POSITIVE, passages if hard_negatives == "all" else (POSITIVE,)),
+    }
+    accepted = set(known) if partition == "joint" else {"qp", "pq"}
+    if "qp" not in names or not set(names) <= accepted or partition not in ("joint", "per_direction"):
+        raise InputError(
+            f"config.loss: terms={terms!r} with partition={partition!r}: expected 'qp' and others of "
+            f"{', '.join(sorted(accepted))}, and the partition 'joint' or 'per_direction'"
+        )
+    if hardness not in HARDNESS:
+        raise InputError(f"config.loss: hardness: expected one of {', '.join(map(repr, HARDNESS))}, found {hardness!r}")
 
-    weights = (own.present[0] & own.present[1]).astype(jnp.float32)
-    is_label = jnp.arange(candidates.shape[0])[None, :] == labels[:, None]
-    positive = jnp.sum(jnp.where(is_label, similarities, 0.0), axis=1)
-    hardest = jnp.max(jnp.where(allowed & ~is_label, similarities, -jnp.inf), axis=1)
+    def adjust(rows: Texts, candidates: Texts, similarities: Array) -> Array:
+        """Weights of hard negatives as additions to the logits; they concern the anchors' rows and passages."""
+        counts = (rows.column == ANCHOR)[:, None] & (candidates.column != ANCHOR)[None, :]
+        same = rows.example[:, None] == candidates.example[None, :]
+        is_hard = (candidates.column > POSITIVE)[None, :]
+        more = jnp.where(counts & same & is_hard, jnp.log(hard_negative_weight), 0.0)[None]
+        if hardness:
+            chosen = {"in_batch_negatives": ~same, "hard_negatives": same & is_hard, "all_negatives": counts}[hardness]
+            stronger = hardness_strength * jax.lax.stop_gradient(similarities)
+            more = more + jnp.where(chosen & counts, stronger, 0.0)
+        return more
+
+    adjusts = hard_negative_weight != 1.0 or hardness
+    scale = _scale(temperature, params)
+    again = float(repeat_positive and partition == "joint" and "pq" in names)
+    parts = [_Term(own, world, negatives, known[name], scale, adjust if adjusts else None) for name in names]
+    if partition == "joint":
+        values = _cross_entropy(parts, label_smoothing, again)
+    else:
+        values = sum(_cross_entropy([part], label_smoothing) for part in parts) / len(parts)
+    return jnp.sum(values, axis=0), _weights(own), parts[0].metrics()
+
+
+@loss(init=log_scale_init, tiled=True)
+def gte(
+    own: Columns,
+    world: World,
+    params: Params,
+    *,
+    temperature: float = 0.01,
+    similarity: str = "cosine",
+    repeat_positive: bool = False,
+    learn_temperature: bool = False,
+    dims: str = "",
+    mask_duplicates: bool = True,
+) -> LossResult:
+    """GTE's improved contrastive loss: `info_nce` with all four terms in one softmax (Li et al. 2023, eq. 3).
+
+    Z_i = sum_j e(q_i, p_j) + sum_{j!=i} [e(q_i, q_j) + e(q_j, p_i) + e(p_j, p_i)], with e = exp(s / t).
+    """
+    return info_nce(
+        own,
+        world,
+        params,
+        temperature=temperature,
+        similarity=similarity,
+        terms="qp,qq,pq,pp",
+        repeat_positive=repeat_positive,
+        learn_temperature=learn_temperature,
+        dims=dims,
+        mask_duplicates=mask_duplicates,
+    )
+
+
+@loss(init=log_scale_init, tiled=True)
+def qwen3(
+    own: Columns,
+    world: World,
+    params: Params,
+    *,
+    temperature: float = 0.01,
+    similarity: str = "cosine",
+    learn_temperature: bool = False,
+    dims: str = "",
+    mask_duplicates: bool = True,
+    mask_margin: float = 0.1,
+) -> LossResult:
+    """Qwen3-Embedding's loss (Zhang et al. 2025, eq. 1): own hard negatives only, likely positives masked.
+
+    Z_i = e(q_i, p_i) + sum_k m e(q_i, n_ik) + sum_{j!=i} m [e(q_i, q_j) + e(p_i, p_j) + e(q_i, p_j)], where m = 0 for a
+    similarity above s(q_i, p_i) + mask_margin, or an equal text, else 1.
+    """
+    return info_nce(
+        own,
+        world,
+        params,
+        temperature=temperature,
+        similarity=similarity,
+        terms="qp,qq,pp",
+        hard_negatives="own",
+        learn_temperature=learn_temperature,
+        dims=dims,
+        mask_duplicates=mask_duplicates,
+        mask_by="model",
+        mask_margin=-mask_margin,
+    )
+
+
+@loss(init=log_scale_init, tiled=True)
+def gist(
+    own: Columns,
+    world: World,
+    params: Params,
+    *,
+    temperature: float = 0.01,
+    similarity: str = "cosine",
+    contrast_anchors: bool = True,
+    contrast_positives: bool = True,
+    learn_temperature: bool = False,
+    dims: str = "",
+    mask_duplicates: bool = True,
+    mask_by: str = "guide",
+    mask_margin: float = 0.0,
+    mask_strategy: str = "absolute",
+) -> LossResult:
+    """GISTEmbed (Solatorio 2024): InfoNCE without the candidates that a guide finds closer than the positive.
+
+    A candidate c of example i is dropped if g(i, c) > g(q_i, p_i) - margin ("absolute") or > g(q_i, p_i) - margin *
+    |g(q_i, p_i)| ("relative"), g the guide's cosine of the texts compared. Candidates: passages and hard negatives,
+    anchors against anchors, positives against positives.
+
+    Args:
+        mask_by: "guide" (config.model.guide), or "model": the trained model guides itself.
+    """
+    dim = own.embeddings.shape[-1]
+    negatives = Negatives(similarity, prefixes(dims, dim), mask_duplicates, mask_by, mask_margin, mask_strategy)
+    terms: list[Term] = [(ANCHOR, tuple(range(POSITIVE, own.embeddings.shape[0])))]
+    terms += [(ANCHOR, (ANCHOR,))] if contrast_anchors else []
+    terms += [(POSITIVE, (POSITIVE,))] if contrast_positives else []
+    scale = _scale(temperature, params)
+    parts = [_Term(own, world, negatives, term, scale) for term in terms]
+    return jnp.sum(_cross_entropy(parts), axis=0), _weights(own), parts[0].metrics()
+
+
+@loss(init=log_scale_init, tiled=True)
+def dcl(
+    own: Columns,
+    world: World,
+    params: Params,
+    *,
+    temperature: float = 0.05,
+    similarity: str = "cosine",
+    sigma: float = 0.0,
+    learn_temperature: bool = False,
+    dims: str = "",
+    mask_duplicates: bool = True,
+) -> LossResult:
+    """Decoupled contrastive loss (Yeh et al. 2022): the positive is not in the denominator.
+
+    l_i = -w_i s(q_i, p_i) / t + log sum_{j!=i} exp(s(q_i, p_j) / t), hard negatives included.
+
+    Args:
+        sigma: of the weights w_i = 2 - exp(s_ii / sigma) / mean_k exp(s_kk / sigma) (DCLW; 0.5 in the paper); 0: w = 1.
+    """
+    negatives = Negatives(similarity, prefixes(dims, own.embeddings.shape[-1]), mask_duplicates)
+    scale = _scale(temperature, params)
+    part = _Term(own, world, negatives, (ANCHOR, tuple(range(POSITIVE, own.embeddings.shape[0]))), scale)
+    weights = _weights(own)
+    values = jnp.where(part.logsumexp == -jnp.inf, 0.0, part.logsumexp)  # nothing to be told from
+    if sigma:
+        positive = part.rows.positive
+        exponential = jnp.exp(positive / sigma)
+        total = jnp.sum(world.gather((exponential * weights[None]).T), axis=0)
+        mean = total / jnp.maximum(jnp.sum(world.gather(weights)), 1.0)
+        values = values + (exponential / mean[:, None] - 1.0) * positive * scale
+    return jnp.sum(values, axis=0), weights, part.metrics()
+
+
+def siglip_init(dim: int, key: Array, temperature: float, bias: float) -> Params:
+    """The learnable scale, as its logarithm, and bias."""
+    return {"log_scale": jnp.log(jnp.float32(1 / temperature)), "bias": jnp.float32(bias)}
+
+
+@loss(init=siglip_init, tiled=True)
+def siglip(
+    own: Columns,
+    world: World,
+    params: Params,
+    *,
+    temperature: float = 0.1,
+    bias: float = -10.0,
+    similarity: str = "cosine",
+    dims: str = "",
+    mask_duplicates: bool = True,
+) -> LossResult:
+    """Sigmoid loss (SigLIP, Zhai et al. 2023): sum_j -log sigmoid(z_ij (s(q_i, p_j) / t + b)), z_ii = 1, else -1.
+
+    Hard negatives are further p_j. Scale 1 / t = exp(params["log_scale"]) and b = params["bias"] are learnt.
+
+    Args:
+        temperature, bias: where t and b start; 0.1 and -10 in the paper.
+    """
+    negatives = Negatives(similarity, prefixes(dims, own.embeddings.shape[-1]), mask_duplicates)
+    passages = tuple(range(POSITIVE, own.embeddings.shape[0]))
+    shared = (jnp.exp(params["log_scale"]), params["bias"])
+    block = similarity_block(negatives, lambda found, shared: jax.nn.softplus(found * shared[0] + shared[1]), 0.0)
+    rows = negatives.rows(own, ANCHOR)
+    values = jax.nn.softplus(-(rows.positive * shared[0] + shared[1]))
+    values = values + world.sum(block, rows, lambda columns: negatives.texts(columns, passages), shared)
     metrics = {
+        "positive_similarity": rows.positive[-1],
+        "scale": jnp.broadcast_to(shared[0], rows.example.shape),
+        "bias": jnp.broadcast_to(shared[1], rows.example.shape),
+    }
+    return jnp.sum(values, axis=0), _weights(own), metrics
+
+
+@loss(tiled=True)
+def mega_batch_margin(
+    own: Columns,
+    world: World,
+    params: Params,
+    *,
+    positive_margin: float = 0.8,
+    negative_margin: float = 0.3,
+    similarity: str = "cosine",
+    mask_duplicates: bool = True,
+) -> LossResult:
+    """Margin loss against the hardest negative of the batch (Wieting and Gimpel 2018).
+
+    [positive_margin - s(q_i, p_i)]+ + [max_{j!=i} s(q_i, p_j) - negative_margin]+, hard negatives included.
+    """
+    negatives = Negatives(similarity, (), mask_duplicates)
+    passages = tuple(range(POSITIVE, own.embeddings.shape[0]))
+    rows = negatives.rows(own, ANCHOR)
+    block = similarity_block(negatives, lambda found, _: found, -jnp.inf)
+    hardest = world.max(block, rows, lambda columns: negatives.texts(columns, passages))[0]
+    positive = rows.positive[0]
+    too_near = jnp.where(hardest == -jnp.inf, 0.0, jax.nn.relu(hardest - negative_margin))
+    metrics = _metrics(positive, hardest)
+    return jax.nn.relu(positive_margin - positive) + too_near, _weights(own), metrics
+
+
+# ---- the parts -----------------------------------------------------------------------------------------------
+
+
+class _Term:
+    """One term of a softmax: the negatives among some columns, for the anchors or positives of a device.
+
+    Attributes:
+        rows: with the similarity to their positives.
+        logsumexp: log of the sum over negatives of exp(logit - the positive's logit), [M, b].
+    """
+
+    def __init__(self, own: Columns, world: World, negatives: Negatives, term: Term, scale, adjust=None):
+        self._world, self._scale = world, scale
+        column, self._columns = term
+        self._negatives = negatives
+        self._block = gap_block(negatives, adjust)
+        self.rows = negatives.rows(own, column)
+        self.logsumexp, self._largest = world.logsumexp(self._block, self.rows, self._candidates, scale)
+
+    def _candidates(self, columns: Columns) -> Texts:
+        return self._negatives.texts(columns, self._columns)
+
+    def gaps(self) -> tuple[Float[Array, "M b"], Float[Array, "M b"]]:
+        """The sum of the gaps of all negatives, and how many there are."""
+
+        def block(rows, candidates, scale):
+            gaps = self._block(rows, candidates, scale)
+            counts = gaps > -jnp.inf
+            return jnp.concatenate([jnp.where(counts, gaps, 0.0), counts.astype(jnp.float32)])
+
+        total, count = jnp.split(self._world.sum(block, self.rows, self._candidates, self._scale), 2)
+        return total, count
+
+    def metrics(self) -> dict[str, Float[Array, " b"]]:
+        positive = self.rows.positive[-1]
+        return _metrics(positive, positive + self._largest[-1] / self._scale)
+
+
+def _cross_entropy(parts: Sequence[_Term], smoothing: float = 0.0, again: float = 0.0) -> Float[Array, "M b"]:
+    """-log softmax of the positive against the negatives of all parts: log(1 + sum exp(gap)).
+
+    Exact in float32 even where the positive is far ahead: the sum is without the positive's own 1, so that 8e-7 does
+    not round to 0.
+
+    Args:
+        smoothing: share of the target spread evenly over the positive and the negatives.
+        again: how often the positive counts besides.
+    """
+    total = jax.nn.logsumexp(jnp.stack([part.logsumexp for part in parts]), axis=0)
+    if again:
+        total = jnp.logaddexp(total, jnp.log(again))
+    values = jnp.logaddexp(total, 0.0)
+    if smoothing:
+        gaps, counts = zip(*(part.gaps() for part in parts), strict=True)
+        values = values - smoothing * sum(gaps) / (1.0 + again + sum(counts))
+    return values
+
+
+def _scale(temperature: float, params: Params) -> Float[Array, ""]:
+    if not temperature > 0:
+        raise InputError(f"config.loss: temperature: expected more than 0, found {temperature}")
+    if "log_scale" in params:
+        return jnp.minimum(jnp.exp(params["log_scale"]), MAX_SCALE)
+    return jnp.asarray(1.0 / temperature, jnp.float32)
+
+
+def _weights(own: Columns) -> Float[Array, " b"]:
+    return (own.present[ANCHOR] & own.present[POSITIVE]).astype(jnp.float32)
+
+
+def _metrics(positive: Array, hardest: Array) -> dict[str, Float[Array, " b"]]:
+    return {
         "accuracy": (positive > hardest).astype(jnp.float32),
         "positive_similarity": positive,
         # Every other candidate may be masked.
         "hardest_negative_similarity": jnp.where(jnp.isfinite(hardest), hardest, 0.0),
     }
-    return values, weights, metrics
-
-
-def _same_text(own: Array, world: Array) -> Bool[Array, "b N"]:
-    return jnp.all(own[:, None, :] == world[None, :, :], axis=-1)

@@ -1,17 +1,19 @@
-"""The global loss: groups encoded one by one on each device, embeddings gathered from all, one mean.
+"""The global loss: groups encoded one by one on each device, embeddings of all examples compared, one mean.
 
 What makes the gradient the same on any number of devices:
 
 * the loss is a mean over the *global* batch, and its gradient is taken outside `shard_map`, so that the gather's
   transpose (a reduce-scatter) sends every candidate's gradient back to the device that encoded it;
 * dropout keys are derived from a group's number in the batch, not from the device;
-* parameters are made varying once, before the loop over groups, so that their gradients are summed over devices
-  once a step and not once a group.
+* replicated parameters are made varying once, before the loop over groups, so that their gradients are summed over
+  devices once a step and not once a group; parameters split over "fsdp" are gathered once, or a layer at a time, and
+  their gradients leave as shards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -20,14 +22,21 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from embed_jax.parallel.mesh import BATCH_AXES
-from embed_jax.types import Batch, Columns, Encoder, Params, TokenBatch
+from embed_jax.parallel.mesh import BATCH_AXES, gather_params
+from embed_jax.parallel.world import device_world
+from embed_jax.types import Batch, Columns, Encoder, LossResult, Params, TokenBatch
 
-Loss = Callable[..., tuple[Array, Array, dict[str, Array]]]
+Loss = Callable[..., LossResult]
+Read = Callable[[Params], Params]
 
 
 def encode_groups(
-    encoder: Encoder, params: Params, tokens: TokenBatch, key: PRNGKeyArray | None, first_group: Int[Array, ""] | int
+    encoder: Encoder,
+    params: Params,
+    tokens: TokenBatch,
+    key: PRNGKeyArray | None,
+    first_group: Int[Array, ""] | int,
+    read: Read | None = None,
 ) -> Float[Array, "g S D"]:
     """Encodes groups one after the other, keeping only their embeddings for the backward pass.
 
@@ -39,12 +48,14 @@ def encode_groups(
         tokens: leaves `[g, R, T]`.
         key: root of the dropout keys, folded with each group's number; None: no dropout.
         first_group: the number in the global batch of the first group here.
+        read: maps a layer's parameters, as stored, to those to compute with.
     """
     groups = tokens.token_ids.shape[0]
+    more = {} if read is None else {"read": read}
 
     def encode(numbered):
         number, group = numbered
-        return encoder.apply(params, group, None if key is None else jax.random.fold_in(key, number))
+        return encoder.apply(params, group, None if key is None else jax.random.fold_in(key, number), **more)
 
     numbers = first_group + jnp.arange(groups)
     if groups == 1:
@@ -52,60 +63,84 @@ def encode_groups(
     return lax.map(jax.checkpoint(encode), (numbers, tokens))
 
 
-def columns_of(embeddings: Float[Array, "g S D"], batch: Batch) -> Columns:
-    """A device's embeddings as columns of its examples, in the batch's order."""
-    groups, _, dim = embeddings.shape
-    _, num_columns, examples = batch.present.shape
+def columns_of(
+    embeddings: Mapping[str, Float[Array, "g S D"]], batch: Batch, first: Int[Array, ""] | int = 0
+) -> Columns:
+    """A device's embeddings as columns of its examples, in the batch's order.
+
+    Args:
+        embeddings: the "encoder"'s, and those of frozen models.
+        first: the number in the global batch of the first example here.
+    """
+    groups, num_columns, examples = batch.present.shape
 
     def by_column(leaf):  # [g, C, E, ...] -> [C, g * E, ...]
         return jnp.moveaxis(leaf, 1, 0).reshape(num_columns, groups * examples, *leaf.shape[3:])
 
+    def by_example(leaf):  # [g, E, ...] -> [g * E, ...]
+        return None if leaf is None else leaf.reshape(groups * examples, *leaf.shape[2:])
+
+    vectors = {
+        name: by_column(leaf.reshape(groups, num_columns, examples, leaf.shape[-1]))
+        for name, leaf in embeddings.items()
+    }
     return Columns(
-        embeddings=by_column(embeddings.reshape(groups, num_columns, examples, dim)),
+        embeddings=vectors["encoder"],
+        guide=vectors.get("guide"),
+        teacher=vectors.get("teacher"),
         present=by_column(batch.present),
         text_hash=by_column(batch.text_hash),
-        label=None if batch.label is None else batch.label.reshape(-1),
-        score=None if batch.score is None else batch.score.reshape(-1),
+        example=first + jnp.arange(groups * examples),
+        **{name: by_example(getattr(batch, name)) for name in ("keys", "dataset", "label", "score")},
     )
 
 
-def gather_columns(own: Columns) -> Columns:
-    """Every device's columns, joined in the order of the groups. Call it inside `shard_map`."""
-
-    def gather(axis):
-        return lambda leaf: lax.all_gather(leaf, BATCH_AXES, axis=axis, tiled=True)
-
-    return Columns(
-        embeddings=gather(1)(own.embeddings),
-        present=gather(1)(own.present),
-        text_hash=gather(1)(own.text_hash),
-        label=jax.tree.map(gather(0), own.label),
-        score=jax.tree.map(gather(0), own.score),
-    )
-
-
-def global_loss(encoder: Encoder, loss: Loss, mesh: Mesh) -> Callable:
+def global_loss(
+    encoder: Encoder,
+    loss: Loss,
+    mesh: Mesh,
+    *,
+    form: str = "auto",
+    specs: Any = None,
+    fsdp_gather: str = "layer",
+    frozen: Mapping[str, Encoder] | None = None,
+) -> Callable:
     """The training objective as a function that may be differentiated.
 
     Args:
-        loss: `(own, world, first, loss_params) -> (values [b], weights [b], metrics {name: [b]})`.
+        loss: `(own, world, loss_params) -> (values [b], weights [b], metrics {name: [b]})`.
         mesh: the batch's groups are split over its batch axes.
+        form: how the world of examples is held, see `world.OneWorld`.
+        specs: how `params` are split over the mesh, see `mesh.param_specs`; None: not at all.
+        fsdp_gather: when parameters split over "fsdp" are gathered: "layer": each layer by itself, and again in the
+            backward pass, so that no device ever holds all; "once": all of them, at the start of the step.
+        frozen: encoders by name ("guide", "teacher") whose embeddings of `batch.tokens[name]` the loss is given.
 
     Returns:
-        `(params, batch, key) -> (scalar, (metrics, finite [B]))`: the weighted mean over the global batch, the metrics'
-        means, and which examples' own loss values are finite. `params` is {"encoder": ..., "loss": ...}, replicated.
+        `(params, batch, key, frozen params = {}) -> (scalar, (metrics, finite [B]))`: the weighted mean over the global
+        batch, the metrics' means, and which examples' own loss values are finite. `params` is {"encoder", "loss"}.
     """
+    frozen = dict(frozen or {})
 
-    def on_device(params, batch: Batch, key):
-        params = lax.pcast(params, BATCH_AXES, to="varying")
+    def on_device(params, batch: Batch, key, frozen_params):
+        params = jax.tree.map(_vary, params)
         device = lax.axis_index(BATCH_AXES)
-        tokens = batch.tokens["encoder"]
-        first_group = device * tokens.token_ids.shape[0]
-        embeddings = encode_groups(encoder, params["encoder"], tokens, key, first_group)
-        own = columns_of(embeddings, batch)
-        world = gather_columns(own)
-        first = device * own.present.shape[1]
-        values, weights, metrics = loss(own, world, first, params["loss"])
+        first_group = device * batch.present.shape[0]
+        read = None
+        if specs is not None:
+            params["encoder"], read = _gathered(
+                params["encoder"], specs["encoder"], encoder.layers, fsdp_gather, mesh.shape["tensor"]
+            )
+        embeddings = {
+            "encoder": encode_groups(encoder, params["encoder"], batch.tokens["encoder"], key, first_group, read)
+        }
+        for name, other in frozen.items():
+            fixed = lax.stop_gradient(jax.tree.map(_vary, frozen_params[name]))
+            embeddings[name] = encode_groups(other, fixed, batch.tokens[name], None, first_group)
+
+        examples = batch.present.shape[0] * batch.present.shape[2]
+        own = columns_of(embeddings, batch, device * examples)
+        values, weights, metrics = loss(own, device_world(own, form, BATCH_AXES), params["loss"])
 
         total_weight = jnp.maximum(lax.psum(jnp.sum(weights), BATCH_AXES), 1e-12)
 
@@ -115,17 +150,111 @@ def global_loss(encoder: Encoder, loss: Loss, mesh: Mesh) -> Callable:
         return mean(values), (jax.tree.map(mean, metrics), jnp.isfinite(values))
 
     split, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
-    return jax.shard_map(
-        on_device, mesh=mesh, in_specs=(whole, split, whole), out_specs=(whole, (whole, split)), check_vma=True
-    )
+    manual = None if specs is None else jax.tree.map(_only_fsdp, specs, is_leaf=_is_spec)
+
+    def objective(params, batch, key, frozen_params=None):
+        sharded = jax.shard_map(
+            on_device,
+            mesh=mesh,
+            in_specs=(whole if manual is None else manual, split, whole, whole),
+            out_specs=(whole, (whole, split)),
+            axis_names=set(BATCH_AXES) if mesh.shape["tensor"] > 1 else set(mesh.axis_names),
+            check_vma=True,
+        )
+        return sharded(params, batch, key, frozen_params or {})
+
+    return objective
 
 
 def sharded_encode(encoder: Encoder, mesh: Mesh) -> Callable[[Params, TokenBatch], Float[Array, "G S D"]]:
-    """Inference over the mesh: `(params, tokens [G, R, T]) -> embeddings [G, S, D]`, without dropout; jit-compiled."""
+    """Inference over the mesh: `(params, tokens [G, R, T]) -> embeddings [G, S, D]`, without dropout; jit-compiled.
+
+    Parameters that are split are gathered first. With several hosts, every host gets all embeddings.
+    """
+    split, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
+    shared = jax.process_count() > 1
 
     def on_device(params: Any, tokens: TokenBatch):
-        params = lax.pcast(params, BATCH_AXES, to="varying")
-        return encode_groups(encoder, params, tokens, None, 0)
+        embeddings = encode_groups(encoder, jax.tree.map(_vary, params), tokens, None, 0)
+        if not shared:
+            return embeddings
+        return lax.all_gather_invariant(embeddings, BATCH_AXES, tiled=True)
 
-    split = PartitionSpec(BATCH_AXES)
-    return jax.jit(jax.shard_map(on_device, mesh=mesh, in_specs=(PartitionSpec(), split), out_specs=split))
+    compiled = jax.jit(
+        jax.shard_map(on_device, mesh=mesh, in_specs=(whole, split), out_specs=whole if shared else split)
+    )
+    return lambda params, tokens: compiled(gather_params(params, mesh), tokens)
+
+
+# ---- parameters on a device ----------------------------------------------------------------------------------
+
+
+def _vary(leaf: Array) -> Array:
+    """Varying over the batch axes, so that its gradient is summed over them once, where it is made so."""
+    missing = tuple(axis for axis in BATCH_AXES if axis not in jax.typeof(leaf).mat.varying)
+    return lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+
+def _gathered(
+    params: Params, specs: Any, layers: tuple[str, ...], when: str, tensor: int
+) -> tuple[Params, Read | None]:
+    """Parameters with all shards gathered, but for the layers' if they are read one by one; and what reads one."""
+    if when == "once" or not any("fsdp" in spec for spec in jax.tree.leaves(specs, is_leaf=_is_spec)):
+        return _gather_shards(params, specs, tensor), None
+    stacked, stacked_specs = _at(params, layers), _at(specs, layers)
+    layer_specs = jax.tree.map(lambda spec: PartitionSpec(*spec[1:]), stacked_specs, is_leaf=_is_spec)
+    rest = _gather_shards(_put(params, layers, None), _put(specs, layers, None), tensor)
+    return _put(rest, layers, stacked), lambda layer: _gather_shards(layer, layer_specs, tensor)
+
+
+def _gather_shards(params: Params, specs: Any, tensor: int) -> Params:
+    """The whole parameters from shards over "fsdp", by one collective for all that are split alike over "tensor".
+
+    Those are laid side by side, as [tensor, numbers], so that what the compiler splits stays split.
+    """
+    leaves, structure = jax.tree.flatten(params)
+    flat_specs = structure.flatten_up_to(specs)
+    for split in (False, True):
+        chosen = [i for i, spec in enumerate(flat_specs) if "fsdp" in spec and ("tensor" in spec) == split]
+        if not chosen:
+            continue
+        front = {i: flat_specs[i].index("tensor") if split else 0 for i in chosen}
+        moved = {i: jnp.moveaxis(leaves[i], front[i], 0) for i in chosen}
+        flat = [moved[i].reshape(tensor if split else 1, -1) for i in chosen]
+        gather = functools.partial(lax.all_gather, axis_name="fsdp")
+        if split:  # by hand, since the compiler would gather over "tensor" as well
+            numbers = PartitionSpec("tensor", None)
+            gather = jax.shard_map(
+                gather, in_specs=numbers, out_specs=PartitionSpec(None, *numbers), axis_names={"tensor"}
+            )
+        everything = gather(jnp.concatenate(flat, axis=1))  # [fsdp, tensor, numbers]
+        start = 0
+        for i, part in zip(chosen, flat, strict=True):
+            shards = everything[:, :, start : start + part.shape[1]].reshape(-1, *moved[i].shape)
+            start += part.shape[1]
+            shards = jnp.moveaxis(shards, 1, 1 + front[i])
+            axis = flat_specs[i].index("fsdp")
+            shape = list(leaves[i].shape)
+            shape[axis] *= shards.shape[0]
+            leaves[i] = jnp.moveaxis(shards, 0, axis).reshape(shape)
+    return structure.unflatten(leaves)
+
+
+def _only_fsdp(spec: PartitionSpec) -> PartitionSpec:
+    """What shard_map splits; "tensor" is left to the compiler."""
+    return PartitionSpec(*(axis if axis == "fsdp" else None for axis in spec))
+
+
+def _is_spec(leaf: Any) -> bool:
+    return isinstance(leaf, PartitionSpec)
+
+
+def _at(tree: Any, path: tuple[str, ...]) -> Any:
+    return functools.reduce(lambda node, name: node[name], path, tree)
+
+
+def _put(tree: Any, path: tuple[str, ...], value: Any) -> Any:
+    """The tree with another value at the path."""
+    if not path:
+        return value
+    return {**tree, path[0]: _put(tree[path[0]], path[1:], value)}

@@ -1,33 +1,52 @@
-"""The device mesh, and how arrays lie on it."""
+"""The device mesh, and how arrays lie on it.
+
+Three axes: the groups of a batch are split over "data" and "fsdp"; parameters, gradients and the optimiser's state over
+"fsdp" and "tensor", by rules declared beside the model.
+"""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from embed_jax.errors import InputError
+from embed_jax.types import Params, Rules, TrainState
 
-BATCH_AXES = ("data",)  # the axes over which the groups of a batch are split
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")  # the axes over which the groups of a batch are split
 
 
-def make_mesh(devices: int = 0) -> Mesh:
-    """A mesh of one axis, "data".
+def make_mesh(devices: int = 0, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """A mesh of the axes "data", "fsdp" and "tensor".
 
     Args:
         devices: how many of the devices there are; 0: all.
+        fsdp, tensor: sizes of those axes; "data" takes the rest.
 
     Raises:
-        InputError: if there are fewer.
+        InputError: if there are fewer devices, or `fsdp * tensor` does not divide them.
     """
     available = jax.devices()
     if devices > len(available):
         raise InputError(f"config.train.devices: expected at most {len(available)} (those there are), found {devices}")
-    return jax.make_mesh(
-        (devices or len(available),), BATCH_AXES, axis_types=(AxisType.Auto,), devices=available[: devices or None]
-    )
+    devices = devices or len(available)
+    if devices % (fsdp * tensor):
+        raise InputError(
+            f"config.train.fsdp * config.train.tensor: expected a divisor of the {devices} devices, "
+            f"found {fsdp} * {tensor}"
+        )
+    shape = (devices // (fsdp * tensor), fsdp, tensor)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=available[:devices])
+
+
+def batch_devices(mesh: Mesh) -> int:
+    """Over how many devices the groups of a batch are split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def num_groups(groups: int, batch_size: int, mesh: Mesh) -> int:
@@ -36,17 +55,87 @@ def num_groups(groups: int, batch_size: int, mesh: Mesh) -> int:
     Raises:
         InputError: if the devices don't divide the groups, or the groups the batch.
     """
-    groups = groups or mesh.size
-    if groups % mesh.size:
-        raise InputError(f"config.batch.groups: expected a multiple of the {mesh.size} devices, found {groups}")
+    devices = batch_devices(mesh)
+    groups = groups or devices
+    if groups % devices:
+        raise InputError(f"config.batch.groups: expected a multiple of the {devices} devices, found {groups}")
     if batch_size % groups:
         raise InputError(f"config.batch.size: expected a multiple of the {groups} groups, found {batch_size}")
     return groups
 
 
+# ---- parameters ----------------------------------------------------------------------------------------------
+
+
+def param_specs(params: Params, rules: Rules, mesh: Mesh) -> Any:
+    """How each parameter is split: by the first rule whose pattern its path matches, else not at all.
+
+    Args:
+        rules: (regular expression of a whole path "a/b/c", the mesh axis of each dimension or None). An axis of size 1,
+            or one that does not divide its dimension, is left out.
+
+    Returns:
+        A tree of PartitionSpec like `params`.
+    """
+
+    def spec(path: tuple, leaf: Any) -> PartitionSpec:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        for pattern, axes in rules:
+            if re.fullmatch(pattern, name):
+                return PartitionSpec(*(_fitting(axis, size, mesh) for axis, size in zip(axes, leaf.shape, strict=True)))
+        return PartitionSpec()
+
+    return jax.tree_util.tree_map_with_path(spec, params)
+
+
+def _fitting(axis: str | None, size: int, mesh: Mesh) -> str | None:
+    return axis if axis and mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0 else None
+
+
+def state_shardings(state: TrainState, optimizer: optax.GradientTransformation, specs: Any, mesh: Mesh) -> TrainState:
+    """The sharding of every leaf of a training state: what belongs to a parameter lies as the parameter does.
+
+    Args:
+        state: arrays or their shapes.
+        specs: of `state.params`.
+    """
+    whole = NamedSharding(mesh, PartitionSpec())
+    shardings = jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec)
+    )
+    moments = optax.tree.map_params(
+        optimizer, lambda _, sharding: sharding, state.opt_state, shardings, transform_non_params=lambda _: whole
+    )
+    return TrainState(
+        step=whole, params=shardings, opt_state=moments, frozen=jax.tree.map(lambda _: whole, state.frozen)
+    )
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Puts arrays that every host has as a whole onto the devices."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.make_array_from_callback(
+            np.shape(leaf), sharding, lambda index, leaf=leaf: np.asarray(leaf)[index]
+        ),
+        jax.device_get(tree),
+        shardings,
+    )
+
+
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """A copy of every array on every device."""
+    """A copy of every array on every device. Several hosts must each have the same arrays."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def gather_params(params: Params, mesh: Mesh) -> Params:
+    """Parameters that are split, whole on every device; those that are whole, as they are."""
+    whole = NamedSharding(mesh, PartitionSpec())
+    if all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(params)):
+        return params
+    return jax.jit(lambda tree: tree, out_shardings=whole)(params)
+
+
+# ---- batches -------------------------------------------------------------------------------------------------
 
 
 def split_groups(batch: Any, mesh: Mesh) -> Any:
@@ -58,3 +147,12 @@ def split_groups(batch: Any, mesh: Mesh) -> Any:
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), batch)
+
+
+def own_groups(batch: Any, mesh: Mesh) -> Any:
+    """Of a batch of which every host has all groups, one a device, those of this host's devices."""
+    if jax.process_count() == 1:
+        return batch
+    devices = mesh.devices[:, :, 0].flat
+    mine = np.array([device.process_index == jax.process_index() for device in devices])
+    return jax.tree.map(lambda leaf: leaf[mine], batch)

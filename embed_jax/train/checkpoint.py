@@ -76,7 +76,7 @@ class Checkpoints:
                 continue
             for newer in steps[: steps.index(step)]:
                 self._checkpointer.delete(newer, missing_ok=True)
-            return TrainState(**state), about["notes"]
+            return like.replace(**state), about["notes"]
         if steps:
             raise RunError(f"{self._checkpointer.directory}: none of the checkpoints {steps} can be read")
         return None

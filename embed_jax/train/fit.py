@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-import inspect
 import math
 import os
 import sys
@@ -15,118 +15,34 @@ from typing import Any
 import jax
 import numpy as np
 
-from embed_jax.config import Experiment, Model, load
+from embed_jax.config import Experiment, load
+from embed_jax.config import Loss as LossConfig
 from embed_jax.data.pipeline import fingerprint, prefetch, steps_per_epoch, training_batches
-from embed_jax.data.tokenize import load_tokenizer
-from embed_jax.encoders.build import EncoderSpec, build_encoder, random_spec
-from embed_jax.encoders.heads import Dense, Normalize
-from embed_jax.encoders.hf import read_model, resolve
+from embed_jax.data.sources import RecordFields
 from embed_jax.errors import InputError
+from embed_jax.losses.expression import build_loss
+from embed_jax.parallel.distributed import is_first_host, joined
 from embed_jax.parallel.gather import global_loss
-from embed_jax.parallel.mesh import make_mesh, num_groups, replicate, split_groups
-from embed_jax.registry import lookup
-from embed_jax.sentence import SentenceEncoder
+from embed_jax.parallel.mesh import (
+    gather_params,
+    make_mesh,
+    num_groups,
+    param_specs,
+    place,
+    split_groups,
+    state_shardings,
+)
 from embed_jax.train import loop
 from embed_jax.train.optim import make_optimizer, make_schedule
+from embed_jax.train.start import Start, frozen_models, start_from, training_prompts
 from embed_jax.train.step import init_state, make_train_step
 from embed_jax.train.workdir import open_workdir
-from embed_jax.types import Encoder, Params
+from embed_jax.types import Params, TrainState
 
 Encode = Callable[[Sequence[str]], np.ndarray]
 Evaluator = Callable[[Encode], Mapping[str, float]]
 VALIDATION_BATCHES = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Start:
-    """What training starts from.
-
-    Attributes:
-        encoder: as trained; it may have a head that the result drops.
-        params: of `encoder`, float32.
-        sentence: the model that comes out, before training; shares `params`.
-    """
-
-    encoder: Encoder
-    params: Params
-    sentence: SentenceEncoder
-
-
-def start_from(model: Model, max_length: int, seed: int, devices: int = 0) -> Start:
-    """Loads or initialises the model that a config names.
-
-    Args:
-        model: `name` "random:SHAPE" makes random weights of a well-known shape for `tokenizer`.
-        max_length: texts are cut at so many tokens in training; the result keeps the model's own limit if it is longer.
-        seed: of random weights.
-        devices: how many the resulting model encodes on; 0: all.
-    """
-    key = jax.random.key(seed)
-    if model.name.startswith("random:"):
-        if not model.tokenizer:
-            raise InputError("config.model.tokenizer: random weights need a directory with tokenizer files, found ''")
-        tokenizer = load_tokenizer(model.tokenizer, max_length)
-        shape = model.name.removeprefix("random:")
-        spec = random_spec(shape, vocab_size=tokenizer.vocab_size, pooling=model.pooling or "mean")
-        params, prompts = build_encoder(spec).init(key), {}
-    else:
-        saved = read_model(resolve(model.name))
-        spec, params = saved.spec, saved.params
-        directory = Path(model.tokenizer) if model.tokenizer else saved.tokenizer_directory
-        tokenizer = load_tokenizer(directory, max(saved.max_length, max_length), lower_case=saved.lower_case)
-        prompts = {
-            "prompts": saved.prompts,
-            "default_prompt_name": saved.default_prompt_name,
-            "include_prompt": saved.include_prompt,
-            "similarity": saved.similarity,
-            "lower_case": saved.lower_case,
-        }
-        if tokenizer.vocab_size > spec.backbone.vocab_size:
-            raise InputError(
-                f"{directory}: tokenizer of {tokenizer.vocab_size} tokens, model of {spec.backbone.vocab_size}"
-            )
-    if model.pooling and model.pooling != spec.pooling:
-        spec = dataclasses.replace(spec, pooling=model.pooling)
-    if model.dropout >= 0:
-        rates = {"hidden_dropout": model.dropout, "attention_dropout": model.dropout}
-        spec = dataclasses.replace(spec, backbone=dataclasses.replace(spec.backbone, **rates))
-
-    training, params = _with_mlp(spec, params, key) if model.mlp else (spec, params)
-    dtype = _compute_dtype(model.compute_dtype)
-    encoder = build_encoder(training, compute_dtype=dtype, remat=model.remat)
-    result = training if model.mlp == "kept" else spec
-    return Start(
-        encoder, params, SentenceEncoder(result, params, tokenizer, compute_dtype=dtype, devices=devices, **prompts)
-    )
-
-
-def _with_mlp(spec: EncoderSpec, params: Params, key: jax.Array) -> tuple[EncoderSpec, Params]:
-    """SimCSE's head, freshly initialised, after the pooling; a Normalize of the model stays last."""
-    heads = tuple(head for head in spec.heads if not isinstance(head, Normalize))
-    dim = build_encoder(dataclasses.replace(spec, heads=heads)).dim
-    mlp, place = Dense(dim, dim, activation="tanh"), str(len(heads))
-    end = (Normalize(),) if len(heads) < len(spec.heads) else ()
-    params = {**params, "heads": {**params["heads"], place: mlp.init(jax.random.fold_in(key, 1))}}
-    return dataclasses.replace(spec, heads=(*heads, mlp, *end)), params
-
-
-def _compute_dtype(name: str) -> str:
-    if name != "auto":
-        return name
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-
-
-def row_length(max_length: int, asked: int) -> int:
-    """T: the config's, or twice the longest text up to 128, where packing finds room and attention is still cheap."""
-    if asked and asked < max_length:
-        raise InputError(f"config.batch.row_length: expected at least data.max_length={max_length}, found {asked}")
-    return asked or max(max_length, min(2 * max_length, 128))
-
-
-def training_prompts(config: Experiment, model: SentenceEncoder) -> tuple[str, str]:
-    """The prompts of anchors and of candidates: the config's, else the model's default prompt."""
-    usual = model.prompts.get(model.default_prompt_name, "")
-    return config.data.anchor_prompt or usual, config.data.candidate_prompt or usual
+UNSET = dataclasses.asdict(LossConfig())
 
 
 def fit(
@@ -134,7 +50,7 @@ def fit(
     workdir: Path,
     *,
     records: Sequence[Mapping[str, Any]],
-    columns: Callable[[Mapping[str, Any]], Sequence[str | None]],
+    fields: RecordFields,
     evaluators: Mapping[str, Evaluator],
     validation: Sequence[Mapping[str, Any]] = (),
 ) -> loop.Result:
@@ -142,39 +58,42 @@ def fit(
 
     Args:
         records: the training data.
-        columns: a record's texts: anchor, positive, negatives (None where there is none). All records of a batch
-            get as many columns as the longest.
+        fields: what of a record is used: its texts (all records of a batch get as many columns as the longest), and
+            the label, score and keys that the loss may need.
         evaluators: by name; `encode -> {metric: value}`, logged as name/metric.
         validation: held-out records whose loss is logged beside the training loss.
     """
-    if jax.process_count() > 1:
-        raise InputError(f"training runs on one host, found {jax.process_count()}")
     # The model and where it runs.
-    mesh = make_mesh(config.train.devices)
+    mesh = make_mesh(config.train.devices, config.train.fsdp, config.train.tensor)
     groups = num_groups(config.batch.groups, config.batch.size, mesh)
     start = start_from(config.model, config.data.max_length, config.train.seed, config.train.devices)
+    frozen = frozen_models(config.model, config.data.max_length)
 
-    # The result is to be used as it was trained, and trained as it is used.
-    start.sentence.similarity = config.loss.similarity
-    prompts = training_prompts(config, start.sentence)
-    if config.data.anchor_prompt or config.data.candidate_prompt:
-        start.sentence.prompts |= dict(zip(("query", "document"), prompts, strict=True))
-    elif any(start.sentence.prompts.values()) and not any(prompts):
-        named = ", ".join(start.sentence.prompts)
-        print(f"the model's prompts ({named}) are not used: set config.data.anchor_prompt and candidate_prompt")
+    # The loss. The result is to be used as it was trained, and trained as it is used.
+    loss = build_loss(config.loss.name, loss_arguments(config.loss))
+    check_data(loss, fields, records, frozen, config)
+    start.sentence.similarity = config.loss.similarity or "cosine"
+    prompts = _settle_prompts(config, start)
 
     # The batches: a pure function of (seed, step).
     positions = start.encoder.config.max_length
     if config.data.max_length > positions:
         found = config.data.max_length
         raise InputError(f"config.data.max_length: expected at most {positions} (the model's positions), found {found}")
-    tokenizer = start.sentence.tokenizer.cut_at(config.data.max_length)
+    taken = {"columns": fields.columns, "keys": fields.keys}
+    taken |= {"label": fields.label if "label" in loss.about.needs else None}
+    taken |= {"score": fields.score if {"score", "scores"} & set(loss.about.needs) else None}
+    shares = config.batch.shares or jax.process_count()
     make_batches = functools.partial(
         training_batches,
-        columns=columns,
-        tokenizers={"encoder": tokenizer},
+        **taken,
+        tokenizers={
+            "encoder": start.sentence.tokenizer.cut_at(config.data.max_length),
+            **{name: other.tokenizer for name, other in frozen.items()},
+        },
         batch_size=config.batch.size,
         groups=groups,
+        shares=shares,
         row_length=row_length(config.data.max_length, config.batch.row_length),
         rows=config.batch.rows or None,
         prompts=prompts,
@@ -186,16 +105,25 @@ def fit(
     # No batch whose gradient would never be used.
     num_steps = max(num_steps // config.optim.accumulate, 1) * config.optim.accumulate
 
-    # The loss, the gradient, the update.
-    arguments = {name: value for name, value in dataclasses.asdict(config.loss).items() if name != "name"}
-    loss = lookup("loss", config.loss.name)
-    taken = inspect.signature(loss).parameters
-    loss = functools.partial(loss, **{name: value for name, value in arguments.items() if name in taken})
-    objective = global_loss(start.encoder, loss, mesh)
+    # The objective, the gradient, the update; where the state lies.
     num_updates = num_steps // config.optim.accumulate
     optimizer = make_optimizer(config.optim, num_updates)
     schedule = make_schedule(config.optim, num_updates)
-    state = replicate(init_state({"encoder": start.params, "loss": {}}, optimizer), mesh)
+    loss_key = jax.random.fold_in(jax.random.key(config.train.seed), 2)
+    params = {"encoder": start.params, "loss": loss.init(start.encoder.dim, loss_key)}
+    specs = param_specs(params, [(f"encoder/{path}", axes) for path, axes in start.encoder.sharding], mesh)
+    state = init_state(params, optimizer, {name: other.params for name, other in frozen.items()})
+    shardings = state_shardings(state, optimizer, specs, mesh)
+    state = place(state, shardings)
+    objective = global_loss(
+        start.encoder,
+        loss,
+        mesh,
+        form=config.loss.form,
+        specs=specs,
+        fsdp_gather=config.train.fsdp_gather,
+        frozen={name: other.encoder for name, other in frozen.items()},
+    )
 
     # What is measured on the way.
     held_out = None
@@ -203,27 +131,29 @@ def fit(
         held_out_batches = make_batches(validation, seed=0)
         few = min(VALIDATION_BATCHES, steps_per_epoch(len(validation), config.batch.size))
         held_out = _mean_loss(objective, [held_out_batches[step] for step in range(few)], mesh)
-    elif len(validation):
+    elif len(validation) and is_first_host():
         print(f"no validation loss: {len(validation)} held-out records do not fill a batch of {config.batch.size}")
 
-    def evaluate(params: Params) -> dict[str, float]:
-        found = dict(held_out(params)) if held_out else {}
-        encode = functools.partial(start.sentence.encode, params=params)
+    def evaluate(state: TrainState) -> dict[str, float]:
+        found = dict(held_out(state)) if held_out else {}
+        encode = functools.partial(start.sentence.encode, params=state.params["encoder"])
         for name, evaluator in evaluators.items():
             found |= {f"{name}/{metric}": value for metric, value in evaluator(encode).items()}
         return found
 
     def save_model(params: Params, directory: Path) -> None:
-        start.sentence.params = params
-        start.sentence.save(directory)
+        start.sentence.params = gather_params(params, mesh)
+        if is_first_host():
+            start.sentence.save(directory)
 
     # With the groups: they decide the dropout masks, and default to the number of devices.
-    with open_workdir(workdir, config, {**fingerprint(records, columns), "groups": groups}):
+    data = {**fingerprint(records, **taken), "groups": groups, "shares": shares}
+    with open_workdir(workdir, config, data) if is_first_host() else contextlib.nullcontext():
         return loop.run(
             config,
             workdir,
             state=state,
-            step_fn=make_train_step(objective, optimizer),
+            step_fn=make_train_step(objective, optimizer, shardings),
             batches=functools.partial(prefetch, batches, num_steps=num_steps),
             num_steps=num_steps,
             learning_rate=lambda step: schedule(step // config.optim.accumulate),
@@ -233,14 +163,66 @@ def fit(
         )
 
 
-def _mean_loss(objective: Callable, batches: Sequence[Any], mesh: jax.sharding.Mesh) -> Callable:
-    """The objective without dropout, over fixed batches: `encoder params -> {"validation/loss": ...}`."""
-    compiled = jax.jit(lambda params, batch: objective(params, batch, None))
+def loss_arguments(config: LossConfig) -> dict[str, Any]:
+    """The fields of `config.loss` that were set and go to the losses that take them."""
+    fields = dataclasses.asdict(config)
+    return {name: value for name, value in fields.items() if name not in ("name", "form") and value != UNSET[name]}
 
-    def evaluate(params: Params) -> dict[str, float]:
+
+def check_data(loss: Any, fields: RecordFields, records: Sequence, frozen: Mapping, config: Experiment) -> None:
+    """Whether the data and the models are what the loss needs.
+
+    Raises:
+        InputError: naming what is missing.
+    """
+    name, found = config.loss.name, ", ".join(records[0])
+    for need in loss.about.needs:
+        if need in ("guide", "teacher") and need not in frozen:
+            raise InputError(f"config.model.{need}: the loss {name!r} needs a {need} model, found ''")
+        if need == "label" and fields.label is None or need in ("score", "scores") and fields.score is None:
+            raise InputError(f"config.loss.name: {name!r} needs records with a {need}, found the fields {found}")
+        if need == "scores":
+            texts, scores = len(fields.columns(records[0])), len(fields.score(records[0]))
+            if scores != texts - 1:
+                raise InputError(
+                    f"config.loss.name: {name!r} needs a score for each of the {texts - 1} candidates of a record, "
+                    f"found {scores}"
+                )
+    columns = max(len(fields.columns(records[number])) for number in range(min(len(records), 100)))
+    least, most = loss.about.columns
+    if columns < least or most and columns > most:
+        wanted = f"{least}" if least == most else f"{least} to {most}" if most else f"{least} or more"
+        raise InputError(f"config.loss.name: {name!r} needs {wanted} texts a record, found {columns} ({found})")
+    if loss.datasets:
+        raise InputError(f"config.loss.name: {name!r} needs a mixture of data sets, config.data.train is one")
+
+
+def row_length(max_length: int, asked: int) -> int:
+    """T: the config's, or twice the longest text up to 128, where packing finds room and attention is still cheap."""
+    if asked and asked < max_length:
+        raise InputError(f"config.batch.row_length: expected at least data.max_length={max_length}, found {asked}")
+    return asked or max(max_length, min(2 * max_length, 128))
+
+
+def _settle_prompts(config: Experiment, start: Start) -> tuple[str, str]:
+    """The prompts of anchors and candidates, which become those of the resulting model."""
+    prompts = training_prompts(config, start.sentence)
+    if config.data.anchor_prompt or config.data.candidate_prompt:
+        start.sentence.prompts |= dict(zip(("query", "document"), prompts, strict=True))
+    elif any(start.sentence.prompts.values()) and not any(prompts) and is_first_host():
+        named = ", ".join(start.sentence.prompts)
+        print(f"the model's prompts ({named}) are not used: set config.data.anchor_prompt and candidate_prompt")
+    return prompts
+
+
+def _mean_loss(objective: Callable, batches: Sequence[Any], mesh: jax.sharding.Mesh) -> Callable:
+    """The objective without dropout, over fixed batches: `state -> {"validation/loss": ...}`."""
+    compiled = jax.jit(lambda params, batch, frozen: objective(params, batch, None, frozen))
+
+    def evaluate(state: TrainState) -> dict[str, float]:
         totals: dict[str, float] = {}
         for batch in batches:
-            loss, (metrics, _) = compiled({"encoder": params, "loss": {}}, split_groups(batch, mesh))
+            loss, (metrics, _) = compiled(state.params, split_groups(batch, mesh), state.frozen)
             for name, value in {"loss": loss, **metrics}.items():
                 totals[name] = totals.get(name, 0.0) + float(value) / len(batches)
         return {f"validation/{name}": value for name, value in totals.items()}
@@ -252,8 +234,9 @@ def launch(run: Callable[[Experiment, Path], loop.Result]) -> None:
     """An experiment's command: reads the command line, runs, and says where the model is."""
     config, workdir = load(sys.argv)
     prepare_jax(config)
-    if run(config, workdir).finished:
-        print(f"model: {workdir / 'model'}")
+    with joined(config.hosts):
+        if run(config, workdir).finished and is_first_host():
+            print(f"model: {workdir / 'model'}")
 
 
 def prepare_jax(config: Experiment) -> None:

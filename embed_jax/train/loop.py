@@ -16,6 +16,7 @@ import numpy as np
 
 from embed_jax.config import Experiment
 from embed_jax.errors import InputError, RunError
+from embed_jax.parallel.distributed import is_first_host
 from embed_jax.parallel.mesh import split_groups
 from embed_jax.registry import unknown
 from embed_jax.train.checkpoint import Checkpoints
@@ -61,7 +62,7 @@ def run(
     batches: Callable[[int], Iterator[tuple[int, Batch]]],
     num_steps: int,
     learning_rate: Callable[[int], Any],
-    evaluate: Callable[[Params], dict[str, float]] | None,
+    evaluate: Callable[[TrainState], dict[str, float]] | None,
     save_model: Callable[[Params, Path], None],
     mesh: jax.sharding.Mesh,
 ) -> Result:
@@ -75,8 +76,10 @@ def run(
         step_fn: `(state, batch, key) -> (state, metrics)`, see `train.step`.
         batches: `start -> iterator of (index, batch)` from index `start` on.
         learning_rate: of a step, for the log.
-        evaluate: `encoder params -> {name: value}`, called before the first step, every `eval.every`, and at the end.
+        evaluate: `state -> {name: value}`, called before the first step, every `eval.every`, and at the end.
         save_model: writes encoder params as a model directory; called with `workdir/model`.
+
+    With several hosts each of them runs this, all evaluate and write checkpoints, and the first one writes the rest.
 
     Returns:
         The result; `finished` is False if SIGTERM ended the run early, its state saved.
@@ -101,17 +104,18 @@ def run(
             state, notes = restored
             best = Best(**notes["best"])
         start = int(state.step)
-        metrics_file = MetricsFile(workdir / "metrics.jsonl", start if restored is not None else -1)
+        log_file = workdir / "metrics.jsonl" if is_first_host() else None
+        metrics_file = MetricsFile(log_file, start if restored is not None else -1)
         stack.callback(metrics_file.close)
         tracker = Wandb(
-            config.tracking.wandb,
+            config.tracking.wandb if is_first_host() else "disabled",
             config.tracking.project,
             config.tracking.name,
             workdir,
             {**dataclasses.asdict(config), "environment": environment()},
         )
         stack.callback(tracker.close)
-        progress = Progress(start, num_steps, config.train.log_every)
+        progress = Progress(start, num_steps, config.train.log_every, quiet=not is_first_host())
         stack.callback(progress.close)
         terminated = stack.enter_context(_terminated())
         if restored is not None:
@@ -147,7 +151,7 @@ def run(
             """The evaluation's metrics; updates `best` and the saved model."""
             nonlocal best, losses, clock
             began = time.monotonic()
-            found = evaluate(state.params["encoder"])
+            found = evaluate(state)
             progress.say(f"step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in found.items()))
             if config.eval.metric:
                 if config.eval.metric not in found:
@@ -191,7 +195,7 @@ def run(
                     last or (config.eval.every > 0 and step % config.eval.every == 0)
                 )
                 due_save = last or (config.checkpoint.every > 0 and step % config.checkpoint.every == 0)
-                stop = terminated()
+                stop = terminated(step)
                 if due_evaluation or due_save or stop:
                     # Nothing is evaluated or saved before the step is known to be sound.
                     line = line_of(*pending)
@@ -224,7 +228,8 @@ def _check_finite(step: int, batch: Batch, metrics: Mapping[str, Any], checkpoin
     broken = [name for name in ("loss", "grad_norm") if not math.isfinite(float(metrics[name]))]
     if not broken:
         return
-    finite = np.asarray(metrics["finite"]).reshape(-1)
+    # This host's own examples, as the batch has no others.
+    finite = np.concatenate([np.asarray(shard.data) for shard in _own_shards(metrics["finite"])])
     records = np.asarray(batch.record).reshape(-1)[~finite].tolist()
     where = "every example's own loss is finite"
     if records:
@@ -250,16 +255,27 @@ def _warn_of_overfitting(best: Best, metric: str, say: Callable[[str], None]) ->
     return dataclasses.replace(best, warned=True)
 
 
+def _own_shards(array: jax.Array) -> list[Any]:
+    """A host's different parts of an array split along its first axis, in order."""
+    parts = {shard.index[0].start or 0: shard for shard in array.addressable_shards}
+    return [parts[start] for start in sorted(parts)]
+
+
 @contextlib.contextmanager
-def _terminated() -> Iterator[Callable[[], bool]]:
-    """Within it, SIGTERM (pre-emption) is noted instead of ending the process."""
+def _terminated() -> Iterator[Callable[[int], bool]]:
+    """Within it, SIGTERM (pre-emption) is noted instead of ending the process; hosts agree on a step to stop at."""
+    if jax.process_count() > 1:
+        from jax.experimental.multihost_utils import reached_preemption_sync_point
+
+        yield reached_preemption_sync_point
+        return
     seen = []
     try:
         before = signal.signal(signal.SIGTERM, lambda *_: seen.append(True))
     except ValueError:  # not in the main thread: the signal is somebody else's
-        yield lambda: False
+        yield lambda step: False
         return
     try:
-        yield lambda: bool(seen)
+        yield lambda step: bool(seen)
     finally:
         signal.signal(signal.SIGTERM, before)

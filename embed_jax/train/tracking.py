@@ -20,8 +20,11 @@ from embed_jax.errors import InputError
 class MetricsFile:
     """`metrics.jsonl`: one line a step, flushed, each step once even after a resume."""
 
-    def __init__(self, path: Path, resume_step: int):
-        """Opens the file and cuts it back to the steps up to `resume_step`, and off a line half written."""
+    def __init__(self, path: Path | None, resume_step: int):
+        """Opens the file and cuts it back to the steps up to `resume_step`, and off a half line; None: no file."""
+        self._file = None
+        if path is None:
+            return
         kept = []
         if path.exists():
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -32,13 +35,16 @@ class MetricsFile:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self._file is None:
+            return
         # JSON knows no NaN: a metric that is none (a correlation with a constant) is null.
         known = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         self._file.write(json.dumps({"step": step, **known}) + "\n")
         self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 class Wandb:
@@ -105,13 +111,13 @@ def _netrc_has(host: str) -> bool:
 
 
 class Progress:
-    """A progress bar on a terminal; elsewhere one plain line every `log_every` steps."""
+    """A progress bar on a terminal; elsewhere one plain line every `log_every` steps; nothing if `quiet`."""
 
-    def __init__(self, start: int, total: int, log_every: int):
-        self._total, self._every = total, log_every
+    def __init__(self, start: int, total: int, log_every: int, quiet: bool = False):
+        self._total, self._every, self._quiet = total, log_every, quiet
         self._started, self._start = time.monotonic(), start
         self._bar = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not quiet:
             import tqdm
 
             self._bar = tqdm.tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
@@ -120,7 +126,7 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {loss:.4f}, {tokens_per_second:,.0f} tokens/s", refresh=False)
             self._bar.update(1)
-        elif step % self._every == 0 or step == self._total:
+        elif not self._quiet and (step % self._every == 0 or step == self._total):
             left = (time.monotonic() - self._started) / (step - self._start) * (self._total - step)
             print(
                 f"step {step}/{self._total}  loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s  {left:.0f} s left",
@@ -131,7 +137,7 @@ class Progress:
         """Prints a line without tearing the bar."""
         if self._bar is not None:
             self._bar.write(line)
-        else:
+        elif not self._quiet:
             print(line, flush=True)
 
     def close(self) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 from embed_jax.config import Experiment, flatten, to_json
 from embed_jax.errors import InputError
 
-# What may change between a run and its resumption. The number of devices changes no more than the last bits, as long as
-# the number of groups (in the fingerprint of the data) stays.
-FREE_FIELDS = ("tracking.", "checkpoint.", "train.log_every", "train.profile", "train.devices")
+# What may change between a run and its resumption. Where and in which form it is computed changes no more than the last
+# bits, as long as the groups and shares of a batch (in the fingerprint of the data) stay.
+FREE_FIELDS = ("tracking.", "checkpoint.", "hosts.", "loss.form")
+FREE_FIELDS += tuple(f"train.{name}" for name in ("log_every", "profile", "devices", "fsdp", "tensor", "fsdp_gather"))
 
 
 @contextlib.contextmanager

@@ -12,10 +12,11 @@ from jax.sharding import AxisType, PartitionSpec
 
 from embed_jax.errors import InputError
 from embed_jax.losses.base import loss
-from embed_jax.losses.compose import bind, build_loss, masked, per_dataset, symmetric, weighted_sum
-from embed_jax.parallel.world import BY_COLUMN, device_world, local_world, make_columns
+from embed_jax.losses.compose import bind, masked, per_dataset, symmetric, weighted_sum
+from embed_jax.losses.expression import build_loss
+from embed_jax.parallel.world import device_world, local_world, make_columns
 from embed_jax.registry import REGISTRY
-from embed_jax.types import Columns
+from embed_jax.types import BY_COLUMN, Columns
 
 BATCH, DIM, DEVICES = 12, 5, 4
 

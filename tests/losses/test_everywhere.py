@@ -13,8 +13,8 @@ from jax.sharding import AxisType, PartitionSpec
 
 from embed_jax.losses import classification, distillation, pairwise, regularization, triplet
 from embed_jax.losses.base import about
-from embed_jax.parallel.world import BY_COLUMN, device_world, local_world, make_columns
-from embed_jax.types import Columns
+from embed_jax.parallel.world import device_world, local_world, make_columns
+from embed_jax.types import BY_COLUMN, Columns
 
 MODULES = pairwise, triplet, classification, distillation, regularization
 LOSSES = [function for module in MODULES for function in vars(module).values() if hasattr(function, "about")]

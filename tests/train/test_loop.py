@@ -27,7 +27,7 @@ def made_batch(index: int, rows: int = 1) -> Batch:
     return Batch({"encoder": tokens}, np.ones((1, 2, 1), bool), text_hash, np.array([[index]], np.int32))
 
 
-def toy_objective(params, batch, key):
+def toy_objective(params, batch, key, frozen):
     """Pulls w to the batch's number, which its hashes hold."""
     target = batch.text_hash.astype(jnp.float32).mean()
     values = (params["encoder"]["w"] - target) ** 2
@@ -56,7 +56,7 @@ def run(tmp_path):
             batches=batches or (lambda start: ((index, made_batch(index)) for index in range(start, steps))),
             num_steps=steps,
             learning_rate=lambda step: 1.0,
-            evaluate=scores and (lambda params: {"a/m": scores(float(params["w"][0]))}),
+            evaluate=scores and (lambda state: {"a/m": scores(float(state.params["encoder"]["w"][0]))}),
             save_model=lambda params, directory: directory.write_text(str(float(params["w"][0]))),
             mesh=mesh,
         )

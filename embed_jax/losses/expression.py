@@ -1,0 +1,161 @@
+"""Losses by name and arguments, as a config's `loss.name` has them: a name of the registry, or an expression over such.
+
+cosent(scale=10)
+info_nce(temperature=0.02, terms='qp,pq') + 0.1 * uniformity(t=2)
+symmetric(triplet(distance='cosine', margin=0.2))
+per_dataset(nli=info_nce(), sts=cosent())
+masked(info_nce(), min_score=0.5)
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from embed_jax.errors import InputError
+from embed_jax.losses.compose import (
+    LossFunction,
+    bind,
+    masked,
+    parameters_of,
+    per_dataset,
+    settle,
+    symmetric,
+    weighted_sum,
+)
+from embed_jax.registry import REGISTRY, lookup, unknown
+
+COMBINATORS = {"symmetric": symmetric, "masked": masked, "per_dataset": per_dataset}
+
+
+def build_loss(expression: str, fields: Mapping[str, Any] | None = None) -> LossFunction:
+    """The loss that an expression of a config names.
+
+    Its parameters are those of a single loss directly, and for a sum or `per_dataset` {"0": ..., "1": ...} in the order
+    written, without entries for losses that have none.
+
+    Args:
+        expression: names of the registry, with arguments by name, in sums and in `symmetric`, `per_dataset`, `masked`;
+            a number may stand before `*`. It is never evaluated as Python.
+        fields: arguments for every loss of the expression that takes them; those written in it come first.
+
+    Raises:
+        InputError: naming the part of the expression that cannot be used, and what is accepted.
+    """
+    source = " ".join(expression.split())
+    try:
+        tree = ast.parse(source, mode="eval").body
+    except (SyntaxError, ValueError) as error:
+        said = getattr(error, "msg", str(error))
+        raise InputError(f"config.loss.name: {source!r}: {said}; expected a loss such as 'info_nce()'") from None
+    return _Reader(source, fields or {}).loss(tree)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """Losses from the syntax tree of an expression.
+
+    Attributes:
+        source: the expression, for messages.
+        fields: arguments of all losses that take them.
+    """
+
+    source: str
+    fields: Mapping[str, Any]
+
+    def loss(self, node: ast.expr) -> LossFunction:
+        terms = self._terms(node)
+        if len(terms) == 1 and terms[0][0] == 1.0:
+            return terms[0][1]
+        return self._tried(node, lambda: weighted_sum(terms))
+
+    def _terms(self, node: ast.expr) -> list[tuple[float, LossFunction]]:
+        """The sum's losses with their coefficients."""
+        match node:
+            case ast.BinOp(op=ast.Add() | ast.Sub() as sign):
+                factor = 1.0 if isinstance(sign, ast.Add) else -1.0
+                return self._terms(node.left) + [(factor * c, loss) for c, loss in self._terms(node.right)]
+            case ast.BinOp(op=ast.Mult()):
+                left, right = _number(node.left), _number(node.right)
+                if (left is None) == (right is None):
+                    raise self._error(node, "expected a number on one side of * and a loss on the other")
+                factor, rest = (left, node.right) if right is None else (right, node.left)
+                return [(factor * c, loss) for c, loss in self._terms(rest)]
+            case ast.Name():
+                return [(1.0, self._called(node, node.id, [], []))]
+            case ast.Call(func=ast.Name()):
+                return [(1.0, self._called(node, node.func.id, node.args, node.keywords))]
+        raise self._error(node, "expected a loss such as info_nce(temperature=0.05), a number * a loss, or their sum")
+
+    def _called(
+        self, node: ast.expr, name: str, positional: Sequence[ast.expr], keywords: Sequence[ast.keyword]
+    ) -> LossFunction:
+        if name not in COMBINATORS and name not in REGISTRY["loss"]:
+            raise self._error(node, unknown("loss", name, [*REGISTRY["loss"], *COMBINATORS]))
+        named = self._once(node, [(keyword.arg, keyword.value) for keyword in keywords])
+        if name == "per_dataset":
+            if len(positional) == 1 and isinstance(positional[0], ast.Dict) and not named:
+                pairs = zip(positional[0].keys, positional[0].values, strict=True)
+                named = self._once(node, [(getattr(key, "value", None), value) for key, value in pairs])
+            elif positional:
+                raise self._error(node, "expected losses by data set, as in per_dataset(nli=info_nce(), sts=cosent())")
+            losses = {dataset: self.loss(value) for dataset, value in named.items()}
+            return self._tried(node, lambda: per_dataset(losses))
+        given = {argument: self._literal(node, argument, value) for argument, value in named.items()}
+        if name in COMBINATORS:
+            if len(positional) != 1 or isinstance(positional[0], ast.Starred):
+                raise self._error(node, f"expected one loss inside, as in {name}(info_nce()), found {len(positional)}")
+            combine, inner = COMBINATORS[name], self.loss(positional[0])
+            return self._tried(node, lambda: combine(inner, **settle(name, parameters_of(combine), given)))
+        function = lookup("loss", name)
+        parameters = parameters_of(function)
+        if positional:
+            known = ", ".join(parameters) or "none"
+            raise self._error(node, f"expected arguments by name, found {self._text(positional[0])}; known: {known}")
+        more = {argument: value for argument, value in self.fields.items() if argument in parameters}
+        return dataclasses.replace(self._tried(node, lambda: bind(function, **more | given)), name=name)
+
+    def _once(self, node: ast.expr, pairs: Sequence[tuple[Any, ast.expr]]) -> dict[str, ast.expr]:
+        """What is given by name, no name twice."""
+        named = {}
+        for name, value in pairs:
+            if not isinstance(name, str):
+                raise self._error(node, "expected names for what is given by name")
+            if name in named:
+                raise self._error(node, f"expected {name} once, found it twice")
+            named[name] = value
+        return named
+
+    def _literal(self, call: ast.expr, argument: str, node: ast.expr) -> Any:
+        number = _number(node)
+        if number is not None:
+            return number
+        if isinstance(node, ast.Constant) and isinstance(node.value, bool | str):
+            return node.value
+        found = self._text(node)
+        raise self._error(call, f"{argument}: expected a number, True, False or a string in quotes, found {found}")
+
+    def _tried(self, node: ast.expr, make: Callable[[], LossFunction]) -> LossFunction:
+        """What `make` makes; what it objects to is said of this part of the expression."""
+        try:
+            return make()
+        except InputError as error:
+            raise self._error(node, str(error)) from None
+
+    def _error(self, node: ast.expr, message: str) -> InputError:
+        return InputError(f"config.loss.name: {self._text(node)}: {message}")
+
+    def _text(self, node: ast.expr) -> str:
+        return ast.get_source_segment(self.source, node)
+
+
+def _number(node: ast.expr) -> int | float | None:
+    """The number that a literal is, with or without a minus."""
+    match node:
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
+            return None if isinstance(value, bool) else -value
+        case ast.Constant(value=int() | float() as value):
+            return None if isinstance(value, bool) else value
+    return None

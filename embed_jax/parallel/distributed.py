@@ -1,0 +1,109 @@
+"""Several hosts: joining them, and ending soon and in one line when one of them is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import jax
+
+from embed_jax.config import Hosts
+from embed_jax.errors import InputError, one_line, report
+
+# What JAX itself allows for beyond our own time-out before it aborts the process.
+GRACE = 30  # seconds
+
+
+@contextlib.contextmanager
+def joined(hosts: Hosts) -> Iterator[None]:
+    """Within it, `jax.devices()` are those of all hosts. Enter it before anything touches a device.
+
+    Ends the process itself if the work fails while other hosts are there, since they would be waited for; and ends it
+    when another host is lost, at most `hosts.heartbeat_timeout` seconds after its last sign of life.
+
+    Args:
+        hosts: `coordinator` "": this process alone; "auto": those of a SLURM job, a TPU pod, Open MPI or Kubernetes, as
+            JAX detects them; "ADDRESS:PORT" of host 0, with `count` and `index`.
+
+    Raises:
+        InputError: if the hosts can't be joined.
+    """
+    if not hosts.coordinator:
+        yield
+        return
+    _join(hosts)
+    stopped = threading.Event()
+    threading.Thread(target=_watch, args=(hosts.heartbeat_timeout, stopped), daemon=True).start()
+    try:
+        yield
+    except BaseException as error:
+        stopped.set()
+        if jax.process_count() == 1:
+            raise
+        status = report(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    stopped.set()
+    jax.distributed.shutdown()  # waits for all
+
+
+def _join(hosts: Hosts) -> None:
+    explicit = {}
+    if hosts.coordinator != "auto":
+        if hosts.count < 1 or not 0 <= hosts.index < hosts.count:
+            raise InputError(
+                f"config.hosts: a coordinator needs a count of hosts and an index below it, found count {hosts.count} "
+                f"and index {hosts.index}"
+            )
+        explicit = {
+            "coordinator_address": hosts.coordinator,
+            "num_processes": hosts.count,
+            "process_id": hosts.index,
+        }
+    try:
+        jax.distributed.initialize(
+            **explicit,
+            initialization_timeout=hosts.join_timeout,
+            heartbeat_timeout_seconds=hosts.heartbeat_timeout + GRACE,
+        )
+    except Exception as error:  # no cluster, a bad address, a host that never came
+        raise InputError(f"config.hosts.coordinator={hosts.coordinator!r}: cannot join: {one_line(error)}") from error
+
+
+def _watch(timeout: int, stopped: threading.Event) -> None:
+    """Tells the other hosts every second that this one lives; ends the process if one of them does not."""
+    from jax._src.distributed import global_state  # the store that JAX keeps its hosts together with
+
+    client, me, others = global_state.client, jax.process_index(), set(range(jax.process_count()))
+    others.discard(me)
+    last = {host: ("", time.monotonic()) for host in others}  # its latest sign, and when it was new to us
+    beat = 0
+    while not stopped.wait(1.0):
+        beat += 1
+        try:
+            client.key_value_set(f"embed_jax/alive/{me}", str(beat), allow_overwrite=True)
+            for host in others:
+                sign = client.key_value_try_get(f"embed_jax/alive/{host}")
+                if sign != last[host][0]:
+                    last[host] = (sign, time.monotonic())
+        except Exception as error:  # a key not there yet, or no coordinator to ask
+            if "NOT_FOUND" not in str(error) and not stopped.is_set():
+                _end(f"lost the coordinator, host 0 ({one_line(error)[:100]})")
+        lost = [host for host, (_, when) in last.items() if time.monotonic() - when > timeout]
+        if lost and not stopped.is_set():
+            _end(f"lost host {', '.join(map(str, lost))}: no sign of life for {timeout} s")
+
+
+def _end(message: str) -> None:
+    print(f"error: {message}; the same command resumes from the last checkpoint", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def is_first_host() -> bool:
+    """Whether this process writes logs and models."""
+    return jax.process_index() == 0

@@ -1,0 +1,237 @@
+"""Reductions over all pairs (row, candidate) that never hold the N x N matrix: dense for comparison, tiled, ring.
+
+Each reduces blocks of numbers `block(rows, candidates, shared) -> [M, b, n]` over the candidates, by logsumexp, sum or
+max. The gradient is our own: blocks are computed again backwards, one at a time, so that nothing of the size of all
+pairs is kept. (A plain loop, differentiated, would keep every block; rematerialised, a ring would keep every chunk.)
+
+Tiling follows FlashAttention's online softmax (Milakov and Gimelshein 2018; Dao et al. 2022), the ring Ring Attention
+(Liu et al. 2023) and Inf-CL (Cheng et al. 2024, "Breaking the Memory Barrier: Near Infinite Batch Size Scaling").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from embed_jax.types import Block
+
+KINDS = ("logsumexp", "sum", "max")
+TILE = 2**20  # numbers of one block of pairs: 4 MiB in float32
+SHORTEST_TILE = 256  # candidates
+Sums = tuple[Float[Array, "M b"], Float[Array, "M b"]]
+
+
+def reduce_dense(kind: str, block: Block, rows: Any, candidates: Any, shared: Any) -> Sums:
+    """The textbook form, which holds all pairs.
+
+    Returns:
+        "logsumexp": (log sum_j exp, max_j without gradient); "sum": (sum_j, same); "max": (max_j, same).
+    """
+    values = block(rows, candidates, shared)
+    if kind == "sum":
+        total = jnp.sum(values, axis=-1)
+        return total, total
+    largest = lax.stop_gradient(jnp.max(values, axis=-1))
+    if kind == "max":
+        reached = jnp.argmax(values, axis=-1, keepdims=True)  # one of them, if several are the largest
+        return jnp.take_along_axis(values, reached, axis=-1)[..., 0], largest
+    shift = _finite(largest)
+    total = jnp.sum(jnp.exp(values - shift[..., None]), axis=-1)
+    return _log(total) + shift, largest
+
+
+def reduce_tiled(kind: str, block: Block, rows: Any, candidates: Any, shared: Any, tile: int = 0) -> Sums:
+    """As `reduce_dense`, a tile of candidates at a time.
+
+    Args:
+        tile: candidates of a tile; 0: as many as make a block of TILE numbers.
+    """
+    return _streamed(kind, block, rows, candidates, shared, tile, 1, lambda tree: tree)
+
+
+def reduce_ring(
+    kind: str, block: Block, rows: Any, candidates: Any, shared: Any, axis: tuple[str, ...], tile: int = 0
+) -> Sums:
+    """As `reduce_tiled`, over the candidates of every device of `axis`, which are passed from neighbour to neighbour.
+
+    No device holds more than its own candidates and one neighbour's. Backwards they go round once more, and their
+    gradients with them, until both are home. Call it inside `shard_map`.
+
+    Args:
+        candidates: this device's own.
+    """
+    devices = lax.axis_size(axis)
+    neighbours = [(device, (device + 1) % devices) for device in range(devices)]
+
+    def pass_on(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: lax.ppermute(leaf, axis, neighbours), tree)
+
+    return _streamed(kind, block, rows, candidates, shared, tile, devices, pass_on)
+
+
+def _streamed(
+    kind: str,
+    block: Block,
+    rows: Any,
+    candidates: Any,
+    shared: Any,
+    tile: int,
+    hops: int,
+    pass_on: Callable[[Any], Any],
+) -> Sums:
+    """The reduction over `hops` times the candidates, `pass_on` bringing the next ones, with its own gradient."""
+    shape = jax.eval_shape(block, rows, candidates, shared).shape
+    tiles, valid = _cut(candidates, tile or max(TILE // (shape[0] * shape[1]), SHORTEST_TILE))
+    steps, width = valid.shape
+    # What is not differentiated takes part as it is.
+    rows, fixed_rows, join_rows = _split(rows)
+    tiles, fixed_tiles, join_tiles = _split(tiles)
+    # Everything varies over the devices alike, so that loops may carry it; leaving this again sums the gradients.
+    fixed = (fixed_rows, fixed_tiles, valid, jnp.zeros(shape[:2]))
+    rows, tiles, shared, fixed = _vary_alike((rows, tiles, shared, fixed))
+    nothing = 0.0 if kind == "sum" else -jnp.inf
+
+    def values_of(rows, tile, shared, fixed_rows, fixed_tile, valid):
+        values = block(join_rows(rows, fixed_rows), join_tiles(tile, fixed_tile), shared)
+        return jnp.where(valid, values, nothing)
+
+    def forward(rows, tiles, shared, fixed):
+        fixed_rows, fixed_tiles, valid, start = fixed
+
+        def absorb(carry, step):
+            largest, total, number = carry
+            values = values_of(rows, step[0], shared, fixed_rows, *step[1:])
+            if kind == "sum":
+                return (largest, total + jnp.sum(values, axis=-1), number + 1), None
+            here = jnp.max(values, axis=-1)
+            larger = jnp.maximum(largest, here)
+            if kind == "max":  # where it is reached is remembered in `total`'s place
+                place = number * width + jnp.argmax(values, axis=-1)
+                return (larger, jnp.where(here > largest, place, total), number + 1), None
+            shift = _finite(larger)
+            total = total * jnp.exp(largest - shift) + jnp.sum(jnp.exp(values - shift[..., None]), axis=-1)
+            return (larger, total, number + 1), None
+
+        def hop(carry, _):
+            sums, *moving = carry
+            sums, _ = lax.scan(absorb, sums, (*moving, valid))
+            return (sums, *pass_on(moving)), None
+
+        zero = start.astype(jnp.int32)
+        sums = (start - jnp.inf, zero if kind == "max" else start, zero[0, 0])
+        (largest, total, _), *_ = _repeat(hop, (sums, tiles, fixed_tiles), hops)
+        return largest, total
+
+    @jax.custom_vjp
+    def run(*arguments):
+        largest, total = forward(*arguments)
+        return {"logsumexp": _log(total) + _finite(largest), "sum": total, "max": largest}[kind], largest
+
+    def run_forward(*arguments):
+        largest, total = forward(*arguments)
+        result = {"logsumexp": _log(total) + _finite(largest), "sum": total, "max": largest}[kind]
+        return (result, largest), (arguments, _finite(result) if kind == "logsumexp" else total)
+
+    def run_backward(kept, cotangents):
+        (rows, tiles, shared, (fixed_rows, fixed_tiles, valid, start)), known = kept
+        cotangent = cotangents[0][..., None]
+
+        def back(carry, step):
+            d_rows, d_shared, number = carry
+            tile, fixed_tile, valid = step
+            values, pull = jax.vjp(
+                lambda rows, tile, shared: values_of(rows, tile, shared, fixed_rows, fixed_tile, valid),
+                *(rows, tile, shared),
+            )
+            if kind == "logsumexp":
+                weights = cotangent * jnp.exp(values - known[..., None])
+            elif kind == "sum":
+                weights = jnp.broadcast_to(cotangent, values.shape)
+            else:
+                weights = jnp.where(number * width + jnp.arange(width) == known[..., None], cotangent, 0.0)
+            more_rows, d_tile, more_shared = pull(weights)
+            return (_add(d_rows, more_rows), _add(d_shared, more_shared), number + 1), d_tile
+
+        def hop(carry, _):
+            sums, d_tiles, *moving = carry
+            sums, more = lax.scan(back, sums, (*moving, valid))
+            return (sums, *pass_on((_add(d_tiles, more), *moving))), None
+
+        sums = (_zeros(rows), _zeros(shared), start.astype(jnp.int32)[0, 0])
+        (d_rows, d_shared, _), d_tiles, *_ = _repeat(hop, (sums, _zeros(tiles), tiles, fixed_tiles), hops)
+        return d_rows, d_tiles, d_shared, None
+
+    run.defvjp(run_forward, run_backward)
+    return run(rows, tiles, shared, fixed)
+
+
+def _repeat(body: Callable, carry: Any, times: int) -> Any:
+    return body(carry, None)[0] if times == 1 else lax.scan(body, carry, length=times)[0]
+
+
+def _cut(candidates: Any, tile: int) -> tuple[Any, Array]:
+    """Leaves [n, ...] as [steps, tile, ...] of nearly equal tiles, and which entries are not padding [steps, tile]."""
+    count = jax.tree.leaves(candidates)[0].shape[0]
+    steps = -(-count // tile)
+    tile = -(-count // steps)
+
+    def cut(leaf: Array) -> Array:
+        short = steps * tile - count
+        if short:
+            leaf = jnp.concatenate([leaf, leaf[:short]])
+        return leaf.reshape(steps, tile, *leaf.shape[1:])
+
+    return jax.tree.map(cut, candidates), (jnp.arange(steps * tile) < count).reshape(steps, tile)
+
+
+def _split(tree: Any) -> tuple[list[Array], list[Array], Callable[[list, list], Any]]:
+    """The leaves that have gradients, those that have none, and the function that puts them together again."""
+    leaves, structure = jax.tree.flatten(tree)
+    moving = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+
+    def join(floats: list[Array], others: list[Array]) -> Any:
+        floats, others = iter(floats), iter(others)
+        return structure.unflatten([next(floats) if is_float else next(others) for is_float in moving])
+
+    floats = [leaf for leaf, is_float in zip(leaves, moving, strict=True) if is_float]
+    return floats, [leaf for leaf, is_float in zip(leaves, moving, strict=True) if not is_float], join
+
+
+def _vary_alike(tree: Any) -> Any:
+    """All leaves varying over every mesh axis over which one of them varies."""
+    axes = frozenset().union(*map(_varying, jax.tree.leaves(tree)))
+
+    def vary(leaf: Array) -> Array:
+        missing = tuple(axes - _varying(leaf))
+        return lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(vary, tree)
+
+
+def _varying(leaf: Array) -> frozenset[str]:
+    """The mesh axes over which an array may differ from device to device."""
+    return frozenset(jax.typeof(leaf).mat.varying)
+
+
+def _zeros(tree: Any) -> Any:
+    # A product keeps what zeros_like loses: over which mesh axes the leaf varies.
+    return jax.tree.map(lambda leaf: jnp.where(jnp.zeros((), bool), leaf, 0.0), tree)
+
+
+def _add(tree: Any, more: Any) -> Any:
+    return jax.tree.map(jnp.add, tree, more)
+
+
+def _finite(x: Array) -> Array:
+    """x with -inf as 0: what to shift by where there is nothing to shift."""
+    return jnp.where(x == -jnp.inf, 0.0, x)
+
+
+def _log(x: Array) -> Array:
+    """log x with a zero gradient at 0, where it is -inf."""
+    return jnp.where(x == 0.0, -jnp.inf, jnp.log(jnp.where(x == 0.0, 1.0, x)))
