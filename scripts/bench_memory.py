@@ -1,0 +1,193 @@
+"""bench memory: a big batch dealt to groups against one small batch."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from scripts.measure import (
+    MIB,
+    alternate,
+    compiled_bytes,
+    count,
+    in_fresh_process,
+    made_words,
+    median_ratio,
+    peak_growth,
+    print_json,
+    print_row,
+    result,
+)
+
+DESCRIPTION = """What gradient caching costs: a batch of sentences dealt to groups, against a batch of one group.
+
+Whole training steps (info_nce, dropout, clipping, AdamW) on one device, with as many rows of the same length in
+each group. "compiled" is the compiler's plan (arguments with parameters and AdamW's state, temporaries, outputs);
+"measured" the arguments and how far the peak rose in a process of its own. Last, how far the gradient of several groups
+is from that of one (dropout off): the norm of the difference by the norm."""
+EXAMPLES = """examples:
+  python -m scripts.bench memory
+  python -m scripts.bench memory --batch-size 32768 --group 256 --dtype bfloat16
+  python -m scripts.bench memory --shape mini --batch-size 1024 --repeat 5 --json"""
+WIDTHS = (26, 14, 14, 8)
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--shape", default="minilm-l6", help="shape of the encoder (default: %(default)s)")
+    command.add_argument(
+        "--batch-size", type=count, default=4096, help="sentences of the big batch, half of them anchors (%(default)s)"
+    )
+    command.add_argument("--group", type=count, default=128, help="sentences of a group (default: %(default)s)")
+    command.add_argument(
+        "--exact", type=count, default=512, help="sentences of the batch whose gradients are compared (%(default)s)"
+    )
+    command.add_argument("--words", type=float, default=10.0, help="median words of made text (default: %(default)s)")
+    command.add_argument("--row-length", type=count, default=128, help="slots of a packed row (default: %(default)s)")
+    command.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="compute dtype")
+    command.add_argument("--repeat", type=count, default=3, help="timed runs of each side (default: %(default)s)")
+
+
+def check_options(args: argparse.Namespace) -> str | None:
+    """What is wrong with the options, if something is."""
+    if args.group % 2:
+        return f"--group: expected an even number (pairs), found {args.group}"
+    for name in ("batch_size", "exact"):
+        if (size := getattr(args, name)) % args.group:
+            return f"--{name.replace('_', '-')}: expected a multiple of --group {args.group}, found {size}"
+    return None
+
+
+def bench_memory(args: argparse.Namespace) -> None:
+    texts = {"words": args.words, "row_length": args.row_length}
+    # The small batch gets as many rows as a group of the big one, so that both encode the same.
+    rows = make_batch(args.batch_size, args.batch_size // args.group, **texts).tokens["encoder"].token_ids.shape[1]
+    model = {"shape": args.shape, "group": args.group, "dtype": args.dtype}
+    options = {**model, **texts, "rows": rows}
+    big, small = (
+        in_fresh_process(__name__, "measure_alone", {"sentences": size, **options})
+        for size in (args.batch_size, args.group)
+    )
+    shape = {"sentences": args.batch_size, "group": args.group, "rows": rows, "row_length": args.row_length}
+    if not args.json:
+        print(f"{args.shape}: {args.batch_size} sentences in groups of {args.group} against {args.group} in one group")
+        print(f"{rows} rows of {args.row_length} in a group")
+        print_row(("", "groups", "one group", "ratio"), WIDTHS)
+
+    def show(name: str, text: str, unit: str, ours: float, theirs: float, ratio: float, n: int, **more: Any) -> None:
+        if args.json:
+            print_json(result(f"memory/{name}", unit, ours, theirs, ratio, n, **shape, **more))
+        else:
+            print_row((f"{text}, {unit}", ours, theirs, ratio), WIDTHS)
+
+    for name in ("arguments", "outputs", "temporaries", "compiled", "measured"):
+        ours, theirs = big[name] / MIB, small[name] / MIB
+        show(name, name, "MiB", ours, theirs, ours / theirs if theirs else None, 1)
+
+    ours, theirs = step_seconds(args.batch_size, args.repeat, **options)
+    ours, theirs = ([1000 * seconds for seconds in side] for side in (ours, theirs))
+    medians = statistics.median(ours), statistics.median(theirs)
+    show("time", "time a sentence", "ms", *medians, median_ratio(ours, theirs), args.repeat)
+
+    difference = gradient_difference(args.exact, **model, **texts)
+    groups = args.exact // args.group
+    if args.json:
+        line = result("memory/gradient", "relative difference", difference, None, None, 1, **shape, exact=args.exact)
+        print_json(line)
+    else:
+        print(f"gradients of {args.exact} sentences in {groups} groups and in one: {difference:.2e} apart (relative)")
+
+
+# ---- the two sides -------------------------------------------------------------------------------------------
+
+
+def make_batch(sentences: int, groups: int, words: float, row_length: int, rows: int | None = None):
+    """A batch of made pairs."""
+    from embed_jax.data.pack import pack_batch
+    from embed_jax.types import Batch
+
+    ids = [numbers[: row_length - 2] for numbers in made_words(sentences, words)]
+    ids = [np.pad(numbers, 1) for numbers in ids]  # with a token before and after, as a tokenizer adds them
+    half = sentences // 2
+    tokens, order = pack_batch([ids[:half], ids[half:]], groups=groups, row_length=row_length, rows=rows)
+    present = np.ones((groups, 2, half // groups), bool)
+    text_hash = np.random.default_rng(0).integers(0, 2**32, (*present.shape, 2), np.uint32)
+    return Batch({"encoder": tokens}, present, text_hash, order)
+
+
+def make_objective(shape: str, dtype: str) -> tuple[Callable, Any]:
+    """The training objective on one device, and random parameters for it."""
+    import jax
+
+    from embed_jax.encoders.build import build_encoder, random_spec
+    from embed_jax.losses.contrastive import info_nce
+    from embed_jax.parallel.gather import global_loss
+    from embed_jax.parallel.mesh import make_mesh
+
+    encoder = build_encoder(random_spec(shape), compute_dtype=dtype)
+    params = {"encoder": jax.jit(encoder.init)(jax.random.key(0)), "loss": {}}
+    return global_loss(encoder, info_nce, make_mesh(1)), params
+
+
+def make_step(sentences: int, shape: str, group: int, dtype: str, **texts: Any):
+    """(compiled training step, its state, its batch) for a batch dealt to groups of `group` sentences."""
+    import jax
+
+    from embed_jax.config import Optim
+    from embed_jax.train.optim import make_optimizer
+    from embed_jax.train.step import init_state, make_train_step
+
+    objective, params = make_objective(shape, dtype)
+    optimizer = make_optimizer(Optim(learning_rate=1e-5, schedule="constant", weight_decay=0.01), 1000)
+    state = init_state(params, optimizer)
+    batch = jax.device_put(make_batch(sentences, sentences // group, **texts))
+    return make_train_step(objective, optimizer).lower(state, batch, jax.random.key(0)).compile(), state, batch
+
+
+def measure_alone(sentences: int, **options: Any) -> dict[str, int]:
+    """Bytes of one training step, by plan and as found in a process that does nothing else."""
+    import jax
+
+    step, state, batch = make_step(sentences, **options)
+    plan = compiled_bytes(step)
+    state = jax.block_until_ready(state)
+    growth = peak_growth(lambda: jax.block_until_ready(step(state, batch, jax.random.key(0))))
+    return {**plan, "compiled": sum(plan.values()), "measured": plan["arguments"] + growth}
+
+
+def step_seconds(sentences: int, repeat: int, **options: Any) -> list[list[float]]:
+    """Seconds a sentence, of the big batch in groups and of small ones, taking turns."""
+    import jax
+
+    group = options["group"]
+    times = max(sentences // group // 4, 1)  # small steps in a turn: enough to be measured, a quarter of the big one
+
+    def side(size: int, steps: int) -> Callable[[], None]:
+        step, state, batch = make_step(size, **options)
+        states = [state]
+
+        def run() -> None:
+            for _ in range(steps):
+                states[0], metrics = step(states[0], batch, jax.random.key(0))
+            jax.block_until_ready(metrics)
+
+        return run
+
+    seconds = alternate([side(sentences, 1), side(group, times)], repeat)
+    return [[s / sentences for s in seconds[0]], [s / (group * times) for s in seconds[1]]]
+
+
+def gradient_difference(sentences: int, shape: str, group: int, dtype: str, words: float, row_length: int) -> float:
+    """|gradient of groups - gradient of one group| / |gradient of one group|, dropout off."""
+    import jax
+
+    objective, params = make_objective(shape, dtype)
+    gradient = jax.jit(jax.grad(lambda params, batch: objective(params, batch, None)[0]))
+    found = []
+    for groups in (sentences // group, 1):
+        leaves = jax.tree.leaves(gradient(params, make_batch(sentences, groups, words, row_length)))
+        found.append(np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in leaves]))
+    return float(np.linalg.norm(found[0] - found[1]) / np.linalg.norm(found[1]))

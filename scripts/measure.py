@@ -1,0 +1,249 @@
+"""What the benches share: made material, taking turns, memory of programs and processes, results in print."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from embed_jax.errors import RunError
+
+MIB = 2**20
+
+
+# ---- material ------------------------------------------------------------------------------------------------
+
+
+def random_model(shape: str, max_length: int = 128, dtype: str = "float32"):
+    """A SentenceEncoder of a well-known shape: random weights, and a made tokenizer of whole words."""
+    import jax
+
+    from embed_jax.encoders.build import build_encoder, random_spec
+    from embed_jax.sentence import SentenceEncoder
+
+    spec = random_spec(shape)
+    params = jax.jit(build_encoder(spec).init)(jax.random.key(0))
+    return SentenceEncoder(spec, params, made_tokenizer(spec.backbone.vocab_size, max_length), compute_dtype=dtype)
+
+
+def made_tokenizer(vocab_size: int, max_length: int):
+    """A WordPiece tokenizer whose vocabulary is w0, w1, ...: one token a made word."""
+    from transformers import BertTokenizerFast
+
+    from embed_jax.data.tokenize import load_tokenizer
+
+    with tempfile.TemporaryDirectory() as directory:
+        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number}" for number in range(vocab_size - 5))]
+        (Path(directory) / "vocab.txt").write_text("\n".join(words) + "\n")
+        BertTokenizerFast(vocab=str(Path(directory) / "vocab.txt")).save_pretrained(directory)
+        return load_tokenizer(directory, max_length)
+
+
+def made_texts(count: int, words: float) -> list[str]:
+    """Texts of log-normal length, as sentences have; STS-B's have a median of 10 words."""
+    return [" ".join(f"w{word}" for word in numbers) for numbers in made_words(count, words)]
+
+
+def made_words(count: int, words: float) -> list[np.ndarray]:
+    """The numbers of the words of `made_texts`, from 0 to 19,999."""
+    rng = np.random.default_rng(0)
+    lengths = np.maximum(rng.lognormal(np.log(words), 0.45, size=count).round().astype(int), 1)
+    return [rng.integers(0, 20000, length) for length in lengths]
+
+
+# ---- devices ----------------------------------------------------------------------------------------------------
+
+
+def use_cpu_devices(devices: int) -> None:
+    """Makes so many devices out of a CPU, if there is no accelerator. Call it before anything touches a device."""
+    import jax
+
+    if jax.config.jax_num_cpu_devices < devices:
+        jax.config.update("jax_num_cpu_devices", devices)
+
+
+def on_cpu() -> bool:
+    import jax
+
+    return jax.default_backend() == "cpu"
+
+
+# ---- time ----------------------------------------------------------------------------------------------------
+
+
+def alternate(sides: Sequence[Callable[[], Any]], repeat: int, warm_up: int = 1) -> list[list[float]]:
+    """Seconds of each side's runs, the sides taking turns, after `warm_up` runs that don't count."""
+    seconds: list[list[float]] = [[] for _ in sides]
+    for turn in range(warm_up + repeat):
+        for side, taken in zip(sides, seconds, strict=True):
+            began = time.perf_counter()
+            side()
+            if turn >= warm_up:
+                taken.append(time.perf_counter() - began)
+    return seconds
+
+
+def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """The median over the alternations of ours / theirs."""
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+# ---- memory --------------------------------------------------------------------------------------------------
+
+
+def compiled_bytes(compiled: Any) -> dict[str, int]:
+    """What one device needs for a compiled program, in bytes, from the compiler's own plan.
+
+    Returns:
+        "arguments", "outputs" (without those that reuse a donated argument's place), "temporaries".
+    """
+    plan = compiled.memory_analysis()
+    return {
+        "arguments": plan.argument_size_in_bytes,
+        "outputs": plan.output_size_in_bytes - plan.alias_size_in_bytes,
+        "temporaries": plan.temp_size_in_bytes,
+    }
+
+
+def memory_limit() -> int:
+    """Bytes that a program may use on the first device."""
+    import jax
+
+    found = jax.devices()[0].memory_stats() or {}
+    return found.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_growth(call: Callable[[], Any]) -> int:
+    """By how many bytes the peak of memory in use during `call` is above what was in use before.
+
+    Of the first device if it keeps count, else of this process. Call it in a process that did little before: what an
+    earlier peak left behind is not seen again.
+    """
+    import jax
+
+    device = jax.devices()[0]
+    if found := device.memory_stats():
+        call()
+        return device.memory_stats()["peak_bytes_in_use"] - found["bytes_in_use"]
+    before = _resident_now()
+    call()
+    return max(_peak_resident() - before, 0)
+
+
+def _resident_now() -> int:
+    """Resident bytes of this process; from here on `_peak_resident` counts anew, where the system can do so."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what compiling left free would be used again unseen
+        Path("/proc/self/clear_refs").write_text("5")
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, AttributeError):  # no Linux
+        return _peak_resident()
+
+
+def _peak_resident() -> int:
+    try:
+        fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return int(fields["VmHWM"].split()[0]) * 1024
+    except OSError:
+        largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return largest if sys.platform == "darwin" else largest * 1024
+
+
+def in_fresh_process(module: str, function: str, arguments: dict[str, Any]) -> Any:
+    """What `module.function(**arguments)` returns in a process of its own; both ways through JSON.
+
+    Raises:
+        RunError: if that process fails.
+    """
+    code = f"import json, sys; from {module} import {function} as f; print(json.dumps(f(**json.loads(sys.argv[1]))))"
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+    # Accelerators' memory is not to be taken in advance: several processes use it.
+    environment = {**os.environ, "PYTHONPATH": path, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+        raise RunError(f"{module}.{function} in a process of its own ended with {done.returncode}: {last}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+# ---- results -------------------------------------------------------------------------------------------------
+
+
+def result(name: str, unit: str, ours: float, theirs: float | None, ratio: float | None, n: int, **more) -> dict:
+    """One line of --json."""
+    return {
+        "name": name,
+        "unit": unit,
+        "ours": _short(ours),
+        "theirs": _short(theirs),
+        "ratio": _short(ratio),
+        "n": n,
+        **{key: _short(value) for key, value in more.items()},
+        "machine": machine(),
+    }
+
+
+def _short(value: Any) -> Any:
+    """Numbers with few digits, but enough for small ones."""
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def print_json(line: dict[str, Any]) -> None:
+    print(json.dumps(line), flush=True)
+
+
+def machine() -> str:
+    import jax
+
+    return f"{jax.devices()[0].device_kind} x{jax.device_count()}, {os.cpu_count()} CPUs, {platform.machine()}"
+
+
+def print_row(cells: Sequence[Any], widths: Sequence[int]) -> None:
+    """A row of a table that grows while it is measured; None is a dash."""
+    texts = ["-" if cell is None else cell if isinstance(cell, str) else f"{cell:,.4g}" for cell in cells]
+    texts = [f"{cell:,}" if isinstance(cell, int) else text for cell, text in zip(cells, texts, strict=True)]
+    print("  ".join(text.rjust(width) for text, width in zip(texts, widths, strict=True)), flush=True)
+
+
+# ---- options -------------------------------------------------------------------------------------------------
+
+
+def count(text: str) -> int:
+    """An option's number from 1 up."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 up, found {text!r}")
+    return int(text)
+
+
+def count_or_none(text: str) -> int:
+    """An option's number from 0 up."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a number from 0 up, found {text!r}")
+    return int(text)
+
+
+def counts(text: str) -> list[int]:
+    """An option's numbers from 1 up, separated by commas; "" is none."""
+    sizes = [size.strip() for size in text.split(",") if size.strip()]
+    if not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        raise argparse.ArgumentTypeError(f"expected numbers from 1 up, separated by commas, found {text!r}")
+    return [int(size) for size in sizes]
