@@ -122,7 +122,7 @@ class World(Protocol):
     ) -> Float[Array, "M b"]:
         """max_j block_ij over all candidates of the world, -inf for none; the gradient goes to where it is reached."""
 
-    def gather(self, values: Float[Array, b *x]) -> Float[Array, B *x]:
+    def gather(self, values: Float[Array, b * x]) -> Float[Array, B * x]:
         """What each device has for its own examples, joined in the order of the examples."""
 
     def total(self, value: Float[Array, "*x"]) -> Float[Array, "*x"]:

@@ -48,7 +48,7 @@ class OneWorld:
     def max(self, block: Block, rows: Any, candidates: Callable[[Columns], Any], shared: Any = None) -> Array:
         return self._reduce("max", block, rows, candidates, shared)[0]
 
-    def gather(self, values: Float[Array, b *x]) -> Float[Array, B *x]:
+    def gather(self, values: Float[Array, b * x]) -> Float[Array, B * x]:
         return lax.all_gather(values, self.axes, tiled=True) if self.axes else values
 
     def total(self, value: Float[Array, "*x"]) -> Float[Array, "*x"]:

@@ -19,50 +19,6 @@ STEPS = 24
 
 
 @pytest.fixture(scope="module")
-def sentence_file(tmp_path_factory, sentences):
-    path = tmp_path_factory.mktemp("data") / "sentences.txt"
-    path.write_text("\n".join(sentences) + "\n", encoding="utf-8")
-    return path
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """One compilation cache for all runs here: they compile the same step."""
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def arguments(sentence_file, tiny_tokenizer):
-    """The command line of a run on a tiny encoder, without the program: `arguments(workdir, *overrides)`."""
-
-    def make(workdir: Path, *overrides: str) -> list[str]:
-        fields = {
-            "model.tokenizer": tiny_tokenizer,
-            "data.train": sentence_file,
-            "eval.sts": "",
-            "eval.metric": "",
-            "eval.every": 0,
-            "batch.size": 16,
-            "batch.groups": 2,
-            "batch.row_length": 64,
-            "batch.rows": 6,
-            "train.steps": STEPS,
-            "train.log_every": 1,
-            "train.devices": 1,
-            "checkpoint.every": 3,
-            "tracking.wandb": "disabled",
-        }
-        return [
-            f"--config={ROOT}/configs/simcse/unsup_bert_base.py:small",
-            *(f"--config.{name}={value}" for name, value in fields.items()),
-            f"--workdir={workdir}",
-            *overrides,
-        ]
-
-    return make
-
-
-@pytest.fixture(scope="module")
 def simcse(arguments, cache):
     """A function that starts `python -m experiments.simcse` in a process of its own."""
 
@@ -74,24 +30,6 @@ def simcse(arguments, cache):
         )
 
     return start
-
-
-@pytest.fixture
-def simcse_here(arguments, cache, monkeypatch, capsys):
-    """A function that runs the command in this process: (exit status, what it wrote to stderr)."""
-    monkeypatch.setenv("EMBED_JAX_CACHE", str(cache))
-    monkeypatch.chdir(ROOT)
-    monkeypatch.syspath_prepend(str(ROOT))
-    from embed_jax.errors import exit_with_one_line
-    from experiments import simcse
-
-    def run(workdir: Path, *overrides: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["experiments/simcse.py", *arguments(workdir, *overrides)])
-        with pytest.raises(SystemExit) as exit:
-            exit_with_one_line(simcse.main)
-        return exit.value.code, capsys.readouterr().err
-
-    return run
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str, str]:
