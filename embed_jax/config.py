@@ -293,6 +293,7 @@ def load(argv: Sequence[str]) -> tuple[Experiment, Path]:
     program = Path(argv[0]).stem
     usage = f"usage: python -m experiments.{program} --config=FILE[:CUT] [--config.FIELD=VALUE ...] [--workdir=DIR]"
     argv = _join_values(argv)
+    argv[1:] = sorted(argv[1:], key=lambda argument: not argument.startswith("--config="))  # the file comes first
     if "--help" in argv or "-h" in argv:
         print(usage + "\n\nFields and defaults:")
         for name, value in flatten(Experiment()).items():

@@ -22,6 +22,7 @@ PAIR_NAMES = (
 NLI = ("premise", "hypothesis")
 SCORED_LIST = ("query", "passages", "scores")
 KINDS = (*PAIR_NAMES, NLI, SCORED_LIST, ("text",))
+CARRIED = ("id", "group", "score", "label")  # what a pair may have beside its texts
 KEYS = ("id", "group")  # records with the same one are never each other's negatives
 SPLITS = ("train", "validation", "test")
 # Of a source that is read record by record, so many stand for all where looking at all would take minutes.
@@ -67,12 +68,13 @@ def negative_columns(record: Record) -> list[str]:
 def as_pairs(
     records: Sequence[Mapping[str, Any]], columns: Callable[[Mapping[str, Any]], Sequence[str | None]]
 ) -> list[Record]:
-    """Records under the names anchor, positive, negative_1, ..., whatever their own are."""
+    """Records under the names anchor, positive, negative_1, ..., whatever their own are; CARRIED fields stay."""
     named = []
     for record in records:
         anchor, positive, *negatives = columns(record)
         texts = {f"negative_{number}": text for number, text in enumerate(negatives, 1) if text is not None}
-        named.append({"anchor": anchor, "positive": positive, **texts})
+        carried = {name: record[name] for name in CARRIED if name in record} if isinstance(record, Mapping) else {}
+        named.append({"anchor": anchor, "positive": positive, **texts, **carried})
     return named
 
 

@@ -25,12 +25,14 @@ class About:
         init: `(dim: int, key: PRNGKeyArray, **arguments) -> params`: the loss's own parameters at the start; it is
             given those of the loss's arguments, defaults included, that it takes by name. None: it has none.
         tiled: whether its memory stays linear in the batch when the world is tiled or a ring.
+        classes: labels must be below this number; 0: any. With its arguments settled, the loss's `num_labels`.
     """
 
     needs: tuple[str, ...] = ()
     columns: tuple[int, int] = (2, 0)
     init: Callable[..., Params] | None = None
     tiled: bool = False
+    classes: int = 0
 
 
 def loss(

@@ -77,7 +77,8 @@ def bind(loss: Loss, /, **arguments: Any) -> LossFunction:
     if init is not None:
         init = functools.partial(init, **{name: settled[name] for name in _names(init) if name in settled})
     compute = functools.partial(loss, **settled)
-    return LossFunction(loss.__name__, compute, dataclasses.replace(about(loss), init=init))
+    settled_about = dataclasses.replace(about(loss), init=init, classes=settled.get("num_labels", 0))
+    return LossFunction(loss.__name__, compute, settled_about)
 
 
 def weighted_sum(parts: Sequence[tuple[float, Loss]]) -> LossFunction:
@@ -219,6 +220,7 @@ def _about(losses: Sequence[LossFunction], columns: tuple[int, int]) -> About:
         columns=columns,
         init=init if any(loss.about.init for loss in losses) else None,
         tiled=all(loss.about.tiled for loss in losses),
+        classes=min((loss.about.classes for loss in losses if loss.about.classes), default=0),
     )
 
 

@@ -53,6 +53,12 @@ def build_loss(expression: str, fields: Mapping[str, Any] | None = None) -> Loss
     return _Reader(source, fields or {}).loss(tree)
 
 
+def arguments_of(expression: str) -> set[str]:
+    """The names of all arguments that the losses of an expression take; the expression is one that `build_loss` reads."""
+    names = {node.id for node in ast.walk(ast.parse(expression.strip(), mode="eval")) if isinstance(node, ast.Name)}
+    return {argument for name in names & REGISTRY["loss"].keys() for argument in parameters_of(lookup("loss", name))}
+
+
 @dataclasses.dataclass(frozen=True)
 class _Reader:
     """Losses from the syntax tree of an expression.

@@ -29,7 +29,7 @@ class OneWorld:
     Attributes:
         columns: those that reductions start from: everybody's, or with "ring" this device's own.
         form: "dense" holds all pairs, "tiled" a block of them at a time, "ring" besides holds no more candidates than
-            two devices have; "auto": dense or tiled, by size.
+            two devices have; "auto": by size.
         axes: the mesh axes to ask over; none: this device is the world.
         tile: candidates of a block; 0: by size.
     """

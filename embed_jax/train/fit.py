@@ -17,10 +17,11 @@ import numpy as np
 
 from embed_jax.config import Experiment, load
 from embed_jax.config import Loss as LossConfig
+from embed_jax.data.pairs import looked_at, of_record
 from embed_jax.data.pipeline import fingerprint, prefetch, steps_per_epoch, training_batches
 from embed_jax.data.sources import RecordFields
 from embed_jax.errors import InputError
-from embed_jax.losses.expression import build_loss
+from embed_jax.losses.expression import arguments_of, build_loss
 from embed_jax.parallel.distributed import is_first_host, joined
 from embed_jax.parallel.gather import global_loss
 from embed_jax.parallel.mesh import (
@@ -70,7 +71,11 @@ def fit(
     frozen = frozen_models(config.model, config.data.max_length)
 
     # The loss. The result is to be used as it was trained, and trained as it is used.
-    loss = build_loss(config.loss.name, loss_arguments(config.loss))
+    given = loss_arguments(config.loss)
+    loss = build_loss(config.loss.name, given)
+    for name in sorted(given.keys() - arguments_of(config.loss.name)):
+        if is_first_host():
+            print(f"config.loss.{name}={given[name]} is not used: {config.loss.name} takes no such argument")
     check_data(loss, fields, records, frozen, config)
     start.sentence.similarity = config.loss.similarity or "cosine"
     prompts = _settle_prompts(config, start)
@@ -193,6 +198,11 @@ def check_data(loss: Any, fields: RecordFields, records: Sequence, frozen: Mappi
     if columns < least or most and columns > most:
         wanted = f"{least}" if least == most else f"{least} to {most}" if most else f"{least} or more"
         raise InputError(f"config.loss.name: {name!r} needs {wanted} texts a record, found {columns} ({found})")
+    if loss.about.classes:
+        for number, record in looked_at(records):
+            if not 0 <= (label := of_record(fields.label, record, number)) < loss.about.classes:
+                accepted = f"0 to {loss.about.classes - 1}"
+                raise InputError(f"record {number}: label {label}, config.loss.name={name!r} accepts {accepted}")
     if loss.datasets:
         raise InputError(f"config.loss.name: {name!r} needs a mixture of data sets, config.data.train is one")
 
@@ -242,11 +252,15 @@ def launch(run: Callable[[Experiment, Path], loop.Result]) -> None:
 def prepare_jax(config: Experiment) -> None:
     """Process-wide settings of a run; call it before anything touches a device.
 
-    `train.deterministic` asks XLA for GPU kernels that give the same bits each time; on CPU they do so anyway.
+    `train.deterministic` asks XLA for GPU kernels that give the same bits each time; on CPU they do so anyway. Virtual
+    CPU devices run their collectives one after the other: they share few threads, and two run at once, in another order
+    by each device, would wait for each other for ever.
     """
     enable_compilation_cache()
-    if config.train.deterministic:
-        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+    flags = ["--xla_gpu_deterministic_ops=true"] if config.train.deterministic else []
+    if os.environ.get("JAX_NUM_CPU_DEVICES"):
+        flags.append("--xla_cpu_enable_concurrency_optimized_scheduler=false")
+    os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()
 
 
 def enable_compilation_cache() -> None:

@@ -1,4 +1,4 @@
-"""Several hosts, each a process of its own: the same run as one process; one lost, the others end; all restarted, exact."""
+"""Several hosts, each a process of its own: the same run as one; one lost, the others end; all restarted, exact."""
 
 import json
 import os
