@@ -28,7 +28,7 @@ DESCRIPTION = """What gradient caching costs: a batch of sentences dealt to grou
 Whole training steps (info_nce, dropout, clipping, AdamW) on one device, with as many rows of the same length in
 each group. "compiled" is the compiler's plan (arguments with parameters and AdamW's state, temporaries, outputs);
 "measured" the arguments and how far the peak rose in a process of its own. Last, how far the gradient of several groups
-is from that of one (dropout off): the norm of the difference by the norm."""
+is from that of one (dropout off): the norm of the difference by the norm; beside it, how far rounding alone takes it."""
 EXAMPLES = """examples:
   python -m scripts.bench memory
   python -m scripts.bench memory --batch-size 32768 --group 256 --dtype bfloat16
@@ -92,13 +92,17 @@ def bench_memory(args: argparse.Namespace) -> None:
     medians = statistics.median(ours), statistics.median(theirs)
     show("time", "time a sentence", "ms", *medians, median_ratio(ours, theirs), args.repeat)
 
-    difference = gradient_difference(args.exact, **model, **texts)
+    difference, rounding = gradient_differences(args.exact, **model, **texts)
     groups = args.exact // args.group
     if args.json:
-        line = result("memory/gradient", "relative difference", difference, None, None, 1, **shape, exact=args.exact)
-        print_json(line)
+        more = {**shape, "exact": args.exact, "groups": groups}
+        ratio = difference / rounding if rounding else None
+        print_json(result("memory/gradient", "relative difference", difference, rounding, ratio, 1, **more))
     else:
-        print(f"gradients of {args.exact} sentences in {groups} groups and in one: {difference:.2e} apart (relative)")
+        print(
+            f"gradient of {args.exact} sentences, {groups} groups against one: {difference:.1e} apart (relative); "
+            f"one group in rows of {2 * args.row_length} against one: {rounding:.1e}"
+        )
 
 
 # ---- the two sides -------------------------------------------------------------------------------------------
@@ -180,14 +184,22 @@ def step_seconds(sentences: int, repeat: int, **options: Any) -> list[list[float
     return [[s / sentences for s in seconds[0]], [s / (group * times) for s in seconds[1]]]
 
 
-def gradient_difference(sentences: int, shape: str, group: int, dtype: str, words: float, row_length: int) -> float:
-    """|gradient of groups - gradient of one group| / |gradient of one group|, dropout off."""
+def gradient_differences(
+    sentences: int, shape: str, group: int, dtype: str, words: float, row_length: int
+) -> tuple[float, float]:
+    """How far the gradient (dropout off) of several groups, and of one group in rows twice as long, is from one group's.
+
+    |difference| / |gradient|. The second is nothing but rounding: the same sums in another order.
+    """
     import jax
 
     objective, params = make_objective(shape, dtype)
     gradient = jax.jit(jax.grad(lambda params, batch: objective(params, batch, None)[0]))
-    found = []
-    for groups in (sentences // group, 1):
+
+    def flat(groups: int, row_length: int) -> np.ndarray:
         leaves = jax.tree.leaves(gradient(params, make_batch(sentences, groups, words, row_length)))
-        found.append(np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in leaves]))
-    return float(np.linalg.norm(found[0] - found[1]) / np.linalg.norm(found[1]))
+        return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in leaves])
+
+    one = flat(1, row_length)
+    others = flat(sentences // group, row_length), flat(1, 2 * row_length)
+    return tuple(float(np.linalg.norm(other - one) / np.linalg.norm(one)) for other in others)

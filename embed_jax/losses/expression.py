@@ -54,7 +54,7 @@ def build_loss(expression: str, fields: Mapping[str, Any] | None = None) -> Loss
 
 
 def arguments_of(expression: str) -> set[str]:
-    """The names of all arguments that the losses of an expression take; the expression is one that `build_loss` reads."""
+    """All arguments that the losses of an expression take; the expression is one that `build_loss` reads."""
     names = {node.id for node in ast.walk(ast.parse(expression.strip(), mode="eval")) if isinstance(node, ast.Name)}
     return {argument for name in names & REGISTRY["loss"].keys() for argument in parameters_of(lookup("loss", name))}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -16,6 +17,7 @@ from embed_jax.errors import InputError, one_line, report
 
 # What JAX itself allows for beyond our own time-out before it aborts the process.
 GRACE = 30  # seconds
+RESUMES = "the same command resumes from the last checkpoint"
 
 
 @contextlib.contextmanager
@@ -36,12 +38,13 @@ def joined(hosts: Hosts) -> Iterator[None]:
         yield
         return
     _join(hosts)
-    stopped = threading.Event()
-    threading.Thread(target=_watch, args=(hosts.heartbeat_timeout, stopped), daemon=True).start()
+    stopped, last_words = threading.Event(), _LastWords()
+    threading.Thread(target=_watch, args=(hosts.heartbeat_timeout, stopped, last_words), daemon=True).start()
     try:
         yield
     except BaseException as error:
         stopped.set()
+        last_words.withdraw()
         if jax.process_count() == 1:
             raise
         status = report(error)
@@ -49,6 +52,7 @@ def joined(hosts: Hosts) -> Iterator[None]:
         sys.stderr.flush()
         os._exit(status)
     stopped.set()
+    last_words.withdraw()
     jax.distributed.shutdown()  # waits for all
 
 
@@ -75,7 +79,27 @@ def _join(hosts: Hosts) -> None:
         raise InputError(f"config.hosts.coordinator={hosts.coordinator!r}: cannot join: {one_line(error)}") from error
 
 
-def _watch(timeout: int, stopped: threading.Event) -> None:
+class _LastWords:
+    """A small process that says in one line that this one was ended, unless that is withdrawn.
+
+    JAX aborts a process at once when it loses the coordinator, with pages of addresses and no chance to say more.
+    """
+
+    def __init__(self) -> None:
+        me = jax.process_index()
+        line = f"error: host {me} was ended, most likely since host 0, the coordinator, was lost; {RESUMES}"
+        program = f"import sys\nif not sys.stdin.read(): print({line!r}, file=sys.stderr)"
+        # Of a session of its own, it outlives what ends this one.
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", program], stdin=subprocess.PIPE, text=True, start_new_session=True
+        )
+
+    def withdraw(self) -> None:
+        with contextlib.suppress(OSError):
+            self._process.communicate("all is well")
+
+
+def _watch(timeout: int, stopped: threading.Event, last_words: _LastWords) -> None:
     """Tells the other hosts every second that this one lives; ends the process if one of them does not."""
     from jax._src.distributed import global_state  # the store that JAX keeps its hosts together with
 
@@ -93,14 +117,15 @@ def _watch(timeout: int, stopped: threading.Event) -> None:
                     last[host] = (sign, time.monotonic())
         except Exception as error:  # a key not there yet, or no coordinator to ask
             if "NOT_FOUND" not in str(error) and not stopped.is_set():
-                _end(f"lost the coordinator, host 0 ({one_line(error)[:100]})")
+                _end(f"lost the coordinator, host 0 ({one_line(error)[:100]})", last_words)
         lost = [host for host, (_, when) in last.items() if time.monotonic() - when > timeout]
         if lost and not stopped.is_set():
-            _end(f"lost host {', '.join(map(str, lost))}: no sign of life for {timeout} s")
+            _end(f"lost host {', '.join(map(str, lost))}: no sign of life for {timeout} s", last_words)
 
 
-def _end(message: str) -> None:
-    print(f"error: {message}; the same command resumes from the last checkpoint", file=sys.stderr, flush=True)
+def _end(message: str, last_words: _LastWords) -> None:
+    last_words.withdraw()
+    print(f"error: {message}; {RESUMES}", file=sys.stderr, flush=True)
     os._exit(1)
 
 

@@ -10,11 +10,22 @@ import pytest
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from embed_jax.config import Optim
 from embed_jax.data.pack import pack_batch
 from embed_jax.encoders.build import build_encoder, random_spec
 from embed_jax.losses.contrastive import info_nce
 from embed_jax.parallel.gather import global_loss, sharded_encode
-from embed_jax.parallel.mesh import make_mesh, num_groups, param_specs, place, replicate, split_groups
+from embed_jax.parallel.mesh import (
+    make_mesh,
+    num_groups,
+    param_specs,
+    place,
+    replicate,
+    split_groups,
+    state_shardings,
+)
+from embed_jax.train.optim import make_optimizer
+from embed_jax.train.step import init_state
 from embed_jax.types import Batch, TokenBatch
 
 GROUPS, EXAMPLES, VOCAB = 8, 32, 64
@@ -196,3 +207,27 @@ def test_counts_that_do_not_divide_are_refused():
     with pytest.raises(InputError, match="expected a divisor of the 8 devices, found 3"):
         make_mesh(8, 3)
     assert num_groups(0, 8, make_mesh(8, 2, 2)) == 4  # "tensor" takes no groups
+
+
+def test_the_optimisers_state_lies_as_the_parameters_do(encoder, params):
+    """Rules beside the model say how; what no axis divides, and what is small, is whole everywhere."""
+    optimizer = make_optimizer(Optim(accumulate=2), 10)
+    mesh = make_mesh(8, 2, 2)
+    specs = param_specs(params, [(f"encoder/{pattern}", axes) for pattern, axes in encoder.sharding], mesh)
+    state = init_state(params, optimizer)
+    shardings = state_shardings(state, optimizer, specs, mesh)
+    split = 0
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        share = np.prod(sharding.shard_shape(leaf.shape)) / leaf.size
+        if name.endswith(("query/kernel", "down/kernel")):
+            assert share == 1 / 4, name
+            split += 1
+        elif name.endswith("query/bias"):
+            assert share == 1 / 2, name
+        elif name.endswith(("embeddings/token", "embeddings/position")):
+            assert share == 1 / 2, name
+        elif name.endswith(("down/bias", "norm/scale", "step")):
+            assert share == 1, name
+    assert split == 2 * 4, "parameters, two moments and the accumulated gradient"

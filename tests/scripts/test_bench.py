@@ -70,7 +70,8 @@ def test_loss(results_of):
 
 def test_memory(results_of):
     results = results_of("memory", "--batch-size", "32", "--group", "16", "--exact", "32", *TINY)
-    assert results["memory/gradient"]["ours"] < 1e-5
+    gradient = results["memory/gradient"]
+    assert gradient["ours"] < 4 * gradient["theirs"] < 1e-5  # no further apart than rounding takes one group
     assert results["memory/time"]["ratio"] > 0
     for name in ("arguments", "temporaries", "compiled", "measured"):
         assert results[f"memory/{name}"]["ours"] >= results[f"memory/{name}"]["theirs"] > 0 or name == "measured"

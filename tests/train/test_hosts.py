@@ -65,6 +65,11 @@ def finish(processes) -> list[tuple[int, str, str]]:
     return ended
 
 
+def said(err: str) -> str:
+    """The last line, which is ours; before it, JAX and its transport may have said theirs."""
+    return err.strip().splitlines()[-1]
+
+
 def lines_of(workdir: Path) -> list[dict]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
@@ -94,17 +99,20 @@ def test_two_hosts_of_two_devices_are_one_of_four(launch, two_hosts, tmp_path):
             assert mine[name] == pytest.approx(other[name], rel=1e-4), (mine["step"], name)
 
 
-def test_a_lost_host_ends_the_run_and_a_restart_is_exact(launch, two_hosts, tmp_path):
-    first, second = processes = launch(tmp_path / "run", hosts=2, devices=2)
-    for line in first.stdout:
+@pytest.mark.parametrize("lost_host", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_a_lost_host_ends_the_run_and_a_restart_is_exact(launch, two_hosts, tmp_path, lost_host):
+    processes = launch(tmp_path / "run", hosts=2, devices=2)
+    for line in processes[0].stdout:
         if re.search(r"step (\d+)/", line) and int(re.search(r"step (\d+)/", line).group(1)) >= 8:
             break
-    second.send_signal(signal.SIGKILL)
+    processes[lost_host].send_signal(signal.SIGKILL)
     lost = time.monotonic()
-    (status, _, err), _ = finish(processes)
+    status, _, err = finish(processes)[1 - lost_host]
     assert time.monotonic() - lost < 60
     assert status != 0
-    assert re.search(r"^error: .*(lost|closed|peer|host)", err, re.MULTILINE), err[-2000:]
+    assert re.match(
+        f"error: .*host {lost_host}.* lost|error: lost host {lost_host}|error: .*[Cc]onnection", said(err)
+    ), err
     ended = finish(launch(tmp_path / "run", hosts=2, devices=2))
     assert [status for status, _, _ in ended] == [0, 0], ended
     assert "resuming" in ended[0][1]
