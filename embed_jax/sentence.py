@@ -20,7 +20,7 @@ from embed_jax.encoders.build import EncoderSpec, build_encoder
 from embed_jax.encoders.hf import read_model, resolve, write_model
 from embed_jax.errors import InputError
 from embed_jax.parallel.gather import sharded_encode
-from embed_jax.parallel.mesh import batch_devices, make_mesh, own_groups, replicate, split_groups
+from embed_jax.parallel.mesh import batch_devices, gather_params, make_mesh, own_groups, replicate, split_groups
 from embed_jax.registry import unknown
 from embed_jax.types import Params, TokenBatch
 
@@ -138,7 +138,7 @@ class SentenceEncoder:
     ) -> Iterator[Float[np.ndarray, "n D"]]:
         """As `encode`, but yields the embeddings of up to 8,192 texts at a time, for outputs larger than memory."""
         prefix = self._prompt(prompt_name, prompt)
-        params = self.params if params is None else params
+        params = self.params if params is None else gather_params(params, self._mesh)
         default = max(default_batch_tokens(), self.max_length)
         total = len(texts) if isinstance(texts, Sequence) else None
         truncated = count = 0

@@ -5,4 +5,5 @@ set -euo pipefail
 source "$(dirname "$0")/setup_env.sh"
 setup_env search,eval,plots,test
 "$VENV_PYTHON" -m ruff check .
-"$VENV_PYTHON" -m pytest -m "not slow" "$@"
+# Two processes: compiling is most of the work, and one of them compiles on one core.
+"$VENV_PYTHON" -m pytest -n 2 --dist loadfile -m "not slow" "$@"

@@ -22,7 +22,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from embed_jax.parallel.mesh import BATCH_AXES, gather_params
+from embed_jax.parallel.mesh import BATCH_AXES
 from embed_jax.parallel.world import device_world
 from embed_jax.types import Batch, Columns, Encoder, LossResult, Params, TokenBatch
 
@@ -169,7 +169,7 @@ def global_loss(
 def sharded_encode(encoder: Encoder, mesh: Mesh) -> Callable[[Params, TokenBatch], Float[Array, "G S D"]]:
     """Inference over the mesh: `(params, tokens [G, R, T]) -> embeddings [G, S, D]`, without dropout; jit-compiled.
 
-    Parameters that are split are gathered first. With several hosts, every host gets all embeddings.
+    Parameters must be whole (`mesh.gather_params`). With several hosts, every host gets all embeddings.
     """
     split, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
     shared = jax.process_count() > 1
@@ -180,10 +180,8 @@ def sharded_encode(encoder: Encoder, mesh: Mesh) -> Callable[[Params, TokenBatch
             return embeddings
         return lax.all_gather_invariant(embeddings, BATCH_AXES, tiled=True)
 
-    compiled = jax.jit(
-        jax.shard_map(on_device, mesh=mesh, in_specs=(whole, split), out_specs=whole if shared else split)
-    )
-    return lambda params, tokens: compiled(gather_params(params, mesh), tokens)
+    out = whole if shared else split
+    return jax.jit(jax.shard_map(on_device, mesh=mesh, in_specs=(whole, split), out_specs=out))
 
 
 # ---- parameters on a device ----------------------------------------------------------------------------------
