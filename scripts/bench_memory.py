@@ -28,11 +28,12 @@ DESCRIPTION = """What gradient caching costs: a batch of sentences dealt to grou
 Whole training steps (info_nce, dropout, clipping, AdamW) on one device, with as many rows of the same length in
 each group. "compiled" is the compiler's plan (arguments with parameters and AdamW's state, temporaries, outputs);
 "measured" the arguments and how far the peak rose in a process of its own. Last, how far the gradient of several groups
-is from that of one (dropout off): the norm of the difference by the norm; beside it, how far rounding alone takes it."""
+is from that of one (dropout off), norm of the difference by norm; beside it, how far rounding alone takes it."""
 EXAMPLES = """examples:
   python -m scripts.bench memory
   python -m scripts.bench memory --batch-size 32768 --group 256 --dtype bfloat16
   python -m scripts.bench memory --shape mini --batch-size 1024 --repeat 5 --json"""
+LONGEST = 128  # tokens of a text
 WIDTHS = (26, 14, 14, 8)
 
 
@@ -58,6 +59,8 @@ def check_options(args: argparse.Namespace) -> str | None:
     for name in ("batch_size", "exact"):
         if (size := getattr(args, name)) % args.group:
             return f"--{name.replace('_', '-')}: expected a multiple of --group {args.group}, found {size}"
+    if args.row_length < LONGEST:
+        return f"--row-length: expected {LONGEST} or more (the longest texts), found {args.row_length}"
     return None
 
 
@@ -113,8 +116,8 @@ def make_batch(sentences: int, groups: int, words: float, row_length: int, rows:
     from embed_jax.data.pack import pack_batch
     from embed_jax.types import Batch
 
-    ids = [numbers[: row_length - 2] for numbers in made_words(sentences, words)]
-    ids = [np.pad(numbers, 1) for numbers in ids]  # with a token before and after, as a tokenizer adds them
+    # A token before and after, as a tokenizer adds them.
+    ids = [np.pad(numbers[: LONGEST - 2], 1) for numbers in made_words(sentences, words)]
     half = sentences // 2
     tokens, order = pack_batch([ids[:half], ids[half:]], groups=groups, row_length=row_length, rows=rows)
     present = np.ones((groups, 2, half // groups), bool)
@@ -187,9 +190,9 @@ def step_seconds(sentences: int, repeat: int, **options: Any) -> list[list[float
 def gradient_differences(
     sentences: int, shape: str, group: int, dtype: str, words: float, row_length: int
 ) -> tuple[float, float]:
-    """How far the gradient (dropout off) of several groups, and of one group in rows twice as long, is from one group's.
+    """How far the gradient of several groups, and of one group in rows twice as long, is from that of one group.
 
-    |difference| / |gradient|. The second is nothing but rounding: the same sums in another order.
+    |difference| / |gradient|, dropout off. The second is nothing but rounding: the same sums in another order.
     """
     import jax
 

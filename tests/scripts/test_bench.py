@@ -149,6 +149,7 @@ def test_collectives_of_a_program():
         (["loss", "--sizes", "1022"], "--sizes, --largest: expected multiples of the ring's --devices 4, found 1022"),
         (["loss", "--dims", ""], "--dims: expected at least one size, found none"),
         (["memory", "--group", "3"], "--group: expected an even number (pairs), found 3"),
+        (["memory", "--row-length", "64"], "--row-length: expected 128 or more (the longest texts), found 64"),
         (["memory", "--batch-size", "100"], "--batch-size: expected a multiple of --group 128, found 100"),
         (
             ["scaling", "--devices", "2,4", "--fsdp", "4"],
