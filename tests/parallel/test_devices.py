@@ -21,6 +21,7 @@ from embed_jax.parallel.mesh import make_mesh, param_specs, place, split_groups
 from embed_jax.types import Batch
 
 EXAMPLES, VOCAB = 32, 64
+QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
 # Every contrastive loss, with arguments under which all of its parts matter.
 LOSSES = {
     "info_nce": functools.partial(contrastive.info_nce, hard_negative_weight=2.0, dims="8,32"),
@@ -119,7 +120,7 @@ def compiled(encoder, guide, devices, fsdp, tensor, form, fsdp_gather, dropout):
     shardings = jax.tree.map(
         lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec)
     )
-    return jax.jit(step), shardings, mesh
+    return jax.jit(step, compiler_options=QUICKLY), shardings, mesh
 
 
 @pytest.fixture(scope="module")
