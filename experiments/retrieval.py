@@ -74,7 +74,7 @@ def read_data(config: configs.Experiment):
     records = open_records(data.train, data.split)
     records = records[: data.limit or None]
     if data.holdout:  # our own splits of one file of pairs
-        sides = pairs.split_pairs(pairs.as_pairs(records, pair_columns(records)), data.holdout)
+        sides = pairs.split_pairs(pairs.as_pairs(records, pair_columns(records), pairs.CARRIED), data.holdout)
         others = read_texts(data.corpus) if data.corpus else []
         tasks = {split: pairs.retrieval_task(sides[split], others) for split in ("validation", "test")}
         return sides["train"], sides["validation"], tasks

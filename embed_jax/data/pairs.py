@@ -66,14 +66,16 @@ def negative_columns(record: Record) -> list[str]:
 
 
 def as_pairs(
-    records: Sequence[Mapping[str, Any]], columns: Callable[[Mapping[str, Any]], Sequence[str | None]]
+    records: Sequence[Mapping[str, Any]],
+    columns: Callable[[Mapping[str, Any]], Sequence[str | None]],
+    carry: Sequence[str] = (),
 ) -> list[Record]:
-    """Records under the names anchor, positive, negative_1, ..., whatever their own are; CARRIED fields stay."""
+    """Records under the names anchor, positive, negative_1, ..., whatever their own are; fields of `carry` stay."""
     named = []
     for record in records:
         anchor, positive, *negatives = columns(record)
         texts = {f"negative_{number}": text for number, text in enumerate(negatives, 1) if text is not None}
-        carried = {name: record[name] for name in CARRIED if name in record} if isinstance(record, Mapping) else {}
+        carried = {name: record[name] for name in carry if name in record}
         named.append({"anchor": anchor, "positive": positive, **texts, **carried})
     return named
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from embed_jax.config import Experiment, override
-from embed_jax.data.pairs import CARRIED, as_pairs
+from embed_jax.data.pairs import as_pairs
 from embed_jax.data.sources import pair_columns, record_fields
 from embed_jax.errors import InputError
 from embed_jax.sentence import SentenceEncoder, load
@@ -74,8 +74,7 @@ def pair_records(pairs: Any) -> list[Mapping[str, str]]:
             (record,) = as_pairs([row], columns)
         except (KeyError, TypeError, ValueError):  # a field is missing, there is only one, or it is no row at all
             record = {}
-        texts = [text for name, text in record.items() if name not in CARRIED]
-        if not texts or isinstance(row, str) or not all(isinstance(text, str) for text in texts):
+        if not record or isinstance(row, str) or not all(isinstance(text, str) for text in record.values()):
             raise InputError(
                 f"pairs[{number}]: expected an anchor, a positive and negatives, all strings, found {str(row)[:200]!r}"
             )
