@@ -172,7 +172,7 @@ def test_groups_do_not_matter_on_any_number_of_devices(gradient_of, devices, gro
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("form,devices", [("tiled", 2), ("ring", 4)])
+@pytest.mark.parametrize("form,devices", [pytest.param("tiled", 2, marks=SLOW), ("ring", 4)])
 def test_the_form_does_not_matter(gradient_of, form, devices, name):
     """Every contrastive loss has a tiled form and a ring."""
     function = getattr(LOSSES[name], "func", LOSSES[name])
