@@ -219,9 +219,16 @@ def machine() -> str:
 
 def print_row(cells: Sequence[Any], widths: Sequence[int]) -> None:
     """A row of a table that grows while it is measured; None is a dash."""
-    texts = ["-" if cell is None else cell if isinstance(cell, str) else f"{cell:,.4g}" for cell in cells]
-    texts = [f"{cell:,}" if isinstance(cell, int) else text for cell, text in zip(cells, texts, strict=True)]
+    texts = [_cell(cell) for cell in cells]
     print("  ".join(text.rjust(width) for text, width in zip(texts, widths, strict=True)), flush=True)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, str):
+        return value
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 # ---- options -------------------------------------------------------------------------------------------------
