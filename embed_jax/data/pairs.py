@@ -20,6 +20,7 @@ PAIR_NAMES = (
     ("question", "answer"),
 )
 NLI = ("premise", "hypothesis")
+NLI_LABELS = {"entailment": 0, "neutral": 1, "contradiction": 2}
 SCORED_LIST = ("query", "passages", "scores")
 KINDS = (*PAIR_NAMES, NLI, SCORED_LIST, ("text",))
 CARRIED = ("id", "group", "score", "label")  # what a pair may have beside its texts
@@ -50,6 +51,20 @@ def of_record(function: Callable[[Any], Value], record: Mapping[str, Any], numbe
         return function(record)
     except InputError as error:
         raise InputError(f"record {number}: {error}") from None
+
+
+def whole_number(value: Any) -> int | None:
+    """The 32-bit integer that a number or text spells, else None."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return int(number) if number.is_integer() and abs(number) < 2**31 else None
+
+
+def label_number(value: Any) -> int | None:
+    """The class that a label spells, as one of NLI_LABELS or as an integer; else None."""
+    return NLI_LABELS.get(str(value).strip().lower(), whole_number(value))
 
 
 def text_hash(text: str | None) -> tuple[int, int]:

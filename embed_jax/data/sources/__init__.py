@@ -12,13 +12,16 @@ from typing import Any
 from embed_jax.data.pairs import (
     KEYS,
     KINDS,
+    NLI_LABELS,
     PAIR_NAMES,
     SCORED_LIST,
     Task,
     kind_of,
+    label_number,
     looked_at,
     negative_columns,
     of_record,
+    whole_number,
 )
 from embed_jax.data.sources.files import check_scored, find_file, finite, iter_table
 from embed_jax.errors import InputError
@@ -26,7 +29,6 @@ from embed_jax.registry import REGISTRY, lookup
 
 Record = Mapping[str, Any]
 Columns = Callable[[Record], tuple[str | None, ...]]
-NLI_LABELS = {"entailment": 0, "neutral": 1, "contradiction": 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +186,7 @@ def _pair_score(record: Record) -> tuple[float]:
 
 def _pair_label(record: Record) -> int:
     value = _given(record, "label")
-    number = NLI_LABELS.get(str(value).strip().lower(), _integer(value))
+    number = label_number(value)
     if number is None:
         raise InputError(f"label: expected an integer or one of {', '.join(NLI_LABELS)}, found {value!r}")
     return number
@@ -193,7 +195,7 @@ def _pair_label(record: Record) -> int:
 def _class_label(records: Sequence[Record]) -> Callable[[Record], int]:
     found = [of_record(lambda record: _given(record, "label"), record, n) for n, record in enumerate(records)]
     found = sorted({str(label).strip() for label in found})
-    if all(_integer(label) is not None for label in found):
+    if all(whole_number(label) is not None for label in found):
         return _pair_label
     numbers = {label: number for number, label in enumerate(found)}
 
@@ -214,12 +216,3 @@ def _given(record: Record, name: str) -> Any:
     if record.get(name) is None:
         raise InputError(f"no {name}, which others have: found the fields {', '.join(record)}")
     return record[name]
-
-
-def _integer(value: Any) -> int | None:
-    """The 32-bit integer that a number or text spells, else None."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return int(number) if number.is_integer() and abs(number) < 2**31 else None
