@@ -54,6 +54,13 @@ REGISTRY: dict[str, dict[str, str]] = {
         "variance": "embed_jax.losses.regularization:variance",
         "covariance": "embed_jax.losses.regularization:covariance",
     },
+    "augmentation": {
+        "crop": "embed_jax.data.augment:crop",
+        "delete_words": "embed_jax.data.augment:delete_words",
+        "delete_one_word": "embed_jax.data.augment:delete_one_word",
+        "repeat_words": "embed_jax.data.augment:repeat_words",
+        "mask_span": "embed_jax.data.augment:mask_span",
+    },
     "source": {
         "python_docs": "embed_jax.data.sources.python_docs:open_source",
         "tfds": "embed_jax.data.sources.tfds:open_source",
