@@ -27,6 +27,7 @@ class TokenBatch:
         position: the token's place in its sentence, from 0; 0 at padding.
         pooled: whether the token counts towards pooling (prompts may be left out); False at padding.
         sentences: S, how many sentences a group has room for (static). A sentence may have no token.
+        segment: BERT's token types, 1 on the second text of a pair, 0 at padding. None: 0 everywhere.
     """
 
     token_ids: Int[Array, "*G R T"]
@@ -34,6 +35,7 @@ class TokenBatch:
     position: Int[Array, "*G R T"]
     pooled: Bool[Array, "*G R T"]
     sentences: int = struct.field(pytree_node=False)
+    segment: Int[Array, "*G R T"] | None = None
 
 
 @struct.dataclass

@@ -28,7 +28,7 @@ class BertConfig:
         embedding_size: width of the embedding tables; other than hidden_size only for ELECTRA's projection.
         max_positions: rows of the position table, `position_offset` of which are never used.
         position_offset: what a token's position is counted from (RoBERTa, MPNet: padding index + 1).
-        type_vocab_size: rows of the token type table, of which row 0 is used; 0: no table (MPNet, DistilBERT).
+        type_vocab_size: rows of the token type table, row 0 for single texts; 0: no table (MPNet, DistilBERT).
         relative_buckets: buckets of MPNet's relative position bias, shared by all layers; 0: none.
         hidden_dropout, attention_dropout: rates when a dropout key is given.
         initializer_range: standard deviation of the initial weights.
@@ -139,7 +139,12 @@ class Embeddings(nn.Module):
         position = self.param("position", init, (config.max_positions, width))
         x = token[tokens.token_ids] + position[tokens.position + config.position_offset]
         if config.type_vocab_size:
-            x = x + self.param("token_type", init, (config.type_vocab_size, width))[0]
+            types = self.param("token_type", init, (config.type_vocab_size, width))
+            if tokens.segment is None:
+                x = x + types[0]
+            else:  # by a product, for the sake of its gradient, as in `relative_bias`
+                one_hot = jax.nn.one_hot(tokens.segment, config.type_vocab_size, dtype=types.dtype)
+                x = x + jnp.matmul(one_hot, types, precision="highest")
         x = LayerNorm(config.layer_norm_eps, self.dtype, name="norm")(x)
         x = dropout(x, config.hidden_dropout, key)
         if width != config.hidden_size:
@@ -292,7 +297,12 @@ SHARDING = (
     (r"layers/(output|down)/kernel", (None, "tensor", "fsdp")),
     (r"embeddings/(token|position)", (None, "fsdp")),
 )
-_IGNORED = (r"embeddings\.(position_ids|token_type_ids)", r"pooler\..*", r"(cls|lm_head|classifier|qa_outputs)\..*")
+_IGNORED = (
+    r"embeddings\.(position_ids|token_type_ids)",
+    r"pooler\..*",
+    r"classifier\..*",
+    r"(cls|lm_head|qa_outputs)\..*",
+)
 
 
 def _family(name: str, architecture: str, fields, tensors, prefix: str, ignored=(), **defaults) -> Family:
