@@ -1,0 +1,262 @@
+"""Changes to a text that leave its meaning about the same, by name as a config's `data.augment` has them.
+
+crop(rate=0.1)
+delete_words(rate=0.1)
+delete_words(rate=0.1, protected='no not never')
+crop(rate=0.1) | repeat_words(rate=0.32)
+
+Words are what white space separates: a text of a language that writes none is one word, and stays. What was changed has
+single blanks between its words. No augmentation empties a text.
+"""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+import functools
+import inspect
+import re
+import unicodedata
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import numpy as np
+
+from embed_jax.errors import InputError
+from embed_jax.registry import REGISTRY, lookup, unknown
+
+Augmentation = Callable[[str, np.random.Generator], str]
+Change = Callable[[list[str], np.random.Generator], Sequence[str]]
+
+# Without these words a text says something else: the opposite, or another number.
+NEGATIONS = """no not never nor neither none nobody nothing nowhere non without cannot hardly barely scarcely rarely
+seldom unless except *n't aint arent cant couldnt didnt doesnt dont hadnt hasnt havent isnt mightnt mustnt neednt
+shouldnt wasnt werent wont wouldnt""".split()
+NUMBERS = """*[0-9]* zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
+sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred* thousand* million*
+billion* trillion* dozen* half third quarter double twice thrice""".split()
+PROTECTED = tuple(NEGATIONS + NUMBERS)
+
+
+def crop(rate: float) -> Augmentation:
+    """Keeps a contiguous span of (1 - rate) n of the n words, each such span with the same chance (SimCSE, Table 1).
+
+    Both ends of the text go, whatever stands there: a crop cannot spare negations and numbers as `delete_words` does.
+
+    Args:
+        rate: 0 to 1, exact on average; at least one word stays.
+
+    >>> crop(0.5)("a b c d", np.random.default_rng(0))
+    'b c'
+    """
+    _check_rate(rate)
+
+    def change(words: list[str], rng: np.random.Generator) -> Sequence[str]:
+        size = max(len(words) - _rounded(rate * len(words), rng), 1)
+        start = int(rng.integers(len(words) - size + 1))
+        return words[start : start + size]
+
+    return _on_words(change)
+
+
+def delete_words(rate: float, protected: str | Collection[str] = PROTECTED) -> Augmentation:
+    """Deletes a share of the words that are not protected, each with the same chance (SimCSE, Table 1).
+
+    Args:
+        rate: 0 to 1, exact on average; at least one word stays.
+        protected: words that stay, with "*" and the like as in file names; of a word in the text, any part between
+            punctuation may be one ("well-known": "well", "known"), in upper or lower case. As a string, separated by
+            blanks; "" protects none.
+
+    >>> delete_words(1.0)("they did not sell 3 of them, I don't know why", np.random.default_rng(0))
+    "not 3 don't"
+    """
+    _check_rate(rate)
+    spared = _spared(protected)
+
+    def change(words: list[str], rng: np.random.Generator) -> Sequence[str]:
+        free = [place for place, word in enumerate(words) if not spared(word)]
+        return _without(words, free, _rounded(rate * len(free), rng), rng)
+
+    return _on_words(change)
+
+
+def delete_one_word(protected: str | Collection[str] = PROTECTED) -> Augmentation:
+    """Deletes one word that is not protected; a text without such a word stays (SimCSE, Tables 1 and 2).
+
+    Args:
+        protected: as in `delete_words`.
+    """
+    spared = _spared(protected)
+
+    def change(words: list[str], rng: np.random.Generator) -> Sequence[str]:
+        free = [place for place, word in enumerate(words) if not spared(word)]
+        return _without(words, free, 1, rng)
+
+    return _on_words(change)
+
+
+def repeat_words(rate: float) -> Augmentation:
+    """Writes some words twice: ESimCSE (Wu et al., COLING 2022), on words instead of sub-words.
+
+    Of n words, d different ones, where d is uniform in 0, 1, ..., max(2, floor(rate n)).
+
+    Args:
+        rate: ESimCSE's dup_rate, 0 to 1; it takes 0.32. With 0, no word is repeated.
+    """
+    _check_rate(rate)
+
+    def change(words: list[str], rng: np.random.Generator) -> Sequence[str]:
+        most = max(2, int(rate * len(words))) if rate else 0
+        places = rng.choice(len(words), size=int(rng.integers(most + 1)), replace=False)
+        times = np.ones(len(words), int)
+        times[places] = 2
+        return [word for word, count in zip(words, times, strict=True) for _ in range(count)]
+
+    return _on_words(change)
+
+
+def mask_span(rate: float, token: str = "[MASK]", protected: str | Collection[str] = PROTECTED) -> Augmentation:
+    """Puts a token in the place of each word of a contiguous span, but for protected ones (a kind of span cutoff).
+
+    Args:
+        rate: share of the words in the span, 0 to 1, exact on average; at least one word is not in it.
+        token: the tokenizer's mask token: "[MASK]" for BERT, "<mask>" for RoBERTa.
+        protected: as in `delete_words`.
+    """
+    _check_rate(rate)
+    if not isinstance(token, str) or not token.strip():
+        raise InputError(f"token: expected a text such as '[MASK]', found {token!r}")
+    spared = _spared(protected)
+
+    def change(words: list[str], rng: np.random.Generator) -> Sequence[str]:
+        size = min(_rounded(rate * len(words), rng), len(words) - 1)
+        start = int(rng.integers(len(words) - size + 1))
+        span = range(start, start + size)
+        return [token if place in span and not spared(word) else word for place, word in enumerate(words)]
+
+    return _on_words(change)
+
+
+def augment_text(augment: Augmentation, text: str, *, seed: int, step: int, record: int, column: int) -> str:
+    """The text as one step of a training sees it: a function of these numbers, whoever computes it and when.
+
+    Args:
+        seed: of the run, 0 or more, as are the others.
+        step: or the epoch: what makes the same record another one each time.
+        record, column: which text it is.
+    """
+    sequence = np.random.SeedSequence(seed, spawn_key=(step, record, column))
+    return augment(text, np.random.Generator(np.random.Philox(sequence)))
+
+
+def build_augmentation(expression: str) -> Augmentation:
+    """The augmentation that an expression of a config names.
+
+    Args:
+        expression: names of the registry, with arguments by name; with `|` between them they are applied from left to
+            right. It is never evaluated as Python.
+
+    Raises:
+        InputError: naming the part of the expression that cannot be used, and what is accepted.
+
+    >>> build_augmentation("crop(rate=0.5) | delete_one_word()")("a b c d", np.random.default_rng(0))
+    'c'
+    """
+    source = " ".join(expression.split())
+    try:
+        tree = ast.parse(source, mode="eval").body
+    except (SyntaxError, ValueError) as error:
+        raise _error(source, f"{getattr(error, 'msg', error)}; expected one such as 'delete_words(rate=0.1)'") from None
+    steps = list(_steps(tree, source))
+
+    def chain(text: str, rng: np.random.Generator) -> str:
+        return functools.reduce(lambda changed, step: step(changed, rng), steps, text)
+
+    return chain
+
+
+def _steps(node: ast.expr, source: str) -> list[Augmentation]:
+    match node:
+        case ast.BinOp(op=ast.BitOr()):
+            return _steps(node.left, source) + _steps(node.right, source)
+        case ast.Name():
+            name, positional, keywords = node.id, [], []
+        case ast.Call(func=ast.Name()):
+            name, positional, keywords = node.func.id, node.args, node.keywords
+        case _:
+            accepted = "expected one such as delete_words(rate=0.1), or several with | between them"
+            raise _error(ast.get_source_segment(source, node), accepted)
+    text = ast.get_source_segment(source, node)
+    if name not in REGISTRY["augmentation"]:
+        raise _error(text, unknown("augmentation", name, REGISTRY["augmentation"]))
+    make = lookup("augmentation", name)
+    parameters = inspect.signature(make).parameters
+    if positional:
+        raise _error(text, f"expected arguments by name; known: {', '.join(parameters)}")
+    given: dict[str, Any] = {}
+    for keyword in keywords:
+        if keyword.arg not in parameters:
+            raise _error(text, unknown(f"argument of {name}", keyword.arg, parameters))
+        try:
+            given[keyword.arg] = ast.literal_eval(keyword.value)
+        except ValueError:
+            raise _error(text, f"{keyword.arg}: expected a number or a string in quotes") from None
+    for argument, parameter in parameters.items():
+        if argument not in given and parameter.default is parameter.empty:
+            raise _error(text, f"{name} needs the argument {argument}")
+    try:
+        return [make(**given)]
+    except InputError as error:
+        raise _error(text, str(error)) from None
+
+
+def _error(text: str, message: str) -> InputError:
+    return InputError(f"config.data.augment: {text!r}: {message}")
+
+
+def _on_words(change: Change) -> Augmentation:
+    """Applies a change to the words of a text that has at least two."""
+
+    def augmentation(text: str, rng: np.random.Generator) -> str:
+        words = text.split()
+        return " ".join(change(words, rng)) if len(words) > 1 else text
+
+    return augmentation
+
+
+def _rounded(value: float, rng: np.random.Generator) -> int:
+    """One of the two whole numbers around `value`, which is their mean: a tenth of 4 words is 0.4 words on average."""
+    return int(value + rng.random())
+
+
+def _without(words: list[str], free: list[int], count: int, rng: np.random.Generator) -> Sequence[str]:
+    """The words without `count` of the `free` places, but not without all."""
+    count = min(count, len(free), len(words) - 1)
+    gone = set(rng.choice(free, size=count, replace=False).tolist()) if count else ()
+    return [word for place, word in enumerate(words) if place not in gone]
+
+
+def _check_rate(rate: float) -> None:
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
+        raise InputError(f"rate: expected a number from 0 to 1, found {rate!r}")
+
+
+def _spared(protected: str | Collection[str]) -> Callable[[str], bool]:
+    """Whether a word is protected; see `delete_words`."""
+    if not isinstance(protected, Collection):
+        raise InputError(f"protected: expected words separated by blanks, found {protected!r}")
+    words = [_plain(word) for word in (protected.split() if isinstance(protected, str) else protected)]
+    pattern = re.compile("|".join(map(fnmatch.translate, words)) or r"(?!)")
+
+    @functools.lru_cache(1 << 16)
+    def spared(word: str) -> bool:
+        return any(pattern.match(part.strip("'")) for part in re.findall(r"[\w']+", _plain(word)))
+
+    return spared
+
+
+def _plain(word: str) -> str:
+    """In lower case, with the plain apostrophe, and with the digits of any script as 0 to 9."""
+    word = unicodedata.normalize("NFKC", word).casefold().replace("\u2019", "'")
+    return "".join(str(unicodedata.digit(letter)) if letter.isdecimal() else letter for letter in word)
