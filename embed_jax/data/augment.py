@@ -198,6 +198,8 @@ def _steps(node: ast.expr, source: str) -> list[Augmentation]:
     for keyword in keywords:
         if keyword.arg not in parameters:
             raise _error(text, unknown(f"argument of {name}", keyword.arg, parameters))
+        if keyword.arg in given:
+            raise _error(text, f"expected {keyword.arg} once, found it twice")
         try:
             given[keyword.arg] = ast.literal_eval(keyword.value)
         except ValueError:
