@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import itertools
 import warnings
@@ -14,18 +13,16 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from embed_jax.data.pack import pack_sentences
 from embed_jax.data.tokenize import Tokenizer, load_tokenizer
+from embed_jax.data.window import WINDOW, pack_window
 from embed_jax.encoders.build import EncoderSpec, build_encoder
 from embed_jax.encoders.hf import read_model, resolve, write_model
 from embed_jax.errors import InputError
 from embed_jax.parallel.gather import sharded_encode
-from embed_jax.parallel.mesh import batch_devices, gather_params, make_mesh, own_groups, replicate, split_groups
+from embed_jax.parallel.inference import default_batch_tokens, run_batches
+from embed_jax.parallel.mesh import gather_params, make_mesh, replicate
 from embed_jax.registry import unknown
-from embed_jax.types import Params, TokenBatch
-
-WINDOW = 8192  # texts sorted and packed together; what bounds the memory beside the output
-SHORTEST_ROW = 16  # slots
+from embed_jax.types import Params
 
 
 class SentenceEncoder:
@@ -148,7 +145,7 @@ class SentenceEncoder:
                 truncated, count = truncated + tokenized.truncated, count + len(window)
                 block = np.zeros((len(window), self.dim), np.float32)
                 batches = pack_window(tokenized.ids, tokenized.skip, batch_tokens or default)
-                for number, embeddings in self._run(batches, params):
+                for number, embeddings in run_batches(self._encode, params, batches, self._mesh):
                     block[number] = embeddings
                     advance(len(number))
                 yield block
@@ -184,16 +181,6 @@ class SentenceEncoder:
             )
         return self.prompts[name]
 
-    def _run(self, batches: Iterator, params: Params) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Runs batches of equal shape, one a device; the next is prepared while the devices work."""
-        waiting: collections.deque = collections.deque()
-        for numbers, group in _by_devices(batches, batch_devices(self._mesh)):
-            waiting.append((numbers, self._encode(params, split_groups(own_groups(group, self._mesh), self._mesh))))
-            if len(waiting) > 1:
-                yield from _fetch(*waiting.popleft())
-        while waiting:
-            yield from _fetch(*waiting.popleft())
-
 
 def load(name: str, *, max_length: int = 0, compute_dtype: str = "float32") -> SentenceEncoder:
     """Loads an embedding model.
@@ -218,109 +205,6 @@ def load(name: str, *, max_length: int = 0, compute_dtype: str = "float32") -> S
         lower_case=saved.lower_case,
         compute_dtype=compute_dtype,
     )
-
-
-def default_batch_tokens() -> int:
-    """Slots a device encodes at a time: what fits a CPU's cache, or fills an accelerator."""
-    return 2048 if jax.default_backend() == "cpu" else 65536
-
-
-def pack_window(ids: Sequence[np.ndarray], skip: int, batch_tokens: int) -> Iterator[tuple[np.ndarray, TokenBatch]]:
-    """Packs texts into batches of few different shapes.
-
-    Texts share rows at least twice as long as themselves (up to the longest text's), so that best-fit packing finds
-    something for every gap; short and long texts go to different rows, since attention costs a row's length.
-
-    Args:
-        ids: token ids of each text.
-        skip: leading tokens that don't count towards pooling.
-        batch_tokens: slots of a batch.
-
-    Yields:
-        The numbers of the texts of a batch, and the batch: leaves `[R, T]`, text i of the batch is sentence i. Texts
-        without tokens are in no batch.
-
-    Raises:
-        InputError: if a text is longer than `batch_tokens`.
-    """
-    lengths = np.array([len(one) for one in ids], np.int64)
-    longest = int(lengths.max(initial=1))
-    if longest > batch_tokens:
-        raise InputError(f"batch_tokens: expected at least {longest}, the tokens of one text, found {batch_tokens}")
-    if len(ids) <= 4:  # a few texts: the quickest answer comes from rows of their own size
-        row_lengths = np.full(len(ids), _row_length(longest))
-    else:
-        wanted = [128 << max(-(-2 * n // 128) - 1, 0).bit_length() for n in lengths.tolist()]
-        row_lengths = np.minimum(wanted, _row_length(longest))
-    row_lengths = np.minimum(row_lengths, batch_tokens)
-    for row_length in np.unique(row_lengths):
-        numbers = np.flatnonzero((row_lengths == row_length) & (lengths > 0))
-        rows = max(batch_tokens // int(row_length), 1)
-        packed = pack_sentences([ids[number] for number in numbers], row_length=int(row_length), skip=skip)
-        used = int(np.sum((packed.sentence < packed.sentences).any(axis=1)))
-        start = 0
-        while start < used:
-            stop = min(start + rows, used)
-            present = np.unique(packed.sentence[start:stop])
-            while stop - start > 1 and len(present) > _room_for_sentences(stop - start, int(row_length)):
-                stop -= 1
-                present = np.unique(packed.sentence[start:stop])
-            yield numbers[present[present < packed.sentences]], _rows(packed, start, stop, rows)
-            start = stop
-
-
-def _row_length(length: int) -> int:
-    """The smallest row of 16, 24, 32, 48, 64, 96, ... slots that holds `length` tokens: two sizes to a doubling."""
-    row = SHORTEST_ROW
-    while row < length:
-        row = row * 3 // 2 if row & (row - 1) == 0 else row * 4 // 3
-    return row
-
-
-def _room_for_sentences(rows: int, row_length: int) -> int:
-    """S as a function of the shape, so that shapes are few: room for texts of four tokens, or a row of ones."""
-    return max(rows * row_length // 4, row_length + 1)
-
-
-def _rows(packed: TokenBatch, start: int, stop: int, rows: int) -> TokenBatch:
-    """Some rows of a packed batch as a batch of its own: sentences numbered anew, rows padded to a power of two."""
-    padded = min(1 << (stop - start - 1).bit_length(), rows)
-    shape = (padded, packed.sentence.shape[1])
-    sentences = _room_for_sentences(*shape)
-
-    def pad(leaf, value):
-        result = np.full(shape, value, leaf.dtype)
-        result[: stop - start] = leaf[start:stop]
-        return result
-
-    number = np.full(shape, sentences, np.int32)
-    number[: stop - start] = np.unique(packed.sentence[start:stop], return_inverse=True)[1].reshape(-1, shape[1])
-    number[: stop - start][packed.sentence[start:stop] == packed.sentences] = sentences
-    return TokenBatch(
-        token_ids=pad(packed.token_ids, 0),
-        sentence=number,
-        position=pad(packed.position, 0),
-        pooled=pad(packed.pooled, False),
-        sentences=sentences,
-    )
-
-
-def _by_devices(
-    batches: Iterable[tuple[np.ndarray, TokenBatch]], devices: int
-) -> Iterator[tuple[list[np.ndarray], TokenBatch]]:
-    """Stacks batches of equal shape, one a device; where there are too few, empty ones fill up."""
-    for _, alike in itertools.groupby(batches, key=lambda item: (item[1].token_ids.shape, item[1].sentences)):
-        alike = iter(alike)
-        while chunk := list(itertools.islice(alike, devices)):
-            numbers, groups = [item[0] for item in chunk], [item[1] for item in chunk]
-            empty = groups[0].replace(sentence=np.full_like(groups[0].sentence, groups[0].sentences))
-            groups += [empty] * (devices - len(groups))
-            yield numbers, jax.tree.map(lambda *leaves: np.stack(leaves), *groups)
-
-
-def _fetch(numbers: list[np.ndarray], embeddings: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for number, group in zip(numbers, np.asarray(embeddings), strict=False):
-        yield number, group[: len(number)]
 
 
 def _windows(texts: Iterable[str]) -> Iterator[list[str]]:

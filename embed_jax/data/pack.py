@@ -20,6 +20,7 @@ def pack_sentences(
     rows: int | None = None,
     sentences: int | None = None,
     skip: int | Sequence[int] = 0,
+    segments: Sequence[Ids] | None = None,
 ) -> TokenBatch:
     """Packs sentences into rows, best fit decreasing; sentence i keeps the number i.
 
@@ -29,6 +30,7 @@ def pack_sentences(
         rows: R; None takes as few as are needed, rounded up by `round_rows` so that shapes repeat.
         sentences: S, how many sentences the batch has room for; None is as many as there are.
         skip: leading tokens that do not count towards pooling, for all sentences or for each.
+        segments: token types of each sentence (a pair's second text has 1), as long as its ids; None: all are 0.
 
     Returns:
         NumPy leaves `[R, T]`.
@@ -43,7 +45,7 @@ def pack_sentences(
     row, offset, needed = _assign(lengths, row_length)
     rows = _enough_rows(needed, rows)
     shape = (rows, row_length)
-    return _fill(ids, lengths, row * row_length + offset, np.arange(len(ids)), capacity, skip, shape)
+    return _fill(ids, lengths, row * row_length + offset, np.arange(len(ids)), capacity, skip, shape, segments)
 
 
 def pack_batch(
@@ -163,11 +165,12 @@ def _assign(lengths: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarra
     return row, offset, used
 
 
-def _fill(ids, lengths, start, number, sentences, skip, shape) -> TokenBatch:
+def _fill(ids, lengths, start, number, sentences, skip, shape, segments=None) -> TokenBatch:
     """Writes each sentence's tokens to the slots from `start` on, under the given sentence number."""
     token_ids, position = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     sentence = np.full(shape, sentences, np.int32)
     pooled = np.zeros(shape, bool)
+    segment = None if segments is None else np.zeros(shape, np.int32)
     total = int(lengths.sum())
     if total:
         place = np.arange(total) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -176,4 +179,6 @@ def _fill(ids, lengths, start, number, sentences, skip, shape) -> TokenBatch:
         sentence.reshape(-1)[slots] = np.repeat(number, lengths)
         position.reshape(-1)[slots] = place
         pooled.reshape(-1)[slots] = place >= np.repeat(np.broadcast_to(skip, len(lengths)), lengths)
-    return TokenBatch(token_ids, sentence, position, pooled, sentences)
+        if segment is not None:
+            segment.reshape(-1)[slots] = np.concatenate(segments)
+    return TokenBatch(token_ids, sentence, position, pooled, sentences, segment)

@@ -24,11 +24,13 @@ class TokenizedTexts:
         ids: one int32 array per text.
         skip: how many leading tokens of each text belong to a prompt that is left out of pooling.
         truncated: how many texts were cut at the tokenizer's limit.
+        segments: token types, an int32 array per text; None where the tokenizer has none: all 0.
     """
 
     ids: list[Int[np.ndarray, " length"]]
     skip: int
     truncated: int
+    segments: list[Int[np.ndarray, " length"]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,18 +66,34 @@ class Tokenizer:
             The ids in the order of the texts. With `include_prompt=False`, `skip` is the number of tokens of the
             prompt alone without a special token at its end: the rule of sentence-transformers.
         """
-        for text in texts:
-            if not isinstance(text, str):
-                raise InputError(f"a text must be a string, found {type(text).__name__}")
+        _check_texts(texts)
         encodings = self._encode([prompt + text for text in texts])
         skip = 0
         if prompt and not include_prompt:
             (alone,) = self._encode([prompt])
             skip = len(alone) - (len(alone) > 0 and alone.ids[-1] in self.hf.all_special_ids)
         ids = [np.array(encoding.ids, np.int32) for encoding in encodings]
-        # Only a text that fills the limit can have been cut: asking each for its overflow would copy it.
-        truncated = sum(len(e) == self.max_length and bool(e.overflowing) for e in encodings)
-        return TokenizedTexts(ids, skip, truncated)
+        return TokenizedTexts(ids, skip, self._truncated(encodings))
+
+    def encode_pairs(self, queries: Sequence[str], passages: Sequence[str], prompt: str = "") -> TokenizedTexts:
+        """Token ids and types of `prompt + query` and passage as one text: `[CLS] query [SEP] passage [SEP]` in BERT.
+
+        A pair over the limit loses tokens from the longer of its texts first.
+
+        Raises:
+            InputError: for unequal lengths, a text that is no string, or a limit that leaves no room for a pair.
+        """
+        if len(queries) != len(passages):
+            raise InputError(f"pairs: expected as many passages as queries, found {len(passages)} and {len(queries)}")
+        _check_texts(queries)
+        _check_texts(passages)
+        _check_room(self.backend, self.max_length, pair=True)
+        encodings = self._encode([(prompt + query, passage) for query, passage in zip(queries, passages, strict=True)])
+        ids = [np.array(encoding.ids, np.int32) for encoding in encodings]
+        segments = None
+        if "token_type_ids" in self.hf.model_input_names:
+            segments = [np.array(encoding.type_ids, np.int32) for encoding in encodings]
+        return TokenizedTexts(ids, 0, self._truncated(encodings), segments)
 
     def cut_at(self, max_length: int) -> Tokenizer:
         """The same tokenizer with another limit."""
@@ -87,12 +105,17 @@ class Tokenizer:
         """Writes the tokenizer's files as transformers lays them out."""
         self.hf.save_pretrained(directory)
 
-    def _encode(self, texts: list[str]) -> list[Any]:
+    def _encode(self, texts: list[str] | list[tuple[str, str]]) -> list[Any]:
         try:
             return self.backend.encode_batch_fast(texts)
         except TypeError:  # lone surrogates, as a faulty JSON escape makes them, are no UTF-8
-            wrong = next(text for text in texts if text != text.encode(errors="replace").decode())
+            single = (part for text in texts for part in ([text] if isinstance(text, str) else text))
+            wrong = next(text for text in single if text != text.encode(errors="replace").decode())
             raise InputError(f"a text is not valid Unicode: {ascii(wrong[:60])}") from None
+
+    def _truncated(self, encodings: list[Any]) -> int:
+        # Only a text that fills the limit can have been cut: asking each for its overflow would copy it.
+        return sum(len(e) == self.max_length and bool(e.overflowing) for e in encodings)
 
 
 def load_tokenizer(directory: str | os.PathLike, max_length: int, *, lower_case: bool = False) -> Tokenizer:
@@ -139,7 +162,18 @@ def from_transformers(hf: Any, max_length: int, *, lower_case: bool = False) -> 
 
 
 def _set_limit(backend: Any, max_length: int, side: str) -> None:
-    special = backend.num_special_tokens_to_add(is_pair=False)
+    _check_room(backend, max_length, pair=False)
+    backend.enable_truncation(max_length, strategy="longest_first", direction=side)
+
+
+def _check_room(backend: Any, max_length: int, pair: bool) -> None:
+    special = backend.num_special_tokens_to_add(is_pair=pair)
     if max_length <= special:
-        raise InputError(f"max_length {max_length} leaves no room for text: {special} are special tokens")
-    backend.enable_truncation(max_length, direction=side)
+        what = "a pair of texts" if pair else "text"
+        raise InputError(f"max_length {max_length} leaves no room for {what}: {special} are special tokens")
+
+
+def _check_texts(texts: Sequence[str]) -> None:
+    for text in texts:
+        if not isinstance(text, str):
+            raise InputError(f"a text must be a string, found {type(text).__name__}")

@@ -1,0 +1,104 @@
+"""Any number of texts packed into batches of few different shapes, for inference. NumPy only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from embed_jax.data.pack import Ids, pack_sentences
+from embed_jax.errors import InputError
+from embed_jax.types import TokenBatch
+
+WINDOW = 8192  # texts sorted and packed together; what bounds the memory beside the output
+SHORTEST_ROW = 16  # slots
+
+
+def pack_window(
+    ids: Sequence[Ids], skip: int, batch_tokens: int, segments: Sequence[Ids] | None = None
+) -> Iterator[tuple[Int[np.ndarray, " n"], TokenBatch]]:
+    """Packs texts into batches of few different shapes.
+
+    Texts share rows at least twice as long as themselves (up to the longest text's), so that best-fit packing finds
+    something for every gap; short and long texts go to different rows, since attention costs a row's length.
+
+    Args:
+        ids: token ids of each text.
+        skip: leading tokens that don't count towards pooling.
+        batch_tokens: slots of a batch.
+        segments: token types of each text, as of `pack_sentences`.
+
+    Yields:
+        The numbers of the texts of a batch, and the batch: leaves `[R, T]`, text i of the batch is sentence i. Texts
+        without tokens are in no batch.
+
+    Raises:
+        InputError: if a text is longer than `batch_tokens`.
+    """
+    lengths = np.array([len(one) for one in ids], np.int64)
+    longest = int(lengths.max(initial=1))
+    if longest > batch_tokens:
+        raise InputError(f"batch_tokens: expected at least {longest}, the tokens of one text, found {batch_tokens}")
+    if len(ids) <= 4:  # a few texts: the quickest answer comes from rows of their own size
+        row_lengths = np.full(len(ids), _row_length(longest))
+    else:
+        wanted = [128 << max(-(-2 * n // 128) - 1, 0).bit_length() for n in lengths.tolist()]
+        row_lengths = np.minimum(wanted, _row_length(longest))
+    row_lengths = np.minimum(row_lengths, batch_tokens)
+    for row_length in np.unique(row_lengths):
+        numbers = np.flatnonzero((row_lengths == row_length) & (lengths > 0))
+        rows = max(batch_tokens // int(row_length), 1)
+        packed = pack_sentences(
+            [ids[number] for number in numbers],
+            row_length=int(row_length),
+            skip=skip,
+            segments=None if segments is None else [segments[number] for number in numbers],
+        )
+        used = int(np.sum((packed.sentence < packed.sentences).any(axis=1)))
+        start = 0
+        while start < used:
+            stop = min(start + rows, used)
+            present = np.unique(packed.sentence[start:stop])
+            while stop - start > 1 and len(present) > _room_for_sentences(stop - start, int(row_length)):
+                stop -= 1
+                present = np.unique(packed.sentence[start:stop])
+            yield numbers[present[present < packed.sentences]], _rows(packed, start, stop, rows)
+            start = stop
+
+
+def _row_length(length: int) -> int:
+    """The smallest row of 16, 24, 32, 48, 64, 96, ... slots that holds `length` tokens: two sizes to a doubling."""
+    row = SHORTEST_ROW
+    while row < length:
+        row = row * 3 // 2 if row & (row - 1) == 0 else row * 4 // 3
+    return row
+
+
+def _room_for_sentences(rows: int, row_length: int) -> int:
+    """S as a function of the shape, so that shapes are few: room for texts of four tokens, or a row of ones."""
+    return max(rows * row_length // 4, row_length + 1)
+
+
+def _rows(packed: TokenBatch, start: int, stop: int, rows: int) -> TokenBatch:
+    """Some rows of a packed batch as a batch of its own: sentences numbered anew, rows padded to a power of two."""
+    padded = min(1 << (stop - start - 1).bit_length(), rows)
+    shape = (padded, packed.sentence.shape[1])
+    sentences = _room_for_sentences(*shape)
+
+    def pad(leaf, value):
+        result = np.full(shape, value, leaf.dtype)
+        result[: stop - start] = leaf[start:stop]
+        return result
+
+    number = np.full(shape, sentences, np.int32)
+    number[: stop - start] = np.unique(packed.sentence[start:stop], return_inverse=True)[1].reshape(-1, shape[1])
+    number[: stop - start][packed.sentence[start:stop] == packed.sentences] = sentences
+    return TokenBatch(
+        token_ids=pad(packed.token_ids, 0),
+        sentence=number,
+        position=pad(packed.position, 0),
+        pooled=pad(packed.pooled, False),
+        sentences=sentences,
+        segment=None if packed.segment is None else pad(packed.segment, 0),
+    )

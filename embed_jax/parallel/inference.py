@@ -1,0 +1,63 @@
+"""Batches run over the mesh, one a device: the loop of inference."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from embed_jax.parallel.mesh import batch_devices, own_groups, split_groups
+from embed_jax.types import Params, TokenBatch
+
+
+def default_batch_tokens() -> int:
+    """Slots a device encodes at a time: what fits a CPU's cache, or fills an accelerator."""
+    return 2048 if jax.default_backend() == "cpu" else 65536
+
+
+def run_batches(
+    encode: Callable[[Params, TokenBatch], Float[Array, "G S D"]],
+    params: Params,
+    batches: Iterable[tuple[Int[np.ndarray, " n"], TokenBatch]],
+    mesh: Mesh,
+) -> Iterator[tuple[Int[np.ndarray, " n"], Float[np.ndarray, "n D"]]]:
+    """Runs batches of equal shape, one a device; the next is prepared while the devices work.
+
+    Args:
+        encode: as `gather.sharded_encode` makes it.
+        batches: the numbers of a batch's texts, and the batch, leaves `[R, T]`; as of `window.pack_window`.
+
+    Yields:
+        The numbers of a batch's texts, and what `encode` makes of them.
+    """
+    waiting: collections.deque = collections.deque()
+    for numbers, group in _by_devices(batches, batch_devices(mesh)):
+        waiting.append((numbers, encode(params, split_groups(own_groups(group, mesh), mesh))))
+        if len(waiting) > 1:
+            yield from _fetch(*waiting.popleft())
+    while waiting:
+        yield from _fetch(*waiting.popleft())
+
+
+def _by_devices(
+    batches: Iterable[tuple[np.ndarray, TokenBatch]], devices: int
+) -> Iterator[tuple[list[np.ndarray], TokenBatch]]:
+    """Stacks batches of equal shape, one a device; where there are too few, empty ones fill up."""
+    for _, alike in itertools.groupby(batches, key=lambda item: (item[1].token_ids.shape, item[1].sentences)):
+        alike = iter(alike)
+        while chunk := list(itertools.islice(alike, devices)):
+            numbers, groups = [item[0] for item in chunk], [item[1] for item in chunk]
+            empty = groups[0].replace(sentence=np.full_like(groups[0].sentence, groups[0].sentences))
+            groups += [empty] * (devices - len(groups))
+            yield numbers, jax.tree.map(lambda *leaves: np.stack(leaves), *groups)
+
+
+def _fetch(numbers: list[np.ndarray], embeddings: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for number, group in zip(numbers, np.asarray(embeddings), strict=False):
+        yield number, group[: len(number)]
