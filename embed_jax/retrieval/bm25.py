@@ -1,12 +1,12 @@
-"""BM25 by bm25s: the baseline that a dense model has to beat."""
+"""BM25 by bm25s: the baseline that a dense model has to beat, and a first source of hard negatives."""
 
 from __future__ import annotations
 
-import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from embed_jax.errors import require
 from embed_jax.retrieval.topk import Run
@@ -16,14 +16,11 @@ WORD = r"[^\W_]+"  # the parts of an identifier are words: a fair baseline on co
 
 
 def bm25_search(corpus: Mapping[str, str], queries: Mapping[str, str], k: int, *, k1: float = K1, b: float = B) -> Run:
-    """Each query's k best documents by BM25 (Robertson and Zaragoza 2009) with Lucene's idf.
-
-    Words are runs of letters and digits in lower case, bm25s' English stop words removed, no stemming.
+    """Each query's k best documents by BM25, as `BM25Searcher` finds them.
 
     Args:
         corpus, queries: texts by id.
-        k1: how soon repeated words stop counting.
-        b: how much long documents are marked down, 0 to 1.
+        k1, b: as BM25Searcher's.
 
     Returns:
         {query id: {document id: score}}, best first; equal scores in the corpus' order. Documents that share no word
@@ -32,24 +29,72 @@ def bm25_search(corpus: Mapping[str, str], queries: Mapping[str, str], k: int, *
     Raises:
         InputError: if bm25s is not installed.
     """
+    names = list(corpus)
+    scores, rows = bm25_searcher(list(corpus.values()), k1=k1, b=b).search(list(queries.values()), k)
+    return {
+        query: {names[row]: score for row, score in zip(found, values, strict=True) if row >= 0}
+        for query, found, values in zip(queries, rows.tolist(), scores.tolist(), strict=True)
+    }
+
+
+def bm25_searcher(corpus: Sequence[str], *, k1: float = K1, b: float = B) -> BM25Searcher:
+    """An index of the corpus for BM25 (Robertson and Zaragoza 2009) with Lucene's idf.
+
+    Words are runs of letters and digits in lower case, bm25s' English stop words removed, no stemming.
+
+    Args:
+        k1: how soon repeated words stop counting.
+        b: how much long documents are marked down, 0 to 1.
+
+    Raises:
+        InputError: if bm25s is not installed.
+    """
     require("bm25s", "search")
     import bm25s
 
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs each index it builds
-    cut = functools.partial(bm25s.tokenize, token_pattern=WORD, stopwords="en", return_ids=False, show_progress=False)
-    words, asked = cut(list(corpus.values())), cut(list(queries.values()))
-    if not any(words):
-        return {query: {} for query in queries}
+    words = _words(corpus)
     index = bm25s.BM25(k1=k1, b=b, method="lucene")
-    index.index(words, show_progress=False)
-    names = list(corpus)
-    run: Run = {}
-    for query, query_words in zip(queries, asked, strict=True):
-        # bm25s' own selection breaks ties at random; ours keeps the corpus' order.
-        known = [word for word in query_words if word in index.vocab_dict]
-        scores = index.get_scores(known) if known else np.zeros(len(names), np.float32)
-        kth = np.partition(scores, -k)[-k] if k < len(names) else 0
-        candidates = np.flatnonzero((scores >= kth) & (scores > 0))
-        best = candidates[np.argsort(-scores[candidates], kind="stable")[:k]]
-        run[query] = {names[row]: float(scores[row]) for row in best}
-    return run
+    if any(words):
+        index.index(words, show_progress=False)
+    return BM25Searcher(index if any(words) else None, len(corpus))
+
+
+class BM25Searcher:
+    """A corpus' index, made by `bm25_searcher`; documents that share no word with a query are not found."""
+
+    def __init__(self, index, size: int):
+        self._index, self._size = index, size  # no index: no document has a word
+
+    def search(self, queries: Sequence[str], k: int) -> tuple[Float[np.ndarray, "Q k"], Int[np.ndarray, "Q k"]]:
+        """Scores and rows of each query's k best documents, best first; equal scores in the corpus' order.
+
+        Where fewer are found: score -inf, row -1.
+        """
+        scores = np.full((len(queries), k), -np.inf, np.float32)
+        rows = np.full((len(queries), k), -1, np.int32)
+        for number, words in enumerate(_words(queries)):
+            # bm25s' own selection breaks ties at random; ours keeps the corpus' order.
+            every = self._scores(words)
+            kth = np.partition(every, -k)[-k] if k < self._size else 0
+            candidates = np.flatnonzero((every >= kth) & (every > 0))
+            best = candidates[np.argsort(-every[candidates], kind="stable")[:k]]
+            scores[number, : len(best)], rows[number, : len(best)] = every[best], best
+        return scores, rows
+
+    def score(self, queries: Sequence[str], rows: Int[np.ndarray, "Q p"]) -> Float[np.ndarray, "Q p"]:
+        """The score of each query with rows of its own; -inf for row -1."""
+        scores = np.full(rows.shape, -np.inf, np.float32)
+        for found, row, words in zip(scores, rows, _words(queries), strict=True):
+            found[row >= 0] = self._scores(words)[row[row >= 0]]
+        return scores
+
+    def _scores(self, words: Sequence[str]) -> Float[np.ndarray, " N"]:
+        known = [word for word in words if self._index is not None and word in self._index.vocab_dict]
+        return self._index.get_scores(known) if known else np.zeros(self._size, np.float32)
+
+
+def _words(texts: Sequence[str]) -> list[list[str]]:
+    import bm25s
+
+    return bm25s.tokenize(list(texts), token_pattern=WORD, stopwords="en", return_ids=False, show_progress=False)

@@ -1,0 +1,353 @@
+"""Hard negatives: passages that a search ranks high for a query and that are not known to be right.
+
+Queries are searched for in blocks, so memory does not grow with their number. Texts are compared without the white
+space around them.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from embed_jax.errors import InputError, RunError
+from embed_jax.registry import unknown
+from embed_jax.retrieval.bm25 import bm25_searcher
+from embed_jax.retrieval.index import dense_searcher, faiss_searcher
+from embed_jax.retrieval.mined import FORMS, Mined, Report, records_of
+
+__all__ = ["FORMS", "Mined", "Mining", "Report", "Score", "Searcher", "bm25_searcher", "corpus_with", "dense_searcher"]
+__all__ += ["faiss_searcher", "mine", "mine_negatives", "records_of"]
+
+Score = Callable[[Sequence[str], Sequence[str]], Float[np.ndarray, " N"]]  # score(queries, passages): a cross-encoder
+Pair = Mapping[str, Any]
+SAMPLING = ("top", "random")
+CARRIED = ("id", "group")  # fields of a pair that stay with its triplets and n-tuples
+
+
+class Searcher(Protocol):
+    """A corpus that can be searched: BM25, an embedding model, FAISS."""
+
+    def search(self, queries: Sequence[str], k: int) -> tuple[Float[np.ndarray, "Q k"], Int[np.ndarray, "Q k"]]:
+        """Scores and rows of each query's k best passages, best first; -inf and -1 where fewer are found."""
+
+    def score(self, queries: Sequence[str], rows: Int[np.ndarray, "Q p"]) -> Float[np.ndarray, "Q p"]:
+        """The similarity of each query with rows of its own; -inf for row -1."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Mining:
+    """Which of the passages found become negatives.
+
+    A query's candidates are the passages that the searchers rank highest, without its known positives, its own text
+    and repeated texts. Of the first `rank_max`, those that pass the limits on scores remain, and of these all but the
+    first `rank_min`; from them `number` are taken. These are the semantics of sentence-transformers 6
+    (`mine_hard_negatives`), but for a query of several positives: margins compare with the pair's own.
+
+    Attributes:
+        number: negatives of each pair.
+        rank_min, rank_max: as above.
+        score_min, score_max: limits on a negative's score.
+        absolute_margin: a negative scores at most positive - absolute_margin.
+        relative_margin: a negative scores at most positive - relative_margin * |positive|; 0.05 is the TopK-PercPos of
+            95 % of NV-Retriever (Moreira et al. 2024).
+        sampling: "top", the hardest, or "random".
+        seed: of random sampling, which depends on it, the query's text and the query's candidates alone.
+
+    Raises:
+        InputError: for values that cannot be.
+    """
+
+    number: int = 1
+    rank_min: int = 0
+    rank_max: int = 100
+    score_min: float = -math.inf
+    score_max: float = math.inf
+    absolute_margin: float | None = None
+    relative_margin: float | None = None
+    sampling: str = "top"
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.number < 1:
+            raise InputError(f"number: expected 1 or more, found {self.number}")
+        if self.rank_min < 0:
+            raise InputError(f"rank_min: expected 0 or more, found {self.rank_min}")
+        if self.number > self.rank_max - self.rank_min:
+            window = f"rank_min={self.rank_min} and rank_max={self.rank_max}"
+            raise InputError(f"{window} leave no room for number={self.number} negatives")
+        if not self.score_min <= self.score_max:
+            raise InputError(f"score_min={self.score_min} and score_max={self.score_max} leave no score")
+        for name in ("absolute_margin", "relative_margin"):
+            margin = getattr(self, name)
+            if margin is not None and not math.isfinite(margin):
+                raise InputError(f"{name}: expected a finite number or None, found {margin}")
+        if self.sampling not in SAMPLING:
+            raise InputError(unknown("sampling", self.sampling, SAMPLING))
+
+    @property
+    def by_score(self) -> bool:
+        """Whether scores decide what is a negative, not ranks alone."""
+        margins = self.absolute_margin is not None or self.relative_margin is not None
+        return margins or self.score_min > -math.inf or self.score_max < math.inf
+
+
+@dataclasses.dataclass(frozen=True)
+class _Query:
+    """A query with its pairs; `positives` are their rows in the corpus, `own` is the row of its text or -1."""
+
+    text: str
+    pairs: list[Pair]
+    positives: Int[np.ndarray, " p"]
+    own: int
+
+
+@dataclasses.dataclass
+class _Candidates:
+    """A query's candidates in order: rows, the number of the searcher that found each, scores.
+
+    `positive_scores[s]` are the scores of the query's positives by searcher s.
+    """
+
+    rows: Int[np.ndarray, " c"]
+    sources: Int[np.ndarray, " c"]
+    scores: Float[np.ndarray, " c"]
+    positive_scores: Float[np.ndarray, "s p"]
+    dropped: collections.Counter[str]
+
+
+def corpus_with(pairs: Sequence[Pair], corpus: Sequence[str] = ()) -> list[str]:
+    """The corpus and the positives that it lacks, each text once.
+
+    Raises:
+        InputError: for an empty text.
+    """
+    texts = [*corpus, *(_text(pair, "positive", number) for number, pair in enumerate(pairs))]
+    return [texts[row] for row in _rows_by_text(texts).values()]
+
+
+def mine_negatives(
+    pairs: Sequence[Pair],
+    corpus: Sequence[str],
+    searchers: Sequence[Searcher],
+    options: Mining,
+    *,
+    score: Score | None = None,
+    block: int = 1024,
+    report: Report | None = None,
+) -> Iterator[list[Mined]]:
+    """Hard negatives for pairs, a block of queries at a time.
+
+    The searchers' candidates are interleaved by rank. Limits on scores apply to the score of the searcher that found a
+    candidate (first), and margins to the same searcher's score of the positive; with `score` to its scores, by which
+    the candidates are then ordered too. Without such limits `score` only scores what was chosen.
+
+    Args:
+        pairs: records with anchor and positive. All positives of an anchor are known positives of that query.
+            Negatives that a pair has already are not used.
+        corpus: passages, the positives among them; see `corpus_with`. Of equal texts the first found counts.
+        searchers: each over this corpus.
+        score: scores (query, passage) pairs, such as a cross-encoder.
+        block: queries at a time; does not change the result.
+        report: is told what becomes of the candidates.
+
+    Yields:
+        The pairs of up to `block` queries; pairs of one query stand together, queries in order of their first pair.
+
+    Raises:
+        InputError: at once for no searcher, a positive that is not in the corpus or an empty text; at the end if no
+            pair has a negative.
+        RunError: for scores of another number than asked for, or that are no numbers.
+    """
+    if not searchers:
+        raise InputError("searchers: expected one or more, found none")
+    rows = _rows_by_text(corpus)
+    same = np.fromiter((rows[text.strip()] for text in corpus), np.int64, len(corpus))
+    queries = _queries(pairs, rows)
+    report = Report() if report is None else report
+
+    def blocks() -> Iterator[list[Mined]]:
+        for start in range(0, len(queries), block):
+            chosen = _mine_block(queries[start : start + block], corpus, same, searchers, options, score, report)
+            yield chosen
+        report.refuse_nothing()
+
+    return blocks()
+
+
+def mine(
+    pairs: Sequence[Pair],
+    corpus: Sequence[str],
+    searchers: Sequence[Searcher],
+    options: Mining,
+    form: str = "n-tuples",
+    *,
+    score: Score | None = None,
+    block: int = 1024,
+) -> tuple[list[dict[str, Any]], Report]:
+    """All of `mine_negatives` as records in one of FORMS, and the report."""
+    report = Report()
+    blocks = mine_negatives(pairs, corpus, searchers, options, score=score, block=block, report=report)
+    return [record for mined in blocks for record in records_of(mined, form)], report
+
+
+def _mine_block(
+    queries: Sequence[_Query],
+    corpus: Sequence[str],
+    same: Int[np.ndarray, " N"],
+    searchers: Sequence[Searcher],
+    options: Mining,
+    score: Score | None,
+    report: Report,
+) -> list[Mined]:
+    """`same` is, for each row of the corpus, the first row of the same text."""
+    candidates = _search(queries, same, searchers, options)
+    if score and options.by_score:
+        _rescore(queries, candidates, corpus, score)
+    mined = []
+    for query, found in zip(queries, candidates, strict=True):
+        for place, pair in enumerate(query.pairs):
+            chosen = _choose(query.text, found, found.positive_scores[:, place], options, report)
+            mined.append(
+                Mined(
+                    pair["anchor"],
+                    pair["positive"],
+                    tuple(corpus[row] for row in found.rows[chosen]),
+                    tuple(found.scores[chosen].tolist()),
+                    float(found.positive_scores[0, place]) if len(found.positive_scores) == 1 else None,
+                    {name: pair[name] for name in CARRIED if pair.get(name) is not None},
+                )
+            )
+    if score and not options.by_score:
+        values = _scored(score, [(one.anchor, [one.positive, *one.negatives]) for one in mined])
+        for number, (positive, *negatives) in enumerate(values):
+            mined[number] = dataclasses.replace(mined[number], positive_score=positive, scores=tuple(negatives))
+    return mined
+
+
+def _search(
+    queries: Sequence[_Query], same: Int[np.ndarray, " N"], searchers: Sequence[Searcher], options: Mining
+) -> list[_Candidates]:
+    texts = [query.text for query in queries]
+    most = max(len(query.positives) for query in queries)
+    positives = np.full((len(queries), most), -1)
+    for number, query in enumerate(queries):
+        positives[number, : len(query.positives)] = query.positives
+    # Room for the positives, the query's own text and repeated texts; few different k, so few compilations.
+    repeated = int((same != np.arange(len(same))).sum())
+    room = options.rank_max + 1 + min(repeated, options.rank_max)
+    k = room + (1 << (most - 1).bit_length())
+    found = [searcher.search(texts, k) for searcher in searchers]
+    scores, rows = (np.stack(leaves, axis=-1) for leaves in zip(*found, strict=True))  # [Q, k, searchers]
+    positive_scores = np.stack([searcher.score(texts, positives) for searcher in searchers], axis=1)
+    candidates = []
+    for number, query in enumerate(queries):
+        depth = room + len(query.positives)  # whatever other queries are in the block
+        ours = scores[number, :depth].ravel(), rows[number, :depth].ravel()
+        candidates.append(_distinct(*ours, len(searchers), query, same, options.rank_max))
+        candidates[-1].positive_scores = positive_scores[number]
+    return candidates
+
+
+def _distinct(scores, rows, searchers: int, query: _Query, same: Int[np.ndarray, " N"], limit: int) -> _Candidates:
+    """The first `limit` different passages that are no positive and not the query itself."""
+    sources = np.tile(np.arange(searchers), len(rows) // searchers)
+    found = rows >= 0
+    scores, rows, sources = scores[found], rows[found], sources[found]
+    text = same[rows]
+    known = np.isin(text, query.positives)
+    repeated = np.ones(len(rows), bool)
+    repeated[np.unique(text, return_index=True)[1]] = False
+    repeated = ~known & (repeated | (text == query.own))
+    usable = ~known & ~repeated
+    seen = np.cumsum(usable) - usable < limit  # up to the last one used
+    usable &= seen
+    dropped = collections.Counter(positive=int((known & seen).sum()), duplicate=int((repeated & seen).sum()))
+    nothing = np.zeros((0, 0), np.float32)
+    return _Candidates(rows[usable], sources[usable], scores[usable], nothing, dropped)
+
+
+def _rescore(queries: Sequence[_Query], candidates: list[_Candidates], corpus: Sequence[str], score: Score) -> None:
+    """Puts the scores of `score` in place of the searchers', and the candidates in their order."""
+    lists = [
+        (query.text, [corpus[row] for row in (*query.positives, *found.rows)])
+        for query, found in zip(queries, candidates, strict=True)
+    ]
+    for query, found, values in zip(queries, candidates, _scored(score, lists), strict=True):
+        positive, values = np.split(np.asarray(values, np.float32), [len(query.positives)])
+        order = np.argsort(-values, kind="stable")
+        found.rows, found.scores, found.positive_scores = found.rows[order], values[order], positive[None]
+        found.sources = np.zeros_like(found.rows)
+
+
+def _scored(score: Score, lists: Sequence[tuple[str, list[str]]]) -> list[list[float]]:
+    """The scores of lists of passages, each list for one query, all in one call."""
+    queries = [query for query, passages in lists for _ in passages]
+    values = np.asarray(score(queries, [passage for _, passages in lists for passage in passages]))
+    if values.shape != (len(queries),) or not np.isfinite(values).all():
+        raise RunError(f"score: expected {len(queries)} finite numbers, found an array {values.shape} or others in it")
+    ends = np.cumsum([len(passages) for _, passages in lists])
+    return [part.tolist() for part in np.split(values, ends[:-1])]
+
+
+def _choose(
+    query: str, found: _Candidates, positive: Float[np.ndarray, " s"], options: Mining, report: Report
+) -> Int[np.ndarray, " n"]:
+    """The places of a pair's negatives among its query's candidates."""
+    scores, own = found.scores, positive[found.sources]
+    outside = (scores < options.score_min) | (scores > options.score_max)
+    close = np.zeros_like(outside)
+    if options.absolute_margin is not None:
+        close |= scores + options.absolute_margin > own
+    if options.relative_margin is not None:
+        # Not positive * (1 - margin), which is above a negative positive.
+        close |= scores > own - np.abs(own) * options.relative_margin
+    passed = np.flatnonzero(~outside & ~close)
+    chosen = passed[options.rank_min :]
+    if options.sampling == "random" and len(chosen) > options.number:
+        places = random.Random(f"{options.seed}:{query.strip()}").sample(range(len(chosen)), options.number)
+        chosen = chosen[np.sort(places)]
+    chosen = chosen[: options.number]
+    report.pairs[len(chosen)] += 1
+    counts = {"score": outside.sum(), "margin": (close & ~outside).sum(), "kept": len(chosen)}
+    counts["rank"] = min(options.rank_min, len(passed))
+    counts["surplus"] = len(passed) - counts["rank"] - len(chosen)
+    report.candidates.update({name: int(count) for name, count in counts.items()} | found.dropped)
+    return chosen
+
+
+def _queries(pairs: Sequence[Pair], rows: Mapping[str, int]) -> list[_Query]:
+    if not len(pairs):
+        raise InputError("pairs: there are none")
+    grouped: dict[str, list[Pair]] = {}
+    for number, pair in enumerate(pairs):
+        if _text(pair, "positive", number).strip() not in rows:
+            raise InputError(f"pair {number}: its positive is not in the corpus: {pair['positive'].strip()[:60]!r}")
+        grouped.setdefault(_text(pair, "anchor", number).strip(), []).append(pair)
+    return [
+        _Query(ours[0]["anchor"], ours, np.array([rows[pair["positive"].strip()] for pair in ours]), rows.get(text, -1))
+        for text, ours in grouped.items()
+    ]
+
+
+def _text(pair: Pair, name: str, number: int) -> str:
+    text = pair.get(name)
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f"pair {number}: {name}: expected a text that is not empty, found {text!r}")
+    return text
+
+
+def _rows_by_text(corpus: Sequence[str]) -> dict[str, int]:
+    """The first row of each text."""
+    rows: dict[str, int] = {}
+    for row, text in enumerate(corpus):
+        rows.setdefault(text.strip(), row)
+    if "" in rows:
+        raise InputError(f"passage {rows['']} of the corpus is empty")
+    return rows

@@ -1,0 +1,126 @@
+"""What mining gives: pairs with their negatives, what became of the candidates, and training records of them."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from embed_jax.errors import InputError
+from embed_jax.registry import unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class Mined:
+    """A pair with its negatives, hardest first; there may be fewer than asked for, or none.
+
+    Attributes:
+        scores: the negatives', by `score` where there is one, else by the searcher that found each.
+        positive_score: the same for the positive; None where several searchers give the scores, which then cannot be
+            compared.
+        carried: the pair's id and group.
+    """
+
+    anchor: str
+    positive: str
+    negatives: tuple[str, ...]
+    scores: tuple[float, ...]
+    positive_score: float | None
+    carried: Mapping[str, Any]
+
+
+@dataclasses.dataclass
+class Report:
+    """What became of the candidates; a candidate counts for each pair of its query.
+
+    Attributes:
+        pairs: how many pairs have how many negatives.
+        candidates: what became of how many: "kept", or why not, a reason of REASONS.
+    """
+
+    pairs: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
+    candidates: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+
+    REASONS = {
+        "positive": "known positive of the query",
+        "duplicate": "the query's own text, or found twice",
+        "score": "outside score_min to score_max",
+        "margin": "too close to the positive",
+        "rank": "among the first rank_min",
+        "surplus": "not needed",
+    }
+
+    def __str__(self) -> str:
+        """At most a screen."""
+        total, pairs = self.candidates.total(), self.pairs.total()
+        lines = [f"{pairs} pairs, {total} candidates, {self.candidates['kept']} negatives"]
+        lines += [f"  {self.candidates[name]:>10} dropped: {text}" for name, text in self.REASONS.items()]
+        shown = sorted(self.pairs)[-10:]
+        fewer = sum(count for number, count in self.pairs.items() if number not in shown)
+        lines += [f"  {self.pairs[number]:>10} pairs with {number} negatives" for number in reversed(shown)]
+        lines += [f"  {fewer:>10} pairs with fewer"] if fewer else []
+        lines += [f"  {self.pairs[0]:>10} pairs left out: no negative"] if self.pairs[0] else []
+        return "\n".join(lines)
+
+    def refuse_nothing(self) -> None:
+        """Raises an InputError if no pair has a negative; it says what took the candidates."""
+        if self.candidates["kept"]:
+            return
+        total = self.candidates.total()
+        taken = [f"{self.candidates[name]} {text}" for name, text in self.REASONS.items() if self.candidates[name]]
+        found = f"all {total} candidates are dropped: {', '.join(taken)}" if total else "the search finds nothing"
+        raise InputError(f"none of {self.pairs.total()} pairs has a negative: {found}")
+
+
+def records_of(mined: Sequence[Mined], form: str) -> Iterator[dict[str, Any]]:
+    """Training records in one of FORMS, as the data sources read them; pairs without a negative are left out.
+
+    * "triplets": anchor positive negative, a record a negative
+    * "n-tuples": anchor positive negative_1 negative_2 ...; as many as the pair has
+    * "labelled-pairs": sentence1 sentence2 label, 1 for a positive and 0 for a negative; a pair of texts once
+    * "scored-lists": query passages scores, the positive first
+
+    Raises:
+        InputError: for another form, or scored lists of several searchers' scores.
+    """
+    if form not in FORMS:
+        raise InputError(unknown("form", form, FORMS))
+    return FORMS[form]([one for one in mined if one.negatives])
+
+
+def _triplets(mined: Sequence[Mined]) -> Iterator[dict[str, Any]]:
+    for one in mined:
+        for negative in one.negatives:
+            yield {"anchor": one.anchor, "positive": one.positive, "negative": negative, **one.carried}
+
+
+def _n_tuples(mined: Sequence[Mined]) -> Iterator[dict[str, Any]]:
+    for one in mined:
+        negatives = {f"negative_{number}": text for number, text in enumerate(one.negatives, 1)}
+        yield {"anchor": one.anchor, "positive": one.positive, **negatives, **one.carried}
+
+
+def _labelled_pairs(mined: Sequence[Mined]) -> Iterator[dict[str, Any]]:
+    seen = set()
+    for one in mined:
+        for text, label in ((one.positive, 1), *((negative, 0) for negative in one.negatives)):
+            if (texts := (one.anchor.strip(), text.strip())) not in seen:
+                seen.add(texts)
+                yield {"sentence1": one.anchor, "sentence2": text, "label": label}
+
+
+def _scored_lists(mined: Sequence[Mined]) -> Iterator[dict[str, Any]]:
+    for one in mined:
+        if one.positive_score is None:
+            raise InputError("scored-lists: several searchers' scores cannot be compared: use one, or a cross-encoder")
+        passages, scores = [one.positive, *one.negatives], [one.positive_score, *one.scores]
+        yield {"query": one.anchor, "passages": passages, "scores": scores}
+
+
+FORMS = {
+    "triplets": _triplets,
+    "n-tuples": _n_tuples,
+    "labelled-pairs": _labelled_pairs,
+    "scored-lists": _scored_lists,
+}
