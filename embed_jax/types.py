@@ -76,6 +76,8 @@ class Columns:
         embeddings: `[C, B, D]`, column 0 the anchors, 1 the positives, the rest negatives.
         example: the examples' numbers in the global batch.
         guide, teacher: embeddings of the same texts by a frozen model, whose size may differ, or None.
+        queue: positives of earlier batches, as columns of which only column 1 is present, of examples numbered -1; on a
+            device's own share only, the same on every device, without gradient. Or None.
         present, text_hash, keys, dataset, label, score: as in `Batch`, in the same order of examples.
     """
 
@@ -89,6 +91,7 @@ class Columns:
     score: Float[Array, "B K"] | None = None
     guide: Float[Array, "C B F"] | None = None
     teacher: Float[Array, "C B H"] | None = None
+    queue: Columns | None = None
 
 
 BY_COLUMN = ("embeddings", "present", "text_hash", "guide", "teacher")  # leaves [C, B, ...] of Columns; others [B, ...]
@@ -103,11 +106,12 @@ class World(Protocol):
     """What a loss may ask about the examples of all devices; how it is computed, and where, is not its business.
 
     `rows` is a tree with leading axis b, about this device's own examples; `candidates` makes a tree with leading axis
-    n out of any Columns of b examples; `shared` is a tree (a learnable scale). All three are differentiated.
+    n out of any Columns of b examples; `shared` is a tree (a learnable scale). All three are differentiated. `further`
+    is such a tree of candidates besides the world's, the same on every device, or None.
     """
 
     def logsumexp(
-        self, block: Block, rows: Any, candidates: Callable[[Columns], Any], shared: Any = None
+        self, block: Block, rows: Any, candidates: Callable[[Columns], Any], shared: Any = None, further: Any = None
     ) -> tuple[Float[Array, "M b"], Float[Array, "M b"]]:
         """log sum_j exp(block_ij) over all candidates of the world, and max_j block_ij (without gradient).
 
@@ -115,12 +119,12 @@ class World(Protocol):
         """
 
     def sum(
-        self, block: Block, rows: Any, candidates: Callable[[Columns], Any], shared: Any = None
+        self, block: Block, rows: Any, candidates: Callable[[Columns], Any], shared: Any = None, further: Any = None
     ) -> Float[Array, "M b"]:
         """sum_j block_ij over all candidates of the world."""
 
     def max(
-        self, block: Block, rows: Any, candidates: Callable[[Columns], Any], shared: Any = None
+        self, block: Block, rows: Any, candidates: Callable[[Columns], Any], shared: Any = None, further: Any = None
     ) -> Float[Array, "M b"]:
         """max_j block_ij over all candidates of the world, -inf for none; the gradient goes to where it is reached."""
 
@@ -148,12 +152,14 @@ class TrainState:
         params: {"encoder": tree, "loss": tree}; float32.
         opt_state: the optimiser's own state.
         frozen: parameters of models that only look on, by name ("guide", "teacher").
+        extra: what a step carries to the next beside: "queue" and "momentum" of `parallel.queue`.
     """
 
     step: Int[Array, ""]
     params: Params
     opt_state: Any
     frozen: dict[str, Params] = struct.field(default_factory=dict)
+    extra: dict[str, Any] = struct.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +175,7 @@ class Encoder:
         dim: D, the embedding's size.
         sharding: how parameters may be split over a mesh.
         layers: the path of the parameters that are stacked by layer, which `read` is called for.
+        hidden: `(params, tokens, key, read) -> [R, T, H]`, the last layer's token states, for objectives on tokens.
     """
 
     init: Callable[[PRNGKeyArray], Params]
@@ -177,6 +184,22 @@ class Encoder:
     dim: int
     sharding: Rules = ()
     layers: tuple[str, ...] = ("backbone", "layers")
+    hidden: Callable[..., Float[Array, "R T H"]] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Auxiliary:
+    """An objective beside the loss, over the tokens of each group by itself.
+
+    Attributes:
+        init: `key -> params`: its own parameters, float32.
+        apply: `(params, encoder params, tokens, key, read) -> (sum, count, {metric: sum})` for ONE group; `key` and
+            `read` as in `Encoder.apply`. The objective and the metrics are sums over the global batch, each divided by
+            the count's.
+    """
+
+    init: Callable[[PRNGKeyArray], Params]
+    apply: Callable[..., tuple[Float[Array, ""], Float[Array, ""], dict[str, Float[Array, ""]]]]
 
 
 def num_params(params: Params) -> int:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from embed_jax.encoders.attention import attention, sentence_bias
 from embed_jax.encoders.family import Family
-from embed_jax.encoders.layers import LayerNorm, Linear, activation, dropout
+from embed_jax.encoders.layers import LayerNorm, Linear, Places, activation, dropout
 from embed_jax.errors import InputError
 from embed_jax.types import TokenBatch
 
@@ -78,6 +78,8 @@ class Bert(nn.Module):
         unroll: how many layers one iteration of the scan holds.
         read: maps a layer's parameters as stored (a shard of them) to those to compute with; each layer is then
             recomputed in the backward pass, so that what was read is not kept. None: as stored.
+        mask_columns: into how many columns of examples a group's sentences fall whose dropout masks are equal, position
+            by position; 0: every slot has a mask of its own.
     """
 
     config: BertConfig
@@ -86,6 +88,7 @@ class Bert(nn.Module):
     attention: str = "auto"
     unroll: int = 1
     read: Callable[[Any], Any] | None = None
+    mask_columns: int = 0
 
     @nn.compact
     def __call__(
@@ -94,7 +97,15 @@ class Bert(nn.Module):
         """Hidden states after the last layer, or of every layer with a leading axis L; dtype `self.dtype`."""
         config = self.config
         keys = None if key is None else jax.random.split(key, config.num_layers + 1)
-        hidden = Embeddings(config, self.dtype, name="embeddings")(tokens, None if keys is None else keys[-1])
+        places = None
+        if keys is not None and self.mask_columns:
+            examples, rest = divmod(tokens.sentences, self.mask_columns)
+            if rest:
+                raise InputError(
+                    f"{tokens.sentences} sentences are no {self.mask_columns} columns with one dropout mask"
+                )
+            places = Places(tokens.sentence % examples, tokens.position)
+        hidden = Embeddings(config, self.dtype, name="embeddings")(tokens, None if keys is None else keys[-1], places)
         bias = sentence_bias(tokens.sentence)
         if config.relative_buckets:
             table = self.param(
@@ -116,11 +127,11 @@ class Bert(nn.Module):
             layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast),
+            in_axes=(0, nn.broadcast, nn.broadcast),
             length=config.num_layers,
             unroll=self.unroll,
         )(config, self.dtype, self.attention, every_layer, name="layers")
-        last, every = layers(hidden, None if keys is None else keys[:-1], bias)
+        last, every = layers(hidden, None if keys is None else keys[:-1], bias, places)
         return every if every_layer else last
 
 
@@ -131,7 +142,9 @@ class Embeddings(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, tokens: TokenBatch, key: PRNGKeyArray | None) -> Float[Array, "R T D"]:
+    def __call__(
+        self, tokens: TokenBatch, key: PRNGKeyArray | None, places: Places | None = None
+    ) -> Float[Array, "R T D"]:
         config = self.config
         init = nn.initializers.normal(config.initializer_range)
         width = config.embedding_size
@@ -146,7 +159,7 @@ class Embeddings(nn.Module):
                 one_hot = jax.nn.one_hot(tokens.segment, config.type_vocab_size, dtype=types.dtype)
                 x = x + jnp.matmul(one_hot, types, precision="highest")
         x = LayerNorm(config.layer_norm_eps, self.dtype, name="norm")(x)
-        x = dropout(x, config.hidden_dropout, key)
+        x = dropout(x, config.hidden_dropout, key, 0 if places is None else places.starts(width))
         if width != config.hidden_size:
             x = Linear(config.hidden_size, self.dtype, config.initializer_range, name="project")(x)
         return x
@@ -161,9 +174,16 @@ class Layer(nn.Module):
     every_layer: bool
 
     @nn.compact
-    def __call__(self, x: Float[Array, "R T D"], key: PRNGKeyArray | None, bias: Float[Array, "R K T T"]):
+    def __call__(
+        self,
+        x: Float[Array, "R T D"],
+        key: PRNGKeyArray | None,
+        bias: Float[Array, "R K T T"],
+        places: Places | None = None,
+    ):
         config = self.config
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
+        start = 0 if places is None else places.starts(config.hidden_size)
 
         def linear(features: int, name: str) -> Linear:
             return Linear(features, self.dtype, config.initializer_range, name=name)
@@ -180,13 +200,14 @@ class Layer(nn.Module):
             bias,
             dropout_rate=config.attention_dropout,
             dropout_key=keys[0],
+            dropout_places=places,
             implementation=self.attention,
         )
         mixed = linear(config.hidden_size, "output")(mixed.reshape(x.shape))
-        x = norm("attention_norm")(x + dropout(mixed, config.hidden_dropout, keys[1]))
+        x = norm("attention_norm")(x + dropout(mixed, config.hidden_dropout, keys[1], start))
         inner = activation(config.activation)(linear(config.intermediate_size, "up")(x))
         outer = linear(config.hidden_size, "down")(inner)
-        x = norm("output_norm")(x + dropout(outer, config.hidden_dropout, keys[2]))
+        x = norm("output_norm")(x + dropout(outer, config.hidden_dropout, keys[2], start))
         return x, x if self.every_layer else None
 
 

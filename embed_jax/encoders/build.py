@@ -41,6 +41,7 @@ def build_encoder(
     remat: str = "none",
     attention: str = "auto",
     unroll: int | None = None,
+    same_mask_columns: int = 0,
 ) -> Encoder:
     """The encoder that `spec` describes, as two pure functions.
 
@@ -52,6 +53,10 @@ def build_encoder(
         unroll: layers per iteration of the scan over layers; None: all of them when training on CPU (with a
             dropout key), else 1. A step is an eighth faster there without the loop, but takes longer to
             compile; without gradients the loop is as fast or faster, since no weight is copied.
+        same_mask_columns: C, the number of texts of an example, for one dropout mask for all of them: position by
+            position they lose the same numbers, wherever they are packed (SimCSE's "fixed 0.1", Gao et al. 2021,
+            table 3). As in `types.Batch`, sentence c * E + e of a group is column c of its e-th example. 0: every
+            slot has a mask of its own.
 
     Returns:
         params are {"backbone": tree with layers stacked on the leading axis, "heads": {"0": ..., "1": ...}}.
@@ -71,11 +76,19 @@ def build_encoder(
     family = lookup("backbone", config.family)
     every_layer = needs_every_layer(spec.pooling)
 
+    shared = {"mask_columns": same_mask_columns} if same_mask_columns else {}
+
     def module(training: bool, read=None):
         # A layer read from shards is to be let go of before the next.
         loop = config.num_layers if training and read is None and jax.default_backend() == "cpu" else 1
         return family.module(
-            config, dtype=jnp.dtype(compute_dtype), remat=remat, attention=attention, unroll=unroll or loop, read=read
+            config,
+            dtype=jnp.dtype(compute_dtype),
+            remat=remat,
+            attention=attention,
+            unroll=unroll or loop,
+            read=read,
+            **shared,
         )
 
     def init(key: PRNGKeyArray) -> Params:
@@ -93,11 +106,14 @@ def build_encoder(
             x = head.apply(params["heads"].get(str(i), {}), x)
         return x
 
+    def hidden(params: Params, tokens: TokenBatch, key: PRNGKeyArray | None = None, read=None) -> Float[Array, "R T H"]:
+        return module(key is not None, read).apply({"params": params["backbone"]}, tokens, key)
+
     dim = config.hidden_size * len(spec.pooling.split("+"))
     for head in spec.heads:
         dim = head.dim(dim)
     sharding = tuple((f"backbone/{pattern}", axes) for pattern, axes in family.sharding)
-    return Encoder(init=init, apply=apply, config=config, dim=dim, sharding=sharding)
+    return Encoder(init=init, apply=apply, hidden=hidden, config=config, dim=dim, sharding=sharding)
 
 
 def random_spec(shape_name: str, *, vocab_size: int = 30522, pooling: str = "mean", normalize: bool = True):

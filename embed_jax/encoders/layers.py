@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import struct
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
@@ -68,13 +69,34 @@ class LayerNorm(nn.Module):
         return (x * (lax.rsqrt(variance + self.eps) * scale) + bias).astype(self.dtype)
 
 
+@struct.dataclass
+class Places:
+    """Where dropout masks are the same: at the same position of the same example.
+
+    Attributes:
+        example: whose mask a slot shares.
+        position: the token's place in its sentence.
+    """
+
+    example: Int[Array, "R T"]
+    position: Int[Array, "R T"]
+
+    def starts(self, size: int) -> Int[Array, "R T"]:
+        """The index in its mask of the first of each slot's `size` numbers."""
+        return (self.example * self.example.shape[-1] + self.position) * size
+
+
 def dropout(
-    x: Float[Array, "*B"], rate: float, key: PRNGKeyArray | None, start: int | Int[Array, ""] = 0
-) -> Float[Array, "*B"]:
+    x: Float[Array, "*A *B"],
+    rate: float,
+    key: PRNGKeyArray | None,
+    start: int | Int[Array, ""] | Int[Array, "*A"] = 0,
+) -> Float[Array, "*A *B"]:
     """Zeroes each element with probability `rate` and scales the rest so that the mean stays; key None: `x`.
 
     Args:
-        start: the index of the first element, where `x` is a piece of a larger array with one mask.
+        start: the index of the first element, where `x` is a piece of a larger array with one mask; or of the first
+            element of each of its parts `[*B]`, which have equal masks where it is equal.
     """
     if key is None or rate == 0.0:
         return x
@@ -83,17 +105,22 @@ def dropout(
 
 
 def keep_mask(
-    key: PRNGKeyArray, rate: float, shape: tuple[int, ...], start: int | Int[Array, ""] = 0
-) -> Bool[Array, "*B"]:
+    key: PRNGKeyArray, rate: float, shape: tuple[int, ...], start: int | Int[Array, ""] | Int[Array, "*A"] = 0
+) -> Bool[Array, "*A *B"]:
     """Which elements a dropout of `rate` keeps: True with probability 1 - rate, the same for the same key.
 
     An integer hash (Wellons's lowbias32, 2018) of the element's index and of two words drawn from the key:
     a handful of vectorised operations, fused into what uses the mask, where threefry or XLA's own generator
     would take as long on CPU as the attention itself. At most 2^32 elements.
+
+    Args:
+        start: the index of the first element, or of each part's first.
     """
     words = jax.random.bits(key, (2,), jnp.uint32)
     x, stride = words[0] + jnp.asarray(start, jnp.uint32), 1
-    for axis in reversed(range(len(shape))):
+    given = x.ndim  # leading axes whose indices `start` has
+    x = x.reshape(*x.shape, *[1] * (len(shape) - given)) if given else x
+    for axis in reversed(range(given, len(shape))):
         x = x + lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
         stride *= shape[axis]
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)

@@ -22,6 +22,9 @@ DENSE_PAIRS = 2**22
 RING_BYTES = 2**30
 
 
+Candidates = Callable[[Columns], Any]
+
+
 @dataclasses.dataclass(frozen=True)
 class OneWorld:
     """A world of `types.World`.
@@ -39,14 +42,16 @@ class OneWorld:
     axes: tuple[str, ...] = ()
     tile: int = 0
 
-    def logsumexp(self, block: Block, rows: Any, candidates: Callable[[Columns], Any], shared: Any = None) -> Sums:
-        return self._reduce("logsumexp", block, rows, candidates, shared)
+    def logsumexp(
+        self, block: Block, rows: Any, candidates: Candidates, shared: Any = None, further: Any = None
+    ) -> Sums:
+        return self._reduce("logsumexp", block, rows, candidates, shared, further)
 
-    def sum(self, block: Block, rows: Any, candidates: Callable[[Columns], Any], shared: Any = None) -> Array:
-        return self._reduce("sum", block, rows, candidates, shared)[0]
+    def sum(self, block: Block, rows: Any, candidates: Candidates, shared: Any = None, further: Any = None) -> Array:
+        return self._reduce("sum", block, rows, candidates, shared, further)[0]
 
-    def max(self, block: Block, rows: Any, candidates: Callable[[Columns], Any], shared: Any = None) -> Array:
-        return self._reduce("max", block, rows, candidates, shared)[0]
+    def max(self, block: Block, rows: Any, candidates: Candidates, shared: Any = None, further: Any = None) -> Array:
+        return self._reduce("max", block, rows, candidates, shared, further)[0]
 
     def gather(self, values: Float[Array, b * x]) -> Float[Array, B * x]:
         return lax.all_gather(values, self.axes, tiled=True) if self.axes else values
@@ -57,15 +62,35 @@ class OneWorld:
     def view(self, change: Callable[[Columns], Columns]) -> OneWorld:
         return dataclasses.replace(self, columns=change(self.columns))
 
-    def _reduce(self, kind: str, block: Block, rows: Any, candidates: Callable, shared: Any) -> Sums:
+    def _reduce(self, kind: str, block: Block, rows: Any, candidates: Candidates, shared: Any, further: Any) -> Sums:
         arguments = (kind, block, rows, candidates(self.columns), shared)
         if self.form == "ring" and self.axes:
-            return reduce_ring(*arguments, self.axes, tile=self.tile)
+            found = reduce_ring(*arguments, self.axes, tile=self.tile)
+        else:
+            found = self._reduce_here(*arguments)
+        return found if further is None else _joined(kind, found, self._reduce_here(kind, block, rows, further, shared))
+
+    def _reduce_here(self, kind: str, block: Block, rows: Any, candidates: Any, shared: Any) -> Sums:
+        """The reduction over candidates that this device has."""
         form = self.form
         if form == "auto":
-            pairs = math.prod(jax.eval_shape(*arguments[1:]).shape)
+            pairs = math.prod(jax.eval_shape(block, rows, candidates, shared).shape)
             form = "dense" if pairs <= DENSE_PAIRS else "tiled"
-        return reduce_dense(*arguments) if form == "dense" else reduce_tiled(*arguments, tile=self.tile)
+        if form == "dense":
+            return reduce_dense(kind, block, rows, candidates, shared)
+        return reduce_tiled(kind, block, rows, candidates, shared, tile=self.tile)
+
+
+def _joined(kind: str, one: Sums, two: Sums) -> Sums:
+    """The reduction over two lots of candidates, from each one's."""
+    (value, largest), (other, other_largest) = one, two
+    if kind == "sum":
+        return value + other, value + other
+    if kind == "max":
+        return jnp.maximum(value, other), jnp.maximum(largest, other_largest)
+    nothing = (value == -jnp.inf) & (other == -jnp.inf)  # logaddexp has no gradient there
+    total = jnp.logaddexp(jnp.where(nothing, 0.0, value), jnp.where(nothing, 0.0, other))
+    return jnp.where(nothing, -jnp.inf, total), jnp.maximum(largest, other_largest)
 
 
 def local_world(columns: Columns, form: str = "auto", tile: int = 0) -> OneWorld:
