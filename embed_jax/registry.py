@@ -65,6 +65,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "python_docs": "embed_jax.data.sources.python_docs:open_source",
         "tfds": "embed_jax.data.sources.tfds:open_source",
         "hf": "embed_jax.data.sources.hf:open_source",
+        "recipe": "embed_jax.data.sources.recipes:open_source",
         "file": "embed_jax.data.sources.files:open_source",
     },
 }

@@ -6,8 +6,12 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from embed_jax.data.pairs import (
     KEYS,
@@ -25,7 +29,7 @@ from embed_jax.data.pairs import (
 )
 from embed_jax.data.sources.files import check_scored, find_file, finite, iter_table
 from embed_jax.errors import InputError
-from embed_jax.registry import REGISTRY, lookup
+from embed_jax.registry import REGISTRY, lookup, unknown
 
 Record = Mapping[str, Any]
 Columns = Callable[[Record], tuple[str | None, ...]]
@@ -37,7 +41,7 @@ class Records(Sequence):
 
     source: Any
     decode: Callable[[Any], dict[str, Any]]
-    indices: range
+    indices: Sequence[int] | np.ndarray
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -45,15 +49,16 @@ class Records(Sequence):
     def __getitem__(self, index):
         if isinstance(index, slice):
             return dataclasses.replace(self, indices=self.indices[index])
-        return self.decode(self.source[self.indices[index]])
+        return self.decode(self.source[int(self.indices[index])])
 
 
 def open_records(name: str, split: str = "train") -> Sequence[dict[str, Any]]:
     """Opens a data set for training.
 
     Args:
-        name: "python_docs"; "tfds:NAME[/CONFIG]"; "hf:NAME[:CONFIG]" or "hf:DIRECTORY"; else a file (.jsonl, .tsv,
-            .csv, .txt, each also .gz) or a directory of files called SPLIT.jsonl and so on.
+        name: "python_docs"; one of `recipes.recipes()`, such as "snli"; "tfds:NAME[/CONFIG][:VERSION]";
+            "hf:NAME[:CONFIG][@REVISION]" or "hf:DIRECTORY"; else a file (.jsonl, .tsv, .csv, .txt, each also .gz) or
+            a directory of files called SPLIT.jsonl and so on. A directory called like a data set is "./snli".
         split: which part of it.
 
     Returns:
@@ -76,8 +81,19 @@ def iter_records(name: str, split: str = "train") -> Iterator[dict[str, Any]]:
 
 
 def _source(name: str) -> tuple[str, str]:
+    from embed_jax.data.sources.recipes import recipes
+
     kind, _, rest = name.partition(":")
-    return (kind, rest) if kind in REGISTRY["source"] and kind != "file" else ("file", name)
+    if kind in REGISTRY["source"] and kind != "file":
+        return kind, rest
+    there = Path(name).exists()
+    if name not in recipes():
+        if not there and name.isidentifier():
+            raise InputError(unknown("data set or file", name, {*recipes(), *REGISTRY["source"]} - {"file", "recipe"}))
+        return "file", name
+    if there:
+        warnings.warn(f"{name} is the data set of that name; write ./{name} for what is called so here", stacklevel=1)
+    return "recipe", name
 
 
 def open_retrieval_task(name: str, split: str = "test") -> Task:

@@ -7,14 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from embed_jax.data.sources import Records
+from embed_jax.data.sources.tfds import data_directory
 from embed_jax.errors import InputError, one_line
 
 
 def open_source(rest: str, split: str) -> Sequence[dict[str, Any]]:
-    """The records of `hf:NAME[:CONFIG]` or `hf:DIRECTORY`; the split syntax of `datasets` works ("train[:10%]")."""
+    """The records of a data set; the split syntax of `datasets` works ("train[:10%]").
+
+    If there is a directory called like the hub name where TFDS keeps its data (EMBED_JAX_DATA), it is read instead of
+    the hub, whatever the revision: a copy of the repository with its README.md, which says which files are which
+    configuration and split.
+
+    Args:
+        rest: "NAME[:CONFIG][@REVISION]" with a branch, tag or commit; "OWNER/NAME/FILE[@REVISION]" for one file of a
+            repository; or "DIRECTORY[:CONFIG]".
+    """
     import datasets
 
-    name, _, config = rest.partition(":")
+    name, config, revision, file = _parts(rest)
     try:
         saved = [file for file in ("dataset_dict.json", "state.json") if (Path(name) / file).is_file()]
         if saved:
@@ -26,7 +36,24 @@ def open_source(rest: str, split: str) -> Sequence[dict[str, Any]]:
             elif split != "train":
                 raise ValueError("it was saved without splits; only 'train' is accepted, for all of it")
         else:
-            found = datasets.load_dataset(name, config or None, split=split)
+            found = datasets.load_dataset(name, config, data_files=file, split=split, revision=revision)
     except Exception as error:  # from an unknown name to a missing network
         raise InputError(f"hf:{rest}, split {split!r}: cannot be read: {one_line(error)[:300]}") from None
     return Records(found, dict, range(len(found)))
+
+
+def _parts(rest: str) -> tuple[str, str | None, str | None, str | None]:
+    """(name or directory, configuration, revision, file); None for what is not given."""
+    name, _, config = rest.partition(":")
+    if Path(name).is_dir():
+        return name, config or None, None, None
+    rest, _, revision = rest.partition("@")
+    name, _, config = rest.partition(":")
+    file = None
+    if name.count("/") > 1 and not name.startswith(("/", ".")):
+        owner, repository, file = name.split("/", 2)
+        name = f"{owner}/{repository}"
+    copy = data_directory() / name
+    if copy.is_dir():
+        return str(copy), config or None, None, file
+    return name, config or None, revision or None, file

@@ -44,3 +44,30 @@ def test_unknown_name(monkeypatch):
     with pytest.raises(InputError, match="hf:no-such/data-set, split 'train': cannot be read") as caught:
         open_records("hf:no-such/data-set")
     assert "\n" not in str(caught.value)
+
+
+def test_revisions_files_and_copies(tmp_path, monkeypatch):
+    """What `datasets` is asked for; the hub itself is out of reach."""
+    asked = []
+
+    def load_dataset(name, config, data_files, split, revision):
+        asked.append((name, config, data_files, split, revision))
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setenv("EMBED_JAX_DATA", str(tmp_path / "data"))
+    (tmp_path / "data" / "here" / "copied").mkdir(parents=True)
+    (tmp_path / "at@home").mkdir()
+    wanted = {
+        "owner/name": ("owner/name", None, None, "train", None),
+        "owner/name:config": ("owner/name", "config", None, "train", None),
+        "owner/name@v1.0": ("owner/name", None, None, "train", "v1.0"),
+        "owner/name:config@0f0f": ("owner/name", "config", None, "train", "0f0f"),
+        "owner/name/some/file.txt@0f0f": ("owner/name", None, "some/file.txt", "train", "0f0f"),
+        "here/copied:config@0f0f": (str(tmp_path / "data/here/copied"), "config", None, "train", None),
+        "here/copied/file.txt": (str(tmp_path / "data/here/copied"), None, "file.txt", "train", None),
+        f"{tmp_path}/at@home:config": (f"{tmp_path}/at@home", "config", None, "train", None),
+    }
+    for name, arguments in wanted.items():
+        assert len(open_records(f"hf:{name}")) == len(ROWS)
+        assert asked.pop() == arguments

@@ -1,0 +1,177 @@
+"""Public data sets by short names: where each comes from, and what its columns, splits and labels are called here."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from embed_jax.data.pairs import of_record
+from embed_jax.data.sources import NLI_LABELS, Records
+from embed_jax.errors import InputError
+from embed_jax.registry import lookup, unknown
+
+BLOCK = 4096  # records read at a time when their labels are looked at
+CARD = "see the data set's card"
+SPLITS = {name: name for name in ("train", "validation", "test")}
+TRAIN = {"train": "train"}
+GLUE = "bed045762055580cd139bb533c9b6b67ee9556e7"
+NLI_COLUMNS = {name: name for name in ("premise", "hypothesis", "label")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A public data set and how its records become ours.
+
+    Attributes:
+        source: as `open_records` takes it: "tfds:NAME:VERSION", "hf:NAME:CONFIG@REVISION"; "@main" is the newest.
+        columns: its names for columns, and ours; further columns are left out.
+        splits: our names for splits, and its.
+        licence: what is known of it.
+        labels: what the integers of `label` from 0 up mean.
+        no_label: the integer of records without a label, which are left out; None: all have one.
+        scale: the smallest and the largest `score`.
+    """
+
+    source: str
+    columns: Mapping[str, str]
+    splits: Mapping[str, str]
+    licence: str = CARD
+    labels: tuple[str, ...] = ()
+    no_label: int | None = None
+    scale: tuple[float, float] | None = None
+
+
+_RECIPES = {
+    # Its pairs without a majority of the annotators have the label -1.
+    "snli": Recipe(
+        "tfds:snli:1.1.0", NLI_COLUMNS, SPLITS, licence="CC BY-SA 4.0", labels=tuple(NLI_LABELS), no_label=-1
+    ),
+    # In GLUE's copy; TFDS reads and makes its own with TensorFlow only. Its test data have no labels.
+    "multinli": Recipe(
+        f"hf:nyu-mll/glue:mnli@{GLUE}",
+        NLI_COLUMNS,
+        {
+            "train": "train",
+            "validation": "validation_matched",
+            "validation_matched": "validation_matched",
+            "validation_mismatched": "validation_mismatched",
+        },
+        licence=f"the Open American National Corpus's for the most part; {CARD}",
+        labels=tuple(NLI_LABELS),
+    ),
+    # SNLI and MultiNLI with labels.
+    "allnli": Recipe(
+        "hf:sentence-transformers/all-nli:pair-class@main",
+        NLI_COLUMNS,
+        {"train": "train", "validation": "dev", "test": "test"},
+        licence=f"those of SNLI and MultiNLI; {CARD}",
+        labels=tuple(NLI_LABELS),
+    ),
+    "allnli_triplets": Recipe(
+        "hf:sentence-transformers/all-nli:triplet@main",
+        {"anchor": "anchor", "positive": "positive", "negative": "negative"},
+        {"train": "train", "validation": "dev", "test": "test"},
+        licence=f"those of SNLI and MultiNLI; {CARD}",
+    ),
+    # The benchmark's scores from 0 to 5, divided by 5; GLUE's copy has no scores in its test data.
+    "stsb": Recipe(
+        "hf:sentence-transformers/stsb@ab7a5ac0e35aa22088bdcf23e7fd99b220e53308",
+        {"score": "score", "sentence1": "sentence1", "sentence2": "sentence2"},
+        SPLITS,
+        scale=(0.0, 1.0),
+    ),
+    # GLUE's test data have no labels.
+    "qqp": Recipe(
+        f"hf:nyu-mll/glue:qqp@{GLUE}",
+        {"question1": "sentence1", "question2": "sentence2", "label": "label"},
+        {"train": "train", "validation": "validation"},
+        licence=f"Quora's terms; {CARD}",
+        labels=("not duplicate", "duplicate"),
+    ),
+    "msmarco": Recipe(
+        "hf:sentence-transformers/msmarco-bm25:triplet@6b1596a63475a7bf6d4d397d6b9f599ef3fc8d29",
+        {"query": "anchor", "positive": "positive", "negative": "negative"},
+        TRAIN,
+        licence=f"MS MARCO's terms, for research that is not commercial; {CARD}",
+    ),
+    "natural_questions": Recipe(
+        "hf:sentence-transformers/natural-questions@f9e894e1081e206e577b4eaa9ee6de2b06ae6f17",
+        {"query": "anchor", "answer": "positive"},
+        TRAIN,
+        licence=f"CC BY-SA 3.0 as the original; {CARD}",
+    ),
+    # Titles of questions that were closed as duplicates.
+    "stackexchange": Recipe(
+        "hf:sentence-transformers/stackexchange-duplicates:title-title-pair@41ca605998207953ca9381b64cddbaa41f3136c3",
+        {"title1": "anchor", "title2": "positive"},
+        TRAIN,
+        licence=f"CC BY-SA as Stack Exchange; {CARD}",
+    ),
+    # A million sentences of Wikipedia (Gao et al., 2021).
+    "wiki1m": Recipe(
+        "hf:princeton-nlp/datasets-for-simcse/wiki1m_for_simcse.txt@e145e8bb659b2aa2669f32ef79cb4cdef6c58fef",
+        {"text": "text"},
+        TRAIN,
+        licence=f"CC BY-SA as Wikipedia; {CARD}",
+    ),
+}
+
+
+def recipes() -> Mapping[str, Recipe]:
+    """All named data sets."""
+    return types.MappingProxyType(_RECIPES)
+
+
+def open_source(rest: str, split: str) -> Sequence[dict[str, Any]]:
+    """The records of a named data set under our names; the split syntax of its source works ("train[:10%]").
+
+    Records without a label are left out, which a warning says with their number; to find them, all records are read
+    once (13 s for SNLI).
+
+    Raises:
+        InputError: no such data set or split, columns that are not there, or what the source raises.
+    """
+    if rest not in _RECIPES:
+        raise InputError(unknown("data set", rest, _RECIPES))
+    recipe = _RECIPES[rest]
+    name, bracket, part = split.partition("[")
+    if name not in recipe.splits:
+        raise InputError(f"{rest} has no split {name!r}; known: {', '.join(recipe.splits)}")
+    kind, _, source = recipe.source.partition(":")
+    found = lookup("source", kind)(source, recipe.splits[name] + bracket + part)
+    records = Records(found, functools.partial(_renamed, recipe.columns), range(len(found)))
+    if len(found):
+        of_record(lambda record: _check_columns(recipe, record), found[0], 0)
+    if recipe.no_label is None:
+        return records
+    kept = np.flatnonzero(_labels(found) != recipe.no_label)
+    if len(kept) < len(found):
+        warnings.warn(
+            f"{rest}, split {split!r}: {len(found) - len(kept)} of {len(found)} records have no label and are left out",
+            stacklevel=1,
+        )
+    return dataclasses.replace(records, indices=kept)
+
+
+def _renamed(columns: Mapping[str, str], record: Mapping[str, Any]) -> dict[str, Any]:
+    return {ours: record[theirs] for theirs, ours in columns.items()}
+
+
+def _check_columns(recipe: Recipe, record: Mapping[str, Any]) -> None:
+    missing = [name for name in recipe.columns if name not in record]
+    if missing:
+        raise InputError(f"{recipe.source}: no column {missing[0]!r}; found {', '.join(record)}")
+
+
+def _labels(found: Any) -> np.ndarray:
+    """The labels of all records, read in blocks and undecoded where the source can."""
+    source = found.source if isinstance(found, Records) else found
+    blocks = (range(start, min(start + BLOCK, len(source))) for start in range(0, len(source), BLOCK))
+    many = getattr(source, "__getitems__", lambda numbers: [source[number] for number in numbers])
+    return np.array([record["label"] for block in blocks for record in many(block)])
