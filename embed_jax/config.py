@@ -2,6 +2,9 @@
 
 A config file defines `get_config(cut: str = "") -> Experiment`; `file.py:small` asks for the cut "small". There are
 no list or optional fields: an empty string or 0 means "not set", and each field's comment says what happens then.
+
+Two parts hold others by names of your own: `config.mixture.sources.NAME = Source(...)`, the data sets of a mixture, and
+`config.stages.NAME = Experiment()`, what to train afterwards.
 """
 
 # No `from __future__ import annotations` here: ml_collections reads the fields' types at run time.
@@ -10,6 +13,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from embed_jax.errors import InputError
@@ -24,6 +28,7 @@ class Model:
     mlp: str = ""  # "": none; "kept": SimCSE's tanh layer; "training": only in training, dropped from the result
     dropout: float = -1.0  # of hidden states and attention; -1: the model's own
     compute_dtype: str = "auto"  # "auto": bfloat16 on GPU and TPU, float32 on CPU
+    same_mask: bool = False  # anchor and positive see the same dropout mask (SimCSE's "fixed 0.1")
     remat: str = "none"  # "none" or "layer": recompute each layer in the backward pass
     guide: str = ""  # a model that losses ask which negatives are false (gist); "": none
     teacher: str = ""  # a model whose embeddings are to be imitated (distillation); "": none
@@ -37,14 +42,44 @@ class Data:
     holdout: float = 0.0  # share of the pairs for validation, and again for test, split by us; 0: the source has splits
     corpus: str = ""  # with `holdout`: further texts to search among
     limit: int = 0  # the first so many records; 0: all
+    exclude: str = ""  # files with commas between: records with a text that stands in one of them are left out
+    score_max: float = 1.0  # scores are divided by it: 5 for STS-B
     max_length: int = 128  # tokens a text is cut to, special tokens included
     anchor_prompt: str = ""
     candidate_prompt: str = ""
+    augment: str = ""  # how the positive of SimCSE is changed: "delete_words(rate=0.1)"; "": not
+
+
+@dataclasses.dataclass
+class Source:
+    """One data set of a mixture."""
+
+    train: str = ""  # as `data.train`
+    split: str = "train"
+    limit: int = 0  # the first so many records; 0: all
+    exclude: str = ""
+    score_max: float = 1.0
+    columns: str = ""  # the fields that are anchor, positive, negatives, with commas; "": by their usual names
+    max_length: int = 0  # tokens a text is cut to; 0: `data.max_length`
+    anchor_prompt: str = ""  # "": `data.anchor_prompt`, and so on
+    candidate_prompt: str = ""
+    loss: str = ""  # "": `loss.name`
+    loss_weight: float = 1.0
+    weight: float = 1.0  # with `mixture.sampling="weights"`: its share of the batches, in relation to the others
+
+
+@dataclasses.dataclass
+class Mixture:
+    sources: SimpleNamespace = dataclasses.field(default_factory=SimpleNamespace)  # NAME = Source(...); none: `data`
+    sampling: str = "proportional"  # to the sizes; "round_robin", "temperature", "weights"
+    temperature: float = 1.0  # of "temperature": shares are size^(1 / temperature); 1: proportional
+    batches: str = "single"  # "single": each batch from one data set; "mixed": from all of them
 
 
 @dataclasses.dataclass
 class BatchShape:
     size: int = 64  # examples, over all devices
+    no_duplicates: bool = False  # no two examples of a batch share a text, an id or a group
     groups: int = 0  # groups the batch is dealt to, encoded one after the other on a device; 0: one a device
     shares: int = 0  # parts of the batch that are read and dealt to groups by themselves; 0: one a host
     row_length: int = 0  # slots of a packed row; 0: a length that suits `max_length`
@@ -62,6 +97,30 @@ class Loss:
     symmetric: bool = False  # both directions: anchors to positives and positives to anchors
     hard_negative_weight: float = 1.0  # SimCSE's alpha on an example's own hard negatives
     mask_duplicates: bool = True  # examples that share a text, an id or a group are not each other's negatives
+    mlm: float = 0.0  # weight of masked language modelling on the batch's texts, beside the loss; 0: none
+
+
+@dataclasses.dataclass
+class Queue:
+    size: int = 0  # positives of past batches that are negatives too (MoCo); 0: none
+    momentum: float = 0.995  # of the averaged encoder that embeds them; 0: the encoder itself
+
+
+@dataclasses.dataclass
+class Mining:
+    """Hard negatives that the training itself looks for."""
+
+    strategy: str = ""  # "bm25", "dense" (by the model as trained so far) or "bm25,dense"; "": none
+    corpus: str = ""  # where to look: a file with texts, a directory in BEIR layout; "": among the positives
+    every: int = 0  # steps after which it is done again with the model as it is then; 0: only at the start
+    number: int = 1  # negatives a pair
+    rank_min: int = 0  # candidates of these ranks, known positives not counted
+    rank_max: int = 100
+    score_max: float = -1.0  # highest similarity to the query; -1: any
+    absolute_margin: float = -1.0  # a negative's similarity stays so far below its positive's; -1: any
+    relative_margin: float = -1.0  # the same as a share of the positive's; -1: any
+    sampling: str = "top"  # the best of the candidates, or "random" ones
+    cross_encoder: str = ""  # a model that scores the candidates for margins and for losses that need scores; "": none
 
 
 @dataclasses.dataclass
@@ -105,6 +164,7 @@ class Hosts:
 @dataclasses.dataclass
 class Evaluation:
     sts: str = ""  # STS file: score sentence1 sentence2
+    test_sts: str = ""  # STS files with commas between, for the end: the model before against after
     retrieval: str = ""  # "python_docs" or a directory in BEIR layout
     retrieval_split: str = "validation"  # searched while training
     test_split: str = ""  # searched once, at the end, before against after; "": not
@@ -133,20 +193,27 @@ class Experiment:
 
     model: Model = dataclasses.field(default_factory=Model)
     data: Data = dataclasses.field(default_factory=Data)
+    mixture: Mixture = dataclasses.field(default_factory=Mixture)
     batch: BatchShape = dataclasses.field(default_factory=BatchShape)
     loss: Loss = dataclasses.field(default_factory=Loss)
+    queue: Queue = dataclasses.field(default_factory=Queue)
+    mine: Mining = dataclasses.field(default_factory=Mining)
     optim: Optim = dataclasses.field(default_factory=Optim)
     train: Train = dataclasses.field(default_factory=Train)
     hosts: Hosts = dataclasses.field(default_factory=Hosts)
     eval: Evaluation = dataclasses.field(default_factory=Evaluation)
     checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
     tracking: Tracking = dataclasses.field(default_factory=Tracking)
+    stages: SimpleNamespace = dataclasses.field(default_factory=SimpleNamespace)  # NAME = Experiment(...), one by one
 
 
 CHOICES = {
     "model.mlp": ("", "kept", "training"),
     "model.compute_dtype": ("auto", "float32", "bfloat16"),
     "model.remat": ("none", "layer"),
+    "mixture.sampling": ("proportional", "round_robin", "temperature", "weights"),
+    "mixture.batches": ("single", "mixed"),
+    "mine.sampling": ("top", "random"),
     "loss.form": ("auto", "dense", "tiled", "ring"),
     "loss.similarity": ("", "cosine", "dot"),
     "optim.schedule": ("linear", "cosine", "constant"),
@@ -160,6 +227,13 @@ RANGES = {
     "data.holdout": (0, 0.4, False),
     "data.limit": (0, math.inf, False),
     "data.max_length": (2, math.inf, False),
+    "mixture.temperature": (0, math.inf, True),
+    "data.score_max": (0, math.inf, True),
+    "source.limit": (0, math.inf, False),
+    "source.score_max": (0, math.inf, True),
+    "source.max_length": (0, math.inf, False),
+    "source.loss_weight": (0, math.inf, True),
+    "source.weight": (0, math.inf, True),
     "batch.size": (2, math.inf, False),
     "batch.groups": (0, math.inf, False),
     "batch.shares": (0, math.inf, False),
@@ -168,6 +242,15 @@ RANGES = {
     "loss.temperature": (0, math.inf, True),
     "loss.margin": (0, math.inf, False),
     "loss.hard_negative_weight": (0, math.inf, True),
+    "loss.mlm": (0, math.inf, False),
+    "queue.size": (0, math.inf, False),
+    "queue.momentum": (0, 1, False),
+    "mine.every": (0, math.inf, False),
+    "mine.number": (1, math.inf, False),
+    "mine.rank_min": (0, math.inf, False),
+    "mine.rank_max": (1, math.inf, False),
+    "mine.absolute_margin": (0, math.inf, False),
+    "mine.relative_margin": (0, 1, False),
     "optim.learning_rate": (0, math.inf, True),
     "optim.warmup": (0, 1, False),
     "optim.weight_decay": (0, math.inf, False),
@@ -194,17 +277,17 @@ RANGES = {
     "checkpoint.keep": (1, math.inf, False),
 }
 
-# These may also be -1: the loss's own.
-OPTIONAL = ("loss.temperature", "loss.margin")
+# These may also be -1, in words:
+OPTIONAL = {"loss.temperature": "for the loss's own", "loss.margin": "for the loss's own"}
+OPTIONAL |= {"mine.absolute_margin": "for none", "mine.relative_margin": "for none"}
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """{"optim.learning_rate": 3e-05, ...}: the leaves of a dataclass of dataclasses, in order."""
+    """{"optim.learning_rate": 3e-05, ...}: the leaves of a config's parts, in order."""
     flat = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        name = prefix + field.name
-        flat |= flatten(value, name + ".") if dataclasses.is_dataclass(value) else {name: value}
+    for name, value in vars(config).items():
+        parts = dataclasses.is_dataclass(value) or isinstance(value, SimpleNamespace)
+        flat |= flatten(value, f"{prefix}{name}.") if parts else {prefix + name: value}
     return flat
 
 
@@ -218,36 +301,59 @@ def _unknown_field(name: str, known: Any) -> str:
 
 
 def validate(config: Experiment) -> None:
-    """Checks types, choices and ranges.
+    """Checks types, choices and ranges, also of the sources of a mixture and of later stages.
 
     Raises:
         InputError: naming the field, its value and what is accepted.
     """
-    flat, defaults = flatten(config), flatten(Experiment())
+    _validate(config, "config.")
+
+
+def _validate(config: Experiment, prefix: str) -> None:
+    for place, held, kind in (
+        ("mixture.sources", config.mixture.sources, Source),
+        ("stages", config.stages, Experiment),
+    ):
+        for name, part in vars(held).items():
+            if not isinstance(part, kind):
+                expected, found = f"embed_jax.config.{kind.__name__}", type(part).__name__
+                raise InputError(f"{prefix}{place}.{name}: expected {expected}, found {found}")
+            if kind is Source:
+                _check_fields(flatten(part), flatten(Source()), f"{prefix}{place}.{name}.", "source.")
+                if not part.train:
+                    raise InputError(f"{prefix}{place}.{name}.train: expected a data set, found ''")
+            else:
+                _validate(part, f"{prefix}{place}.{name}.")
+    names = [field.name for field in dataclasses.fields(Experiment) if field.name != "stages"]
+    found = {name: value for part in names for name, value in flatten(getattr(config, part), f"{part}.").items()}
+    found = {name: value for name, value in found.items() if not name.startswith("mixture.sources.")}
+    _check_fields(found, flatten(Experiment()), prefix)
+    if config.train.profile:
+        start, colon, stop = config.train.profile.partition(":")
+        if not (colon and start.isdigit() and stop.isdigit() and int(start) < int(stop)):
+            raise InputError(f"{prefix}train.profile: expected START:STOP in steps, found {config.train.profile!r}")
+
+
+def _check_fields(flat: dict[str, Any], defaults: dict[str, Any], prefix: str, rules: str = "") -> None:
+    """Fields against the types of their defaults, and CHOICES and RANGES, where they stand under `rules` + name."""
     for name, value in flat.items():
         if name not in defaults:
             raise InputError(_unknown_field(name, defaults))
         wanted = type(defaults[name])
-        if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-            continue  # an int where a float is meant is the same number
-        if type(value) is not wanted:
-            raise InputError(f"config.{name}: expected {wanted.__name__}, found {type(value).__name__} {value!r}")
-    for name, accepted in CHOICES.items():
-        if flat[name] not in accepted:
-            raise InputError(f"config.{name}: expected one of {', '.join(map(repr, accepted))}, found {flat[name]!r}")
-    for name, (low, high, open_end) in RANGES.items():
-        value = flat[name]
-        if name in OPTIONAL and value == -1:
+        whole = wanted is float and isinstance(value, int) and not isinstance(value, bool)  # the same number
+        if type(value) is not wanted and not whole:
+            raise InputError(f"{prefix}{name}: expected {wanted.__name__}, found {type(value).__name__} {value!r}")
+        accepted = CHOICES.get(rules + name)
+        if accepted and value not in accepted:
+            raise InputError(f"{prefix}{name}: expected one of {', '.join(map(repr, accepted))}, found {value!r}")
+        low, high, open_end = RANGES.get(rules + name, (-math.inf, math.inf, False))
+        if name in OPTIONAL and value == -1 or rules + name not in RANGES:
             continue
         if not (low < value if open_end else low <= value) or not value <= high:
             bound = f"more than {low}" if open_end else f"at least {low}"
-            bound += ", or -1 for the loss's own" if name in OPTIONAL else ""
+            bound += f", or -1 {OPTIONAL[name]}" if name in OPTIONAL else ""
             bound += "" if high == math.inf else f" and at most {high}"
-            raise InputError(f"config.{name}: expected {bound}, found {value!r}")
-    if config.train.profile:
-        start, colon, stop = config.train.profile.partition(":")
-        if not (colon and start.isdigit() and stop.isdigit() and int(start) < int(stop)):
-            raise InputError(f"config.train.profile: expected START:STOP in steps, found {config.train.profile!r}")
+            raise InputError(f"{prefix}{name}: expected {bound}, found {value!r}")
 
 
 def override(config: Experiment, **fields: Any) -> Experiment:
@@ -272,7 +378,13 @@ def override(config: Experiment, **fields: Any) -> Experiment:
 
 def to_json(config: Experiment) -> str:
     """The config as JSON text, keys in the order of the dataclasses."""
-    return json.dumps(dataclasses.asdict(config), indent=1)
+    return json.dumps(as_dict(config), indent=1)
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """The config as nested dicts."""
+    parts = {name: value for name, value in vars(config).items() if hasattr(value, "__dict__")}
+    return {name: as_dict(value) if name in parts else value for name, value in vars(config).items()}
 
 
 def load(argv: Sequence[str]) -> tuple[Experiment, Path]:
@@ -296,8 +408,10 @@ def load(argv: Sequence[str]) -> tuple[Experiment, Path]:
     argv[1:] = sorted(argv[1:], key=lambda argument: not argument.startswith("--config="))  # the file comes first
     if "--help" in argv or "-h" in argv:
         print(usage + "\n\nFields and defaults:")
-        for name, value in flatten(Experiment()).items():
+        named = {f"mixture.sources.NAME.{name}": value for name, value in flatten(Source()).items()}
+        for name, value in (flatten(Experiment()) | named).items():
             print(f"  --config.{name}={value}")
+        print("  --config.stages.NAME.FIELD: any of these, for a stage that the file names NAME")
         raise SystemExit(0)
     named = [argument.removeprefix("--config=") for argument in argv if argument.startswith("--config=")]
     if len(named) != 1:

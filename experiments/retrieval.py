@@ -13,6 +13,7 @@ from pathlib import Path
 
 from embed_jax import config as configs
 from embed_jax.data import pairs
+from embed_jax.data.pipeline import Source
 from embed_jax.data.sources import open_records, open_retrieval_task, pair_columns, record_fields
 from embed_jax.data.sources.files import read_sts
 from embed_jax.errors import InputError, exit_with_one_line, require
@@ -22,6 +23,7 @@ from embed_jax.evals.sts import sts_evaluator
 from embed_jax.sentence import SentenceEncoder, load
 from embed_jax.train import fit, loop
 from embed_jax.train.plots import plot_curves
+from embed_jax.train.sources import ONLY
 
 
 def run(config: configs.Experiment, workdir: Path) -> loop.Result:
@@ -46,7 +48,11 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     # Training.
     began = time.monotonic()
     result = fit.fit(
-        config, workdir, records=train, fields=record_fields(train), evaluators=evaluators, validation=validation
+        config,
+        workdir,
+        sources={ONLY: Source(train, record_fields(train))},
+        evaluators=evaluators,
+        validation=validation,
     )
     print(f"training took {time.monotonic() - began:.0f} s", flush=True)
 

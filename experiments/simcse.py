@@ -9,11 +9,13 @@ batch is a negative. With `model.mlp="training"` the MLP over [CLS] is dropped f
 from pathlib import Path
 
 from embed_jax import config as configs
+from embed_jax.data.pipeline import Source
 from embed_jax.data.sources import RecordFields, open_records
 from embed_jax.data.sources.files import read_sts
 from embed_jax.errors import InputError, exit_with_one_line
 from embed_jax.evals.sts import sts_evaluator
 from embed_jax.train import fit, loop
+from embed_jax.train.sources import ONLY
 
 
 def run(config: configs.Experiment, workdir: Path) -> loop.Result:
@@ -33,8 +35,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     return fit.fit(
         config,
         workdir,
-        records=records,
-        fields=RecordFields(lambda record: (record["text"], record["text"])),
+        sources={ONLY: Source(records, RecordFields(lambda record: (record["text"], record["text"])))},
         evaluators=evaluators,
         validation=validation,
     )

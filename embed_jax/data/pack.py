@@ -55,7 +55,7 @@ def pack_batch(
     row_length: int,
     rows: int | None = None,
     order: Int[np.ndarray, "G E"] | None = None,
-    skip: Sequence[int] | None = None,
+    skip: Int[np.ndarray, "C B"] | Sequence[int] | None = None,
     shares: int = 1,
 ) -> tuple[TokenBatch, Int[np.ndarray, "G E"]]:
     """Deals the examples of a batch to groups and packs each group; all groups get the same number of rows.
@@ -67,7 +67,7 @@ def pack_batch(
         rows: R; None takes as few as the fullest group needs, rounded up by `round_rows`.
         order: which examples each group gets; None deals them balanced by tokens. A second tokenizer's view of
             the same batch is given the first one's order.
-        skip: for each column, how many leading tokens do not count towards pooling.
+        skip: for each sentence, or for all of each column, how many leading tokens do not count towards pooling.
         shares: contiguous parts of the batch, each dealt to its own G / shares groups; a divisor of G.
 
     Returns:
@@ -89,7 +89,8 @@ def pack_batch(
     rows = _enough_rows(max(needed for *_, needed in assigned), rows)
     slots = [(g * rows + row) * row_length + offset for g, (row, offset, _) in enumerate(assigned)]
     number = np.tile(np.arange(len(columns) * size), groups)
-    skips = 0 if skip is None else np.tile(np.repeat(np.asarray(skip), size), groups)
+    skips = np.zeros_like(lengths) if skip is None else np.broadcast_to(np.asarray(skip).T, lengths.shape[::-1]).T
+    skips = np.concatenate([skips[:, members].reshape(-1) for members in order])
     everything = [one for group in sentences for one in group]
     shape = (groups, rows, row_length)
     start = np.concatenate(slots)

@@ -1,4 +1,4 @@
-"""Records to training batches: shuffled, shared among hosts, tokenised, packed; a batch is a function of its step."""
+"""Records to training batches: tokenised, packed, shared among hosts; a batch is a function of its step."""
 
 from __future__ import annotations
 
@@ -9,87 +9,135 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int, UInt32, UInt64
 
+from embed_jax.data.order import Order
 from embed_jax.data.pack import pack_batch
 from embed_jax.data.pairs import looked_at, of_record, text_hash
+from embed_jax.data.sources import RecordFields
 from embed_jax.data.tokenize import Tokenizer
 from embed_jax.errors import InputError
 from embed_jax.types import Batch, TokenBatch
 
 Record = Mapping[str, Any]
-Columns = Callable[[Record], Sequence[str | None]]
+ENDLESS = 2**40  # steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A data set, and what of its records is trained on.
+
+    Attributes:
+        records: random access, `len` and `[index]`.
+        fields: what of a record is used: its texts, and the label, score and keys where the loss needs them.
+        prompts: put before the columns' texts for the encoder; the last one is for all further columns too.
+        max_length: tokens a text is cut to; 0: the tokenizer's own limit.
+        augment: `(text, column, record, step) -> text`: changes what the model sees, not what counts as a duplicate.
+    """
+
+    records: Sequence[Record]
+    fields: RecordFields
+    prompts: Sequence[str] = ("",)
+    max_length: int = 0
+    augment: Callable[[str, int, int, int], str] | None = None
+
+    def texts(self, index: int, record: Record) -> list[str | None]:
+        """A record's texts, of which anchor and positive must be there; empty negatives are none."""
+        texts = list(self.fields.columns(record))
+        for text in texts[:2]:
+            if text is None:
+                raise InputError(f"record {index}: anchor and positive are needed, one is missing")
+        return texts
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchMaker:
     """Makes a batch of records into tokens and hashes; see `training_batches` for the fields."""
 
-    records: Sequence[Record]
-    columns: Columns
+    sources: Sequence[Source]
+    firsts: Sequence[int]
+    tokenizers: Sequence[Mapping[str, Tokenizer]]  # by source
     num_columns: int
-    tokenizers: Mapping[str, Tokenizer]
+    num_scores: int
+    num_keys: int
     groups: int
     shares: int
     row_length: int
     rows: int | None
-    prompts: Sequence[str]
     include_prompt: bool
-    label: Callable[[Record], int] | None
-    score: Callable[[Record], Sequence[float]] | None
-    keys: Callable[[Record], Sequence[tuple[int, int]]] | None
-    dataset: Callable[[Record], int] | None
 
-    def __call__(self, indices: np.ndarray) -> Batch:
-        records = [self.records[int(index)] for index in indices]
-        rows = [self._texts(record, int(index)) for record, index in zip(records, indices, strict=True)]
-        columns = list(zip(*rows, strict=True))  # C columns of B texts
+    def __call__(self, numbers: Int[np.ndarray, " B"], step: int) -> Batch:
+        which = np.searchsorted(self.firsts, numbers, side="right") - 1
+        found = [
+            (self.sources[source], int(source), int(number) - self.firsts[source])
+            for source, number in zip(which.tolist(), numbers.tolist(), strict=True)
+        ]
+        examples = [(source, number, index, source.records[index]) for source, number, index in found]
+        rows = [self._texts(source, index, record) for source, _, index, record in examples]
+        hashes = np.array([[text_hash(text) for text in row] for row in rows], np.uint32)  # [B, C, 2]
+        present = np.array([[text is not None for text in row] for row in rows])
+        rows = [_augmented(row, source, index, step) for row, (source, _, index, _) in zip(rows, examples, strict=True)]
         views: dict[str, TokenBatch] = {}
         order = None
-        for name in sorted(self.tokenizers, key=lambda name: name != "encoder"):  # the encoder's view deals
-            views[name], order = self._pack(columns, name, order)
+        for name in sorted(self.tokenizers[0], key=lambda name: name != "encoder"):  # the encoder's view deals
+            views[name], order = self._pack(rows, which, name, order)
 
-        def dealt(function: Callable[[Record], Any] | None, dtype: Any) -> np.ndarray | None:
-            if function is None:
+        def dealt(name: str, dtype: Any, size: int = 0) -> np.ndarray | None:
+            """A field of all records, in the order of the batch; None if no data set has it."""
+            if all(getattr(source.fields, name) is None for source in self.sources):
                 return None
-            values = [of_record(function, record, int(index)) for record, index in zip(records, indices, strict=True)]
-            return np.array(values, dtype)[order]
+            values = np.zeros((len(examples), size) if size else len(examples), dtype)
+            for place, (source, _, index, record) in enumerate(examples):
+                if function := getattr(source.fields, name):
+                    value = of_record(function, record, index)
+                    values[(place, slice(len(value))) if size else place] = value
+            return values[order]
 
-        hashes = np.array([[text_hash(text) for text in column] for column in columns], np.uint32)
-        present = np.array([[text is not None for text in column] for column in columns])
         return Batch(
             tokens=views,
-            present=np.ascontiguousarray(present[:, order].transpose(1, 0, 2)),
-            text_hash=np.ascontiguousarray(hashes[:, order].transpose(1, 0, 2, 3)),
-            record=np.asarray(indices, np.int32)[order],
-            keys=dealt(self.keys, np.uint32),
-            dataset=dealt(self.dataset, np.int32),
-            label=dealt(self.label, np.int32),
-            score=dealt(self.score, np.float32),
+            present=np.ascontiguousarray(present[order].transpose(0, 2, 1)),
+            text_hash=np.ascontiguousarray(hashes[order].transpose(0, 2, 1, 3)),
+            record=np.array([index for *_, index, _ in examples], np.int32)[order],
+            keys=None if not self.num_keys else self._keys(examples)[order],
+            dataset=which.astype(np.int32)[order] if len(self.sources) > 1 else None,
+            label=dealt("label", np.int32),
+            score=dealt("score", np.float32, self.num_scores),
         )
 
-    def _texts(self, record: Record, index: int) -> list[str | None]:
-        texts = list(self.columns(record))
+    def _texts(self, source: Source, index: int, record: Record) -> list[str | None]:
+        texts = source.texts(index, record)
         if len(texts) > self.num_columns:
             raise InputError(f"record {index} has {len(texts)} texts, others have {self.num_columns}")
-        for text in texts[:2]:
-            if text is None:
-                raise InputError(f"record {index}: anchor and positive are needed, one is missing")
         return texts + [None] * (self.num_columns - len(texts))
 
-    def _pack(self, columns, name: str, order) -> tuple[TokenBatch, np.ndarray]:
+    def _keys(self, examples: Sequence[tuple[Source, int, int, Record]]) -> UInt32[np.ndarray, "B L 2"]:
+        """Hashes of ids and groups, which mean something within their data set only."""
+        found = np.zeros((len(examples), self.num_keys, 2), np.uint32)
+        for place, (source, number, index, record) in enumerate(examples):
+            if source.fields.keys:
+                keys = of_record(source.fields.keys, record, index)
+                found[place, : len(keys)] = [key_hash(key, number) for key in keys]
+        return found
+
+    def _pack(self, rows, which: np.ndarray, name: str, order) -> tuple[TokenBatch, np.ndarray]:
         """One tokenizer's view of the texts; prompts and row length are the encoder's, others have none and theirs."""
-        tokenizer, trained = self.tokenizers[name], name == "encoder"
-        ids, skip = [], []
-        for number, column in enumerate(columns):
-            prompt = self.prompts[min(number, len(self.prompts) - 1)] if trained else ""
-            found = tokenizer.encode([text for text in column if text is not None], prompt, self.include_prompt)
-            rest = iter(found.ids)
-            ids.append([None if text is None else next(rest) for text in column])
-            skip.append(found.skip)
+        trained = name == "encoder"
+        ids = [[None] * len(rows) for _ in range(self.num_columns)]
+        skip = np.zeros((self.num_columns, len(rows)), np.int64)
+        for source in np.unique(which).tolist():
+            tokenizer, prompts = self.tokenizers[source][name], self.sources[source].prompts
+            for column in range(self.num_columns):
+                places = [place for place in np.flatnonzero(which == source) if rows[place][column] is not None]
+                prompt = prompts[min(column, len(prompts) - 1)] if trained else ""
+                found = tokenizer.encode([rows[place][column] for place in places], prompt, self.include_prompt)
+                for place, one in zip(places, found.ids, strict=True):
+                    ids[column][place] = one
+                skip[column, places] = found.skip
+        longest = max(tokenizers[name].max_length for tokenizers in self.tokenizers)
         return pack_batch(
             ids,
             groups=self.groups,
-            row_length=self.row_length if trained else max(self.row_length, tokenizer.max_length),
+            row_length=self.row_length if trained else max(self.row_length, longest),
             rows=self.rows,
             order=order,
             skip=skip,
@@ -98,58 +146,42 @@ class BatchMaker:
 
 
 def training_batches(
-    records: Sequence[Record],
+    sources: Sequence[Source],
+    order: Order,
     *,
-    columns: Columns,
     tokenizers: Mapping[str, Tokenizer],
     batch_size: int,
     groups: int,
     row_length: int,
-    seed: int,
     rows: int | None = None,
-    prompts: Sequence[str] = ("",),
     include_prompt: bool = True,
-    label: Callable[[Record], int] | None = None,
-    score: Callable[[Record], Sequence[float]] | None = None,
-    keys: Callable[[Record], Sequence[str | None]] | None = None,
-    dataset: Callable[[Record], int] | None = None,
     shard: tuple[int, int] = (0, 1),
     shares: int = 0,
 ) -> Any:
-    """An endless grain MapDataset whose element `[step]` is the batch of that step, a function of (seed, step).
-
-    Each epoch is shuffled anew, and its last records that fill no batch are left out of it.
+    """An endless grain MapDataset whose element `[step]` is the batch of that step, a function of (order, step).
 
     Args:
-        records: random access, `len` and `[index]`.
-        columns: a record's texts: anchor, positive, negatives; None or nothing where it lacks one.
+        sources: the data sets; with more than one, batches tell which one an example is from.
+        order: which records a batch has, numbered over all data sets; see `order.make_order`.
         tokenizers: by name; "encoder" is the trained model's own, whose token counts decide the dealing to groups.
             Others see the same texts without prompts, in rows as long as their own limit if that is longer.
         batch_size: B, examples over all hosts.
         groups: G over all hosts.
         row_length: T, slots of a packed row of the encoder.
-        seed: of the order of the records.
         rows: R, rows of a group; None takes as few as the batch needs. Several hosts need it set.
-        prompts: of the encoder's columns; the last one is for all further columns too.
         include_prompt: whether the prompts' tokens count towards pooling.
-        label: a record's integer class; None leaves it out of the batch, and so for the next three.
-        score: its K target numbers, as many in each record.
-        keys: its L texts (id, group) that make it the same thing to learn as another record with an equal one; None
-            or "" where it has none.
-        dataset: the number of its data set in a mixture.
         shard: this host's number and how many hosts there are. A host reads only its part of each batch, and
             gets `G / hosts` groups of it.
         shares: how many contiguous parts a batch has, each dealt to its own `G / shares` groups; 0: one a host. With
             `rows` set, the batches depend on this number and not on the number of hosts.
 
     Raises:
-        InputError: too few records for a batch, sizes that do not divide, an option out of place; in a batch, a record
-            that lacks a text or has another number of scores or keys than the first.
+        InputError: sizes that do not divide, an option out of place; in a batch, a record that lacks a text or has
+            another number of scores or keys than the first of its data set.
     """
     import grain
 
     host, hosts = shard
-    steps_per_epoch(len(records), batch_size)
     if "encoder" not in tokenizers:
         raise InputError(f"tokenizers: expected one called 'encoder', found {', '.join(tokenizers) or 'none'}")
     if batch_size % groups or groups % hosts:
@@ -162,45 +194,66 @@ def training_batches(
         )
     if hosts > 1 and not rows:
         raise InputError(f"config.batch.rows: {hosts} hosts must agree on the rows of a group, set it; found 0")
-    if (longest := tokenizers["encoder"].max_length) > row_length:
+    cut = [
+        {
+            name: tokenizer.cut_at(min(tokenizer.max_length, source.max_length)) if source.max_length else tokenizer
+            for name, tokenizer in tokenizers.items()
+        }
+        for source in sources
+    ]
+    if (longest := max(one["encoder"].max_length for one in cut)) > row_length:
         raise InputError(f"row length {row_length} is too short for texts of {longest} tokens (tokenizer 'encoder')")
+    num_columns = max(most_texts(source) for source in sources)
+    checked = [
+        dataclasses.replace(
+            source,
+            fields=dataclasses.replace(
+                source.fields,
+                score=_as_many(source.fields.score, source, "scores"),
+                keys=_as_many(source.fields.keys, source, "keys"),
+            ),
+        )
+        for source in sources
+    ]
     make = BatchMaker(
-        records=records,
-        columns=columns,
-        num_columns=max(len(columns(record)) for _, record in looked_at(records)),
-        tokenizers=tokenizers,
+        sources=checked,
+        firsts=np.cumsum([0, *(len(source.records) for source in sources[:-1])]).tolist(),
+        tokenizers=cut,
+        num_columns=num_columns,
+        num_scores=max(_width(source.fields.score, source) for source in sources),
+        num_keys=max(_width(source.fields.keys, source) for source in sources),
         groups=groups // hosts,
         shares=shares // hosts,
         row_length=row_length,
         rows=rows,
-        prompts=prompts,
         include_prompt=include_prompt,
-        label=label,
-        score=score and _as_many(score, records[0], "scores"),
-        keys=keys and _as_many(lambda record: [_key_hash(key) for key in keys(record)], records[0], "keys"),
-        dataset=dataset,
     )
     own = slice(host * batch_size // hosts, (host + 1) * batch_size // hosts)
-    # grain shuffles epoch e with seed + e; neighbouring seeds would be the same run shifted by an epoch.
-    order_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    return (
-        grain.MapDataset.range(len(records))
-        .shuffle(order_seed)
-        .batch(batch_size, drop_remainder=True)
-        .repeat()
-        .map(lambda indices: make(indices[own]))
-    )
+    return grain.MapDataset.range(ENDLESS).map(lambda step: make(order[step][own], step))
 
 
-def steps_per_epoch(num_records: int, batch_size: int) -> int:
-    """How many full batches the records give.
+def most_texts(source: Source) -> int:
+    """How many texts the records of a data set have at most, as far as it is looked at."""
+    return max(len(source.fields.columns(record)) for _, record in looked_at(source.records))
 
-    Raises:
-        InputError: if there are fewer records than a batch takes.
+
+def things_of(sources: Sequence[Source]) -> UInt64[np.ndarray, "records w"]:
+    """64-bit hashes of what makes two records duplicates: their texts, ids and groups; 0 for none.
+
+    Records are numbered over all data sets. Every record is read once.
     """
-    if num_records < batch_size:
-        raise InputError(f"{num_records} records do not fill a batch of {batch_size}: lower config.batch.size")
-    return num_records // batch_size
+    rows = []
+    for number, source in enumerate(sources):
+        for index in range(len(source.records)):
+            record = source.records[index]
+            keys = of_record(source.fields.keys, record, index) if source.fields.keys else ()
+            halves = [text_hash(text) for text in source.texts(index, record)]
+            halves += [key_hash(key, number) for key in keys]
+            rows.append([(high << 32) | low for low, high in halves])
+    found = np.zeros((len(rows), max(map(len, rows))), np.uint64)
+    for place, row in enumerate(rows):
+        found[place, : len(row)] = row
+    return found
 
 
 def prefetch(
@@ -223,31 +276,46 @@ def prefetch(
         iterator.close()
 
 
-def fingerprint(
-    records: Sequence[Record], columns: Columns, **fields: Callable[[Record], Any] | None
-) -> dict[str, Any]:
+def fingerprint(sources: Mapping[str, Source]) -> dict[str, Any]:
     """What the content and order of the batches depend on, beside the config: for a resume to refuse other data.
 
     Args:
-        fields: the label, score, keys and dataset of `training_batches`.
+        sources: the data sets by name; of fields that are None nothing is asked.
     """
-    digest = hashlib.blake2b(digest_size=16)
-    others = [fields[name] for name in sorted(fields) if fields[name] is not None]
-    for _, record in looked_at(records):
-        digest.update(repr(tuple(columns(record))).encode())
-        for field in others:
-            digest.update(repr(field(record)).encode())
-    versions = {name: importlib.metadata.version(name) for name in ("grain", "tokenizers")}
-    return {"records": len(records), "texts": digest.hexdigest(), "versions": versions}
+    found: dict[str, Any] = {}
+    for name, source in sources.items():
+        digest = hashlib.blake2b(digest_size=16)
+        for _, record in looked_at(source.records):
+            digest.update(repr(tuple(source.fields.columns(record))).encode())
+            for field in ("keys", "label", "score"):
+                if function := getattr(source.fields, field):
+                    digest.update(repr(function(record)).encode())
+        found[name] = {"records": len(source.records), "texts": digest.hexdigest()}
+    return found | {"versions": {name: importlib.metadata.version(name) for name in ("grain", "tokenizers")}}
 
 
-def _key_hash(key: str | None) -> tuple[int, int]:
-    return text_hash(key if key and key.strip() else None)
+def key_hash(key: str | None, source: int = 0) -> tuple[int, int]:
+    """64 bits of an id or group; those of different data sets differ."""
+    return text_hash((f"{source}:{key}" if source else key) if key and key.strip() else None)
 
 
-def _as_many(function: Callable[[Record], Sequence], first: Record, what: str) -> Callable[[Record], Sequence]:
+def _augmented(row: list[str | None], source: Source, index: int, step: int) -> list[str | None]:
+    if source.augment is None:
+        return row
+    return [text and source.augment(text, column, index, step) for column, text in enumerate(row)]
+
+
+def _width(function: Callable[[Record], Sequence] | None, source: Source) -> int:
+    return len(of_record(function, source.records[0], 0)) if function else 0
+
+
+def _as_many(
+    function: Callable[[Record], Sequence] | None, source: Source, what: str
+) -> Callable[[Record], Sequence] | None:
     """The function, which refuses a record with another number of values than the first."""
-    size = len(of_record(function, first, 0))
+    if function is None:
+        return None
+    size = _width(function, source)
 
     def checked(record: Record) -> Sequence:
         values = function(record)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from embed_jax.errors import InputError, RunError, one_line
-from embed_jax.types import Params, TrainState
+from embed_jax.types import TrainState
 
 
 class Checkpoints:
@@ -40,7 +40,7 @@ class Checkpoints:
         copy = jax.tree.map(jnp.copy, _as_dict(state))
         try:
             self._checkpointer.wait()
-            about = {"notes": notes, "shapes": _shapes_by_path(state.params)}
+            about = {"notes": notes, "shapes": _shapes(state)}
             self._checkpointer.save_async(step, copy, force=True, overwrite=True, custom_metadata=about)
         except OSError as error:
             raise RunError(f"could not save a checkpoint at step {step}: {one_line(error)}") from error
@@ -64,9 +64,7 @@ class Checkpoints:
         for step in steps:
             try:
                 about = self._checkpointer.metadata(step).custom_metadata
-                _refuse_mismatch(
-                    about["shapes"], _shapes_by_path(like.params), self._checkpointer.directory / str(step)
-                )
+                _refuse_mismatch(about["shapes"], _shapes(like), self._checkpointer.directory / str(step))
                 state = self._checkpointer.load(step, wanted)
             except InputError:
                 raise
@@ -99,11 +97,14 @@ class Checkpoints:
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
-    return {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+    extra = {"extra": state.extra} if state.extra else {}
+    return {"step": state.step, "params": state.params, "opt_state": state.opt_state, **extra}
 
 
-def _shapes_by_path(params: Params) -> dict[str, list[int]]:
-    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+def _shapes(state: TrainState) -> dict[str, list[int]]:
+    """The shapes of the parameters and of what a step carries to the next, by path."""
+    tree = {**state.params, "extra": state.extra} if state.extra else state.params
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): list(leaf.shape) for path, leaf in leaves}
 
 

@@ -11,6 +11,7 @@ import jax
 
 from embed_jax.config import Experiment, override
 from embed_jax.data.pairs import as_pairs
+from embed_jax.data.pipeline import Source
 from embed_jax.data.sources import pair_columns, record_fields
 from embed_jax.errors import InputError
 from embed_jax.sentence import SentenceEncoder, load
@@ -42,6 +43,7 @@ def finetune(
     >>> model = finetune([("a question", "its answer"), ...], batch__size=2)  # doctest: +SKIP
     """
     from embed_jax.train.fit import fit
+    from embed_jax.train.sources import ONLY
 
     records = pair_records(pairs)
     config = Experiment()
@@ -52,7 +54,7 @@ def finetune(
     config.batch.size = max(most // devices * devices, 2)
     config = override(config, model__name=model, **overrides)
     workdir = Path(workdir or tempfile.mkdtemp(prefix="embed_jax_"))
-    fit(config, workdir, records=records, fields=record_fields(records), evaluators=evaluators or {})
+    fit(config, workdir, sources={ONLY: Source(records, record_fields(records))}, evaluators=evaluators or {})
     return load(str(workdir / "model"))
 
 

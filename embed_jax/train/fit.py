@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -17,11 +17,11 @@ import numpy as np
 
 from embed_jax.config import Experiment, load
 from embed_jax.config import Loss as LossConfig
-from embed_jax.data.pairs import looked_at, of_record
-from embed_jax.data.pipeline import fingerprint, prefetch, steps_per_epoch, training_batches
-from embed_jax.data.sources import RecordFields
+from embed_jax.data.order import make_order
+from embed_jax.data.pipeline import fingerprint, prefetch, training_batches
 from embed_jax.errors import InputError
-from embed_jax.losses.expression import arguments_of, build_loss
+from embed_jax.losses.compose import LossFunction
+from embed_jax.losses.expression import arguments_of
 from embed_jax.parallel.distributed import is_first_host, joined
 from embed_jax.parallel.gather import global_loss
 from embed_jax.parallel.mesh import (
@@ -35,10 +35,11 @@ from embed_jax.parallel.mesh import (
 )
 from embed_jax.train import loop
 from embed_jax.train.optim import make_optimizer, make_schedule
+from embed_jax.train.sources import Sources, for_loss, training_loss, training_order
 from embed_jax.train.start import Start, frozen_models, start_from, training_prompts
 from embed_jax.train.step import init_state, make_train_step
 from embed_jax.train.workdir import open_workdir
-from embed_jax.types import Params, TrainState
+from embed_jax.types import Batch, Params, TrainState
 
 Encode = Callable[[Sequence[str]], np.ndarray]
 Evaluator = Callable[[Encode], Mapping[str, float]]
@@ -50,19 +51,18 @@ def fit(
     config: Experiment,
     workdir: Path,
     *,
-    records: Sequence[Mapping[str, Any]],
-    fields: RecordFields,
+    sources: Sources | Callable[[int, Encode], Sources],
     evaluators: Mapping[str, Evaluator],
     validation: Sequence[Mapping[str, Any]] = (),
 ) -> loop.Result:
     """Trains as `config` says; running it again resumes. The model is written to `workdir/model`.
 
     Args:
-        records: the training data.
-        fields: what of a record is used: its texts (all records of a batch get as many columns as the longest), and
-            the label, score and keys that the loss may need.
+        sources: the training data, by name; all examples of a batch get as many columns as the longest record has. Or
+            a function `(step, encode) -> sources`, asked at the start and every `config.mine.every` steps with the
+            model as it is then; it must give the same data when it is asked again.
         evaluators: by name; `encode -> {metric: value}`, logged as name/metric.
-        validation: held-out records whose loss is logged beside the training loss.
+        validation: held-out records, with the fields of the only data set, whose loss is logged beside its own.
     """
     # The model and where it runs.
     mesh = make_mesh(config.train.devices, config.train.fsdp, config.train.tensor)
@@ -70,43 +70,36 @@ def fit(
     start = start_from(config.model, config.data.max_length, config.train.seed, config.train.devices)
     frozen = frozen_models(config.model, config.data.max_length)
 
-    # The loss. The result is to be used as it was trained, and trained as it is used.
+    # The data, and its loss. The result is to be used as it was trained, and trained as it is used.
+    sources_at = sources if callable(sources) else lambda step, encode: sources
+    found = sources_at(0, start.sentence.encode)
     given = loss_arguments(config.loss)
-    loss = build_loss(config.loss.name, given)
-    for name in sorted(given.keys() - arguments_of(config.loss.name)):
-        if is_first_host():
-            print(f"config.loss.{name}={given[name]} is not used: {config.loss.name} takes no such argument")
-    check_data(loss, fields, records, frozen, config)
+    loss = training_loss(config, given, list(found))
+    _check_loss(config, loss, given, found, frozen)
     start.sentence.similarity = config.loss.similarity or "cosine"
     prompts = _settle_prompts(config, start)
+    found = for_loss(found, loss, config, prompts)
 
     # The batches: a pure function of (seed, step).
-    positions = start.encoder.config.max_length
-    if config.data.max_length > positions:
-        found = config.data.max_length
-        raise InputError(f"config.data.max_length: expected at most {positions} (the model's positions), found {found}")
-    taken = {"columns": fields.columns, "keys": fields.keys}
-    taken |= {"label": fields.label if "label" in loss.about.needs else None}
-    taken |= {"score": fields.score if {"score", "scores"} & set(loss.about.needs) else None}
     shares = config.batch.shares or jax.process_count()
+    longest = max(source.max_length or config.data.max_length for source in found.values())
+    _check_length(longest, start.encoder.config.max_length)
     make_batches = functools.partial(
         training_batches,
-        **taken,
         tokenizers={
-            "encoder": start.sentence.tokenizer.cut_at(config.data.max_length),
+            "encoder": start.sentence.tokenizer.cut_at(longest),
             **{name: other.tokenizer for name, other in frozen.items()},
         },
         batch_size=config.batch.size,
         groups=groups,
         shares=shares,
-        row_length=row_length(config.data.max_length, config.batch.row_length),
+        row_length=row_length(longest, config.batch.row_length),
         rows=config.batch.rows or None,
-        prompts=prompts,
         include_prompt=start.sentence.include_prompt,
         shard=(jax.process_index(), jax.process_count()),
     )
-    batches = make_batches(records, seed=config.train.seed)
-    num_steps = config.train.steps or math.floor(config.train.epochs * steps_per_epoch(len(records), config.batch.size))
+    order = training_order(found, config)
+    num_steps = config.train.steps or order.count(config.train.epochs)
     # No batch whose gradient would never be used.
     num_steps = max(num_steps // config.optim.accumulate, 1) * config.optim.accumulate
 
@@ -133,18 +126,35 @@ def fit(
     # What is measured on the way.
     held_out = None
     if len(validation) >= config.batch.size:
-        held_out_batches = make_batches(validation, seed=0)
-        few = min(VALIDATION_BATCHES, steps_per_epoch(len(validation), config.batch.size))
+        (only,) = found.values()
+        only = dataclasses.replace(only, records=validation)
+        held_out_order = make_order([len(validation)], config.batch.size, seed=0)
+        held_out_batches = make_batches([only], held_out_order)
+        few = min(VALIDATION_BATCHES, held_out_order.count(1))
         held_out = _mean_loss(objective, [held_out_batches[step] for step in range(few)], mesh)
     elif len(validation) and is_first_host():
         print(f"no validation loss: {len(validation)} held-out records do not fill a batch of {config.batch.size}")
 
+    def encode_with(state: TrainState) -> Encode:
+        return functools.partial(start.sentence.encode, params=state.params["encoder"])
+
     def evaluate(state: TrainState) -> dict[str, float]:
-        found = dict(held_out(state)) if held_out else {}
-        encode = functools.partial(start.sentence.encode, params=state.params["encoder"])
+        measured = dict(held_out(state)) if held_out else {}
         for name, evaluator in evaluators.items():
-            found |= {f"{name}/{metric}": value for metric, value in evaluator(encode).items()}
-        return found
+            measured |= {f"{name}/{metric}": value for metric, value in evaluator(encode_with(state)).items()}
+        return measured
+
+    def batches(start_step: int, state: TrainState) -> Iterator[tuple[int, Batch]]:
+        """Those from a step on, up to the next time that the data are renewed."""
+        every = (config.mine.every if callable(sources) else 0) or num_steps
+        since = start_step // every * every
+        now, now_order = found, order
+        if since:
+            now = for_loss(sources_at(since, encode_with(state)), loss, config, prompts)
+            now_order = training_order(now, config)
+        yield from prefetch(
+            make_batches(list(now.values()), now_order), start_step, num_steps=min(since + every, num_steps)
+        )
 
     def save_model(params: Params, directory: Path) -> None:
         start.sentence.params = gather_params(params, mesh)
@@ -152,14 +162,14 @@ def fit(
             start.sentence.save(directory)
 
     # With the groups: they decide the dropout masks, and default to the number of devices.
-    data = {**fingerprint(records, **taken), "groups": groups, "shares": shares}
+    data = {**fingerprint(found), "groups": groups, "shares": shares}
     with open_workdir(workdir, config, data) if is_first_host() else contextlib.nullcontext():
         return loop.run(
             config,
             workdir,
             state=state,
             step_fn=make_train_step(objective, optimizer, shardings),
-            batches=functools.partial(prefetch, batches, num_steps=num_steps),
+            batches=batches,
             num_steps=num_steps,
             learning_rate=lambda step: schedule(step // config.optim.accumulate),
             evaluate=evaluate if evaluators or held_out else None,
@@ -171,40 +181,29 @@ def fit(
 def loss_arguments(config: LossConfig) -> dict[str, Any]:
     """The fields of `config.loss` that were set and go to the losses that take them."""
     fields = dataclasses.asdict(config)
-    return {name: value for name, value in fields.items() if name not in ("name", "form") and value != UNSET[name]}
+    return {
+        name: value for name, value in fields.items() if name not in ("name", "form", "mlm") and value != UNSET[name]
+    }
 
 
-def check_data(loss: Any, fields: RecordFields, records: Sequence, frozen: Mapping, config: Experiment) -> None:
-    """Whether the data and the models are what the loss needs.
+def _check_loss(config: Experiment, loss: LossFunction, given: Mapping, sources: Sources, frozen: Mapping) -> None:
+    """Says which fields of `config.loss` no loss takes, and misses models that a loss needs."""
+    expressions = {getattr(config.mixture.sources, name, None) for name in sources} - {None}
+    expressions = {source.loss for source in expressions if source.loss} | {config.loss.name}
+    taken = set().union(*map(arguments_of, expressions))
+    for name in sorted(given.keys() - taken):
+        if is_first_host():
+            print(f"config.loss.{name}={given[name]} is not used: {config.loss.name} takes no such argument")
+    for need in ("guide", "teacher"):
+        if need in loss.about.needs and need not in frozen:
+            raise InputError(f"config.model.{need}: the loss {config.loss.name!r} needs a {need} model, found ''")
 
-    Raises:
-        InputError: naming what is missing.
-    """
-    name, found = config.loss.name, ", ".join(records[0])
-    for need in loss.about.needs:
-        if need in ("guide", "teacher") and need not in frozen:
-            raise InputError(f"config.model.{need}: the loss {name!r} needs a {need} model, found ''")
-        if need == "label" and fields.label is None or need in ("score", "scores") and fields.score is None:
-            raise InputError(f"config.loss.name: {name!r} needs records with a {need}, found the fields {found}")
-        if need == "scores":
-            texts, scores = len(fields.columns(records[0])), len(fields.score(records[0]))
-            if scores != texts - 1:
-                raise InputError(
-                    f"config.loss.name: {name!r} needs a score for each of the {texts - 1} candidates of a record, "
-                    f"found {scores}"
-                )
-    columns = max(len(fields.columns(records[number])) for number in range(min(len(records), 100)))
-    least, most = loss.about.columns
-    if columns < least or most and columns > most:
-        wanted = f"{least}" if least == most else f"{least} to {most}" if most else f"{least} or more"
-        raise InputError(f"config.loss.name: {name!r} needs {wanted} texts a record, found {columns} ({found})")
-    if loss.about.classes:
-        for number, record in looked_at(records):
-            if not 0 <= (label := of_record(fields.label, record, number)) < loss.about.classes:
-                accepted = f"0 to {loss.about.classes - 1}"
-                raise InputError(f"record {number}: label {label}, config.loss.name={name!r} accepts {accepted}")
-    if loss.datasets:
-        raise InputError(f"config.loss.name: {name!r} needs a mixture of data sets, config.data.train is one")
+
+def _check_length(longest: int, positions: int) -> None:
+    if longest > positions:
+        raise InputError(
+            f"config.data.max_length: expected at most {positions} (the model's positions), found {longest}"
+        )
 
 
 def row_length(max_length: int, asked: int) -> int:
@@ -241,12 +240,31 @@ def _mean_loss(objective: Callable, batches: Sequence[Any], mesh: jax.sharding.M
 
 
 def launch(run: Callable[[Experiment, Path], loop.Result]) -> None:
-    """An experiment's command: reads the command line, runs, and says where the model is."""
+    """An experiment's command: reads the command line, runs stage by stage, and says where the model is."""
     config, workdir = load(sys.argv)
     prepare_jax(config)
     with joined(config.hosts):
-        if run(config, workdir).finished and is_first_host():
-            print(f"model: {workdir / 'model'}")
+        for stage, directory in stages(config, workdir):
+            if stage is not config and is_first_host():
+                print(f"stage {directory.name}: from {stage.model.name}", flush=True)
+            if not run(stage, directory).finished:
+                return
+            if is_first_host():
+                print(f"model: {directory / 'model'}", flush=True)
+
+
+def stages(config: Experiment, workdir: Path) -> list[tuple[Experiment, Path]]:
+    """The run itself, and those of `config.stages`, each in a directory of its name and from the model before it.
+
+    A stage with a model name of its own starts from that one.
+    """
+    found = [(config, workdir)]
+    for name, stage in vars(config.stages).items():
+        if not stage.model.name:
+            stage.model.name = str(found[-1][1] / "model")
+        found.append((stage, workdir / name))
+    config.stages = SimpleNamespace()  # each is a run of its own
+    return found
 
 
 def prepare_jax(config: Experiment) -> None:

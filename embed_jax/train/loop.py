@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from embed_jax.config import Experiment
+from embed_jax.config import Experiment, as_dict
 from embed_jax.errors import InputError, RunError
 from embed_jax.parallel.distributed import is_first_host
 from embed_jax.parallel.mesh import split_groups
@@ -59,7 +59,7 @@ def run(
     *,
     state: TrainState,
     step_fn: Callable,
-    batches: Callable[[int], Iterator[tuple[int, Batch]]],
+    batches: Callable[[int, TrainState], Iterator[tuple[int, Batch]]],
     num_steps: int,
     learning_rate: Callable[[int], Any],
     evaluate: Callable[[TrainState], dict[str, float]] | None,
@@ -74,7 +74,8 @@ def run(
     Args:
         state: a state before the first step; also the abstract state for restoring.
         step_fn: `(state, batch, key) -> (state, metrics)`, see `train.step`.
-        batches: `start -> iterator of (index, batch)` from index `start` on.
+        batches: `(start, state) -> iterator of (index, batch)` from index `start` on; where it ends before `num_steps`,
+            it is asked again, with the state as it is then.
         learning_rate: of a step, for the log.
         evaluate: `state -> {name: value}`, called before the first step, every `eval.every`, and at the end.
         save_model: writes encoder params as a model directory; called with `workdir/model`.
@@ -112,7 +113,7 @@ def run(
             config.tracking.project,
             config.tracking.name,
             workdir,
-            {**dataclasses.asdict(config), "environment": environment()},
+            {**as_dict(config), "environment": environment()},
         )
         stack.callback(tracker.close)
         progress = Progress(start, num_steps, config.train.log_every, quiet=not is_first_host())
@@ -129,6 +130,8 @@ def run(
             nonlocal clock
             _check_finite(step, batch, metrics, checkpoints)
             line = {name: float(value) for name, value in metrics.items() if name != "finite"}
+            # A metric of a data set that the batch has nothing of is no number.
+            line = {name: value for name, value in line.items() if not math.isnan(value)}
             now = time.monotonic()
             num_tokens = sum(int(np.sum(view.sentence < view.sentences)) for view in batch.tokens.values())
             slots = sum(view.sentence.size for view in batch.tokens.values())
@@ -169,15 +172,21 @@ def run(
             clock += time.monotonic() - began  # the evaluation's time is not the steps'
             return found
 
+        def upcoming() -> Iterator[tuple[int, Batch]]:
+            """All batches to come, asked for anew where their source ends."""
+            index = start
+            while index < num_steps:
+                with contextlib.closing(batches(index, state)) as some:
+                    for index, batch in some:
+                        yield index, batch
+                index += 1
+
         if evaluate is not None and restored is None and start == 0:
             log(0, evaluated(0))
 
         pending: tuple[int, Batch, dict] | None = None
         if start < num_steps and not best.stopped:
-            source = batches(start)
-            if hasattr(source, "close"):
-                stack.callback(source.close)
-            for index, batch in source:
+            for index, batch in stack.enter_context(contextlib.closing(upcoming())):
                 step = index + 1
                 if index == max(trace[0], start) < trace[1]:
                     jax.profiler.start_trace(str(workdir / "profile"))

@@ -3,35 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PRNGKeyArray
 
+from embed_jax.parallel.queue import advance
 from embed_jax.types import Batch, Params, TrainState
 
 
 def init_state(
-    params: Params, optimizer: optax.GradientTransformation, frozen: dict[str, Params] | None = None
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    frozen: dict[str, Params] | None = None,
+    extra: dict[str, Any] | None = None,
 ) -> TrainState:
-    """The state before the first step. `params` is {"encoder": tree, "loss": tree}; `frozen` has params by name."""
+    """The state before the first step.
+
+    Args:
+        params: {"encoder": tree, "loss": tree}, and "auxiliary" where there are auxiliary objectives.
+        frozen: params by name.
+        extra: `parallel.queue.init_queue`'s.
+    """
     return TrainState(
-        step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params), frozen=frozen or {}
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        frozen=frozen or {},
+        extra=extra or {},
     )
 
 
 def make_train_step(
-    objective: Callable, optimizer: optax.GradientTransformation, shardings: TrainState | None = None
+    objective: Callable,
+    optimizer: optax.GradientTransformation,
+    shardings: TrainState | None = None,
+    momentum: float = 0.0,
 ) -> Callable[[TrainState, Batch, PRNGKeyArray], tuple[TrainState, dict[str, Array]]]:
     """The step `(state, batch, key) -> (state, metrics)`; the old state's buffers are given away.
 
     The step's randomness is `fold_in(key, state.step)`: nothing random is carried from step to step.
 
     Args:
-        objective: `(params, batch, key, frozen) -> (loss, (metrics, finite))`, see `parallel.gather.global_loss`.
+        objective: `(params, batch, key, frozen) -> (loss, (metrics, finite))`, see `parallel.gather.global_loss`; with
+            a state that has a queue it is given `extra` besides, and returns what enters the queue.
         optimizer: optax's.
         shardings: how the new state lies on the mesh; None: as the compiler likes.
+        momentum: of the momentum encoder, if the state has one.
 
     Returns:
         Metrics: "loss", "grad_norm" (before clipping), the objective's own, and "finite" [B] by example.
@@ -40,11 +60,13 @@ def make_train_step(
     def step(state: TrainState, batch: Batch, key: PRNGKeyArray):
         step_key = jax.random.fold_in(key, state.step)
         gradient = jax.value_and_grad(objective, has_aux=True)
-        (loss, (metrics, finite)), grads = gradient(state.params, batch, step_key, state.frozen)
+        more = (state.extra,) if state.extra else ()
+        (loss, (metrics, finite, *entries)), grads = gradient(state.params, batch, step_key, state.frozen, *more)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, **metrics, "grad_norm": optax.tree.norm(grads), "finite": finite}
-        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+        extra = advance(state.extra, *entries, params["encoder"], momentum) if entries else state.extra
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state, extra=extra), metrics
 
     more = {} if shardings is None else {"out_shardings": (shardings, None)}
     return jax.jit(step, donate_argnums=0, **more)

@@ -11,8 +11,10 @@ import jax
 import numpy as np
 import pytest
 
-from embed_jax.data.pipeline import fingerprint, prefetch, steps_per_epoch, text_hash, training_batches
-from embed_jax.data.sources import pair_columns
+from embed_jax.data.order import make_order
+from embed_jax.data.pairs import text_hash
+from embed_jax.data.pipeline import Source, fingerprint, prefetch, training_batches
+from embed_jax.data.sources import RecordFields, pair_columns
 from embed_jax.data.tokenize import load_tokenizer
 from embed_jax.errors import InputError
 
@@ -27,15 +29,14 @@ def records(made_records):
 
 @pytest.fixture(scope="module")
 def make(records, tokenizer_directory):
-    settings = {
-        "columns": pair_columns(records),
-        "tokenizers": {"encoder": load_tokenizer(tokenizer_directory, 32)},
-        "batch_size": BATCH,
-        "groups": 2,
-        "row_length": 32,
-        "seed": 0,
-    }
-    return lambda **changes: training_batches(changes.pop("records", records), **(settings | changes))
+    def batches(*, seed=0, batch_size=BATCH, prompts=("",), **changes):
+        fields = {"columns": pair_columns(records)} | {name: changes.pop(name) for name in FIELDS if name in changes}
+        source = Source(changes.pop("records", records), RecordFields(**fields), prompts)
+        settings = {"tokenizers": {"encoder": load_tokenizer(tokenizer_directory, 32)}, "groups": 2, "row_length": 32}
+        order = make_order([len(source.records)], batch_size, seed)
+        return training_batches([source], order, batch_size=batch_size, **(settings | changes))
+
+    return batches
 
 
 def assert_equal(a, b):
@@ -72,11 +73,13 @@ def test_same_step_same_batch_in_another_process(make, made_records, tokenizer_d
     assert digest(make(seed=1)[11]) != digest(ds[11])
     program = f"""
 import jax, hashlib, numpy as np
-from embed_jax.data.pipeline import training_batches
-from embed_jax.data.sources import pair_columns
+from embed_jax.data.order import make_order
+from embed_jax.data.pipeline import Source, training_batches
+from embed_jax.data.sources import RecordFields, pair_columns
 from embed_jax.data.tokenize import load_tokenizer
 records = {made_records(COUNT)!r}
-ds = training_batches(records, columns=pair_columns(records), batch_size={BATCH}, groups=2, row_length=32, seed=0,
+source = Source(records, RecordFields(pair_columns(records)))
+ds = training_batches([source], make_order([len(records)], {BATCH}, 0), batch_size={BATCH}, groups=2, row_length=32,
     tokenizers={{"encoder": load_tokenizer({str(tokenizer_directory)!r}, 32)}})
 print(hashlib.sha256(b"".join(np.ascontiguousarray(leaf).tobytes() for leaf in jax.tree.leaves(ds[11]))).hexdigest())
 """
@@ -85,7 +88,7 @@ print(hashlib.sha256(b"".join(np.ascontiguousarray(leaf).tobytes() for leaf in j
 
 
 def test_epochs_are_complete_and_different(make):
-    ds, steps = make(), steps_per_epoch(COUNT, BATCH)
+    ds, steps = make(), COUNT // BATCH
     orders = []
     for epoch in range(3):
         seen = [int(r) for step in range(steps) for r in ds[epoch * steps + step].record.reshape(-1)]
@@ -175,16 +178,16 @@ def test_prompts_by_column(make, tokenizer_directory):
 
 
 FIELDS = {
+    "columns": lambda record: (record["anchor"], record["positive"], record.get("negative")),
     "label": lambda record: len(record["anchor"]),
     "score": lambda record: [len(record["positive"]) / 2, 0.25, 1.0],
     "keys": lambda record: ["negative" in record and "same " or None, record["anchor"][:1], ""],
-    "dataset": lambda record: len(record["anchor"]) % 2,
 }
 
 
 def test_fields_follow_their_records(make, records):
     batch = make(**FIELDS)[0]
-    for name, dtype in (("label", np.int32), ("score", np.float32), ("dataset", np.int32)):
+    for name, dtype in (("label", np.int32), ("score", np.float32)):
         found = getattr(batch, name)
         assert found.dtype == dtype
         assert found.tolist() == [[FIELDS[name](records[number]) for number in group] for group in batch.record]
@@ -281,15 +284,17 @@ def test_fixed_rows(make):
 
 
 def test_fingerprint_tells_data_apart(records):
-    columns = pair_columns(records)
-    same = fingerprint(list(records), columns)
-    assert fingerprint(records, columns) == same and same["records"] == COUNT
+    def of(records, **fields):
+        return fingerprint({"": Source(records, RecordFields(**{"columns": pair_columns(records)} | fields))})
+
+    same = of(list(records))
+    assert of(records) == same and same[""]["records"] == COUNT
     changed = [*records[:-1], records[-1] | {"positive": "other"}]
-    assert fingerprint(changed, columns) != same
-    prints = [fingerprint(records, columns, **{name: field}) for name, field in FIELDS.items()]
-    prints += [same, fingerprint(records, columns, **FIELDS)]
-    assert len({one["texts"] for one in prints}) == len(prints)
-    assert fingerprint(records, columns, label=None, score=None) == same
+    assert of(changed) != same
+    prints = [of(records, **{name: FIELDS[name]}) for name in ("label", "score", "keys")]
+    prints += [same, of(records, label=FIELDS["label"], score=FIELDS["score"])]
+    assert len({one[""]["texts"] for one in prints}) == len(prints)
+    assert fingerprint({"other": Source(records, RecordFields(pair_columns(records)))}) != same
 
 
 def test_text_hash_is_stable_and_ignores_outer_white_space():

@@ -53,7 +53,7 @@ def run(tmp_path):
             workdir,
             state=replicate(init_state(params, optimizer), mesh),
             step_fn=step_fn(optimizer) if step_fn else jax.jit(step, donate_argnums=0),
-            batches=batches or (lambda start: ((index, made_batch(index)) for index in range(start, steps))),
+            batches=batches or (lambda start, state: ((index, made_batch(index)) for index in range(start, steps))),
             num_steps=steps,
             learning_rate=lambda step: 1.0,
             evaluate=scores and (lambda state: {"a/m": scores(float(state.params["encoder"]["w"][0]))}),
@@ -146,7 +146,7 @@ def test_only_a_loss_that_falls_over_three_evaluations_is_told(losses, warned):
 
 
 def test_a_recompilation_shows_in_the_metrics(run, tmp_path):
-    def batches(start):
+    def batches(start, state):
         return ((index, made_batch(index, rows=3 if index == 4 else 1)) for index in range(start, 8))
 
     run(batches=batches)
@@ -176,7 +176,7 @@ def test_accumulation_updates_every_other_step_and_survives_an_interruption(run,
     changed = [after != before for before, after in zip(seen, seen[1:], strict=False)]
     assert changed == [False, True] * 3
 
-    def interrupted(start):
+    def interrupted(start, state):
         for index in range(start, 6):
             if (start, index) == (0, 2):
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -198,7 +198,7 @@ def test_accumulation_updates_every_other_step_and_survives_an_interruption(run,
 def test_a_damaged_newest_checkpoint_costs_only_its_own_steps(run, tmp_path, capsys):
     arguments = {"optim": Optim(learning_rate=0.1), "step_fn": training, "checkpoint__every": 2}
 
-    def until_6(start):
+    def until_6(start, state):
         for index in range(start, 8):
             if (start, index) == (0, 5):
                 os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,43 @@
+"""Several data sets in one run, each with the loss that suits it: NLI triplets, duplicate questions, graded pairs.
+
+    python -m experiments.nli --config=configs/nli/mixture.py --config.mixture.sources.sts.train=stsb/train.tsv \
+        --config.eval.sts=stsb/dev.tsv --workdir=runs/mixture
+
+Each batch is from one data set (`mixture.batches`), drawn by size^(1/2) (`mixture.sampling`, `mixture.temperature`), so
+that the small one is seen more often than its share. No published table has this mixture.
+
+`mixture.py:small` is all-MiniLM-L6-v2 for 60 steps of 32, in minutes on a CPU.
+"""
+
+from embed_jax.config import Experiment, Source
+
+
+def get_config(cut: str = "") -> Experiment:
+    config = Experiment()
+    config.model.name = "bert-base-uncased"
+    config.model.pooling = "mean"
+    config.mixture.sources.nli = Source("allnli")
+    config.mixture.sources.questions = Source("qqp", loss="online_contrastive", loss_weight=0.5)
+    config.mixture.sources.sts = Source("stsb", loss="cosent", score_max=5.0)
+    config.mixture.sampling = "temperature"
+    config.mixture.temperature = 2.0
+    config.data.max_length = 64
+    config.batch.size = 128
+    config.batch.no_duplicates = True
+    config.loss.temperature = 0.05
+    config.optim.learning_rate = 2e-5
+    config.optim.warmup = 0.1
+    config.train.epochs = 1.0
+    config.eval.sts = "stsb/dev.tsv"
+    config.eval.every = 500
+    config.eval.metric = "sts/spearman"
+    config.checkpoint.every = 500
+    if cut == "small":
+        config.model.name = "sentence-transformers/all-MiniLM-L6-v2"
+        config.batch.size = 32
+        config.train.steps = 60
+        config.eval.every = 20
+        config.checkpoint.every = 20
+    elif cut:
+        raise ValueError(f"unknown cut {cut!r}; known: small")
+    return config

@@ -1,0 +1,78 @@
+"""Supervised sentence embeddings: from natural language inference, from graded similarity, or from several data sets.
+
+    python -m experiments.nli --config=configs/nli/sup_simcse_bert_base.py --workdir=runs/sup_simcse
+
+Pairs of premise and hypothesis with a label become what the loss wants: a loss of labels ("softmax", Reimers and
+Gurevych 2019) gets the pairs as they are; a loss without labels ("info_nce", Gao, Yao, Chen 2021) gets triplets of a
+premise, a hypothesis that it entails and one that contradicts it. Losses of scores ("cosine_mse", "cosent", "angle")
+train on graded pairs. Several data sets, each with its loss: `config.mixture`; one after the other: `config.stages`.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from embed_jax import config as configs
+from embed_jax.data.nli import nli_triplets
+from embed_jax.data.pairs import NLI, kind_of
+from embed_jax.data.pipeline import Source
+from embed_jax.data.sources import open_records, record_fields
+from embed_jax.data.sources.files import read_sts
+from embed_jax.errors import InputError, exit_with_one_line
+from embed_jax.evals.sts import sts_evaluator
+from embed_jax.parallel.distributed import is_first_host
+from embed_jax.train import fit, loop
+from embed_jax.train.results import report_sts
+from embed_jax.train.sources import open_mixture, training_loss
+
+
+def run(config: configs.Experiment, workdir: Path) -> loop.Result:
+    # Data: one set or several, each as its loss wants it.
+    sources, validation = read_data(config)
+
+    # Evaluation: STS on the development set picks the best model.
+    evaluators = {}
+    if config.eval.sts:
+        evaluators["sts"] = sts_evaluator(*read_sts(config.eval.sts))
+
+    # Training.
+    result = fit.fit(config, workdir, sources=sources, evaluators=evaluators, validation=validation)
+
+    # Afterwards, once, on test.
+    if result.finished and config.eval.test_sts:
+        report_sts(config, workdir)
+    return result
+
+
+def read_data(config: configs.Experiment) -> tuple[dict[str, Source], Sequence]:
+    """The data sets by name, and validation records of the only one."""
+    sources = open_mixture(config)
+    loss = training_loss(config, fit.loss_arguments(config.loss), list(sources))
+    needs = {name: loss.of_dataset.get(name, loss.about).needs for name in sources}
+    found = {name: as_wanted(source, needs[name], config.train.seed, name) for name, source in sources.items()}
+    if not config.data.validation_split or len(found) > 1:
+        return found, []
+    ((name, only),) = sources.items()
+    held_out = open_records(config.data.train, config.data.validation_split)
+    held_out = as_wanted(dataclasses.replace(only, records=held_out), needs[name], config.train.seed, "validation")
+    return found, held_out.records
+
+
+def as_wanted(source: Source, needs: Sequence[str], seed: int, name: str) -> Source:
+    """Labelled inference pairs as triplets for a loss without labels; anything else as it is."""
+    if kind_of(source.records[0]) != NLI or {"label", "score"} & set(needs):
+        return source
+    triplets, report = nli_triplets(source.records, seed)
+    if is_first_host():
+        print(f"{name}: {report}")
+    if not triplets:
+        raise InputError(f"{name}: no premise has both an entailed and a contradicted hypothesis")
+    return dataclasses.replace(source, records=triplets, fields=record_fields(triplets))
+
+
+def main() -> None:
+    fit.launch(run)
+
+
+if __name__ == "__main__":
+    exit_with_one_line(main)
