@@ -1,0 +1,171 @@
+"""Many prompts to a language model at a time: threads, growing waits between tries, a limit to requests a minute."""
+
+from __future__ import annotations
+
+import dataclasses
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from embed_jax.data.chat import BadPrompt, Endpoint, Failed
+from embed_jax.errors import InputError, RunError
+
+
+class Stopped(Exception):
+    """The work was given up elsewhere."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Retries:
+    """How often and when a request that failed is sent again.
+
+    The wait before try i + 1 is min(first * 2^i, longest) times a random number from 1/2 to 1, and at least what the
+    server's Retry-After says. A Retry-After beyond `patience` ends the work.
+
+    Attributes:
+        count: tries after the first.
+        first, longest, patience: seconds.
+    """
+
+    count: int = 5
+    first: float = 1.0
+    longest: float = 60.0
+    patience: float = 600.0
+
+    def wait(self, tried: int, chance: random.Random) -> float:
+        return min(self.first * 2**tried, self.longest) * chance.uniform(0.5, 1)
+
+
+class Pace:
+    """Says when the next request may start: so many a minute, and none while the server asks to wait."""
+
+    def __init__(self, per_minute: float = 0):
+        """`per_minute`: evenly spaced; 0 for no limit."""
+        self._interval = 60 / per_minute if per_minute else 0.0
+        self._last = self._paused_until = float("-inf")
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+
+    def wait(self, seconds: float = 0) -> None:
+        """Returns when a request may start, after `seconds` at the earliest.
+
+        Raises:
+            Stopped: after `stop`.
+        """
+        earliest = time.monotonic() + seconds
+        self._sleep_until(lambda: earliest)
+        with self._lock:
+            start = self._last = max(self._last + self._interval, time.monotonic())
+        self._sleep_until(lambda: max(start, self._paused_until))
+
+    def pause(self, seconds: float) -> None:
+        """No request starts for so long."""
+        with self._lock:
+            self._paused_until = max(self._paused_until, time.monotonic() + seconds)
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def _sleep_until(self, when: Callable[[], float]) -> None:
+        while (rest := when() - time.monotonic()) > 0:
+            self._stopped.wait(rest)
+            if self._stopped.is_set():
+                break
+        if self._stopped.is_set():
+            raise Stopped
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A prompt, what makes of the answer's text what is wanted, and where the prompt comes from ("FILE:LINE").
+
+    `parse` raises Failed for an answer that is not as asked.
+    """
+
+    key: str
+    prompt: str
+    parse: Callable[[str], Any]
+    where: str
+
+
+def ask(endpoint: Endpoint, job: Job, retries: Retries, pace: Pace, seed: int = 0) -> Any:
+    """The parsed answer to one prompt, after as many tries as it takes.
+
+    Raises:
+        Failed: if no try gave one; says how many there were.
+        InputError, RunError: if no other prompt would fare better.
+        Stopped: if `pace` was stopped.
+    """
+    chance = random.Random(f"{seed}:{job.key}")
+    wait = 0.0
+    for tried in range(retries.count + 1):
+        pace.wait(wait)
+        try:
+            return job.parse(endpoint.complete(job.prompt))
+        except BadPrompt as error:
+            raise InputError(f"{job.where}: {error}") from None
+        except Failed as error:
+            failure = error
+        if failure.unreachable and not endpoint.reached:
+            raise InputError(str(failure))
+        if failure.wait is not None and failure.wait > retries.patience:
+            raise RunError(f"{failure} (it asks to wait {failure.wait:.0f} s: run the same command again then)")
+        wait = retries.wait(tried, chance)
+        if failure.wait is not None:
+            pace.pause(failure.wait)
+    if failure.unreachable:
+        raise RunError(f"{failure} (after {retries.count + 1} tries)")
+    raise Failed(f"{failure} (after {retries.count + 1} tries)")
+
+
+def ask_all(
+    endpoint: Endpoint,
+    jobs: Iterable[Job],
+    *,
+    concurrency: int = 4,
+    retries: Retries | None = None,
+    per_minute: float = 0,
+    seed: int = 0,
+) -> Iterator[tuple[Job, Any]]:
+    """Asks many prompts at a time and yields (job, parsed answer or Failed) as they come.
+
+    Raises:
+        InputError, RunError: the first of `ask`; requests under way are given up.
+    """
+    pace, lock, todo = Pace(per_minute), threading.Lock(), iter(jobs)
+    done: queue.Queue[tuple[Job | None, Any]] = queue.Queue()
+
+    def work() -> None:
+        try:
+            while True:
+                with lock:
+                    job = next(todo, None)
+                if job is None:
+                    break
+                try:
+                    done.put((job, ask(endpoint, job, retries or Retries(), pace, seed)))
+                except Failed as failure:
+                    done.put((job, failure))
+        except BaseException as error:  # whatever it is, the thread that waits must hear of it
+            done.put((None, error))
+        else:
+            done.put((None, None))
+
+    # Daemons: who interrupts the program does not wait for answers under way.
+    for _ in range(concurrency):
+        threading.Thread(target=work, daemon=True).start()
+    try:
+        working = concurrency
+        while working:
+            job, answer = done.get()
+            if job is not None:
+                yield job, answer
+                continue
+            working -= 1
+            if answer is not None:
+                raise answer
+    finally:
+        pace.stop()
