@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 STEPS = (
     ("errors", "types", "config", "registry"),
     ("encoders", "losses", "parallel", "data", "prompts"),
-    ("sentence",),
+    ("sentence", "cross_encoder"),
     ("retrieval",),
     ("evals",),
     ("train",),
@@ -30,7 +30,7 @@ ONLY_IN = {"orbax": "embed_jax/train/checkpoint.py", "wandb": "embed_jax/train/t
 # What must work beside jax, flax, optax, transformers, jaxtyping and numpy alone. Absent there: HEAVY, but for what
 # those libraries themselves depend on.
 LIGHT = ["encoders", "losses", "parallel"]
-LIGHT_MODULES = ["sentence", "train.step", "train.optim", "data.pack", "data.tokenize"]
+LIGHT_MODULES = ["sentence", "cross_encoder", "train.step", "train.optim", "data.pack", "data.tokenize"]
 ABSENT = HEAVY - {"absl", "orbax", "rich", "scipy", "tqdm"}
 
 PACKAGES = ("embed_jax", "experiments", "scripts")

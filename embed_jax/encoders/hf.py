@@ -17,6 +17,8 @@ import jax
 
 from embed_jax.encoders import modules
 from embed_jax.encoders.build import EncoderSpec, build_encoder
+from embed_jax.encoders.classifier import ClassifierSpec, build_classifier, classifier_family, classifier_spec
+from embed_jax.encoders.family import Family
 from embed_jax.encoders.heads import Head, Normalize
 from embed_jax.encoders.weights import (
     WEIGHTS,
@@ -60,6 +62,28 @@ class SavedModel:
     default_prompt_name: str | None
     include_prompt: bool
     similarity: str
+    lower_case: bool
+    tokenizer_directory: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedClassifier:
+    """A cross-encoder, or another sequence classification model, as it lies on disk.
+
+    Attributes:
+        spec: what it computes.
+        params: float32 numpy tree for `build_classifier(spec)`.
+        max_length: tokens, special ones included, after which a pair is cut.
+        activation: what makes scores of logits, "sigmoid" or "identity".
+        prompt: text put before the first text of each pair.
+        lower_case, tokenizer_directory: see SavedModel.
+    """
+
+    spec: ClassifierSpec
+    params: Params
+    max_length: int
+    activation: str
+    prompt: str
     lower_case: bool
     tokenizer_directory: Path
 
@@ -143,7 +167,7 @@ def read_model(directory: Path) -> SavedModel:
     directory = Path(directory)
     folders = modules.read_modules(directory)
     transformer = directory / folders[0][1]
-    backbone, family = _read_backbone(transformer)
+    backbone, family, _ = _read_backbone(transformer)
     pooling, include_prompt = "mean", True
     heads: list[Head] = []
     head_params: dict[str, Params] = {}
@@ -173,12 +197,50 @@ def read_model(directory: Path) -> SavedModel:
     )
 
 
-def _read_backbone(directory: Path):
+def read_classifier(directory: Path) -> SavedClassifier:
+    """A cross-encoder's directory of sentence-transformers, or transformers' *ForSequenceClassification.
+
+    Raises:
+        InputError: as `read_model`, or there are no weights of a classifier, or the activation is not supported.
+    """
+    directory = Path(directory)
+    folders = modules.read_modules(directory)
+    if len(folders) > 1:
+        found = ", ".join(kind for kind, _ in folders)
+        raise InputError(f"{directory / 'modules.json'}: found {found}; a cross-encoder is a Transformer alone")
+    transformer = directory / folders[0][1]
+    backbone, _, config = _read_backbone(transformer)
+    family = classifier_family(backbone.family)
+    spec = classifier_spec(backbone, config)
+    tensors = read_tensors(transformer)
+    out = f"{family.tensors['classifier/out']}.weight"
+    if out not in tensors:
+        raise InputError(f"{transformer}: no weights of a classifier ({out}): it is no sequence classification model "
+                         f"such as {family.architecture}")  # fmt: skip
+    shapes = jax.eval_shape(build_classifier(spec).init, jax.random.key(0))
+    shapes = {**shapes["backbone"], "classifier": shapes["classifier"]}
+    backbone_params = params_from_tensors(family, shapes, tensors, transformer)
+    head_params = backbone_params.pop("classifier")
+    settings = _read_optional(directory / "config_sentence_transformers.json")
+    texts = _read_optional(transformer / "sentence_bert_config.json")
+    prompts = settings.get("prompts") or {}
+    return SavedClassifier(
+        spec=spec,
+        params={"backbone": backbone_params, "classifier": head_params},
+        max_length=_max_length(texts, _read_optional(transformer / "tokenizer_config.json"), backbone.max_length),
+        activation=modules.read_score_activation(directory, settings, config, spec.num_labels),
+        prompt=prompts.get(settings.get("default_prompt_name")) or "",
+        lower_case=bool(texts.get("do_lower_case")),
+        tokenizer_directory=transformer,
+    )
+
+
+def _read_backbone(directory: Path) -> tuple[Any, Family, dict[str, Any]]:
     config = read_json(directory / "config.json")
     name = config.get("model_type")
     try:
         family = lookup("backbone", str(name))
-        return family.read_config(config), family
+        return family.read_config(config), family, config
     except InputError as error:
         raise InputError(f"{directory / 'config.json'}: {error}") from None
 

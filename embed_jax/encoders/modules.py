@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +30,10 @@ TORCH_ACTIVATIONS = {  # ours: torch's class
     "relu": "torch.nn.modules.activation.ReLU",
     "gelu": "torch.nn.modules.activation.GELU",
     "silu": "torch.nn.modules.activation.SiLU",
+}
+SCORE_ACTIVATIONS = {  # of a cross-encoder's logits
+    "identity": TORCH_ACTIVATIONS["identity"],
+    "sigmoid": "torch.nn.modules.activation.Sigmoid",
 }
 MODULES = "sentence_transformers.models."  # where every version of it finds its classes
 KNOWN = ("Transformer", "Pooling", "Dense", "Normalize")
@@ -105,6 +111,39 @@ def read_dense(directory: Path) -> tuple[Dense, Params]:
     if head.bias:
         params["bias"] = tensors["linear.bias"].astype(np.float32)
     return head, params
+
+
+def read_score_activation(
+    directory: Path, settings: Mapping[str, Any], config: Mapping[str, Any], num_labels: int
+) -> str:
+    """Our name of a cross-encoder's activation: "sigmoid" for one label, "identity" for more, if no file names one.
+
+    Args:
+        settings: of config_sentence_transformers.json, which names it from version 6 on.
+        config: of config.json, which names it in older versions.
+
+    Raises:
+        InputError: for any other activation; no code is imported by a name in a file.
+    """
+    in_config = config.get("sentence_transformers")
+    in_config = in_config.get("activation_fn") if isinstance(in_config, dict) else None
+    for file, field, found in (
+        ("config_sentence_transformers.json", "activation_fn", settings.get("activation_fn")),
+        ("config.json", "sentence_transformers.activation_fn", in_config),
+        (
+            "config.json",
+            "sbert_ce_default_activation_function",
+            config.get("sbert_ce_default_activation_function"),
+        ),
+    ):
+        if found is None:
+            continue
+        names = {path.rsplit(".", 1)[-1]: name for name, path in SCORE_ACTIVATIONS.items()}
+        short = str(found).rsplit(".", 1)[-1]
+        if not str(found).startswith("torch.nn.") or short not in names:
+            raise InputError(f"{directory / file}: {unknown(field, found, SCORE_ACTIVATIONS.values())}")
+        return names[short]
+    return "sigmoid" if num_labels == 1 else "identity"
 
 
 def write_pooling(directory: Path, pooling: str, dim: int, include_prompt: bool) -> None:

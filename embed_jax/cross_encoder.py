@@ -1,0 +1,156 @@
+"""Pairs of texts in, scores out: a model that reads query and passage together."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from embed_jax.data.tokenize import Tokenizer, load_tokenizer
+from embed_jax.data.window import WINDOW, pack_window
+from embed_jax.encoders.classifier import ClassifierSpec, build_classifier
+from embed_jax.encoders.hf import read_classifier, resolve
+from embed_jax.errors import InputError
+from embed_jax.parallel.gather import sharded_encode
+from embed_jax.parallel.inference import default_batch_tokens, run_batches
+from embed_jax.parallel.mesh import gather_params, make_mesh, replicate
+from embed_jax.registry import unknown
+from embed_jax.types import Params
+
+ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "identity": lambda logits: logits,
+    "sigmoid": lambda logits: np.exp(-np.logaddexp(0, -logits)),
+}
+
+
+class CrossEncoder:
+    """A sequence classification model with its tokenizer: `score` pairs of texts.
+
+    Attributes:
+        spec: backbone and head.
+        params: float32 tree of the classifier's parameters.
+        tokenizer: cuts pairs at `tokenizer.max_length` tokens.
+        activation: what makes scores of logits, "sigmoid" or "identity".
+        prompt: text put before each query.
+    """
+
+    def __init__(
+        self,
+        spec: ClassifierSpec,
+        params: Params,
+        tokenizer: Tokenizer,
+        *,
+        activation: str = "sigmoid",
+        prompt: str = "",
+        compute_dtype: str = "float32",
+        devices: int = 0,
+    ):
+        """As the attributes; `devices`: how many to run on, 0 for all.
+
+        Raises:
+            InputError: the activation is unknown, or the tokenizer does not suit the backbone.
+        """
+        if activation not in ACTIVATIONS:
+            raise InputError(unknown("activation", activation, ACTIVATIONS))
+        self.spec = spec
+        self.tokenizer = tokenizer
+        self.activation = activation
+        self.prompt = prompt
+        self._types = spec.backbone.type_vocab_size
+        _check_types(tokenizer, self._types)
+        self._mesh = make_mesh(devices)
+        self._encode = sharded_encode(build_classifier(spec, compute_dtype=compute_dtype), self._mesh)
+        self.params = replicate(params, self._mesh)
+
+    @property
+    def num_labels(self) -> int:
+        """L, how many logits a pair has."""
+        return self.spec.num_labels
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that a pair is cut to, special tokens included."""
+        return self.tokenizer.max_length
+
+    def score(
+        self, queries: Sequence[str], passages: Sequence[str], *, batch_tokens: int = 0, params: Params | None = None
+    ) -> Float[np.ndarray, " N"] | Float[np.ndarray, "N L"]:
+        """The score of each query with the passage at the same place, float32: sentence-transformers' `predict`.
+
+        One number a pair for a model with one label, else one for each label. Arguments and errors as of `logits`.
+        """
+        scores = ACTIVATIONS[self.activation](self.logits(queries, passages, batch_tokens=batch_tokens, params=params))
+        return scores[:, 0] if self.num_labels == 1 else scores
+
+    def logits(
+        self, queries: Sequence[str], passages: Sequence[str], *, batch_tokens: int = 0, params: Params | None = None
+    ) -> Float[np.ndarray, "N L"]:
+        """The logits of each query with the passage at the same place, float32.
+
+        Pairs over the model's limit are cut, the longer text first, and one warning counts them.
+
+        Args:
+            queries, passages: N strings each.
+            batch_tokens: slots a device encodes at a time; 0: what is fast on this backend.
+            params: other parameters of the same model, as while training.
+
+        Raises:
+            InputError: for unequal lengths, a text that is no string, or `batch_tokens` below one pair's length.
+        """
+        if isinstance(queries, str) or isinstance(passages, str):
+            raise InputError("queries and passages: expected a list of strings each, found a string")
+        if len(queries) != len(passages):
+            raise InputError(f"expected as many passages as queries, found {len(passages)} and {len(queries)}")
+        params = self.params if params is None else gather_params(params, self._mesh)
+        batch_tokens = batch_tokens or max(default_batch_tokens(), self.max_length)
+        logits, truncated = np.zeros((len(queries), self.num_labels), np.float32), 0
+        for start in range(0, len(queries), WINDOW):
+            window = slice(start, start + WINDOW)
+            pairs = self.tokenizer.encode_pairs(queries[window], passages[window], self.prompt)
+            truncated += pairs.truncated
+            batches = pack_window(pairs.ids, 0, batch_tokens, pairs.segments if self._types > 1 else None)
+            for number, found in run_batches(self._encode, params, batches, self._mesh):
+                logits[start + number] = found
+        if truncated:
+            warnings.warn(
+                f"{truncated} of {len(queries)} pairs were cut at the model's limit of {self.max_length} tokens",
+                stacklevel=2,
+            )
+        return logits
+
+
+def load(name: str, *, max_length: int = 0, compute_dtype: str = "float32") -> CrossEncoder:
+    """Loads a cross-encoder.
+
+    Args:
+        name: a directory (sentence-transformers' CrossEncoder, or transformers' *ForSequenceClassification), or a hub
+            name.
+        max_length: cut pairs at so many tokens; 0: the model's own limit.
+        compute_dtype: "float32" or "bfloat16".
+
+    Raises:
+        InputError: if it can't be found or read, is of an unknown architecture or no sequence classification model, or
+            `max_length` is more than the model has positions for.
+    """
+    saved = read_classifier(resolve(name))
+    positions = saved.spec.backbone.max_length
+    if max_length > positions:
+        raise InputError(f"max_length: expected at most {positions}, the model's positions, found {max_length}")
+    return CrossEncoder(
+        saved.spec,
+        saved.params,
+        load_tokenizer(saved.tokenizer_directory, max_length or saved.max_length, lower_case=saved.lower_case),
+        activation=saved.activation,
+        prompt=saved.prompt,
+        compute_dtype=compute_dtype,
+    )
+
+
+def _check_types(tokenizer: Tokenizer, types: int) -> None:
+    """A token type that the model's table lacks would be read as none."""
+    segments = tokenizer.encode_pairs(["a"], ["a"]).segments
+    made = 1 if segments is None else int(segments[0].max()) + 1
+    if 0 < types < made:
+        raise InputError(f"the tokenizer has {made} token types, the model only {types}")

@@ -1,0 +1,285 @@
+"""Scores of pairs: sentence-transformers' CrossEncoder, in any order and batch size, from its own directories."""
+
+import json
+import shutil
+import warnings
+
+import jax
+import numpy as np
+import pytest
+
+from embed_jax.cross_encoder import CrossEncoder, load
+from embed_jax.data.pack import pack_sentences
+from embed_jax.data.tokenize import load_tokenizer
+from embed_jax.data.window import pack_window
+from embed_jax.errors import InputError
+
+WORDS = """a the of to and in is that it was for on are as with cat dog house river music guitar plays quickly red blue
+city country road train apple bread science language model learns""".split()
+LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,"
+LIMIT = 48
+ODD = [
+    ("", ""),
+    ("", "the cat"),
+    ("the cat", ""),
+    ("  The   CAT ", "\t\n"),
+    ("中文", "Ünïcödé 😀"),
+    ("[CLS] the [SEP]", "</s> <s> dog"),
+    ("the cat " * 50, "dog"),
+    ("dog", "the cat " * 50),
+    ("a dog " * 40, "the cat " * 50),
+    ("x" * 300, "y" * 300),
+]
+FAMILIES = {
+    "bert": ("Bert", "Bert"),
+    "roberta": ("Roberta", "Roberta"),
+    "xlm-roberta": ("XLMRoberta", "XLMRoberta"),
+    "mpnet": ("MPNet", "MPNet"),
+    "distilbert": ("DistilBert", "DistilBert"),
+    "electra": ("Electra", "Electra"),
+}
+
+
+def made_tokenizer(name):
+    """A tokenizer of the family's own form over a small vocabulary."""
+    import transformers
+
+    kind = getattr(transformers, f"{FAMILIES[name][1]}Tokenizer")
+    marks = ["<s>", "<pad>", "</s>", "<unk>"]
+    if name == "roberta":
+        pieces = dict.fromkeys([*marks, *LETTERS, "Ġ", "Ġc", "Ġt", "he", "Ġthe", "Ċ", "ĉ"])
+        merges = [("Ġ", "c"), ("Ġ", "t"), ("h", "e"), ("Ġt", "he")]
+        return kind(vocab={piece: i for i, piece in enumerate(pieces)}, merges=merges)
+    if name == "xlm-roberta":
+        pieces = dict.fromkeys([*marks, "▁", *LETTERS, *(f"▁{word}" for word in WORDS)])
+        return kind(vocab=[(piece, -float(i)) for i, piece in enumerate(pieces)])
+    marks = ["<s>", "<pad>", "</s>", "[UNK]", "<mask>"] if name == "mpnet" else "[PAD] [UNK] [CLS] [SEP] [MASK]".split()
+    pieces = dict.fromkeys([*marks, *WORDS, *LETTERS, *(f"##{letter}" for letter in LETTERS)])
+    return kind(vocab={piece: i for i, piece in enumerate(pieces)})
+
+
+def made_model(name, directory, num_labels=1, **changes):
+    """Writes a random model of one layer with its tokenizer as transformers lays them out."""
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    tokenizer = made_tokenizer(name)
+    tokenizer.save_pretrained(directory)
+    offset = 2 if name in ("roberta", "xlm-roberta", "mpnet") else 0
+    settings = {"vocab_size": len(tokenizer), "max_position_embeddings": LIMIT + offset, "num_labels": num_labels}
+    settings |= {"pad_token_id": tokenizer.pad_token_id, "type_vocab_size": 1 if offset else 2}
+    if name == "distilbert":
+        settings |= {"dim": 32, "n_layers": 1, "n_heads": 4, "hidden_dim": 64}
+    else:
+        settings |= {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    torch.manual_seed(0)
+    prefix = FAMILIES[name][0]
+    config = getattr(transformers, f"{prefix}Config")(**settings | changes)
+    model = getattr(transformers, f"{prefix}ForSequenceClassification")(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3)
+    model.save_pretrained(directory)
+    return directory
+
+
+def made_pairs(count, seed=0):
+    """Queries of 1 to 8 and passages of 1 to 20 words, then odd ones; shuffled."""
+    rng = np.random.default_rng(seed)
+
+    def text(most):
+        return " ".join(rng.choice(WORDS, rng.integers(1, most + 1)))
+
+    pairs = [(text(8), text(20)) for _ in range(count)] + ODD
+    pairs = [pairs[i] for i in rng.permutation(len(pairs))]
+    return [query for query, _ in pairs], [passage for _, passage in pairs]
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    return made_model("bert", tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="module")
+def model(bert):
+    return load(str(bert), max_length=LIMIT)
+
+
+@pytest.fixture(autouse=True)
+def no_warning_of_cut_pairs():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*pairs were cut")
+        yield
+
+
+# ---- parity --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_pairs_are_tokenised_as_by_transformers(name, tmp_path):
+    """Every way a pair can be cut, too; types where the tokenizer makes them."""
+    from transformers import AutoTokenizer
+
+    made_tokenizer(name).save_pretrained(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    queries, passages = made_pairs(20)
+    for limit in (5, 8, 21, 1000):
+        ours = load_tokenizer(tmp_path, limit).encode_pairs(queries, passages)
+        cut = theirs(queries, passages, truncation="longest_first", max_length=limit)
+        assert [ids.tolist() for ids in ours.ids] == cut["input_ids"]
+        whole = theirs(queries, passages)["input_ids"]
+        assert ours.truncated == sum(len(ids) > limit for ids in whole)
+        assert (ours.segments is None) == ("token_type_ids" not in cut)
+        if ours.segments is not None:
+            assert [types.tolist() for types in ours.segments] == cut["token_type_ids"]
+            assert max(types.max() for types in ours.segments) == 1
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_scores_equal_sentence_transformers(name, tmp_path):
+    """1e-5 of scores in (0, 1), float32; from the layout of transformers and that of sentence-transformers."""
+    peer = pytest.importorskip("sentence_transformers")
+    plain = made_model(name, tmp_path / "plain")
+    theirs = peer.CrossEncoder(str(plain), device="cpu", max_length=LIMIT)
+    theirs.save_pretrained(str(tmp_path / "saved"))
+    queries, passages = made_pairs(60)
+    wanted = theirs.predict(list(zip(queries, passages, strict=True)))
+    assert np.ptp(wanted) > 0.02
+    for directory in (plain, tmp_path / "saved"):
+        ours = load(str(directory), max_length=LIMIT)
+        found = ours.score(queries, passages)
+        assert found.dtype == np.float32 and found.shape == wanted.shape
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert load(str(tmp_path / "saved")).max_length == LIMIT
+
+
+def test_more_labels_and_another_activation_equal_sentence_transformers(tmp_path):
+    peer = pytest.importorskip("sentence_transformers")
+    torch = pytest.importorskip("torch")
+    queries, passages = made_pairs(20)
+    pairs = list(zip(queries, passages, strict=True))
+    for num_labels, activation in ((3, None), (3, torch.nn.Sigmoid()), (1, torch.nn.Identity())):
+        plain = made_model("bert", tmp_path / "plain", num_labels)
+        theirs = peer.CrossEncoder(str(plain), device="cpu", activation_fn=activation)
+        theirs.save_pretrained(str(tmp_path / "saved"))
+        ours, wanted = load(str(tmp_path / "saved")), theirs.predict(pairs)
+        found = ours.score(queries, passages)
+        assert found.shape == wanted.shape == ((len(pairs), 3) if num_labels == 3 else (len(pairs),))
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+        assert ours.logits(queries, passages).shape == (len(pairs), num_labels)
+        shutil.rmtree(tmp_path / "saved")
+
+
+def test_a_default_prompt_stands_before_the_query(bert, tmp_path):
+    peer = pytest.importorskip("sentence_transformers")
+    theirs = peer.CrossEncoder(str(bert), device="cpu", prompts={"find": "the red "}, default_prompt_name="find")
+    theirs.save_pretrained(str(tmp_path))
+    ours = load(str(tmp_path))
+    wanted = theirs.predict([("cat", "a dog"), ("", "music")])
+    np.testing.assert_allclose(ours.score(["cat", ""], ["a dog", "music"]), wanted, atol=1e-5)
+    np.testing.assert_allclose(load(str(bert)).score(["the red cat"], ["a dog"]), wanted[:1], atol=1e-5)
+
+
+# ---- order, packing, devices ---------------------------------------------------------------------------------
+
+
+def test_a_pair_has_one_score_whatever_it_is_scored_with(model):
+    queries, passages = made_pairs(100)
+    found = model.logits(queries, passages)
+    assert np.ptp(found) > 0.1
+    order = np.random.default_rng(1).permutation(len(queries))
+    for batch_tokens in (64, 10**5):
+        shuffled = model.logits([queries[i] for i in order], [passages[i] for i in order], batch_tokens=batch_tokens)
+        np.testing.assert_allclose(shuffled, found[order], atol=1e-5)
+    for i in range(0, len(queries), 50):
+        np.testing.assert_allclose(model.logits([queries[i]], [passages[i]]), found[i : i + 1], atol=1e-5)
+    assert np.abs(model.logits(passages, queries) - found).max() > 1e-2, "the order of the texts counts"
+
+
+def test_windows_are_joined(model, monkeypatch):
+    queries, passages = made_pairs(10)
+    whole = model.score(queries, passages)
+    monkeypatch.setattr("embed_jax.cross_encoder.WINDOW", 7)
+    with pytest.warns(UserWarning, match=rf"^3 of 20 pairs were cut at the model's limit of {LIMIT} tokens$"):
+        np.testing.assert_allclose(model.score(queries, passages), whole, atol=1e-6)
+
+
+def test_devices_and_parameters(model):
+    queries, passages = made_pairs(30)
+    one = CrossEncoder(model.spec, jax.device_get(model.params), model.tokenizer, devices=1)
+    assert (one._mesh.size, model._mesh.size) == (1, 8)
+    np.testing.assert_allclose(one.score(queries, passages), model.score(queries, passages), atol=1e-6)
+    out = model.params["classifier"]["out"]
+    head = {**model.params["classifier"], "out": {"kernel": 2 * out["kernel"], "bias": 2 * out["bias"]}}
+    doubled = model.logits(queries, passages, params={**model.params, "classifier": head})
+    np.testing.assert_allclose(doubled, 2 * model.logits(queries, passages), rtol=1e-4)
+
+
+def test_no_pair_gives_no_score(model):
+    assert model.score([], []).shape == (0,) and model.logits([], []).shape == (0, 1)
+
+
+def test_sigmoid_is_exact_far_from_zero(model):
+    from embed_jax.cross_encoder import ACTIVATIONS
+
+    logits = np.array([-1e4, -90, -20, 0, 3, 90, 1e4], np.float32)
+    with np.errstate(over="raise"):
+        found = ACTIVATIONS["sigmoid"](logits)
+    wide = logits.astype(np.float64)
+    np.testing.assert_allclose(found, np.exp(np.minimum(wide, 0)) / (1 + np.exp(-np.abs(wide))), rtol=1e-5, atol=1e-44)
+    assert found.dtype == np.float32
+
+
+def test_types_are_packed_with_their_tokens():
+    rng = np.random.default_rng(0)
+    ids = [rng.integers(1, 100, n).astype(np.int32) for n in rng.integers(1, 60, 80)]
+    segments = [(np.arange(len(one)) >= rng.integers(1, 60)).astype(np.int32) for one in ids]
+    whole = pack_sentences(ids, row_length=64, segments=segments)
+    assert pack_sentences(ids, row_length=64).segment is None
+    batches = [(np.arange(len(ids)), whole), *pack_window(ids, 0, 256, segments)]
+    seen = 0
+    for numbers, batch in batches:
+        assert batch.segment.dtype == np.int32 and not batch.segment[batch.sentence == batch.sentences].any()
+        for s, number in enumerate(numbers):
+            here = batch.sentence == s
+            np.testing.assert_array_equal(batch.token_ids[here], ids[number])
+            np.testing.assert_array_equal(batch.segment[here], segments[number])
+            seen += 1
+    assert seen == 2 * len(ids)
+
+
+# ---- errors --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("queries", "passages", "arguments", "message"),
+    [
+        (["a"], ["a", "b"], {}, "expected as many passages as queries, found 2 and 1"),
+        ("a", ["b"], {}, "expected a list of strings each, found a string"),
+        (["a"], "b", {}, "expected a list of strings each, found a string"),
+        (["a", 3], ["a", "b"], {}, "a text must be a string, found int"),
+        (["a", "b"], ["a", None], {}, "a text must be a string, found NoneType"),
+        (["a"], ["\ud800"], {}, "a text is not valid Unicode"),
+        (["the cat " * 5], ["a"], {"batch_tokens": 8}, "batch_tokens: expected at least 14, the tokens of one text"),
+    ],
+)
+def test_what_cannot_be_scored_is_said_in_one_line(model, queries, passages, arguments, message):
+    with pytest.raises(InputError) as caught:
+        model.score(queries, passages, **arguments)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_cannot_be_loaded_is_said_in_one_line(bert, tmp_path):
+    with pytest.raises(InputError, match=f"max_length: expected at most {LIMIT}, the model's positions, found 100"):
+        load(str(bert), max_length=100)
+    with pytest.raises(InputError, match="max_length 3 leaves no room for a pair of texts: 3 are special tokens"):
+        load(str(bert), max_length=3)
+    with pytest.raises(InputError, match="compute_dtype 'float16'"):
+        load(str(bert), compute_dtype="float16")
+    one_type = made_model("bert", tmp_path / "model", type_vocab_size=1)
+    with pytest.raises(InputError, match="the tokenizer has 2 token types, the model only 1"):
+        load(str(one_type))
+    path = tmp_path / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "t5"}))
+    with pytest.raises(InputError, match="unknown backbone 't5'"):
+        load(str(one_type))
