@@ -1,0 +1,226 @@
+"""A table of training runs as its file has it, and its runs: planned, performed one by one, read."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import math
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from embed_jax.errors import InputError, one_line
+from embed_jax.registry import unknown
+
+OVER = "ablate.json"  # in a run's directory once it is over: its settings
+
+# ---- the table -------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """What a table's file says; see `python -m scripts.ablate --help` for the fields."""
+
+    file: Path
+    experiment: str
+    config: str
+    rows: Mapping[str, Mapping[str, Any]]
+    metrics: Sequence[str] = ("best",)
+    paper: Mapping[str, Mapping[str, tuple[float, str]]] = dataclasses.field(default_factory=dict)
+    scale: float = 1
+    x: str = ""
+    lines: str = ""
+
+    def shown(self, value: float) -> str:
+        return f"{self.scale * value:.{max(4 - round(math.log10(self.scale)), 0)}f}"
+
+
+def read_table(file: Path) -> Table:
+    """Reads a table's file.
+
+    Raises:
+        InputError: if it cannot be run, or what it defines is not as expected.
+    """
+    if not file.is_file():
+        raise InputError(f"{file}: no such file")
+    try:
+        defined = runpy.run_path(str(file))
+    except Exception as error:
+        raise InputError(f"{file}: {type(error).__name__}: {one_line(error)}") from error
+    fields = [field.name for field in dataclasses.fields(Table) if field.name != "file"]
+    given = {name: defined[name.upper()] for name in fields if name.upper() in defined}
+    for name, kind in (("experiment", str), ("config", str), ("rows", dict)):
+        if not isinstance(given.get(name), kind) or not given[name]:
+            raise InputError(f"{file}: {name.upper()}: expected a {kind.__name__}, found {given.get(name)!r}")
+    table = Table(file, **given)
+    if isinstance(table.metrics, str) or not all(isinstance(name, str) for name in table.metrics):
+        raise InputError(f"{file}: METRICS: expected a tuple of names, found {table.metrics!r}")
+    if isinstance(table.scale, bool) or not isinstance(table.scale, int | float) or not table.scale > 0:
+        raise InputError(f"{file}: SCALE: expected a positive number, found {table.scale!r}")
+    for row, overrides in table.rows.items():
+        if not isinstance(row, str) or not row.strip(". ") or set("/,\n") & set(row):
+            raise InputError(f"{file}: ROWS: expected names without '/' and ',', found {row!r}")
+        if not isinstance(overrides, dict):
+            raise InputError(f"{file}: ROWS[{row!r}]: expected a dict of config fields, found {overrides!r}")
+        for field, value in overrides.items():
+            if not isinstance(value, bool | int | float | str):
+                raise InputError(f"{file}: ROWS[{row!r}]: {field}: expected a number, a bool or a string: {value!r}")
+    for row, published in table.paper.items():
+        if row not in table.rows:
+            raise InputError(f"{file}: PAPER: " + unknown("row", row, table.rows))
+        for metric, entry in published.items():
+            if not isinstance(entry, tuple) or list(map(type, entry)) not in ([float, str], [int, str]):
+                raise InputError(f"{file}: PAPER[{row!r}][{metric!r}]: expected (value, source), found {entry!r}")
+    return table
+
+
+# ---- the runs --------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Run:
+    """One training run.
+
+    Attributes:
+        settings: all fields of its config.
+        metrics: what it measured; empty before it is over.
+        error: why it is not over, in a line.
+    """
+
+    row: str
+    seed: int
+    workdir: Path
+    command: list[str]
+    settings: dict[str, Any]
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    error: str = ""
+
+
+def plan(
+    table: Table, rows: Sequence[str] | None, seeds: Sequence[int], overrides: Mapping[str, str], workdir: Path
+) -> list[Run]:
+    """The runs of the asked rows (None: all), whose configs are all read before the first one starts.
+
+    Args:
+        overrides: config fields that the command line sets, for all rows.
+
+    Raises:
+        InputError: for an unknown row or experiment, and what its config says is wrong.
+    """
+    from embed_jax import config as configs
+
+    module = f"experiments.{table.experiment}"
+    if importlib.util.find_spec("experiments") is None or importlib.util.find_spec(module) is None:
+        raise InputError(f"{table.file}: EXPERIMENT: no module {module}")
+    runs = []
+    for row in rows or table.rows:
+        if row not in table.rows:
+            raise InputError("--rows: " + unknown("row", row, table.rows))
+        for field in sorted(table.rows[row].keys() & overrides.keys()):
+            print(f"{row}: {field} is {overrides[field]}, as the command line says, not {table.rows[row][field]}")
+        for seed in seeds:
+            directory = workdir / row / str(seed)
+            fields = {**table.rows[row], **overrides, "train.seed": seed}
+            arguments = [f"--config.{field}={value}" for field, value in fields.items()]
+            arguments = [f"--config={table.config}", *arguments, f"--workdir={directory}"]
+            try:
+                config, _ = configs.load([f"experiments/{table.experiment}.py", *arguments])
+            except InputError as error:
+                raise InputError(f"row {row!r}: {error}") from error
+            settings = configs.flatten(config)
+            runs.append(Run(row, seed, directory, [sys.executable, "-m", module, *arguments], settings))
+    for name in ("x", "lines"):
+        field = getattr(table, name)
+        if field and field not in settings:
+            raise InputError(f"{table.file}: {name.upper()}: " + unknown("config field", field, settings))
+    return runs
+
+
+def perform(run: Run) -> str:
+    """Runs what is not over yet, fills in metrics or error, and returns a line about it."""
+    over, log = run.workdir / OVER, run.workdir.with_name(f"{run.workdir.name}.log")
+    said = json.dumps(run.settings, indent=1) + "\n"
+    if over.is_file() and over.read_text(encoding="utf-8") == said and (run.workdir / "model").is_dir():
+        done = "was over"
+    else:
+        began = time.monotonic()
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            status = run_command(run.command, log)
+        except OSError as error:
+            raise InputError(f"{log}: cannot be written: {error.strerror}") from None
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+        # A run that SIGTERM ended saves its state and exits with 0, too, but names no model.
+        if status or not any(line.startswith("model: ") for line in lines):
+            run.error = last_error(lines) if status else "stopped before its end"
+            return f"{run.error} ({log})"
+        over.write_text(said, encoding="utf-8")
+        done = f"{time.monotonic() - began:.0f} s"
+    run.metrics = read_metrics(run.workdir, run.settings["eval.metric"], run.settings["eval.min_gain"])
+    best = f", best {run.metrics['best']:.4f}" if "best" in run.metrics else ""
+    return done + best
+
+
+def run_command(command: Sequence[str], log: Path) -> int:
+    """Runs a command, all its output to a file, and returns its exit status; it does not outlive this process."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        with log.open("w", encoding="utf-8") as file:
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
+            try:
+                return process.wait()
+            finally:
+                if process.poll() is None:
+                    process.terminate()  # it saves its state
+                    process.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def last_error(lines: Sequence[str]) -> str:
+    """The last line that says "error: ...", else the last line."""
+    solid = [line.strip() for line in lines if line.strip()]
+    errors = [line for line in solid if line.startswith("error: ")]
+    return (errors or solid or ["error: no output"])[-1]
+
+
+def read_metrics(workdir: Path, selecting: str, min_gain: float) -> dict[str, float]:
+    """The metrics of a run that is over; see `python -m scripts.ablate --help`.
+
+    Args:
+        selecting: the config's eval.metric.
+        min_gain: the config's: what the training calls better, so that `best` is the saved model's.
+    """
+    found: dict[str, Any] = {}
+    best = -math.inf
+    file = workdir / "metrics.jsonl"
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        entry = json.loads(line)
+        found |= entry
+        value = entry.get(selecting)
+        if value is not None and value > best and value >= best + min_gain:
+            found["best"] = best = value
+    for name, prefix in (("comparison.json", "test/"), ("results.json", "")):
+        if (workdir / name).exists():
+            content = json.loads((workdir / name).read_text(encoding="utf-8"))
+            if name == "comparison.json":
+                content = {**content["metrics"], **content["metrics"]["after"]}
+                del content["after"]
+            found |= {prefix + metric: value for metric, value in leaves(content)}
+    found.pop("step", None)
+    return {name: float(value) for name, value in leaves(found)}
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """("a/b", number) for each number of a tree."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield prefix + name, value

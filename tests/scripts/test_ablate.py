@@ -1,0 +1,308 @@
+"""A table of runs: every run once, numbers as the runs wrote them, failures in sight, a stopped table goes on."""
+
+import contextlib
+import json
+import os
+import signal
+import statistics
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from embed_jax.errors import exit_with_one_line
+from scripts import ablate, ablate_runs
+
+ROOT = Path(__file__).parents[2]
+CONFIG = """
+from embed_jax.config import Experiment
+
+def get_config(cut=""):
+    config = Experiment()
+    config.eval.metric = "sts/spearman"
+    return config
+"""
+TABLE = '''"""A table for tests."""
+
+EXPERIMENT = "simcse"
+CONFIG = "{config}"
+ROWS = {"small": {"data.limit": 100}, "large": {"data.limit": 10000, "model.dropout": 0.5}}
+'''
+MORE = """
+METRICS = ("best", "loss")
+PAPER = {"small": {"best": (82.5, "Gao et al. 2021, Table 3"), "transfer": (1, "unused")}}
+SCALE = 100
+X = "data.limit"
+"""
+
+
+def score(command):
+    """What the stub measures: a number that depends on all it is told."""
+    fields = dict(argument.removeprefix("--config.").split("=", 1) for argument in command[4:-1])
+    return int(fields["data.limit"]) / 1e5 + 0.001 * int(fields["train.seed"]) ** 2
+
+
+@pytest.fixture
+def table(run, tmp_path, monkeypatch):
+    """`table(text, *arguments) -> (status, stdout, stderr)` with a stub for the experiments; `table.commands`."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT))
+    (tmp_path / "config.py").write_text(CONFIG)
+    commands, fails = [], {}
+
+    def stub(command, log):
+        commands.append(command)
+        workdir = Path(command[-1].removeprefix("--workdir="))
+        status, said = fails.get("/".join(workdir.parts[-2:]), (0, "model: there\n"))
+        log.write_text("step 1\n" + said)
+        if (status, said[:5]) == (0, "model"):
+            (workdir / "model").mkdir(parents=True, exist_ok=True)
+            value = score(command)
+            lines = [{"step": step, "loss": 0.5, "sts/spearman": value - 0.01 * abs(step - 1)} for step in range(3)]
+            (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return status
+
+    def call(*arguments, text=TABLE + MORE):
+        (tmp_path / "table.py").write_text(text.replace("{config}", str(tmp_path / "config.py")))
+        commands.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(ablate_runs, "run_command", stub)
+            return run(ablate, tmp_path / "table.py", f"--workdir={tmp_path}/runs", *arguments)
+
+    call.commands, call.fails = commands, fails
+    return call
+
+
+def test_means_and_deviations_beside_the_paper(table, tmp_path):
+    status, out, err = table(f"--output={tmp_path}/table.json")
+    assert status == 0, err
+    wanted = {row: [limit / 1e5 + 0.001 * seed**2 for seed in (0, 1, 2)] for row, limit in
+              (("small", 100), ("large", 10000))}  # fmt: skip
+    lines = [line.split("  ") for line in out.split("\n\n")[1].splitlines()]
+    lines = [[cell.strip() for cell in line if cell.strip()] for line in lines]
+    mean, sd = 100 * statistics.mean(wanted["small"]), 100 * statistics.stdev(wanted["small"])
+    assert lines == [
+        ["row", "best", "paper", "loss", "runs"],
+        ["small", f"{mean:.2f} ± {sd:.2f}", "82.5", "50.00 ± 0.00", "3/3"],
+        ["large", f"{100 * statistics.mean(wanted['large']):.2f} ± {sd:.2f}", "-", "50.00 ± 0.00", "3/3"],
+        ["paper: Gao et al. 2021, Table 3"],
+    ]
+    found = json.loads((tmp_path / "table.json").read_text())
+    for row, values in wanted.items():
+        runs = found["rows"][row]["runs"]
+        assert [run["metrics"]["best"] for run in runs] == pytest.approx(values), "as measured, without SCALE"
+        assert [run["metrics"]["sts/spearman"] for run in runs] == pytest.approx([v - 0.01 for v in values])
+        summary = found["rows"][row]["summary"]["best"]
+        assert summary == {"mean": pytest.approx(statistics.mean(values)), "sd": pytest.approx(sd / 100), "n": 3}
+    assert found["rows"]["small"]["paper"]["best"] == [82.5, "Gao et al. 2021, Table 3"]
+
+
+def test_every_run_gets_its_row_its_seed_and_the_command_lines_fields(table, tmp_path):
+    status, out, _ = table("--seeds=3,5", "--config.train.steps=7", "--config.data.limit=50")
+    assert status == 0 and "large: data.limit is 50, as the command line says, not 10000" in out
+    assert len(table.commands) == 4
+    assert table.commands[3] == [
+        *(sys.executable, "-m", "experiments.simcse", f"--config={tmp_path}/config.py"),
+        *("--config.data.limit=50", "--config.model.dropout=0.5", "--config.train.steps=7", "--config.train.seed=5"),
+        f"--workdir={tmp_path}/runs/large/5",
+    ]
+    table("--seeds=3", "--rows=small")
+    assert [command[-1] for command in table.commands] == [f"--workdir={tmp_path}/runs/small/3"]
+
+
+def test_a_failing_run_is_shown_and_the_others_run(table, tmp_path):
+    said = "warning: a\nerror: loss not finite at step 3\nbye\n"
+    table.fails |= {"small/1": (1, said), "large/0": (0, "SIGTERM: saved at step 1/3\n")}
+    status, out, err = table(f"--output={tmp_path}/table.json")
+    assert (status, err.count("\n")) == (1, 1) and "2 of 6 runs failed" in err
+    assert len(table.commands) == 6
+    small, large = out.split("\n\n")[1].splitlines()[1:3]
+    assert "2/3" in small and "seed 1: error: loss not finite at step 3" in small
+    assert "2/3" in large and "seed 0: stopped before its end" in large
+    rows = json.loads((tmp_path / "table.json").read_text())["rows"]
+    assert [run["error"] for run in rows["small"]["runs"]] == [None, "error: loss not finite at step 3", None]
+    assert rows["small"]["summary"]["best"]["n"] == 2
+
+    # The same command goes on with what is missing.
+    table.fails.clear()
+    status, again, _ = table(f"--output={tmp_path}/table.json")
+    assert status == 0 and len(table.commands) == 2 and again.count("was over") == 4
+    assert json.loads((tmp_path / "table.json").read_text())["rows"]["small"]["summary"]["best"]["n"] == 3
+
+
+def test_a_run_is_over_with_its_settings_and_its_model(table, tmp_path):
+    only = ("--rows=small", "--seeds=0")
+    assert table(*only)[0] == 0 and len(table.commands) == 1
+    assert table(*only)[0] == 0 and not table.commands
+    (tmp_path / "runs/small/0/model").rmdir()
+    assert table(*only)[0] == 0 and len(table.commands) == 1
+    (tmp_path / "config.py").write_text(CONFIG.replace("    return", "    config.train.steps = 9\n    return"))
+    assert table(*only)[0] == 0 and len(table.commands) == 1, "the config's file says something else now"
+    assert table(*only, "--config.train.steps=10")[0] == 0 and len(table.commands) == 1
+
+
+def test_metrics_are_the_last_and_the_best_that_the_training_chose(tmp_path):
+    lines = [
+        {"step": 0, "sts/spearman": 0.5, "loss": 2.0},
+        {"step": 1, "loss": 1.0, "other": None},
+        {"step": 2, "sts/spearman": 0.505, "sts/pearson": None},
+        {"step": 3, "sts/spearman": 0.6, "sts/pearson": 0.1},
+        {"step": 4, "sts/spearman": None, "sts/pearson": 0.2},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "results.json").write_text(json.dumps({"sts12": {"spearman": 0.7, "n": 3}, "ok": True, "x": [1]}))
+    found = ablate_runs.read_metrics(tmp_path, "sts/spearman", 0.01)
+    assert found == {"loss": 1.0, "sts/pearson": 0.2, "best": 0.6, "sts12/spearman": 0.7, "sts12/n": 3.0}
+    assert ablate_runs.read_metrics(tmp_path, "sts/spearman", 0.2)["best"] == 0.5
+    assert "best" not in ablate_runs.read_metrics(tmp_path, "", 0.0)
+
+
+def test_the_metrics_of_a_comparison(tmp_path):
+    pytest.importorskip("matplotlib")
+    from embed_jax.evals.comparison import Comparison
+    from embed_jax.evals.retrieval import score_run
+
+    qrels = {"q": {"d": 1}}
+    runs = {"bm25": {"q": {}}, "before": {"q": {"e": 2.0, "d": 1.0}}, "after": {"q": {"d": 1.0}}}
+    results = {name: score_run(run, qrels, ks=(10,)) for name, run in runs.items()}
+    Comparison({"d": "a", "e": "b"}, {"q": "a"}, qrels, runs, results).write(tmp_path)
+    found = ablate_runs.read_metrics(tmp_path, "", 0.0)
+    assert (found["test/ndcg@10"], found["test/bm25/ndcg@10"]) == (1.0, 0.0)
+    assert found["test/before/mrr@10"] == 0.5
+    assert set(found) == {f"test/{who}{name}" for name in results["after"].metrics for who in ("", "before/", "bm25/")}
+
+
+def test_a_command_leaves_its_output_and_its_status(tmp_path):
+    program = "import sys; print('out', flush=True); print('error: bad', file=sys.stderr); sys.exit(2)"
+    assert ablate_runs.run_command([sys.executable, "-c", program], tmp_path / "log") == 2
+    assert ablate_runs.last_error((tmp_path / "log").read_text().splitlines()) == "error: bad"
+    assert ablate_runs.last_error(["Killed", " "]) == "Killed" and ablate_runs.last_error([])
+
+
+def test_sigterm_ends_the_run_in_progress(tmp_path):
+    program = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(print("saved", flush=True)))
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+    def terminate():
+        while "ready" not in (tmp_path / "log").read_text():
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    (tmp_path / "log").touch()
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=terminate)
+    thread.start()
+    with pytest.raises(SystemExit) as exit:
+        ablate_runs.run_command([sys.executable, "-c", program], tmp_path / "log")
+    thread.join()
+    assert exit.value.code == 143 and signal.getsignal(signal.SIGTERM) is before
+    assert (tmp_path / "log").read_text() == "ready\nsaved\n"
+
+
+def test_a_picture_of_metrics_against_a_field(table, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: (drawn.append(figure), path.write_bytes(b"p")))
+    status, _, err = table(f"--plot={tmp_path}/a.png", text=TABLE + MORE)
+    assert status == 0 and (tmp_path / "a.png").read_bytes() == b"p", err
+    axes = drawn[0].axes[0]
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_xscale()) == ("data.limit", "best", "log")
+    means = axes.get_lines()[0]
+    assert list(means.get_xdata()) == [100, 10000]
+    assert list(means.get_ydata()) == pytest.approx([0.1 + 0.5 / 3, 10 + 0.5 / 3])
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["paper", "ours"]
+
+    table(f"--plot={tmp_path}/a.png", text=TABLE + MORE + 'LINES = "model.dropout"\n')
+    texts = [text.get_text() for text in drawn[1].axes[0].get_legend().get_texts()]
+    assert texts == ["paper, model.dropout = -1.0", "model.dropout = -1.0", "model.dropout = 0.5"]
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "message"),
+    [
+        (TABLE, ["--config.data.limits=3"], "row 'small': unknown config field 'data.limits' (did you mean"),
+        (TABLE, ["--config.data.limit=few"], "row 'small': "),
+        (TABLE, ["--config.train.seed=3"], "the seeds are those of --seeds"),
+        (TABLE, ["--config.data.limit"], "unknown argument '--config.data.limit'"),
+        (TABLE, ["--row=small"], "unknown argument '--row=small'"),
+        (TABLE, ["--rows=smal"], "--rows: unknown row 'smal' (did you mean 'small'?); known: large, small"),
+        (TABLE, ["--seeds=0,x"], "--seeds: expected numbers separated by commas, found '0,x'"),
+        (TABLE, ["--plot=a.png"], "--plot needs X"),
+        (TABLE + 'X = "data.size"', ["--plot=a.png"], "X: unknown config field 'data.size'"),
+        (TABLE + MORE, ["--plot=a.jpeg"], "--plot: expected a name that ends in .png, .pdf, .svg, found 'a.jpeg'"),
+        (TABLE + MORE, ["--output=no/such/a.json"], "no/such/a.json: cannot be written"),
+        ("ROWS = {", [], "table.py: SyntaxError: "),
+        ("EXPERIMENT = 'simcse'\nCONFIG = 'a.py'", [], "table.py: ROWS: expected a dict, found None"),
+        (TABLE.replace("simcse", "simsce"), [], "table.py: EXPERIMENT: no module experiments.simsce"),
+        (TABLE.replace("{config}", "no.py"), [], "row 'small': "),
+        (TABLE.replace('"small"', '"a/b"'), [], "ROWS: expected names without '/' and ',', found 'a/b'"),
+        (TABLE.replace("100}", "None}"), [], "ROWS['small']: data.limit: expected a number, a bool or a string: None"),
+        (TABLE + "METRICS = 'best'", [], "METRICS: expected a tuple of names, found 'best'"),
+        (TABLE + "SCALE = 0", [], "SCALE: expected a positive number, found 0"),
+        (TABLE + "PAPER = {'medium': {}}", [], "PAPER: unknown row 'medium'; known: large, small"),
+        (
+            TABLE + "PAPER = {'small': {'best': 82.5}}",
+            [],
+            "PAPER['small']['best']: expected (value, source), found 82.5",
+        ),
+    ],
+)
+def test_bad_input_is_one_line_before_any_run(table, tmp_path, text, arguments, message):
+    status, _, err = table(*arguments, text=text)
+    assert (status, err.count("\n")) == (2, 1) and message in err, err
+    assert not table.commands and not (tmp_path / "runs").exists()
+
+
+def test_a_metric_that_no_run_has_is_said(table):
+    status, out, err = table(text=TABLE + 'METRICS = ("best", "sts/spearmen")')
+    assert (status, err.count("\n")) == (2, 1) and "0.0027 ± 0.0021" in out
+    assert "METRICS: unknown metric 'sts/spearmen' (did you mean 'sts/spearman'?)" in err
+
+
+def test_no_such_table(refused, tmp_path):
+    assert "none.py: no such file" in refused(ablate, tmp_path / "none.py")
+
+
+def test_a_table_of_a_real_experiment(run, tmp_path, tiny_model, sentences, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT))
+    from experiments import simcse
+
+    def here(command, log):
+        """The experiment's command in this process."""
+        monkeypatch.setattr(sys, "argv", ["experiments/simcse.py", *command[3:]])
+        with log.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+            with pytest.raises(SystemExit) as exit:
+                exit_with_one_line(simcse.main)
+        return exit.value.code
+
+    monkeypatch.setattr(ablate_runs, "run_command", here)
+    (tmp_path / "sentences.txt").write_text("\n".join(sentences))
+    (tmp_path / "table.py").write_text(
+        'EXPERIMENT, CONFIG = "simcse", "configs/simcse/unsup_bert_base.py:small"\n'
+        'ROWS = {"fits": {"batch.size": 8}, "does not": {"batch.size": 400}}\n'
+        'METRICS = ("loss", "positive_similarity")\n'
+    )
+    fields = {
+        **{
+            "model.name": tiny_model,
+            "data.train": tmp_path / "sentences.txt",
+            "eval.sts": "",
+            "eval.metric": "",
+        },
+        **{"train.steps": 1, "data.max_length": 8, "train.devices": 1, "tracking.wandb": "disabled"},
+    }
+    arguments = [f"--config.{name}={value}" for name, value in fields.items()]
+    status, out, err = run(ablate, tmp_path / "table.py", f"--workdir={tmp_path}/runs", "--seeds=0", *arguments)
+    assert status == 1 and "1 of 2 runs failed" in err
+    assert "seed 0: error: 200 records do not fill a batch of 400" in out
+    last = json.loads((tmp_path / "runs/fits/0/metrics.jsonl").read_text().splitlines()[-1])
+    line = next(line for line in out.split("\n\n")[1].splitlines() if line.startswith("fits"))
+    assert f"{last['loss']:.4f}" in line and f"{last['positive_similarity']:.4f}" in line
