@@ -36,7 +36,7 @@ class Model:
 
 @dataclasses.dataclass
 class Data:
-    train: str = ""  # python_docs, tfds:NAME, hf:NAME, or a path to .jsonl, .tsv, .csv, .txt (.gz)
+    train: str = ""  # python_docs, tfds:NAME, hf:NAME, beir:DIRECTORY, a recipe's name, or a path to .jsonl, .tsv, .csv, .txt (.gz)
     split: str = "train"
     validation_split: str = ""  # split of `train` whose loss is logged beside the training loss; "": none
     holdout: float = 0.0  # share of the pairs for validation, and again for test, split by us; 0: the source has splits
@@ -44,6 +44,7 @@ class Data:
     limit: int = 0  # the first so many records; 0: all
     exclude: str = ""  # files with commas between: records with a text that stands in one of them are left out
     score_max: float = 1.0  # scores are divided by it: 5 for STS-B
+    consistency: int = 0  # retrieval: a pair stays if its positive is among so many found for its anchor; 0: all stay
     max_length: int = 128  # tokens a text is cut to, special tokens included
     anchor_prompt: str = ""
     candidate_prompt: str = ""
@@ -226,6 +227,7 @@ RANGES = {
     "model.dropout": (-1.0, 0.99, False),
     "data.holdout": (0, 0.4, False),
     "data.limit": (0, math.inf, False),
+    "data.consistency": (0, math.inf, False),
     "data.max_length": (2, math.inf, False),
     "mixture.temperature": (0, math.inf, True),
     "data.score_max": (0, math.inf, True),

@@ -1,20 +1,23 @@
-"""Fine-tuning for retrieval on pairs, with optional hard negatives, and the question whether it was worth it.
+"""Fine-tuning for retrieval: pairs, hard negatives, and the question whether it was worth it.
 
     python -m experiments.retrieval --config=configs/retrieval/quickstart.py --workdir=runs/quickstart
 
-Trains with in-batch negatives; then searches the held-out test split with the model before, the model after and BM25,
-and says whether to adopt the new one. Everything about the run is in the work directory: model, metrics.jsonl,
-comparison.json, curves.png, comparison.png.
+Trains on pairs with in-batch negatives, and with hard ones that the data have or that the run looks for itself
+(`config.mine`: at the start, and again with the model as it has become). Then searches the held-out test split with the
+model before, the model after and BM25, and says whether to adopt the new one. Everything about the run is in the work
+directory: model, metrics.jsonl, mined negatives, comparison.json, curves.png, comparison.png.
 """
 
 import functools
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from embed_jax import config as configs
 from embed_jax.data import pairs
 from embed_jax.data.pipeline import Source
 from embed_jax.data.sources import open_records, open_retrieval_task, pair_columns, record_fields
+from embed_jax.data.sources.beir import read_corpus
 from embed_jax.data.sources.files import read_sts
 from embed_jax.errors import InputError, exit_with_one_line, require
 from embed_jax.evals.comparison import compare
@@ -22,16 +25,16 @@ from embed_jax.evals.retrieval import retrieval_evaluator
 from embed_jax.evals.sts import sts_evaluator
 from embed_jax.sentence import SentenceEncoder, load
 from embed_jax.train import fit, loop
+from embed_jax.train.mining import mined_sources
 from embed_jax.train.plots import plot_curves
-from embed_jax.train.sources import ONLY
+from embed_jax.train.sources import ONLY, Sources, open_mixture, training_loss
 
 
 def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     require("bm25s", "search")  # wanted only at the end, missed better now
     require("matplotlib", "plots")
     # Data: training pairs, validation pairs, and search tasks for validation and test.
-    train, validation, tasks = read_data(config)
-    print(f"data: {len(train)} training pairs, {len(validation)} validation pairs", flush=True)
+    sources, validation, tasks = read_data(config, workdir)
 
     # Evaluation while training, on validation only.
     evaluators = {}
@@ -47,13 +50,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
 
     # Training.
     began = time.monotonic()
-    result = fit.fit(
-        config,
-        workdir,
-        sources={ONLY: Source(train, record_fields(train))},
-        evaluators=evaluators,
-        validation=validation,
-    )
+    result = fit.fit(config, workdir, sources=sources, evaluators=evaluators, validation=validation)
     print(f"training took {time.monotonic() - began:.0f} s", flush=True)
 
     # Afterwards, once, on test: before, after, BM25.
@@ -74,23 +71,39 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     return result
 
 
-def read_data(config: configs.Experiment):
-    """Training records, validation records, and {split: (corpus, queries, qrels)}."""
+def read_data(config: configs.Experiment, workdir: Path):
+    """The training data as `fit` takes them, validation records, and {split: (corpus, queries, qrels)}."""
     data, evaluation = config.data, config.eval
-    records = open_records(data.train, data.split)
-    records = records[: data.limit or None]
-    if data.holdout:  # our own splits of one file of pairs
-        sides = pairs.split_pairs(pairs.as_pairs(records, pair_columns(records), pairs.CARRIED), data.holdout)
-        others = read_texts(data.corpus) if data.corpus else []
-        tasks = {split: pairs.retrieval_task(sides[split], others) for split in ("validation", "test")}
-        return sides["train"], sides["validation"], tasks
-    validation = open_records(data.train, data.validation_split) if data.validation_split else []
     tasks = {}
     if evaluation.retrieval:
         for split, name in (("validation", evaluation.retrieval_split), ("test", evaluation.test_split)):
             if name:
                 tasks[split] = open_retrieval_task(evaluation.retrieval, name)
-    return records, validation, tasks
+    if vars(config.mixture.sources):
+        return open_mixture(config), [], tasks
+
+    records = open_records(data.train, data.split)
+    records = records[: data.limit or None]
+    validation: Sequence = []
+    if data.holdout:  # our own splits of one file of pairs
+        sides = pairs.split_pairs(pairs.as_pairs(records, pair_columns(records), pairs.CARRIED), data.holdout)
+        others = read_texts(data.corpus) if data.corpus else []
+        tasks |= {split: pairs.retrieval_task(sides[split], others) for split in ("validation", "test")}
+        records, validation = sides["train"], sides["validation"]
+    elif data.validation_split:
+        validation = open_records(data.train, data.validation_split)
+    print(f"data: {len(records)} training pairs, {len(validation)} validation pairs", flush=True)
+    if not (config.mine.strategy or data.consistency):
+        return {ONLY: Source(records, record_fields(records))}, validation, tasks
+    return mined(config, records, workdir), validation, tasks
+
+
+def mined(config: configs.Experiment, records: Sequence, workdir: Path) -> Callable[..., Sources]:
+    """Pairs with the negatives that the run finds, among the texts of `mine.corpus`, else of `data.corpus`."""
+    corpus = config.mine.corpus or config.data.corpus
+    texts = [] if not corpus else read_corpus(corpus) if Path(corpus).is_dir() else read_texts(corpus)
+    needs = training_loss(config, fit.loss_arguments(config.loss), [ONLY]).about.needs
+    return mined_sources(records, texts, config, workdir, lists="scores" in needs)
 
 
 def read_texts(name: str) -> list[str]:

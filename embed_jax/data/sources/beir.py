@@ -48,6 +48,25 @@ def read_beir(directory: str | Path, split: str = "test") -> Task:
     return corpus, {query: queries[query] for query in queries if query in qrels}, qrels
 
 
+def open_source(rest: str, split: str) -> list[dict[str, str]]:
+    """Training pairs of `beir:DIRECTORY`: each query of the split with each document judged relevant to it.
+
+    Documents of one query share a `group`, so none is a negative of another.
+    """
+    corpus, queries, qrels = read_beir(rest, split)
+    return [
+        {"anchor": queries[query], "positive": corpus[document], "group": query}
+        for query, judged in qrels.items()
+        for document, grade in judged.items()
+        if grade > 0
+    ]
+
+
+def read_corpus(directory: str | Path) -> list[str]:
+    """The documents alone, title and text."""
+    return list(_texts(_existing(Path(directory), "corpus.jsonl"), title=True).values())
+
+
 def _existing(directory: Path, name: str) -> Path:
     for path in (directory / name, directory / f"{name}.gz"):
         if path.is_file():

@@ -1,0 +1,173 @@
+"""Hard negatives that a run looks for itself, at its start and again with the model as it has become (ANCE).
+
+Xiong et al. (2021), "Approximate Nearest Neighbor Negative Contrastive Learning for Dense Text Retrieval". What is
+found is recorded in the work directory, and a resumed run reads it instead of searching again.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from embed_jax import cross_encoder
+from embed_jax.config import Experiment, flatten
+from embed_jax.data.pairs import CARRIED, as_pairs
+from embed_jax.data.pipeline import Source
+from embed_jax.data.sources import pair_columns, record_fields
+from embed_jax.errors import InputError
+from embed_jax.parallel.distributed import is_first_host
+from embed_jax.registry import unknown
+from embed_jax.retrieval.mine import (
+    Mined,
+    Mining,
+    Report,
+    Searcher,
+    bm25_searcher,
+    corpus_with,
+    dense_searcher,
+    mine_negatives,
+)
+from embed_jax.retrieval.round_trip import round_trip_filter
+from embed_jax.retrieval.topk import Encode
+from embed_jax.train.sources import ONLY
+from embed_jax.train.workdir import FREE_FIELDS
+
+STRATEGIES = ("bm25", "dense")
+
+
+def mined_sources(
+    records: Sequence[Mapping[str, Any]], corpus: Sequence[str], config: Experiment, workdir: Path, *, lists: bool
+) -> Callable[[int, Encode], dict[str, Source]]:
+    """What `fit` asks for its data: the pairs that are consistent, with hard negatives as the model finds them.
+
+    Args:
+        records: pairs; negatives that they have already are replaced if there is a strategy.
+        corpus: texts to look among, beside the positives.
+        config: see `config.Mining` and `data.consistency`.
+        workdir: `mined/STEP-SETTINGS.jsonl` is written there, and read if it is there already.
+        lists: as scored lists, by the cross-encoder or else by the searcher, for losses that need scores; pairs with
+            fewer negatives than asked for are then left out. Otherwise a pair without a negative stays a pair.
+
+    Raises:
+        InputError: for settings that cannot be, or if every pair or candidate is filtered out.
+    """
+    names = _strategies(config, lists)
+    options = mining_options(config)
+    pairs = as_pairs(records, pair_columns(records), CARRIED)
+    texts = corpus_with(pairs, corpus)
+    score = cross_encoder.load(config.mine.cross_encoder).score if config.mine.cross_encoder else None
+    prompts = (config.data.anchor_prompt, config.data.candidate_prompt)
+    bm25 = functools.cache(lambda: bm25_searcher(texts))
+
+    def searcher(name: str, encode: Encode) -> Searcher:
+        if name == "bm25":
+            return bm25()
+        queries, documents = (functools.partial(encode, prompt=prompt) if prompt else encode for prompt in prompts)
+        return dense_searcher(queries, documents, texts, similarity=config.loss.similarity or "cosine")
+
+    def consistent(encode: Encode) -> list[Mapping[str, Any]]:
+        if not config.data.consistency:
+            return pairs
+        search = searcher("dense", encode).search
+        found = list(round_trip_filter(pairs, search, config.data.consistency, texts))
+        if is_first_host():
+            print(f"consistent: {len(found)} of {len(pairs)} pairs have their positive among {config.data.consistency}")
+        if not found:
+            raise InputError(f"config.data.consistency: none of {len(pairs)} pairs has its positive among the found")
+        return found
+
+    def negatives(chosen: Sequence[Mapping[str, Any]], encode: Encode, step: int) -> list[dict[str, Any]]:
+        report = Report()
+        blocks = mine_negatives(
+            chosen, texts, [searcher(name, encode) for name in names], options, score=score, report=report
+        )
+        found = [record for block in blocks for record in _records(block, config.mine.number, lists)]
+        if is_first_host():
+            print(f"hard negatives at step {step}: {report}", flush=True)
+        if not found:
+            raise InputError(f"config.mine.number: no pair has {config.mine.number} negatives")
+        return found
+
+    def recorded(name: str, make: Callable[[], list[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+        """What the file of that name holds, else what is made now and written to it."""
+        file = workdir / "mined" / f"{name}-{_settings(config)}.jsonl"
+        if file.exists():
+            return [json.loads(line) for line in file.open(encoding="utf-8")]
+        found = make()
+        if is_first_host():
+            _write(file, found)
+        return found
+
+    def sources_at(step: int, encode: Encode) -> dict[str, Source]:
+        # Consistency is the first model's judgement; what is written at step 0 is read afterwards.
+        found = recorded("pairs", lambda: consistent(encode))
+        if names:
+            found = recorded(str(step), lambda: negatives(found, encode, step))
+        return {ONLY: Source(found, record_fields(found))}
+
+    return sources_at
+
+
+def _strategies(config: Experiment, lists: bool) -> list[str]:
+    names = [name.strip() for name in config.mine.strategy.split(",") if name.strip()]
+    for name in names:
+        if name not in STRATEGIES:
+            raise InputError(unknown("config.mine.strategy", name, STRATEGIES))
+    if lists and len(names) > 1 and not config.mine.cross_encoder:
+        raise InputError("config.mine.cross_encoder: scores of several strategies cannot be compared, name a model")
+    return names
+
+
+def mining_options(config: Experiment) -> Mining:
+    """The options of `config.mine` for `retrieval.mine`.
+
+    Raises:
+        InputError: naming the field.
+    """
+    mine = config.mine
+    given = {name: value for name in ("absolute_margin", "relative_margin") if (value := getattr(mine, name)) != -1}
+    if mine.score_max != -1:
+        given["score_max"] = mine.score_max
+    try:
+        return Mining(
+            number=mine.number,
+            rank_min=mine.rank_min,
+            rank_max=mine.rank_max,
+            sampling=mine.sampling,
+            seed=config.train.seed,
+            **given,
+        )
+    except InputError as error:
+        raise InputError(f"config.mine: {error}") from None
+
+
+def _records(block: Sequence[Mined], number: int, lists: bool) -> Iterator[dict[str, Any]]:
+    for one in block:
+        if not lists:
+            negatives = {f"negative_{n}": text for n, text in enumerate(one.negatives, 1)}
+            yield {"anchor": one.anchor, "positive": one.positive, **negatives, **one.carried}
+        elif len(one.negatives) == number:
+            passages, scores = [one.positive, *one.negatives], [one.positive_score, *one.scores]
+            yield {"query": one.anchor, "passages": passages, "scores": scores, **one.carried}
+
+
+def _settings(config: Experiment) -> str:
+    """What the negatives depend on, as a name."""
+    fixed = {name: value for name, value in flatten(config).items() if not name.startswith((*FREE_FIELDS, "eval."))}
+    return hashlib.blake2b(json.dumps(fixed, sort_keys=True).encode(), digest_size=4).hexdigest()
+
+
+def _write(file: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_suffix(f".{os.getpid()}")
+    with beside.open("w", encoding="utf-8") as lines:
+        for record in records:
+            lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+    os.replace(beside, file)
+
+
