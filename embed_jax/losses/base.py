@@ -25,6 +25,7 @@ class About:
         init: `(dim: int, key: PRNGKeyArray, **arguments) -> params`: the loss's own parameters at the start; it is
             given those of the loss's arguments, defaults included, that it takes by name. None: it has none.
         tiled: whether its memory stays linear in the batch when the world is tiled or a ring.
+        queue: whether positives of earlier batches (`Columns.queue`) are further negatives.
         classes: labels must be below this number; 0: any. With its arguments settled, the loss's `num_labels`.
     """
 
@@ -33,6 +34,7 @@ class About:
     init: Callable[..., Params] | None = None
     tiled: bool = False
     classes: int = 0
+    queue: bool = False
 
 
 def loss(
@@ -41,11 +43,12 @@ def loss(
     columns: tuple[int, int] = (2, 0),
     init: Callable[..., Params] | None = None,
     tiled: bool = False,
+    queue: bool = False,
 ) -> Callable[[Callable], Callable]:
     """Marks a function as a loss; see `About`."""
 
     def mark(function: Callable) -> Callable:
-        function.about = About(tuple(needs), columns, init, tiled)
+        function.about = About(tuple(needs), columns, init, tiled, queue=queue)
         return function
 
     return mark

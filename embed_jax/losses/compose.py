@@ -111,7 +111,7 @@ def weighted_sum(parts: Sequence[tuple[float, Loss]]) -> LossFunction:
 def symmetric(loss: Loss) -> LossFunction:
     """The mean of a loss and of the same loss with anchors and positives in each other's place.
 
-    Metrics are those of the anchors' direction. Negatives stay an example's own.
+    Metrics are those of the anchors' direction. Negatives stay an example's own; a queue of positives is the anchors'.
 
     Raises:
         InputError: for a loss of fewer than two texts, or of scores by candidate, which are the anchor's.
@@ -149,7 +149,7 @@ def masked(loss: Loss, *, min_score: float) -> LossFunction:
     def compute(own: Columns, world: World, params: Params) -> LossResult:
         return _of_some(loss, kept, own, world, params)
 
-    needed = dataclasses.replace(loss.about, needs=tuple(dict.fromkeys((*loss.about.needs, "score"))))
+    needed = dataclasses.replace(loss.about, needs=tuple(dict.fromkeys((*loss.about.needs, "score"))), queue=False)
     return LossFunction(f"masked({loss.name})", compute, needed, loss.of_dataset)
 
 
@@ -202,7 +202,8 @@ def per_dataset(losses: Mapping[str, Loss]) -> LossFunction:
     most = 0 if any(most == 0 for _, most in ranges) else max(most for _, most in ranges)
     columns = (max(least for least, _ in ranges), most)
     of_dataset = {name: loss.about for name, loss in bound.items()}
-    return LossFunction("per_dataset", compute, _about(list(bound.values()), columns), of_dataset)
+    needed = dataclasses.replace(_about(list(bound.values()), columns), queue=False)
+    return LossFunction("per_dataset", compute, needed, of_dataset)
 
 
 # ---- what several losses have in common ----------------------------------------------------------------------
@@ -221,6 +222,7 @@ def _about(losses: Sequence[LossFunction], columns: tuple[int, int]) -> About:
         init=init if any(loss.about.init for loss in losses) else None,
         tiled=all(loss.about.tiled for loss in losses),
         classes=min((loss.about.classes for loss in losses if loss.about.classes), default=0),
+        queue=any(loss.about.queue for loss in losses),
     )
 
 
@@ -284,7 +286,7 @@ def _by_column(columns: Columns, change: Callable[[Array], Array]) -> Columns:
 
 def _swapped(columns: Columns) -> Columns:
     """Anchors and positives in each other's place."""
-    return _by_column(columns, lambda leaf: jnp.concatenate([leaf[1:2], leaf[:1], leaf[2:]]))
+    return _by_column(columns.replace(queue=None), lambda leaf: jnp.concatenate([leaf[1:2], leaf[:1], leaf[2:]]))
 
 
 def _of_some(
@@ -299,7 +301,8 @@ def _of_some(
 
     def change(columns: Columns) -> Columns:
         columns = _by_column(columns, lambda leaf: leaf[:most]) if most else columns
-        return columns.replace(present=columns.present & kept(columns)[None])
+        # What a queue holds is of all examples.
+        return columns.replace(present=columns.present & kept(columns)[None], queue=None)
 
     values, weights, metrics = loss(change(own), world.view(change), params)
     return values, jnp.where(kept(own), weights, 0.0), metrics

@@ -2,6 +2,7 @@
 
 Each takes columns of examples (0 the anchors, called queries in the names of terms; 1 the positives, called passages;
 the rest hard negatives) and returns values and weights by example; an example without anchor or positive weighs 0.
+Where there is a queue of earlier batches' positives, they are further negatives of the anchors (He et al. 2020, MoCo).
 Metrics: `accuracy` (the positive comes before every negative), `positive_similarity`, `hardest_negative_similarity`.
 """
 
@@ -28,7 +29,7 @@ def log_scale_init(dim: int, key: Array, temperature: float, learn_temperature: 
     return {"log_scale": jnp.log(jnp.float32(1 / temperature))} if learn_temperature else {}
 
 
-@loss(init=log_scale_init, tiled=True)
+@loss(init=log_scale_init, tiled=True, queue=True)
 def info_nce(
     own: Columns,
     world: World,
@@ -124,7 +125,7 @@ def info_nce(
     return jnp.sum(values, axis=0), _weights(own), parts[0].metrics()
 
 
-@loss(init=log_scale_init, tiled=True)
+@loss(init=log_scale_init, tiled=True, queue=True)
 def gte(
     own: Columns,
     world: World,
@@ -155,7 +156,7 @@ def gte(
     )
 
 
-@loss(init=log_scale_init, tiled=True)
+@loss(init=log_scale_init, tiled=True, queue=True)
 def qwen3(
     own: Columns,
     world: World,
@@ -189,7 +190,7 @@ def qwen3(
     )
 
 
-@loss(init=log_scale_init, tiled=True)
+@loss(init=log_scale_init, tiled=True, queue=True)
 def gist(
     own: Columns,
     world: World,
@@ -225,7 +226,7 @@ def gist(
     return jnp.sum(_cross_entropy(parts), axis=0), _weights(own), parts[0].metrics()
 
 
-@loss(init=log_scale_init, tiled=True)
+@loss(init=log_scale_init, tiled=True, queue=True)
 def dcl(
     own: Columns,
     world: World,
@@ -264,7 +265,7 @@ def siglip_init(dim: int, key: Array, temperature: float, bias: float) -> Params
     return {"log_scale": jnp.log(jnp.float32(1 / temperature)), "bias": jnp.float32(bias)}
 
 
-@loss(init=siglip_init, tiled=True)
+@loss(init=siglip_init, tiled=True, queue=True)
 def siglip(
     own: Columns,
     world: World,
@@ -289,7 +290,8 @@ def siglip(
     block = similarity_block(negatives, lambda found, shared: jax.nn.softplus(found * shared[0] + shared[1]), 0.0)
     rows = negatives.rows(own, ANCHOR)
     values = jax.nn.softplus(-(rows.positive * shared[0] + shared[1]))
-    values = values + world.sum(block, rows, lambda columns: negatives.texts(columns, passages), shared)
+    further = negatives.earlier(own)
+    values = values + world.sum(block, rows, lambda columns: negatives.texts(columns, passages), shared, further)
     metrics = {
         "positive_similarity": rows.positive[-1],
         "scale": jnp.broadcast_to(shared[0], rows.example.shape),
@@ -298,7 +300,7 @@ def siglip(
     return jnp.sum(values, axis=0), _weights(own), metrics
 
 
-@loss(tiled=True)
+@loss(tiled=True, queue=True)
 def mega_batch_margin(
     own: Columns,
     world: World,
@@ -317,7 +319,8 @@ def mega_batch_margin(
     passages = tuple(range(POSITIVE, own.embeddings.shape[0]))
     rows = negatives.rows(own, ANCHOR)
     block = similarity_block(negatives, lambda found, _: found, -jnp.inf)
-    hardest = world.max(block, rows, lambda columns: negatives.texts(columns, passages))[0]
+    further = negatives.earlier(own)
+    hardest = world.max(block, rows, lambda columns: negatives.texts(columns, passages), further=further)[0]
     positive = rows.positive[0]
     too_near = jnp.where(hardest == -jnp.inf, 0.0, jax.nn.relu(hardest - negative_margin))
     metrics = _metrics(positive, hardest)
@@ -340,8 +343,9 @@ class _Term:
         column, self._columns = term
         self._negatives = negatives
         self._block = gap_block(negatives, adjust)
+        self._further = negatives.earlier(own) if column == ANCHOR and POSITIVE in self._columns else None
         self.rows = negatives.rows(own, column)
-        self.logsumexp, self._largest = world.logsumexp(self._block, self.rows, self._candidates, scale)
+        self.logsumexp, self._largest = world.logsumexp(self._block, self.rows, self._candidates, scale, self._further)
 
     def _candidates(self, columns: Columns) -> Texts:
         return self._negatives.texts(columns, self._columns)
@@ -354,7 +358,7 @@ class _Term:
             counts = gaps > -jnp.inf
             return jnp.concatenate([jnp.where(counts, gaps, 0.0), counts.astype(jnp.float32)])
 
-        total, count = jnp.split(self._world.sum(block, self.rows, self._candidates, self._scale), 2)
+        total, count = jnp.split(self._world.sum(block, self.rows, self._candidates, self._scale, self._further), 2)
         return total, count
 
     def metrics(self) -> dict[str, Float[Array, " b"]]:

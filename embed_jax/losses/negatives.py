@@ -122,6 +122,14 @@ class Negatives:
             else joined([normalize(columns.guide[column].astype(jnp.float32)) for column in which]),
         )
 
+    def earlier(self, own: Columns) -> Texts | None:
+        """The positives of earlier batches, or None if there is no queue of them."""
+        if own.queue is None:
+            return None
+        if self.mask_by == "guide":
+            raise InputError("config.loss: mask_by='guide' does not go with a queue, which a guide model has not seen")
+        return self.texts(own.queue, (POSITIVE,))
+
     def rows(self, own: Columns, column: int) -> Texts:
         """The rows of a term: one column of a device's own examples, with the similarity to their positives."""
         rows, other = self.texts(own, (column,)), self.texts(own, (1 - column,))

@@ -23,11 +23,47 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from embed_jax.parallel.mesh import BATCH_AXES
+from embed_jax.parallel.queue import queue_columns, queue_entries, queue_metrics
 from embed_jax.parallel.world import device_world
-from embed_jax.types import Batch, Columns, Encoder, LossResult, Params, TokenBatch
+from embed_jax.types import Auxiliary, Batch, Columns, Encoder, LossResult, Params, TokenBatch
 
 Loss = Callable[..., LossResult]
 Read = Callable[[Params], Params]
+AUXILIARY = 2**20  # added to an auxiliary objective's number in keys, which has it apart from layers' numbers
+
+
+def map_groups(
+    function: Callable[[TokenBatch, PRNGKeyArray | None], Any],
+    tokens: TokenBatch,
+    key: PRNGKeyArray | None,
+    first_group: Int[Array, ""] | int,
+) -> Any:
+    """A function of a group's tokens and its own key, of one group after the other; only results are kept for the
+    backward pass, which computes each group again.
+
+    This is gradient caching (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited
+    Setup") by rematerialisation: exact, and blind to the loss. One group alone is not rematerialised, since
+    there is nothing to save.
+
+    Args:
+        tokens: leaves `[g, R, T]`.
+        key: folded with each group's number in the global batch; None: groups have None.
+        first_group: the number of the first group here.
+
+    Returns:
+        The function's results with a leading axis g.
+    """
+    groups = tokens.token_ids.shape[0]
+
+    def of_one(numbered):
+        number, group = numbered
+        return function(group, None if key is None else jax.random.fold_in(key, number))
+
+    numbers = first_group + jnp.arange(groups)
+    if groups == 1:
+        found = of_one((numbers[0], jax.tree.map(lambda leaf: leaf[0], tokens)))
+        return jax.tree.map(lambda leaf: leaf[None], found)
+    return lax.map(jax.checkpoint(of_one), (numbers, tokens))
 
 
 def encode_groups(
@@ -38,29 +74,14 @@ def encode_groups(
     first_group: Int[Array, ""] | int,
     read: Read | None = None,
 ) -> Float[Array, "g S D"]:
-    """Encodes groups one after the other, keeping only their embeddings for the backward pass.
-
-    This is gradient caching (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited
-    Setup") by rematerialisation: exact, and blind to the loss. One group alone is not rematerialised, since
-    there is nothing to save.
+    """The embeddings of groups, see `map_groups`.
 
     Args:
-        tokens: leaves `[g, R, T]`.
-        key: root of the dropout keys, folded with each group's number; None: no dropout.
-        first_group: the number in the global batch of the first group here.
+        key: root of the dropout keys; None: no dropout.
         read: maps a layer's parameters, as stored, to those to compute with.
     """
-    groups = tokens.token_ids.shape[0]
     more = {} if read is None else {"read": read}
-
-    def encode(numbered):
-        number, group = numbered
-        return encoder.apply(params, group, None if key is None else jax.random.fold_in(key, number), **more)
-
-    numbers = first_group + jnp.arange(groups)
-    if groups == 1:
-        return encode((numbers[0], jax.tree.map(lambda leaf: leaf[0], tokens)))[None]
-    return lax.map(jax.checkpoint(encode), (numbers, tokens))
+    return map_groups(lambda group, key: encoder.apply(params, group, key, **more), tokens, key, first_group)
 
 
 def columns_of(
@@ -104,6 +125,7 @@ def global_loss(
     specs: Any = None,
     fsdp_gather: str = "layer",
     frozen: Mapping[str, Encoder] | None = None,
+    auxiliary: Mapping[str, tuple[float, Auxiliary]] | None = None,
 ) -> Callable:
     """The training objective as a function that may be differentiated.
 
@@ -115,53 +137,89 @@ def global_loss(
         fsdp_gather: when parameters split over "fsdp" are gathered: "layer": each layer by itself, and again in the
             backward pass, so that no device ever holds all; "once": all of them, at the start of the step.
         frozen: encoders by name ("guide", "teacher") whose embeddings of `batch.tokens[name]` the loss is given.
+        auxiliary: objectives on the encoder's tokens by name, each with its weight in the sum with the loss; their
+            parameters are `params["auxiliary"][name]`, and their metrics are called "NAME/METRIC".
 
     Returns:
-        `(params, batch, key, frozen params = {}) -> (scalar, (metrics, finite [B]))`: the weighted mean over the global
-        batch, the metrics' means, and which examples' own loss values are finite. `params` is {"encoder", "loss"}.
-    """
-    frozen = dict(frozen or {})
+        `(params, batch, key, frozen params = {}, extra = {}) -> (scalar, (metrics, finite [B]))`: the weighted mean
+        over the global batch, the metrics' means, and which examples' own loss values are finite. `params` is
+        {"encoder", "loss"}, and "auxiliary" where there is one.
 
-    def on_device(params, batch: Batch, key, frozen_params):
+        With `extra`, a state's with a queue (`parallel.queue`), its entries are negatives, and the second result is
+        (metrics, finite, what enters the queue). Without, the loss is of this batch alone.
+    """
+    frozen, auxiliary = dict(frozen or {}), dict(auxiliary or {})
+
+    def gathered(params):
+        if specs is None:
+            return params, {}
+        params, read = _gathered(params, specs["encoder"], encoder.layers, fsdp_gather, mesh.shape["tensor"])
+        return params, {} if read is None else {"read": read}
+
+    def on_device(params, batch: Batch, key, frozen_params, extra):
         params = jax.tree.map(_vary, params)
         device = lax.axis_index(BATCH_AXES)
         first_group = device * batch.present.shape[0]
-        read = None
-        if specs is not None:
-            params["encoder"], read = _gathered(
-                params["encoder"], specs["encoder"], encoder.layers, fsdp_gather, mesh.shape["tensor"]
-            )
-        embeddings = {
-            "encoder": encode_groups(encoder, params["encoder"], batch.tokens["encoder"], key, first_group, read)
-        }
+        trained, read = gathered(params["encoder"])
+
+        def of_group(group, key):
+            sums = {}
+            for number, (name, (_, objective)) in enumerate(auxiliary.items()):
+                own_key = None if key is None else jax.random.fold_in(key, AUXILIARY + number)
+                sums[name] = objective.apply(params["auxiliary"][name], trained, group, own_key, **read)
+            return encoder.apply(trained, group, key, **read), sums
+
+        of_encoder, sums = map_groups(of_group, batch.tokens["encoder"], key, first_group)
+        embeddings = {"encoder": of_encoder}
         for name, other in frozen.items():
             fixed = lax.stop_gradient(jax.tree.map(_vary, frozen_params[name]))
             embeddings[name] = encode_groups(other, fixed, batch.tokens[name], None, first_group)
 
         examples = batch.present.shape[0] * batch.present.shape[2]
         own = columns_of(embeddings, batch, device * examples)
-        values, weights, metrics = loss(own, device_world(own, form, BATCH_AXES), params["loss"])
+        world = device_world(own, form, BATCH_AXES)
+        if extra:
+            own = own.replace(queue=queue_columns(lax.stop_gradient(jax.tree.map(_vary, extra["queue"])), own))
+        values, weights, metrics = loss(own, world, params["loss"])
 
         total_weight = jnp.maximum(lax.psum(jnp.sum(weights), BATCH_AXES), 1e-12)
 
         def mean(per_example):
             return lax.psum(jnp.sum(per_example * weights), BATCH_AXES) / total_weight
 
-        return mean(values), (jax.tree.map(mean, metrics), jnp.isfinite(values))
+        total, metrics = mean(values), jax.tree.map(mean, metrics)
+        for name, (weight, _) in auxiliary.items():
+            value, own_metrics = _mean_of_groups(sums[name])
+            total = total + weight * value
+            metrics |= {f"{name}/{metric}": found for metric, found in {"loss": value, **own_metrics}.items()}
+        if not extra:
+            return total, (metrics, jnp.isfinite(values))
+        if "momentum" in extra:
+            steady, read = gathered(lax.stop_gradient(jax.tree.map(_vary, extra["momentum"])))
+            own = columns_of(
+                {"encoder": encode_groups(encoder, steady, batch.tokens["encoder"], None, first_group, **read)}, batch
+            )
+        return total, (metrics, jnp.isfinite(values), queue_entries(lax.stop_gradient(own)))
 
     split, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
     manual = None if specs is None else jax.tree.map(_only_fsdp, specs, is_leaf=_is_spec)
 
-    def objective(params, batch, key, frozen_params=None):
+    def objective(params, batch, key, frozen_params=None, extra=None):
+        extra = extra or {}
+        encoders = whole if manual is None else manual["encoder"]
+        extra_specs = {name: encoders if name == "momentum" else whole for name in extra}
         sharded = jax.shard_map(
             on_device,
             mesh=mesh,
-            in_specs=(whole if manual is None else manual, split, whole, whole),
-            out_specs=(whole, (whole, split)),
+            in_specs=(whole if manual is None else manual, split, whole, whole, extra_specs),
+            out_specs=(whole, (whole, split, *([split] if extra else []))),
             axis_names=set(BATCH_AXES) if mesh.shape["tensor"] > 1 else set(mesh.axis_names),
             check_vma=True,
         )
-        return sharded(params, batch, key, frozen_params or {})
+        total, (metrics, *rest) = sharded(params, batch, key, frozen_params or {}, extra)
+        if extra:
+            metrics = metrics | queue_metrics(extra["queue"], batch.record.size)
+        return total, (metrics, *rest)
 
     return objective
 
@@ -182,6 +240,13 @@ def sharded_encode(encoder: Encoder, mesh: Mesh) -> Callable[[Params, TokenBatch
 
     out = whole if shared else split
     return jax.jit(jax.shard_map(on_device, mesh=mesh, in_specs=(whole, split), out_specs=out))
+
+
+def _mean_of_groups(sums: tuple) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """An auxiliary objective's value and metrics over the global batch, from each group's sums and counts."""
+    value, count, metrics = jax.tree.map(lambda leaf: lax.psum(jnp.sum(leaf), BATCH_AXES), sums)
+    count = jnp.maximum(count, 1.0)
+    return value / count, {name: metric / count for name, metric in metrics.items()}
 
 
 # ---- parameters on a device ----------------------------------------------------------------------------------

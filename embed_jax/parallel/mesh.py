@@ -106,9 +106,11 @@ def state_shardings(state: TrainState, optimizer: optax.GradientTransformation, 
     moments = optax.tree.map_params(
         optimizer, lambda _, sharding: sharding, state.opt_state, shardings, transform_non_params=lambda _: whole
     )
-    return TrainState(
-        step=whole, params=shardings, opt_state=moments, frozen=jax.tree.map(lambda _: whole, state.frozen)
-    )
+    extra = jax.tree.map(lambda _: whole, state.extra)
+    if "momentum" in extra:
+        extra["momentum"] = shardings["encoder"]
+    frozen = jax.tree.map(lambda _: whole, state.frozen)
+    return TrainState(step=whole, params=shardings, opt_state=moments, frozen=frozen, extra=extra)
 
 
 def place(tree: Any, shardings: Any) -> Any:

@@ -1,0 +1,138 @@
+"""Masked language modelling (Devlin et al. 2019, section 3.1) beside another objective, as SimCSE's "+ MLM".
+
+The head is BERT's `cls.predictions` (RoBERTa's `lm_head`): a linear map, activation and norm, then the product with the
+table of token embeddings, which it shares with the encoder, and a bias.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from embed_jax.encoders.layers import LayerNorm, Linear, activation
+from embed_jax.errors import InputError
+from embed_jax.types import Auxiliary, Encoder, Params, TokenBatch
+
+MASKED, RANDOM = 0.8, 0.1  # shares of the chosen tokens that become the mask, and any token; the others stay
+EVERY_TIME = 0  # seed of the choice where there is no key
+
+
+class Head(nn.Module):
+    """Token states to what the product with the embedding table turns into logits; float32."""
+
+    config: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "K H"], table: Float[Array, "V W"]) -> Float[Array, "K V"]:
+        config = self.config
+        x = Linear(table.shape[1], jnp.float32, config.initializer_range, name="dense")(x)
+        x = LayerNorm(config.layer_norm_eps, jnp.float32, name="norm")(activation(config.activation)(x))
+        return x @ table.T + self.param("bias", nn.initializers.zeros, table.shape[:1])
+
+
+def init_head(config: Any, key: PRNGKeyArray) -> Params:
+    """The head's parameters at the start: "dense" (kernel [H, W], bias), "norm" (scale, bias [W]) and "bias" [V].
+
+    Under Hugging Face's names these are, of `cls.predictions`, `transform.dense`, `transform.LayerNorm` and `bias`; of
+    `lm_head`, `dense`, `layer_norm` and `bias`. A weight is the transposed kernel.
+
+    Args:
+        config: the backbone's: hidden size H, embedding size W (the same but for ELECTRA), vocabulary size V.
+    """
+    shapes = (1, config.hidden_size), (config.vocab_size, config.embedding_size)
+    return Head(config).init(key, *map(jnp.zeros, shapes))["params"]
+
+
+def head_logits(
+    config: Any, params: Params, states: Float[Array, "K H"], table: Float[Array, "V W"]
+) -> Float[Array, "K V"]:
+    """Each token's logits, from the last layer's states.
+
+    Args:
+        params: `init_head`'s.
+        table: the encoder's token embeddings.
+    """
+    return Head(config).apply({"params": params}, states, table)
+
+
+def mask_tokens(
+    tokens: TokenBatch,
+    key: PRNGKeyArray,
+    *,
+    mask_id: int,
+    special_ids: Sequence[int],
+    vocab_size: int,
+    rate: float = 0.15,
+) -> tuple[TokenBatch, Int[Array, " K"], Bool[Array, " K"]]:
+    """Hides a share of one group's tokens: round(rate * n) of the n that are real and not special, chosen at random.
+
+    Of those chosen 80 % become the mask, 10 % any token of the vocabulary, and 10 % stay, each by its own chance.
+
+    Args:
+        tokens: leaves `[R, T]`.
+        special_ids: tokens that are never chosen ([CLS], [SEP], ...).
+
+    Returns:
+        The group with other `token_ids`; slots to predict, as numbers in the flat [R * T], K = ceil(rate * R * T) of
+        them; and which of these were chosen, the others being there only for a shape that does not change.
+    """
+    ids = tokens.token_ids.reshape(-1)
+    order_key, kind_key, random_key = jax.random.split(key, 3)
+    maskable = (tokens.sentence < tokens.sentences).reshape(-1)
+    maskable &= ~jnp.isin(ids, jnp.asarray(special_ids, ids.dtype))
+    order = jnp.where(maskable, jax.random.uniform(order_key, ids.shape), -1.0)
+    _, slots = jax.lax.top_k(order, math.ceil(rate * ids.size))
+    counts = np.rint(rate * np.arange(ids.size + 1)).astype(np.int32)  # in float32 some halves would round otherwise
+    chosen = jnp.arange(slots.size) < jnp.asarray(counts)[jnp.sum(maskable)]
+    kind = jax.random.uniform(kind_key, slots.shape)
+    old = ids[slots]
+    anything = jax.random.randint(random_key, slots.shape, 0, vocab_size, old.dtype)
+    new = jnp.where(kind < MASKED, mask_id, jnp.where(kind < MASKED + RANDOM, anything, old))
+    ids = ids.at[slots].set(jnp.where(chosen, new, old), unique_indices=True)
+    return tokens.replace(token_ids=ids.reshape(tokens.token_ids.shape)), slots, chosen
+
+
+def mlm_auxiliary(encoder: Encoder, mask_id: int, special_ids: Sequence[int], rate: float = 0.15) -> Auxiliary:
+    """Masked language modelling of the batch's own texts, for `parallel.gather.global_loss`.
+
+    A group is encoded a second time with tokens hidden, and the mean cross entropy of what they were is taken over all
+    hidden tokens of the global batch. Metric: "accuracy". Logits exist for the hidden tokens alone.
+
+    Args:
+        mask_id: the mask token's id.
+        special_ids: tokens that are never hidden.
+        rate: share of the others that are.
+
+    Raises:
+        InputError: for a rate outside (0, 1], a tokenizer without mask token, or an encoder that has no such table.
+    """
+    if not 0.0 < rate <= 1.0:
+        raise InputError(f"mlm rate: expected more than 0 and at most 1, found {rate}")
+    config = encoder.config
+    if mask_id is None or not 0 <= mask_id < config.vocab_size:
+        raise InputError(f"mlm: expected a mask token among the model's {config.vocab_size}, found {mask_id}")
+
+    def apply(params: Params, encoder_params: Params, tokens: TokenBatch, key: PRNGKeyArray | None, read=None):
+        dropout_key, choice_key = (None, jax.random.key(EVERY_TIME)) if key is None else jax.random.split(key)
+        masked, slots, chosen = mask_tokens(
+            tokens, choice_key, mask_id=mask_id, special_ids=special_ids, vocab_size=config.vocab_size, rate=rate
+        )
+        more = {} if read is None else {"read": read}
+        hidden = encoder.hidden(encoder_params, masked, dropout_key, **more)
+        states = hidden.reshape(-1, hidden.shape[-1])[slots].astype(jnp.float32)
+        logits = head_logits(config, params, states, encoder_params["backbone"]["embeddings"]["token"])
+        wanted = tokens.token_ids.reshape(-1)[slots]
+        entropy = jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, wanted[:, None], axis=-1)[:, 0]
+        correct = jnp.argmax(logits, axis=-1) == wanted
+        counts = chosen.astype(jnp.float32)
+        return jnp.sum(entropy * counts), jnp.sum(counts), {"accuracy": jnp.sum(correct * counts)}
+
+    return Auxiliary(init=functools.partial(init_head, config), apply=apply)
