@@ -96,8 +96,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation (n - 1) of at least one value; of one, 0."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+    """Mean and standard deviation (n - 1) of at least one value; of one, nan."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
 
 
 def show(table: Table, runs: Sequence[Run]) -> None:

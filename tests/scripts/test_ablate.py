@@ -107,7 +107,9 @@ def test_every_run_gets_its_row_its_seed_and_the_command_lines_fields(table, tmp
         *("--config.data.limit=50", "--config.model.dropout=0.5", "--config.train.steps=7", "--config.train.seed=5"),
         f"--workdir={tmp_path}/runs/large/5",
     ]
-    table("--seeds=3", "--rows=small")
+    status, out, _ = table("--seeds=3", "--rows=small", f"--output={tmp_path}/table.json")
+    assert "±" not in out and "1/1" in out, "one run has no deviation"
+    assert json.loads((tmp_path / "table.json").read_text())["rows"]["small"]["summary"]["best"]["sd"] is None
     assert [command[-1] for command in table.commands] == [f"--workdir={tmp_path}/runs/small/3"]
 
 
