@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
 GENERATE = """Asks a language model for queries that the passages of a corpus answer; writes pairs in the corpus' order.
 
-Answers are kept in OUTPUT.cache.jsonl as they come: a run that was stopped, however it was, goes on where it stopped,
-and what was answered is never asked for again. Passages without an answer after all tries are listed in
-OUTPUT.failed.jsonl, and the exit status is 1; the same command asks for them again."""
+Answers are kept as they come, for pairs.jsonl in pairs.cache.jsonl: a run that was stopped, however it was, goes on
+where it stopped, and what was answered is never asked for again. Passages without an answer after all tries are listed
+in pairs.failed.jsonl, and the exit status is 1; the same command asks for them again."""
 
 GENERATE_EXAMPLES = """tasks: what is written for a passage
   query        a query that it answers

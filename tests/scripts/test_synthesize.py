@@ -52,15 +52,16 @@ class LanguageModel:
                     return
                 if action == "slow":
                     time.sleep(0.6)
-                    action = ["late"]
-                status, headers, body = action if isinstance(action, tuple) else (200, {}, self.body_of(action))
+                content = [action] if action in ("cut", "slow", "trickle") else action  # an answer to be had too late
+                status, headers, body = content if isinstance(content, tuple) else (200, {}, self.body_of(content))
+                before = b" " * 12 if action == "trickle" else b""
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
-                self.send_header("Content-Length", str(len(body) + (100 if action in ("cut", "trickle") else 0)))
+                self.send_header("Content-Length", str(len(before + body) + (action == "cut")))
                 self.end_headers()
-                for byte in b"x" * 12 if action == "trickle" else b"":
-                    self.wfile.write(bytes([byte]))
+                for blank in before:
+                    self.wfile.write(bytes([blank]))
                     time.sleep(0.05)
                 self.wfile.write(body)
 
