@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from embed_jax.errors import exit_with_one_line, require
-from scripts import bench_loss, bench_memory, bench_scaling, bench_speed
+from scripts import bench_loss, bench_memory, bench_mining, bench_scaling, bench_speed
 from scripts.commands import OneLineParser
 
 EXAMPLES = """examples:
@@ -19,6 +19,7 @@ EXAMPLES = """examples:
   python -m scripts.bench train --batch-size 128 --against sentence-transformers --json
   python -m scripts.bench loss --sizes 1024,2048,4096 --dims 256
   python -m scripts.bench memory --batch-size 4096 --group 128
+  python -m scripts.bench mining --queries 10000 --passages 100000
   python -m scripts.bench scaling --devices 1,8,64 --fsdp 8
 
 --json prints one object a line: name, unit, ours, theirs, ratio, n, machine and more. encode and train give rates: a
@@ -62,6 +63,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     for name, text, module, run in (
         ("loss", "time and memory of a loss by batch size", loss, loss.bench_loss),
         ("memory", "what gradient caching costs and saves", memory, memory.bench_memory),
+        ("mining", "time and memory of mining hard negatives", bench_mining, bench_mining.bench_mining),
         ("scaling", "memory and traffic of a training step by number of devices", scaling, scaling.bench_scaling),
     ):
         add(name, text, module.DESCRIPTION, module.EXAMPLES, module.add_options, run, module.check_options)

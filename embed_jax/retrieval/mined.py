@@ -10,6 +10,8 @@ from typing import Any
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
 
+SHOWN = 10  # lines of the histogram
+
 
 @dataclasses.dataclass(frozen=True)
 class Mined:
@@ -53,14 +55,14 @@ class Report:
 
     def __str__(self) -> str:
         """At most a screen."""
-        total, pairs = self.candidates.total(), self.pairs.total()
-        lines = [f"{pairs} pairs, {total} candidates, {self.candidates['kept']} negatives"]
-        lines += [f"  {self.candidates[name]:>10} dropped: {text}" for name, text in self.REASONS.items()]
-        shown = sorted(self.pairs)[-10:]
-        fewer = sum(count for number, count in self.pairs.items() if number not in shown)
-        lines += [f"  {self.pairs[number]:>10} pairs with {number} negatives" for number in reversed(shown)]
-        lines += [f"  {fewer:>10} pairs with fewer"] if fewer else []
-        lines += [f"  {self.pairs[0]:>10} pairs left out: no negative"] if self.pairs[0] else []
+        lines = [f"{self.pairs.total():,} pairs, {self.candidates.total():,} candidates, of which"]
+        reasons = {"kept": "negatives", **self.REASONS}
+        lines += [f"{self.candidates[name]:12,}  {text}" for name, text in reasons.items() if self.candidates[name]]
+        numbers = sorted(self.pairs, reverse=True)
+        for number in numbers[:SHOWN]:
+            lines.append(f"{self.pairs[number]:12,}  pairs with {number} negatives{'' if number else ', left out'}")
+        if fewer := sum(self.pairs[number] for number in numbers[SHOWN:]):
+            lines.append(f"{fewer:12,}  pairs with fewer")
         return "\n".join(lines)
 
     def refuse_nothing(self) -> None:

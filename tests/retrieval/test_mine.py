@@ -307,7 +307,9 @@ def test_the_report_accounts_for_every_candidate():
     assert report.pairs == {1: 2}
     expected = {"positive": 6, "duplicate": 2, "score": 2, "margin": 1, "rank": 2, "surplus": 1, "kept": 2}
     assert +report.candidates == expected
-    assert "2 pairs, 16 candidates, 2 negatives" in str(report)
+    assert report.candidates.total() == 2 * len(corpus)
+    assert str(report).startswith("2 pairs, 16 candidates") and "2  pairs with 1 negatives" in str(report)
+    report.pairs.update(range(100))
     assert len(str(report).splitlines()) < 24
 
 
@@ -319,7 +321,7 @@ def test_pairs_without_negatives_are_counted_and_left_out_of_the_records():
     records, report = mine(pairs, CORPUS, [table], options)
     assert [record["anchor"] for record in records] == ["r"]
     assert report.pairs == {0: 1, 3: 1}
-    assert "1 pairs left out" in str(report)
+    assert "1  pairs with 0 negatives, left out" in str(report)
 
 
 def test_if_everything_is_dropped_one_line_says_by_what():

@@ -1,0 +1,291 @@
+"""Mines hard negatives for pairs: passages that a search ranks high for a query and that are not known to be right.
+
+All positives of an anchor are known positives of that query. They, the query's own text and repeated texts (white space
+around them aside) are never its negatives. What stays of the best --rank-max others after the limits on scores is
+used, but for the first --rank-min; scores are those of --cross-encoder, or of the search itself. The passages are
+those of the corpus and all positives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import itertools
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from embed_jax.errors import InputError, exit_with_one_line, require
+from embed_jax.registry import unknown
+from scripts.commands import Parser, written_whole
+
+EXAMPLES = """--format, as training reads them; a pair without a negative is left out:
+  triplets        anchor positive negative, a line a negative
+  n-tuples        anchor positive negative_1 ... negative_k; fewer where fewer are found
+  labelled-pairs  sentence1 sentence2 label: 1 for positives, 0 for negatives
+  scored-lists    query passages scores, the positive first: for distillation
+
+examples:
+  python -m scripts.mine --pairs pairs.jsonl --corpus corpus.jsonl.gz --output mined.jsonl
+  python -m scripts.mine --beir scifact --strategy bm25,dense --model sentence-transformers/all-MiniLM-L6-v2 \\
+      --number 4 --rank-min 2 --output mined.jsonl
+  python -m scripts.mine --pairs pairs.tsv --strategy faiss --index-factory HNSW32 --model runs/quickstart/model \\
+      --relative-margin 0.05 --format triplets --output mined.jsonl
+  python -m scripts.mine --beir scifact --strategy bm25 --cross-encoder cross-encoder/ms-marco-MiniLM-L6-v2 \\
+      --max-score 0 --number 8 --sampling random --format scored-lists --output lists.jsonl
+"""
+STRATEGIES = ("bm25", "dense", "faiss")
+FORMATS = ("triplets", "n-tuples", "labelled-pairs", "scored-lists")
+Pair = dict[str, Any]
+
+
+def main() -> None:
+    args = parse(sys.argv[1:])
+    with written_whole(args.output) as beside:
+        mine_file(args, beside)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser("scripts.mine", __doc__, EXAMPLES)
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument("--pairs", help="file, directory, tfds:NAME or hf:NAME with pairs, as for training")
+    data.add_argument("--beir", help="directory in BEIR's layout (or python_docs): its pairs and its corpus")
+    parser.add_argument("--split", default="train", help="which split of either (default: train)")
+    parser.add_argument("--corpus", type=Path, help="with --pairs: a file with text and, if it has one, title")
+    parser.add_argument("--output", required=True, type=Path, help="the .jsonl file to write")
+    parser.add_argument("--format", choices=FORMATS, default="n-tuples", help="see below (default: n-tuples)")
+    search = parser.add_argument_group("search")
+    search.add_argument(
+        "--strategy",
+        default="bm25",
+        help=f"{', '.join(STRATEGIES)}, or several: bm25,dense takes turns (default: bm25)",
+    )
+    search.add_argument("--model", help="for dense and faiss: directory or hub name")
+    search.add_argument("--query-prompt", help="text before each query (default: the model's prompt 'query', if any)")
+    search.add_argument(
+        "--corpus-prompt", help="text before each passage (default: the model's 'document', 'passage' or 'corpus')"
+    )
+    search.add_argument("--index-factory", help="for faiss: IVF256,Flat, HNSW32, ... (default: Flat, exact)")
+    search.add_argument("--index-parameters", help="for faiss: settings of the search, such as nprobe=16")
+    search.add_argument("--on-disk", action="store_true", help="keep the embeddings of the corpus in a file meanwhile")
+    search.add_argument(
+        "--cross-encoder", help="directory or hub name of a model whose scores decide, not the search's"
+    )
+    choice = parser.add_argument_group("choice")
+    choice.add_argument("--number", type=int, default=1, help="negatives of a pair (default: 1)")
+    choice.add_argument("--rank-min", type=int, default=0, help="skip so many of the best (default: 0)")
+    choice.add_argument("--rank-max", type=int, default=100, help="look at so many of the best (default: 100)")
+    choice.add_argument("--min-score", type=float, default=-math.inf, help="a negative scores at least so much")
+    choice.add_argument("--max-score", type=float, default=math.inf, help="a negative scores at most so much")
+    choice.add_argument("--margin", type=float, help="a negative scores at least so much less than its positive")
+    choice.add_argument(
+        "--relative-margin", type=float, help="the same as a share of the positive's score: 0.05 as in NV-Retriever"
+    )
+    choice.add_argument(
+        "--sampling", choices=["top", "random"], default="top", help="the hardest, or any (default: top)"
+    )
+    choice.add_argument("--seed", type=int, default=0, help="of --sampling random (default: 0)")
+    args = parser.parse_args(argv)
+    args.strategy = list(dict.fromkeys(name.strip() for name in args.strategy.split(",")))
+    wrong = wrong_option(args)
+    if wrong:
+        parser.error(wrong)
+    return args
+
+
+def wrong_option(args: argparse.Namespace) -> str | None:
+    """What is wrong with the options, if something is."""
+    for name in args.strategy:
+        if name not in STRATEGIES:
+            return f"--strategy: {unknown('strategy', name, STRATEGIES)}"
+    if args.output.suffix != ".jsonl":
+        return f"--output: expected a name that ends in .jsonl, found {str(args.output)!r}"
+    if args.beir and args.corpus:
+        return "--corpus goes with --pairs; --beir has its own"
+    embeds = {"dense", "faiss"} & set(args.strategy)
+    if embeds and not args.model:
+        return f"--strategy {','.join(args.strategy)} needs --model"
+    for name, needed, wanted in (
+        ("model", embeds, "dense or faiss"),
+        ("query_prompt", embeds, "dense or faiss"),
+        ("corpus_prompt", embeds, "dense or faiss"),
+        ("on_disk", embeds, "dense or faiss"),
+        ("index_factory", "faiss" in args.strategy, "faiss"),
+        ("index_parameters", "faiss" in args.strategy, "faiss"),
+    ):
+        if getattr(args, name) and not needed:
+            return f"--{name.replace('_', '-')} goes with --strategy {wanted}"
+    if args.format == "scored-lists" and len(args.strategy) > 1 and not args.cross_encoder:
+        return "--format scored-lists: scores of several strategies cannot be compared; give one, or --cross-encoder"
+    return None
+
+
+def mine_file(args: argparse.Namespace, beside: Path) -> None:
+    """Mines and writes the records into the file `beside`."""
+    from embed_jax.retrieval.mine import Mining, Report, corpus_with, mine_negatives, records_of
+
+    options = Mining(
+        number=args.number,
+        rank_min=args.rank_min,
+        rank_max=args.rank_max,
+        score_min=args.min_score,
+        score_max=args.max_score,
+        absolute_margin=args.margin,
+        relative_margin=args.relative_margin,
+        sampling=args.sampling,
+        seed=args.seed,
+    )
+    for name, module in (("bm25", "bm25s"), ("faiss", "faiss")):
+        if name in args.strategy:
+            require(module, "search")
+    pairs, given = read_beir(args) if args.beir else (read_pairs(args), read_corpus(args.corpus) if args.corpus else [])
+    corpus = corpus_with(pairs, given)
+    known = {text.strip() for text in given}
+    added = sum(text.strip() not in known for text in corpus) if given else 0
+    score = None
+    if args.cross_encoder:
+        from embed_jax import cross_encoder
+
+        score = cross_encoder.load(args.cross_encoder).score
+    count, report = 0, Report()
+    with contextlib.ExitStack() as stack, beside.open("w", encoding="utf-8") as file:
+        searchers = make_searchers(args, corpus, stack)
+        for mined in mine_negatives(pairs, corpus, searchers, options, score=score, report=report):
+            for record in records_of(mined, args.format):
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                count += 1
+    more = f", {added} of them positives that the corpus lacked" if added else ""
+    print(report)
+    print(f"{args.output}: {count} {args.format} from {len(corpus)} passages{more}")
+
+
+def make_searchers(args: argparse.Namespace, corpus: Sequence[str], stack: contextlib.ExitStack) -> list[Any]:
+    """The searchers of --strategy; what they keep on disk goes when the stack ends."""
+    from embed_jax.retrieval.mine import bm25_searcher, dense_searcher, faiss_searcher
+
+    encode, options = (), {}
+    if args.model:
+        from scripts.evaluate import CORPUS_PROMPTS, QUERY_PROMPTS, known_prompt, load_model
+
+        model = load_model(args)
+        encode = tuple(
+            functools.partial(
+                model.encode,
+                prompt=prompt,
+                prompt_name=None if prompt is not None else known_prompt(model, names),
+                show_progress=sys.stderr.isatty(),
+            )
+            for prompt, names in ((args.query_prompt, QUERY_PROMPTS), (args.corpus_prompt, CORPUS_PROMPTS))
+        )
+        options["similarity"] = model.similarity
+    searchers = []
+    for name in args.strategy:
+        if name == "bm25":
+            searchers.append(bm25_searcher(corpus))
+            continue
+        if args.on_disk:
+            directory = stack.enter_context(tempfile.TemporaryDirectory(dir=args.output.parent, prefix=".mine."))
+            options["store"] = Path(directory) / "corpus.npy"
+        if name == "dense":
+            searchers.append(dense_searcher(*encode, corpus, **options))
+        else:
+            index = {"factory": args.index_factory or "Flat", "parameters": args.index_parameters or ""}
+            searchers.append(faiss_searcher(*encode, corpus, **options, **index))
+    return searchers
+
+
+# ---- input -----------------------------------------------------------------------------------------------------
+
+
+def read_pairs(args: argparse.Namespace) -> list[Pair]:
+    """The records of --pairs, with anchor and positive, id and group.
+
+    Raises:
+        InputError: for what are no pairs, and an empty text.
+    """
+    from embed_jax.data.pairs import KEYS, as_pairs
+    from embed_jax.data.sources import open_records, pair_columns
+
+    records = open_records(args.pairs, args.split)
+    try:
+        columns = pair_columns(records)
+    except InputError as error:
+        raise InputError(f"{args.pairs}: {error}") from None
+    pairs = as_pairs(records, columns, KEYS)
+    for number, pair in enumerate(pairs):
+        for name in ("anchor", "positive"):
+            if not isinstance(pair[name], str) or not pair[name].strip():
+                raise InputError(f"{place_of(args, number)}: empty {name}")
+    return pairs
+
+
+def place_of(args: argparse.Namespace, number: int) -> str:
+    """File and line of a record of --pairs."""
+    from embed_jax.data.sources.files import find_file, iter_lines
+
+    path = find_file(args.pairs, args.split)
+    if not path.is_file():
+        return f"{args.pairs}: record {number}"
+    line, _ = next(itertools.islice(iter_lines(path), number, None))
+    return f"{path}:{line}"
+
+
+def read_corpus(path: Path) -> list[str]:
+    """The passages of a file: title and text with a blank between, as BEIR joins them.
+
+    Raises:
+        InputError: for a line without a text, and an empty file.
+    """
+    from embed_jax.data.sources.files import iter_lines
+
+    passages = []
+    for line, record in iter_lines(path):
+        if "text" not in record:
+            raise InputError(f"{path}:{line}: no field 'text'; found {', '.join(record) or 'none'}")
+        passages.append(f"{record.get('title', '')} {record['text']}".strip())
+        if not passages[-1]:
+            raise InputError(f"{path}:{line}: empty passage")
+    if not passages:
+        raise InputError(f"{path}: empty, no passages in it")
+    return passages
+
+
+def read_beir(args: argparse.Namespace) -> tuple[list[Pair], list[str]]:
+    """A pair for each passage that is judged relevant (above 0), and the corpus.
+
+    Raises:
+        InputError: as the layout's reader; for an empty query or passage, or if nothing is relevant.
+    """
+    from embed_jax.data.sources import open_retrieval_task
+
+    corpus, queries, relevance = open_retrieval_task(args.beir, args.split)
+    for what, texts in (("corpus", corpus), ("queries", queries)):
+        empty = next((name for name, text in texts.items() if not text.strip()), None)
+        if empty is not None:
+            raise InputError(f"{place_of_id(args, what, empty)}: empty text")
+    pairs = [
+        {"anchor": queries[query], "positive": corpus[document]}
+        for query, judged in relevance.items()
+        for document, grade in judged.items()
+        if grade > 0
+    ]
+    if not pairs:
+        raise InputError(f"{args.beir}: no passage is judged relevant in the split {args.split!r}")
+    return pairs, list(corpus.values())
+
+
+def place_of_id(args: argparse.Namespace, what: str, name: str) -> str:
+    """File and line of an id in BEIR's layout."""
+    from embed_jax.data.sources.files import iter_json
+
+    path = next(path for end in ("", ".gz") if (path := Path(args.beir) / f"{what}.jsonl{end}").is_file())
+    return next(f"{path}:{line}" for line, record in iter_json(path) if record["_id"] == name)
+
+
+if __name__ == "__main__":
+    exit_with_one_line(main)
