@@ -57,8 +57,9 @@ def open_records(name: str, split: str = "train") -> Sequence[dict[str, Any]]:
 
     Args:
         name: "python_docs"; one of `recipes.recipes()`, such as "snli"; "tfds:NAME[/CONFIG][:VERSION]";
-            "hf:NAME[:CONFIG][@REVISION]" or "hf:DIRECTORY"; else a file (.jsonl, .tsv, .csv, .txt, each also .gz) or
-            a directory of files called SPLIT.jsonl and so on. A directory called like a data set is "./snli".
+            "hf:NAME[:CONFIG][@REVISION]" or "hf:DIRECTORY"; "array_record:PATTERN" or "parquet:PATTERN" for sharded
+            files, or their directory; else a file (.jsonl, .tsv, .csv, .txt, each also .gz) or a directory of files
+            called SPLIT.jsonl and so on. A directory called like a data set is "./snli".
         split: which part of it.
 
     Returns:

@@ -70,16 +70,12 @@ def read_table(path: str | Path, required: Sequence[str] = ()) -> list[Record]:
 def iter_table(path: str | Path, required: Sequence[str] = ()) -> Iterator[Record]:
     """`read_table` record by record, for files that do not fit into memory; that all is empty shows at the end."""
     required = tuple(required)
+    table = file_format(Path(path)) != ".jsonl"  # whose fields are those of its header
     count, solid = 0, False
     for line, record in iter_lines(path):
         count += 1
         required = required or kind_of(record)
-        missing = [name for name in required if name not in record]
-        if missing or not required:
-            accepted = " ".join(required) if required else "; ".join(" ".join(kind) for kind in KINDS)
-            where = line if file_format(Path(path)) == ".jsonl" else 1  # a table's fields are those of its header
-            lacks = f"no field {missing[0]!r}" if missing else "unknown fields"
-            raise InputError(f"{path}:{where}: {lacks}: found {', '.join(record) or 'none'}; accepted: {accepted}")
+        check_fields(record, required, f"{path}:{1 if table else line}")
         if "score" in record:
             finite(record["score"], f"{path}:{line}: score")
         texts = [name for name in required if name not in VALUES | LISTS.keys()]
@@ -89,6 +85,19 @@ def iter_table(path: str | Path, required: Sequence[str] = ()) -> Iterator[Recor
         raise InputError(f"{path}: empty, no records in it")
     if not solid:
         raise InputError(f"{path}: all texts are empty ({', '.join(texts)} of {count} records)")
+
+
+def check_fields(record: Record, required: Sequence[str], where: str) -> None:
+    """Checks that a record has the fields, of which there is at least one.
+
+    Raises:
+        InputError: "WHERE: no field ..." or "WHERE: unknown fields ...", with what was found and is accepted.
+    """
+    missing = [name for name in required if name not in record]
+    if missing or not required:
+        accepted = " ".join(required) if required else "; ".join(" ".join(kind) for kind in KINDS)
+        lacks = f"no field {missing[0]!r}" if missing else "unknown fields"
+        raise InputError(f"{where}: {lacks}: found {', '.join(record) or 'none'}; accepted: {accepted}")
 
 
 def read_sts(path: str | Path) -> tuple[list[str], list[str], list[float], list[str]]:
@@ -113,31 +122,44 @@ def iter_lines(path: str | Path) -> Iterator[tuple[int, Record]]:
     if kind == ".txt":
         rows: Iterable = ((line, {"text": text}) for line, text in _solid(path, _lines(path)))
     elif kind == ".jsonl":
-        rows = ((line, _strings(record, f"{path}:{line}")) for line, record in iter_json(path))
+        rows = ((line, from_json(record, f"{path}:{line}")) for line, record in iter_json(path))
     elif kind in (".tsv", ".csv"):
         rows = _table(path, _csv_rows(path) if kind == ".csv" else _tsv_rows(path))
     else:
         raise InputError(f"{path}: unknown file type; accepted are {', '.join(FORMATS)}, each also with .gz")
     for line, record in rows:
-        if any(name.startswith("negative") for name in record):
-            record = _flatten_negatives(record, f"{path}:{line}")
-        if kind_of(record) == SCORED_LIST:
-            record = record | {name: _json_list(record[name], name, f"{path}:{line}") for name in LISTS}
-            check_scored(record, f"{path}:{line}: ")
-        yield line, record
+        yield line, record if kind == ".jsonl" else _with_lists(record, f"{path}:{line}")
+
+
+def from_json(record: dict[str, Any], where: str) -> Record:
+    """The record that a JSON object stands for, as `iter_lines` gives it.
+
+    Raises:
+        InputError: "WHERE: field ..." for a value that is none for its field.
+    """
+    return _with_lists(_strings(record, where), where)
 
 
 def iter_json(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, object) of a JSONL file."""
     for line, text in _solid(path, _lines(Path(path))):
-        try:
-            record = json.loads(text)
-            json.dumps(record, ensure_ascii=False).encode()  # half a surrogate pair is no text
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}:{line}: invalid JSON: {error}") from None
-        if not isinstance(record, dict):
-            raise InputError(f"{path}:{line}: expected a JSON object, found {type(record).__name__}")
-        yield line, record
+        yield line, json_object(text, f"{path}:{line}")
+
+
+def json_object(text: str | bytes, where: str) -> dict[str, Any]:
+    """The object that JSON text spells.
+
+    Raises:
+        InputError: "WHERE: invalid JSON ..." or "WHERE: expected a JSON object ..."
+    """
+    try:
+        record = json.loads(text)
+        json.dumps(record, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: invalid JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise InputError(f"{where}: expected a JSON object, found {type(record).__name__}")
+    return record
 
 
 def file_format(path: Path) -> str:
@@ -235,6 +257,16 @@ def _strings(record: dict[str, Any], where: str) -> dict[str, Any]:
             accepted = "a string or a number" if name in VALUES else "a string"
             raise InputError(f"{where}: field {name!r} must be {accepted}, found {type(value).__name__}")
     return found
+
+
+def _with_lists(record: Record, where: str) -> Record:
+    """The record with single negatives, and with the lists of a scored list."""
+    if any(name.startswith("negative") for name in record):
+        record = _flatten_negatives(record, where)
+    if kind_of(record) == SCORED_LIST:
+        record = record | {name: _json_list(record[name], name, where) for name in LISTS}
+        check_scored(record, f"{where}: ")
+    return record
 
 
 def _flatten_negatives(record: dict[str, Any], where: str) -> Record:
