@@ -164,11 +164,13 @@ def cosine_scorer(name: str, prompt_name: str | None) -> positives.Score:
 def cross_encoder_scorer(name: str) -> positives.Score:
     """Scores pairs by a cross-encoder."""
     from embed_jax.cross_encoder import load
-
     from embed_jax.train.fit import enable_compilation_cache
 
     enable_compilation_cache()
-    return load(name).score
+    model = load(name)
+    if model.num_labels != 1:
+        raise InputError(f"--cross-encoder: {name} gives {model.num_labels} numbers for a pair, expected one")
+    return model.score
 
 
 def split(pairs: Sequence[positives.Pair], holdout: float, seed: int) -> dict[str, list[positives.Pair]]:

@@ -94,13 +94,18 @@ def test_paraphrases_by_an_embedding_model(run, tmp_path, tiny_model, sentences)
     assert f"below the threshold {np.sum(cosines < threshold)}" in out and "equal texts 1" in out
 
 
-def test_paraphrases_by_a_cross_encoder(run, tmp_path, monkeypatch):
-    model = types.SimpleNamespace(score=lambda a, b: np.array([len(y) - len(x) for x, y in zip(a, b, strict=True)]))
+def test_paraphrases_by_a_cross_encoder(run, refused, tmp_path, monkeypatch):
+    model = types.SimpleNamespace(
+        num_labels=1, score=lambda a, b: np.array([len(y) - len(x) for x, y in zip(a, b, strict=True)])
+    )
     module = types.ModuleType("embed_jax.cross_encoder")
-    module.load = {"some/model": model}.__getitem__
+    module.load = {"some/model": model, "some/nli": types.SimpleNamespace(num_labels=3)}.__getitem__
     monkeypatch.setitem(sys.modules, "embed_jax.cross_encoder", module)
     path = write(tmp_path / "a.jsonl", [{"sentence1": "a", "sentence2": "b" * n} for n in range(1, 6)])
     arguments = ("--cross-encoder", "some/model", "--threshold", -0.5, "--output", tmp_path / "out.jsonl")
+    assert "gives 3 numbers for a pair" in refused(
+        pairs, "paraphrases", "--input", path, "--cross-encoder", "some/nli", *arguments[2:]
+    )
     assert run(pairs, "paraphrases", "--input", path, *arguments)[0] == 0
     assert [row["positive"] for row in lines(tmp_path / "out.jsonl")] == ["b" * n for n in range(1, 6)]
 
