@@ -84,7 +84,7 @@ def mask_tokens(
         The group with other `token_ids`; slots to predict, as numbers in the flat [R * T], K = ceil(rate * R * T) of
         them; and which of these were chosen, the others being there only for a shape that does not change.
     """
-    ids = tokens.token_ids.reshape(-1)
+    ids = jnp.asarray(tokens.token_ids).reshape(-1)
     order_key, kind_key, random_key = jax.random.split(key, 3)
     maskable = (tokens.sentence < tokens.sentences).reshape(-1)
     maskable &= ~jnp.isin(ids, jnp.asarray(special_ids, ids.dtype))
@@ -129,7 +129,7 @@ def mlm_auxiliary(encoder: Encoder, mask_id: int, special_ids: Sequence[int], ra
         hidden = encoder.hidden(encoder_params, masked, dropout_key, **more)
         states = hidden.reshape(-1, hidden.shape[-1])[slots].astype(jnp.float32)
         logits = head_logits(config, params, states, encoder_params["backbone"]["embeddings"]["token"])
-        wanted = tokens.token_ids.reshape(-1)[slots]
+        wanted = jnp.asarray(tokens.token_ids).reshape(-1)[slots]
         entropy = jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, wanted[:, None], axis=-1)[:, 0]
         correct = jnp.argmax(logits, axis=-1) == wanted
         counts = chosen.astype(jnp.float32)

@@ -112,8 +112,9 @@ def test_a_slot_is_as_old_as_its_number_says(encoder, momentum):
             assert metrics[now]["queue/age"] == pytest.approx(np.mean(ages) if ages else 0.0)
 
 
-@pytest.mark.parametrize("devices,fsdp,form", [(8, 1, "dense"), (8, 2, "ring"), (1, 1, "tiled")])
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize(
+    "devices,fsdp,form,momentum", [(8, 1, "dense", 0.0), (8, 2, "ring", 0.9), (1, 1, "tiled", 0.9)]
+)
 def test_devices_and_forms_do_not_matter(encoder, devices, fsdp, form, momentum):
     expected, expected_metrics = run(encoder=encoder, momentum=momentum)
     found, metrics = run(encoder=encoder, devices=devices, fsdp=fsdp, form=form, momentum=momentum)
