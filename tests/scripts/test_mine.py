@@ -65,6 +65,23 @@ def test_dense_search_is_the_models_and_scored_lists_carry_its_similarities(run,
     assert fields.score is not None
 
 
+def test_a_cross_encoder_scores_lists_and_decides(run, files, tmp_path, monkeypatch):
+    pytest.importorskip("bm25s")
+
+    class Stub:
+        def score(self, queries, passages):
+            return np.array([-len(passage) for passage in passages], np.float32)
+
+    monkeypatch.setattr("embed_jax.cross_encoder.load", lambda name: {"stub": Stub()}[name])
+    output = tmp_path / "lists.jsonl"
+    choice = ("--cross-encoder", "stub", "--margin", "1", "--number", "3", "--format", "scored-lists")
+    assert run(mine, *files[0], *choice, "--output", output)[0] == 0
+    for record in read(output):
+        positive, *negatives = record["scores"]
+        assert record["scores"] == [-len(passage) for passage in record["passages"]]
+        assert negatives == sorted(negatives, reverse=True) and max(negatives) <= positive - 1
+
+
 @pytest.mark.parametrize("form", mine.FORMATS)
 def test_beir_and_formats(run, beir, tmp_path, tiny_model, form):
     output = tmp_path / "mined.jsonl"
