@@ -314,12 +314,14 @@ def check_same(config: Any, workdir: Path) -> None:
 
 def measures(workdir: Path) -> dict[str, float]:
     """The mean loss of the last tenth of the steps, and the last evaluation, of a run that has ended."""
-    if not (workdir / "model").is_dir():
-        raise InputError(f"--against: expected the work directory of a run, found no {workdir / 'model'}")
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    path = workdir / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
     losses = [line["loss"] for line in lines if "loss" in line]
+    if not losses or not (workdir / "model").is_dir():
+        raise InputError(f"--against: expected a run that has ended, found {workdir} without model or metrics.jsonl")
     last = losses[-math.ceil(len(losses) / 10) :]
     found = {name: value for line in lines for name, value in line.items() if name.startswith("sts/")}
+    found = {name: math.nan if value is None else value for name, value in found.items()}
     return {"loss": sum(last) / len(last), **found}
 
 
@@ -327,7 +329,7 @@ def print_comparison(runs: dict[int, tuple[dict[str, float], dict[str, float]]])
     """A row for each measure and seed, ours and theirs, and their means over several seeds."""
     rows = []
     for name in next(iter(runs.values()))[1]:
-        pairs = {str(seed): (ours[name], theirs[name]) for seed, (ours, theirs) in runs.items()}
+        pairs = {str(seed): (ours.get(name, math.nan), theirs[name]) for seed, (ours, theirs) in runs.items()}
         if len(pairs) > 1:
             pairs["mean"] = tuple(sum(column) / len(column) for column in zip(*pairs.values(), strict=True))
         rows += [[name, seed, f"{a:.4f}", f"{b:.4f}", f"{a - b:+.4f}"] for seed, (a, b) in pairs.items()]

@@ -204,7 +204,7 @@ def test_a_table_of_two_seeds(command, tmp_path):
     [
         (["--seeds=0,x"], "--seeds: expected whole numbers"),
         (["--experiment=none"], "--experiment: invalid choice: 'none'"),
-        (["--against=nowhere"], "found no nowhere/model"),
+        (["--against=nowhere"], "found nowhere without model or metrics"),
         (["--config.batch.sizes=3"], "unknown config field"),
         (["--config.eval.patience=3"], "config.eval.patience=3: not trained with sentence-transformers"),
         (["--config.eval.metric=retrieval/ndcg@10"], "config.eval.metric: 'retrieval/ndcg@10' is not measured"),
