@@ -28,7 +28,7 @@ class Model:
     mlp: str = ""  # "": none; "kept": SimCSE's tanh layer; "training": only in training, dropped from the result
     dropout: float = -1.0  # of hidden states and attention; -1: the model's own
     compute_dtype: str = "auto"  # "auto": bfloat16 on GPU and TPU, float32 on CPU
-    same_mask: bool = False  # anchor and positive see the same dropout mask (SimCSE's "fixed 0.1")
+    same_mask_columns: int = 0  # texts of an example that share a dropout mask: 2 is SimCSE's "fixed 0.1"; 0: none
     remat: str = "none"  # "none" or "layer": recompute each layer in the backward pass
     guide: str = ""  # a model that losses ask which negatives are false (gist); "": none
     teacher: str = ""  # a model whose embeddings are to be imitated (distillation); "": none
@@ -36,7 +36,9 @@ class Model:
 
 @dataclasses.dataclass
 class Data:
-    train: str = ""  # python_docs, tfds:NAME, hf:NAME, beir:DIRECTORY, a recipe's name, or a path to .jsonl, .tsv, .csv, .txt (.gz)
+    # python_docs, a recipe's name, tfds:NAME, hf:NAME, beir:DIRECTORY, parquet:FILES, array_record:FILES, stream:FILE,
+    # or a path to .jsonl, .tsv, .csv, .txt (.gz)
+    train: str = ""
     split: str = "train"
     validation_split: str = ""  # split of `train` whose loss is logged beside the training loss; "": none
     holdout: float = 0.0  # share of the pairs for validation, and again for test, split by us; 0: the source has splits
@@ -44,6 +46,7 @@ class Data:
     limit: int = 0  # the first so many records; 0: all
     exclude: str = ""  # files with commas between: records with a text that stands in one of them are left out
     score_max: float = 1.0  # scores are divided by it: 5 for STS-B
+    window: int = 10_000  # of a source that is read one by one ("stream:FILE"): records shuffled together
     consistency: int = 0  # retrieval: a pair stays if its positive is among so many found for its anchor; 0: all stay
     max_length: int = 128  # tokens a text is cut to, special tokens included
     anchor_prompt: str = ""
@@ -227,6 +230,8 @@ RANGES = {
     "model.dropout": (-1.0, 0.99, False),
     "data.holdout": (0, 0.4, False),
     "data.limit": (0, math.inf, False),
+    "data.window": (1, math.inf, False),
+    "model.same_mask_columns": (0, math.inf, False),
     "data.consistency": (0, math.inf, False),
     "data.max_length": (2, math.inf, False),
     "mixture.temperature": (0, math.inf, True),

@@ -8,6 +8,7 @@ model before, the model after and BM25, and says whether to adopt the new one. E
 directory: model, metrics.jsonl, mined negatives, comparison.json, curves.png, comparison.png.
 """
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ from embed_jax.sentence import SentenceEncoder, load
 from embed_jax.train import fit, loop
 from embed_jax.train.mining import mined_sources
 from embed_jax.train.plots import plot_curves
-from embed_jax.train.sources import ONLY, Sources, open_mixture, training_loss
+from embed_jax.train.sources import ONLY, Sources, open_mixture, open_source, training_loss
 
 
 def run(config: configs.Experiment, workdir: Path) -> loop.Result:
@@ -82,19 +83,20 @@ def read_data(config: configs.Experiment, workdir: Path):
     if vars(config.mixture.sources):
         return open_mixture(config), [], tasks
 
-    records = open_records(data.train, data.split)
-    records = records[: data.limit or None]
+    source = open_source(data)
+    records = source.records
     validation: Sequence = []
     if data.holdout:  # our own splits of one file of pairs
         sides = pairs.split_pairs(pairs.as_pairs(records, pair_columns(records), pairs.CARRIED), data.holdout)
         others = read_texts(data.corpus) if data.corpus else []
         tasks |= {split: pairs.retrieval_task(sides[split], others) for split in ("validation", "test")}
         records, validation = sides["train"], sides["validation"]
+        source = Source(records, record_fields(records))
     elif data.validation_split:
         validation = open_records(data.train, data.validation_split)
     print(f"data: {len(records)} training pairs, {len(validation)} validation pairs", flush=True)
     if not (config.mine.strategy or data.consistency):
-        return {ONLY: Source(records, record_fields(records))}, validation, tasks
+        return {ONLY: dataclasses.replace(source, records=records)}, validation, tasks
     return mined(config, records, workdir), validation, tasks
 
 

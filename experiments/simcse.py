@@ -6,22 +6,23 @@ Each sentence is encoded twice in one batch; the two copies see different dropou
 batch is a negative. With `model.mlp="training"` the MLP over [CLS] is dropped from the result, as in the paper.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from embed_jax import config as configs
+from embed_jax.data.augment import augment_text, build_augmentation
 from embed_jax.data.pipeline import Source
 from embed_jax.data.sources import RecordFields, open_records
 from embed_jax.data.sources.files import read_sts
 from embed_jax.errors import InputError, exit_with_one_line
 from embed_jax.evals.sts import sts_evaluator
 from embed_jax.train import fit, loop
-from embed_jax.train.sources import ONLY
+from embed_jax.train.sources import ONLY, read_records
 
 
 def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     # Data: sentences, one a record.
-    records = open_records(config.data.train, config.data.split)
-    records = records[: config.data.limit or None]
+    records = read_records(config.data)
     if "text" not in records[0]:
         raise InputError(f"{config.data.train}: expected records with a text, found the fields {', '.join(records[0])}")
     validation = open_records(config.data.train, config.data.validation_split) if config.data.validation_split else []
@@ -31,14 +32,29 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     if config.eval.sts:
         evaluators["sts"] = sts_evaluator(*read_sts(config.eval.sts))
 
-    # Training: the same sentence twice.
+    # Training: the same sentence twice, the second time changed if an augmentation is asked for.
+    fields = RecordFields(lambda record: (record["text"], record["text"]))
     return fit.fit(
         config,
         workdir,
-        sources={ONLY: Source(records, RecordFields(lambda record: (record["text"], record["text"])))},
+        sources={ONLY: Source(records, fields, augment=augmentation(config))},
         evaluators=evaluators,
         validation=validation,
     )
+
+
+def augmentation(config: configs.Experiment) -> Callable[[str, int, int, int], str] | None:
+    """What happens to the positives: a function of the run's seed, the step and the record."""
+    if not config.data.augment:
+        return None
+    change = build_augmentation(config.data.augment)
+
+    def augment(text: str, column: int, record: int, step: int) -> str:
+        if column == 0:
+            return text
+        return augment_text(change, text, seed=config.train.seed, step=step, record=record, column=column)
+
+    return augment
 
 
 def main() -> None:

@@ -1,7 +1,6 @@
 """Several data sets in one run, each with the loss that suits it: NLI triplets, duplicate questions, graded pairs.
 
-    python -m experiments.nli --config=configs/nli/mixture.py --config.mixture.sources.sts.train=stsb/train.tsv \
-        --config.eval.sts=stsb/dev.tsv --workdir=runs/mixture
+    python -m experiments.nli --config=configs/nli/mixture.py --config.eval.sts=stsb/dev.tsv --workdir=runs/mixture
 
 Each batch is from one data set (`mixture.batches`), drawn by size^(1/2) (`mixture.sampling`, `mixture.temperature`), so
 that the small one is seen more often than its share. No published table has this mixture.
@@ -18,7 +17,7 @@ def get_config(cut: str = "") -> Experiment:
     config.model.pooling = "mean"
     config.mixture.sources.nli = Source("allnli")
     config.mixture.sources.questions = Source("qqp", loss="online_contrastive", loss_weight=0.5)
-    config.mixture.sources.sts = Source("stsb", loss="cosent", score_max=5.0)
+    config.mixture.sources.sts = Source("stsb", loss="cosent")
     config.mixture.sampling = "temperature"
     config.mixture.temperature = 2.0
     config.data.max_length = 64

@@ -50,7 +50,6 @@ def regression() -> Experiment:
     config = Experiment()
     config.model.name = ""
     config.data.train = "stsb"
-    config.data.score_max = 5.0
     config.batch.size = 16
     config.loss.name = "cosine_mse"
     config.optim.learning_rate = 2e-5

@@ -50,9 +50,12 @@ class Source:
         return texts
 
 
+Example = tuple[Source, int, int, Record]  # with the numbers of the data set, and of the record in it
+
+
 @dataclasses.dataclass(frozen=True)
 class BatchMaker:
-    """Makes a batch of records into tokens and hashes; see `training_batches` for the fields."""
+    """Makes a batch of records into tokens and hashes; see `batch_maker` for the fields."""
 
     sources: Sequence[Source]
     firsts: Sequence[int]
@@ -65,14 +68,30 @@ class BatchMaker:
     row_length: int
     rows: int | None
     include_prompt: bool
+    shard: tuple[int, int]
 
     def __call__(self, numbers: Int[np.ndarray, " B"], step: int) -> Batch:
+        """The batch of these records, numbered over all data sets: this host's share of it."""
+        numbers = numbers[self._own(len(numbers))]
         which = np.searchsorted(self.firsts, numbers, side="right") - 1
-        found = [
-            (self.sources[source], int(source), int(number) - self.firsts[source])
-            for source, number in zip(which.tolist(), numbers.tolist(), strict=True)
+        places = (numbers - np.array(self.firsts)[which]).tolist()
+        examples = [
+            (self.sources[source], source, place, self.sources[source].records[place])
+            for source, place in zip(which.tolist(), places, strict=True)
         ]
-        examples = [(source, number, index, source.records[index]) for source, number, index in found]
+        return self._batch(examples, step)
+
+    def of_records(self, records: Sequence[tuple[int, Record]], step: int) -> Batch:
+        """The batch of these records of the only data set, each with its number: this host's share of it."""
+        own = records[self._own(len(records))]
+        return self._batch([(self.sources[0], 0, number, record) for number, record in own], step)
+
+    def _own(self, size: int) -> slice:
+        host, hosts = self.shard
+        return slice(host * size // hosts, (host + 1) * size // hosts)
+
+    def _batch(self, examples: Sequence[Example], step: int) -> Batch:
+        which = np.array([number for _, number, _, _ in examples])
         rows = [self._texts(source, index, record) for source, _, index, record in examples]
         hashes = np.array([[text_hash(text) for text in row] for row in rows], np.uint32)  # [B, C, 2]
         present = np.array([[text is not None for text in row] for row in rows])
@@ -110,7 +129,7 @@ class BatchMaker:
             raise InputError(f"record {index} has {len(texts)} texts, others have {self.num_columns}")
         return texts + [None] * (self.num_columns - len(texts))
 
-    def _keys(self, examples: Sequence[tuple[Source, int, int, Record]]) -> UInt32[np.ndarray, "B L 2"]:
+    def _keys(self, examples: Sequence[Example]) -> UInt32[np.ndarray, "B L 2"]:
         """Hashes of ids and groups, which mean something within their data set only."""
         found = np.zeros((len(examples), self.num_keys, 2), np.uint32)
         for place, (source, number, index, record) in enumerate(examples):
@@ -145,9 +164,20 @@ class BatchMaker:
         )
 
 
-def training_batches(
+def training_batches(make: BatchMaker, order: Order) -> Any:
+    """An endless grain MapDataset whose element `[step]` is the batch of that step, a function of (order, step).
+
+    Args:
+        make: see `batch_maker`.
+        order: which records a batch has, numbered over all data sets; see `order.make_order`.
+    """
+    import grain
+
+    return grain.MapDataset.range(ENDLESS).map(lambda step: make(order[step], step))
+
+
+def batch_maker(
     sources: Sequence[Source],
-    order: Order,
     *,
     tokenizers: Mapping[str, Tokenizer],
     batch_size: int,
@@ -157,12 +187,11 @@ def training_batches(
     include_prompt: bool = True,
     shard: tuple[int, int] = (0, 1),
     shares: int = 0,
-) -> Any:
-    """An endless grain MapDataset whose element `[step]` is the batch of that step, a function of (order, step).
+) -> BatchMaker:
+    """What makes batches of records.
 
     Args:
         sources: the data sets; with more than one, batches tell which one an example is from.
-        order: which records a batch has, numbered over all data sets; see `order.make_order`.
         tokenizers: by name; "encoder" is the trained model's own, whose token counts decide the dealing to groups.
             Others see the same texts without prompts, in rows as long as their own limit if that is longer.
         batch_size: B, examples over all hosts.
@@ -179,9 +208,7 @@ def training_batches(
         InputError: sizes that do not divide, an option out of place; in a batch, a record that lacks a text or has
             another number of scores or keys than the first of its data set.
     """
-    import grain
-
-    host, hosts = shard
+    hosts = shard[1]
     if "encoder" not in tokenizers:
         raise InputError(f"tokenizers: expected one called 'encoder', found {', '.join(tokenizers) or 'none'}")
     if batch_size % groups or groups % hosts:
@@ -215,7 +242,7 @@ def training_batches(
         )
         for source in sources
     ]
-    make = BatchMaker(
+    return BatchMaker(
         sources=checked,
         firsts=np.cumsum([0, *(len(source.records) for source in sources[:-1])]).tolist(),
         tokenizers=cut,
@@ -227,9 +254,8 @@ def training_batches(
         row_length=row_length,
         rows=rows,
         include_prompt=include_prompt,
+        shard=shard,
     )
-    own = slice(host * batch_size // hosts, (host + 1) * batch_size // hosts)
-    return grain.MapDataset.range(ENDLESS).map(lambda step: make(order[step][own], step))
 
 
 def most_texts(source: Source) -> int:

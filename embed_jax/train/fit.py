@@ -17,8 +17,10 @@ import numpy as np
 
 from embed_jax.config import Experiment, load
 from embed_jax.config import Loss as LossConfig
-from embed_jax.data.order import make_order
-from embed_jax.data.pipeline import fingerprint, prefetch, training_batches
+from embed_jax.data.order import Order, make_order
+from embed_jax.data.pipeline import BatchMaker, batch_maker, fingerprint, most_texts, prefetch, training_batches
+from embed_jax.data.stream import Stream, made_ahead, stream_batches
+from embed_jax.encoders.mlm import mlm_auxiliary
 from embed_jax.errors import InputError
 from embed_jax.losses.compose import LossFunction
 from embed_jax.losses.expression import arguments_of
@@ -33,13 +35,14 @@ from embed_jax.parallel.mesh import (
     split_groups,
     state_shardings,
 )
+from embed_jax.parallel.queue import init_queue
 from embed_jax.train import loop
 from embed_jax.train.optim import make_optimizer, make_schedule
 from embed_jax.train.sources import Sources, for_loss, training_loss, training_order
 from embed_jax.train.start import Start, frozen_models, start_from, training_prompts
 from embed_jax.train.step import init_state, make_train_step
 from embed_jax.train.workdir import open_workdir
-from embed_jax.types import Batch, Params, TrainState
+from embed_jax.types import Auxiliary, Batch, Params, TrainState
 
 Encode = Callable[[Sequence[str]], np.ndarray]
 Evaluator = Callable[[Encode], Mapping[str, float]]
@@ -79,13 +82,19 @@ def fit(
     start.sentence.similarity = config.loss.similarity or "cosine"
     prompts = _settle_prompts(config, start)
     found = for_loss(found, loss, config, prompts)
+    texts = max(map(most_texts, found.values()))
+    if config.model.same_mask_columns not in (0, texts):
+        found_columns = config.model.same_mask_columns
+        raise InputError(
+            f"config.model.same_mask_columns: expected 0 or {texts}, the texts of an example, found {found_columns}"
+        )
 
     # The batches: a pure function of (seed, step).
     shares = config.batch.shares or jax.process_count()
     longest = max(source.max_length or config.data.max_length for source in found.values())
     _check_length(longest, start.encoder.config.max_length)
-    make_batches = functools.partial(
-        training_batches,
+    maker = functools.partial(
+        batch_maker,
         tokenizers={
             "encoder": start.sentence.tokenizer.cut_at(longest),
             **{name: other.tokenizer for name, other in frozen.items()},
@@ -98,8 +107,9 @@ def fit(
         include_prompt=start.sentence.include_prompt,
         shard=(jax.process_index(), jax.process_count()),
     )
-    order = training_order(found, config)
-    num_steps = config.train.steps or order.count(config.train.epochs)
+    streamed = next((source for source in found.values() if isinstance(source.records, Stream)), None)
+    order = None if streamed else training_order(found, config)
+    num_steps = config.train.steps or _steps_of(order, config)
     # No batch whose gradient would never be used.
     num_steps = max(num_steps // config.optim.accumulate, 1) * config.optim.accumulate
 
@@ -107,10 +117,19 @@ def fit(
     num_updates = num_steps // config.optim.accumulate
     optimizer = make_optimizer(config.optim, num_updates)
     schedule = make_schedule(config.optim, num_updates)
-    loss_key = jax.random.fold_in(jax.random.key(config.train.seed), 2)
-    params = {"encoder": start.params, "loss": loss.init(start.encoder.dim, loss_key)}
+    key = jax.random.key(config.train.seed)
+    params = {"encoder": start.params, "loss": loss.init(start.encoder.dim, jax.random.fold_in(key, 2))}
+    auxiliary = {}
+    if config.loss.mlm:
+        auxiliary["mlm"] = (config.loss.mlm, _mlm(start))
+        params["auxiliary"] = {"mlm": auxiliary["mlm"][1].init(jax.random.fold_in(key, 3))}
+    extra = {}
+    if config.queue.size:
+        if not loss.about.queue:
+            raise InputError(f"config.queue.size: the loss {config.loss.name!r} has no use for a queue of negatives")
+        extra = init_queue(config.queue.size, start.encoder.dim, params["encoder"], config.queue.momentum)
     specs = param_specs(params, [(f"encoder/{path}", axes) for path, axes in start.encoder.sharding], mesh)
-    state = init_state(params, optimizer, {name: other.params for name, other in frozen.items()})
+    state = init_state(params, optimizer, {name: other.params for name, other in frozen.items()}, extra)
     shardings = state_shardings(state, optimizer, specs, mesh)
     state = place(state, shardings)
     objective = global_loss(
@@ -121,6 +140,7 @@ def fit(
         specs=specs,
         fsdp_gather=config.train.fsdp_gather,
         frozen={name: other.encoder for name, other in frozen.items()},
+        auxiliary=auxiliary,
     )
 
     # What is measured on the way.
@@ -129,7 +149,7 @@ def fit(
         (only,) = found.values()
         only = dataclasses.replace(only, records=validation)
         held_out_order = make_order([len(validation)], config.batch.size, seed=0)
-        held_out_batches = make_batches([only], held_out_order)
+        held_out_batches = training_batches(maker([only]), held_out_order)
         few = min(VALIDATION_BATCHES, held_out_order.count(1))
         held_out = _mean_loss(objective, [held_out_batches[step] for step in range(few)], mesh)
     elif len(validation) and is_first_host():
@@ -146,6 +166,9 @@ def fit(
 
     def batches(start_step: int, state: TrainState) -> Iterator[tuple[int, Batch]]:
         """Those from a step on, up to the next time that the data are renewed."""
+        if streamed:
+            yield from streamed_batches(maker([streamed]), config, start_step, num_steps)
+            return
         every = (config.mine.every if callable(sources) else 0) or num_steps
         since = start_step // every * every
         now, now_order = found, order
@@ -153,7 +176,7 @@ def fit(
             now = for_loss(sources_at(since, encode_with(state)), loss, config, prompts)
             now_order = training_order(now, config)
         yield from prefetch(
-            make_batches(list(now.values()), now_order), start_step, num_steps=min(since + every, num_steps)
+            training_batches(maker(list(now.values())), now_order), start_step, num_steps=min(since + every, num_steps)
         )
 
     def save_model(params: Params, directory: Path) -> None:
@@ -168,7 +191,7 @@ def fit(
             config,
             workdir,
             state=state,
-            step_fn=make_train_step(objective, optimizer, shardings),
+            step_fn=make_train_step(objective, optimizer, shardings, config.queue.momentum),
             batches=batches,
             num_steps=num_steps,
             learning_rate=lambda step: schedule(step // config.optim.accumulate),
@@ -197,6 +220,30 @@ def _check_loss(config: Experiment, loss: LossFunction, given: Mapping, sources:
     for need in ("guide", "teacher"):
         if need in loss.about.needs and need not in frozen:
             raise InputError(f"config.model.{need}: the loss {config.loss.name!r} needs a {need} model, found ''")
+
+
+def streamed_batches(make: BatchMaker, config: Experiment, start: int, num_steps: int) -> Iterator[tuple[int, Batch]]:
+    """(step, batch) of a stream from a step on, made ahead of the consumer."""
+    (source,) = make.sources
+    batches = stream_batches(
+        source.records, config.batch.size, window=config.data.window, seed=config.train.seed, start=start
+    )
+    steps = range(start, num_steps)
+    yield from made_ahead((step, make.of_records(records, step)) for step, records in zip(steps, batches))  # noqa: B905
+
+
+def _steps_of(order: Order | None, config: Experiment) -> int:
+    if order is None:
+        raise InputError("config.train.steps: a stream has no known end, set the number of steps; found 0")
+    return order.count(config.train.epochs)
+
+
+def _mlm(start: Start) -> Auxiliary:
+    """Masked language modelling with the tokenizer's own mask."""
+    hf = start.sentence.tokenizer.hf
+    if hf.mask_token_id is None:
+        raise InputError("config.loss.mlm: the tokenizer has no mask token")
+    return mlm_auxiliary(start.encoder, hf.mask_token_id, hf.all_special_ids)
 
 
 def _check_length(longest: int, positions: int) -> None:

@@ -169,5 +169,3 @@ def _write(file: Path, records: Sequence[Mapping[str, Any]]) -> None:
         for record in records:
             lines.write(json.dumps(record, ensure_ascii=False) + "\n")
     os.replace(beside, file)
-
-

@@ -12,8 +12,9 @@ from embed_jax.config import Source as SourceConfig
 from embed_jax.data.order import Order, make_order
 from embed_jax.data.pairs import looked_at, of_record
 from embed_jax.data.pipeline import Source, most_texts, things_of
-from embed_jax.data.sources import RecordFields, open_records, record_fields
+from embed_jax.data.sources import RecordFields, iter_records, open_records, record_fields
 from embed_jax.data.sources.files import VALUES
+from embed_jax.data.stream import Stream, open_stream
 from embed_jax.errors import InputError
 from embed_jax.losses.base import About
 from embed_jax.losses.compose import LossFunction, per_dataset, weighted_sum
@@ -45,7 +46,7 @@ def open_source(settings: DataConfig | SourceConfig, name: str = "data") -> Sour
     Args:
         name: of the data set, for what is said of it.
     """
-    records = open_records(settings.train, settings.split)[: settings.limit or None]
+    records = read_records(settings)
     columns = getattr(settings, "columns", "")
     fields = named_fields(records, columns) if columns else record_fields(records)
     if settings.exclude:
@@ -54,6 +55,24 @@ def open_source(settings: DataConfig | SourceConfig, name: str = "data") -> Sour
         if is_first_host():
             print(f"{name}: {every - len(records)} of {every} records left out for a text of {settings.exclude}")
     return Source(records, scaled(fields, settings.score_max), max_length=getattr(settings, "max_length", 0))
+
+
+def read_records(settings: DataConfig | SourceConfig) -> Sequence[Mapping[str, Any]]:
+    """The records that a config names, or a stream of them."""
+    if settings.train.startswith("stream:"):
+        return _open_stream(settings)
+    return open_records(settings.train, settings.split)[: settings.limit or None]
+
+
+def _open_stream(settings: DataConfig | SourceConfig) -> Stream:
+    """Records read one after the other; the only data set of a run."""
+    if not isinstance(settings, DataConfig):
+        raise InputError(f"{settings.train}: a mixture takes data sets with random access, not a stream")
+    for field in ("exclude", "limit", "consistency"):
+        if getattr(settings, field) != getattr(DataConfig(), field):
+            raise InputError(f"config.data.{field}: not for a stream, {settings.train}")
+    name = settings.train.removeprefix("stream:")
+    return open_stream(lambda: iter_records(name, settings.split), name)
 
 
 def without_texts(

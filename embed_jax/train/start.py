@@ -73,7 +73,7 @@ def start_from(model: Model, max_length: int, seed: int, devices: int = 0) -> St
 
     training, params = _with_mlp(spec, params, key) if model.mlp else (spec, params)
     dtype = _compute_dtype(model.compute_dtype)
-    encoder = build_encoder(training, compute_dtype=dtype, remat=model.remat)
+    encoder = build_encoder(training, compute_dtype=dtype, remat=model.remat, same_mask_columns=model.same_mask_columns)
     result = training if model.mlp == "kept" else spec
     return Start(
         encoder, params, SentenceEncoder(result, params, tokenizer, compute_dtype=dtype, devices=devices, **prompts)

@@ -13,7 +13,7 @@ import pytest
 
 from embed_jax.data.order import make_order
 from embed_jax.data.pairs import text_hash
-from embed_jax.data.pipeline import Source, fingerprint, prefetch, training_batches
+from embed_jax.data.pipeline import Source, batch_maker, fingerprint, prefetch, training_batches
 from embed_jax.data.sources import RecordFields, pair_columns
 from embed_jax.data.tokenize import load_tokenizer
 from embed_jax.errors import InputError
@@ -34,7 +34,7 @@ def make(records, tokenizer_directory):
         source = Source(changes.pop("records", records), RecordFields(**fields), prompts)
         settings = {"tokenizers": {"encoder": load_tokenizer(tokenizer_directory, 32)}, "groups": 2, "row_length": 32}
         order = make_order([len(source.records)], batch_size, seed)
-        return training_batches([source], order, batch_size=batch_size, **(settings | changes))
+        return training_batches(batch_maker([source], batch_size=batch_size, **(settings | changes)), order)
 
     return batches
 
@@ -74,13 +74,14 @@ def test_same_step_same_batch_in_another_process(make, made_records, tokenizer_d
     program = f"""
 import jax, hashlib, numpy as np
 from embed_jax.data.order import make_order
-from embed_jax.data.pipeline import Source, training_batches
+from embed_jax.data.pipeline import Source, batch_maker, training_batches
 from embed_jax.data.sources import RecordFields, pair_columns
 from embed_jax.data.tokenize import load_tokenizer
 records = {made_records(COUNT)!r}
 source = Source(records, RecordFields(pair_columns(records)))
-ds = training_batches([source], make_order([len(records)], {BATCH}, 0), batch_size={BATCH}, groups=2, row_length=32,
+make = batch_maker([source], batch_size={BATCH}, groups=2, row_length=32,
     tokenizers={{"encoder": load_tokenizer({str(tokenizer_directory)!r}, 32)}})
+ds = training_batches(make, make_order([len(records)], {BATCH}, 0))
 print(hashlib.sha256(b"".join(np.ascontiguousarray(leaf).tobytes() for leaf in jax.tree.leaves(ds[11]))).hexdigest())
 """
     other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
