@@ -11,8 +11,8 @@ TABLE.py is a Python file; its docstring says what the table is and how to launc
   X, LINES = "data.limit", "model.dropout"         optional, for --plot: against what; a line for each value of what
 
 The metrics of a run are those last written to its metrics.jsonl; `best`; of comparison.json "test/ndcg@10" and so on,
-with "test/before/..." and "test/bm25/..."; the numbers of results.json. Runs that are over are not run again: the same
-command goes on with a table that was stopped.
+with "test/before/..." and "test/bm25/..."; the numbers of results.json; with --evaluate "evaluated/ndcg@10" and so on. Runs
+that are over are not run again: the same command goes on with a table that was stopped.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import shlex
 import statistics
 import sys
 from collections.abc import Sequence
@@ -35,6 +36,7 @@ EXAMPLES = """examples:
   python -m scripts.ablate dropout.py --output dropout.json
   python -m scripts.ablate dropout.py --rows "p = 0.0,p = 0.1" --seeds 0 --config.train.steps=20 --workdir runs/try
   python -m scripts.ablate data_size.py --plot data_size.png
+  python -m scripts.ablate negatives.py --evaluate "--task retrieval --data scifact"
 """
 PICTURES = (".png", ".pdf", ".svg")
 
@@ -46,7 +48,7 @@ def main() -> None:
         require("matplotlib", "plots")
         if not table.x:
             raise InputError(f"{table.file}: --plot needs X, the config field to draw the metrics against")
-    runs = plan(table, args.rows, args.seeds, args.overrides, args.workdir)
+    runs = plan(table, args.rows, args.seeds, args.overrides, args.workdir, args.evaluate)
     with contextlib.ExitStack() as stack:
         output = stack.enter_context(written_whole(args.output)) if args.output else None
         picture = stack.enter_context(written_whole(args.plot)) if args.plot else None
@@ -72,6 +74,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rows", help="some of the rows, separated by commas (default: all)")
     parser.add_argument("--seeds", default="0,1,2", help="values of config.train.seed (default: 0,1,2)")
     parser.add_argument("--workdir", type=Path, help="where the runs go, as ROW/SEED (default: runs/ablate/TABLE)")
+    parser.add_argument(
+        "--evaluate", type=shlex.split, default=[], help="options of scripts.evaluate, which then judges each model"
+    )
     parser.add_argument("--output", type=Path, help="JSON file with every run's numbers")
     parser.add_argument("--plot", type=Path, help=f"picture of the metrics against X ({', '.join(PICTURES)})")
     parser.usage = parser.format_usage().removeprefix("usage: ").rstrip() + " [--config.FIELD=VALUE ...]"

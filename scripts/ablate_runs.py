@@ -19,6 +19,7 @@ from embed_jax.errors import InputError, one_line
 from embed_jax.registry import unknown
 
 OVER = "ablate.json"  # in a run's directory once it is over: its settings
+EVALUATED = "evaluated.json"  # what scripts.evaluate says of its model
 
 # ---- the table -------------------------------------------------------------------------------------------------
 
@@ -89,6 +90,7 @@ class Run:
 
     Attributes:
         settings: all fields of its config.
+        evaluate: the command that judges its model afterwards; empty: none.
         metrics: what it measured; empty before it is over.
         error: why it is not over, in a line.
     """
@@ -98,17 +100,24 @@ class Run:
     workdir: Path
     command: list[str]
     settings: dict[str, Any]
+    evaluate: list[str]
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
     error: str = ""
 
 
 def plan(
-    table: Table, rows: Sequence[str] | None, seeds: Sequence[int], overrides: Mapping[str, str], workdir: Path
+    table: Table,
+    rows: Sequence[str] | None,
+    seeds: Sequence[int],
+    overrides: Mapping[str, str],
+    workdir: Path,
+    evaluate: Sequence[str] = (),
 ) -> list[Run]:
     """The runs of the asked rows (None: all), whose configs are all read before the first one starts.
 
     Args:
         overrides: config fields that the command line sets, for all rows.
+        evaluate: options of scripts.evaluate for each model; none: not evaluated.
 
     Raises:
         InputError: for an unknown row or experiment, and what its config says is wrong.
@@ -134,7 +143,9 @@ def plan(
             except InputError as error:
                 raise InputError(f"row {row!r}: {error}") from error
             settings = configs.flatten(config)
-            runs.append(Run(row, seed, directory, [sys.executable, "-m", module, *arguments], settings))
+            judge = [sys.executable, "-m", "scripts.evaluate", "--model", str(directory / "model"), *evaluate]
+            judge = [*judge, "--output", str(directory / EVALUATED)] if evaluate else []
+            runs.append(Run(row, seed, directory, [sys.executable, "-m", module, *arguments], settings, judge))
     for name in ("x", "lines"):
         field = getattr(table, name)
         if field and field not in settings:
@@ -145,7 +156,7 @@ def plan(
 def perform(run: Run) -> str:
     """Runs what is not over yet, fills in metrics or error, and returns a line about it."""
     over, log = run.workdir / OVER, run.workdir.with_name(f"{run.workdir.name}.log")
-    said = json.dumps(run.settings, indent=1) + "\n"
+    said = json.dumps(run.settings | {"evaluate": run.evaluate[5:-1]}, indent=1) + "\n"
     if over.is_file() and over.read_text(encoding="utf-8") == said and (run.workdir / "model").is_dir():
         done = "was over"
     else:
@@ -160,6 +171,10 @@ def perform(run: Run) -> str:
         if status or not any(line.startswith("model: ") for line in lines):
             run.error = last_error(lines) if status else "stopped before its end"
             return f"{run.error} ({log})"
+        if run.evaluate and run_command(run.evaluate, log.with_suffix(".evaluate.log")):
+            lines = log.with_suffix(".evaluate.log").read_text(encoding="utf-8", errors="replace").splitlines()
+            run.error = last_error(lines)
+            return f"{run.error} ({log.with_suffix('.evaluate.log')})"
         over.write_text(said, encoding="utf-8")
         done = f"{time.monotonic() - began:.0f} s"
     run.metrics = read_metrics(run.workdir, run.settings["eval.metric"], run.settings["eval.min_gain"])
@@ -206,9 +221,11 @@ def read_metrics(workdir: Path, selecting: str, min_gain: float) -> dict[str, fl
         value = entry.get(selecting)
         if value is not None and value > best and value >= best + min_gain:
             found["best"] = best = value
-    for name, prefix in (("comparison.json", "test/"), ("results.json", "")):
+    for name, prefix in (("comparison.json", "test/"), ("results.json", ""), (EVALUATED, "evaluated/")):
         if (workdir / name).exists():
             content = json.loads((workdir / name).read_text(encoding="utf-8"))
+            if name == EVALUATED:
+                content = content["metrics"]
             if name == "comparison.json":
                 content = {**content["metrics"], **content["metrics"]["after"]}
                 del content["after"]

@@ -8,7 +8,7 @@ from embed_jax import config
 from embed_jax.errors import InputError
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.py"))
+FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").glob("*/*.py"))
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)

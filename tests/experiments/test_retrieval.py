@@ -79,7 +79,7 @@ def test_prompts_of_the_training_are_those_of_the_evaluation_and_of_the_result(o
     model = load(str(tmp_path / "run" / "model"))
     assert model.prompts == {"query": "find : ", "document": "this is a "}
 
-    corpus, queries, qrels = own_data.read_data(own_data.config(*prompts))[2]["test"]
+    corpus, queries, qrels = own_data.read_data(own_data.config(*prompts), tmp_path)[2]["test"]
     encode = [functools.partial(model.encode, prompt_name=name) for name in ("query", "document")]
     wanted = evaluate_retrieval(*encode, corpus, queries, qrels).metrics
     found = json.loads((tmp_path / "run" / "comparison.json").read_text())["metrics"]["after"]
