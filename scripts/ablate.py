@@ -11,8 +11,8 @@ TABLE.py is a Python file; its docstring says what the table is and how to launc
   X, LINES = "data.limit", "model.dropout"         optional, for --plot: against what; a line for each value of what
 
 The metrics of a run are those last written to its metrics.jsonl; `best`; of comparison.json "test/ndcg@10" and so on,
-with "test/before/..." and "test/bm25/..."; the numbers of results.json; with --evaluate "evaluated/ndcg@10" and so on. Runs
-that are over are not run again: the same command goes on with a table that was stopped.
+with "test/before/..." and "test/bm25/..."; the numbers of results.json; with --evaluate "evaluated/ndcg@10" and so on.
+Runs that are over are not run again: the same command goes on with a table that was stopped.
 """
 
 from __future__ import annotations
