@@ -231,6 +231,7 @@ def batch_maker(
     if (longest := max(one["encoder"].max_length for one in cut)) > row_length:
         raise InputError(f"row length {row_length} is too short for texts of {longest} tokens (tokenizer 'encoder')")
     num_columns = max(most_texts(source) for source in sources)
+    widest = max(_width(source.fields.score, source) for source in sources)
     checked = [
         dataclasses.replace(
             source,
@@ -247,7 +248,7 @@ def batch_maker(
         firsts=np.cumsum([0, *(len(source.records) for source in sources[:-1])]).tolist(),
         tokenizers=cut,
         num_columns=num_columns,
-        num_scores=max(_width(source.fields.score, source) for source in sources),
+        num_scores=num_columns - 1 if widest > 1 else widest,  # one for each candidate, or for the pair
         num_keys=max(_width(source.fields.keys, source) for source in sources),
         groups=groups // hosts,
         shares=shares // hosts,

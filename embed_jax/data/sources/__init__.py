@@ -76,8 +76,12 @@ def open_records(name: str, split: str = "train") -> Sequence[dict[str, Any]]:
 
 
 def iter_records(name: str, split: str = "train") -> Iterator[dict[str, Any]]:
-    """The records of `open_records` one by one; a file may be larger than memory."""
+    """The records of `open_records` one by one; a file, or a data set of the hub, may be larger than memory and disk."""
     kind, rest = _source(name)
+    if kind == "hf":
+        from embed_jax.data.sources.hf import iter_source
+
+        return iter_source(rest, split)
     return iter_table(find_file(rest, split)) if kind == "file" else iter(open_records(name, split))
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from embed_jax.data.sources import Records
 from embed_jax.data.sources.tfds import data_directory
 from embed_jax.errors import InputError, one_line
+
+SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves
 
 
 def open_source(rest: str, split: str) -> Sequence[dict[str, Any]]:
@@ -26,8 +28,7 @@ def open_source(rest: str, split: str) -> Sequence[dict[str, Any]]:
 
     name, config, revision, file = _parts(rest)
     try:
-        saved = [file for file in ("dataset_dict.json", "state.json") if (Path(name) / file).is_file()]
-        if saved:
+        if any((Path(name) / file).is_file() for file in SAVED):
             found = datasets.load_from_disk(name)
             if isinstance(found, datasets.DatasetDict):
                 if split not in found:
@@ -40,6 +41,20 @@ def open_source(rest: str, split: str) -> Sequence[dict[str, Any]]:
     except Exception as error:  # from an unknown name to a missing network
         raise InputError(f"hf:{rest}, split {split!r}: cannot be read: {one_line(error)[:300]}") from None
     return Records(found, dict, range(len(found)))
+
+
+def iter_source(rest: str, split: str) -> Iterator[dict[str, Any]]:
+    """The records of `open_source` one by one, without downloading more than what is read."""
+    import datasets
+
+    name, config, revision, file = _parts(rest)
+    if any((Path(name) / file).is_file() for file in SAVED):
+        yield from open_source(rest, split)
+        return
+    try:
+        yield from datasets.load_dataset(name, config, data_files=file, split=split, revision=revision, streaming=True)
+    except Exception as error:
+        raise InputError(f"hf:{rest}, split {split!r}: cannot be read: {one_line(error)[:300]}") from None
 
 
 def _parts(rest: str) -> tuple[str, str | None, str | None, str | None]:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from embed_jax.data.sources import open_records, pair_columns
+from embed_jax.data.sources import iter_records, open_records, pair_columns
 from embed_jax.errors import InputError
 
 datasets = pytest.importorskip("datasets")
@@ -24,6 +24,15 @@ def test_saved_data_set(tmp_path):
     assert list(open_records(f"hf:{tmp_path / 'one'}")) == ROWS[:7]
     with pytest.raises(InputError, match="saved without splits"):
         open_records(f"hf:{tmp_path / 'one'}", "test")
+
+
+def test_one_by_one_without_random_access(tmp_path):
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    assert list(iter_records(f"hf:{tmp_path}")) == ROWS
+    datasets.Dataset.from_list(ROWS[:7]).save_to_disk(tmp_path / "saved")
+    assert list(iter_records(f"hf:{tmp_path / 'saved'}")) == ROWS[:7]
+    with pytest.raises(InputError, match="split 'dev': cannot be read"):
+        next(iter_records(f"hf:{tmp_path}", "dev"))
 
 
 def test_negatives_of_rows():
