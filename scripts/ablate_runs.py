@@ -122,7 +122,8 @@ def plan(
     Raises:
         InputError: for an unknown row or experiment, and what its config says is wrong.
     """
-    from embed_jax import config as configs
+    from embed_jax.config import flatten
+    from embed_jax.config_file import load
 
     module = f"experiments.{table.experiment}"
     if importlib.util.find_spec("experiments") is None or importlib.util.find_spec(module) is None:
@@ -139,10 +140,10 @@ def plan(
             arguments = [f"--config.{field}={value}" for field, value in fields.items()]
             arguments = [f"--config={table.config}", *arguments, f"--workdir={directory}"]
             try:
-                config, _ = configs.load([f"experiments/{table.experiment}.py", *arguments])
+                config, _ = load([f"experiments/{table.experiment}.py", *arguments])
             except InputError as error:
                 raise InputError(f"row {row!r}: {error}") from error
-            settings = configs.flatten(config)
+            settings = flatten(config)
             judge = [sys.executable, "-m", "scripts.evaluate", "--model", str(directory / "model"), *evaluate]
             judge = [*judge, "--output", str(directory / EVALUATED)] if evaluate else []
             runs.append(Run(row, seed, directory, [sys.executable, "-m", module, *arguments], settings, judge))

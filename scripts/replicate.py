@@ -57,7 +57,7 @@ def main() -> None:
     import torch
     import transformers
 
-    from embed_jax.config import load, override
+    from embed_jax.config_file import load, override
 
     transformers.logging.set_verbosity_error()  # our models have no pooler, which is news to it
     transformers.logging.disable_progress_bar()

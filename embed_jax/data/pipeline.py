@@ -248,7 +248,7 @@ def batch_maker(
         firsts=np.cumsum([0, *(len(source.records) for source in sources[:-1])]).tolist(),
         tokenizers=cut,
         num_columns=num_columns,
-        num_scores=num_columns - 1 if widest > 1 else widest,  # one for each candidate, or for the pair
+        num_scores=max(widest, num_columns - 1) if widest > 1 else widest,  # one for each candidate, or for the pair
         num_keys=max(_width(source.fields.keys, source) for source in sources),
         groups=groups // hosts,
         shares=shares // hosts,

@@ -9,7 +9,8 @@ from typing import Any
 
 import jax
 
-from embed_jax.config import Experiment, override
+from embed_jax.config import Experiment
+from embed_jax.config_file import override
 from embed_jax.data.pairs import as_pairs
 from embed_jax.data.pipeline import Source
 from embed_jax.data.sources import pair_columns, record_fields

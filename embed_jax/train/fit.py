@@ -15,8 +15,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from embed_jax.config import Experiment, load
+from embed_jax.config import Experiment
 from embed_jax.config import Loss as LossConfig
+from embed_jax.config_file import load
 from embed_jax.data.order import Order, make_order
 from embed_jax.data.pipeline import BatchMaker, batch_maker, fingerprint, most_texts, prefetch, training_batches
 from embed_jax.data.stream import Stream, made_ahead, stream_batches

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from embed_jax import config
+from embed_jax.config import Experiment
+from embed_jax.config_file import load
 from embed_jax.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -15,23 +16,23 @@ FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").glob("*/*.p
 @pytest.mark.parametrize("cut", ["", ":small"])
 def test_it_loads_and_names_its_launch_command(file, cut, monkeypatch):
     monkeypatch.chdir(ROOT)
-    loaded, workdir = config.load(["experiments/x.py", f"--config={file}{cut}"])
-    assert isinstance(loaded, config.Experiment)
+    loaded, workdir = load(["experiments/x.py", f"--config={file}{cut}"])
+    assert isinstance(loaded, Experiment)
     assert workdir == Path("runs") / (file.stem + cut.replace(":", "_"))
     text = file.read_text()
     assert f"--config={file}" in text and "python -m experiments." in text
     with pytest.raises(InputError, match="unknown cut 'tiny'"):
-        config.load(["experiments/x.py", f"--config={file}:tiny"])
+        load(["experiments/x.py", f"--config={file}:tiny"])
 
 
 def test_an_override_has_the_field_s_type(monkeypatch):
     monkeypatch.chdir(ROOT)
     line = ["experiments/x.py", "--config", str(FILES[0]), "--config.optim.learning_rate=1", "--workdir", "there"]
-    loaded, workdir = config.load(line)
+    loaded, workdir = load(line)
     assert loaded.optim.learning_rate == 1.0 and workdir == Path("there")
     for bad in ("optim.learning_rate=fast", "train.steps=1.5", "loss.symmetric=perhaps", "optim.schedule=step"):
         with pytest.raises(InputError, match=bad.partition("=")[0]):
-            config.load([*line, f"--config.{bad}"])
+            load([*line, f"--config.{bad}"])
 
 
 def test_a_broken_config_file_is_one_line(tmp_path):
@@ -45,4 +46,4 @@ def test_a_broken_config_file_is_one_line(tmp_path):
         file = tmp_path / "broken.py"
         file.write_text(content)
         with pytest.raises(InputError, match=message):
-            config.load(["x.py", f"--config={file}"])
+            load(["x.py", f"--config={file}"])

@@ -23,7 +23,7 @@ def own_data(tmp_path, tiny_model, sentences, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.setenv("EMBED_JAX_CACHE", str(tmp_path / "cache"))
-    from embed_jax import config as configs
+    from embed_jax import config_file
     from experiments import retrieval
 
     rows = [{"anchor": " ".join(text.split()[::2]), "positive": text} for text in sentences[:120]]
@@ -46,7 +46,7 @@ def own_data(tmp_path, tiny_model, sentences, monkeypatch, capsys):
             exit_with_one_line(retrieval.main)
         return exit.value.code, *capsys.readouterr()
 
-    run.config = lambda *overrides: configs.load(["experiments/retrieval.py", *arguments, *overrides])[0]
+    run.config = lambda *overrides: config_file.load(["experiments/retrieval.py", *arguments, *overrides])[0]
     run.read_data = retrieval.read_data
     return run
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from embed_jax.config import Experiment, override
+from embed_jax.config import Experiment
+from embed_jax.config_file import override
 from embed_jax.data.pipeline import Source
 from embed_jax.data.sources import record_fields
 from embed_jax.data.sources.files import read_sts

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from embed_jax import config as configs
-from embed_jax.config import Optim
+from embed_jax.config import Experiment, Optim
+from embed_jax.config_file import override
 from embed_jax.errors import InputError, RunError
 from embed_jax.parallel.mesh import make_mesh, replicate
 from embed_jax.train import loop
@@ -49,7 +49,7 @@ def run(tmp_path):
         mesh = make_mesh(1)
         params = replicate({"encoder": {"w": jnp.zeros(3)}, "loss": {}}, mesh)
         return loop.run(
-            configs.override(configs.Experiment(), **fields),
+            override(Experiment(), **fields),
             workdir,
             state=replicate(init_state(params, optimizer), mesh),
             step_fn=step_fn(optimizer) if step_fn else jax.jit(step, donate_argnums=0),

@@ -76,7 +76,7 @@ def open_records(name: str, split: str = "train") -> Sequence[dict[str, Any]]:
 
 
 def iter_records(name: str, split: str = "train") -> Iterator[dict[str, Any]]:
-    """The records of `open_records` one by one; a file, or a data set of the hub, may be larger than memory and disk."""
+    """The records of `open_records` one by one; a file or data set of the hub may be larger than memory and disk."""
     kind, rest = _source(name)
     if kind == "hf":
         from embed_jax.data.sources.hf import iter_source
