@@ -1,0 +1,153 @@
+"""Which values the fields of a config accept."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from embed_jax.config import Experiment, Source, flatten
+from embed_jax.errors import InputError
+from embed_jax.registry import unknown
+
+CHOICES = {
+    "model.mlp": ("", "kept", "training"),
+    "model.compute_dtype": ("auto", "float32", "bfloat16"),
+    "model.remat": ("none", "layer"),
+    "mixture.sampling": ("proportional", "round_robin", "temperature", "weights"),
+    "mixture.batches": ("single", "mixed"),
+    "mine.sampling": ("top", "random"),
+    "loss.form": ("auto", "dense", "tiled", "ring"),
+    "loss.similarity": ("", "cosine", "dot"),
+    "optim.schedule": ("linear", "cosine", "constant"),
+    "train.fsdp_gather": ("layer", "once"),
+    "tracking.wandb": ("auto", "online", "offline", "disabled"),
+}
+
+# field -> (lowest, highest, whether the lowest itself is refused)
+RANGES = {
+    "model.dropout": (-1.0, 0.99, False),
+    "data.holdout": (0, 0.4, False),
+    "data.limit": (0, math.inf, False),
+    "data.window": (1, math.inf, False),
+    "model.same_mask_columns": (0, math.inf, False),
+    "data.consistency": (0, math.inf, False),
+    "data.max_length": (2, math.inf, False),
+    "mixture.temperature": (0, math.inf, True),
+    "data.score_max": (0, math.inf, True),
+    "source.limit": (0, math.inf, False),
+    "source.score_max": (0, math.inf, True),
+    "source.max_length": (0, math.inf, False),
+    "source.loss_weight": (0, math.inf, True),
+    "source.weight": (0, math.inf, True),
+    "batch.size": (2, math.inf, False),
+    "batch.groups": (0, math.inf, False),
+    "batch.shares": (0, math.inf, False),
+    "batch.row_length": (0, math.inf, False),
+    "batch.rows": (0, math.inf, False),
+    "loss.temperature": (0, math.inf, True),
+    "loss.margin": (0, math.inf, False),
+    "loss.hard_negative_weight": (0, math.inf, True),
+    "loss.mlm": (0, math.inf, False),
+    "queue.size": (0, math.inf, False),
+    "queue.momentum": (0, 1, False),
+    "mine.every": (0, math.inf, False),
+    "mine.number": (1, math.inf, False),
+    "mine.rank_min": (0, math.inf, False),
+    "mine.rank_max": (1, math.inf, False),
+    "mine.absolute_margin": (0, math.inf, False),
+    "mine.relative_margin": (0, 1, False),
+    "optim.learning_rate": (0, math.inf, True),
+    "optim.warmup": (0, 1, False),
+    "optim.weight_decay": (0, math.inf, False),
+    "optim.b1": (0, 1, False),
+    "optim.b2": (0, 1, False),
+    "optim.eps": (0, math.inf, True),
+    "optim.clip_norm": (0, math.inf, False),
+    "optim.accumulate": (1, math.inf, False),
+    "train.seed": (0, 2**32 - 1, False),
+    "train.steps": (0, math.inf, False),
+    "train.epochs": (0, math.inf, True),
+    "train.devices": (0, math.inf, False),
+    "train.fsdp": (1, math.inf, False),
+    "train.tensor": (1, math.inf, False),
+    "train.log_every": (1, math.inf, False),
+    "hosts.count": (0, math.inf, False),
+    "hosts.index": (0, math.inf, False),
+    "hosts.heartbeat_timeout": (2, math.inf, False),
+    "hosts.join_timeout": (1, math.inf, False),
+    "eval.every": (0, math.inf, False),
+    "eval.patience": (0, math.inf, False),
+    "eval.min_gain": (0, math.inf, False),
+    "checkpoint.every": (0, math.inf, False),
+    "checkpoint.keep": (1, math.inf, False),
+}
+
+# These may also be -1, in words:
+OPTIONAL = {"loss.temperature": "for the loss's own", "loss.margin": "for the loss's own"}
+OPTIONAL |= {"mine.absolute_margin": "for none", "mine.relative_margin": "for none"}
+
+
+def validate(config: Experiment) -> None:
+    """Checks types, choices and ranges, also of the sources of a mixture and of later stages.
+
+    Raises:
+        InputError: naming the field, its value and what is accepted.
+    """
+    _validate(config, "config.")
+
+
+def _validate(config: Experiment, prefix: str) -> None:
+    for place, held, kind in (
+        ("mixture.sources", config.mixture.sources, Source),
+        ("stages", config.stages, Experiment),
+    ):
+        for name, part in vars(held).items():
+            if not isinstance(part, kind):
+                expected, found = f"embed_jax.config.{kind.__name__}", type(part).__name__
+                raise InputError(f"{prefix}{place}.{name}: expected {expected}, found {found}")
+            if kind is Source:
+                _check_fields(flatten(part), flatten(Source()), f"{prefix}{place}.{name}.", "source.")
+                if not part.train:
+                    raise InputError(f"{prefix}{place}.{name}.train: expected a data set, found ''")
+            else:
+                _validate(part, f"{prefix}{place}.{name}.")
+    names = [field.name for field in dataclasses.fields(Experiment) if field.name != "stages"]
+    found = {name: value for part in names for name, value in flatten(getattr(config, part), f"{part}.").items()}
+    found = {name: value for name, value in found.items() if not name.startswith("mixture.sources.")}
+    _check_fields(found, flatten(Experiment()), prefix)
+    if config.train.profile:
+        start, colon, stop = config.train.profile.partition(":")
+        if not (colon and start.isdigit() and stop.isdigit() and int(start) < int(stop)):
+            raise InputError(f"{prefix}train.profile: expected START:STOP in steps, found {config.train.profile!r}")
+
+
+def _check_fields(flat: dict[str, Any], defaults: dict[str, Any], prefix: str, rules: str = "") -> None:
+    """Fields against the types of their defaults, and CHOICES and RANGES, where they stand under `rules` + name."""
+    for name, value in flat.items():
+        if name not in defaults:
+            raise InputError(unknown_field(name, defaults))
+        wanted = type(defaults[name])
+        whole = wanted is float and isinstance(value, int) and not isinstance(value, bool)  # the same number
+        if type(value) is not wanted and not whole:
+            raise InputError(f"{prefix}{name}: expected {wanted.__name__}, found {type(value).__name__} {value!r}")
+        accepted = CHOICES.get(rules + name)
+        if accepted and value not in accepted:
+            raise InputError(f"{prefix}{name}: expected one of {', '.join(map(repr, accepted))}, found {value!r}")
+        low, high, open_end = RANGES.get(rules + name, (-math.inf, math.inf, False))
+        if name in OPTIONAL and value == -1 or rules + name not in RANGES:
+            continue
+        if not (low < value if open_end else low <= value) or not value <= high:
+            bound = f"more than {low}" if open_end else f"at least {low}"
+            bound += f", or -1 {OPTIONAL[name]}" if name in OPTIONAL else ""
+            bound += "" if high == math.inf else f" and at most {high}"
+            raise InputError(f"{prefix}{name}: expected {bound}, found {value!r}")
+
+
+def unknown_field(name: str, known: Any) -> str:
+    """The error's text: names the fields of the part that was meant, or the parts."""
+    part = name.split(".")[0]
+    siblings = [field for field in known if field.startswith(part + ".")]
+    if siblings:
+        return unknown("config field", name, siblings)
+    return unknown("config field", part, {field.split(".")[0] for field in known})
