@@ -43,7 +43,8 @@ def get_config(cut: str = "") -> Experiment:
         config.mine.every = 0
         config.mine.number = 1
         config.mine.relative_margin = -1.0
-        config.train.steps = 40
+        config.optim.learning_rate = 5e-5
+        config.train.steps = 30
         config.eval.retrieval = ""
         config.checkpoint.every = 0
     elif cut == "small":
