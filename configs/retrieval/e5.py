@@ -1,8 +1,8 @@
 """E5's two stages: weak pairs that are consistent, then labelled pairs with hard negatives and a teacher (Wang 2022).
 
+    python -m experiments.retrieval --config=configs/retrieval/e5.py --workdir=runs/e5
     python -m experiments.retrieval --config=configs/retrieval/e5.py --config.data.train=weak_pairs.jsonl \
-        --config.stages.finetune.data.train=pairs.jsonl --config.stages.finetune.mine.corpus=corpus.jsonl \
-        --config.stages.finetune.mine.cross_encoder=cross-encoder/ms-marco-MiniLM-L6-v2 --workdir=runs/e5
+        --config.stages.finetune.data.train=pairs.jsonl --config.stages.finetune.mine.corpus=corpus.jsonl
 
 Wang et al. (2022), "Text Embeddings by Weakly-Supervised Contrastive Pre-training": a weak pair stays if its passage is
 among the best 2 for its query; contrastive training with "query: " and "passage: "; then KL divergence to a
@@ -22,7 +22,7 @@ def get_config(cut: str = "") -> Experiment:
     config = prefixed()
     config.model.name = "bert-base-uncased"
     config.model.pooling = "mean"
-    config.data.train = "weak_pairs.jsonl"
+    config.data.train = "stackexchange"
     config.data.consistency = 2
     config.data.max_length = 128
     config.batch.size = 1024
@@ -32,7 +32,7 @@ def get_config(cut: str = "") -> Experiment:
     config.train.epochs = 1.0
     config.stages.finetune = stage = prefixed()
     stage.model.name = ""  # that of the first stage
-    stage.data.train = "pairs.jsonl"
+    stage.data.train = "natural_questions"
     stage.data.max_length = 192
     stage.batch.size = 256
     stage.batch.groups = 16

@@ -1,6 +1,6 @@
 """Unsupervised SimCSE, BERT-base: Gao, Yao, Chen (EMNLP 2021), Table 5.
 
-    python -m experiments.simcse --config=configs/simcse/unsup_bert_base.py --config.data.train=wiki1m_for_simcse.txt \
+    python -m experiments.simcse --config=configs/simcse/unsup_bert_base.py \
         --config.eval.sts=stsb/dev.tsv
 
 Expected: 76.25 average Spearman x100 over the seven STS test sets, 76.85 on STS-B test, 82.5 on STS-B dev.
@@ -20,7 +20,7 @@ def get_config(cut: str = "") -> Experiment:
     config.model.name = "bert-base-uncased"
     config.model.pooling = "cls"
     config.model.mlp = "training"
-    config.data.train = "wiki1m_for_simcse.txt"
+    config.data.train = "wiki1m"
     config.data.max_length = 32
     config.batch.size = 64
     config.loss.temperature = 0.05

@@ -1,7 +1,7 @@
 """Unsupervised SimCSE, RoBERTa-base: Gao, Yao, Chen (EMNLP 2021), Table 5.
 
     python -m experiments.simcse --config=configs/simcse/unsup_roberta_base.py \
-        --config.data.train=wiki1m_for_simcse.txt --config.eval.sts=stsb/dev.tsv
+        --config.eval.sts=stsb/dev.tsv
 
 Expected: 76.57 average Spearman x100 over the seven STS test sets, 80.22 on STS-B test.
 Settings: batch 512, learning rate 1e-5 (Table A.1); otherwise as BERT-base. On one small GPU, `--config.batch.groups=8`
@@ -19,7 +19,7 @@ def get_config(cut: str = "") -> Experiment:
     config.model.name = "roberta-base"
     config.model.pooling = "cls"
     config.model.mlp = "training"
-    config.data.train = "wiki1m_for_simcse.txt"
+    config.data.train = "wiki1m"
     config.data.max_length = 32
     config.batch.size = 512
     config.loss.temperature = 0.05
