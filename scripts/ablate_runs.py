@@ -8,6 +8,7 @@ import json
 import math
 import runpy
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -242,3 +243,8 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, flo
             yield from leaves(value, f"{prefix}{name}/")
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield prefix + name, value
+
+
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation (n - 1) of at least one value; of one, nan."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan

@@ -226,6 +226,21 @@ def test_a_picture_of_metrics_against_a_field(table, tmp_path, monkeypatch):
     assert texts == ["paper, model.dropout = -1.0", "model.dropout = -1.0", "model.dropout = 0.5"]
 
 
+def test_a_picture_of_metrics_against_the_step(table, tmp_path):
+    pytest.importorskip("matplotlib")
+    status, _, err = table(f"--curves={tmp_path}/a.png", "--seeds=0")
+    assert status == 0 and (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG"), err
+
+    nothing = TABLE + 'METRICS = ("loss",)\n'
+    status, out, err = table(f"--curves={tmp_path}/b.png", f"--output={tmp_path}/b.json", "--seeds=0", text=nothing)
+    assert (status, err.count("\n")) == (2, 1) and "nothing of METRICS is measured while training" in err
+    assert (tmp_path / "b.json").exists() and not (tmp_path / "b.png").exists() and "0.5000" in out
+
+    table.fails["small/1"] = (1, "error: no\n")
+    status, _, err = table(f"--curves={tmp_path}/c.png", "--seeds=1", "--rows=small")
+    assert status == 1 and "1 of 1 runs failed" in err and not (tmp_path / "c.png").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "arguments", "message"),
     [
@@ -239,6 +254,7 @@ def test_a_picture_of_metrics_against_a_field(table, tmp_path, monkeypatch):
         (TABLE, ["--plot=a.png"], "--plot needs X"),
         (TABLE + 'X = "data.size"', ["--plot=a.png"], "X: unknown config field 'data.size'"),
         (TABLE + MORE, ["--plot=a.jpeg"], "--plot: expected a name that ends in .png, .pdf, .svg, found 'a.jpeg'"),
+        (TABLE + MORE, ["--curves=a.jpeg"], "--curves: expected a name that ends in .png, .pdf, .svg, found 'a.jpeg'"),
         (TABLE + MORE, ["--output=no/such/a.json"], "no/such/a.json: cannot be written"),
         ("ROWS = {", [], "table.py: SyntaxError: "),
         ("EXPERIMENT = 'simcse'\nCONFIG = 'a.py'", [], "table.py: ROWS: expected a dict, found None"),

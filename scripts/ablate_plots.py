@@ -1,0 +1,220 @@
+"""Pictures of a table of runs: metrics against a config field, and metrics and training loss against the step."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from embed_jax.errors import InputError
+from scripts.ablate_runs import Run, Table, spread
+
+
+def plot_against_x(table: Table, runs: Sequence[Run], output: Path, form: str) -> None:
+    """Draws each metric against the field X, a line for each value of LINES: means, standard deviations, runs."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(
+        1, len(table.metrics), figsize=(5.5 * len(table.metrics), 4), layout="constrained", squeeze=False
+    )
+    xs = sorted({run.settings[table.x] for run in runs})
+    numeric = not isinstance(xs[0], str | bool)
+    at = {x: x if numeric else place for place, x in enumerate(xs)}
+    for axes, metric in zip(panels[0], table.metrics, strict=True):
+        for line in sorted({run.settings[table.lines] for run in runs}) if table.lines else [None]:
+            own = [run for run in runs if metric in run.metrics and line in (None, run.settings.get(table.lines))]
+            points = {at[x]: [run for run in own if run.settings[table.x] == x] for x in xs}
+            points = {x: found for x, found in points.items() if found}
+            if not points:
+                continue
+            values = [[table.scale * run.metrics[metric] for run in found] for found in points.values()]
+            means, sds = zip(*map(spread, values), strict=True)
+            label = "ours" if line is None else f"{table.lines} = {line}"
+            (drawn, *_) = axes.errorbar(list(points), means, yerr=sds, fmt="o-", capsize=3, label=label)
+            for x, found in zip(points, values, strict=True):
+                axes.plot([x] * len(found), found, ".", color=drawn.get_color(), alpha=0.4)
+            paper = {x: table.paper.get(found[0].row, {}).get(metric) for x, found in points.items()}
+            paper = {x: entry[0] for x, entry in paper.items() if entry}
+            style = {
+                "color": drawn.get_color(),
+                "mfc": "white",
+                "label": "paper" if line is None else f"paper, {label}",
+            }
+            if paper:
+                axes.plot(list(paper), list(paper.values()), "s--", **style)
+        if numeric and xs[0] > 0 and xs[-1] >= 20 * xs[0]:
+            axes.set_xscale("log")
+        axes.set_xticks(list(at.values()), [f"{x:,}" if isinstance(x, int) else str(x) for x in xs])
+        axes.minorticks_off()
+        axes.set(xlabel=table.x, ylabel=metric)
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend(fontsize=8)
+    figure.savefig(output, dpi=120, format=form)
+    pyplot.close(figure)
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """A row's runs by step: means over the seeds, at the steps where each of them has a value.
+
+    Attributes:
+        label: what tells it from the others of its panel: the value of LINES, or the row's name.
+        steps: where the metric was measured.
+        means: of the metric, as measured, without SCALE.
+        sds: standard deviations; nan of one run.
+        best: the place in `steps` of the best mean; of equal ones the first.
+        loss_steps: the training steps.
+        loss: the training loss, smoothed.
+    """
+
+    label: str
+    steps: Sequence[int]
+    means: Sequence[float]
+    sds: Sequence[float]
+    best: int
+    loss_steps: Sequence[int]
+    loss: Sequence[float]
+
+
+def curves(table: Table, runs: Sequence[Run]) -> dict[tuple[str, str], list[Curve]]:
+    """(metric, title) -> the lines of a panel: one for each value of LINES, in a panel for each value of X.
+
+    Without X and LINES, or where these leave rows alike, all rows are lines of one panel. Metrics are those of METRICS
+    that are measured while training; config.eval.metric stands for "best". A metric whose name ends in "loss" is best
+    where it is lowest. Runs that failed are left out.
+
+    Raises:
+        InputError: if no run has such a metric.
+    """
+    runs = [run for run in runs if not run.error]
+    logged = [(run.row, series_by_name(run.workdir / "metrics.jsonl")) for run in runs]
+    selecting = dict.fromkeys(run.settings["eval.metric"] for run in runs)
+    metrics = dict.fromkeys(name for metric in table.metrics for name in (selecting if metric == "best" else [metric]))
+    metrics.pop("loss", None)  # it is drawn with each of the others
+    rows = {run.row: run.settings for run in runs}
+    places = {row: (found[table.x], found[table.lines]) for row, found in rows.items() if table.x and table.lines}
+    by_place = bool(places) and len(set(places.values())) == len(rows)
+
+    panels: dict[tuple[str, str], list[Curve]] = {}
+    for metric in metrics:
+        for row in sorted(places, key=places.get) if by_place else rows:
+            own = [series for name, series in logged if name == row]
+            steps, means, sds = over_seeds([series.get(metric, {}) for series in own])
+            if not steps:
+                continue
+            loss_steps, loss, _ = over_seeds([series.get("loss", {}) for series in own])
+            title, label = (f"{table.x} = {_text(places[row][0])}", _text(places[row][1])) if by_place else ("", row)
+            best = (np.argmin if metric.endswith("loss") else np.argmax)(means)
+            curve = Curve(label, steps, means, sds, int(best), loss_steps, smooth(loss))
+            panels.setdefault((metric, title), []).append(curve)
+    if not panels:
+        raise InputError(f"{table.file}: --curves: nothing of METRICS is measured while training (config.eval.every)")
+    return panels
+
+
+def series_by_name(metrics_file: Path) -> dict[str, dict[int, float]]:
+    """Name -> step -> value, of what was a number."""
+    found: dict[str, dict[int, float]] = {}
+    for line in metrics_file.read_text(encoding="utf-8").splitlines() if metrics_file.exists() else ():
+        entry = json.loads(line)
+        for name, value in entry.items():
+            if value is not None:
+                found.setdefault(name, {})[entry["step"]] = value
+    return found
+
+
+def over_seeds(series: Sequence[Mapping[int, float]]) -> tuple[list[int], list[float], list[float]]:
+    """Steps that all have, and there means and standard deviations: no jump where one ends before the others."""
+    steps = sorted(set.intersection(*map(set, series)))
+    found = [spread([values[step] for values in series]) for step in steps]
+    return steps, [mean for mean, _ in found], [sd for _, sd in found]
+
+
+def smooth(values: Sequence[float]) -> np.ndarray:
+    """The running mean over a tenth of the values, centred; at both ends over what there is."""
+    half = len(values) // 20
+    sums = np.cumsum([0.0, *values])
+    places = np.arange(len(values))
+    first, last = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
+    return (sums[last] - sums[first]) / (last - first)
+
+
+def _text(value: object) -> str:
+    return f"{value:,}" if type(value) is int else str(value)
+
+
+def plot_against_step(table: Table, runs: Sequence[Run], output: Path, form: str) -> None:
+    """Draws `curves`: the metric on the left axis, the training loss dashed on the right one, the best steps as stars.
+
+    Panels of a metric have one scale, and all panels have one scale of the loss.
+
+    Raises:
+        InputError: as `curves`.
+    """
+    panels = curves(table, runs)
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.lines import Line2D
+
+    by_place = any(title for _, title in panels)
+    labels = list(dict.fromkeys(curve.label for panel in panels.values() for curve in panel))
+    if by_place and not isinstance(runs[0].settings[table.lines], str | bool):  # numbers: from light to dark
+        colors = pyplot.colormaps["viridis_r"](np.linspace(0.1, 1, len(labels)))
+    else:
+        colors = pyplot.colormaps["tab10" if len(labels) <= 10 else "tab20"](np.arange(len(labels)) % 20)
+    color_of = dict(zip(labels, colors, strict=True))
+
+    columns = min(len(panels), 2)
+    num_rows = math.ceil(len(panels) / columns)
+    size = (5.2 * columns if columns > 1 else 7.2, (3.3 + 0.2 * max(map(len, panels.values()))) * num_rows + 0.3)
+    figure, grid = pyplot.subplots(num_rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    alike: dict[str, list[Any]] = {}  # the axes of one scale
+    for axes, ((metric, title), panel) in zip(grid.flat, panels.items(), strict=False):
+        right = axes.twinx()
+        axes.set_zorder(right.get_zorder() + 1)
+        axes.patch.set_visible(False)
+        for curve in panel:
+            _draw(curve, axes, right, table, color_of[curve.label])
+        axes.set(title=title, xlabel="step", ylabel=metric)
+        right.set_ylabel("training loss")
+        axes.grid(alpha=0.3)
+        heading = table.lines if by_place else None
+        axes.legend(title=heading, loc="upper center", bbox_to_anchor=(0.5, -0.17), frameon=False)
+        alike.setdefault(metric, []).append(axes)
+        alike.setdefault("loss", []).append(right)
+    for same in alike.values():
+        limits = [axes.get_ylim() for axes in same]
+        for axes in same:
+            axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+    several = len({run.seed for run in runs}) > 1
+    key = [
+        Line2D([], [], color="black", marker="o", markersize=3.5, label=f"metric{', mean ± sd' * several} (left)"),
+        Line2D([], [], color="black", linestyle="--", linewidth=0.9, label="training loss, smoothed (right)"),
+        Line2D([], [], color="black", linestyle="", marker="*", markersize=12, label="best step"),
+    ]
+    figure.legend(handles=key, loc="outside upper center", ncols=3, frameon=False)
+    figure.savefig(output, dpi=120, format=form)
+    pyplot.close(figure)
+
+
+def _draw(curve: Curve, axes: Any, right: Any, table: Table, color: Any) -> None:
+    step, best = curve.steps[curve.best], curve.means[curve.best]
+    means, sds = (table.scale * np.array(values) for values in (curve.means, curve.sds))
+    label = f"{curve.label}: best {table.shown(best)} at step {step:,}{', the last' * (step == curve.steps[-1])}"
+    axes.plot(curve.steps, means, "o-", color=color, markersize=3.5, linewidth=1.8, label=label)
+    axes.fill_between(curve.steps, means - sds, means + sds, color=color, alpha=0.15, linewidth=0)
+    axes.plot(step, table.scale * best, "*", color=color, markersize=15, markeredgecolor="black", markeredgewidth=0.7)
+    right.plot(curve.loss_steps, curve.loss, "--", color=color, linewidth=0.9, alpha=0.8)
