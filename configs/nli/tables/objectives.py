@@ -2,7 +2,8 @@
 
     python -m scripts.ablate configs/nli/tables/objectives.py --seeds 0,1 --config.data.train=nli/pairs.tsv.gz \
         --config.data.exclude=stsb/dev.tsv,stsb/test.tsv --config.eval.sts=stsb/dev.tsv \
-        --config.model.tokenizer=bert-base-uncased --evaluate "--task sts --data sts12,sts13,sts14,sts15,sts16,stsb,sick_r"
+        --config.model.tokenizer=DIRECTORY_OF_BERT_VOCABULARY \
+        --evaluate "--task sts --data sts12,sts13,sts14,sts15,sts16,stsb,sick_r"
 
 60 batches of 64: supervised SimCSE on triplets (Gao, Yao, Chen 2021), SBERT's softmax on labelled pairs (Reimers and
 Gurevych 2019). The same runs by sentence-transformers: `python -m scripts.replicate --help`.
