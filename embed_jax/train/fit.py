@@ -79,7 +79,7 @@ def fit(
     found = sources_at(0, start.sentence.encode)
     given = loss_arguments(config.loss)
     loss = training_loss(config, given, list(found))
-    _check_loss(config, loss, given, found, frozen)
+    _check_loss(config, loss, given, frozen)
     start.sentence.similarity = config.loss.similarity or "cosine"
     prompts = _settle_prompts(config, start)
     found = for_loss(found, loss, config, prompts)
@@ -109,6 +109,8 @@ def fit(
         shard=(jax.process_index(), jax.process_count()),
     )
     streamed = next((source for source in found.values() if isinstance(source.records, Stream)), None)
+    if streamed and config.batch.no_duplicates:
+        raise InputError("config.batch.no_duplicates: not for a stream, of which not all records are known")
     order = None if streamed else training_order(found, config)
     num_steps = config.train.steps or _steps_of(order, config)
     # No batch whose gradient would never be used.
@@ -210,10 +212,10 @@ def loss_arguments(config: LossConfig) -> dict[str, Any]:
     }
 
 
-def _check_loss(config: Experiment, loss: LossFunction, given: Mapping, sources: Sources, frozen: Mapping) -> None:
+def _check_loss(config: Experiment, loss: LossFunction, given: Mapping, frozen: Mapping) -> None:
     """Says which fields of `config.loss` no loss takes, and misses models that a loss needs."""
-    expressions = {getattr(config.mixture.sources, name, None) for name in sources} - {None}
-    expressions = {source.loss for source in expressions if source.loss} | {config.loss.name}
+    expressions = {source.loss or config.loss.name for source in vars(config.mixture.sources).values()}
+    expressions = expressions or {config.loss.name}
     taken = set().union(*map(arguments_of, expressions))
     for name in sorted(given.keys() - taken):
         if is_first_host():
@@ -262,13 +264,20 @@ def row_length(max_length: int, asked: int) -> int:
 
 
 def _settle_prompts(config: Experiment, start: Start) -> tuple[str, str]:
-    """The prompts of anchors and candidates, which become those of the resulting model."""
+    """The prompts of anchors and candidates, which become those of the resulting model, as "query" and "document".
+
+    A data set of a mixture with prompts of its own leaves them as "NAME_query" and "NAME_document".
+    """
     prompts = training_prompts(config, start.sentence)
-    if config.data.anchor_prompt or config.data.candidate_prompt:
-        start.sentence.prompts |= dict(zip(("query", "document"), prompts, strict=True))
-    elif any(start.sentence.prompts.values()) and not any(prompts) and is_first_host():
-        named = ", ".join(start.sentence.prompts)
-        print(f"the model's prompts ({named}) are not used: set config.data.anchor_prompt and candidate_prompt")
+    used = dict(zip(("query", "document"), (config.data.anchor_prompt, config.data.candidate_prompt), strict=True))
+    named = dict(zip(used, prompts, strict=True)) if any(used.values()) else {}
+    for name, source in vars(config.mixture.sources).items():
+        own = {f"{name}_query": source.anchor_prompt, f"{name}_document": source.candidate_prompt}
+        named |= {key: prompt for key, prompt in own.items() if prompt}
+    if any(start.sentence.prompts.values()) and not any((*prompts, *named.values())) and is_first_host():
+        known = ", ".join(start.sentence.prompts)
+        print(f"the model's prompts ({known}) are not used: set config.data.anchor_prompt and candidate_prompt")
+    start.sentence.prompts |= named
     return prompts
 
 

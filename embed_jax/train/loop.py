@@ -239,11 +239,14 @@ def _check_finite(step: int, batch: Batch, metrics: Mapping[str, Any], checkpoin
         return
     # This host's own examples, as the batch has no others.
     finite = np.concatenate([np.asarray(shard.data) for shard in _own_shards(metrics["finite"])])
-    records = np.asarray(batch.record).reshape(-1)[~finite].tolist()
+    records = list(map(str, np.asarray(batch.record).reshape(-1)[~finite]))
+    if batch.dataset is not None:  # of a mixture
+        sources = np.asarray(batch.dataset).reshape(-1)[~finite]
+        records = [f"{record} of data set {source}" for record, source in zip(records, sources, strict=True)]
     where = "every example's own loss is finite"
     if records:
         more = f" and {len(records) - 8} more" if len(records) > 8 else ""
-        where = f"records {', '.join(map(str, records[:8]))}{more}"
+        where = f"records {', '.join(records[:8])}{more}"
     saved = checkpoints.latest_step()
     kept = "nothing was saved yet" if saved is None else f"the checkpoint of step {saved} is intact"
     raise RunError(
