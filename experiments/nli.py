@@ -18,11 +18,12 @@ from embed_jax.data.pairs import NLI, kind_of
 from embed_jax.data.pipeline import Source
 from embed_jax.data.sources import open_records, record_fields
 from embed_jax.data.sources.files import read_sts
+from embed_jax.data.stream import Stream
 from embed_jax.errors import InputError, exit_with_one_line
 from embed_jax.evals.sts import sts_evaluator
 from embed_jax.parallel.distributed import is_first_host
 from embed_jax.train import fit, loop
-from embed_jax.train.results import report_sts
+from embed_jax.train.results import report_sts, sts_tests
 from embed_jax.train.sources import open_mixture, training_loss
 
 
@@ -35,12 +36,14 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     if config.eval.sts:
         evaluators["sts"] = sts_evaluator(*read_sts(config.eval.sts))
 
+    tests = sts_tests(config.eval.test_sts)  # wanted only at the end, missed better now
+
     # Training.
     result = fit.fit(config, workdir, sources=sources, evaluators=evaluators, validation=validation)
 
     # Afterwards, once, on test.
-    if result.finished and config.eval.test_sts:
-        report_sts(config, workdir)
+    if result.finished and tests:
+        report_sts(tests, config, workdir)
     return result
 
 
@@ -62,7 +65,12 @@ def as_wanted(source: Source, needs: Sequence[str], seed: int, name: str) -> Sou
     """Labelled inference pairs as triplets for a loss without labels; anything else as it is."""
     if kind_of(source.records[0]) != NLI or {"label", "score"} & set(needs):
         return source
-    triplets, report = nli_triplets(source.records, seed)
+    if isinstance(source.records, Stream):
+        raise InputError(f"{name}: triplets are made of all records together, not of a stream")
+    try:
+        triplets, report = nli_triplets(source.records, seed)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
     if is_first_host():
         print(f"{name}: {report}")
     if not triplets:

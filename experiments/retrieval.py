@@ -20,6 +20,7 @@ from embed_jax.data.pipeline import Source
 from embed_jax.data.sources import open_records, open_retrieval_task, pair_columns, record_fields
 from embed_jax.data.sources.beir import read_corpus
 from embed_jax.data.sources.files import read_sts
+from embed_jax.data.stream import Stream
 from embed_jax.errors import InputError, exit_with_one_line, require
 from embed_jax.evals.comparison import compare
 from embed_jax.evals.retrieval import retrieval_evaluator
@@ -81,6 +82,9 @@ def read_data(config: configs.Experiment, workdir: Path):
             if name:
                 tasks[split] = open_retrieval_task(evaluation.retrieval, name)
     if vars(config.mixture.sources):
+        for field, value in (("mine.strategy", config.mine.strategy), ("data.consistency", data.consistency)):
+            if value:
+                raise InputError(f"config.{field}: not for a mixture, whose data sets bring their negatives along")
         return open_mixture(config), [], tasks
 
     source = open_source(data)
@@ -97,15 +101,23 @@ def read_data(config: configs.Experiment, workdir: Path):
     print(f"data: {len(records)} training pairs, {len(validation)} validation pairs", flush=True)
     if not (config.mine.strategy or data.consistency):
         return {ONLY: dataclasses.replace(source, records=records)}, validation, tasks
-    return mined(config, records, workdir), validation, tasks
+    loss = training_loss(config, fit.loss_arguments(config.loss), [ONLY])
+    lists = "scores" in loss.about.needs
+    if lists and validation:
+        print("no validation loss: nothing scores the held-out pairs")
+        validation = []
+    if validation:
+        validation = pairs.as_pairs(validation, pair_columns(validation), pairs.CARRIED)
+    return mined(config, records, workdir, lists), validation, tasks
 
 
-def mined(config: configs.Experiment, records: Sequence, workdir: Path) -> Callable[..., Sources]:
+def mined(config: configs.Experiment, records: Sequence, workdir: Path, lists: bool) -> Callable[..., Sources]:
     """Pairs with the negatives that the run finds, among the texts of `mine.corpus`, else of `data.corpus`."""
+    if isinstance(records, Stream):
+        raise InputError(f"config.mine.strategy: negatives are found for all pairs together, not for {records.name}")
     corpus = config.mine.corpus or config.data.corpus
     texts = [] if not corpus else read_corpus(corpus) if Path(corpus).is_dir() else read_texts(corpus)
-    needs = training_loss(config, fit.loss_arguments(config.loss), [ONLY]).about.needs
-    return mined_sources(records, texts, config, workdir, lists="scores" in needs)
+    return mined_sources(records, texts, config, workdir, lists=lists)
 
 
 def read_texts(name: str) -> list[str]:

@@ -17,7 +17,7 @@ from embed_jax.data.sources.files import read_sts
 from embed_jax.errors import InputError, exit_with_one_line
 from embed_jax.evals.sts import sts_evaluator
 from embed_jax.train import fit, loop
-from embed_jax.train.sources import ONLY, read_records
+from embed_jax.train.sources import ONLY, read_records, without_texts
 
 
 def run(config: configs.Experiment, workdir: Path) -> loop.Result:
@@ -25,6 +25,8 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     records = read_records(config.data)
     if "text" not in records[0]:
         raise InputError(f"{config.data.train}: expected records with a text, found the fields {', '.join(records[0])}")
+    if config.data.exclude:
+        records = without_texts(records, lambda record: (record["text"],), config.data.exclude)
     validation = open_records(config.data.train, config.data.validation_split) if config.data.validation_split else []
 
     # Evaluation: STS on the development set picks the best model.

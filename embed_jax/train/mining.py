@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,7 +50,7 @@ def mined_sources(
         records: pairs; negatives that they have already are replaced if there is a strategy.
         corpus: texts to look among, beside the positives.
         config: see `config.Mining` and `data.consistency`.
-        workdir: `mined/STEP-SETTINGS.jsonl` is written there, and read if it is there already.
+        workdir: `mined/STEP-DIGEST.jsonl` is written there, and read if it is there already.
         lists: as scored lists, by the cross-encoder or else by the searcher, for losses that need scores; pairs with
             fewer negatives than asked for are then left out. Otherwise a pair without a negative stays a pair.
 
@@ -63,6 +64,7 @@ def mined_sources(
     score = cross_encoder.load(config.mine.cross_encoder).score if config.mine.cross_encoder else None
     prompts = (config.data.anchor_prompt, config.data.candidate_prompt)
     bm25 = functools.cache(lambda: bm25_searcher(texts))
+    made_of = _digest(config, pairs, texts)
 
     def searcher(name: str, encode: Encode) -> Searcher:
         if name == "bm25":
@@ -95,7 +97,7 @@ def mined_sources(
 
     def recorded(name: str, make: Callable[[], list[Mapping[str, Any]]]) -> list[dict[str, Any]]:
         """What the file of that name holds, else what is made now and written to it."""
-        file = workdir / "mined" / f"{name}-{_settings(config)}.jsonl"
+        file = workdir / "mined" / f"{name}-{made_of}.jsonl"
         if file.exists():
             return [json.loads(line) for line in file.open(encoding="utf-8")]
         found = make()
@@ -156,10 +158,13 @@ def _records(block: Sequence[Mined], number: int, lists: bool) -> Iterator[dict[
             yield {"query": one.anchor, "passages": passages, "scores": scores, **one.carried}
 
 
-def _settings(config: Experiment) -> str:
-    """What the negatives depend on, as a name."""
+def _digest(config: Experiment, pairs: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> str:
+    """What the negatives depend on, as a name: settings and data."""
     fixed = {name: value for name, value in flatten(config).items() if not name.startswith((*FREE_FIELDS, "eval."))}
-    return hashlib.blake2b(json.dumps(fixed, sort_keys=True).encode(), digest_size=4).hexdigest()
+    digest = hashlib.blake2b(json.dumps(fixed, sort_keys=True).encode(), digest_size=4)
+    for one in itertools.chain(pairs, texts):
+        digest.update(repr(one).encode())
+    return digest.hexdigest()
 
 
 def _write(file: Path, records: Sequence[Mapping[str, Any]]) -> None:

@@ -3,43 +3,58 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from embed_jax.config import Experiment
 from embed_jax.data.sources.files import find_file, read_sts
+from embed_jax.errors import InputError
 from embed_jax.evals.sts import sts_evaluator
 from embed_jax.parallel.distributed import is_first_host
 from embed_jax.sentence import load
 from embed_jax.train.start import start_from
 
+Evaluator = Callable[[Callable[[Sequence[str]], np.ndarray]], Mapping[str, float]]
 
-def report_sts(config: Experiment, workdir: Path) -> dict[str, float]:
-    """Spearman's correlation on the files of `config.eval.test_sts`, before and after; prints a table.
+
+def sts_tests(names: str) -> dict[str, Evaluator]:
+    """The evaluators of files, or of directories with a test split, by name.
 
     Args:
-        workdir: of the finished run; `results.json` is written there.
+        names: with commas between; "": none.
+
+    Raises:
+        InputError: for a file that cannot be read, or two of one name.
+    """
+    found: dict[str, Evaluator] = {}
+    for name in names.split(",") if names else ():
+        file = find_file(name.strip(), "test" if Path(name.strip()).is_dir() else "train")
+        if _name(file) in found:
+            raise InputError(f"config.eval.test_sts: {file} is the second one called {_name(file)!r}")
+        found[_name(file)] = sts_evaluator(*read_sts(file))
+    return found
+
+
+def report_sts(tests: Mapping[str, Evaluator], config: Experiment, workdir: Path) -> dict[str, float]:
+    """Spearman's correlation on test data, before and after training; prints a table.
+
+    Args:
+        tests: of `sts_tests`.
+        workdir: of the finished run; `results.json` is written there, with null for what is undefined.
 
     Returns:
         {"before/NAME": ..., "after/NAME": ...}, and their means over the files as NAME "average".
-
-    Raises:
-        InputError: for a file that cannot be read.
     """
-    files = [
-        find_file(name.strip(), "test" if Path(name.strip()).is_dir() else "train")
-        for name in config.eval.test_sts.split(",")
-    ]
-    evaluators = {_name(file): sts_evaluator(*read_sts(file)) for file in files}
     models = {
         "before": start_from(config.model, config.data.max_length, config.train.seed, config.train.devices).sentence,
         "after": load(str(workdir / "model")),
     }
     found = {
-        when: {name: one(model.encode)["spearman"] for name, one in evaluators.items()}
-        for when, model in models.items()
+        when: {name: one(model.encode)["spearman"] for name, one in tests.items()} for when, model in models.items()
     }
     for scores in found.values():
         scores["average"] = float(np.mean(list(scores.values())))
@@ -49,7 +64,8 @@ def report_sts(config: Experiment, workdir: Path) -> dict[str, float]:
         for name in found["after"]:
             print(f"{name:16}" + "".join(f"{scores[name]:10.4f}" for scores in found.values()))
         beside = workdir / "results.json.new"
-        beside.write_text(json.dumps({"task": "sts", "metrics": flat}, indent=1) + "\n", encoding="utf-8")
+        metrics = {name: score if math.isfinite(score) else None for name, score in flat.items()}
+        beside.write_text(json.dumps({"task": "sts", "metrics": metrics}, indent=1) + "\n", encoding="utf-8")
         os.replace(beside, workdir / "results.json")
     return flat
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +15,7 @@ from embed_jax.data.order import Order, make_order
 from embed_jax.data.pairs import looked_at, of_record
 from embed_jax.data.pipeline import Source, most_texts, things_of
 from embed_jax.data.sources import RecordFields, iter_records, open_records, record_fields
-from embed_jax.data.sources.files import VALUES
+from embed_jax.data.sources.files import VALUES, find_file, iter_lines
 from embed_jax.data.stream import Stream, open_stream
 from embed_jax.errors import InputError
 from embed_jax.losses.base import About
@@ -23,7 +25,7 @@ from embed_jax.parallel.distributed import is_first_host
 from embed_jax.registry import unknown
 
 Sources = Mapping[str, Source]
-ONLY = "data"  # the name of the data set of a run that has one
+ONLY = "train"  # the name of the data set of a run that has one
 
 
 def open_mixture(config: Experiment) -> dict[str, Source]:
@@ -40,7 +42,7 @@ def open_mixture(config: Experiment) -> dict[str, Source]:
     return found
 
 
-def open_source(settings: DataConfig | SourceConfig, name: str = "data") -> Source:
+def open_source(settings: DataConfig | SourceConfig, name: str = ONLY) -> Source:
     """The records that a config names, without those excluded, and what is trained on of them.
 
     Args:
@@ -48,12 +50,12 @@ def open_source(settings: DataConfig | SourceConfig, name: str = "data") -> Sour
     """
     records = read_records(settings)
     columns = getattr(settings, "columns", "")
-    fields = named_fields(records, columns) if columns else record_fields(records)
+    try:
+        fields = named_fields(records, columns) if columns else record_fields(records)
+    except InputError as error:
+        raise _placed(error, settings) from None
     if settings.exclude:
-        every = len(records)
-        records = without_texts(records, fields.columns, settings.exclude.split(","))
-        if is_first_host():
-            print(f"{name}: {every - len(records)} of {every} records left out for a text of {settings.exclude}")
+        records = without_texts(records, fields.columns, settings.exclude, name)
     return Source(records, scaled(fields, settings.score_max), max_length=getattr(settings, "max_length", 0))
 
 
@@ -61,38 +63,55 @@ def read_records(settings: DataConfig | SourceConfig) -> Sequence[Mapping[str, A
     """The records that a config names, or a stream of them."""
     if settings.train.startswith("stream:"):
         return _open_stream(settings)
-    return open_records(settings.train, settings.split)[: settings.limit or None]
+    named = [name.strip() for name in getattr(settings, "columns", "").split(",") if name.strip()]
+    return open_records(settings.train, settings.split, named)[: settings.limit or None]
 
 
 def _open_stream(settings: DataConfig | SourceConfig) -> Stream:
     """Records read one after the other; the only data set of a run."""
     if not isinstance(settings, DataConfig):
         raise InputError(f"{settings.train}: a mixture takes data sets with random access, not a stream")
-    for field in ("exclude", "limit", "consistency"):
+    for field in ("exclude", "limit", "consistency", "holdout"):
         if getattr(settings, field) != getattr(DataConfig(), field):
             raise InputError(f"config.data.{field}: not for a stream, {settings.train}")
     name = settings.train.removeprefix("stream:")
     return open_stream(lambda: iter_records(name, settings.split), name)
 
 
+def _placed(error: InputError, settings: DataConfig | SourceConfig) -> InputError:
+    """An error that names a record by its number, with file and line instead where the records are a file's."""
+    found = re.match(r"record (\d+): (.*)", str(error))
+    path = find_file(settings.train, settings.split)
+    if not found or not path.is_file():
+        return error
+    line, _ = next(itertools.islice(iter_lines(path), int(found[1]), None))
+    return InputError(f"{path}:{line}: {found[2]}")
+
+
 def without_texts(
-    records: Sequence[Mapping[str, Any]], columns: Callable[[Any], Sequence[str | None]], files: Sequence[str]
+    records: Sequence[Mapping[str, Any]], columns: Callable[[Any], Sequence[str | None]], files: str, name: str = ONLY
 ) -> list[Mapping[str, Any]]:
-    """The records none of whose texts is a text of the files, white space around it and case aside.
+    """The records none of whose texts is a text of the files, white space around it and case aside; says how many.
+
+    Args:
+        files: with commas between.
+        name: of the data set.
 
     Raises:
         InputError: for a file that cannot be read, or if no record is left.
     """
     known = {
         value.strip().lower()
-        for file in files
-        for record in open_records(file)
+        for file in files.split(",")
+        for record in open_records(file.strip())
         for name, value in record.items()
         if isinstance(value, str) and name not in VALUES
     }
     kept = [record for record in records if known.isdisjoint(text.strip().lower() for text in columns(record) if text)]
     if not kept:
-        raise InputError(f"exclude: all {len(records)} records have a text of {', '.join(files)}")
+        raise InputError(f"exclude: all {len(records)} records have a text of {files}")
+    if is_first_host():
+        print(f"{name}: {len(records) - len(kept)} of {len(records)} records left out for a text of {files}")
     return kept
 
 
@@ -166,7 +185,8 @@ def training_loss(config: Experiment, given: Mapping[str, Any], names: Sequence[
             losses[name] = one if source.loss_weight == 1 else weighted_sum([(source.loss_weight, one)])
         except InputError as error:
             raise InputError(f"config.mixture.sources.{name}.loss: {error}") from None
-    return per_dataset(losses)
+    # Batches of a single data set do not say which one they are from.
+    return per_dataset(losses) if len(losses) > 1 else losses[names[0]]
 
 
 def for_loss(sources: Sources, loss: LossFunction, config: Experiment, prompts: tuple[str, str]) -> dict[str, Source]:

@@ -52,7 +52,7 @@ class Records(Sequence):
         return self.decode(self.source[int(self.indices[index])])
 
 
-def open_records(name: str, split: str = "train") -> Sequence[dict[str, Any]]:
+def open_records(name: str, split: str = "train", fields: Sequence[str] = ()) -> Sequence[dict[str, Any]]:
     """Opens a data set for training.
 
     Args:
@@ -61,6 +61,7 @@ def open_records(name: str, split: str = "train") -> Sequence[dict[str, Any]]:
             files, or their directory; else a file (.jsonl, .tsv, .csv, .txt, each also .gz) or a directory of files
             called SPLIT.jsonl and so on. A directory called like a data set is "./snli".
         split: which part of it.
+        fields: what each line of a file must have; none: those of one of KINDS.
 
     Returns:
         Records with random access; texts are strings.
@@ -69,7 +70,8 @@ def open_records(name: str, split: str = "train") -> Sequence[dict[str, Any]]:
         InputError: a name, a split or a file that cannot be used.
     """
     kind, rest = _source(name)
-    records = lookup("source", kind)(rest, split)
+    more = (fields,) if kind == "file" else ()
+    records = lookup("source", kind)(rest, split, *more)
     if not len(records):
         raise InputError(f"{name}: the split {split!r} is empty")
     return records
@@ -207,7 +209,7 @@ def _pair_score(record: Record) -> tuple[float]:
 
 def _pair_label(record: Record) -> int:
     value = _given(record, "label")
-    number = label_number(value)
+    number = -1 if str(value).strip() == "-" else label_number(value)  # SNLI's own files: no gold label
     if number is None:
         raise InputError(f"label: expected an integer or one of {', '.join(NLI_LABELS)}, found {value!r}")
     return number

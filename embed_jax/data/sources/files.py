@@ -25,13 +25,13 @@ TEXTS = {name for kind in KINDS for name in kind} - LISTS.keys()
 Record = dict[str, Any]
 
 
-def open_source(rest: str, split: str) -> list[Record]:
-    """The records of a file, or of `DIRECTORY/SPLIT.jsonl` (or .tsv, .csv, .txt; .gz).
+def open_source(rest: str, split: str, fields: Sequence[str] = ()) -> list[Record]:
+    """The records of a file, or of `DIRECTORY/SPLIT.jsonl` (or .tsv, .csv, .txt; .gz); `fields` as of `read_table`.
 
     Raises:
         InputError: no such file or split; see also `read_table`.
     """
-    return read_table(find_file(rest, split))
+    return read_table(find_file(rest, split), fields)
 
 
 def find_file(name: str, split: str) -> Path:
