@@ -71,8 +71,9 @@ def fit(
     # The model and where it runs.
     mesh = make_mesh(config.train.devices, config.train.fsdp, config.train.tensor)
     groups = num_groups(config.batch.groups, config.batch.size, mesh)
-    start = start_from(config.model, config.data.max_length, config.train.seed, config.train.devices)
-    frozen = frozen_models(config.model, config.data.max_length)
+    longest = max([config.data.max_length, *(source.max_length for source in vars(config.mixture.sources).values())])
+    start = start_from(config.model, longest, config.train.seed, config.train.devices)
+    frozen = frozen_models(config.model, longest)
 
     # The data, and its loss. The result is to be used as it was trained, and trained as it is used.
     sources_at = sources if callable(sources) else lambda step, encode: sources
@@ -92,7 +93,6 @@ def fit(
 
     # The batches: a pure function of (seed, step).
     shares = config.batch.shares or jax.process_count()
-    longest = max(source.max_length or config.data.max_length for source in found.values())
     _check_length(longest, start.encoder.config.max_length)
     maker = functools.partial(
         batch_maker,

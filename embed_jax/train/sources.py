@@ -190,7 +190,7 @@ def training_loss(config: Experiment, given: Mapping[str, Any], names: Sequence[
 
 
 def for_loss(sources: Sources, loss: LossFunction, config: Experiment, prompts: tuple[str, str]) -> dict[str, Source]:
-    """The data sets with their prompts, and without the labels and scores that their loss has no use for.
+    """The data sets with their prompts and lengths, and without labels and scores that their loss has no use for.
 
     Args:
         prompts: of anchors and candidates, where a data set names none.
@@ -210,6 +210,7 @@ def for_loss(sources: Sources, loss: LossFunction, config: Experiment, prompts: 
             source,
             fields=dataclasses.replace(source.fields, **fields),
             prompts=source.prompts if any(source.prompts) else mine,
+            max_length=source.max_length or config.data.max_length,
         )
     return found
 
