@@ -184,7 +184,8 @@ def training_loss(config: Experiment, given: Mapping[str, Any], names: Sequence[
             one = build_loss(source.loss or config.loss.name, given)
             losses[name] = one if source.loss_weight == 1 else weighted_sum([(source.loss_weight, one)])
         except InputError as error:
-            raise InputError(f"config.mixture.sources.{name}.loss: {error}") from None
+            message = str(error).removeprefix("config.loss.name: ")
+            raise InputError(f"config.mixture.sources.{name}.loss: {message}") from None
     # Batches of a single data set do not say which one they are from.
     return per_dataset(losses) if len(losses) > 1 else losses[names[0]]
 
