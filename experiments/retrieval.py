@@ -29,7 +29,7 @@ from embed_jax.sentence import SentenceEncoder, load
 from embed_jax.train import fit, loop
 from embed_jax.train.mining import mined_sources
 from embed_jax.train.plots import plot_curves
-from embed_jax.train.sources import ONLY, Sources, open_mixture, open_source, training_loss
+from embed_jax.train.sources import ONLY, Sources, open_mixture, open_source, placed, training_loss
 
 
 def run(config: configs.Experiment, workdir: Path) -> loop.Result:
@@ -125,6 +125,9 @@ def read_texts(name: str) -> list[str]:
     records = open_records(name, "train")
     if "text" not in records[0]:
         raise InputError(f"{name}: expected records with a text, found the fields {', '.join(records[0])}")
+    for number, record in enumerate(records):
+        if not record["text"].strip():
+            raise placed(InputError(f"record {number}: empty passage"), name)
     return [record["text"] for record in records]
 
 

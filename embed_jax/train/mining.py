@@ -73,8 +73,6 @@ def mined_sources(
         return dense_searcher(queries, documents, texts, similarity=config.loss.similarity or "cosine")
 
     def consistent(encode: Encode) -> list[Mapping[str, Any]]:
-        if not config.data.consistency:
-            return pairs
         search = searcher("dense", encode).search
         found = list(round_trip_filter(pairs, search, config.data.consistency, texts))
         if is_first_host():
@@ -107,7 +105,7 @@ def mined_sources(
 
     def sources_at(step: int, encode: Encode) -> dict[str, Source]:
         # Consistency is the first model's judgement; what is written at step 0 is read afterwards.
-        found = recorded("pairs", lambda: consistent(encode))
+        found = recorded("pairs", lambda: consistent(encode)) if config.data.consistency else pairs
         if names:
             found = recorded(str(step), lambda: negatives(found, encode, step))
         return {ONLY: Source(found, record_fields(found))}

@@ -53,7 +53,7 @@ def open_source(settings: DataConfig | SourceConfig, name: str = ONLY) -> Source
     try:
         fields = named_fields(records, columns) if columns else record_fields(records)
     except InputError as error:
-        raise _placed(error, settings) from None
+        raise placed(error, settings.train, settings.split) from None
     if settings.exclude:
         records = without_texts(records, fields.columns, settings.exclude, name)
     return Source(records, scaled(fields, settings.score_max), max_length=getattr(settings, "max_length", 0))
@@ -78,10 +78,14 @@ def _open_stream(settings: DataConfig | SourceConfig) -> Stream:
     return open_stream(lambda: iter_records(name, settings.split), name)
 
 
-def _placed(error: InputError, settings: DataConfig | SourceConfig) -> InputError:
-    """An error that names a record by its number, with file and line instead where the records are a file's."""
+def placed(error: InputError, name: str, split: str = "train") -> InputError:
+    """An error that names a record by its number, with file and line instead where the records are a file's.
+
+    Args:
+        name, split: of `open_records`.
+    """
     found = re.match(r"record (\d+): (.*)", str(error))
-    path = find_file(settings.train, settings.split)
+    path = find_file(name, split)
     if not found or not path.is_file():
         return error
     line, _ = next(itertools.islice(iter_lines(path), int(found[1]), None))

@@ -63,8 +63,17 @@ def open_source(rest: str, split: str) -> list[dict[str, str]]:
 
 
 def read_corpus(directory: str | Path) -> list[str]:
-    """The documents alone, title and text."""
-    return list(_texts(_existing(Path(directory), "corpus.jsonl"), title=True).values())
+    """The documents alone, title and text.
+
+    Raises:
+        InputError: also for a document without either.
+    """
+    path = _existing(Path(directory), "corpus.jsonl")
+    texts = _texts(path, title=True)
+    for name, text in texts.items():
+        if not text.strip():
+            raise InputError(f"{path}: the document {name!r} is empty")
+    return list(texts.values())
 
 
 def _existing(directory: Path, name: str) -> Path:
