@@ -18,11 +18,11 @@ QUERIES = "".join(json.dumps({"_id": f"q{n}", "text": f"query {n}"}) + "\n" for 
 
 @pytest.fixture
 def command(tmp_path, tiny_model, tiny_tokenizer, monkeypatch, capsys):
-    """`command("simcse" or "retrieval", *overrides) -> (exit status, stderr)`, run in this process."""
+    """`command("simcse", "retrieval" or "nli", *overrides) -> (exit status, stderr)`, run in this process."""
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.setenv("EMBED_JAX_CACHE", str(tmp_path / "cache"))
-    from experiments import retrieval, simcse
+    from experiments import nli, retrieval, simcse
 
     (tmp_path / "pairs.tsv").write_text(PAIRS)
     (tmp_path / "sentences.txt").write_text(PAIRS)
@@ -40,10 +40,17 @@ def command(tmp_path, tiny_model, tiny_tokenizer, monkeypatch, capsys):
             f"--config.data.train={tmp_path}/pairs.tsv",
             "--config.data.max_length=32",
         ],
+        nli: [
+            "--config=configs/nli/mixture.py",
+            f"--config.model.name={tiny_model}",
+            "--config.data.max_length=32",
+            "--config.eval.sts=",
+            "--config.eval.metric=",
+        ],
     }
 
     def run(name, *overrides):
-        module = {"simcse": simcse, "retrieval": retrieval}[name]
+        module = {"simcse": simcse, "retrieval": retrieval, "nli": nli}[name]
         shared = ["--config.tracking.wandb=disabled", "--config.train.devices=1", f"--workdir={tmp_path}/run"]
         line = [f"experiments/{name}.py", *arguments[module], "--config.batch.size=8", *shared, *overrides]
         monkeypatch.setattr(sys, "argv", line)
@@ -143,6 +150,77 @@ def test_judgements(command, tmp_path, qrels, message):
     fields = {"data.holdout": 0, "eval.retrieval": tmp_path, "eval.retrieval_split": "test"}
     status, err = command("retrieval", *(f"--config.{field}={value}" for field, value in fields.items()))
     assert status == 2 and message in err and err.count("\n") == 1, err
+
+
+def test_judgements_to_train_on(command, tmp_path):
+    (tmp_path / "corpus.jsonl").write_text(CORPUS)
+    (tmp_path / "queries.jsonl").write_text(QUERIES)
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td0\t1\nq1\td99\t1\n")
+    status, err = command("retrieval", f"--config.data.train=beir:{tmp_path}")
+    assert status == 2 and err.count("\n") == 1, err
+    assert "qrels/train.tsv:3: the id 'd99' is not in corpus.jsonl" in err
+
+
+LISTS = [
+    {"query": f"query {n}", "passages": [f"passage {n}", "no", "nor this"], "scores": [3, 1.5, 1]} for n in range(9)
+]
+SCORES = {
+    "a text": ([3, "high", 1], "lists.jsonl:9: field 'scores'"),
+    "not a number": ([3, float("nan"), 1], "lists.jsonl:9: field 'scores'"),
+    "one too few": ([3, 1], "lists.jsonl:9: found 3 passages and 2 scores"),
+    "none": (None, "lists.jsonl:9:"),
+}
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_scores_of_a_teacher(command, tmp_path, name):
+    scores, message = SCORES[name]
+    records = [*LISTS[:8], LISTS[8] | {"scores": scores}]
+    (tmp_path / "lists.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    fields = {"data.train": tmp_path / "lists.jsonl", "data.holdout": 0, "loss.name": "kl", "loss.symmetric": False}
+    status, err = command("retrieval", *(f"--config.{field}={value}" for field, value in fields.items()))
+    assert status == 2 and message in err and err.count("\n") == 1, err
+
+
+NLI = "premise\thypothesis\tlabel\n" + "".join(f"premise {n // 3}\thypothesis {n}\t{n % 3}\n" for n in range(30))
+GRADED = "score\tsentence1\tsentence2\n" + "".join(f"{n % 6}\tsentence {n}\tsentence {n + 1}\n" for n in range(30))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("nli.weight=0", "config.mixture.sources.nli.weight: expected more than 0, found 0"),
+        ("sts.weight=-1", "config.mixture.sources.sts.weight: expected more than 0, found -1"),
+        ("sts.loss_weight=0", "config.mixture.sources.sts.loss_weight: expected more than 0, found 0"),
+        ("nil.weight=1", "unknown config field 'mixture.sources.nil.weight'"),
+        ("nli.train=", "config.mixture.sources.nli.train: expected a data set, found ''"),
+        ("nli.train={}/gone.tsv", "config.mixture.sources.nli: {}/gone.tsv: no such file"),
+        ("nli.train={}/label.tsv", "config.mixture.sources.nli: {}/label.tsv:32: label: expected an integer or one of"),
+        (
+            "nli.train={}/column.tsv",
+            "config.mixture.sources.nli: {}/column.tsv:1: unknown fields: found premise, label",
+        ),
+        ("nli.loss=softmax(num_labels=2)", "record 2: label 2, config.mixture.sources.nli.loss="),
+        ("sts.train={}/score.tsv", "config.mixture.sources.sts: {}/score.tsv:32: score: expected a finite number"),
+        (
+            "questions.train={}/sts.tsv",
+            "config.mixture.sources.questions.loss: 'online_contrastive' needs records with",
+        ),
+        ("questions.columns=premise,text", "config.mixture.sources.questions: {}/nli.tsv:1: no field 'text'"),
+        ("questions.exclude={}/nli.tsv", "config.mixture.sources.questions: exclude: all 30 records have a text of"),
+    ],
+)
+def test_a_mixture(command, tmp_path, override, message):
+    files = {"nli": NLI, "label": f"{NLI}premise\thypothesis\tmaybe\n", "sts": GRADED, "score": f"{GRADED}high\ta\tb\n"}
+    files["column"] = "premise\tlabel\na\t1\n"
+    for name, content in files.items():
+        (tmp_path / f"{name}.tsv").write_text(content)
+    fields = {"nli": "nli.tsv", "questions": "nli.tsv", "sts": "sts.tsv"}
+    sources = [f"--config.mixture.sources.{name}.train={tmp_path / file}" for name, file in fields.items()]
+    status, err = command("nli", *sources, f"--config.mixture.sources.{override.format(tmp_path)}")
+    assert status == 2 and message.format(tmp_path) in err and err.count("\n") == 1, err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_checkpoint_of_another_architecture(command, tmp_path):
