@@ -44,11 +44,12 @@ def loss(
     init: Callable[..., Params] | None = None,
     tiled: bool = False,
     queue: bool = False,
+    classes: int = 0,
 ) -> Callable[[Callable], Callable]:
     """Marks a function as a loss; see `About`."""
 
     def mark(function: Callable) -> Callable:
-        function.about = About(tuple(needs), columns, init, tiled, queue=queue)
+        function.about = About(tuple(needs), columns, init, tiled, classes, queue)
         return function
 
     return mark

@@ -77,7 +77,8 @@ def bind(loss: Loss, /, **arguments: Any) -> LossFunction:
     if init is not None:
         init = functools.partial(init, **{name: settled[name] for name in _names(init) if name in settled})
     compute = functools.partial(loss, **settled)
-    settled_about = dataclasses.replace(about(loss), init=init, classes=settled.get("num_labels", 0))
+    classes = settled.get("num_labels", about(loss).classes)
+    settled_about = dataclasses.replace(about(loss), init=init, classes=classes)
     return LossFunction(loss.__name__, compute, settled_about)
 
 

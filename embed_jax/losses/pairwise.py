@@ -36,7 +36,7 @@ def contrastive_loss(
     return 0.5 * (label * distances**2 + (1.0 - label) * jax.nn.relu(margin - distances) ** 2)
 
 
-@loss(needs=("label",), columns=(2, 2), tiled=True)
+@loss(needs=("label",), columns=(2, 2), tiled=True, classes=2)
 def contrastive(
     own: Columns, world: World, params: Params, *, margin: float = 0.5, distance: str = "cosine"
 ) -> LossResult:
@@ -62,7 +62,7 @@ def online_contrastive_loss(
     return _online(distances, label, *_hard_limits(distances, label), margin)
 
 
-@loss(needs=("label",), columns=(2, 2), tiled=True)
+@loss(needs=("label",), columns=(2, 2), tiled=True, classes=2)
 def online_contrastive(
     own: Columns, world: World, params: Params, *, margin: float = 0.5, distance: str = "cosine"
 ) -> LossResult:
@@ -182,7 +182,7 @@ def contrastive_tension_loss(
     return jax.nn.softplus(logits) - label.astype(jnp.float32) * logits
 
 
-@loss(needs=("label",), columns=(2, 2), tiled=True)
+@loss(needs=("label",), columns=(2, 2), tiled=True, classes=2)
 def contrastive_tension(own: Columns, world: World, params: Params) -> LossResult:
     """The sum, not the mean, of `contrastive_tension_loss` over all pairs of the world, as in sentence-transformers."""
     weights = _weights(own)

@@ -207,6 +207,7 @@ GRADED = "score\tsentence1\tsentence2\n" + "".join(f"{n % 6}\tsentence {n}\tsent
             "questions.train={}/sts.tsv",
             "config.mixture.sources.questions.loss: 'online_contrastive' needs records with",
         ),
+        ("nli.loss=contrastive", "record 2: label 2, config.mixture.sources.nli.loss='contrastive' accepts 0 to 1"),
         ("questions.columns=premise,text", "config.mixture.sources.questions: {}/nli.tsv:1: no field 'text'"),
         ("questions.exclude={}/nli.tsv", "config.mixture.sources.questions: exclude: all 30 records have a text of"),
     ],
