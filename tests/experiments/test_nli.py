@@ -5,6 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -49,6 +50,14 @@ def get_config(cut=""):
         part.tracking.wandb = "disabled"
     return config
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly():
+    """Compiling is most of the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
