@@ -100,7 +100,7 @@ def test_each_part_reports_what_it_does(finished):
     assert max(line["compilations"] for line in lines) == 1
 
 
-@pytest.mark.parametrize("step", [2, 4, 6])
+@pytest.mark.parametrize("step", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 6))])
 def test_resumed_at_a_checkpoint_it_ends_with_the_same_bits(simcse, everything, finished, tmp_path, step):
     """Parameters, moments, the queue, its averaged encoder, the head of the language model; the stream's position."""
     result, workdir = finished
