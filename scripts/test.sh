@@ -5,5 +5,6 @@ set -euo pipefail
 source "$(dirname "$0")/setup_env.sh"
 setup_env search,eval,plots,test
 "$VENV_PYTHON" -m ruff check .
-# Two processes: compiling is most of the work, and one of them compiles on one core.
-"$VENV_PYTHON" -m pytest -n 2 --dist loadfile -m "not slow" "$@"
+# Two processes: compiling is most of the work, and one of them compiles on one core. Files in the order of
+# tests/conftest.py, the longest first.
+"$VENV_PYTHON" -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" "$@"

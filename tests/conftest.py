@@ -22,6 +22,14 @@ over did down only way find use may water long little very after words called ju
 music guitar plays running quickly red blue city country road train apple bread science language model learns""".split()
 
 
+LONGEST = ("tests/train/", "tests/parallel/", "tests/experiments/", "tests/scripts/")
+
+
+def pytest_collection_modifyitems(items):
+    """What takes longest comes first, so that no process is left with a long file at the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))  # a stable sort
+
+
 @pytest.fixture(scope="session")
 def tiny_tokenizer(tmp_path_factory):
     """A directory with a lower-casing WordPiece tokenizer of BERT's form over a small vocabulary."""

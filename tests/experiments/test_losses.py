@@ -65,8 +65,8 @@ def train(tmp_path, tiny_model, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "data,loss",
     [
-        ("scored", "cosent(scale=10) + 0.1 * uniformity()"),
-        ("nli", "softmax(concatenation='u,v,|u-v|,u*v')"),
+        pytest.param("scored", "cosent(scale=10) + 0.1 * uniformity()", marks=pytest.mark.slow),
+        pytest.param("nli", "softmax(concatenation='u,v,|u-v|,u*v')", marks=pytest.mark.slow),
         ("lists", "kl"),
         ("triplets", "symmetric(info_nce(learn_temperature=True))"),
     ],

@@ -156,7 +156,7 @@ def test_devices_do_not_matter(gradient_of, devices, name):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("groups,devices", [(4, 2)])
+@pytest.mark.parametrize("groups,devices", [pytest.param(4, 2, marks=SLOW)])
 def test_groups_do_not_matter(gradient_of, groups, devices, name):
     """Gradient caching is exact: dropout off, against one group, that is, one big batch."""
     assert_same(gradient_of(name, devices, groups, dropout=False), gradient_of(name, 1, 1, dropout=False))
@@ -172,7 +172,7 @@ def test_groups_do_not_matter_on_any_number_of_devices(gradient_of, devices, gro
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("form,devices", [pytest.param("tiled", 2, marks=SLOW), ("ring", 4)])
+@pytest.mark.parametrize("form,devices", [pytest.param("tiled", 2, marks=SLOW), pytest.param("ring", 4, marks=SLOW)])
 def test_the_form_does_not_matter(gradient_of, form, devices, name):
     """Every contrastive loss has a tiled form and a ring."""
     function = getattr(LOSSES[name], "func", LOSSES[name])

@@ -86,7 +86,7 @@ def floats(shape: str) -> int:
     return sum(int(np.prod([int(n) for n in dims.split(",") if n])) for dims in re.findall(r"f32\[([\d,]*)\]", shape))
 
 
-@pytest.mark.parametrize("groups", [8, 16])
+@pytest.mark.parametrize("groups", [pytest.param(8, marks=pytest.mark.slow), 16])
 def test_replicated_parameters_gradients_are_reduced_once(encoder, params, groups):
     """One reduction of the parameters' gradients a step, whatever the number of groups a device maps over."""
     once, loops = compiled_step(encoder, params, make_mesh(4), groups)
@@ -99,7 +99,7 @@ def test_replicated_parameters_gradients_are_reduced_once(encoder, params, group
     )
 
 
-@pytest.mark.parametrize("tensor", [1, 2])
+@pytest.mark.parametrize("tensor", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_layer_is_gathered_once_a_pass_and_scattered_once(encoder, params, tensor):
     """FSDP, layer by layer: in the body of each loop over layers at most one gather and one reduce-scatter over "fsdp".
 

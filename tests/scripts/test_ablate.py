@@ -288,6 +288,7 @@ def test_no_such_table(refused, tmp_path):
     assert "none.py: no such file" in refused(ablate, tmp_path / "none.py")
 
 
+@pytest.mark.slow
 def test_a_table_of_a_real_experiment(run, tmp_path, tiny_model, sentences, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT))

@@ -53,6 +53,7 @@ def test_speed(results_of, arguments, names):
         assert result["ours"] > 0 and result["theirs"] is None and result["n"] >= 2
 
 
+@pytest.mark.slow
 def test_loss(results_of):
     options = ["--sizes", "256", "--dims", "16", "--devices", "2", "--repeat", "2", "--largest", "2048"]
     results = results_of("loss", *options)
@@ -68,6 +69,7 @@ def test_loss(results_of):
     assert largest["tiled"]["measured_mib"] < largest["dense"]["compiled_mib"]
 
 
+@pytest.mark.slow
 def test_memory(results_of):
     results = results_of("memory", "--batch-size", "32", "--group", "16", "--exact", "32", *TINY)
     gradient = results["memory/gradient"]

@@ -81,10 +81,11 @@ def lines(workdir):
             {"model__mlp": "training", "eval__every": 3, "eval__metric": "sts/spearman", "optim__clip_norm": 0.1},
             ("loss", "learning_rate", "grad_norm", "sts/spearman", "sts/pearson"),
         ),
-        (
+        pytest.param(
             "labelled",
             {"loss__name": "softmax", "model__mlp": "kept", "data__anchor_prompt": "all: ", "optim__accumulate": 2},
             ("loss", "learning_rate"),
+            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -61,6 +61,7 @@ def test_a_checkpoint_of_four_devices_resumes_on_one_and_on_eight_in_shards(fini
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", FIELDS)
 def test_a_losss_own_parameters_resume_exactly(finished, loss):
     run, resume = finished(loss)
