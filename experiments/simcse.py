@@ -3,7 +3,9 @@
     python -m experiments.simcse --config=configs/simcse/unsup_bert_base.py --workdir=runs/simcse
 
 Each sentence is encoded twice in one batch; the two copies see different dropout, every other sentence of the global
-batch is a negative. With `model.mlp="training"` the MLP over [CLS] is dropped from the result, as in the paper.
+batch is a negative. `data.augment` changes the second copy's words, `loss.mlm` adds masked language modelling, and
+`queue.size` keeps earlier batches as negatives. With `model.mlp="training"` the MLP over [CLS] is dropped from the
+result, as in the paper.
 """
 
 from collections.abc import Callable

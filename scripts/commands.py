@@ -6,12 +6,12 @@ import argparse
 import contextlib
 import json
 import math
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from embed_jax.atomic import replaced
 from embed_jax.errors import InputError
 
 
@@ -43,18 +43,14 @@ def written_whole(path: Path) -> Iterator[Path]:
     Raises:
         InputError: at once, before any work, if nothing can be written there.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(0, "it is a directory")
-        beside.touch()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
-    try:
+    with replaced(path) as beside:
+        try:
+            if path.is_dir():
+                raise IsADirectoryError(0, "it is a directory")
+            beside.touch()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written: {error.strerror}") from None
         yield beside
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

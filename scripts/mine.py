@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import itertools
 import json
 import math
 import sys
@@ -210,6 +209,7 @@ def read_pairs(args: argparse.Namespace) -> list[Pair]:
     """
     from embed_jax.data.pairs import KEYS, as_pairs
     from embed_jax.data.sources import open_records, pair_columns
+    from embed_jax.data.sources.files import place_in_file
 
     records = open_records(args.pairs, args.split)
     try:
@@ -220,19 +220,9 @@ def read_pairs(args: argparse.Namespace) -> list[Pair]:
     for number, pair in enumerate(pairs):
         for name in ("anchor", "positive"):
             if not isinstance(pair[name], str) or not pair[name].strip():
-                raise InputError(f"{place_of(args, number)}: empty {name}")
+                place = place_in_file(args.pairs, args.split, number) or f"{args.pairs}: record {number}"
+                raise InputError(f"{place}: empty {name}")
     return pairs
-
-
-def place_of(args: argparse.Namespace, number: int) -> str:
-    """File and line of a record of --pairs."""
-    from embed_jax.data.sources.files import find_file, iter_lines
-
-    path = find_file(args.pairs, args.split)
-    if not path.is_file():
-        return f"{args.pairs}: record {number}"
-    line, _ = next(itertools.islice(iter_lines(path), number, None))
-    return f"{path}:{line}"
 
 
 def read_corpus(path: Path) -> list[str]:
@@ -262,18 +252,14 @@ def read_beir(args: argparse.Namespace) -> tuple[list[Pair], list[str]]:
         InputError: as the layout's reader; for an empty query or passage, or if nothing is relevant.
     """
     from embed_jax.data.sources import open_retrieval_task
+    from embed_jax.data.sources.beir import relevant
 
     corpus, queries, relevance = open_retrieval_task(args.beir, args.split)
     for what, texts in (("corpus", corpus), ("queries", queries)):
         empty = next((name for name, text in texts.items() if not text.strip()), None)
         if empty is not None:
             raise InputError(f"{place_of_id(args, what, empty)}: empty text")
-    pairs = [
-        {"anchor": queries[query], "positive": corpus[document]}
-        for query, judged in relevance.items()
-        for document, grade in judged.items()
-        if grade > 0
-    ]
+    pairs = [{"anchor": queries[query], "positive": corpus[document]} for query, document in relevant(relevance)]
     if not pairs:
         raise InputError(f"{args.beir}: no passage is judged relevant in the split {args.split!r}")
     return pairs, list(corpus.values())

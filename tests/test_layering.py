@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # A module imports from its own part and from parts on lower steps; parts on one step do not know each other.
 STEPS = (
-    ("errors", "types", "config", "config_rules", "config_file", "registry"),
+    ("errors", "atomic", "types", "config", "config_rules", "config_file", "registry"),
     ("encoders", "losses", "parallel", "data", "prompts"),
     ("sentence", "cross_encoder"),
     ("retrieval",),

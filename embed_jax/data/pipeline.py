@@ -223,7 +223,7 @@ def batch_maker(
         raise InputError(f"config.batch.rows: {hosts} hosts must agree on the rows of a group, set it; found 0")
     cut = [
         {
-            name: tokenizer.cut_at(min(tokenizer.max_length, source.max_length)) if source.max_length else tokenizer
+            name: tokenizer.cut_at(source.max_length) if 0 < source.max_length < tokenizer.max_length else tokenizer
             for name, tokenizer in tokenizers.items()
         }
         for source in sources

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from embed_jax.atomic import write_whole
 from embed_jax.errors import require
 from embed_jax.evals.metrics import bootstrap_interval
 from embed_jax.evals.retrieval import Qrels, RetrievalResult, Texts, check_qrels, score_run
@@ -97,9 +97,7 @@ class Comparison:
             "ndcg@10 after - bm25": dict(zip(names, self.gain("bm25"), strict=True)),
             "verdict": self.verdict(),
         }
-        beside = directory / "comparison.json.new"
-        beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(beside, directory / "comparison.json")
+        write_whole(directory / "comparison.json", json.dumps(content, indent=1) + "\n")
         self._plot(directory / "comparison.png")
 
     def _plot(self, output: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -97,10 +98,10 @@ def _triplets(mined: Sequence[Mined]) -> Iterator[dict[str, Any]]:
             yield {"anchor": one.anchor, "positive": one.positive, "negative": negative, **one.carried}
 
 
-def _n_tuples(mined: Sequence[Mined]) -> Iterator[dict[str, Any]]:
-    for one in mined:
-        negatives = {f"negative_{number}": text for number, text in enumerate(one.negatives, 1)}
-        yield {"anchor": one.anchor, "positive": one.positive, **negatives, **one.carried}
+def n_tuple(one: Mined) -> dict[str, Any]:
+    """anchor positive negative_1 negative_2 ..., with what is carried."""
+    negatives = {f"negative_{number}": text for number, text in enumerate(one.negatives, 1)}
+    return {"anchor": one.anchor, "positive": one.positive, **negatives, **one.carried}
 
 
 def _labelled_pairs(mined: Sequence[Mined]) -> Iterator[dict[str, Any]]:
@@ -112,17 +113,21 @@ def _labelled_pairs(mined: Sequence[Mined]) -> Iterator[dict[str, Any]]:
                 yield {"sentence1": one.anchor, "sentence2": text, "label": label}
 
 
-def _scored_lists(mined: Sequence[Mined]) -> Iterator[dict[str, Any]]:
-    for one in mined:
-        if one.positive_score is None:
-            raise InputError("scored-lists: several searchers' scores cannot be compared: use one, or a cross-encoder")
-        passages, scores = [one.positive, *one.negatives], [one.positive_score, *one.scores]
-        yield {"query": one.anchor, "passages": passages, "scores": scores}
+def scored_list(one: Mined) -> dict[str, Any]:
+    """query passages scores, the positive first.
+
+    Raises:
+        InputError: for several searchers' scores.
+    """
+    if one.positive_score is None:
+        raise InputError("scored-lists: several searchers' scores cannot be compared: use one, or a cross-encoder")
+    passages, scores = [one.positive, *one.negatives], [one.positive_score, *one.scores]
+    return {"query": one.anchor, "passages": passages, "scores": scores}
 
 
 FORMS = {
     "triplets": _triplets,
-    "n-tuples": _n_tuples,
+    "n-tuples": functools.partial(map, n_tuple),
     "labelled-pairs": _labelled_pairs,
-    "scored-lists": _scored_lists,
+    "scored-lists": functools.partial(map, scored_list),
 }

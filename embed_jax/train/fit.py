@@ -84,11 +84,10 @@ def fit(
     start.sentence.similarity = config.loss.similarity or "cosine"
     prompts = _settle_prompts(config, start)
     found = for_loss(found, loss, config, prompts)
-    texts = max(map(most_texts, found.values()))
-    if config.model.same_mask_columns not in (0, texts):
-        found_columns = config.model.same_mask_columns
+    columns = config.model.same_mask_columns
+    if columns and columns != (texts := max(map(most_texts, found.values()))):
         raise InputError(
-            f"config.model.same_mask_columns: expected 0 or {texts}, the texts of an example, found {found_columns}"
+            f"config.model.same_mask_columns: expected 0 or {texts}, the texts of an example, found {columns}"
         )
 
     # The batches: a pure function of (seed, step).

@@ -10,12 +10,12 @@ import functools
 import hashlib
 import itertools
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from embed_jax import cross_encoder
+from embed_jax.atomic import replaced
 from embed_jax.config import Experiment, flatten
 from embed_jax.data.pairs import CARRIED, as_pairs
 from embed_jax.data.pipeline import Source
@@ -33,6 +33,7 @@ from embed_jax.retrieval.mine import (
     dense_searcher,
     mine_negatives,
 )
+from embed_jax.retrieval.mined import n_tuple, scored_list
 from embed_jax.retrieval.round_trip import round_trip_filter
 from embed_jax.retrieval.topk import Encode
 from embed_jax.train.sources import ONLY
@@ -146,14 +147,10 @@ def mining_options(config: Experiment) -> Mining:
         raise InputError(f"config.mine: {error}") from None
 
 
-def _records(block: Sequence[Mined], number: int, lists: bool) -> Iterator[dict[str, Any]]:
-    for one in block:
-        if not lists:
-            negatives = {f"negative_{n}": text for n, text in enumerate(one.negatives, 1)}
-            yield {"anchor": one.anchor, "positive": one.positive, **negatives, **one.carried}
-        elif len(one.negatives) == number:
-            passages, scores = [one.positive, *one.negatives], [one.positive_score, *one.scores]
-            yield {"query": one.anchor, "passages": passages, "scores": scores, **one.carried}
+def _records(block: Sequence[Mined], number: int, lists: bool) -> list[dict[str, Any]]:
+    if not lists:
+        return [n_tuple(one) for one in block]
+    return [scored_list(one) | one.carried for one in block if len(one.negatives) == number]
 
 
 def _digest(config: Experiment, pairs: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> str:
@@ -167,8 +164,6 @@ def _digest(config: Experiment, pairs: Sequence[Mapping[str, Any]], texts: Seque
 
 def _write(file: Path, records: Sequence[Mapping[str, Any]]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_suffix(f".{os.getpid()}")
-    with beside.open("w", encoding="utf-8") as lines:
+    with replaced(file) as beside, beside.open("w", encoding="utf-8") as lines:
         for record in records:
             lines.write(json.dumps(record, ensure_ascii=False) + "\n")
-    os.replace(beside, file)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from embed_jax.atomic import write_whole
 from embed_jax.config import Experiment
 from embed_jax.data.sources.files import find_file, read_sts
 from embed_jax.errors import InputError
@@ -63,10 +63,8 @@ def report_sts(tests: Mapping[str, Evaluator], config: Experiment, workdir: Path
         print(f"{'Spearman':16}" + "".join(f"{when:>10}" for when in found))
         for name in found["after"]:
             print(f"{name:16}" + "".join(f"{scores[name]:10.4f}" for scores in found.values()))
-        beside = workdir / "results.json.new"
         metrics = {name: score if math.isfinite(score) else None for name, score in flat.items()}
-        beside.write_text(json.dumps({"task": "sts", "metrics": metrics}, indent=1) + "\n", encoding="utf-8")
-        os.replace(beside, workdir / "results.json")
+        write_whole(workdir / "results.json", json.dumps({"task": "sts", "metrics": metrics}, indent=1) + "\n")
     return flat
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,7 +14,7 @@ from embed_jax.data.order import Order, make_order
 from embed_jax.data.pairs import looked_at, of_record
 from embed_jax.data.pipeline import Source, most_texts, things_of
 from embed_jax.data.sources import RecordFields, iter_records, open_records, record_fields
-from embed_jax.data.sources.files import VALUES, find_file, iter_lines
+from embed_jax.data.sources.files import VALUES, place_in_file
 from embed_jax.data.stream import Stream, open_stream
 from embed_jax.errors import InputError
 from embed_jax.losses.base import About
@@ -85,11 +84,8 @@ def placed(error: InputError, name: str, split: str = "train") -> InputError:
         name, split: of `open_records`.
     """
     found = re.match(r"record (\d+): (.*)", str(error))
-    path = find_file(name, split)
-    if not found or not path.is_file():
-        return error
-    line, _ = next(itertools.islice(iter_lines(path), int(found[1]), None))
-    return InputError(f"{path}:{line}: {found[2]}")
+    place = found and place_in_file(name, split, int(found[1]))
+    return InputError(f"{place}: {found[2]}") if place else error
 
 
 def without_texts(

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from embed_jax.atomic import write_whole
 from embed_jax.errors import InputError
 
 
@@ -31,7 +32,7 @@ class MetricsFile:
                 with contextlib.suppress(ValueError, KeyError, TypeError):
                     if json.loads(line)["step"] <= resume_step:
                         kept.append(line + "\n")
-            _write_whole(path, "".join(kept))
+            write_whole(path, "".join(kept))
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -66,7 +67,7 @@ class Wandb:
         self._sent = int(self._sent_file.read_text()) if self._sent_file.exists() else -1
         id_file = workdir / "wandb_id"
         if not id_file.exists():
-            _write_whole(id_file, secrets.token_hex(4))
+            write_whole(id_file, secrets.token_hex(4))
         try:
             self._run = wandb.init(
                 project=project,
@@ -85,20 +86,13 @@ class Wandb:
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         if self._run is None or step <= self._sent:
             return
-        _write_whole(self._sent_file, str(step))
+        write_whole(self._sent_file, str(step))
         self._sent = step
         self._run.log(dict(metrics), step=step)
 
     def close(self) -> None:
         if self._run is not None:
             self._run.finish()
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Replaces a file so that a kill at any moment leaves the old text or the new."""
-    beside = path.with_name(path.name + ".new")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
 
 
 def _netrc_has(host: str) -> bool:

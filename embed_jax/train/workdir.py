@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from embed_jax.atomic import write_whole
 from embed_jax.config import Experiment, flatten, to_json
 from embed_jax.errors import InputError
 
@@ -78,9 +79,7 @@ def _changes(path: Path, fixed: dict[str, Any], what: str) -> Iterator[str]:
 
 
 def _write(path: Path, content: Any) -> None:
-    beside = path.with_suffix(".new")
-    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    write_whole(path, json.dumps(content, indent=1) + "\n")
 
 
 def _flatten_json(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

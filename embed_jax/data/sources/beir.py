@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,7 @@ def open_source(rest: str, split: str) -> list[dict[str, str]]:
     """
     corpus, queries, qrels = read_beir(rest, split)
     return [
-        {"anchor": queries[query], "positive": corpus[document], "group": query}
-        for query, judged in qrels.items()
-        for document, grade in judged.items()
-        if grade > 0
+        {"anchor": queries[query], "positive": corpus[document], "group": query} for query, document in relevant(qrels)
     ]
 
 
@@ -74,6 +72,12 @@ def read_corpus(directory: str | Path) -> list[str]:
         if not text.strip():
             raise InputError(f"{path}: the document {name!r} is empty")
     return list(texts.values())
+
+
+def relevant(qrels: Mapping[str, Mapping[str, int]]) -> Iterator[tuple[str, str]]:
+    """(query id, document id) of each judgement above 0."""
+    for query, judged in qrels.items():
+        yield from ((query, document) for document, grade in judged.items() if grade > 0)
 
 
 def _existing(directory: Path, name: str) -> Path:

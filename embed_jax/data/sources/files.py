@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import itertools
 import json
 import math
 import zlib
@@ -53,6 +54,15 @@ def find_file(name: str, split: str) -> Path:
     if path.is_file() and split != "train":
         raise InputError(f"{path}: a file has no split {split!r}; name the file of that split, or a directory of files")
     return path
+
+
+def place_in_file(name: str, split: str, number: int) -> str:
+    """ "FILE:LINE" of a record by its number; "" if the records are not a file's."""
+    path = find_file(name, split)
+    if not path.is_file():
+        return ""
+    line, _ = next(itertools.islice(iter_lines(path), number, None))
+    return f"{path}:{line}"
 
 
 def read_table(path: str | Path, required: Sequence[str] = ()) -> list[Record]:
