@@ -182,6 +182,18 @@ class SentenceEncoder:
         return self.prompts[name]
 
 
+def truncate(embeddings: Float[np.ndarray, "N D"], dim: int) -> Float[np.ndarray, "N d"]:
+    """The first `dim` numbers of each embedding, made length 1 again (Kusupati et al. 2022); a zero vector stays zero.
+
+    Raises:
+        InputError: for a dimension that is not from 1 to D.
+    """
+    if not 1 <= dim <= embeddings.shape[-1]:
+        raise InputError(f"dim: expected 1 to {embeddings.shape[-1]}, the size of the embeddings, found {dim}")
+    short = np.asarray(embeddings[..., :dim], np.float32)
+    return short / np.maximum(np.linalg.norm(short, axis=-1, keepdims=True), 1e-12)
+
+
 def load(name: str, *, max_length: int = 0, compute_dtype: str = "float32") -> SentenceEncoder:
     """Loads an embedding model.
 
