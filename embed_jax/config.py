@@ -21,6 +21,7 @@ from typing import Any
 class Model:
     name: str = "sentence-transformers/all-MiniLM-L6-v2"  # directory, hub name, or "random:SHAPE" with `tokenizer`
     tokenizer: str = ""  # directory with tokenizer files; "": the model's own
+    layers: str = ""  # "0,2,4": only these layers of `name`, counted from 0, as a student to train; "": all
     pooling: str = ""  # "": the model's own
     mlp: str = ""  # "": none; "kept": SimCSE's tanh layer; "training": only in training, dropped from the result
     dropout: float = -1.0  # of hidden states and attention; -1: the model's own

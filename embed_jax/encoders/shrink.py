@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from embed_jax.encoders.build import EncoderSpec
+from embed_jax.encoders.heads import Dense, Normalize
 from embed_jax.errors import InputError
 from embed_jax.types import Params
 
@@ -48,3 +50,60 @@ def first_layers(spec: EncoderSpec, params: Params, number: int) -> tuple[Encode
     if not 1 <= number <= spec.backbone.num_layers:
         raise InputError(f"layers: expected 1 to {spec.backbone.num_layers}, found {number}")
     return keep_layers(spec, params, range(number))
+
+
+def layer_numbers(text: str) -> list[int]:
+    """[0, 2, 4] of "0,2,4", for `keep_layers`.
+
+    Raises:
+        InputError: for anything but numbers with commas between.
+    """
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise InputError(f"layers: expected numbers with commas between, such as 0,2,4, found {text!r}") from None
+
+
+def pca_head(embeddings: Float[np.ndarray, "N D"], dim: int) -> tuple[Dense, Params]:
+    """A linear layer from D dimensions to those `dim` along which the embeddings vary most; with its parameters.
+
+    x -> x V, V [D, dim] the eigenvectors of the embeddings' covariance, by falling eigenvalue: sentence-transformers'
+    recipe (principal components without a bias). The mean is not taken away: that keeps a zero vector and scaling as
+    they are, a dot product in all D dimensions is unchanged, and cosines of texts unlike those given keep their order
+    better. Each eigenvector's sign is such that its number of largest size is positive.
+
+    Args:
+        embeddings: of texts such as will be encoded.
+        dim: from 1 to D.
+
+    Raises:
+        InputError: for another dimension, not more embeddings than dimensions, or one that is not finite.
+    """
+    number, size = embeddings.shape
+    if not 1 <= dim <= size:
+        raise InputError(f"dim: expected 1 to {size}, the size of the embeddings, found {dim}")
+    if number <= dim:
+        raise InputError(f"dim {dim}: expected embeddings of more texts than dimensions, found {number}")
+    finite = np.isfinite(embeddings).all(axis=1)
+    if not finite.all():
+        raise InputError(f"dim {dim}: the embedding of text {int(np.argmin(finite))}, from 0, is not finite")
+    centred = np.asarray(embeddings, np.float64) - embeddings.mean(axis=0, dtype=np.float64)
+    vectors = np.linalg.eigh(centred.T @ centred)[1][:, : -dim - 1 : -1]
+    signs = np.sign(vectors[np.argmax(np.abs(vectors), axis=0), np.arange(dim)])
+    return Dense(size, dim, bias=False, activation="identity"), {"kernel": (vectors * signs).astype(np.float32)}
+
+
+def add_pca(
+    spec: EncoderSpec, params: Params, embeddings: Float[np.ndarray, "N D"], dim: int
+) -> tuple[EncoderSpec, Params]:
+    """The encoder with `pca_head` of its embeddings at the end, before a last Normalize: a product commutes with it.
+
+    Raises:
+        InputError: as `pca_head`.
+    """
+    head, weights = pca_head(embeddings, dim)
+    before, after = spec.heads, ()
+    if before and isinstance(before[-1], Normalize):
+        before, after = before[:-1], before[-1:]
+    heads = {**params["heads"], str(len(before)): weights}
+    return dataclasses.replace(spec, heads=(*before, head, *after)), {**params, "heads": heads}

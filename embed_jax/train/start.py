@@ -12,6 +12,7 @@ from embed_jax.data.tokenize import Tokenizer, load_tokenizer
 from embed_jax.encoders.build import EncoderSpec, build_encoder, random_spec
 from embed_jax.encoders.heads import Dense, Normalize
 from embed_jax.encoders.hf import read_model, resolve
+from embed_jax.encoders.shrink import keep_layers, layer_numbers
 from embed_jax.errors import InputError
 from embed_jax.sentence import SentenceEncoder
 from embed_jax.types import Encoder, Params
@@ -65,6 +66,11 @@ def start_from(model: Model, max_length: int, seed: int, devices: int = 0) -> St
             raise InputError(
                 f"{directory}: tokenizer of {tokenizer.vocab_size} tokens, model of {spec.backbone.vocab_size}"
             )
+    if model.layers:
+        try:
+            spec, params = keep_layers(spec, params, layer_numbers(model.layers))
+        except InputError as error:
+            raise InputError(f"config.model.{error}") from None
     if model.pooling and model.pooling != spec.pooling:
         spec = dataclasses.replace(spec, pooling=model.pooling)
     if model.dropout >= 0:
