@@ -170,6 +170,7 @@ class Evaluation:
     retrieval: str = ""  # "python_docs" or a directory in BEIR layout
     retrieval_split: str = "validation"  # searched while training
     test_split: str = ""  # searched once, at the end, before against after; "": not
+    geometry: bool = False  # of the texts searched while training, else of the STS texts: evals/geometry.py
     every: int = 0  # steps; 0: only at the end
     metric: str = ""  # e.g. "sts/spearman": picks the best checkpoint; "": the last one
     patience: int = 0  # evaluations without gain before stopping; 0: never

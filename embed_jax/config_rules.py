@@ -116,6 +116,8 @@ def _validate(config: Experiment, prefix: str) -> None:
     found = {name: value for part in names for name, value in flatten(getattr(config, part), f"{part}.").items()}
     found = {name: value for name, value in found.items() if not name.startswith("mixture.sources.")}
     _check_fields(found, flatten(Experiment()), prefix)
+    if config.eval.geometry and not (config.eval.sts or config.eval.retrieval or config.data.holdout):
+        raise InputError(f"{prefix}eval.geometry: needs texts to embed: set eval.sts or eval.retrieval; found neither")
     if config.train.profile:
         start, colon, stop = config.train.profile.partition(":")
         if not (colon and start.isdigit() and stop.isdigit() and int(start) < int(stop)):

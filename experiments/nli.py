@@ -20,6 +20,7 @@ from embed_jax.data.sources import open_records, record_fields
 from embed_jax.data.sources.files import read_sts
 from embed_jax.data.stream import Stream
 from embed_jax.errors import InputError, exit_with_one_line
+from embed_jax.evals.geometry import geometry_evaluator, sts_texts
 from embed_jax.evals.sts import sts_evaluator
 from embed_jax.parallel.distributed import is_first_host
 from embed_jax.train import fit, loop
@@ -34,7 +35,10 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     # Evaluation: STS on the development set picks the best model.
     evaluators = {}
     if config.eval.sts:
-        evaluators["sts"] = sts_evaluator(*read_sts(config.eval.sts))
+        columns = read_sts(config.eval.sts)
+        evaluators["sts"] = sts_evaluator(*columns)
+        if config.eval.geometry:
+            evaluators["geometry"] = geometry_evaluator(*sts_texts(*columns))
 
     tests = sts_tests(config.eval.test_sts)  # wanted only at the end, missed better now
 

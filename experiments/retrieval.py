@@ -23,6 +23,7 @@ from embed_jax.data.sources.files import read_sts
 from embed_jax.data.stream import Stream
 from embed_jax.errors import InputError, exit_with_one_line, require
 from embed_jax.evals.comparison import compare
+from embed_jax.evals.geometry import geometry_evaluator, judged_texts, sts_texts
 from embed_jax.evals.retrieval import retrieval_evaluator
 from embed_jax.evals.sts import sts_evaluator
 from embed_jax.sentence import SentenceEncoder, load
@@ -41,14 +42,17 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     # Evaluation while training, on validation only.
     evaluators = {}
     if "validation" in tasks:
+        prompts = {"query_prompt": config.data.anchor_prompt, "corpus_prompt": config.data.candidate_prompt}
         evaluators["retrieval"] = retrieval_evaluator(
-            *tasks["validation"],
-            similarity=config.loss.similarity or "cosine",
-            query_prompt=config.data.anchor_prompt,
-            corpus_prompt=config.data.candidate_prompt,
+            *tasks["validation"], similarity=config.loss.similarity or "cosine", **prompts
         )
+        if config.eval.geometry:
+            evaluators["geometry"] = geometry_evaluator(*judged_texts(*tasks["validation"]), **prompts)
     if config.eval.sts:
-        evaluators["sts"] = sts_evaluator(*read_sts(config.eval.sts))
+        columns = read_sts(config.eval.sts)
+        evaluators["sts"] = sts_evaluator(*columns)
+        if config.eval.geometry and "geometry" not in evaluators:
+            evaluators["geometry"] = geometry_evaluator(*sts_texts(*columns))
 
     # Training.
     began = time.monotonic()
