@@ -40,19 +40,21 @@ def sts_tests(names: str) -> dict[str, Evaluator]:
 
 
 def report_sts(tests: Mapping[str, Evaluator], config: Experiment, workdir: Path) -> dict[str, float]:
-    """Spearman's correlation on test data, before and after training; prints a table.
+    """Spearman's correlation on test data, before and after training, and of the teacher if any; prints a table.
 
     Args:
         tests: of `sts_tests`.
         workdir: of the finished run; `results.json` is written there, with null for what is undefined.
 
     Returns:
-        {"before/NAME": ..., "after/NAME": ...}, and their means over the files as NAME "average".
+        {"before/NAME": ..., "after/NAME": ..., "teacher/NAME": ...}, and their means over the files as NAME "average".
     """
     models = {
         "before": start_from(config.model, config.data.max_length, config.train.seed, config.train.devices).sentence,
         "after": load(str(workdir / "model")),
     }
+    if config.model.teacher:
+        models["teacher"] = load(config.model.teacher)
     found = {
         when: {name: one(model.encode)["spearman"] for name, one in tests.items()} for when, model in models.items()
     }

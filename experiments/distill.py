@@ -1,0 +1,63 @@
+"""A smaller model that imitates a larger one: the student's embeddings become the teacher's.
+
+    python -m experiments.distill --config=configs/distill/layers.py --workdir=runs/student
+
+The student is `model.name`, with `model.layers` only those of its layers; `model.teacher` embeds the same texts, with
+the same prompts. "embedding_mse" and "embedding_cosine" compare text by text and need embeddings of one size
+(Reimers and Gurevych 2020); "relational" compares the similarities within the batch, whatever the sizes (Tung and Mori
+2019). The data are sentences; of pairs and triplets every text is imitated.
+"""
+
+from pathlib import Path
+
+from embed_jax import config as configs
+from embed_jax.data.pairs import kind_of
+from embed_jax.data.pipeline import Source
+from embed_jax.data.sources import RecordFields, open_records
+from embed_jax.data.sources.files import read_sts
+from embed_jax.errors import exit_with_one_line
+from embed_jax.evals.sts import sts_evaluator
+from embed_jax.train import fit, loop
+from embed_jax.train.results import report_sts, sts_tests
+from embed_jax.train.sources import ONLY, Sources, open_mixture, read_records, without_texts
+
+
+def run(config: configs.Experiment, workdir: Path) -> loop.Result:
+    # Data: what the teacher is to be imitated on.
+    sources = read_data(config)
+    validation = open_records(config.data.train, config.data.validation_split) if config.data.validation_split else []
+
+    # Evaluation: STS on the development set picks the best model.
+    evaluators = {}
+    if config.eval.sts:
+        evaluators["sts"] = sts_evaluator(*read_sts(config.eval.sts))
+
+    tests = sts_tests(config.eval.test_sts)  # wanted only at the end, missed better now
+
+    # Training.
+    result = fit.fit(config, workdir, sources=sources, evaluators=evaluators, validation=validation)
+
+    # Afterwards, once, on test: the student before and after, and its teacher.
+    if result.finished and tests:
+        report_sts(tests, config, workdir)
+    return result
+
+
+def read_data(config: configs.Experiment) -> Sources:
+    """The data sets by name; records of a text alone count as they are, without a second one."""
+    if not vars(config.mixture.sources):
+        records = read_records(config.data)
+        if kind_of(records[0]) == ("text",):
+            fields = RecordFields(lambda record: (record["text"],))
+            if config.data.exclude:
+                records = without_texts(records, fields.columns, config.data.exclude)
+            return {ONLY: Source(records, fields)}
+    return open_mixture(config)
+
+
+def main() -> None:
+    fit.launch(run)
+
+
+if __name__ == "__main__":
+    exit_with_one_line(main)
