@@ -8,8 +8,9 @@ Expected Spearman x100 on STS-B test, of stsb-roberta-base and its students (sen
 (9200). Settings of their example: layers spread evenly, mean squared error, batch 64, learning rate 1e-4, 10 % warm-up,
 one epoch, STS-B dev picks the model. They train on NLI and Wikipedia sentences; Wikipedia alone and length 64 are ours.
 
-`layers.py:small` makes a student of three of all-MiniLM-L6-v2's six layers in 300 steps, minutes on a CPU; dropout off
-is ours. Without weights to read, shrink the student first (`python -m scripts.shrink --help`), it is a name like any.
+`layers.py:small` makes a student of three of all-MiniLM-L6-v2's six layers in 300 steps, minutes on a CPU. Which three
+was chosen on STS-B dev before training; dropout off is ours. `--config.data.train` may be any file of sentences: the
+nearer to the texts that the student is meant for, the better.
 """
 
 from embed_jax.config import Experiment

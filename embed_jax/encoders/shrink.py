@@ -22,12 +22,12 @@ def keep_layers(spec: EncoderSpec, params: Params, layers: Sequence[int]) -> tup
         layers: counted from 0, ascending.
 
     Raises:
-        InputError: for no layers, one that the backbone has not, or layers that are not ascending.
+        InputError: for no layers, one that the backbone has not, layers that are not ascending, or a backbone without.
     """
     layers, number = list(layers), spec.backbone.num_layers
     place = f"layers {','.join(map(str, layers))}"
     if "layers" not in params["backbone"]:
-        raise InputError(f"{place}: not for a backbone of the family {spec.backbone.family!r}")
+        raise InputError(f"{place}: a backbone of the family {spec.backbone.family!r} has none")
     if not layers:
         raise InputError(f"layers: expected one or more of 0 to {number - 1}, found none")
     for layer in layers:
@@ -47,7 +47,7 @@ def first_layers(spec: EncoderSpec, params: Params, number: int) -> tuple[Encode
     Raises:
         InputError: for a number that is not from 1 to the backbone's layers.
     """
-    if not 1 <= number <= spec.backbone.num_layers:
+    if "layers" in params["backbone"] and not 1 <= number <= spec.backbone.num_layers:
         raise InputError(f"layers: expected 1 to {spec.backbone.num_layers}, found {number}")
     return keep_layers(spec, params, range(number))
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from embed_jax.encoders.build import build_encoder, random_spec
+from embed_jax.encoders.heads import Dense, Normalize
 from embed_jax.encoders.hf import read_model
-from embed_jax.encoders.shrink import first_layers, keep_layers
+from embed_jax.encoders.shrink import add_pca, first_layers, keep_layers, layer_numbers, pca_head
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup
 
@@ -96,3 +97,82 @@ def test_numbers_of_first_layers_that_cannot_be(model):
     for number in (0, 5, -1):
         with pytest.raises(InputError, match=f"layers: expected 1 to 4, found {number}"):
             first_layers(*model, number)
+    spec, params = model
+    without = {"backbone": {"embeddings": params["backbone"]["embeddings"]}, "heads": {}}
+    with pytest.raises(InputError, match="layers 0,1: a backbone of the family 'bert' has none"):
+        first_layers(spec, without, 2)
+
+
+# ---- principal components ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def embeddings():
+    """Of uneven spread, around a mean that is not zero, float32."""
+    rng = np.random.default_rng(1)
+    return (rng.normal(size=(300, 20)) * np.geomspace(3, 0.1, 20) @ rng.normal(size=(20, 20)) + 2).astype(np.float32)
+
+
+def test_the_head_is_the_principal_components_of_svd(embeddings):
+    """Directions and order as of the singular value decomposition."""
+    head, params = pca_head(embeddings, 6)
+    assert (head.in_features, head.out_features, head.bias, head.activation) == (20, 6, False, "identity")
+    kernel = params["kernel"]
+    assert kernel.dtype == np.float32 and kernel.shape == (20, 6)
+    centred = embeddings.astype(np.float64) - embeddings.mean(0, np.float64)
+    expected = np.linalg.svd(centred, full_matrices=False)[2][:6].T
+    np.testing.assert_allclose(kernel, expected * np.sign((kernel * expected).sum(0)), atol=1e-5)
+    np.testing.assert_allclose(kernel.T @ kernel, np.eye(6), atol=1e-6)
+    assert (kernel[np.abs(kernel).argmax(0), range(6)] > 0).all()
+    rotation = pca_head(embeddings, 20)[1]["kernel"]
+    np.testing.assert_allclose(rotation @ rotation.T, np.eye(20), atol=1e-6)
+    np.testing.assert_array_equal(rotation[:, :6], kernel)
+
+
+def test_order_and_sign_of_the_embeddings_do_not_matter_and_it_turns_with_them(embeddings):
+    kernel = pca_head(embeddings, 6)[1]["kernel"]
+    np.testing.assert_allclose(pca_head(embeddings[::-1], 6)[1]["kernel"], kernel, atol=1e-5)
+    np.testing.assert_allclose(pca_head(-embeddings, 6)[1]["kernel"], kernel, atol=1e-5)
+    rotation = np.linalg.qr(np.random.default_rng(2).normal(size=(20, 20)))[0]
+    turned = rotation.T @ pca_head(embeddings, 6)[1]["kernel"]
+    found = pca_head(embeddings @ rotation, 6)[1]["kernel"]
+    np.testing.assert_allclose(found @ found.T, turned @ turned.T, atol=1e-4)
+
+
+@pytest.mark.parametrize("heads", [(), (Dense(32, 24, activation="tanh"), Normalize())])
+def test_the_projection_stands_before_a_last_normalize(model, unpacked, heads):
+    """The product commutes with it: as projected embeddings, made length 1 where they were."""
+    spec = dataclasses.replace(model[0], heads=heads)
+    own = {str(n): head.init(jax.random.key(n)) for n, head in enumerate(heads) if isinstance(head, Dense)}
+    params = {**model[1], "heads": own}
+    encoder = build_encoder(spec)
+    whole = np.asarray(encoder.apply(params, unpacked), np.float64)
+    made = np.random.default_rng(0).normal(size=(50, encoder.dim))
+    small, smaller = add_pca(spec, params, made, 5)
+    assert smaller["heads"].keys() == {str(n) for n, head in enumerate(small.heads) if isinstance(head, Dense)}
+    found = np.asarray(build_encoder(small).apply(smaller, unpacked))
+    expected = whole @ pca_head(made, 5)[1]["kernel"]
+    if heads:
+        expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_what_has_no_principal_components(embeddings):
+    for dim in (0, -1, 21):
+        with pytest.raises(InputError, match=f"dim: expected 1 to 20, the size of the embeddings, found {dim}"):
+            pca_head(embeddings, dim)
+    with pytest.raises(InputError, match="dim 6: expected embeddings of more texts than dimensions, found 6"):
+        pca_head(embeddings[:6], 6)
+    pca_head(embeddings[:7], 6)
+    for bad in (np.nan, np.inf):
+        broken = embeddings.copy()
+        broken[17, 3] = bad
+        with pytest.raises(InputError, match="dim 6: the embedding of text 17, from 0, is not finite"):
+            pca_head(broken, 6)
+
+
+def test_layer_numbers():
+    assert layer_numbers("0,2, 4") == [0, 2, 4]
+    for text in ("", "0,", "0-2", "1.5"):
+        with pytest.raises(InputError, match="layers: expected numbers with commas between, such as 0,2,4, found"):
+            layer_numbers(text)
