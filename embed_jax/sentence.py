@@ -209,7 +209,12 @@ def load(name: str, *, max_length: int = 0, compute_dtype: str = "float32") -> S
     return SentenceEncoder(
         saved.spec,
         saved.params,
-        load_tokenizer(saved.tokenizer_directory, max_length or saved.max_length, lower_case=saved.lower_case),
+        load_tokenizer(
+            saved.tokenizer_directory,
+            max_length or saved.max_length,
+            lower_case=saved.lower_case,
+            special_tokens=saved.special_tokens,
+        ),
         prompts=saved.prompts,
         default_prompt_name=saved.default_prompt_name,
         include_prompt=saved.include_prompt,

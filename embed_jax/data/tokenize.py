@@ -42,12 +42,14 @@ class Tokenizer:
         hf: the transformers tokenizer, untouched, for saving.
         max_length: limit in tokens, special tokens included.
         pad_id: the padding token's id, 0 if the tokenizer has none.
+        special_tokens: whether they are put around a text; without, `save` writes tokenizer.json alone, which says it.
     """
 
     backend: Any
     hf: Any
     max_length: int
     pad_id: int
+    special_tokens: bool = True
 
     @property
     def vocab_size(self) -> int:
@@ -103,7 +105,10 @@ class Tokenizer:
 
     def save(self, directory: str | os.PathLike) -> None:
         """Writes the tokenizer's files as transformers lays them out."""
-        self.hf.save_pretrained(directory)
+        if self.special_tokens:
+            self.hf.save_pretrained(directory)
+        else:
+            self.backend.save(str(Path(directory) / "tokenizer.json"))
 
     def _encode(self, texts: list[str] | list[tuple[str, str]]) -> list[Any]:
         try:
@@ -118,13 +123,16 @@ class Tokenizer:
         return sum(len(e) == self.max_length and bool(e.overflowing) for e in encodings)
 
 
-def load_tokenizer(directory: str | os.PathLike, max_length: int, *, lower_case: bool = False) -> Tokenizer:
+def load_tokenizer(
+    directory: str | os.PathLike, max_length: int, *, lower_case: bool = False, special_tokens: bool = True
+) -> Tokenizer:
     """Reads the tokenizer of a model directory.
 
     Args:
         directory: holds `tokenizer.json`, or the vocabulary in an older form that transformers converts.
         max_length: texts are cut at this number of tokens, special tokens included.
         lower_case: lower-case texts first: `do_lower_case` of sentence-transformers.
+        special_tokens: put them around each text; False for static encoders.
 
     Raises:
         InputError: if there is no tokenizer or it cannot be read.
@@ -133,32 +141,36 @@ def load_tokenizer(directory: str | os.PathLike, max_length: int, *, lower_case:
     # Without this check transformers makes a tokenizer that knows the special tokens and nothing else.
     if not any(next(directory.glob(pattern), None) for pattern in VOCABULARY_FILES):
         raise InputError(f"{directory}: no tokenizer there; one of these is needed: {', '.join(VOCABULARY_FILES)}")
-    from transformers import AutoTokenizer, BertTokenizerFast
+    from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerFast
 
     try:
         if {file.name for file in directory.iterdir() if file.suffix in (".json", ".txt", ".model")} == {"vocab.txt"}:
             hf = BertTokenizerFast(vocab=str(directory / "vocab.txt"))  # nothing but a WordPiece vocabulary
+        elif not special_tokens and (directory / "tokenizer.json").is_file():
+            hf = PreTrainedTokenizerFast(tokenizer_file=str(directory / "tokenizer.json"))  # as sentence-transformers
         else:
             hf = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the parsers of vocabulary files raise anything
         raise InputError(f"{directory}: the tokenizer cannot be read: {one_line(error)[:200]}") from None
     if not hf.is_fast:
         raise InputError(f"{directory}: {type(hf).__name__} has no fast form; save it as tokenizer.json first")
-    return from_transformers(hf, max_length, lower_case=lower_case)
+    return from_transformers(hf, max_length, lower_case=lower_case, special_tokens=special_tokens)
 
 
-def from_transformers(hf: Any, max_length: int, *, lower_case: bool = False) -> Tokenizer:
+def from_transformers(hf: Any, max_length: int, *, lower_case: bool = False, special_tokens: bool = True) -> Tokenizer:
     """Our tokenizer from a fast transformers tokenizer, which stays as it is."""
     from tokenizers import Tokenizer as Backend
     from tokenizers import normalizers
 
     backend = Backend.from_str(hf.backend_tokenizer.to_str())
     backend.no_padding()
+    if not special_tokens:
+        backend.post_processor = None
     _set_limit(backend, max_length, hf.truncation_side)
     if lower_case:
         before = [normalizers.Lowercase()] + ([backend.normalizer] if backend.normalizer else [])
         backend.normalizer = normalizers.Sequence(before)
-    return Tokenizer(backend, hf, max_length, hf.pad_token_id or 0)
+    return Tokenizer(backend, hf, max_length, hf.pad_token_id or 0, special_tokens)
 
 
 def _set_limit(backend: Any, max_length: int, side: str) -> None:

@@ -13,6 +13,7 @@ from embed_jax.encoders.attention import IMPLEMENTATIONS
 from embed_jax.encoders.bert import SHAPES, BertConfig
 from embed_jax.encoders.heads import Head, Normalize
 from embed_jax.encoders.pooling import check_pooling, needs_every_layer, pool
+from embed_jax.encoders.static import StaticConfig
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup, unknown
 from embed_jax.types import Encoder, Params, TokenBatch
@@ -23,13 +24,13 @@ class EncoderSpec:
     """What an encoder computes; hashable, and written with the model.
 
     Attributes:
-        backbone: the transformer's frozen dataclass; its `family` names the code in the registry.
+        backbone: the transformer's or the table's frozen dataclass; its `family` names the code in the registry.
         pooling: one of pooling.POOLINGS, or several joined by "+".
         heads: what follows the pooling, in order. Two specs may share parameters: entries of heads that a
             spec does not name are ignored, which is how SimCSE's MLP is used in training only.
     """
 
-    backbone: BertConfig
+    backbone: BertConfig | StaticConfig
     pooling: str = "mean"
     heads: tuple[Head, ...] = ()
 
@@ -74,6 +75,8 @@ def build_encoder(
     check_pooling(spec.pooling)
     config = spec.backbone
     family = lookup("backbone", config.family)
+    if family.pooling and spec.pooling != family.pooling:
+        raise InputError(f"pooling {spec.pooling!r}: a {config.family} encoder has {family.pooling!r} only")
     every_layer = needs_every_layer(spec.pooling)
 
     shared = {"mask_columns": same_mask_columns} if same_mask_columns else {}

@@ -20,6 +20,7 @@ from embed_jax.encoders.build import EncoderSpec, build_encoder
 from embed_jax.encoders.classifier import ClassifierSpec, build_classifier, classifier_family, classifier_spec
 from embed_jax.encoders.family import Family
 from embed_jax.encoders.heads import Head, Normalize
+from embed_jax.encoders.static import read_static
 from embed_jax.encoders.weights import (
     WEIGHTS,
     params_from_tensors,
@@ -53,6 +54,7 @@ class SavedModel:
         similarity: "cosine", "dot", "euclidean" or "manhattan".
         lower_case: whether texts are put into lower case before the tokenizer sees them.
         tokenizer_directory: where the tokenizer's files are.
+        special_tokens: whether the tokenizer puts its special tokens around a text.
     """
 
     spec: EncoderSpec
@@ -64,6 +66,7 @@ class SavedModel:
     similarity: str
     lower_case: bool
     tokenizer_directory: Path
+    special_tokens: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,14 +163,16 @@ def _packaged() -> Path | None:
 def read_model(directory: Path) -> SavedModel:
     """A sentence-transformers directory, or a plain Hugging Face one (mean pooling, as sentence-transformers does).
 
+    A StaticEmbedding is one of the former.
+
     Raises:
         InputError: a file is missing or damaged, an architecture, pooling or module is not supported, a tensor
             is missing, extra, there twice or of another shape.
     """
     directory = Path(directory)
     folders = modules.read_modules(directory)
-    transformer = directory / folders[0][1]
-    backbone, family, _ = _read_backbone(transformer)
+    first, static = directory / folders[0][1], folders[0][0] == "StaticEmbedding"
+    backbone, params = read_static(first) if static else _read_transformer(first)
     pooling, include_prompt = "mean", True
     heads: list[Head] = []
     head_params: dict[str, Params] = {}
@@ -179,21 +184,20 @@ def read_model(directory: Path) -> SavedModel:
             heads.append(head)
         else:
             heads.append(Normalize())
-    spec = EncoderSpec(backbone, pooling, tuple(heads))
-    shapes = jax.eval_shape(build_encoder(EncoderSpec(backbone)).init, jax.random.key(0))["backbone"]
-    params = params_from_tensors(family, shapes, read_tensors(transformer), transformer)
     settings = _read_optional(directory / "config_sentence_transformers.json")
-    texts = _read_optional(transformer / "sentence_bert_config.json")
+    texts = {} if static else _read_optional(first / "sentence_bert_config.json")
+    limits = {} if static else _read_optional(first / "tokenizer_config.json")
     return SavedModel(
-        spec=spec,
+        spec=EncoderSpec(backbone, pooling, tuple(heads)),
         params={"backbone": params, "heads": head_params},
-        max_length=_max_length(texts, _read_optional(transformer / "tokenizer_config.json"), backbone.max_length),
+        max_length=_max_length(texts, limits, backbone.max_length),
         prompts=dict(settings.get("prompts") or {}),
         default_prompt_name=settings.get("default_prompt_name"),
         include_prompt=include_prompt,
         similarity=settings.get("similarity_fn_name") or "cosine",
         lower_case=bool(texts.get("do_lower_case")),
-        tokenizer_directory=transformer,
+        tokenizer_directory=first,
+        special_tokens=not static,
     )
 
 
@@ -235,11 +239,19 @@ def read_classifier(directory: Path) -> SavedClassifier:
     )
 
 
+def _read_transformer(directory: Path) -> tuple[Any, Params]:
+    backbone, family, _ = _read_backbone(directory)
+    shapes = jax.eval_shape(build_encoder(EncoderSpec(backbone)).init, jax.random.key(0))["backbone"]
+    return backbone, params_from_tensors(family, shapes, read_tensors(directory), directory)
+
+
 def _read_backbone(directory: Path) -> tuple[Any, Family, dict[str, Any]]:
     config = read_json(directory / "config.json")
     name = config.get("model_type")
     try:
         family = lookup("backbone", str(name))
+        if family.read_config is None:
+            raise InputError(f"model_type {name!r}: such a model has no config.json, but a modules.json")
         return family.read_config(config), family, config
     except InputError as error:
         raise InputError(f"{directory / 'config.json'}: {error}") from None
@@ -274,7 +286,7 @@ def write_model(
 
     It is made beside and renamed, so `directory` holds a whole model or what it held before. A model there
     before is replaced; a directory with anything else in it is not touched. The "first_last_mean" pooling is
-    ours alone: sentence-transformers refuses such a model.
+    ours alone: sentence-transformers refuses such a model. A static encoder is written as a StaticEmbedding.
 
     Args:
         spec, params: as of `build_encoder`; parameters of heads that the spec does not name are left out.
@@ -282,9 +294,14 @@ def write_model(
         max_length, prompts, default_prompt_name, include_prompt, similarity, lower_case: see SavedModel.
 
     Raises:
-        InputError: the directory cannot be written, or holds something that is no model.
+        InputError: the directory cannot be written, or holds something that is no model; or prompts of a static
+            encoder are to be left out of pooling.
     """
     directory = Path(directory).absolute()
+    static = lookup("backbone", spec.backbone.family).write_config is None
+    if static and not include_prompt:
+        raise InputError(f"{directory}: prompts count towards pooling in a StaticEmbedding: include_prompt False "
+                         "cannot be written")  # fmt: skip
     if directory.exists() and not directory.is_dir():
         raise InputError(f"{directory}: is a file; a directory is wanted")
     temporary = None
@@ -294,14 +311,17 @@ def write_model(
         temporary.chmod(0o755)
         _write_backbone(temporary, spec, params["backbone"])
         tokenizer.save(temporary)
-        folders = [("Transformer", ""), ("Pooling", "1_Pooling")]
-        modules.write_pooling(temporary / "1_Pooling", spec.pooling, spec.backbone.hidden_size, include_prompt)
+        folders = [("StaticEmbedding" if static else "Transformer", "")]
+        if not static:  # whose limit is its tokenizer's
+            folders.append(("Pooling", "1_Pooling"))
+            modules.write_pooling(temporary / "1_Pooling", spec.pooling, spec.backbone.hidden_size, include_prompt)
+            texts = {"max_seq_length": max_length, "do_lower_case": lower_case}
+            write_json(temporary / "sentence_bert_config.json", texts)
         for i, head in enumerate(spec.heads):
             kind = type(head).__name__
-            folders.append((kind, f"{i + 2}_{kind}"))
+            folders.append((kind, f"{len(folders)}_{kind}"))
             modules.write_head(temporary / folders[-1][1], head, params["heads"].get(str(i), {}))
         modules.write_modules(temporary, folders)
-        write_json(temporary / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": lower_case})
         settings = {
             "prompts": dict(prompts or {}),
             "default_prompt_name": default_prompt_name,
@@ -318,8 +338,9 @@ def write_model(
 
 def _write_backbone(directory: Path, spec: EncoderSpec, params: Params) -> None:
     family = lookup("backbone", spec.backbone.family)
-    config = {"architectures": [family.architecture], "model_type": spec.backbone.family, "dtype": "float32"}
-    write_json(directory / "config.json", config | family.write_config(spec.backbone))
+    if family.write_config is not None:
+        config = {"architectures": [family.architecture], "model_type": spec.backbone.family, "dtype": "float32"}
+        write_json(directory / "config.json", config | family.write_config(spec.backbone))
     write_safetensors(directory / WEIGHTS, tensors_from_params(family, params))
 
 

@@ -36,11 +36,11 @@ SCORE_ACTIVATIONS = {  # of a cross-encoder's logits
     "sigmoid": "torch.nn.modules.activation.Sigmoid",
 }
 MODULES = "sentence_transformers.models."  # where every version of it finds its classes
-KNOWN = ("Transformer", "Pooling", "Dense", "Normalize")
+KNOWN = ("Transformer", "StaticEmbedding", "Pooling", "Dense", "Normalize")
 
 
 def read_modules(directory: Path) -> list[tuple[str, str]]:
-    """(class name, folder) of each module, the transformer first; a plain Hugging Face directory is one module.
+    """(class name, folder) of each module, the backbone first; a plain Hugging Face directory is one module.
 
     Raises:
         InputError: no model there, a module of an unknown kind, or modules in an order that is not supported.
@@ -58,8 +58,10 @@ def read_modules(directory: Path) -> list[tuple[str, str]]:
         if kind not in KNOWN:
             raise InputError(f"{path}: {unknown('module', kind, KNOWN)}")
     kinds = [kind for kind, _ in found]
-    if kinds[:1] != ["Transformer"] or "Transformer" in kinds[1:] or "Pooling" in kinds[2:]:
-        raise InputError(f"{path}: found {', '.join(kinds)}; wanted Transformer, Pooling, then Dense and Normalize")
+    heads = kinds[2:] if kinds[:2] == ["Transformer", "Pooling"] else kinds[1:]
+    if kinds[:1] not in (["Transformer"], ["StaticEmbedding"]) or not {"Dense", "Normalize"}.issuperset(heads):
+        raise InputError(f"{path}: found {', '.join(kinds)}; wanted Transformer, Pooling or StaticEmbedding, then "
+                         "Dense and Normalize")  # fmt: skip
     return found
 
 

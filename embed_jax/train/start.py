@@ -46,15 +46,16 @@ def start_from(model: Model, max_length: int, seed: int, devices: int = 0) -> St
     if model.name.startswith("random:"):
         if not model.tokenizer:
             raise InputError("config.model.tokenizer: random weights need a directory with tokenizer files, found ''")
-        tokenizer = load_tokenizer(model.tokenizer, max_length)
         shape = model.name.removeprefix("random:")
+        tokenizer = load_tokenizer(model.tokenizer, max_length, special_tokens=shape != "static")
         spec = random_spec(shape, vocab_size=tokenizer.vocab_size, pooling=model.pooling or "mean")
         params, prompts = build_encoder(spec).init(key), {}
     else:
         saved = read_model(resolve(model.name))
         spec, params = saved.spec, saved.params
         directory = Path(model.tokenizer) if model.tokenizer else saved.tokenizer_directory
-        tokenizer = load_tokenizer(directory, max(saved.max_length, max_length), lower_case=saved.lower_case)
+        limit, special_tokens = max(saved.max_length, max_length), saved.special_tokens
+        tokenizer = load_tokenizer(directory, limit, lower_case=saved.lower_case, special_tokens=special_tokens)
         prompts = {
             "prompts": saved.prompts,
             "default_prompt_name": saved.default_prompt_name,
@@ -74,6 +75,8 @@ def start_from(model: Model, max_length: int, seed: int, devices: int = 0) -> St
     if model.pooling and model.pooling != spec.pooling:
         spec = dataclasses.replace(spec, pooling=model.pooling)
     if model.dropout >= 0:
+        if not hasattr(spec.backbone, "hidden_dropout"):
+            raise InputError(f"config.model.dropout: a {spec.backbone.family} encoder has none, found {model.dropout}")
         rates = {"hidden_dropout": model.dropout, "attention_dropout": model.dropout}
         spec = dataclasses.replace(spec, backbone=dataclasses.replace(spec.backbone, **rates))
 
@@ -125,7 +128,12 @@ def frozen_models(model: Model, max_length: int) -> dict[str, Frozen]:
             found[name] = Frozen(
                 build_encoder(saved.spec, compute_dtype=_compute_dtype(model.compute_dtype)),
                 saved.params,
-                load_tokenizer(saved.tokenizer_directory, limit, lower_case=saved.lower_case),
+                load_tokenizer(
+                    saved.tokenizer_directory,
+                    limit,
+                    lower_case=saved.lower_case,
+                    special_tokens=saved.special_tokens,
+                ),
             )
     return found
 

@@ -1,0 +1,122 @@
+"""A static encoder: one vector for each token, and a text is the mean of its tokens' vectors, whatever their order.
+
+On disk it is sentence-transformers' StaticEmbedding: `tokenizer.json`, and `model.safetensors` with the table. There is
+no config.json: the table's shape says it all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from embed_jax.encoders.family import Family
+from embed_jax.encoders.weights import WEIGHTS, read_tensors
+from embed_jax.errors import InputError, one_line
+from embed_jax.types import Params, TokenBatch
+
+MAX_LENGTH = 8192  # tokens; sentence-transformers has no limit here, but a row of the packing must end somewhere
+TABLE = "embedding.weight"
+
+
+@dataclasses.dataclass(frozen=True)
+class StaticConfig:
+    """The size of a table of token vectors.
+
+    Attributes:
+        max_length: tokens after which a text is cut; the tokenizer's own truncation, if it has one.
+        initializer_range: standard deviation of the initial vectors.
+    """
+
+    family: str = "static"
+    vocab_size: int = 30522
+    hidden_size: int = 256
+    num_layers: int = 0
+    max_length: int = MAX_LENGTH
+    initializer_range: float = 0.02
+
+
+class Static(nn.Module):
+    """Token ids to their rows of the table, in float32: there is no product that a smaller dtype would make faster.
+
+    Attributes: as of `bert.Bert`; without layers, attention and dropout they change nothing.
+    """
+
+    config: StaticConfig
+    dtype: Any = jnp.float32
+    remat: str = "none"
+    attention: str = "auto"
+    unroll: int = 1
+    read: Any = None
+    mask_columns: int = 0
+
+    @nn.compact
+    def __call__(
+        self, tokens: TokenBatch, key: PRNGKeyArray | None = None, every_layer: bool = False
+    ) -> Float[Array, "*L R T D"]:
+        """The rows; with a leading axis of one "layer" if every layer is asked for."""
+        shape = (self.config.vocab_size, self.config.hidden_size)
+        rows = self.param("token", nn.initializers.normal(self.config.initializer_range), shape)[tokens.token_ids]
+        return rows[None] if every_layer else rows
+
+
+STATIC = Family(
+    architecture="StaticEmbedding",
+    module=Static,
+    read_config=None,
+    write_config=None,
+    tensors={"token": TABLE.removesuffix(".weight")},
+    sharding=(("token", (None, "fsdp")),),
+    pooling="mean",
+)
+
+
+def read_static(directory: Path) -> tuple[StaticConfig, Params]:
+    """The table of a StaticEmbedding, or of model2vec: `embeddings[mapping] * weights`, the last two optional.
+
+    Raises:
+        InputError: a file is missing or damaged, holds other tensors than those, no floats, or fewer rows than the
+            tokenizer has tokens.
+    """
+    where = directory / WEIGHTS
+    tensors = read_tensors(directory)
+    names = set(tensors)
+    if not (names == {TABLE} or {"embeddings"} <= names <= {"embeddings", "mapping", "weights"}):
+        raise InputError(f"{where}: found the tensors {', '.join(sorted(names)) or 'none'}; wanted {TABLE}, or "
+                         "model2vec's embeddings with or without mapping and weights")  # fmt: skip
+    table = tensors.get(TABLE, tensors.get("embeddings"))
+    if not jnp.issubdtype(table.dtype, jnp.floating) or table.ndim != 2:
+        raise InputError(f"{where}: the table is {table.dtype.name} of shape {table.shape}; wanted floats [V, D]")
+    table = table.astype(np.float32)
+    if "mapping" in tensors:
+        mapping = tensors["mapping"].astype(np.int64)
+        if mapping.size and not 0 <= mapping.min() <= mapping.max() < len(table):
+            raise InputError(f"{where}: mapping names rows from {mapping.min()} to {mapping.max()} of {len(table)}")
+        table = table[mapping]
+    if "weights" in tensors:
+        if tensors["weights"].shape != table.shape[:1]:
+            raise InputError(f"{where}: weights of shape {tensors['weights'].shape} for {len(table)} tokens")
+        table = table * tensors["weights"].astype(np.float32)[:, None]
+    vocab_size, limit = _read_tokenizer(directory / "tokenizer.json")
+    if vocab_size > len(table):
+        raise InputError(f"{where}: a table of {len(table)} rows for a tokenizer of {vocab_size} tokens")
+    return StaticConfig(vocab_size=len(table), hidden_size=table.shape[1], max_length=limit), {"token": table}
+
+
+def _read_tokenizer(path: Path) -> tuple[int, int]:
+    """How many tokens a tokenizer has, and after how many it cuts a text: at most MAX_LENGTH."""
+    from tokenizers import Tokenizer
+
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library knows no other kind
+        raise InputError(f"{path}: the tokenizer cannot be read: {one_line(error)[:200]}") from None
+    limit = (tokenizer.truncation or {}).get("max_length") or MAX_LENGTH
+    return tokenizer.get_vocab_size(with_added_tokens=True), min(limit, MAX_LENGTH)
