@@ -1,23 +1,32 @@
-"""Embeds the texts of a file: a float32 array [N, D] in input order, written piece by piece.
+"""Embeds the texts of a file: a float32 array [N, D] in input order, or compressed codes, written piece by piece.
 
 Reads text (one a line), JSONL, TSV or CSV with a header, each also as .gz. The whole input is checked before the first
 text is encoded. Memory does not grow with the number of texts.
+
+int8, uint8, int4 and pq<bytes> learn their ranges or centres from the embeddings of the first 16,384 texts, or from
+--calibration; what they learnt is written beside the codes, as OUTPUT.calibration.json and .npz.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from embed_jax.errors import InputError, RunError, exit_with_one_line
+from embed_jax.errors import InputError, RunError, exit_with_one_line, require
 from scripts.commands import Parser, written_whole
 
 EXAMPLES = """examples:
   python -m scripts.encode --model sentence-transformers/all-MiniLM-L6-v2 --input sentences.txt --output sentences.npy
   python -m scripts.encode --model runs/quickstart/model --input corpus.jsonl.gz --field title,text --output corpus.npy
+  python -m scripts.encode --model runs/quickstart/model --input corpus.jsonl.gz --output corpus.npy --dim 256 \\
+      --precision int8
+  python -m scripts.encode --model runs/quickstart/model --input more.jsonl.gz --output more.npy --dim 256 \\
+      --precision int8 --calibration corpus.calibration.json
 """
 
 
@@ -40,12 +49,41 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--batch-tokens", type=int, default=0, help="slots a device encodes at a time (default: what suits the device)"
     )
+    parser.add_argument(
+        "--dim", type=int, help="keep so many first numbers of each embedding, made length 1 again (default: all)"
+    )
+    parser.add_argument(
+        "--precision",
+        default="float32",
+        help="float32, int8, uint8, int4, binary, ubinary, or pq and the bytes of a code: pq48 (default: float32)",
+    )
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        help="what int8, uint8, int4 and pq learn from: .npy file of float embeddings of the same model and --dim, of "
+        "which the first 16,384 are read; or a calibration that was written before (.json or .npz)",
+    )
     args = parser.parse_args(argv)
     if args.output.suffix != ".npy":
         parser.error(f"--output: expected a name that ends in .npy, found {str(args.output)!r}")
     if args.batch_tokens < 0:
         parser.error(f"--batch-tokens: expected 0 or more, found {args.batch_tokens}")
+    if args.dim is not None and args.dim < 1:
+        parser.error(f"--dim: expected 1 or more, found {args.dim}")
+    check_precision_options(args, parser)
     return args
+
+
+def check_precision_options(args: argparse.Namespace, parser: Parser) -> None:
+    from embed_jax.retrieval.calibration import calibration_of, pq_parts
+
+    needed = calibration_of(args.precision)
+    if args.calibration and not needed:
+        parser.error(f"--calibration: {args.precision} needs none")
+    if args.calibration and args.calibration.suffix not in (".npy", ".json", ".npz"):
+        parser.error(f"--calibration: expected a .npy, .json or .npz file, found {str(args.calibration)!r}")
+    if pq_parts(args.precision):
+        require("faiss", "search")
 
 
 def texts(args: argparse.Namespace) -> Iterator[str]:
@@ -77,28 +115,96 @@ def encode_file(args: argparse.Namespace, count: int, beside: Path) -> None:
     """Encodes the input into the file `beside`."""
     import numpy as np
 
+    from embed_jax.retrieval.calibration import check_precision, save_calibration
+    from embed_jax.retrieval.quantize import quantize
     from embed_jax.sentence import load
     from embed_jax.train.fit import enable_compilation_cache
 
     enable_compilation_cache()
     model = load(args.model)
+    dim = args.dim or model.dim
+    if dim > model.dim:
+        raise InputError(f"--dim: expected 1 to {model.dim}, the size of the model's embeddings, found {dim}")
+    check_precision(args.precision, dim)
+    calibration = given_calibration(args, dim)
     began = time.monotonic()
-    output = np.lib.format.open_memmap(beside, mode="w+", dtype=np.float32, shape=(count, model.dim))
-    blocks = model.encode_blocks(
-        texts(args),
-        prompt_name=args.prompt_name,
-        batch_tokens=args.batch_tokens,
-        show_progress=sys.stderr.isatty(),
-    )
+    blocks = embedded(args, model)
+    if calibration is None:
+        calibration, blocks = calibrated(args.precision, blocks)
+    codes = (quantize(block, args.precision, calibration) for block in blocks)
+    first = next(codes)
+    output = np.lib.format.open_memmap(beside, mode="w+", dtype=first.dtype, shape=(count, first.shape[1]))
     done = 0
-    for block in blocks:
+    for block in itertools.chain([first], codes):
         output[done : done + len(block)] = block[: count - done]
         done += len(block)
     if done != count:
         raise RunError(f"{args.input}: changed while it was read: {count} texts at first, then {done}")
     output.flush()
+    if calibration:
+        save_calibration(calibration, args.output.with_suffix(".calibration"))
     seconds = time.monotonic() - began
-    print(f"{args.output}: {count} texts, {model.dim} dimensions, {seconds:.1f} s, {count / seconds:.0f} texts/s")
+    size = f"{dim} dimensions" + f" as {args.precision}" * (args.precision != "float32")
+    print(f"{args.output}: {count} texts, {size}, {seconds:.1f} s, {count / seconds:.0f} texts/s")
+
+
+def embedded(args: argparse.Namespace, model: Any) -> Iterator[Any]:
+    """Embeddings of the input, block by block."""
+    import numpy as np
+
+    from embed_jax.sentence import truncate
+
+    for block in model.encode_blocks(
+        texts(args),
+        prompt_name=args.prompt_name,
+        batch_tokens=args.batch_tokens,
+        show_progress=sys.stderr.isatty(),
+    ):
+        if not np.isfinite(block).all():
+            raise RunError("the model gives embeddings with numbers that are not finite")
+        yield truncate(block, args.dim) if args.dim else block
+
+
+def given_calibration(args: argparse.Namespace, dim: int) -> Any:
+    """The calibration that --calibration names, or learnt from the embeddings it names; None without it."""
+    import numpy as np
+
+    from embed_jax.retrieval.calibration import SAMPLE, calibrate, load_calibration
+    from embed_jax.retrieval.quantize import check_calibration
+
+    if args.calibration is None:
+        return None
+    if args.calibration.suffix != ".npy":
+        calibration = load_calibration(args.calibration)
+    else:
+        try:
+            sample = np.load(args.calibration, mmap_mode="r")[:SAMPLE]
+        except OSError as error:
+            raise InputError(f"{args.calibration}: cannot be read: {error.strerror}") from None
+        except ValueError as error:
+            raise InputError(f"{args.calibration}: no array: {error}") from None
+        if sample.ndim == 2 and sample.shape[1] != dim:
+            raise InputError(f"{args.calibration}: of {sample.shape[1]} dimensions, the embeddings have {dim}")
+        calibration = calibrate(sample, args.precision)
+    check_calibration(args.precision, calibration, dim)
+    return calibration
+
+
+def calibrated(precision: str, blocks: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
+    """The calibration learnt from the first blocks, and all blocks; None where the precision needs no calibration."""
+    import numpy as np
+
+    from embed_jax.retrieval.calibration import SAMPLE, calibrate, calibration_of
+
+    if calibration_of(precision) is None:
+        return None, blocks
+    first, rows = [], 0
+    for block in blocks:
+        first.append(block)
+        rows += len(block)
+        if rows >= SAMPLE:
+            break
+    return calibrate(np.concatenate(first), precision), itertools.chain(first, blocks)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 import embed_jax
+from embed_jax.retrieval.calibration import calibrate, load_calibration, save_calibration
+from embed_jax.retrieval.quantize import dequantize, quantize
+from embed_jax.sentence import truncate
 from scripts import encode
 
 ROOT = Path(__file__).parent.parent.parent
@@ -60,6 +63,72 @@ def test_an_output_that_is_there_is_replaced_whole_or_not_at_all(run, tiny_model
     assert output.read_bytes() == b"old"
     assert run(encode, "--model", tiny_model, "--input", path, "--output", output)[0] == 0
     assert np.load(output).shape[0] == 1
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4", "binary"])
+def test_codes_and_their_calibration(run, tiny_model, sentences, expected, tmp_path, precision):
+    path, output = write(tmp_path, "txt", sentences), tmp_path / "out.npy"
+    arguments = ("--model", tiny_model, "--input", path, "--precision", precision, "--dim", 16)
+    assert run(encode, *arguments, "--output", output)[::2] == (0, "")
+    short = truncate(expected, 16)
+    calibration = calibrate(short, precision)
+    close = dequantize(np.load(output), precision, calibration)
+    np.testing.assert_allclose(
+        close, dequantize(quantize(short, precision, calibration), precision, calibration), atol=1e-3
+    )
+    written = {"out.calibration.json", "out.calibration.npz"} if calibration else set()
+    assert {file.name for file in tmp_path.iterdir()} == {path.name, "out.npy", *written}
+
+
+@pytest.mark.parametrize("name", ["sample.npy", "learnt.json"])
+def test_a_given_calibration_is_used(run, tiny_model, sentences, expected, tmp_path, name):
+    path, output = write(tmp_path, "txt", sentences), tmp_path / "out.npy"
+    calibration = calibrate(expected[:100] / 2, "int8")
+    np.save(tmp_path / "sample.npy", expected[:100] / 2)
+    save_calibration(calibration, tmp_path / "learnt")
+    arguments = ("--model", tiny_model, "--input", path, "--output", output, "--precision", "int8")
+    assert run(encode, *arguments, "--calibration", tmp_path / name)[0] == 0
+    assert np.abs(np.load(output).astype(int) - quantize(expected, "int8", calibration)).max() <= 1
+    assert load_calibration(tmp_path / "out.calibration").count == 100
+
+
+def test_ranges_are_learnt_from_the_first_texts(run, tiny_model, sentences, expected, tmp_path, monkeypatch):
+    """Of 8,192 texts at a time, that is; here 64."""
+    monkeypatch.setattr("embed_jax.retrieval.calibration.SAMPLE", 100)
+    monkeypatch.setattr("embed_jax.sentence.WINDOW", 64)
+    path, output = write(tmp_path, "txt", sentences), tmp_path / "out.npy"
+    assert run(encode, "--model", tiny_model, "--input", path, "--output", output, "--precision", "int8")[0] == 0
+    calibration = load_calibration(tmp_path / "out.calibration")
+    assert calibration.count == 128
+    np.testing.assert_allclose(calibration.low, expected[:128].min(axis=0), atol=1e-6)
+    assert len(np.load(output)) == 200
+
+
+def test_bad_compression_is_refused(refused, tiny_model, sentences, tmp_path):
+    path, few = write(tmp_path, "txt", sentences), tmp_path / "few.txt"
+    few.write_text("a dog\n")
+    np.save(tmp_path / "other.npy", np.zeros((200, 8), np.float32))
+    np.save(tmp_path / "nan.npy", np.full((200, 32), np.nan, np.float32))
+    (tmp_path / "damaged.npy").write_bytes(b"text")
+    save_calibration(calibrate(np.eye(200, 8, dtype=np.float32), "int8"), tmp_path / "of_8")
+    bad = {
+        "unknown 'int7'": ("--precision", "int7"),
+        "--dim: expected 1 or more, found 0": ("--dim", 0),
+        "--dim: expected 1 to 32": ("--dim", 33),
+        "binary: expected a dimension divisible by 8, found 12": ("--precision", "binary", "--dim", 12),
+        "at least 100 vectors, found 1": ("--precision", "int8", "--input", few),
+        "binary needs none": ("--precision", "binary", "--calibration", tmp_path / "other.npy"),
+        "other.npy: of 8 dimensions": ("--precision", "int8", "--calibration", tmp_path / "other.npy"),
+        "calibration: of 8 dimensions": ("--precision", "int8", "--calibration", tmp_path / "of_8.json"),
+        "expected one of int4, found int8": ("--precision", "int4", "--calibration", tmp_path / "of_8.npz"),
+        "not finite": ("--precision", "int8", "--calibration", tmp_path / "nan.npy"),
+        "damaged.npy": ("--precision", "int8", "--calibration", tmp_path / "damaged.npy"),
+        "missing.npy": ("--precision", "int8", "--calibration", tmp_path / "missing.npy"),
+        "expected a .npy, .json or .npz": ("--precision", "int8", "--calibration", few),
+    }
+    for message, options in bad.items():
+        output = tmp_path / "out.npy"
+        assert message in refused(encode, "--model", tiny_model, "--input", path, "--output", output, *options)
 
 
 def test_bad_inputs_are_refused(refused, tiny_model, tmp_path):
