@@ -3,8 +3,8 @@
 Layers are counted from 0. Dimensions are chosen by principal components of the embeddings of your texts, and written as
 a Dense module: the result is a directory that sentence-transformers loads too. A model with fewer layers is a start:
 `python -m experiments.distill` trains it to imitate the whole one. Fewer dimensions save storage and make search
-faster, not encoding. With --sts it says what both cost; for few dimensions compare with the first numbers of the
-embeddings alone, which kept more of all-MiniLM-L6-v2 at 64 and below.
+faster, not encoding. With --sts it says what both cost. For few dimensions try the first numbers of each embedding too
+(embed_jax.sentence.truncate): of all-MiniLM-L6-v2 they kept more on STS-B at 64 and below.
 """
 
 from __future__ import annotations
