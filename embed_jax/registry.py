@@ -19,6 +19,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "mpnet": "embed_jax.encoders.bert:MPNET",
         "distilbert": "embed_jax.encoders.bert:DISTILBERT",
         "electra": "embed_jax.encoders.bert:ELECTRA",
+        "nomic_bert": "embed_jax.encoders.nomic:NOMIC",
         "static": "embed_jax.encoders.static:STATIC",
     },
     "loss": {

@@ -13,8 +13,9 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from embed_jax.encoders.attention import attention, sentence_bias
-from embed_jax.encoders.family import Family
-from embed_jax.encoders.layers import LayerNorm, Linear, Places, activation, dropout
+from embed_jax.encoders.family import Family, read_fields
+from embed_jax.encoders.layers import LayerNorm, Linear, Places, activation, dropout, type_vectors
+from embed_jax.encoders.stack import Stack
 from embed_jax.errors import InputError
 from embed_jax.types import TokenBatch
 
@@ -58,37 +59,31 @@ class BertConfig:
         return self.max_positions - self.position_offset
 
 
-# hidden_size, num_layers, num_heads, intermediate_size of well-known models, for runs without weights.
-SHAPES: dict[str, tuple[int, int, int, int]] = {
-    "tiny": (32, 2, 2, 64),
-    "mini": (256, 4, 4, 1024),
-    "minilm-l6": (384, 6, 12, 1536),
-    "minilm-l12": (384, 12, 12, 1536),
-    "bert-small": (512, 4, 8, 2048),
-    "bert-base": (768, 12, 12, 3072),
-    "bert-large": (1024, 24, 16, 4096),
+def _shape(hidden_size: int, num_layers: int, num_heads: int, intermediate_size: int) -> BertConfig:
+    return BertConfig(
+        hidden_size=hidden_size,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        intermediate_size=intermediate_size,
+        embedding_size=hidden_size,
+    )
+
+
+SHAPES = {  # of well-known models, for runs without weights
+    "tiny": _shape(32, 2, 2, 64),
+    "mini": _shape(256, 4, 4, 1024),
+    "minilm-l6": _shape(384, 6, 12, 1536),
+    "minilm-l12": _shape(384, 12, 12, 1536),
+    "bert-small": _shape(512, 4, 8, 2048),
+    "bert-base": _shape(768, 12, 12, 3072),
+    "bert-large": _shape(1024, 24, 16, 4096),
 }
 
 
-class Bert(nn.Module):
-    """Token ids to hidden states; the layers' parameters are stacked on a leading axis.
-
-    Attributes:
-        remat: "layer" recomputes each layer in the backward pass, "none" keeps everything.
-        unroll: how many layers one iteration of the scan holds.
-        read: maps a layer's parameters as stored (a shard of them) to those to compute with; each layer is then
-            recomputed in the backward pass, so that what was read is not kept. None: as stored.
-        mask_columns: into how many columns of examples a group's sentences fall whose dropout masks are equal, position
-            by position; 0: every slot has a mask of its own.
-    """
+class Bert(Stack):
+    """Token ids to hidden states."""
 
     config: BertConfig
-    dtype: Any = jnp.float32
-    remat: str = "none"
-    attention: str = "auto"
-    unroll: int = 1
-    read: Callable[[Any], Any] | None = None
-    mask_columns: int = 0
 
     @nn.compact
     def __call__(
@@ -96,16 +91,9 @@ class Bert(nn.Module):
     ) -> Float[Array, "*L R T D"]:
         """Hidden states after the last layer, or of every layer with a leading axis L; dtype `self.dtype`."""
         config = self.config
-        keys = None if key is None else jax.random.split(key, config.num_layers + 1)
-        places = None
-        if keys is not None and self.mask_columns:
-            examples, rest = divmod(tokens.sentences, self.mask_columns)
-            if rest:
-                raise InputError(
-                    f"{tokens.sentences} sentences are no {self.mask_columns} columns with one dropout mask"
-                )
-            places = Places(tokens.sentence % examples, tokens.position)
-        hidden = Embeddings(config, self.dtype, name="embeddings")(tokens, None if keys is None else keys[-1], places)
+        embeddings_key, layer_keys = self.split(key)
+        places = self.places(tokens, key)
+        hidden = Embeddings(config, self.dtype, name="embeddings")(tokens, embeddings_key, places)
         bias = sentence_bias(tokens.sentence)
         if config.relative_buckets:
             table = self.param(
@@ -114,25 +102,7 @@ class Bert(nn.Module):
                 (config.relative_buckets, config.num_heads),
             )
             bias = bias + relative_bias(table, tokens.position)
-
-        layer = Layer
-        if self.read is not None:
-            read = self.read
-            layer = nn.map_variables(
-                layer, "params", trans_in_fn=lambda found: {"params": read(found["params"])}, mutable=False
-            )
-        if self.read is not None or self.remat == "layer":
-            layer = nn.remat(layer, prevent_cse=self.unroll > 1)
-        layers = nn.scan(
-            layer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
-            length=config.num_layers,
-            unroll=self.unroll,
-        )(config, self.dtype, self.attention, every_layer, name="layers")
-        last, every = layers(hidden, None if keys is None else keys[:-1], bias, places)
-        return every if every_layer else last
+        return self.scan(Layer, hidden, layer_keys, bias, places, every_layer=every_layer)
 
 
 class Embeddings(nn.Module):
@@ -153,11 +123,7 @@ class Embeddings(nn.Module):
         x = token[tokens.token_ids] + position[tokens.position + config.position_offset]
         if config.type_vocab_size:
             types = self.param("token_type", init, (config.type_vocab_size, width))
-            if tokens.segment is None:
-                x = x + types[0]
-            else:  # by a product, for the sake of its gradient, as in `relative_bias`
-                one_hot = jax.nn.one_hot(tokens.segment, config.type_vocab_size, dtype=types.dtype)
-                x = x + jnp.matmul(one_hot, types, precision="highest")
+            x = x + type_vectors(types, tokens.segment)
         x = LayerNorm(config.layer_norm_eps, self.dtype, name="norm")(x)
         x = dropout(x, config.hidden_dropout, key, 0 if places is None else places.starts(width))
         if width != config.hidden_size:
@@ -275,11 +241,7 @@ def _reader(family: str, fields: Mapping[str, str], defaults: Mapping[str, Any])
             raise InputError(f"config.json: position_embedding_type {kind!r} is not supported; only 'absolute' is")
         if found.get("is_decoder"):
             raise InputError("config.json: is_decoder true is not supported; only encoders are")
-        values = {ours: found[theirs] for ours, theirs in fields.items() if found.get(theirs) is not None}
-        required = ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_positions")
-        missing = [fields[name] for name in required if name not in values]
-        if missing:
-            raise InputError(f"config.json: missing {', '.join(missing)}")
+        values = read_fields(found, fields)
         activation(values.get("activation", "gelu"))
         values = {**defaults, **values}
         values.setdefault("embedding_size", values["hidden_size"])

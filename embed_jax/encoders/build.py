@@ -9,14 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from embed_jax.encoders import bert, nomic
 from embed_jax.encoders.attention import IMPLEMENTATIONS
-from embed_jax.encoders.bert import SHAPES, BertConfig
 from embed_jax.encoders.heads import Head, Normalize
 from embed_jax.encoders.pooling import check_pooling, needs_every_layer, pool
 from embed_jax.encoders.static import StaticConfig
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup, unknown
 from embed_jax.types import Encoder, Params, TokenBatch
+
+SHAPES = {**bert.SHAPES, **nomic.SHAPES}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +32,7 @@ class EncoderSpec:
             spec does not name are ignored, which is how SimCSE's MLP is used in training only.
     """
 
-    backbone: BertConfig | StaticConfig
+    backbone: bert.BertConfig | nomic.NomicConfig | StaticConfig
     pooling: str = "mean"
     heads: tuple[Head, ...] = ()
 
@@ -120,25 +122,17 @@ def build_encoder(
 
 
 def random_spec(shape_name: str, *, vocab_size: int = 30522, pooling: str = "mean", normalize: bool = True):
-    """A BERT of a well-known shape, for runs without weights: `build_encoder(random_spec("tiny")).init(key)`.
+    """A backbone of a well-known shape, for runs without weights: `build_encoder(random_spec("tiny")).init(key)`.
 
     Args:
-        shape_name: one of bert.SHAPES: "tiny", "minilm-l6", "bert-base", ...
+        shape_name: one of bert.SHAPES ("tiny", "minilm-l6", "bert-base", ...) or nomic.SHAPES ("nomic-base", ...).
 
     Raises:
         InputError: for an unknown shape.
     """
     if shape_name not in SHAPES:
         raise InputError(unknown("shape", shape_name, SHAPES))
-    hidden, layers, heads, inner = SHAPES[shape_name]
-    backbone = BertConfig(
-        vocab_size=vocab_size,
-        hidden_size=hidden,
-        num_layers=layers,
-        num_heads=heads,
-        intermediate_size=inner,
-        embedding_size=hidden,
-    )
+    backbone = dataclasses.replace(SHAPES[shape_name], vocab_size=vocab_size)
     return EncoderSpec(backbone, pooling, (Normalize(),) if normalize else ())
 
 

@@ -8,7 +8,24 @@ from typing import Any
 
 from flax import linen as nn
 
+from embed_jax.errors import InputError
 from embed_jax.types import Rules
+
+REQUIRED = ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_positions")
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One of several of our modules that are a single one in a file: their outputs one after another.
+
+    Attributes:
+        module: Hugging Face's, as in `Family.tensors`.
+        index: which part, from 0. count: of how many, all of one size.
+    """
+
+    module: str
+    index: int
+    count: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +41,8 @@ class Family:
         tensors: our path -> Hugging Face's module, with "{}" for the layer's number. Our path is a module's,
             whose leaves are kernel (their weight, transposed), scale (weight) and bias (bias), or a table's
             (weight). Paths that a configuration has no parameters for are not looked for.
+        older: tables of other names that the same tensors have in some files; read, never written. The table most
+            of whose names stand in a file is the file's.
         prefixes: what a checkpoint of a bigger model puts before every name.
         ignored: regular expressions of tensors that may be there and are not wanted (whole names).
         sharding: how the module's parameters may be split over the mesh axes "fsdp" and "tensor".
@@ -35,7 +54,50 @@ class Family:
     read_config: Callable[[Mapping[str, Any]], Any] | None
     write_config: Callable[[Any], dict[str, Any]] | None
     tensors: Mapping[str, str]
+    older: tuple[Mapping[str, str | Part], ...] = ()
     prefixes: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     sharding: Rules = ()
     pooling: str = ""
+
+
+def read_fields(found: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
+    """Values of config.json under our names; fields that are not there, or null, are left out.
+
+    Args:
+        found: config.json's dictionary.
+        fields: our name -> config.json's.
+
+    Raises:
+        InputError: one of REQUIRED is not there.
+    """
+    values = {ours: found[theirs] for ours, theirs in fields.items() if found.get(theirs) is not None}
+    missing = [fields[name] for name in REQUIRED if name not in values]
+    if missing:
+        raise InputError(f"config.json: missing {', '.join(missing)}")
+    return values
+
+
+def check_switches(found: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
+    """Raises an InputError if a field of config.json is there with another value than the one supported."""
+    for name, value in supported.items():
+        if found.get(name) is not None and found[name] != value:
+            raise InputError(f"config.json: {name} {found[name]!r} is not supported; only {value!r} is")
+
+
+def rope_theta(found: Mapping[str, Any], default: float) -> float:
+    """The base of rotary positions in a config.json, new (rope_parameters) or old (rope_theta).
+
+    Raises:
+        InputError: the positions are scaled, or only a part of each head is rotated.
+    """
+    name = "rope_parameters" if found.get("rope_parameters") else "rope_scaling"
+    rope = found.get(name) or {}
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind != "default":
+        raise InputError(f"config.json: {name}.rope_type {kind!r} is not supported; only 'default' is")
+    for place, fields in ((f"{name}.", rope), ("", found)):
+        if fields.get("partial_rotary_factor") not in (None, 1):
+            value = fields["partial_rotary_factor"]
+            raise InputError(f"config.json: {place}partial_rotary_factor {value!r} is not supported; only 1.0 is")
+    return float(rope.get("rope_theta") or found.get("rope_theta") or default)

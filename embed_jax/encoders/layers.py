@@ -1,4 +1,4 @@
-"""The small parts that encoders share: linear maps, layer norm, activations, dropout."""
+"""The small parts that encoders share: linear maps, layer norm, activations, rotary positions, dropout."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import struct
 from jax import lax
@@ -38,19 +39,22 @@ def activation(name: str) -> Callable[[Array], Array]:
 
 
 class Linear(nn.Module):
-    """`x @ kernel + bias`; parameters float32, the product in `dtype`."""
+    """`x @ kernel + bias`, or without bias; parameters float32, the product in `dtype`."""
 
     features: int
     dtype: Any
     stddev: float
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
         kernel = self.param("kernel", nn.initializers.normal(self.stddev), (x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
         # Two-dimensional, since the kernel's gradient is up to three times slower on CPU from [R, T, I].
         flat = x.reshape(-1, x.shape[-1]).astype(self.dtype)
-        return (flat @ kernel.astype(self.dtype) + bias.astype(self.dtype)).reshape(*x.shape[:-1], self.features)
+        product = flat @ kernel.astype(self.dtype)
+        if self.use_bias:
+            product = product + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        return product.reshape(*x.shape[:-1], self.features)
 
 
 class LayerNorm(nn.Module):
@@ -67,6 +71,47 @@ class LayerNorm(nn.Module):
         x = x - jnp.mean(x, axis=-1, keepdims=True)
         variance = jnp.mean(x * x, axis=-1, keepdims=True)
         return (x * (lax.rsqrt(variance + self.eps) * scale) + bias).astype(self.dtype)
+
+
+def type_vectors(table: Float[Array, "K D"], segment: Int[Array, "R T"] | None) -> Float[Array, "*B D"]:
+    """The row of a small table for each token's type; all of type 0 (`[D]`) without segments.
+
+    A product with a one-hot matrix, whose gradient is a product too and not a scatter into few rows.
+    """
+    if segment is None:
+        return table[0]
+    one_hot = jax.nn.one_hot(segment, table.shape[0], dtype=table.dtype)
+    return jnp.matmul(one_hot, table, precision="highest")
+
+
+@struct.dataclass
+class Rotation:
+    """Cosine and sine of the angles by which rotary positions turn a token's queries and keys; float32."""
+
+    cos: Float[Array, "R T h"]
+    sin: Float[Array, "R T h"]
+
+
+def rotation(position: Int[Array, "R T"], size: int, theta: float) -> Rotation:
+    """The angles position * theta^(-2 i / size), i < size / 2, of rotary positions (Su et al. 2021, section 3.2.2).
+
+    Args:
+        size: d = 2 h, of an attention head; even.
+        theta: the base of the wave lengths, 10000 in the paper.
+    """
+    frequency = np.float32(float(theta) ** (-np.arange(0, size, 2) / size))
+    angle = position[..., None].astype(jnp.float32) * frequency
+    return Rotation(jnp.cos(angle), jnp.sin(angle))
+
+
+def rotate(x: Float[Array, "R T H d"], by: Rotation) -> Float[Array, "R T H d"]:
+    """Turns the pairs (x_i, x_{i + d/2}), so that products of queries and keys depend on the tokens' distance alone.
+
+    Pairs are a half apart, as in Hugging Face's checkpoints, and not neighbours as in the paper. In float32.
+    """
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = by.cos[:, :, None], by.sin[:, :, None]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
 @struct.dataclass

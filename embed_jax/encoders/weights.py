@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from embed_jax.encoders.family import Family
+from embed_jax.encoders.family import Family, Part
 from embed_jax.errors import InputError
 from embed_jax.types import Params
 
@@ -109,25 +110,27 @@ def params_from_tensors(family: Family, shapes: Params, tensors: dict[str, np.nd
         InputError: a tensor is missing, extra, there twice, of another shape, or not of floats.
     """
     found = _without_prefix(family, tensors, where)
+    table = _table(family, found)
     params, used = {}, set()
     for path, leaf in flatten_dict(shapes, sep="/").items():
-        name, transposed = _source(family, path)
+        name, transposed, index, count = _source(table, path)
         numbers = range(leaf.shape[0]) if "{}" in name else [None]
         shape = leaf.shape[1:] if "{}" in name else leaf.shape
+        shape = shape[::-1] if transposed else shape
+        shape = (shape[0] * count, *shape[1:])
         parts = []
         for number in numbers:
             key = name.format(number)
             used.add(key)
             if key not in found:
-                raise InputError(f"{where}: missing tensor {key!r} (shape {shape[::-1] if transposed else shape})")
+                raise InputError(f"{where}: missing tensor {key!r} (shape {shape})")
             value = found[key]
             if value.dtype.name not in _FLOATS:
                 raise InputError(f"{where}: tensor {key!r} is {value.dtype.name}; floats are accepted")
-            value = value.T if transposed else value
             if value.shape != shape:
-                raise InputError(f"{where}: tensor {key!r} has shape {found[key].shape}, config.json wants "
-                                 f"{shape[::-1] if transposed else shape}")  # fmt: skip
-            parts.append(value.astype(np.float32))
+                raise InputError(f"{where}: tensor {key!r} has shape {value.shape}, config.json wants {shape}")
+            value = np.split(value, count)[index]
+            parts.append((value.T if transposed else value).astype(np.float32))
         params[path] = np.stack(parts) if "{}" in name else np.ascontiguousarray(parts[0])
     extra = sorted(key for key in set(found) - used if not any(re.fullmatch(rule, key) for rule in family.ignored))
     if extra:
@@ -139,19 +142,29 @@ def tensors_from_params(family: Family, params: Params) -> dict[str, np.ndarray]
     """The inverse of `params_from_tensors`: float32 tensors under Hugging Face's names."""
     tensors = {}
     for path, leaf in flatten_dict(jax.device_get(params), sep="/").items():
-        name, transposed = _source(family, path)
+        name, transposed, _, _ = _source(family.tensors, path)
         for number, value in enumerate(leaf) if "{}" in name else [(None, leaf)]:
             value = np.asarray(value, np.float32)
             tensors[name.format(number)] = value.T if transposed else value
     return tensors
 
 
-def _source(family: Family, path: str) -> tuple[str, bool]:
-    """Hugging Face's name of our leaf, and whether theirs is transposed."""
-    if path in family.tensors:
-        return family.tensors[path] + ".weight", False
-    module, leaf = path.rsplit("/", 1)
-    return f"{family.tensors[module]}.{'bias' if leaf == 'bias' else 'weight'}", leaf == "kernel"
+def _table(family: Family, found: Mapping[str, np.ndarray]) -> Mapping[str, str | Part]:
+    """The family's table most of whose names are among those found."""
+    modules = {re.sub(r"\.\d+\.", ".{}.", name).rpartition(".")[0] for name in found}
+
+    def matches(table: Mapping[str, str | Part]) -> int:
+        return len(modules & {theirs.module if isinstance(theirs, Part) else theirs for theirs in table.values()})
+
+    return max((family.tensors, *family.older), key=matches)
+
+
+def _source(table: Mapping[str, str | Part], path: str) -> tuple[str, bool, int, int]:
+    """Hugging Face's name of our leaf, whether theirs is transposed, which part of it ours is, and of how many."""
+    module, leaf = (path, "table") if path in table else path.rsplit("/", 1)
+    theirs = table[module]
+    part = theirs if isinstance(theirs, Part) else Part(theirs, 0, 1)
+    return f"{part.module}.{'bias' if leaf == 'bias' else 'weight'}", leaf == "kernel", part.index, part.count
 
 
 def _without_prefix(family: Family, tensors: dict[str, np.ndarray], where: Path) -> dict[str, np.ndarray]:

@@ -13,6 +13,7 @@ ARCHITECTURES = {
     "mpnet": ("MPNet", {"max_position_embeddings": 34, "pad_token_id": 1}),
     "distilbert": ("DistilBert", {}),
     "electra": ("Electra", {"embedding_size": 16}),
+    "nomic_bert": ("NomicBert", {}),
 }
 
 

@@ -13,7 +13,7 @@ from embed_jax.encoders.weights import params_from_tensors
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup
 
-ARCHITECTURES = ["bert", "roberta", "xlm-roberta", "mpnet", "distilbert", "electra"]
+ARCHITECTURES = ["bert", "roberta", "xlm-roberta", "mpnet", "distilbert", "electra", "nomic_bert"]
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -1,0 +1,299 @@
+"""NomicBERT: BERT with rotary positions, gated feed-forward layers and no biases (Nussbaum et al. 2024)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import linen as nn
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from embed_jax.encoders.attention import attention, sentence_bias
+from embed_jax.encoders.family import Family, Part, check_switches, read_fields, rope_theta
+from embed_jax.encoders.layers import (
+    LayerNorm,
+    Linear,
+    Places,
+    Rotation,
+    activation,
+    dropout,
+    rotate,
+    rotation,
+    type_vectors,
+)
+from embed_jax.encoders.stack import Stack
+from embed_jax.errors import InputError
+from embed_jax.types import TokenBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class NomicConfig:
+    """The size of a NomicBERT; the defaults are nomic-embed-text's.
+
+    Attributes:
+        max_positions: the most tokens that a sentence may have; no parameters depend on it.
+        rope_theta: base of the rotary positions' wave lengths.
+        type_vocab_size: rows of the token type table, row 0 for single texts.
+        activation: of the gate.
+        hidden_dropout, attention_dropout: rates when a dropout key is given.
+        initializer_range: standard deviation of the initial weights.
+    """
+
+    family: str = "nomic_bert"
+    vocab_size: int = 30528
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    intermediate_size: int = 3072
+    max_positions: int = 2048
+    rope_theta: float = 1000.0
+    type_vocab_size: int = 2
+    activation: str = "silu"
+    layer_norm_eps: float = 1e-12
+    hidden_dropout: float = 0.0
+    attention_dropout: float = 0.0
+    initializer_range: float = 0.02
+    pad_token_id: int = 0
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens that a sentence may have."""
+        return self.max_positions
+
+    @property
+    def embedding_size(self) -> int:
+        """Width of the embedding tables."""
+        return self.hidden_size
+
+
+SHAPES = {  # for runs without weights
+    "nomic-tiny": NomicConfig(hidden_size=32, num_layers=2, num_heads=2, intermediate_size=64),
+    "nomic-base": NomicConfig(),
+}
+
+
+class Nomic(Stack):
+    """Token ids to hidden states."""
+
+    config: NomicConfig
+
+    @nn.compact
+    def __call__(
+        self, tokens: TokenBatch, key: PRNGKeyArray | None = None, every_layer: bool = False
+    ) -> Float[Array, "*L R T D"]:
+        """Hidden states after the last layer, or of every layer with a leading axis L; dtype `self.dtype`."""
+        config = self.config
+        embeddings_key, layer_keys = self.split(key)
+        places = self.places(tokens, key)
+        hidden = Embeddings(config, self.dtype, name="embeddings")(tokens, embeddings_key, places)
+        bias = sentence_bias(tokens.sentence)
+        turns = rotation(tokens.position, config.hidden_size // config.num_heads, config.rope_theta)
+        return self.scan(Layer, hidden, layer_keys, bias, turns, places, every_layer=every_layer)
+
+
+class Embeddings(nn.Module):
+    """Token + type embeddings, normalised."""
+
+    config: NomicConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, tokens: TokenBatch, key: PRNGKeyArray | None, places: Places | None = None
+    ) -> Float[Array, "R T D"]:
+        config = self.config
+        init, width = nn.initializers.normal(config.initializer_range), config.hidden_size
+        token = self.param("token", init, (config.vocab_size, width))
+        types = self.param("token_type", init, (config.type_vocab_size, width))
+        x = token[tokens.token_ids] + type_vectors(types, tokens.segment)
+        x = LayerNorm(config.layer_norm_eps, self.dtype, name="norm")(x)
+        return dropout(x, config.hidden_dropout, key, 0 if places is None else places.starts(width))
+
+
+class Layer(nn.Module):
+    """Attention with rotary positions, then down(activation(gate(x)) * up(x)); each with residual and norm after it.
+
+    The gated product is SwiGLU for "silu" (Shazeer 2020, equation 6).
+    """
+
+    config: NomicConfig
+    dtype: Any
+    attention: str
+    every_layer: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "R T D"],
+        key: PRNGKeyArray | None,
+        bias: Float[Array, "R K T T"],
+        turns: Rotation,
+        places: Places | None = None,
+    ):
+        config = self.config
+        keys = (None,) * 3 if key is None else jax.random.split(key, 3)
+        start = 0 if places is None else places.starts(config.hidden_size)
+        linear = functools.partial(Linear, dtype=self.dtype, stddev=config.initializer_range, use_bias=False)
+        norm = functools.partial(LayerNorm, config.layer_norm_eps, self.dtype)
+
+        heads = (*x.shape[:-1], config.num_heads, config.hidden_size // config.num_heads)
+        query, key_, value = (linear(config.hidden_size, name=n)(x).reshape(heads) for n in ("query", "key", "value"))
+        mixed = attention(
+            rotate(query, turns),
+            rotate(key_, turns),
+            value,
+            bias,
+            dropout_rate=config.attention_dropout,
+            dropout_key=keys[0],
+            dropout_places=places,
+            implementation=self.attention,
+        )
+        mixed = linear(config.hidden_size, name="output")(mixed.reshape(x.shape))
+        x = norm(name="attention_norm")(x + dropout(mixed, config.hidden_dropout, keys[1], start))
+        gate = activation(config.activation)(linear(config.intermediate_size, name="gate")(x))
+        inner = gate * linear(config.intermediate_size, name="up")(x)
+        outer = linear(config.hidden_size, name="down")(inner)
+        x = norm(name="output_norm")(x + dropout(outer, config.hidden_dropout, keys[2], start))
+        return x, x if self.every_layer else None
+
+
+# ---- Hugging Face: config.json and tensor names -------------------------------------------------------------
+
+FIELDS = {  # ours: transformers'
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
+    "max_positions": "max_position_embeddings",
+    "type_vocab_size": "type_vocab_size",
+    "activation": "hidden_act",
+    "layer_norm_eps": "layer_norm_eps",
+    "hidden_dropout": "hidden_dropout_prob",
+    "attention_dropout": "attention_probs_dropout_prob",
+    "initializer_range": "initializer_range",
+    "pad_token_id": "pad_token_id",
+}
+PUBLISHED_FIELDS = {  # ours: those of the models as first published, after GPT-2's
+    "vocab_size": "vocab_size",
+    "hidden_size": "n_embd",
+    "num_layers": "n_layer",
+    "num_heads": "n_head",
+    "intermediate_size": "n_inner",
+    "max_positions": "n_positions",
+    "rope_theta": "rotary_emb_base",
+    "type_vocab_size": "type_vocab_size",
+    "layer_norm_eps": "layer_norm_epsilon",
+    "hidden_dropout": "resid_pdrop",
+    "attention_dropout": "attn_pdrop",
+    "initializer_range": "initializer_range",
+    "pad_token_id": "pad_token_id",
+}
+PUBLISHED_DEFAULTS = {  # what a field means that is not there
+    "activation_function": "gelu_new",
+    "qkv_proj_bias": True,
+    "mlp_fc1_bias": True,
+    "mlp_fc2_bias": True,
+    "rotary_emb_fraction": 0.0,
+    "rotary_emb_base": 10000.0,
+    "layer_norm_epsilon": 1e-5,
+    "resid_pdrop": 0.1,
+    "attn_pdrop": 0.1,
+}
+SUPPORTED = {
+    "activation_function": "swiglu",
+    "qkv_proj_bias": False,
+    "mlp_fc1_bias": False,
+    "mlp_fc2_bias": False,
+    "prenorm": False,
+    "parallel_block": False,
+    "use_rms_norm": False,
+    "causal": False,
+    "rotary_emb_fraction": 1.0,
+    "rotary_emb_interleaved": False,
+    "rotary_emb_scale_base": None,
+    "rotary_scaling_factor": None,
+    "rotary_head_dim": False,
+}
+
+
+def read_config(found: Mapping[str, Any]) -> NomicConfig:
+    """The configuration in a config.json of transformers, or of a model as first published (n_embd, n_layer, ...).
+
+    Raises:
+        InputError: a field is missing, or says what is not supported.
+    """
+    if found.get("hidden_size") is None and found.get("n_embd") is not None:
+        found = PUBLISHED_DEFAULTS | {name: value for name, value in found.items() if value is not None}
+        values = read_fields(found, PUBLISHED_FIELDS)
+    else:
+        values = read_fields(found, FIELDS) | {"rope_theta": rope_theta(found, NomicConfig.rope_theta)}
+    check_switches(found, SUPPORTED)
+    config = NomicConfig(**values)
+    activation(config.activation)
+    size, rest = divmod(config.hidden_size, config.num_heads)
+    if rest or size % 2:
+        raise InputError(
+            f"config.json: hidden size {config.hidden_size} makes no {config.num_heads} heads of an even size"
+        )
+    check_switches(found, {"head_dim": size})
+    return config
+
+
+def write_config(config: NomicConfig) -> dict[str, Any]:
+    """config.json's fields, as transformers has them."""
+    fields = {theirs: getattr(config, ours) for ours, theirs in FIELDS.items()}
+    return fields | {"rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"}}
+
+
+TENSORS = {
+    "embeddings/token": "embeddings.word_embeddings",
+    "embeddings/token_type": "embeddings.token_type_embeddings",
+    "embeddings/norm": "embeddings.LayerNorm",
+    "layers/query": "layers.{}.self_attn.q_proj",
+    "layers/key": "layers.{}.self_attn.k_proj",
+    "layers/value": "layers.{}.self_attn.v_proj",
+    "layers/output": "layers.{}.self_attn.o_proj",
+    "layers/attention_norm": "layers.{}.post_attention_layernorm",
+    "layers/gate": "layers.{}.mlp.gate_proj",
+    "layers/up": "layers.{}.mlp.up_proj",
+    "layers/down": "layers.{}.mlp.down_proj",
+    "layers/output_norm": "layers.{}.post_mlp_layernorm",
+}
+PUBLISHED = {  # transformers writes these too, beside a config.json of its own
+    "embeddings/token": "embeddings.word_embeddings",
+    "embeddings/token_type": "embeddings.token_type_embeddings",
+    "embeddings/norm": "emb_ln",
+    "layers/query": Part("encoder.layers.{}.attn.Wqkv", 0, 3),
+    "layers/key": Part("encoder.layers.{}.attn.Wqkv", 1, 3),
+    "layers/value": Part("encoder.layers.{}.attn.Wqkv", 2, 3),
+    "layers/output": "encoder.layers.{}.attn.out_proj",
+    "layers/attention_norm": "encoder.layers.{}.norm1",
+    "layers/gate": "encoder.layers.{}.mlp.fc12",
+    "layers/up": "encoder.layers.{}.mlp.fc11",
+    "layers/down": "encoder.layers.{}.mlp.fc2",
+    "layers/output_norm": "encoder.layers.{}.norm2",
+}
+NOMIC = Family(
+    architecture="NomicBertModel",
+    module=Nomic,
+    read_config=read_config,
+    write_config=write_config,
+    tensors=TENSORS,
+    older=(PUBLISHED,),
+    prefixes=("nomic_bert.", "bert.", "model."),
+    ignored=(
+        r"embeddings\.(position_ids|token_type_ids)",
+        r"(pooler|cls|classifier)\..*",
+        r"(rotary_emb|encoder\.layers\.\d+\.attn\.rotary_emb)\.(original_)?inv_freq",
+    ),
+    # As bert.SHARDING.
+    sharding=(
+        (r"layers/(query|key|value|gate|up)/kernel", (None, "fsdp", "tensor")),
+        (r"layers/(output|down)/kernel", (None, "tensor", "fsdp")),
+        (r"embeddings/token", (None, "fsdp")),
+    ),
+)

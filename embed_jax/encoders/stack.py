@@ -1,0 +1,91 @@
+"""What the backbones' modules share: a scan over equal layers, whose parameters are stacked on a leading axis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from embed_jax.encoders.layers import Places
+from embed_jax.errors import InputError
+from embed_jax.types import TokenBatch
+
+
+class Stack(nn.Module):
+    """A backbone's settings, and what its `__call__` is put together from.
+
+    Attributes:
+        config: the backbone's frozen dataclass.
+        remat: "layer" recomputes each layer in the backward pass, "none" keeps everything.
+        unroll: how many layers one iteration of the scan holds.
+        read: maps a layer's parameters as stored (a shard of them) to those to compute with; each layer is then
+            recomputed in the backward pass, so that what was read is not kept. None: as stored.
+        mask_columns: into how many columns of examples a group's sentences fall whose dropout masks are equal, position
+            by position; 0: every slot has a mask of its own.
+    """
+
+    config: Any
+    dtype: Any = jnp.float32
+    remat: str = "none"
+    attention: str = "auto"
+    unroll: int = 1
+    read: Callable[[Any], Any] | None = None
+    mask_columns: int = 0
+
+    def split(self, key: PRNGKeyArray | None) -> tuple[PRNGKeyArray | None, PRNGKeyArray | None]:
+        """A dropout key for the embeddings, and one for each layer, stacked."""
+        if key is None:
+            return None, None
+        keys = jax.random.split(key, self.config.num_layers + 1)
+        return keys[-1], keys[:-1]
+
+    def places(self, tokens: TokenBatch, key: PRNGKeyArray | None) -> Places | None:
+        """Where dropout masks are the same, if `mask_columns` says so and there is dropout.
+
+        Raises:
+            InputError: the sentences do not fall into so many columns.
+        """
+        if key is None or not self.mask_columns:
+            return None
+        examples, rest = divmod(tokens.sentences, self.mask_columns)
+        if rest:
+            raise InputError(f"{tokens.sentences} sentences are no {self.mask_columns} columns with one dropout mask")
+        return Places(tokens.sentence % examples, tokens.position)
+
+    def scan(
+        self,
+        layer: type[nn.Module],
+        hidden: Float[Array, "R T D"],
+        keys: PRNGKeyArray | None,
+        *shared: Any,
+        every_layer: bool,
+    ) -> Float[Array, "*L R T D"]:
+        """Hidden states after the last layer, or of every layer with a leading axis L.
+
+        Args:
+            layer: made as `layer(config, dtype, attention, every_layer)`, called as `(hidden, key, *shared)`; gives
+                the next hidden states, and these again if every layer is asked for, else None.
+            keys: one dropout key for each layer.
+            shared: what is the same for all layers.
+        """
+        if self.read is not None:
+            read = self.read
+            layer = nn.map_variables(
+                layer, "params", trans_in_fn=lambda found: {"params": read(found["params"])}, mutable=False
+            )
+        if self.read is not None or self.remat == "layer":
+            layer = nn.remat(layer, prevent_cse=self.unroll > 1)
+        layers = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, *(nn.broadcast for _ in shared)),
+            length=self.config.num_layers,
+            unroll=self.unroll,
+        )(self.config, self.dtype, self.attention, every_layer, name="layers")
+        last, every = layers(hidden, keys, *shared)
+        return every if every_layer else last

@@ -1,0 +1,286 @@
+"""NomicBERT's files, old and new, and its rotary positions; that it equals torch's class is in test_bert.py."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from embed_jax.encoders.build import build_encoder, random_spec
+from embed_jax.encoders.hf import read_model, write_model
+from embed_jax.encoders.layers import rotate, rotation
+from embed_jax.encoders.nomic import NomicConfig
+from embed_jax.errors import InputError
+from embed_jax.registry import lookup
+
+FAMILY = lookup("backbone", "nomic_bert")
+NEW_CONFIG = {
+    "vocab_size": 60,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 32,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0},
+}
+OLD_CONFIG = {
+    "model_type": "nomic_bert",
+    "vocab_size": 60,
+    "type_vocab_size": 2,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_inner": 64,
+    "n_positions": 32,
+    "activation_function": "swiglu",
+    "layer_norm_epsilon": 1e-12,
+    "attn_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "resid_pdrop": 0.0,
+    "prenorm": False,
+    "qkv_proj_bias": False,
+    "mlp_fc1_bias": False,
+    "mlp_fc2_bias": False,
+    "rotary_emb_base": 1000,
+    "rotary_emb_fraction": 1.0,
+    "rotary_emb_interleaved": False,
+    "rotary_scaling_factor": None,
+}
+CONFIG = NomicConfig(
+    vocab_size=60, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_positions=32, rope_theta=1000.0
+)
+QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
+
+
+@dataclasses.dataclass
+class Tokenizer:
+    directory: object
+
+    def save(self, directory):
+        shutil.copytree(self.directory, directory, dirs_exist_ok=True)
+
+
+@pytest.fixture(scope="module")
+def new_tensors(torch_models):
+    """Tensors under transformers' names, as its module has them in memory."""
+    return {name: value.numpy() for name, value in torch_models["nomic_bert"][0].state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def old_tensors(new_tensors):
+    """The same as in the models first published: other names, and one tensor for queries, keys and values."""
+    old = {
+        "embeddings.word_embeddings.weight": new_tensors["embeddings.word_embeddings.weight"],
+        "embeddings.token_type_embeddings.weight": new_tensors["embeddings.token_type_embeddings.weight"],
+        "emb_ln.weight": new_tensors["embeddings.LayerNorm.weight"],
+        "emb_ln.bias": new_tensors["embeddings.LayerNorm.bias"],
+    }
+    for number in range(2):
+        layer = {name.removeprefix(f"layers.{number}."): value for name, value in new_tensors.items()}
+        fused = np.concatenate([layer[f"self_attn.{name}_proj.weight"] for name in "qkv"])
+        renamed = {
+            "attn.Wqkv.weight": fused,
+            "attn.out_proj.weight": layer["self_attn.o_proj.weight"],
+            "mlp.fc11.weight": layer["mlp.up_proj.weight"],
+            "mlp.fc12.weight": layer["mlp.gate_proj.weight"],
+            "mlp.fc2.weight": layer["mlp.down_proj.weight"],
+        }
+        for leaf in ("weight", "bias"):
+            renamed[f"norm1.{leaf}"] = layer[f"post_attention_layernorm.{leaf}"]
+            renamed[f"norm2.{leaf}"] = layer[f"post_mlp_layernorm.{leaf}"]
+        old |= {f"encoder.layers.{number}.{name}": value for name, value in renamed.items()}
+    return old
+
+
+def write(directory, config, tensors):
+    directory.mkdir(exist_ok=True)
+    (directory / "config.json").write_text(json.dumps({"model_type": "nomic_bert"} | config))
+    save_file(tensors, directory / "model.safetensors")
+    return directory
+
+
+def test_both_layouts_are_one_model(torch_models, new_tensors, old_tensors, tmp_path):
+    """Our own renaming, transformers' (which writes the old names beside its new config), and no renaming at all."""
+    saved = read_model(torch_models["nomic_bert"][1])
+    assert saved.spec.backbone == CONFIG and saved.max_length == 32
+    for number, (config, tensors) in enumerate(
+        [(OLD_CONFIG, old_tensors), (NEW_CONFIG, new_tensors), (OLD_CONFIG, new_tensors)]
+    ):
+        found = read_model(write(tmp_path / str(number), config, tensors))
+        assert found.spec == saved.spec
+        jax.tree.map(np.testing.assert_array_equal, found.params, saved.params)
+
+
+def test_names_of_a_bigger_model(old_tensors, tmp_path):
+    tensors = {f"bert.{name}": value for name, value in old_tensors.items()}
+    tensors |= {"cls.predictions.decoder.bias": np.zeros(60, np.float32)}
+    tensors |= {f"encoder.layers.{i}.attn.rotary_emb.inv_freq": np.zeros(4, np.float32) for i in range(2)}
+    found = read_model(write(tmp_path / "bigger", OLD_CONFIG, tensors))
+    expected = read_model(write(tmp_path / "plain", OLD_CONFIG, old_tensors))
+    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+
+
+def test_torch_reads_what_we_write(torch_models, tiny_tokenizer, ids, tmp_path):
+    import torch
+    from transformers import AutoModel
+
+    model, directory = torch_models["nomic_bert"]
+    saved = read_model(directory)
+    write_model(tmp_path / "ours", saved.spec, saved.params, tokenizer=Tokenizer(tiny_tokenizer), max_length=32)
+    again = read_model(tmp_path / "ours")
+    assert again.spec == saved.spec
+    jax.tree.map(np.testing.assert_array_equal, again.params, saved.params)
+
+    read, report = AutoModel.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert type(read) is type(model) and not any(report.values())
+    tokens = torch.tensor(ids[2][None])
+    with torch.no_grad():
+        expected, found = (m.eval()(tokens).last_hidden_state.numpy() for m in (model, read))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_token_types_equal_torch(torch_models, ids, make_batch, states):
+    import torch
+
+    model, directory = torch_models["nomic_bert"]
+    saved = read_model(directory)
+    tokens = make_batch([[(0, ids[0]), (1, ids[4])]], 16, 2)
+    segment = (np.asarray(tokens.position) > 3).astype(np.int32)
+    found = FAMILY.module(saved.spec.backbone).apply(
+        {"params": saved.params["backbone"]}, tokens.replace(segment=segment)
+    )
+    for ours, x in zip(states(found, tokens), (ids[0], ids[4]), strict=True):
+        types = torch.arange(len(x))[None] > 3
+        with torch.no_grad():
+            expected = model(torch.tensor(x[None]), token_type_ids=types.long()).last_hidden_state[0]
+        np.testing.assert_allclose(ours, expected.numpy(), atol=1e-4)
+
+
+WQKV = "encoder.layers.1.attn.Wqkv"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop(f"{WQKV}.weight"), rf"missing tensor '{WQKV}.weight' \(shape \(96, 32\)\)"),
+        (
+            lambda t: t.update({f"{WQKV}.weight": t[f"{WQKV}.weight"][:-1].copy()}),
+            rf"'{WQKV}.weight' has shape \(95, 32\), config.json wants \(96, 32\)",
+        ),
+        (lambda t: t.update({f"{WQKV}.bias": np.zeros(96, np.float32)}), f"unexpected tensor '{WQKV}.bias'"),
+        (lambda t: t.update({f"bert.{WQKV}.weight": t[f"{WQKV}.weight"]}), f"'{WQKV}.weight' stands there twice"),
+        (
+            lambda t: t.update({"layers.1.self_attn.q_proj.weight": t["encoder.layers.1.attn.out_proj.weight"]}),
+            "unexpected tensor 'layers.1.self_attn.q_proj.weight'",
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit(old_tensors, tmp_path, change, message):
+    tensors = dict(old_tensors)
+    change(tensors)
+    with pytest.raises(InputError, match=message) as error:
+        read_model(write(tmp_path / "model", OLD_CONFIG, tensors))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "change", "message"),
+    [
+        (OLD_CONFIG, {"prenorm": True}, "prenorm True is not supported; only False is"),
+        (OLD_CONFIG, {"qkv_proj_bias": True}, "qkv_proj_bias True"),
+        (OLD_CONFIG, {"mlp_fc1_bias": None}, "mlp_fc1_bias True"),  # what it means that a field is not there
+        (OLD_CONFIG, {"rotary_emb_fraction": None}, "rotary_emb_fraction 0.0 is not supported; only 1.0 is"),
+        (OLD_CONFIG, {"rotary_emb_interleaved": True}, "rotary_emb_interleaved True"),
+        (OLD_CONFIG, {"rotary_scaling_factor": 2}, "rotary_scaling_factor 2 is not supported; only None is"),
+        (OLD_CONFIG, {"activation_function": "geglu"}, "activation_function 'geglu'.*only 'swiglu'"),
+        (OLD_CONFIG, {"n_inner": None}, "missing n_inner"),
+        (NEW_CONFIG, {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_parameters.rope_type 'yarn'"),
+        (NEW_CONFIG, {"rope_scaling": {"type": "linear"}, "rope_parameters": None}, "rope_scaling.rope_type 'linear'"),
+        (NEW_CONFIG, {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
+        (NEW_CONFIG, {"hidden_act": "swish7"}, "unknown activation 'swish7'"),
+        (NEW_CONFIG, {"head_dim": 16}, "head_dim 16 is not supported; only 8 is"),
+        (NEW_CONFIG, {"num_attention_heads": 5}, "hidden size 32 makes no 5 heads"),
+        (NEW_CONFIG, {"causal": True}, "causal True"),
+        (NEW_CONFIG, {"vocab_size": None}, "missing vocab_size"),
+    ],
+)
+def test_unsupported_config(config, change, message):
+    assert FAMILY.read_config(config) == CONFIG
+    with pytest.raises(InputError, match=message) as error:
+        FAMILY.read_config(config | change)
+    assert "\n" not in str(error.value)
+
+
+def test_config_round_trip():
+    config = dataclasses.replace(CONFIG, rope_theta=50.0, hidden_dropout=0.1, activation="gelu", pad_token_id=3)
+    assert FAMILY.read_config(FAMILY.write_config(config)) == config
+
+
+def test_rotated_products_depend_on_the_distance_only():
+    rng = np.random.default_rng(0)
+    query, key = rng.normal(size=(2, 8)).astype(np.float32)
+
+    def products(queries, keys):
+        rows = [
+            rotate(np.tile(x, (1, len(at), 1, 1)), rotation(np.asarray(at)[None], 8, 1000.0))[0, :, 0]
+            for x, at in ((query, queries), (key, keys))
+        ]
+        return np.sum(rows[0] * rows[1], axis=-1)
+
+    at = np.arange(40)
+    for distance in (0, 1, 7):
+        found = products(at, at + distance)
+        np.testing.assert_allclose(found, found[0], atol=1e-4)
+    by_distance = products(np.zeros(40, int), at)
+    np.testing.assert_allclose(by_distance[0], query @ key, rtol=1e-5)
+    assert np.abs(np.diff(by_distance)).min() > 1e-4, "and they do depend on it"
+
+
+def test_states_do_not_change_when_positions_are_shifted(torch_models, packed, states):
+    """Positions come from the batch, so that a sentence may begin anywhere in a row, and only distances count."""
+    saved = read_model(torch_models["nomic_bert"][1])
+    module = FAMILY.module(saved.spec.backbone)
+    run = jax.jit(lambda params, tokens: module.apply({"params": params}, tokens), compiler_options=QUICKLY)
+
+    def at(position):
+        return states(run(saved.params["backbone"], packed.replace(position=position)), packed)
+
+    expected = at(packed.position)
+    for ours, theirs in zip(at(packed.position + 9), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert max(np.abs(a - b).max() for a, b in zip(at(2 * packed.position), expected, strict=True)) > 1e-3
+
+
+def test_training_options_agree(packed):
+    """Layers recomputed or not, in a loop or not: one gradient."""
+    spec = random_spec("nomic-tiny", vocab_size=60)
+    spec = dataclasses.replace(spec, backbone=dataclasses.replace(spec.backbone, hidden_dropout=0.2))
+    params = build_encoder(spec).init(jax.random.key(0))
+    weight = np.random.default_rng(0).normal(size=(5, 32)).astype(np.float32)
+
+    def gradient(**options):
+        encoder = build_encoder(spec, **options)
+        loss = jax.grad(lambda p: (encoder.apply(p, packed, jax.random.key(1)) * weight).sum())
+        return jax.jit(loss, compiler_options=QUICKLY)(params)
+
+    found, expected = gradient(remat="layer", unroll=1), gradient(unroll=2)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-3), found, expected)
+
+
+def test_copies_of_an_example_have_one_dropout_mask(ids, make_batch):
+    spec = random_spec("nomic-tiny", vocab_size=60)
+    rates = {"hidden_dropout": 0.2, "attention_dropout": 0.2, "initializer_range": 0.2}
+    spec = dataclasses.replace(spec, backbone=dataclasses.replace(spec.backbone, **rates))
+    tokens = make_batch([[(0, ids[0]), (3, ids[4])], [(1, ids[4])], [(2, ids[0])]], sentences=4)
+    params = build_encoder(spec).init(jax.random.key(0))
+
+    def embed(**options):
+        encoder = build_encoder(spec, unroll=1, attention="xla", **options)
+        return jax.jit(encoder.apply, compiler_options=QUICKLY)(params, tokens, jax.random.key(3))
+
+    one, own = embed(same_mask_columns=2), embed()
+    np.testing.assert_allclose(one[:2], one[2:], atol=1e-6)
+    assert np.abs(own[:2] - own[2:]).max() > 1e-2
