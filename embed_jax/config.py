@@ -175,6 +175,9 @@ class Evaluation:
     metric: str = ""  # e.g. "sts/spearman": picks the best checkpoint; "": the last one
     patience: int = 0  # evaluations without gain before stopping; 0: never
     min_gain: float = 0.0
+    dims: str = ""  # matryoshka: sizes to measure at the end, with commas between; "": the trained ones
+    layers: str = ""  # matryoshka: numbers of layers to measure; "": all layers
+    baseline: str = ""  # matryoshka: a loss to train the same model with, for comparison; "": none
 
 
 @dataclasses.dataclass

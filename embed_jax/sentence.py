@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from embed_jax.data.tokenize import Tokenizer, load_tokenizer
 from embed_jax.data.window import WINDOW, pack_window
 from embed_jax.encoders.build import EncoderSpec, build_encoder
 from embed_jax.encoders.hf import read_model, resolve, write_model
+from embed_jax.encoders.shrink import first_layers
 from embed_jax.errors import InputError
 from embed_jax.parallel.gather import sharded_encode
 from embed_jax.parallel.inference import default_batch_tokens, run_batches
@@ -37,6 +38,8 @@ class SentenceEncoder:
         include_prompt: whether a prompt's tokens count towards pooling.
         similarity: "cosine", "dot", "euclidean" or "manhattan": how the model's embeddings are meant to be compared.
         lower_case: whether the tokenizer was told to lower-case texts first; kept for `save`.
+        matryoshka_dims: sizes to which embeddings were trained to be cut; none: only the whole was trained.
+        adaptive_layers: whether every layer was trained to be the last.
     """
 
     def __init__(
@@ -50,6 +53,8 @@ class SentenceEncoder:
         include_prompt: bool = True,
         similarity: str = "cosine",
         lower_case: bool = False,
+        matryoshka_dims: Sequence[int] = (),
+        adaptive_layers: bool = False,
         compute_dtype: str = "float32",
         devices: int = 0,
     ):
@@ -61,10 +66,13 @@ class SentenceEncoder:
         self.include_prompt = include_prompt
         self.similarity = similarity
         self.lower_case = lower_case
+        self.matryoshka_dims = tuple(matryoshka_dims)
+        self.adaptive_layers = adaptive_layers
         self.compute_dtype = compute_dtype
         self._mesh = make_mesh(devices)
         self._encoder = build_encoder(spec, compute_dtype=compute_dtype)
-        self._encode = sharded_encode(self._encoder, self._mesh)
+        self._programs = {spec.backbone.num_layers: sharded_encode(self._encoder, self._mesh)}
+        self._warned: set[str] = set()
         self.params = replicate(params, self._mesh)
 
     @property
@@ -83,6 +91,8 @@ class SentenceEncoder:
         *,
         prompt_name: str | None = None,
         prompt: str | None = None,
+        dim: int = 0,
+        layers: int = 0,
         batch_tokens: int = 0,
         show_progress: bool = False,
         params: Params | None = None,
@@ -96,28 +106,34 @@ class SentenceEncoder:
             texts: a string, or any iterable of strings.
             prompt_name: which of `prompts` to put before each text.
             prompt: the prompt itself, instead of a name.
+            dim: D, the first numbers of each embedding to keep, made length 1 again; 0: all. One that was not trained
+                warns once.
+            layers: after how many of the backbone's layers to stop, which saves the time of the others; 0: all. Fewer
+                than all warn once where the model was not trained for it.
             batch_tokens: slots a device encodes at a time; 0: what is fast on this backend.
             show_progress: a progress bar over texts.
             params: other parameters of the same model, as while training.
 
         Raises:
-            InputError: for an unknown prompt, a text that is no string, or `batch_tokens` below one text's length.
+            InputError: for an unknown prompt, a text that is no string, `batch_tokens` below one text's length, or a
+                `dim` or `layers` that the model has not.
         """
-        if isinstance(texts, str):
-            return self.encode(
-                [texts], prompt_name=prompt_name, prompt=prompt, batch_tokens=batch_tokens, params=params
-            )[0]
         blocks = self.encode_blocks(
-            texts,
+            [texts] if isinstance(texts, str) else texts,
             prompt_name=prompt_name,
             prompt=prompt,
+            dim=dim,
+            layers=layers,
             batch_tokens=batch_tokens,
             show_progress=show_progress,
             params=params,
         )
+        if isinstance(texts, str):
+            return next(blocks)[0]
+        size = dim or self.dim
         if not isinstance(texts, Sequence):
-            return np.concatenate([np.zeros((0, self.dim), np.float32), *blocks])
-        embeddings, start = np.empty((len(texts), self.dim), np.float32), 0
+            return np.concatenate([np.zeros((0, size), np.float32), *blocks])
+        embeddings, start = np.empty((len(texts), size), np.float32), 0
         for block in blocks:
             embeddings[start : start + len(block)] = block
             start += len(block)
@@ -129,13 +145,16 @@ class SentenceEncoder:
         *,
         prompt_name: str | None = None,
         prompt: str | None = None,
+        dim: int = 0,
+        layers: int = 0,
         batch_tokens: int = 0,
         show_progress: bool = False,
         params: Params | None = None,
     ) -> Iterator[Float[np.ndarray, "n D"]]:
         """As `encode`, but yields the embeddings of up to 8,192 texts at a time, for outputs larger than memory."""
         prefix = self._prompt(prompt_name, prompt)
-        params = self.params if params is None else gather_params(params, self._mesh)
+        self._check_dim(dim)
+        encode, params = self._stopped(layers, self.params if params is None else gather_params(params, self._mesh))
         default = max(default_batch_tokens(), self.max_length)
         total = len(texts) if isinstance(texts, Sequence) else None
         truncated = count = 0
@@ -145,10 +164,10 @@ class SentenceEncoder:
                 truncated, count = truncated + tokenized.truncated, count + len(window)
                 block = np.zeros((len(window), self.dim), np.float32)
                 batches = pack_window(tokenized.ids, tokenized.skip, batch_tokens or default)
-                for number, embeddings in run_batches(self._encode, params, batches, self._mesh):
+                for number, embeddings in run_batches(encode, params, batches, self._mesh):
                     block[number] = embeddings
                     advance(len(number))
-                yield block
+                yield truncate(block, dim) if dim not in (0, self.dim) else block
         if truncated:
             warnings.warn(
                 f"{truncated} of {count} texts were cut at the model's limit of {self.max_length} tokens", stacklevel=2
@@ -167,7 +186,34 @@ class SentenceEncoder:
             include_prompt=self.include_prompt,
             similarity=self.similarity,
             lower_case=self.lower_case,
+            matryoshka_dims=self.matryoshka_dims,
+            adaptive_layers=self.adaptive_layers,
         )
+
+    def _check_dim(self, dim: int) -> None:
+        if dim < 0 or dim > self.dim:
+            raise InputError(f"dim: expected 1 to {self.dim}, the size of the embeddings, found {dim}")
+        if dim not in (0, self.dim, *self.matryoshka_dims):
+            trained = ", ".join(map(str, self.matryoshka_dims)) or f"{self.dim} alone"
+            self._warn(f"dim {dim} was not trained: this model was for {trained}")
+
+    def _stopped(self, layers: int, params: Params) -> tuple[Callable, Params]:
+        """What encodes with the first layers alone, and their parameters."""
+        all_layers = self.spec.backbone.num_layers
+        if layers in (0, all_layers):
+            return self._programs[all_layers], params
+        spec, params = first_layers(self.spec, params, layers)
+        if not self.adaptive_layers:
+            self._warn(f"layers {layers}: this model was trained for all its {all_layers} layers alone")
+        if layers not in self._programs:
+            encoder = build_encoder(spec, compute_dtype=self.compute_dtype)
+            self._programs[layers] = sharded_encode(encoder, self._mesh)
+        return self._programs[layers], params
+
+    def _warn(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, stacklevel=5)
 
     def _prompt(self, name: str | None, prompt: str | None) -> str:
         if prompt is not None:
@@ -220,6 +266,8 @@ def load(name: str, *, max_length: int = 0, compute_dtype: str = "float32") -> S
         include_prompt=saved.include_prompt,
         similarity=saved.similarity,
         lower_case=saved.lower_case,
+        matryoshka_dims=saved.matryoshka_dims,
+        adaptive_layers=saved.adaptive_layers,
         compute_dtype=compute_dtype,
     )
 

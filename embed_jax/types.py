@@ -69,6 +69,19 @@ class Batch:
 
 
 @struct.dataclass
+class Prefixes:
+    """Prefixes of the embeddings that count besides or instead of the whole (Matryoshka).
+
+    Attributes:
+        sizes: ascending (static).
+        weights: what a loss on each prefix counts.
+    """
+
+    sizes: tuple[int, ...] = struct.field(pytree_node=False)
+    weights: Float[Array, " M"]
+
+
+@struct.dataclass
 class Columns:
     """Embeddings of examples by column, as losses see them: a device's own share, or the whole world's.
 
@@ -76,8 +89,13 @@ class Columns:
         embeddings: `[C, B, D]`, column 0 the anchors, 1 the positives, the rest negatives.
         example: the examples' numbers in the global batch.
         guide, teacher: embeddings of the same texts by a frozen model, whose size may differ, or None.
-        queue: positives of earlier batches, as columns of which only column 1 is present, of examples numbered -1; on a
-            device's own share only, the same on every device, without gradient. Or None.
+        layers: embeddings that K earlier layers would have given, or None.
+        queue, key, layer, prefixes: on a device's own share only, the same on every device.
+        queue: positives of earlier batches, as columns of which only column 1 is present, of examples numbered -1,
+            without gradient. Or None.
+        key: for losses that draw something at each step; None: nothing is drawn.
+        layer: which layers `layers` are of: the number of layers passed, from 1.
+        prefixes: which prefixes a loss with `About.prefixes` compares; None: the whole embeddings.
         present, text_hash, keys, dataset, label, score: as in `Batch`, in the same order of examples.
     """
 
@@ -91,10 +109,15 @@ class Columns:
     score: Float[Array, "B K"] | None = None
     guide: Float[Array, "C B F"] | None = None
     teacher: Float[Array, "C B H"] | None = None
+    layers: Float[Array, "C B K D"] | None = None
     queue: Columns | None = None
+    key: PRNGKeyArray | None = None
+    layer: Int[Array, " K"] | None = None
+    prefixes: Prefixes | None = None
 
 
-BY_COLUMN = ("embeddings", "present", "text_hash", "guide", "teacher")  # leaves [C, B, ...] of Columns; others [B, ...]
+# Leaves [C, B, ...] of Columns; others are [B, ...].
+BY_COLUMN = ("embeddings", "present", "text_hash", "guide", "teacher", "layers")
 
 Block = Callable[[Any, Any, Any], Float[Array, "M b n"]]
 """`(rows, candidates, shared) -> one number for each pair`: `rows` are trees with leading axis b, `candidates` with
@@ -176,6 +199,8 @@ class Encoder:
         sharding: how parameters may be split over a mesh.
         layers: the path of the parameters that are stacked by layer, which `read` is called for.
         hidden: `(params, tokens, key, read) -> [R, T, H]`, the last layer's token states, for objectives on tokens.
+        by_layer: `(params, tokens, layer, key, read) -> [S, K + 1, D]`, the embeddings after so many layers for each of
+            `layer` int [K], and after the last.
     """
 
     init: Callable[[PRNGKeyArray], Params]
@@ -185,6 +210,7 @@ class Encoder:
     sharding: Rules = ()
     layers: tuple[str, ...] = ("backbone", "layers")
     hidden: Callable[..., Float[Array, "R T H"]] | None = None
+    by_layer: Callable[..., Float[Array, "S L D"]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pytest
 
 from embed_jax.data.tokenize import load_tokenizer
 from embed_jax.encoders.build import build_encoder, random_spec
+from embed_jax.encoders.shrink import first_layers
 from embed_jax.errors import InputError
 from embed_jax.sentence import WINDOW, SentenceEncoder, load
 
@@ -161,10 +162,11 @@ def test_mixed_texts_take_few_compilations(tiny_tokenizer):
     model = SentenceEncoder(spec, build_encoder(spec).init(jax.random.key(0)), tokenizer)
     with warnings.catch_warnings(action="ignore"):
         model.encode(made_texts(500, 300))
-    assert model._encode._cache_size() <= 8
+    (program,) = model._programs.values()
+    assert program._cache_size() <= 8
     with warnings.catch_warnings(action="ignore"):
         model.encode(made_texts(500, 300, seed=1))
-    assert model._encode._cache_size() <= 10, "other texts of the same kind take the same shapes"
+    assert program._cache_size() <= 10, "other texts of the same kind take the same shapes"
 
 
 def test_several_devices_give_what_one_gives(model):
@@ -195,3 +197,63 @@ def test_a_saved_model_is_the_same_to_the_last_bit(model, tmp_path):
     texts = made_texts(50, 15)
     with warnings.catch_warnings(action="ignore"):
         np.testing.assert_array_equal(again.encode(texts), prompted.encode(texts))
+
+
+# ---- smaller embeddings, fewer layers ------------------------------------------------------------------------
+
+
+def test_embeddings_are_cut_made_length_one_and_an_untrained_size_warns_once(tiny_model):
+    model = load(str(tiny_model))
+    model.matryoshka_dims = (8, 32)
+    whole = model.encode(made_texts(20, 12))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cut = model.encode(made_texts(20, 12), dim=8)
+        np.testing.assert_array_equal(model.encode(made_texts(20, 12), dim=model.dim), whole)
+    expected = whole[:, :8] / np.linalg.norm(whole[:, :8], axis=1, keepdims=True)
+    np.testing.assert_allclose(cut, expected, atol=1e-6)
+    assert model.encode("one text", dim=8).shape == (8,)
+    assert model.encode((text for text in ["a", "b"]), dim=8).shape == (2, 8)
+    with pytest.warns(UserWarning, match="dim 9 was not trained: this model was for 8, 32"):
+        model.encode(["x"], dim=9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.encode(["x"], dim=9)
+    for dim in (-1, model.dim + 1):
+        with pytest.raises(
+            InputError, match=f"dim: expected 1 to {model.dim}, the size of the embeddings, found {dim}"
+        ):
+            model.encode(["x"], dim=dim)
+
+
+def test_encoding_stops_at_a_layer(tiny_model):
+    """After the first layer alone: the embeddings of a model that has no more; asked for untrained, it warns once."""
+    model = load(str(tiny_model))
+    texts = made_texts(10, 12)
+    spec, params = first_layers(model.spec, model.params, 1)
+    shallow = SentenceEncoder(spec, params, model.tokenizer)
+    with pytest.warns(UserWarning, match="layers 1: this model was trained for all its 2 layers alone"):
+        found = model.encode(texts, layers=1)
+    np.testing.assert_allclose(found, shallow.encode(texts), atol=1e-6)
+    assert np.abs(found - model.encode(texts, layers=2)).max() > 0.01
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.encode(texts, layers=1)
+    with pytest.raises(InputError, match="layers: expected 1 to 2, found 3"):
+        model.encode(texts, layers=3)
+
+
+def test_a_saved_model_carries_what_it_was_trained_for(tiny_model, tmp_path):
+    model = load(str(tiny_model))
+    model.matryoshka_dims, model.adaptive_layers = (8, 32), True
+    model.save(tmp_path / "model")
+    again = load(str(tmp_path / "model"))
+    assert again.matryoshka_dims == (8, 32) and again.adaptive_layers
+    SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer
+    theirs = SentenceTransformer(str(tmp_path / "model"), device="cpu", truncate_dim=8).encode(["a text"])
+    ours = again.encode(["a text"], dim=8)
+    np.testing.assert_allclose(ours, theirs / np.linalg.norm(theirs), atol=1e-5)
+    file = tmp_path / "model" / "config_sentence_transformers.json"
+    file.write_text(file.read_text().replace("8,", '"x",'))
+    with pytest.raises(InputError, match="matryoshka_dims: expected a list of sizes"):
+        load(str(tmp_path / "model"))

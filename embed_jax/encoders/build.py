@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from embed_jax.encoders import bert, nomic
 from embed_jax.encoders.attention import IMPLEMENTATIONS
@@ -106,10 +106,21 @@ def build_encoder(
 
     def apply(params: Params, tokens: TokenBatch, key: PRNGKeyArray | None = None, read=None) -> Float[Array, "S D"]:
         hidden = module(key is not None, read).apply({"params": params["backbone"]}, tokens, key, every_layer)
-        x = pool(spec.pooling, hidden, tokens)
+        return finish(params, pool(spec.pooling, hidden, tokens))
+
+    def finish(params: Params, x: Float[Array, "S H"]) -> Float[Array, "S D"]:
         for i, head in enumerate(spec.heads):
             x = head.apply(params["heads"].get(str(i), {}), x)
         return x
+
+    def by_layer(
+        params: Params, tokens: TokenBatch, layer: Int[Array, " K"], key: PRNGKeyArray | None = None, read=None
+    ) -> Float[Array, "S L D"]:
+        if every_layer:
+            raise InputError(f"pooling {spec.pooling!r} reads several layers: earlier layers have no such embedding")
+        every = module(key is not None, read).apply({"params": params["backbone"]}, tokens, key, True)
+        chosen = [*(every[number - 1] for number in layer), every[-1]]
+        return jnp.stack([finish(params, pool(spec.pooling, states, tokens)) for states in chosen], axis=1)
 
     def hidden(params: Params, tokens: TokenBatch, key: PRNGKeyArray | None = None, read=None) -> Float[Array, "R T H"]:
         return module(key is not None, read).apply({"params": params["backbone"]}, tokens, key)
@@ -118,7 +129,7 @@ def build_encoder(
     for head in spec.heads:
         dim = head.dim(dim)
     sharding = tuple((f"backbone/{pattern}", axes) for pattern, axes in family.sharding)
-    return Encoder(init=init, apply=apply, hidden=hidden, config=config, dim=dim, sharding=sharding)
+    return Encoder(init=init, apply=apply, hidden=hidden, by_layer=by_layer, config=config, dim=dim, sharding=sharding)
 
 
 def random_spec(shape_name: str, *, vocab_size: int = 30522, pooling: str = "mean", normalize: bool = True):

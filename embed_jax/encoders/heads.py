@@ -1,4 +1,4 @@
-"""What may follow the pooling: sentence-transformers' Dense and Normalize, SimCSE's MLP."""
+"""What may follow the pooling: sentence-transformers' Dense, LayerNorm and Normalize, SimCSE's MLP."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from embed_jax.encoders import layers
 from embed_jax.encoders.layers import activation
 from embed_jax.types import Params
 
@@ -37,6 +38,22 @@ class Dense:
 
 
 @dataclasses.dataclass(frozen=True)
+class LayerNorm:
+    """Layer normalisation of the vectors; sentence-transformers' LayerNorm."""
+
+    dimension: int
+
+    def init(self, key: PRNGKeyArray) -> Params:
+        return {"scale": jnp.ones(self.dimension), "bias": jnp.zeros(self.dimension)}
+
+    def apply(self, params: Params, x: Float[Array, "S D"]) -> Float[Array, "S D"]:
+        return layers.LayerNorm(1e-5, jnp.float32).apply({"params": params}, x)  # torch's eps, which no file changes
+
+    def dim(self, _: int) -> int:
+        return self.dimension
+
+
+@dataclasses.dataclass(frozen=True)
 class Normalize:
     """Vectors of length 1; a zero vector stays zero, with a zero gradient."""
 
@@ -51,4 +68,4 @@ class Normalize:
         return dim
 
 
-Head = Dense | Normalize
+Head = Dense | LayerNorm | Normalize

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -53,6 +53,8 @@ class SavedModel:
         include_prompt: whether a prompt's tokens count towards pooling.
         similarity: "cosine", "dot", "euclidean" or "manhattan".
         lower_case: whether texts are put into lower case before the tokenizer sees them.
+        matryoshka_dims: sizes to which its embeddings were trained to be cut. adaptive_layers: whether every layer was
+            trained to be the last.
         tokenizer_directory: where the tokenizer's files are.
         special_tokens: whether the tokenizer puts its special tokens around a text.
     """
@@ -67,6 +69,8 @@ class SavedModel:
     lower_case: bool
     tokenizer_directory: Path
     special_tokens: bool = True
+    matryoshka_dims: tuple[int, ...] = ()
+    adaptive_layers: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,11 +183,12 @@ def read_model(directory: Path) -> SavedModel:
     for kind, folder in folders[1:]:
         if kind == "Pooling":
             pooling, include_prompt = modules.read_pooling(directory / folder / "config.json")
-        elif kind == "Dense":
-            head, head_params[str(len(heads))] = modules.read_dense(directory / folder)
-            heads.append(head)
-        else:
+        elif kind == "Normalize":
             heads.append(Normalize())
+        else:
+            read = modules.read_dense if kind == "Dense" else modules.read_layer_norm
+            head, head_params[str(len(heads))] = read(directory / folder)
+            heads.append(head)
     settings = _read_optional(directory / "config_sentence_transformers.json")
     texts = {} if static else _read_optional(first / "sentence_bert_config.json")
     limits = {} if static else _read_optional(first / "tokenizer_config.json")
@@ -198,6 +203,8 @@ def read_model(directory: Path) -> SavedModel:
         lower_case=bool(texts.get("do_lower_case")),
         tokenizer_directory=first,
         special_tokens=not static,
+        matryoshka_dims=_sizes(settings, directory),
+        adaptive_layers=bool(settings.get("adaptive_layers")),
     )
 
 
@@ -261,6 +268,17 @@ def _read_optional(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
+def _sizes(settings: Mapping[str, Any], directory: Path) -> tuple[int, ...]:
+    """The trained sizes, ascending."""
+    found = settings.get("matryoshka_dims") or []
+    if not isinstance(found, list) or not all(type(size) is int and size > 0 for size in found):
+        raise InputError(
+            f"{directory / 'config_sentence_transformers.json'}: matryoshka_dims: expected a list of sizes, "
+            f"found {found!r}"
+        )
+    return tuple(sorted(found))
+
+
 def _max_length(texts: Mapping[str, Any], tokenizer: Mapping[str, Any], positions: int) -> int:
     length = texts.get("max_seq_length") or tokenizer.get("model_max_length") or positions
     return int(min(length, positions))
@@ -281,6 +299,8 @@ def write_model(
     include_prompt: bool = True,
     similarity: str = "cosine",
     lower_case: bool = False,
+    matryoshka_dims: Sequence[int] = (),
+    adaptive_layers: bool = False,
 ) -> None:
     """Writes a directory that sentence-transformers, `read_model` and (without the pooling) transformers read.
 
@@ -291,7 +311,8 @@ def write_model(
     Args:
         spec, params: as of `build_encoder`; parameters of heads that the spec does not name are left out.
         tokenizer: what writes the tokenizer's files.
-        max_length, prompts, default_prompt_name, include_prompt, similarity, lower_case: see SavedModel.
+        max_length, prompts, default_prompt_name, include_prompt, similarity, lower_case, matryoshka_dims,
+            adaptive_layers: see SavedModel.
 
     Raises:
         InputError: the directory cannot be written, or holds something that is no model; or prompts of a static
@@ -327,6 +348,8 @@ def write_model(
             "default_prompt_name": default_prompt_name,
             "similarity_fn_name": similarity,
         }
+        settings |= {"matryoshka_dims": list(matryoshka_dims)} if matryoshka_dims else {}
+        settings |= {"adaptive_layers": True} if adaptive_layers else {}
         write_json(temporary / "config_sentence_transformers.json", settings)
         _put_in_place(temporary, directory)
     except OSError as error:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from embed_jax.encoders.heads import Dense, Head
+from embed_jax.encoders.heads import Dense, Head, LayerNorm
 from embed_jax.encoders.weights import WEIGHTS, read_json, read_tensors, write_json, write_safetensors
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
@@ -36,7 +36,8 @@ SCORE_ACTIVATIONS = {  # of a cross-encoder's logits
     "sigmoid": "torch.nn.modules.activation.Sigmoid",
 }
 MODULES = "sentence_transformers.models."  # where every version of it finds its classes
-KNOWN = ("Transformer", "StaticEmbedding", "Pooling", "Dense", "Normalize")
+HEADS = ("Dense", "LayerNorm", "Normalize")
+KNOWN = ("Transformer", "StaticEmbedding", "Pooling", *HEADS)
 
 
 def read_modules(directory: Path) -> list[tuple[str, str]]:
@@ -59,9 +60,9 @@ def read_modules(directory: Path) -> list[tuple[str, str]]:
             raise InputError(f"{path}: {unknown('module', kind, KNOWN)}")
     kinds = [kind for kind, _ in found]
     heads = kinds[2:] if kinds[:2] == ["Transformer", "Pooling"] else kinds[1:]
-    if kinds[:1] not in (["Transformer"], ["StaticEmbedding"]) or not {"Dense", "Normalize"}.issuperset(heads):
+    if kinds[:1] not in (["Transformer"], ["StaticEmbedding"]) or not set(HEADS).issuperset(heads):
         raise InputError(f"{path}: found {', '.join(kinds)}; wanted Transformer, Pooling or StaticEmbedding, then "
-                         "Dense and Normalize")  # fmt: skip
+                         f"{', '.join(HEADS)}")  # fmt: skip
     return found
 
 
@@ -102,17 +103,36 @@ def read_dense(directory: Path) -> tuple[Dense, Params]:
         )
     except KeyError as error:
         raise InputError(f"{directory / 'config.json'}: missing {error}") from None
-    tensors = read_tensors(directory)
     shapes = {"linear.weight": (head.out_features, head.in_features), "linear.bias": (head.out_features,)}
     if not head.bias:
         del shapes["linear.bias"]
+    tensors = _read_exactly(directory, shapes)
+    params = {"kernel": tensors["linear.weight"].T}
+    if head.bias:
+        params["bias"] = tensors["linear.bias"]
+    return head, params
+
+
+def read_layer_norm(directory: Path) -> tuple[LayerNorm, Params]:
+    """A LayerNorm head and its parameters.
+
+    Raises:
+        InputError: tensors that do not fit the config.
+    """
+    try:
+        head = LayerNorm(int(read_json(directory / "config.json")["dimension"]))
+    except KeyError as error:
+        raise InputError(f"{directory / 'config.json'}: missing {error}") from None
+    tensors = _read_exactly(directory, {f"norm.{leaf}": (head.dimension,) for leaf in ("weight", "bias")})
+    return head, {"scale": tensors["norm.weight"], "bias": tensors["norm.bias"]}
+
+
+def _read_exactly(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    tensors = read_tensors(directory)
     found = {name: tensor.shape for name, tensor in tensors.items()}
     if found != shapes:
         raise InputError(f"{directory / WEIGHTS}: found {found}, wanted {shapes}")
-    params = {"kernel": tensors["linear.weight"].T.astype(np.float32)}
-    if head.bias:
-        params["bias"] = tensors["linear.bias"].astype(np.float32)
-    return head, params
+    return {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
 
 
 def read_score_activation(
@@ -160,7 +180,12 @@ def write_pooling(directory: Path, pooling: str, dim: int, include_prompt: bool)
 
 
 def write_head(directory: Path, head: Head, params: Params) -> None:
-    """Writes a Dense's config and weights; a Normalize is an empty folder but for its config."""
+    """Writes a head's config and weights; a Normalize is an empty folder but for its config."""
+    if isinstance(head, LayerNorm):
+        write_json(directory / "config.json", {"dimension": head.dimension})
+        tensors = {"norm.weight": params["scale"], "norm.bias": params["bias"]}
+        write_safetensors(directory / WEIGHTS, {name: np.asarray(x, np.float32) for name, x in tensors.items()})
+        return
     if not isinstance(head, Dense):
         write_json(directory / "config.json", {})
         return

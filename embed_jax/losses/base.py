@@ -27,6 +27,9 @@ class About:
         tiled: whether its memory stays linear in the batch when the world is tiled or a ring.
         queue: whether positives of earlier batches (`Columns.queue`) are further negatives.
         classes: labels must be below this number; 0: any. With its arguments settled, the loss's `num_labels`.
+        prefixes: whether it compares several prefixes of the embeddings in one pass (`Columns.prefixes`).
+        dims: the sizes to which embeddings trained with it may be cut; none: they were trained as a whole.
+        layers: how many earlier layers' embeddings it is given a step (`Columns.layers`); -1: all of them.
     """
 
     needs: tuple[str, ...] = ()
@@ -35,6 +38,9 @@ class About:
     tiled: bool = False
     classes: int = 0
     queue: bool = False
+    prefixes: bool = False
+    dims: tuple[int, ...] = ()
+    layers: int = 0
 
 
 def loss(
@@ -45,11 +51,12 @@ def loss(
     tiled: bool = False,
     queue: bool = False,
     classes: int = 0,
+    prefixes: bool = False,
 ) -> Callable[[Callable], Callable]:
     """Marks a function as a loss; see `About`."""
 
     def mark(function: Callable) -> Callable:
-        function.about = About(tuple(needs), columns, init, tiled, classes, queue)
+        function.about = About(tuple(needs), columns, init, tiled, classes, queue, prefixes)
         return function
 
     return mark

@@ -97,7 +97,7 @@ def weighted_sum(parts: Sequence[tuple[float, Loss]]) -> LossFunction:
 
     def compute(own: Columns, world: World, params: Params) -> LossResult:
         results = [loss(own, world, params.get(str(k), {})) for k, loss in enumerate(losses)]
-        weights, factors = _common_weights(results, world)
+        weights, factors = common_weights(results, world)
         # Numbers whose means with the common weights are the L_k.
         each = [values * factor for (values, _, _), factor in zip(results, factors, strict=True)]
         metrics = {name: metric * factors[0] for name, metric in results[0][2].items()}
@@ -127,7 +127,7 @@ def symmetric(loss: Loss) -> LossFunction:
     def compute(own: Columns, world: World, params: Params) -> LossResult:
         forward = loss(own, world, params)
         backward = loss(_swapped(own), world.view(_swapped), params)
-        weights, factors = _common_weights([forward, backward], world)
+        weights, factors = common_weights([forward, backward], world)
         values = 0.5 * (forward[0] * factors[0] + backward[0] * factors[1])
         return values, weights, {name: metric * factors[0] for name, metric in forward[2].items()}
 
@@ -224,6 +224,9 @@ def _about(losses: Sequence[LossFunction], columns: tuple[int, int]) -> About:
         tiled=all(loss.about.tiled for loss in losses),
         classes=min((loss.about.classes for loss in losses if loss.about.classes), default=0),
         queue=any(loss.about.queue for loss in losses),
+        prefixes=all(loss.about.prefixes for loss in losses),
+        dims=next((loss.about.dims for loss in losses if loss.about.dims), ()),
+        layers=_shared_layers(losses),
     )
 
 
@@ -240,6 +243,14 @@ def _shared_columns(losses: Sequence[LossFunction]) -> tuple[int, int]:
     return least, most
 
 
+def _shared_layers(losses: Sequence[LossFunction]) -> int:
+    """How many earlier layers those losses have that have any."""
+    found = {loss.about.layers for loss in losses} - {0}
+    if len(found) > 1:
+        raise InputError(f"expected one sample of layers for all adaptive_layers, found {sorted(found)}")
+    return found.pop() if found else 0
+
+
 def _shared_datasets(losses: Sequence[LossFunction]) -> Mapping[str, About]:
     """The data sets that losses tell apart, which must be the same for all that do."""
     found = [loss for loss in losses if loss.of_dataset]
@@ -252,7 +263,7 @@ def _shared_datasets(losses: Sequence[LossFunction]) -> Mapping[str, About]:
     return found[0].of_dataset if found else {}
 
 
-def _common_weights(results: Sequence[LossResult], world: World) -> tuple[Float[Array, " b"], list[Float[Array, " b"]]]:
+def common_weights(results: Sequence[LossResult], world: World) -> tuple[Float[Array, " b"], list[Float[Array, " b"]]]:
     """Weights for several losses, and what their numbers are multiplied by to have the same means with those.
 
     With weights u_k of sums U_k, the common weights are w = mean_k u_k of sum W, and the factors are u_k W / (w U_k):

@@ -4,6 +4,7 @@ Each takes columns of examples (0 the anchors, called queries in the names of te
 the rest hard negatives) and returns values and weights by example; an example without anchor or positive weighs 0.
 Where there is a queue of earlier batches' positives, they are further negatives of the anchors (He et al. 2020, MoCo).
 Metrics: `accuracy` (the positive comes before every negative), `positive_similarity`, `hardest_negative_similarity`.
+With prefixes (Kusupati et al. 2022) these are of the largest one; all prefixes' products come from one pass.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from jaxtyping import Array, Float
 
 from embed_jax.errors import InputError
 from embed_jax.losses.base import loss
-from embed_jax.losses.negatives import ANCHOR, POSITIVE, Negatives, Texts, gap_block, prefixes, similarity_block
+from embed_jax.losses.negatives import ANCHOR, POSITIVE, Negatives, Texts, gap_block, similarity_block, sizes
 from embed_jax.types import Columns, LossResult, Params, World
 
 MAX_SCALE = 100.0  # of a learnable temperature, as in CLIP (Radford et al. 2021, section 2.5)
@@ -29,7 +30,7 @@ def log_scale_init(dim: int, key: Array, temperature: float, learn_temperature: 
     return {"log_scale": jnp.log(jnp.float32(1 / temperature))} if learn_temperature else {}
 
 
-@loss(init=log_scale_init, tiled=True, queue=True)
+@loss(init=log_scale_init, tiled=True, queue=True, prefixes=True)
 def info_nce(
     own: Columns,
     world: World,
@@ -47,7 +48,6 @@ def info_nce(
     hardness_strength: float = 0.0,
     label_smoothing: float = 0.0,
     learn_temperature: bool = False,
-    dims: str = "",
     mask_duplicates: bool = True,
     mask_by: str = "",
     mask_margin: float = 0.0,
@@ -71,7 +71,6 @@ def info_nce(
             examples), "hard_negatives" (the example's own), "all_negatives".
         hardness_strength: their logit grows by strength * s, without gradient.
         label_smoothing: share e of the target that is spread evenly over the positive and all negatives.
-        dims: prefix sizes such as "64,128,256" whose losses are summed (Kusupati et al. 2022), from one pass.
         mask_duplicates, mask_by, mask_margin, mask_strategy: which candidates are no negatives, see `Negatives`.
     """
     if symmetric:
@@ -79,7 +78,7 @@ def info_nce(
     names = [name.strip() for name in terms.split(",")]
     negatives = Negatives(
         similarity,
-        prefixes(dims, own.embeddings.shape[-1]),
+        sizes(own),
         mask_duplicates,
         mask_by,
         mask_margin,
@@ -122,10 +121,10 @@ def info_nce(
         values = _cross_entropy(parts, label_smoothing, again)
     else:
         values = sum(_cross_entropy([part], label_smoothing) for part in parts) / len(parts)
-    return jnp.sum(values, axis=0), _weights(own), parts[0].metrics()
+    return _over_prefixes(values, own, parts[0].metrics())
 
 
-@loss(init=log_scale_init, tiled=True, queue=True)
+@loss(init=log_scale_init, tiled=True, queue=True, prefixes=True)
 def gte(
     own: Columns,
     world: World,
@@ -135,7 +134,6 @@ def gte(
     similarity: str = "cosine",
     repeat_positive: bool = False,
     learn_temperature: bool = False,
-    dims: str = "",
     mask_duplicates: bool = True,
 ) -> LossResult:
     """GTE's improved contrastive loss: `info_nce` with all four terms in one softmax (Li et al. 2023, eq. 3).
@@ -151,12 +149,11 @@ def gte(
         terms="qp,qq,pq,pp",
         repeat_positive=repeat_positive,
         learn_temperature=learn_temperature,
-        dims=dims,
         mask_duplicates=mask_duplicates,
     )
 
 
-@loss(init=log_scale_init, tiled=True, queue=True)
+@loss(init=log_scale_init, tiled=True, queue=True, prefixes=True)
 def qwen3(
     own: Columns,
     world: World,
@@ -165,7 +162,6 @@ def qwen3(
     temperature: float = 0.01,
     similarity: str = "cosine",
     learn_temperature: bool = False,
-    dims: str = "",
     mask_duplicates: bool = True,
     mask_margin: float = 0.1,
 ) -> LossResult:
@@ -183,14 +179,13 @@ def qwen3(
         terms="qp,qq,pp",
         hard_negatives="own",
         learn_temperature=learn_temperature,
-        dims=dims,
         mask_duplicates=mask_duplicates,
         mask_by="model",
         mask_margin=-mask_margin,
     )
 
 
-@loss(init=log_scale_init, tiled=True, queue=True)
+@loss(init=log_scale_init, tiled=True, queue=True, prefixes=True)
 def gist(
     own: Columns,
     world: World,
@@ -201,7 +196,6 @@ def gist(
     contrast_anchors: bool = True,
     contrast_positives: bool = True,
     learn_temperature: bool = False,
-    dims: str = "",
     mask_duplicates: bool = True,
     mask_by: str = "guide",
     mask_margin: float = 0.0,
@@ -216,17 +210,16 @@ def gist(
     Args:
         mask_by: "guide" (config.model.guide), or "model": the trained model guides itself.
     """
-    dim = own.embeddings.shape[-1]
-    negatives = Negatives(similarity, prefixes(dims, dim), mask_duplicates, mask_by, mask_margin, mask_strategy)
+    negatives = Negatives(similarity, sizes(own), mask_duplicates, mask_by, mask_margin, mask_strategy)
     terms: list[Term] = [(ANCHOR, tuple(range(POSITIVE, own.embeddings.shape[0])))]
     terms += [(ANCHOR, (ANCHOR,))] if contrast_anchors else []
     terms += [(POSITIVE, (POSITIVE,))] if contrast_positives else []
     scale = _scale(temperature, params)
     parts = [_Term(own, world, negatives, term, scale) for term in terms]
-    return jnp.sum(_cross_entropy(parts), axis=0), _weights(own), parts[0].metrics()
+    return _over_prefixes(_cross_entropy(parts), own, parts[0].metrics())
 
 
-@loss(init=log_scale_init, tiled=True, queue=True)
+@loss(init=log_scale_init, tiled=True, queue=True, prefixes=True)
 def dcl(
     own: Columns,
     world: World,
@@ -236,7 +229,6 @@ def dcl(
     similarity: str = "cosine",
     sigma: float = 0.0,
     learn_temperature: bool = False,
-    dims: str = "",
     mask_duplicates: bool = True,
 ) -> LossResult:
     """Decoupled contrastive loss (Yeh et al. 2022): the positive is not in the denominator.
@@ -246,7 +238,7 @@ def dcl(
     Args:
         sigma: of the weights w_i = 2 - exp(s_ii / sigma) / mean_k exp(s_kk / sigma) (DCLW; 0.5 in the paper); 0: w = 1.
     """
-    negatives = Negatives(similarity, prefixes(dims, own.embeddings.shape[-1]), mask_duplicates)
+    negatives = Negatives(similarity, sizes(own), mask_duplicates)
     scale = _scale(temperature, params)
     part = _Term(own, world, negatives, (ANCHOR, tuple(range(POSITIVE, own.embeddings.shape[0]))), scale)
     weights = _weights(own)
@@ -257,7 +249,7 @@ def dcl(
         total = jnp.sum(world.gather((exponential * weights[None]).T), axis=0)
         mean = total / jnp.maximum(jnp.sum(world.gather(weights)), 1.0)
         values = values + (exponential / mean[:, None] - 1.0) * positive * scale
-    return jnp.sum(values, axis=0), weights, part.metrics()
+    return _over_prefixes(values, own, part.metrics())
 
 
 def siglip_init(dim: int, key: Array, temperature: float, bias: float) -> Params:
@@ -265,7 +257,7 @@ def siglip_init(dim: int, key: Array, temperature: float, bias: float) -> Params
     return {"log_scale": jnp.log(jnp.float32(1 / temperature)), "bias": jnp.float32(bias)}
 
 
-@loss(init=siglip_init, tiled=True, queue=True)
+@loss(init=siglip_init, tiled=True, queue=True, prefixes=True)
 def siglip(
     own: Columns,
     world: World,
@@ -274,7 +266,6 @@ def siglip(
     temperature: float = 0.1,
     bias: float = -10.0,
     similarity: str = "cosine",
-    dims: str = "",
     mask_duplicates: bool = True,
 ) -> LossResult:
     """Sigmoid loss (SigLIP, Zhai et al. 2023): sum_j -log sigmoid(z_ij (s(q_i, p_j) / t + b)), z_ii = 1, else -1.
@@ -284,7 +275,7 @@ def siglip(
     Args:
         temperature, bias: where t and b start; 0.1 and -10 in the paper.
     """
-    negatives = Negatives(similarity, prefixes(dims, own.embeddings.shape[-1]), mask_duplicates)
+    negatives = Negatives(similarity, sizes(own), mask_duplicates)
     passages = tuple(range(POSITIVE, own.embeddings.shape[0]))
     shared = (jnp.exp(params["log_scale"]), params["bias"])
     block = similarity_block(negatives, lambda found, shared: jax.nn.softplus(found * shared[0] + shared[1]), 0.0)
@@ -297,7 +288,7 @@ def siglip(
         "scale": jnp.broadcast_to(shared[0], rows.example.shape),
         "bias": jnp.broadcast_to(shared[1], rows.example.shape),
     }
-    return jnp.sum(values, axis=0), _weights(own), metrics
+    return _over_prefixes(values, own, metrics)
 
 
 @loss(tiled=True, queue=True)
@@ -392,6 +383,14 @@ def _scale(temperature: float, params: Params) -> Float[Array, ""]:
     if "log_scale" in params:
         return jnp.minimum(jnp.exp(params["log_scale"]), MAX_SCALE)
     return jnp.asarray(1.0 / temperature, jnp.float32)
+
+
+def _over_prefixes(values: Float[Array, "M b"], own: Columns, metrics: dict[str, Array]) -> LossResult:
+    """The weighted sum over the prefixes, if there are any; their losses are metrics "loss/SIZE"."""
+    if own.prefixes is None:
+        return values[0], _weights(own), metrics
+    by_size = {f"loss/{size}": value for size, value in zip(own.prefixes.sizes, values, strict=True)}
+    return jnp.tensordot(own.prefixes.weights, values, axes=1), _weights(own), metrics | by_size
 
 
 def _weights(own: Columns) -> Float[Array, " b"]:

@@ -5,6 +5,7 @@ info_nce(temperature=0.02, terms='qp,pq') + 0.1 * uniformity(t=2)
 symmetric(triplet(distance='cosine', margin=0.2))
 per_dataset(nli=info_nce(), sts=cosent())
 masked(info_nce(), min_score=0.5)
+matryoshka(info_nce(), dims='384,128,32')
 """
 
 from __future__ import annotations
@@ -25,9 +26,16 @@ from embed_jax.losses.compose import (
     symmetric,
     weighted_sum,
 )
+from embed_jax.losses.matryoshka import adaptive_layers, matryoshka
 from embed_jax.registry import REGISTRY, lookup, unknown
 
-COMBINATORS = {"symmetric": symmetric, "masked": masked, "per_dataset": per_dataset}
+COMBINATORS = {
+    "symmetric": symmetric,
+    "masked": masked,
+    "per_dataset": per_dataset,
+    "matryoshka": matryoshka,
+    "adaptive_layers": adaptive_layers,
+}
 
 
 def build_loss(expression: str, fields: Mapping[str, Any] | None = None) -> LossFunction:
@@ -37,7 +45,7 @@ def build_loss(expression: str, fields: Mapping[str, Any] | None = None) -> Loss
     written, without entries for losses that have none.
 
     Args:
-        expression: names of the registry, with arguments by name, in sums and in `symmetric`, `per_dataset`, `masked`;
+        expression: names of the registry, with arguments by name, in sums and in COMBINATORS;
             a number may stand before `*`. It is never evaluated as Python.
         fields: arguments for every loss of the expression that takes them; those written in it come first.
 

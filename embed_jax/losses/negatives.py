@@ -25,7 +25,7 @@ class Texts:
     """One side of the pairs that a term of a loss is about; leading axis n.
 
     Attributes:
-        vectors: of length 1 for cosine similarity, unless there are several prefixes.
+        vectors: of length 1 for cosine similarity and for one prefix; several prefixes have `inverse_norms`.
         inverse_norms: of each prefix of the vectors, or None if there is one.
         example, column: whose text it is, and which.
         text, partner: hashes of the text, and of the other text of its pair (zeros for a hard negative).
@@ -53,7 +53,7 @@ class Negatives:
 
     Attributes:
         similarity: "cosine" or "dot".
-        dims: the prefixes of the embeddings to compare, ascending (Matryoshka); none: whole embeddings.
+        dims: the prefixes to compare, ascending, each of length 1 (Matryoshka); none: whole embeddings.
         mask_duplicates: examples that share a text, an id or a group are not each other's negatives, nor is a hard
             negative that is the example's own anchor or positive.
         mask_by: "": no more; "model": nor is a text that the model itself finds too similar; "guide": a guide.
@@ -83,20 +83,17 @@ class Negatives:
 
     def texts(self, columns: Columns, which: tuple[int, ...]) -> Texts:
         """The texts of some columns, one column after the other."""
-        count, batch, _ = columns.embeddings.shape
+        batch = columns.embeddings.shape[1]
         if self.mask_by == "guide" and columns.guide is None:
             raise InputError("config.loss: mask_by='guide' needs config.model.guide, a guide model; found none")
         vectors = columns.embeddings.astype(jnp.float32)
         inverse_norms = None
         if len(self.dims) > 1:
-            if self.similarity == "cosine":
-                square = jnp.stack([jnp.sum(vectors[..., :dim] ** 2, axis=-1) for dim in self.dims], axis=-1)
-                inverse_norms = jax.lax.rsqrt(jnp.maximum(square, 1e-24))
-            else:
-                inverse_norms = jnp.ones((count, batch, len(self.dims)))
+            square = jnp.stack([jnp.sum(vectors[..., :dim] ** 2, axis=-1) for dim in self.dims], axis=-1)
+            inverse_norms = jax.lax.rsqrt(jnp.maximum(square, 1e-24))
         else:
             vectors = vectors[..., : self.dims[0]] if self.dims else vectors
-            vectors = normalize(vectors) if self.similarity == "cosine" else vectors
+            vectors = normalize(vectors) if self.similarity == "cosine" or self.dims else vectors
         pair = [column in (ANCHOR, POSITIVE) for column in which]
         partners = [columns.text_hash[1 - column if column < 2 else column] for column in which]
 
@@ -225,16 +222,9 @@ def similarity_block(negatives: Negatives, map_: Callable[[Array, Any], Array], 
     return block
 
 
-def prefixes(dims: str, dim: int) -> tuple[int, ...]:
-    """The prefix sizes that "64,128,256" names, ascending; "" names none.
-
-    Raises:
-        InputError: for what is no size from 1 to `dim`.
-    """
-    sizes = [size.strip() for size in dims.split(",") if size.strip()]
-    if not all(size.isdecimal() and 1 <= int(size) <= dim for size in sizes):
-        raise InputError(f"config.loss: dims: expected sizes from 1 to {dim} separated by commas, found {dims!r}")
-    return tuple(sorted({int(size) for size in sizes}))
+def sizes(own: Columns) -> tuple[int, ...]:
+    """The prefixes to compare; none: whole embeddings."""
+    return () if own.prefixes is None else own.prefixes.sizes
 
 
 def _product(rows: Float[Array, "b D"], candidates: Float[Array, "n D"]) -> Float[Array, "b n"]:

@@ -30,6 +30,7 @@ from embed_jax.types import Auxiliary, Batch, Columns, Encoder, LossResult, Para
 Loss = Callable[..., LossResult]
 Read = Callable[[Params], Params]
 AUXILIARY = 2**20  # added to an auxiliary objective's number in keys, which has it apart from layers' numbers
+DRAWN = 2**21  # the number, beyond any group's, that gives the key of what is drawn for the whole batch
 
 
 def map_groups(
@@ -85,12 +86,12 @@ def encode_groups(
 
 
 def columns_of(
-    embeddings: Mapping[str, Float[Array, "g S D"]], batch: Batch, first: Int[Array, ""] | int = 0
+    embeddings: Mapping[str, Float[Array, "g S *D"]], batch: Batch, first: Int[Array, ""] | int = 0
 ) -> Columns:
     """A device's embeddings as columns of its examples, in the batch's order.
 
     Args:
-        embeddings: the "encoder"'s, and those of frozen models.
+        embeddings: the "encoder"'s, of earlier layers (the "layers" [g, S, K, D]), and those of frozen models.
         first: the number in the global batch of the first example here.
     """
     groups, num_columns, examples = batch.present.shape
@@ -102,13 +103,14 @@ def columns_of(
         return None if leaf is None else leaf.reshape(groups * examples, *leaf.shape[2:])
 
     vectors = {
-        name: by_column(leaf.reshape(groups, num_columns, examples, leaf.shape[-1]))
+        name: by_column(leaf.reshape(groups, num_columns, examples, *leaf.shape[2:]))
         for name, leaf in embeddings.items()
     }
     return Columns(
         embeddings=vectors["encoder"],
         guide=vectors.get("guide"),
         teacher=vectors.get("teacher"),
+        layers=vectors.get("layers"),
         present=by_column(batch.present),
         text_hash=by_column(batch.text_hash),
         example=first + jnp.arange(groups * examples),
@@ -126,6 +128,7 @@ def global_loss(
     fsdp_gather: str = "layer",
     frozen: Mapping[str, Encoder] | None = None,
     auxiliary: Mapping[str, tuple[float, Auxiliary]] | None = None,
+    layers: int = 0,
 ) -> Callable:
     """The training objective as a function that may be differentiated.
 
@@ -139,6 +142,7 @@ def global_loss(
         frozen: encoders by name ("guide", "teacher") whose embeddings of `batch.tokens[name]` the loss is given.
         auxiliary: objectives on the encoder's tokens by name, each with its weight in the sum with the loss; their
             parameters are `params["auxiliary"][name]`, and their metrics are called "NAME/METRIC".
+        layers: how many layers before the last, drawn at each step, the loss gets embeddings of; -1: all of them.
 
     Returns:
         `(params, batch, key, frozen params = {}, extra = {}) -> (scalar, (metrics, finite [B]))`: the weighted mean
@@ -162,15 +166,20 @@ def global_loss(
         first_group = device * batch.present.shape[0]
         trained, read = gathered(params["encoder"])
 
+        drawn = None if key is None else jax.random.fold_in(key, DRAWN)
+        layer = draw_layers(drawn, encoder.config.num_layers, layers) if layers else None
+
         def of_group(group, key):
             sums = {}
             for number, (name, (_, objective)) in enumerate(auxiliary.items()):
                 own_key = None if key is None else jax.random.fold_in(key, AUXILIARY + number)
                 sums[name] = objective.apply(params["auxiliary"][name], trained, group, own_key, **read)
-            return encoder.apply(trained, group, key, **read), sums
+            if layer is None:
+                return {"encoder": encoder.apply(trained, group, key, **read)}, sums
+            every = encoder.by_layer(trained, group, layer, key, **read)
+            return {"encoder": every[:, -1], "layers": every[:, :-1]}, sums
 
-        of_encoder, sums = map_groups(of_group, batch.tokens["encoder"], key, first_group)
-        embeddings = {"encoder": of_encoder}
+        embeddings, sums = map_groups(of_group, batch.tokens["encoder"], key, first_group)
         for name, other in frozen.items():
             fixed = lax.stop_gradient(jax.tree.map(_vary, frozen_params[name]))
             embeddings[name] = encode_groups(other, fixed, batch.tokens[name], None, first_group)
@@ -180,7 +189,7 @@ def global_loss(
         world = device_world(own, form, BATCH_AXES)
         if extra:
             own = own.replace(queue=queue_columns(lax.stop_gradient(jax.tree.map(_vary, extra["queue"])), own))
-        values, weights, metrics = loss(own, world, params["loss"])
+        values, weights, metrics = loss(own.replace(key=drawn, layer=layer), world, params["loss"])
 
         total_weight = jnp.maximum(lax.psum(jnp.sum(weights), BATCH_AXES), 1e-12)
 
@@ -222,6 +231,21 @@ def global_loss(
         return total, (metrics, *rest)
 
     return objective
+
+
+def draw_layers(key: PRNGKeyArray | None, num_layers: int, count: int) -> Int[Array, " K"]:
+    """Which layers before the last a step looks at: how many layers were passed, from 1.
+
+    Args:
+        key: None: evenly spaced ones.
+        count: K, or -1 for all.
+    """
+    earlier = num_layers - 1
+    if count < 0 or count >= earlier:
+        return 1 + jnp.arange(earlier)
+    if key is None:
+        return 1 + (jnp.arange(count) * 2 + 1) * earlier // (2 * count)
+    return 1 + jax.random.permutation(key, earlier)[:count]
 
 
 def sharded_encode(encoder: Encoder, mesh: Mesh) -> Callable[[Params, TokenBatch], Float[Array, "G S D"]]:

@@ -82,6 +82,7 @@ def fit(
     loss = training_loss(config, given, list(found))
     _check_loss(config, loss, given, frozen)
     start.sentence.similarity = config.loss.similarity or "cosine"
+    start.sentence.matryoshka_dims, start.sentence.adaptive_layers = loss.about.dims, loss.about.layers != 0
     prompts = _settle_prompts(config, start)
     found = for_loss(found, loss, config, prompts)
     columns = config.model.same_mask_columns
@@ -143,6 +144,7 @@ def fit(
         fsdp_gather=config.train.fsdp_gather,
         frozen={name: other.encoder for name, other in frozen.items()},
         auxiliary=auxiliary,
+        layers=loss.about.layers,
     )
 
     # What is measured on the way.

@@ -27,7 +27,7 @@ def plot_curves(metrics_file: Path, output: Path) -> None:
         return [step for step, _ in found], [value for _, value in found]
 
     evaluated = [name for name in dict.fromkeys(name for line in lines for name in line) if "/" in name]
-    evaluated = [name for name in evaluated if not name.startswith("validation/")]
+    evaluated = [name for name in evaluated if not name.startswith(("validation/", "geometry/", "loss/"))]
     figure, (losses, similarities, metrics) = pyplot.subplots(1, 3, figsize=(15, 4), layout="constrained")
 
     losses.plot(*series("loss"), color="tab:blue", alpha=0.7, linewidth=1, label="training, batch")

@@ -325,7 +325,9 @@ def test_a_loss_of_no_example_adds_nothing_to_a_sum():
 def test_symmetric_is_the_mean_over_both_directions():
     columns = some_columns()
     order = jnp.array([1, 0, 2])
-    swapped = columns.replace(**{name: getattr(columns, name)[order] for name in BY_COLUMN if name != "teacher"})
+    swapped = columns.replace(
+        **{name: getattr(columns, name)[order] for name in BY_COLUMN if getattr(columns, name) is not None}
+    )
     for loss_ in (size, contrast, triple):
         built, plain = symmetric(loss_), bind(loss_)
         params = built.init(DIM, jax.random.key(0))
@@ -340,6 +342,7 @@ def test_symmetric_is_the_mean_over_both_directions():
 
 def test_every_leaf_by_column_is_swapped():
     columns = some_columns().replace(teacher=jnp.ones((3, BATCH, 1)).at[0].set(0.0))
+    columns = columns.replace(layers=jnp.ones((3, BATCH, 2, 1)).at[1].set(0.0))
     seen = []
 
     @loss()
@@ -362,7 +365,7 @@ def test_a_data_set_s_loss_sees_its_own_examples_and_columns_only():
     assert built.of_dataset["sts"].columns == (2, 2)
     params = built.init(DIM, jax.random.key(1))
     nli, sts = (subset(columns, np.flatnonzero(columns.dataset == number)) for number in range(2))
-    sts = sts.replace(**{name: getattr(sts, name)[:2] for name in BY_COLUMN if name != "teacher"})
+    sts = sts.replace(**{name: getattr(sts, name)[:2] for name in BY_COLUMN if getattr(sts, name) is not None})
     parts = [(bind(contrast), nli, params["0"]), (bind(spread), sts, params["1"])]
     values, weights = ([f(*part) for part in parts] for f in (value, total_weight))
     assert min(weights) > 1.0 and weights[0] != weights[1] and sum(weights) < BATCH - 1, "two data sets, and a third"

@@ -284,16 +284,6 @@ def test_siglip_and_temperature_start_where_they_are_told():
     np.testing.assert_allclose(learnt, run(info_nce, columns, temperature=0.05)[0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_prefixes_in_one_pass_are_the_sum_of_their_losses(embeddings, form):
-    """Matryoshka: each prefix is normalised by itself."""
-    columns = make_columns(jnp.asarray(embeddings(3, 7, dim=12), jnp.float32))
-    together, gradient, _ = run(info_nce, columns, form, dims="12,4,8", symmetric=True)
-    alone = [run(info_nce, columns, form, dims=str(dim), symmetric=True) for dim in (4, 8, 12)]
-    np.testing.assert_allclose(together, sum(values for values, _, _ in alone), rtol=2e-6)
-    np.testing.assert_allclose(gradient, sum(slopes for _, slopes, _ in alone), atol=2e-6 * np.abs(gradient).max())
-
-
 # ---- which texts are negatives -------------------------------------------------------------------------------
 
 
@@ -375,7 +365,6 @@ def test_degenerate_batches_are_finite(loss, form):
         (info_nce, {"terms": "qp,qq", "partition": "per_direction"}, "of pq, qp, and the partition"),
         (info_nce, {"hardness": "very"}, "hardness: expected one of"),
         (info_nce, {"similarity": "cosin"}, "did you mean 'cosine'"),
-        (info_nce, {"dims": "2,9"}, "sizes from 1 to 3 separated by commas, found '2,9'"),
         (info_nce, {"temperature": 0.0}, "temperature: expected more than 0, found 0.0"),
         (gist, {}, "needs config.model.guide"),
     ],

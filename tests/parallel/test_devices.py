@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from embed_jax.data.pack import pack_batch
 from embed_jax.encoders.build import build_encoder, random_spec
 from embed_jax.losses import contrastive
+from embed_jax.losses.matryoshka import matryoshka
 from embed_jax.parallel.gather import global_loss
 from embed_jax.parallel.mesh import make_mesh, param_specs, place, split_groups
 from embed_jax.types import Batch
@@ -24,7 +25,7 @@ EXAMPLES, VOCAB = 32, 64
 QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
 # Every contrastive loss, with arguments under which all of its parts matter.
 LOSSES = {
-    "info_nce": functools.partial(contrastive.info_nce, hard_negative_weight=2.0, dims="8,32"),
+    "info_nce": matryoshka(functools.partial(contrastive.info_nce, hard_negative_weight=2.0), dims="8,32"),
     "info_nce, symmetric": functools.partial(
         contrastive.info_nce,
         symmetric=True,

@@ -13,6 +13,7 @@ from embed_jax.losses import contrastive
 from embed_jax.losses.base import about
 from embed_jax.losses.compose import bind, masked, symmetric
 from embed_jax.losses.contrastive import dcl, gist, gte, info_nce, mega_batch_margin, qwen3, siglip
+from embed_jax.losses.matryoshka import matryoshka
 from embed_jax.parallel.gather import global_loss
 from embed_jax.parallel.mesh import make_mesh, param_specs, place, split_groups, state_shardings
 from embed_jax.parallel.queue import init_queue, queue_columns
@@ -184,7 +185,7 @@ def test_negatives_are_those_there_that_are_not_the_examples_own_texts(mask_dupl
 
 
 USING = {
-    "info_nce": functools.partial(info_nce, dims="3,6", label_smoothing=0.1),
+    "info_nce": matryoshka(functools.partial(info_nce, label_smoothing=0.1), dims="3,6"),
     "dcl": functools.partial(dcl, sigma=0.5),
     "siglip": siglip,
     "mega_batch_margin": functools.partial(mega_batch_margin, negative_margin=-1.0),

@@ -3,8 +3,8 @@
     python -m scripts.ablate configs/retrieval/tables/learning_curve.py --seeds 0 --plot learning_curve.png
 
 python_docs, batches of 32, validation recall@10 and MRR@10. Sizes are the first so many training pairs: the small ones
-are seen several times, all of them once. Test scores of the settings chosen here: `python -m scripts.evaluate --task retrieval --data
-python_docs --split test --model RUN/model`.
+are seen several times, all of them once. Test scores of the settings chosen here: `python -m scripts.evaluate --task
+retrieval --data python_docs --split test --model RUN/model`.
 """
 
 EXPERIMENT = "retrieval"

@@ -1,0 +1,231 @@
+"""Any loss on prefixes of the embeddings (Matryoshka), on earlier layers' embeddings, or on both.
+
+matryoshka(info_nce(), dims='384,256,128,64')
+adaptive_layers(cosent(), sample=1)
+adaptive_layers(matryoshka(info_nce(), dims='384,128,32', sample=1), sample=1)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from embed_jax.errors import InputError
+from embed_jax.losses.compose import Loss, LossFunction, bind, common_weights
+from embed_jax.losses.similarity import mean_over_present, normalize
+from embed_jax.registry import unknown
+from embed_jax.types import Columns, LossResult, Params, Prefixes, World
+
+WEIGHTINGS = {  # of a layer by its number, from 1
+    "uniform": lambda number: jnp.ones_like(number, jnp.float32),
+    "log": lambda number: 1.0 / (1.0 + jnp.log1p(number.astype(jnp.float32))),
+    "linear": lambda number: 1.0 / (1.0 + number.astype(jnp.float32)),
+}
+
+
+def matryoshka(
+    loss: Loss, *, dims: str, weights: str = "", sample: int = 0, normalize: bool = True, shared_head: bool = False
+) -> LossFunction:
+    """sum_m c_m L(first m numbers of each embedding).
+
+    Kusupati et al. (2022), "Matryoshka Representation Learning", eq. 1. Contrastive losses compare all prefixes in one
+    pass over the pairs (`About.prefixes`), without holding a matrix for each. A teacher's embeddings of the same size
+    are cut like the student's, a guide's never. Metrics: the largest prefix's own, and each prefix's as "loss/SIZE".
+
+    Args:
+        dims: the sizes m with commas between, ascending or descending; without the whole size, that is not trained.
+        weights: the c_m in the same order; "": 1 each.
+        sample: how many prefixes count at a step, drawn anew; the others' c_m are 0 then. 0: all.
+        normalize: prefixes are made length 1 again. False: a loss without cosine sees them as they are.
+        shared_head: a loss with parameters of the embedding's size (softmax) has one lot, whose part for the first m
+            numbers each prefix is given (MRL-E), instead of one for each: {"64": ..., "128": ...}.
+
+    Raises:
+        InputError: for sizes that are no sizes, repeated or unsorted, another number of weights, a weight that is no
+            number of 0 or more, a sample beyond the number of sizes; for a loss that is one of prefixes already.
+    """
+    loss = bind(loss)
+    if loss.about.dims:
+        raise InputError(f"expected a loss of whole embeddings, found {loss.name}")
+    sizes, counts = _sizes(dims, weights)
+    if not 0 <= sample <= len(sizes):
+        raise InputError(f"sample: expected 0 (all) to {len(sizes)}, the number of dims, found {sample}")
+    by_size = _depends_on_size(loss, sizes)
+    if shared_head and not by_size:
+        raise InputError(f"shared_head: {loss.name} has no parameters of the embedding's size")
+    one_pass = loss.about.prefixes and normalize
+
+    def init(dim: int, key: PRNGKeyArray) -> Params:
+        _check_size(sizes, dim)
+        if not by_size or shared_head:
+            return loss.init(dim, key)
+        return {str(size): loss.init(size, jax.random.fold_in(key, i)) for i, size in enumerate(sizes)}
+
+    def compute(own: Columns, world: World, params: Params) -> LossResult:
+        dim = own.embeddings.shape[-1]
+        _check_size(sizes, dim)
+        factors = jnp.array(counts, jnp.float32) * _drawn(own.key, len(sizes), sample)
+        if one_pass:
+            return loss(own.replace(prefixes=Prefixes(sizes, factors)), world, params)
+        results = []
+        for size in sizes:
+            change = functools.partial(_cut, size=size, to_length_one=normalize, pad_to=dim if shared_head else 0)
+            own_params = params[str(size)] if by_size and not shared_head else params
+            results.append(loss(change(own), world.view(change), own_params))
+        names = [str(size) for size in sizes]
+        return _summed(results, factors, names, world, metrics_of=-1)
+
+    about = dataclasses.replace(loss.about, init=init, dims=sizes, prefixes=False)
+    return LossFunction(f"matryoshka({loss.name})", compute, about, loss.of_dataset)
+
+
+def adaptive_layers(
+    loss: Loss,
+    *,
+    sample: int = 1,
+    last_weight: float = 1.0,
+    prior_weight: float = 1.0,
+    weighting: str = "uniform",
+    kl_weight: float = 1.0,
+    kl_temperature: float = 0.3,
+) -> LossFunction:
+    """last_weight L(last) + prior_weight / K sum_k w_k L(layer k) + kl_weight t sum_k KL(last || layer k).
+
+    Pooling and heads are the last layer's. KL compares softmax(embedding / t) of the last layer, without gradient, with
+    each earlier layer's, summed over the dimensions and averaged over all texts. With `matryoshka` inside it is Li et
+    al. (2024), "2D Matryoshka Sentence Embeddings". Metrics: the last layer's own, "loss/last", "loss/prior" (the mean
+    over k) and "loss/kl" (the sum).
+
+    Args:
+        sample: K, how many of the layers before the last count at a step, drawn anew; 0: all.
+        weighting: w_k of the layer that is the n-th: "uniform" 1, "log" 1 / (1 + log(1 + n)), "linear" 1 / (1 + n).
+        kl_temperature: t; 0: no KL term.
+
+    Raises:
+        InputError: for a sample or a temperature below 0, an unknown weighting, or a loss of layers already.
+    """
+    loss = bind(loss)
+    if loss.about.layers:
+        raise InputError(f"expected a loss of one layer, found {loss.name}")
+    if sample < 0:
+        raise InputError(f"sample: expected 0 (all) or more, found {sample}")
+    if kl_temperature < 0:
+        raise InputError(f"kl_temperature: expected 0 (none) or more, found {kl_temperature}")
+    if weighting not in WEIGHTINGS:
+        raise InputError(unknown("weighting of layers", weighting, WEIGHTINGS))
+
+    def compute(own: Columns, world: World, params: Params) -> LossResult:
+        if own.layers is None or own.layers.shape[2] == 0:
+            raise InputError("config.loss.name: adaptive_layers needs an encoder of two or more layers")
+        number = own.layers.shape[2]
+        results = [loss(own, world, params)]
+        for k in range(number):
+
+            def change(columns: Columns, k: int = k) -> Columns:
+                return columns.replace(embeddings=columns.layers[:, :, k])
+
+            key = None if own.key is None else jax.random.fold_in(own.key, k)
+            results.append(loss(change(own).replace(key=key), world.view(change), params))
+        prior = prior_weight / number * WEIGHTINGS[weighting](own.layer)
+        factors = jnp.concatenate([jnp.full(1, last_weight), prior])
+        if kl_temperature:
+            results += [_divergence(own, k, kl_temperature) for k in range(number)]
+            factors = jnp.concatenate([factors, jnp.full(number, kl_weight * kl_temperature)])
+        names = ["last", *["prior"] * number, *["kl"] * number]
+        values, weights, metrics = _summed(results, factors, names[: len(results)], world, metrics_of=0)
+        return values, weights, metrics | {"loss/prior": metrics["loss/prior"] / number}
+
+    layers = sample or -1
+    about = dataclasses.replace(loss.about, layers=layers, prefixes=False, queue=False)
+    return LossFunction(f"adaptive_layers({loss.name})", compute, about, loss.of_dataset)
+
+
+def _sizes(dims: str, weights: str) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """The sizes, ascending, and their weights."""
+    found = [size.strip() for size in dims.split(",")]
+    if not all(size.isdecimal() and int(size) > 0 for size in found):
+        raise InputError(f"dims: expected sizes from 1 with commas between, found {dims!r}")
+    sizes = [int(size) for size in found]
+    if len(set(sizes)) < len(sizes):
+        raise InputError(f"dims: expected each size once, found {dims!r}")
+    if sizes not in (sorted(sizes), sorted(sizes, reverse=True)):
+        raise InputError(f"dims: expected sizes in ascending or descending order, found {dims!r}")
+    given = [weight.strip() for weight in weights.split(",")] if weights else ["1"] * len(sizes)
+    if len(given) != len(sizes):
+        raise InputError(f"weights: expected {len(sizes)}, as many as dims, found {len(given)}")
+    try:
+        counts = [float(weight) for weight in given]
+    except ValueError:
+        counts = [math.nan]
+    if not all(math.isfinite(count) and count >= 0 for count in counts) or not any(counts):
+        raise InputError(f"weights: expected numbers of 0 or more, not all 0, found {weights!r}")
+    pairs = sorted(zip(sizes, counts, strict=True))
+    return tuple(size for size, _ in pairs), tuple(count for _, count in pairs)
+
+
+def _check_size(sizes: Sequence[int], dim: int) -> None:
+    if sizes[-1] > dim:
+        raise InputError(f"dims: expected sizes from 1 to {dim}, the size of the embeddings, found {sizes[-1]}")
+
+
+def _depends_on_size(loss: LossFunction, sizes: Sequence[int]) -> bool:
+    """Whether the loss's parameters differ in shape from size to size."""
+    shapes = [
+        jax.tree.map(lambda leaf: leaf.shape, jax.eval_shape(functools.partial(loss.init, size), jax.random.key(0)))
+        for size in (sizes[-1], sizes[-1] + 1)
+    ]
+    return shapes[0] != shapes[1]
+
+
+def _drawn(key: PRNGKeyArray | None, number: int, sample: int) -> Float[Array, " n"]:
+    """1 for what counts at this step, 0 for the rest; without a key everything counts."""
+    if key is None or not sample:
+        return jnp.ones(number)
+    return (jax.random.permutation(key, number) < sample).astype(jnp.float32)
+
+
+def _cut(columns: Columns, size: int, to_length_one: bool, pad_to: int = 0) -> Columns:
+    """Columns with embeddings of `size` numbers, or with zeros for the others; a queue's and a teacher's likewise."""
+
+    def cut(embeddings: Float[Array, "*n D"]) -> Float[Array, "*n d"]:
+        short = embeddings[..., :size]
+        short = normalize(short) if to_length_one else short
+        return jnp.pad(short, [(0, 0)] * (short.ndim - 1) + [(0, pad_to - size)]) if pad_to else short
+
+    changed = {"embeddings": cut(columns.embeddings)}
+    if columns.queue is not None:
+        changed["queue"] = columns.queue.replace(embeddings=cut(columns.queue.embeddings))
+    if columns.teacher is not None and columns.teacher.shape[-1] == columns.embeddings.shape[-1]:
+        changed["teacher"] = cut(columns.teacher)
+    return columns.replace(**changed)
+
+
+def _divergence(own: Columns, k: int, temperature: float) -> LossResult:
+    """KL(softmax(last / t) || softmax(layer k / t)), an example's mean over its texts."""
+    last = jax.lax.stop_gradient(own.embeddings.astype(jnp.float32)) / temperature
+    wanted = jax.nn.log_softmax(last)
+    found = jax.nn.log_softmax(own.layers[:, :, k].astype(jnp.float32) / temperature)
+    each = jnp.sum(jnp.exp(wanted) * (wanted - found), axis=-1)
+    return *mean_over_present(each, own.present), {}
+
+
+def _summed(
+    results: Sequence[LossResult],
+    factors: Float[Array, " n"],
+    names: Sequence[str],
+    world: World,
+    metrics_of: int,
+) -> LossResult:
+    """sum_n factor_n L_n of losses that are weighted means each; metrics "loss/NAME" add up what has one name."""
+    weights, shares = common_weights(results, world)
+    each = [values * share for (values, _, _), share in zip(results, shares, strict=True)]
+    metrics: Mapping[str, Array] = {name: m * shares[metrics_of] for name, m in results[metrics_of][2].items()}
+    for name, values in zip(names, each, strict=True):
+        metrics[f"loss/{name}"] = metrics.get(f"loss/{name}", 0.0) + values
+    return sum(factor * values for factor, values in zip(factors, each, strict=True)), weights, metrics

@@ -1,0 +1,129 @@
+"""What a model is worth at each size of its embeddings and each number of its layers: the price of being small."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from embed_jax.atomic import write_whole
+from embed_jax.errors import InputError, require
+from embed_jax.sentence import SentenceEncoder, truncate
+
+Evaluator = Callable[[Callable[[Sequence[str]], np.ndarray]], Mapping[str, float]]
+BySize = dict[int, dict[int, float]]  # layers -> size -> score
+
+
+def numbers(text: str, field: str, highest: int) -> list[int]:
+    """[384, 64] of "64,384", descending.
+
+    Raises:
+        InputError: for what is no number from 1 to `highest`, or repeated.
+    """
+    found = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and 1 <= int(part) <= highest for part in found) or len(set(found)) < len(found):
+        raise InputError(f"{field}: expected different numbers from 1 to {highest}, found {text!r}")
+    return sorted(map(int, found), reverse=True)
+
+
+def spearman_by_size(
+    model: SentenceEncoder, tests: Mapping[str, Evaluator], sizes: Sequence[int], layers: Sequence[int]
+) -> BySize:
+    """Spearman's correlation, its mean over the test sets, of embeddings cut to each size after so many layers.
+
+    Texts are encoded once for each number of layers. What was not trained is evaluated without a warning.
+    """
+    found: BySize = {}
+    for number in layers:
+
+        @functools.cache
+        def encode(texts: tuple[str, ...], number: int = number) -> np.ndarray:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="layers ")
+                return model.encode(texts, layers=number)
+
+        found[number] = {}
+        for size in sizes:
+            scores = [
+                test(lambda texts, size=size: truncate(encode(tuple(texts)), size))["spearman"]
+                for test in tests.values()
+            ]
+            found[number][size] = float(np.mean(scores))
+    return found
+
+
+def print_by_size(found: Mapping[str, BySize], trained: Sequence[int]) -> None:
+    """A line for each size: each model's score and the share of its own largest embedding's that is kept."""
+    print(f"{'layers':>6} {'size':>5} " + "".join(f"{name:>20}" for name in found))
+    first = next(iter(found.values()))
+    for layers, by_size in first.items():
+        for size in by_size:
+            cells = [
+                f"{of[layers][size]:10.4f} {of[layers][size] / full_score(of):8.1%}" if layers in of else ""
+                for of in found.values()
+            ]
+            mark = "" if size in trained else "  (size not trained)"
+            print(f"{layers:6d} {size:5d} " + "".join(f"{cell:>20}" for cell in cells) + mark)
+
+
+def full_score(found: BySize) -> float:
+    """That of all layers and the whole embedding."""
+    by_size = found[max(found)]
+    return by_size[max(by_size)]
+
+
+def write_by_size(found: Mapping[str, BySize], trained: Sequence[int], output: Path) -> None:
+    """The scores as JSON, null where a correlation is undefined."""
+    models = {
+        name: {
+            str(layers): {str(size): score if math.isfinite(score) else None for size, score in by_size.items()}
+            for layers, by_size in of.items()
+        }
+        for name, of in found.items()
+    }
+    content = {"metric": "spearman", "trained": list(trained), "layers -> size -> score": models}
+    write_whole(output, json.dumps(content, indent=1) + "\n")
+
+
+def plot_by_size(found: Mapping[str, BySize], trained: Sequence[int], output: Path) -> None:
+    """Draws quality against size, and the share of the whole embedding's quality, a line for each model and depth.
+
+    Raises:
+        InputError: if matplotlib is missing.
+    """
+    require("matplotlib", "plots")
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.ticker import NullFormatter, NullLocator, PercentFormatter
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    for axes, of_full in zip(panels, (False, True), strict=True):
+        for number, (name, of) in enumerate(found.items()):
+            for depth, (layers, by_size) in enumerate(of.items()):
+                sizes = sorted(by_size)
+                values = [by_size[size] / (full_score(of) if of_full else 1.0) for size in sizes]
+                style = {"color": f"C{number}", "linestyle": ("-", "--", ":", "-.")[depth % 4]}
+                axes.plot(sizes, values, label=name + (f", {layers} layers" if len(of) > 1 else ""), **style)
+                for is_trained, marker in ((True, "o"), (False, "x")):
+                    marked = [i for i, size in enumerate(sizes) if (size in trained) == is_trained]
+                    axes.plot([sizes[i] for i in marked], [values[i] for i in marked], marker, color=f"C{number}")
+        axes.set_xscale("log", base=2)
+        every = sorted({size for of in found.values() for by_size in of.values() for size in by_size})
+        axes.set_xticks(every, [str(size) for size in every])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel("size of the embedding (dimensions; x: not trained)")
+        axes.grid(alpha=0.3)
+    panels[0].set(ylabel="Spearman's correlation", title="Quality by size")
+    panels[1].set(ylabel="share of the whole embedding's", title="Share kept")
+    panels[1].yaxis.set_major_formatter(PercentFormatter(1.0))
+    panels[0].legend(fontsize=9, loc="lower right")
+    figure.savefig(output, dpi=120)
+    pyplot.close(figure)

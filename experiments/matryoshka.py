@@ -1,0 +1,77 @@
+"""Embeddings that may be cut: Matryoshka representations (Kusupati et al., NeurIPS 2022), adaptive layers, or both.
+
+    python -m experiments.matryoshka --config=configs/matryoshka/nli.py --workdir=runs/matryoshka
+
+The loss says which sizes are trained: `loss.name = "matryoshka(info_nce(), dims='384,128,32')"`, and with
+`adaptive_layers(...)` around it also earlier layers. `eval.baseline` names a loss without sizes, with which the same
+model is trained on the same batches, in WORKDIR/baseline. Afterwards `eval.test_sts` is measured at every size of
+`eval.dims` and number of layers of `eval.layers`, of both and of the model before: a table, by_size.json, by_size.png.
+"""
+
+import copy
+from pathlib import Path
+
+from embed_jax import config as configs
+from embed_jax.data.sources.files import read_sts
+from embed_jax.errors import InputError, exit_with_one_line
+from embed_jax.evals.sts import sts_evaluator
+from embed_jax.losses.expression import build_loss
+from embed_jax.parallel.distributed import is_first_host
+from embed_jax.sentence import load
+from embed_jax.train import fit, loop
+from embed_jax.train.by_size import numbers, plot_by_size, print_by_size, spearman_by_size, write_by_size
+from embed_jax.train.results import sts_tests
+from embed_jax.train.sources import training_loss
+from embed_jax.train.start import start_from
+from experiments.nli import read_data
+
+
+def run(config: configs.Experiment, workdir: Path) -> loop.Result:
+    # The loss says which sizes and layers are trained.
+    loss = training_loss(config, fit.loss_arguments(config.loss), list(vars(config.mixture.sources)))
+    if not (loss.about.dims or loss.about.layers):
+        raise InputError(f"config.loss.name: expected matryoshka(...) or adaptive_layers(...), found {loss.name}")
+    if config.eval.baseline:
+        build_loss(config.eval.baseline)  # missed better now
+    tests = sts_tests(config.eval.test_sts)  # wanted only at the end, missed better now
+    before = start_from(config.model, config.data.max_length, config.train.seed, config.train.devices).sentence
+    depth, trained = before.spec.backbone.num_layers, loss.about.dims or (before.dim,)
+    sizes = numbers(config.eval.dims or ",".join(map(str, trained)), "config.eval.dims", before.dim)
+    layers = numbers(config.eval.layers or str(depth), "config.eval.layers", depth)
+    sizes, layers = sorted({before.dim, *sizes}, reverse=True), sorted({depth, *layers}, reverse=True)
+    if before.dim not in trained and is_first_host():
+        print(f"the whole size {before.dim} is not among the trained ones")
+
+    # Data and evaluation, as for any supervised training.
+    sources, validation = read_data(config)
+    evaluators = {"sts": sts_evaluator(*read_sts(config.eval.sts))} if config.eval.sts else {}
+
+    # Training, and the same without sizes.
+    result = fit.fit(config, workdir, sources=sources, evaluators=evaluators, validation=validation)
+    models = {"before": before}
+    if result.finished and config.eval.baseline:
+        plain = copy.deepcopy(config)
+        plain.loss.name = config.eval.baseline
+        if is_first_host():
+            print(f"baseline: {config.eval.baseline}", flush=True)
+        sources, validation = read_data(plain)
+        result = fit.fit(plain, workdir / "baseline", sources=sources, evaluators=evaluators, validation=validation)
+        models["baseline"] = load(str(workdir / "baseline" / "model"))
+
+    # Afterwards, at every size, on test.
+    if result.finished and tests:
+        models["trained"] = load(str(workdir / "model"))
+        found = {name: spearman_by_size(models[name], tests, sizes, layers) for name in reversed(models)}
+        if is_first_host():
+            print_by_size(found, trained)
+            write_by_size(found, trained, workdir / "by_size.json")
+            plot_by_size(found, trained, workdir / "by_size.png")
+    return result
+
+
+def main() -> None:
+    fit.launch(run)
+
+
+if __name__ == "__main__":
+    exit_with_one_line(main)

@@ -1,0 +1,118 @@
+"""Matryoshka end to end: trained beside its baseline, measured at each size and depth, saved with its sizes."""
+
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from embed_jax.errors import exit_with_one_line
+from embed_jax.evals.sts import sts_evaluator
+from embed_jax.sentence import load
+from embed_jax.train.by_size import spearman_by_size
+from experiments import matryoshka
+
+pytest.importorskip("grain")
+CONFIG = """
+from embed_jax.config import Experiment
+
+
+def get_config(cut=""):
+    config = Experiment()
+    config.model.name = "{model}"
+    config.data.train = "{data}/pairs.jsonl"
+    config.data.max_length = 24
+    config.batch.size = 8
+    config.batch.rows = 8
+    config.loss.name = "adaptive_layers(matryoshka(info_nce(), dims='32,16,8'))"
+    config.optim.learning_rate = 1e-3
+    config.train.steps = 3
+    config.train.devices = 1
+    config.train.log_every = 1
+    config.eval.test_sts = "{data}/sts.tsv"
+    config.eval.dims = "8,12,16,32"
+    config.eval.layers = "1,2"
+    config.eval.baseline = "info_nce"
+    config.tracking.wandb = "disabled"
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, sentences, tiny_model):
+    directory = tmp_path_factory.mktemp("matryoshka")
+    pairs = [{"anchor": sentences[n], "positive": sentences[n + 1]} for n in range(0, 60, 2)]
+    (directory / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    rows = [f"{n % 6}\t{sentences[n]}\t{sentences[n + 1 + n % 3]}" for n in range(80, 110)]
+    (directory / "sts.tsv").write_text("\n".join(["score\tsentence1\tsentence2", *rows]) + "\n")
+    (directory / "config.py").write_text(CONFIG.format(data=directory, model=tiny_model))
+    return directory
+
+
+@pytest.fixture
+def run(data, monkeypatch, capsys):
+    """The experiment's command in this process: `(workdir, overrides ...) -> (status, output)`."""
+
+    def run(workdir, *overrides):
+        line = ["x", f"--config={data / 'config.py'}", f"--workdir={workdir}"]
+        monkeypatch.setattr(sys, "argv", [*line, *(f"--config.{override}" for override in overrides)])
+        with pytest.raises(SystemExit) as end:
+            exit_with_one_line(matryoshka.main)
+        found = capsys.readouterr()
+        return end.value.code or 0, found.out + found.err
+
+    jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of the time
+    yield run
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def test_it_measures_each_size_and_depth_beside_the_baseline(run, data, tmp_path, sentences):
+    status, said = run(tmp_path / "run")
+    assert status == 0, said
+    content = json.loads((tmp_path / "run" / "by_size.json").read_text())
+    assert content["trained"] == [8, 16, 32]
+    scores = content["layers -> size -> score"]
+    assert set(scores) == {"trained", "baseline", "before"}
+    for of in scores.values():
+        assert {layers: list(by_size) for layers, by_size in of.items()} == dict.fromkeys("21", ["32", "16", "12", "8"])
+    model = load(str(tmp_path / "run" / "model"))
+    assert model.matryoshka_dims == (8, 16, 32) and model.adaptive_layers
+    plain = load(str(tmp_path / "run" / "baseline" / "model"))
+    assert plain.matryoshka_dims == () and not plain.adaptive_layers
+    rows = [line.split("\t") for line in (data / "sts.tsv").read_text().splitlines()[1:]]
+    gold, first, second = zip(*rows, strict=True)
+    by_hand = sts_evaluator(first, second, [float(score) for score in gold])
+    found = by_hand(lambda texts: model.encode(list(texts), dim=16, layers=1))["spearman"]
+    assert scores["trained"]["1"]["16"] == pytest.approx(found, abs=1e-6)
+    assert "12" in said and "(size not trained)" in said
+    assert (tmp_path / "run" / "by_size.png").stat().st_size > 10_000
+    losses = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all({"loss/last", "loss/prior", "loss/kl", "loss/8", "loss/32"} <= line.keys() for line in losses[:3])
+
+
+def test_texts_are_encoded_once_for_all_sizes(tiny_model, sentences):
+    model = load(str(tiny_model))
+    asked, encode = [], model.encode
+    model.encode = lambda texts, **more: (asked.append(len(texts)), encode(texts, **more))[1]
+    test = sts_evaluator(sentences[:20], sentences[20:40], list(np.arange(20.0)))
+    found = spearman_by_size(model, {"a": test}, [32, 8], [2])
+    assert asked == [40] and found[2].keys() == {32, 8}
+    assert found[2][32] == pytest.approx(test(encode)["spearman"])
+
+
+@pytest.mark.parametrize(
+    "override,message",
+    [
+        ("loss.name=info_nce", "config.loss.name: expected matryoshka(...) or adaptive_layers(...), found info_nce"),
+        ("loss.name=matryoshka(info_nce(), dims='64,8')", "dims: expected sizes from 1 to 32, the size"),
+        ("eval.dims=64", "config.eval.dims: expected different numbers from 1 to 32, found '64'"),
+        ("eval.dims=8,8", "config.eval.dims: expected different numbers from 1 to 32, found '8,8'"),
+        ("eval.layers=0,1", "config.eval.layers: expected different numbers from 1 to 2, found '0,1'"),
+        ("eval.baseline=info", "unknown loss 'info'"),
+    ],
+)
+def test_wrong_use_is_one_line_and_leaves_nothing(run, tmp_path, override, message):
+    status, said = run(tmp_path / "run", override)
+    assert status == 2 and message in said and "Traceback" not in said
+    assert not (tmp_path / "run" / "model").exists()
