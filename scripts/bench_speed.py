@@ -1,4 +1,4 @@
-"""bench encode, bench train: speed, alone or side by side with sentence-transformers."""
+"""bench encode, bench train: speed, alone or side by side with sentence-transformers, another model or loss."""
 
 from __future__ import annotations
 
@@ -31,15 +31,19 @@ ENCODE_EXAMPLES = """examples:
   python -m scripts.bench encode --init random --shape minilm-l6
   python -m scripts.bench encode --model sentence-transformers/all-MiniLM-L6-v2 --data stsb/test.tsv \\
       --against sentence-transformers
+  python -m scripts.bench encode --model runs/student/model --against sentence-transformers/all-MiniLM-L6-v2
   python -m scripts.bench encode --batch 1,4,16,64,256,1024"""
 TRAIN_EXAMPLES = """examples:
   python -m scripts.bench train --init random --shape minilm-l6 --dtype bfloat16
-  python -m scripts.bench train --batch-size 128 --against sentence-transformers --json"""
+  python -m scripts.bench train --batch-size 128 --against sentence-transformers --json
+  python -m scripts.bench train --loss "matryoshka(info_nce(), dims='384,256,128,64,32')" --against info_nce"""
+PEER = "sentence-transformers"
 LATENCY_REPETITIONS = 20
 
 
 def add_encode_options(command: argparse.ArgumentParser) -> None:
-    _add_options(command)
+    _add_options(command, f"{PEER}: the same model there; or another model, a directory or hub name, here")
+    command.add_argument("--layers", type=count_or_none, default=0, help="stop after so many layers (default: all)")
     command.add_argument("--texts", type=count, default=2000, help="how many texts (default: %(default)s)")
     command.add_argument(
         "--batch", type=counts, default="", help="also latency of single calls with so many texts: 1,4,16,..."
@@ -50,7 +54,8 @@ def add_encode_options(command: argparse.ArgumentParser) -> None:
 
 
 def add_train_options(command: argparse.ArgumentParser) -> None:
-    _add_options(command)
+    _add_options(command, f"{PEER}: the same model and InfoNCE there; or another loss, here")
+    command.add_argument("--loss", default="info_nce", help="as config.loss.name has it (default: %(default)s)")
     command.add_argument("--batch-size", type=count, default=128, help="pairs in a batch (default: %(default)s)")
     command.add_argument("--groups", type=count_or_none, default=0, help="groups of a batch (default: one a device)")
     command.add_argument(
@@ -59,7 +64,7 @@ def add_train_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--steps", type=count, default=3, help="steps of one repetition (default: %(default)s)")
 
 
-def _add_options(command: argparse.ArgumentParser) -> None:
+def _add_options(command: argparse.ArgumentParser, against: str) -> None:
     weights = command.add_mutually_exclusive_group()
     weights.add_argument("--model", help="directory or hub name")
     weights.add_argument("--init", choices=["random"], default="random", help="random weights of --shape (default)")
@@ -73,7 +78,7 @@ def _add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--repeat", type=count, default=5, help="timed repetitions of each side (default: %(default)s)"
     )
-    command.add_argument("--against", choices=["sentence-transformers"], help="measure this side by side")
+    command.add_argument("--against", help=f"measured side by side: {against}")
 
 
 # ---- material ------------------------------------------------------------------------------------------------
@@ -142,22 +147,25 @@ def _torch_device() -> str:
 def bench_encode(args: argparse.Namespace) -> None:
     model = load_model(args)
     texts = texts_for(args, args.texts)
-    sides = [lambda: model.encode(texts, batch_tokens=args.batch_tokens)]
+    encode = functools.partial(model.encode, batch_tokens=args.batch_tokens, layers=args.layers)
+    sides = [lambda: encode(texts)]
     other = None
-    if args.against:
-        other = peer(model)
-        if args.dtype == "bfloat16":
-            other = other.bfloat16()
-        sides.append(lambda: other.encode(texts, show_progress_bar=False))
+    if args.against == PEER:
+        theirs = peer(model).bfloat16() if args.dtype == "bfloat16" else peer(model)
+        other = functools.partial(theirs.encode, show_progress_bar=False)
+    elif args.against:
+        from embed_jax.sentence import load
+
+        other = load(args.against, max_length=model.max_length, compute_dtype=args.dtype).encode
+    if other:
+        sides.append(lambda: other(texts))
     seconds = alternate(sides, args.repeat)
     rates = [[len(texts) / second for second in side] for side in seconds]
     report(args, f"encode/{Path(args.data or 'made').name}", "texts/s", rates[0], rates[1] if other else [])
 
     for size in args.batch:
         batches = [texts_for(args, size * (turn + 1))[-size:] for turn in range(4)]
-        calls = [lambda batch: model.encode(batch)]
-        if other:
-            calls.append(lambda batch: other.encode(batch, show_progress_bar=False))
+        calls = [encode, *([other] if other else [])]
         for call in calls:
             for batch in batches:
                 call(batch)  # every shape compiled
@@ -187,7 +195,7 @@ def bench_train(args: argparse.Namespace) -> None:
     from embed_jax.config import Optim
     from embed_jax.data.pack import fill_rate, pack_batch
     from embed_jax.encoders.build import build_encoder
-    from embed_jax.losses.contrastive import info_nce
+    from embed_jax.losses.expression import build_loss
     from embed_jax.parallel.gather import global_loss
     from embed_jax.parallel.mesh import make_mesh, num_groups, replicate, split_groups
     from embed_jax.train.optim import make_optimizer
@@ -204,32 +212,38 @@ def bench_train(args: argparse.Namespace) -> None:
     row_length = args.row_length or min(model.max_length, 128)
 
     optimizer = make_optimizer(Optim(learning_rate=1e-5, schedule="constant", weight_decay=0.01), 1000)
-    objective = global_loss(build_encoder(model.spec, compute_dtype=args.dtype), info_nce, mesh)
-    step_fn = make_train_step(objective, optimizer)
-    params = {"encoder": jax.tree.map(np.array, model.params), "loss": {}}
-    state = replicate(init_state(replicate(params, mesh), optimizer), mesh)
+    encoder = build_encoder(model.spec, compute_dtype=args.dtype)
     key = jax.random.key(0)
     fills: list[float] = []
 
-    def our_steps() -> None:
-        nonlocal state
-        for batch in batches:
-            ids = model.tokenizer.encode(batch).ids
-            tokens, order = pack_batch([ids[:size], ids[size:]], groups=groups, row_length=row_length)
-            fills.append(fill_rate(tokens))
-            present = np.ones((groups, 2, size // groups), bool)
-            text_hash = np.random.default_rng(0).integers(0, 2**32, (*present.shape, 2), np.uint32)
-            placed = split_groups(Batch({"encoder": tokens}, present, text_hash, order), mesh)
-            state, metrics = step_fn(state, placed, key)
-        jax.block_until_ready(metrics)
+    def our_steps(expression: str) -> Callable[[], None]:
+        """Steps that minimise a loss."""
+        loss = build_loss(expression)
+        step_fn = make_train_step(global_loss(encoder, loss, mesh, layers=loss.about.layers), optimizer)
+        params = {"encoder": jax.tree.map(np.array, model.params), "loss": loss.init(model.dim, key)}
+        state = replicate(init_state(replicate(params, mesh), optimizer), mesh)
 
-    sides: list[Callable[[], None]] = [our_steps]
+        def steps() -> None:
+            nonlocal state
+            for batch in batches:
+                ids = model.tokenizer.encode(batch).ids
+                tokens, order = pack_batch([ids[:size], ids[size:]], groups=groups, row_length=row_length)
+                fills.append(fill_rate(tokens))
+                present = np.ones((groups, 2, size // groups), bool)
+                text_hash = np.random.default_rng(0).integers(0, 2**32, (*present.shape, 2), np.uint32)
+                placed = split_groups(Batch({"encoder": tokens}, present, text_hash, order), mesh)
+                state, metrics = step_fn(state, placed, key)
+            jax.block_until_ready(metrics)
+
+        return steps
+
+    sides = [our_steps(args.loss)]
     if args.against:
-        sides.append(their_steps(args, model, batches))
+        sides.append(their_steps(args, model, batches) if args.against == PEER else our_steps(args.against))
     seconds = alternate(sides, args.repeat)
     rates = [[size * steps / second for second in side] for side in seconds]
     more = {"fill_rate": round(statistics.mean(fills), 3), "rows_of": row_length, "groups": groups}
-    name = f"train/{Path(args.data or 'made').name}/batch={size}"
+    name = f"train/{Path(args.data or 'made').name}/batch={size}" + ("" if args.loss == "info_nce" else f"/{args.loss}")
     report(args, name, "pairs/s", rates[0], rates[1] if args.against else [], **more)
 
 
