@@ -4,7 +4,8 @@ sts: Spearman and Pearson of cosine similarities with people's scores. The figur
 `all` aggregation; with several subsets, the mean over them and the mean weighted by their sizes are shown too. Several
 data sets give a row each and their average.
 
-retrieval: nDCG, MRR, recall and MAP as trec_eval defines them, over the queries that have judgements.
+retrieval: nDCG, MRR, recall and MAP as trec_eval defines them, over the queries that have judgements. With --sweep:
+nDCG@10, bytes a vector and queries a second of compressed embeddings, every dimension with every precision and search.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from embed_jax.errors import InputError, exit_with_one_line, require
+from scripts import evaluate_sweep
 from scripts.commands import Parser, print_table, write_json, written_whole
 
 EXAMPLES = """data:
@@ -29,6 +31,9 @@ examples:
   python -m scripts.evaluate --model runs/simcse/model --task sts --data sts12,sts13,sts14,sts15,sts16,stsb,sick_r
   python -m scripts.evaluate --model runs/quickstart/model --task retrieval --data python_docs --baseline bm25 \\
       --output results.json
+  python -m scripts.evaluate --model sentence-transformers/all-MiniLM-L6-v2 --task retrieval --data scifact --sweep \\
+      --dims 384,256,128 --precisions float32,int8,int4,binary,pq64,pq32,pq16 --rescore 0,4,4:int8 --keep 0.95 \\
+      --output sweep.json --plot sweep.png
 """
 QUERY_PROMPTS = ("query",)  # used without being named, as in sentence-transformers' encode_query and encode_document
 CORPUS_PROMPTS = ("document", "passage", "corpus")
@@ -36,7 +41,7 @@ CORPUS_PROMPTS = ("document", "passage", "corpus")
 
 def main() -> None:
     args = parse(sys.argv[1:])
-    run = {"sts": run_sts, "retrieval": run_retrieval}[args.task]
+    run = {"sts": run_sts, "retrieval": run_sweep if args.sweep else run_retrieval}[args.task]
     if args.output is None:
         run(args)
         return
@@ -71,17 +76,25 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="leave out a document with the query's own id, as BEIR does: for ArguAna and Quora",
     )
+    sweep = evaluate_sweep.add_arguments(parser)
     args = parser.parse_args(argv)
-    other = retrieval if args.task == "sts" else sts
-    for action in other._group_actions:
-        if getattr(args, action.dest) != action.default:
-            parser.error(f"{action.option_strings[0]} is for --task {other.title}")
+    others = {"--task retrieval": [retrieval, sweep]} if args.task == "sts" else {"--task sts": [sts]}
+    if not args.sweep:
+        others.setdefault("--sweep", []).append(sweep)
+    for wanted, groups in others.items():
+        for action in (action for group in groups for action in group._group_actions):
+            if getattr(args, action.dest) != action.default:
+                parser.error(f"{action.option_strings[0]} is for {wanted}")
     if args.batch_tokens < 0:
         parser.error(f"--batch-tokens: expected 0 or more, found {args.batch_tokens}")
+    if args.sweep and (args.baseline or args.k != parser.get_default("k")):
+        parser.error("--sweep measures nDCG@10 of the model: neither --k nor --baseline goes with it")
     numbers = args.k.split(",")
     if not all(number.isdecimal() and int(number) > 0 for number in numbers):
         parser.error(f"--k: expected numbers from 1 up, separated by commas, found {args.k!r}")
     args.k = sorted({int(number) for number in numbers})
+    if args.sweep:
+        evaluate_sweep.check_arguments(args, parser)
     return args
 
 
@@ -150,16 +163,7 @@ def run_retrieval(args: argparse.Namespace) -> dict[str, Any]:
     task = open_retrieval_task(args.data, args.split)
     options = {"ks": args.k, "ignore_identical_ids": args.ignore_identical_ids}
     model = load_model(args)
-    encode = functools.partial(model.encode, **encode_options(args))
-    found = {
-        args.model: evaluate_retrieval(
-            functools.partial(encode, prompt_name=args.query_prompt_name or known_prompt(model, QUERY_PROMPTS)),
-            functools.partial(encode, prompt_name=args.corpus_prompt_name or known_prompt(model, CORPUS_PROMPTS)),
-            *task,
-            similarity=model.similarity,
-            **options,
-        )
-    }
+    found = {args.model: evaluate_retrieval(*encoders(args, model), *task, similarity=model.similarity, **options)}
     if args.baseline:
         found[args.baseline] = evaluate_search(bm25_search, *task, **options)
     intervals = {name: result.intervals() for name, result in found.items()}
@@ -180,6 +184,27 @@ def run_retrieval(args: argparse.Namespace) -> dict[str, Any]:
             "intervals": intervals[args.baseline],
         }
     return content
+
+
+def run_sweep(args: argparse.Namespace) -> dict[str, Any]:
+    """Measures compressed embeddings; prints a table and returns the results."""
+    from embed_jax.data.sources import open_retrieval_task
+
+    task = open_retrieval_task(args.data, args.split)
+    model = load_model(args)
+    if model.similarity not in ("cosine", "dot"):
+        raise InputError(f"{args.model}: --sweep is for similarity cosine or dot, found {model.similarity!r}")
+    found = evaluate_sweep.sweep(args, model, *encoders(args, model), task)
+    return results(args, found["metrics"], found["intervals"], n=len(task[2])) | found
+
+
+def encoders(args: argparse.Namespace, model: Any) -> tuple[Callable, Callable]:
+    """What embeds queries and what embeds documents, each with its prompt."""
+    encode = functools.partial(model.encode, **encode_options(args))
+    return (
+        functools.partial(encode, prompt_name=args.query_prompt_name or known_prompt(model, QUERY_PROMPTS)),
+        functools.partial(encode, prompt_name=args.corpus_prompt_name or known_prompt(model, CORPUS_PROMPTS)),
+    )
 
 
 def load_model(args: argparse.Namespace) -> Any:

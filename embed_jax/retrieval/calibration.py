@@ -215,7 +215,7 @@ def _codebook(sample: Float[np.ndarray, "N D"], parts: int) -> Codebook:
 
     if len(sample) < ADVISED_SAMPLE_PQ:
         found = f"{CENTRES} centres are learnt from {len(sample):,} vectors"
-        warnings.warn(f"pq{parts}: {found}; FAISS advises {ADVISED_SAMPLE_PQ:,}", stacklevel=3)
+        warnings.warn(f"pq{parts}: {found}; FAISS advises {ADVISED_SAMPLE_PQ:,}", stacklevel=2)
     quantizer = faiss.ProductQuantizer(sample.shape[1], parts, 8)
     quantizer.cp.min_points_per_centroid = 1  # else FAISS warns too, in its own way
     quantizer.train(sample)
