@@ -14,11 +14,9 @@ from embed_jax import config as configs
 from embed_jax.data.pairs import kind_of
 from embed_jax.data.pipeline import Source
 from embed_jax.data.sources import RecordFields, open_records
-from embed_jax.data.sources.files import read_sts
 from embed_jax.errors import exit_with_one_line
-from embed_jax.evals.sts import sts_evaluator
 from embed_jax.train import fit, loop
-from embed_jax.train.results import report_sts, sts_tests
+from embed_jax.train.results import report_sts, sts_evaluators, sts_tests
 from embed_jax.train.sources import ONLY, Sources, open_mixture, read_records, without_texts
 
 
@@ -28,9 +26,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     validation = open_records(config.data.train, config.data.validation_split) if config.data.validation_split else []
 
     # Evaluation: STS on the development set picks the best model.
-    evaluators = {}
-    if config.eval.sts:
-        evaluators["sts"] = sts_evaluator(*read_sts(config.eval.sts))
+    evaluators = sts_evaluators(config.eval)
 
     tests = sts_tests(config.eval.test_sts)  # wanted only at the end, missed better now
 

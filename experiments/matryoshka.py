@@ -12,15 +12,13 @@ import copy
 from pathlib import Path
 
 from embed_jax import config as configs
-from embed_jax.data.sources.files import read_sts
 from embed_jax.errors import InputError, exit_with_one_line
-from embed_jax.evals.sts import sts_evaluator
 from embed_jax.losses.expression import build_loss
 from embed_jax.parallel.distributed import is_first_host
 from embed_jax.sentence import load
 from embed_jax.train import fit, loop
 from embed_jax.train.by_size import numbers, plot_by_size, print_by_size, spearman_by_size, write_by_size
-from embed_jax.train.results import sts_tests
+from embed_jax.train.results import sts_evaluators, sts_tests
 from embed_jax.train.sources import training_loss
 from embed_jax.train.start import start_from
 from experiments.nli import read_data
@@ -44,7 +42,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
 
     # Data and evaluation, as for any supervised training.
     sources, validation = read_data(config)
-    evaluators = {"sts": sts_evaluator(*read_sts(config.eval.sts))} if config.eval.sts else {}
+    evaluators = sts_evaluators(config.eval)
 
     # Training, and the same without sizes.
     result = fit.fit(config, workdir, sources=sources, evaluators=evaluators, validation=validation)

@@ -17,14 +17,11 @@ from embed_jax.data.nli import nli_triplets
 from embed_jax.data.pairs import NLI, kind_of
 from embed_jax.data.pipeline import Source
 from embed_jax.data.sources import open_records, record_fields
-from embed_jax.data.sources.files import read_sts
 from embed_jax.data.stream import Stream
 from embed_jax.errors import InputError, exit_with_one_line
-from embed_jax.evals.geometry import geometry_evaluator, sts_texts
-from embed_jax.evals.sts import sts_evaluator
 from embed_jax.parallel.distributed import is_first_host
 from embed_jax.train import fit, loop
-from embed_jax.train.results import report_sts, sts_tests
+from embed_jax.train.results import report_sts, sts_evaluators, sts_tests
 from embed_jax.train.sources import open_mixture, training_loss
 
 
@@ -33,12 +30,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     sources, validation = read_data(config)
 
     # Evaluation: STS on the development set picks the best model.
-    evaluators = {}
-    if config.eval.sts:
-        columns = read_sts(config.eval.sts)
-        evaluators["sts"] = sts_evaluator(*columns)
-        if config.eval.geometry:
-            evaluators["geometry"] = geometry_evaluator(*sts_texts(*columns))
+    evaluators = sts_evaluators(config.eval)
 
     tests = sts_tests(config.eval.test_sts)  # wanted only at the end, missed better now
 

@@ -19,17 +19,16 @@ from embed_jax.data import pairs
 from embed_jax.data.pipeline import Source
 from embed_jax.data.sources import open_records, open_retrieval_task, pair_columns, record_fields
 from embed_jax.data.sources.beir import read_corpus
-from embed_jax.data.sources.files import read_sts
 from embed_jax.data.stream import Stream
 from embed_jax.errors import InputError, exit_with_one_line, require
 from embed_jax.evals.comparison import compare
-from embed_jax.evals.geometry import geometry_evaluator, judged_texts, sts_texts
+from embed_jax.evals.geometry import geometry_evaluator, judged_texts
 from embed_jax.evals.retrieval import retrieval_evaluator
-from embed_jax.evals.sts import sts_evaluator
 from embed_jax.sentence import SentenceEncoder, load
 from embed_jax.train import fit, loop
 from embed_jax.train.mining import mined_sources
 from embed_jax.train.plots import plot_curves
+from embed_jax.train.results import sts_evaluators
 from embed_jax.train.sources import ONLY, Sources, open_mixture, open_source, placed, training_loss
 
 
@@ -40,7 +39,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     sources, validation, tasks = read_data(config, workdir)
 
     # Evaluation while training, on validation only.
-    evaluators = {}
+    evaluators = sts_evaluators(config.eval)
     if "validation" in tasks:
         prompts = {"query_prompt": config.data.anchor_prompt, "corpus_prompt": config.data.candidate_prompt}
         evaluators["retrieval"] = retrieval_evaluator(
@@ -48,11 +47,6 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
         )
         if config.eval.geometry:
             evaluators["geometry"] = geometry_evaluator(*judged_texts(*tasks["validation"]), **prompts)
-    if config.eval.sts:
-        columns = read_sts(config.eval.sts)
-        evaluators["sts"] = sts_evaluator(*columns)
-        if config.eval.geometry and "geometry" not in evaluators:
-            evaluators["geometry"] = geometry_evaluator(*sts_texts(*columns))
 
     # Training.
     began = time.monotonic()

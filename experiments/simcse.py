@@ -15,11 +15,9 @@ from embed_jax import config as configs
 from embed_jax.data.augment import augment_text, build_augmentation
 from embed_jax.data.pipeline import Source
 from embed_jax.data.sources import RecordFields, open_records
-from embed_jax.data.sources.files import read_sts
 from embed_jax.errors import InputError, exit_with_one_line
-from embed_jax.evals.geometry import geometry_evaluator, sts_texts
-from embed_jax.evals.sts import sts_evaluator
 from embed_jax.train import fit, loop
+from embed_jax.train.results import sts_evaluators
 from embed_jax.train.sources import ONLY, read_records, without_texts
 
 
@@ -33,12 +31,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     validation = open_records(config.data.train, config.data.validation_split) if config.data.validation_split else []
 
     # Evaluation: STS on the development set picks the best model.
-    evaluators = {}
-    if config.eval.sts:
-        columns = read_sts(config.eval.sts)
-        evaluators["sts"] = sts_evaluator(*columns)
-        if config.eval.geometry:
-            evaluators["geometry"] = geometry_evaluator(*sts_texts(*columns))
+    evaluators = sts_evaluators(config.eval)
 
     # Training: the same sentence twice, the second time changed if an augmentation is asked for.
     fields = RecordFields(lambda record: (record["text"], record["text"]))

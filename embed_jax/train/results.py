@@ -10,15 +10,31 @@ from pathlib import Path
 import numpy as np
 
 from embed_jax.atomic import write_whole
-from embed_jax.config import Experiment
+from embed_jax.config import Evaluation, Experiment
 from embed_jax.data.sources.files import find_file, read_sts
 from embed_jax.errors import InputError
+from embed_jax.evals.geometry import geometry_evaluator, sts_texts
 from embed_jax.evals.sts import sts_evaluator
 from embed_jax.parallel.distributed import is_first_host
 from embed_jax.sentence import load
 from embed_jax.train.start import start_from
 
 Evaluator = Callable[[Callable[[Sequence[str]], np.ndarray]], Mapping[str, float]]
+
+
+def sts_evaluators(config: Evaluation) -> dict[str, Evaluator]:
+    """What `eval.sts` asks for while training: "sts", and "geometry" of its sentences' embeddings with `eval.geometry`.
+
+    Raises:
+        InputError: for a file that cannot be read.
+    """
+    if not config.sts:
+        return {}
+    columns = read_sts(config.sts)
+    found: dict[str, Evaluator] = {"sts": sts_evaluator(*columns)}
+    if config.geometry:
+        found["geometry"] = geometry_evaluator(*sts_texts(*columns))
+    return found
 
 
 def sts_tests(names: str) -> dict[str, Evaluator]:
