@@ -9,16 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from embed_jax.encoders import bert, nomic
+from embed_jax.encoders import bert, nomic, static
 from embed_jax.encoders.attention import IMPLEMENTATIONS
 from embed_jax.encoders.heads import Head, Normalize
 from embed_jax.encoders.pooling import check_pooling, needs_every_layer, pool
-from embed_jax.encoders.static import StaticConfig
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup, unknown
 from embed_jax.types import Encoder, Params, TokenBatch
 
-SHAPES = {**bert.SHAPES, **nomic.SHAPES}
+SHAPES = {**bert.SHAPES, **nomic.SHAPES, **static.SHAPES}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +31,7 @@ class EncoderSpec:
             spec does not name are ignored, which is how SimCSE's MLP is used in training only.
     """
 
-    backbone: bert.BertConfig | nomic.NomicConfig | StaticConfig
+    backbone: bert.BertConfig | nomic.NomicConfig | static.StaticConfig
     pooling: str = "mean"
     heads: tuple[Head, ...] = ()
 
@@ -136,7 +135,8 @@ def random_spec(shape_name: str, *, vocab_size: int = 30522, pooling: str = "mea
     """A backbone of a well-known shape, for runs without weights: `build_encoder(random_spec("tiny")).init(key)`.
 
     Args:
-        shape_name: one of bert.SHAPES ("tiny", "minilm-l6", "bert-base", ...) or nomic.SHAPES ("nomic-base", ...).
+        shape_name: one of bert.SHAPES ("tiny", "minilm-l6", "bert-base", ...), nomic.SHAPES ("nomic-base", ...), or
+            "static": a table of 256 numbers a token.
 
     Raises:
         InputError: for an unknown shape.

@@ -41,6 +41,9 @@ class StaticConfig:
     initializer_range: float = 0.02
 
 
+SHAPES = {"static": StaticConfig()}  # for runs without weights
+
+
 class Static(nn.Module):
     """Token ids to their rows of the table, in float32: there is no product that a smaller dtype would make faster.
 

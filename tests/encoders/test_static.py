@@ -9,7 +9,7 @@ import pytest
 
 import embed_jax
 from embed_jax.data.tokenize import load_tokenizer
-from embed_jax.encoders.build import EncoderSpec, build_encoder
+from embed_jax.encoders.build import EncoderSpec, build_encoder, random_spec
 from embed_jax.encoders.heads import Dense, Normalize
 from embed_jax.encoders.hf import read_model
 from embed_jax.encoders.static import MAX_LENGTH, StaticConfig
@@ -118,6 +118,7 @@ def test_reads_model2vec_files(make, table, tmp_path):
         np.testing.assert_array_equal(read_model(tmp_path).params["backbone"]["token"], wanted)
 
 
+@pytest.mark.filterwarnings("ignore:.*were cut at the model's limit")
 @pytest.mark.parametrize("heads", [(), (Dense(24, 8), Normalize())], ids=["plain", "dense"])
 @pytest.mark.parametrize("max_length", [MAX_LENGTH, 7])
 def test_sentence_transformers_reads_what_is_saved_and_so_does_load(make, tmp_path, heads, max_length):
@@ -156,3 +157,9 @@ def test_what_cannot_be_used_is_refused(make, table, tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(InputError, match="tokenizer.json: the tokenizer cannot be read"):
         read_model(tmp_path)
+
+
+def test_random_weights_of_a_named_shape():
+    encoder = build_encoder(random_spec("static", vocab_size=50))
+    assert encoder.dim == 256
+    assert jax.tree.map(np.shape, encoder.init(jax.random.key(0))["backbone"]) == {"token": (50, 256)}

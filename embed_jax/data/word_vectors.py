@@ -1,0 +1,118 @@
+"""Word vectors as text: word2vec's form, whose first line is "COUNT DIM", and GloVe's, which has no such line."""
+
+from __future__ import annotations
+
+import array
+import gzip
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from embed_jax.data.tokenize import Tokenizer, from_transformers
+from embed_jax.errors import InputError
+
+BEGIN = "▁"  # stands before each word in the vocabulary
+
+
+def read_word_vectors(path: Path) -> tuple[list[str], Float[np.ndarray, "V D"]]:
+    """The words of a file in its order, and their vectors.
+
+    A word may hold blanks, as some of GloVe's do: the last D fields of a line are the numbers. Of a word that comes
+    again, the first is kept. Bytes that are no UTF-8 become U+FFFD, as word2vec cuts long words inside a character.
+
+    Args:
+        path: fields separated by blanks; .gz is unpacked.
+
+    Raises:
+        InputError: with the line, for a wrong number of fields, what is no finite number, or another count than the
+            first line says; or an empty file.
+    """
+    lines: dict[str, int] = {}  # of each word
+    numbers = array.array("f")
+    count = dim = seen = 0
+    for line, raw in _lines(path):
+        if line == 1:
+            first = raw.split()
+            if len(first) == 2 and all(field.isdigit() for field in first) and int(first[1]):
+                count, dim = map(int, first)
+                continue
+            dim = max(len(first) - 1, 1)
+        word, *fields = raw.rsplit(None, dim) or [b""]
+        end = word.partition(b" ")[2].rpartition(b" ")[2]  # of a word with blanks
+        if len(fields) < dim or _is_number(end):  # a number too few, or too many
+            raise InputError(f"{path}:{line}: expected a word and {dim} numbers, found {len(raw.split())} fields")
+        seen += 1
+        word = word.decode("utf-8", errors="replace")
+        try:
+            vector = array.array("f", map(float, fields))
+        except ValueError:
+            wrong = next(field for field in fields if not _is_number(field))
+            raise InputError(f"{path}:{line}: not a number: {wrong.decode(errors='replace')[:40]!r}") from None
+        if word not in lines:
+            lines[word] = line
+            numbers.extend(vector)
+    if not seen:
+        raise InputError(f"{path}: empty, no words in it")
+    if count and count != seen:
+        raise InputError(f"{path}:1: says {count} words, but {seen} follow: is the file whole?")
+    words, vectors = list(lines), np.frombuffer(numbers, np.float32).reshape(-1, dim)
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        word = words[int(np.argmin(finite))]
+        raise InputError(f"{path}:{lines[word]}: the vector of {word!r} is not finite")
+    return words, vectors
+
+
+def word_tokenizer(words: Sequence[str], max_length: int, *, lower_case: bool) -> Tokenizer:
+    """A tokenizer of whole words and runs of punctuation marks; ids count the words, and unknown ones leave no token.
+
+    Args:
+        words: all different.
+        max_length: a text is cut at so many known words.
+        lower_case: lower-case texts first.
+    """
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    # The library's model of whole words cannot leave out a word. That of byte pairs takes one that is in the vocabulary
+    # as it is, and of another leaves out each character that is not: here all, since they are looked for as "▁" and,
+    # after a line's end, the others.
+    model = models.BPE(
+        vocab={BEGIN + word: number for number, word in enumerate(words)},
+        merges=[],
+        ignore_merges=True,
+        continuing_subword_prefix="\n",
+    )
+    backend = Backend(model)
+    if lower_case:
+        backend.normalizer = normalizers.Lowercase()
+    begin = pre_tokenizers.Metaspace(replacement=BEGIN, prepend_scheme="always")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), begin])
+    return from_transformers(PreTrainedTokenizerFast(tokenizer_object=backend), max_length, special_tokens=False)
+
+
+def _is_number(field: bytes) -> bool:
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return True
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(line number from 1, line)."""
+    line = 0
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            for line, raw in enumerate(file, 1):
+                yield line, raw
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path}:{line + 1}: damaged or cut-off gzip data ({error})") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
