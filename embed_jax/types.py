@@ -197,7 +197,7 @@ class Encoder:
         config: the architecture's frozen dataclass (vocab_size, hidden_size, num_layers, ...).
         dim: D, the embedding's size.
         sharding: how parameters may be split over a mesh.
-        layers: the path of the parameters that are stacked by layer, which `read` is called for.
+        layers: the path of the parameters that are stacked by layer, which `read` is called for; (): none are.
         hidden: `(params, tokens, key, read) -> [R, T, H]`, the last layer's token states, for objectives on tokens.
         by_layer: `(params, tokens, layer, key, read) -> [S, K + 1, D]`, the embeddings after so many layers for each of
             `layer` int [K], and after the last.

@@ -128,7 +128,16 @@ def build_encoder(
     for head in spec.heads:
         dim = head.dim(dim)
     sharding = tuple((f"backbone/{pattern}", axes) for pattern, axes in family.sharding)
-    return Encoder(init=init, apply=apply, hidden=hidden, by_layer=by_layer, config=config, dim=dim, sharding=sharding)
+    return Encoder(
+        init=init,
+        apply=apply,
+        hidden=hidden,
+        by_layer=by_layer,
+        config=config,
+        dim=dim,
+        sharding=sharding,
+        layers=("backbone", "layers") if config.num_layers else (),
+    )
 
 
 def random_spec(shape_name: str, *, vocab_size: int = 30522, pooling: str = "mean", normalize: bool = True):

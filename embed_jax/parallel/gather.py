@@ -286,7 +286,7 @@ def _gathered(
     params: Params, specs: Any, layers: tuple[str, ...], when: str, tensor: int
 ) -> tuple[Params, Read | None]:
     """Parameters with all shards gathered, but for the layers' if they are read one by one; and what reads one."""
-    if when == "once" or not any("fsdp" in spec for spec in jax.tree.leaves(specs, is_leaf=_is_spec)):
+    if when == "once" or not layers or not any("fsdp" in spec for spec in jax.tree.leaves(specs, is_leaf=_is_spec)):
         return _gather_shards(params, specs, tensor), None
     stacked, stacked_specs = _at(params, layers), _at(specs, layers)
     layer_specs = jax.tree.map(lambda spec: PartitionSpec(*spec[1:]), stacked_specs, is_leaf=_is_spec)

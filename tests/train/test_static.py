@@ -122,6 +122,29 @@ def test_ends_as_the_teacher_does(teacher, embedded_once):
     assert distil(bare, 4).spec.heads == ()
 
 
+@pytest.mark.slow
+def test_a_table_split_over_devices_is_trained_alike(tiny_tokenizer):
+    rows = [("cat", "dog"), ("music", "guitar"), ("red", "blue"), ("city", "country")] * 2
+    fields = {"model__tokenizer": str(tiny_tokenizer), "batch__size": 8, "batch__groups": 2, "train__steps": 3}
+    fields |= {"optim__learning_rate": 0.05}
+    whole = finetune(rows, "random:static", **fields, train__devices=1)
+    split = finetune(rows, "random:static", **fields, train__devices=2, train__fsdp=2)
+    np.testing.assert_allclose(split.encode(rows[0]), whole.encode(rows[0]), atol=1e-5)
+    assert whole.dim == 256
+
+
+def test_what_a_static_encoder_has_not_is_refused(tiny_tokenizer):
+    rows, tokenizer = [("cat", "dog"), ("red", "blue")], str(tiny_tokenizer)
+    for field, value, message in (
+        ("model__dropout", 0.1, "config.model.dropout: a static encoder has none"),
+        ("model__pooling", "cls", "pooling 'cls': a static encoder has 'mean' only"),
+        ("model__layers", "0", "config.model.layers 0: a backbone of the family 'static' has none"),
+        ("loss__mlm", 0.1, "config.loss.mlm: the tokenizer has no mask token"),
+    ):
+        with pytest.raises(InputError, match=message):
+            finetune(rows, "random:static", model__tokenizer=tokenizer, **{field: value})
+
+
 def test_training_pulls_pairs_together_and_moves_only_tokens_that_occur(teacher, embedded_once, tmp_path):
     distil(teacher, 16).save(tmp_path / "start")
     rows = [("cat", "dog"), ("music", "guitar"), ("red", "blue"), ("city", "country")] * 4
