@@ -7,6 +7,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 DEBUG_VARIABLE = "EMBED_JAX_DEBUG"
 
@@ -65,7 +66,7 @@ def _show_warnings_in_one_line() -> None:
     before = warnings.showwarning
 
     def show(message, category, filename, *rest, **more) -> None:
-        if os.sep + "embed_jax" + os.sep not in filename:
+        if not {"embed_jax", "scripts", "experiments"} & set(Path(filename).parts[:-1]):
             before(message, category, filename, *rest, **more)
         elif str(message) not in shown:
             shown.add(str(message))

@@ -59,6 +59,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--batch-tokens", type=int, default=0, help="slots a device encodes at a time (default: what suits the device)"
     )
+    parser.add_argument("--dim", type=int, default=0, help="cut embeddings to so many numbers (default: all)")
+    parser.add_argument("--layers", type=int, default=0, help="stop after so many of the layers (default: all)")
     sts = parser.add_argument_group("sts")
     sts.add_argument("--prompt-name", help="which of the model's prompts to put before each text (default: its own)")
     retrieval = parser.add_argument_group("retrieval")
@@ -87,6 +89,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
                 parser.error(f"{action.option_strings[0]} is for {wanted}")
     if args.batch_tokens < 0:
         parser.error(f"--batch-tokens: expected 0 or more, found {args.batch_tokens}")
+    for option in ("dim", "layers"):
+        if getattr(args, option) < 0:
+            parser.error(f"--{option}: expected 1 or more, found {getattr(args, option)}")
+    if args.sweep and args.dim:
+        parser.error("--sweep takes several sizes: --dims instead of --dim")
     if args.sweep and (args.baseline or args.k != parser.get_default("k")):
         parser.error("--sweep measures nDCG@10 of the model: neither --k nor --baseline goes with it")
     numbers = args.k.split(",")
@@ -216,7 +223,8 @@ def load_model(args: argparse.Namespace) -> Any:
 
 
 def encode_options(args: argparse.Namespace) -> dict[str, Any]:
-    return {"batch_tokens": args.batch_tokens, "show_progress": sys.stderr.isatty()}
+    size = {"dim": args.dim, "layers": args.layers}
+    return {**size, "batch_tokens": args.batch_tokens, "show_progress": sys.stderr.isatty()}
 
 
 def known_prompt(model: Any, names: Sequence[str]) -> str | None:
@@ -238,6 +246,8 @@ def results(args: argparse.Namespace, metrics: dict, intervals: dict, n: int) ->
         "model": args.model,
         "data": args.data,
         "split": args.split if args.data == "python_docs" or Path(args.data.split(",")[0]).is_dir() else None,
+        "dim": args.dim or None,
+        "layers": args.layers or None,
         "metrics": metrics,
         "intervals": intervals,
         "n": n,

@@ -27,6 +27,17 @@ def test_sts(run, tiny_model, sts, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if "results" in path.name] == ["results.json"]
 
 
+def test_embeddings_are_cut_and_stop_at_a_layer(run, tiny_model, sts, tmp_path):
+    output = tmp_path / "results.json"
+    line = ["--model", tiny_model, "--task", "sts", "--data", sts, "--dim", "8", "--layers", "1", "--output", output]
+    status, _, err = run(evaluate, *line)
+    assert status == 0 and "warning: dim 8 was not trained: this model was for 32 alone" in err
+    found, model = json.loads(output.read_text()), embed_jax.load(str(tiny_model))
+    with pytest.warns(UserWarning):
+        expected = sts_evaluator(*read_sts(sts))(lambda texts: model.encode(texts, dim=8, layers=1))
+    assert found["metrics"] == pytest.approx(expected) and (found["dim"], found["layers"]) == (8, 1)
+
+
 def test_several_sts_sets_give_their_average(run, tiny_model, sts, tmp_path):
     other = tmp_path / "other.tsv"
     other.write_text("".join(sts.read_text().splitlines(keepends=True)[:20]))
@@ -140,6 +151,7 @@ def test_bad_models_and_outputs_are_refused(refused, tiny_model, sts, tmp_path):
         (("--task", "retrieval", "--data", "x", "--prompt-name", "p"), "--prompt-name is for --task sts"),
         (("--task", "retrieval", "--data", "x", "--k", "ten"), "'ten'"),
         (("--task", "sts", "--data", "x", "--batch-tokens", "-1"), "-1"),
+        (("--task", "sts", "--data", "x", "--dim", "-8"), "--dim: expected 1 or more, found -8"),
         (("--task", "sts", "--data", "x", "--modle", "m"), "--modle"),
     ],
 )
