@@ -87,6 +87,7 @@ PLAIN = {
     "swapped": symmetric(contrastive.info_nce),
     "by data set": per_dataset({"a": contrastive.info_nce, "b": pairwise.cosine_mse}),
 }
+SLOW = {"info_nce", "gte", "qwen3", "dcl", "mega_batch_margin", "cosent", "triplet"}  # the others are of every kind
 ONE_PASS = {"info_nce", "info_nce, symmetric, dot", "gte", "qwen3", "gist", "dcl", "siglip", "swapped"}
 
 
@@ -103,7 +104,9 @@ def sliced(columns, size):
     return columns.replace(embeddings=unit(columns.embeddings), teacher=unit(columns.teacher))
 
 
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in PLAIN]
+)
 def test_it_is_the_weighted_sum_of_the_losses_on_slices(columns, name):
     plain = PLAIN[name]
     columns = first(columns, plain.about.columns[1] or 3)
