@@ -43,9 +43,10 @@ def plot_sweep(rows: Sequence[Measured], keep: float, data: str, output: Path, f
     top = max(shares)
     for axes, cost, place in panels:
         best = front(rows, cost)
-        values = [place(row) for row in rows]
+        low, high = min(map(place, rows)), max(map(place, rows))
+        labels = max(3.0, (high / low) ** 0.55)  # room for the names of the outermost points
         axes.set_xscale("log")
-        axes.set_xlim(min(values) / (6 if axes is left else 1.2), max(values) * (1.3 if axes is left else 2.5))
+        axes.set_xlim(*((low / labels, high * 1.3) if axes is left else (low / 1.2, high * labels)))
         for row in rows:
             _point(axes, row, place(row), colors, alpha=0.9 if row in best else 0.22)
         axes.plot([place(row) for row in best], [100 * row.share for row in best], "-", color="0.35", zorder=1)
@@ -60,7 +61,11 @@ def plot_sweep(rows: Sequence[Measured], keep: float, data: str, output: Path, f
     left.set_ylim(min(shares) - 2 * gap, top + 2 * gap)
     key = [Line2D([], [], color=color, marker="s", linestyle="", label=name) for name, color in colors.items()]
     key += [Line2D([], [], color="0.3", marker=m, linestyle="", label=f"{name} search") for name, m in MARKERS.items()]
-    key.append(Line2D([], [], color="0.3", marker="o", markersize=10, mfc="none", linestyle="", label="rescored"))
+    key.append(
+        Line2D(
+            [], [], color="0.3", marker="o", markersize=10, mfc="none", linestyle="", label="rescored (x candidates)"
+        )
+    )
     key.append(Line2D([], [], color="0.35", label="Pareto front"))
     figure.legend(handles=key, loc="outside lower center", ncols=min(len(key), 8), frameon=False)
     figure.suptitle(f"{Path(data).name}: {len(rows)} settings; 100 % is {METRIC} {rows[0].quality:.4f}")
@@ -71,7 +76,7 @@ def plot_sweep(rows: Sequence[Measured], keep: float, data: str, output: Path, f
 def name(row: Measured) -> str:
     """What a point is called in the picture."""
     setting = row.setting
-    rescored = f", rescored {setting.rescoring}" if setting.rescore else ""
+    rescored = f", {setting.rescoring}" if setting.rescore else ""
     return f"{setting.precision} {setting.dim}d{rescored}"
 
 

@@ -183,6 +183,8 @@ def test_the_picture_names_the_front_and_its_labels_are_apart(tmp_path, monkeypa
         for precision, size in (("int8", dim), ("int4", dim // 2), ("binary", dim // 8), ("pq16", 16)):
             share = 0.5 + 0.5 * (size / 384) ** 0.2 * rng.uniform(0.95, 1.02)
             rows.append(row(share, size, float(rng.uniform(2000, 20_000)), setting=Setting(dim, precision)))
+    outermost = Setting(128, "binary", False, 4, "float32")
+    rows.append(row(0.55, 12, 30_000.0, setting=outermost))
     plot_sweep(rows, 0.95, "some/scifact", tmp_path / "sweep.png", "png")
     monkeypatch.undo()
     [figure] = drawn
