@@ -152,17 +152,16 @@ def embedded(args: argparse.Namespace, model: Any) -> Iterator[Any]:
     """Embeddings of the input, block by block."""
     import numpy as np
 
-    from embed_jax.sentence import truncate
-
     for block in model.encode_blocks(
         texts(args),
         prompt_name=args.prompt_name,
+        dim=args.dim or 0,
         batch_tokens=args.batch_tokens,
         show_progress=sys.stderr.isatty(),
     ):
         if not np.isfinite(block).all():
             raise RunError("the model gives embeddings with numbers that are not finite")
-        yield truncate(block, args.dim) if args.dim else block
+        yield block
 
 
 def given_calibration(args: argparse.Namespace, dim: int) -> Any:
