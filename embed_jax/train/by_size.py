@@ -103,20 +103,34 @@ def plot_by_size(found: Mapping[str, BySize], trained: Sequence[int], output: Pa
     from matplotlib import pyplot
     from matplotlib.ticker import NullFormatter, NullLocator, PercentFormatter
 
-    figure, panels = pyplot.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
+    figure, panels = pyplot.subplots(1, 2, figsize=(13, 4.8), layout="constrained")
+    every = sorted({size for of in found.values() for by_size in of.values() for size in by_size})
     for axes, of_full in zip(panels, (False, True), strict=True):
+        ends: list[tuple[float, str, str]] = []
         for number, (name, of) in enumerate(found.items()):
             for depth, (layers, by_size) in enumerate(of.items()):
-                sizes = sorted(by_size)
+                sizes, color = sorted(by_size), f"C{number}"
                 values = [by_size[size] / (full_score(of) if of_full else 1.0) for size in sizes]
-                style = {"color": f"C{number}", "linestyle": ("-", "--", ":", "-.")[depth % 4]}
-                axes.plot(sizes, values, label=name + (f", {layers} layers" if len(of) > 1 else ""), **style)
+                axes.plot(sizes, values, color=color, linestyle=("-", "--", ":", "-.")[depth % 4])
                 for is_trained, marker in ((True, "o"), (False, "x")):
                     marked = [i for i, size in enumerate(sizes) if (size in trained) == is_trained]
-                    axes.plot([sizes[i] for i in marked], [values[i] for i in marked], marker, color=f"C{number}")
+                    axes.plot([sizes[i] for i in marked], [values[i] for i in marked], marker, color=color)
+                ends.append((values[0], name + (f", {layers} layers" if len(of) > 1 else ""), color))
+        low, high = axes.get_ylim()
+        places = _apart([value for value, *_ in ends], 0.05 * (high - low))
+        for place, (_, label, color) in zip(places, ends, strict=True):
+            axes.annotate(
+                label, (every[0], place), (-8, 0), textcoords="offset points", color=color, ha="right", va="center"
+            )
         axes.set_xscale("log", base=2)
-        every = sorted({size for of in found.values() for by_size in of.values() for size in by_size})
-        axes.set_xticks(every, [str(size) for size in every])
+        longest = max(len(label) for _, label, _ in ends)
+        span = math.log2(every[-1] / every[0]) + 1.0
+        axes.set_xlim(every[0] / 2 ** (0.022 * longest * span), every[-1] * 1.1)
+        shown = [every[0]]
+        for size in every[1:]:
+            if size == every[-1] or (size >= 1.4 * shown[-1] and size * 1.3 <= every[-1]):
+                shown.append(size)
+        axes.set_xticks(shown, [str(size) for size in shown])
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("size of the embedding (dimensions; x: not trained)")
@@ -124,6 +138,14 @@ def plot_by_size(found: Mapping[str, BySize], trained: Sequence[int], output: Pa
     panels[0].set(ylabel="Spearman's correlation", title="Quality by size")
     panels[1].set(ylabel="share of the whole embedding's", title="Share kept")
     panels[1].yaxis.set_major_formatter(PercentFormatter(1.0))
-    panels[0].legend(fontsize=9, loc="lower right")
     figure.savefig(output, dpi=120)
     pyplot.close(figure)
+
+
+def _apart(places: Sequence[float], gap: float) -> list[float]:
+    """The places, moved up where they are less than `gap` apart."""
+    moved = list(places)
+    order = sorted(range(len(places)), key=lambda i: places[i])
+    for before, after in zip(order, order[1:], strict=False):
+        moved[after] = max(moved[after], moved[before] + gap)
+    return moved
