@@ -53,9 +53,8 @@ def plot_sweep(rows: Sequence[Measured], keep: float, data: str, output: Path, f
         axes.axhline(100 * keep, color="0.5", linestyle=":", linewidth=1)
         axes.annotate(f"{100 * keep:g} %", (0.995, 100 * keep), xycoords=axes.get_yaxis_transform(), **CORNER)
         axes.grid(alpha=0.25)
-        axes.set_xticks(
-            *_ticks(*axes.get_xlim(), steps=(1,) if axes is left else (1, 2, 5), base=2 if axes is left else 10)
-        )
+        steps = (1,) if axes is left else (1, 2, 5) if high < 30 * low else (1, 3)
+        axes.set_xticks(*_ticks(*axes.get_xlim(), steps=steps, base=2 if axes is left else 10))
         axes.minorticks_off()
         top = max(top, _label(axes, best, place, colors, gap, on_left=axes is left))
     left.set_ylim(min(shares) - 2 * gap, top + 2 * gap)
