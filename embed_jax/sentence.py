@@ -119,6 +119,7 @@ class SentenceEncoder:
             InputError: for an unknown prompt, a text that is no string, `batch_tokens` below one text's length, or a
                 `dim` or `layers` that the model has not.
         """
+        self._check_dim(dim)
         blocks = self.encode_blocks(
             [texts] if isinstance(texts, str) else texts,
             prompt_name=prompt_name,

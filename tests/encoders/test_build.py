@@ -81,6 +81,7 @@ def test_bfloat16_is_near(params, packed):
     assert np.sum(half * full, axis=1).min() > 0.999
 
 
+@pytest.mark.slow
 def test_same_on_every_number_of_devices(params, packed, unpacked):
     """Inside shard_map with check_vma, under lax.map and checkpoint, with dropout: value and gradient."""
     encoder = build_encoder(SPEC)

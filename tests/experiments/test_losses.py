@@ -79,6 +79,7 @@ def test_losses_train_on_the_data_they_need(train, data, loss):
     assert all(np.isfinite(line["loss"]) and line["grad_norm"] > 0 for line in lines)
 
 
+@pytest.mark.slow
 def test_a_guide_of_another_tokenizer(train, tmp_path, tiny_tokenizer):
     """Its vocabulary has another order, so its token ids are others."""
     import jax

@@ -72,6 +72,7 @@ def test_bad_pairs_are_one_line(own_data, tmp_path):
     assert status == 2 and err.count("\n") == 1 and "bad.tsv:2" in err
 
 
+@pytest.mark.slow
 def test_prompts_of_the_training_are_those_of_the_evaluation_and_of_the_result(own_data, tmp_path):
     prompts = ["--config.data.anchor_prompt=find : ", "--config.data.candidate_prompt=this is a "]
     status, _, err = own_data(*prompts, "--config.train.steps=2", "--config.eval.every=2")

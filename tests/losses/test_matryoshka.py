@@ -87,7 +87,17 @@ PLAIN = {
     "swapped": symmetric(contrastive.info_nce),
     "by data set": per_dataset({"a": contrastive.info_nce, "b": pairwise.cosine_mse}),
 }
-SLOW = {"info_nce", "gte", "qwen3", "dcl", "mega_batch_margin", "cosent", "triplet"}  # the others are of every kind
+SLOW = {
+    "info_nce",
+    "gte",
+    "qwen3",
+    "dcl",
+    "mega_batch_margin",
+    "cosent",
+    "triplet",
+    "swapped",
+    "gist",
+}  # the others are of every kind
 ONE_PASS = {"info_nce", "info_nce, symmetric, dot", "gte", "qwen3", "gist", "dcl", "siglip", "swapped"}
 
 

@@ -99,7 +99,8 @@ def test_replicated_parameters_gradients_are_reduced_once(encoder, params, group
     )
 
 
-@pytest.mark.parametrize("tensor", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("tensor", [1, 2])
 def test_a_layer_is_gathered_once_a_pass_and_scattered_once(encoder, params, tensor):
     """FSDP, layer by layer: in the body of each loop over layers at most one gather and one reduce-scatter over "fsdp".
 

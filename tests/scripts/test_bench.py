@@ -80,7 +80,11 @@ def test_memory(results_of):
 
 
 @pytest.mark.parametrize(
-    "options", [["--form", "ring", "--fsdp", "2", "--groups", "2"], ["--fsdp", "2", "--fsdp-gather", "once"]]
+    "options",
+    [
+        ["--form", "ring", "--fsdp", "2", "--groups", "2"],
+        pytest.param(["--fsdp", "2", "--fsdp-gather", "once"], marks=pytest.mark.slow),
+    ],
 )
 def test_a_step_sends_what_the_formula_says(results_of, options):
     results = results_of("scaling", "--shape", "tiny", "--devices", "4", *options)

@@ -165,6 +165,7 @@ def test_an_unknown_metric_is_refused_before_training(simcse_here, tmp_path, sen
     assert status == 2 and "unknown metric 'sts/speerman' (did you mean 'sts/spearman'?)" in err, err
 
 
+@pytest.mark.slow
 def test_validation_sentences_have_a_loss_of_their_own(simcse_here, tmp_path, sentences):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.txt").write_text("\n".join(sentences[:100]) + "\n")
