@@ -87,6 +87,7 @@ PLAIN = {
     "swapped": symmetric(contrastive.info_nce),
     "by data set": per_dataset({"a": contrastive.info_nce, "b": pairwise.cosine_mse}),
 }
+# The others are of every kind.
 SLOW = {
     "info_nce",
     "gte",
@@ -97,7 +98,7 @@ SLOW = {
     "triplet",
     "swapped",
     "gist",
-}  # the others are of every kind
+}
 ONE_PASS = {"info_nce", "info_nce, symmetric, dot", "gte", "qwen3", "gist", "dcl", "siglip", "swapped"}
 
 
