@@ -48,6 +48,7 @@ def test_packed_equals_unpacked_and_padding_changes_nothing(params, packed, unpa
     np.testing.assert_allclose(np.linalg.norm(one, axis=1), 1.0, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_remat_and_unroll_change_nothing(params, packed):
     base = value_and_gradient(params, packed)
     for options in ({"remat": "layer"}, {"unroll": 1, "attention": "xla"}):

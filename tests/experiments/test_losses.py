@@ -68,7 +68,7 @@ def train(tmp_path, tiny_model, monkeypatch, capsys):
         pytest.param("scored", "cosent(scale=10) + 0.1 * uniformity()", marks=pytest.mark.slow),
         pytest.param("nli", "softmax(concatenation='u,v,|u-v|,u*v')", marks=pytest.mark.slow),
         ("lists", "kl"),
-        ("triplets", "symmetric(info_nce(learn_temperature=True))"),
+        pytest.param("triplets", "symmetric(info_nce(learn_temperature=True))", marks=pytest.mark.slow),
     ],
 )
 def test_losses_train_on_the_data_they_need(train, data, loss):

@@ -182,7 +182,8 @@ def test_the_form_does_not_matter(gradient_of, form, devices, name):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("fsdp_gather", ["layer", pytest.param("once", marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize("fsdp_gather", ["layer", "once"])
 def test_a_mesh_of_three_axes_does_not_matter(gradient_of, fsdp_gather, name):
     """data x fsdp x tensor = 2 x 2 x 2: groups over four, parameters over four of the eight devices."""
     assert_same(gradient_of(name, 8, fsdp=2, tensor=2, fsdp_gather=fsdp_gather), gradient_of(name, 1))

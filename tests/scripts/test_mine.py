@@ -150,7 +150,7 @@ def test_bad_usage_is_refused(refused, files, tmp_path):
     assert "--beir has its own" in refused(mine, "--beir", "some", *data[2:], *output)
 
 
-@pytest.mark.parametrize("strategy", ["dense", "bm25"])
+@pytest.mark.parametrize("strategy", [pytest.param("dense", marks=pytest.mark.slow), "bm25"])
 def test_the_bench_measures_time_and_memory(strategy):
     pytest.importorskip("bm25s")
     options = {"model": None, "shape": "tiny", "on_disk": True, "block": 4, "rank_max": 10, "strategy": strategy}
