@@ -31,7 +31,7 @@ from embed_jax.errors import InputError, RunError, exit_with_one_line, require
 from embed_jax.registry import unknown
 from scripts.ablate_plots import plot_against_step, plot_against_x
 from scripts.ablate_runs import Run, Table, perform, plan, read_table, spread
-from scripts.commands import Parser, print_table, write_json, written_whole
+from scripts.commands import PICTURES, Parser, check_picture, print_table, write_json, written_whole
 
 EXAMPLES = """examples:
   python -m scripts.ablate dropout.py --output dropout.json
@@ -39,7 +39,6 @@ EXAMPLES = """examples:
   python -m scripts.ablate data_size.py --plot data_size.png --curves overfitting.png
   python -m scripts.ablate negatives.py --evaluate "--task retrieval --data scifact"
 """
-PICTURES = (".png", ".pdf", ".svg")
 
 
 def main() -> None:
@@ -104,8 +103,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error(f"--seeds: expected numbers separated by commas, found {args.seeds!r}")
     args.seeds = list(dict.fromkeys(map(int, seeds)))
     for option, path in (("--plot", args.plot), ("--curves", args.curves)):
-        if path and path.suffix not in PICTURES:
-            parser.error(f"{option}: expected a name that ends in {', '.join(PICTURES)}, found {str(path)!r}")
+        check_picture(parser, option, path)
     args.workdir = args.workdir or Path("runs", "ablate", args.table.stem)
     return args
 

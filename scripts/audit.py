@@ -29,7 +29,7 @@ from jaxtyping import Bool, Float, Int
 from embed_jax.data.pairs import Places, count_sharing, text_hash
 from embed_jax.data.sources import iter_records, pair_columns
 from embed_jax.errors import InputError, RunError, exit_with_one_line
-from scripts.commands import Parser, print_table, written_whole
+from scripts.commands import Parser, load_model, print_table, written_whole
 
 EXAMPLES = """--output has an object a line, one for a pair of rows even if they share several things:
   {"row": 0, "negative": 1, "why": "group", "value": "g1", "column": "positive"}
@@ -98,11 +98,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def audit(args: argparse.Namespace, listing: Listing) -> None:
     model = None
     if args.model:
-        from embed_jax.sentence import load
-        from embed_jax.train.fit import enable_compilation_cache
-
-        enable_compilation_cache()
-        model = load(args.model)
+        model = load_model(args.model)
     rows = read_rows(args)
     affected = rows.affected()
     for finding in find_shared(args, rows):

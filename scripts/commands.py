@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 from embed_jax.atomic import replaced
 from embed_jax.errors import InputError
 
+PICTURES = (".png", ".pdf", ".svg")
+
 
 class OneLineParser(argparse.ArgumentParser):
     """A usage error is an InputError."""
@@ -81,3 +83,18 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     for row in (columns, *rows):
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def check_picture(parser: Parser, option: str, path: Path | None) -> None:
+    """Ends with one line for a name that is no picture's."""
+    if path and path.suffix not in PICTURES:
+        parser.error(f"{option}: expected a name that ends in {', '.join(PICTURES)}, found {str(path)!r}")
+
+
+def load_model(name: str) -> Any:
+    """The SentenceEncoder of that name, with compiled programs kept from run to run."""
+    from embed_jax.sentence import load
+    from embed_jax.train.fit import enable_compilation_cache
+
+    enable_compilation_cache()
+    return load(name)

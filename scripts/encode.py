@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from embed_jax.errors import InputError, RunError, exit_with_one_line, require
-from scripts.commands import Parser, written_whole
+from scripts.commands import Parser, load_model, written_whole
 
 EXAMPLES = """examples:
   python -m scripts.encode --model sentence-transformers/all-MiniLM-L6-v2 --input sentences.txt --output sentences.npy
@@ -117,11 +117,8 @@ def encode_file(args: argparse.Namespace, count: int, beside: Path) -> None:
 
     from embed_jax.retrieval.calibration import check_precision, save_calibration
     from embed_jax.retrieval.quantize import quantize
-    from embed_jax.sentence import load
-    from embed_jax.train.fit import enable_compilation_cache
 
-    enable_compilation_cache()
-    model = load(args.model)
+    model = load_model(args.model)
     dim = args.dim or model.dim
     if dim > model.dim:
         raise InputError(f"--dim: expected 1 to {model.dim}, the size of the model's embeddings, found {dim}")

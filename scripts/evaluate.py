@@ -19,7 +19,7 @@ from typing import Any
 
 from embed_jax.errors import InputError, exit_with_one_line, require
 from scripts import evaluate_sweep
-from scripts.commands import Parser, print_table, write_json, written_whole
+from scripts.commands import Parser, load_model, print_table, write_json, written_whole
 
 EXAMPLES = """data:
   sts        a file with the columns score, sentence1, sentence2 and optionally subset (.tsv, .csv, .jsonl, each also
@@ -118,7 +118,7 @@ def run_sts(args: argparse.Namespace) -> dict[str, Any]:
     if len(set(names)) < len(names):
         names = [str(path) for path in files]
     sets = {name: read_sts(path) for name, path in zip(names, files, strict=True)}
-    encode = functools.partial(load_model(args).encode, **encode_options(args), prompt_name=args.prompt_name)
+    encode = functools.partial(load_model(args.model).encode, **encode_options(args), prompt_name=args.prompt_name)
     metrics, intervals = {}, {}
     for name, (sentences1, sentences2, scores, subsets) in sets.items():
         similarities, gold = pair_similarities(encode, sentences1, sentences2), np.array(scores)
@@ -169,7 +169,7 @@ def run_retrieval(args: argparse.Namespace) -> dict[str, Any]:
         require("bm25s", "search")
     task = open_retrieval_task(args.data, args.split)
     options = {"ks": args.k, "ignore_identical_ids": args.ignore_identical_ids}
-    model = load_model(args)
+    model = load_model(args.model)
     found = {args.model: evaluate_retrieval(*encoders(args, model), *task, similarity=model.similarity, **options)}
     if args.baseline:
         found[args.baseline] = evaluate_search(bm25_search, *task, **options)
@@ -198,7 +198,7 @@ def run_sweep(args: argparse.Namespace) -> dict[str, Any]:
     from embed_jax.data.sources import open_retrieval_task
 
     task = open_retrieval_task(args.data, args.split)
-    model = load_model(args)
+    model = load_model(args.model)
     if model.similarity not in ("cosine", "dot"):
         raise InputError(f"{args.model}: --sweep is for similarity cosine or dot, found {model.similarity!r}")
     found = evaluate_sweep.sweep(args, model, *encoders(args, model), task)
@@ -212,14 +212,6 @@ def encoders(args: argparse.Namespace, model: Any) -> tuple[Callable, Callable]:
         functools.partial(encode, prompt_name=args.query_prompt_name or known_prompt(model, QUERY_PROMPTS)),
         functools.partial(encode, prompt_name=args.corpus_prompt_name or known_prompt(model, CORPUS_PROMPTS)),
     )
-
-
-def load_model(args: argparse.Namespace) -> Any:
-    from embed_jax.sentence import load
-    from embed_jax.train.fit import enable_compilation_cache
-
-    enable_compilation_cache()
-    return load(args.model)
 
 
 def encode_options(args: argparse.Namespace) -> dict[str, Any]:

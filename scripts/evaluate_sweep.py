@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from embed_jax.errors import InputError, RunError, require
-from scripts.commands import Parser, print_table, written_whole
+from scripts.commands import PICTURES, Parser, check_picture, print_table, written_whole
 
 METRIC = "ndcg@10"
 K = 10
 REPEATS, SECONDS = 7, 0.3  # a search is timed so often at least, and so long
 SEARCHES = ("symmetric", "asymmetric")
 ORIGINALS = ("int8", "float32")
-PICTURES = (".png", ".svg", ".pdf")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +115,7 @@ def check_arguments(args: argparse.Namespace, parser: Parser) -> None:
         parser.error(f"--keep: expected a share above 0, at most 1, found {args.keep}")
     if args.threads < 1:
         parser.error(f"--threads: expected 1 or more, found {args.threads}")
-    if args.plot and args.plot.suffix not in PICTURES:
-        parser.error(f"--plot: expected a name that ends in {', '.join(PICTURES)}, found {str(args.plot)!r}")
+    check_picture(parser, "--plot", args.plot)
     dims = args.dims.split(",") if args.dims else []
     if not all(dim.isdecimal() and int(dim) > 0 for dim in dims):
         parser.error(f"--dims: expected numbers from 1 up, separated by commas, found {args.dims!r}")
@@ -231,6 +229,7 @@ def measure(
     def prefix(embeddings, dim):
         return truncate(embeddings, dim) if dim < embeddings.shape[1] else embeddings
 
+    @functools.lru_cache(maxsize=len(ORIGINALS) + 1)  # what is stored beside serves several settings
     def compressed(dim, precision):
         cut = prefix(documents, dim)
         return compress(cut, precision, calibrate(cut[:: -(-len(cut) // SAMPLE)], precision))

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from embed_jax.errors import InputError, exit_with_one_line, require
-from scripts.commands import Parser, print_table, write_json, written_whole
+from scripts.commands import PICTURES, Parser, check_picture, load_model, print_table, write_json, written_whole
 
 EXAMPLES = """data: a file (.tsv, .csv, .jsonl or .txt, each also .gz) with, a line,
   score, sentence1, sentence2   positive pairs are those above 0.8 of the highest score
@@ -30,7 +30,6 @@ examples:
   python -m scripts.geometry --model runs/simcse/model --against bert-base-uncased --data stsb/test.tsv \\
       --output geometry.json --plot geometry.png
 """
-PICTURES = (".png", ".svg", ".pdf")
 
 
 def main() -> None:
@@ -63,24 +62,22 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error(f"--limit: expected 2 or more, found {args.limit}")
     if args.seed < 0:
         parser.error(f"--seed: expected 0 or more, found {args.seed}")
-    if args.plot and args.plot.suffix not in PICTURES:
-        parser.error(f"--plot: expected a name that ends in one of {', '.join(PICTURES)}, found {str(args.plot)!r}")
+    check_picture(parser, "--plot", args.plot)
     return args
 
 
 def measure(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     """Prints a table; returns what goes to --output, and the embeddings of each model by "before" and "after"."""
     from embed_jax.evals.geometry import embed, geometry_metrics, sample
-    from embed_jax.sentence import load
-    from embed_jax.train.fit import enable_compilation_cache
     from embed_jax.train.tracking import environment
 
     texts, pairs = sample(*read_texts(args.data), args.limit, args.seed)
-    enable_compilation_cache()
     models = {"before": args.against, "after": args.model} if args.against else {"after": args.model}
     spaces, metrics = {}, {}
     for when, name in models.items():
-        encode = functools.partial(load(name).encode, prompt_name=args.prompt_name, show_progress=sys.stderr.isatty())
+        encode = functools.partial(
+            load_model(name).encode, prompt_name=args.prompt_name, show_progress=sys.stderr.isatty()
+        )
         spaces[when] = embed(encode, texts, pairs)
         metrics[when] = geometry_metrics(*spaces[when])
     print(f"{args.data}: {len(texts)} texts, {len(pairs)} positive pairs")

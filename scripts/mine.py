@@ -21,7 +21,7 @@ from typing import Any
 
 from embed_jax.errors import InputError, exit_with_one_line, require
 from embed_jax.registry import unknown
-from scripts.commands import Parser, written_whole
+from scripts.commands import Parser, load_model, written_whole
 
 EXAMPLES = """--format, as training reads them; a pair without a negative is left out:
   triplets        anchor positive negative, a line a negative
@@ -169,9 +169,9 @@ def make_searchers(args: argparse.Namespace, corpus: Sequence[str], stack: conte
 
     encode, options = (), {}
     if args.model:
-        from scripts.evaluate import CORPUS_PROMPTS, QUERY_PROMPTS, known_prompt, load_model
+        from scripts.evaluate import CORPUS_PROMPTS, QUERY_PROMPTS, known_prompt
 
-        model = load_model(args)
+        model = load_model(args.model)
         encode = tuple(
             functools.partial(
                 model.encode,

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from embed_jax.data import positives
 from embed_jax.data.pairs import split_pairs
 from embed_jax.errors import InputError, exit_with_one_line
-from scripts.commands import OneLineParser, Parser, written_whole
+from scripts.commands import OneLineParser, Parser, load_model, written_whole
 
 EXAMPLES = """files are JSONL, TSV or CSV with a header, each also as .gz:
   clicks       query doc_id clicks, and a corpus _id text [title]; a pair has the document's id and the query's group
@@ -148,11 +148,8 @@ def make_paraphrases(args: argparse.Namespace, drop: Dropped) -> list[positives.
 def cosine_scorer(name: str, prompt_name: str | None) -> positives.Score:
     """Scores pairs by the cosine of their embeddings."""
     from embed_jax.retrieval.topk import unit_rows
-    from embed_jax.sentence import load
-    from embed_jax.train.fit import enable_compilation_cache
 
-    enable_compilation_cache()
-    model = load(name)
+    model = load_model(name)
 
     def score(first: Sequence[str], second: Sequence[str]) -> Float[np.ndarray, " n"]:
         a, b = (unit_rows(model.encode(texts, prompt_name=prompt_name)) for texts in (first, second))

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embed_jax.errors import InputError, exit_with_one_line
-from scripts.commands import Parser, print_table
+from scripts.commands import Parser, load_model, print_table
 
 if TYPE_CHECKING:
     from embed_jax.encoders.build import EncoderSpec
@@ -63,13 +63,11 @@ def shrink(args: argparse.Namespace) -> None:
     from embed_jax.data.sources.files import read_sts
     from embed_jax.encoders.shrink import add_pca, keep_layers, layer_numbers
     from embed_jax.evals.sts import sts_evaluator
-    from embed_jax.sentence import load
-    from embed_jax.train.fit import enable_compilation_cache
+    from embed_jax.types import num_params
 
-    enable_compilation_cache()
     evaluate = sts_evaluator(*read_sts(args.sts)) if args.sts else None
     texts = read_texts(args) if args.texts else []
-    model = smaller = load(args.model)
+    model = smaller = load_model(args.model)
     spec, params = model.spec, jax.device_get(model.params)
     if args.layers is not None:
         try:
@@ -89,7 +87,7 @@ def shrink(args: argparse.Namespace) -> None:
     rows = [
         ["layers", *(str(side.spec.backbone.num_layers) for side in sides)],
         ["dimensions", *(str(side.dim) for side in sides)],
-        ["parameters", *(f"{sum(leaf.size for leaf in jax.tree.leaves(side.params)):,}" for side in sides)],
+        ["parameters", *(f"{num_params(side.params):,}" for side in sides)],
     ]
     if evaluate:
         rows.append(["Spearman", *(f"{evaluate(side.encode)['spearman']:.4f}" for side in sides)])

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from embed_jax.errors import InputError, exit_with_one_line
-from scripts.commands import OneLineParser, Parser
+from scripts.commands import OneLineParser, Parser, load_model
 
 EXAMPLES = """examples:
   python -m scripts.static words --vectors glove.6B.300d.txt --output models/glove
@@ -77,12 +77,9 @@ def from_words(args: argparse.Namespace):
 
 
 def from_teacher(args: argparse.Namespace):
-    from embed_jax.sentence import load
-    from embed_jax.train.fit import enable_compilation_cache
     from embed_jax.train.static import distil
 
-    enable_compilation_cache()
-    return distil(load(args.model), args.dim, sif=args.sif)
+    return distil(load_model(args.model), args.dim, sif=args.sif)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from embed_jax.data.synthesize import (
     template,
 )
 from embed_jax.errors import InputError, RunError, exit_with_one_line, require
-from scripts.commands import OneLineParser, written_whole
+from scripts.commands import OneLineParser, load_model, written_whole
 
 if TYPE_CHECKING:
     from embed_jax.retrieval.round_trip import Search
@@ -308,9 +308,9 @@ def round_trip_search(args: argparse.Namespace) -> Callable[[Sequence[str]], Sea
     if not args.model:
         return None
     from embed_jax.retrieval.index import dense_searcher
-    from scripts.evaluate import CORPUS_PROMPTS, QUERY_PROMPTS, known_prompt, load_model
+    from scripts.evaluate import CORPUS_PROMPTS, QUERY_PROMPTS, known_prompt
 
-    model = load_model(args)
+    model = load_model(args.model)
     encode = [
         functools.partial(model.encode, prompt_name=known_prompt(model, names), show_progress=sys.stderr.isatty())
         for names in (QUERY_PROMPTS, CORPUS_PROMPTS)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import array
-import gzip
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
+from embed_jax.data.sources.files import raw_lines
 from embed_jax.data.tokenize import Tokenizer, from_transformers
 from embed_jax.errors import InputError
 
@@ -33,7 +32,7 @@ def read_word_vectors(path: Path) -> tuple[list[str], Float[np.ndarray, "V D"]]:
     lines: dict[str, int] = {}  # of each word
     numbers = array.array("f")
     count = dim = seen = 0
-    for line, raw in _lines(path):
+    for line, raw in raw_lines(path):
         if line == 1:
             first = raw.split()
             if len(first) == 2 and all(field.isdigit() for field in first) and int(first[1]):
@@ -101,18 +100,3 @@ def _is_number(field: bytes) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(line number from 1, line)."""
-    line = 0
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            for line, raw in enumerate(file, 1):
-                yield line, raw
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{path}:{line + 1}: damaged or cut-off gzip data ({error})") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None

@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Float, Int
 
+from embed_jax.data.sources.beir import relevant
 from embed_jax.errors import InputError
 from embed_jax.evals.retrieval import Qrels, Texts, check_qrels
 from embed_jax.retrieval.topk import Encode
@@ -223,12 +224,7 @@ def judged_texts(corpus: Texts, queries: Texts, qrels: Qrels) -> tuple[list[str]
         InputError: if a judgement names an unknown query or document, or nothing is judged.
     """
     check_qrels(corpus, queries, qrels)
-    positives = [
-        (queries[query], corpus[document])
-        for query, judged in qrels.items()
-        for document, relevance in judged.items()
-        if relevance > 0
-    ]
+    positives = [(queries[query], corpus[document]) for query, document in relevant(qrels)]
     return list(dict.fromkeys(corpus.values())), positives
 
 

@@ -194,14 +194,24 @@ def finite(text: str, where: str) -> float:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """(line number from 1, line without its end)."""
+    for number, raw in raw_lines(path):
+        try:
+            yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}:{number}: invalid UTF-8 (byte {error.start + 1} of the line)") from None
+
+
+def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(line number from 1, line with its end) of a file, gzip-compressed if its name says so.
+
+    Raises:
+        InputError: if it is missing, cannot be read, or is damaged.
+    """
     number = 0
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             for number, raw in enumerate(file, 1):
-                try:
-                    yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-                except UnicodeDecodeError as error:
-                    raise InputError(f"{path}:{number}: invalid UTF-8 (byte {error.start + 1} of the line)") from None
+                yield number, raw
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
