@@ -27,9 +27,25 @@ class Model:
     dropout: float = -1.0  # of hidden states and attention; -1: the model's own
     compute_dtype: str = "auto"  # "auto": bfloat16 on GPU and TPU, float32 on CPU
     same_mask_columns: int = 0  # texts of an example that share a dropout mask: 2 is SimCSE's "fixed 0.1"; 0: none
-    remat: str = "none"  # "none" or "layer": recompute each layer in the backward pass
+    remat: str = "none"  # what the backward pass recomputes: "layer": all of it; "dots": all but products; "none"
+    attention: str = ""  # of a decoder: "causal" or "bidirectional"; "": the model's own
+    append_eos: bool = False  # end every text with the tokenizer's end token; False: as the model's own tokenizer does
     guide: str = ""  # a model that losses ask which negatives are false (gist); "": none
     teacher: str = ""  # a model whose embeddings are to be imitated (distillation); "": none
+
+
+@dataclasses.dataclass
+class Lora:
+    """A low-rank adapter (Hu et al. 2021), trained instead of the model's own parameters."""
+
+    rank: int = 0  # 0: no adapter, all parameters are trained
+    alpha: float = 32.0  # the adapter counts alpha / rank times
+    dropout: float = 0.0  # of the adapter's input
+    targets: str = "all-linear"  # names of linear maps as in the model's files, with commas: "q_proj,v_proj"
+    rslora: bool = False  # alpha / sqrt(rank) instead (Kalajdzievski 2023)
+    dora: bool = False  # directions and lengths apart (Liu et al. 2024)
+    base: str = "float32"  # how the frozen parameters are kept: "float32", "bfloat16", or "int8" (linear maps only)
+    merge: bool = False  # save the model with the adapter merged into it; False: beside it, in PEFT's format
 
 
 @dataclasses.dataclass
@@ -49,6 +65,10 @@ class Data:
     max_length: int = 128  # tokens a text is cut to, special tokens included
     anchor_prompt: str = ""
     candidate_prompt: str = ""
+    anchor_instruction: str = ""  # put into `template`, the result is the prompt; "": no instruction
+    candidate_instruction: str = ""
+    template: str = ""  # "Instruct: {instruction}\nQuery: " or the like; "": the model's own
+    pool_prompt: bool = True  # whether prompts count towards pooling; a model that leaves them out keeps doing so
     augment: str = ""  # how the positive of SimCSE is changed: "delete_words(rate=0.1)"; "": not
 
 
@@ -65,6 +85,8 @@ class Source:
     max_length: int = 0  # tokens a text is cut to; 0: `data.max_length`
     anchor_prompt: str = ""  # "": `data.anchor_prompt`, and so on
     candidate_prompt: str = ""
+    anchor_instruction: str = ""
+    candidate_instruction: str = ""
     loss: str = ""  # "": `loss.name`
     loss_weight: float = 1.0
     weight: float = 1.0  # with `mixture.sampling="weights"`: its share of the batches, in relation to the others
@@ -198,6 +220,7 @@ class Experiment:
     """All settings of one run; see each part's fields."""
 
     model: Model = dataclasses.field(default_factory=Model)
+    lora: Lora = dataclasses.field(default_factory=Lora)
     data: Data = dataclasses.field(default_factory=Data)
     mixture: Mixture = dataclasses.field(default_factory=Mixture)
     batch: BatchShape = dataclasses.field(default_factory=BatchShape)

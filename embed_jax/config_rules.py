@@ -13,7 +13,9 @@ from embed_jax.registry import unknown
 CHOICES = {
     "model.mlp": ("", "kept", "training"),
     "model.compute_dtype": ("auto", "float32", "bfloat16"),
-    "model.remat": ("none", "layer"),
+    "model.remat": ("none", "layer", "dots"),
+    "model.attention": ("", "causal", "bidirectional"),
+    "lora.base": ("float32", "bfloat16", "int8"),
     "mixture.sampling": ("proportional", "round_robin", "temperature", "weights"),
     "mixture.batches": ("single", "mixed"),
     "mine.sampling": ("top", "random"),
@@ -27,6 +29,9 @@ CHOICES = {
 # field -> (lowest, highest, whether the lowest itself is refused)
 RANGES = {
     "model.dropout": (-1.0, 0.99, False),
+    "lora.rank": (0, math.inf, False),
+    "lora.alpha": (0, math.inf, True),
+    "lora.dropout": (0, 0.99, False),
     "data.holdout": (0, 0.4, False),
     "data.limit": (0, math.inf, False),
     "data.window": (1, math.inf, False),

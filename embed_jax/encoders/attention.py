@@ -1,4 +1,4 @@
-"""Bidirectional attention over packed rows: one signature, a body for each kind of backend."""
+"""Attention over packed rows: one signature, a body for each kind of backend."""
 
 from __future__ import annotations
 
@@ -16,21 +16,39 @@ BLOCK = 2**20  # attention weights of one block: 4 MiB in float32
 MASKED = -1e9  # exp of it is exactly 0 in float32, and it stays finite when two of them are added
 
 
-def sentence_bias(sentence: Int[Array, "R T"]) -> Float[Array, "R 1 T T"]:
+def sentence_bias(
+    sentence: Int[Array, "R T"],
+    position: Int[Array, "R T"] | None = None,
+    *,
+    causal: bool = False,
+    window: int = 0,
+) -> Float[Array, "R 1 T T"]:
     """What to add to the scores so that a token sees its own sentence only: 0 there, MASKED elsewhere.
 
     Padding has an id of its own, so it sees padding: no row is without a slot to look at, none is NaN, and
     what comes out there is never pooled.
+
+    Args:
+        position: the tokens' places in their sentences; wanted for `causal` and `window`.
+        causal: a token sees itself and those before it alone.
+        window: a token sees tokens at a distance below this alone; 0: at any.
     """
-    return jnp.where(sentence[:, None, :, None] == sentence[:, None, None, :], 0.0, MASKED)
+    seen = sentence[:, :, None] == sentence[:, None, :]
+    if causal or window:
+        back = position[:, :, None] - position[:, None, :]
+        seen &= back >= 0 if causal else True
+        seen &= jnp.abs(back) < window if window else True
+    return jnp.where(seen, 0.0, MASKED)[:, None]
 
 
 def attention(
     query: Float[Array, "R T H d"],
-    key: Float[Array, "R T H d"],
-    value: Float[Array, "R T H d"],
+    key: Float[Array, "R T G d"],
+    value: Float[Array, "R T G d"],
     bias: Float[Array, "R K T T"],
     *,
+    scale: float | None = None,
+    softcap: float = 0.0,
     dropout_rate: float = 0.0,
     dropout_key: PRNGKeyArray | None = None,
     dropout_places: Places | None = None,
@@ -38,8 +56,13 @@ def attention(
 ) -> Float[Array, "R T H d"]:
     """softmax(query key^T / sqrt(d) + bias) value, with dropout of the softmax (Vaswani et al. 2017, eq. 1).
 
+    Fewer heads G of keys and values than H of queries, a divisor, each serve H / G of them in order (grouped-query
+    attention, Ainslie et al. 2023).
+
     Args:
         bias: float32, added to the scores: the mask, and a relative position bias where there is one; K is H or 1.
+        scale: of the scores, instead of 1 / sqrt(d).
+        softcap: c > 0: scores s become c tanh(s / c) before the bias (Gemma 2, 2024, section 2).
         dropout_key: None means no dropout. The same key gives the same mask in every implementation.
         dropout_places: whose mask each slot shares; None: masks by row and slot.
         implementation: "xla": batched matrix products; "blocks": the same, a few rows at a time; "cudnn": flash
@@ -50,26 +73,33 @@ def attention(
         dropout_key = None
     if implementation == "auto":
         backend = jax.default_backend()
-        flash = backend == "gpu" and query.dtype == jnp.bfloat16 and dropout_key is None
+        flash = backend == "gpu" and query.dtype == jnp.bfloat16 and dropout_key is None and not softcap
         implementation = "blocks" if backend == "cpu" else "cudnn" if flash else "xla"
     if implementation == "cudnn":
         if dropout_key is not None:
             raise InputError("attention 'cudnn' has no dropout: use 'auto' or 'xla', or attention_dropout 0")
-        return jax.nn.dot_product_attention(query, key, value, bias.astype(query.dtype), implementation="cudnn")
+        if softcap:
+            raise InputError("attention 'cudnn' has no soft-capping: use 'auto' or 'xla'")
+        mask = bias.astype(query.dtype)
+        return jax.nn.dot_product_attention(query, key, value, mask, scale=scale, implementation="cudnn")
     if implementation not in IMPLEMENTATIONS:
         raise InputError(unknown("attention", implementation, IMPLEMENTATIONS))
+    key, value = (jnp.repeat(x, query.shape[2] // x.shape[2], axis=2) for x in (key, value))
+    query = query * jnp.asarray(query.shape[-1] ** -0.5 if scale is None else scale, query.dtype)
     query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))
     body = _blocks if implementation == "blocks" else _products
-    return body(query, key, value, bias, dropout_places, dropout_rate, dropout_key).transpose(0, 2, 1, 3)
+    return body(query, key, value, bias, softcap, dropout_places, dropout_rate, dropout_key).transpose(0, 2, 1, 3)
 
 
-def _products(query, key, value, bias, places, dropout_rate, dropout_key, start=0):
+def _products(query, key, value, bias, softcap, places, dropout_rate, dropout_key, start=0):
     """Batched matrix products over [R, H]; the division by the row sum comes last, on [T, d] and not [T, T].
 
     On CPU this form takes a seventh of the time of einsum, softmax, einsum: XLA fuses all of it.
     """
-    query = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
-    scores = jnp.matmul(query, key.transpose(0, 1, 3, 2), preferred_element_type=jnp.float32) + bias
+    scores = jnp.matmul(query, key.transpose(0, 1, 3, 2), preferred_element_type=jnp.float32)
+    if softcap:
+        scores = softcap * jnp.tanh(scores / softcap)
+    scores = scores + bias
     weights = jnp.exp(scores - lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
     total = jnp.sum(weights, axis=-1, keepdims=True)
     if places is not None:
@@ -85,7 +115,7 @@ def _starts(places: Places, heads: int, slots: int) -> Int[Array, "R H T T"]:
     return ((example * heads + head) * slots + position) * slots + places.position[:, None, None, :]
 
 
-def _blocks(query, key, value, bias, places, dropout_rate, dropout_key):
+def _blocks(query, key, value, bias, softcap, places, dropout_rate, dropout_key):
     """`_products` for as many rows at a time as have [T, T] weights that fit the cache, recomputed backwards.
 
     On CPU a training step is about a tenth faster than with all rows at once, in two thirds of the memory.
@@ -93,12 +123,13 @@ def _blocks(query, key, value, bias, places, dropout_rate, dropout_key):
     rows, heads, slots, _ = query.shape
     block = max(n for n in range(1, rows + 1) if rows % n == 0 and (n == 1 or n * heads * slots**2 <= BLOCK))
     if block == rows:
-        return _products(query, key, value, bias, places, dropout_rate, dropout_key)
+        return _products(query, key, value, bias, softcap, places, dropout_rate, dropout_key)
 
     @jax.checkpoint
     def one(inputs):
-        index, *arrays = inputs
-        return _products(*arrays, dropout_rate, dropout_key, index * (block * heads * slots**2))
+        index, (query, key, value, bias, places) = inputs
+        start = index * (block * heads * slots**2)
+        return _products(query, key, value, bias, softcap, places, dropout_rate, dropout_key, start)
 
     cut = jax.tree.map(lambda x: x.reshape(rows // block, block, *x.shape[1:]), (query, key, value, bias, places))
-    return lax.map(one, (jnp.arange(rows // block), *cut)).reshape(query.shape)
+    return lax.map(one, (jnp.arange(rows // block), cut)).reshape(query.shape)

@@ -13,6 +13,7 @@ from embed_jax.encoders import bert, nomic, static
 from embed_jax.encoders.attention import IMPLEMENTATIONS
 from embed_jax.encoders.heads import Head, Normalize
 from embed_jax.encoders.pooling import check_pooling, needs_every_layer, pool
+from embed_jax.encoders.stack import REMATS
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup, unknown
 from embed_jax.types import Encoder, Params, TokenBatch
@@ -50,7 +51,8 @@ def build_encoder(
     Args:
         compute_dtype: "float32" or "bfloat16": of activations and products. Parameters, norms, softmax,
             pooling and heads are float32 always.
-        remat: "layer" keeps only each layer's input for the backward pass; "none" keeps everything.
+        remat: "layer" keeps only each layer's input for the backward pass; "dots" the matrix products with parameters
+            too; "none" keeps everything.
         attention: "auto", "xla", "blocks" or "cudnn"; see attention.attention.
         unroll: layers per iteration of the scan over layers; None: all of them when training on CPU (with a
             dropout key), else 1. A step is an eighth faster there without the loop, but takes longer to
@@ -68,7 +70,7 @@ def build_encoder(
     """
     for what, value, known in (
         ("compute_dtype", compute_dtype, ("float32", "bfloat16")),
-        ("remat", remat, ("none", "layer")),
+        ("remat", remat, REMATS),
         ("attention", attention, IMPLEMENTATIONS),
     ):
         if value not in known:

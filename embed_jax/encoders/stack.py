@@ -14,13 +14,18 @@ from embed_jax.encoders.layers import Places
 from embed_jax.errors import InputError
 from embed_jax.types import TokenBatch
 
+ADAPTER = "lora"  # the collection of parameters that an adapter adds, beside the collection "params"
+POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}  # what is kept; others: nothing
+REMATS = ("none", "layer", *POLICIES)
+
 
 class Stack(nn.Module):
     """A backbone's settings, and what its `__call__` is put together from.
 
     Attributes:
         config: the backbone's frozen dataclass.
-        remat: "layer" recomputes each layer in the backward pass, "none" keeps everything.
+        remat: "layer" recomputes each layer in the backward pass, "dots" all of it but the matrix products with
+            parameters, "none" keeps everything.
         unroll: how many layers one iteration of the scan holds.
         read: maps a layer's parameters as stored (a shard of them) to those to compute with; each layer is then
             recomputed in the backward pass, so that what was read is not kept. None: as stored.
@@ -60,16 +65,16 @@ class Stack(nn.Module):
         self,
         layer: type[nn.Module],
         hidden: Float[Array, "R T D"],
-        keys: PRNGKeyArray | None,
+        each: Any,
         *shared: Any,
         every_layer: bool,
     ) -> Float[Array, "*L R T D"]:
         """Hidden states after the last layer, or of every layer with a leading axis L.
 
         Args:
-            layer: made as `layer(config, dtype, attention, every_layer)`, called as `(hidden, key, *shared)`; gives
+            layer: made as `layer(config, dtype, attention, every_layer)`, called as `(hidden, own, *shared)`; gives
                 the next hidden states, and these again if every layer is asked for, else None.
-            keys: one dropout key for each layer.
+            each: what each layer has of its own, stacked: its dropout key, or a tree with its key and more.
             shared: what is the same for all layers.
         """
         if self.read is not None:
@@ -77,15 +82,15 @@ class Stack(nn.Module):
             layer = nn.map_variables(
                 layer, "params", trans_in_fn=lambda found: {"params": read(found["params"])}, mutable=False
             )
-        if self.read is not None or self.remat == "layer":
-            layer = nn.remat(layer, prevent_cse=self.unroll > 1)
+        if self.read is not None or self.remat != "none":
+            layer = nn.remat(layer, prevent_cse=self.unroll > 1, policy=POLICIES.get(self.remat))
         layers = nn.scan(
             layer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
+            variable_axes={"params": 0, ADAPTER: 0},
+            split_rngs={"params": True, ADAPTER: True},
             in_axes=(0, *(nn.broadcast for _ in shared)),
             length=self.config.num_layers,
             unroll=self.unroll,
         )(self.config, self.dtype, self.attention, every_layer, name="layers")
-        last, every = layers(hidden, keys, *shared)
+        last, every = layers(hidden, each, *shared)
         return every if every_layer else last
