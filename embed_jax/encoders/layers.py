@@ -62,15 +62,37 @@ class LayerNorm(nn.Module):
 
     eps: float
     dtype: Any
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
-        bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
         x = x.astype(jnp.float32)
         x = x - jnp.mean(x, axis=-1, keepdims=True)
         variance = jnp.mean(x * x, axis=-1, keepdims=True)
-        return (x * (lax.rsqrt(variance + self.eps) * scale) + bias).astype(self.dtype)
+        x = x * (lax.rsqrt(variance + self.eps) * scale)
+        if self.use_bias:
+            x = x + self.param("bias", nn.initializers.zeros, x.shape[-1:])
+        return x.astype(self.dtype)
+
+
+class RMSNorm(nn.Module):
+    """`x / sqrt(mean(x^2) + eps) * (offset + scale)` (Zhang and Sennrich 2019); statistics in float32.
+
+    Attributes:
+        offset: what the parameter is counted from: 1 for Gemma's, whose scale starts at 0.
+    """
+
+    eps: float
+    dtype: Any
+    offset: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        scale = self.param("scale", nn.initializers.constant(1.0 - self.offset), x.shape[-1:])
+        x = x.astype(jnp.float32)
+        mean_square = jnp.mean(x * x, axis=-1, keepdims=True)
+        return (x * (lax.rsqrt(mean_square + self.eps) * (self.offset + scale))).astype(self.dtype)
 
 
 def type_vectors(table: Float[Array, "K D"], segment: Int[Array, "R T"] | None) -> Float[Array, "*B D"]:
