@@ -166,6 +166,9 @@ LossResult = tuple[Float[Array, " b"], Float[Array, " b"], dict[str, Float[Array
 sum(weights) over the global batch, and so are the metrics."""
 
 
+BASE = "base"
+
+
 @struct.dataclass
 class TrainState:
     """Everything that a step reads; a checkpoint holds all but what is frozen.
@@ -174,7 +177,8 @@ class TrainState:
         step: how many steps were taken.
         params: {"encoder": tree, "loss": tree}; float32.
         opt_state: the optimiser's own state.
-        frozen: parameters of models that only look on, by name ("guide", "teacher").
+        frozen: parameters that are not trained: of models that only look on, by name ("guide", "teacher"), and under
+            BASE those of the encoder itself that `params["encoder"]` lacks.
         extra: what a step carries to the next beside: "queue" and "momentum" of `parallel.queue`.
     """
 
@@ -183,6 +187,11 @@ class TrainState:
     opt_state: Any
     frozen: dict[str, Params] = struct.field(default_factory=dict)
     extra: dict[str, Any] = struct.field(default_factory=dict)
+
+    @property
+    def encoder(self) -> Params:
+        """All of the encoder's parameters, trained and frozen."""
+        return {**self.frozen.get(BASE, {}), **self.params["encoder"]}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from embed_jax.parallel.mesh import BATCH_AXES
 from embed_jax.parallel.queue import queue_columns, queue_entries, queue_metrics
 from embed_jax.parallel.world import device_world
-from embed_jax.types import Auxiliary, Batch, Columns, Encoder, LossResult, Params, TokenBatch
+from embed_jax.types import BASE, Auxiliary, Batch, Columns, Encoder, LossResult, Params, TokenBatch
 
 Loss = Callable[..., LossResult]
 Read = Callable[[Params], Params]
@@ -136,7 +136,8 @@ def global_loss(
         loss: `(own, world, loss_params) -> (values [b], weights [b], metrics {name: [b]})`.
         mesh: the batch's groups are split over its batch axes.
         form: how the world of examples is held, see `world.OneWorld`.
-        specs: how `params` are split over the mesh, see `mesh.param_specs`; None: not at all.
+        specs: how `params` are split over the mesh, see `mesh.param_specs`, and under BASE how those parameters of the
+            encoder are that are not trained; None: not at all.
         fsdp_gather: when parameters split over "fsdp" are gathered: "layer": each layer by itself, and again in the
             backward pass, so that no device ever holds all; "once": all of them, at the start of the step.
         frozen: encoders by name ("guide", "teacher") whose embeddings of `batch.tokens[name]` the loss is given.
@@ -147,24 +148,20 @@ def global_loss(
     Returns:
         `(params, batch, key, frozen params = {}, extra = {}) -> (scalar, (metrics, finite [B]))`: the weighted mean
         over the global batch, the metrics' means, and which examples' own loss values are finite. `params` is
-        {"encoder", "loss"}, and "auxiliary" where there is one.
+        {"encoder", "loss"}, and "auxiliary" where there is one; what "encoder" lacks is in the frozen ones' BASE.
 
         With `extra`, a state's with a queue (`parallel.queue`), its entries are negatives, and the second result is
         (metrics, finite, what enters the queue). Without, the loss is of this batch alone.
     """
     frozen, auxiliary = dict(frozen or {}), dict(auxiliary or {})
 
-    def gathered(params):
-        if specs is None:
-            return params, {}
-        params, read = _gathered(params, specs["encoder"], encoder.layers, fsdp_gather, mesh.shape["tensor"])
-        return params, {} if read is None else {"read": read}
+    gathered = gatherer(encoder, mesh, specs, fsdp_gather)
 
     def on_device(params, batch: Batch, key, frozen_params, extra):
-        params = jax.tree.map(_vary, params)
+        params, base = jax.tree.map(_vary, (params, frozen_params.get(BASE, {})))
         device = lax.axis_index(BATCH_AXES)
         first_group = device * batch.present.shape[0]
-        trained, read = gathered(params["encoder"])
+        trained, read = gathered({**base, **params["encoder"]})
 
         drawn = None if key is None else jax.random.fold_in(key, DRAWN)
         layer = draw_layers(drawn, encoder.config.num_layers, layers) if layers else None
@@ -204,33 +201,73 @@ def global_loss(
         if not extra:
             return total, (metrics, jnp.isfinite(values))
         if "momentum" in extra:
-            steady, read = gathered(lax.stop_gradient(jax.tree.map(_vary, extra["momentum"])))
+            steady = lax.stop_gradient(jax.tree.map(_vary, extra["momentum"]))
+            steady, read = gathered({**base, **steady})
             own = columns_of(
                 {"encoder": encode_groups(encoder, steady, batch.tokens["encoder"], None, first_group, **read)}, batch
             )
         return total, (metrics, jnp.isfinite(values), queue_entries(lax.stop_gradient(own)))
 
-    split, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
-    manual = None if specs is None else jax.tree.map(_only_fsdp, specs, is_leaf=_is_spec)
-
     def objective(params, batch, key, frozen_params=None, extra=None):
-        extra = extra or {}
-        encoders = whole if manual is None else manual["encoder"]
-        extra_specs = {name: encoders if name == "momentum" else whole for name in extra}
+        frozen_params, extra = frozen_params or {}, extra or {}
+        split, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
+        trained, fixed = state_specs(params, frozen_params, specs)
+        encoders = whole if specs is None else trained["encoder"]
         sharded = jax.shard_map(
             on_device,
             mesh=mesh,
-            in_specs=(whole if manual is None else manual, split, whole, whole, extra_specs),
+            in_specs=(
+                trained,
+                split,
+                whole,
+                fixed,
+                {name: encoders if name == "momentum" else whole for name in extra},
+            ),
             out_specs=(whole, (whole, split, *([split] if extra else []))),
-            axis_names=set(BATCH_AXES) if mesh.shape["tensor"] > 1 else set(mesh.axis_names),
+            axis_names=manual_axes(mesh),
             check_vma=True,
         )
-        total, (metrics, *rest) = sharded(params, batch, key, frozen_params or {}, extra)
+        total, (metrics, *rest) = sharded(params, batch, key, frozen_params, extra)
         if extra:
             metrics = metrics | queue_metrics(extra["queue"], batch.record.size)
         return total, (metrics, *rest)
 
     return objective
+
+
+def gatherer(encoder: Encoder, mesh: Mesh, specs: Any, when: str) -> Callable[[Params], tuple[Params, dict[str, Read]]]:
+    """What makes, on a device, of an encoder's parameters as they lie there those to compute with.
+
+    Args:
+        specs: of all parameters, or None; see `global_loss`.
+        when: `fsdp_gather`.
+
+    Returns:
+        `params -> (params, {"read": function})`: the second holds what `Encoder.apply` is given besides, if anything.
+    """
+    if specs is None:
+        return lambda params: (params, {})
+    whole = {**specs.get(BASE, {}), **specs["encoder"]}
+
+    def gathered(params: Params) -> tuple[Params, dict[str, Read]]:
+        params, read = _gathered(params, whole, encoder.layers, when, mesh.shape["tensor"])
+        return params, {} if read is None else {"read": read}
+
+    return gathered
+
+
+def state_specs(params: Params, frozen_params: Mapping[str, Params], specs: Any) -> tuple[Any, Any]:
+    """How `shard_map` splits a state's trained and its frozen parameters: over "fsdp"; "tensor" is the compiler's."""
+    whole = PartitionSpec()
+    if specs is None:
+        return whole, whole
+    manual = jax.tree.map(_only_fsdp, specs, is_leaf=_is_spec)
+    return {name: manual[name] for name in params}, {name: manual.get(name, whole) for name in frozen_params}
+
+
+def manual_axes(mesh: Mesh) -> set[str]:
+    """The axes over which a step says itself what happens; "tensor", if there is one, is left to the compiler."""
+    return set(BATCH_AXES) if mesh.shape["tensor"] > 1 else set(mesh.axis_names)
 
 
 def draw_layers(key: PRNGKeyArray | None, num_layers: int, count: int) -> Int[Array, " K"]:

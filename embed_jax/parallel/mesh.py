@@ -15,7 +15,7 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from embed_jax.errors import InputError
-from embed_jax.types import Params, Rules, TrainState
+from embed_jax.types import BASE, Params, Rules, TrainState
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")  # the axes over which the groups of a batch are split
@@ -97,31 +97,33 @@ def state_shardings(state: TrainState, optimizer: optax.GradientTransformation, 
 
     Args:
         state: arrays or their shapes.
-        specs: of `state.params`.
+        specs: of `state.params`, and of `state.frozen[BASE]` under that name.
     """
     whole = NamedSharding(mesh, PartitionSpec())
     shardings = jax.tree.map(
         lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec)
     )
+    frozen = {name: shardings.pop(name) if name == BASE else jax.tree.map(lambda _: whole, params)
+              for name, params in state.frozen.items()}  # fmt: skip
     moments = optax.tree.map_params(
         optimizer, lambda _, sharding: sharding, state.opt_state, shardings, transform_non_params=lambda _: whole
     )
     extra = jax.tree.map(lambda _: whole, state.extra)
     if "momentum" in extra:
         extra["momentum"] = shardings["encoder"]
-    frozen = jax.tree.map(lambda _: whole, state.frozen)
     return TrainState(step=whole, params=shardings, opt_state=moments, frozen=frozen, extra=extra)
 
 
 def place(tree: Any, shardings: Any) -> Any:
-    """Puts arrays that every host has as a whole onto the devices."""
-    return jax.tree.map(
-        lambda leaf, sharding: jax.make_array_from_callback(
-            np.shape(leaf), sharding, lambda index, leaf=leaf: np.asarray(leaf)[index]
-        ),
-        jax.device_get(tree),
-        shardings,
-    )
+    """Puts arrays that every host has as a whole onto the devices; those that lie there already stay."""
+
+    def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        if isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
+            return leaf
+        leaf = np.asarray(jax.device_get(leaf))
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+
+    return jax.tree.map(put, tree, shardings)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

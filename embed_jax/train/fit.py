@@ -43,7 +43,7 @@ from embed_jax.train.sources import Sources, for_loss, training_loss, training_o
 from embed_jax.train.start import Start, frozen_models, start_from, training_prompts
 from embed_jax.train.step import init_state, make_train_step
 from embed_jax.train.workdir import open_workdir
-from embed_jax.types import Auxiliary, Batch, Params, TrainState
+from embed_jax.types import BASE, Auxiliary, Batch, Params, TrainState
 
 Encode = Callable[[Sequence[str]], np.ndarray]
 Evaluator = Callable[[Encode], Mapping[str, float]]
@@ -121,7 +121,8 @@ def fit(
     optimizer = make_optimizer(config.optim, num_updates)
     schedule = make_schedule(config.optim, num_updates)
     key = jax.random.key(config.train.seed)
-    params = {"encoder": start.params, "loss": loss.init(start.encoder.dim, jax.random.fold_in(key, 2))}
+    trained, base = start.split()
+    params = {"encoder": trained, "loss": loss.init(start.encoder.dim, jax.random.fold_in(key, 2))}
     auxiliary = {}
     if config.loss.mlm:
         auxiliary["mlm"] = (config.loss.mlm, _mlm(start))
@@ -131,10 +132,13 @@ def fit(
         if not loss.about.queue:
             raise InputError(f"config.queue.size: the loss {config.loss.name!r} has no use for a queue of negatives")
         extra = init_queue(config.queue.size, start.encoder.dim, params["encoder"], config.queue.momentum)
-    specs = param_specs(params, [(f"encoder/{path}", axes) for path, axes in start.encoder.sharding], mesh)
-    state = init_state(params, optimizer, {name: other.params for name, other in frozen.items()}, extra)
+    rules = [(f"({BASE}|encoder)/{path}", axes) for path, axes in start.encoder.sharding]
+    specs = param_specs({**params, **base}, rules, mesh)
+    others = {name: other.params for name, other in frozen.items()}
+    state = init_state(params, optimizer, {**others, **base}, extra)
     shardings = state_shardings(state, optimizer, specs, mesh)
     state = place(state, shardings)
+    start.sentence.params = None  # the state has them
     objective = global_loss(
         start.encoder,
         loss,
@@ -160,7 +164,7 @@ def fit(
         print(f"no validation loss: {len(validation)} held-out records do not fill a batch of {config.batch.size}")
 
     def encode_with(state: TrainState) -> Encode:
-        return functools.partial(start.sentence.encode, params=state.params["encoder"])
+        return functools.partial(start.sentence.encode, params=state.encoder)
 
     def evaluate(state: TrainState) -> dict[str, float]:
         measured = dict(held_out(state)) if held_out else {}

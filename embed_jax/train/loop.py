@@ -22,7 +22,7 @@ from embed_jax.registry import unknown
 from embed_jax.train.checkpoint import Checkpoints
 from embed_jax.train.speed import model_flops_utilization, training_flops_per_token
 from embed_jax.train.tracking import MetricsFile, Progress, Wandb, environment
-from embed_jax.types import Batch, Params, TrainState
+from embed_jax.types import BASE, Batch, Params, TrainState
 
 
 @dataclasses.dataclass
@@ -93,7 +93,7 @@ def run(
         raise InputError(f"config.eval.metric: {config.eval.metric!r} is to pick the model, but nothing is evaluated")
     key = jax.random.key(config.train.seed)
     model_directory = workdir / "model"
-    flops_per_token = training_flops_per_token(state.params["encoder"])
+    flops_per_token = training_flops_per_token(state.params["encoder"], state.frozen.get(BASE))
     trace = [int(step) for step in config.train.profile.split(":")] if config.train.profile else [-1, -1]
 
     with contextlib.ExitStack() as stack:
@@ -163,7 +163,7 @@ def run(
                 gained = value >= best.value + config.eval.min_gain and value > best.value
                 if gained:
                     best = dataclasses.replace(best, value=value, step=step, stale=0, losses=[])
-                    save_model(state.params["encoder"], model_directory)
+                    save_model(state.encoder, model_directory)
                 else:
                     best = dataclasses.replace(best, stale=best.stale + 1, losses=[*best.losses, *_mean(losses)])
                     best = _warn_of_overfitting(best, config.eval.metric, progress.say)
@@ -223,7 +223,7 @@ def run(
         elif best.stopped:
             progress.say(f"no gain in {best.stale} evaluations: stopped at step {step}; best at step {best.step}")
         if finished and best.step < 0:  # no metric was asked for, or none was ever a number
-            save_model(state.params["encoder"], model_directory)
+            save_model(state.encoder, model_directory)
     return Result(state, best, finished)
 
 

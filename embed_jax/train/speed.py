@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from embed_jax.types import Params, num_params
+from embed_jax.types import Params
 
 # Dense bfloat16 FLOP/s of one device by a part of its name, from the makers' data sheets.
 PEAK_FLOPS = {
@@ -21,18 +21,22 @@ PEAK_FLOPS = {
 }
 
 
-def training_flops_per_token(params: Params) -> float:
+def training_flops_per_token(trained: Params, frozen: Params = None) -> float:
     """6 FLOPs per parameter that multiplies a token: 2 forward, 4 backward (Kaplan et al. 2020, section 2.1).
 
     Embedding tables are looked up, not multiplied, and attention's own products are left out, as is usual: for short
-    texts they are a few per cent.
+    texts they are a few per cent. A frozen parameter has no gradient of its own: 4 FLOPs.
     """
-    tables = sum(
+    return 6.0 * _multiplying(trained) + 4.0 * _multiplying(frozen)
+
+
+def _multiplying(params: Params) -> int:
+    """How many parameters are not in tables."""
+    return sum(
         leaf.size
         for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]
-        if any(getattr(part, "key", "") == "embeddings" for part in path)
+        if not any(getattr(part, "key", "") == "embeddings" for part in path)
     )
-    return 6.0 * (num_params(params) - tables)
 
 
 def model_flops_utilization(tokens_per_second: float, flops_per_token: float, devices: list[Any]) -> float | None:

@@ -16,7 +16,7 @@ from embed_jax.encoders.hub import resolve
 from embed_jax.encoders.shrink import keep_layers, layer_numbers
 from embed_jax.errors import InputError
 from embed_jax.sentence import SentenceEncoder
-from embed_jax.types import Encoder, Params
+from embed_jax.types import BASE, Encoder, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +32,15 @@ class Start:
     encoder: Encoder
     params: Params
     sentence: SentenceEncoder
+
+    def split(self) -> tuple[Params, dict[str, Params]]:
+        """The parameters to train, and {BASE: the frozen ones} if there is an adapter."""
+        if getattr(self.sentence.spec, "lora", None) is None:
+            return self.params, {}
+        from embed_jax.encoders.lora import split_trainable
+
+        trained, frozen = split_trainable(self.params)
+        return trained, {BASE: frozen}
 
 
 def start_from(model: Model, max_length: int, seed: int, devices: int = 0) -> Start:
