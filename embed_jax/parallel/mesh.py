@@ -118,7 +118,7 @@ def place(tree: Any, shardings: Any) -> Any:
     """Puts arrays that every host has as a whole onto the devices; those that lie there already stay."""
 
     def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
-        if isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
+        if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
             return leaf
         leaf = np.asarray(jax.device_get(leaf))
         return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
