@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from embed_jax.encoders.attention import attention, sentence_bias
 from embed_jax.encoders.family import Family, read_fields
-from embed_jax.encoders.layers import LayerNorm, Linear, Places, activation, dropout, type_vectors
+from embed_jax.encoders.layers import LayerNorm, Linear, Places, activation, dropout, embed, type_vectors
 from embed_jax.encoders.stack import Stack
 from embed_jax.errors import InputError
 from embed_jax.types import TokenBatch
@@ -120,7 +120,7 @@ class Embeddings(nn.Module):
         width = config.embedding_size
         token = self.param("token", init, (config.vocab_size, width))
         position = self.param("position", init, (config.max_positions, width))
-        x = token[tokens.token_ids] + position[tokens.position + config.position_offset]
+        x = embed(token, tokens.token_ids) + embed(position, tokens.position + config.position_offset)
         if config.type_vocab_size:
             types = self.param("token_type", init, (config.type_vocab_size, width))
             x = x + type_vectors(types, tokens.segment)
@@ -177,16 +177,18 @@ class Layer(nn.Module):
         return x, x if self.every_layer else None
 
 
-def relative_bias(table: Float[Array, "B H"], position: Int[Array, "R T"]) -> Float[Array, "R H T T"]:
-    """MPNet's bias by the distance of two tokens (Song et al. 2020; T5's buckets, Raffel et al. 2020).
+def relative_bias(
+    table: Float[Array, "B H"], position: Int[Array, "R T"], max_distance: int = 128
+) -> Float[Array, "R H T T"]:
+    """A bias by the distance of two tokens, in T5's buckets (Raffel et al. 2020), which MPNet has too.
 
     A product with a one-hot matrix: its gradient is a product too, where that of a gather would be a scatter
     of R * T * T rows into a handful.
     """
     buckets = table.shape[0]
-    bucket = relative_bucket(position[:, None, :] - position[:, :, None], buckets)
-    one_hot = jax.nn.one_hot(bucket, buckets, dtype=table.dtype)
-    return jnp.einsum("rqkb,bh->rhqk", one_hot, table, precision="highest")
+    bucket = relative_bucket(position[:, None, :] - position[:, :, None], buckets, max_distance)
+    one_hot = jax.nn.one_hot(bucket, buckets, dtype=jnp.float32)
+    return jnp.einsum("rqkb,bh->rhqk", one_hot, table.astype(jnp.float32), precision="highest")
 
 
 def relative_bucket(distance: Int[Array, "*B"], buckets: int, max_distance: int = 128) -> Int[Array, "*B"]:

@@ -30,6 +30,7 @@ class Dense:
         return {"kernel": kernel, "bias": jnp.zeros(self.out_features)} if self.bias else {"kernel": kernel}
 
     def apply(self, params: Params, x: Float[Array, "S I"]) -> Float[Array, "S O"]:
+        params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)  # from whatever they are stored in
         x = jnp.matmul(x, params["kernel"], precision="highest")
         return activation(self.activation)(x + params["bias"] if self.bias else x)
 

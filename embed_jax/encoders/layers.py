@@ -39,7 +39,7 @@ def activation(name: str) -> Callable[[Array], Array]:
 
 
 class Linear(nn.Module):
-    """`x @ kernel + bias`, or without bias; parameters float32, the product in `dtype`."""
+    """`x @ kernel + bias`, or without bias; the product in `dtype`, whatever that of the parameters."""
 
     features: int
     dtype: Any
@@ -66,13 +66,13 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:]).astype(jnp.float32)
         x = x.astype(jnp.float32)
         x = x - jnp.mean(x, axis=-1, keepdims=True)
         variance = jnp.mean(x * x, axis=-1, keepdims=True)
         x = x * (lax.rsqrt(variance + self.eps) * scale)
         if self.use_bias:
-            x = x + self.param("bias", nn.initializers.zeros, x.shape[-1:])
+            x = x + self.param("bias", nn.initializers.zeros, x.shape[-1:]).astype(jnp.float32)
         return x.astype(self.dtype)
 
 
@@ -90,9 +90,14 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         scale = self.param("scale", nn.initializers.constant(1.0 - self.offset), x.shape[-1:])
-        x = x.astype(jnp.float32)
+        x, scale = x.astype(jnp.float32), scale.astype(jnp.float32)
         mean_square = jnp.mean(x * x, axis=-1, keepdims=True)
         return (x * (lax.rsqrt(mean_square + self.eps) * (self.offset + scale))).astype(self.dtype)
+
+
+def embed(table: Float[Array, "V D"], ids: Int[Array, "*B"]) -> Float[Array, "*B D"]:
+    """Rows of a table, float32 whatever its dtype: sums of rows are not rounded to the dtype they are stored in."""
+    return table[ids].astype(jnp.float32)
 
 
 def type_vectors(table: Float[Array, "K D"], segment: Int[Array, "R T"] | None) -> Float[Array, "*B D"]:
@@ -101,9 +106,9 @@ def type_vectors(table: Float[Array, "K D"], segment: Int[Array, "R T"] | None) 
     A product with a one-hot matrix, whose gradient is a product too and not a scatter into few rows.
     """
     if segment is None:
-        return table[0]
-    one_hot = jax.nn.one_hot(segment, table.shape[0], dtype=table.dtype)
-    return jnp.matmul(one_hot, table, precision="highest")
+        return table[0].astype(jnp.float32)
+    one_hot = jax.nn.one_hot(segment, table.shape[0], dtype=jnp.float32)
+    return jnp.matmul(one_hot, table.astype(jnp.float32), precision="highest")
 
 
 @struct.dataclass

@@ -20,6 +20,7 @@ from embed_jax.encoders.layers import (
     Rotation,
     activation,
     dropout,
+    embed,
     rotate,
     rotation,
     type_vectors,
@@ -108,7 +109,7 @@ class Embeddings(nn.Module):
         init, width = nn.initializers.normal(config.initializer_range), config.hidden_size
         token = self.param("token", init, (config.vocab_size, width))
         types = self.param("token_type", init, (config.type_vocab_size, width))
-        x = token[tokens.token_ids] + type_vectors(types, tokens.segment)
+        x = embed(token, tokens.token_ids) + type_vectors(types, tokens.segment)
         x = LayerNorm(config.layer_norm_eps, self.dtype, name="norm")(x)
         return dropout(x, config.hidden_dropout, key, 0 if places is None else places.starts(width))
 

@@ -16,6 +16,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from embed_jax.encoders.family import Family
+from embed_jax.encoders.layers import embed
 from embed_jax.encoders.weights import WEIGHTS, read_tensors
 from embed_jax.errors import InputError, one_line
 from embed_jax.types import Params, TokenBatch
@@ -64,7 +65,8 @@ class Static(nn.Module):
     ) -> Float[Array, "*L R T D"]:
         """The rows; with a leading axis of one "layer" if every layer is asked for."""
         shape = (self.config.vocab_size, self.config.hidden_size)
-        rows = self.param("token", nn.initializers.normal(self.config.initializer_range), shape)[tokens.token_ids]
+        table = self.param("token", nn.initializers.normal(self.config.initializer_range), shape)
+        rows = embed(table, tokens.token_ids)
         return rows[None] if every_layer else rows
 
 
