@@ -1,0 +1,132 @@
+"""What to put before a text: templates for instructions, and what well-known families of models were trained with.
+
+The families' prompts are those of their model cards. They serve models whose files record none; what a model's own
+files say is always taken first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import string
+from collections.abc import Mapping
+
+from embed_jax.errors import InputError
+
+
+def check_template(template: str) -> None:
+    """Raises an InputError unless a template has the placeholder `{instruction}`, and no other."""
+    try:
+        fields = {name + (f":{spec}" if spec else "") + (f"!{conversion}" if conversion else "")
+                  for _, name, spec, conversion in string.Formatter().parse(template) if name is not None}  # fmt: skip
+    except ValueError as error:
+        raise InputError(f"template {template!r}: {error}; a brace itself is written twice") from None
+    if fields != {"instruction"}:
+        found = ", ".join(f"{{{field}}}" for field in sorted(fields)) or "none"
+        raise InputError(f"template {template!r}: expected the placeholder {{instruction}} alone, found {found}")
+
+
+def fill_template(template: str, instruction: str) -> str:
+    r"""The prompt that a template makes of an instruction.
+
+    >>> fill_template("Instruct: {instruction}\nQuery: ", "Given a claim, find what refutes it")
+    'Instruct: Given a claim, find what refutes it\nQuery: '
+
+    Raises:
+        InputError: the template lacks its placeholder `{instruction}`, or has another.
+    """
+    check_template(template)
+    return template.format(instruction=instruction)
+
+
+@dataclasses.dataclass(frozen=True)
+class FamilyPrompts:
+    """What a family of models expects of its input.
+
+    Attributes:
+        prompts: text put before an input, by name.
+        template: what makes a prompt of an instruction; "": the family takes none.
+        include_prompt: whether a prompt's tokens count towards pooling.
+        append_eos: whether texts end with the end-of-text token.
+        instruction: the usual one for retrieval queries, already in `prompts["query"]`.
+    """
+
+    prompts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    template: str = ""
+    include_prompt: bool = True
+    append_eos: bool = False
+    instruction: str = ""
+
+
+def instructed(template: str, instruction: str, **more) -> FamilyPrompts:
+    """A family whose queries have an instruction and whose documents have none."""
+    prompts = {"query": fill_template(template, instruction), "document": ""}
+    return FamilyPrompts(prompts, template, instruction=instruction, **more)
+
+
+E5_TEMPLATE = "Instruct: {instruction}\nQuery: "
+QWEN3_TEMPLATE = "Instruct: {instruction}\nQuery:"  # no blank at the end, as its card has it
+WEB_SEARCH = "Given a web search query, retrieve relevant passages that answer the query"
+QUESTION = "Given a question, retrieve passages that answer the question"
+WIKIPEDIA = "Given a question, retrieve Wikipedia passages that answer the question"
+BGE_QUERY = {"query": "Represent this sentence for searching relevant passages: ", "document": ""}
+BGE_ZH_QUERY = {"query": "为这个句子生成表示以用于检索相关文章：", "document": ""}
+NOMIC = {
+    "query": "search_query: ",
+    "document": "search_document: ",
+    "clustering": "clustering: ",
+    "classification": "classification: ",
+}
+GRITLM = {name: "<|embed|>\n" for name in ("query", "document")}
+INSTRUCTOR = {
+    "query": "Represent the question for retrieving supporting documents: ",
+    "document": "Represent the document for retrieval: ",
+}
+GEMMA = {
+    "query": "task: search result | query: ",
+    "document": "title: none | text: ",
+    "Clustering": "task: clustering | query: ",
+    "Classification": "task: classification | query: ",
+    "STS": "task: sentence similarity | query: ",
+}
+
+# The last part of a model's name, in any case: what it expects. The first that matches counts.
+FAMILIES: dict[str, FamilyPrompts] = {
+    r"(multilingual-)?e5-(small|base|large)(-v2|-unsupervised)?": FamilyPrompts(
+        {"query": "query: ", "passage": "passage: "}
+    ),
+    r"multilingual-e5-large-instruct": instructed(E5_TEMPLATE, WEB_SEARCH),
+    r"e5-mistral-7b-instruct": instructed(E5_TEMPLATE, WEB_SEARCH, append_eos=True),
+    r"sfr-embedding-(mistral|2_r)": instructed(E5_TEMPLATE, WEB_SEARCH, append_eos=True),
+    r"linq-embed-mistral": instructed(E5_TEMPLATE, WIKIPEDIA, append_eos=True),
+    r"nv-embed-v[12]": instructed(E5_TEMPLATE, QUESTION, include_prompt=False, append_eos=True),
+    r"gritlm-(7b|8x7b)": FamilyPrompts(GRITLM, "<|user|>\n{instruction}\n<|embed|>\n", include_prompt=False),
+    r"qwen3-embedding-(0\.6b|4b|8b)": instructed(QWEN3_TEMPLATE, WEB_SEARCH),
+    r"gte-qwen(1\.5|2)-(1\.5b|7b)-instruct": instructed(E5_TEMPLATE, WEB_SEARCH),
+    r"gte-(small|base|large)(-zh|-en-v1\.5)?|gte-(multilingual|modernbert)-base": FamilyPrompts(),
+    r"bge-(small|base|large)-en(-v1\.5)?": FamilyPrompts(BGE_QUERY),
+    r"bge-(small|base|large)-zh(-v1\.5)?": FamilyPrompts(BGE_ZH_QUERY),
+    r"bge-m3": FamilyPrompts(),
+    r"mxbai-embed-large-v1|uae-large-v1": FamilyPrompts(BGE_QUERY),
+    r"snowflake-arctic-embed-(xs|s|m|l|m-long|m-v1\.5)": FamilyPrompts(BGE_QUERY),
+    r"snowflake-arctic-embed-(m|l)-v2\.0": FamilyPrompts({"query": "query: ", "document": ""}),
+    r"nomic-embed-text-v(1|1\.5|1-ablated|1-unsupervised|2-moe)|modernbert-embed-base": FamilyPrompts(NOMIC),
+    r"instructor-(base|large|xl)": FamilyPrompts(INSTRUCTOR, "{instruction} ", include_prompt=False),
+    r"stella_en_(400m|1\.5b)_v5": instructed(E5_TEMPLATE, f"{WEB_SEARCH}."),
+    r"embeddinggemma-300m": FamilyPrompts(GEMMA, "task: {instruction} | query: ", instruction="search result"),
+    r"(all|paraphrase|multi-qa)-(multilingual-)?(minilm|mpnet|distilroberta)[\w.-]*": FamilyPrompts(),
+}
+
+
+def expected(name: str) -> FamilyPrompts | None:
+    """What the family of a model expects; None for a name that no family has.
+
+    Args:
+        name: on the hub, with or without its organisation, or a path that ends in such a name. A name with more before
+            or after it, such as "my-e5-base", is another model's.
+    """
+    last = re.split(r"[/\\]", name.rstrip("/\\"))[-1].lower()
+    for pattern, family in FAMILIES.items():
+        if re.fullmatch(pattern, last):
+            return family
+    return None
