@@ -5,8 +5,10 @@ Adding a backbone, a loss or a data set is its own file (or function) and one li
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
+import inspect
 from typing import Any
 
 from embed_jax.errors import InputError
@@ -20,6 +22,14 @@ REGISTRY: dict[str, dict[str, str]] = {
         "distilbert": "embed_jax.encoders.bert:DISTILBERT",
         "electra": "embed_jax.encoders.bert:ELECTRA",
         "nomic_bert": "embed_jax.encoders.nomic:NOMIC",
+        "t5": "embed_jax.encoders.t5:T5_ENCODER",
+        "llama": "embed_jax.encoders.decoder_families:LLAMA",
+        "mistral": "embed_jax.encoders.decoder_families:MISTRAL",
+        "qwen2": "embed_jax.encoders.decoder_families:QWEN2",
+        "qwen3": "embed_jax.encoders.decoder_families:QWEN3",
+        "gemma": "embed_jax.encoders.decoder_families:GEMMA",
+        "gemma2": "embed_jax.encoders.decoder_families:GEMMA2",
+        "gemma3_text": "embed_jax.encoders.decoder_families:GEMMA3",
         "static": "embed_jax.encoders.static:STATIC",
     },
     "loss": {
@@ -50,11 +60,17 @@ REGISTRY: dict[str, dict[str, str]] = {
         "kl": "embed_jax.losses.distillation:kl",
         "score_mse": "embed_jax.losses.distillation:score_mse",
         "relational": "embed_jax.losses.distillation:relational",
+        "own_candidates": "embed_jax.losses.listwise:own_candidates",
         "uniformity": "embed_jax.losses.regularization:uniformity",
         "alignment": "embed_jax.losses.regularization:alignment",
         "global_orthogonal": "embed_jax.losses.regularization:global_orthogonal",
         "variance": "embed_jax.losses.regularization:variance",
         "covariance": "embed_jax.losses.regularization:covariance",
+    },
+    "token_objective": {
+        "mlm": "embed_jax.encoders.token_objectives:mlm",
+        "mntp": "embed_jax.encoders.token_objectives:mntp",
+        "next_token": "embed_jax.encoders.token_objectives:next_token",
     },
     "augmentation": {
         "crop": "embed_jax.data.augment:crop",
@@ -87,6 +103,46 @@ def lookup(kind: str, name: str) -> Any:
         raise InputError(unknown(f"{kind}", name, entries))
     module, attribute = entries[name].split(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def called(kind: str, text: str) -> Any:
+    """What a registered function makes when it is called as written, "crop(rate=0.1)" or "crop".
+
+    Args:
+        text: a name of `kind`, arguments by name as literals. It is never evaluated as Python.
+
+    Raises:
+        InputError: naming what cannot be used, and what is accepted.
+    """
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError) as error:
+        raise InputError(getattr(error, "msg", str(error))) from None
+    match node:
+        case ast.Name(id=name):
+            positional, keywords = [], []
+        case ast.Call(func=ast.Name(id=name), args=positional, keywords=keywords):
+            pass
+        case _:
+            raise InputError(f"expected a single {kind}, of {', '.join(sorted(REGISTRY[kind]))}")
+    make = lookup(kind, name)
+    parameters = inspect.signature(make).parameters
+    if positional:
+        raise InputError(f"expected arguments by name; known: {', '.join(parameters)}")
+    given: dict[str, Any] = {}
+    for keyword in keywords:
+        if keyword.arg not in parameters:
+            raise InputError(unknown(f"argument of {name}", keyword.arg, parameters))
+        if keyword.arg in given:
+            raise InputError(f"expected {keyword.arg} once, found it twice")
+        try:
+            given[keyword.arg] = ast.literal_eval(keyword.value)
+        except ValueError:
+            raise InputError(f"{keyword.arg}: expected a number or a string in quotes") from None
+    for argument, parameter in parameters.items():
+        if argument not in given and parameter.default is parameter.empty:
+            raise InputError(f"{name} needs the argument {argument}")
+    return make(**given)
 
 
 def unknown(what: str, name: str, known) -> str:

@@ -1,4 +1,4 @@
-"""Masked language modelling (Devlin et al. 2019, section 3.1) beside another objective, as SimCSE's "+ MLM".
+"""Masked language modelling (Devlin et al. 2019, section 3.1): hidden tokens, the head that predicts them.
 
 The head is BERT's `cls.predictions` (RoBERTa's `lm_head`): a linear map, activation and norm, then the product with the
 table of token embeddings, which it shares with the encoder, and a bias.
@@ -6,7 +6,6 @@ table of token embeddings, which it shares with the encoder, and a bias.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -18,11 +17,9 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from embed_jax.encoders.layers import LayerNorm, Linear, activation
-from embed_jax.errors import InputError
-from embed_jax.types import Auxiliary, Encoder, Params, TokenBatch
+from embed_jax.types import Params, TokenBatch
 
 MASKED, RANDOM = 0.8, 0.1  # shares of the chosen tokens that become the mask, and any token; the others stay
-EVERY_TIME = 0  # seed of the choice where there is no key
 
 
 class Head(nn.Module):
@@ -71,14 +68,19 @@ def mask_tokens(
     special_ids: Sequence[int],
     vocab_size: int,
     rate: float = 0.15,
+    mask: float = MASKED,
+    random: float = RANDOM,
+    first: int = 0,
 ) -> tuple[TokenBatch, Int[Array, " K"], Bool[Array, " K"]]:
-    """Hides a share of one group's tokens: round(rate * n) of the n that are real and not special, chosen at random.
+    """Hides a share of one group's tokens: round(rate * n) of the n that may be hidden, chosen at random.
 
-    Of those chosen 80 % become the mask, 10 % any token of the vocabulary, and 10 % stay, each by its own chance.
+    Each of those chosen becomes the mask, any token of the vocabulary, or stays, by its own chance.
 
     Args:
         tokens: leaves `[R, T]`.
         special_ids: tokens that are never chosen ([CLS], [SEP], ...).
+        mask, random: the chances of becoming the mask, and any token.
+        first: tokens before this position of their sentence are never chosen either.
 
     Returns:
         The group with other `token_ids`; slots to predict, as numbers in the flat [R * T], K = ceil(rate * R * T) of
@@ -86,7 +88,7 @@ def mask_tokens(
     """
     ids = jnp.asarray(tokens.token_ids).reshape(-1)
     order_key, kind_key, random_key = jax.random.split(key, 3)
-    maskable = (tokens.sentence < tokens.sentences).reshape(-1)
+    maskable = ((tokens.sentence < tokens.sentences) & (tokens.position >= first)).reshape(-1)
     maskable &= ~jnp.isin(ids, jnp.asarray(special_ids, ids.dtype))
     order = jnp.where(maskable, jax.random.uniform(order_key, ids.shape), -1.0)
     _, slots = jax.lax.top_k(order, math.ceil(rate * ids.size))
@@ -95,44 +97,6 @@ def mask_tokens(
     kind = jax.random.uniform(kind_key, slots.shape)
     old = ids[slots]
     anything = jax.random.randint(random_key, slots.shape, 0, vocab_size, old.dtype)
-    new = jnp.where(kind < MASKED, mask_id, jnp.where(kind < MASKED + RANDOM, anything, old))
+    new = jnp.where(kind < mask, mask_id, jnp.where(kind < mask + random, anything, old))
     ids = ids.at[slots].set(jnp.where(chosen, new, old), unique_indices=True)
     return tokens.replace(token_ids=ids.reshape(tokens.token_ids.shape)), slots, chosen
-
-
-def mlm_auxiliary(encoder: Encoder, mask_id: int, special_ids: Sequence[int], rate: float = 0.15) -> Auxiliary:
-    """Masked language modelling of the batch's own texts, for `parallel.gather.global_loss`.
-
-    A group is encoded a second time with tokens hidden, and the mean cross entropy of what they were is taken over all
-    hidden tokens of the global batch. Metric: "accuracy". Logits exist for the hidden tokens alone.
-
-    Args:
-        mask_id: the mask token's id.
-        special_ids: tokens that are never hidden.
-        rate: share of the others that are.
-
-    Raises:
-        InputError: for a rate outside (0, 1], a tokenizer without mask token, or an encoder that has no such table.
-    """
-    if not 0.0 < rate <= 1.0:
-        raise InputError(f"mlm rate: expected more than 0 and at most 1, found {rate}")
-    config = encoder.config
-    if mask_id is None or not 0 <= mask_id < config.vocab_size:
-        raise InputError(f"mlm: expected a mask token among the model's {config.vocab_size}, found {mask_id}")
-
-    def apply(params: Params, encoder_params: Params, tokens: TokenBatch, key: PRNGKeyArray | None, read=None):
-        dropout_key, choice_key = (None, jax.random.key(EVERY_TIME)) if key is None else jax.random.split(key)
-        masked, slots, chosen = mask_tokens(
-            tokens, choice_key, mask_id=mask_id, special_ids=special_ids, vocab_size=config.vocab_size, rate=rate
-        )
-        more = {} if read is None else {"read": read}
-        hidden = encoder.hidden(encoder_params, masked, dropout_key, **more)
-        states = hidden.reshape(-1, hidden.shape[-1])[slots].astype(jnp.float32)
-        logits = head_logits(config, params, states, encoder_params["backbone"]["embeddings"]["token"])
-        wanted = jnp.asarray(tokens.token_ids).reshape(-1)[slots]
-        entropy = jax.nn.logsumexp(logits, axis=-1) - jnp.take_along_axis(logits, wanted[:, None], axis=-1)[:, 0]
-        correct = jnp.argmax(logits, axis=-1) == wanted
-        counts = chosen.astype(jnp.float32)
-        return jnp.sum(entropy * counts), jnp.sum(counts), {"accuracy": jnp.sum(correct * counts)}
-
-    return Auxiliary(init=functools.partial(init_head, config), apply=apply)

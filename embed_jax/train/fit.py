@@ -21,7 +21,7 @@ from embed_jax.config_file import load
 from embed_jax.data.order import Order, make_order
 from embed_jax.data.pipeline import BatchMaker, batch_maker, fingerprint, most_texts, prefetch, training_batches
 from embed_jax.data.stream import Stream, made_ahead, stream_batches
-from embed_jax.encoders.mlm import mlm_auxiliary
+from embed_jax.encoders.token_objectives import mlm_auxiliary
 from embed_jax.errors import InputError
 from embed_jax.losses.compose import LossFunction
 from embed_jax.losses.expression import arguments_of
@@ -37,11 +37,13 @@ from embed_jax.parallel.mesh import (
     state_shardings,
 )
 from embed_jax.parallel.queue import init_queue
+from embed_jax.parallel.tokens import token_loss
 from embed_jax.train import loop
 from embed_jax.train.optim import make_optimizer, make_schedule
 from embed_jax.train.sources import Sources, for_loss, training_loss, training_order
 from embed_jax.train.start import Start, frozen_models, start_from, training_prompts
 from embed_jax.train.step import init_state, make_train_step
+from embed_jax.train.tokens import cut_records, cut_sources, stand_in, tokens_alone
 from embed_jax.train.workdir import open_workdir
 from embed_jax.types import BASE, Auxiliary, Batch, Params, TrainState
 
@@ -79,12 +81,17 @@ def fit(
     sources_at = sources if callable(sources) else lambda step, encode: sources
     found = sources_at(0, start.sentence.encode)
     given = loss_arguments(config.loss)
-    loss = training_loss(config, given, list(found))
+    alone = tokens_alone(config, start)  # the objective, where there are tokens to predict and no embeddings to compare
+    loss = training_loss(config, given, list(found)) if alone is None else stand_in(config.loss.name, alone)
     _check_loss(config, loss, given, frozen)
     start.sentence.similarity = config.loss.similarity or "cosine"
     start.sentence.matryoshka_dims, start.sentence.adaptive_layers = loss.about.dims, loss.about.layers != 0
-    prompts = _settle_prompts(config, start)
+    prompts = _settle_prompts(config, start) if alone is None else ("", "")
     found = for_loss(found, loss, config, prompts)
+    if alone is not None:
+        tokenizer = start.sentence.tokenizer
+        validation = validation and cut_records(validation, *found.values(), tokenizer)
+        found = cut_sources(found, tokenizer)
     columns = config.model.same_mask_columns
     if columns and columns != (texts := max(map(most_texts, found.values()))):
         raise InputError(
@@ -139,17 +146,20 @@ def fit(
     shardings = state_shardings(state, optimizer, specs, mesh)
     state = place(state, shardings)
     start.sentence.params = None  # the state has them
-    objective = global_loss(
-        start.encoder,
-        loss,
-        mesh,
-        form=config.loss.form,
-        specs=specs,
-        fsdp_gather=config.train.fsdp_gather,
-        frozen={name: other.encoder for name, other in frozen.items()},
-        auxiliary=auxiliary,
-        layers=loss.about.layers,
-    )
+    lying = {"specs": specs, "fsdp_gather": config.train.fsdp_gather}
+    if alone is not None:
+        objective = token_loss(start.encoder, alone, mesh, **lying)
+    else:
+        objective = global_loss(
+            start.encoder,
+            loss,
+            mesh,
+            form=config.loss.form,
+            **lying,
+            frozen={name: other.encoder for name, other in frozen.items()},
+            auxiliary=auxiliary,
+            layers=loss.about.layers,
+        )
 
     # What is measured on the way.
     held_out = None

@@ -7,7 +7,8 @@ import pytest
 
 from embed_jax.encoders.build import build_encoder, random_spec
 from embed_jax.encoders.hf import read_model
-from embed_jax.encoders.mlm import head_logits, init_head, mask_tokens, mlm_auxiliary
+from embed_jax.encoders.mlm import head_logits, init_head, mask_tokens
+from embed_jax.encoders.token_objectives import mlm_auxiliary
 from embed_jax.errors import InputError
 
 VOCAB, MASK, SPECIAL = 60, 4, (0, 1, 2, 3)

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from embed_jax.data.pack import pack_batch
 from embed_jax.encoders.build import build_encoder, random_spec
-from embed_jax.encoders.mlm import mlm_auxiliary
+from embed_jax.encoders.token_objectives import mlm_auxiliary
 from embed_jax.losses.contrastive import info_nce
 from embed_jax.parallel.gather import global_loss
 from embed_jax.parallel.mesh import make_mesh, param_specs, place, split_groups

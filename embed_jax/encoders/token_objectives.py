@@ -1,0 +1,250 @@
+"""Objectives on an encoder's tokens, alone or beside a loss: what was hidden, or what comes next.
+
+mlm()
+mntp(rate=0.2)
+mntp(rate=0.8, mask=1.0, random=0.0)
+next_token()
+
+Each is a function of its settings that gives a `TokenObjective`: of an encoder and its tokenizer, an `Auxiliary`.
+Logits are float32, and those of a block of tokens at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from embed_jax.encoders.mlm import MASKED, RANDOM, head_logits, init_head, mask_tokens
+from embed_jax.errors import InputError
+from embed_jax.registry import REGISTRY, called
+from embed_jax.types import Auxiliary, Encoder, Params, TokenBatch
+
+TokenObjective = Callable[[Encoder, Any], Auxiliary]
+"""`(encoder, tokenizer) -> objective`; the tokenizer is transformers', which knows its mask and special tokens."""
+
+EVERY_TIME = 0  # seed of the choice where there is no key
+BLOCK = 2**26  # logits that exist at once: 256 MB
+BLANK = "_"  # in the place of a mask token that a decoder's tokenizer lacks, as LLM2Vec has it
+
+
+# ---- objectives by name --------------------------------------------------------------------------------------
+
+
+def mlm(rate: float = 0.15, mask: float = MASKED, random: float = RANDOM, mask_token: str = "") -> TokenObjective:
+    """Masked language modelling (Devlin et al. 2019, section 3.1): a hidden token from its own state.
+
+    Args:
+        rate: share of the tokens, special ones aside, that are to be predicted.
+        mask, random: shares of these that become the mask, and any token; the others stay.
+        mask_token: "": the tokenizer's own.
+    """
+    return functools.partial(_hidden_tokens, rate=rate, mask=mask, random=random, mask_token=mask_token, before=0)
+
+
+def mntp(rate: float = 0.2, mask: float = MASKED, random: float = RANDOM, mask_token: str = "") -> TokenObjective:
+    """Masked next-token prediction (BehnamGhader et al. 2024, "LLM2Vec", section 2.1): a hidden token from the state of
+    the token before it. The first token of a sentence is never hidden.
+
+    The paper's Mistral has rate 0.8 with mask 1.
+
+    Args:
+        rate, mask, random: see `mlm`.
+        mask_token: "": the tokenizer's own, and "_" where it has none.
+    """
+    mask_token = mask_token or None
+    return functools.partial(_hidden_tokens, rate=rate, mask=mask, random=random, mask_token=mask_token, before=1)
+
+
+def next_token() -> TokenObjective:
+    """Causal language modelling: each token from the state of the one before it, in the same sentence."""
+    return _next_tokens
+
+
+def is_token_objective(expression: str) -> bool:
+    """Whether an expression such as a config's `loss.name` begins with the name of one of these."""
+    return expression.partition("(")[0].strip() in REGISTRY["token_objective"]
+
+
+def build_token_objective(expression: str) -> TokenObjective:
+    """The objective that an expression names, such as "mntp(rate=0.2)".
+
+    Raises:
+        InputError: naming what cannot be used, and what is accepted.
+    """
+    return called("token_objective", expression)
+
+
+# ---- how they are computed -----------------------------------------------------------------------------------
+
+
+def mlm_auxiliary(encoder: Encoder, mask_id: int, special_ids: Sequence[int], rate: float = 0.15) -> Auxiliary:
+    """Masked language modelling of the batch's own texts, for `parallel.gather.global_loss`.
+
+    A group is encoded a second time with tokens hidden, and the mean cross entropy of what they were is taken over all
+    hidden tokens of the global batch. Metric: "accuracy". Logits exist for the hidden tokens alone.
+
+    Args:
+        mask_id: the mask token's id.
+        special_ids: tokens that are never hidden.
+        rate: share of the others that are.
+
+    Raises:
+        InputError: for a rate outside (0, 1], a tokenizer without mask token, or an encoder without token states.
+    """
+    return _masked(encoder, mask_id, special_ids, rate, MASKED, RANDOM, before=0)
+
+
+def token_table(encoder_params: Params) -> Float[Array, "V W"]:
+    """The table of token embeddings."""
+    return encoder_params["backbone"]["embeddings"]["token"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """What makes logits of token states.
+
+    Attributes:
+        init: `key -> params`: its own parameters.
+        logits: `(params, states [K, H], table [V, W]) -> [K, V]`.
+    """
+
+    init: Callable[[PRNGKeyArray], Params]
+    logits: Callable[..., Float[Array, "K V"]]
+
+
+def predictor(encoder: Encoder) -> Predictor:
+    """BERT's head, of encoders like it.
+
+    Raises:
+        InputError: for an encoder without token states that depend on other tokens.
+    """
+    config = encoder.config
+    if not config.num_layers:
+        raise InputError(f"a {config.family} encoder has no layers: no token is predicted from others")
+    return Predictor(functools.partial(init_head, config), functools.partial(head_logits, config))
+
+
+def cross_entropy(
+    logits: Callable[[Float[Array, "n H"]], Float[Array, "n V"]],
+    states: Float[Array, "K H"],
+    wanted: Int[Array, " K"],
+    weights: Float[Array, " K"],
+    *,
+    block: int,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """sum_k w_k (logsumexp_v l_kv - l_{k, wanted_k}), and sum_k w_k [argmax_v l_kv = wanted_k].
+
+    Args:
+        logits: of states; differentiated, with what it closes over.
+        block: tokens whose logits exist at once, made again in the backward pass; all, and once, if there are no more.
+    """
+
+    def sums(part):
+        states, wanted, weights = part
+        found = logits(states)
+        entropy = jax.nn.logsumexp(found, axis=-1) - jnp.take_along_axis(found, wanted[:, None], axis=-1)[:, 0]
+        correct = jnp.argmax(found, axis=-1) == wanted
+        return jnp.sum(entropy * weights), jnp.sum(correct * weights)
+
+    everything = states, wanted, weights
+    if len(wanted) <= block:
+        return sums(everything)
+    blocks = -(-len(wanted) // block)
+    missing = blocks * block - len(wanted)
+
+    def in_blocks(leaf):
+        return jnp.pad(leaf, [(0, missing), *[(0, 0)] * (leaf.ndim - 1)]).reshape(blocks, block, *leaf.shape[1:])
+
+    return jax.tree.map(jnp.sum, lax.map(jax.checkpoint(sums), jax.tree.map(in_blocks, everything)))
+
+
+def _hidden_tokens(encoder: Encoder, tokenizer: Any, *, rate, mask, random, mask_token: str | None, before: int):
+    mask_id = _mask_id(tokenizer, mask_token, "mntp" if before else "mlm")
+    return _masked(encoder, mask_id, tokenizer.all_special_ids, rate, mask, random, before)
+
+
+def _mask_id(tokenizer: Any, mask_token: str | None, name: str) -> int | None:
+    """The mask's id; `mask_token` "": the tokenizer's own, None: that or BLANK."""
+    token = mask_token or tokenizer.mask_token or (BLANK if mask_token is None else None)
+    if token is None:
+        raise InputError(f"{name}: the tokenizer has no mask token: name one of its tokens as mask_token")
+    found = tokenizer.get_vocab().get(token)
+    if found is None:
+        raise InputError(f"{name}: mask_token: expected a token of the vocabulary, found {token!r}")
+    return found
+
+
+def _masked(
+    encoder: Encoder, mask_id: int, special_ids: Sequence[int], rate: float, mask: float, random: float, before: int
+) -> Auxiliary:
+    """Hidden tokens predicted from the states of the tokens so many places `before` them."""
+    name = "mntp" if before else "mlm"
+    for what, value in (("mask", mask), ("random", random)):
+        if not _is_number(value) or not 0 <= value <= 1:
+            raise InputError(f"{name} {what}: expected a number from 0 to 1, found {value!r}")
+    if not _is_number(rate) or not 0 < rate <= 1:
+        raise InputError(f"{name} rate: expected more than 0 and at most 1, found {rate!r}")
+    if mask + random > 1:
+        raise InputError(f"{name}: mask and random: expected at most 1 together, found {mask} and {random}")
+    size = encoder.config.vocab_size
+    if mask_id is None or not 0 <= mask_id < size:
+        raise InputError(f"{name}: expected a mask token among the model's {size}, found {mask_id}")
+    head = predictor(encoder)
+
+    def apply(params: Params, encoder_params: Params, tokens: TokenBatch, key: PRNGKeyArray | None, read=None):
+        dropout_key, choice_key = (None, jax.random.key(EVERY_TIME)) if key is None else jax.random.split(key)
+        chances = {"rate": rate, "mask": mask, "random": random}
+        masked, slots, chosen = mask_tokens(
+            tokens, choice_key, mask_id=mask_id, special_ids=special_ids, vocab_size=size, first=before, **chances
+        )
+        states = _states(encoder, encoder_params, masked, dropout_key, read)[slots - before]
+        wanted = jnp.asarray(tokens.token_ids).reshape(-1)[slots]
+        return _sums(head, params, encoder_params, states, wanted, chosen.astype(jnp.float32))
+
+    return Auxiliary(init=head.init, apply=apply)
+
+
+def _next_tokens(encoder: Encoder, tokenizer: Any) -> Auxiliary:
+    if not getattr(encoder.config, "causal", False):
+        raise InputError("next_token: expected a causal encoder, found one whose states have seen the tokens after")
+    head = predictor(encoder)
+
+    def apply(params: Params, encoder_params: Params, tokens: TokenBatch, key: PRNGKeyArray | None, read=None):
+        states = _states(encoder, encoder_params, tokens, key, read)
+        sentence = jnp.asarray(tokens.sentence)
+        follows = (sentence == jnp.roll(sentence, -1, axis=1)) & (sentence < tokens.sentences)
+        follows = follows.at[:, -1].set(False)
+        wanted = jnp.roll(jnp.asarray(tokens.token_ids), -1, axis=1).reshape(-1)
+        return _sums(head, params, encoder_params, states, wanted, follows.reshape(-1).astype(jnp.float32))
+
+    return Auxiliary(init=head.init, apply=apply)
+
+
+def _states(encoder: Encoder, encoder_params: Params, tokens: TokenBatch, key, read) -> Float[Array, "S H"]:
+    """The last layer's, of all slots of a group one after the other."""
+    hidden = encoder.hidden(encoder_params, tokens, key, **({} if read is None else {"read": read}))
+    return hidden.reshape(-1, hidden.shape[-1])
+
+
+def _sums(head: Predictor, params: Params, encoder_params: Params, states, wanted, weights) -> tuple:
+    """An auxiliary objective's result."""
+    table = token_table(encoder_params)
+    total, correct = cross_entropy(
+        lambda states: head.logits(params, states.astype(jnp.float32), table),
+        states,
+        wanted,
+        weights,
+        block=max(BLOCK // table.shape[0], 1),
+    )
+    return total, jnp.sum(weights), {"accuracy": correct}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

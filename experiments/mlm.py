@@ -1,0 +1,77 @@
+"""Training on text alone: masked language modelling (BERT), masked next-token prediction (LLM2Vec), the next token.
+
+    python -m experiments.mlm --config=configs/mlm/bert_small.py --config.data.train=corpus.txt --workdir=runs/mlm
+
+Documents are cut into pieces of `data.max_length` tokens at most, so that every token of them is trained on. The loss
+of held-out documents is logged beside the training loss. The result is a model directory that the other experiments
+start from.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from embed_jax import config as configs
+from embed_jax.data.pipeline import Source
+from embed_jax.data.sources import RecordFields, open_records
+from embed_jax.data.stream import Stream
+from embed_jax.encoders.token_objectives import is_token_objective
+from embed_jax.errors import InputError, exit_with_one_line
+from embed_jax.registry import REGISTRY
+from embed_jax.train import fit, loop
+from embed_jax.train.results import sts_evaluators
+from embed_jax.train.sources import ONLY, read_records, without_texts
+
+
+def run(config: configs.Experiment, workdir: Path) -> loop.Result:
+    if not is_token_objective(config.loss.name):
+        known = ", ".join(REGISTRY["token_objective"])
+        raise InputError(f"config.loss.name: expected an objective on tokens ({known}), found {config.loss.name!r}")
+    # Data: documents, one a record, some of them held out.
+    sources = {name: documents(settings, name) for name, settings in vars(config.mixture.sources).items()}
+    validation: Sequence = []
+    if not sources:
+        source = documents(config.data)
+        records = source.records
+        if config.data.validation_split:
+            validation = open_records(config.data.train, config.data.validation_split)
+        elif config.data.holdout:
+            records, validation = held_out(records, config.data.holdout)
+        sources[ONLY] = Source(records, source.fields)
+
+    # Training, on pieces of them; what the embeddings are worth meanwhile is measured where a file for it is given.
+    return fit.fit(config, workdir, sources=sources, evaluators=sts_evaluators(config.eval), validation=validation)
+
+
+def documents(settings: configs.Data | configs.Source, name: str = ONLY) -> Source:
+    """The texts that a config names."""
+    records = read_records(settings)
+    if "text" not in records[0]:
+        raise InputError(f"{settings.train}: expected records with a text, found the fields {', '.join(records[0])}")
+    fields = RecordFields(lambda record: (record["text"],))
+    if settings.exclude:
+        records = without_texts(records, fields.columns, settings.exclude, name)
+    return Source(records, fields, max_length=getattr(settings, "max_length", 0))
+
+
+def held_out(records: Sequence[Mapping[str, Any]], share: float) -> tuple[list[Any], list[Any]]:
+    """Records for training and for validation, by a hash of the text: equal documents are on one side."""
+    if isinstance(records, Stream):
+        raise InputError(f"config.data.holdout: not for a stream, {records.name}")
+    sides: tuple[list[Any], list[Any]] = ([], [])
+    for record in records:
+        digest = hashlib.blake2b(record["text"].strip().encode(), digest_size=8).digest()
+        sides[int.from_bytes(digest, "big") < share * 2**64].append(record)
+    for side, what in zip(sides, ("training", "validation"), strict=True):
+        if not side:
+            raise InputError(f"config.data.holdout: {share} of {len(records)} documents leaves none for {what}")
+    return sides
+
+
+def main() -> None:
+    fit.launch(run)
+
+
+if __name__ == "__main__":
+    exit_with_one_line(main)
