@@ -11,12 +11,12 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
-from embed_jax.losses import classification, distillation, pairwise, regularization, triplet
+from embed_jax.losses import classification, distillation, listwise, pairwise, regularization, triplet
 from embed_jax.losses.base import about
 from embed_jax.parallel.world import device_world, local_world, make_columns
 from embed_jax.types import BY_COLUMN, Columns
 
-MODULES = pairwise, triplet, classification, distillation, regularization
+MODULES = pairwise, triplet, classification, distillation, listwise, regularization
 LOSSES = [function for module in MODULES for function in vars(module).values() if hasattr(function, "about")]
 # Those that reduce over all texts of the world, whatever its form; to others its form is nothing.
 REDUCING = [pairwise.cosent, pairwise.angle, pairwise.angle_combined, pairwise.contrastive_tension_in_batch]
