@@ -7,18 +7,23 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from embed_jax.encoders import bert, nomic, static
 from embed_jax.encoders.attention import IMPLEMENTATIONS
 from embed_jax.encoders.heads import Head, Normalize
+from embed_jax.encoders.int8 import dequantize, has_int8
+from embed_jax.encoders.lora import SHARDING as LORA_SHARDING
+from embed_jax.encoders.lora import LoraSpec, adapting, init_lora
 from embed_jax.encoders.pooling import check_pooling, needs_every_layer, pool
-from embed_jax.encoders.stack import REMATS
+from embed_jax.encoders.stack import ADAPTER, REMATS
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup, unknown
 from embed_jax.types import Encoder, Params, TokenBatch
 
 SHAPES = {**bert.SHAPES, **nomic.SHAPES, **static.SHAPES}
+ADAPTER_KEY = 2**20  # the number, beyond any layer's, that gives an adapter's keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +35,13 @@ class EncoderSpec:
         pooling: one of pooling.POOLINGS, or several joined by "+".
         heads: what follows the pooling, in order. Two specs may share parameters: entries of heads that a
             spec does not name are ignored, which is how SimCSE's MLP is used in training only.
+        lora: the low-rank adapter of the backbone's layers, if there is one.
     """
 
     backbone: bert.BertConfig | nomic.NomicConfig | static.StaticConfig
     pooling: str = "mean"
     heads: tuple[Head, ...] = ()
+    lora: LoraSpec | None = None
 
 
 def build_encoder(
@@ -63,10 +70,13 @@ def build_encoder(
             slot has a mask of its own.
 
     Returns:
-        params are {"backbone": tree with layers stacked on the leading axis, "heads": {"0": ..., "1": ...}}.
+        params are {"backbone": tree with layers stacked on the leading axis, "heads": {"0": ..., "1": ...}}, and
+        "lora" as `lora.init_lora` makes it. Kernels of layers may be `int8.Int8`: they are made plain a layer at a
+        time, and again in the backward pass.
 
     Raises:
-        InputError: for an unknown backbone, pooling, activation, dtype, remat or attention.
+        InputError: for an unknown backbone, pooling, activation, dtype, remat or attention, and for columns with one
+            dropout mask together with an adapter's dropout, which has masks of its own.
     """
     for what, value, known in (
         ("compute_dtype", compute_dtype, ("float32", "bfloat16")),
@@ -81,6 +91,8 @@ def build_encoder(
     if family.pooling and spec.pooling != family.pooling:
         raise InputError(f"pooling {spec.pooling!r}: a {config.family} encoder has {family.pooling!r} only")
     every_layer = needs_every_layer(spec.pooling)
+    if same_mask_columns and spec.lora is not None and spec.lora.dropout:
+        raise InputError(f"same_mask_columns {same_mask_columns}: an adapter with dropout has masks of its own")
 
     shared = {"mask_columns": same_mask_columns} if same_mask_columns else {}
 
@@ -100,14 +112,25 @@ def build_encoder(
     def init(key: PRNGKeyArray) -> Params:
         backbone_key, *head_keys = jax.random.split(key, len(spec.heads) + 1)
         heads = {str(i): head.init(k) for i, (head, k) in enumerate(zip(spec.heads, head_keys, strict=True))}
-        return {
-            "backbone": module(training=False).init(backbone_key, _one_token())["params"],
-            "heads": {name: params for name, params in heads.items() if params},
-        }
+        backbone = module(training=False).init(backbone_key, _one_token())["params"]
+        params = {"backbone": backbone, "heads": {name: params for name, params in heads.items() if params}}
+        if spec.lora is not None:
+            params[ADAPTER] = init_lora(spec, backbone, jax.random.fold_in(key, ADAPTER_KEY))
+        return params
+
+    def states(params: Params, tokens: TokenBatch, key: PRNGKeyArray | None, read, every_layer: bool = False):
+        backbone = params["backbone"]
+        if has_int8(backbone):
+            read = _plain(read, compute_dtype)
+        run = module(key is not None, read).apply
+        if spec.lora is None:
+            return run({"params": backbone}, tokens, key, every_layer)
+        rngs = {} if key is None else {ADAPTER: jax.random.fold_in(key, ADAPTER_KEY)}
+        with nn.intercept_methods(adapting(spec.lora)):
+            return run({"params": backbone, ADAPTER: params[ADAPTER]}, tokens, key, every_layer, rngs=rngs)
 
     def apply(params: Params, tokens: TokenBatch, key: PRNGKeyArray | None = None, read=None) -> Float[Array, "S D"]:
-        hidden = module(key is not None, read).apply({"params": params["backbone"]}, tokens, key, every_layer)
-        return finish(params, pool(spec.pooling, hidden, tokens))
+        return finish(params, pool(spec.pooling, states(params, tokens, key, read, every_layer), tokens))
 
     def finish(params: Params, x: Float[Array, "S H"]) -> Float[Array, "S D"]:
         for i, head in enumerate(spec.heads):
@@ -119,17 +142,17 @@ def build_encoder(
     ) -> Float[Array, "S L D"]:
         if every_layer:
             raise InputError(f"pooling {spec.pooling!r} reads several layers: earlier layers have no such embedding")
-        every = module(key is not None, read).apply({"params": params["backbone"]}, tokens, key, True)
+        every = states(params, tokens, key, read, every_layer=True)
         chosen = [*(every[number - 1] for number in layer), every[-1]]
-        return jnp.stack([finish(params, pool(spec.pooling, states, tokens)) for states in chosen], axis=1)
+        return jnp.stack([finish(params, pool(spec.pooling, each, tokens)) for each in chosen], axis=1)
 
     def hidden(params: Params, tokens: TokenBatch, key: PRNGKeyArray | None = None, read=None) -> Float[Array, "R T H"]:
-        return module(key is not None, read).apply({"params": params["backbone"]}, tokens, key)
+        return states(params, tokens, key, read)
 
     dim = config.hidden_size * len(spec.pooling.split("+"))
     for head in spec.heads:
         dim = head.dim(dim)
-    sharding = tuple((f"backbone/{pattern}", axes) for pattern, axes in family.sharding)
+    sharding = (*((f"backbone/{pattern}", axes) for pattern, axes in family.sharding), *LORA_SHARDING)
     return Encoder(
         init=init,
         apply=apply,
@@ -156,6 +179,11 @@ def random_spec(shape_name: str, *, vocab_size: int = 30522, pooling: str = "mea
         raise InputError(unknown("shape", shape_name, SHAPES))
     backbone = dataclasses.replace(SHAPES[shape_name], vocab_size=vocab_size)
     return EncoderSpec(backbone, pooling, (Normalize(),) if normalize else ())
+
+
+def _plain(read, dtype: str):
+    """What reads a layer's parameters, and makes those in eight bits plain."""
+    return lambda layer: dequantize(layer if read is None else read(layer), dtype)
 
 
 def _one_token() -> TokenBatch:

@@ -332,16 +332,17 @@ def _gathered(
 
 
 def _gather_shards(params: Params, specs: Any, tensor: int) -> Params:
-    """The whole parameters from shards over "fsdp", by one collective for all that are split alike over "tensor".
+    """The whole parameters from shards over "fsdp", by one collective for all of a dtype and split alike over "tensor".
 
     Those are laid side by side, as [tensor, numbers], so that what the compiler splits stays split.
     """
     leaves, structure = jax.tree.flatten(params)
     flat_specs = structure.flatten_up_to(specs)
-    for split in (False, True):
-        chosen = [i for i, spec in enumerate(flat_specs) if "fsdp" in spec and ("tensor" in spec) == split]
-        if not chosen:
-            continue
+    alike: dict[tuple, list[int]] = {}
+    for i, spec in enumerate(flat_specs):
+        if "fsdp" in spec:
+            alike.setdefault(("tensor" in spec, leaves[i].dtype), []).append(i)
+    for (split, _), chosen in alike.items():
         front = {i: flat_specs[i].index("tensor") if split else 0 for i in chosen}
         moved = {i: jnp.moveaxis(leaves[i], front[i], 0) for i in chosen}
         flat = [moved[i].reshape(tensor if split else 1, -1) for i in chosen]

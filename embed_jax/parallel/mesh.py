@@ -72,14 +72,15 @@ def param_specs(params: Params, rules: Rules, mesh: Mesh) -> Any:
 
     Args:
         rules: (regular expression of a whole path "a/b/c", the mesh axis of each dimension or None). An axis of size 1,
-            or one that does not divide its dimension, is left out.
+            or one that does not divide its dimension, is left out. A kernel in eight bits is split as the kernel is:
+            "a/kernel/values" and "a/kernel/scale" as "a/kernel".
 
     Returns:
         A tree of PartitionSpec like `params`.
     """
 
     def spec(path: tuple, leaf: Any) -> PartitionSpec:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = re.sub("/kernel/(values|scale)$", "/kernel", jax.tree_util.keystr(path, simple=True, separator="/"))
         for pattern, axes in rules:
             if re.fullmatch(pattern, name):
                 return PartitionSpec(*(_fitting(axis, size, mesh) for axis, size in zip(axes, leaf.shape, strict=True)))

@@ -1,0 +1,63 @@
+"""Frozen linear maps in eight bits: integers with one scale per output; weights alone, not what they multiply."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Float
+from jaxtyping import Int8 as Integers
+
+from embed_jax.types import Params
+
+
+@struct.dataclass
+class Int8:
+    """A kernel in eight bits: `values * scale`. It stands in a tree of parameters where the kernel stood."""
+
+    values: Integers[Array, "*L I O"]
+    scale: Float[Array, "*L 1 O"]
+
+
+def quantize(kernel: Float[Array, "*L I O"]) -> Int8:
+    """The nearest of 255 evenly spaced numbers around zero, up to each output's largest weight.
+
+    scale_o = max_i |w_io| / 127, values = round(w / scale): symmetric, so that |w - values * scale| <= scale / 2.
+
+    Args:
+        kernel: of NumPy or JAX, and so is the result.
+    """
+    numpy = np if isinstance(kernel, np.ndarray) else jnp
+    kernel = kernel.astype(np.float32)
+    scale = numpy.abs(kernel).max(axis=-2, keepdims=True) / np.float32(127)
+    scale = numpy.where(scale > 0, scale, np.float32(1))
+    return Int8(numpy.round(kernel / scale).astype(np.int8), scale)
+
+
+def dequantize(tree: Params, dtype: Any = np.float32) -> Params:
+    """The tree with kernels of that dtype where it has them in eight bits; other leaves as they are."""
+
+    def plain(leaf: Any) -> Any:
+        return (leaf.values.astype(np.float32) * leaf.scale).astype(dtype) if isinstance(leaf, Int8) else leaf
+
+    return jax.tree.map(plain, tree, is_leaf=_is_int8)
+
+
+def quantize_layers(params: Params) -> Params:
+    """An encoder's parameters with all kernels of the backbone's layers in eight bits."""
+    layers = flatten_dict(params["backbone"]["layers"])
+    layers = {path: quantize(leaf) if path[-1] == "kernel" else leaf for path, leaf in layers.items()}
+    return {**params, "backbone": {**params["backbone"], "layers": unflatten_dict(layers)}}
+
+
+def has_int8(tree: Params) -> bool:
+    """Whether some leaf is in eight bits."""
+    return any(_is_int8(leaf) for leaf in jax.tree.leaves(tree, is_leaf=_is_int8))
+
+
+def _is_int8(leaf: Any) -> bool:
+    return isinstance(leaf, Int8)
