@@ -37,7 +37,9 @@ def keep_layers(spec: EncoderSpec, params: Params, layers: Sequence[int]) -> tup
         if layer <= before:
             raise InputError(f"{place}: expected ascending numbers, each once, found {layer} after {before}")
     kept = jax.tree.map(lambda leaf: leaf[np.asarray(layers)], params["backbone"]["layers"])
-    backbone = dataclasses.replace(spec.backbone, num_layers=len(layers))
+    types = getattr(spec.backbone, "layer_types", ())  # of a backbone whose layers are not all of one kind
+    changes = {"layer_types": tuple(types[layer] for layer in layers)} if types else {}
+    backbone = dataclasses.replace(spec.backbone, num_layers=len(layers), **changes)
     return dataclasses.replace(spec, backbone=backbone), {**params, "backbone": {**params["backbone"], "layers": kept}}
 
 

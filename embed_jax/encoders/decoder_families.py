@@ -1,0 +1,298 @@
+"""The decoders' families: how their config.json is read and written, their tensors' names, and well-known sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from embed_jax.encoders.decoder import FULL, SLIDING, Decoder, DecoderConfig
+from embed_jax.encoders.family import Family, check_switches, read_fields
+from embed_jax.encoders.layers import activation
+from embed_jax.encoders.rope import Rope, read_rope, write_rope
+from embed_jax.errors import InputError
+from embed_jax.registry import unknown
+
+FIELDS = {  # ours: transformers'
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "head_size": "head_dim",
+    "intermediate_size": "intermediate_size",
+    "max_positions": "max_position_embeddings",
+    "activation": "hidden_act",
+    "rms_norm_eps": "rms_norm_eps",
+    "attention_dropout": "attention_dropout",
+    "hidden_dropout": "hidden_dropout",
+    "initializer_range": "initializer_range",
+    "tied": "tie_word_embeddings",
+}
+BIASED = FIELDS | {"qkv_bias": "attention_bias", "output_bias": "attention_bias"}
+GEMMA_FIELDS = BIASED | {"activation": "hidden_activation", "query_scalar": "query_pre_attn_scalar"}
+NULLABLE = {"pad_token_id": "pad_token_id"}
+KINDS = {FULL: "full_attention", SLIDING: "sliding_attention"}
+WINDOW = 4096  # where there is no sliding_window
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """What a family's config.json says, and what it leaves unsaid.
+
+    Attributes:
+        default: what a field means that is not there, and what the family always is.
+        fields: ours -> transformers'. nullable: the same of those that may be null.
+        head_size: where there is no head_dim; 0: hidden_size / num_attention_heads.
+        window: whether sliding_window is a field. switched: whether use_sliding_window is too, false where it is not
+            there.
+        layer_types: (config.json, number of layers) -> kinds of layers where there is no such field; None: it is none,
+            all layers are of one kind.
+        local: whether sliding layers have rotary positions of their own, and use_bidirectional_attention is a field,
+            with which half the window lies on either side.
+        supported: fields of which one value alone is.
+    """
+
+    default: DecoderConfig
+    fields: Mapping[str, str]
+    nullable: Mapping[str, str] = dataclasses.field(default_factory=lambda: NULLABLE)
+    head_size: int = 0
+    window: bool = False
+    switched: bool = False
+    layer_types: Callable[[Mapping[str, Any], int], tuple[str, ...]] | None = None
+    local: bool = False
+    supported: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def read_config(form: Form, found: Mapping[str, Any]) -> DecoderConfig:
+    """The configuration in a config.json of transformers.
+
+    Raises:
+        InputError: a field is missing, or says what is not supported.
+    """
+    check_switches(found, form.supported)
+    values = read_fields(found, form.fields)
+    values = {
+        "num_kv_heads": values["num_heads"],
+        "head_size": form.head_size or values["hidden_size"] // values["num_heads"],
+        **values,
+        **{ours: found[theirs] for ours, theirs in form.nullable.items() if theirs in found},
+        **_read_ropes(form, found),
+        **_read_windows(form, found, values["num_layers"]),
+    }
+    config = dataclasses.replace(form.default, **values)
+    activation(config.activation)
+    if config.head_size % 2:
+        raise InputError(f"config.json: heads of an even size are wanted, found {config.head_size}")
+    if config.num_heads % config.num_kv_heads:
+        raise InputError(f"config.json: {config.num_kv_heads} heads of keys cannot serve {config.num_heads} of queries")
+    return config
+
+
+def write_config(form: Form, config: DecoderConfig) -> dict[str, Any]:
+    """config.json's fields, as transformers 5 has them; rotary positions also as transformers 4 had them."""
+    fields = {theirs: getattr(config, ours) for ours, theirs in {**form.fields, **form.nullable}.items()}
+    if not config.hidden_dropout:
+        del fields["hidden_dropout"]
+    return fields | _write_ropes(form, config) | _write_windows(form, config)
+
+
+def _read_ropes(form: Form, found: Mapping[str, Any]) -> dict[str, Rope]:
+    default = form.default
+    if not form.local:
+        return {"rope": read_rope(found, default.rope.theta)}
+    by_kind = found.get("rope_parameters") or {}
+    full = {"rope_parameters": (by_kind.get(KINDS[FULL]) or {}) | (found.get("rope_scaling") or {})}
+    sliding = {"rope_parameters": by_kind.get(KINDS[SLIDING]), "rope_theta": found.get("rope_local_base_freq")}
+    return {
+        "rope": read_rope({**found, **full, "rope_scaling": None}, default.rope.theta),
+        "local_rope": read_rope({**found, **sliding, "rope_scaling": None}, default.local_rope.theta),
+    }
+
+
+def _write_ropes(form: Form, config: DecoderConfig) -> dict[str, Any]:
+    rope, older = write_rope(config.rope), {"rope_theta": config.rope.theta}
+    if config.rope.rope_type != "default":
+        older["rope_scaling"] = rope
+    if not form.local:
+        return older | {"rope_parameters": rope}
+    older["rope_local_base_freq"] = config.local_rope.theta
+    return older | {"rope_parameters": {KINDS[FULL]: rope, KINDS[SLIDING]: write_rope(config.local_rope)}}
+
+
+def _read_windows(form: Form, found: Mapping[str, Any], layers: int) -> dict[str, Any]:
+    """Ours is a distance below which tokens are seen; transformers' is with is_causal false the last one seen."""
+    halved = form.local and bool(found.get("use_bidirectional_attention"))
+    causal = found.get("is_causal") is not False
+    window = None
+    if form.window and (not form.switched or found.get("use_sliding_window")):
+        window = found.get("sliding_window", WINDOW)
+    types = _read_types(form, found, layers, window)
+    if window is None and SLIDING in types or window is not None and window < 1:
+        raise InputError(f"config.json: sliding_window: a number of tokens is wanted, found {window!r}")
+    if window is None:
+        return {"causal": causal and not halved, "window": 0, "layer_types": ()}
+    window = (window // 2 + 1 if halved else window) + (not causal)
+    return {"causal": causal and not halved, "window": window, "layer_types": types}
+
+
+def _read_types(form: Form, found: Mapping[str, Any], layers: int, window: int | None) -> tuple[str, ...]:
+    if form.layer_types is None or (form.switched and window is None and found.get("layer_types") is None):
+        return ()
+    if found.get("layer_types") is None:
+        return form.layer_types(found, layers)
+    ours = {theirs: kind for kind, theirs in KINDS.items()}
+    for name in found["layer_types"]:
+        if name not in ours:
+            raise InputError(f"config.json: layer_types: {unknown('type', name, ours)}")
+    if len(found["layer_types"]) != layers:
+        raise InputError(f"config.json: layer_types: {layers} are wanted, found {len(found['layer_types'])}")
+    return tuple(ours[name] for name in found["layer_types"])
+
+
+def _write_windows(form: Form, config: DecoderConfig) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    if form.local:
+        fields["use_bidirectional_attention"] = not config.causal
+    elif not config.causal:
+        fields["is_causal"] = False
+    if form.window:
+        window = config.window - (not config.causal)  # see _read_windows
+        fields["sliding_window"] = (
+            (2 * window if form.local and not config.causal else window) if config.window else None
+        )
+    if form.switched:
+        fields["use_sliding_window"] = bool(config.window)
+    if form.layer_types is not None:
+        fields["layer_types"] = [KINDS[kind] for kind in config.kinds]
+    return fields
+
+
+def _last(found: Mapping[str, Any], layers: int) -> tuple[str, ...]:
+    """Sliding after the first max_window_layers."""
+    return tuple(SLIDING if i >= found.get("max_window_layers", 28) else FULL for i in range(layers))
+
+
+def _alternating(found: Mapping[str, Any], layers: int, every: int) -> tuple[str, ...]:
+    """One of `every` is not sliding."""
+    every = found.get("sliding_window_pattern", every)
+    return tuple(SLIDING if (i + 1) % every else FULL for i in range(layers))
+
+
+def _family(form: Form, architecture: str, tensors: Mapping[str, str], read=read_config) -> Family:
+    return Family(
+        architecture=architecture,
+        module=Decoder,
+        read_config=functools.partial(read, form),
+        write_config=functools.partial(write_config, form),
+        tensors=tensors,
+        prefixes=("model.language_model.", "language_model.model.", "model."),
+        ignored=(r"(language_model\.)?lm_head\.weight", r"(layers\.\d+\.self_attn\.)?rotary_emb\..*inv_freq"),
+        # As bert.SHARDING.
+        sharding=(
+            (r"layers/(query|key|value|gate|up)/kernel", (None, "fsdp", "tensor")),
+            (r"layers/(query|key|value|gate|up)/bias", (None, "tensor")),
+            (r"layers/(output|down)/kernel", (None, "tensor", "fsdp")),
+            (r"embeddings/token", (None, "fsdp")),
+        ),
+    )
+
+
+def _read_gemma(form: Form, found: Mapping[str, Any]) -> DecoderConfig:
+    """The models as first published say "gelu" and mean its approximation."""
+    return read_config(
+        form, {**found, "hidden_act": "gelu_pytorch_tanh"} if found.get("hidden_act") == "gelu" else found
+    )
+
+
+TENSORS = {
+    "embeddings/token": "embed_tokens",
+    "layers/attention_norm": "layers.{}.input_layernorm",
+    "layers/query": "layers.{}.self_attn.q_proj",
+    "layers/key": "layers.{}.self_attn.k_proj",
+    "layers/value": "layers.{}.self_attn.v_proj",
+    "layers/query_norm": "layers.{}.self_attn.q_norm",
+    "layers/key_norm": "layers.{}.self_attn.k_norm",
+    "layers/output": "layers.{}.self_attn.o_proj",
+    "layers/mlp_norm": "layers.{}.post_attention_layernorm",
+    "layers/gate": "layers.{}.mlp.gate_proj",
+    "layers/up": "layers.{}.mlp.up_proj",
+    "layers/down": "layers.{}.mlp.down_proj",
+    "norm": "norm",
+}
+AFTER_TENSORS = TENSORS | {
+    "layers/attention_norm_after": "layers.{}.post_attention_layernorm",
+    "layers/mlp_norm": "layers.{}.pre_feedforward_layernorm",
+    "layers/mlp_norm_after": "layers.{}.post_feedforward_layernorm",
+}
+
+_BASE = DecoderConfig(rms_norm_eps=1e-6)
+_GEMMA = dataclasses.replace(
+    _BASE,
+    family="gemma",
+    head_size=256,
+    norm_offset=1.0,
+    scale_embeddings=True,
+    activation="gelu_pytorch_tanh",
+    pad_token_id=0,
+    tied=True,
+)
+_GEMMA2 = dataclasses.replace(_GEMMA, family="gemma2", norm_after=True, query_scalar=256, softcap=50.0, window=WINDOW)
+_GEMMA3 = dataclasses.replace(
+    _GEMMA2, family="gemma3_text", qk_norm=True, softcap=None, rope=Rope(theta=1e6), local_rope=Rope()
+)
+_NO_SWITCH = {"use_bidirectional_attention": False}  # what transformers makes of it depends on the padding
+
+LLAMA = _family(Form(_BASE, BIASED | {"mlp_bias": "mlp_bias"}), "LlamaModel", TENSORS)
+MISTRAL = _family(Form(dataclasses.replace(_BASE, family="mistral"), FIELDS, window=True), "MistralModel", TENSORS)
+QWEN2 = _family(
+    Form(
+        dataclasses.replace(_BASE, family="qwen2", qkv_bias=True),
+        FIELDS,
+        window=True,
+        switched=True,
+        layer_types=_last,
+    ),
+    "Qwen2Model",
+    TENSORS,
+)
+QWEN3 = _family(
+    Form(
+        dataclasses.replace(_BASE, family="qwen3", qk_norm=True),
+        BIASED,
+        head_size=128,
+        window=True,
+        switched=True,
+        layer_types=_last,
+    ),
+    "Qwen3Model",
+    TENSORS,
+)
+GEMMA = _family(Form(_GEMMA, BIASED, head_size=256, supported=_NO_SWITCH), "GemmaModel", TENSORS, _read_gemma)
+GEMMA2 = _family(
+    Form(
+        _GEMMA2,
+        GEMMA_FIELDS,
+        NULLABLE | {"softcap": "attn_logit_softcapping"},
+        head_size=256,
+        window=True,
+        layer_types=functools.partial(_alternating, every=2),
+        supported=_NO_SWITCH,
+    ),
+    "Gemma2Model",
+    AFTER_TENSORS,
+)
+GEMMA3 = _family(
+    Form(
+        _GEMMA3,
+        GEMMA_FIELDS,
+        head_size=256,
+        window=True,
+        layer_types=functools.partial(_alternating, every=6),
+        local=True,
+        supported={"attn_logit_softcapping": None},
+    ),
+    "Gemma3TextModel",
+    AFTER_TENSORS,
+)

@@ -1,0 +1,168 @@
+"""Rotary positions with a scaling of their wave lengths for longer texts, and their fields in a config.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from embed_jax.encoders.layers import Rotation
+from embed_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """Rotary positions' wave lengths; the fields after `theta` are named as transformers names them.
+
+    Attributes:
+        theta: base of the wave lengths.
+        rope_type: one of TYPES, which says what the other fields are used for.
+        factor: by how much texts are longer than those first trained on; waves are stretched by at most this.
+        original_max_position_embeddings: the most tokens of those.
+        low_freq_factor, high_freq_factor: "llama3": waves that fit so many times, or fewer, into those texts are
+            stretched by `factor`; those that fit this many times or more not at all; between them by less.
+        beta_fast, beta_slow, truncate: "yarn": as high_freq_factor and low_freq_factor, but linear in the number of
+            the frequency, which is rounded outwards where `truncate`.
+        attention_factor, mscale, mscale_all_dim: "yarn": of queries and keys, or what it is computed from.
+    """
+
+    theta: float = 10000.0
+    rope_type: str = "default"
+    factor: float | None = None
+    original_max_position_embeddings: int | None = None
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    truncate: bool | None = None
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+
+
+TYPES = {  # the fields that must be there, and those that may be
+    "default": ((), ()),
+    "linear": (("factor",), ()),
+    "llama3": (("factor", "low_freq_factor", "high_freq_factor"), ("original_max_position_embeddings",)),
+    "yarn": (
+        ("factor",),
+        (
+            "original_max_position_embeddings",
+            "beta_fast",
+            "beta_slow",
+            "truncate",
+            "attention_factor",
+            "mscale",
+            "mscale_all_dim",
+        ),
+    ),
+}
+
+
+def rope_rotation(position: Int[Array, "R T"], size: int, rope: Rope) -> Rotation:
+    """The angles position * frequency of rotary positions (Su et al. 2021, section 3.2.2), scaled.
+
+    Args:
+        size: d = 2 h, of an attention head; even.
+    """
+    frequency, length = frequencies(rope, size)
+    angle = position[..., None].astype(jnp.float32) * frequency
+    return Rotation(jnp.cos(angle) * length, jnp.sin(angle) * length)
+
+
+def frequencies(rope: Rope, size: int) -> tuple[Float[np.ndarray, " h"], float]:
+    """The angle by which each pair turns from one token to the next, float32, and by how much queries and keys grow.
+
+    theta^(-2 i / size) for i < size / 2; slower by `factor` for "linear" (Chen et al. 2023), and only for long waves
+    for "llama3" (Llama 3.1) and "yarn" (Peng et al. 2023, section 3), which also lets scores grow.
+    """
+    plain = float(rope.theta) ** (-np.arange(0, size, 2) / size)
+    length = 1.0
+    if rope.rope_type == "default":
+        kept = np.ones_like(plain)
+    elif rope.rope_type == "linear":
+        kept = np.zeros_like(plain)
+    elif rope.rope_type == "llama3":
+        fits = rope.original_max_position_embeddings * plain / (2 * np.pi)
+        kept = np.clip((fits - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor), 0, 1)
+    else:
+        kept, length = _yarn(rope, size), _yarn_length(rope)
+    scaled = plain if rope.factor is None else kept * plain + (1 - kept) * plain / rope.factor
+    return scaled.astype(np.float32), length
+
+
+def _yarn(rope: Rope, size: int) -> Float[np.ndarray, " h"]:
+    """Which share of each frequency stays: 1 for the fast, 0 for the slow, linear in its number between."""
+
+    def number(fits: float) -> float:
+        """Of the frequency whose wave fits so many times into the original texts."""
+        wave = rope.original_max_position_embeddings / (fits * 2 * math.pi)
+        return size * math.log(wave) / (2 * math.log(rope.theta))
+
+    first, last = number(rope.beta_fast or 32), number(rope.beta_slow or 1)
+    if rope.truncate is not False:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, size - 1)
+    return 1 - np.clip((np.arange(size // 2) - first) / ((last - first) or 0.001), 0, 1)
+
+
+def _yarn_length(rope: Rope) -> float:
+    def growth(times: float) -> float:
+        return 0.1 * times * math.log(rope.factor) + 1.0 if rope.factor > 1 else 1.0
+
+    if rope.attention_factor is not None:
+        return rope.attention_factor
+    if rope.mscale and rope.mscale_all_dim:
+        return growth(rope.mscale) / growth(rope.mscale_all_dim)
+    return growth(1.0)
+
+
+# ---- config.json ---------------------------------------------------------------------------------------------
+
+
+def read_rope(found: Mapping[str, Any], theta: float, types: Sequence[str] = tuple(TYPES)) -> Rope:
+    """The rotary positions of a config.json, new (rope_parameters) or old (rope_theta, rope_scaling).
+
+    Args:
+        theta: where the file has none.
+        types: those accepted.
+
+    Raises:
+        InputError: another type, a missing or unusable field, or only a part of each head is rotated.
+    """
+    name = "rope_scaling" if found.get("rope_scaling") else "rope_parameters"
+    fields = found.get(name) or {}
+    kind = fields.get("rope_type") or fields.get("type") or "default"
+    if kind not in types:
+        accepted = f"only {types[0]!r} is" if len(types) == 1 else f"accepted are {', '.join(types)}"
+        raise InputError(f"config.json: {name}.rope_type {kind!r} is not supported; {accepted}")
+    for place, values in ((f"{name}.", fields), ("", found)):
+        if values.get("partial_rotary_factor") not in (None, 1):
+            value = values["partial_rotary_factor"]
+            raise InputError(f"config.json: {place}partial_rotary_factor {value!r} is not supported; only 1.0 is")
+    required, optional = TYPES[kind]
+    values = {field: fields[field] for field in (*required, *optional) if fields.get(field) is not None}
+    if "original_max_position_embeddings" in optional:
+        own = found.get("original_max_position_embeddings") or values.get("original_max_position_embeddings")
+        values["original_max_position_embeddings"] = own or found["max_position_embeddings"]
+    for field in required:
+        if field not in values:
+            raise InputError(f"config.json: {name} has no {field}, which rope_type {kind!r} wants")
+    for field, value in (fields | values).items():
+        if isinstance(value, dict) or (field in values and not isinstance(value, int | float)):
+            raise InputError(f"config.json: {name}.{field}: expected a number, found {value!r}")
+    if kind == "llama3" and not values["low_freq_factor"] < values["high_freq_factor"]:
+        raise InputError(f"config.json: {name}.low_freq_factor {values['low_freq_factor']}: expected less than "
+                         f"high_freq_factor, {values['high_freq_factor']}")  # fmt: skip
+    return Rope(theta=float(fields.get("rope_theta") or found.get("rope_theta") or theta), rope_type=kind, **values)
+
+
+def write_rope(rope: Rope) -> dict[str, Any]:
+    """`rope_parameters` of a config.json."""
+    values = {field: value for field, value in dataclasses.asdict(rope).items() if value is not None}
+    return {"rope_theta": values.pop("theta"), **values}
