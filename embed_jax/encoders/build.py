@@ -10,7 +10,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from embed_jax.encoders import bert, decoder, decoder_shapes, nomic, static
+from embed_jax.encoders import bert, decoder, decoder_shapes, nomic, static, t5
 from embed_jax.encoders.attention import IMPLEMENTATIONS
 from embed_jax.encoders.heads import Head, Normalize
 from embed_jax.encoders.int8 import dequantize, has_int8
@@ -22,7 +22,7 @@ from embed_jax.errors import InputError
 from embed_jax.registry import lookup, unknown
 from embed_jax.types import Encoder, Params, TokenBatch
 
-SHAPES = {**bert.SHAPES, **decoder_shapes.SHAPES, **nomic.SHAPES, **static.SHAPES}
+SHAPES = {**bert.SHAPES, **decoder_shapes.SHAPES, **nomic.SHAPES, **t5.SHAPES, **static.SHAPES}
 ADAPTER_KEY = 2**20  # the number, beyond any layer's, that gives an adapter's keys
 
 
@@ -38,7 +38,7 @@ class EncoderSpec:
         lora: the low-rank adapter of the backbone's layers, if there is one.
     """
 
-    backbone: bert.BertConfig | decoder.DecoderConfig | nomic.NomicConfig | static.StaticConfig
+    backbone: bert.BertConfig | decoder.DecoderConfig | nomic.NomicConfig | t5.T5Config | static.StaticConfig
     pooling: str = "mean"
     heads: tuple[Head, ...] = ()
     lora: LoraSpec | None = None
@@ -169,8 +169,8 @@ def random_spec(shape_name: str, *, vocab_size: int = 30522, pooling: str = "mea
     """A backbone of a well-known shape, for runs without weights: `build_encoder(random_spec("tiny")).init(key)`.
 
     Args:
-        shape_name: one of bert.SHAPES ("tiny", "minilm-l6", "bert-base", ...), nomic.SHAPES ("nomic-base", ...), or
-            "static": a table of 256 numbers a token.
+        shape_name: one of bert.SHAPES ("tiny", "minilm-l6", "bert-base", ...), nomic.SHAPES ("nomic-base", ...),
+            t5.SHAPES ("t5-base", ...), or "static": a table of 256 numbers a token.
 
     Raises:
         InputError: for an unknown shape.
