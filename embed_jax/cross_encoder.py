@@ -11,6 +11,7 @@ from jaxtyping import Float
 from embed_jax.data.tokenize import Tokenizer, load_tokenizer
 from embed_jax.data.window import WINDOW, pack_window
 from embed_jax.encoders.classifier import ClassifierSpec, build_classifier
+from embed_jax.encoders.family import check_vocabulary
 from embed_jax.encoders.hf import read_classifier
 from embed_jax.encoders.hub import resolve
 from embed_jax.errors import InputError
@@ -31,7 +32,7 @@ class CrossEncoder:
 
     Attributes:
         spec: backbone and head.
-        params: float32 tree of the classifier's parameters.
+        params: tree of the classifier's parameters, float32 or bfloat16.
         tokenizer: cuts pairs at `tokenizer.max_length` tokens.
         activation: what makes scores of logits, "sigmoid" or "identity".
         prompt: text put before each query.
@@ -132,17 +133,20 @@ def load(name: str, *, max_length: int = 0, compute_dtype: str = "float32") -> C
         compute_dtype: "float32" or "bfloat16".
 
     Raises:
-        InputError: if it can't be found or read, is of an unknown architecture or no sequence classification model, or
-            `max_length` is more than the model has positions for.
+        InputError: if it can't be found or read, is of an unknown architecture or no sequence classification model, its
+            tokenizer has more tokens than its table rows, or `max_length` is more than the model has positions for.
     """
     saved = read_classifier(resolve(name))
     positions = saved.spec.backbone.max_length
     if max_length > positions:
         raise InputError(f"max_length: expected at most {positions}, the model's positions, found {max_length}")
+    length = max_length or saved.max_length
+    tokenizer = load_tokenizer(saved.tokenizer_directory, length, lower_case=saved.lower_case)
+    check_vocabulary(tokenizer.vocab_size, saved.spec.backbone.vocab_size, saved.tokenizer_directory)
     return CrossEncoder(
         saved.spec,
         saved.params,
-        load_tokenizer(saved.tokenizer_directory, max_length or saved.max_length, lower_case=saved.lower_case),
+        tokenizer,
         activation=saved.activation,
         prompt=saved.prompt,
         compute_dtype=compute_dtype,

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from embed_jax.data.tokenize import Tokenizer, load_tokenizer
 from embed_jax.data.window import WINDOW, pack_window
 from embed_jax.encoders.build import EncoderSpec, build_encoder
+from embed_jax.encoders.family import check_vocabulary
 from embed_jax.encoders.hf import read_model, write_model
 from embed_jax.encoders.hub import resolve
 from embed_jax.encoders.shrink import first_layers
@@ -32,7 +33,7 @@ class SentenceEncoder:
 
     Attributes:
         spec: backbone, pooling and heads.
-        params: float32 tree of the encoder's parameters.
+        params: tree of the encoder's parameters, float32 or bfloat16; what is computed is float32 for either.
         tokenizer: cuts texts at `tokenizer.max_length` tokens.
         prompts: texts put before the input, by name.
         default_prompt_name: the prompt used when none is named, or None.
@@ -251,18 +252,21 @@ def load(name: str, *, max_length: int = 0, compute_dtype: str = "float32") -> S
         compute_dtype: "float32" or "bfloat16".
 
     Raises:
-        InputError: if it can't be found or read, or is of an unknown architecture.
+        InputError: if it can't be found or read, or is of an unknown architecture, or its tokenizer has more tokens
+            than its table has rows.
     """
     saved = read_model(resolve(name))
+    tokenizer = load_tokenizer(
+        saved.tokenizer_directory,
+        max_length or saved.max_length,
+        lower_case=saved.lower_case,
+        special_tokens=saved.special_tokens,
+    )
+    check_vocabulary(tokenizer.vocab_size, saved.spec.backbone.vocab_size, saved.tokenizer_directory)
     return SentenceEncoder(
         saved.spec,
         saved.params,
-        load_tokenizer(
-            saved.tokenizer_directory,
-            max_length or saved.max_length,
-            lower_case=saved.lower_case,
-            special_tokens=saved.special_tokens,
-        ),
+        tokenizer,
         prompts=saved.prompts,
         default_prompt_name=saved.default_prompt_name,
         include_prompt=saved.include_prompt,

@@ -7,11 +7,16 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt
 
 Params = Any  # a tree of arrays
 Rules = Sequence[tuple[str, tuple[str | None, ...]]]  # (pattern of a parameter's path, mesh axis of each dimension)
+Read = Callable[[tuple[slice, ...]], np.ndarray]  # a slice of an array that is not in memory -> a copy of its own
+Put = Callable[[str, tuple[int, ...], np.dtype, Read], Any]
+"""Makes a leaf while a model is read: `(path "backbone/layers/query/kernel", shape, dtype as stored, read) -> leaf`."""
 
 
 @struct.dataclass
@@ -235,6 +240,11 @@ class Auxiliary:
 
     init: Callable[[PRNGKeyArray], Params]
     apply: Callable[..., tuple[Float[Array, ""], Float[Array, ""], dict[str, Float[Array, ""]]]]
+
+
+def param_dtype(stored: Any) -> np.dtype:
+    """In which dtype parameters are kept that a file has in `stored`: bfloat16 as it is, other floats as float32."""
+    return np.dtype(jnp.bfloat16 if stored == jnp.bfloat16 else np.float32)
 
 
 def num_params(params: Params) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from flax import linen as nn
@@ -78,26 +79,19 @@ def read_fields(found: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str
     return values
 
 
+def check_vocabulary(tokens: int, rows: int, where: Path) -> None:
+    """Raises an InputError if a tokenizer makes ids for which the table of token embeddings has no row.
+
+    Args:
+        tokens: one more than the tokenizer's largest id; fewer than there are rows are fine.
+        where: the tokenizer's place, or the model's.
+    """
+    if tokens > rows:
+        raise InputError(f"{where}: a table of {rows} rows for a tokenizer of {tokens} tokens")
+
+
 def check_switches(found: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
     """Raises an InputError if a field of config.json is there with another value than the one supported."""
     for name, value in supported.items():
         if found.get(name) is not None and found[name] != value:
             raise InputError(f"config.json: {name} {found[name]!r} is not supported; only {value!r} is")
-
-
-def rope_theta(found: Mapping[str, Any], default: float) -> float:
-    """The base of rotary positions in a config.json, new (rope_parameters) or old (rope_theta).
-
-    Raises:
-        InputError: the positions are scaled, or only a part of each head is rotated.
-    """
-    name = "rope_parameters" if found.get("rope_parameters") else "rope_scaling"
-    rope = found.get(name) or {}
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind != "default":
-        raise InputError(f"config.json: {name}.rope_type {kind!r} is not supported; only 'default' is")
-    for place, fields in ((f"{name}.", rope), ("", found)):
-        if fields.get("partial_rotary_factor") not in (None, 1):
-            value = fields["partial_rotary_factor"]
-            raise InputError(f"config.json: {place}partial_rotary_factor {value!r} is not supported; only 1.0 is")
-    return float(rope.get("rope_theta") or found.get("rope_theta") or default)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from embed_jax.encoders import modules
 from embed_jax.encoders.build import EncoderSpec, build_encoder
@@ -19,17 +21,17 @@ from embed_jax.encoders.family import Family
 from embed_jax.encoders.heads import Head, Normalize
 from embed_jax.encoders.static import read_static
 from embed_jax.encoders.weights import (
-    WEIGHTS,
+    SHARD_BYTES,
+    open_tensors,
     params_from_tensors,
     read_json,
-    read_tensors,
     tensors_from_params,
     write_json,
-    write_safetensors,
+    write_tensors,
 )
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup
-from embed_jax.types import Params
+from embed_jax.types import Params, Put
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,7 @@ class SavedModel:
 
     Attributes:
         spec: what it computes.
-        params: float32 numpy tree for `build_encoder(spec)`.
+        params: tree for `build_encoder(spec)`, of NumPy arrays in float32, or bfloat16 where the file is.
         max_length: tokens, special ones included, after which a text is cut.
         prompts: text put before an input, by name. default_prompt_name: the one used when none is asked for.
         include_prompt: whether a prompt's tokens count towards pooling.
@@ -70,7 +72,7 @@ class SavedClassifier:
 
     Attributes:
         spec: what it computes.
-        params: float32 numpy tree for `build_classifier(spec)`.
+        params: tree for `build_classifier(spec)`; dtypes as of SavedModel.
         max_length: tokens, special ones included, after which a pair is cut.
         activation: what makes scores of logits, "sigmoid" or "identity".
         prompt: text put before the first text of each pair.
@@ -95,10 +97,14 @@ class SavesItself(Protocol):
 # ---- reading ------------------------------------------------------------------------------------------------
 
 
-def read_model(directory: Path) -> SavedModel:
+def read_model(directory: Path, *, put: Put | None = None) -> SavedModel:
     """A sentence-transformers directory, or a plain Hugging Face one (mean pooling, as sentence-transformers does).
 
     A StaticEmbedding is one of the former.
+
+    Args:
+        put: makes each of the backbone's leaves, whose paths start with "backbone/", as of `params_from_tensors`; heads
+            are NumPy arrays always.
 
     Raises:
         InputError: a file is missing or damaged, an architecture, pooling or module is not supported, a tensor
@@ -107,7 +113,9 @@ def read_model(directory: Path) -> SavedModel:
     directory = Path(directory)
     folders = modules.read_modules(directory)
     first, static = directory / folders[0][1], folders[0][0] == "StaticEmbedding"
-    backbone, params = read_static(first) if static else _read_transformer(first)
+    read_backbone = read_static if static else _read_transformer
+    below = None if put is None else lambda path, *rest: put(f"backbone/{path}", *rest)
+    backbone, params = read_backbone(first, below)
     pooling, include_prompt = "mean", True
     heads: list[Head] = []
     head_params: dict[str, Params] = {}
@@ -154,7 +162,7 @@ def read_classifier(directory: Path) -> SavedClassifier:
     backbone, _, config = _read_backbone(transformer)
     family = classifier_family(backbone.family)
     spec = classifier_spec(backbone, config)
-    tensors = read_tensors(transformer)
+    tensors = open_tensors(transformer)
     out = f"{family.tensors['classifier/out']}.weight"
     if out not in tensors:
         raise InputError(f"{transformer}: no weights of a classifier ({out}): it is no sequence classification model "
@@ -177,10 +185,10 @@ def read_classifier(directory: Path) -> SavedClassifier:
     )
 
 
-def _read_transformer(directory: Path) -> tuple[Any, Params]:
+def _read_transformer(directory: Path, put: Put | None) -> tuple[Any, Params]:
     backbone, family, _ = _read_backbone(directory)
     shapes = jax.eval_shape(build_encoder(EncoderSpec(backbone)).init, jax.random.key(0))["backbone"]
-    return backbone, params_from_tensors(family, shapes, read_tensors(directory), directory)
+    return backbone, params_from_tensors(family, shapes, open_tensors(directory), directory, put=put)
 
 
 def _read_backbone(directory: Path) -> tuple[Any, Family, dict[str, Any]]:
@@ -232,18 +240,21 @@ def write_model(
     lower_case: bool = False,
     matryoshka_dims: Sequence[int] = (),
     adaptive_layers: bool = False,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Writes a directory that sentence-transformers, `read_model` and (without the pooling) transformers read.
 
-    It is made beside and renamed, so `directory` holds a whole model or what it held before. A model there
-    before is replaced; a directory with anything else in it is not touched. The "first_last_mean" pooling is
-    ours alone: sentence-transformers refuses such a model. A static encoder is written as a StaticEmbedding.
+    Tensors have the parameters' dtypes. It is made beside and renamed, so `directory` holds a whole model or what it
+    held before. A model there before is replaced; a directory with anything else in it is not touched. The
+    "first_last_mean" pooling is ours alone: sentence-transformers refuses such a model. A static encoder is written as
+    a StaticEmbedding.
 
     Args:
         spec, params: as of `build_encoder`; parameters of heads that the spec does not name are left out.
         tokenizer: what writes the tokenizer's files.
         max_length, prompts, default_prompt_name, include_prompt, similarity, lower_case, matryoshka_dims,
             adaptive_layers: see SavedModel.
+        shard_bytes: a larger backbone is written as shards of at most so many bytes.
 
     Raises:
         InputError: the directory cannot be written, or holds something that is no model; or prompts of a static
@@ -261,7 +272,7 @@ def write_model(
         directory.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
         temporary.chmod(0o755)
-        _write_backbone(temporary, spec, params["backbone"])
+        _write_backbone(temporary, spec, params["backbone"], shard_bytes)
         tokenizer.save(temporary)
         folders = [("StaticEmbedding" if static else "Transformer", "")]
         if not static:  # whose limit is its tokenizer's
@@ -290,12 +301,15 @@ def write_model(
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_backbone(directory: Path, spec: EncoderSpec, params: Params) -> None:
+def _write_backbone(directory: Path, spec: EncoderSpec, params: Params, shard_bytes: int) -> None:
     family = lookup("backbone", spec.backbone.family)
+    tensors = tensors_from_params(family, params)
     if family.write_config is not None:
-        config = {"architectures": [family.architecture], "model_type": spec.backbone.family, "dtype": "float32"}
+        half = all(value.dtype == jnp.bfloat16 for value in tensors.values() if value.ndim > 1)
+        config = {"architectures": [family.architecture], "model_type": spec.backbone.family,
+                  "dtype": "bfloat16" if half else "float32"}  # fmt: skip
         write_json(directory / "config.json", config | family.write_config(spec.backbone))
-    write_safetensors(directory / WEIGHTS, tensors_from_params(family, params))
+    write_tensors(directory, tensors, shard_bytes)
 
 
 def _put_in_place(new: Path, directory: Path) -> None:
@@ -304,7 +318,8 @@ def _put_in_place(new: Path, directory: Path) -> None:
     if not present:
         os.replace(new, directory)  # over an empty directory too
         return
-    foreign = sorted(present - {path.name for path in new.iterdir()} - {"README.md", ".gitattributes"})
+    weights = {name for name in present if re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?", name)}
+    foreign = sorted(present - weights - {path.name for path in new.iterdir()} - {"README.md", ".gitattributes"})
     if "modules.json" not in present or foreign:
         raise InputError(f"{directory}: holds {foreign or sorted(present)}, which this model would not replace; "
                          "give a new directory, or remove it")  # fmt: skip

@@ -13,7 +13,7 @@ from embed_jax.encoders.heads import Dense, Head, LayerNorm
 from embed_jax.encoders.weights import WEIGHTS, read_json, read_tensors, write_json, write_safetensors
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
-from embed_jax.types import Params
+from embed_jax.types import Params, param_dtype
 
 POOLING_NAMES = {  # ours: sentence-transformers'; in the order in which its older files concatenate them
     "cls": ("cls", "pooling_mode_cls_token"),
@@ -132,7 +132,7 @@ def _read_exactly(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> dic
     found = {name: tensor.shape for name, tensor in tensors.items()}
     if found != shapes:
         raise InputError(f"{directory / WEIGHTS}: found {found}, wanted {shapes}")
-    return {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+    return {name: tensor.astype(param_dtype(tensor.dtype), copy=False) for name, tensor in tensors.items()}
 
 
 def read_score_activation(
@@ -184,7 +184,7 @@ def write_head(directory: Path, head: Head, params: Params) -> None:
     if isinstance(head, LayerNorm):
         write_json(directory / "config.json", {"dimension": head.dimension})
         tensors = {"norm.weight": params["scale"], "norm.bias": params["bias"]}
-        write_safetensors(directory / WEIGHTS, {name: np.asarray(x, np.float32) for name, x in tensors.items()})
+        _write(directory, tensors)
         return
     if not isinstance(head, Dense):
         write_json(directory / "config.json", {})
@@ -198,10 +198,15 @@ def write_head(directory: Path, head: Head, params: Params) -> None:
         "activation_function": TORCH_ACTIVATIONS[head.activation],
     }
     write_json(directory / "config.json", config)
-    tensors = {"linear.weight": np.asarray(params["kernel"], np.float32).T}
+    tensors = {"linear.weight": params["kernel"].T}
     if head.bias:
-        tensors["linear.bias"] = np.asarray(params["bias"], np.float32)
-    write_safetensors(directory / WEIGHTS, tensors)
+        tensors["linear.bias"] = params["bias"]
+    _write(directory, tensors)
+
+
+def _write(directory: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    kept = {name: np.asarray(value, param_dtype(value.dtype)) for name, value in tensors.items()}
+    write_safetensors(directory / WEIGHTS, kept)
 
 
 def write_modules(directory: Path, folders: list[tuple[str, str]]) -> None:

@@ -15,11 +15,11 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from embed_jax.encoders.family import Family
+from embed_jax.encoders.family import Family, check_vocabulary
 from embed_jax.encoders.layers import embed
-from embed_jax.encoders.weights import WEIGHTS, read_tensors
+from embed_jax.encoders.weights import WEIGHTS, open_tensors, params_from_tensors
 from embed_jax.errors import InputError, one_line
-from embed_jax.types import Params, TokenBatch
+from embed_jax.types import Params, Put, TokenBatch
 
 MAX_LENGTH = 8192  # tokens; sentence-transformers has no limit here, but a row of the packing must end somewhere
 TABLE = "embedding.weight"
@@ -81,7 +81,7 @@ STATIC = Family(
 )
 
 
-def read_static(directory: Path) -> tuple[StaticConfig, Params]:
+def read_static(directory: Path, put: Put | None = None) -> tuple[StaticConfig, Params]:
     """The table of a StaticEmbedding, or of model2vec: `embeddings[mapping] * weights`, the last two optional.
 
     Raises:
@@ -89,7 +89,7 @@ def read_static(directory: Path) -> tuple[StaticConfig, Params]:
             tokenizer has tokens.
     """
     where = directory / WEIGHTS
-    tensors = read_tensors(directory)
+    tensors = open_tensors(directory)
     names = set(tensors)
     if not (names == {TABLE} or {"embeddings"} <= names <= {"embeddings", "mapping", "weights"}):
         raise InputError(f"{where}: found the tensors {', '.join(sorted(names)) or 'none'}; wanted {TABLE}, or "
@@ -97,7 +97,6 @@ def read_static(directory: Path) -> tuple[StaticConfig, Params]:
     table = tensors.get(TABLE, tensors.get("embeddings"))
     if not jnp.issubdtype(table.dtype, jnp.floating) or table.ndim != 2:
         raise InputError(f"{where}: the table is {table.dtype.name} of shape {table.shape}; wanted floats [V, D]")
-    table = table.astype(np.float32)
     if "mapping" in tensors:
         mapping = tensors["mapping"].astype(np.int64)
         if mapping.size and not 0 <= mapping.min() <= mapping.max() < len(table):
@@ -106,15 +105,15 @@ def read_static(directory: Path) -> tuple[StaticConfig, Params]:
     if "weights" in tensors:
         if tensors["weights"].shape != table.shape[:1]:
             raise InputError(f"{where}: weights of shape {tensors['weights'].shape} for {len(table)} tokens")
-        table = table * tensors["weights"].astype(np.float32)[:, None]
+        table = table.astype(np.float32) * tensors["weights"].astype(np.float32)[:, None]
     vocab_size, limit = _read_tokenizer(directory / "tokenizer.json")
-    if vocab_size > len(table):
-        raise InputError(f"{where}: a table of {len(table)} rows for a tokenizer of {vocab_size} tokens")
-    return StaticConfig(vocab_size=len(table), hidden_size=table.shape[1], max_length=limit), {"token": table}
+    check_vocabulary(vocab_size, len(table), where)
+    config = StaticConfig(vocab_size=len(table), hidden_size=table.shape[1], max_length=limit)
+    return config, params_from_tensors(STATIC, {"token": table}, {TABLE: table}, where, put=put)
 
 
 def _read_tokenizer(path: Path) -> tuple[int, int]:
-    """How many tokens a tokenizer has, and after how many it cuts a text: at most MAX_LENGTH."""
+    """One more than the largest token id of a tokenizer, and after how many it cuts a text: at most MAX_LENGTH."""
     from tokenizers import Tokenizer
 
     if not path.is_file():
@@ -124,4 +123,4 @@ def _read_tokenizer(path: Path) -> tuple[int, int]:
     except Exception as error:  # the library knows no other kind
         raise InputError(f"{path}: the tokenizer cannot be read: {one_line(error)[:200]}") from None
     limit = (tokenizer.truncation or {}).get("max_length") or MAX_LENGTH
-    return tokenizer.get_vocab_size(with_added_tokens=True), min(limit, MAX_LENGTH)
+    return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1), min(limit, MAX_LENGTH)

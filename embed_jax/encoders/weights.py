@@ -3,46 +3,46 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from embed_jax.encoders.family import Family, Part
-from embed_jax.errors import InputError
-from embed_jax.types import Params
+from embed_jax.errors import InputError, one_line
+from embed_jax.registry import unknown
+from embed_jax.types import Params, Put, Read, param_dtype
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+SHARD_BYTES = 5 * 10**9  # as transformers', long its limit
+DTYPES = {  # by safetensors' names
+    "BOOL": np.dtype(np.bool_),
+    **{f"{kind}{8 * size}": np.dtype(f"{kind.lower()}{size}") for kind in "IU" for size in (1, 2, 4, 8)},
+    **{f"F{8 * size}": np.dtype(f"f{size}") for size in (2, 4, 8)},
+    "BF16": np.dtype(jnp.bfloat16),
+}
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
-def read_tensors(directory: Path) -> dict[str, np.ndarray]:
-    """All tensors of `model.safetensors`, or of the shards that `model.safetensors.index.json` names.
+def open_tensors(directory: Path) -> dict[str, np.ndarray]:
+    """The tensors of `model.safetensors`, or of the shards that `model.safetensors.index.json` names; none is read yet.
+
+    Each is a read-only array over the file itself: a slice of it reads its own bytes alone.
 
     Raises:
-        InputError: no such file, a damaged or missing shard, a tensor that stands in two shards.
+        InputError: no such file, a damaged, truncated or missing shard, a tensor that stands in two shards.
     """
     if (directory / WEIGHTS).is_file():
-        return read_safetensors(directory / WEIGHTS)
+        return open_safetensors(directory / WEIGHTS)
     if (directory / INDEX).is_file():
-        names = read_json(directory / INDEX).get("weight_map")
-        if not isinstance(names, dict):
-            raise InputError(f"{directory / INDEX}: has no 'weight_map'")
-        tensors: dict[str, np.ndarray] = {}
-        for shard in sorted(set(names.values())):
-            for name, value in read_safetensors(directory / shard).items():
-                if name in tensors:
-                    raise InputError(f"{directory / shard}: tensor {name!r} stands in another shard too")
-                tensors[name] = value
-        absent = sorted(set(names) - set(tensors))
-        if absent:
-            raise InputError(f"{directory / INDEX}: no shard holds the tensor {_some(absent)}")
-        return tensors
+        return _open_shards(directory)
     if any(directory.glob("pytorch_model*.bin")):
         raise InputError(
             f"{directory}: only pickled weights (pytorch_model.bin), which are never opened since they can run code; "
@@ -51,21 +51,78 @@ def read_tensors(directory: Path) -> dict[str, np.ndarray]:
     raise InputError(f"{directory}: no {WEIGHTS} (nor {INDEX})")
 
 
-def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of one file, in the dtypes stored.
+def _open_shards(directory: Path) -> dict[str, np.ndarray]:
+    names = read_json(directory / INDEX).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(shard, str) for shard in names.values()):
+        raise InputError(f"{directory / INDEX}: has no 'weight_map' from tensors to files")
+    tensors: dict[str, np.ndarray] = {}
+    for shard in sorted(set(names.values())):
+        if not (directory / shard).is_file():
+            raise InputError(f"{directory / shard}: no such file, though {INDEX} names it; fetch it again")
+        for name, value in open_safetensors(directory / shard).items():
+            if name in tensors:
+                raise InputError(f"{directory / shard}: tensor {name!r} stands in another shard too")
+            tensors[name] = value
+    absent = sorted(set(names) - set(tensors))
+    if absent:
+        raise InputError(f"{directory / INDEX}: no shard holds the tensor {_some(absent)}")
+    return tensors
+
+
+def open_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of one file, as of `open_tensors`.
 
     Raises:
-        InputError: the file is missing, truncated or otherwise damaged.
+        InputError: the file is missing, truncated or otherwise damaged, or has a tensor of an unknown dtype.
     """
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
+        start, header = _read_header(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path}: damaged or no safetensors file ({error}); fetch it again") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: damaged or no safetensors file ({one_line(error)}); fetch it again") from None
+    data = np.asarray(np.memmap(path, np.uint8, "r"))
+    tensors = {}
+    for name, (code, shape, first, last) in header.items():
+        if code not in DTYPES:
+            raise InputError(f"{path}: tensor {name!r}: {unknown('dtype', code, DTYPES)}")
+        if last - first != math.prod(shape) * DTYPES[code].itemsize:
+            raise InputError(f"{path}: tensor {name!r} has {last - first} bytes, which are no {code} of shape {shape}")
+        tensors[name] = data[start + first : start + last].view(DTYPES[code]).reshape(shape)
+    return tensors
+
+
+def _read_header(path: Path) -> tuple[int, dict[str, tuple[str, tuple[int, ...], int, int]]]:
+    """Where a file's data starts, and of each tensor the dtype, the shape and its place there: first byte, end."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        if start > size:
+            raise ValueError(f"its header is to end at byte {start:,}, it has {size:,}")
+        header = json.loads(file.read(start - 8))
+    if not isinstance(header, dict):
+        raise ValueError("its header is no JSON object")
+    header.pop("__metadata__", None)
+    found = {}
+    for name, about in header.items():
+        shape, (first, last) = tuple(about["shape"]), about["data_offsets"]
+        if not all(type(number) is int and number >= 0 for number in (*shape, first, last)):
+            raise ValueError(f"tensor {name!r}: shape {shape}, bytes {first} to {last}")
+        found[name] = about["dtype"], shape, first, last
+    end = start + max((last for *_, last in found.values()), default=0)
+    if end != size:
+        raise ValueError(f"{'truncated: ' if size < end else ''}its header names {end:,} bytes, it has {size:,}")
+    return start, found
+
+
+def read_tensors(directory: Path) -> dict[str, np.ndarray]:
+    """The tensors of `open_tensors`, read as a whole."""
+    return {name: np.array(value) for name, value in open_tensors(directory).items()}
+
+
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of `open_safetensors`, read as a whole."""
+    return {name: np.array(value) for name, value in open_safetensors(path).items()}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -93,58 +150,107 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
     save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path, {"format": "pt"})
 
 
+def write_tensors(directory: Path, tensors: dict[str, np.ndarray], shard_bytes: int = SHARD_BYTES) -> None:
+    """Writes `model.safetensors`, or shards and their index as transformers lays them out.
+
+    Args:
+        shard_bytes: the most that a shard holds, unless a single tensor is larger; a model of no more is one file.
+    """
+    shards: list[dict[str, np.ndarray]] = [{}]
+    size = 0  # of the last shard
+    for name, value in tensors.items():
+        if shards[-1] and size + value.nbytes > shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = value
+        size += value.nbytes
+    if len(shards) == 1:
+        write_safetensors(directory / WEIGHTS, tensors)
+        return
+    files = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
+    for file, shard in zip(files, shards, strict=True):
+        write_safetensors(directory / file, shard)
+    names = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
+    total = sum(value.nbytes for value in tensors.values())
+    write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": names})
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON, making the folder if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def params_from_tensors(family: Family, shapes: Params, tensors: dict[str, np.ndarray], where: Path) -> Params:
-    """The backbone's tree, float32, from tensors under Hugging Face's names.
+def params_from_tensors(
+    family: Family, shapes: Params, tensors: Mapping[str, np.ndarray], where: Path, *, put: Put | None = None
+) -> Params:
+    """The backbone's tree from tensors under Hugging Face's names; all of them are checked before one is read.
 
     Args:
         shapes: the tree's arrays or `jax.ShapeDtypeStruct`s; layers stacked on the leading axis of "layers".
+        tensors: as of `open_tensors`.
         where: for messages.
+        put: makes each leaf; its `read` gives a slice in our own layout (layers stacked, kernels transposed, the parts
+            of a fused tensor apart) and the stored dtype, float32 where that differs between layers, and reads that
+            slice alone. None: NumPy arrays, bfloat16 as it is and other floats as float32.
 
     Raises:
         InputError: a tensor is missing, extra, there twice, of another shape, or not of floats.
     """
     found = _without_prefix(family, tensors, where)
     table = _table(family, found)
-    params, used = {}, set()
+    leaves: dict[str, tuple[tuple[int, ...], list[np.ndarray]]] = {}
+    used = set()
     for path, leaf in flatten_dict(shapes, sep="/").items():
-        name, transposed, index, count = _source(table, path)
-        numbers = range(leaf.shape[0]) if "{}" in name else [None]
+        name, transposed, part, count = _source(table, path)
         shape = leaf.shape[1:] if "{}" in name else leaf.shape
         shape = shape[::-1] if transposed else shape
         shape = (shape[0] * count, *shape[1:])
-        parts = []
-        for number in numbers:
-            key = name.format(number)
+        views = []
+        for key in [name.format(number) for number in range(leaf.shape[0])] if "{}" in name else [name]:
             used.add(key)
             if key not in found:
                 raise InputError(f"{where}: missing tensor {key!r} (shape {shape})")
             value = found[key]
             if value.dtype.name not in _FLOATS:
-                raise InputError(f"{where}: tensor {key!r} is {value.dtype.name}; floats are accepted")
+                raise InputError(f"{where}: tensor {key!r} is {value.dtype.name}; accepted: {', '.join(_FLOATS)}")
             if value.shape != shape:
                 raise InputError(f"{where}: tensor {key!r} has shape {value.shape}, config.json wants {shape}")
-            value = np.split(value, count)[index]
-            parts.append((value.T if transposed else value).astype(np.float32))
-        params[path] = np.stack(parts) if "{}" in name else np.ascontiguousarray(parts[0])
+            value = np.split(value, count)[part]
+            views.append(value.T if transposed else value)
+        leaves[path] = leaf.shape, views
     extra = sorted(key for key in set(found) - used if not any(re.fullmatch(rule, key) for rule in family.ignored))
     if extra:
         raise InputError(f"{where}: unexpected tensor {_some(extra)}: config.json describes a model without it")
-    return unflatten_dict(params, sep="/")
+    put = put or _whole
+    return unflatten_dict({path: put(path, shape, *_reader(shape, views)) for path, (shape, views) in leaves.items()},
+                          sep="/")  # fmt: skip
+
+
+def _reader(shape: tuple[int, ...], views: list[np.ndarray]) -> tuple[np.dtype, Read]:
+    """The dtype of a leaf, and what reads a slice of it: of one tensor, or of one for each layer."""
+    dtypes = {view.dtype for view in views}
+    dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        if views[0].ndim == len(shape):
+            return np.array(views[0][index], dtype)
+        return np.stack([view[index[1:]] for view in views[index[0]]], dtype=dtype)
+
+    return dtype, read
+
+
+def _whole(path: str, shape: tuple[int, ...], dtype: np.dtype, read: Read) -> np.ndarray:
+    return read((slice(None),) * len(shape)).astype(param_dtype(dtype), copy=False)
 
 
 def tensors_from_params(family: Family, params: Params) -> dict[str, np.ndarray]:
-    """The inverse of `params_from_tensors`: float32 tensors under Hugging Face's names."""
+    """The inverse of `params_from_tensors`: tensors under Hugging Face's names, of the parameters' own dtypes."""
     tensors = {}
     for path, leaf in flatten_dict(jax.device_get(params), sep="/").items():
         name, transposed, _, _ = _source(family.tensors, path)
         for number, value in enumerate(leaf) if "{}" in name else [(None, leaf)]:
-            value = np.asarray(value, np.float32)
+            value = np.asarray(value, param_dtype(leaf.dtype))
             tensors[name.format(number)] = value.T if transposed else value
     return tensors
 
@@ -167,7 +273,7 @@ def _source(table: Mapping[str, str | Part], path: str) -> tuple[str, bool, int,
     return f"{part.module}.{'bias' if leaf == 'bias' else 'weight'}", leaf == "kernel", part.index, part.count
 
 
-def _without_prefix(family: Family, tensors: dict[str, np.ndarray], where: Path) -> dict[str, np.ndarray]:
+def _without_prefix(family: Family, tensors: Mapping[str, np.ndarray], where: Path) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     for name, value in tensors.items():
         prefix = next((prefix for prefix in family.prefixes if name.startswith(prefix)), "")

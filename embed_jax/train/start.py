@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 
-from embed_jax.config import Experiment, Model
+from embed_jax.config import Lora, Model
 from embed_jax.data.tokenize import Tokenizer, load_tokenizer
 from embed_jax.encoders.build import EncoderSpec, build_encoder, random_spec
 from embed_jax.encoders.heads import Dense, Normalize
 from embed_jax.encoders.hf import read_model
 from embed_jax.encoders.hub import resolve
+from embed_jax.encoders.int8 import quantize, quantize_layers
+from embed_jax.encoders.lora import LoraSpec, init_lora, merge_lora, split_trainable
 from embed_jax.encoders.shrink import keep_layers, layer_numbers
 from embed_jax.errors import InputError
+from embed_jax.parallel.loading import by_rules, sharded_put
 from embed_jax.sentence import SentenceEncoder
-from embed_jax.types import BASE, Encoder, Params
+from embed_jax.types import BASE, Encoder, Params, Put, Rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,15 +41,13 @@ class Start:
 
     def split(self) -> tuple[Params, dict[str, Params]]:
         """The parameters to train, and {BASE: the frozen ones} if there is an adapter."""
-        if getattr(self.sentence.spec, "lora", None) is None:
-            return self.params, {}
-        from embed_jax.encoders.lora import split_trainable
-
-        trained, frozen = split_trainable(self.params)
-        return trained, {BASE: frozen}
+        trained, frozen = split_trainable(self.params, self.sentence.spec)
+        return trained, {BASE: frozen} if frozen else {}
 
 
-def start_from(model: Model, max_length: int, seed: int, devices: int = 0) -> Start:
+def start_from(
+    model: Model, max_length: int, seed: int, devices: int = 0, *, lora: Lora | None = None, mesh: Mesh | None = None
+) -> Start:
     """Loads or initialises the model that a config names.
 
     Args:
@@ -51,32 +55,74 @@ def start_from(model: Model, max_length: int, seed: int, devices: int = 0) -> St
         max_length: texts are cut at so many tokens in training; the result keeps the model's own limit if it is longer.
         seed: of random weights.
         devices: how many the resulting model encodes on; 0: all.
+        lora: the adapter to train. A model that has it already goes on with it; one that has another is refused; without
+            a rank, an adapter that the model has is merged into it.
+        mesh: where to put what is read from files, split as the training will want it; None: it stays on the host.
     """
+    lora = lora or Lora()
     key = jax.random.key(seed)
     if model.name.startswith("random:"):
         if not model.tokenizer:
             raise InputError("config.model.tokenizer: random weights need a directory with tokenizer files, found ''")
         shape = model.name.removeprefix("random:")
-        tokenizer = load_tokenizer(model.tokenizer, max_length, special_tokens=shape != "static")
+        tokenizer = load_tokenizer(
+            resolve(model.tokenizer), max_length, special_tokens=shape != "static", append_eos=model.append_eos
+        )
         spec = random_spec(shape, vocab_size=tokenizer.vocab_size, pooling=model.pooling or "mean")
-        params, prompts = build_encoder(spec).init(key), {}
+        params, recorded = kept(build_encoder(spec).init(key), lora), {}
     else:
-        saved = read_model(resolve(model.name))
+        saved = read_model(resolve(model.name), put=None if mesh is None else _putting(mesh, lora))
         spec, params = saved.spec, saved.params
-        directory = Path(model.tokenizer) if model.tokenizer else saved.tokenizer_directory
-        limit, special_tokens = max(saved.max_length, max_length), saved.special_tokens
-        tokenizer = load_tokenizer(directory, limit, lower_case=saved.lower_case, special_tokens=special_tokens)
-        prompts = {
-            "prompts": saved.prompts,
-            "default_prompt_name": saved.default_prompt_name,
-            "include_prompt": saved.include_prompt,
-            "similarity": saved.similarity,
-            "lower_case": saved.lower_case,
-        }
-        if tokenizer.vocab_size > spec.backbone.vocab_size:
-            raise InputError(
-                f"{directory}: tokenizer of {tokenizer.vocab_size} tokens, model of {spec.backbone.vocab_size}"
-            )
+        directory = resolve(model.tokenizer) if model.tokenizer else saved.tokenizer_directory
+        tokenizer = load_tokenizer(
+            directory,
+            max(saved.max_length, max_length),
+            lower_case=saved.lower_case,
+            special_tokens=saved.special_tokens,
+            append_eos=model.append_eos,
+        )
+        check_vocabulary(tokenizer.vocab_size, spec, directory)
+        recorded = saved.recorded()
+    spec, params = changed(spec, params, model, key)
+    spec, params = adapted(spec, params, lora, jax.random.fold_in(key, 4))
+    training, params = _with_mlp(spec, params, key) if model.mlp else (spec, params)
+    dtype = _compute_dtype(model.compute_dtype)
+    encoder = build_encoder(training, compute_dtype=dtype, remat=model.remat, same_mask_columns=model.same_mask_columns)
+    result = training if model.mlp == "kept" else spec
+    sentence = SentenceEncoder(result, params, tokenizer, compute_dtype=dtype, devices=devices, **recorded)
+    return Start(encoder, params, sentence)
+
+
+def _putting(mesh: Mesh, lora: Lora) -> Callable[[Rules], Put]:
+    """How parameters that are read come to lie: those to train in float32, frozen ones as the config has them."""
+    eight_bits = bool(lora.rank) and lora.base == "int8"
+    dtype = "float32" if not lora.rank else "" if eight_bits else lora.base
+
+    def put(rules: Rules) -> Put:
+        plain = sharded_put(by_rules(rules, mesh), dtype)
+        if not eight_bits:
+            return plain
+
+        def quantized(path, *about):
+            leaf = plain(path, *about)
+            return jax.jit(quantize)(leaf) if re.fullmatch("backbone/layers/.*/kernel", path) else leaf
+
+        return quantized
+
+    return put
+
+
+def kept(params: Params, lora: Lora) -> Params:
+    """Random parameters as those read from files are kept: what an adapter freezes as the config has it."""
+    if not lora.rank or lora.base == "float32":
+        return params
+    if lora.base == "int8":
+        return quantize_layers(params)
+    return {**params, "backbone": jax.tree.map(lambda leaf: leaf.astype(lora.base), params["backbone"])}
+
+
+def changed(spec: EncoderSpec, params: Params, model: Model, key: jax.Array) -> tuple[EncoderSpec, Params]:
+    """The model with other layers, pooling, attention, token head and dropout, where the config names them."""
     if model.layers:
         try:
             spec, params = keep_layers(spec, params, layer_numbers(model.layers))
@@ -84,19 +130,48 @@ def start_from(model: Model, max_length: int, seed: int, devices: int = 0) -> St
             raise InputError(f"config.model.{error}") from None
     if model.pooling and model.pooling != spec.pooling:
         spec = dataclasses.replace(spec, pooling=model.pooling)
+    if model.attention:
+        if not hasattr(spec.backbone, "causal"):
+            raise InputError(f"config.model.attention: a {spec.backbone.family} encoder has one kind only, "
+                             f"found {model.attention!r}")  # fmt: skip
+        spec = _with_fields(spec, causal=model.attention == "causal")
+    if model.token_head:
+        head = build_token_head(model.token_head, spec.backbone.hidden_size)
+        spec = dataclasses.replace(spec, token_head=head)
+        params = {**params, "token_head": head.init(jax.random.fold_in(key, 5))}
     if model.dropout >= 0:
         if not hasattr(spec.backbone, "hidden_dropout"):
             raise InputError(f"config.model.dropout: a {spec.backbone.family} encoder has none, found {model.dropout}")
-        rates = {"hidden_dropout": model.dropout, "attention_dropout": model.dropout}
-        spec = dataclasses.replace(spec, backbone=dataclasses.replace(spec.backbone, **rates))
+        spec = _with_fields(spec, hidden_dropout=model.dropout, attention_dropout=model.dropout)
+    return spec, params
 
-    training, params = _with_mlp(spec, params, key) if model.mlp else (spec, params)
-    dtype = _compute_dtype(model.compute_dtype)
-    encoder = build_encoder(training, compute_dtype=dtype, remat=model.remat, same_mask_columns=model.same_mask_columns)
-    result = training if model.mlp == "kept" else spec
-    return Start(
-        encoder, params, SentenceEncoder(result, params, tokenizer, compute_dtype=dtype, devices=devices, **prompts)
+
+def _with_fields(spec: EncoderSpec, **fields) -> EncoderSpec:
+    return dataclasses.replace(spec, backbone=dataclasses.replace(spec.backbone, **fields))
+
+
+def adapted(spec: EncoderSpec, params: Params, lora: Lora, key: jax.Array) -> tuple[EncoderSpec, Params]:
+    """The model with the adapter to train; without one, all parameters are the model's own, in float32."""
+    if not lora.rank:
+        return merge_lora(spec, params) if spec.lora else (spec, params)
+    wanted = LoraSpec(
+        lora.rank,
+        lora.alpha,
+        lora.dropout,
+        tuple(name.strip() for name in lora.targets.split(",")),
+        lora.rslora,
+        lora.dora,
     )
+    if spec.lora:
+        if dataclasses.replace(spec.lora, dropout=wanted.dropout) != wanted:
+            raise InputError(f"config.lora: the model has another adapter, {spec.lora}; give it the same settings, or "
+                             "save the model with lora.merge first")  # fmt: skip
+        return dataclasses.replace(spec, lora=wanted), params
+    spec = dataclasses.replace(spec, lora=wanted)
+    try:
+        return spec, {**params, "lora": init_lora(spec, params["backbone"], key)}
+    except InputError as error:
+        raise InputError(f"config.lora.targets: {error}") from None
 
 
 def _with_mlp(spec: EncoderSpec, params: Params, key: jax.Array) -> tuple[EncoderSpec, Params]:
@@ -134,21 +209,13 @@ def frozen_models(model: Model, max_length: int) -> dict[str, Frozen]:
     for name in ("guide", "teacher"):
         if getattr(model, name):
             saved = read_model(resolve(getattr(model, name)))
-            limit = min(max_length, saved.max_length)
-            found[name] = Frozen(
-                build_encoder(saved.spec, compute_dtype=_compute_dtype(model.compute_dtype)),
-                saved.params,
-                load_tokenizer(
-                    saved.tokenizer_directory,
-                    limit,
-                    lower_case=saved.lower_case,
-                    special_tokens=saved.special_tokens,
-                ),
+            tokenizer = load_tokenizer(
+                saved.tokenizer_directory,
+                min(max_length, saved.max_length),
+                lower_case=saved.lower_case,
+                special_tokens=saved.special_tokens,
             )
+            check_vocabulary(tokenizer.vocab_size, saved.spec.backbone.vocab_size, saved.tokenizer_directory)
+            encoder = build_encoder(saved.spec, compute_dtype=_compute_dtype(model.compute_dtype))
+            found[name] = Frozen(encoder, saved.params, tokenizer)
     return found
-
-
-def training_prompts(config: Experiment, model: SentenceEncoder) -> tuple[str, str]:
-    """The prompts of anchors and of candidates: the config's, else the model's default prompt."""
-    usual = model.prompts.get(model.default_prompt_name, "")
-    return config.data.anchor_prompt or usual, config.data.candidate_prompt or usual

@@ -5,6 +5,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -90,17 +91,18 @@ def test_prefix_and_known_extras(copy):
     jax.tree.map(np.testing.assert_array_equal, read_model(copy).params, before.params)
 
 
-def test_half_precision_is_read_as_float32(copy):
+def test_bfloat16_is_kept_and_other_floats_become_float32(copy):
     torch = pytest.importorskip("torch")
     from safetensors.torch import load_file, save_file
 
-    before = read_model(copy).params["backbone"]["layers"]["up"]["kernel"]
-    for dtype in (torch.bfloat16, torch.float16):
-        tensors = {name: value.to(dtype) for name, value in load_file(copy / "model.safetensors").items()}
+    before = load_file(copy / "model.safetensors")
+    for dtype, kept in ((torch.bfloat16, jnp.bfloat16), (torch.float16, np.float32), (torch.float64, np.float32)):
+        tensors = {name: value.to(dtype) for name, value in before.items()}
         save_file(tensors, copy / "model.safetensors")
-        after = read_model(copy).params["backbone"]["layers"]["up"]["kernel"]
-        assert after.dtype == np.float32
-        np.testing.assert_allclose(after, before, rtol=1e-2, atol=1e-6)
+        params = read_model(copy).params
+        assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(kept)}
+        expected = np.stack([tensors[UP.replace("1", str(layer))].float().numpy().T for layer in range(2)])
+        np.testing.assert_array_equal(params["backbone"]["layers"]["up"]["kernel"].astype(np.float32), expected)
 
 
 UP = "encoder.layer.1.intermediate.dense.weight"
@@ -113,7 +115,7 @@ UP = "encoder.layer.1.intermediate.dense.weight"
         (lambda t: t.update({"encoder.layer.2.output.dense.bias": t[UP]}), "unexpected tensor 'encoder.layer.2"),
         (lambda t: t.update({f"bert.{UP}": t[UP]}), f"'{UP}' stands there twice"),
         (lambda t: t.update({UP: t[UP][:, :-1].copy()}), rf"'{UP}' has shape \(64, 31\), config.json wants \(64, 32\)"),
-        (lambda t: t.update({UP: t[UP].astype(np.int32)}), "is int32; floats"),
+        (lambda t: t.update({UP: t[UP].astype(np.int32)}), "is int32; accepted: float16, bfloat16, float32"),
     ],
 )
 def test_tensors_that_do_not_fit(copy, change, message):
@@ -126,10 +128,20 @@ def test_tensors_that_do_not_fit(copy, change, message):
 def test_damaged_files(copy):
     weights = copy / "model.safetensors"
     whole = weights.read_bytes()
-    for content in (whole[:-100], whole[:20], b"", b"garbage" * 100):
+    for content, reason in (
+        (whole[:-100], rf"truncated: its header names {len(whole):,} bytes, it has {len(whole) - 100:,}"),
+        (whole + b" ", f"its header names {len(whole):,} bytes, it has {len(whole) + 1:,}"),
+        (whole[:20], "its header is to end at byte .*, it has 20"),
+        (b"", "its header is to end at byte 8, it has 0"),
+        (b"garbage" * 100, "its header is to end at byte"),
+        (bytes([2, 0, 0, 0, 0, 0, 0, 0]) + b"[]", "its header is no JSON object"),
+    ):
         weights.write_bytes(content)
-        with pytest.raises(InputError, match="damaged or no safetensors file"):
+        with pytest.raises(
+            InputError, match=rf"model.safetensors: damaged or no safetensors file \({reason}.*\); fetch"
+        ) as error:
             read_model(copy)
+        assert "\n" not in str(error.value)
     weights.unlink()
     with pytest.raises(InputError, match="no model.safetensors"):
         read_model(copy)
@@ -138,7 +150,9 @@ def test_damaged_files(copy):
         read_model(copy)
     index = copy / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
-    with pytest.raises(InputError, match="model-1.safetensors: no such file"):
+    with pytest.raises(
+        InputError, match="model-1.safetensors: no such file, though .*index.json names it; fetch it again"
+    ):
         read_model(copy)
     save_file({"b": np.zeros(1, np.float32)}, copy / "model-1.safetensors")
     with pytest.raises(InputError, match="no shard holds the tensor 'a'"):

@@ -1,0 +1,54 @@
+"""Parameters from a file straight onto the mesh: no host holds more of them than one device's part of one leaf."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, Sharding
+
+from embed_jax.parallel.mesh import param_specs
+from embed_jax.types import Put, Read, Rules, param_dtype
+
+
+def sharded_put(shardings: Callable[[str, tuple[int, ...]], Sharding], dtype: str = "") -> Put:
+    """A `put` for `encoders.hf.read_model` that leaves each parameter on the devices, as its sharding says.
+
+    Parts are read one after the other, each once, however many devices have it, and only those of this host's devices.
+
+    Args:
+        shardings: `(path, shape) -> sharding`; see `by_rules`.
+        dtype: of the parameters; "": bfloat16 where the file has that, else float32.
+    """
+
+    def put(path: str, shape: tuple[int, ...], stored: np.dtype, read: Read) -> jax.Array:
+        wanted = jnp.dtype(dtype) if dtype else param_dtype(stored)
+        sharding = shardings(path, shape)
+        holders: dict[tuple[tuple[int, int, int], ...], list[jax.Device]] = {}
+        for device, index in sharding.addressable_devices_indices_map(shape).items():
+            bounds = tuple(part.indices(size) for part, size in zip(index, shape, strict=True))
+            holders.setdefault(bounds, []).append(device)
+        parts = []
+        for bounds, devices in holders.items():
+            value = read(tuple(slice(*bound) for bound in bounds)).astype(wanted, copy=False)
+            # Waiting, and copies on CPU too, so that the host's own array can go before the next is read.
+            parts += jax.block_until_ready([jax.device_put(value, device, may_alias=False) for device in devices])
+        return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+
+    return put
+
+
+def by_rules(rules: Rules, mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:
+    """The sharding of a parameter by its path and shape, as `mesh.param_specs` has it.
+
+    Args:
+        rules: for paths as `put` is given them ("backbone/..."): `Encoder.sharding` has such.
+    """
+
+    def sharding(path: str, shape: tuple[int, ...]) -> NamedSharding:
+        leaf = {path: jax.ShapeDtypeStruct(shape, jnp.float32)}
+        return NamedSharding(mesh, param_specs(leaf, rules, mesh)[path])
+
+    return sharding
