@@ -227,9 +227,11 @@ AFTER_TENSORS = TENSORS | {
     "layers/mlp_norm_after": "layers.{}.post_feedforward_layernorm",
 }
 
-_BASE = DecoderConfig(rms_norm_eps=1e-6)
-_GEMMA = dataclasses.replace(
-    _BASE,
+LLAMA_DEFAULT = DecoderConfig(rms_norm_eps=1e-6)
+QWEN2_DEFAULT = dataclasses.replace(LLAMA_DEFAULT, family="qwen2", qkv_bias=True)
+QWEN3_DEFAULT = dataclasses.replace(LLAMA_DEFAULT, family="qwen3", qk_norm=True)
+GEMMA_DEFAULT = dataclasses.replace(
+    LLAMA_DEFAULT,
     family="gemma",
     head_size=256,
     norm_offset=1.0,
@@ -238,17 +240,21 @@ _GEMMA = dataclasses.replace(
     pad_token_id=0,
     tied=True,
 )
-_GEMMA2 = dataclasses.replace(_GEMMA, family="gemma2", norm_after=True, query_scalar=256, softcap=50.0, window=WINDOW)
-_GEMMA3 = dataclasses.replace(
-    _GEMMA2, family="gemma3_text", qk_norm=True, softcap=None, rope=Rope(theta=1e6), local_rope=Rope()
+GEMMA2_DEFAULT = dataclasses.replace(
+    GEMMA_DEFAULT, family="gemma2", norm_after=True, query_scalar=256, softcap=50.0, window=WINDOW
 )
-_NO_SWITCH = {"use_bidirectional_attention": False}  # what transformers makes of it depends on the padding
+GEMMA3_DEFAULT = dataclasses.replace(
+    GEMMA2_DEFAULT, family="gemma3_text", qk_norm=True, softcap=None, rope=Rope(theta=1e6), local_rope=Rope()
+)
+NO_SWITCH = {"use_bidirectional_attention": False}  # what transformers makes of it depends on the padding
 
-LLAMA = _family(Form(_BASE, BIASED | {"mlp_bias": "mlp_bias"}), "LlamaModel", TENSORS)
-MISTRAL = _family(Form(dataclasses.replace(_BASE, family="mistral"), FIELDS, window=True), "MistralModel", TENSORS)
+LLAMA = _family(Form(LLAMA_DEFAULT, BIASED | {"mlp_bias": "mlp_bias"}), "LlamaModel", TENSORS)
+MISTRAL = _family(
+    Form(dataclasses.replace(LLAMA_DEFAULT, family="mistral"), FIELDS, window=True), "MistralModel", TENSORS
+)
 QWEN2 = _family(
     Form(
-        dataclasses.replace(_BASE, family="qwen2", qkv_bias=True),
+        QWEN2_DEFAULT,
         FIELDS,
         window=True,
         switched=True,
@@ -259,7 +265,7 @@ QWEN2 = _family(
 )
 QWEN3 = _family(
     Form(
-        dataclasses.replace(_BASE, family="qwen3", qk_norm=True),
+        QWEN3_DEFAULT,
         BIASED,
         head_size=128,
         window=True,
@@ -269,23 +275,23 @@ QWEN3 = _family(
     "Qwen3Model",
     TENSORS,
 )
-GEMMA = _family(Form(_GEMMA, BIASED, head_size=256, supported=_NO_SWITCH), "GemmaModel", TENSORS, _read_gemma)
+GEMMA = _family(Form(GEMMA_DEFAULT, BIASED, head_size=256, supported=NO_SWITCH), "GemmaModel", TENSORS, _read_gemma)
 GEMMA2 = _family(
     Form(
-        _GEMMA2,
+        GEMMA2_DEFAULT,
         GEMMA_FIELDS,
         NULLABLE | {"softcap": "attn_logit_softcapping"},
         head_size=256,
         window=True,
         layer_types=functools.partial(_alternating, every=2),
-        supported=_NO_SWITCH,
+        supported=NO_SWITCH,
     ),
     "Gemma2Model",
     AFTER_TENSORS,
 )
 GEMMA3 = _family(
     Form(
-        _GEMMA3,
+        GEMMA3_DEFAULT,
         GEMMA_FIELDS,
         head_size=256,
         window=True,

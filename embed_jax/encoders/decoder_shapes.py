@@ -5,6 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 from embed_jax.encoders.decoder import FULL, SLIDING, DecoderConfig
+from embed_jax.encoders.decoder_families import (
+    GEMMA2_DEFAULT,
+    GEMMA3_DEFAULT,
+    GEMMA_DEFAULT,
+    QWEN2_DEFAULT,
+    QWEN3_DEFAULT,
+)
 from embed_jax.encoders.rope import Rope
 
 LLAMA3_ROPE = Rope(
@@ -19,8 +26,8 @@ LLAMA2_7B = DecoderConfig()
 LLAMA3_8B = DecoderConfig(
     vocab_size=128256, num_kv_heads=8, intermediate_size=14336, max_positions=8192, rope=Rope(theta=500000.0)
 )
-QWEN2_7B = DecoderConfig(
-    family="qwen2",
+QWEN2_7B = dataclasses.replace(
+    QWEN2_DEFAULT,
     vocab_size=152064,
     hidden_size=3584,
     num_layers=28,
@@ -29,49 +36,15 @@ QWEN2_7B = DecoderConfig(
     intermediate_size=18944,
     max_positions=131072,
     rope=Rope(theta=1e6),
-    qkv_bias=True,
-    rms_norm_eps=1e-6,
 )
-QWEN3_8B = DecoderConfig(
-    family="qwen3",
+QWEN3_8B = dataclasses.replace(
+    QWEN3_DEFAULT,
     vocab_size=151936,
     num_layers=36,
     num_kv_heads=8,
     intermediate_size=12288,
     max_positions=40960,
     rope=Rope(theta=1e6),
-    qk_norm=True,
-    rms_norm_eps=1e-6,
-)
-GEMMA_2B = DecoderConfig(
-    family="gemma",
-    vocab_size=256000,
-    hidden_size=2048,
-    num_layers=18,
-    num_heads=8,
-    num_kv_heads=1,
-    head_size=256,
-    intermediate_size=16384,
-    max_positions=8192,
-    norm_offset=1.0,
-    scale_embeddings=True,
-    activation="gelu_pytorch_tanh",
-    rms_norm_eps=1e-6,
-    pad_token_id=0,
-    tied=True,
-)
-GEMMA2_2B = dataclasses.replace(
-    GEMMA_2B,
-    family="gemma2",
-    hidden_size=2304,
-    num_layers=26,
-    num_kv_heads=4,
-    intermediate_size=9216,
-    window=4096,
-    layer_types=(SLIDING, FULL) * 13,
-    query_scalar=256,
-    softcap=50.0,
-    norm_after=True,
 )
 TINY = DecoderConfig(
     hidden_size=64, num_layers=2, num_heads=4, num_kv_heads=2, head_size=16, intermediate_size=128, max_positions=512
@@ -105,11 +78,29 @@ SHAPES = {
     ),
     "qwen3-4b": dataclasses.replace(QWEN3_8B, hidden_size=2560, intermediate_size=9728, tied=True),
     "qwen3-8b": QWEN3_8B,
-    "gemma-2b": GEMMA_2B,
-    "gemma2-2b": GEMMA2_2B,
+    "gemma-2b": dataclasses.replace(
+        GEMMA_DEFAULT,
+        vocab_size=256000,
+        hidden_size=2048,
+        num_layers=18,
+        num_heads=8,
+        num_kv_heads=1,
+        intermediate_size=16384,
+        max_positions=8192,
+    ),
+    "gemma2-2b": dataclasses.replace(
+        GEMMA2_DEFAULT,
+        vocab_size=256000,
+        hidden_size=2304,
+        num_layers=26,
+        num_heads=8,
+        num_kv_heads=4,
+        intermediate_size=9216,
+        max_positions=8192,
+        layer_types=(SLIDING, FULL) * 13,
+    ),
     "gemma3-300m": dataclasses.replace(
-        GEMMA2_2B,
-        family="gemma3_text",
+        GEMMA3_DEFAULT,
         vocab_size=262144,
         hidden_size=768,
         num_layers=24,
@@ -117,13 +108,9 @@ SHAPES = {
         num_kv_heads=1,
         intermediate_size=1152,
         max_positions=2048,
-        rope=Rope(theta=1e6),
-        local_rope=Rope(),
         causal=False,
         window=257,
         layer_types=((SLIDING,) * 5 + (FULL,)) * 4,
-        qk_norm=True,
-        softcap=None,
     ),
     "decoder-tiny": TINY,
     "decoder-small": dataclasses.replace(

@@ -12,7 +12,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from embed_jax.encoders.attention import attention, sentence_bias
-from embed_jax.encoders.family import Family, Part, check_switches, read_fields, rope_theta
+from embed_jax.encoders.family import Family, Part, check_switches, read_fields
 from embed_jax.encoders.layers import (
     LayerNorm,
     Linear,
@@ -25,6 +25,7 @@ from embed_jax.encoders.layers import (
     rotation,
     type_vectors,
 )
+from embed_jax.encoders.rope import read_rope
 from embed_jax.encoders.stack import Stack
 from embed_jax.errors import InputError
 from embed_jax.types import TokenBatch
@@ -231,7 +232,9 @@ def read_config(found: Mapping[str, Any]) -> NomicConfig:
         found = PUBLISHED_DEFAULTS | {name: value for name, value in found.items() if value is not None}
         values = read_fields(found, PUBLISHED_FIELDS)
     else:
-        values = read_fields(found, FIELDS) | {"rope_theta": rope_theta(found, NomicConfig.rope_theta)}
+        values = read_fields(found, FIELDS) | {
+            "rope_theta": read_rope(found, NomicConfig.rope_theta, ("default",)).theta
+        }
     check_switches(found, SUPPORTED)
     config = NomicConfig(**values)
     activation(config.activation)
