@@ -45,6 +45,39 @@ def tiny_tokenizer(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def bpe_tokenizer(tmp_path_factory):
+    """`(post_processor=None, **config) -> directory` with a byte-level BPE tokenizer, as language models have.
+
+    It knows <pad> 0, <s> 1, </s> 2 and <unk> 3; `config` changes tokenizer_config.json.
+    """
+    import json
+
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    def make(post_processor=None, **config):
+        backend = Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(
+            vocab_size=320,
+            special_tokens=["<pad>", "<s>", "</s>", "<unk>"],
+            initial_alphabet=alphabet,
+            show_progress=False,
+        )
+        backend.train_from_iterator([" ".join(WORDS)], trainer)
+        backend.post_processor = post_processor
+        names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+        directory = tmp_path_factory.mktemp("bpe")
+        PreTrainedTokenizerFast(tokenizer_object=backend, **names).save_pretrained(directory)
+        written = json.loads((directory / "tokenizer_config.json").read_text()) | config
+        (directory / "tokenizer_config.json").write_text(json.dumps(written))
+        return directory
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory, tiny_tokenizer):
     """A model directory of a random encoder with two layers, mean pooling and `tiny_tokenizer`; at most 40 tokens."""
     from embed_jax.data.tokenize import load_tokenizer

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -124,18 +126,28 @@ class Tokenizer:
 
 
 def load_tokenizer(
-    directory: str | os.PathLike, max_length: int, *, lower_case: bool = False, special_tokens: bool = True
+    directory: str | os.PathLike,
+    max_length: int,
+    *,
+    lower_case: bool = False,
+    special_tokens: bool = True,
+    append_eos: bool = False,
 ) -> Tokenizer:
     """Reads the tokenizer of a model directory.
+
+    Which special tokens it puts around a text is transformers' business: the post-processor of `tokenizer.json` says
+    it, and only where that file is not there do `add_bos_token` and `add_eos_token` of tokenizer_config.json.
 
     Args:
         directory: holds `tokenizer.json`, or the vocabulary in an older form that transformers converts.
         max_length: texts are cut at this number of tokens, special tokens included.
         lower_case: lower-case texts first: `do_lower_case` of sentence-transformers.
         special_tokens: put them around each text; False for static encoders.
+        append_eos: end each text with the tokenizer's end-of-text token, for last-token pooling; `save` writes that
+            down. A tokenizer that ends texts with a special token already, whichever, is left as it is.
 
     Raises:
-        InputError: if there is no tokenizer or it cannot be read.
+        InputError: if there is no tokenizer or it cannot be read, or it has no end-of-text token to append.
     """
     directory = Path(directory)
     # Without this check transformers makes a tokenizer that knows the special tokens and nothing else.
@@ -154,14 +166,30 @@ def load_tokenizer(
         raise InputError(f"{directory}: the tokenizer cannot be read: {one_line(error)[:200]}") from None
     if not hf.is_fast:
         raise InputError(f"{directory}: {type(hf).__name__} has no fast form; save it as tokenizer.json first")
-    return from_transformers(hf, max_length, lower_case=lower_case, special_tokens=special_tokens)
+    try:
+        return from_transformers(
+            hf, max_length, lower_case=lower_case, special_tokens=special_tokens, append_eos=append_eos
+        )
+    except InputError as error:
+        raise InputError(f"{directory}: {error}") from None
 
 
-def from_transformers(hf: Any, max_length: int, *, lower_case: bool = False, special_tokens: bool = True) -> Tokenizer:
-    """Our tokenizer from a fast transformers tokenizer, which stays as it is."""
+def from_transformers(
+    hf: Any,
+    max_length: int,
+    *,
+    lower_case: bool = False,
+    special_tokens: bool = True,
+    append_eos: bool = False,
+) -> Tokenizer:
+    """Our tokenizer from a fast transformers tokenizer, which stays as it is; see `load_tokenizer`."""
     from tokenizers import Tokenizer as Backend
     from tokenizers import normalizers
 
+    if append_eos:
+        if not special_tokens:
+            raise InputError("append_eos: a tokenizer that puts no special tokens around a text appends none")
+        hf = _ending_in_eos(hf)
     backend = Backend.from_str(hf.backend_tokenizer.to_str())
     backend.no_padding()
     if not special_tokens:
@@ -171,6 +199,47 @@ def from_transformers(hf: Any, max_length: int, *, lower_case: bool = False, spe
         before = [normalizers.Lowercase()] + ([backend.normalizer] if backend.normalizer else [])
         backend.normalizer = normalizers.Sequence(before)
     return Tokenizer(backend, hf, max_length, hf.pad_token_id or 0, special_tokens)
+
+
+def _ending_in_eos(hf: Any) -> Any:
+    """A transformers tokenizer, another one if need be, that ends each text with its end-of-text token."""
+    if hf.eos_token is None:
+        raise InputError("append_eos: the tokenizer has no end-of-text token (eos_token)")
+    encoding = hf.backend_tokenizer.encode("a")
+    ids = [number for number, seen in zip(encoding.ids, encoding.attention_mask, strict=True) if seen]  # no padding
+    if ids[-1:] and ids[-1] in hf.all_special_ids:
+        return hf
+    hf = copy.deepcopy(hf)
+    backend = hf.backend_tokenizer
+    state = json.loads(backend.to_str())
+    state["post_processor"] = _with_eos(state["post_processor"], hf.eos_token, hf.eos_token_id)
+    backend.post_processor = type(backend).from_str(json.dumps(state)).post_processor
+    return hf
+
+
+def _with_eos(processor: dict[str, Any] | None, token: str, number: int) -> dict[str, Any]:
+    """A post-processor, as tokenizer.json has it, that puts one token more after each text."""
+    kind = processor["type"] if processor else None
+    if kind == "TemplateProcessing":
+        known = {token: {"id": token, "ids": [number], "tokens": [token]}}
+        changed = {"special_tokens": processor["special_tokens"] | known}
+        for form in ("single", "pair"):
+            changed[form] = []
+            for piece in processor[form]:
+                changed[form].append(piece)
+                if "Sequence" in piece:
+                    end = {"id": token, "type_id": piece["Sequence"]["type_id"]}
+                    changed[form].append({"SpecialToken": end})
+        return processor | changed
+    if kind == "Sequence":
+        *others, last = processor["processors"]
+        if last["type"] == "TemplateProcessing":
+            return processor | {"processors": [*others, _with_eos(last, token, number)]}
+    text = [{"Sequence": {"id": id, "type_id": type_id}} for type_id, id in enumerate("AB")]
+    plain = {"type": "TemplateProcessing", "single": text[:1], "pair": text, "special_tokens": {}}
+    before = (processor["processors"] if kind == "Sequence" else [processor]) if processor else []
+    template = _with_eos(plain, token, number)
+    return {"type": "Sequence", "processors": [*before, template]} if before else template
 
 
 def _set_limit(backend: Any, max_length: int, side: str) -> None:

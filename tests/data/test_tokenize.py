@@ -97,3 +97,88 @@ def test_bad_directories_are_one_line(tokenizer_directory, tmp_path):
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(InputError, match="no room for text"):
         from_transformers(load_tokenizer(tokenizer_directory, 16).hf, 2)
+
+
+# ---- tokenizers of language models ---------------------------------------------------------------------------
+
+CLASSES = ["PreTrainedTokenizerFast", "LlamaTokenizer", "LlamaTokenizerFast", "Qwen2Tokenizer", "GemmaTokenizer"]
+
+
+def processors(name):
+    from tokenizers import processors as made
+
+    bytes_alone = made.ByteLevel(trim_offsets=False)
+    bos = made.TemplateProcessing(single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=[("<s>", 1)])
+    eos = made.TemplateProcessing(single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 2)])
+    pad = made.TemplateProcessing(single="$A <pad>", pair="$A <pad> $B <pad>", special_tokens=[("<pad>", 0)])
+    return {
+        "none": None,
+        "bytes": bytes_alone,
+        "bos": bos,
+        "bytes, bos": made.Sequence([bytes_alone, bos]),
+        "eos": eos,
+        "bytes, eos": made.Sequence([bytes_alone, eos]),
+        "another end": pad,  # as Qwen3-Embedding, which ends texts with <|endoftext|> where its eos_token is <|im_end|>
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["none", "bytes", "bos", "bytes, bos", "eos", "bytes, eos", "another end"])
+@pytest.mark.parametrize("kind", CLASSES)
+def test_eos_is_appended_once_and_written_down(bpe_tokenizer, tmp_path, kind, name):
+    """What we append, transformers appends when it reads what we wrote; bos and padding side stay as they were."""
+    from transformers import AutoTokenizer
+
+    directory = bpe_tokenizer(processors(name), tokenizer_class=kind, padding_side="left")
+    before, ours = load_tokenizer(directory, 12), load_tokenizer(directory, 12, append_eos=True)
+    texts = ["the cat", "", "a dog runs " * 9, "river </s>"]
+    hf = AutoTokenizer.from_pretrained(directory)
+    assert [x.tolist() for x in before.encode(texts).ids] == hf(texts, truncation=True, max_length=12)["input_ids"]
+    ends = name.endswith(("eos", "another end"))
+    found = [x.tolist() for x in ours.encode(texts).ids]
+    for ids, plain in zip(found, load_tokenizer(directory, 12 if ends else 11).encode(texts).ids, strict=True):
+        assert ids == plain.tolist() + [2] * (not ends)
+    assert max(map(len, found)) == 12
+    ours.save(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert again(texts, truncation=True, max_length=12)["input_ids"] == found
+    assert again.padding_side == "left"
+    assert [x.tolist() for x in load_tokenizer(tmp_path, 12, append_eos=True).encode(texts).ids] == found
+
+
+def test_eos_after_both_texts_of_a_pair(bpe_tokenizer):
+    """As transformers' own `add_eos_token` puts it."""
+    from transformers import AutoTokenizer
+
+    directory = bpe_tokenizer(processors("bos"))
+    hf = AutoTokenizer.from_pretrained(directory)
+    hf.add_bos_token, hf.add_eos_token = True, True
+    found = load_tokenizer(directory, 32, append_eos=True).encode_pairs(["the cat"], ["a dog"])
+    assert found.ids[0].tolist() == hf("the cat", "a dog")["input_ids"]
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_add_eos_token_is_honoured_as_transformers_honours_it(bpe_tokenizer, flag):
+    """By a tokenizer made from a vocabulary; where tokenizer.json stands, its post-processor alone counts."""
+    from transformers import AutoTokenizer
+
+    directory = bpe_tokenizer(processors("bos"), tokenizer_class="Qwen2Tokenizer", add_eos_token=flag)
+    assert load_tokenizer(directory, 9).encode(["the"]).ids[0].tolist()[-1] != 2
+    model = json.loads((directory / "tokenizer.json").read_text())["model"]
+    (directory / "tokenizer.json").unlink()
+    (directory / "vocab.json").write_text(json.dumps(model["vocab"]))
+    merges = "\n".join(" ".join(merge) for merge in model["merges"])
+    (directory / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
+    ids = load_tokenizer(directory, 9).encode(["the"]).ids[0].tolist()
+    assert (ids[-1] == 2) == flag
+    assert ids == AutoTokenizer.from_pretrained(directory)("the")["input_ids"]
+    assert load_tokenizer(directory, 9, append_eos=True).encode(["the"]).ids[0].tolist()[-2:].count(2) == 1
+
+
+def test_what_cannot_be_appended_is_one_line(bpe_tokenizer, tokenizer_directory):
+    with pytest.raises(InputError, match="append_eos: the tokenizer has no end-of-text token") as caught:
+        load_tokenizer(tokenizer_directory, 16, append_eos=True)
+    assert str(tokenizer_directory) in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="append_eos: a tokenizer that puts no special tokens"):
+        load_tokenizer(bpe_tokenizer(), 16, special_tokens=False, append_eos=True)
+    with pytest.raises(InputError, match="no room for text: 2 are special tokens"):
+        load_tokenizer(bpe_tokenizer(processors("bos")), 2, append_eos=True)
