@@ -22,6 +22,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "distilbert": "embed_jax.encoders.bert:DISTILBERT",
         "electra": "embed_jax.encoders.bert:ELECTRA",
         "nomic_bert": "embed_jax.encoders.nomic:NOMIC",
+        "modernbert": "embed_jax.encoders.modernbert:MODERNBERT",
         "t5": "embed_jax.encoders.t5:T5_ENCODER",
         "llama": "embed_jax.encoders.decoder_families:LLAMA",
         "mistral": "embed_jax.encoders.decoder_families:MISTRAL",

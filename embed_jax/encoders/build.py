@@ -10,7 +10,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from embed_jax.encoders import bert, decoder, decoder_shapes, nomic, static, t5
+from embed_jax.encoders import bert, decoder, decoder_shapes, modernbert, nomic, static, t5
 from embed_jax.encoders.attention import IMPLEMENTATIONS
 from embed_jax.encoders.heads import Head, Normalize
 from embed_jax.encoders.int8 import dequantize, has_int8
@@ -22,7 +22,14 @@ from embed_jax.errors import InputError
 from embed_jax.registry import lookup, unknown
 from embed_jax.types import Encoder, Params, TokenBatch
 
-SHAPES = {**bert.SHAPES, **decoder_shapes.SHAPES, **nomic.SHAPES, **t5.SHAPES, **static.SHAPES}
+SHAPES = {
+    **bert.SHAPES,
+    **decoder_shapes.SHAPES,
+    **modernbert.SHAPES,
+    **nomic.SHAPES,
+    **t5.SHAPES,
+    **static.SHAPES,
+}
 ADAPTER_KEY = 2**20  # the number, beyond any layer's, that gives an adapter's keys
 
 
@@ -38,7 +45,14 @@ class EncoderSpec:
         lora: the low-rank adapter of the backbone's layers, if there is one.
     """
 
-    backbone: bert.BertConfig | decoder.DecoderConfig | nomic.NomicConfig | t5.T5Config | static.StaticConfig
+    backbone: (
+        bert.BertConfig
+        | decoder.DecoderConfig
+        | modernbert.ModernBertConfig
+        | nomic.NomicConfig
+        | t5.T5Config
+        | static.StaticConfig
+    )
     pooling: str = "mean"
     heads: tuple[Head, ...] = ()
     lora: LoraSpec | None = None
@@ -165,19 +179,22 @@ def build_encoder(
     )
 
 
-def random_spec(shape_name: str, *, vocab_size: int = 30522, pooling: str = "mean", normalize: bool = True):
+def random_spec(shape_name: str, *, vocab_size: int = 0, pooling: str = "mean", normalize: bool = True):
     """A backbone of a well-known shape, for runs without weights: `build_encoder(random_spec("tiny")).init(key)`.
 
     Args:
         shape_name: one of bert.SHAPES ("tiny", "minilm-l6", "bert-base", ...), nomic.SHAPES ("nomic-base", ...),
-            t5.SHAPES ("t5-base", ...), or "static": a table of 256 numbers a token.
+            modernbert.SHAPES ("modernbert-base", ...), t5.SHAPES ("t5-base", ...), or "static": a table of 256
+            numbers a token.
 
     Raises:
         InputError: for an unknown shape.
     """
     if shape_name not in SHAPES:
         raise InputError(unknown("shape", shape_name, SHAPES))
-    backbone = dataclasses.replace(SHAPES[shape_name], vocab_size=vocab_size)
+    backbone = SHAPES[shape_name]
+    if vocab_size:
+        backbone = dataclasses.replace(backbone, vocab_size=vocab_size)
     return EncoderSpec(backbone, pooling, (Normalize(),) if normalize else ())
 
 

@@ -41,9 +41,12 @@ class Family:
         write_config: the inverse; without "architectures" and "model_type", which hf.py adds.
         tensors: our path -> Hugging Face's module, with "{}" for the layer's number. Our path is a module's,
             whose leaves are kernel (their weight, transposed), scale (weight) and bias (bias), or a table's
-            (weight). Paths that a configuration has no parameters for are not looked for.
+            (weight). Paths that a configuration has no parameters for are not looked for. A `Part` is one of several of
+            our modules that are one there.
         older: tables of other names that the same tensors have in some files; read, never written. The table most
             of whose names stand in a file is the file's.
+        absent: tensors that no file has, since the first layer is without that module: ones in our stacked parameters,
+            not used.
         prefixes: what a checkpoint of a bigger model puts before every name.
         ignored: regular expressions of tensors that may be there and are not wanted (whole names).
         sharding: how the module's parameters may be split over the mesh axes "fsdp" and "tensor".
@@ -54,8 +57,9 @@ class Family:
     module: Callable[..., nn.Module]
     read_config: Callable[[Mapping[str, Any]], Any] | None
     write_config: Callable[[Any], dict[str, Any]] | None
-    tensors: Mapping[str, str]
+    tensors: Mapping[str, str | Part]
     older: tuple[Mapping[str, str | Part], ...] = ()
+    absent: tuple[str, ...] = ()
     prefixes: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     sharding: Rules = ()

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from embed_jax.encoders.build import EncoderSpec
 from embed_jax.encoders.heads import Dense, Normalize
 from embed_jax.errors import InputError
+from embed_jax.registry import lookup
 from embed_jax.types import Params
 
 
@@ -22,7 +23,8 @@ def keep_layers(spec: EncoderSpec, params: Params, layers: Sequence[int]) -> tup
         layers: counted from 0, ascending.
 
     Raises:
-        InputError: for no layers, one that the backbone has not, layers that are not ascending, or a backbone without.
+        InputError: for no layers, one that the backbone has not, layers that are not ascending, none of 0 where the
+            first layer is built otherwise, or a backbone without.
     """
     layers, number = list(layers), spec.backbone.num_layers
     place = f"layers {','.join(map(str, layers))}"
@@ -36,6 +38,9 @@ def keep_layers(spec: EncoderSpec, params: Params, layers: Sequence[int]) -> tup
     for before, layer in zip(layers, layers[1:], strict=False):
         if layer <= before:
             raise InputError(f"{place}: expected ascending numbers, each once, found {layer} after {before}")
+    family = spec.backbone.family
+    if layers[0] and lookup("backbone", family).absent:
+        raise InputError(f"{place}: expected 0 among them: the first layer of a {family} encoder is built otherwise")
     kept = jax.tree.map(lambda leaf: leaf[np.asarray(layers)], params["backbone"]["layers"])
     types = getattr(spec.backbone, "layer_types", ())  # of a backbone whose layers are not all of one kind
     changes = {"layer_types": tuple(types[layer] for layer in layers)} if types else {}

@@ -208,6 +208,9 @@ def params_from_tensors(
         shape = (shape[0] * count, *shape[1:])
         views = []
         for key in [name.format(number) for number in range(leaf.shape[0])] if "{}" in name else [name]:
+            if key in family.absent:
+                views.append(np.ones(shape, np.float32))
+                continue
             used.add(key)
             if key not in found:
                 raise InputError(f"{where}: missing tensor {key!r} (shape {shape})")
@@ -246,13 +249,17 @@ def _whole(path: str, shape: tuple[int, ...], dtype: np.dtype, read: Read) -> np
 
 def tensors_from_params(family: Family, params: Params) -> dict[str, np.ndarray]:
     """The inverse of `params_from_tensors`: tensors under Hugging Face's names, of the parameters' own dtypes."""
-    tensors = {}
+    parts: dict[str, dict[int, np.ndarray]] = {}
     for path, leaf in flatten_dict(jax.device_get(params), sep="/").items():
-        name, transposed, _, _ = _source(family.tensors, path)
+        name, transposed, part, _ = _source(family.tensors, path)
         for number, value in enumerate(leaf) if "{}" in name else [(None, leaf)]:
-            value = np.asarray(value, param_dtype(leaf.dtype))
-            tensors[name.format(number)] = value.T if transposed else value
-    return tensors
+            key, value = name.format(number), np.asarray(value, param_dtype(leaf.dtype))
+            if key not in family.absent:
+                parts.setdefault(key, {})[part] = value.T if transposed else value
+    return {
+        key: np.concatenate([found[part] for part in sorted(found)]) if len(found) > 1 else found[0]
+        for key, found in parts.items()
+    }
 
 
 def _table(family: Family, found: Mapping[str, np.ndarray]) -> Mapping[str, str | Part]:

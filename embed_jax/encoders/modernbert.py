@@ -1,0 +1,306 @@
+"""ModernBERT (Warner et al. 2024): norms before each part, rotary positions, and windows in most layers."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from embed_jax.encoders.attention import attention, sentence_bias
+from embed_jax.encoders.decoder import FULL, SLIDING, View
+from embed_jax.encoders.decoder_families import KINDS
+from embed_jax.encoders.family import Family, Part, check_switches, read_fields
+from embed_jax.encoders.layers import LayerNorm, Linear, Places, activation, dropout, embed, rotate, rotation
+from embed_jax.encoders.rope import read_rope
+from embed_jax.encoders.stack import Stack
+from embed_jax.errors import InputError
+from embed_jax.registry import unknown
+from embed_jax.types import TokenBatch
+
+
+def alternating(layers: int, every: int = 3) -> tuple[str, ...]:
+    """The kinds of so many layers: the first is FULL, then one of `every`, the others are SLIDING."""
+    return tuple(SLIDING if number % every else FULL for number in range(layers))
+
+
+@dataclasses.dataclass(frozen=True)
+class ModernBertConfig:
+    """The size of a ModernBERT; the defaults are ModernBERT-base's.
+
+    Attributes:
+        max_positions: the most tokens that a sentence may have; no parameters depend on it.
+        layer_types: FULL or SLIDING for each layer.
+        local_attention: the window of SLIDING layers: tokens at a distance of half of it, or less, are seen.
+        rope_theta, local_rope_theta: base of the rotary positions' wave lengths in FULL and in SLIDING layers.
+        activation: of the gate.
+        embedding_dropout, hidden_dropout, attention_dropout: rates when a dropout key is given: of the embeddings,
+            inside the feed-forward layers, and of the softmax and what attention gives.
+        initializer_range: standard deviation of the initial weights, but for those before a residual.
+    """
+
+    family: str = "modernbert"
+    vocab_size: int = 50368
+    hidden_size: int = 768
+    num_layers: int = 22
+    num_heads: int = 12
+    intermediate_size: int = 1152
+    max_positions: int = 8192
+    layer_types: tuple[str, ...] = alternating(22)
+    local_attention: int = 128
+    rope_theta: float = 160000.0
+    local_rope_theta: float = 10000.0
+    activation: str = "gelu"
+    layer_norm_eps: float = 1e-5
+    embedding_dropout: float = 0.0
+    hidden_dropout: float = 0.0
+    attention_dropout: float = 0.0
+    initializer_range: float = 0.02
+    pad_token_id: int = 0
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens that a sentence may have."""
+        return self.max_positions
+
+    @property
+    def embedding_size(self) -> int:
+        """Width of the embedding table."""
+        return self.hidden_size
+
+
+def _shape(hidden_size: int, num_layers: int, num_heads: int, intermediate_size: int) -> ModernBertConfig:
+    return ModernBertConfig(
+        hidden_size=hidden_size,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        intermediate_size=intermediate_size,
+        layer_types=alternating(num_layers),
+    )
+
+
+SHAPES = {  # for runs without weights
+    "modernbert-tiny": _shape(32, 4, 2, 48),
+    "modernbert-base": _shape(768, 22, 12, 1152),
+    "modernbert-large": _shape(1024, 28, 16, 2624),
+}
+
+
+class ModernBert(Stack):
+    """Token ids to hidden states."""
+
+    config: ModernBertConfig
+
+    @nn.compact
+    def __call__(
+        self, tokens: TokenBatch, key: PRNGKeyArray | None = None, every_layer: bool = False
+    ) -> Float[Array, "*L R T D"]:
+        """Hidden states after the last layer, or of every layer with a leading axis L; dtype `self.dtype`.
+
+        The final norm is over each of them, as if that layer were the last.
+        """
+        config = self.config
+        embeddings_key, layer_keys = self.split(key)
+        places = self.places(tokens, key)
+        hidden = Embeddings(config, self.dtype, name="embeddings")(tokens, embeddings_key, places)
+        views = [_view(config, kind, tokens) for kind in (FULL, SLIDING)]
+        both = jax.tree.map(lambda *leaves: jnp.stack(leaves), *views)
+        numbers = jnp.asarray([(FULL, SLIDING).index(kind) for kind in config.layer_types])
+        each = layer_keys, numbers, jnp.arange(config.num_layers) == 0
+        hidden = self.scan(Layer, hidden, each, both, places, every_layer=every_layer)
+        return LayerNorm(config.layer_norm_eps, self.dtype, use_bias=False, name="norm")(hidden)
+
+
+def _view(config: ModernBertConfig, kind: str, tokens: TokenBatch) -> View:
+    window, theta = (
+        (config.local_attention // 2 + 1, config.local_rope_theta) if kind == SLIDING else (0, config.rope_theta)
+    )
+    return View(
+        bias=sentence_bias(tokens.sentence, tokens.position, window=window),
+        turns=rotation(tokens.position, config.hidden_size // config.num_heads, theta),
+    )
+
+
+class Embeddings(nn.Module):
+    """Token embeddings, normalised."""
+
+    config: ModernBertConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, tokens: TokenBatch, key: PRNGKeyArray | None, places: Places | None = None
+    ) -> Float[Array, "R T D"]:
+        config = self.config
+        init, width = nn.initializers.normal(config.initializer_range), config.hidden_size
+        token = self.param("token", init, (config.vocab_size, width))
+        x = LayerNorm(config.layer_norm_eps, self.dtype, use_bias=False, name="norm")(embed(token, tokens.token_ids))
+        return dropout(x, config.embedding_dropout, key, 0 if places is None else places.starts(width))
+
+
+class Layer(nn.Module):
+    """Attention, then down(activation(gate(x)) * up(x)); each with a norm before it and a residual.
+
+    The first layer has no norm before its attention, since the embeddings have one: its scale in the stack is ones that
+    are not used. The gated product is GeGLU for "gelu" (Shazeer 2020, equation 6).
+    """
+
+    config: ModernBertConfig
+    dtype: Any
+    attention: str
+    every_layer: bool
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "R T D"],
+        own: tuple[PRNGKeyArray | None, Int[Array, ""], Bool[Array, ""]],
+        views: View,
+        places: Places | None = None,
+    ):
+        config = self.config
+        key, kind, first = own
+        view = jax.tree.map(lambda leaf: leaf[kind], views)
+        keys = (None,) * 3 if key is None else jax.random.split(key, 3)
+        start, inner_start = (
+            0 if places is None else places.starts(size) for size in (config.hidden_size, config.intermediate_size)
+        )
+        linear = functools.partial(Linear, dtype=self.dtype, stddev=config.initializer_range, use_bias=False)
+        last = functools.partial(linear, stddev=config.initializer_range / math.sqrt(2 * config.num_layers))
+        norm = functools.partial(LayerNorm, config.layer_norm_eps, self.dtype, use_bias=False)
+
+        normed = jnp.where(first, x, norm(name="attention_norm")(x))
+        heads = (*x.shape[:-1], config.num_heads, config.hidden_size // config.num_heads)
+        query, key_, value = (
+            linear(config.hidden_size, name=name)(normed).reshape(heads) for name in ("query", "key", "value")
+        )
+        mixed = attention(
+            rotate(query, view.turns),
+            rotate(key_, view.turns),
+            value,
+            view.bias,
+            dropout_rate=config.attention_dropout,
+            dropout_key=keys[0],
+            dropout_places=places,
+            implementation=self.attention,
+        )
+        mixed = last(config.hidden_size, name="output")(mixed.reshape(x.shape))
+        x = x + dropout(mixed, config.attention_dropout, keys[1], start)
+
+        normed = norm(name="output_norm")(x)
+        gate = activation(config.activation)(linear(config.intermediate_size, name="gate")(normed))
+        inner = gate * linear(config.intermediate_size, name="up")(normed)
+        inner = dropout(inner, config.hidden_dropout, keys[2], inner_start)
+        x = x + last(config.hidden_size, name="down")(inner)
+        return x, x if self.every_layer else None
+
+
+# ---- Hugging Face: config.json and tensor names -------------------------------------------------------------
+
+FIELDS = {  # ours: transformers'
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
+    "max_positions": "max_position_embeddings",
+    "local_attention": "local_attention",
+    "activation": "hidden_activation",
+    "layer_norm_eps": "norm_eps",
+    "embedding_dropout": "embedding_dropout",
+    "hidden_dropout": "mlp_dropout",
+    "attention_dropout": "attention_dropout",
+    "initializer_range": "initializer_range",
+    "pad_token_id": "pad_token_id",
+}
+SUPPORTED = {"norm_bias": False, "attention_bias": False, "mlp_bias": False, "rope_scaling": None}
+
+
+def read_config(found: Mapping[str, Any]) -> ModernBertConfig:
+    """The configuration in a config.json, new (layer_types, rope_parameters) or old (global_attn_every_n_layers, ...).
+
+    Raises:
+        InputError: a field is missing, or says what is not supported.
+    """
+    check_switches(found, SUPPORTED)
+    values = read_fields(found, FIELDS)
+    by_kind = found.get("rope_parameters") or {}
+    if not set(by_kind) <= set(KINDS.values()):
+        raise InputError(f"config.json: rope_parameters: expected {' and '.join(KINDS.values())}, found "
+                         f"{', '.join(by_kind)}")  # fmt: skip
+
+    def theta(kind: str, older: Any, default: float) -> float:
+        return read_rope({"rope_parameters": by_kind.get(KINDS[kind]), "rope_theta": older}, default, ["default"]).theta
+
+    full = theta(FULL, found.get("global_rope_theta"), ModernBertConfig.rope_theta)
+    # As in the models first published, null is the same as in FULL layers.
+    sliding = theta(SLIDING, found.get("local_rope_theta", ModernBertConfig.local_rope_theta), full)
+    config = ModernBertConfig(
+        **values, layer_types=_layer_types(found, values["num_layers"]), rope_theta=full, local_rope_theta=sliding
+    )
+    activation(config.activation)
+    size, rest = divmod(config.hidden_size, config.num_heads)
+    if rest or size % 2:
+        raise InputError(
+            f"config.json: hidden size {config.hidden_size} makes no {config.num_heads} heads of an even size"
+        )
+    return config
+
+
+def _layer_types(found: Mapping[str, Any], layers: int) -> tuple[str, ...]:
+    if found.get("layer_types") is None:
+        return alternating(layers, found.get("global_attn_every_n_layers") or 3)
+    ours = {theirs: kind for kind, theirs in KINDS.items()}
+    for name in found["layer_types"]:
+        if name not in ours:
+            raise InputError(f"config.json: layer_types: {unknown('type', name, ours)}")
+    if len(found["layer_types"]) != layers:
+        raise InputError(f"config.json: layer_types: {layers} are wanted, found {len(found['layer_types'])}")
+    return tuple(ours[name] for name in found["layer_types"])
+
+
+def write_config(config: ModernBertConfig) -> dict[str, Any]:
+    """config.json's fields, as transformers has them."""
+    thetas = {FULL: config.rope_theta, SLIDING: config.local_rope_theta}
+    fields = {theirs: getattr(config, ours) for ours, theirs in FIELDS.items()}
+    return fields | {
+        "layer_types": [KINDS[kind] for kind in config.layer_types],
+        "rope_parameters": {KINDS[kind]: {"rope_type": "default", "rope_theta": x} for kind, x in thetas.items()},
+    }
+
+
+MODERNBERT = Family(
+    architecture="ModernBertModel",
+    module=ModernBert,
+    read_config=read_config,
+    write_config=write_config,
+    tensors={
+        "embeddings/token": "embeddings.tok_embeddings",
+        "embeddings/norm": "embeddings.norm",
+        "layers/attention_norm": "layers.{}.attn_norm",
+        "layers/query": Part("layers.{}.attn.Wqkv", 0, 3),
+        "layers/key": Part("layers.{}.attn.Wqkv", 1, 3),
+        "layers/value": Part("layers.{}.attn.Wqkv", 2, 3),
+        "layers/output": "layers.{}.attn.Wo",
+        "layers/output_norm": "layers.{}.mlp_norm",
+        "layers/gate": Part("layers.{}.mlp.Wi", 0, 2),
+        "layers/up": Part("layers.{}.mlp.Wi", 1, 2),
+        "layers/down": "layers.{}.mlp.Wo",
+        "norm": "final_norm",
+    },
+    absent=("layers.0.attn_norm.weight",),
+    prefixes=("model.",),
+    ignored=(r"(head|decoder|classifier)\..*",),
+    # As bert.SHARDING.
+    sharding=(
+        (r"layers/(query|key|value|gate|up)/kernel", (None, "fsdp", "tensor")),
+        (r"layers/(output|down)/kernel", (None, "tensor", "fsdp")),
+        (r"embeddings/token", (None, "fsdp")),
+    ),
+)
