@@ -31,6 +31,7 @@ TokenObjective = Callable[[Encoder, Any], Auxiliary]
 
 EVERY_TIME = 0  # seed of the choice where there is no key
 BLOCK = 2**26  # logits that exist at once: 256 MB
+FINAL_SOFTCAPS = {"gemma2": 30.0}  # c: logits l become c tanh(l / c)
 BLANK = "_"  # in the place of a mask token that a decoder's tokenizer lacks, as LLM2Vec has it
 
 
@@ -120,15 +121,30 @@ class Predictor:
 
 
 def predictor(encoder: Encoder) -> Predictor:
-    """BERT's head, of encoders like it.
+    """A decoder's own output layer, which is its table or {"lm_head": [V, H]}; BERT's head, of encoders like it.
 
     Raises:
-        InputError: for an encoder without token states that depend on other tokens.
+        InputError: for an encoder that has neither.
     """
     config = encoder.config
-    if not config.num_layers:
-        raise InputError(f"a {config.family} encoder has no layers: no token is predicted from others")
+    if hasattr(config, "tied"):
+        return _output_layer(config)
+    if not config.num_layers or not hasattr(config, "embedding_size"):
+        raise InputError(f"a {config.family} encoder has no head that predicts tokens")
     return Predictor(functools.partial(init_head, config), functools.partial(head_logits, config))
+
+
+def _output_layer(config: Any) -> Predictor:
+    shape, softcap = (config.vocab_size, config.hidden_size), FINAL_SOFTCAPS.get(config.family)
+
+    def init(key: PRNGKeyArray) -> Params:
+        return {} if config.tied else {"lm_head": config.initializer_range * jax.random.normal(key, shape)}
+
+    def logits(params: Params, states: Float[Array, "K H"], table: Float[Array, "V H"]) -> Float[Array, "K V"]:
+        found = states @ params.get("lm_head", table).astype(jnp.float32).T
+        return softcap * jnp.tanh(found / softcap) if softcap else found
+
+    return Predictor(init, logits)
 
 
 def cross_entropy(
