@@ -20,7 +20,7 @@ from typing import Any
 @dataclasses.dataclass
 class Model:
     name: str = "sentence-transformers/all-MiniLM-L6-v2"  # directory, hub name, or "random:SHAPE" with `tokenizer`
-    tokenizer: str = ""  # directory with tokenizer files; "": the model's own
+    tokenizer: str = ""  # directory with tokenizer files, or a model's name; "": the model's own
     layers: str = ""  # "0,2,4": only these layers of `name`, counted from 0, as a student to train; "": all
     pooling: str = ""  # "": the model's own
     mlp: str = ""  # "": none; "kept": SimCSE's tanh layer; "training": only in training, dropped from the result
@@ -29,6 +29,7 @@ class Model:
     same_mask_columns: int = 0  # texts of an example that share a dropout mask: 2 is SimCSE's "fixed 0.1"; 0: none
     remat: str = "none"  # what the backward pass recomputes: "layer": all of it; "dots": all but products; "none"
     attention: str = ""  # of a decoder: "causal" or "bidirectional"; "": the model's own
+    token_head: str = ""  # between layers and pooling: "latent_attention(latents=512, heads=8)"; "": the model's own
     append_eos: bool = False  # end every text with the tokenizer's end token; False: as the model's own tokenizer does
     guide: str = ""  # a model that losses ask which negatives are false (gist); "": none
     teacher: str = ""  # a model whose embeddings are to be imitated (distillation); "": none
@@ -67,7 +68,7 @@ class Data:
     candidate_prompt: str = ""
     anchor_instruction: str = ""  # put into `template`, the result is the prompt; "": no instruction
     candidate_instruction: str = ""
-    template: str = ""  # "Instruct: {instruction}\nQuery: " or the like; "": the model's own
+    template: str = ""  # "Instruct: {instruction}\nQuery: " or the like, wherever there is an instruction
     pool_prompt: bool = True  # whether prompts count towards pooling; a model that leaves them out keeps doing so
     augment: str = ""  # how the positive of SimCSE is changed: "delete_words(rate=0.1)"; "": not
 

@@ -73,6 +73,9 @@ REGISTRY: dict[str, dict[str, str]] = {
         "mntp": "embed_jax.encoders.token_objectives:mntp",
         "next_token": "embed_jax.encoders.token_objectives:next_token",
     },
+    "token_head": {
+        "latent_attention": "embed_jax.encoders.latent:latent_attention",
+    },
     "augmentation": {
         "crop": "embed_jax.data.augment:crop",
         "delete_words": "embed_jax.data.augment:delete_words",

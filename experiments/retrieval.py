@@ -28,6 +28,7 @@ from embed_jax.sentence import SentenceEncoder, load
 from embed_jax.train import fit, loop
 from embed_jax.train.mining import mined_sources
 from embed_jax.train.plots import plot_curves
+from embed_jax.train.prompts import given_prompts, training_prompts
 from embed_jax.train.results import sts_evaluators
 from embed_jax.train.sources import ONLY, Sources, open_mixture, open_source, placed, training_loss
 
@@ -41,7 +42,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     # Evaluation while training, on validation only.
     evaluators = sts_evaluators(config.eval)
     if "validation" in tasks:
-        prompts = {"query_prompt": config.data.anchor_prompt, "corpus_prompt": config.data.candidate_prompt}
+        prompts = dict(zip(("query_prompt", "corpus_prompt"), given_prompts(config), strict=True))
         evaluators["retrieval"] = retrieval_evaluator(
             *tasks["validation"], similarity=config.loss.similarity or "cosine", **prompts
         )
@@ -131,7 +132,7 @@ def read_texts(name: str) -> list[str]:
 
 def encoders(config: configs.Experiment, model: SentenceEncoder):
     """The functions that embed queries and documents, each with the prompt of the training."""
-    return tuple(functools.partial(model.encode, prompt=prompt) for prompt in fit.training_prompts(config, model))
+    return tuple(functools.partial(model.encode, prompt=prompt) for prompt in training_prompts(config, model))
 
 
 def main() -> None:

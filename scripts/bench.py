@@ -19,6 +19,7 @@ EXAMPLES = """examples:
   python -m scripts.bench train --batch-size 128 --against sentence-transformers --json
   python -m scripts.bench loss --sizes 1024,2048,4096 --dims 256
   python -m scripts.bench memory --batch-size 4096 --group 128
+  python -m scripts.bench memory --config configs/llm/e5_mistral.py --devices 8 --memory 80 --config.train.fsdp=8
   python -m scripts.bench mining --queries 10000 --passages 100000
   python -m scripts.bench scaling --devices 1,8,64 --fsdp 8
 
@@ -67,7 +68,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         ("scaling", "memory and traffic of a training step by number of devices", scaling, scaling.bench_scaling),
     ):
         add(name, text, module.DESCRIPTION, module.EXAMPLES, module.add_options, run, module.check_options)
-    args = parser.parse_args(argv)
+    overrides = [argument for argument in argv if argument.startswith("--config.")]
+    args = parser.parse_args([argument for argument in argv if argument not in overrides])
+    if overrides and not getattr(args, "config", None):
+        parser.error(f"{overrides[0]}: only with memory --config FILE")
+    args.overrides = overrides
     wrong = args.check and args.check(args)
     if wrong:
         parser.error(wrong)

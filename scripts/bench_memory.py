@@ -1,4 +1,4 @@
-"""bench memory: a big batch dealt to groups against one small batch."""
+"""bench memory: a big batch dealt to groups against one small batch; with --config, whether a run fits."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from scripts import bench_plan
 from scripts.measure import (
     MIB,
     alternate,
@@ -23,16 +24,23 @@ from scripts.measure import (
     result,
 )
 
-DESCRIPTION = """What gradient caching costs: a batch of sentences dealt to groups, against a batch of one group.
+DESCRIPTION = (
+    """What gradient caching costs: a batch of sentences dealt to groups, against a batch of one group.
 
 Whole training steps (info_nce, dropout, clipping, AdamW) on one device, with as many rows of the same length in
 each group. "compiled" is the compiler's plan (arguments with parameters and AdamW's state, temporaries, outputs);
 "measured" the arguments and how far the peak rose in a process of its own. Last, how far the gradient of several groups
-is from that of one (dropout off), norm of the difference by norm; beside it, how far rounding alone takes it."""
+is from that of one (dropout off), norm of the difference by norm; beside it, how far rounding alone takes it.
+
+"""
+    + bench_plan.DESCRIPTION
+)
 EXAMPLES = """examples:
   python -m scripts.bench memory
   python -m scripts.bench memory --batch-size 32768 --group 256 --dtype bfloat16
-  python -m scripts.bench memory --shape mini --batch-size 1024 --repeat 5 --json"""
+  python -m scripts.bench memory --shape mini --batch-size 1024 --repeat 5 --json
+
+""" + bench_plan.EXAMPLES.partition("\n")[2]
 LONGEST = 128  # tokens of a text
 WIDTHS = (26, 14, 14, 8)
 
@@ -51,6 +59,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="compute dtype")
     command.add_argument("--repeat", type=count, default=3, help="timed runs of each side (default: %(default)s)")
 
+    bench_plan.add_options(command)
+
 
 def check_options(args: argparse.Namespace) -> str | None:
     """What is wrong with the options, if something is."""
@@ -65,6 +75,8 @@ def check_options(args: argparse.Namespace) -> str | None:
 
 
 def bench_memory(args: argparse.Namespace) -> None:
+    if args.config:
+        return bench_plan.bench_plan(args)
     texts = {"words": args.words, "row_length": args.row_length}
     # The small batch gets as many rows as a group of the big one, so that both encode the same.
     rows = make_batch(args.batch_size, args.batch_size // args.group, **texts).tokens["encoder"].token_ids.shape[1]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 import time
 from collections.abc import Sequence
 from typing import Any
 
+from scripts.abstract import abstract_batch, local_bytes, placed
 from scripts.hlo import KINDS, Collective, collectives_of
 from scripts.measure import (
     MIB,
@@ -144,7 +144,6 @@ class Split:
 def abstract_step(args: argparse.Namespace, devices: int) -> tuple[Any, Split]:
     """The training step for so many devices and shapes to compile it for; nothing is allocated."""
     import jax
-    import jax.numpy as jnp
     from jax.sharding import NamedSharding, PartitionSpec
 
     from embed_jax.config import Optim
@@ -154,7 +153,6 @@ def abstract_step(args: argparse.Namespace, devices: int) -> tuple[Any, Split]:
     from embed_jax.parallel.mesh import BATCH_AXES, batch_devices, make_mesh, param_specs, state_shardings
     from embed_jax.train.optim import make_optimizer
     from embed_jax.train.step import init_state, make_train_step
-    from embed_jax.types import Batch, TokenBatch
 
     mesh = make_mesh(devices, args.fsdp, args.tensor)
     encoder = build_encoder(random_spec(args.shape), unroll=1)
@@ -164,19 +162,10 @@ def abstract_step(args: argparse.Namespace, devices: int) -> tuple[Any, Split]:
     state = jax.eval_shape(lambda params: init_state(params, optimizer), params)
     shardings = state_shardings(state, optimizer, specs, mesh)
 
-    def placed(leaf: Any, sharding: Any) -> Any:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
     examples = args.batch_per_device // args.groups
     groups = args.groups * batch_devices(mesh)
     rows = -(-COLUMNS * examples * TOKENS_A_TEXT // ROW_LENGTH)
-    slots = [jax.ShapeDtypeStruct((groups, rows, ROW_LENGTH), dtype) for dtype in (*(jnp.int32,) * 3, bool)]
-    batch = Batch(
-        {"encoder": TokenBatch(*slots, sentences=COLUMNS * examples)},
-        present=jax.ShapeDtypeStruct((groups, COLUMNS, examples), bool),
-        text_hash=jax.ShapeDtypeStruct((groups, COLUMNS, examples, 2), jnp.uint32),
-        record=jax.ShapeDtypeStruct((groups, examples), jnp.int32),
-    )
+    batch = abstract_batch(groups, COLUMNS, examples, rows, ROW_LENGTH)
     by_group, whole = NamedSharding(mesh, PartitionSpec(BATCH_AXES)), NamedSharding(mesh, PartitionSpec())
     arguments = (
         jax.tree.map(placed, state, shardings),
@@ -185,13 +174,6 @@ def abstract_step(args: argparse.Namespace, devices: int) -> tuple[Any, Split]:
     )
     objective = global_loss(encoder, info_nce, mesh, form=args.form, specs=specs, fsdp_gather=args.fsdp_gather)
     return make_train_step(objective, optimizer, shardings), Split(arguments, mesh, specs, encoder)
-
-
-def local_bytes(tree: Any) -> int:
-    """Bytes of a device's shards of all leaves."""
-    import jax
-
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 # ---- what is to be expected ----------------------------------------------------------------------------------

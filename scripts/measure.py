@@ -22,6 +22,7 @@ import numpy as np
 from embed_jax.errors import RunError
 
 MIB = 2**20
+GIB = 2**30
 
 
 # ---- material ------------------------------------------------------------------------------------------------

@@ -136,8 +136,9 @@ def train(config: Any, workdir: Path, sources: Any) -> None:
     from embed_jax.evals.sts import sts_evaluator
     from embed_jax.train.fit import loss_arguments
     from embed_jax.train.optim import make_schedule
+    from embed_jax.train.prompts import training_prompts
     from embed_jax.train.sources import for_loss, training_loss, training_order
-    from embed_jax.train.start import start_from, training_prompts
+    from embed_jax.train.start import start_from
     from embed_jax.train.tracking import MetricsFile, Progress
 
     # The model with our weights; the result may lack a head that is for training only, and shares the other modules.

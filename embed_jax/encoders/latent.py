@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from embed_jax.types import Params
 
 EPS = 1e-5  # torch's, which no file changes
 STDDEV = 0.02
+SHARDING = ((r"token_head/\w+/kernel", ("fsdp", None)),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,3 +104,10 @@ class LatentAttention:
         x = x + linear("out", read.swapaxes(0, 1).reshape(len(x), -1))
         up, gate = jnp.split(linear("up", norm("mlp_norm", x), bias=True), 2, axis=-1)
         return (x + linear("down", up * activation("gelu")(gate), bias=True)).reshape(hidden.shape)
+
+
+def latent_attention(
+    latents: int = 512, heads: int = 8, head_size: int = 0, mlp_size: int = 0
+) -> Callable[[int], LatentAttention]:
+    """A latent attention without its width, as config files name it: `width -> LatentAttention`."""
+    return functools.partial(LatentAttention, latents=latents, heads=heads, head_size=head_size, mlp_size=mlp_size)

@@ -41,7 +41,8 @@ from embed_jax.parallel.tokens import token_loss
 from embed_jax.train import loop
 from embed_jax.train.optim import make_optimizer, make_schedule
 from embed_jax.train.sources import Sources, for_loss, training_loss, training_order
-from embed_jax.train.start import Start, frozen_models, start_from, training_prompts
+from embed_jax.train.prompts import settle_prompts
+from embed_jax.train.start import Start, frozen_models, start_from
 from embed_jax.train.step import init_state, make_train_step
 from embed_jax.train.tokens import cut_records, cut_sources, stand_in, tokens_alone
 from embed_jax.train.workdir import open_workdir
@@ -74,7 +75,7 @@ def fit(
     mesh = make_mesh(config.train.devices, config.train.fsdp, config.train.tensor)
     groups = num_groups(config.batch.groups, config.batch.size, mesh)
     longest = max([config.data.max_length, *(source.max_length for source in vars(config.mixture.sources).values())])
-    start = start_from(config.model, longest, config.train.seed, config.train.devices)
+    start = start_from(config.model, longest, config.train.seed, config.train.devices, lora=config.lora, mesh=mesh)
     frozen = frozen_models(config.model, longest)
 
     # The data, and its loss. The result is to be used as it was trained, and trained as it is used.
@@ -86,7 +87,7 @@ def fit(
     _check_loss(config, loss, given, frozen)
     start.sentence.similarity = config.loss.similarity or "cosine"
     start.sentence.matryoshka_dims, start.sentence.adaptive_layers = loss.about.dims, loss.about.layers != 0
-    prompts = _settle_prompts(config, start) if alone is None else ("", "")
+    prompts = settle_prompts(config, start.sentence) if alone is None else ("", "")
     found = for_loss(found, loss, config, prompts)
     if alone is not None:
         tokenizer = start.sentence.tokenizer
@@ -200,7 +201,7 @@ def fit(
     def save_model(params: Params, directory: Path) -> None:
         start.sentence.params = gather_params(params, mesh)
         if is_first_host():
-            start.sentence.save(directory)
+            (start.sentence.merged() if config.lora.rank and config.lora.merge else start.sentence).save(directory)
 
     # With the groups: they decide the dropout masks, and default to the number of devices.
     data = {**fingerprint(found), "groups": groups, "shares": shares}
@@ -276,24 +277,6 @@ def row_length(max_length: int, asked: int) -> int:
     if asked and asked < max_length:
         raise InputError(f"config.batch.row_length: expected at least data.max_length={max_length}, found {asked}")
     return asked or max(max_length, min(2 * max_length, 128))
-
-
-def _settle_prompts(config: Experiment, start: Start) -> tuple[str, str]:
-    """The prompts of anchors and candidates, which become those of the resulting model, as "query" and "document".
-
-    A data set of a mixture with prompts of its own leaves them as "NAME_query" and "NAME_document".
-    """
-    prompts = training_prompts(config, start.sentence)
-    used = dict(zip(("query", "document"), (config.data.anchor_prompt, config.data.candidate_prompt), strict=True))
-    named = dict(zip(used, prompts, strict=True)) if any(used.values()) else {}
-    for name, source in vars(config.mixture.sources).items():
-        own = {f"{name}_query": source.anchor_prompt, f"{name}_document": source.candidate_prompt}
-        named |= {key: prompt for key, prompt in own.items() if prompt}
-    if any(start.sentence.prompts.values()) and not any((*prompts, *named.values())) and is_first_host():
-        known = ", ".join(start.sentence.prompts)
-        print(f"the model's prompts ({known}) are not used: set config.data.anchor_prompt and candidate_prompt")
-    start.sentence.prompts |= named
-    return prompts
 
 
 def _mean_loss(objective: Callable, batches: Sequence[Any], mesh: jax.sharding.Mesh) -> Callable:

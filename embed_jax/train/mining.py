@@ -36,6 +36,7 @@ from embed_jax.retrieval.mine import (
 from embed_jax.retrieval.mined import n_tuple, scored_list
 from embed_jax.retrieval.round_trip import round_trip_filter
 from embed_jax.retrieval.topk import Encode
+from embed_jax.train.prompts import given_prompts
 from embed_jax.train.sources import ONLY
 from embed_jax.train.workdir import FREE_FIELDS
 
@@ -63,7 +64,7 @@ def mined_sources(
     pairs = as_pairs(records, pair_columns(records), CARRIED)
     texts = corpus_with(pairs, corpus)
     score = cross_encoder.load(config.mine.cross_encoder).score if config.mine.cross_encoder else None
-    prompts = (config.data.anchor_prompt, config.data.candidate_prompt)
+    prompts = given_prompts(config)
     bm25 = functools.cache(lambda: bm25_searcher(texts))
     made_of = _digest(config, pairs, texts)
 

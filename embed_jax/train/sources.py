@@ -22,6 +22,7 @@ from embed_jax.losses.compose import LossFunction, per_dataset, weighted_sum
 from embed_jax.losses.expression import build_loss
 from embed_jax.parallel.distributed import is_first_host
 from embed_jax.registry import unknown
+from embed_jax.train.prompts import given_prompts
 
 Sources = Mapping[str, Source]
 ONLY = "train"  # the name of the data set of a run that has one
@@ -202,11 +203,12 @@ def for_loss(sources: Sources, loss: LossFunction, config: Experiment, prompts: 
     found = {}
     for name, source in sources.items():
         about = loss.of_dataset.get(name, loss.about)
-        settings = getattr(config.mixture.sources, name, SourceConfig())
         check_data(source, about, config, "" if name == ONLY else name)
         wanted = {"label": "label" in about.needs, "score": bool({"score", "scores"} & set(about.needs))}
         fields = {field: getattr(source.fields, field) if needed else None for field, needed in wanted.items()}
-        mine = (settings.anchor_prompt or prompts[0], settings.candidate_prompt or prompts[1])
+        settings = getattr(config.mixture.sources, name, None)
+        given = given_prompts(config, settings, name) if settings else ("", "")
+        mine = (given[0] or prompts[0], given[1] or prompts[1])
         found[name] = dataclasses.replace(
             source,
             fields=dataclasses.replace(source.fields, **fields),

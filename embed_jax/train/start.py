@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
-from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
@@ -14,13 +12,14 @@ from embed_jax.config import Lora, Model
 from embed_jax.data.tokenize import Tokenizer, load_tokenizer
 from embed_jax.encoders.build import EncoderSpec, build_encoder, random_spec
 from embed_jax.encoders.heads import Dense, Normalize
-from embed_jax.encoders.hf import read_model
+from embed_jax.encoders.hf import read_model, sharding_rules
 from embed_jax.encoders.hub import resolve
 from embed_jax.encoders.int8 import quantize, quantize_layers
 from embed_jax.encoders.lora import LoraSpec, init_lora, merge_lora, split_trainable
 from embed_jax.encoders.shrink import keep_layers, layer_numbers
 from embed_jax.errors import InputError
 from embed_jax.parallel.loading import by_rules, sharded_put
+from embed_jax.registry import called
 from embed_jax.sentence import SentenceEncoder
 from embed_jax.types import BASE, Encoder, Params, Put, Rules
 
@@ -71,7 +70,8 @@ def start_from(
         spec = random_spec(shape, vocab_size=tokenizer.vocab_size, pooling=model.pooling or "mean")
         params, recorded = kept(build_encoder(spec).init(key), lora), {}
     else:
-        saved = read_model(resolve(model.name), put=None if mesh is None else _putting(mesh, lora))
+        found = resolve(model.name)
+        saved = read_model(found, put=None if mesh is None else _putting(sharding_rules(found), mesh, lora))
         spec, params = saved.spec, saved.params
         directory = resolve(model.tokenizer) if model.tokenizer else saved.tokenizer_directory
         tokenizer = load_tokenizer(
@@ -81,7 +81,7 @@ def start_from(
             special_tokens=saved.special_tokens,
             append_eos=model.append_eos,
         )
-        check_vocabulary(tokenizer.vocab_size, spec, directory)
+        check_vocabulary(tokenizer.vocab_size, spec.backbone.vocab_size, directory)
         recorded = saved.recorded()
     spec, params = changed(spec, params, model, key)
     spec, params = adapted(spec, params, lora, jax.random.fold_in(key, 4))
@@ -93,21 +93,15 @@ def start_from(
     return Start(encoder, params, sentence)
 
 
-def _putting(mesh: Mesh, lora: Lora) -> Callable[[Rules], Put]:
+def _putting(rules: Rules, mesh: Mesh, lora: Lora) -> Put:
     """How parameters that are read come to lie: those to train in float32, frozen ones as the config has them."""
     eight_bits = bool(lora.rank) and lora.base == "int8"
-    dtype = "float32" if not lora.rank else "" if eight_bits else lora.base
+    plain = sharded_put(by_rules(rules, mesh), "float32" if not lora.rank else "" if eight_bits else lora.base)
 
-    def put(rules: Rules) -> Put:
-        plain = sharded_put(by_rules(rules, mesh), dtype)
-        if not eight_bits:
-            return plain
-
-        def quantized(path, *about):
-            leaf = plain(path, *about)
-            return jax.jit(quantize)(leaf) if re.fullmatch("backbone/layers/.*/kernel", path) else leaf
-
-        return quantized
+    def put(path, *about):
+        leaf = plain(path, *about)
+        is_kernel = re.fullmatch("backbone/layers/.*/kernel", path)
+        return jax.jit(quantize)(leaf) if eight_bits and is_kernel else leaf
 
     return put
 
@@ -136,7 +130,10 @@ def changed(spec: EncoderSpec, params: Params, model: Model, key: jax.Array) -> 
                              f"found {model.attention!r}")  # fmt: skip
         spec = _with_fields(spec, causal=model.attention == "causal")
     if model.token_head:
-        head = build_token_head(model.token_head, spec.backbone.hidden_size)
+        try:
+            head = called("token_head", model.token_head)(spec.backbone.hidden_size)
+        except InputError as error:
+            raise InputError(f"config.model.token_head: {error}") from None
         spec = dataclasses.replace(spec, token_head=head)
         params = {**params, "token_head": head.init(jax.random.fold_in(key, 5))}
     if model.dropout >= 0:

@@ -1,0 +1,64 @@
+"""The prompts of a run: those that its config gives, in words or as instructions, and those of its model."""
+
+from __future__ import annotations
+
+from embed_jax.config import Data, Experiment, Source
+from embed_jax.errors import InputError
+from embed_jax.parallel.distributed import is_first_host
+from embed_jax.prompts import fill_template
+from embed_jax.sentence import SentenceEncoder
+
+
+def given_prompts(config: Experiment, source: Source | None = None, name: str = "") -> tuple[str, str]:
+    """The prompts of anchors and of candidates that a config gives, "" where it gives none.
+
+    Args:
+        source, name: a data set of the mixture, instead of `config.data`.
+
+    Raises:
+        InputError: for a prompt beside an instruction, or an instruction without a template that takes it.
+    """
+    settings, place = (config.data, "config.data") if source is None else (source, f"config.mixture.sources.{name}")
+    return tuple(_prompt(settings, side, config.data.template, place) for side in ("anchor", "candidate"))
+
+
+def _prompt(settings: Data | Source, side: str, template: str, place: str) -> str:
+    prompt, instruction = (getattr(settings, f"{side}_{kind}") for kind in ("prompt", "instruction"))
+    if not instruction:
+        return prompt
+    if prompt:
+        raise InputError(f"{place}.{side}_instruction: expected none beside {side}_prompt {prompt!r}, "
+                         f"found {instruction!r}")  # fmt: skip
+    if not template:
+        raise InputError(f"{place}.{side}_instruction: needs config.data.template, such as "
+                         "'Instruct: {instruction}\\nQuery: ', found ''")  # fmt: skip
+    try:
+        return fill_template(template, instruction)
+    except InputError as error:
+        raise InputError(f"config.data.{error}") from None
+
+
+def training_prompts(config: Experiment, model: SentenceEncoder) -> tuple[str, str]:
+    """The prompts of anchors and of candidates: the config's, else the model's default prompt."""
+    usual = model.prompts.get(model.default_prompt_name, "")
+    anchor, candidate = given_prompts(config)
+    return anchor or usual, candidate or usual
+
+
+def settle_prompts(config: Experiment, model: SentenceEncoder) -> tuple[str, str]:
+    """The prompts of anchors and candidates, which become those of the resulting model, as "query" and "document".
+
+    A data set of a mixture with prompts of its own leaves them as "NAME_query" and "NAME_document".
+    """
+    prompts, given = training_prompts(config, model), given_prompts(config)
+    named = dict(zip(("query", "document"), prompts, strict=True)) if any(given) else {}
+    for name, source in vars(config.mixture.sources).items():
+        own = dict(zip((f"{name}_query", f"{name}_document"), given_prompts(config, source, name), strict=True))
+        named |= {key: prompt for key, prompt in own.items() if prompt}
+    if any(model.prompts.values()) and not any((*prompts, *named.values())) and is_first_host():
+        known = ", ".join(model.prompts)
+        print(f"the model's prompts ({known}) are not used: set config.data.anchor_prompt and candidate_prompt")
+    model.prompts |= named
+    model.template = config.data.template or model.template
+    model.include_prompt = model.include_prompt and config.data.pool_prompt
+    return prompts

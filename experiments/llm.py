@@ -1,0 +1,66 @@
+"""Embedding models from language models: E5-Mistral, Qwen3-Embedding, LLM2Vec, NV-Embed (all with adapters, or whole).
+
+    python -m experiments.llm --config=configs/llm/e5_mistral.py --workdir=runs/e5_mistral
+
+A decoder's last (or mean) token state becomes the embedding. `lora.rank` trains an adapter beside frozen parameters, 0
+trains them all; queries get `data.anchor_instruction` in `data.template`. The kind of data says what a stage does:
+an objective on tokens (`loss.name="mntp"`) is `experiments.mlm`, texts alone are `experiments.simcse`, and pairs with
+or without hard negatives are trained on as they are. So LLM2Vec's three steps are one config with two more stages.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from embed_jax import config as configs
+from embed_jax.atomic import write_whole
+from embed_jax.encoders.token_objectives import is_token_objective
+from embed_jax.errors import exit_with_one_line
+from embed_jax.evals.retrieval import retrieval_evaluator
+from embed_jax.parallel.distributed import is_first_host
+from embed_jax.sentence import load
+from embed_jax.train import fit, loop
+from embed_jax.train.prompts import given_prompts
+from embed_jax.train.results import report_sts, sts_evaluators, sts_tests
+from embed_jax.train.sources import read_records
+from experiments import mlm, retrieval, simcse
+
+
+def run(config: configs.Experiment, workdir: Path) -> loop.Result:
+    if is_token_objective(config.loss.name):
+        return mlm.run(config, workdir)
+    if not vars(config.mixture.sources) and "text" in read_records(dataclasses.replace(config.data, limit=1))[0]:
+        return simcse.run(config, workdir)
+
+    # Data: pairs or n-tuples, each data set of a mixture with its own instruction; negatives may be mined.
+    sources, validation, tasks = retrieval.read_data(config, workdir)
+
+    # Evaluation: queries have the instruction of the training.
+    evaluators = sts_evaluators(config.eval)
+    prompts = dict(zip(("query_prompt", "corpus_prompt"), given_prompts(config), strict=True))
+    searches = {split: retrieval_evaluator(*task, similarity=config.loss.similarity or "cosine", **prompts)
+                for split, task in tasks.items()}  # fmt: skip
+    if "validation" in searches:
+        evaluators["retrieval"] = searches["validation"]
+    tests = sts_tests(config.eval.test_sts)  # wanted only at the end, missed better now
+
+    # Training.
+    result = fit.fit(config, workdir, sources=sources, evaluators=evaluators, validation=validation)
+
+    # Afterwards, once, on test data.
+    if result.finished and tests:
+        report_sts(tests, config, workdir)
+    if result.finished and "test" in searches:
+        found = searches["test"](load(str(workdir / "model")).encode)
+        if is_first_host():
+            print("test: " + "  ".join(f"{name} {value:.4f}" for name, value in found.items()))
+            write_whole(workdir / "search.json", json.dumps({"task": "retrieval", "metrics": found}, indent=1) + "\n")
+    return result
+
+
+def main() -> None:
+    fit.launch(run)
+
+
+if __name__ == "__main__":
+    exit_with_one_line(main)
