@@ -1,0 +1,638 @@
+"""Decoders as encoders: states, gradients and files are transformers'; who sees whom is what the configuration says."""
+
+import dataclasses
+import functools
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from embed_jax.encoders.build import SHAPES, EncoderSpec, build_encoder, random_spec
+from embed_jax.encoders.decoder import FULL, SLIDING
+from embed_jax.encoders.decoder_shapes import SHAPES as DECODERS
+from embed_jax.encoders.hf import read_model, write_model
+from embed_jax.encoders.shrink import first_layers, keep_layers
+from embed_jax.errors import InputError
+from embed_jax.registry import lookup
+
+QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
+WIDTH = 32
+LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+YARN = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 16}
+CASES = {  # windows are smaller than the texts, of 1 to 16 tokens
+    "llama": ("llama", {"rope_parameters": LLAMA3 | {"rope_theta": 100.0, "original_max_position_embeddings": 32}}),
+    "llama-both": ("llama", {"is_causal": False, "attention_bias": True, "mlp_bias": True, "head_dim": 6}),
+    "mistral": ("mistral", {"sliding_window": 3}),
+    "mistral-both": ("mistral", {"sliding_window": 3, "is_causal": False}),
+    "qwen2": ("qwen2", {"rope_parameters": YARN}),
+    "qwen2-windows": ("qwen2", {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}),
+    "qwen3": ("qwen3", {"head_dim": 12}),
+    "qwen3-both": ("qwen3", {"head_dim": 12, "is_causal": False, "attention_bias": True}),
+    "gemma": ("gemma", {"head_dim": 16}),
+    "gemma2": (
+        "gemma2",
+        {"head_dim": 16, "sliding_window": 3, "attn_logit_softcapping": 1.5, "query_pre_attn_scalar": 9},
+    ),
+    "gemma3": (
+        "gemma3_text",
+        {
+            "head_dim": 16,
+            "sliding_window": 3,
+            "layer_types": LAYERS,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 500.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10.0},
+            },
+        },
+    ),
+    "gemma3-both": (
+        "gemma3_text",
+        {"head_dim": 16, "sliding_window": 5, "layer_types": LAYERS, "use_bidirectional_attention": True},
+    ),
+}
+FAMILIES = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"]
+WITH_GRADIENTS = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in FAMILIES else pytest.mark.slow) for name in CASES]
+)
+
+
+@dataclasses.dataclass
+class Tokenizer:
+    directory: object
+
+    def save(self, directory):
+        shutil.copytree(self.directory, directory, dirs_exist_ok=True)
+
+
+@dataclasses.dataclass
+class Case:
+    torch: object
+    directory: object
+    saved: object
+
+    @property
+    def backbone(self):
+        return self.saved.spec.backbone
+
+    @property
+    def params(self):
+        return self.saved.params["backbone"]
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    """`(name) -> Case`: a random model of torch, with random norms and biases too, where it was saved, and ours."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+
+    @functools.cache
+    def make(name):
+        family, changes = CASES[name]
+        sizes = {"vocab_size": 60, "hidden_size": WIDTH, "num_hidden_layers": 3, "num_attention_heads": 4}
+        sizes |= {"num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64, "pad_token_id": 0}
+        config = transformers.AutoConfig.for_model(family, **sizes, **changes)
+        torch.manual_seed(0)
+        model = transformers.AutoModel.from_config(config, attn_implementation="eager").eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(0, 0.2)
+        directory = tmp_path_factory.mktemp(name)
+        model.save_pretrained(directory)
+        return Case(model, directory, read_model(directory))
+
+    return make
+
+
+def torch_states(model, ids, left=False):
+    """A padded batch's states, by sentence; a tensor each, with gradient."""
+    import torch
+
+    longest = max(map(len, ids))
+    pads = [(longest - len(x), 0) if left else (0, longest - len(x)) for x in ids]
+    tokens = torch.tensor(np.stack([np.pad(x, pad) for x, pad in zip(ids, pads, strict=True)]), dtype=torch.long)
+    mask = torch.tensor(np.stack([np.pad(np.ones_like(x), pad) for x, pad in zip(ids, pads, strict=True)]))
+    states = model(tokens, attention_mask=mask).last_hidden_state
+    return [row[before : before + len(x)] for row, (before, _), x in zip(states, pads, ids, strict=True)]
+
+
+def numpy_states(model, ids, **options):
+    import torch
+
+    with torch.no_grad():
+        return [states.numpy() for states in torch_states(model, ids, **options)]
+
+
+def our_states(backbone, **options):
+    """A compiled `(parameters, tokens) -> hidden states`."""
+    module = lookup("backbone", backbone.family).module(backbone, **options)
+    return jax.jit(lambda params, tokens: module.apply({"params": params}, tokens), compiler_options=QUICKLY)
+
+
+@WITH_GRADIENTS
+def test_states_and_gradients_equal_torch(case, name, ids, unpacked, packed, states):
+    """Padded left or right there, alone in a row or packed here."""
+    import torch
+
+    model, weights = case(name), np.random.default_rng(0).normal(size=(60, WIDTH)).astype(np.float32)
+    module = lookup("backbone", model.backbone.family).module(model.backbone)
+
+    @functools.partial(jax.jit, compiler_options=QUICKLY)
+    def run(params, tokens):
+        def total(params):
+            hidden = module.apply({"params": params}, tokens)
+            mask = (tokens.sentence < tokens.sentences)[..., None]
+            return jnp.sum(jnp.where(mask, hidden * jnp.asarray(weights)[tokens.token_ids], 0.0)), hidden
+
+        return jax.grad(total, has_aux=True)(params)
+
+    expected = torch_states(model.torch, ids)
+    model.torch.zero_grad()
+    sum((s * torch.tensor(weights[x])).sum() for s, x in zip(expected, ids, strict=True)).backward()
+    grads = {key: parameter.grad.numpy() for key, parameter in model.torch.named_parameters()}
+    left = numpy_states(model.torch, ids, left=True)
+    for tokens in (unpacked, packed):
+        gradient, hidden = run(model.params, tokens)
+        for ours, theirs, last in zip(states(hidden, tokens), expected, left, strict=True):
+            np.testing.assert_allclose(ours, theirs.detach().numpy(), atol=1e-4)
+            np.testing.assert_allclose(ours[-1], last[-1], atol=1e-4)
+        assert_same_gradient(gradient, as_params(model.directory, grads))
+
+
+def as_params(directory, tensors):
+    """Our tree of tensors under transformers' names, by way of a file."""
+    other = directory.parent / f"{directory.name}-tensors"
+    other.mkdir(exist_ok=True)
+    shutil.copy(directory / "config.json", other)
+    save_file(tensors, other / "model.safetensors")
+    return read_model(other).params["backbone"]
+
+
+def assert_same_gradient(found, expected):
+    found, expected = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (found, expected))
+    assert found.keys() == expected.keys()
+    for path, theirs in expected.items():
+        size = np.linalg.norm(theirs)
+        assert size > 1e-3, path
+        assert np.linalg.norm(found[path] - theirs) < 1e-3 * size, path
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in FAMILIES])
+def test_states_equal_torch(case, name, ids, unpacked, states):
+    """As above, without gradients; and of sentences without padding, of which transformers makes no mask."""
+    model = case(name)
+    found = states(our_states(model.backbone)(model.params, unpacked), unpacked)
+    for attention in ("eager", "sdpa"):
+        model.torch.set_attn_implementation(attention)
+        for ours, theirs, x in zip(found, numpy_states(model.torch, ids), ids, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-4)
+            np.testing.assert_allclose(ours, numpy_states(model.torch, [x])[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_embeddings_in_bfloat16_are_near_those_in_float32(case, name, ids, unpacked, states):
+    model = case(name)
+    found = states(our_states(model.backbone, dtype=jnp.bfloat16)(model.params, unpacked), unpacked)
+    for ours, theirs in zip(found, numpy_states(model.torch, ids), strict=True):
+        assert ours.dtype == jnp.bfloat16
+        ours = ours.astype(np.float32)
+        for a, b in ((ours.mean(0), theirs.mean(0)), (ours[-1], theirs[-1])):
+            assert a @ b > 0.999 * np.linalg.norm(a) * np.linalg.norm(b)
+
+
+def test_parameters_stored_in_bfloat16_are_cast_after_they_are_taken(case, packed):
+    model = case("gemma2")
+    stored = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model.params)
+    run = our_states(model.backbone)
+    expected = run(jax.tree.map(lambda leaf: leaf.astype(np.float32), stored), packed)
+    assert run(stored, packed).dtype == np.float32
+    np.testing.assert_allclose(run(stored, packed), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "causal", "reach"), [("mistral", True, 6), ("mistral", False, 6), ("gemma2", True, None)]
+)
+def test_who_sees_whom(case, name, causal, reach, make_batch):
+    """By gradients of each state for each embedding: three layers with a window of 3 reach 6 tokens back."""
+    model = case(name)
+    backbone = dataclasses.replace(model.backbone, causal=causal)
+    module = lookup("backbone", backbone.family).module(backbone)
+    length, weight = 11, np.random.default_rng(0).normal(size=WIDTH).astype(np.float32)
+    tokens = make_batch([[(0, np.arange(20, 20 + length, dtype=np.int32))]], length, 1)
+
+    @functools.partial(jax.jit, compiler_options=QUICKLY)
+    @jax.jacrev
+    def influence(table):
+        params = {**model.params, "embeddings": {"token": table}}
+        return module.apply({"params": params}, tokens)[0] @ weight
+
+    found = np.linalg.norm(influence(model.params["embeddings"]["token"]), axis=-1)[:, 20 : 20 + length]
+    back = np.arange(length)[:, None] - np.arange(length)
+    seen = (back >= 0 if causal else True) & (np.abs(back) <= (length if reach is None else reach))
+    assert (found[~seen] == 0).all() and (found[seen] > 1e-6).all()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_torch_reads_what_we_write(case, name, tiny_tokenizer, ids, tmp_path):
+    from transformers import AutoModel
+
+    model = case(name)
+    write_model(tmp_path, model.saved.spec, model.saved.params, tokenizer=Tokenizer(tiny_tokenizer), max_length=32)
+    again = read_model(tmp_path)
+    assert again.spec == model.saved.spec
+    jax.tree.map(np.testing.assert_array_equal, again.params, model.saved.params)
+    options = {"attn_implementation": "eager", "output_loading_info": True}
+    read, report = AutoModel.from_pretrained(tmp_path, **options)
+    assert type(read) is type(model.torch) and not any(report.values())
+    model.torch.set_attn_implementation("eager")
+    for ours, theirs in zip(numpy_states(read, ids), numpy_states(model.torch, ids), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("name", "layers"), [("gemma2", [1]), ("gemma3", [0, 1]), ("qwen2-windows", [0, 2])])
+def test_layers_kept_are_of_the_kinds_they_were(case, name, layers, tiny_tokenizer, ids, unpacked, states, tmp_path):
+    from transformers import AutoModel
+
+    model = case(name)
+    spec, params = keep_layers(model.saved.spec, model.saved.params, layers)
+    assert spec.backbone.kinds == tuple(model.backbone.kinds[layer] for layer in layers)
+    write_model(tmp_path, spec, params, tokenizer=Tokenizer(tiny_tokenizer), max_length=32)
+    assert read_model(tmp_path).spec == spec
+    expected = numpy_states(AutoModel.from_pretrained(tmp_path, attn_implementation="eager").eval(), ids)
+    found = our_states(spec.backbone)(params["backbone"], unpacked)
+    for ours, theirs in zip(states(found, unpacked), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_the_first_layers_give_the_normalised_states_in_between(case, packed, states):
+    model = case("gemma3")
+    module = lookup("backbone", "gemma3_text").module(model.backbone)
+    run = jax.jit(lambda params: module.apply({"params": params}, packed, None, True), compiler_options=QUICKLY)
+    every = run(model.params)
+    assert every.shape == (3, 5, 16, WIDTH)
+    spec, params = first_layers(model.saved.spec, model.saved.params, 2)
+    found = our_states(spec.backbone)(params["backbone"], packed)
+    for ours, expected in zip(states(found, packed), states(every[1], packed), strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma3"])
+def test_a_causal_model_made_bidirectional(case, name, tiny_tokenizer, ids, unpacked, states, tmp_path):
+    """transformers computes the same, and so windows keep their distance."""
+    from transformers import AutoModel
+
+    model = case(name)
+    spec = dataclasses.replace(model.saved.spec, backbone=dataclasses.replace(model.backbone, causal=False))
+    write_model(tmp_path, spec, model.saved.params, tokenizer=Tokenizer(tiny_tokenizer), max_length=32)
+    assert read_model(tmp_path).spec == spec
+    expected = numpy_states(AutoModel.from_pretrained(tmp_path).eval(), ids)
+    found = states(our_states(spec.backbone)(model.params, unpacked), unpacked)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    assert max(np.abs(a - b).max() for a, b in zip(found, numpy_states(model.torch, ids), strict=True)) > 0.1
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "language_model.model.", "model.language_model."])
+def test_a_language_model_s_file(case, prefix, tmp_path):
+    """With its output layer, and the buffers that older versions wrote."""
+    model = case("gemma3")
+    tensors = load_file(model.directory / "model.safetensors")
+    tensors = {prefix + key: value for key, value in tensors.items()}
+    head = "language_model.lm_head.weight" if prefix == "language_model.model." else "lm_head.weight"
+    tensors |= {head: np.zeros((60, WIDTH), np.float32), f"{prefix}rotary_emb.inv_freq": np.zeros(8, np.float32)}
+    tensors |= {f"{prefix}layers.{i}.self_attn.rotary_emb.inv_freq": np.zeros(8, np.float32) for i in range(3)}
+    jax.tree.map(np.testing.assert_array_equal, as_params(model.directory, tensors), model.params)
+    with pytest.raises(InputError, match="unexpected tensor 'layers.0.self_attn.q_proj.bias'"):
+        as_params(model.directory, tensors | {f"{prefix}layers.0.self_attn.q_proj.bias": np.zeros(64, np.float32)})
+
+
+# ---- config.json -----------------------------------------------------------------------------------------------
+
+OLD_QWEN = {"hidden_act": "silu", "initializer_range": 0.02, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0}
+PUBLISHED = {  # fields of the files as published, without those that say nothing of the encoder
+    "llama2-7b": {
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "hidden_size": 4096,
+        "initializer_range": 0.02,
+        "intermediate_size": 11008,
+        "max_position_embeddings": 4096,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 32,
+        "pretraining_tp": 1,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": None,
+        "tie_word_embeddings": False,
+        "vocab_size": 32000,
+    },
+    "llama3.2-1b": {
+        "model_type": "llama",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "head_dim": 64,
+        "hidden_act": "silu",
+        "hidden_size": 2048,
+        "initializer_range": 0.02,
+        "intermediate_size": 8192,
+        "max_position_embeddings": 131072,
+        "mlp_bias": False,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 16,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": LLAMA3 | {"factor": 32.0, "original_max_position_embeddings": 8192},
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": True,
+        "vocab_size": 128256,
+    },
+    "mistral-7b": {
+        "model_type": "mistral",
+        "hidden_act": "silu",
+        "hidden_size": 4096,
+        "initializer_range": 0.02,
+        "intermediate_size": 14336,
+        "max_position_embeddings": 32768,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 32,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 10000.0,
+        "sliding_window": 4096,
+        "tie_word_embeddings": False,
+        "vocab_size": 32000,
+    },
+    "qwen2-7b": OLD_QWEN
+    | {
+        "model_type": "qwen2",
+        "attention_dropout": 0.0,
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "max_position_embeddings": 131072,
+        "max_window_layers": 28,
+        "num_attention_heads": 28,
+        "num_hidden_layers": 28,
+        "num_key_value_heads": 4,
+        "sliding_window": 131072,
+        "tie_word_embeddings": False,
+        "use_sliding_window": False,
+        "vocab_size": 152064,
+    },
+    "qwen3-0.6b": OLD_QWEN
+    | {
+        "model_type": "qwen3",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "head_dim": 128,
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "max_position_embeddings": 40960,
+        "max_window_layers": 28,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 28,
+        "num_key_value_heads": 8,
+        "rope_scaling": None,
+        "sliding_window": None,
+        "tie_word_embeddings": True,
+        "use_sliding_window": False,
+        "vocab_size": 151936,
+    },
+    "gemma-2b": {
+        "model_type": "gemma",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "head_dim": 256,
+        "hidden_act": "gelu",
+        "hidden_activation": None,
+        "hidden_size": 2048,
+        "initializer_range": 0.02,
+        "intermediate_size": 16384,
+        "max_position_embeddings": 8192,
+        "num_attention_heads": 8,
+        "num_hidden_layers": 18,
+        "num_key_value_heads": 1,
+        "pad_token_id": 0,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": None,
+        "rope_theta": 10000.0,
+        "vocab_size": 256000,
+    },
+    "gemma2-2b": {
+        "model_type": "gemma2",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "attn_logit_softcapping": 50.0,
+        "cache_implementation": "hybrid",
+        "final_logit_softcapping": 30.0,
+        "head_dim": 256,
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size": 2304,
+        "initializer_range": 0.02,
+        "intermediate_size": 9216,
+        "max_position_embeddings": 8192,
+        "num_attention_heads": 8,
+        "num_hidden_layers": 26,
+        "num_key_value_heads": 4,
+        "pad_token_id": 0,
+        "query_pre_attn_scalar": 256,
+        "rms_norm_eps": 1e-06,
+        "rope_theta": 10000.0,
+        "sliding_window": 4096,
+        "vocab_size": 256000,
+    },
+    "gemma3-300m": {
+        "model_type": "gemma3_text",
+        "_sliding_window_pattern": 6,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
+        "head_dim": 256,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size": 768,
+        "initializer_range": 0.02,
+        "intermediate_size": 1152,
+        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 4,
+        "max_position_embeddings": 2048,
+        "num_attention_heads": 3,
+        "num_hidden_layers": 24,
+        "num_key_value_heads": 1,
+        "pad_token_id": 0,
+        "query_pre_attn_scalar": 256,
+        "rms_norm_eps": 1e-06,
+        "rope_local_base_freq": 10000.0,
+        "rope_scaling": None,
+        "rope_theta": 1000000.0,
+        "sliding_window": 512,
+        "use_bidirectional_attention": True,
+        "vocab_size": 262144,
+    },
+}
+PARAMETERS = {  # as published, where there is an output layer of its own without it
+    "llama2-7b": 6_738_415_616 - 32000 * 4096,
+    "llama3-8b": 8_030_261_248 - 128256 * 4096,
+    "llama3.2-1b": 1_235_814_400,
+    "sheared-llama-1.3b": 1_345_423_360 - 32000 * 2048,
+    "mistral-7b": 7_241_732_096 - 32000 * 4096,
+    "qwen2-1.5b": 1_543_714_304,
+    "qwen2-7b": 7_615_616_512 - 152064 * 3584,
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-4b": 4_022_468_096,
+    "qwen3-8b": 8_190_735_360 - 151936 * 4096,
+    "gemma-2b": 2_506_172_416,
+    "gemma2-2b": 2_614_341_888,
+    "gemma3-300m": 307_581_696 - 2 * 768 * 3072,
+}
+
+
+def read_config(fields):
+    return lookup("backbone", fields["model_type"]).read_config(fields)
+
+
+def write_config(config):
+    return {"model_type": config.family} | lookup("backbone", config.family).write_config(config)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_files_are_the_well_known_shapes(name):
+    assert read_config(PUBLISHED[name]) == SHAPES[name]
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_well_known_shapes_have_the_published_parameters(name):
+    shapes = jax.eval_shape(build_encoder(EncoderSpec(SHAPES[name])).init, jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == PARAMETERS[name]
+    assert PARAMETERS.keys() | {"decoder-tiny", "decoder-small"} == DECODERS.keys()
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_config_round_trip(name):
+    rope = dataclasses.replace(DECODERS["llama3.2-1b"].rope, theta=50.0)
+    changes = {"rope": rope, "attention_dropout": 0.3, "hidden_dropout": 0.1, "pad_token_id": 3, "tied": False}
+    for changed in ({}, changes, {"causal": not DECODERS[name].causal}):
+        config = dataclasses.replace(DECODERS[name], **changed)
+        fields = json.loads(json.dumps(write_config(config)))
+        assert read_config(fields) == config
+        assert ("hidden_dropout" in fields) == bool(config.hidden_dropout)
+        fields.pop("rope_parameters")  # transformers 4 has none
+        assert read_config(fields) == config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DECODERS)
+def test_transformers_has_as_many_parameters(name):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config = transformers.AutoConfig.for_model(**write_config(SHAPES[name]))
+    with torch.device("meta"):
+        model = transformers.AutoModel.from_config(config)
+    shapes = jax.eval_shape(build_encoder(EncoderSpec(SHAPES[name])).init, jax.random.key(0))
+    assert sum(p.numel() for p in model.parameters()) == sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def test_what_a_file_leaves_unsaid():
+    short = {"vocab_size": 60, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4}
+    short |= {"intermediate_size": 8, "max_position_embeddings": 32}
+
+    def read(family, **fields):
+        return read_config({"model_type": family, **short, **fields})
+
+    assert (read("llama").num_kv_heads, read("llama").head_size, read("llama").rms_norm_eps) == (4, 16, 1e-6)
+    assert read("mistral").window == 4096 and read("mistral", sliding_window=None).kinds == (FULL,) * 4
+    windows = {"use_sliding_window": True, "sliding_window": 8}
+    assert read("qwen2", sliding_window=8).kinds == read("qwen2", **windows).kinds == (FULL,) * 4
+    assert read("qwen2", **windows, max_window_layers=3).kinds == (FULL, FULL, FULL, SLIDING)
+    assert read("qwen3").head_size == 128
+    assert read("gemma2").kinds == (SLIDING, FULL) * 2
+    assert (read("gemma2").softcap, read("gemma2", attn_logit_softcapping=None).softcap) == (50.0, None)
+    assert read("gemma3_text", sliding_window_pattern=3).kinds == (SLIDING, SLIDING, FULL, SLIDING)
+    local = read("gemma3_text", rope_scaling={"rope_type": "linear", "factor": 8.0}, rope_local_base_freq=5.0)
+    assert (local.rope.theta, local.rope.factor, local.local_rope.theta, local.local_rope.factor) == (1e6, 8, 5, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("llama2-7b", {"hidden_size": None}, "missing hidden_size"),
+        ("llama2-7b", {"hidden_act": "swish7"}, "unknown activation 'swish7'"),
+        ("llama2-7b", {"num_key_value_heads": 3}, "3 heads of keys cannot serve 32 of queries"),
+        ("llama2-7b", {"head_dim": 5}, "heads of an even size are wanted, found 5"),
+        ("llama2-7b", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic' is not supported; accepted are"),
+        ("mistral-7b", {"sliding_window": 0}, "sliding_window: a number of tokens is wanted, found 0"),
+        ("qwen2-7b", {"layer_types": ["sliding_attention"] * 28}, "sliding_window: a number of tokens .* found None"),
+        ("gemma2-2b", {"sliding_window": None}, "sliding_window: a number of tokens is wanted, found None"),
+        ("gemma2-2b", {"layer_types": ["full_attention"]}, "layer_types: 26 are wanted, found 1"),
+        ("gemma2-2b", {"layer_types": ["chunked"] * 26}, "layer_types: unknown type 'chunked'.*full_attention"),
+        ("gemma2-2b", {"use_bidirectional_attention": True}, "use_bidirectional_attention True is not supported"),
+        ("gemma3-300m", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0 is not supported; only None is"),
+    ],
+)
+def test_unsupported_config(name, change, message):
+    with pytest.raises(InputError, match=message) as error:
+        read_config(PUBLISHED[name] | change)
+    assert "\n" not in str(error.value)
+
+
+def test_layer_types_of_another_number_of_layers():
+    with pytest.raises(InputError, match="layer_types: expected one for each of 2 layers, found 26"):
+        dataclasses.replace(SHAPES["gemma2-2b"], num_layers=2).kinds  # noqa: B018
+
+
+# ---- training --------------------------------------------------------------------------------------------------
+
+DROPOUT = {"hidden_dropout": 0.2, "attention_dropout": 0.2}
+
+
+@pytest.mark.parametrize("which", [DROPOUT, pytest.param({"attention_dropout": 0.3}, marks=pytest.mark.slow)])
+def test_copies_of_an_example_have_one_dropout_mask(case, which, ids, make_batch):
+    model = case("gemma2")
+    spec = EncoderSpec(dataclasses.replace(model.backbone, **which))
+    tokens = make_batch([[(0, ids[0]), (3, ids[4])], [(1, ids[4])], [(2, ids[0])]], sentences=4)
+
+    def embed(seed, **options):
+        encoder = build_encoder(spec, unroll=1, attention="xla", **options)
+        return jax.jit(encoder.apply, compiler_options=QUICKLY)(model.saved.params, tokens, jax.random.key(seed))
+
+    one, own = embed(3, same_mask_columns=2), embed(3)
+    np.testing.assert_allclose(one[:2], one[2:], atol=1e-5)
+    assert np.abs(own[:2] - own[2:]).max() > 1e-2
+
+
+@pytest.mark.slow
+def test_recomputed_and_unrolled_layers_of_two_kinds_have_the_same_gradient(case, packed):
+    model = case("gemma3")
+    spec = EncoderSpec(dataclasses.replace(model.backbone, **DROPOUT))
+    weight = np.random.default_rng(0).normal(size=(5, WIDTH)).astype(np.float32)
+
+    def gradient(**options):
+        encoder = build_encoder(spec, attention="xla", **options)
+        read = {"read": lambda layer: layer} if options["unroll"] == 2 else {}
+        loss = jax.grad(lambda p: (encoder.apply(p, packed, jax.random.key(1), **read) * weight).sum())
+        return jax.jit(loss, compiler_options=QUICKLY)(model.saved.params)
+
+    expected = gradient(unroll=1)
+    for options in ({"unroll": 3, "remat": "layer"}, {"unroll": 2, "remat": "dots"}):
+        found = gradient(**options)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3, rtol=1e-3), found, expected)
+
+
+def test_sharding_names_what_there_is():
+    """Every kernel of a layer and the table are split, and no rule has more axes than a parameter."""
+    import re
+
+    for name in ("qwen2-1.5b", "gemma3-300m"):
+        spec = random_spec(name)
+        shapes = jax.eval_shape(build_encoder(spec).init, jax.random.key(0))["backbone"]
+        split = set()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+            place = "/".join(key.key for key in path)
+            for pattern, axes in lookup("backbone", spec.backbone.family).sharding:
+                if re.fullmatch(pattern, place):
+                    assert len(axes) == leaf.ndim
+                    split.add(place)
+            assert place in split or leaf.ndim < 3 and "token" not in place
+        assert ("layers/query/bias" in split) == (name == "qwen2-1.5b")
