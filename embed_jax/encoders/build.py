@@ -14,6 +14,8 @@ from embed_jax.encoders import bert, decoder, decoder_shapes, modernbert, nomic,
 from embed_jax.encoders.attention import IMPLEMENTATIONS
 from embed_jax.encoders.heads import Head, Normalize
 from embed_jax.encoders.int8 import dequantize, has_int8
+from embed_jax.encoders.latent import SHARDING as LATENT_SHARDING
+from embed_jax.encoders.latent import LatentAttention
 from embed_jax.encoders.lora import SHARDING as LORA_SHARDING
 from embed_jax.encoders.lora import LoraSpec, adapting, init_lora
 from embed_jax.encoders.pooling import check_pooling, needs_every_layer, pool
@@ -31,6 +33,7 @@ SHAPES = {
     **static.SHAPES,
 }
 ADAPTER_KEY = 2**20  # the number, beyond any layer's, that gives an adapter's keys
+TOKEN_HEAD, TOKEN_HEAD_KEY = "token_head", 2**20 + 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +46,7 @@ class EncoderSpec:
         heads: what follows the pooling, in order. Two specs may share parameters: entries of heads that a
             spec does not name are ignored, which is how SimCSE's MLP is used in training only.
         lora: the low-rank adapter of the backbone's layers, if there is one.
+        token_head: what the last layer's token states pass before they are pooled, if anything.
     """
 
     backbone: (
@@ -56,6 +60,7 @@ class EncoderSpec:
     pooling: str = "mean"
     heads: tuple[Head, ...] = ()
     lora: LoraSpec | None = None
+    token_head: LatentAttention | None = None
 
 
 def build_encoder(
@@ -85,12 +90,13 @@ def build_encoder(
 
     Returns:
         params are {"backbone": tree with layers stacked on the leading axis, "heads": {"0": ..., "1": ...}}, and
-        "lora" as `lora.init_lora` makes it. Kernels of layers may be `int8.Int8`: they are made plain a layer at a
-        time, and again in the backward pass.
+        "lora" as `lora.init_lora` makes it, "token_head" as `latent.LatentAttention.init` does. Kernels of layers may
+        be `int8.Int8`: they are made plain a layer at a time, and again in the backward pass.
 
     Raises:
-        InputError: for an unknown backbone, pooling, activation, dtype, remat or attention, and for columns with one
-            dropout mask together with an adapter's dropout, which has masks of its own.
+        InputError: for an unknown backbone, pooling, activation, dtype, remat or attention, for columns with one
+            dropout mask together with an adapter's dropout, which has masks of its own, and for a token head of another
+            width or beside a pooling of several layers.
     """
     for what, value, known in (
         ("compute_dtype", compute_dtype, ("float32", "bfloat16")),
@@ -107,6 +113,11 @@ def build_encoder(
     every_layer = needs_every_layer(spec.pooling)
     if same_mask_columns and spec.lora is not None and spec.lora.dropout:
         raise InputError(f"same_mask_columns {same_mask_columns}: an adapter with dropout has masks of its own")
+    if spec.token_head is not None and every_layer:
+        raise InputError(f"pooling {spec.pooling!r} reads several layers: a token head is for the last one's states")
+    if spec.token_head is not None and spec.token_head.width != config.hidden_size:
+        width, size = spec.token_head.width, config.hidden_size
+        raise InputError(f"token head: expected the width {size} of the backbone's states, found {width}")
 
     shared = {"mask_columns": same_mask_columns} if same_mask_columns else {}
 
@@ -130,6 +141,8 @@ def build_encoder(
         params = {"backbone": backbone, "heads": {name: params for name, params in heads.items() if params}}
         if spec.lora is not None:
             params[ADAPTER] = init_lora(spec, backbone, jax.random.fold_in(key, ADAPTER_KEY))
+        if spec.token_head is not None:
+            params[TOKEN_HEAD] = spec.token_head.init(jax.random.fold_in(key, TOKEN_HEAD_KEY))
         return params
 
     def states(params: Params, tokens: TokenBatch, key: PRNGKeyArray | None, read, every_layer: bool = False):
@@ -144,9 +157,12 @@ def build_encoder(
             return run({"params": backbone, ADAPTER: params[ADAPTER]}, tokens, key, every_layer, rngs=rngs)
 
     def apply(params: Params, tokens: TokenBatch, key: PRNGKeyArray | None = None, read=None) -> Float[Array, "S D"]:
-        return finish(params, pool(spec.pooling, states(params, tokens, key, read, every_layer), tokens))
+        return finish(params, states(params, tokens, key, read, every_layer), tokens)
 
-    def finish(params: Params, x: Float[Array, "S H"]) -> Float[Array, "S D"]:
+    def finish(params: Params, x: Float[Array, "*L R T H"], tokens: TokenBatch) -> Float[Array, "S D"]:
+        if spec.token_head is not None:
+            x = spec.token_head.apply(params[TOKEN_HEAD], x)
+        x = pool(spec.pooling, x, tokens)
         for i, head in enumerate(spec.heads):
             x = head.apply(params["heads"].get(str(i), {}), x)
         return x
@@ -158,7 +174,7 @@ def build_encoder(
             raise InputError(f"pooling {spec.pooling!r} reads several layers: earlier layers have no such embedding")
         every = states(params, tokens, key, read, every_layer=True)
         chosen = [*(every[number - 1] for number in layer), every[-1]]
-        return jnp.stack([finish(params, pool(spec.pooling, each, tokens)) for each in chosen], axis=1)
+        return jnp.stack([finish(params, each, tokens) for each in chosen], axis=1)
 
     def hidden(params: Params, tokens: TokenBatch, key: PRNGKeyArray | None = None, read=None) -> Float[Array, "R T H"]:
         return states(params, tokens, key, read)
@@ -166,7 +182,7 @@ def build_encoder(
     dim = config.hidden_size * len(spec.pooling.split("+"))
     for head in spec.heads:
         dim = head.dim(dim)
-    sharding = (*((f"backbone/{pattern}", axes) for pattern, axes in family.sharding), *LORA_SHARDING)
+    sharding = (*((f"backbone/{pattern}", axes) for pattern, axes in family.sharding), *LORA_SHARDING, *LATENT_SHARDING)
     return Encoder(
         init=init,
         apply=apply,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from embed_jax.encoders.build import build_encoder, random_spec
 from embed_jax.encoders.latent import LatentAttention
 from embed_jax.errors import InputError
 
@@ -107,3 +108,29 @@ def test_sizes_that_do_not_fit_are_one_line():
     with pytest.raises(InputError, match="latents: expected 1 or more, found 0"):
         LatentAttention(width=16, latents=0)
     assert HEAD.init(jax.random.key(0)).keys() == made(HEAD).keys()
+
+
+# ---- in an encoder -------------------------------------------------------------------------------------------
+
+
+def test_an_encoder_pools_what_comes_out(packed, unpacked):
+    """Its embeddings are those of the same parts one by one, however texts are packed."""
+    spec = random_spec("tiny", vocab_size=60, normalize=False)
+    head = LatentAttention(spec.backbone.hidden_size, latents=6, heads=4)
+    encoder = build_encoder(dataclasses.replace(spec, token_head=head))
+    params = encoder.init(jax.random.key(0))
+    params |= {"token_head": made(head)}
+    found = jax.jit(encoder.apply)(params, unpacked, None)
+    np.testing.assert_allclose(jax.jit(encoder.apply)(params, packed, None), found, atol=1e-5)
+    states = head.apply(params["token_head"], encoder.hidden(params, unpacked, None))
+    means = [states[i][unpacked.pooled[i]].mean(0) for i in range(5)]
+    np.testing.assert_allclose(found, np.stack(means), atol=1e-5)
+    assert np.abs(found - build_encoder(spec).apply(params, unpacked, None)).max() > 1e-2
+
+
+def test_what_a_token_head_cannot_follow_is_one_line():
+    spec = random_spec("tiny")
+    with pytest.raises(InputError, match="first_last_mean.* reads several layers: a token head is for the last one's"):
+        build_encoder(dataclasses.replace(spec, pooling="first_last_mean", token_head=LatentAttention(32)))
+    with pytest.raises(InputError, match="token head: expected the width 32 of the backbone's states, found 64"):
+        build_encoder(dataclasses.replace(spec, token_head=LatentAttention(64)))
