@@ -46,7 +46,9 @@ WIDTHS = (26, 14, 14, 8)
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--shape", default="minilm-l6", help="shape of the encoder (default: %(default)s)")
+    command.add_argument(
+        "--shape", default="", help="of the encoder (default: minilm-l6; with --config the model's own)"
+    )
     command.add_argument(
         "--batch-size", type=count, default=4096, help="sentences of the big batch, half of them anchors (%(default)s)"
     )
@@ -77,6 +79,7 @@ def check_options(args: argparse.Namespace) -> str | None:
 def bench_memory(args: argparse.Namespace) -> None:
     if args.config:
         return bench_plan.bench_plan(args)
+    args.shape = args.shape or "minilm-l6"
     texts = {"words": args.words, "row_length": args.row_length}
     # The small batch gets as many rows as a group of the big one, so that both encode the same.
     rows = make_batch(args.batch_size, args.batch_size // args.group, **texts).tokens["encoder"].token_ids.shape[1]

@@ -46,7 +46,6 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--memory", type=float, default=80.0, help="GiB of a device (default: %(default)s)")
     command.add_argument("--columns", type=int, default=3, help="texts of an example (default: %(default)s)")
     command.add_argument("--tokens", type=int, default=0, help="tokens of a text (default: config.data.max_length)")
-    command.add_argument("--plan-shape", default="", metavar="SHAPE", help="the model's shape (default: by its name)")
 
 
 def bench_plan(args: argparse.Namespace) -> None:
@@ -58,7 +57,7 @@ def bench_plan(args: argparse.Namespace) -> None:
     devices = args.devices or config.train.devices or 8
     jax.config.update("jax_platforms", "cpu")
     use_cpu_devices(devices)
-    step = plan_step(config, devices, args.columns, args.tokens or config.data.max_length, args.plan_shape)
+    step = plan_step(config, devices, args.columns, args.tokens or config.data.max_length, args.shape)
     began = time.perf_counter()
     plan = compiled_bytes(step.function.lower(*step.arguments).compile())
     seconds = time.perf_counter() - began
@@ -114,8 +113,7 @@ def shape_of(name: str, shape: str = "") -> str:
     """
     shape = shape or name.removeprefix("random:") * name.startswith("random:") or SHAPE_OF.get(name, "")
     if not shape:
-        raise InputError(f"config.model.name: the shape of {name!r} is not known here; give --plan-shape, one of those "
-                         "that --shape takes")  # fmt: skip
+        raise InputError(f"config.model.name: the shape of {name!r} is not known here; give --shape")  # fmt: skip
     return shape
 
 

@@ -40,8 +40,8 @@ from embed_jax.parallel.queue import init_queue
 from embed_jax.parallel.tokens import token_loss
 from embed_jax.train import loop
 from embed_jax.train.optim import make_optimizer, make_schedule
-from embed_jax.train.sources import Sources, for_loss, training_loss, training_order
 from embed_jax.train.prompts import settle_prompts
+from embed_jax.train.sources import Sources, for_loss, training_loss, training_order
 from embed_jax.train.start import Start, frozen_models, start_from
 from embed_jax.train.step import init_state, make_train_step
 from embed_jax.train.tokens import cut_records, cut_sources, stand_in, tokens_alone

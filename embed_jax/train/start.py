@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from embed_jax.config import Lora, Model
 from embed_jax.data.tokenize import Tokenizer, load_tokenizer
 from embed_jax.encoders.build import EncoderSpec, build_encoder, random_spec
+from embed_jax.encoders.family import check_vocabulary
 from embed_jax.encoders.heads import Dense, Normalize
 from embed_jax.encoders.hf import read_model, sharding_rules
 from embed_jax.encoders.hub import resolve
@@ -54,8 +55,8 @@ def start_from(
         max_length: texts are cut at so many tokens in training; the result keeps the model's own limit if it is longer.
         seed: of random weights.
         devices: how many the resulting model encodes on; 0: all.
-        lora: the adapter to train. A model that has it already goes on with it; one that has another is refused; without
-            a rank, an adapter that the model has is merged into it.
+        lora: the adapter to train. A model that has it already goes on with it; one that has another is refused.
+            Without a rank, an adapter that the model has is merged into it.
         mesh: where to put what is read from files, split as the training will want it; None: it stays on the host.
     """
     lora = lora or Lora()
