@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,13 +19,15 @@ from embed_jax.data.tokenize import Tokenizer, load_tokenizer
 from embed_jax.data.window import WINDOW, pack_window
 from embed_jax.encoders.build import EncoderSpec, build_encoder
 from embed_jax.encoders.family import check_vocabulary
-from embed_jax.encoders.hf import read_model, write_model
+from embed_jax.encoders.hf import SavedModel, read_model, write_model
 from embed_jax.encoders.hub import resolve
+from embed_jax.encoders.lora import merge_lora
 from embed_jax.encoders.shrink import first_layers
 from embed_jax.errors import InputError
 from embed_jax.parallel.gather import sharded_encode
 from embed_jax.parallel.inference import default_batch_tokens, run_batches
 from embed_jax.parallel.mesh import gather_params, make_mesh, replicate
+from embed_jax.prompts import check_template, expected, fill_template
 from embed_jax.registry import unknown
 from embed_jax.types import Params
 
@@ -42,6 +46,8 @@ class SentenceEncoder:
         lower_case: whether the tokenizer was told to lower-case texts first; kept for `save`.
         matryoshka_dims: sizes to which embeddings were trained to be cut; none: only the whole was trained.
         adaptive_layers: whether every layer was trained to be the last.
+        template: what makes a prompt of an instruction, such as "Instruct: {instruction}\\nQuery: "; "": it takes none.
+        base: what the model is called as an adapter's base, or the base of its own adapter; kept for `save`.
     """
 
     def __init__(
@@ -57,11 +63,18 @@ class SentenceEncoder:
         lower_case: bool = False,
         matryoshka_dims: Sequence[int] = (),
         adaptive_layers: bool = False,
+        base: str = "",
+        template: str = "",
         compute_dtype: str = "float32",
         devices: int = 0,
     ):
-        """As the attributes; `devices`: how many to encode on, 0 for all."""
-        self.spec = spec
+        """As the attributes; `devices`: how many to encode on, 0 for all.
+
+        Raises:
+            InputError: for a template without its placeholder `{instruction}`, or with another.
+        """
+        if template:
+            check_template(template)
         self.tokenizer = tokenizer
         self.prompts = dict(prompts or {})
         self.default_prompt_name = default_prompt_name
@@ -70,11 +83,17 @@ class SentenceEncoder:
         self.lower_case = lower_case
         self.matryoshka_dims = tuple(matryoshka_dims)
         self.adaptive_layers = adaptive_layers
+        self.base = base
+        self.template = template
         self.compute_dtype = compute_dtype
         self._mesh = make_mesh(devices)
-        self._encoder = build_encoder(spec, compute_dtype=compute_dtype)
-        self._programs = {spec.backbone.num_layers: sharded_encode(self._encoder, self._mesh)}
         self._warned: set[str] = set()
+        self._build(spec, params)
+
+    def _build(self, spec: EncoderSpec, params: Params) -> None:
+        self.spec = spec
+        self._encoder = build_encoder(spec, compute_dtype=self.compute_dtype)
+        self._programs = {spec.backbone.num_layers: sharded_encode(self._encoder, self._mesh)}
         self.params = replicate(params, self._mesh)
 
     @property
@@ -93,6 +112,7 @@ class SentenceEncoder:
         *,
         prompt_name: str | None = None,
         prompt: str | None = None,
+        instruction: str | None = None,
         dim: int = 0,
         layers: int = 0,
         batch_tokens: int = 0,
@@ -107,7 +127,8 @@ class SentenceEncoder:
         Args:
             texts: a string, or any iterable of strings.
             prompt_name: which of `prompts` to put before each text.
-            prompt: the prompt itself, instead of a name.
+            prompt: the prompt itself, instead of a name; "" for none, on purpose.
+            instruction: what the model's template makes a prompt of, instead of either.
             dim: D, the first numbers of each embedding to keep, made length 1 again; 0: all. One that was not trained
                 warns once.
             layers: after how many of the backbone's layers to stop, which saves the time of the others; 0: all. Fewer
@@ -117,14 +138,16 @@ class SentenceEncoder:
             params: other parameters of the same model, as while training.
 
         Raises:
-            InputError: for an unknown prompt, a text that is no string, `batch_tokens` below one text's length, or a
-                `dim` or `layers` that the model has not.
+            InputError: for an unknown prompt, an instruction beside a prompt or to a model without a template, a text
+                that is no string, `batch_tokens` below one text's length, or a `dim` or `layers` that the model has
+                not.
         """
         self._check_dim(dim)
         blocks = self.encode_blocks(
             [texts] if isinstance(texts, str) else texts,
             prompt_name=prompt_name,
             prompt=prompt,
+            instruction=instruction,
             dim=dim,
             layers=layers,
             batch_tokens=batch_tokens,
@@ -148,6 +171,7 @@ class SentenceEncoder:
         *,
         prompt_name: str | None = None,
         prompt: str | None = None,
+        instruction: str | None = None,
         dim: int = 0,
         layers: int = 0,
         batch_tokens: int = 0,
@@ -155,7 +179,7 @@ class SentenceEncoder:
         params: Params | None = None,
     ) -> Iterator[Float[np.ndarray, "n D"]]:
         """As `encode`, but yields the embeddings of up to 8,192 texts at a time, for outputs larger than memory."""
-        prefix = self._prompt(prompt_name, prompt)
+        prefix = self._prompt(prompt_name, prompt, instruction)
         self._check_dim(dim)
         encode, params = self._stopped(layers, self.params if params is None else gather_params(params, self._mesh))
         default = max(default_batch_tokens(), self.max_length)
@@ -176,8 +200,19 @@ class SentenceEncoder:
                 f"{truncated} of {count} texts were cut at the model's limit of {self.max_length} tokens", stacklevel=2
             )
 
+    def merged(self) -> SentenceEncoder:
+        """The same model with its adapter merged into the backbone, so that it is saved as a whole."""
+        merged = copy.copy(self)
+        spec, params = merge_lora(self.spec, self.params) if self.spec.lora else (self.spec, self.params)
+        merged._build(spec, params)
+        merged.base = ""
+        return merged
+
     def save(self, directory: str | Path) -> None:
-        """Writes a model directory in the layout of sentence-transformers, which `load` reads too; atomic."""
+        """Writes a model directory in the layout of sentence-transformers, which `load` reads too; atomic.
+
+        Of a model with an adapter only the adapter, in PEFT's format; `merged().save` writes the whole.
+        """
         write_model(
             Path(directory),
             self.spec,
@@ -191,6 +226,8 @@ class SentenceEncoder:
             lower_case=self.lower_case,
             matryoshka_dims=self.matryoshka_dims,
             adaptive_layers=self.adaptive_layers,
+            base=self.base,
+            template=self.template,
         )
 
     def _check_dim(self, dim: int) -> None:
@@ -218,17 +255,33 @@ class SentenceEncoder:
             self._warned.add(message)
             warnings.warn(message, stacklevel=5)
 
-    def _prompt(self, name: str | None, prompt: str | None) -> str:
+    def _prompt(self, name: str | None, prompt: str | None, instruction: str | None) -> str:
+        given = {"prompt_name": name, "prompt": prompt, "instruction": instruction}
+        several = [argument for argument, value in given.items() if value is not None]
+        if instruction is not None and len(several) > 1:
+            raise InputError(f"expected a prompt or an instruction, found {' and '.join(several)}")
+        if instruction is not None:
+            if not self.template:
+                raise InputError(f"instruction {instruction!r}: this model has no template for instructions")
+            return fill_template(self.template, instruction)
         if prompt is not None:
             return prompt
         name = name if name is not None else self.default_prompt_name
         if name is None:
+            self._warn_of_prompts()
             return ""
         if name not in self.prompts:
             raise InputError(
                 unknown("prompt", name, self.prompts) if self.prompts else f"this model has no prompts: {name!r}"
             )
         return self.prompts[name]
+
+    def _warn_of_prompts(self) -> None:
+        """What a model was trained with and is not given is the usual reason for results that cannot be repeated."""
+        has = [f"prompts ({', '.join(self.prompts)})"] if any(self.prompts.values()) else []
+        has += ["a template for instructions"] if self.template else []
+        if has:
+            self._warn(f"this model has {' and '.join(has)}, and none was given: name one, or give an empty prompt")
 
 
 def truncate(embeddings: Float[np.ndarray, "N D"], dim: int) -> Float[np.ndarray, "N d"]:
@@ -255,26 +308,56 @@ def load(name: str, *, max_length: int = 0, compute_dtype: str = "float32") -> S
         InputError: if it can't be found or read, or is of an unknown architecture, or its tokenizer has more tokens
             than its table has rows.
     """
-    saved = read_model(resolve(name))
+    saved = with_family(read_model(resolve(name)), name)
     tokenizer = load_tokenizer(
         saved.tokenizer_directory,
         max_length or saved.max_length,
         lower_case=saved.lower_case,
         special_tokens=saved.special_tokens,
+        append_eos=saved.append_eos,
     )
     check_vocabulary(tokenizer.vocab_size, saved.spec.backbone.vocab_size, saved.tokenizer_directory)
     return SentenceEncoder(
         saved.spec,
         saved.params,
         tokenizer,
-        prompts=saved.prompts,
-        default_prompt_name=saved.default_prompt_name,
-        include_prompt=saved.include_prompt,
-        similarity=saved.similarity,
-        lower_case=saved.lower_case,
         matryoshka_dims=saved.matryoshka_dims,
         adaptive_layers=saved.adaptive_layers,
         compute_dtype=compute_dtype,
+        **saved.recorded(),
+    )
+
+
+def with_family(saved: SavedModel, name: str) -> SavedModel:
+    """A model whose files record neither prompts nor a template, with those of its family, if it is of a known one.
+
+    One warning says what was taken from where. That texts end with the end-of-text token is taken too where the files
+    are transformers' alone; in sentence-transformers' layout the tokenizer says it.
+
+    Args:
+        name: what the model was asked for by; where that says nothing, its directory and what its config.json calls
+            its origin are asked.
+    """
+    if any(saved.prompts.values()) or saved.template is not None or saved.spec.lora is not None:
+        return saved
+    known = next((source for source in (name, saved.base, saved.origin) if expected(source)), None)
+    if known is None:
+        return saved
+    family = expected(known)
+    append_eos = family.append_eos and saved.plain
+    taken = [f"prompt {name} {prompt!r}" for name, prompt in family.prompts.items() if prompt]
+    taken += [f"template {family.template!r}"] if family.template else []
+    if not taken:
+        return saved
+    taken += [] if family.include_prompt else ["prompts left out of pooling"]
+    taken += ["an end-of-text token after each text"] if append_eos else []
+    warnings.warn(f"{name}: no prompts are recorded; as of {known}: {', '.join(taken)}", stacklevel=3)
+    return dataclasses.replace(
+        saved,
+        prompts=dict(family.prompts),
+        template=family.template,
+        include_prompt=saved.include_prompt and family.include_prompt,
+        append_eos=append_eos,
     )
 
 

@@ -15,10 +15,14 @@ import jax
 import jax.numpy as jnp
 
 from embed_jax.encoders import modules
-from embed_jax.encoders.build import EncoderSpec, build_encoder
+from embed_jax.encoders.adapter import WEIGHTS as ADAPTER_WEIGHTS
+from embed_jax.encoders.adapter import read_adapter, write_adapter
+from embed_jax.encoders.base import ADAPTER_CONFIG, backbone_shapes, base_name, find_base, is_adapter, read_backbone
+from embed_jax.encoders.build import TOKEN_HEAD, EncoderSpec
 from embed_jax.encoders.classifier import ClassifierSpec, build_classifier, classifier_family, classifier_spec
-from embed_jax.encoders.family import Family
 from embed_jax.encoders.heads import Head, Normalize
+from embed_jax.encoders.int8 import dequantize
+from embed_jax.encoders.stack import ADAPTER
 from embed_jax.encoders.static import read_static
 from embed_jax.encoders.weights import (
     SHARD_BYTES,
@@ -31,7 +35,7 @@ from embed_jax.encoders.weights import (
 )
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup
-from embed_jax.types import Params, Put
+from embed_jax.types import Params, Put, Rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +53,13 @@ class SavedModel:
         matryoshka_dims: sizes to which its embeddings were trained to be cut. adaptive_layers: whether every layer was
             trained to be the last.
         tokenizer_directory: where the tokenizer's files are.
+        base: what the model is called as the base of an adapter, or the name of its base if it has an adapter: an
+            absolute directory, or a name on the hub.
         special_tokens: whether the tokenizer puts its special tokens around a text.
+        template: what makes a prompt of an instruction, "" for a model that takes none; None: nothing is recorded.
+        origin: what config.json calls the model that this one was made of, in transformers' older files; or "".
+        plain: whether it is a plain Hugging Face directory. append_eos: whether the tokenizer is yet to be told to end
+            texts with its end-of-text token.
     """
 
     spec: EncoderSpec
@@ -64,6 +74,16 @@ class SavedModel:
     special_tokens: bool = True
     matryoshka_dims: tuple[int, ...] = ()
     adaptive_layers: bool = False
+    base: str = ""
+    template: str | None = None
+    origin: str = ""
+    plain: bool = False
+    append_eos: bool = False
+
+    def recorded(self) -> dict[str, Any]:
+        """What an encoder keeps of it beside what it computes, by the names of SentenceEncoder's arguments."""
+        names = ("prompts", "default_prompt_name", "include_prompt", "similarity", "lower_case", "base")
+        return {name: getattr(self, name) for name in names} | {"template": self.template or ""}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,13 +114,16 @@ class SavesItself(Protocol):
     def save(self, directory: Path) -> None: ...
 
 
+REPLACED = {"README.md", ".gitattributes", "config.json", ADAPTER_CONFIG, ADAPTER_WEIGHTS}  # of a model there before
+
+
 # ---- reading ------------------------------------------------------------------------------------------------
 
 
 def read_model(directory: Path, *, put: Put | None = None) -> SavedModel:
     """A sentence-transformers directory, or a plain Hugging Face one (mean pooling, as sentence-transformers does).
 
-    A StaticEmbedding is one of the former.
+    A StaticEmbedding is one of the former. Where the Transformer is an adapter in PEFT's format, its base is read too.
 
     Args:
         put: makes each of the backbone's leaves, whose paths start with "backbone/", as of `params_from_tensors`; heads
@@ -108,20 +131,27 @@ def read_model(directory: Path, *, put: Put | None = None) -> SavedModel:
 
     Raises:
         InputError: a file is missing or damaged, an architecture, pooling or module is not supported, a tensor
-            is missing, extra, there twice or of another shape.
+            is missing, extra, there twice or of another shape; or an adapter's base is not found or another.
     """
     directory = Path(directory)
     folders = modules.read_modules(directory)
     first, static = directory / folders[0][1], folders[0][0] == "StaticEmbedding"
-    read_backbone = read_static if static else _read_transformer
+    texts = {} if static else _read_optional(first / "sentence_bert_config.json")
     below = None if put is None else lambda path, *rest: put(f"backbone/{path}", *rest)
-    backbone, params = read_backbone(first, below)
+    base, transformer = find_base(first) if not static and is_adapter(first) else (base_name(first), first)
+    backbone, params = read_static(first, below) if static else _read_transformer(transformer, below, texts)
+    lora, adapter = None, {}
+    if transformer != first:
+        lora, adapter[ADAPTER] = read_adapter(first, backbone, base, transformer)
     pooling, include_prompt = "mean", True
+    token_head, token_head_params = None, {}
     heads: list[Head] = []
     head_params: dict[str, Params] = {}
     for kind, folder in folders[1:]:
         if kind == "Pooling":
             pooling, include_prompt = modules.read_pooling(directory / folder / "config.json")
+        elif kind == modules.LATENT:
+            token_head, token_head_params[TOKEN_HEAD] = modules.read_latent_attention(directory / folder)
         elif kind == "Normalize":
             heads.append(Normalize())
         else:
@@ -129,22 +159,41 @@ def read_model(directory: Path, *, put: Put | None = None) -> SavedModel:
             head, head_params[str(len(heads))] = read(directory / folder)
             heads.append(head)
     settings = _read_optional(directory / "config_sentence_transformers.json")
-    texts = {} if static else _read_optional(first / "sentence_bert_config.json")
-    limits = {} if static else _read_optional(first / "tokenizer_config.json")
+    tokenizer = first if static or (first / "tokenizer_config.json").is_file() else transformer
+    limits = {} if static else _read_optional(tokenizer / "tokenizer_config.json")
     return SavedModel(
-        spec=EncoderSpec(backbone, pooling, tuple(heads)),
-        params={"backbone": params, "heads": head_params},
+        spec=EncoderSpec(backbone, pooling, tuple(heads), lora=lora, token_head=token_head),
+        params={"backbone": params, "heads": head_params, **adapter, **token_head_params},
         max_length=_max_length(texts, limits, backbone.max_length),
         prompts=dict(settings.get("prompts") or {}),
         default_prompt_name=settings.get("default_prompt_name"),
         include_prompt=include_prompt,
         similarity=settings.get("similarity_fn_name") or "cosine",
         lower_case=bool(texts.get("do_lower_case")),
-        tokenizer_directory=first,
+        tokenizer_directory=tokenizer,
         special_tokens=not static,
         matryoshka_dims=_sizes(settings, directory),
         adaptive_layers=bool(settings.get("adaptive_layers")),
+        base=base,
+        template=settings.get("instruction_template"),
+        origin="" if static else str(_read_optional(first / "config.json").get("_name_or_path") or ""),
+        plain=not (directory / "modules.json").is_file(),
     )
+
+
+def sharding_rules(directory: Path) -> Rules:
+    """How the parameters that `read_model` makes of a directory may be split over a mesh.
+
+    Raises:
+        InputError: as `read_model`, as far as it can be seen without weights.
+    """
+    kind, folder = modules.read_modules(directory)[0]
+    if kind == "StaticEmbedding":
+        family = lookup("backbone", "static")
+    else:
+        first = directory / folder
+        _, family, _ = read_backbone(find_base(first)[1] if is_adapter(first) else first)
+    return tuple((f"backbone/{path}", axes) for path, axes in family.sharding)
 
 
 def read_classifier(directory: Path) -> SavedClassifier:
@@ -159,7 +208,7 @@ def read_classifier(directory: Path) -> SavedClassifier:
         found = ", ".join(kind for kind, _ in folders)
         raise InputError(f"{directory / 'modules.json'}: found {found}; a cross-encoder is a Transformer alone")
     transformer = directory / folders[0][1]
-    backbone, _, config = _read_backbone(transformer)
+    backbone, _, config = read_backbone(transformer)
     family = classifier_family(backbone.family)
     spec = classifier_spec(backbone, config)
     tensors = open_tensors(transformer)
@@ -185,22 +234,10 @@ def read_classifier(directory: Path) -> SavedClassifier:
     )
 
 
-def _read_transformer(directory: Path, put: Put | None) -> tuple[Any, Params]:
-    backbone, family, _ = _read_backbone(directory)
-    shapes = jax.eval_shape(build_encoder(EncoderSpec(backbone)).init, jax.random.key(0))["backbone"]
-    return backbone, params_from_tensors(family, shapes, open_tensors(directory), directory, put=put)
-
-
-def _read_backbone(directory: Path) -> tuple[Any, Family, dict[str, Any]]:
-    config = read_json(directory / "config.json")
-    name = config.get("model_type")
-    try:
-        family = lookup("backbone", str(name))
-        if family.read_config is None:
-            raise InputError(f"model_type {name!r}: such a model has no config.json, but a modules.json")
-        return family.read_config(config), family, config
-    except InputError as error:
-        raise InputError(f"{directory / 'config.json'}: {error}") from None
+def _read_transformer(directory: Path, put: Put | None, texts: Mapping[str, Any]) -> tuple[Any, Params]:
+    changes = texts.get("config_kwargs") or texts.get("config_args") or {}  # what sentence-transformers lets differ
+    backbone, family, _ = read_backbone(directory, changes)
+    return backbone, params_from_tensors(family, backbone_shapes(backbone), open_tensors(directory), directory, put=put)
 
 
 def _read_optional(path: Path) -> dict[str, Any]:
@@ -240,25 +277,29 @@ def write_model(
     lower_case: bool = False,
     matryoshka_dims: Sequence[int] = (),
     adaptive_layers: bool = False,
+    base: str = "",
+    template: str = "",
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Writes a directory that sentence-transformers, `read_model` and (without the pooling) transformers read.
 
     Tensors have the parameters' dtypes. It is made beside and renamed, so `directory` holds a whole model or what it
     held before. A model there before is replaced; a directory with anything else in it is not touched. The
-    "first_last_mean" pooling is ours alone: sentence-transformers refuses such a model. A static encoder is written as
-    a StaticEmbedding.
+    "first_last_mean" pooling and a LatentAttention are ours alone: sentence-transformers refuses such a model. A static
+    encoder is written as a StaticEmbedding. Of an encoder with an adapter only the adapter is written, as
+    sentence-transformers does, in PEFT's format; the backbone must be that of `base`. Kernels in eight bits are written
+    in float32.
 
     Args:
         spec, params: as of `build_encoder`; parameters of heads that the spec does not name are left out.
         tokenizer: what writes the tokenizer's files.
         max_length, prompts, default_prompt_name, include_prompt, similarity, lower_case, matryoshka_dims,
-            adaptive_layers: see SavedModel.
+            adaptive_layers, base, template: see SavedModel.
         shard_bytes: a larger backbone is written as shards of at most so many bytes.
 
     Raises:
         InputError: the directory cannot be written, or holds something that is no model; or prompts of a static
-            encoder are to be left out of pooling.
+            encoder are to be left out of pooling; or an adapter's base is not found, or of another size.
     """
     directory = Path(directory).absolute()
     static = lookup("backbone", spec.backbone.family).write_config is None
@@ -272,13 +313,21 @@ def write_model(
         directory.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
         temporary.chmod(0o755)
-        _write_backbone(temporary, spec, params["backbone"], shard_bytes)
+        changes = {}
+        if spec.lora is None:
+            _write_backbone(temporary, spec, params["backbone"], shard_bytes)
+        else:
+            changes = write_adapter(temporary, spec, params[ADAPTER], base)
         tokenizer.save(temporary)
         folders = [("StaticEmbedding" if static else "Transformer", "")]
         if not static:  # whose limit is its tokenizer's
-            folders.append(("Pooling", "1_Pooling"))
-            modules.write_pooling(temporary / "1_Pooling", spec.pooling, spec.backbone.hidden_size, include_prompt)
+            if spec.token_head is not None:
+                folders.append((modules.LATENT, f"1_{modules.LATENT}"))
+                modules.write_latent_attention(temporary / folders[-1][1], spec.token_head, params[TOKEN_HEAD])
+            folders.append(("Pooling", f"{len(folders)}_Pooling"))
+            modules.write_pooling(temporary / folders[-1][1], spec.pooling, spec.backbone.hidden_size, include_prompt)
             texts = {"max_seq_length": max_length, "do_lower_case": lower_case}
+            texts |= {"config_kwargs": changes} if changes else {}
             write_json(temporary / "sentence_bert_config.json", texts)
         for i, head in enumerate(spec.heads):
             kind = type(head).__name__
@@ -289,6 +338,7 @@ def write_model(
             "prompts": dict(prompts or {}),
             "default_prompt_name": default_prompt_name,
             "similarity_fn_name": similarity,
+            "instruction_template": template,
         }
         settings |= {"matryoshka_dims": list(matryoshka_dims)} if matryoshka_dims else {}
         settings |= {"adaptive_layers": True} if adaptive_layers else {}
@@ -303,7 +353,7 @@ def write_model(
 
 def _write_backbone(directory: Path, spec: EncoderSpec, params: Params, shard_bytes: int) -> None:
     family = lookup("backbone", spec.backbone.family)
-    tensors = tensors_from_params(family, params)
+    tensors = tensors_from_params(family, dequantize(params))
     if family.write_config is not None:
         half = all(value.dtype == jnp.bfloat16 for value in tensors.values() if value.ndim > 1)
         config = {"architectures": [family.architecture], "model_type": spec.backbone.family,
@@ -319,7 +369,7 @@ def _put_in_place(new: Path, directory: Path) -> None:
         os.replace(new, directory)  # over an empty directory too
         return
     weights = {name for name in present if re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?", name)}
-    foreign = sorted(present - weights - {path.name for path in new.iterdir()} - {"README.md", ".gitattributes"})
+    foreign = sorted(present - weights - {path.name for path in new.iterdir()} - REPLACED)
     if "modules.json" not in present or foreign:
         raise InputError(f"{directory}: holds {foreign or sorted(present)}, which this model would not replace; "
                          "give a new directory, or remove it")  # fmt: skip

@@ -72,8 +72,8 @@ class LoraSpec:
 # ---- which linear maps ---------------------------------------------------------------------------------------
 
 
-def linear_maps(family: Family, backbone: Params) -> dict[str, str | Part]:
-    """The linear maps of the layers: our path below "layers" -> Hugging Face's module, with "{}" for the layer.
+def linear_maps(family: Family, backbone: Params) -> dict[str, Part]:
+    """The linear maps of the layers: our path below "layers" -> Hugging Face's module, or the part of one.
 
     Args:
         backbone: its parameters or their shapes.
@@ -84,10 +84,11 @@ def linear_maps(family: Family, backbone: Params) -> dict[str, str | Part]:
     if "layers" not in backbone:
         raise InputError("an adapter is for linear maps of layers, and this backbone has none")
     paths = [path[:-1] for path in flatten_dict(backbone["layers"]) if path[-1] == "kernel"]
-    return {path: family.tensors[f"layers/{path}"] for path in map("/".join, paths)}
+    theirs = {path: family.tensors[f"layers/{path}"] for path in map("/".join, paths)}
+    return {path: name if isinstance(name, Part) else Part(name, 0, 1) for path, name in theirs.items()}
 
 
-def find_targets(targets: Iterable[str], maps: Mapping[str, str | Part], layers: int) -> tuple[str, ...]:
+def find_targets(targets: Iterable[str], maps: Mapping[str, Part], layers: int) -> tuple[str, ...]:
     """Our paths of the linear maps that are meant, in `maps`' order.
 
     Args:
@@ -103,13 +104,13 @@ def find_targets(targets: Iterable[str], maps: Mapping[str, str | Part], layers:
         if target.lower() == ALL_LINEAR:
             found |= set(maps)
             continue
-        matched = {path: _matches(target, _module(theirs), layers) for path, theirs in maps.items()}
+        matched = {path: _matches(target, theirs.module, layers) for path, theirs in maps.items()}
         if not any(matched.values()):
-            names = {_module(theirs).rpartition(".")[2] for theirs in maps.values()}
+            names = {theirs.module.rpartition(".")[2] for theirs in maps.values()}
             raise InputError(unknown("target of an adapter", target, {*names, ALL_LINEAR}))
         for path, number in matched.items():
             if 0 < number < layers:
-                raise InputError(f"target {target!r} of an adapter: means {_module(maps[path])!r} in {number} of "
+                raise InputError(f"target {target!r} of an adapter: means {maps[path].module!r} in {number} of "
                                  f"{layers} layers; all or none is supported")  # fmt: skip
         found |= {path for path, number in matched.items() if number}
     return tuple(path for path in maps if path in found)
@@ -123,10 +124,6 @@ def _matches(target: str, module: str, layers: int) -> int:
     except re.error:
         return 0
     return sum(f".{name}".endswith(f".{target}") or pattern.fullmatch(name) is not None for name in names)
-
-
-def _module(theirs: str | Part) -> str:
-    return theirs.module if isinstance(theirs, Part) else theirs
 
 
 def _family(spec: EncoderSpec) -> Family:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from embed_jax.encoders.heads import Dense, Head, LayerNorm
+from embed_jax.encoders.latent import LatentAttention
 from embed_jax.encoders.weights import WEIGHTS, read_json, read_tensors, write_json, write_safetensors
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
@@ -37,7 +41,19 @@ SCORE_ACTIVATIONS = {  # of a cross-encoder's logits
 }
 MODULES = "sentence_transformers.models."  # where every version of it finds its classes
 HEADS = ("Dense", "LayerNorm", "Normalize")
-KNOWN = ("Transformer", "StaticEmbedding", "Pooling", *HEADS)
+LATENT = "LatentAttention"
+TYPES = {LATENT: f"{LatentAttention.__module__}.{LATENT}"}  # ours alone: sentence-transformers cannot load it
+KNOWN = ("Transformer", "StaticEmbedding", LATENT, "Pooling", *HEADS)
+LATENT_TENSORS = {  # our path: the name in the code that NV-Embed's authors published
+    "norm": "cross_attend_blocks.0.norm",
+    "latents_norm": "cross_attend_blocks.0.norm_context",
+    "query": "cross_attend_blocks.0.fn.to_q",
+    "out": "cross_attend_blocks.0.fn.to_out",
+    "mlp_norm": "cross_attend_blocks.1.norm",
+    "up": "cross_attend_blocks.1.fn.net.0",
+    "down": "cross_attend_blocks.1.fn.net.2",
+}
+KEY_AND_VALUE = "cross_attend_blocks.0.fn.to_kv.weight"
 
 
 def read_modules(directory: Path) -> list[tuple[str, str]]:
@@ -48,7 +64,7 @@ def read_modules(directory: Path) -> list[tuple[str, str]]:
     """
     path = directory / "modules.json"
     if not path.is_file():
-        if not (directory / "config.json").is_file():
+        if not any((directory / name).is_file() for name in ("config.json", "adapter_config.json")):
             raise InputError(f"{directory}: neither modules.json nor config.json, so it holds no model")
         return [("Transformer", "")]
     try:
@@ -59,10 +75,11 @@ def read_modules(directory: Path) -> list[tuple[str, str]]:
         if kind not in KNOWN:
             raise InputError(f"{path}: {unknown('module', kind, KNOWN)}")
     kinds = [kind for kind, _ in found]
-    heads = kinds[2:] if kinds[:2] == ["Transformer", "Pooling"] else kinds[1:]
+    before = [["Transformer", LATENT, "Pooling"], ["Transformer", "Pooling"]]
+    heads = next((kinds[len(start) :] for start in before if kinds[: len(start)] == start), kinds[1:])
     if kinds[:1] not in (["Transformer"], ["StaticEmbedding"]) or not set(HEADS).issuperset(heads):
-        raise InputError(f"{path}: found {', '.join(kinds)}; wanted Transformer, Pooling or StaticEmbedding, then "
-                         f"{', '.join(HEADS)}")  # fmt: skip
+        raise InputError(f"{path}: found {', '.join(kinds)}; wanted Transformer, Pooling (or {LATENT} before "
+                         f"it) or StaticEmbedding, then {', '.join(HEADS)}")  # fmt: skip
     return found
 
 
@@ -125,6 +142,52 @@ def read_layer_norm(directory: Path) -> tuple[LayerNorm, Params]:
         raise InputError(f"{directory / 'config.json'}: missing {error}") from None
     tensors = _read_exactly(directory, {f"norm.{leaf}": (head.dimension,) for leaf in ("weight", "bias")})
     return head, {"scale": tensors["norm.weight"], "bias": tensors["norm.bias"]}
+
+
+def read_latent_attention(directory: Path) -> tuple[LatentAttention, Params]:
+    """A LatentAttention and its parameters.
+
+    Raises:
+        InputError: sizes that are missing, unknown or no numbers, or tensors that do not fit them.
+    """
+    path = directory / "config.json"
+    config = read_json(path)
+    sizes = [field.name for field in dataclasses.fields(LatentAttention)]
+    for name, size in config.items():
+        if name not in sizes:
+            raise InputError(f"{path}: {unknown('field', name, sizes)}")
+        if type(size) is not int or size < 0:
+            raise InputError(f"{path}: {name}: expected a size, found {size!r}")
+    if "width" not in config:
+        raise InputError(f"{path}: missing 'width'")
+    try:
+        head = LatentAttention(**config)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    shapes = jax.eval_shape(lambda key: _latent_tensors(head.init(key)), jax.random.key(0))
+    tensors = _read_exactly(directory, {name: tensor.shape for name, tensor in shapes.items()})
+    params = {"latents": tensors["latents"]}
+    for ours, theirs in LATENT_TENSORS.items():
+        params[ours] = {"scale" if ours.endswith("norm") else "kernel": tensors[f"{theirs}.weight"].T}
+        if f"{theirs}.bias" in tensors:
+            params[ours]["bias"] = tensors[f"{theirs}.bias"]
+    for ours, weight in zip(("key", "value"), np.split(tensors[KEY_AND_VALUE], 2), strict=True):
+        params[ours] = {"kernel": weight.T}
+    return head, params
+
+
+def write_latent_attention(directory: Path, head: LatentAttention, params: Params) -> None:
+    """Writes a LatentAttention's sizes and weights; tensors are named as in the code of NV-Embed's authors."""
+    write_json(directory / "config.json", dataclasses.asdict(head))
+    _write(directory, _latent_tensors(params))
+
+
+def _latent_tensors(params: Params) -> dict[str, Any]:
+    tensors = {"latents": params["latents"]}
+    for ours, theirs in LATENT_TENSORS.items():
+        for leaf, value in params[ours].items():
+            tensors[f"{theirs}.{'bias' if leaf == 'bias' else 'weight'}"] = value.T
+    return tensors | {KEY_AND_VALUE: jnp.concatenate([params[name]["kernel"].T for name in ("key", "value")])}
 
 
 def _read_exactly(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
@@ -212,6 +275,7 @@ def _write(directory: Path, tensors: Mapping[str, np.ndarray]) -> None:
 def write_modules(directory: Path, folders: list[tuple[str, str]]) -> None:
     """Writes modules.json from (class name, folder) pairs."""
     entries = [
-        {"idx": i, "name": str(i), "path": folder, "type": MODULES + kind} for i, (kind, folder) in enumerate(folders)
+        {"idx": i, "name": str(i), "path": folder, "type": TYPES.get(kind, MODULES + kind)}
+        for i, (kind, folder) in enumerate(folders)
     ]
     write_json(directory / "modules.json", entries)

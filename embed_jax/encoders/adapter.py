@@ -1,0 +1,282 @@
+"""Adapters on disk, in PEFT's format: adapter_config.json and adapter_model.safetensors, without the base."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from embed_jax.encoders.base import ADAPTER_CONFIG as CONFIG
+from embed_jax.encoders.base import backbone_shapes, fingerprint, read_backbone, transformer_directory
+from embed_jax.encoders.build import EncoderSpec
+from embed_jax.encoders.family import REQUIRED, Family, Part
+from embed_jax.encoders.lora import ALL_LINEAR, LoraSpec, find_targets, linear_maps
+from embed_jax.encoders.weights import read_json, read_safetensors, write_json
+from embed_jax.errors import InputError
+from embed_jax.registry import lookup, unknown
+from embed_jax.types import Params
+
+WEIGHTS = "adapter_model.safetensors"
+FINGERPRINT = "embed_jax.base"  # in the weights' metadata: `fingerprint` of the base
+PREFIX = "base_model.model."
+# Theirs: ours. PEFT itself writes no ".weight" after the vector and reads both; transformers' loader needs it.
+LEAVES = {"lora_A.weight": "a", "lora_B.weight": "b", "lora_magnitude_vector.weight": "magnitude"}
+# Fields of adapter_config.json that make the adapter another function, unless they are empty.
+UNSUPPORTED = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "layers_to_transform",
+    "lora_bias",
+    "modules_to_save",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_qalora",
+)
+CHANGES_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")  # initialisations that take something from the base
+
+
+# ---- reading -------------------------------------------------------------------------------------------------
+
+
+def read_adapter(directory: Path, backbone: Any, base: str, base_directory: Path) -> tuple[LoraSpec, Params]:
+    """The adapter in a directory, to be put on a base; it warns if the base may be another than its own.
+
+    Args:
+        backbone: the base's frozen dataclass.
+        base: what the base is called.
+        base_directory: where the base's Transformer lies.
+
+    Returns:
+        Its settings, and its tree as of `lora.init_lora`, NumPy.
+
+    Raises:
+        InputError: a file is missing or damaged; it is no LoRA, or of a kind that is not supported; a tensor is
+            missing, extra or of another shape than the base's; or it was made for another base.
+    """
+    config, where = read_json(directory / CONFIG), directory / WEIGHTS
+    try:
+        _check(config)
+        lora = LoraSpec(
+            rank=config["r"],
+            alpha=float(config["lora_alpha"]),
+            dropout=float(config.get("lora_dropout") or 0.0),
+            rslora=bool(config.get("use_rslora")),
+            dora=bool(config.get("use_dora")),
+        )
+    except InputError as error:
+        raise InputError(f"{directory / CONFIG}: {error}") from None
+    _check_base(where, config, backbone, base, base_directory)
+    family, shapes = lookup("backbone", backbone.family), backbone_shapes(backbone)
+    maps = linear_maps(family, shapes)
+    tree = _read_tree(where, family, maps, shapes, lora)
+    targets = _targets(maps, {path.rpartition("/")[0] for path in flatten_dict(tree["layers"], sep="/")})
+    targets = (targets,) if isinstance(targets, str) else tuple(targets)
+    return LoraSpec(lora.rank, lora.alpha, lora.dropout, targets, lora.rslora, lora.dora), tree
+
+
+def _check(config: Mapping[str, Any]) -> None:
+    if config.get("peft_type") != "LORA":
+        raise InputError(unknown("peft_type", config.get("peft_type"), ["LORA"]))
+    for name in ("r", "lora_alpha"):
+        if type(config.get(name)) not in (int, float):
+            raise InputError(f"{name}: expected a number, found {config.get(name)!r}")
+    if config.get("bias", "none") != "none":
+        raise InputError(f"bias {config['bias']!r} is not supported; only 'none' is")
+    for name in UNSUPPORTED:
+        if config.get(name):
+            raise InputError(f"{name} {config[name]!r} is not supported; merge the adapter with PEFT "
+                             "(merge_and_unload), and save the whole model")  # fmt: skip
+    for name, usual in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")):
+        if any(value != config[usual] for value in (config.get(name) or {}).values()):
+            raise InputError(f"{name} {config[name]!r} is not supported; only one {usual} for all modules is")
+    start = str(config.get("init_lora_weights", "")).lower()
+    if start.startswith(CHANGES_BASE):
+        raise InputError(f"init_lora_weights {config['init_lora_weights']!r} is not supported: it changes the "
+                         "base; let PEFT convert it (path_initial_model_for_weight_conversion)")  # fmt: skip
+
+
+def _check_base(where: Path, config: Mapping[str, Any], backbone: Any, base: str, base_directory: Path) -> None:
+    made_for = config.get("base_model_name_or_path")
+    expected = _metadata(where).get(FINGERPRINT)
+    if expected:
+        found = fingerprint(backbone, base_directory)
+        if found != expected:
+            raise InputError(f"{where}: made for {made_for}, and {base} is another model: its fingerprint is "
+                             f"{found[:12]}, the adapter's {expected[:12]}")  # fmt: skip
+    elif made_for and Path(made_for).name != Path(base).name:
+        warnings.warn(f"{where}: made for {made_for}, and put on {base}", stacklevel=3)
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return file.metadata() or {}
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path}: damaged or no safetensors file ({error}); fetch it again") from None
+
+
+def _read_tree(where: Path, family: Family, maps: Mapping[str, Part], shapes: Params, lora: LoraSpec) -> dict[str, Any]:
+    found = _by_leaf(where, family, maps)
+    leaves = ("a", "b", "magnitude") if lora.dora else ("a", "b")
+    kernels = flatten_dict(shapes["layers"], sep="/")
+    tree = {}
+    for path in dict.fromkeys(path for path, _ in found):
+        layers, inputs, outputs = kernels[f"{path}/kernel"].shape
+        sizes = {"a": (lora.rank, inputs), "b": (outputs, lora.rank), "magnitude": (outputs,)}
+        for leaf in leaves:
+            tensors = found.pop((path, leaf), {})
+            for number in range(layers):
+                name = _tensor_name(maps[path].module, number, leaf)
+                if number not in tensors:
+                    raise InputError(f"{where}: missing tensor {name!r} (shape {sizes[leaf]})")
+                if tensors[number].shape != sizes[leaf]:
+                    raise InputError(f"{where}: tensor {name!r} has shape {tensors[number].shape}, the base and "
+                                     f"{CONFIG} want {sizes[leaf]}")  # fmt: skip
+            if len(tensors) > layers:
+                name = _tensor_name(maps[path].module, max(tensors), leaf)
+                raise InputError(f"{where}: unexpected tensor {name!r}: the base has {layers} layers")
+            tree[f"{path}/{leaf}"] = np.stack([tensors[number].T for number in range(layers)]).astype(np.float32)
+    if found:
+        path, leaf = next(iter(found))
+        raise InputError(f"{where}: unexpected tensor {_tensor_name(maps[path].module, 0, leaf)!r}: {CONFIG} has "
+                         "use_dora false")  # fmt: skip
+    return {"layers": unflatten_dict(tree, sep="/")}
+
+
+def _by_leaf(where: Path, family: Family, maps: Mapping[str, Part]) -> dict[tuple[str, str], dict[int, np.ndarray]]:
+    """The tensors of each layer, by our path of the linear map and our leaf."""
+    modules_there = {theirs.module for theirs in maps.values()}
+    found: dict[tuple[str, str], dict[int, np.ndarray]] = {}
+    for name, value in read_safetensors(where).items():
+        module, leaf = _parse(name, family, where)
+        before, number, after = re.fullmatch(r"(.*?\.)(\d+)(\..*)|(.*)", module).groups()[:3]
+        if f"{before}{{}}{after}" in modules_there:
+            for path, part in maps.items():
+                if part.module == f"{before}{{}}{after}":  # A is the same for all parts of a module
+                    own = value if leaf == "a" else np.array_split(value, part.count)[part.index]
+                    found.setdefault((path, leaf), {})[int(number)] = own
+        elif not any(re.fullmatch(rule, f"{module}.weight") for rule in family.ignored):
+            raise InputError(f"{where}: adapts {module!r}, which is no linear map of the base's layers; there are "
+                             f"{', '.join(sorted(modules_there))}")  # fmt: skip
+    if not found:
+        raise InputError(f"{where}: adapts none of {', '.join(sorted(modules_there))}")
+    return found
+
+
+def _parse(name: str, family: Family, where: Path) -> tuple[str, str]:
+    """The module that a tensor of an adapter is for, as the base's files call it, and our leaf."""
+    plain = f"{name}.weight" if name.endswith("lora_magnitude_vector") else name
+    for ending, leaf in LEAVES.items():
+        if plain.startswith(PREFIX) and plain.endswith(f".{ending}"):
+            module = plain.removeprefix(PREFIX).removesuffix(f".{ending}")
+            prefix = next((prefix for prefix in family.prefixes if module.startswith(prefix)), "")
+            return module.removeprefix(prefix), leaf
+    raise InputError(f"{where}: unexpected tensor {name!r}; those of a LoRA of linear maps are called "
+                     f"'{PREFIX}MODULE.lora_A.weight'")  # fmt: skip
+
+
+def _tensor_name(module: str, number: int, leaf: str) -> str:
+    ending = next(theirs for theirs, ours in LEAVES.items() if ours == leaf)
+    return f"{PREFIX}{module.format(number)}.{ending}"
+
+
+# ---- writing -------------------------------------------------------------------------------------------------
+
+
+def check_writable(spec: EncoderSpec) -> None:
+    """Raises an InputError if an adapter is of linear maps that are one with others in Hugging Face's module."""
+    maps = linear_maps(lookup("backbone", spec.backbone.family), backbone_shapes(spec.backbone))
+    for path in find_targets(spec.lora.targets, maps, spec.backbone.num_layers):
+        if maps[path].count > 1:
+            raise InputError(f"an adapter of {path!r}, part {maps[path].index + 1} of {maps[path].count} of "
+                             f"{maps[path].module!r}, cannot be written in PEFT's format: save the model with the "
+                             "adapter merged")  # fmt: skip
+
+
+def write_adapter(directory: Path, spec: EncoderSpec, adapter: Params, base: str) -> dict[str, Any]:
+    """Writes an adapter so that PEFT, transformers and `read_adapter` read it.
+
+    Args:
+        adapter: `params["lora"]`.
+        base: what the base is called: an absolute directory, or a name on the hub.
+
+    Returns:
+        Fields of config.json in which the backbone differs from its base; they are not in PEFT's format.
+
+    Raises:
+        InputError: the base is not found, or of another size than the backbone; or as `check_writable`.
+    """
+    from safetensors.numpy import save_file
+
+    check_writable(spec)
+    if not base:
+        raise InputError("an adapter is written without its base, whose name is not known: save the model with the "
+                         "adapter merged")  # fmt: skip
+    place = transformer_directory(base)
+    original, family, _ = read_backbone(place)
+    for name in ("family", *REQUIRED):
+        found, wanted = getattr(spec.backbone, name), getattr(original, name)
+        if found != wanted:
+            raise InputError(f"an adapter of a backbone with {name} {found!r}, but its base {base} has {wanted!r}: "
+                             "save the model with the adapter merged")  # fmt: skip
+    lora = spec.lora
+    maps = linear_maps(family, backbone_shapes(spec.backbone))
+    leaves = flatten_dict(jax.device_get(adapter["layers"]), sep="/")
+    tensors = {}
+    for path, leaf in leaves.items():
+        module, _, name = path.rpartition("/")
+        for number, value in enumerate(np.asarray(leaf, np.float32)):
+            tensors[_tensor_name(maps[module].module, number, name)] = np.ascontiguousarray(value.T)
+    config = {
+        "peft_type": "LORA",
+        "task_type": "FEATURE_EXTRACTION",
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        "r": lora.rank,
+        "lora_alpha": int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
+        "lora_dropout": lora.dropout,
+        "target_modules": _targets(maps, {path.rpartition("/")[0] for path in leaves}, shorthand=False),
+        "use_rslora": lora.rslora,
+        "use_dora": lora.dora,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+    }
+    write_json(directory / CONFIG, config)
+    save_file(tensors, directory / WEIGHTS, {"format": "pt", FINGERPRINT: fingerprint(original, place)})
+    ours, theirs = family.write_config(spec.backbone), family.write_config(original)
+    return {name: ours.get(name) for name in {**theirs, **ours} if ours.get(name) != theirs.get(name)}
+
+
+def _targets(maps: Mapping[str, Part], paths: set[str], shorthand: bool = True) -> list[str] | str:
+    """PEFT's target_modules for linear maps: their last names if these mean no others, else a regular expression.
+
+    Args:
+        shorthand: whether all of them are "all-linear". PEFT means all of a model's linear maps by it, a pooler's too.
+    """
+    if shorthand and paths == set(maps):
+        return ALL_LINEAR
+    chosen = [theirs.module for path, theirs in maps.items() if path in paths]
+    last = [name.rpartition(".")[2] for name in chosen]
+    every = [theirs.module.rpartition(".")[2] for theirs in maps.values()]
+    if all(every.count(name) == 1 for name in last):
+        return last
+    patterns = "|".join(re.escape(name).replace(r"\{\}", r"\d+") for name in dict.fromkeys(chosen))
+    return rf"(.*\.)?({patterns})"

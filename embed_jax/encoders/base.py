@@ -1,0 +1,126 @@
+"""What an adapter is for: its base, found by name, told from other models of its size by a fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from embed_jax.encoders import modules
+from embed_jax.encoders.build import EncoderSpec, build_encoder
+from embed_jax.encoders.family import REQUIRED, Family
+from embed_jax.encoders.hub import PACKAGE, PACKAGED, resolve
+from embed_jax.encoders.weights import open_tensors, params_from_tensors, read_json
+from embed_jax.errors import InputError
+from embed_jax.registry import lookup
+from embed_jax.types import Params
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def read_backbone(directory: Path, changes: Mapping[str, Any] | None = None) -> tuple[Any, Family, dict[str, Any]]:
+    """A backbone's frozen dataclass, its family, and its config.json.
+
+    Args:
+        directory: of a Transformer.
+        changes: fields of config.json that are to be others.
+
+    Raises:
+        InputError: there is no config.json, or it is of an architecture that is not supported.
+    """
+    config = read_json(directory / "config.json") | dict(changes or {})
+    name = config.get("model_type")
+    try:
+        family = lookup("backbone", str(name))
+        if family.read_config is None:
+            raise InputError(f"model_type {name!r}: such a model has no config.json, but a modules.json")
+        return family.read_config(config), family, config
+    except InputError as error:
+        raise InputError(f"{directory / 'config.json'}: {error}") from None
+
+
+def backbone_shapes(backbone: Any) -> Params:
+    """The shapes of a backbone's parameters."""
+    return jax.eval_shape(build_encoder(EncoderSpec(backbone)).init, jax.random.key(0))["backbone"]
+
+
+def is_adapter(directory: Path) -> bool:
+    """Whether a Transformer's directory holds an adapter in place of a model."""
+    return (directory / ADAPTER_CONFIG).is_file()
+
+
+def find_base(directory: Path) -> tuple[str, Path]:
+    """The name that an adapter gives its base, absolute if it is a directory, and where the base's Transformer lies.
+
+    Raises:
+        InputError: there is no name, nothing of that name, or it is an adapter itself.
+    """
+    name = read_json(directory / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise InputError(
+            f"{directory / ADAPTER_CONFIG}: base_model_name_or_path: expected the base's name, found {name!r}"
+        )
+    if (directory / name).is_dir():
+        name = str((directory / name).resolve())
+    try:
+        return name, transformer_directory(name)
+    except InputError as error:
+        raise InputError(f"{directory / ADAPTER_CONFIG}: base_model_name_or_path: {error}") from None
+
+
+def transformer_directory(name: str) -> Path:
+    """Where a model's Transformer lies, which is what an adapter is for.
+
+    Args:
+        name: a directory or a name on the hub.
+
+    Raises:
+        InputError: there is no such model, or it is an adapter itself.
+    """
+    directory = resolve(name)
+    kind, folder = modules.read_modules(directory)[0]
+    if kind == "StaticEmbedding" or is_adapter(directory / folder):
+        what = "a StaticEmbedding" if kind == "StaticEmbedding" else "an adapter, which would have to be merged first"
+        raise InputError(f"model {name!r} is {what}: it cannot be an adapter's base")
+    return directory / folder
+
+
+def base_name(directory: Path) -> str:
+    """What to call a model in a directory as a base: its name on the hub if it came from there, else the directory."""
+    directory = Path(directory).absolute()
+    *_, repository, snapshots, _ = ("", "", *directory.parts)
+    if snapshots == "snapshots" and repository.startswith("models--"):
+        return repository.removeprefix("models--").replace("--", "/")
+    if directory.parent.name == PACKAGE.partition("==")[0].replace("-", "_"):
+        return PACKAGED
+    return str(directory)
+
+
+def fingerprint(backbone: Any, directory: Path) -> str:
+    """What tells a base from others of its shape: sha256 of its sizes and of a few numbers of each tensor.
+
+    Numbers are rounded to bfloat16, so that it is the same in every dtype that a model is usually stored in.
+
+    Args:
+        backbone: its frozen dataclass.
+        directory: where its config.json and its weights lie.
+    """
+    found = {}
+
+    def put(path: str, shape: tuple[int, ...], dtype: np.dtype, read: Any) -> None:
+        own = len(shape) - path.startswith("layers/")
+        # Few bytes of each file's rows, whose numbers follow each other along our last axis but one.
+        some = (slice(16),) if own == 1 else (*[slice(1)] * (own - 2), slice(16), slice(1))
+        numbers = read((slice(None),) * (len(shape) - own) + some).astype(jnp.bfloat16)
+        found[path] = [list(shape), numbers.tobytes().hex()]
+
+    family = lookup("backbone", backbone.family)
+    params_from_tensors(family, backbone_shapes(backbone), open_tensors(directory), directory, put=put)
+    sizes = {name: getattr(backbone, name) for name in ("family", *REQUIRED)}
+    return hashlib.sha256(json.dumps([sizes, found], sort_keys=True).encode()).hexdigest()
