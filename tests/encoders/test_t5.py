@@ -131,11 +131,12 @@ def test_bfloat16_is_near_even_where_states_are_large(model, rows):
     spec = dataclasses.replace(saved.spec, heads=(Normalize(),))
     layers = saved.params["backbone"]["layers"]
     large = {**layers, "down": {"kernel": layers["down"]["kernel"] * 1e5}}
+    runs = [
+        jax.jit(build_encoder(spec, compute_dtype=dtype).apply, compiler_options=QUICKLY)
+        for dtype in ("float32", "bfloat16")
+    ]
     for params in (saved.params, {**saved.params, "backbone": {**saved.params["backbone"], "layers": large}}):
-        full, half = (
-            jax.jit(build_encoder(spec, compute_dtype=dtype).apply, compiler_options=QUICKLY)(params, rows[1])
-            for dtype in ("float32", "bfloat16")
-        )
+        full, half = (run(params, rows[1]) for run in runs)
         assert np.isfinite(half).all() and np.sum(full * half, axis=1).min() > 0.999
 
 
@@ -228,24 +229,21 @@ def test_relative_bucket_equals_torch(max_distance):
 
 @pytest.fixture(scope="module")
 def run(long_ids, make_batch):
-    """`(rate, key, **options) -> embeddings and gradient` of two texts and their copies, packed otherwise."""
+    """`(rate, key, gradient, **options) -> embeddings` of two texts and copies packed otherwise, or a gradient."""
     spec = random_spec("t5-tiny", vocab_size=60)
-    params = build_encoder(spec).init(jax.random.key(0))
+    params = jax.jit(build_encoder(spec).init, compiler_options=QUICKLY)(jax.random.key(0))
     tokens = make_batch([[(0, long_ids[2]), (3, long_ids[3])], [(1, long_ids[3])], [(2, long_ids[2])]], 24, 4)
 
-    def call(rate, key, **options):
+    def call(rate, key, gradient=False, **options):
         rates = {"hidden_dropout": rate, "attention_dropout": rate}
         changed = dataclasses.replace(spec, backbone=dataclasses.replace(spec.backbone, **rates))
         apply = build_encoder(changed, unroll=1, attention="xla", **options).apply
 
-        @partial(jax.jit, compiler_options=QUICKLY)
-        @partial(jax.grad, has_aux=True)
-        def both(params):
-            embeddings = apply(params, tokens, key)
-            return embeddings[:, :5].sum(), embeddings
+        def embed(params):
+            return apply(params, tokens, key)
 
-        gradient, embeddings = both(params)
-        return embeddings, gradient
+        one = jax.grad(lambda params: embed(params)[:, :5].sum()) if gradient else embed
+        return jax.jit(one, compiler_options=QUICKLY)(params)
 
     return call
 
@@ -253,7 +251,7 @@ def run(long_ids, make_batch):
 def test_dropout(run):
     """Copies lose the same numbers where one mask was asked for, and others where it was not."""
     key = jax.random.key(3)
-    one, own = run(0.2, key, same_mask_columns=2)[0], run(0.2, key)[0]
+    one, own = run(0.2, key, same_mask_columns=2), run(0.2, key)
     np.testing.assert_allclose(one[:2], one[2:], atol=1e-6)
     assert np.abs(own[:2] - own[2:]).max() > 1e-2
 
@@ -261,15 +259,14 @@ def test_dropout(run):
 @pytest.mark.slow
 def test_recomputed_layers_have_the_same_gradient_and_no_rate_is_no_dropout(run):
     key = jax.random.key(3)
-    (one, gradient), (again, other) = run(0.2, key), run(0.2, key, remat="layer")
-    np.testing.assert_allclose(again, one, atol=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-3), other, gradient)
-    np.testing.assert_allclose(run(0.0, key)[0], run(0.2, None)[0], atol=1e-6)
+    found, expected = run(0.2, key, gradient=True, remat="layer"), run(0.2, key, gradient=True)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-3), found, expected)
+    np.testing.assert_allclose(run(0.0, key), run(0.2, None), atol=1e-6)
 
 
 def test_every_layer_as_if_it_were_the_last(rows):
     spec = random_spec("t5-tiny", vocab_size=60)
-    params = build_encoder(spec).init(jax.random.key(0))
+    params = jax.jit(build_encoder(spec).init, compiler_options=QUICKLY)(jax.random.key(0))
     shorter, fewer = first_layers(spec, params, 1)
     found = jax.jit(build_encoder(spec).by_layer, compiler_options=QUICKLY)(params, rows[1], np.asarray([1]))
     for number, (kept, parts) in enumerate([(shorter, fewer), (spec, params)]):
