@@ -26,7 +26,7 @@ from embed_jax.encoders.shrink import first_layers
 from embed_jax.errors import InputError
 from embed_jax.parallel.gather import sharded_encode
 from embed_jax.parallel.inference import default_batch_tokens, run_batches
-from embed_jax.parallel.mesh import gather_params, make_mesh, replicate
+from embed_jax.parallel.mesh import gather_params, make_mesh, on_mesh
 from embed_jax.prompts import check_template, expected, fill_template
 from embed_jax.registry import unknown
 from embed_jax.types import Params
@@ -94,7 +94,7 @@ class SentenceEncoder:
         self.spec = spec
         self._encoder = build_encoder(spec, compute_dtype=self.compute_dtype)
         self._programs = {spec.backbone.num_layers: sharded_encode(self._encoder, self._mesh)}
-        self.params = replicate(params, self._mesh)
+        self.params = on_mesh(params, self._mesh)
 
     @property
     def dim(self) -> int:
@@ -181,7 +181,7 @@ class SentenceEncoder:
         """As `encode`, but yields the embeddings of up to 8,192 texts at a time, for outputs larger than memory."""
         prefix = self._prompt(prompt_name, prompt, instruction)
         self._check_dim(dim)
-        encode, params = self._stopped(layers, self.params if params is None else gather_params(params, self._mesh))
+        encode, params = self._stopped(layers, gather_params(self.params if params is None else params, self._mesh))
         default = max(default_batch_tokens(), self.max_length)
         total = len(texts) if isinstance(texts, Sequence) else None
         truncated = count = 0

@@ -132,6 +132,16 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
+def on_mesh(tree: Any, mesh: Mesh) -> Any:
+    """Arrays that lie on the mesh already, in shards or not, as they are; a copy of any other on every device."""
+
+    def put(leaf: Any) -> jax.Array:
+        there = isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding) and leaf.sharding.mesh == mesh
+        return leaf if there else replicate(leaf, mesh)
+
+    return jax.tree.map(put, tree)
+
+
 def gather_params(params: Params, mesh: Mesh) -> Params:
     """Parameters that are split, whole on every device; those that are whole, as they are."""
     whole = NamedSharding(mesh, PartitionSpec())

@@ -200,8 +200,11 @@ def fit(
 
     def save_model(params: Params, directory: Path) -> None:
         start.sentence.params = gather_params(params, mesh)
+        merge = start.sentence.spec.lora and (
+            config.lora.merge or not start.sentence.base
+        )  # random: nothing to refer to
         if is_first_host():
-            (start.sentence.merged() if config.lora.rank and config.lora.merge else start.sentence).save(directory)
+            (start.sentence.merged() if merge else start.sentence).save(directory)
 
     # With the groups: they decide the dropout masks, and default to the number of devices.
     data = {**fingerprint(found), "groups": groups, "shares": shares}
