@@ -1,0 +1,238 @@
+"""Training on text alone, from a file to a model directory: it learns, resumes exactly, and refuses what cannot be."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from embed_jax.config import Experiment
+from embed_jax.config_file import override
+from embed_jax.errors import InputError, exit_with_one_line
+from embed_jax.sentence import load
+from embed_jax.train import fit
+
+pytest.importorskip("grain")
+ROOT = Path(__file__).parents[2]
+STEPS = 120
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly():
+    """Compiling is most of the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Documents of 5 to 60 words, which are all the same: what a word is, only the others say."""
+    rng = np.random.default_rng(0)
+    words = "the river is down there for city and over my road by water house".split()
+    numbers, lengths = rng.integers(0, len(words), 80), rng.integers(5, 60, 80)
+    lines = [" ".join([words[number]] * length) for number, length in zip(numbers, lengths, strict=True)]
+    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def mlm(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EMBED_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.syspath_prepend(str(ROOT))
+        from experiments import mlm
+
+        yield mlm
+
+
+@pytest.fixture(scope="module")
+def settings(corpus, tiny_tokenizer):
+    """`settings(**fields)`: a small encoder on the corpus."""
+
+    def make(**fields):
+        return override(
+            Experiment(),
+            **{
+                "model__name": "random:tiny",
+                "model__tokenizer": str(tiny_tokenizer),
+                "data__train": str(corpus),
+                "data__holdout": 0.15,
+                "data__max_length": 16,
+                "batch__size": 16,
+                "batch__rows": 8,
+                "loss__name": "mlm(rate=0.3)",
+                "optim__learning_rate": 1e-2,
+                "train__steps": STEPS,
+                "train__devices": 1,
+                "eval__every": STEPS // 2,
+                "checkpoint__every": STEPS // 2,
+                "checkpoint__keep": 9,
+                "tracking__wandb": "disabled",
+            }
+            | fields,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def finished(mlm, settings, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    fit.prepare_jax(settings())
+    return mlm.run(settings(), workdir), workdir
+
+
+def lines_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses_of(lines):
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def test_it_learns_and_leaves_a_model(finished):
+    lines = lines_of(finished[1])
+    losses = losses_of(lines)
+    assert len(losses) == STEPS and losses[0] == pytest.approx(np.log(150), rel=0.3)
+    assert np.mean(losses[-5:]) < 1.5 < np.log(14), "the rest of a document was looked at"
+    held_out = [line["validation/loss"] for line in lines if "validation/loss" in line]
+    assert len(held_out) == 3 and held_out[-1] < 1.5
+    last = lines[-1]
+    assert last["perplexity"] == pytest.approx(np.exp(last["loss"]), rel=1e-5) and last["accuracy"] > 0.5
+    assert max(line.get("compilations", 1) for line in lines) == 1
+    model = load(str(finished[1] / "model"))
+    assert model.spec.pooling == "mean" and model.encode(["the river is down"]).shape == (1, 32)
+
+
+def test_resumed_at_a_checkpoint_it_ends_with_the_same_bits(mlm, settings, finished, tmp_path):
+    result, workdir = finished
+    shutil.copytree(workdir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "model")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / str(STEPS))
+    resumed = mlm.run(settings(), tmp_path / "run")
+    assert set(resumed.state.params) == {"encoder", "loss"} and {"dense", "bias"} <= set(resumed.state.params["loss"])
+    assert jax.tree.structure(resumed.state) == jax.tree.structure(result.state)
+    for ours, theirs in zip(jax.tree.leaves(resumed.state), jax.tree.leaves(result.state), strict=True):
+        assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
+    assert losses_of(lines_of(tmp_path / "run")) == losses_of(lines_of(workdir))
+
+
+@pytest.mark.parametrize(
+    ("objective", "attention"),
+    [("next_token", "causal"), pytest.param("mntp(rate=0.3)", "bidirectional", marks=pytest.mark.slow)],
+)
+def test_a_decoder_learns_what_comes_next(mlm, settings, tmp_path, objective, attention):
+    fields = {"model__name": "random:decoder-tiny", "model__pooling": "last_token", "model__attention": attention}
+    mlm.run(settings(**fields, loss__name=objective, checkpoint__every=0), tmp_path / "run")
+    lines = lines_of(tmp_path / "run")
+    losses = losses_of(lines)
+    assert np.mean(losses[-5:]) < 1.0 and lines[-1]["accuracy"] > 0.7
+    assert load(str(tmp_path / "run" / "model")).spec.pooling == "last_token"
+
+
+# ---- the data ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def prepared(mlm, monkeypatch, tmp_path):
+    """`prepared(config)`: what the loop would be given; nothing is run."""
+    from embed_jax.train import loop
+
+    def make(config):
+        found = {}
+        monkeypatch.setattr(loop, "run", lambda config, workdir, **given: found.update(given))
+        mlm.run(config, tmp_path / "run")
+        return found
+
+    return make
+
+
+def tokens_of(batches):
+    """The sentences' token ids without special ones, one list after the other, and all of them sorted."""
+    found = []
+    for _, batch in batches:
+        tokens = batch.tokens["encoder"]
+        for ids, sentence in zip(tokens.token_ids, tokens.sentence, strict=True):
+            found += [tuple(ids[sentence == number][1:-1].tolist()) for number in range(tokens.sentences)]
+    return sorted(found)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_epoch_reads_every_token_of_long_documents_once(prepared, settings, corpus, stream, tiny_tokenizer):
+    """Batches of 2, so that at most a piece is left out of the epoch; windows as large as the corpus."""
+    from embed_jax.data.tokenize import load_tokenizer
+
+    documents = corpus.read_text().splitlines()
+    tokenizer = load_tokenizer(tiny_tokenizer, 1000)
+    words = sum(len(ids) - 2 for ids in tokenizer.encode(documents).ids)
+    pieces = sum(-(-(len(ids) - 2) // 14) for ids in tokenizer.encode(documents).ids)
+    source = f"stream:{corpus}" if stream else str(corpus)
+    steps = pieces // 2
+    fields = {"data__train": source, "data__holdout": 0.0, "data__window": 10_000, "batch__size": 2, "batch__rows": 2}
+    found = prepared(settings(**fields, train__steps=steps, eval__every=0))
+    read = tokens_of(found["batches"](0, found["state"]))
+    assert len(read) == 2 * steps and max(map(len, read)) == 14
+    left = words - sum(map(len, read))
+    assert left == 0 if pieces % 2 == 0 else 0 < left <= 14
+    assert found["evaluate"] is None
+
+
+def test_held_out_documents_are_not_trained_on(mlm, settings):
+    records = [{"text": f"document {number % 90}"} for number in range(100)]
+    trained, held_out = mlm.held_out(records, 0.3)
+    assert len(trained) + len(held_out) == 100 and 15 < len(held_out) < 45
+    assert not {record["text"] for record in trained} & {record["text"] for record in held_out}
+    assert mlm.held_out(records[::-1], 0.3)[1] == held_out[::-1]
+
+
+@pytest.fixture
+def refused(mlm, settings, capsys, tmp_path):
+    """`refused(**fields)`: the one line that a run with these fields ends with, status 2."""
+
+    def run(**fields):
+        with pytest.raises(SystemExit) as exit:
+            exit_with_one_line(lambda: mlm.run(settings(**fields), tmp_path / "run"))
+        err = capsys.readouterr().err
+        assert exit.value.code == 2 and err.count("\n") == 1, err
+        assert not (tmp_path / "run").exists()
+        return err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"loss__name": "info_nce"}, "expected an objective on tokens (mlm, mntp, next_token), found 'info_nce'"),
+        ({"loss__name": "mlm(rat=0.1)"}, "config.loss.name: 'mlm(rat=0.1)': unknown argument of mlm 'rat'"),
+        ({"loss__name": "next_token"}, "config.loss.name: 'next_token': next_token: expected a causal encoder"),
+        ({"loss__mlm": 0.1}, "config.loss.mlm: 'mlm(rate=0.3)' trains on tokens alone"),
+        ({"data__anchor_prompt": "query: "}, "config.data.anchor_prompt: 'mlm(rate=0.3)' trains on tokens alone"),
+        ({"model__mlp": "kept"}, "config.model.mlp: 'mlm(rate=0.3)' trains on tokens alone"),
+        ({"queue__size": 16}, "config.queue.size: the loss 'mlm(rate=0.3)' has no use for a queue"),
+        ({"data__holdout": 0.0001}, "config.data.holdout: 0.0001 of 80 documents leaves none for validation"),
+        ({"data__max_length": 2}, "max_length 2 leaves no room for text"),
+    ],
+)
+def test_what_cannot_be_is_one_line(refused, fields, message):
+    assert message in refused(**fields)
+
+
+def test_pairs_are_no_documents(refused, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"anchor": "a", "positive": "b"}\n')
+    assert "expected records with a text, found the fields anchor, positive" in refused(data__train=str(path))
+
+
+def test_pairs_are_not_trained_on_by_other_ways(settings, tmp_path):
+    """`fit` itself refuses records of two texts."""
+    from embed_jax.data.pipeline import Source
+    from embed_jax.data.sources import record_fields
+
+    records = [{"anchor": "a", "positive": "b"}] * 40
+    with pytest.raises(InputError, match="'mlm\\(rate=0.3\\)' needs 1 texts a record, found 2"):
+        fit.fit(settings(), tmp_path / "run", sources={"train": Source(records, record_fields(records))}, evaluators={})
