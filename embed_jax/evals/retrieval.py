@@ -134,17 +134,19 @@ def retrieval_evaluator(
 ) -> Callable[[Encode], dict[str, float]]:
     """An evaluator for training: `encode -> {"ndcg@10": ..., "mrr@10": ..., ...}`, see `evaluate_retrieval`.
 
-    With a prompt, `encode` is called as `encode(texts, prompt=...)`.
+    With a prompt for either, `encode` is called as `encode(texts, prompt=...)` for both.
 
     Raises:
         InputError: at once, for judgements of unknown ids.
     """
     check_qrels(corpus, queries, qrels)
 
+    given = bool(query_prompt or corpus_prompt)
+
     def evaluate(encode: Encode) -> dict[str, float]:
         result = evaluate_retrieval(
-            functools.partial(encode, prompt=query_prompt) if query_prompt else encode,
-            functools.partial(encode, prompt=corpus_prompt) if corpus_prompt else encode,
+            functools.partial(encode, prompt=query_prompt) if given else encode,
+            functools.partial(encode, prompt=corpus_prompt) if given else encode,
             corpus,
             queries,
             qrels,

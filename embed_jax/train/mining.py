@@ -71,7 +71,8 @@ def mined_sources(
     def searcher(name: str, encode: Encode) -> Searcher:
         if name == "bm25":
             return bm25()
-        queries, documents = (functools.partial(encode, prompt=prompt) if prompt else encode for prompt in prompts)
+        given = ({"prompt": prompt} if any(prompts) else {} for prompt in prompts)
+        queries, documents = (functools.partial(encode, **prompt) for prompt in given)
         return dense_searcher(queries, documents, texts, similarity=config.loss.similarity or "cosine")
 
     def consistent(encode: Encode) -> list[Mapping[str, Any]]:
