@@ -88,6 +88,7 @@ class SentenceEncoder:
         self.compute_dtype = compute_dtype
         self._mesh = make_mesh(devices)
         self._warned: set[str] = set()
+        self._prompted = False
         self._build(spec, params)
 
     def _build(self, spec: EncoderSpec, params: Params) -> None:
@@ -208,10 +209,13 @@ class SentenceEncoder:
         merged.base = ""
         return merged
 
-    def save(self, directory: str | Path) -> None:
+    def save(self, directory: str | Path, further: Mapping[str, np.ndarray] | None = None) -> None:
         """Writes a model directory in the layout of sentence-transformers, which `load` reads too; atomic.
 
         Of a model with an adapter only the adapter, in PEFT's format; `merged().save` writes the whole.
+
+        Args:
+            further: see `hf.write_model`.
         """
         write_model(
             Path(directory),
@@ -228,6 +232,7 @@ class SentenceEncoder:
             adaptive_layers=self.adaptive_layers,
             base=self.base,
             template=self.template,
+            further=further,
         )
 
     def _check_dim(self, dim: int) -> None:
@@ -258,6 +263,7 @@ class SentenceEncoder:
     def _prompt(self, name: str | None, prompt: str | None, instruction: str | None) -> str:
         given = {"prompt_name": name, "prompt": prompt, "instruction": instruction}
         several = [argument for argument, value in given.items() if value is not None]
+        self._prompted |= bool(several)
         if instruction is not None and len(several) > 1:
             raise InputError(f"expected a prompt or an instruction, found {' and '.join(several)}")
         if instruction is not None:
@@ -277,10 +283,10 @@ class SentenceEncoder:
         return self.prompts[name]
 
     def _warn_of_prompts(self) -> None:
-        """What a model was trained with and is not given is the usual reason for results that cannot be repeated."""
+        """Unless a prompt was given before: then that there is none now is meant."""
         has = [f"prompts ({', '.join(self.prompts)})"] if any(self.prompts.values()) else []
         has += ["a template for instructions"] if self.template else []
-        if has:
+        if has and not self._prompted:
             self._warn(f"this model has {' and '.join(has)}, and none was given: name one, or give an empty prompt")
 
 

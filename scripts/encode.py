@@ -23,6 +23,8 @@ from scripts.commands import Parser, load_model, written_whole
 EXAMPLES = """examples:
   python -m scripts.encode --model sentence-transformers/all-MiniLM-L6-v2 --input sentences.txt --output sentences.npy
   python -m scripts.encode --model runs/quickstart/model --input corpus.jsonl.gz --field title,text --output corpus.npy
+  python -m scripts.encode --model Qwen/Qwen3-Embedding-0.6B --input claims.txt --output claims.npy \\
+      --instruction "Given a claim, find documents that refute the claim"
   python -m scripts.encode --model runs/quickstart/model --input corpus.jsonl.gz --output corpus.npy --dim 256 \\
       --precision int8
   python -m scripts.encode --model runs/quickstart/model --input more.jsonl.gz --output more.npy --dim 256 \\
@@ -46,6 +48,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--field", default="text", help="field to encode; several (title,text) are joined by a blank (default: text)"
     )
     parser.add_argument("--prompt-name", help="which of the model's prompts to put before each text (default: its own)")
+    parser.add_argument("--instruction", help="what the texts are encoded for, for models with a template for it")
     parser.add_argument(
         "--batch-tokens", type=int, default=0, help="slots a device encodes at a time (default: what suits the device)"
     )
@@ -70,6 +73,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error(f"--batch-tokens: expected 0 or more, found {args.batch_tokens}")
     if args.dim is not None and args.dim < 1:
         parser.error(f"--dim: expected 1 or more, found {args.dim}")
+    if args.instruction is not None and args.prompt_name is not None:
+        parser.error("--instruction: expected none beside --prompt-name")
     check_precision_options(args, parser)
     return args
 
@@ -152,6 +157,7 @@ def embedded(args: argparse.Namespace, model: Any) -> Iterator[Any]:
     for block in model.encode_blocks(
         texts(args),
         prompt_name=args.prompt_name,
+        instruction=args.instruction,
         dim=args.dim or 0,
         batch_tokens=args.batch_tokens,
         show_progress=sys.stderr.isatty(),

@@ -60,6 +60,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--batch-tokens", type=int, default=0, help="slots a device encodes at a time (default: what suits the device)"
     )
     parser.add_argument("--dim", type=int, default=0, help="cut embeddings to so many numbers (default: all)")
+    parser.add_argument(
+        "--instruction",
+        help="what texts are encoded for, for models with a template for it; in retrieval of queries, not of documents",
+    )
     parser.add_argument("--layers", type=int, default=0, help="stop after so many of the layers (default: all)")
     sts = parser.add_argument_group("sts")
     sts.add_argument("--prompt-name", help="which of the model's prompts to put before each text (default: its own)")
@@ -92,6 +96,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     for option in ("dim", "layers"):
         if getattr(args, option) < 0:
             parser.error(f"--{option}: expected 1 or more, found {getattr(args, option)}")
+    if args.instruction is not None and (args.prompt_name or args.query_prompt_name) is not None:
+        parser.error("--instruction: expected none beside --prompt-name or --query-prompt-name")
     if args.sweep and args.dim:
         parser.error("--sweep takes several sizes: --dims instead of --dim")
     if args.sweep and (args.baseline or args.k != parser.get_default("k")):
@@ -118,7 +124,8 @@ def run_sts(args: argparse.Namespace) -> dict[str, Any]:
     if len(set(names)) < len(names):
         names = [str(path) for path in files]
     sets = {name: read_sts(path) for name, path in zip(names, files, strict=True)}
-    encode = functools.partial(load_model(args.model).encode, **encode_options(args), prompt_name=args.prompt_name)
+    encode = functools.partial(load_model(args.model).encode, **encode_options(args))
+    encode = functools.partial(encode, prompt_name=args.prompt_name, instruction=args.instruction)
     metrics, intervals = {}, {}
     for name, (sentences1, sentences2, scores, subsets) in sets.items():
         similarities, gold = pair_similarities(encode, sentences1, sentences2), np.array(scores)
@@ -208,10 +215,14 @@ def run_sweep(args: argparse.Namespace) -> dict[str, Any]:
 def encoders(args: argparse.Namespace, model: Any) -> tuple[Callable, Callable]:
     """What embeds queries and what embeds documents, each with its prompt."""
     encode = functools.partial(model.encode, **encode_options(args))
-    return (
-        functools.partial(encode, prompt_name=args.query_prompt_name or known_prompt(model, QUERY_PROMPTS)),
-        functools.partial(encode, prompt_name=args.corpus_prompt_name or known_prompt(model, CORPUS_PROMPTS)),
-    )
+    queries, corpus = query_options(model), corpus_options(model)
+    if args.instruction is not None:
+        queries = {"instruction": args.instruction}
+    if args.query_prompt_name:
+        queries = {"prompt_name": args.query_prompt_name}
+    if args.corpus_prompt_name:
+        corpus = {"prompt_name": args.corpus_prompt_name}
+    return functools.partial(encode, **queries), functools.partial(encode, **corpus)
 
 
 def encode_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -219,8 +230,18 @@ def encode_options(args: argparse.Namespace) -> dict[str, Any]:
     return {**size, "batch_tokens": args.batch_tokens, "show_progress": sys.stderr.isatty()}
 
 
-def known_prompt(model: Any, names: Sequence[str]) -> str | None:
-    return next((name for name in names if name in model.prompts), None)
+def query_options(model: Any) -> dict[str, str]:
+    """The model's prompt for queries by its usual name; {}: its default, if it has one."""
+    name = next((name for name in QUERY_PROMPTS if name in model.prompts), None)
+    return {} if name is None else {"prompt_name": name}
+
+
+def corpus_options(model: Any) -> dict[str, str]:
+    """The model's prompt for documents by one of its usual names; {}: its default. Many models have none for them."""
+    name = next((name for name in CORPUS_PROMPTS if name in model.prompts), None)
+    if name is None:
+        return {"prompt": ""} if model.default_prompt_name is None else {}
+    return {"prompt_name": name}
 
 
 def cell(value: float | None, interval: tuple[float, float] | None) -> str:
@@ -240,6 +261,7 @@ def results(args: argparse.Namespace, metrics: dict, intervals: dict, n: int) ->
         "split": args.split if args.data == "python_docs" or Path(args.data.split(",")[0]).is_dir() else None,
         "dim": args.dim or None,
         "layers": args.layers or None,
+        "instruction": args.instruction,
         "metrics": metrics,
         "intervals": intervals,
         "n": n,

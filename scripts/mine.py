@@ -169,17 +169,16 @@ def make_searchers(args: argparse.Namespace, corpus: Sequence[str], stack: conte
 
     encode, options = (), {}
     if args.model:
-        from scripts.evaluate import CORPUS_PROMPTS, QUERY_PROMPTS, known_prompt
+        from scripts.evaluate import corpus_options, query_options
 
         model = load_model(args.model)
         encode = tuple(
             functools.partial(
                 model.encode,
-                prompt=prompt,
-                prompt_name=None if prompt is not None else known_prompt(model, names),
                 show_progress=sys.stderr.isatty(),
+                **({"prompt": prompt} if prompt is not None else usual(model)),
             )
-            for prompt, names in ((args.query_prompt, QUERY_PROMPTS), (args.corpus_prompt, CORPUS_PROMPTS))
+            for prompt, usual in ((args.query_prompt, query_options), (args.corpus_prompt, corpus_options))
         )
         options["similarity"] = model.similarity
     searchers = []

@@ -124,6 +124,7 @@ def remade(model: SentenceEncoder, spec: EncoderSpec, params: Params) -> Sentenc
         include_prompt=model.include_prompt,
         similarity=model.similarity,
         lower_case=model.lower_case,
+        template=model.template,
         compute_dtype=model.compute_dtype,
     )
 

@@ -308,12 +308,12 @@ def round_trip_search(args: argparse.Namespace) -> Callable[[Sequence[str]], Sea
     if not args.model:
         return None
     from embed_jax.retrieval.index import dense_searcher
-    from scripts.evaluate import CORPUS_PROMPTS, QUERY_PROMPTS, known_prompt
+    from scripts.evaluate import corpus_options, query_options
 
     model = load_model(args.model)
     encode = [
-        functools.partial(model.encode, prompt_name=known_prompt(model, names), show_progress=sys.stderr.isatty())
-        for names in (QUERY_PROMPTS, CORPUS_PROMPTS)
+        functools.partial(model.encode, show_progress=sys.stderr.isatty(), **usual(model))
+        for usual in (query_options, corpus_options)
     ]
     return lambda passages: dense_searcher(*encode, passages, similarity=model.similarity).search
 

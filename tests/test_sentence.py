@@ -1,6 +1,9 @@
 """Encoding: sentence-transformers' embeddings, in any order and batch size, in bounded memory, in few shapes."""
 
+import dataclasses
 import itertools
+import json
+import shutil
 import warnings
 
 import jax
@@ -8,7 +11,9 @@ import numpy as np
 import pytest
 
 from embed_jax.data.tokenize import load_tokenizer
+from embed_jax.encoders import modules
 from embed_jax.encoders.build import build_encoder, random_spec
+from embed_jax.encoders.latent import LatentAttention
 from embed_jax.encoders.shrink import first_layers
 from embed_jax.errors import InputError
 from embed_jax.sentence import WINDOW, SentenceEncoder, load
@@ -258,3 +263,223 @@ def test_a_saved_model_carries_what_it_was_trained_for(tiny_model, tmp_path):
     file.write_text(file.read_text().replace("8,", '"x",'))
     with pytest.raises(InputError, match="matryoshka_dims: expected a list of sizes"):
         load(str(tmp_path / "model"))
+
+
+# ---- prompts, instructions -----------------------------------------------------------------------------------
+
+TEMPLATE = "Instruct: {instruction}\nQuery: "
+
+
+def prompted(model, **options):
+    return SentenceEncoder(model.spec, model.params, model.tokenizer, **options)
+
+
+def warned(function) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        function()
+    return [str(warning.message) for warning in caught]
+
+
+def test_a_model_with_prompts_warns_once_when_none_is_given(model):
+    some = {"prompts": {"query": "find : ", "document": ""}}
+    own = prompted(model, **some, template=TEMPLATE)
+    message = "this model has prompts (query, document) and a template for instructions, and none was given"
+    (found,) = warned(lambda: own.encode(["a"]))
+    assert message in found and "\n" not in found
+    assert warned(lambda: own.encode(["a"])) == []
+    assert (
+        "a template for instructions, and none" in warned(lambda: prompted(model, template=TEMPLATE).encode(["a"]))[0]
+    )
+    for options, arguments in (
+        (some, {"prompt": ""}),
+        (some, {"prompt_name": "document"}),
+        ({"template": TEMPLATE}, {"instruction": "find"}),
+        (some | {"default_prompt_name": "query"}, {}),
+        ({"prompts": {"query": "", "document": ""}}, {}),
+        ({}, {}),
+    ):
+        assert warned(lambda o=options, a=arguments: prompted(model, **o).encode(["a"], **a)) == [], (
+            options,
+            arguments,
+        )
+    own = prompted(model, **some)
+    own.encode(["a"], prompt_name="query")
+    assert warned(lambda: own.encode(["a"])) == [], "documents after queries, as model cards have it"
+
+
+@pytest.mark.parametrize("include_prompt", [True, False])
+def test_an_instruction_is_the_prompt_that_the_template_makes_of_it(model, tmp_path, include_prompt):
+    own = prompted(model, template=TEMPLATE, include_prompt=include_prompt)
+    texts = ["the cat", "", "a red house " * 3]
+    prompt = "Instruct: find the music\nQuery: "
+    found = own.encode(texts, instruction="find the music")
+    np.testing.assert_array_equal(found, own.encode(texts, prompt=prompt))
+    assert np.abs(found - own.encode(texts, prompt="")).max() > 1e-3
+    own.save(tmp_path / "model")
+    again = load(str(tmp_path / "model"))
+    assert again.template == TEMPLATE
+    np.testing.assert_array_equal(again.encode(texts, instruction="find the music"), found)
+    SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer
+    theirs = SentenceTransformer(str(tmp_path / "model"), device="cpu")  # to which the template is nothing
+    np.testing.assert_allclose(theirs.encode(texts, prompt=prompt), found, atol=1e-5)
+
+
+def test_instructions_that_cannot_be_given_are_one_line(model):
+    own = prompted(model, template=TEMPLATE, prompts={"query": "find : "})
+    for arguments, message in (
+        ({"instruction": "a", "prompt": "b"}, "expected a prompt or an instruction, found prompt and instruction"),
+        ({"instruction": "a", "prompt_name": "query"}, "found prompt_name and instruction"),
+    ):
+        with pytest.raises(InputError, match=message):
+            own.encode(["x"], **arguments)
+    with pytest.raises(InputError, match="instruction 'a': this model has no template for instructions"):
+        model.encode(["x"], instruction="a")
+    with pytest.raises(
+        InputError, match="template 'Query: ': expected the placeholder {instruction} alone, found none"
+    ):
+        prompted(model, template="Query: ")
+
+
+# ---- families ------------------------------------------------------------------------------------------------
+
+
+def test_prompts_of_the_family_serve_a_model_that_records_none(tiny_model, tmp_path):
+    """By its directory's name, or by what its config.json calls it; what the files say comes first."""
+    directory = shutil.copytree(tiny_model, tmp_path / "bge-small-en-v1.5")
+    settings = directory / "config_sentence_transformers.json"
+    assert warned(lambda: load(str(directory))) == [], "a model of ours records that it has none"
+    settings.write_text(json.dumps({"prompts": {"query": "", "document": ""}}))  # as sentence-transformers writes
+    (message,) = warned(lambda: load(str(directory)))
+    wanted = "Represent this sentence for searching relevant passages: "
+    assert f"no prompts are recorded; as of {directory}: prompt query {wanted!r}" in message and "\n" not in message
+    with warnings.catch_warnings(action="ignore"):
+        model = load(str(directory))
+    assert (model.prompts, model.template, model.include_prompt) == ({"query": wanted, "document": ""}, "", True)
+    assert model.default_prompt_name is None
+    settings.write_text(json.dumps({"prompts": {"query": "mine: "}}))
+    assert load(str(directory)).prompts == {"query": "mine: "}
+
+    directory = shutil.copytree(tiny_model, tmp_path / "model")
+    settings = directory / "config_sentence_transformers.json"
+    settings.unlink()
+    assert warned(lambda: load(str(directory))) == []
+    config = directory / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"_name_or_path": "nvidia/NV-Embed-v2"}))
+    with pytest.warns(UserWarning, match="as of nvidia/NV-Embed-v2.* prompts left out of pooling$"):
+        model = load(str(directory))
+    assert model.template == TEMPLATE and not model.include_prompt
+    model.save(tmp_path / "saved")
+    assert warned(lambda: load(str(tmp_path / "saved"))) == []
+    assert load(str(tmp_path / "saved")).prompts == model.prompts
+
+
+def test_eos_of_the_family_is_appended_where_no_module_says_otherwise(tmp_path, bpe_tokenizer):
+    tokenizer = load_tokenizer(bpe_tokenizer(), 20)
+    spec = random_spec("tiny", vocab_size=tokenizer.vocab_size)
+    made = SentenceEncoder(spec, build_encoder(spec).init(jax.random.key(0)), tokenizer)
+    made.save(directory := tmp_path / "e5-mistral-7b-instruct")
+    (directory / "config_sentence_transformers.json").unlink()
+    with pytest.warns(UserWarning, match="no prompts are recorded") as caught:
+        assert load(str(directory)).tokenizer.encode(["the cat"]).ids[0][-1] != 2
+    assert "end-of-text" not in str(caught[0].message)
+    (directory / "modules.json").unlink()
+    with pytest.warns(UserWarning, match="an end-of-text token after each text$"):
+        model = load(str(directory))
+    assert model.tokenizer.encode(["the cat"]).ids[0][-1] == 2
+    model.save(tmp_path / "saved")
+    assert load(str(tmp_path / "saved")).tokenizer.encode(["the cat"]).ids[0].tolist()[-2:].count(2) == 1
+
+
+# ---- language models -----------------------------------------------------------------------------------------
+
+
+def language_model(kind, directory, vocab_size):
+    """A random torch model with grouped heads, saved."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        pad_token_id=0,
+    )
+    model = getattr(transformers, f"{kind}Model")(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.2)
+    model.save_pretrained(directory)
+
+
+@pytest.mark.parametrize(
+    ("kind", "side", "append_eos", "include_prompt", "pooling"),
+    [
+        ("Llama", "left", True, False, "last_token"),
+        ("Llama", "right", False, True, "last_token"),
+        ("Qwen2", "left", False, False, "weighted_mean+last_token+mean"),
+        pytest.param("Qwen2", "right", True, False, "mean+weighted_mean", marks=pytest.mark.slow),
+    ],
+)
+def test_language_models_equal_sentence_transformers(
+    bpe_tokenizer, tmp_path, kind, side, append_eos, include_prompt, pooling
+):
+    """Last-token pooling above all, at either padding side: in batches of uneven lengths, with prompts and eos."""
+    SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer
+    processors = pytest.importorskip("tokenizers.processors")
+    bos = processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)])
+    plain = bpe_tokenizer(bos, tokenizer_class="PreTrainedTokenizerFast", padding_side=side, model_max_length=32)
+    load_tokenizer(plain, 32, append_eos=append_eos).save(tmp_path)
+    language_model(kind, tmp_path, load_tokenizer(plain, 32).vocab_size)
+    modules.write_pooling(tmp_path / "1_Pooling", pooling, 32, include_prompt)
+    modules.write_modules(tmp_path, [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")])
+    (tmp_path / "2_Normalize").mkdir()
+    prompts = {"query": "Instruct: find music\nQuery:", "document": ""}
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps({"prompts": prompts}))
+    theirs, ours = SentenceTransformer(str(tmp_path), device="cpu"), load(str(tmp_path))
+    assert ours.tokenizer.encode(["a"]).ids[0].tolist()[-1:] == theirs.tokenizer("a")["input_ids"][-1:]
+    texts = ["the cat", "", "music " * 40, "a", "dog plays guitar in the city", "one word", "</s>"]
+    with warnings.catch_warnings(action="ignore"):
+        for arguments in ({}, {"prompt_name": "query"}, {"prompt": "the "}):
+            wanted = theirs.encode(texts, batch_size=3, **arguments)
+            assert np.abs(ours.encode(texts, **arguments) - wanted).max() < 1e-5, arguments
+    assert np.abs(ours.encode("the cat", prompt_name="query") - ours.encode("the cat", prompt="")).max() > 1e-3
+
+
+# ---- latent attention ----------------------------------------------------------------------------------------
+
+
+def test_a_model_with_latent_attention_is_saved_with_it(model, tmp_path):
+    head = LatentAttention(model.spec.backbone.hidden_size, latents=6, heads=4, head_size=16, mlp_size=24)
+    params = head.init(jax.random.key(0))
+    params = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+    spec = dataclasses.replace(model.spec, token_head=head)
+    own = SentenceEncoder(spec, {**jax.device_get(model.params), "token_head": params}, model.tokenizer)
+    own.save(tmp_path / "model")
+    again = load(str(tmp_path / "model"))
+    assert again.spec == spec
+    texts = made_texts(20, 15)
+    np.testing.assert_array_equal(again.encode(texts), own.encode(texts))
+    assert np.abs(again.encode(texts) - model.encode(texts)).max() > 1e-2
+    kinds = [kind for kind, _ in modules.read_modules(tmp_path / "model")]
+    assert kinds == ["Transformer", "LatentAttention", "Pooling", "Normalize"]
+    config = tmp_path / "model" / "1_LatentAttention" / "config.json"
+    for change, message in (
+        ({"latents": 7}, "model.safetensors: found"),
+        ({"latents": "7"}, "latents: expected a size, found '7'"),
+        ({"heads": 0}, "heads: expected 1 or more, found 0"),
+        ({"lattents": 7}, "unknown field 'lattents'"),
+        ({"width": 16}, "found"),
+    ):
+        good = config.read_text()
+        config.write_text(json.dumps(json.loads(good) | change))
+        with pytest.raises(InputError, match=message) as caught:
+            load(str(tmp_path / "model"))
+        assert "\n" not in str(caught.value)
+        config.write_text(good)
+    SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer
+    with pytest.raises(Exception, match="LatentAttention"):
+        SentenceTransformer(str(tmp_path / "model"), device="cpu")

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from embed_jax.encoders import modules
 from embed_jax.encoders.adapter import WEIGHTS as ADAPTER_WEIGHTS
@@ -280,6 +281,7 @@ def write_model(
     base: str = "",
     template: str = "",
     shard_bytes: int = SHARD_BYTES,
+    further: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Writes a directory that sentence-transformers, `read_model` and (without the pooling) transformers read.
 
@@ -296,6 +298,8 @@ def write_model(
         max_length, prompts, default_prompt_name, include_prompt, similarity, lower_case, matryoshka_dims,
             adaptive_layers, base, template: see SavedModel.
         shard_bytes: a larger backbone is written as shards of at most so many bytes.
+        further: tensors to write beside the backbone's, under Hugging Face's names, such as those of a language model's
+            head; not beside an adapter.
 
     Raises:
         InputError: the directory cannot be written, or holds something that is no model; or prompts of a static
@@ -315,7 +319,7 @@ def write_model(
         temporary.chmod(0o755)
         changes = {}
         if spec.lora is None:
-            _write_backbone(temporary, spec, params["backbone"], shard_bytes)
+            _write_backbone(temporary, spec, params["backbone"], shard_bytes, further or {})
         else:
             changes = write_adapter(temporary, spec, params[ADAPTER], base)
         tokenizer.save(temporary)
@@ -351,7 +355,9 @@ def write_model(
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_backbone(directory: Path, spec: EncoderSpec, params: Params, shard_bytes: int) -> None:
+def _write_backbone(
+    directory: Path, spec: EncoderSpec, params: Params, shard_bytes: int, further: Mapping[str, np.ndarray]
+) -> None:
     family = lookup("backbone", spec.backbone.family)
     tensors = tensors_from_params(family, dequantize(params))
     if family.write_config is not None:
@@ -359,7 +365,7 @@ def _write_backbone(directory: Path, spec: EncoderSpec, params: Params, shard_by
         config = {"architectures": [family.architecture], "model_type": spec.backbone.family,
                   "dtype": "bfloat16" if half else "float32"}  # fmt: skip
         write_json(directory / "config.json", config | family.write_config(spec.backbone))
-    write_tensors(directory, tensors, shard_bytes)
+    write_tensors(directory, {**tensors, **further}, shard_bytes)
 
 
 def _put_in_place(new: Path, directory: Path) -> None:

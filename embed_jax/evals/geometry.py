@@ -243,14 +243,17 @@ def sample(texts: Sequence[str], pairs: Sequence[Pair], limit: int, seed: int = 
 def embed(
     encode: Encode, texts: Sequence[str], pairs: Sequence[Pair], query_prompt: str = "", corpus_prompt: str = ""
 ) -> tuple[Float[np.ndarray, "N D"], tuple[Float[np.ndarray, "P D"], Float[np.ndarray, "P D"]] | None]:
-    """The arguments of `geometry_metrics`; with a prompt, `encode` is called as `encode(texts, prompt=...)`.
+    """The arguments of `geometry_metrics`.
+
+    With a prompt for either, `encode` is called as `encode(texts, prompt=...)` for both.
 
     Args:
         query_prompt: of the pairs' first texts.
         corpus_prompt: of their second texts, and of `texts`.
     """
     encode_queries, encode_corpus = (
-        functools.partial(encode, prompt=prompt) if prompt else encode for prompt in (query_prompt, corpus_prompt)
+        functools.partial(encode, prompt=prompt) if query_prompt or corpus_prompt else encode
+        for prompt in (query_prompt, corpus_prompt)
     )
     embeddings = encode_corpus(texts)
     if not pairs:
