@@ -55,8 +55,8 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of token ids, added tokens included."""
-        return self.backend.get_vocab_size(with_added_tokens=True)
+        """One more than the largest token id, added tokens included: how many rows a table for it needs."""
+        return 1 + max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def encode(self, texts: Sequence[str], prompt: str = "", include_prompt: bool = True) -> TokenizedTexts:
         """Token ids of `prompt + text` for each text.

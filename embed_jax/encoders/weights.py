@@ -206,10 +206,10 @@ def params_from_tensors(
         shape = leaf.shape[1:] if "{}" in name else leaf.shape
         shape = shape[::-1] if transposed else shape
         shape = (shape[0] * count, *shape[1:])
-        views = []
+        views: list[np.ndarray | None] = []
         for key in [name.format(number) for number in range(leaf.shape[0])] if "{}" in name else [name]:
             if key in family.absent:
-                views.append(np.ones(shape, np.float32))
+                views.append(None)
                 continue
             used.add(key)
             if key not in found:
@@ -221,7 +221,8 @@ def params_from_tensors(
                 raise InputError(f"{where}: tensor {key!r} has shape {value.shape}, config.json wants {shape}")
             value = np.split(value, count)[part]
             views.append(value.T if transposed else value)
-        leaves[path] = leaf.shape, views
+        ones = np.ones(shape, next(view.dtype for view in views if view is not None))
+        leaves[path] = leaf.shape, [ones if view is None else view for view in views]
     extra = sorted(key for key in set(found) - used if not any(re.fullmatch(rule, key) for rule in family.ignored))
     if extra:
         raise InputError(f"{where}: unexpected tensor {_some(extra)}: config.json describes a model without it")
