@@ -190,6 +190,7 @@ class Hosts:
 class Evaluation:
     sts: str = ""  # STS file: score sentence1 sentence2
     test_sts: str = ""  # STS files with commas between, for the end: the model before against after
+    sts_instruction: str = ""  # put into `data.template`, before the sentences of `sts` and `test_sts`; "": nothing
     retrieval: str = ""  # "python_docs" or a directory in BEIR layout
     retrieval_split: str = "validation"  # searched while training
     test_split: str = ""  # searched once, at the end, before against after; "": not

@@ -26,9 +26,9 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     validation = open_records(config.data.train, config.data.validation_split) if config.data.validation_split else []
 
     # Evaluation: STS on the development set picks the best model.
-    evaluators = sts_evaluators(config.eval)
+    evaluators = sts_evaluators(config)
 
-    tests = sts_tests(config.eval.test_sts)  # wanted only at the end, missed better now
+    tests = sts_tests(config)  # wanted only at the end, missed better now
 
     # Training.
     result = fit.fit(config, workdir, sources=sources, evaluators=evaluators, validation=validation)

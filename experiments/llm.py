@@ -9,11 +9,9 @@ or without hard negatives are trained on as they are. So LLM2Vec's three steps a
 """
 
 import dataclasses
-import json
 from pathlib import Path
 
 from embed_jax import config as configs
-from embed_jax.atomic import write_whole
 from embed_jax.encoders.token_objectives import is_token_objective
 from embed_jax.errors import exit_with_one_line
 from embed_jax.evals.retrieval import retrieval_evaluator
@@ -21,7 +19,7 @@ from embed_jax.parallel.distributed import is_first_host
 from embed_jax.sentence import load
 from embed_jax.train import fit, loop
 from embed_jax.train.prompts import given_prompts
-from embed_jax.train.results import report_sts, sts_evaluators, sts_tests
+from embed_jax.train.results import report_sts, sts_evaluators, sts_tests, write_results
 from embed_jax.train.sources import read_records
 from experiments import mlm, retrieval, simcse
 
@@ -36,25 +34,24 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     sources, validation, tasks = retrieval.read_data(config, workdir)
 
     # Evaluation: queries have the instruction of the training.
-    evaluators = sts_evaluators(config.eval)
+    evaluators = sts_evaluators(config)
     prompts = dict(zip(("query_prompt", "corpus_prompt"), given_prompts(config), strict=True))
     searches = {split: retrieval_evaluator(*task, similarity=config.loss.similarity or "cosine", **prompts)
                 for split, task in tasks.items()}  # fmt: skip
     if "validation" in searches:
         evaluators["retrieval"] = searches["validation"]
-    tests = sts_tests(config.eval.test_sts)  # wanted only at the end, missed better now
+    tests = sts_tests(config)  # wanted only at the end, missed better now
 
     # Training.
     result = fit.fit(config, workdir, sources=sources, evaluators=evaluators, validation=validation)
 
     # Afterwards, once, on test data.
-    if result.finished and tests:
-        report_sts(tests, config, workdir)
+    found = report_sts(tests, config, workdir) if result.finished and tests else {}
     if result.finished and "test" in searches:
-        found = searches["test"](load(str(workdir / "model")).encode)
+        scores = searches["test"](load(str(workdir / "model")).encode)
         if is_first_host():
-            print("test: " + "  ".join(f"{name} {value:.4f}" for name, value in found.items()))
-            write_whole(workdir / "search.json", json.dumps({"task": "retrieval", "metrics": found}, indent=1) + "\n")
+            print("test: " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+        write_results(workdir, "llm", found | {f"test/{name}": value for name, value in scores.items()})
     return result
 
 

@@ -31,7 +31,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
         raise InputError(f"config.loss.name: expected matryoshka(...) or adaptive_layers(...), found {loss.name}")
     if config.eval.baseline:
         build_loss(config.eval.baseline)  # missed better now
-    tests = sts_tests(config.eval.test_sts)  # wanted only at the end, missed better now
+    tests = sts_tests(config)  # wanted only at the end, missed better now
     before = start_from(config.model, config.data.max_length, config.train.seed, config.train.devices).sentence
     depth, trained = before.spec.backbone.num_layers, loss.about.dims or (before.dim,)
     sizes = numbers(config.eval.dims or ",".join(map(str, trained)), "config.eval.dims", before.dim)
@@ -42,7 +42,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
 
     # Data and evaluation, as for any supervised training.
     sources, validation = read_data(config)
-    evaluators = sts_evaluators(config.eval)
+    evaluators = sts_evaluators(config)
 
     # Training, and the same without sizes.
     result = fit.fit(config, workdir, sources=sources, evaluators=evaluators, validation=validation)

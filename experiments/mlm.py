@@ -41,7 +41,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
         sources[ONLY] = Source(records, source.fields)
 
     # Training, on pieces of them; what the embeddings are worth meanwhile is measured where a file for it is given.
-    return fit.fit(config, workdir, sources=sources, evaluators=sts_evaluators(config.eval), validation=validation)
+    return fit.fit(config, workdir, sources=sources, evaluators=sts_evaluators(config), validation=validation)
 
 
 def documents(settings: configs.Data | configs.Source, name: str = ONLY) -> Source:

@@ -40,7 +40,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     sources, validation, tasks = read_data(config, workdir)
 
     # Evaluation while training, on validation only.
-    evaluators = sts_evaluators(config.eval)
+    evaluators = sts_evaluators(config)
     if "validation" in tasks:
         prompts = dict(zip(("query_prompt", "corpus_prompt"), given_prompts(config), strict=True))
         evaluators["retrieval"] = retrieval_evaluator(

@@ -31,7 +31,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     validation = open_records(config.data.train, config.data.validation_split) if config.data.validation_split else []
 
     # Evaluation: STS on the development set picks the best model.
-    evaluators = sts_evaluators(config.eval)
+    evaluators = sts_evaluators(config)
 
     # Training: the same sentence twice, the second time changed if an augmentation is asked for.
     fields = RecordFields(lambda record: (record["text"], record["text"]))

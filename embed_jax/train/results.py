@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -10,48 +11,57 @@ from pathlib import Path
 import numpy as np
 
 from embed_jax.atomic import write_whole
-from embed_jax.config import Evaluation, Experiment
+from embed_jax.config import Experiment
 from embed_jax.data.sources.files import find_file, read_sts
 from embed_jax.errors import InputError
 from embed_jax.evals.geometry import geometry_evaluator, sts_texts
 from embed_jax.evals.sts import sts_evaluator
 from embed_jax.parallel.distributed import is_first_host
+from embed_jax.prompts import fill_template
 from embed_jax.sentence import load
 from embed_jax.train.start import start_from
 
 Evaluator = Callable[[Callable[[Sequence[str]], np.ndarray]], Mapping[str, float]]
 
 
-def sts_evaluators(config: Evaluation) -> dict[str, Evaluator]:
+def sts_evaluators(config: Experiment) -> dict[str, Evaluator]:
     """What `eval.sts` asks for while training: "sts", and "geometry" of its sentences' embeddings with `eval.geometry`.
 
     Raises:
         InputError: for a file that cannot be read.
     """
-    if not config.sts:
+    if not config.eval.sts:
         return {}
-    columns = read_sts(config.sts)
-    found: dict[str, Evaluator] = {"sts": sts_evaluator(*columns)}
-    if config.geometry:
+    columns = read_sts(config.eval.sts)
+    found: dict[str, Evaluator] = {"sts": _instructed(sts_evaluator(*columns), config)}
+    if config.eval.geometry:
         found["geometry"] = geometry_evaluator(*sts_texts(*columns))
     return found
 
 
-def sts_tests(names: str) -> dict[str, Evaluator]:
-    """The evaluators of files, or of directories with a test split, by name.
+def _instructed(evaluate: Evaluator, config: Experiment) -> Evaluator:
+    """An evaluator whose sentences have the instruction of the config, if there is one, on both sides of a pair."""
+    if not config.eval.sts_instruction:
+        return evaluate
+    try:
+        prompt = fill_template(config.data.template, config.eval.sts_instruction)
+    except InputError as error:
+        raise InputError(f"config.eval.sts_instruction: config.data.{error}") from None
+    return lambda encode: evaluate(functools.partial(encode, prompt=prompt))
 
-    Args:
-        names: with commas between; "": none.
+
+def sts_tests(config: Experiment) -> dict[str, Evaluator]:
+    """The evaluators of `eval.test_sts`, files or directories with a test split, by name.
 
     Raises:
         InputError: for a file that cannot be read, or two of one name.
     """
-    found: dict[str, Evaluator] = {}
+    names, found = config.eval.test_sts, {}
     for name in names.split(",") if names else ():
         file = find_file(name.strip(), "test" if Path(name.strip()).is_dir() else "train")
         if _name(file) in found:
             raise InputError(f"config.eval.test_sts: {file} is the second one called {_name(file)!r}")
-        found[_name(file)] = sts_evaluator(*read_sts(file))
+        found[_name(file)] = _instructed(sts_evaluator(*read_sts(file)), config)
     return found
 
 
@@ -81,9 +91,15 @@ def report_sts(tests: Mapping[str, Evaluator], config: Experiment, workdir: Path
         print(f"{'Spearman':16}" + "".join(f"{when:>10}" for when in found))
         for name in found["after"]:
             print(f"{name:16}" + "".join(f"{scores[name]:10.4f}" for scores in found.values()))
-        metrics = {name: score if math.isfinite(score) else None for name, score in flat.items()}
-        write_whole(workdir / "results.json", json.dumps({"task": "sts", "metrics": metrics}, indent=1) + "\n")
+    write_results(workdir, "sts", flat)
     return flat
+
+
+def write_results(workdir: Path, task: str, metrics: Mapping[str, float]) -> None:
+    """Writes `results.json`, with null for what is undefined; the first host does."""
+    if is_first_host():
+        finite = {name: score if math.isfinite(score) else None for name, score in metrics.items()}
+        write_whole(workdir / "results.json", json.dumps({"task": task, "metrics": finite}, indent=1) + "\n")
 
 
 def _name(file: Path) -> str:
