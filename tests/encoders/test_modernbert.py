@@ -207,7 +207,7 @@ def test_equals_sentence_transformers(tiny_tokenizer, tmp_path):
     spec = dataclasses.replace(saved.spec, pooling="cls", heads=(Normalize(),))
     write_model(tmp_path / "ours", spec, saved.params, tokenizer=tokenizer, max_length=40)
     expected = peer.SentenceTransformer(str(tmp_path / "ours"), device="cpu").encode(texts)
-    np.testing.assert_allclose(load(tmp_path / "ours").encode(texts), expected, atol=1e-5)
+    np.testing.assert_allclose(load(str(tmp_path / "ours")).encode(texts), expected, atol=1e-5)
 
 
 def test_names_of_a_bigger_model(model, tmp_path):

@@ -206,7 +206,7 @@ def test_equals_sentence_transformers(tokenizer_directory, tmp_path):
     ]
     theirs = peer.SentenceTransformer(modules=parts, device="cpu").eval()
     theirs.save(str(tmp_path / "theirs"))
-    ours = load(tmp_path / "theirs")
+    ours = load(str(tmp_path / "theirs"))
     assert ours.max_length == 16 and ours.spec.heads == (Dense(32, 24, bias=False, activation="identity"), Normalize())
     assert ours.tokenizer.encode(["a dog"]).ids[0][-1] == tokenizer.eos_token_id
     expected = theirs.encode(TEXTS)
