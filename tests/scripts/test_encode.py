@@ -161,6 +161,21 @@ def test_bad_usage_is_refused(refused, tiny_model, tmp_path):
     assert "batch_tokens" in refused(encode, *good, "--output", tmp_path / "out.npy", "--batch-tokens", "2")
     assert "'query'" in refused(encode, *good, "--output", tmp_path / "out.npy", "--prompt-name", "query")
     assert "--output" in refused(encode, *good)
+    good = (*good, "--output", tmp_path / "out.npy", "--instruction", "find")
+    assert "this model has no template for instructions" in refused(encode, *good)
+    assert "--instruction: expected none beside --prompt-name" in refused(encode, *good, "--prompt-name", "query")
+
+
+def test_an_instruction_is_put_into_the_models_template(run, tiny_model, tmp_path):
+    model = embed_jax.load(str(tiny_model))
+    model.template = "Instruct: {instruction}\nQuery: "
+    model.save(tmp_path / "model")
+    (tmp_path / "input.txt").write_text("a dog\na cat\n")
+    files = ("--input", tmp_path / "input.txt", "--output", tmp_path / "out.npy")
+    status, _, err = run(encode, "--model", tmp_path / "model", *files, "--instruction", "find the cat")
+    assert (status, err) == (0, "")
+    wanted = model.encode(["a dog", "a cat"], prompt="Instruct: find the cat\nQuery: ")
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), wanted)
 
 
 def test_an_input_that_changes_is_a_failure_that_leaves_nothing(run, tiny_model, tmp_path, monkeypatch):

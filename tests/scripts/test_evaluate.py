@@ -94,6 +94,41 @@ def test_stored_prompts_are_used_for_queries_and_documents(run, tiny_model, beir
     assert used == ["query", "passage"]
 
 
+@pytest.mark.parametrize(
+    ("prompts", "default", "arguments", "queries", "corpus"),
+    [
+        ({"query": "find "}, None, (), {"prompt_name": "query"}, {"prompt": ""}),
+        ({"query": "find "}, "query", (), {"prompt_name": "query"}, {}),
+        ({"query": "a", "document": "b"}, None, ("--instruction", "find"), {"instruction": "find"},
+         {"prompt_name": "document"}),
+        ({}, None, ("--instruction", "find"), {"instruction": "find"}, {"prompt": ""}),
+        ({"s2p": "find "}, None, ("--query-prompt-name", "s2p"), {"prompt_name": "s2p"}, {"prompt": ""}),
+    ],
+)  # fmt: skip
+def test_each_side_of_a_search_has_its_prompt(tiny_model, prompts, default, arguments, queries, corpus):
+    """Documents of a model without a prompt for them get none, on purpose: no warning."""
+    model = embed_jax.load(str(tiny_model))
+    model.prompts, model.default_prompt_name = prompts, default
+    args = evaluate.parse(["--model", "m", "--task", "retrieval", "--data", "x", *arguments])
+    shared = evaluate.encode_options(args)
+    found = [encode.keywords for encode in evaluate.encoders(args, model)]
+    assert found == [shared | queries, shared | corpus]
+
+
+def test_an_instruction_is_given_to_the_model(run, refused, tiny_model, sts, tmp_path):
+    arguments = ("--task", "sts", "--data", sts, "--instruction", "find the same")
+    assert "this model has no template for instructions" in refused(evaluate, "--model", tiny_model, *arguments)
+    model = embed_jax.load(str(tiny_model))
+    model.template = "Instruct: {instruction}\nQuery: "
+    model.save(tmp_path / "model")
+    status, _, err = run(evaluate, "--model", tmp_path / "model", *arguments, "--output", tmp_path / "results.json")
+    assert (status, err) == (0, "")
+    assert json.loads((tmp_path / "results.json").read_text())["instruction"] == "find the same"
+    _, _, err = run(evaluate, "--model", tmp_path / "model", *arguments[:-2])
+    assert err.startswith("warning: this model has a template for instructions, and none was given")
+    assert err.count("\n") == 1
+
+
 def bad_sts_files(directory):
     good = "score\tsentence1\tsentence2\n1.0\ta dog\ta cat\n"
     files = {
@@ -153,6 +188,7 @@ def test_bad_models_and_outputs_are_refused(refused, tiny_model, sts, tmp_path):
         (("--task", "sts", "--data", "x", "--batch-tokens", "-1"), "-1"),
         (("--task", "sts", "--data", "x", "--dim", "-8"), "--dim: expected 1 or more, found -8"),
         (("--task", "sts", "--data", "x", "--modle", "m"), "--modle"),
+        (("--task", "sts", "--data", "x", "--instruction", "a", "--prompt-name", "b"), "--instruction: expected none"),
     ],
 )
 def test_bad_usage_is_refused(refused, arguments, message):
