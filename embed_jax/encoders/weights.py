@@ -221,7 +221,7 @@ def params_from_tensors(
                 raise InputError(f"{where}: tensor {key!r} has shape {value.shape}, config.json wants {shape}")
             value = np.split(value, count)[part]
             views.append(value.T if transposed else value)
-        ones = np.ones(shape, next(view.dtype for view in views if view is not None))
+        ones = np.broadcast_to(np.ones((), next(view.dtype for view in views if view is not None)), shape)
         leaves[path] = leaf.shape, [ones if view is None else view for view in views]
     extra = sorted(key for key in set(found) - used if not any(re.fullmatch(rule, key) for rule in family.ignored))
     if extra:
