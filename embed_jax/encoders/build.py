@@ -200,8 +200,8 @@ def random_spec(shape_name: str, *, vocab_size: int = 0, pooling: str = "mean", 
 
     Args:
         shape_name: one of bert.SHAPES ("tiny", "minilm-l6", "bert-base", ...), nomic.SHAPES ("nomic-base", ...),
-            modernbert.SHAPES ("modernbert-base", ...), t5.SHAPES ("t5-base", ...), or "static": a table of 256
-            numbers a token.
+            modernbert.SHAPES ("modernbert-base", ...), t5.SHAPES ("t5-base", ...), decoder_shapes.SHAPES
+            ("llama3.2-1b", ...), or "static": a table of 256 numbers a token.
 
     Raises:
         InputError: for an unknown shape.

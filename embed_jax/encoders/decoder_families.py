@@ -158,10 +158,9 @@ def _write_windows(form: Form, config: DecoderConfig) -> dict[str, Any]:
     elif not config.causal:
         fields["is_causal"] = False
     if form.window:
-        window = config.window - (not config.causal)  # see _read_windows
-        fields["sliding_window"] = (
-            (2 * window if form.local and not config.causal else window) if config.window else None
-        )
+        last = config.window - (not config.causal)  # see _read_windows
+        last = 2 * last if form.local and not config.causal else last
+        fields["sliding_window"] = last if config.window else None
     if form.switched:
         fields["use_sliding_window"] = bool(config.window)
     if form.layer_types is not None:
@@ -171,12 +170,13 @@ def _write_windows(form: Form, config: DecoderConfig) -> dict[str, Any]:
 
 def _last(found: Mapping[str, Any], layers: int) -> tuple[str, ...]:
     """Sliding after the first max_window_layers."""
-    return tuple(SLIDING if i >= found.get("max_window_layers", 28) else FULL for i in range(layers))
+    full = found.get("max_window_layers")
+    return tuple(SLIDING if i >= (28 if full is None else full) else FULL for i in range(layers))
 
 
 def _alternating(found: Mapping[str, Any], layers: int, every: int) -> tuple[str, ...]:
     """One of `every` is not sliding."""
-    every = found.get("sliding_window_pattern", every)
+    every = found.get("sliding_window_pattern") or every
     return tuple(SLIDING if (i + 1) % every else FULL for i in range(layers))
 
 
