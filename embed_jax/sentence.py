@@ -302,7 +302,7 @@ def truncate(embeddings: Float[np.ndarray, "N D"], dim: int) -> Float[np.ndarray
     return short / np.maximum(np.linalg.norm(short, axis=-1, keepdims=True), 1e-12)
 
 
-def load(name: str, *, max_length: int = 0, compute_dtype: str = "float32") -> SentenceEncoder:
+def load(name: str | Path, *, max_length: int = 0, compute_dtype: str = "float32") -> SentenceEncoder:
     """Loads an embedding model.
 
     Args:
@@ -314,7 +314,7 @@ def load(name: str, *, max_length: int = 0, compute_dtype: str = "float32") -> S
         InputError: if it can't be found or read, or is of an unknown architecture, or its tokenizer has more tokens
             than its table has rows.
     """
-    saved = with_family(read_model(resolve(name)), name)
+    saved = with_family(read_model(resolve(str(name))), str(name))
     tokenizer = load_tokenizer(
         saved.tokenizer_directory,
         max_length or saved.max_length,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
@@ -21,7 +22,7 @@ from embed_jax.encoders.shrink import keep_layers, layer_numbers
 from embed_jax.errors import InputError
 from embed_jax.parallel.loading import by_rules, sharded_put
 from embed_jax.registry import called
-from embed_jax.sentence import SentenceEncoder
+from embed_jax.sentence import SentenceEncoder, with_family
 from embed_jax.types import BASE, Encoder, Params, Put, Rules
 
 
@@ -66,21 +67,22 @@ def start_from(
             raise InputError("config.model.tokenizer: random weights need a directory with tokenizer files, found ''")
         shape = model.name.removeprefix("random:")
         tokenizer = load_tokenizer(
-            resolve(model.tokenizer), max_length, special_tokens=shape != "static", append_eos=model.append_eos
+            _tokenizer(model), max_length, special_tokens=shape != "static", append_eos=model.append_eos
         )
         spec = random_spec(shape, vocab_size=tokenizer.vocab_size, pooling=model.pooling or "mean")
         params, recorded = kept(build_encoder(spec).init(key), lora), {}
     else:
         found = resolve(model.name)
-        saved = read_model(found, put=None if mesh is None else _putting(sharding_rules(found), mesh, lora))
+        put = None if mesh is None else _putting(sharding_rules(found), mesh, lora)
+        saved = with_family(read_model(found, put=put), model.name)
         spec, params = saved.spec, saved.params
-        directory = resolve(model.tokenizer) if model.tokenizer else saved.tokenizer_directory
+        directory = _tokenizer(model) if model.tokenizer else saved.tokenizer_directory
         tokenizer = load_tokenizer(
             directory,
             max(saved.max_length, max_length),
             lower_case=saved.lower_case,
             special_tokens=saved.special_tokens,
-            append_eos=model.append_eos,
+            append_eos=model.append_eos or saved.append_eos,
         )
         check_vocabulary(tokenizer.vocab_size, spec.backbone.vocab_size, directory)
         recorded = saved.recorded()
@@ -92,6 +94,12 @@ def start_from(
     result = training if model.mlp == "kept" else spec
     sentence = SentenceEncoder(result, params, tokenizer, compute_dtype=dtype, devices=devices, **recorded)
     return Start(encoder, params, sentence)
+
+
+def _tokenizer(model: Model) -> Path:
+    """Where the tokenizer lies that a config names: a directory, or a model's."""
+    is_name = re.fullmatch(r"[\w.-]+/[\w.-]+", model.tokenizer)
+    return resolve(model.tokenizer) if is_name else Path(model.tokenizer)
 
 
 def _putting(rules: Rules, mesh: Mesh, lora: Lora) -> Put:
