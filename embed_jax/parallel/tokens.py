@@ -14,6 +14,8 @@ from embed_jax.parallel.gather import _mean_of_groups, _vary, gatherer, manual_a
 from embed_jax.parallel.mesh import BATCH_AXES
 from embed_jax.types import BASE, Auxiliary, Batch, Encoder
 
+HEAD = "head"  # the name of the objective's parameters that are not trained, among the frozen ones
+
 
 def token_loss(
     encoder: Encoder, objective: Auxiliary, mesh: Mesh, *, specs: Any = None, fsdp_gather: str = "layer"
@@ -21,7 +23,7 @@ def token_loss(
     """The training objective as a function that may be differentiated, in the form of `gather.global_loss`.
 
     Args:
-        objective: its parameters are `params["loss"]`.
+        objective: its parameters are `params["loss"]`, and what that lacks the frozen ones' HEAD.
         mesh, specs, fsdp_gather: see `global_loss`.
 
     Returns:
@@ -31,12 +33,12 @@ def token_loss(
     gathered = gatherer(encoder, mesh, specs, fsdp_gather)
 
     def on_device(params, batch: Batch, key, frozen_params):
-        params, base = jax.tree.map(_vary, (params, frozen_params.get(BASE, {})))
+        params, base, head = jax.tree.map(_vary, (params, frozen_params.get(BASE, {}), frozen_params.get(HEAD, {})))
         first_group = lax.axis_index(BATCH_AXES) * batch.present.shape[0]
         trained, read = gathered({**base, **params["encoder"]})
 
         def of_group(group, key):
-            return objective.apply(params["loss"], trained, group, key, **read)
+            return objective.apply({**head, **params["loss"]}, trained, group, key, **read)
 
         sums = map_groups(of_group, batch.tokens["encoder"], key, first_group)
         value, metrics = _mean_of_groups(sums)

@@ -46,7 +46,7 @@ from embed_jax.train.start import Start, frozen_models, start_from
 from embed_jax.train.step import init_state, make_train_step
 from embed_jax.train.tokens import cut_records, cut_sources, stand_in, tokens_alone
 from embed_jax.train.workdir import open_workdir
-from embed_jax.types import BASE, Auxiliary, Batch, Params, TrainState
+from embed_jax.types import BASE, Auxiliary, Batch, TrainState
 
 Encode = Callable[[Sequence[str]], np.ndarray]
 Evaluator = Callable[[Encode], Mapping[str, float]]
@@ -142,14 +142,14 @@ def fit(
         extra = init_queue(config.queue.size, start.encoder.dim, params["encoder"], config.queue.momentum)
     rules = [(f"({BASE}|encoder)/{path}", axes) for path, axes in start.encoder.sharding]
     specs = param_specs({**params, **base}, rules, mesh)
-    others = {name: other.params for name, other in frozen.items()}
+    others = {name: other.params for name, other in frozen.items()} | (alone.frozen if alone else {})
     state = init_state(params, optimizer, {**others, **base}, extra)
     shardings = state_shardings(state, optimizer, specs, mesh)
     state = place(state, shardings)
     start.sentence.params = None  # the state has them
     lying = {"specs": specs, "fsdp_gather": config.train.fsdp_gather}
     if alone is not None:
-        objective = token_loss(start.encoder, alone, mesh, **lying)
+        objective = token_loss(start.encoder, alone.objective, mesh, **lying)
     else:
         objective = global_loss(
             start.encoder,
@@ -198,13 +198,13 @@ def fit(
             training_batches(maker(list(now.values())), now_order), start_step, num_steps=min(since + every, num_steps)
         )
 
-    def save_model(params: Params, directory: Path) -> None:
-        start.sentence.params = gather_params(params, mesh)
+    def save_model(state: TrainState, directory: Path) -> None:
+        start.sentence.params = gather_params(state.encoder, mesh)
         merge = start.sentence.spec.lora and (
             config.lora.merge or not start.sentence.base
         )  # random: nothing to refer to
         if is_first_host():
-            (start.sentence.merged() if merge else start.sentence).save(directory)
+            (start.sentence.merged() if merge else start.sentence).save(directory, alone and alone.tensors(state))
 
     # With the groups: they decide the dropout masks, and default to the number of devices.
     data = {**fingerprint(found), "groups": groups, "shares": shares}

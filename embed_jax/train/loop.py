@@ -22,7 +22,7 @@ from embed_jax.registry import unknown
 from embed_jax.train.checkpoint import Checkpoints
 from embed_jax.train.speed import model_flops_utilization, training_flops_per_token
 from embed_jax.train.tracking import MetricsFile, Progress, Wandb, environment
-from embed_jax.types import BASE, Batch, Params, TrainState
+from embed_jax.types import BASE, Batch, TrainState
 
 
 @dataclasses.dataclass
@@ -63,7 +63,7 @@ def run(
     num_steps: int,
     learning_rate: Callable[[int], Any],
     evaluate: Callable[[TrainState], dict[str, float]] | None,
-    save_model: Callable[[Params, Path], None],
+    save_model: Callable[[TrainState, Path], None],
     mesh: jax.sharding.Mesh,
 ) -> Result:
     """Trains from the newest checkpoint in `workdir` (or from `state`) to `num_steps`.
@@ -78,7 +78,7 @@ def run(
             it is asked again, with the state as it is then.
         learning_rate: of a step, for the log.
         evaluate: `state -> {name: value}`, called before the first step, every `eval.every`, and at the end.
-        save_model: writes encoder params as a model directory; called with `workdir/model`.
+        save_model: writes a state's encoder as a model directory; called with `workdir/model`.
 
     With several hosts each of them runs this, all evaluate and write checkpoints, and the first one writes the rest.
 
@@ -163,7 +163,7 @@ def run(
                 gained = value >= best.value + config.eval.min_gain and value > best.value
                 if gained:
                     best = dataclasses.replace(best, value=value, step=step, stale=0, losses=[])
-                    save_model(state.encoder, model_directory)
+                    save_model(state, model_directory)
                 else:
                     best = dataclasses.replace(best, stale=best.stale + 1, losses=[*best.losses, *_mean(losses)])
                     best = _warn_of_overfitting(best, config.eval.metric, progress.say)
@@ -223,7 +223,7 @@ def run(
         elif best.stopped:
             progress.say(f"no gain in {best.stale} evaluations: stopped at step {step}; best at step {best.step}")
         if finished and best.step < 0:  # no metric was asked for, or none was ever a number
-            save_model(state.encoder, model_directory)
+            save_model(state, model_directory)
     return Result(state, best, finished)
 
 

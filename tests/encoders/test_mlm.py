@@ -1,5 +1,7 @@
 """Masked language modelling: which tokens are hidden, the head against transformers', the mean over hidden tokens."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,9 @@ import pytest
 from embed_jax.encoders.build import build_encoder, random_spec
 from embed_jax.encoders.hf import read_model
 from embed_jax.encoders.mlm import head_logits, init_head, mask_tokens
+from embed_jax.encoders.token_heads import head_tensors, read_head
 from embed_jax.encoders.token_objectives import mlm_auxiliary
+from embed_jax.encoders.weights import open_tensors
 from embed_jax.errors import InputError
 
 VOCAB, MASK, SPECIAL = 60, 4, (0, 1, 2, 3)
@@ -60,49 +64,36 @@ def test_the_count_is_rounded_as_numbers_are_not_as_float32(make_batch):
 
 # ---- the head ------------------------------------------------------------------------------------------------
 
-HEADS = {  # class, then where dense, norm and bias are
-    "bert": (
-        "BertForMaskedLM",
-        "cls.predictions.transform.dense",
-        "cls.predictions.transform.LayerNorm",
-        "cls.predictions",
-    ),
-    "roberta": ("RobertaForMaskedLM", "lm_head.dense", "lm_head.layer_norm", "lm_head"),
-    "electra": (
-        "ElectraForMaskedLM",
-        "generator_predictions.dense",
-        "generator_predictions.LayerNorm",
-        "generator_lm_head",
-    ),
-}
+HEADS = {"bert": "Bert", "roberta": "Roberta", "electra": "Electra", "mpnet": "MPNet", "distilbert": "DistilBert"}
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("mpnet", "distilbert")]
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", ["bert", "roberta", "electra", *SLOW])
 def test_logits_equal_transformers(name, unpacked, tmp_path):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    kind, dense, norm, bias = HEADS[name]
     settings = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    if name == "distilbert":
+        settings = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64}
     settings |= {"vocab_size": VOCAB, "max_position_embeddings": 34}
-    settings |= {"embedding_size": 16} if name == "electra" else {"pad_token_id": 1} if name == "roberta" else {}
+    settings |= {"embedding_size": 16} if name == "electra" else {}
+    settings |= {"pad_token_id": 1} if name in ("roberta", "mpnet") else {}
     torch.manual_seed(0)
-    model = getattr(transformers, kind)(getattr(transformers, kind.replace("ForMaskedLM", "Config"))(**settings)).eval()
+    config = getattr(transformers, f"{HEADS[name]}Config")(**settings)
+    model = getattr(transformers, f"{HEADS[name]}ForMaskedLM")(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.2)
         model.save_pretrained(tmp_path)
         attends = torch.tensor(np.asarray(unpacked.sentence) < unpacked.sentences)
         expected = model(torch.tensor(unpacked.token_ids).long(), attention_mask=attends.long()).logits.numpy()
-    found = {name: leaf.detach().numpy() for name, leaf in model.named_parameters()}
 
     saved = read_model(tmp_path)
     encoder = build_encoder(saved.spec)
-    head = {
-        "dense": {"kernel": found[f"{dense}.weight"].T, "bias": found[f"{dense}.bias"]},
-        "norm": {"scale": found[f"{norm}.weight"], "bias": found[f"{norm}.bias"]},
-        "bias": found[f"{bias}.bias"],
-    }
-    start = init_head(encoder.config, jax.random.key(0))
-    assert jax.tree.map(np.shape, start) == jax.tree.map(np.shape, head)
+    shapes = jax.eval_shape(functools.partial(init_head, encoder.config), jax.random.key(0))
+    head = read_head(tmp_path, encoder.config, shapes)
+    theirs = open_tensors(tmp_path)
+    for tensor, value in head_tensors(encoder.config, head).items():
+        np.testing.assert_array_equal(value, theirs[tensor])
     hidden = jax.jit(encoder.hidden, compiler_options=QUICKLY)(saved.params, unpacked, None)
     table = saved.params["backbone"]["embeddings"]["token"]
     logits = head_logits(encoder.config, head, hidden.reshape(-1, 32), table).reshape(expected.shape)

@@ -11,7 +11,8 @@ import pytest
 from embed_jax.encoders.build import build_encoder, random_spec
 from embed_jax.encoders.hf import read_model
 from embed_jax.encoders.mlm import mask_tokens
-from embed_jax.encoders.token_objectives import build_token_objective, cross_entropy
+from embed_jax.encoders.token_heads import read_head
+from embed_jax.encoders.token_objectives import build_token_objective, cross_entropy, predictor
 from embed_jax.errors import InputError
 from embed_jax.types import Encoder
 
@@ -54,17 +55,11 @@ def torch_pair(tmp_path_factory):
         directory = tmp_path_factory.mktemp(kind)
         model.save_pretrained(directory)
         saved = read_model(directory)
-        found = {name: parameter.detach().numpy() for name, parameter in model.named_parameters()}
-        if kind == "BertForMaskedLM":
-            place = "cls.predictions.transform"
-            head = {
-                "dense": {"kernel": found[f"{place}.dense.weight"].T, "bias": found[f"{place}.dense.bias"]},
-                "norm": {"scale": found[f"{place}.LayerNorm.weight"], "bias": found[f"{place}.LayerNorm.bias"]},
-                "bias": found["cls.predictions.bias"],
-            }
-        else:
-            head = {"lm_head": found["lm_head.weight"]} if "lm_head.weight" in found else {}
-        return model, build_encoder(saved.spec, unroll=1), saved.params, head
+        encoder = build_encoder(saved.spec, unroll=1)
+        shapes = jax.eval_shape(predictor(encoder).init, jax.random.key(0))
+        head = read_head(directory, encoder.config, shapes)
+        assert jax.tree.map(np.shape, shapes) == jax.tree.map(np.shape, head)
+        return model, encoder, saved.params, head
 
     return make
 
@@ -91,9 +86,6 @@ def test_loss_and_gradient_equal_transformers(case, torch_pair, packed):
     kind, expression, before = CASES[case]
     model, encoder, params, head = torch_pair(*kind)
     objective = build_token_objective(expression)(encoder, tokenizer())
-    shapes = jax.eval_shape(objective.init, jax.random.key(0))
-    assert jax.tree.map(np.shape, shapes) == jax.tree.map(np.shape, head)
-
     tokens, flat = packed, np.asarray(packed.token_ids).reshape(-1)
     sentence, position = (np.asarray(leaf).reshape(-1) for leaf in (packed.sentence, packed.position))
     seen, counted = flat, (sentence < tokens.sentences) & (position > 0)

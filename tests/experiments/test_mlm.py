@@ -10,6 +10,10 @@ import pytest
 
 from embed_jax.config import Experiment
 from embed_jax.config_file import override
+from embed_jax.data.pack import pack_sentences
+from embed_jax.encoders.build import build_encoder
+from embed_jax.encoders.mlm import head_logits
+from embed_jax.encoders.weights import open_tensors
 from embed_jax.errors import InputError, exit_with_one_line
 from embed_jax.sentence import load
 from embed_jax.train import fit
@@ -132,6 +136,60 @@ def test_a_decoder_learns_what_comes_next(mlm, settings, tmp_path, objective, at
     losses = losses_of(lines)
     assert np.mean(losses[-5:]) < 1.0 and lines[-1]["accuracy"] > 0.7
     assert load(str(tmp_path / "run" / "model")).spec.pooling == "last_token"
+
+
+# ---- what predicts tokens goes with the model ------------------------------------------------------------------
+
+
+def test_transformers_reads_the_model_with_its_head(finished, corpus):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    result, workdir = finished
+    theirs = transformers.BertForMaskedLM.from_pretrained(str(workdir / "model")).eval()
+    model = load(str(workdir / "model"))
+    (ids,) = model.tokenizer.encode([corpus.read_text().splitlines()[0]]).ids
+    ids = ids[:16]
+    with torch.no_grad():
+        expected = theirs(torch.tensor(ids)[None].long()).logits[0].numpy()
+    tokens = pack_sentences([ids], row_length=len(ids))
+    params = jax.device_get(model.params)
+    states = build_encoder(model.spec).hidden(params, tokens, None)[0]
+    table = params["backbone"]["embeddings"]["token"]
+    logits = head_logits(model.spec.backbone, jax.device_get(result.state.params["loss"]), states, table)
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+def test_a_second_run_goes_on_where_the_first_ended(mlm, settings, finished, tmp_path, capsys):
+    """The loss before its first step is the first run's at its end: with another head it would be a beginner's."""
+    fields = {"model__name": str(finished[1] / "model"), "model__tokenizer": "", "train__steps": 1, "eval__every": 0}
+    mlm.run(settings(**fields), tmp_path / "run")
+    assert "starts at random" not in capsys.readouterr().out
+    before, after = (lines_of(workdir) for workdir in (finished[1], tmp_path / "run"))
+    assert after[0]["validation/loss"] == pytest.approx(before[-1]["validation/loss"], rel=1e-5)
+
+
+def test_a_model_without_a_head_gets_a_new_one_and_it_is_said(prepared, settings, tiny_model, capsys):
+    found = prepared(settings(model__name=str(tiny_model), model__tokenizer=""))
+    assert f"{tiny_model} has nothing that predicts tokens: what does starts at random" in capsys.readouterr().out
+    assert set(found["state"].params["loss"]) == {"dense", "norm", "bias"}
+
+
+def test_beside_an_adapter_what_was_read_is_not_trained_and_is_written_again(mlm, settings, tmp_path):
+    """A decoder's own output layer: written, read, and kept where there is an adapter; trained where there is none."""
+    fields = {"loss__name": "next_token", "train__steps": 3, "checkpoint__every": 0, "eval__every": 0}
+    mlm.run(settings(**fields, model__name="random:decoder-tiny"), tmp_path / "first")
+    start = {"model__name": str(tmp_path / "first" / "model"), "model__tokenizer": ""}
+    adapter = {"lora__rank": 2, "lora__merge": True}
+    kept = mlm.run(settings(**fields, **start, **adapter), tmp_path / "kept").state
+    assert kept.params["loss"] == {} and set(kept.frozen["head"]) == {"lm_head"}
+    mlm.run(settings(**fields, **start), tmp_path / "trained")
+    first, same, other = (
+        open_tensors(tmp_path / name / "model")["lm_head.weight"] for name in ("first", "kept", "trained")
+    )
+    np.testing.assert_array_equal(first, same)
+    assert np.abs(first - other).max() > 1e-3
+    weight = "layers.1.mlp.down_proj.weight"
+    before, after = (open_tensors(tmp_path / name / "model")[weight] for name in ("first", "kept"))
+    assert np.abs(before - after).max() > 1e-5, "while the adapter was"
 
 
 # ---- the data ------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def run(tmp_path):
             num_steps=steps,
             learning_rate=lambda step: 1.0,
             evaluate=scores and (lambda state: {"a/m": scores(float(state.params["encoder"]["w"][0]))}),
-            save_model=lambda params, directory: directory.write_text(str(float(params["w"][0]))),
+            save_model=lambda state, directory: directory.write_text(str(float(state.encoder["w"][0]))),
             mesh=mesh,
         )
 

@@ -1,0 +1,90 @@
+"""What predicts tokens, on disk: heads of masked language models and decoders' output layers, in model.safetensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from embed_jax.encoders import modules
+from embed_jax.encoders.base import find_base, is_adapter
+from embed_jax.encoders.weights import open_tensors
+from embed_jax.errors import InputError
+from embed_jax.types import Params
+
+
+def _names(dense: str, norm: str, bias: str) -> dict[str, str]:
+    """Of a head as `mlm.init_head` makes it."""
+    return {
+        "dense/kernel": f"{dense}.weight",
+        "dense/bias": f"{dense}.bias",
+        "norm/scale": f"{norm}.weight",
+        "norm/bias": f"{norm}.bias",
+        "bias": bias,
+    }
+
+
+_BERT = _names("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias")
+_ROBERTA = _names("lm_head.dense", "lm_head.layer_norm", "lm_head.bias")
+# By config.json's model_type: our path -> Hugging Face's tensor.
+NAMES: dict[str, Mapping[str, str]] = {
+    "bert": _BERT,
+    "roberta": _ROBERTA,
+    "xlm-roberta": _ROBERTA,
+    "mpnet": _ROBERTA,
+    "distilbert": _names("vocab_transform", "vocab_layer_norm", "vocab_projector.bias"),
+    "electra": _names("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head.bias"),
+}
+OUTPUT_LAYER = {"lm_head": "lm_head.weight"}
+
+
+def head_tensors(config: Any, params: Params) -> dict[str, np.ndarray]:
+    """Tensors under Hugging Face's names, float32; {} for a family whose models have no such head.
+
+    Args:
+        config: the backbone's.
+        params: of `token_objectives.predictor`.
+    """
+    names, flat = _names_of(config), flatten_dict(jax.device_get(params), sep="/")
+    if not flat.keys() <= names.keys():
+        return {}
+    tensors = {names[path]: np.asarray(leaf, np.float32) for path, leaf in flat.items()}
+    return {name: value.T if name == names.get("dense/kernel") else value for name, value in tensors.items()}
+
+
+def read_head(directory: Path, config: Any, shapes: Params) -> Params | None:
+    """The parameters that predict tokens in the weights of a model directory, or None if they are not there.
+
+    Args:
+        directory: as of `hf.read_model`; of an adapter the base's weights are looked at.
+        config: the backbone's.
+        shapes: the parameters' arrays or `jax.ShapeDtypeStruct`s.
+
+    Raises:
+        InputError: for tensors of another shape, or weights that cannot be read.
+    """
+    names, flat = _names_of(config), flatten_dict(shapes, sep="/")
+    kind, folder = modules.read_modules(directory)[0]
+    if kind == "StaticEmbedding" or not flat.keys() <= names.keys():
+        return None
+    where = directory / folder
+    where = find_base(where)[1] if is_adapter(where) else where
+    tensors = open_tensors(where)
+    if not all(names[path] in tensors for path in flat):
+        return None
+    found = {}
+    for path, leaf in flat.items():
+        value, turned = tensors[names[path]], path == "dense/kernel"
+        expected = leaf.shape[::-1] if turned else leaf.shape
+        if value.shape != expected:
+            raise InputError(f"{where}: tensor {names[path]!r} has shape {value.shape}, config.json wants {expected}")
+        found[path] = value.T if turned else value
+    return unflatten_dict(found, sep="/")
+
+
+def _names_of(config: Any) -> Mapping[str, str]:
+    return OUTPUT_LAYER if hasattr(config, "tied") else NAMES.get(config.family, {})
