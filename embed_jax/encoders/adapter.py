@@ -16,7 +16,7 @@ from embed_jax.encoders.base import ADAPTER_CONFIG as CONFIG
 from embed_jax.encoders.base import backbone_shapes, fingerprint, read_backbone, transformer_directory
 from embed_jax.encoders.build import EncoderSpec
 from embed_jax.encoders.family import REQUIRED, Family, Part
-from embed_jax.encoders.lora import ALL_LINEAR, LoraSpec, find_targets, linear_maps
+from embed_jax.encoders.lora import ALL_LINEAR, LoraSpec, adapted_modules, linear_maps
 from embed_jax.encoders.weights import read_json, read_safetensors, write_json
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup, unknown
@@ -164,7 +164,7 @@ def _by_leaf(where: Path, family: Family, maps: Mapping[str, Part]) -> dict[tupl
     for name, value in read_safetensors(where).items():
         module, leaf = _parse(name, family, where)
         before, number, after = re.fullmatch(r"(.*?\.)(\d+)(\..*)|(.*)", module).groups()[:3]
-        if f"{before}{{}}{after}" in modules_there:
+        if leaf and f"{before}{{}}{after}" in modules_there:
             for path, part in maps.items():
                 if part.module == f"{before}{{}}{after}":  # A is the same for all parts of a module
                     own = value if leaf == "a" else np.array_split(value, part.count)[part.index]
@@ -178,15 +178,16 @@ def _by_leaf(where: Path, family: Family, maps: Mapping[str, Part]) -> dict[tupl
 
 
 def _parse(name: str, family: Family, where: Path) -> tuple[str, str]:
-    """The module that a tensor of an adapter is for, as the base's files call it, and our leaf."""
-    plain = f"{name}.weight" if name.endswith("lora_magnitude_vector") else name
-    for ending, leaf in LEAVES.items():
-        if plain.startswith(PREFIX) and plain.endswith(f".{ending}"):
-            module = plain.removeprefix(PREFIX).removesuffix(f".{ending}")
-            prefix = next((prefix for prefix in family.prefixes if module.startswith(prefix)), "")
-            return module.removeprefix(prefix), leaf
-    raise InputError(f"{where}: unexpected tensor {name!r}; those of a LoRA of linear maps are called "
-                     f"'{PREFIX}MODULE.lora_A.weight'")  # fmt: skip
+    """The module that a tensor of an adapter is for, as the base's files call it, and our leaf; "": of the base."""
+    found = re.fullmatch(rf"{re.escape(PREFIX)}(.+?)\.(lora_\w+(?:\.weight)?|base_layer\.\w+)", name)
+    module, ending = found.groups() if found else ("", "")
+    if not ending.startswith("base_layer"):
+        ending = f"{ending.removesuffix('.weight')}.weight"
+        if ending not in LEAVES:
+            raise InputError(f"{where}: unexpected tensor {name!r}; those of a LoRA of linear maps are called "
+                             f"'{PREFIX}MODULE.lora_A.weight'")  # fmt: skip
+    prefix = next((prefix for prefix in family.prefixes if module.startswith(prefix)), "")
+    return module.removeprefix(prefix), LEAVES.get(ending, "")
 
 
 def _tensor_name(module: str, number: int, leaf: str) -> str:
@@ -199,8 +200,9 @@ def _tensor_name(module: str, number: int, leaf: str) -> str:
 
 def check_writable(spec: EncoderSpec) -> None:
     """Raises an InputError if an adapter is of linear maps that are one with others in Hugging Face's module."""
-    maps = linear_maps(lookup("backbone", spec.backbone.family), backbone_shapes(spec.backbone))
-    for path in find_targets(spec.lora.targets, maps, spec.backbone.num_layers):
+    shapes = backbone_shapes(spec.backbone)
+    maps = linear_maps(lookup("backbone", spec.backbone.family), shapes)
+    for path in adapted_modules(spec, shapes):
         if maps[path].count > 1:
             raise InputError(f"an adapter of {path!r}, part {maps[path].index + 1} of {maps[path].count} of "
                              f"{maps[path].module!r}, cannot be written in PEFT's format: save the model with the "
@@ -227,7 +229,7 @@ def write_adapter(directory: Path, spec: EncoderSpec, adapter: Params, base: str
         raise InputError("an adapter is written without its base, whose name is not known: save the model with the "
                          "adapter merged")  # fmt: skip
     place = transformer_directory(base)
-    original, family, _ = read_backbone(place)
+    original, family, stored = read_backbone(place)
     for name in ("family", *REQUIRED):
         found, wanted = getattr(spec.backbone, name), getattr(original, name)
         if found != wanted:
@@ -262,7 +264,12 @@ def write_adapter(directory: Path, spec: EncoderSpec, adapter: Params, base: str
     write_json(directory / CONFIG, config)
     save_file(tensors, directory / WEIGHTS, {"format": "pt", FINGERPRINT: fingerprint(original, place)})
     ours, theirs = family.write_config(spec.backbone), family.write_config(original)
-    return {name: ours.get(name) for name in {**theirs, **ours} if ours.get(name) != theirs.get(name)}
+    changes = {name: ours.get(name) for name in {**theirs, **ours} if ours.get(name) != theirs.get(name)}
+    unseen = [f"{name} {value!r}" for name, value in changes.items() if name not in stored]
+    if unseen:  # transformers changes no field that the base's config.json has not
+        warnings.warn(f"sentence-transformers will not see {', '.join(unseen)}: {base} has no such field in its "
+                      "config.json; save the model with the adapter merged for it", stacklevel=4)  # fmt: skip
+    return changes
 
 
 def _targets(maps: Mapping[str, Part], paths: set[str], shorthand: bool = True) -> list[str] | str:

@@ -126,8 +126,14 @@ def _matches(target: str, module: str, layers: int) -> int:
     return sum(f".{name}".endswith(f".{target}") or pattern.fullmatch(name) is not None for name in names)
 
 
-def _family(spec: EncoderSpec) -> Family:
-    return lookup("backbone", spec.backbone.family)
+def adapted_modules(spec: EncoderSpec, backbone: Params) -> tuple[str, ...]:
+    """`find_targets` of a spec's adapter: two adapters are of the same linear maps if these are the same.
+
+    Args:
+        backbone: its parameters or their shapes.
+    """
+    maps = linear_maps(lookup("backbone", spec.backbone.family), backbone)
+    return find_targets(spec.lora.targets, maps, spec.backbone.num_layers)
 
 
 # ---- parameters ----------------------------------------------------------------------------------------------
@@ -146,7 +152,7 @@ def init_lora(spec: EncoderSpec, backbone: Params, key: PRNGKeyArray) -> Params:
         InputError: a target that the backbone has not.
     """
     lora = spec.lora
-    targets = find_targets(lora.targets, linear_maps(_family(spec), backbone), spec.backbone.num_layers)
+    targets = adapted_modules(spec, backbone)
     kernels = flatten_dict(backbone["layers"], sep="/")
     made = {}
     for path, own_key in zip(targets, jax.random.split(key, len(targets)), strict=True):

@@ -17,6 +17,7 @@ from embed_jax.types import num_params
 
 BASE = random_spec("tiny", vocab_size=60)
 KEY = jax.random.key(3)
+QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
 KINDS = {"lora": {}, "rslora": {"rslora": True}, "dora": {"dora": True}}
 MAPS = {"query", "key", "value", "output", "up", "down"}
 
@@ -25,14 +26,14 @@ MAPS = {"query", "key", "value", "output", "up", "down"}
 def make(base=BASE, rank=3, alpha=6.0, **changes):
     """A spec with an adapter, and parameters of which no leaf is zero."""
     spec = dataclasses.replace(base, lora=LoraSpec(rank, alpha, **changes))
-    params = jax.device_get(jax.jit(build_encoder(spec).init)(jax.random.key(0)))
+    params = jax.device_get(jax.jit(build_encoder(spec).init, compiler_options=QUICKLY)(jax.random.key(0)))
     rng = np.random.default_rng(0)
     return spec, jax.tree.map(lambda x: (x + 0.1 * rng.normal(size=x.shape)).astype(np.float32), params)
 
 
 @cache
 def compiled(spec):
-    return jax.jit(build_encoder(spec).apply)
+    return jax.jit(build_encoder(spec).apply, compiler_options=QUICKLY)
 
 
 def embed(spec, params, tokens, key=None):
@@ -40,10 +41,10 @@ def embed(spec, params, tokens, key=None):
 
 
 def test_a_new_adapter_changes_nothing(packed):
-    plain = jax.jit(build_encoder(BASE).init)(jax.random.key(0))
+    plain = jax.jit(build_encoder(BASE).init, compiler_options=QUICKLY)(jax.random.key(0))
     for kind in ("lora", "dora"):
         spec, _ = make(**KINDS[kind])
-        params = jax.jit(build_encoder(spec).init)(jax.random.key(0))
+        params = jax.jit(build_encoder(spec).init, compiler_options=QUICKLY)(jax.random.key(0))
         for ours, theirs in zip(*map(jax.tree.leaves, (params["backbone"], plain["backbone"])), strict=True):
             np.testing.assert_array_equal(ours, theirs)
         np.testing.assert_allclose(embed(spec, params, packed), embed(BASE, plain, packed), atol=1e-6)
@@ -97,7 +98,8 @@ def test_remat_and_unroll_change_nothing(options, packed):
 def value_and_gradient(spec, params, tokens, read=None, **options):
     encoder = build_encoder(spec, **options)
     weight = jnp.cos(jnp.arange(encoder.dim, dtype=jnp.float32))
-    return jax.jit(jax.value_and_grad(lambda p: jnp.sum(encoder.apply(p, tokens, KEY, read) * weight)))(params)
+    value = jax.value_and_grad(lambda p: jnp.sum(encoder.apply(p, tokens, KEY, read) * weight))
+    return jax.jit(value, compiler_options=QUICKLY)(params)
 
 
 def relative(ours, theirs):
@@ -118,7 +120,7 @@ def test_gradients_are_of_the_adapter_alone_and_right(kind, packed):
     def value(trainable):
         return jnp.sum(encoder.apply(join(trainable, frozen), packed) * weight)
 
-    gradient = jax.jit(jax.grad(value))(trainable)
+    gradient = jax.jit(jax.grad(value), compiler_options=QUICKLY)(trainable)
     held = norms(spec, params)
     sizes = {"query": (32, 32), "output": (32, 32), "down": (64, 32)}
     more = {"lora": 0, "dora": 2 * 32}[kind]
@@ -166,7 +168,7 @@ def test_hidden_states_and_layers_are_adapted_too(packed):
     ):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=QUICKLY)
     @jax.grad
     def gradient(lora):
         hidden, by_layer = values(ours, {**params, "lora": lora})
