@@ -113,7 +113,7 @@ def shape_of(name: str, shape: str = "") -> str:
     """
     shape = shape or name.removeprefix("random:") * name.startswith("random:") or SHAPE_OF.get(name, "")
     if not shape:
-        raise InputError(f"config.model.name: the shape of {name!r} is not known here; give --shape")  # fmt: skip
+        raise InputError(f"config.model.name: the shape of {name!r} is not known here; give --shape")
     return shape
 
 
