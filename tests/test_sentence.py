@@ -1,5 +1,6 @@
 """Encoding: sentence-transformers' embeddings, in any order and batch size, in bounded memory, in few shapes."""
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -282,15 +283,20 @@ def warned(function) -> list[str]:
 
 
 def test_a_model_with_prompts_warns_once_when_none_is_given(model):
+
+    def having(**attributes):
+        own = copy.copy(model)  # which shares what is compiled
+        own._warned, own._prompted = set(), False
+        vars(own).update(attributes)
+        return own
+
     some = {"prompts": {"query": "find : ", "document": ""}}
-    own = prompted(model, **some, template=TEMPLATE)
+    own = having(**some, template=TEMPLATE)
     message = "this model has prompts (query, document) and a template for instructions, and none was given"
     (found,) = warned(lambda: own.encode(["a"]))
     assert message in found and "\n" not in found
     assert warned(lambda: own.encode(["a"])) == []
-    assert (
-        "a template for instructions, and none" in warned(lambda: prompted(model, template=TEMPLATE).encode(["a"]))[0]
-    )
+    assert "a template for instructions, and none" in warned(lambda: having(template=TEMPLATE).encode(["a"]))[0]
     for options, arguments in (
         (some, {"prompt": ""}),
         (some, {"prompt_name": "document"}),
@@ -299,11 +305,11 @@ def test_a_model_with_prompts_warns_once_when_none_is_given(model):
         ({"prompts": {"query": "", "document": ""}}, {}),
         ({}, {}),
     ):
-        assert warned(lambda o=options, a=arguments: prompted(model, **o).encode(["a"], **a)) == [], (
+        assert warned(lambda o=options, a=arguments: having(**o).encode(["a"], **a)) == [], (
             options,
             arguments,
         )
-    own = prompted(model, **some)
+    own = having(**some)
     own.encode(["a"], prompt_name="query")
     assert warned(lambda: own.encode(["a"])) == [], "documents after queries, as model cards have it"
 
