@@ -17,7 +17,8 @@ DESCRIPTION = """With --config: whether a run fits its devices, before anything 
 The training step of the config is compiled for virtual CPU devices, with parameters of the model's published shape. Of
 one device: the parameters that are trained and those that are frozen, the optimiser's state, the batch, and what the
 step needs besides (gradients, activations, gathered parameters and embeddings), from the compiler's own plan. It is the
-CPU compiler's, which does 16-bit products in float32: an accelerator needs no more for activations in bfloat16."""
+CPU compiler's, which does 16-bit products in float32 and may convert a whole frozen base for that (4 bytes a
+parameter that is not split): an upper bound of what an accelerator needs."""
 EXAMPLES = """examples:
   python -m scripts.bench memory --config configs/llm/e5_mistral.py --devices 8 --memory 80 --config.train.fsdp=8
   python -m scripts.bench memory --config configs/llm/qwen3_embedding.py --devices 1 --memory 141

@@ -1,0 +1,81 @@
+"""Whether a run fits: planned from shapes alone, the same step that the run compiles."""
+
+import math
+
+import jax
+import pytest
+
+from embed_jax.config import Experiment
+from embed_jax.encoders.build import build_encoder, random_spec
+from embed_jax.types import num_params
+from scripts import bench
+from scripts.abstract import local_bytes
+from scripts.bench_plan import plan_step
+
+CONFIG = """
+from embed_jax.config import Experiment
+
+
+def get_config(cut=""):
+    config = Experiment()
+    config.model.name = "random:decoder-tiny"
+    config.lora.rank = 2
+    config.lora.base = "bfloat16"
+    config.data.max_length = 16
+    config.batch.size = 8
+    return config
+"""
+
+
+def tiny(**fields):
+    config = Experiment()
+    config.model.name, config.model.remat = "random:decoder-tiny", "layer"
+    config.data.max_length, config.batch.size = 16, 8
+    for name, value in fields.items():
+        part, _, field = name.partition("__")
+        setattr(getattr(config, part), field, value)
+    return config
+
+
+@pytest.mark.parametrize("base, size", [("float32", 4), ("bfloat16", 2), ("int8", 1)])
+def test_frozen_parameters_take_what_their_dtype_takes(base, size):
+    step = plan_step(tiny(lora__rank=2, lora__base=base), 1, 2, 16)
+    params = jax.eval_shape(build_encoder(random_spec("decoder-tiny")).init, jax.random.key(0))["backbone"]
+    kernels = sum(leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(params["layers"])
+                  if path[-1].key == "kernel")  # fmt: skip
+    rest = num_params(params) - kernels
+    frozen = local_bytes(step.arguments[0].frozen)
+    scales = sum(
+        math.prod(leaf.shape[:1] + leaf.shape[2:]) for leaf in jax.tree.leaves(params["layers"]) if leaf.ndim == 3
+    )
+    expected = kernels + 4 * (scales + rest) if base == "int8" else size * num_params(params)
+    assert frozen == expected
+    assert step.trained == num_params(step.arguments[0].params)
+    moments = [leaf for leaf in jax.tree.leaves(step.arguments[0].opt_state) if leaf.ndim]
+    assert sum(leaf.size for leaf in moments) == 2 * step.trained
+
+
+@pytest.mark.parametrize("loss", ["matryoshka(info_nce(), dims='64,16')", pytest.param("mntp", marks=pytest.mark.slow)])
+def test_it_compiles_on_a_mesh_for_losses_and_objectives_on_tokens(loss):
+    fields = {"loss__name": loss, "model__attention": "bidirectional"}
+    alone = plan_step(tiny(**fields), 1, 2, 16)
+    split = plan_step(tiny(**fields, train__fsdp=2, batch__groups=4), 2, 2, 16)
+    split.function.lower(*split.arguments).compile({"xla_backend_optimization_level": 0})
+    share = 0.6 if loss != "mntp" else 0.8  # what predicts tokens is whole on every device
+    assert local_bytes(split.arguments[0]) < share * local_bytes(alone.arguments[0])
+
+
+def test_the_command_says_whether_it_fits(run, refused, tmp_path, monkeypatch):
+    file = tmp_path / "config.py"
+    file.write_text(CONFIG)
+    monkeypatch.setattr("scripts.bench_plan.use_cpu_devices", lambda devices: None)
+    line = ("memory", "--config", file, "--devices", 2, "--config.train.fsdp=2")
+    status, out, err = run(bench, *line)
+    assert status == 0 and "fits 80 GiB, 80.0 to spare" in out, err
+    status, out, err = run(bench, *line, "--memory", 1e-6)
+    assert status == 0 and "does not fit 1e-06 GiB" in out and "train.fsdp" in out, err
+    assert "config.model.name: the shape of 'x/y' is not known here; give --shape" in refused(
+        bench, *line, "--config.model.name=x/y"
+    )
+    assert "only with memory --config FILE" in refused(bench, "loss", "--config.train.fsdp=2")
+    assert "unknown config field" in refused(bench, *line, "--config.lora.rnak=2")
