@@ -128,7 +128,7 @@ def plan_step(config: Experiment, devices: int, columns: int, tokens: int, shape
     from embed_jax.encoders.token_objectives import build_token_objective, is_token_objective
     from embed_jax.parallel.gather import global_loss
     from embed_jax.parallel.mesh import BATCH_AXES, make_mesh, num_groups, param_specs, state_shardings
-    from embed_jax.parallel.tokens import token_loss
+    from embed_jax.parallel.tokens import HEAD, token_loss
     from embed_jax.train.fit import loss_arguments, row_length
     from embed_jax.train.optim import make_optimizer
     from embed_jax.train.sources import ONLY, training_loss
@@ -158,7 +158,10 @@ def plan_step(config: Experiment, devices: int, columns: int, tokens: int, shape
     if is_token_objective(config.loss.name):
         columns = 1
         alone = build_token_objective(config.loss.name)(encoder, _Tokenizer())
-        params = {"encoder": params, "loss": jax.eval_shape(alone.init, jax.random.key(0))}
+        head = jax.eval_shape(alone.init, jax.random.key(0))
+        if spec.lora and not config.model.name.startswith("random:"):  # an adapter leaves the model's own head as it is
+            head, base = {}, base | {HEAD: head}
+        params = {"encoder": params, "loss": head}
     else:
         loss = training_loss(config, loss_arguments(config.loss), list(vars(config.mixture.sources)) or [ONLY])
         params = {"encoder": params, "loss": jax.eval_shape(lambda key: loss.init(encoder.dim, key), jax.random.key(0))}

@@ -26,7 +26,10 @@ from scripts.measure import (
 )
 
 ENCODE = """Texts per second, and the latency of single calls by batch size."""
-TRAIN = """Pairs per second of whole training steps, with packing, dropout, clipping and AdamW."""
+TRAIN = """Pairs per second of whole training steps, with packing, dropout, clipping and AdamW.
+
+Also tokens per second, the model's TFLOP/s (6 FLOPs a trained parameter and token, 4 a frozen one; recomputation does
+not count), and their share of the device's peak where that is known (MFU)."""
 ENCODE_EXAMPLES = """examples:
   python -m scripts.bench encode --init random --shape minilm-l6
   python -m scripts.bench encode --model sentence-transformers/all-MiniLM-L6-v2 --data stsb/test.tsv \\
@@ -36,6 +39,8 @@ ENCODE_EXAMPLES = """examples:
 TRAIN_EXAMPLES = """examples:
   python -m scripts.bench train --init random --shape minilm-l6 --dtype bfloat16
   python -m scripts.bench train --batch-size 128 --against sentence-transformers --json
+  python -m scripts.bench train --shape qwen3-0.6b --lora 16 --base bfloat16 --dtype bfloat16 --remat layer \\
+      --words 100 --max-length 512 --row-length 512 --batch-size 512 --groups 8
   python -m scripts.bench train --loss "matryoshka(info_nce(), dims='384,256,128,64,32')" --against info_nce"""
 PEER = "sentence-transformers"
 LATENCY_REPETITIONS = 20
@@ -62,6 +67,11 @@ def add_train_options(command: argparse.ArgumentParser) -> None:
         "--row-length", type=count_or_none, default=0, help="slots of a packed row (default: as in training)"
     )
     command.add_argument("--steps", type=count, default=3, help="steps of one repetition (default: %(default)s)")
+    command.add_argument("--lora", type=count_or_none, default=0, help="train an adapter of this rank (default: all)")
+    command.add_argument(
+        "--base", choices=("float32", "bfloat16", "int8"), default="float32", help="what --lora freezes"
+    )
+    command.add_argument("--remat", choices=("none", "dots", "layer"), default="none", help="default: %(default)s")
 
 
 def _add_options(command: argparse.ArgumentParser, against: str) -> None:
@@ -192,15 +202,18 @@ def _call_next(call: Callable, batches: Iterator[list[str]]) -> None:
 def bench_train(args: argparse.Namespace) -> None:
     import jax
 
-    from embed_jax.config import Optim
+    from embed_jax.config import Lora, Optim
     from embed_jax.data.pack import fill_rate, pack_batch
     from embed_jax.encoders.build import build_encoder
+    from embed_jax.encoders.lora import split_trainable
     from embed_jax.losses.expression import build_loss
     from embed_jax.parallel.gather import global_loss
     from embed_jax.parallel.mesh import make_mesh, num_groups, replicate, split_groups
     from embed_jax.train.optim import make_optimizer
+    from embed_jax.train.speed import model_flops_utilization, training_flops_per_token
+    from embed_jax.train.start import adapted, kept
     from embed_jax.train.step import init_state, make_train_step
-    from embed_jax.types import Batch
+    from embed_jax.types import BASE, Batch
 
     args.max_length = args.max_length or 128
     model = load_model(args)
@@ -212,16 +225,21 @@ def bench_train(args: argparse.Namespace) -> None:
     row_length = args.row_length or min(model.max_length, 128)
 
     optimizer = make_optimizer(Optim(learning_rate=1e-5, schedule="constant", weight_decay=0.01), 1000)
-    encoder = build_encoder(model.spec, compute_dtype=args.dtype)
     key = jax.random.key(0)
+    adapter = Lora(rank=args.lora, base=args.base)
+    spec, weights = adapted(model.spec, kept(jax.tree.map(np.array, model.params), adapter), adapter, key)
+    trained, base = split_trainable(weights, spec)
+    encoder = build_encoder(spec, compute_dtype=args.dtype, remat=args.remat)
     fills: list[float] = []
+    tokens_of: list[int] = []
 
     def our_steps(expression: str) -> Callable[[], None]:
         """Steps that minimise a loss."""
         loss = build_loss(expression)
         step_fn = make_train_step(global_loss(encoder, loss, mesh, layers=loss.about.layers), optimizer)
-        params = {"encoder": jax.tree.map(np.array, model.params), "loss": loss.init(model.dim, key)}
-        state = replicate(init_state(replicate(params, mesh), optimizer), mesh)
+        params = {"encoder": trained, "loss": loss.init(model.dim, key)}
+        frozen = {BASE: base} if base else {}
+        state = replicate(init_state(replicate(params, mesh), optimizer, replicate(frozen, mesh)), mesh)
 
         def steps() -> None:
             nonlocal state
@@ -229,6 +247,7 @@ def bench_train(args: argparse.Namespace) -> None:
                 ids = model.tokenizer.encode(batch).ids
                 tokens, order = pack_batch([ids[:size], ids[size:]], groups=groups, row_length=row_length)
                 fills.append(fill_rate(tokens))
+                tokens_of.append(sum(map(len, ids)))
                 present = np.ones((groups, 2, size // groups), bool)
                 text_hash = np.random.default_rng(0).integers(0, 2**32, (*present.shape, 2), np.uint32)
                 placed = split_groups(Batch({"encoder": tokens}, present, text_hash, order), mesh)
@@ -243,6 +262,11 @@ def bench_train(args: argparse.Namespace) -> None:
     seconds = alternate(sides, args.repeat)
     rates = [[size * steps / second for second in side] for side in seconds]
     more = {"fill_rate": round(statistics.mean(fills), 3), "rows_of": row_length, "groups": groups}
+    per_second = statistics.median(rates[0]) / size * statistics.mean(tokens_of)
+    flops = training_flops_per_token(trained, base)
+    more |= {"tokens_per_s": round(per_second), "tflops": round(per_second * flops / 1e12, 3)}
+    mfu = model_flops_utilization(per_second, flops, jax.devices())
+    more |= {} if mfu is None else {"mfu": round(mfu, 3)}
     name = f"train/{Path(args.data or 'made').name}/batch={size}" + ("" if args.loss == "info_nce" else f"/{args.loss}")
     report(args, name, "pairs/s", rates[0], rates[1] if args.against else [], **more)
 
