@@ -99,6 +99,7 @@ def test_two_hosts_of_two_devices_are_one_of_four(launch, two_hosts, tmp_path):
             assert mine[name] == pytest.approx(other[name], rel=1e-4), (mine["step"], name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost_host", [1, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_lost_host_ends_the_run_and_a_restart_is_exact(launch, two_hosts, tmp_path, lost_host):
     processes = launch(tmp_path / "run", hosts=2, devices=2)
