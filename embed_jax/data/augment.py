@@ -14,16 +14,14 @@ from __future__ import annotations
 import ast
 import fnmatch
 import functools
-import inspect
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
 
 import numpy as np
 
 from embed_jax.errors import InputError
-from embed_jax.registry import REGISTRY, lookup, unknown
+from embed_jax.registry import called
 
 Augmentation = Callable[[str, np.random.Generator], str]
 Change = Callable[[list[str], np.random.Generator], Sequence[str]]
@@ -177,40 +175,16 @@ def build_augmentation(expression: str) -> Augmentation:
 
 
 def _steps(node: ast.expr, source: str) -> list[Augmentation]:
+    text = ast.get_source_segment(source, node)
     match node:
         case ast.BinOp(op=ast.BitOr()):
             return _steps(node.left, source) + _steps(node.right, source)
-        case ast.Name():
-            name, positional, keywords = node.id, [], []
-        case ast.Call(func=ast.Name()):
-            name, positional, keywords = node.func.id, node.args, node.keywords
-        case _:
-            accepted = "expected one such as delete_words(rate=0.1), or several with | between them"
-            raise _error(ast.get_source_segment(source, node), accepted)
-    text = ast.get_source_segment(source, node)
-    if name not in REGISTRY["augmentation"]:
-        raise _error(text, unknown("augmentation", name, REGISTRY["augmentation"]))
-    make = lookup("augmentation", name)
-    parameters = inspect.signature(make).parameters
-    if positional:
-        raise _error(text, f"expected arguments by name; known: {', '.join(parameters)}")
-    given: dict[str, Any] = {}
-    for keyword in keywords:
-        if keyword.arg not in parameters:
-            raise _error(text, unknown(f"argument of {name}", keyword.arg, parameters))
-        if keyword.arg in given:
-            raise _error(text, f"expected {keyword.arg} once, found it twice")
-        try:
-            given[keyword.arg] = ast.literal_eval(keyword.value)
-        except ValueError:
-            raise _error(text, f"{keyword.arg}: expected a number or a string in quotes") from None
-    for argument, parameter in parameters.items():
-        if argument not in given and parameter.default is parameter.empty:
-            raise _error(text, f"{name} needs the argument {argument}")
-    try:
-        return [make(**given)]
-    except InputError as error:
-        raise _error(text, str(error)) from None
+        case ast.Name() | ast.Call(func=ast.Name()):
+            try:
+                return [called("augmentation", text)]
+            except InputError as error:
+                raise _error(text, str(error)) from None
+    raise _error(text, "expected one such as delete_words(rate=0.1), or several with | between them")
 
 
 def _error(text: str, message: str) -> InputError:

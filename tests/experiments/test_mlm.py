@@ -125,10 +125,8 @@ def test_resumed_at_a_checkpoint_it_ends_with_the_same_bits(mlm, settings, finis
     assert losses_of(lines_of(tmp_path / "run")) == losses_of(lines_of(workdir))
 
 
-@pytest.mark.parametrize(
-    ("objective", "attention"),
-    [("next_token", "causal"), pytest.param("mntp(rate=0.3)", "bidirectional", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("objective", "attention"), [("next_token", "causal"), ("mntp(rate=0.3)", "bidirectional")])
 def test_a_decoder_learns_what_comes_next(mlm, settings, tmp_path, objective, attention):
     fields = {"model__name": "random:decoder-tiny", "model__pooling": "last_token", "model__attention": attention}
     mlm.run(settings(**fields, loss__name=objective, checkpoint__every=0), tmp_path / "run")
