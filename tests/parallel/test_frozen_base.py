@@ -14,8 +14,10 @@ from embed_jax.encoders.build import build_encoder, random_spec
 from embed_jax.encoders.int8 import quantize_layers
 from embed_jax.encoders.lora import LoraSpec, split_trainable
 from embed_jax.losses.contrastive import info_nce
+from embed_jax.losses.expression import build_loss
 from embed_jax.parallel.gather import global_loss
 from embed_jax.parallel.mesh import make_mesh, param_specs, place, split_groups, state_shardings
+from embed_jax.parallel.queue import init_queue
 from embed_jax.train.optim import make_optimizer
 from embed_jax.train.step import init_state, make_train_step
 from embed_jax.types import BASE, Batch
@@ -91,6 +93,27 @@ def test_a_mesh_gives_the_loss_and_gradient_of_one_device(way, mesh):
     assert np.isfinite(expected[0]) and np.linalg.norm(expected[1]) > 1e-2
     assert abs(found[0] - expected[0]) <= 1e-5 * abs(expected[0])
     assert np.linalg.norm(found[1] - expected[1]) <= 1e-5 * np.linalg.norm(expected[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["matryoshka(info_nce(hard_negative_weight=2), dims='64,16')", "qwen3"])
+def test_an_adapter_goes_with_prefixes_groups_and_a_queue(loss):
+    """Eight groups on a mesh, one by one on a device, and the whole batch at once, without dropout: the same."""
+    function, about = build_loss(loss), build_loss(loss).about
+    spec = dataclasses.replace(random_spec("decoder-tiny", vocab_size=VOCAB), lora=LoraSpec(4, 8.0))
+    encoder, params, base = start("lora")
+    encoder = build_encoder(spec, unroll=1)
+    extra = init_queue(8, encoder.dim, params["encoder"], 0.9) if about.queue else {}
+    found = []
+    for devices, groups in ((1, 1), (1, 8), (8, 8)):
+        mesh = make_mesh(devices)
+        objective = global_loss(encoder, function, mesh)
+        step = jax.jit(jax.value_and_grad(objective, has_aux=True), compiler_options=QUICKLY)
+        (value, _), gradient = step(params, split_groups(make_batch(groups), mesh), jax.random.key(1), base, extra)
+        found.append((float(value), np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(gradient)])))
+    for value, gradient in found[1:]:
+        assert abs(value - found[0][0]) <= 1e-5 * abs(found[0][0])
+        assert np.linalg.norm(gradient - found[0][1]) <= 1e-5 * np.linalg.norm(found[0][1])
 
 
 def local_bytes(tree):
