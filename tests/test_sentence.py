@@ -53,6 +53,7 @@ def model(tiny_model):
 # ---- parity --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [100, pytest.param(970, marks=pytest.mark.slow)])
 def test_minilm_equals_sentence_transformers_in_any_order_and_batch_size(count):
     """1e-5 of unit vectors in float32: two libraries' rounding over six layers, with a margin of ten."""
@@ -460,8 +461,9 @@ def test_language_models_equal_sentence_transformers(
 
 def test_a_model_with_latent_attention_is_saved_with_it(model, tmp_path):
     head = LatentAttention(model.spec.backbone.hidden_size, latents=6, heads=4, head_size=16, mlp_size=24)
-    params = head.init(jax.random.key(0))
-    params = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(head.init, jax.random.key(0))
+    params = jax.tree.map(lambda x: rng.normal(0, 0.4, x.shape).astype(np.float32), shapes)
     spec = dataclasses.replace(model.spec, token_head=head)
     own = SentenceEncoder(spec, {**jax.device_get(model.params), "token_head": params}, model.tokenizer)
     own.save(tmp_path / "model")
