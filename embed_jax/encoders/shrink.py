@@ -11,6 +11,7 @@ from jaxtyping import Float
 
 from embed_jax.encoders.build import EncoderSpec
 from embed_jax.encoders.heads import Dense, Normalize
+from embed_jax.encoders.stack import ADAPTER
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup
 from embed_jax.types import Params
@@ -41,11 +42,15 @@ def keep_layers(spec: EncoderSpec, params: Params, layers: Sequence[int]) -> tup
     family = spec.backbone.family
     if layers[0] and lookup("backbone", family).absent:
         raise InputError(f"{place}: expected 0 among them: the first layer of a {family} encoder is built otherwise")
-    kept = jax.tree.map(lambda leaf: leaf[np.asarray(layers)], params["backbone"]["layers"])
+
+    def kept(tree: Params) -> Params:
+        return {**tree, "layers": jax.tree.map(lambda leaf: leaf[np.asarray(layers)], tree["layers"])}
+
     types = getattr(spec.backbone, "layer_types", ())  # of a backbone whose layers are not all of one kind
     changes = {"layer_types": tuple(types[layer] for layer in layers)} if types else {}
     backbone = dataclasses.replace(spec.backbone, num_layers=len(layers), **changes)
-    return dataclasses.replace(spec, backbone=backbone), {**params, "backbone": {**params["backbone"], "layers": kept}}
+    trees = {name: kept(params[name]) for name in ("backbone", ADAPTER) if name in params}
+    return dataclasses.replace(spec, backbone=backbone), {**params, **trees}
 
 
 def first_layers(spec: EncoderSpec, params: Params, number: int) -> tuple[EncoderSpec, Params]:

@@ -34,7 +34,12 @@ def bases(tmp_path_factory, tiny_tokenizer):
     sizes = {"vocab_size": vocabulary, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
              "intermediate_size": 64, "max_position_embeddings": 40}  # fmt: skip
     made = {}
-    for name, kind, more in (("bert", "Bert", {}), ("llama", "Llama", {"num_key_value_heads": 2})):
+    for name, kind, more in (
+        ("bert", "Bert", {}),
+        ("llama", "Llama", {"num_key_value_heads": 2}),
+        ("modernbert", "ModernBert", {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2,
+                                      "sep_token_id": 3}),
+    ):  # fmt: skip
         torch.manual_seed(0)
         config = getattr(transformers, f"{kind}Config")(**sizes, **more)
         model = getattr(transformers, f"{kind}Model")(config)
@@ -119,22 +124,8 @@ def peft_from(base, adapter):
 @cases("bert-rslora", "llama-dora")
 def test_theirs_in_ours(family, kind, bases, tmp_path, tiny_tokenizer):
     """peft's own file, alone and with sentence-transformers' modules around it."""
-    import peft
-    import torch
-    import transformers
-
     changes = {f"use_{name}": value for name, value in KINDS[kind].items()}
-    config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=list(TARGETS[family]), **changes)
-    model = peft.get_peft_model(transformers.AutoModel.from_pretrained(bases[family]), config)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    model.save_pretrained(tmp_path)
-    whole = sentence_transformer(bases[family])
-    whole[0].model = model.eval()
-    wanted = whole.encode(TEXTS)
+    wanted = by_peft(bases[family], tmp_path, TARGETS[family], **changes)
     read = load(str(tmp_path))
     assert read.spec.lora.rank == 4 and read.base == str(bases[family])
     np.testing.assert_allclose(read.encode(TEXTS), wanted, atol=1e-4)
@@ -143,6 +134,39 @@ def test_theirs_in_ours(family, kind, bases, tmp_path, tiny_tokenizer):
     np.testing.assert_allclose(load(str(tmp_path)).encode(TEXTS), wanted, atol=1e-4)
     if kind != "dora":  # of which transformers' own loader does not find the magnitudes that peft wrote
         np.testing.assert_allclose(sentence_transformer(tmp_path).encode(TEXTS), wanted, atol=1e-4)
+
+
+def by_peft(base, directory, targets, **changes):
+    """Saves a random adapter made by peft, and gives its embeddings."""
+    import peft
+    import torch
+    import transformers
+
+    config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=list(targets), **changes)
+    model = peft.get_peft_model(transformers.AutoModel.from_pretrained(base), config)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(directory)
+    whole = sentence_transformer(base)
+    whole[0].model = model.eval()
+    return whole.encode(TEXTS)
+
+
+@pytest.mark.parametrize("kind", ["lora", pytest.param("dora", marks=pytest.mark.slow)])
+def test_of_linear_maps_that_are_one_in_the_files(kind, bases, tmp_path):
+    """Each of our parts has the same A; what is trained further can be saved merged only."""
+    wanted = by_peft(bases["modernbert"], tmp_path / "theirs", ("Wqkv", "mlp.Wo"), use_dora=kind == "dora")
+    read = load(str(tmp_path / "theirs"))
+    np.testing.assert_allclose(read.encode(TEXTS), wanted, atol=1e-4)
+    layers = read.params["lora"]["layers"]
+    np.testing.assert_array_equal(layers["query"]["a"], layers["value"]["a"])
+    with pytest.raises(InputError, match="'key', part 2 of 3 of 'layers.{}.attn.Wqkv', cannot be written in PEFT's"):
+        read.save(tmp_path / "ours")
+    read.merged().save(tmp_path / "ours")
+    np.testing.assert_allclose(load(str(tmp_path / "ours")).encode(TEXTS), wanted, atol=1e-4)
 
 
 def test_an_adapter_of_a_language_model_class(bases, tmp_path):
@@ -208,8 +232,8 @@ def test_what_the_backbone_has_other_than_its_base(bases, tmp_path):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             one.save(tmp_path / name)
-        assert [str(found.message)[:53] for found in caught] == (
-            ["sentence-transformers will not see is_causal False: t"] if name == "free" else []
+        assert [str(found.message)[:51] for found in caught] == (
+            ["sentence-transformers will not see is_causal False:"] if name == "free" else []
         )
         texts = json.loads((tmp_path / name / "sentence_bert_config.json").read_text())
         assert texts["config_kwargs"] == theirs

@@ -63,7 +63,7 @@ def test_all_kernels_of_layers_and_nothing_else():
 def test_embeddings_are_near_and_those_of_the_plain_kernels(packed):
     spec, params, plain = make()
     without = dataclasses.replace(spec, lora=None)
-    apply = jax.jit(build_encoder(without).apply)
+    apply = jax.jit(build_encoder(without).apply, compiler_options=QUICKLY)
     found, exact, same = (apply(each, packed) for each in (params, plain, dequantize(params)))
     assert 0.99 < np.sum(found * exact, axis=1).min() < 0.999999
     np.testing.assert_allclose(found, same, atol=1e-6)
@@ -71,7 +71,7 @@ def test_embeddings_are_near_and_those_of_the_plain_kernels(packed):
     assert np.sum(found * half, axis=1).min() > 0.999
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora"])
+@pytest.mark.parametrize("kind", [pytest.param("lora", marks=pytest.mark.slow), "dora"])
 def test_an_adapter_over_eight_bits(kind, packed):
     """Its gradient is that over the same kernels in float32, also where layers are computed again; merged it is it."""
     spec, params, _ = make(dora=kind == "dora", dropout=0.2)
@@ -94,8 +94,8 @@ def test_an_adapter_over_eight_bits(kind, packed):
 
     merged_spec, merged = merge_lora(spec, params)
     assert not has_int8(merged) and all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(merged))
-    apply = jax.jit(build_encoder(merged_spec).apply)
-    np.testing.assert_allclose(apply(merged, packed), jax.jit(encoder.apply)(params, packed), atol=1e-5)
+    apply, adapted = (jax.jit(one.apply, compiler_options=QUICKLY) for one in (build_encoder(merged_spec), encoder))
+    np.testing.assert_allclose(apply(merged, packed), adapted(params, packed), atol=1e-5)
 
 
 def test_magnitudes_are_of_the_kernels_as_they_are_computed_with():
