@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embed_jax.data.chat import INTERFACES, KEY_VARIABLES, Endpoint, Failed, read_key
+from embed_jax.data.chat import INTERFACES, KEY_VARIABLES, Endpoint
 from embed_jax.data.pairs import PAIR_NAMES, kind_of
+from embed_jax.data.server import Failed, read_key
 from embed_jax.data.sources.files import file_format, iter_json, iter_lines
 from embed_jax.data.synthesize import (
     TASKS,
@@ -182,7 +183,9 @@ def check_output_and_search(args: argparse.Namespace) -> str | None:
 
 
 def run_generate(args: argparse.Namespace) -> int:
-    key = None if args.no_key or args.dry_run else read_key(args.key_variable or KEY_VARIABLES[args.interface])
+    variable = args.key_variable or KEY_VARIABLES[args.interface]
+    otherwise = "--key-variable names another, --no-key goes without"
+    key = None if args.no_key or args.dry_run else read_key(variable, otherwise)
     endpoint = Endpoint(args.interface, args.base_url, args.llm, args.settings, key=key, timeout=args.timeout)
     passages = read_passages(args.corpus, args.fields)
     keys = [answer_key(args.interface, args.llm, args.settings, prompt_for(passage, args)) for passage in passages]

@@ -1,4 +1,4 @@
-"""Many prompts to a language model at a time: threads, growing waits between tries, a limit to requests a minute."""
+"""Many requests to a server at a time: threads, growing waits between tries, a limit to requests a minute."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
-from embed_jax.data.chat import BadPrompt, Endpoint, Failed
+from embed_jax.data.server import BadRequest, Failed
 from embed_jax.errors import InputError, RunError
 
 
@@ -78,16 +78,28 @@ class Pace:
             raise Stopped
 
 
+class Endpoint(Protocol):
+    """What answers a prompt: a Server with its own form of requests.
+
+    Attributes:
+        reached: whether it ever answered.
+    """
+
+    reached: bool
+
+    def complete(self, prompt: Any) -> Any: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A prompt, what makes of the answer's text what is wanted, and where the prompt comes from ("FILE:LINE").
+    """A prompt, what makes of its answer what is wanted, and where the prompt comes from ("FILE:LINE").
 
     `parse` raises Failed for an answer that is not as asked.
     """
 
     key: str
-    prompt: str
-    parse: Callable[[str], Any]
+    prompt: Any
+    parse: Callable[[Any], Any]
     where: str
 
 
@@ -105,7 +117,7 @@ def ask(endpoint: Endpoint, job: Job, retries: Retries, pace: Pace, seed: int = 
         pace.wait(wait)
         try:
             return job.parse(endpoint.complete(job.prompt))
-        except BadPrompt as error:
+        except BadRequest as error:
             raise InputError(f"{job.where}: {error}") from None
         except Failed as error:
             failure = error

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from embed_jax.data.chat import Failed
+from embed_jax.data.server import Failed
 from embed_jax.data.sources.files import iter_lines
 from embed_jax.errors import InputError, RunError
 from embed_jax.registry import unknown

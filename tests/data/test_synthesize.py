@@ -7,7 +7,8 @@ from email.utils import format_datetime
 import pytest
 
 from embed_jax.data.ask import Pace, Retries, Stopped
-from embed_jax.data.chat import Endpoint, Failed, answer_text, read_key, retry_after
+from embed_jax.data.chat import Endpoint, answer_text
+from embed_jax.data.server import Failed, read_key, retry_after
 from embed_jax.data.synthesize import (
     TASKS,
     AnswerCache,
@@ -227,12 +228,12 @@ def test_base_urls_that_are_none_are_refused(url):
 
 def test_a_key_that_no_header_may_hold_is_refused_unseen(monkeypatch):
     monkeypatch.setenv("KEY_HERE", "  sk-fine\n")
-    assert read_key("KEY_HERE") == "sk-fine"
+    assert read_key("KEY_HERE", "or none") == "sk-fine"
     for bad in ("sk-one\nsk-two", "sk one", "sk-ä"):
         monkeypatch.setenv("KEY_HERE", bad)
         with pytest.raises(InputError, match="KEY_HERE") as error:
-            read_key("KEY_HERE")
+            read_key("KEY_HERE", "or none")
         assert "sk" not in str(error.value)
     monkeypatch.setenv("KEY_HERE", " ")
     with pytest.raises(InputError, match="KEY_HERE is not set"):
-        read_key("KEY_HERE")
+        read_key("KEY_HERE", "or none")

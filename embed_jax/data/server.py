@@ -1,0 +1,209 @@
+"""A server that answers JSON with JSON over HTTP, and what its failures mean: try again, or give up.
+
+The key goes into a request's header and nowhere else: it is taken out of whatever the server says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import email.utils
+import http.client
+import ipaddress
+import json
+import os
+import ssl
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from embed_jax.errors import InputError, one_line
+
+PASSING = {408, 409, 425, 429}  # and 5xx: later the same request may do
+OF_THE_REQUEST = {400, 413, 422}
+SECRET = 12  # characters; a shorter "key" (none, EMPTY) is a word that an answer may hold
+READ_BLOCK = 1 << 16
+
+
+class Failed(Exception):
+    """A request that got no answer of use; another may.
+
+    Attributes:
+        wait: seconds that the server asks to wait, if it does.
+        unreachable: whether no connection came about.
+    """
+
+    def __init__(self, message: str, wait: float | None = None, unreachable: bool = False):
+        super().__init__(message)
+        self.wait, self.unreachable = wait, unreachable
+
+
+class BadRequest(InputError):
+    """The server takes no such request; what it holds may be why."""
+
+
+class Server:
+    """Where requests go.
+
+    Attributes:
+        url: of every request.
+        reached: whether the server ever answered.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        path: str,
+        *,
+        key: str | None = None,
+        key_header: str = "Authorization",
+        headers: Mapping[str, str] | None = None,
+        timeout: float = 120.0,
+    ):
+        """Checks what it is given; sends nothing.
+
+        Args:
+            path: what stands after `base_url`.
+            key: sent with each request; None: no key.
+            key_header: in this header; in "Authorization" as "Bearer KEY".
+            headers: others.
+            timeout: seconds for a whole answer.
+
+        Raises:
+            InputError: for a URL that is none, or that holds a password or parameters.
+        """
+        parts = urllib.parse.urlsplit(base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise InputError(f"base URL: expected http://HOST... or https://HOST..., found {base_url!r}")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise InputError("base URL: found a user, a password or parameters in it; keys come from the environment")
+        self.url = base_url.rstrip("/") + path
+        self.reached = False
+        self._key, self._timeout = key, timeout
+        self._headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "embed-jax"}
+        self._headers |= headers or {}
+        if key is not None:
+            self._headers[key_header] = f"Bearer {key}" if key_header == "Authorization" else key
+        local = [urllib.request.ProxyHandler({})] if _is_loopback(parts.hostname) else []
+        self._opener = urllib.request.build_opener(_NoRedirect, *local)
+
+    def post(self, content: Any) -> Any:
+        """The JSON that answers one request.
+
+        Raises:
+            Failed: if another try may do.
+            InputError: if it will not: a refused key, an unknown model, a bad request (BadRequest).
+        """
+        request = urllib.request.Request(self.url, json.dumps(content).encode(), self._headers, method="POST")
+        body = self._send(request)
+        self.reached = True
+        try:
+            return json.loads(body)
+        except (ValueError, RecursionError):
+            raise Failed("the server's answer is no JSON") from None
+
+    def without_key(self, text: str) -> str:
+        return text.replace(self._key, "***") if self._key and len(self._key) >= SECRET else text
+
+    def _send(self, request: urllib.request.Request) -> bytes:
+        until = time.monotonic() + self._timeout
+        try:
+            with self._opener.open(request, timeout=self._timeout) as response:
+                blocks = []
+                while block := response.read1(READ_BLOCK):
+                    blocks.append(block)
+                    if time.monotonic() > until:
+                        raise TimeoutError
+                if response.length:  # read1 does not say that the rest is missing
+                    raise http.client.IncompleteRead(b"", response.length)
+                return b"".join(blocks)
+        except urllib.error.HTTPError as error:
+            self.reached = True
+            raise self._refusal(error) from None
+        except urllib.error.URLError as error:
+            raise self._no_connection(error.reason) from None
+        except TimeoutError:
+            self.reached = True
+            raise Failed(f"no answer within {self._timeout:g} s") from None
+        except (OSError, http.client.HTTPException) as error:
+            self.reached = True
+            raise Failed(f"the connection was cut: {self.without_key(one_line(error))}") from None
+
+    def _refusal(self, error: urllib.error.HTTPError) -> Exception:
+        try:
+            said = message_of(error.read().decode(errors="replace"))
+        except (OSError, http.client.HTTPException):
+            said = ""
+        message = f"HTTP {error.code} from {self.url}: {self.without_key(said) or error.reason}"
+        if error.code in PASSING or error.code >= 500:
+            return Failed(message, wait=retry_after(error.headers.get("Retry-After")))
+        if error.code < 400:
+            return InputError(f"{message} (moved: is the base URL right, and https where it should be?)")
+        return BadRequest(message) if error.code in OF_THE_REQUEST else InputError(message)
+
+    def _no_connection(self, reason: Any) -> Exception:
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            return InputError(f"{self.url}: certificate refused: {reason.verify_message}")
+        if isinstance(reason, ConnectionResetError | BrokenPipeError):
+            return Failed(f"the connection was cut: {one_line(reason)}")
+        said = getattr(reason, "strerror", None) or str(reason)
+        return Failed(f"{self.url} cannot be reached: {said}", unreachable=True)
+
+
+def read_key(variable: str, otherwise: str) -> str:
+    """The key in an environment variable.
+
+    Args:
+        otherwise: what else the user can do, for the message.
+
+    Raises:
+        InputError: if there is none, or it can stand in no HTTP header; the message does not hold it.
+    """
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise InputError(f"no key: the environment variable {variable} is not set ({otherwise})")
+    if not all("!" <= letter <= "~" for letter in key):
+        raise InputError(f"the environment variable {variable} holds no key: found blanks, line breaks or non-ASCII")
+    return key
+
+
+def retry_after(value: str | None) -> float | None:
+    """Seconds that a Retry-After header asks to wait, given as a number or a date; None if it says nothing."""
+    if not value:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = (email.utils.parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):
+            return None
+    return max(seconds, 0.0) if seconds < float("inf") else None
+
+
+def message_of(body: Any) -> str:
+    """What a body says, in one line: {"error": {"message": ...}}, {"message": ...}, {"detail": ...}, or all of it."""
+    if isinstance(body, str):
+        with contextlib.suppress(ValueError):
+            body = json.loads(body)
+    for name in ("error", "message", "detail"):
+        if isinstance(body, dict) and body.get(name):
+            body = body[name]
+    return " ".join((body if isinstance(body, str) else json.dumps(body)).split())[:300]
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirected request would take the key elsewhere."""
+
+    def redirect_request(self, *args):
+        return None
