@@ -11,13 +11,20 @@ from jax.sharding import Mesh
 
 from embed_jax.config import Lora, Model
 from embed_jax.data.tokenize import Tokenizer, load_tokenizer
+from embed_jax.encoders.adapter import check_writable
 from embed_jax.encoders.build import EncoderSpec, build_encoder, random_spec
 from embed_jax.encoders.family import check_vocabulary
 from embed_jax.encoders.heads import Dense, Normalize
 from embed_jax.encoders.hf import read_model, sharding_rules
 from embed_jax.encoders.hub import resolve
 from embed_jax.encoders.int8 import quantize, quantize_layers
-from embed_jax.encoders.lora import LoraSpec, init_lora, merge_lora, split_trainable
+from embed_jax.encoders.lora import (
+    LoraSpec,
+    adapted_modules,
+    init_lora,
+    merge_lora,
+    split_trainable,
+)
 from embed_jax.encoders.shrink import keep_layers, layer_numbers
 from embed_jax.errors import InputError
 from embed_jax.parallel.loading import by_rules, sharded_put
@@ -169,15 +176,23 @@ def adapted(spec: EncoderSpec, params: Params, lora: Lora, key: jax.Array) -> tu
         lora.dora,
     )
     if spec.lora:
-        if dataclasses.replace(spec.lora, dropout=wanted.dropout) != wanted:
+        if _about(spec, params) != _about(dataclasses.replace(spec, lora=wanted), params):
             raise InputError(f"config.lora: the model has another adapter, {spec.lora}; give it the same settings, or "
                              "save the model with lora.merge first")  # fmt: skip
-        return dataclasses.replace(spec, lora=wanted), params
+        return dataclasses.replace(spec, lora=dataclasses.replace(spec.lora, dropout=wanted.dropout)), params
     spec = dataclasses.replace(spec, lora=wanted)
     try:
+        if not lora.merge:
+            check_writable(spec)
         return spec, {**params, "lora": init_lora(spec, params["backbone"], key)}
     except InputError as error:
         raise InputError(f"config.lora.targets: {error}") from None
+
+
+def _about(spec: EncoderSpec, params: Params) -> tuple:
+    """What makes two adapters of one model the same function of the same parameters."""
+    lora = spec.lora
+    return lora.rank, lora.alpha, lora.rslora, lora.dora, adapted_modules(spec, params["backbone"])
 
 
 def _with_mlp(spec: EncoderSpec, params: Params, key: jax.Array) -> tuple[EncoderSpec, Params]:

@@ -24,6 +24,14 @@ TARGETS = {"bert": ("query", "dense"), "llama": ("q_proj", "v_proj", "down_proj"
 TEXTS = ["the cat sat", "a train from the city", "science of language models and of apples"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly():
+    """Compiling is most of the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory, tiny_tokenizer):
     """Sentence-transformers directories with random weights, written by transformers, by the name of their family."""
@@ -155,6 +163,7 @@ def by_peft(base, directory, targets, **changes):
     return whole.encode(TEXTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lora", pytest.param("dora", marks=pytest.mark.slow)])
 def test_of_linear_maps_that_are_one_in_the_files(kind, bases, tmp_path):
     """Each of our parts has the same A; what is trained further can be saved merged only."""
@@ -184,6 +193,7 @@ def test_an_adapter_of_a_language_model_class(bases, tmp_path):
     np.testing.assert_array_equal(read.params["lora"]["layers"]["query"]["a"][1], a.T)
 
 
+@pytest.mark.slow
 def test_as_sentence_transformers_saves_it(bases, tmp_path):
     """`SentenceTransformer.add_adapter`, with a regular expression, saved and read; and written again by us."""
     import peft

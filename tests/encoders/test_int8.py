@@ -25,6 +25,14 @@ QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
 
 
 @cache
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly():
+    """Compiling is most of the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def make(**lora):
     """A spec with an adapter, and parameters of which no leaf is zero and all kernels of layers are in eight bits."""
     spec = dataclasses.replace(PLAIN, lora=LoraSpec(2, 4.0, **lora))
@@ -71,6 +79,7 @@ def test_embeddings_are_near_and_those_of_the_plain_kernels(packed):
     assert np.sum(found * half, axis=1).min() > 0.999
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [pytest.param("lora", marks=pytest.mark.slow), "dora"])
 def test_an_adapter_over_eight_bits(kind, packed):
     """Its gradient is that over the same kernels in float32, also where layers are computed again; merged it is it."""
@@ -105,6 +114,7 @@ def test_magnitudes_are_of_the_kernels_as_they_are_computed_with():
     np.testing.assert_allclose(layers["up"]["magnitude"], np.linalg.norm(kernel, axis=1), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_split_as_kernels_are():
     _, params, _ = make()
     encoder = build_encoder(PLAIN)
@@ -144,6 +154,7 @@ def alone():
     return objective(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layout",
     [

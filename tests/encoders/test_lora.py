@@ -24,6 +24,14 @@ MAPS = {"query", "key", "value", "output", "up", "down"}
 
 
 @cache
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly():
+    """Compiling is most of the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def make(base=BASE, rank=3, alpha=6.0, **changes):
     """A spec with an adapter, and parameters of which no leaf is zero."""
     spec = dataclasses.replace(base, lora=LoraSpec(rank, alpha, **changes))
@@ -81,6 +89,7 @@ def test_merged_equals_unmerged(kind, packed):
     np.testing.assert_allclose(kernel.astype(np.float32), merged["backbone"]["layers"]["query"]["kernel"], atol=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [pytest.param("lora", marks=pytest.mark.slow), "dora"])
 def test_every_way_to_run_is_the_same(kind, packed):
     """A layer's `read`, which is one layer after the other and recomputed; with dropout."""
@@ -110,7 +119,7 @@ def relative(ours, theirs):
     return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
 
 
-@pytest.mark.parametrize("kind", ["lora", "dora"])
+@pytest.mark.parametrize("kind", [pytest.param("lora", marks=pytest.mark.slow), "dora"])
 def test_gradients_are_of_the_adapter_alone_and_right(kind, packed):
     spec, params = make(targets=("query", "output.dense"), **KINDS[kind])
     trainable, frozen = split_trainable(params, spec)
@@ -163,6 +172,7 @@ def test_fewer_layers_have_their_own_adapters(packed):
     np.testing.assert_allclose(embed(*one, packed), embed(*other, packed), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_hidden_states_and_layers_are_adapted_too(packed):
     spec, params = make()
     merged_spec, merged = merge_lora(spec, params)
