@@ -1,0 +1,277 @@
+"""Is one system better than another? Paired comparisons on the same items, and what may be said of them.
+
+What must not be concluded: a large p-value is no evidence that two systems are equal; a small one says nothing about
+the size of the difference, for which there is the interval; and both speak of other items like these, not of another
+seed of the training (for which see `seed_summary`) nor of another task.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from embed_jax.errors import InputError
+from embed_jax.evals.metrics import bootstrap_interval, spearman
+
+BLOCK = 1 << 20  # numbers of resampled data at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class PairedDifference:
+    """How far system A is ahead of system B.
+
+    Attributes:
+        difference: A's score minus B's.
+        interval: lower and upper end of its percentile bootstrap interval, over items.
+        p_value: of a two-sided randomisation test of "which system is which makes no difference".
+        exact: whether the test went through all assignments, not through a sample of them.
+        n: how many items there are.
+    """
+
+    difference: float
+    interval: tuple[float, float]
+    p_value: float
+    exact: bool
+    n: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SeedSummary:
+    """Scores of the same training with n seeds: mean, standard deviation (n - 1), and interval of the mean."""
+
+    mean: float
+    sd: float
+    n: int
+    interval: tuple[float, float]
+
+
+def paired_difference(
+    per_item_a: Sequence[float] | Float[np.ndarray, " N"],
+    per_item_b: Sequence[float] | Float[np.ndarray, " N"],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> PairedDifference:
+    """The mean difference of two systems' scores on the same items, such as nDCG by query.
+
+    The test is Fisher's randomisation test, which Smucker, Allan and Carterette (2007) advise for retrieval: were the
+    systems alike, then each item's two scores could as well be exchanged, which turns the sign of their difference.
+    The p-value is the share of sign patterns with |mean| at least as large as found: of all 2^m, where m items differ
+    and 2^m <= resamples; else of a random sample, (1 + count) / (1 + resamples) (Phipson and Smyth 2010), never 0.
+    It is no smaller than 2^(1-m): fewer than six items that differ never reach 0.05.
+
+    Args:
+        per_item_a, per_item_b: scores of the same items in the same order.
+        confidence: of the interval, which is `bootstrap_interval`'s; below some thirty items it is too narrow.
+
+    Raises:
+        InputError: if the lengths differ, there are fewer than two items, or a score is not finite.
+    """
+    a, b = _columns(A=per_item_a, B=per_item_b)
+    differences = a - b
+    n = len(differences)
+    nonzero = differences[differences != 0]  # the sign of 0 changes nothing, and each item less halves the patterns
+
+    def means(turned: Bool[np.ndarray, "R m"]) -> Float[np.ndarray, " R"]:
+        return (nonzero.sum() - 2 * (turned @ nonzero)) / n
+
+    p_value, exact = _randomization_test(means, len(nonzero), resamples, seed, scale=np.abs(nonzero).sum() / n)
+    interval = bootstrap_interval(n, lambda i: float(differences[i].mean()), confidence=confidence, seed=seed)
+    return PairedDifference(float(differences.mean()), interval, p_value, exact, n)
+
+
+def paired_spearman(
+    similarities_a: Sequence[float] | Float[np.ndarray, " N"],
+    similarities_b: Sequence[float] | Float[np.ndarray, " N"],
+    scores: Sequence[float] | Float[np.ndarray, " N"],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> PairedDifference:
+    """The difference of two systems' Spearman correlations with the same gold scores (STS), which is no mean of items.
+
+    The test exchanges the two systems' values item by item and recomputes the statistic: the paired permutation test of
+    correlations of Deutsch, Dror and Roth (2021, "A Statistical Analysis of Summarization Evaluation Metrics Using
+    Resampling Methods", their PERM-INPUTS), who standardise each system's values first, since values of different
+    scales cannot be exchanged. Here each system's similarities are replaced by their ranks (ties share their mean
+    rank), so only the order counts, as for Spearman's correlation itself. Then for each assignment of exchanges
+
+        T = rho(x, scores) - rho(y, scores),  x_i, y_i = rank_a_i, rank_b_i, or exchanged,
+
+    where rho ranks x and y again, and is 0 where an exchange leaves one constant. The p-value is the share of
+    |T| at least as large as found, exact or sampled as in `paired_difference`. As the ranks are taken before the
+    exchange, the test is exact only for systems that share a scale up to rank, and otherwise approximate in N; it
+    tests that the systems' ranks are exchangeable, not only that their correlations are equal.
+
+    Args:
+        similarities_a, similarities_b: of the same pairs in the same order, each on any scale.
+        scores: gold.
+
+    Raises:
+        InputError: as `paired_difference`, and if similarities or scores are constant.
+    """
+    from scipy.stats import rankdata
+
+    columns = _columns(A=similarities_a, B=similarities_b, gold=scores)
+    for name, column in zip(("A", "B", "gold"), columns, strict=True):
+        if np.ptp(column) == 0:
+            raise InputError(f"scores of {name}: all {len(column)} are {column[0]:g}, so there is no correlation")
+    a, b, gold = (rankdata(column) for column in columns)
+    n = len(gold)
+    unit_gold = (gold - gold.mean()) / np.linalg.norm(gold - gold.mean())
+    different = np.flatnonzero(a != b)
+
+    def correlations(rows: Float[np.ndarray, "R N"]) -> Float[np.ndarray, " R"]:
+        ranks = rankdata(rows, axis=1) - (n + 1) / 2
+        norms = np.linalg.norm(ranks, axis=1)
+        return np.divide(ranks @ unit_gold, norms, out=np.zeros(len(rows)), where=norms > 0)
+
+    def statistics(exchanged: Bool[np.ndarray, "R m"]) -> Float[np.ndarray, " R"]:
+        swap = np.zeros((len(exchanged), n), bool)
+        swap[:, different] = exchanged
+        return correlations(np.where(swap, b, a)) - correlations(np.where(swap, a, b))
+
+    p_value, exact = _randomization_test(statistics, len(different), resamples, seed, scale=1.0, width=n)
+
+    def gap(i: np.ndarray) -> float:
+        return spearman(a[i], gold[i]) - spearman(b[i], gold[i])
+
+    interval = bootstrap_interval(n, gap, confidence=confidence, seed=seed)
+    return PairedDifference(gap(np.arange(n)), interval, p_value, exact, n)
+
+
+def holm(p_values: Sequence[float] | Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
+    """P-values adjusted for T comparisons, such as T tasks, in their order (Holm 1979).
+
+    With p sorted, adjusted_i = max over j <= i of min(1, (T - j + 1) p_j). If those up to alpha are called different,
+    the probability of one false call or more is alpha at most, however the comparisons depend on each other. All
+    comparisons made belong in here, not only those that came out well.
+
+    Raises:
+        InputError: if a p-value is not between 0 and 1.
+    """
+    p = np.asarray(p_values, np.float64)
+    if p.ndim != 1:
+        raise InputError(f"p-values: expected one list, found {p.ndim} dimensions")
+    wrong = np.flatnonzero(~((p >= 0) & (p <= 1)))  # also nan
+    if len(wrong):
+        raise InputError(f"p-values: found {p[wrong[0]]} at place {wrong[0]}, expected numbers from 0 to 1")
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
+    return adjusted
+
+
+def seed_summary(scores: Sequence[float], *, confidence: float = 0.95) -> SeedSummary:
+    """Mean, standard deviation and Student's t interval of one score over seeds: mean +- t_(n-1) sd / sqrt(n).
+
+    It is an interval of the mean over seeds on these very test items, and takes the scores to be roughly normal. With
+    one seed the spread is unknown: sd and interval are nan.
+
+    Raises:
+        InputError: if there is no score, or one is not finite.
+    """
+    from scipy.stats import t
+
+    (values,) = _columns(at_least=1, seeds=scores)
+    n, mean = len(values), float(values.mean())
+    if n == 1:
+        return SeedSummary(mean, math.nan, 1, (math.nan, math.nan))
+    sd = float(values.std(ddof=1))
+    margin = float(t.ppf((1 + confidence) / 2, n - 1)) * sd / math.sqrt(n)
+    return SeedSummary(mean, sd, n, (mean - margin, mean + margin))
+
+
+def verdict(
+    difference: float,
+    p_value: float,
+    interval: tuple[float, float],
+    *,
+    a: str = "A",
+    b: str = "B",
+    alpha: float = 0.05,
+) -> str:
+    """One sentence on a comparison, which calls a system better only if test and interval agree.
+
+    Args:
+        difference: A's score minus B's; more is better.
+        p_value: adjusted, where there are several comparisons (`holm`).
+        interval: of the difference, at 1 - alpha.
+        a, b: the systems' names.
+
+    Raises:
+        InputError: if one of the numbers is nan.
+    """
+    low, high = interval
+    if any(map(math.isnan, (difference, p_value, low, high))):
+        raise InputError(f"no verdict on difference {difference}, p {p_value}, interval {low} to {high}: nan")
+    p = f"p = {p_value:.3f}" if p_value >= 0.001 else "p < 0.001"
+    numbers = f"{a} - {b} = {difference:+.4f}, {100 * (1 - alpha):g} % interval {low:+.4f} to {high:+.4f}, {p}"
+    excludes_zero = low > 0 or high < 0
+    if p_value < alpha and excludes_zero:
+        better, worse = (a, b) if difference > 0 else (b, a)
+        return f"{better} is better than {worse}: {numbers}."
+    if p_value < alpha:
+        return f"{a} and {b} are not clearly told apart: {numbers}; the test tells them apart, the interval does not."
+    if excludes_zero:
+        return f"{a} and {b} are not told apart: {numbers}; the interval excludes 0, the (corrected) test does not."
+    return f"{a} and {b} are not told apart: {numbers}; which does not show that they are equal."
+
+
+def _columns(at_least: int = 2, **columns: Sequence[float]) -> list[Float[np.ndarray, " N"]]:
+    """The columns as arrays, of one length and finite."""
+    arrays = {name: np.asarray(column, np.float64) for name, column in columns.items()}
+    for name, array in arrays.items():
+        if array.ndim != 1 or len(array) < at_least:
+            raise InputError(f"scores of {name}: expected a list of {at_least} or more, found shape {array.shape}")
+        wrong = np.flatnonzero(~np.isfinite(array))
+        if len(wrong):
+            raise InputError(f"scores of {name}: found {array[wrong[0]]} at item {wrong[0]}, expected finite numbers")
+    if len({len(array) for array in arrays.values()}) > 1:
+        found = ", ".join(f"{len(array)} of {name}" for name, array in arrays.items())
+        raise InputError(f"expected scores of the same items, found {found}")
+    return list(arrays.values())
+
+
+def _randomization_test(
+    statistics: Callable[[Bool[np.ndarray, "R m"]], Float[np.ndarray, " R"]],
+    m: int,
+    resamples: int,
+    seed: int,
+    *,
+    scale: float,
+    width: int = 0,
+) -> tuple[float, bool]:
+    """(p-value, whether exact) of |statistic| as found, against the items exchanged in all or many ways.
+
+    Args:
+        statistics: of each row of exchanges, one of which is "none".
+        m: how many items an exchange changes.
+        scale: the statistic's largest size; values equal but for rounding count as equal.
+        width: how many numbers a row takes, if not m.
+    """
+    if resamples < 1:
+        raise InputError(f"resamples: expected 1 or more, found {resamples}")
+    found = abs(statistics(np.zeros((1, m), bool))[0]) - 1e-10 * scale
+    exact = m < 63 and 2**m <= resamples
+    rows = max(BLOCK // max(m, width, 1), 1)
+    blocks = _all_exchanges(m, rows) if exact else _random_exchanges(m, rows, resamples, seed)
+    count = sum(int(np.count_nonzero(np.abs(statistics(block)) >= found)) for block in blocks)
+    return (count / 2**m if exact else (1 + count) / (1 + resamples)), exact
+
+
+def _all_exchanges(m: int, rows: int) -> Iterator[Bool[np.ndarray, "R m"]]:
+    for start in range(0, 2**m, rows):
+        yield (np.arange(start, min(start + rows, 2**m))[:, None] >> np.arange(m)) & 1 > 0
+
+
+def _random_exchanges(m: int, rows: int, resamples: int, seed: int) -> Iterator[Bool[np.ndarray, "R m"]]:
+    rng = np.random.default_rng(seed)
+    for start in range(0, resamples, rows):
+        yield rng.integers(2, size=(min(rows, resamples - start), m), dtype=bool)
