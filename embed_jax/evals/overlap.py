@@ -156,11 +156,12 @@ def normalized_words(text: str) -> list[str]:
     return unicodedata.normalize("NFKC", text).lower().translate(_BLANKS).split()
 
 
-def _ngrams(text: str, n: int) -> set[str]:
+def _ngrams(text: str, n: int) -> Iterable[str]:
+    """The distinct ones, in the text's order, so that each run shows the same match."""
     words = normalized_words(text)
     if not words:
-        return set()
-    return {" ".join(words[start : start + n]) for start in range(max(len(words) - n, 0) + 1)}
+        return ()
+    return dict.fromkeys(" ".join(words[start : start + n]) for start in range(max(len(words) - n, 0) + 1))
 
 
 def _numbered(texts: Iterable[str], name: str) -> Iterator[tuple[int, str]]:
