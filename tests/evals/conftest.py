@@ -1,0 +1,69 @@
+"""A fake encoder, and what mteb's own tasks say of it on made data."""
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="session")
+def encode():
+    """A text's vector is the sum of its words', which are random but fixed: texts with common words are near."""
+    words = {}
+
+    def vector(word):
+        if word not in words:
+            words[word] = np.random.default_rng(list(word.encode())).normal(size=12)
+        return words[word]
+
+    return lambda texts: np.array(
+        [np.sum([vector(word) for word in text.split()], axis=0) for text in texts], np.float32
+    )
+
+
+@pytest.fixture
+def recorded(encode):
+    """The fake encoder, with the texts it was given in `recorded.seen`."""
+    seen = []
+
+    def recorded(texts):
+        seen.extend(texts)
+        return encode(texts)
+
+    recorded.seen = seen
+    return recorded
+
+
+@pytest.fixture(scope="session")
+def mteb_scores(encode):
+    """`mteb_scores(task class, type, main score, data, **attributes)`: scores of the fake encoder by a task of mteb."""
+    mteb = pytest.importorskip("mteb")
+    from mteb.abstasks.task_metadata import TaskMetadata
+    from mteb.models import ModelMeta
+    from mteb.similarity_functions import cos_sim, pairwise_cos_sim
+
+    class Model:
+        mteb_model_meta = ModelMeta.create_empty()
+        similarity = staticmethod(cos_sim)
+        similarity_pairwise = staticmethod(pairwise_cos_sim)
+
+        def encode(self, inputs, **_):
+            return encode([text for batch in inputs for text in batch["text"]])
+
+    def scores(task, kind, main_score, data, **attributes):
+        metadata = TaskMetadata(
+            name="Made",
+            description="made data",
+            reference="https://github.com/embeddings-benchmark/mteb",
+            dataset={"path": "NA", "revision": "NA"},
+            type=kind,
+            category="t2t",
+            modalities=["text"],
+            eval_splits=["test"],
+            eval_langs=["eng-Latn"],
+            main_score=main_score,
+        )
+        made = type("Made", (getattr(mteb.abstasks, task),), {"metadata": metadata, **attributes})()
+        made.dataset, made.data_loaded = data, True
+        found = made.evaluate(Model(), "test", encode_kwargs={"show_progress_bar": False})
+        return found["default"]
+
+    return scores
