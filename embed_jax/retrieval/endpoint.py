@@ -1,0 +1,353 @@
+"""Embeddings by models behind an API, as a baseline: the forms of OpenAI, Cohere, Voyage and Google.
+
+Requests and answers follow the providers' references (2026):
+
+- OpenAI, and whatever server speaks its form: https://platform.openai.com/docs/api-reference/embeddings/create
+- Cohere: https://docs.cohere.com/reference/embed
+- Voyage: https://docs.voyageai.com/reference/embeddings-api
+- Google: https://ai.google.dev/api/embeddings#method:-models.batchembedcontents
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import urllib.parse
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Float
+
+from embed_jax.data.ask import Job, Retries, ask_all
+from embed_jax.data.server import Failed, Server, message_of, read_key
+from embed_jax.errors import InputError, RunError
+from embed_jax.registry import unknown
+from embed_jax.retrieval.vector_cache import VectorCache
+
+KINDS = ("", "query", "document", "classification", "clustering")
+
+
+@dataclasses.dataclass(frozen=True)
+class Interface:
+    """A provider's form.
+
+    Attributes:
+        base_url, path: `path` with {model} to fill in.
+        key_variable, key_header: the environment variable and the header of the key.
+        most_texts: in one request.
+        most_bytes: of one request's texts in UTF-8; for a provider that limits a request's tokens, that limit, as a
+            text has no more tokens than bytes. 0: no limit.
+        kinds: the provider's words for `kind`; one without a word is not sent.
+        request: `(model, texts, dim, the provider's kind, settings) -> request`; `dim` 0 and kind "" are left out.
+        rows: the answer's embeddings in the order of the texts: lists of numbers, or float32 in base64.
+    """
+
+    base_url: str
+    path: str
+    key_variable: str
+    most_texts: int
+    kinds: Mapping[str, str]
+    request: Callable[[str, Sequence[str], int, str, Mapping[str, Any]], dict[str, Any]]
+    rows: Callable[[Any], list[Any]]
+    most_bytes: int = 0
+    key_header: str = "Authorization"
+
+
+def _openai_request(model, texts, dim, kind, settings):
+    given = _given(dimensions=dim, input_type=kind)
+    return {"model": model, "input": texts, "encoding_format": "float", **given, **settings}
+
+
+def _voyage_request(model, texts, dim, kind, settings):
+    return {"model": model, "input": texts, **_given(output_dimension=dim, input_type=kind), **settings}
+
+
+def _cohere_request(model, texts, dim, kind, settings):
+    given = _given(output_dimension=dim, input_type=kind)
+    return {"model": model, "texts": texts, "embedding_types": ["float"], **given, **settings}
+
+
+def _google_request(model, texts, dim, kind, settings):
+    common = {"model": f"models/{model}", **_given(outputDimensionality=dim, taskType=kind), **settings}
+    return {"requests": [{"content": {"parts": [{"text": text}]}, **common} for text in texts]}
+
+
+def _given(**fields: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value}
+
+
+def _by_index(body):
+    numbers = [one.get("index", place) for place, one in enumerate(body["data"])]
+    if sorted(numbers) != list(range(len(numbers))):
+        raise Failed("the server's answer does not number its embeddings 0, 1, 2, ...")
+    return [body["data"][place]["embedding"] for place in np.argsort(numbers)]
+
+
+INTERFACES = {
+    "openai": Interface(
+        "https://api.openai.com/v1",
+        "/embeddings",
+        "OPENAI_API_KEY",
+        2048,
+        {},
+        _openai_request,
+        _by_index,
+        most_bytes=300_000,
+    ),
+    # search_document is what Cohere recommends where the use is unknown; v3 and later take no request without a type.
+    "cohere": Interface(
+        "https://api.cohere.com",
+        "/v2/embed",
+        "CO_API_KEY",
+        96,
+        {
+            "": "search_document",
+            "query": "search_query",
+            "document": "search_document",
+            "classification": "classification",
+            "clustering": "clustering",
+        },
+        _cohere_request,
+        lambda body: body["embeddings"]["float"],
+    ),
+    "voyage": Interface(
+        "https://api.voyageai.com/v1",
+        "/embeddings",
+        "VOYAGE_API_KEY",
+        1000,
+        {"query": "query", "document": "document"},
+        _voyage_request,
+        _by_index,
+        most_bytes=120_000,
+    ),
+    "google": Interface(
+        "https://generativelanguage.googleapis.com/v1beta",
+        "/models/{model}:batchEmbedContents",
+        "GEMINI_API_KEY",
+        100,
+        {
+            "": "SEMANTIC_SIMILARITY",
+            "query": "RETRIEVAL_QUERY",
+            "document": "RETRIEVAL_DOCUMENT",
+            "classification": "CLASSIFICATION",
+            "clustering": "CLUSTERING",
+        },
+        _google_request,
+        lambda body: [one["values"] for one in body["embeddings"]],
+        key_header="x-goog-api-key",
+    ),
+}
+
+
+class Endpoint(Server):
+    """Where a model answers texts with embeddings.
+
+    Attributes:
+        interface: the provider's form.
+        model: the model's name there.
+        dim: the dimension asked for; 0: the model's own.
+        kinds: the provider's words for `kind`.
+        settings: what else a request holds.
+    """
+
+    def __init__(
+        self,
+        interface: str,
+        model: str,
+        *,
+        base_url: str = "",
+        dim: int = 0,
+        kinds: Mapping[str, str] | None = None,
+        settings: Mapping[str, Any] | None = None,
+        key_variable: str | None = None,
+        timeout: float = 120.0,
+    ):
+        """Checks what it is given; sends nothing.
+
+        Args:
+            interface: one of INTERFACES.
+            base_url: of another server than the provider's.
+            dim: for models that have several.
+            kinds: other words for `kind`, or none, `{}`: gemini-embedding-2 knows no task types, but prompts; some
+                servers of OpenAI's form know an input_type.
+            settings: further fields of a request (of each text's part in Google's form), such as
+                `{"encoding_format": "base64"}`.
+            key_variable: the environment variable with the key; None: the provider's; "": no key.
+            timeout: seconds for a whole answer.
+
+        Raises:
+            InputError: for an unknown interface, a URL that is none, a key that is missing.
+        """
+        if interface not in INTERFACES:
+            raise InputError(unknown("interface", interface, INTERFACES))
+        self.interface, self.model, self.dim = INTERFACES[interface], model.removeprefix("models/"), dim
+        self.kinds = dict(self.interface.kinds if kinds is None else kinds)
+        self.settings = dict(settings or {})
+        variable = self.interface.key_variable if key_variable is None else key_variable
+        super().__init__(
+            base_url or self.interface.base_url,
+            self.interface.path.format(model=urllib.parse.quote(self.model)),
+            key=read_key(variable, 'key_variable names another, "" goes without') if variable else None,
+            key_header=self.interface.key_header,
+            timeout=timeout,
+        )
+
+    def complete(self, texts_and_kind: tuple[Sequence[str], str]) -> Float[np.ndarray, "n D"]:
+        """The embeddings of one request's texts.
+
+        Raises:
+            Failed: if another try may do.
+            InputError: if it will not; for embeddings of another dimension than asked for, too.
+        """
+        texts, kind = texts_and_kind
+        body = self.post(self.interface.request(self.model, texts, self.dim, kind, self.settings))
+        try:
+            rows = self.interface.rows(body)
+        except (KeyError, IndexError, TypeError, AttributeError):
+            raise Failed(self.without_key(f"the server's answer holds no embeddings: {message_of(body)}")) from None
+        vectors = _matrix(rows, len(texts))
+        if self.dim and vectors.shape[1] != self.dim:
+            raise InputError(f"{self.url}: asked {self.model} for {self.dim} dimensions, found {vectors.shape[1]}")
+        return vectors
+
+    def key_of(self, text: str, kind: str) -> str:
+        """What an embedding depends on, as 32 hex digits."""
+        content = json.dumps([self.url, self.model, self.dim, kind, self.settings, text], sort_keys=True)
+        return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+
+
+class EncodeKind(Protocol):
+    """See `endpoint_encoder`."""
+
+    def __call__(self, texts: Sequence[str], *, prompt: str = "", kind: str = "") -> Float[np.ndarray, "N D"]: ...
+
+
+def endpoint_encoder(
+    endpoint: Endpoint,
+    *,
+    cache: Path | None = None,
+    batch_size: int = 0,
+    concurrency: int = 4,
+    retries: Retries | None = None,
+    per_minute: float = 0,
+) -> EncodeKind:
+    """`encode(texts, *, prompt="", kind="")`: embeddings of an endpoint, float32 `[N, D]`, in the order of the texts.
+
+    They are what the server says: not every model makes them of length 1. A text that occurs twice is sent once; an
+    empty one is sent as a blank, as no provider takes it. `prompt` stands before each text; `kind`, one of KINDS, is
+    what the provider takes in place of prompts.
+
+    Args:
+        cache: a file of the embeddings there are, so that none is asked for (and paid) again; None: none is kept.
+        batch_size: texts in one request; 0: as many as the provider takes.
+        concurrency: requests at a time.
+        per_minute: requests; 0: no limit.
+
+    Raises:
+        InputError: at once for a cache that can't be kept. By `encode`: for an unknown kind, a server that can't be
+            reached or refuses a request, embeddings of another dimension than asked for.
+        RunError: by `encode`: for a request that failed in every try, or embeddings of another dimension than earlier
+            ones. What came before is in the cache.
+    """
+    kept = VectorCache(cache) if cache else None
+    most = batch_size or endpoint.interface.most_texts
+    size = endpoint.dim
+
+    def checked(vectors: Float[np.ndarray, "n D"]) -> Float[np.ndarray, "n D"]:
+        nonlocal size
+        if size and vectors.shape[1] != size:
+            found = f"found an embedding of {vectors.shape[1]} numbers after some of {size}"
+            where = f" (embeddings of both in {kept.path}?)" if kept else ""
+            raise RunError(f"{endpoint.url}: {found}: is {endpoint.model} another model now?{where}")
+        size = vectors.shape[1]
+        return vectors
+
+    def cached(keys: Iterable[str]) -> Iterator[tuple[Sequence[str], Float[np.ndarray, "n D"]]]:
+        for key in keys:
+            yield [key], checked(kept[key][None])
+
+    def asked(texts: Mapping[str, str], kind: str) -> Iterator[tuple[Sequence[str], Float[np.ndarray, "n D"]]]:
+        jobs = (_job(batch, texts, kind) for batch in _batches(texts, most, endpoint.interface.most_bytes))
+        options = {"concurrency": concurrency, "retries": retries, "per_minute": per_minute}
+        with contextlib.closing(ask_all(endpoint, jobs, **options)) as answers:
+            for job, answer in answers:
+                if isinstance(answer, Failed):
+                    raise RunError(f"{job.where}: {answer}")
+                keys, vectors = answer
+                checked(vectors)
+                if kept is not None:
+                    kept.add(keys, vectors)
+                yield keys, vectors
+
+    def encode(texts: Sequence[str], *, prompt: str = "", kind: str = "") -> Float[np.ndarray, "N D"]:
+        if isinstance(texts, str):
+            raise InputError("texts: expected a list of strings, found one string")
+        if kind not in KINDS:
+            raise InputError(unknown("kind", kind, KINDS))
+        word = endpoint.kinds.get(kind, "")
+        rows: dict[str, list[int]] = {}
+        missing: dict[str, str] = {}
+        for row, text in enumerate(texts):
+            text = (prompt + text) or " "
+            key = endpoint.key_of(text, word)
+            rows.setdefault(key, []).append(row)
+            if kept is None or key not in kept:
+                missing[key] = text
+        embeddings = np.zeros((len(texts), 0), np.float32)
+        for keys, vectors in itertools.chain(cached(rows.keys() - missing.keys()), asked(missing, word)):
+            if not embeddings.shape[1]:
+                embeddings = np.empty((len(texts), vectors.shape[1]), np.float32)
+            for key, vector in zip(keys, vectors, strict=True):
+                embeddings[rows[key]] = vector
+        return embeddings if len(texts) else np.zeros((0, size), np.float32)
+
+    return encode
+
+
+def _job(keys: Sequence[str], texts: Mapping[str, str], kind: str) -> Job:
+    sent = [texts[key] for key in keys]
+    where = f"{len(keys)} texts from {sent[0][:40]!r} on" if len(keys) > 1 else f"the text {sent[0][:40]!r}"
+    return Job(keys[0], (sent, kind), lambda vectors: (keys, vectors), where)
+
+
+def _batches(texts: Mapping[str, str], most: int, most_bytes: int) -> Iterator[list[str]]:
+    """Keys of so many texts at most, and so many bytes in UTF-8; a longer text goes alone."""
+    batch: list[str] = []
+    total = 0
+    for key, text in texts.items():
+        length = len(text.encode(errors="replace"))
+        if batch and (len(batch) == most or (most_bytes and total + length > most_bytes)):
+            yield batch
+            batch, total = [], 0
+        batch.append(key)
+        total += length
+    if batch:
+        yield batch
+
+
+def _matrix(rows: Any, count: int) -> Float[np.ndarray, "n D"]:
+    if not isinstance(rows, list):
+        raise Failed("the server's answer holds no list of embeddings")
+    if len(rows) != count:
+        raise Failed(f"the server's answer holds {len(rows)} embeddings for {count} texts")
+    try:
+        vectors = [np.frombuffer(base64.b64decode(row), "<f4") if isinstance(row, str) else row for row in rows]
+        sizes = sorted({len(vector) for vector in vectors})
+        if len(sizes) > 1 or not sizes[0]:
+            raise Failed(f"the server's answer holds embeddings of {' and '.join(map(str, sizes))} numbers")
+        matrix = np.asarray(vectors)
+    except (ValueError, TypeError):
+        raise Failed("the server's answer holds embeddings that are no lists of numbers") from None
+    if matrix.dtype.kind not in "fi" or matrix.ndim != 2:
+        raise Failed("the server's answer holds embeddings that are no lists of numbers")
+    with np.errstate(over="ignore"):
+        matrix = matrix.astype(np.float32)
+    if not np.isfinite(matrix).all():
+        raise Failed("the server's answer holds numbers that are not finite")
+    return matrix
