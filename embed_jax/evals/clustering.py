@@ -115,7 +115,7 @@ def evaluate_clustering_fast(
         if count < 1:
             raise InputError(f"clustering: documents: {documents} of {len(texts)} texts leave none to embed")
         rows = rng.sample(rows, k=min(count, len(texts)))
-    paths = [[labels[row]] if isinstance(labels[row], int | str) else list(labels[row]) for row in rows]
+    paths = [[labels[row]] if np.ndim(labels[row]) == 0 else list(labels[row]) for row in rows]
     levels = range(min(depth or max(map(len, paths)), max(map(len, paths))))
     present = [[place for place, path in enumerate(paths) if len(path) > level] for level in levels]
     kinds = [np.array([paths[place][level] for place in places]) for level, places in enumerate(present)]

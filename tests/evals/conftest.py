@@ -67,3 +67,11 @@ def mteb_scores(encode):
         return found["default"]
 
     return scores
+
+
+@pytest.fixture
+def one_thread():
+    """For problems so small that threads only wait for each other."""
+    limits = pytest.importorskip("threadpoolctl").threadpool_limits(1)
+    yield
+    limits.restore_original_limits()

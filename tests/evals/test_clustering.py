@@ -4,6 +4,8 @@ import pytest
 from embed_jax.errors import InputError
 from embed_jax.evals.clustering import clustering_metrics, evaluate_clustering, evaluate_clustering_fast
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def made(seed, size, labels):
     """Texts with a word of their label, most of them, and two of others."""
@@ -56,6 +58,9 @@ def test_bootstraps_equal_mteb(documents, levels, encode, mteb_scores):
         expected = np.mean(theirs["v_measures"][f"Level {level}"])
         assert ours[f"v_measure_level_{level}"] == pytest.approx(expected, abs=1e-4)
     assert f"v_measure_level_{levels}" not in ours
+    if levels == 1:
+        options = {"documents": documents, "sample_size": 200, "experiments": 3}
+        assert evaluate_clustering_fast(encode, texts, np.array(labels), **options) == ours
 
 
 def test_clusters_that_are_the_labels_score_one():
