@@ -55,6 +55,7 @@ def test_remat_and_unroll_change_nothing(params, packed):
         assert relative(value_and_gradient(params, packed, **options), base) < 1e-5
 
 
+@pytest.mark.slow
 def test_key_decides_the_dropout(params, packed):
     encoder = build_encoder(SPEC)
     apply = jax.jit(encoder.apply)

@@ -224,6 +224,7 @@ def test_a_mixture(command, tmp_path, override, message):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_architecture(command, tmp_path):
     steps = ["--config.train.steps=1", "--config.checkpoint.every=1"]
     status, err = command("simcse", *steps)

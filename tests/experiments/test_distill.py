@@ -101,6 +101,7 @@ def test_the_student_starts_with_the_layers_named(config, teacher_model, sentenc
     assert start_from(config(model__layers="").model, 40, 0).sentence.spec.backbone.num_layers == 2
 
 
+@pytest.mark.slow
 def test_it_becomes_like_its_teacher(distill, config, data, teacher_model, sentences, tmp_path, capsys):
     """On texts not trained on too; the first loss is the mean over some of the texts as numpy has it."""
     settings = config(eval__test_sts=str(data / "sts"))

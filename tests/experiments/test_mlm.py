@@ -171,6 +171,7 @@ def test_a_model_without_a_head_gets_a_new_one_and_it_is_said(prepared, settings
     assert set(found["state"].params["loss"]) == {"dense", "norm", "bias"}
 
 
+@pytest.mark.slow
 def test_beside_an_adapter_what_was_read_is_not_trained_and_is_written_again(mlm, settings, tmp_path):
     """A decoder's own output layer: written, read, and kept where there is an adapter; trained where there is none."""
     fields = {"loss__name": "next_token", "train__steps": 3, "checkpoint__every": 0, "eval__every": 0}

@@ -37,6 +37,7 @@ def make_batch() -> Batch:
     return Batch({"encoder": tokens}, present, text_hash, order)
 
 
+@pytest.mark.slow
 def test_the_mean_is_over_all_groups_alike_and_added_by_weight(encoder):
     """Each group's count is its own: tokens, of which there are not equally many."""
 

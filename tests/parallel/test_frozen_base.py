@@ -79,7 +79,7 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     "way, mesh",
     [
-        ("lora", "8x1x1"),
+        pytest.param("lora", "8x1x1", marks=SLOW),
         pytest.param("lora", "2x2x2", marks=SLOW),
         ("lora", "1x4x2"),
         pytest.param("whole", "8x1x1", marks=SLOW),
@@ -153,6 +153,7 @@ def test_an_adapter_alone_has_gradients_and_moments():
     assert set(base[BASE]) == {"backbone"}, "and all of the base is in the state once"
 
 
+@pytest.mark.slow
 def test_what_is_frozen_stays_bit_for_bit():
     mesh = make_mesh(2, 2)
     _, step, state = step_of("lora", mesh)

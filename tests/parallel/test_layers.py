@@ -60,6 +60,7 @@ def assert_same(found, expected):
     assert np.linalg.norm(found[1] - expected[1]) <= 1e-6 * np.linalg.norm(expected[1])
 
 
+@pytest.mark.slow
 def test_devices_and_groups_do_not_matter(run):
     """Eight groups on eight devices, parameters split over four, embeddings passed round: as one big batch on one."""
     assert_same(run(8, 8, dropout=False, fsdp=4, form="ring"), run(1, 1, dropout=False))

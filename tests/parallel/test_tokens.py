@@ -143,6 +143,7 @@ def test_any_mesh(run, mesh):
     assert_same(run("next_token", *mesh, gather="once"), run("next_token"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [pytest.param(2, marks=SLOW), 16])
 def test_groups_do_not_matter_where_nothing_is_drawn(run, groups):
     assert_same(run("next_token", dropout=False, groups=groups), run("next_token", dropout=False, groups=1))

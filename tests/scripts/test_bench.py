@@ -43,7 +43,7 @@ def run_bench(environment, *arguments):
     "arguments, names",
     [
         (["encode", "--texts", "20", "--batch", "1,4"], ["encode/made", "encode/batch=1", "encode/batch=4"]),
-        (["train", "--batch-size", "8", "--steps", "1"], ["train/made/batch=8"]),
+        pytest.param(["train", "--batch-size", "8", "--steps", "1"], ["train/made/batch=8"], marks=pytest.mark.slow),
     ],
 )
 def test_speed(results_of, arguments, names):

@@ -55,6 +55,7 @@ def test_frozen_parameters_take_what_their_dtype_takes(base, size):
     assert sum(leaf.size for leaf in moments) == 2 * step.trained
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["matryoshka(info_nce(), dims='64,16')", pytest.param("mntp", marks=pytest.mark.slow)])
 def test_it_compiles_on_a_mesh_for_losses_and_objectives_on_tokens(loss):
     fields = {"loss__name": loss, "model__attention": "bidirectional"}

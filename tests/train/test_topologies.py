@@ -47,18 +47,22 @@ def finished(simcse_here, tmp_path):
     return make
 
 
-def test_a_checkpoint_of_four_devices_resumes_on_one_and_on_eight_in_shards(finished):
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        pytest.param(["--config.train.devices=1"], marks=pytest.mark.slow),
+        ["--config.train.devices=8", "--config.train.fsdp=4"],
+    ],
+    ids=["one", "eight"],
+)
+def test_a_checkpoint_of_four_devices_resumes_on_one_and_on_eight_in_shards(finished, overrides):
     run, resume = finished("siglip")
-    for name, *overrides in (
-        ("one", "--config.train.devices=1"),
-        ("eight", "--config.train.devices=8", "--config.train.fsdp=4"),
-    ):
-        there = resume(name, *overrides)
-        assert np.linalg.norm(model_of(there) - model_of(run)) <= 1e-6 * np.linalg.norm(model_of(run))
-        for mine, other in zip(lines_of(there), lines_of(run), strict=True):
-            assert [mine[field] for field in FIELDS["siglip"]] == pytest.approx(
-                [other[field] for field in FIELDS["siglip"]], rel=1e-5
-            )
+    there = resume("there", *overrides)
+    assert np.linalg.norm(model_of(there) - model_of(run)) <= 1e-6 * np.linalg.norm(model_of(run))
+    for mine, other in zip(lines_of(there), lines_of(run), strict=True):
+        assert [mine[field] for field in FIELDS["siglip"]] == pytest.approx(
+            [other[field] for field in FIELDS["siglip"]], rel=1e-5
+        )
 
 
 @pytest.mark.slow
