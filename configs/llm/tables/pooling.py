@@ -23,4 +23,4 @@ ROWS = {
     for instruction, fields in (("instructed", {}), ("plain", WITHOUT))
     for pooling in ("last_token", "mean", "weighted_mean")
 }
-METRICS = ("after/stsb", "test/ndcg@10", "before/stsb")
+METRICS = ("metrics/after/stsb", "metrics/test/ndcg@10", "metrics/before/stsb")
