@@ -122,6 +122,7 @@ def test_an_option(command, tmp_path, tiny_model, name, override, message):
     assert not list(tmp_path.glob("run/checkpoints/*")) and not (tmp_path / "run" / "model").exists()
 
 
+@pytest.mark.slow
 def test_the_corrected_command_may_have_the_same_directory_until_something_was_saved(command, tmp_path):
     steps = ["--config.train.steps=1"]
     status, err = command("simcse", *steps, "--config.eval.metric=sts/spearman", "--config.optim.learning_rate=2")

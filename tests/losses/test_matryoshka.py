@@ -157,6 +157,7 @@ def test_a_head_for_each_size_or_one_for_all(columns):
     assert mean_and_gradients(shared, columns, params)[0] == pytest.approx(sum(alone), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_sample_counts_so_many_prefixes_of_which_each_comes_up(columns):
     loss = matryoshka(contrastive.info_nce, dims="2,4,8", sample=1)
     alone = [mean_and_gradients(contrastive_of(size), columns, {})[0] for size in (2, 4, 8)]

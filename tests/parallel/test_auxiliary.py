@@ -103,7 +103,8 @@ def alone(run):
     return run(1)
 
 
-@pytest.mark.parametrize("mesh", [pytest.param((8,), marks=pytest.mark.slow), (8, 2, 2)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [(8,), (8, 2, 2)])
 def test_devices_do_not_matter(run, alone, mesh):
     loss, metrics, gradients, entries, _ = run(*mesh)
     assert abs(loss - alone[0]) <= 1e-6 * abs(alone[0])

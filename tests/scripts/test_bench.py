@@ -42,7 +42,11 @@ def run_bench(environment, *arguments):
 @pytest.mark.parametrize(
     "arguments, names",
     [
-        (["encode", "--texts", "20", "--batch", "1,4"], ["encode/made", "encode/batch=1", "encode/batch=4"]),
+        pytest.param(
+            ["encode", "--texts", "20", "--batch", "1,4"],
+            ["encode/made", "encode/batch=1", "encode/batch=4"],
+            marks=pytest.mark.slow,
+        ),
         pytest.param(["train", "--batch-size", "8", "--steps", "1"], ["train/made/batch=8"], marks=pytest.mark.slow),
     ],
 )
