@@ -315,14 +315,7 @@ def load(name: str | Path, *, max_length: int = 0, compute_dtype: str = "float32
             than its table has rows.
     """
     saved = with_family(read_model(resolve(str(name))), str(name))
-    tokenizer = load_tokenizer(
-        saved.tokenizer_directory,
-        max_length or saved.max_length,
-        lower_case=saved.lower_case,
-        special_tokens=saved.special_tokens,
-        append_eos=saved.append_eos,
-    )
-    check_vocabulary(tokenizer.vocab_size, saved.spec.backbone.vocab_size, saved.tokenizer_directory)
+    tokenizer = tokenizer_of(saved, max_length or saved.max_length)
     return SentenceEncoder(
         saved.spec,
         saved.params,
@@ -332,6 +325,30 @@ def load(name: str | Path, *, max_length: int = 0, compute_dtype: str = "float32
         compute_dtype=compute_dtype,
         **saved.recorded(),
     )
+
+
+def tokenizer_of(
+    saved: SavedModel, max_length: int, directory: Path | None = None, append_eos: bool = False
+) -> Tokenizer:
+    """The tokenizer of a model as it was read, cut at so many tokens.
+
+    Args:
+        directory: with another tokenizer's files, instead of the model's own.
+        append_eos: end texts with the end-of-text token even where the model does not ask for it.
+
+    Raises:
+        InputError: as of `load_tokenizer`, or it has more tokens than the model's table has rows.
+    """
+    directory = directory or saved.tokenizer_directory
+    tokenizer = load_tokenizer(
+        directory,
+        max_length,
+        lower_case=saved.lower_case,
+        special_tokens=saved.special_tokens,
+        append_eos=append_eos or saved.append_eos,
+    )
+    check_vocabulary(tokenizer.vocab_size, saved.spec.backbone.vocab_size, directory)
+    return tokenizer
 
 
 def with_family(saved: SavedModel, name: str) -> SavedModel:

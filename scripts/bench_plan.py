@@ -127,7 +127,7 @@ def plan_step(config: Experiment, devices: int, columns: int, tokens: int, shape
     from embed_jax.encoders.build import build_encoder, random_spec
     from embed_jax.encoders.token_objectives import build_token_objective, is_token_objective
     from embed_jax.parallel.gather import global_loss
-    from embed_jax.parallel.mesh import BATCH_AXES, make_mesh, num_groups, param_specs, state_shardings
+    from embed_jax.parallel.mesh import BATCH_AXES, make_mesh, num_groups, state_shardings, training_specs
     from embed_jax.parallel.tokens import HEAD, token_loss
     from embed_jax.train.fit import loss_arguments, row_length
     from embed_jax.train.optim import make_optimizer
@@ -168,8 +168,7 @@ def plan_step(config: Experiment, devices: int, columns: int, tokens: int, shape
 
     # The step, and where its arguments lie.
     optimizer = make_optimizer(config.optim, 1000)
-    rules = [(f"({BASE}|encoder)/{path}", axes) for path, axes in encoder.sharding]
-    specs = param_specs({**params, **base}, rules, mesh)
+    specs = training_specs({**params, **base}, encoder.sharding, mesh)
     state = jax.eval_shape(lambda params, base: init_state(params, optimizer, base), params, base)
     shardings = state_shardings(state, optimizer, specs, mesh)
     lying = {"specs": specs, "fsdp_gather": config.train.fsdp_gather}

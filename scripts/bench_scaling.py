@@ -150,7 +150,7 @@ def abstract_step(args: argparse.Namespace, devices: int) -> tuple[Any, Split]:
     from embed_jax.encoders.build import build_encoder, random_spec
     from embed_jax.losses.contrastive import info_nce
     from embed_jax.parallel.gather import global_loss
-    from embed_jax.parallel.mesh import BATCH_AXES, batch_devices, make_mesh, param_specs, state_shardings
+    from embed_jax.parallel.mesh import BATCH_AXES, batch_devices, make_mesh, state_shardings, training_specs
     from embed_jax.train.optim import make_optimizer
     from embed_jax.train.step import init_state, make_train_step
 
@@ -158,7 +158,7 @@ def abstract_step(args: argparse.Namespace, devices: int) -> tuple[Any, Split]:
     encoder = build_encoder(random_spec(args.shape), unroll=1)
     optimizer = make_optimizer(Optim(), 1000)
     params = {"encoder": jax.eval_shape(encoder.init, jax.random.key(0)), "loss": {}}
-    specs = param_specs(params, [(f"encoder/{path}", axes) for path, axes in encoder.sharding], mesh)
+    specs = training_specs(params, encoder.sharding, mesh)
     state = jax.eval_shape(lambda params: init_state(params, optimizer), params)
     shardings = state_shardings(state, optimizer, specs, mesh)
 

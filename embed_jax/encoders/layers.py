@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from flax import struct
 from jax import lax
@@ -117,18 +116,6 @@ class Rotation:
 
     cos: Float[Array, "R T h"]
     sin: Float[Array, "R T h"]
-
-
-def rotation(position: Int[Array, "R T"], size: int, theta: float) -> Rotation:
-    """The angles position * theta^(-2 i / size), i < size / 2, of rotary positions (Su et al. 2021, section 3.2.2).
-
-    Args:
-        size: d = 2 h, of an attention head; even.
-        theta: the base of the wave lengths, 10000 in the paper.
-    """
-    frequency = np.float32(float(theta) ** (-np.arange(0, size, 2) / size))
-    angle = position[..., None].astype(jnp.float32) * frequency
-    return Rotation(jnp.cos(angle), jnp.sin(angle))
 
 
 def rotate(x: Float[Array, "R T H d"], by: Rotation) -> Float[Array, "R T H d"]:

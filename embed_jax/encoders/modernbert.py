@@ -17,8 +17,8 @@ from embed_jax.encoders.attention import attention, sentence_bias
 from embed_jax.encoders.decoder import FULL, SLIDING, View
 from embed_jax.encoders.decoder_families import KINDS
 from embed_jax.encoders.family import Family, Part, check_switches, read_fields
-from embed_jax.encoders.layers import LayerNorm, Linear, Places, activation, dropout, embed, rotate, rotation
-from embed_jax.encoders.rope import read_rope
+from embed_jax.encoders.layers import LayerNorm, Linear, Places, activation, dropout, embed, rotate
+from embed_jax.encoders.rope import Rope, read_rope, rope_rotation
 from embed_jax.encoders.stack import Stack
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
@@ -123,7 +123,7 @@ def _view(config: ModernBertConfig, kind: str, tokens: TokenBatch) -> View:
     )
     return View(
         bias=sentence_bias(tokens.sentence, tokens.position, window=window),
-        turns=rotation(tokens.position, config.hidden_size // config.num_heads, theta),
+        turns=rope_rotation(tokens.position, config.hidden_size // config.num_heads, Rope(theta)),
     )
 
 

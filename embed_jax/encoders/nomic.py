@@ -22,10 +22,9 @@ from embed_jax.encoders.layers import (
     dropout,
     embed,
     rotate,
-    rotation,
     type_vectors,
 )
-from embed_jax.encoders.rope import read_rope
+from embed_jax.encoders.rope import Rope, read_rope, rope_rotation
 from embed_jax.encoders.stack import Stack
 from embed_jax.errors import InputError
 from embed_jax.types import TokenBatch
@@ -92,7 +91,7 @@ class Nomic(Stack):
         places = self.places(tokens, key)
         hidden = Embeddings(config, self.dtype, name="embeddings")(tokens, embeddings_key, places)
         bias = sentence_bias(tokens.sentence)
-        turns = rotation(tokens.position, config.hidden_size // config.num_heads, config.rope_theta)
+        turns = rope_rotation(tokens.position, config.hidden_size // config.num_heads, Rope(config.rope_theta))
         return self.scan(Layer, hidden, layer_keys, bias, turns, places, every_layer=every_layer)
 
 

@@ -7,7 +7,6 @@ the texts, and hubness, effective rank and nearest to farthest also on how many 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -17,7 +16,7 @@ from jaxtyping import Float, Int
 from embed_jax.data.sources.beir import relevant
 from embed_jax.errors import InputError
 from embed_jax.evals.retrieval import Qrels, Texts, check_qrels
-from embed_jax.retrieval.topk import Encode
+from embed_jax.retrieval.topk import Encode, prompted
 
 NEIGHBOURS = 10  # k of the k-occurrence
 SMALLEST_PREFIX = 16
@@ -251,10 +250,7 @@ def embed(
         query_prompt: of the pairs' first texts.
         corpus_prompt: of their second texts, and of `texts`.
     """
-    encode_queries, encode_corpus = (
-        functools.partial(encode, prompt=prompt) if query_prompt or corpus_prompt else encode
-        for prompt in (query_prompt, corpus_prompt)
-    )
+    encode_queries, encode_corpus = prompted(encode, query_prompt, corpus_prompt)
     embeddings = encode_corpus(texts)
     if not pairs:
         return embeddings, None

@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from embed_jax.errors import InputError
 from embed_jax.evals.metrics import RANKING_METRICS, bootstrap_interval
-from embed_jax.retrieval.topk import Encode, Run, dense_search
+from embed_jax.retrieval.topk import Encode, Run, dense_search, prompted
 
 Texts = Mapping[str, str]  # by id
 Qrels = Mapping[str, Mapping[str, int]]  # query id -> {document id: relevance}
@@ -141,12 +141,9 @@ def retrieval_evaluator(
     """
     check_qrels(corpus, queries, qrels)
 
-    given = bool(query_prompt or corpus_prompt)
-
     def evaluate(encode: Encode) -> dict[str, float]:
         result = evaluate_retrieval(
-            functools.partial(encode, prompt=query_prompt) if given else encode,
-            functools.partial(encode, prompt=corpus_prompt) if given else encode,
+            *prompted(encode, query_prompt, corpus_prompt),
             corpus,
             queries,
             qrels,

@@ -10,10 +10,8 @@ from jaxtyping import Array, Bool, Float
 
 from embed_jax.errors import InputError
 from embed_jax.losses.base import loss
-from embed_jax.losses.similarity import cosine_distance, mean_over_present, named_similarity, similarity_matrix
+from embed_jax.losses.similarity import ABSENT, cosine_distance, mean_over_present, named_similarity, similarity_matrix
 from embed_jax.types import Columns, LossResult, Params, World
-
-ABSENT = -1e30  # the logit of a candidate that is not there
 
 
 def embedding_mse_loss(student: Float[Array, "*n D"], teacher: Float[Array, "*n D"]) -> Float[Array, "*n"]:

@@ -7,10 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from embed_jax.losses.base import loss
-from embed_jax.losses.similarity import named_similarity
+from embed_jax.losses.similarity import ABSENT, named_similarity
 from embed_jax.types import Columns, LossResult, Params, World
-
-ABSENT = -1e30  # the logit of a candidate that is not there
 
 
 def own_candidates_loss(

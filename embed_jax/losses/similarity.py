@@ -11,6 +11,8 @@ from jaxtyping import Array, Bool, Float
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
 
+ABSENT = -1e30  # the logit of a candidate that is not there
+
 
 def normalize(vectors: Float[Array, "*n D"]) -> Float[Array, "*n D"]:
     """Vectors of length 1, float32; a zero vector stays zero, with a zero gradient."""

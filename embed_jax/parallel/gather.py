@@ -158,7 +158,7 @@ def global_loss(
     gathered = gatherer(encoder, mesh, specs, fsdp_gather)
 
     def on_device(params, batch: Batch, key, frozen_params, extra):
-        params, base = jax.tree.map(_vary, (params, frozen_params.get(BASE, {})))
+        params, base = jax.tree.map(vary, (params, frozen_params.get(BASE, {})))
         device = lax.axis_index(BATCH_AXES)
         first_group = device * batch.present.shape[0]
         trained, read = gathered({**base, **params["encoder"]})
@@ -178,14 +178,14 @@ def global_loss(
 
         embeddings, sums = map_groups(of_group, batch.tokens["encoder"], key, first_group)
         for name, other in frozen.items():
-            fixed = lax.stop_gradient(jax.tree.map(_vary, frozen_params[name]))
+            fixed = lax.stop_gradient(jax.tree.map(vary, frozen_params[name]))
             embeddings[name] = encode_groups(other, fixed, batch.tokens[name], None, first_group)
 
         examples = batch.present.shape[0] * batch.present.shape[2]
         own = columns_of(embeddings, batch, device * examples)
         world = device_world(own, form, BATCH_AXES)
         if extra:
-            own = own.replace(queue=queue_columns(lax.stop_gradient(jax.tree.map(_vary, extra["queue"])), own))
+            own = own.replace(queue=queue_columns(lax.stop_gradient(jax.tree.map(vary, extra["queue"])), own))
         values, weights, metrics = loss(own.replace(key=drawn, layer=layer), world, params["loss"])
 
         total_weight = jnp.maximum(lax.psum(jnp.sum(weights), BATCH_AXES), 1e-12)
@@ -195,13 +195,13 @@ def global_loss(
 
         total, metrics = mean(values), jax.tree.map(mean, metrics)
         for name, (weight, _) in auxiliary.items():
-            value, own_metrics = _mean_of_groups(sums[name])
+            value, own_metrics = mean_of_groups(sums[name])
             total = total + weight * value
             metrics |= {f"{name}/{metric}": found for metric, found in {"loss": value, **own_metrics}.items()}
         if not extra:
             return total, (metrics, jnp.isfinite(values))
         if "momentum" in extra:
-            steady = lax.stop_gradient(jax.tree.map(_vary, extra["momentum"]))
+            steady = lax.stop_gradient(jax.tree.map(vary, extra["momentum"]))
             steady, read = gathered({**base, **steady})
             own = columns_of(
                 {"encoder": encode_groups(encoder, steady, batch.tokens["encoder"], None, first_group, **read)}, batch
@@ -294,7 +294,7 @@ def sharded_encode(encoder: Encoder, mesh: Mesh) -> Callable[[Params, TokenBatch
     shared = jax.process_count() > 1
 
     def on_device(params: Any, tokens: TokenBatch):
-        embeddings = encode_groups(encoder, jax.tree.map(_vary, params), tokens, None, 0)
+        embeddings = encode_groups(encoder, jax.tree.map(vary, params), tokens, None, 0)
         if not shared:
             return embeddings
         return lax.all_gather_invariant(embeddings, BATCH_AXES, tiled=True)
@@ -303,7 +303,7 @@ def sharded_encode(encoder: Encoder, mesh: Mesh) -> Callable[[Params, TokenBatch
     return jax.jit(jax.shard_map(on_device, mesh=mesh, in_specs=(whole, split), out_specs=out))
 
 
-def _mean_of_groups(sums: tuple) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+def mean_of_groups(sums: tuple) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """An auxiliary objective's value and metrics over the global batch, from each group's sums and counts."""
     value, count, metrics = jax.tree.map(lambda leaf: lax.psum(jnp.sum(leaf), BATCH_AXES), sums)
     count = jnp.maximum(count, 1.0)
@@ -313,7 +313,7 @@ def _mean_of_groups(sums: tuple) -> tuple[Float[Array, ""], dict[str, Float[Arra
 # ---- parameters on a device ----------------------------------------------------------------------------------
 
 
-def _vary(leaf: Array) -> Array:
+def vary(leaf: Array) -> Array:
     """Varying over the batch axes, so that its gradient is summed over them once, where it is made so."""
     missing = tuple(axis for axis in BATCH_AXES if axis not in jax.typeof(leaf).mat.varying)
     return lax.pcast(leaf, missing, to="varying") if missing else leaf

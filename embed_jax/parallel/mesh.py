@@ -89,6 +89,15 @@ def param_specs(params: Params, rules: Rules, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(spec, params)
 
 
+def training_specs(params: Params, rules: Rules, mesh: Mesh) -> Any:
+    """`param_specs` of a training state's parameters: {"encoder": tree, "loss": tree, ...}, and under BASE frozen ones.
+
+    Args:
+        rules: of an encoder's parameters, `Encoder.sharding`.
+    """
+    return param_specs(params, [(f"({BASE}|encoder)/{path}", axes) for path, axes in rules], mesh)
+
+
 def _fitting(axis: str | None, size: int, mesh: Mesh) -> str | None:
     return axis if axis and mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0 else None
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from embed_jax.parallel.gather import _mean_of_groups, _vary, gatherer, manual_axes, map_groups, state_specs
+from embed_jax.parallel.gather import gatherer, manual_axes, map_groups, mean_of_groups, state_specs, vary
 from embed_jax.parallel.mesh import BATCH_AXES
 from embed_jax.types import BASE, Auxiliary, Batch, Encoder
 
@@ -33,7 +33,7 @@ def token_loss(
     gathered = gatherer(encoder, mesh, specs, fsdp_gather)
 
     def on_device(params, batch: Batch, key, frozen_params):
-        params, base, head = jax.tree.map(_vary, (params, frozen_params.get(BASE, {}), frozen_params.get(HEAD, {})))
+        params, base, head = jax.tree.map(vary, (params, frozen_params.get(BASE, {}), frozen_params.get(HEAD, {})))
         first_group = lax.axis_index(BATCH_AXES) * batch.present.shape[0]
         trained, read = gathered({**base, **params["encoder"]})
 
@@ -41,7 +41,7 @@ def token_loss(
             return objective.apply({**head, **params["loss"]}, trained, group, key, **read)
 
         sums = map_groups(of_group, batch.tokens["encoder"], key, first_group)
-        value, metrics = _mean_of_groups(sums)
+        value, metrics = mean_of_groups(sums)
         finite = jnp.repeat(jnp.isfinite(sums[0]), batch.present.shape[2])
         return value, (metrics | {"perplexity": jnp.exp(value)}, finite)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -82,6 +83,11 @@ def dense_search(
         query: {names[row]: score for row, score in zip(found, values, strict=True)}
         for query, found, values in zip(queries, rows.tolist(), scores.tolist(), strict=True)
     }
+
+
+def prompted(encode: Encode, *prompts: str) -> tuple[Encode, ...]:
+    """`encode` with each of the prompts: called as `encode(texts, prompt=...)`, or bare if all of them are empty."""
+    return tuple(functools.partial(encode, prompt=prompt) if any(prompts) else encode for prompt in prompts)
 
 
 def unit_rows(embeddings: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:

@@ -31,10 +31,10 @@ from embed_jax.parallel.mesh import (
     gather_params,
     make_mesh,
     num_groups,
-    param_specs,
     place,
     split_groups,
     state_shardings,
+    training_specs,
 )
 from embed_jax.parallel.queue import init_queue
 from embed_jax.parallel.tokens import token_loss
@@ -46,7 +46,7 @@ from embed_jax.train.start import Start, frozen_models, start_from
 from embed_jax.train.step import init_state, make_train_step
 from embed_jax.train.tokens import cut_records, cut_sources, stand_in, tokens_alone
 from embed_jax.train.workdir import open_workdir
-from embed_jax.types import BASE, Auxiliary, Batch, TrainState
+from embed_jax.types import Auxiliary, Batch, TrainState
 
 Encode = Callable[[Sequence[str]], np.ndarray]
 Evaluator = Callable[[Encode], Mapping[str, float]]
@@ -140,8 +140,7 @@ def fit(
         if not loss.about.queue:
             raise InputError(f"config.queue.size: the loss {config.loss.name!r} has no use for a queue of negatives")
         extra = init_queue(config.queue.size, start.encoder.dim, params["encoder"], config.queue.momentum)
-    rules = [(f"({BASE}|encoder)/{path}", axes) for path, axes in start.encoder.sharding]
-    specs = param_specs({**params, **base}, rules, mesh)
+    specs = training_specs({**params, **base}, start.encoder.sharding, mesh)
     others = {name: other.params for name, other in frozen.items()} | (alone.frozen if alone else {})
     state = init_state(params, optimizer, {**others, **base}, extra)
     shardings = state_shardings(state, optimizer, specs, mesh)

@@ -35,7 +35,7 @@ from embed_jax.retrieval.mine import (
 )
 from embed_jax.retrieval.mined import n_tuple, scored_list
 from embed_jax.retrieval.round_trip import round_trip_filter
-from embed_jax.retrieval.topk import Encode
+from embed_jax.retrieval.topk import Encode, prompted
 from embed_jax.train.prompts import given_prompts
 from embed_jax.train.sources import ONLY
 from embed_jax.train.workdir import FREE_FIELDS
@@ -71,8 +71,7 @@ def mined_sources(
     def searcher(name: str, encode: Encode) -> Searcher:
         if name == "bm25":
             return bm25()
-        given = ({"prompt": prompt} if any(prompts) else {} for prompt in prompts)
-        queries, documents = (functools.partial(encode, **prompt) for prompt in given)
+        queries, documents = prompted(encode, *prompts)
         return dense_searcher(queries, documents, texts, similarity=config.loss.similarity or "cosine")
 
     def consistent(encode: Encode) -> list[Mapping[str, Any]]:

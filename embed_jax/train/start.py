@@ -13,7 +13,6 @@ from embed_jax.config import Lora, Model
 from embed_jax.data.tokenize import Tokenizer, load_tokenizer
 from embed_jax.encoders.adapter import check_writable
 from embed_jax.encoders.build import EncoderSpec, build_encoder, random_spec
-from embed_jax.encoders.family import check_vocabulary
 from embed_jax.encoders.heads import Dense, Normalize
 from embed_jax.encoders.hf import read_model, sharding_rules
 from embed_jax.encoders.hub import resolve
@@ -29,7 +28,7 @@ from embed_jax.encoders.shrink import keep_layers, layer_numbers
 from embed_jax.errors import InputError
 from embed_jax.parallel.loading import by_rules, sharded_put
 from embed_jax.registry import called
-from embed_jax.sentence import SentenceEncoder, with_family
+from embed_jax.sentence import SentenceEncoder, tokenizer_of, with_family
 from embed_jax.types import BASE, Encoder, Params, Put, Rules
 
 
@@ -83,15 +82,8 @@ def start_from(
         put = None if mesh is None else _putting(sharding_rules(found), mesh, lora)
         saved = with_family(read_model(found, put=put), model.name)
         spec, params = saved.spec, saved.params
-        directory = _tokenizer(model) if model.tokenizer else saved.tokenizer_directory
-        tokenizer = load_tokenizer(
-            directory,
-            max(saved.max_length, max_length),
-            lower_case=saved.lower_case,
-            special_tokens=saved.special_tokens,
-            append_eos=model.append_eos or saved.append_eos,
-        )
-        check_vocabulary(tokenizer.vocab_size, spec.backbone.vocab_size, directory)
+        directory = _tokenizer(model) if model.tokenizer else None
+        tokenizer = tokenizer_of(saved, max(saved.max_length, max_length), directory, model.append_eos)
         recorded = saved.recorded()
     spec, params = changed(spec, params, model, key)
     spec, params = adapted(spec, params, lora, jax.random.fold_in(key, 4))
@@ -230,13 +222,7 @@ def frozen_models(model: Model, max_length: int) -> dict[str, Frozen]:
     for name in ("guide", "teacher"):
         if getattr(model, name):
             saved = read_model(resolve(getattr(model, name)))
-            tokenizer = load_tokenizer(
-                saved.tokenizer_directory,
-                min(max_length, saved.max_length),
-                lower_case=saved.lower_case,
-                special_tokens=saved.special_tokens,
-            )
-            check_vocabulary(tokenizer.vocab_size, saved.spec.backbone.vocab_size, saved.tokenizer_directory)
+            tokenizer = tokenizer_of(saved, min(max_length, saved.max_length))
             encoder = build_encoder(saved.spec, compute_dtype=_compute_dtype(model.compute_dtype))
             found[name] = Frozen(encoder, saved.params, tokenizer)
     return found

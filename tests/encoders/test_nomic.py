@@ -12,8 +12,9 @@ from safetensors.numpy import save_file
 from embed_jax.encoders.build import build_encoder, random_spec
 from embed_jax.encoders.heads import LayerNorm, Normalize
 from embed_jax.encoders.hf import read_model, write_model
-from embed_jax.encoders.layers import rotate, rotation
+from embed_jax.encoders.layers import rotate
 from embed_jax.encoders.nomic import NomicConfig
+from embed_jax.encoders.rope import Rope, rope_rotation
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup
 
@@ -256,7 +257,7 @@ def test_rotated_products_depend_on_the_distance_only():
 
     def products(queries, keys):
         rows = [
-            rotate(np.tile(x, (1, len(at), 1, 1)), rotation(np.asarray(at)[None], 8, 1000.0))[0, :, 0]
+            rotate(np.tile(x, (1, len(at), 1, 1)), rope_rotation(np.asarray(at)[None], 8, Rope(1000.0)))[0, :, 0]
             for x, at in ((query, queries), (key, keys))
         ]
         return np.sum(rows[0] * rows[1], axis=-1)

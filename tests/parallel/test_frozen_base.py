@@ -16,7 +16,7 @@ from embed_jax.encoders.lora import LoraSpec, split_trainable
 from embed_jax.losses.contrastive import info_nce
 from embed_jax.losses.expression import build_loss
 from embed_jax.parallel.gather import global_loss
-from embed_jax.parallel.mesh import make_mesh, param_specs, place, split_groups, state_shardings
+from embed_jax.parallel.mesh import make_mesh, place, split_groups, state_shardings, training_specs
 from embed_jax.parallel.queue import init_queue
 from embed_jax.train.optim import make_optimizer
 from embed_jax.train.step import init_state, make_train_step
@@ -55,8 +55,7 @@ def step_of(way, mesh):
     """A training step on a mesh, and its state."""
     encoder, params, base = start(way)
     optimizer = make_optimizer(Optim(learning_rate=1e-3, schedule="constant"), 10)
-    rules = [(f"({BASE}|encoder)/{path}", axes) for path, axes in encoder.sharding]
-    specs = param_specs({**params, **base}, rules, mesh)
+    specs = training_specs({**params, **base}, encoder.sharding, mesh)
     state = init_state(params, optimizer, base)
     shardings = state_shardings(state, optimizer, specs, mesh)
     objective = global_loss(encoder, info_nce, mesh, specs=specs)
