@@ -118,6 +118,27 @@ FAMILIES: dict[str, FamilyPrompts] = {
 }
 
 
+DOCUMENT_NAMES = ("document", "passage", "corpus")  # what models call the prompt of what is searched
+
+
+def prompt_for(prompts: Mapping[str, str], *, task: str = "", kind: str = "", side: str = "") -> str | None:
+    """Which of a model's prompts a task takes, in mteb's order: its own, its kind's, its side's; None if none is meant.
+
+    >>> prompt_for({"query": "q: ", "STS": "s: "}, kind="STS")
+    'STS'
+
+    Args:
+        prompts: text by name; names count in any case.
+        task: name of the task, such as "SciFact".
+        kind: by mteb's name, such as "Retrieval" or "PairClassification".
+        side: "query", "document" or "".
+    """
+    sides = DOCUMENT_NAMES if side == "document" else (side,)
+    wanted = [f"{what}-{name}" if name else what for what in (task, kind) if what for name in (*sides, "")]
+    known = {name.lower(): name for name in prompts}
+    return next((known[name.lower()] for name in (*wanted, *filter(None, sides)) if name.lower() in known), None)
+
+
 def expected(name: str) -> FamilyPrompts | None:
     """What the family of a model expects; None for a name that no family has.
 

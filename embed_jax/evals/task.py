@@ -1,0 +1,163 @@
+"""What all evaluations share: a task with its data, a model as tasks see it, and what comes out.
+
+A kind of task is one file with a function `open_task(data, split, *, name, ...options) -> Task`, and a line in the
+registry under "task".
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from embed_jax.errors import InputError
+from embed_jax.evals.metrics import bootstrap_interval, spearman
+
+QUERY, DOCUMENT = "query", "document"
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """What texts are embedded for: it decides which of a model's prompts stands before them.
+
+    Attributes:
+        task: the task's name, such as "SciFact".
+        kind: its kind by mteb's name, such as "Retrieval" or "STS".
+        side: QUERY or DOCUMENT where a task has the two, else "".
+        instruction: for models with a template for instructions; the document side has none.
+    """
+
+    task: str = ""
+    kind: str = ""
+    side: str = ""
+    instruction: str = ""
+
+
+class Embed(Protocol):
+    """A model as tasks see it: see `embedder.Embedder`.
+
+    Attributes:
+        similarity: "cosine", "dot", "euclidean" or "manhattan": how its embeddings are meant to be compared.
+    """
+
+    similarity: str
+
+    def __call__(self, texts: Sequence[str], use: Use) -> Float[np.ndarray, "N D"]: ...
+
+
+def average_precision(values: Float[np.ndarray, " N"], labels: Float[np.ndarray, " N"]) -> float:
+    """sum_n (R_n - R_(n-1)) P_n of ranking items by value against labels 0 and 1; nan without a 1.
+
+    Equal values are one step, as in scikit-learn's average_precision_score.
+    """
+    order = np.argsort(-values, kind="stable")
+    values, labels = values[order], labels[order]
+    last = np.flatnonzero(np.append(values[1:] != values[:-1], True))
+    found = np.cumsum(labels)[last]
+    if not len(found) or found[-1] == 0:
+        return math.nan
+    return float(np.sum(np.diff(found, prepend=0) * found / (last + 1)) / found[-1])
+
+
+STATISTICS: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "mean": lambda values, _: float(values.mean()),
+    "spearman": spearman,
+    "ap": average_precision,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Items:
+    """What a task's main score is made of, item by item: what intervals, comparisons and overlap checks work on.
+
+    Attributes:
+        values: of each item (query, pair, text): its own score, or a similarity to compare with `gold`.
+        gold: what is right, for a statistic of both; None for "mean".
+        statistic: one of STATISTICS; the main score is this of all items.
+    """
+
+    values: Float[np.ndarray, " N"]
+    gold: Float[np.ndarray, " N"] | None = None
+    statistic: str = "mean"
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def score(self, rows: Int[np.ndarray, " M"] | slice = slice(None)) -> float:
+        """The statistic of the items with these numbers; of all."""
+        values = np.asarray(self.values)[rows]
+        return STATISTICS[self.statistic](values, values if self.gold is None else np.asarray(self.gold)[rows])
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """Bootstrap interval of the score, over items."""
+        return bootstrap_interval(len(self), self.score, confidence=confidence)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a model scored on a task; scores are fractions, or correlations.
+
+    Attributes:
+        main: which of `metrics` stands for the task.
+        metrics: by name; nan for what is undefined.
+        intervals: 95 % bootstrap intervals over items, by metric; of `main` at least.
+        items: what the main score is made of.
+        notes: what must be known of these figures: records left out, documents cut.
+    """
+
+    main: str
+    metrics: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]]
+    items: Items
+    notes: tuple[str, ...] = ()
+
+    @property
+    def score(self) -> float:
+        """The main score."""
+        return self.metrics[self.main]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A task on its data, read and checked.
+
+    Attributes:
+        name: what it is called in tables and by prompts made for it, such as "SciFact".
+        kind: by mteb's name, such as "Retrieval".
+        unit: what its items are, in the plural: "pairs", "queries", "texts".
+        item_texts: the test texts of each item, in the order of `Outcome.items`: what training must not have seen.
+        evaluate: scores a model. It embeds each text as `embed(texts, Use(name, kind, ...))`.
+    """
+
+    name: str
+    kind: str
+    unit: str
+    item_texts: Sequence[tuple[str, ...]]
+    evaluate: Callable[[Embed], Outcome]
+
+
+def mean_outcome(
+    main: str,
+    per_item: Mapping[str, Float[np.ndarray, " N"]],
+    *,
+    others: Mapping[str, float] | None = None,
+    notes: Sequence[str] = (),
+) -> Outcome:
+    """The outcome of metrics that are means over the same items.
+
+    Args:
+        main: one of `per_item`.
+        per_item: the values of each item, by metric.
+        others: further metrics, which have no interval.
+    """
+    scored = {name: Items(np.asarray(values, np.float64)) for name, values in per_item.items()}
+    if not len(scored[main]):
+        raise InputError(f"{main}: no items to score")
+    metrics = {name: items.score() for name, items in scored.items()} | dict(others or {})
+    return Outcome(
+        main, metrics, {name: items.interval() for name, items in scored.items()}, scored[main], tuple(notes)
+    )
