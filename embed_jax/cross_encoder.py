@@ -12,8 +12,8 @@ from embed_jax.data.tokenize import Tokenizer, load_tokenizer
 from embed_jax.data.window import WINDOW, pack_window
 from embed_jax.encoders.classifier import ClassifierSpec, build_classifier
 from embed_jax.encoders.family import check_vocabulary
-from embed_jax.encoders.hf import read_classifier
 from embed_jax.encoders.hub import resolve
+from embed_jax.encoders.read import read_classifier
 from embed_jax.errors import InputError
 from embed_jax.parallel.gather import sharded_encode
 from embed_jax.parallel.inference import default_batch_tokens, run_batches

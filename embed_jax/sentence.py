@@ -19,10 +19,12 @@ from embed_jax.data.tokenize import Tokenizer, load_tokenizer
 from embed_jax.data.window import WINDOW, pack_window
 from embed_jax.encoders.build import EncoderSpec, build_encoder
 from embed_jax.encoders.family import check_vocabulary
-from embed_jax.encoders.hf import SavedModel, read_model, write_model
 from embed_jax.encoders.hub import resolve
 from embed_jax.encoders.lora import merge_lora
+from embed_jax.encoders.read import read_model
+from embed_jax.encoders.saved import SavedModel
 from embed_jax.encoders.shrink import first_layers
+from embed_jax.encoders.write import write_model
 from embed_jax.errors import InputError
 from embed_jax.parallel.gather import sharded_encode
 from embed_jax.parallel.inference import default_batch_tokens, run_batches

@@ -38,7 +38,7 @@ class Family:
         module: `(config, dtype, remat, attention, unroll, read) -> flax module` whose call is
             `(tokens, key, every_layer) -> hidden [R, T, D]`, or `[L, R, T, D]` if every layer is asked for.
         read_config: config.json's dictionary -> the backbone's frozen dataclass; None: it has no config.json.
-        write_config: the inverse; without "architectures" and "model_type", which hf.py adds.
+        write_config: the inverse; without "architectures" and "model_type", which write.py adds.
         tensors: our path -> Hugging Face's module, with "{}" for the layer's number. Our path is a module's,
             whose leaves are kernel (their weight, transposed), scale (weight) and bias (bias), or a table's
             (weight). Paths that a configuration has no parameters for are not looked for. A `Part` is one of several of

@@ -14,7 +14,7 @@ from embed_jax.types import Put, Read, Rules, param_dtype
 
 
 def sharded_put(shardings: Callable[[str, tuple[int, ...]], Sharding], dtype: str = "") -> Put:
-    """A `put` for `encoders.hf.read_model` that leaves each parameter on the devices, as its sharding says.
+    """A `put` for `encoders.read.read_model` that leaves each parameter on the devices, as its sharding says.
 
     Parts are read one after the other, each once, however many devices have it, and only those of this host's devices.
 

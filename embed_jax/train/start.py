@@ -14,7 +14,6 @@ from embed_jax.data.tokenize import Tokenizer, load_tokenizer
 from embed_jax.encoders.adapter import check_writable
 from embed_jax.encoders.build import EncoderSpec, build_encoder, random_spec
 from embed_jax.encoders.heads import Dense, Normalize
-from embed_jax.encoders.hf import read_model, sharding_rules
 from embed_jax.encoders.hub import resolve
 from embed_jax.encoders.int8 import quantize, quantize_layers
 from embed_jax.encoders.lora import (
@@ -24,6 +23,7 @@ from embed_jax.encoders.lora import (
     merge_lora,
     split_trainable,
 )
+from embed_jax.encoders.read import read_model, sharding_rules
 from embed_jax.encoders.shrink import keep_layers, layer_numbers
 from embed_jax.errors import InputError
 from embed_jax.parallel.loading import by_rules, sharded_put

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from embed_jax.data.tokenize import load_tokenizer
-from embed_jax.encoders import hf
 from embed_jax.encoders.adapter import read_adapter
 from embed_jax.encoders.base import base_name, fingerprint
 from embed_jax.encoders.lora import LoraSpec, init_lora
 from embed_jax.encoders.modules import write_modules, write_pooling
+from embed_jax.encoders.read import read_model
 from embed_jax.encoders.weights import read_safetensors, write_safetensors
 from embed_jax.errors import InputError
 from embed_jax.sentence import SentenceEncoder, load
@@ -270,7 +270,7 @@ def test_a_base_of_another_size_or_without_a_name(bases, tmp_path):
 
 def test_the_base_is_known_by_its_numbers(bases, tmp_path):
     adapted(bases["bert"], ("query",)).save(tmp_path / "adapter")
-    saved = hf.read_model(bases["bert"])
+    saved = read_model(bases["bert"])
     backbone = saved.spec.backbone
     own = fingerprint(backbone, bases["bert"])
     lora, _ = read_adapter(tmp_path / "adapter", backbone, "renamed", bases["bert"])  # the same numbers, another name

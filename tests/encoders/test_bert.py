@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from embed_jax.encoders.bert import BertConfig, relative_bucket
-from embed_jax.encoders.hf import read_model
+from embed_jax.encoders.read import read_model
 from embed_jax.encoders.weights import params_from_tensors
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup

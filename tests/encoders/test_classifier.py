@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from embed_jax.encoders.bert import BertConfig
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.classifier import ClassifierSpec, build_classifier, classifier_spec
-from embed_jax.encoders.hf import read_classifier, read_model
+from embed_jax.encoders.read import read_classifier, read_model
 from embed_jax.errors import InputError
 
 FAMILIES = {

@@ -12,8 +12,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from embed_jax.encoders.build import EncoderSpec, build_encoder, random_spec
-from embed_jax.encoders.hf import read_model, write_model
+from embed_jax.encoders.read import read_model
 from embed_jax.encoders.shrink import first_layers, keep_layers
+from embed_jax.encoders.write import write_model
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup
 

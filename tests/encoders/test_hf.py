@@ -13,8 +13,9 @@ from safetensors.numpy import load_file, save_file
 from embed_jax.encoders import hub
 from embed_jax.encoders.build import EncoderSpec, build_encoder
 from embed_jax.encoders.heads import Dense, Normalize
-from embed_jax.encoders.hf import read_model, write_model
 from embed_jax.encoders.hub import resolve
+from embed_jax.encoders.read import read_model
+from embed_jax.encoders.write import write_model
 from embed_jax.errors import InputError
 
 TEXTS = ["a dog runs in the city", "music", "", "she plays the red guitar, very quickly . and the train made it"]

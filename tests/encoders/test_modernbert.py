@@ -13,10 +13,11 @@ from embed_jax.data.tokenize import load_tokenizer
 from embed_jax.encoders.build import build_encoder, random_spec
 from embed_jax.encoders.decoder import FULL, SLIDING
 from embed_jax.encoders.heads import Normalize
-from embed_jax.encoders.hf import read_model, write_model
 from embed_jax.encoders.modernbert import ModernBertConfig, alternating
+from embed_jax.encoders.read import read_model
 from embed_jax.encoders.shrink import first_layers, keep_layers
 from embed_jax.encoders.weights import params_from_tensors
+from embed_jax.encoders.write import write_model
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup
 from embed_jax.types import num_params

@@ -16,9 +16,10 @@ from embed_jax.encoders.bert import BertConfig
 from embed_jax.encoders.build import SHAPES, EncoderSpec, build_encoder, random_spec
 from embed_jax.encoders.classifier import ClassifierSpec, build_classifier
 from embed_jax.encoders.heads import Dense, LayerNorm, Normalize
-from embed_jax.encoders.hf import read_model, write_model
+from embed_jax.encoders.read import read_model
 from embed_jax.encoders.static import StaticConfig
 from embed_jax.encoders.weights import open_tensors, read_tensors, write_safetensors, write_tensors
+from embed_jax.encoders.write import write_model
 from embed_jax.errors import InputError
 from embed_jax.parallel.loading import by_rules, sharded_put
 from embed_jax.parallel.mesh import make_mesh

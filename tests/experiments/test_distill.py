@@ -9,7 +9,7 @@ import pytest
 
 from embed_jax.config import Experiment, Source
 from embed_jax.config_file import override
-from embed_jax.encoders.hf import read_model
+from embed_jax.encoders.read import read_model
 from embed_jax.encoders.shrink import keep_layers
 from embed_jax.errors import exit_with_one_line
 from embed_jax.evals.sts import sts_evaluator

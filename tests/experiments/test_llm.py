@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 import embed_jax
 from embed_jax.config_file import load
 from embed_jax.encoders.build import SHAPES, build_encoder, random_spec
-from embed_jax.encoders.hf import write_model
+from embed_jax.encoders.write import write_model
 from embed_jax.errors import exit_with_one_line
 from embed_jax.types import num_params
 

@@ -87,7 +87,7 @@ def test_a_guide_of_another_tokenizer(train, tmp_path, tiny_tokenizer):
 
     from embed_jax.data.tokenize import load_tokenizer
     from embed_jax.encoders.build import build_encoder, random_spec
-    from embed_jax.encoders.hf import write_model
+    from embed_jax.encoders.write import write_model
 
     pytest.importorskip("matplotlib")
     first, *words = (tiny_tokenizer / "vocab.txt").read_text().split()

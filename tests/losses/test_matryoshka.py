@@ -11,8 +11,8 @@ import pytest
 
 from embed_jax.data.pack import pack_batch
 from embed_jax.encoders.build import build_encoder, random_spec
-from embed_jax.encoders.hf import write_model
 from embed_jax.encoders.weights import tensors_from_params
+from embed_jax.encoders.write import write_model
 from embed_jax.errors import InputError
 from embed_jax.losses import classification, contrastive, distillation, pairwise, triplet
 from embed_jax.losses.compose import bind, per_dataset, symmetric, weighted_sum

@@ -1,0 +1,170 @@
+"""Writes a model's directory, which sentence-transformers and transformers read; whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import jax.numpy as jnp
+import numpy as np
+
+from embed_jax.encoders import modules
+from embed_jax.encoders.adapter import WEIGHTS as ADAPTER_WEIGHTS
+from embed_jax.encoders.adapter import write_adapter
+from embed_jax.encoders.base import ADAPTER_CONFIG
+from embed_jax.encoders.build import TOKEN_HEAD, EncoderSpec
+from embed_jax.encoders.int8 import dequantize
+from embed_jax.encoders.stack import ADAPTER
+from embed_jax.encoders.weights import SHARD_BYTES, tensors_from_params, write_json, write_tensors
+from embed_jax.errors import InputError
+from embed_jax.registry import lookup
+from embed_jax.types import Params
+
+REPLACED = {"README.md", ".gitattributes", "config.json", ADAPTER_CONFIG, ADAPTER_WEIGHTS}  # of a model there before
+
+
+class SavesItself(Protocol):
+    """A tokenizer, as far as writing a model is concerned."""
+
+    def save(self, directory: Path) -> None: ...
+
+
+def write_model(
+    directory: Path,
+    spec: EncoderSpec,
+    params: Params,
+    *,
+    tokenizer: SavesItself,
+    max_length: int,
+    prompts: Mapping[str, str] | None = None,
+    default_prompt_name: str | None = None,
+    include_prompt: bool = True,
+    similarity: str = "cosine",
+    lower_case: bool = False,
+    matryoshka_dims: Sequence[int] = (),
+    adaptive_layers: bool = False,
+    base: str = "",
+    template: str = "",
+    shard_bytes: int = SHARD_BYTES,
+    further: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Writes a directory that sentence-transformers, `read_model` and (without the pooling) transformers read.
+
+    Tensors have the parameters' dtypes. It is made beside and renamed, so `directory` holds a whole model or what it
+    held before. A model there before is replaced; a directory with anything else in it is not touched. The
+    "first_last_mean" pooling and a LatentAttention are ours alone: sentence-transformers refuses such a model. A static
+    encoder is written as a StaticEmbedding. Of an encoder with an adapter only the adapter is written, as
+    sentence-transformers does, in PEFT's format; the backbone must be that of `base`. Kernels in eight bits are written
+    in float32.
+
+    Args:
+        spec, params: as of `build_encoder`; parameters of heads that the spec does not name are left out.
+        tokenizer: what writes the tokenizer's files.
+        max_length, prompts, default_prompt_name, include_prompt, similarity, lower_case, matryoshka_dims,
+            adaptive_layers, base, template: see SavedModel.
+        shard_bytes: a larger backbone is written as shards of at most so many bytes.
+        further: tensors to write beside the backbone's, under Hugging Face's names, such as those of a language model's
+            head; not beside an adapter.
+
+    Raises:
+        InputError: the directory cannot be written, or holds something that is no model; or prompts of a static
+            encoder are to be left out of pooling; or an adapter's base is not found, or of another size.
+    """
+    directory = Path(directory).absolute()
+    static = lookup("backbone", spec.backbone.family).write_config is None
+    if static and not include_prompt:
+        raise InputError(f"{directory}: prompts count towards pooling in a StaticEmbedding: include_prompt False "
+                         "cannot be written")  # fmt: skip
+    with whole_directory(directory) as temporary:
+        changes = {}
+        if spec.lora is None:
+            _write_backbone(temporary, spec, params["backbone"], shard_bytes, further or {})
+        else:
+            changes = write_adapter(temporary, spec, params[ADAPTER], base)
+        tokenizer.save(temporary)
+        folders = [("StaticEmbedding" if static else "Transformer", "")]
+        if not static:  # whose limit is its tokenizer's
+            if spec.token_head is not None:
+                folders.append((modules.LATENT, f"1_{modules.LATENT}"))
+                modules.write_latent_attention(temporary / folders[-1][1], spec.token_head, params[TOKEN_HEAD])
+            folders.append(("Pooling", f"{len(folders)}_Pooling"))
+            modules.write_pooling(temporary / folders[-1][1], spec.pooling, spec.backbone.hidden_size, include_prompt)
+            texts = {"max_seq_length": max_length, "do_lower_case": lower_case}
+            texts |= {"config_kwargs": changes} if changes else {}
+            write_json(temporary / "sentence_bert_config.json", texts)
+        for i, head in enumerate(spec.heads):
+            kind = type(head).__name__
+            folders.append((kind, f"{len(folders)}_{kind}"))
+            modules.write_head(temporary / folders[-1][1], head, params["heads"].get(str(i), {}))
+        modules.write_modules(temporary, folders)
+        settings = {
+            "prompts": dict(prompts or {}),
+            "default_prompt_name": default_prompt_name,
+            "similarity_fn_name": similarity,
+            "instruction_template": template,
+        }
+        settings |= {"matryoshka_dims": list(matryoshka_dims)} if matryoshka_dims else {}
+        settings |= {"adaptive_layers": True} if adaptive_layers else {}
+        write_json(temporary / "config_sentence_transformers.json", settings)
+
+
+def _write_backbone(
+    directory: Path, spec: EncoderSpec, params: Params, shard_bytes: int, further: Mapping[str, np.ndarray]
+) -> None:
+    family = lookup("backbone", spec.backbone.family)
+    tensors = tensors_from_params(family, dequantize(params))
+    if family.write_config is not None:
+        half = all(value.dtype == jnp.bfloat16 for value in tensors.values() if value.ndim > 1)
+        config = {"architectures": [family.architecture], "model_type": spec.backbone.family,
+                  "dtype": "bfloat16" if half else "float32"}  # fmt: skip
+        write_json(directory / "config.json", config | family.write_config(spec.backbone))
+    write_tensors(directory, {**tensors, **further}, shard_bytes)
+
+
+@contextlib.contextmanager
+def whole_directory(directory: Path) -> Iterator[Path]:
+    """A new directory beside `directory` that takes its place when the block ends well, and is removed otherwise.
+
+    A model that stood there is moved aside first and removed last.
+
+    Raises:
+        InputError: the directory cannot be written, or holds anything but a model that the new one replaces whole.
+    """
+    directory = Path(directory).absolute()
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"{directory}: is a file; a directory is wanted")
+    temporary = None
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+        temporary.chmod(0o755)
+        yield temporary
+        _put_in_place(temporary, directory)
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be written ({error.strerror or error})") from None
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put_in_place(new: Path, directory: Path) -> None:
+    """Renames `new` to `directory`; a model that stood there is moved aside first and removed last."""
+    present = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
+    if not present:
+        os.replace(new, directory)  # over an empty directory too
+        return
+    weights = {name for name in present if re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?", name)}
+    foreign = sorted(present - weights - {path.name for path in new.iterdir()} - REPLACED)
+    if "modules.json" not in present or foreign:
+        raise InputError(f"{directory}: holds {foreign or sorted(present)}, which this model would not replace; "
+                         "give a new directory, or remove it")  # fmt: skip
+    old = Path(tempfile.mkdtemp(prefix=f".{directory.name}.old.", dir=directory.parent))
+    os.replace(directory, old)
+    os.replace(new, directory)
+    shutil.rmtree(old)
