@@ -12,7 +12,8 @@ ROOT = Path(__file__).parent.parent
 # A module imports from its own part and from parts on lower steps; parts on one step do not know each other.
 STEPS = (
     ("errors", "atomic", "types", "config", "config_rules", "config_file", "registry"),
-    ("encoders", "losses", "parallel", "data", "prompts"),
+    ("encoders", "losses", "parallel", "data", "prompts", "similarity"),
+    ("pretrained",),
     ("sentence", "cross_encoder"),
     ("retrieval",),
     ("evals",),
