@@ -88,13 +88,35 @@ def bootstrap_interval(
     Returns:
         Lower and upper end. Resamples where the statistic is nan are left out.
     """
+    return percentile_interval(bootstrap(n, statistic, resamples=resamples, seed=seed), confidence)
+
+
+def bootstrap(
+    n: int, statistic: Callable[[Int[np.ndarray, " N"]], float], *, resamples: int = 1000, seed: int = 0
+) -> Float[np.ndarray, " R"]:
+    """`statistic` on n indices drawn with replacement, again and again; the same indices for the same n and seed."""
     rng = np.random.default_rng(seed)
-    values = np.array([statistic(rng.integers(n, size=n)) for _ in range(resamples)])
+    return np.array([statistic(rng.integers(n, size=n)) for _ in range(resamples)])
+
+
+def percentile_interval(values: Float[np.ndarray, " R"], confidence: float = 0.95) -> tuple[float, float]:
+    """Lower and upper end of the middle of resampled values; nan among them is left out, of nothing else it is nan."""
     values = values[~np.isnan(values)]
     if not len(values):
         return math.nan, math.nan
     low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
+
+
+def spearman_of(a: Float[np.ndarray, " N"], b: Float[np.ndarray, " N"]) -> Callable[[Int[np.ndarray, " M"]], float]:
+    """`lambda i: spearman(a[i], b[i])` for `bootstrap`: ranks come from counting, so that no resample is sorted."""
+    levels = [np.unique(side, return_inverse=True)[1] for side in (a, b)]
+
+    def ranks(level: Int[np.ndarray, " M"]) -> Float[np.ndarray, " M"]:
+        counts = np.bincount(level)
+        return (np.cumsum(counts) - (counts - 1) / 2)[level]
+
+    return lambda i: pearson(ranks(levels[0][i]), ranks(levels[1][i]))
 
 
 def _dcg(gains: Float[np.ndarray, "Q K"], k: int) -> Float[np.ndarray, " Q"]:

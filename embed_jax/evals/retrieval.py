@@ -9,12 +9,81 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
+from embed_jax.data.sources import open_retrieval_task
 from embed_jax.errors import InputError
 from embed_jax.evals.metrics import RANKING_METRICS, bootstrap_interval
+from embed_jax.evals.task import DOCUMENT, QUERY, Embed, Outcome, Task, Use, mean_outcome
+from embed_jax.registry import unknown
 from embed_jax.retrieval.topk import Encode, Run, dense_search, prompted
+from embed_jax.similarity import SIMILARITIES
 
 Texts = Mapping[str, str]  # by id
 Qrels = Mapping[str, Mapping[str, int]]  # query id -> {document id: relevance}
+
+
+def open_task(
+    data: str,
+    split: str = "test",
+    *,
+    name: str = "",
+    k: str = "10,100",
+    similarity: str = "",
+    ignore_identical_ids: bool = False,
+    passage_words: int = 0,
+    passage_overlap: int = 0,
+) -> Task:
+    """Retrieval by BEIR's and mteb's protocol; the main score is nDCG at the cut-off 10, or at the lowest without it.
+
+    Args:
+        data, split: see `open_retrieval_task`.
+        k: cut-offs, separated by commas.
+        similarity: one of SIMILARITIES; the model's own if empty.
+        ignore_identical_ids: see `evaluate_retrieval`.
+        passage_words: cut documents into passages of so many words and take each document's best; 0: whole documents,
+            of which a model reads no more than its limit.
+        passage_overlap: how many words a passage shares with the one before it.
+
+    Raises:
+        InputError: for data that cannot be read, judgements of unknown ids, or options out of range.
+    """
+    ks = cut_offs(k)
+    if similarity and similarity not in SIMILARITIES:
+        raise InputError(unknown("similarity", similarity, SIMILARITIES))
+    if passage_words < 0 or not 0 <= passage_overlap < max(passage_words, 1):
+        found = f"{passage_words} and {passage_overlap}"
+        raise InputError(f"passage_words, passage_overlap: expected 0 or more, and less than it, found {found}")
+    corpus, queries, qrels = open_retrieval_task(data, split)
+    check_qrels(corpus, queries, qrels)
+
+    def evaluate(embed: Embed) -> Outcome:
+        sides = [functools.partial(embed, use=Use(name, "Retrieval", side)) for side in (QUERY, DOCUMENT)]
+        search = functools.partial(dense_search, *sides, similarity=similarity or embed.similarity)
+        if passage_words:
+            from embed_jax.retrieval.passages import passage_search
+
+            search = functools.partial(
+                passage_search,
+                *sides,
+                words=passage_words,
+                overlap=passage_overlap,
+                similarity=similarity or embed.similarity,
+            )
+        result = evaluate_search(search, corpus, queries, qrels, ks=ks, ignore_identical_ids=ignore_identical_ids)
+        return mean_outcome("ndcg@10" if 10 in ks else f"ndcg@{ks[0]}", result.per_query)
+
+    return Task(name, "Retrieval", "queries", [(queries[query],) for query in qrels], evaluate)
+
+
+def cut_offs(text: str) -> list[int]:
+    """[10, 100] of "100,10".
+
+    Raises:
+        InputError: for what is no number from 1 up.
+    """
+    numbers = str(text).split(",")
+    if not all(number.strip().isdecimal() and int(number) > 0 for number in numbers):
+        raise InputError(f"k: expected numbers from 1 up, separated by commas, found {text!r}")
+    return sorted({int(number) for number in numbers})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from embed_jax.errors import InputError
-from embed_jax.evals.metrics import bootstrap_interval, spearman
-
-BLOCK = 1 << 20  # numbers of resampled data at a time
+from embed_jax.evals.metrics import percentile_interval
+from embed_jax.evals.randomization import exchanged, gaps_of, randomization_test
+from embed_jax.evals.task import Items
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,16 +73,7 @@ def paired_difference(
         InputError: if the lengths differ, there are fewer than two items, or a score is not finite.
     """
     a, b = _columns(A=per_item_a, B=per_item_b)
-    differences = a - b
-    n = len(differences)
-    nonzero = differences[differences != 0]  # the sign of 0 changes nothing, and each item less halves the patterns
-
-    def means(turned: Bool[np.ndarray, "R m"]) -> Float[np.ndarray, " R"]:
-        return (nonzero.sum() - 2 * (turned @ nonzero)) / n
-
-    p_value, exact = _randomization_test(means, len(nonzero), resamples, seed, scale=np.abs(nonzero).sum() / n)
-    interval = bootstrap_interval(n, lambda i: float(differences[i].mean()), confidence=confidence, seed=seed)
-    return PairedDifference(float(differences.mean()), interval, p_value, exact, n)
+    return _compared(Items(a), Items(b), confidence, resamples, seed)
 
 
 def paired_spearman(
@@ -116,34 +107,81 @@ def paired_spearman(
     Raises:
         InputError: as `paired_difference`, and if similarities or scores are constant.
     """
-    from scipy.stats import rankdata
+    a, b, gold = _columns(A=similarities_a, B=similarities_b, gold=scores)
+    items = (Items(side, gold, "spearman") for side in (a, b))
+    return _compared(*items, confidence, resamples, seed)
 
-    columns = _columns(A=similarities_a, B=similarities_b, gold=scores)
-    for name, column in zip(("A", "B", "gold"), columns, strict=True):
-        if np.ptp(column) == 0:
-            raise InputError(f"scores of {name}: all {len(column)} are {column[0]:g}, so there is no correlation")
-    a, b, gold = (rankdata(column) for column in columns)
-    n = len(gold)
-    unit_gold = (gold - gold.mean()) / np.linalg.norm(gold - gold.mean())
-    different = np.flatnonzero(a != b)
 
-    def correlations(rows: Float[np.ndarray, "R N"]) -> Float[np.ndarray, " R"]:
-        ranks = rankdata(rows, axis=1) - (n + 1) / 2
-        norms = np.linalg.norm(ranks, axis=1)
-        return np.divide(ranks @ unit_gold, norms, out=np.zeros(len(rows)), where=norms > 0)
+def paired_average_precision(
+    similarities_a: Sequence[float] | Float[np.ndarray, " N"],
+    similarities_b: Sequence[float] | Float[np.ndarray, " N"],
+    labels: Sequence[float] | Float[np.ndarray, " N"],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> PairedDifference:
+    """The difference of two systems' average precisions on the same labelled pairs; the test is `paired_spearman`'s.
 
-    def statistics(exchanged: Bool[np.ndarray, "R m"]) -> Float[np.ndarray, " R"]:
-        swap = np.zeros((len(exchanged), n), bool)
-        swap[:, different] = exchanged
-        return correlations(np.where(swap, b, a)) - correlations(np.where(swap, a, b))
+    Of equal ranks, which exchanges make, those of label 0 come first, for both systems alike.
 
-    p_value, exact = _randomization_test(statistics, len(different), resamples, seed, scale=1.0, width=n)
+    Args:
+        similarities_a, similarities_b: of the same pairs in the same order, each on any scale.
+        labels: 1 or 0.
 
-    def gap(i: np.ndarray) -> float:
-        return spearman(a[i], gold[i]) - spearman(b[i], gold[i])
+    Raises:
+        InputError: as `paired_spearman`.
+    """
+    a, b, gold = _columns(A=similarities_a, B=similarities_b, gold=labels)
+    items = (Items(side, gold, "ap") for side in (a, b))
+    return _compared(*items, confidence, resamples, seed)
 
-    interval = bootstrap_interval(n, gap, confidence=confidence, seed=seed)
-    return PairedDifference(gap(np.arange(n)), interval, p_value, exact, n)
+
+def compare_items(a: Items, b: Items, *, confidence: float = 0.95) -> PairedDifference:
+    """The difference of two systems' scores on the items of one task, by the statistic that the items have.
+
+    Raises:
+        InputError: if they are not of the same items; and as the functions above.
+    """
+    same_gold = (a.gold is None) == (b.gold is None) and (a.gold is None or np.array_equal(a.gold, b.gold))
+    if a.statistic != b.statistic or len(a) != len(b) or not same_gold:
+        raise InputError(f"expected scores of the same items, found {len(a)} ({a.statistic}) and {len(b)} "
+                         f"({b.statistic}){'' if same_gold else ', and other gold'}")  # fmt: skip
+    if a.statistic == "mean":
+        return paired_difference(a.values, b.values, confidence=confidence)
+    of = {"spearman": paired_spearman, "ap": paired_average_precision}[a.statistic]
+    return of(a.values, b.values, a.gold, confidence=confidence)
+
+
+def overall_difference(
+    tasks: Sequence[tuple[Items, Items]], *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> PairedDifference:
+    """The difference of two systems' mean scores over tasks.
+
+    Test and interval are those of each task with the draws of all tasks joined: items are exchanged, and resampled,
+    within each task and independently of the others. So it speaks of other items of these tasks, not of other tasks.
+
+    Args:
+        tasks: the two systems' items of each task.
+
+    Returns:
+        `n` is the number of tasks; the p-value is sampled always.
+
+    Raises:
+        InputError: without a task; and as `compare_items`.
+    """
+    if not tasks:
+        raise InputError("expected one task or more that both systems were scored on, found none")
+    null, drawn, found = np.zeros(resamples), np.zeros(1000), 0.0
+    for number, (a, b) in enumerate(tasks):
+        gaps = gaps_of(a, b)
+        null += np.concatenate(list(exchanged(gaps, resamples, seed + number)))
+        found += gaps.statistics(np.zeros((1, gaps.m), bool))[0]
+        drawn += a.resampled(seed=seed + number) - b.resampled(seed=seed + number)
+    count = int(np.count_nonzero(np.abs(null) >= abs(found) - 1e-10 * len(tasks)))
+    difference = float(np.mean([a.score() - b.score() for a, b in tasks]))
+    interval = percentile_interval(drawn / len(tasks), confidence)
+    return PairedDifference(difference, interval, (1 + count) / (1 + resamples), False, len(tasks))
 
 
 def holm(p_values: Sequence[float] | Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
@@ -224,6 +262,12 @@ def verdict(
     return f"{a} and {b} are not told apart: {numbers}; which does not show that they are equal."
 
 
+def _compared(a: Items, b: Items, confidence: float, resamples: int, seed: int) -> PairedDifference:
+    p_value, exact = randomization_test(gaps_of(a, b), resamples, seed)
+    interval = percentile_interval(a.resampled(seed=seed) - b.resampled(seed=seed), confidence)
+    return PairedDifference(a.score() - b.score(), interval, p_value, exact, len(a))
+
+
 def _columns(at_least: int = 2, **columns: Sequence[float]) -> list[Float[np.ndarray, " N"]]:
     """The columns as arrays, of one length and finite."""
     arrays = {name: np.asarray(column, np.float64) for name, column in columns.items()}
@@ -237,41 +281,3 @@ def _columns(at_least: int = 2, **columns: Sequence[float]) -> list[Float[np.nda
         found = ", ".join(f"{len(array)} of {name}" for name, array in arrays.items())
         raise InputError(f"expected scores of the same items, found {found}")
     return list(arrays.values())
-
-
-def _randomization_test(
-    statistics: Callable[[Bool[np.ndarray, "R m"]], Float[np.ndarray, " R"]],
-    m: int,
-    resamples: int,
-    seed: int,
-    *,
-    scale: float,
-    width: int = 0,
-) -> tuple[float, bool]:
-    """(p-value, whether exact) of |statistic| as found, against the items exchanged in all or many ways.
-
-    Args:
-        statistics: of each row of exchanges, one of which is "none".
-        m: how many items an exchange changes.
-        scale: the statistic's largest size; values equal but for rounding count as equal.
-        width: how many numbers a row takes, if not m.
-    """
-    if resamples < 1:
-        raise InputError(f"resamples: expected 1 or more, found {resamples}")
-    found = abs(statistics(np.zeros((1, m), bool))[0]) - 1e-10 * scale
-    exact = m < 63 and 2**m <= resamples
-    rows = max(BLOCK // max(m, width, 1), 1)
-    blocks = _all_exchanges(m, rows) if exact else _random_exchanges(m, rows, resamples, seed)
-    count = sum(int(np.count_nonzero(np.abs(statistics(block)) >= found)) for block in blocks)
-    return (count / 2**m if exact else (1 + count) / (1 + resamples)), exact
-
-
-def _all_exchanges(m: int, rows: int) -> Iterator[Bool[np.ndarray, "R m"]]:
-    for start in range(0, 2**m, rows):
-        yield (np.arange(start, min(start + rows, 2**m))[:, None] >> np.arange(m)) & 1 > 0
-
-
-def _random_exchanges(m: int, rows: int, resamples: int, seed: int) -> Iterator[Bool[np.ndarray, "R m"]]:
-    rng = np.random.default_rng(seed)
-    for start in range(0, resamples, rows):
-        yield rng.integers(2, size=(min(rows, resamples - start), m), dtype=bool)

@@ -1,23 +1,62 @@
-"""Semantic textual similarity: how well cosine similarities order pairs as people do."""
+"""Semantic textual similarity: how well similarities order pairs as people do."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
+from embed_jax.data.sources.sts import open_sts
 from embed_jax.errors import InputError
-from embed_jax.evals.metrics import pearson, spearman
-from embed_jax.retrieval.topk import Encode, unit_rows
+from embed_jax.evals.metrics import bootstrap, bootstrap_interval, pearson, percentile_interval, spearman, spearman_of
+from embed_jax.evals.task import Embed, Items, Outcome, Task, Use
+from embed_jax.registry import unknown
+from embed_jax.retrieval.topk import Encode
+from embed_jax.similarity import SIMILARITIES, pairwise_similarity
+
+
+def open_task(
+    data: str, split: str = "test", *, name: str = "", similarity: str = "cosine", scale: str = "0,5"
+) -> Task:
+    """STS by mteb's protocol: Spearman's correlation of the pairs' cosines with the scores.
+
+    Args:
+        data, split: see `open_sts`.
+        similarity: which one "spearman", "pearson" and their means over subsets are of; "spearman" and "pearson" of the
+            others are there as "dot_spearman" and so on.
+        scale: lowest and highest score there may be.
+
+    Raises:
+        InputError: for data that cannot be read, a score outside of the scale, or fewer than two pairs.
+    """
+    if similarity not in SIMILARITIES:
+        raise InputError(unknown("similarity", similarity, SIMILARITIES))
+    try:
+        low, high = map(float, scale.split(","))
+    except ValueError:
+        raise InputError(f"scale: expected lowest and highest score, such as '0,5', found {scale!r}") from None
+    first, second, scores, subsets = open_sts(data, split, scale=(low, high))
+    _check_lengths(first, second, scores, subsets)
+    gold = np.array(scores)
+
+    def evaluate(embed: Embed) -> Outcome:
+        sides = _sides(functools.partial(embed, use=Use(name, "STS")), first, second)
+        found = {kind: pairwise_similarity(*sides, kind) for kind in SIMILARITIES}
+        metrics, items = sts_metrics(found[similarity], gold, subsets), Items(found[similarity], gold, "spearman")
+        for kind in SIMILARITIES:
+            if kind != similarity:
+                metrics |= {f"{kind}_{metric}": value for metric, value in sts_metrics(found[kind], gold).items()}
+        intervals = _intervals(found[similarity], gold, subsets)
+        return Outcome("spearman", metrics, intervals, items)
+
+    return Task(name, "STS", "pairs", list(zip(first, second, strict=True)), evaluate)
 
 
 def pair_similarities(encode: Encode, sentences1: Sequence[str], sentences2: Sequence[str]) -> Float[np.ndarray, " N"]:
     """Cosine similarity of each pair; each distinct text is encoded once. A zero vector is similar to nothing: 0."""
-    number = {text: i for i, text in enumerate(dict.fromkeys([*sentences1, *sentences2]))}
-    embeddings = unit_rows(encode(list(number)))
-    left, right = ([number[text] for text in side] for side in (sentences1, sentences2))
-    return np.einsum("nd,nd->n", embeddings[left], embeddings[right])
+    return pairwise_similarity(*_sides(encode, sentences1, sentences2), "cosine")
 
 
 def sts_metrics(
@@ -38,10 +77,9 @@ def sts_metrics(
     similarities, scores = np.asarray(similarities), np.asarray(scores, np.float64)
     correlations = {"spearman": spearman, "pearson": pearson}
     metrics = {name: correlate(similarities, scores) for name, correlate in correlations.items()}
-    labels = np.asarray(subsets if subsets is not None else [""] * len(scores))
-    members = [labels == label for label in dict.fromkeys(labels.tolist())]
+    members = _members(subsets if subsets is not None else [""] * len(scores))
     if len(members) > 1:
-        sizes = [member.sum() for member in members]
+        sizes = [len(member) for member in members]
         for name, correlate in correlations.items():
             parts = [correlate(similarities[member], scores[member]) for member in members]
             metrics[f"{name}_mean"] = float(np.mean(parts))
@@ -60,11 +98,50 @@ def sts_evaluator(
     Raises:
         InputError: if the columns' lengths differ or there are fewer than two pairs.
     """
-    lengths = {len(sentences1), len(sentences2), len(scores), len(scores if subsets is None else subsets)}
-    if len(lengths) > 1 or len(scores) < 2:
-        raise InputError(f"STS data: expected columns of one length, 2 or more, found lengths {sorted(lengths)}")
+    _check_lengths(sentences1, sentences2, scores, scores if subsets is None else subsets)
 
     def evaluate(encode: Encode) -> dict[str, float]:
         return sts_metrics(pair_similarities(encode, sentences1, sentences2), scores, subsets)
 
     return evaluate
+
+
+def _intervals(
+    similarities: Float[np.ndarray, " N"], gold: Float[np.ndarray, " N"], subsets: Sequence[str]
+) -> dict[str, tuple[float, float]]:
+    """Bootstrap intervals of `sts_metrics`; for means over subsets each subset is resampled by itself."""
+    correlations = {
+        "spearman": spearman_of(similarities, gold),
+        "pearson": lambda i: pearson(similarities[i], gold[i]),
+    }
+    members, found = _members(subsets), {}
+    for name, correlate in correlations.items():
+        found[name] = bootstrap_interval(len(gold), correlate)
+        if len(members) > 1:
+            parts = [
+                bootstrap(len(member), lambda i, m=member, of=correlate: of(m[i]), seed=number)
+                for number, member in enumerate(members)
+            ]
+            found[f"{name}_mean"] = percentile_interval(np.mean(parts, axis=0))
+            sizes = [len(member) for member in members]
+            found[f"{name}_wmean"] = percentile_interval(np.average(parts, axis=0, weights=sizes))
+    return found
+
+
+def _members(subsets: Sequence[str]) -> list[Int[np.ndarray, " M"]]:
+    """The numbers of each subset's pairs."""
+    labels = np.asarray(subsets)
+    return [np.flatnonzero(labels == label) for label in dict.fromkeys(labels.tolist())]
+
+
+def _sides(encode: Encode, *columns: Sequence[str]) -> list[Float[np.ndarray, "N D"]]:
+    """The embeddings of each column of texts; each distinct text is encoded once."""
+    number = {text: i for i, text in enumerate(dict.fromkeys(text for column in columns for text in column))}
+    embeddings = encode(list(number))
+    return [embeddings[[number[text] for text in column]] for column in columns]
+
+
+def _check_lengths(*columns: Sequence) -> None:
+    lengths = {len(column) for column in columns}
+    if len(lengths) > 1 or min(lengths) < 2:
+        raise InputError(f"STS data: expected columns of one length, 2 or more, found lengths {sorted(lengths)}")

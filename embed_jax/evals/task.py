@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from embed_jax.errors import InputError
-from embed_jax.evals.metrics import bootstrap_interval, spearman
+from embed_jax.evals.metrics import bootstrap, percentile_interval, spearman, spearman_of
 
 QUERY, DOCUMENT = "query", "document"
 
@@ -92,9 +92,16 @@ class Items:
         values = np.asarray(self.values)[rows]
         return STATISTICS[self.statistic](values, values if self.gold is None else np.asarray(self.gold)[rows])
 
+    def resampled(self, resamples: int = 1000, seed: int = 0) -> Float[np.ndarray, " R"]:
+        """The score of items drawn with replacement, again and again; the same draws for the same number of items."""
+        of = self.score
+        if self.statistic == "spearman":
+            of = spearman_of(np.asarray(self.values), np.asarray(self.gold))
+        return bootstrap(len(self), of, resamples=resamples, seed=seed)
+
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Bootstrap interval of the score, over items."""
-        return bootstrap_interval(len(self), self.score, confidence=confidence)
+        return percentile_interval(self.resampled(), confidence)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,9 +6,18 @@ import pytest
 from scipy import stats
 
 from embed_jax.errors import InputError
-from embed_jax.evals import significance
 from embed_jax.evals.metrics import spearman
-from embed_jax.evals.significance import holm, paired_difference, paired_spearman, seed_summary, verdict
+from embed_jax.evals.significance import (
+    compare_items,
+    holm,
+    overall_difference,
+    paired_average_precision,
+    paired_difference,
+    paired_spearman,
+    seed_summary,
+    verdict,
+)
+from embed_jax.evals.task import Items, average_precision
 
 
 def sts_null(rng, n):
@@ -46,6 +55,71 @@ def test_few_pairs_are_tested_exactly_as_by_enumeration():
         assert found.p_value == pytest.approx(count / 2**n)
 
 
+def test_few_labelled_pairs_are_tested_exactly_as_by_enumeration():
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(4)
+    labels = np.array([1.0, 0, 1, 0, 0, 1, 0])
+    a, b = (rng.permutation(7).astype(float) for _ in range(2))
+    found = paired_average_precision(a, b, labels)
+    assert found.difference == pytest.approx(
+        metrics.average_precision_score(labels, a) - metrics.average_precision_score(labels, b)
+    )
+    count = 0
+    for swap in itertools.product((0, 1), repeat=7):
+        x, y = (np.where(side, b, a) for side in (np.array(swap), 1 - np.array(swap)))
+        both = [metrics.average_precision_score(labels, side - 1e-3 * labels) for side in (x, y)]  # ties: 0 first
+        count += abs(both[0] - both[1]) >= abs(found.difference) - 1e-9
+    assert found.exact and found.p_value == pytest.approx(count / 2**7)
+
+
+def test_average_precision_is_scikit_learns():
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(6)
+    for levels in (3, 1000):
+        values, labels = rng.integers(levels, size=200).astype(float), rng.integers(2, size=200).astype(float)
+        assert average_precision(values, labels) == pytest.approx(metrics.average_precision_score(labels, values))
+
+
+def test_items_are_compared_by_their_own_statistic():
+    a, b, gold = sts_null(np.random.default_rng(8), 30)
+    labels = (gold > 0).astype(float)
+    assert compare_items(Items(a), Items(b)) == paired_difference(a, b)
+    assert compare_items(Items(a, gold, "spearman"), Items(b, gold, "spearman")) == paired_spearman(a, b, gold)
+    assert compare_items(Items(a, labels, "ap"), Items(b, labels, "ap")) == paired_average_precision(a, b, labels)
+    for other in (Items(b[1:]), Items(b, gold, "spearman")):
+        with pytest.raises(InputError, match="scores of the same items"):
+            compare_items(Items(a), other)
+    with pytest.raises(InputError, match="and other gold"):
+        compare_items(Items(a, gold, "spearman"), Items(b, gold + 1, "spearman"))
+
+
+def test_tasks_that_agree_a_little_each_tell_systems_apart_together():
+    rng = np.random.default_rng(9)
+    tasks = []
+    for _ in range(8):
+        base = rng.normal(size=60)
+        tasks.append((Items(base + 0.1 + 0.55 * rng.normal(size=60)), Items(base)))
+    single = [compare_items(a, b).p_value for a, b in tasks]
+    together = overall_difference(tasks)
+    assert min(holm(single)) > 0.05 > together.p_value and together.interval[0] > 0
+    assert together.difference == pytest.approx(np.mean([a.score() - b.score() for a, b in tasks]))
+    alone = overall_difference(tasks[:1])  # the same test, but sampled
+    assert alone.p_value == pytest.approx(single[0], abs=0.05)
+
+
+def test_systems_alike_on_all_tasks_have_a_uniform_overall_p_value(monkeypatch):
+    monkeypatch.setattr(Items, "resampled", lambda *_, **__: np.zeros(1000))
+    rng = np.random.default_rng(10)
+    p_values = []
+    for seed in range(150):
+        gold = rng.normal(size=20)
+        sides = gold + rng.normal(size=(2, 20))
+        means = rng.exponential(size=(2, 20))
+        tasks = [tuple(Items(side, gold, "spearman") for side in sides), tuple(Items(side) for side in means)]
+        p_values.append(overall_difference(tasks, resamples=200, seed=seed).p_value)
+    assert stats.kstest(p_values, "uniform").pvalue > 0.01
+
+
 def test_sampled_p_values_approach_the_exact_ones():
     rng = np.random.default_rng(3)
     a, b, gold = sts_null(rng, 16)
@@ -58,7 +132,7 @@ def test_sampled_p_values_approach_the_exact_ones():
 
 def test_p_values_are_uniform_where_the_systems_are_alike(monkeypatch):
     # The intervals are what takes the time, and are not looked at.
-    monkeypatch.setattr(significance, "bootstrap_interval", lambda *_, **__: (math.nan, math.nan))
+    monkeypatch.setattr(Items, "resampled", lambda *_, **__: np.zeros(1))
     rng = np.random.default_rng(0)
     means, correlations = [], []
     for seed in range(300):
@@ -131,7 +205,7 @@ def test_opposite_systems_leave_a_constant_behind():
         (lambda: paired_difference([1, 2], [1, math.nan]), "scores of B: found nan at item 1, expected finite"),
         (lambda: paired_difference([1, 2], [1, 2, 3]), "the same items, found 2 of A, 3 of B"),
         (lambda: paired_difference([1, 2], [2, 1], resamples=0), "resamples: expected 1 or more, found 0"),
-        (lambda: paired_spearman([1, 2], [3, 3], [1, 2]), "scores of B: all 2 are 3, so there is no correlation"),
+        (lambda: paired_spearman([1, 2], [3, 3], [1, 2]), "scores of B: all 2 are 3, so there is no ranking"),
         (lambda: paired_spearman([1, 2], [1, 2], [0, 0]), "scores of gold: all 2 are 0"),
         (lambda: holm([0.1, 1.2]), "p-values: found 1.2 at place 1, expected numbers from 0 to 1"),
         (lambda: holm([math.nan]), "p-values: found nan at place 0"),

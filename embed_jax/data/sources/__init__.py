@@ -104,14 +104,18 @@ def _source(name: str) -> tuple[str, str]:
 
 
 def open_retrieval_task(name: str, split: str = "test") -> Task:
-    """Corpus, queries and relevance judgements of "python_docs" or of a directory in BEIR layout."""
+    """Corpus, queries and relevance judgements of "python_docs", a directory in BEIR's layout, or "hf:NAME".
+
+    Raises:
+        InputError: for what cannot be read, and judgements of unknown ids.
+    """
     if name == "python_docs":
         from embed_jax.data.sources.python_docs import retrieval_task
 
         return retrieval_task(split)
-    from embed_jax.data.sources.beir import read_beir
+    from embed_jax.data.sources.beir import read_beir, read_hub
 
-    return read_beir(name, split)
+    return read_hub(name.removeprefix("hf:"), split) if name.startswith("hf:") else read_beir(name, split)
 
 
 @dataclasses.dataclass(frozen=True)

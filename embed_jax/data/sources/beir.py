@@ -30,22 +30,52 @@ def read_beir(directory: str | Path, split: str = "test") -> Task:
     path = _existing(directory, f"qrels/{split}.tsv")
     corpus = _texts(_existing(directory, "corpus.jsonl"), title=True)
     queries = _texts(_existing(directory, "queries.jsonl"), title=False)
+    judged = ((f"{path}:{line}", record) for line, record in iter_lines(path))
+    return _task(corpus, queries, judged, str(path))
+
+
+def read_hub(name: str, split: str = "test") -> Task:
+    """`read_beir` of a data set of the hub in mteb's layout.
+
+    Its configurations are "corpus" and "queries", each with a split of that name, and "default", the judgements.
+
+    Args:
+        name: "NAME[@REVISION]", or a copy's directory.
+    """
+    from embed_jax.data.sources import open_records
+
+    name, _, revision = name.partition("@")
+
+    def records(config: str, split: str) -> Iterator[tuple[str, Any]]:
+        source = f"hf:{name}:{config}" + (f"@{revision}" if revision else "")
+        for number, record in enumerate(open_records(source, split)):
+            yield f"{source}: record {number}", record
+
+    corpus = _by_id(records("corpus", "corpus"), title=True)
+    queries = _by_id(records("queries", "queries"), title=False)
+    return _task(corpus, queries, records("default", split), f"hf:{name}")
+
+
+def _task(
+    corpus: dict[str, str], queries: dict[str, str], judged: Iterator[tuple[str, Mapping[str, Any]]], source: str
+) -> Task:
+    """The task of (place, judgement) pairs."""
     qrels: dict[str, dict[str, int]] = {}
-    for line, record in iter_lines(path):
-        if tuple(record) != QRELS_HEADER:
-            raise InputError(f"{path}:1: found the columns {', '.join(record)}; accepted: {', '.join(QRELS_HEADER)}")
-        query, document, grade = record.values()
+    for where, record in judged:
+        if set(record) != set(QRELS_HEADER):
+            raise InputError(f"{where}: found the columns {', '.join(record)}; accepted: {', '.join(QRELS_HEADER)}")
+        query, document, grade = (record[name] for name in QRELS_HEADER)
         for name, known, what in ((query, queries, "queries"), (document, corpus, "corpus")):
             if name not in known:
-                raise InputError(f"{path}:{line}: the id {name!r} is not in {what}.jsonl")
-        number = finite(grade, f"{path}:{line}: score")
+                raise InputError(f"{where}: the id {name!r} is not in {what}.jsonl")
+        number = finite(grade, f"{where}: score")
         if number < 0 or number != int(number):
-            raise InputError(f"{path}:{line}: score: expected an integer from 0 up, found {grade!r}")
+            raise InputError(f"{where}: score: expected an integer from 0 up, found {grade!r}")
         if document in qrels.setdefault(query, {}):
-            raise InputError(f"{path}:{line}: query {query!r} and document {document!r} are judged twice")
+            raise InputError(f"{where}: query {query!r} and document {document!r} are judged twice")
         qrels[query][document] = int(number)
     if not qrels:
-        raise InputError(f"{path}: empty, no judgements in it")
+        raise InputError(f"{source}: empty, no judgements in it")
     return corpus, {query: queries[query] for query in queries if query in qrels}, qrels
 
 
@@ -92,17 +122,22 @@ def _existing(directory: Path, name: str) -> Path:
 
 
 def _texts(path: Path, *, title: bool) -> dict[str, str]:
-    texts: dict[str, str] = {}
-    for line, record in iter_json(path):
-        name = _string(record, "_id", f"{path}:{line}")
-        text = _string(record, "text", f"{path}:{line}")
-        if title and record.get("title"):
-            text = f"{_string(record, 'title', f'{path}:{line}')} {text}".strip()
-        if name in texts:
-            raise InputError(f"{path}:{line}: the id {name!r} stands twice")
-        texts[name] = text
+    texts = _by_id(((f"{path}:{line}", record) for line, record in iter_json(path)), title=title)
     if not any(text.strip() for text in texts.values()):
         raise InputError(f"{path}: all texts are empty" if texts else f"{path}: empty, no records in it")
+    return texts
+
+
+def _by_id(records: Iterator[tuple[str, Any]], *, title: bool) -> dict[str, str]:
+    """Texts of (place, record) pairs."""
+    texts: dict[str, str] = {}
+    for where, record in records:
+        name, text = _string(record, "_id", where), _string(record, "text", where)
+        if title and record.get("title"):
+            text = f"{_string(record, 'title', where)} {text}".strip()
+        if name in texts:
+            raise InputError(f"{where}: the id {name!r} stands twice")
+        texts[name] = text
     return texts
 
 

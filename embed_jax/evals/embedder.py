@@ -1,0 +1,122 @@
+"""A model as tasks see it: which prompt each use of a text takes, and each text embedded once."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from embed_jax.errors import InputError
+from embed_jax.evals.task import DOCUMENT, QUERY, Use
+from embed_jax.prompts import prompt_for
+
+Options = Callable[[Use], Mapping[str, Any]]
+
+
+class Embedder:
+    """Embeds texts for tasks, each once for all tasks of a run: what was embedded before comes from a file.
+
+    The file is nameless and goes with the process; in memory there are 16 bytes and a number for each text.
+
+    Attributes:
+        name: the model's, for tables.
+        similarity: "cosine", "dot", "euclidean" or "manhattan": how its embeddings are meant to be compared.
+        embedded: how many texts the model was given.
+    """
+
+    def __init__(self, name: str, encode: Callable[..., np.ndarray], options: Options, *, similarity: str = "cosine"):
+        """Encodes nothing yet.
+
+        Args:
+            encode: `encode(texts, **options(use))` gives embeddings [N, D]; equal options and text, equal embedding.
+            options: what a use of texts asks of it, such as a prompt.
+        """
+        self.name, self.similarity, self.embedded = name, similarity, 0
+        self._encode, self._options = encode, options
+        self._rows: dict[bytes, int] = {}
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the Embedder lives
+        self._dim = 0
+
+    def __call__(self, texts: Sequence[str], use: Use) -> Float[np.ndarray, "N D"]:
+        """Embeddings of texts, float32, in their order.
+
+        Raises:
+            InputError: if the model gives another number of vectors than texts, of another dimension than before, or
+                numbers that are not finite; and what `encode` raises.
+        """
+        options = self._options(use)
+        salt = repr(sorted(options.items())).encode()
+        keys = [hashlib.blake2b(salt + b"\0" + text.encode(), digest_size=16).digest() for text in texts]
+        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._rows}
+        if new:
+            self._add(list(new), list(new.values()), options)
+        if not keys:
+            return np.zeros((0, self._dim), np.float32)
+        stored = np.memmap(self._file, np.float32, "r", shape=(len(self._rows), self._dim))
+        return stored[[self._rows[key] for key in keys]]
+
+    def _add(self, keys: Sequence[bytes], texts: Sequence[str], options: Mapping[str, Any]) -> None:
+        vectors = np.asarray(self._encode(texts, **options), np.float32)
+        self._dim = self._dim or (vectors.shape[1] if vectors.ndim == 2 else 0)
+        if vectors.shape != (len(texts), self._dim):
+            raise InputError(f"{self.name}: expected {len(texts)} embeddings of {self._dim or 'D'} numbers, "
+                             f"found shape {list(vectors.shape)}")  # fmt: skip
+        finite = np.isfinite(vectors).all(axis=1)
+        if not finite.all():
+            text = texts[int(np.argmin(finite))]
+            raise InputError(f"{self.name}: embeddings of {(~finite).sum()} texts are not finite, such as of "
+                             f"{text[:40]!r}")  # fmt: skip
+        self._file.seek(0, 2)
+        self._file.write(vectors.tobytes())
+        self._file.flush()
+        start = len(self._rows)
+        self._rows.update((key, start + number) for number, key in enumerate(keys))
+        self.embedded += len(texts)
+
+
+def prompt_options(
+    model: Any,
+    *,
+    prompt_name: str | None = None,
+    query_prompt_name: str | None = None,
+    corpus_prompt_name: str | None = None,
+    instruction: str | None = None,
+) -> Options:
+    """What each use of texts asks of `SentenceEncoder.encode`: the prompt that its user names, or its own.
+
+    Its own are, in this order: what its template makes of the use's instruction; the prompt of its `prompts` for the
+    task, the kind of task or the side (`prompts.prompt_for`); its default. Documents of a model without a prompt for
+    them get none, on purpose, and never an instruction.
+
+    Args:
+        model: with `prompts`, `default_prompt_name` and `template`.
+        prompt_name: of all texts but documents. query_prompt_name, corpus_prompt_name: of the two sides of a search.
+        instruction: what the template makes a prompt of, of all texts but documents; instead of a name.
+    """
+
+    def options(use: Use) -> dict[str, Any]:
+        found = prompt_for(model.prompts, task=use.task, kind=use.kind, side=use.side)
+        if use.side == DOCUMENT:
+            name = corpus_prompt_name or found
+            if name is None and model.default_prompt_name is None:
+                return {"prompt": ""}
+            return {} if name is None else {"prompt_name": name}
+        given = (query_prompt_name if use.side == QUERY else None) or prompt_name
+        if given:
+            return {"prompt_name": given}
+        if instruction is not None:
+            return {"instruction": instruction}
+        if use.instruction and model.template:
+            return {"instruction": use.instruction}
+        return {} if found is None else {"prompt_name": found}
+
+    return options
+
+
+def endpoint_options(use: Use) -> dict[str, str]:
+    """What each use of texts asks of `endpoint.endpoint_encoder`: the provider's kind of input."""
+    return {"kind": use.side or {"Classification": "classification", "Clustering": "clustering"}.get(use.kind, "")}
