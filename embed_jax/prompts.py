@@ -12,6 +12,7 @@ import string
 from collections.abc import Mapping
 
 from embed_jax.errors import InputError
+from embed_jax.registry import unknown
 
 
 def check_template(template: str) -> None:
@@ -114,7 +115,9 @@ FAMILIES: dict[str, FamilyPrompts] = {
     r"instructor-(base|large|xl)": FamilyPrompts(INSTRUCTOR, "{instruction} ", include_prompt=False),
     r"stella_en_(400m|1\.5b)_v5": instructed(E5_TEMPLATE, f"{WEB_SEARCH}."),
     r"embeddinggemma-300m": FamilyPrompts(GEMMA, "task: {instruction} | query: ", instruction="search result"),
-    r"(all|paraphrase|multi-qa)-(multilingual-)?(minilm|mpnet|distilroberta)[\w.-]*": FamilyPrompts(),
+    r"(all|paraphrase|multi-qa)-(multilingual-)?(minilm|mpnet|distilroberta|distilbert)[\w.-]*|labse"
+    r"|(sentence|gtr)-t5-\w+|(un)?sup-simcse-[\w-]+|static-retrieval-mrl-en-v1|potion-[\w-]+"
+    r"|jina-embeddings-v2-[\w-]+": FamilyPrompts(),
 }
 
 
@@ -139,6 +142,35 @@ def prompt_for(prompts: Mapping[str, str], *, task: str = "", kind: str = "", si
     return next((known[name.lower()] for name in (*wanted, *filter(None, sides)) if name.lower() in known), None)
 
 
+def resolve_prompt(
+    prompts: Mapping[str, str],
+    template: str,
+    *,
+    prompt_name: str | None = None,
+    prompt: str | None = None,
+    instruction: str | None = None,
+) -> str:
+    """What to put before a text: the prompt itself, the one of that name, or the instruction in a model's template.
+
+    Raises:
+        InputError: for an unknown name, an instruction beside a prompt or to a model whose template is "".
+    """
+    given = {"prompt_name": prompt_name, "prompt": prompt, "instruction": instruction}
+    several = [argument for argument, value in given.items() if value is not None]
+    if instruction is not None:
+        if len(several) > 1:
+            raise InputError(f"expected a prompt or an instruction, found {' and '.join(several)}")
+        if not template:
+            raise InputError(f"instruction {instruction!r}: this model has no template for instructions")
+        return fill_template(template, instruction)
+    if prompt is not None or prompt_name is None:
+        return prompt or ""
+    if prompt_name not in prompts:
+        known = unknown("prompt", prompt_name, prompts)
+        raise InputError(known if prompts else f"this model has no prompts: {prompt_name!r}")
+    return prompts[prompt_name]
+
+
 def expected(name: str) -> FamilyPrompts | None:
     """What the family of a model expects; None for a name that no family has.
 
@@ -146,8 +178,10 @@ def expected(name: str) -> FamilyPrompts | None:
         name: on the hub, with or without its organisation, or a path that ends in such a name. A name with more before
             or after it, such as "my-e5-base", is another model's.
     """
-    last = re.split(r"[/\\]", name.rstrip("/\\"))[-1].lower()
-    for pattern, family in FAMILIES.items():
-        if re.fullmatch(pattern, last):
-            return family
-    return None
+    last = last_part(name)
+    return next((family for pattern, family in FAMILIES.items() if re.fullmatch(pattern, last)), None)
+
+
+def last_part(name: str) -> str:
+    """What models are known by: a hub name without its organisation, or a path's last part; in lower case."""
+    return re.split(r"[/\\]", name.rstrip("/\\"))[-1].lower()

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parent.parent
 STEPS = (
     ("errors", "atomic", "types", "config", "config_rules", "config_file", "registry"),
     ("encoders", "losses", "parallel", "data", "prompts", "similarity"),
-    ("pretrained",),
-    ("sentence", "cross_encoder"),
+    ("pretrained", "encode_options"),
+    ("sentence", "cross_encoder", "catalogue"),
     ("retrieval",),
     ("evals",),
     ("train",),
