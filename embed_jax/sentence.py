@@ -4,38 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import numpy as np
 from jaxtyping import Float
 
-from embed_jax.data.tokenize import Tokenizer, load_tokenizer
+from embed_jax.data.tokenize import Tokenizer
 from embed_jax.data.window import WINDOW, pack_window
+from embed_jax.encode_options import EncodeOptions, refuse_unknown
 from embed_jax.encoders.build import EncoderSpec, build_encoder
-from embed_jax.encoders.family import check_vocabulary
 from embed_jax.encoders.hub import resolve
 from embed_jax.encoders.lora import merge_lora
 from embed_jax.encoders.read import read_model
-from embed_jax.encoders.saved import SavedModel
 from embed_jax.encoders.shrink import first_layers
 from embed_jax.encoders.write import write_model
 from embed_jax.errors import InputError
 from embed_jax.parallel.gather import sharded_encode
 from embed_jax.parallel.inference import default_batch_tokens, run_batches
 from embed_jax.parallel.mesh import gather_params, make_mesh, on_mesh
-from embed_jax.prompts import check_template, expected, fill_template
-from embed_jax.registry import unknown
+from embed_jax.pretrained import tokenizer_of, with_family
+from embed_jax.prompts import check_template, prompt_for, resolve_prompt
+from embed_jax.similarity import Others, Vectors, pairwise_similarity, similarity_matrix, truncate, unit_length
 from embed_jax.types import Params
 
 
 class SentenceEncoder:
-    """A model with its tokenizer and prompts: `encode` texts, `save` for sentence-transformers and for `load`.
+    """A model with its tokenizer and prompts: `encode` texts, compare, `save` for sentence-transformers and for `load`.
 
     Attributes:
         spec: backbone, pooling and heads.
@@ -44,7 +43,7 @@ class SentenceEncoder:
         prompts: texts put before the input, by name.
         default_prompt_name: the prompt used when none is named, or None.
         include_prompt: whether a prompt's tokens count towards pooling.
-        similarity: "cosine", "dot", "euclidean" or "manhattan": how the model's embeddings are meant to be compared.
+        similarity_fn_name: "cosine", "dot", "euclidean" or "manhattan": how its embeddings are meant to be compared.
         lower_case: whether the tokenizer was told to lower-case texts first; kept for `save`.
         matryoshka_dims: sizes to which embeddings were trained to be cut; none: only the whole was trained.
         adaptive_layers: whether every layer was trained to be the last.
@@ -70,7 +69,7 @@ class SentenceEncoder:
         compute_dtype: str = "float32",
         devices: int = 0,
     ):
-        """As the attributes; `devices`: how many to encode on, 0 for all.
+        """As the attributes, `similarity` as `similarity_fn_name`; `devices`: how many to encode on, 0 for all.
 
         Raises:
             InputError: for a template without its placeholder `{instruction}`, or with another.
@@ -81,7 +80,7 @@ class SentenceEncoder:
         self.prompts = dict(prompts or {})
         self.default_prompt_name = default_prompt_name
         self.include_prompt = include_prompt
-        self.similarity = similarity
+        self.similarity_fn_name = similarity
         self.lower_case = lower_case
         self.matryoshka_dims = tuple(matryoshka_dims)
         self.adaptive_layers = adaptive_layers
@@ -116,13 +115,9 @@ class SentenceEncoder:
         prompt_name: str | None = None,
         prompt: str | None = None,
         instruction: str | None = None,
-        dim: int = 0,
-        layers: int = 0,
-        batch_tokens: int = 0,
-        show_progress: bool = False,
-        params: Params | None = None,
-    ) -> Float[np.ndarray, "N D"]:
-        """Embeddings of texts, float32, in input order; of one string, a single vector `[D]`.
+        **options: Unpack[EncodeOptions],
+    ) -> Float[np.ndarray, "*N D"]:
+        """Embeddings of texts, float32, in input order: `[N, D]`; of one string, a single vector `[D]`.
 
         Memory does not grow with the number of texts beyond the output. Texts over the model's limit are cut, and one
         warning counts them.
@@ -136,30 +131,26 @@ class SentenceEncoder:
                 warns once.
             layers: after how many of the backbone's layers to stop, which saves the time of the others; 0: all. Fewer
                 than all warn once where the model was not trained for it.
+            normalize_embeddings: make every embedding length 1, whatever the model does.
             batch_tokens: slots a device encodes at a time; 0: what is fast on this backend.
             show_progress: a progress bar over texts.
             params: other parameters of the same model, as while training.
 
         Raises:
             InputError: for an unknown prompt, an instruction beside a prompt or to a model without a template, a text
-                that is no string, `batch_tokens` below one text's length, or a `dim` or `layers` that the model has
-                not.
+                that is no string, `batch_tokens` below one text's length, a `dim` or `layers` that the model has not,
+                or an argument of sentence-transformers that is another thing here.
         """
-        self._check_dim(dim)
         blocks = self.encode_blocks(
             [texts] if isinstance(texts, str) else texts,
             prompt_name=prompt_name,
             prompt=prompt,
             instruction=instruction,
-            dim=dim,
-            layers=layers,
-            batch_tokens=batch_tokens,
-            show_progress=show_progress,
-            params=params,
+            **options,
         )
         if isinstance(texts, str):
             return next(blocks)[0]
-        size = dim or self.dim
+        size = options.get("dim") or self.dim
         if not isinstance(texts, Sequence):
             return np.concatenate([np.zeros((0, size), np.float32), *blocks])
         embeddings, start = np.empty((len(texts), size), np.float32), 0
@@ -168,6 +159,38 @@ class SentenceEncoder:
             start += len(block)
         return embeddings
 
+    def encode_query(
+        self,
+        texts: str | Iterable[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        instruction: str | None = None,
+        **options: Unpack[EncodeOptions],
+    ) -> Float[np.ndarray, "*N D"]:
+        """As `encode`, of what is searched for: with the prompt "query" where there is one and none is given."""
+        if prompt_name is prompt is instruction is None:
+            prompt_name = prompt_for(self.prompts, side="query")
+        return self.encode(texts, prompt_name=prompt_name, prompt=prompt, instruction=instruction, **options)
+
+    def encode_document(
+        self,
+        texts: str | Iterable[str],
+        *,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        **options: Unpack[EncodeOptions],
+    ) -> Float[np.ndarray, "*N D"]:
+        """As `encode`, of what is searched: with the prompt "document", "passage" or "corpus" unless one is given.
+
+        A model that has none of them gives documents its default prompt, or none; instructions are for queries.
+        """
+        refuse_unknown(options)
+        if prompt_name is prompt is None:
+            prompt_name = prompt_for(self.prompts, side="document")
+            prompt = "" if prompt_name is self.default_prompt_name is None else None
+        return self.encode(texts, prompt_name=prompt_name, prompt=prompt, **options)
+
     def encode_blocks(
         self,
         texts: Iterable[str],
@@ -175,15 +198,25 @@ class SentenceEncoder:
         prompt_name: str | None = None,
         prompt: str | None = None,
         instruction: str | None = None,
+        **options: Unpack[EncodeOptions],
+    ) -> Iterator[Float[np.ndarray, "n D"]]:
+        """As `encode`, but yields the embeddings of up to 8,192 texts at a time, for outputs larger than memory."""
+        refuse_unknown(options)
+        self._check_dim(options.get("dim", 0))
+        return self._blocks(texts, self._prefix(prompt_name, prompt, instruction), **options)
+
+    def _blocks(
+        self,
+        texts: Iterable[str],
+        prefix: str,
+        *,
         dim: int = 0,
         layers: int = 0,
+        normalize_embeddings: bool = False,
         batch_tokens: int = 0,
         show_progress: bool = False,
         params: Params | None = None,
     ) -> Iterator[Float[np.ndarray, "n D"]]:
-        """As `encode`, but yields the embeddings of up to 8,192 texts at a time, for outputs larger than memory."""
-        prefix = self._prompt(prompt_name, prompt, instruction)
-        self._check_dim(dim)
         encode, params = self._stopped(layers, gather_params(self.params if params is None else params, self._mesh))
         default = max(default_batch_tokens(), self.max_length)
         total = len(texts) if isinstance(texts, Sequence) else None
@@ -197,11 +230,26 @@ class SentenceEncoder:
                 for number, embeddings in run_batches(encode, params, batches, self._mesh):
                     block[number] = embeddings
                     advance(len(number))
-                yield truncate(block, dim) if dim not in (0, self.dim) else block
+                block = truncate(block, dim) if dim not in (0, self.dim) else block
+                yield unit_length(block) if normalize_embeddings else block
         if truncated:
             warnings.warn(
                 f"{truncated} of {count} texts were cut at the model's limit of {self.max_length} tokens", stacklevel=2
             )
+
+    def similarity(self, a: Vectors, b: Others) -> Float[np.ndarray, "_ _"]:
+        """How like each embedding is to each of the others, by `similarity_fn_name`; see `similarity_matrix`."""
+        return similarity_matrix(a, b, self.similarity_fn_name)
+
+    def similarity_pairwise(self, a: Vectors, b: Vectors) -> Float[np.ndarray, " _"]:
+        """How like each embedding is to the one at the same place, by `similarity_fn_name`."""
+        return pairwise_similarity(a, b, self.similarity_fn_name)
+
+    def with_params(self, params: Params) -> SentenceEncoder:
+        """The same model with other parameters."""
+        other = copy.copy(self)
+        other.params = on_mesh(params, self._mesh)
+        return other
 
     def merged(self) -> SentenceEncoder:
         """The same model with its adapter merged into the backbone, so that it is saved as a whole."""
@@ -228,7 +276,7 @@ class SentenceEncoder:
             prompts=self.prompts,
             default_prompt_name=self.default_prompt_name,
             include_prompt=self.include_prompt,
-            similarity=self.similarity,
+            similarity=self.similarity_fn_name,
             lower_case=self.lower_case,
             matryoshka_dims=self.matryoshka_dims,
             adaptive_layers=self.adaptive_layers,
@@ -262,27 +310,15 @@ class SentenceEncoder:
             self._warned.add(message)
             warnings.warn(message, stacklevel=5)
 
-    def _prompt(self, name: str | None, prompt: str | None, instruction: str | None) -> str:
-        given = {"prompt_name": name, "prompt": prompt, "instruction": instruction}
-        several = [argument for argument, value in given.items() if value is not None]
-        self._prompted |= bool(several)
-        if instruction is not None and len(several) > 1:
-            raise InputError(f"expected a prompt or an instruction, found {' and '.join(several)}")
-        if instruction is not None:
-            if not self.template:
-                raise InputError(f"instruction {instruction!r}: this model has no template for instructions")
-            return fill_template(self.template, instruction)
-        if prompt is not None:
-            return prompt
-        name = name if name is not None else self.default_prompt_name
-        if name is None:
-            self._warn_of_prompts()
-            return ""
-        if name not in self.prompts:
-            raise InputError(
-                unknown("prompt", name, self.prompts) if self.prompts else f"this model has no prompts: {name!r}"
-            )
-        return self.prompts[name]
+    def _prefix(self, name: str | None, prompt: str | None, instruction: str | None) -> str:
+        if name is prompt is instruction is None:
+            if self.default_prompt_name is None:
+                self._warn_of_prompts()
+                return ""
+            name = self.default_prompt_name
+        else:
+            self._prompted = True
+        return resolve_prompt(self.prompts, self.template, prompt_name=name, prompt=prompt, instruction=instruction)
 
     def _warn_of_prompts(self) -> None:
         """Unless a prompt was given before: then that there is none now is meant."""
@@ -290,18 +326,6 @@ class SentenceEncoder:
         has += ["a template for instructions"] if self.template else []
         if has and not self._prompted:
             self._warn(f"this model has {' and '.join(has)}, and none was given: name one, or give an empty prompt")
-
-
-def truncate(embeddings: Float[np.ndarray, "N D"], dim: int) -> Float[np.ndarray, "N d"]:
-    """The first `dim` numbers of each embedding, made length 1 again (Kusupati et al. 2022); a zero vector stays zero.
-
-    Raises:
-        InputError: for a dimension that is not from 1 to D.
-    """
-    if not 1 <= dim <= embeddings.shape[-1]:
-        raise InputError(f"dim: expected 1 to {embeddings.shape[-1]}, the size of the embeddings, found {dim}")
-    short = np.asarray(embeddings[..., :dim], np.float32)
-    return short / np.maximum(np.linalg.norm(short, axis=-1, keepdims=True), 1e-12)
 
 
 def load(name: str | Path, *, max_length: int = 0, compute_dtype: str = "float32") -> SentenceEncoder:
@@ -326,63 +350,6 @@ def load(name: str | Path, *, max_length: int = 0, compute_dtype: str = "float32
         adaptive_layers=saved.adaptive_layers,
         compute_dtype=compute_dtype,
         **saved.recorded(),
-    )
-
-
-def tokenizer_of(
-    saved: SavedModel, max_length: int, directory: Path | None = None, append_eos: bool = False
-) -> Tokenizer:
-    """The tokenizer of a model as it was read, cut at so many tokens.
-
-    Args:
-        directory: with another tokenizer's files, instead of the model's own.
-        append_eos: end texts with the end-of-text token even where the model does not ask for it.
-
-    Raises:
-        InputError: as of `load_tokenizer`, or it has more tokens than the model's table has rows.
-    """
-    directory = directory or saved.tokenizer_directory
-    tokenizer = load_tokenizer(
-        directory,
-        max_length,
-        lower_case=saved.lower_case,
-        special_tokens=saved.special_tokens,
-        append_eos=append_eos or saved.append_eos,
-    )
-    check_vocabulary(tokenizer.vocab_size, saved.spec.backbone.vocab_size, directory)
-    return tokenizer
-
-
-def with_family(saved: SavedModel, name: str) -> SavedModel:
-    """A model whose files record neither prompts nor a template, with those of its family, if it is of a known one.
-
-    One warning says what was taken from where. That texts end with the end-of-text token is taken too where the files
-    are transformers' alone; in sentence-transformers' layout the tokenizer says it.
-
-    Args:
-        name: what the model was asked for by; where that says nothing, its directory and what its config.json calls
-            its origin are asked.
-    """
-    if any(saved.prompts.values()) or saved.template is not None or saved.spec.lora is not None:
-        return saved
-    known = next((source for source in (name, saved.base, saved.origin) if expected(source)), None)
-    if known is None:
-        return saved
-    family = expected(known)
-    append_eos = family.append_eos and saved.plain
-    taken = [f"prompt {name} {prompt!r}" for name, prompt in family.prompts.items() if prompt]
-    taken += [f"template {family.template!r}"] if family.template else []
-    if not taken:
-        return saved
-    taken += [] if family.include_prompt else ["prompts left out of pooling"]
-    taken += ["an end-of-text token after each text"] if append_eos else []
-    warnings.warn(f"{name}: no prompts are recorded; as of {known}: {', '.join(taken)}", stacklevel=3)
-    return dataclasses.replace(
-        saved,
-        prompts=dict(family.prompts),
-        template=family.template,
-        include_prompt=saved.include_prompt and family.include_prompt,
-        append_eos=append_eos,
     )
 
 

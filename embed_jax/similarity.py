@@ -1,4 +1,7 @@
-"""How embeddings are compared: the four similarities that models name, of all pairs or of the vectors at one place."""
+"""Embeddings as vectors: at length 1, cut, and compared, all pairs of them or those at one place.
+
+The four similarities are those that models name as theirs.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,22 @@ BLOCK = 2**24  # numbers of a temporary array
 
 Vectors = Num[np.ndarray, "N D"] | Num[np.ndarray, " D"]
 Others = Num[np.ndarray, "M D"] | Num[np.ndarray, " D"]
+
+
+def unit_length(embeddings: Float[np.ndarray, "*N D"]) -> Float[np.ndarray, "*N D"]:
+    """Each embedding divided by its Euclidean length; a zero vector stays zero."""
+    return embeddings / np.maximum(np.linalg.norm(embeddings, axis=-1, keepdims=True), 1e-12)
+
+
+def truncate(embeddings: Float[np.ndarray, "*N D"], dim: int) -> Float[np.ndarray, "*N d"]:
+    """The first `dim` numbers of each embedding, made length 1 again (Kusupati et al. 2022); a zero vector stays zero.
+
+    Raises:
+        InputError: for a dimension that is not from 1 to D.
+    """
+    if not 1 <= dim <= embeddings.shape[-1]:
+        raise InputError(f"dim: expected 1 to {embeddings.shape[-1]}, the size of the embeddings, found {dim}")
+    return unit_length(np.asarray(embeddings[..., :dim], np.float32))
 
 
 def similarity_matrix(a: Vectors, b: Others, name: str = "cosine") -> Float[np.ndarray, "_ _"]:
@@ -34,7 +53,7 @@ def similarity_matrix(a: Vectors, b: Others, name: str = "cosine") -> Float[np.n
     if a.shape[1] != b.shape[1]:
         raise InputError(f"similarity: expected vectors of one size, found {a.shape[1]} and {b.shape[1]} numbers")
     if name in ("cosine", "dot"):
-        a, b = (_units(a), _units(b)) if name == "cosine" else (a, b)
+        a, b = (unit_length(a), unit_length(b)) if name == "cosine" else (a, b)
         return a @ b.T
     found = np.empty((len(a), len(b)), np.float32)
     rows = max(BLOCK // max(len(b) * (a.shape[1] if name == "manhattan" else 1), 1), 1)
@@ -56,7 +75,7 @@ def pairwise_similarity(a: Vectors, b: Vectors, name: str = "cosine") -> Float[n
     if a.shape != b.shape:
         raise InputError(f"similarity: expected as many vectors on both sides, of one size, found {a.shape}, {b.shape}")
     if name == "cosine":
-        a, b = _units(a), _units(b)
+        a, b = unit_length(a), unit_length(b)
     if name in ("cosine", "dot"):
         return np.einsum("nd,nd->n", a, b)
     return -np.linalg.norm(a - b, axis=1) if name == "euclidean" else -_manhattan(a, b)
@@ -70,10 +89,6 @@ def _rows(vectors: Any, name: str) -> np.ndarray:
     if found.ndim not in (1, 2):
         raise InputError(f"similarity: expected vectors [N, D] or one vector [D], found the shape {found.shape}")
     return np.atleast_2d(found)
-
-
-def _units(rows: np.ndarray) -> np.ndarray:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
 
 def _euclidean(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -177,7 +177,9 @@ def run_retrieval(args: argparse.Namespace) -> dict[str, Any]:
     task = open_retrieval_task(args.data, args.split)
     options = {"ks": args.k, "ignore_identical_ids": args.ignore_identical_ids}
     model = load_model(args.model)
-    found = {args.model: evaluate_retrieval(*encoders(args, model), *task, similarity=model.similarity, **options)}
+    found = {
+        args.model: evaluate_retrieval(*encoders(args, model), *task, similarity=model.similarity_fn_name, **options)
+    }
     if args.baseline:
         found[args.baseline] = evaluate_search(bm25_search, *task, **options)
     intervals = {name: result.intervals() for name, result in found.items()}
@@ -206,8 +208,8 @@ def run_sweep(args: argparse.Namespace) -> dict[str, Any]:
 
     task = open_retrieval_task(args.data, args.split)
     model = load_model(args.model)
-    if model.similarity not in ("cosine", "dot"):
-        raise InputError(f"{args.model}: --sweep is for similarity cosine or dot, found {model.similarity!r}")
+    if model.similarity_fn_name not in ("cosine", "dot"):
+        raise InputError(f"{args.model}: --sweep is for similarity cosine or dot, found {model.similarity_fn_name!r}")
     found = evaluate_sweep.sweep(args, model, *encoders(args, model), task)
     return results(args, found["metrics"], found["intervals"], n=len(task[2])) | found
 

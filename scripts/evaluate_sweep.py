@@ -177,7 +177,7 @@ def sweep(args: argparse.Namespace, model: Any, encode_queries: Any, encode_corp
         documents, asked = encode_corpus(list(corpus.values())), encode_queries([queries[query] for query in qrels])
         if not (np.isfinite(documents).all() and np.isfinite(asked).all()):
             raise RunError("the model gives embeddings with numbers that are not finite")
-        if model.similarity == "cosine":
+        if model.similarity_fn_name == "cosine":
             documents, asked = unit_rows(documents), unit_rows(asked)
         faiss.omp_set_num_threads(args.threads)
         rows = measure(documents, asked, list(corpus), qrels, chosen, args.ignore_identical_ids)

@@ -180,7 +180,7 @@ def make_searchers(args: argparse.Namespace, corpus: Sequence[str], stack: conte
             )
             for prompt, usual in ((args.query_prompt, query_options), (args.corpus_prompt, corpus_options))
         )
-        options["similarity"] = model.similarity
+        options["similarity"] = model.similarity_fn_name
     searchers = []
     for name in args.strategy:
         if name == "bm25":

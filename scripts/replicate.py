@@ -145,7 +145,7 @@ def train(config: Any, workdir: Path, sources: Any) -> None:
     torch.manual_seed(config.train.seed)
     with_head = dataclasses.replace(config.model, mlp=config.model.mlp and "kept")
     start = start_from(with_head, config.data.max_length, config.train.seed, devices=1)
-    start.sentence.similarity = config.loss.similarity or "cosine"
+    start.sentence.similarity_fn_name = config.loss.similarity or "cosine"
     with tempfile.TemporaryDirectory() as directory:
         start.sentence.save(f"{directory}/model")
         model = SentenceTransformer(f"{directory}/model")

@@ -122,7 +122,7 @@ def remade(model: SentenceEncoder, spec: EncoderSpec, params: Params) -> Sentenc
         prompts=model.prompts,
         default_prompt_name=model.default_prompt_name,
         include_prompt=model.include_prompt,
-        similarity=model.similarity,
+        similarity=model.similarity_fn_name,
         lower_case=model.lower_case,
         template=model.template,
         compute_dtype=model.compute_dtype,

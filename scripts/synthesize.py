@@ -318,7 +318,7 @@ def round_trip_search(args: argparse.Namespace) -> Callable[[Sequence[str]], Sea
         functools.partial(model.encode, show_progress=sys.stderr.isatty(), **usual(model))
         for usual in (query_options, corpus_options)
     ]
-    return lambda passages: dense_searcher(*encode, passages, similarity=model.similarity).search
+    return lambda passages: dense_searcher(*encode, passages, similarity=model.similarity_fn_name).search
 
 
 def write_kept(

@@ -200,7 +200,15 @@ def test_a_saved_model_is_the_same_to_the_last_bit(model, tmp_path):
     )
     prompted.save(tmp_path / "model")
     again = load(str(tmp_path / "model"))
-    for name in ("prompts", "default_prompt_name", "include_prompt", "similarity", "lower_case", "max_length", "spec"):
+    for name in (
+        "prompts",
+        "default_prompt_name",
+        "include_prompt",
+        "similarity_fn_name",
+        "lower_case",
+        "max_length",
+        "spec",
+    ):
         assert getattr(again, name) == getattr(prompted, name), name
     texts = made_texts(50, 15)
     with warnings.catch_warnings(action="ignore"):

@@ -85,7 +85,7 @@ def fit(
     alone = tokens_alone(config, start)  # the objective, where there are tokens to predict and no embeddings to compare
     loss = training_loss(config, given, list(found)) if alone is None else stand_in(config.loss.name, alone)
     _check_loss(config, loss, given, frozen)
-    start.sentence.similarity = config.loss.similarity or "cosine"
+    start.sentence.similarity_fn_name = config.loss.similarity or "cosine"
     start.sentence.matryoshka_dims, start.sentence.adaptive_layers = loss.about.dims, loss.about.layers != 0
     prompts = settle_prompts(config, start.sentence) if alone is None else ("", "")
     found = for_loss(found, loss, config, prompts)

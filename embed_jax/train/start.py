@@ -27,8 +27,9 @@ from embed_jax.encoders.read import read_model, sharding_rules
 from embed_jax.encoders.shrink import keep_layers, layer_numbers
 from embed_jax.errors import InputError
 from embed_jax.parallel.loading import by_rules, sharded_put
+from embed_jax.pretrained import tokenizer_of, with_family
 from embed_jax.registry import called
-from embed_jax.sentence import SentenceEncoder, tokenizer_of, with_family
+from embed_jax.sentence import SentenceEncoder
 from embed_jax.types import BASE, Encoder, Params, Put, Rules
 
 

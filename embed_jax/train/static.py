@@ -68,7 +68,7 @@ def distil(teacher: SentenceEncoder, dim: int = 256, *, sif: float = 1e-4) -> Se
         table = (table - used.mean(axis=0)) @ pca_head(used, dim)[1]["kernel"]
     tokenizer = from_transformers(teacher.tokenizer.hf, MAX_LENGTH, lower_case=teacher.lower_case, special_tokens=False)
     normalize = Normalize() in teacher.spec.heads[-1:]
-    return _static(table * weights[:, None], tokenizer, normalize=normalize, similarity=teacher.similarity)
+    return _static(table * weights[:, None], tokenizer, normalize=normalize, similarity=teacher.similarity_fn_name)
 
 
 def sif_weights(number: int, a: float) -> Float[np.ndarray, " V"]:
