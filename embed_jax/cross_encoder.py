@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -14,6 +16,8 @@ from embed_jax.encoders.classifier import ClassifierSpec, build_classifier
 from embed_jax.encoders.family import check_vocabulary
 from embed_jax.encoders.hub import resolve
 from embed_jax.encoders.read import read_classifier
+from embed_jax.encoders.weights import read_json
+from embed_jax.encoders.write_classifier import write_classifier
 from embed_jax.errors import InputError
 from embed_jax.parallel.gather import sharded_encode
 from embed_jax.parallel.inference import default_batch_tokens, run_batches
@@ -36,6 +40,7 @@ class CrossEncoder:
         tokenizer: cuts pairs at `tokenizer.max_length` tokens.
         activation: what makes scores of logits, "sigmoid" or "identity".
         prompt: text put before each query.
+        lower_case: whether the tokenizer was told to lower-case texts first; kept for `save`.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class CrossEncoder:
         *,
         activation: str = "sigmoid",
         prompt: str = "",
+        lower_case: bool = False,
         compute_dtype: str = "float32",
         devices: int = 0,
     ):
@@ -60,6 +66,7 @@ class CrossEncoder:
         self.tokenizer = tokenizer
         self.activation = activation
         self.prompt = prompt
+        self.lower_case = lower_case
         self._types = spec.backbone.type_vocab_size
         _check_types(tokenizer, self._types)
         self._mesh = make_mesh(devices)
@@ -122,6 +129,19 @@ class CrossEncoder:
             )
         return logits
 
+    def save(self, directory: str | Path) -> None:
+        """Writes a directory that sentence-transformers' CrossEncoder, transformers and `load` read; atomic."""
+        write_classifier(
+            Path(directory),
+            self.spec,
+            jax.device_get(self.params),
+            tokenizer=self.tokenizer,
+            max_length=self.max_length,
+            activation=self.activation,
+            prompt=self.prompt,
+            lower_case=self.lower_case,
+        )
+
 
 def load(name: str, *, max_length: int = 0, compute_dtype: str = "float32") -> CrossEncoder:
     """Loads a cross-encoder.
@@ -149,8 +169,19 @@ def load(name: str, *, max_length: int = 0, compute_dtype: str = "float32") -> C
         tokenizer,
         activation=saved.activation,
         prompt=saved.prompt,
+        lower_case=saved.lower_case,
         compute_dtype=compute_dtype,
     )
+
+
+def is_cross_encoder(directory: str | Path) -> bool:
+    """Whether a model's directory holds a sequence classification model and not an embedding model."""
+    path = Path(directory) / "config.json"
+    settings = Path(directory) / "config_sentence_transformers.json"
+    if settings.is_file() and (kind := read_json(settings).get("model_type")):
+        return kind == "CrossEncoder"
+    names = read_json(path).get("architectures") if path.is_file() else None
+    return bool(names) and str(names[0]).endswith("ForSequenceClassification")
 
 
 def _check_types(tokenizer: Tokenizer, types: int) -> None:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from embed_jax.cross_encoder import CrossEncoder, load
+from embed_jax.cross_encoder import CrossEncoder, is_cross_encoder, load
 from embed_jax.data.pack import pack_sentences
 from embed_jax.data.tokenize import load_tokenizer
 from embed_jax.data.window import pack_window
@@ -283,3 +283,76 @@ def test_what_cannot_be_loaded_is_said_in_one_line(bert, tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "gptj"}))
     with pytest.raises(InputError, match="unknown backbone 'gptj'"):
         load(str(one_type))
+
+
+# ---- writing -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_saved_model_loads_back_bitwise_and_in_sentence_transformers(name, tmp_path):
+    peer = pytest.importorskip("sentence_transformers")
+    queries, passages = made_pairs(20)
+    ours = load(str(made_model(name, tmp_path / "made")), max_length=LIMIT - 3)
+    ours.prompt = "the red "
+    ours.save(tmp_path / "saved")
+    back = load(str(tmp_path / "saved"))
+    assert (back.spec, back.max_length, back.prompt, back.activation) == (
+        ours.spec,
+        LIMIT - 3,
+        "the red ",
+        "sigmoid",
+    )
+    assert jax.tree.structure(back.params) == jax.tree.structure(ours.params)
+    for ours_leaf, back_leaf in zip(*map(jax.tree.leaves, (ours.params, back.params)), strict=True):
+        np.testing.assert_array_equal(ours_leaf, back_leaf)
+    theirs = peer.CrossEncoder(str(tmp_path / "saved"), device="cpu")
+    wanted = theirs.predict(list(zip(queries, passages, strict=True)), show_progress_bar=False)
+    np.testing.assert_allclose(ours.score(queries, passages), wanted, atol=1e-5)
+    assert np.ptp(wanted) > 1e-3
+
+
+def test_what_older_versions_read_is_written_too(bert, tmp_path):
+    """They take the activation from config.json and the limit from the tokenizer, and know no modules.json."""
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    ours = load(str(bert), max_length=LIMIT)
+    ours.activation = "identity"
+    ours.save(tmp_path / "saved")
+    config = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert config["sentence_transformers"]["activation_fn"] == "torch.nn.modules.linear.Identity"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert tokenizer.model_max_length == LIMIT
+    theirs, about = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "saved", output_loading_info=True
+    )
+    assert not about["missing_keys"] and not about["unexpected_keys"]
+    queries, passages = made_pairs(5)
+    tokens = tokenizer(queries, passages, padding=True, truncation="longest_first", return_tensors="pt")
+    with torch.no_grad():
+        wanted = theirs.eval()(**tokens).logits.numpy()
+    np.testing.assert_allclose(ours.logits(queries, passages), wanted, atol=1e-5)
+
+
+def test_several_labels_and_kinds_of_numbers_are_kept(tmp_path):
+    ours = load(str(made_model("bert", tmp_path / "made", num_labels=3)))
+    half = jax.tree.map(lambda leaf: np.asarray(leaf).astype("bfloat16"), jax.device_get(ours.params))
+    CrossEncoder(ours.spec, half, ours.tokenizer, activation="identity", lower_case=True).save(tmp_path / "saved")
+    back = load(str(tmp_path / "saved"))
+    assert (back.num_labels, back.activation, back.lower_case) == (3, "identity", True)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(back.params["backbone"])} == {"bfloat16"}
+    for ours_leaf, back_leaf in zip(*map(jax.tree.leaves, (half, back.params)), strict=True):
+        np.testing.assert_array_equal(ours_leaf, back_leaf)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()}
+    back.save(tmp_path / "saved")  # over itself
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()}
+
+
+def test_a_cross_encoder_is_known_by_its_files(bert, tiny_model, tmp_path):
+    assert is_cross_encoder(bert) and not is_cross_encoder(tiny_model) and not is_cross_encoder(tmp_path)
+    load(str(bert)).save(tmp_path / "saved")
+    assert is_cross_encoder(tmp_path / "saved")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds"):
+        load(str(bert)).save(tmp_path / "other")
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["notes.txt"]

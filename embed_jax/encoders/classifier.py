@@ -127,6 +127,19 @@ def classifier_spec(backbone: BertConfig, config: Mapping[str, Any]) -> Classifi
     )
 
 
+def classifier_config(spec: ClassifierSpec) -> dict[str, Any]:
+    """The inverse of `classifier_spec`: what config.json has of a classifier, without its dtype.
+
+    Where transformers has a single rate for the head and the hidden states, it is that of the hidden states.
+    """
+    form, family = _form(spec.backbone.family), lookup("backbone", spec.backbone.family)
+    labels = {str(number): f"LABEL_{number}" for number in range(spec.num_labels)}
+    config = {"architectures": [form.architecture], "model_type": spec.backbone.family}
+    config |= family.write_config(spec.backbone)
+    config |= {"id2label": labels, "label2id": {label: int(number) for number, label in labels.items()}}
+    return {form.rates[0]: spec.dropout} | config
+
+
 def classifier_family(name: str) -> Family:
     """The backbone's family with "classifier/dense" and "classifier/out" among its tensors, none of them ignored."""
     form, family = _form(name), lookup("backbone", name)
