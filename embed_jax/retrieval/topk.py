@@ -1,4 +1,8 @@
-"""Exact search by dot product or cosine, block by block: memory does not grow with the corpus."""
+"""Exact search by any of four similarities, block by block: memory does not grow with the corpus.
+
+Similarities are larger for what is nearer, so distances are negated: "cosine", "dot", "euclidean", "manhattan", named
+and signed as in sentence-transformers.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from embed_jax.errors import InputError
 
@@ -22,35 +26,51 @@ ENCODE_BLOCK = 65_536  # documents whose embeddings are held at a time; a multip
 
 
 def top_k(
-    queries: Float[np.ndarray, "Q D"], corpus: Float[np.ndarray, "N D"] | Iterable[Float[np.ndarray, "n D"]], k: int
+    queries: Float[np.ndarray, "Q D"],
+    corpus: Float[np.ndarray, "N D"] | Iterable[Float[np.ndarray, "n D"]],
+    k: int,
+    *,
+    similarity: str = "dot",
+    owner: Int[np.ndarray, " N"] | None = None,
 ) -> tuple[Float[np.ndarray, "Q k"], Int[np.ndarray, "Q k"]]:
-    """The k rows of `corpus` with the largest dot products with each query; exact, in float32.
+    """The k rows of `corpus` most similar to each query; exact, in float32.
 
     Args:
         queries: embeddings.
         corpus: embeddings, or an iterable of blocks of them, best of multiples of 8,192 rows.
         k: cut to the corpus' size if larger.
+        similarity: one of SIMILARITIES.
+        owner: 0, 0, 0, 1, 2, 2, ...: the document that each row is a part of. Documents are then what is searched, by
+            their best row.
 
     Returns:
-        Scores, largest first, and row numbers. Equal scores keep the corpus' order.
+        Scores, largest first, and numbers of rows, or of documents. Equal scores keep the corpus' order.
+
+    Raises:
+        InputError: for an unknown similarity.
     """
-    queries = np.asarray(queries, np.float32)
+    if similarity not in SIMILARITIES:
+        raise InputError(f"similarity: expected one of {', '.join(SIMILARITIES)}, found {similarity!r}")
+    finish = unit_rows if similarity == "cosine" else functools.partial(np.asarray, dtype=np.float32)
+    queries = finish(queries)
     blocks = [corpus] if isinstance(corpus, np.ndarray) else corpus
     starts = range(0, len(queries), QUERY_BLOCK)
     padded = [_pad(queries[start : start + QUERY_BLOCK], QUERY_BLOCK) for start in starts]
     best = [_nothing(len(block), k) for block in padded]
     seen = 0
     for block in blocks:
-        block = np.asarray(block, np.float32)
+        block = finish(block)
         for start in range(0, len(block), CORPUS_BLOCK):
             part = block[start : start + CORPUS_BLOCK]
-            device_part = jnp.asarray(_pad(part, CORPUS_BLOCK))
-            best = [_merge(*one, query, device_part, seen, len(part)) for one, query in zip(best, padded, strict=True)]
+            parts_of = None if owner is None else _pad(owner[seen : seen + len(part)], CORPUS_BLOCK, mode="edge")
+            searched = jax.tree.map(jnp.asarray, (_pad(part, CORPUS_BLOCK), seen, len(part), parts_of))
+            best = [_merge(*one, query, *searched, similarity) for one, query in zip(best, padded, strict=True)]
             seen += len(part)
+    k = min(k, seen if owner is None else len(np.unique(owner)))
     if not best:
-        return np.zeros((0, min(k, seen)), np.float32), np.zeros((0, min(k, seen)), np.int32)
+        return np.zeros((0, k), np.float32), np.zeros((0, k), np.int32)
     scores, rows = (np.concatenate([np.asarray(leaf) for leaf in leaves]) for leaves in zip(*best, strict=True))
-    return scores[: len(queries), : min(k, seen)], rows[: len(queries), : min(k, seen)]
+    return scores[: len(queries), :k], rows[: len(queries), :k]
 
 
 def dense_search(
@@ -68,20 +88,33 @@ def dense_search(
 
     Args:
         corpus, queries: texts by id.
-        similarity: "cosine" or "dot".
+        similarity: one of SIMILARITIES.
 
     Returns:
         {query id: {document id: score}}, best first; equal scores in the corpus' order.
+
+    Raises:
+        InputError: for an unknown similarity.
     """
-    if similarity not in ("cosine", "dot"):
-        raise InputError(f"similarity: expected 'cosine' or 'dot', found {similarity!r}")
-    finish = unit_rows if similarity == "cosine" else np.asarray
-    blocks = (finish(encode_corpus(texts)) for texts in _chunks(corpus.values(), ENCODE_BLOCK))
-    scores, rows = top_k(finish(encode_queries(list(queries.values()))), blocks, k)
-    names = list(corpus)
+    asked = encode_queries(list(queries.values()))
+    found = top_k(asked, encoded(encode_corpus, corpus.values()), k, similarity=similarity)
+    return as_run(*found, list(queries), list(corpus))
+
+
+def encoded(encode: Encode, texts: Iterable[str]) -> Iterator[Float[np.ndarray, "n D"]]:
+    """The texts' embeddings, of 65,536 at a time."""
+    texts = iter(texts)
+    while chunk := list(itertools.islice(texts, ENCODE_BLOCK)):
+        yield encode(chunk)
+
+
+def as_run(
+    scores: Float[np.ndarray, "Q k"], numbers: Int[np.ndarray, "Q k"], queries: Sequence[str], documents: Sequence[str]
+) -> Run:
+    """What `top_k` found, by the ids of queries and documents."""
     return {
-        query: {names[row]: score for row, score in zip(found, values, strict=True)}
-        for query, found, values in zip(queries, rows.tolist(), scores.tolist(), strict=True)
+        query: {documents[number]: score for number, score in zip(found, values, strict=True)}
+        for query, found, values in zip(queries, numbers.tolist(), scores.tolist(), strict=True)
     }
 
 
@@ -96,7 +129,34 @@ def unit_rows(embeddings: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
     return embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
 
 
-@jax.jit
+def _dot(queries: Float[Array, "Q D"], block: Float[Array, "N D"]) -> Float[Array, "Q N"]:
+    # Accelerators round float32 products to fewer bits unless told not to.
+    return jnp.matmul(queries, block.T, precision="highest", preferred_element_type=jnp.float32)
+
+
+def _summed(of_difference: Callable[[Array], Array], queries: Array, block: Array) -> Float[Array, "Q N"]:
+    """Sums over dimensions, a few at a time: there is no array [Q, N, D].
+
+    |a|^2 + |b|^2 - 2ab would be a single product of matrices, but differences of near points would be lost in it.
+    """
+
+    def add(total, dimension):
+        a, b = dimension
+        return total + of_difference(a[:, None] - b[None, :]), None
+
+    nothing = jnp.zeros((queries.shape[0], block.shape[0]), jnp.float32)
+    return jax.lax.scan(add, nothing, (queries.T, block.T), unroll=16)[0]
+
+
+SIMILARITIES: Mapping[str, Callable[[Array, Array], Float[Array, "Q N"]]] = {
+    "cosine": _dot,  # of what `top_k` brings to length 1
+    "dot": _dot,
+    "euclidean": lambda queries, block: -jnp.sqrt(_summed(jnp.square, queries, block)),
+    "manhattan": lambda queries, block: -_summed(jnp.abs, queries, block),
+}
+
+
+@functools.partial(jax.jit, static_argnames="similarity")
 def _merge(
     scores: Float[Array, "Q k"],
     rows: Int[Array, "Q k"],
@@ -104,14 +164,21 @@ def _merge(
     block: Float[Array, "N D"],
     start: Int[Array, ""],
     count: Int[Array, ""],
+    owner: Int[Array, " N"] | None,
+    similarity: str,
 ) -> tuple[Float[Array, "Q k"], Int[Array, "Q k"]]:
     """The best of what was found so far and of `count` rows of a block that begins at row `start` of the corpus.
 
     `lax.top_k` puts the earlier of equal values first, and what was found so far stands first.
     """
-    # Accelerators round float32 products to fewer bits unless told not to.
-    found = jnp.matmul(queries, block.T, precision="highest", preferred_element_type=jnp.float32)
+    found = SIMILARITIES[similarity](queries, block)
     found = jnp.where(jnp.arange(block.shape[0]) < count, found, -jnp.inf)
+    if owner is not None:
+        start = owner[0]
+        found = jax.ops.segment_max(found.T, owner - start, block.shape[0], indices_are_sorted=True).T
+        begun = rows == start  # the block's first document, if it began in the block before
+        found = found.at[:, 0].max(jnp.max(scores, axis=1, where=begun, initial=-jnp.inf))
+        scores = jnp.where(begun, -jnp.inf, scores)
     k = scores.shape[1]
     found, number = jax.lax.top_k(found, min(k, block.shape[0]))
     scores, place = jax.lax.top_k(jnp.concatenate([scores, found], axis=1), k)
@@ -122,13 +189,7 @@ def _nothing(queries: int, k: int) -> tuple[Float[Array, "Q k"], Int[Array, "Q k
     return jnp.full((queries, k), -jnp.inf, jnp.float32), jnp.full((queries, k), -1, jnp.int32)
 
 
-def _pad(block: Float[np.ndarray, "n D"], limit: int) -> Float[np.ndarray, "m D"]:
-    """Zero rows up to the next power of two, or `limit`: few shapes, so few compilations."""
+def _pad(block: Shaped[np.ndarray, "n ..."], limit: int, mode: str = "constant") -> Shaped[np.ndarray, "m ..."]:
+    """Rows, by default of zeros, up to the next power of two, or `limit`: few shapes, so few compilations."""
     size = min(limit, 1 << max(len(block) - 1, 0).bit_length())
-    return np.pad(block, ((0, size - len(block)), (0, 0)))
-
-
-def _chunks(texts: Iterable[str], size: int) -> Iterator[list[str]]:
-    texts = iter(texts)
-    while chunk := list(itertools.islice(texts, size)):
-        yield chunk
+    return np.pad(block, [(0, size - len(block)), *[(0, 0)] * (block.ndim - 1)], mode=mode)

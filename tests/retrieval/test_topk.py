@@ -65,5 +65,62 @@ def test_dense_search_encodes_the_corpus_a_piece_at_a_time(monkeypatch):
     assert run == {"q": {"d9": 10.0, "d8": 9.0, "d7": 8.0}}
     assert sizes == [1, 4, 4, 2]
     assert list(topk.dense_search(encode, encode, corpus, {"q": "1"}, 2)["q"]) == ["d1", "d2"]
-    with pytest.raises(InputError, match="similarity"):
-        topk.dense_search(encode, encode, corpus, {"q": "1"}, 3, similarity="euclidean")
+    nearest = topk.dense_search(encode, encode, corpus, {"q": "7"}, 3, similarity="manhattan")
+    assert nearest == {"q": {"d7": 0.0, "d6": -1.0, "d8": -1.0}}
+    with pytest.raises(InputError, match="expected one of cosine, dot, euclidean, manhattan, found 'hamming'"):
+        topk.dense_search(encode, encode, corpus, {"q": "1"}, 3, similarity="hamming")
+
+
+DISTANCES = {
+    "cosine": lambda a, b: np.sum(a * b, -1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)),
+    "dot": lambda a, b: np.sum(a * b, -1),
+    "euclidean": lambda a, b: -np.linalg.norm(a - b, axis=-1),
+    "manhattan": lambda a, b: -np.abs(a - b).sum(-1),
+}
+
+
+@pytest.mark.parametrize("similarity", topk.SIMILARITIES)
+@pytest.mark.parametrize("dim", [3, 40])
+def test_similarities_equal_those_in_float64(small_blocks, similarity, dim):
+    rng = np.random.default_rng(dim)
+    queries, corpus = (rng.normal(size=(n, dim)).astype(np.float32) for n in (11, 75))
+    scores, rows = topk.top_k(queries, corpus, 9, similarity=similarity)
+    expected = DISTANCES[similarity](queries[:, None].astype(np.float64), corpus[None].astype(np.float64))
+    np.testing.assert_array_equal(rows, np.argsort(-expected, axis=1, kind="stable")[:, :9])
+    np.testing.assert_allclose(scores, np.take_along_axis(expected, rows, axis=1), rtol=3e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("similarity", ["euclidean", "manhattan"])
+def test_near_points_far_from_the_origin_keep_their_distances(similarity):
+    """Where |a|^2 + |b|^2 - 2ab in float32 is wrong by more than the distances themselves."""
+    center = np.full(64, 100.0)
+    corpus = (center + np.eye(64) * np.arange(1, 65)[::-1, None] / 8).astype(np.float32)
+    scores, rows = topk.top_k(np.float32([center]), np.concatenate([corpus, [center]]), 65, similarity=similarity)
+    np.testing.assert_array_equal(rows[0], np.arange(64, -1, -1))
+    np.testing.assert_array_equal(scores[0], -np.arange(65) / 8)
+
+
+@pytest.mark.parametrize("similarity", topk.SIMILARITIES)
+def test_there_is_no_array_of_queries_by_documents_by_dimensions(similarity):
+    queries, block, k = np.ones((64, 128), np.float32), np.ones((256, 128), np.float32), 5
+    arguments = *topk._nothing(64, k), queries, block, 0, 256, None
+    used = topk._merge.lower(*arguments, similarity).compile().memory_analysis().temp_size_in_bytes
+    assert used < 64 * 256 * 128 * 4 / 8
+
+
+@pytest.mark.parametrize("similarity, k", [*((name, 4) for name in topk.SIMILARITIES), ("dot", 1), ("dot", 60)])
+def test_documents_of_several_rows_count_by_their_best(small_blocks, similarity, k):
+    rng = np.random.default_rng(k)
+    sizes = [1, 40, 1, 1, 3, 2, 1, 17, 1, 5, 1, 30]  # over the blocks of 16 rows: some begin before, some span three
+    owner = np.repeat(np.arange(len(sizes)), sizes)
+    queries, corpus = (rng.integers(-2, 3, size=(n, 4)).astype(np.float32) for n in (8, len(owner)))
+    if similarity == "cosine":  # whose ties are not exact
+        queries, corpus = (rng.normal(size=x.shape).astype(np.float32) for x in (queries, corpus))
+    each, rows = topk.top_k(queries, corpus, len(owner), similarity=similarity)
+    each = np.take_along_axis(each, np.argsort(rows, axis=1), axis=1)
+    best = np.stack([each[:, owner == number].max(axis=1) for number in range(len(sizes))], axis=1)
+    order = np.argsort(-best, axis=1, kind="stable")[:, :k]
+    for blocks in (corpus, iter(np.split(corpus, [32, 80]))):
+        scores, documents = topk.top_k(queries, blocks, k, similarity=similarity, owner=owner)
+        np.testing.assert_array_equal(documents, order)
+        np.testing.assert_allclose(scores, np.take_along_axis(best, order, axis=1), rtol=1e-6)
