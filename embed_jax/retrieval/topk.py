@@ -1,8 +1,4 @@
-"""Exact search by any of four similarities, block by block: memory does not grow with the corpus.
-
-Similarities are larger for what is nearer, so distances are negated: "cosine", "dot", "euclidean", "manhattan", named
-and signed as in sentence-transformers.
-"""
+"""Exact search by any of SIMILARITIES, block by block: memory does not grow with the corpus."""
 
 from __future__ import annotations
 
@@ -16,6 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from embed_jax.errors import InputError
+from embed_jax.registry import unknown
+from embed_jax.similarity import SIMILARITIES
 
 Encode = Callable[[Sequence[str]], Float[np.ndarray, "N D"]]
 Run = dict[str, dict[str, float]]  # query id -> {document id: score}, best first
@@ -50,7 +48,7 @@ def top_k(
         InputError: for an unknown similarity.
     """
     if similarity not in SIMILARITIES:
-        raise InputError(f"similarity: expected one of {', '.join(SIMILARITIES)}, found {similarity!r}")
+        raise InputError(unknown("similarity", similarity, SIMILARITIES))
     finish = unit_rows if similarity == "cosine" else functools.partial(np.asarray, dtype=np.float32)
     queries = finish(queries)
     blocks = [corpus] if isinstance(corpus, np.ndarray) else corpus
@@ -148,7 +146,7 @@ def _summed(of_difference: Callable[[Array], Array], queries: Array, block: Arra
     return jax.lax.scan(add, nothing, (queries.T, block.T), unroll=16)[0]
 
 
-SIMILARITIES: Mapping[str, Callable[[Array, Array], Float[Array, "Q N"]]] = {
+_SCORES: Mapping[str, Callable[[Array, Array], Float[Array, "Q N"]]] = {
     "cosine": _dot,  # of what `top_k` brings to length 1
     "dot": _dot,
     "euclidean": lambda queries, block: -jnp.sqrt(_summed(jnp.square, queries, block)),
@@ -171,7 +169,7 @@ def _merge(
 
     `lax.top_k` puts the earlier of equal values first, and what was found so far stands first.
     """
-    found = SIMILARITIES[similarity](queries, block)
+    found = _SCORES[similarity](queries, block)
     found = jnp.where(jnp.arange(block.shape[0]) < count, found, -jnp.inf)
     if owner is not None:
         start = owner[0]

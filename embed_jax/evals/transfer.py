@@ -1,0 +1,335 @@
+"""Transfer in the manner of SentEval (Conneau and Kiela 2018): logistic regression on frozen embeddings.
+
+Without a split to learn from, texts are cross-validated (MR, CR, SUBJ, MPQA); else a classifier learns from `train` and
+is tested on `split` (TREC; SST2 also has a `dev` split, for the strength of L2). Of a pair (MRPC) the features are
+|u - v| and u * v, of a text its embedding.
+
+What differs from SentEval:
+- The classifier is trained until it converges, as SentEval's without PyTorch. Most published figures, those of SimCSE
+  too, are of a linear layer trained by PyTorch until dev accuracy stops to rise: by Adam on batches of 64 with 10 folds
+  (SimCSE's "test" mode), or by RMSprop on batches of 128 with 5 folds ("fasttest").
+- Embeddings are scaled first, by one number, so that the strengths of L2 mean the same for all lengths of embeddings.
+  They span more than SentEval's, whose `C` is 2^-2 to 2^3, or 2^-1 to 2^5 over folds of a training split.
+- The strength for a fold is chosen by leaving out each other fold in turn, not over new folds within the rest, so that
+  each classifier without two folds serves both: half the work.
+- The accuracy of cross-validation is over all texts, not the mean over folds, which may differ by one text in size.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from embed_jax.data.sources.files import FORMATS, file_format
+from embed_jax.data.sources.tasks import place, read_rows
+from embed_jax.errors import InputError, require
+from embed_jax.evals.classification import prediction_metrics
+from embed_jax.evals.pairs import encode_columns, metric_intervals
+from embed_jax.evals.task import Embed, Items, Outcome, Task, Use
+
+STRENGTHS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
+SEED = 1111  # SentEval's
+
+Chosen = tuple[Int[np.ndarray, " N"], list[float], float]  # predictions, strengths, accuracy where they were chosen
+
+
+class Rotated(NamedTuple):
+    """Embeddings in a basis that makes `logistic_regressions` quick, and changes nothing else.
+
+    Attributes:
+        vectors: of the training texts, centred, in the basis of their principal axes.
+        squares: the sum of squares along each axis.
+        center, axes: vectors = (x - center) @ axes.
+    """
+
+    vectors: Float[np.ndarray, "N D"]
+    squares: Float[np.ndarray, " D"]
+    center: Float[np.ndarray, " D"]
+    axes: Float[np.ndarray, "D D"]
+
+
+def open_task(
+    data: str,
+    split: str = "test",
+    *,
+    name: str = "",
+    train: str = "",
+    dev: str = "",
+    label: str = "label",
+    folds: int = 10,
+    strengths: Sequence[float] = STRENGTHS,
+    seed: int = SEED,
+) -> Task:
+    """A task whose main score is "accuracy"; see the module.
+
+    Args:
+        data, split: what is classified, see `read_rows`: fields `text`, or `sentence1` and `sentence2` for pairs.
+        train: the split to learn from, or a file; empty: cross-validation of `split`.
+        dev: the split, or a file, to choose the strength by; empty: it is chosen over folds of `train`.
+        label: the field of the label, such as "fine_label".
+        folds: of cross-validation, stratified.
+        strengths: C, the inverse strengths of L2 to choose from, as sklearn's; the first of equally good ones.
+        seed: of the folds.
+
+    Returns:
+        The task; its metrics are those of `prediction_metrics`, and "accuracy_dev", where strengths were chosen.
+
+    Raises:
+        InputError: for data that cannot be read, a label that no training text has, labels too rare for the folds, or
+            impossible options.
+    """
+    require("sklearn", "eval")
+    strengths = [float(strength) for strength in strengths]
+    if folds < 3 or min(strengths, default=0) <= 0:
+        raise InputError(f"transfer: expected 3 folds or more and strengths above 0, found {folds} and {strengths}")
+    if dev and not train:
+        raise InputError(f"transfer: expected the option train beside dev, found only {dev!r}")
+    places, learnt = _places(data, split, train, dev), "train" if train else "test"
+    texts, labels = _read(places, label, learnt, 1 if dev else folds)
+    kind, unit = ("Classification", "texts") if len(texts["test"][0]) == 1 else ("PairClassification", "pairs")
+
+    def evaluate(embed: Embed) -> Outcome:
+        columns = [column for part in texts.values() for column in zip(*part, strict=True)]
+        encoded = iter(encode_columns(functools.partial(embed, use=Use(name, kind)), *columns))
+        vectors = _features({part: [next(encoded) for _ in items[0]] for part, items in texts.items()}, learnt)
+        if train:
+            predicted, chosen, accuracy = train_and_test(vectors, labels, folds, strengths, seed)
+        else:
+            predicted, chosen, accuracy = cross_validate(vectors["test"], labels["test"], folds, strengths, seed)
+
+        def metrics(rows: Int[np.ndarray, " M"]) -> dict[str, float]:
+            return prediction_metrics(labels["test"][rows], predicted[None, rows], int(labels[learnt].max()) + 1)
+
+        times = ", ".join(f"{strength:g} ({count} x)" for strength, count in sorted(Counter(chosen).items()))
+        return Outcome(
+            "accuracy",
+            metrics(np.arange(len(predicted))) | {"accuracy_dev": accuracy},
+            metric_intervals(len(predicted), metrics),
+            Items((predicted == labels["test"]).astype(np.float64)),
+            (f"C chosen: {times}",),
+        )
+
+    return Task(name, kind, unit, texts["test"], evaluate)
+
+
+def cross_validate(
+    vectors: Float[np.ndarray, "N D"],
+    labels: Int[np.ndarray, " N"],
+    folds: int = 10,
+    strengths: Sequence[float] = STRENGTHS,
+    seed: int = SEED,
+) -> Chosen:
+    """Predictions for each fold by a classifier that was trained, and its strength chosen, on the other folds.
+
+    Args:
+        labels: numbers from 0 up.
+
+    Returns:
+        The predicted label of each row, the strength chosen for each fold, and the mean accuracy of these on the
+        folds left out to choose them.
+    """
+    fold, rotated = _folds(labels, folds, seed), _rotate(vectors)
+    pairs = list(itertools.combinations(range(folds), 2))
+    kept = np.stack([(fold != one) & (fold != other) for one, other in pairs], axis=1)
+    accuracy = np.zeros((len(strengths), folds, folds))  # [s, i, j]: on fold j without the folds i and j
+    weights = None
+    for number, strength in enumerate(strengths):
+        weights = logistic_regressions(rotated, labels, kept, [strength] * len(pairs), weights)
+        right = predictions(weights, rotated.vectors) == labels[:, None]
+        for model, (one, other) in enumerate(pairs):
+            accuracy[number, one, other] = right[fold == other, model].mean()
+            accuracy[number, other, one] = right[fold == one, model].mean()
+    means = accuracy.sum(axis=2) / (folds - 1)
+    best = means.argmax(axis=0)
+    chosen = [strengths[number] for number in best]
+    weights = logistic_regressions(rotated, labels, fold[:, None] != np.arange(folds), chosen)
+    predicted = np.take_along_axis(predictions(weights, rotated.vectors), fold[:, None], axis=1)[:, 0]
+    return predicted, chosen, float(means.max(axis=0).mean())
+
+
+def train_and_test(
+    vectors: dict[str, Float[np.ndarray, "_ D"]],
+    labels: dict[str, Int[np.ndarray, " _"]],
+    folds: int = 10,
+    strengths: Sequence[float] = STRENGTHS,
+    seed: int = SEED,
+) -> Chosen:
+    """Predictions for "test" by a classifier trained on "train", its strength chosen on "dev" or else over folds.
+
+    Args:
+        vectors, labels: by split; labels are numbers from 0 up.
+
+    Returns:
+        As `cross_validate`, with one strength.
+    """
+    rotated, gold = _rotate(vectors["train"]), labels["train"]
+    everything = np.ones((len(gold), 1), bool)
+    if "dev" in vectors:
+        kept, scored, answers = everything, _turn(rotated, vectors["dev"]), labels["dev"]
+        parts = [slice(None)]
+    else:
+        fold = _folds(gold, folds, seed)
+        kept, scored, answers = fold[:, None] != np.arange(folds), rotated.vectors, gold
+        parts = [fold == number for number in range(folds)]
+    accuracy, weights = [], None
+    for strength in strengths:
+        weights = logistic_regressions(rotated, gold, kept, [strength] * len(parts), weights)
+        right = predictions(weights, scored) == answers[:, None]
+        accuracy.append(float(np.mean([right[part, model].mean() for model, part in enumerate(parts)])))
+    best = int(np.argmax(accuracy))
+    weights = logistic_regressions(rotated, gold, everything, [strengths[best]])
+    return predictions(weights, _turn(rotated, vectors["test"]))[:, 0], [strengths[best]], accuracy[best]
+
+
+def logistic_regressions(
+    rotated: Rotated,
+    labels: Int[np.ndarray, " N"],
+    kept: Bool[np.ndarray, "N M"],
+    strengths: Sequence[float],
+    start: Float[Array, "D+1 M K"] | None = None,
+) -> Float[Array, "D+1 M K"]:
+    """M multinomial logistic regressions at once, each on the rows it keeps, with its own strength of L2.
+
+    Minimises, for each, sum_n CE_n + |W|^2 / 2C without a penalty on the intercept: what sklearn's LogisticRegression
+    minimises, where two labels have one vector w = w_1 - w_0, and so |w|^2 = 2 |W|^2.
+
+    The Hessian is at most X'X / 2 (Böhning 1992), a diagonal in the basis of `rotated`: steps of the inverse of this
+    bound, accelerated (Nesterov 1983) and restarted where they turn uphill (O'Donoghue and Candès 2015).
+
+    Args:
+        strengths: C of each.
+        start: weights near the solution, such as those for another strength.
+
+    Returns:
+        Weights for each label, the last row of them intercepts.
+    """
+    classes, models = int(labels.max()) + 1, len(strengths)
+    penalty = (2 if classes == 2 else 1) / np.asarray(strengths, np.float32)
+    if start is None:
+        start = jnp.zeros((rotated.vectors.shape[1] + 1, models, classes), jnp.float32)
+    return _minimise(rotated.vectors, rotated.squares, np.eye(classes, dtype=np.float32)[labels], kept, penalty, start)
+
+
+def predictions(weights: Float[Array, "D+1 M K"], vectors: Float[np.ndarray, "N D"]) -> Int[np.ndarray, "N M"]:
+    """The label of each row by each of the regressions."""
+    return np.asarray(_predict(weights, vectors))
+
+
+@jax.jit
+def _predict(weights, vectors):
+    return _logits(weights, vectors).argmax(axis=-1)
+
+
+def _logits(weights: Float[Array, "D+1 M K"], vectors: Float[Array, "N D"]) -> Float[Array, "N M K"]:
+    return jnp.einsum("nd,dmk->nmk", vectors, weights[:-1], precision="highest") + weights[-1]
+
+
+@functools.partial(jax.jit, static_argnames=("tolerance", "most"))
+def _minimise(vectors, squares, gold, kept, penalty, start, tolerance=3e-5, most=2000):
+    """`logistic_regressions` until |gradient|^2 in the bound's metric, by row, is below tolerance^2 in all of them."""
+    rows = kept.sum(axis=0)
+    penalties = jnp.concatenate([jnp.broadcast_to(penalty, (len(squares), len(penalty))), jnp.zeros((1, len(penalty)))])
+    step = 1 / (jnp.append(squares, len(vectors))[:, None] / 2 + penalties)[..., None]
+
+    def gradient(weights):
+        over = (jax.nn.softmax(_logits(weights, vectors)) - gold[:, None]) * kept[..., None]
+        slopes = jnp.einsum("nd,nmk->dmk", vectors, over, precision="highest")
+        return jnp.concatenate([slopes, over.sum(axis=0)[None]]) + penalties[..., None] * weights
+
+    def move(state):
+        count, weights, ahead, momentum, _ = state
+        slope = gradient(ahead)
+        new = ahead - step * slope
+        uphill = jnp.sum(slope * (new - weights), axis=(0, 2)) > 0
+        momentum = jnp.where(uphill, 1.0, momentum)
+        grown = (1 + jnp.sqrt(1 + 4 * momentum**2)) / 2
+        ahead = new + jnp.where(uphill, 0.0, (momentum - 1) / grown)[:, None] * (new - weights)
+        return count + 1, new, ahead, grown, jnp.max(jnp.sum(step * slope**2, axis=(0, 2)) / rows)
+
+    state = (0, start, start, jnp.ones(len(penalty)), jnp.inf)
+    return jax.lax.while_loop(lambda state: (state[0] < most) & (state[-1] > tolerance**2), move, state)[1]
+
+
+def _rotate(vectors: Float[np.ndarray, "N D"]) -> Rotated:
+    center = vectors.mean(axis=0, dtype=np.float64)
+    centered = vectors - center
+    squares, axes = np.linalg.eigh(centered.T @ centered)
+    return Rotated((centered @ axes).astype(np.float32), np.maximum(squares, 0).astype(np.float32), center, axes)
+
+
+def _turn(rotated: Rotated, vectors: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
+    return ((vectors - rotated.center) @ rotated.axes).astype(np.float32)
+
+
+def _features(columns: dict[str, list[Float[np.ndarray, "_ D"]]], learnt: str) -> dict[str, Float[np.ndarray, "_ F"]]:
+    """Embeddings, or |u - v| and u * v, by split, after the mean variance of those that are learnt from was made 1."""
+    train = np.concatenate(columns[learnt]).astype(np.float64)
+    scale = np.sqrt(np.mean(np.square(train - train.mean(axis=0)))) or 1.0
+
+    def features(first: np.ndarray, second: np.ndarray | None = None) -> np.ndarray:
+        return first if second is None else np.concatenate([np.abs(first - second), first * second], axis=1)
+
+    return {part: features(*(column.astype(np.float64) / scale for column in found)) for part, found in columns.items()}
+
+
+def _folds(labels: Int[np.ndarray, " N"], folds: int, seed: int) -> Int[np.ndarray, " N"]:
+    """The fold of each row: those of sklearn's StratifiedKFold, shuffled."""
+    from sklearn.model_selection import StratifiedKFold
+
+    fold = np.zeros(len(labels), np.int64)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        made = StratifiedKFold(folds, shuffle=True, random_state=seed).split(labels, labels)
+        for number, (_, rows) in enumerate(made):
+            fold[rows] = number
+    return fold
+
+
+def _places(data: str, split: str, train: str, dev: str) -> dict[str, tuple[str, str]]:
+    """(data, split) of "test", and of "train" and "dev" where there are any."""
+    places = {"test": (data, split)}
+    for part, source in (("train", train), ("dev", dev)):
+        if file_format(Path(source)) in FORMATS:
+            places[part] = source, split
+        elif source and Path(data).is_file():
+            raise InputError(f"{data}: a file has no split {source!r}: expected a directory, or a file as {part}")
+        elif source:
+            places[part] = data, source
+    return places
+
+
+def _read(
+    places: dict[str, tuple[str, str]], label: str, learnt: str, folds: int
+) -> tuple[dict[str, list[tuple[str, ...]]], dict[str, Int[np.ndarray, " _"]]]:
+    """Texts, or pairs, and the numbers of their labels, by split; two labels or more are in each fold of `learnt`."""
+    texts, found = {}, {}
+    for part, where in places.items():
+        rows = read_rows(*where)
+        fields = ("text",) if "text" in rows[0].fields else ("sentence1", "sentence2")
+        texts[part] = [tuple(row.text(field) for field in fields) for row in rows]
+        if not any(text.strip() for item in texts[part] for text in item):
+            raise InputError(f"{place(*where)}: all of {len(rows)} texts are empty")
+        found[part] = [row.label(label) for row in rows]
+        if len(fields) != len(texts["test"][0]):
+            raise InputError(f"{rows[0].where}: expected the fields of {place(*places['test'])}, texts or pairs")
+    counts = Counter(found[learnt]).most_common()
+    if len(counts) < 2 or counts[1][1] < folds:
+        few = ", ".join(f"{kind!r} ({count} x)" for kind, count in counts[:5])
+        raise InputError(f"{place(*places[learnt])}: expected two labels with {folds} texts or more, found {few}")
+    names = sorted(dict(counts))
+    for part, kinds in found.items():
+        unknown = sorted(set(kinds).difference(names))
+        if unknown:
+            few = ", ".join(map(repr, unknown[:5]))
+            raise InputError(f"{place(*places[part])}: {len(unknown)} labels that no training text has: {few}")
+    return texts, {part: np.searchsorted(names, kinds) for part, kinds in found.items()}
