@@ -2,73 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
+from embed_jax.data.sources.tasks import read_bitext
 from embed_jax.errors import InputError
 from embed_jax.evals.pairs import encode_columns
-from embed_jax.retrieval.topk import Encode, top_k, unit_rows
+from embed_jax.evals.task import Embed, Outcome, Task, Use, mean_outcome
+from embed_jax.registry import unknown
+from embed_jax.retrieval.topk import unit_rows
+from embed_jax.similarity import SIMILARITIES, similarity_matrix
+
+KIND = "BitextMining"
+BLOCK = 2**24  # similarities at a time
 
 
-def bitext_metrics(
-    first: Float[np.ndarray, "N D"], second: Float[np.ndarray, "M D"], gold: Sequence[int] | None = None
-) -> dict[str, float]:
-    """Scores of the nearest neighbours in `second`, by cosine, of each row of `first`; in this direction only.
+def open_task(
+    data: str, split: str = "test", *, name: str = "", source: str = "", target: str = "", similarity: str = ""
+) -> Task:
+    """Bitext mining by mteb's protocol, from `source` to `target`; the main score is "f1".
 
-    Each row c of `second` is a class: with t_c of N sentences that it translates, p_c for which it was found and h_c of
-    them rightly, precision is sum_c t_c/N h_c/p_c, recall sum_c h_c/N and F1 sum_c t_c/N 2 h_c / (t_c + p_c), which are
-    scikit-learn's weighted averages. Agrees with mteb's AbsTaskBitextMining (2.26), whose main score is "f1". The first
-    of equally near neighbours is taken, by mteb any.
+    The other direction is another task, with the two names exchanged.
 
     Args:
-        first, second: embeddings.
-        gold: the row of `second` that translates each row of `first`; the same row if not given.
+        data, split, source, target: see `read_bitext`.
+        similarity: one of SIMILARITIES; the model's own if empty.
+
+    Raises:
+        InputError: for data that cannot be read, or has other columns.
+    """
+    if similarity and similarity not in SIMILARITIES:
+        raise InputError(unknown("similarity", similarity, SIMILARITIES))
+    first, second = read_bitext(data, split, source, target)
+
+    def evaluate(embed: Embed) -> Outcome:
+        vectors = encode_columns(functools.partial(embed, use=Use(name, KIND)), first, second)
+        return bitext_outcome(*vectors, similarity=similarity or embed.similarity)
+
+    return Task(name, KIND, "sentences", list(zip(first, second, strict=True)), evaluate)
+
+
+def bitext_outcome(
+    first: Float[np.ndarray, "N D"], second: Float[np.ndarray, "N D"], *, similarity: str = "cosine"
+) -> Outcome:
+    """Scores of the nearest neighbours in `second` of each row of `first`, whose translation is the same row.
+
+    Each row c of `second` is a class: found for p_c sentences, rightly (h_c = 1) or not (h_c = 0), it has precision
+    h_c / p_c, recall h_c and F1 2 h_c / (1 + p_c), and the scores are the means over classes, which are scikit-learn's
+    weighted averages. Agrees with mteb's AbsTaskBitextMining (2.26), whose main score is "f1". The first of equally
+    near neighbours is taken, by mteb any.
 
     Returns:
-        "f1", "precision", "recall" and "accuracy", which equals recall.
+        Metrics "f1", "precision", "recall" and "accuracy", which equals recall. Items are the sentences.
 
     Raises:
-        InputError: if there is nothing to find, or no row of `second` for a row of `first`.
+        InputError: if there are no rows, or not as many on both sides.
     """
-    gold = _gold(len(first), len(second), gold)
-    found = top_k(unit_rows(first), unit_rows(second), 1)[1][:, 0]
-    size = len(second)
-    translated, predicted = np.bincount(gold, minlength=size), np.bincount(found, minlength=size)
-    hits = np.bincount(gold[gold == found], minlength=size)
-    weights = translated / len(gold)
-    accuracy = float(hits.sum() / len(gold))
-    return {
-        "f1": float(weights @ (2 * hits / np.maximum(translated + predicted, 1))),
-        "precision": float(weights @ (hits / np.maximum(predicted, 1))),
-        "recall": accuracy,
-        "accuracy": accuracy,
-    }
+    if not len(first) or len(first) != len(second):
+        raise InputError(f"bitext: expected as many sentences on both sides, found {len(first)} and {len(second)}")
+    found = _nearest(first, second, similarity)
+    right = (found == np.arange(len(first))).astype(np.float64)
+    times = np.bincount(found, minlength=len(second))
+    per_sentence = {"f1": 2 * right / (1 + times), "precision": right / np.maximum(times, 1)}
+    return mean_outcome("f1", per_sentence | {"recall": right, "accuracy": right})
 
 
-def evaluate_bitext(
-    encode: Encode, sentences1: Sequence[str], sentences2: Sequence[str], gold: Sequence[int] | None = None
-) -> dict[str, float]:
-    """`bitext_metrics` of texts; each distinct text is encoded once.
-
-    Raises:
-        InputError: as `bitext_metrics`.
-    """
-    _gold(len(sentences1), len(sentences2), gold)
-    return bitext_metrics(*encode_columns(encode, sentences1, sentences2), gold)
-
-
-def _gold(first: int, second: int, gold: Sequence[int] | None) -> np.ndarray:
-    """The numbers of the translations, checked."""
-    if not first or not second:
-        raise InputError(f"bitext: expected sentences on both sides, found {first} and {second}")
-    if gold is None and first != second:
-        raise InputError(f"bitext: expected as many sentences on both sides, or gold, found {first} and {second}")
-    rows = np.arange(first) if gold is None else np.asarray(gold)
-    if rows.shape != (first,):
-        raise InputError(f"bitext: expected gold for each of {first} sentences, found {rows.size}")
-    if rows.dtype.kind not in "iu" or rows.min() < 0 or rows.max() >= second:
-        bad = next((row for row in rows.tolist() if type(row) is not int or not 0 <= row < second), rows[0])
-        raise InputError(f"bitext: expected gold of whole numbers from 0 to {second - 1}, found {bad!r}")
-    return rows
+def _nearest(
+    first: Float[np.ndarray, "N D"], second: Float[np.ndarray, "M D"], similarity: str
+) -> Int[np.ndarray, " N"]:
+    if similarity == "cosine":
+        first, second, similarity = unit_rows(first), unit_rows(second), "dot"
+    rows = max(BLOCK // len(second), 1)
+    blocks = (first[start : start + rows] for start in range(0, len(first), rows))
+    return np.concatenate([similarity_matrix(block, second, similarity).argmax(axis=1) for block in blocks])

@@ -2,25 +2,88 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from embed_jax.data.pairs import whole_number
+from embed_jax.data.sources.files import FORMATS, file_format
+from embed_jax.data.sources.tasks import place, read_labelled_texts
 from embed_jax.errors import InputError, require
-from embed_jax.evals.pairs import encode_columns
-from embed_jax.retrieval.topk import Encode
+from embed_jax.evals.pairs import encode_columns, metric_intervals
+from embed_jax.evals.task import Embed, Items, Outcome, Task, Use
 
-Label = int | str
+KIND = "Classification"
 SAMPLES_PER_LABEL = 8
 EXPERIMENTS = 10
 SEED = 42  # mteb's
 
 
+def open_task(
+    data: str,
+    split: str = "test",
+    *,
+    name: str = "",
+    train: str = "train",
+    label: str = "label",
+    samples_per_label: int = SAMPLES_PER_LABEL,
+    experiments: int = EXPERIMENTS,
+    seed: int = SEED,
+) -> Task:
+    """Classification by mteb's protocol: the mean accuracy of experiments that each learn from a few examples.
+
+    Training texts that no experiment draws are not embedded.
+
+    Args:
+        data, split: what is classified, see `read_labelled_texts`.
+        train: the split to learn from, or a file; data that is a file has no splits.
+        label: the field of the label, such as "fine_label".
+        samples_per_label, experiments, seed: see `undersamples`.
+
+    Raises:
+        InputError: for data that cannot be read, training texts with one label only, test texts with a label that no
+            training text has, or fewer than one sample or experiment.
+    """
+    if samples_per_label < 1 or experiments < 1:
+        found = f"{samples_per_label} samples of each label, {experiments} experiments"
+        raise InputError(f"classification: expected one or more of each, found {found}")
+    named = file_format(Path(train)) in FORMATS
+    if Path(data).is_file() and not named:
+        raise InputError(f"{data}: a file has no split {train!r} to learn from: expected a directory of files, or a "
+                         "file as the option train")  # fmt: skip
+    source, train_split = (train, split) if named else (data, train)
+    train_texts, train_labels = read_labelled_texts(source, train_split, label)
+    test_texts, test_labels = read_labelled_texts(data, split, label)
+    number = {kind: n for n, kind in enumerate(_sorted(train_labels))}
+    if len(number) < 2:
+        raise InputError(f"{place(source, train_split)}: expected two labels or more, found only {train_labels[0]!r}")
+    unknown = [kind for kind in dict.fromkeys(test_labels) if kind not in number]
+    if unknown:
+        few = ", ".join(map(repr, unknown[:5]))
+        raise InputError(f"{place(data, split)}: {len(unknown)} labels that no training text has: {few}")
+    learnt, gold = (np.array([number[kind] for kind in kinds]) for kinds in (train_labels, test_labels))
+    drawn = undersamples(train_labels, samples_per_label=samples_per_label, experiments=experiments, seed=seed)
+    used = np.unique(np.concatenate(drawn))
+
+    def evaluate(embed: Embed) -> Outcome:
+        encode = functools.partial(embed, use=Use(name, KIND))
+        vectors, test = encode_columns(encode, [train_texts[row] for row in used], test_texts)
+        samples = [vectors[np.searchsorted(used, rows)] for rows in drawn]
+        predicted = [
+            predictions(sample, learnt[rows], test, seed=seed) for sample, rows in zip(samples, drawn, strict=True)
+        ]
+        return classification_outcome(gold, np.array(predicted))
+
+    return Task(name, KIND, "texts", [(text,) for text in test_texts], evaluate)
+
+
 def undersamples(
-    labels: Sequence[Label],
+    labels: Sequence[str],
     *,
     samples_per_label: int = SAMPLES_PER_LABEL,
     experiments: int = EXPERIMENTS,
@@ -34,13 +97,10 @@ def undersamples(
     Returns:
         Row numbers, in the order in which they were drawn, for each experiment.
     """
-    if samples_per_label < 1 or experiments < 1:
-        found = f"{samples_per_label} samples of each label, {experiments} experiments"
-        raise InputError(f"classification: expected one or more of each, found {found}")
     order, drawn = np.arange(len(labels)), []
     for _ in range(experiments):
         np.random.RandomState(seed).shuffle(order)
-        count: Counter[Label] = Counter()
+        count: Counter[str] = Counter()
         rows = []
         for row in order.tolist():
             count[labels[row]] += 1
@@ -50,130 +110,86 @@ def undersamples(
     return drawn
 
 
-def prediction_metrics(labels: Sequence[Label], predicted: Sequence[Label]) -> dict[str, float]:
-    """Accuracy, and F1, precision and recall, each as the mean over labels and weighted by the labels' frequencies.
-
-    Returns:
-        "accuracy", "f1", "f1_weighted", "precision", "precision_weighted", "recall", "recall_weighted"; with two
-        in `labels` also "ap", the average precision of the *predicted labels* as scores, by their order, for the larger
-        of the two, as mteb has it. Labels only in `predicted` count in means over labels; what is 0/0 counts 0.
-    """
-    require("sklearn", "eval")
-    from sklearn import metrics
-
-    scores = {"accuracy": float(metrics.accuracy_score(labels, predicted))}
-    for average, suffix in (("macro", ""), ("weighted", "_weighted")):
-        found = metrics.precision_recall_fscore_support(labels, predicted, average=average, zero_division=0)
-        for name, score in zip(("precision", "recall", "f1"), found, strict=False):  # the fourth is none
-            scores[f"{name}{suffix}"] = float(score)
-    if len({*labels}) == 2:
-        order = {label: place for place, label in enumerate(sorted({*labels, *predicted}))}
-        larger = max(labels)
-        positive = [label == larger for label in labels]
-        scores["ap"] = float(metrics.average_precision_score(positive, [order[label] for label in predicted]))
-    return scores
-
-
-def classification_metrics(
-    train: Float[np.ndarray, "N D"],
-    train_labels: Sequence[Label],
-    test: Float[np.ndarray, "M D"],
-    test_labels: Sequence[Label],
-    *,
-    samples_per_label: int = SAMPLES_PER_LABEL,
-    experiments: int = EXPERIMENTS,
-    seed: int = SEED,
-) -> dict[str, float]:
-    """Means over experiments that each train a logistic regression, 100 iterations at most, on few examples.
-
-    Agrees with mteb's AbsTaskClassification (2.26), whose main score is "accuracy"; its "ap_weighted" is "ap". The
-    cross-validation that a few of its tasks ask for is not done here.
-
-    Args:
-        train, test: embeddings; the examples to train on are drawn from the former, see `undersamples`.
-
-    Returns:
-        The means of `prediction_metrics`, and "accuracy_1", "accuracy_2", ..., of each experiment.
-
-    Raises:
-        InputError: if a split is empty, lengths differ, the training examples have one label only, or a test label is
-            not among theirs.
-    """
-    drawn = _draw(train_labels, test_labels, (len(train), len(test)), samples_per_label, experiments, seed)
-    return _mean_metrics([train[rows] for rows in drawn], drawn, train_labels, test, test_labels, seed)
-
-
-def evaluate_classification(
-    encode: Encode,
-    train_texts: Sequence[str],
-    train_labels: Sequence[Label],
-    test_texts: Sequence[str],
-    test_labels: Sequence[Label],
-    *,
-    samples_per_label: int = SAMPLES_PER_LABEL,
-    experiments: int = EXPERIMENTS,
-    seed: int = SEED,
-) -> dict[str, float]:
-    """`classification_metrics` of texts; each distinct text is encoded once, and none that no experiment draws.
-
-    Raises:
-        InputError: as `classification_metrics`.
-    """
-    lengths = len(train_texts), len(test_texts)
-    drawn = _draw(train_labels, test_labels, lengths, samples_per_label, experiments, seed)
-    used = np.unique(np.concatenate(drawn))
-    train, test = encode_columns(encode, [train_texts[row] for row in used], test_texts)
-    samples = [train[np.searchsorted(used, rows)] for rows in drawn]
-    return _mean_metrics(samples, drawn, train_labels, test, test_labels, seed)
-
-
-def _mean_metrics(
-    samples: list[Float[np.ndarray, "S D"]],
-    drawn: list[Int[np.ndarray, " S"]],
-    train_labels: Sequence[Label],
-    test: Float[np.ndarray, "M D"],
-    test_labels: Sequence[Label],
-    seed: int,
-) -> dict[str, float]:
-    scores = []
-    for sample, rows in zip(samples, drawn, strict=True):
-        predict = _fitted(sample, [train_labels[row] for row in rows], seed)
-        scores.append(prediction_metrics(list(test_labels), predict(test)))
-    means = {name: float(np.mean([score[name] for score in scores])) for name in scores[0]}
-    return means | {f"accuracy_{number}": score["accuracy"] for number, score in enumerate(scores, 1)}
-
-
-def _fitted(
-    sample: Float[np.ndarray, "S D"], labels: Sequence[Label], seed: int
-) -> Callable[[Float[np.ndarray, "M D"]], list[Label]]:
+def predictions(
+    sample: Float[np.ndarray, "S D"], labels: Int[np.ndarray, " S"], test: Float[np.ndarray, "N D"], *, seed: int = SEED
+) -> Int[np.ndarray, " N"]:
+    """The labels that a logistic regression learnt from a sample, in 100 iterations at most, gives to other texts."""
     require("sklearn", "eval")
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the protocol stops at 100 iterations
-        model = LogisticRegression(max_iter=100, random_state=seed).fit(sample, labels)
-    return lambda vectors: model.predict(vectors).tolist()
+        return LogisticRegression(max_iter=100, random_state=seed).fit(sample, labels).predict(test)
 
 
-def _draw(
-    train_labels: Sequence[Label],
-    test_labels: Sequence[Label],
-    lengths: tuple[int, int],
-    samples_per_label: int,
-    experiments: int,
-    seed: int,
-) -> list[Int[np.ndarray, " S"]]:
-    """`undersamples` of checked labels."""
-    for split, labels, length in zip(("train", "test"), (train_labels, test_labels), lengths, strict=True):
-        if len(labels) != length or not length:
-            found = f"{length} texts and {len(labels)} labels"
-            raise InputError(f"classification: {split} split: expected a label for each text, 1 or more, found {found}")
-    known = set(train_labels)
-    if len(known) < 2:
-        raise InputError(f"classification: train split: expected two labels or more, found only {train_labels[0]!r}")
-    unknown = list(dict.fromkeys(label for label in test_labels if label not in known))
-    if unknown:
-        few = ", ".join(map(repr, unknown[:5]))
-        raise InputError(f"classification: test split: {len(unknown)} labels that no training example has: {few}")
-    return undersamples(train_labels, samples_per_label=samples_per_label, experiments=experiments, seed=seed)
+def classification_outcome(labels: Int[np.ndarray, " N"], predicted: Int[np.ndarray, "E N"]) -> Outcome:
+    """What predictions of E experiments are worth.
+
+    Agrees with mteb's AbsTaskClassification (2.26), whose main score is "accuracy"; its "ap_weighted" is "ap". The
+    cross-validation that a few of its tasks ask for is not done here.
+
+    Args:
+        labels, predicted: numbers from 0.
+
+    Returns:
+        The metrics of `prediction_metrics`, and "accuracy_1", "accuracy_2", ..., of each experiment. Items are the
+        texts, with the share of experiments that labelled each rightly.
+    """
+    kinds = int(max(labels.max(), predicted.max())) + 1
+    positive = int(labels.max()) if len(np.unique(labels)) == 2 else None
+
+    def metrics(rows: Int[np.ndarray, " N"]) -> dict[str, float]:
+        return prediction_metrics(labels[rows], predicted[:, rows], kinds, positive)
+
+    right = predicted == labels
+    each = {f"accuracy_{number}": float(share) for number, share in enumerate(right.mean(axis=1), 1)}
+    found = metrics(np.arange(len(labels)))
+    return Outcome("accuracy", found | each, metric_intervals(len(labels), metrics), Items(right.mean(axis=0)))
+
+
+def prediction_metrics(
+    labels: Int[np.ndarray, " N"], predicted: Int[np.ndarray, "E N"], kinds: int, positive: int | None = None
+) -> dict[str, float]:
+    """Accuracy, and F1, precision and recall, each as the mean over labels and weighted by the labels' frequencies.
+
+    Args:
+        labels, predicted: numbers from 0 to `kinds` - 1; of each of E experiments.
+        positive: the larger of two labels.
+
+    Returns:
+        Means over experiments: "accuracy", "f1", "f1_weighted", "precision", "precision_weighted", "recall",
+        "recall_weighted"; with `positive` also "ap", the average precision for it of the *predicted labels* as scores,
+        by their order, as mteb has it. Labels only in `predicted` count in means over labels, labels in neither do not;
+        what is 0/0 counts 0, but "ap" without a positive is nan.
+    """
+    experiments = len(predicted)
+
+    def counts(of: np.ndarray) -> np.ndarray:
+        """How often each label was predicted by each experiment for the chosen texts."""
+        places = predicted + kinds * np.arange(experiments)[:, None]
+        return np.bincount(places[of], minlength=experiments * kinds).reshape(experiments, kinds)
+
+    right = predicted == labels
+    there, found, hits = np.bincount(labels, minlength=kinds), counts(np.ones_like(right)), counts(right)
+    each = {
+        "f1": 2 * hits / np.maximum(there + found, 1),
+        "precision": hits / np.maximum(found, 1),
+        "recall": hits / np.maximum(there, 1),
+    }
+    seen = (there > 0) | (found > 0)
+    metrics = {"accuracy": float(right.mean())}
+    for name, values in each.items():
+        metrics[name] = float(np.mean((values * seen).sum(axis=1) / seen.sum(axis=1)))
+        metrics[f"{name}_weighted"] = float(np.mean(values @ there) / len(labels))
+    if positive is not None:
+        gained = counts(np.broadcast_to(labels == positive, right.shape))[:, ::-1]
+        precision = np.cumsum(gained, axis=1) / np.maximum(np.cumsum(found[:, ::-1], axis=1), 1)
+        metrics["ap"] = float(np.mean((gained * precision).sum(axis=1)) / (there[positive] or np.nan))
+    return metrics
+
+
+def _sorted(labels: Sequence[str]) -> list[str]:
+    """The different labels, by number if all are whole numbers."""
+    numbers = all(whole_number(label) is not None for label in set(labels))
+    return sorted(set(labels), key=float if numbers else None)

@@ -6,156 +6,228 @@ Rosenberg and Hirschberg 2007; it grows with the number of clusters for few exam
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import itertools
 import random
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
+from embed_jax.data.sources.tasks import place, read_text_sets
 from embed_jax.errors import InputError, require
 from embed_jax.evals.pairs import encode_columns
-from embed_jax.retrieval.topk import Encode
+from embed_jax.evals.task import Embed, Outcome, Task, Use, mean_outcome
+from embed_jax.registry import unknown
 
-Label = int | str
+KIND = "Clustering"
 SEED = 42  # mteb's
+PROTOCOLS = {"legacy": 500, "fast": 512}  # and the batch sizes of their k-means
 
 
-def clustering_metrics(
-    embeddings: Float[np.ndarray, "N D"], labels: Sequence[Label], *, batch_size: int = 500, seed: int = SEED
-) -> dict[str, float]:
-    """V-measure of mini-batch k-means (Sculley 2010) with as many clusters as labels, on one set.
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Texts that are clustered together.
 
-    Returns:
-        "v_measure" and "ami", the mutual information adjusted for chance.
-
-    Raises:
-        InputError: if lengths differ, or there is one label only.
+    Attributes:
+        rows: their numbers among the texts of the task; one may be there several times.
+        labels: numbers from 0.
+        clusters: how many to make.
     """
-    _check_labels(len(embeddings), labels)
-    return _scores(np.asarray(embeddings), labels, len(set(labels)), batch_size, seed)
+
+    rows: Int[np.ndarray, " n"]
+    labels: Int[np.ndarray, " n"]
+    clusters: int
 
 
-def evaluate_clustering(
-    encode: Encode,
-    texts: Sequence[Sequence[str]],
-    labels: Sequence[Sequence[Label]],
+def open_task(
+    data: str,
+    split: str = "test",
     *,
-    batch_size: int = 500,
-    seed: int = SEED,
-) -> dict[str, float]:
-    """Mean V-measure over sets of texts, each clustered by itself; each distinct text is encoded once.
-
-    Agrees with mteb's AbsTaskClusteringLegacy (2.26), whose main score is "v_measure": a set with one label counts 1.
-
-    Args:
-        texts, labels: of each set.
-
-    Returns:
-        "v_measure", "v_measure_std" over the sets, and "v_measure_1", "v_measure_2", ..., of each set.
-
-    Raises:
-        InputError: if lengths differ, a set is empty, or no set has two labels.
-    """
-    if len(texts) != len(labels) or not len(texts):
-        raise InputError(f"clustering: expected labels for each set of texts, found {len(texts)} and {len(labels)}")
-    for number, (members, kinds) in enumerate(zip(texts, labels, strict=True)):
-        if len(members) != len(kinds) or not len(members):
-            found = f"{len(members)} texts and {len(kinds)} labels"
-            raise InputError(
-                f"clustering: set number {number}: expected a label for each text, 1 or more, found {found}"
-            )
-    mixed = [number for number, kinds in enumerate(labels) if len(set(kinds)) > 1]
-    if not mixed:
-        raise InputError(f"clustering: expected a set with two labels or more, found none among {len(texts)}")
-    values = np.ones(len(texts))
-    for number, vectors in zip(mixed, encode_columns(encode, *(texts[number] for number in mixed)), strict=True):
-        found = clustering_metrics(vectors, labels[number], batch_size=batch_size, seed=seed)
-        values[number] = found["v_measure"]
-    each = {f"v_measure_{number}": float(value) for number, value in enumerate(values, 1)}
-    return {"v_measure": float(values.mean()), "v_measure_std": float(values.std())} | each
-
-
-def evaluate_clustering_fast(
-    encode: Encode,
-    texts: Sequence[str],
-    labels: Sequence[Label | Sequence[Label]],
-    *,
-    documents: int | float | None = 0.04,
+    name: str = "",
+    protocol: str = "legacy",
+    label: str = "",
+    documents: int | float = 0,
     experiments: int = 10,
     sample_size: int = 16_384,
-    batch_size: int = 512,
-    depth: int | None = None,
+    depth: int = 0,
+    batch_size: int = 0,
     seed: int = SEED,
-) -> dict[str, float]:
-    """V-measure over bootstraps: clusters samples, drawn with replacement, of a part of the texts.
+) -> Task:
+    """Clustering by one of mteb's protocols; the main score is the mean V-measure, "v_measure".
 
-    Agrees with mteb's AbsTaskClustering (2.26), whose main score is "v_measure", for the first subset and split of a
-    task: for later ones mteb goes on with the same random numbers. Each distinct text of the part is encoded once.
+    * "legacy", AbsTaskClusteringLegacy: each set of texts is clustered once; a set with one label counts 1.
+    * "fast", AbsTaskClustering: samples, drawn with replacement from a part of the texts, are clustered on each level
+      of labels; the sets of the data are one, without texts that were there before. Texts without a label on a level
+      are left out there; mteb does not leave them out where labels are strings. Agrees for the first subset and split
+      of a task of mteb: for later ones mteb goes on with the same random numbers.
 
     Args:
-        labels: of each text, or its labels from the coarsest level to the finest. Texts without a label on a level are
-            left out there; mteb does not leave them out where labels are strings.
-        documents: how many texts are embedded: a number, a fraction, or None for all.
-        sample_size: texts in each of the `experiments` samples.
-        depth: the number of levels; all if None.
-
-    Returns:
-        "v_measure" and "ami", the means over levels and experiments, each with "_std", and with "_level_0", ..., the
-        means of each level.
+        data, split, label: see `read_text_sets`.
+        documents: how many texts are embedded: a number, 0 for all, or a fraction (mteb's own default is 0.04).
+        experiments, sample_size: how many samples, and the texts in each.
+        depth: the number of levels; 0 for all. These four are for "fast".
+        batch_size: of k-means; 0 for 500 in "legacy" and 512 in "fast".
 
     Raises:
-        InputError: if lengths differ, a level has one label only, or fewer texts are drawn than there are labels.
+        InputError: for data that cannot be read, a level or all sets with one label only, options of the other
+            protocol or out of range.
     """
-    if len(texts) != len(labels) or not len(texts):
-        raise InputError(f"clustering: expected a label for each text, found {len(texts)} texts, {len(labels)} labels")
-    rng = random.Random(seed)
-    rows: Sequence[int] = range(len(texts))
-    if documents is not None:
-        count = int(documents * len(texts)) if isinstance(documents, float) else documents
-        if count < 1:
-            raise InputError(f"clustering: documents: {documents} of {len(texts)} texts leave none to embed")
-        rows = rng.sample(rows, k=min(count, len(texts)))
-    paths = [[labels[row]] if np.ndim(labels[row]) == 0 else list(labels[row]) for row in rows]
-    levels = range(min(depth or max(map(len, paths)), max(map(len, paths))))
-    present = [[place for place, path in enumerate(paths) if len(path) > level] for level in levels]
-    kinds = [np.array([paths[place][level] for place in places]) for level, places in enumerate(present)]
-    for level_labels in kinds:
-        _check_labels(len(level_labels), level_labels.tolist())
-        if (clusters := len(np.unique(level_labels))) > sample_size:
-            raise InputError(
-                f"clustering: sample_size: expected {clusters}, one for each label, or more, found {sample_size}"
-            )
+    if protocol not in PROTOCOLS:
+        raise InputError(unknown("protocol", protocol, PROTOCOLS))
+    sampling = {"documents": documents, "experiments": experiments, "sample_size": sample_size, "depth": depth}
+    lowest = {"documents": 0, "experiments": 1, "sample_size": 1, "depth": 0}
+    for option, value in {**sampling, "batch_size": batch_size}.items():
+        if value < lowest.get(option, 0):
+            raise InputError(f"clustering: {option}: expected {lowest.get(option, 0)} or more, found {value}")
+    sets, labels = read_text_sets(data, split, label)
+    try:
+        if protocol == "legacy":
+            if sampling != {"documents": 0, "experiments": 10, "sample_size": 16_384, "depth": 0}:
+                raise InputError(f"{', '.join(sampling)} are options of the protocol 'fast', found 'legacy'")
+            texts, levels = list(itertools.chain(*sets)), [_each_set(labels)]
+        else:
+            texts, levels = _samples(sets, labels, **sampling, seed=seed)
+    except InputError as error:
+        raise InputError(f"{place(data, split)}: {error}") from None
+    used = np.unique(np.concatenate([run.rows for runs in levels for run in runs]))
+    texts = [texts[row] for row in used]
+    levels = [[dataclasses.replace(run, rows=np.searchsorted(used, run.rows)) for run in runs] for runs in levels]
+    batch = batch_size or PROTOCOLS[protocol]
 
-    [embeddings] = encode_columns(encode, [texts[row] for row in rows])
-    scores: list[list[dict[str, float]]] = []
-    for places, level_labels in zip(present, kinds, strict=True):
-        samples = [rng.choices(range(len(places)), k=sample_size) for _ in range(experiments)]
-        vectors, clusters = embeddings[places], len(np.unique(level_labels))
-        scores.append([_scores(vectors[s], level_labels[s].tolist(), clusters, batch_size, seed) for s in samples])
-    metrics = {}
-    for name in ("v_measure", "ami"):
-        values = np.array([[score[name] for score in level] for level in scores])
-        metrics |= {name: float(values.mean()), f"{name}_std": float(values.std())}
-        metrics |= {f"{name}_level_{level}": float(means) for level, means in enumerate(values.mean(axis=1))}
-    return metrics
+    def evaluate(embed: Embed) -> Outcome:
+        [vectors] = encode_columns(functools.partial(embed, use=Use(name, KIND)), texts)
+        found = [
+            [cluster(vectors[run.rows], run.clusters, batch_size=batch, seed=seed) for run in runs] for runs in levels
+        ]
+        return clustering_outcome(levels, found)
+
+    return Task(name, KIND, "texts", [(text,) for text in texts], evaluate)
 
 
-def _scores(
-    embeddings: Float[np.ndarray, "N D"], labels: Sequence[Label], clusters: int, batch_size: int, seed: int
-) -> dict[str, float]:
+def cluster(
+    vectors: Float[np.ndarray, "N D"], clusters: int, *, batch_size: int = 500, seed: int = SEED
+) -> Int[np.ndarray, " N"]:
+    """Each vector's cluster, by mini-batch k-means (Sculley 2010)."""
     require("sklearn", "eval")
     from sklearn.cluster import MiniBatchKMeans
-    from sklearn.metrics import adjusted_mutual_info_score, v_measure_score
 
-    model = MiniBatchKMeans(clusters, batch_size=batch_size, n_init=1, random_state=seed)
-    found = model.fit(embeddings).labels_
-    return {
-        "v_measure": float(v_measure_score(labels, found)),
-        "ami": float(adjusted_mutual_info_score(labels, found)),
+    return MiniBatchKMeans(clusters, batch_size=batch_size, n_init=1, random_state=seed).fit(vectors).labels_
+
+
+def v_measures(labels: Int[np.ndarray, " N"], clusters: Int[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
+    """What each text adds to the V-measure, which is their mean.
+
+    With entropies H, V = 2 I(labels, clusters) / (H(labels) + H(clusters)), where I is the mean over texts of
+    i = log p(label, cluster) / (p(label) p(cluster)), and H of h = -log p. A text's value is
+    V + (2 i - V (h(label) + h(cluster))) / (H(labels) + H(clusters)): how V changes with the text's weight, besides V.
+    So a resample's mean is its V-measure to first order, and texts of rare labels are no noise. 1 if both H are 0.
+    """
+    joint = np.zeros((labels.max() + 1, clusters.max() + 1))
+    np.add.at(joint, (labels, clusters), 1)
+    joint /= len(labels)
+    surprise = -np.log(joint.sum(axis=1)[labels]) - np.log(joint.sum(axis=0)[clusters])
+    entropies = surprise.mean()
+    if not entropies > 0:
+        return np.ones(len(labels))
+    information = np.log(joint[labels, clusters]) + surprise
+    v = 2 * information.mean() / entropies
+    return v + (2 * information - v * surprise) / entropies
+
+
+def clustering_outcome(levels: Sequence[Sequence[Run]], clusters: Sequence[Sequence[Int[np.ndarray, " n"]]]) -> Outcome:
+    """How well clusters agree with labels.
+
+    Args:
+        levels: the runs of each level of labels, as many on each; each text is in one of them at least.
+        clusters: of the texts of each run.
+
+    Returns:
+        Metrics "v_measure" and "ami", the mutual information adjusted for chance: the means over levels and runs; with
+        several runs "v_measure_std", "ami_std" over them; with several levels the means "v_measure_level_0", ... and
+        "ami_level_0", ...; with several runs on one level "v_measure_1", ..., of each. Items are the texts: with T of
+        them, R runs of n_r texts each and the values u of `v_measures`, a text's value is
+        V + T / R sum_r 1 / n_r sum (u - V_r) over its places in the runs.
+    """
+    require("sklearn", "eval")
+    from sklearn.metrics import adjusted_mutual_info_score
+
+    pairs = [list(zip(runs, found, strict=True)) for runs, found in zip(levels, clusters, strict=True)]
+    values = [[v_measures(run.labels, found) for run, found in level] for level in pairs]
+    scores = {
+        "v_measure": np.array([[one.mean() for one in level] for level in values]),
+        "ami": np.array([[adjusted_mutual_info_score(run.labels, found) for run, found in level] for level in pairs]),
     }
+    per_text = {"v_measure": _per_text(list(itertools.chain(*levels)), list(itertools.chain(*values)))}
+    others = {"ami": float(scores["ami"].mean())}
+    if len(levels) > 1:
+        for level, (runs, found) in enumerate(zip(levels, values, strict=True)):
+            per_text[f"v_measure_level_{level}"] = _per_text(runs, found)
+            others[f"ami_level_{level}"] = float(scores["ami"][level].mean())
+    if scores["ami"].size > 1:
+        others |= {f"{name}_std": float(found.std()) for name, found in scores.items()}
+        if len(levels) == 1:
+            others |= {f"v_measure_{number}": float(v) for number, v in enumerate(scores["v_measure"][0], 1)}
+    return mean_outcome("v_measure", per_text, others=others)
 
 
-def _check_labels(count: int, labels: Sequence[Label]) -> None:
-    if len(labels) != count or len(set(labels)) < 2:
-        found = f"{count} texts, {len(labels)} labels, {len(set(labels))} of them different"
-        raise InputError(f"clustering: expected a label for each text, two or more different ones, found {found}")
+def _per_text(runs: Sequence[Run], values: Sequence[Float[np.ndarray, " n"]]) -> Float[np.ndarray, " T"]:
+    """Values whose mean is the runs' mean V-measure, of each text in one of the runs."""
+    rows = np.concatenate([run.rows for run in runs])
+    changes = np.concatenate([(found - found.mean()) / len(found) for found in values])
+    texts, number = np.unique(rows, return_inverse=True)
+    mean = np.mean([found.mean() for found in values])
+    return mean + len(texts) / len(runs) * np.bincount(number, changes)
+
+
+def _each_set(labels: Sequence[Sequence[tuple[str, ...]]]) -> list[Run]:
+    """A run for each set, whose texts follow each other."""
+    if any(len(levels) > 1 for members in labels for levels in members):
+        raise InputError("found several labels of a text, expected one: they are for the protocol 'fast'")
+    if all(len(set(members)) == 1 for members in labels):
+        raise InputError(f"expected a set with two labels or more, found none among {len(labels)}")
+    runs, start = [], 0
+    for members in labels:
+        kinds, numbers = np.unique([label for (label,) in members], return_inverse=True)
+        runs.append(Run(np.arange(start, start + len(members)), numbers, len(kinds)))
+        start += len(members)
+    return runs
+
+
+def _samples(
+    sets: Sequence[Sequence[str]],
+    labels: Sequence[Sequence[tuple[str, ...]]],
+    *,
+    documents: int | float,
+    experiments: int,
+    sample_size: int,
+    depth: int,
+    seed: int,
+) -> tuple[list[str], list[list[Run]]]:
+    """The texts that are embedded, and the runs of each level."""
+    texts, paths = list(itertools.chain(*sets)), list(itertools.chain(*labels))
+    if len(sets) > 1:
+        first: dict[str, int] = {}
+        for number, text in enumerate(texts):
+            first.setdefault(text, number)
+        texts, paths = list(first), [paths[number] for number in first.values()]
+    rng = random.Random(seed)
+    if documents:
+        count = int(documents * len(texts)) if isinstance(documents, float) else documents
+        if count < 1:
+            raise InputError(f"documents: {documents} of {len(texts)} texts leave none to embed")
+        rows = rng.sample(range(len(texts)), k=min(count, len(texts)))
+        texts, paths = [texts[row] for row in rows], [paths[row] for row in rows]
+    deepest = max(map(len, paths))
+    levels = []
+    for level in range(min(depth or deepest, deepest)):
+        present = np.array([row for row, path in enumerate(paths) if len(path) > level])
+        kinds, numbers = np.unique([paths[row][level] for row in present], return_inverse=True)
+        if len(kinds) < 2:
+            raise InputError(f"level {level} of the labels: expected two labels or more, found only {kinds[0]!s}")
+        if len(kinds) > sample_size:
+            raise InputError(f"sample_size: expected {len(kinds)}, one for each label, or more, found {sample_size}")
+        drawn = [np.array(rng.choices(range(len(present)), k=sample_size)) for _ in range(experiments)]
+        levels.append([Run(present[places], numbers[places], len(kinds)) for places in drawn])
+    return texts, levels

@@ -5,15 +5,39 @@ The best threshold is found on the data it is then scored on: accuracy and F1 ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int, Num
 
+from embed_jax.data.sources.tasks import read_labelled_pairs
 from embed_jax.errors import InputError
-from embed_jax.retrieval.topk import Encode
+from embed_jax.evals.metrics import bootstrap, percentile_interval
+from embed_jax.evals.task import Embed, Items, Outcome, Task, Use
+from embed_jax.retrieval.topk import Encode, unit_rows
+from embed_jax.similarity import SIMILARITIES, pairwise_similarity
 
+KIND = "PairClassification"
 METRICS = ("accuracy", "f1", "precision", "recall", "ap")
+
+
+def open_task(data: str, split: str = "test", *, name: str = "") -> Task:
+    """Pair classification by mteb's protocol; the main score is the best similarity's average precision, "max_ap".
+
+    Args:
+        data, split: see `read_labelled_pairs`.
+
+    Raises:
+        InputError: for data that cannot be read, or labels that are not 0 and 1, some of each.
+    """
+    first, second, labels = read_labelled_pairs(data, split)
+
+    def evaluate(embed: Embed) -> Outcome:
+        return pair_outcome(*encode_columns(functools.partial(embed, use=Use(name, KIND)), first, second), labels)
+
+    return Task(name, KIND, "pairs", list(zip(first, second, strict=True)), evaluate)
 
 
 def encode_columns(encode: Encode, *columns: Sequence[str]) -> list[Float[np.ndarray, "_ D"]]:
@@ -35,19 +59,26 @@ def encode_columns(encode: Encode, *columns: Sequence[str]) -> list[Float[np.nda
     return [embeddings[[number[text] for text in column]] for column in columns]
 
 
+def metric_intervals(
+    n: int, metrics: Callable[[Int[np.ndarray, " N"]], Mapping[str, float]]
+) -> dict[str, tuple[float, float]]:
+    """`bootstrap_interval` of each of several metrics of the same n items; each resample serves them all.
+
+    Args:
+        metrics: of the items with these numbers, by name.
+    """
+    names = list(metrics(np.arange(n)))
+    resampled = bootstrap(n, lambda rows: list(metrics(rows).values()))
+    return {name: percentile_interval(values) for name, values in zip(names, resampled.T, strict=True)}
+
+
 def pair_similarities(first: Float[np.ndarray, "N D"], second: Float[np.ndarray, "N D"]) -> dict[str, np.ndarray]:
-    """Similarities [N] of the pairs: "cosine", "dot", and "euclidean" and "manhattan", the negated distances.
+    """Each of SIMILARITIES of the pairs, [N].
 
     The cosine is 1 - |x - y|^2 / 2 of the vectors at length 1, so that a text and itself have exactly 1.
     """
-    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    units = [x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (first, second)]
-    return {
-        "cosine": 1 - np.sum((units[0] - units[1]) ** 2, axis=1) / 2,
-        "dot": np.sum(first * second, axis=1),
-        "euclidean": -np.linalg.norm(first - second, axis=1),
-        "manhattan": -np.abs(first - second).sum(axis=1),
-    }
+    found = {name: pairwise_similarity(first, second, name) for name in SIMILARITIES}
+    return found | {"cosine": 1 - pairwise_similarity(unit_rows(first), unit_rows(second), "euclidean") ** 2 / 2}
 
 
 def threshold_metrics(similarities: Float[np.ndarray, " N"], labels: Sequence[int]) -> dict[str, float]:
@@ -62,38 +93,11 @@ def threshold_metrics(similarities: Float[np.ndarray, " N"], labels: Sequence[in
     Raises:
         InputError: if the lengths differ, a similarity is not finite, or the labels are not both 0 and 1.
     """
-    similarities, labels = np.asarray(similarities, np.float64), _binary(labels, len(similarities))
-    if not np.isfinite(similarities).all():
-        raise InputError(f"similarities: expected finite numbers, found {(~np.isfinite(similarities)).sum()} others")
-    order = np.argsort(-similarities, kind="stable")
-    similarities, labels = similarities[order], labels[order]
-    found, correct, positives = np.arange(1, len(labels) + 1), np.cumsum(labels), labels.sum()
-    precision, recall = correct / found, correct / positives
-    f1 = np.divide(2 * precision * recall, precision + recall, out=np.zeros(len(labels)), where=correct > 0)
-    accuracy = (correct + (len(labels) - positives) - (found - correct)) / len(labels)
-
-    last = np.append(similarities[:-1] != similarities[1:], True)  # of the pairs of its similarity
-    ap = np.sum(np.diff(recall[last], prepend=0) * precision[last])
-    cuts = np.flatnonzero(last[:-1])
-    if not len(cuts):
-        nothing = dict.fromkeys(METRICS, 0.0) | {"ap": float(ap)}
-        return nothing | {"accuracy_threshold": float("nan"), "f1_threshold": float("nan")}
-    between = (similarities[cuts] + similarities[cuts + 1]) / 2
-    by_accuracy, by_f1 = int(np.argmax(accuracy[cuts])), int(np.argmax(f1[cuts]))
-    return {
-        "accuracy": float(accuracy[cuts[by_accuracy]]),
-        "f1": float(f1[cuts[by_f1]]),
-        "precision": float(precision[cuts[by_f1]]),
-        "recall": float(recall[cuts[by_f1]]),
-        "ap": float(ap),
-        "accuracy_threshold": float(between[by_accuracy]),
-        "f1_threshold": float(between[by_f1]),
-    }
+    ranking = _Ranking.of(similarities, labels)
+    return ranking.metrics() | ranking.thresholds()
 
 
-def pair_metrics(
-    first: Float[np.ndarray, "N D"], second: Float[np.ndarray, "N D"], labels: Sequence[int]
-) -> dict[str, float]:
+def pair_outcome(first: Float[np.ndarray, "N D"], second: Float[np.ndarray, "N D"], labels: Sequence[int]) -> Outcome:
     """`threshold_metrics` by each of four similarities, and the best of them.
 
     Agrees with mteb's AbsTaskPairClassification (2.26), whose usual main score is "max_ap"; mteb has no thresholds.
@@ -103,32 +107,97 @@ def pair_metrics(
         labels: 1 for a pair, 0 for none.
 
     Returns:
-        {"cosine_accuracy": ..., "cosine_accuracy_threshold": ..., "dot_ap": ..., "euclidean_f1": ...}; thresholds are
-        those of `pair_similarities`, so of a negated distance; and "max_accuracy", "max_f1", "max_precision",
-        "max_recall", "max_ap", each over the four similarities by itself.
+        Metrics "cosine_accuracy", "cosine_accuracy_threshold", "dot_ap", "euclidean_f1" and so on; thresholds are those
+        of `pair_similarities`, so of a negated distance; and "max_accuracy", "max_f1", "max_precision", "max_recall",
+        "max_ap", each over the four similarities by itself. Intervals are of the thresholds found, and of the best
+        similarity found. Items are the pairs, with the similarity of the largest "ap".
 
     Raises:
         InputError: as `threshold_metrics`, or if `first` and `second` have different shapes.
     """
-    if np.shape(first) != np.shape(second):
-        raise InputError(f"pairs: expected embeddings of one shape, found {np.shape(first)} and {np.shape(second)}")
-    scores = {name: threshold_metrics(values, labels) for name, values in pair_similarities(first, second).items()}
-    metrics = {f"{name}_{metric}": value for name, found in scores.items() for metric, value in found.items()}
-    return metrics | {f"max_{metric}": max(found[metric] for found in scores.values()) for metric in METRICS}
+    similarities = pair_similarities(first, second)
+    rankings = {name: _Ranking.of(values, labels) for name, values in similarities.items()}
+
+    def of_resample(rows: Int[np.ndarray, " N"]) -> dict[str, float]:
+        times = np.bincount(rows, minlength=len(labels))
+        return {
+            f"{name}_{metric}": value
+            for name, ranking in rankings.items()
+            for metric, value in ranking.metrics(times).items()
+        }
+
+    metrics, intervals = {}, metric_intervals(len(labels), of_resample)
+    for name, ranking in rankings.items():
+        found = ranking.metrics() | ranking.thresholds()
+        metrics |= {f"{name}_{metric}": value for metric, value in found.items()}
+    best = {metric: max(rankings, key=lambda name, of=metric: metrics[f"{name}_{of}"]) for metric in METRICS}
+    for metric, name in best.items():
+        metrics[f"max_{metric}"] = metrics[f"{name}_{metric}"]
+        intervals[f"max_{metric}"] = intervals[f"{name}_{metric}"]
+    items = Items(similarities[best["ap"]], np.asarray(labels, np.float64), "ap")
+    return Outcome("max_ap", metrics, intervals, items)
 
 
-def evaluate_pairs(
-    encode: Encode, sentences1: Sequence[str], sentences2: Sequence[str], labels: Sequence[int]
-) -> dict[str, float]:
-    """`pair_metrics` of texts; each distinct text is encoded once.
+@dataclasses.dataclass(frozen=True)
+class _Ranking:
+    """Pairs by falling similarity, and where among them the best thresholds are.
 
-    Raises:
-        InputError: if the columns' lengths differ, or as `pair_metrics`.
+    Attributes:
+        order, labels: the pairs' numbers and their labels, in that order.
+        last: the place of the last pair of each similarity.
+        between: the thresholds, each between one similarity and the next.
+        accuracy, f1: which threshold is best by it; -1: there is none.
     """
-    if len(sentences1) != len(sentences2):
-        raise InputError(f"pairs: expected columns of one length, found {len(sentences1)} and {len(sentences2)} texts")
-    _binary(labels, len(sentences1))
-    return pair_metrics(*encode_columns(encode, sentences1, sentences2), labels)
+
+    order: Int[np.ndarray, " N"]
+    labels: Int[np.ndarray, " N"]
+    last: Int[np.ndarray, " S"]
+    between: Float[np.ndarray, " S-1"]
+    accuracy: int = -1
+    f1: int = -1
+
+    @classmethod
+    def of(cls, similarities: Float[np.ndarray, " N"], labels: Sequence[int]) -> _Ranking:
+        values, labels = np.asarray(similarities, np.float64), _binary(labels, len(similarities))
+        if not np.isfinite(values).all():
+            raise InputError(f"similarities: expected finite numbers, found {(~np.isfinite(values)).sum()} others")
+        order = np.argsort(-values, kind="stable")
+        values, labels = values[order], labels[order]
+        last = np.flatnonzero(np.append(values[:-1] != values[1:], True))
+        ranking = cls(order, labels, last, (values[last[:-1]] + values[last[:-1] + 1]) / 2)
+        if len(last) == 1:
+            return ranking
+        found, correct = (counts[:-1] for counts in ranking._counts())
+        by_accuracy, by_f1 = 2 * correct - found, correct / (found + labels.sum())
+        return dataclasses.replace(ranking, accuracy=int(np.argmax(by_accuracy)), f1=int(np.argmax(by_f1)))
+
+    def _counts(self, times: Int[np.ndarray, " N"] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """How many pairs, and how many with label 1, have at least each similarity [S]."""
+        times = np.ones_like(self.labels) if times is None else times[self.order]
+        return np.cumsum(times)[self.last], np.cumsum(times * self.labels)[self.last]
+
+    def metrics(self, times: Int[np.ndarray, " N"] | None = None) -> dict[str, float]:
+        """METRICS at the best thresholds, of the pairs or of a resample in which each stands so many times."""
+        found, correct = self._counts(times)
+        precision = correct / np.maximum(found, 1)
+        positives = correct[-1] or np.nan
+        ap = float(np.diff(correct, prepend=0) @ precision / positives)
+        if self.f1 < 0:
+            return dict.fromkeys(METRICS, 0.0) | {"ap": ap}
+        right = 2 * correct - found + found[-1] - correct[-1]
+        return {
+            "accuracy": float(right[self.accuracy] / found[-1]),
+            "f1": float(2 * correct[self.f1] / (found[self.f1] + positives)),
+            "precision": float(precision[self.f1]),
+            "recall": float(correct[self.f1] / positives),
+            "ap": ap,
+        }
+
+    def thresholds(self) -> dict[str, float]:
+        return {
+            f"{metric}_threshold": float(self.between[place]) if place >= 0 else float("nan")
+            for metric, place in (("accuracy", self.accuracy), ("f1", self.f1))
+        }
 
 
 def _binary(labels: Sequence[int], n: int) -> Int[np.ndarray, " N"]:

@@ -2,21 +2,71 @@
 
 from __future__ import annotations
 
-import warnings
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
 
+from embed_jax.data.sources.tasks import place, read_reranking
 from embed_jax.errors import InputError
 from embed_jax.evals.metrics import average_precision, mrr, ndcg
 from embed_jax.evals.pairs import encode_columns
-from embed_jax.retrieval.topk import Encode, unit_rows
+from embed_jax.evals.task import DOCUMENT, QUERY, Embed, Outcome, Task, Use, mean_outcome
+from embed_jax.registry import unknown
+from embed_jax.similarity import SIMILARITIES, similarity_matrix
+
+KIND = "Reranking"
 
 
-def reranking_metrics(
-    positives: Sequence[Float[np.ndarray, " P"]], negatives: Sequence[Float[np.ndarray, " C"]]
-) -> dict[str, float]:
+def open_task(data: str, split: str = "test", *, name: str = "", similarity: str = "") -> Task:
+    """Reranking by mteb's protocol: mean average precision of each query's own candidates, "map".
+
+    A candidate's score is its similarity with the query; of several queries of a record the largest, the rule of mteb
+    before version 2, which reads one query for each record. Records without a positive or without a negative are left
+    out, with a note, as in mteb.
+
+    Args:
+        data, split: see `read_reranking`.
+        similarity: one of SIMILARITIES; the model's own if empty.
+
+    Raises:
+        InputError: for data that cannot be read, or if no record has positives and negatives.
+    """
+    if similarity and similarity not in SIMILARITIES:
+        raise InputError(unknown("similarity", similarity, SIMILARITIES))
+    records = list(zip(*read_reranking(data, split), strict=True))
+    kept = [record for record in records if record[1] and record[2]]
+    if not kept:
+        found = f"none among {len(records)}"
+        raise InputError(f"{place(data, split)}: expected a record with positives and negatives, found {found}")
+    queries, positives, negatives = zip(*kept, strict=True)
+    # A text that stands twice is scored once: the order of what is equal must not hang on rounding.
+    candidates = [list(dict.fromkeys([*right, *wrong])) for right, wrong in zip(positives, negatives, strict=True)]
+    left_out = f"{len(records) - len(kept)} of {len(records)} records left out: no positive or no negative"
+
+    def evaluate(embed: Embed) -> Outcome:
+        query, document = (functools.partial(embed, use=Use(name, KIND, side)) for side in (QUERY, DOCUMENT))
+        scores = []
+        columns = zip(candidates, encode_columns(query, *queries), encode_columns(document, *candidates), strict=True)
+        for texts, asked, vectors in columns:
+            found = similarity_matrix(asked, vectors, similarity or embed.similarity).max(axis=0)
+            scores.append(dict(zip(texts, found.tolist(), strict=True)))
+        sides = (
+            [np.array([found[text] for text in texts]) for found, texts in zip(scores, side, strict=True)]
+            for side in (positives, negatives)
+        )
+        return reranking_outcome(*sides, notes=[left_out] if len(kept) < len(records) else [])
+
+    return Task(name, KIND, "queries", [tuple(query) for query in queries], evaluate)
+
+
+def reranking_outcome(
+    positives: Sequence[Float[np.ndarray, " P"]],
+    negatives: Sequence[Float[np.ndarray, " C"]],
+    *,
+    notes: Sequence[str] = (),
+) -> Outcome:
     """Means over queries of the metrics of each query's candidates, ordered by score.
 
     Of equal scores those of negatives come first, so that a constant scorer gains nothing; so has mteb, through its
@@ -26,7 +76,7 @@ def reranking_metrics(
         positives, negatives: the scores of each query's candidates, higher is better.
 
     Returns:
-        "map": average precision over all candidates, which is mteb's "map_at_1000" (2.26: the main score of AskUbuntu,
+        Metrics "map": average precision over all candidates, which is mteb's "map_at_1000" (2.26: the main score of
         reranking tasks) for up to 1,000 candidates; "mrr@10"; "ndcg@10". See `embed_jax.evals.metrics`.
 
     Raises:
@@ -48,45 +98,6 @@ def reranking_metrics(
             raise InputError(f"reranking: expected finite scores, found others for query number {row}")
         gains[row, : len(scores)] = np.argsort(-scores, kind="stable") >= len(other)
         ideal[row, : len(relevant)] = 1
-    metrics = {"map": average_precision(gains, ideal, depth)}
-    metrics |= {"mrr@10": mrr(gains, ideal, 10), "ndcg@10": ndcg(gains, ideal, 10)}
-    return {name: float(values.mean()) for name, values in metrics.items()}
-
-
-def evaluate_reranking(
-    encode: Encode,
-    queries: Sequence[str | Sequence[str]],
-    positives: Sequence[Sequence[str]],
-    negatives: Sequence[Sequence[str]],
-) -> dict[str, float]:
-    """`reranking_metrics` by cosine; each distinct text is encoded once.
-
-    Args:
-        queries: one for each record, or several: a candidate's score is then the largest of its cosines with them, the
-            rule of mteb before version 2, which reads one query for each record.
-        positives, negatives: each record's candidates. A record without either is left out, with a warning, as in mteb.
-
-    Raises:
-        InputError: if the columns' lengths differ, a record has no query, or none has positives and negatives.
-    """
-    lengths = [len(queries), len(positives), len(negatives)]
-    if len(set(lengths)) > 1:
-        raise InputError(f"reranking: expected columns of one length, found lengths {lengths}")
-    asked = [[query] if isinstance(query, str) else list(query) for query in queries]
-    if not all(asked):
-        raise InputError(f"reranking: expected a query in each record, found none in number {asked.index([])}")
-    records = [record for record in zip(asked, positives, negatives, strict=True) if len(record[1]) and len(record[2])]
-    if not records:
-        raise InputError(f"reranking: expected a record with positives and negatives, found none among {len(queries)}")
-    if len(records) < len(queries):
-        left_out = len(queries) - len(records)
-        warnings.warn(
-            f"reranking: {left_out} of {len(queries)} records left out: no positive or no negative", stacklevel=2
-        )
-    columns = [column for record in records for column in record]
-    vectors = [unit_rows(column) for column in encode_columns(encode, *columns)]
-    scores = [
-        [np.einsum("cd,qd->cq", candidates, query).max(axis=1) for query, candidates in zip(*sides, strict=True)]
-        for sides in ((vectors[::3], vectors[1::3]), (vectors[::3], vectors[2::3]))
-    ]
-    return reranking_metrics(*scores)
+    per_query = {"map": average_precision(gains, ideal, depth)}
+    per_query |= {"mrr@10": mrr(gains, ideal, 10), "ndcg@10": ndcg(gains, ideal, 10)}
+    return mean_outcome("map", per_query, notes=notes)

@@ -1,5 +1,7 @@
 """A fake encoder, and what mteb's own tasks say of it on made data."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -21,15 +23,31 @@ def encode():
 
 @pytest.fixture
 def recorded(encode):
-    """The fake encoder, with the texts it was given in `recorded.seen`."""
-    seen = []
+    """The fake encoder as tasks see a model, with the texts it was given in `seen` and what for in `uses`."""
 
-    def recorded(texts):
-        seen.extend(texts)
-        return encode(texts)
+    class Recorded:
+        similarity = "cosine"
 
-    recorded.seen = seen
-    return recorded
+        def __init__(self):
+            self.seen, self.uses = [], set()
+
+        def __call__(self, texts, use):
+            self.seen.extend(texts)
+            self.uses.add((use.task, use.kind, use.side, use.instruction))
+            return encode(texts)
+
+    return Recorded()
+
+
+@pytest.fixture
+def write(tmp_path):
+    """`write(rows, name)` writes a JSONL file and says where it is."""
+
+    def write(rows, name="test.jsonl"):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(tmp_path / name)
+
+    return write
 
 
 @pytest.fixture(scope="session")

@@ -2,12 +2,7 @@ import numpy as np
 import pytest
 
 from embed_jax.errors import InputError
-from embed_jax.evals.classification import (
-    classification_metrics,
-    evaluate_classification,
-    prediction_metrics,
-    undersamples,
-)
+from embed_jax.evals.classification import classification_outcome, open_task, prediction_metrics, undersamples
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -25,9 +20,21 @@ def made(labels, seed=0, train=150, test=60):
     return *split(train), *split(test)
 
 
+@pytest.fixture
+def open_made(write, tmp_path):
+    """Opens the task of these texts, labels, test texts and test labels."""
+
+    def open_made(train, train_labels, test, test_labels, **options):
+        for name, texts, labels in (("train", train, train_labels), ("test", test, test_labels)):
+            write(({"text": t, "label": n} for t, n in zip(texts, labels, strict=True)), f"{name}.jsonl")
+        return open_task(str(tmp_path), name="Made", **options)
+
+    return open_made
+
+
 @pytest.mark.filterwarnings("ignore:lbfgs failed to converge")
 @pytest.mark.parametrize("labels, experiments", [(2, 10), (5, 3)])
-def test_equals_mteb(labels, experiments, encode, mteb_scores):
+def test_equals_mteb(labels, experiments, open_made, recorded, mteb_scores):
     from datasets import Dataset, DatasetDict
 
     train, train_labels, test, test_labels = data = made(labels)
@@ -35,14 +42,20 @@ def test_equals_mteb(labels, experiments, encode, mteb_scores):
     splits = {"train": {"text": train, "label": train_labels}, "test": {"text": test, "label": test_labels}}
     splits = DatasetDict({name: Dataset.from_dict(columns) for name, columns in splits.items()})
     theirs = mteb_scores("AbsTaskClassification", "Classification", "accuracy", splits, n_experiments=experiments)
-    ours = evaluate_classification(encode, *data, **({} if experiments == 10 else {"experiments": experiments}))
+    task = open_made(*data, **({} if experiments == 10 else {"experiments": experiments}))
+    found = task.evaluate(recorded)
+    ours = dict(found.metrics)
     assert 0.2 < ours["accuracy"] < 0.95 and ("ap" in ours) == (labels == 2)
     each = [ours.pop(f"accuracy_{number}") for number in range(1, experiments + 1)]
     assert each == pytest.approx([one["accuracy"] for one in theirs["scores_per_experiment"]], abs=1e-4)
     assert len(set(each)) > 1
     for name, value in ours.items():
         assert value == pytest.approx(theirs[name], abs=1e-4), name
-    assert len(ours) == 7 + (labels == 2)
+    assert len(ours) == 7 + (labels == 2) and found.intervals.keys() == ours.keys()
+
+    assert found.items.score() == pytest.approx(found.score, abs=1e-12)
+    assert found.items.interval() == pytest.approx(found.intervals["accuracy"], abs=1e-12)
+    assert task.item_texts == [(text,) for text in test] and len(found.items) == len(test)
 
 
 def test_samples_are_equally_many_of_each_label_and_repeatable():
@@ -58,50 +71,80 @@ def test_samples_are_equally_many_of_each_label_and_repeatable():
 
 
 def test_predictions_by_hand():
-    found = prediction_metrics([0, 0, 0, 1], [0, 0, 1, 1])
+    found = prediction_metrics(np.array([0, 0, 0, 1]), np.array([[0, 0, 1, 1]]), 2, positive=1)
     expected = {"accuracy": 3 / 4, "f1": (4 / 5 + 2 / 3) / 2, "f1_weighted": (3 * 4 / 5 + 2 / 3) / 4}
     expected |= {"precision": 3 / 4, "precision_weighted": (3 + 1 / 2) / 4, "recall": 5 / 6, "recall_weighted": 3 / 4}
     assert found == pytest.approx(expected | {"ap": 1 / 2})
-    names = np.array(["no", "yes"])
-    assert prediction_metrics(names[[0, 0, 0, 1]].tolist(), names[[0, 0, 1, 1]].tolist()) == found
-    assert "ap" not in prediction_metrics([0, 1, 2], [0, 1, 2])
-    assert prediction_metrics([0, 0, 1, 1], [0, 2, 1, 1])["ap"] == pytest.approx(2 / 3), "a third label scores highest"
+    third = prediction_metrics(np.array([0, 0, 1, 1]), np.array([[0, 2, 1, 1]]), 3, positive=1)
+    assert third["ap"] == pytest.approx(2 / 3), "a third label scores highest"
 
 
-def test_separable_labels_are_found():
-    labels = ["left", "right"] * 20
-    vectors = np.array([[-1.0, 0.0], [1.0, 0.0]] * 20)
-    found = classification_metrics(vectors, labels, vectors, labels, samples_per_label=2, experiments=3)
-    assert set(found.values()) == {1.0} and "accuracy_3" in found and "accuracy_4" not in found
+def test_means_over_experiments_equal_scikit_learn():
+    """With labels that only some experiments predict, and one that none does."""
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    labels, predicted = rng.integers(0, 4, size=50), rng.integers(0, 4, size=(6, 50))
+    predicted[2:, 7] = 5
+    found = prediction_metrics(labels, predicted, 7)
+    for average, suffix in (("macro", ""), ("weighted", "_weighted")):
+        each = [
+            metrics.precision_recall_fscore_support(labels, one, average=average, zero_division=0)[:3]
+            for one in predicted
+        ]
+        names = [f"{name}{suffix}" for name in ("precision", "recall", "f1")]
+        assert [found[name] for name in names] == pytest.approx(np.mean(each, axis=0))
+    binary = labels // 2
+    each = [metrics.average_precision_score(binary, one) for one in predicted]
+    assert prediction_metrics(binary, predicted, 7, positive=1)["ap"] == pytest.approx(np.mean(each))
 
 
-def test_only_drawn_texts_are_encoded_and_each_once(recorded, encode):
-    train, train_labels, test, test_labels = made(3)
+def test_items_are_shares_of_experiments():
+    found = classification_outcome(np.array([0, 1, 2, 0]), np.array([[0, 1, 1, 1], [0, 0, 2, 1]]))
+    assert found.items.values.tolist() == [1, 0.5, 0.5, 0]
+    assert found.score == 0.5 and found.metrics["accuracy_2"] == 0.5 and "accuracy_3" not in found.metrics
+
+
+def test_separable_labels_are_found(open_made):
+    class Sides:
+        similarity = "cosine"
+
+        def __call__(self, texts, use):
+            return np.array([[1.0 if text.startswith("r") else -1.0, 0.0] for text in texts])
+
+    texts, labels = [f"{side}{n}" for n in range(20) for side in "lr"], ["left", "right"] * 20
+    found = open_made(texts, labels, texts, labels, samples_per_label=2, experiments=3).evaluate(Sides())
+    assert set(found.metrics.values()) == {1.0} and found.intervals["f1"] == (1, 1)
+
+
+def test_only_drawn_texts_are_encoded_and_each_once(open_made, recorded):
+    train, train_labels, test, test_labels = data = made(3)
     few = {"samples_per_label": 2, "experiments": 2}
-    found = evaluate_classification(recorded, train, train_labels, test, test_labels, **few)
+    open_made(*data, **few).evaluate(recorded)
     drawn = {train[row] for rows in undersamples(train_labels, **few) for row in rows}
     assert sorted(recorded.seen) == sorted({*drawn, *test})
-    assert found == classification_metrics(encode(train), train_labels, encode(test), test_labels, **few)
+    assert recorded.uses == {("Made", "Classification", "", "")}
 
 
-@pytest.mark.parametrize(
-    "columns, message",
-    [
-        ((["a"], [0, 1], ["b"], [0]), "train split.*1 texts and 2 labels"),
-        ((["a", "b"], [0, 1], ["b"], []), "test split.*1 texts and 0 labels"),
-        (([], [], ["b"], [0]), "train split.*0 texts"),
-        ((["a", "b"], [0, 1], [], []), "test split.*0 texts"),
-        ((["a", "b"], [3, 3], ["b"], [3]), "two labels or more, found only 3"),
-        ((["a", "b"], ["x", "y"], ["b", "c"], ["x", "z"]), "1 labels that no training example has: 'z'"),
-    ],
-)
-def test_bad_input_is_one_line(columns, message):
-    with pytest.raises(InputError, match=message) as error:
-        evaluate_classification(pytest.fail, *columns)
-    assert "\n" not in str(error.value)
+def test_a_file_is_learnt_from_a_file(write, recorded):
+    train, train_labels, test, test_labels = made(3)
+    rows = ({"text": t, "label": 0, "fine_label": n} for t, n in zip(train, train_labels, strict=True))
+    learnt = write(rows, "learnt.jsonl")
+    rows = ({"text": t, "label": 0, "fine_label": n} for t, n in zip(test, test_labels, strict=True))
+    data = write(rows)
+    found = open_task(data, train=learnt, label="fine_label", experiments=2).evaluate(recorded)
+    assert 0 < found.score < 1
+    with pytest.raises(InputError, match=r"test\.jsonl: a file has no split 'train' to learn from"):
+        open_task(data)
+    with pytest.raises(InputError, match=r"learnt\.jsonl: expected two labels or more, found only '0'"):
+        open_task(data, train=learnt)
+
+
+def test_unknown_labels_are_refused(open_made):
+    with pytest.raises(InputError, match=r"test\.jsonl: 1 labels that no training text has: 'z'"):
+        open_made(["a", "b"], ["x", "y"], ["b", "c"], ["x", "z"])
 
 
 @pytest.mark.parametrize("few", [{"samples_per_label": 0}, {"experiments": 0}])
 def test_nothing_to_draw_is_refused(few):
     with pytest.raises(InputError, match="one or more of each"):
-        evaluate_classification(pytest.fail, ["a", "b"], [0, 1], ["a"], [0], **few)
+        open_task("nowhere", **few)

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from embed_jax.errors import InputError
-from embed_jax.evals.pairs import evaluate_pairs, pair_metrics, pair_similarities, threshold_metrics
+from embed_jax.evals.metrics import bootstrap_interval
+from embed_jax.evals.pairs import open_task, pair_outcome, pair_similarities, threshold_metrics
 
 
 @pytest.fixture(scope="module")
@@ -20,18 +21,57 @@ def pairs():
     return left + left[:9], right + right[:9], labels + [1 - label for label in labels[:9]]
 
 
-def test_equals_mteb(pairs, encode, mteb_scores):
+@pytest.fixture
+def task(pairs, write):
+    names = "sentence1", "sentence2", "label"
+    return open_task(write(dict(zip(names, row, strict=True)) for row in zip(*pairs, strict=True)), name="Made")
+
+
+def test_equals_mteb(pairs, task, recorded, mteb_scores):
     from datasets import Dataset
 
     left, right, labels = pairs
     data = {"test": Dataset.from_dict({"sentence1": left, "sentence2": right, "labels": labels})}
     theirs = mteb_scores("AbsTaskPairClassification", "PairClassification", "max_ap", data)
-    ours = evaluate_pairs(encode, left, right, labels)
-    compared = {name: value for name, value in ours.items() if not name.endswith("threshold")}
-    assert len(compared) == 25
+    ours = task.evaluate(recorded)
+    compared = {name: value for name, value in ours.metrics.items() if not name.endswith("threshold")}
+    assert len(compared) == 25 and ours.intervals.keys() == compared.keys()
     for name, value in compared.items():
         assert value == pytest.approx(theirs[name], abs=1e-4), name
-    assert len({ours[f"{name}_ap"] for name in ("cosine", "dot", "euclidean", "manhattan")}) == 4
+    assert len({ours.metrics[f"{name}_ap"] for name in ("cosine", "dot", "euclidean", "manhattan")}) == 4
+
+
+def test_each_distinct_text_is_encoded_once_for_this_task(pairs, task, recorded):
+    left, right, _ = pairs
+    task.evaluate(recorded)
+    assert sorted(recorded.seen) == sorted({*left, *right})
+    assert recorded.uses == {("Made", "PairClassification", "", "")}
+    assert (task.unit, task.item_texts[3]) == ("pairs", (left[3], right[3]))
+
+
+def test_items_give_the_main_score_and_its_interval(task, recorded):
+    found = task.evaluate(recorded)
+    assert len(found.items) == len(task.item_texts)
+    assert found.items.score() == pytest.approx(found.score, abs=1e-12)
+    assert found.items.interval() == pytest.approx(found.intervals["max_ap"], abs=1e-12)
+
+
+def test_intervals_are_of_resampled_pairs_at_the_thresholds_found():
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 2, size=40)
+    first = rng.normal(size=(40, 3)).astype(np.float32)
+    second = (first * labels[:, None] + rng.normal(size=(40, 3))).astype(np.float32)
+    found = pair_outcome(first, second, labels)
+    called = pair_similarities(first, second)["dot"] > found.metrics["dot_f1_threshold"]
+
+    def f1(rows):
+        return 2 * np.sum(called[rows] & labels[rows]) / np.sum(called[rows] + labels[rows])
+
+    assert f1(np.arange(40)) == pytest.approx(found.metrics["dot_f1"])
+    assert found.intervals["dot_f1"] == pytest.approx(bootstrap_interval(40, f1))
+    called = pair_similarities(first, second)["dot"] > found.metrics["dot_accuracy_threshold"]
+    expected = bootstrap_interval(40, lambda rows: np.mean(called[rows] == labels[rows]))
+    assert found.intervals["dot_accuracy"] == pytest.approx(expected)
 
 
 def test_average_precision_equals_scikit_learn():
@@ -63,39 +103,32 @@ def test_similarities_by_hand():
     expected = {"cosine": [1, 0], "dot": [25, 0], "euclidean": [0, -np.sqrt(5)], "manhattan": [0, -3]}
     assert found.keys() == expected.keys()
     for name, values in expected.items():
-        np.testing.assert_allclose(found[name], values, atol=1e-12)
+        np.testing.assert_allclose(found[name], values, atol=1e-6)
 
 
-def test_each_distinct_text_is_encoded_once(pairs, recorded):
-    left, right, labels = pairs
-    evaluate_pairs(recorded, left, right, labels)
-    assert sorted(recorded.seen) == sorted({*left, *right})
+def test_a_text_and_itself_are_equally_near_whatever_the_text():
+    vectors = np.random.default_rng(0).normal(size=(500, 33)).astype(np.float32)
+    assert set(pair_similarities(vectors, vectors)["cosine"].tolist()) == {1.0}
 
 
 @pytest.mark.parametrize(
-    "columns, message",
-    [
-        ((["a"], ["b", "c"], [0, 1]), "found 1 and 2 texts"),
-        ((["a", "b"], ["c", "d"], [0, 1, 1]), "each of 2 pairs, found 3"),
-        ((["a", "b"], ["c", "d"], [1, 1]), r"some of each, found \[1\]"),
-        ((["a", "b"], ["c", "d"], [1, 2]), r"found \[1, 2\]"),
-        ((["a", "b"], ["c", "d"], ["yes", "no"]), r"found \['no', 'yes'\]"),
-        (([], [], []), r"found \[\]"),
-    ],
+    "labels, message",
+    [([0, 1, 1], "each of 2 pairs, found 3"), ([1, 1], r"some of each, found \[1\]"), ([1, 2], r"found \[1, 2\]")],
 )
-def test_bad_input_is_one_line(columns, message):
+def test_bad_labels_are_one_line(labels, message):
     with pytest.raises(InputError, match=message) as error:
-        evaluate_pairs(pytest.fail, *columns)
+        threshold_metrics([0.5, 0.1], labels)
     assert "\n" not in str(error.value)
 
 
-def test_bad_embeddings_are_refused():
-    columns = ["a", "b"], ["c", "d"], [0, 1]
+def test_bad_embeddings_are_refused(write):
+    rows = [{"sentence1": a, "sentence2": b, "label": n} for n, (a, b) in enumerate(["ab", "cd"])]
+    task = open_task(write(rows))
     with pytest.raises(InputError, match="4 texts: 'a'"):
-        evaluate_pairs(lambda texts: np.full((len(texts), 2), np.nan), *columns)
+        task.evaluate(lambda texts, use: np.full((len(texts), 2), np.nan))
     with pytest.raises(InputError, match=r"expected \[4, D\].*found \[3, 2\]"):
-        evaluate_pairs(lambda texts: np.ones((3, 2)), *columns)
-    with pytest.raises(InputError, match="one shape"):
-        pair_metrics(np.ones((2, 3)), np.ones((2, 4)), [0, 1])
+        task.evaluate(lambda texts, use: np.ones((3, 2)))
+    with pytest.raises(InputError, match=r"found \(2, 3\), \(2, 4\)"):
+        pair_outcome(np.ones((2, 3)), np.ones((2, 4)), [0, 1])
     with pytest.raises(InputError, match="found 1 others"):
         threshold_metrics([np.inf, 0.0], [0, 1])

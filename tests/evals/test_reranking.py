@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from embed_jax.errors import InputError
-from embed_jax.evals.reranking import evaluate_reranking, reranking_metrics
+from embed_jax.evals.reranking import open_task, reranking_outcome
 
 
 @pytest.fixture(scope="module")
@@ -16,34 +16,40 @@ def records():
         word = f"topic{topic}" if rng.random() < share else f"topic{rng.integers(9)}"
         return f"{word} w{rng.integers(60)} w{rng.integers(60)}"
 
-    queries, positives, negatives = [], [], []
+    made = []
     for n in range(40):
         topic = rng.integers(9)
-        queries.append(f"topic{topic} w{rng.integers(60)}")
-        positives.append([candidate(topic, 0.7) for _ in range(rng.integers(1, 8))])
-        negatives.append([candidate(topic, 0.1) for _ in range(rng.integers(1, 22))])
+        query = f"topic{topic} w{rng.integers(60)}"
+        positives = [candidate(topic, 0.7) for _ in range(rng.integers(1, 8))]
+        negatives = [candidate(topic, 0.1) for _ in range(rng.integers(1, 22))]
         if n % 8 == 0:
-            negatives[-1].append(positives[-1][0])
-    return queries, positives, negatives
+            negatives.append(positives[0])
+        made.append({"query": query, "positive": positives, "negative": negatives})
+    return made
 
 
-def test_equals_mteb(records, encode, mteb_scores):
+@pytest.fixture
+def scores(write, recorded):
+    """The outcome of a file with these records."""
+    return lambda records, **options: open_task(write(records), **options).evaluate(recorded)
+
+
+def test_equals_mteb(records, scores, mteb_scores):
     from datasets import Dataset
 
     queries, corpus, qrels, candidates = [], [], {}, {}
-    for n, (query, positives, negatives) in enumerate(zip(*records, strict=True)):
-        queries.append({"id": f"q{n}", "text": query})
-        names = [f"apositive_q{n}_{i:05}" for i in range(len(positives))]
-        names += [f"negative_q{n}_{i:05}" for i in range(len(negatives))]
-        corpus += [
-            {"id": name, "title": "", "text": text} for name, text in zip(names, positives + negatives, strict=True)
-        ]
+    for n, record in enumerate(records):
+        queries.append({"id": f"q{n}", "text": record["query"]})
+        names = [f"apositive_q{n}_{i:05}" for i in range(len(record["positive"]))]
+        names += [f"negative_q{n}_{i:05}" for i in range(len(record["negative"]))]
+        texts = zip(names, record["positive"] + record["negative"], strict=True)
+        corpus += [{"id": name, "title": "", "text": text} for name, text in texts]
         qrels[f"q{n}"] = {name: int(name.startswith("a")) for name in names}
         candidates[f"q{n}"] = names
     data = {"corpus": Dataset.from_list(corpus), "queries": Dataset.from_list(queries)}
     data |= {"relevant_docs": qrels, "top_ranked": candidates}
     theirs = mteb_scores("AbsTaskRetrieval", "Reranking", "map_at_1000", {"default": {"test": data}})
-    ours = evaluate_reranking(encode, *records)
+    ours = scores(records).metrics
     assert 0.2 < ours["map"] < 0.9
     for name, their_name in (("map", "map_at_1000"), ("mrr@10", "mrr_at_10"), ("ndcg@10", "ndcg_at_10")):
         assert ours[name] == pytest.approx(theirs[their_name], abs=1e-4), name
@@ -51,63 +57,73 @@ def test_equals_mteb(records, encode, mteb_scores):
 
 
 def test_by_hand():
-    found = reranking_metrics([np.array([0.9, 0.2]), np.array([0.5])], [np.array([0.5]), np.array([0.7, 0.1])])
-    assert found["map"] == pytest.approx(((1 + 2 / 3) / 2 + 1 / 2) / 2)
-    assert found["mrr@10"] == pytest.approx((1 + 1 / 2) / 2)
+    found = reranking_outcome([np.array([0.9, 0.2]), np.array([0.5])], [np.array([0.5]), np.array([0.7, 0.1])])
+    assert found.items.values == pytest.approx([(1 + 2 / 3) / 2, 1 / 2])
+    assert found.score == pytest.approx(((1 + 2 / 3) / 2 + 1 / 2) / 2) == found.items.score()
+    assert found.metrics["mrr@10"] == pytest.approx((1 + 1 / 2) / 2)
     first = (1 + 1 / math.log2(4)) / (1 + 1 / math.log2(3))
-    assert found["ndcg@10"] == pytest.approx((first + 1 / math.log2(3)) / 2)
+    assert found.metrics["ndcg@10"] == pytest.approx((first + 1 / math.log2(3)) / 2)
 
 
 def test_what_stands_beyond_the_tenth_place_counts_for_map_alone():
-    found = reranking_metrics([np.array([0.0])], [np.ones(14)])
-    assert found == pytest.approx({"map": 1 / 15, "mrr@10": 0, "ndcg@10": 0})
+    found = reranking_outcome([np.array([0.0])], [np.ones(14)])
+    assert found.metrics == pytest.approx({"map": 1 / 15, "mrr@10": 0, "ndcg@10": 0})
 
 
-def test_equal_scores_are_the_negatives_first():
-    assert reranking_metrics([np.ones(1)], [np.ones(3)])["map"] == 1 / 4
+def test_equal_scores_are_the_negatives_first(scores):
+    assert reranking_outcome([np.ones(1)], [np.ones(3)]).score == 1 / 4
+    texts = [f"w{n} w{n + 1}" for n in range(30)]
+    rows = [{"query": "w1 w7", "positive": [text], "negative": [text]} for text in texts]
+    assert set(scores(rows).items.values) == {1 / 2}
 
 
-def test_of_several_queries_the_nearest_counts(encode):
-    positives, negatives = [["north wind"]], [["east"]]
-    assert evaluate_reranking(encode, ["east"], positives, negatives)["map"] == 1 / 2
-    assert evaluate_reranking(encode, [["up", "north wind"]], positives, [["east up"]])["map"] == 1
-    one = evaluate_reranking(encode, ["north"], positives, negatives)
-    assert evaluate_reranking(encode, [["north"]], positives, negatives) == one
+def test_of_several_queries_the_nearest_counts(scores):
+    def score(query, negative):
+        return scores([{"query": query, "positive": ["north wind"], "negative": [negative]}]).score
+
+    assert score("east", "east") == 1 / 2
+    assert score(["up", "north wind"], "east up") == 1
+    assert score("north", "east") == score(["north"], "east")
 
 
-def test_each_distinct_text_is_encoded_once(records, recorded):
-    evaluate_reranking(recorded, *records)
-    queries, positives, negatives = records
-    assert sorted(recorded.seen) == sorted({*queries, *sum(positives + negatives, [])})
+def test_the_similarity_is_the_models_own(scores, recorded, encode):
+    """A long candidate in the query's direction is nearest by dot product, a short one by distance."""
+    rows = [{"query": "a", "positive": ["a a a a b"], "negative": ["a b"]}]
+    dot, far = ([float(encode(["a"])[0] @ v), float(np.linalg.norm(encode(["a"])[0] - v))] for v in
+                encode(["a a a a b", "a b"]))  # fmt: skip
+    assert dot[0] > far[0] and dot[1] > far[1]
+    found = {name: scores(rows, similarity=name).score for name in ("dot", "euclidean", "manhattan")}
+    assert found == {"dot": 1, "euclidean": 1 / 2, "manhattan": 1 / 2}
+    for name, score in found.items():
+        recorded.similarity = name
+        assert scores(rows).score == score
+    with pytest.raises(InputError, match="unknown similarity 'cos'"):
+        scores(rows, similarity="cos")
 
 
-def test_records_without_positives_or_negatives_are_left_out(encode):
-    positives, negatives = [["a b"], [], ["c"]], [["c"], ["a"], []]
-    with pytest.warns(UserWarning, match="2 of 3 records left out"):
-        found = evaluate_reranking(encode, ["a", "a", "a"], positives, negatives)
-    assert found == evaluate_reranking(encode, ["a"], positives[:1], negatives[:1])
+def test_each_distinct_text_is_encoded_once_for_its_side(records, write, recorded):
+    task = open_task(write(records), name="Made")
+    task.evaluate(recorded)
+    candidates = {text for record in records for text in record["positive"] + record["negative"]}
+    assert sorted(recorded.seen) == sorted([*{record["query"] for record in records}, *candidates])
+    assert recorded.uses == {("Made", "Reranking", side, "") for side in ("query", "document")}
+    assert task.item_texts == [(record["query"],) for record in records]
 
 
-@pytest.mark.parametrize(
-    "columns, message",
-    [
-        ((["a"], [["b"]], []), r"lengths \[1, 1, 0\]"),
-        (([], [], []), "none among 0"),
-        ((["a", "b"], [["b"], []], [[], ["c"]]), "none among 2"),
-        ((["a", []], [["b"], ["b"]], [["c"], ["c"]]), "found none in number 1"),
-    ],
-)
-def test_bad_input_is_one_line(columns, message):
-    with pytest.raises(InputError, match=message) as error:
-        evaluate_reranking(pytest.fail, *columns)
-    assert "\n" not in str(error.value)
+def test_records_without_positives_or_negatives_are_left_out(scores):
+    whole = {"query": "a", "positive": ["a b"], "negative": ["c"]}
+    found = scores([whole, whole | {"positive": []}, whole | {"negative": []}])
+    assert found.notes == ("2 of 3 records left out: no positive or no negative",)
+    assert found.metrics == scores([whole]).metrics and len(found.items) == 1
+    with pytest.raises(InputError, match=r"test\.jsonl: expected a record with positives and negatives.*among 1"):
+        scores([whole | {"positive": []}])
 
 
 def test_bad_scores_are_refused():
     one = np.ones(1)
     with pytest.raises(InputError, match="finite.*number 1"):
-        reranking_metrics([one, one], [one, one * np.nan])
+        reranking_outcome([one, one], [one, one * np.nan])
     with pytest.raises(InputError, match=r"found \(1, 0\) for query number 1"):
-        reranking_metrics([one, one], [one, one[:0]])
+        reranking_outcome([one, one], [one, one[:0]])
     with pytest.raises(InputError, match="found 1 and 2"):
-        reranking_metrics([one], [one, one])
+        reranking_outcome([one], [one, one])

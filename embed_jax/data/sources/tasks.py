@@ -1,0 +1,246 @@
+"""Data of evaluations: labelled texts and pairs, candidates of queries, translations, summaries.
+
+`data` is a file, used whatever the split; a directory with a file called SPLIT.jsonl, .tsv or .csv (each also .gz); or
+"tfds:NAME", "hf:NAME[:CONFIG][@REVISION]" and other sources with a prefix, whose fields are those of mteb's data sets.
+Lists are in JSONL only. In a file an `_id` or `id` stands once. Errors say the file and line, or the number of the
+record.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from embed_jax.data.pairs import whole_number
+from embed_jax.data.sources import open_records
+from embed_jax.data.sources.files import find_file, iter_json, iter_lines
+from embed_jax.errors import InputError
+from embed_jax.registry import REGISTRY
+
+IDS = ("_id", "id")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A record and where it stands; each method gives a field's value, or raises an InputError that says both."""
+
+    where: str
+    fields: Mapping[str, Any]
+
+    def value(self, *names: str) -> Any:
+        """Of the first of these fields that the record has, or the error names."""
+        for name in names:
+            if self.fields.get(name) is not None:
+                return self.fields[name]
+        found = ", ".join(name for name, value in self.fields.items() if value is not None)
+        raise InputError(f"{self.where}: no field {' or '.join(map(repr, names))}: found {found or 'none'}")
+
+    def text(self, *names: str) -> str:
+        """A string."""
+        return self._text(self.value(*names), names)
+
+    def texts(self, *names: str) -> list[str]:
+        """A list of strings."""
+        return [self._text(value, names, "a list of strings, found one with") for value in self.values(*names)]
+
+    def values(self, *names: str) -> list[Any]:
+        """A list."""
+        value = self.value(*names)
+        if not isinstance(value, list):
+            raise self.refusal(names, f"expected a list, found {type(value).__name__} {value!r}")
+        return value
+
+    def label(self, *names: str) -> str:
+        """A string or number, as text without white space around it."""
+        return self.as_label(self.value(*names), names)
+
+    def as_label(self, value: Any, names: Sequence[str]) -> str:
+        """The label that a value is."""
+        label = str(value).strip()
+        if not isinstance(value, str | int | float) or not label:
+            raise self.refusal(names, f"expected a string or number, found {value!r}")
+        return label
+
+    def binary(self, value: Any, names: Sequence[str]) -> int:
+        """The 0 or 1 that a value is."""
+        number = whole_number(value)
+        if number not in (0, 1):
+            raise self.refusal(names, f"expected 0 or 1, found {value!r}")
+        return number
+
+    def numbers(self, *names: str) -> list[float]:
+        """A list of finite numbers."""
+        values = self.values(*names)
+        for value in values:
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise self.refusal(names, f"expected finite numbers, found {value!r}")
+        return [float(value) for value in values]
+
+    def refusal(self, names: Sequence[str], what: str) -> InputError:
+        """The error that says what is wrong with the first of these fields that there is."""
+        name = next((name for name in names if name in self.fields), names[0])
+        return InputError(f"{self.where}: field {name!r}: {what}")
+
+    def _text(self, value: Any, names: Sequence[str], expected: str = "a string, found") -> str:
+        if not isinstance(value, str):
+            raise self.refusal(names, f"expected {expected} {type(value).__name__} {value!r}")
+        return value
+
+
+def read_rows(data: str, split: str) -> list[Row]:
+    """All records of a split, one at least.
+
+    Raises:
+        InputError: for data that cannot be read, an empty split, or an id of a file that stands twice.
+    """
+    rows = list(_file_rows(data, split) if _is_file(data) else _source_rows(data, split))
+    if not rows:
+        raise InputError(f"{place(data, split)}: empty, no records in it")
+    return rows
+
+
+def place(data: str, split: str) -> str:
+    """What errors call a split as a whole: its file, or "hf:NAME, split 'test'"."""
+    return str(_path(data, split)) if _is_file(data) else f"{data}, split {split!r}"
+
+
+def read_labelled_texts(data: str, split: str, label: str = "label") -> tuple[list[str], list[str]]:
+    """Texts and their labels: fields `text` and `label`, or the one named; labels are texts, also where numbers are."""
+    rows = read_rows(data, split)
+    return _solid([row.text("text") for row in rows], data, split), [row.label(label) for row in rows]
+
+
+def read_text_sets(data: str, split: str, label: str = "") -> tuple[list[list[str]], list[list[tuple[str, ...]]]]:
+    """Sets of texts, and each text's labels from the coarsest level to the finest.
+
+    Fields `text` (or `sentences`) and `label` (or `labels`), or the one named. Where the first record's text is a list,
+    each record is a set, with a list of labels; else all records are one set, and a list is the labels of one text.
+    """
+    rows, names, kinds = read_rows(data, split), ("text", "sentences"), (label,) if label else ("label", "labels")
+
+    def levels(row: Row, value: Any) -> tuple[str, ...]:
+        values = value if isinstance(value, list) else [value]
+        if not values:
+            raise row.refusal(kinds, "expected a label or more, found an empty list")
+        return tuple(row.as_label(one, kinds) for one in values)
+
+    if not isinstance(rows[0].value(*names), list):
+        texts = _solid([row.text(*names) for row in rows], data, split)
+        return [texts], [[levels(row, row.value(*kinds)) for row in rows]]
+    texts = [row.texts(*names) for row in rows]
+    labels = [[levels(row, value) for value in row.values(*kinds)] for row in rows]
+    for row, members, found in zip(rows, texts, labels, strict=True):
+        if len(members) != len(found) or not members:
+            raise row.refusal(kinds, f"expected as many as texts, 1 or more, found {len(members)} and {len(found)}")
+    return texts, labels
+
+
+def read_labelled_pairs(data: str, split: str) -> tuple[list[str], list[str], list[int]]:
+    """First texts, second texts, and labels 1 (a pair) or 0, some of each: `sentence1`, `sentence2`, `label`.
+
+    Or records of lists of them; `labels` is read too.
+    """
+    first: list[str] = []
+    second: list[str] = []
+    labels: list[int] = []
+    kinds = ("label", "labels")
+    for row in read_rows(data, split):
+        if isinstance(row.value("sentence1"), list):
+            columns = row.texts("sentence1"), row.texts("sentence2"), row.values(*kinds)
+            if len(set(map(len, columns))) > 1:
+                raise row.refusal(kinds, f"expected lists of one length, found lengths {[*map(len, columns)]}")
+        else:
+            columns = [row.text("sentence1")], [row.text("sentence2")], [row.value(*kinds)]
+        first += columns[0]
+        second += columns[1]
+        labels += [row.binary(value, kinds) for value in columns[2]]
+    if len(set(labels)) != 2:
+        raise InputError(f"{place(data, split)}: expected labels 0 and 1, some of each, found only {set(labels)}")
+    return _solid(first, data, split), second, labels
+
+
+def read_reranking(data: str, split: str) -> tuple[list[list[str]], list[list[str]], list[list[str]]]:
+    """Each record's queries (one, or several that mean the same), positives and negatives, which may be none.
+
+    Fields `query` (a string or a list), and the lists `positive` and `negative`.
+    """
+    rows = read_rows(data, split)
+    queries = [row.texts("query") if isinstance(row.value("query"), list) else [row.text("query")] for row in rows]
+    for row, asked in zip(rows, queries, strict=True):
+        if not asked:
+            raise row.refusal(["query"], "expected a query or more, found an empty list")
+    return queries, [row.texts("positive") for row in rows], [row.texts("negative") for row in rows]
+
+
+def read_bitext(data: str, split: str, source: str = "", target: str = "") -> tuple[list[str], list[str]]:
+    """Sentences and their translations, from the columns named.
+
+    Without names: `sentence1` and `sentence2`, or else the two columns that there are.
+    """
+    rows = read_rows(data, split)
+    if bool(source) != bool(target) or (source and source == target):
+        raise InputError(f"source, target: expected two names of columns or none, found {source!r} and {target!r}")
+    if not source:
+        found = [name for name in rows[0].fields if name not in IDS]
+        default = ["sentence1", "sentence2"]
+        names = default if set(default) <= set(found) else found
+        if len(names) != 2:
+            raise InputError(f"{place(data, split)}: expected two columns, or the options source and target with two "
+                             f"of their names, found {', '.join(found) or 'none'}")  # fmt: skip
+        source, target = names
+    return _solid([row.text(source) for row in rows], data, split), [row.text(target) for row in rows]
+
+
+def read_summaries(data: str, split: str) -> tuple[list[str], list[list[str]], list[list[str]], list[list[float]]]:
+    """Texts, each one's summaries by people and by machines, and a rating of each of the latter.
+
+    Fields `text`, and the lists `human_summaries`, `machine_summaries` and `relevance`.
+    """
+    rows = read_rows(data, split)
+    human, machine = ([row.texts(name) for row in rows] for name in ("human_summaries", "machine_summaries"))
+    ratings = [row.numbers("relevance") for row in rows]
+    for row, written, made, found in zip(rows, human, machine, ratings, strict=True):
+        if not written or not made:
+            lacking = ["machine_summaries" if written else "human_summaries"]
+            raise row.refusal(lacking, "expected a summary or more, found an empty list")
+        if len(made) != len(found):
+            raise row.refusal(["relevance"], f"expected a rating for each of {len(made)} summaries, found {len(found)}")
+    return [row.text("text") for row in rows], human, machine, ratings
+
+
+def _is_file(data: str) -> bool:
+    kind, colon, _ = data.partition(":")
+    return not colon or kind == "file" or kind not in REGISTRY["source"]
+
+
+def _path(data: str, split: str) -> Path:
+    return find_file(data, split) if Path(data).is_dir() else Path(data)
+
+
+def _file_rows(data: str, split: str) -> Iterator[Row]:
+    if not Path(data).exists():
+        sources = ", ".join(f"{name}:NAME" for name in ("tfds", "hf"))
+        raise InputError(f"{data}: no such file or directory; accepted beside them: {sources}")
+    path, lines = _path(data, split), {}
+    jsonl = path.name.removesuffix(".gz").endswith(".jsonl")
+    for line, record in iter_json(path) if jsonl else iter_lines(path):
+        row = Row(f"{path}:{line}", record)
+        name = next((str(record[key]) for key in IDS if record.get(key) is not None), None)
+        if name is not None and lines.setdefault(name, line) != line:
+            raise InputError(f"{row.where}: the id {name!r} stands twice, also in line {lines[name]}")
+        yield row
+
+
+def _source_rows(data: str, split: str) -> Iterator[Row]:
+    for number, record in enumerate(open_records(data, split)):
+        yield Row(f"{place(data, split)}, record {number}", record)
+
+
+def _solid(texts: list[str], data: str, split: str) -> list[str]:
+    """The texts, not all of which may be empty."""
+    if not any(text.strip() for text in texts):
+        raise InputError(f"{place(data, split)}: all of {len(texts)} texts are empty")
+    return texts
