@@ -48,10 +48,10 @@ def with_family(saved: SavedModel, name: str) -> SavedModel:
     """
     if any(saved.prompts.values()) or saved.template is not None or saved.spec.lora is not None:
         return saved
-    known = next((source for source in (name, saved.base, saved.origin) if expected(source)), None)
-    if known is None:
-        return saved
+    known = next((source for source in (name, saved.base, saved.origin) if expected(source)), "")
     family = expected(known)
+    if family is None:
+        return saved
     append_eos = family.append_eos and saved.plain
     taken = [f"prompt {name} {prompt!r}" for name, prompt in family.prompts.items() if prompt]
     taken += [f"template {family.template!r}"] if family.template else []

@@ -9,9 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from embed_jax.errors import InputError, RunError, one_line
-from embed_jax.types import TrainState
+from embed_jax.types import Params, TrainState
 
 
 class Checkpoints:
@@ -96,6 +97,39 @@ class Checkpoints:
         self.close()
 
 
+def saved_steps(directory: Path) -> list[int]:
+    """The steps of the whole checkpoints in a directory, ascending. It only looks: a run there may go on."""
+    return sorted(int(path.name) for path in directory.glob("[0-9]*") if path.name.isdecimal())
+
+
+def read_encoder(directory: Path, step: int, like: Params) -> Params:
+    """The encoder's trained parameters in a checkpoint, NumPy; nothing else of the state is read, nothing is changed.
+
+    Args:
+        like: arrays of the wanted structure, shapes and dtypes.
+
+    Raises:
+        InputError: if the checkpoint is of another architecture.
+        RunError: if it cannot be read.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    place = directory.absolute() / str(step)
+    wanted = {"params": {"encoder": jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)}}
+    shapes = _leaf_shapes(wanted["params"])
+    try:
+        found = ocp.metadata(place).custom_metadata["shapes"]
+        found = {path: shape for path, shape in found.items() if path.startswith("encoder/")}
+        _refuse_mismatch(found, shapes, place, "config.json, or the model that it names, has changed")
+        loading = ocp.options.PyTreeOptions.Loading(partial_load=True)
+        with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
+            return ocp.load(place, wanted)["params"]["encoder"]
+    except InputError:
+        raise
+    except Exception as error:  # whatever a damaged file makes orbax or tensorstore raise
+        raise RunError(f"{place}: the checkpoint cannot be read: {one_line(error)[:200]}") from error
+
+
 def _as_dict(state: TrainState) -> dict[str, Any]:
     extra = {"extra": state.extra} if state.extra else {}
     return {"step": state.step, "params": state.params, "opt_state": state.opt_state, **extra}
@@ -103,15 +137,20 @@ def _as_dict(state: TrainState) -> dict[str, Any]:
 
 def _shapes(state: TrainState) -> dict[str, list[int]]:
     """The shapes of the parameters and of what a step carries to the next, by path."""
-    tree = {**state.params, "extra": state.extra} if state.extra else state.params
+    return _leaf_shapes({**state.params, "extra": state.extra} if state.extra else state.params)
+
+
+def _leaf_shapes(tree: Params) -> dict[str, list[int]]:
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): list(leaf.shape) for path, leaf in leaves}
 
 
-def _refuse_mismatch(found: dict[str, list[int]], expected: dict[str, list[int]], where: Any) -> None:
+def _refuse_mismatch(
+    found: dict[str, list[int]], expected: dict[str, list[int]], where: Any, advice: str = "use another --workdir"
+) -> None:
     for path in sorted(found.keys() | expected.keys()):
         if found.get(path) != expected.get(path):
             raise InputError(
                 f"{where}: checkpoint of another architecture: {path} has shape {found.get(path, 'none')}, "
-                f"this model's has {expected.get(path, 'none')}; use another --workdir"
+                f"this model's has {expected.get(path, 'none')}; {advice}"
             )

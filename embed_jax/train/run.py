@@ -1,0 +1,116 @@
+"""A run's model from its directory: the one that it wrote, or as it was at any step of which there is a checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from embed_jax.config import Experiment, Source
+from embed_jax.config_rules import unknown_field, validate
+from embed_jax.encoders.build import EncoderSpec
+from embed_jax.encoders.token_objectives import is_token_objective
+from embed_jax.errors import InputError
+from embed_jax.parallel.mesh import make_mesh
+from embed_jax.sentence import SentenceEncoder, load
+from embed_jax.train.checkpoint import read_encoder, saved_steps
+from embed_jax.train.fit import loss_arguments
+from embed_jax.train.prompts import settle_prompts
+from embed_jax.train.sources import ONLY, training_loss
+from embed_jax.train.start import start_from
+from embed_jax.types import BASE, Params
+
+
+def load_run(
+    directory: str | Path, step: int = 0, *, max_length: int = 0, compute_dtype: str = "float32"
+) -> SentenceEncoder:
+    """The model of a run, while it goes on or after it, bit for bit; the run itself is left alone.
+
+    Args:
+        directory: the run's work directory, of any experiment.
+        step: 0: the model that the run wrote, that of the best `eval.metric` or of the end; or, with a warning, the
+            newest checkpoint of a run that wrote none yet. Another: the checkpoint of this step. A frozen base, which
+            checkpoints lack, is read from where the run read it, and kept as `lora.base` says.
+        max_length, compute_dtype: as of `sentence.load`.
+
+    Raises:
+        InputError: for a step that has no checkpoint, a run without any, or a base that is not found or another.
+        RunError: if the checkpoint cannot be read.
+    """
+    directory = Path(directory)
+    if not step and (directory / "model").is_dir():
+        return load(directory / "model", max_length=max_length, compute_dtype=compute_dtype)
+    steps = saved_steps(directory / "checkpoints")
+    if not steps:
+        raise InputError(f"{directory}: a run that has saved neither a model nor a checkpoint")
+    if step and step not in steps:
+        raise InputError(f"{directory}: no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
+    if not step:
+        step = steps[-1]
+        warnings.warn(f"{directory}: no model is written yet, this is the checkpoint of step {step}", stacklevel=3)
+
+    config = read_config(directory)
+    config.model.compute_dtype = compute_dtype
+    longest = max([config.data.max_length, *(source.max_length for source in vars(config.mixture.sources).values())])
+    start = start_from(config.model, longest, config.train.seed, lora=config.lora, mesh=make_mesh())
+    sentence = start.sentence
+    trained, frozen = start.split()
+    trained = read_encoder(directory / "checkpoints", step, trained)
+    found = sentence.with_params(_of_spec({**frozen.get(BASE, {}), **trained}, sentence.spec))
+    with contextlib.redirect_stdout(None):  # what there is to say of prompts, the run has said
+        _settle(found, config)
+    if max_length:
+        found.tokenizer = found.tokenizer.cut_at(max_length)
+    merge = found.spec.lora is not None and (config.lora.merge or not found.base)
+    return found.merged() if merge else found
+
+
+def read_config(directory: Path) -> Experiment:
+    """The settings of a run, from its `config.json`.
+
+    Raises:
+        InputError: if the file is not there or damaged, or has a field that is none.
+    """
+    file = directory / "config.json"
+    config = Experiment()
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        for name in content["mixture"]["sources"]:
+            setattr(config.mixture.sources, name, Source())
+        _fill(config, content, "")
+        validate(config)
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:  # an InputError is a ValueError
+        raise InputError(f"{file}: no settings of a run: {error}") from None
+    return config
+
+
+def _fill(settings: Any, content: dict[str, Any], place: str) -> None:
+    for name, value in content.items():
+        if name not in vars(settings):
+            raise InputError(unknown_field(f"{place}{name}", [f"{place}{field}" for field in vars(settings)]))
+        if isinstance(value, dict):
+            _fill(getattr(settings, name), value, f"{place}{name}.")
+        else:
+            setattr(settings, name, value)
+
+
+def _settle(sentence: SentenceEncoder, config: Experiment) -> None:
+    """What training notes in the model beside its parameters."""
+    sentence.similarity_fn_name = config.loss.similarity or "cosine"
+    sentence.base = sentence.base if sentence.spec.lora is not None else ""
+    if is_token_objective(config.loss.name):
+        return
+    names = list(vars(config.mixture.sources)) or [ONLY]
+    about = training_loss(config, loss_arguments(config.loss), names).about
+    sentence.matryoshka_dims, sentence.adaptive_layers = about.dims, about.layers != 0
+    settle_prompts(config, sentence)
+
+
+def _of_spec(params: Params, spec: EncoderSpec) -> Params:
+    """Without the heads that were there in training alone."""
+    kept = {str(i) for i, head in enumerate(spec.heads) if jax.eval_shape(head.init, jax.random.key(0))}
+    return {**params, "heads": {name: head for name, head in params["heads"].items() if name in kept}}
