@@ -1,11 +1,9 @@
-"""Evaluates a model on sentence similarity (sts) or search (retrieval), with 95 % bootstrap intervals.
+"""Evaluates embedding models: one task, a suite of them, or a comparison of what was found.
 
-sts: Spearman and Pearson of cosine similarities with people's scores. The figure over all pairs of a file is SimCSE's
-`all` aggregation; with several subsets, the mean over them and the mean weighted by their sizes are shown too. Several
-data sets give a row each and their average.
-
-retrieval: nDCG, MRR, recall and MAP as trec_eval defines them, over the queries that have judgements. With --sweep:
-nDCG@10, bytes a vector and queries a second of compressed embeddings, every dimension with every precision and search.
+Tasks of all of MTEB's kinds by its protocols, and more (see below), each score with a 95 % bootstrap interval over its
+items. A suite runs a list of tasks, writes a JSON file for each and goes on where it was stopped. --compare tells which
+differences of two models the data can tell from chance, --leaderboard puts models beside each other, --diagnose looks
+for the usual faults of a search, --sweep measures compressed embeddings.
 """
 
 from __future__ import annotations
@@ -13,35 +11,60 @@ from __future__ import annotations
 import argparse
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from embed_jax.errors import InputError, exit_with_one_line, require
-from scripts import evaluate_sweep
+from embed_jax.errors import exit_with_one_line
+from embed_jax.registry import REGISTRY
+from scripts import embedders, evaluate_diagnose, evaluate_suite, evaluate_sweep
 from scripts.commands import Parser, load_model, print_table, write_json, written_whole
 
-EXAMPLES = """data:
-  sts        a file with the columns score, sentence1, sentence2 and optionally subset (.tsv, .csv, .jsonl, each also
-             .gz), or a directory with such a file called SPLIT.tsv and so on; several, separated by commas
-  retrieval  a directory in BEIR's layout (corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv), or python_docs
+if TYPE_CHECKING:
+    from embed_jax.evals.results import Result
 
+EXAMPLES = f"""data (a file, a directory with SPLIT.tsv, .csv or .jsonl, each also .gz, tfds:NAME or hf:NAME):
+  sts             score, sentence1, sentence2 and optionally subset
+  retrieval       a directory in BEIR's layout (corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv), or python_docs
+  classification  text, label (a directory with a train split too)
+  clustering      text, label
+  pairs           sentence1, sentence2, label (1 or 0)
+  reranking       JSONL: query, positive (list), negative (list)
+  bitext          two columns named by language
+  summarization   JSONL: text, human_summaries, machine_summaries, relevance (lists)
+  transfer        text, label: SentEval's protocol
+  instructions    BEIR's layout with instructions: how a search follows them
+  passkey         lengths in words, such as 256,1024: documents are made
+
+{embedders.MODELS}
 examples:
   python -m scripts.evaluate --model sentence-transformers/all-MiniLM-L6-v2 --task sts --data stsb/test.tsv
   python -m scripts.evaluate --model runs/simcse/model --task sts --data sts12,sts13,sts14,sts15,sts16,stsb,sick_r
   python -m scripts.evaluate --model runs/quickstart/model --task retrieval --data python_docs --baseline bm25 \\
       --output results.json
+  python -m scripts.evaluate --model runs/a/model --task classification --data banking77 --set samples_per_label=16
+  python -m scripts.evaluate --model runs/a,runs/b --suite configs/suites/english.yaml --data DIRECTORY --output results
+  python -m scripts.evaluate --compare results/runs_a results/runs_b
+  python -m scripts.evaluate --leaderboard results
+  python -m scripts.evaluate --model runs/a --task retrieval --data scifact --diagnose --training pairs.tsv
   python -m scripts.evaluate --model sentence-transformers/all-MiniLM-L6-v2 --task retrieval --data scifact --sweep \\
       --dims 384,256,128 --precisions float32,int8,int4,binary,pq64,pq32,pq16 --rescore 0,4,4:int8 --keep 0.95 \\
       --output sweep.json --plot sweep.png
 """
-QUERY_PROMPTS = ("query",)  # used without being named, as in sentence-transformers' encode_query and encode_document
-CORPUS_PROMPTS = ("document", "passage", "corpus")
 
 
 def main() -> None:
     args = parse(sys.argv[1:])
-    run = {"sts": run_sts, "retrieval": run_sweep if args.sweep else run_retrieval}[args.task]
+    if args.suite:
+        evaluate_suite.run(args)
+        return
+    modes = {
+        "compare": evaluate_suite.compare,
+        "leaderboard": evaluate_suite.leaderboard,
+        "diagnose": evaluate_diagnose.run,
+        "sweep": run_sweep,
+    }
+    run = next((function for mode, function in modes.items() if getattr(args, mode)), run_task)
     if args.output is None:
         run(args)
         return
@@ -51,199 +74,212 @@ def main() -> None:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("scripts.evaluate", __doc__, EXAMPLES)
-    parser.add_argument("--model", required=True, help="directory or hub name")
-    parser.add_argument("--task", required=True, choices=["sts", "retrieval"])
-    parser.add_argument("--data", required=True, help="what to evaluate on; see below")
-    parser.add_argument("--split", default="test", help="which split of a directory or of python_docs (default: test)")
-    parser.add_argument("--output", type=Path, help="JSON file for metrics, intervals and versions")
+    parser.add_argument("--model", help="what to judge, see below; several, separated by commas, with --suite")
+    parser.add_argument("--task", choices=list(REGISTRY["task"]), help="the kind of task")
     parser.add_argument(
-        "--batch-tokens", type=int, default=0, help="slots a device encodes at a time (default: what suits the device)"
+        "--data", help="what to evaluate on, several separated by commas; with --suite: where paths begin"
     )
-    parser.add_argument("--dim", type=int, default=0, help="cut embeddings to so many numbers (default: all)")
+    parser.add_argument("--split", default="test", help="which split of a directory or data set (default: test)")
+    parser.add_argument("--output", type=Path, help="JSON file for the results; with --suite: their directory")
     parser.add_argument(
-        "--instruction",
-        help="what texts are encoded for, for models with a template for it; in retrieval of queries, not of documents",
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the task, such as seed=1; repeatable",
     )
-    parser.add_argument("--layers", type=int, default=0, help="stop after so many of the layers (default: all)")
-    sts = parser.add_argument_group("sts")
-    sts.add_argument("--prompt-name", help="which of the model's prompts to put before each text (default: its own)")
+    parser.add_argument(
+        "--training",
+        help="training data, separated by commas: test items that share 8 words in a row with them are counted, and "
+        "the score without them is shown",
+    )
+    embedders.add_arguments(parser)
     retrieval = parser.add_argument_group("retrieval")
     retrieval.add_argument("--k", default="10,100", help="cut-offs, separated by commas (default: 10,100)")
     retrieval.add_argument("--baseline", choices=["bm25"], help="a row to compare with")
-    retrieval.add_argument(
-        "--query-prompt-name", help="the model's prompt for queries (default: 'query' if it has one, else its own)"
-    )
-    retrieval.add_argument(
-        "--corpus-prompt-name",
-        help="its prompt for documents (default: 'document', 'passage' or 'corpus' if it has one, else its own)",
-    )
     retrieval.add_argument(
         "--ignore-identical-ids",
         action="store_true",
         help="leave out a document with the query's own id, as BEIR does: for ArguAna and Quora",
     )
+    several = evaluate_suite.add_arguments(parser)
+    diagnose = evaluate_diagnose.add_arguments(parser)
     sweep = evaluate_sweep.add_arguments(parser)
     args = parser.parse_args(argv)
-    others = {"--task retrieval": [retrieval, sweep]} if args.task == "sts" else {"--task sts": [sts]}
+    modes = {
+        "--suite": args.suite,
+        "--task": args.task,
+        "--compare": args.compare and not args.suite,
+        "--leaderboard": args.leaderboard,
+    }
+    chosen = [mode for mode, value in modes.items() if value]
+    if len(chosen) != 1:
+        parser.error(f"expected one of {', '.join(modes)}, found {' and '.join(chosen) or 'none'}")
+    if args.task != "retrieval":
+        _only_for(parser, args, "--task retrieval", [retrieval, sweep, diagnose])
     if not args.sweep:
-        others.setdefault("--sweep", []).append(sweep)
-    for wanted, groups in others.items():
-        for action in (action for group in groups for action in group._group_actions):
-            if getattr(args, action.dest) != action.default:
-                parser.error(f"{action.option_strings[0]} is for {wanted}")
-    if args.batch_tokens < 0:
-        parser.error(f"--batch-tokens: expected 0 or more, found {args.batch_tokens}")
-    for option in ("dim", "layers"):
-        if getattr(args, option) < 0:
-            parser.error(f"--{option}: expected 1 or more, found {getattr(args, option)}")
-    if args.instruction is not None and (args.prompt_name or args.query_prompt_name) is not None:
-        parser.error("--instruction: expected none beside --prompt-name or --query-prompt-name")
+        _only_for(parser, args, "--sweep", [sweep])
+    if not args.diagnose:
+        _only_for(parser, args, "--diagnose", [diagnose])
+    if args.task:
+        _only_for(parser, args, "--suite, --compare or --leaderboard", [several])
+        for option in ("model", "data"):
+            if not getattr(args, option):
+                parser.error(f"--task needs --{option}")
+    if args.set and not args.task:
+        parser.error("--set is for --task")
+    embedders.check_arguments(args, parser)
+    evaluate_suite.check_arguments(args, parser)
     if args.sweep and args.dim:
         parser.error("--sweep takes several sizes: --dims instead of --dim")
     if args.sweep and (args.baseline or args.k != parser.get_default("k")):
         parser.error("--sweep measures nDCG@10 of the model: neither --k nor --baseline goes with it")
-    numbers = args.k.split(",")
-    if not all(number.isdecimal() and int(number) > 0 for number in numbers):
-        parser.error(f"--k: expected numbers from 1 up, separated by commas, found {args.k!r}")
-    args.k = sorted({int(number) for number in numbers})
+    if args.sweep and args.diagnose:
+        parser.error("expected one of --sweep, --diagnose, found both")
     if args.sweep:
         evaluate_sweep.check_arguments(args, parser)
     return args
 
 
-def run_sts(args: argparse.Namespace) -> dict[str, Any]:
+def _only_for(parser: Parser, args: argparse.Namespace, mode: str, groups: Sequence[Any]) -> None:
+    for action in (action for group in groups for action in group._group_actions):
+        if getattr(args, action.dest) != action.default:
+            parser.error(f"{action.option_strings[0]} is for {mode}")
+
+
+def run_task(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluates on each data set; prints a table and returns the results."""
-    import numpy as np
+    from embed_jax.evals.suite import evaluate
 
-    from embed_jax.data.sources.files import read_sts
-    from embed_jax.evals.metrics import bootstrap_interval, pearson, spearman
-    from embed_jax.evals.sts import pair_similarities, sts_metrics
-
-    files = [sts_file(name, args.split) for name in args.data.split(",")]
-    names = [path.parent.name if path.name.split(".")[0] == args.split else path.stem for path in files]
-    if len(set(names)) < len(names):
-        names = [str(path) for path in files]
-    sets = {name: read_sts(path) for name, path in zip(names, files, strict=True)}
-    encode = functools.partial(load_model(args.model).encode, **encode_options(args))
-    encode = functools.partial(encode, prompt_name=args.prompt_name, instruction=args.instruction)
-    metrics, intervals = {}, {}
-    for name, (sentences1, sentences2, scores, subsets) in sets.items():
-        similarities, gold = pair_similarities(encode, sentences1, sentences2), np.array(scores)
-        metrics[name] = sts_metrics(similarities, gold, subsets)
-        intervals[name] = {
-            metric: bootstrap_interval(len(gold), lambda i, f=f, s=similarities, g=gold: f(s[i], g[i]))
-            for metric, f in (("spearman", spearman), ("pearson", pearson))
-        }
-    columns = list(dict.fromkeys(metric for found in metrics.values() for metric in found))
-    rows = [
-        [name, str(len(sets[name][2])), *(cell(found.get(metric), intervals[name].get(metric)) for metric in columns)]
-        for name, found in metrics.items()
+    entries = task_entries(args)
+    tasks = [entry.open() for entry in entries]
+    training = evaluate_suite.training_texts(args)
+    embed = embedders.open_embedder(args.model, args)
+    line = embedders.published_line(args.model)
+    if line:
+        print(f"published: {line}")
+    found = [
+        evaluate(entry, args.model, embed, task=task, training=training)
+        for entry, task in zip(entries, tasks, strict=True)
     ]
-    if len(sets) > 1:
-        main = ("spearman", "pearson")
-        average = {metric: float(np.mean([found[metric] for found in metrics.values()])) for metric in main}
-        rows.append(["average", "", *(cell(average.get(metric), None) for metric in columns)])
-        metrics = {f"{name}/{metric}": v for name, found in metrics.items() for metric, v in found.items()}
-        metrics |= {f"average/{metric}": value for metric, value in average.items()}
-        intervals = {f"{name}/{metric}": v for name, found in intervals.items() for metric, v in found.items()}
+    baseline = bm25_results(args) if args.baseline else None
+    if len(found) == 1:
+        print_one(found[0], args, baseline)
     else:
-        metrics, intervals = metrics[names[0]], intervals[names[0]]
-    print_table(["data", "pairs", *columns], rows)
-    return results(args, metrics, intervals, n=sum(len(columns[2]) for columns in sets.values()))
+        print_several(found)
+    for result in found:
+        for caution in result.cautions():
+            print(f"{result.name}: {caution}")
+    return results(args, found, baseline)
 
 
-def sts_file(name: str, split: str) -> Path:
-    """The file named, or the one called SPLIT in the directory named."""
-    from embed_jax.data.sources.files import FORMATS
+def task_entries(args: argparse.Namespace) -> list[Any]:
+    """The tasks of --task and --data, with the options of the command line."""
+    from embed_jax.errors import InputError
+    from embed_jax.evals.suite import Entry, named
 
-    path = Path(name)
-    if not path.is_dir():
-        return path
-    candidates = [path / f"{split}{ending}{gz}" for ending in FORMATS for gz in ("", ".gz")]
-    found = [candidate for candidate in candidates if candidate.is_file()]
-    if len(found) != 1:
-        raise InputError(f"{path}: expected one file {split}.tsv, .csv or .jsonl (.gz), found {len(found)}")
-    return found[0]
+    options = dict(option(given) for given in args.set)
+    if args.task == "retrieval":
+        options = {"k": args.k, "ignore_identical_ids": args.ignore_identical_ids} | options
+    data = args.data.split(",") if args.task != "passkey" else [args.data]
+    names = [named(args.task, one, args.split) for one in data]
+    if len(set(names)) < len(names):
+        names = data
+    if len(set(names)) < len(names):
+        raise InputError(f"--data: expected different data sets, found {args.data}")
+    return [Entry(args.task, one, args.split, name, "", options) for one, name in zip(data, names, strict=True)]
 
 
-def run_retrieval(args: argparse.Namespace) -> dict[str, Any]:
-    """Evaluates the model and the baseline; prints a table and returns the results."""
-    from embed_jax.data.sources import open_retrieval_task
-    from embed_jax.evals.retrieval import evaluate_retrieval, evaluate_search
-    from embed_jax.retrieval.bm25 import bm25_search
+def option(given: str) -> tuple[str, Any]:
+    """("seed", 1) of "seed=1"; values are read as in a suite's YAML."""
+    import yaml
 
-    if args.baseline:
-        require("bm25s", "search")
-    task = open_retrieval_task(args.data, args.split)
-    options = {"ks": args.k, "ignore_identical_ids": args.ignore_identical_ids}
-    model = load_model(args.model)
-    found = {
-        args.model: evaluate_retrieval(*encoders(args, model), *task, similarity=model.similarity_fn_name, **options)
-    }
-    if args.baseline:
-        found[args.baseline] = evaluate_search(bm25_search, *task, **options)
-    intervals = {name: result.intervals() for name, result in found.items()}
-    corpus, _, qrels = task
-    print(f"{args.data}: {len(qrels)} queries, {len(corpus)} documents")
+    from embed_jax.errors import InputError
+
+    name, equals, value = given.partition("=")
+    if not equals or not name:
+        raise InputError(f"--set: expected NAME=VALUE, found {given!r}")
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError:
+        return name, value
+
+
+def print_one(result: Result, args: argparse.Namespace, baseline: Any) -> None:
+    """A metric a row, a system a column."""
+    outcome = result.outcome
+    systems = {args.model: (outcome.metrics, outcome.intervals)}
+    if baseline:
+        systems[args.baseline] = baseline.metrics, baseline.intervals()
+    print(f"{args.data}: {len(outcome.items)} {result.unit}")
     print_table(
-        ["metric", *found],
+        ["metric", *systems],
         [
-            [metric, *(cell(result.metrics[metric], intervals[name][metric]) for name, result in found.items())]
-            for metric in found[args.model].metrics
+            [metric, *(cell(metrics[metric], intervals.get(metric)) for metrics, intervals in systems.values())]
+            for metric in outcome.metrics
         ],
     )
-    content = results(args, found[args.model].metrics, intervals[args.model], n=len(qrels))
-    if args.baseline:
-        content["baseline"] = {
-            "name": args.baseline,
-            "metrics": found[args.baseline].metrics,
-            "intervals": intervals[args.baseline],
-        }
-    return content
+
+
+def print_several(found: Sequence[Result]) -> None:
+    """A data set a row, a metric with an interval a column; last the average."""
+    columns = list(dict.fromkeys(metric for result in found for metric in result.outcome.intervals))
+    rows = [
+        [
+            result.name,
+            str(len(result.outcome.items)),
+            *(cell(result.outcome.metrics.get(metric), result.outcome.intervals.get(metric)) for metric in columns),
+        ]
+        for result in found
+    ]
+    average = averages(found)
+    rows.append(["average", "", *(cell(average.get(metric), None) for metric in columns)])
+    print_table(["data", found[0].unit, *columns], rows)
+
+
+def averages(found: Sequence[Result]) -> dict[str, float]:
+    """Means over data sets of the metrics that all have an interval of."""
+    import numpy as np
+
+    common = [name for name in found[0].outcome.intervals if all(name in one.outcome.intervals for one in found)]
+    return {name: float(np.mean([result.outcome.metrics[name] for result in found])) for name in common}
+
+
+def bm25_results(args: argparse.Namespace) -> Any:
+    """The RetrievalResult of BM25 on the same data."""
+    from embed_jax.data.sources import open_retrieval_task
+    from embed_jax.errors import InputError, require
+    from embed_jax.evals.retrieval import cut_offs, evaluate_search
+    from embed_jax.retrieval.bm25 import bm25_search
+
+    require("bm25s", "search")
+    if "," in args.data:
+        raise InputError("--baseline: expected a single data set")
+    task = open_retrieval_task(args.data, args.split)
+    return evaluate_search(bm25_search, *task, ks=cut_offs(args.k), ignore_identical_ids=args.ignore_identical_ids)
 
 
 def run_sweep(args: argparse.Namespace) -> dict[str, Any]:
     """Measures compressed embeddings; prints a table and returns the results."""
     from embed_jax.data.sources import open_retrieval_task
+    from embed_jax.errors import InputError
 
     task = open_retrieval_task(args.data, args.split)
     model = load_model(args.model)
     if model.similarity_fn_name not in ("cosine", "dot"):
         raise InputError(f"{args.model}: --sweep is for similarity cosine or dot, found {model.similarity_fn_name!r}")
     found = evaluate_sweep.sweep(args, model, *encoders(args, model), task)
-    return results(args, found["metrics"], found["intervals"], n=len(task[2])) | found
+    content = {"metrics": found["metrics"], "intervals": found["intervals"], "n": len(task[2])}
+    return described(args) | content | found
 
 
 def encoders(args: argparse.Namespace, model: Any) -> tuple[Callable, Callable]:
     """What embeds queries and what embeds documents, each with its prompt."""
-    encode = functools.partial(model.encode, **encode_options(args))
-    queries, corpus = query_options(model), corpus_options(model)
-    if args.instruction is not None:
-        queries = {"instruction": args.instruction}
-    if args.query_prompt_name:
-        queries = {"prompt_name": args.query_prompt_name}
-    if args.corpus_prompt_name:
-        corpus = {"prompt_name": args.corpus_prompt_name}
+    from embed_jax.evals.task import DOCUMENT, QUERY, Use
+
+    encode, options = embedders.encoder(args, model), embedders.model_options(args, model)
+    queries, corpus = (options(Use(kind="Retrieval", side=side)) for side in (QUERY, DOCUMENT))
     return functools.partial(encode, **queries), functools.partial(encode, **corpus)
-
-
-def encode_options(args: argparse.Namespace) -> dict[str, Any]:
-    size = {"dim": args.dim, "layers": args.layers}
-    return {**size, "batch_tokens": args.batch_tokens, "show_progress": sys.stderr.isatty()}
-
-
-def query_options(model: Any) -> dict[str, str]:
-    """The model's prompt for queries by its usual name; {}: its default, if it has one."""
-    name = next((name for name in QUERY_PROMPTS if name in model.prompts), None)
-    return {} if name is None else {"prompt_name": name}
-
-
-def corpus_options(model: Any) -> dict[str, str]:
-    """The model's prompt for documents by one of its usual names; {}: its default. Many models have none for them."""
-    name = next((name for name in CORPUS_PROMPTS if name in model.prompts), None)
-    if name is None:
-        return {"prompt": ""} if model.default_prompt_name is None else {}
-    return {"prompt_name": name}
 
 
 def cell(value: float | None, interval: tuple[float, float] | None) -> str:
@@ -252,23 +288,46 @@ def cell(value: float | None, interval: tuple[float, float] | None) -> str:
     return f"{value:.4f} [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else f"{value:.4f}"
 
 
-def results(args: argparse.Namespace, metrics: dict, intervals: dict, n: int) -> dict[str, Any]:
-    """What is written to --output: scores are fractions, n counts pairs or queries."""
+def described(args: argparse.Namespace) -> dict[str, Any]:
+    """What a results file says of its making."""
     from embed_jax.train.tracking import environment
 
+    directory = Path(args.data.split(",")[0]).is_dir()
     return {
         "task": args.task,
         "model": args.model,
         "data": args.data,
-        "split": args.split if args.data == "python_docs" or Path(args.data.split(",")[0]).is_dir() else None,
+        "split": args.split if args.data == "python_docs" or directory else None,
         "dim": args.dim or None,
         "layers": args.layers or None,
         "instruction": args.instruction,
-        "metrics": metrics,
-        "intervals": intervals,
-        "n": n,
         "versions": environment(),
     }
+
+
+def results(args: argparse.Namespace, found: Sequence[Result], baseline: Any) -> dict[str, Any]:
+    """What is written to --output: scores are fractions, n counts items; of several data sets DATA/METRIC."""
+    content: dict[str, Any] = described(args)
+    if len(found) == 1:
+        content = found[0].to_json() | content
+    else:
+        flat: dict[str, Mapping[str, Any]] = {
+            part: {
+                f"{result.name}/{metric}": value
+                for result in found
+                for metric, value in getattr(result.outcome, part).items()
+            }
+            for part in ("metrics", "intervals")
+        }
+        flat["metrics"] = {**flat["metrics"], **{f"average/{name}": value for name, value in averages(found).items()}}
+        content |= flat | {"n": sum(len(result.outcome.items) for result in found)}
+    if baseline:
+        content["baseline"] = {
+            "name": args.baseline,
+            "metrics": baseline.metrics,
+            "intervals": baseline.intervals(),
+        }
+    return content
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from embed_jax.errors import InputError
 from embed_jax.evals.metrics import RANKING_METRICS, bootstrap_interval
 from embed_jax.evals.task import DOCUMENT, QUERY, Embed, Outcome, Task, Use, mean_outcome
 from embed_jax.registry import unknown
+from embed_jax.retrieval.passages import passage_search
 from embed_jax.retrieval.topk import Encode, Run, dense_search, prompted
 from embed_jax.similarity import SIMILARITIES
 
@@ -59,8 +60,6 @@ def open_task(
         sides = [functools.partial(embed, use=Use(name, "Retrieval", side)) for side in (QUERY, DOCUMENT)]
         search = functools.partial(dense_search, *sides, similarity=similarity or embed.similarity)
         if passage_words:
-            from embed_jax.retrieval.passages import passage_search
-
             search = functools.partial(
                 passage_search,
                 *sides,

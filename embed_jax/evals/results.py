@@ -1,0 +1,194 @@
+"""Results of tasks as files: one JSON a task, with the scores of its items, so that systems can be compared later."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from embed_jax.atomic import write_whole
+from embed_jax.errors import InputError
+from embed_jax.evals.overlap import overlap
+from embed_jax.evals.task import Items, Outcome, Task
+
+SMALL = 100  # items; below it an interval is hardly narrower than the differences between good models
+SCORE_DIGITS = 7
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a model scored on a task, and on what.
+
+    Attributes:
+        model, name: of model and task.
+        task: the kind by our name, such as "retrieval".
+        unit: what its items are.
+        outcome: scores, intervals, items, notes.
+        details: all else that a file says, such as data, options, versions, seconds.
+    """
+
+    model: str
+    name: str
+    task: str
+    unit: str
+    outcome: Outcome
+    details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """What the file holds; what is undefined is null."""
+        outcome = self.outcome
+        items = {"statistic": outcome.items.statistic, "values": _rounded(outcome.items.values)}
+        items |= {} if outcome.items.gold is None else {"gold": _rounded(outcome.items.gold)}
+        return _plain({
+            "task": self.task,
+            "name": self.name,
+            "model": self.model,
+            "main": outcome.main,
+            "metrics": dict(outcome.metrics),
+            "intervals": dict(outcome.intervals),
+            "n": len(outcome.items),
+            "unit": self.unit,
+            "notes": list(outcome.notes),
+            **self.details,
+            "items": items,
+        })  # fmt: skip
+
+    def write(self, path: Path) -> None:
+        """Writes the file, whole; an entry a line, so that the items take one."""
+        lines = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in self.to_json().items()]
+        write_whole(path, "{\n" + ",\n".join(lines) + "\n}\n")
+
+    def cautions(self) -> list[str]:
+        """What must not be concluded from it, in words."""
+        found = list(self.outcome.notes)
+        n = len(self.outcome.items)
+        if n < SMALL:
+            found.append(f"only {n} {self.unit}: its interval is wide, and too narrow still below some thirty")
+        seen = self.details.get("overlap") or {}
+        if seen.get("items"):
+            found.append(
+                f"{seen['items']} of {n} {self.unit} share {seen['words']} words in a row with the training data: "
+                f"{_number(seen['clean'])} without them"
+            )
+        return found
+
+
+def read_result(path: Path) -> Result:
+    """Reads what `Result.write` wrote.
+
+    Raises:
+        InputError: for a file that is none.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: no results of a task: {error}") from None
+    try:
+        items = Items(*(_array(found["items"].get(name)) for name in ("values", "gold")), found["items"]["statistic"])
+        metrics = {name: math.nan if value is None else float(value) for name, value in found["metrics"].items()}
+        intervals = {name: tuple(math.nan if end is None else end for end in ends)
+                     for name, ends in found["intervals"].items()}  # fmt: skip
+        outcome = Outcome(found["main"], metrics, intervals, items, tuple(found["notes"]))
+        known = ("task", "name", "model", "main", "metrics", "intervals", "n", "unit", "notes", "items")
+        details = {name: value for name, value in found.items() if name not in known}
+        return Result(found["model"], found["name"], found["task"], found["unit"], outcome, details)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InputError(f"{path}: no results of a task: {type(error).__name__} {error}") from None
+
+
+def read_results(path: Path) -> dict[str, Result]:
+    """The results of one model by the task's name: a file, or a directory with a file for each task.
+
+    Raises:
+        InputError: for a path without results, or two of one name.
+    """
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    if not files:
+        raise InputError(f"{path}: holds no results (a JSON file for each task)")
+    found: dict[str, Result] = {}
+    for file in files:
+        result = read_result(file)
+        if result.name in found:
+            raise InputError(f"{file}: a second result of the task {result.name!r}")
+        found[result.name] = result
+    return found
+
+
+def seen_in_training(task: Task, outcome: Outcome, training: Any, *, words: int = 8) -> dict[str, Any]:
+    """Which items of a task share words in a row with training texts, and the main score without them.
+
+    See `embed_jax.evals.overlap` for what that does not say.
+
+    Args:
+        training: texts, read once.
+        words: how many in a row.
+
+    Returns:
+        "words", "items" (how many overlap), "share", "clean" (the score without them, nan if none is left),
+        "interval" of it, and "examples".
+    """
+    owners = [number for number, texts in enumerate(task.item_texts) for _ in texts]
+    found = overlap([text for texts in task.item_texts for text in texts], training, n=words)
+    flags = np.zeros(len(task.item_texts), bool)
+    np.logical_or.at(flags, owners, found.flags)
+    rows = np.flatnonzero(~flags)
+    left = None
+    if len(rows) > 1:
+        gold = outcome.items.gold
+        left = Items(outcome.items.values[rows], None if gold is None else gold[rows], outcome.items.statistic)
+    return {
+        "words": words,
+        "items": int(flags.sum()),
+        "share": float(flags.mean()),
+        "clean": math.nan if left is None else left.score(),
+        "interval": (math.nan, math.nan) if left is None else left.interval(),
+        "examples": found.examples(),
+    }
+
+
+def fingerprint(*parts: Any) -> str:
+    """16 hex digits that differ where a part does: plain values, and files or directories by what they hold."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        for file in _files(part):
+            digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+        digest.update(json.dumps(part if not isinstance(part, Path) else "", sort_keys=True).encode() + b"\0")
+    return digest.hexdigest()
+
+
+def _files(part: Any) -> list[Path]:
+    if not isinstance(part, Path):
+        return []
+    return sorted(file for file in part.rglob("*") if file.is_file()) if part.is_dir() else [part]
+
+
+def _rounded(values: np.ndarray) -> list[float]:
+    return [float(f"{value:.{SCORE_DIGITS}g}") for value in np.asarray(values, np.float64)]
+
+
+def _array(values: list[float] | None) -> np.ndarray | None:
+    return None if values is None else np.array([math.nan if value is None else value for value in values], np.float64)
+
+
+def _number(value: float) -> str:
+    return "no score" if math.isnan(value) else f"{value:.4f}"
+
+
+def _plain(value: Any) -> Any:
+    """JSON knows no nan."""
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

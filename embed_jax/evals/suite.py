@@ -1,0 +1,191 @@
+"""Suites: lists of tasks in a file, run one after the other; what was done is not done again."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import runpy
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from embed_jax.errors import InputError, one_line
+from embed_jax.evals.results import Result, fingerprint, read_result, seen_in_training
+from embed_jax.evals.task import Embed, Task, Use
+from embed_jax.registry import lookup, unknown
+
+FIELDS = ("task", "data", "split", "name", "instruction")
+REMOTE = ("hf:", "tfds:")
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A task of a suite.
+
+    Attributes:
+        task: its kind, one of the registry's.
+        data: what `open_task` of that kind reads; split: which part.
+        name: in tables and of the file.
+        instruction: what its texts, but for documents, are embedded for: for models with a template.
+        options: further arguments of `open_task`.
+    """
+
+    task: str
+    data: str
+    split: str = "test"
+    name: str = ""
+    instruction: str = ""
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def open(self) -> Task:
+        """Reads the data.
+
+        Raises:
+            InputError: for an unknown kind or option, an option of the wrong type, or data that cannot be read.
+        """
+        open_task = lookup("task", self.task)
+        accepted = {
+            name: parameter
+            for name, parameter in inspect.signature(open_task).parameters.items()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name != "name"
+        }
+        for option, value in self.options.items():
+            if option not in accepted:
+                raise InputError(f"{self.task} {self.name}: {unknown('option', option, accepted)}")
+            wanted = type(accepted[option].default)
+            if not isinstance(value, wanted) and not (wanted is float and type(value) is int):
+                raise InputError(f"{self.task} {self.name}: {option}: expected {wanted.__name__}, found {value!r}")
+        return open_task(self.data, self.split, name=self.name, **self.options)
+
+    def fingerprint(self) -> str:
+        """Of all that a score depends on besides the model."""
+        path = Path(self.data)
+        content = [path] if not self.data.startswith(REMOTE) and path.exists() else []
+        return fingerprint(dataclasses.asdict(self) | {"data": path.name if content else self.data}, *content)
+
+
+def read_suite(path: Path, root: Path | None = None) -> list[Entry]:
+    """The tasks of a YAML file, which is a list of mappings, or of a Python file that sets `TASKS` to such a list.
+
+    A mapping has `task` and `data`, may have `split`, `name` and `instruction`, and else holds options of the task.
+
+    Args:
+        root: where relative paths of data begin; the file's own directory if not given.
+
+    Raises:
+        InputError: for a file that cannot be read, and the first entry that is none, with its number.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; a suite is a YAML or Python file with a list of tasks")
+    try:
+        found = runpy.run_path(str(path)).get("TASKS") if path.suffix == ".py" else _yaml(path)
+    except Exception as error:  # whatever a Python file does
+        raise InputError(f"{path}: cannot be read as a suite: {one_line(error)}") from None
+    if not isinstance(found, list) or not found:
+        what = "TASKS to a list" if path.suffix == ".py" else "a list"
+        raise InputError(f"{path}: expected {what} of tasks, found {type(found).__name__}")
+    entries = [_entry(f"{path}: task {number}", one, root or path.parent) for number, one in enumerate(found, 1)]
+    names = [entry.name for entry in entries]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise InputError(f"{path}: task {number + 1}: {name!r} is the second one of this name; give it a name")
+    return entries
+
+
+def named(task: str, data: str, split: str) -> str:
+    """What a task is called that has no name: scifact, stsb-dev, banking77."""
+    path = Path(data)
+    name = path.name.split(".")[0]
+    directory = path.is_dir() or data.startswith(REMOTE) or not path.suffix
+    if not directory and name in ("train", "dev", "validation", "test"):
+        return path.parent.name or name if name == "test" else f"{path.parent.name}-{name}"
+    return name if split == "test" or not directory else f"{name}-{split}"
+
+
+def evaluate(
+    entry: Entry,
+    model: str,
+    embed: Embed,
+    *,
+    task: Task | None = None,
+    training: Callable[[], Any] | None = None,
+    details: Mapping[str, Any] | None = None,
+) -> Result:
+    """Evaluates a model on a task of a suite.
+
+    Args:
+        model: its name.
+        task: what `entry.open()` gives, if it was read before.
+        training: gives training texts, which the task's are then compared with.
+        details: what else the result records.
+    """
+    task = task or entry.open()
+    began = time.perf_counter()
+    outcome = task.evaluate(_instructed(embed, entry.instruction))
+    seconds = time.perf_counter() - began
+    recorded = {"data": entry.data, "split": entry.split, "options": dict(entry.options), "seconds": round(seconds, 3)}
+    recorded |= {"instruction": entry.instruction} if entry.instruction else {}
+    if training is not None:
+        recorded["overlap"] = seen_in_training(task, outcome, training())
+    return Result(model, entry.name, entry.task, task.unit, outcome, recorded | dict(details or {}))
+
+
+def unfinished(entries: Sequence[Entry], directory: Path, model_fingerprint: str) -> list[Entry]:
+    """The tasks of which a directory holds no result of this very model and data."""
+    left = []
+    for entry in entries:
+        file = result_file(directory, entry.name)
+        if not file.is_file() or read_result(file).details.get("fingerprint") != [
+            model_fingerprint,
+            entry.fingerprint(),
+        ]:
+            left.append(entry)
+    return left
+
+
+def result_file(directory: Path, name: str) -> Path:
+    """Where a task's result lies."""
+    return directory / f"{file_name(name)}.json"
+
+
+def file_name(name: str) -> str:
+    """A name without what file names cannot have: org/model -> org_model."""
+    return "".join(char if char.isalnum() or char in "-_.+=" else "_" for char in name).strip("._") or "_"
+
+
+class _instructed:  # noqa: N801  a function with an attribute
+    """A model whose texts have the task's instruction."""
+
+    def __init__(self, embed: Embed, instruction: str):
+        self._embed, self._instruction, self.similarity = embed, instruction, embed.similarity
+
+    def __call__(self, texts: Sequence[str], use: Use) -> Any:
+        return self._embed(texts, dataclasses.replace(use, instruction=use.instruction or self._instruction))
+
+
+def _yaml(path: Path) -> Any:
+    import yaml
+
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def _entry(where: str, found: Any, root: Path) -> Entry:
+    if not isinstance(found, Mapping):
+        raise InputError(f"{where}: expected a mapping with task and data, found {found!r}")
+    for field in ("task", "data"):
+        if field not in found:
+            raise InputError(f"{where}: no field {field!r}; found {', '.join(map(str, found)) or 'none'}")
+    for field in FIELDS:
+        if not isinstance(found.get(field, ""), str):
+            raise InputError(f"{where}: {field}: expected text, found {found[field]!r}")
+    try:
+        lookup("task", found["task"])
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    data, split = found["data"], found.get("split", "test")
+    if not data.startswith(REMOTE) and (root / data).exists():
+        data = str(root / data)
+    options = {name: value for name, value in found.items() if name not in FIELDS}
+    name = found.get("name") or named(found["task"], data, split)
+    return Entry(found["task"], data, split, name, found.get("instruction", ""), options)

@@ -1,0 +1,130 @@
+"""Models that evaluate judges: our own and published ones by name or directory, and those behind an API."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from embed_jax.errors import InputError
+from scripts.commands import Parser, load_model
+
+OPTIONS = ("dim", "layers", "instruction", "prompt_name", "query_prompt_name", "corpus_prompt_name")
+MODELS = """models:
+  a directory (ours, of sentence-transformers or Hugging Face), a hub name, or PROVIDER:NAME of an embedding endpoint,
+  its key in the environment: openai:text-embedding-3-small, cohere:embed-v4.0, voyage:voyage-3.5,
+  google:gemini-embedding-001; --endpoint-url names another server that speaks the provider's form
+"""
+
+
+def add_arguments(parser: Parser) -> None:
+    """What says how a model embeds, and which prompts it takes."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--batch-tokens", type=int, default=0, help="slots a device encodes at a time (default: what suits the device)"
+    )
+    group.add_argument("--dim", type=int, default=0, help="cut embeddings to so many numbers (default: all)")
+    group.add_argument("--layers", type=int, default=0, help="stop after so many of the layers (default: all)")
+    group.add_argument(
+        "--instruction",
+        help="what texts are encoded for, for models with a template for it; in retrieval of queries, not of documents",
+    )
+    group.add_argument(
+        "--prompt-name", help="the model's prompt for all texts but documents (default: its own for the task)"
+    )
+    group.add_argument("--query-prompt-name", help="its prompt for queries (default: its own for the task, or 'query')")
+    group.add_argument(
+        "--corpus-prompt-name",
+        help="its prompt for documents (default: 'document', 'passage' or 'corpus' if it has one, else its own)",
+    )
+    group.add_argument("--endpoint-url", default="", help="base URL of an endpoint's server (default: the provider's)")
+    group.add_argument(
+        "--endpoint-cache",
+        type=Path,
+        help="file of an endpoint's embeddings, so that none is paid for twice (default: beside a suite's results)",
+    )
+
+
+def check_arguments(args: argparse.Namespace, parser: Parser) -> None:
+    """Ends with one line for a value out of range, or two ways to say one thing."""
+    if args.batch_tokens < 0:
+        parser.error(f"--batch-tokens: expected 0 or more, found {args.batch_tokens}")
+    for option in ("dim", "layers"):
+        if getattr(args, option) < 0:
+            parser.error(f"--{option}: expected 1 or more, found {getattr(args, option)}")
+    if args.instruction is not None and (args.prompt_name or args.query_prompt_name) is not None:
+        parser.error("--instruction: expected none beside --prompt-name or --query-prompt-name")
+
+
+def open_embedder(name: str, args: argparse.Namespace, cache: Path | None = None) -> Any:
+    """The Embedder of a model.
+
+    Args:
+        cache: where an endpoint's embeddings are kept, unless the arguments say it.
+    """
+    from embed_jax.evals.embedder import Embedder, endpoint_options
+
+    if provider(name):
+        from embed_jax.retrieval.endpoint import Endpoint, endpoint_encoder
+
+        given = [option for option in OPTIONS[1:] if getattr(args, option)]
+        if given:
+            raise InputError(f"{name}: --{given[0].replace('_', '-')} is not for an endpoint")
+        endpoint = Endpoint(provider(name), name.partition(":")[2], base_url=args.endpoint_url, dim=args.dim)
+        return Embedder(name, endpoint_encoder(endpoint, cache=args.endpoint_cache or cache), endpoint_options)
+    model = load_model(name)
+    return Embedder(name, encoder(args, model), model_options(args, model), similarity=model.similarity_fn_name)
+
+
+def encoder(args: argparse.Namespace, model: Any) -> Callable:
+    """`model.encode` with the arguments that hold for all texts."""
+    import functools
+
+    size = {"dim": args.dim, "layers": args.layers}
+    return functools.partial(
+        model.encode, **size, batch_tokens=args.batch_tokens, show_progress=sys.stderr.isatty() and not args.suite
+    )
+
+
+def model_options(args: argparse.Namespace, model: Any) -> Callable:
+    """What a use of texts asks of the model: `embedder.prompt_options`."""
+    from embed_jax.evals.embedder import prompt_options
+
+    names = ("instruction", "prompt_name", "query_prompt_name", "corpus_prompt_name")
+    return prompt_options(model, **{name: getattr(args, name) for name in names})
+
+
+def provider(name: str) -> str:
+    """The provider of an endpoint's name, or ""."""
+    from embed_jax.retrieval.endpoint import INTERFACES
+
+    before, colon, _ = name.partition(":")
+    return before if colon and before in INTERFACES and not Path(name).exists() else ""
+
+
+def model_fingerprint(name: str, args: argparse.Namespace) -> str:
+    """Differs where what embeds differs: another model, weights that were written again, other options."""
+    from embed_jax.encoders.hub import resolve
+    from embed_jax.evals.results import fingerprint
+
+    options = {option: getattr(args, option) for option in OPTIONS}
+    if provider(name):
+        return fingerprint(name, args.endpoint_url, options)
+    files = sorted(path for path in model_directory(resolve(name)).rglob("*") if path.is_file())
+    stats = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    return fingerprint(stats, options)
+
+
+def model_directory(path: Path) -> Path:
+    """The model of a run's directory, or the directory itself."""
+    return path / "model" if (path / "model" / "modules.json").is_file() else path
+
+
+def published_line(name: str) -> str:
+    """What is published of a model, in one line; "" for one that the catalogue lacks."""
+    from embed_jax import catalogue
+
+    entry = catalogue.entry(name)
+    return "" if entry is None else catalogue.line(entry)
