@@ -18,6 +18,7 @@ REGISTRY: dict[str, dict[str, str]] = {
         "bert": "embed_jax.encoders.bert:BERT",
         "roberta": "embed_jax.encoders.bert:ROBERTA",
         "xlm-roberta": "embed_jax.encoders.bert:XLM_ROBERTA",
+        "camembert": "embed_jax.encoders.bert:CAMEMBERT",
         "mpnet": "embed_jax.encoders.bert:MPNET",
         "distilbert": "embed_jax.encoders.bert:DISTILBERT",
         "electra": "embed_jax.encoders.bert:ELECTRA",

@@ -1,4 +1,4 @@
-"""BERT and its kin (RoBERTa, XLM-R, MPNet, DistilBERT, ELECTRA): one post-norm transformer encoder."""
+"""BERT and its kin (RoBERTa, XLM-R, CamemBERT, MPNet, DistilBERT, ELECTRA): one post-norm transformer encoder."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class BertConfig:
     """The size of a BERT-like encoder and the switches that tell its kin apart.
 
     Attributes:
-        family: the name in the registry: "bert", "roberta", "xlm-roberta", "mpnet", "distilbert", "electra".
+        family: the name in the registry: "bert", "roberta", "xlm-roberta", "camembert", "mpnet", "distilbert",
+            "electra".
         embedding_size: width of the embedding tables; other than hidden_size only for ELECTRA's projection.
         max_positions: rows of the position table, `position_offset` of which are never used.
         position_offset: what a token's position is counted from (RoBERTa, MPNet: padding index + 1).
@@ -247,7 +248,7 @@ def _reader(family: str, fields: Mapping[str, str], defaults: Mapping[str, Any])
         activation(values.get("activation", "gelu"))
         values = {**defaults, **values}
         values.setdefault("embedding_size", values["hidden_size"])
-        if family in ("roberta", "xlm-roberta"):
+        if family in ("roberta", "xlm-roberta", "camembert"):
             values["position_offset"] = values["pad_token_id"] + 1
         return BertConfig(family=family, **values)
 
@@ -307,6 +308,7 @@ _BERT = {**_EMBEDDINGS, **_BERT_LAYER}
 BERT = _family("bert", "BertModel", BERT_FIELDS, _BERT, "bert.")
 ROBERTA = _family("roberta", "RobertaModel", BERT_FIELDS, _BERT, "roberta.", pad_token_id=1)
 XLM_ROBERTA = _family("xlm-roberta", "XLMRobertaModel", BERT_FIELDS, _BERT, "roberta.", pad_token_id=1)
+CAMEMBERT = _family("camembert", "CamembertModel", BERT_FIELDS, _BERT, "roberta.", pad_token_id=1)
 ELECTRA = _family(
     "electra",
     "ElectraModel",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,8 @@ from embed_jax.encoders.latent import LatentAttention
 from embed_jax.encoders.lora import SHARDING as LORA_SHARDING
 from embed_jax.encoders.lora import LoraSpec, adapting, init_lora
 from embed_jax.encoders.pooling import check_pooling, needs_every_layer, pool
-from embed_jax.encoders.stack import ADAPTER, REMATS
+from embed_jax.encoders.stack import ADAPTER, BEFORE_LAST, REMATS
+from embed_jax.encoders.weighted_layers import WeightedLayers
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup, unknown
 from embed_jax.types import Encoder, Params, TokenBatch
@@ -46,7 +48,7 @@ class EncoderSpec:
         heads: what follows the pooling, in order. Two specs may share parameters: entries of heads that a
             spec does not name are ignored, which is how SimCSE's MLP is used in training only.
         lora: the low-rank adapter of the backbone's layers, if there is one.
-        token_head: what the last layer's token states pass before they are pooled, if anything.
+        token_head: what the token states, of the last layer or of all, pass before they are pooled, if anything.
     """
 
     backbone: (
@@ -60,7 +62,7 @@ class EncoderSpec:
     pooling: str = "mean"
     heads: tuple[Head, ...] = ()
     lora: LoraSpec | None = None
-    token_head: LatentAttention | None = None
+    token_head: LatentAttention | WeightedLayers | None = None
 
 
 def build_encoder(
@@ -96,7 +98,7 @@ def build_encoder(
     Raises:
         InputError: for an unknown backbone, pooling, activation, dtype, remat or attention, for columns with one
             dropout mask together with an adapter's dropout, which has masks of its own, and for a token head of another
-            width or beside a pooling of several layers.
+            width, of another number of layers, or beside a pooling of several layers.
     """
     for what, value, known in (
         ("compute_dtype", compute_dtype, ("float32", "bfloat16")),
@@ -118,6 +120,10 @@ def build_encoder(
     if spec.token_head is not None and spec.token_head.width != config.hidden_size:
         width, size = spec.token_head.width, config.hidden_size
         raise InputError(f"token head: expected the width {size} of the backbone's states, found {width}")
+    weighted = isinstance(spec.token_head, WeightedLayers)
+    if weighted and spec.token_head.num_layers != (config.num_layers or None):
+        raise InputError(f"token head: weights for {spec.token_head.num_layers} layers, but a {config.family} encoder "
+                         f"of {config.num_layers}")  # fmt: skip
 
     shared = {"mask_columns": same_mask_columns} if same_mask_columns else {}
 
@@ -145,19 +151,31 @@ def build_encoder(
             params[TOKEN_HEAD] = spec.token_head.init(jax.random.fold_in(key, TOKEN_HEAD_KEY))
         return params
 
-    def states(params: Params, tokens: TokenBatch, key: PRNGKeyArray | None, read, every_layer: bool = False):
+    def states(
+        params: Params,
+        tokens: TokenBatch,
+        key: PRNGKeyArray | None,
+        read,
+        every_layer: bool = False,
+        all_states: bool = False,  # the embeddings' too, and without a final norm but for the last layer's
+    ) -> Float[Array, "*L R T H"]:
         backbone = params["backbone"]
         if has_int8(backbone):
             read = _plain(read, compute_dtype)
-        run = module(key is not None, read).apply
+        run = functools.partial(module(key is not None, read).apply, mutable=[BEFORE_LAST] if all_states else False)
         if spec.lora is None:
-            return run({"params": backbone}, tokens, key, every_layer)
-        rngs = {} if key is None else {ADAPTER: jax.random.fold_in(key, ADAPTER_KEY)}
-        with nn.intercept_methods(adapting(spec.lora)):
-            return run({"params": backbone, ADAPTER: params[ADAPTER]}, tokens, key, every_layer, rngs=rngs)
+            found = run({"params": backbone}, tokens, key, every_layer)
+        else:
+            rngs = {} if key is None else {ADAPTER: jax.random.fold_in(key, ADAPTER_KEY)}
+            with nn.intercept_methods(adapting(spec.lora)):
+                found = run({"params": backbone, ADAPTER: params[ADAPTER]}, tokens, key, every_layer, rngs=rngs)
+        if not all_states:
+            return found
+        every, others = found
+        return jnp.concatenate([others[BEFORE_LAST]["states"], every[-1:]])
 
     def apply(params: Params, tokens: TokenBatch, key: PRNGKeyArray | None = None, read=None) -> Float[Array, "S D"]:
-        return finish(params, states(params, tokens, key, read, every_layer), tokens)
+        return finish(params, states(params, tokens, key, read, every_layer or weighted, weighted), tokens)
 
     def finish(params: Params, x: Float[Array, "*L R T H"], tokens: TokenBatch) -> Float[Array, "S D"]:
         if spec.token_head is not None:
@@ -170,8 +188,9 @@ def build_encoder(
     def by_layer(
         params: Params, tokens: TokenBatch, layer: Int[Array, " K"], key: PRNGKeyArray | None = None, read=None
     ) -> Float[Array, "S L D"]:
-        if every_layer:
-            raise InputError(f"pooling {spec.pooling!r} reads several layers: earlier layers have no such embedding")
+        if every_layer or weighted:
+            what = "weights of layers read" if weighted else f"pooling {spec.pooling!r} reads"
+            raise InputError(f"{what} several layers: earlier layers have no such embedding")
         every = states(params, tokens, key, read, every_layer=True)
         chosen = [*(every[number - 1] for number in layer), every[-1]]
         return jnp.stack([finish(params, each, tokens) for each in chosen], axis=1)

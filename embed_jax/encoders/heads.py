@@ -1,4 +1,4 @@
-"""What may follow the pooling: sentence-transformers' Dense, LayerNorm and Normalize, SimCSE's MLP."""
+"""What may follow the pooling: sentence-transformers' Dense, LayerNorm, Normalize and `truncate_dim`, SimCSE's MLP."""
 
 from __future__ import annotations
 
@@ -15,24 +15,35 @@ from embed_jax.types import Params
 
 @dataclasses.dataclass(frozen=True)
 class Dense:
-    """activation(x @ kernel + bias); sentence-transformers' Dense.
+    """activation(x @ kernel + bias), to which a residual adds x; sentence-transformers' Dense.
 
     SimCSE's MLP (Gao et al. 2021) is `Dense(d, d)`: linear and tanh on the [CLS] vector.
+
+    Attributes:
+        residual: whether x is added, by way of a linear map without bias if the two sizes differ.
     """
 
     in_features: int
     out_features: int
     bias: bool = True
     activation: str = "tanh"
+    residual: bool = False
 
     def init(self, key: PRNGKeyArray) -> Params:
-        kernel = 0.02 * jax.random.normal(key, (self.in_features, self.out_features))
-        return {"kernel": kernel, "bias": jnp.zeros(self.out_features)} if self.bias else {"kernel": kernel}
+        shape = (self.in_features, self.out_features)
+        params = {"kernel": 0.02 * jax.random.normal(key, shape)}
+        params |= {"bias": jnp.zeros(self.out_features)} if self.bias else {}
+        if self.residual and self.in_features != self.out_features:
+            params["residual"] = 0.02 * jax.random.normal(jax.random.fold_in(key, 1), shape)
+        return params
 
     def apply(self, params: Params, x: Float[Array, "S I"]) -> Float[Array, "S O"]:
         params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)  # from whatever they are stored in
-        x = jnp.matmul(x, params["kernel"], precision="highest")
-        return activation(self.activation)(x + params["bias"] if self.bias else x)
+        out = jnp.matmul(x, params["kernel"], precision="highest")
+        out = activation(self.activation)(out + params["bias"] if self.bias else out)
+        if not self.residual:
+            return out
+        return out + (jnp.matmul(x, params["residual"], precision="highest") if "residual" in params else x)
 
     def dim(self, _: int) -> int:
         return self.out_features
@@ -69,4 +80,20 @@ class Normalize:
         return dim
 
 
-Head = Dense | LayerNorm | Normalize
+@dataclasses.dataclass(frozen=True)
+class Truncate:
+    """The first numbers of the vectors, as they are; sentence-transformers' `truncate_dim`, which comes last."""
+
+    out_features: int
+
+    def init(self, key: PRNGKeyArray) -> Params:
+        return {}
+
+    def apply(self, params: Params, x: Float[Array, "S D"]) -> Float[Array, "S O"]:
+        return x[:, : self.out_features]
+
+    def dim(self, dim: int) -> int:
+        return min(dim, self.out_features)
+
+
+Head = Dense | LayerNorm | Normalize | Truncate

@@ -8,71 +8,102 @@ from typing import Any
 
 import jax
 
-from embed_jax.encoders import modules
+from embed_jax.encoders import module_files, modules
 from embed_jax.encoders.adapter import read_adapter
 from embed_jax.encoders.base import backbone_shapes, base_name, find_base, is_adapter, read_backbone
 from embed_jax.encoders.build import TOKEN_HEAD, EncoderSpec
 from embed_jax.encoders.classifier import build_classifier, classifier_family, classifier_spec
-from embed_jax.encoders.heads import Head, Normalize
+from embed_jax.encoders.heads import Head, Truncate
 from embed_jax.encoders.saved import SavedClassifier, SavedModel
 from embed_jax.encoders.stack import ADAPTER
 from embed_jax.encoders.static import read_static
+from embed_jax.encoders.text_config import TextConfig, read_text_config
+from embed_jax.encoders.weighted_layers import WeightedLayers
 from embed_jax.encoders.weights import open_tensors, params_from_tensors, read_json
 from embed_jax.errors import InputError
-from embed_jax.registry import lookup
+from embed_jax.registry import lookup, unknown
 from embed_jax.types import Params, Put, Rules
+
+SETTINGS = "config_sentence_transformers.json"
+SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+READ_HEAD = {
+    "Dense": module_files.read_dense,
+    "LayerNorm": module_files.read_layer_norm,
+    "Normalize": module_files.read_normalize,
+}
+READ_TOKEN_HEAD = {
+    modules.LATENT: module_files.read_latent_attention,
+    modules.WEIGHTED: module_files.read_weighted_layers,
+}
 
 
 def read_model(directory: Path, *, put: Put | None = None) -> SavedModel:
-    """A sentence-transformers directory, or a plain Hugging Face one (mean pooling, as sentence-transformers does).
+    """A sentence-transformers directory, or a plain Hugging Face one.
 
-    A StaticEmbedding is one of the former. Where the Transformer is an adapter in PEFT's format, its base is read too.
+    A plain one gets mean pooling, or that of the last token if config.json names a language model's class, as
+    sentence-transformers does; but no chat template is put around texts, as its version 6 does where the tokenizer has
+    one. So does a cross-encoder's. A StaticEmbedding is a sentence-transformers directory. A Dropout module is left
+    out. Where the Transformer is an adapter in PEFT's format, its base is read too.
 
     Args:
         put: makes each of the backbone's leaves, whose paths start with "backbone/", as of `params_from_tensors`; heads
             are NumPy arrays always.
 
     Raises:
-        InputError: a file is missing or damaged, an architecture, pooling or module is not supported, a tensor
+        InputError: a file is missing or damaged, an architecture, pooling, module or setting is not supported, a tensor
             is missing, extra, there twice or of another shape; or an adapter's base is not found or another.
     """
     directory = Path(directory)
     folders = modules.read_modules(directory)
+    settings = _read_optional(directory / SETTINGS)
+    plain = not (directory / "modules.json").is_file() or settings.get("model_type") == "CrossEncoder"
+    if plain:
+        settings = {}
+    elif folders == [("Transformer", folders[0][1])]:
+        raise InputError(f"{directory / 'modules.json'}: found a Transformer alone; wanted a Pooling after it")
     first, static = directory / folders[0][1], folders[0][0] == "StaticEmbedding"
-    texts = {} if static else _read_optional(first / "sentence_bert_config.json")
+    texts = TextConfig() if static or plain else read_text_config(first)
     below = None if put is None else lambda path, *rest: put(f"backbone/{path}", *rest)
     base, transformer = find_base(first) if not static and is_adapter(first) else (base_name(first), first)
-    backbone, params = read_static(first, below) if static else _read_transformer(transformer, below, texts)
-    lora, adapter = None, {}
+    config: dict[str, Any] = {}
+    if static:
+        backbone, params = read_static(first, below)
+    else:
+        backbone, family, config = read_backbone(transformer, texts.changes)
+        tensors = open_tensors(transformer)
+        params = params_from_tensors(family, backbone_shapes(backbone), tensors, transformer, put=below)
+    more: dict[str, Params] = {}
+    lora = token_head = None
     if transformer != first:
-        lora, adapter[ADAPTER] = read_adapter(first, backbone, base, transformer)
-    pooling, include_prompt = "mean", True
-    token_head, token_head_params = None, {}
+        lora, more[ADAPTER] = read_adapter(first, backbone, base, transformer)
+    pooling, include_prompt = "last_token" if plain and _is_language_model(config) else "mean", True
     heads: list[Head] = []
     head_params: dict[str, Params] = {}
     for kind, folder in folders[1:]:
         if kind == "Pooling":
             pooling, include_prompt = modules.read_pooling(directory / folder / "config.json")
-        elif kind == modules.LATENT:
-            token_head, token_head_params[TOKEN_HEAD] = modules.read_latent_attention(directory / folder)
-        elif kind == "Normalize":
-            heads.append(Normalize())
-        else:
-            read = modules.read_dense if kind == "Dense" else modules.read_layer_norm
-            head, head_params[str(len(heads))] = read(directory / folder)
+        elif kind in READ_TOKEN_HEAD:
+            token_head, more[TOKEN_HEAD] = READ_TOKEN_HEAD[kind](directory / folder)
+        elif kind in READ_HEAD:
+            head, found = READ_HEAD[kind](directory / folder)
+            head_params |= {str(len(heads)): found} if found else {}
             heads.append(head)
-    settings = _read_optional(directory / "config_sentence_transformers.json")
+    if isinstance(token_head, WeightedLayers) and not config.get("output_hidden_states"):
+        raise InputError(f"{transformer / 'config.json'}: output_hidden_states: expected true beside the weights of "
+                         "layers, which sentence-transformers leaves unused without")  # fmt: skip
+    if settings.get("truncate_dim") is not None:
+        heads.append(Truncate(_size(directory, "truncate_dim", settings["truncate_dim"])))
     tokenizer = first if static or (first / "tokenizer_config.json").is_file() else transformer
     limits = {} if static else _read_optional(tokenizer / "tokenizer_config.json")
     return SavedModel(
         spec=EncoderSpec(backbone, pooling, tuple(heads), lora=lora, token_head=token_head),
-        params={"backbone": params, "heads": head_params, **adapter, **token_head_params},
+        params={"backbone": params, "heads": head_params, **more},
         max_length=_max_length(texts, limits, backbone.max_length),
-        prompts=dict(settings.get("prompts") or {}),
-        default_prompt_name=settings.get("default_prompt_name"),
+        prompts=_prompts(settings),
+        default_prompt_name=_default_prompt_name(settings, directory),
         include_prompt=include_prompt,
-        similarity=settings.get("similarity_fn_name") or "cosine",
-        lower_case=bool(texts.get("do_lower_case")),
+        similarity=_similarity(settings, directory),
+        lower_case=texts.lower_case,
         tokenizer_directory=tokenizer,
         special_tokens=not static,
         matryoshka_dims=_sizes(settings, directory),
@@ -80,7 +111,7 @@ def read_model(directory: Path, *, put: Put | None = None) -> SavedModel:
         base=base,
         template=settings.get("instruction_template"),
         origin="" if static else str(_read_optional(first / "config.json").get("_name_or_path") or ""),
-        plain=not (directory / "modules.json").is_file(),
+        plain=plain,
     )
 
 
@@ -123,41 +154,60 @@ def read_classifier(directory: Path) -> SavedClassifier:
     shapes = {**shapes["backbone"], "classifier": shapes["classifier"]}
     backbone_params = params_from_tensors(family, shapes, tensors, transformer)
     head_params = backbone_params.pop("classifier")
-    settings = _read_optional(directory / "config_sentence_transformers.json")
-    texts = _read_optional(transformer / "sentence_bert_config.json")
-    prompts = settings.get("prompts") or {}
+    settings = _read_optional(directory / SETTINGS)
+    texts = read_text_config(transformer, "sequence-classification")
     return SavedClassifier(
         spec=spec,
         params={"backbone": backbone_params, "classifier": head_params},
         max_length=_max_length(texts, _read_optional(transformer / "tokenizer_config.json"), backbone.max_length),
         activation=modules.read_score_activation(directory, settings, config, spec.num_labels),
-        prompt=prompts.get(settings.get("default_prompt_name")) or "",
-        lower_case=bool(texts.get("do_lower_case")),
+        prompt=_prompts(settings).get(settings.get("default_prompt_name"), ""),
+        lower_case=texts.lower_case,
         tokenizer_directory=transformer,
     )
-
-
-def _read_transformer(directory: Path, put: Put | None, texts: Mapping[str, Any]) -> tuple[Any, Params]:
-    changes = texts.get("config_kwargs") or texts.get("config_args") or {}  # what sentence-transformers lets differ
-    backbone, family, _ = read_backbone(directory, changes)
-    return backbone, params_from_tensors(family, backbone_shapes(backbone), open_tensors(directory), directory, put=put)
 
 
 def _read_optional(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
+def _is_language_model(config: Mapping[str, Any]) -> bool:
+    """Whether config.json names a class that predicts the next token, and does not say that all tokens are seen."""
+    name = next(iter(config.get("architectures") or []), "")
+    return name.endswith("ForCausalLM") and config.get("is_causal", True)
+
+
+def _prompts(settings: Mapping[str, Any]) -> dict[str, str]:
+    return {name: prompt or "" for name, prompt in (settings.get("prompts") or {}).items()}
+
+
+def _default_prompt_name(settings: Mapping[str, Any], directory: Path) -> str | None:
+    name, known = settings.get("default_prompt_name"), {"query": "", "document": "", **_prompts(settings)}
+    if name is not None and name not in known:
+        raise InputError(f"{directory / SETTINGS}: default_prompt_name: {unknown('prompt', name, known)}")
+    return name if name in _prompts(settings) else None
+
+
+def _similarity(settings: Mapping[str, Any], directory: Path) -> str:
+    name = settings.get("similarity_fn_name") or "cosine"
+    if name not in SIMILARITIES:
+        raise InputError(f"{directory / SETTINGS}: similarity_fn_name: {unknown('similarity', name, SIMILARITIES)}")
+    return name
+
+
 def _sizes(settings: Mapping[str, Any], directory: Path) -> tuple[int, ...]:
     """The trained sizes, ascending."""
     found = settings.get("matryoshka_dims") or []
-    if not isinstance(found, list) or not all(type(size) is int and size > 0 for size in found):
-        raise InputError(
-            f"{directory / 'config_sentence_transformers.json'}: matryoshka_dims: expected a list of sizes, "
-            f"found {found!r}"
-        )
-    return tuple(sorted(found))
+    if not isinstance(found, list):
+        raise InputError(f"{directory / SETTINGS}: matryoshka_dims: expected a list of sizes, found {found!r}")
+    return tuple(sorted(_size(directory, "matryoshka_dims", size) for size in found))
 
 
-def _max_length(texts: Mapping[str, Any], tokenizer: Mapping[str, Any], positions: int) -> int:
-    length = texts.get("max_seq_length") or tokenizer.get("model_max_length") or positions
-    return int(min(length, positions))
+def _size(directory: Path, field: str, found: Any) -> int:
+    if type(found) is not int or found < 1:
+        raise InputError(f"{directory / SETTINGS}: {field}: expected a size, found {found!r}")
+    return found
+
+
+def _max_length(texts: TextConfig, tokenizer: Mapping[str, Any], positions: int) -> int:
+    return int(min(texts.max_length or tokenizer.get("model_max_length") or positions, positions))

@@ -15,6 +15,7 @@ from embed_jax.errors import InputError
 from embed_jax.types import TokenBatch
 
 ADAPTER = "lora"  # the collection of parameters that an adapter adds, beside the collection "params"
+BEFORE_LAST = "before_last"  # the collection that a caller asks for to get the states before the last layer's
 POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}  # what is kept; others: nothing
 REMATS = ("none", "layer", *POLICIES)
 
@@ -93,4 +94,6 @@ class Stack(nn.Module):
             unroll=self.unroll,
         )(self.config, self.dtype, self.attention, every_layer, name="layers")
         last, every = layers(hidden, each, *shared)
+        if every_layer and self.is_mutable_collection(BEFORE_LAST):  # as they are, without what follows the layers
+            self.put_variable(BEFORE_LAST, "states", jnp.concatenate([hidden[None], every[:-1]]))
         return every if every_layer else last

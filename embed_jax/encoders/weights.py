@@ -28,6 +28,7 @@ DTYPES = {  # by safetensors' names
     **{f"F{8 * size}": np.dtype(f"f{size}") for size in (2, 4, 8)},
     "BF16": np.dtype(jnp.bfloat16),
 }
+OLD_NORM = {"gamma": "weight", "beta": "bias"}  # as the first BERT's checkpoints have them
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -43,12 +44,11 @@ def open_tensors(directory: Path) -> dict[str, np.ndarray]:
         return open_safetensors(directory / WEIGHTS)
     if (directory / INDEX).is_file():
         return _open_shards(directory)
-    if any(directory.glob("pytorch_model*.bin")):
-        raise InputError(
-            f"{directory}: only pickled weights (pytorch_model.bin), which are never opened since they can run code; "
-            "convert them: transformers' AutoModel.from_pretrained(DIR).save_pretrained(DIR) writes model.safetensors"
-        )
-    raise InputError(f"{directory}: no {WEIGHTS} (nor {INDEX})")
+    only = "only pickled weights" if any(directory.glob("pytorch_model*.bin")) else f"no {WEIGHTS} (nor {INDEX})"
+    raise InputError(
+        f"{directory}: {only}; pickled ones (pytorch_model.bin) are never opened since they can run code: if you trust "
+        "them, convert them with SentenceTransformer(DIR).save_pretrained(NEW), which writes safetensors"
+    )
 
 
 def _open_shards(directory: Path) -> dict[str, np.ndarray]:
@@ -285,7 +285,9 @@ def _without_prefix(family: Family, tensors: Mapping[str, np.ndarray], where: Pa
     found: dict[str, np.ndarray] = {}
     for name, value in tensors.items():
         prefix = next((prefix for prefix in family.prefixes if name.startswith(prefix)), "")
-        short = name.removeprefix(prefix)
+        short = re.sub(
+            r"LayerNorm\.(gamma|beta)$", lambda old: f"LayerNorm.{OLD_NORM[old[1]]}", name.removeprefix(prefix)
+        )
         if short in found:
             raise InputError(f"{where}: tensor {short!r} stands there twice, once as {name!r}")
         found[short] = value

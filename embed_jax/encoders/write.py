@@ -14,13 +14,16 @@ from typing import Protocol
 import jax.numpy as jnp
 import numpy as np
 
-from embed_jax.encoders import modules
+from embed_jax.encoders import module_files, modules
 from embed_jax.encoders.adapter import WEIGHTS as ADAPTER_WEIGHTS
 from embed_jax.encoders.adapter import write_adapter
 from embed_jax.encoders.base import ADAPTER_CONFIG
 from embed_jax.encoders.build import TOKEN_HEAD, EncoderSpec
+from embed_jax.encoders.heads import Truncate
 from embed_jax.encoders.int8 import dequantize
 from embed_jax.encoders.stack import ADAPTER
+from embed_jax.encoders.text_config import TextConfig, write_text_config
+from embed_jax.encoders.weighted_layers import WeightedLayers
 from embed_jax.encoders.weights import SHARD_BYTES, tensors_from_params, write_json, write_tensors
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup
@@ -74,34 +77,41 @@ def write_model(
 
     Raises:
         InputError: the directory cannot be written, or holds something that is no model; or prompts of a static
-            encoder are to be left out of pooling; or an adapter's base is not found, or of another size.
+            encoder are to be left out of pooling; or vectors are cut before the last head; or an adapter's base is not
+            found, or of another size.
     """
     directory = Path(directory).absolute()
     static = lookup("backbone", spec.backbone.family).write_config is None
     if static and not include_prompt:
         raise InputError(f"{directory}: prompts count towards pooling in a StaticEmbedding: include_prompt False "
                          "cannot be written")  # fmt: skip
+    weighted = isinstance(spec.token_head, WeightedLayers)
+    heads, cut = spec.heads, {}
+    if heads and isinstance(heads[-1], Truncate):
+        heads, cut = heads[:-1], {"truncate_dim": heads[-1].out_features}
+    if any(isinstance(head, Truncate) for head in heads):
+        raise InputError(f"{directory}: vectors are cut before the last head, which cannot be written")
     with whole_directory(directory) as temporary:
         changes = {}
         if spec.lora is None:
             _write_backbone(temporary, spec, params["backbone"], shard_bytes, further or {})
         else:
-            changes = write_adapter(temporary, spec, params[ADAPTER], base)
+            changes = write_adapter(temporary, spec, params[ADAPTER], base) | _outputs(spec)
         tokenizer.save(temporary)
         folders = [("StaticEmbedding" if static else "Transformer", "")]
         if not static:  # whose limit is its tokenizer's
             if spec.token_head is not None:
-                folders.append((modules.LATENT, f"1_{modules.LATENT}"))
-                modules.write_latent_attention(temporary / folders[-1][1], spec.token_head, params[TOKEN_HEAD])
+                kind = modules.WEIGHTED if weighted else modules.LATENT
+                write = module_files.write_weighted_layers if weighted else module_files.write_latent_attention
+                folders.append((kind, f"1_{kind}"))
+                write(temporary / folders[-1][1], spec.token_head, params[TOKEN_HEAD])
             folders.append(("Pooling", f"{len(folders)}_Pooling"))
             modules.write_pooling(temporary / folders[-1][1], spec.pooling, spec.backbone.hidden_size, include_prompt)
-            texts = {"max_seq_length": max_length, "do_lower_case": lower_case}
-            texts |= {"config_kwargs": changes} if changes else {}
-            write_json(temporary / "sentence_bert_config.json", texts)
-        for i, head in enumerate(spec.heads):
+            write_text_config(temporary, TextConfig(max_length, lower_case, changes))
+        for i, head in enumerate(heads):
             kind = type(head).__name__
             folders.append((kind, f"{len(folders)}_{kind}"))
-            modules.write_head(temporary / folders[-1][1], head, params["heads"].get(str(i), {}))
+            module_files.write_head(temporary / folders[-1][1], head, params["heads"].get(str(i), {}))
         modules.write_modules(temporary, folders)
         settings = {
             "prompts": dict(prompts or {}),
@@ -109,6 +119,7 @@ def write_model(
             "similarity_fn_name": similarity,
             "instruction_template": template,
         }
+        settings |= cut
         settings |= {"matryoshka_dims": list(matryoshka_dims)} if matryoshka_dims else {}
         settings |= {"adaptive_layers": True} if adaptive_layers else {}
         write_json(temporary / "config_sentence_transformers.json", settings)
@@ -123,8 +134,13 @@ def _write_backbone(
         half = all(value.dtype == jnp.bfloat16 for value in tensors.values() if value.ndim > 1)
         config = {"architectures": [family.architecture], "model_type": spec.backbone.family,
                   "dtype": "bfloat16" if half else "float32"}  # fmt: skip
-        write_json(directory / "config.json", config | family.write_config(spec.backbone))
+        write_json(directory / "config.json", config | family.write_config(spec.backbone) | _outputs(spec))
     write_tensors(directory, {**tensors, **further}, shard_bytes)
+
+
+def _outputs(spec: EncoderSpec) -> dict[str, bool]:
+    """The field of config.json without which sentence-transformers leaves weights of layers unused."""
+    return {"output_hidden_states": True} if isinstance(spec.token_head, WeightedLayers) else {}
 
 
 @contextlib.contextmanager

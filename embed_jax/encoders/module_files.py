@@ -1,0 +1,228 @@
+"""What lies in a module's own folder: Dense, LayerNorm and Normalize, and what stands between layers and pooling."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from embed_jax.encoders.heads import Dense, Head, LayerNorm, Normalize
+from embed_jax.encoders.latent import LatentAttention
+from embed_jax.encoders.weighted_layers import WeightedLayers
+from embed_jax.encoders.weights import WEIGHTS, read_json, read_tensors, write_json, write_safetensors
+from embed_jax.errors import InputError
+from embed_jax.registry import unknown
+from embed_jax.types import Params, param_dtype
+
+TORCH_ACTIVATIONS = {  # ours: torch's class
+    "identity": "torch.nn.modules.linear.Identity",
+    "tanh": "torch.nn.modules.activation.Tanh",
+    "relu": "torch.nn.modules.activation.ReLU",
+    "gelu": "torch.nn.modules.activation.GELU",
+    "silu": "torch.nn.modules.activation.SiLU",
+}
+DENSE_FIELDS = ("in_features", "out_features", "bias", "activation_function", "use_residual")
+PLACES = ("module_input_name", "module_output_name")  # of version 5 on: what a module reads and writes
+SENTENCE = "sentence_embedding"
+WEIGHTED_FIELDS = ("word_embedding_dimension", "embedding_dimension", "num_hidden_layers", "layer_start")
+LATENT_TENSORS = {  # our path: the name in the code that NV-Embed's authors published
+    "norm": "cross_attend_blocks.0.norm",
+    "latents_norm": "cross_attend_blocks.0.norm_context",
+    "query": "cross_attend_blocks.0.fn.to_q",
+    "out": "cross_attend_blocks.0.fn.to_out",
+    "mlp_norm": "cross_attend_blocks.1.norm",
+    "up": "cross_attend_blocks.1.fn.net.0",
+    "down": "cross_attend_blocks.1.fn.net.2",
+}
+KEY_AND_VALUE = "cross_attend_blocks.0.fn.to_kv.weight"
+
+
+# ---- after the pooling --------------------------------------------------------------------------------------
+
+
+def read_dense(directory: Path) -> tuple[Dense, Params]:
+    """A Dense head and its parameters.
+
+    Raises:
+        InputError: a field that is missing or unknown, an unknown activation, a Dense over token embeddings, or tensors
+            that do not fit the config.
+    """
+    path = directory / "config.json"
+    config = _read_config(path, DENSE_FIELDS, ("in_features", "out_features"))
+    kind = str(config.get("activation_function", TORCH_ACTIVATIONS["tanh"]))
+    names = {name.rsplit(".", 1)[-1]: ours for ours, name in TORCH_ACTIVATIONS.items()}
+    if not kind.startswith("torch.nn.") or kind.rsplit(".", 1)[-1] not in names:
+        raise InputError(f"{path}: {unknown('activation_function', kind, TORCH_ACTIVATIONS.values())}")
+    head = Dense(
+        config["in_features"],
+        config["out_features"],
+        bool(config.get("bias", True)),
+        names[kind.rsplit(".", 1)[-1]],
+        bool(config.get("use_residual", False)),
+    )
+    shapes = jax.eval_shape(lambda: _dense_tensors(head.init(jax.random.key(0))))
+    return head, _dense_params(_read_exactly(directory, {name: value.shape for name, value in shapes.items()}))
+
+
+def read_layer_norm(directory: Path) -> tuple[LayerNorm, Params]:
+    """A LayerNorm head and its parameters.
+
+    Raises:
+        InputError: a field that is missing or unknown, or tensors that do not fit the config.
+    """
+    head = LayerNorm(_read_config(directory / "config.json", ("dimension",), ("dimension",))["dimension"])
+    tensors = _read_exactly(directory, {f"norm.{leaf}": (head.dimension,) for leaf in ("weight", "bias")})
+    return head, {"scale": tensors["norm.weight"], "bias": tensors["norm.bias"]}
+
+
+def read_normalize(directory: Path) -> tuple[Normalize, Params]:
+    """A Normalize head, whose folder may be missing or empty.
+
+    Raises:
+        InputError: a Normalize of token embeddings.
+    """
+    if (directory / "config.json").is_file():
+        _read_config(directory / "config.json", (), ())
+    return Normalize(), {}
+
+
+def write_head(directory: Path, head: Head, params: Params) -> None:
+    """Writes a head's config and weights; a Normalize is an empty folder but for its config.
+
+    Raises:
+        InputError: an activation that sentence-transformers' files cannot name.
+    """
+    if isinstance(head, LayerNorm):
+        write_json(directory / "config.json", {"dimension": head.dimension})
+        _write(directory, {"norm.weight": params["scale"], "norm.bias": params["bias"]})
+        return
+    if not isinstance(head, Dense):
+        write_json(directory / "config.json", {})
+        return
+    if head.activation not in TORCH_ACTIVATIONS:
+        raise InputError(f"cannot save a Dense head: {unknown('activation', head.activation, TORCH_ACTIVATIONS)}")
+    config = {
+        "in_features": head.in_features,
+        "out_features": head.out_features,
+        "bias": head.bias,
+        "activation_function": TORCH_ACTIVATIONS[head.activation],
+    }
+    write_json(directory / "config.json", config | ({"use_residual": True} if head.residual else {}))
+    _write(directory, _dense_tensors(params))
+
+
+def _dense_tensors(params: Params) -> dict[str, Any]:
+    names = {"kernel": "linear.weight", "bias": "linear.bias", "residual": "residual.weight"}
+    return {names[leaf]: value.T for leaf, value in params.items()}
+
+
+def _dense_params(tensors: Mapping[str, np.ndarray]) -> Params:
+    names = {"linear.weight": "kernel", "linear.bias": "bias", "residual.weight": "residual"}
+    return {names[name]: value.T for name, value in tensors.items()}
+
+
+# ---- before the pooling -------------------------------------------------------------------------------------
+
+
+def read_weighted_layers(directory: Path) -> tuple[WeightedLayers, Params]:
+    """A WeightedLayers, of sentence-transformers' WeightedLayerPooling, and its parameters.
+
+    Raises:
+        InputError: a field that is missing or unknown, or weights that do not fit the config.
+    """
+    path = directory / "config.json"
+    config = _read_config(path, WEIGHTED_FIELDS, ())
+    width = config.get("embedding_dimension", config.get("word_embedding_dimension"))
+    if width is None:
+        raise InputError(f"{path}: missing 'embedding_dimension'")
+    try:
+        head = WeightedLayers(width, config.get("num_hidden_layers", 12), config.get("layer_start", 4))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    tensors = _read_exactly(directory, {"layer_weights": (head.num_layers + 1 - head.start,)})
+    return head, {"weights": tensors["layer_weights"]}
+
+
+def write_weighted_layers(directory: Path, head: WeightedLayers, params: Params) -> None:
+    """Writes the config as every version of sentence-transformers reads it, and the weights."""
+    config = dict(zip(("word_embedding_dimension", *WEIGHTED_FIELDS[2:]), dataclasses.astuple(head), strict=True))
+    write_json(directory / "config.json", config)
+    _write(directory, {"layer_weights": params["weights"]})
+
+
+def read_latent_attention(directory: Path) -> tuple[LatentAttention, Params]:
+    """A LatentAttention and its parameters.
+
+    Raises:
+        InputError: sizes that are missing, unknown or no numbers, or tensors that do not fit them.
+    """
+    path = directory / "config.json"
+    config = _read_config(path, [field.name for field in dataclasses.fields(LatentAttention)], ["width"])
+    try:
+        head = LatentAttention(**config)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    shapes = jax.eval_shape(lambda key: _latent_tensors(head.init(key)), jax.random.key(0))
+    tensors = _read_exactly(directory, {name: tensor.shape for name, tensor in shapes.items()})
+    params = {"latents": tensors["latents"]}
+    for ours, theirs in LATENT_TENSORS.items():
+        params[ours] = {"scale" if ours.endswith("norm") else "kernel": tensors[f"{theirs}.weight"].T}
+        if f"{theirs}.bias" in tensors:
+            params[ours]["bias"] = tensors[f"{theirs}.bias"]
+    for ours, weight in zip(("key", "value"), np.split(tensors[KEY_AND_VALUE], 2), strict=True):
+        params[ours] = {"kernel": weight.T}
+    return head, params
+
+
+def write_latent_attention(directory: Path, head: LatentAttention, params: Params) -> None:
+    """Writes a LatentAttention's sizes and weights; tensors are named as in the code of NV-Embed's authors."""
+    write_json(directory / "config.json", dataclasses.asdict(head))
+    _write(directory, _latent_tensors(params))
+
+
+def _latent_tensors(params: Params) -> dict[str, Any]:
+    tensors = {"latents": params["latents"]}
+    for ours, theirs in LATENT_TENSORS.items():
+        for leaf, value in params[ours].items():
+            tensors[f"{theirs}.{'bias' if leaf == 'bias' else 'weight'}"] = value.T
+    return tensors | {KEY_AND_VALUE: jnp.concatenate([params[name]["kernel"].T for name in ("key", "value")])}
+
+
+# ---- both ---------------------------------------------------------------------------------------------------
+
+
+def _read_config(path: Path, fields: Iterable[str], needed: Iterable[str]) -> dict[str, Any]:
+    """A module's config.json, without the names of what it reads and writes, which are to be the sentences' vectors."""
+    config = read_json(path)
+    for name in PLACES:
+        place = config.pop(name, None)
+        if place not in (None, SENTENCE):
+            raise InputError(f"{path}: {name}: expected {SENTENCE!r}, after the pooling, found {place!r}")
+    for name, value in config.items():
+        if name not in fields:
+            raise InputError(f"{path}: {unknown('field', name, fields)}")
+        is_size = not isinstance(value, bool | str)
+        if is_size and (type(value) is not int or value < 0):
+            raise InputError(f"{path}: {name}: expected a size, found {value!r}")
+    missing = [name for name in needed if name not in config]
+    if missing:
+        raise InputError(f"{path}: missing {missing[0]!r}")
+    return config
+
+
+def _read_exactly(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    tensors = read_tensors(directory)
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    if found != shapes:
+        raise InputError(f"{directory / WEIGHTS}: found {found}, wanted {shapes}")
+    return {name: tensor.astype(param_dtype(tensor.dtype), copy=False) for name, tensor in tensors.items()}
+
+
+def _write(directory: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    kept = {name: np.asarray(value, param_dtype(value.dtype)) for name, value in tensors.items()}
+    write_safetensors(directory / WEIGHTS, kept)

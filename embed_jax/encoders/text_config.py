@@ -1,0 +1,110 @@
+"""How a Transformer module takes texts: sentence_bert_config.json, under the names of versions 2 to 6."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from embed_jax.encoders.weights import read_json, write_json
+from embed_jax.errors import InputError
+from embed_jax.registry import unknown
+
+FILES = (  # the first that is there counts; version 2 named it by the model, before that was given up
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_camembert_config.json",
+    "sentence_albert_config.json",
+    "sentence_xlm-roberta_config.json",
+    "sentence_xlnet_config.json",
+)
+CONFIG, MODEL, PROCESSOR = ("config_kwargs", "model_kwargs", "processor_kwargs")
+OLDER = {"config_args": CONFIG, "model_args": MODEL, "tokenizer_args": PROCESSOR}  # before version 5
+OF_LOADING = {"trust_remote_code", "revision", "token", "cache_dir", "local_files_only", "use_auth_token"}
+WITHOUT_EFFECT = {  # on what is computed in float32
+    MODEL: {"attn_implementation", "dtype", "torch_dtype", "device_map", "add_pooling_layer", "use_safetensors",
+            "low_cpu_mem_usage"},
+    PROCESSOR: {"use_fast", "padding_side"},
+}  # fmt: skip
+TASKS = {  # of version 6: what the model's forward gives, and what the module makes it
+    "feature-extraction": ("last_hidden_state", "token_embeddings"),
+    "sequence-classification": ("logits", "scores"),
+}
+# Of multi-vector models, or more than a text as it is; null or empty where they are not used.
+UNSUPPORTED = ("processing_kwargs", "query_length", "document_length", "query_expansion", "tokenizer_name_or_path")
+FIELDS = ("max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name",
+          "unpad_inputs", CONFIG, MODEL, PROCESSOR, *OLDER, *UNSUPPORTED)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """What the file says.
+
+    Attributes:
+        max_length: tokens after which a text is cut; 0: it does not say.
+        lower_case: whether texts are put into lower case.
+        changes: fields of config.json that are to be others.
+    """
+
+    max_length: int = 0
+    lower_case: bool = False
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def read_text_config(directory: Path, task: str = "feature-extraction") -> TextConfig:
+    """What a Transformer's folder says about texts; the defaults where it has no such file.
+
+    Args:
+        task: of TASKS, what the Transformer is wanted for.
+
+    Raises:
+        InputError: a field that is unknown or has a value that is not supported.
+    """
+    path = next((directory / name for name in FILES if (directory / name).is_file()), None)
+    if path is None:
+        return TextConfig()
+    config = read_json(path)
+    for name, value in config.items():
+        if name not in FIELDS:
+            raise InputError(f"{path}: {unknown('field', name, FIELDS)}")
+        if name in UNSUPPORTED and value:
+            raise InputError(f"{path}: {name}: expected none, found {value!r}")
+    _check_task(path, config, task)
+    groups = {OLDER.get(name, name): dict(config[name] or {}) for name in (*OLDER, CONFIG, MODEL, PROCESSOR)
+              if name in config}  # fmt: skip
+    groups = {name: {key: group[key] for key in group.keys() - OF_LOADING} for name, group in groups.items()}
+    processor = groups.get(PROCESSOR, {})
+    length = processor.pop("model_max_length", None) or config.get("max_seq_length") or 0
+    if type(length) is not int or length < 0:
+        raise InputError(f"{path}: max_seq_length: expected a number of tokens or null, found {length!r}")
+    for name, known in WITHOUT_EFFECT.items():
+        for key in sorted(groups.get(name, {}).keys() - known):
+            raise InputError(f"{path}: {name}: {key}: not supported; accepted: {', '.join(sorted(known))}")
+    return TextConfig(length, bool(config.get("do_lower_case")), groups.get(CONFIG, {}))
+
+
+def write_text_config(directory: Path, config: TextConfig) -> None:
+    """Writes the file as every version from 3 on reads it."""
+    fields = {"max_seq_length": config.max_length, "do_lower_case": config.lower_case}
+    write_json(directory / FILES[0], fields | ({CONFIG: dict(config.changes)} if config.changes else {}))
+
+
+def _check_task(path: Path, config: Mapping[str, Any], task: str) -> None:
+    """Raises an InputError unless texts go in as they are, and what comes out is what the task gives."""
+    output, name = TASKS[task]
+    for field, expected in (("transformer_task", task), ("module_output_name", name)):
+        found = config.get(field)
+        if found not in (None, expected):
+            raise InputError(f"{path}: {field}: expected {expected!r}, found {found!r}")
+    modalities = config.get("modality_config")
+    if modalities is None:
+        return
+    if "message" in modalities:
+        raise InputError(
+            f"{path}: modality_config: message: texts in a chat template are not supported; accepted: text"
+        )
+    expected = {"method": "forward", "method_output_name": output}
+    if modalities.get("text") != expected:
+        raise InputError(f"{path}: modality_config: text: expected {expected}, found {modalities.get('text')!r}")
