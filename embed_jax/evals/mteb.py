@@ -1,0 +1,350 @@
+"""Our models under the official harness, mteb 2.x, and local data as tasks of it.
+
+    import embed_jax, mteb
+    from embed_jax.evals.mteb import local_task, mteb_model
+
+    model = mteb_model(embed_jax.load("runs/simcse/model"), name="me/simcse")
+    tasks = [mteb.get_task("STSBenchmark"), local_task("retrieval", "data/scifact", name="SciFact-local")]
+    for result in mteb.evaluate(model, tasks).task_results:
+        print(result.task_name, result.get_score())
+
+Local tasks need no network, and score what `python -m scripts.evaluate` scores of the same data. mteb keeps results and
+does not evaluate again what it knows by name: a model's revision here, and the subset of a local task, are made of the
+content, so what has changed is evaluated anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from embed_jax.data.sources import open_retrieval_task
+from embed_jax.data.sources import tasks as readers
+from embed_jax.data.sources.sts import open_sts
+from embed_jax.errors import InputError, require
+from embed_jax.evals.embedder import Options, prompt_options
+from embed_jax.evals.task import DOCUMENT, QUERY, Use
+from embed_jax.prompts import prompt_for
+from embed_jax.registry import unknown
+
+if TYPE_CHECKING:
+    from mteb.abstasks import AbsTask
+    from mteb.abstasks.task_metadata import TaskMetadata
+    from mteb.models import ModelMeta
+    from mteb.types import PromptType
+    from torch import Tensor
+
+    from embed_jax.sentence import SentenceEncoder
+
+Splits = dict[str, dict[str, Any]]  # by split, the values of each column
+
+# ---- models --------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class MtebModel:
+    """What mteb asks of an encoder; made by `mteb_model`."""
+
+    model: SentenceEncoder
+    mteb_model_meta: ModelMeta
+    options: Options
+
+    def encode(
+        self,
+        inputs: Sequence[Mapping[str, Any]],
+        *,
+        task_metadata: TaskMetadata,
+        hf_split: str = "",
+        hf_subset: str = "",
+        prompt_type: PromptType | None = None,
+        batch_size: int = 0,
+        show_progress_bar: bool = True,
+    ) -> Float[np.ndarray, "N D"]:
+        """Embeddings of the texts of all batches, each with the prompt for the task.
+
+        Args:
+            inputs: batches of {"text": texts}; torch's DataLoader, as mteb makes it.
+            prompt_type: which side of a search, if it is one.
+            batch_size: mteb's, without effect here, where batches are as many tokens as suit the device.
+        """
+        side = prompt_type.value if prompt_type else ""
+        instruction = task_instruction(self.model, task_metadata, side)
+        options = self.options(Use(task_metadata.name, task_metadata.type, side, instruction))
+        texts = [text for batch in inputs for text in batch["text"]]
+        return self.model.encode(texts, show_progress=show_progress_bar, **options)
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Tensor:
+        """The model's own similarity of each with each, [N, M]."""
+        import torch
+
+        return torch.from_numpy(self.model.similarity(embeddings1, embeddings2))
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Tensor:
+        """The model's own similarity of those at the same place, [N]."""
+        import torch
+
+        return torch.from_numpy(self.model.similarity_pairwise(embeddings1, embeddings2))
+
+
+def mteb_model(model: SentenceEncoder, name: str = "") -> MtebModel:
+    """A model that `mteb.evaluate` takes.
+
+    Each text gets the prompt that mteb would choose of the model's: the first there is of "TASK-SIDE", "TASK",
+    "TYPE-SIDE", "TYPE" and "SIDE"; documents also one called "passage" or "corpus", as in sentence-transformers; else
+    the model's default, if it has one. For models with a template see `task_instruction`.
+
+    Args:
+        name: "organisation/model", under which mteb keeps results; a name without "/" is put under "embed-jax/".
+
+    Raises:
+        InputError: if mteb is not installed.
+    """
+    require("mteb", "peers")
+    from mteb.models import ModelMeta
+    from mteb.models.model_meta import ScoringFunction
+
+    name = name or "model"
+    meta = ModelMeta.create_empty(
+        overwrites={
+            "name": name if "/" in name else f"embed-jax/{name}",
+            "revision": revision(model),
+            "n_parameters": sum(leaf.size for leaf in jax.tree.leaves(model.params)),
+            "embed_dim": model.dim,
+            "max_tokens": model.max_length,
+            "similarity_fn_name": ScoringFunction(model.similarity_fn_name),
+            "framework": ["JAX"],
+            "use_instructions": bool(model.template or any(model.prompts.values())),
+        }
+    )
+    return MtebModel(model, meta, prompt_options(model))
+
+
+def task_instruction(model: SentenceEncoder, task: TaskMetadata, side: str) -> str:
+    """What a model with a template for instructions is told of a task of mteb; "": its prompts serve.
+
+    A prompt of the model for the task or its type counts more than the task's own instruction, which counts more than
+    the model's prompt for queries: that one is what its template makes of an instruction for search in general. Where
+    there is none of these, the instruction is mteb's for the type of task. Documents have none.
+
+    Args:
+        side: "query", "document" or "".
+    """
+    if not model.template or side == DOCUMENT:
+        return ""
+    found = prompt_for(model.prompts, task=task.name, kind=task.type, side=side)
+    if found is not None and found.lower() != QUERY:
+        return ""
+    stated = task.prompt.get(side or QUERY) if isinstance(task.prompt, Mapping) else task.prompt
+    if stated or found is not None:
+        return stated or ""
+    from mteb.abstasks.abstask import get_abstask_prompt
+
+    return get_abstask_prompt(task.name)
+
+
+def revision(model: SentenceEncoder) -> str:
+    """16 hex digits of what a model's embeddings depend on: parameters, architecture, prompts, limit of tokens."""
+    settings = [model.spec, model.prompts, model.default_prompt_name, model.template, model.include_prompt]
+    settings += [model.max_length, model.similarity_fn_name, model.lower_case, model.compute_dtype]
+    digest = hashlib.sha256(repr(settings).encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
+        array = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()[:16]
+
+
+# ---- local data ----------------------------------------------------------------------------------------------
+
+
+def local_task(
+    kind: str,
+    data: str,
+    *,
+    name: str,
+    split: str = "test",
+    instruction: str = "",
+    language: str = "und-Zyyy",
+) -> AbsTask:
+    """Data of our own as a task of mteb, read already.
+
+    Args:
+        kind: "sts", "retrieval", "reranking", "classification", "clustering", "pairs", "bitext" or "summarization".
+        data, split: as `scripts.evaluate` takes them: a file, a directory with a file for each split, "hf:NAME" and so
+            on. Classification needs a split "train" beside the other. Clustering is by the protocol "legacy" of
+            `clustering.open_task`, or where texts have labels on several levels by "fast", of all texts.
+        name: what results are kept by, and what a prompt made for this task is called.
+        instruction: for models with a template for instructions; of queries, where there are queries.
+        language: ISO 639-3 and the script's ISO 15924 code, such as "eng-Latn"; only written beside the results.
+
+    Raises:
+        InputError: for an unknown kind, or data that cannot be read.
+    """
+    require("mteb", "peers")
+    from mteb import abstasks
+    from mteb.abstasks.task_metadata import TaskMetadata
+
+    if kind not in KINDS:
+        raise InputError(unknown("kind of task that mteb has", kind, KINDS))
+    known = KINDS[kind]
+    found = known.read(data, split)
+    content = hashlib.sha256(json.dumps(found.splits, sort_keys=True).encode()).hexdigest()[:16]
+    metadata = TaskMetadata(
+        name=name,
+        description=f"{kind} on local data",
+        prompt={QUERY: instruction} if instruction and known.has_queries else instruction or None,
+        dataset={"path": data, "revision": content},
+        type=known.type,
+        category="t2t",
+        eval_splits=[split],
+        eval_langs={content: [language]},
+        main_score=known.main_score,
+    )
+    attributes = {"metadata": metadata, **found.attributes}
+    task = type("LocalTask", (getattr(abstasks, found.base or known.base),), attributes)()
+    # The subset is named by the content: mteb takes the kept results of a subset it knows whatever its revision.
+    task.dataset, task.data_loaded = {content: _dataset(found.splits, known.has_queries)}, True
+    return task
+
+
+@dataclasses.dataclass(frozen=True)
+class _Read:
+    """Data as a task of mteb has it.
+
+    Attributes:
+        splits: of tasks with queries {"corpus": {id: text}, "queries": {id: text}, "relevant_docs", "top_ranked"}.
+        attributes: of the task's class. base: the class, if it is not the kind's usual one.
+    """
+
+    splits: Splits
+    attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    base: str = ""
+
+
+AS_THEY_ARE = {"min_score": 0, "max_score": 1}  # the scale of scores, which correlations do not depend on
+
+
+def _sts(data: str, split: str) -> _Read:
+    first, second, scores, _ = open_sts(data, split, scale=(-np.inf, np.inf))
+    return _Read({split: {"sentence1": first, "sentence2": second, "score": scores}}, AS_THEY_ARE)
+
+
+def _retrieval(data: str, split: str) -> _Read:
+    corpus, queries, qrels = open_retrieval_task(data, split)
+    task = {"corpus": corpus, "queries": queries, "relevant_docs": qrels, "top_ranked": None}
+    return _Read({split: task})
+
+
+def _reranking(data: str, split: str) -> _Read:
+    """Each record's first query; equal scores rank by name, the last first: so negatives, as in evals/reranking.py."""
+    corpus, queries, qrels = {}, {}, {}
+    records = list(zip(*readers.read_reranking(data, split), strict=True))
+    for number, (asked, positives, negatives) in enumerate(records):
+        if len(asked) > 1:
+            raise InputError(f"{data}: record {number}: mteb takes one query a record, found {len(asked)}")
+        if positives and negatives:
+            relevant = {f"{number}-a-positive-{place}": text for place, text in enumerate(positives)}
+            other = {f"{number}-b-negative-{place}": text for place, text in enumerate(negatives)}
+            corpus |= relevant | other
+            queries[f"query-{number}"] = asked[0]
+            qrels[f"query-{number}"] = dict.fromkeys(relevant, 1) | dict.fromkeys(other, 0)
+    if not queries:
+        raise InputError(f"{data}: expected a record with positives and negatives, found none among {len(records)}")
+    if len(queries) < len(records):
+        left_out = len(records) - len(queries)
+        warnings.warn(
+            f"{data}: {left_out} of {len(records)} records left out: no positive or no negative", stacklevel=3
+        )
+    ranked = {query: list(judged) for query, judged in qrels.items()}
+    return _Read({split: {"corpus": corpus, "queries": queries, "relevant_docs": qrels, "top_ranked": ranked}})
+
+
+def _classification(data: str, split: str) -> _Read:
+    if Path(data).is_file() or split == "train":
+        raise InputError(f"{data}: classification: expected a directory with a file 'train' and one to test on")
+    found = {name: readers.read_labelled_texts(data, name) for name in ("train", split)}
+    numbers = _numbers(label for _, labels in found.values() for label in labels)
+    return _Read(
+        {name: {"text": texts, "label": [numbers[x] for x in labels]} for name, (texts, labels) in found.items()}
+    )
+
+
+def _clustering(data: str, split: str) -> _Read:
+    sets, labels = readers.read_text_sets(data, split)
+    depth = max(len(path) for paths in labels for path in paths)
+    numbers = [
+        _numbers(path[level] for paths in labels for path in paths if len(path) > level) for level in range(depth)
+    ]
+    if depth == 1:
+        columns = {"sentences": sets, "labels": [[numbers[0][label] for (label,) in paths] for paths in labels]}
+        return _Read({split: columns}, base="AbsTaskClusteringLegacy")
+    if len(sets) > 1:
+        raise InputError(f"{data}: mteb takes one label a text where there are several sets, found {depth}")
+    paths = [[number[label] for number, label in zip(numbers, path, strict=False)] for path in labels[0]]
+    return _Read({split: {"sentences": sets[0], "labels": paths}}, {"max_fraction_of_documents_to_embed": None})
+
+
+def _pairs(data: str, split: str) -> _Read:
+    first, second, labels = readers.read_labelled_pairs(data, split)
+    return _Read({split: {"sentence1": first, "sentence2": second, "labels": labels}})
+
+
+def _bitext(data: str, split: str) -> _Read:
+    first, second = readers.read_bitext(data, split)
+    return _Read({split: {"sentence1": first, "sentence2": second}})
+
+
+def _summarization(data: str, split: str) -> _Read:
+    columns = dict(zip(("text", "human_summaries", "machine_summaries", "relevance"),
+                       readers.read_summaries(data, split), strict=True))  # fmt: skip
+    return _Read({split: columns}, AS_THEY_ARE)
+
+
+class _Kind(NamedTuple):
+    """What mteb calls a kind of task: its class, its type, the usual main score; and what reads our data of it."""
+
+    base: str
+    type: str
+    main_score: str
+    read: Callable[[str, str], _Read]
+    has_queries: bool = False
+
+
+KINDS = {
+    "sts": _Kind("AbsTaskSTS", "STS", "cosine_spearman", _sts),
+    "retrieval": _Kind("AbsTaskRetrieval", "Retrieval", "ndcg_at_10", _retrieval, has_queries=True),
+    "reranking": _Kind("AbsTaskRetrieval", "Reranking", "map_at_1000", _reranking, has_queries=True),
+    "classification": _Kind("AbsTaskClassification", "Classification", "accuracy", _classification),
+    "clustering": _Kind("AbsTaskClustering", "Clustering", "v_measure", _clustering),
+    "pairs": _Kind("AbsTaskPairClassification", "PairClassification", "max_ap", _pairs),
+    "bitext": _Kind("AbsTaskBitextMining", "BitextMining", "f1", _bitext),
+    "summarization": _Kind("AbsTaskSummarization", "Summarization", "cosine_spearman", _summarization),
+}
+
+
+def _numbers(labels: Iterable[str]) -> dict[str, int]:
+    """A number for each label, in the labels' order."""
+    return {label: number for number, label in enumerate(sorted(set(labels)))}
+
+
+def _dataset(splits: Splits, has_queries: bool) -> Any:
+    from datasets import Dataset, DatasetDict
+
+    def rows(texts: Mapping[str, str]) -> Dataset:
+        return Dataset.from_dict({"id": list(texts), "text": list(texts.values())})
+
+    if not has_queries:
+        return DatasetDict({name: Dataset.from_dict(columns) for name, columns in splits.items()})
+    return {
+        name: {**task, "corpus": rows(task["corpus"]), "queries": rows(task["queries"])}
+        for name, task in splits.items()
+    }
