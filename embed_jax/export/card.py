@@ -1,0 +1,304 @@
+"""A model's card: README.md with the metadata that the Hugging Face hub reads.
+
+Sections: how to use the model, what it is, what it was trained on and how, what it scored, how to train it again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from embed_jax.cross_encoder import CrossEncoder
+from embed_jax.export.record import Run, config_source, hub_model
+from embed_jax.export.scores import Scores
+from embed_jax.export.usage import loads_in_sentence_transformers, usage
+from embed_jax.sentence import SentenceEncoder
+from embed_jax.types import num_params
+
+KINDS = {"sts": ("semantic-similarity", "Semantic Similarity"), "retrieval": ("information-retrieval", "Retrieval")}
+SETTINGS = {  # fields of a config that a card names, if they are set: what they are called
+    "loss.name": "loss",
+    "loss.temperature": "temperature",
+    "loss.margin": "margin",
+    "loss.mlm": "weight of masked language modelling",
+    "batch.size": "batch size",
+    "optim.accumulate": "batches an update",
+    "train.epochs": "epochs",
+    "optim.learning_rate": "learning rate",
+    "optim.schedule": "schedule",
+    "optim.warmup": "warm-up, share of the steps",
+    "optim.weight_decay": "weight decay",
+    "optim.clip_norm": "gradient clipped at",
+    "data.max_length": "tokens a text",
+    "model.compute_dtype": "computed in",
+    "model.teacher": "teacher",
+    "model.guide": "guide",
+    "mine.strategy": "hard negatives by",
+    "queue.size": "negatives of past batches",
+    "lora.rank": "adapter's rank",
+    "lora.alpha": "adapter's alpha",
+    "lora.targets": "adapter on",
+    "train.seed": "seed",
+}
+MANY = 5  # tasks
+UNSET = (None, "", 0, -1)
+FAIR = (
+    "Scores are fractions; in brackets the 95 % bootstrap interval over the test items. It covers the choice of these "
+    "items alone: not another seed, another data set or other texts, and two overlapping intervals do not say that two "
+    "models are equal."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class About:
+    """What a card tells beside what the model itself says.
+
+    Attributes:
+        name: what the model is called in the card and loaded by: its name on the hub, or its directory's.
+        format: "sentence-transformers", "huggingface", or "" where there is none of the two.
+        onnx: the ONNX files, as (path in the directory, precision).
+        run: the run that trained the model, if it is known.
+        step: of the run, if not the model that it chose.
+        base: the model that this one is a copy or an adapter of, where no run says it.
+        scores: what it scored.
+        licence: by the hub's name for it, such as "apache-2.0"; "": not given.
+        languages: by ISO 639 codes.
+    """
+
+    name: str
+    format: str = "sentence-transformers"
+    onnx: tuple[tuple[str, str], ...] = ()
+    run: Run | None = None
+    step: int = 0
+    base: str = ""
+    scores: tuple[Scores, ...] = ()
+    licence: str = ""
+    languages: tuple[str, ...] = ()
+
+
+def model_card(model: SentenceEncoder | CrossEncoder, about: About) -> str:
+    """The text of README.md; the same for the same arguments."""
+    sections = [
+        f"# {about.name.split('/')[-1]}",
+        _first_words(model, about),
+        usage(model, about.name, about.format, about.onnx),
+        "## Model\n\n" + _table(("", ""), _facts(model, about)),
+        *([_training(about.run, about.step)] if about.run else []),
+        _evaluation(about.scores, about.run),
+        *([_again(about.run)] if about.run else []),
+    ]
+    return f"---\n{metadata(model, about)}---\n\n" + "\n\n".join(filter(None, sections)) + "\n"
+
+
+def metadata(model: SentenceEncoder | CrossEncoder, about: About) -> str:
+    """The card's YAML block, in the hub's own terms: https://github.com/huggingface/hub-docs, modelcard.md."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    crossing = isinstance(model, CrossEncoder)
+    base = hub_model(_base(about))
+    datasets = [data.hub for run in (about.run.stages() if about.run else ()) for data in run.datasets if data.hub]
+    results = [
+        EvalResult(
+            task_type=KINDS.get(scores.task, (scores.task, ""))[0],
+            task_name=KINDS.get(scores.task, (scores.task, scores.task))[1],
+            dataset_type=scores.name.lower(),
+            dataset_name=scores.name,
+            dataset_split=scores.split or None,
+            metric_type=metric,
+            metric_name=metric,
+            metric_value=round(value, 6),
+        )
+        for scores in about.scores
+        for metric, value in _shown(scores, about.scores).items()
+    ]
+    kinds = ["cross-encoder", "reranker"] if crossing else ["sentence-similarity", "feature-extraction"]
+    theirs = loads_in_sentence_transformers(model) and about.format == "sentence-transformers"
+    data = ModelCardData(
+        language=list(about.languages) or None,
+        license=about.licence or None,
+        library_name="sentence-transformers" if theirs else "transformers" if about.format == "huggingface" else None,
+        pipeline_tag="text-ranking" if crossing else "sentence-similarity",
+        tags=[*(["sentence-transformers"] if theirs else []), "embed-jax", *kinds, *(["onnx"] if about.onnx else [])],
+        base_model=base or None,
+        base_model_relation=_relation(model, about) if base else None,
+        datasets=sorted(set(datasets)) or None,
+        model_name=about.name.split("/")[-1] if results else None,
+        eval_results=results or None,
+    )
+    return data.to_yaml(line_break="\n") + "\n"
+
+
+def _relation(model: SentenceEncoder | CrossEncoder, about: About) -> str | None:
+    if isinstance(model, SentenceEncoder) and model.spec.lora:
+        return "adapter"
+    return "finetune" if about.run else None
+
+
+def _base(about: About) -> str:
+    return about.run.base if about.run else about.base
+
+
+def _named(model: str) -> str:
+    """A model's name for people: a link to the hub, or the end of a path."""
+    if model.startswith("random:"):
+        return f"random weights of the shape {model.removeprefix('random:')}"
+    if hub_model(model):
+        return f"[{model}](https://huggingface.co/{model})"
+    return f"`{model.rstrip('/').split('/')[-1]}`, a directory"
+
+
+def _first_words(model: SentenceEncoder | CrossEncoder, about: About) -> str:
+    if isinstance(model, CrossEncoder):
+        what = "A cross-encoder: it reads a query and a passage together and gives the pair a score, to rank passages."
+    else:
+        what = (
+            f"A text embedding model: it maps a text to {model.dim} numbers, for semantic similarity, search and "
+            "clustering."
+        )
+    how = "trained" if about.run else "written"
+    source = f" It was {how} with embed-jax" + (f" from {_named(_base(about))}." if _base(about) else ".")
+    return what + source
+
+
+def _facts(model: SentenceEncoder | CrossEncoder, about: About) -> Iterator[tuple[str, str]]:
+    backbone = model.spec.backbone
+    if _base(about):
+        yield "base", _named(_base(about))
+    yield "architecture", f"{backbone.family}, {backbone.num_layers} layers of {backbone.hidden_size}"
+    yield "parameters", f"{num_params(model.params):,}"
+    if model.max_length < 10**9:
+        yield "longest text", f"{model.max_length:,} tokens; the rest is cut off"
+    if isinstance(model, CrossEncoder):
+        yield "labels", str(model.num_labels)
+        yield "scores", "the sigmoid of the logits" if model.activation == "sigmoid" else "the logits as they are"
+        if model.prompt:
+            yield "before each query", f"`{model.prompt!r}`"
+        return
+    yield "dimensions", str(model.dim)
+    heads = [type(head).__name__ for head in model.spec.heads]
+    kept = about.format == "sentence-transformers" or about.onnx
+    unkept = "; the files of this directory do not record it" if not kept else ""
+    token_head = ["LatentAttention"] if model.spec.token_head else []
+    yield "pooling", ", ".join([*token_head, model.spec.pooling, *heads]) + unkept
+    yield "similarity", model.similarity_fn_name
+    if model.matryoshka_dims:
+        dims = ", ".join(map(str, model.matryoshka_dims))
+        yield "may be cut to", f"{dims} numbers (Matryoshka); make them length 1 again"
+    if model.adaptive_layers:
+        yield "may be stopped early", "after any of its layers"
+    if model.spec.lora:
+        yield "adapter", f"rank {model.spec.lora.rank}, beside its base"
+    for name, prompt in model.prompts.items():
+        standard = ", unless another is named" if name == model.default_prompt_name else ""
+        yield f"prompt `{name}`", (f"`{prompt!r}`" if prompt else "none") + standard
+    if model.template:
+        yield "instructions", f"`{model.template!r}`"
+    if (any(model.prompts.values()) or model.template) and not model.include_prompt:
+        yield "prompts in pooling", "left out"
+
+
+def _training(run: Run, step: int) -> str:
+    rows = [
+        (
+            f"[{data.name}](https://huggingface.co/datasets/{data.hub})" if data.hub else data.name,
+            data.split,
+            f"{data.records:,}" if data.records else "",
+            data.licence,
+            f"`{data.loss}`",
+        )
+        for one in run.stages()
+        for data in one.datasets
+    ]
+    parts = ["## Training", _table(("data", "split", "records", "licence", "loss"), rows)] if rows else ["## Training"]
+    stages = run.stages()
+    for number, one in enumerate(stages, 1):
+        if len(stages) > 1:
+            parts.append(f"### Stage {number}")
+        parts.append(_table(("", ""), list(_settings(one, step if one is run else 0))))
+    return "\n\n".join(parts)
+
+
+def _settings(run: Run, step: int) -> Iterator[tuple[str, str]]:
+    rank = (run.config.get("lora") or {}).get("rank")
+    for field, name in SETTINGS.items():
+        part, _, leaf = field.partition(".")
+        value = (run.config.get(part) or {}).get(leaf)
+        if value in UNSET and field != "train.seed" or part == "lora" and not rank:
+            continue
+        if field == "train.epochs" and run.config["train"].get("steps"):
+            continue
+        yield name, f"`{value}`" if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else str(value)
+    if run.steps:
+        yield "steps", f"{run.steps:,}"
+    chosen = run.chosen()
+    if step:
+        yield "this model", f"of step {step:,}"
+    elif chosen:
+        yield "this model", f"of step {chosen[0]:,}, where {run.config['eval']['metric']} was best: {chosen[1]:.4f}"
+    for metric, name, form in (
+        ("tokens_per_second", "tokens a second (median)", "{:,.0f}"),
+        ("mfu", "model FLOPs utilisation (median)", "{:.2f}"),
+    ):
+        if (value := run.median(metric)) is not None:
+            yield name, form.format(value)
+
+
+def _evaluation(found: Sequence[Scores], run: Run | None) -> str:
+    parts = []
+    if found:
+        rows = [
+            (
+                f"{scores.name} {scores.split}".strip(),
+                f"**{metric}**" if metric == scores.main else metric,
+                _score(scores, metric),
+                f"{scores.n:,} {scores.unit}".strip() if scores.n else "",
+            )
+            for scores in found
+            for metric in _shown(scores, found)
+        ]
+        parts += [_table(("task", "metric", "score", "of"), rows), FAIR]
+        notes = [f"- {scores.name}: {note}" for scores in found for note in scores.notes]
+        parts += ["What must be known of these figures:\n\n" + "\n".join(notes)] if notes else []
+    measured = (run.results.get("metrics") or {}) if run else {}
+    sides = [side for side in ("before", "after", "teacher") if any(name.startswith(f"{side}/") for name in measured)]
+    if "after" in sides:
+        names = [name.partition("/")[2] for name in measured if name.startswith("after/")]
+        rows = [(name, *(_number(measured.get(f"{side}/{name}")) for side in sides)) for name in names]
+        what = "At the end of the training, on test data that chose nothing"
+        what += " (Spearman's correlation):" if run.results.get("task") == "sts" else ":"
+        parts += [what, _table(("", *sides), rows)]
+    return "\n\n".join(["## Evaluation", *parts]) if parts else ""
+
+
+def _shown(scores: Scores, found: Sequence[Scores]) -> dict[str, float]:
+    """All metrics of a task; of many tasks the main one of each."""
+    return scores.metrics if len(found) <= MANY else {scores.main: scores.metrics[scores.main]}
+
+
+def _score(scores: Scores, metric: str) -> str:
+    if metric not in scores.intervals:
+        return _number(scores.metrics[metric])
+    low, high = scores.intervals[metric]
+    return f"{scores.metrics[metric]:.4f} [{low:.4f}, {high:.4f}]"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _again(run: Run) -> str:
+    stages = run.stages()
+    parts = ["## Train it again", "Each file is the config of a run; what it does not name is as in embed-jax."]
+    for number, one in enumerate(stages, 1):
+        file = "config.py" if len(stages) == 1 else f"config_{number}.py"
+        command = f"python -m experiments.EXPERIMENT --config={file} --workdir=runs/{file.removesuffix('.py')}"
+        parts.append(f"`{file}`:\n\n```python\n{config_source(one.config)}```\n\n```bash\n{command}\n```")
+    parts.append("EXPERIMENT is the one that it was trained with, such as `nli`, `retrieval` or `simcse`.")
+    return "\n\n".join(parts)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]] | Iterator[Sequence[str]]) -> str:
+    """A Markdown table; a bar or a line break in a cell is escaped."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(' '.join(str(cell).split()).replace('|', chr(92) + '|') for cell in line)} |"
+                     for line in lines)  # fmt: skip

@@ -1,0 +1,129 @@
+"""Directories of exported models: whole or absent, plain or not, cut or not."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from embed_jax.encoders.heads import Dense, LayerNorm, Normalize
+from embed_jax.encoders.weights import read_json, write_json
+from embed_jax.errors import InputError
+from embed_jax.sentence import SentenceEncoder
+
+CARD = "README.md"
+MARK = "- embed-jax\n"  # among the tags of a card that was written here
+
+
+@contextlib.contextmanager
+def whole_export(directory: Path) -> Iterator[Path]:
+    """A new directory that takes the place of `directory` when the block ends well, and is removed otherwise.
+
+    An earlier export, known by its card, is replaced.
+
+    Raises:
+        InputError: at once if `directory` holds anything else; at the end if it holds what the new one has not; or it
+            cannot be written.
+    """
+    directory = Path(directory).absolute()
+    present = _present(directory)
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as beside:
+            new, old = Path(beside) / "new", Path(beside) / "old"
+            new.mkdir()
+            yield new
+            further = sorted(present - {path.name for path in new.iterdir()})
+            if further:
+                raise InputError(f"{directory}: holds {', '.join(further)}, which this export has not; give a new "
+                                 "directory, or remove it")  # fmt: skip
+            if present:
+                os.replace(directory, old)
+            os.replace(new, directory)
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be written ({error.strerror or error})") from None
+
+
+def _present(directory: Path) -> set[str]:
+    """What an earlier export left there."""
+    if not directory.exists():
+        return set()
+    if not directory.is_dir():
+        raise InputError(f"{directory}: is a file; a directory is wanted")
+    present = {path.name for path in directory.iterdir()}
+    card = directory / CARD
+    if present and not (card.is_file() and MARK in card.read_text(encoding="utf-8", errors="replace")):
+        raise InputError(f"{directory}: holds {', '.join(sorted(present)[:5])}, and is no earlier export; give a new "
+                         "directory")  # fmt: skip
+    return present
+
+
+def write_plain(model: SentenceEncoder, directory: Path) -> None:
+    """Writes backbone (or adapter) and tokenizer as transformers lays them out, which says nothing of pooling.
+
+    The limit in tokens is the tokenizer's. What sentence-transformers assumes of such a directory is mean pooling.
+
+    Raises:
+        InputError: for a model whose weights do not all fit in, because of heads, or which is no transformer.
+    """
+    heads = [type(head).__name__ for head in model.spec.heads if isinstance(head, Dense | LayerNorm)]
+    heads += ["LatentAttention"] if model.spec.token_head else []
+    if heads or model.spec.backbone.family == "static":
+        what = f"{', '.join(heads)} after its backbone" if heads else "a table of token vectors and no transformer"
+        raise InputError(f"--format huggingface: the model has {what}, which a plain directory cannot hold; use "
+                         "sentence-transformers")  # fmt: skip
+    model.save(directory)
+    for path in directory.iterdir():
+        if path.is_dir() and re.fullmatch(r"\d+_\w+", path.name):
+            shutil.rmtree(path)
+    for name in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"):
+        (directory / name).unlink()
+    limit = directory / "tokenizer_config.json"
+    write_json(limit, read_json(limit) | {"model_max_length": model.max_length})
+
+
+def truncated(model: SentenceEncoder, dim: int) -> SentenceEncoder:
+    """The model with embeddings of the first `dim` numbers, made length 1 again: `encode(texts, dim=dim)` of the whole.
+
+    The last Dense loses columns if nothing but a Normalize follows it; else one is added, which takes the first
+    numbers.
+
+    Raises:
+        InputError: for a size that is not from 1 to D.
+    """
+    if not 1 <= dim <= model.dim:
+        raise InputError(f"--dim: expected 1 to {model.dim}, the size of the embeddings, found {dim}")
+    heads = model.spec.heads
+    while heads and isinstance(heads[-1], Normalize):
+        heads = heads[:-1]
+    params = dict(jax.device_get(model.params["heads"]))
+    if heads and isinstance(heads[-1], Dense):
+        last = str(len(heads) - 1)
+        params[last] = {name: np.ascontiguousarray(value[..., :dim]) for name, value in params[last].items()}
+        heads = (*heads[:-1], dataclasses.replace(heads[-1], out_features=dim))
+    else:
+        params[str(len(heads))] = {"kernel": np.eye(model.dim, dim, dtype=np.float32)}
+        heads = (*heads, Dense(model.dim, dim, bias=False, activation="identity"))
+    return SentenceEncoder(
+        dataclasses.replace(model.spec, heads=(*heads, Normalize())),
+        {**model.params, "heads": params},
+        model.tokenizer,
+        prompts=model.prompts,
+        default_prompt_name=model.default_prompt_name,
+        include_prompt=model.include_prompt,
+        similarity=model.similarity_fn_name,
+        lower_case=model.lower_case,
+        matryoshka_dims=[size for size in model.matryoshka_dims if size <= dim],
+        adaptive_layers=model.adaptive_layers,
+        base=model.base,
+        template=model.template,
+        compute_dtype=model.compute_dtype,
+    )

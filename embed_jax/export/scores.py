@@ -1,0 +1,132 @@
+"""Results of `scripts.evaluate` as a model card has them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from embed_jax.errors import InputError
+from embed_jax.registry import unknown
+
+SMALL = 100  # items
+MAIN = {"sts": "spearman", "retrieval": "ndcg@10"}  # of results that do not name their main metric
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """What a model scored on one task; scores are fractions, or correlations.
+
+    Attributes:
+        model: as it was called when it was measured.
+        task: the kind of task, such as "retrieval".
+        name: the task's own name.
+        split: of the data, or "".
+        main: which of `metrics` stands for the task.
+        metrics, intervals: by name; what is undefined is left out.
+        n, unit: of how many of what, such as 300 "queries".
+        notes: what must be known of these figures.
+    """
+
+    model: str
+    task: str
+    name: str
+    split: str
+    main: str
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    n: int
+    unit: str
+    notes: tuple[str, ...]
+
+
+def read_scores(paths: Sequence[Path]) -> list[Scores]:
+    """The results in JSON files, or in those of a directory that hold some, in the order of their names.
+
+    Raises:
+        InputError: no such file, none in a directory, or one that holds no results.
+    """
+    found = []
+    for path in paths:
+        if not path.is_dir():
+            found.append(_read(path))
+            continue
+        several = [_read(file) for file in sorted(path.rglob("*.json")) if _holds_results(file)]
+        if not several:
+            raise InputError(f"{path}: no .json file with results in it")
+        found += several
+    return found
+
+
+def _holds_results(path: Path) -> bool:
+    content = _content(path)
+    return isinstance(content, dict) and isinstance(content.get("metrics"), dict) and "task" in content
+
+
+def _content(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error})") from None
+
+
+def _read(path: Path) -> Scores:
+    try:
+        return _scores(_content(path))
+    except InputError as error:
+        raise error if str(error).startswith(str(path)) else InputError(f"{path}: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{path}: no results of scripts.evaluate, which have task, data, metrics, intervals ({error!r})"
+        ) from None
+
+
+def _scores(found: Mapping[str, Any]) -> Scores:
+    metrics = {name: float(value) for name, value in found["metrics"].items() if _is_number(value)}
+    if not metrics:
+        raise InputError("no metric with a number")
+    main = found.get("main") or MAIN.get(found["task"]) or next(iter(metrics))
+    main = main if main in metrics else next((name for name in metrics if name.endswith(f"average/{main}")), main)
+    if main not in metrics:
+        raise InputError(unknown("main metric", main, metrics))
+    return Scores(
+        model=str(found.get("model") or ""),
+        task=str(found["task"]),
+        name=str(found.get("name") or Path(str(found["data"]).split(",")[0].rstrip("/")).name),
+        split=str(found.get("split") or ""),
+        main=main,
+        metrics=metrics,
+        intervals={
+            name: (float(low), float(high))
+            for name, (low, high) in found.get("intervals", {}).items()
+            if _is_number(low) and _is_number(high)
+        },
+        n=int(found.get("n") or 0),
+        unit=str(found.get("unit") or ""),
+        notes=(*_cautions(found), *map(str, found.get("notes") or ())),
+    )
+
+
+def _cautions(found: Mapping[str, Any]) -> Iterator[str]:
+    """What was set apart from the model's own way of being used, and what keeps figures from being what they seem."""
+    if found.get("dim"):
+        yield f"embeddings cut to {found['dim']} numbers"
+    if found.get("layers"):
+        yield f"stopped after {found['layers']} layers"
+    if found.get("instruction"):
+        yield f"with the instruction {found['instruction']!r}"
+    n, unit = found.get("n") or 0, found.get("unit") or "items"
+    if 0 < n < SMALL:
+        yield f"only {n} {unit}: its interval is wide, and too narrow still below some thirty"
+    seen = found.get("overlap") or {}
+    if seen.get("items"):
+        yield f"{seen['items']} of {n} {unit} share {seen['words']} words in a row with training data"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,193 @@
+"""The part of a model card that says how to use the model, in code that runs as it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from embed_jax.cross_encoder import CrossEncoder
+from embed_jax.encoders.heads import Dense, LayerNorm, Normalize
+from embed_jax.encoders.modules import POOLING_NAMES
+from embed_jax.export.onnx import pooling_mask
+from embed_jax.prompts import DOCUMENT_NAMES
+from embed_jax.sentence import SentenceEncoder
+
+QUERIES = '["How do I open a file?", "Where does the river end?"]'
+PASSAGES = '["open() gives a file object.", "It flows into the sea."]'
+TEXTS = '["A dog runs over the field.", "A cat sleeps in the house."]'
+
+
+def loads_in_sentence_transformers(model: SentenceEncoder | CrossEncoder) -> bool:
+    """Whether all of the model is something that sentence-transformers has too."""
+    if isinstance(model, CrossEncoder):
+        return True
+    return model.spec.token_head is None and "first_last_mean" not in model.spec.pooling.split("+")
+
+
+def usage(model: SentenceEncoder | CrossEncoder, name: str, format: str, onnx: Sequence[tuple[str, str]]) -> str:
+    """The section on how to use a model; see card.About for the arguments."""
+    parts = ["## How to use it"]
+    if isinstance(model, CrossEncoder):
+        parts += ["With sentence-transformers:", _code(_theirs_crossing(name))]
+        parts += ["With embed-jax:", _code(_ours_crossing(name))]
+        return "\n\n".join(parts)
+    if format == "huggingface":
+        parts += [_PLAIN, "With sentence-transformers:", _code(_plain(model, name))] if _is_plain(model) else [_PLAIN]
+    elif format:
+        if loads_in_sentence_transformers(model):
+            parts += ["With sentence-transformers:", _code(_theirs(model, name))]
+        else:
+            parts.append("sentence-transformers cannot load this model: its pooling is embed-jax's own.")
+        parts += ["With embed-jax:", _code(_ours(model, name))]
+    if onnx:
+        parts += [_ONNX, _code(_onnx(model, name, onnx[0][0]))]
+        if len(onnx) > 1:
+            parts.append("\n".join(f"- `{file}`: {precision}" for file, precision in onnx))
+        parts.append(_tensorrt(model, onnx[0][0]))
+    return "\n\n".join(parts)
+
+
+_PLAIN = (
+    "These are the files of the backbone and the tokenizer alone, as transformers lays them out: pooling, prompts and "
+    "similarity are not recorded in them, only here. Whatever loads them must be told the pooling."
+)
+_ONNX = (
+    "With ONNX Runtime. The file takes token ids and gives the final embedding, pooled: sentence-transformers' own "
+    '`backend="onnx"` wants token embeddings, and cannot use it.'
+)
+_TENSORRT = """For TensorRT:
+
+```bash
+trtexec --onnx={file} --fp16 --saveEngine=model.plan \\
+    --minShapes={least} \\
+    --optShapes={usual} \\
+    --maxShapes={most}
+```"""
+
+
+def _code(text: str) -> str:
+    return f"```python\n{text}\n```"
+
+
+def _theirs(model: SentenceEncoder, name: str) -> str:
+    imported = "from sentence_transformers import SentenceTransformer"
+    short = ", truncate_dim={}, normalize_embeddings=True"
+    return f"{imported}\n\nmodel = SentenceTransformer({name!r})\n{_body(model, short)}"
+
+
+def _ours(model: SentenceEncoder, name: str) -> str:
+    return f"import embed_jax\n\nmodel = embed_jax.load({name!r})\n{_body(model, ', dim={}')}"
+
+
+def _body(model: SentenceEncoder, short: str) -> str:
+    """The same for both but for how embeddings are cut short: their methods have the same names."""
+    has_sides = {"query", *DOCUMENT_NAMES} & set(model.prompts)
+    lines = []
+    if has_sides:
+        lines += [f"queries = model.encode_query({QUERIES})", f"passages = model.encode_document({PASSAGES})"]
+        lines += ["print(model.similarity(queries, passages))"]
+    else:
+        named = next((prompt for prompt in model.prompts if prompt != model.default_prompt_name), None)
+        option = f", prompt_name={named!r}" if named and model.default_prompt_name is None else ""
+        lines += [f"embeddings = model.encode({TEXTS}{option})", "print(model.similarity(embeddings, embeddings))"]
+    sizes = [size for size in model.matryoshka_dims if size < model.dim]
+    if sizes:
+        encode = "encode_document" if has_sides else "encode"
+        lines += [f"short = model.{encode}({TEXTS}{short.format(max(sizes))})"]
+    return "\n".join(lines)
+
+
+def _is_plain(model: SentenceEncoder) -> bool:
+    """Whether what follows the backbone can be made of names alone."""
+    heads = any(isinstance(head, Dense | LayerNorm) for head in model.spec.heads)
+    return loads_in_sentence_transformers(model) and not heads and not model.spec.lora
+
+
+def _plain(model: SentenceEncoder, name: str) -> str:
+    pooling = "+".join(POOLING_NAMES[part][0] for part in model.spec.pooling.split("+"))
+    normalize = any(isinstance(head, Normalize) for head in model.spec.heads)
+    modules = "[transformer, pooling, models.Normalize()]" if normalize else "[transformer, pooling]"
+    return "\n".join(
+        [
+            "from sentence_transformers import SentenceTransformer, models",
+            "",
+            f"transformer = models.Transformer({name!r})",
+            f"pooling = models.Pooling({model.spec.backbone.hidden_size}, {pooling!r})",
+            f"model = SentenceTransformer(modules={modules})",
+            f"embeddings = model.encode({TEXTS})",
+            "print(embeddings.shape)",
+        ]
+    )
+
+
+def _onnx(model: SentenceEncoder, name: str, file: str) -> str:
+    """With the prompt of queries, or the model's own for all texts."""
+    used = next((one for one in ("query", model.default_prompt_name) if one in model.prompts), None)
+    prompt = model.prompts[used] if used else ""
+    lower = ".lower()" if model.lower_case else ""
+    put = f"{prompt!r} + text{lower}" if prompt else f"text{lower}"
+    lines = [
+        "import numpy as np",
+        "import onnxruntime",
+        "from tokenizers import Tokenizer",
+        "",
+        f'directory = "{name}"',
+        'tokenizer = Tokenizer.from_file(f"{directory}/tokenizer.json")',
+        f"tokenizer.enable_padding(pad_id={model.tokenizer.pad_id})",
+    ]
+    if "/" in name:
+        lines[2:5] = [
+            "from huggingface_hub import snapshot_download",
+            lines[2],
+            "",
+            f'directory = snapshot_download("{name}")',
+        ]
+    if model.max_length < 10**9:
+        lines.append(f"tokenizer.enable_truncation({model.max_length})")
+    lines += [
+        f'session = onnxruntime.InferenceSession(f"{{directory}}/{file}")',
+        f"encoded = tokenizer.encode_batch([{put} for text in {TEXTS}])",
+        'inputs = {"input_ids": np.array([one.ids for one in encoded])}',
+        'inputs["attention_mask"] = np.array([one.attention_mask for one in encoded])',
+    ]
+    if pooling_mask(model):
+        skip = model.tokenizer.encode([""], prompt, include_prompt=False).skip
+        lines += [
+            'inputs["pooling_mask"] = inputs["attention_mask"].copy()',
+            f'inputs["pooling_mask"][:, :{skip}] = 0  # the prompt is not pooled',
+        ]
+    return "\n".join([*lines, "(embeddings,) = session.run(None, inputs)", "print(embeddings.shape)"])
+
+
+def _tensorrt(model: SentenceEncoder, file: str) -> str:
+    names = ["input_ids", "attention_mask", *(["pooling_mask"] if pooling_mask(model) else [])]
+    longest = min(model.max_length, 512)
+
+    def shapes(batch: int, length: int) -> str:
+        return ",".join(f"{name}:{batch}x{min(length, longest)}" for name in names)
+
+    return _TENSORRT.format(file=file, least=shapes(1, 1), usual=shapes(32, 64), most=shapes(256, 512))
+
+
+def _theirs_crossing(name: str) -> str:
+    pairs = "[(query, passage) for query in queries for passage in passages]"
+    return "\n".join(
+        [
+            "from sentence_transformers import CrossEncoder",
+            "",
+            f"model = CrossEncoder({name!r})",
+            f"queries, passages = {QUERIES}, {PASSAGES}",
+            f"print(model.predict({pairs}))",
+        ]
+    )
+
+
+def _ours_crossing(name: str) -> str:
+    return "\n".join(
+        [
+            "from embed_jax.cross_encoder import load",
+            "",
+            f"model = load({name!r})",
+            f"queries, passages = {QUERIES}, {PASSAGES}",
+            "print(model.score(queries, passages))",
+        ]
+    )
