@@ -53,9 +53,9 @@ class Entry:
         for option, value in self.options.items():
             if option not in accepted:
                 raise InputError(f"{self.task} {self.name}: {unknown('option', option, accepted)}")
-            wanted = type(accepted[option].default)
-            if not isinstance(value, wanted) and not (wanted is float and type(value) is int):
-                raise InputError(f"{self.task} {self.name}: {option}: expected {wanted.__name__}, found {value!r}")
+            if not _fits(value, accepted[option]):
+                wanted = accepted[option].annotation
+                raise InputError(f"{self.task} {self.name}: {option}: expected {wanted}, found {value!r}")
         return open_task(self.data, self.split, name=self.name, **self.options)
 
     def fingerprint(self) -> str:
@@ -69,9 +69,10 @@ def read_suite(path: Path, root: Path | None = None) -> list[Entry]:
     """The tasks of a YAML file, which is a list of mappings, or of a Python file that sets `TASKS` to such a list.
 
     A mapping has `task` and `data`, may have `split`, `name` and `instruction`, and else holds options of the task.
+    Paths, also in options, are relative to `root` where something is there, else to where the command is run.
 
     Args:
-        root: where relative paths of data begin; the file's own directory if not given.
+        root: the file's own directory if not given.
 
     Raises:
         InputError: for a file that cannot be read, and the first entry that is none, with its number.
@@ -164,6 +165,16 @@ class _instructed:  # noqa: N801  a function with an attribute
         return self._embed(texts, dataclasses.replace(use, instruction=use.instruction or self._instruction))
 
 
+def _fits(value: Any, parameter: inspect.Parameter) -> bool:
+    """Whether a value from a file may be given for a parameter with a default of a plain type."""
+    wanted = type(parameter.default)
+    if wanted is tuple:
+        return isinstance(value, list | tuple)
+    if isinstance(value, bool) or wanted is bool:
+        return type(value) is wanted
+    return isinstance(value, int | float if "float" in str(parameter.annotation) else wanted)
+
+
 def _yaml(path: Path) -> Any:
     import yaml
 
@@ -183,9 +194,13 @@ def _entry(where: str, found: Any, root: Path) -> Entry:
         lookup("task", found["task"])
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
-    data, split = found["data"], found.get("split", "test")
-    if not data.startswith(REMOTE) and (root / data).exists():
-        data = str(root / data)
-    options = {name: value for name, value in found.items() if name not in FIELDS}
+    data, split = _rooted(found["data"], root), found.get("split", "test")
+    options = {name: _rooted(value, root) for name, value in found.items() if name not in FIELDS}
     name = found.get("name") or named(found["task"], data, split)
     return Entry(found["task"], data, split, name, found.get("instruction", ""), options)
+
+
+def _rooted(value: Any, root: Path) -> Any:
+    """The path below `root` that a text names, if there is one; else what it was."""
+    there = isinstance(value, str) and value and not value.startswith(REMOTE) and (root / value).exists()
+    return str(root / value) if there else value

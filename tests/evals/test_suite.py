@@ -74,6 +74,16 @@ def test_bad_options_are_refused(sts_file, options, message):
         Entry("sts", str(sts_file.parent), name="stsb", options=options).open()
 
 
+def test_options_of_each_type(tmp_path):
+    (tmp_path / "texts.tsv").write_text("text\tlabel\n" + "".join(f"t{n}\t{'ab'[n % 2]}\n" for n in range(8)))
+    data = str(tmp_path / "texts.tsv")
+    for options in ({"documents": 0.5, "protocol": "fast"}, {"documents": 4, "protocol": "fast"}):
+        assert Entry("clustering", data, name="n", options=options).open().unit == "texts"
+    for options, wanted in (({"seed": True}, "int"), ({"seed": 1.5}, "int"), ({"documents": "half"}, r"int \| float")):
+        with pytest.raises(InputError, match=f"clustering n: {next(iter(options))}: expected {wanted}, found"):
+            Entry("clustering", data, name="n", options=options).open()
+
+
 def test_what_is_done_is_not_done_again(sts_file, tmp_path, encode):
     entries = read_suite_of(
         tmp_path, "- {task: sts, data: stsb}\n- {task: sts, data: stsb, name: by_dot, similarity: dot}\n"
