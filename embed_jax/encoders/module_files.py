@@ -27,6 +27,7 @@ TORCH_ACTIVATIONS = {  # ours: torch's class
     "silu": "torch.nn.modules.activation.SiLU",
 }
 DENSE_FIELDS = ("in_features", "out_features", "bias", "activation_function", "use_residual")
+NO_SIZES = DENSE_FIELDS[2:]
 PLACES = ("module_input_name", "module_output_name")  # of version 5 on: what a module reads and writes
 SENTENCE = "sentence_embedding"
 WEIGHTED_FIELDS = ("word_embedding_dimension", "embedding_dimension", "num_hidden_layers", "layer_start")
@@ -206,8 +207,7 @@ def _read_config(path: Path, fields: Iterable[str], needed: Iterable[str]) -> di
     for name, value in config.items():
         if name not in fields:
             raise InputError(f"{path}: {unknown('field', name, fields)}")
-        is_size = not isinstance(value, bool | str)
-        if is_size and (type(value) is not int or value < 0):
+        if name not in NO_SIZES and (type(value) is not int or value < 0):
             raise InputError(f"{path}: {name}: expected a size, found {value!r}")
     missing = [name for name in needed if name not in config]
     if missing:

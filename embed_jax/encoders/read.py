@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from embed_jax.encoders.adapter import read_adapter
 from embed_jax.encoders.base import backbone_shapes, base_name, find_base, is_adapter, read_backbone
 from embed_jax.encoders.build import TOKEN_HEAD, EncoderSpec
 from embed_jax.encoders.classifier import build_classifier, classifier_family, classifier_spec
-from embed_jax.encoders.heads import Head, Truncate
+from embed_jax.encoders.heads import Truncate
 from embed_jax.encoders.saved import SavedClassifier, SavedModel
 from embed_jax.encoders.stack import ADAPTER
 from embed_jax.encoders.static import read_static
@@ -72,32 +72,21 @@ def read_model(directory: Path, *, put: Put | None = None) -> SavedModel:
         backbone, family, config = read_backbone(transformer, texts.changes)
         tensors = open_tensors(transformer)
         params = params_from_tensors(family, backbone_shapes(backbone), tensors, transformer, put=below)
-    more: dict[str, Params] = {}
-    lora = token_head = None
+    lora, adapter = None, {}
     if transformer != first:
-        lora, more[ADAPTER] = read_adapter(first, backbone, base, transformer)
-    pooling, include_prompt = "last_token" if plain and _is_language_model(config) else "mean", True
-    heads: list[Head] = []
-    head_params: dict[str, Params] = {}
-    for kind, folder in folders[1:]:
-        if kind == "Pooling":
-            pooling, include_prompt = modules.read_pooling(directory / folder / "config.json")
-        elif kind in READ_TOKEN_HEAD:
-            token_head, more[TOKEN_HEAD] = READ_TOKEN_HEAD[kind](directory / folder)
-        elif kind in READ_HEAD:
-            head, found = READ_HEAD[kind](directory / folder)
-            head_params |= {str(len(heads)): found} if found else {}
-            heads.append(head)
-    if isinstance(token_head, WeightedLayers) and not config.get("output_hidden_states"):
+        lora, adapter[ADAPTER] = read_adapter(first, backbone, base, transformer)
+    others, params_of_others, include_prompt = _read_others(directory, folders[1:])
+    if plain and _is_language_model(config):
+        others["pooling"] = "last_token"
+    others["heads"] += _truncate(settings, directory)
+    if isinstance(others["token_head"], WeightedLayers) and not config.get("output_hidden_states"):
         raise InputError(f"{transformer / 'config.json'}: output_hidden_states: expected true beside the weights of "
                          "layers, which sentence-transformers leaves unused without")  # fmt: skip
-    if settings.get("truncate_dim") is not None:
-        heads.append(Truncate(_size(directory, "truncate_dim", settings["truncate_dim"])))
     tokenizer = first if static or (first / "tokenizer_config.json").is_file() else transformer
     limits = {} if static else _read_optional(tokenizer / "tokenizer_config.json")
     return SavedModel(
-        spec=EncoderSpec(backbone, pooling, tuple(heads), lora=lora, token_head=token_head),
-        params={"backbone": params, "heads": head_params, **more},
+        spec=EncoderSpec(backbone, **others, lora=lora),
+        params={"backbone": params, **params_of_others, **adapter},
         max_length=_max_length(texts, limits, backbone.max_length),
         prompts=_prompts(settings),
         default_prompt_name=_default_prompt_name(settings, directory),
@@ -167,6 +156,23 @@ def read_classifier(directory: Path) -> SavedClassifier:
     )
 
 
+def _read_others(directory: Path, folders: Sequence[tuple[str, str]]) -> tuple[dict[str, Any], Params, bool]:
+    """What follows the backbone: fields of EncoderSpec, parameters, and whether prompts count towards pooling."""
+    spec, include_prompt = {"pooling": "mean", "heads": (), "token_head": None}, True
+    params: Params = {"heads": {}}
+    for kind, folder in folders:
+        place = directory / folder
+        if kind == "Pooling":
+            spec["pooling"], include_prompt = modules.read_pooling(place / "config.json")
+        elif kind in READ_TOKEN_HEAD:
+            spec["token_head"], params[TOKEN_HEAD] = READ_TOKEN_HEAD[kind](place)
+        elif kind in READ_HEAD:
+            head, found = READ_HEAD[kind](place)
+            params["heads"] |= {str(len(spec["heads"])): found} if found else {}
+            spec["heads"] += (head,)
+    return spec, params, include_prompt
+
+
 def _read_optional(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
@@ -198,15 +204,16 @@ def _similarity(settings: Mapping[str, Any], directory: Path) -> str:
 def _sizes(settings: Mapping[str, Any], directory: Path) -> tuple[int, ...]:
     """The trained sizes, ascending."""
     found = settings.get("matryoshka_dims") or []
-    if not isinstance(found, list):
+    if not isinstance(found, list) or not all(type(size) is int and size > 0 for size in found):
         raise InputError(f"{directory / SETTINGS}: matryoshka_dims: expected a list of sizes, found {found!r}")
-    return tuple(sorted(_size(directory, "matryoshka_dims", size) for size in found))
+    return tuple(sorted(found))
 
 
-def _size(directory: Path, field: str, found: Any) -> int:
-    if type(found) is not int or found < 1:
-        raise InputError(f"{directory / SETTINGS}: {field}: expected a size, found {found!r}")
-    return found
+def _truncate(settings: Mapping[str, Any], directory: Path) -> tuple[Truncate, ...]:
+    size = settings.get("truncate_dim")
+    if size is not None and (type(size) is not int or size < 1):
+        raise InputError(f"{directory / SETTINGS}: truncate_dim: expected a size or null, found {size!r}")
+    return () if size is None else (Truncate(size),)
 
 
 def _max_length(texts: TextConfig, tokenizer: Mapping[str, Any], positions: int) -> int:
