@@ -197,7 +197,7 @@ def local_task(
         raise InputError(unknown("kind of task that mteb has", kind, KINDS))
     known = KINDS[kind]
     found = known.read(data, split)
-    content = hashlib.sha256(json.dumps(found.splits, sort_keys=True).encode()).hexdigest()[:16]
+    content = hashlib.sha256(json.dumps([found.splits, instruction], sort_keys=True).encode()).hexdigest()[:16]
     metadata = TaskMetadata(
         name=name,
         description=f"{kind} on local data",

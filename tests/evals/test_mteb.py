@@ -236,7 +236,7 @@ def theirs(saved):
 
 
 @pytest.mark.filterwarnings("ignore:lbfgs failed to converge", "ignore:this model has prompts")
-@pytest.mark.parametrize("kind", [*KINDS, pytest.param("sets", marks=pytest.mark.slow), "levels"])
+@pytest.mark.parametrize("kind", [*KINDS, *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("sets", "levels"))])
 def test_equals_sentence_transformers_under_mteb_and_our_evaluators(kind, task, data, model, theirs):
     ours, made = mteb_model(model), task(kind)
     found = scores(ours, made)["main_score"]
@@ -288,9 +288,9 @@ def test_kept_results_are_those_of_the_data_and_the_model(data, recorder, tmp_pa
     """mteb itself looks at names alone."""
     cache, model, other = mteb.ResultCache(tmp_path / "cache"), recorder(), recorder(prompts={"query": "q: "})
 
-    def evaluated(model, path):
+    def evaluated(model, path, **options):
         model.asked.clear()
-        task = local_task("sts", str(path), name="Kept")
+        task = local_task("sts", str(path), name="Kept", **options)
         mteb.evaluate(mteb_model(model, "mine"), [task], cache=cache, show_progress_bar=False)
         return len(model.asked) > 0
 
@@ -300,6 +300,7 @@ def test_kept_results_are_those_of_the_data_and_the_model(data, recorder, tmp_pa
     assert evaluated(other, copy) and not evaluated(other, copy) and not evaluated(model, copy)
     copy.write_text("".join(copy.read_text().splitlines(keepends=True)[:-1]))
     assert evaluated(model, copy) and not evaluated(model, copy)
+    assert evaluated(model, copy, instruction="compare")
 
 
 # ---- refusals ------------------------------------------------------------------------------------------------
