@@ -127,8 +127,8 @@ def test_a_checkpoint_is_the_model_that_the_run_had(run, name):
         if not merged:  # else the run compared the model before
             params = params | {"heads": {}} if name == "everything" else params  # whose head is training's alone
             assert_equal_bits(found.params, params)
-            np.testing.assert_array_equal(found.encode(["the cat plays music"], prompt=""), embedding)
-        np.testing.assert_allclose(found.encode(["the cat plays music"], prompt=""), embedding, atol=1e-5)
+    again = found.encode(["the cat plays music"], prompt="")
+    np.testing.assert_allclose(again, embedding, atol=1e-5 if merged else 0)
     assert not np.allclose(seen[1][1], seen[STEPS][1], atol=1e-4), "steps of one model show nothing"
 
     written = embed_jax.load(directory)

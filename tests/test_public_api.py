@@ -1,0 +1,313 @@
+"""The front door: familiar to who comes from sentence-transformers, and checked, before it runs and while it does."""
+
+import copy
+import subprocess
+import sys
+import textwrap
+import warnings
+from pathlib import Path
+
+import jaxtyping
+import numpy as np
+import pytest
+
+import embed_jax
+from embed_jax import similarity as similarities
+from embed_jax.errors import InputError
+from embed_jax.sentence import SentenceEncoder
+from embed_jax.similarity import SIMILARITIES, pairwise_similarity, similarity_matrix, truncate, unit_length
+
+ROOT = Path(__file__).parents[1]
+TEXTS = ["the cat", "", "music in the city", "a red house " * 3]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    return embed_jax.load(tiny_model)
+
+
+def having(model, **attributes):
+    """The same model, with what it compiled, but these attributes."""
+    own = copy.copy(model)
+    own._warned, own._prompted = set(), False
+    vars(own).update(attributes)
+    return own
+
+
+def test_each_public_name_is_there():
+    for name in embed_jax.__all__:
+        assert callable(getattr(embed_jax, name))
+    assert embed_jax.SentenceEncoder is SentenceEncoder
+    with pytest.raises(AttributeError, match="module 'embed_jax' has no attribute 'laod'"):
+        _ = embed_jax.laod
+
+
+# ---- similarities --------------------------------------------------------------------------------------------
+
+
+def embeddings(rows, seed=0, size=24):
+    return np.random.default_rng(seed).normal(0, 3, (rows, size)).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", SIMILARITIES)
+def test_similarities_equal_sentence_transformers(name):
+    """1e-4 of values up to about 300: float32's rounding there, with a margin of ten."""
+    SimilarityFunction = pytest.importorskip("sentence_transformers").SimilarityFunction
+    a, b = embeddings(40), embeddings(30, seed=1)
+    a[3], b[5] = 0, a[7]
+    for x, y in ((a, b), (a[0], b), (a, b[0]), (a[0], b[0])):
+        found, wanted = similarity_matrix(x, y, name), SimilarityFunction.to_similarity_fn(name)(x, y).numpy()
+        assert found.dtype == np.float32 and found.shape == wanted.shape
+        # theirs are rounded where vectors are the same: to 0.01
+        np.testing.assert_allclose(found, wanted, atol=1e-4 if name != "euclidean" else 2e-2)
+    found = pairwise_similarity(a[:30], b, name)
+    wanted = SimilarityFunction.to_similarity_pairwise_fn(name)(a[:30], b).numpy()
+    assert found.dtype == np.float32 and found.shape == (30,)
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SIMILARITIES)
+def test_all_pairs_and_pairs_alike_agree_whatever_the_blocks(name, monkeypatch):
+    a, b = embeddings(21), embeddings(21, seed=1)
+    whole = similarity_matrix(a, b, name)
+    np.testing.assert_allclose(np.diagonal(whole), pairwise_similarity(a, b, name), rtol=1e-5, atol=1e-6)
+    monkeypatch.setattr(similarities, "BLOCK", 2 * 21 * 24)
+    np.testing.assert_allclose(similarity_matrix(a, b, name), whole, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(similarity_matrix(b, a, name), whole.T, rtol=1e-5, atol=1e-6)
+    monkeypatch.setattr(similarities, "BLOCK", 1)
+    np.testing.assert_allclose(similarity_matrix(a, b, name), whole, rtol=1e-5, atol=1e-6)
+    assert similarity_matrix(a[:0], b, name).shape == (0, 21) and similarity_matrix(a, b[:0], name).shape == (21, 0)
+    assert pairwise_similarity(a[:0], b[:0], name).shape == (0,)
+
+
+def test_near_vectors_keep_their_distance():
+    """Of |a|^2 + |b|^2 - 2 a b float32 would leave nothing here."""
+    a = unit_length(embeddings(5))
+    step = np.float32(1e-5)
+    b = a + step * np.eye(5, 24, dtype=np.float32)
+    exact = -np.linalg.norm(a.astype(np.float64) - b, axis=1)
+    np.testing.assert_allclose(np.diagonal(similarity_matrix(a, b, "euclidean")), exact, rtol=1e-4)
+    np.testing.assert_allclose(np.diagonal(similarity_matrix(a, b, "manhattan")), exact, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "name", "message"),
+    [
+        ((2, 3), (2, 4), "cosine", "expected vectors of one size, found 3 and 4 numbers"),
+        ((2, 3), (2, 3), "cosin", r"unknown similarity 'cosin' \(did you mean 'cosine'\?\)"),
+        ((2, 3, 1), (2, 3), "dot", r"expected vectors \[N, D\] or one vector \[D\], found the shape \(2, 3, 1\)"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_in_one_line(a, b, name, message):
+    with pytest.raises(InputError, match=message):
+        similarity_matrix(np.zeros(a), np.zeros(b), name)
+    with pytest.raises(InputError):
+        pairwise_similarity(np.zeros(a), np.zeros(b), name)
+
+
+def test_pairs_need_as_many_on_both_sides():
+    with pytest.raises(InputError, match=r"as many vectors on both sides, of one size, found \(2, 3\), \(1, 3\)"):
+        pairwise_similarity(np.zeros((2, 3)), np.zeros(3))
+
+
+# ---- a model -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SIMILARITIES)
+def test_a_model_compares_as_it_is_meant_to(model, name):
+    own = having(model, similarity_fn_name=name)
+    found = own.encode(TEXTS)
+    np.testing.assert_array_equal(own.similarity(found, found[:2]), similarity_matrix(found, found[:2], name))
+    np.testing.assert_array_equal(own.similarity_pairwise(found, found[::-1]),
+                                  pairwise_similarity(found, found[::-1], name))  # fmt: skip
+    assert own.similarity(found[0], found).shape == (1, 4)
+
+
+@pytest.fixture(scope="module")
+def theirs(model, tmp_path_factory):
+    SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer
+    having(model, similarity_fn_name="dot").save(directory := tmp_path_factory.mktemp("theirs") / "model")
+    return SentenceTransformer(str(directory), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("prompts", "default", "query", "document"),
+    [
+        ({}, None, None, None),
+        ({"query": "find : ", "document": ""}, None, "query", "document"),
+        ({"query": "find : ", "document": "read : ", "passage": "never"}, "passage", "query", "document"),
+        ({"query": "", "document": "", "STS": "like : "}, "STS", "query", "document"),
+        ({"query": "find : ", "passage": "read : ", "corpus": "never"}, None, "query", "passage"),
+        ({"query": "find : ", "corpus": "read : "}, None, "query", "corpus"),
+        ({"STS": "like : "}, "STS", "STS", "STS"),
+    ],
+)
+def test_queries_and_documents_have_their_prompts_by_the_usual_names(model, theirs, prompts, default, query, document):
+    ours = having(model, prompts=prompts, default_prompt_name=default, similarity_fn_name="dot")
+    theirs.prompts, theirs.default_prompt_name = dict(prompts), default
+    expected = [theirs.encode(TEXTS, prompt_name=name) for name in (query, document)]
+    found = [ours.encode_query(TEXTS), ours.encode_document(TEXTS)]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    if prompts.keys() >= {"query", "document"} or not prompts:
+        np.testing.assert_allclose(found, [theirs.encode_query(TEXTS), theirs.encode_document(TEXTS)], atol=1e-5)
+    np.testing.assert_allclose(ours.similarity(*found), theirs.similarity(*expected), atol=1e-5)
+    np.testing.assert_allclose(ours.similarity_pairwise(*found), theirs.similarity_pairwise(*expected), atol=1e-5)
+    for arguments in ({"prompt": "see : "}, *({"prompt_name": name} for name in prompts)):
+        expected = theirs.encode_query(TEXTS, **arguments)
+        np.testing.assert_allclose(ours.encode_query(TEXTS, **arguments), expected, atol=1e-5)
+        np.testing.assert_allclose(ours.encode_document(TEXTS, **arguments), expected, atol=1e-5)
+    assert ours.encode_query("the cat").shape == ours.encode_document("the cat").shape == (ours.dim,)
+
+
+def test_documents_without_a_prompt_need_none_and_queries_warn(model):
+    own = having(model, prompts={"STS": "like : "})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(own.encode_document(TEXTS), model.encode(TEXTS))
+    own = having(model, prompts={"STS": "like : "})
+    with pytest.warns(UserWarning, match=r"has prompts \(STS\), and none was given"):
+        own.encode_query(TEXTS)
+
+
+def test_queries_take_an_instruction_and_documents_none(model):
+    own = having(model, prompts={"query": "find : ", "document": ""}, template="task : {instruction} query : ")
+    found = own.encode_query(TEXTS, instruction="find the music")
+    np.testing.assert_array_equal(found, own.encode(TEXTS, prompt="task : find the music query : "))
+    assert np.abs(found - own.encode_query(TEXTS)).max() > 1e-3
+    with pytest.raises(InputError, match="instruction: queries take one, documents have none"):
+        own.encode_document(TEXTS, instruction="find the music")
+    with pytest.raises(InputError, match="found prompt_name and instruction"):
+        own.encode_query(TEXTS, instruction="find the music", prompt_name="query")
+
+
+def test_embeddings_are_made_length_one_on_request(tiny_model):
+    model = embed_jax.load(tiny_model)
+    spec = model.spec.__class__(model.spec.backbone, model.spec.pooling)
+    plain = SentenceEncoder(spec, model.params, model.tokenizer)
+    lengths = np.linalg.norm(plain.encode(TEXTS), axis=1)
+    assert np.abs(lengths - 1).min() > 0.1
+    for encode in (plain.encode, plain.encode_query, plain.encode_document):
+        np.testing.assert_allclose(encode(TEXTS, normalize_embeddings=True), model.encode(TEXTS), atol=1e-6)
+    with warnings.catch_warnings(action="ignore"):
+        np.testing.assert_allclose(
+            plain.encode(TEXTS, normalize_embeddings=True, dim=8), truncate(model.encode(TEXTS), 8), atol=1e-6
+        )
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("batch_size", 32, "batch_size: batches are counted in tokens: `batch_tokens`"),
+        ("convert_to_tensor", True, "convert_to_tensor: embeddings are NumPy arrays always; `torch.from_numpy`"),
+        ("convert_to_numpy", False, "convert_to_numpy: embeddings are NumPy arrays always"),
+        ("truncate_dim", 8, "truncate_dim: it is `dim`"),
+        ("show_progress_bar", True, "show_progress_bar: it is `show_progress`"),
+    ],
+)
+def test_arguments_of_sentence_transformers_that_are_others_here_are_one_line(model, argument, value, message):
+    for encode in (model.encode, model.encode_query, model.encode_document, model.encode_blocks):
+        with pytest.raises(InputError, match=message) as error:
+            encode(TEXTS, **{argument: value})
+        assert "\n" not in str(error.value)
+
+
+def test_no_other_argument_is_taken(model):
+    with pytest.raises(TypeError, match="unexpected argument 'bach_tokens'; expected dim, layers"):
+        model.encode(TEXTS, bach_tokens=3)
+
+
+# ---- types ---------------------------------------------------------------------------------------------------
+
+
+def test_annotated_shapes_are_those_of_the_arrays(model):
+    beartype = pytest.importorskip("beartype").beartype
+    checked = jaxtyping.jaxtyped(typechecker=beartype)
+    a, b = embeddings(4), embeddings(3)
+    for function in (similarity_matrix, pairwise_similarity):
+        for x, y in ((a[:3], b), (a[0], b[0])):
+            for name in SIMILARITIES:
+                assert checked(function)(x, y, name).dtype == np.float32
+        for wrong in ("text", a[None], a.astype(str)):
+            with pytest.raises(jaxtyping.TypeCheckError):
+                checked(function)(wrong, b)
+    assert checked(truncate)(a, 3).shape == (4, 3) and checked(unit_length)(a[0]).shape == (24,)
+    for name in ("encode", "encode_query", "encode_document"):
+        encode = checked(getattr(SentenceEncoder, name))
+        with warnings.catch_warnings(action="ignore"):
+            assert encode(model, TEXTS, dim=8).shape == (4, 8)
+        assert encode(model, "one").shape == (model.dim,) and encode(model, iter(TEXTS)).shape == (4, model.dim)
+        with pytest.raises(jaxtyping.TypeCheckError):
+            encode(model, 3)
+    with pytest.raises(jaxtyping.TypeCheckError):
+        checked(SentenceEncoder.similarity)(model, a, embeddings(3, size=23))
+
+
+PROGRAM = """
+    import embed_jax
+
+    model = embed_jax.load("runs/mine", step=500)
+    reveal_type(model)  # SentenceEncoder
+    queries = model.encode_query(["a"], instruction="find", normalize_embeddings=True)
+    documents = model.encode_document(("a", "b"), batch_tokens=512)
+    reveal_type(queries)  # numpy.ndarray
+    reveal_type(model.encode("a text", dim=64))  # numpy.ndarray
+    reveal_type(model.similarity(queries, documents))  # numpy.ndarray
+    reveal_type(embed_jax.load_cross_encoder("name").score(["a"], ["b"]))  # numpy.ndarray
+    reveal_type(embed_jax.finetune([("a", "b"), ("c", "d")]))  # SentenceEncoder
+    for block in model.encode_blocks(iter(["a"])):
+        reveal_type(block)  # numpy.ndarray
+    model.encode(["a"], batch_size=3)  # Unexpected keyword argument "batch_size"
+    model.encode([1])  # List item 0 has incompatible type "int"
+    model.encode_document(["a"], instruction="x")  # Unexpected keyword argument "instruction"
+    model.similarity("a", queries)  # incompatible type "str"
+    embed_jax.load("x", step="last")  # incompatible type "str"
+    embed_jax.laod("x")  # Module has no attribute "laod"
+"""
+# What a user's checker sees, without the libraries below, whose own types take it minutes.
+OURS = ["embed_jax", *(f"embed_jax.{name}" for name in ("sentence", "similarity", "encode_options", "pretrained"))]
+OURS += ["embed_jax.cross_encoder", "embed_jax.train.finetune", "embed_jax.train.run", "embed_jax.types"]
+SETTINGS = f"""
+[mypy]
+follow_imports = skip
+ignore_missing_imports = True
+disallow_untyped_defs = True
+[mypy-{",".join([*OURS, "jaxtyping.*", "numpy.*"])}]
+follow_imports = silent
+"""
+
+
+@pytest.fixture
+def mypy(tmp_path):
+    """`mypy(file, ...)`: what it says of each line that it says something of, {(file, line): text}."""
+    pytest.importorskip("mypy")
+    (tmp_path / "mypy.ini").write_text(SETTINGS)
+
+    def run(*files):
+        command = ["-m", "mypy", "--config-file", tmp_path / "mypy.ini", "--cache-dir=/dev/null", *files]
+        done = subprocess.run(
+            [sys.executable, *command], capture_output=True, text=True, cwd=ROOT, env={"MYPYPATH": str(ROOT)}
+        )
+        assert done.returncode in (0, 1), done.stdout + done.stderr
+        said = {}
+        for line in done.stdout.splitlines()[:-1]:
+            place, _, message = line.partition(": ")
+            said[place] = said.get(place, "") + message
+        return said
+
+    return run
+
+
+def test_a_users_program_is_checked_before_it_runs(mypy, tmp_path):
+    lines = textwrap.dedent(PROGRAM).splitlines()
+    (tmp_path / "program.py").write_text("\n".join(lines) + "\n")
+    expected = {number: line.split("  # ")[1] for number, line in enumerate(lines, 1) if "  # " in line}
+    said = {int(place.split(":")[1]): text for place, text in mypy(tmp_path / "program.py").items()}
+    assert said.keys() == expected.keys(), said
+    for number, text in expected.items():
+        assert text in said[number] and ("error" in said[number]) == (number > 14), said[number]
+
+
+def test_what_is_public_keeps_to_its_own_types(mypy):
+    files = [name.replace(".", "/") + ("/__init__.py" if name == "embed_jax" else ".py") for name in OURS]
+    assert mypy(*(file for file in files if "cross_encoder" not in file and "types" not in file)) == {}
+    assert (ROOT / "embed_jax" / "py.typed").is_file() and "embed_jax = py.typed" in (ROOT / "setup.cfg").read_text()
