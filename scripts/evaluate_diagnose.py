@@ -3,17 +3,316 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from scripts.commands import Parser
+import numpy as np
+from jaxtyping import Float, Int
+
+from embed_jax.errors import InputError
+from scripts import embedders
+from scripts.commands import Parser, load_model
+
+if TYPE_CHECKING:
+    from embed_jax.evals.diagnose import Finding, Judged
+
+USED, OWN, FAMILY, NONE = "as used", "the model's own", "its family's", "without any"
+STATUS = {"ok": "no fault", "fault": "FAULT"}
+DOCUMENTS = 2000  # of which the mean cosine is taken
+Prompts = tuple[str, str]  # of queries and of documents
+Triplet = tuple[str, str, list[str]]  # anchor, positive, negatives
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """A retrieval task as a model embeds it: each text once with each prompt, whole, in memory; sizes are cut from it.
+
+    Attributes:
+        embed: `embed(texts, prompt=...)` gives whole embeddings.
+    """
+
+    embed: Callable[..., Float[np.ndarray, "N D"]]
+    similarity: str
+    texts: tuple[Sequence[str], Sequence[str]]
+    judged: Judged
+    kept: dict[tuple[int, str], Float[np.ndarray, "N D"]] = dataclasses.field(default_factory=dict)
+
+    def sides(self, prompts: Prompts, size: int) -> list[Float[np.ndarray, "N d"]]:
+        """The embeddings of queries and of documents."""
+        for side, prompt in enumerate(prompts):
+            if (side, prompt) not in self.kept:
+                self.kept[side, prompt] = self.embed(self.texts[side], prompt=prompt)
+        return [cut(self.kept[side, prompt], size) for side, prompt in enumerate(prompts)]
+
+    def ranks(self, prompts: Prompts, size: int) -> Int[np.ndarray, " J"]:
+        from embed_jax.evals.diagnose import relevant_ranks
+
+        return relevant_ranks(*self.sides(prompts, size), self.judged, self.similarity)
+
+    def ndcg(self, prompts: Prompts, size: int) -> Float[np.ndarray, " Q"]:
+        from embed_jax.evals.diagnose import ndcg
+
+        return ndcg(self.ranks(prompts, size), self.judged)
 
 
 def add_arguments(parser: Parser) -> Any:
     """The options of --diagnose."""
     group = parser.add_argument_group("diagnose")
-    group.add_argument("--diagnose", action="store_true", help="look for the usual faults of a search")
+    group.add_argument(
+        "--diagnose", action="store_true", help="retrieval: look for the five usual faults, each with what to do"
+    )
+    group.add_argument("--shortlist", type=int, default=100, help="documents that a reranker gets (default: 100)")
+    group.add_argument("--target", type=float, default=0.95, help="recall that they should have (default: 0.95)")
+    group.add_argument("--pairs", help="training data (anchor, positive, negative ...) whose negatives to judge")
+    group.add_argument(
+        "--pairs-limit", type=int, default=2000, help="judge the first so many rows of it, 0: all (default: 2000)"
+    )
     return group
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    raise NotImplementedError
+    """Makes the checks; prints a list of them and returns what they found."""
+    from embed_jax.data.sources import open_retrieval_task
+    from embed_jax.evals import diagnose
+    from embed_jax.evals.metrics import bootstrap_interval
+    from embed_jax.train.tracking import environment
+
+    check(args)
+    corpus, queries, qrels = open_retrieval_task(args.data, args.split)
+    if len(qrels) < 2:
+        raise InputError(f"{args.data}: --diagnose expects 2 judged queries or more, found {len(qrels)}")
+    judged = diagnose.judged_rows(corpus, queries, qrels, ignore_identical_ids=args.ignore_identical_ids)
+    triplets = read_triplets(args) if args.pairs else []
+    model = load_model(args.model)
+    if args.dim > model.dim:
+        raise InputError(f"--dim: expected 1 to {model.dim}, the size of the embeddings, found {args.dim}")
+
+    prompts, dim = variants(args, model), args.dim or model.dim
+    embed = functools.partial(embedders.encoder(args, model), dim=0)
+    texts = [queries[name] for name in qrels], list(corpus.values())
+    search = Search(embed, model.similarity_fn_name, texts, judged)
+    ranks = search.ranks(prompts[USED], dim)
+    score = diagnose.ndcg(ranks, judged)
+    low, high = bootstrap_interval(len(score), lambda rows: float(score[rows].mean()))
+    counted = f"{len(qrels)} queries, {len(corpus)} documents"
+    print(f"{args.data}, {args.model}: nDCG@10 {score.mean():.4f} [{low:.3f}, {high:.3f}], {counted}", flush=True)
+
+    findings = [
+        check_scores(*search.sides(prompts[USED], dim), search),
+        check_prompts(args, prompts, search, dim),
+        diagnose.truncation(
+            {size: search.ndcg(prompts[USED], size) for size in sizes(args, model)},
+            full=model.dim,
+            used=dim,
+            trained=model.matryoshka_dims,
+        ),
+        diagnose.shortlist(ranks, judged, k=args.shortlist, target=args.target, documents=len(corpus)),
+        check_negatives(args.pairs, triplets, search, prompts[USED], dim),
+    ]
+    for finding in findings:
+        print(f"\n{STATUS.get(finding.status, finding.status)}: {diagnose.NAMES[finding.check]}\n  {finding.line}")
+        advice = advise(finding, args, prompts)
+        if advice:
+            print(f"  what to do: {advice}")
+    options = ("task", "model", "data", "split", *embedders.OPTIONS, "shortlist", "target", "pairs", "pairs_limit")
+    return {
+        **{option: getattr(args, option) for option in options},
+        "metrics": {"ndcg@10": float(score.mean())},
+        "intervals": {"ndcg@10": (low, high)},
+        "n": len(qrels),
+        "findings": [
+            dataclasses.asdict(finding)
+            | {"name": diagnose.NAMES[finding.check], "what_to_do": advise(finding, args, prompts)}
+            for finding in findings
+        ],
+        "versions": environment(),
+    }
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises an InputError for options that no diagnosis can have."""
+    if args.shortlist < 1:
+        raise InputError(f"--shortlist: expected 1 or more, found {args.shortlist}")
+    if not 0 < args.target <= 1:
+        raise InputError(f"--target: expected a recall above 0, at most 1, found {args.target}")
+    if args.pairs_limit < 0:
+        raise InputError(f"--pairs-limit: expected 0 or more, found {args.pairs_limit}")
+    for option in ("training", "baseline", "set"):
+        if getattr(args, option):
+            meant = "; training data whose negatives to judge are --pairs" if option == "training" else ""
+            raise InputError(f"--{option} does not go with --diagnose{meant}")
+    if embedders.provider(args.model):
+        raise InputError(f"{args.model}: --diagnose is for a model whose files are here, not for an endpoint")
+
+
+def sizes(args: argparse.Namespace, model: Any) -> list[int]:
+    """The whole and the size used; without one trained sizes, or half and a quarter, to see what a cut would cost."""
+    others = [args.dim] if args.dim else model.matryoshka_dims or (model.dim // 2, model.dim // 4)
+    return list(dict.fromkeys(size for size in (model.dim, *others) if 0 < size <= model.dim))
+
+
+def cut(embeddings: Float[np.ndarray, "N D"], size: int) -> Float[np.ndarray, "N d"]:
+    """As `encode` with `dim`: what is not cut stays as it is."""
+    from embed_jax.similarity import truncate
+
+    return embeddings if size == embeddings.shape[1] else truncate(embeddings, size)
+
+
+def check_scores(queries: Float[np.ndarray, "Q D"], corpus: Float[np.ndarray, "N D"], search: Search) -> Finding:
+    from embed_jax.evals import diagnose
+    from embed_jax.evals.geometry import average_cosine
+
+    rows = np.random.default_rng(0).choice(len(corpus), min(len(corpus), DOCUMENTS), replace=False)
+    mean_cosine = average_cosine(corpus[rows]) if len(rows) > 1 else 1.0
+    relevant, random = diagnose.against_random(queries, corpus, search.judged, search.similarity)
+    return diagnose.discrimination(relevant, random, search.judged.query, mean_cosine)
+
+
+def check_prompts(args: argparse.Namespace, prompts: dict[str, Prompts], search: Search, dim: int) -> Finding:
+    from embed_jax.encoders.hub import resolve
+    from embed_jax.encoders.read import SETTINGS
+    from embed_jax.encoders.weights import read_json
+    from embed_jax.evals import diagnose
+
+    first = {pair: name for name, pair in reversed(prompts.items())}  # equal ones count once, under their first name
+    settings = embedders.model_directory(resolve(args.model)) / SETTINGS
+    recorded = read_json(settings) if settings.is_file() else {}
+    return diagnose.missing_prompt(
+        {name: search.ndcg(pair, dim) for name, pair in prompts.items() if first[pair] == name},
+        expects=any((*prompts[OWN], *prompts[FAMILY])),
+        prompted=any(prompts[USED]),
+        recorded=any((recorded.get("prompts") or {}).values()) or bool(recorded.get("instruction_template")),
+    )
+
+
+def variants(args: argparse.Namespace, model: Any) -> dict[str, Prompts]:
+    """The prompts used, and those that could be: the model's own, those of its family by its name, none."""
+    from embed_jax.evals.embedder import prompt_options
+    from embed_jax.evals.suite import named
+    from embed_jax.evals.task import DOCUMENT, QUERY, Use
+    from embed_jax.prompts import expected, prompt_for, resolve_prompt
+
+    task = named(args.task, args.data, args.split)
+
+    def resolved(options: Callable) -> Prompts:
+        asked = (options(Use(task, "Retrieval", side)) for side in (QUERY, DOCUMENT))
+        named_or_default = (one or {"prompt_name": model.default_prompt_name} for one in asked)
+        query, document = (resolve_prompt(model.prompts, model.template, **one) for one in named_or_default)
+        return query, document
+
+    family = expected(args.model)
+    known = family.prompts if family else {}
+    query, document = (known.get(prompt_for(known, side=side) or "", "") for side in (QUERY, DOCUMENT))
+    own = resolved(prompt_options(model))
+    found = {USED: resolved(embedders.model_options(args, model)), OWN: own, FAMILY: (query, document)}
+    if not own[0]:  # perhaps one has a name that does not say that it is for queries
+        found |= {f"{name!r} before queries": (text, own[1]) for name, text in model.prompts.items() if text}
+    return {**found, NONE: ("", "")}
+
+
+def read_triplets(args: argparse.Namespace) -> list[Triplet]:
+    """The rows of --pairs."""
+    from embed_jax.data.sources import iter_records, pair_columns
+
+    rows, columns = [], None
+    for number, record in enumerate(itertools.islice(iter_records(args.pairs), args.pairs_limit or None)):
+        columns = columns or pair_columns([record])
+        anchor, positive, *others = columns(record)
+        if not isinstance(anchor, str) or not isinstance(positive, str):
+            raise InputError(f"{args.pairs}: row {number}: anchor and positive are needed, one is missing")
+        rows.append((anchor, positive, [text for text in others if text is not None]))
+    return rows
+
+
+def check_negatives(
+    data: str | None, triplets: Sequence[Triplet], search: Search, prompts: Prompts, dim: int
+) -> Finding:
+    from embed_jax.evals import diagnose
+    from embed_jax.similarity import pairwise_similarity, similarity_matrix
+
+    hard = [(row, text) for row, (_, _, others) in enumerate(triplets) for text in others]
+    if not hard:
+        line = f"{data}: none of {len(triplets)} rows has a negative" if data else "no training data given"
+        return diagnose.Finding("negatives", diagnose.NOT_CHECKED, line, "no negatives" if data else "")
+    anchors, positives = ([row[column] for row in triplets] for column in (0, 1))
+    place = {text: n for n, text in enumerate(dict.fromkeys([*positives, *(text for _, text in hard)]))}
+    asked, answers = (
+        cut(search.embed(texts, prompt=prompt), dim)
+        for texts, prompt in zip((anchors, list(place)), prompts, strict=True)
+    )
+    right = np.array([place[text] for text in positives])
+    rows, wrong = np.array([(row, place[text]) for row, text in hard]).T
+    others = diagnose.others_positives(anchors, positives)
+    random = [
+        similarity_matrix(anchor, answers[right[drawn]], search.similarity)[0]
+        for anchor, drawn in zip(asked, others, strict=True)
+    ]
+    return diagnose.negatives(
+        pairwise_similarity(asked, answers[right], search.similarity),
+        pairwise_similarity(asked[rows], answers[wrong], search.similarity),
+        rows,
+        np.where(others < 0, np.nan, random),
+    )
+
+
+def advise(finding: Finding, args: argparse.Namespace, prompts: dict[str, Prompts]) -> str:
+    """What to do, in one line; "" where there is nothing to do."""
+    from embed_jax.evals import diagnose
+
+    of = {"discrimination": _train, "prompt": _prompt, "dimension": _size, "shortlist": _rerank, "negatives": _mine}
+    return "" if finding.status == diagnose.OK else of[finding.check](finding, args, prompts)
+
+
+def _train(finding: Finding, args: argparse.Namespace, _: Any) -> str:
+    if not finding.figures:
+        return "give a corpus with more documents"
+    why = "embeddings in a narrow cone are those of a model not trained to embed: " if finding.cause == "cone" else ""
+    return (
+        f"{why}train it on pairs of this kind: python -m experiments.retrieval --config=configs/retrieval/own_data.py "
+        f"--config.model.name={args.model} --config.data.train=pairs.jsonl"
+    )
+
+
+def _prompt(finding: Finding, args: argparse.Namespace, prompts: dict[str, Prompts]) -> str:
+    if finding.cause == "unrecorded":
+        return f"write it with them in its files: python -m scripts.export --model {args.model} --output DIRECTORY"
+    if finding.cause == NONE:
+        return 'embed without a prompt: encode(texts, prompt="")'
+    best = finding.cause if finding.cause in prompts else OWN if any(prompts[OWN]) else FAMILY
+    query, document = prompts[best]
+    return (
+        f"put {query!r} before queries and {document!r} before documents: encode(texts, prompt=...), or as prompts in "
+        "its config_sentence_transformers.json, named query and document"
+    )
+
+
+def _size(_: Finding, args: argparse.Namespace, __: Any) -> str:
+    return (
+        "train it to be cut: python -m experiments.matryoshka --config=configs/matryoshka/nli.py "
+        f"--config.model.name={args.model}; or project it, without training: python -m scripts.shrink "
+        f"--model {args.model} --dim {args.dim} --texts TEXTS --output DIRECTORY"
+    )
+
+
+def _rerank(finding: Finding, args: argparse.Namespace, _: Any) -> str:
+    longer = f"rerank {finding.figures['needed']:.0f} documents, or " if not finding.cause else ""
+    return (
+        f"{longer}train for these documents: python -m experiments.retrieval "
+        f"--config=configs/retrieval/hard_negatives.py --config.model.name={args.model} "
+        f"--config.data.train=beir:{args.data} --config.mine.corpus={args.data} --config.eval.retrieval={args.data}"
+    )
+
+
+def _mine(finding: Finding, args: argparse.Namespace, _: Any) -> str:
+    if not args.pairs:
+        return "give the training data: --pairs FILE"
+    if finding.figures or finding.cause:
+        return (
+            f"mine harder ones: python -m scripts.mine --pairs {args.pairs} --strategy dense --model {args.model} "
+            f"--relative-margin 0.05 --output mined.jsonl; then look for false ones: python -m scripts.audit "
+            "--data mined.jsonl"
+        )
+    return "give more rows"
