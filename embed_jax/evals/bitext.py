@@ -9,8 +9,7 @@ from jaxtyping import Float, Int
 
 from embed_jax.data.sources.tasks import read_bitext
 from embed_jax.errors import InputError
-from embed_jax.evals.pairs import encode_columns
-from embed_jax.evals.task import Embed, Outcome, Task, Use, mean_outcome
+from embed_jax.evals.task import Embed, Outcome, Task, Use, encode_columns, mean_outcome
 from embed_jax.registry import unknown
 from embed_jax.retrieval.topk import unit_rows
 from embed_jax.similarity import SIMILARITIES, similarity_matrix

@@ -15,8 +15,8 @@ from embed_jax.data.pairs import whole_number
 from embed_jax.data.sources.files import FORMATS, file_format
 from embed_jax.data.sources.tasks import place, read_labelled_texts
 from embed_jax.errors import InputError, require
-from embed_jax.evals.pairs import encode_columns, metric_intervals
-from embed_jax.evals.task import Embed, Items, Outcome, Task, Use
+from embed_jax.evals.metrics import metric_intervals
+from embed_jax.evals.task import Embed, Items, Outcome, Task, Use, encode_columns
 
 KIND = "Classification"
 SAMPLES_PER_LABEL = 8

@@ -17,8 +17,7 @@ from jaxtyping import Float, Int
 
 from embed_jax.data.sources.tasks import place, read_text_sets
 from embed_jax.errors import InputError, require
-from embed_jax.evals.pairs import encode_columns
-from embed_jax.evals.task import Embed, Outcome, Task, Use, mean_outcome
+from embed_jax.evals.task import Embed, Outcome, Task, Use, encode_columns, mean_outcome
 from embed_jax.registry import unknown
 
 KIND = "Clustering"

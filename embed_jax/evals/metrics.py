@@ -108,6 +108,19 @@ def percentile_interval(values: Float[np.ndarray, " R"], confidence: float = 0.9
     return float(low), float(high)
 
 
+def metric_intervals(
+    n: int, metrics: Callable[[Int[np.ndarray, " N"]], Mapping[str, float]]
+) -> dict[str, tuple[float, float]]:
+    """`bootstrap_interval` of each of several metrics of the same n items; each resample serves them all.
+
+    Args:
+        metrics: of the items with these numbers, by name.
+    """
+    names = list(metrics(np.arange(n)))
+    resampled = bootstrap(n, lambda rows: list(metrics(rows).values()))
+    return {name: percentile_interval(values) for name, values in zip(names, resampled.T, strict=True)}
+
+
 def spearman_of(a: Float[np.ndarray, " N"], b: Float[np.ndarray, " N"]) -> Callable[[Int[np.ndarray, " M"]], float]:
     """`lambda i: spearman(a[i], b[i])` for `bootstrap`: ranks come from counting, so that no resample is sorted."""
     levels = [np.unique(side, return_inverse=True)[1] for side in (a, b)]

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int, Num
 
 from embed_jax.data.sources.tasks import read_labelled_pairs
 from embed_jax.errors import InputError
-from embed_jax.evals.metrics import bootstrap, percentile_interval
-from embed_jax.evals.task import Embed, Items, Outcome, Task, Use
-from embed_jax.retrieval.topk import Encode, unit_rows
+from embed_jax.evals.task import Embed, Items, Outcome, Task, Use, encode_columns
+from embed_jax.retrieval.topk import unit_rows
 from embed_jax.similarity import SIMILARITIES, pairwise_similarity
 
 KIND = "PairClassification"
@@ -38,38 +37,6 @@ def open_task(data: str, split: str = "test", *, name: str = "") -> Task:
         return pair_outcome(*encode_columns(functools.partial(embed, use=Use(name, KIND)), first, second), labels)
 
     return Task(name, KIND, "pairs", list(zip(first, second, strict=True)), evaluate)
-
-
-def encode_columns(encode: Encode, *columns: Sequence[str]) -> list[Float[np.ndarray, "_ D"]]:
-    """The embeddings of each column of texts; each distinct text is encoded once.
-
-    Raises:
-        InputError: if the embeddings are not one finite vector for each text.
-    """
-    number = {text: i for i, text in enumerate(dict.fromkeys(text for column in columns for text in column))}
-    embeddings = np.asarray(encode(list(number)))
-    if embeddings.ndim != 2 or len(embeddings) != len(number):
-        raise InputError(f"embeddings: expected [{len(number)}, D] for as many texts, found {list(embeddings.shape)}")
-    finite = np.isfinite(embeddings).all(axis=1)
-    if not finite.all():
-        text = list(number)[int(np.argmin(finite))]
-        raise InputError(
-            f"embeddings: expected finite numbers, found others for {(~finite).sum()} texts: {text[:40]!r}"
-        )
-    return [embeddings[[number[text] for text in column]] for column in columns]
-
-
-def metric_intervals(
-    n: int, metrics: Callable[[Int[np.ndarray, " N"]], Mapping[str, float]]
-) -> dict[str, tuple[float, float]]:
-    """`bootstrap_interval` of each of several metrics of the same n items; each resample serves them all.
-
-    Args:
-        metrics: of the items with these numbers, by name.
-    """
-    names = list(metrics(np.arange(n)))
-    resampled = bootstrap(n, lambda rows: list(metrics(rows).values()))
-    return {name: percentile_interval(values) for name, values in zip(names, resampled.T, strict=True)}
 
 
 def pair_similarities(first: Float[np.ndarray, "N D"], second: Float[np.ndarray, "N D"]) -> dict[str, np.ndarray]:

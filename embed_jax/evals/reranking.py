@@ -11,8 +11,7 @@ from jaxtyping import Float
 from embed_jax.data.sources.tasks import place, read_reranking
 from embed_jax.errors import InputError
 from embed_jax.evals.metrics import average_precision, mrr, ndcg
-from embed_jax.evals.pairs import encode_columns
-from embed_jax.evals.task import DOCUMENT, QUERY, Embed, Outcome, Task, Use, mean_outcome
+from embed_jax.evals.task import DOCUMENT, QUERY, Embed, Outcome, Task, Use, encode_columns, mean_outcome
 from embed_jax.registry import unknown
 from embed_jax.similarity import SIMILARITIES, similarity_matrix
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from embed_jax.data.sources.sts import open_sts
 from embed_jax.errors import InputError
 from embed_jax.evals.metrics import bootstrap, bootstrap_interval, pearson, percentile_interval, spearman, spearman_of
-from embed_jax.evals.task import Embed, Items, Outcome, Task, Use
+from embed_jax.evals.task import Embed, Items, Outcome, Task, Use, encode_columns
 from embed_jax.registry import unknown
 from embed_jax.retrieval.topk import Encode
 from embed_jax.similarity import SIMILARITIES, pairwise_similarity
@@ -42,7 +42,7 @@ def open_task(
     gold = np.array(scores)
 
     def evaluate(embed: Embed) -> Outcome:
-        sides = _sides(functools.partial(embed, use=Use(name, "STS")), first, second)
+        sides = encode_columns(functools.partial(embed, use=Use(name, "STS")), first, second)
         found = {kind: pairwise_similarity(*sides, kind) for kind in SIMILARITIES}
         metrics, items = sts_metrics(found[similarity], gold, subsets), Items(found[similarity], gold, "spearman")
         for kind in SIMILARITIES:
@@ -56,7 +56,7 @@ def open_task(
 
 def pair_similarities(encode: Encode, sentences1: Sequence[str], sentences2: Sequence[str]) -> Float[np.ndarray, " N"]:
     """Cosine similarity of each pair; each distinct text is encoded once. A zero vector is similar to nothing: 0."""
-    return pairwise_similarity(*_sides(encode, sentences1, sentences2), "cosine")
+    return pairwise_similarity(*encode_columns(encode, sentences1, sentences2), "cosine")
 
 
 def sts_metrics(
@@ -132,13 +132,6 @@ def _members(subsets: Sequence[str]) -> list[Int[np.ndarray, " M"]]:
     """The numbers of each subset's pairs."""
     labels = np.asarray(subsets)
     return [np.flatnonzero(labels == label) for label in dict.fromkeys(labels.tolist())]
-
-
-def _sides(encode: Encode, *columns: Sequence[str]) -> list[Float[np.ndarray, "N D"]]:
-    """The embeddings of each column of texts; each distinct text is encoded once."""
-    number = {text: i for i, text in enumerate(dict.fromkeys(text for column in columns for text in column))}
-    embeddings = encode(list(number))
-    return [embeddings[[number[text] for text in column]] for column in columns]
 
 
 def _check_lengths(*columns: Sequence) -> None:

@@ -11,8 +11,7 @@ from jaxtyping import Float
 from embed_jax.data.sources.tasks import place, read_summaries
 from embed_jax.errors import InputError
 from embed_jax.evals.metrics import pearson, spearman
-from embed_jax.evals.pairs import encode_columns
-from embed_jax.evals.task import Embed, Outcome, Task, Use, mean_outcome
+from embed_jax.evals.task import Embed, Outcome, Task, Use, encode_columns, mean_outcome
 from embed_jax.similarity import pairwise_similarity
 
 KIND = "Summarization"

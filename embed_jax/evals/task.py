@@ -168,3 +168,24 @@ def mean_outcome(
     return Outcome(
         main, metrics, {name: items.interval() for name, items in scored.items()}, scored[main], tuple(notes)
     )
+
+
+def encode_columns(
+    encode: Callable[[Sequence[str]], np.ndarray], *columns: Sequence[str]
+) -> list[Float[np.ndarray, "_ D"]]:
+    """The embeddings of each column of texts; each distinct text is encoded once.
+
+    Raises:
+        InputError: if the embeddings are not one finite vector for each text.
+    """
+    number = {text: i for i, text in enumerate(dict.fromkeys(text for column in columns for text in column))}
+    embeddings = np.asarray(encode(list(number)))
+    if embeddings.ndim != 2 or len(embeddings) != len(number):
+        raise InputError(f"embeddings: expected [{len(number)}, D] for as many texts, found {list(embeddings.shape)}")
+    finite = np.isfinite(embeddings).all(axis=1)
+    if not finite.all():
+        text = list(number)[int(np.argmin(finite))]
+        raise InputError(
+            f"embeddings: expected finite numbers, found others for {(~finite).sum()} texts: {text[:40]!r}"
+        )
+    return [embeddings[[number[text] for text in column]] for column in columns]

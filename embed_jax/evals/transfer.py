@@ -34,8 +34,8 @@ from embed_jax.data.sources.files import FORMATS, file_format
 from embed_jax.data.sources.tasks import place, read_rows
 from embed_jax.errors import InputError, require
 from embed_jax.evals.classification import prediction_metrics
-from embed_jax.evals.pairs import encode_columns, metric_intervals
-from embed_jax.evals.task import Embed, Items, Outcome, Task, Use
+from embed_jax.evals.metrics import metric_intervals
+from embed_jax.evals.task import Embed, Items, Outcome, Task, Use, encode_columns
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
 SEED = 1111  # SentEval's
