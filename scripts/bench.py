@@ -1,7 +1,7 @@
 """Measures speed and memory: encoding, training, losses, gradient caching, and what a step costs on many devices.
 
-Needs only jax, flax, optax, transformers, jaxtyping and numpy, no data file and no weights; --against needs
-sentence-transformers. What is compared takes turns, and medians are printed.
+Needs only jax, flax, optax, transformers, jaxtyping and numpy, no data file and no weights, but for suite; --against
+needs sentence-transformers or mteb. What is compared takes turns, and medians are printed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from embed_jax.errors import exit_with_one_line, require
-from scripts import bench_loss, bench_memory, bench_mining, bench_scaling, bench_speed
+from scripts import bench_loss, bench_memory, bench_mining, bench_scaling, bench_speed, bench_suite
 from scripts.commands import OneLineParser
 
 EXAMPLES = """examples:
@@ -22,6 +22,7 @@ EXAMPLES = """examples:
   python -m scripts.bench memory --config configs/llm/e5_mistral.py --devices 8 --memory 80 --config.train.fsdp=8
   python -m scripts.bench mining --queries 10000 --passages 100000
   python -m scripts.bench scaling --devices 1,8,64 --fsdp 8
+  python -m scripts.bench suite --suite configs/suites/english.yaml --data DIRECTORY --model MODEL --against mteb
 
 --json prints one object a line: name, unit, ours, theirs, ratio, n, machine and more. encode and train give rates: a
 ratio above 1 means that ours is faster. The others give seconds, MiB and differences: a ratio above 1 is a cost."""
@@ -65,6 +66,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         ("loss", "time and memory of a loss by batch size", loss, loss.bench_loss),
         ("memory", "what gradient caching costs and saves", memory, memory.bench_memory),
         ("mining", "time and memory of mining hard negatives", bench_mining, bench_mining.bench_mining),
+        ("suite", "time of evaluating on a suite of tasks", bench_suite, bench_suite.bench_suite),
         ("scaling", "memory and traffic of a training step by number of devices", scaling, scaling.bench_scaling),
     ):
         add(name, text, module.DESCRIPTION, module.EXAMPLES, module.add_options, run, module.check_options)

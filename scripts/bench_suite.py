@@ -1,0 +1,106 @@
+"""bench suite: a suite of tasks by us and by mteb with sentence-transformers, task by task in turn."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from scripts.measure import print_json, print_row, result
+
+DESCRIPTION = """Time of evaluating a model on each task of a suite, here and by mteb with sentence-transformers.
+
+Both read the same data and load the same directory before the clock starts, and each encodes some texts first, so that
+nothing is compiled or allocated on the clock; the two take turns, the first one changing from task to task. Ours keeps
+the embedding of each text for the tasks after it, as a suite does, and includes the bootstrap intervals that mteb has
+not. Tasks of kinds that mteb lacks are left out, and those with options that it lacks."""
+EXAMPLES = """examples:
+  python -m scripts.bench suite --suite configs/suites/english.yaml --data DIRECTORY \\
+      --model sentence-transformers/all-MiniLM-L6-v2 --against mteb"""
+WIDTHS = (20, 10, 10, 10, 10, 8)
+SHARED = {"samples_per_label"}  # options that a local task of mteb has too, by that name
+WARM_UP = [" ".join(["word"] * length) for length in (1, 2, 4, 8, 16, 32, 64, 128, 256)] * 32
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--suite", type=Path, required=True, help="YAML or Python file with a list of tasks")
+    command.add_argument("--data", type=Path, help="where relative paths begin (default: the suite's directory)")
+    command.add_argument("--model", required=True, help="directory or hub name")
+    command.add_argument("--only", help="names of tasks, separated by commas (default: all)")
+    command.add_argument("--against", choices=["mteb"], help="run mteb with sentence-transformers too")
+
+
+def check_options(args: argparse.Namespace) -> str | None:
+    """Nothing: data and model say themselves what is wrong."""
+    return None
+
+
+def bench_suite(args: argparse.Namespace) -> None:
+    """Prints a line a task, and one of all."""
+    from embed_jax.errors import InputError, require
+    from embed_jax.evals import mteb as adapter
+    from embed_jax.evals.embedder import Embedder, prompt_options
+    from embed_jax.evals.suite import evaluate, read_suite
+    from embed_jax.registry import unknown
+    from scripts.commands import load_model
+
+    if args.against:
+        require("mteb", "peers")
+    entries = read_suite(args.suite, args.data)
+    entries = [entry for entry in entries if entry.task in adapter.KINDS and entry.options.keys() <= SHARED]
+    names = [entry.name for entry in entries]
+    for name in args.only.split(",") if args.only else ():
+        if name not in names:
+            raise InputError("--only: " + unknown("task", name, names))
+    entries = [entry for entry in entries if not args.only or entry.name in args.only.split(",")]
+    model = load_model(args.model)
+    model.encode(WARM_UP)
+    embed = Embedder(args.model, model.encode, prompt_options(model), similarity=model.similarity_fn_name)
+    peer = _peer(args.model) if args.against else None
+    rows: list[dict[str, Any]] = []
+    if not args.json:
+        print_row(("task", "ours", "mteb", "ours s", "mteb s", "ratio"), WIDTHS)
+    for number, entry in enumerate(entries):
+        task = entry.open()
+        theirs = peer and adapter.local_task(entry.task, entry.data, name=entry.name, split=entry.split)
+        sides = {"ours": lambda entry=entry, task=task: evaluate(entry, args.model, embed, task=task).outcome.score}
+        if peer:
+            for option in entry.options:
+                setattr(theirs, option, entry.options[option])
+            sides["mteb"] = lambda task=theirs, split=entry.split: _score(task, peer, split)
+        found = {}
+        for side in sorted(sides, reverse=number % 2 == 0):
+            began = time.perf_counter()
+            found[side] = sides[side](), time.perf_counter() - began
+        rows.append({"name": entry.name, "found": found})
+        _print(args, entry.name, found, 1)
+    total = {side: (float("nan"), sum(row["found"][side][1] for row in rows)) for side in rows[0]["found"]}
+    _print(args, "all", total, len(rows))
+
+
+def _print(args: argparse.Namespace, name: str, found: dict[str, tuple[float, float]], n: int) -> None:
+    (score, ours), (their_score, theirs) = found["ours"], found.get("mteb", (None, None))
+    ratio = theirs / ours if theirs else None
+    if args.json:
+        print_json(result(f"suite/{name}", "s", ours, theirs, ratio, n, score=score, their_score=their_score))
+        return
+    scores = [None if value is None or value != value else round(value, 4) for value in (score, their_score)]
+    print_row((name, *scores, ours, theirs, ratio), WIDTHS)
+
+
+def _peer(name: str) -> Any:
+    """sentence-transformers' model of that name, as mteb wraps it."""
+    from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
+    from sentence_transformers import SentenceTransformer
+
+    from embed_jax.encoders.hub import resolve
+
+    model = SentenceTransformer(str(resolve(name)), device="cpu")
+    model.encode(WARM_UP)
+    return SentenceTransformerEncoderWrapper(model)
+
+
+def _score(task: Any, model: Any, split: str) -> float:
+    (found,) = task.evaluate(model, split, encode_kwargs={"show_progress_bar": False}).values()
+    return float(found["main_score"])
