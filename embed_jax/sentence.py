@@ -265,7 +265,7 @@ class SentenceEncoder:
         Of a model with an adapter only the adapter, in PEFT's format; `merged().save` writes the whole.
 
         Args:
-            further: see `hf.write_model`.
+            further: see `write_model`.
         """
         write_model(
             Path(directory),
