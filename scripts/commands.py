@@ -92,8 +92,8 @@ def check_picture(parser: Parser, option: str, path: Path | None) -> None:
 
 
 def load_model(name: str) -> Any:
-    """The SentenceEncoder of that name, with compiled programs kept from run to run."""
-    from embed_jax.sentence import load
+    """The SentenceEncoder of that name, of a run's directory too, with compiled programs kept from run to run."""
+    from embed_jax import load
     from embed_jax.train.fit import enable_compilation_cache
 
     enable_compilation_cache()

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int, Num
 
 from embed_jax.data.sources.tasks import read_labelled_pairs
 from embed_jax.errors import InputError
+from embed_jax.evals.metrics import metric_intervals
 from embed_jax.evals.task import Embed, Items, Outcome, Task, Use, encode_columns
 from embed_jax.retrieval.topk import unit_rows
 from embed_jax.similarity import SIMILARITIES, pairwise_similarity
