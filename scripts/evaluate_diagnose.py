@@ -182,7 +182,7 @@ def check_prompts(args: argparse.Namespace, prompts: dict[str, Prompts], search:
     recorded = read_json(settings) if settings.is_file() else {}
     return diagnose.missing_prompt(
         {name: search.ndcg(pair, dim) for name, pair in prompts.items() if first[pair] == name},
-        expects=any((*prompts[OWN], *prompts[FAMILY])),
+        expects=OWN in prompts or FAMILY in prompts,
         prompted=any(prompts[USED]),
         recorded=any((recorded.get("prompts") or {}).values()) or bool(recorded.get("instruction_template")),
     )
@@ -207,7 +207,8 @@ def variants(args: argparse.Namespace, model: Any) -> dict[str, Prompts]:
     known = family.prompts if family else {}
     query, document = (known.get(prompt_for(known, side=side) or "", "") for side in (QUERY, DOCUMENT))
     own = resolved(prompt_options(model))
-    found = {USED: resolved(embedders.model_options(args, model)), OWN: own, FAMILY: (query, document)}
+    found = {USED: resolved(embedders.model_options(args, model))}
+    found |= {name: pair for name, pair in ((OWN, own), (FAMILY, (query, document))) if any(pair)}
     if not own[0]:  # perhaps one has a name that does not say that it is for queries
         found |= {f"{name!r} before queries": (text, own[1]) for name, text in model.prompts.items() if text}
     return {**found, NONE: ("", "")}
@@ -219,7 +220,10 @@ def read_triplets(args: argparse.Namespace) -> list[Triplet]:
 
     rows, columns = [], None
     for number, record in enumerate(itertools.islice(iter_records(args.pairs), args.pairs_limit or None)):
-        columns = columns or pair_columns([record])
+        try:
+            columns = columns or pair_columns([record])
+        except InputError as error:
+            raise InputError(f"{args.pairs}: {error}") from None
         anchor, positive, *others = columns(record)
         if not isinstance(anchor, str) or not isinstance(positive, str):
             raise InputError(f"{args.pairs}: row {number}: anchor and positive are needed, one is missing")
@@ -281,7 +285,7 @@ def _prompt(finding: Finding, args: argparse.Namespace, prompts: dict[str, Promp
         return f"write it with them in its files: python -m scripts.export --model {args.model} --output DIRECTORY"
     if finding.cause == NONE:
         return 'embed without a prompt: encode(texts, prompt="")'
-    best = finding.cause if finding.cause in prompts else OWN if any(prompts[OWN]) else FAMILY
+    best = finding.cause if finding.cause in prompts else OWN if OWN in prompts else FAMILY
     query, document = prompts[best]
     return (
         f"put {query!r} before queries and {document!r} before documents: encode(texts, prompt=...), or as prompts in "

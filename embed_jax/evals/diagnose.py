@@ -330,10 +330,12 @@ def negatives(
 def others_positives(
     anchors: Sequence[str], positives: Sequence[str], number: int = RANDOM, *, seed: int = 0
 ) -> Int[np.ndarray, "n R"]:
-    """For each row, rows of which neither anchor nor positive is a text of its own; -1 for one that is not so."""
+    """For each row `number` others, or all, of which neither text is one of its own; -1 where one drawn is not so."""
     texts: dict[str, int] = {}
     code = [np.array([texts.setdefault(text.strip(), len(texts)) for text in side]) for side in (anchors, positives)]
-    rows = np.random.default_rng(seed).integers(len(anchors), size=(len(anchors), number))
+    rows = np.tile(np.arange(len(anchors)), (len(anchors), 1))
+    if len(anchors) > number:
+        rows = np.random.default_rng(seed).integers(len(anchors), size=(len(anchors), number))
     shared = np.zeros(rows.shape, bool)
     for mine in code:
         for theirs in code:

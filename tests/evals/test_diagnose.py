@@ -232,11 +232,11 @@ def test_a_negative_margin_is_below_a_positive_of_any_sign():
     assert found.figures["below_margin"] == 1.0
 
 
-def test_positives_of_other_rows_share_no_text():
-    anchors = ["a", "a ", "b", "c", "d"] * 3
-    positives = ["x", "y", "a", "z", "d"] * 3
-    rows = diagnose.others_positives(anchors, positives, 300)
-    for mine, drawn in enumerate(rows):
+@pytest.mark.parametrize(("number", "copies"), [(300, 3), (300, 80)])
+def test_positives_of_other_rows_share_no_text(number, copies):
+    anchors = ["a", "a ", "b", "c", "d", *(f"anchor {n}" for n in range(copies))]
+    positives = ["x", "y", "a", "z", "d", *(f"positive {n}" for n in range(copies))]
+    for mine, drawn in enumerate(diagnose.others_positives(anchors, positives, number)):
         found = {other for other in drawn.tolist() if other >= 0}
         expected = {
             other
