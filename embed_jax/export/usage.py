@@ -103,7 +103,7 @@ def _is_plain(model: SentenceEncoder) -> bool:
 
 
 def _plain(model: SentenceEncoder, name: str) -> str:
-    pooling = "+".join(POOLING_NAMES[part][0] for part in model.spec.pooling.split("+"))
+    names = tuple(POOLING_NAMES[part][0] for part in model.spec.pooling.split("+"))
     normalize = any(isinstance(head, Normalize) for head in model.spec.heads)
     modules = "[transformer, pooling, models.Normalize()]" if normalize else "[transformer, pooling]"
     return "\n".join(
@@ -111,7 +111,7 @@ def _plain(model: SentenceEncoder, name: str) -> str:
             "from sentence_transformers import SentenceTransformer, models",
             "",
             f"transformer = models.Transformer({name!r})",
-            f"pooling = models.Pooling({model.spec.backbone.hidden_size}, {pooling!r})",
+            f"pooling = models.Pooling({model.spec.backbone.hidden_size}, {names if len(names) > 1 else names[0]!r})",
             f"model = SentenceTransformer(modules={modules})",
             f"embeddings = model.encode({TEXTS})",
             "print(embeddings.shape)",

@@ -1,0 +1,243 @@
+"""Writes a model for others: sentence-transformers, Hugging Face, ONNX, each with a model card, also onto the hub.
+
+The model is a run's (--run, at any step of which there is a checkpoint) or one by name (--model); a cross-encoder is
+recognised by its files. Formats, with commas between:
+
+  sentence-transformers  a directory that sentence-transformers and embed_jax.load read: backbone, pooling, heads,
+                         prompts, similarity, limit. It is a plain Hugging Face directory too
+  huggingface            backbone and tokenizer alone: transformers' files do not record pooling; the card says it
+  onnx                   onnx/sentence_embedding.onnx (for other --precision ..._fp16.onnx and ..._int8.onnx), which
+                         takes token ids and gives the final embedding, pooled; checked with ONNX Runtime. The
+                         backend="onnx" of sentence-transformers wants token embeddings and cannot use it
+
+README.md is the model card: what a run's files say of base, data with licences, loss and settings; --results of
+scripts.evaluate; code to use the model; the config to train it again. Read it before publishing. The same model gives
+the same bytes. A directory that holds anything but an earlier export is not touched.
+
+TensorRT: trtexec --onnx=onnx/sentence_embedding.onnx --fp16 --saveEngine=model.plan \\
+    --minShapes=input_ids:1x1,attention_mask:1x1 --optShapes=input_ids:32x64,attention_mask:32x64 \\
+    --maxShapes=input_ids:256x512,attention_mask:256x512
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from embed_jax.errors import InputError, RunError, exit_with_one_line
+from scripts.commands import Parser
+
+if TYPE_CHECKING:
+    from embed_jax.export.record import Run
+    from embed_jax.sentence import SentenceEncoder
+
+EXAMPLES = """examples:
+  python -m scripts.export --run runs/quickstart --format sentence-transformers,onnx --output exported/code-search
+  python -m scripts.export --run runs/simcse --step 500 --output exported/simcse-500 --results results/
+  python -m scripts.export --model runs/matryoshka/model --dim 128 --format onnx --precision float32,int8 \\
+      --output exported/small
+  python -m scripts.export --run runs/e5 --adapter separate --output exported/adapter
+  python -m scripts.export --run runs/quickstart --output exported/code-search --license apache-2.0 --language en \\
+      --push-to-hub me/code-search --private
+"""
+FORMATS = ("sentence-transformers", "huggingface", "onnx")
+ONNX_FILES = {
+    "float32": "onnx/sentence_embedding.onnx",
+    "float16": "onnx/sentence_embedding_fp16.onnx",
+    "int8": "onnx/sentence_embedding_int8.onnx",
+}
+CHECKED = ["", "word", "A short sentence.", *(" ".join(["One text is longer than another"] * n) for n in (2, 5, 9))]
+TOLERANCE = 1e-4  # of a float32 file, relative to the largest number of an embedding
+
+
+def main() -> None:
+    export(parse(sys.argv[1:]))
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser("scripts.export", __doc__, EXAMPLES)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--run", type=Path, help="work directory of a training run")
+    which.add_argument("--model", help="directory or hub name")
+    parser.add_argument("--step", type=int, default=0, help="of --run: of this step (default: the model that it wrote)")
+    parser.add_argument("--cross-encoder", action="store_true", help="the model is one (default: what its files say)")
+    parser.add_argument(
+        "--format", default="sentence-transformers", help=f"of {', '.join(FORMATS)} (default: %(default)s)"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="the directory to write")
+    parser.add_argument(
+        "--adapter",
+        choices=("merged", "separate"),
+        default="merged",
+        help="of a model with one: merged into its base, or alone in PEFT's files (default: %(default)s)",
+    )
+    parser.add_argument("--dim", type=int, help="cut embeddings to their first so many numbers, made length 1 again")
+    parser.add_argument(
+        "--precision", default="float32", help=f"of ONNX files: {', '.join(ONNX_FILES)} (default: %(default)s)"
+    )
+    card = parser.add_argument_group("model card")
+    card.add_argument(
+        "--results", type=Path, nargs="+", default=[], help="JSON files of scripts.evaluate, or directories of them"
+    )
+    card.add_argument("--license", default="", help="the model's, by the hub's name for it: apache-2.0")
+    card.add_argument("--language", default="", help="ISO 639 codes with commas between: en,de")
+    hub = parser.add_argument_group("hub", "HF_TOKEN or `hf auth login` gives the token, HF_ENDPOINT another hub")
+    hub.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload what was written, in one commit")
+    hub.add_argument("--private", action="store_true", help="a new repository is private")
+    hub.add_argument("--revision", default="", help="the branch to write to (default: main)")
+    args = parser.parse_args(argv)
+    args.format, args.precision = _choices(args.format), _choices(args.precision)
+    for option, found, known in (("format", args.format, FORMATS), ("precision", args.precision, ONNX_FILES)):
+        if not found or not set(found) <= set(known):
+            parser.error(f"--{option}: expected some of {', '.join(known)}, found {', '.join(found) or 'none'}")
+    if {"sentence-transformers", "huggingface"} <= set(args.format):
+        parser.error("--format: a sentence-transformers directory is a huggingface one already; expected one of them")
+    if args.precision != ["float32"] and "onnx" not in args.format:
+        parser.error("--precision is for --format onnx")
+    if args.adapter == "separate" and (args.format == ["onnx"] or args.dim):
+        parser.error("--adapter separate: an ONNX file and --dim have it merged")
+    if args.step and not args.run:
+        parser.error("--step is for --run")
+    if args.step < 0 or (args.dim is not None and args.dim < 1):
+        parser.error("--step and --dim: expected 1 or more")
+    if not args.push_to_hub and (args.private or args.revision):
+        parser.error("--private and --revision are for --push-to-hub")
+    return args
+
+
+def _choices(given: str) -> list[str]:
+    return list(dict.fromkeys(part.strip() for part in given.split(",") if part.strip()))
+
+
+def export(args: argparse.Namespace) -> None:
+    """Writes what was asked for, and uploads it."""
+    from embed_jax.export.card import About, model_card
+    from embed_jax.export.directory import CARD, whole_export
+    from embed_jax.export.push import check_push, push
+    from embed_jax.export.record import read_run
+    from embed_jax.export.scores import read_scores
+
+    if args.push_to_hub:
+        check_push(args.push_to_hub)
+    run = read_run(args.run) if args.run else None
+    scores = tuple(read_scores(args.results))
+    warn_of_others(args, {one.model for one in scores})
+    with whole_export(args.output) as directory:
+        crossing = args.cross_encoder or is_cross_encoder(args)
+        model = load_cross_encoder(args) if crossing else load_sentence_encoder(args, run)
+        files = write_cross_encoder(args, model, directory) if crossing else write(args, model, directory)
+        about = About(
+            name=args.push_to_hub or args.output.absolute().name,
+            format=next((name for name in args.format if name != "onnx"), ""),
+            onnx=tuple(files),
+            run=run,
+            step=args.step,
+            base=getattr(model, "base", "") or (args.model or ""),
+            scores=scores,
+            licence=args.license,
+            languages=tuple(_choices(args.language)),
+        )
+        (directory / CARD).write_text(model_card(model, about), encoding="utf-8")
+    print(f"model: {args.output} ({', '.join(args.format)}); read its {CARD} before publishing")
+    if args.push_to_hub:
+        address = push(args.output, args.push_to_hub, private=args.private, revision=args.revision)
+        print(f"hub: {address}")
+
+
+def warn_of_others(args: argparse.Namespace, models: set[str]) -> None:
+    """Says which results may be another model's."""
+    own = {args.run.resolve(), (args.run / "model").resolve()} if args.run else {Path(args.model).resolve()}
+    for name in sorted(models - {"", args.model}):
+        if Path(name).resolve() not in own:
+            warnings.warn(f"--results: of the model {name}; the card has them as this one's", stacklevel=2)
+
+
+# ---- what is exported ----------------------------------------------------------------------------------------
+
+
+def is_cross_encoder(args: argparse.Namespace) -> bool:
+    """Whether the files say so."""
+    from embed_jax import cross_encoder
+    from embed_jax.encoders.hub import resolve
+
+    directory = args.run / "model" if args.run else resolve(args.model)
+    return not args.step and cross_encoder.is_cross_encoder(directory)
+
+
+def load_cross_encoder(args: argparse.Namespace) -> Any:
+    from embed_jax.cross_encoder import load
+
+    for option in ("dim", "step"):
+        if getattr(args, option):
+            raise InputError(f"--{option}: not for a cross-encoder")
+    if args.format != ["sentence-transformers"]:
+        raise InputError(
+            f"--format: expected sentence-transformers for a cross-encoder, found {', '.join(args.format)}"
+        )
+    return load(str(args.run / "model") if args.run else args.model)
+
+
+def load_sentence_encoder(args: argparse.Namespace, run: Run | None) -> SentenceEncoder:
+    """The model as it is to be written."""
+    from embed_jax.export.directory import truncated
+    from embed_jax.sentence import load
+    from embed_jax.train.run import load_run
+
+    model = load_run(args.run, args.step) if run else load(args.model)
+    if args.adapter == "separate":
+        if not model.spec.lora:
+            raise InputError("--adapter separate: the model has none, or has it merged already")
+        return model
+    model = model.merged() if model.spec.lora else model
+    return truncated(model, args.dim) if args.dim else model
+
+
+# ---- formats -------------------------------------------------------------------------------------------------
+
+
+def write_cross_encoder(args: argparse.Namespace, model: Any, directory: Path) -> list[tuple[str, str]]:
+    model.save(directory)
+    return []
+
+
+def write(args: argparse.Namespace, model: SentenceEncoder, directory: Path) -> list[tuple[str, str]]:
+    """Writes an embedding model in each format; returns the ONNX files with their precisions."""
+    from embed_jax.export.directory import write_plain
+
+    if "sentence-transformers" in args.format:
+        model.save(directory)
+    elif "huggingface" in args.format:
+        write_plain(model, directory)
+    else:
+        model.tokenizer.save(directory)
+    if "onnx" not in args.format:
+        return []
+    (directory / "onnx").mkdir()
+    files = [(ONNX_FILES[precision], precision) for precision in args.precision]
+    for file, precision in files:
+        write_checked(model, directory / file, precision)
+    return files
+
+
+def write_checked(model: SentenceEncoder, path: Path, precision: str) -> None:
+    """Writes an ONNX file, and runs it on a few texts beside the model."""
+    import numpy as np
+
+    from embed_jax.export.onnx import compare_onnx, write_onnx
+
+    write_onnx(model, path, precision=precision)
+    difference = compare_onnx(path, model, CHECKED)
+    largest = float(np.abs(model.encode(CHECKED, prompt="")).max())
+    if not np.isfinite(difference) or (precision == "float32" and difference > TOLERANCE * max(largest, 1.0)):
+        raise RunError(f"{path.name}: differs from the model by {difference:g}, of numbers up to {largest:.2g}")
+    print(
+        f"{path.name}: {precision}, differs from the model by at most {difference:.1e}, of numbers up to {largest:.2g}"
+    )
+
+
+if __name__ == "__main__":
+    exit_with_one_line(main)
