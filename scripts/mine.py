@@ -169,16 +169,10 @@ def make_searchers(args: argparse.Namespace, corpus: Sequence[str], stack: conte
 
     encode, options = (), {}
     if args.model:
-        from scripts.evaluate import corpus_options, query_options
-
         model = load_model(args.model)
         encode = tuple(
-            functools.partial(
-                model.encode,
-                show_progress=sys.stderr.isatty(),
-                **({"prompt": prompt} if prompt is not None else usual(model)),
-            )
-            for prompt, usual in ((args.query_prompt, query_options), (args.corpus_prompt, corpus_options))
+            functools.partial(side, prompt=prompt, show_progress=sys.stderr.isatty())
+            for side, prompt in ((model.encode_query, args.query_prompt), (model.encode_document, args.corpus_prompt))
         )
         options["similarity"] = model.similarity_fn_name
     searchers = []

@@ -311,12 +311,11 @@ def round_trip_search(args: argparse.Namespace) -> Callable[[Sequence[str]], Sea
     if not args.model:
         return None
     from embed_jax.retrieval.index import dense_searcher
-    from scripts.evaluate import corpus_options, query_options
 
     model = load_model(args.model)
     encode = [
-        functools.partial(model.encode, show_progress=sys.stderr.isatty(), **usual(model))
-        for usual in (query_options, corpus_options)
+        functools.partial(side, show_progress=sys.stderr.isatty())
+        for side in (model.encode_query, model.encode_document)
     ]
     return lambda passages: dense_searcher(*encode, passages, similarity=model.similarity_fn_name).search
 
