@@ -91,11 +91,15 @@ def _print(args: argparse.Namespace, name: str, found: dict[str, tuple[float, fl
 
 def _peer(name: str) -> Any:
     """sentence-transformers' model of that name, as mteb wraps it."""
+    import datasets
+    import transformers
     from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
     from sentence_transformers import SentenceTransformer
 
     from embed_jax.encoders.hub import resolve
 
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
     model = SentenceTransformer(str(resolve(name)), device="cpu")
     model.encode(WARM_UP)
     return SentenceTransformerEncoderWrapper(model)

@@ -46,7 +46,7 @@ examples:
   python -m scripts.evaluate --model runs/a,runs/b --suite configs/suites/english.yaml --data DIRECTORY --output results
   python -m scripts.evaluate --compare results/runs_a results/runs_b
   python -m scripts.evaluate --leaderboard results
-  python -m scripts.evaluate --model runs/a --task retrieval --data scifact --diagnose --training pairs.tsv
+  python -m scripts.evaluate --model runs/a --task retrieval --data scifact --diagnose --pairs pairs.tsv
   python -m scripts.evaluate --model sentence-transformers/all-MiniLM-L6-v2 --task retrieval --data scifact --sweep \\
       --dims 384,256,128 --precisions float32,int8,int4,binary,pq64,pq32,pq16 --rescore 0,4,4:int8 --keep 0.95 \\
       --output sweep.json --plot sweep.png
@@ -132,8 +132,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     evaluate_suite.check_arguments(args, parser)
     if args.sweep and args.dim:
         parser.error("--sweep takes several sizes: --dims instead of --dim")
-    if args.sweep and (args.baseline or args.k != parser.get_default("k")):
-        parser.error("--sweep measures nDCG@10 of the model: neither --k nor --baseline goes with it")
+    for mode in ("sweep", "diagnose"):
+        if getattr(args, mode) and (args.baseline or args.k != parser.get_default("k")):
+            parser.error(f"--{mode} measures nDCG@10 of the model: neither --k nor --baseline goes with it")
     if args.sweep and args.diagnose:
         parser.error("expected one of --sweep, --diagnose, found both")
     if args.sweep:
