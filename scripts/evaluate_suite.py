@@ -111,12 +111,12 @@ def _run_model(name: str, directory: Path, entries: list[Any], args: argparse.Na
 
     key = embedders.model_fingerprint(name, args)
     left = unfinished(entries, directory, key)
+    for entry in left:
+        entry.open()  # what is wrong with the data shows before any work
     line = embedders.published_line(name)
     print(f"{name}: {len(left)} of {len(entries)} tasks to do" + (f"; published: {line}" if line else ""), flush=True)
     if not left:
         return
-    for entry in left:
-        entry.open()  # what is wrong with the data shows before any work
     began = time.perf_counter()
     training = training_texts(args)
     directory.mkdir(parents=True, exist_ok=True)

@@ -127,7 +127,7 @@ def evaluate_retrieval(
         corpus, queries: texts by id.
         qrels: {query id: {document id: relevance}}; queries without judgements are not searched.
         ks: cut-offs.
-        similarity: "cosine" or "dot".
+        similarity: one of SIMILARITIES.
         ignore_identical_ids: a document with the query's own id is not a result, as BEIR has it for ArguAna and Quora,
             whose queries are documents. BEIR does so by default, which is wrong where ids coincide by chance.
 
