@@ -15,7 +15,7 @@ STEPS = (
     ("encoders", "losses", "parallel", "data", "prompts", "similarity"),
     ("pretrained", "encode_options"),
     ("sentence", "cross_encoder", "catalogue"),
-    ("retrieval",),
+    ("retrieval", "export"),
     ("evals",),
     ("train",),
     ("experiments",),
@@ -24,8 +24,9 @@ STEPS = (
 STEP = {part: number for number, parts in enumerate(STEPS) for part in parts}
 COLLECTIVES = {"psum", "pmean", "pmax", "pmin", "all_gather", "all_to_all", "ppermute", "pshuffle", "psum_scatter"}
 # Present only with an extra, or slow to import: imported inside the functions that use them.
-HEAVY = {"absl", "bm25s", "datasets", "faiss", "grain", "matplotlib", "ml_collections", "mteb", "orbax", "pandas"}
-HEAVY |= {"rich", "scipy", "sentence_transformers", "sklearn", "tensorflow_datasets", "torch", "tqdm", "wandb"}
+HEAVY = {"absl", "bm25s", "datasets", "faiss", "grain", "matplotlib", "ml_collections", "mteb", "onnx", "onnxruntime"}
+HEAVY |= {"orbax", "pandas", "rich", "scipy", "sentence_transformers", "sklearn", "tensorflow_datasets", "torch"}
+HEAVY |= {"tqdm", "wandb"}
 TFDS_BUILDER = "embed_jax/data/sources/python_docs_builder.py"  # a subclass needs its base class
 ONLY_IN = {"orbax": "embed_jax/train/checkpoint.py", "wandb": "embed_jax/train/tracking.py"}
 # What must work beside jax, flax, optax, transformers, jaxtyping and numpy alone. Absent there: HEAVY, but for what

@@ -1,0 +1,296 @@
+"""A model as an ONNX file, for ONNX Runtime, TensorRT and the search engines that read such files.
+
+    write_onnx(load("sentence-transformers/all-MiniLM-L6-v2"), "model.onnx")
+
+Inputs, of which the batch and the length are free:
+
+    input_ids       int64 [batch, length]   what the model's tokenizer makes of the texts, prompts before them
+    attention_mask  int64 [batch, length]   1 at tokens, 0 at padding
+    pooling_mask    int64 [batch, length]   only of a model whose prompts are left out of pooling (`include_prompt`
+                                            False): attention_mask without the prompts' tokens
+
+Output: `sentence_embedding` float32 [batch, D], what `SentenceEncoder.encode` gives: pooling, heads and normalisation
+included, adapters merged. Padding comes after the texts; of models without absolute positions (rotary, relative) it may
+come before them too. The file's metadata has max_length (tokens that a text is cut to), similarity, prompts (JSON, by
+name), default_prompt_name, and template, which makes a prompt of an instruction.
+
+For TensorRT, with the sizes that are to be fast (`pooling_mask` too, where there is one):
+
+    trtexec --onnx=model.onnx --fp16 --saveEngine=model.plan \\
+        --minShapes=input_ids:1x1,attention_mask:1x1 \\
+        --optShapes=input_ids:32x64,attention_mask:32x64 \\
+        --maxShapes=input_ids:256x512,attention_mask:256x512
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from embed_jax import __version__
+from embed_jax.encoders.build import TOKEN_HEAD, EncoderSpec
+from embed_jax.encoders.int8 import dequantize
+from embed_jax.encoders.lora import merge_lora
+from embed_jax.encoders.pooling import needs_every_layer
+from embed_jax.encoders.stack import BEFORE_LAST
+from embed_jax.encoders.weighted_layers import WeightedLayers
+from embed_jax.errors import InputError, one_line, require
+from embed_jax.export.jaxpr import to_graph
+from embed_jax.export.onnx_graph import Graph, Tensor, data_file, write_model
+from embed_jax.registry import lookup, unknown
+from embed_jax.sentence import SentenceEncoder
+from embed_jax.types import Params, TokenBatch
+
+PRECISIONS = ("float32", "float16", "int8")
+OUTPUT = "sentence_embedding"
+BATCHES = (1, 3, 8, 32)  # texts of the batches that are compared, in turn
+
+
+def write_onnx(model: SentenceEncoder, path: str | Path, *, precision: str = "float32") -> None:
+    """Writes the model as an ONNX file, whole or not at all; the same model gives the same bytes.
+
+    From 2 GiB on, the weights are in `path`.data, which belongs beside it.
+
+    Args:
+        precision: "float32"; "float16": the layers' products and what they add up to, with norms, softmax, pooling and
+            heads in float32; weights that were trained in bfloat16 may give numbers beyond float16's 65,504, which
+            `compare_onnx` shows; "int8": tables in eight bits with a scale for each row, and weights of the products
+            with one for each of their outputs; what these are multiplied with becomes eight bits as the model runs
+            (ONNX Runtime's dynamic quantisation), so that an embedding depends a little on the others of its batch.
+
+    Raises:
+        InputError: an unknown precision, a missing package, a model that has no ONNX form, or float16 for weights that
+            it cannot hold.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(unknown("precision", precision, PRECISIONS))
+    for package in ("onnx", *(["onnxruntime"] if precision == "int8" else [])):
+        require(package, "onnx")
+    path = Path(path)
+    dtype = np.float16 if precision == "float16" else np.float32
+    with np.errstate(over="ignore"):  # what is beyond float16 is told below
+        graph, embeddings = _graph(model, dtype, int8_tables=precision == "int8")
+    for array in graph.initializers.values():
+        if array.dtype == np.float16 and not np.isfinite(array).all():
+            raise InputError("precision 'float16': the model has weights beyond 65,504; use 'float32' or 'int8'")
+    written = graph.model({OUTPUT: embeddings}, "embed-jax", __version__, _metadata(model, precision))
+    write_model(_quantized(written, path.parent) if precision == "int8" else written, path)
+
+
+def _graph(model: SentenceEncoder, dtype: Any, int8_tables: bool) -> tuple[Graph, Tensor]:
+    function, params = one_text_a_row(model, dtype)
+    batch, length = jax.export.symbolic_shape("batch, length")
+    names = ["input_ids", "attention_mask", *(["pooling_mask"] if has_pooling_mask(model) else [])]
+    inputs = {name: (np.int32, (batch, length)) for name in names}
+    return to_graph(function, inputs, params, int8_tables=int8_tables)
+
+
+def has_pooling_mask(model: SentenceEncoder) -> bool:
+    """Whether the model's file has an input that says which tokens are pooled."""
+    return not model.include_prompt and bool(any(model.prompts.values()) or model.template)
+
+
+def _metadata(model: SentenceEncoder, precision: str) -> dict[str, str]:
+    return {
+        "max_length": str(model.max_length),
+        "similarity": model.similarity_fn_name,
+        "prompts": json.dumps(model.prompts, sort_keys=True),
+        "default_prompt_name": model.default_prompt_name or "",
+        "template": model.template or "",
+        "precision": precision,
+    }
+
+
+# ---- the function that is exported ---------------------------------------------------------------------------
+
+
+def one_text_a_row(model: SentenceEncoder, dtype: Any = np.float32) -> tuple[Callable, Params]:
+    """`(params, input_ids, attention_mask, pooling_mask=None) -> embeddings [B, D]`, and its parameters.
+
+    The same as the model's own encoder gives for a batch with one text in each row.
+
+    Args:
+        dtype: of the layers' products and activations.
+    """
+    spec, params = model.spec, jax.device_get(model.params)
+    if spec.lora is not None:
+        spec, params = merge_lora(spec, params)
+    params = jax.device_get(dequantize(params))
+    tables = jax.tree.map(
+        lambda leaf: leaf.astype(dtype, copy=False) if leaf.ndim == 2 else leaf,
+        {name: tree for name, tree in params["backbone"].items() if name != "layers"},
+    )
+    params = {**params, "backbone": {**params["backbone"], **tables}}
+    backbone = lookup("backbone", spec.backbone.family).module(spec.backbone, dtype=jnp.dtype(dtype), attention="xla")
+
+    def embed(
+        params: Params,
+        input_ids: Int[Array, "B T"],
+        attention_mask: Int[Array, "B T"],
+        pooling_mask: Int[Array, "B T"] | None = None,
+    ) -> Float[Array, "B D"]:
+        present = attention_mask > 0
+        pooled = present if pooling_mask is None else present & (pooling_mask > 0)
+        position = jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape)
+        # Sentences are told apart within rows alone, and a row has one: 0, and 1 for padding.
+        tokens = TokenBatch(input_ids, jnp.where(present, 0, 1), position, pooled, sentences=1)
+        states = _states(spec, backbone, params, tokens)
+        vectors = [_pool(name, states, present, pooled) for name in spec.pooling.split("+")]
+        x = jnp.concatenate(vectors, axis=-1)
+        for number, head in enumerate(spec.heads):
+            x = head.apply(params["heads"].get(str(number), {}), x)
+        return x
+
+    return embed, params
+
+
+def _states(spec: EncoderSpec, backbone: Any, params: Params, tokens: TokenBatch) -> Float[Array, "*L B T D"]:
+    """The states to pool: the last layer's, or every layer's if the pooling needs them."""
+    variables, head = {"params": params["backbone"]}, params.get(TOKEN_HEAD)
+    if isinstance(spec.token_head, WeightedLayers):
+        every, others = backbone.apply(variables, tokens, None, True, mutable=[BEFORE_LAST])
+        return spec.token_head.apply(head, jnp.concatenate([others[BEFORE_LAST]["states"], every[-1:]]))
+    states = backbone.apply(variables, tokens, None, needs_every_layer(spec.pooling))
+    if spec.token_head is None:
+        return states
+    # It counts the tokens, whose number is not known here: one by one.
+    return jax.vmap(jax.vmap(lambda x: spec.token_head.apply(head, x[None, None])[0, 0]))(states)
+
+
+def _pool(
+    name: str, states: Float[Array, "*L B T D"], present: Bool[Array, "B T"], pooled: Bool[Array, "B T"]
+) -> Float[Array, "B D"]:
+    """`pooling.pool` of one name, by rows."""
+    if states.ndim == 4:
+        states = (states[0] + states[-1]) / 2 if name == "first_last_mean" else states[-1]
+    states = states.astype(jnp.float32)
+    if name == "max":
+        highest = jnp.where(pooled[:, :, None], states, -jnp.inf).max(axis=1)
+        return jnp.where(highest > -jnp.inf, highest, 0.0)
+    weights = _weights(name, present, pooled)
+    return jnp.matmul(weights[:, None], states, precision="highest")[:, 0]
+
+
+def _weights(name: str, present: Bool[Array, "B T"], pooled: Bool[Array, "B T"]) -> Float[Array, "B T"]:
+    """What each token counts for in its text's vector."""
+    ones = pooled.astype(jnp.int32)
+    if name == "cls":
+        return (pooled & (jnp.cumsum(ones, axis=1) == 1)).astype(jnp.float32)
+    if name == "last_token":
+        return (pooled & (jnp.cumsum(ones, axis=1) == ones.sum(axis=1, keepdims=True))).astype(jnp.float32)
+    if name == "weighted_mean":
+        ones = jnp.where(pooled, jnp.cumsum(present.astype(jnp.int32), axis=1), 0)
+    elif name not in ("mean", "mean_sqrt_len", "first_last_mean"):
+        raise InputError(f"ONNX export: pooling {name!r} is not supported")
+    weights = ones.astype(jnp.float32)
+    total = jnp.maximum(weights.sum(axis=1, keepdims=True), 1.0)
+    return weights / (jnp.sqrt(total) if name == "mean_sqrt_len" else total)
+
+
+def _quantized(model: Any, directory: Path) -> Any:
+    """The model after ONNX Runtime's dynamic quantisation of products with constants."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with tempfile.TemporaryDirectory(dir=directory) as beside, _without_warnings():
+        source, target = (Path(beside) / name for name in ("float32.onnx", "int8.onnx"))
+        write_model(model, source)
+        quantize_dynamic(
+            source,
+            target,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            # Seven bits: where a CPU adds two products in 16 bits (x86 without VNNI), those of eight would not fit.
+            reduce_range=True,
+            weight_type=QuantType.QInt8,
+            use_external_data_format=data_file(source).is_file(),
+        )
+        quantized = onnx.load(target)
+    quantized.producer_name, quantized.producer_version = model.producer_name, model.producer_version
+    return quantized
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Of the root logger, where ONNX Runtime recommends a pass over the graph that changes nothing here."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+# ---- the file, run -------------------------------------------------------------------------------------------
+
+
+def encode_onnx(
+    path: str | Path, model: SentenceEncoder, texts: Sequence[str], *, prompt: str = ""
+) -> Float[np.ndarray, "N D"]:
+    """Embeddings of texts by ONNX Runtime on CPU, of `model`'s tokens; batches of different sizes in turn.
+
+    Args:
+        prompt: put before each text.
+
+    Raises:
+        InputError: onnxruntime is not installed, or it cannot read the file.
+    """
+    require("onnxruntime", "onnx")
+    import onnxruntime
+
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    except Exception as error:  # the library has a kind for each of its status codes
+        raise InputError(f"{path}: ONNX Runtime cannot read it: {one_line(error)[:200]}") from None
+    names = [each.name for each in session.get_inputs()]
+    tokenized = model.tokenizer.encode(texts, prompt, model.include_prompt)
+    sizes, start, blocks = itertools.cycle(BATCHES), 0, [np.zeros((0, model.dim), np.float32)]
+    while start < len(texts):
+        rows = tokenized.ids[start : (start := start + next(sizes))]
+        given = padded(rows, tokenized.skip, model.tokenizer.pad_id)
+        blocks += session.run([OUTPUT], {name: given[name] for name in names})
+    return np.concatenate(blocks)
+
+
+def padded(rows: Sequence[Int[np.ndarray, " length"]], skip: int, pad_id: int) -> dict[str, Int[np.ndarray, "B T"]]:
+    """The inputs of a file for token ids of texts, by name.
+
+    Args:
+        skip: leading tokens of each text that are not pooled.
+    """
+    lengths = np.array([len(row) for row in rows])[:, None]
+    slots = np.arange(max(int(lengths.max(initial=1)), 1))
+    input_ids = np.full((len(rows), len(slots)), pad_id, np.int64)
+    for filled, row in zip(input_ids, rows, strict=True):
+        filled[: len(row)] = row
+    mask = slots < lengths
+    pooled = mask & (slots >= skip)
+    return {
+        "input_ids": input_ids,
+        "attention_mask": mask.astype(np.int64),
+        "pooling_mask": pooled.astype(np.int64),
+    }
+
+
+def compare_onnx(path: str | Path, model: SentenceEncoder, texts: Sequence[str]) -> float:
+    """The largest |difference| of a number in the file's embeddings and the model's own, with its default prompt.
+
+    Infinity where a number is none.
+
+    Raises:
+        InputError: as of `encode_onnx`.
+    """
+    prompt = model.prompts[model.default_prompt_name] if model.default_prompt_name is not None else ""
+    difference = np.abs(encode_onnx(path, model, texts, prompt=prompt) - model.encode(texts, prompt=prompt))
+    return float(np.where(np.isfinite(difference), difference, np.inf).max(initial=0.0))

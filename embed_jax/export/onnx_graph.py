@@ -1,0 +1,347 @@
+"""An ONNX graph as it grows: nothing is computed twice, and what is known is a constant."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from embed_jax.atomic import replaced
+from embed_jax.errors import InputError
+
+OPSET, IR_VERSION = 20, 10  # of 2024: what runtimes of the last years read
+EXTERNAL_FROM = 2**31 - 2**24  # bytes; protobuf's files end at 2 GiB
+EXTERNAL_TENSOR = 1024  # bytes: smaller tensors stay in the model's own file
+SAME_BYTES = 4096  # constants up to this size are compared by their content
+RESHAPES = ("Reshape", "Squeeze", "Unsqueeze")
+
+Size = Any  # an int, or jax.export's symbolic dimension
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tensor:
+    """A value of the graph, which may stand for a larger one that it is broadcast to.
+
+    Attributes:
+        data: the values where they are known, else the name of a node's output.
+        sizes: the shape it has. shape: the shape it stands for; where they differ, the size is 1.
+    """
+
+    data: np.ndarray | str
+    sizes: tuple[Size, ...]
+    shape: tuple[Size, ...]
+    dtype: np.dtype
+
+    @property
+    def known(self) -> bool:
+        return isinstance(self.data, np.ndarray)
+
+    @property
+    def whole(self) -> bool:
+        """Whether it stands for itself."""
+        return self.sizes == self.shape
+
+    def standing_for(self, shape: Sequence[Size]) -> Tensor:
+        return dataclasses.replace(self, shape=tuple(shape))
+
+    def same(self, other: Tensor) -> bool:
+        """Whether both are one value."""
+        if self.known and other.known:
+            return self.data is other.data or (self.sizes == other.sizes and np.array_equal(self.data, other.data))
+        return not self.known and not other.known and self.data == other.data
+
+
+def known(value: Any, dtype: Any = None) -> Tensor:
+    """A constant."""
+    array = np.asarray(value, dtype)
+    return Tensor(array, array.shape, array.shape, array.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """An operator of ONNX, its inputs and attributes; a dtype stands for ONNX's number of it."""
+
+    op: str
+    inputs: tuple[Tensor, ...]
+    attributes: Mapping[str, Any]
+
+
+class Graph:
+    """Nodes in order; outputs are named by their node's number.
+
+    Attributes:
+        inputs: the tensors that callers give.
+        made: of each output's name, the node.
+        int8_tables: whether known tables that rows are taken of are to be kept in eight bits.
+    """
+
+    def __init__(self, inputs: Mapping[str, tuple[Any, Sequence[Size]]], int8_tables: bool = False):
+        """`inputs`: by name, dtype and shape; a dimension that is a name alone is read off the first that has it."""
+        self.int8_tables = int8_tables
+        self.inputs = {
+            name: Tensor(name, tuple(shape), tuple(shape), np.dtype(dtype)) for name, (dtype, shape) in inputs.items()
+        }
+        self.made: dict[str, Node] = {}
+        self._names: dict[Any, str] = {}
+        self._constants: dict[Any, str] = {}
+        self.initializers: dict[str, np.ndarray] = {}
+
+    def node(self, op: str, inputs: Sequence[Tensor], sizes: Sequence[Size], dtype: Any, **attributes: Any) -> Tensor:
+        """The output of a node with one output; of the same node again, the same."""
+        sizes = tuple(sizes)
+        key = (op, tuple(self.name(tensor) for tensor in inputs), tuple(sorted(attributes.items())))
+        if key not in self._names:
+            self._names[key] = f"{op}_{len(self.made)}"
+            self.made[self._names[key]] = Node(op, tuple(inputs), attributes)
+        return Tensor(self._names[key], sizes, sizes, np.dtype(dtype))
+
+    def name(self, tensor: Tensor) -> str:
+        """What nodes call it; of a known one, the constant's name."""
+        if not tensor.known:
+            return tensor.data
+        small = tensor.data.nbytes <= SAME_BYTES
+        key = (tensor.data.tobytes(), tensor.sizes, tensor.dtype.str) if small else id(tensor.data)
+        if key not in self._constants:
+            self._constants[key] = f"constant_{len(self._constants)}"
+            self.initializers[self._constants[key]] = tensor.data
+        return self._constants[key]
+
+    def maker(self, tensor: Tensor) -> Node | None:
+        """The node whose output it is."""
+        return None if tensor.known else self.made.get(tensor.data)
+
+    # ---- shapes ----------------------------------------------------------------------------------------------
+
+    def dimensions(self, sizes: Sequence[Size]) -> Tensor:
+        """A shape as a tensor of int64."""
+        if all(isinstance(size, int) for size in sizes):
+            return known(sizes, np.int64)
+        return self._joined([self._dimension(size) for size in sizes])
+
+    def _joined(self, parts: list[Tensor]) -> Tensor:
+        return parts[0] if len(parts) == 1 else self.node("Concat", parts, (len(parts),), np.int64, axis=0)
+
+    def _dimension(self, size: Size) -> Tensor:
+        """One size, as a tensor of one number: a number, a name of an input's dimension, or a product of them."""
+        factors = [self._factor(factor) for factor in str(size).split("*")]
+        return functools.reduce(lambda a, b: self.node("Mul", [a, b], (1,), np.int64), factors)
+
+    def _factor(self, factor: str) -> Tensor:
+        if factor.isdigit():
+            return known([int(factor)], np.int64)
+        for tensor in self.inputs.values():
+            for axis, size in enumerate(tensor.sizes):
+                if str(size) == factor:
+                    return self.node("Shape", [tensor], (1,), np.int64, start=axis, end=axis + 1)
+        raise InputError(f"ONNX export: the size {factor!r} is no product of the inputs' sizes")
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """The tensor as large as what it stands for."""
+        if tensor.whole:
+            return tensor
+        if tensor.known and all(isinstance(size, int) for size in tensor.shape):
+            return known(np.broadcast_to(tensor.data, tensor.shape))
+        return self.node("Expand", [tensor, self.dimensions(tensor.shape)], tensor.shape, tensor.dtype)
+
+    def reshape(self, tensor: Tensor, sizes: Sequence[Size]) -> Tensor:
+        """Its values in another shape, of which it then stands for itself."""
+        sizes = tuple(sizes)
+        if tensor.known and all(isinstance(size, int) for size in sizes):
+            return known(tensor.data.reshape(sizes))
+        while (maker := self.maker(tensor)) is not None and maker.op in RESHAPES:
+            tensor = maker.inputs[0]
+        if tensor.sizes == sizes:
+            return tensor.standing_for(sizes)
+        if (axes := _ones_between(tensor.sizes, sizes)) is not None:
+            return self._with_ones(tensor, sizes, axes)
+        if (axes := _ones_between(sizes, tensor.sizes)) is not None:
+            return self.node("Squeeze", [tensor, known(axes, np.int64)], sizes, tensor.dtype)
+        return self.node("Reshape", [tensor, self._new_shape(tensor.sizes, sizes)], sizes, tensor.dtype)
+
+    def _with_ones(self, tensor: Tensor, sizes: tuple[Size, ...], axes: list[int]) -> Tensor:
+        maker = self.maker(tensor)
+        if maker is not None and maker.op.startswith("Reduce") and maker.inputs[1].data.tolist() == axes:
+            return self.node(maker.op, maker.inputs, sizes, tensor.dtype, keepdims=1)
+        return self.node("Unsqueeze", [tensor, known(axes, np.int64)], sizes, tensor.dtype)
+
+    def _new_shape(self, old: tuple[Size, ...], new: tuple[Size, ...]) -> Tensor:
+        """For Reshape, where 0 is the old size and one -1 what is left."""
+        kept = [n for n, size in enumerate(new) if not isinstance(size, int) and n < len(old) and old[n] == size]
+        left = [n for n, size in enumerate(new) if not isinstance(size, int) and n not in kept]
+        if len(left) > 1:
+            return self.dimensions(new)
+        return known([0 if n in kept else -1 if n in left else size for n, size in enumerate(new)], np.int64)
+
+    def transpose(self, tensor: Tensor, order: Sequence[int]) -> Tensor:
+        """Its axes in another order, and so those of what it stands for."""
+        shape = tuple(tensor.shape[axis] for axis in order)
+        if tensor.known:
+            return known(tensor.data.transpose(order)).standing_for(shape)
+        maker = self.maker(tensor)
+        if maker is not None and maker.op == "Transpose":
+            tensor, order = maker.inputs[0], [maker.attributes["perm"][axis] for axis in order]
+        sizes = tuple(tensor.sizes[axis] for axis in order)
+        if list(order) == sorted(order):
+            return tensor.standing_for(shape)
+        moved = self.node("Transpose", [tensor], sizes, tensor.dtype, perm=tuple(order))
+        return moved.standing_for(shape)
+
+    def cast(self, tensor: Tensor, dtype: Any) -> Tensor:
+        """In another dtype; what was float32 and is to be float32 again is not rounded on the way."""
+        dtype, maker = np.dtype(dtype), self.maker(tensor)
+        if tensor.dtype == dtype:
+            return tensor
+        if tensor.known:
+            return dataclasses.replace(tensor, data=tensor.data.astype(dtype), dtype=dtype)
+        floating = dtype == np.float32 and tensor.dtype == np.float16
+        if floating and maker is not None and maker.op == "Cast" and maker.inputs[0].dtype == dtype:
+            return maker.inputs[0].standing_for(tensor.shape)
+        return self.node("Cast", [tensor], tensor.sizes, dtype, to=dtype).standing_for(tensor.shape)
+
+    # ---- parts -----------------------------------------------------------------------------------------------
+
+    def concatenate(self, parts: Sequence[Tensor], axis: int) -> Tensor:
+        """One after the other along an axis."""
+        sizes = {tensor.sizes[:axis] + tensor.sizes[axis + 1 :] for tensor in parts}
+        if len(sizes) > 1 or any(tensor.sizes[axis] != tensor.shape[axis] for tensor in parts):
+            parts = [self.whole(tensor) for tensor in parts]
+        total = sum(tensor.sizes[axis] for tensor in parts)
+        new = (*parts[0].sizes[:axis], total, *parts[0].sizes[axis + 1 :])
+        return self.node("Concat", parts, new, parts[0].dtype, axis=axis)
+
+    def stack(self, parts: Sequence[Tensor], axis: int = 0) -> Tensor:
+        """Along a new axis."""
+
+        def with_axis(shape: tuple[Size, ...]) -> tuple[Size, ...]:
+            return (*shape[:axis], 1, *shape[axis:])
+
+        cut = [self.reshape(tensor, with_axis(tensor.sizes)).standing_for(with_axis(tensor.shape)) for tensor in parts]
+        stacked = self.concatenate(cut, axis)
+        return stacked.standing_for((*parts[0].shape[:axis], len(parts), *parts[0].shape[axis:]))
+
+    def row(self, tensor: Tensor, number: int, axis: int = 0) -> Tensor:
+        """One of the parts along an axis, without this axis."""
+        sizes, shape = (found[:axis] + found[axis + 1 :] for found in (tensor.sizes, tensor.shape))
+        if tensor.known:
+            return known(tensor.data.take(min(number, tensor.sizes[axis] - 1), axis)).standing_for(shape)
+        maker = self.maker(tensor)
+        if maker is not None and maker.op == "Concat" and len(maker.inputs) == tensor.sizes[axis]:
+            if maker.attributes["axis"] == axis:
+                return self.reshape(maker.inputs[number], sizes).standing_for(shape)
+        if tensor.sizes[axis] == 1:
+            return self.reshape(tensor, sizes).standing_for(shape)
+        return self.node("Gather", [tensor, known(number, np.int64)], sizes, tensor.dtype, axis=axis).standing_for(
+            shape
+        )
+
+    def slice(self, tensor: Tensor, axis: int, start: int, stop: Size, step: int = 1) -> Tensor:
+        """`start` to `stop` along an axis; a size of 1 stands for all of them."""
+        size, full = tensor.sizes[axis], tensor.shape[axis]
+        if start == 0 and stop == full and step == 1:
+            return tensor
+        if not isinstance(stop, int):
+            raise InputError(f"ONNX export: a slice to {stop} is not supported")
+        new = len(range(start, stop, step))
+        shape = (*tensor.shape[:axis], new, *tensor.shape[axis + 1 :])
+        if size != full:
+            return tensor.standing_for(shape)
+        if tensor.known:
+            cut = [slice(None)] * axis + [slice(start, stop, step)]
+            return known(tensor.data[tuple(cut)]).standing_for(shape)
+        if new == 1:
+            row = self.row(tensor, start, axis)
+            return self.reshape(row, (*row.sizes[:axis], 1, *row.sizes[axis:])).standing_for(shape)
+        limits = [known([number], np.int64) for number in (start, stop, axis, step)]
+        sizes = (*tensor.sizes[:axis], new, *tensor.sizes[axis + 1 :])
+        return self.node("Slice", [tensor, *limits], sizes, tensor.dtype).standing_for(shape)
+
+    # ---- the model -------------------------------------------------------------------------------------------
+
+    def model(self, outputs: Mapping[str, Tensor], producer: str, version: str, metadata: Mapping[str, str]):
+        """The `onnx.ModelProto` of what the outputs need."""
+        import onnx
+        from onnx import helper, numpy_helper
+
+        needed = {tensor.data for tensor in outputs.values()}
+        for name, node in reversed(self.made.items()):
+            if name in needed:
+                needed |= {self.name(tensor) for tensor in node.inputs}
+        nodes = [_node_proto(self, name, node) for name, node in self.made.items() if name in needed]
+        nodes += [helper.make_node("Identity", [tensor.data], [name]) for name, tensor in outputs.items()]
+
+        def info(name: str, tensor: Tensor):
+            shape = [size if isinstance(size, int) else str(size) for size in tensor.sizes]
+            return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(tensor.dtype), shape)
+
+        graph = helper.make_graph(
+            nodes,
+            "embedding",
+            [info(name, tensor) for name, tensor in self.inputs.items()],
+            [info(name, tensor) for name, tensor in outputs.items()],
+            [
+                numpy_helper.from_array(np.asarray(array, order="C"), name)
+                for name, array in self.initializers.items()
+                if name in needed
+            ],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+        model.producer_name, model.producer_version = producer, version
+        helper.set_model_props(model, dict(metadata))
+        assert isinstance(model, onnx.ModelProto)
+        return model
+
+
+def _node_proto(graph: Graph, name: str, node: Node):
+    from onnx import helper
+
+    attributes = {
+        key: helper.np_dtype_to_tensor_dtype(value) if isinstance(value, np.dtype) else value
+        for key, value in node.attributes.items()
+    }
+    return helper.make_node(node.op, [graph.name(tensor) for tensor in node.inputs], [name], name=name, **attributes)
+
+
+def _ones_between(few: Sequence[Size], many: Sequence[Size]) -> list[int] | None:
+    """Where `many` has ones that `few` has not, if that is all they differ by."""
+    axes, place = [], 0
+    for axis, size in enumerate(many):
+        if place < len(few) and few[place] == size:
+            place += 1
+        elif isinstance(size, int) and size == 1:
+            axes.append(axis)
+        else:
+            return None
+    return axes if axes and place == len(few) else None
+
+
+def data_file(path: Path) -> Path:
+    """Where the tensors of a model are that is too large for one file."""
+    return path.with_name(f"{path.name}.data")
+
+
+def write_model(model: Any, path: Path) -> None:
+    """Writes an `onnx.ModelProto`, whole or not at all; one of 2 GiB or more with its tensors in `path`.data beside it.
+
+    The same bytes for the same model.
+    """
+    tensors = [tensor for tensor in model.graph.initializer if len(tensor.raw_data) >= EXTERNAL_TENSOR]
+    if sum(len(tensor.raw_data) for tensor in tensors) < EXTERNAL_FROM:
+        with replaced(path) as beside:
+            beside.write_bytes(model.SerializeToString(deterministic=True))
+        return
+    data = data_file(path)
+    with replaced(path) as beside, replaced(data) as data_beside:
+        with open(data_beside, "wb") as file:
+            for tensor in tensors:
+                file.write(bytes(-file.tell() % 4096))  # pages, so that runtimes can map the file
+                place = {"location": data.name, "offset": file.tell(), "length": len(tensor.raw_data)}
+                file.write(tensor.raw_data)
+                tensor.ClearField("raw_data")
+                tensor.data_location = tensor.EXTERNAL
+                for key, value in place.items():
+                    tensor.external_data.add(key=key, value=str(value))
+        beside.write_bytes(model.SerializeToString(deterministic=True))

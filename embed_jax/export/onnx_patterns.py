@@ -1,0 +1,113 @@
+"""Operators of ONNX that stand for several nodes: softmax, layer norm, GELU. Found as the last of the nodes is made."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from embed_jax.export.onnx_graph import Graph, Tensor, known
+
+COMMUTATIVE = ("Add", "Mul")
+Pattern = Any  # a name for any tensor, a number, or (operator, pattern of each input)
+Found = dict[str, Tensor]
+
+MAXIMUM = ("ReduceMax", "scores", "axes")
+EXP = ("Exp", ("Sub", "scores", MAXIMUM))
+TOTAL = ("ReduceSum", EXP, "axes")
+
+
+def _mean(x: Pattern) -> Pattern:
+    return "Div", ("ReduceSum", x, "axes"), "count"
+
+
+CENTERED = ("Sub", "x", _mean("x"))
+DEVIATION = ("Sqrt", ("Add", _mean(("Mul", CENTERED, CENTERED)), "eps"))
+LAYER_NORM = ("Mul", CENTERED, ("Mul", ("Reciprocal", DEVIATION), "scale"))
+GELU = ("Mul", ("Mul", 0.5, "x"), ("Add", 1.0, ("Erf", ("Mul", "x", 0.5**0.5))))
+
+
+def match(graph: Graph, pattern: Pattern, tensor: Tensor, found: Found) -> Found | None:
+    """What the pattern's names are, if the tensor was made that way; equal names are one tensor."""
+    if isinstance(pattern, str):
+        same = pattern not in found or tensor.same(found[pattern])
+        return {**found, pattern: tensor} if same else None
+    if isinstance(pattern, float):
+        number = tensor.known and tensor.data.size == 1 and tensor.data == tensor.dtype.type(pattern)
+        return found if number else None
+    maker = graph.maker(tensor)
+    return None if maker is None else match_node(graph, pattern, maker.op, maker.inputs, found)
+
+
+def match_node(graph: Graph, pattern: Pattern, op: str, inputs: Sequence[Tensor], found: Found) -> Found | None:
+    """`match` for a node that is not made yet."""
+    if pattern[0] != op or len(pattern) - 1 != len(inputs):
+        return None
+    orders = itertools.permutations(inputs) if op in COMMUTATIVE else [inputs]
+    for order in orders:
+        result: Found | None = found
+        for part, tensor in zip(pattern[1:], order, strict=True):
+            result = match(graph, part, tensor, result) if result is not None else None
+        if result is not None:
+            return result
+    return None
+
+
+def _softmax(graph: Graph, found: Found) -> Tensor | None:
+    scores = found["scores"]
+    if found["axes"].data.tolist() != [len(scores.sizes) - 1]:
+        return None
+    return graph.node("Softmax", [scores], scores.sizes, scores.dtype, axis=-1)
+
+
+def _weighted(graph: Graph, found: Found) -> Tensor | None:
+    """Attention divides by the sum after the product."""
+    weights, value = _softmax(graph, found), found["value"]
+    if weights is None:
+        return None
+    return graph.node("MatMul", [weights, value], (*weights.sizes[:-1], value.sizes[-1]), weights.dtype)
+
+
+def _layer_norm(graph: Graph, found: Found) -> Tensor | None:
+    x, scale, count = found["x"], found["scale"], found["count"]
+    width = x.sizes[-1]
+    last = found["axes"].data.tolist() == [len(x.sizes) - 1] and count.known and count.data.tolist() == width
+    if not (last and scale.known and scale.data.size == width and found["eps"].known):
+        return None
+    inputs = [x, known(scale.data.reshape(-1))]
+    return graph.node("LayerNormalization", inputs, x.sizes, x.dtype, axis=-1, epsilon=found["eps"].data.item())
+
+
+def _layer_norm_bias(graph: Graph, found: Found) -> Tensor | None:
+    maker, bias = graph.maker(found["norm"]), found["bias"]
+    x = maker.inputs[0]
+    if len(maker.inputs) > 2 or not (bias.known and bias.data.size == x.sizes[-1]):
+        return None
+    inputs = [*maker.inputs, known(bias.data.reshape(-1))]
+    return graph.node(maker.op, inputs, x.sizes, x.dtype, **maker.attributes)
+
+
+def _gelu(graph: Graph, found: Found) -> Tensor | None:
+    return graph.node("Gelu", [found["x"]], found["x"].sizes, found["x"].dtype)
+
+
+PATTERNS: tuple[tuple[Pattern, Callable[[Graph, Found], Tensor | None]], ...] = (
+    (("Div", EXP, TOTAL), _softmax),
+    (("Div", ("MatMul", EXP, "value"), TOTAL), _weighted),
+    (LAYER_NORM, _layer_norm),
+    (GELU, _gelu),
+)
+
+
+def simplified(graph: Graph, op: str, inputs: Sequence[Tensor]) -> Tensor | None:
+    """What stands for a node that is about to be made, if anything does."""
+    for pattern, made in PATTERNS:
+        found = match_node(graph, pattern, op, inputs, {})
+        if found is not None and (tensor := made(graph, found)) is not None:
+            return tensor
+    if op == "Add":
+        for norm, bias in (inputs, inputs[::-1]):
+            maker = graph.maker(norm)
+            if maker is not None and maker.op == "LayerNormalization":
+                return _layer_norm_bias(graph, {"norm": norm, "bias": bias})
+    return None
