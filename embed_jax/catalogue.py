@@ -105,7 +105,7 @@ CATALOGUE = (
     E("Qwen/Qwen3-Embedding-8B", "qwen3", 4096, 32768, "last_token", Average(75.22, V2, QWEN3)),
     E("nomic-ai/nomic-embed-text-v1", "nomic_bert", 768, 8192, "mean", _v1(62.39, "Nussbaum et al. 2024")),
     E("nomic-ai/nomic-embed-text-v1.5", "nomic_bert", 768, 8192, "mean", _v1(62.28)),
-    E("nomic-ai/nomic-embed-text-v2-moe", "nomic_bert", 768, 512, "mean", None, "a mixture of experts, with gelu"),
+    E("nomic-ai/nomic-embed-text-v2-moe", "nomic_bert", 768, 512, "mean", None, "a mixture of experts (num_experts 8)"),
     E("nomic-ai/modernbert-embed-base", "modernbert", 768, 8192, "mean", _v1(62.62)),
     E("mixedbread-ai/mxbai-embed-large-v1", "bert", 1024, 512, "cls", _v1(64.68, GTE)),
     E("WhereIsAI/UAE-Large-V1", "bert", 1024, 512, "cls", _v1(64.64, "AnglE README")),

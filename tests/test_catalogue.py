@@ -188,7 +188,7 @@ REFUSED = {  # config.json, and what of it the message must name
             "activation_function": "gelu", "mlp_fc1_bias": True, "mlp_fc2_bias": True, "moe_every_n_layers": 2,
             "num_experts": 8, "qkv_proj_bias": True, "vocab_size": 250048,
         },
-        "gelu",
+        "num_experts 8",
     ),
     "jinaai/jina-embeddings-v2-base-en": (
         BERT | {"hidden_size": 768, "max_position_embeddings": 8192, "position_embedding_type": "alibi"},

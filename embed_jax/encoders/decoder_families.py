@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -125,6 +126,12 @@ def _read_windows(form: Form, found: Mapping[str, Any], layers: int) -> dict[str
     """Ours is a distance below which tokens are seen; transformers' is with is_causal false the last one seen."""
     halved = form.local and bool(found.get("use_bidirectional_attention"))
     causal = found.get("is_causal") is not False
+    if causal and found.get("auto_map") and "is_causal" not in found:
+        warnings.warn(
+            "config.json names code of its own (auto_map), which is not run: attention is read as causal; if that code "
+            'attends both ways, as GritLM\'s does, write "is_causal": false there',
+            stacklevel=2,
+        )
     window = None
     if form.window and (not form.switched or found.get("use_sliding_window")):
         window = found.get("sliding_window", WINDOW)

@@ -205,6 +205,7 @@ PUBLISHED_DEFAULTS = {  # what a field means that is not there
     "attn_pdrop": 0.1,
 }
 SUPPORTED = {
+    "num_experts": 0,  # no mixture of experts
     "activation_function": "swiglu",
     "qkv_proj_bias": False,
     "mlp_fc1_bias": False,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 
 import jax
 import pytest
@@ -281,3 +282,14 @@ def test_unsupported_config(name, change, message):
 def test_layer_types_of_another_number_of_layers():
     with pytest.raises(InputError, match="layer_types: expected one for each of 2 layers, found 26"):
         dataclasses.replace(SHAPES["gemma2-2b"], num_layers=2).kinds  # noqa: B018
+
+
+def test_code_that_is_not_run_is_warned_of():
+    """Such code may attend both ways, which nothing else in the file says; with is_causal it is said."""
+    family, found = lookup("backbone", "mistral"), {**PUBLISHED["llama2-7b"], "model_type": "mistral"}
+    with pytest.warns(UserWarning, match=r"auto_map.*read as causal.*\"is_causal\": false"):
+        family.read_config({**found, "auto_map": {"AutoModel": "modeling.Model"}})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        family.read_config(found)
+        assert not family.read_config({**found, "auto_map": {"AutoModel": "modeling.Model"}, "is_causal": False}).causal
