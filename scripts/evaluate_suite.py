@@ -26,12 +26,20 @@ def add_arguments(parser: Parser) -> Any:
         metavar=("A", "B"),
         help="directories or files of results; with --suite: two models, evaluated first",
     )
+    group.add_argument(
+        "--margin",
+        type=float,
+        default=0.01,
+        help="a difference that does not count, such as between seeds of one training (default: %(default)s)",
+    )
     group.add_argument("--leaderboard", type=Path, metavar="DIR", help="the folder of a suite's results")
     return group
 
 
 def check_arguments(args: argparse.Namespace, parser: Parser) -> None:
     """Ends with one line for what is missing, or goes not together."""
+    if args.margin < 0:
+        parser.error(f"--margin: expected 0 or more, found {args.margin:g}")
     if args.suite:
         if args.output is None:
             parser.error("--suite needs --output, a directory for its results")
@@ -66,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
     _show(shown, args.output)
     if args.compare:
         print()
-        _compare(*(shown[name] for name in names), tuple(names))
+        _compare(args, *(shown[name] for name in names), tuple(names))
 
 
 def leaderboard(args: argparse.Namespace) -> dict[str, Any]:
@@ -86,7 +94,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
 
     a, b = (read_results(Path(path)) for path in args.compare)
     labels = tuple(next(iter(found.values())).model for found in (a, b))
-    return _compare(a, b, labels if len(set(labels)) == 2 else tuple(args.compare))
+    return _compare(args, a, b, labels if len(set(labels)) == 2 else tuple(args.compare))
 
 
 def training_texts(args: argparse.Namespace) -> Callable[[], Iterator[str]] | None:
@@ -163,10 +171,12 @@ def _cautions(board: Mapping[str, Any], name: str) -> list[str]:
     return [one if len(models) == len(board) else f"{', '.join(models)}: {one}" for one, models in of.items()]
 
 
-def _compare(a: Mapping[str, Any], b: Mapping[str, Any], names: tuple[str, str]) -> dict[str, Any]:
+def _compare(
+    args: argparse.Namespace, a: Mapping[str, Any], b: Mapping[str, Any], names: tuple[str, str]
+) -> dict[str, Any]:
     from embed_jax.evals.head_to_head import LIMITS, head_to_head
 
-    found = head_to_head(a, b, names)
+    found = head_to_head(a, b, names, margin=args.margin)
     rows = [
         [
             name,
@@ -175,13 +185,14 @@ def _compare(a: Mapping[str, Any], b: Mapping[str, Any], names: tuple[str, str])
             f"{one.difference:+.4f} [{one.interval[0]:+.4f}, {one.interval[1]:+.4f}]",
             f"{one.p_value:.4f}",
             f"{found.adjusted[name]:.4f}",
-            "yes" if found.told_apart(name) else "no",
+            found.outcome(name),
         ]
         for name, one in found.tasks.items()
     ]
     print(f"A: {names[0]}\nB: {names[1]}")
-    print_table(["task", "A", "B", "A - B [95 %]", "p", "p (Holm)", "told apart"], rows)
+    print_table(["task", "A", "B", "A - B [95 %]", "p", "p (Holm)", "better"], rows)
     print(f"mean over {len(rows)} tasks: {found.verdict()}")
+    print(f"same: they differ by less than {args.margin:g} (--margin); open: these items cannot tell.")
     for line in LIMITS:
         print(line)
     if found.left_out:
@@ -194,11 +205,12 @@ def _compare(a: Mapping[str, Any], b: Mapping[str, Any], names: tuple[str, str])
             "interval": one.interval,
             "p": one.p_value,
             "p_holm": found.adjusted[name],
-            "told_apart": found.told_apart(name),
+            "better": found.outcome(name),
         }
         for name, one in found.tasks.items()
     }
     overall = {"difference": found.overall.difference, "interval": found.overall.interval, "p": found.overall.p_value}
+    overall |= {"p_over_tasks": found.over_tasks, "margin": found.margin}
     return {"a": names[0], "b": names[1], "tasks": tasks, "overall": overall, "verdict": found.verdict()}
 
 

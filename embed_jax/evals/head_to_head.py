@@ -7,12 +7,21 @@ from collections.abc import Mapping
 
 from embed_jax.errors import InputError
 from embed_jax.evals.results import Result
-from embed_jax.evals.significance import PairedDifference, compare_items, holm, overall_difference, verdict
-
-LIMITS = (
-    "An interval and a test speak of other items like these, not of other tasks, nor of another seed of training.",
-    "Not told apart does not mean equal; a small p-value does not mean a large difference.",
+from embed_jax.evals.significance import (
+    PairedDifference,
+    compare_items,
+    holm,
+    overall_difference,
+    paired_difference,
+    verdict,
 )
+
+MARGIN = 0.01  # seeds of one training differ by as much, and with enough items any two sets of weights are told apart
+LIMITS = (
+    "Intervals and p-values speak of other items like these, for these weights: not of another seed of the training.",
+    "Not told apart does not mean equal, and a small p-value does not mean a large difference.",
+)
+A, B, SAME, OPEN = "A", "B", "same", "open"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +31,10 @@ class HeadToHead:
     Attributes:
         tasks: the difference of the main scores, A's minus B's, by task.
         adjusted: its p-value, adjusted for as many tests as there are tasks (Holm).
-        overall: the difference of the means over tasks.
+        overall: the difference of the means over tasks; its test exchanges items within each task.
+        over_tasks: p-value of the same difference with the tasks taken as a sample of tasks: each task's difference
+            may as well have had the other sign. Never below 2^(1 - tasks).
+        margin: a difference that does not count.
         left_out: tasks that only one of them has.
     """
 
@@ -31,20 +43,44 @@ class HeadToHead:
     tasks: Mapping[str, PairedDifference]
     adjusted: Mapping[str, float]
     overall: PairedDifference
+    over_tasks: float
+    margin: float = MARGIN
     left_out: tuple[str, ...] = ()
 
+    def outcome(self, task: str) -> str:
+        """A or B: this one is better on the task; SAME: they differ by less than the margin; OPEN: cannot be told.
+
+        Better means that the adjusted test, at 0.05, and the 95 % interval agree on it, and that the interval is not
+        all within the margin. SAME means that it is.
+        """
+        return self._decided(self.tasks[task], self.adjusted[task])
+
     def verdict(self) -> str:
-        """One sentence on the overall difference."""
-        overall = self.overall
-        return verdict(overall.difference, overall.p_value, overall.interval, a=self.a, b=self.b)
+        """One or two sentences on the overall difference."""
+        found = self.overall
+        low, high = found.interval
+        if self._decided(found, found.p_value) == SAME:
+            return (
+                f"{self.a} and {self.b} are not told apart: {found.difference:+.4f}, 95 % interval {low:+.4f} to "
+                f"{high:+.4f}, which is within {self.margin:g}."
+            )
+        said = verdict(found.difference, found.p_value, found.interval, a=self.a, b=self.b)
+        if len(self.tasks) < 2:
+            return said
+        return f"{said} As a sample of tasks, p = {self.over_tasks:.3f} ({len(self.tasks)} tasks)."
 
-    def told_apart(self, task: str) -> bool:
-        """Whether the adjusted test, at 0.05, and the interval tell the two apart on a task."""
-        low, high = self.tasks[task].interval
-        return self.adjusted[task] < 0.05 and (low > 0 or high < 0)
+    def _decided(self, found: PairedDifference, p_value: float) -> str:
+        low, high = found.interval
+        if -self.margin <= low and high <= self.margin:
+            return SAME
+        if p_value < 0.05 and (low > 0 or high < 0):
+            return A if low > 0 else B
+        return OPEN
 
 
-def head_to_head(a: Mapping[str, Result], b: Mapping[str, Result], labels: tuple[str, str]) -> HeadToHead:
+def head_to_head(
+    a: Mapping[str, Result], b: Mapping[str, Result], labels: tuple[str, str], *, margin: float = MARGIN
+) -> HeadToHead:
     """Compares the results of two models, by task's name; `labels` are what the models are called.
 
     Raises:
@@ -69,4 +105,8 @@ def head_to_head(a: Mapping[str, Result], b: Mapping[str, Result], labels: tuple
         pairs.append(items)
     adjusted = dict(zip(names, holm([one.p_value for one in found.values()]).tolist(), strict=True))
     left_out = tuple(name for name in {**a, **b} if name not in names)
-    return HeadToHead(first, second, found, adjusted, overall_difference(pairs), left_out)
+    over_tasks = 1.0
+    if len(names) > 1:
+        scores = ([results[name].outcome.score for name in names] for results in (a, b))
+        over_tasks = paired_difference(*scores).p_value
+    return HeadToHead(first, second, found, adjusted, overall_difference(pairs), over_tasks, margin, left_out)

@@ -59,15 +59,37 @@ def test_what_is_undefined_is_null(tmp_path):
 
 def test_a_true_difference_is_told_and_seeds_are_not(systems):
     found = head_to_head(systems["good-seed0"], systems["poor"], ("good", "poor"))
-    assert all(found.told_apart(task) for task in found.tasks)
+    assert [found.outcome(task) for task in found.tasks] == ["A", "A"]
     assert found.verdict().startswith("good is better than poor")
+    back = head_to_head(systems["poor"], systems["good-seed0"], ("poor", "good"))
+    assert [back.outcome(task) for task in back.tasks] == ["B", "B"]
     seeds = head_to_head(systems["good-seed0"], systems["good-seed1"], ("0", "1"))
-    assert not any(seeds.told_apart(task) for task in seeds.tasks)
+    assert {seeds.outcome(task) for task in seeds.tasks} <= {"same", "open"}
     assert "not told apart" in seeds.verdict()
     for task, one in found.tasks.items():
         assert one.p_value <= found.adjusted[task] <= 1
         assert one.difference == pytest.approx(systems["good-seed0"][task].outcome.score
                                                - systems["poor"][task].outcome.score)  # fmt: skip
+
+
+def test_a_small_difference_does_not_count_however_sure_it_is():
+    rng = np.random.default_rng(0)
+    scores = rng.uniform(size=2000)
+    a, b = ({"x": made(name, "x", scores + shift)} for name, shift in (("a", 0.004), ("b", 0)))
+    found = head_to_head(a, b, ("a", "b"))
+    assert found.adjusted["x"] < 0.001 and found.outcome("x") == "same" and "which is within 0.01" in found.verdict()
+    assert head_to_head(a, b, ("a", "b"), margin=0.001).outcome("x") == "A"
+
+
+def test_tasks_that_disagree_are_no_sample_that_tells(systems):
+    rng = np.random.default_rng(0)
+    scores = rng.uniform(size=(8, 500))
+    signs = [0.05, 0.05, 0.05, 0.05, -0.05, -0.05, 0.05, -0.05]
+    a = {f"t{n}": made("a", f"t{n}", scores[n] + sign) for n, sign in enumerate(signs)}
+    b = {f"t{n}": made("b", f"t{n}", scores[n]) for n in range(8)}
+    found = head_to_head(a, b, ("a", "b"))
+    assert found.overall.p_value < 0.01 and found.over_tasks > 0.3
+    assert "As a sample of tasks, p = 0.7" in found.verdict()
 
 
 def test_only_the_same_data_are_compared(systems):
