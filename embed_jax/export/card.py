@@ -178,7 +178,7 @@ def _facts(model: SentenceEncoder | CrossEncoder, about: About) -> Iterator[tupl
     heads = [type(head).__name__ for head in model.spec.heads]
     kept = about.format == "sentence-transformers" or about.onnx
     unkept = "; the files of this directory do not record it" if not kept else ""
-    token_head = ["LatentAttention"] if model.spec.token_head else []
+    token_head = [type(model.spec.token_head).__name__] if model.spec.token_head else []
     yield "pooling", ", ".join([*token_head, model.spec.pooling, *heads]) + unkept
     yield "similarity", model.similarity_fn_name
     if model.matryoshka_dims:

@@ -14,7 +14,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from embed_jax.encoders.heads import Dense, LayerNorm, Normalize
+from embed_jax.encoders.build import build_encoder
+from embed_jax.encoders.heads import Dense, Normalize, Truncate
 from embed_jax.encoders.weights import read_json, write_json
 from embed_jax.errors import InputError
 from embed_jax.sentence import SentenceEncoder
@@ -74,8 +75,8 @@ def write_plain(model: SentenceEncoder, directory: Path) -> None:
     Raises:
         InputError: for a model whose weights do not all fit in, because of heads, or which is no transformer.
     """
-    heads = [type(head).__name__ for head in model.spec.heads if isinstance(head, Dense | LayerNorm)]
-    heads += ["LatentAttention"] if model.spec.token_head else []
+    heads = [*([model.spec.token_head] if model.spec.token_head else []), *model.spec.heads]
+    heads = [type(head).__name__ for head in heads if not isinstance(head, Normalize)]
     if heads or model.spec.backbone.family == "static":
         what = f"{', '.join(heads)} after its backbone" if heads else "a table of token vectors and no transformer"
         raise InputError(f"--format huggingface: the model has {what}, which a plain directory cannot hold; use "
@@ -102,16 +103,18 @@ def truncated(model: SentenceEncoder, dim: int) -> SentenceEncoder:
     if not 1 <= dim <= model.dim:
         raise InputError(f"--dim: expected 1 to {model.dim}, the size of the embeddings, found {dim}")
     heads = model.spec.heads
-    while heads and isinstance(heads[-1], Normalize):
+    while heads and isinstance(heads[-1], Normalize | Truncate):
         heads = heads[:-1]
     params = dict(jax.device_get(model.params["heads"]))
-    if heads and isinstance(heads[-1], Dense):
-        last = str(len(heads) - 1)
+    last = str(len(heads) - 1)
+    adds_itself = heads and isinstance(heads[-1], Dense) and heads[-1].residual and "residual" not in params[last]
+    if heads and isinstance(heads[-1], Dense) and not adds_itself:
         params[last] = {name: np.ascontiguousarray(value[..., :dim]) for name, value in params[last].items()}
         heads = (*heads[:-1], dataclasses.replace(heads[-1], out_features=dim))
     else:
-        params[str(len(heads))] = {"kernel": np.eye(model.dim, dim, dtype=np.float32)}
-        heads = (*heads, Dense(model.dim, dim, bias=False, activation="identity"))
+        width = build_encoder(dataclasses.replace(model.spec, heads=heads)).dim
+        params[str(len(heads))] = {"kernel": np.eye(width, dim, dtype=np.float32)}
+        heads = (*heads, Dense(width, dim, bias=False, activation="identity"))
     return SentenceEncoder(
         dataclasses.replace(model.spec, heads=(*heads, Normalize())),
         {**model.params, "heads": params},

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from embed_jax.cross_encoder import CrossEncoder
-from embed_jax.encoders.heads import Dense, LayerNorm, Normalize
+from embed_jax.encoders.heads import Normalize
+from embed_jax.encoders.latent import LatentAttention
 from embed_jax.encoders.modules import POOLING_NAMES
-from embed_jax.export.onnx import pooling_mask
+from embed_jax.export.onnx import has_pooling_mask
 from embed_jax.prompts import DOCUMENT_NAMES
 from embed_jax.sentence import SentenceEncoder
 
@@ -20,7 +21,7 @@ def loads_in_sentence_transformers(model: SentenceEncoder | CrossEncoder) -> boo
     """Whether all of the model is something that sentence-transformers has too."""
     if isinstance(model, CrossEncoder):
         return True
-    return model.spec.token_head is None and "first_last_mean" not in model.spec.pooling.split("+")
+    return not isinstance(model.spec.token_head, LatentAttention) and "first_last_mean" not in model.spec.pooling
 
 
 def usage(model: SentenceEncoder | CrossEncoder, name: str, format: str, onnx: Sequence[tuple[str, str]]) -> str:
@@ -98,8 +99,8 @@ def _body(model: SentenceEncoder, short: str) -> str:
 
 def _is_plain(model: SentenceEncoder) -> bool:
     """Whether what follows the backbone can be made of names alone."""
-    heads = any(isinstance(head, Dense | LayerNorm) for head in model.spec.heads)
-    return loads_in_sentence_transformers(model) and not heads and not model.spec.lora
+    heads = all(isinstance(head, Normalize) for head in model.spec.heads) and model.spec.token_head is None
+    return loads_in_sentence_transformers(model) and heads and not model.spec.lora
 
 
 def _plain(model: SentenceEncoder, name: str) -> str:
@@ -149,7 +150,7 @@ def _onnx(model: SentenceEncoder, name: str, file: str) -> str:
         'inputs = {"input_ids": np.array([one.ids for one in encoded])}',
         'inputs["attention_mask"] = np.array([one.attention_mask for one in encoded])',
     ]
-    if pooling_mask(model):
+    if has_pooling_mask(model):
         skip = model.tokenizer.encode([""], prompt, include_prompt=False).skip
         lines += [
             'inputs["pooling_mask"] = inputs["attention_mask"].copy()',
@@ -159,7 +160,7 @@ def _onnx(model: SentenceEncoder, name: str, file: str) -> str:
 
 
 def _tensorrt(model: SentenceEncoder, file: str) -> str:
-    names = ["input_ids", "attention_mask", *(["pooling_mask"] if pooling_mask(model) else [])]
+    names = ["input_ids", "attention_mask", *(["pooling_mask"] if has_pooling_mask(model) else [])]
     longest = min(model.max_length, 512)
 
     def shapes(batch: int, length: int) -> str:

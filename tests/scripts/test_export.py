@@ -1,5 +1,6 @@
 """What leaves here is the model: the same embeddings elsewhere, the same parameters back, the same bytes again."""
 
+import functools
 import json
 import re
 import warnings
@@ -13,9 +14,12 @@ from embed_jax.config import Experiment, to_json
 from embed_jax.data.tokenize import load_tokenizer
 from embed_jax.encoders.build import EncoderSpec, build_encoder, random_spec
 from embed_jax.encoders.classifier import ClassifierSpec, build_classifier
-from embed_jax.encoders.heads import Dense, Normalize
+from embed_jax.encoders.heads import Dense, Normalize, Truncate
 from embed_jax.encoders.lora import LoraSpec, init_lora
+from embed_jax.export.directory import truncated
+from embed_jax.parallel.mesh import make_mesh
 from embed_jax.sentence import SentenceEncoder
+from embed_jax.similarity import truncate
 from scripts import export
 
 PROMPTS = {"query": "find the red ", "document": ""}
@@ -31,19 +35,34 @@ def compiled_quickly():
 
 
 @pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """A model on one compiles faster than on eight, and gives the same."""
+    for module in ("sentence", "cross_encoder"):
+        monkeypatch.setattr(f"embed_jax.{module}.make_mesh", lambda devices=0: make_mesh(1))
+
+
+@pytest.fixture(autouse=True)
 def no_warning_of_cut_texts():
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(texts|pairs) were cut")
         yield
 
 
+@functools.cache
+def backbone(vocab_size):
+    """A random one, whose states of different texts differ."""
+    spec = random_spec("tiny", vocab_size=vocab_size)
+    params = build_encoder(spec).init(jax.random.key(1))["backbone"]
+    return spec.backbone, jax.tree.map(lambda leaf: 5 * leaf if leaf.ndim > 1 else leaf, params)
+
+
 def made(tokenizer, heads=(), pooling="mean", **recorded):
-    """A random model whose embeddings of different texts differ."""
     tokenizer = load_tokenizer(tokenizer, 20)
-    spec = EncoderSpec(random_spec("tiny", vocab_size=tokenizer.vocab_size).backbone, pooling, heads)
-    params = build_encoder(spec).init(jax.random.key(1))
-    params = jax.tree.map(lambda leaf: 5 * leaf if leaf.ndim > 1 else leaf, params)
-    return SentenceEncoder(spec, params, tokenizer, devices=1, **recorded)
+    config, params = backbone(tokenizer.vocab_size)
+    keys = jax.random.split(jax.random.key(2), len(heads) + 1)
+    heads_params = {str(n): jax.tree.map(lambda leaf: 5 * leaf, head.init(keys[n])) for n, head in enumerate(heads)}
+    params = {"backbone": params, "heads": {name: tree for name, tree in heads_params.items() if tree}}
+    return SentenceEncoder(EncoderSpec(config, pooling, heads), params, tokenizer, **recorded)
 
 
 @pytest.fixture(scope="module")
@@ -150,16 +169,23 @@ def test_nothing_is_left_of_an_export_that_fails(run, saved, tmp_path, monkeypat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_cut_model_is_one_that_gives_cut_embeddings(exported, saved, model, tiny_tokenizer, tmp_path):
+def test_a_cut_model_is_one_that_gives_cut_embeddings(exported, saved, model, tiny_tokenizer):
     """Of a model that ends in a Dense its columns; of another one a Dense that takes the first numbers."""
     back = embed_jax.load(exported("--model", saved, "--dim", "8"))
     assert back.dim == 8 and back.params["heads"]["0"]["kernel"].shape == (32, 8) and back.matryoshka_dims == (8,)
     wanted = model.encode(TEXTS, dim=8, prompt_name="query")
     np.testing.assert_allclose(back.encode(TEXTS, prompt_name="query"), wanted, atol=1e-6)
-    plain = made(tiny_tokenizer, (), "cls", matryoshka_dims=(5, 32))
-    plain.save(tmp_path / "plain")
-    back = embed_jax.load(exported("--model", tmp_path / "plain", "--dim", "5", name="short"))
-    np.testing.assert_allclose(back.encode(TEXTS), plain.encode(TEXTS, dim=5), atol=1e-6)
+    x = np.random.default_rng(0).normal(size=(6, 32)).astype(np.float32)
+    for heads in ((), (Normalize(), Truncate(9)), (Dense(32, 32, residual=True),), (Dense(32, 16, residual=True),)):
+        other = made(tiny_tokenizer, heads, "cls")
+        wanted = truncate(np.array(after_pooling(other, x)), 5)
+        np.testing.assert_allclose(after_pooling(truncated(other, 5), x), wanted, atol=1e-6)
+
+
+def after_pooling(model, x):
+    for number, head in enumerate(model.spec.heads):
+        x = head.apply(model.params["heads"].get(str(number), {}), x)
+    return x
 
 
 def test_a_plain_directory_is_the_backbone_with_its_limit(exported, refused, saved, tiny_tokenizer, tmp_path):
@@ -193,7 +219,7 @@ def test_an_adapter_leaves_merged_or_alone(exported, refused, tiny_model, tmp_pa
     spec = EncoderSpec(base.spec.backbone, base.spec.pooling, base.spec.heads, LoraSpec(rank=2, alpha=4.0))
     lora = init_lora(spec, base.params["backbone"], jax.random.key(3))
     lora = jax.tree.map(lambda leaf: leaf + 0.1, lora)  # whose outputs are 0 at first
-    adapted = SentenceEncoder(spec, {**base.params, "lora": lora}, base.tokenizer, base=str(tiny_model), devices=1)
+    adapted = SentenceEncoder(spec, {**base.params, "lora": lora}, base.tokenizer, base=str(tiny_model))
     adapted.save(tmp_path / "adapted")
     wanted = adapted.encode(TEXTS)
     assert np.abs(wanted - base.encode(TEXTS)).max() > 1e-3
@@ -263,11 +289,11 @@ def test_a_cross_encoder_is_recognised_and_scores_the_same(exported, refused, ti
     from embed_jax.cross_encoder import CrossEncoder, load
 
     tokenizer = load_tokenizer(tiny_tokenizer, 20)
-    spec = ClassifierSpec(random_spec("tiny", vocab_size=tokenizer.vocab_size).backbone)
+    spec = ClassifierSpec(backbone(tokenizer.vocab_size)[0])
     params = jax.tree.map(
         lambda leaf: 5 * leaf if leaf.ndim > 1 else leaf, build_classifier(spec).init(jax.random.key(0))
     )
-    model = CrossEncoder(spec, params, tokenizer, prompt="find ", devices=1)
+    model = CrossEncoder(spec, params, tokenizer, prompt="find ")
     model.save(tmp_path / "saved")
     out = exported("--model", tmp_path / "saved")
     assert_equal_params(jax.device_get(load(str(out)).params), jax.device_get(model.params))
