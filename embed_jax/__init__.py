@@ -15,15 +15,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from embed_jax.cross_encoder import CrossEncoder
     from embed_jax.cross_encoder import load as load_cross_encoder
+    from embed_jax.routed import RoutedEncoder
     from embed_jax.sentence import SentenceEncoder
     from embed_jax.train.finetune import finetune
 
 __version__ = "0.1.0"
-__all__ = ["CrossEncoder", "SentenceEncoder", "finetune", "load", "load_cross_encoder"]
+__all__ = ["CrossEncoder", "RoutedEncoder", "SentenceEncoder", "finetune", "load", "load_cross_encoder"]
 
 
-def load(name: str | Path, step: int = 0, *, max_length: int = 0, compute_dtype: str = "float32") -> SentenceEncoder:
-    """Loads an embedding model.
+def load(
+    name: str | Path, step: int = 0, *, max_length: int = 0, compute_dtype: str = "float32"
+) -> SentenceEncoder | RoutedEncoder:
+    """Loads an embedding model: a SentenceEncoder, or a RoutedEncoder where queries and documents have one each.
 
     Args:
         name: a directory (ours, sentence-transformers' or plain Hugging Face), a hub name, or the work directory of a
@@ -44,7 +47,7 @@ def load(name: str | Path, step: int = 0, *, max_length: int = 0, compute_dtype:
         from embed_jax.errors import InputError
 
         raise InputError(f"{name}: no work directory of a run (config.json, data.json), so it has no step {step}")
-    from embed_jax.sentence import load as load_model
+    from embed_jax.routed import load as load_model
 
     return load_model(name, max_length=max_length, compute_dtype=compute_dtype)
 
@@ -52,6 +55,10 @@ def load(name: str | Path, step: int = 0, *, max_length: int = 0, compute_dtype:
 if not TYPE_CHECKING:  # else any name would pass for one of ours
 
     def __getattr__(name: str) -> Any:
+        if name == "RoutedEncoder":
+            from embed_jax.routed import RoutedEncoder
+
+            return RoutedEncoder
         if name == "SentenceEncoder":
             from embed_jax.sentence import SentenceEncoder
 

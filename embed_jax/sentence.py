@@ -21,6 +21,7 @@ from embed_jax.encoders.build import EncoderSpec, build_encoder
 from embed_jax.encoders.hub import resolve
 from embed_jax.encoders.lora import merge_lora
 from embed_jax.encoders.read import read_model
+from embed_jax.encoders.saved import SavedModel
 from embed_jax.encoders.shrink import first_layers
 from embed_jax.encoders.write import write_model
 from embed_jax.errors import InputError
@@ -341,7 +342,11 @@ def load(name: str | Path, *, max_length: int = 0, compute_dtype: str = "float32
             than its table has rows.
     """
     saved = with_family(read_model(resolve(str(name))), str(name))
-    tokenizer = tokenizer_of(saved, max_length or saved.max_length)
+    return encoder_of(saved, tokenizer_of(saved, max_length or saved.max_length), compute_dtype)
+
+
+def encoder_of(saved: SavedModel, tokenizer: Tokenizer, compute_dtype: str = "float32") -> SentenceEncoder:
+    """The encoder of a model as it was read."""
     return SentenceEncoder(
         saved.spec,
         saved.params,

@@ -15,6 +15,7 @@ STEPS = (
     ("encoders", "losses", "parallel", "data", "prompts", "similarity"),
     ("pretrained", "encode_options"),
     ("sentence", "cross_encoder", "catalogue"),
+    ("routed",),
     ("retrieval", "export"),
     ("evals",),
     ("train",),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -50,35 +50,62 @@ def read_modules(directory: Path) -> list[tuple[str, str]]:
         if not any((directory / name).is_file() for name in ("config.json", "adapter_config.json")):
             raise InputError(f"{directory}: neither modules.json nor config.json, so it holds no model")
         return [("Transformer", "")]
+    entries = read_entries(path)
+    for kind, _ in entries:
+        if kind in ROUTERS:
+            raise InputError(f"{path}: {kind}: an encoder for each route, where one for all texts is wanted; "
+                             "embed_jax.load(...).encoders[ROUTE].save(...) writes one by itself")  # fmt: skip
+    check_order(path, entries)
+    return entries
+
+
+def read_entries(path: Path) -> list[tuple[str, str]]:
+    """(class name, folder) of each entry of a modules.json, in any order, those of ROUTERS among them.
+
+    Raises:
+        InputError: as `read_modules`, but for the order.
+    """
     try:
         found = [(str(module["type"]), str(module["path"])) for module in json.loads(path.read_text("utf-8"))]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a list of modules with type and path ({error!r})") from None
-    for kind, folder in found:
-        _check_module(path, kind, folder)
-    kinds = [kind.rsplit(".", 1)[-1] for kind, _ in found]
+    return [(known_kind(path, kind), checked_folder(path, folder)) for kind, folder in found]
+
+
+def check_order(path: Path, folders: Sequence[tuple[str, str]]) -> None:
+    """Raises an InputError for modules that do not make an encoder in this order, unless it is a Transformer alone."""
+    kinds = [kind for kind, _ in folders]
     order = r"(Transformer( (WeightedLayerPooling|LatentAttention))? Pooling|StaticEmbedding)( (HEAD))*|Transformer"
     if not re.fullmatch(order.replace("HEAD", "|".join(HEADS)), " ".join(kinds)):
         raise InputError(f"{path}: found {', '.join(kinds)}; wanted Transformer, Pooling ({' or '.join(TOKEN_HEADS)} "
                          f"before it) or StaticEmbedding, then {', '.join(HEADS)}")  # fmt: skip
-    return list(zip(kinds, [folder for _, folder in found], strict=True))
 
 
-def _check_module(path: Path, kind: str, folder: str) -> None:
-    """Raises an InputError for a module that cannot be run, or whose folder may be anywhere."""
+def known_kind(path: Path, kind: str) -> str:
+    """The class name at the end of a dotted one.
+
+    Raises:
+        InputError: for a module that cannot be run.
+    """
     name = kind.rsplit(".", 1)[-1]
-    if name in ROUTERS and kind.startswith(PACKAGE):
-        raise InputError(f"{path}: {name}: an encoder for each route is not supported; accepted: one for all texts, "
-                         "such as sentence-transformers' SentenceTransformer(modules=[*router.sub_modules[ROUTE]]), "
-                         "saved by itself")  # fmt: skip
     if kind not in TYPES.values() and not kind.startswith(PACKAGE):
         raise InputError(f"{path}: module {kind!r} is code of the model's own, which is never run; accepted: "
                          f"sentence-transformers' {', '.join(sorted({*KNOWN} - {LATENT}))}")  # fmt: skip
-    if name not in KNOWN:
+    if name not in (*KNOWN, *ROUTERS):
         raise InputError(f"{path}: {unknown('module', name, KNOWN)}")
+    return name
+
+
+def checked_folder(path: Path, folder: str) -> str:
+    """The folder itself.
+
+    Raises:
+        InputError: for one that may be outside of the model's directory.
+    """
     windows = PureWindowsPath(folder)
     if PurePosixPath(folder).is_absolute() or windows.anchor or ".." in windows.parts:
         raise InputError(f"{path}: path: expected a folder in the model's directory, found {folder!r}")
+    return folder
 
 
 def read_pooling(path: Path) -> tuple[str, bool]:
@@ -148,10 +175,14 @@ def write_pooling(directory: Path, pooling: str, dim: int, include_prompt: bool)
     write_json(directory / "config.json", config)
 
 
-def write_modules(directory: Path, folders: list[tuple[str, str]]) -> None:
+def write_modules(directory: Path, folders: Sequence[tuple[str, str]]) -> None:
     """Writes modules.json from (class name, folder) pairs."""
     entries = [
-        {"idx": i, "name": str(i), "path": folder, "type": TYPES.get(kind, MODULES + kind)}
-        for i, (kind, folder) in enumerate(folders)
+        {"idx": i, "name": str(i), "path": folder, "type": dotted(kind)} for i, (kind, folder) in enumerate(folders)
     ]
     write_json(directory / "modules.json", entries)
+
+
+def dotted(kind: str) -> str:
+    """The class's name in the files, under which every version of sentence-transformers finds it."""
+    return TYPES.get(kind, MODULES + kind)

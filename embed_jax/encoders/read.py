@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from embed_jax.encoders import module_files, modules
+from embed_jax.encoders import module_files, modules, router
 from embed_jax.encoders.adapter import read_adapter
 from embed_jax.encoders.base import backbone_shapes, base_name, find_base, is_adapter, read_backbone
 from embed_jax.encoders.build import TOKEN_HEAD, EncoderSpec
 from embed_jax.encoders.classifier import build_classifier, classifier_family, classifier_spec
 from embed_jax.encoders.heads import Truncate
-from embed_jax.encoders.saved import SavedClassifier, SavedModel
+from embed_jax.encoders.lora import LoraSpec
+from embed_jax.encoders.saved import SavedClassifier, SavedModel, SavedRoutes
 from embed_jax.encoders.stack import ADAPTER
 from embed_jax.encoders.static import read_static
 from embed_jax.encoders.text_config import TextConfig, read_text_config
@@ -37,6 +40,10 @@ READ_TOKEN_HEAD = {
 }
 
 
+def _call(read: Callable, *arguments: Any) -> Any:
+    return read(*arguments)
+
+
 def read_model(directory: Path, *, put: Put | None = None) -> SavedModel:
     """A sentence-transformers directory, or a plain Hugging Face one.
 
@@ -57,51 +64,93 @@ def read_model(directory: Path, *, put: Put | None = None) -> SavedModel:
     folders = modules.read_modules(directory)
     settings = _read_optional(directory / SETTINGS)
     plain = not (directory / "modules.json").is_file() or settings.get("model_type") == "CrossEncoder"
-    if plain:
-        settings = {}
-    elif folders == [("Transformer", folders[0][1])]:
+    return _read(directory, folders, {} if plain else settings, plain=plain, put=put)
+
+
+def read_routes(directory: Path) -> SavedRoutes | None:
+    """A sentence-transformers directory with a Router or an Asym; None for any other directory.
+
+    Raises:
+        InputError: as `read_model`, of each route, and as `router.read_routes`.
+    """
+    routes = router.read_routes(directory)
+    if routes is None:
+        return None
+    settings, once = _read_optional(directory / SETTINGS), functools.cache(_call)
+    models = {name: _read(directory, folders, settings, call=once) for name, folders in routes.modules.items()}
+    return SavedRoutes(models, routes.default, routes.tasks)
+
+
+def _read(
+    directory: Path,
+    folders: Sequence[tuple[str, str]],
+    settings: Mapping[str, Any],
+    *,
+    plain: bool = False,
+    put: Put | None = None,
+    call: Callable = _call,
+) -> SavedModel:
+    """The model that modules make in this order; `call(read, ...)` reads what has parameters."""
+    if not plain and folders == [("Transformer", folders[0][1])]:
         raise InputError(f"{directory / 'modules.json'}: found a Transformer alone; wanted a Pooling after it")
     first, static = directory / folders[0][1], folders[0][0] == "StaticEmbedding"
-    texts = TextConfig() if static or plain else read_text_config(first)
     below = None if put is None else lambda path, *rest: put(f"backbone/{path}", *rest)
-    base, transformer = find_base(first) if not static and is_adapter(first) else (base_name(first), first)
-    config: dict[str, Any] = {}
-    if static:
-        backbone, params = read_static(first, below)
-    else:
-        backbone, family, config = read_backbone(transformer, texts.changes)
-        tensors = open_tensors(transformer)
-        params = params_from_tensors(family, backbone_shapes(backbone), tensors, transformer, put=below)
-    lora, adapter = None, {}
-    if transformer != first:
-        lora, adapter[ADAPTER] = read_adapter(first, backbone, base, transformer)
-    others, params_of_others, include_prompt = _read_others(directory, folders[1:])
-    if plain and _is_language_model(config):
+    read = call(_read_first, first, static, plain, below)
+    others, params_of_others, include_prompt = _read_others(directory, folders[1:], call)
+    if plain and _is_language_model(read.config):
         others["pooling"] = "last_token"
     others["heads"] += _truncate(settings, directory)
-    if isinstance(others["token_head"], WeightedLayers) and not config.get("output_hidden_states"):
-        raise InputError(f"{transformer / 'config.json'}: output_hidden_states: expected true beside the weights of "
-                         "layers, which sentence-transformers leaves unused without")  # fmt: skip
-    tokenizer = first if static or (first / "tokenizer_config.json").is_file() else transformer
+    if isinstance(others["token_head"], WeightedLayers) and not read.config.get("output_hidden_states"):
+        raise InputError(f"{read.transformer / 'config.json'}: output_hidden_states: expected true beside the weights "
+                         "of layers, which sentence-transformers leaves unused without")  # fmt: skip
+    tokenizer = first if static or (first / "tokenizer_config.json").is_file() else read.transformer
     limits = {} if static else _read_optional(tokenizer / "tokenizer_config.json")
     return SavedModel(
-        spec=EncoderSpec(backbone, **others, lora=lora),
-        params={"backbone": params, **params_of_others, **adapter},
-        max_length=_max_length(texts, limits, backbone.max_length),
+        spec=EncoderSpec(read.backbone, **others, lora=read.lora),
+        params={**read.params, **params_of_others},
+        max_length=_max_length(read.texts, limits, read.backbone.max_length),
         prompts=_prompts(settings),
         default_prompt_name=_default_prompt_name(settings, directory),
         include_prompt=include_prompt,
         similarity=_similarity(settings, directory),
-        lower_case=texts.lower_case,
+        lower_case=read.texts.lower_case,
         tokenizer_directory=tokenizer,
         special_tokens=not static,
         matryoshka_dims=_sizes(settings, directory),
         adaptive_layers=bool(settings.get("adaptive_layers")),
-        base=base,
+        base=read.base,
         template=settings.get("instruction_template"),
         origin="" if static else str(_read_optional(first / "config.json").get("_name_or_path") or ""),
         plain=plain,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _First:
+    """The first module: its backbone, the adapter on it if it is one, and what its files say."""
+
+    backbone: Any
+    params: Params
+    texts: TextConfig
+    base: str
+    transformer: Path
+    config: Mapping[str, Any]
+    lora: LoraSpec | None
+
+
+def _read_first(first: Path, static: bool, plain: bool, put: Put | None) -> _First:
+    if static:
+        backbone, params = read_static(first, put)
+        return _First(backbone, {"backbone": params}, TextConfig(), base_name(first), first, {}, None)
+    texts = TextConfig() if plain else read_text_config(first)
+    base, transformer = find_base(first) if is_adapter(first) else (base_name(first), first)
+    backbone, family, config = read_backbone(transformer, texts.changes)
+    tensors = open_tensors(transformer)
+    params = {"backbone": params_from_tensors(family, backbone_shapes(backbone), tensors, transformer, put=put)}
+    lora = None
+    if transformer != first:
+        lora, params[ADAPTER] = read_adapter(first, backbone, base, transformer)
+    return _First(backbone, params, texts, base, transformer, config, lora)
 
 
 def sharding_rules(directory: Path) -> Rules:
@@ -156,7 +205,9 @@ def read_classifier(directory: Path) -> SavedClassifier:
     )
 
 
-def _read_others(directory: Path, folders: Sequence[tuple[str, str]]) -> tuple[dict[str, Any], Params, bool]:
+def _read_others(
+    directory: Path, folders: Sequence[tuple[str, str]], call: Callable
+) -> tuple[dict[str, Any], Params, bool]:
     """What follows the backbone: fields of EncoderSpec, parameters, and whether prompts count towards pooling."""
     spec, include_prompt = {"pooling": "mean", "heads": (), "token_head": None}, True
     params: Params = {"heads": {}}
@@ -165,9 +216,9 @@ def _read_others(directory: Path, folders: Sequence[tuple[str, str]]) -> tuple[d
         if kind == "Pooling":
             spec["pooling"], include_prompt = modules.read_pooling(place / "config.json")
         elif kind in READ_TOKEN_HEAD:
-            spec["token_head"], params[TOKEN_HEAD] = READ_TOKEN_HEAD[kind](place)
+            spec["token_head"], params[TOKEN_HEAD] = call(READ_TOKEN_HEAD[kind], place)
         elif kind in READ_HEAD:
-            head, found = READ_HEAD[kind](place)
+            head, found = call(READ_HEAD[kind], place)
             params["heads"] |= {str(len(spec["heads"])): found} if found else {}
             spec["heads"] += (head,)
     return spec, params, include_prompt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,20 @@ class SavedModel:
         """What an encoder keeps of it beside what it computes, by the names of SentenceEncoder's arguments."""
         names = ("prompts", "default_prompt_name", "include_prompt", "similarity", "lower_case", "base")
         return {name: getattr(self, name) for name in names} | {"template": self.template or ""}
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedRoutes:
+    """A model with an encoder for each route, as it lies on disk.
+
+    Attributes:
+        models: by route; what several routes share is the same arrays in each.
+        default, tasks: see `router.Routes`.
+    """
+
+    models: Mapping[str, SavedModel]
+    default: str | None
+    tasks: Mapping[str | None, str]
 
 
 @dataclasses.dataclass(frozen=True)

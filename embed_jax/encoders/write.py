@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from embed_jax.encoders import module_files, modules
+from embed_jax.encoders import module_files, modules, router
 from embed_jax.encoders.adapter import WEIGHTS as ADAPTER_WEIGHTS
 from embed_jax.encoders.adapter import write_adapter
 from embed_jax.encoders.base import ADAPTER_CONFIG
@@ -29,6 +32,7 @@ from embed_jax.errors import InputError
 from embed_jax.registry import lookup
 from embed_jax.types import Params
 
+SETTINGS = "config_sentence_transformers.json"
 REPLACED = {"README.md", ".gitattributes", "config.json", ADAPTER_CONFIG, ADAPTER_WEIGHTS}  # of a model there before
 
 
@@ -81,48 +85,149 @@ def write_model(
             found, or of another size.
     """
     directory = Path(directory).absolute()
+    written = modules_of(
+        spec,
+        params,
+        tokenizer=tokenizer,
+        max_length=max_length,
+        include_prompt=include_prompt,
+        lower_case=lower_case,
+        base=base,
+        shard_bytes=shard_bytes,
+        further=further,
+    )
+    settings = settings_of(
+        spec,
+        prompts=prompts,
+        default_prompt_name=default_prompt_name,
+        similarity=similarity,
+        matryoshka_dims=matryoshka_dims,
+        adaptive_layers=adaptive_layers,
+        template=template,
+    )
+    with whole_directory(directory) as temporary:
+        folders = [(module.kind, f"{i}_{module.kind}" if i else "") for i, module in enumerate(written)]
+        for module, (_, folder) in zip(written, folders, strict=True):
+            module.write(temporary / folder)
+        modules.write_modules(temporary, folders)
+        write_json(temporary / SETTINGS, settings)
+
+
+def write_routes(directory: Path, routes: Mapping[str, Sequence[Module]], settings: Mapping[str, Any], **rules) -> None:
+    """Writes a directory with a Router, as sentence-transformers does from version 5 on; atomic, as `write_model`.
+
+    Args:
+        routes: what texts pass, by route, of `modules_of`; modules that share their parameters are written once.
+        settings: of `settings_of`.
+        rules: `default` and `tasks`, see `router.Routes`.
+    """
+    with whole_directory(directory) as temporary:
+        structure: dict[str, list[tuple[str, str]]] = {}
+        folders: dict[Any, str] = {}
+        for route, written in routes.items():
+            for i, module in enumerate(written):
+                if module.identity not in folders:
+                    folders[module.identity] = f"{route}_{i}_{module.kind}"
+                    module.write(temporary / folders[module.identity])
+            structure[route] = [(module.kind, folders[module.identity]) for module in written]
+        router.write_router(temporary, router.Routes(structure, **rules))
+        write_json(temporary / SETTINGS, settings)
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+    """A module that is yet to be written.
+
+    Attributes:
+        kind: class name.
+        identity: what two modules have in common that are one: what they compute, and the arrays they do it with.
+        write: writes it to its folder.
+    """
+
+    kind: str
+    identity: Any
+    write: Callable[[Path], None]
+
+
+def modules_of(
+    spec: EncoderSpec,
+    params: Params,
+    *,
+    tokenizer: SavesItself,
+    max_length: int,
+    include_prompt: bool = True,
+    lower_case: bool = False,
+    base: str = "",
+    shard_bytes: int = SHARD_BYTES,
+    further: Mapping[str, np.ndarray] | None = None,
+) -> list[Module]:
+    """The modules of an encoder, in order; arguments as of `write_model`.
+
+    Raises:
+        InputError: prompts of a static encoder are to be left out of pooling; or vectors are cut before the last head.
+    """
     static = lookup("backbone", spec.backbone.family).write_config is None
     if static and not include_prompt:
-        raise InputError(f"{directory}: prompts count towards pooling in a StaticEmbedding: include_prompt False "
-                         "cannot be written")  # fmt: skip
-    weighted = isinstance(spec.token_head, WeightedLayers)
-    heads, cut = spec.heads, {}
-    if heads and isinstance(heads[-1], Truncate):
-        heads, cut = heads[:-1], {"truncate_dim": heads[-1].out_features}
+        raise InputError("prompts count towards pooling in a StaticEmbedding: include_prompt False cannot be written")
+    heads = spec.heads[:-1] if spec.heads and isinstance(spec.heads[-1], Truncate) else spec.heads
     if any(isinstance(head, Truncate) for head in heads):
-        raise InputError(f"{directory}: vectors are cut before the last head, which cannot be written")
-    with whole_directory(directory) as temporary:
+        raise InputError("vectors are cut before the last head, which cannot be written")
+
+    def write_first(folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
         changes = {}
         if spec.lora is None:
-            _write_backbone(temporary, spec, params["backbone"], shard_bytes, further or {})
+            _write_backbone(folder, spec, params["backbone"], shard_bytes, further or {})
         else:
-            changes = write_adapter(temporary, spec, params[ADAPTER], base) | _outputs(spec)
-        tokenizer.save(temporary)
-        folders = [("StaticEmbedding" if static else "Transformer", "")]
+            changes = write_adapter(folder, spec, params[ADAPTER], base) | _outputs(spec)
+        tokenizer.save(folder)
         if not static:  # whose limit is its tokenizer's
-            if spec.token_head is not None:
-                kind = modules.WEIGHTED if weighted else modules.LATENT
-                write = module_files.write_weighted_layers if weighted else module_files.write_latent_attention
-                folders.append((kind, f"1_{kind}"))
-                write(temporary / folders[-1][1], spec.token_head, params[TOKEN_HEAD])
-            folders.append(("Pooling", f"{len(folders)}_Pooling"))
-            modules.write_pooling(temporary / folders[-1][1], spec.pooling, spec.backbone.hidden_size, include_prompt)
-            write_text_config(temporary, TextConfig(max_length, lower_case, changes))
-        for i, head in enumerate(heads):
-            kind = type(head).__name__
-            folders.append((kind, f"{len(folders)}_{kind}"))
-            module_files.write_head(temporary / folders[-1][1], head, params["heads"].get(str(i), {}))
-        modules.write_modules(temporary, folders)
-        settings = {
-            "prompts": dict(prompts or {}),
-            "default_prompt_name": default_prompt_name,
-            "similarity_fn_name": similarity,
-            "instruction_template": template,
-        }
-        settings |= cut
-        settings |= {"matryoshka_dims": list(matryoshka_dims)} if matryoshka_dims else {}
-        settings |= {"adaptive_layers": True} if adaptive_layers else {}
-        write_json(temporary / "config_sentence_transformers.json", settings)
+            write_text_config(folder, TextConfig(max_length, lower_case, changes))
+
+    def module(kind: str, write: Callable[[Path], None], what: Any, params: Params) -> Module:
+        return Module(kind, (kind, what, *map(id, jax.tree.leaves(params))), write)
+
+    texts = (id(tokenizer), max_length, lower_case, base if spec.lora else "")
+    inner = {name: params[name] for name in ("backbone", ADAPTER) if name in params}
+    kind = "StaticEmbedding" if static else "Transformer"
+    found = [module(kind, write_first, (spec.backbone, spec.lora, _outputs(spec) != {}, texts), inner)]
+    if spec.token_head is not None and not static:
+        weighted = isinstance(spec.token_head, WeightedLayers)
+        write = module_files.write_weighted_layers if weighted else module_files.write_latent_attention
+        own = params[TOKEN_HEAD]
+        write = functools.partial(write, head=spec.token_head, params=own)
+        found.append(module(modules.WEIGHTED if weighted else modules.LATENT, write, spec.token_head, own))
+    if not static:
+        pooled = (spec.pooling, spec.backbone.hidden_size, include_prompt)
+        found.append(module("Pooling", lambda folder: modules.write_pooling(folder, *pooled), pooled, {}))
+    for i, head in enumerate(heads):
+        own = params["heads"].get(str(i), {})
+        write = functools.partial(module_files.write_head, head=head, params=own)
+        found.append(module(type(head).__name__, write, head, own))
+    return found
+
+
+def settings_of(
+    spec: EncoderSpec,
+    *,
+    prompts: Mapping[str, str] | None = None,
+    default_prompt_name: str | None = None,
+    similarity: str = "cosine",
+    matryoshka_dims: Sequence[int] = (),
+    adaptive_layers: bool = False,
+    template: str = "",
+) -> dict[str, Any]:
+    """What config_sentence_transformers.json says of a model; arguments as of `write_model`."""
+    cut = spec.heads and isinstance(spec.heads[-1], Truncate)
+    return {
+        "prompts": dict(prompts or {}),
+        "default_prompt_name": default_prompt_name,
+        "similarity_fn_name": similarity,
+        "instruction_template": template,
+        **({"truncate_dim": spec.heads[-1].out_features} if cut else {}),
+        **({"matryoshka_dims": list(matryoshka_dims)} if matryoshka_dims else {}),
+        **({"adaptive_layers": True} if adaptive_layers else {}),
+    }
 
 
 def _write_backbone(

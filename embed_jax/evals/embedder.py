@@ -86,19 +86,23 @@ def prompt_options(
     corpus_prompt_name: str | None = None,
     instruction: str | None = None,
 ) -> Options:
-    """What each use of texts asks of `SentenceEncoder.encode`: the prompt that its user names, or its own.
+    """What each use of texts asks of a model's `encode`: the prompt that its user names, or the model's own.
 
     Its own are, in this order: what its template makes of the use's instruction; the prompt of its `prompts` for the
     task, the kind of task or the side (`prompts.prompt_for`); its default. Documents of a model without a prompt for
-    them get none, on purpose, and never an instruction.
+    them get none, on purpose, and never an instruction. A RoutedEncoder is told the side too, as the task.
 
     Args:
-        model: with `prompts`, `default_prompt_name` and `template`.
+        model: with `prompts`, `default_prompt_name` and `template`; one with `encoders` has routes.
         prompt_name: of all texts but documents. query_prompt_name, corpus_prompt_name: of the two sides of a search.
         instruction: what the template makes a prompt of, of all texts but documents; instead of a name.
     """
 
     def options(use: Use) -> dict[str, Any]:
+        task = {"task": use.side} if use.side and hasattr(model, "encoders") else {}
+        return {**prompted(use), **task}
+
+    def prompted(use: Use) -> dict[str, Any]:
         found = prompt_for(model.prompts, task=use.task, kind=use.kind, side=use.side)
         if use.side == DOCUMENT:
             name = corpus_prompt_name or found

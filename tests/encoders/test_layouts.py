@@ -367,7 +367,7 @@ ACCEPTED = "known: Dense, Dropout, LatentAttention, LayerNorm, Normalize, Poolin
             "custom_st.Transformer",
             "'custom_st.Transformer' is code of the model's own.*never run; accepted: .*Dense",
         ),
-        (0, BASE + "router.Router", "Router: an encoder for each route is not supported; accepted: .*sub_modules"),
+        (0, BASE + "router.Router", r"Router: an encoder for each route, where .*encoders\[ROUTE\].save"),
         (2, OLD + "Asym", "Asym: an encoder for each route"),
         (2, OLD + "Pooling", "found Transformer, Pooling, Pooling; wanted Transformer, Pooling"),
         (1, OLD + "Normalize", "found Transformer, Normalize; wanted"),

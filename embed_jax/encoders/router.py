@@ -1,0 +1,127 @@
+"""sentence-transformers' Router (versions 5 and 6) and Asym (2 to 4): texts of different kinds pass different modules.
+
+A Router stands among the modules of modules.json, first (then each route is an encoder of its own) or after the pooling
+(then the backbone is shared); what is before and after it is common to all routes. Its folder holds a config and the
+routes' modules, each in a folder; one that several routes name is one module.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from embed_jax.encoders import modules
+from embed_jax.encoders.weights import read_json, write_json
+from embed_jax.errors import InputError
+from embed_jax.registry import unknown
+
+CONFIG, OLDER_CONFIG = "router_config.json", "config.json"
+PARAMETERS = ("default_route", "allow_empty_key", "route_mappings")
+TEXT = "text"  # among the modalities of version 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Routes:
+    """Where each kind of text goes.
+
+    Attributes:
+        modules: of each route, all that a text passes: (class name, folder), the backbone first.
+        default: the route of texts of no named task, or None.
+        tasks: route of a task where it is not the task's own name; under None that of any other.
+    """
+
+    modules: Mapping[str, Sequence[tuple[str, str]]]
+    default: str | None = None
+    tasks: Mapping[str | None, str] = dataclasses.field(default_factory=dict)
+
+
+def read_routes(directory: Path) -> Routes | None:
+    """The routes of a model's directory; None for a model without a Router.
+
+    Rules for other modalities than text are left out. As in versions 5 and 6, the default is the first route if none is
+    named and `allow_empty_key` is not false; an Asym of versions 2 to 4 let such texts pass without a route.
+
+    Raises:
+        InputError: as `modules.read_modules`, of each route; more than one Router, or one in a route; a config that
+            does not say what each route is, or names a route that is not there.
+    """
+    path = directory / "modules.json"
+    entries = modules.read_entries(path) if path.is_file() else []
+    places = [place for place, (kind, _) in enumerate(entries) if kind in modules.ROUTERS]
+    if not places:
+        return None
+    if len(places) > 1:
+        raise InputError(f"{path}: found {len(places)} modules with routes, expected one")
+    before, (_, folder), after = entries[: places[0]], entries[places[0]], entries[places[0] + 1 :]
+    path = directory / folder / CONFIG
+    path = path if path.is_file() else directory / folder / OLDER_CONFIG
+    types, structure, parameters = _read_config(path)
+    found: dict[str, Sequence[tuple[str, str]]] = {}
+    for route, names in structure.items():
+        kinds = [modules.known_kind(path, types[name]) for name in names]
+        if set(kinds) & set(modules.ROUTERS):
+            raise InputError(f"{path}: structure: {route}: a route within a route is not supported")
+        inner = [(Path(folder) / modules.checked_folder(path, name)).as_posix() for name in names]
+        found[route] = [*before, *zip(kinds, inner, strict=True), *after]
+        modules.check_order(path, found[route])
+    default = parameters.get("default_route")
+    if default is None and parameters.get("allow_empty_key", True):
+        default = next(iter(found))
+    tasks = _tasks(path, parameters.get("route_mappings") or {})
+    for field, route in (("default_route", default), *(("route_mappings", route) for route in tasks.values())):
+        if route is not None and route not in found:
+            raise InputError(f"{path}: {field}: {unknown('route', route, found)}")
+    return Routes(found, default, tasks)
+
+
+def write_router(directory: Path, routes: Routes) -> None:
+    """Writes the config of a Router that is the only module, in the model's own directory."""
+    config = {
+        "types": {folder: modules.dotted(kind) for route in routes.modules.values() for kind, folder in route},
+        "structure": {name: [folder for _, folder in route] for name, route in routes.modules.items()},
+        "parameters": {
+            "default_route": routes.default,
+            "allow_empty_key": routes.default is not None,
+            "route_mappings": {str((task, None)): route for task, route in routes.tasks.items()},
+        },
+    }
+    write_json(directory / CONFIG, config)
+    modules.write_modules(directory, [("Router", "")])
+
+
+def _read_config(path: Path) -> tuple[dict[str, str], dict[str, list[str]], dict[str, Any]]:
+    """Types, structure and parameters: dotted names by module, modules by route, and the rest."""
+    config = read_json(path)
+    types, structure, parameters = (config.get(name) for name in ("types", "structure", "parameters"))
+    named = (
+        isinstance(types, dict)
+        and isinstance(structure, dict)
+        and all(
+            isinstance(names, list) and all(isinstance(types.get(str(name)), str) for name in names)
+            for names in structure.values()
+        )
+    )
+    if not named or not structure or not isinstance(parameters, dict | None):
+        raise InputError(f"{path}: expected \"types\" of modules, a \"structure\" of routes that names them, and "
+                         "\"parameters\"")  # fmt: skip
+    parameters = parameters or {}
+    for name in parameters.keys() - set(PARAMETERS):
+        raise InputError(f"{path}: parameters: {unknown('field', name, PARAMETERS)}")
+    return types, structure, parameters
+
+
+def _tasks(path: Path, rules: Mapping[str, str]) -> dict[str | None, str]:
+    """Those of (task, modality) -> route that are for texts; one for texts alone goes before one for all modalities."""
+    found: dict[str | None, str] = {}
+    try:
+        parsed = [(*ast.literal_eval(key), route) for key, route in rules.items()]
+        for wanted in (None, TEXT):
+            found |= {task: route for task, modality, route in parsed if modality == wanted}
+    except (ValueError, SyntaxError, TypeError, AttributeError):
+        raise InputError(
+            f"{path}: route_mappings: expected routes by \"('task', 'modality')\", found {rules!r}"
+        ) from None
+    return found

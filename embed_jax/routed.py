@@ -1,0 +1,245 @@
+"""Texts of different kinds by different encoders into one space: sentence-transformers' Router, or Asym.
+
+model = embed_jax.load("asymmetric")  # say a table of vectors for queries, a transformer for documents
+model.similarity(model.encode_query(["..."]), model.encode_document(["...", "..."]))
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Unpack
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from embed_jax.data.tokenize import Tokenizer
+from embed_jax.encode_options import EncodeOptions
+from embed_jax.encoders.hub import resolve
+from embed_jax.encoders.read import read_routes
+from embed_jax.encoders.router import TEXT
+from embed_jax.encoders.write import modules_of, settings_of, write_routes
+from embed_jax.errors import InputError
+from embed_jax.parallel.mesh import make_mesh, on_mesh
+from embed_jax.pretrained import tokenizer_of
+from embed_jax.registry import unknown
+from embed_jax.sentence import SentenceEncoder, encoder_of
+from embed_jax.sentence import load as load_sentence
+from embed_jax.similarity import Others, Vectors, pairwise_similarity, similarity_matrix
+
+SETTINGS = ("prompts", "default_prompt_name", "template", "similarity_fn_name", "matryoshka_dims", "adaptive_layers")
+DOCUMENT_ROUTES = ("document", "doc", "passage", "corpus")  # "doc" as in the examples of Asym
+
+
+class PromptOptions(EncodeOptions, total=False):
+    """What `SentenceEncoder.encode_document` takes beside texts."""
+
+    prompt_name: str | None
+    prompt: str | None
+
+
+class RoutedEncoder:
+    """A SentenceEncoder for each route; a text's task says which one it goes.
+
+    Attributes:
+        encoders: by route, all of one dimension; those that share parameters have the same arrays.
+        default_route: of texts of no named task; None: they must name one.
+        tasks: route of a task where it is not the task's own name; under None that of any task not named here.
+        prompts, default_prompt_name, template, similarity_fn_name, matryoshka_dims, adaptive_layers: see
+            SentenceEncoder; one of each for all routes.
+    """
+
+    def __init__(
+        self,
+        encoders: Mapping[str, SentenceEncoder],
+        *,
+        default_route: str | None = None,
+        tasks: Mapping[str | None, str] | None = None,
+        prompts: Mapping[str, str] | None = None,
+        default_prompt_name: str | None = None,
+        template: str = "",
+        similarity: str = "cosine",
+        matryoshka_dims: Sequence[int] = (),
+        adaptive_layers: bool = False,
+    ):
+        """As the attributes, `similarity` as `similarity_fn_name`; what the encoders have of the rest gives way.
+
+        Raises:
+            InputError: without encoders, for encoders of different dimensions, or a default or a task's route that is
+                none of them.
+        """
+        dims = {route: encoder.dim for route, encoder in encoders.items()}
+        if len(set(dims.values())) != 1:
+            found = ", ".join(f"{route} {dim}" for route, dim in dims.items()) or "none"
+            raise InputError(f"routes: expected embeddings of one size, found {found}")
+        self.default_route, self.tasks = default_route, dict(tasks or {})
+        for route in filter(None, (default_route, *self.tasks.values())):
+            if route not in encoders:
+                raise InputError(unknown("route", route, encoders))
+        self.prompts = dict(prompts or {})
+        self.default_prompt_name = default_prompt_name
+        self.template = template
+        self.similarity_fn_name = similarity
+        self.matryoshka_dims = tuple(matryoshka_dims)
+        self.adaptive_layers = adaptive_layers
+        self.encoders = {route: self._with_settings(encoder) for route, encoder in encoders.items()}
+
+    def _with_settings(self, encoder: SentenceEncoder) -> SentenceEncoder:
+        found = copy.copy(encoder)
+        for name in SETTINGS:
+            setattr(found, name, getattr(self, name))
+        return found
+
+    @property
+    def dim(self) -> int:
+        """D, the size of an embedding, by any route."""
+        return next(iter(self.encoders.values())).dim
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that a text is cut to by the route that takes most."""
+        return max(encoder.max_length for encoder in self.encoders.values())
+
+    def encoder(self, task: str | None = None) -> SentenceEncoder:
+        """The encoder of a task's texts: by `tasks`, else the route of the task's name, or the default without a task.
+
+        As sentence-transformers has it; but "document" is also a route called "doc", "passage" or "corpus".
+
+        Raises:
+            InputError: for a task without a route, or no task to a model without a default route.
+        """
+        if task in self.tasks or None in self.tasks:
+            return self.encoders[self.tasks.get(task, self.tasks.get(None))]
+        named = DOCUMENT_ROUTES if task == "document" else (task,)
+        names = (*named, TEXT) if task else (TEXT, self.default_route)
+        route = next((name for name in names if name in self.encoders), None)
+        if route is None:
+            what = f"for the task {task!r}" if task else "without a task: name it, or use encode_query, encode_document"
+            raise InputError(f"no route {what}; known: {', '.join({**self.encoders, **self.tasks})}")
+        return self.encoders[route]
+
+    def encode(
+        self,
+        texts: str | Iterable[str],
+        *,
+        task: str | None = None,
+        instruction: str | None = None,
+        **options: Unpack[PromptOptions],
+    ) -> Float[np.ndarray, "*N D"]:
+        """Embeddings of texts by the task's route, `[N, D]`, or `[D]` of one string.
+
+        Args:
+            task: what the texts are for, such as "query"; None: they go the default route.
+            instruction, options: as of `SentenceEncoder.encode`.
+
+        Raises:
+            InputError: as `encoder` and `SentenceEncoder.encode`.
+        """
+        return self.encoder(task).encode(texts, instruction=instruction, **options)
+
+    def encode_query(
+        self, texts: str | Iterable[str], *, instruction: str | None = None, **options: Unpack[PromptOptions]
+    ) -> Float[np.ndarray, "*N D"]:
+        """`SentenceEncoder.encode_query` by the route of the task "query"."""
+        return self.encoder("query").encode_query(texts, instruction=instruction, **options)
+
+    def encode_document(
+        self, texts: str | Iterable[str], **options: Unpack[PromptOptions]
+    ) -> Float[np.ndarray, "*N D"]:
+        """`SentenceEncoder.encode_document` by the route of the task "document"."""
+        return self.encoder("document").encode_document(texts, **options)
+
+    def encode_blocks(
+        self,
+        texts: Iterable[str],
+        *,
+        task: str | None = None,
+        instruction: str | None = None,
+        **options: Unpack[PromptOptions],
+    ) -> Iterator[Float[np.ndarray, "n D"]]:
+        """As `encode`, in blocks; see `SentenceEncoder.encode_blocks`."""
+        return self.encoder(task).encode_blocks(texts, instruction=instruction, **options)
+
+    def similarity(self, a: Vectors, b: Others) -> Float[np.ndarray, "_ _"]:
+        """How like each embedding is to each of the others, by `similarity_fn_name`; see `similarity_matrix`."""
+        return similarity_matrix(a, b, self.similarity_fn_name)
+
+    def similarity_pairwise(self, a: Vectors, b: Vectors) -> Float[np.ndarray, " _"]:
+        """How like each embedding is to the one at the same place, by `similarity_fn_name`."""
+        return pairwise_similarity(a, b, self.similarity_fn_name)
+
+    def save(self, directory: str | Path) -> None:
+        """Writes a directory that sentence-transformers reads from version 5 on, and `load` does; atomic.
+
+        Whatever the model was loaded from, it is a Router of whole encoders; what routes share is written once.
+
+        Raises:
+            InputError: as `SentenceEncoder.save`, or for embeddings that some routes alone cut.
+        """
+        settings = [
+            settings_of(
+                encoder.spec,
+                prompts=self.prompts,
+                default_prompt_name=self.default_prompt_name,
+                similarity=self.similarity_fn_name,
+                matryoshka_dims=self.matryoshka_dims,
+                adaptive_layers=self.adaptive_layers,
+                template=self.template,
+            )
+            for encoder in self.encoders.values()
+        ]
+        if settings != settings[:1] * len(settings):
+            raise InputError(f"{directory}: embeddings are cut after some routes alone, which cannot be written")
+        params = _each_once({route: encoder.params for route, encoder in self.encoders.items()}, jax.device_get)
+        routes = {
+            route: modules_of(
+                encoder.spec,
+                params[route],
+                tokenizer=encoder.tokenizer,
+                max_length=encoder.max_length,
+                include_prompt=encoder.include_prompt,
+                lower_case=encoder.lower_case,
+                base=encoder.base,
+            )
+            for route, encoder in self.encoders.items()
+        }
+        write_routes(Path(directory), routes, settings[0], default=self.default_route, tasks=self.tasks)
+
+
+def load(name: str | Path, *, max_length: int = 0, compute_dtype: str = "float32") -> SentenceEncoder | RoutedEncoder:
+    """An embedding model, with routes or without; arguments and errors as of `sentence.load`."""
+    directory = resolve(str(name))
+    saved = read_routes(directory)
+    if saved is None:
+        return load_sentence(name, max_length=max_length, compute_dtype=compute_dtype)
+    params = _each_once(
+        {route: model.params for route, model in saved.models.items()}, lambda leaves: on_mesh(leaves, make_mesh())
+    )
+    tokenizers: dict[Any, Tokenizer] = {}
+    encoders = {}
+    for route, model in saved.models.items():
+        limit = max_length or model.max_length
+        key = model.tokenizer_directory, limit, model.lower_case
+        tokenizers[key] = tokenizers.get(key) or tokenizer_of(model, limit)
+        encoders[route] = encoder_of(dataclasses.replace(model, params=params[route]), tokenizers[key], compute_dtype)
+    first = encoders[next(iter(encoders))]
+    settings = {name: getattr(first, name) for name in SETTINGS if name != "similarity_fn_name"}
+    try:
+        return RoutedEncoder(
+            encoders,
+            default_route=saved.default,
+            tasks=saved.tasks,
+            similarity=first.similarity_fn_name,
+            **settings,
+        )
+    except InputError as error:
+        raise InputError(f"{directory}: {error}") from None
+
+
+def _each_once(trees: Any, make: Callable[[dict[int, Any]], dict[int, Any]]) -> Any:
+    """The trees of what is made of their leaves: of an array that is there several times, one."""
+    made = make({id(leaf): leaf for leaf in jax.tree.leaves(trees)})
+    return jax.tree.map(lambda leaf: made[id(leaf)], trees)
