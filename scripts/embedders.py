@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ OPTIONS = ("dim", "layers", "instruction", "prompt_name", "query_prompt_name", "
 MODELS = """models:
   a directory (ours, of sentence-transformers or Hugging Face), a hub name, or PROVIDER:NAME of an embedding endpoint,
   its key in the environment: openai:text-embedding-3-small, cohere:embed-v4.0, voyage:voyage-3.5,
-  google:gemini-embedding-001; --endpoint-url names another server that speaks the provider's form
+  google:gemini-embedding-001; --endpoint-url names another server that speaks the provider's form; or a file of
+  scripts.export, DIRECTORY/onnx/NAME.onnx, run by ONNX Runtime
 """
 
 
@@ -74,8 +75,36 @@ def open_embedder(name: str, args: argparse.Namespace, cache: Path | None = None
             raise InputError(f"{name}: --{given[0].replace('_', '-')} is not for an endpoint")
         endpoint = Endpoint(provider(name), name.partition(":")[2], base_url=args.endpoint_url, dim=args.dim)
         return Embedder(name, endpoint_encoder(endpoint, cache=args.endpoint_cache or cache), endpoint_options)
+    if name.endswith(".onnx"):
+        return _onnx_embedder(Path(name), args)
     model = load_model(name)
     return Embedder(name, encoder(args, model), model_options(args, model), similarity=model.similarity_fn_name)
+
+
+def _onnx_embedder(path: Path, args: argparse.Namespace) -> Any:
+    """An exported file; tokenizer and prompts are those of the directory that it was written into."""
+    import numpy as np
+
+    from embed_jax.evals.embedder import Embedder
+    from embed_jax.export.onnx import encode_onnx
+    from embed_jax.prompts import resolve_prompt
+
+    for option in ("dim", "layers"):
+        if getattr(args, option):
+            raise InputError(f"{path}: --{option} is not for a file, which gives what it was exported with")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    model = load_model(str(path.parent.parent))
+
+    def encode(texts: Sequence[str], **given: str) -> Any:
+        prompt = resolve_prompt(model.prompts, model.template, **(given or {"prompt_name": model.default_prompt_name}))
+        order = np.argsort([-len(text) for text in texts], kind="stable")  # little padding
+        found = encode_onnx(path, model, [texts[number] for number in order], prompt=prompt)
+        embeddings = np.empty_like(found)
+        embeddings[order] = found
+        return embeddings
+
+    return Embedder(str(path), encode, model_options(args, model), similarity=model.similarity_fn_name)
 
 
 def encoder(args: argparse.Namespace, model: Any) -> Callable:
@@ -112,7 +141,8 @@ def model_fingerprint(name: str, args: argparse.Namespace) -> str:
     options = {option: getattr(args, option) for option in OPTIONS}
     if provider(name):
         return fingerprint(name, args.endpoint_url, options)
-    files = sorted(path for path in model_directory(resolve(name)).rglob("*") if path.is_file())
+    directory = Path(name).parent.parent if name.endswith(".onnx") else model_directory(resolve(name))
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
     stats = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
     return fingerprint(stats, options)
 

@@ -143,6 +143,27 @@ def test_a_model_behind_an_api_is_judged_by_the_same_suite(run, tiny_model, suit
     assert refused[0] == 2 and "--layers is not for an endpoint" in refused[2]
 
 
+def test_an_exported_file_is_judged_like_its_model(run, refused, tiny_model, sts, tmp_path):
+    pytest.importorskip("onnxruntime")
+    from embed_jax.export.onnx import write_onnx
+
+    model = embed_jax.load(str(tiny_model))
+    model.prompts, model.default_prompt_name = {"sts": "say "}, "sts"
+    model.save(tmp_path / "model")
+    (tmp_path / "model" / "onnx").mkdir()
+    file = tmp_path / "model" / "onnx" / "x.onnx"
+    write_onnx(model, file)
+    found = []
+    for name in (tmp_path / "model", file):
+        output = tmp_path / "out.json"
+        assert run(evaluate, "--model", name, "--task", "sts", "--data", sts, "--output", output)[0] == 0
+        found.append(json.loads(output.read_text())["items"]["values"])
+    assert np.abs(np.subtract(*found)).max() < 1e-5
+    arguments = ("--task", "sts", "--data", sts)
+    assert "--dim is not for a file" in refused(evaluate, "--model", file, *arguments, "--dim", "8")
+    assert "no such file" in refused(evaluate, "--model", tmp_path / "y.onnx", *arguments)
+
+
 def test_an_endpoint_of_another_dimension_is_refused(run, sts, server):
     url = f"http://127.0.0.1:{server.server_port}"
     status, out, err = run(evaluate, "--model", "openai:x", "--task", "sts", "--data", sts, "--endpoint-url", url,
