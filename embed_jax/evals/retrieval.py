@@ -153,7 +153,12 @@ def evaluate_search(
     run = search(corpus, judged, max(ks) + ignore_identical_ids)
     if ignore_identical_ids:
         run = {query: {doc: score for doc, score in found.items() if doc != query} for query, found in run.items()}
-    return score_run(run, qrels, ks=ks)
+    return score_run({query: _ranked(found) for query, found in run.items()}, qrels, ks=ks)
+
+
+def _ranked(found: Mapping[str, float]) -> dict[str, float]:
+    """Best first; of equal scores, such as of documents of one text, the larger id first, as trec_eval has it."""
+    return dict(sorted(sorted(found.items(), reverse=True), key=lambda item: -item[1]))
 
 
 def score_run(run: Run, qrels: Qrels, *, ks: Sequence[int] = (10,)) -> RetrievalResult:

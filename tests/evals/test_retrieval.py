@@ -44,6 +44,16 @@ def test_a_missing_query_scores_zero_and_ties_keep_their_order():
     assert score_run({"q1": {"a": 1.0, "b": 1.0}}, qrels, ks=(2,)).metrics["mrr@2"] == 0.25
 
 
+def test_of_equal_scores_the_larger_id_comes_first_as_in_trec_eval():
+    def search(corpus, queries, k):
+        return {"q": {"d1": 0.5, "d10": 0.5, "d2": 0.5, "d3": 0.9}}
+
+    corpus = dict.fromkeys(("d1", "d10", "d2", "d3"), "text")
+    for judged, rank in (("d3", 1), ("d2", 2), ("d10", 3), ("d1", 4)):
+        found = evaluate_search(search, corpus, {"q": "text"}, {"q": {judged: 1}}, ks=(4,))
+        assert found.metrics["mrr@4"] == 1 / rank
+
+
 def test_unknown_ids_are_refused():
     search = pytest.fail
     with pytest.raises(InputError, match="query 'q9' is not among the 1 queries"):
