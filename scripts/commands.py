@@ -92,9 +92,22 @@ def check_picture(parser: Parser, option: str, path: Path | None) -> None:
 
 
 def load_model(name: str) -> Any:
-    """The SentenceEncoder of that name, of a run's directory too, with compiled programs kept from run to run."""
+    """The embedding model of that name, of a run's directory too, with compiled programs kept from run to run."""
     from embed_jax import load
     from embed_jax.train.fit import enable_compilation_cache
 
     enable_compilation_cache()
     return load(name)
+
+
+def load_encoder(name: str) -> Any:
+    """As `load_model`, where one encoder is wanted, and not one for each route.
+
+    Raises:
+        InputError: for a model with routes.
+    """
+    model = load_model(name)
+    if hasattr(model, "encoders"):
+        raise InputError(f"{name}: has an encoder for each of {', '.join(model.encoders)}, where one is wanted; "
+                         "embed_jax.load(...).encoders[ROUTE].save(...) writes one by itself")  # fmt: skip
+    return model

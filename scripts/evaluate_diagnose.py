@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from embed_jax.errors import InputError
 from scripts import embedders
-from scripts.commands import Parser, load_model
+from scripts.commands import Parser, load_encoder
 
 if TYPE_CHECKING:
     from embed_jax.evals.diagnose import Finding, Judged
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise InputError(f"{args.data}: --diagnose expects 2 judged queries or more, found {len(qrels)}")
     judged = diagnose.judged_rows(corpus, queries, qrels, ignore_identical_ids=args.ignore_identical_ids)
     triplets = read_triplets(args) if args.pairs else []
-    model = load_model(args.model)
+    model = load_encoder(args.model)
     if args.dim > model.dim:
         raise InputError(f"--dim: expected 1 to {model.dim}, the size of the embeddings, found {args.dim}")
 

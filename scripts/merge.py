@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from embed_jax.errors import InputError, exit_with_one_line
-from scripts.commands import Parser, load_model
+from scripts.commands import Parser, load_encoder
 
 EXAMPLES = """examples:
   python -m scripts.merge --models runs/a/model,runs/b/model --output runs/merged
@@ -48,7 +48,7 @@ def merge_models(args: argparse.Namespace) -> None:
     """Writes the merged model."""
     from embed_jax.encoders.merge import merge
 
-    models = [load_model(name).merged() for name in args.models]
+    models = [load_encoder(name).merged() for name in args.models]
     first = models[0]
     for name, model in zip(args.models[1:], models[1:], strict=True):
         if model.spec != first.spec:

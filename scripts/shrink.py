@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embed_jax.errors import InputError, exit_with_one_line
-from scripts.commands import Parser, load_model, print_table
+from scripts.commands import Parser, load_encoder, print_table
 
 if TYPE_CHECKING:
     from embed_jax.encoders.build import EncoderSpec
@@ -67,7 +67,7 @@ def shrink(args: argparse.Namespace) -> None:
 
     evaluate = sts_evaluator(*read_sts(args.sts)) if args.sts else None
     texts = read_texts(args) if args.texts else []
-    model = smaller = load_model(args.model)
+    model = smaller = load_encoder(args.model)
     spec, params = model.spec, jax.device_get(model.params)
     if args.layers is not None:
         try:

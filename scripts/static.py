@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from embed_jax.errors import InputError, exit_with_one_line
-from scripts.commands import OneLineParser, Parser, load_model
+from scripts.commands import OneLineParser, Parser, load_encoder
 
 EXAMPLES = """examples:
   python -m scripts.static words --vectors glove.6B.300d.txt --output models/glove
@@ -79,7 +79,7 @@ def from_words(args: argparse.Namespace):
 def from_teacher(args: argparse.Namespace):
     from embed_jax.train.static import distil
 
-    return distil(load_model(args.model), args.dim, sif=args.sif)
+    return distil(load_encoder(args.model), args.dim, sif=args.sif)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def diagnosed(run, beir, tmp_path, models, monkeypatch):
     """`diagnosed(model, *options) -> (findings by check, what is printed, what is written)`."""
 
     def diagnosed(model, *options):
-        monkeypatch.setattr(evaluate_diagnose, "load_model", lambda name: models.get(name) or embed_jax.load(name))
+        monkeypatch.setattr(evaluate_diagnose, "load_encoder", lambda name: models.get(name) or embed_jax.load(name))
         output = tmp_path / "diagnosis.json"
         line = ("--model", model, "--task", "retrieval", "--data", beir, "--diagnose", "--output", output, *options)
         status, out, err = run(evaluate, *line)
