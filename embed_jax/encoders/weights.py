@@ -147,7 +147,10 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
     from safetensors.numpy import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()  # with the mode that any new file gets; safetensors puts one in its place that its owner alone reads
+    mode = path.stat().st_mode
     save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path, {"format": "pt"})
+    path.chmod(mode)
 
 
 def write_tensors(directory: Path, tensors: dict[str, np.ndarray], shard_bytes: int = SHARD_BYTES) -> None:

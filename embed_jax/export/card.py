@@ -241,6 +241,23 @@ def _settings(run: Run, step: int) -> Iterator[tuple[str, str]]:
     ):
         if (value := run.median(metric)) is not None:
             yield name, form.format(value)
+    if run.sessions:
+        since = run.sessions[0].start  # above 0 where a run went on that had not recorded its time
+        of = f" from step {since:,} on" if since else ""
+        yield "training time", f"{_duration(run.seconds)}{of}, evaluations included"
+        yield "device", run.each("machine")
+        yield "versions", run.each("software")
+
+
+def _duration(seconds: float) -> str:
+    """Its two largest units, such as "3 h 25 min"."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours:,} h {minutes} min"
 
 
 def _evaluation(found: Sequence[Scores], run: Run | None) -> str:
@@ -290,10 +307,18 @@ def _again(run: Run) -> str:
     stages = run.stages()
     parts = ["## Train it again", "Each file is the config of a run; what it does not name is as in embed-jax."]
     for number, one in enumerate(stages, 1):
-        file = "config.py" if len(stages) == 1 else f"config_{number}.py"
-        command = f"python -m experiments.EXPERIMENT --config={file} --workdir=runs/{file.removesuffix('.py')}"
-        parts.append(f"`{file}`:\n\n```python\n{config_source(one.config)}```\n\n```bash\n{command}\n```")
-    parts.append("EXPERIMENT is the one that it was trained with, such as `nli`, `retrieval` or `simcse`.")
+        name = "config" if len(stages) == 1 else f"config_{number}"
+        config = one.config
+        if number > 1:  # from the model that the command before it writes
+            config = config | {"model": config["model"] | {"name": f"runs/config_{number - 1}/model"}}
+        parts.append(f"`{name}.py`:\n\n```python\n{config_source(config)}```")
+        if one.experiment == "":
+            parts.append("No experiment was launched: this was trained from Python, on data given there.")
+            continue
+        experiment = one.experiment or "EXPERIMENT"
+        parts.append(f"```bash\npython -m experiments.{experiment} --config={name}.py --workdir=runs/{name}\n```")
+    if any(one.experiment is None for one in stages):
+        parts.append("EXPERIMENT is the one that it was trained with, such as `nli`, `retrieval` or `simcse`.")
     return "\n\n".join(parts)
 
 

@@ -49,6 +49,41 @@ class Dataset:
 
 
 @dataclasses.dataclass(frozen=True)
+class Session:
+    """A start of a run, or a resumption.
+
+    Attributes:
+        start: after which step.
+        seconds: from its start to the last step that it came to, evaluations and all.
+        devices, hosts: how many.
+        versions: of `train.tracking.environment`, the device's kind among them.
+    """
+
+    start: int
+    seconds: float
+    devices: int
+    hosts: int
+    versions: Mapping[str, str]
+
+    @property
+    def machine(self) -> str:
+        """Where it was computed, for people."""
+        kind = self.versions.get("device", "unknown")
+        if kind == "cpu":
+            kind = f"CPU of {self.versions.get('cpus', '?')} cores"
+            kind += f" as {self.devices} devices" if self.devices > 1 else ""
+        elif self.devices > 1:
+            kind = f"{self.devices} x {kind}"
+        return kind + (f", {self.hosts} hosts" if self.hosts > 1 else "")
+
+    @property
+    def software(self) -> str:
+        """The versions, for people."""
+        found = {name: version for name, version in self.versions.items() if name not in ("device", "cpus")}
+        return ", ".join(f"{name} {version}" for name, version in found.items())
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
     """A run's directory.
 
@@ -58,6 +93,8 @@ class Run:
         results: results.json, what was measured at the end, or {}.
         log: the lines of metrics.jsonl.
         earlier: the run whose model this one started from, if it is one of ours.
+        experiment: the module of `experiments` that was launched; "": none, as from Python; None: not recorded.
+        sessions: each start and resumption, if they are recorded.
     """
 
     config: dict[str, Any]
@@ -65,6 +102,8 @@ class Run:
     results: dict[str, Any]
     log: tuple[dict[str, Any], ...]
     earlier: Run | None
+    experiment: str | None
+    sessions: tuple[Session, ...]
 
     def stages(self) -> list[Run]:
         """The runs one after the other, this one last."""
@@ -94,6 +133,15 @@ class Run:
                 best = line["step"], value
         return best
 
+    @property
+    def seconds(self) -> float:
+        """Of all sessions."""
+        return sum(session.seconds for session in self.sessions)
+
+    def each(self, what: str) -> str:
+        """What the sessions were computed on: "machine" or "software"; where that changed, one after the other."""
+        return "; then ".join(dict.fromkeys(getattr(session, what) for session in self.sessions))
+
     def median(self, name: str) -> float | None:
         """The median of a metric over the steps of the log; None where it is not logged."""
         values = sorted(line[name] for line in self.log if line.get(name) is not None)
@@ -116,12 +164,15 @@ def read_run(directory: Path) -> Run:
     start = Path(config["model"].get("name", ""))
     stage = start.name == "model" and start.parent.resolve() != directory.resolve()
     stage = stage and (start.parent / "config.json").is_file()
+    experiment, sessions = _read_sessions(directory / "run.json")
     return Run(
         config,
         _read(directory / "data.json"),
         _read(directory / "results.json"),
         tuple(_read_lines(directory / "metrics.jsonl")),
         read_run(start.parent) if stage else None,
+        experiment,
+        sessions,
     )
 
 
@@ -216,6 +267,23 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InputError(f"{path}: a JSON object is wanted, found a {type(found).__name__}")
     return found
+
+
+def _read_sessions(path: Path) -> tuple[str | None, tuple[Session, ...]]:
+    """The experiment and the sessions; None and none of a run that is older than run.json."""
+    found = _read(path)
+    if not found:
+        return None, ()
+    try:
+        sessions = [
+            Session(
+                int(one["start"]), float(one["seconds"]), int(one["devices"]), int(one["hosts"]), {**one["versions"]}
+            )
+            for one in found["sessions"]
+        ]
+        return str(found["experiment"]), tuple(sessions)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: no record of a run's sessions ({error!r})") from None
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:

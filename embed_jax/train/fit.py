@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,7 +46,7 @@ from embed_jax.train.sources import Sources, for_loss, training_loss, training_o
 from embed_jax.train.start import Start, frozen_models, start_from
 from embed_jax.train.step import init_state, make_train_step
 from embed_jax.train.tokens import cut_records, cut_sources, stand_in, tokens_alone
-from embed_jax.train.workdir import open_workdir
+from embed_jax.train.workdir import launched_by, open_workdir
 from embed_jax.types import Auxiliary, Batch, TrainState
 
 Encode = Callable[[Sequence[str]], np.ndarray]
@@ -300,7 +301,7 @@ def launch(run: Callable[[Experiment, Path], loop.Result]) -> None:
     """An experiment's command: reads the command line, runs stage by stage, and says where the model is."""
     config, workdir = load(sys.argv)
     prepare_jax(config)
-    with joined(config.hosts):
+    with joined(config.hosts), launched_by(Path(inspect.getfile(run))):
         for stage, directory in stages(config, workdir):
             if stage is not config and is_first_host():
                 print(f"stage {directory.name}: from {stage.model.name}", flush=True)

@@ -22,6 +22,7 @@ from embed_jax.registry import unknown
 from embed_jax.train.checkpoint import Checkpoints
 from embed_jax.train.speed import model_flops_utilization, training_flops_per_token
 from embed_jax.train.tracking import MetricsFile, Progress, Wandb, environment
+from embed_jax.train.workdir import Chronicle
 from embed_jax.types import BASE, Batch, TrainState
 
 
@@ -108,12 +109,21 @@ def run(
         log_file = workdir / "metrics.jsonl" if is_first_host() else None
         metrics_file = MetricsFile(log_file, start if restored is not None else -1)
         stack.callback(metrics_file.close)
+        versions = environment()
+        chronicle = Chronicle(
+            workdir / "run.json" if is_first_host() else None,
+            start,
+            resumed=restored is not None,
+            devices=mesh.size,
+            hosts=jax.process_count(),
+            versions=versions,
+        )
         tracker = Wandb(
             config.tracking.wandb if is_first_host() else "disabled",
             config.tracking.project,
             config.tracking.name,
             workdir,
-            {**as_dict(config), "environment": environment()},
+            {**as_dict(config), "environment": versions},
         )
         stack.callback(tracker.close)
         progress = Progress(start, num_steps, config.train.log_every, quiet=not is_first_host())
@@ -181,11 +191,14 @@ def run(
                         yield index, batch
                 index += 1
 
+        to_train = start < num_steps and not best.stopped
+        if to_train:
+            chronicle.write(start)
         if evaluate is not None and restored is None and start == 0:
             log(0, evaluated(0))
 
         pending: tuple[int, Batch, dict] | None = None
-        if start < num_steps and not best.stopped:
+        if to_train:
             for index, batch in stack.enter_context(contextlib.closing(upcoming())):
                 step = index + 1
                 if index == max(trace[0], start) < trace[1]:
@@ -212,6 +225,7 @@ def run(
                     pending = None
                     if due_save or best.stopped or stop:
                         checkpoints.save(step, state, {"best": dataclasses.asdict(best)})
+                    chronicle.write(step)
                 if last or best.stopped or stop:
                     break
 

@@ -1,11 +1,13 @@
-"""A run's directory: one run at a time, one config, one data set."""
+"""A run's directory: one run at a time, one config, one data set; and what became of it, session by session."""
 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from embed_jax.errors import InputError
 # bits, as long as the groups and shares of a batch (in the fingerprint of the data) stay.
 FREE_FIELDS = ("tracking.", "checkpoint.", "hosts.", "loss.form")
 FREE_FIELDS += tuple(f"train.{name}" for name in ("log_every", "profile", "devices", "fsdp", "tensor", "fsdp_gather"))
+
+_experiment: contextvars.ContextVar[str] = contextvars.ContextVar("experiment", default="")
 
 
 @contextlib.contextmanager
@@ -59,6 +63,56 @@ def open_workdir(workdir: Path, config: Experiment, fingerprint: dict[str, Any])
         _write(workdir / "data.json", fingerprint)
         _write(workdir / "config.json", json.loads(to_json(config)))
         yield
+
+
+@contextlib.contextmanager
+def launched_by(file: Path) -> Iterator[None]:
+    """Within it, runs are those of this file's experiment, if it is one of `experiments`."""
+    token = _experiment.set(file.stem if file.parent.name == "experiments" else "")
+    try:
+        yield
+    finally:
+        _experiment.reset(token)
+
+
+class Chronicle:
+    """`run.json`: the experiment, and of each session (a start or a resumption) its steps, seconds, devices, versions.
+
+    It is for people and for the model's card: nothing of the training depends on it.
+    """
+
+    def __init__(self, path: Path | None, start: int, resumed: bool, **about: Any):
+        """A session from the step `start` on; its seconds count from here.
+
+        Args:
+            path: None: nothing is written.
+            resumed: whether the sessions before it are this run's too.
+            about: what else a session says: devices, hosts, versions.
+
+        Raises:
+            InputError: the file is there and damaged.
+        """
+        self._path, self._began = path, time.monotonic()
+        self._session = {"start": start, "end": start, "seconds": 0.0, **about}
+        self._earlier = _sessions(path) if path is not None and resumed else []
+
+    def write(self, step: int) -> None:
+        """The session came as far as this step."""
+        if self._path is None:
+            return
+        self._session |= {"end": step, "seconds": round(time.monotonic() - self._began, 3)}
+        _write(self._path, {"experiment": _experiment.get(), "sessions": [*self._earlier, self._session]})
+
+
+def _sessions(path: Path) -> list[Mapping[str, Any]]:
+    """Those in the file that came further than they began."""
+    if not path.exists():  # of a run that is older than this file
+        return []
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["sessions"]
+        return [session for session in found if session["end"] > session["start"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: no record of a run's sessions ({error!r}); without the file it goes on") from None
 
 
 def _holds_work(workdir: Path) -> bool:

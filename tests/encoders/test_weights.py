@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import tracemalloc
 
@@ -361,3 +362,22 @@ def test_a_tokenizer_larger_than_the_table(tiny_model, tmp_path):
     gap = tokenizer["model"]["vocab"] | {"dog": size + 9}  # as many tokens as before, but not of the ids 0, 1, 2, ...
     refused(size, size + 10, model=tokenizer["model"] | {"vocab": gap})
     refused(size + 9, size + 10, model=tokenizer["model"] | {"vocab": gap})
+
+
+# ---- who may read them
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_a_file_of_weights_is_for_whom_other_files_are_for(tmp_path, umask, mode):
+    before = os.umask(umask)
+    try:
+        write_tensors(tmp_path, {"a": np.ones(3, np.float32)})
+        (tmp_path / "other").write_text("")
+    finally:
+        os.umask(before)
+    found = (tmp_path / "model.safetensors").stat().st_mode & 0o777
+    assert found == mode == (tmp_path / "other").stat().st_mode & 0o777
+    (tmp_path / "model.safetensors").chmod(0o640)
+    write_tensors(tmp_path, {"a": np.zeros(3, np.float32)})
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o640, "a file keeps its own"
+    np.testing.assert_array_equal(read_tensors(tmp_path)["a"], np.zeros(3))

@@ -166,6 +166,65 @@ def test_the_log_says_which_step_and_how_fast(model, made_run):
     assert read_run(made_run("last", lines=lines)).chosen() is None
 
 
+def session(seconds, start=0, devices=1, hosts=1, **versions):
+    return {"start": start, "end": start + 5, "seconds": seconds, "devices": devices, "hosts": hosts} | {
+        "versions": {"python": "3.12.1", "device": "NVIDIA H200", "cpus": "16", "jax": "0.10.2"} | versions
+    }
+
+
+def test_how_long_and_on_what_it_was_trained(model, made_run):
+    directory = made_run("run")
+    assert "training time" not in model_card(model, About("model", run=read_run(directory))), "of older runs"
+
+    def card(*sessions):
+        (directory / "run.json").write_text(json.dumps({"experiment": "nli", "sessions": sessions}))
+        return model_card(model, About("model", run=read_run(directory)))
+
+    found = card(session(3000, devices=8), session(7000.2, start=5, devices=8))
+    assert "| training time | 2 h 47 min, evaluations included |" in found
+    assert "| device | 8 x NVIDIA H200 |" in found and "| versions | python 3.12.1, jax 0.10.2 |" in found
+    assert card(session(3000, devices=8), session(7000.2, start=5, devices=8)) == found
+    found = card(session(59.96, start=7, device="cpu", jax="0.9"), session(0, start=12, devices=4, hosts=2))
+    assert "| training time | 1 min 0 s from step 7 on, evaluations included |" in found
+    assert "| device | CPU of 16 cores; then 4 x NVIDIA H200, 2 hosts |" in found
+    assert "jax 0.9; then python 3.12.1, jax 0.10.2 |" in found
+    for seconds, said in ((0.04, "0.0 s"), (59.94, "59.9 s"), (3599.4, "59 min 59 s"), (3599.9, "1 h 0 min")):
+        assert f"| training time | {said}, " in card(session(seconds))
+    assert "CPU of 16 cores as 8 devices" in card(session(61, devices=8, device="cpu"))
+
+
+def test_the_command_that_trains_it_again_is_the_one_that_did(model, made_run):
+    """Of an older run, of an experiment, from Python; of two stages, each from the model of the command before it."""
+    directory = made_run("run")
+    assert "python -m experiments.EXPERIMENT --config=config.py" in again(model, directory)
+    (directory / "run.json").write_text(json.dumps({"experiment": "nli", "sessions": []}))
+    found = again(model, directory)
+    assert "python -m experiments.nli --config=config.py --workdir=runs/config\n" in found and "EXPERIMENT" not in found
+    (directory / "model").mkdir()
+    later = made_run("later", model__name=str(directory / "model"))
+    (later / "run.json").write_text(json.dumps({"experiment": "retrieval", "sessions": []}))
+    found = again(model, later)
+    assert found.index("experiments.nli --config=config_1.py --workdir=runs/config_1\n") < found.index(
+        "experiments.retrieval --config=config_2.py --workdir=runs/config_2\n"
+    )
+    assert "config.model.name = 'runs/config_1/model'" in found and str(directory) not in found
+    (directory / "run.json").write_text(json.dumps({"experiment": "", "sessions": []}))
+    assert "python -m" not in again(model, directory) and "trained from Python" in again(model, directory)
+
+
+def again(model, directory):
+    return model_card(model, About("model", run=read_run(directory))).partition("## Train it again")[2]
+
+
+@pytest.mark.parametrize("content", ['{"experiment": "nli"}', '{"experiment": "nli", "sessions": [{"seconds": "x"}]}'])
+def test_a_damaged_record_is_said_in_one_line(made_run, content):
+    directory = made_run("run")
+    (directory / "run.json").write_text(content)
+    with pytest.raises(InputError, match="run.json: no record of a run's sessions") as error:
+        read_run(directory)
+    assert "\n" not in str(error.value)
+
+
 def test_results_of_the_run_are_there_before_against_after(model, made_run):
     measured = {"before/sts12": 0.5, "after/sts12": 0.625, "before/average": None, "after/average": 0.6}
     run = read_run(made_run("run", results={"task": "sts", "metrics": measured}))

@@ -1,0 +1,104 @@
+"""run.json: what a run was and how long it took, over its resumptions; the training does not depend on it."""
+
+import json
+import shutil
+import sys
+
+import pytest
+
+from embed_jax.errors import InputError
+from embed_jax.export.record import read_run
+from embed_jax.train import workdir
+from embed_jax.train.workdir import Chronicle, launched_by
+
+ABOUT = {"devices": 2, "hosts": 1, "versions": {"device": "cpu", "jax": "1"}}
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """`clock(seconds)`: so much time passes."""
+    now = [50.0]
+    monkeypatch.setattr(workdir.time, "monotonic", lambda: now[0])
+    return lambda seconds: now.__setitem__(0, now[0] + seconds)
+
+
+def spans(path):
+    return [(one["start"], one["end"], one["seconds"]) for one in json.loads(path.read_text())["sessions"]]
+
+
+def test_sessions_add_up_over_resumptions_and_start_anew_with_the_run(clock, tmp_path):
+    path = tmp_path / "run.json"
+    first = Chronicle(path, 0, resumed=False, **ABOUT)
+    clock(2)
+    first.write(0)
+    clock(3)
+    first.write(4)
+    clock(9)  # and it is killed
+    Chronicle(path, 4, resumed=True, **ABOUT).write(4)  # killed at once
+    third = Chronicle(path, 4, resumed=True, **ABOUT | {"devices": 1})
+    clock(1.5)
+    third.write(9)
+    assert spans(path) == [(0, 4, 5.0), (4, 9, 1.5)]
+    assert [one["devices"] for one in json.loads(path.read_text())["sessions"]] == [2, 1]
+    again = Chronicle(path, 0, resumed=False, **ABOUT)
+    assert spans(path) == [(0, 4, 5.0), (4, 9, 1.5)], "nothing is written before it is asked for"
+    again.write(0)
+    assert spans(path) == [(0, 0, 0.0)]
+    assert [file.name for file in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_other_hosts_write_nothing_and_an_older_run_has_no_file(tmp_path):
+    Chronicle(None, 3, resumed=True, **ABOUT).write(4)
+    assert not list(tmp_path.iterdir())
+    Chronicle(tmp_path / "run.json", 3, resumed=True, **ABOUT).write(4)
+    assert [span[:2] for span in spans(tmp_path / "run.json")] == [(3, 4)]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"sessions": [3]}', '{"sessions": [{"start": 1}]}'])
+def test_a_damaged_file_is_said_in_one_line(tmp_path, content):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(InputError, match="run.json: no record of a run's sessions") as error:
+        Chronicle(tmp_path / "run.json", 3, resumed=True, **ABOUT)
+    assert "\n" not in str(error.value)
+    Chronicle(tmp_path / "run.json", 0, resumed=False, **ABOUT).write(1)  # is not read
+
+
+def test_an_experiment_is_known_by_its_file(tmp_path):
+    def experiment():
+        Chronicle(tmp_path / "run.json", 0, resumed=False, **ABOUT).write(0)
+        return json.loads((tmp_path / "run.json").read_text())["experiment"]
+
+    with launched_by(tmp_path / "experiments" / "nli.py"):
+        assert experiment() == "nli"
+    with launched_by(tmp_path / "mine" / "nli.py"):
+        assert experiment() == ""
+    assert experiment() == ""
+
+
+def test_a_run_records_itself_and_goes_on_without_its_record(simcse_here, tmp_path):
+    """Interrupted by its last checkpoint's loss, with and without run.json: the same lines in the log."""
+    run, without = tmp_path / "run", tmp_path / "without"
+    settings = ("--config.train.steps=4", "--config.checkpoint.every=2")
+    status, err = simcse_here(run, *settings)
+    assert status == 0, err
+    whole = (run / "run.json").read_bytes()
+    found = read_run(run)
+    (session,) = found.sessions
+    assert found.experiment == "simcse" and session.seconds > 0
+    assert (session.start, session.devices, session.hosts) == (0, 1, 1)
+    assert session.versions["python"] == sys.version.split()[0] and session.versions["jax"]
+    assert "experiment" not in json.loads((run / "config.json").read_text())
+
+    status, err = simcse_here(run, *settings)
+    assert status == 0 and (run / "run.json").read_bytes() == whole, "nothing was left to train"
+
+    losses = [(line["step"], line["loss"]) for line in found.log]
+    shutil.rmtree(run / "checkpoints" / "4")
+    shutil.copytree(run, without)
+    (without / "run.json").unlink()
+    for directory, starts in ((run, [0, 2]), (without, [2])):
+        status, err = simcse_here(directory, *settings)
+        assert status == 0, err
+        found = read_run(directory)
+        assert [session.start for session in found.sessions] == starts
+        assert [(line["step"], line["loss"]) for line in found.log] == losses
