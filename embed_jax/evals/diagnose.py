@@ -68,6 +68,7 @@ class Judged:
         query, document, grade: of each judgement above 0.
         ideal: each query's grades, largest first, padded with 0.
         own: the row of the document that is no result of a query, its own text; -1 for none.
+        place: of each of the N documents by id, the largest first: so equal scores rank, see `evaluate_search`.
     """
 
     query: Int[np.ndarray, " J"]
@@ -75,6 +76,7 @@ class Judged:
     grade: Int[np.ndarray, " J"]
     ideal: Int[np.ndarray, "Q W"]
     own: Int[np.ndarray, " Q"]
+    place: Int[np.ndarray, " N"]
 
 
 def judged_rows(corpus: Texts, queries: Texts, qrels: Qrels, *, ignore_identical_ids: bool = False) -> Judged:
@@ -102,13 +104,15 @@ def judged_rows(corpus: Texts, queries: Texts, qrels: Qrels, *, ignore_identical
     first = np.searchsorted(query, query)  # judgements come query by query
     ideal[query, np.arange(len(query)) - first] = grade[order]
     own = np.array([row_of.get(name, -1) if ignore_identical_ids else -1 for name in qrels])
-    return Judged(query, document, grade, ideal, own)
+    place = np.empty(len(corpus), np.int64)
+    place[[row_of[name] for name in sorted(corpus, reverse=True)]] = np.arange(len(corpus))
+    return Judged(query, document, grade, ideal, own, place)
 
 
 def relevant_ranks(
     queries: Float[np.ndarray, "Q D"], corpus: Float[np.ndarray, "N D"], judged: Judged, similarity: str = "cosine"
 ) -> Int[np.ndarray, " J"]:
-    """The rank of each relevant document, from 1; N + 1 for one that is no result. Equal scores keep corpus order."""
+    """The rank of each relevant document, from 1; N + 1 for one that is no result."""
     if similarity == "cosine":
         queries, corpus, similarity = unit_length(queries), unit_length(corpus), "dot"
     ranks = np.empty(len(judged.query), np.int64)
@@ -119,7 +123,8 @@ def relevant_ranks(
         scores[own >= 0, own[own >= 0]] = -np.inf
         for place in np.flatnonzero((judged.query >= start) & (judged.query < start + len(scores))):
             document, found = judged.document[place], scores[judged.query[place] - start]
-            above = np.sum(found > found[document]) + np.sum(found[:document] == found[document])
+            before = judged.place < judged.place[document]
+            above = np.sum(found > found[document]) + np.sum(before & (found == found[document]))
             ranks[place] = 1 + above if found[document] > -np.inf else 1 + len(corpus)
     return ranks
 

@@ -147,18 +147,18 @@ def evaluate_search(
     ks: Sequence[int] = (10,),
     ignore_identical_ids: bool = False,
 ) -> RetrievalResult:
-    """As `evaluate_retrieval`, for any `search(corpus, queries, k)`, such as `bm25_search`."""
+    """As `evaluate_retrieval`, for any `search(corpus, queries, k)`, such as `bm25_search`.
+
+    The corpus is searched from the largest id to the smallest: where a search keeps that order for equal scores, as
+    ours do, the larger id comes first, as trec_eval has it.
+    """
     check_qrels(corpus, queries, qrels)
     judged = {query: queries[query] for query in qrels}
+    corpus = dict(sorted(corpus.items(), reverse=True))
     run = search(corpus, judged, max(ks) + ignore_identical_ids)
     if ignore_identical_ids:
         run = {query: {doc: score for doc, score in found.items() if doc != query} for query, found in run.items()}
-    return score_run({query: _ranked(found) for query, found in run.items()}, qrels, ks=ks)
-
-
-def _ranked(found: Mapping[str, float]) -> dict[str, float]:
-    """Best first; of equal scores, such as of documents of one text, the larger id first, as trec_eval has it."""
-    return dict(sorted(sorted(found.items(), reverse=True), key=lambda item: -item[1]))
+    return score_run(run, qrels, ks=ks)
 
 
 def score_run(run: Run, qrels: Qrels, *, ks: Sequence[int] = (10,)) -> RetrievalResult:

@@ -45,13 +45,11 @@ def test_a_missing_query_scores_zero_and_ties_keep_their_order():
 
 
 def test_of_equal_scores_the_larger_id_comes_first_as_in_trec_eval():
-    def search(corpus, queries, k):
-        return {"q": {"d1": 0.5, "d10": 0.5, "d2": 0.5, "d3": 0.9}}
-
-    corpus = dict.fromkeys(("d1", "d10", "d2", "d3"), "text")
+    corpus = {"d1": "east", "d10": "east", "d2": "east", "d3": "north"}
     for judged, rank in (("d3", 1), ("d2", 2), ("d10", 3), ("d1", 4)):
-        found = evaluate_search(search, corpus, {"q": "text"}, {"q": {judged: 1}}, ks=(4,))
+        found = evaluate_retrieval(encode, encode, corpus, {"q": "north"}, {"q": {judged: 1}}, ks=(3, 4))
         assert found.metrics["mrr@4"] == 1 / rank
+        assert found.metrics["recall@3"] == (rank < 4)  # also where the list is cut
 
 
 def test_unknown_ids_are_refused():
