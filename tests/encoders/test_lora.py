@@ -49,6 +49,7 @@ def embed(spec, params, tokens, key=None):
     return compiled(spec)(params, tokens, key)
 
 
+@pytest.mark.slow
 def test_a_new_adapter_changes_nothing(packed):
     plain = jax.jit(build_encoder(BASE).init, compiler_options=QUICKLY)(jax.random.key(0))
     for kind in ("lora", "dora"):

@@ -131,6 +131,7 @@ def test_another_stage_goes_on_with_the_adapter_and_another_adapter_is_refused(c
     assert status == 2 and "config.lora: the model has another adapter" in err and err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_three_steps_of_llm2vec(command, data, tmp_path):
     texts = {"data__train": data / "texts.txt", "stages__simcse__data__train": data / "texts.txt"}
     texts |= {"stages__supervised__data__train": data / "triplets.tsv", "stages__supervised__eval__retrieval": ""}

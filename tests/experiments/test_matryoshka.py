@@ -67,6 +67,7 @@ def run(data, monkeypatch, capsys):
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.mark.slow
 def test_it_measures_each_size_and_depth_beside_the_baseline(run, data, tmp_path, sentences):
     status, said = run(tmp_path / "run")
     assert status == 0, said

@@ -215,6 +215,7 @@ def evaluations(workdir):
     return {line["step"]: line["sts/spearman"] for line in read(workdir / "metrics.jsonl") if "sts/spearman" in line}
 
 
+@pytest.mark.slow
 def test_stages_results_and_going_on(command, data, tmp_path):
     first, second = tmp_path / "run", tmp_path / "run" / "sts"
     status, out, err = command(first)

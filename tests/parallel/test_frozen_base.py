@@ -119,6 +119,7 @@ def local_bytes(tree):
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
+@pytest.mark.slow
 @SLOW
 @pytest.mark.parametrize("way", ["lora", "whole"])
 def test_a_device_s_state_and_step_shrink_with_the_shards(way):

@@ -52,6 +52,7 @@ def make_batch(groups: int) -> Batch:
     return Batch({"encoder": tokens}, present, text_hash, order)
 
 
+@pytest.mark.slow
 def test_dropout_is_on_and_differs_between_groups(encoder, params):
     """The invariance to the number of devices would hold trivially without dropout, or with one mask for all groups."""
     tokens = make_batch(1).tokens["encoder"]

@@ -243,6 +243,7 @@ def test_other_losses_take_the_queue_as_negatives_of_the_anchors(loss):
     assert all(about(each).queue for each in vars(contrastive).values() if hasattr(each, "about"))
 
 
+@pytest.mark.slow
 def test_losses_that_cannot_use_it():
     own = some_columns(number=2).replace(guide=jnp.ones((2, 5, 3)), score=jnp.ones((5, 1)))
     full = own.replace(queue=queue_columns(some_queue(own), own))

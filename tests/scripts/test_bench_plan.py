@@ -66,6 +66,7 @@ def test_it_compiles_on_a_mesh_for_losses_and_objectives_on_tokens(loss):
     assert local_bytes(split.arguments[0]) < share * local_bytes(alone.arguments[0])
 
 
+@pytest.mark.slow
 def test_the_command_says_whether_it_fits(run, refused, tmp_path, monkeypatch):
     file = tmp_path / "config.py"
     file.write_text(CONFIG)

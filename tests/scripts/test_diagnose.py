@@ -143,6 +143,7 @@ def test_negatives_are_judged_where_there_are_some(diagnosed, tiny_model, triple
     assert findings["negatives"]["status"] == "not checked" and findings["negatives"]["what_to_do"] == "give more rows"
 
 
+@pytest.mark.slow
 def test_every_fault_has_commands_that_can_be_run(diagnosed, unrecorded, triplets, monkeypatch):
     monkeypatch.setattr("embed_jax.evals.diagnose.MOST_EASY", -1.0)
     monkeypatch.setattr("embed_jax.evals.diagnose.LEAST_AUC", 2.0)

@@ -16,6 +16,7 @@ def texts(tmp_path, sentences):
     return path
 
 
+@pytest.mark.slow
 def test_fewer_layers_and_dimensions_and_sentence_transformers_agrees(run, tiny_model, texts, sentences, sts, tmp_path):
     arguments = ("--layers", "1", "--dim", 8, "--texts", texts, "--sts", sts, "--output", tmp_path / "small")
     status, out, err = run(shrink, "--model", tiny_model, *arguments)

@@ -161,6 +161,7 @@ nli.main()
 """
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_and_resumed_it_ends_with_the_same_bits(
     undisturbed, experiment, config_file, cache, tmp_path
 ):

@@ -47,6 +47,7 @@ def finished(simcse_here, tmp_path):
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
