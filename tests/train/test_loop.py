@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -193,6 +194,22 @@ def test_accumulation_updates_every_other_step_and_survives_an_interruption(run,
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------------------
+
+
+def test_each_resumption_adds_a_session_and_the_training_does_not_depend_on_it(run, tmp_path):
+    def spans():
+        return [(found["start"], found["end"]) for found in json.loads((tmp_path / "run.json").read_text())["sessions"]]
+
+    run(checkpoint__every=4)
+    assert spans() == [(0, 8)]
+    first, losses = (tmp_path / "run.json").read_bytes(), [line["loss"] for line in lines_of(tmp_path)]
+    run(checkpoint__every=4)
+    assert (tmp_path / "run.json").read_bytes() == first, "nothing was left to train"
+    for expected in ([(0, 8), (4, 8)], [(4, 8)]):
+        shutil.rmtree(tmp_path / "checkpoints" / "8")
+        run(checkpoint__every=4)
+        assert spans() == expected and [line["loss"] for line in lines_of(tmp_path)] == losses
+        (tmp_path / "run.json").unlink()
 
 
 def test_a_damaged_newest_checkpoint_costs_only_its_own_steps(run, tmp_path, capsys):

@@ -1,8 +1,7 @@
-"""run.json: what a run was and how long it took, over its resumptions; the training does not depend on it."""
+"""run.json: what a run was and how long it took, over its resumptions."""
 
 import json
-import shutil
-import sys
+import platform
 
 import pytest
 
@@ -75,30 +74,12 @@ def test_an_experiment_is_known_by_its_file(tmp_path):
     assert experiment() == ""
 
 
-def test_a_run_records_itself_and_goes_on_without_its_record(simcse_here, tmp_path):
-    """Interrupted by its last checkpoint's loss, with and without run.json: the same lines in the log."""
-    run, without = tmp_path / "run", tmp_path / "without"
-    settings = ("--config.train.steps=4", "--config.checkpoint.every=2")
-    status, err = simcse_here(run, *settings)
+def test_a_command_records_its_experiment_and_the_card_reads_it(simcse_here, tmp_path):
+    status, err = simcse_here(tmp_path / "run", "--config.train.steps=1")
     assert status == 0, err
-    whole = (run / "run.json").read_bytes()
-    found = read_run(run)
+    found = read_run(tmp_path / "run")
     (session,) = found.sessions
     assert found.experiment == "simcse" and session.seconds > 0
     assert (session.start, session.devices, session.hosts) == (0, 1, 1)
-    assert session.versions["python"] == sys.version.split()[0] and session.versions["jax"]
-    assert "experiment" not in json.loads((run / "config.json").read_text())
-
-    status, err = simcse_here(run, *settings)
-    assert status == 0 and (run / "run.json").read_bytes() == whole, "nothing was left to train"
-
-    losses = [(line["step"], line["loss"]) for line in found.log]
-    shutil.rmtree(run / "checkpoints" / "4")
-    shutil.copytree(run, without)
-    (without / "run.json").unlink()
-    for directory, starts in ((run, [0, 2]), (without, [2])):
-        status, err = simcse_here(directory, *settings)
-        assert status == 0, err
-        found = read_run(directory)
-        assert [session.start for session in found.sessions] == starts
-        assert [(line["step"], line["loss"]) for line in found.log] == losses
+    assert session.versions["python"] == platform.python_version() and session.versions["jax"]
+    assert "experiment" not in json.loads((tmp_path / "run" / "config.json").read_text())
