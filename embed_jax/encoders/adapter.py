@@ -17,7 +17,7 @@ from embed_jax.encoders.base import backbone_shapes, fingerprint, read_backbone,
 from embed_jax.encoders.build import EncoderSpec
 from embed_jax.encoders.family import REQUIRED, Family, Part
 from embed_jax.encoders.lora import ALL_LINEAR, LoraSpec, adapted_modules, linear_maps
-from embed_jax.encoders.weights import read_json, read_safetensors, write_json
+from embed_jax.encoders.weights import read_json, read_safetensors, write_json, write_safetensors
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup, unknown
 from embed_jax.types import Params
@@ -222,8 +222,6 @@ def write_adapter(directory: Path, spec: EncoderSpec, adapter: Params, base: str
     Raises:
         InputError: the base is not found, or of another size than the backbone; or as `check_writable`.
     """
-    from safetensors.numpy import save_file
-
     check_writable(spec)
     if not base:
         raise InputError("an adapter is written without its base, whose name is not known: save the model with the "
@@ -262,7 +260,7 @@ def write_adapter(directory: Path, spec: EncoderSpec, adapter: Params, base: str
         "alpha_pattern": {},
     }
     write_json(directory / CONFIG, config)
-    save_file(tensors, directory / WEIGHTS, {"format": "pt", FINGERPRINT: fingerprint(original, place)})
+    write_safetensors(directory / WEIGHTS, tensors, **{FINGERPRINT: fingerprint(original, place)})
     ours, theirs = family.write_config(spec.backbone), family.write_config(original)
     changes = {name: ours.get(name) for name in {**theirs, **ours} if ours.get(name) != theirs.get(name)}
     unseen = [f"{name} {value!r}" for name, value in changes.items() if name not in stored]

@@ -142,14 +142,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    """Writes tensors so that transformers' and sentence-transformers' torch classes read them."""
+def write_safetensors(path: Path, tensors: dict[str, np.ndarray], **metadata: str) -> None:
+    """Writes tensors, and what else is to be said, so that transformers' and sentence-transformers' classes read them."""
     from safetensors.numpy import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()  # with the mode that any new file gets; safetensors puts one in its place that its owner alone reads
     mode = path.stat().st_mode
-    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path, {"format": "pt"})
+    plain = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    save_file(plain, path, {"format": "pt", **metadata})
     path.chmod(mode)
 
 

@@ -74,6 +74,7 @@ def test_an_experiment_is_known_by_its_file(tmp_path):
     assert experiment() == ""
 
 
+@pytest.mark.slow
 def test_a_command_records_its_experiment_and_the_card_reads_it(simcse_here, tmp_path):
     status, err = simcse_here(tmp_path / "run", "--config.train.steps=1")
     assert status == 0, err
