@@ -143,7 +143,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray], **metadata: str) -> None:
-    """Writes tensors, and what else is to be said, so that transformers' and sentence-transformers' classes read them."""
+    """Writes tensors so that transformers' and sentence-transformers' torch classes read them; `metadata` beside."""
     from safetensors.numpy import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
