@@ -266,8 +266,12 @@ def test_documents_find_their_route_by_its_usual_names(name):
 # ---- evaluation
 
 
-def test_a_search_takes_both_routes(tiny_tokenizer, tmp_path):
-    """The vector of a word as a document is that of the word before it as a query, which only the two routes see."""
+@pytest.fixture
+def search(tiny_tokenizer, tmp_path):
+    """(model, words, directory in BEIR's layout) of a search that only the two routes together can make.
+
+    The vector of a word as a document is that of the word before it as a query.
+    """
     tokenizer = load_tokenizer(tiny_tokenizer, 40, special_tokens=False)
     words = (tiny_tokenizer / "vocab.txt").read_text().split()[5:45]
     query = table(48, tokenizer=tokenizer)
@@ -282,7 +286,22 @@ def test_a_search_takes_both_routes(tiny_tokenizer, tmp_path):
     (tmp_path / "qrels").mkdir()
     rows = (f"queries{i}\tcorpus{i}\t1" for i in range(len(words) - 1))
     (tmp_path / "qrels" / "test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *rows]))
-    task = open_task(str(tmp_path), name="made", k="1,10")
+    return model, words, str(tmp_path)
+
+
+def test_the_official_harness_takes_both_routes(search):
+    pytest.importorskip("mteb")
+    from embed_jax.evals.mteb import local_task, mteb_model, revision
+
+    model, _, data = search
+    found = local_task("retrieval", data, name="made").evaluate(mteb_model(model), "test", encode_kwargs={})
+    assert [scores["main_score"] for scores in found.values()] == [1.0]
+    assert revision(model) != revision(model.encoders["query"])
+
+
+def test_a_search_takes_both_routes(search):
+    model, words, data = search
+    task = open_task(data, name="made", k="1,10")
     embed = Embedder("model", model.encode, prompt_options(model), similarity=model.similarity_fn_name)
     assert task.evaluate(embed).metrics["ndcg@10"] == 1.0
     one = model.encoders["document"]

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from mteb.types import PromptType
     from torch import Tensor
 
+    from embed_jax.routed import RoutedEncoder
     from embed_jax.sentence import SentenceEncoder
 
 Splits = dict[str, dict[str, Any]]  # by split, the values of each column
@@ -54,7 +55,7 @@ Splits = dict[str, dict[str, Any]]  # by split, the values of each column
 class MtebModel:
     """What mteb asks of an encoder; made by `mteb_model`."""
 
-    model: SentenceEncoder
+    model: SentenceEncoder | RoutedEncoder
     mteb_model_meta: ModelMeta
     options: Options
 
@@ -95,7 +96,7 @@ class MtebModel:
         return torch.from_numpy(self.model.similarity_pairwise(embeddings1, embeddings2))
 
 
-def mteb_model(model: SentenceEncoder, name: str = "") -> MtebModel:
+def mteb_model(model: SentenceEncoder | RoutedEncoder, name: str = "") -> MtebModel:
     """A model that `mteb.evaluate` takes.
 
     Each text gets the prompt that mteb would choose of the model's: the first there is of "TASK-SIDE", "TASK",
@@ -117,7 +118,7 @@ def mteb_model(model: SentenceEncoder, name: str = "") -> MtebModel:
         overwrites={
             "name": name if "/" in name else f"embed-jax/{name}",
             "revision": revision(model),
-            "n_parameters": sum(leaf.size for leaf in jax.tree.leaves(model.params)),
+            "n_parameters": sum(leaf.size for one in _encoders(model) for leaf in jax.tree.leaves(one.params)),
             "embed_dim": model.dim,
             "max_tokens": model.max_length,
             "similarity_fn_name": ScoringFunction(model.similarity_fn_name),
@@ -128,7 +129,7 @@ def mteb_model(model: SentenceEncoder, name: str = "") -> MtebModel:
     return MtebModel(model, meta, prompt_options(model))
 
 
-def task_instruction(model: SentenceEncoder, task: TaskMetadata, side: str) -> str:
+def task_instruction(model: SentenceEncoder | RoutedEncoder, task: TaskMetadata, side: str) -> str:
     """What a model with a template for instructions is told of a task of mteb; "": its prompts serve.
 
     A prompt of the model for the task or its type counts more than the task's own instruction, which counts more than
@@ -151,16 +152,23 @@ def task_instruction(model: SentenceEncoder, task: TaskMetadata, side: str) -> s
     return get_abstask_prompt(task.name)
 
 
-def revision(model: SentenceEncoder) -> str:
+def revision(model: SentenceEncoder | RoutedEncoder) -> str:
     """16 hex digits of what a model's embeddings depend on: parameters, architecture, prompts, limit of tokens."""
-    settings = [model.spec, model.prompts, model.default_prompt_name, model.template, model.include_prompt]
-    settings += [model.max_length, model.similarity_fn_name, model.lower_case, model.compute_dtype]
-    digest = hashlib.sha256(repr(settings).encode())
-    for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
-        array = np.asarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        digest.update(array.tobytes())
+    digest = hashlib.sha256()
+    for one in _encoders(model):
+        settings = [one.spec, one.prompts, one.default_prompt_name, one.template, one.include_prompt]
+        settings += [one.max_length, one.similarity_fn_name, one.lower_case, one.compute_dtype]
+        digest.update(repr(settings).encode())
+        for path, leaf in jax.tree_util.tree_leaves_with_path(one.params):
+            array = np.asarray(leaf)
+            digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+            digest.update(array.tobytes())
     return digest.hexdigest()[:16]
+
+
+def _encoders(model: SentenceEncoder | RoutedEncoder) -> list[SentenceEncoder]:
+    """Those of a model with routes, or the one."""
+    return list(getattr(model, "encoders", {"": model}).values())
 
 
 # ---- local data ----------------------------------------------------------------------------------------------
