@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from embed_jax.atomic import replaced
+from embed_jax.atomic import plain_json, replaced
 from embed_jax.errors import InputError
 
 PICTURES = (".png", ".pdf", ".svg")
@@ -57,15 +56,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes JSON; what is no finite number becomes null, since JSON knows no nan."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: plain(entry) for name, entry in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(entry) for entry in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    path.write_text(json.dumps(plain(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(plain_json(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from embed_jax.atomic import write_whole
+from embed_jax.atomic import plain_json, write_whole
 from embed_jax.errors import InputError
 from embed_jax.evals.overlap import overlap
 from embed_jax.evals.task import Items, Outcome, Task
@@ -45,7 +45,7 @@ class Result:
         outcome = self.outcome
         items = {"statistic": outcome.items.statistic, "values": _rounded(outcome.items.values)}
         items |= {} if outcome.items.gold is None else {"gold": _rounded(outcome.items.gold)}
-        return _plain({
+        return plain_json({
             "task": self.task,
             "name": self.name,
             "model": self.model,
@@ -183,12 +183,3 @@ def _array(values: list[float] | None) -> np.ndarray | None:
 
 def _number(value: float) -> str:
     return "no score" if math.isnan(value) else f"{value:.4f}"
-
-
-def _plain(value: Any) -> Any:
-    """JSON knows no nan."""
-    if isinstance(value, dict):
-        return {name: _plain(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
