@@ -156,6 +156,7 @@ def test_scores_equal_sentence_transformers(name, tmp_path):
     assert load(str(tmp_path / "saved")).max_length == LIMIT
 
 
+@pytest.mark.slow
 def test_more_labels_and_another_activation_equal_sentence_transformers(tmp_path):
     peer = pytest.importorskip("sentence_transformers")
     torch = pytest.importorskip("torch")

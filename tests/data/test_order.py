@@ -82,6 +82,7 @@ def has_none(batch, hashes):
     return len(np.unique(texts)) == len(texts)
 
 
+@pytest.mark.slow
 def test_no_duplicate_in_a_thousand_batches_of_a_thousand():
     hashes = things(40_000, 0.3)
     order = Batches(Shuffled(len(hashes), 0), 1024, hashes)

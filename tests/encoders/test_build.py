@@ -128,6 +128,7 @@ def test_sizes_and_first_last(params, packed):
     assert {leaf.shape[0] for leaf in jax.tree.leaves(layers)} == {6}
 
 
+@pytest.mark.slow
 def test_empty_sentences_are_zero_with_a_finite_gradient(params, make_batch):
     tokens = make_batch([[(0, [5, 6])], []], 8, 3)
     value, gradient = value_and_gradient(params, tokens)

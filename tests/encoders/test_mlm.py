@@ -109,6 +109,7 @@ def encoder():
     return build_encoder(random_spec("tiny", vocab_size=VOCAB), unroll=1)
 
 
+@pytest.mark.slow
 def test_sums_are_those_of_all_logits_of_which_only_the_hidden_tokens_are_computed(encoder, packed):
     auxiliary = mlm_auxiliary(encoder, MASK, SPECIAL, rate=0.3)
     params = auxiliary.init(jax.random.key(0))

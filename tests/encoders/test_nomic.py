@@ -287,6 +287,7 @@ def test_states_do_not_change_when_positions_are_shifted(torch_models, packed, s
     assert max(np.abs(a - b).max() for a, b in zip(at(2 * packed.position), expected, strict=True)) > 1e-3
 
 
+@pytest.mark.slow
 def test_recomputed_layers_have_the_same_gradient(packed):
     """Layers recomputed or not: one gradient."""
     spec = random_spec("nomic-tiny", vocab_size=60)

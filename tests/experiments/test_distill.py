@@ -174,6 +174,7 @@ def test_what_cannot_be_is_one_line(refused, fields, message):
     assert message in refused(**fields)
 
 
+@pytest.mark.slow
 def test_a_student_of_another_size_may_learn_similarities_only(refused, distill, config, tiny_tokenizer, tmp_path):
     """With 32 dimensions, of a teacher with 8."""
     from embed_jax.encoders.shrink import add_pca

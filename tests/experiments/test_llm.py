@@ -115,6 +115,7 @@ def test_an_adapter_is_trained_and_saved_alone_with_its_instruction(command, dec
     assert np.abs(found - base.encode(sentences[:6])).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_another_stage_goes_on_with_the_adapter_and_another_adapter_is_refused(command, decoder, tmp_path):
     first = tmp_path / "first"
     status, _, err = command(E5, first)

@@ -89,6 +89,7 @@ PLAIN = {
 }
 # The others are of every kind.
 SLOW = {
+    "info_nce, symmetric, dot",
     "info_nce",
     "gte",
     "qwen3",

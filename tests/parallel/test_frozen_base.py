@@ -80,7 +80,7 @@ SLOW = pytest.mark.slow
     [
         pytest.param("lora", "8x1x1", marks=SLOW),
         pytest.param("lora", "2x2x2", marks=SLOW),
-        ("lora", "1x4x2"),
+        pytest.param("lora", "1x4x2", marks=SLOW),
         pytest.param("whole", "8x1x1", marks=SLOW),
         ("whole", "2x2x2"),
         pytest.param("whole", "1x4x2", marks=SLOW),

@@ -188,6 +188,7 @@ def test_schemes_of_gathering(scheme, factor):
     np.testing.assert_allclose(found, factor * expected, atol=1e-6 * np.abs(expected).max() * factor + 1e-7)
 
 
+@pytest.mark.slow
 def test_sharded_encoding_is_encoding(encoder, params):
     tokens: TokenBatch = make_batch(8).tokens["encoder"]
     mesh = make_mesh(4)

@@ -17,7 +17,7 @@ from scripts import geometry
 def loaded_once():
     """Each loading compiles anew, which is most of the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("embed_jax.sentence.load", functools.cache(embed_jax.sentence.load))
+        patch.setattr("embed_jax.load", functools.cache(embed_jax.load), raising=False)
         yield
 
 
@@ -99,6 +99,6 @@ def test_bad_input_is_refused(refused, tiny_model, sts, tmp_path):
 
 def test_a_model_without_finite_embeddings_is_refused(refused, tiny_model, sts, tmp_path, monkeypatch):
     broken = types.SimpleNamespace(encode=lambda texts, **options: np.full((len(texts), 8), np.nan))
-    monkeypatch.setattr("embed_jax.sentence.load", lambda name: broken)
+    monkeypatch.setattr("embed_jax.load", lambda name: broken)
     err = refused(geometry, "--model", tiny_model, "--data", sts, "--output", tmp_path / "geometry.json")
     assert "finite" in err

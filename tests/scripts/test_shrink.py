@@ -85,6 +85,6 @@ def test_what_is_refused(refused, tiny_model, texts, tmp_path, sentences):
 def test_embeddings_that_are_not_finite_leave_nothing(refused, tiny_model, texts, tmp_path, monkeypatch):
     broken = embed_jax.load(str(tiny_model))
     monkeypatch.setattr(broken, "encode", lambda texts: np.full((len(texts), 32), np.nan, np.float32))
-    monkeypatch.setattr("embed_jax.sentence.load", lambda name: broken)
+    monkeypatch.setattr("embed_jax.load", lambda name: broken)
     err = refused(shrink, "--model", tiny_model, "--dim", 8, "--texts", texts, "--output", tmp_path / "small")
     assert "dim 8: the embedding of text 0, from 0, is not finite" in err

@@ -217,6 +217,7 @@ def test_it_is_mined_at_the_start_and_every_so_many_steps_with_the_model_as_it_i
     assert all(record["anchor"] != record["negative_1"] != record["positive"] for record in third)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("saved", "mined_again"), [(6, [8]), (9, []), pytest.param(3, [4, 8], marks=pytest.mark.slow)])
 def test_a_resumed_run_reads_what_was_mined_and_ends_with_the_same_bits(
     retrieval, experiment, finished, tmp_path, monkeypatch, saved, mined_again

@@ -31,7 +31,7 @@ def read_beir(directory: str | Path, split: str = "test") -> Task:
     corpus = _texts(_existing(directory, "corpus.jsonl"), title=True)
     queries = _texts(_existing(directory, "queries.jsonl"), title=False)
     judged = ((f"{path}:{line}", record) for line, record in iter_lines(path))
-    return _task(corpus, queries, judged, str(path))
+    return _task(corpus, queries, judged, str(path), f"{path}:1")
 
 
 def read_hub(name: str, split: str = "test") -> Task:
@@ -53,17 +53,21 @@ def read_hub(name: str, split: str = "test") -> Task:
 
     corpus = _by_id(records("corpus", "corpus"), title=True)
     queries = _by_id(records("queries", "queries"), title=False)
-    return _task(corpus, queries, records("default", split), f"hf:{name}")
+    return _task(corpus, queries, records("default", split), f"hf:{name}", f"hf:{name}")
 
 
 def _task(
-    corpus: dict[str, str], queries: dict[str, str], judged: Iterator[tuple[str, Mapping[str, Any]]], source: str
+    corpus: dict[str, str],
+    queries: dict[str, str],
+    judged: Iterator[tuple[str, Mapping[str, Any]]],
+    source: str,
+    header: str,
 ) -> Task:
-    """The task of (place, judgement) pairs."""
+    """The task of (place, judgement) pairs; `header` is where their columns are named."""
     qrels: dict[str, dict[str, int]] = {}
     for where, record in judged:
         if set(record) != set(QRELS_HEADER):
-            raise InputError(f"{where}: found the columns {', '.join(record)}; accepted: {', '.join(QRELS_HEADER)}")
+            raise InputError(f"{header}: found the columns {', '.join(record)}; accepted: {', '.join(QRELS_HEADER)}")
         query, document, grade = (record[name] for name in QRELS_HEADER)
         for name, known, what in ((query, queries, "queries"), (document, corpus, "corpus")):
             if name not in known:
