@@ -114,6 +114,7 @@ def test_sizes_that_do_not_fit_are_one_line():
 # ---- in an encoder -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_encoder_pools_what_comes_out(packed, unpacked):
     """Its embeddings are those of the same parts one by one, however texts are packed."""
     spec = random_spec("tiny", vocab_size=60, normalize=False)

@@ -138,6 +138,7 @@ def test_a_device_s_state_and_step_shrink_with_the_shards(way):
     assert shard_peak < 0.5 * whole_peak
 
 
+@pytest.mark.slow
 def test_an_adapter_alone_has_gradients_and_moments():
     encoder, params, base = start("lora")
     _, _, state = step_of("lora", make_mesh(1))

@@ -86,7 +86,7 @@ def test_memory(results_of):
 @pytest.mark.parametrize(
     "options",
     [
-        ["--form", "ring", "--fsdp", "2", "--groups", "2"],
+        pytest.param(["--form", "ring", "--fsdp", "2", "--groups", "2"], marks=pytest.mark.slow),
         pytest.param(["--fsdp", "2", "--fsdp-gather", "once"], marks=pytest.mark.slow),
     ],
 )

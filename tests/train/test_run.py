@@ -147,6 +147,7 @@ def test_a_checkpoint_is_the_model_that_the_run_had(run, name):
     assert all(getattr(again, what) == getattr(written, what) for what in SAID)
 
 
+@pytest.mark.slow
 def test_a_run_without_a_model_yet_is_its_newest_checkpoint(run, tmp_path):
     directory, seen = run("everything")
     shutil.copytree(directory, tmp_path / "run")
