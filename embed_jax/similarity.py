@@ -21,7 +21,8 @@ Others = Num[np.ndarray, "M D"] | Num[np.ndarray, " D"]
 
 
 def unit_length(embeddings: Float[np.ndarray, "*N D"]) -> Float[np.ndarray, "*N D"]:
-    """Each embedding divided by its Euclidean length; a zero vector stays zero."""
+    """Each embedding divided by its Euclidean length, float32; a zero vector stays zero."""
+    embeddings = np.asarray(embeddings, np.float32)
     return embeddings / np.maximum(np.linalg.norm(embeddings, axis=-1, keepdims=True), 1e-12)
 
 
@@ -33,7 +34,7 @@ def truncate(embeddings: Float[np.ndarray, "*N D"], dim: int) -> Float[np.ndarra
     """
     if not 1 <= dim <= embeddings.shape[-1]:
         raise InputError(f"dim: expected 1 to {embeddings.shape[-1]}, the size of the embeddings, found {dim}")
-    return unit_length(np.asarray(embeddings[..., :dim], np.float32))
+    return unit_length(embeddings[..., :dim])
 
 
 def similarity_matrix(a: Vectors, b: Others, name: str = "cosine") -> Float[np.ndarray, "_ _"]:

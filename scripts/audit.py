@@ -308,7 +308,7 @@ def find_similar(
     """
     import jax
 
-    from embed_jax.retrieval.topk import unit_rows
+    from embed_jax.similarity import unit_length
 
     positives = (columns[1] for _, columns in records(args))
     # Accelerators round float32 products to fewer bits unless told not to.
@@ -318,7 +318,7 @@ def find_similar(
         units = np.lib.format.open_memmap(Path(directory) / "units.npy", mode="w+", dtype=np.float32, shape=shape)
         done = 0
         for block in model.encode_blocks(positives, prompt_name=args.prompt_name, show_progress=sys.stderr.isatty()):
-            units[done : done + len(block)] = unit_rows(block)[: max(count - done, 0)]
+            units[done : done + len(block)] = unit_length(block)[: max(count - done, 0)]
             done += len(block)
         if done != count:
             raise RunError(f"{args.data}: changed while it was read: {count} rows at first, then {done}")

@@ -168,7 +168,7 @@ def sweep(args: argparse.Namespace, model: Any, encode_queries: Any, encode_corp
     import numpy as np
 
     from embed_jax.evals.retrieval import check_qrels
-    from embed_jax.retrieval.topk import unit_rows
+    from embed_jax.similarity import unit_length
 
     corpus, queries, qrels = task
     check_qrels(corpus, queries, qrels)
@@ -178,7 +178,7 @@ def sweep(args: argparse.Namespace, model: Any, encode_queries: Any, encode_corp
         if not (np.isfinite(documents).all() and np.isfinite(asked).all()):
             raise RunError("the model gives embeddings with numbers that are not finite")
         if model.similarity_fn_name == "cosine":
-            documents, asked = unit_rows(documents), unit_rows(asked)
+            documents, asked = unit_length(documents), unit_length(asked)
         faiss.omp_set_num_threads(args.threads)
         rows = measure(documents, asked, list(corpus), qrels, chosen, args.ignore_identical_ids)
         if args.plot:

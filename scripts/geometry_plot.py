@@ -17,7 +17,7 @@ from embed_jax.evals.geometry import (
     rank_of_spectrum,
     singular_values,
 )
-from embed_jax.retrieval.topk import unit_rows
+from embed_jax.similarity import unit_length
 
 COLORS = {"before": "#c2571a", "after": "#1f5fa8"}
 RANDOM_PAIRS = 100_000
@@ -49,13 +49,13 @@ def plot_geometry(spaces: Mapping[str, Space], output: Path, form: str) -> None:
 def _cosines(axes: Any, spaces: Mapping[str, Space]) -> None:
     """Histograms: the model after training above the axis, the one before below."""
     for when, (embeddings, pairs) in spaces.items():
-        unit = unit_rows(embeddings)
+        unit = unit_length(embeddings)
         rng = np.random.default_rng(0)
         first = rng.integers(len(unit), size=RANDOM_PAIRS)
         second = (first + rng.integers(1, len(unit), size=RANDOM_PAIRS)) % len(unit)
         cosines = {"random pairs": np.einsum("nd,nd->n", unit[first], unit[second])}
         if pairs:
-            cosines["positive pairs"] = np.einsum("nd,nd->n", *map(unit_rows, pairs))
+            cosines["positive pairs"] = np.einsum("nd,nd->n", *map(unit_length, pairs))
         side = -1 if when == "before" else 1
         for line, (kind, values) in enumerate(cosines.items()):
             shares = side * np.histogram(np.clip(values, -1, 1), BINS)[0] / len(values)

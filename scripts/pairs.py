@@ -147,12 +147,12 @@ def make_paraphrases(args: argparse.Namespace, drop: Dropped) -> list[positives.
 
 def cosine_scorer(name: str, prompt_name: str | None) -> positives.Score:
     """Scores pairs by the cosine of their embeddings."""
-    from embed_jax.retrieval.topk import unit_rows
+    from embed_jax.similarity import unit_length
 
     model = load_model(name)
 
     def score(first: Sequence[str], second: Sequence[str]) -> Float[np.ndarray, " n"]:
-        a, b = (unit_rows(model.encode(texts, prompt_name=prompt_name)) for texts in (first, second))
+        a, b = (unit_length(model.encode(texts, prompt_name=prompt_name)) for texts in (first, second))
         return np.einsum("nd,nd->n", a, b)
 
     return score

@@ -11,8 +11,7 @@ from embed_jax.data.sources.tasks import read_bitext
 from embed_jax.errors import InputError
 from embed_jax.evals.task import Embed, Outcome, Task, Use, encode_columns, mean_outcome
 from embed_jax.registry import unknown
-from embed_jax.retrieval.topk import unit_rows
-from embed_jax.similarity import SIMILARITIES, similarity_matrix
+from embed_jax.similarity import SIMILARITIES, similarity_matrix, unit_length
 
 KIND = "BitextMining"
 BLOCK = 2**24  # similarities at a time
@@ -72,7 +71,7 @@ def _nearest(
     first: Float[np.ndarray, "N D"], second: Float[np.ndarray, "M D"], similarity: str
 ) -> Int[np.ndarray, " N"]:
     if similarity == "cosine":
-        first, second, similarity = unit_rows(first), unit_rows(second), "dot"
+        first, second, similarity = unit_length(first), unit_length(second), "dot"
     rows = max(BLOCK // len(second), 1)
     blocks = (first[start : start + rows] for start in range(0, len(first), rows))
     return np.concatenate([similarity_matrix(block, second, similarity).argmax(axis=1) for block in blocks])

@@ -16,8 +16,7 @@ from embed_jax.data.sources.tasks import read_labelled_pairs
 from embed_jax.errors import InputError
 from embed_jax.evals.metrics import metric_intervals
 from embed_jax.evals.task import Embed, Items, Outcome, Task, Use, encode_columns
-from embed_jax.retrieval.topk import unit_rows
-from embed_jax.similarity import SIMILARITIES, pairwise_similarity
+from embed_jax.similarity import SIMILARITIES, pairwise_similarity, unit_length
 
 KIND = "PairClassification"
 METRICS = ("accuracy", "f1", "precision", "recall", "ap")
@@ -46,7 +45,7 @@ def pair_similarities(first: Float[np.ndarray, "N D"], second: Float[np.ndarray,
     The cosine is 1 - |x - y|^2 / 2 of the vectors at length 1, so that a text and itself have exactly 1.
     """
     found = {name: pairwise_similarity(first, second, name) for name in SIMILARITIES}
-    return found | {"cosine": 1 - pairwise_similarity(unit_rows(first), unit_rows(second), "euclidean") ** 2 / 2}
+    return found | {"cosine": 1 - pairwise_similarity(unit_length(first), unit_length(second), "euclidean") ** 2 / 2}
 
 
 def threshold_metrics(similarities: Float[np.ndarray, " N"], labels: Sequence[int]) -> dict[str, float]:

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from embed_jax.errors import InputError, RunError, one_line, require
-from embed_jax.retrieval.topk import CORPUS_BLOCK, Encode, top_k, unit_rows
+from embed_jax.retrieval.topk import CORPUS_BLOCK, Encode, top_k
+from embed_jax.similarity import unit_length
 
 TRAINING_ROWS = 100_000  # that a FAISS index learns its clusters or codes from
 
@@ -181,4 +182,4 @@ def _embed(encode: Encode, corpus: Sequence[str], unit: bool, store: Path | None
 def _finished(embeddings: Float[np.ndarray, "n D"], unit: bool) -> Float[np.ndarray, "n D"]:
     if not np.isfinite(embeddings).all():
         raise RunError("the model gives embeddings with numbers that are not finite")
-    return np.ascontiguousarray(unit_rows(embeddings) if unit else embeddings, np.float32)
+    return np.ascontiguousarray(unit_length(embeddings) if unit else embeddings, np.float32)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
-from embed_jax.similarity import SIMILARITIES
+from embed_jax.similarity import SIMILARITIES, unit_length
 
 Encode = Callable[[Sequence[str]], Float[np.ndarray, "N D"]]
 Run = dict[str, dict[str, float]]  # query id -> {document id: score}, best first
@@ -49,7 +49,7 @@ def top_k(
     """
     if similarity not in SIMILARITIES:
         raise InputError(unknown("similarity", similarity, SIMILARITIES))
-    finish = unit_rows if similarity == "cosine" else functools.partial(np.asarray, dtype=np.float32)
+    finish = unit_length if similarity == "cosine" else functools.partial(np.asarray, dtype=np.float32)
     queries = finish(queries)
     blocks = [corpus] if isinstance(corpus, np.ndarray) else corpus
     starts = range(0, len(queries), QUERY_BLOCK)
@@ -119,12 +119,6 @@ def as_run(
 def prompted(encode: Encode, *prompts: str) -> tuple[Encode, ...]:
     """`encode` with each of the prompts: called as `encode(texts, prompt=...)`, or bare if all of them are empty."""
     return tuple(functools.partial(encode, prompt=prompt) if any(prompts) else encode for prompt in prompts)
-
-
-def unit_rows(embeddings: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
-    """Embeddings of length 1; a zero vector stays zero."""
-    embeddings = np.asarray(embeddings, np.float32)
-    return embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
 
 
 def _dot(queries: Float[Array, "Q D"], block: Float[Array, "N D"]) -> Float[Array, "Q N"]:

@@ -6,6 +6,7 @@ import pytest
 
 from embed_jax.errors import InputError, RunError
 from embed_jax.retrieval import bm25, index, topk
+from embed_jax.similarity import unit_length
 
 CORPUS = [f"passage {n}" for n in range(50)]
 QUERIES = [f"query {n}" for n in range(7)]
@@ -29,7 +30,7 @@ def small_blocks(monkeypatch):
 
 def similarities(similarity):
     left, right = dot_encode(QUERIES), dot_encode(CORPUS)
-    return topk.unit_rows(left) @ topk.unit_rows(right).T if similarity == "cosine" else left @ right.T
+    return unit_length(left) @ unit_length(right).T if similarity == "cosine" else left @ right.T
 
 
 @pytest.mark.parametrize("stored", [False, True])
@@ -46,7 +47,7 @@ def test_dense_search_is_sorting_by_similarity(small_blocks, tmp_path, similarit
     if similarity == "dot":  # exact numbers: equal scores in the corpus' order
         np.testing.assert_array_equal(rows[:, :50], np.argsort(-expected, axis=1, kind="stable"))
     if stored:
-        kept = topk.unit_rows(dot_encode(CORPUS)) if similarity == "cosine" else dot_encode(CORPUS)
+        kept = unit_length(dot_encode(CORPUS)) if similarity == "cosine" else dot_encode(CORPUS)
         np.testing.assert_array_equal(np.load(store), kept)
 
 
@@ -103,7 +104,7 @@ def test_faiss_that_finds_few_says_so_and_scores_exactly():
     scores, rows = index.faiss_searcher(encode, encode, CORPUS, factory="IVF8,PQ4x4").search(QUERIES, 40)
     assert ((rows >= 0).sum(axis=1) < 40).all()  # one cluster of eight is searched
     assert (scores[rows < 0] == -np.inf).all()
-    similarity = topk.unit_rows(encode(QUERIES)) @ topk.unit_rows(encode(CORPUS)).T
+    similarity = unit_length(encode(QUERIES)) @ unit_length(encode(CORPUS)).T
     there = np.where(rows >= 0, np.take_along_axis(similarity, rows, axis=1), -np.inf)
     np.testing.assert_allclose(scores, there, atol=1e-6)
     assert (np.diff(np.where(rows >= 0, scores, -9)) <= 0).all()

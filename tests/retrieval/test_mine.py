@@ -8,7 +8,7 @@ import pytest
 from embed_jax.data.sources import open_records, record_fields
 from embed_jax.errors import InputError, RunError
 from embed_jax.retrieval.mine import Mining, corpus_with, dense_searcher, mine, mine_negatives, records_of
-from embed_jax.retrieval.topk import unit_rows
+from embed_jax.similarity import unit_length
 
 WORDS = "red blue green house car dog cat river stone apple".split()
 
@@ -24,7 +24,7 @@ def word_vector(word):
 
 
 def cosine(query, passage):
-    return float(unit_rows(encode([query]))[0] @ unit_rows(encode([passage]))[0])
+    return float(unit_length(encode([query]))[0] @ unit_length(encode([passage]))[0])
 
 
 def made(seed=0, queries=12, passages=60, most=3):
@@ -162,7 +162,7 @@ class Peer:
     device = "cpu"
 
     def encode_query(self, texts, **options):
-        return unit_rows(encode(texts))
+        return unit_length(encode(texts))
 
     encode_document = encode_query
 

@@ -13,8 +13,8 @@ from embed_jax.retrieval.calibration import Ranges, calibrate, load_calibration,
 from embed_jax.retrieval.compressed import CompressedIndex
 from embed_jax.retrieval.index import Embeddings
 from embed_jax.retrieval.quantize import Compressed, compress, dequantize, quantize
-from embed_jax.retrieval.topk import unit_rows
 from embed_jax.sentence import truncate
+from embed_jax.similarity import unit_length
 
 SCALAR, PACKED = ("int8", "uint8", "int4"), ("binary", "ubinary")
 WITH_PQ = (*SCALAR, *PACKED, "pq4")
@@ -25,7 +25,7 @@ def embeddings():
     """1,100 unit vectors around 60 centres, the dimensions of unequal width and one of them constant."""
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(60, 32)) * np.linspace(0.2, 2, 32)
-    made = unit_rows(centres[rng.integers(60, size=1100)] + 0.3 * rng.normal(size=(1100, 32)))
+    made = unit_length(centres[rng.integers(60, size=1100)] + 0.3 * rng.normal(size=(1100, 32)))
     made[:, 5] = 0.125
     return made
 
@@ -33,7 +33,7 @@ def embeddings():
 @pytest.fixture(scope="module")
 def queries(embeddings):
     rng = np.random.default_rng(1)
-    return unit_rows(embeddings[:40] + 0.05 * rng.normal(size=(40, 32)))
+    return unit_length(embeddings[:40] + 0.05 * rng.normal(size=(40, 32)))
 
 
 @pytest.fixture(scope="module")

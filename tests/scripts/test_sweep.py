@@ -10,7 +10,7 @@ import embed_jax
 from embed_jax.data.sources.beir import read_beir
 from embed_jax.errors import InputError
 from embed_jax.evals.retrieval import evaluate_retrieval
-from embed_jax.retrieval.topk import unit_rows
+from embed_jax.similarity import unit_length
 from scripts import evaluate, evaluate_sweep
 from scripts.evaluate_sweep import Measured, Setting, by_bytes, by_time, cheapest, front, measure, settings
 
@@ -111,8 +111,8 @@ def test_each_setting_is_a_search_of_its_own():
 def test_bytes_and_quality(sentences):
     pytest.importorskip("faiss")
     rng = np.random.default_rng(0)
-    documents = unit_rows(rng.normal(size=(300, 32)))
-    queries = unit_rows(documents[:50] + 0.1 * rng.normal(size=(50, 32)))
+    documents = unit_length(rng.normal(size=(300, 32)))
+    queries = unit_length(documents[:50] + 0.1 * rng.normal(size=(50, 32)))
     names = [f"d{n}" for n in range(300)]
     qrels = {f"d{n}": {names[row]: 1 for row in np.argsort(-documents @ queries[n])[:10]} for n in range(50)}
     chosen = [
