@@ -20,7 +20,14 @@ if TYPE_CHECKING:
     from embed_jax.train.finetune import finetune
 
 __version__ = "0.1.0"
-__all__ = ["CrossEncoder", "RoutedEncoder", "SentenceEncoder", "finetune", "load", "load_cross_encoder"]
+__all__ = [
+    "CrossEncoder",
+    "RoutedEncoder",
+    "SentenceEncoder",
+    "finetune",
+    "load",
+    "load_cross_encoder",
+]
 
 
 def load(
@@ -46,7 +53,9 @@ def load(
     if step:
         from embed_jax.errors import InputError
 
-        raise InputError(f"{name}: no work directory of a run (config.json, data.json), so it has no step {step}")
+        raise InputError(
+            f"{name}: no work directory of a run (config.json, data.json), so it has no step {step}"
+        )
     from embed_jax.routed import load as load_model
 
     return load_model(name, max_length=max_length, compute_dtype=compute_dtype)

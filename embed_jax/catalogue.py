@@ -9,7 +9,11 @@ import dataclasses
 
 from embed_jax.prompts import FamilyPrompts, expected, last_part
 
-V1, V2, MULTILINGUAL = "MTEB(eng, v1)", "MTEB(eng, v2)", "MTEB(Multilingual)"  # v1: 56 tasks; v2: 41
+V1, V2, MULTILINGUAL = (
+    "MTEB(eng, v1)",
+    "MTEB(eng, v2)",
+    "MTEB(Multilingual)",
+)  # v1: 56 tasks; v2: 41
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,9 +143,15 @@ def entry(name: str) -> CatalogueEntry | None:
 def line(entry: CatalogueEntry) -> str:
     """One line with all that is known of a model, to be read beside one's own figures."""
     tokens = f"up to {entry.max_tokens} tokens" if entry.max_tokens else "any number of tokens"
-    said = [f"{entry.architecture}, {entry.dim} dimensions, {tokens}, {entry.pooling} pooling, {_prompts(entry)}"]
+    said = [
+        f"{entry.architecture}, {entry.dim} dimensions, {tokens}, {entry.pooling} pooling, {_prompts(entry)}"
+    ]
     average = entry.average
-    said.append(f"{average.benchmark} {average.value:g} ({average.source})" if average else "no verified MTEB average")
+    said.append(
+        f"{average.benchmark} {average.value:g} ({average.source})"
+        if average
+        else "no verified MTEB average"
+    )
     said += [entry.note] if entry.note else []
     said += [f"not loaded: {entry.refused}"] if entry.refused else []
     return f"{entry.name}: {'; '.join(said)}"
@@ -151,5 +161,7 @@ def _prompts(entry: CatalogueEntry) -> str:
     family = entry.prompts
     if family is None:
         return "prompts not known"
-    named = [name for name, text in family.prompts.items() if text] + (["an instruction"] if family.template else [])
+    named = [name for name, text in family.prompts.items() if text] + (
+        ["an instruction"] if family.template else []
+    )
     return f"prompts for {', '.join(named)}" if named else "no prompts"

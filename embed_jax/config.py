@@ -21,12 +21,16 @@ from typing import Any
 class Model:
     name: str = "sentence-transformers/all-MiniLM-L6-v2"  # directory, hub name, or "random:SHAPE" with `tokenizer`
     tokenizer: str = ""  # directory with tokenizer files, or a model's name; "": the model's own
-    layers: str = ""  # "0,2,4": only these layers of `name`, counted from 0, as a student to train; "": all
+    layers: str = (
+        ""  # "0,2,4": only these layers of `name`, counted from 0, as a student to train; "": all
+    )
     pooling: str = ""  # "": the model's own
     mlp: str = ""  # "": none; "kept": SimCSE's tanh layer; "training": only in training, dropped from the result
     dropout: float = -1.0  # of hidden states and attention; -1: the model's own
     compute_dtype: str = "auto"  # "auto": bfloat16 on GPU and TPU, float32 on CPU
-    same_mask_columns: int = 0  # texts of an example that share a dropout mask: 2 is SimCSE's "fixed 0.1"; 0: none
+    same_mask_columns: int = (
+        0  # texts of an example that share a dropout mask: 2 is SimCSE's "fixed 0.1"; 0: none
+    )
     remat: str = "none"  # what the backward pass recomputes: "layer": all of it; "dots": all but products; "none"
     attention: str = ""  # of a decoder: "causal" or "bidirectional"; "": the model's own
     token_head: str = ""  # between layers and pooling: "latent_attention(latents=512, heads=8)"; "": the model's own
@@ -42,11 +46,15 @@ class Lora:
     rank: int = 0  # 0: no adapter, all parameters are trained
     alpha: float = 32.0  # the adapter counts alpha / rank times
     dropout: float = 0.0  # of the adapter's input
-    targets: str = "all-linear"  # names of linear maps as in the model's files, with commas: "q_proj,v_proj"
+    targets: str = (
+        "all-linear"  # names of linear maps as in the model's files, with commas: "q_proj,v_proj"
+    )
     rslora: bool = False  # alpha / sqrt(rank) instead (Kalajdzievski 2023)
     dora: bool = False  # directions and lengths apart (Liu et al. 2024)
     base: str = "float32"  # how the frozen parameters are kept: "float32", "bfloat16", or "int8" (linear maps only)
-    merge: bool = False  # save the model with the adapter merged into it; False: beside it, in PEFT's format
+    merge: bool = (
+        False  # save the model with the adapter merged into it; False: beside it, in PEFT's format
+    )
 
 
 @dataclasses.dataclass
@@ -55,21 +63,33 @@ class Data:
     # or a path to .jsonl, .tsv, .csv, .txt (.gz)
     train: str = ""
     split: str = "train"
-    validation_split: str = ""  # split of `train` whose loss is logged beside the training loss; "": none
+    validation_split: str = (
+        ""  # split of `train` whose loss is logged beside the training loss; "": none
+    )
     holdout: float = 0.0  # share of the pairs for validation, and again for test, split by us; 0: the source has splits
     corpus: str = ""  # with `holdout`: further texts to search among
     limit: int = 0  # the first so many records; 0: all
-    exclude: str = ""  # files with commas between: records with a text that stands in one of them are left out
+    exclude: str = (
+        ""  # files with commas between: records with a text that stands in one of them are left out
+    )
     score_max: float = 1.0  # scores are divided by it: 5 for STS-B
-    window: int = 10_000  # of a source that is read one by one ("stream:FILE"): records shuffled together
+    window: int = (
+        10_000  # of a source that is read one by one ("stream:FILE"): records shuffled together
+    )
     consistency: int = 0  # retrieval: a pair stays if its positive is among so many found for its anchor; 0: all stay
     max_length: int = 128  # tokens a text is cut to, special tokens included
     anchor_prompt: str = ""
     candidate_prompt: str = ""
-    anchor_instruction: str = ""  # put into `template`, the result is the prompt; "": no instruction
+    anchor_instruction: str = (
+        ""  # put into `template`, the result is the prompt; "": no instruction
+    )
     candidate_instruction: str = ""
-    template: str = ""  # "Instruct: {instruction}\nQuery: " or the like, wherever there is an instruction
-    pool_prompt: bool = True  # whether prompts count towards pooling; a model that leaves them out keeps doing so
+    template: str = (
+        ""  # "Instruct: {instruction}\nQuery: " or the like, wherever there is an instruction
+    )
+    pool_prompt: bool = (
+        True  # whether prompts count towards pooling; a model that leaves them out keeps doing so
+    )
     augment: str = ""  # how the positive of SimCSE is changed: "delete_words(rate=0.1)"; "": not
 
 
@@ -82,7 +102,9 @@ class Source:
     limit: int = 0  # the first so many records; 0: all
     exclude: str = ""
     score_max: float = 1.0
-    columns: str = ""  # the fields that are anchor, positive, negatives, with commas; "": by their usual names
+    columns: str = (
+        ""  # the fields that are anchor, positive, negatives, with commas; "": by their usual names
+    )
     max_length: int = 0  # tokens a text is cut to; 0: `data.max_length`
     anchor_prompt: str = ""  # "": `data.anchor_prompt`, and so on
     candidate_prompt: str = ""
@@ -95,7 +117,9 @@ class Source:
 
 @dataclasses.dataclass
 class Mixture:
-    sources: SimpleNamespace = dataclasses.field(default_factory=SimpleNamespace)  # NAME = Source(...); none: `data`
+    sources: SimpleNamespace = dataclasses.field(
+        default_factory=SimpleNamespace
+    )  # NAME = Source(...); none: `data`
     sampling: str = "proportional"  # to the sizes; "round_robin", "temperature", "weights"
     temperature: float = 1.0  # of "temperature": shares are size^(1 / temperature); 1: proportional
     batches: str = "single"  # "single": each batch from one data set; "mixed": from all of them
@@ -105,8 +129,12 @@ class Mixture:
 class BatchShape:
     size: int = 64  # examples, over all devices
     no_duplicates: bool = False  # no two examples of a batch share a text, an id or a group
-    groups: int = 0  # groups the batch is dealt to, encoded one after the other on a device; 0: one a device
-    shares: int = 0  # parts of the batch that are read and dealt to groups by themselves; 0: one a host
+    groups: int = (
+        0  # groups the batch is dealt to, encoded one after the other on a device; 0: one a device
+    )
+    shares: int = (
+        0  # parts of the batch that are read and dealt to groups by themselves; 0: one a host
+    )
     row_length: int = 0  # slots of a packed row; 0: a length that suits `max_length`
     rows: int = 0  # rows of a group; 0: as many as the batch needs
 
@@ -121,8 +149,12 @@ class Loss:
     margin: float = -1.0  # -1: the loss's own
     symmetric: bool = False  # both directions: anchors to positives and positives to anchors
     hard_negative_weight: float = 1.0  # SimCSE's alpha on an example's own hard negatives
-    mask_duplicates: bool = True  # examples that share a text, an id or a group are not each other's negatives
-    mlm: float = 0.0  # weight of masked language modelling on the batch's texts, beside the loss; 0: none
+    mask_duplicates: bool = (
+        True  # examples that share a text, an id or a group are not each other's negatives
+    )
+    mlm: float = (
+        0.0  # weight of masked language modelling on the batch's texts, beside the loss; 0: none
+    )
 
 
 @dataclasses.dataclass
@@ -136,13 +168,19 @@ class Mining:
     """Hard negatives that the training itself looks for."""
 
     strategy: str = ""  # "bm25", "dense" (by the model as trained so far) or "bm25,dense"; "": none
-    corpus: str = ""  # where to look: a file with texts, a directory in BEIR layout; "": among the positives
-    every: int = 0  # steps after which it is done again with the model as it is then; 0: only at the start
+    corpus: str = (
+        ""  # where to look: a file with texts, a directory in BEIR layout; "": among the positives
+    )
+    every: int = (
+        0  # steps after which it is done again with the model as it is then; 0: only at the start
+    )
     number: int = 1  # negatives a pair
     rank_min: int = 0  # candidates of these ranks, known positives not counted
     rank_max: int = 100
     score_max: float = -1.0  # highest similarity to the query; -1: any
-    absolute_margin: float = -1.0  # a negative's similarity stays so far below its positive's; -1: any
+    absolute_margin: float = (
+        -1.0
+    )  # a negative's similarity stays so far below its positive's; -1: any
     relative_margin: float = -1.0  # the same as a share of the positive's; -1: any
     sampling: str = "top"  # the best of the candidates, or "random" ones
     cross_encoder: str = ""  # a model that scores the candidates for margins and for losses that need scores; "": none
@@ -167,7 +205,9 @@ class Train:
     steps: int = 0  # 0: by `epochs`
     epochs: float = 1.0
     devices: int = 0  # 0: all
-    fsdp: int = 1  # devices over which parameters and optimiser state are split, and the batch as well
+    fsdp: int = (
+        1  # devices over which parameters and optimiser state are split, and the batch as well
+    )
     tensor: int = 1  # devices over which each matrix product is split
     fsdp_gather: str = "layer"  # "layer": parameters are gathered a layer at a time; "once": all at the step's start
     log_every: int = 10  # steps between lines on the terminal; every step goes to metrics.jsonl
@@ -177,12 +217,12 @@ class Train:
 
 @dataclasses.dataclass
 class Hosts:
-    coordinator: str = (
-        ""  # "": this host alone; "auto": SLURM, TPU pod, Open MPI, Kubernetes; or ADDRESS:PORT of host 0
-    )
+    coordinator: str = ""  # "": this host alone; "auto": SLURM, TPU pod, Open MPI, Kubernetes; or ADDRESS:PORT of host 0
     count: int = 0  # with an address: how many hosts there are
     index: int = 0  # with an address: which of them this is, from 0
-    heartbeat_timeout: int = 30  # seconds without a sign of life after which a host is lost, and the run ends
+    heartbeat_timeout: int = (
+        30  # seconds without a sign of life after which a host is lost, and the run ends
+    )
     join_timeout: int = 300  # seconds to wait for all hosts at the start
 
 
@@ -190,16 +230,22 @@ class Hosts:
 class Evaluation:
     sts: str = ""  # STS file: score sentence1 sentence2
     test_sts: str = ""  # STS files with commas between, for the end: the model before against after
-    sts_instruction: str = ""  # put into `data.template`, before the sentences of `sts` and `test_sts`; "": nothing
+    sts_instruction: str = (
+        ""  # put into `data.template`, before the sentences of `sts` and `test_sts`; "": nothing
+    )
     retrieval: str = ""  # "python_docs" or a directory in BEIR layout
     retrieval_split: str = "validation"  # searched while training
     test_split: str = ""  # searched once, at the end, before against after; "": not
-    geometry: bool = False  # of the texts searched while training, else of the STS texts: evals/geometry.py
+    geometry: bool = (
+        False  # of the texts searched while training, else of the STS texts: evals/geometry.py
+    )
     every: int = 0  # steps; 0: only at the end
     metric: str = ""  # e.g. "sts/spearman": picks the best checkpoint; "": the last one
     patience: int = 0  # evaluations without gain before stopping; 0: never
     min_gain: float = 0.0
-    dims: str = ""  # matryoshka: sizes to measure at the end, with commas between; "": the trained ones
+    dims: str = (
+        ""  # matryoshka: sizes to measure at the end, with commas between; "": the trained ones
+    )
     layers: str = ""  # matryoshka: numbers of layers to measure; "": all layers
     baseline: str = ""  # matryoshka: a loss to train the same model with, for comparison; "": none
 
@@ -212,7 +258,9 @@ class Checkpoint:
 
 @dataclasses.dataclass
 class Tracking:
-    wandb: str = "auto"  # "auto" (online when logged in, else offline), "online", "offline", "disabled"
+    wandb: str = (
+        "auto"  # "auto" (online when logged in, else offline), "online", "offline", "disabled"
+    )
     project: str = "embed-jax"
     name: str = ""  # "": the work directory's
 
@@ -235,7 +283,9 @@ class Experiment:
     eval: Evaluation = dataclasses.field(default_factory=Evaluation)
     checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
     tracking: Tracking = dataclasses.field(default_factory=Tracking)
-    stages: SimpleNamespace = dataclasses.field(default_factory=SimpleNamespace)  # NAME = Experiment(...), one by one
+    stages: SimpleNamespace = dataclasses.field(
+        default_factory=SimpleNamespace
+    )  # NAME = Experiment(...), one by one
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -255,4 +305,6 @@ def to_json(config: Experiment) -> str:
 def as_dict(config: Any) -> dict[str, Any]:
     """The config as nested dicts."""
     parts = {name: value for name, value in vars(config).items() if hasattr(value, "__dict__")}
-    return {name: as_dict(value) if name in parts else value for name, value in vars(config).items()}
+    return {
+        name: as_dict(value) if name in parts else value for name, value in vars(config).items()
+    }

@@ -29,7 +29,9 @@ def load(argv: Sequence[str]) -> tuple[Experiment, Path]:
     program = Path(argv[0]).stem
     usage = f"usage: python -m experiments.{program} --config=FILE[:CUT] [--config.FIELD=VALUE ...] [--workdir=DIR]"
     argv = _join_values(argv)
-    argv[1:] = sorted(argv[1:], key=lambda argument: not argument.startswith("--config="))  # the file comes first
+    argv[1:] = sorted(
+        argv[1:], key=lambda argument: not argument.startswith("--config=")
+    )  # the file comes first
     if "--help" in argv or "-h" in argv:
         print(usage + "\n\nFields and defaults:")
         named = {f"mixture.sources.NAME.{name}": value for name, value in flatten(Source()).items()}
@@ -37,7 +39,9 @@ def load(argv: Sequence[str]) -> tuple[Experiment, Path]:
             print(f"  --config.{name}={value}")
         print("  --config.stages.NAME.FIELD: any of these, for a stage that the file names NAME")
         raise SystemExit(0)
-    named = [argument.removeprefix("--config=") for argument in argv if argument.startswith("--config=")]
+    named = [
+        argument.removeprefix("--config=") for argument in argv if argument.startswith("--config=")
+    ]
     if len(named) != 1:
         raise InputError(f"expected one --config=FILE, found {len(named)}; {usage}")
     file, _, cut = named[0].partition(":")
@@ -51,13 +55,20 @@ def load(argv: Sequence[str]) -> tuple[Experiment, Path]:
 
     values = flags.FlagValues()
     # With the cut always given, a `get_config` without a default is called rightly too.
-    argv = [f"--config={file}:{cut}" if argument.startswith("--config=") else argument for argument in argv]
+    argv = [
+        f"--config={file}:{cut}" if argument.startswith("--config=") else argument
+        for argument in argv
+    ]
     holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    flags.DEFINE_string("workdir", f"runs/{Path(file).stem}{'_' + cut if cut else ''}", "", flag_values=values)
+    flags.DEFINE_string(
+        "workdir", f"runs/{Path(file).stem}{'_' + cut if cut else ''}", "", flag_values=values
+    )
     try:
         values(list(argv))
         config = holder.value
-    except Exception as error:  # ml_collections and absl raise many kinds, with tracebacks in their texts
+    except (
+        Exception
+    ) as error:  # ml_collections and absl raise many kinds, with tracebacks in their texts
         last = next(line for line in reversed(str(error).splitlines()) if line.strip())
         raise InputError(f"{file}: {last.strip()}") from error
     validate(config)
@@ -93,7 +104,9 @@ def _get_config(file: Path, cut: str) -> Experiment:
     except Exception as error:
         raise InputError(f"{file}:{cut}: {type(error).__name__}: {error}") from error
     if not isinstance(config, Experiment):
-        raise InputError(f"{file}: get_config returned {type(config).__name__}, expected embed_jax.config.Experiment")
+        raise InputError(
+            f"{file}: get_config returned {type(config).__name__}, expected embed_jax.config.Experiment"
+        )
     return config
 
 

@@ -112,35 +112,57 @@ def _validate(config: Experiment, prefix: str) -> None:
                 expected, found = f"embed_jax.config.{kind.__name__}", type(part).__name__
                 raise InputError(f"{prefix}{place}.{name}: expected {expected}, found {found}")
             if kind is Source:
-                _check_fields(flatten(part), flatten(Source()), f"{prefix}{place}.{name}.", "source.")
+                _check_fields(
+                    flatten(part), flatten(Source()), f"{prefix}{place}.{name}.", "source."
+                )
                 if not part.train:
                     raise InputError(f"{prefix}{place}.{name}.train: expected a data set, found ''")
             else:
                 _validate(part, f"{prefix}{place}.{name}.")
     names = [field.name for field in dataclasses.fields(Experiment) if field.name != "stages"]
-    found = {name: value for part in names for name, value in flatten(getattr(config, part), f"{part}.").items()}
-    found = {name: value for name, value in found.items() if not name.startswith("mixture.sources.")}
+    found = {
+        name: value
+        for part in names
+        for name, value in flatten(getattr(config, part), f"{part}.").items()
+    }
+    found = {
+        name: value for name, value in found.items() if not name.startswith("mixture.sources.")
+    }
     _check_fields(found, flatten(Experiment()), prefix)
-    if config.eval.geometry and not (config.eval.sts or config.eval.retrieval or config.data.holdout):
-        raise InputError(f"{prefix}eval.geometry: needs texts to embed: set eval.sts or eval.retrieval; found neither")
+    if config.eval.geometry and not (
+        config.eval.sts or config.eval.retrieval or config.data.holdout
+    ):
+        raise InputError(
+            f"{prefix}eval.geometry: needs texts to embed: set eval.sts or eval.retrieval; found neither"
+        )
     if config.train.profile:
         start, colon, stop = config.train.profile.partition(":")
         if not (colon and start.isdigit() and stop.isdigit() and int(start) < int(stop)):
-            raise InputError(f"{prefix}train.profile: expected START:STOP in steps, found {config.train.profile!r}")
+            raise InputError(
+                f"{prefix}train.profile: expected START:STOP in steps, found {config.train.profile!r}"
+            )
 
 
-def _check_fields(flat: dict[str, Any], defaults: dict[str, Any], prefix: str, rules: str = "") -> None:
+def _check_fields(
+    flat: dict[str, Any], defaults: dict[str, Any], prefix: str, rules: str = ""
+) -> None:
     """Fields against the types of their defaults, and CHOICES and RANGES, where they stand under `rules` + name."""
     for name, value in flat.items():
         if name not in defaults:
             raise InputError(unknown_field(name, defaults))
         wanted = type(defaults[name])
-        whole = wanted is float and isinstance(value, int) and not isinstance(value, bool)  # the same number
+        whole = (
+            wanted is float and isinstance(value, int) and not isinstance(value, bool)
+        )  # the same number
         if type(value) is not wanted and not whole:
-            raise InputError(f"{prefix}{name}: expected {wanted.__name__}, found {type(value).__name__} {value!r}")
+            raise InputError(
+                f"{prefix}{name}: expected {wanted.__name__}, found {type(value).__name__} {value!r}"
+            )
         accepted = CHOICES.get(rules + name)
         if accepted and value not in accepted:
-            raise InputError(f"{prefix}{name}: expected one of {', '.join(map(repr, accepted))}, found {value!r}")
+            raise InputError(
+                f"{prefix}{name}: expected one of {', '.join(map(repr, accepted))}, found {value!r}"
+            )
         low, high, open_end = RANGES.get(rules + name, (-math.inf, math.inf, False))
         if name in OPTIONAL and value == -1 or rules + name not in RANGES:
             continue

@@ -70,7 +70,9 @@ class CrossEncoder:
         self._types = spec.backbone.type_vocab_size
         _check_types(tokenizer, self._types)
         self._mesh = make_mesh(devices)
-        self._encode = sharded_encode(build_classifier(spec, compute_dtype=compute_dtype), self._mesh)
+        self._encode = sharded_encode(
+            build_classifier(spec, compute_dtype=compute_dtype), self._mesh
+        )
         self.params = replicate(params, self._mesh)
 
     @property
@@ -84,17 +86,29 @@ class CrossEncoder:
         return self.tokenizer.max_length
 
     def score(
-        self, queries: Sequence[str], passages: Sequence[str], *, batch_tokens: int = 0, params: Params | None = None
+        self,
+        queries: Sequence[str],
+        passages: Sequence[str],
+        *,
+        batch_tokens: int = 0,
+        params: Params | None = None,
     ) -> Float[np.ndarray, " N"] | Float[np.ndarray, "N L"]:
         """The score of each query with the passage at the same place, float32: sentence-transformers' `predict`.
 
         One number a pair for a model with one label, else one for each label. Arguments and errors as of `logits`.
         """
-        scores = ACTIVATIONS[self.activation](self.logits(queries, passages, batch_tokens=batch_tokens, params=params))
+        scores = ACTIVATIONS[self.activation](
+            self.logits(queries, passages, batch_tokens=batch_tokens, params=params)
+        )
         return scores[:, 0] if self.num_labels == 1 else scores
 
     def logits(
-        self, queries: Sequence[str], passages: Sequence[str], *, batch_tokens: int = 0, params: Params | None = None
+        self,
+        queries: Sequence[str],
+        passages: Sequence[str],
+        *,
+        batch_tokens: int = 0,
+        params: Params | None = None,
     ) -> Float[np.ndarray, "N L"]:
         """The logits of each query with the passage at the same place, float32.
 
@@ -109,9 +123,13 @@ class CrossEncoder:
             InputError: for unequal lengths, a text that is no string, or `batch_tokens` below one pair's length.
         """
         if isinstance(queries, str) or isinstance(passages, str):
-            raise InputError("queries and passages: expected a list of strings each, found a string")
+            raise InputError(
+                "queries and passages: expected a list of strings each, found a string"
+            )
         if len(queries) != len(passages):
-            raise InputError(f"expected as many passages as queries, found {len(passages)} and {len(queries)}")
+            raise InputError(
+                f"expected as many passages as queries, found {len(passages)} and {len(queries)}"
+            )
         params = self.params if params is None else gather_params(params, self._mesh)
         batch_tokens = batch_tokens or max(default_batch_tokens(), self.max_length)
         logits, truncated = np.zeros((len(queries), self.num_labels), np.float32), 0
@@ -119,7 +137,9 @@ class CrossEncoder:
             window = slice(start, start + WINDOW)
             pairs = self.tokenizer.encode_pairs(queries[window], passages[window], self.prompt)
             truncated += pairs.truncated
-            batches = pack_window(pairs.ids, 0, batch_tokens, pairs.segments if self._types > 1 else None)
+            batches = pack_window(
+                pairs.ids, 0, batch_tokens, pairs.segments if self._types > 1 else None
+            )
             for number, found in run_batches(self._encode, params, batches, self._mesh):
                 logits[start + number] = found
         if truncated:
@@ -159,10 +179,14 @@ def load(name: str, *, max_length: int = 0, compute_dtype: str = "float32") -> C
     saved = read_classifier(resolve(name))
     positions = saved.spec.backbone.max_length
     if max_length > positions:
-        raise InputError(f"max_length: expected at most {positions}, the model's positions, found {max_length}")
+        raise InputError(
+            f"max_length: expected at most {positions}, the model's positions, found {max_length}"
+        )
     length = max_length or saved.max_length
     tokenizer = load_tokenizer(saved.tokenizer_directory, length, lower_case=saved.lower_case)
-    check_vocabulary(tokenizer.vocab_size, saved.spec.backbone.vocab_size, saved.tokenizer_directory)
+    check_vocabulary(
+        tokenizer.vocab_size, saved.spec.backbone.vocab_size, saved.tokenizer_directory
+    )
     return CrossEncoder(
         saved.spec,
         saved.params,

@@ -42,4 +42,6 @@ def refuse_unknown(options: Mapping[str, Any]) -> None:
     for name in options.keys() - EncodeOptions.__annotations__.keys():
         if name in INSTEAD:
             raise InputError(f"{name}: {INSTEAD[name]}")
-        raise TypeError(f"encode: unexpected argument {name!r}; expected {', '.join(EncodeOptions.__annotations__)}")
+        raise TypeError(
+            f"encode: unexpected argument {name!r}; expected {', '.join(EncodeOptions.__annotations__)}"
+        )

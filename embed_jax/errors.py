@@ -29,7 +29,9 @@ def exit_with_one_line(main: Callable[[], int | None]) -> None:
     `--debug` anywhere on the command line, or EMBED_JAX_DEBUG=1, keeps the traceback.
     """
     _show_warnings_in_one_line()
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # "PyTorch was not found": nor is it needed
+    os.environ.setdefault(
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"
+    )  # "PyTorch was not found": nor is it needed
     if "--debug" in sys.argv:
         sys.argv.remove("--debug")
         os.environ[DEBUG_VARIABLE] = "1"
@@ -90,4 +92,6 @@ def require(module: str, extra: str) -> None:
     import importlib.util
 
     if importlib.util.find_spec(module) is None:
-        raise InputError(f"package {module!r} is not installed: run pip install -e '.[{extra}]' in the repository")
+        raise InputError(
+            f"package {module!r} is not installed: run pip install -e '.[{extra}]' in the repository"
+        )

@@ -59,7 +59,9 @@ def with_family(saved: SavedModel, name: str) -> SavedModel:
         return saved
     taken += [] if family.include_prompt else ["prompts left out of pooling"]
     taken += ["an end-of-text token after each text"] if append_eos else []
-    warnings.warn(f"{name}: no prompts are recorded; as of {known}: {', '.join(taken)}", stacklevel=3)
+    warnings.warn(
+        f"{name}: no prompts are recorded; as of {known}: {', '.join(taken)}", stacklevel=3
+    )
     return dataclasses.replace(
         saved,
         prompts=dict(family.prompts),

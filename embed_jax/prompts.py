@@ -21,10 +21,14 @@ def check_template(template: str) -> None:
         fields = {name + (f":{spec}" if spec else "") + (f"!{conversion}" if conversion else "")
                   for _, name, spec, conversion in string.Formatter().parse(template) if name is not None}  # fmt: skip
     except ValueError as error:
-        raise InputError(f"template {template!r}: {error}; a brace itself is written twice") from None
+        raise InputError(
+            f"template {template!r}: {error}; a brace itself is written twice"
+        ) from None
     if fields != {"instruction"}:
         found = ", ".join(f"{{{field}}}" for field in sorted(fields)) or "none"
-        raise InputError(f"template {template!r}: expected the placeholder {{instruction}} alone, found {found}")
+        raise InputError(
+            f"template {template!r}: expected the placeholder {{instruction}} alone, found {found}"
+        )
 
 
 def fill_template(template: str, instruction: str) -> str:
@@ -101,7 +105,9 @@ FAMILIES: dict[str, FamilyPrompts] = {
     r"sfr-embedding-(mistral|2_r)": instructed(E5_TEMPLATE, WEB_SEARCH, append_eos=True),
     r"linq-embed-mistral": instructed(E5_TEMPLATE, WIKIPEDIA, append_eos=True),
     r"nv-embed-v[12]": instructed(E5_TEMPLATE, QUESTION, include_prompt=False, append_eos=True),
-    r"gritlm-(7b|8x7b)": FamilyPrompts(GRITLM, "<|user|>\n{instruction}\n<|embed|>\n", include_prompt=False),
+    r"gritlm-(7b|8x7b)": FamilyPrompts(
+        GRITLM, "<|user|>\n{instruction}\n<|embed|>\n", include_prompt=False
+    ),
     r"qwen3-embedding-(0\.6b|4b|8b)": instructed(QWEN3_TEMPLATE, WEB_SEARCH),
     r"gte-qwen(1\.5|2)-(1\.5b|7b)-instruct": instructed(E5_TEMPLATE, WEB_SEARCH),
     r"gte-(small|base|large)(-zh|-en-v1\.5)?|gte-(multilingual|modernbert)-base": FamilyPrompts(),
@@ -111,20 +117,32 @@ FAMILIES: dict[str, FamilyPrompts] = {
     r"mxbai-embed-large-v1|uae-large-v1": FamilyPrompts(BGE_QUERY),
     r"snowflake-arctic-embed-(xs|s|m|l|m-long|m-v1\.5)": FamilyPrompts(BGE_QUERY),
     r"snowflake-arctic-embed-(m|l)-v2\.0": FamilyPrompts({"query": "query: ", "document": ""}),
-    r"nomic-embed-text-v(1|1\.5|1-ablated|1-unsupervised|2-moe)|modernbert-embed-base": FamilyPrompts(NOMIC),
-    r"instructor-(base|large|xl)": FamilyPrompts(INSTRUCTOR, "{instruction} ", include_prompt=False),
+    r"nomic-embed-text-v(1|1\.5|1-ablated|1-unsupervised|2-moe)|modernbert-embed-base": FamilyPrompts(
+        NOMIC
+    ),
+    r"instructor-(base|large|xl)": FamilyPrompts(
+        INSTRUCTOR, "{instruction} ", include_prompt=False
+    ),
     r"stella_en_(400m|1\.5b)_v5": instructed(E5_TEMPLATE, f"{WEB_SEARCH}."),
-    r"embeddinggemma-300m": FamilyPrompts(GEMMA, "task: {instruction} | query: ", instruction="search result"),
+    r"embeddinggemma-300m": FamilyPrompts(
+        GEMMA, "task: {instruction} | query: ", instruction="search result"
+    ),
     r"(all|paraphrase|multi-qa)-(multilingual-)?(minilm|mpnet|distilroberta|distilbert)[\w.-]*|labse"
     r"|(sentence|gtr)-t5-\w+|(un)?sup-simcse-[\w-]+|static-retrieval-mrl-en-v1|potion-[\w-]+"
     r"|jina-embeddings-v2-[\w-]+": FamilyPrompts(),
 }
 
 
-DOCUMENT_NAMES = ("document", "passage", "corpus")  # what models call the prompt of what is searched
+DOCUMENT_NAMES = (
+    "document",
+    "passage",
+    "corpus",
+)  # what models call the prompt of what is searched
 
 
-def prompt_for(prompts: Mapping[str, str], *, task: str = "", kind: str = "", side: str = "") -> str | None:
+def prompt_for(
+    prompts: Mapping[str, str], *, task: str = "", kind: str = "", side: str = ""
+) -> str | None:
     """Which of a model's prompts a task takes, in mteb's order: its own, its kind's, its side's; None if none is meant.
 
     >>> prompt_for({"query": "q: ", "STS": "s: "}, kind="STS")
@@ -137,9 +155,14 @@ def prompt_for(prompts: Mapping[str, str], *, task: str = "", kind: str = "", si
         side: "query", "document" or "".
     """
     sides = DOCUMENT_NAMES if side == "document" else (side,)
-    wanted = [f"{what}-{name}" if name else what for what in (task, kind) if what for name in (*sides, "")]
+    wanted = [
+        f"{what}-{name}" if name else what for what in (task, kind) if what for name in (*sides, "")
+    ]
     known = {name.lower(): name for name in prompts}
-    return next((known[name.lower()] for name in (*wanted, *filter(None, sides)) if name.lower() in known), None)
+    return next(
+        (known[name.lower()] for name in (*wanted, *filter(None, sides)) if name.lower() in known),
+        None,
+    )
 
 
 def resolve_prompt(
@@ -161,7 +184,9 @@ def resolve_prompt(
         if len(several) > 1:
             raise InputError(f"expected a prompt or an instruction, found {' and '.join(several)}")
         if not template:
-            raise InputError(f"instruction {instruction!r}: this model has no template for instructions")
+            raise InputError(
+                f"instruction {instruction!r}: this model has no template for instructions"
+            )
         return fill_template(template, instruction)
     if prompt is not None or prompt_name is None:
         return prompt or ""
@@ -179,7 +204,9 @@ def expected(name: str) -> FamilyPrompts | None:
             or after it, such as "my-e5-base", is another model's.
     """
     last = last_part(name)
-    return next((family for pattern, family in FAMILIES.items() if re.fullmatch(pattern, last)), None)
+    return next(
+        (family for pattern, family in FAMILIES.items() if re.fullmatch(pattern, last)), None
+    )
 
 
 def last_part(name: str) -> str:

@@ -30,7 +30,14 @@ from embed_jax.sentence import SentenceEncoder, encoder_of
 from embed_jax.sentence import load as load_sentence
 from embed_jax.similarity import Others, Vectors, pairwise_similarity, similarity_matrix
 
-SETTINGS = ("prompts", "default_prompt_name", "template", "similarity_fn_name", "matryoshka_dims", "adaptive_layers")
+SETTINGS = (
+    "prompts",
+    "default_prompt_name",
+    "template",
+    "similarity_fn_name",
+    "matryoshka_dims",
+    "adaptive_layers",
+)
 DOCUMENT_ROUTES = ("document", "doc", "passage", "corpus")  # "doc" as in the examples of Asym
 
 
@@ -117,8 +124,14 @@ class RoutedEncoder:
         names = (*named, TEXT) if task else (TEXT, self.default_route)
         route = next((name for name in names if name in self.encoders), None)
         if route is None:
-            what = f"for the task {task!r}" if task else "without a task: name it, or use encode_query, encode_document"
-            raise InputError(f"no route {what}; known: {', '.join({**self.encoders, **self.tasks})}")
+            what = (
+                f"for the task {task!r}"
+                if task
+                else "without a task: name it, or use encode_query, encode_document"
+            )
+            raise InputError(
+                f"no route {what}; known: {', '.join({**self.encoders, **self.tasks})}"
+            )
         return self.encoders[route]
 
     def encode(
@@ -141,7 +154,11 @@ class RoutedEncoder:
         return self.encoder(task).encode(texts, instruction=instruction, **options)
 
     def encode_query(
-        self, texts: str | Iterable[str], *, instruction: str | None = None, **options: Unpack[PromptOptions]
+        self,
+        texts: str | Iterable[str],
+        *,
+        instruction: str | None = None,
+        **options: Unpack[PromptOptions],
     ) -> Float[np.ndarray, "*N D"]:
         """`SentenceEncoder.encode_query` by the route of the task "query"."""
         return self.encoder("query").encode_query(texts, instruction=instruction, **options)
@@ -192,8 +209,12 @@ class RoutedEncoder:
             for encoder in self.encoders.values()
         ]
         if settings != settings[:1] * len(settings):
-            raise InputError(f"{directory}: embeddings are cut after some routes alone, which cannot be written")
-        params = _each_once({route: encoder.params for route, encoder in self.encoders.items()}, jax.device_get)
+            raise InputError(
+                f"{directory}: embeddings are cut after some routes alone, which cannot be written"
+            )
+        params = _each_once(
+            {route: encoder.params for route, encoder in self.encoders.items()}, jax.device_get
+        )
         routes = {
             route: modules_of(
                 encoder.spec,
@@ -206,17 +227,22 @@ class RoutedEncoder:
             )
             for route, encoder in self.encoders.items()
         }
-        write_routes(Path(directory), routes, settings[0], default=self.default_route, tasks=self.tasks)
+        write_routes(
+            Path(directory), routes, settings[0], default=self.default_route, tasks=self.tasks
+        )
 
 
-def load(name: str | Path, *, max_length: int = 0, compute_dtype: str = "float32") -> SentenceEncoder | RoutedEncoder:
+def load(
+    name: str | Path, *, max_length: int = 0, compute_dtype: str = "float32"
+) -> SentenceEncoder | RoutedEncoder:
     """An embedding model, with routes or without; arguments and errors as of `sentence.load`."""
     directory = resolve(str(name))
     saved = read_routes(directory)
     if saved is None:
         return load_sentence(name, max_length=max_length, compute_dtype=compute_dtype)
     params = _each_once(
-        {route: model.params for route, model in saved.models.items()}, lambda leaves: on_mesh(leaves, make_mesh())
+        {route: model.params for route, model in saved.models.items()},
+        lambda leaves: on_mesh(leaves, make_mesh()),
     )
     tokenizers: dict[Any, Tokenizer] = {}
     encoders = {}
@@ -224,7 +250,9 @@ def load(name: str | Path, *, max_length: int = 0, compute_dtype: str = "float32
         limit = max_length or model.max_length
         key = model.tokenizer_directory, limit, model.lower_case
         tokenizers[key] = tokenizers.get(key) or tokenizer_of(model, limit)
-        encoders[route] = encoder_of(dataclasses.replace(model, params=params[route]), tokenizers[key], compute_dtype)
+        encoders[route] = encoder_of(
+            dataclasses.replace(model, params=params[route]), tokenizers[key], compute_dtype
+        )
     first = encoders[next(iter(encoders))]
     settings = {name: getattr(first, name) for name in SETTINGS if name != "similarity_fn_name"}
     try:

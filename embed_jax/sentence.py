@@ -30,7 +30,14 @@ from embed_jax.parallel.inference import default_batch_tokens, run_batches
 from embed_jax.parallel.mesh import gather_params, make_mesh, on_mesh
 from embed_jax.pretrained import tokenizer_of, with_family
 from embed_jax.prompts import check_template, prompt_for, resolve_prompt
-from embed_jax.similarity import Others, Vectors, pairwise_similarity, similarity_matrix, truncate, unit_length
+from embed_jax.similarity import (
+    Others,
+    Vectors,
+    pairwise_similarity,
+    similarity_matrix,
+    truncate,
+    unit_length,
+)
 from embed_jax.types import Params
 
 
@@ -172,7 +179,9 @@ class SentenceEncoder:
         """As `encode`, of what is searched for: with the prompt "query" where there is one and none is given."""
         if prompt_name is prompt is instruction is None:
             prompt_name = prompt_for(self.prompts, side="query")
-        return self.encode(texts, prompt_name=prompt_name, prompt=prompt, instruction=instruction, **options)
+        return self.encode(
+            texts, prompt_name=prompt_name, prompt=prompt, instruction=instruction, **options
+        )
 
     def encode_document(
         self,
@@ -218,7 +227,9 @@ class SentenceEncoder:
         show_progress: bool = False,
         params: Params | None = None,
     ) -> Iterator[Float[np.ndarray, "n D"]]:
-        encode, params = self._stopped(layers, gather_params(self.params if params is None else params, self._mesh))
+        encode, params = self._stopped(
+            layers, gather_params(self.params if params is None else params, self._mesh)
+        )
         default = max(default_batch_tokens(), self.max_length)
         total = len(texts) if isinstance(texts, Sequence) else None
         truncated = count = 0
@@ -235,7 +246,8 @@ class SentenceEncoder:
                 yield unit_length(block) if normalize_embeddings else block
         if truncated:
             warnings.warn(
-                f"{truncated} of {count} texts were cut at the model's limit of {self.max_length} tokens", stacklevel=2
+                f"{truncated} of {count} texts were cut at the model's limit of {self.max_length} tokens",
+                stacklevel=2,
             )
 
     def similarity(self, a: Vectors, b: Others) -> Float[np.ndarray, "_ _"]:
@@ -255,7 +267,9 @@ class SentenceEncoder:
     def merged(self) -> SentenceEncoder:
         """The same model with its adapter merged into the backbone, so that it is saved as a whole."""
         merged = copy.copy(self)
-        spec, params = merge_lora(self.spec, self.params) if self.spec.lora else (self.spec, self.params)
+        spec, params = (
+            merge_lora(self.spec, self.params) if self.spec.lora else (self.spec, self.params)
+        )
         merged._build(spec, params)
         merged.base = ""
         return merged
@@ -288,7 +302,9 @@ class SentenceEncoder:
 
     def _check_dim(self, dim: int) -> None:
         if dim < 0 or dim > self.dim:
-            raise InputError(f"dim: expected 1 to {self.dim}, the size of the embeddings, found {dim}")
+            raise InputError(
+                f"dim: expected 1 to {self.dim}, the size of the embeddings, found {dim}"
+            )
         if dim not in (0, self.dim, *self.matryoshka_dims):
             trained = ", ".join(map(str, self.matryoshka_dims)) or f"{self.dim} alone"
             self._warn(f"dim {dim} was not trained: this model was for {trained}")
@@ -300,7 +316,9 @@ class SentenceEncoder:
             return self._programs[all_layers], params
         spec, params = first_layers(self.spec, params, layers)
         if not self.adaptive_layers:
-            self._warn(f"layers {layers}: this model was trained for all its {all_layers} layers alone")
+            self._warn(
+                f"layers {layers}: this model was trained for all its {all_layers} layers alone"
+            )
         if layers not in self._programs:
             encoder = build_encoder(spec, compute_dtype=self.compute_dtype)
             self._programs[layers] = sharded_encode(encoder, self._mesh)
@@ -319,17 +337,23 @@ class SentenceEncoder:
             name = self.default_prompt_name
         else:
             self._prompted = True
-        return resolve_prompt(self.prompts, self.template, prompt_name=name, prompt=prompt, instruction=instruction)
+        return resolve_prompt(
+            self.prompts, self.template, prompt_name=name, prompt=prompt, instruction=instruction
+        )
 
     def _warn_of_prompts(self) -> None:
         """Unless a prompt was given before: then that there is none now is meant."""
         has = [f"prompts ({', '.join(self.prompts)})"] if any(self.prompts.values()) else []
         has += ["a template for instructions"] if self.template else []
         if has and not self._prompted:
-            self._warn(f"this model has {' and '.join(has)}, and none was given: name one, or give an empty prompt")
+            self._warn(
+                f"this model has {' and '.join(has)}, and none was given: name one, or give an empty prompt"
+            )
 
 
-def load(name: str | Path, *, max_length: int = 0, compute_dtype: str = "float32") -> SentenceEncoder:
+def load(
+    name: str | Path, *, max_length: int = 0, compute_dtype: str = "float32"
+) -> SentenceEncoder:
     """Loads an embedding model.
 
     Args:
@@ -345,7 +369,9 @@ def load(name: str | Path, *, max_length: int = 0, compute_dtype: str = "float32
     return encoder_of(saved, tokenizer_of(saved, max_length or saved.max_length), compute_dtype)
 
 
-def encoder_of(saved: SavedModel, tokenizer: Tokenizer, compute_dtype: str = "float32") -> SentenceEncoder:
+def encoder_of(
+    saved: SavedModel, tokenizer: Tokenizer, compute_dtype: str = "float32"
+) -> SentenceEncoder:
     """The encoder of a model as it was read."""
     return SentenceEncoder(
         saved.spec,

@@ -33,7 +33,9 @@ def truncate(embeddings: Float[np.ndarray, "*N D"], dim: int) -> Float[np.ndarra
         InputError: for a dimension that is not from 1 to D.
     """
     if not 1 <= dim <= embeddings.shape[-1]:
-        raise InputError(f"dim: expected 1 to {embeddings.shape[-1]}, the size of the embeddings, found {dim}")
+        raise InputError(
+            f"dim: expected 1 to {embeddings.shape[-1]}, the size of the embeddings, found {dim}"
+        )
     return unit_length(embeddings[..., :dim])
 
 
@@ -52,7 +54,9 @@ def similarity_matrix(a: Vectors, b: Others, name: str = "cosine") -> Float[np.n
     """
     a, b = _rows(a, name), _rows(b, name)
     if a.shape[1] != b.shape[1]:
-        raise InputError(f"similarity: expected vectors of one size, found {a.shape[1]} and {b.shape[1]} numbers")
+        raise InputError(
+            f"similarity: expected vectors of one size, found {a.shape[1]} and {b.shape[1]} numbers"
+        )
     if name in ("cosine", "dot"):
         a, b = (unit_length(a), unit_length(b)) if name == "cosine" else (a, b)
         return a @ b.T
@@ -61,7 +65,11 @@ def similarity_matrix(a: Vectors, b: Others, name: str = "cosine") -> Float[np.n
     b = b.astype(np.float64) if name == "euclidean" else b
     for start in range(0, len(a), rows):
         block = a[start : start + rows]
-        distances = _euclidean(block.astype(np.float64), b) if name == "euclidean" else _manhattan(block[:, None], b)
+        distances = (
+            _euclidean(block.astype(np.float64), b)
+            if name == "euclidean"
+            else _manhattan(block[:, None], b)
+        )
         found[start : start + rows] = -distances
     return found
 
@@ -74,7 +82,9 @@ def pairwise_similarity(a: Vectors, b: Vectors, name: str = "cosine") -> Float[n
     """
     a, b = _rows(a, name), _rows(b, name)
     if a.shape != b.shape:
-        raise InputError(f"similarity: expected as many vectors on both sides, of one size, found {a.shape}, {b.shape}")
+        raise InputError(
+            f"similarity: expected as many vectors on both sides, of one size, found {a.shape}, {b.shape}"
+        )
     if name == "cosine":
         a, b = unit_length(a), unit_length(b)
     if name in ("cosine", "dot"):
@@ -88,7 +98,9 @@ def _rows(vectors: Any, name: str) -> np.ndarray:
         raise InputError(unknown("similarity", name, SIMILARITIES))
     found = np.asarray(vectors, np.float32)
     if found.ndim not in (1, 2):
-        raise InputError(f"similarity: expected vectors [N, D] or one vector [D], found the shape {found.shape}")
+        raise InputError(
+            f"similarity: expected vectors [N, D] or one vector [D], found the shape {found.shape}"
+        )
     return np.atleast_2d(found)
 
 

@@ -13,8 +13,12 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt
 
 Params = Any  # a tree of arrays
-Rules = Sequence[tuple[str, tuple[str | None, ...]]]  # (pattern of a parameter's path, mesh axis of each dimension)
-Read = Callable[[tuple[slice, ...]], np.ndarray]  # a slice of an array that is not in memory -> a copy of its own
+Rules = Sequence[
+    tuple[str, tuple[str | None, ...]]
+]  # (pattern of a parameter's path, mesh axis of each dimension)
+Read = Callable[
+    [tuple[slice, ...]], np.ndarray
+]  # a slice of an array that is not in memory -> a copy of its own
 Put = Callable[[str, tuple[int, ...], np.dtype, Read], Any]
 """Makes a leaf while a model is read: `(path "backbone/layers/query/kernel", shape, dtype as stored, read) -> leaf`."""
 
@@ -139,7 +143,12 @@ class World(Protocol):
     """
 
     def logsumexp(
-        self, block: Block, rows: Any, candidates: Callable[[Columns], Any], shared: Any = None, further: Any = None
+        self,
+        block: Block,
+        rows: Any,
+        candidates: Callable[[Columns], Any],
+        shared: Any = None,
+        further: Any = None,
     ) -> tuple[Float[Array, "M b"], Float[Array, "M b"]]:
         """log sum_j exp(block_ij) over all candidates of the world, and max_j block_ij (without gradient).
 
@@ -147,12 +156,22 @@ class World(Protocol):
         """
 
     def sum(
-        self, block: Block, rows: Any, candidates: Callable[[Columns], Any], shared: Any = None, further: Any = None
+        self,
+        block: Block,
+        rows: Any,
+        candidates: Callable[[Columns], Any],
+        shared: Any = None,
+        further: Any = None,
     ) -> Float[Array, "M b"]:
         """sum_j block_ij over all candidates of the world."""
 
     def max(
-        self, block: Block, rows: Any, candidates: Callable[[Columns], Any], shared: Any = None, further: Any = None
+        self,
+        block: Block,
+        rows: Any,
+        candidates: Callable[[Columns], Any],
+        shared: Any = None,
+        further: Any = None,
     ) -> Float[Array, "M b"]:
         """max_j block_ij over all candidates of the world, -inf for none; the gradient goes to where it is reached."""
 

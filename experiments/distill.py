@@ -23,7 +23,11 @@ from embed_jax.train.sources import ONLY, Sources, open_mixture, read_records, w
 def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     # Data: what the teacher is to be imitated on.
     sources = read_data(config)
-    validation = open_records(config.data.train, config.data.validation_split) if config.data.validation_split else []
+    validation = (
+        open_records(config.data.train, config.data.validation_split)
+        if config.data.validation_split
+        else []
+    )
 
     # Evaluation: STS on the development set picks the best model.
     evaluators = sts_evaluators(config)

@@ -27,7 +27,10 @@ from experiments import mlm, retrieval, simcse
 def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     if is_token_objective(config.loss.name):
         return mlm.run(config, workdir)
-    if not vars(config.mixture.sources) and "text" in read_records(dataclasses.replace(config.data, limit=1))[0]:
+    if (
+        not vars(config.mixture.sources)
+        and "text" in read_records(dataclasses.replace(config.data, limit=1))[0]
+    ):
         return simcse.run(config, workdir)
 
     # Data: pairs or n-tuples, each data set of a mixture with its own instruction; negatives may be mined.
@@ -51,7 +54,9 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
         scores = searches["test"](load(str(workdir / "model")).encode)
         if is_first_host():
             print("test: " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
-        write_results(workdir, "llm", found | {f"test/{name}": value for name, value in scores.items()})
+        write_results(
+            workdir, "llm", found | {f"test/{name}": value for name, value in scores.items()}
+        )
     return result
 
 

@@ -17,7 +17,13 @@ from embed_jax.losses.expression import build_loss
 from embed_jax.parallel.distributed import is_first_host
 from embed_jax.sentence import load
 from embed_jax.train import fit, loop
-from embed_jax.train.by_size import numbers, plot_by_size, print_by_size, spearman_by_size, write_by_size
+from embed_jax.train.by_size import (
+    numbers,
+    plot_by_size,
+    print_by_size,
+    spearman_by_size,
+    write_by_size,
+)
 from embed_jax.train.results import sts_evaluators, sts_tests
 from embed_jax.train.sources import training_loss
 from embed_jax.train.start import start_from
@@ -26,17 +32,26 @@ from experiments.nli import read_data
 
 def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     # The loss says which sizes and layers are trained.
-    loss = training_loss(config, fit.loss_arguments(config.loss), list(vars(config.mixture.sources)))
+    loss = training_loss(
+        config, fit.loss_arguments(config.loss), list(vars(config.mixture.sources))
+    )
     if not (loss.about.dims or loss.about.layers):
-        raise InputError(f"config.loss.name: expected matryoshka(...) or adaptive_layers(...), found {loss.name}")
+        raise InputError(
+            f"config.loss.name: expected matryoshka(...) or adaptive_layers(...), found {loss.name}"
+        )
     if config.eval.baseline:
         build_loss(config.eval.baseline)  # missed better now
     tests = sts_tests(config)  # wanted only at the end, missed better now
-    before = start_from(config.model, config.data.max_length, config.train.seed, config.train.devices).sentence
+    before = start_from(
+        config.model, config.data.max_length, config.train.seed, config.train.devices
+    ).sentence
     depth, trained = before.spec.backbone.num_layers, loss.about.dims or (before.dim,)
     sizes = numbers(config.eval.dims or ",".join(map(str, trained)), "config.eval.dims", before.dim)
     layers = numbers(config.eval.layers or str(depth), "config.eval.layers", depth)
-    sizes, layers = sorted({before.dim, *sizes}, reverse=True), sorted({depth, *layers}, reverse=True)
+    sizes, layers = (
+        sorted({before.dim, *sizes}, reverse=True),
+        sorted({depth, *layers}, reverse=True),
+    )
     if before.dim not in trained and is_first_host():
         print(f"the whole size {before.dim} is not among the trained ones")
 
@@ -53,13 +68,21 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
         if is_first_host():
             print(f"baseline: {config.eval.baseline}", flush=True)
         sources, validation = read_data(plain)
-        result = fit.fit(plain, workdir / "baseline", sources=sources, evaluators=evaluators, validation=validation)
+        result = fit.fit(
+            plain,
+            workdir / "baseline",
+            sources=sources,
+            evaluators=evaluators,
+            validation=validation,
+        )
         models["baseline"] = load(str(workdir / "baseline" / "model"))
 
     # Afterwards, at every size, on test.
     if result.finished and tests:
         models["trained"] = load(str(workdir / "model"))
-        found = {name: spearman_by_size(models[name], tests, sizes, layers) for name in reversed(models)}
+        found = {
+            name: spearman_by_size(models[name], tests, sizes, layers) for name in reversed(models)
+        }
         if is_first_host():
             print_by_size(found, trained)
             write_by_size(found, trained, workdir / "by_size.json")

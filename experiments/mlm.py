@@ -27,9 +27,13 @@ from embed_jax.train.sources import ONLY, read_records, without_texts
 def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     if not is_token_objective(config.loss.name):
         known = ", ".join(REGISTRY["token_objective"])
-        raise InputError(f"config.loss.name: expected an objective on tokens ({known}), found {config.loss.name!r}")
+        raise InputError(
+            f"config.loss.name: expected an objective on tokens ({known}), found {config.loss.name!r}"
+        )
     # Data: documents, one a record, some of them held out.
-    sources = {name: documents(settings, name) for name, settings in vars(config.mixture.sources).items()}
+    sources = {
+        name: documents(settings, name) for name, settings in vars(config.mixture.sources).items()
+    }
     validation: Sequence = []
     if not sources:
         source = documents(config.data)
@@ -41,14 +45,18 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
         sources[ONLY] = Source(records, source.fields)
 
     # Training, on pieces of them; what the embeddings are worth meanwhile is measured where a file for it is given.
-    return fit.fit(config, workdir, sources=sources, evaluators=sts_evaluators(config), validation=validation)
+    return fit.fit(
+        config, workdir, sources=sources, evaluators=sts_evaluators(config), validation=validation
+    )
 
 
 def documents(settings: configs.Data | configs.Source, name: str = ONLY) -> Source:
     """The texts that a config names."""
     records = read_records(settings)
     if "text" not in records[0]:
-        raise InputError(f"{settings.train}: expected records with a text, found the fields {', '.join(records[0])}")
+        raise InputError(
+            f"{settings.train}: expected records with a text, found the fields {', '.join(records[0])}"
+        )
     fields = RecordFields(lambda record: (record["text"],))
     if settings.exclude:
         records = without_texts(records, fields.columns, settings.exclude, name)
@@ -65,7 +73,9 @@ def held_out(records: Sequence[Mapping[str, Any]], share: float) -> tuple[list[A
         sides[int.from_bytes(digest, "big") < share * 2**64].append(record)
     for side, what in zip(sides, ("training", "validation"), strict=True):
         if not side:
-            raise InputError(f"config.data.holdout: {share} of {len(records)} documents leaves none for {what}")
+            raise InputError(
+                f"config.data.holdout: {share} of {len(records)} documents leaves none for {what}"
+            )
     return sides
 
 

@@ -48,12 +48,17 @@ def read_data(config: configs.Experiment) -> tuple[dict[str, Source], Sequence]:
     sources = open_mixture(config)
     loss = training_loss(config, fit.loss_arguments(config.loss), list(sources))
     needs = {name: loss.of_dataset.get(name, loss.about).needs for name in sources}
-    found = {name: as_wanted(source, needs[name], config.train.seed, name) for name, source in sources.items()}
+    found = {
+        name: as_wanted(source, needs[name], config.train.seed, name)
+        for name, source in sources.items()
+    }
     if not config.data.validation_split or len(found) > 1:
         return found, []
     ((name, only),) = sources.items()
     held_out = open_records(config.data.train, config.data.validation_split)
-    held_out = as_wanted(dataclasses.replace(only, records=held_out), needs[name], config.train.seed, "validation")
+    held_out = as_wanted(
+        dataclasses.replace(only, records=held_out), needs[name], config.train.seed, "validation"
+    )
     return found, held_out.records
 
 

@@ -47,7 +47,9 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
             *tasks["validation"], similarity=config.loss.similarity or "cosine", **prompts
         )
         if config.eval.geometry:
-            evaluators["geometry"] = geometry_evaluator(*judged_texts(*tasks["validation"]), **prompts)
+            evaluators["geometry"] = geometry_evaluator(
+                *judged_texts(*tasks["validation"]), **prompts
+            )
 
     # Training.
     began = time.monotonic()
@@ -77,22 +79,34 @@ def read_data(config: configs.Experiment, workdir: Path):
     data, evaluation = config.data, config.eval
     tasks = {}
     if evaluation.retrieval:
-        for split, name in (("validation", evaluation.retrieval_split), ("test", evaluation.test_split)):
+        for split, name in (
+            ("validation", evaluation.retrieval_split),
+            ("test", evaluation.test_split),
+        ):
             if name:
                 tasks[split] = open_retrieval_task(evaluation.retrieval, name)
     if vars(config.mixture.sources):
-        for field, value in (("mine.strategy", config.mine.strategy), ("data.consistency", data.consistency)):
+        for field, value in (
+            ("mine.strategy", config.mine.strategy),
+            ("data.consistency", data.consistency),
+        ):
             if value:
-                raise InputError(f"config.{field}: not for a mixture, whose data sets bring their negatives along")
+                raise InputError(
+                    f"config.{field}: not for a mixture, whose data sets bring their negatives along"
+                )
         return open_mixture(config), [], tasks
 
     source = open_source(data)
     records = source.records
     validation: Sequence = []
     if data.holdout:  # our own splits of one file of pairs
-        sides = pairs.split_pairs(pairs.as_pairs(records, pair_columns(records), pairs.CARRIED), data.holdout)
+        sides = pairs.split_pairs(
+            pairs.as_pairs(records, pair_columns(records), pairs.CARRIED), data.holdout
+        )
         others = read_texts(data.corpus) if data.corpus else []
-        tasks |= {split: pairs.retrieval_task(sides[split], others) for split in ("validation", "test")}
+        tasks |= {
+            split: pairs.retrieval_task(sides[split], others) for split in ("validation", "test")
+        }
         records, validation = sides["train"], sides["validation"]
         source = Source(records, record_fields(records))
     elif data.validation_split:
@@ -110,12 +124,18 @@ def read_data(config: configs.Experiment, workdir: Path):
     return mined(config, records, workdir, lists), validation, tasks
 
 
-def mined(config: configs.Experiment, records: Sequence, workdir: Path, lists: bool) -> Callable[..., Sources]:
+def mined(
+    config: configs.Experiment, records: Sequence, workdir: Path, lists: bool
+) -> Callable[..., Sources]:
     """Pairs with the negatives that the run finds, among the texts of `mine.corpus`, else of `data.corpus`."""
     if isinstance(records, Stream):
-        raise InputError(f"config.mine.strategy: negatives are found for all pairs together, not for {records.name}")
+        raise InputError(
+            f"config.mine.strategy: negatives are found for all pairs together, not for {records.name}"
+        )
     corpus = config.mine.corpus or config.data.corpus
-    texts = [] if not corpus else read_corpus(corpus) if Path(corpus).is_dir() else read_texts(corpus)
+    texts = (
+        [] if not corpus else read_corpus(corpus) if Path(corpus).is_dir() else read_texts(corpus)
+    )
     return mined_sources(records, texts, config, workdir, lists=lists)
 
 
@@ -123,7 +143,9 @@ def read_texts(name: str) -> list[str]:
     """The field `text` of every record."""
     records = open_records(name, "train")
     if "text" not in records[0]:
-        raise InputError(f"{name}: expected records with a text, found the fields {', '.join(records[0])}")
+        raise InputError(
+            f"{name}: expected records with a text, found the fields {', '.join(records[0])}"
+        )
     for number, record in enumerate(records):
         if not record["text"].strip():
             raise placed(InputError(f"record {number}: empty passage"), name)
@@ -132,7 +154,9 @@ def read_texts(name: str) -> list[str]:
 
 def encoders(config: configs.Experiment, model: SentenceEncoder):
     """The functions that embed queries and documents, each with the prompt of the training."""
-    return tuple(functools.partial(model.encode, prompt=prompt) for prompt in training_prompts(config, model))
+    return tuple(
+        functools.partial(model.encode, prompt=prompt) for prompt in training_prompts(config, model)
+    )
 
 
 def main() -> None:

@@ -25,10 +25,16 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     # Data: sentences, one a record.
     records = read_records(config.data)
     if "text" not in records[0]:
-        raise InputError(f"{config.data.train}: expected records with a text, found the fields {', '.join(records[0])}")
+        raise InputError(
+            f"{config.data.train}: expected records with a text, found the fields {', '.join(records[0])}"
+        )
     if config.data.exclude:
         records = without_texts(records, lambda record: (record["text"],), config.data.exclude)
-    validation = open_records(config.data.train, config.data.validation_split) if config.data.validation_split else []
+    validation = (
+        open_records(config.data.train, config.data.validation_split)
+        if config.data.validation_split
+        else []
+    )
 
     # Evaluation: STS on the development set picks the best model.
     evaluators = sts_evaluators(config)
@@ -53,7 +59,9 @@ def augmentation(config: configs.Experiment) -> Callable[[str, int, int, int], s
     def augment(text: str, column: int, record: int, step: int) -> str:
         if column == 0:
             return text
-        return augment_text(change, text, seed=config.train.seed, step=step, record=record, column=column)
+        return augment_text(
+            change, text, seed=config.train.seed, step=step, record=record, column=column
+        )
 
     return augment
 

@@ -47,11 +47,17 @@ def main() -> None:
     if args.plot or args.curves:
         require("matplotlib", "plots")
     if args.plot and not table.x:
-        raise InputError(f"{table.file}: --plot needs X, the config field to draw the metrics against")
+        raise InputError(
+            f"{table.file}: --plot needs X, the config field to draw the metrics against"
+        )
     runs = plan(table, args.rows, args.seeds, args.overrides, args.workdir, args.evaluate)
     with contextlib.ExitStack() as stack:
         draw = {plot_against_x: args.plot, plot_against_step: args.curves}
-        pictures = {function: stack.enter_context(written_whole(path)) for function, path in draw.items() if path}
+        pictures = {
+            function: stack.enter_context(written_whole(path))
+            for function, path in draw.items()
+            if path
+        }
         with written_whole(args.output) if args.output else contextlib.nullcontext() as output:
             for number, run in enumerate(runs, 1):
                 print(f"[{number}/{len(runs)}] {run.row}, seed {run.seed}: ", end="", flush=True)
@@ -70,24 +76,39 @@ def main() -> None:
         raise RunError(failure)
     for metric in table.metrics:
         if not any(metric in run.metrics for run in runs):
-            raise InputError(f"{table.file}: METRICS: " + unknown("metric", metric, runs[0].metrics))
+            raise InputError(
+                f"{table.file}: METRICS: " + unknown("metric", metric, runs[0].metrics)
+            )
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("scripts.ablate", __doc__, EXAMPLES)
     parser.add_argument("table", type=Path, metavar="TABLE.py")
     parser.add_argument("--rows", help="some of the rows, separated by commas (default: all)")
-    parser.add_argument("--seeds", default="0,1,2", help="values of config.train.seed (default: 0,1,2)")
-    parser.add_argument("--workdir", type=Path, help="where the runs go, as ROW/SEED (default: runs/ablate/TABLE)")
     parser.add_argument(
-        "--evaluate", type=shlex.split, default=[], help="options of scripts.evaluate, which then judges each model"
+        "--seeds", default="0,1,2", help="values of config.train.seed (default: 0,1,2)"
+    )
+    parser.add_argument(
+        "--workdir", type=Path, help="where the runs go, as ROW/SEED (default: runs/ablate/TABLE)"
+    )
+    parser.add_argument(
+        "--evaluate",
+        type=shlex.split,
+        default=[],
+        help="options of scripts.evaluate, which then judges each model",
     )
     parser.add_argument("--output", type=Path, help="JSON file with every run's numbers")
-    parser.add_argument("--plot", type=Path, help=f"picture of the metrics against X ({', '.join(PICTURES)})")
     parser.add_argument(
-        "--curves", type=Path, help="picture of metrics and training loss against the step: where overfitting begins"
+        "--plot", type=Path, help=f"picture of the metrics against X ({', '.join(PICTURES)})"
     )
-    parser.usage = parser.format_usage().removeprefix("usage: ").rstrip() + " [--config.FIELD=VALUE ...]"
+    parser.add_argument(
+        "--curves",
+        type=Path,
+        help="picture of metrics and training loss against the step: where overfitting begins",
+    )
+    parser.usage = (
+        parser.format_usage().removeprefix("usage: ").rstrip() + " [--config.FIELD=VALUE ...]"
+    )
     args, rest = parser.parse_known_args(argv)
     args.overrides = {}
     for argument in rest:
@@ -111,23 +132,39 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def show(table: Table, runs: Sequence[Run]) -> None:
     """Prints the table, with the paper's numbers where it has them, and where those stand."""
     rows, sources = [], {}
-    published = [metric for metric in table.metrics if any(metric in entry for entry in table.paper.values())]
+    published = [
+        metric for metric in table.metrics if any(metric in entry for entry in table.paper.values())
+    ]
     for row in dict.fromkeys(run.row for run in runs):
         own = [run for run in runs if run.row == row]
         cells = [row]
         for metric in table.metrics:
             values = [run.metrics[metric] for run in own if metric in run.metrics]
             mean, sd = spread(values) if values else (math.nan, math.nan)
-            cells.append("-" if not values else table.shown(mean) + f" ± {table.shown(sd)}" * (len(values) > 1))
+            cells.append(
+                "-"
+                if not values
+                else table.shown(mean) + f" ± {table.shown(sd)}" * (len(values) > 1)
+            )
             if metric in published:
                 value, source = table.paper.get(row, {}).get(metric, ("-", None))
                 cells.append(str(value))
                 sources |= {source: None} if source else {}
         errors = "; ".join(f"seed {run.seed}: {run.error}" for run in own if run.error)
         rows.append([*cells, f"{sum(not run.error for run in own)}/{len(own)}", errors])
-    header = ["row", *(name for metric in table.metrics for name in (metric, *["paper"] * (metric in published)))]
+    header = [
+        "row",
+        *(
+            name
+            for metric in table.metrics
+            for name in (metric, *["paper"] * (metric in published))
+        ),
+    ]
     failed = any(run.error for run in runs)
-    print_table([*header, "runs", "error"][: None if failed else -1], [row[: None if failed else -1] for row in rows])
+    print_table(
+        [*header, "runs", "error"][: None if failed else -1],
+        [row[: None if failed else -1] for row in rows],
+    )
     for source in sources:
         print(f"paper: {source}")
 
@@ -140,13 +177,20 @@ def results(args: argparse.Namespace, table: Table, runs: Sequence[Run]) -> dict
         summary = {}
         for metric in dict.fromkeys(metric for run in own for metric in run.metrics):
             values = [run.metrics[metric] for run in own if metric in run.metrics]
-            summary[metric] = dict(zip(("mean", "sd", "n"), (*spread(values), len(values)), strict=True))
+            summary[metric] = dict(
+                zip(("mean", "sd", "n"), (*spread(values), len(values)), strict=True)
+            )
         rows[row] = {
             "config": dict(table.rows[row]),
             "summary": summary,
             "paper": {metric: list(entry) for metric, entry in table.paper.get(row, {}).items()},
             "runs": [
-                {"seed": run.seed, "workdir": str(run.workdir), "error": run.error or None, "metrics": run.metrics}
+                {
+                    "seed": run.seed,
+                    "workdir": str(run.workdir),
+                    "error": run.error or None,
+                    "metrics": run.metrics,
+                }
                 for run in own
             ],
         }

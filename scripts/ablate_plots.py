@@ -23,25 +23,39 @@ def plot_against_x(table: Table, runs: Sequence[Run], output: Path, form: str) -
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(
-        1, len(table.metrics), figsize=(5.5 * len(table.metrics), 4), layout="constrained", squeeze=False
+        1,
+        len(table.metrics),
+        figsize=(5.5 * len(table.metrics), 4),
+        layout="constrained",
+        squeeze=False,
     )
     xs = sorted({run.settings[table.x] for run in runs})
     numeric = not isinstance(xs[0], str | bool)
     at = {x: x if numeric else place for place, x in enumerate(xs)}
     for axes, metric in zip(panels[0], table.metrics, strict=True):
         for line in sorted({run.settings[table.lines] for run in runs}) if table.lines else [None]:
-            own = [run for run in runs if metric in run.metrics and line in (None, run.settings.get(table.lines))]
+            own = [
+                run
+                for run in runs
+                if metric in run.metrics and line in (None, run.settings.get(table.lines))
+            ]
             points = {at[x]: [run for run in own if run.settings[table.x] == x] for x in xs}
             points = {x: found for x, found in points.items() if found}
             if not points:
                 continue
-            values = [[table.scale * run.metrics[metric] for run in found] for found in points.values()]
+            values = [
+                [table.scale * run.metrics[metric] for run in found] for found in points.values()
+            ]
             means, sds = zip(*map(spread, values), strict=True)
             label = "ours" if line is None else f"{table.lines} = {line}"
-            (drawn, *_) = axes.errorbar(list(points), means, yerr=sds, fmt="o-", capsize=3, label=label)
+            (drawn, *_) = axes.errorbar(
+                list(points), means, yerr=sds, fmt="o-", capsize=3, label=label
+            )
             for x, found in zip(points, values, strict=True):
                 axes.plot([x] * len(found), found, ".", color=drawn.get_color(), alpha=0.4)
-            paper = {x: table.paper.get(found[0].row, {}).get(metric) for x, found in points.items()}
+            paper = {
+                x: table.paper.get(found[0].row, {}).get(metric) for x, found in points.items()
+            }
             paper = {x: entry[0] for x, entry in paper.items() if entry}
             style = {
                 "color": drawn.get_color(),
@@ -98,10 +112,16 @@ def curves(table: Table, runs: Sequence[Run]) -> dict[tuple[str, str], list[Curv
     runs = [run for run in runs if not run.error]
     logged = [(run.row, series_by_name(run.workdir / "metrics.jsonl")) for run in runs]
     selecting = dict.fromkeys(run.settings["eval.metric"] for run in runs)
-    metrics = dict.fromkeys(name for metric in table.metrics for name in (selecting if metric == "best" else [metric]))
+    metrics = dict.fromkeys(
+        name for metric in table.metrics for name in (selecting if metric == "best" else [metric])
+    )
     metrics.pop("loss", None)  # it is drawn with each of the others
     rows = {run.row: run.settings for run in runs}
-    places = {row: (found[table.x], found[table.lines]) for row, found in rows.items() if table.x and table.lines}
+    places = {
+        row: (found[table.x], found[table.lines])
+        for row, found in rows.items()
+        if table.x and table.lines
+    }
     by_place = bool(places) and len(set(places.values())) == len(rows)
 
     panels: dict[tuple[str, str], list[Curve]] = {}
@@ -112,19 +132,27 @@ def curves(table: Table, runs: Sequence[Run]) -> dict[tuple[str, str], list[Curv
             if not steps:
                 continue
             loss_steps, loss, _ = over_seeds([series.get("loss", {}) for series in own])
-            title, label = (f"{table.x} = {_text(places[row][0])}", _text(places[row][1])) if by_place else ("", row)
+            title, label = (
+                (f"{table.x} = {_text(places[row][0])}", _text(places[row][1]))
+                if by_place
+                else ("", row)
+            )
             best = (np.argmin if metric.endswith("loss") else np.argmax)(means)
             curve = Curve(label, steps, means, sds, int(best), loss_steps, smooth(loss))
             panels.setdefault((metric, title), []).append(curve)
     if not panels:
-        raise InputError(f"{table.file}: --curves: nothing of METRICS is measured while training (config.eval.every)")
+        raise InputError(
+            f"{table.file}: --curves: nothing of METRICS is measured while training (config.eval.every)"
+        )
     return panels
 
 
 def series_by_name(metrics_file: Path) -> dict[str, dict[int, float]]:
     """Name -> step -> value, of what was a number."""
     found: dict[str, dict[int, float]] = {}
-    for line in metrics_file.read_text(encoding="utf-8").splitlines() if metrics_file.exists() else ():
+    for line in (
+        metrics_file.read_text(encoding="utf-8").splitlines() if metrics_file.exists() else ()
+    ):
         entry = json.loads(line)
         for name, value in entry.items():
             if value is not None:
@@ -169,16 +197,25 @@ def plot_against_step(table: Table, runs: Sequence[Run], output: Path, form: str
 
     by_place = any(title for _, title in panels)
     labels = list(dict.fromkeys(curve.label for panel in panels.values() for curve in panel))
-    if by_place and not isinstance(runs[0].settings[table.lines], str | bool):  # numbers: from light to dark
+    if by_place and not isinstance(
+        runs[0].settings[table.lines], str | bool
+    ):  # numbers: from light to dark
         colors = pyplot.colormaps["viridis_r"](np.linspace(0.1, 1, len(labels)))
     else:
-        colors = pyplot.colormaps["tab10" if len(labels) <= 10 else "tab20"](np.arange(len(labels)) % 20)
+        colors = pyplot.colormaps["tab10" if len(labels) <= 10 else "tab20"](
+            np.arange(len(labels)) % 20
+        )
     color_of = dict(zip(labels, colors, strict=True))
 
     columns = min(len(panels), 2)
     num_rows = math.ceil(len(panels) / columns)
-    size = (5.2 * columns if columns > 1 else 7.2, (3.3 + 0.2 * max(map(len, panels.values()))) * num_rows + 0.3)
-    figure, grid = pyplot.subplots(num_rows, columns, figsize=size, layout="constrained", squeeze=False)
+    size = (
+        5.2 * columns if columns > 1 else 7.2,
+        (3.3 + 0.2 * max(map(len, panels.values()))) * num_rows + 0.3,
+    )
+    figure, grid = pyplot.subplots(
+        num_rows, columns, figsize=size, layout="constrained", squeeze=False
+    )
     for axes in grid.flat[len(panels) :]:
         axes.remove()
     alike: dict[str, list[Any]] = {}  # the axes of one scale
@@ -201,8 +238,22 @@ def plot_against_step(table: Table, runs: Sequence[Run], output: Path, form: str
             axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
     several = len({run.seed for run in runs}) > 1
     key = [
-        Line2D([], [], color="black", marker="o", markersize=3.5, label=f"metric{', mean ± sd' * several} (left)"),
-        Line2D([], [], color="black", linestyle="--", linewidth=0.9, label="training loss, smoothed (right)"),
+        Line2D(
+            [],
+            [],
+            color="black",
+            marker="o",
+            markersize=3.5,
+            label=f"metric{', mean ± sd' * several} (left)",
+        ),
+        Line2D(
+            [],
+            [],
+            color="black",
+            linestyle="--",
+            linewidth=0.9,
+            label="training loss, smoothed (right)",
+        ),
         Line2D([], [], color="black", linestyle="", marker="*", markersize=12, label="best step"),
     ]
     figure.legend(handles=key, loc="outside upper center", ncols=3, frameon=False)
@@ -216,5 +267,13 @@ def _draw(curve: Curve, axes: Any, right: Any, table: Table, color: Any) -> None
     label = f"{curve.label}: best {table.shown(best)} at step {step:,}{', the last' * (step == curve.steps[-1])}"
     axes.plot(curve.steps, means, "o-", color=color, markersize=3.5, linewidth=1.8, label=label)
     axes.fill_between(curve.steps, means - sds, means + sds, color=color, alpha=0.15, linewidth=0)
-    axes.plot(step, table.scale * best, "*", color=color, markersize=15, markeredgecolor="black", markeredgewidth=0.7)
+    axes.plot(
+        step,
+        table.scale * best,
+        "*",
+        color=color,
+        markersize=15,
+        markeredgecolor="black",
+        markeredgewidth=0.7,
+    )
     right.plot(curve.loss_steps, curve.loss, "--", color=color, linewidth=0.9, alpha=0.8)

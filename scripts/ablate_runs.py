@@ -59,26 +59,41 @@ def read_table(file: Path) -> Table:
     given = {name: defined[name.upper()] for name in fields if name.upper() in defined}
     for name, kind in (("experiment", str), ("config", str), ("rows", dict)):
         if not isinstance(given.get(name), kind) or not given[name]:
-            raise InputError(f"{file}: {name.upper()}: expected a {kind.__name__}, found {given.get(name)!r}")
+            raise InputError(
+                f"{file}: {name.upper()}: expected a {kind.__name__}, found {given.get(name)!r}"
+            )
     table = Table(file, **given)
     if isinstance(table.metrics, str) or not all(isinstance(name, str) for name in table.metrics):
         raise InputError(f"{file}: METRICS: expected a tuple of names, found {table.metrics!r}")
-    if isinstance(table.scale, bool) or not isinstance(table.scale, int | float) or not table.scale > 0:
+    if (
+        isinstance(table.scale, bool)
+        or not isinstance(table.scale, int | float)
+        or not table.scale > 0
+    ):
         raise InputError(f"{file}: SCALE: expected a positive number, found {table.scale!r}")
     for row, overrides in table.rows.items():
         if not isinstance(row, str) or not row.strip(". ") or set("/,\n") & set(row):
             raise InputError(f"{file}: ROWS: expected names without '/' and ',', found {row!r}")
         if not isinstance(overrides, dict):
-            raise InputError(f"{file}: ROWS[{row!r}]: expected a dict of config fields, found {overrides!r}")
+            raise InputError(
+                f"{file}: ROWS[{row!r}]: expected a dict of config fields, found {overrides!r}"
+            )
         for field, value in overrides.items():
             if not isinstance(value, bool | int | float | str):
-                raise InputError(f"{file}: ROWS[{row!r}]: {field}: expected a number, a bool or a string: {value!r}")
+                raise InputError(
+                    f"{file}: ROWS[{row!r}]: {field}: expected a number, a bool or a string: {value!r}"
+                )
     for row, published in table.paper.items():
         if row not in table.rows:
             raise InputError(f"{file}: PAPER: " + unknown("row", row, table.rows))
         for metric, entry in published.items():
-            if not isinstance(entry, tuple) or list(map(type, entry)) not in ([float, str], [int, str]):
-                raise InputError(f"{file}: PAPER[{row!r}][{metric!r}]: expected (value, source), found {entry!r}")
+            if not isinstance(entry, tuple) or list(map(type, entry)) not in (
+                [float, str],
+                [int, str],
+            ):
+                raise InputError(
+                    f"{file}: PAPER[{row!r}][{metric!r}]: expected (value, source), found {entry!r}"
+                )
     return table
 
 
@@ -134,7 +149,9 @@ def plan(
         if row not in table.rows:
             raise InputError("--rows: " + unknown("row", row, table.rows))
         for field in sorted(table.rows[row].keys() & overrides.keys()):
-            print(f"{row}: {field} is {overrides[field]}, as the command line says, not {table.rows[row][field]}")
+            print(
+                f"{row}: {field} is {overrides[field]}, as the command line says, not {table.rows[row][field]}"
+            )
         for seed in seeds:
             directory = workdir / row / str(seed)
             fields = {**table.rows[row], **overrides, "train.seed": seed}
@@ -145,13 +162,31 @@ def plan(
             except InputError as error:
                 raise InputError(f"row {row!r}: {error}") from error
             settings = flatten(config)
-            judge = [sys.executable, "-m", "scripts.evaluate", "--model", str(directory / "model"), *evaluate]
+            judge = [
+                sys.executable,
+                "-m",
+                "scripts.evaluate",
+                "--model",
+                str(directory / "model"),
+                *evaluate,
+            ]
             judge = [*judge, "--output", str(directory / EVALUATED)] if evaluate else []
-            runs.append(Run(row, seed, directory, [sys.executable, "-m", module, *arguments], settings, judge))
+            runs.append(
+                Run(
+                    row,
+                    seed,
+                    directory,
+                    [sys.executable, "-m", module, *arguments],
+                    settings,
+                    judge,
+                )
+            )
     for name in ("x", "lines"):
         field = getattr(table, name)
         if field and field not in settings:
-            raise InputError(f"{table.file}: {name.upper()}: " + unknown("config field", field, settings))
+            raise InputError(
+                f"{table.file}: {name.upper()}: " + unknown("config field", field, settings)
+            )
     return runs
 
 
@@ -159,7 +194,11 @@ def perform(run: Run) -> str:
     """Runs what is not over yet, fills in metrics or error, and returns a line about it."""
     over, log = run.workdir / OVER, run.workdir.with_name(f"{run.workdir.name}.log")
     said = json.dumps(run.settings | {"evaluate": run.evaluate[5:-1]}, indent=1) + "\n"
-    if over.is_file() and over.read_text(encoding="utf-8") == said and (run.workdir / "model").is_dir():
+    if (
+        over.is_file()
+        and over.read_text(encoding="utf-8") == said
+        and (run.workdir / "model").is_dir()
+    ):
         done = "was over"
     else:
         began = time.monotonic()
@@ -174,12 +213,18 @@ def perform(run: Run) -> str:
             run.error = last_error(lines) if status else "stopped before its end"
             return f"{run.error} ({log})"
         if run.evaluate and run_command(run.evaluate, log.with_suffix(".evaluate.log")):
-            lines = log.with_suffix(".evaluate.log").read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = (
+                log.with_suffix(".evaluate.log")
+                .read_text(encoding="utf-8", errors="replace")
+                .splitlines()
+            )
             run.error = last_error(lines)
             return f"{run.error} ({log.with_suffix('.evaluate.log')})"
         over.write_text(said, encoding="utf-8")
         done = f"{time.monotonic() - began:.0f} s"
-    run.metrics = read_metrics(run.workdir, run.settings["eval.metric"], run.settings["eval.min_gain"])
+    run.metrics = read_metrics(
+        run.workdir, run.settings["eval.metric"], run.settings["eval.min_gain"]
+    )
     best = f", best {run.metrics['best']:.4f}" if "best" in run.metrics else ""
     return done + best
 
@@ -189,7 +234,9 @@ def run_command(command: Sequence[str], log: Path) -> int:
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         with log.open("w", encoding="utf-8") as file:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT)
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
+            )
             try:
                 return process.wait()
             finally:
@@ -223,7 +270,11 @@ def read_metrics(workdir: Path, selecting: str, min_gain: float) -> dict[str, fl
         value = entry.get(selecting)
         if value is not None and value > best and value >= best + min_gain:
             found["best"] = best = value
-    for name, prefix in (("comparison.json", "test/"), ("results.json", ""), (EVALUATED, "evaluated/")):
+    for name, prefix in (
+        ("comparison.json", "test/"),
+        ("results.json", ""),
+        (EVALUATED, "evaluated/"),
+    ):
         if (workdir / name).exists():
             content = json.loads((workdir / name).read_text(encoding="utf-8"))
             if name == EVALUATED:

@@ -13,7 +13,10 @@ def abstract_batch(groups: int, columns: int, examples: int, rows: int, row_leng
 
     from embed_jax.types import Batch, TokenBatch
 
-    slots = [jax.ShapeDtypeStruct((groups, rows, row_length), dtype) for dtype in (*(jnp.int32,) * 3, bool)]
+    slots = [
+        jax.ShapeDtypeStruct((groups, rows, row_length), dtype)
+        for dtype in (*(jnp.int32,) * 3, bool)
+    ]
     return Batch(
         {"encoder": TokenBatch(*slots, sentences=columns * examples)},
         present=jax.ShapeDtypeStruct((groups, columns, examples), bool),
@@ -33,4 +36,7 @@ def local_bytes(tree: Any) -> int:
     """Bytes of a device's shards of all leaves."""
     import jax
 
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )

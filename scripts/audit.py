@@ -62,30 +62,54 @@ def main() -> None:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("scripts.audit", __doc__, EXAMPLES)
     parser.add_argument(
-        "--data", required=True, help="file, directory, tfds:NAME, hf:NAME or python_docs, as for training"
+        "--data",
+        required=True,
+        help="file, directory, tfds:NAME, hf:NAME or python_docs, as for training",
     )
     parser.add_argument("--split", default="train", help="which split of it (default: train)")
-    parser.add_argument("--limit", type=int, default=0, help="audit the first so many rows only (default: all)")
-    parser.add_argument("--by", help=f"what rows may not share (default: {','.join(REASONS)})")
-    parser.add_argument("--model", help="directory or hub name of a model whose similarities count too")
-    parser.add_argument("--threshold", type=float, help="with --model: cosine above which two positives are one (0.9)")
-    parser.add_argument("--prompt-name", help="with --model: its prompt before each positive (default: its own)")
     parser.add_argument(
-        "--batch-size", type=int, default=64, help="size of the batch whose false negatives are expected (default: 64)"
+        "--limit", type=int, default=0, help="audit the first so many rows only (default: all)"
+    )
+    parser.add_argument("--by", help=f"what rows may not share (default: {','.join(REASONS)})")
+    parser.add_argument(
+        "--model", help="directory or hub name of a model whose similarities count too"
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        help="with --model: cosine above which two positives are one (0.9)",
+    )
+    parser.add_argument(
+        "--prompt-name", help="with --model: its prompt before each positive (default: its own)"
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=64,
+        help="size of the batch whose false negatives are expected (default: 64)",
     )
     parser.add_argument("--output", type=Path, help="JSONL file for the list")
     parser.add_argument(
-        "--lines", type=int, default=1_000_000, help="write at most so many lines to it, 0: all (default: 1000000)"
+        "--lines",
+        type=int,
+        default=1_000_000,
+        help="write at most so many lines to it, 0: all (default: 1000000)",
     )
     args = parser.parse_args(argv)
     args.named = args.by is not None
-    args.by = list(dict.fromkeys(name.strip() for name in args.by.split(","))) if args.named else list(REASONS)
+    args.by = (
+        list(dict.fromkeys(name.strip() for name in args.by.split(",")))
+        if args.named
+        else list(REASONS)
+    )
     for name in args.by:
         if name not in REASONS:
             parser.error(f"--by: expected some of {','.join(REASONS)}, found {name!r}")
     for name, least in (("limit", 0), ("batch_size", 2), ("lines", 0)):
         if getattr(args, name) < least:
-            parser.error(f"--{name.replace('_', '-')}: expected {least} or more, found {getattr(args, name)}")
+            parser.error(
+                f"--{name.replace('_', '-')}: expected {least} or more, found {getattr(args, name)}"
+            )
     for name in ("threshold", "prompt_name"):
         if getattr(args, name) is not None and not args.model:
             parser.error(f"--{name.replace('_', '-')} needs --model")
@@ -116,13 +140,17 @@ def audit(args: argparse.Namespace, listing: Listing) -> None:
             affected[first] = affected[second] = True
             if listing.full:
                 continue
-            for i, j, value in zip(first[new].tolist(), second[new].tolist(), values[new].tolist(), strict=True):
+            for i, j, value in zip(
+                first[new].tolist(), second[new].tolist(), values[new].tolist(), strict=True
+            ):
                 listing.add(Finding(i, j, "similarity", round(value, 4)))
                 listing.add(Finding(j, i, "similarity", round(value, 4)))
     summarize(args, rows, listing, pairs, counts, affected)
 
 
-def summarize(args, rows: Rows, listing: Listing, pairs: int, counts: dict[str, int], affected) -> None:
+def summarize(
+    args, rows: Rows, listing: Listing, pairs: int, counts: dict[str, int], affected
+) -> None:
     listed = pairs + rows.own + rows.others
     if listing.first:
         header = ("rows", "column", "why", "value")
@@ -214,7 +242,9 @@ class Rows:
             affected |= np.append(false, False)[codes].any(1)  # code -1 finds the appended one
         return affected
 
-    def share(self, first: Int[np.ndarray, " m"], second: Int[np.ndarray, " m"]) -> Bool[np.ndarray, " m"]:
+    def share(
+        self, first: Int[np.ndarray, " m"], second: Int[np.ndarray, " m"]
+    ) -> Bool[np.ndarray, " m"]:
         """Whether two rows share a text, an id or a group."""
         shared = np.zeros(len(first), bool)
         for codes in self.codes.values():
@@ -226,11 +256,15 @@ class Rows:
 def records(args: argparse.Namespace) -> Iterator[tuple[dict[str, Any], Sequence[str | None]]]:
     """Each row's record and texts."""
     columns = None
-    for number, record in enumerate(itertools.islice(iter_records(args.data, args.split), args.limit or None)):
+    for number, record in enumerate(
+        itertools.islice(iter_records(args.data, args.split), args.limit or None)
+    ):
         columns = columns or pair_columns([record])
         texts = columns(record)
         if not isinstance(texts[0], str) or not isinstance(texts[1], str):
-            raise InputError(f"{args.data}: row {number}: anchor and positive are needed, one is missing")
+            raise InputError(
+                f"{args.data}: row {number}: anchor and positive are needed, one is missing"
+            )
         yield record, texts
 
 
@@ -266,12 +300,17 @@ def read_rows(args: argparse.Namespace) -> Rows:
 
     wanted = np.frombuffer(hashes["hard"], np.uint64)
     known = np.isin(wanted, texts)
-    code, where = np.searchsorted(texts, wanted[known]), np.frombuffer(hard, np.int64).reshape(-1, 2)[known]
+    code, where = (
+        np.searchsorted(texts, wanted[known]),
+        np.frombuffer(hard, np.int64).reshape(-1, 2)[known],
+    )
     own = others = 0
     if len(code):
         own = int((codes["text"][where[:, 0]] == code[:, None]).any(1).sum())
         others = int(Places(codes["text"]).sizes[code].sum()) - own
-    return Rows(len(hashes["text"]) // 2, codes, len(wanted), where, Places(code[:, None]), own, others)
+    return Rows(
+        len(hashes["text"]) // 2, codes, len(wanted), where, Places(code[:, None]), own, others
+    )
 
 
 def find_shared(args: argparse.Namespace, rows: Rows) -> Iterator[Finding]:
@@ -296,7 +335,9 @@ def find_shared(args: argparse.Namespace, rows: Rows) -> Iterator[Finding]:
                     for row, k in rows.hard[rows.hard_places[code]].tolist():
                         yield Finding(number, row, why, value, f"negative_{k}")
     if number + 1 != rows.count:
-        raise RunError(f"{args.data}: changed while it was read: {rows.count} rows at first, now others")
+        raise RunError(
+            f"{args.data}: changed while it was read: {rows.count} rows at first, now others"
+        )
 
 
 def find_similar(
@@ -315,13 +356,19 @@ def find_similar(
     cosines = jax.jit(lambda first, second: jax.numpy.matmul(first, second.T, precision="highest"))
     with tempfile.TemporaryDirectory() as directory:
         shape = (count, model.dim)
-        units = np.lib.format.open_memmap(Path(directory) / "units.npy", mode="w+", dtype=np.float32, shape=shape)
+        units = np.lib.format.open_memmap(
+            Path(directory) / "units.npy", mode="w+", dtype=np.float32, shape=shape
+        )
         done = 0
-        for block in model.encode_blocks(positives, prompt_name=args.prompt_name, show_progress=sys.stderr.isatty()):
+        for block in model.encode_blocks(
+            positives, prompt_name=args.prompt_name, show_progress=sys.stderr.isatty()
+        ):
             units[done : done + len(block)] = unit_length(block)[: max(count - done, 0)]
             done += len(block)
         if done != count:
-            raise RunError(f"{args.data}: changed while it was read: {count} rows at first, then {done}")
+            raise RunError(
+                f"{args.data}: changed while it was read: {count} rows at first, then {done}"
+            )
         for top in range(0, count, ROW_BLOCK):
             block = units[top : top + ROW_BLOCK]
             for left in range(top // COLUMN_BLOCK * COLUMN_BLOCK, count, COLUMN_BLOCK):

@@ -42,13 +42,21 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         InputError: for those that cannot be.
     """
     layout = {"formatter_class": argparse.RawDescriptionHelpFormatter}
-    parser = OneLineParser(prog="python -m scripts.bench", description=__doc__, epilog=EXAMPLES, **layout)
+    parser = OneLineParser(
+        prog="python -m scripts.bench", description=__doc__, epilog=EXAMPLES, **layout
+    )
     commands = parser.add_subparsers(dest="what", required=True)
 
-    def add(name: str, text: str, description: str, examples: str, add_options, run, check=None) -> None:
-        command = commands.add_parser(name, help=text, description=description, epilog=examples, **layout)
+    def add(
+        name: str, text: str, description: str, examples: str, add_options, run, check=None
+    ) -> None:
+        command = commands.add_parser(
+            name, help=text, description=description, epilog=examples, **layout
+        )
         add_options(command)
-        command.add_argument("--json", action="store_true", help="one JSON object a line instead of text")
+        command.add_argument(
+            "--json", action="store_true", help="one JSON object a line instead of text"
+        )
         command.add_argument("--debug", action="store_true", help="show tracebacks")
         command.set_defaults(run=run, check=check)
 
@@ -61,15 +69,40 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         speed.add_encode_options,
         speed.bench_encode,
     )
-    add("train", "pairs per second", speed.TRAIN, speed.TRAIN_EXAMPLES, speed.add_train_options, speed.bench_train)
+    add(
+        "train",
+        "pairs per second",
+        speed.TRAIN,
+        speed.TRAIN_EXAMPLES,
+        speed.add_train_options,
+        speed.bench_train,
+    )
     for name, text, module, run in (
         ("loss", "time and memory of a loss by batch size", loss, loss.bench_loss),
         ("memory", "what gradient caching costs and saves", memory, memory.bench_memory),
-        ("mining", "time and memory of mining hard negatives", bench_mining, bench_mining.bench_mining),
+        (
+            "mining",
+            "time and memory of mining hard negatives",
+            bench_mining,
+            bench_mining.bench_mining,
+        ),
         ("suite", "time of evaluating on a suite of tasks", bench_suite, bench_suite.bench_suite),
-        ("scaling", "memory and traffic of a training step by number of devices", scaling, scaling.bench_scaling),
+        (
+            "scaling",
+            "memory and traffic of a training step by number of devices",
+            scaling,
+            scaling.bench_scaling,
+        ),
     ):
-        add(name, text, module.DESCRIPTION, module.EXAMPLES, module.add_options, run, module.check_options)
+        add(
+            name,
+            text,
+            module.DESCRIPTION,
+            module.EXAMPLES,
+            module.add_options,
+            run,
+            module.check_options,
+        )
     overrides = [argument for argument in argv if argument.startswith("--config.")]
     args = parser.parse_args([argument for argument in argv if argument not in overrides])
     if overrides and not getattr(args, "config", None):

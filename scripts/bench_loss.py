@@ -45,15 +45,29 @@ WIDTHS = (8, 5, 6, 9, 9, 13, 13, 15)
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--loss", default="info_nce", help="name or expression (default: %(default)s)")
     command.add_argument(
-        "--sizes", type=counts, default="1024,2048,4096,8192,16384", help="batch sizes N (default: %(default)s)"
+        "--loss", default="info_nce", help="name or expression (default: %(default)s)"
     )
-    command.add_argument("--dims", type=counts, default="256,768", help="embedding sizes D (default: %(default)s)")
-    command.add_argument("--forms", type=_forms, default="dense,tiled,ring", help="(default: %(default)s)")
-    command.add_argument("--repeat", type=count, default=5, help="timed runs of each form (default: %(default)s)")
     command.add_argument(
-        "--devices", type=count, default=4, help="of the ring; on a CPU virtual ones (default: %(default)s)"
+        "--sizes",
+        type=counts,
+        default="1024,2048,4096,8192,16384",
+        help="batch sizes N (default: %(default)s)",
+    )
+    command.add_argument(
+        "--dims", type=counts, default="256,768", help="embedding sizes D (default: %(default)s)"
+    )
+    command.add_argument(
+        "--forms", type=_forms, default="dense,tiled,ring", help="(default: %(default)s)"
+    )
+    command.add_argument(
+        "--repeat", type=count, default=5, help="timed runs of each form (default: %(default)s)"
+    )
+    command.add_argument(
+        "--devices",
+        type=count,
+        default=4,
+        help="of the ring; on a CPU virtual ones (default: %(default)s)",
     )
     command.add_argument(
         "--largest",
@@ -81,9 +95,24 @@ def bench_loss(args: argparse.Namespace) -> None:
     build_loss(args.loss)  # or an error, before anything is printed
     args.devices = min(args.devices, jax.device_count())
     if not args.json:
-        where = f"{args.devices} virtual devices that share its cores" if on_cpu() else f"{args.devices} devices"
-        print(f"{args.loss}, value and gradient, on {jax.devices()[0].device_kind}; ring on {where}")
-        heads = ("N", "D", "form", "seconds", "to dense", "compiled MiB", "measured MiB", "KiB an example")
+        where = (
+            f"{args.devices} virtual devices that share its cores"
+            if on_cpu()
+            else f"{args.devices} devices"
+        )
+        print(
+            f"{args.loss}, value and gradient, on {jax.devices()[0].device_kind}; ring on {where}"
+        )
+        heads = (
+            "N",
+            "D",
+            "form",
+            "seconds",
+            "to dense",
+            "compiled MiB",
+            "measured MiB",
+            "KiB an example",
+        )
         print_row(heads, WIDTHS)
     for dim in args.dims:
         for size in args.sizes:
@@ -98,12 +127,24 @@ def _compare(args: argparse.Namespace, size: int, dim: int) -> None:
     for form in args.forms:
         compiled, arguments = compile_form(args.loss, form, size, dim, args.devices)
         plans[form] = compiled_bytes(compiled)
-        if sum(plans[form].values()) * (args.devices if form == "ring" and on_cpu() else 1) < memory_limit():
+        if (
+            sum(plans[form].values()) * (args.devices if form == "ring" and on_cpu() else 1)
+            < memory_limit()
+        ):
             runs[form] = functools.partial(_run, compiled, arguments())
     seconds = dict(zip(runs, alternate(list(runs.values()), args.repeat), strict=True))
     measured = {form: _measured(args, form, size, dim)["bytes"] for form in runs}
     for form in args.forms:
-        _print(args, form, size, dim, plans[form], measured.get(form), seconds.get(form), seconds.get("dense"))
+        _print(
+            args,
+            form,
+            size,
+            dim,
+            plans[form],
+            measured.get(form),
+            seconds.get(form),
+            seconds.get("dense"),
+        )
 
 
 def _largest(args: argparse.Namespace, size: int, dim: int) -> None:
@@ -130,17 +171,28 @@ def _print(args, form, size, dim, plan, measured=None, ours=(), dense=()) -> Non
     if not args.json:
         print_row((size, dim, form, seconds, ratio, *found.values()), WIDTHS)
         return
-    more = {"form": form, "N": size, "D": dim, "devices": devices, **found, "arguments_mib": plan["arguments"] / MIB}
+    more = {
+        "form": form,
+        "N": size,
+        "D": dim,
+        "devices": devices,
+        **found,
+        "arguments_mib": plan["arguments"] / MIB,
+    }
     if form == "ring" and on_cpu():
         more["note"] = "virtual devices share the cores"
     theirs = statistics.median(dense) if ours and dense else None
-    print_json(result(f"loss/{form}/N={size}/D={dim}", "s", seconds, theirs, ratio, len(ours), **more))
+    print_json(
+        result(f"loss/{form}/N={size}/D={dim}", "s", seconds, theirs, ratio, len(ours), **more)
+    )
 
 
 # ---- one form ------------------------------------------------------------------------------------------------
 
 
-def compile_form(expression: str, form: str, size: int, dim: int, devices: int) -> tuple[Any, Callable[[], tuple]]:
+def compile_form(
+    expression: str, form: str, size: int, dim: int, devices: int
+) -> tuple[Any, Callable[[], tuple]]:
     """The compiled value and gradient of a loss, and a function that makes what it takes.
 
     Args:
@@ -184,9 +236,17 @@ def compile_form(expression: str, form: str, size: int, dim: int, devices: int) 
         rng = np.random.default_rng(0)
         anchors, noise = rng.standard_normal((2, size, dim), np.float32)
         text_hash = rng.integers(0, 2**32, (2, size, 2), np.uint32)
-        made = (np.stack([anchors, anchors + noise]), text_hash, np.ones((2, size), bool), np.arange(size))
+        made = (
+            np.stack([anchors, anchors + noise]),
+            text_hash,
+            np.ones((2, size), bool),
+            np.arange(size),
+        )
         return jax.block_until_ready(
-            tuple(jax.device_put(leaf.astype(of.dtype), of.sharding) for leaf, of in zip(made, arguments, strict=True))
+            tuple(
+                jax.device_put(leaf.astype(of.dtype), of.sharding)
+                for leaf, of in zip(made, arguments, strict=True)
+            )
         )
 
     return compiled, make
@@ -202,7 +262,9 @@ def measure_alone(loss: str, form: str, size: int, dim: int, devices: int) -> di
     _run(small, arguments())  # starts the threads
     compiled, arguments = compile_form(loss, form, size, dim, devices)
     made, seconds = arguments(), []
-    growth = peak_growth(lambda: seconds.extend(*alternate([lambda: _run(compiled, made)], 1, warm_up=0)))
+    growth = peak_growth(
+        lambda: seconds.extend(*alternate([lambda: _run(compiled, made)], 1, warm_up=0))
+    )
     share = devices if form == "ring" and on_cpu() else 1
     return {"bytes": growth // share, "seconds": seconds[0], "plan": compiled_bytes(compiled)}
 

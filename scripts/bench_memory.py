@@ -47,19 +47,37 @@ WIDTHS = (26, 14, 14, 8)
 
 def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--shape", default="", help="of the encoder (default: minilm-l6; with --config the model's own)"
+        "--shape",
+        default="",
+        help="of the encoder (default: minilm-l6; with --config the model's own)",
     )
     command.add_argument(
-        "--batch-size", type=count, default=4096, help="sentences of the big batch, half of them anchors (%(default)s)"
+        "--batch-size",
+        type=count,
+        default=4096,
+        help="sentences of the big batch, half of them anchors (%(default)s)",
     )
-    command.add_argument("--group", type=count, default=128, help="sentences of a group (default: %(default)s)")
     command.add_argument(
-        "--exact", type=count, default=512, help="sentences of the batch whose gradients are compared (%(default)s)"
+        "--group", type=count, default=128, help="sentences of a group (default: %(default)s)"
     )
-    command.add_argument("--words", type=float, default=10.0, help="median words of made text (default: %(default)s)")
-    command.add_argument("--row-length", type=count, default=128, help="slots of a packed row (default: %(default)s)")
-    command.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="compute dtype")
-    command.add_argument("--repeat", type=count, default=3, help="timed runs of each side (default: %(default)s)")
+    command.add_argument(
+        "--exact",
+        type=count,
+        default=512,
+        help="sentences of the batch whose gradients are compared (%(default)s)",
+    )
+    command.add_argument(
+        "--words", type=float, default=10.0, help="median words of made text (default: %(default)s)"
+    )
+    command.add_argument(
+        "--row-length", type=count, default=128, help="slots of a packed row (default: %(default)s)"
+    )
+    command.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default="float32", help="compute dtype"
+    )
+    command.add_argument(
+        "--repeat", type=count, default=3, help="timed runs of each side (default: %(default)s)"
+    )
 
     bench_plan.add_options(command)
 
@@ -72,7 +90,9 @@ def check_options(args: argparse.Namespace) -> str | None:
         if (size := getattr(args, name)) % args.group:
             return f"--{name.replace('_', '-')}: expected a multiple of --group {args.group}, found {size}"
     if args.row_length < LONGEST:
-        return f"--row-length: expected {LONGEST} or more (the longest texts), found {args.row_length}"
+        return (
+            f"--row-length: expected {LONGEST} or more (the longest texts), found {args.row_length}"
+        )
     return None
 
 
@@ -82,20 +102,40 @@ def bench_memory(args: argparse.Namespace) -> None:
     args.shape = args.shape or "minilm-l6"
     texts = {"words": args.words, "row_length": args.row_length}
     # The small batch gets as many rows as a group of the big one, so that both encode the same.
-    rows = make_batch(args.batch_size, args.batch_size // args.group, **texts).tokens["encoder"].token_ids.shape[1]
+    rows = (
+        make_batch(args.batch_size, args.batch_size // args.group, **texts)
+        .tokens["encoder"]
+        .token_ids.shape[1]
+    )
     model = {"shape": args.shape, "group": args.group, "dtype": args.dtype}
     options = {**model, **texts, "rows": rows}
     big, small = (
         in_fresh_process(__name__, "measure_alone", {"sentences": size, **options})
         for size in (args.batch_size, args.group)
     )
-    shape = {"sentences": args.batch_size, "group": args.group, "rows": rows, "row_length": args.row_length}
+    shape = {
+        "sentences": args.batch_size,
+        "group": args.group,
+        "rows": rows,
+        "row_length": args.row_length,
+    }
     if not args.json:
-        print(f"{args.shape}: {args.batch_size} sentences in groups of {args.group} against {args.group} in one group")
+        print(
+            f"{args.shape}: {args.batch_size} sentences in groups of {args.group} against {args.group} in one group"
+        )
         print(f"{rows} rows of {args.row_length} in a group")
         print_row(("", "groups", "one group", "ratio"), WIDTHS)
 
-    def show(name: str, text: str, unit: str, ours: float, theirs: float, ratio: float, n: int, **more: Any) -> None:
+    def show(
+        name: str,
+        text: str,
+        unit: str,
+        ours: float,
+        theirs: float,
+        ratio: float,
+        n: int,
+        **more: Any,
+    ) -> None:
         if args.json:
             print_json(result(f"memory/{name}", unit, ours, theirs, ratio, n, **shape, **more))
         else:
@@ -115,7 +155,9 @@ def bench_memory(args: argparse.Namespace) -> None:
     if args.json:
         more = {**shape, "exact": args.exact, "groups": groups}
         ratio = difference / rounding if rounding else None
-        print_json(result("memory/gradient", "relative difference", difference, rounding, ratio, 1, **more))
+        print_json(
+            result("memory/gradient", "relative difference", difference, rounding, ratio, 1, **more)
+        )
     else:
         print(
             f"gradient of {args.exact} sentences, {groups} groups against one: {difference:.1e} apart (relative); "
@@ -134,7 +176,9 @@ def make_batch(sentences: int, groups: int, words: float, row_length: int, rows:
     # A token before and after, as a tokenizer adds them.
     ids = [np.pad(numbers[: LONGEST - 2], 1) for numbers in made_words(sentences, words)]
     half = sentences // 2
-    tokens, order = pack_batch([ids[:half], ids[half:]], groups=groups, row_length=row_length, rows=rows)
+    tokens, order = pack_batch(
+        [ids[:half], ids[half:]], groups=groups, row_length=row_length, rows=rows
+    )
     present = np.ones((groups, 2, half // groups), bool)
     text_hash = np.random.default_rng(0).integers(0, 2**32, (*present.shape, 2), np.uint32)
     return Batch({"encoder": tokens}, present, text_hash, order)
@@ -163,10 +207,16 @@ def make_step(sentences: int, shape: str, group: int, dtype: str, **texts: Any):
     from embed_jax.train.step import init_state, make_train_step
 
     objective, params = make_objective(shape, dtype)
-    optimizer = make_optimizer(Optim(learning_rate=1e-5, schedule="constant", weight_decay=0.01), 1000)
+    optimizer = make_optimizer(
+        Optim(learning_rate=1e-5, schedule="constant", weight_decay=0.01), 1000
+    )
     state = init_state(params, optimizer)
     batch = jax.device_put(make_batch(sentences, sentences // group, **texts))
-    return make_train_step(objective, optimizer).lower(state, batch, jax.random.key(0)).compile(), state, batch
+    return (
+        make_train_step(objective, optimizer).lower(state, batch, jax.random.key(0)).compile(),
+        state,
+        batch,
+    )
 
 
 def measure_alone(sentences: int, **options: Any) -> dict[str, int]:
@@ -185,7 +235,9 @@ def step_seconds(sentences: int, repeat: int, **options: Any) -> list[list[float
     import jax
 
     group = options["group"]
-    times = max(sentences // group // 4, 1)  # small steps in a turn: enough to be measured, a quarter of the big one
+    times = max(
+        sentences // group // 4, 1
+    )  # small steps in a turn: enough to be measured, a quarter of the big one
 
     def side(size: int, steps: int) -> Callable[[], None]:
         step, state, batch = make_step(size, **options)

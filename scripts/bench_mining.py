@@ -37,14 +37,30 @@ WIDTHS = (24, 14, 14, 8)
 def add_options(command: argparse.ArgumentParser) -> None:
     weights = command.add_mutually_exclusive_group()
     weights.add_argument("--model", help="directory or hub name")
-    weights.add_argument("--shape", default="tiny", help="shape of random weights (default: %(default)s)")
-    command.add_argument("--queries", type=count, default=10_000, help="pairs (default: %(default)s)")
-    command.add_argument("--passages", type=count, default=100_000, help="passages (default: %(default)s)")
-    command.add_argument("--words", type=float, default=20.0, help="median words of a passage (default: %(default)s)")
-    command.add_argument("--strategy", choices=["dense", "faiss", "bm25"], default="dense", help="(default: dense)")
-    command.add_argument("--on-disk", action="store_true", help="the corpus' embeddings are in a file")
-    command.add_argument("--block", type=count, default=1024, help="queries at a time (default: %(default)s)")
-    command.add_argument("--rank-max", type=count, default=100, help="candidates of a query (default: %(default)s)")
+    weights.add_argument(
+        "--shape", default="tiny", help="shape of random weights (default: %(default)s)"
+    )
+    command.add_argument(
+        "--queries", type=count, default=10_000, help="pairs (default: %(default)s)"
+    )
+    command.add_argument(
+        "--passages", type=count, default=100_000, help="passages (default: %(default)s)"
+    )
+    command.add_argument(
+        "--words", type=float, default=20.0, help="median words of a passage (default: %(default)s)"
+    )
+    command.add_argument(
+        "--strategy", choices=["dense", "faiss", "bm25"], default="dense", help="(default: dense)"
+    )
+    command.add_argument(
+        "--on-disk", action="store_true", help="the corpus' embeddings are in a file"
+    )
+    command.add_argument(
+        "--block", type=count, default=1024, help="queries at a time (default: %(default)s)"
+    )
+    command.add_argument(
+        "--rank-max", type=count, default=100, help="candidates of a query (default: %(default)s)"
+    )
 
 
 def check_options(args: argparse.Namespace) -> str | None:
@@ -60,13 +76,20 @@ def bench_mining(args: argparse.Namespace) -> None:
     names = ("model", "shape", "passages", "words", "strategy", "on_disk", "block", "rank_max")
     options = {name: getattr(args, name) for name in names}
     if not args.json:
-        print(f"{args.queries:,} pairs, {args.passages:,} passages, {args.strategy}, {args.model or args.shape}")
+        print(
+            f"{args.queries:,} pairs, {args.passages:,} passages, {args.strategy}, {args.model or args.shape}"
+        )
         print_row(("", f"{args.queries // 4:,} pairs", f"{args.queries:,} pairs", "ratio"), WIDTHS)
     few, all = (
         in_fresh_process(__name__, "measure_alone", {"queries": queries, **options})
         for queries in (args.queries // 4, args.queries)
     )
-    for name, unit in (("corpus", "s"), ("mining", "s"), ("memory", "MiB"), ("all similarities", "MiB")):
+    for name, unit in (
+        ("corpus", "s"),
+        ("mining", "s"),
+        ("memory", "MiB"),
+        ("all similarities", "MiB"),
+    ):
         ratio = all[name] / few[name] if few[name] else None
         if args.json:
             more = {"queries": args.queries, "passages": args.passages, "strategy": args.strategy}
@@ -80,8 +103,12 @@ def measure_alone(queries: int, passages: int, words: float, **options: Any) -> 
     corpus = [f"{text} n{number}" for number, text in enumerate(made_texts(passages, words))]
     chosen = np.random.default_rng(0).choice(passages, queries, replace=False)
     # A query is the beginning of its passage.
-    pairs = [{"anchor": " ".join(corpus[row].split()[:6]), "positive": corpus[row]} for row in chosen]
-    encode = make_encode(options["model"], options["shape"]) if options["strategy"] != "bm25" else None
+    pairs = [
+        {"anchor": " ".join(corpus[row].split()[:6]), "positive": corpus[row]} for row in chosen
+    ]
+    encode = (
+        make_encode(options["model"], options["shape"]) if options["strategy"] != "bm25" else None
+    )
     seconds = {}
     grown = peak_growth(lambda: seconds.update(mine_all(pairs, corpus, encode, **options)))
     return {**seconds, "memory": grown / MIB, "all similarities": 4 * queries * passages / MIB}
@@ -102,7 +129,13 @@ def make_encode(model: str | None, shape: str):
 def mine_all(
     pairs, corpus, encode, strategy: str, on_disk: bool, block: int, rank_max: int, **rest
 ) -> dict[str, float]:
-    from embed_jax.retrieval.mine import Mining, bm25_searcher, dense_searcher, faiss_searcher, mine_negatives
+    from embed_jax.retrieval.mine import (
+        Mining,
+        bm25_searcher,
+        dense_searcher,
+        faiss_searcher,
+        mine_negatives,
+    )
 
     with tempfile.TemporaryDirectory() as directory:
         began = time.perf_counter()
@@ -110,8 +143,12 @@ def mine_all(
             searcher = bm25_searcher(corpus)
         else:
             make = {"dense": dense_searcher, "faiss": faiss_searcher}[strategy]
-            searcher = make(encode, encode, corpus, store=Path(directory) / "corpus.npy" if on_disk else None)
+            searcher = make(
+                encode, encode, corpus, store=Path(directory) / "corpus.npy" if on_disk else None
+            )
         middle = time.perf_counter()
-        for _ in mine_negatives(pairs, corpus, [searcher], Mining(number=4, rank_max=rank_max), block=block):
+        for _ in mine_negatives(
+            pairs, corpus, [searcher], Mining(number=4, rank_max=rank_max), block=block
+        ):
             pass
         return {"corpus": middle - began, "mining": time.perf_counter() - middle}

@@ -42,11 +42,21 @@ SHAPE_OF = {  # of models on the hub
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--config", metavar="FILE[:CUT]", help="plan this run; --config.FIELD=VALUE changes it")
-    command.add_argument("--devices", type=int, default=0, help="how many (default: config.train.devices, or 8)")
-    command.add_argument("--memory", type=float, default=80.0, help="GiB of a device (default: %(default)s)")
-    command.add_argument("--columns", type=int, default=3, help="texts of an example (default: %(default)s)")
-    command.add_argument("--tokens", type=int, default=0, help="tokens of a text (default: config.data.max_length)")
+    command.add_argument(
+        "--config", metavar="FILE[:CUT]", help="plan this run; --config.FIELD=VALUE changes it"
+    )
+    command.add_argument(
+        "--devices", type=int, default=0, help="how many (default: config.train.devices, or 8)"
+    )
+    command.add_argument(
+        "--memory", type=float, default=80.0, help="GiB of a device (default: %(default)s)"
+    )
+    command.add_argument(
+        "--columns", type=int, default=3, help="texts of an example (default: %(default)s)"
+    )
+    command.add_argument(
+        "--tokens", type=int, default=0, help="tokens of a text (default: config.data.max_length)"
+    )
 
 
 def bench_plan(args: argparse.Namespace) -> None:
@@ -58,7 +68,9 @@ def bench_plan(args: argparse.Namespace) -> None:
     devices = args.devices or config.train.devices or 8
     jax.config.update("jax_platforms", "cpu")
     use_cpu_devices(devices)
-    step = plan_step(config, devices, args.columns, args.tokens or config.data.max_length, args.shape)
+    step = plan_step(
+        config, devices, args.columns, args.tokens or config.data.max_length, args.shape
+    )
     began = time.perf_counter()
     plan = compiled_bytes(step.function.lower(*step.arguments).compile())
     seconds = time.perf_counter() - began
@@ -75,14 +87,23 @@ def bench_plan(args: argparse.Namespace) -> None:
     embeddings = config.batch.size * args.columns * step.dim * 4
     fits = peak <= args.memory * GIB
     if args.json:
-        shape = {"devices": devices, "fits": fits, "memory_gib": args.memory, "compile_seconds": seconds}
+        shape = {
+            "devices": devices,
+            "fits": fits,
+            "memory_gib": args.memory,
+            "compile_seconds": seconds,
+        }
         shape["embeddings_gib"] = embeddings / GIB
         for name, size in sizes.items():
             print_json(result(f"plan/{name}", "GiB", size / GIB, None, None, 1, **shape))
         return
     axes = ", ".join(f"{axis} {size}" for axis, size in step.mesh.shape.items())
-    print(f"{config.model.name} ({step.shape}): {step.trained:,} parameters trained, {step.frozen:,} frozen")
-    print(f"{devices} devices ({axes}), {config.batch.size} examples in {step.groups} groups; GiB of one device:")
+    print(
+        f"{config.model.name} ({step.shape}): {step.trained:,} parameters trained, {step.frozen:,} frozen"
+    )
+    print(
+        f"{devices} devices ({axes}), {config.batch.size} examples in {step.groups} groups; GiB of one device:"
+    )
     for name, size in sizes.items():
         print_row((name, f"{size / GIB:.3f}"), WIDTHS)
     print(f"of these, gathered embeddings: {embeddings / GIB:.3f}; compiled in {seconds:.0f} s")
@@ -112,13 +133,19 @@ def shape_of(name: str, shape: str = "") -> str:
     Raises:
         InputError: for a name whose shape is not known.
     """
-    shape = shape or name.removeprefix("random:") * name.startswith("random:") or SHAPE_OF.get(name, "")
+    shape = (
+        shape or name.removeprefix("random:") * name.startswith("random:") or SHAPE_OF.get(name, "")
+    )
     if not shape:
-        raise InputError(f"config.model.name: the shape of {name!r} is not known here; give --shape")
+        raise InputError(
+            f"config.model.name: the shape of {name!r} is not known here; give --shape"
+        )
     return shape
 
 
-def plan_step(config: Experiment, devices: int, columns: int, tokens: int, shape: str = "") -> PlannedStep:
+def plan_step(
+    config: Experiment, devices: int, columns: int, tokens: int, shape: str = ""
+) -> PlannedStep:
     """The step that `train.fit.fit` would run, of the model's shape, with nothing allocated."""
     import jax
     import jax.numpy as jnp
@@ -127,7 +154,13 @@ def plan_step(config: Experiment, devices: int, columns: int, tokens: int, shape
     from embed_jax.encoders.build import build_encoder, random_spec
     from embed_jax.encoders.token_objectives import build_token_objective, is_token_objective
     from embed_jax.parallel.gather import global_loss
-    from embed_jax.parallel.mesh import BATCH_AXES, make_mesh, num_groups, state_shardings, training_specs
+    from embed_jax.parallel.mesh import (
+        BATCH_AXES,
+        make_mesh,
+        num_groups,
+        state_shardings,
+        training_specs,
+    )
     from embed_jax.parallel.tokens import HEAD, token_loss
     from embed_jax.train.fit import loss_arguments, row_length
     from embed_jax.train.optim import make_optimizer
@@ -159,12 +192,19 @@ def plan_step(config: Experiment, devices: int, columns: int, tokens: int, shape
         columns = 1
         alone = build_token_objective(config.loss.name)(encoder, _Tokenizer())
         head = jax.eval_shape(alone.init, jax.random.key(0))
-        if spec.lora and not config.model.name.startswith("random:"):  # an adapter leaves the model's own head as it is
+        if spec.lora and not config.model.name.startswith(
+            "random:"
+        ):  # an adapter leaves the model's own head as it is
             head, base = {}, base | {HEAD: head}
         params = {"encoder": params, "loss": head}
     else:
-        loss = training_loss(config, loss_arguments(config.loss), list(vars(config.mixture.sources)) or [ONLY])
-        params = {"encoder": params, "loss": jax.eval_shape(lambda key: loss.init(encoder.dim, key), jax.random.key(0))}
+        loss = training_loss(
+            config, loss_arguments(config.loss), list(vars(config.mixture.sources)) or [ONLY]
+        )
+        params = {
+            "encoder": params,
+            "loss": jax.eval_shape(lambda key: loss.init(encoder.dim, key), jax.random.key(0)),
+        }
 
     # The step, and where its arguments lie.
     optimizer = make_optimizer(config.optim, 1000)
@@ -175,12 +215,17 @@ def plan_step(config: Experiment, devices: int, columns: int, tokens: int, shape
     if is_token_objective(config.loss.name):
         objective = token_loss(encoder, alone, mesh, **lying)
     else:
-        objective = global_loss(encoder, loss, mesh, form=config.loss.form, **lying, layers=loss.about.layers)
+        objective = global_loss(
+            encoder, loss, mesh, form=config.loss.form, **lying, layers=loss.about.layers
+        )
     length = row_length(config.data.max_length, config.batch.row_length)
     examples = config.batch.size // groups
     rows = config.batch.rows or -(-columns * examples // max(length // tokens, 1))
     batch = abstract_batch(groups, columns, examples, rows, length)
-    by_group, whole = NamedSharding(mesh, PartitionSpec(BATCH_AXES)), NamedSharding(mesh, PartitionSpec())
+    by_group, whole = (
+        NamedSharding(mesh, PartitionSpec(BATCH_AXES)),
+        NamedSharding(mesh, PartitionSpec()),
+    )
     arguments = (
         jax.tree.map(placed, state, shardings),
         jax.tree.map(lambda leaf: placed(leaf, by_group), batch),

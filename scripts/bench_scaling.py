@@ -46,17 +46,33 @@ WIDTHS = (20, 8, 8, 8, 12, 12, 8)
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--shape", default="minilm-l6", help="shape of the encoder (default: %(default)s)")
     command.add_argument(
-        "--devices", type=counts, default="1,2,4,8,16,32,64,128,256", help="how many (default: %(default)s)"
+        "--shape", default="minilm-l6", help="shape of the encoder (default: %(default)s)"
     )
     command.add_argument(
-        "--batch-per-device", type=count, default=8, help="pairs of each data or fsdp index (default: %(default)s)"
+        "--devices",
+        type=counts,
+        default="1,2,4,8,16,32,64,128,256",
+        help="how many (default: %(default)s)",
     )
-    command.add_argument("--groups", type=count, default=1, help="groups of those (default: %(default)s)")
-    command.add_argument("--fsdp", type=count, default=1, help="devices that share parameters (default: %(default)s)")
-    command.add_argument("--tensor", type=count, default=1, help="devices that share layers (default: %(default)s)")
-    command.add_argument("--form", choices=FORMS, default="tiled", help="of the loss (default: %(default)s)")
+    command.add_argument(
+        "--batch-per-device",
+        type=count,
+        default=8,
+        help="pairs of each data or fsdp index (default: %(default)s)",
+    )
+    command.add_argument(
+        "--groups", type=count, default=1, help="groups of those (default: %(default)s)"
+    )
+    command.add_argument(
+        "--fsdp", type=count, default=1, help="devices that share parameters (default: %(default)s)"
+    )
+    command.add_argument(
+        "--tensor", type=count, default=1, help="devices that share layers (default: %(default)s)"
+    )
+    command.add_argument(
+        "--form", choices=FORMS, default="tiled", help="of the loss (default: %(default)s)"
+    )
     command.add_argument(
         "--fsdp-gather",
         choices=("layer", "once"),
@@ -83,7 +99,9 @@ def bench_scaling(args: argparse.Namespace) -> None:
     jax.config.update("jax_platforms", "cpu")
     use_cpu_devices(max(args.devices))
     if not args.json:
-        print(f"{args.shape}, {args.batch_per_device} pairs a device, form {args.form}; MiB of one device and one step")
+        print(
+            f"{args.shape}, {args.batch_per_device} pairs a device, form {args.form}; MiB of one device and one step"
+        )
     for devices in args.devices:
         step, split = abstract_step(args, devices)
         began = time.perf_counter()
@@ -92,14 +110,26 @@ def bench_scaling(args: argparse.Namespace) -> None:
         _show(args, devices, split, compiled, seconds)
 
 
-def _show(args: argparse.Namespace, devices: int, split: Split, compiled: Any, seconds: float) -> None:
+def _show(
+    args: argparse.Namespace, devices: int, split: Split, compiled: Any, seconds: float
+) -> None:
     plan = compiled_bytes(compiled)
     state, peak = local_bytes(split.arguments[0]), sum(plan.values())
-    shape = {"devices": devices, **{axis: size for axis, size in split.mesh.shape.items() if axis != "data"}}
+    shape = {
+        "devices": devices,
+        **{axis: size for axis, size in split.mesh.shape.items() if axis != "data"},
+    }
     if args.json:
-        memory = {"state_mib": state / MIB, **{f"{name}_mib": size / MIB for name, size in plan.items()}}
+        memory = {
+            "state_mib": state / MIB,
+            **{f"{name}_mib": size / MIB for name, size in plan.items()},
+        }
         name = f"scaling/devices={devices}/memory"
-        print_json(result(name, "MiB", peak / MIB, None, None, 1, **shape, **memory, compile_seconds=seconds))
+        print_json(
+            result(
+                name, "MiB", peak / MIB, None, None, 1, **shape, **memory, compile_seconds=seconds
+            )
+        )
     else:
         print(
             f"\n{devices} devices: state {state / MIB:,.1f}, temporaries {plan['temporaries'] / MIB:,.1f}, "
@@ -117,7 +147,18 @@ def _show(args: argparse.Namespace, devices: int, split: Split, compiled: Any, s
         once = sum(not collective.in_loop for collective in mine)
         if args.json:
             calls = {"outside_loops": once, "in_loops": len(mine) - once, "runs": runs}
-            print_json(result(f"scaling/devices={devices}/{kind}", "MiB", found, wanted, ratio, 1, **shape, **calls))
+            print_json(
+                result(
+                    f"scaling/devices={devices}/{kind}",
+                    "MiB",
+                    found,
+                    wanted,
+                    ratio,
+                    1,
+                    **shape,
+                    **calls,
+                )
+            )
         else:
             print_row((kind, once, len(mine) - once, runs, found, wanted, ratio), WIDTHS)
 
@@ -150,7 +191,13 @@ def abstract_step(args: argparse.Namespace, devices: int) -> tuple[Any, Split]:
     from embed_jax.encoders.build import build_encoder, random_spec
     from embed_jax.losses.contrastive import info_nce
     from embed_jax.parallel.gather import global_loss
-    from embed_jax.parallel.mesh import BATCH_AXES, batch_devices, make_mesh, state_shardings, training_specs
+    from embed_jax.parallel.mesh import (
+        BATCH_AXES,
+        batch_devices,
+        make_mesh,
+        state_shardings,
+        training_specs,
+    )
     from embed_jax.train.optim import make_optimizer
     from embed_jax.train.step import init_state, make_train_step
 
@@ -166,13 +213,18 @@ def abstract_step(args: argparse.Namespace, devices: int) -> tuple[Any, Split]:
     groups = args.groups * batch_devices(mesh)
     rows = -(-COLUMNS * examples * TOKENS_A_TEXT // ROW_LENGTH)
     batch = abstract_batch(groups, COLUMNS, examples, rows, ROW_LENGTH)
-    by_group, whole = NamedSharding(mesh, PartitionSpec(BATCH_AXES)), NamedSharding(mesh, PartitionSpec())
+    by_group, whole = (
+        NamedSharding(mesh, PartitionSpec(BATCH_AXES)),
+        NamedSharding(mesh, PartitionSpec()),
+    )
     arguments = (
         jax.tree.map(placed, state, shardings),
         jax.tree.map(lambda leaf: placed(leaf, by_group), batch),
         placed(jax.eval_shape(lambda: jax.random.key(0)), whole),
     )
-    objective = global_loss(encoder, info_nce, mesh, form=args.form, specs=specs, fsdp_gather=args.fsdp_gather)
+    objective = global_loss(
+        encoder, info_nce, mesh, form=args.form, specs=specs, fsdp_gather=args.fsdp_gather
+    )
     return make_train_step(objective, optimizer, shardings), Split(arguments, mesh, specs, encoder)
 
 
@@ -209,13 +261,19 @@ def formula(args: argparse.Namespace, split: Split) -> dict[str, float]:
     if by_layer:
         passes = 2 if args.groups == 1 else 3
     stacked = "encoder/" + "/".join(split.encoder.layers)
-    specs = jax.tree.leaves(split.specs, is_leaf=lambda leaf: isinstance(leaf, jax.sharding.PartitionSpec))
-    for (path, leaf), spec in zip(jax.tree_util.tree_leaves_with_path(split.arguments[0].params), specs, strict=True):
+    specs = jax.tree.leaves(
+        split.specs, is_leaf=lambda leaf: isinstance(leaf, jax.sharding.PartitionSpec)
+    )
+    for (path, leaf), spec in zip(
+        jax.tree_util.tree_leaves_with_path(split.arguments[0].params), specs, strict=True
+    ):
         size = leaf.size * 4 / (tensor if "tensor" in spec else 1)
         if "fsdp" not in spec:
             bytes_["all-reduce"] += 2 * share(shards) * size
             continue
-        in_layer = by_layer and jax.tree_util.keystr(path, simple=True, separator="/").startswith(stacked)
+        in_layer = by_layer and jax.tree_util.keystr(path, simple=True, separator="/").startswith(
+            stacked
+        )
         bytes_["all-gather"] += share(fsdp) * size * (passes * args.groups if in_layer else 1)
         bytes_["reduce-scatter"] += share(fsdp) * size * (args.groups if in_layer else 1)
         bytes_["all-reduce"] += 2 * share(shards // fsdp) * size / fsdp

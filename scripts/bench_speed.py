@@ -47,46 +47,92 @@ LATENCY_REPETITIONS = 20
 
 
 def add_encode_options(command: argparse.ArgumentParser) -> None:
-    _add_options(command, f"{PEER}: the same model there; or another model, a directory or hub name, here")
-    command.add_argument("--layers", type=count_or_none, default=0, help="stop after so many layers (default: all)")
-    command.add_argument("--texts", type=count, default=2000, help="how many texts (default: %(default)s)")
-    command.add_argument(
-        "--batch", type=counts, default="", help="also latency of single calls with so many texts: 1,4,16,..."
+    _add_options(
+        command, f"{PEER}: the same model there; or another model, a directory or hub name, here"
     )
     command.add_argument(
-        "--batch-tokens", type=count_or_none, default=0, help="slots a device encodes at a time (default: auto)"
+        "--layers", type=count_or_none, default=0, help="stop after so many layers (default: all)"
+    )
+    command.add_argument(
+        "--texts", type=count, default=2000, help="how many texts (default: %(default)s)"
+    )
+    command.add_argument(
+        "--batch",
+        type=counts,
+        default="",
+        help="also latency of single calls with so many texts: 1,4,16,...",
+    )
+    command.add_argument(
+        "--batch-tokens",
+        type=count_or_none,
+        default=0,
+        help="slots a device encodes at a time (default: auto)",
     )
 
 
 def add_train_options(command: argparse.ArgumentParser) -> None:
     _add_options(command, f"{PEER}: the same model and InfoNCE there; or another loss, here")
-    command.add_argument("--loss", default="info_nce", help="as config.loss.name has it (default: %(default)s)")
-    command.add_argument("--batch-size", type=count, default=128, help="pairs in a batch (default: %(default)s)")
-    command.add_argument("--groups", type=count_or_none, default=0, help="groups of a batch (default: one a device)")
     command.add_argument(
-        "--row-length", type=count_or_none, default=0, help="slots of a packed row (default: as in training)"
+        "--loss", default="info_nce", help="as config.loss.name has it (default: %(default)s)"
     )
-    command.add_argument("--steps", type=count, default=3, help="steps of one repetition (default: %(default)s)")
-    command.add_argument("--lora", type=count_or_none, default=0, help="train an adapter of this rank (default: all)")
     command.add_argument(
-        "--base", choices=("float32", "bfloat16", "int8"), default="float32", help="what --lora freezes"
+        "--batch-size", type=count, default=128, help="pairs in a batch (default: %(default)s)"
     )
-    command.add_argument("--remat", choices=("none", "dots", "layer"), default="none", help="default: %(default)s")
+    command.add_argument(
+        "--groups", type=count_or_none, default=0, help="groups of a batch (default: one a device)"
+    )
+    command.add_argument(
+        "--row-length",
+        type=count_or_none,
+        default=0,
+        help="slots of a packed row (default: as in training)",
+    )
+    command.add_argument(
+        "--steps", type=count, default=3, help="steps of one repetition (default: %(default)s)"
+    )
+    command.add_argument(
+        "--lora", type=count_or_none, default=0, help="train an adapter of this rank (default: all)"
+    )
+    command.add_argument(
+        "--base",
+        choices=("float32", "bfloat16", "int8"),
+        default="float32",
+        help="what --lora freezes",
+    )
+    command.add_argument(
+        "--remat", choices=("none", "dots", "layer"), default="none", help="default: %(default)s"
+    )
 
 
 def _add_options(command: argparse.ArgumentParser, against: str) -> None:
     weights = command.add_mutually_exclusive_group()
     weights.add_argument("--model", help="directory or hub name")
-    weights.add_argument("--init", choices=["random"], default="random", help="random weights of --shape (default)")
-    command.add_argument("--shape", default="minilm-l6", help="shape of random weights (default: %(default)s)")
-    command.add_argument("--data", help="python_docs, or a file of texts or pairs (default: made text)")
-    command.add_argument("--words", type=float, default=10.0, help="median words of made text (default: %(default)s)")
-    command.add_argument(
-        "--max-length", type=count_or_none, default=0, help="tokens (default: the model's; random: 128)"
+    weights.add_argument(
+        "--init", choices=["random"], default="random", help="random weights of --shape (default)"
     )
-    command.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="compute dtype")
     command.add_argument(
-        "--repeat", type=count, default=5, help="timed repetitions of each side (default: %(default)s)"
+        "--shape", default="minilm-l6", help="shape of random weights (default: %(default)s)"
+    )
+    command.add_argument(
+        "--data", help="python_docs, or a file of texts or pairs (default: made text)"
+    )
+    command.add_argument(
+        "--words", type=float, default=10.0, help="median words of made text (default: %(default)s)"
+    )
+    command.add_argument(
+        "--max-length",
+        type=count_or_none,
+        default=0,
+        help="tokens (default: the model's; random: 128)",
+    )
+    command.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default="float32", help="compute dtype"
+    )
+    command.add_argument(
+        "--repeat",
+        type=count,
+        default=5,
+        help="timed repetitions of each side (default: %(default)s)",
     )
     command.add_argument("--against", help=f"measured side by side: {against}")
 
@@ -111,16 +157,24 @@ def texts_for(args: argparse.Namespace, count: int) -> list[str]:
 
     texts: list[str] = []
     for record in open_records(args.data, "train"):
-        fields = [record[name] for name in ("text", "sentence1", "sentence2", "anchor", "positive") if name in record]
+        fields = [
+            record[name]
+            for name in ("text", "sentence1", "sentence2", "anchor", "positive")
+            if name in record
+        ]
         texts += fields[1:] if args.data == "python_docs" and args.what == "encode" else fields
         if len(texts) >= count:
             break
     if not texts:
-        raise InputError(f"{args.data}: expected a field text, sentence1, sentence2, anchor or positive")
+        raise InputError(
+            f"{args.data}: expected a field text, sentence1, sentence2, anchor or positive"
+        )
     return [texts[number % len(texts)] for number in range(count)]
 
 
-def report(args: argparse.Namespace, name: str, unit: str, ours: list[float], theirs: list[float], **more) -> None:
+def report(
+    args: argparse.Namespace, name: str, unit: str, ours: list[float], theirs: list[float], **more
+) -> None:
     """Prints one result; both sides are rates, higher is better."""
     mine, other = statistics.median(ours), statistics.median(theirs) if theirs else None
     ratio = median_ratio(ours, theirs) if theirs else None
@@ -129,7 +183,9 @@ def report(args: argparse.Namespace, name: str, unit: str, ours: list[float], th
         return
     text = f"{name}: {mine:,.1f} {unit}"
     if theirs:
-        text += f", {args.against} {other:,.1f}, ratio {ratio:.2f} (median of {len(ours)} alternations)"
+        text += (
+            f", {args.against} {other:,.1f}, ratio {ratio:.2f} (median of {len(ours)} alternations)"
+        )
     print(text + "".join(f", {key} {value}" for key, value in more.items()), flush=True)
 
 
@@ -171,7 +227,13 @@ def bench_encode(args: argparse.Namespace) -> None:
         sides.append(lambda: other(texts))
     seconds = alternate(sides, args.repeat)
     rates = [[len(texts) / second for second in side] for side in seconds]
-    report(args, f"encode/{Path(args.data or 'made').name}", "texts/s", rates[0], rates[1] if other else [])
+    report(
+        args,
+        f"encode/{Path(args.data or 'made').name}",
+        "texts/s",
+        rates[0],
+        rates[1] if other else [],
+    )
 
     for size in args.batch:
         batches = [texts_for(args, size * (turn + 1))[-size:] for turn in range(4)]
@@ -181,7 +243,10 @@ def bench_encode(args: argparse.Namespace) -> None:
                 call(batch)  # every shape compiled
         repeat = max(LATENCY_REPETITIONS if size <= 64 else args.repeat, 3)
         turns = [itertools.cycle(batches) for _ in calls]
-        sides = [functools.partial(_call_next, call, turn) for call, turn in zip(calls, turns, strict=True)]
+        sides = [
+            functools.partial(_call_next, call, turn)
+            for call, turn in zip(calls, turns, strict=True)
+        ]
         seconds = alternate(sides, repeat)
         rates = [[size / second for second in side] for side in seconds]
         latency = {
@@ -189,7 +254,9 @@ def bench_encode(args: argparse.Namespace) -> None:
             for who, side in zip(("ours", "theirs"), seconds, strict=False)
             for name, share in (("p50", 50), ("p95", 95))
         }
-        report(args, f"encode/batch={size}", "texts/s", rates[0], rates[1] if other else [], **latency)
+        report(
+            args, f"encode/batch={size}", "texts/s", rates[0], rates[1] if other else [], **latency
+        )
 
 
 def _call_next(call: Callable, batches: Iterator[list[str]]) -> None:
@@ -224,10 +291,14 @@ def bench_train(args: argparse.Namespace) -> None:
     groups = num_groups(args.groups, size, mesh)
     row_length = args.row_length or min(model.max_length, 128)
 
-    optimizer = make_optimizer(Optim(learning_rate=1e-5, schedule="constant", weight_decay=0.01), 1000)
+    optimizer = make_optimizer(
+        Optim(learning_rate=1e-5, schedule="constant", weight_decay=0.01), 1000
+    )
     key = jax.random.key(0)
     adapter = Lora(rank=args.lora, base=args.base)
-    spec, weights = adapted(model.spec, kept(jax.tree.map(np.array, model.params), adapter), adapter, key)
+    spec, weights = adapted(
+        model.spec, kept(jax.tree.map(np.array, model.params), adapter), adapter, key
+    )
     trained, base = split_trainable(weights, spec)
     encoder = build_encoder(spec, compute_dtype=args.dtype, remat=args.remat)
     fills: list[float] = []
@@ -236,20 +307,28 @@ def bench_train(args: argparse.Namespace) -> None:
     def our_steps(expression: str) -> Callable[[], None]:
         """Steps that minimise a loss."""
         loss = build_loss(expression)
-        step_fn = make_train_step(global_loss(encoder, loss, mesh, layers=loss.about.layers), optimizer)
+        step_fn = make_train_step(
+            global_loss(encoder, loss, mesh, layers=loss.about.layers), optimizer
+        )
         params = {"encoder": trained, "loss": loss.init(model.dim, key)}
         frozen = {BASE: base} if base else {}
-        state = replicate(init_state(replicate(params, mesh), optimizer, replicate(frozen, mesh)), mesh)
+        state = replicate(
+            init_state(replicate(params, mesh), optimizer, replicate(frozen, mesh)), mesh
+        )
 
         def steps() -> None:
             nonlocal state
             for batch in batches:
                 ids = model.tokenizer.encode(batch).ids
-                tokens, order = pack_batch([ids[:size], ids[size:]], groups=groups, row_length=row_length)
+                tokens, order = pack_batch(
+                    [ids[:size], ids[size:]], groups=groups, row_length=row_length
+                )
                 fills.append(fill_rate(tokens))
                 tokens_of.append(sum(map(len, ids)))
                 present = np.ones((groups, 2, size // groups), bool)
-                text_hash = np.random.default_rng(0).integers(0, 2**32, (*present.shape, 2), np.uint32)
+                text_hash = np.random.default_rng(0).integers(
+                    0, 2**32, (*present.shape, 2), np.uint32
+                )
                 placed = split_groups(Batch({"encoder": tokens}, present, text_hash, order), mesh)
                 state, metrics = step_fn(state, placed, key)
             jax.block_until_ready(metrics)
@@ -258,7 +337,9 @@ def bench_train(args: argparse.Namespace) -> None:
 
     sides = [our_steps(args.loss)]
     if args.against:
-        sides.append(their_steps(args, model, batches) if args.against == PEER else our_steps(args.against))
+        sides.append(
+            their_steps(args, model, batches) if args.against == PEER else our_steps(args.against)
+        )
     seconds = alternate(sides, args.repeat)
     rates = [[size * steps / second for second in side] for side in seconds]
     more = {"fill_rate": round(statistics.mean(fills), 3), "rows_of": row_length, "groups": groups}
@@ -267,7 +348,9 @@ def bench_train(args: argparse.Namespace) -> None:
     more |= {"tokens_per_s": round(per_second), "tflops": round(per_second * flops / 1e12, 3)}
     mfu = model_flops_utilization(per_second, flops, jax.devices())
     more |= {} if mfu is None else {"mfu": round(mfu, 3)}
-    name = f"train/{Path(args.data or 'made').name}/batch={size}" + ("" if args.loss == "info_nce" else f"/{args.loss}")
+    name = f"train/{Path(args.data or 'made').name}/batch={size}" + (
+        "" if args.loss == "info_nce" else f"/{args.loss}"
+    )
     report(args, name, "pairs/s", rates[0], rates[1] if args.against else [], **more)
 
 
@@ -281,13 +364,18 @@ def their_steps(args: argparse.Namespace, model, batches: list[list[str]]) -> Ca
     loss = MultipleNegativesRankingLoss(other)
     optimizer = torch.optim.AdamW(other.parameters(), lr=1e-5, weight_decay=0.01)
     device, size = other.device, args.batch_size
-    autocast = functools.partial(torch.autocast, device.type, torch.bfloat16, enabled=args.dtype == "bfloat16")
+    autocast = functools.partial(
+        torch.autocast, device.type, torch.bfloat16, enabled=args.dtype == "bfloat16"
+    )
 
     def steps() -> None:
         for batch in batches:
             columns = [other.preprocess(batch[:size]), other.preprocess(batch[size:])]
             columns = [
-                {name: value.to(device) if hasattr(value, "to") else value for name, value in column.items()}
+                {
+                    name: value.to(device) if hasattr(value, "to") else value
+                    for name, value in column.items()
+                }
                 for column in columns
             ]
             with autocast():

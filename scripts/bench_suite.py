@@ -24,11 +24,17 @@ WARM_UP = [" ".join(["word"] * length) for length in (1, 2, 4, 8, 16, 32, 64, 12
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--suite", type=Path, required=True, help="YAML or Python file with a list of tasks")
-    command.add_argument("--data", type=Path, help="where relative paths begin (default: the suite's directory)")
+    command.add_argument(
+        "--suite", type=Path, required=True, help="YAML or Python file with a list of tasks"
+    )
+    command.add_argument(
+        "--data", type=Path, help="where relative paths begin (default: the suite's directory)"
+    )
     command.add_argument("--model", required=True, help="directory or hub name")
     command.add_argument("--only", help="names of tasks, separated by commas (default: all)")
-    command.add_argument("--against", choices=["mteb"], help="run mteb with sentence-transformers too")
+    command.add_argument(
+        "--against", choices=["mteb"], help="run mteb with sentence-transformers too"
+    )
 
 
 def check_options(args: argparse.Namespace) -> str | None:
@@ -48,7 +54,9 @@ def bench_suite(args: argparse.Namespace) -> None:
     if args.against:
         require("mteb", "peers")
     entries = read_suite(args.suite, args.data)
-    entries = [entry for entry in entries if entry.task in adapter.KINDS and entry.options.keys() <= SHARED]
+    entries = [
+        entry for entry in entries if entry.task in adapter.KINDS and entry.options.keys() <= SHARED
+    ]
     names = [entry.name for entry in entries]
     for name in args.only.split(",") if args.only else ():
         if name not in names:
@@ -56,15 +64,23 @@ def bench_suite(args: argparse.Namespace) -> None:
     entries = [entry for entry in entries if not args.only or entry.name in args.only.split(",")]
     model = load_model(args.model)
     model.encode(WARM_UP)
-    embed = Embedder(args.model, model.encode, prompt_options(model), similarity=model.similarity_fn_name)
+    embed = Embedder(
+        args.model, model.encode, prompt_options(model), similarity=model.similarity_fn_name
+    )
     peer = _peer(args.model) if args.against else None
     rows: list[dict[str, Any]] = []
     if not args.json:
         print_row(("task", "ours", "mteb", "ours s", "mteb s", "ratio"), WIDTHS)
     for number, entry in enumerate(entries):
         task = entry.open()
-        theirs = peer and adapter.local_task(entry.task, entry.data, name=entry.name, split=entry.split)
-        sides = {"ours": lambda entry=entry, task=task: evaluate(entry, args.model, embed, task=task).outcome.score}
+        theirs = peer and adapter.local_task(
+            entry.task, entry.data, name=entry.name, split=entry.split
+        )
+        sides = {
+            "ours": lambda entry=entry, task=task: (
+                evaluate(entry, args.model, embed, task=task).outcome.score
+            )
+        }
         if peer:
             for option in entry.options:
                 setattr(theirs, option, entry.options[option])
@@ -75,17 +91,29 @@ def bench_suite(args: argparse.Namespace) -> None:
             found[side] = sides[side](), time.perf_counter() - began
         rows.append({"name": entry.name, "found": found})
         _print(args, entry.name, found, 1)
-    total = {side: (float("nan"), sum(row["found"][side][1] for row in rows)) for side in rows[0]["found"]}
+    total = {
+        side: (float("nan"), sum(row["found"][side][1] for row in rows))
+        for side in rows[0]["found"]
+    }
     _print(args, "all", total, len(rows))
 
 
-def _print(args: argparse.Namespace, name: str, found: dict[str, tuple[float, float]], n: int) -> None:
+def _print(
+    args: argparse.Namespace, name: str, found: dict[str, tuple[float, float]], n: int
+) -> None:
     (score, ours), (their_score, theirs) = found["ours"], found.get("mteb", (None, None))
     ratio = theirs / ours if theirs else None
     if args.json:
-        print_json(result(f"suite/{name}", "s", ours, theirs, ratio, n, score=score, their_score=their_score))
+        print_json(
+            result(
+                f"suite/{name}", "s", ours, theirs, ratio, n, score=score, their_score=their_score
+            )
+        )
         return
-    scores = [None if value is None or value != value else round(value, 4) for value in (score, their_score)]
+    scores = [
+        None if value is None or value != value else round(value, 4)
+        for value in (score, their_score)
+    ]
     print_row((name, *scores, ours, theirs, ratio), WIDTHS)
 
 

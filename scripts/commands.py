@@ -56,7 +56,9 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes JSON; what is no finite number becomes null, since JSON knows no nan."""
-    path.write_text(json.dumps(plain_json(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps(plain_json(content), indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -73,13 +75,17 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
             return
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     for row in (columns, *rows):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
 
 
 def check_picture(parser: Parser, option: str, path: Path | None) -> None:
     """Ends with one line for a name that is no picture's."""
     if path and path.suffix not in PICTURES:
-        parser.error(f"{option}: expected a name that ends in {', '.join(PICTURES)}, found {str(path)!r}")
+        parser.error(
+            f"{option}: expected a name that ends in {', '.join(PICTURES)}, found {str(path)!r}"
+        )
 
 
 def load_model(name: str) -> Any:

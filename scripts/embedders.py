@@ -24,23 +24,38 @@ def add_arguments(parser: Parser) -> None:
     """What says how a model embeds, and which prompts it takes."""
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--batch-tokens", type=int, default=0, help="slots a device encodes at a time (default: what suits the device)"
+        "--batch-tokens",
+        type=int,
+        default=0,
+        help="slots a device encodes at a time (default: what suits the device)",
     )
-    group.add_argument("--dim", type=int, default=0, help="cut embeddings to so many numbers (default: all)")
-    group.add_argument("--layers", type=int, default=0, help="stop after so many of the layers (default: all)")
+    group.add_argument(
+        "--dim", type=int, default=0, help="cut embeddings to so many numbers (default: all)"
+    )
+    group.add_argument(
+        "--layers", type=int, default=0, help="stop after so many of the layers (default: all)"
+    )
     group.add_argument(
         "--instruction",
         help="what texts are encoded for, for models with a template for it; in retrieval of queries, not of documents",
     )
     group.add_argument(
-        "--prompt-name", help="the model's prompt for all texts but documents (default: its own for the task)"
+        "--prompt-name",
+        help="the model's prompt for all texts but documents (default: its own for the task)",
     )
-    group.add_argument("--query-prompt-name", help="its prompt for queries (default: its own for the task, or 'query')")
+    group.add_argument(
+        "--query-prompt-name",
+        help="its prompt for queries (default: its own for the task, or 'query')",
+    )
     group.add_argument(
         "--corpus-prompt-name",
         help="its prompt for documents (default: 'document', 'passage' or 'corpus' if it has one, else its own)",
     )
-    group.add_argument("--endpoint-url", default="", help="base URL of an endpoint's server (default: the provider's)")
+    group.add_argument(
+        "--endpoint-url",
+        default="",
+        help="base URL of an endpoint's server (default: the provider's)",
+    )
     group.add_argument(
         "--endpoint-cache",
         type=Path,
@@ -73,12 +88,18 @@ def open_embedder(name: str, args: argparse.Namespace, cache: Path | None = None
         given = [option for option in OPTIONS[1:] if getattr(args, option)]
         if given:
             raise InputError(f"{name}: --{given[0].replace('_', '-')} is not for an endpoint")
-        endpoint = Endpoint(provider(name), name.partition(":")[2], base_url=args.endpoint_url, dim=args.dim)
-        return Embedder(name, endpoint_encoder(endpoint, cache=args.endpoint_cache or cache), endpoint_options)
+        endpoint = Endpoint(
+            provider(name), name.partition(":")[2], base_url=args.endpoint_url, dim=args.dim
+        )
+        return Embedder(
+            name, endpoint_encoder(endpoint, cache=args.endpoint_cache or cache), endpoint_options
+        )
     if name.endswith(".onnx"):
         return _onnx_embedder(Path(name), args)
     model = load_model(name)
-    return Embedder(name, encoder(args, model), model_options(args, model), similarity=model.similarity_fn_name)
+    return Embedder(
+        name, encoder(args, model), model_options(args, model), similarity=model.similarity_fn_name
+    )
 
 
 def _onnx_embedder(path: Path, args: argparse.Namespace) -> Any:
@@ -91,20 +112,26 @@ def _onnx_embedder(path: Path, args: argparse.Namespace) -> Any:
 
     for option in ("dim", "layers"):
         if getattr(args, option):
-            raise InputError(f"{path}: --{option} is not for a file, which gives what it was exported with")
+            raise InputError(
+                f"{path}: --{option} is not for a file, which gives what it was exported with"
+            )
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     model = load_model(str(path.parent.parent))
 
     def encode(texts: Sequence[str], **given: str) -> Any:
-        prompt = resolve_prompt(model.prompts, model.template, **(given or {"prompt_name": model.default_prompt_name}))
+        prompt = resolve_prompt(
+            model.prompts, model.template, **(given or {"prompt_name": model.default_prompt_name})
+        )
         order = np.argsort([-len(text) for text in texts], kind="stable")  # little padding
         found = encode_onnx(path, model, [texts[number] for number in order], prompt=prompt)
         embeddings = np.empty_like(found)
         embeddings[order] = found
         return embeddings
 
-    return Embedder(str(path), encode, model_options(args, model), similarity=model.similarity_fn_name)
+    return Embedder(
+        str(path), encode, model_options(args, model), similarity=model.similarity_fn_name
+    )
 
 
 def encoder(args: argparse.Namespace, model: Any) -> Callable:
@@ -113,7 +140,10 @@ def encoder(args: argparse.Namespace, model: Any) -> Callable:
 
     size = {"dim": args.dim, "layers": args.layers}
     return functools.partial(
-        model.encode, **size, batch_tokens=args.batch_tokens, show_progress=sys.stderr.isatty() and not args.suite
+        model.encode,
+        **size,
+        batch_tokens=args.batch_tokens,
+        show_progress=sys.stderr.isatty() and not args.suite,
     )
 
 
@@ -141,7 +171,9 @@ def model_fingerprint(name: str, args: argparse.Namespace) -> str:
     options = {option: getattr(args, option) for option in OPTIONS}
     if provider(name):
         return fingerprint(name, args.endpoint_url, options)
-    directory = Path(name).parent.parent if name.endswith(".onnx") else model_directory(resolve(name))
+    directory = (
+        Path(name).parent.parent if name.endswith(".onnx") else model_directory(resolve(name))
+    )
     files = sorted(path for path in directory.rglob("*") if path.is_file())
     stats = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
     return fingerprint(stats, options)

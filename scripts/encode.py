@@ -42,18 +42,35 @@ def main() -> None:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("scripts.encode", __doc__, EXAMPLES)
     parser.add_argument("--model", required=True, help="directory or hub name")
-    parser.add_argument("--input", required=True, type=Path, help=".txt, .jsonl, .tsv or .csv file, or any of them .gz")
+    parser.add_argument(
+        "--input",
+        required=True,
+        type=Path,
+        help=".txt, .jsonl, .tsv or .csv file, or any of them .gz",
+    )
     parser.add_argument("--output", required=True, type=Path, help="the .npy file to write")
     parser.add_argument(
-        "--field", default="text", help="field to encode; several (title,text) are joined by a blank (default: text)"
-    )
-    parser.add_argument("--prompt-name", help="which of the model's prompts to put before each text (default: its own)")
-    parser.add_argument("--instruction", help="what the texts are encoded for, for models with a template for it")
-    parser.add_argument(
-        "--batch-tokens", type=int, default=0, help="slots a device encodes at a time (default: what suits the device)"
+        "--field",
+        default="text",
+        help="field to encode; several (title,text) are joined by a blank (default: text)",
     )
     parser.add_argument(
-        "--dim", type=int, help="keep so many first numbers of each embedding, made length 1 again (default: all)"
+        "--prompt-name",
+        help="which of the model's prompts to put before each text (default: its own)",
+    )
+    parser.add_argument(
+        "--instruction", help="what the texts are encoded for, for models with a template for it"
+    )
+    parser.add_argument(
+        "--batch-tokens",
+        type=int,
+        default=0,
+        help="slots a device encodes at a time (default: what suits the device)",
+    )
+    parser.add_argument(
+        "--dim",
+        type=int,
+        help="keep so many first numbers of each embedding, made length 1 again (default: all)",
     )
     parser.add_argument(
         "--precision",
@@ -86,7 +103,9 @@ def check_precision_options(args: argparse.Namespace, parser: Parser) -> None:
     if args.calibration and not needed:
         parser.error(f"--calibration: {args.precision} needs none")
     if args.calibration and args.calibration.suffix not in (".npy", ".json", ".npz"):
-        parser.error(f"--calibration: expected a .npy, .json or .npz file, found {str(args.calibration)!r}")
+        parser.error(
+            f"--calibration: expected a .npy, .json or .npz file, found {str(args.calibration)!r}"
+        )
     if pq_parts(args.precision):
         require("faiss", "search")
 
@@ -103,7 +122,11 @@ def texts(args: argparse.Namespace) -> Iterator[str]:
                 f"{args.input}:{line}: no field {missing[0]!r} with a text; found {', '.join(record) or 'none'}; "
                 "name the one to encode with --field"
             )
-        yield " ".join(record[field] for field in fields).strip() if len(fields) > 1 else record[fields[0]]
+        yield (
+            " ".join(record[field] for field in fields).strip()
+            if len(fields) > 1
+            else record[fields[0]]
+        )
 
 
 def check_input(args: argparse.Namespace) -> int:
@@ -112,7 +135,9 @@ def check_input(args: argparse.Namespace) -> int:
     for text in texts(args):
         count, solid = count + 1, solid + bool(text.strip())
     if not solid:
-        raise InputError(f"{args.input}: {f'all {count} texts are empty' if count else 'empty, no texts in it'}")
+        raise InputError(
+            f"{args.input}: {f'all {count} texts are empty' if count else 'empty, no texts in it'}"
+        )
     return count
 
 
@@ -126,7 +151,9 @@ def encode_file(args: argparse.Namespace, count: int, beside: Path) -> None:
     model = load_model(args.model)
     dim = args.dim or model.dim
     if dim > model.dim:
-        raise InputError(f"--dim: expected 1 to {model.dim}, the size of the model's embeddings, found {dim}")
+        raise InputError(
+            f"--dim: expected 1 to {model.dim}, the size of the model's embeddings, found {dim}"
+        )
     check_precision(args.precision, dim)
     calibration = given_calibration(args, dim)
     began = time.monotonic()
@@ -135,13 +162,17 @@ def encode_file(args: argparse.Namespace, count: int, beside: Path) -> None:
         calibration, blocks = calibrated(args.precision, blocks)
     codes = (quantize(block, args.precision, calibration) for block in blocks)
     first = next(codes)
-    output = np.lib.format.open_memmap(beside, mode="w+", dtype=first.dtype, shape=(count, first.shape[1]))
+    output = np.lib.format.open_memmap(
+        beside, mode="w+", dtype=first.dtype, shape=(count, first.shape[1])
+    )
     done = 0
     for block in itertools.chain([first], codes):
         output[done : done + len(block)] = block[: count - done]
         done += len(block)
     if done != count:
-        raise RunError(f"{args.input}: changed while it was read: {count} texts at first, then {done}")
+        raise RunError(
+            f"{args.input}: changed while it was read: {count} texts at first, then {done}"
+        )
     output.flush()
     if calibration:
         save_calibration(calibration, args.output.with_suffix(".calibration"))
@@ -186,7 +217,9 @@ def given_calibration(args: argparse.Namespace, dim: int) -> Any:
         except ValueError as error:
             raise InputError(f"{args.calibration}: no array: {error}") from None
         if sample.ndim == 2 and sample.shape[1] != dim:
-            raise InputError(f"{args.calibration}: of {sample.shape[1]} dimensions, the embeddings have {dim}")
+            raise InputError(
+                f"{args.calibration}: of {sample.shape[1]} dimensions, the embeddings have {dim}"
+            )
         calibration = calibrate(sample, args.precision)
     check_calibration(args.precision, calibration, dim)
     return calibration

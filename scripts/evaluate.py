@@ -74,13 +74,20 @@ def main() -> None:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("scripts.evaluate", __doc__, EXAMPLES)
-    parser.add_argument("--model", help="what to judge, see below; several, separated by commas, with --suite")
+    parser.add_argument(
+        "--model", help="what to judge, see below; several, separated by commas, with --suite"
+    )
     parser.add_argument("--task", choices=list(REGISTRY["task"]), help="the kind of task")
     parser.add_argument(
-        "--data", help="what to evaluate on, several separated by commas; with --suite: where paths begin"
+        "--data",
+        help="what to evaluate on, several separated by commas; with --suite: where paths begin",
     )
-    parser.add_argument("--split", default="test", help="which split of a directory or data set (default: test)")
-    parser.add_argument("--output", type=Path, help="JSON file for the results; with --suite: their directory")
+    parser.add_argument(
+        "--split", default="test", help="which split of a directory or data set (default: test)"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="JSON file for the results; with --suite: their directory"
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -95,7 +102,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     embedders.add_arguments(parser)
     retrieval = parser.add_argument_group("retrieval")
-    retrieval.add_argument("--k", default="10,100", help="cut-offs, separated by commas (default: 10,100)")
+    retrieval.add_argument(
+        "--k", default="10,100", help="cut-offs, separated by commas (default: 10,100)"
+    )
     retrieval.add_argument("--baseline", choices=["bm25"], help="a row to compare with")
     retrieval.add_argument(
         "--ignore-identical-ids",
@@ -134,7 +143,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error("--sweep takes several sizes: --dims instead of --dim")
     for mode in ("sweep", "diagnose"):
         if getattr(args, mode) and (args.baseline or args.k != parser.get_default("k")):
-            parser.error(f"--{mode} measures nDCG@10 of the model: neither --k nor --baseline goes with it")
+            parser.error(
+                f"--{mode} measures nDCG@10 of the model: neither --k nor --baseline goes with it"
+            )
     if args.sweep and args.diagnose:
         parser.error("expected one of --sweep, --diagnose, found both")
     if args.sweep:
@@ -188,7 +199,10 @@ def task_entries(args: argparse.Namespace) -> list[Any]:
         names = data
     if len(set(names)) < len(names):
         raise InputError(f"--data: expected different data sets, found {args.data}")
-    return [Entry(args.task, one, args.split, name, "", options) for one, name in zip(data, names, strict=True)]
+    return [
+        Entry(args.task, one, args.split, name, "", options)
+        for one, name in zip(data, names, strict=True)
+    ]
 
 
 def option(given: str) -> tuple[str, Any]:
@@ -216,7 +230,13 @@ def print_one(result: Result, args: argparse.Namespace, baseline: Any) -> None:
     print_table(
         ["metric", *systems],
         [
-            [metric, *(cell(metrics[metric], intervals.get(metric)) for metrics, intervals in systems.values())]
+            [
+                metric,
+                *(
+                    cell(metrics[metric], intervals.get(metric))
+                    for metrics, intervals in systems.values()
+                ),
+            ]
             for metric in outcome.metrics
         ],
     )
@@ -229,7 +249,10 @@ def print_several(found: Sequence[Result]) -> None:
         [
             result.name,
             str(len(result.outcome.items)),
-            *(cell(result.outcome.metrics.get(metric), result.outcome.intervals.get(metric)) for metric in columns),
+            *(
+                cell(result.outcome.metrics.get(metric), result.outcome.intervals.get(metric))
+                for metric in columns
+            ),
         ]
         for result in found
     ]
@@ -242,8 +265,14 @@ def averages(found: Sequence[Result]) -> dict[str, float]:
     """Means over data sets of the metrics that all have an interval of."""
     import numpy as np
 
-    common = [name for name in found[0].outcome.intervals if all(name in one.outcome.intervals for one in found)]
-    return {name: float(np.mean([result.outcome.metrics[name] for result in found])) for name in common}
+    common = [
+        name
+        for name in found[0].outcome.intervals
+        if all(name in one.outcome.intervals for one in found)
+    ]
+    return {
+        name: float(np.mean([result.outcome.metrics[name] for result in found])) for name in common
+    }
 
 
 def bm25_results(args: argparse.Namespace) -> Any:
@@ -257,7 +286,9 @@ def bm25_results(args: argparse.Namespace) -> Any:
     if "," in args.data:
         raise InputError("--baseline: expected a single data set")
     task = open_retrieval_task(args.data, args.split)
-    return evaluate_search(bm25_search, *task, ks=cut_offs(args.k), ignore_identical_ids=args.ignore_identical_ids)
+    return evaluate_search(
+        bm25_search, *task, ks=cut_offs(args.k), ignore_identical_ids=args.ignore_identical_ids
+    )
 
 
 def run_sweep(args: argparse.Namespace) -> dict[str, Any]:
@@ -268,7 +299,9 @@ def run_sweep(args: argparse.Namespace) -> dict[str, Any]:
     task = open_retrieval_task(args.data, args.split)
     model = load_model(args.model)
     if model.similarity_fn_name not in ("cosine", "dot"):
-        raise InputError(f"{args.model}: --sweep is for similarity cosine or dot, found {model.similarity_fn_name!r}")
+        raise InputError(
+            f"{args.model}: --sweep is for similarity cosine or dot, found {model.similarity_fn_name!r}"
+        )
     found = evaluate_sweep.sweep(args, model, *encoders(args, model), task)
     content = {"metrics": found["metrics"], "intervals": found["intervals"], "n": len(task[2])}
     return described(args) | content | found
@@ -320,7 +353,10 @@ def results(args: argparse.Namespace, found: Sequence[Result], baseline: Any) ->
             }
             for part in ("metrics", "intervals")
         }
-        flat["metrics"] = {**flat["metrics"], **{f"average/{name}": value for name, value in averages(found).items()}}
+        flat["metrics"] = {
+            **flat["metrics"],
+            **{f"average/{name}": value for name, value in averages(found).items()},
+        }
         content |= flat | {"n": sum(len(result.outcome.items) for result in found)}
     if baseline:
         content["baseline"] = {

@@ -62,13 +62,24 @@ def add_arguments(parser: Parser) -> Any:
     """The options of --diagnose."""
     group = parser.add_argument_group("diagnose")
     group.add_argument(
-        "--diagnose", action="store_true", help="retrieval: look for the five usual faults, each with what to do"
+        "--diagnose",
+        action="store_true",
+        help="retrieval: look for the five usual faults, each with what to do",
     )
-    group.add_argument("--shortlist", type=int, default=100, help="documents that a reranker gets (default: 100)")
-    group.add_argument("--target", type=float, default=0.95, help="recall that they should have (default: 0.95)")
-    group.add_argument("--pairs", help="training data (anchor, positive, negative ...) whose negatives to judge")
     group.add_argument(
-        "--pairs-limit", type=int, default=2000, help="judge the first so many rows of it, 0: all (default: 2000)"
+        "--shortlist", type=int, default=100, help="documents that a reranker gets (default: 100)"
+    )
+    group.add_argument(
+        "--target", type=float, default=0.95, help="recall that they should have (default: 0.95)"
+    )
+    group.add_argument(
+        "--pairs", help="training data (anchor, positive, negative ...) whose negatives to judge"
+    )
+    group.add_argument(
+        "--pairs-limit",
+        type=int,
+        default=2000,
+        help="judge the first so many rows of it, 0: all (default: 2000)",
     )
     return group
 
@@ -83,12 +94,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     check(args)
     corpus, queries, qrels = open_retrieval_task(args.data, args.split)
     if len(qrels) < 2:
-        raise InputError(f"{args.data}: --diagnose expects 2 judged queries or more, found {len(qrels)}")
-    judged = diagnose.judged_rows(corpus, queries, qrels, ignore_identical_ids=args.ignore_identical_ids)
+        raise InputError(
+            f"{args.data}: --diagnose expects 2 judged queries or more, found {len(qrels)}"
+        )
+    judged = diagnose.judged_rows(
+        corpus, queries, qrels, ignore_identical_ids=args.ignore_identical_ids
+    )
     triplets = read_triplets(args) if args.pairs else []
     model = load_encoder(args.model)
     if args.dim > model.dim:
-        raise InputError(f"--dim: expected 1 to {model.dim}, the size of the embeddings, found {args.dim}")
+        raise InputError(
+            f"--dim: expected 1 to {model.dim}, the size of the embeddings, found {args.dim}"
+        )
 
     prompts, dim = variants(args, model), args.dim or model.dim
     embed = functools.partial(embedders.encoder(args, model), dim=0)
@@ -98,7 +115,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     score = diagnose.ndcg(ranks, judged)
     low, high = bootstrap_interval(len(score), lambda rows: float(score[rows].mean()))
     counted = f"{len(qrels)} queries, {len(corpus)} documents"
-    print(f"{args.data}, {args.model}: nDCG@10 {score.mean():.4f} [{low:.3f}, {high:.3f}], {counted}", flush=True)
+    print(
+        f"{args.data}, {args.model}: nDCG@10 {score.mean():.4f} [{low:.3f}, {high:.3f}], {counted}",
+        flush=True,
+    )
 
     findings = [
         check_scores(*search.sides(prompts[USED], dim), search),
@@ -109,15 +129,29 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             used=dim,
             trained=model.matryoshka_dims,
         ),
-        diagnose.shortlist(ranks, judged, k=args.shortlist, target=args.target, documents=len(corpus)),
+        diagnose.shortlist(
+            ranks, judged, k=args.shortlist, target=args.target, documents=len(corpus)
+        ),
         check_negatives(args.pairs, triplets, search, prompts[USED], dim),
     ]
     for finding in findings:
-        print(f"\n{STATUS.get(finding.status, finding.status)}: {diagnose.NAMES[finding.check]}\n  {finding.line}")
+        print(
+            f"\n{STATUS.get(finding.status, finding.status)}: {diagnose.NAMES[finding.check]}\n  {finding.line}"
+        )
         advice = advise(finding, args, prompts)
         if advice:
             print(f"  what to do: {advice}")
-    options = ("task", "model", "data", "split", *embedders.OPTIONS, "shortlist", "target", "pairs", "pairs_limit")
+    options = (
+        "task",
+        "model",
+        "data",
+        "split",
+        *embedders.OPTIONS,
+        "shortlist",
+        "target",
+        "pairs",
+        "pairs_limit",
+    )
     return {
         **{option: getattr(args, option) for option in options},
         "metrics": {"ndcg@10": float(score.mean())},
@@ -142,10 +176,16 @@ def check(args: argparse.Namespace) -> None:
         raise InputError(f"--pairs-limit: expected 0 or more, found {args.pairs_limit}")
     for option in ("training", "baseline", "set"):
         if getattr(args, option):
-            meant = "; training data whose negatives to judge are --pairs" if option == "training" else ""
+            meant = (
+                "; training data whose negatives to judge are --pairs"
+                if option == "training"
+                else ""
+            )
             raise InputError(f"--{option} does not go with --diagnose{meant}")
     if embedders.provider(args.model):
-        raise InputError(f"{args.model}: --diagnose is for a model whose files are here, not for an endpoint")
+        raise InputError(
+            f"{args.model}: --diagnose is for a model whose files are here, not for an endpoint"
+        )
 
 
 def sizes(args: argparse.Namespace, model: Any) -> list[int]:
@@ -161,7 +201,9 @@ def cut(embeddings: Float[np.ndarray, "N D"], size: int) -> Float[np.ndarray, "N
     return embeddings if size == embeddings.shape[1] else truncate(embeddings, size)
 
 
-def check_scores(queries: Float[np.ndarray, "Q D"], corpus: Float[np.ndarray, "N D"], search: Search) -> Finding:
+def check_scores(
+    queries: Float[np.ndarray, "Q D"], corpus: Float[np.ndarray, "N D"], search: Search
+) -> Finding:
     from embed_jax.evals import diagnose
     from embed_jax.evals.geometry import average_cosine
 
@@ -171,20 +213,25 @@ def check_scores(queries: Float[np.ndarray, "Q D"], corpus: Float[np.ndarray, "N
     return diagnose.discrimination(relevant, random, search.judged.query, mean_cosine)
 
 
-def check_prompts(args: argparse.Namespace, prompts: dict[str, Prompts], search: Search, dim: int) -> Finding:
+def check_prompts(
+    args: argparse.Namespace, prompts: dict[str, Prompts], search: Search, dim: int
+) -> Finding:
     from embed_jax.encoders.hub import resolve
     from embed_jax.encoders.read import SETTINGS
     from embed_jax.encoders.weights import read_json
     from embed_jax.evals import diagnose
 
-    first = {pair: name for name, pair in reversed(prompts.items())}  # equal ones count once, under their first name
+    first = {
+        pair: name for name, pair in reversed(prompts.items())
+    }  # equal ones count once, under their first name
     settings = embedders.model_directory(resolve(args.model)) / SETTINGS
     recorded = read_json(settings) if settings.is_file() else {}
     return diagnose.missing_prompt(
         {name: search.ndcg(pair, dim) for name, pair in prompts.items() if first[pair] == name},
         expects=OWN in prompts or FAMILY in prompts,
         prompted=any(prompts[USED]),
-        recorded=any((recorded.get("prompts") or {}).values()) or bool(recorded.get("instruction_template")),
+        recorded=any((recorded.get("prompts") or {}).values())
+        or bool(recorded.get("instruction_template")),
     )
 
 
@@ -200,17 +247,25 @@ def variants(args: argparse.Namespace, model: Any) -> dict[str, Prompts]:
     def resolved(options: Callable) -> Prompts:
         asked = (options(Use(task, "Retrieval", side)) for side in (QUERY, DOCUMENT))
         named_or_default = (one or {"prompt_name": model.default_prompt_name} for one in asked)
-        query, document = (resolve_prompt(model.prompts, model.template, **one) for one in named_or_default)
+        query, document = (
+            resolve_prompt(model.prompts, model.template, **one) for one in named_or_default
+        )
         return query, document
 
     family = expected(args.model)
     known = family.prompts if family else {}
-    query, document = (known.get(prompt_for(known, side=side) or "", "") for side in (QUERY, DOCUMENT))
+    query, document = (
+        known.get(prompt_for(known, side=side) or "", "") for side in (QUERY, DOCUMENT)
+    )
     own = resolved(prompt_options(model))
     found = {USED: resolved(embedders.model_options(args, model))}
     found |= {name: pair for name, pair in ((OWN, own), (FAMILY, (query, document))) if any(pair)}
     if not own[0]:  # perhaps one has a name that does not say that it is for queries
-        found |= {f"{name!r} before queries": (text, own[1]) for name, text in model.prompts.items() if text}
+        found |= {
+            f"{name!r} before queries": (text, own[1])
+            for name, text in model.prompts.items()
+            if text
+        }
     return {**found, NONE: ("", "")}
 
 
@@ -219,14 +274,18 @@ def read_triplets(args: argparse.Namespace) -> list[Triplet]:
     from embed_jax.data.sources import iter_records, pair_columns
 
     rows, columns = [], None
-    for number, record in enumerate(itertools.islice(iter_records(args.pairs), args.pairs_limit or None)):
+    for number, record in enumerate(
+        itertools.islice(iter_records(args.pairs), args.pairs_limit or None)
+    ):
         try:
             columns = columns or pair_columns([record])
         except InputError as error:
             raise InputError(f"{args.pairs}: {error}") from None
         anchor, positive, *others = columns(record)
         if not isinstance(anchor, str) or not isinstance(positive, str):
-            raise InputError(f"{args.pairs}: row {number}: anchor and positive are needed, one is missing")
+            raise InputError(
+                f"{args.pairs}: row {number}: anchor and positive are needed, one is missing"
+            )
         rows.append((anchor, positive, [text for text in others if text is not None]))
     return rows
 
@@ -239,10 +298,18 @@ def check_negatives(
 
     hard = [(row, text) for row, (_, _, others) in enumerate(triplets) for text in others]
     if not hard:
-        line = f"{data}: none of {len(triplets)} rows has a negative" if data else "no training data given"
-        return diagnose.Finding("negatives", diagnose.NOT_CHECKED, line, "no negatives" if data else "")
+        line = (
+            f"{data}: none of {len(triplets)} rows has a negative"
+            if data
+            else "no training data given"
+        )
+        return diagnose.Finding(
+            "negatives", diagnose.NOT_CHECKED, line, "no negatives" if data else ""
+        )
     anchors, positives = ([row[column] for row in triplets] for column in (0, 1))
-    place = {text: n for n, text in enumerate(dict.fromkeys([*positives, *(text for _, text in hard)]))}
+    place = {
+        text: n for n, text in enumerate(dict.fromkeys([*positives, *(text for _, text in hard)]))
+    }
     asked, answers = (
         cut(search.embed(texts, prompt=prompt), dim)
         for texts, prompt in zip((anchors, list(place)), prompts, strict=True)
@@ -266,14 +333,24 @@ def advise(finding: Finding, args: argparse.Namespace, prompts: dict[str, Prompt
     """What to do, in one line; "" where there is nothing to do."""
     from embed_jax.evals import diagnose
 
-    of = {"discrimination": _train, "prompt": _prompt, "dimension": _size, "shortlist": _rerank, "negatives": _mine}
+    of = {
+        "discrimination": _train,
+        "prompt": _prompt,
+        "dimension": _size,
+        "shortlist": _rerank,
+        "negatives": _mine,
+    }
     return "" if finding.status == diagnose.OK else of[finding.check](finding, args, prompts)
 
 
 def _train(finding: Finding, args: argparse.Namespace, _: Any) -> str:
     if not finding.figures:
         return "give a corpus with more documents"
-    why = "embeddings in a narrow cone are those of a model not trained to embed: " if finding.cause == "cone" else ""
+    why = (
+        "embeddings in a narrow cone are those of a model not trained to embed: "
+        if finding.cause == "cone"
+        else ""
+    )
     return (
         f"{why}train it on pairs of this kind: python -m experiments.retrieval --config=configs/retrieval/own_data.py "
         f"--config.model.name={args.model} --config.data.train=pairs.jsonl"

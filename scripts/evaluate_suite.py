@@ -32,7 +32,9 @@ def add_arguments(parser: Parser) -> Any:
         default=0.01,
         help="a difference that does not count, such as between seeds of one training (default: %(default)s)",
     )
-    group.add_argument("--leaderboard", type=Path, metavar="DIR", help="the folder of a suite's results")
+    group.add_argument(
+        "--leaderboard", type=Path, metavar="DIR", help="the folder of a suite's results"
+    )
     return group
 
 
@@ -63,7 +65,9 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(f"expected different models, found {', '.join(names)}")
     directories = [args.output / _directory_name(name) for name in names]
     if len(set(directories)) < len(directories):
-        raise InputError(f"the results of {', '.join(names)} would lie in one directory: name them otherwise")
+        raise InputError(
+            f"the results of {', '.join(names)} would lie in one directory: name them otherwise"
+        )
     if args.output.exists() and not args.output.is_dir():
         raise InputError(f"{args.output}: is a file; a directory is wanted")
     for name, directory in zip(names, directories, strict=True):
@@ -107,7 +111,13 @@ def training_texts(args: argparse.Namespace) -> Callable[[], Iterator[str]] | No
         for name in args.training.split(","):
             for record in iter_records(name):
                 for value in record.values():
-                    yield from (value,) if isinstance(value, str) else value if isinstance(value, list) else ()
+                    yield from (
+                        (value,)
+                        if isinstance(value, str)
+                        else value
+                        if isinstance(value, list)
+                        else ()
+                    )
 
     return lambda: (text for text in texts() if isinstance(text, str))
 
@@ -122,7 +132,11 @@ def _run_model(name: str, directory: Path, entries: list[Any], args: argparse.Na
     for entry in left:
         entry.open()  # what is wrong with the data shows before any work
     line = embedders.published_line(name)
-    print(f"{name}: {len(left)} of {len(entries)} tasks to do" + (f"; published: {line}" if line else ""), flush=True)
+    print(
+        f"{name}: {len(left)} of {len(entries)} tasks to do"
+        + (f"; published: {line}" if line else ""),
+        flush=True,
+    )
     if not left:
         return
     began = time.perf_counter()
@@ -132,12 +146,19 @@ def _run_model(name: str, directory: Path, entries: list[Any], args: argparse.Na
     versions = environment()
     for number, entry in enumerate(left, 1):
         details = {"fingerprint": [key, entry.fingerprint()], "versions": versions}
-        details |= {option: getattr(args, option) for option in embedders.OPTIONS if getattr(args, option)}
+        details |= {
+            option: getattr(args, option) for option in embedders.OPTIONS if getattr(args, option)
+        }
         result = evaluate(entry, name, embed, training=training, details=details)
         result.write(result_file(directory, entry.name))
         seconds = result.details["seconds"]
-        print(f"  {number}/{len(left)} {entry.name}: {result.outcome.main} {cell(result)}, {seconds:.1f} s", flush=True)
-    print(f"{name}: {time.perf_counter() - began:.1f} s, {embed.embedded} texts embedded", flush=True)
+        print(
+            f"  {number}/{len(left)} {entry.name}: {result.outcome.main} {cell(result)}, {seconds:.1f} s",
+            flush=True,
+        )
+    print(
+        f"{name}: {time.perf_counter() - began:.1f} s, {embed.embedded} texts embedded", flush=True
+    )
 
 
 def _show(board: Mapping[str, Any], directory: Path) -> None:
@@ -153,11 +174,15 @@ def _show(board: Mapping[str, Any], directory: Path) -> None:
         print()
         print_table(*ranked)
         text = markdown(*ranked) + "\n" + text
-    said = [f"{name}: {one}" for name in next(iter(board.values())) for one in _cautions(board, name)]
+    said = [
+        f"{name}: {one}" for name in next(iter(board.values())) for one in _cautions(board, name)
+    ]
     for line in said:
         print(line)
     notes = "".join(f"- {line}\n" for line in said)
-    write_whole(directory / TABLE, text + (f"\nWhat must not be overlooked:\n\n{notes}" if notes else ""))
+    write_whole(
+        directory / TABLE, text + (f"\nWhat must not be overlooked:\n\n{notes}" if notes else "")
+    )
     plot(board, directory / PICTURE)
     print(f"{directory / TABLE}, {directory / PICTURE}")
 
@@ -168,7 +193,10 @@ def _cautions(board: Mapping[str, Any], name: str) -> list[str]:
     for model, results in board.items():
         for caution in results[name].cautions() if name in results else ():
             of.setdefault(caution, []).append(model)
-    return [one if len(models) == len(board) else f"{', '.join(models)}: {one}" for one, models in of.items()]
+    return [
+        one if len(models) == len(board) else f"{', '.join(models)}: {one}"
+        for one, models in of.items()
+    ]
 
 
 def _compare(
@@ -192,7 +220,9 @@ def _compare(
     print(f"A: {names[0]}\nB: {names[1]}")
     print_table(["task", "A", "B", "A - B [95 %]", "p", "p (Holm)", "better"], rows)
     print(f"mean over {len(rows)} tasks: {found.verdict()}")
-    print(f"same: they differ by less than {args.margin:g} (--margin); open: these items cannot tell.")
+    print(
+        f"same: they differ by less than {args.margin:g} (--margin); open: these items cannot tell."
+    )
     for line in LIMITS:
         print(line)
     if found.left_out:
@@ -209,9 +239,19 @@ def _compare(
         }
         for name, one in found.tasks.items()
     }
-    overall = {"difference": found.overall.difference, "interval": found.overall.interval, "p": found.overall.p_value}
+    overall = {
+        "difference": found.overall.difference,
+        "interval": found.overall.interval,
+        "p": found.overall.p_value,
+    }
     overall |= {"p_over_tasks": found.over_tasks, "margin": found.margin}
-    return {"a": names[0], "b": names[1], "tasks": tasks, "overall": overall, "verdict": found.verdict()}
+    return {
+        "a": names[0],
+        "b": names[1],
+        "tasks": tasks,
+        "overall": overall,
+        "verdict": found.verdict(),
+    }
 
 
 def _directory_name(model: str) -> str:

@@ -46,7 +46,11 @@ class Setting:
 
     @property
     def rescoring(self) -> str:
-        return f"x{self.rescore}{f' by {self.originals}' if self.originals else ''}" if self.rescore else "none"
+        return (
+            f"x{self.rescore}{f' by {self.originals}' if self.originals else ''}"
+            if self.rescore
+            else "none"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,9 +86,13 @@ def add_arguments(parser: Parser) -> Any:
     """The options of a sweep, with their defaults."""
     group = parser.add_argument_group("sweep")
     group.add_argument(
-        "--sweep", action="store_true", help="retrieval: quality, bytes and speed of compressed embeddings, in a table"
+        "--sweep",
+        action="store_true",
+        help="retrieval: quality, bytes and speed of compressed embeddings, in a table",
     )
-    group.add_argument("--dims", help="numbers kept of each embedding, such as 384,256,128 (default: all)")
+    group.add_argument(
+        "--dims", help="numbers kept of each embedding, such as 384,256,128 (default: all)"
+    )
     group.add_argument(
         "--precisions",
         default="float32,int8,int4,binary",
@@ -102,9 +110,14 @@ def add_arguments(parser: Parser) -> Any:
         "embeddings stored beside the codes (default: 0,4)",
     )
     group.add_argument(
-        "--keep", type=float, default=0.95, help="share of full quality that is enough to recommend (default: 0.95)"
+        "--keep",
+        type=float,
+        default=0.95,
+        help="share of full quality that is enough to recommend (default: 0.95)",
     )
-    group.add_argument("--threads", type=int, default=2, help="threads that FAISS searches with (default: 2)")
+    group.add_argument(
+        "--threads", type=int, default=2, help="threads that FAISS searches with (default: 2)"
+    )
     group.add_argument("--plot", type=Path, help=f"picture of the table ({', '.join(PICTURES)})")
     return group
 
@@ -118,7 +131,9 @@ def check_arguments(args: argparse.Namespace, parser: Parser) -> None:
     check_picture(parser, "--plot", args.plot)
     dims = args.dims.split(",") if args.dims else []
     if not all(dim.isdecimal() and int(dim) > 0 for dim in dims):
-        parser.error(f"--dims: expected numbers from 1 up, separated by commas, found {args.dims!r}")
+        parser.error(
+            f"--dims: expected numbers from 1 up, separated by commas, found {args.dims!r}"
+        )
     args.dims = [int(dim) for dim in dict.fromkeys(dims)]
     args.precisions = list(dict.fromkeys(args.precisions.split(",")))
     searches = args.search.split(",")
@@ -150,7 +165,9 @@ def settings(args: argparse.Namespace, dim: int) -> list[Setting]:
 
     found = [Setting(dim, "float32")]
     if max(args.dims, default=1) > dim:
-        raise InputError(f"--dims: expected 1 to {dim}, the size of the model's embeddings, found {max(args.dims)}")
+        raise InputError(
+            f"--dims: expected 1 to {dim}, the size of the model's embeddings, found {max(args.dims)}"
+        )
     for kept in args.dims or [dim]:
         for precision in args.precisions:
             check_precision(precision, kept)
@@ -162,7 +179,9 @@ def settings(args: argparse.Namespace, dim: int) -> list[Setting]:
     return list(dict.fromkeys(found))
 
 
-def sweep(args: argparse.Namespace, model: Any, encode_queries: Any, encode_corpus: Any, task: Any) -> dict[str, Any]:
+def sweep(
+    args: argparse.Namespace, model: Any, encode_queries: Any, encode_corpus: Any, task: Any
+) -> dict[str, Any]:
     """Encodes once, measures every setting, prints the table and draws the picture; returns what is written as JSON."""
     import faiss
     import numpy as np
@@ -174,7 +193,10 @@ def sweep(args: argparse.Namespace, model: Any, encode_queries: Any, encode_corp
     check_qrels(corpus, queries, qrels)
     chosen = settings(args, model.dim)
     with written_whole(args.plot) if args.plot else contextlib.nullcontext() as picture:
-        documents, asked = encode_corpus(list(corpus.values())), encode_queries([queries[query] for query in qrels])
+        documents, asked = (
+            encode_corpus(list(corpus.values())),
+            encode_queries([queries[query] for query in qrels]),
+        )
         if not (np.isfinite(documents).all() and np.isfinite(asked).all()):
             raise RunError("the model gives embeddings with numbers that are not finite")
         if model.similarity_fn_name == "cosine":
@@ -229,26 +251,42 @@ def measure(
     def prefix(embeddings, dim):
         return truncate(embeddings, dim) if dim < embeddings.shape[1] else embeddings
 
-    @functools.lru_cache(maxsize=len(ORIGINALS) + 1)  # what is stored beside serves several settings
+    @functools.lru_cache(
+        maxsize=len(ORIGINALS) + 1
+    )  # what is stored beside serves several settings
     def compressed(dim, precision):
         cut = prefix(documents, dim)
         return compress(cut, precision, calibrate(cut[:: -(-len(cut) // SAMPLE)], precision))
 
     found: list[Measured] = []
-    for (dim, precision), group in itertools.groupby(chosen, lambda setting: (setting.dim, setting.precision)):
+    for (dim, precision), group in itertools.groupby(
+        chosen, lambda setting: (setting.dim, setting.precision)
+    ):
         index, asked = CompressedIndex(compressed(dim, precision)), prefix(queries, dim)
         for setting in group:
             originals = compressed(dim, setting.originals) if setting.originals else None
-            options = {"asymmetric": setting.asymmetric, "rescore": setting.rescore, "originals": originals}
-            seconds, (_, rows) = timed(functools.partial(index.search, asked, K + ignore_identical_ids, **options))
+            options = {
+                "asymmetric": setting.asymmetric,
+                "rescore": setting.rescore,
+                "originals": originals,
+            }
+            seconds, (_, rows) = timed(
+                functools.partial(index.search, asked, K + ignore_identical_ids, **options)
+            )
             run = {
-                query: {names[row]: 0.0 for row in own if not (ignore_identical_ids and names[row] == query)}
+                query: {
+                    names[row]: 0.0
+                    for row in own
+                    if not (ignore_identical_ids and names[row] == query)
+                }
                 for query, own in zip(qrels, rows.tolist(), strict=True)
             }
             values = score_run(run, qrels, ks=(K,)).per_query[METRIC]
             quality = float(values.mean())
             if not found and not quality:
-                raise InputError(f"{METRIC} of the embeddings as they are is 0: there is nothing to keep a share of")
+                raise InputError(
+                    f"{METRIC} of the embeddings as they are is 0: there is nothing to keep a share of"
+                )
             found.append(
                 Measured(
                     setting,
@@ -296,17 +334,31 @@ def by_time(row: Measured) -> float:
 
 def cheapest(rows: Sequence[Measured], keep: float) -> Measured:
     """Of the rows that keep this share: fewest bytes, then fastest."""
-    return min((row for row in rows if row.share >= keep), key=lambda row: (row.bytes, by_time(row)))
+    return min(
+        (row for row in rows if row.share >= keep), key=lambda row: (row.bytes, by_time(row))
+    )
 
 
 def fronts(row: Measured, rows: Sequence[Measured]) -> list[str]:
     """Which fronts a row is on: "bytes", "speed"."""
-    return [name for name, cost in (("bytes", by_bytes), ("speed", by_time)) if row in front(rows, cost)]
+    return [
+        name for name, cost in (("bytes", by_bytes), ("speed", by_time)) if row in front(rows, cost)
+    ]
 
 
 def table(rows: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
     """Columns and cells."""
-    columns = ["dim", "precision", "search", "rescoring", METRIC, "share", "bytes/vector", "queries/s", "Pareto front"]
+    columns = [
+        "dim",
+        "precision",
+        "search",
+        "rescoring",
+        METRIC,
+        "share",
+        "bytes/vector",
+        "queries/s",
+        "Pareto front",
+    ]
     return columns, [
         [
             str(row.setting.dim),

@@ -50,7 +50,12 @@ ONNX_FILES = {
     "float16": "onnx/sentence_embedding_fp16.onnx",
     "int8": "onnx/sentence_embedding_int8.onnx",
 }
-CHECKED = ["", "word", "A short sentence.", *(" ".join(["One text is longer than another"] * n) for n in (2, 5, 9))]
+CHECKED = [
+    "",
+    "word",
+    "A short sentence.",
+    *(" ".join(["One text is longer than another"] * n) for n in (2, 5, 9)),
+]
 TOLERANCE = 1e-4  # of a float32 file, relative to the largest number of an embedding
 
 
@@ -63,10 +68,21 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--run", type=Path, help="work directory of a training run")
     which.add_argument("--model", help="directory or hub name")
-    parser.add_argument("--step", type=int, default=0, help="of --run: of this step (default: the model that it wrote)")
-    parser.add_argument("--cross-encoder", action="store_true", help="the model is one (default: what its files say)")
     parser.add_argument(
-        "--format", default="sentence-transformers", help=f"of {', '.join(FORMATS)} (default: %(default)s)"
+        "--step",
+        type=int,
+        default=0,
+        help="of --run: of this step (default: the model that it wrote)",
+    )
+    parser.add_argument(
+        "--cross-encoder",
+        action="store_true",
+        help="the model is one (default: what its files say)",
+    )
+    parser.add_argument(
+        "--format",
+        default="sentence-transformers",
+        help=f"of {', '.join(FORMATS)} (default: %(default)s)",
     )
     parser.add_argument("--output", type=Path, required=True, help="the directory to write")
     parser.add_argument(
@@ -75,27 +91,48 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         default="merged",
         help="of a model with one: merged into its base, or alone in PEFT's files (default: %(default)s)",
     )
-    parser.add_argument("--dim", type=int, help="cut embeddings to their first so many numbers, made length 1 again")
     parser.add_argument(
-        "--precision", default="float32", help=f"of ONNX files: {', '.join(ONNX_FILES)} (default: %(default)s)"
+        "--dim", type=int, help="cut embeddings to their first so many numbers, made length 1 again"
+    )
+    parser.add_argument(
+        "--precision",
+        default="float32",
+        help=f"of ONNX files: {', '.join(ONNX_FILES)} (default: %(default)s)",
     )
     card = parser.add_argument_group("model card")
     card.add_argument(
-        "--results", type=Path, nargs="+", default=[], help="JSON files of scripts.evaluate, or directories of them"
+        "--results",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="JSON files of scripts.evaluate, or directories of them",
     )
-    card.add_argument("--license", default="", help="the model's, by the hub's name for it: apache-2.0")
+    card.add_argument(
+        "--license", default="", help="the model's, by the hub's name for it: apache-2.0"
+    )
     card.add_argument("--language", default="", help="ISO 639 codes with commas between: en,de")
-    hub = parser.add_argument_group("hub", "HF_TOKEN or `hf auth login` gives the token, HF_ENDPOINT another hub")
-    hub.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload what was written, in one commit")
+    hub = parser.add_argument_group(
+        "hub", "HF_TOKEN or `hf auth login` gives the token, HF_ENDPOINT another hub"
+    )
+    hub.add_argument(
+        "--push-to-hub", metavar="OWNER/NAME", help="upload what was written, in one commit"
+    )
     hub.add_argument("--private", action="store_true", help="a new repository is private")
     hub.add_argument("--revision", default="", help="the branch to write to (default: main)")
     args = parser.parse_args(argv)
     args.format, args.precision = _choices(args.format), _choices(args.precision)
-    for option, found, known in (("format", args.format, FORMATS), ("precision", args.precision, ONNX_FILES)):
+    for option, found, known in (
+        ("format", args.format, FORMATS),
+        ("precision", args.precision, ONNX_FILES),
+    ):
         if not found or not set(found) <= set(known):
-            parser.error(f"--{option}: expected some of {', '.join(known)}, found {', '.join(found) or 'none'}")
+            parser.error(
+                f"--{option}: expected some of {', '.join(known)}, found {', '.join(found) or 'none'}"
+            )
     if {"sentence-transformers", "huggingface"} <= set(args.format):
-        parser.error("--format: a sentence-transformers directory is a huggingface one already; expected one of them")
+        parser.error(
+            "--format: a sentence-transformers directory is a huggingface one already; expected one of them"
+        )
     if args.precision != ["float32"] and "onnx" not in args.format:
         parser.error("--precision is for --format onnx")
     if args.adapter == "separate" and (args.format == ["onnx"] or args.dim):
@@ -129,7 +166,11 @@ def export(args: argparse.Namespace) -> None:
     with whole_export(args.output) as directory:
         crossing = args.cross_encoder or is_cross_encoder(args)
         model = load_cross_encoder(args) if crossing else load_sentence_encoder(args, run)
-        files = write_cross_encoder(args, model, directory) if crossing else write(args, model, directory)
+        files = (
+            write_cross_encoder(args, model, directory)
+            if crossing
+            else write(args, model, directory)
+        )
         about = About(
             name=args.push_to_hub or args.output.absolute().name,
             format=next((name for name in args.format if name != "onnx"), ""),
@@ -150,10 +191,16 @@ def export(args: argparse.Namespace) -> None:
 
 def warn_of_others(args: argparse.Namespace, models: set[str]) -> None:
     """Says which results may be another model's."""
-    own = {args.run.resolve(), (args.run / "model").resolve()} if args.run else {Path(args.model).resolve()}
+    own = (
+        {args.run.resolve(), (args.run / "model").resolve()}
+        if args.run
+        else {Path(args.model).resolve()}
+    )
     for name in sorted(models - {"", args.model}):
         if Path(name).resolve() not in own:
-            warnings.warn(f"--results: of the model {name}; the card has them as this one's", stacklevel=2)
+            warnings.warn(
+                f"--results: of the model {name}; the card has them as this one's", stacklevel=2
+            )
 
 
 # ---- what is exported ----------------------------------------------------------------------------------------
@@ -199,12 +246,16 @@ def load_sentence_encoder(args: argparse.Namespace, run: Run | None) -> Sentence
 # ---- formats -------------------------------------------------------------------------------------------------
 
 
-def write_cross_encoder(args: argparse.Namespace, model: Any, directory: Path) -> list[tuple[str, str]]:
+def write_cross_encoder(
+    args: argparse.Namespace, model: Any, directory: Path
+) -> list[tuple[str, str]]:
     model.save(directory)
     return []
 
 
-def write(args: argparse.Namespace, model: SentenceEncoder, directory: Path) -> list[tuple[str, str]]:
+def write(
+    args: argparse.Namespace, model: SentenceEncoder, directory: Path
+) -> list[tuple[str, str]]:
     """Writes an embedding model in each format; returns the ONNX files with their precisions."""
     from embed_jax.export.directory import write_plain
 
@@ -232,8 +283,12 @@ def write_checked(model: SentenceEncoder, path: Path, precision: str) -> None:
     write_onnx(model, path, precision=precision)
     difference = compare_onnx(path, model, CHECKED)
     largest = float(np.abs(model.encode(CHECKED, prompt="")).max())
-    if not np.isfinite(difference) or (precision == "float32" and difference > TOLERANCE * max(largest, 1.0)):
-        raise RunError(f"{path.name}: differs from the model by {difference:g}, of numbers up to {largest:.2g}")
+    if not np.isfinite(difference) or (
+        precision == "float32" and difference > TOLERANCE * max(largest, 1.0)
+    ):
+        raise RunError(
+            f"{path.name}: differs from the model by {difference:g}, of numbers up to {largest:.2g}"
+        )
     print(
         f"{path.name}: {precision}, differs from the model by at most {difference:.1e}, of numbers up to {largest:.2g}"
     )

@@ -18,7 +18,15 @@ from typing import Any
 import numpy as np
 
 from embed_jax.errors import InputError, exit_with_one_line, require
-from scripts.commands import PICTURES, Parser, check_picture, load_model, print_table, write_json, written_whole
+from scripts.commands import (
+    PICTURES,
+    Parser,
+    check_picture,
+    load_model,
+    print_table,
+    write_json,
+    written_whole,
+)
 
 EXAMPLES = """data: a file (.tsv, .csv, .jsonl or .txt, each also .gz) with, a line,
   score, sentence1, sentence2   positive pairs are those above 0.8 of the highest score
@@ -37,7 +45,10 @@ def main() -> None:
     if args.plot:
         require("matplotlib", "plots")
     with contextlib.ExitStack() as stack:
-        output, plot = (stack.enter_context(written_whole(path)) if path else None for path in (args.output, args.plot))
+        output, plot = (
+            stack.enter_context(written_whole(path)) if path else None
+            for path in (args.output, args.plot)
+        )
         content, spaces = measure(args)
         if output:
             write_json(output, content)
@@ -50,11 +61,23 @@ def main() -> None:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("scripts.geometry", __doc__, EXAMPLES)
     parser.add_argument("--model", required=True, help="directory or hub name")
-    parser.add_argument("--against", metavar="MODEL", help="the model before training, to compare with")
+    parser.add_argument(
+        "--against", metavar="MODEL", help="the model before training, to compare with"
+    )
     parser.add_argument("--data", required=True, type=Path, help="the texts; see below")
-    parser.add_argument("--prompt-name", help="which of the model's prompts to put before each text (default: its own)")
-    parser.add_argument("--limit", type=int, default=5000, help="embed so many different texts at most (default: 5000)")
-    parser.add_argument("--seed", type=int, default=0, help="of the texts that are drawn from more (default: 0)")
+    parser.add_argument(
+        "--prompt-name",
+        help="which of the model's prompts to put before each text (default: its own)",
+    )
+    parser.add_argument(
+        "--limit",
+        type=int,
+        default=5000,
+        help="embed so many different texts at most (default: 5000)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the texts that are drawn from more (default: 0)"
+    )
     parser.add_argument("--output", type=Path, help="JSON file for metrics, spectra and versions")
     parser.add_argument("--plot", type=Path, help=f"picture of both spaces ({', '.join(PICTURES)})")
     args = parser.parse_args(argv)
@@ -72,7 +95,9 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     from embed_jax.train.tracking import environment
 
     texts, pairs = sample(*read_texts(args.data), args.limit, args.seed)
-    models = {"before": args.against, "after": args.model} if args.against else {"after": args.model}
+    models = (
+        {"before": args.against, "after": args.model} if args.against else {"after": args.model}
+    )
     spaces, metrics = {}, {}
     for when, name in models.items():
         encode = functools.partial(
@@ -83,7 +108,10 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     print(f"{args.data}: {len(texts)} texts, {len(pairs)} positive pairs")
     print_table(
         ["metric", *models.values()],
-        [[metric, *(f"{found[metric]:.4g}" for found in metrics.values())] for metric in metrics["after"]],
+        [
+            [metric, *(f"{found[metric]:.4g}" for found in metrics.values())]
+            for metric in metrics["after"]
+        ],
     )
     content = {
         "model": args.model,
@@ -127,7 +155,11 @@ def read_texts(path: Path) -> tuple[list[str], list[tuple[str, str]]]:
 
 def spectra(embeddings: np.ndarray) -> dict[str, Any]:
     """What a metric sums up: singular values, variances by dimension, nearest to farthest by number of dimensions."""
-    from embed_jax.evals.geometry import dimension_variances, distance_concentration, singular_values
+    from embed_jax.evals.geometry import (
+        dimension_variances,
+        distance_concentration,
+        singular_values,
+    )
 
     return {
         "singular_values": singular_values(embeddings).tolist(),

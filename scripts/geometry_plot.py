@@ -22,7 +22,9 @@ from embed_jax.similarity import unit_length
 COLORS = {"before": "#c2571a", "after": "#1f5fa8"}
 RANDOM_PAIRS = 100_000
 BINS = np.linspace(-1, 1, 51)
-Space = tuple[Float[np.ndarray, "N D"], tuple[Float[np.ndarray, "P D"], Float[np.ndarray, "P D"]] | None]
+Space = tuple[
+    Float[np.ndarray, "N D"], tuple[Float[np.ndarray, "P D"], Float[np.ndarray, "P D"]] | None
+]
 
 
 def plot_geometry(spaces: Mapping[str, Space], output: Path, form: str) -> None:
@@ -38,7 +40,9 @@ def plot_geometry(spaces: Mapping[str, Space], output: Path, form: str) -> None:
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(2, 2, figsize=(12, 8.5), layout="constrained")
-    for draw, axes in zip((_cosines, _spectrum, _occurrences, _concentration), panels.flat, strict=True):
+    for draw, axes in zip(
+        (_cosines, _spectrum, _occurrences, _concentration), panels.flat, strict=True
+    ):
         draw(axes, spaces)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
@@ -61,7 +65,9 @@ def _cosines(axes: Any, spaces: Mapping[str, Space]) -> None:
             shares = side * np.histogram(np.clip(values, -1, 1), BINS)[0] / len(values)
             first, last = np.flatnonzero(shares)[[0, -1]]
             style = {"fill": True, "alpha": 0.3} if kind == "random pairs" else {"linewidth": 1.8}
-            axes.stairs(shares[first : last + 1], BINS[first : last + 2], color=COLORS[when], **style)
+            axes.stairs(
+                shares[first : last + 1], BINS[first : last + 2], color=COLORS[when], **style
+            )
             axes.text(
                 0.02,
                 0.97 - 0.07 * line if side > 0 else 0.03 + 0.07 * (len(cosines) - 1 - line),
@@ -88,7 +94,11 @@ def _spectrum(axes: Any, spaces: Mapping[str, Space]) -> None:
         shares = values / values.sum()
         highest = max(highest, shares[0])
         axes.plot(np.arange(1, len(values) + 1), shares, color=COLORS[when], linewidth=1.8)
-        _label(axes, when, f"{_of(when, spaces)}effective rank {rank_of_spectrum(values):.0f} of {len(values)}")
+        _label(
+            axes,
+            when,
+            f"{_of(when, spaces)}effective rank {rank_of_spectrum(values):.0f} of {len(values)}",
+        )
     axes.set(
         title="Singular values",
         xlabel="rank, largest first",
@@ -119,7 +129,9 @@ def _concentration(axes: Any, spaces: Mapping[str, Space]) -> None:
     upper = max(lines, key=lambda when: lines[when][max(lines[when])])
     for when, found in lines.items():
         last = max(found)
-        axes.plot(list(found), list(found.values()), "o-", color=COLORS[when], linewidth=1.8, markersize=5)
+        axes.plot(
+            list(found), list(found.values()), "o-", color=COLORS[when], linewidth=1.8, markersize=5
+        )
         axes.annotate(
             f"{_of(when, spaces)}{found[last]:.2f} at {last}",
             (last, found[last]),

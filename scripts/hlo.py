@@ -11,7 +11,9 @@ KINDS = ("all-gather", "reduce-scatter", "all-reduce", "collective-permute", "al
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .*)?\{$")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?[\w.\-]+ = (\(.*?\)|\S+) ([a-z][\w\-]*)\(")
 _ARRAY = re.compile(r"([a-z]+)(\d*)\w*\[([\d,]*)\]")
-_CALLED = re.compile(r"(?:to_apply|calls|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
+_CALLED = re.compile(
+    r"(?:to_apply|calls|body|condition|true_computation|false_computation)=%?([\w.\-]+)"
+)
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\])")
@@ -68,7 +70,9 @@ def collectives_of(text: str) -> list[Collective]:
             loop = operation == "while"
             trips = int(found[1]) if (found := _TRIPS.search(line)) else None
             called = _CALLED.findall(line) + [
-                branch.strip(" %") for found in _BRANCHES.findall(line) for branch in found.split(",")
+                branch.strip(" %")
+                for found in _BRANCHES.findall(line)
+                for branch in found.split(",")
             ]
             calls[name] += [(other, trips if loop else 1, loop) for other in called]
 
@@ -76,7 +80,9 @@ def collectives_of(text: str) -> list[Collective]:
         for kind, size, group in collectives[name]:
             yield Collective(kind, size, times, in_loop, group)
         for other, trips, loop in calls[name]:
-            yield from walk(other, None if times is None or trips is None else times * trips, in_loop or loop)
+            yield from walk(
+                other, None if times is None or trips is None else times * trips, in_loop or loop
+            )
 
     return list(walk(entry, 1, False))
 

@@ -37,7 +37,9 @@ def random_model(shape: str, max_length: int = 128, dtype: str = "float32"):
 
     spec = random_spec(shape)
     params = jax.jit(build_encoder(spec).init)(jax.random.key(0))
-    return SentenceEncoder(spec, params, made_tokenizer(spec.backbone.vocab_size, max_length), compute_dtype=dtype)
+    return SentenceEncoder(
+        spec, params, made_tokenizer(spec.backbone.vocab_size, max_length), compute_dtype=dtype
+    )
 
 
 def made_tokenizer(vocab_size: int, max_length: int):
@@ -47,7 +49,14 @@ def made_tokenizer(vocab_size: int, max_length: int):
     from embed_jax.data.tokenize import load_tokenizer
 
     with tempfile.TemporaryDirectory() as directory:
-        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number}" for number in range(vocab_size - 5))]
+        words = [
+            "[PAD]",
+            "[UNK]",
+            "[CLS]",
+            "[SEP]",
+            "[MASK]",
+            *(f"w{number}" for number in range(vocab_size - 5)),
+        ]
         (Path(directory) / "vocab.txt").write_text("\n".join(words) + "\n")
         BertTokenizerFast(vocab=str(Path(directory) / "vocab.txt")).save_pretrained(directory)
         return load_tokenizer(directory, max_length)
@@ -85,7 +94,9 @@ def on_cpu() -> bool:
 # ---- time ----------------------------------------------------------------------------------------------------
 
 
-def alternate(sides: Sequence[Callable[[], Any]], repeat: int, warm_up: int = 1) -> list[list[float]]:
+def alternate(
+    sides: Sequence[Callable[[], Any]], repeat: int, warm_up: int = 1
+) -> list[list[float]]:
     """Seconds of each side's runs, the sides taking turns, after `warm_up` runs that don't count."""
     seconds: list[list[float]] = [[] for _ in sides]
     for turn in range(warm_up + repeat):
@@ -156,7 +167,9 @@ def _resident_now() -> int:
 
 def _peak_resident() -> int:
     try:
-        fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        fields = dict(
+            line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines()
+        )
         return int(fields["VmHWM"].split()[0]) * 1024
     except OSError:
         largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -170,7 +183,9 @@ def in_fresh_process(module: str, function: str, arguments: dict[str, Any]) -> A
         RunError: if that process fails.
     """
     code = f"import json, sys; from {module} import {function} as f; print(json.dumps(f(**json.loads(sys.argv[1]))))"
-    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(
+        filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])
+    )
     # Accelerators' memory is not to be taken in advance: several processes use it.
     environment = {**os.environ, "PYTHONPATH": path, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     done = subprocess.run(
@@ -182,14 +197,18 @@ def in_fresh_process(module: str, function: str, arguments: dict[str, Any]) -> A
     )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["nothing"])[-1]
-        raise RunError(f"{module}.{function} in a process of its own ended with {done.returncode}: {last}")
+        raise RunError(
+            f"{module}.{function} in a process of its own ended with {done.returncode}: {last}"
+        )
     return json.loads(done.stdout.splitlines()[-1])
 
 
 # ---- results -------------------------------------------------------------------------------------------------
 
 
-def result(name: str, unit: str, ours: float, theirs: float | None, ratio: float | None, n: int, **more) -> dict:
+def result(
+    name: str, unit: str, ours: float, theirs: float | None, ratio: float | None, n: int, **more
+) -> dict:
     """One line of --json."""
     return {
         "name": name,
@@ -221,7 +240,9 @@ def machine() -> str:
 def print_row(cells: Sequence[Any], widths: Sequence[int]) -> None:
     """A row of a table that grows while it is measured; None is a dash."""
     texts = [_cell(cell) for cell in cells]
-    print("  ".join(text.rjust(width) for text, width in zip(texts, widths, strict=True)), flush=True)
+    print(
+        "  ".join(text.rjust(width) for text, width in zip(texts, widths, strict=True)), flush=True
+    )
 
 
 def _cell(value: Any) -> str:
@@ -229,7 +250,13 @@ def _cell(value: Any) -> str:
         return "-"
     if isinstance(value, str):
         return value
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return (
+        f"{value:,}"
+        if isinstance(value, int)
+        else f"{value:,.0f}"
+        if abs(value) >= 1000
+        else f"{value:.4g}"
+    )
 
 
 # ---- options -------------------------------------------------------------------------------------------------
@@ -253,5 +280,7 @@ def counts(text: str) -> list[int]:
     """An option's numbers from 1 up, separated by commas; "" is none."""
     sizes = [size.strip() for size in text.split(",") if size.strip()]
     if not all(size.isdecimal() and int(size) > 0 for size in sizes):
-        raise argparse.ArgumentTypeError(f"expected numbers from 1 up, separated by commas, found {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"expected numbers from 1 up, separated by commas, found {text!r}"
+        )
     return [int(size) for size in sizes]

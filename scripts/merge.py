@@ -27,9 +27,15 @@ def main() -> None:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("scripts.merge", __doc__, EXAMPLES)
-    parser.add_argument("--models", required=True, help="directories or hub names, with commas between")
-    parser.add_argument("--weights", default="", help="of each, with commas between (default: all the same)")
-    parser.add_argument("--method", choices=("slerp", "linear"), default="slerp", help="default: %(default)s")
+    parser.add_argument(
+        "--models", required=True, help="directories or hub names, with commas between"
+    )
+    parser.add_argument(
+        "--weights", default="", help="of each, with commas between (default: all the same)"
+    )
+    parser.add_argument(
+        "--method", choices=("slerp", "linear"), default="slerp", help="default: %(default)s"
+    )
     parser.add_argument("--output", required=True, type=Path, help="the directory to write")
     args = parser.parse_args(argv)
     args.models = [name.strip() for name in args.models.split(",")]
@@ -40,7 +46,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     except ValueError:
         parser.error(f"--weights: expected numbers with commas between, found {args.weights!r}")
     if args.weights and (len(args.weights) != len(args.models) or min(args.weights) <= 0):
-        parser.error(f"--weights: expected {len(args.models)} numbers above 0, one a model, found {args.weights}")
+        parser.error(
+            f"--weights: expected {len(args.models)} numbers above 0, one a model, found {args.weights}"
+        )
     return args
 
 

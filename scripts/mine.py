@@ -52,12 +52,20 @@ def main() -> None:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("scripts.mine", __doc__, EXAMPLES)
     data = parser.add_mutually_exclusive_group(required=True)
-    data.add_argument("--pairs", help="file, directory, tfds:NAME or hf:NAME with pairs, as for training")
-    data.add_argument("--beir", help="directory in BEIR's layout (or python_docs): its pairs and its corpus")
+    data.add_argument(
+        "--pairs", help="file, directory, tfds:NAME or hf:NAME with pairs, as for training"
+    )
+    data.add_argument(
+        "--beir", help="directory in BEIR's layout (or python_docs): its pairs and its corpus"
+    )
     parser.add_argument("--split", default="train", help="which split of either (default: train)")
-    parser.add_argument("--corpus", type=Path, help="with --pairs: a file with text and, if it has one, title")
+    parser.add_argument(
+        "--corpus", type=Path, help="with --pairs: a file with text and, if it has one, title"
+    )
     parser.add_argument("--output", required=True, type=Path, help="the .jsonl file to write")
-    parser.add_argument("--format", choices=FORMATS, default="n-tuples", help="see below (default: n-tuples)")
+    parser.add_argument(
+        "--format", choices=FORMATS, default="n-tuples", help="see below (default: n-tuples)"
+    )
     search = parser.add_argument_group("search")
     search.add_argument(
         "--strategy",
@@ -65,28 +73,56 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help=f"{', '.join(STRATEGIES)}, or several: bm25,dense takes turns (default: bm25)",
     )
     search.add_argument("--model", help="for dense and faiss: directory or hub name")
-    search.add_argument("--query-prompt", help="text before each query (default: the model's prompt 'query', if any)")
     search.add_argument(
-        "--corpus-prompt", help="text before each passage (default: the model's 'document', 'passage' or 'corpus')"
+        "--query-prompt",
+        help="text before each query (default: the model's prompt 'query', if any)",
     )
-    search.add_argument("--index-factory", help="for faiss: IVF256,Flat, HNSW32, ... (default: Flat, exact)")
-    search.add_argument("--index-parameters", help="for faiss: settings of the search, such as nprobe=16")
-    search.add_argument("--on-disk", action="store_true", help="keep the embeddings of the corpus in a file meanwhile")
     search.add_argument(
-        "--cross-encoder", help="directory or hub name of a model whose scores decide, not the search's"
+        "--corpus-prompt",
+        help="text before each passage (default: the model's 'document', 'passage' or 'corpus')",
+    )
+    search.add_argument(
+        "--index-factory", help="for faiss: IVF256,Flat, HNSW32, ... (default: Flat, exact)"
+    )
+    search.add_argument(
+        "--index-parameters", help="for faiss: settings of the search, such as nprobe=16"
+    )
+    search.add_argument(
+        "--on-disk",
+        action="store_true",
+        help="keep the embeddings of the corpus in a file meanwhile",
+    )
+    search.add_argument(
+        "--cross-encoder",
+        help="directory or hub name of a model whose scores decide, not the search's",
     )
     choice = parser.add_argument_group("choice")
     choice.add_argument("--number", type=int, default=1, help="negatives of a pair (default: 1)")
-    choice.add_argument("--rank-min", type=int, default=0, help="skip so many of the best (default: 0)")
-    choice.add_argument("--rank-max", type=int, default=100, help="look at so many of the best (default: 100)")
-    choice.add_argument("--min-score", type=float, default=-math.inf, help="a negative scores at least so much")
-    choice.add_argument("--max-score", type=float, default=math.inf, help="a negative scores at most so much")
-    choice.add_argument("--margin", type=float, help="a negative scores at least so much less than its positive")
     choice.add_argument(
-        "--relative-margin", type=float, help="the same as a share of the positive's score: 0.05 as in NV-Retriever"
+        "--rank-min", type=int, default=0, help="skip so many of the best (default: 0)"
     )
     choice.add_argument(
-        "--sampling", choices=["top", "random"], default="top", help="the hardest, or any (default: top)"
+        "--rank-max", type=int, default=100, help="look at so many of the best (default: 100)"
+    )
+    choice.add_argument(
+        "--min-score", type=float, default=-math.inf, help="a negative scores at least so much"
+    )
+    choice.add_argument(
+        "--max-score", type=float, default=math.inf, help="a negative scores at most so much"
+    )
+    choice.add_argument(
+        "--margin", type=float, help="a negative scores at least so much less than its positive"
+    )
+    choice.add_argument(
+        "--relative-margin",
+        type=float,
+        help="the same as a share of the positive's score: 0.05 as in NV-Retriever",
+    )
+    choice.add_argument(
+        "--sampling",
+        choices=["top", "random"],
+        default="top",
+        help="the hardest, or any (default: top)",
     )
     choice.add_argument("--seed", type=int, default=0, help="of --sampling random (default: 0)")
     args = parser.parse_args(argv)
@@ -142,7 +178,11 @@ def mine_file(args: argparse.Namespace, beside: Path) -> None:
     for name, module in (("bm25", "bm25s"), ("faiss", "faiss")):
         if name in args.strategy:
             require(module, "search")
-    pairs, given = read_beir(args) if args.beir else (read_pairs(args), read_corpus(args.corpus) if args.corpus else [])
+    pairs, given = (
+        read_beir(args)
+        if args.beir
+        else (read_pairs(args), read_corpus(args.corpus) if args.corpus else [])
+    )
     corpus = corpus_with(pairs, given)
     known = {text.strip() for text in given}
     added = sum(text.strip() not in known for text in corpus) if given else 0
@@ -163,7 +203,9 @@ def mine_file(args: argparse.Namespace, beside: Path) -> None:
     print(f"{args.output}: {count} {args.format} from {len(corpus)} passages{more}")
 
 
-def make_searchers(args: argparse.Namespace, corpus: Sequence[str], stack: contextlib.ExitStack) -> list[Any]:
+def make_searchers(
+    args: argparse.Namespace, corpus: Sequence[str], stack: contextlib.ExitStack
+) -> list[Any]:
     """The searchers of --strategy; what they keep on disk goes when the stack ends."""
     from embed_jax.retrieval.mine import bm25_searcher, dense_searcher, faiss_searcher
 
@@ -172,7 +214,10 @@ def make_searchers(args: argparse.Namespace, corpus: Sequence[str], stack: conte
         model = load_model(args.model)
         encode = tuple(
             functools.partial(side, prompt=prompt, show_progress=sys.stderr.isatty())
-            for side, prompt in ((model.encode_query, args.query_prompt), (model.encode_document, args.corpus_prompt))
+            for side, prompt in (
+                (model.encode_query, args.query_prompt),
+                (model.encode_document, args.corpus_prompt),
+            )
         )
         options["similarity"] = model.similarity_fn_name
     searchers = []
@@ -181,12 +226,17 @@ def make_searchers(args: argparse.Namespace, corpus: Sequence[str], stack: conte
             searchers.append(bm25_searcher(corpus))
             continue
         if args.on_disk:
-            directory = stack.enter_context(tempfile.TemporaryDirectory(dir=args.output.parent, prefix=".mine."))
+            directory = stack.enter_context(
+                tempfile.TemporaryDirectory(dir=args.output.parent, prefix=".mine.")
+            )
             options["store"] = Path(directory) / "corpus.npy"
         if name == "dense":
             searchers.append(dense_searcher(*encode, corpus, **options))
         else:
-            index = {"factory": args.index_factory or "Flat", "parameters": args.index_parameters or ""}
+            index = {
+                "factory": args.index_factory or "Flat",
+                "parameters": args.index_parameters or "",
+            }
             searchers.append(faiss_searcher(*encode, corpus, **options, **index))
     return searchers
 
@@ -213,7 +263,10 @@ def read_pairs(args: argparse.Namespace) -> list[Pair]:
     for number, pair in enumerate(pairs):
         for name in ("anchor", "positive"):
             if not isinstance(pair[name], str) or not pair[name].strip():
-                place = place_in_file(args.pairs, args.split, number) or f"{args.pairs}: record {number}"
+                place = (
+                    place_in_file(args.pairs, args.split, number)
+                    or f"{args.pairs}: record {number}"
+                )
                 raise InputError(f"{place}: empty {name}")
     return pairs
 
@@ -252,7 +305,10 @@ def read_beir(args: argparse.Namespace) -> tuple[list[Pair], list[str]]:
         empty = next((name for name, text in texts.items() if not text.strip()), None)
         if empty is not None:
             raise InputError(f"{place_of_id(args, what, empty)}: empty text")
-    pairs = [{"anchor": queries[query], "positive": corpus[document]} for query, document in relevant(relevance)]
+    pairs = [
+        {"anchor": queries[query], "positive": corpus[document]}
+        for query, document in relevant(relevance)
+    ]
     if not pairs:
         raise InputError(f"{args.beir}: no passage is judged relevant in the split {args.split!r}")
     return pairs, list(corpus.values())
@@ -262,7 +318,9 @@ def place_of_id(args: argparse.Namespace, what: str, name: str) -> str:
     """File and line of an id in BEIR's layout."""
     from embed_jax.data.sources.files import iter_json
 
-    path = next(path for end in ("", ".gz") if (path := Path(args.beir) / f"{what}.jsonl{end}").is_file())
+    path = next(
+        path for end in ("", ".gz") if (path := Path(args.beir) / f"{what}.jsonl{end}").is_file()
+    )
     return next(f"{path}:{line}" for line, record in iter_json(path) if record["_id"] == name)
 
 

@@ -45,7 +45,9 @@ examples:
 def main() -> None:
     args = parse(sys.argv[1:])
     with contextlib.ExitStack() as stack:
-        output = stack.enter_context((directory_whole if args.holdout else written_whole)(args.output))
+        output = stack.enter_context(
+            (directory_whole if args.holdout else written_whole)(args.output)
+        )
         listing = None
         if args.dropped:
             beside = stack.enter_context(written_whole(args.dropped))
@@ -57,7 +59,9 @@ def main() -> None:
             write_lines(output / f"{name}.jsonl" if name else output, side)
     counts = ", ".join(f"{name} {len(side)}" for name, side in sides.items() if name)
     print(f"{args.output}: {len(pairs)} pairs{f' ({counts})' if counts else ''}")
-    print(f"dropped: {', '.join(f'{why} {count}' for why, count in dropped.counts.items()) or 'nothing'}")
+    print(
+        f"dropped: {', '.join(f'{why} {count}' for why, count in dropped.counts.items()) or 'nothing'}"
+    )
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -66,39 +70,78 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
     def command(name: str, text: str, make: Any) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        added.add_argument("--input", required=True, type=Path, help="JSONL, TSV or CSV file, or any of them .gz")
-        added.add_argument("--output", required=True, type=Path, help=".jsonl file; with --holdout a new directory")
         added.add_argument(
-            "--holdout", type=float, default=0.0, help="share for validation, and again for test (default: no split)"
+            "--input", required=True, type=Path, help="JSONL, TSV or CSV file, or any of them .gz"
         )
-        added.add_argument("--seed", type=int, default=0, help="of the split and of groups' pairs (default: 0)")
-        added.add_argument("--dropped", type=Path, help="JSONL file for what became no pair, and why")
+        added.add_argument(
+            "--output", required=True, type=Path, help=".jsonl file; with --holdout a new directory"
+        )
+        added.add_argument(
+            "--holdout",
+            type=float,
+            default=0.0,
+            help="share for validation, and again for test (default: no split)",
+        )
+        added.add_argument(
+            "--seed", type=int, default=0, help="of the split and of groups' pairs (default: 0)"
+        )
+        added.add_argument(
+            "--dropped", type=Path, help="JSONL file for what became no pair, and why"
+        )
         added.set_defaults(make=make)
         return added
 
     clicks = command("clicks", "pairs of a query and a document clicked for it", make_clicks)
-    clicks.add_argument("--corpus", required=True, type=Path, help="file of the documents: _id, text and perhaps title")
-    clicks.add_argument("--min-clicks", type=int, default=1, help="clicks that a pair needs in all (default: 1)")
-    clicks.add_argument("--top", type=int, default=0, help="most clicked documents of a query to keep (default: all)")
+    clicks.add_argument(
+        "--corpus",
+        required=True,
+        type=Path,
+        help="file of the documents: _id, text and perhaps title",
+    )
+    clicks.add_argument(
+        "--min-clicks", type=int, default=1, help="clicks that a pair needs in all (default: 1)"
+    )
+    clicks.add_argument(
+        "--top",
+        type=int,
+        default=0,
+        help="most clicked documents of a query to keep (default: all)",
+    )
 
     groups = command(
-        "groups", "pairs of texts of the same group, such as questions resolved as duplicates", make_groups
+        "groups",
+        "pairs of texts of the same group, such as questions resolved as duplicates",
+        make_groups,
     )
     groups.add_argument("--text-field", default="text", help="default: text")
     groups.add_argument("--group-field", default="group", help="default: group")
-    groups.add_argument("--max-per-group", type=int, default=10, help="most pairs of a group, 0: all (default: 10)")
+    groups.add_argument(
+        "--max-per-group", type=int, default=10, help="most pairs of a group, 0: all (default: 10)"
+    )
 
-    paraphrases = command("paraphrases", "candidate paraphrases that a model accepts", make_paraphrases)
+    paraphrases = command(
+        "paraphrases", "candidate paraphrases that a model accepts", make_paraphrases
+    )
     scorer = paraphrases.add_mutually_exclusive_group(required=True)
-    scorer.add_argument("--model", help="embedding model whose cosine is the score: a directory or hub name")
-    scorer.add_argument("--cross-encoder", help="cross-encoder that gives the score: a directory or hub name")
-    paraphrases.add_argument("--threshold", type=float, required=True, help="score that a pair needs at least")
-    paraphrases.add_argument("--prompt-name", help="with --model: its prompt before each text (default: its own)")
+    scorer.add_argument(
+        "--model", help="embedding model whose cosine is the score: a directory or hub name"
+    )
+    scorer.add_argument(
+        "--cross-encoder", help="cross-encoder that gives the score: a directory or hub name"
+    )
+    paraphrases.add_argument(
+        "--threshold", type=float, required=True, help="score that a pair needs at least"
+    )
+    paraphrases.add_argument(
+        "--prompt-name", help="with --model: its prompt before each text (default: its own)"
+    )
 
     args = parser.parse_args(argv)
     for name, least in (("min_clicks", 1), ("top", 0), ("max_per_group", 0), ("seed", 0)):
         if getattr(args, name, least) < least:
-            parser.error(f"--{name.replace('_', '-')}: expected {least} or more, found {getattr(args, name)}")
+            parser.error(
+                f"--{name.replace('_', '-')}: expected {least} or more, found {getattr(args, name)}"
+            )
     if not 0 <= args.holdout < 0.5:
         parser.error(f"--holdout: expected at least 0 and less than 0.5, found {args.holdout}")
     if not args.holdout and args.output.suffix != ".jsonl":
@@ -126,7 +169,9 @@ class Dropped:
 
 
 def make_clicks(args: argparse.Namespace, drop: Dropped) -> list[positives.Pair]:
-    return positives.click_pairs(args.input, args.corpus, drop, min_clicks=args.min_clicks, top=args.top)
+    return positives.click_pairs(
+        args.input, args.corpus, drop, min_clicks=args.min_clicks, top=args.top
+    )
 
 
 def make_groups(args: argparse.Namespace, drop: Dropped) -> list[positives.Pair]:
@@ -141,7 +186,11 @@ def make_groups(args: argparse.Namespace, drop: Dropped) -> list[positives.Pair]
 
 
 def make_paraphrases(args: argparse.Namespace, drop: Dropped) -> list[positives.Pair]:
-    score = cosine_scorer(args.model, args.prompt_name) if args.model else cross_encoder_scorer(args.cross_encoder)
+    score = (
+        cosine_scorer(args.model, args.prompt_name)
+        if args.model
+        else cross_encoder_scorer(args.cross_encoder)
+    )
     return positives.paraphrase_pairs(args.input, score, args.threshold, drop)
 
 
@@ -152,7 +201,9 @@ def cosine_scorer(name: str, prompt_name: str | None) -> positives.Score:
     model = load_model(name)
 
     def score(first: Sequence[str], second: Sequence[str]) -> Float[np.ndarray, " n"]:
-        a, b = (unit_length(model.encode(texts, prompt_name=prompt_name)) for texts in (first, second))
+        a, b = (
+            unit_length(model.encode(texts, prompt_name=prompt_name)) for texts in (first, second)
+        )
         return np.einsum("nd,nd->n", a, b)
 
     return score
@@ -166,11 +217,15 @@ def cross_encoder_scorer(name: str) -> positives.Score:
     enable_compilation_cache()
     model = load(name)
     if model.num_labels != 1:
-        raise InputError(f"--cross-encoder: {name} gives {model.num_labels} numbers for a pair, expected one")
+        raise InputError(
+            f"--cross-encoder: {name} gives {model.num_labels} numbers for a pair, expected one"
+        )
     return model.score
 
 
-def split(pairs: Sequence[positives.Pair], holdout: float, seed: int) -> dict[str, list[positives.Pair]]:
+def split(
+    pairs: Sequence[positives.Pair], holdout: float, seed: int
+) -> dict[str, list[positives.Pair]]:
     try:
         return split_pairs(pairs, holdout, seed)
     except InputError as error:  # which names the option of a config

@@ -45,7 +45,15 @@ LOSSES = {
     "angle": ("scale",),
 }
 # Fields, or beginnings of fields, that must be as they are by default.
-UNSUPPORTED = ("model.same_mask", "data.augment", "data.consistency", "mixture.", "loss.mlm", "queue.", "mine.")
+UNSUPPORTED = (
+    "model.same_mask",
+    "data.augment",
+    "data.consistency",
+    "mixture.",
+    "loss.mlm",
+    "queue.",
+    "mine.",
+)
 UNSUPPORTED += ("eval.patience", "stages.")
 
 
@@ -65,11 +73,16 @@ def main() -> None:
     torch.set_num_threads(THREADS)
     config, _ = load([f"experiments/{args.experiment}", *rest])
     check_supported(config)
-    runs = {seed: (args.workdir / f"seed{seed}", args.against and args.against / f"seed{seed}") for seed in args.seeds}
+    runs = {
+        seed: (args.workdir / f"seed{seed}", args.against and args.against / f"seed{seed}")
+        for seed in args.seeds
+    }
     runs = runs or {config.train.seed: (args.workdir, args.against)}
     for seed, (workdir, ours) in runs.items():
         if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
-            raise InputError(f"--workdir: expected a new directory, found {workdir} with something in it")
+            raise InputError(
+                f"--workdir: expected a new directory, found {workdir} with something in it"
+            )
         if ours:
             check_same(override(config, train__seed=seed), ours)
     for seed, (workdir, _) in runs.items():
@@ -77,16 +90,28 @@ def main() -> None:
         train(config, workdir, read_data(args.experiment, config, workdir))
         print(f"model: {workdir / 'model'}", flush=True)
     if args.against:
-        print_comparison({seed: (measures(ours), measures(theirs)) for seed, (theirs, ours) in runs.items()})
+        print_comparison(
+            {seed: (measures(ours), measures(theirs)) for seed, (theirs, ours) in runs.items()}
+        )
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Our options, and those for the config."""
     parser = Parser("scripts.replicate", __doc__, EXAMPLES)
-    parser.add_argument("--experiment", required=True, choices=EXPERIMENTS, help="whose data are read")
-    parser.add_argument("--config", required=True, help="its config, and --config.FIELD=VALUE, as for the experiment")
-    parser.add_argument("--workdir", required=True, type=Path, help="a new directory for metrics.jsonl and model/")
-    parser.add_argument("--against", type=Path, help="the experiment's own work directory, to compare with")
+    parser.add_argument(
+        "--experiment", required=True, choices=EXPERIMENTS, help="whose data are read"
+    )
+    parser.add_argument(
+        "--config",
+        required=True,
+        help="its config, and --config.FIELD=VALUE, as for the experiment",
+    )
+    parser.add_argument(
+        "--workdir", required=True, type=Path, help="a new directory for metrics.jsonl and model/"
+    )
+    parser.add_argument(
+        "--against", type=Path, help="the experiment's own work directory, to compare with"
+    )
     seeds = "config.train.seed of several runs, separated by commas: in WORKDIR/seedN, compared with AGAINST/seedN"
     parser.add_argument("--seeds", default="", help=seeds)
     args, rest = parser.parse_known_args(argv)
@@ -104,9 +129,15 @@ def check_supported(config: Any) -> None:
     usual = flatten(Experiment())
     for name, value in flatten(config).items():
         if name.startswith(UNSUPPORTED) and value != usual.get(name):
-            raise InputError(f"config.{name}={value!r}: not trained with sentence-transformers here")
-    if config.eval.metric and not (config.eval.sts and config.eval.metric in ("sts/spearman", "sts/pearson")):
-        raise InputError(f"config.eval.metric: {config.eval.metric!r} is not measured here; accepted: 'sts/spearman'")
+            raise InputError(
+                f"config.{name}={value!r}: not trained with sentence-transformers here"
+            )
+    if config.eval.metric and not (
+        config.eval.sts and config.eval.metric in ("sts/spearman", "sts/pearson")
+    ):
+        raise InputError(
+            f"config.eval.metric: {config.eval.metric!r} is not measured here; accepted: 'sts/spearman'"
+        )
 
 
 def read_data(experiment: str, config: Any, workdir: Path) -> Any:
@@ -153,18 +184,26 @@ def train(config: Any, workdir: Path, sources: Any) -> None:
 
     # The data, the loss, the batches.
     loss = training_loss(config, loss_arguments(config.loss), list(sources))
-    ((name, source),) = for_loss(sources, loss, config, training_prompts(config, start.sentence)).items()
+    ((name, source),) = for_loss(
+        sources, loss, config, training_prompts(config, start.sentence)
+    ).items()
     texts_of, num_texts = source.fields.columns, len(source.fields.columns(source.records[0]))
     for number, record in enumerate(source.records):
         if None in texts_of(record) or len(texts_of(record)) != num_texts:
-            raise InputError(f"record {number}: sentence-transformers needs as many texts in each, here {num_texts}")
-    loss_params = loss.init(start.encoder.dim, jax.random.fold_in(jax.random.key(config.train.seed), 2))
+            raise InputError(
+                f"record {number}: sentence-transformers needs as many texts in each, here {num_texts}"
+            )
+    loss_params = loss.init(
+        start.encoder.dim, jax.random.fold_in(jax.random.key(config.train.seed), 2)
+    )
     objective = peer_loss(loss, loss_params, model)
     order, accumulate = training_order({name: source}, config), config.optim.accumulate
     num_updates = max((config.train.steps or order.count(config.train.epochs)) // accumulate, 1)
     num_steps, schedule = num_updates * accumulate, make_schedule(config.optim, num_updates)
     optimizer = make_optimizer(objective, config.optim)
-    label_of = source.fields.label or (source.fields.score and (lambda record: source.fields.score(record)[0]))
+    label_of = source.fields.label or (
+        source.fields.score and (lambda record: source.fields.score(record)[0])
+    )
     sts = sts_evaluator(*read_sts(config.eval.sts)) if config.eval.sts else None
     encode = functools.partial(result.encode, show_progress_bar=False)
 
@@ -176,17 +215,26 @@ def train(config: Any, workdir: Path, sources: Any) -> None:
         batch = [source.records[int(index)] for index in order[number - 1]]
         texts = [texts_of(record) for record in batch]
         features = [
-            batch_to_device(model.preprocess(list(column), prompt=source.prompts[min(place, 1)] or None), model.device)
+            batch_to_device(
+                model.preprocess(list(column), prompt=source.prompts[min(place, 1)] or None),
+                model.device,
+            )
             for place, column in enumerate(zip(*texts, strict=True))
         ]
-        labels = torch.tensor([label_of(record) for record in batch], device=model.device) if label_of else None
+        labels = (
+            torch.tensor([label_of(record) for record in batch], device=model.device)
+            if label_of
+            else None
+        )
         value = objective(features, labels)
         if not torch.isfinite(value):
             raise RunError(f"loss not finite at step {number}")
         (value / accumulate).backward()
         line = {"loss": value.item(), "learning_rate": float(schedule((number - 1) // accumulate))}
         if number % accumulate == 0:
-            norm = torch.nn.utils.clip_grad_norm_(objective.parameters(), config.optim.clip_norm or math.inf)
+            norm = torch.nn.utils.clip_grad_norm_(
+                objective.parameters(), config.optim.clip_norm or math.inf
+            )
             for group in optimizer.param_groups:
                 group["lr"] = line["learning_rate"]
             optimizer.step()
@@ -198,20 +246,31 @@ def train(config: Any, workdir: Path, sources: Any) -> None:
     # Training; with config.eval.metric the best model is kept, else the last.
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "config.json").write_text(to_json(config) + "\n", encoding="utf-8")
-    file, progress = MetricsFile(workdir / "metrics.jsonl", -1), Progress(0, num_steps, config.train.log_every)
+    file, progress = (
+        MetricsFile(workdir / "metrics.jsonl", -1),
+        Progress(0, num_steps, config.train.log_every),
+    )
     best, kept = -math.inf, None
     for number in range(num_steps + 1):
         line = step(number) if number else {}
         if number:
             progress.step(number, line["loss"], line["tokens_per_second"])
-        if sts and (number in (0, num_steps) or config.eval.every and number % config.eval.every == 0):
+        if sts and (
+            number in (0, num_steps) or config.eval.every and number % config.eval.every == 0
+        ):
             result.max_seq_length = start.sentence.max_length
             found = {f"sts/{name}": value for name, value in sts(encode).items()}
-            progress.say(f"step {number}: " + "  ".join(f"{name} {value:.4f}" for name, value in found.items()))
+            progress.say(
+                f"step {number}: "
+                + "  ".join(f"{name} {value:.4f}" for name, value in found.items())
+            )
             line |= found
             value = found.get(config.eval.metric, -math.inf)
             if value > best and value >= best + config.eval.min_gain:
-                best, kept = value, {name: tensor.clone() for name, tensor in result.state_dict().items()}
+                best, kept = (
+                    value,
+                    {name: tensor.clone() for name, tensor in result.state_dict().items()},
+                )
         if line:
             file.write(number, line)
     progress.close()
@@ -256,16 +315,25 @@ def peer_loss(loss: Any, params: Any, model: Any) -> Any:
     from embed_jax.registry import lookup
 
     if loss.name not in LOSSES:
-        raise InputError(f"config.loss.name: {loss.name!r} is not replicated; accepted: {', '.join(LOSSES)}")
+        raise InputError(
+            f"config.loss.name: {loss.name!r} is not replicated; accepted: {', '.join(LOSSES)}"
+        )
     arguments = loss.compute.keywords
     for name, parameter in parameters_of(lookup("loss", loss.name)).items():
         if name not in LOSSES[loss.name] and arguments[name] != parameter.default:
-            raise InputError(f"config.loss: {name}={arguments[name]!r}: sentence-transformers' {loss.name} lacks it")
+            raise InputError(
+                f"config.loss: {name}={arguments[name]!r}: sentence-transformers' {loss.name} lacks it"
+            )
     if arguments.get("mask_duplicates"):
-        print("config.loss.mask_duplicates=True: with sentence-transformers duplicates are negatives", flush=True)
+        print(
+            "config.loss.mask_duplicates=True: with sentence-transformers duplicates are negatives",
+            flush=True,
+        )
 
     if loss.name == "info_nce":
-        directions = ("query_to_doc", "doc_to_query") if arguments["symmetric"] else ("query_to_doc",)
+        directions = (
+            ("query_to_doc", "doc_to_query") if arguments["symmetric"] else ("query_to_doc",)
+        )
         similarity = {"cosine": util.cos_sim, "dot": util.dot_score}[arguments["similarity"]]
         scale = 1 / arguments["temperature"]
         return losses.MultipleNegativesRankingLoss(
@@ -275,13 +343,21 @@ def peer_loss(loss: Any, params: Any, model: Any) -> Any:
         parts = arguments["concatenation"].replace(" ", "")
         known = {part: part in parts for part in ("u,v", "|u-v|", "u*v")}
         if parts != ",".join(part for part, there in known.items() if there):
-            raise InputError(f"config.loss: concatenation={parts!r}: sentence-transformers has {', '.join(known)}")
+            raise InputError(
+                f"config.loss: concatenation={parts!r}: sentence-transformers has {', '.join(known)}"
+            )
         num_labels = arguments["num_labels"]
-        peer = losses.SoftmaxLoss(model, model.get_embedding_dimension(), num_labels, *known.values())
+        peer = losses.SoftmaxLoss(
+            model, model.get_embedding_dimension(), num_labels, *known.values()
+        )
         weights = {"weight": np.array(params["kernel"]).T, "bias": np.array(params["bias"])}
-        peer.classifier.load_state_dict({name: torch.tensor(value) for name, value in weights.items()})
+        peer.classifier.load_state_dict(
+            {name: torch.tensor(value) for name, value in weights.items()}
+        )
         return peer
-    kind = {"cosine_mse": "CosineSimilarityLoss", "cosent": "CoSENTLoss", "angle": "AnglELoss"}[loss.name]
+    kind = {"cosine_mse": "CosineSimilarityLoss", "cosent": "CoSENTLoss", "angle": "AnglELoss"}[
+        loss.name
+    ]
     return getattr(losses, kind)(model, **arguments)
 
 
@@ -293,10 +369,17 @@ def make_optimizer(objective: Any, optim: Any) -> Any:
     scales = {id(parameter) for module in norms for parameter in module.parameters()}
     decayed, others = [], []
     for name, parameter in objective.named_parameters():
-        decays = name.startswith("model.") and not name.endswith("bias") and id(parameter) not in scales
+        decays = (
+            name.startswith("model.") and not name.endswith("bias") and id(parameter) not in scales
+        )
         (decayed if decays else others).append(parameter)
-    groups = [{"params": decayed, "weight_decay": optim.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=optim.learning_rate, betas=(optim.b1, optim.b2), eps=optim.eps)
+    groups = [
+        {"params": decayed, "weight_decay": optim.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        groups, lr=optim.learning_rate, betas=(optim.b1, optim.b2), eps=optim.eps
+    )
 
 
 def check_same(config: Any, workdir: Path) -> None:
@@ -310,18 +393,28 @@ def check_same(config: Any, workdir: Path) -> None:
         part, _, field = name.partition(".")
         found = before.get(part, {}).get(field)
         if found != value and not name.startswith(FREE_FIELDS):
-            raise InputError(f"--against={workdir}: config.{name} was {found!r} there and is {value!r} here")
+            raise InputError(
+                f"--against={workdir}: config.{name} was {found!r} there and is {value!r} here"
+            )
 
 
 def measures(workdir: Path) -> dict[str, float]:
     """The mean loss of the last tenth of the steps, and the last evaluation, of a run that has ended."""
     path = workdir / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    lines = (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if path.is_file()
+        else []
+    )
     losses = [line["loss"] for line in lines if "loss" in line]
     if not losses or not (workdir / "model").is_dir():
-        raise InputError(f"--against: expected a run that has ended, found {workdir} without model or metrics.jsonl")
+        raise InputError(
+            f"--against: expected a run that has ended, found {workdir} without model or metrics.jsonl"
+        )
     last = losses[-math.ceil(len(losses) / 10) :]
-    found = {name: value for line in lines for name, value in line.items() if name.startswith("sts/")}
+    found = {
+        name: value for line in lines for name, value in line.items() if name.startswith("sts/")
+    }
     found = {name: math.nan if value is None else value for name, value in found.items()}
     return {"loss": sum(last) / len(last), **found}
 
@@ -330,10 +423,17 @@ def print_comparison(runs: dict[int, tuple[dict[str, float], dict[str, float]]])
     """A row for each measure and seed, ours and theirs, and their means over several seeds."""
     rows = []
     for name in next(iter(runs.values()))[1]:
-        pairs = {str(seed): (ours.get(name, math.nan), theirs[name]) for seed, (ours, theirs) in runs.items()}
+        pairs = {
+            str(seed): (ours.get(name, math.nan), theirs[name])
+            for seed, (ours, theirs) in runs.items()
+        }
         if len(pairs) > 1:
-            pairs["mean"] = tuple(sum(column) / len(column) for column in zip(*pairs.values(), strict=True))
-        rows += [[name, seed, f"{a:.4f}", f"{b:.4f}", f"{a - b:+.4f}"] for seed, (a, b) in pairs.items()]
+            pairs["mean"] = tuple(
+                sum(column) / len(column) for column in zip(*pairs.values(), strict=True)
+            )
+        rows += [
+            [name, seed, f"{a:.4f}", f"{b:.4f}", f"{a - b:+.4f}"] for seed, (a, b) in pairs.items()
+        ]
     print_table(["measure", "seed", "ours", "sentence-transformers", "difference"], rows)
 
 

@@ -38,13 +38,24 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("scripts.shrink", __doc__, EXAMPLES)
     parser.add_argument("--model", required=True, help="directory or hub name")
     parser.add_argument("--layers", help="the layers to keep, counted from 0: 0,2,4 (default: all)")
-    parser.add_argument("--dim", type=int, help="dimensions of the embeddings (default: the model's)")
     parser.add_argument(
-        "--texts", type=Path, help="for --dim: .txt, .jsonl, .tsv or .csv file, or .gz, of more texts than dimensions"
+        "--dim", type=int, help="dimensions of the embeddings (default: the model's)"
+    )
+    parser.add_argument(
+        "--texts",
+        type=Path,
+        help="for --dim: .txt, .jsonl, .tsv or .csv file, or .gz, of more texts than dimensions",
     )
     parser.add_argument("--field", default="text", help="field of --texts (default: text)")
-    parser.add_argument("--limit", type=int, default=20_000, help="the first so many different texts (default: 20000)")
-    parser.add_argument("--sts", type=Path, help="STS file: Spearman's correlation before and after")
+    parser.add_argument(
+        "--limit",
+        type=int,
+        default=20_000,
+        help="the first so many different texts (default: 20000)",
+    )
+    parser.add_argument(
+        "--sts", type=Path, help="STS file: Spearman's correlation before and after"
+    )
     parser.add_argument("--output", required=True, type=Path, help="the directory to write")
     args = parser.parse_args(argv)
     if args.layers is None and args.dim is None:
@@ -79,7 +90,9 @@ def shrink(args: argparse.Namespace) -> None:
         if not 1 <= args.dim <= model.dim:
             raise InputError(f"--dim: expected 1 to {model.dim}, the model's own, found {args.dim}")
         if len(texts) <= args.dim:
-            raise InputError(f"{args.texts}: expected more than {args.dim} different texts (--dim), found {len(texts)}")
+            raise InputError(
+                f"{args.texts}: expected more than {args.dim} different texts (--dim), found {len(texts)}"
+            )
         smaller = remade(model, *add_pca(spec, params, smaller.encode(texts), args.dim))
     smaller.save(args.output)
 
@@ -103,7 +116,9 @@ def read_texts(args: argparse.Namespace) -> list[str]:
     for line, record in iter_lines(args.texts):
         if args.field not in record:
             known = ", ".join(record) or "none"
-            raise InputError(f"{args.texts}:{line}: no field {args.field!r}, found {known}; name it with --field")
+            raise InputError(
+                f"{args.texts}:{line}: no field {args.field!r}, found {known}; name it with --field"
+            )
         if record[args.field].strip():
             found[record[args.field]] = None
         if len(found) == args.limit:

@@ -48,16 +48,26 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         return added
 
     words = command("words", "a static encoder from word vectors", from_words, 0.0)
-    words.add_argument("--vectors", required=True, type=Path, help="word2vec's or GloVe's text, or either as .gz")
+    words.add_argument(
+        "--vectors", required=True, type=Path, help="word2vec's or GloVe's text, or either as .gz"
+    )
     words.add_argument(
         "--lower-case",
         action=argparse.BooleanOptionalAction,
         help="lower-case texts (default: if no word of the file has a capital letter)",
     )
-    distil = command("distil", "a static encoder from a teacher's embeddings of single tokens", from_teacher, 1e-4)
+    distil = command(
+        "distil",
+        "a static encoder from a teacher's embeddings of single tokens",
+        from_teacher,
+        1e-4,
+    )
     distil.add_argument("--model", required=True, help="the teacher: directory or hub name")
     distil.add_argument(
-        "--dim", type=int, default=256, help="principal components to keep; 0: the teacher's embeddings (default: 256)"
+        "--dim",
+        type=int,
+        default=256,
+        help="principal components to keep; 0: the teacher's embeddings (default: 256)",
     )
     return parser.parse_args(argv)
 
@@ -66,7 +76,11 @@ def check_output(directory: Path) -> None:
     """Refuses at once what saving would refuse after the work."""
     if directory.exists() and not directory.is_dir():
         raise InputError(f"{directory}: is a file; a directory is wanted")
-    if directory.is_dir() and any(directory.iterdir()) and not (directory / "modules.json").is_file():
+    if (
+        directory.is_dir()
+        and any(directory.iterdir())
+        and not (directory / "modules.json").is_file()
+    ):
         raise InputError(f"{directory}: is not empty, and holds no model that could be replaced")
 
 

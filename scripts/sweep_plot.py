@@ -30,9 +30,19 @@ def plot_sweep(rows: Sequence[Measured], keep: float, data: str, output: Path, f
     from matplotlib.lines import Line2D
 
     precisions = list(dict.fromkeys(row.setting.precision for row in rows))
-    colors = dict(zip(precisions, pyplot.colormaps["tab10"](range(10)).tolist() * len(precisions), strict=False))
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(14, 7), layout="constrained", sharey=True)
-    left.set(xlabel="bytes per vector, all that is stored (log scale)", ylabel=f"{METRIC}, % of float32")
+    colors = dict(
+        zip(
+            precisions,
+            pyplot.colormaps["tab10"](range(10)).tolist() * len(precisions),
+            strict=False,
+        )
+    )
+    figure, (left, right) = pyplot.subplots(
+        1, 2, figsize=(14, 7), layout="constrained", sharey=True
+    )
+    left.set(
+        xlabel="bytes per vector, all that is stored (log scale)", ylabel=f"{METRIC}, % of float32"
+    )
     right.set(xlabel="queries per second (log scale)")
     panels: list[tuple[Any, Callable, Callable]] = [
         (left, by_bytes, lambda row: row.bytes),
@@ -49,25 +59,48 @@ def plot_sweep(rows: Sequence[Measured], keep: float, data: str, output: Path, f
         axes.set_xlim(*((low / labels, high * 1.3) if axes is left else (low / 1.2, high * labels)))
         for row in rows:
             _point(axes, row, place(row), colors, alpha=0.9 if row in best else 0.22)
-        axes.plot([place(row) for row in best], [100 * row.share for row in best], "-", color="0.35", zorder=1)
+        axes.plot(
+            [place(row) for row in best],
+            [100 * row.share for row in best],
+            "-",
+            color="0.35",
+            zorder=1,
+        )
         axes.axhline(100 * keep, color="0.5", linestyle=":", linewidth=1)
-        axes.annotate(f"{100 * keep:g} %", (0.995, 100 * keep), xycoords=axes.get_yaxis_transform(), **CORNER)
+        axes.annotate(
+            f"{100 * keep:g} %", (0.995, 100 * keep), xycoords=axes.get_yaxis_transform(), **CORNER
+        )
         axes.grid(alpha=0.25)
         steps = (1,) if axes is left else (1, 2, 5) if high < 30 * low else (1, 3)
         axes.set_xticks(*_ticks(*axes.get_xlim(), steps=steps, base=2 if axes is left else 10))
         axes.minorticks_off()
         top = max(top, _label(axes, best, place, colors, gap, on_left=axes is left))
     left.set_ylim(min(shares) - 2 * gap, top + 2 * gap)
-    key = [Line2D([], [], color=color, marker="s", linestyle="", label=name) for name, color in colors.items()]
-    key += [Line2D([], [], color="0.3", marker=m, linestyle="", label=f"{name} search") for name, m in MARKERS.items()]
+    key = [
+        Line2D([], [], color=color, marker="s", linestyle="", label=name)
+        for name, color in colors.items()
+    ]
+    key += [
+        Line2D([], [], color="0.3", marker=m, linestyle="", label=f"{name} search")
+        for name, m in MARKERS.items()
+    ]
     key.append(
         Line2D(
-            [], [], color="0.3", marker="o", markersize=10, mfc="none", linestyle="", label="rescored (x candidates)"
+            [],
+            [],
+            color="0.3",
+            marker="o",
+            markersize=10,
+            mfc="none",
+            linestyle="",
+            label="rescored (x candidates)",
         )
     )
     key.append(Line2D([], [], color="0.35", label="Pareto front"))
     figure.legend(handles=key, loc="outside lower center", ncols=min(len(key), 8), frameon=False)
-    figure.suptitle(f"{Path(data).name}: {len(rows)} settings; 100 % is {METRIC} {rows[0].quality:.4f}")
+    figure.suptitle(
+        f"{Path(data).name}: {len(rows)} settings; 100 % is {METRIC} {rows[0].quality:.4f}"
+    )
     figure.savefig(output, dpi=120, format=form)
     pyplot.close(figure)
 
@@ -86,7 +119,9 @@ def _point(axes: Any, row: Measured, x: float, colors: dict, alpha: float) -> No
         axes.plot(x, 100 * row.share, "o", color=color, alpha=alpha, markersize=11, mfc="none")
 
 
-def _label(axes: Any, best: Sequence[Measured], place: Callable, colors: dict, gap: float, on_left: bool) -> float:
+def _label(
+    axes: Any, best: Sequence[Measured], place: Callable, colors: dict, gap: float, on_left: bool
+) -> float:
     """Names the points of a front on the side where nothing is better, one above the other; returns the topmost's y."""
     y = -math.inf
     for row in sorted(best, key=lambda row: row.share):
@@ -99,12 +134,23 @@ def _label(axes: Any, best: Sequence[Measured], place: Callable, colors: dict, g
             va="center",
             fontsize=9,
             color=colors[row.setting.precision],
-            arrowprops={"arrowstyle": "-", "color": "0.7", "linewidth": 0.7, "shrinkA": 1, "shrinkB": 5},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": "0.7",
+                "linewidth": 0.7,
+                "shrinkA": 1,
+                "shrinkB": 5,
+            },
         )
     return y
 
 
 def _ticks(low: float, high: float, steps: Sequence[int], base: int) -> tuple[list[int], list[str]]:
     """`steps` times the powers of `base` within a range, and their labels in full."""
-    ticks = [step * base**power for power in range(30) for step in steps if low <= step * base**power <= high]
+    ticks = [
+        step * base**power
+        for power in range(30)
+        for step in steps
+        if low <= step * base**power <= high
+    ]
     return ticks, [f"{tick:,}" for tick in ticks]

@@ -88,26 +88,44 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = OneLineParser(prog="python -m scripts.synthesize", description=__doc__, **layout)
     commands = parser.add_subparsers(dest="what", required=True)
     generate = commands.add_parser(
-        "generate", help="write queries for passages", description=GENERATE, epilog=GENERATE_EXAMPLES, **layout
+        "generate",
+        help="write queries for passages",
+        description=GENERATE,
+        epilog=GENERATE_EXAMPLES,
+        **layout,
     )
     keep = commands.add_parser(
-        "filter", help="keep pairs that a search finds again", description=FILTER, epilog=FILTER_EXAMPLES, **layout
+        "filter",
+        help="keep pairs that a search finds again",
+        description=FILTER,
+        epilog=FILTER_EXAMPLES,
+        **layout,
     )
     add_generate_options(generate)
     keep.add_argument("--pairs", required=True, type=Path, help="file of pairs, as for training")
     keep.add_argument("--corpus", type=Path, help="file of further passages to search among")
-    keep.add_argument("--field", default="text", help="its field with the text; several are joined (default: text)")
+    keep.add_argument(
+        "--field",
+        default="text",
+        help="its field with the text; several are joined (default: text)",
+    )
     for command in (generate, keep):
         command.add_argument("--output", required=True, type=Path, help="the .jsonl file to write")
         search = command.add_argument_group("round trip")
-        search.add_argument("--keep-top", type=int, help="keep a query if its passage is among so many best")
-        search.add_argument("--model", help="search with this embedding model: directory or hub name")
+        search.add_argument(
+            "--keep-top", type=int, help="keep a query if its passage is among so many best"
+        )
+        search.add_argument(
+            "--model", help="search with this embedding model: directory or hub name"
+        )
         search.add_argument("--bm25", action="store_true", help="search by BM25")
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     generate.set_defaults(run=run_generate)
     keep.set_defaults(run=run_filter)
     args = parser.parse_args(argv)
-    wrong = (check_generate(args) if args.what == "generate" else None) or check_output_and_search(args)
+    wrong = (check_generate(args) if args.what == "generate" else None) or check_output_and_search(
+        args
+    )
     if wrong:
         commands.choices[args.what].error(wrong)
     args.fields = args.field.split(",")
@@ -116,40 +134,84 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def add_generate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--corpus", required=True, type=Path, help=".jsonl, .txt, .tsv or .csv file, or any of them .gz"
+        "--corpus",
+        required=True,
+        type=Path,
+        help=".jsonl, .txt, .tsv or .csv file, or any of them .gz",
     )
-    parser.add_argument("--field", default="text", help="field with the passage; several are joined (default: text)")
-    parser.add_argument("--dry-run", action="store_true", help="print the first prompt; send nothing, need no key")
+    parser.add_argument(
+        "--field", default="text", help="field with the passage; several are joined (default: text)"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the first prompt; send nothing, need no key"
+    )
     wanted = parser.add_argument_group("what is asked for")
     wanted.add_argument("--task", default="query", help=f"{', '.join(TASKS)} (default: query)")
-    wanted.add_argument("--queries-per-passage", type=int, default=1, metavar="N", help="default: 1")
-    wanted.add_argument("--language", help="of the queries, such as German (default: the passage's)")
-    wanted.add_argument("--temperature", type=float, default=1.0, help="of the model's sampling (default: 1)")
-    wanted.add_argument("--max-tokens", type=int, default=2048, help="longest answer (default: 2048)")
     wanted.add_argument(
-        "--settings", default="{}", metavar="JSON", help="what else a request holds; null takes something out of it"
+        "--queries-per-passage", type=int, default=1, metavar="N", help="default: 1"
     )
-    wanted.add_argument("--seed", type=int, default=0, help="for the prompts' variety and the waits (default: 0)")
+    wanted.add_argument(
+        "--language", help="of the queries, such as German (default: the passage's)"
+    )
+    wanted.add_argument(
+        "--temperature", type=float, default=1.0, help="of the model's sampling (default: 1)"
+    )
+    wanted.add_argument(
+        "--max-tokens", type=int, default=2048, help="longest answer (default: 2048)"
+    )
+    wanted.add_argument(
+        "--settings",
+        default="{}",
+        metavar="JSON",
+        help="what else a request holds; null takes something out of it",
+    )
+    wanted.add_argument(
+        "--seed", type=int, default=0, help="for the prompts' variety and the waits (default: 0)"
+    )
     server = parser.add_argument_group("server")
     server.add_argument("--interface", required=True, choices=INTERFACES)
-    server.add_argument("--base-url", required=True, help="what stands before /chat/completions or /v1/messages")
-    server.add_argument("--llm", required=True, metavar="NAME", help="the language model's name there")
+    server.add_argument(
+        "--base-url", required=True, help="what stands before /chat/completions or /v1/messages"
+    )
+    server.add_argument(
+        "--llm", required=True, metavar="NAME", help="the language model's name there"
+    )
     server.add_argument("--key-variable", metavar="NAME", help="environment variable with the key")
     server.add_argument("--no-key", action="store_true", help="send no key, as to a local server")
-    server.add_argument("--concurrency", type=int, default=4, help="requests at a time (default: 4)")
-    server.add_argument("--requests-per-minute", type=float, default=0, help="at most so many (default: no limit)")
+    server.add_argument(
+        "--concurrency", type=int, default=4, help="requests at a time (default: 4)"
+    )
+    server.add_argument(
+        "--requests-per-minute", type=float, default=0, help="at most so many (default: no limit)"
+    )
     server.add_argument("--retries", type=int, default=5, help="tries after the first (default: 5)")
-    server.add_argument("--first-wait", type=float, default=1.0, help="seconds before the second try (default: 1)")
-    server.add_argument("--patience", type=float, default=600, help="longest wait a server may ask for (default: 600)")
-    server.add_argument("--timeout", type=float, default=120, help="seconds for an answer (default: 120)")
+    server.add_argument(
+        "--first-wait", type=float, default=1.0, help="seconds before the second try (default: 1)"
+    )
+    server.add_argument(
+        "--patience",
+        type=float,
+        default=600,
+        help="longest wait a server may ask for (default: 600)",
+    )
+    server.add_argument(
+        "--timeout", type=float, default=120, help="seconds for an answer (default: 120)"
+    )
 
 
 def check_generate(args: argparse.Namespace) -> str | None:
     """What is wrong with the options, if anything; makes `settings` of them."""
     template(args.task)
-    for name, least in (("queries_per_passage", 1), ("max_tokens", 1), ("concurrency", 1), ("retries", 0)):
+    for name, least in (
+        ("queries_per_passage", 1),
+        ("max_tokens", 1),
+        ("concurrency", 1),
+        ("retries", 0),
+    ):
         if getattr(args, name) < least:
-            return f"--{name.replace('_', '-')}: expected {least} or more, found {getattr(args, name)}"
+            return (
+                f"--{name.replace('_', '-')}: expected {least} or more, found {getattr(args, name)}"
+            )
     for name in ("temperature", "requests_per_minute", "first_wait", "patience"):
         if not 0 <= getattr(args, name) < float("inf"):
             return f"--{name.replace('_', '-')}: expected a number from 0 up, found {getattr(args, name)}"
@@ -170,8 +232,12 @@ def check_generate(args: argparse.Namespace) -> str | None:
 
 def check_output_and_search(args: argparse.Namespace) -> str | None:
     if args.output.suffix != ".jsonl" or args.output.is_dir():
-        return f"--output: expected the name of a file that ends in .jsonl, found {str(args.output)!r}"
-    if args.output.resolve() in [path.resolve() for path in (args.corpus, getattr(args, "pairs", None)) if path]:
+        return (
+            f"--output: expected the name of a file that ends in .jsonl, found {str(args.output)!r}"
+        )
+    if args.output.resolve() in [
+        path.resolve() for path in (args.corpus, getattr(args, "pairs", None)) if path
+    ]:
         return f"--output: {args.output} is also the input"
     if args.keep_top is None and (args.model or args.bm25 or args.what == "filter"):
         return "--keep-top is missing"
@@ -186,9 +252,14 @@ def run_generate(args: argparse.Namespace) -> int:
     variable = args.key_variable or KEY_VARIABLES[args.interface]
     otherwise = "--key-variable names another, --no-key goes without"
     key = None if args.no_key or args.dry_run else read_key(variable, otherwise)
-    endpoint = Endpoint(args.interface, args.base_url, args.llm, args.settings, key=key, timeout=args.timeout)
+    endpoint = Endpoint(
+        args.interface, args.base_url, args.llm, args.settings, key=key, timeout=args.timeout
+    )
     passages = read_passages(args.corpus, args.fields)
-    keys = [answer_key(args.interface, args.llm, args.settings, prompt_for(passage, args)) for passage in passages]
+    keys = [
+        answer_key(args.interface, args.llm, args.settings, prompt_for(passage, args))
+        for passage in passages
+    ]
     beside = args.output.with_suffix(".cache.jsonl")
     if args.dry_run:
         missing = set(keys) - cached_answers(beside).keys()
@@ -204,12 +275,16 @@ def run_generate(args: argparse.Namespace) -> int:
         count, kept = write_kept(args.output, items, texts, args.keep_top, search)
         print(f"{args.output}: {count} queries for {len(passages)} passages{kept}")
         found = zip(passages, keys, strict=True)
-        report_failures(args.output, [(one, failures[key]) for one, key in found if key in failures])
+        report_failures(
+            args.output, [(one, failures[key]) for one, key in found if key in failures]
+        )
     return 0
 
 
 def prompt_for(passage: Passage, args: argparse.Namespace) -> str:
-    return make_prompt(args.task, passage.text, args.queries_per_passage, language=args.language, seed=args.seed)
+    return make_prompt(
+        args.task, passage.text, args.queries_per_passage, language=args.language, seed=args.seed
+    )
 
 
 def provenance(args: argparse.Namespace) -> dict[str, Any]:
@@ -224,7 +299,11 @@ def provenance(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def answer_missing(
-    passages: Sequence[Passage], keys: Sequence[str], endpoint: Endpoint, cache: AnswerCache, args: argparse.Namespace
+    passages: Sequence[Passage],
+    keys: Sequence[str],
+    endpoint: Endpoint,
+    cache: AnswerCache,
+    args: argparse.Namespace,
 ) -> dict[str, str]:
     """Asks for what the cache lacks, each prompt once; returns what went wrong, by key."""
     import datetime
@@ -234,10 +313,17 @@ def answer_missing(
     from embed_jax.data.ask import Job, Retries, ask_all
 
     n = args.queries_per_passage
-    missing = {key: one for key, one in zip(keys, passages, strict=True) if key not in cache.answers}
+    missing = {
+        key: one for key, one in zip(keys, passages, strict=True) if key not in cache.answers
+    }
 
     def job(key: str, passage: Passage) -> Job:
-        return Job(key, prompt_for(passage, args), lambda text: parse_answer(text, n, passage.text), passage.where)
+        return Job(
+            key,
+            prompt_for(passage, args),
+            lambda text: parse_answer(text, n, passage.text),
+            passage.where,
+        )
 
     found = ask_all(
         endpoint,
@@ -267,7 +353,10 @@ def report_failures(output: Path, failed: Sequence[tuple[Passage, str]]) -> None
         return
     with written_whole(listing) as beside, beside.open("w", encoding="utf-8") as file:
         for one, why in failed:
-            file.write(json.dumps({"id": one.id, "where": one.where, "error": why}, ensure_ascii=False) + "\n")
+            file.write(
+                json.dumps({"id": one.id, "where": one.where, "error": why}, ensure_ascii=False)
+                + "\n"
+            )
     first, why = failed[0]
     raise RunError(
         f"{len(failed)} passages got no answer, the first {first.where}: {why}; they are listed in {listing}, and the "
@@ -276,9 +365,15 @@ def report_failures(output: Path, failed: Sequence[tuple[Passage, str]]) -> None
 
 
 def run_filter(args: argparse.Namespace) -> int:
-    corpus = [passage.text for passage in read_passages(args.corpus, args.fields)] if args.corpus else []
-    texts = dict.fromkeys(itertools.chain(corpus, (positive.strip() for _, (_, positive) in read_pairs(args.pairs))))
-    count, kept = write_kept(args.output, read_pairs(args.pairs), list(texts), args.keep_top, round_trip_search(args))
+    corpus = (
+        [passage.text for passage in read_passages(args.corpus, args.fields)] if args.corpus else []
+    )
+    texts = dict.fromkeys(
+        itertools.chain(corpus, (positive.strip() for _, (_, positive) in read_pairs(args.pairs)))
+    )
+    count, kept = write_kept(
+        args.output, read_pairs(args.pairs), list(texts), args.keep_top, round_trip_search(args)
+    )
     print(f"{args.output}: {count} pairs, {len(texts)} passages{kept}")
     return 0
 
@@ -297,7 +392,9 @@ def pair_texts(record: Mapping[str, Any], where: str) -> tuple[str, str]:
     names = kind_of(record)
     if names not in PAIR_NAMES:
         accepted = "; ".join(" ".join(names) for names in PAIR_NAMES)
-        raise InputError(f"{where}: no pair: found {', '.join(record) or 'none'}; accepted: {accepted}")
+        raise InputError(
+            f"{where}: no pair: found {', '.join(record) or 'none'}; accepted: {accepted}"
+        )
     return record[names[0]], record[names[1]]
 
 
@@ -317,7 +414,9 @@ def round_trip_search(args: argparse.Namespace) -> Callable[[Sequence[str]], Sea
         functools.partial(side, show_progress=sys.stderr.isatty())
         for side in (model.encode_query, model.encode_document)
     ]
-    return lambda passages: dense_searcher(*encode, passages, similarity=model.similarity_fn_name).search
+    return lambda passages: (
+        dense_searcher(*encode, passages, similarity=model.similarity_fn_name).search
+    )
 
 
 def write_kept(
@@ -340,7 +439,9 @@ def write_kept(
 
     with written_whole(path) as beside, beside.open("w", encoding="utf-8") as file:
         kept = (
-            round_trip_filter(counted(), search(passages), k, passages, lambda item: item[1]) if search else counted()
+            round_trip_filter(counted(), search(passages), k, passages, lambda item: item[1])
+            if search
+            else counted()
         )
         for record, _ in kept:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")

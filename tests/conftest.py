@@ -7,7 +7,9 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Virtual CPU devices share few threads: two collectives run at once, in another order by each device, wait for each
 # other for ever. One after the other they cannot.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_enable_concurrency_optimized_scheduler=false"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_cpu_enable_concurrency_optimized_scheduler=false"
+)
 
 import jax
 import numpy as np
@@ -67,7 +69,12 @@ def bpe_tokenizer(tmp_path_factory):
         )
         backend.train_from_iterator([" ".join(WORDS)], trainer)
         backend.post_processor = post_processor
-        names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+        names = {
+            "bos_token": "<s>",
+            "eos_token": "</s>",
+            "pad_token": "<pad>",
+            "unk_token": "<unk>",
+        }
         directory = tmp_path_factory.mktemp("bpe")
         PreTrainedTokenizerFast(tokenizer_object=backend, **names).save_pretrained(directory)
         written = json.loads((directory / "tokenizer_config.json").read_text()) | config
@@ -97,6 +104,9 @@ def sentences():
     """200 made sentences of uneven length, all different."""
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.lognormal(2.0, 0.5, size=200).round().astype(int), 3, 24)
-    made = [" ".join(rng.choice(WORDS, size=length)) + f" {number}" for number, length in enumerate(lengths)]
+    made = [
+        " ".join(rng.choice(WORDS, size=length)) + f" {number}"
+        for number, length in enumerate(lengths)
+    ]
     assert len(set(made)) == len(made)
     return made

@@ -227,14 +227,18 @@ for names, size in (
 
 def shrunken(published):
     """The same model with few and small layers."""
-    config = published.config | {name: size for name, size in SMALL.items() if name in published.config}
+    config = published.config | {
+        name: size for name, size in SMALL.items() if name in published.config
+    }
     if "layer_types" in config:
         config["layer_types"] = config["layer_types"][-2:]
     for name in ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"):
         if config.get(name, 0) >= SMALL["vocab_size"]:
             config[name] = 0
     width = {768: 32, 3072: 64}
-    return dataclasses.replace(published, config=config, dense=tuple((width[i], width[o]) for i, o in published.dense))
+    return dataclasses.replace(
+        published, config=config, dense=tuple((width[i], width[o]) for i, o in published.dense)
+    )
 
 
 def write(directory, published, rng=None):
@@ -249,31 +253,58 @@ def write(directory, published, rng=None):
         put("modules.json", [{"idx": 0, "name": "0", "path": folder, "type": kind}])
         (directory / folder).mkdir()
         if rng is not None:
-            table = rng.normal(0, 0.2, (SMALL["vocab_size"], SMALL["hidden_size"])).astype(np.float32)
+            table = rng.normal(0, 0.2, (SMALL["vocab_size"], SMALL["hidden_size"])).astype(
+                np.float32
+            )
             save_file({"embedding.weight": table}, directory / folder / "model.safetensors")
         return
     put("config.json", published.config)
-    kinds = ["Transformer", "Pooling", *["Dense"] * len(published.dense), *["Normalize"] * published.normalize]
+    kinds = [
+        "Transformer",
+        "Pooling",
+        *["Dense"] * len(published.dense),
+        *["Normalize"] * published.normalize,
+    ]
     folders = ["", *(f"{i}_{kind}" for i, kind in enumerate(kinds[1:], 1))]
     entries = [
         {"idx": i, "name": str(i), "path": folder, "type": f"sentence_transformers.models.{kind}"}
         for i, (kind, folder) in enumerate(zip(kinds, folders, strict=True))
     ]
     put("modules.json", entries)
-    modes = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+    modes = (
+        "cls_token",
+        "mean_tokens",
+        "max_tokens",
+        "mean_sqrt_len_tokens",
+        "weightedmean_tokens",
+        "lasttoken",
+    )
     sizes = ("hidden_size", "d_model", "dim", "n_embd")
-    pooling = {"word_embedding_dimension": next(published.config[name] for name in sizes if name in published.config)}
-    put("1_Pooling/config.json", pooling | {f"pooling_mode_{mode}": mode == published.pooling for mode in modes})
+    pooling = {
+        "word_embedding_dimension": next(
+            published.config[name] for name in sizes if name in published.config
+        )
+    }
+    put(
+        "1_Pooling/config.json",
+        pooling | {f"pooling_mode_{mode}": mode == published.pooling for mode in modes},
+    )
     for folder, (inner, outer) in zip(folders[2:], published.dense, strict=False):
         dense = {"in_features": inner, "out_features": outer, "bias": False}
-        put(f"{folder}/config.json", dense | {"activation_function": "torch.nn.modules.linear.Identity"})
+        put(
+            f"{folder}/config.json",
+            dense | {"activation_function": "torch.nn.modules.linear.Identity"},
+        )
         if rng is not None:
             weight = rng.normal(0, 0.2, (outer, inner)).astype(np.float32)
             save_file({"linear.weight": weight}, directory / folder / "model.safetensors")
     if published.normalize:
         (directory / folders[-1]).mkdir()
     if published.max_seq_length:
-        put("sentence_bert_config.json", {"max_seq_length": published.max_seq_length, "do_lower_case": False})
+        put(
+            "sentence_bert_config.json",
+            {"max_seq_length": published.max_seq_length, "do_lower_case": False},
+        )
 
 
 def torch_model(config):
@@ -283,14 +314,22 @@ def torch_model(config):
     fields = dict(config)
     kind = fields.pop("model_type")
     if kind == "nomic_bert":  # its own config.json has other names
-        ours = {"n_embd": "hidden_size", "n_head": "num_attention_heads", "n_inner": "intermediate_size"}
+        ours = {
+            "n_embd": "hidden_size",
+            "n_head": "num_attention_heads",
+            "n_inner": "intermediate_size",
+        }
         ours |= {"n_layer": "num_hidden_layers", "n_positions": "max_position_embeddings"}
         ours |= {"layer_norm_epsilon": "layer_norm_eps", "vocab_size": "vocab_size"}
         fields = {theirs: config[name] for name, theirs in ours.items()}
-        fields |= {"rope_parameters": {"rope_type": "default", "rope_theta": config["rotary_emb_base"]}}
+        fields |= {
+            "rope_parameters": {"rope_type": "default", "rope_theta": config["rotary_emb_base"]}
+        }
     torch.manual_seed(0)
     made = transformers.AutoConfig.for_model(kind, **fields)
-    model = (transformers.T5EncoderModel if kind == "t5" else transformers.AutoModel.from_config)(made).eval()
+    model = (transformers.T5EncoderModel if kind == "t5" else transformers.AutoModel.from_config)(
+        made
+    ).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.2)
@@ -309,20 +348,28 @@ def test_names_are_found_as_people_write_them():
 def test_every_line_is_one_and_whole():
     for model in CATALOGUE:
         text = line(model)
-        assert "\n" not in text and text.startswith(f"{model.name}: {model.architecture}, {model.dim} dimensions")
-        assert model.average is None or f"{model.average.benchmark} {model.average.value:g} (" in text
+        assert "\n" not in text and text.startswith(
+            f"{model.name}: {model.architecture}, {model.dim} dimensions"
+        )
+        assert (
+            model.average is None or f"{model.average.benchmark} {model.average.value:g} (" in text
+        )
         assert all(said in text for said in (model.note, model.refused))
     e5, gemma, static = map(entry, ("e5-base-v2", "embeddinggemma-300m", "potion-base-8M"))
     assert "prompts for query, passage; MTEB(eng, v1) 61.5 (BGE README)" in line(e5)
     assert "an instruction; MTEB(eng, v2) 69.67 (model card)" in line(gemma)
-    assert "any number of tokens, mean pooling, no prompts; no verified MTEB average" in line(static)
+    assert "any number of tokens, mean pooling, no prompts; no verified MTEB average" in line(
+        static
+    )
 
 
 def test_what_loads_is_of_a_known_architecture_and_family():
     loaded = [model for model in CATALOGUE if not model.refused]
     assert {model.architecture for model in loaded} <= REGISTRY["backbone"].keys()
     assert [model.name for model in loaded if expected(model.name) is None] == []
-    assert {model.architecture for model in loaded} == {entry(name).architecture for name in PUBLISHED}
+    assert {model.architecture for model in loaded} == {
+        entry(name).architecture for name in PUBLISHED
+    }
     assert {model.name for model in CATALOGUE if model.refused} == REFUSED.keys()
 
 
@@ -337,7 +384,10 @@ def test_the_real_config_is_the_published_model(name, tmp_path):
         backbone, _, config = read_backbone(tmp_path / folders[0][1])
         pooling, _ = read_pooling(tmp_path / folders[1][1] / "config.json")
         assert (config["model_type"], pooling) == (model.architecture, model.pooling)
-        assert min(published.max_seq_length or backbone.max_length, backbone.max_length) == model.max_tokens
+        assert (
+            min(published.max_seq_length or backbone.max_length, backbone.max_length)
+            == model.max_tokens
+        )
     else:
         backbone, pooling = StaticConfig(vocab_size=30522, hidden_size=model.dim), model.pooling
     encoder = build_encoder(EncoderSpec(backbone, pooling, heads))
@@ -359,7 +409,10 @@ def test_a_shrunken_copy_equals_sentence_transformers(name, tmp_path, bpe_tokeni
     if published.config:
         (tmp_path / "config.json").write_text(json.dumps(published.config))
     loaded = load(tmp_path)
-    assert (loaded.max_length, loaded.spec.pooling) == (model.max_tokens or MAX_LENGTH, model.pooling)
+    assert (loaded.max_length, loaded.spec.pooling) == (
+        model.max_tokens or MAX_LENGTH,
+        model.pooling,
+    )
     np.testing.assert_allclose(loaded.encode(texts), wanted, rtol=1e-4, atol=1e-5)
 
 

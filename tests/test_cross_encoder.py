@@ -53,7 +53,11 @@ def made_tokenizer(name):
     if name == "xlm-roberta":
         pieces = dict.fromkeys([*marks, "▁", *LETTERS, *(f"▁{word}" for word in WORDS)])
         return kind(vocab=[(piece, -float(i)) for i, piece in enumerate(pieces)])
-    marks = ["<s>", "<pad>", "</s>", "[UNK]", "<mask>"] if name == "mpnet" else "[PAD] [UNK] [CLS] [SEP] [MASK]".split()
+    marks = (
+        ["<s>", "<pad>", "</s>", "[UNK]", "<mask>"]
+        if name == "mpnet"
+        else "[PAD] [UNK] [CLS] [SEP] [MASK]".split()
+    )
     pieces = dict.fromkeys([*marks, *WORDS, *LETTERS, *(f"##{letter}" for letter in LETTERS)])
     return kind(vocab={piece: i for i, piece in enumerate(pieces)})
 
@@ -66,12 +70,21 @@ def made_model(name, directory, num_labels=1, **changes):
     tokenizer = made_tokenizer(name)
     tokenizer.save_pretrained(directory)
     offset = 2 if name in ("roberta", "xlm-roberta", "mpnet") else 0
-    settings = {"vocab_size": len(tokenizer), "max_position_embeddings": LIMIT + offset, "num_labels": num_labels}
+    settings = {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": LIMIT + offset,
+        "num_labels": num_labels,
+    }
     settings |= {"pad_token_id": tokenizer.pad_token_id, "type_vocab_size": 1 if offset else 2}
     if name == "distilbert":
         settings |= {"dim": 32, "n_layers": 1, "n_heads": 4, "hidden_dim": 64}
     else:
-        settings |= {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+        settings |= {
+            "hidden_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 4,
+            "intermediate_size": 64,
+        }
     torch.manual_seed(0)
     prefix = FAMILIES[name][0]
     config = getattr(transformers, f"{prefix}Config")(**settings | changes)
@@ -135,7 +148,10 @@ def test_pairs_are_tokenised_as_by_transformers(name, tmp_path):
             assert max(types.max() for types in ours.segments) == 1
 
 
-FEWER = [name if name in ("bert", "xlm-roberta") else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+FEWER = [
+    name if name in ("bert", "xlm-roberta") else pytest.param(name, marks=pytest.mark.slow)
+    for name in FAMILIES
+]
 
 
 @pytest.mark.parametrize("name", FEWER)
@@ -168,7 +184,9 @@ def test_more_labels_and_another_activation_equal_sentence_transformers(tmp_path
         theirs.save_pretrained(str(tmp_path / "saved"))
         ours, wanted = load(str(tmp_path / "saved")), theirs.predict(pairs)
         found = ours.score(queries, passages)
-        assert found.shape == wanted.shape == ((len(pairs), 3) if num_labels == 3 else (len(pairs),))
+        assert (
+            found.shape == wanted.shape == ((len(pairs), 3) if num_labels == 3 else (len(pairs),))
+        )
         np.testing.assert_allclose(found, wanted, atol=1e-5)
         assert ours.logits(queries, passages).shape == (len(pairs), num_labels)
         shutil.rmtree(tmp_path / "saved")
@@ -176,12 +194,16 @@ def test_more_labels_and_another_activation_equal_sentence_transformers(tmp_path
 
 def test_a_default_prompt_stands_before_the_query(bert, tmp_path):
     peer = pytest.importorskip("sentence_transformers")
-    theirs = peer.CrossEncoder(str(bert), device="cpu", prompts={"find": "the red "}, default_prompt_name="find")
+    theirs = peer.CrossEncoder(
+        str(bert), device="cpu", prompts={"find": "the red "}, default_prompt_name="find"
+    )
     theirs.save_pretrained(str(tmp_path))
     ours = load(str(tmp_path))
     wanted = theirs.predict([("cat", "a dog"), ("", "music")])
     np.testing.assert_allclose(ours.score(["cat", ""], ["a dog", "music"]), wanted, atol=1e-5)
-    np.testing.assert_allclose(load(str(bert)).score(["the red cat"], ["a dog"]), wanted[:1], atol=1e-5)
+    np.testing.assert_allclose(
+        load(str(bert)).score(["the red cat"], ["a dog"]), wanted[:1], atol=1e-5
+    )
 
 
 # ---- order, packing, devices ---------------------------------------------------------------------------------
@@ -193,18 +215,26 @@ def test_a_pair_has_one_score_whatever_it_is_scored_with(model):
     assert np.ptp(found) > 0.1
     order = np.random.default_rng(1).permutation(len(queries))
     for batch_tokens in (64, 10**5):
-        shuffled = model.logits([queries[i] for i in order], [passages[i] for i in order], batch_tokens=batch_tokens)
+        shuffled = model.logits(
+            [queries[i] for i in order], [passages[i] for i in order], batch_tokens=batch_tokens
+        )
         np.testing.assert_allclose(shuffled, found[order], atol=1e-5)
     for i in range(0, len(queries), 50):
-        np.testing.assert_allclose(model.logits([queries[i]], [passages[i]]), found[i : i + 1], atol=1e-5)
-    assert np.abs(model.logits(passages, queries) - found).max() > 1e-2, "the order of the texts counts"
+        np.testing.assert_allclose(
+            model.logits([queries[i]], [passages[i]]), found[i : i + 1], atol=1e-5
+        )
+    assert np.abs(model.logits(passages, queries) - found).max() > 1e-2, (
+        "the order of the texts counts"
+    )
 
 
 def test_windows_are_joined(model, monkeypatch):
     queries, passages = made_pairs(10)
     whole = model.score(queries, passages)
     monkeypatch.setattr("embed_jax.cross_encoder.WINDOW", 7)
-    with pytest.warns(UserWarning, match=rf"^3 of 20 pairs were cut at the model's limit of {LIMIT} tokens$"):
+    with pytest.warns(
+        UserWarning, match=rf"^3 of 20 pairs were cut at the model's limit of {LIMIT} tokens$"
+    ):
         np.testing.assert_allclose(model.score(queries, passages), whole, atol=1e-6)
 
 
@@ -212,9 +242,14 @@ def test_devices_and_parameters(model):
     queries, passages = made_pairs(30)
     one = CrossEncoder(model.spec, jax.device_get(model.params), model.tokenizer, devices=1)
     assert (one._mesh.size, model._mesh.size) == (1, 8)
-    np.testing.assert_allclose(one.score(queries, passages), model.score(queries, passages), atol=1e-6)
+    np.testing.assert_allclose(
+        one.score(queries, passages), model.score(queries, passages), atol=1e-6
+    )
     out = model.params["classifier"]["out"]
-    head = {**model.params["classifier"], "out": {"kernel": 2 * out["kernel"], "bias": 2 * out["bias"]}}
+    head = {
+        **model.params["classifier"],
+        "out": {"kernel": 2 * out["kernel"], "bias": 2 * out["bias"]},
+    }
     doubled = model.logits(queries, passages, params={**model.params, "classifier": head})
     np.testing.assert_allclose(doubled, 2 * model.logits(queries, passages), rtol=1e-4)
 
@@ -230,7 +265,9 @@ def test_sigmoid_is_exact_far_from_zero(model):
     with np.errstate(over="raise"):
         found = ACTIVATIONS["sigmoid"](logits)
     wide = logits.astype(np.float64)
-    np.testing.assert_allclose(found, np.exp(np.minimum(wide, 0)) / (1 + np.exp(-np.abs(wide))), rtol=1e-5, atol=1e-44)
+    np.testing.assert_allclose(
+        found, np.exp(np.minimum(wide, 0)) / (1 + np.exp(-np.abs(wide))), rtol=1e-5, atol=1e-44
+    )
     assert found.dtype == np.float32
 
 
@@ -243,7 +280,10 @@ def test_types_are_packed_with_their_tokens():
     batches = [(np.arange(len(ids)), whole), *pack_window(ids, 0, 256, segments)]
     seen = 0
     for numbers, batch in batches:
-        assert batch.segment.dtype == np.int32 and not batch.segment[batch.sentence == batch.sentences].any()
+        assert (
+            batch.segment.dtype == np.int32
+            and not batch.segment[batch.sentence == batch.sentences].any()
+        )
         for s, number in enumerate(numbers):
             here = batch.sentence == s
             np.testing.assert_array_equal(batch.token_ids[here], ids[number])
@@ -264,7 +304,12 @@ def test_types_are_packed_with_their_tokens():
         (["a", 3], ["a", "b"], {}, "a text must be a string, found int"),
         (["a", "b"], ["a", None], {}, "a text must be a string, found NoneType"),
         (["a"], ["\ud800"], {}, "a text is not valid Unicode"),
-        (["the cat " * 5], ["a"], {"batch_tokens": 8}, "batch_tokens: expected at least 14, the tokens of one text"),
+        (
+            ["the cat " * 5],
+            ["a"],
+            {"batch_tokens": 8},
+            "batch_tokens: expected at least 14, the tokens of one text",
+        ),
     ],
 )
 def test_what_cannot_be_scored_is_said_in_one_line(model, queries, passages, arguments, message):
@@ -274,9 +319,13 @@ def test_what_cannot_be_scored_is_said_in_one_line(model, queries, passages, arg
 
 
 def test_what_cannot_be_loaded_is_said_in_one_line(bert, tmp_path):
-    with pytest.raises(InputError, match=f"max_length: expected at most {LIMIT}, the model's positions, found 100"):
+    with pytest.raises(
+        InputError, match=f"max_length: expected at most {LIMIT}, the model's positions, found 100"
+    ):
         load(str(bert), max_length=100)
-    with pytest.raises(InputError, match="max_length 3 leaves no room for a pair of texts: 3 are special tokens"):
+    with pytest.raises(
+        InputError, match="max_length 3 leaves no room for a pair of texts: 3 are special tokens"
+    ):
         load(str(bert), max_length=3)
     with pytest.raises(InputError, match="compute_dtype 'float16'"):
         load(str(bert), compute_dtype="float16")
@@ -331,7 +380,9 @@ def test_what_older_versions_read_is_written_too(bert, tmp_path):
     )
     assert not about["missing_keys"] and not about["unexpected_keys"]
     queries, passages = made_pairs(5)
-    tokens = tokenizer(queries, passages, padding=True, truncation="longest_first", return_tensors="pt")
+    tokens = tokenizer(
+        queries, passages, padding=True, truncation="longest_first", return_tensors="pt"
+    )
     with torch.no_grad():
         wanted = theirs.eval()(**tokens).logits.numpy()
     np.testing.assert_allclose(ours.logits(queries, passages), wanted, atol=1e-5)
@@ -339,8 +390,12 @@ def test_what_older_versions_read_is_written_too(bert, tmp_path):
 
 def test_several_labels_and_kinds_of_numbers_are_kept(tmp_path):
     ours = load(str(made_model("bert", tmp_path / "made", num_labels=3)))
-    half = jax.tree.map(lambda leaf: np.asarray(leaf).astype("bfloat16"), jax.device_get(ours.params))
-    CrossEncoder(ours.spec, half, ours.tokenizer, activation="identity", lower_case=True).save(tmp_path / "saved")
+    half = jax.tree.map(
+        lambda leaf: np.asarray(leaf).astype("bfloat16"), jax.device_get(ours.params)
+    )
+    CrossEncoder(ours.spec, half, ours.tokenizer, activation="identity", lower_case=True).save(
+        tmp_path / "saved"
+    )
     back = load(str(tmp_path / "saved"))
     assert (back.num_labels, back.activation, back.lower_case) == (3, "identity", True)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(back.params["backbone"])} == {"bfloat16"}
@@ -352,7 +407,11 @@ def test_several_labels_and_kinds_of_numbers_are_kept(tmp_path):
 
 
 def test_a_cross_encoder_is_known_by_its_files(bert, tiny_model, tmp_path):
-    assert is_cross_encoder(bert) and not is_cross_encoder(tiny_model) and not is_cross_encoder(tmp_path)
+    assert (
+        is_cross_encoder(bert)
+        and not is_cross_encoder(tiny_model)
+        and not is_cross_encoder(tmp_path)
+    )
     load(str(bert)).save(tmp_path / "saved")
     assert is_cross_encoder(tmp_path / "saved")
     (tmp_path / "other").mkdir()

@@ -23,22 +23,61 @@ STEPS = (
     ("scripts",),
 )
 STEP = {part: number for number, parts in enumerate(STEPS) for part in parts}
-COLLECTIVES = {"psum", "pmean", "pmax", "pmin", "all_gather", "all_to_all", "ppermute", "pshuffle", "psum_scatter"}
+COLLECTIVES = {
+    "psum",
+    "pmean",
+    "pmax",
+    "pmin",
+    "all_gather",
+    "all_to_all",
+    "ppermute",
+    "pshuffle",
+    "psum_scatter",
+}
 # Present only with an extra, or slow to import: imported inside the functions that use them.
-HEAVY = {"absl", "bm25s", "datasets", "faiss", "grain", "matplotlib", "ml_collections", "mteb", "onnx", "onnxruntime"}
-HEAVY |= {"orbax", "pandas", "rich", "scipy", "sentence_transformers", "sklearn", "tensorflow_datasets", "torch"}
+HEAVY = {
+    "absl",
+    "bm25s",
+    "datasets",
+    "faiss",
+    "grain",
+    "matplotlib",
+    "ml_collections",
+    "mteb",
+    "onnx",
+    "onnxruntime",
+}
+HEAVY |= {
+    "orbax",
+    "pandas",
+    "rich",
+    "scipy",
+    "sentence_transformers",
+    "sklearn",
+    "tensorflow_datasets",
+    "torch",
+}
 HEAVY |= {"tqdm", "wandb"}
 TFDS_BUILDER = "embed_jax/data/sources/python_docs_builder.py"  # a subclass needs its base class
 ONLY_IN = {"orbax": "embed_jax/train/checkpoint.py", "wandb": "embed_jax/train/tracking.py"}
 # What must work beside jax, flax, optax, transformers, jaxtyping and numpy alone. Absent there: HEAVY, but for what
 # those libraries themselves depend on.
 LIGHT = ["encoders", "losses", "parallel"]
-LIGHT_MODULES = ["sentence", "cross_encoder", "train.step", "train.optim", "data.pack", "data.tokenize"]
+LIGHT_MODULES = [
+    "sentence",
+    "cross_encoder",
+    "train.step",
+    "train.optim",
+    "data.pack",
+    "data.tokenize",
+]
 ABSENT = HEAVY - {"absl", "orbax", "rich", "scipy", "tqdm"}
 
 PACKAGES = ("embed_jax", "experiments", "scripts")
 FILES = sorted(path for folder in PACKAGES for path in (ROOT / folder).rglob("*.py"))
-TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+TREES = {
+    path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in FILES
+}
 
 
 def part(dotted: str) -> str:
@@ -82,7 +121,9 @@ def test_imports_go_down_the_layers():
             imported = part(name)
             if name.split(".")[0] not in PACKAGES or imported in (importer, "__version__"):
                 continue
-            step = STEP.get(imported, STEP["train"])  # the public names of embed_jax itself, such as embed_jax.load
+            step = STEP.get(
+                imported, STEP["train"]
+            )  # the public names of embed_jax itself, such as embed_jax.load
             if step > STEP[importer] or step == STEP[importer] > 0:
                 wrong.append(f"{path}:{line}: {importer} imports {name}")
     assert not wrong, "\n".join(wrong)
@@ -92,7 +133,8 @@ def test_retrieval_and_evals_receive_functions_not_models():
     wrong = [
         f"{path}:{line}: {name}"
         for path, tree in TREES.items()
-        if path.startswith(("embed_jax/retrieval/", "embed_jax/evals/")) and path != "embed_jax/evals/mteb.py"
+        if path.startswith(("embed_jax/retrieval/", "embed_jax/evals/"))
+        and path != "embed_jax/evals/mteb.py"
         for name, line in imports(tree)
         if name.startswith(("embed_jax.sentence", "embed_jax.cross_encoder", "embed_jax.encoders"))
     ]
@@ -102,7 +144,9 @@ def test_retrieval_and_evals_receive_functions_not_models():
 def test_configs_import_only_config():
     for path in (ROOT / "configs").rglob("*.py"):
         names = [name for name, _ in imports(ast.parse(path.read_text(encoding="utf-8")))]
-        assert all(part(name) == "config" for name in names if name.startswith("embed_jax")), f"{path}: {names}"
+        assert all(part(name) == "config" for name in names if name.startswith("embed_jax")), (
+            f"{path}: {names}"
+        )
 
 
 def test_only_parallel_names_a_collective():
@@ -126,7 +170,12 @@ def test_only_parallel_names_a_collective():
 
 @pytest.mark.parametrize("library", sorted(ONLY_IN))
 def test_one_file_imports(library):
-    importers = {path for path, tree in TREES.items() for name, _ in imports(tree) if name.split(".")[0] == library}
+    importers = {
+        path
+        for path, tree in TREES.items()
+        for name, _ in imports(tree)
+        if name.split(".")[0] == library
+    }
     assert importers == {ONLY_IN[library]}
 
 

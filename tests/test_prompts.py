@@ -21,7 +21,9 @@ def test_each_family_is_found_by_name_and_by_path():
         assert expected(f"/models/{name}/") is family
 
 
-@pytest.mark.parametrize("name", ["model", "runs/my-e5-base", "e5-base-v2-finetuned", "e5-base-sts-en-de", "", "/"])
+@pytest.mark.parametrize(
+    "name", ["model", "runs/my-e5-base", "e5-base-v2-finetuned", "e5-base-sts-en-de", "", "/"]
+)
 def test_other_names_are_no_family(name):
     assert expected(name) is None
 
@@ -43,7 +45,9 @@ def test_prompts_are_those_of_the_cards():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in NAMES if "instructor" not in name])  # which it does not have
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if "instructor" not in name]
+)  # which it does not have
 def test_prompts_are_those_that_mteb_evaluates_with(name):
     mteb = pytest.importorskip("mteb")
     options = mteb.get_model_meta(name).loader_kwargs
@@ -61,7 +65,10 @@ def test_prompts_are_those_that_mteb_evaluates_with(name):
 
 def test_an_instruction_is_put_in_as_it_is():
     template = "<|user|>\n{instruction}\n<|embed|>\n"
-    assert fill_template(template, "Keep {this} and {{that}}") == "<|user|>\nKeep {this} and {{that}}\n<|embed|>\n"
+    assert (
+        fill_template(template, "Keep {this} and {{that}}")
+        == "<|user|>\nKeep {this} and {{that}}\n<|embed|>\n"
+    )
     assert fill_template("{{x}} {instruction}: ", "a") == "{x} a: "
 
 

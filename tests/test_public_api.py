@@ -17,7 +17,13 @@ from embed_jax import similarity as similarities
 from embed_jax.errors import InputError
 from embed_jax.parallel.mesh import make_mesh
 from embed_jax.sentence import SentenceEncoder
-from embed_jax.similarity import SIMILARITIES, pairwise_similarity, similarity_matrix, truncate, unit_length
+from embed_jax.similarity import (
+    SIMILARITIES,
+    pairwise_similarity,
+    similarity_matrix,
+    truncate,
+    unit_length,
+)
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ["the cat", "", "music in the city", "a red house " * 3]
@@ -68,7 +74,10 @@ def test_similarities_equal_sentence_transformers(name):
     a, b = embeddings(40), embeddings(30, seed=1)
     a[3], b[5] = 0, a[7]
     for x, y in ((a, b), (a[0], b), (a, b[0]), (a[0], b[0])):
-        found, wanted = similarity_matrix(x, y, name), SimilarityFunction.to_similarity_fn(name)(x, y).numpy()
+        found, wanted = (
+            similarity_matrix(x, y, name),
+            SimilarityFunction.to_similarity_fn(name)(x, y).numpy(),
+        )
         assert found.dtype == np.float32 and found.shape == wanted.shape
         # theirs are rounded where vectors are the same: to 0.01
         np.testing.assert_allclose(found, wanted, atol=1e-4 if name != "euclidean" else 2e-2)
@@ -82,13 +91,17 @@ def test_similarities_equal_sentence_transformers(name):
 def test_all_pairs_and_pairs_alike_agree_whatever_the_blocks(name, monkeypatch):
     a, b = embeddings(21), embeddings(21, seed=1)
     whole = similarity_matrix(a, b, name)
-    np.testing.assert_allclose(np.diagonal(whole), pairwise_similarity(a, b, name), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        np.diagonal(whole), pairwise_similarity(a, b, name), rtol=1e-5, atol=1e-6
+    )
     monkeypatch.setattr(similarities, "BLOCK", 2 * 21 * 24)
     np.testing.assert_allclose(similarity_matrix(a, b, name), whole, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(similarity_matrix(b, a, name), whole.T, rtol=1e-5, atol=1e-6)
     monkeypatch.setattr(similarities, "BLOCK", 1)
     np.testing.assert_allclose(similarity_matrix(a, b, name), whole, rtol=1e-5, atol=1e-6)
-    assert similarity_matrix(a[:0], b, name).shape == (0, 21) and similarity_matrix(a, b[:0], name).shape == (21, 0)
+    assert similarity_matrix(a[:0], b, name).shape == (0, 21) and similarity_matrix(
+        a, b[:0], name
+    ).shape == (21, 0)
     assert pairwise_similarity(a[:0], b[:0], name).shape == (0,)
 
 
@@ -107,7 +120,12 @@ def test_near_vectors_keep_their_distance():
     [
         ((2, 3), (2, 4), "cosine", "expected vectors of one size, found 3 and 4 numbers"),
         ((2, 3), (2, 3), "cosin", r"unknown similarity 'cosin' \(did you mean 'cosine'\?\)"),
-        ((2, 3, 1), (2, 3), "dot", r"expected vectors \[N, D\] or one vector \[D\], found the shape \(2, 3, 1\)"),
+        (
+            (2, 3, 1),
+            (2, 3),
+            "dot",
+            r"expected vectors \[N, D\] or one vector \[D\], found the shape \(2, 3, 1\)",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_said_in_one_line(a, b, name, message):
@@ -118,7 +136,9 @@ def test_what_cannot_be_compared_is_said_in_one_line(a, b, name, message):
 
 
 def test_pairs_need_as_many_on_both_sides():
-    with pytest.raises(InputError, match=r"as many vectors on both sides, of one size, found \(2, 3\), \(1, 3\)"):
+    with pytest.raises(
+        InputError, match=r"as many vectors on both sides, of one size, found \(2, 3\), \(1, 3\)"
+    ):
         pairwise_similarity(np.zeros((2, 3)), np.zeros(3))
 
 
@@ -129,7 +149,9 @@ def test_pairs_need_as_many_on_both_sides():
 def test_a_model_compares_as_it_is_meant_to(model, name):
     own = having(model, similarity_fn_name=name)
     found = own.encode(TEXTS)
-    np.testing.assert_array_equal(own.similarity(found, found[:2]), similarity_matrix(found, found[:2], name))
+    np.testing.assert_array_equal(
+        own.similarity(found, found[:2]), similarity_matrix(found, found[:2], name)
+    )
     np.testing.assert_array_equal(own.similarity_pairwise(found, found[::-1]),
                                   pairwise_similarity(found, found[::-1], name))  # fmt: skip
     assert own.similarity(found[0], found).shape == (1, 4)
@@ -138,7 +160,9 @@ def test_a_model_compares_as_it_is_meant_to(model, name):
 @pytest.fixture(scope="module")
 def theirs(model, tmp_path_factory):
     SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer
-    having(model, similarity_fn_name="dot").save(directory := tmp_path_factory.mktemp("theirs") / "model")
+    having(model, similarity_fn_name="dot").save(
+        directory := tmp_path_factory.mktemp("theirs") / "model"
+    )
     return SentenceTransformer(str(directory), device="cpu")
 
 
@@ -147,28 +171,41 @@ def theirs(model, tmp_path_factory):
     [
         ({}, None, None, None),
         ({"query": "find : ", "document": ""}, None, "query", "document"),
-        ({"query": "find : ", "document": "read : ", "passage": "never"}, "passage", "query", "document"),
+        (
+            {"query": "find : ", "document": "read : ", "passage": "never"},
+            "passage",
+            "query",
+            "document",
+        ),
         ({"query": "", "document": "", "STS": "like : "}, "STS", "query", "document"),
         ({"query": "find : ", "passage": "read : ", "corpus": "never"}, None, "query", "passage"),
         ({"query": "find : ", "corpus": "read : "}, None, "query", "corpus"),
         ({"STS": "like : "}, "STS", "STS", "STS"),
     ],
 )
-def test_queries_and_documents_have_their_prompts_by_the_usual_names(model, theirs, prompts, default, query, document):
+def test_queries_and_documents_have_their_prompts_by_the_usual_names(
+    model, theirs, prompts, default, query, document
+):
     ours = having(model, prompts=prompts, default_prompt_name=default, similarity_fn_name="dot")
     theirs.prompts, theirs.default_prompt_name = dict(prompts), default
     expected = [theirs.encode(TEXTS, prompt_name=name) for name in (query, document)]
     found = [ours.encode_query(TEXTS), ours.encode_document(TEXTS)]
     np.testing.assert_allclose(found, expected, atol=1e-5)
     if prompts.keys() >= {"query", "document"} or not prompts:
-        np.testing.assert_allclose(found, [theirs.encode_query(TEXTS), theirs.encode_document(TEXTS)], atol=1e-5)
+        np.testing.assert_allclose(
+            found, [theirs.encode_query(TEXTS), theirs.encode_document(TEXTS)], atol=1e-5
+        )
     np.testing.assert_allclose(ours.similarity(*found), theirs.similarity(*expected), atol=1e-5)
-    np.testing.assert_allclose(ours.similarity_pairwise(*found), theirs.similarity_pairwise(*expected), atol=1e-5)
+    np.testing.assert_allclose(
+        ours.similarity_pairwise(*found), theirs.similarity_pairwise(*expected), atol=1e-5
+    )
     for arguments in ({"prompt": "see : "}, *({"prompt_name": name} for name in prompts)):
         expected = theirs.encode_query(TEXTS, **arguments)
         np.testing.assert_allclose(ours.encode_query(TEXTS, **arguments), expected, atol=1e-5)
         np.testing.assert_allclose(ours.encode_document(TEXTS, **arguments), expected, atol=1e-5)
-    assert ours.encode_query("the cat").shape == ours.encode_document("the cat").shape == (ours.dim,)
+    assert (
+        ours.encode_query("the cat").shape == ours.encode_document("the cat").shape == (ours.dim,)
+    )
 
 
 def test_documents_without_a_prompt_need_none_and_queries_warn(model):
@@ -182,7 +219,11 @@ def test_documents_without_a_prompt_need_none_and_queries_warn(model):
 
 
 def test_queries_take_an_instruction_and_documents_none(model):
-    own = having(model, prompts={"query": "find : ", "document": ""}, template="task : {instruction} query : ")
+    own = having(
+        model,
+        prompts={"query": "find : ", "document": ""},
+        template="task : {instruction} query : ",
+    )
     found = own.encode_query(TEXTS, instruction="find the music")
     np.testing.assert_array_equal(found, own.encode(TEXTS, prompt="task : find the music query : "))
     assert np.abs(found - own.encode_query(TEXTS)).max() > 1e-3
@@ -199,10 +240,14 @@ def test_embeddings_are_made_length_one_on_request(tiny_model):
     lengths = np.linalg.norm(plain.encode(TEXTS), axis=1)
     assert np.abs(lengths - 1).min() > 0.1
     for encode in (plain.encode, plain.encode_query, plain.encode_document):
-        np.testing.assert_allclose(encode(TEXTS, normalize_embeddings=True), model.encode(TEXTS), atol=1e-6)
+        np.testing.assert_allclose(
+            encode(TEXTS, normalize_embeddings=True), model.encode(TEXTS), atol=1e-6
+        )
     with warnings.catch_warnings(action="ignore"):
         np.testing.assert_allclose(
-            plain.encode(TEXTS, normalize_embeddings=True, dim=8), truncate(model.encode(TEXTS), 8), atol=1e-6
+            plain.encode(TEXTS, normalize_embeddings=True, dim=8),
+            truncate(model.encode(TEXTS), 8),
+            atol=1e-6,
         )
 
 
@@ -210,13 +255,19 @@ def test_embeddings_are_made_length_one_on_request(tiny_model):
     ("argument", "value", "message"),
     [
         ("batch_size", 32, "batch_size: batches are counted in tokens: `batch_tokens`"),
-        ("convert_to_tensor", True, "convert_to_tensor: embeddings are NumPy arrays always; `torch.from_numpy`"),
+        (
+            "convert_to_tensor",
+            True,
+            "convert_to_tensor: embeddings are NumPy arrays always; `torch.from_numpy`",
+        ),
         ("convert_to_numpy", False, "convert_to_numpy: embeddings are NumPy arrays always"),
         ("truncate_dim", 8, "truncate_dim: it is `dim`"),
         ("show_progress_bar", True, "show_progress_bar: it is `show_progress`"),
     ],
 )
-def test_arguments_of_sentence_transformers_that_are_others_here_are_one_line(model, argument, value, message):
+def test_arguments_of_sentence_transformers_that_are_others_here_are_one_line(
+    model, argument, value, message
+):
     for encode in (model.encode, model.encode_query, model.encode_document, model.encode_blocks):
         with pytest.raises(InputError, match=message) as error:
             encode(TEXTS, **{argument: value})
@@ -247,7 +298,10 @@ def test_annotated_shapes_are_those_of_the_arrays(model):
         encode = checked(getattr(SentenceEncoder, name))
         with warnings.catch_warnings(action="ignore"):
             assert encode(model, TEXTS, dim=8).shape == (4, 8)
-        assert encode(model, "one").shape == (model.dim,) and encode(model, iter(TEXTS)).shape == (4, model.dim)
+        assert encode(model, "one").shape == (model.dim,) and encode(model, iter(TEXTS)).shape == (
+            4,
+            model.dim,
+        )
         with pytest.raises(jaxtyping.TypeCheckError):
             encode(model, 3)
     with pytest.raises(jaxtyping.TypeCheckError):
@@ -276,8 +330,16 @@ PROGRAM = """
     embed_jax.laod("x")  # Module has no attribute "laod"
 """
 # What a user's checker sees, without the libraries below, whose own types take it minutes.
-OURS = ["embed_jax", *(f"embed_jax.{name}" for name in ("sentence", "similarity", "encode_options", "pretrained"))]
-OURS += ["embed_jax.cross_encoder", "embed_jax.train.finetune", "embed_jax.train.run", "embed_jax.types"]
+OURS = [
+    "embed_jax",
+    *(f"embed_jax.{name}" for name in ("sentence", "similarity", "encode_options", "pretrained")),
+]
+OURS += [
+    "embed_jax.cross_encoder",
+    "embed_jax.train.finetune",
+    "embed_jax.train.run",
+    "embed_jax.types",
+]
 SETTINGS = f"""
 [mypy]
 follow_imports = skip
@@ -298,7 +360,9 @@ def said(tmp_path_factory):
     directory = tmp_path_factory.mktemp("mypy")
     (directory / "mypy.ini").write_text(SETTINGS)
     (directory / "program.py").write_text(textwrap.dedent(PROGRAM))
-    ours = [name.replace(".", "/") + ("/__init__.py" if name == "embed_jax" else ".py") for name in OURS]
+    ours = [
+        name.replace(".", "/") + ("/__init__.py" if name == "embed_jax" else ".py") for name in OURS
+    ]
     ours = [file for file in ours if "cross_encoder" not in file and "types" not in file]
     command = ["-m", "mypy", "--config-file", "mypy.ini", "--cache-dir=/dev/null", "program.py"]
     done = subprocess.run(
@@ -312,14 +376,18 @@ def said(tmp_path_factory):
     program, others = {}, {}
     for line in done.stdout.splitlines()[:-1]:
         file, number, message = line.split(":", 2)
-        found, key = (program, int(number)) if file == "program.py" else (others, (file, int(number)))
+        found, key = (
+            (program, int(number)) if file == "program.py" else (others, (file, int(number)))
+        )
         found[key] = found.get(key, "") + message
     return program, others
 
 
 def test_a_users_program_is_checked_before_it_runs(said):
     lines = textwrap.dedent(PROGRAM).splitlines()
-    expected = {number: line.split("  # ")[1] for number, line in enumerate(lines, 1) if "  # " in line}
+    expected = {
+        number: line.split("  # ")[1] for number, line in enumerate(lines, 1) if "  # " in line
+    }
     found, _ = said
     assert found.keys() == expected.keys(), found
     for number, text in expected.items():
@@ -328,4 +396,6 @@ def test_a_users_program_is_checked_before_it_runs(said):
 
 def test_what_is_public_keeps_to_its_own_types(said):
     assert said[1] == {}
-    assert (ROOT / "embed_jax" / "py.typed").is_file() and "embed_jax = py.typed" in (ROOT / "setup.cfg").read_text()
+    assert (ROOT / "embed_jax" / "py.typed").is_file() and "embed_jax = py.typed" in (
+        ROOT / "setup.cfg"
+    ).read_text()

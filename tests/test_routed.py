@@ -45,14 +45,24 @@ def parts(tiny_tokenizer, tmp_path_factory):
     modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
     torch.manual_seed(0)
     directory = tmp_path_factory.mktemp("parts")
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    config = transformers.BertConfig(vocab_size=240, max_position_embeddings=40, initializer_range=0.3, **sizes)
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
+    config = transformers.BertConfig(
+        vocab_size=240, max_position_embeddings=40, initializer_range=0.3, **sizes
+    )
     transformers.BertModel(config, add_pooling_layer=False).save_pretrained(directory)
     shutil.copytree(tiny_tokenizer, directory, dirs_exist_ok=True)
     tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
 
     def transformer(include_prompt=True):
-        return [modules.Transformer(str(directory)), modules.Pooling(16, include_prompt=include_prompt)]
+        return [
+            modules.Transformer(str(directory)),
+            modules.Pooling(16, include_prompt=include_prompt),
+        ]
 
     return types.SimpleNamespace(
         modules=modules,
@@ -74,18 +84,34 @@ def layouts(parts, tmp_path_factory):
             Router.for_query_document([parts.table()], [*parts.transformer(False), parts.dense()]),
             normalize(),
         ],
-        "heads": [*parts.transformer(), Router({"query": [parts.dense(8)], "document": [parts.dense(8)]}), normalize()],
-        "poolings": [Router({"query": parts.transformer(), "document": parts.transformer()}, "query"), parts.dense(8)],
+        "heads": [
+            *parts.transformer(),
+            Router({"query": [parts.dense(8)], "document": [parts.dense(8)]}),
+            normalize(),
+        ],
+        "poolings": [
+            Router({"query": parts.transformer(), "document": parts.transformer()}, "query"),
+            parts.dense(8),
+        ],
         "rules": [
             Router(
                 {"small": [parts.table()], "large": parts.transformer()},
-                route_mappings={("query", "text"): "small", ("query", None): "large", (None, None): "large"},
+                route_mappings={
+                    ("query", "text"): "small",
+                    ("query", None): "large",
+                    (None, None): "large",
+                },
             )
         ],
-        "asym": [*parts.transformer(), Router({"query": [parts.dense(8)], "doc": [parts.dense(8), normalize()]})],
+        "asym": [
+            *parts.transformer(),
+            Router({"query": [parts.dense(8)], "doc": [parts.dense(8), normalize()]}),
+        ],
     }.items():
         directory = tmp_path_factory.mktemp(name) / "model"
-        model = SentenceTransformer(modules=modules, prompts=PROMPTS, similarity_fn_name="dot", device="cpu")
+        model = SentenceTransformer(
+            modules=modules, prompts=PROMPTS, similarity_fn_name="dot", device="cpu"
+        )
         model.save(str(directory))
         if name == "asym":
             as_version_2(directory)
@@ -102,8 +128,13 @@ def as_version_2(directory):
     for name in new:
         (place / name).rename(place / new[name])
     types = {new[name]: OLD + name.split("_")[-1] for name in new}
-    structure = {route: [new[name] for name in names] for route, names in config["structure"].items()}
-    write(place / "config.json", {"types": types, "structure": structure, "parameters": {"allow_empty_key": True}})
+    structure = {
+        route: [new[name] for name in names] for route, names in config["structure"].items()
+    }
+    write(
+        place / "config.json",
+        {"types": types, "structure": structure, "parameters": {"allow_empty_key": True}},
+    )
     kinds = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Asym", "2_Asym")]
     write(directory / "modules.json", [{"idx": i, "name": str(i), "path": path, "type": OLD + kind}
                                        for i, (kind, path) in enumerate(kinds)])  # fmt: skip
@@ -127,12 +158,21 @@ def test_loaded_encodes_as_sentence_transformers_and_goes_out_again(name, layout
 
     theirs, directory = layouts[name]
     ours = embed_jax.load(directory)
-    assert isinstance(ours, RoutedEncoder) and ours.prompts == PROMPTS and ours.similarity_fn_name == "dot"
+    assert (
+        isinstance(ours, RoutedEncoder)
+        and ours.prompts == PROMPTS
+        and ours.similarity_fn_name == "dot"
+    )
     ours.save(tmp_path / "ours")
     ours.save(tmp_path / "ours")  # over itself
-    back, in_theirs = embed_jax.load(tmp_path / "ours"), SentenceTransformer(str(tmp_path / "ours"), device="cpu")
+    back, in_theirs = (
+        embed_jax.load(tmp_path / "ours"),
+        SentenceTransformer(str(tmp_path / "ours"), device="cpu"),
+    )
 
-    document = {"task": "doc"} if name == "asym" else {"task": "document"}  # which is no route of theirs
+    document = (
+        {"task": "doc"} if name == "asym" else {"task": "document"}
+    )  # which is no route of theirs
     wanted = [
         theirs.encode(TEXTS),
         theirs.encode_query(TEXTS),
@@ -147,12 +187,23 @@ def test_loaded_encodes_as_sentence_transformers_and_goes_out_again(name, layout
         ours.encode(iter(TEXTS), **document, prompt="the river : "),
     ]
     assert all(map(near, found, wanted)) and found[0].shape == (4, ours.dim)
-    assert near(in_theirs.encode_query(TEXTS), wanted[1]) and near(in_theirs.encode(TEXTS), wanted[0])
+    assert near(in_theirs.encode_query(TEXTS), wanted[1]) and near(
+        in_theirs.encode(TEXTS), wanted[0]
+    )
     assert near(in_theirs.encode(TEXTS, **document, prompt_name="document"), wanted[2])
-    assert near(ours.similarity(found[1], found[2]), np.asarray(theirs.similarity(wanted[1], wanted[2])))
+    assert near(
+        ours.similarity(found[1], found[2]), np.asarray(theirs.similarity(wanted[1], wanted[2]))
+    )
     assert near(ours.similarity_pairwise(found[1], found[2]), (wanted[1] * wanted[2]).sum(axis=1))
 
-    for attribute in ("default_route", "tasks", "prompts", "default_prompt_name", "similarity_fn_name", "template"):
+    for attribute in (
+        "default_route",
+        "tasks",
+        "prompts",
+        "default_prompt_name",
+        "similarity_fn_name",
+        "template",
+    ):
         assert getattr(back, attribute) == getattr(ours, attribute)
     assert back.encoders.keys() == ours.encoders.keys()
     for route, encoder in ours.encoders.items():
@@ -160,9 +211,14 @@ def test_loaded_encodes_as_sentence_transformers_and_goes_out_again(name, layout
         jax.tree.map(np.testing.assert_array_equal, encoder.params, again.params)
         assert (encoder.spec, encoder.max_length) == (again.spec, again.max_length)
         assert (
-            encoder.tokenizer.encode(TEXTS, "a ").ids[1].tolist() == again.tokenizer.encode(TEXTS, "a ").ids[1].tolist()
+            encoder.tokenizer.encode(TEXTS, "a ").ids[1].tolist()
+            == again.tokenizer.encode(TEXTS, "a ").ids[1].tolist()
         )
-        assert encoder.include_prompt == again.include_prompt == (name != "encoders" or route == "query")
+        assert (
+            encoder.include_prompt
+            == again.include_prompt
+            == (name != "encoders" or route == "query")
+        )
 
 
 def test_what_routes_share_is_held_and_written_once(layouts, tmp_path):
@@ -171,17 +227,23 @@ def test_what_routes_share_is_held_and_written_once(layouts, tmp_path):
         model = saved or embed_jax.load(tmp_path / "model")
         query, document = (model.encoders[route] for route in ("query", "document"))
         assert query.tokenizer is document.tokenizer
-        of_query, of_document = (jax.tree.leaves(encoder.params["backbone"]) for encoder in (query, document))
+        of_query, of_document = (
+            jax.tree.leaves(encoder.params["backbone"]) for encoder in (query, document)
+        )
         assert all(a is b for a, b in zip(of_query, of_document, strict=True))
         assert query.params["heads"]["0"]["kernel"] is not document.params["heads"]["0"]["kernel"]
         model.save(tmp_path / "model")
     found = {path.parent.name: path for path in (tmp_path / "model").rglob("model.safetensors")}
     assert sorted(found) == ["document_2_Dense", "query_0_Transformer", "query_2_Dense"]
-    original = load_file(layouts["heads"][1] / "2_Router" / "document_0_Dense" / "model.safetensors")
+    original = load_file(
+        layouts["heads"][1] / "2_Router" / "document_0_Dense" / "model.safetensors"
+    )
     jax.tree.map(np.testing.assert_array_equal, original, load_file(found["document_2_Dense"]))
 
     # Equal numbers alone make no module one: they may be trained apart.
-    apart = RoutedEncoder({"query": query, "document": document.with_params(jax.device_get(document.params))})
+    apart = RoutedEncoder(
+        {"query": query, "document": document.with_params(jax.device_get(document.params))}
+    )
     apart.save(tmp_path / "apart")
     assert len(list((tmp_path / "apart").rglob("model.safetensors"))) == 4
 
@@ -189,7 +251,14 @@ def test_what_routes_share_is_held_and_written_once(layouts, tmp_path):
 # ---- which route
 
 
-RULES = [("query", "text"), ("query", None), (None, "text"), (None, None), ("document", "image"), (None, "image")]
+RULES = [
+    ("query", "text"),
+    ("query", None),
+    (None, "text"),
+    (None, None),
+    ("document", "image"),
+    (None, "image"),
+]
 
 
 def test_tasks_go_the_routes_that_sentence_transformers_takes(parts, tmp_path):
@@ -227,7 +296,9 @@ def test_tasks_go_the_routes_that_sentence_transformers_takes(parts, tmp_path):
             "route_mappings": {key: routes[number] for key, number in rule.items()},
         }
         theirs = parts.modules.Router({route: [Mark(route)] for route in routes}, **options).eval()
-        options["route_mappings"] = {str(key): route for key, route in options["route_mappings"].items()}
+        options["route_mappings"] = {
+            str(key): route for key, route in options["route_mappings"].items()
+        }
         config = {
             "types": {f"{route}_0": OLD + "StaticEmbedding" for route in routes},
             "structure": {route: [f"{route}_0"] for route in routes},
@@ -251,7 +322,9 @@ def test_tasks_go_the_routes_that_sentence_transformers_takes(parts, tmp_path):
 def table(dim, seed=0, rows=240, tokenizer=None, cut=0):
     """A static encoder of random vectors."""
     vectors = np.random.default_rng(seed).normal(size=(rows, dim)).astype(np.float32)
-    spec = EncoderSpec(StaticConfig(vocab_size=rows, hidden_size=dim), heads=(Truncate(cut),) if cut else ())
+    spec = EncoderSpec(
+        StaticConfig(vocab_size=rows, hidden_size=dim), heads=(Truncate(cut),) if cut else ()
+    )
     return SentenceEncoder(spec, {"backbone": {"token": vectors}, "heads": {}}, tokenizer)
 
 
@@ -259,7 +332,10 @@ def table(dim, seed=0, rows=240, tokenizer=None, cut=0):
 def test_documents_find_their_route_by_its_usual_names(name):
     encoders = {"query": table(4), name: table(4, seed=1)}
     model = RoutedEncoder(encoders, default_route="query")
-    assert model.encoder("document") is model.encoders[name] and model.encoder() is model.encoders["query"]
+    assert (
+        model.encoder("document") is model.encoders[name]
+        and model.encoder() is model.encoders["query"]
+    )
     assert model.encoder("document").params is encoders[name].params
 
 
@@ -277,7 +353,9 @@ def search(tiny_tokenizer, tmp_path):
     query = table(48, tokenizer=tokenizer)
     rolled = np.roll(query.params["backbone"]["token"], 1, axis=0)
     document = query.with_params({"backbone": {"token": rolled}, "heads": {}})
-    RoutedEncoder({"query": query, "document": document}, default_route="document").save(tmp_path / "model")
+    RoutedEncoder({"query": query, "document": document}, default_route="document").save(
+        tmp_path / "model"
+    )
     model = embed_jax.load(tmp_path / "model")
 
     for name, kind in (("corpus", words[1:]), ("queries", words[:-1])):
@@ -294,7 +372,9 @@ def test_the_official_harness_takes_both_routes(search):
     from embed_jax.evals.mteb import local_task, mteb_model, revision
 
     model, _, data = search
-    found = local_task("retrieval", data, name="made").evaluate(mteb_model(model), "test", encode_kwargs={})
+    found = local_task("retrieval", data, name="made").evaluate(
+        mteb_model(model), "test", encode_kwargs={}
+    )
     assert [scores["main_score"] for scores in found.values()] == [1.0]
     assert revision(model) != revision(model.encoders["query"])
 
@@ -302,18 +382,26 @@ def test_the_official_harness_takes_both_routes(search):
 def test_a_search_takes_both_routes(search):
     model, words, data = search
     task = open_task(data, name="made", k="1,10")
-    embed = Embedder("model", model.encode, prompt_options(model), similarity=model.similarity_fn_name)
+    embed = Embedder(
+        "model", model.encode, prompt_options(model), similarity=model.similarity_fn_name
+    )
     assert task.evaluate(embed).metrics["ndcg@10"] == 1.0
     one = model.encoders["document"]
     alone = Embedder("one", one.encode, prompt_options(one), similarity=model.similarity_fn_name)
     assert task.evaluate(alone).metrics["ndcg@10"] < 0.5
 
-    for side, encode in ((QUERY, model.encode_query), (DOCUMENT, model.encode_document), ("", model.encode)):
+    for side, encode in (
+        (QUERY, model.encode_query),
+        (DOCUMENT, model.encode_document),
+        ("", model.encode),
+    ):
         found = embed(words[:3], Use("made", "Retrieval" if side else "STS", side))
         np.testing.assert_array_equal(found, encode(words[:3]))
     for route, side in (("query", QUERY), ("document", DOCUMENT), (None, "")):
         blocks = model.encode_blocks(iter(words[:3]), task=route)
-        np.testing.assert_array_equal(np.concatenate(list(blocks)), embed(words[:3], Use(side=side)))
+        np.testing.assert_array_equal(
+            np.concatenate(list(blocks)), embed(words[:3], Use(side=side))
+        )
     assert model.encode(words[0], task="query").shape == (48,)
 
 
@@ -322,15 +410,33 @@ def test_the_models_prompts_and_options_are_those_of_all_routes(tiny_tokenizer):
     first = table(8, tokenizer=tokenizer)
     first.prompts = {"query": "music "}
     encoders = {"query": first, "document": table(8, seed=1, tokenizer=tokenizer)}
-    model = RoutedEncoder(encoders, prompts={"query": "red "}, template="{instruction} ", similarity="euclidean")
+    model = RoutedEncoder(
+        encoders, prompts={"query": "red "}, template="{instruction} ", similarity="euclidean"
+    )
     np.testing.assert_array_equal(model.encode_query("cat"), first.encode("red cat"))
-    np.testing.assert_array_equal(model.encode_query("cat", instruction="dog"), first.encode("dog cat"))
-    np.testing.assert_array_equal(model.encode_document("cat", dim=3), encoders["document"].encode("cat", dim=3))
-    assert first.prompts == {"query": "music "} and first.template == ""  # given encoders stay as they were
-    assert model.similarity([[0.0, 3.0]], [[4.0, 0.0]]) == -5 == model.similarity_pairwise([[0.0, 3.0]], [[4.0, 0.0]])
+    np.testing.assert_array_equal(
+        model.encode_query("cat", instruction="dog"), first.encode("dog cat")
+    )
+    np.testing.assert_array_equal(
+        model.encode_document("cat", dim=3), encoders["document"].encode("cat", dim=3)
+    )
+    assert (
+        first.prompts == {"query": "music "} and first.template == ""
+    )  # given encoders stay as they were
+    assert (
+        model.similarity([[0.0, 3.0]], [[4.0, 0.0]])
+        == -5
+        == model.similarity_pairwise([[0.0, 3.0]], [[4.0, 0.0]])
+    )
     assert (model.dim, model.max_length) == (8, 40)
-    assert prompt_options(model)(Use("", "Retrieval", QUERY, "find")) == {"task": "query", "instruction": "find"}
-    for options, message in (({"batch_size": 3}, "batch_size: batches are counted"), ({"dim": 9}, "dim: expected 1")):
+    assert prompt_options(model)(Use("", "Retrieval", QUERY, "find")) == {
+        "task": "query",
+        "instruction": "find",
+    }
+    for options, message in (
+        ({"batch_size": 3}, "batch_size: batches are counted"),
+        ({"dim": 9}, "dim: expected 1"),
+    ):
         with pytest.raises(InputError, match=message):
             model.encode_query("cat", **options)
 
@@ -366,9 +472,18 @@ def names(config, route="doc"):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda c: c["types"].update({names(c): OLD + "CNN"}), "2_Asym/config.json: unknown module 'CNN'.*Dense"),
-        (lambda c: c["types"].update({names(c): "my_code.Dense"}), "'my_code.Dense' is code of the model's own, which"),
-        (lambda c: c["types"].update({names(c): OLD + "Asym"}), "doc: a route within a route is not supported"),
+        (
+            lambda c: c["types"].update({names(c): OLD + "CNN"}),
+            "2_Asym/config.json: unknown module 'CNN'.*Dense",
+        ),
+        (
+            lambda c: c["types"].update({names(c): "my_code.Dense"}),
+            "'my_code.Dense' is code of the model's own, which",
+        ),
+        (
+            lambda c: c["types"].update({names(c): OLD + "Asym"}),
+            "doc: a route within a route is not supported",
+        ),
         (
             lambda c: c["types"].update({names(c): OLD + "Pooling"}),
             "found Transformer, Pooling, Pooling, Norm.*; wanted",
@@ -378,13 +493,28 @@ def names(config, route="doc"):
         (lambda c: c.update(parameters=[]), 'expected "types" of modules, a "structure"'),
         (lambda c: c["structure"].update(doc=["../1_Pooling"]), 'expected "types"'),
         (
-            lambda c: (c["types"].update({"../1_Dense": OLD + "Dense"}), c["structure"].update(doc=["../1_Dense"])),
+            lambda c: (
+                c["types"].update({"../1_Dense": OLD + "Dense"}),
+                c["structure"].update(doc=["../1_Dense"]),
+            ),
             "path: expected a folder in the model's directory, found '../1_Dense'",
         ),
-        (lambda c: c["parameters"].update(default_route="docs"), "default_route: unknown route 'docs'.*doc"),
-        (lambda c: c["parameters"].update(route_mappings={"(None, None)": "x"}), "route_mappings: unknown route 'x'"),
-        (lambda c: c["parameters"].update(route_mappings={"query": "doc"}), "route_mappings: expected routes by"),
-        (lambda c: c["parameters"].update(temperature=2), "parameters: unknown field 'temperature'"),
+        (
+            lambda c: c["parameters"].update(default_route="docs"),
+            "default_route: unknown route 'docs'.*doc",
+        ),
+        (
+            lambda c: c["parameters"].update(route_mappings={"(None, None)": "x"}),
+            "route_mappings: unknown route 'x'",
+        ),
+        (
+            lambda c: c["parameters"].update(route_mappings={"query": "doc"}),
+            "route_mappings: expected routes by",
+        ),
+        (
+            lambda c: c["parameters"].update(temperature=2),
+            "parameters: unknown field 'temperature'",
+        ),
     ],
 )
 def test_routes_that_are_refused(edit, message, asym):
@@ -419,7 +549,9 @@ def test_texts_without_a_route_are_refused(asym, tmp_path):
     model = embed_jax.load(asym(lambda config: config["parameters"].update(allow_empty_key=False)))
     for again in (model, None):
         model = again or embed_jax.load(tmp_path / "again")
-        with pytest.raises(InputError, match="^no route without a task: name it, or use .*; known: query, doc$"):
+        with pytest.raises(
+            InputError, match="^no route without a task: name it, or use .*; known: query, doc$"
+        ):
             model.encode(TEXTS)
         with pytest.raises(InputError, match="^no route for the task 'image'; known: query, doc$"):
             model.encode(TEXTS, task="image")
@@ -433,7 +565,10 @@ def test_texts_without_a_route_are_refused(asym, tmp_path):
         (lambda: RoutedEncoder({"a": table(3), "b": table(4)}), "of one size, found a 3, b 4"),
         (lambda: RoutedEncoder({"a": table(3)}, default_route="b"), "unknown route 'b'"),
         (lambda: RoutedEncoder({"a": table(3)}, tasks={"query": "b"}), "unknown route 'b'"),
-        (lambda: RoutedEncoder({"a": table(3), "b": table(4, cut=3)}).save("no/where"), "no/where: .*cut after some"),
+        (
+            lambda: RoutedEncoder({"a": table(3), "b": table(4, cut=3)}).save("no/where"),
+            "no/where: .*cut after some",
+        ),
     ],
 )
 def test_encoders_that_make_no_model_are_refused(make, message):

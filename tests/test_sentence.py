@@ -42,7 +42,9 @@ def made_texts(count: int, longest: int, seed: int = 0) -> list[str]:
     """Texts of log-normal length up to `longest` words, all different."""
     rng = np.random.default_rng(seed)
     lengths = np.minimum(rng.lognormal(2.0, 0.9, count).round().astype(int) + 1, longest)
-    return [f"{number} " + " ".join(rng.choice(WORDS, length)) for number, length in enumerate(lengths)]
+    return [
+        f"{number} " + " ".join(rng.choice(WORDS, length)) for number, length in enumerate(lengths)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +94,10 @@ def test_prompts_equal_sentence_transformers(model, tmp_path, include_prompt):
         include_prompt=include_prompt,
     )
     prompted.save(tmp_path / "model")
-    theirs, ours = SentenceTransformer(str(tmp_path / "model"), device="cpu"), load(str(tmp_path / "model"))
+    theirs, ours = (
+        SentenceTransformer(str(tmp_path / "model"), device="cpu"),
+        load(str(tmp_path / "model")),
+    )
     texts = ["the cat", "", "music", "a red house " * 8]
     for arguments in ({}, {"prompt_name": "query"}, {"prompt": "find : "}, {"prompt": ""}):
         found, wanted = ours.encode(texts, **arguments), theirs.encode(texts, **arguments)
@@ -129,23 +134,35 @@ def test_one_warning_counts_the_texts_that_were_cut(model, monkeypatch):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model.encode(["the cat", "dog " * 50, "a", "a", "b", "dog " * 38, "dog " * 39])
-    assert [str(warning.message) for warning in caught] == ["2 of 7 texts were cut at the model's limit of 40 tokens"]
+    assert [str(warning.message) for warning in caught] == [
+        "2 of 7 texts were cut at the model's limit of 40 tokens"
+    ]
 
 
 @pytest.mark.parametrize(
     ("texts", "arguments", "message"),
     [
-        (["a"], {"prompt_name": "qery"}, "unknown prompt 'qery' (did you mean 'query'?); known: query"),
+        (
+            ["a"],
+            {"prompt_name": "qery"},
+            "unknown prompt 'qery' (did you mean 'query'?); known: query",
+        ),
         (["a", 3], {}, "a text must be a string, found int"),
         (["a", None], {}, "a text must be a string, found NoneType"),
         (b"abc", {}, "a text must be a string, found int"),
-        (["the cat " * 6], {"batch_tokens": 8}, "batch_tokens: expected at least 14, the tokens of one text, found 8"),
+        (
+            ["the cat " * 6],
+            {"batch_tokens": 8},
+            "batch_tokens: expected at least 14, the tokens of one text, found 8",
+        ),
         (["a"], {"batch_tokens": -1}, "batch_tokens: expected at least 3"),
         (["\ud800"], {}, "a text is not valid Unicode"),
     ],
 )
 def test_what_cannot_be_encoded_is_said_in_one_line(model, texts, arguments, message):
-    prompted = SentenceEncoder(model.spec, model.params, model.tokenizer, prompts={"query": "find : "})
+    prompted = SentenceEncoder(
+        model.spec, model.params, model.tokenizer, prompts={"query": "find : "}
+    )
     with pytest.raises(InputError) as caught:
         prompted.encode(texts, **arguments)
     assert message in str(caught.value) and "\n" not in str(caught.value)
@@ -237,7 +254,8 @@ def test_embeddings_are_cut_made_length_one_and_an_untrained_size_warns_once(tin
         model.encode(["x"], dim=9)
     for dim in (-1, model.dim + 1):
         with pytest.raises(
-            InputError, match=f"dim: expected 1 to {model.dim}, the size of the embeddings, found {dim}"
+            InputError,
+            match=f"dim: expected 1 to {model.dim}, the size of the embeddings, found {dim}",
         ):
             model.encode(["x"], dim=dim)
 
@@ -248,7 +266,9 @@ def test_encoding_stops_at_a_layer(tiny_model):
     texts = made_texts(10, 12)
     spec, params = first_layers(model.spec, model.params, 1)
     shallow = SentenceEncoder(spec, params, model.tokenizer)
-    with pytest.warns(UserWarning, match="layers 1: this model was trained for all its 2 layers alone"):
+    with pytest.warns(
+        UserWarning, match="layers 1: this model was trained for all its 2 layers alone"
+    ):
         found = model.encode(texts, layers=1)
     np.testing.assert_allclose(found, shallow.encode(texts), atol=1e-6)
     assert np.abs(found - model.encode(texts, layers=2)).max() > 1e-3
@@ -266,7 +286,9 @@ def test_a_saved_model_carries_what_it_was_trained_for(tiny_model, tmp_path):
     again = load(str(tmp_path / "model"))
     assert again.matryoshka_dims == (8, 32) and again.adaptive_layers
     SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer
-    theirs = SentenceTransformer(str(tmp_path / "model"), device="cpu", truncate_dim=8).encode(["a text"])
+    theirs = SentenceTransformer(str(tmp_path / "model"), device="cpu", truncate_dim=8).encode(
+        ["a text"]
+    )
     ours = again.encode(["a text"], dim=8)
     np.testing.assert_allclose(ours, theirs / np.linalg.norm(theirs), atol=1e-5)
     file = tmp_path / "model" / "config_sentence_transformers.json"
@@ -305,7 +327,10 @@ def test_a_model_with_prompts_warns_once_when_none_is_given(model):
     (found,) = warned(lambda: own.encode(["a"]))
     assert message in found and "\n" not in found
     assert warned(lambda: own.encode(["a"])) == []
-    assert "a template for instructions, and none" in warned(lambda: having(template=TEMPLATE).encode(["a"]))[0]
+    assert (
+        "a template for instructions, and none"
+        in warned(lambda: having(template=TEMPLATE).encode(["a"]))[0]
+    )
     for options, arguments in (
         (some, {"prompt": ""}),
         (some, {"prompt_name": "document"}),
@@ -320,11 +345,15 @@ def test_a_model_with_prompts_warns_once_when_none_is_given(model):
         )
     own = having(**some)
     own.encode(["a"], prompt_name="query")
-    assert warned(lambda: own.encode(["a"])) == [], "documents after queries, as model cards have it"
+    assert warned(lambda: own.encode(["a"])) == [], (
+        "documents after queries, as model cards have it"
+    )
 
 
 @pytest.mark.parametrize("include_prompt", [True, False])
-def test_an_instruction_is_the_prompt_that_the_template_makes_of_it(model, tmp_path, include_prompt):
+def test_an_instruction_is_the_prompt_that_the_template_makes_of_it(
+    model, tmp_path, include_prompt
+):
     own = prompted(model, template=TEMPLATE, include_prompt=include_prompt)
     texts = ["the cat", "", "a red house " * 3]
     prompt = "Instruct: find the music\nQuery: "
@@ -336,22 +365,30 @@ def test_an_instruction_is_the_prompt_that_the_template_makes_of_it(model, tmp_p
     assert again.template == TEMPLATE
     np.testing.assert_array_equal(again.encode(texts, instruction="find the music"), found)
     SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer
-    theirs = SentenceTransformer(str(tmp_path / "model"), device="cpu")  # to which the template is nothing
+    theirs = SentenceTransformer(
+        str(tmp_path / "model"), device="cpu"
+    )  # to which the template is nothing
     np.testing.assert_allclose(theirs.encode(texts, prompt=prompt), found, atol=1e-5)
 
 
 def test_instructions_that_cannot_be_given_are_one_line(model):
     own = prompted(model, template=TEMPLATE, prompts={"query": "find : "})
     for arguments, message in (
-        ({"instruction": "a", "prompt": "b"}, "expected a prompt or an instruction, found prompt and instruction"),
+        (
+            {"instruction": "a", "prompt": "b"},
+            "expected a prompt or an instruction, found prompt and instruction",
+        ),
         ({"instruction": "a", "prompt_name": "query"}, "found prompt_name and instruction"),
     ):
         with pytest.raises(InputError, match=message):
             own.encode(["x"], **arguments)
-    with pytest.raises(InputError, match="instruction 'a': this model has no template for instructions"):
+    with pytest.raises(
+        InputError, match="instruction 'a': this model has no template for instructions"
+    ):
         model.encode(["x"], instruction="a")
     with pytest.raises(
-        InputError, match="template 'Query: ': expected the placeholder {instruction} alone, found none"
+        InputError,
+        match="template 'Query: ': expected the placeholder {instruction} alone, found none",
     ):
         prompted(model, template="Query: ")
 
@@ -364,13 +401,22 @@ def test_prompts_of_the_family_serve_a_model_that_records_none(tiny_model, tmp_p
     directory = shutil.copytree(tiny_model, tmp_path / "bge-small-en-v1.5")
     settings = directory / "config_sentence_transformers.json"
     assert warned(lambda: load(str(directory))) == [], "a model of ours records that it has none"
-    settings.write_text(json.dumps({"prompts": {"query": "", "document": ""}}))  # as sentence-transformers writes
+    settings.write_text(
+        json.dumps({"prompts": {"query": "", "document": ""}})
+    )  # as sentence-transformers writes
     (message,) = warned(lambda: load(str(directory)))
     wanted = "Represent this sentence for searching relevant passages: "
-    assert f"no prompts are recorded; as of {directory}: prompt query {wanted!r}" in message and "\n" not in message
+    assert (
+        f"no prompts are recorded; as of {directory}: prompt query {wanted!r}" in message
+        and "\n" not in message
+    )
     with warnings.catch_warnings(action="ignore"):
         model = load(str(directory))
-    assert (model.prompts, model.template, model.include_prompt) == ({"query": wanted, "document": ""}, "", True)
+    assert (model.prompts, model.template, model.include_prompt) == (
+        {"query": wanted, "document": ""},
+        "",
+        True,
+    )
     assert model.default_prompt_name is None
     settings.write_text(json.dumps({"prompts": {"query": "mine: "}}))
     assert load(str(directory)).prompts == {"query": "mine: "}
@@ -380,7 +426,9 @@ def test_prompts_of_the_family_serve_a_model_that_records_none(tiny_model, tmp_p
     settings.unlink()
     assert warned(lambda: load(str(directory))) == []
     config = directory / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"_name_or_path": "nvidia/NV-Embed-v2"}))
+    config.write_text(
+        json.dumps(json.loads(config.read_text()) | {"_name_or_path": "nvidia/NV-Embed-v2"})
+    )
     with pytest.warns(UserWarning, match="as of nvidia/NV-Embed-v2.* prompts left out of pooling$"):
         model = load(str(directory))
     assert model.template == TEMPLATE and not model.include_prompt
@@ -403,7 +451,10 @@ def test_eos_of_the_family_is_appended_where_no_module_says_otherwise(tmp_path, 
         model = load(str(directory))
     assert model.tokenizer.encode(["the cat"]).ids[0][-1] == 2
     model.save(tmp_path / "saved")
-    assert load(str(tmp_path / "saved")).tokenizer.encode(["the cat"]).ids[0].tolist()[-2:].count(2) == 1
+    assert (
+        load(str(tmp_path / "saved")).tokenizer.encode(["the cat"]).ids[0].tolist()[-2:].count(2)
+        == 1
+    )
 
 
 # ---- language models -----------------------------------------------------------------------------------------
@@ -445,35 +496,52 @@ def test_language_models_equal_sentence_transformers(
     """Last-token pooling above all, at either padding side: in batches of uneven lengths, with prompts and eos."""
     SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer
     processors = pytest.importorskip("tokenizers.processors")
-    bos = processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)])
-    plain = bpe_tokenizer(bos, tokenizer_class="PreTrainedTokenizerFast", padding_side=side, model_max_length=32)
+    bos = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+    )
+    plain = bpe_tokenizer(
+        bos, tokenizer_class="PreTrainedTokenizerFast", padding_side=side, model_max_length=32
+    )
     load_tokenizer(plain, 32, append_eos=append_eos).save(tmp_path)
     language_model(kind, tmp_path, load_tokenizer(plain, 32).vocab_size)
     modules.write_pooling(tmp_path / "1_Pooling", pooling, 32, include_prompt)
-    modules.write_modules(tmp_path, [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")])
+    modules.write_modules(
+        tmp_path, [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
+    )
     (tmp_path / "2_Normalize").mkdir()
     prompts = {"query": "Instruct: find music\nQuery:", "document": ""}
     (tmp_path / "config_sentence_transformers.json").write_text(json.dumps({"prompts": prompts}))
     theirs, ours = SentenceTransformer(str(tmp_path), device="cpu"), load(str(tmp_path))
-    assert ours.tokenizer.encode(["a"]).ids[0].tolist()[-1:] == theirs.tokenizer("a")["input_ids"][-1:]
+    assert (
+        ours.tokenizer.encode(["a"]).ids[0].tolist()[-1:] == theirs.tokenizer("a")["input_ids"][-1:]
+    )
     texts = ["the cat", "", "music " * 40, "a", "dog plays guitar in the city", "one word", "</s>"]
     with warnings.catch_warnings(action="ignore"):
         for arguments in ({}, {"prompt_name": "query"}, {"prompt": "the "}):
             wanted = theirs.encode(texts, batch_size=3, **arguments)
             assert np.abs(ours.encode(texts, **arguments) - wanted).max() < 1e-5, arguments
-    assert np.abs(ours.encode("the cat", prompt_name="query") - ours.encode("the cat", prompt="")).max() > 1e-3
+    assert (
+        np.abs(
+            ours.encode("the cat", prompt_name="query") - ours.encode("the cat", prompt="")
+        ).max()
+        > 1e-3
+    )
 
 
 # ---- latent attention ----------------------------------------------------------------------------------------
 
 
 def test_a_model_with_latent_attention_is_saved_with_it(model, tmp_path):
-    head = LatentAttention(model.spec.backbone.hidden_size, latents=6, heads=4, head_size=16, mlp_size=24)
+    head = LatentAttention(
+        model.spec.backbone.hidden_size, latents=6, heads=4, head_size=16, mlp_size=24
+    )
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(head.init, jax.random.key(0))
     params = jax.tree.map(lambda x: rng.normal(0, 0.4, x.shape).astype(np.float32), shapes)
     spec = dataclasses.replace(model.spec, token_head=head)
-    own = SentenceEncoder(spec, {**jax.device_get(model.params), "token_head": params}, model.tokenizer)
+    own = SentenceEncoder(
+        spec, {**jax.device_get(model.params), "token_head": params}, model.tokenizer
+    )
     own.save(tmp_path / "model")
     again = load(str(tmp_path / "model"))
     assert again.spec == spec

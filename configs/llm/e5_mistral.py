@@ -28,7 +28,9 @@ def get_config(cut: str = "") -> Experiment:
     config.data.train = "msmarco"
     config.data.max_length = 512
     config.data.template = "Instruct: {instruction}\nQuery: "
-    config.data.anchor_instruction = "Given a web search query, retrieve relevant passages that answer the query"
+    config.data.anchor_instruction = (
+        "Given a web search query, retrieve relevant passages that answer the query"
+    )
     config.batch.size = 2048
     config.batch.groups = 256
     config.loss.temperature = 0.02
@@ -42,7 +44,9 @@ def get_config(cut: str = "") -> Experiment:
         config.model.tokenizer = "sentence-transformers/all-MiniLM-L6-v2"
         config.model.append_eos = False  # its tokenizer ends every text itself
         config.data.train = "python_docs"
-        config.data.anchor_instruction = "Given a description, retrieve the function that it describes"
+        config.data.anchor_instruction = (
+            "Given a description, retrieve the function that it describes"
+        )
         config.data.max_length = 64
         config.batch.size = 32
         config.batch.groups = 0

@@ -48,7 +48,9 @@ def get_config(cut: str = "") -> Experiment:
     supervised.data.train = "msmarco"
     supervised.data.max_length = 512
     supervised.data.template = "{instruction}: "
-    supervised.data.anchor_instruction = "Given a web search query, retrieve relevant passages that answer the query"
+    supervised.data.anchor_instruction = (
+        "Given a web search query, retrieve relevant passages that answer the query"
+    )
     supervised.data.pool_prompt = False
     supervised.batch.size = 512
     supervised.batch.groups = 64
@@ -61,7 +63,9 @@ def get_config(cut: str = "") -> Experiment:
         config.model.name = "random:decoder-small"
         config.model.tokenizer = "sentence-transformers/all-MiniLM-L6-v2"
         supervised.data.train = "python_docs"
-        supervised.data.anchor_instruction = "Given a description, retrieve the function that it describes"
+        supervised.data.anchor_instruction = (
+            "Given a description, retrieve the function that it describes"
+        )
         supervised.eval.retrieval = "python_docs"
         for stage in (config, simcse, supervised):
             stage.lora.base = "float32"

@@ -38,7 +38,9 @@ def get_config(cut: str = "") -> Experiment:
             stage.model.append_eos = False  # its tokenizer ends every text itself
             stage.lora.base = "float32"
             stage.data.train = "python_docs"
-            stage.data.anchor_instruction = "Given a description, retrieve the function that it describes"
+            stage.data.anchor_instruction = (
+                "Given a description, retrieve the function that it describes"
+            )
             stage.data.max_length = 64
             stage.mine.strategy = "bm25"
             stage.mine.number = 1
@@ -64,7 +66,9 @@ def retrieval_stage() -> Experiment:
     config.data.train = "msmarco"
     config.data.max_length = 512
     config.data.template = "Instruct: {instruction}\nQuery: "
-    config.data.anchor_instruction = "Given a web search query, retrieve relevant passages that answer the query"
+    config.data.anchor_instruction = (
+        "Given a web search query, retrieve relevant passages that answer the query"
+    )
     config.data.pool_prompt = False
     config.batch.size = 128
     config.batch.groups = 64

@@ -24,7 +24,9 @@ def get_config(cut: str = "") -> Experiment:
     config.model.pooling = "last_token"
     config.data.max_length = 96
     config.data.template = "Instruct: {instruction}\nQuery: "
-    config.data.anchor_instruction = "Given a scientific claim, retrieve documents that support or refute the claim"
+    config.data.anchor_instruction = (
+        "Given a scientific claim, retrieve documents that support or refute the claim"
+    )
     config.mixture.sources.nli = Source(train="nli/triplets.tsv.gz", max_length=64)
     config.mixture.sources.nli.anchor_instruction = similar
     config.mixture.sources.nli.candidate_instruction = similar

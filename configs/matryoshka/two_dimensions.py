@@ -21,7 +21,9 @@ def get_config(cut: str = "") -> Experiment:
     config.data.train = "allnli"
     config.data.max_length = 128
     config.batch.size = 128
-    config.loss.name = "adaptive_layers(matryoshka(info_nce(), dims='768,512,256,128,64', sample=1), sample=1)"
+    config.loss.name = (
+        "adaptive_layers(matryoshka(info_nce(), dims='768,512,256,128,64', sample=1), sample=1)"
+    )
     config.loss.temperature = 0.05
     config.loss.mask_duplicates = False
     config.optim.learning_rate = 2e-5
@@ -39,7 +41,9 @@ def get_config(cut: str = "") -> Experiment:
         config.model.pooling = ""
         config.data.max_length = 32
         config.batch.size = 64
-        config.loss.name = "adaptive_layers(matryoshka(info_nce(), dims='384,128,32', sample=1), sample=1)"
+        config.loss.name = (
+            "adaptive_layers(matryoshka(info_nce(), dims='384,128,32', sample=1), sample=1)"
+        )
         config.train.steps = 60
         config.eval.layers = "6,4,2"
         config.eval.every = 30

@@ -37,7 +37,9 @@ def get_config(cut: str = "") -> Experiment:
     config.eval.retrieval_split = ""
     config.eval.test_split = "test"
     config.checkpoint.every = 50
-    if cut == "table":  # of tables/negatives.py: the row says where the negatives come from, scripts.evaluate judges
+    if (
+        cut == "table"
+    ):  # of tables/negatives.py: the row says where the negatives come from, scripts.evaluate judges
         config.batch.size = 16
         config.mine.strategy = ""
         config.mine.every = 0

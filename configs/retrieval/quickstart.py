@@ -33,7 +33,9 @@ def get_config(cut: str = "") -> Experiment:
     config.eval.every = 20
     config.eval.metric = "retrieval/ndcg@10"
     config.checkpoint.every = 20
-    if cut == "curve":  # of tables/learning_curve.py: short texts, and no test before the settings are chosen
+    if (
+        cut == "curve"
+    ):  # of tables/learning_curve.py: short texts, and no test before the settings are chosen
         config.data.max_length = 64
         config.data.validation_split = ""
         config.eval.test_split = ""

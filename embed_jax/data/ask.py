@@ -124,7 +124,9 @@ def ask(endpoint: Endpoint, job: Job, retries: Retries, pace: Pace, seed: int = 
         if failure.unreachable and not endpoint.reached:
             raise InputError(str(failure))
         if failure.wait is not None and failure.wait > retries.patience:
-            raise RunError(f"{failure} (it asks to wait {failure.wait:.0f} s: run the same command again then)")
+            raise RunError(
+                f"{failure} (it asks to wait {failure.wait:.0f} s: run the same command again then)"
+            )
         wait = retries.wait(tried, chance)
         if failure.wait is not None:
             pace.pause(failure.wait)

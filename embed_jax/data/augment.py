@@ -114,7 +114,9 @@ def repeat_words(rate: float) -> Augmentation:
     return _on_words(change)
 
 
-def mask_span(rate: float, token: str = "[MASK]", protected: str | Collection[str] = PROTECTED) -> Augmentation:
+def mask_span(
+    rate: float, token: str = "[MASK]", protected: str | Collection[str] = PROTECTED
+) -> Augmentation:
     """Puts a token in the place of each word of a contiguous span, but for protected ones (a kind of span cutoff).
 
     Args:
@@ -131,12 +133,17 @@ def mask_span(rate: float, token: str = "[MASK]", protected: str | Collection[st
         size = min(_rounded(rate * len(words), rng), len(words) - 1)
         start = int(rng.integers(len(words) - size + 1))
         span = range(start, start + size)
-        return [token if place in span and not spared(word) else word for place, word in enumerate(words)]
+        return [
+            token if place in span and not spared(word) else word
+            for place, word in enumerate(words)
+        ]
 
     return _on_words(change)
 
 
-def augment_text(augment: Augmentation, text: str, *, seed: int, step: int, record: int, column: int) -> str:
+def augment_text(
+    augment: Augmentation, text: str, *, seed: int, step: int, record: int, column: int
+) -> str:
     """The text as one step of a training sees it: a function of these numbers, whoever computes it and when.
 
     Args:
@@ -165,7 +172,9 @@ def build_augmentation(expression: str) -> Augmentation:
     try:
         tree = ast.parse(source, mode="eval").body
     except (SyntaxError, ValueError) as error:
-        raise _error(source, f"{getattr(error, 'msg', error)}; expected one such as 'delete_words(rate=0.1)'") from None
+        raise _error(
+            source, f"{getattr(error, 'msg', error)}; expected one such as 'delete_words(rate=0.1)'"
+        ) from None
     steps = list(_steps(tree, source))
 
     def chain(text: str, rng: np.random.Generator) -> str:
@@ -184,7 +193,9 @@ def _steps(node: ast.expr, source: str) -> list[Augmentation]:
                 return [called("augmentation", text)]
             except InputError as error:
                 raise _error(text, str(error)) from None
-    raise _error(text, "expected one such as delete_words(rate=0.1), or several with | between them")
+    raise _error(
+        text, "expected one such as delete_words(rate=0.1), or several with | between them"
+    )
 
 
 def _error(text: str, message: str) -> InputError:
@@ -206,7 +217,9 @@ def _rounded(value: float, rng: np.random.Generator) -> int:
     return int(value + rng.random())
 
 
-def _without(words: list[str], free: list[int], count: int, rng: np.random.Generator) -> Sequence[str]:
+def _without(
+    words: list[str], free: list[int], count: int, rng: np.random.Generator
+) -> Sequence[str]:
     """The words without `count` of the `free` places, but not without all."""
     count = min(count, len(free), len(words) - 1)
     gone = set(rng.choice(free, size=count, replace=False).tolist()) if count else ()
@@ -222,7 +235,9 @@ def _spared(protected: str | Collection[str]) -> Callable[[str], bool]:
     """Whether a word is protected; see `delete_words`."""
     if not isinstance(protected, Collection):
         raise InputError(f"protected: expected words separated by blanks, found {protected!r}")
-    words = [_plain(word) for word in (protected.split() if isinstance(protected, str) else protected)]
+    words = [
+        _plain(word) for word in (protected.split() if isinstance(protected, str) else protected)
+    ]
     pattern = re.compile("|".join(map(fnmatch.translate, words)) or r"(?!)")
 
     @functools.lru_cache(1 << 16)
@@ -235,4 +250,6 @@ def _spared(protected: str | Collection[str]) -> Callable[[str], bool]:
 def _plain(word: str) -> str:
     """In lower case, with the plain apostrophe, and with the digits of any script as 0 to 9."""
     word = unicodedata.normalize("NFKC", word).casefold().replace("\u2019", "'")
-    return "".join(str(unicodedata.digit(letter)) if letter.isdecimal() else letter for letter in word)
+    return "".join(
+        str(unicodedata.digit(letter)) if letter.isdecimal() else letter for letter in word
+    )

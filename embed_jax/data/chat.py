@@ -36,7 +36,12 @@ class Endpoint(Server):
         else:
             headers = {"anthropic-version": "2023-06-01"}
             super().__init__(
-                base_url, "/v1/messages", key=key, key_header="x-api-key", headers=headers, timeout=timeout
+                base_url,
+                "/v1/messages",
+                key=key,
+                key_header="x-api-key",
+                headers=headers,
+                timeout=timeout,
             )
         self.interface, self.model, self.settings = interface, model, dict(settings)
 
@@ -46,7 +51,11 @@ class Endpoint(Server):
         Raises:
             Failed, InputError: as of `post`; Failed too for an answer without text.
         """
-        content = {"model": self.model, "messages": [{"role": "user", "content": prompt}], **self.settings}
+        content = {
+            "model": self.model,
+            "messages": [{"role": "user", "content": prompt}],
+            **self.settings,
+        }
         found = self.post(content)
         try:
             return self.without_key(answer_text(self.interface, found))

@@ -46,7 +46,9 @@ class Pieces(Sequence):
         return {"text": document[self.start[index] : self.stop[index]]}
 
 
-def in_pieces(records: Sequence[Record], text: Callable[[Record], str], tokenizer: Tokenizer) -> Pieces | Stream:
+def in_pieces(
+    records: Sequence[Record], text: Callable[[Record], str], tokenizer: Tokenizer
+) -> Pieces | Stream:
     """Records cut into pieces that the tokenizer does not have to shorten; all records are read once, but of a stream.
 
     The pieces of a document, one after the other, are the document; what holds no token is left out.
@@ -63,7 +65,9 @@ def in_pieces(records: Sequence[Record], text: Callable[[Record], str], tokenize
         def reopened() -> Iterator[Record]:
             documents = map(text, records.open())
             for _, document, ends in _cut_all(documents, tokenizer):
-                yield from ({"text": document[start:stop]} for start, stop in itertools.pairwise([0, *ends]))
+                yield from (
+                    {"text": document[start:stop]} for start, stop in itertools.pairwise([0, *ends])
+                )
 
         return open_stream(reopened, records.name)
     documents = (of_record(text, record, number) for number, record in enumerate(records))
@@ -77,7 +81,9 @@ def in_pieces(records: Sequence[Record], text: Callable[[Record], str], tokenize
     return Pieces(records, text, *np.array(found).T)
 
 
-def _cut_all(documents: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[int, str, list[int]]]:
+def _cut_all(
+    documents: Iterable[str], tokenizer: Tokenizer
+) -> Iterator[tuple[int, str, list[int]]]:
     """Of each document with a token, its number, itself, and where its pieces end, in characters."""
     room = tokenizer.max_length - tokenizer.backend.num_special_tokens_to_add(is_pair=False)
     whole = type(tokenizer.backend).from_str(tokenizer.backend.to_str())
@@ -102,7 +108,9 @@ def _ends(text: str, encoding: Any, encode: Callable, room: int, wanted: int) ->
     if len(encoding) <= room:
         return [len(text)]
     if wanted < 1:
-        raise InputError(f"max_length: no room for a character of {len(encoding)} tokens, as in {text[:20]!r}")
+        raise InputError(
+            f"max_length: no room for a character of {len(encoding)} tokens, as in {text[:20]!r}"
+        )
     stops = [*_cuts(encoding, wanted), len(text)]
     pieces = [text[start:stop] for start, stop in itertools.pairwise([0, *stops])]
     found = []

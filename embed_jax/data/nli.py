@@ -11,7 +11,10 @@ from embed_jax.data.pairs import NLI_LABELS, label_number, of_record
 from embed_jax.errors import InputError
 
 ENTAILMENT, NEUTRAL, CONTRADICTION = NLI_LABELS.values()
-NO_GOLD_LABEL = ("-1", "-")  # the annotators did not agree: as data sets of numbers say it, and as SNLI's own files do
+NO_GOLD_LABEL = (
+    "-1",
+    "-",
+)  # the annotators did not agree: as data sets of numbers say it, and as SNLI's own files do
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +59,9 @@ class TripletReport:
         )
 
 
-def nli_triplets(records: Sequence[Mapping[str, Any]], seed: int = 0) -> tuple[list[dict[str, str]], TripletReport]:
+def nli_triplets(
+    records: Sequence[Mapping[str, Any]], seed: int = 0
+) -> tuple[list[dict[str, str]], TripletReport]:
     """A premise, a hypothesis that it entails, and one that contradicts it: supervised SimCSE's data.
 
     A premise with e entailed and c contradicted hypotheses gives min(e, c) triplets, each hypothesis in at most one of
@@ -100,7 +105,8 @@ def nli_triplets(records: Sequence[Mapping[str, Any]], seed: int = 0) -> tuple[l
     for premise in sorted(hypotheses, key=lambda premise: _random(seed, premise)):
         # Sorted by a hash of their texts, which is a random order that the records' order has no part in.
         entailed, contradicted = (
-            sorted(texts, key=lambda text: _random(seed, premise, text)) for texts in hypotheses[premise].values()
+            sorted(texts, key=lambda text: _random(seed, premise, text))
+            for texts in hypotheses[premise].values()
         )
         if not entailed:
             no_entailment.append(len(contradicted))
@@ -130,16 +136,24 @@ def _read(record: Mapping[str, Any]) -> tuple[str, str, int | None]:
     """Premise, hypothesis and label; None for no gold label."""
     for name in ("premise", "hypothesis", "label"):
         if record.get(name) is None:
-            raise InputError(f"expected premise, hypothesis and label, found no {name} in {', '.join(record)}")
+            raise InputError(
+                f"expected premise, hypothesis and label, found no {name} in {', '.join(record)}"
+            )
         if name != "label" and not isinstance(record[name], str):
             raise InputError(f"{name}: expected a text, found {record[name]!r}")
-    premise, hypothesis, label = record["premise"].strip(), record["hypothesis"].strip(), record["label"]
+    premise, hypothesis, label = (
+        record["premise"].strip(),
+        record["hypothesis"].strip(),
+        record["label"],
+    )
     if str(label).strip() in NO_GOLD_LABEL:
         return premise, hypothesis, None
     number = label_number(label)
     if number not in NLI_LABELS.values():
         accepted = ", ".join(f"{name} ({number})" for name, number in NLI_LABELS.items())
-        raise InputError(f"label: expected one of {accepted}, or -1 or '-' for no gold label; found {label!r}")
+        raise InputError(
+            f"label: expected one of {accepted}, or -1 or '-' for no gold label; found {label!r}"
+        )
     return premise, hypothesis, number
 
 

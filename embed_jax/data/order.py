@@ -53,10 +53,17 @@ class Shuffled:
         self._seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
 
     def take(self, positions: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-        from grain.experimental import index_shuffle  # a permutation of which any place is known by itself
+        from grain.experimental import (
+            index_shuffle,
+        )  # a permutation of which any place is known by itself
 
-        last, places = self.length - 1, (divmod(int(position), self.length) for position in positions)
-        found = (index_shuffle(place, last, (self._seed + epoch) % 2**32, 4) for epoch, place in places)
+        last, places = (
+            self.length - 1,
+            (divmod(int(position), self.length) for position in positions),
+        )
+        found = (
+            index_shuffle(place, last, (self._seed + epoch) % 2**32, 4) for epoch, place in places
+        )
         return np.fromiter(found, np.int64, len(positions)) + self.first
 
 
@@ -84,7 +91,9 @@ class Batches:
             none. With them no batch has two records that share one: see `distinct_batches`.
     """
 
-    def __init__(self, stream: Stream, batch_size: int, things: UInt64[np.ndarray, "n w"] | None = None):
+    def __init__(
+        self, stream: Stream, batch_size: int, things: UInt64[np.ndarray, "n w"] | None = None
+    ):
         self.stream, self.batch_size = stream, batch_size
         self._codes = None if things is None else _repeated(things)
         self._ends: list[int] = []  # batches up to and with each epoch
@@ -126,7 +135,9 @@ class Batches:
         if epoch not in self._plans:
             start = epoch * self.stream.length
             order = self.stream.take(np.arange(start, start + self.stream.length))
-            if len(self._plans) > 1:  # threads may be at the end of one epoch and at the start of the next
+            if (
+                len(self._plans) > 1
+            ):  # threads may be at the end of one epoch and at the start of the next
                 del self._plans[min(self._plans)]
             self._plans[epoch] = distinct_batches(order, self._codes, self.batch_size)
         return self._plans[epoch]
@@ -166,7 +177,9 @@ class Schedule:
     def length(self) -> int:
         return sum(self.turns)
 
-    def at(self, positions: Int[np.ndarray, " n"]) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    def at(
+        self, positions: Int[np.ndarray, " n"]
+    ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
         """Whose turn it is at each of these places, and the number of its turns before."""
         if self.in_turn:
             return positions % len(self.turns), positions // len(self.turns)
@@ -225,7 +238,9 @@ def make_schedule(
         "weights": np.array(weights, float),
     }[sampling]
     if len(shares) != len(lengths) or not (shares > 0).all():
-        raise InputError(f"config.mixture.sources: expected a weight above 0 for each, found {list(weights)}")
+        raise InputError(
+            f"config.mixture.sources: expected a weight above 0 for each, found {list(weights)}"
+        )
     wanted = shares / shares.sum() * sum(lengths)
     turns = np.maximum(np.floor(wanted).astype(int), 1)
     for number in np.argsort(turns - wanted, kind="stable")[: max(sum(lengths) - turns.sum(), 0)]:
@@ -256,9 +271,15 @@ def make_order(
     """
     firsts = np.cumsum([0, *lengths[:-1]]).tolist()
     # The only data set has the seed itself: a mixture of one is the data set.
-    seeds = [seed] if len(lengths) == 1 else np.random.SeedSequence(seed).generate_state(len(lengths)).tolist()
+    seeds = (
+        [seed]
+        if len(lengths) == 1
+        else np.random.SeedSequence(seed).generate_state(len(lengths)).tolist()
+    )
     streams = [Shuffled(*one) for one in zip(lengths, seeds, firsts, strict=True)]
-    schedule = functools.partial(make_schedule, sampling=sampling, temperature=temperature, weights=weights, seed=seed)
+    schedule = functools.partial(
+        make_schedule, sampling=sampling, temperature=temperature, weights=weights, seed=seed
+    )
     if mixing not in MIXINGS:
         raise InputError(unknown("config.mixture.batches", mixing, MIXINGS))
     if len(lengths) == 1:
@@ -275,7 +296,9 @@ def make_order(
 
 def _check_size(num_records: int, batch_size: int) -> None:
     if num_records < batch_size:
-        raise InputError(f"{num_records} records do not fill a batch of {batch_size}: lower config.batch.size")
+        raise InputError(
+            f"{num_records} records do not fill a batch of {batch_size}: lower config.batch.size"
+        )
 
 
 # ---- without duplicates --------------------------------------------------------------------------------------

@@ -45,7 +45,16 @@ def pack_sentences(
     row, offset, needed = _assign(lengths, row_length)
     rows = _enough_rows(needed, rows)
     shape = (rows, row_length)
-    return _fill(ids, lengths, row * row_length + offset, np.arange(len(ids)), capacity, skip, shape, segments)
+    return _fill(
+        ids,
+        lengths,
+        row * row_length + offset,
+        np.arange(len(ids)),
+        capacity,
+        skip,
+        shape,
+        segments,
+    )
 
 
 def pack_batch(
@@ -82,19 +91,27 @@ def pack_batch(
     lengths = np.stack([_lengths(column) for column in columns])  # [C, B]
     if order is None:
         parts = np.split(lengths.sum(0), shares)
-        order = np.concatenate([n * len(part) + deal(part, groups // shares) for n, part in enumerate(parts)])
+        order = np.concatenate(
+            [n * len(part) + deal(part, groups // shares) for n, part in enumerate(parts)]
+        )
     size = order.shape[1]
     sentences = [[column[b] for column in columns for b in members] for members in order]
     assigned = [_assign(_lengths(group), row_length) for group in sentences]
     rows = _enough_rows(max(needed for *_, needed in assigned), rows)
     slots = [(g * rows + row) * row_length + offset for g, (row, offset, _) in enumerate(assigned)]
     number = np.tile(np.arange(len(columns) * size), groups)
-    skips = np.zeros_like(lengths) if skip is None else np.broadcast_to(np.asarray(skip).T, lengths.shape[::-1]).T
+    skips = (
+        np.zeros_like(lengths)
+        if skip is None
+        else np.broadcast_to(np.asarray(skip).T, lengths.shape[::-1]).T
+    )
     skips = np.concatenate([skips[:, members].reshape(-1) for members in order])
     everything = [one for group in sentences for one in group]
     shape = (groups, rows, row_length)
     start = np.concatenate(slots)
-    return _fill(everything, _lengths(everything), start, number, len(columns) * size, skips, shape), order
+    return _fill(
+        everything, _lengths(everything), start, number, len(columns) * size, skips, shape
+    ), order
 
 
 def deal(lengths: Int[np.ndarray, " B"], groups: int) -> Int[np.ndarray, "G E"]:
@@ -108,7 +125,9 @@ def deal(lengths: Int[np.ndarray, " B"], groups: int) -> Int[np.ndarray, "G E"]:
         InputError: if G does not divide B.
     """
     if groups < 1 or len(lengths) % groups:
-        raise InputError(f"a batch of {len(lengths)} examples cannot be dealt to {groups} groups: not divisible")
+        raise InputError(
+            f"a batch of {len(lengths)} examples cannot be dealt to {groups} groups: not divisible"
+        )
     order = np.argsort(-np.asarray(lengths), kind="stable").reshape(-1, groups)
     order[1::2] = order[1::2, ::-1]
     return np.ascontiguousarray(order.T)
@@ -136,7 +155,9 @@ def _enough_rows(needed: int, rows: int | None) -> int:
     if rows is None:
         return round_rows(needed)
     if needed > rows:
-        raise InputError(f"a batch needs {needed} rows but `rows` is {rows}: raise `rows`, or leave it unset")
+        raise InputError(
+            f"a batch needs {needed} rows but `rows` is {rows}: raise `rows`, or leave it unset"
+        )
     return rows
 
 
@@ -144,9 +165,15 @@ def _assign(lengths: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarra
     """Each sentence's row and offset in it, and the number of rows, by best fit decreasing."""
     row, offset = np.zeros(len(lengths), np.int64), np.zeros(len(lengths), np.int64)
     if len(lengths) and lengths.max() > row_length:
-        raise InputError(f"token budget smaller than one text: {lengths.max()} tokens, but a row has {row_length}")
-    rooms: list[list[int]] = [[] for _ in range(row_length + 1)]  # rows by how many slots are left in them
-    open_rooms = 0  # bit n is set where rooms[n] is not empty: the tightest fit is one bit operation away
+        raise InputError(
+            f"token budget smaller than one text: {lengths.max()} tokens, but a row has {row_length}"
+        )
+    rooms: list[list[int]] = [
+        [] for _ in range(row_length + 1)
+    ]  # rows by how many slots are left in them
+    open_rooms = (
+        0  # bit n is set where rooms[n] is not empty: the tightest fit is one bit operation away
+    )
     used = 0
     by_length = np.argsort(-lengths, kind="stable")
     for sentence, length in zip(by_length.tolist(), lengths[by_length].tolist(), strict=True):

@@ -35,7 +35,9 @@ Task = tuple[dict[str, str], dict[str, str], dict[str, dict[str, int]]]
 
 def kind_of(record: Mapping[str, Any]) -> tuple[str, ...]:
     """Which of KINDS a record is, by its fields: the one of most fields, of equals the first; () for none."""
-    return max((kind for kind in KINDS if all(name in record for name in kind)), key=len, default=())
+    return max(
+        (kind for kind in KINDS if all(name in record for name in kind)), key=len, default=()
+    )
 
 
 def looked_at(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -89,13 +91,19 @@ def as_pairs(
     named = []
     for record in records:
         anchor, positive, *negatives = columns(record)
-        texts = {f"negative_{number}": text for number, text in enumerate(negatives, 1) if text is not None}
+        texts = {
+            f"negative_{number}": text
+            for number, text in enumerate(negatives, 1)
+            if text is not None
+        }
         carried = {name: record[name] for name in carry if name in record}
         named.append({"anchor": anchor, "positive": positive, **texts, **carried})
     return named
 
 
-def split_pairs(records: Sequence[Record], holdout: float, seed: int = 0) -> dict[str, list[Record]]:
+def split_pairs(
+    records: Sequence[Record], holdout: float, seed: int = 0
+) -> dict[str, list[Record]]:
     """Splits pairs so that no text stands on two sides, be it an anchor here and a positive there.
 
     Pairs that share a text, directly or through others, stay together; such a family goes to validation or test, each
@@ -134,7 +142,9 @@ def split_pairs(records: Sequence[Record], holdout: float, seed: int = 0) -> dic
                 f"no pair falls into the {name} split: {len(records)} pairs with config.data.holdout={holdout} "
                 "are too few, or all are linked by shared texts"
             )
-    held_out = {record["positive"].strip() for name in ("validation", "test") for record in sides[name]}
+    held_out = {
+        record["positive"].strip() for name in ("validation", "test") for record in sides[name]
+    }
     sides["train"] = [
         {
             name: text

@@ -50,7 +50,9 @@ class Source:
         return texts
 
 
-Example = tuple[Source, int, int, Record]  # with the numbers of the data set, and of the record in it
+Example = tuple[
+    Source, int, int, Record
+]  # with the numbers of the data set, and of the record in it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,12 +95,19 @@ class BatchMaker:
     def _batch(self, examples: Sequence[Example], step: int) -> Batch:
         which = np.array([number for _, number, _, _ in examples])
         rows = [self._texts(source, index, record) for source, _, index, record in examples]
-        hashes = np.array([[text_hash(text) for text in row] for row in rows], np.uint32)  # [B, C, 2]
+        hashes = np.array(
+            [[text_hash(text) for text in row] for row in rows], np.uint32
+        )  # [B, C, 2]
         present = np.array([[text is not None for text in row] for row in rows])
-        rows = [_augmented(row, source, index, step) for row, (source, _, index, _) in zip(rows, examples, strict=True)]
+        rows = [
+            _augmented(row, source, index, step)
+            for row, (source, _, index, _) in zip(rows, examples, strict=True)
+        ]
         views: dict[str, TokenBatch] = {}
         order = None
-        for name in sorted(self.tokenizers[0], key=lambda name: name != "encoder"):  # the encoder's view deals
+        for name in sorted(
+            self.tokenizers[0], key=lambda name: name != "encoder"
+        ):  # the encoder's view deals
             views[name], order = self._pack(rows, which, name, order)
 
         def dealt(name: str, dtype: Any, size: int = 0) -> np.ndarray | None:
@@ -126,7 +135,9 @@ class BatchMaker:
     def _texts(self, source: Source, index: int, record: Record) -> list[str | None]:
         texts = source.texts(index, record)
         if len(texts) > self.num_columns:
-            raise InputError(f"record {index} has {len(texts)} texts, others have {self.num_columns}")
+            raise InputError(
+                f"record {index} has {len(texts)} texts, others have {self.num_columns}"
+            )
         return texts + [None] * (self.num_columns - len(texts))
 
     def _keys(self, examples: Sequence[Example]) -> UInt32[np.ndarray, "B L 2"]:
@@ -146,9 +157,15 @@ class BatchMaker:
         for source in np.unique(which).tolist():
             tokenizer, prompts = self.tokenizers[source][name], self.sources[source].prompts
             for column in range(self.num_columns):
-                places = [place for place in np.flatnonzero(which == source) if rows[place][column] is not None]
+                places = [
+                    place
+                    for place in np.flatnonzero(which == source)
+                    if rows[place][column] is not None
+                ]
                 prompt = prompts[min(column, len(prompts) - 1)] if trained else ""
-                found = tokenizer.encode([rows[place][column] for place in places], prompt, self.include_prompt)
+                found = tokenizer.encode(
+                    [rows[place][column] for place in places], prompt, self.include_prompt
+                )
                 for place, one in zip(places, found.ids, strict=True):
                     ids[column][place] = one
                 skip[column, places] = found.skip
@@ -210,9 +227,13 @@ def batch_maker(
     """
     hosts = shard[1]
     if "encoder" not in tokenizers:
-        raise InputError(f"tokenizers: expected one called 'encoder', found {', '.join(tokenizers) or 'none'}")
+        raise InputError(
+            f"tokenizers: expected one called 'encoder', found {', '.join(tokenizers) or 'none'}"
+        )
     if batch_size % groups or groups % hosts:
-        raise InputError(f"batch of {batch_size} in {groups} groups on {hosts} hosts: each must divide the one before")
+        raise InputError(
+            f"batch of {batch_size} in {groups} groups on {hosts} hosts: each must divide the one before"
+        )
     shares = shares or hosts
     if shares < 1 or shares % hosts or groups % shares:
         raise InputError(
@@ -220,16 +241,22 @@ def batch_maker(
             f"found {shares}"
         )
     if hosts > 1 and not rows:
-        raise InputError(f"config.batch.rows: {hosts} hosts must agree on the rows of a group, set it; found 0")
+        raise InputError(
+            f"config.batch.rows: {hosts} hosts must agree on the rows of a group, set it; found 0"
+        )
     cut = [
         {
-            name: tokenizer.cut_at(source.max_length) if 0 < source.max_length < tokenizer.max_length else tokenizer
+            name: tokenizer.cut_at(source.max_length)
+            if 0 < source.max_length < tokenizer.max_length
+            else tokenizer
             for name, tokenizer in tokenizers.items()
         }
         for source in sources
     ]
     if (longest := max(one["encoder"].max_length for one in cut)) > row_length:
-        raise InputError(f"row length {row_length} is too short for texts of {longest} tokens (tokenizer 'encoder')")
+        raise InputError(
+            f"row length {row_length} is too short for texts of {longest} tokens (tokenizer 'encoder')"
+        )
     num_columns = max(most_texts(source) for source in sources)
     widest = max(_width(source.fields.score, source) for source in sources)
     checked = [
@@ -248,7 +275,9 @@ def batch_maker(
         firsts=np.cumsum([0, *(len(source.records) for source in sources[:-1])]).tolist(),
         tokenizers=cut,
         num_columns=num_columns,
-        num_scores=max(widest, num_columns - 1) if widest > 1 else widest,  # one for each candidate, or for the pair
+        num_scores=max(widest, num_columns - 1)
+        if widest > 1
+        else widest,  # one for each candidate, or for the pair
         num_keys=max(_width(source.fields.keys, source) for source in sources),
         groups=groups // hosts,
         shares=shares // hosts,
@@ -284,7 +313,12 @@ def things_of(sources: Sequence[Source]) -> UInt64[np.ndarray, "records w"]:
 
 
 def prefetch(
-    batches: Any, start: int = 0, *, num_steps: int | None = None, num_threads: int = 2, buffer: int = 4
+    batches: Any,
+    start: int = 0,
+    *,
+    num_steps: int | None = None,
+    num_threads: int = 2,
+    buffer: int = 4,
 ) -> Iterator[tuple[int, Batch]]:
     """(step, batch) from `start` up to `num_steps`, in order, made ahead of the consumer by threads.
 
@@ -318,7 +352,9 @@ def fingerprint(sources: Mapping[str, Source]) -> dict[str, Any]:
                 if function := getattr(source.fields, field):
                     digest.update(repr(function(record)).encode())
         found[name] = {"records": len(source.records), "texts": digest.hexdigest()}
-    return found | {"versions": {name: importlib.metadata.version(name) for name in ("grain", "tokenizers")}}
+    return found | {
+        "versions": {name: importlib.metadata.version(name) for name in ("grain", "tokenizers")}
+    }
 
 
 def key_hash(key: str | None, source: int = 0) -> tuple[int, int]:

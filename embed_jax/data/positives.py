@@ -26,7 +26,9 @@ Drop = Callable[[str, Row], None]
 Score = Callable[[Sequence[str], Sequence[str]], Float[np.ndarray, " n"]]
 
 
-def click_pairs(log: Path, corpus: Path, drop: Drop, *, min_clicks: int = 1, top: int = 0) -> list[Pair]:
+def click_pairs(
+    log: Path, corpus: Path, drop: Drop, *, min_clicks: int = 1, top: int = 0
+) -> list[Pair]:
     """The pairs of a query and a document that was clicked for it.
 
     A pair has the document's id as `id` and a hash of the query as `group`: neither two documents clicked for one
@@ -48,7 +50,9 @@ def click_pairs(log: Path, corpus: Path, drop: Drop, *, min_clicks: int = 1, top
     for line, record in _rows(log, ("query",), ("doc_id", "clicks")):
         found = finite(record["clicks"], f"{log}:{line}: clicks")
         if found < 0 or found != int(found):
-            raise InputError(f"{log}:{line}: clicks: expected an integer from 0 up, found {record['clicks']!r}")
+            raise InputError(
+                f"{log}:{line}: clicks: expected an integer from 0 up, found {record['clicks']!r}"
+            )
         of_query, document = clicks.setdefault(record["query"].strip(), {}), _key(record["doc_id"])
         of_query[document] = of_query.get(document, 0) + int(found)
         named.setdefault(document, line)
@@ -61,7 +65,9 @@ def click_pairs(log: Path, corpus: Path, drop: Drop, *, min_clicks: int = 1, top
     most = max(max(of_query.values()) for of_query in clicks.values())
     for query, of_query in clicks.items():
         enough = []
-        for document, count in sorted(of_query.items(), key=lambda item: -item[1]):  # stable: of equals the first
+        for document, count in sorted(
+            of_query.items(), key=lambda item: -item[1]
+        ):  # stable: of equals the first
             row = {"query": query, "doc_id": document, "clicks": count}
             if count < min_clicks:
                 drop("too few clicks", row)
@@ -71,7 +77,9 @@ def click_pairs(log: Path, corpus: Path, drop: Drop, *, min_clicks: int = 1, top
                 enough.append(document)
         group = "{:08x}{:08x}".format(*text_hash(query))
         for document in enough:
-            kept.append({"anchor": query, "positive": documents[document], "id": document, "group": group})
+            kept.append(
+                {"anchor": query, "positive": documents[document], "id": document, "group": group}
+            )
     if not kept:
         pairs = sum(map(len, clicks.values()))
         raise InputError(
@@ -118,13 +126,18 @@ def group_pairs(
         if len(distinct) < 2:
             drop("single text of its group", {"text": distinct[0], "group": group})
             continue
-        ring = sorted(distinct, key=lambda text: hashlib.blake2b(f"{seed}:{text}".encode(), digest_size=8).digest())
+        ring = sorted(
+            distinct,
+            key=lambda text: hashlib.blake2b(f"{seed}:{text}".encode(), digest_size=8).digest(),
+        )
         for first, second in itertools.islice(_ring_pairs(len(ring)), max_per_group or None):
             pairs.append({"anchor": ring[first], "positive": ring[second], "group": group})
         for text in ring[max_per_group + 1 :] if max_per_group else ():
             drop("beyond the pairs of a group", {"text": text, "group": group})
     if not pairs:
-        raise InputError(f"{path}: no pairs: none of the {len(groups)} groups has two different texts")
+        raise InputError(
+            f"{path}: no pairs: none of the {len(groups)} groups has two different texts"
+        )
     return pairs
 
 
@@ -150,10 +163,14 @@ def paraphrase_pairs(path: Path, score: Score, threshold: float, drop: Drop) -> 
     best = -np.inf
     for start in range(0, len(pairs), BLOCK):
         block = pairs[start : start + BLOCK]
-        scores = np.asarray(score([pair["anchor"] for pair in block], [pair["positive"] for pair in block]))
+        scores = np.asarray(
+            score([pair["anchor"] for pair in block], [pair["positive"] for pair in block])
+        )
         if not np.isfinite(scores).all():
             pair = block[int(np.argmin(np.isfinite(scores)))]
-            raise RunError(f"{path}: no finite score for {pair['anchor']!r} and {pair['positive']!r}")
+            raise RunError(
+                f"{path}: no finite score for {pair['anchor']!r} and {pair['positive']!r}"
+            )
         best = max(best, float(scores.max()))
         for pair, value in zip(block, scores.tolist(), strict=True):
             if value >= threshold:
@@ -167,7 +184,9 @@ def paraphrase_pairs(path: Path, score: Score, threshold: float, drop: Drop) -> 
     return kept
 
 
-def _rows(path: Path, texts: Sequence[str], keys: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _rows(
+    path: Path, texts: Sequence[str], keys: Sequence[str]
+) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line, record) of a JSONL, TSV or CSV file; texts are strings, keys strings or numbers, none is empty."""
     line = 0
     # Of JSON's numbers `iter_lines` keeps only those of fields that it knows.
@@ -175,14 +194,20 @@ def _rows(path: Path, texts: Sequence[str], keys: Sequence[str]) -> Iterator[tup
         for name in (*texts, *keys):
             value = record.get(name)
             if value is None:
-                where = line if file_format(path) == ".jsonl" else 1  # a table's fields are those of its header
+                where = (
+                    line if file_format(path) == ".jsonl" else 1
+                )  # a table's fields are those of its header
                 accepted = ", ".join((*texts, *keys))
                 found = ", ".join(record) or "none"
-                raise InputError(f"{path}:{where}: no field {name!r}: found {found}; needed: {accepted}")
+                raise InputError(
+                    f"{path}:{where}: no field {name!r}: found {found}; needed: {accepted}"
+                )
             types = str if name in texts else str | int | float
             if not isinstance(value, types) or isinstance(value, bool):
                 expected = "a string" if name in texts else "a string or a number"
-                raise InputError(f"{path}:{line}: field {name!r} must be {expected}, found {type(value).__name__}")
+                raise InputError(
+                    f"{path}:{line}: field {name!r} must be {expected}, found {type(value).__name__}"
+                )
             if not str(value).strip():
                 raise InputError(f"{path}:{line}: field {name!r} is empty")
         yield line, record
@@ -198,7 +223,9 @@ def _documents(path: Path, wanted: Mapping[str, Any]) -> dict[str, str]:
         name = next((name for name in CORPUS_IDS if record.get(name) is not None), None)
         if name is None or "text" not in record:
             fields = ", ".join(record) or "none"
-            raise InputError(f"{path}:{line}: found the fields {fields}; needed: {' or '.join(CORPUS_IDS)}, and text")
+            raise InputError(
+                f"{path}:{line}: found the fields {fields}; needed: {' or '.join(CORPUS_IDS)}, and text"
+            )
         document = _key(record[name])
         if document not in wanted:
             continue
@@ -211,7 +238,9 @@ def _documents(path: Path, wanted: Mapping[str, Any]) -> dict[str, str]:
                 )
         found[document] = f"{record.get('title') or ''} {record['text'] or ''}".strip()
         if not found[document]:
-            raise InputError(f"{path}:{line}: the document {document!r}, which was clicked, is empty")
+            raise InputError(
+                f"{path}:{line}: the document {document!r}, which was clicked, is empty"
+            )
     if not line:
         raise InputError(f"{path}: empty, no documents in it")
     return found

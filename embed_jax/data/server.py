@@ -77,13 +77,21 @@ class Server:
         """
         parts = urllib.parse.urlsplit(base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError(f"base URL: expected http://HOST... or https://HOST..., found {base_url!r}")
+            raise InputError(
+                f"base URL: expected http://HOST... or https://HOST..., found {base_url!r}"
+            )
         if parts.username or parts.password or parts.query or parts.fragment:
-            raise InputError("base URL: found a user, a password or parameters in it; keys come from the environment")
+            raise InputError(
+                "base URL: found a user, a password or parameters in it; keys come from the environment"
+            )
         self.url = base_url.rstrip("/") + path
         self.reached = False
         self._key, self._timeout = key, timeout
-        self._headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "embed-jax"}
+        self._headers = {
+            "Content-Type": "application/json",
+            "Accept": "application/json",
+            "User-Agent": "embed-jax",
+        }
         self._headers |= headers or {}
         if key is not None:
             self._headers[key_header] = f"Bearer {key}" if key_header == "Authorization" else key
@@ -97,7 +105,9 @@ class Server:
             Failed: if another try may do.
             InputError: if it will not: a refused key, an unknown model, a bad request (BadRequest).
         """
-        request = urllib.request.Request(self.url, json.dumps(content).encode(), self._headers, method="POST")
+        request = urllib.request.Request(
+            self.url, json.dumps(content).encode(), self._headers, method="POST"
+        )
         body = self._send(request)
         self.reached = True
         try:
@@ -141,7 +151,9 @@ class Server:
         if error.code in PASSING or error.code >= 500:
             return Failed(message, wait=retry_after(error.headers.get("Retry-After")))
         if error.code < 400:
-            return InputError(f"{message} (moved: is the base URL right, and https where it should be?)")
+            return InputError(
+                f"{message} (moved: is the base URL right, and https where it should be?)"
+            )
         return BadRequest(message) if error.code in OF_THE_REQUEST else InputError(message)
 
     def _no_connection(self, reason: Any) -> Exception:
@@ -166,7 +178,9 @@ def read_key(variable: str, otherwise: str) -> str:
     if not key:
         raise InputError(f"no key: the environment variable {variable} is not set ({otherwise})")
     if not all("!" <= letter <= "~" for letter in key):
-        raise InputError(f"the environment variable {variable} holds no key: found blanks, line breaks or non-ASCII")
+        raise InputError(
+            f"the environment variable {variable} holds no key: found blanks, line breaks or non-ASCII"
+        )
     return key
 
 

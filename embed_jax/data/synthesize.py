@@ -38,7 +38,9 @@ class Template:
     @property
     def version(self) -> str:
         """8 hex digits of the wording."""
-        return _digest([self.wanted, {name: list(phrases) for name, phrases in self.choices.items()}, FORM], 4)
+        return _digest(
+            [self.wanted, {name: list(phrases) for name, phrases in self.choices.items()}, FORM], 4
+        )
 
 
 FORM = """{wanted}
@@ -80,7 +82,11 @@ TASKS: dict[str, Template] = {
         "questions. They are {clarity}, and they do not contain the short text word for word.",
         {
             "length": ("about 40 words", "about 80 words", "about 150 words", "about 300 words"),
-            "clarity": ("clear", "understandable with some thought", "clear only to who reads closely"),
+            "clarity": (
+                "clear",
+                "understandable with some thought",
+                "clear only to who reads closely",
+            ),
         },
     ),
     "short_short": Template(
@@ -97,7 +103,14 @@ TASKS: dict[str, Template] = {
     ),
     "sts": Template(
         "Write texts that mean the same as the passage below, about as long as it, in other words and with {change}.",
-        {"change": ("another sentence structure", "another order of its parts", "more general words", "plainer words")},
+        {
+            "change": (
+                "another sentence structure",
+                "another order of its parts",
+                "more general words",
+                "plainer words",
+            )
+        },
     ),
 }
 
@@ -127,14 +140,18 @@ def read_passages(path: str | Path, fields: Sequence[str] = ("text",)) -> list[P
         missing = [field for field in fields if field not in record]
         if missing:
             found = ", ".join(record) or "none"
-            raise InputError(f"{where}: no field {missing[0]!r} with a text; found {found}; name the text with --field")
+            raise InputError(
+                f"{where}: no field {missing[0]!r} with a text; found {found}; name the text with --field"
+            )
         text = " ".join(record[field].strip() for field in fields).strip()
         if not text:
             raise InputError(f"{where}: an empty passage")
         given = record.get("id", record.get("_id"))
         if given is not None and lines.setdefault(given, line) != line:
             raise InputError(f"{where}: the id {given!r} is also that of line {lines[given]}")
-        passages.append(Passage(_digest(text, 8) if given is None else given, record.get("group"), text, where))
+        passages.append(
+            Passage(_digest(text, 8) if given is None else given, record.get("group"), text, where)
+        )
     if not passages:
         raise InputError(f"{path}: empty, no passages in it")
     return passages
@@ -151,7 +168,9 @@ def template(task: str) -> Template:
     return TASKS[task]
 
 
-def make_prompt(task: str, passage: str, n: int, *, language: str | None = None, seed: int = 0) -> str:
+def make_prompt(
+    task: str, passage: str, n: int, *, language: str | None = None, seed: int = 0
+) -> str:
     """The prompt for `n` queries; the same arguments give the same prompt.
 
     Args:
@@ -220,11 +239,15 @@ class AnswerCache:
             raise InputError(f"{path}: cannot be written: {error.strerror}") from None
         try:
             try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it however we end
+                fcntl.flock(
+                    self._file, fcntl.LOCK_EX | fcntl.LOCK_NB
+                )  # the system lets go of it however we end
             except OSError:
                 raise InputError(f"{path}: in use by another run with the same output") from None
             if not path.exists() or path.stat().st_ino != os.fstat(self._file.fileno()).st_ino:
-                raise InputError(f"{path}: another run with the same output ended just now; try again")
+                raise InputError(
+                    f"{path}: another run with the same output ended just now; try again"
+                )
             self.path, (self.answers, whole) = path, _read_answers(path)
             self._file.truncate(whole)
         except BaseException:
@@ -247,7 +270,9 @@ class AnswerCache:
             RunError: if it can't be written.
         """
         try:
-            self._file.write(json.dumps({"key": key, **answer}, ensure_ascii=False).encode() + b"\n")
+            self._file.write(
+                json.dumps({"key": key, **answer}, ensure_ascii=False).encode() + b"\n"
+            )
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
@@ -303,7 +328,9 @@ def _read_answers(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
                     answer = json.loads(line)
                     key, _, _ = answer.pop("key"), answer["queries"], answer["date"]
                 except (ValueError, KeyError, TypeError, AttributeError):
-                    raise InputError(f"{path}:{number}: damaged; take the line out to ask for it again") from None
+                    raise InputError(
+                        f"{path}:{number}: damaged; take the line out to ask for it again"
+                    ) from None
                 answers[key] = answer
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
@@ -326,4 +353,6 @@ def _first_json(text: str) -> Any:
 
 
 def _digest(content: Any, size: int) -> str:
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=size).hexdigest()
+    return hashlib.blake2b(
+        json.dumps(content, sort_keys=True).encode(), digest_size=size
+    ).hexdigest()

@@ -58,7 +58,9 @@ class Tokenizer:
         """One more than the largest token id, added tokens included: how many rows a table for it needs."""
         return 1 + max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1)
 
-    def encode(self, texts: Sequence[str], prompt: str = "", include_prompt: bool = True) -> TokenizedTexts:
+    def encode(
+        self, texts: Sequence[str], prompt: str = "", include_prompt: bool = True
+    ) -> TokenizedTexts:
         """Token ids of `prompt + text` for each text.
 
         Args:
@@ -79,7 +81,9 @@ class Tokenizer:
         ids = [np.array(encoding.ids, np.int32) for encoding in encodings]
         return TokenizedTexts(ids, skip, self._truncated(encodings))
 
-    def encode_pairs(self, queries: Sequence[str], passages: Sequence[str], prompt: str = "") -> TokenizedTexts:
+    def encode_pairs(
+        self, queries: Sequence[str], passages: Sequence[str], prompt: str = ""
+    ) -> TokenizedTexts:
         """Token ids and types of `prompt + query` and passage as one text: `[CLS] query [SEP] passage [SEP]` in BERT.
 
         A pair over the limit loses tokens from the longer of its texts first.
@@ -88,11 +92,15 @@ class Tokenizer:
             InputError: for unequal lengths, a text that is no string, or a limit that leaves no room for a pair.
         """
         if len(queries) != len(passages):
-            raise InputError(f"pairs: expected as many passages as queries, found {len(passages)} and {len(queries)}")
+            raise InputError(
+                f"pairs: expected as many passages as queries, found {len(passages)} and {len(queries)}"
+            )
         _check_texts(queries)
         _check_texts(passages)
         _check_room(self.backend, self.max_length, pair=True)
-        encodings = self._encode([(prompt + query, passage) for query, passage in zip(queries, passages, strict=True)])
+        encodings = self._encode(
+            [(prompt + query, passage) for query, passage in zip(queries, passages, strict=True)]
+        )
         ids = [np.array(encoding.ids, np.int32) for encoding in encodings]
         segments = None
         if "token_type_ids" in self.hf.model_input_names:
@@ -116,7 +124,9 @@ class Tokenizer:
         try:
             return self.backend.encode_batch_fast(texts)
         except TypeError:  # lone surrogates, as a faulty JSON escape makes them, are no UTF-8
-            single = (part for text in texts for part in ([text] if isinstance(text, str) else text))
+            single = (
+                part for text in texts for part in ([text] if isinstance(text, str) else text)
+            )
             wrong = next(text for text in single if text != text.encode(errors="replace").decode())
             raise InputError(f"a text is not valid Unicode: {ascii(wrong[:60])}") from None
 
@@ -152,23 +162,41 @@ def load_tokenizer(
     directory = Path(directory)
     # Without this check transformers makes a tokenizer that knows the special tokens and nothing else.
     if not any(next(directory.glob(pattern), None) for pattern in VOCABULARY_FILES):
-        raise InputError(f"{directory}: no tokenizer there; one of these is needed: {', '.join(VOCABULARY_FILES)}")
+        raise InputError(
+            f"{directory}: no tokenizer there; one of these is needed: {', '.join(VOCABULARY_FILES)}"
+        )
     from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerFast
 
     try:
-        if {file.name for file in directory.iterdir() if file.suffix in (".json", ".txt", ".model")} == {"vocab.txt"}:
-            hf = BertTokenizerFast(vocab=str(directory / "vocab.txt"))  # nothing but a WordPiece vocabulary
+        if {
+            file.name for file in directory.iterdir() if file.suffix in (".json", ".txt", ".model")
+        } == {"vocab.txt"}:
+            hf = BertTokenizerFast(
+                vocab=str(directory / "vocab.txt")
+            )  # nothing but a WordPiece vocabulary
         elif not special_tokens and (directory / "tokenizer.json").is_file():
-            hf = PreTrainedTokenizerFast(tokenizer_file=str(directory / "tokenizer.json"))  # as sentence-transformers
+            hf = PreTrainedTokenizerFast(
+                tokenizer_file=str(directory / "tokenizer.json")
+            )  # as sentence-transformers
         else:
-            hf = AutoTokenizer.from_pretrained(str(directory), local_files_only=True, trust_remote_code=False)
+            hf = AutoTokenizer.from_pretrained(
+                str(directory), local_files_only=True, trust_remote_code=False
+            )
     except Exception as error:  # the parsers of vocabulary files raise anything
-        raise InputError(f"{directory}: the tokenizer cannot be read: {one_line(error)[:200]}") from None
+        raise InputError(
+            f"{directory}: the tokenizer cannot be read: {one_line(error)[:200]}"
+        ) from None
     if not hf.is_fast:
-        raise InputError(f"{directory}: {type(hf).__name__} has no fast form; save it as tokenizer.json first")
+        raise InputError(
+            f"{directory}: {type(hf).__name__} has no fast form; save it as tokenizer.json first"
+        )
     try:
         return from_transformers(
-            hf, max_length, lower_case=lower_case, special_tokens=special_tokens, append_eos=append_eos
+            hf,
+            max_length,
+            lower_case=lower_case,
+            special_tokens=special_tokens,
+            append_eos=append_eos,
         )
     except InputError as error:
         raise InputError(f"{directory}: {error}") from None
@@ -188,7 +216,9 @@ def from_transformers(
 
     if append_eos:
         if not special_tokens:
-            raise InputError("append_eos: a tokenizer that puts no special tokens around a text appends none")
+            raise InputError(
+                "append_eos: a tokenizer that puts no special tokens around a text appends none"
+            )
         hf = _ending_in_eos(hf)
     backend = Backend.from_str(hf.backend_tokenizer.to_str())
     backend.no_padding()
@@ -206,7 +236,9 @@ def _ending_in_eos(hf: Any) -> Any:
     if hf.eos_token is None:
         raise InputError("append_eos: the tokenizer has no end-of-text token (eos_token)")
     encoding = hf.backend_tokenizer.encode("a")
-    ids = [number for number, seen in zip(encoding.ids, encoding.attention_mask, strict=True) if seen]  # no padding
+    ids = [
+        number for number, seen in zip(encoding.ids, encoding.attention_mask, strict=True) if seen
+    ]  # no padding
     if ids[-1:] and ids[-1] in hf.all_special_ids:
         return hf
     hf = copy.deepcopy(hf)
@@ -251,7 +283,9 @@ def _check_room(backend: Any, max_length: int, pair: bool) -> None:
     special = backend.num_special_tokens_to_add(is_pair=pair)
     if max_length <= special:
         what = "a pair of texts" if pair else "text"
-        raise InputError(f"max_length {max_length} leaves no room for {what}: {special} are special tokens")
+        raise InputError(
+            f"max_length {max_length} leaves no room for {what}: {special} are special tokens"
+        )
 
 
 def _check_texts(texts: Sequence[str]) -> None:

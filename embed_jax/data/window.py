@@ -39,7 +39,9 @@ def pack_window(
     lengths = np.array([len(one) for one in ids], np.int64)
     longest = int(lengths.max(initial=1))
     if longest > batch_tokens:
-        raise InputError(f"batch_tokens: expected at least {longest}, the tokens of one text, found {batch_tokens}")
+        raise InputError(
+            f"batch_tokens: expected at least {longest}, the tokens of one text, found {batch_tokens}"
+        )
     if len(ids) <= 4:  # a few texts: the quickest answer comes from rows of their own size
         row_lengths = np.full(len(ids), _row_length(longest))
     else:
@@ -60,7 +62,9 @@ def pack_window(
         while start < used:
             stop = min(start + rows, used)
             present = np.unique(packed.sentence[start:stop])
-            while stop - start > 1 and len(present) > _room_for_sentences(stop - start, int(row_length)):
+            while stop - start > 1 and len(present) > _room_for_sentences(
+                stop - start, int(row_length)
+            ):
                 stop -= 1
                 present = np.unique(packed.sentence[start:stop])
             yield numbers[present[present < packed.sentences]], _rows(packed, start, stop, rows)
@@ -92,7 +96,9 @@ def _rows(packed: TokenBatch, start: int, stop: int, rows: int) -> TokenBatch:
         return result
 
     number = np.full(shape, sentences, np.int32)
-    number[: stop - start] = np.unique(packed.sentence[start:stop], return_inverse=True)[1].reshape(-1, shape[1])
+    number[: stop - start] = np.unique(packed.sentence[start:stop], return_inverse=True)[1].reshape(
+        -1, shape[1]
+    )
     number[: stop - start][packed.sentence[start:stop] == packed.sentences] = sentences
     return TokenBatch(
         token_ids=pad(packed.token_ids, 0),

@@ -42,14 +42,18 @@ def read_word_vectors(path: Path) -> tuple[list[str], Float[np.ndarray, "V D"]]:
         word, *fields = raw.rsplit(None, dim) or [b""]
         end = word.partition(b" ")[2].rpartition(b" ")[2]  # of a word with blanks
         if len(fields) < dim or _is_number(end):  # a number too few, or too many
-            raise InputError(f"{path}:{line}: expected a word and {dim} numbers, found {len(raw.split())} fields")
+            raise InputError(
+                f"{path}:{line}: expected a word and {dim} numbers, found {len(raw.split())} fields"
+            )
         seen += 1
         word = word.decode("utf-8", errors="replace")
         try:
             vector = array.array("f", map(float, fields))
         except ValueError:
             wrong = next(field for field in fields if not _is_number(field))
-            raise InputError(f"{path}:{line}: not a number: {wrong.decode(errors='replace')[:40]!r}") from None
+            raise InputError(
+                f"{path}:{line}: not a number: {wrong.decode(errors='replace')[:40]!r}"
+            ) from None
         if word not in lines:
             lines[word] = line
             numbers.extend(vector)
@@ -91,7 +95,9 @@ def word_tokenizer(words: Sequence[str], max_length: int, *, lower_case: bool) -
         backend.normalizer = normalizers.Lowercase()
     begin = pre_tokenizers.Metaspace(replacement=BEGIN, prepend_scheme="always")
     backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), begin])
-    return from_transformers(PreTrainedTokenizerFast(tokenizer_object=backend), max_length, special_tokens=False)
+    return from_transformers(
+        PreTrainedTokenizerFast(tokenizer_object=backend), max_length, special_tokens=False
+    )
 
 
 def _is_number(field: bytes) -> bool:

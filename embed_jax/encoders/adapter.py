@@ -13,7 +13,12 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from embed_jax.encoders.base import ADAPTER_CONFIG as CONFIG
-from embed_jax.encoders.base import backbone_shapes, fingerprint, read_backbone, transformer_directory
+from embed_jax.encoders.base import (
+    backbone_shapes,
+    fingerprint,
+    read_backbone,
+    transformer_directory,
+)
 from embed_jax.encoders.build import EncoderSpec
 from embed_jax.encoders.family import REQUIRED, Family, Part
 from embed_jax.encoders.lora import ALL_LINEAR, LoraSpec, adapted_modules, linear_maps
@@ -42,13 +47,21 @@ UNSUPPORTED = (
     "use_bdlora",
     "use_qalora",
 )
-CHANGES_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")  # initialisations that take something from the base
+CHANGES_BASE = (
+    "pissa",
+    "corda",
+    "olora",
+    "loftq",
+    "lora_ga",
+)  # initialisations that take something from the base
 
 
 # ---- reading -------------------------------------------------------------------------------------------------
 
 
-def read_adapter(directory: Path, backbone: Any, base: str, base_directory: Path) -> tuple[LoraSpec, Params]:
+def read_adapter(
+    directory: Path, backbone: Any, base: str, base_directory: Path
+) -> tuple[LoraSpec, Params]:
     """The adapter in a directory, to be put on a base; it warns if the base may be another than its own.
 
     Args:
@@ -79,7 +92,9 @@ def read_adapter(directory: Path, backbone: Any, base: str, base_directory: Path
     family, shapes = lookup("backbone", backbone.family), backbone_shapes(backbone)
     maps = linear_maps(family, shapes)
     tree = _read_tree(where, family, maps, shapes, lora)
-    targets = _targets(maps, {path.rpartition("/")[0] for path in flatten_dict(tree["layers"], sep="/")})
+    targets = _targets(
+        maps, {path.rpartition("/")[0] for path in flatten_dict(tree["layers"], sep="/")}
+    )
     targets = (targets,) if isinstance(targets, str) else tuple(targets)
     return LoraSpec(lora.rank, lora.alpha, lora.dropout, targets, lora.rslora, lora.dora), tree
 
@@ -98,14 +113,18 @@ def _check(config: Mapping[str, Any]) -> None:
                              "(merge_and_unload), and save the whole model")  # fmt: skip
     for name, usual in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")):
         if any(value != config[usual] for value in (config.get(name) or {}).values()):
-            raise InputError(f"{name} {config[name]!r} is not supported; only one {usual} for all modules is")
+            raise InputError(
+                f"{name} {config[name]!r} is not supported; only one {usual} for all modules is"
+            )
     start = str(config.get("init_lora_weights", "")).lower()
     if start.startswith(CHANGES_BASE):
         raise InputError(f"init_lora_weights {config['init_lora_weights']!r} is not supported: it changes the "
                          "base; let PEFT convert it (path_initial_model_for_weight_conversion)")  # fmt: skip
 
 
-def _check_base(where: Path, config: Mapping[str, Any], backbone: Any, base: str, base_directory: Path) -> None:
+def _check_base(
+    where: Path, config: Mapping[str, Any], backbone: Any, base: str, base_directory: Path
+) -> None:
     made_for = config.get("base_model_name_or_path")
     expected = _metadata(where).get(FINGERPRINT)
     if expected:
@@ -126,10 +145,14 @@ def _metadata(path: Path) -> dict[str, str]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path}: damaged or no safetensors file ({error}); fetch it again") from None
+        raise InputError(
+            f"{path}: damaged or no safetensors file ({error}); fetch it again"
+        ) from None
 
 
-def _read_tree(where: Path, family: Family, maps: Mapping[str, Part], shapes: Params, lora: LoraSpec) -> dict[str, Any]:
+def _read_tree(
+    where: Path, family: Family, maps: Mapping[str, Part], shapes: Params, lora: LoraSpec
+) -> dict[str, Any]:
     found = _by_leaf(where, family, maps)
     leaves = ("a", "b", "magnitude") if lora.dora else ("a", "b")
     kernels = flatten_dict(shapes["layers"], sep="/")
@@ -148,8 +171,12 @@ def _read_tree(where: Path, family: Family, maps: Mapping[str, Part], shapes: Pa
                                      f"{CONFIG} want {sizes[leaf]}")  # fmt: skip
             if len(tensors) > layers:
                 name = _tensor_name(maps[path].module, max(tensors), leaf)
-                raise InputError(f"{where}: unexpected tensor {name!r}: the base has {layers} layers")
-            tree[f"{path}/{leaf}"] = np.stack([tensors[number].T for number in range(layers)]).astype(np.float32)
+                raise InputError(
+                    f"{where}: unexpected tensor {name!r}: the base has {layers} layers"
+                )
+            tree[f"{path}/{leaf}"] = np.stack(
+                [tensors[number].T for number in range(layers)]
+            ).astype(np.float32)
     if found:
         path, leaf = next(iter(found))
         raise InputError(f"{where}: unexpected tensor {_tensor_name(maps[path].module, 0, leaf)!r}: {CONFIG} has "
@@ -157,7 +184,9 @@ def _read_tree(where: Path, family: Family, maps: Mapping[str, Part], shapes: Pa
     return {"layers": unflatten_dict(tree, sep="/")}
 
 
-def _by_leaf(where: Path, family: Family, maps: Mapping[str, Part]) -> dict[tuple[str, str], dict[int, np.ndarray]]:
+def _by_leaf(
+    where: Path, family: Family, maps: Mapping[str, Part]
+) -> dict[tuple[str, str], dict[int, np.ndarray]]:
     """The tensors of each layer, by our path of the linear map and our leaf."""
     modules_there = {theirs.module for theirs in maps.values()}
     found: dict[tuple[str, str], dict[int, np.ndarray]] = {}
@@ -179,7 +208,9 @@ def _by_leaf(where: Path, family: Family, maps: Mapping[str, Part]) -> dict[tupl
 
 def _parse(name: str, family: Family, where: Path) -> tuple[str, str]:
     """The module that a tensor of an adapter is for, as the base's files call it, and our leaf; "": of the base."""
-    found = re.fullmatch(rf"{re.escape(PREFIX)}(.+?)\.(lora_\w+(?:\.weight)?|base_layer\.\w+)", name)
+    found = re.fullmatch(
+        rf"{re.escape(PREFIX)}(.+?)\.(lora_\w+(?:\.weight)?|base_layer\.\w+)", name
+    )
     module, ending = found.groups() if found else ("", "")
     if not ending.startswith("base_layer"):
         ending = f"{ending.removesuffix('.weight')}.weight"
@@ -249,7 +280,9 @@ def write_adapter(directory: Path, spec: EncoderSpec, adapter: Params, base: str
         "r": lora.rank,
         "lora_alpha": int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
         "lora_dropout": lora.dropout,
-        "target_modules": _targets(maps, {path.rpartition("/")[0] for path in leaves}, shorthand=False),
+        "target_modules": _targets(
+            maps, {path.rpartition("/")[0] for path in leaves}, shorthand=False
+        ),
         "use_rslora": lora.rslora,
         "use_dora": lora.dora,
         "bias": "none",
@@ -262,7 +295,9 @@ def write_adapter(directory: Path, spec: EncoderSpec, adapter: Params, base: str
     write_json(directory / CONFIG, config)
     write_safetensors(directory / WEIGHTS, tensors, **{FINGERPRINT: fingerprint(original, place)})
     ours, theirs = family.write_config(spec.backbone), family.write_config(original)
-    changes = {name: ours.get(name) for name in {**theirs, **ours} if ours.get(name) != theirs.get(name)}
+    changes = {
+        name: ours.get(name) for name in {**theirs, **ours} if ours.get(name) != theirs.get(name)
+    }
     unseen = [f"{name} {value!r}" for name, value in changes.items() if name not in stored]
     if unseen:  # transformers changes no field that the base's config.json has not
         warnings.warn(f"sentence-transformers will not see {', '.join(unseen)}: {base} has no such field in its "

@@ -24,7 +24,9 @@ from embed_jax.types import Params
 ADAPTER_CONFIG = "adapter_config.json"
 
 
-def read_backbone(directory: Path, changes: Mapping[str, Any] | None = None) -> tuple[Any, Family, dict[str, Any]]:
+def read_backbone(
+    directory: Path, changes: Mapping[str, Any] | None = None
+) -> tuple[Any, Family, dict[str, Any]]:
     """A backbone's frozen dataclass, its family, and its config.json.
 
     Args:
@@ -39,7 +41,9 @@ def read_backbone(directory: Path, changes: Mapping[str, Any] | None = None) -> 
     try:
         family = lookup("backbone", str(name))
         if family.read_config is None:
-            raise InputError(f"model_type {name!r}: such a model has no config.json, but a modules.json")
+            raise InputError(
+                f"model_type {name!r}: such a model has no config.json, but a modules.json"
+            )
         return family.read_config(config), family, config
     except InputError as error:
         raise InputError(f"{directory / 'config.json'}: {error}") from None
@@ -71,7 +75,9 @@ def find_base(directory: Path) -> tuple[str, Path]:
     try:
         return name, transformer_directory(name)
     except InputError as error:
-        raise InputError(f"{directory / ADAPTER_CONFIG}: base_model_name_or_path: {error}") from None
+        raise InputError(
+            f"{directory / ADAPTER_CONFIG}: base_model_name_or_path: {error}"
+        ) from None
 
 
 def transformer_directory(name: str) -> Path:
@@ -86,7 +92,11 @@ def transformer_directory(name: str) -> Path:
     directory = resolve(name)
     kind, folder = modules.read_modules(directory)[0]
     if kind == "StaticEmbedding" or is_adapter(directory / folder):
-        what = "a StaticEmbedding" if kind == "StaticEmbedding" else "an adapter, which would have to be merged first"
+        what = (
+            "a StaticEmbedding"
+            if kind == "StaticEmbedding"
+            else "an adapter, which would have to be merged first"
+        )
         raise InputError(f"model {name!r} is {what}: it cannot be an adapter's base")
     return directory / folder
 
@@ -121,6 +131,8 @@ def fingerprint(backbone: Any, directory: Path) -> str:
         found[path] = [list(shape), numbers.tobytes().hex()]
 
     family = lookup("backbone", backbone.family)
-    params_from_tensors(family, backbone_shapes(backbone), open_tensors(directory), directory, put=put)
+    params_from_tensors(
+        family, backbone_shapes(backbone), open_tensors(directory), directory, put=put
+    )
     sizes = {name: getattr(backbone, name) for name in ("family", *REQUIRED)}
     return hashlib.sha256(json.dumps([sizes, found], sort_keys=True).encode()).hexdigest()

@@ -14,7 +14,15 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from embed_jax.encoders.attention import attention, sentence_bias
 from embed_jax.encoders.family import Family, read_fields
-from embed_jax.encoders.layers import LayerNorm, Linear, Places, activation, dropout, embed, type_vectors
+from embed_jax.encoders.layers import (
+    LayerNorm,
+    Linear,
+    Places,
+    activation,
+    dropout,
+    embed,
+    type_vectors,
+)
 from embed_jax.encoders.stack import Stack
 from embed_jax.errors import InputError
 from embed_jax.types import TokenBatch
@@ -121,7 +129,9 @@ class Embeddings(nn.Module):
         width = config.embedding_size
         token = self.param("token", init, (config.vocab_size, width))
         position = self.param("position", init, (config.max_positions, width))
-        x = embed(token, tokens.token_ids) + embed(position, tokens.position + config.position_offset)
+        x = embed(token, tokens.token_ids) + embed(
+            position, tokens.position + config.position_offset
+        )
         if config.type_vocab_size:
             types = self.param("token_type", init, (config.type_vocab_size, width))
             x = x + type_vectors(types, tokens.segment)
@@ -159,7 +169,9 @@ class Layer(nn.Module):
             return LayerNorm(config.layer_norm_eps, self.dtype, name=name)
 
         heads = (*x.shape[:-1], config.num_heads, config.hidden_size // config.num_heads)
-        query, key_, value = (linear(config.hidden_size, name)(x).reshape(heads) for name in ("query", "key", "value"))
+        query, key_, value = (
+            linear(config.hidden_size, name)(x).reshape(heads) for name in ("query", "key", "value")
+        )
         mixed = attention(
             query,
             key_,
@@ -192,7 +204,9 @@ def relative_bias(
     return jnp.einsum("rqkb,bh->rhqk", one_hot, table.astype(jnp.float32), precision="highest")
 
 
-def relative_bucket(distance: Int[Array, "*B"], buckets: int, max_distance: int = 128) -> Int[Array, "*B"]:
+def relative_bucket(
+    distance: Int[Array, "*B"], buckets: int, max_distance: int = 128
+) -> Int[Array, "*B"]:
     """The bucket of a signed distance: one each for near ones, logarithmically wider to `max_distance`."""
     half = buckets // 2
     exact = half // 2
@@ -237,11 +251,15 @@ DISTILBERT_FIELDS = {
 }
 
 
-def _reader(family: str, fields: Mapping[str, str], defaults: Mapping[str, Any]) -> Callable[[Mapping], BertConfig]:
+def _reader(
+    family: str, fields: Mapping[str, str], defaults: Mapping[str, Any]
+) -> Callable[[Mapping], BertConfig]:
     def read(found: Mapping[str, Any]) -> BertConfig:
         kind = found.get("position_embedding_type", "absolute")
         if kind != "absolute":
-            raise InputError(f"config.json: position_embedding_type {kind!r} is not supported; only 'absolute' is")
+            raise InputError(
+                f"config.json: position_embedding_type {kind!r} is not supported; only 'absolute' is"
+            )
         if found.get("is_decoder"):
             raise InputError("config.json: is_decoder true is not supported; only encoders are")
         values = read_fields(found, fields)
@@ -291,7 +309,9 @@ _IGNORED = (
 )
 
 
-def _family(name: str, architecture: str, fields, tensors, prefix: str, ignored=(), **defaults) -> Family:
+def _family(
+    name: str, architecture: str, fields, tensors, prefix: str, ignored=(), **defaults
+) -> Family:
     return Family(
         architecture=architecture,
         module=Bert,
@@ -307,7 +327,9 @@ def _family(name: str, architecture: str, fields, tensors, prefix: str, ignored=
 _BERT = {**_EMBEDDINGS, **_BERT_LAYER}
 BERT = _family("bert", "BertModel", BERT_FIELDS, _BERT, "bert.")
 ROBERTA = _family("roberta", "RobertaModel", BERT_FIELDS, _BERT, "roberta.", pad_token_id=1)
-XLM_ROBERTA = _family("xlm-roberta", "XLMRobertaModel", BERT_FIELDS, _BERT, "roberta.", pad_token_id=1)
+XLM_ROBERTA = _family(
+    "xlm-roberta", "XLMRobertaModel", BERT_FIELDS, _BERT, "roberta.", pad_token_id=1
+)
 CAMEMBERT = _family("camembert", "CamembertModel", BERT_FIELDS, _BERT, "roberta.", pad_token_id=1)
 ELECTRA = _family(
     "electra",

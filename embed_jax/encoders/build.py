@@ -111,15 +111,23 @@ def build_encoder(
     config = spec.backbone
     family = lookup("backbone", config.family)
     if family.pooling and spec.pooling != family.pooling:
-        raise InputError(f"pooling {spec.pooling!r}: a {config.family} encoder has {family.pooling!r} only")
+        raise InputError(
+            f"pooling {spec.pooling!r}: a {config.family} encoder has {family.pooling!r} only"
+        )
     every_layer = needs_every_layer(spec.pooling)
     if same_mask_columns and spec.lora is not None and spec.lora.dropout:
-        raise InputError(f"same_mask_columns {same_mask_columns}: an adapter with dropout has masks of its own")
+        raise InputError(
+            f"same_mask_columns {same_mask_columns}: an adapter with dropout has masks of its own"
+        )
     if spec.token_head is not None and every_layer:
-        raise InputError(f"pooling {spec.pooling!r} reads several layers: a token head is for the last one's states")
+        raise InputError(
+            f"pooling {spec.pooling!r} reads several layers: a token head is for the last one's states"
+        )
     if spec.token_head is not None and spec.token_head.width != config.hidden_size:
         width, size = spec.token_head.width, config.hidden_size
-        raise InputError(f"token head: expected the width {size} of the backbone's states, found {width}")
+        raise InputError(
+            f"token head: expected the width {size} of the backbone's states, found {width}"
+        )
     weighted = isinstance(spec.token_head, WeightedLayers)
     if weighted and spec.token_head.num_layers != (config.num_layers or None):
         raise InputError(f"token head: weights for {spec.token_head.num_layers} layers, but a {config.family} encoder "
@@ -129,7 +137,9 @@ def build_encoder(
 
     def module(training: bool, read=None):
         # A layer read from shards is to be let go of before the next.
-        loop = config.num_layers if training and read is None and jax.default_backend() == "cpu" else 1
+        loop = (
+            config.num_layers if training and read is None and jax.default_backend() == "cpu" else 1
+        )
         return family.module(
             config,
             dtype=jnp.dtype(compute_dtype),
@@ -142,9 +152,15 @@ def build_encoder(
 
     def init(key: PRNGKeyArray) -> Params:
         backbone_key, *head_keys = jax.random.split(key, len(spec.heads) + 1)
-        heads = {str(i): head.init(k) for i, (head, k) in enumerate(zip(spec.heads, head_keys, strict=True))}
+        heads = {
+            str(i): head.init(k)
+            for i, (head, k) in enumerate(zip(spec.heads, head_keys, strict=True))
+        }
         backbone = module(training=False).init(backbone_key, _one_token())["params"]
-        params = {"backbone": backbone, "heads": {name: params for name, params in heads.items() if params}}
+        params = {
+            "backbone": backbone,
+            "heads": {name: params for name, params in heads.items() if params},
+        }
         if spec.lora is not None:
             params[ADAPTER] = init_lora(spec, backbone, jax.random.fold_in(key, ADAPTER_KEY))
         if spec.token_head is not None:
@@ -162,22 +178,36 @@ def build_encoder(
         backbone = params["backbone"]
         if has_int8(backbone):
             read = _plain(read, compute_dtype)
-        run = functools.partial(module(key is not None, read).apply, mutable=[BEFORE_LAST] if all_states else False)
+        run = functools.partial(
+            module(key is not None, read).apply, mutable=[BEFORE_LAST] if all_states else False
+        )
         if spec.lora is None:
             found = run({"params": backbone}, tokens, key, every_layer)
         else:
             rngs = {} if key is None else {ADAPTER: jax.random.fold_in(key, ADAPTER_KEY)}
             with nn.intercept_methods(adapting(spec.lora)):
-                found = run({"params": backbone, ADAPTER: params[ADAPTER]}, tokens, key, every_layer, rngs=rngs)
+                found = run(
+                    {"params": backbone, ADAPTER: params[ADAPTER]},
+                    tokens,
+                    key,
+                    every_layer,
+                    rngs=rngs,
+                )
         if not all_states:
             return found
         every, others = found
         return jnp.concatenate([others[BEFORE_LAST]["states"], every[-1:]])
 
-    def apply(params: Params, tokens: TokenBatch, key: PRNGKeyArray | None = None, read=None) -> Float[Array, "S D"]:
-        return finish(params, states(params, tokens, key, read, every_layer or weighted, weighted), tokens)
+    def apply(
+        params: Params, tokens: TokenBatch, key: PRNGKeyArray | None = None, read=None
+    ) -> Float[Array, "S D"]:
+        return finish(
+            params, states(params, tokens, key, read, every_layer or weighted, weighted), tokens
+        )
 
-    def finish(params: Params, x: Float[Array, "*L R T H"], tokens: TokenBatch) -> Float[Array, "S D"]:
+    def finish(
+        params: Params, x: Float[Array, "*L R T H"], tokens: TokenBatch
+    ) -> Float[Array, "S D"]:
         if spec.token_head is not None:
             x = spec.token_head.apply(params[TOKEN_HEAD], x)
         x = pool(spec.pooling, x, tokens)
@@ -186,7 +216,11 @@ def build_encoder(
         return x
 
     def by_layer(
-        params: Params, tokens: TokenBatch, layer: Int[Array, " K"], key: PRNGKeyArray | None = None, read=None
+        params: Params,
+        tokens: TokenBatch,
+        layer: Int[Array, " K"],
+        key: PRNGKeyArray | None = None,
+        read=None,
     ) -> Float[Array, "S L D"]:
         if every_layer or weighted:
             what = "weights of layers read" if weighted else f"pooling {spec.pooling!r} reads"
@@ -195,13 +229,19 @@ def build_encoder(
         chosen = [*(every[number - 1] for number in layer), every[-1]]
         return jnp.stack([finish(params, each, tokens) for each in chosen], axis=1)
 
-    def hidden(params: Params, tokens: TokenBatch, key: PRNGKeyArray | None = None, read=None) -> Float[Array, "R T H"]:
+    def hidden(
+        params: Params, tokens: TokenBatch, key: PRNGKeyArray | None = None, read=None
+    ) -> Float[Array, "R T H"]:
         return states(params, tokens, key, read)
 
     dim = config.hidden_size * len(spec.pooling.split("+"))
     for head in spec.heads:
         dim = head.dim(dim)
-    sharding = (*((f"backbone/{pattern}", axes) for pattern, axes in family.sharding), *LORA_SHARDING, *LATENT_SHARDING)
+    sharding = (
+        *((f"backbone/{pattern}", axes) for pattern, axes in family.sharding),
+        *LORA_SHARDING,
+        *LATENT_SHARDING,
+    )
     return Encoder(
         init=init,
         apply=apply,
@@ -214,7 +254,9 @@ def build_encoder(
     )
 
 
-def random_spec(shape_name: str, *, vocab_size: int = 0, pooling: str = "mean", normalize: bool = True):
+def random_spec(
+    shape_name: str, *, vocab_size: int = 0, pooling: str = "mean", normalize: bool = True
+):
     """A backbone of a well-known shape, for runs without weights: `build_encoder(random_spec("tiny")).init(key)`.
 
     Args:

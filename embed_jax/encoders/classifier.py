@@ -64,7 +64,9 @@ def build_classifier(spec: ClassifierSpec, **options: Any) -> Encoder:
         head = {"dense": dense.init(keys[1]), "out": out.init(keys[2])}
         return {"backbone": first_token.init(keys[0])["backbone"], "classifier": head}
 
-    def apply(params: Params, tokens: TokenBatch, key: PRNGKeyArray | None = None, read=None) -> Float[Array, "S L"]:
+    def apply(
+        params: Params, tokens: TokenBatch, key: PRNGKeyArray | None = None, read=None
+    ) -> Float[Array, "S L"]:
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
         x = first_token.apply({"backbone": params["backbone"], "heads": {}}, tokens, keys[0], read)
         if spec.dropout_first:
@@ -87,12 +89,17 @@ class _Form:
     out: str = "classifier.out_proj"
     activation: str = "tanh"
     dropout_first: bool = True
-    rates: tuple[str, ...] = ("classifier_dropout", "hidden_dropout_prob")  # config.json's, the first that is set
+    rates: tuple[str, ...] = (
+        "classifier_dropout",
+        "hidden_dropout_prob",
+    )  # config.json's, the first that is set
     default_rate: float = 0.1
 
 
 _FORMS = {
-    "bert": _Form("BertForSequenceClassification", "pooler.dense", "classifier", dropout_first=False),
+    "bert": _Form(
+        "BertForSequenceClassification", "pooler.dense", "classifier", dropout_first=False
+    ),
     "roberta": _Form("RobertaForSequenceClassification"),
     "xlm-roberta": _Form("XLMRobertaForSequenceClassification"),
     "mpnet": _Form("MPNetForSequenceClassification", rates=("hidden_dropout_prob",)),
@@ -118,12 +125,18 @@ def classifier_spec(backbone: BertConfig, config: Mapping[str, Any]) -> Classifi
     form = _form(backbone.family)
     labels = config.get("id2label") or {}
     # transformers leaves out what is its default.
-    number = len(labels) if isinstance(labels, Mapping) and labels else config.get("num_labels") or 2
+    number = (
+        len(labels) if isinstance(labels, Mapping) and labels else config.get("num_labels") or 2
+    )
     if not isinstance(number, int) or number < 1:
         raise InputError(f"config.json: num_labels: expected a number from 1, found {number!r}")
     rates = [config[name] for name in form.rates if config.get(name) is not None]
     return ClassifierSpec(
-        backbone, number, form.activation, float((rates or [form.default_rate])[0]), form.dropout_first
+        backbone,
+        number,
+        form.activation,
+        float((rates or [form.default_rate])[0]),
+        form.dropout_first,
     )
 
 
@@ -136,7 +149,10 @@ def classifier_config(spec: ClassifierSpec) -> dict[str, Any]:
     labels = {str(number): f"LABEL_{number}" for number in range(spec.num_labels)}
     config = {"architectures": [form.architecture], "model_type": spec.backbone.family}
     config |= family.write_config(spec.backbone)
-    config |= {"id2label": labels, "label2id": {label: int(number) for number, label in labels.items()}}
+    config |= {
+        "id2label": labels,
+        "label2id": {label: int(number) for number, label in labels.items()},
+    }
     return {form.rates[0]: spec.dropout} | config
 
 
@@ -148,7 +164,11 @@ def classifier_family(name: str) -> Family:
         family,
         architecture=form.architecture,
         tensors={**family.tensors, "classifier/dense": form.dense, "classifier/out": form.out},
-        ignored=tuple(rule for rule in family.ignored if not any(re.fullmatch(rule, tensor) for tensor in ours)),
+        ignored=tuple(
+            rule
+            for rule in family.ignored
+            if not any(re.fullmatch(rule, tensor) for tensor in ours)
+        ),
     )
 
 

@@ -133,12 +133,16 @@ class Decoder(Stack):
             numbers = jnp.asarray([kinds.index(kind) for kind in config.kinds])
             view = jax.tree.map(lambda *leaves: jnp.stack(leaves), *views)
         places = self.places(tokens, key)
-        hidden = self.scan(Layer, hidden, (layer_keys, numbers), view, places, every_layer=every_layer)
+        hidden = self.scan(
+            Layer, hidden, (layer_keys, numbers), view, places, every_layer=every_layer
+        )
         return _norm(config, self.dtype)(name="norm")(hidden)
 
 
 def _view(config: DecoderConfig, kind: str, tokens: TokenBatch) -> View:
-    window, rope = (config.window, config.local_rope or config.rope) if kind == SLIDING else (0, config.rope)
+    window, rope = (
+        (config.window, config.local_rope or config.rope) if kind == SLIDING else (0, config.rope)
+    )
     return View(
         bias=sentence_bias(tokens.sentence, tokens.position, causal=config.causal, window=window),
         turns=rope_rotation(tokens.position, config.head_size, rope),
@@ -161,7 +165,9 @@ class Embeddings(nn.Module):
         shape = (config.vocab_size, config.hidden_size)
         table = self.param("token", nn.initializers.normal(config.initializer_range), shape)
         x = table[tokens.token_ids].astype(self.dtype)
-        return x * jnp.asarray(config.hidden_size**0.5, self.dtype) if config.scale_embeddings else x
+        return (
+            x * jnp.asarray(config.hidden_size**0.5, self.dtype) if config.scale_embeddings else x
+        )
 
 
 class Layer(nn.Module):

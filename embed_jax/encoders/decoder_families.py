@@ -87,13 +87,17 @@ def read_config(form: Form, found: Mapping[str, Any]) -> DecoderConfig:
     if config.head_size % 2:
         raise InputError(f"config.json: heads of an even size are wanted, found {config.head_size}")
     if config.num_heads % config.num_kv_heads:
-        raise InputError(f"config.json: {config.num_kv_heads} heads of keys cannot serve {config.num_heads} of queries")
+        raise InputError(
+            f"config.json: {config.num_kv_heads} heads of keys cannot serve {config.num_heads} of queries"
+        )
     return config
 
 
 def write_config(form: Form, config: DecoderConfig) -> dict[str, Any]:
     """config.json's fields, as transformers 5 has them; rotary positions also as transformers 4 had them."""
-    fields = {theirs: getattr(config, ours) for ours, theirs in {**form.fields, **form.nullable}.items()}
+    fields = {
+        theirs: getattr(config, ours) for ours, theirs in {**form.fields, **form.nullable}.items()
+    }
     if not config.hidden_dropout:
         del fields["hidden_dropout"]
     return fields | _write_ropes(form, config) | _write_windows(form, config)
@@ -105,10 +109,15 @@ def _read_ropes(form: Form, found: Mapping[str, Any]) -> dict[str, Rope]:
         return {"rope": read_rope(found, default.rope.theta)}
     by_kind = found.get("rope_parameters") or {}
     full = {"rope_parameters": (by_kind.get(KINDS[FULL]) or {}) | (found.get("rope_scaling") or {})}
-    sliding = {"rope_parameters": by_kind.get(KINDS[SLIDING]), "rope_theta": found.get("rope_local_base_freq")}
+    sliding = {
+        "rope_parameters": by_kind.get(KINDS[SLIDING]),
+        "rope_theta": found.get("rope_local_base_freq"),
+    }
     return {
         "rope": read_rope({**found, **full, "rope_scaling": None}, default.rope.theta),
-        "local_rope": read_rope({**found, **sliding, "rope_scaling": None}, default.local_rope.theta),
+        "local_rope": read_rope(
+            {**found, **sliding, "rope_scaling": None}, default.local_rope.theta
+        ),
     }
 
 
@@ -119,7 +128,9 @@ def _write_ropes(form: Form, config: DecoderConfig) -> dict[str, Any]:
     if not form.local:
         return older | {"rope_parameters": rope}
     older["rope_local_base_freq"] = config.local_rope.theta
-    return older | {"rope_parameters": {KINDS[FULL]: rope, KINDS[SLIDING]: write_rope(config.local_rope)}}
+    return older | {
+        "rope_parameters": {KINDS[FULL]: rope, KINDS[SLIDING]: write_rope(config.local_rope)}
+    }
 
 
 def _read_windows(form: Form, found: Mapping[str, Any], layers: int) -> dict[str, Any]:
@@ -137,15 +148,21 @@ def _read_windows(form: Form, found: Mapping[str, Any], layers: int) -> dict[str
         window = found.get("sliding_window", WINDOW)
     types = _read_types(form, found, layers, window)
     if window is None and SLIDING in types or window is not None and window < 1:
-        raise InputError(f"config.json: sliding_window: a number of tokens is wanted, found {window!r}")
+        raise InputError(
+            f"config.json: sliding_window: a number of tokens is wanted, found {window!r}"
+        )
     if window is None:
         return {"causal": causal and not halved, "window": 0, "layer_types": ()}
     window = (window // 2 + 1 if halved else window) + (not causal)
     return {"causal": causal and not halved, "window": window, "layer_types": types}
 
 
-def _read_types(form: Form, found: Mapping[str, Any], layers: int, window: int | None) -> tuple[str, ...]:
-    if form.layer_types is None or (form.switched and window is None and found.get("layer_types") is None):
+def _read_types(
+    form: Form, found: Mapping[str, Any], layers: int, window: int | None
+) -> tuple[str, ...]:
+    if form.layer_types is None or (
+        form.switched and window is None and found.get("layer_types") is None
+    ):
         return ()
     if found.get("layer_types") is None:
         return form.layer_types(found, layers)
@@ -154,7 +171,9 @@ def _read_types(form: Form, found: Mapping[str, Any], layers: int, window: int |
         if name not in ours:
             raise InputError(f"config.json: layer_types: {unknown('type', name, ours)}")
     if len(found["layer_types"]) != layers:
-        raise InputError(f"config.json: layer_types: {layers} are wanted, found {len(found['layer_types'])}")
+        raise InputError(
+            f"config.json: layer_types: {layers} are wanted, found {len(found['layer_types'])}"
+        )
     return tuple(ours[name] for name in found["layer_types"])
 
 
@@ -195,7 +214,10 @@ def _family(form: Form, architecture: str, tensors: Mapping[str, str], read=read
         write_config=functools.partial(write_config, form),
         tensors=tensors,
         prefixes=("model.language_model.", "language_model.model.", "model."),
-        ignored=(r"(language_model\.)?lm_head\.weight", r"(layers\.\d+\.self_attn\.)?rotary_emb\..*inv_freq"),
+        ignored=(
+            r"(language_model\.)?lm_head\.weight",
+            r"(layers\.\d+\.self_attn\.)?rotary_emb\..*inv_freq",
+        ),
         # As bert.SHARDING.
         sharding=(
             (r"layers/(query|key|value|gate|up)/kernel", (None, "fsdp", "tensor")),
@@ -209,7 +231,10 @@ def _family(form: Form, architecture: str, tensors: Mapping[str, str], read=read
 def _read_gemma(form: Form, found: Mapping[str, Any]) -> DecoderConfig:
     """The models as first published say "gelu" and mean its approximation."""
     return read_config(
-        form, {**found, "hidden_act": "gelu_pytorch_tanh"} if found.get("hidden_act") == "gelu" else found
+        form,
+        {**found, "hidden_act": "gelu_pytorch_tanh"}
+        if found.get("hidden_act") == "gelu"
+        else found,
     )
 
 
@@ -251,13 +276,22 @@ GEMMA2_DEFAULT = dataclasses.replace(
     GEMMA_DEFAULT, family="gemma2", norm_after=True, query_scalar=256, softcap=50.0, window=WINDOW
 )
 GEMMA3_DEFAULT = dataclasses.replace(
-    GEMMA2_DEFAULT, family="gemma3_text", qk_norm=True, softcap=None, rope=Rope(theta=1e6), local_rope=Rope()
+    GEMMA2_DEFAULT,
+    family="gemma3_text",
+    qk_norm=True,
+    softcap=None,
+    rope=Rope(theta=1e6),
+    local_rope=Rope(),
 )
-NO_SWITCH = {"use_bidirectional_attention": False}  # what transformers makes of it depends on the padding
+NO_SWITCH = {
+    "use_bidirectional_attention": False
+}  # what transformers makes of it depends on the padding
 
 LLAMA = _family(Form(LLAMA_DEFAULT, BIASED | {"mlp_bias": "mlp_bias"}), "LlamaModel", TENSORS)
 MISTRAL = _family(
-    Form(dataclasses.replace(LLAMA_DEFAULT, family="mistral"), FIELDS, window=True), "MistralModel", TENSORS
+    Form(dataclasses.replace(LLAMA_DEFAULT, family="mistral"), FIELDS, window=True),
+    "MistralModel",
+    TENSORS,
 )
 QWEN2 = _family(
     Form(
@@ -282,7 +316,12 @@ QWEN3 = _family(
     "Qwen3Model",
     TENSORS,
 )
-GEMMA = _family(Form(GEMMA_DEFAULT, BIASED, head_size=256, supported=NO_SWITCH), "GemmaModel", TENSORS, _read_gemma)
+GEMMA = _family(
+    Form(GEMMA_DEFAULT, BIASED, head_size=256, supported=NO_SWITCH),
+    "GemmaModel",
+    TENSORS,
+    _read_gemma,
+)
 GEMMA2 = _family(
     Form(
         GEMMA2_DEFAULT,

@@ -24,7 +24,11 @@ LLAMA3_ROPE = Rope(
 )
 LLAMA2_7B = DecoderConfig()
 LLAMA3_8B = DecoderConfig(
-    vocab_size=128256, num_kv_heads=8, intermediate_size=14336, max_positions=8192, rope=Rope(theta=500000.0)
+    vocab_size=128256,
+    num_kv_heads=8,
+    intermediate_size=14336,
+    max_positions=8192,
+    rope=Rope(theta=500000.0),
 )
 QWEN2_7B = dataclasses.replace(
     QWEN2_DEFAULT,
@@ -47,7 +51,13 @@ QWEN3_8B = dataclasses.replace(
     rope=Rope(theta=1e6),
 )
 TINY = DecoderConfig(
-    hidden_size=64, num_layers=2, num_heads=4, num_kv_heads=2, head_size=16, intermediate_size=128, max_positions=512
+    hidden_size=64,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_size=16,
+    intermediate_size=128,
+    max_positions=512,
 )
 
 SHAPES = {
@@ -64,13 +74,24 @@ SHAPES = {
         tied=True,
     ),
     "sheared-llama-1.3b": dataclasses.replace(
-        LLAMA2_7B, hidden_size=2048, num_layers=24, num_heads=16, num_kv_heads=16, intermediate_size=5504
+        LLAMA2_7B,
+        hidden_size=2048,
+        num_layers=24,
+        num_heads=16,
+        num_kv_heads=16,
+        intermediate_size=5504,
     ),
     "mistral-7b": DecoderConfig(
         family="mistral", num_kv_heads=8, intermediate_size=14336, max_positions=32768, window=4096
     ),
     "qwen2-1.5b": dataclasses.replace(
-        QWEN2_7B, vocab_size=151936, hidden_size=1536, num_heads=12, num_kv_heads=2, intermediate_size=8960, tied=True
+        QWEN2_7B,
+        vocab_size=151936,
+        hidden_size=1536,
+        num_heads=12,
+        num_kv_heads=2,
+        intermediate_size=8960,
+        tied=True,
     ),
     "qwen2-7b": QWEN2_7B,
     "qwen3-0.6b": dataclasses.replace(
@@ -114,6 +135,12 @@ SHAPES = {
     ),
     "decoder-tiny": TINY,
     "decoder-small": dataclasses.replace(
-        TINY, hidden_size=256, num_layers=4, num_heads=8, num_kv_heads=4, head_size=32, intermediate_size=768
+        TINY,
+        hidden_size=256,
+        num_layers=4,
+        num_heads=8,
+        num_kv_heads=4,
+        head_size=32,
+        intermediate_size=768,
     ),
 }

@@ -12,7 +12,14 @@ from flax import linen as nn
 from embed_jax.errors import InputError
 from embed_jax.types import Rules
 
-REQUIRED = ("vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_positions")
+REQUIRED = (
+    "vocab_size",
+    "hidden_size",
+    "num_layers",
+    "num_heads",
+    "intermediate_size",
+    "max_positions",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +83,9 @@ def read_fields(found: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str
     Raises:
         InputError: one of REQUIRED is not there.
     """
-    values = {ours: found[theirs] for ours, theirs in fields.items() if found.get(theirs) is not None}
+    values = {
+        ours: found[theirs] for ours, theirs in fields.items() if found.get(theirs) is not None
+    }
     missing = [fields[name] for name in REQUIRED if name not in values]
     if missing:
         raise InputError(f"config.json: missing {', '.join(missing)}")
@@ -98,4 +107,6 @@ def check_switches(found: Mapping[str, Any], supported: Mapping[str, Any]) -> No
     """Raises an InputError if a field of config.json is there with another value than the one supported."""
     for name, value in supported.items():
         if found.get(name) is not None and found[name] != value:
-            raise InputError(f"config.json: {name} {found[name]!r} is not supported; only {value!r} is")
+            raise InputError(
+                f"config.json: {name} {found[name]!r} is not supported; only {value!r} is"
+            )

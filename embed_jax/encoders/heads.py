@@ -38,12 +38,16 @@ class Dense:
         return params
 
     def apply(self, params: Params, x: Float[Array, "S I"]) -> Float[Array, "S O"]:
-        params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)  # from whatever they are stored in
+        params = jax.tree.map(
+            lambda leaf: leaf.astype(jnp.float32), params
+        )  # from whatever they are stored in
         out = jnp.matmul(x, params["kernel"], precision="highest")
         out = activation(self.activation)(out + params["bias"] if self.bias else out)
         if not self.residual:
             return out
-        return out + (jnp.matmul(x, params["residual"], precision="highest") if "residual" in params else x)
+        return out + (
+            jnp.matmul(x, params["residual"], precision="highest") if "residual" in params else x
+        )
 
     def dim(self, _: int) -> int:
         return self.out_features
@@ -59,7 +63,9 @@ class LayerNorm:
         return {"scale": jnp.ones(self.dimension), "bias": jnp.zeros(self.dimension)}
 
     def apply(self, params: Params, x: Float[Array, "S D"]) -> Float[Array, "S D"]:
-        return layers.LayerNorm(1e-5, jnp.float32).apply({"params": params}, x)  # torch's eps, which no file changes
+        return layers.LayerNorm(1e-5, jnp.float32).apply(
+            {"params": params}, x
+        )  # torch's eps, which no file changes
 
     def dim(self, _: int) -> int:
         return self.dimension

@@ -30,13 +30,17 @@ def resolve(name: str) -> Path:
     if path.is_dir():
         return path
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise InputError(f"model {name!r}: no such directory, and no name of a model on the hub (organisation/model)")
+        raise InputError(
+            f"model {name!r}: no such directory, and no name of a model on the hub (organisation/model)"
+        )
     tried = []
     names = [name] if "/" in name else [name, f"sentence-transformers/{name}"]
     for candidate in names:
         try:
             return _from_hub(candidate)
-        except Exception as error:  # the hub's client raises many kinds, its HTTP library's among them
+        except (
+            Exception
+        ) as error:  # the hub's client raises many kinds, its HTTP library's among them
             tried.append(f"hub {candidate!r}: {_reason(error)}")
     if PACKAGED in names:
         directory = _packaged()
@@ -57,7 +61,13 @@ def _reason(error: Exception) -> str:
     kind = type(error).__name__
     if kind in ("RepositoryNotFoundError", "HFValidationError"):
         return "no such model, or it is private"
-    if kind in ("LocalEntryNotFoundError", "OfflineModeIsEnabled", "ConnectError", "ConnectTimeout", "ConnectionError"):
+    if kind in (
+        "LocalEntryNotFoundError",
+        "OfflineModeIsEnabled",
+        "ConnectError",
+        "ConnectTimeout",
+        "ConnectionError",
+    ):
         return "cannot be reached, and not in the local cache"
     return kind
 
@@ -70,5 +80,7 @@ def _packaged() -> Path | None:
     with open(directory / WEIGHTS, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != PACKAGED_SHA256:
-        raise InputError(f"{directory / WEIGHTS}: sha256 {found[:16]}..., not that of {PACKAGED}; reinstall {PACKAGE}")
+        raise InputError(
+            f"{directory / WEIGHTS}: sha256 {found[:16]}..., not that of {PACKAGED}; reinstall {PACKAGE}"
+        )
     return directory

@@ -42,7 +42,11 @@ def dequantize(tree: Params, dtype: Any = np.float32) -> Params:
     """The tree with kernels of that dtype where it has them in eight bits; other leaves as they are."""
 
     def plain(leaf: Any) -> Any:
-        return (leaf.values.astype(np.float32) * leaf.scale).astype(dtype) if isinstance(leaf, Int8) else leaf
+        return (
+            (leaf.values.astype(np.float32) * leaf.scale).astype(dtype)
+            if isinstance(leaf, Int8)
+            else leaf
+        )
 
     return jax.tree.map(plain, tree, is_leaf=_is_int8)
 
@@ -50,7 +54,9 @@ def dequantize(tree: Params, dtype: Any = np.float32) -> Params:
 def quantize_layers(params: Params) -> Params:
     """An encoder's parameters with all kernels of the backbone's layers in eight bits."""
     layers = flatten_dict(params["backbone"]["layers"])
-    layers = {path: quantize(leaf) if path[-1] == "kernel" else leaf for path, leaf in layers.items()}
+    layers = {
+        path: quantize(leaf) if path[-1] == "kernel" else leaf for path, leaf in layers.items()
+    }
     return {**params, "backbone": {**params["backbone"], "layers": unflatten_dict(layers)}}
 
 

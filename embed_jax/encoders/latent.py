@@ -51,7 +51,9 @@ class LatentAttention:
     def __post_init__(self):
         for name in ("width", "latents", "heads"):
             if getattr(self, name) < 1:
-                raise InputError(f"latent attention: {name}: expected 1 or more, found {getattr(self, name)}")
+                raise InputError(
+                    f"latent attention: {name}: expected 1 or more, found {getattr(self, name)}"
+                )
         if not self.head_size and self.width % self.heads:
             raise InputError(f"latent attention: heads: expected a divisor of the width {self.width}, or a head_size, "
                              f"found {self.heads}")  # fmt: skip
@@ -70,9 +72,20 @@ class LatentAttention:
         """Latents of variance 1, linear maps of standard deviation 0.02, float32."""
         keys = iter(jax.random.split(key, 7))
         inner = self.heads * self.size
-        shapes = {"query": (self.width, inner), "key": (self.width, inner), "value": (self.width, inner)}
-        shapes |= {"out": (inner, self.width), "up": (self.width, 2 * self.hidden), "down": (self.hidden, self.width)}
-        params = {name: {"kernel": STDDEV * jax.random.normal(next(keys), shape)} for name, shape in shapes.items()}
+        shapes = {
+            "query": (self.width, inner),
+            "key": (self.width, inner),
+            "value": (self.width, inner),
+        }
+        shapes |= {
+            "out": (inner, self.width),
+            "up": (self.width, 2 * self.hidden),
+            "down": (self.hidden, self.width),
+        }
+        params = {
+            name: {"kernel": STDDEV * jax.random.normal(next(keys), shape)}
+            for name, shape in shapes.items()
+        }
         for name in ("up", "down"):
             params[name]["bias"] = jnp.zeros(shapes[name][1])
         for name in ("norm", "latents_norm", "mlp_norm"):
@@ -99,7 +112,10 @@ class LatentAttention:
             split(linear(name, side))
             for name, side in (("query", norm("norm", x)), ("key", latents), ("value", latents))
         )
-        scores = jnp.matmul(query, key.swapaxes(1, 2), preferred_element_type=jnp.float32) * self.size**-0.5
+        scores = (
+            jnp.matmul(query, key.swapaxes(1, 2), preferred_element_type=jnp.float32)
+            * self.size**-0.5
+        )
         read = jnp.matmul(jax.nn.softmax(scores, axis=-1).astype(dtype), value)
         x = x + linear("out", read.swapaxes(0, 1).reshape(len(x), -1))
         up, gate = jnp.split(linear("up", norm("mlp_norm", x), bias=True), 2, axis=-1)
@@ -110,4 +126,6 @@ def latent_attention(
     latents: int = 512, heads: int = 8, head_size: int = 0, mlp_size: int = 0
 ) -> Callable[[int], LatentAttention]:
     """A latent attention without its width, as config files name it: `width -> LatentAttention`."""
-    return functools.partial(LatentAttention, latents=latents, heads=heads, head_size=head_size, mlp_size=mlp_size)
+    return functools.partial(
+        LatentAttention, latents=latents, heads=heads, head_size=head_size, mlp_size=mlp_size
+    )

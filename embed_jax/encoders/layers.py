@@ -16,7 +16,9 @@ from embed_jax.errors import InputError
 from embed_jax.registry import unknown
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": lambda x: 0.5 * x * (1 + lax.erf(x * 0.5**0.5)),  # jax.nn.gelu's erfc takes twice the time on CPU
+    "gelu": lambda x: (
+        0.5 * x * (1 + lax.erf(x * 0.5**0.5))
+    ),  # jax.nn.gelu's erfc takes twice the time on CPU
     "gelu_new": jax.nn.gelu,
     "gelu_pytorch_tanh": jax.nn.gelu,
     "relu": jax.nn.relu,
@@ -47,12 +49,16 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
-        kernel = self.param("kernel", nn.initializers.normal(self.stddev), (x.shape[-1], self.features))
+        kernel = self.param(
+            "kernel", nn.initializers.normal(self.stddev), (x.shape[-1], self.features)
+        )
         # Two-dimensional, since the kernel's gradient is up to three times slower on CPU from [R, T, I].
         flat = x.reshape(-1, x.shape[-1]).astype(self.dtype)
         product = flat @ kernel.astype(self.dtype)
         if self.use_bias:
-            product = product + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+            product = product + self.param("bias", nn.initializers.zeros, (self.features,)).astype(
+                self.dtype
+            )
         return product.reshape(*x.shape[:-1], self.features)
 
 
@@ -99,7 +105,9 @@ def embed(table: Float[Array, "V D"], ids: Int[Array, "*B"]) -> Float[Array, "*B
     return table[ids].astype(jnp.float32)
 
 
-def type_vectors(table: Float[Array, "K D"], segment: Int[Array, "R T"] | None) -> Float[Array, "*B D"]:
+def type_vectors(
+    table: Float[Array, "K D"], segment: Int[Array, "R T"] | None
+) -> Float[Array, "*B D"]:
     """The row of a small table for each token's type; all of type 0 (`[D]`) without segments.
 
     A product with a one-hot matrix, whose gradient is a product too and not a scatter into few rows.
@@ -125,7 +133,9 @@ def rotate(x: Float[Array, "R T H d"], by: Rotation) -> Float[Array, "R T H d"]:
     """
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = by.cos[:, :, None], by.sin[:, :, None]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    return jnp.concatenate(
+        [first * cos - second * sin, second * cos + first * sin], axis=-1
+    ).astype(x.dtype)
 
 
 @struct.dataclass
@@ -164,7 +174,10 @@ def dropout(
 
 
 def keep_mask(
-    key: PRNGKeyArray, rate: float, shape: tuple[int, ...], start: int | Int[Array, ""] | Int[Array, "*A"] = 0
+    key: PRNGKeyArray,
+    rate: float,
+    shape: tuple[int, ...],
+    start: int | Int[Array, ""] | Int[Array, "*A"] = 0,
 ) -> Bool[Array, "*A *B"]:
     """Which elements a dropout of `rate` keeps: True with probability 1 - rate, the same for the same key.
 

@@ -61,7 +61,9 @@ class LoraSpec:
         if self.rank < 1:
             raise InputError(f"an adapter's rank: expected 1 or more, found {self.rank}")
         if not 0 <= self.dropout < 1:
-            raise InputError(f"an adapter's dropout: expected at least 0 and below 1, found {self.dropout}")
+            raise InputError(
+                f"an adapter's dropout: expected at least 0 and below 1, found {self.dropout}"
+            )
 
     @property
     def scale(self) -> float:
@@ -85,7 +87,9 @@ def linear_maps(family: Family, backbone: Params) -> dict[str, Part]:
         raise InputError("an adapter is for linear maps of layers, and this backbone has none")
     paths = [path[:-1] for path in flatten_dict(backbone["layers"]) if path[-1] == "kernel"]
     theirs = {path: family.tensors[f"layers/{path}"] for path in map("/".join, paths)}
-    return {path: name if isinstance(name, Part) else Part(name, 0, 1) for path, name in theirs.items()}
+    return {
+        path: name if isinstance(name, Part) else Part(name, 0, 1) for path, name in theirs.items()
+    }
 
 
 def find_targets(targets: Iterable[str], maps: Mapping[str, Part], layers: int) -> tuple[str, ...]:
@@ -123,7 +127,9 @@ def _matches(target: str, module: str, layers: int) -> int:
         pattern = re.compile(target)
     except re.error:
         return 0
-    return sum(f".{name}".endswith(f".{target}") or pattern.fullmatch(name) is not None for name in names)
+    return sum(
+        f".{name}".endswith(f".{target}") or pattern.fullmatch(name) is not None for name in names
+    )
 
 
 def adapted_modules(spec: EncoderSpec, backbone: Params) -> tuple[str, ...]:
@@ -159,7 +165,9 @@ def init_lora(spec: EncoderSpec, backbone: Params, key: PRNGKeyArray) -> Params:
         kernel = kernels[f"{path}/kernel"]
         layers, inputs, outputs = kernel.values.shape if isinstance(kernel, Int8) else kernel.shape
         bound = inputs**-0.5
-        made[f"{path}/a"] = jax.random.uniform(own_key, (layers, inputs, lora.rank), minval=-bound, maxval=bound)
+        made[f"{path}/a"] = jax.random.uniform(
+            own_key, (layers, inputs, lora.rank), minval=-bound, maxval=bound
+        )
         made[f"{path}/b"] = jnp.zeros((layers, lora.rank, outputs))
         if lora.dora:
             made[f"{path}/magnitude"] = _column_norms(kernel)
@@ -194,7 +202,9 @@ def merge_lora(spec: EncoderSpec, params: Params) -> tuple[EncoderSpec, Params]:
         kernel = kernels[f"{path}/kernel"]
         merged = np.empty(kernel.shape, kernel.dtype)
         for layer, weight in enumerate(kernel):
-            changed = weight.astype(np.float32) + np.float32(lora.scale) * (leaves["a"][layer] @ leaves["b"][layer])
+            changed = weight.astype(np.float32) + np.float32(lora.scale) * (
+                leaves["a"][layer] @ leaves["b"][layer]
+            )
             if lora.dora:
                 changed *= leaves["magnitude"][layer] / np.linalg.norm(changed, axis=0)
             merged[layer] = changed
@@ -222,10 +232,16 @@ def adapting(lora: LoraSpec) -> Callable:
     Dropout is on where there is a key of the collection "lora"; the key of each module is its own.
     """
 
-    def intercept(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+    def intercept(
+        call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext
+    ) -> Any:
         result = call(*args, **kwargs)
         module = context.module
-        if isinstance(module, Linear) and context.method_name == "__call__" and module.has_variable(ADAPTER, "a"):
+        if (
+            isinstance(module, Linear)
+            and context.method_name == "__call__"
+            and module.has_variable(ADAPTER, "a")
+        ):
             return _adapted(lora, module, result, *args, **kwargs)
         return result
 
@@ -247,6 +263,10 @@ def _adapted(lora: LoraSpec, module: Linear, result: Float[Array, "*B O"], x: Fl
             base = flat @ kernel.astype(dtype)
         else:
             base = result.reshape(change.shape)
-            base = base - module.get_variable("params", "bias").astype(dtype) if module.use_bias else base
+            base = (
+                base - module.get_variable("params", "bias").astype(dtype)
+                if module.use_bias
+                else base
+            )
         change = (ratio - 1).astype(dtype) * base + ratio.astype(dtype) * change
     return result + change.reshape(result.shape)

@@ -12,10 +12,14 @@ from embed_jax.errors import InputError
 from embed_jax.registry import unknown
 from embed_jax.types import Params
 
-NEARLY_PARALLEL = 0.9995  # cosine above which the line and the circle differ by less than rounding does
+NEARLY_PARALLEL = (
+    0.9995  # cosine above which the line and the circle differ by less than rounding does
+)
 
 
-def slerp(first: Float[np.ndarray, "*n"], second: Float[np.ndarray, "*n"], t: float) -> Float[np.ndarray, "*n"]:
+def slerp(
+    first: Float[np.ndarray, "*n"], second: Float[np.ndarray, "*n"], t: float
+) -> Float[np.ndarray, "*n"]:
     """sin((1 - t) w) / sin(w) first + sin(t w) / sin(w) second, w the angle between both as vectors.
 
     Shoemake (1985), "Animating Rotation with Quaternion Curves", section 3.3, for whole tensors as Qwen3-Embedding's
@@ -27,12 +31,18 @@ def slerp(first: Float[np.ndarray, "*n"], second: Float[np.ndarray, "*n"], t: fl
     if abs(cosine) > NEARLY_PARALLEL:
         return ((1 - t) * a + t * b).astype(np.float32)
     angle = np.arccos(cosine)
-    return ((np.sin((1 - t) * angle) * a + np.sin(t * angle) * b) / np.sin(angle)).astype(np.float32)
+    return ((np.sin((1 - t) * angle) * a + np.sin(t * angle) * b) / np.sin(angle)).astype(
+        np.float32
+    )
 
 
-def linear(first: Float[np.ndarray, "*n"], second: Float[np.ndarray, "*n"], t: float) -> Float[np.ndarray, "*n"]:
+def linear(
+    first: Float[np.ndarray, "*n"], second: Float[np.ndarray, "*n"], t: float
+) -> Float[np.ndarray, "*n"]:
     """(1 - t) first + t second."""
-    return ((1 - t) * np.asarray(first, np.float64) + t * np.asarray(second, np.float64)).astype(np.float32)
+    return ((1 - t) * np.asarray(first, np.float64) + t * np.asarray(second, np.float64)).astype(
+        np.float32
+    )
 
 
 METHODS = {"slerp": slerp, "linear": linear}
@@ -56,7 +66,9 @@ def merge(models: Sequence[Params], weights: Sequence[float] = (), method: str =
     if len(models) < 2:
         raise InputError(f"merge: expected two models or more, found {len(models)}")
     if len(weights) != len(models) or min(weights) <= 0:
-        raise InputError(f"merge: expected {len(models)} weights above 0, one a model, found {weights}")
+        raise InputError(
+            f"merge: expected {len(models)} weights above 0, one a model, found {weights}"
+        )
     if method not in METHODS:
         raise InputError(unknown("method", method, METHODS))
     between, merged, total = METHODS[method], jax.device_get(models[0]), weights[0]
@@ -69,6 +81,8 @@ def merge(models: Sequence[Params], weights: Sequence[float] = (), method: str =
     for params, weight in zip(models[1:], weights[1:], strict=True):
         total += weight
         merged = jax.tree_util.tree_map_with_path(
-            lambda path, a, b, t=weight / total: tensor(path, a, b, t), merged, jax.device_get(params)
+            lambda path, a, b, t=weight / total: tensor(path, a, b, t),
+            merged,
+            jax.device_get(params),
         )
     return merged

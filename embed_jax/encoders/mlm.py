@@ -19,7 +19,10 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from embed_jax.encoders.layers import LayerNorm, Linear, activation
 from embed_jax.types import Params, TokenBatch
 
-MASKED, RANDOM = 0.8, 0.1  # shares of the chosen tokens that become the mask, and any token; the others stay
+MASKED, RANDOM = (
+    0.8,
+    0.1,
+)  # shares of the chosen tokens that become the mask, and any token; the others stay
 
 
 class Head(nn.Module):
@@ -31,7 +34,9 @@ class Head(nn.Module):
     def __call__(self, x: Float[Array, "K H"], table: Float[Array, "V W"]) -> Float[Array, "K V"]:
         config = self.config
         x = Linear(table.shape[1], jnp.float32, config.initializer_range, name="dense")(x)
-        x = LayerNorm(config.layer_norm_eps, jnp.float32, name="norm")(activation(config.activation)(x))
+        x = LayerNorm(config.layer_norm_eps, jnp.float32, name="norm")(
+            activation(config.activation)(x)
+        )
         return x @ table.T + self.param("bias", nn.initializers.zeros, table.shape[:1])
 
 
@@ -92,7 +97,9 @@ def mask_tokens(
     maskable &= ~jnp.isin(ids, jnp.asarray(special_ids, ids.dtype))
     order = jnp.where(maskable, jax.random.uniform(order_key, ids.shape), -1.0)
     _, slots = jax.lax.top_k(order, math.ceil(rate * ids.size))
-    counts = np.rint(rate * np.arange(ids.size + 1)).astype(np.int32)  # in float32 some halves would round otherwise
+    counts = np.rint(rate * np.arange(ids.size + 1)).astype(
+        np.int32
+    )  # in float32 some halves would round otherwise
     chosen = jnp.arange(slots.size) < jnp.asarray(counts)[jnp.sum(maskable)]
     kind = jax.random.uniform(kind_key, slots.shape)
     old = ids[slots]

@@ -75,7 +75,9 @@ class ModernBertConfig:
         return self.hidden_size
 
 
-def _shape(hidden_size: int, num_layers: int, num_heads: int, intermediate_size: int) -> ModernBertConfig:
+def _shape(
+    hidden_size: int, num_layers: int, num_heads: int, intermediate_size: int
+) -> ModernBertConfig:
     return ModernBertConfig(
         hidden_size=hidden_size,
         num_layers=num_layers,
@@ -119,7 +121,9 @@ class ModernBert(Stack):
 
 def _view(config: ModernBertConfig, kind: str, tokens: TokenBatch) -> View:
     window, theta = (
-        (config.local_attention // 2 + 1, config.local_rope_theta) if kind == SLIDING else (0, config.rope_theta)
+        (config.local_attention // 2 + 1, config.local_rope_theta)
+        if kind == SLIDING
+        else (0, config.rope_theta)
     )
     return View(
         bias=sentence_bias(tokens.sentence, tokens.position, window=window),
@@ -140,8 +144,12 @@ class Embeddings(nn.Module):
         config = self.config
         init, width = nn.initializers.normal(config.initializer_range), config.hidden_size
         token = self.param("token", init, (config.vocab_size, width))
-        x = LayerNorm(config.layer_norm_eps, self.dtype, use_bias=False, name="norm")(embed(token, tokens.token_ids))
-        return dropout(x, config.embedding_dropout, key, 0 if places is None else places.starts(width))
+        x = LayerNorm(config.layer_norm_eps, self.dtype, use_bias=False, name="norm")(
+            embed(token, tokens.token_ids)
+        )
+        return dropout(
+            x, config.embedding_dropout, key, 0 if places is None else places.starts(width)
+        )
 
 
 class Layer(nn.Module):
@@ -169,16 +177,22 @@ class Layer(nn.Module):
         view = jax.tree.map(lambda leaf: leaf[kind], views)
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
         start, inner_start = (
-            0 if places is None else places.starts(size) for size in (config.hidden_size, config.intermediate_size)
+            0 if places is None else places.starts(size)
+            for size in (config.hidden_size, config.intermediate_size)
         )
-        linear = functools.partial(Linear, dtype=self.dtype, stddev=config.initializer_range, use_bias=False)
-        last = functools.partial(linear, stddev=config.initializer_range / math.sqrt(2 * config.num_layers))
+        linear = functools.partial(
+            Linear, dtype=self.dtype, stddev=config.initializer_range, use_bias=False
+        )
+        last = functools.partial(
+            linear, stddev=config.initializer_range / math.sqrt(2 * config.num_layers)
+        )
         norm = functools.partial(LayerNorm, config.layer_norm_eps, self.dtype, use_bias=False)
 
         normed = jnp.where(first, x, norm(name="attention_norm")(x))
         heads = (*x.shape[:-1], config.num_heads, config.hidden_size // config.num_heads)
         query, key_, value = (
-            linear(config.hidden_size, name=name)(normed).reshape(heads) for name in ("query", "key", "value")
+            linear(config.hidden_size, name=name)(normed).reshape(heads)
+            for name in ("query", "key", "value")
         )
         mixed = attention(
             rotate(query, view.turns),
@@ -236,13 +250,18 @@ def read_config(found: Mapping[str, Any]) -> ModernBertConfig:
                          f"{', '.join(by_kind)}")  # fmt: skip
 
     def theta(kind: str, older: Any, default: float) -> float:
-        return read_rope({"rope_parameters": by_kind.get(KINDS[kind]), "rope_theta": older}, default, ["default"]).theta
+        return read_rope(
+            {"rope_parameters": by_kind.get(KINDS[kind]), "rope_theta": older}, default, ["default"]
+        ).theta
 
     full = theta(FULL, found.get("global_rope_theta"), ModernBertConfig.rope_theta)
     # As in the models first published, null is the same as in FULL layers.
     sliding = theta(SLIDING, found.get("local_rope_theta", ModernBertConfig.local_rope_theta), full)
     config = ModernBertConfig(
-        **values, layer_types=_layer_types(found, values["num_layers"]), rope_theta=full, local_rope_theta=sliding
+        **values,
+        layer_types=_layer_types(found, values["num_layers"]),
+        rope_theta=full,
+        local_rope_theta=sliding,
     )
     activation(config.activation)
     size, rest = divmod(config.hidden_size, config.num_heads)
@@ -261,7 +280,9 @@ def _layer_types(found: Mapping[str, Any], layers: int) -> tuple[str, ...]:
         if name not in ours:
             raise InputError(f"config.json: layer_types: {unknown('type', name, ours)}")
     if len(found["layer_types"]) != layers:
-        raise InputError(f"config.json: layer_types: {layers} are wanted, found {len(found['layer_types'])}")
+        raise InputError(
+            f"config.json: layer_types: {layers} are wanted, found {len(found['layer_types'])}"
+        )
     return tuple(ours[name] for name in found["layer_types"])
 
 
@@ -271,7 +292,9 @@ def write_config(config: ModernBertConfig) -> dict[str, Any]:
     fields = {theirs: getattr(config, ours) for ours, theirs in FIELDS.items()}
     return fields | {
         "layer_types": [KINDS[kind] for kind in config.layer_types],
-        "rope_parameters": {KINDS[kind]: {"rope_type": "default", "rope_theta": x} for kind, x in thetas.items()},
+        "rope_parameters": {
+            KINDS[kind]: {"rope_type": "default", "rope_theta": x} for kind, x in thetas.items()
+        },
     }
 
 

@@ -14,7 +14,13 @@ import numpy as np
 from embed_jax.encoders.heads import Dense, Head, LayerNorm, Normalize
 from embed_jax.encoders.latent import LatentAttention
 from embed_jax.encoders.weighted_layers import WeightedLayers
-from embed_jax.encoders.weights import WEIGHTS, read_json, read_tensors, write_json, write_safetensors
+from embed_jax.encoders.weights import (
+    WEIGHTS,
+    read_json,
+    read_tensors,
+    write_json,
+    write_safetensors,
+)
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
 from embed_jax.types import Params, param_dtype
@@ -28,9 +34,17 @@ TORCH_ACTIVATIONS = {  # ours: torch's class
 }
 DENSE_FIELDS = ("in_features", "out_features", "bias", "activation_function", "use_residual")
 NO_SIZES = DENSE_FIELDS[2:]
-PLACES = ("module_input_name", "module_output_name")  # of version 5 on: what a module reads and writes
+PLACES = (
+    "module_input_name",
+    "module_output_name",
+)  # of version 5 on: what a module reads and writes
 SENTENCE = "sentence_embedding"
-WEIGHTED_FIELDS = ("word_embedding_dimension", "embedding_dimension", "num_hidden_layers", "layer_start")
+WEIGHTED_FIELDS = (
+    "word_embedding_dimension",
+    "embedding_dimension",
+    "num_hidden_layers",
+    "layer_start",
+)
 LATENT_TENSORS = {  # our path: the name in the code that NV-Embed's authors published
     "norm": "cross_attend_blocks.0.norm",
     "latents_norm": "cross_attend_blocks.0.norm_context",
@@ -58,7 +72,9 @@ def read_dense(directory: Path) -> tuple[Dense, Params]:
     kind = str(config.get("activation_function", TORCH_ACTIVATIONS["tanh"]))
     names = {name.rsplit(".", 1)[-1]: ours for ours, name in TORCH_ACTIVATIONS.items()}
     if not kind.startswith("torch.nn.") or kind.rsplit(".", 1)[-1] not in names:
-        raise InputError(f"{path}: {unknown('activation_function', kind, TORCH_ACTIVATIONS.values())}")
+        raise InputError(
+            f"{path}: {unknown('activation_function', kind, TORCH_ACTIVATIONS.values())}"
+        )
     head = Dense(
         config["in_features"],
         config["out_features"],
@@ -67,7 +83,9 @@ def read_dense(directory: Path) -> tuple[Dense, Params]:
         bool(config.get("use_residual", False)),
     )
     shapes = jax.eval_shape(lambda: _dense_tensors(head.init(jax.random.key(0))))
-    return head, _dense_params(_read_exactly(directory, {name: value.shape for name, value in shapes.items()}))
+    return head, _dense_params(
+        _read_exactly(directory, {name: value.shape for name, value in shapes.items()})
+    )
 
 
 def read_layer_norm(directory: Path) -> tuple[LayerNorm, Params]:
@@ -76,8 +94,12 @@ def read_layer_norm(directory: Path) -> tuple[LayerNorm, Params]:
     Raises:
         InputError: a field that is missing or unknown, or tensors that do not fit the config.
     """
-    head = LayerNorm(_read_config(directory / "config.json", ("dimension",), ("dimension",))["dimension"])
-    tensors = _read_exactly(directory, {f"norm.{leaf}": (head.dimension,) for leaf in ("weight", "bias")})
+    head = LayerNorm(
+        _read_config(directory / "config.json", ("dimension",), ("dimension",))["dimension"]
+    )
+    tensors = _read_exactly(
+        directory, {f"norm.{leaf}": (head.dimension,) for leaf in ("weight", "bias")}
+    )
     return head, {"scale": tensors["norm.weight"], "bias": tensors["norm.bias"]}
 
 
@@ -106,14 +128,18 @@ def write_head(directory: Path, head: Head, params: Params) -> None:
         write_json(directory / "config.json", {})
         return
     if head.activation not in TORCH_ACTIVATIONS:
-        raise InputError(f"cannot save a Dense head: {unknown('activation', head.activation, TORCH_ACTIVATIONS)}")
+        raise InputError(
+            f"cannot save a Dense head: {unknown('activation', head.activation, TORCH_ACTIVATIONS)}"
+        )
     config = {
         "in_features": head.in_features,
         "out_features": head.out_features,
         "bias": head.bias,
         "activation_function": TORCH_ACTIVATIONS[head.activation],
     }
-    write_json(directory / "config.json", config | ({"use_residual": True} if head.residual else {}))
+    write_json(
+        directory / "config.json", config | ({"use_residual": True} if head.residual else {})
+    )
     _write(directory, _dense_tensors(params))
 
 
@@ -142,7 +168,9 @@ def read_weighted_layers(directory: Path) -> tuple[WeightedLayers, Params]:
     if width is None:
         raise InputError(f"{path}: missing 'embedding_dimension'")
     try:
-        head = WeightedLayers(width, config.get("num_hidden_layers", 12), config.get("layer_start", 4))
+        head = WeightedLayers(
+            width, config.get("num_hidden_layers", 12), config.get("layer_start", 4)
+        )
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     tensors = _read_exactly(directory, {"layer_weights": (head.num_layers + 1 - head.start,)})
@@ -151,7 +179,13 @@ def read_weighted_layers(directory: Path) -> tuple[WeightedLayers, Params]:
 
 def write_weighted_layers(directory: Path, head: WeightedLayers, params: Params) -> None:
     """Writes the config as every version of sentence-transformers reads it, and the weights."""
-    config = dict(zip(("word_embedding_dimension", *WEIGHTED_FIELDS[2:]), dataclasses.astuple(head), strict=True))
+    config = dict(
+        zip(
+            ("word_embedding_dimension", *WEIGHTED_FIELDS[2:]),
+            dataclasses.astuple(head),
+            strict=True,
+        )
+    )
     write_json(directory / "config.json", config)
     _write(directory, {"layer_weights": params["weights"]})
 
@@ -163,7 +197,9 @@ def read_latent_attention(directory: Path) -> tuple[LatentAttention, Params]:
         InputError: sizes that are missing, unknown or no numbers, or tensors that do not fit them.
     """
     path = directory / "config.json"
-    config = _read_config(path, [field.name for field in dataclasses.fields(LatentAttention)], ["width"])
+    config = _read_config(
+        path, [field.name for field in dataclasses.fields(LatentAttention)], ["width"]
+    )
     try:
         head = LatentAttention(**config)
     except InputError as error:
@@ -172,7 +208,9 @@ def read_latent_attention(directory: Path) -> tuple[LatentAttention, Params]:
     tensors = _read_exactly(directory, {name: tensor.shape for name, tensor in shapes.items()})
     params = {"latents": tensors["latents"]}
     for ours, theirs in LATENT_TENSORS.items():
-        params[ours] = {"scale" if ours.endswith("norm") else "kernel": tensors[f"{theirs}.weight"].T}
+        params[ours] = {
+            "scale" if ours.endswith("norm") else "kernel": tensors[f"{theirs}.weight"].T
+        }
         if f"{theirs}.bias" in tensors:
             params[ours]["bias"] = tensors[f"{theirs}.bias"]
     for ours, weight in zip(("key", "value"), np.split(tensors[KEY_AND_VALUE], 2), strict=True):
@@ -191,7 +229,9 @@ def _latent_tensors(params: Params) -> dict[str, Any]:
     for ours, theirs in LATENT_TENSORS.items():
         for leaf, value in params[ours].items():
             tensors[f"{theirs}.{'bias' if leaf == 'bias' else 'weight'}"] = value.T
-    return tensors | {KEY_AND_VALUE: jnp.concatenate([params[name]["kernel"].T for name in ("key", "value")])}
+    return tensors | {
+        KEY_AND_VALUE: jnp.concatenate([params[name]["kernel"].T for name in ("key", "value")])
+    }
 
 
 # ---- both ---------------------------------------------------------------------------------------------------
@@ -203,7 +243,9 @@ def _read_config(path: Path, fields: Iterable[str], needed: Iterable[str]) -> di
     for name in PLACES:
         place = config.pop(name, None)
         if place not in (None, SENTENCE):
-            raise InputError(f"{path}: {name}: expected {SENTENCE!r}, after the pooling, found {place!r}")
+            raise InputError(
+                f"{path}: {name}: expected {SENTENCE!r}, after the pooling, found {place!r}"
+            )
     for name, value in config.items():
         if name not in fields:
             raise InputError(f"{path}: {unknown('field', name, fields)}")
@@ -220,7 +262,10 @@ def _read_exactly(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> dic
     found = {name: tensor.shape for name, tensor in tensors.items()}
     if found != shapes:
         raise InputError(f"{directory / WEIGHTS}: found {found}, wanted {shapes}")
-    return {name: tensor.astype(param_dtype(tensor.dtype), copy=False) for name, tensor in tensors.items()}
+    return {
+        name: tensor.astype(param_dtype(tensor.dtype), copy=False)
+        for name, tensor in tensors.items()
+    }
 
 
 def _write(directory: Path, tensors: Mapping[str, np.ndarray]) -> None:

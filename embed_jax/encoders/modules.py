@@ -21,9 +21,17 @@ POOLING_NAMES = {  # ours: sentence-transformers'; in the order in which its old
     "mean_sqrt_len": ("mean_sqrt_len_tokens", "pooling_mode_mean_sqrt_len_tokens"),
     "weighted_mean": ("weightedmean", "pooling_mode_weightedmean_tokens"),
     "last_token": ("lasttoken", "pooling_mode_lasttoken"),
-    "first_last_mean": ("first_last_mean", "pooling_mode_first_last_mean"),  # ours only: it refuses the file
+    "first_last_mean": (
+        "first_last_mean",
+        "pooling_mode_first_last_mean",
+    ),  # ours only: it refuses the file
 }
-POOLING_FIELDS = ("pooling_mode", "include_prompt", "word_embedding_dimension", "embedding_dimension")
+POOLING_FIELDS = (
+    "pooling_mode",
+    "include_prompt",
+    "word_embedding_dimension",
+    "embedding_dimension",
+)
 SCORE_ACTIVATIONS = {  # of a cross-encoder's logits
     "identity": TORCH_ACTIVATIONS["identity"],
     "sigmoid": "torch.nn.modules.activation.Sigmoid",
@@ -31,7 +39,9 @@ SCORE_ACTIVATIONS = {  # of a cross-encoder's logits
 PACKAGE = "sentence_transformers."
 MODULES = f"{PACKAGE}models."  # where every version of it finds its classes
 WEIGHTED, LATENT = "WeightedLayerPooling", "LatentAttention"
-TYPES = {LATENT: f"{LatentAttention.__module__}.{LATENT}"}  # ours alone: sentence-transformers cannot load it
+TYPES = {
+    LATENT: f"{LatentAttention.__module__}.{LATENT}"
+}  # ours alone: sentence-transformers cannot load it
 TOKEN_HEADS = (WEIGHTED, LATENT)
 HEADS = ("Dense", "LayerNorm", "Normalize", "Dropout")
 KNOWN = ("Transformer", "StaticEmbedding", *TOKEN_HEADS, "Pooling", *HEADS)
@@ -48,7 +58,9 @@ def read_modules(directory: Path) -> list[tuple[str, str]]:
     path = directory / "modules.json"
     if not path.is_file():
         if not any((directory / name).is_file() for name in ("config.json", "adapter_config.json")):
-            raise InputError(f"{directory}: neither modules.json nor config.json, so it holds no model")
+            raise InputError(
+                f"{directory}: neither modules.json nor config.json, so it holds no model"
+            )
         return [("Transformer", "")]
     entries = read_entries(path)
     for kind, _ in entries:
@@ -66,7 +78,10 @@ def read_entries(path: Path) -> list[tuple[str, str]]:
         InputError: as `read_modules`, but for the order.
     """
     try:
-        found = [(str(module["type"]), str(module["path"])) for module in json.loads(path.read_text("utf-8"))]
+        found = [
+            (str(module["type"]), str(module["path"]))
+            for module in json.loads(path.read_text("utf-8"))
+        ]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a list of modules with type and path ({error!r})") from None
     return [(known_kind(path, kind), checked_folder(path, folder)) for kind, folder in found]
@@ -104,7 +119,9 @@ def checked_folder(path: Path, folder: str) -> str:
     """
     windows = PureWindowsPath(folder)
     if PurePosixPath(folder).is_absolute() or windows.anchor or ".." in windows.parts:
-        raise InputError(f"{path}: path: expected a folder in the model's directory, found {folder!r}")
+        raise InputError(
+            f"{path}: path: expected a folder in the model's directory, found {folder!r}"
+        )
     return folder
 
 
@@ -159,7 +176,9 @@ def read_score_activation(
         names = {path.rsplit(".", 1)[-1]: name for name, path in SCORE_ACTIVATIONS.items()}
         short = str(found).rsplit(".", 1)[-1]
         if not str(found).startswith("torch.nn.") or short not in names:
-            raise InputError(f"{directory / file}: {unknown(field, found, SCORE_ACTIVATIONS.values())}")
+            raise InputError(
+                f"{directory / file}: {unknown(field, found, SCORE_ACTIVATIONS.values())}"
+            )
         return names[short]
     return "sigmoid" if num_labels == 1 else "identity"
 
@@ -168,7 +187,11 @@ def write_pooling(directory: Path, pooling: str, dim: int, include_prompt: bool)
     """Writes a pooling's config.json as every version of sentence-transformers reads it."""
     names = pooling.split("+")
     config = {"word_embedding_dimension": dim}
-    config |= {flag: name in names for name, (_, flag) in POOLING_NAMES.items() if name != "first_last_mean"}
+    config |= {
+        flag: name in names
+        for name, (_, flag) in POOLING_NAMES.items()
+        if name != "first_last_mean"
+    }
     config |= {"include_prompt": include_prompt}
     if names != [name for name in POOLING_NAMES if name in names] or "first_last_mean" in names:
         config["pooling_mode"] = [POOLING_NAMES[name][0] for name in names]  # flags cannot say it
@@ -178,7 +201,8 @@ def write_pooling(directory: Path, pooling: str, dim: int, include_prompt: bool)
 def write_modules(directory: Path, folders: Sequence[tuple[str, str]]) -> None:
     """Writes modules.json from (class name, folder) pairs."""
     entries = [
-        {"idx": i, "name": str(i), "path": folder, "type": dotted(kind)} for i, (kind, folder) in enumerate(folders)
+        {"idx": i, "name": str(i), "path": folder, "type": dotted(kind)}
+        for i, (kind, folder) in enumerate(folders)
     ]
     write_json(directory / "modules.json", entries)
 

@@ -91,7 +91,9 @@ class Nomic(Stack):
         places = self.places(tokens, key)
         hidden = Embeddings(config, self.dtype, name="embeddings")(tokens, embeddings_key, places)
         bias = sentence_bias(tokens.sentence)
-        turns = rope_rotation(tokens.position, config.hidden_size // config.num_heads, Rope(config.rope_theta))
+        turns = rope_rotation(
+            tokens.position, config.hidden_size // config.num_heads, Rope(config.rope_theta)
+        )
         return self.scan(Layer, hidden, layer_keys, bias, turns, places, every_layer=every_layer)
 
 
@@ -137,11 +139,15 @@ class Layer(nn.Module):
         config = self.config
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
         start = 0 if places is None else places.starts(config.hidden_size)
-        linear = functools.partial(Linear, dtype=self.dtype, stddev=config.initializer_range, use_bias=False)
+        linear = functools.partial(
+            Linear, dtype=self.dtype, stddev=config.initializer_range, use_bias=False
+        )
         norm = functools.partial(LayerNorm, config.layer_norm_eps, self.dtype)
 
         heads = (*x.shape[:-1], config.num_heads, config.hidden_size // config.num_heads)
-        query, key_, value = (linear(config.hidden_size, name=n)(x).reshape(heads) for n in ("query", "key", "value"))
+        query, key_, value = (
+            linear(config.hidden_size, name=n)(x).reshape(heads) for n in ("query", "key", "value")
+        )
         mixed = attention(
             rotate(query, turns),
             rotate(key_, turns),
@@ -229,7 +235,9 @@ def read_config(found: Mapping[str, Any]) -> NomicConfig:
         InputError: a field is missing, or says what is not supported.
     """
     if found.get("hidden_size") is None and found.get("n_embd") is not None:
-        found = PUBLISHED_DEFAULTS | {name: value for name, value in found.items() if value is not None}
+        found = PUBLISHED_DEFAULTS | {
+            name: value for name, value in found.items() if value is not None
+        }
         values = read_fields(found, PUBLISHED_FIELDS)
     else:
         values = read_fields(found, FIELDS) | {

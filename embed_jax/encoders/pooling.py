@@ -110,7 +110,10 @@ def _sums(
 
 def _slots(tokens: TokenBatch, rank: Int[Array, "R T"]) -> Int[Array, " S"]:
     """The slot of each sentence's pooled token of highest rank; negative where no token is pooled."""
-    segment, rank = jnp.where(tokens.pooled, tokens.sentence, tokens.sentences).reshape(-1), rank.reshape(-1)
+    segment, rank = (
+        jnp.where(tokens.pooled, tokens.sentence, tokens.sentences).reshape(-1),
+        rank.reshape(-1),
+    )
     count = tokens.sentences + 1
     highest = jax.ops.segment_max(rank, segment, count)
     number = jnp.where(rank == highest[segment], jnp.arange(rank.size), -1)

@@ -63,7 +63,9 @@ def read_model(directory: Path, *, put: Put | None = None) -> SavedModel:
     directory = Path(directory)
     folders = modules.read_modules(directory)
     settings = _read_optional(directory / SETTINGS)
-    plain = not (directory / "modules.json").is_file() or settings.get("model_type") == "CrossEncoder"
+    plain = (
+        not (directory / "modules.json").is_file() or settings.get("model_type") == "CrossEncoder"
+    )
     return _read(directory, folders, {} if plain else settings, plain=plain, put=put)
 
 
@@ -77,7 +79,10 @@ def read_routes(directory: Path) -> SavedRoutes | None:
     if routes is None:
         return None
     settings, once = _read_optional(directory / SETTINGS), functools.cache(_call)
-    models = {name: _read(directory, folders, settings, call=once) for name, folders in routes.modules.items()}
+    models = {
+        name: _read(directory, folders, settings, call=once)
+        for name, folders in routes.modules.items()
+    }
     return SavedRoutes(models, routes.default, routes.tasks)
 
 
@@ -92,7 +97,9 @@ def _read(
 ) -> SavedModel:
     """The model that modules make in this order; `call(read, ...)` reads what has parameters."""
     if not plain and folders == [("Transformer", folders[0][1])]:
-        raise InputError(f"{directory / 'modules.json'}: found a Transformer alone; wanted a Pooling after it")
+        raise InputError(
+            f"{directory / 'modules.json'}: found a Transformer alone; wanted a Pooling after it"
+        )
     first, static = directory / folders[0][1], folders[0][0] == "StaticEmbedding"
     below = None if put is None else lambda path, *rest: put(f"backbone/{path}", *rest)
     read = call(_read_first, first, static, plain, below)
@@ -100,7 +107,9 @@ def _read(
     if plain and _is_language_model(read.config):
         others["pooling"] = "last_token"
     others["heads"] += _truncate(settings, directory)
-    if isinstance(others["token_head"], WeightedLayers) and not read.config.get("output_hidden_states"):
+    if isinstance(others["token_head"], WeightedLayers) and not read.config.get(
+        "output_hidden_states"
+    ):
         raise InputError(f"{read.transformer / 'config.json'}: output_hidden_states: expected true beside the weights "
                          "of layers, which sentence-transformers leaves unused without")  # fmt: skip
     tokenizer = first if static or (first / "tokenizer_config.json").is_file() else read.transformer
@@ -120,7 +129,9 @@ def _read(
         adaptive_layers=bool(settings.get("adaptive_layers")),
         base=read.base,
         template=settings.get("instruction_template"),
-        origin="" if static else str(_read_optional(first / "config.json").get("_name_or_path") or ""),
+        origin=""
+        if static
+        else str(_read_optional(first / "config.json").get("_name_or_path") or ""),
         plain=plain,
     )
 
@@ -141,12 +152,18 @@ class _First:
 def _read_first(first: Path, static: bool, plain: bool, put: Put | None) -> _First:
     if static:
         backbone, params = read_static(first, put)
-        return _First(backbone, {"backbone": params}, TextConfig(), base_name(first), first, {}, None)
+        return _First(
+            backbone, {"backbone": params}, TextConfig(), base_name(first), first, {}, None
+        )
     texts = TextConfig() if plain else read_text_config(first)
     base, transformer = find_base(first) if is_adapter(first) else (base_name(first), first)
     backbone, family, config = read_backbone(transformer, texts.changes)
     tensors = open_tensors(transformer)
-    params = {"backbone": params_from_tensors(family, backbone_shapes(backbone), tensors, transformer, put=put)}
+    params = {
+        "backbone": params_from_tensors(
+            family, backbone_shapes(backbone), tensors, transformer, put=put
+        )
+    }
     lora = None
     if transformer != first:
         lora, params[ADAPTER] = read_adapter(first, backbone, base, transformer)
@@ -178,7 +195,9 @@ def read_classifier(directory: Path) -> SavedClassifier:
     folders = modules.read_modules(directory)
     if len(folders) > 1:
         found = ", ".join(kind for kind, _ in folders)
-        raise InputError(f"{directory / 'modules.json'}: found {found}; a cross-encoder is a Transformer alone")
+        raise InputError(
+            f"{directory / 'modules.json'}: found {found}; a cross-encoder is a Transformer alone"
+        )
     transformer = directory / folders[0][1]
     backbone, _, config = read_backbone(transformer)
     family = classifier_family(backbone.family)
@@ -197,7 +216,9 @@ def read_classifier(directory: Path) -> SavedClassifier:
     return SavedClassifier(
         spec=spec,
         params={"backbone": backbone_params, "classifier": head_params},
-        max_length=_max_length(texts, _read_optional(transformer / "tokenizer_config.json"), backbone.max_length),
+        max_length=_max_length(
+            texts, _read_optional(transformer / "tokenizer_config.json"), backbone.max_length
+        ),
         activation=modules.read_score_activation(directory, settings, config, spec.num_labels),
         prompt=_prompts(settings).get(settings.get("default_prompt_name"), ""),
         lower_case=texts.lower_case,
@@ -239,16 +260,23 @@ def _prompts(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _default_prompt_name(settings: Mapping[str, Any], directory: Path) -> str | None:
-    name, known = settings.get("default_prompt_name"), {"query": "", "document": "", **_prompts(settings)}
+    name, known = (
+        settings.get("default_prompt_name"),
+        {"query": "", "document": "", **_prompts(settings)},
+    )
     if name is not None and name not in known:
-        raise InputError(f"{directory / SETTINGS}: default_prompt_name: {unknown('prompt', name, known)}")
+        raise InputError(
+            f"{directory / SETTINGS}: default_prompt_name: {unknown('prompt', name, known)}"
+        )
     return name if name in _prompts(settings) else None
 
 
 def _similarity(settings: Mapping[str, Any], directory: Path) -> str:
     name = settings.get("similarity_fn_name") or "cosine"
     if name not in SIMILARITIES:
-        raise InputError(f"{directory / SETTINGS}: similarity_fn_name: {unknown('similarity', name, SIMILARITIES)}")
+        raise InputError(
+            f"{directory / SETTINGS}: similarity_fn_name: {unknown('similarity', name, SIMILARITIES)}"
+        )
     return name
 
 
@@ -256,14 +284,18 @@ def _sizes(settings: Mapping[str, Any], directory: Path) -> tuple[int, ...]:
     """The trained sizes, ascending."""
     found = settings.get("matryoshka_dims") or []
     if not isinstance(found, list) or not all(type(size) is int and size > 0 for size in found):
-        raise InputError(f"{directory / SETTINGS}: matryoshka_dims: expected a list of sizes, found {found!r}")
+        raise InputError(
+            f"{directory / SETTINGS}: matryoshka_dims: expected a list of sizes, found {found!r}"
+        )
     return tuple(sorted(found))
 
 
 def _truncate(settings: Mapping[str, Any], directory: Path) -> tuple[Truncate, ...]:
     size = settings.get("truncate_dim")
     if size is not None and (type(size) is not int or size < 1):
-        raise InputError(f"{directory / SETTINGS}: truncate_dim: expected a size or null, found {size!r}")
+        raise InputError(
+            f"{directory / SETTINGS}: truncate_dim: expected a size or null, found {size!r}"
+        )
     return () if size is None else (Truncate(size),)
 
 

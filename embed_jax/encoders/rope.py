@@ -48,7 +48,10 @@ class Rope:
 TYPES = {  # the fields that must be there, and those that may be
     "default": ((), ()),
     "linear": (("factor",), ()),
-    "llama3": (("factor", "low_freq_factor", "high_freq_factor"), ("original_max_position_embeddings",)),
+    "llama3": (
+        ("factor", "low_freq_factor", "high_freq_factor"),
+        ("original_max_position_embeddings",),
+    ),
     "yarn": (
         ("factor",),
         (
@@ -89,7 +92,9 @@ def frequencies(rope: Rope, size: int) -> tuple[Float[np.ndarray, " h"], float]:
         kept = np.zeros_like(plain)
     elif rope.rope_type == "llama3":
         fits = rope.original_max_position_embeddings * plain / (2 * np.pi)
-        kept = np.clip((fits - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor), 0, 1)
+        kept = np.clip(
+            (fits - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor), 0, 1
+        )
     else:
         kept, length = _yarn(rope, size), _yarn_length(rope)
     scaled = plain if rope.factor is None else kept * plain + (1 - kept) * plain / rope.factor
@@ -139,16 +144,24 @@ def read_rope(found: Mapping[str, Any], theta: float, types: Sequence[str] = tup
     fields = found.get(name) or {}
     kind = fields.get("rope_type") or fields.get("type") or "default"
     if kind not in types:
-        accepted = f"only {types[0]!r} is" if len(types) == 1 else f"accepted are {', '.join(types)}"
+        accepted = (
+            f"only {types[0]!r} is" if len(types) == 1 else f"accepted are {', '.join(types)}"
+        )
         raise InputError(f"config.json: {name}.rope_type {kind!r} is not supported; {accepted}")
     for place, values in ((f"{name}.", fields), ("", found)):
         if values.get("partial_rotary_factor") not in (None, 1):
             value = values["partial_rotary_factor"]
-            raise InputError(f"config.json: {place}partial_rotary_factor {value!r} is not supported; only 1.0 is")
+            raise InputError(
+                f"config.json: {place}partial_rotary_factor {value!r} is not supported; only 1.0 is"
+            )
     required, optional = TYPES[kind]
-    values = {field: fields[field] for field in (*required, *optional) if fields.get(field) is not None}
+    values = {
+        field: fields[field] for field in (*required, *optional) if fields.get(field) is not None
+    }
     if "original_max_position_embeddings" in optional:
-        own = found.get("original_max_position_embeddings") or values.get("original_max_position_embeddings")
+        own = found.get("original_max_position_embeddings") or values.get(
+            "original_max_position_embeddings"
+        )
         values["original_max_position_embeddings"] = own or found["max_position_embeddings"]
     for field in required:
         if field not in values:
@@ -159,10 +172,16 @@ def read_rope(found: Mapping[str, Any], theta: float, types: Sequence[str] = tup
     if kind == "llama3" and not values["low_freq_factor"] < values["high_freq_factor"]:
         raise InputError(f"config.json: {name}.low_freq_factor {values['low_freq_factor']}: expected less than "
                          f"high_freq_factor, {values['high_freq_factor']}")  # fmt: skip
-    return Rope(theta=float(fields.get("rope_theta") or found.get("rope_theta") or theta), rope_type=kind, **values)
+    return Rope(
+        theta=float(fields.get("rope_theta") or found.get("rope_theta") or theta),
+        rope_type=kind,
+        **values,
+    )
 
 
 def write_rope(rope: Rope) -> dict[str, Any]:
     """`rope_parameters` of a config.json."""
-    values = {field: value for field, value in dataclasses.asdict(rope).items() if value is not None}
+    values = {
+        field: value for field, value in dataclasses.asdict(rope).items() if value is not None
+    }
     return {"rope_theta": values.pop("theta"), **values}

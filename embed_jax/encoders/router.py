@@ -71,7 +71,10 @@ def read_routes(directory: Path) -> Routes | None:
     if default is None and parameters.get("allow_empty_key", True):
         default = next(iter(found))
     tasks = _tasks(path, parameters.get("route_mappings") or {})
-    for field, route in (("default_route", default), *(("route_mappings", route) for route in tasks.values())):
+    for field, route in (
+        ("default_route", default),
+        *(("route_mappings", route) for route in tasks.values()),
+    ):
         if route is not None and route not in found:
             raise InputError(f"{path}: {field}: {unknown('route', route, found)}")
     return Routes(found, default, tasks)
@@ -80,8 +83,14 @@ def read_routes(directory: Path) -> Routes | None:
 def write_router(directory: Path, routes: Routes) -> None:
     """Writes the config of a Router that is the only module, in the model's own directory."""
     config = {
-        "types": {folder: modules.dotted(kind) for route in routes.modules.values() for kind, folder in route},
-        "structure": {name: [folder for _, folder in route] for name, route in routes.modules.items()},
+        "types": {
+            folder: modules.dotted(kind)
+            for route in routes.modules.values()
+            for kind, folder in route
+        },
+        "structure": {
+            name: [folder for _, folder in route] for name, route in routes.modules.items()
+        },
         "parameters": {
             "default_route": routes.default,
             "allow_empty_key": routes.default is not None,
@@ -95,7 +104,9 @@ def write_router(directory: Path, routes: Routes) -> None:
 def _read_config(path: Path) -> tuple[dict[str, str], dict[str, list[str]], dict[str, Any]]:
     """Types, structure and parameters: dotted names by module, modules by route, and the rest."""
     config = read_json(path)
-    types, structure, parameters = (config.get(name) for name in ("types", "structure", "parameters"))
+    types, structure, parameters = (
+        config.get(name) for name in ("types", "structure", "parameters")
+    )
     named = (
         isinstance(types, dict)
         and isinstance(structure, dict)

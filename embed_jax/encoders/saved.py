@@ -56,7 +56,14 @@ class SavedModel:
 
     def recorded(self) -> dict[str, Any]:
         """What an encoder keeps of it beside what it computes, by the names of SentenceEncoder's arguments."""
-        names = ("prompts", "default_prompt_name", "include_prompt", "similarity", "lower_case", "base")
+        names = (
+            "prompts",
+            "default_prompt_name",
+            "include_prompt",
+            "similarity",
+            "lower_case",
+            "base",
+        )
         return {name: getattr(self, name) for name in names} | {"template": self.template or ""}
 
 

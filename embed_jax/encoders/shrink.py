@@ -17,7 +17,9 @@ from embed_jax.registry import lookup
 from embed_jax.types import Params
 
 
-def keep_layers(spec: EncoderSpec, params: Params, layers: Sequence[int]) -> tuple[EncoderSpec, Params]:
+def keep_layers(
+    spec: EncoderSpec, params: Params, layers: Sequence[int]
+) -> tuple[EncoderSpec, Params]:
     """The encoder with only some of its backbone's layers, in their order; embeddings, pooling and heads stay.
 
     Args:
@@ -38,15 +40,24 @@ def keep_layers(spec: EncoderSpec, params: Params, layers: Sequence[int]) -> tup
             raise InputError(f"{place}: expected numbers from 0 to {number - 1}, found {layer}")
     for before, layer in zip(layers, layers[1:], strict=False):
         if layer <= before:
-            raise InputError(f"{place}: expected ascending numbers, each once, found {layer} after {before}")
+            raise InputError(
+                f"{place}: expected ascending numbers, each once, found {layer} after {before}"
+            )
     family = spec.backbone.family
     if layers[0] and lookup("backbone", family).absent:
-        raise InputError(f"{place}: expected 0 among them: the first layer of a {family} encoder is built otherwise")
+        raise InputError(
+            f"{place}: expected 0 among them: the first layer of a {family} encoder is built otherwise"
+        )
 
     def kept(tree: Params) -> Params:
-        return {**tree, "layers": jax.tree.map(lambda leaf: leaf[np.asarray(layers)], tree["layers"])}
+        return {
+            **tree,
+            "layers": jax.tree.map(lambda leaf: leaf[np.asarray(layers)], tree["layers"]),
+        }
 
-    types = getattr(spec.backbone, "layer_types", ())  # of a backbone whose layers are not all of one kind
+    types = getattr(
+        spec.backbone, "layer_types", ()
+    )  # of a backbone whose layers are not all of one kind
     changes = {"layer_types": tuple(types[layer] for layer in layers)} if types else {}
     backbone = dataclasses.replace(spec.backbone, num_layers=len(layers), **changes)
     trees = {name: kept(params[name]) for name in ("backbone", ADAPTER) if name in params}
@@ -73,7 +84,9 @@ def layer_numbers(text: str) -> list[int]:
     try:
         return [int(number) for number in text.split(",")]
     except ValueError:
-        raise InputError(f"layers: expected numbers with commas between, such as 0,2,4, found {text!r}") from None
+        raise InputError(
+            f"layers: expected numbers with commas between, such as 0,2,4, found {text!r}"
+        ) from None
 
 
 def pca_head(embeddings: Float[np.ndarray, "N D"], dim: int) -> tuple[Dense, Params]:
@@ -95,14 +108,20 @@ def pca_head(embeddings: Float[np.ndarray, "N D"], dim: int) -> tuple[Dense, Par
     if not 1 <= dim <= size:
         raise InputError(f"dim: expected 1 to {size}, the size of the embeddings, found {dim}")
     if number <= dim:
-        raise InputError(f"dim {dim}: expected embeddings of more texts than dimensions, found {number}")
+        raise InputError(
+            f"dim {dim}: expected embeddings of more texts than dimensions, found {number}"
+        )
     finite = np.isfinite(embeddings).all(axis=1)
     if not finite.all():
-        raise InputError(f"dim {dim}: the embedding of text {int(np.argmin(finite))}, from 0, is not finite")
+        raise InputError(
+            f"dim {dim}: the embedding of text {int(np.argmin(finite))}, from 0, is not finite"
+        )
     centred = np.asarray(embeddings, np.float64) - embeddings.mean(axis=0, dtype=np.float64)
     vectors = np.linalg.eigh(centred.T @ centred)[1][:, : -dim - 1 : -1]
     signs = np.sign(vectors[np.argmax(np.abs(vectors), axis=0), np.arange(dim)])
-    return Dense(size, dim, bias=False, activation="identity"), {"kernel": (vectors * signs).astype(np.float32)}
+    return Dense(size, dim, bias=False, activation="identity"), {
+        "kernel": (vectors * signs).astype(np.float32)
+    }
 
 
 def add_pca(

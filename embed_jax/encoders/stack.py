@@ -14,9 +14,15 @@ from embed_jax.encoders.layers import Places
 from embed_jax.errors import InputError
 from embed_jax.types import TokenBatch
 
-ADAPTER = "lora"  # the collection of parameters that an adapter adds, beside the collection "params"
-BEFORE_LAST = "before_last"  # the collection that a caller asks for to get the states before the last layer's
-POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}  # what is kept; others: nothing
+ADAPTER = (
+    "lora"  # the collection of parameters that an adapter adds, beside the collection "params"
+)
+BEFORE_LAST = (
+    "before_last"  # the collection that a caller asks for to get the states before the last layer's
+)
+POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+}  # what is kept; others: nothing
 REMATS = ("none", "layer", *POLICIES)
 
 
@@ -59,7 +65,9 @@ class Stack(nn.Module):
             return None
         examples, rest = divmod(tokens.sentences, self.mask_columns)
         if rest:
-            raise InputError(f"{tokens.sentences} sentences are no {self.mask_columns} columns with one dropout mask")
+            raise InputError(
+                f"{tokens.sentences} sentences are no {self.mask_columns} columns with one dropout mask"
+            )
         return Places(tokens.sentence % examples, tokens.position)
 
     def scan(
@@ -81,7 +89,10 @@ class Stack(nn.Module):
         if self.read is not None:
             read = self.read
             layer = nn.map_variables(
-                layer, "params", trans_in_fn=lambda found: {"params": read(found["params"])}, mutable=False
+                layer,
+                "params",
+                trans_in_fn=lambda found: {"params": read(found["params"])},
+                mutable=False,
             )
         if self.read is not None or self.remat != "none":
             layer = nn.remat(layer, prevent_cse=self.unroll > 1, policy=POLICIES.get(self.remat))
@@ -94,6 +105,8 @@ class Stack(nn.Module):
             unroll=self.unroll,
         )(self.config, self.dtype, self.attention, every_layer, name="layers")
         last, every = layers(hidden, each, *shared)
-        if every_layer and self.is_mutable_collection(BEFORE_LAST):  # as they are, without what follows the layers
+        if every_layer and self.is_mutable_collection(
+            BEFORE_LAST
+        ):  # as they are, without what follows the layers
             self.put_variable(BEFORE_LAST, "states", jnp.concatenate([hidden[None], every[:-1]]))
         return every if every_layer else last

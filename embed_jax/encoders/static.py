@@ -96,15 +96,21 @@ def read_static(directory: Path, put: Put | None = None) -> tuple[StaticConfig, 
                          "model2vec's embeddings with or without mapping and weights")  # fmt: skip
     table = tensors.get(TABLE, tensors.get("embeddings"))
     if not jnp.issubdtype(table.dtype, jnp.floating) or table.ndim != 2:
-        raise InputError(f"{where}: the table is {table.dtype.name} of shape {table.shape}; wanted floats [V, D]")
+        raise InputError(
+            f"{where}: the table is {table.dtype.name} of shape {table.shape}; wanted floats [V, D]"
+        )
     if "mapping" in tensors:
         mapping = tensors["mapping"].astype(np.int64)
         if mapping.size and not 0 <= mapping.min() <= mapping.max() < len(table):
-            raise InputError(f"{where}: mapping names rows from {mapping.min()} to {mapping.max()} of {len(table)}")
+            raise InputError(
+                f"{where}: mapping names rows from {mapping.min()} to {mapping.max()} of {len(table)}"
+            )
         table = table[mapping]
     if "weights" in tensors:
         if tensors["weights"].shape != table.shape[:1]:
-            raise InputError(f"{where}: weights of shape {tensors['weights'].shape} for {len(table)} tokens")
+            raise InputError(
+                f"{where}: weights of shape {tensors['weights'].shape} for {len(table)} tokens"
+            )
         table = table.astype(np.float32) * tensors["weights"].astype(np.float32)[:, None]
     vocab_size, limit = _read_tokenizer(directory / "tokenizer.json")
     check_vocabulary(vocab_size, len(table), where)
@@ -123,4 +129,6 @@ def _read_tokenizer(path: Path) -> tuple[int, int]:
     except Exception as error:  # the library knows no other kind
         raise InputError(f"{path}: the tokenizer cannot be read: {one_line(error)[:200]}") from None
     limit = (tokenizer.truncation or {}).get("max_length") or MAX_LENGTH
-    return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1), min(limit, MAX_LENGTH)
+    return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1), min(
+        limit, MAX_LENGTH
+    )

@@ -58,10 +58,14 @@ class T5Config:
 
 
 SHAPES = {  # for runs without weights
-    "t5-tiny": T5Config(hidden_size=32, num_layers=2, num_heads=2, head_size=16, intermediate_size=64),
+    "t5-tiny": T5Config(
+        hidden_size=32, num_layers=2, num_heads=2, head_size=16, intermediate_size=64
+    ),
     "t5-base": T5Config(),
     "t5-large": T5Config(hidden_size=1024, num_layers=24, num_heads=16, intermediate_size=4096),
-    "t5-3b": T5Config(hidden_size=1024, num_layers=24, num_heads=32, head_size=128, intermediate_size=16384),
+    "t5-3b": T5Config(
+        hidden_size=1024, num_layers=24, num_heads=32, head_size=128, intermediate_size=16384
+    ),
 }
 
 
@@ -89,7 +93,9 @@ class T5(Stack):
         shape = (config.relative_buckets, config.num_heads)
         stddev = config.initializer_factor * config.hidden_size**-0.5
         table = self.param("relative_bias", nn.initializers.normal(stddev), shape)
-        bias = sentence_bias(tokens.sentence) + relative_bias(table, tokens.position, config.relative_distance)
+        bias = sentence_bias(tokens.sentence) + relative_bias(
+            table, tokens.position, config.relative_distance
+        )
         hidden = self.scan(Layer, hidden, layer_keys, bias, places, every_layer=every_layer)
         hidden = RMSNorm(config.layer_norm_eps, self.dtype, name="norm")(hidden)
 
@@ -132,12 +138,19 @@ class Layer(nn.Module):
         config = self.config
         keys = (None,) * 4 if key is None else jax.random.split(key, 4)
         start, inner_start = (
-            0 if places is None else places.starts(size) for size in (config.hidden_size, config.intermediate_size)
+            0 if places is None else places.starts(size)
+            for size in (config.hidden_size, config.intermediate_size)
         )
         width, hidden_size = config.num_heads * config.head_size, config.hidden_size
 
         def linear(features: int, fan: int, name: str) -> Linear:
-            return Linear(features, self.dtype, config.initializer_factor * fan**-0.5, use_bias=False, name=name)
+            return Linear(
+                features,
+                self.dtype,
+                config.initializer_factor * fan**-0.5,
+                use_bias=False,
+                name=name,
+            )
 
         def norm(name: str) -> RMSNorm:
             return RMSNorm(config.layer_norm_eps, self.dtype, name=name)
@@ -146,7 +159,9 @@ class Layer(nn.Module):
         heads = (*x.shape[:-1], config.num_heads, config.head_size)
         # Queries start so small because scores are not divided by the square root of the head's size.
         query = linear(width, hidden_size * config.head_size, "query")(normed).reshape(heads)
-        key_, value = (linear(width, hidden_size, name)(normed).reshape(heads) for name in ("key", "value"))
+        key_, value = (
+            linear(width, hidden_size, name)(normed).reshape(heads) for name in ("key", "value")
+        )
         # Flash attention would round the bias by distance to 16 bits.
         plain = self.attention == "auto" and jax.default_backend() == "gpu"
         mixed = attention(
@@ -165,10 +180,15 @@ class Layer(nn.Module):
 
         normed = norm("output_norm")(x)
         if config.gated:
-            gate, up = (linear(config.intermediate_size, hidden_size, name)(normed) for name in ("gate", "up"))
+            gate, up = (
+                linear(config.intermediate_size, hidden_size, name)(normed)
+                for name in ("gate", "up")
+            )
             inner = activation("gelu_new")(gate) * up
         else:
-            inner = activation("relu")(linear(config.intermediate_size, hidden_size, "inner")(normed))
+            inner = activation("relu")(
+                linear(config.intermediate_size, hidden_size, "inner")(normed)
+            )
         inner = dropout(inner, config.hidden_dropout, keys[2], inner_start)
         outer = linear(hidden_size, config.intermediate_size, "down")(inner)
         x = x + dropout(outer, config.hidden_dropout, keys[3], start)
@@ -239,9 +259,14 @@ T5_ENCODER = Family(
     read_config=read_config,
     write_config=write_config,
     tensors=TENSORS,
-    older=({**TENSORS, "embeddings/token": "encoder.embed_tokens"},),  # files that hold it under this name alone
+    older=(
+        {**TENSORS, "embeddings/token": "encoder.embed_tokens"},
+    ),  # files that hold it under this name alone
     prefixes=("transformer.",),
-    ignored=(r"(encoder\.embed_tokens|shared)\.weight", r"(decoder|lm_head|classifier|classification_head)\..*"),
+    ignored=(
+        r"(encoder\.embed_tokens|shared)\.weight",
+        r"(decoder|lm_head|classifier|classification_head)\..*",
+    ),
     # As bert.SHARDING.
     sharding=(
         (r"layers/(query|key|value|inner|gate|up)/kernel", (None, "fsdp", "tensor")),

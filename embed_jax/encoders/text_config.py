@@ -21,8 +21,19 @@ FILES = (  # the first that is there counts; version 2 named it by the model, be
     "sentence_xlnet_config.json",
 )
 CONFIG, MODEL, PROCESSOR = ("config_kwargs", "model_kwargs", "processor_kwargs")
-OLDER = {"config_args": CONFIG, "model_args": MODEL, "tokenizer_args": PROCESSOR}  # before version 5
-OF_LOADING = {"trust_remote_code", "revision", "token", "cache_dir", "local_files_only", "use_auth_token"}
+OLDER = {
+    "config_args": CONFIG,
+    "model_args": MODEL,
+    "tokenizer_args": PROCESSOR,
+}  # before version 5
+OF_LOADING = {
+    "trust_remote_code",
+    "revision",
+    "token",
+    "cache_dir",
+    "local_files_only",
+    "use_auth_token",
+}
 WITHOUT_EFFECT = {  # on what is computed in float32
     MODEL: {"attn_implementation", "dtype", "torch_dtype", "device_map", "add_pooling_layer", "use_safetensors",
             "low_cpu_mem_usage"},
@@ -33,7 +44,13 @@ TASKS = {  # of version 6: what the model's forward gives, and what the module m
     "sequence-classification": ("logits", "scores"),
 }
 # Of multi-vector models, or more than a text as it is; null or empty where they are not used.
-UNSUPPORTED = ("processing_kwargs", "query_length", "document_length", "query_expansion", "tokenizer_name_or_path")
+UNSUPPORTED = (
+    "processing_kwargs",
+    "query_length",
+    "document_length",
+    "query_expansion",
+    "tokenizer_name_or_path",
+)
 FIELDS = ("max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name",
           "unpad_inputs", CONFIG, MODEL, PROCESSOR, *OLDER, *UNSUPPORTED)  # fmt: skip
 
@@ -74,21 +91,30 @@ def read_text_config(directory: Path, task: str = "feature-extraction") -> TextC
     _check_task(path, config, task)
     groups = {OLDER.get(name, name): dict(config[name] or {}) for name in (*OLDER, CONFIG, MODEL, PROCESSOR)
               if name in config}  # fmt: skip
-    groups = {name: {key: group[key] for key in group.keys() - OF_LOADING} for name, group in groups.items()}
+    groups = {
+        name: {key: group[key] for key in group.keys() - OF_LOADING}
+        for name, group in groups.items()
+    }
     processor = groups.get(PROCESSOR, {})
     length = processor.pop("model_max_length", None) or config.get("max_seq_length") or 0
     if type(length) is not int or length < 0:
-        raise InputError(f"{path}: max_seq_length: expected a number of tokens or null, found {length!r}")
+        raise InputError(
+            f"{path}: max_seq_length: expected a number of tokens or null, found {length!r}"
+        )
     for name, known in WITHOUT_EFFECT.items():
         for key in sorted(groups.get(name, {}).keys() - known):
-            raise InputError(f"{path}: {name}: {key}: not supported; accepted: {', '.join(sorted(known))}")
+            raise InputError(
+                f"{path}: {name}: {key}: not supported; accepted: {', '.join(sorted(known))}"
+            )
     return TextConfig(length, bool(config.get("do_lower_case")), groups.get(CONFIG, {}))
 
 
 def write_text_config(directory: Path, config: TextConfig) -> None:
     """Writes the file as every version from 3 on reads it."""
     fields = {"max_seq_length": config.max_length, "do_lower_case": config.lower_case}
-    write_json(directory / FILES[0], fields | ({CONFIG: dict(config.changes)} if config.changes else {}))
+    write_json(
+        directory / FILES[0], fields | ({CONFIG: dict(config.changes)} if config.changes else {})
+    )
 
 
 def _check_task(path: Path, config: Mapping[str, Any], task: str) -> None:
@@ -107,4 +133,6 @@ def _check_task(path: Path, config: Mapping[str, Any], task: str) -> None:
         )
     expected = {"method": "forward", "method_output_name": output}
     if modalities.get("text") != expected:
-        raise InputError(f"{path}: modality_config: text: expected {expected}, found {modalities.get('text')!r}")
+        raise InputError(
+            f"{path}: modality_config: text: expected {expected}, found {modalities.get('text')!r}"
+        )

@@ -28,7 +28,9 @@ def _names(dense: str, norm: str, bias: str) -> dict[str, str]:
     }
 
 
-_BERT = _names("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias")
+_BERT = _names(
+    "cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias"
+)
 _ROBERTA = _names("lm_head.dense", "lm_head.layer_norm", "lm_head.bias")
 # By config.json's model_type: our path -> Hugging Face's tensor.
 NAMES: dict[str, Mapping[str, str]] = {
@@ -37,7 +39,9 @@ NAMES: dict[str, Mapping[str, str]] = {
     "xlm-roberta": _ROBERTA,
     "mpnet": _ROBERTA,
     "distilbert": _names("vocab_transform", "vocab_layer_norm", "vocab_projector.bias"),
-    "electra": _names("generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head.bias"),
+    "electra": _names(
+        "generator_predictions.dense", "generator_predictions.LayerNorm", "generator_lm_head.bias"
+    ),
 }
 OUTPUT_LAYER = {"lm_head": "lm_head.weight"}
 
@@ -53,7 +57,10 @@ def head_tensors(config: Any, params: Params) -> dict[str, np.ndarray]:
     if not flat.keys() <= names.keys():
         return {}
     tensors = {names[path]: np.asarray(leaf, np.float32) for path, leaf in flat.items()}
-    return {name: value.T if name == names.get("dense/kernel") else value for name, value in tensors.items()}
+    return {
+        name: value.T if name == names.get("dense/kernel") else value
+        for name, value in tensors.items()
+    }
 
 
 def read_head(directory: Path, config: Any, shapes: Params) -> Params | None:
@@ -81,7 +88,9 @@ def read_head(directory: Path, config: Any, shapes: Params) -> Params | None:
         value, turned = tensors[names[path]], path == "dense/kernel"
         expected = leaf.shape[::-1] if turned else leaf.shape
         if value.shape != expected:
-            raise InputError(f"{where}: tensor {names[path]!r} has shape {value.shape}, config.json wants {expected}")
+            raise InputError(
+                f"{where}: tensor {names[path]!r} has shape {value.shape}, config.json wants {expected}"
+            )
         found[path] = value.T if turned else value
     return unflatten_dict(found, sep="/")
 

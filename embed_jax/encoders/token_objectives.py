@@ -38,7 +38,9 @@ BLANK = "_"  # in the place of a mask token that a decoder's tokenizer lacks, as
 # ---- objectives by name --------------------------------------------------------------------------------------
 
 
-def mlm(rate: float = 0.15, mask: float = MASKED, random: float = RANDOM, mask_token: str = "") -> TokenObjective:
+def mlm(
+    rate: float = 0.15, mask: float = MASKED, random: float = RANDOM, mask_token: str = ""
+) -> TokenObjective:
     """Masked language modelling (Devlin et al. 2019, section 3.1): a hidden token from its own state.
 
     Args:
@@ -46,10 +48,14 @@ def mlm(rate: float = 0.15, mask: float = MASKED, random: float = RANDOM, mask_t
         mask, random: shares of these that become the mask, and any token; the others stay.
         mask_token: "": the tokenizer's own.
     """
-    return functools.partial(_hidden_tokens, rate=rate, mask=mask, random=random, mask_token=mask_token, before=0)
+    return functools.partial(
+        _hidden_tokens, rate=rate, mask=mask, random=random, mask_token=mask_token, before=0
+    )
 
 
-def mntp(rate: float = 0.2, mask: float = MASKED, random: float = RANDOM, mask_token: str = "") -> TokenObjective:
+def mntp(
+    rate: float = 0.2, mask: float = MASKED, random: float = RANDOM, mask_token: str = ""
+) -> TokenObjective:
     """Masked next-token prediction (BehnamGhader et al. 2024, "LLM2Vec", section 2.1): a hidden token from the state of
     the token before it. The first token of a sentence is never hidden.
 
@@ -60,7 +66,9 @@ def mntp(rate: float = 0.2, mask: float = MASKED, random: float = RANDOM, mask_t
         mask_token: "": the tokenizer's own, and "_" where it has none.
     """
     mask_token = mask_token or None
-    return functools.partial(_hidden_tokens, rate=rate, mask=mask, random=random, mask_token=mask_token, before=1)
+    return functools.partial(
+        _hidden_tokens, rate=rate, mask=mask, random=random, mask_token=mask_token, before=1
+    )
 
 
 def next_token() -> TokenObjective:
@@ -85,7 +93,9 @@ def build_token_objective(expression: str) -> TokenObjective:
 # ---- how they are computed -----------------------------------------------------------------------------------
 
 
-def mlm_auxiliary(encoder: Encoder, mask_id: int, special_ids: Sequence[int], rate: float = 0.15) -> Auxiliary:
+def mlm_auxiliary(
+    encoder: Encoder, mask_id: int, special_ids: Sequence[int], rate: float = 0.15
+) -> Auxiliary:
     """Masked language modelling of the batch's own texts, for `parallel.gather.global_loss`.
 
     A group is encoded a second time with tokens hidden, and the mean cross entropy of what they were is taken over all
@@ -138,9 +148,15 @@ def _output_layer(config: Any) -> Predictor:
     shape, softcap = (config.vocab_size, config.hidden_size), FINAL_SOFTCAPS.get(config.family)
 
     def init(key: PRNGKeyArray) -> Params:
-        return {} if config.tied else {"lm_head": config.initializer_range * jax.random.normal(key, shape)}
+        return (
+            {}
+            if config.tied
+            else {"lm_head": config.initializer_range * jax.random.normal(key, shape)}
+        )
 
-    def logits(params: Params, states: Float[Array, "K H"], table: Float[Array, "V H"]) -> Float[Array, "K V"]:
+    def logits(
+        params: Params, states: Float[Array, "K H"], table: Float[Array, "V H"]
+    ) -> Float[Array, "K V"]:
         found = states @ params.get("lm_head", table).astype(jnp.float32).T
         return softcap * jnp.tanh(found / softcap) if softcap else found
 
@@ -165,7 +181,10 @@ def cross_entropy(
     def sums(part):
         states, wanted, weights = part
         found = logits(states)
-        entropy = jax.nn.logsumexp(found, axis=-1) - jnp.take_along_axis(found, wanted[:, None], axis=-1)[:, 0]
+        entropy = (
+            jax.nn.logsumexp(found, axis=-1)
+            - jnp.take_along_axis(found, wanted[:, None], axis=-1)[:, 0]
+        )
         correct = jnp.argmax(found, axis=-1) == wanted
         return jnp.sum(entropy * weights), jnp.sum(correct * weights)
 
@@ -176,12 +195,16 @@ def cross_entropy(
     missing = blocks * block - len(wanted)
 
     def in_blocks(leaf):
-        return jnp.pad(leaf, [(0, missing), *[(0, 0)] * (leaf.ndim - 1)]).reshape(blocks, block, *leaf.shape[1:])
+        return jnp.pad(leaf, [(0, missing), *[(0, 0)] * (leaf.ndim - 1)]).reshape(
+            blocks, block, *leaf.shape[1:]
+        )
 
     return jax.tree.map(jnp.sum, lax.map(jax.checkpoint(sums), jax.tree.map(in_blocks, everything)))
 
 
-def _hidden_tokens(encoder: Encoder, tokenizer: Any, *, rate, mask, random, mask_token: str | None, before: int):
+def _hidden_tokens(
+    encoder: Encoder, tokenizer: Any, *, rate, mask, random, mask_token: str | None, before: int
+):
     mask_id = _mask_id(tokenizer, mask_token, "mntp" if before else "mlm")
     return _masked(encoder, mask_id, tokenizer.all_special_ids, rate, mask, random, before)
 
@@ -190,7 +213,9 @@ def _mask_id(tokenizer: Any, mask_token: str | None, name: str) -> int | None:
     """The mask's id; `mask_token` "": the tokenizer's own, None: that or BLANK."""
     token = mask_token or tokenizer.mask_token or (BLANK if mask_token is None else None)
     if token is None:
-        raise InputError(f"{name}: the tokenizer has no mask token: name one of its tokens as mask_token")
+        raise InputError(
+            f"{name}: the tokenizer has no mask token: name one of its tokens as mask_token"
+        )
     found = tokenizer.get_vocab().get(token)
     if found is None:
         raise InputError(f"{name}: mask_token: expected a token of the vocabulary, found {token!r}")
@@ -198,7 +223,13 @@ def _mask_id(tokenizer: Any, mask_token: str | None, name: str) -> int | None:
 
 
 def _masked(
-    encoder: Encoder, mask_id: int, special_ids: Sequence[int], rate: float, mask: float, random: float, before: int
+    encoder: Encoder,
+    mask_id: int,
+    special_ids: Sequence[int],
+    rate: float,
+    mask: float,
+    random: float,
+    before: int,
 ) -> Auxiliary:
     """Hidden tokens predicted from the states of the tokens so many places `before` them."""
     name = "mntp" if before else "mlm"
@@ -208,17 +239,33 @@ def _masked(
     if not _is_number(rate) or not 0 < rate <= 1:
         raise InputError(f"{name} rate: expected more than 0 and at most 1, found {rate!r}")
     if mask + random > 1:
-        raise InputError(f"{name}: mask and random: expected at most 1 together, found {mask} and {random}")
+        raise InputError(
+            f"{name}: mask and random: expected at most 1 together, found {mask} and {random}"
+        )
     size = encoder.config.vocab_size
     if mask_id is None or not 0 <= mask_id < size:
         raise InputError(f"{name}: expected a mask token among the model's {size}, found {mask_id}")
     head = predictor(encoder)
 
-    def apply(params: Params, encoder_params: Params, tokens: TokenBatch, key: PRNGKeyArray | None, read=None):
-        dropout_key, choice_key = (None, jax.random.key(EVERY_TIME)) if key is None else jax.random.split(key)
+    def apply(
+        params: Params,
+        encoder_params: Params,
+        tokens: TokenBatch,
+        key: PRNGKeyArray | None,
+        read=None,
+    ):
+        dropout_key, choice_key = (
+            (None, jax.random.key(EVERY_TIME)) if key is None else jax.random.split(key)
+        )
         chances = {"rate": rate, "mask": mask, "random": random}
         masked, slots, chosen = mask_tokens(
-            tokens, choice_key, mask_id=mask_id, special_ids=special_ids, vocab_size=size, first=before, **chances
+            tokens,
+            choice_key,
+            mask_id=mask_id,
+            special_ids=special_ids,
+            vocab_size=size,
+            first=before,
+            **chances,
         )
         states = _states(encoder, encoder_params, masked, dropout_key, read)[slots - before]
         wanted = jnp.asarray(tokens.token_ids).reshape(-1)[slots]
@@ -229,27 +276,41 @@ def _masked(
 
 def _next_tokens(encoder: Encoder, tokenizer: Any) -> Auxiliary:
     if not getattr(encoder.config, "causal", False):
-        raise InputError("next_token: expected a causal encoder, found one whose states have seen the tokens after")
+        raise InputError(
+            "next_token: expected a causal encoder, found one whose states have seen the tokens after"
+        )
     head = predictor(encoder)
 
-    def apply(params: Params, encoder_params: Params, tokens: TokenBatch, key: PRNGKeyArray | None, read=None):
+    def apply(
+        params: Params,
+        encoder_params: Params,
+        tokens: TokenBatch,
+        key: PRNGKeyArray | None,
+        read=None,
+    ):
         states = _states(encoder, encoder_params, tokens, key, read)
         sentence = jnp.asarray(tokens.sentence)
         follows = (sentence == jnp.roll(sentence, -1, axis=1)) & (sentence < tokens.sentences)
         follows = follows.at[:, -1].set(False)
         wanted = jnp.roll(jnp.asarray(tokens.token_ids), -1, axis=1).reshape(-1)
-        return _sums(head, params, encoder_params, states, wanted, follows.reshape(-1).astype(jnp.float32))
+        return _sums(
+            head, params, encoder_params, states, wanted, follows.reshape(-1).astype(jnp.float32)
+        )
 
     return Auxiliary(init=head.init, apply=apply)
 
 
-def _states(encoder: Encoder, encoder_params: Params, tokens: TokenBatch, key, read) -> Float[Array, "S H"]:
+def _states(
+    encoder: Encoder, encoder_params: Params, tokens: TokenBatch, key, read
+) -> Float[Array, "S H"]:
     """The last layer's, of all slots of a group one after the other."""
     hidden = encoder.hidden(encoder_params, tokens, key, **({} if read is None else {"read": read}))
     return hidden.reshape(-1, hidden.shape[-1])
 
 
-def _sums(head: Predictor, params: Params, encoder_params: Params, states, wanted, weights) -> tuple:
+def _sums(
+    head: Predictor, params: Params, encoder_params: Params, states, wanted, weights
+) -> tuple:
     """An auxiliary objective's result."""
     table = token_table(encoder_params)
     total, correct = cross_entropy(

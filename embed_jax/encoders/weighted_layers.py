@@ -30,7 +30,9 @@ class WeightedLayers:
 
     def __post_init__(self):
         if not 0 <= self.start <= self.num_layers:
-            raise InputError(f"weighted layers: start: expected 0 to {self.num_layers}, found {self.start}")
+            raise InputError(
+                f"weighted layers: start: expected 0 to {self.num_layers}, found {self.start}"
+            )
 
     def init(self, key: PRNGKeyArray) -> Params:
         """Equal weights, float32."""

@@ -24,7 +24,11 @@ INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9  # as transformers', long its limit
 DTYPES = {  # by safetensors' names
     "BOOL": np.dtype(np.bool_),
-    **{f"{kind}{8 * size}": np.dtype(f"{kind.lower()}{size}") for kind in "IU" for size in (1, 2, 4, 8)},
+    **{
+        f"{kind}{8 * size}": np.dtype(f"{kind.lower()}{size}")
+        for kind in "IU"
+        for size in (1, 2, 4, 8)
+    },
     **{f"F{8 * size}": np.dtype(f"f{size}") for size in (2, 4, 8)},
     "BF16": np.dtype(jnp.bfloat16),
 }
@@ -44,7 +48,11 @@ def open_tensors(directory: Path) -> dict[str, np.ndarray]:
         return open_safetensors(directory / WEIGHTS)
     if (directory / INDEX).is_file():
         return _open_shards(directory)
-    only = "only pickled weights" if any(directory.glob("pytorch_model*.bin")) else f"no {WEIGHTS} (nor {INDEX})"
+    only = (
+        "only pickled weights"
+        if any(directory.glob("pytorch_model*.bin"))
+        else f"no {WEIGHTS} (nor {INDEX})"
+    )
     raise InputError(
         f"{directory}: {only}; pickled ones (pytorch_model.bin) are never opened since they can run code: if you trust "
         "them, convert them with SentenceTransformer(DIR).save_pretrained(NEW), which writes safetensors"
@@ -58,10 +66,14 @@ def _open_shards(directory: Path) -> dict[str, np.ndarray]:
     tensors: dict[str, np.ndarray] = {}
     for shard in sorted(set(names.values())):
         if not (directory / shard).is_file():
-            raise InputError(f"{directory / shard}: no such file, though {INDEX} names it; fetch it again")
+            raise InputError(
+                f"{directory / shard}: no such file, though {INDEX} names it; fetch it again"
+            )
         for name, value in open_safetensors(directory / shard).items():
             if name in tensors:
-                raise InputError(f"{directory / shard}: tensor {name!r} stands in another shard too")
+                raise InputError(
+                    f"{directory / shard}: tensor {name!r} stands in another shard too"
+                )
             tensors[name] = value
     absent = sorted(set(names) - set(tensors))
     if absent:
@@ -80,14 +92,18 @@ def open_safetensors(path: Path) -> dict[str, np.ndarray]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: damaged or no safetensors file ({one_line(error)}); fetch it again") from None
+        raise InputError(
+            f"{path}: damaged or no safetensors file ({one_line(error)}); fetch it again"
+        ) from None
     data = np.asarray(np.memmap(path, np.uint8, "r"))
     tensors = {}
     for name, (code, shape, first, last) in header.items():
         if code not in DTYPES:
             raise InputError(f"{path}: tensor {name!r}: {unknown('dtype', code, DTYPES)}")
         if last - first != math.prod(shape) * DTYPES[code].itemsize:
-            raise InputError(f"{path}: tensor {name!r} has {last - first} bytes, which are no {code} of shape {shape}")
+            raise InputError(
+                f"{path}: tensor {name!r} has {last - first} bytes, which are no {code} of shape {shape}"
+            )
         tensors[name] = data[start + first : start + last].view(DTYPES[code]).reshape(shape)
     return tensors
 
@@ -111,7 +127,9 @@ def _read_header(path: Path) -> tuple[int, dict[str, tuple[str, tuple[int, ...],
         found[name] = about["dtype"], shape, first, last
     end = start + max((last for *_, last in found.values()), default=0)
     if end != size:
-        raise ValueError(f"{'truncated: ' if size < end else ''}its header names {end:,} bytes, it has {size:,}")
+        raise ValueError(
+            f"{'truncated: ' if size < end else ''}its header names {end:,} bytes, it has {size:,}"
+        )
     return start, found
 
 
@@ -154,7 +172,9 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray], **metadata: st
     path.chmod(mode)
 
 
-def write_tensors(directory: Path, tensors: dict[str, np.ndarray], shard_bytes: int = SHARD_BYTES) -> None:
+def write_tensors(
+    directory: Path, tensors: dict[str, np.ndarray], shard_bytes: int = SHARD_BYTES
+) -> None:
     """Writes `model.safetensors`, or shards and their index as transformers lays them out.
 
     Args:
@@ -171,7 +191,9 @@ def write_tensors(directory: Path, tensors: dict[str, np.ndarray], shard_bytes: 
     if len(shards) == 1:
         write_safetensors(directory / WEIGHTS, tensors)
         return
-    files = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
+    files = [
+        f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)
+    ]
     for file, shard in zip(files, shards, strict=True):
         write_safetensors(directory / file, shard)
     names = {name: file for file, shard in zip(files, shards, strict=True) for name in shard}
@@ -186,7 +208,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def params_from_tensors(
-    family: Family, shapes: Params, tensors: Mapping[str, np.ndarray], where: Path, *, put: Put | None = None
+    family: Family,
+    shapes: Params,
+    tensors: Mapping[str, np.ndarray],
+    where: Path,
+    *,
+    put: Put | None = None,
 ) -> Params:
     """The backbone's tree from tensors under Hugging Face's names; all of them are checked before one is read.
 
@@ -211,7 +238,9 @@ def params_from_tensors(
         shape = shape[::-1] if transposed else shape
         shape = (shape[0] * count, *shape[1:])
         views: list[np.ndarray | None] = []
-        for key in [name.format(number) for number in range(leaf.shape[0])] if "{}" in name else [name]:
+        for key in (
+            [name.format(number) for number in range(leaf.shape[0])] if "{}" in name else [name]
+        ):
             if key in family.absent:
                 views.append(None)
                 continue
@@ -220,16 +249,28 @@ def params_from_tensors(
                 raise InputError(f"{where}: missing tensor {key!r} (shape {shape})")
             value = found[key]
             if value.dtype.name not in _FLOATS:
-                raise InputError(f"{where}: tensor {key!r} is {value.dtype.name}; accepted: {', '.join(_FLOATS)}")
+                raise InputError(
+                    f"{where}: tensor {key!r} is {value.dtype.name}; accepted: {', '.join(_FLOATS)}"
+                )
             if value.shape != shape:
-                raise InputError(f"{where}: tensor {key!r} has shape {value.shape}, config.json wants {shape}")
+                raise InputError(
+                    f"{where}: tensor {key!r} has shape {value.shape}, config.json wants {shape}"
+                )
             value = np.split(value, count)[part]
             views.append(value.T if transposed else value)
-        ones = np.broadcast_to(np.ones((), next(view.dtype for view in views if view is not None)), shape)
+        ones = np.broadcast_to(
+            np.ones((), next(view.dtype for view in views if view is not None)), shape
+        )
         leaves[path] = leaf.shape, [ones if view is None else view for view in views]
-    extra = sorted(key for key in set(found) - used if not any(re.fullmatch(rule, key) for rule in family.ignored))
+    extra = sorted(
+        key
+        for key in set(found) - used
+        if not any(re.fullmatch(rule, key) for rule in family.ignored)
+    )
     if extra:
-        raise InputError(f"{where}: unexpected tensor {_some(extra)}: config.json describes a model without it")
+        raise InputError(
+            f"{where}: unexpected tensor {_some(extra)}: config.json describes a model without it"
+        )
     put = put or _whole
     return unflatten_dict({path: put(path, shape, *_reader(shape, views)) for path, (shape, views) in leaves.items()},
                           sep="/")  # fmt: skip
@@ -272,7 +313,10 @@ def _table(family: Family, found: Mapping[str, np.ndarray]) -> Mapping[str, str 
     modules = {re.sub(r"\.\d+\.", ".{}.", name).rpartition(".")[0] for name in found}
 
     def matches(table: Mapping[str, str | Part]) -> int:
-        return len(modules & {theirs.module if isinstance(theirs, Part) else theirs for theirs in table.values()})
+        return len(
+            modules
+            & {theirs.module if isinstance(theirs, Part) else theirs for theirs in table.values()}
+        )
 
     return max((family.tensors, *family.older), key=matches)
 
@@ -282,15 +326,24 @@ def _source(table: Mapping[str, str | Part], path: str) -> tuple[str, bool, int,
     module, leaf = (path, "table") if path in table else path.rsplit("/", 1)
     theirs = table[module]
     part = theirs if isinstance(theirs, Part) else Part(theirs, 0, 1)
-    return f"{part.module}.{'bias' if leaf == 'bias' else 'weight'}", leaf == "kernel", part.index, part.count
+    return (
+        f"{part.module}.{'bias' if leaf == 'bias' else 'weight'}",
+        leaf == "kernel",
+        part.index,
+        part.count,
+    )
 
 
-def _without_prefix(family: Family, tensors: Mapping[str, np.ndarray], where: Path) -> dict[str, np.ndarray]:
+def _without_prefix(
+    family: Family, tensors: Mapping[str, np.ndarray], where: Path
+) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     for name, value in tensors.items():
         prefix = next((prefix for prefix in family.prefixes if name.startswith(prefix)), "")
         short = re.sub(
-            r"LayerNorm\.(gamma|beta)$", lambda old: f"LayerNorm.{OLD_NORM[old[1]]}", name.removeprefix(prefix)
+            r"LayerNorm\.(gamma|beta)$",
+            lambda old: f"LayerNorm.{OLD_NORM[old[1]]}",
+            name.removeprefix(prefix),
         )
         if short in found:
             raise InputError(f"{where}: tensor {short!r} stands there twice, once as {name!r}")

@@ -33,7 +33,13 @@ from embed_jax.registry import lookup
 from embed_jax.types import Params
 
 SETTINGS = "config_sentence_transformers.json"
-REPLACED = {"README.md", ".gitattributes", "config.json", ADAPTER_CONFIG, ADAPTER_WEIGHTS}  # of a model there before
+REPLACED = {
+    "README.md",
+    ".gitattributes",
+    "config.json",
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+}  # of a model there before
 
 
 class SavesItself(Protocol):
@@ -106,14 +112,18 @@ def write_model(
         template=template,
     )
     with whole_directory(directory) as temporary:
-        folders = [(module.kind, f"{i}_{module.kind}" if i else "") for i, module in enumerate(written)]
+        folders = [
+            (module.kind, f"{i}_{module.kind}" if i else "") for i, module in enumerate(written)
+        ]
         for module, (_, folder) in zip(written, folders, strict=True):
             module.write(temporary / folder)
         modules.write_modules(temporary, folders)
         write_json(temporary / SETTINGS, settings)
 
 
-def write_routes(directory: Path, routes: Mapping[str, Sequence[Module]], settings: Mapping[str, Any], **rules) -> None:
+def write_routes(
+    directory: Path, routes: Mapping[str, Sequence[Module]], settings: Mapping[str, Any], **rules
+) -> None:
     """Writes a directory with a Router, as sentence-transformers does from version 5 on; atomic, as `write_model`.
 
     Args:
@@ -168,7 +178,9 @@ def modules_of(
     """
     static = lookup("backbone", spec.backbone.family).write_config is None
     if static and not include_prompt:
-        raise InputError("prompts count towards pooling in a StaticEmbedding: include_prompt False cannot be written")
+        raise InputError(
+            "prompts count towards pooling in a StaticEmbedding: include_prompt False cannot be written"
+        )
     heads = spec.heads[:-1] if spec.heads and isinstance(spec.heads[-1], Truncate) else spec.heads
     if any(isinstance(head, Truncate) for head in heads):
         raise InputError("vectors are cut before the last head, which cannot be written")
@@ -190,16 +202,24 @@ def modules_of(
     texts = (id(tokenizer), max_length, lower_case, base if spec.lora else "")
     inner = {name: params[name] for name in ("backbone", ADAPTER) if name in params}
     kind = "StaticEmbedding" if static else "Transformer"
-    found = [module(kind, write_first, (spec.backbone, spec.lora, _outputs(spec) != {}, texts), inner)]
+    found = [
+        module(kind, write_first, (spec.backbone, spec.lora, _outputs(spec) != {}, texts), inner)
+    ]
     if spec.token_head is not None and not static:
         weighted = isinstance(spec.token_head, WeightedLayers)
-        write = module_files.write_weighted_layers if weighted else module_files.write_latent_attention
+        write = (
+            module_files.write_weighted_layers if weighted else module_files.write_latent_attention
+        )
         own = params[TOKEN_HEAD]
         write = functools.partial(write, head=spec.token_head, params=own)
-        found.append(module(modules.WEIGHTED if weighted else modules.LATENT, write, spec.token_head, own))
+        found.append(
+            module(modules.WEIGHTED if weighted else modules.LATENT, write, spec.token_head, own)
+        )
     if not static:
         pooled = (spec.pooling, spec.backbone.hidden_size, include_prompt)
-        found.append(module("Pooling", lambda folder: modules.write_pooling(folder, *pooled), pooled, {}))
+        found.append(
+            module("Pooling", lambda folder: modules.write_pooling(folder, *pooled), pooled, {})
+        )
     for i, head in enumerate(heads):
         own = params["heads"].get(str(i), {})
         write = functools.partial(module_files.write_head, head=head, params=own)
@@ -231,7 +251,11 @@ def settings_of(
 
 
 def _write_backbone(
-    directory: Path, spec: EncoderSpec, params: Params, shard_bytes: int, further: Mapping[str, np.ndarray]
+    directory: Path,
+    spec: EncoderSpec,
+    params: Params,
+    shard_bytes: int,
+    further: Mapping[str, np.ndarray],
 ) -> None:
     family = lookup("backbone", spec.backbone.family)
     tensors = tensors_from_params(family, dequantize(params))
@@ -239,7 +263,9 @@ def _write_backbone(
         half = all(value.dtype == jnp.bfloat16 for value in tensors.values() if value.ndim > 1)
         config = {"architectures": [family.architecture], "model_type": spec.backbone.family,
                   "dtype": "bfloat16" if half else "float32"}  # fmt: skip
-        write_json(directory / "config.json", config | family.write_config(spec.backbone) | _outputs(spec))
+        write_json(
+            directory / "config.json", config | family.write_config(spec.backbone) | _outputs(spec)
+        )
     write_tensors(directory, {**tensors, **further}, shard_bytes)
 
 
@@ -280,7 +306,11 @@ def _put_in_place(new: Path, directory: Path) -> None:
     if not present:
         os.replace(new, directory)  # over an empty directory too
         return
-    weights = {name for name in present if re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?", name)}
+    weights = {
+        name
+        for name in present
+        if re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?", name)
+    }
     foreign = sorted(present - weights - {path.name for path in new.iterdir()} - REPLACED)
     if "modules.json" not in present or foreign:
         raise InputError(f"{directory}: holds {foreign or sorted(present)}, which this model would not replace; "

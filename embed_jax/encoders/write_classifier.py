@@ -8,7 +8,13 @@ import jax.numpy as jnp
 
 from embed_jax.encoders import modules
 from embed_jax.encoders.classifier import ClassifierSpec, classifier_config, classifier_family
-from embed_jax.encoders.weights import SHARD_BYTES, read_json, tensors_from_params, write_json, write_tensors
+from embed_jax.encoders.weights import (
+    SHARD_BYTES,
+    read_json,
+    tensors_from_params,
+    write_json,
+    write_tensors,
+)
 from embed_jax.encoders.write import SavesItself, whole_directory
 from embed_jax.types import Params
 
@@ -48,11 +54,16 @@ def write_classifier(
     theirs = modules.SCORE_ACTIVATIONS[activation]
     with whole_directory(directory) as temporary:
         family = classifier_family(spec.backbone.family)
-        tensors = tensors_from_params(family, {**params["backbone"], "classifier": params["classifier"]})
+        tensors = tensors_from_params(
+            family, {**params["backbone"], "classifier": params["classifier"]}
+        )
         write_tensors(temporary, {_full_name(name, family.prefixes[0]): value for name, value in tensors.items()},
                       shard_bytes)  # fmt: skip
         half = all(value.dtype == jnp.bfloat16 for value in tensors.values() if value.ndim > 1)
-        about = {"dtype": "bfloat16" if half else "float32", "sentence_transformers": {"activation_fn": theirs}}
+        about = {
+            "dtype": "bfloat16" if half else "float32",
+            "sentence_transformers": {"activation_fn": theirs},
+        }
         write_json(temporary / "config.json", classifier_config(spec) | about)
         tokenizer.save(temporary)
         limit = temporary / "tokenizer_config.json"

@@ -18,7 +18,13 @@ BLOCK = 2**24  # similarities at a time
 
 
 def open_task(
-    data: str, split: str = "test", *, name: str = "", source: str = "", target: str = "", similarity: str = ""
+    data: str,
+    split: str = "test",
+    *,
+    name: str = "",
+    source: str = "",
+    target: str = "",
+    similarity: str = "",
 ) -> Task:
     """Bitext mining by mteb's protocol, from `source` to `target`; the main score is "f1".
 
@@ -59,7 +65,9 @@ def bitext_outcome(
         InputError: if there are no rows, or not as many on both sides.
     """
     if not len(first) or len(first) != len(second):
-        raise InputError(f"bitext: expected as many sentences on both sides, found {len(first)} and {len(second)}")
+        raise InputError(
+            f"bitext: expected as many sentences on both sides, found {len(first)} and {len(second)}"
+        )
     found = _nearest(first, second, similarity)
     right = (found == np.arange(len(first))).astype(np.float64)
     times = np.bincount(found, minlength=len(second))
@@ -74,4 +82,6 @@ def _nearest(
         first, second, similarity = unit_length(first), unit_length(second), "dot"
     rows = max(BLOCK // len(second), 1)
     blocks = (first[start : start + rows] for start in range(0, len(first), rows))
-    return np.concatenate([similarity_matrix(block, second, similarity).argmax(axis=1) for block in blocks])
+    return np.concatenate(
+        [similarity_matrix(block, second, similarity).argmax(axis=1) for block in blocks]
+    )

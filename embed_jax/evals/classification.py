@@ -61,13 +61,21 @@ def open_task(
     test_texts, test_labels = read_labelled_texts(data, split, label)
     number = {kind: n for n, kind in enumerate(_sorted(train_labels))}
     if len(number) < 2:
-        raise InputError(f"{place(source, train_split)}: expected two labels or more, found only {train_labels[0]!r}")
+        raise InputError(
+            f"{place(source, train_split)}: expected two labels or more, found only {train_labels[0]!r}"
+        )
     unknown = [kind for kind in dict.fromkeys(test_labels) if kind not in number]
     if unknown:
         few = ", ".join(map(repr, unknown[:5]))
-        raise InputError(f"{place(data, split)}: {len(unknown)} labels that no training text has: {few}")
-    learnt, gold = (np.array([number[kind] for kind in kinds]) for kinds in (train_labels, test_labels))
-    drawn = undersamples(train_labels, samples_per_label=samples_per_label, experiments=experiments, seed=seed)
+        raise InputError(
+            f"{place(data, split)}: {len(unknown)} labels that no training text has: {few}"
+        )
+    learnt, gold = (
+        np.array([number[kind] for kind in kinds]) for kinds in (train_labels, test_labels)
+    )
+    drawn = undersamples(
+        train_labels, samples_per_label=samples_per_label, experiments=experiments, seed=seed
+    )
     used = np.unique(np.concatenate(drawn))
 
     def evaluate(embed: Embed) -> Outcome:
@@ -75,7 +83,8 @@ def open_task(
         vectors, test = encode_columns(encode, [train_texts[row] for row in used], test_texts)
         samples = [vectors[np.searchsorted(used, rows)] for rows in drawn]
         predicted = [
-            predictions(sample, learnt[rows], test, seed=seed) for sample, rows in zip(samples, drawn, strict=True)
+            predictions(sample, learnt[rows], test, seed=seed)
+            for sample, rows in zip(samples, drawn, strict=True)
         ]
         return classification_outcome(gold, np.array(predicted))
 
@@ -111,7 +120,11 @@ def undersamples(
 
 
 def predictions(
-    sample: Float[np.ndarray, "S D"], labels: Int[np.ndarray, " S"], test: Float[np.ndarray, "N D"], *, seed: int = SEED
+    sample: Float[np.ndarray, "S D"],
+    labels: Int[np.ndarray, " S"],
+    test: Float[np.ndarray, "N D"],
+    *,
+    seed: int = SEED,
 ) -> Int[np.ndarray, " N"]:
     """The labels that a logistic regression learnt from a sample, in 100 iterations at most, gives to other texts."""
     require("sklearn", "eval")
@@ -123,7 +136,9 @@ def predictions(
         return LogisticRegression(max_iter=100, random_state=seed).fit(sample, labels).predict(test)
 
 
-def classification_outcome(labels: Int[np.ndarray, " N"], predicted: Int[np.ndarray, "E N"]) -> Outcome:
+def classification_outcome(
+    labels: Int[np.ndarray, " N"], predicted: Int[np.ndarray, "E N"]
+) -> Outcome:
     """What predictions of E experiments are worth.
 
     Agrees with mteb's AbsTaskClassification (2.26), whose main score is "accuracy"; its "ap_weighted" is "ap". The
@@ -143,13 +158,20 @@ def classification_outcome(labels: Int[np.ndarray, " N"], predicted: Int[np.ndar
         return prediction_metrics(labels[rows], predicted[:, rows], kinds, positive)
 
     right = predicted == labels
-    each = {f"accuracy_{number}": float(share) for number, share in enumerate(right.mean(axis=1), 1)}
+    each = {
+        f"accuracy_{number}": float(share) for number, share in enumerate(right.mean(axis=1), 1)
+    }
     found = metrics(np.arange(len(labels)))
-    return Outcome("accuracy", found | each, metric_intervals(len(labels), metrics), Items(right.mean(axis=0)))
+    return Outcome(
+        "accuracy", found | each, metric_intervals(len(labels), metrics), Items(right.mean(axis=0))
+    )
 
 
 def prediction_metrics(
-    labels: Int[np.ndarray, " N"], predicted: Int[np.ndarray, "E N"], kinds: int, positive: int | None = None
+    labels: Int[np.ndarray, " N"],
+    predicted: Int[np.ndarray, "E N"],
+    kinds: int,
+    positive: int | None = None,
 ) -> dict[str, float]:
     """Accuracy, and F1, precision and recall, each as the mean over labels and weighted by the labels' frequencies.
 
@@ -171,7 +193,11 @@ def prediction_metrics(
         return np.bincount(places[of], minlength=experiments * kinds).reshape(experiments, kinds)
 
     right = predicted == labels
-    there, found, hits = np.bincount(labels, minlength=kinds), counts(np.ones_like(right)), counts(right)
+    there, found, hits = (
+        np.bincount(labels, minlength=kinds),
+        counts(np.ones_like(right)),
+        counts(right),
+    )
     each = {
         "f1": 2 * hits / np.maximum(there + found, 1),
         "precision": hits / np.maximum(found, 1),
@@ -185,7 +211,9 @@ def prediction_metrics(
     if positive is not None:
         gained = counts(np.broadcast_to(labels == positive, right.shape))[:, ::-1]
         precision = np.cumsum(gained, axis=1) / np.maximum(np.cumsum(found[:, ::-1], axis=1), 1)
-        metrics["ap"] = float(np.mean((gained * precision).sum(axis=1)) / (there[positive] or np.nan))
+        metrics["ap"] = float(
+            np.mean((gained * precision).sum(axis=1)) / (there[positive] or np.nan)
+        )
     return metrics
 
 

@@ -75,16 +75,25 @@ def open_task(
     """
     if protocol not in PROTOCOLS:
         raise InputError(unknown("protocol", protocol, PROTOCOLS))
-    sampling = {"documents": documents, "experiments": experiments, "sample_size": sample_size, "depth": depth}
+    sampling = {
+        "documents": documents,
+        "experiments": experiments,
+        "sample_size": sample_size,
+        "depth": depth,
+    }
     lowest = {"documents": 0, "experiments": 1, "sample_size": 1, "depth": 0}
     for option, value in {**sampling, "batch_size": batch_size}.items():
         if value < lowest.get(option, 0):
-            raise InputError(f"clustering: {option}: expected {lowest.get(option, 0)} or more, found {value}")
+            raise InputError(
+                f"clustering: {option}: expected {lowest.get(option, 0)} or more, found {value}"
+            )
     sets, labels = read_text_sets(data, split, label)
     try:
         if protocol == "legacy":
             if sampling != {"documents": 0, "experiments": 10, "sample_size": 16_384, "depth": 0}:
-                raise InputError(f"{', '.join(sampling)} are options of the protocol 'fast', found 'legacy'")
+                raise InputError(
+                    f"{', '.join(sampling)} are options of the protocol 'fast', found 'legacy'"
+                )
             texts, levels = list(itertools.chain(*sets)), [_each_set(labels)]
         else:
             texts, levels = _samples(sets, labels, **sampling, seed=seed)
@@ -92,13 +101,17 @@ def open_task(
         raise InputError(f"{place(data, split)}: {error}") from None
     used = np.unique(np.concatenate([run.rows for runs in levels for run in runs]))
     texts = [texts[row] for row in used]
-    levels = [[dataclasses.replace(run, rows=np.searchsorted(used, run.rows)) for run in runs] for runs in levels]
+    levels = [
+        [dataclasses.replace(run, rows=np.searchsorted(used, run.rows)) for run in runs]
+        for runs in levels
+    ]
     batch = batch_size or PROTOCOLS[protocol]
 
     def evaluate(embed: Embed) -> Outcome:
         [vectors] = encode_columns(functools.partial(embed, use=Use(name, KIND)), texts)
         found = [
-            [cluster(vectors[run.rows], run.clusters, batch_size=batch, seed=seed) for run in runs] for runs in levels
+            [cluster(vectors[run.rows], run.clusters, batch_size=batch, seed=seed) for run in runs]
+            for runs in levels
         ]
         return clustering_outcome(levels, found)
 
@@ -112,10 +125,16 @@ def cluster(
     require("sklearn", "eval")
     from sklearn.cluster import MiniBatchKMeans
 
-    return MiniBatchKMeans(clusters, batch_size=batch_size, n_init=1, random_state=seed).fit(vectors).labels_
+    return (
+        MiniBatchKMeans(clusters, batch_size=batch_size, n_init=1, random_state=seed)
+        .fit(vectors)
+        .labels_
+    )
 
 
-def v_measures(labels: Int[np.ndarray, " N"], clusters: Int[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
+def v_measures(
+    labels: Int[np.ndarray, " N"], clusters: Int[np.ndarray, " N"]
+) -> Float[np.ndarray, " N"]:
     """What each text adds to the V-measure, which is their mean.
 
     With entropies H, V = 2 I(labels, clusters) / (H(labels) + H(clusters)), where I is the mean over texts of
@@ -135,7 +154,9 @@ def v_measures(labels: Int[np.ndarray, " N"], clusters: Int[np.ndarray, " N"]) -
     return v + (2 * information - v * surprise) / entropies
 
 
-def clustering_outcome(levels: Sequence[Sequence[Run]], clusters: Sequence[Sequence[Int[np.ndarray, " n"]]]) -> Outcome:
+def clustering_outcome(
+    levels: Sequence[Sequence[Run]], clusters: Sequence[Sequence[Int[np.ndarray, " n"]]]
+) -> Outcome:
     """How well clusters agree with labels.
 
     Args:
@@ -152,13 +173,22 @@ def clustering_outcome(levels: Sequence[Sequence[Run]], clusters: Sequence[Seque
     require("sklearn", "eval")
     from sklearn.metrics import adjusted_mutual_info_score
 
-    pairs = [list(zip(runs, found, strict=True)) for runs, found in zip(levels, clusters, strict=True)]
+    pairs = [
+        list(zip(runs, found, strict=True)) for runs, found in zip(levels, clusters, strict=True)
+    ]
     values = [[v_measures(run.labels, found) for run, found in level] for level in pairs]
     scores = {
         "v_measure": np.array([[one.mean() for one in level] for level in values]),
-        "ami": np.array([[adjusted_mutual_info_score(run.labels, found) for run, found in level] for level in pairs]),
+        "ami": np.array(
+            [
+                [adjusted_mutual_info_score(run.labels, found) for run, found in level]
+                for level in pairs
+            ]
+        ),
     }
-    per_text = {"v_measure": _per_text(list(itertools.chain(*levels)), list(itertools.chain(*values)))}
+    per_text = {
+        "v_measure": _per_text(list(itertools.chain(*levels)), list(itertools.chain(*values)))
+    }
     others = {"ami": float(scores["ami"].mean())}
     if len(levels) > 1:
         for level, (runs, found) in enumerate(zip(levels, values, strict=True)):
@@ -167,11 +197,16 @@ def clustering_outcome(levels: Sequence[Sequence[Run]], clusters: Sequence[Seque
     if scores["ami"].size > 1:
         others |= {f"{name}_std": float(found.std()) for name, found in scores.items()}
         if len(levels) == 1:
-            others |= {f"v_measure_{number}": float(v) for number, v in enumerate(scores["v_measure"][0], 1)}
+            others |= {
+                f"v_measure_{number}": float(v)
+                for number, v in enumerate(scores["v_measure"][0], 1)
+            }
     return mean_outcome("v_measure", per_text, others=others)
 
 
-def _per_text(runs: Sequence[Run], values: Sequence[Float[np.ndarray, " n"]]) -> Float[np.ndarray, " T"]:
+def _per_text(
+    runs: Sequence[Run], values: Sequence[Float[np.ndarray, " n"]]
+) -> Float[np.ndarray, " T"]:
     """Values whose mean is the runs' mean V-measure, of each text in one of the runs."""
     rows = np.concatenate([run.rows for run in runs])
     changes = np.concatenate([(found - found.mean()) / len(found) for found in values])
@@ -183,7 +218,9 @@ def _per_text(runs: Sequence[Run], values: Sequence[Float[np.ndarray, " n"]]) ->
 def _each_set(labels: Sequence[Sequence[tuple[str, ...]]]) -> list[Run]:
     """A run for each set, whose texts follow each other."""
     if any(len(levels) > 1 for members in labels for levels in members):
-        raise InputError("found several labels of a text, expected one: they are for the protocol 'fast'")
+        raise InputError(
+            "found several labels of a text, expected one: they are for the protocol 'fast'"
+        )
     if all(len(set(members)) == 1 for members in labels):
         raise InputError(f"expected a set with two labels or more, found none among {len(labels)}")
     runs, start = [], 0
@@ -224,9 +261,15 @@ def _samples(
         present = np.array([row for row, path in enumerate(paths) if len(path) > level])
         kinds, numbers = np.unique([paths[row][level] for row in present], return_inverse=True)
         if len(kinds) < 2:
-            raise InputError(f"level {level} of the labels: expected two labels or more, found only {kinds[0]!s}")
+            raise InputError(
+                f"level {level} of the labels: expected two labels or more, found only {kinds[0]!s}"
+            )
         if len(kinds) > sample_size:
-            raise InputError(f"sample_size: expected {len(kinds)}, one for each label, or more, found {sample_size}")
-        drawn = [np.array(rng.choices(range(len(present)), k=sample_size)) for _ in range(experiments)]
+            raise InputError(
+                f"sample_size: expected {len(kinds)}, one for each label, or more, found {sample_size}"
+            )
+        drawn = [
+            np.array(rng.choices(range(len(present)), k=sample_size)) for _ in range(experiments)
+        ]
         levels.append([Run(present[places], numbers[places], len(kinds)) for places in drawn])
     return texts, levels

@@ -117,7 +117,11 @@ class Comparison:
             bars = axes.bar(at, means, width * 0.95, yerr=spread, capsize=3, label=name)
             axes.bar_label(bars, fmt="%.3f", fontsize=8, padding=2)
         axes.set_xticks(range(len(SHOWN)), SHOWN)
-        axes.set(ylabel="score", ylim=(0, 1.05), title=f"Held-out test, {len(self.qrels)} queries, 95 % intervals")
+        axes.set(
+            ylabel="score",
+            ylim=(0, 1.05),
+            title=f"Held-out test, {len(self.qrels)} queries, 95 % intervals",
+        )
         axes.legend(loc="upper left", ncols=3)
         figure.savefig(output, dpi=120)
         pyplot.close(figure)
@@ -149,7 +153,11 @@ def compare(
         "after": dense_search(*after, corpus, judged, DEPTH, similarity=similarity),
     }
     return Comparison(
-        corpus, judged, qrels, runs, {name: score_run(run, qrels, ks=(DEPTH,)) for name, run in runs.items()}
+        corpus,
+        judged,
+        qrels,
+        runs,
+        {name: score_run(run, qrels, ks=(DEPTH,)) for name, run in runs.items()},
     )
 
 

@@ -32,10 +32,14 @@ RANDOM = 1000  # random documents of a query: so many tell what is above 99 % of
 FEWEST = 10
 LEAST_AUC = 0.9  # below, one random document in ten stands above the right one: before any search that is 10 % of it
 PERCENTILE = 0.99
-LEAST_ABOVE = 0.5  # else, of a million documents ten thousand stand above the right one, for most queries
+LEAST_ABOVE = (
+    0.5  # else, of a million documents ten thousand stand above the right one, for most queries
+)
 NARROW = 0.5  # mean cosine of random documents above which scores lie in a narrow band
 LOSS = 0.01  # of nDCG@10: what neighbours on leaderboards differ by
-MARGIN = 0.05  # NV-Retriever (Moreira et al. 2024) takes negatives up to 95 % of their positive's score
+MARGIN = (
+    0.05  # NV-Retriever (Moreira et al. 2024) takes negatives up to 95 % of their positive's score
+)
 BATCH = 64  # a batch's 63 other positives are negatives for nothing: what is no harder than they adds none
 MOST_EASY = 0.5
 BLOCK = 2**24  # similarities held at a time
@@ -79,7 +83,9 @@ class Judged:
     place: Int[np.ndarray, " N"]
 
 
-def judged_rows(corpus: Texts, queries: Texts, qrels: Qrels, *, ignore_identical_ids: bool = False) -> Judged:
+def judged_rows(
+    corpus: Texts, queries: Texts, qrels: Qrels, *, ignore_identical_ids: bool = False
+) -> Judged:
     """The judgements by row; queries count in the order of `qrels`.
 
     Args:
@@ -110,7 +116,10 @@ def judged_rows(corpus: Texts, queries: Texts, qrels: Qrels, *, ignore_identical
 
 
 def relevant_ranks(
-    queries: Float[np.ndarray, "Q D"], corpus: Float[np.ndarray, "N D"], judged: Judged, similarity: str = "cosine"
+    queries: Float[np.ndarray, "Q D"],
+    corpus: Float[np.ndarray, "N D"],
+    judged: Judged,
+    similarity: str = "cosine",
 ) -> Int[np.ndarray, " J"]:
     """The rank of each relevant document, from 1; N + 1 for one that is no result."""
     if similarity == "cosine":
@@ -185,7 +194,11 @@ def discrimination(
         mean_cosine: of two random documents, see `geometry.average_cosine`.
     """
     if random.shape[1] < FEWEST:
-        return Finding("discrimination", NOT_CHECKED, f"{random.shape[1]} documents besides the relevant ones: too few")
+        return Finding(
+            "discrimination",
+            NOT_CHECKED,
+            f"{random.shape[1]} documents besides the relevant ones: too few",
+        )
     below = np.array(
         [
             np.mean(random[row] < value) + np.mean(random[row] == value) / 2
@@ -210,11 +223,17 @@ def discrimination(
         f"mean cosine of two documents {mean_cosine:.2f}{': a narrow cone' if narrow else ''}"
     )
     fault = figures["auc"] < LEAST_AUC or figures["above_99th_percentile"] < LEAST_ABOVE
-    return Finding("discrimination", FAULT if fault else OK, line, "cone" if fault and narrow else "", figures)
+    return Finding(
+        "discrimination", FAULT if fault else OK, line, "cone" if fault and narrow else "", figures
+    )
 
 
 def missing_prompt(
-    scores: Mapping[str, Float[np.ndarray, " Q"]], *, expects: bool, prompted: bool, recorded: bool = True
+    scores: Mapping[str, Float[np.ndarray, " Q"]],
+    *,
+    expects: bool,
+    prompted: bool,
+    recorded: bool = True,
 ) -> Finding:
     """Does the model get the prompts that it was trained with?
 
@@ -239,17 +258,29 @@ def missing_prompt(
     )
     better = [other for other, one in compared.items() if _matters(one)]
     if expects and not prompted:
-        return Finding("prompt", FAULT, f"prompts are expected, none is used: {line}", "unused", figures)
+        return Finding(
+            "prompt", FAULT, f"prompts are expected, none is used: {line}", "unused", figures
+        )
     if better:
         best = max(better, key=lambda other: compared[other].difference)
         return Finding("prompt", FAULT, line, best, figures)
     if expects and not recorded:
-        return Finding("prompt", FAULT, f"its files record none, its family has some: {line}", "unrecorded", figures)
+        return Finding(
+            "prompt",
+            FAULT,
+            f"its files record none, its family has some: {line}",
+            "unrecorded",
+            figures,
+        )
     return Finding("prompt", OK, line, "", figures)
 
 
 def truncation(
-    scores: Mapping[int, Float[np.ndarray, " Q"]], *, full: int, used: int, trained: Sequence[int] = ()
+    scores: Mapping[int, Float[np.ndarray, " Q"]],
+    *,
+    full: int,
+    used: int,
+    trained: Sequence[int] = (),
 ) -> Finding:
     """Are embeddings cut to a size that they were not trained for, and does that cost something?
 
@@ -261,19 +292,31 @@ def truncation(
         full: the whole size. trained: sizes that the model was trained to be cut to.
     """
     figures = {f"ndcg@10 {size}": float(values.mean()) for size, values in scores.items()}
-    lost = {size: paired_difference(scores[full], values) for size, values in scores.items() if size != full}
+    lost = {
+        size: paired_difference(scores[full], values)
+        for size, values in scores.items()
+        if size != full
+    }
     known = ", ".join(str(size) for size in trained if size != full)
-    recorded = f"trained to be cut to {known}" if known else "no size recorded to which it was trained to be cut"
+    recorded = (
+        f"trained to be cut to {known}"
+        if known
+        else "no size recorded to which it was trained to be cut"
+    )
     costs = "; ".join(f"lost at {size} {_signed(one)}" for size, one in lost.items())
     if used == full:
-        line = f"not cut, nDCG@10 {scores[full].mean():.4f} with all {full} numbers" + (f"; {costs}" if costs else "")
+        line = f"not cut, nDCG@10 {scores[full].mean():.4f} with all {full} numbers" + (
+            f"; {costs}" if costs else ""
+        )
         return Finding("dimension", OK, f"{line}; {recorded}", "", figures)
     line = f"nDCG@10 {scores[used].mean():.4f} cut to {used} of {full} numbers; {costs}; {recorded}"
     fault = used not in trained and _matters(lost[used])
     return Finding("dimension", FAULT if fault else OK, line, "", figures)
 
 
-def shortlist(ranks: Int[np.ndarray, " J"], judged: Judged, *, k: int, target: float, documents: int) -> Finding:
+def shortlist(
+    ranks: Int[np.ndarray, " J"], judged: Judged, *, k: int, target: float, documents: int
+) -> Finding:
     """Does the shortlist of k documents hold what reranking is to find? A fault if its recall is below the target.
 
     "needed" is the smallest k whose recall reaches the target, nan if none does.
@@ -287,7 +330,11 @@ def shortlist(ranks: Int[np.ndarray, " J"], judged: Judged, *, k: int, target: f
     needed = _needed(ranks, judged, target, documents)
     figures = {"recall": float(values.mean()), "low": low, "high": high, "needed": needed}
     line = f"recall@{k} {values.mean():.4f} [{low:.3f}, {high:.3f}], target {target:g}"
-    reached = f"{needed:.0f} of {documents} documents reach it" if np.isfinite(needed) else "no number reaches it"
+    reached = (
+        f"{needed:.0f} of {documents} documents reach it"
+        if np.isfinite(needed)
+        else "no number reaches it"
+    )
     if values.mean() >= target:
         return Finding("shortlist", OK, f"{line}: {reached}", "", figures)
     line += f": {1 - values.mean():.1%} of what is relevant no reranker sees; {reached}"
@@ -315,7 +362,11 @@ def negatives(
     """
     given = np.isfinite(random).sum(axis=1)[row] >= FEWEST
     if not given.any():
-        return Finding("negatives", NOT_CHECKED, f"{len(positive)} rows: too few others to compare negatives with")
+        return Finding(
+            "negatives",
+            NOT_CHECKED,
+            f"{len(positive)} rows: too few others to compare negatives with",
+        )
     own, others = positive[row], random[row[given]]
     nearer = np.sum(others >= negative[given, None], axis=1) / np.isfinite(others).sum(axis=1)
     figures = {
@@ -337,7 +388,10 @@ def others_positives(
 ) -> Int[np.ndarray, "n R"]:
     """For each row `number` others, or all, of which neither text is one of its own; -1 where one drawn is not so."""
     texts: dict[str, int] = {}
-    code = [np.array([texts.setdefault(text.strip(), len(texts)) for text in side]) for side in (anchors, positives)]
+    code = [
+        np.array([texts.setdefault(text.strip(), len(texts)) for text in side])
+        for side in (anchors, positives)
+    ]
     rows = np.tile(np.arange(len(anchors)), (len(anchors), 1))
     if len(anchors) > number:
         rows = np.random.default_rng(seed).integers(len(anchors), size=(len(anchors), number))
@@ -351,7 +405,9 @@ def others_positives(
 def _needed(ranks: Int[np.ndarray, " J"], judged: Judged, target: float, documents: int) -> float:
     """The smallest k at which the mean recall over queries reaches the target; nan for none."""
     order = np.argsort(ranks, kind="stable")
-    share = 1 / (np.bincount(judged.query, minlength=len(judged.ideal))[judged.query] * len(judged.ideal))
+    share = 1 / (
+        np.bincount(judged.query, minlength=len(judged.ideal))[judged.query] * len(judged.ideal)
+    )
     enough = (np.cumsum(share[order]) >= target - 1e-9) & (ranks[order] <= documents)
     return float(ranks[order][np.argmax(enough)]) if enough.any() else float("nan")
 

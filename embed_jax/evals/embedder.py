@@ -28,7 +28,14 @@ class Embedder:
         embedded: how many texts the model was given.
     """
 
-    def __init__(self, name: str, encode: Callable[..., np.ndarray], options: Options, *, similarity: str = "cosine"):
+    def __init__(
+        self,
+        name: str,
+        encode: Callable[..., np.ndarray],
+        options: Options,
+        *,
+        similarity: str = "cosine",
+    ):
         """Encodes nothing yet.
 
         Args:
@@ -50,7 +57,9 @@ class Embedder:
         """
         options = self._options(use)
         salt = repr(sorted(options.items())).encode()
-        keys = [hashlib.blake2b(salt + b"\0" + text.encode(), digest_size=16).digest() for text in texts]
+        keys = [
+            hashlib.blake2b(salt + b"\0" + text.encode(), digest_size=16).digest() for text in texts
+        ]
         new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._rows}
         if new:
             self._add(list(new), list(new.values()), options)
@@ -123,4 +132,7 @@ def prompt_options(
 
 def endpoint_options(use: Use) -> dict[str, str]:
     """What each use of texts asks of `endpoint.endpoint_encoder`: the provider's kind of input."""
-    return {"kind": use.side or {"Classification": "classification", "Clustering": "clustering"}.get(use.kind, "")}
+    return {
+        "kind": use.side
+        or {"Classification": "classification", "Clustering": "clustering"}.get(use.kind, "")
+    }

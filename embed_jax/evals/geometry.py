@@ -34,7 +34,9 @@ def alignment(first: Float[np.ndarray, "P D"], second: Float[np.ndarray, "P D"])
     """
     first, second = _unit(first, 1), _unit(second, 1)
     if first.shape != second.shape:
-        raise InputError(f"pairs: expected two arrays of one shape, found {first.shape} and {second.shape}")
+        raise InputError(
+            f"pairs: expected two arrays of one shape, found {first.shape} and {second.shape}"
+        )
     return float(np.mean(np.sum((first - second) ** 2, axis=1)))
 
 
@@ -107,7 +109,9 @@ def first_component(embeddings: Float[np.ndarray, "N D"]) -> float:
     return float(variances[0] / variances.sum()) if variances.sum() > SAME else float("nan")
 
 
-def k_occurrence(embeddings: Float[np.ndarray, "N D"], k: int = NEIGHBOURS) -> Int[np.ndarray, " N"]:
+def k_occurrence(
+    embeddings: Float[np.ndarray, "N D"], k: int = NEIGHBOURS
+) -> Int[np.ndarray, " N"]:
     """N_k: among the k nearest of how many others each vector is; k on average. Exact; of equally near ones any.
 
     Raises:
@@ -115,7 +119,9 @@ def k_occurrence(embeddings: Float[np.ndarray, "N D"], k: int = NEIGHBOURS) -> I
     """
     unit = _unit(embeddings)
     if not 1 <= k < len(unit):
-        raise InputError(f"k: expected 1 to {len(unit) - 1}, one less than there are vectors, found {k}")
+        raise InputError(
+            f"k: expected 1 to {len(unit) - 1}, one less than there are vectors, found {k}"
+        )
     counts = np.zeros(len(unit), np.int64)
     for squared, own in _squared_distances(unit):
         squared[own] = np.inf
@@ -149,7 +155,9 @@ def nearest_to_farthest(embeddings: Float[np.ndarray, "N D"]) -> float:
     return float(total / len(unit))
 
 
-def distance_concentration(embeddings: Float[np.ndarray, "N D"], dims: Sequence[int] | None = None) -> dict[int, float]:
+def distance_concentration(
+    embeddings: Float[np.ndarray, "N D"], dims: Sequence[int] | None = None
+) -> dict[int, float]:
     """`nearest_to_farthest` of the first numbers of each embedding, made length 1 again as by `sentence.truncate`.
 
     Args:
@@ -199,7 +207,10 @@ def geometry_metrics(
 
 
 def sts_texts(
-    sentences1: Sequence[str], sentences2: Sequence[str], scores: Sequence[float], subsets: Sequence[str] | None = None
+    sentences1: Sequence[str],
+    sentences2: Sequence[str],
+    scores: Sequence[float],
+    subsets: Sequence[str] | None = None,
 ) -> tuple[list[str], list[Pair]]:
     """The different sentences of STS data, and as positives the pairs that score above 0.8 of the highest score.
 
@@ -210,7 +221,9 @@ def sts_texts(
     """
     highest = max(scores, default=0.0)
     if not highest > 0:
-        raise InputError(f"STS data: expected a score above 0 for positive pairs, found {highest} as the highest")
+        raise InputError(
+            f"STS data: expected a score above 0 for positive pairs, found {highest} as the highest"
+        )
     pairs = zip(sentences1, sentences2, scores, strict=True)
     positives = [(first, second) for first, second, score in pairs if score > 0.8 * highest]
     return list(dict.fromkeys([*sentences1, *sentences2])), positives
@@ -227,7 +240,9 @@ def judged_texts(corpus: Texts, queries: Texts, qrels: Qrels) -> tuple[list[str]
     return list(dict.fromkeys(corpus.values())), positives
 
 
-def sample(texts: Sequence[str], pairs: Sequence[Pair], limit: int, seed: int = 0) -> tuple[list[str], list[Pair]]:
+def sample(
+    texts: Sequence[str], pairs: Sequence[Pair], limit: int, seed: int = 0
+) -> tuple[list[str], list[Pair]]:
     """At most `limit` of the different texts and half as many of the pairs, drawn by `seed`, in their order.
 
     Raises:
@@ -235,13 +250,21 @@ def sample(texts: Sequence[str], pairs: Sequence[Pair], limit: int, seed: int = 
     """
     texts = _some(list(dict.fromkeys(texts)), limit, seed)
     if len(texts) <= NEIGHBOURS:
-        raise InputError(f"geometry: expected {NEIGHBOURS + 1} different texts or more, found {len(texts)}")
+        raise InputError(
+            f"geometry: expected {NEIGHBOURS + 1} different texts or more, found {len(texts)}"
+        )
     return texts, _some(pairs, limit // 2, seed)
 
 
 def embed(
-    encode: Encode, texts: Sequence[str], pairs: Sequence[Pair], query_prompt: str = "", corpus_prompt: str = ""
-) -> tuple[Float[np.ndarray, "N D"], tuple[Float[np.ndarray, "P D"], Float[np.ndarray, "P D"]] | None]:
+    encode: Encode,
+    texts: Sequence[str],
+    pairs: Sequence[Pair],
+    query_prompt: str = "",
+    corpus_prompt: str = "",
+) -> tuple[
+    Float[np.ndarray, "N D"], tuple[Float[np.ndarray, "P D"], Float[np.ndarray, "P D"]] | None
+]:
     """The arguments of `geometry_metrics`.
 
     With a prompt for either, `encode` is called as `encode(texts, prompt=...)` for both.

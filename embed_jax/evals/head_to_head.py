@@ -79,7 +79,11 @@ class HeadToHead:
 
 
 def head_to_head(
-    a: Mapping[str, Result], b: Mapping[str, Result], labels: tuple[str, str], *, margin: float = MARGIN
+    a: Mapping[str, Result],
+    b: Mapping[str, Result],
+    labels: tuple[str, str],
+    *,
+    margin: float = MARGIN,
 ) -> HeadToHead:
     """Compares the results of two models, by task's name; `labels` are what the models are called.
 
@@ -89,12 +93,16 @@ def head_to_head(
     names = [name for name in a if name in b]
     first, second = labels
     if not names:
-        raise InputError(f"{first} and {second} have no task in common: {', '.join(a)}; {', '.join(b)}")
+        raise InputError(
+            f"{first} and {second} have no task in common: {', '.join(a)}; {', '.join(b)}"
+        )
     for name in names:
         one, other = a[name], b[name]
         prints = [result.details.get("fingerprint", [None, None])[1] for result in (one, other)]
         if one.outcome.main != other.outcome.main or prints[0] != prints[1]:
-            raise InputError(f"{name}: {first} and {second} were not scored on the same data by the same options")
+            raise InputError(
+                f"{name}: {first} and {second} were not scored on the same data by the same options"
+            )
     found, pairs = {}, []
     for name in names:
         items = a[name].outcome.items, b[name].outcome.items
@@ -109,4 +117,6 @@ def head_to_head(
     if len(names) > 1:
         scores = ([results[name].outcome.score for name in names] for results in (a, b))
         over_tasks = paired_difference(*scores).p_value
-    return HeadToHead(first, second, found, adjusted, overall_difference(pairs), over_tasks, margin, left_out)
+    return HeadToHead(
+        first, second, found, adjusted, overall_difference(pairs), over_tasks, margin, left_out
+    )

@@ -22,7 +22,16 @@ from embed_jax.data.sources import open_retrieval_task
 from embed_jax.data.sources.tasks import Row, place, read_rows
 from embed_jax.errors import InputError
 from embed_jax.evals.retrieval import Qrels, Texts, score_run
-from embed_jax.evals.task import DOCUMENT, QUERY, Embed, Outcome, Task, Use, encode_columns, mean_outcome
+from embed_jax.evals.task import (
+    DOCUMENT,
+    QUERY,
+    Embed,
+    Outcome,
+    Task,
+    Use,
+    encode_columns,
+    mean_outcome,
+)
 from embed_jax.registry import unknown
 from embed_jax.retrieval.topk import Run, dense_search
 from embed_jax.similarity import SIMILARITIES, similarity_matrix
@@ -70,12 +79,18 @@ def open_task(data: str, split: str = "test", *, name: str = "", similarity: str
     """
     if similarity and similarity not in SIMILARITIES:
         raise InputError(unknown("similarity", similarity, SIMILARITIES))
-    asked = _read_hub(data.removeprefix("hf:"), split) if data.startswith("hf:") else _read_directory(data, split)
+    asked = (
+        _read_hub(data.removeprefix("hf:"), split)
+        if data.startswith("hf:")
+        else _read_directory(data, split)
+    )
     _check(asked, place(data, split) if data.startswith("hf:") else data)
     kind = "InstructionRetrieval" if asked.candidates is None else "InstructionReranking"
 
     def evaluate(embed: Embed) -> Outcome:
-        runs = _runs(asked, embed, functools.partial(Use, name, kind), similarity or embed.similarity)
+        runs = _runs(
+            asked, embed, functools.partial(Use, name, kind), similarity or embed.similarity
+        )
         found = {"p-MRR": np.array(list(p_mrr(*runs, asked.excluded).values()))}
         for run, qrels, suffix in zip(runs, asked.qrels, ("", "_changed"), strict=True):
             scores = score_run(run, qrels, ks=(5, DEPTH)).per_query
@@ -104,29 +119,49 @@ def p_mrr(original: Run, changed: Run, excluded: Lists) -> dict[str, float]:
             place = {document: rank for rank, document in enumerate(run, 1)}
             ranks.append(np.array([place.get(document, len(run) + 1) for document in documents]))
         before, after = ranks
-        found[query] = float(np.mean(np.where(after <= before, after / before - 1, 1 - before / after)))
+        found[query] = float(
+            np.mean(np.where(after <= before, after / before - 1, 1 - before / after))
+        )
     return found
 
 
 def _runs(asked: Instructed, embed: Embed, use: Callable[[str], Use], similarity: str) -> list[Run]:
     """The rankings under both instructions; of equal scores the larger id comes first, as in trec_eval and mteb."""
-    encode_query, encode_document = (functools.partial(embed, use=use(side)) for side in (QUERY, DOCUMENT))
-    queries = {(number, query): text for number, side in enumerate(asked.queries) for query, text in side.items()}
+    encode_query, encode_document = (
+        functools.partial(embed, use=use(side)) for side in (QUERY, DOCUMENT)
+    )
+    queries = {
+        (number, query): text
+        for number, side in enumerate(asked.queries)
+        for query, text in side.items()
+    }
     if asked.candidates is None:
-        found = dense_search(encode_query, encode_document, asked.corpus, queries, DEPTH, similarity=similarity)
+        found = dense_search(
+            encode_query, encode_document, asked.corpus, queries, DEPTH, similarity=similarity
+        )
     else:
-        ranked = list(dict.fromkeys(one for side in asked.candidates for names in side.values() for one in names))
+        ranked = list(
+            dict.fromkeys(
+                one for side in asked.candidates for names in side.values() for one in names
+            )
+        )
         row = {document: place for place, document in enumerate(ranked)}
-        (documents,) = encode_columns(encode_document, [asked.corpus[document] for document in ranked])
+        (documents,) = encode_columns(
+            encode_document, [asked.corpus[document] for document in ranked]
+        )
         (vectors,) = encode_columns(encode_query, list(queries.values()))
         found = {}
         for (number, query), vector in zip(queries, vectors, strict=True):
             names = asked.candidates[number][query]
-            scores = similarity_matrix(vector, documents[[row[one] for one in names]], similarity)[0]
+            scores = similarity_matrix(vector, documents[[row[one] for one in names]], similarity)[
+                0
+            ]
             found[number, query] = dict(zip(names, scores.tolist(), strict=True))
     runs: list[Run] = [{}, {}]
     for (number, query), scores in found.items():
-        runs[number][query] = dict(sorted(scores.items(), key=lambda item: item[::-1], reverse=True))
+        runs[number][query] = dict(
+            sorted(scores.items(), key=lambda item: item[::-1], reverse=True)
+        )
     return runs
 
 
@@ -139,13 +174,19 @@ def _read_directory(directory: str, split: str) -> Instructed:
         for qrels, field in ((original, "instruction"), (changed, "changed_instruction"))
     )
     excluded = {
-        query: [document for document, grade in judged.items() if grade > 0 and not changed[query].get(document)]
+        query: [
+            document
+            for document, grade in judged.items()
+            if grade > 0 and not changed[query].get(document)
+        ]
         for query, judged in original.items()
         if query in changed
     }
     candidates = None
     if any(file.name.startswith("candidates.") for file in Path(directory).iterdir()):
-        listed = {row.text("_id"): row.texts("documents") for row in read_rows(directory, "candidates")}
+        listed = {
+            row.text("_id"): row.texts("documents") for row in read_rows(directory, "candidates")
+        }
         candidates = listed, listed
     excluded = {query: documents for query, documents in excluded.items() if documents}
     return Instructed(corpus, queries, (original, changed), excluded, candidates)
@@ -157,11 +198,18 @@ def _read_hub(name: str, split: str) -> Instructed:
     base, at, revision = name.partition("@")
 
     def rows(config: str) -> dict[str, Row]:
-        return {row.text("query-id"): row for row in read_rows(f"hf:{base}:{config}{at}{revision}", config)}
+        return {
+            row.text("query-id"): row
+            for row in read_rows(f"hf:{base}:{config}{at}{revision}", config)
+        }
 
     def halves(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         original, changed = (
-            {query.removesuffix(end): value for query, value in values.items() if query.endswith(end)}
+            {
+                query.removesuffix(end): value
+                for query, value in values.items()
+                if query.endswith(end)
+            }
             for end in ("-og", "-changed")
         )
         return original, changed
@@ -170,8 +218,13 @@ def _read_hub(name: str, split: str) -> Instructed:
     for query in queries:
         if query not in instructions:
             raise InputError(f"hf:{name}: the query {query!r} has no instruction")
-    texts = {query: f"{text} {instructions[query].text('instruction')}" for query, text in queries.items()}
-    candidates = halves({query: row.texts("corpus-ids") for query, row in rows("top_ranked").items()})
+    texts = {
+        query: f"{text} {instructions[query].text('instruction')}"
+        for query, text in queries.items()
+    }
+    candidates = halves(
+        {query: row.texts("corpus-ids") for query, row in rows("top_ranked").items()}
+    )
     listed = {query: row.texts("corpus-ids") for query, row in rows("qrel_diff").items()}
     original, changed = halves(qrels)
     excluded = {query: listed[query] for query in original if listed.get(query)}
@@ -185,7 +238,9 @@ def _check(asked: Instructed, source: str) -> None:
         missing = [query for query in qrels if query not in asked.qrels[1 - number]]
         if missing:
             other = ("changed", "original")[number]
-            raise InputError(f"{source}: the query {missing[0]!r} has no judgements for its {other} instruction")
+            raise InputError(
+                f"{source}: the query {missing[0]!r} has no judgements for its {other} instruction"
+            )
         if asked.candidates is not None:
             lists.append(("candidates", asked.candidates[number]))
             missing = [query for query in qrels if not asked.candidates[number].get(query)]
@@ -195,6 +250,10 @@ def _check(asked: Instructed, source: str) -> None:
         for query, documents in listed.items():
             missing = [document for document in documents if document not in asked.corpus]
             if missing:
-                raise InputError(f"{source}: {what}: {missing[0]!r}, of query {query!r}, is not in the corpus")
+                raise InputError(
+                    f"{source}: {what}: {missing[0]!r}, of query {query!r}, is not in the corpus"
+                )
     if not asked.excluded:
-        raise InputError(f"{source}: no document is relevant by an original instruction and not by the changed one")
+        raise InputError(
+            f"{source}: no document is relevant by an original instruction and not by the changed one"
+        )

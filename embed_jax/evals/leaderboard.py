@@ -45,7 +45,9 @@ def read_board(folder: Path) -> dict[str, dict[str, Result]]:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such directory of results")
-    directories = [path for path in sorted(folder.iterdir()) if path.is_dir() and any(path.glob("*.json"))]
+    directories = [
+        path for path in sorted(folder.iterdir()) if path.is_dir() and any(path.glob("*.json"))
+    ]
     board: dict[str, dict[str, Result]] = {}
     for directory in directories or [folder]:
         found = read_results(directory)
@@ -72,7 +74,10 @@ def ranking(board: Board) -> list[Row]:
     if not tasks:
         raise InputError(f"no task is common to all {len(board)} models: {', '.join(board)}")
     for name in tasks:
-        of = {(results[name].outcome.main, len(results[name].outcome.items)) for results in board.values()}
+        of = {
+            (results[name].outcome.main, len(results[name].outcome.items))
+            for results in board.values()
+        }
         if len(of) > 1:
             found = ", ".join(f"{main} of {n}" for main, n in sorted(of))
             raise InputError(f"{name}: the models were scored on different things: {found}")
@@ -87,10 +92,15 @@ def ranking(board: Board) -> list[Row]:
         means = [_mean(results, tasks) for results in seeds]
         defined = all(map(math.isfinite, means))
         summary = seed_summary(means) if defined else None
-        by_kind = {kind: float(np.mean([_mean(results, names) for results in seeds])) for kind, names in kinds.items()}
+        by_kind = {
+            kind: float(np.mean([_mean(results, names) for results in seeds]))
+            for kind, names in kinds.items()
+        }
         average, spread = (summary.mean, summary.sd) if summary else (math.nan, math.nan)
         rows.append(Row(model, average, by_kind, spread, len(seeds)))
-    return sorted(rows, key=lambda row: (-row.average if math.isfinite(row.average) else math.inf, row.model))
+    return sorted(
+        rows, key=lambda row: (-row.average if math.isfinite(row.average) else math.inf, row.model)
+    )
 
 
 def task_table(board: Board, baseline: str = "") -> tuple[list[str], list[list[str]]]:
@@ -104,12 +114,16 @@ def task_table(board: Board, baseline: str = "") -> tuple[list[str], list[list[s
     tasks = common_tasks(board)
     if len(tasks) > 1:
         averages = [_mean(results, tasks) for results in board.values()]
-        what = "average" if len(tasks) == len(names) else f"average of the {len(tasks)} common tasks"
+        what = (
+            "average" if len(tasks) == len(names) else f"average of the {len(tasks)} common tasks"
+        )
         rows.append([what, "", "", "", *(f"{value:.4f}" for value in averages)])
     return ["task", "kind", "score", "n", *board], rows
 
 
-def ranking_table(rows: Sequence[Row], published: Mapping[str, str] | None = None) -> tuple[list[str], list[list[str]]]:
+def ranking_table(
+    rows: Sequence[Row], published: Mapping[str, str] | None = None
+) -> tuple[list[str], list[list[str]]]:
     """Header and rows of `ranking`.
 
     Args:
@@ -119,7 +133,9 @@ def ranking_table(rows: Sequence[Row], published: Mapping[str, str] | None = Non
     header = ["", "model", "average", *kinds] + (["published"] if published else [])
     table = []
     for place, row in enumerate(rows, 1):
-        average = f"{row.average:.4f}" + (f" +- {row.spread:.4f} ({row.seeds} seeds)" if row.seeds > 1 else "")
+        average = f"{row.average:.4f}" + (
+            f" +- {row.spread:.4f} ({row.seeds} seeds)" if row.seeds > 1 else ""
+        )
         cells = [str(place), row.model, average, *(f"{row.by_kind[kind]:.4f}" for kind in kinds)]
         table.append(cells + ([published.get(row.model, "")] if published else []))
     return header, table
@@ -137,7 +153,9 @@ def cell(result: Result) -> str:
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
-    return "".join("| " + " | ".join(entry.replace("|", "\\|") for entry in line) + " |\n" for line in lines)
+    return "".join(
+        "| " + " | ".join(entry.replace("|", "\\|") for entry in line) + " |\n" for line in lines
+    )
 
 
 def plot(board: Board, path: Path) -> None:
@@ -150,17 +168,32 @@ def plot(board: Board, path: Path) -> None:
 
     names = list(dict.fromkeys(name for results in board.values() for name in results))
     height = max(0.22, 0.13 * len(board))
-    figure, axes = pyplot.subplots(figsize=(8, 1.4 + 1.25 * height * len(names)), layout="constrained")
+    figure, axes = pyplot.subplots(
+        figsize=(8, 1.4 + 1.25 * height * len(names)), layout="constrained"
+    )
     for place, (model, results) in enumerate(board.items()):
         offset = (place - (len(board) - 1) / 2) * 0.7 / len(board)
-        found = [(number + offset, results[name].outcome) for number, name in enumerate(names) if name in results]
+        found = [
+            (number + offset, results[name].outcome)
+            for number, name in enumerate(names)
+            if name in results
+        ]
         found = [(at, outcome) for at, outcome in found if math.isfinite(outcome.score)]
         scores = np.array([outcome.score for _, outcome in found])
-        ends = np.array([outcome.intervals.get(outcome.main, (outcome.score,) * 2) for _, outcome in found])
+        ends = np.array(
+            [outcome.intervals.get(outcome.main, (outcome.score,) * 2) for _, outcome in found]
+        )
         ends = ends.reshape(-1, 2)
         errors = np.nan_to_num(np.abs(ends.T - scores))
         axes.errorbar(
-            scores, [at for at, _ in found], xerr=errors, fmt="o", markersize=4, capsize=2, linewidth=1, label=model
+            scores,
+            [at for at, _ in found],
+            xerr=errors,
+            fmt="o",
+            markersize=4,
+            capsize=2,
+            linewidth=1,
+            label=model,
         )
     some = [next(results[name] for results in board.values() if name in results) for name in names]
     labels = [f"{result.name} ({result.outcome.main})" for result in some]

@@ -31,7 +31,9 @@ def spearman(a: Float[np.ndarray, " N"], b: Float[np.ndarray, " N"]) -> float:
     return pearson(rankdata(a), rankdata(b))
 
 
-def ndcg(gains: Float[np.ndarray, "Q K"], ideal: Float[np.ndarray, "Q J"], k: int) -> Float[np.ndarray, " Q"]:
+def ndcg(
+    gains: Float[np.ndarray, "Q K"], ideal: Float[np.ndarray, "Q J"], k: int
+) -> Float[np.ndarray, " Q"]:
     """nDCG@k with the relevance itself as gain: sum_i rel_i / log2(i + 1), over the same sum of the best ranking.
 
     Järvelin and Kekäläinen 2002 as in trec_eval's ndcg_cut; not the variant with 2^rel - 1.
@@ -40,13 +42,17 @@ def ndcg(gains: Float[np.ndarray, "Q K"], ideal: Float[np.ndarray, "Q J"], k: in
     return np.divide(_dcg(gains, k), best, out=np.zeros(len(best)), where=best > 0)
 
 
-def mrr(gains: Float[np.ndarray, "Q K"], ideal: Float[np.ndarray, "Q J"], k: int) -> Float[np.ndarray, " Q"]:
+def mrr(
+    gains: Float[np.ndarray, "Q K"], ideal: Float[np.ndarray, "Q J"], k: int
+) -> Float[np.ndarray, " Q"]:
     """Reciprocal rank of the first relevant document among the first k; 0 if there is none."""
     relevant = gains[:, :k] > 0
     return np.where(relevant.any(axis=1), 1 / (1 + np.argmax(relevant, axis=1)), 0.0)
 
 
-def recall(gains: Float[np.ndarray, "Q K"], ideal: Float[np.ndarray, "Q J"], k: int) -> Float[np.ndarray, " Q"]:
+def recall(
+    gains: Float[np.ndarray, "Q K"], ideal: Float[np.ndarray, "Q J"], k: int
+) -> Float[np.ndarray, " Q"]:
     """Share of all relevant documents that are among the first k."""
     return (gains[:, :k] > 0).sum(axis=1) / np.maximum((ideal > 0).sum(axis=1), 1)
 
@@ -92,14 +98,20 @@ def bootstrap_interval(
 
 
 def bootstrap(
-    n: int, statistic: Callable[[Int[np.ndarray, " N"]], float], *, resamples: int = 1000, seed: int = 0
+    n: int,
+    statistic: Callable[[Int[np.ndarray, " N"]], float],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> Float[np.ndarray, " R"]:
     """`statistic` on n indices drawn with replacement, again and again; the same indices for the same n and seed."""
     rng = np.random.default_rng(seed)
     return np.array([statistic(rng.integers(n, size=n)) for _ in range(resamples)])
 
 
-def percentile_interval(values: Float[np.ndarray, " R"], confidence: float = 0.95) -> tuple[float, float]:
+def percentile_interval(
+    values: Float[np.ndarray, " R"], confidence: float = 0.95
+) -> tuple[float, float]:
     """Lower and upper end of the middle of resampled values; nan among them is left out, of nothing else it is nan."""
     values = values[~np.isnan(values)]
     if not len(values):
@@ -118,10 +130,14 @@ def metric_intervals(
     """
     names = list(metrics(np.arange(n)))
     resampled = bootstrap(n, lambda rows: list(metrics(rows).values()))
-    return {name: percentile_interval(values) for name, values in zip(names, resampled.T, strict=True)}
+    return {
+        name: percentile_interval(values) for name, values in zip(names, resampled.T, strict=True)
+    }
 
 
-def spearman_of(a: Float[np.ndarray, " N"], b: Float[np.ndarray, " N"]) -> Callable[[Int[np.ndarray, " M"]], float]:
+def spearman_of(
+    a: Float[np.ndarray, " N"], b: Float[np.ndarray, " N"]
+) -> Callable[[Int[np.ndarray, " M"]], float]:
     """`lambda i: spearman(a[i], b[i])` for `bootstrap`: ranks come from counting, so that no resample is sorted."""
     levels = [np.unique(side, return_inverse=True)[1] for side in (a, b)]
 

@@ -118,7 +118,9 @@ def mteb_model(model: SentenceEncoder | RoutedEncoder, name: str = "") -> MtebMo
         overwrites={
             "name": name if "/" in name else f"embed-jax/{name}",
             "revision": revision(model),
-            "n_parameters": sum(leaf.size for one in _encoders(model) for leaf in jax.tree.leaves(one.params)),
+            "n_parameters": sum(
+                leaf.size for one in _encoders(model) for leaf in jax.tree.leaves(one.params)
+            ),
             "embed_dim": model.dim,
             "max_tokens": model.max_length,
             "similarity_fn_name": ScoringFunction(model.similarity_fn_name),
@@ -156,7 +158,13 @@ def revision(model: SentenceEncoder | RoutedEncoder) -> str:
     """16 hex digits of what a model's embeddings depend on: parameters, architecture, prompts, limit of tokens."""
     digest = hashlib.sha256()
     for one in _encoders(model):
-        settings = [one.spec, one.prompts, one.default_prompt_name, one.template, one.include_prompt]
+        settings = [
+            one.spec,
+            one.prompts,
+            one.default_prompt_name,
+            one.template,
+            one.include_prompt,
+        ]
         settings += [one.max_length, one.similarity_fn_name, one.lower_case, one.compute_dtype]
         digest.update(repr(settings).encode())
         for path, leaf in jax.tree_util.tree_leaves_with_path(one.params):
@@ -205,7 +213,9 @@ def local_task(
         raise InputError(unknown("kind of task that mteb has", kind, KINDS))
     known = KINDS[kind]
     found = known.read(data, split)
-    content = hashlib.sha256(json.dumps([found.splits, instruction], sort_keys=True).encode()).hexdigest()[:16]
+    content = hashlib.sha256(
+        json.dumps([found.splits, instruction], sort_keys=True).encode()
+    ).hexdigest()[:16]
     metadata = TaskMetadata(
         name=name,
         description=f"{kind} on local data",
@@ -238,7 +248,10 @@ class _Read:
     base: str = ""
 
 
-AS_THEY_ARE = {"min_score": 0, "max_score": 1}  # the scale of scores, which correlations do not depend on
+AS_THEY_ARE = {
+    "min_score": 0,
+    "max_score": 1,
+}  # the scale of scores, which correlations do not depend on
 
 
 def _sts(data: str, split: str) -> _Read:
@@ -258,31 +271,52 @@ def _reranking(data: str, split: str) -> _Read:
     records = list(zip(*readers.read_reranking(data, split), strict=True))
     for number, (asked, positives, negatives) in enumerate(records):
         if len(asked) > 1:
-            raise InputError(f"{data}: record {number}: mteb takes one query a record, found {len(asked)}")
+            raise InputError(
+                f"{data}: record {number}: mteb takes one query a record, found {len(asked)}"
+            )
         if positives and negatives:
-            relevant = {f"{number}-a-positive-{place}": text for place, text in enumerate(positives)}
+            relevant = {
+                f"{number}-a-positive-{place}": text for place, text in enumerate(positives)
+            }
             other = {f"{number}-b-negative-{place}": text for place, text in enumerate(negatives)}
             corpus |= relevant | other
             queries[f"query-{number}"] = asked[0]
             qrels[f"query-{number}"] = dict.fromkeys(relevant, 1) | dict.fromkeys(other, 0)
     if not queries:
-        raise InputError(f"{data}: expected a record with positives and negatives, found none among {len(records)}")
+        raise InputError(
+            f"{data}: expected a record with positives and negatives, found none among {len(records)}"
+        )
     if len(queries) < len(records):
         left_out = len(records) - len(queries)
         warnings.warn(
-            f"{data}: {left_out} of {len(records)} records left out: no positive or no negative", stacklevel=3
+            f"{data}: {left_out} of {len(records)} records left out: no positive or no negative",
+            stacklevel=3,
         )
     ranked = {query: list(judged) for query, judged in qrels.items()}
-    return _Read({split: {"corpus": corpus, "queries": queries, "relevant_docs": qrels, "top_ranked": ranked}})
+    return _Read(
+        {
+            split: {
+                "corpus": corpus,
+                "queries": queries,
+                "relevant_docs": qrels,
+                "top_ranked": ranked,
+            }
+        }
+    )
 
 
 def _classification(data: str, split: str) -> _Read:
     if Path(data).is_file() or split == "train":
-        raise InputError(f"{data}: classification: expected a directory with a file 'train' and one to test on")
+        raise InputError(
+            f"{data}: classification: expected a directory with a file 'train' and one to test on"
+        )
     found = {name: readers.read_labelled_texts(data, name) for name in ("train", split)}
     numbers = _numbers(label for _, labels in found.values() for label in labels)
     return _Read(
-        {name: {"text": texts, "label": [numbers[x] for x in labels]} for name, (texts, labels) in found.items()}
+        {
+            name: {"text": texts, "label": [numbers[x] for x in labels]}
+            for name, (texts, labels) in found.items()
+        }
     )
 
 
@@ -290,15 +324,26 @@ def _clustering(data: str, split: str) -> _Read:
     sets, labels = readers.read_text_sets(data, split)
     depth = max(len(path) for paths in labels for path in paths)
     numbers = [
-        _numbers(path[level] for paths in labels for path in paths if len(path) > level) for level in range(depth)
+        _numbers(path[level] for paths in labels for path in paths if len(path) > level)
+        for level in range(depth)
     ]
     if depth == 1:
-        columns = {"sentences": sets, "labels": [[numbers[0][label] for (label,) in paths] for paths in labels]}
+        columns = {
+            "sentences": sets,
+            "labels": [[numbers[0][label] for (label,) in paths] for paths in labels],
+        }
         return _Read({split: columns}, base="AbsTaskClusteringLegacy")
     if len(sets) > 1:
-        raise InputError(f"{data}: mteb takes one label a text where there are several sets, found {depth}")
-    paths = [[number[label] for number, label in zip(numbers, path, strict=False)] for path in labels[0]]
-    return _Read({split: {"sentences": sets[0], "labels": paths}}, {"max_fraction_of_documents_to_embed": None})
+        raise InputError(
+            f"{data}: mteb takes one label a text where there are several sets, found {depth}"
+        )
+    paths = [
+        [number[label] for number, label in zip(numbers, path, strict=False)] for path in labels[0]
+    ]
+    return _Read(
+        {split: {"sentences": sets[0], "labels": paths}},
+        {"max_fraction_of_documents_to_embed": None},
+    )
 
 
 def _pairs(data: str, split: str) -> _Read:
@@ -330,12 +375,16 @@ class _Kind(NamedTuple):
 KINDS = {
     "sts": _Kind("AbsTaskSTS", "STS", "cosine_spearman", _sts),
     "retrieval": _Kind("AbsTaskRetrieval", "Retrieval", "ndcg_at_10", _retrieval, has_queries=True),
-    "reranking": _Kind("AbsTaskRetrieval", "Reranking", "map_at_1000", _reranking, has_queries=True),
+    "reranking": _Kind(
+        "AbsTaskRetrieval", "Reranking", "map_at_1000", _reranking, has_queries=True
+    ),
     "classification": _Kind("AbsTaskClassification", "Classification", "accuracy", _classification),
     "clustering": _Kind("AbsTaskClustering", "Clustering", "v_measure", _clustering),
     "pairs": _Kind("AbsTaskPairClassification", "PairClassification", "max_ap", _pairs),
     "bitext": _Kind("AbsTaskBitextMining", "BitextMining", "f1", _bitext),
-    "summarization": _Kind("AbsTaskSummarization", "Summarization", "cosine_spearman", _summarization),
+    "summarization": _Kind(
+        "AbsTaskSummarization", "Summarization", "cosine_spearman", _summarization
+    ),
 }
 
 

@@ -57,7 +57,10 @@ class Overlap:
         items = sorted(self.matches)
         spread = items[:: max(len(items) // count, 1)][:count]
         matches = [(item, self.matches[item]) for item in spread]
-        return [f"test item {item}, training text {match.training_text}: {match.words}" for item, match in matches]
+        return [
+            f"test item {item}, training text {match.training_text}: {match.words}"
+            for item, match in matches
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +106,9 @@ def overlap(test_texts: Sequence[str], training_texts: Iterable[str], *, n: int 
             for item in wanted.pop(gram, ()):  # found once is enough
                 matches.setdefault(item, Match(number, gram))
     if not n_test or not n_training:
-        raise InputError(f"found {n_test} test texts and {n_training} training texts (already read?), expected some")
+        raise InputError(
+            f"found {n_test} test texts and {n_training} training texts (already read?), expected some"
+        )
     flags = np.zeros(n_test, bool)
     flags[list(matches)] = True
     return Overlap(flags, matches, n_training)
@@ -132,7 +137,9 @@ def clean_score(
     else:
         per_item = np.asarray(score, np.float64)
         if per_item.shape != flags.shape:
-            raise InputError(f"expected a score for each of {len(flags)} items, found shape {per_item.shape}")
+            raise InputError(
+                f"expected a score for each of {len(flags)} items, found shape {per_item.shape}"
+            )
 
         def of(items: Int[np.ndarray, " M"]) -> float:
             return per_item[items].mean()
@@ -161,7 +168,9 @@ def _ngrams(text: str, n: int) -> Iterable[str]:
     words = normalized_words(text)
     if not words:
         return ()
-    return dict.fromkeys(" ".join(words[start : start + n]) for start in range(max(len(words) - n, 0) + 1))
+    return dict.fromkeys(
+        " ".join(words[start : start + n]) for start in range(max(len(words) - n, 0) + 1)
+    )
 
 
 def _numbered(texts: Iterable[str], name: str) -> Iterator[tuple[int, str]]:
@@ -169,5 +178,7 @@ def _numbered(texts: Iterable[str], name: str) -> Iterator[tuple[int, str]]:
         raise InputError(f"{name} texts: expected several strings, found one")
     for number, text in enumerate(texts):
         if not isinstance(text, str):
-            raise InputError(f"{name} text {number}: expected a string, found {type(text).__name__}")
+            raise InputError(
+                f"{name} text {number}: expected a string, found {type(text).__name__}"
+            )
         yield number, text

@@ -34,21 +34,30 @@ def open_task(data: str, split: str = "test", *, name: str = "") -> Task:
     first, second, labels = read_labelled_pairs(data, split)
 
     def evaluate(embed: Embed) -> Outcome:
-        return pair_outcome(*encode_columns(functools.partial(embed, use=Use(name, KIND)), first, second), labels)
+        return pair_outcome(
+            *encode_columns(functools.partial(embed, use=Use(name, KIND)), first, second), labels
+        )
 
     return Task(name, KIND, "pairs", list(zip(first, second, strict=True)), evaluate)
 
 
-def pair_similarities(first: Float[np.ndarray, "N D"], second: Float[np.ndarray, "N D"]) -> dict[str, np.ndarray]:
+def pair_similarities(
+    first: Float[np.ndarray, "N D"], second: Float[np.ndarray, "N D"]
+) -> dict[str, np.ndarray]:
     """Each of SIMILARITIES of the pairs, [N].
 
     The cosine is 1 - |x - y|^2 / 2 of the vectors at length 1, so that a text and itself have exactly 1.
     """
     found = {name: pairwise_similarity(first, second, name) for name in SIMILARITIES}
-    return found | {"cosine": 1 - pairwise_similarity(unit_length(first), unit_length(second), "euclidean") ** 2 / 2}
+    return found | {
+        "cosine": 1
+        - pairwise_similarity(unit_length(first), unit_length(second), "euclidean") ** 2 / 2
+    }
 
 
-def threshold_metrics(similarities: Float[np.ndarray, " N"], labels: Sequence[int]) -> dict[str, float]:
+def threshold_metrics(
+    similarities: Float[np.ndarray, " N"], labels: Sequence[int]
+) -> dict[str, float]:
     """How well one threshold on the similarity tells pairs (label 1) from others (label 0).
 
     Returns:
@@ -64,7 +73,9 @@ def threshold_metrics(similarities: Float[np.ndarray, " N"], labels: Sequence[in
     return ranking.metrics() | ranking.thresholds()
 
 
-def pair_outcome(first: Float[np.ndarray, "N D"], second: Float[np.ndarray, "N D"], labels: Sequence[int]) -> Outcome:
+def pair_outcome(
+    first: Float[np.ndarray, "N D"], second: Float[np.ndarray, "N D"], labels: Sequence[int]
+) -> Outcome:
     """`threshold_metrics` by each of four similarities, and the best of them.
 
     Agrees with mteb's AbsTaskPairClassification (2.26), whose usual main score is "max_ap"; mteb has no thresholds.
@@ -97,7 +108,10 @@ def pair_outcome(first: Float[np.ndarray, "N D"], second: Float[np.ndarray, "N D
     for name, ranking in rankings.items():
         found = ranking.metrics() | ranking.thresholds()
         metrics |= {f"{name}_{metric}": value for metric, value in found.items()}
-    best = {metric: max(rankings, key=lambda name, of=metric: metrics[f"{name}_{of}"]) for metric in METRICS}
+    best = {
+        metric: max(rankings, key=lambda name, of=metric: metrics[f"{name}_{of}"])
+        for metric in METRICS
+    }
     for metric, name in best.items():
         metrics[f"max_{metric}"] = metrics[f"{name}_{metric}"]
         intervals[f"max_{metric}"] = intervals[f"{name}_{metric}"]
@@ -127,7 +141,9 @@ class _Ranking:
     def of(cls, similarities: Float[np.ndarray, " N"], labels: Sequence[int]) -> _Ranking:
         values, labels = np.asarray(similarities, np.float64), _binary(labels, len(similarities))
         if not np.isfinite(values).all():
-            raise InputError(f"similarities: expected finite numbers, found {(~np.isfinite(values)).sum()} others")
+            raise InputError(
+                f"similarities: expected finite numbers, found {(~np.isfinite(values)).sum()} others"
+            )
         order = np.argsort(-values, kind="stable")
         values, labels = values[order], labels[order]
         last = np.flatnonzero(np.append(values[:-1] != values[1:], True))
@@ -136,7 +152,9 @@ class _Ranking:
             return ranking
         found, correct = (counts[:-1] for counts in ranking._counts())
         by_accuracy, by_f1 = 2 * correct - found, correct / (found + labels.sum())
-        return dataclasses.replace(ranking, accuracy=int(np.argmax(by_accuracy)), f1=int(np.argmax(by_f1)))
+        return dataclasses.replace(
+            ranking, accuracy=int(np.argmax(by_accuracy)), f1=int(np.argmax(by_f1))
+        )
 
     def _counts(self, times: Int[np.ndarray, " N"] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """How many pairs, and how many with label 1, have at least each similarity [S]."""

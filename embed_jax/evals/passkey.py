@@ -58,9 +58,7 @@ The newspaper comes late, and it is read by three families.
 At noon the street is quiet and the shutters are closed.
 """.strip().splitlines()
 
-_FIRST = (
-    "Ada Boris Carla Dmitri Elena Farid Greta Hugo Ines Jonas Kira Leon Mara Nils Olga Pavel Rosa Stefan Tilda Viktor"
-)
+_FIRST = "Ada Boris Carla Dmitri Elena Farid Greta Hugo Ines Jonas Kira Leon Mara Nils Olga Pavel Rosa Stefan Tilda Viktor"
 _LAST = "Almeida Brandt Castell Dvorak Eriksen Fontaine Gruber Holm Ivanov Janssen Keller Lindgren Moretti Novak Okafor"
 _COLORS = "amber black blue brown copper crimson golden green grey orange pink purple red silver violet white yellow"
 _THINGS = "box button candle chain coat compass cup key knife lamp mirror pencil ribbon ring rope scarf spoon vase"
@@ -137,7 +135,9 @@ def open_task(
     facts, questions = make_facts(form, documents, seed)
     longest = max(len(fact.split()) for fact in facts)
     if lengths[0] < longest:
-        raise InputError(f"passkey: expected lengths of {longest} words or more, found {lengths[0]}")
+        raise InputError(
+            f"passkey: expected lengths of {longest} words or more, found {lengths[0]}"
+        )
     if passage_words or passage_overlap:
         split_passages({}, passage_words, passage_overlap)  # raises for what is impossible
     asked = {str(number): question for number, question in enumerate(questions[:queries])}
@@ -148,16 +148,32 @@ def open_task(
         search = functools.partial(dense_search, *sides, similarity=embed.similarity)
         if passage_words:
             passages = {"words": passage_words, "overlap": passage_overlap}
-            search = functools.partial(passage_search, *sides, similarity=embed.similarity, **passages)
+            search = functools.partial(
+                passage_search, *sides, similarity=embed.similarity, **passages
+            )
         right = {}
         for length in lengths:
-            corpus = {str(n): make_document(length, fact, depths[n], seed) for n, fact in enumerate(facts)}
+            corpus = {
+                str(n): make_document(length, fact, depths[n], seed) for n, fact in enumerate(facts)
+            }
             run = search(corpus, asked, 1)
-            right[f"accuracy@1_{length}"] = np.array([float(query in found) for query, found in run.items()])
+            right[f"accuracy@1_{length}"] = np.array(
+                [float(query in found) for query, found in run.items()]
+            )
         note = f"{documents} made documents of each length in words; not the texts of LongEmbed"
-        return mean_outcome("accuracy@1", {"accuracy@1": np.concatenate(list(right.values())), **right}, notes=[note])
+        return mean_outcome(
+            "accuracy@1",
+            {"accuracy@1": np.concatenate(list(right.values())), **right},
+            notes=[note],
+        )
 
-    return Task(name, KIND, "queries", [(question,) for _ in lengths for question in asked.values()], evaluate)
+    return Task(
+        name,
+        KIND,
+        "queries",
+        [(question,) for _ in lengths for question in asked.values()],
+        evaluate,
+    )
 
 
 def make_facts(form: str, count: int, seed: int = 0) -> tuple[list[str], list[str]]:
@@ -167,13 +183,18 @@ def make_facts(form: str, count: int, seed: int = 0) -> tuple[list[str], list[st
         form: one of FORMS.
     """
     made, rng = FORMS[form], np.random.default_rng([seed, 1])
-    subjects = [f"{first} {second}" for first in made.first.split() for second in made.second.split()]
+    subjects = [
+        f"{first} {second}" for first in made.first.split() for second in made.second.split()
+    ]
     drawn = [subjects[number] for number in rng.permutation(len(subjects))[:count]]
     if made.values:
         values = rng.choice(made.values.split(), size=count).tolist()
     else:
         values = (10_000 + rng.choice(90_000, size=count, replace=False)).tolist()
-    facts = [made.fact.format(subject=subject, value=value) for subject, value in zip(drawn, values, strict=True)]
+    facts = [
+        made.fact.format(subject=subject, value=value)
+        for subject, value in zip(drawn, values, strict=True)
+    ]
     return facts, [made.question.format(subject=subject) for subject in drawn]
 
 

@@ -42,7 +42,9 @@ def gaps_of(a: Items, b: Items) -> Gaps:
 def mean_gaps(a: Float[np.ndarray, " N"], b: Float[np.ndarray, " N"]) -> Gaps:
     differences = np.asarray(a, np.float64) - b
     n = len(differences)
-    nonzero = differences[differences != 0]  # the sign of 0 changes nothing, and each item less halves the patterns
+    nonzero = differences[
+        differences != 0
+    ]  # the sign of 0 changes nothing, and each item less halves the patterns
 
     def means(turned: Bool[np.ndarray, "R m"]) -> Float[np.ndarray, " R"]:
         return (nonzero.sum() - 2 * (turned @ nonzero)) / n
@@ -60,7 +62,9 @@ def rank_gaps(
 
     for name, column in zip(("A", "B", "gold"), (a, b, gold), strict=True):
         if np.ptp(column) == 0:
-            raise InputError(f"scores of {name}: all {len(column)} are {column[0]:g}, so there is no ranking")
+            raise InputError(
+                f"scores of {name}: all {len(column)} are {column[0]:g}, so there is no ranking"
+            )
     a, b = (rankdata(column) for column in (a, b))
     different = np.flatnonzero(a != b)
 
@@ -72,18 +76,26 @@ def rank_gaps(
     return Gaps(statistics, len(different), len(a), 1.0)
 
 
-def spearman_rows(rows: Float[np.ndarray, "R N"], gold: Float[np.ndarray, " N"]) -> Float[np.ndarray, " R"]:
+def spearman_rows(
+    rows: Float[np.ndarray, "R N"], gold: Float[np.ndarray, " N"]
+) -> Float[np.ndarray, " R"]:
     from scipy.stats import rankdata
 
     middle = (len(gold) + 1) / 2
     gold = rankdata(gold) - middle
     ranks = rankdata(rows, axis=1) - middle
     norms = np.linalg.norm(ranks, axis=1)
-    return np.divide(ranks @ (gold / np.linalg.norm(gold)), norms, out=np.zeros(len(rows)), where=norms > 0)
+    return np.divide(
+        ranks @ (gold / np.linalg.norm(gold)), norms, out=np.zeros(len(rows)), where=norms > 0
+    )
 
 
-def average_precision_rows(rows: Float[np.ndarray, "R N"], labels: Float[np.ndarray, " N"]) -> Float[np.ndarray, " R"]:
-    order = np.argsort(labels / 2 - 2 * rows, axis=1)  # ranks are halves at the finest: equal ones by label, 0 first
+def average_precision_rows(
+    rows: Float[np.ndarray, "R N"], labels: Float[np.ndarray, " N"]
+) -> Float[np.ndarray, " R"]:
+    order = np.argsort(
+        labels / 2 - 2 * rows, axis=1
+    )  # ranks are halves at the finest: equal ones by label, 0 first
     right = labels[order]
     precision = np.cumsum(right, axis=1) / np.arange(1, rows.shape[1] + 1)
     return (precision * right).sum(axis=1) / labels.sum()
@@ -91,7 +103,9 @@ def average_precision_rows(rows: Float[np.ndarray, "R N"], labels: Float[np.ndar
 
 def exchanged(gaps: Gaps, resamples: int, seed: int) -> Iterator[Float[np.ndarray, " r"]]:
     """The difference after random exchanges, `resamples` of them, block by block."""
-    for block in _random_exchanges(gaps.m, max(BLOCK // max(gaps.m, gaps.width, 1), 1), resamples, seed):
+    for block in _random_exchanges(
+        gaps.m, max(BLOCK // max(gaps.m, gaps.width, 1), 1), resamples, seed
+    ):
         yield gaps.statistics(block)
 
 
@@ -114,7 +128,9 @@ def _all_exchanges(m: int, rows: int) -> Iterator[Bool[np.ndarray, "R m"]]:
         yield (np.arange(start, min(start + rows, 2**m))[:, None] >> np.arange(m)) & 1 > 0
 
 
-def _random_exchanges(m: int, rows: int, resamples: int, seed: int) -> Iterator[Bool[np.ndarray, "R m"]]:
+def _random_exchanges(
+    m: int, rows: int, resamples: int, seed: int
+) -> Iterator[Bool[np.ndarray, "R m"]]:
     rng = np.random.default_rng(seed)
     for start in range(0, resamples, rows):
         yield rng.integers(2, size=(min(rows, resamples - start), m), dtype=bool)

@@ -11,7 +11,16 @@ from jaxtyping import Float
 from embed_jax.data.sources.tasks import place, read_reranking
 from embed_jax.errors import InputError
 from embed_jax.evals.metrics import average_precision, mrr, ndcg
-from embed_jax.evals.task import DOCUMENT, QUERY, Embed, Outcome, Task, Use, encode_columns, mean_outcome
+from embed_jax.evals.task import (
+    DOCUMENT,
+    QUERY,
+    Embed,
+    Outcome,
+    Task,
+    Use,
+    encode_columns,
+    mean_outcome,
+)
 from embed_jax.registry import unknown
 from embed_jax.similarity import SIMILARITIES, similarity_matrix
 
@@ -38,21 +47,38 @@ def open_task(data: str, split: str = "test", *, name: str = "", similarity: str
     kept = [record for record in records if record[1] and record[2]]
     if not kept:
         found = f"none among {len(records)}"
-        raise InputError(f"{place(data, split)}: expected a record with positives and negatives, found {found}")
+        raise InputError(
+            f"{place(data, split)}: expected a record with positives and negatives, found {found}"
+        )
     queries, positives, negatives = zip(*kept, strict=True)
     # A text that stands twice is scored once: the order of what is equal must not hang on rounding.
-    candidates = [list(dict.fromkeys([*right, *wrong])) for right, wrong in zip(positives, negatives, strict=True)]
-    left_out = f"{len(records) - len(kept)} of {len(records)} records left out: no positive or no negative"
+    candidates = [
+        list(dict.fromkeys([*right, *wrong]))
+        for right, wrong in zip(positives, negatives, strict=True)
+    ]
+    left_out = (
+        f"{len(records) - len(kept)} of {len(records)} records left out: no positive or no negative"
+    )
 
     def evaluate(embed: Embed) -> Outcome:
-        query, document = (functools.partial(embed, use=Use(name, KIND, side)) for side in (QUERY, DOCUMENT))
+        query, document = (
+            functools.partial(embed, use=Use(name, KIND, side)) for side in (QUERY, DOCUMENT)
+        )
         scores = []
-        columns = zip(candidates, encode_columns(query, *queries), encode_columns(document, *candidates), strict=True)
+        columns = zip(
+            candidates,
+            encode_columns(query, *queries),
+            encode_columns(document, *candidates),
+            strict=True,
+        )
         for texts, asked, vectors in columns:
             found = similarity_matrix(asked, vectors, similarity or embed.similarity).max(axis=0)
             scores.append(dict(zip(texts, found.tolist(), strict=True)))
         sides = (
-            [np.array([found[text] for text in texts]) for found, texts in zip(scores, side, strict=True)]
+            [
+                np.array([found[text] for text in texts])
+                for found, texts in zip(scores, side, strict=True)
+            ]
             for side in (positives, negatives)
         )
         return reranking_outcome(*sides, notes=[left_out] if len(kept) < len(records) else [])
@@ -82,8 +108,12 @@ def reranking_outcome(
         InputError: if the lengths differ, a query has no positive or no negative, or a score is not finite.
     """
     if len(positives) != len(negatives) or not len(positives):
-        raise InputError(f"reranking: expected scores for each query, found {len(positives)} and {len(negatives)}")
-    sizes = [(len(relevant), len(other)) for relevant, other in zip(positives, negatives, strict=True)]
+        raise InputError(
+            f"reranking: expected scores for each query, found {len(positives)} and {len(negatives)}"
+        )
+    sizes = [
+        (len(relevant), len(other)) for relevant, other in zip(positives, negatives, strict=True)
+    ]
     if not np.all(sizes):
         number = next(i for i, size in enumerate(sizes) if not all(size))
         raise InputError(
@@ -94,7 +124,9 @@ def reranking_outcome(
     for row, (relevant, other) in enumerate(zip(positives, negatives, strict=True)):
         scores = np.concatenate([other, relevant])
         if not np.isfinite(scores).all():
-            raise InputError(f"reranking: expected finite scores, found others for query number {row}")
+            raise InputError(
+                f"reranking: expected finite scores, found others for query number {row}"
+            )
         gains[row, : len(scores)] = np.argsort(-scores, kind="stable") >= len(other)
         ideal[row, : len(relevant)] = 1
     per_query = {"map": average_precision(gains, ideal, depth)}

@@ -17,7 +17,9 @@ from embed_jax.errors import InputError
 from embed_jax.evals.overlap import overlap
 from embed_jax.evals.task import Items, Outcome, Task
 
-SMALL = 100  # items; below it an interval is hardly narrower than the differences between good models
+SMALL = (
+    100  # items; below it an interval is hardly narrower than the differences between good models
+)
 SCORE_DIGITS = 7
 
 
@@ -61,7 +63,9 @@ class Result:
 
     def write(self, path: Path) -> None:
         """Writes the file, whole; an entry a line, so that the items take one."""
-        lines = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in self.to_json().items()]
+        lines = [
+            f" {json.dumps(name)}: {json.dumps(value)}" for name, value in self.to_json().items()
+        ]
         write_whole(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
     def cautions(self) -> list[str]:
@@ -69,7 +73,9 @@ class Result:
         found = list(self.outcome.notes)
         n = len(self.outcome.items)
         if n < SMALL:
-            found.append(f"only {n} {self.unit}: its interval is wide, and too narrow still below some thirty")
+            found.append(
+                f"only {n} {self.unit}: its interval is wide, and too narrow still below some thirty"
+            )
         seen = self.details.get("overlap") or {}
         if seen.get("items"):
             found.append(
@@ -92,12 +98,29 @@ def read_result(path: Path) -> Result:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: no results of a task: {error}") from None
     try:
-        items = Items(*(_array(found["items"].get(name)) for name in ("values", "gold")), found["items"]["statistic"])
-        metrics = {name: math.nan if value is None else float(value) for name, value in found["metrics"].items()}
+        items = Items(
+            *(_array(found["items"].get(name)) for name in ("values", "gold")),
+            found["items"]["statistic"],
+        )
+        metrics = {
+            name: math.nan if value is None else float(value)
+            for name, value in found["metrics"].items()
+        }
         intervals = {name: tuple(math.nan if end is None else end for end in ends)
                      for name, ends in found["intervals"].items()}  # fmt: skip
         outcome = Outcome(found["main"], metrics, intervals, items, tuple(found["notes"]))
-        known = ("task", "name", "model", "main", "metrics", "intervals", "n", "unit", "notes", "items")
+        known = (
+            "task",
+            "name",
+            "model",
+            "main",
+            "metrics",
+            "intervals",
+            "n",
+            "unit",
+            "notes",
+            "items",
+        )
         details = {name: value for name, value in found.items() if name not in known}
         return Result(found["model"], found["name"], found["task"], found["unit"], outcome, details)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -122,7 +145,9 @@ def read_results(path: Path) -> dict[str, Result]:
     return found
 
 
-def seen_in_training(task: Task, outcome: Outcome, training: Any, *, words: int = 8) -> dict[str, Any]:
+def seen_in_training(
+    task: Task, outcome: Outcome, training: Any, *, words: int = 8
+) -> dict[str, Any]:
     """Which items of a task share words in a row with training texts, and the main score without them.
 
     See `embed_jax.evals.overlap` for what that does not say.
@@ -143,7 +168,11 @@ def seen_in_training(task: Task, outcome: Outcome, training: Any, *, words: int 
     left = None
     if len(rows) > 1:
         gold = outcome.items.gold
-        left = Items(outcome.items.values[rows], None if gold is None else gold[rows], outcome.items.statistic)
+        left = Items(
+            outcome.items.values[rows],
+            None if gold is None else gold[rows],
+            outcome.items.statistic,
+        )
     return {
         "words": words,
         "items": int(flags.sum()),
@@ -163,7 +192,9 @@ def fingerprint(*parts: Any) -> str:
             with file.open("rb") as stream:
                 while block := stream.read(1 << 20):
                     digest.update(block)
-        digest.update(json.dumps(part if not isinstance(part, Path) else "", sort_keys=True).encode() + b"\0")
+        digest.update(
+            json.dumps(part if not isinstance(part, Path) else "", sort_keys=True).encode() + b"\0"
+        )
     return digest.hexdigest()
 
 
@@ -178,7 +209,11 @@ def _rounded(values: np.ndarray) -> list[float]:
 
 
 def _array(values: list[float] | None) -> np.ndarray | None:
-    return None if values is None else np.array([math.nan if value is None else value for value in values], np.float64)
+    return (
+        None
+        if values is None
+        else np.array([math.nan if value is None else value for value in values], np.float64)
+    )
 
 
 def _number(value: float) -> str:

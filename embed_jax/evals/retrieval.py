@@ -52,12 +52,16 @@ def open_task(
         raise InputError(unknown("similarity", similarity, SIMILARITIES))
     if passage_words < 0 or not 0 <= passage_overlap < max(passage_words, 1):
         found = f"{passage_words} and {passage_overlap}"
-        raise InputError(f"passage_words, passage_overlap: expected 0 or more, and less than it, found {found}")
+        raise InputError(
+            f"passage_words, passage_overlap: expected 0 or more, and less than it, found {found}"
+        )
     corpus, queries, qrels = open_retrieval_task(data, split)
     check_qrels(corpus, queries, qrels)
 
     def evaluate(embed: Embed) -> Outcome:
-        sides = [functools.partial(embed, use=Use(name, "Retrieval", side)) for side in (QUERY, DOCUMENT)]
+        sides = [
+            functools.partial(embed, use=Use(name, "Retrieval", side)) for side in (QUERY, DOCUMENT)
+        ]
         search = functools.partial(dense_search, *sides, similarity=similarity or embed.similarity)
         if passage_words:
             search = functools.partial(
@@ -67,7 +71,9 @@ def open_task(
                 overlap=passage_overlap,
                 similarity=similarity or embed.similarity,
             )
-        result = evaluate_search(search, corpus, queries, qrels, ks=ks, ignore_identical_ids=ignore_identical_ids)
+        result = evaluate_search(
+            search, corpus, queries, qrels, ks=ks, ignore_identical_ids=ignore_identical_ids
+        )
         return mean_outcome("ndcg@10" if 10 in ks else f"ndcg@{ks[0]}", result.per_query)
 
     return Task(name, "Retrieval", "queries", [(queries[query],) for query in qrels], evaluate)
@@ -105,7 +111,9 @@ class RetrievalResult:
     def intervals(self, confidence: float = 0.95) -> dict[str, tuple[float, float]]:
         """Bootstrap intervals of the means, over queries; the same resamples for each metric."""
         return {
-            name: bootstrap_interval(len(values), lambda i, v=values: float(v[i].mean()), confidence=confidence)
+            name: bootstrap_interval(
+                len(values), lambda i, v=values: float(v[i].mean()), confidence=confidence
+            )
             for name, values in self.per_query.items()
         }
 
@@ -135,7 +143,9 @@ def evaluate_retrieval(
         InputError: if a judgement names an unknown query or document, or nothing is judged.
     """
     search = functools.partial(dense_search, encode_queries, encode_corpus, similarity=similarity)
-    return evaluate_search(search, corpus, queries, qrels, ks=ks, ignore_identical_ids=ignore_identical_ids)
+    return evaluate_search(
+        search, corpus, queries, qrels, ks=ks, ignore_identical_ids=ignore_identical_ids
+    )
 
 
 def evaluate_search(
@@ -157,7 +167,10 @@ def evaluate_search(
     corpus = dict(sorted(corpus.items(), reverse=True))
     run = search(corpus, judged, max(ks) + ignore_identical_ids)
     if ignore_identical_ids:
-        run = {query: {doc: score for doc, score in found.items() if doc != query} for query, found in run.items()}
+        run = {
+            query: {doc: score for doc, score in found.items() if doc != query}
+            for query, found in run.items()
+        }
     return score_run(run, qrels, ks=ks)
 
 
@@ -170,7 +183,9 @@ def score_run(run: Run, qrels: Qrels, *, ks: Sequence[int] = (10,)) -> Retrieval
         qrels: judgements; what is not judged is not relevant.
     """
     if not qrels or min(ks, default=0) < 1:
-        raise InputError(f"expected judged queries and cut-offs from 1 up, found {len(qrels)} queries, cut-offs {ks}")
+        raise InputError(
+            f"expected judged queries and cut-offs from 1 up, found {len(qrels)} queries, cut-offs {ks}"
+        )
     depth = max(ks)
     gains = np.zeros((len(qrels), depth))
     ideal = np.zeros((len(qrels), max(1, *(len(judged) for judged in qrels.values()))))
@@ -178,7 +193,11 @@ def score_run(run: Run, qrels: Qrels, *, ks: Sequence[int] = (10,)) -> Retrieval
         found = [judged.get(document, 0) for document in list(run.get(query, ()))[:depth]]
         gains[row, : len(found)] = found
         ideal[row, : len(judged)] = sorted(judged.values(), reverse=True)
-    scores = {f"{name}@{k}": metric(gains, ideal, k) for name, metric in RANKING_METRICS.items() for k in ks}
+    scores = {
+        f"{name}@{k}": metric(gains, ideal, k)
+        for name, metric in RANKING_METRICS.items()
+        for k in ks
+    }
     return RetrievalResult(list(qrels), scores)
 
 
@@ -191,7 +210,9 @@ def check_qrels(corpus: Texts, queries: Texts, qrels: Qrels) -> None:
             raise InputError(f"qrels: query {query!r} is not among the {len(queries)} queries")
         for document in judged:
             if document not in corpus:
-                raise InputError(f"qrels: document {document!r}, judged for query {query!r}, is not in the corpus")
+                raise InputError(
+                    f"qrels: document {document!r}, judged for query {query!r}, is not in the corpus"
+                )
 
 
 def retrieval_evaluator(

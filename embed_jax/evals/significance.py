@@ -143,7 +143,9 @@ def compare_items(a: Items, b: Items, *, confidence: float = 0.95) -> PairedDiff
     Raises:
         InputError: if they are not of the same items; and as the functions above.
     """
-    same_gold = (a.gold is None) == (b.gold is None) and (a.gold is None or np.array_equal(a.gold, b.gold))
+    same_gold = (a.gold is None) == (b.gold is None) and (
+        a.gold is None or np.array_equal(a.gold, b.gold)
+    )
     if a.statistic != b.statistic or len(a) != len(b) or not same_gold:
         raise InputError(f"expected scores of the same items, found {len(a)} ({a.statistic}) and {len(b)} "
                          f"({b.statistic}){'' if same_gold else ', and other gold'}")  # fmt: skip
@@ -154,7 +156,11 @@ def compare_items(a: Items, b: Items, *, confidence: float = 0.95) -> PairedDiff
 
 
 def overall_difference(
-    tasks: Sequence[tuple[Items, Items]], *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+    tasks: Sequence[tuple[Items, Items]],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> PairedDifference:
     """The difference of two systems' mean scores over tasks.
 
@@ -199,7 +205,9 @@ def holm(p_values: Sequence[float] | Float[np.ndarray, " T"]) -> Float[np.ndarra
         raise InputError(f"p-values: expected one list, found {p.ndim} dimensions")
     wrong = np.flatnonzero(~((p >= 0) & (p <= 1)))  # also nan
     if len(wrong):
-        raise InputError(f"p-values: found {p[wrong[0]]} at place {wrong[0]}, expected numbers from 0 to 1")
+        raise InputError(
+            f"p-values: found {p[wrong[0]]} at place {wrong[0]}, expected numbers from 0 to 1"
+        )
     order = np.argsort(p, kind="stable")
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1)
@@ -248,7 +256,9 @@ def verdict(
     """
     low, high = interval
     if any(map(math.isnan, (difference, p_value, low, high))):
-        raise InputError(f"no verdict on difference {difference}, p {p_value}, interval {low} to {high}: nan")
+        raise InputError(
+            f"no verdict on difference {difference}, p {p_value}, interval {low} to {high}: nan"
+        )
     p = f"p = {p_value:.3f}" if p_value >= 0.001 else "p < 0.001"
     numbers = f"{a} - {b} = {difference:+.4f}, {100 * (1 - alpha):g} % interval {low:+.4f} to {high:+.4f}, {p}"
     excludes_zero = low > 0 or high < 0
@@ -273,10 +283,14 @@ def _columns(at_least: int = 2, **columns: Sequence[float]) -> list[Float[np.nda
     arrays = {name: np.asarray(column, np.float64) for name, column in columns.items()}
     for name, array in arrays.items():
         if array.ndim != 1 or len(array) < at_least:
-            raise InputError(f"scores of {name}: expected a list of {at_least} or more, found shape {array.shape}")
+            raise InputError(
+                f"scores of {name}: expected a list of {at_least} or more, found shape {array.shape}"
+            )
         wrong = np.flatnonzero(~np.isfinite(array))
         if len(wrong):
-            raise InputError(f"scores of {name}: found {array[wrong[0]]} at item {wrong[0]}, expected finite numbers")
+            raise InputError(
+                f"scores of {name}: found {array[wrong[0]]} at item {wrong[0]}, expected finite numbers"
+            )
     if len({len(array) for array in arrays.values()}) > 1:
         found = ", ".join(f"{len(array)} of {name}" for name, array in arrays.items())
         raise InputError(f"expected scores of the same items, found {found}")

@@ -10,7 +10,14 @@ from jaxtyping import Float, Int
 
 from embed_jax.data.sources.sts import open_sts
 from embed_jax.errors import InputError
-from embed_jax.evals.metrics import bootstrap, bootstrap_interval, pearson, percentile_interval, spearman, spearman_of
+from embed_jax.evals.metrics import (
+    bootstrap,
+    bootstrap_interval,
+    pearson,
+    percentile_interval,
+    spearman,
+    spearman_of,
+)
 from embed_jax.evals.task import Embed, Items, Outcome, Task, Use, encode_columns
 from embed_jax.registry import unknown
 from embed_jax.retrieval.topk import Encode
@@ -18,7 +25,12 @@ from embed_jax.similarity import SIMILARITIES, pairwise_similarity
 
 
 def open_task(
-    data: str, split: str = "test", *, name: str = "", similarity: str = "cosine", scale: str = "0,5"
+    data: str,
+    split: str = "test",
+    *,
+    name: str = "",
+    similarity: str = "cosine",
+    scale: str = "0,5",
 ) -> Task:
     """STS by mteb's protocol: Spearman's correlation of the pairs' cosines with the scores.
 
@@ -36,7 +48,9 @@ def open_task(
     try:
         low, high = map(float, scale.split(","))
     except ValueError:
-        raise InputError(f"scale: expected lowest and highest score, such as '0,5', found {scale!r}") from None
+        raise InputError(
+            f"scale: expected lowest and highest score, such as '0,5', found {scale!r}"
+        ) from None
     first, second, scores, subsets = open_sts(data, split, scale=(low, high))
     _check_lengths(first, second, scores, subsets)
     gold = np.array(scores)
@@ -44,23 +58,33 @@ def open_task(
     def evaluate(embed: Embed) -> Outcome:
         sides = encode_columns(functools.partial(embed, use=Use(name, "STS")), first, second)
         found = {kind: pairwise_similarity(*sides, kind) for kind in SIMILARITIES}
-        metrics, items = sts_metrics(found[similarity], gold, subsets), Items(found[similarity], gold, "spearman")
+        metrics, items = (
+            sts_metrics(found[similarity], gold, subsets),
+            Items(found[similarity], gold, "spearman"),
+        )
         for kind in SIMILARITIES:
             if kind != similarity:
-                metrics |= {f"{kind}_{metric}": value for metric, value in sts_metrics(found[kind], gold).items()}
+                metrics |= {
+                    f"{kind}_{metric}": value
+                    for metric, value in sts_metrics(found[kind], gold).items()
+                }
         intervals = _intervals(found[similarity], gold, subsets)
         return Outcome("spearman", metrics, intervals, items)
 
     return Task(name, "STS", "pairs", list(zip(first, second, strict=True)), evaluate)
 
 
-def pair_similarities(encode: Encode, sentences1: Sequence[str], sentences2: Sequence[str]) -> Float[np.ndarray, " N"]:
+def pair_similarities(
+    encode: Encode, sentences1: Sequence[str], sentences2: Sequence[str]
+) -> Float[np.ndarray, " N"]:
     """Cosine similarity of each pair; each distinct text is encoded once. A zero vector is similar to nothing: 0."""
     return pairwise_similarity(*encode_columns(encode, sentences1, sentences2), "cosine")
 
 
 def sts_metrics(
-    similarities: Float[np.ndarray, " N"], scores: Sequence[float], subsets: Sequence[str] | None = None
+    similarities: Float[np.ndarray, " N"],
+    scores: Sequence[float],
+    subsets: Sequence[str] | None = None,
 ) -> dict[str, float]:
     """Correlations of similarities with gold scores.
 
@@ -137,4 +161,6 @@ def _members(subsets: Sequence[str]) -> list[Int[np.ndarray, " M"]]:
 def _check_lengths(*columns: Sequence) -> None:
     lengths = {len(column) for column in columns}
     if len(lengths) > 1 or min(lengths) < 2:
-        raise InputError(f"STS data: expected columns of one length, 2 or more, found lengths {sorted(lengths)}")
+        raise InputError(
+            f"STS data: expected columns of one length, 2 or more, found lengths {sorted(lengths)}"
+        )

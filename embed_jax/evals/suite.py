@@ -55,14 +55,18 @@ class Entry:
                 raise InputError(f"{self.task} {self.name}: {unknown('option', option, accepted)}")
             if not _fits(value, accepted[option]):
                 wanted = accepted[option].annotation
-                raise InputError(f"{self.task} {self.name}: {option}: expected {wanted}, found {value!r}")
+                raise InputError(
+                    f"{self.task} {self.name}: {option}: expected {wanted}, found {value!r}"
+                )
         return open_task(self.data, self.split, name=self.name, **self.options)
 
     def fingerprint(self) -> str:
         """Of all that a score depends on besides the model."""
         path = Path(self.data)
         content = [path] if not self.data.startswith(REMOTE) and path.exists() else []
-        return fingerprint(dataclasses.asdict(self) | {"data": path.name if content else self.data}, *content)
+        return fingerprint(
+            dataclasses.asdict(self) | {"data": path.name if content else self.data}, *content
+        )
 
 
 def read_suite(path: Path, root: Path | None = None) -> list[Entry]:
@@ -78,7 +82,9 @@ def read_suite(path: Path, root: Path | None = None) -> list[Entry]:
         InputError: for a file that cannot be read, and the first entry that is none, with its number.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such file; a suite is a YAML or Python file with a list of tasks")
+        raise InputError(
+            f"{path}: no such file; a suite is a YAML or Python file with a list of tasks"
+        )
     try:
         found = runpy.run_path(str(path)).get("TASKS") if path.suffix == ".py" else _yaml(path)
     except Exception as error:  # whatever a Python file does
@@ -86,11 +92,16 @@ def read_suite(path: Path, root: Path | None = None) -> list[Entry]:
     if not isinstance(found, list) or not found:
         what = "TASKS to a list" if path.suffix == ".py" else "a list"
         raise InputError(f"{path}: expected {what} of tasks, found {type(found).__name__}")
-    entries = [_entry(f"{path}: task {number}", one, root or path.parent) for number, one in enumerate(found, 1)]
+    entries = [
+        _entry(f"{path}: task {number}", one, root or path.parent)
+        for number, one in enumerate(found, 1)
+    ]
     names = [entry.name for entry in entries]
     for number, name in enumerate(names):
         if name in names[:number]:
-            raise InputError(f"{path}: task {number + 1}: {name!r} is the second one of this name; give it a name")
+            raise InputError(
+                f"{path}: task {number + 1}: {name!r} is the second one of this name; give it a name"
+            )
     return entries
 
 
@@ -125,7 +136,12 @@ def evaluate(
     began = time.perf_counter()
     outcome = task.evaluate(_instructed(embed, entry.instruction))
     seconds = time.perf_counter() - began
-    recorded = {"data": entry.data, "split": entry.split, "options": dict(entry.options), "seconds": round(seconds, 3)}
+    recorded = {
+        "data": entry.data,
+        "split": entry.split,
+        "options": dict(entry.options),
+        "seconds": round(seconds, 3),
+    }
     recorded |= {"instruction": entry.instruction} if entry.instruction else {}
     if training is not None:
         recorded["overlap"] = seen_in_training(task, outcome, training())
@@ -152,7 +168,10 @@ def result_file(directory: Path, name: str) -> Path:
 
 def file_name(name: str) -> str:
     """A name without what file names cannot have: org/model -> org_model."""
-    return "".join(char if char.isalnum() or char in "-_.+=" else "_" for char in name).strip("._") or "_"
+    return (
+        "".join(char if char.isalnum() or char in "-_.+=" else "_" for char in name).strip("._")
+        or "_"
+    )
 
 
 class _instructed:  # noqa: N801  a function with an attribute
@@ -162,7 +181,9 @@ class _instructed:  # noqa: N801  a function with an attribute
         self._embed, self._instruction, self.similarity = embed, instruction, embed.similarity
 
     def __call__(self, texts: Sequence[str], use: Use) -> Any:
-        return self._embed(texts, dataclasses.replace(use, instruction=use.instruction or self._instruction))
+        return self._embed(
+            texts, dataclasses.replace(use, instruction=use.instruction or self._instruction)
+        )
 
 
 def _fits(value: Any, parameter: inspect.Parameter) -> bool:
@@ -186,7 +207,9 @@ def _entry(where: str, found: Any, root: Path) -> Entry:
         raise InputError(f"{where}: expected a mapping with task and data, found {found!r}")
     for field in ("task", "data"):
         if field not in found:
-            raise InputError(f"{where}: no field {field!r}; found {', '.join(map(str, found)) or 'none'}")
+            raise InputError(
+                f"{where}: no field {field!r}; found {', '.join(map(str, found)) or 'none'}"
+            )
     for field in FIELDS:
         if not isinstance(found.get(field, ""), str):
             raise InputError(f"{where}: {field}: expected text, found {found[field]!r}")
@@ -202,5 +225,10 @@ def _entry(where: str, found: Any, root: Path) -> Entry:
 
 def _rooted(value: Any, root: Path) -> Any:
     """The path below `root` that a text names, if there is one; else what it was."""
-    there = isinstance(value, str) and value and not value.startswith(REMOTE) and (root / value).exists()
+    there = (
+        isinstance(value, str)
+        and value
+        and not value.startswith(REMOTE)
+        and (root / value).exists()
+    )
     return str(root / value) if there else value

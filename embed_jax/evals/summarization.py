@@ -34,7 +34,9 @@ def open_task(data: str, split: str = "test", *, name: str = "") -> Task:
     kept = [record for record in records if len(set(record[2])) > 1 and len(set(record[3])) > 1]
     if not kept:
         found = f"none among {len(records)}"
-        raise InputError(f"{place(data, split)}: expected a text with summaries of different ratings, found {found}")
+        raise InputError(
+            f"{place(data, split)}: expected a text with summaries of different ratings, found {found}"
+        )
     texts, human, machine, ratings = zip(*kept, strict=True)
     left_out = f"{len(records) - len(kept)} of {len(records)} texts left out: all ratings or all summaries equal"
     notes = [left_out] if len(kept) < len(records) else []
@@ -44,7 +46,13 @@ def open_task(data: str, split: str = "test", *, name: str = "") -> Task:
         sides = vectors[: len(human)], vectors[len(human) :]
         return summarization_outcome(*sides, ratings, own=embed.similarity, notes=notes)
 
-    return Task(name, KIND, "texts", [(text, *written) for text, written in zip(texts, human, strict=True)], evaluate)
+    return Task(
+        name,
+        KIND,
+        "texts",
+        [(text, *written) for text, written in zip(texts, human, strict=True)],
+        evaluate,
+    )
 
 
 def summarization_outcome(
@@ -74,10 +82,15 @@ def summarization_outcome(
     values = np.full((len(similarities) * len(CORRELATIONS), len(human)), np.nan)
     for number, (written, made, rated) in enumerate(zip(human, machine, ratings, strict=True)):
         nearest = [_nearest(made, written, name) for name in similarities]
-        values[:, number] = [correlate(np.asarray(rated), s) for s in nearest for correlate in CORRELATIONS.values()]
+        values[:, number] = [
+            correlate(np.asarray(rated), s) for s in nearest for correlate in CORRELATIONS.values()
+        ]
     undefined = np.isnan(values).any(axis=0)
     if undefined.any():
-        notes = [*notes, f"{undefined.sum()} of {len(human)} texts do not count: all similarities equal"]
+        notes = [
+            *notes,
+            f"{undefined.sum()} of {len(human)} texts do not count: all similarities equal",
+        ]
         counted = values[:, ~undefined]
         values[:, undefined] = counted.mean(axis=1, keepdims=True) if counted.size else np.nan
     names = [f"{similarity}_{name}" for similarity in similarities for name in CORRELATIONS]

@@ -90,7 +90,9 @@ class Items:
     def score(self, rows: Int[np.ndarray, " M"] | slice = slice(None)) -> float:
         """The statistic of the items with these numbers; of all."""
         values = np.asarray(self.values)[rows]
-        return STATISTICS[self.statistic](values, values if self.gold is None else np.asarray(self.gold)[rows])
+        return STATISTICS[self.statistic](
+            values, values if self.gold is None else np.asarray(self.gold)[rows]
+        )
 
     def resampled(self, resamples: int = 1000, seed: int = 0) -> Float[np.ndarray, " R"]:
         """The score of items drawn with replacement, again and again; the same draws for the same number of items."""
@@ -166,7 +168,11 @@ def mean_outcome(
         raise InputError(f"{main}: no items to score")
     metrics = {name: items.score() for name, items in scored.items()} | dict(others or {})
     return Outcome(
-        main, metrics, {name: items.interval() for name, items in scored.items()}, scored[main], tuple(notes)
+        main,
+        metrics,
+        {name: items.interval() for name, items in scored.items()},
+        scored[main],
+        tuple(notes),
     )
 
 
@@ -178,10 +184,15 @@ def encode_columns(
     Raises:
         InputError: if the embeddings are not one finite vector for each text.
     """
-    number = {text: i for i, text in enumerate(dict.fromkeys(text for column in columns for text in column))}
+    number = {
+        text: i
+        for i, text in enumerate(dict.fromkeys(text for column in columns for text in column))
+    }
     embeddings = np.asarray(encode(list(number)))
     if embeddings.ndim != 2 or len(embeddings) != len(number):
-        raise InputError(f"embeddings: expected [{len(number)}, D] for as many texts, found {list(embeddings.shape)}")
+        raise InputError(
+            f"embeddings: expected [{len(number)}, D] for as many texts, found {list(embeddings.shape)}"
+        )
     finite = np.isfinite(embeddings).all(axis=1)
     if not finite.all():
         text = list(number)[int(np.argmin(finite))]

@@ -40,7 +40,9 @@ from embed_jax.evals.task import Embed, Items, Outcome, Task, Use, encode_column
 STRENGTHS = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)
 SEED = 1111  # SentEval's
 
-Chosen = tuple[Int[np.ndarray, " N"], list[float], float]  # predictions, strengths, accuracy where they were chosen
+Chosen = tuple[
+    Int[np.ndarray, " N"], list[float], float
+]  # predictions, strengths, accuracy where they were chosen
 
 
 class Rotated(NamedTuple):
@@ -91,26 +93,40 @@ def open_task(
     require("sklearn", "eval")
     strengths = [float(strength) for strength in strengths]
     if folds < 3 or min(strengths, default=0) <= 0:
-        raise InputError(f"transfer: expected 3 folds or more and strengths above 0, found {folds} and {strengths}")
+        raise InputError(
+            f"transfer: expected 3 folds or more and strengths above 0, found {folds} and {strengths}"
+        )
     if dev and not train:
         raise InputError(f"transfer: expected the option train beside dev, found only {dev!r}")
     places, learnt = _places(data, split, train, dev), "train" if train else "test"
     texts, labels = _read(places, label, learnt, 1 if dev else folds)
-    kind, unit = ("Classification", "texts") if len(texts["test"][0]) == 1 else ("PairClassification", "pairs")
+    kind, unit = (
+        ("Classification", "texts")
+        if len(texts["test"][0]) == 1
+        else ("PairClassification", "pairs")
+    )
 
     def evaluate(embed: Embed) -> Outcome:
         columns = [column for part in texts.values() for column in zip(*part, strict=True)]
         encoded = iter(encode_columns(functools.partial(embed, use=Use(name, kind)), *columns))
-        vectors = _features({part: [next(encoded) for _ in items[0]] for part, items in texts.items()}, learnt)
+        vectors = _features(
+            {part: [next(encoded) for _ in items[0]] for part, items in texts.items()}, learnt
+        )
         if train:
             predicted, chosen, accuracy = train_and_test(vectors, labels, folds, strengths, seed)
         else:
-            predicted, chosen, accuracy = cross_validate(vectors["test"], labels["test"], folds, strengths, seed)
+            predicted, chosen, accuracy = cross_validate(
+                vectors["test"], labels["test"], folds, strengths, seed
+            )
 
         def metrics(rows: Int[np.ndarray, " M"]) -> dict[str, float]:
-            return prediction_metrics(labels["test"][rows], predicted[None, rows], int(labels[learnt].max()) + 1)
+            return prediction_metrics(
+                labels["test"][rows], predicted[None, rows], int(labels[learnt].max()) + 1
+            )
 
-        times = ", ".join(f"{strength:g} ({count} x)" for strength, count in sorted(Counter(chosen).items()))
+        times = ", ".join(
+            f"{strength:g} ({count} x)" for strength, count in sorted(Counter(chosen).items())
+        )
         return Outcome(
             "accuracy",
             metrics(np.arange(len(predicted))) | {"accuracy_dev": accuracy},
@@ -141,7 +157,9 @@ def cross_validate(
     fold, rotated = _folds(labels, folds, seed), _rotate(vectors)
     pairs = list(itertools.combinations(range(folds), 2))
     kept = np.stack([(fold != one) & (fold != other) for one, other in pairs], axis=1)
-    accuracy = np.zeros((len(strengths), folds, folds))  # [s, i, j]: on fold j without the folds i and j
+    accuracy = np.zeros(
+        (len(strengths), folds, folds)
+    )  # [s, i, j]: on fold j without the folds i and j
     weights = None
     for number, strength in enumerate(strengths):
         weights = logistic_regressions(rotated, labels, kept, [strength] * len(pairs), weights)
@@ -153,7 +171,9 @@ def cross_validate(
     best = means.argmax(axis=0)
     chosen = [strengths[number] for number in best]
     weights = logistic_regressions(rotated, labels, fold[:, None] != np.arange(folds), chosen)
-    predicted = np.take_along_axis(predictions(weights, rotated.vectors), fold[:, None], axis=1)[:, 0]
+    predicted = np.take_along_axis(predictions(weights, rotated.vectors), fold[:, None], axis=1)[
+        :, 0
+    ]
     return predicted, chosen, float(means.max(axis=0).mean())
 
 
@@ -185,10 +205,16 @@ def train_and_test(
     for strength in strengths:
         weights = logistic_regressions(rotated, gold, kept, [strength] * len(parts), weights)
         right = predictions(weights, scored) == answers[:, None]
-        accuracy.append(float(np.mean([right[part, model].mean() for model, part in enumerate(parts)])))
+        accuracy.append(
+            float(np.mean([right[part, model].mean() for model, part in enumerate(parts)]))
+        )
     best = int(np.argmax(accuracy))
     weights = logistic_regressions(rotated, gold, everything, [strengths[best]])
-    return predictions(weights, _turn(rotated, vectors["test"]))[:, 0], [strengths[best]], accuracy[best]
+    return (
+        predictions(weights, _turn(rotated, vectors["test"]))[:, 0],
+        [strengths[best]],
+        accuracy[best],
+    )
 
 
 def logistic_regressions(
@@ -217,10 +243,19 @@ def logistic_regressions(
     penalty = (2 if classes == 2 else 1) / np.asarray(strengths, np.float32)
     if start is None:
         start = jnp.zeros((rotated.vectors.shape[1] + 1, models, classes), jnp.float32)
-    return _minimise(rotated.vectors, rotated.squares, np.eye(classes, dtype=np.float32)[labels], kept, penalty, start)
+    return _minimise(
+        rotated.vectors,
+        rotated.squares,
+        np.eye(classes, dtype=np.float32)[labels],
+        kept,
+        penalty,
+        start,
+    )
 
 
-def predictions(weights: Float[Array, "D+1 M K"], vectors: Float[np.ndarray, "N D"]) -> Int[np.ndarray, "N M"]:
+def predictions(
+    weights: Float[Array, "D+1 M K"], vectors: Float[np.ndarray, "N D"]
+) -> Int[np.ndarray, "N M"]:
     """The label of each row by each of the regressions."""
     return np.asarray(_predict(weights, vectors))
 
@@ -230,7 +265,9 @@ def _predict(weights, vectors):
     return _logits(weights, vectors).argmax(axis=-1)
 
 
-def _logits(weights: Float[Array, "D+1 M K"], vectors: Float[Array, "N D"]) -> Float[Array, "N M K"]:
+def _logits(
+    weights: Float[Array, "D+1 M K"], vectors: Float[Array, "N D"]
+) -> Float[Array, "N M K"]:
     return jnp.einsum("nd,dmk->nmk", vectors, weights[:-1], precision="highest") + weights[-1]
 
 
@@ -238,7 +275,9 @@ def _logits(weights: Float[Array, "D+1 M K"], vectors: Float[Array, "N D"]) -> F
 def _minimise(vectors, squares, gold, kept, penalty, start, tolerance=3e-5, most=2000):
     """`logistic_regressions` until |gradient|^2 in the bound's metric, by row, is below tolerance^2 in all of them."""
     rows = kept.sum(axis=0)
-    penalties = jnp.concatenate([jnp.broadcast_to(penalty, (len(squares), len(penalty))), jnp.zeros((1, len(penalty)))])
+    penalties = jnp.concatenate(
+        [jnp.broadcast_to(penalty, (len(squares), len(penalty))), jnp.zeros((1, len(penalty)))]
+    )
     step = 1 / (jnp.append(squares, len(vectors))[:, None] / 2 + penalties)[..., None]
 
     def gradient(weights):
@@ -257,29 +296,45 @@ def _minimise(vectors, squares, gold, kept, penalty, start, tolerance=3e-5, most
         return count + 1, new, ahead, grown, jnp.max(jnp.sum(step * slope**2, axis=(0, 2)) / rows)
 
     state = (0, start, start, jnp.ones(len(penalty)), jnp.inf)
-    return jax.lax.while_loop(lambda state: (state[0] < most) & (state[-1] > tolerance**2), move, state)[1]
+    return jax.lax.while_loop(
+        lambda state: (state[0] < most) & (state[-1] > tolerance**2), move, state
+    )[1]
 
 
 def _rotate(vectors: Float[np.ndarray, "N D"]) -> Rotated:
     center = vectors.mean(axis=0, dtype=np.float64)
     centered = vectors - center
     squares, axes = np.linalg.eigh(centered.T @ centered)
-    return Rotated((centered @ axes).astype(np.float32), np.maximum(squares, 0).astype(np.float32), center, axes)
+    return Rotated(
+        (centered @ axes).astype(np.float32),
+        np.maximum(squares, 0).astype(np.float32),
+        center,
+        axes,
+    )
 
 
 def _turn(rotated: Rotated, vectors: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
     return ((vectors - rotated.center) @ rotated.axes).astype(np.float32)
 
 
-def _features(columns: dict[str, list[Float[np.ndarray, "_ D"]]], learnt: str) -> dict[str, Float[np.ndarray, "_ F"]]:
+def _features(
+    columns: dict[str, list[Float[np.ndarray, "_ D"]]], learnt: str
+) -> dict[str, Float[np.ndarray, "_ F"]]:
     """Embeddings, or |u - v| and u * v, by split, after the mean variance of those that are learnt from was made 1."""
     train = np.concatenate(columns[learnt]).astype(np.float64)
     scale = np.sqrt(np.mean(np.square(train - train.mean(axis=0)))) or 1.0
 
     def features(first: np.ndarray, second: np.ndarray | None = None) -> np.ndarray:
-        return first if second is None else np.concatenate([np.abs(first - second), first * second], axis=1)
+        return (
+            first
+            if second is None
+            else np.concatenate([np.abs(first - second), first * second], axis=1)
+        )
 
-    return {part: features(*(column.astype(np.float64) / scale for column in found)) for part, found in columns.items()}
+    return {
+        part: features(*(column.astype(np.float64) / scale for column in found))
+        for part, found in columns.items()
+    }
 
 
 def _folds(labels: Int[np.ndarray, " N"], folds: int, seed: int) -> Int[np.ndarray, " N"]:
@@ -302,7 +357,9 @@ def _places(data: str, split: str, train: str, dev: str) -> dict[str, tuple[str,
         if file_format(Path(source)) in FORMATS:
             places[part] = source, split
         elif source and Path(data).is_file():
-            raise InputError(f"{data}: a file has no split {source!r}: expected a directory, or a file as {part}")
+            raise InputError(
+                f"{data}: a file has no split {source!r}: expected a directory, or a file as {part}"
+            )
         elif source:
             places[part] = data, source
     return places
@@ -321,15 +378,21 @@ def _read(
             raise InputError(f"{place(*where)}: all of {len(rows)} texts are empty")
         found[part] = [row.label(label) for row in rows]
         if len(fields) != len(texts["test"][0]):
-            raise InputError(f"{rows[0].where}: expected the fields of {place(*places['test'])}, texts or pairs")
+            raise InputError(
+                f"{rows[0].where}: expected the fields of {place(*places['test'])}, texts or pairs"
+            )
     counts = Counter(found[learnt]).most_common()
     if len(counts) < 2 or counts[1][1] < folds:
         few = ", ".join(f"{kind!r} ({count} x)" for kind, count in counts[:5])
-        raise InputError(f"{place(*places[learnt])}: expected two labels with {folds} texts or more, found {few}")
+        raise InputError(
+            f"{place(*places[learnt])}: expected two labels with {folds} texts or more, found {few}"
+        )
     names = sorted(dict(counts))
     for part, kinds in found.items():
         unknown = sorted(set(kinds).difference(names))
         if unknown:
             few = ", ".join(map(repr, unknown[:5]))
-            raise InputError(f"{place(*places[part])}: {len(unknown)} labels that no training text has: {few}")
+            raise InputError(
+                f"{place(*places[part])}: {len(unknown)} labels that no training text has: {few}"
+            )
     return texts, {part: np.searchsorted(names, kinds) for part, kinds in found.items()}

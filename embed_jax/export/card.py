@@ -15,7 +15,10 @@ from embed_jax.export.usage import loads_in_sentence_transformers, usage
 from embed_jax.sentence import SentenceEncoder
 from embed_jax.types import num_params
 
-KINDS = {"sts": ("semantic-similarity", "Semantic Similarity"), "retrieval": ("information-retrieval", "Retrieval")}
+KINDS = {
+    "sts": ("semantic-similarity", "Semantic Similarity"),
+    "retrieval": ("information-retrieval", "Retrieval"),
+}
 SETTINGS = {  # fields of a config that a card names, if they are set: what they are called
     "loss.name": "loss",
     "loss.temperature": "temperature",
@@ -96,7 +99,12 @@ def metadata(model: SentenceEncoder | CrossEncoder, about: About) -> str:
 
     crossing = isinstance(model, CrossEncoder)
     base = hub_model(_base(about))
-    datasets = [data.hub for run in (about.run.stages() if about.run else ()) for data in run.datasets if data.hub]
+    datasets = [
+        data.hub
+        for run in (about.run.stages() if about.run else ())
+        for data in run.datasets
+        if data.hub
+    ]
     results = [
         EvalResult(
             task_type=KINDS.get(scores.task, (scores.task, ""))[0],
@@ -111,14 +119,25 @@ def metadata(model: SentenceEncoder | CrossEncoder, about: About) -> str:
         for scores in about.scores
         for metric, value in _shown(scores, about.scores).items()
     ]
-    kinds = ["cross-encoder", "reranker"] if crossing else ["sentence-similarity", "feature-extraction"]
+    kinds = (
+        ["cross-encoder", "reranker"] if crossing else ["sentence-similarity", "feature-extraction"]
+    )
     theirs = loads_in_sentence_transformers(model) and about.format == "sentence-transformers"
     data = ModelCardData(
         language=list(about.languages) or None,
         license=about.licence or None,
-        library_name="sentence-transformers" if theirs else "transformers" if about.format == "huggingface" else None,
+        library_name="sentence-transformers"
+        if theirs
+        else "transformers"
+        if about.format == "huggingface"
+        else None,
         pipeline_tag="text-ranking" if crossing else "sentence-similarity",
-        tags=[*(["sentence-transformers"] if theirs else []), "embed-jax", *kinds, *(["onnx"] if about.onnx else [])],
+        tags=[
+            *(["sentence-transformers"] if theirs else []),
+            "embed-jax",
+            *kinds,
+            *(["onnx"] if about.onnx else []),
+        ],
         base_model=base or None,
         base_model_relation=_relation(model, about) if base else None,
         datasets=sorted(set(datasets)) or None,
@@ -156,7 +175,9 @@ def _first_words(model: SentenceEncoder | CrossEncoder, about: About) -> str:
             "clustering."
         )
     how = "trained" if about.run else "written"
-    source = f" It was {how} with embed-jax" + (f" from {_named(_base(about))}." if _base(about) else ".")
+    source = f" It was {how} with embed-jax" + (
+        f" from {_named(_base(about))}." if _base(about) else "."
+    )
     return what + source
 
 
@@ -164,13 +185,21 @@ def _facts(model: SentenceEncoder | CrossEncoder, about: About) -> Iterator[tupl
     backbone = model.spec.backbone
     if _base(about):
         yield "base", _named(_base(about))
-    yield "architecture", f"{backbone.family}, {backbone.num_layers} layers of {backbone.hidden_size}"
+    yield (
+        "architecture",
+        f"{backbone.family}, {backbone.num_layers} layers of {backbone.hidden_size}",
+    )
     yield "parameters", f"{num_params(model.params):,}"
     if model.max_length < 10**9:
         yield "longest text", f"{model.max_length:,} tokens; the rest is cut off"
     if isinstance(model, CrossEncoder):
         yield "labels", str(model.num_labels)
-        yield "scores", "the sigmoid of the logits" if model.activation == "sigmoid" else "the logits as they are"
+        yield (
+            "scores",
+            "the sigmoid of the logits"
+            if model.activation == "sigmoid"
+            else "the logits as they are",
+        )
         if model.prompt:
             yield "before each query", f"`{model.prompt!r}`"
         return
@@ -209,7 +238,11 @@ def _training(run: Run, step: int) -> str:
         for one in run.stages()
         for data in one.datasets
     ]
-    parts = ["## Training", _table(("data", "split", "records", "licence", "loss"), rows)] if rows else ["## Training"]
+    parts = (
+        ["## Training", _table(("data", "split", "records", "licence", "loss"), rows)]
+        if rows
+        else ["## Training"]
+    )
     stages = run.stages()
     for number, one in enumerate(stages, 1):
         if len(stages) > 1:
@@ -227,14 +260,24 @@ def _settings(run: Run, step: int) -> Iterator[tuple[str, str]]:
             continue
         if field == "train.epochs" and run.config["train"].get("steps"):
             continue
-        yield name, f"`{value}`" if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else str(value)
+        yield (
+            name,
+            f"`{value}`"
+            if isinstance(value, str)
+            else f"{value:g}"
+            if isinstance(value, float)
+            else str(value),
+        )
     if run.steps:
         yield "steps", f"{run.steps:,}"
     chosen = run.chosen()
     if step:
         yield "this model", f"of step {step:,}"
     elif chosen:
-        yield "this model", f"of step {chosen[0]:,}, where {run.config['eval']['metric']} was best: {chosen[1]:.4f}"
+        yield (
+            "this model",
+            f"of step {chosen[0]:,}, where {run.config['eval']['metric']} was best: {chosen[1]:.4f}",
+        )
     for metric, name, form in (
         ("tokens_per_second", "tokens a second (median)", "{:,.0f}"),
         ("mfu", "model FLOPs utilisation (median)", "{:.2f}"),
@@ -277,10 +320,16 @@ def _evaluation(found: Sequence[Scores], run: Run | None) -> str:
         notes = [f"- {scores.name}: {note}" for scores in found for note in scores.notes]
         parts += ["What must be known of these figures:\n\n" + "\n".join(notes)] if notes else []
     measured = (run.results.get("metrics") or {}) if run else {}
-    sides = [side for side in ("before", "after", "teacher") if any(name.startswith(f"{side}/") for name in measured)]
+    sides = [
+        side
+        for side in ("before", "after", "teacher")
+        if any(name.startswith(f"{side}/") for name in measured)
+    ]
     if "after" in sides:
         names = [name.partition("/")[2] for name in measured if name.startswith("after/")]
-        rows = [(name, *(_number(measured.get(f"{side}/{name}")) for side in sides)) for name in names]
+        rows = [
+            (name, *(_number(measured.get(f"{side}/{name}")) for side in sides)) for name in names
+        ]
         what = "At the end of the training, on test data that chose nothing"
         what += " (Spearman's correlation):" if run.results.get("task") == "sts" else ":"
         parts += [what, _table(("", *sides), rows)]
@@ -305,20 +354,31 @@ def _number(value: float | None) -> str:
 
 def _again(run: Run) -> str:
     stages = run.stages()
-    parts = ["## Train it again", "Each file is the config of a run; what it does not name is as in embed-jax."]
+    parts = [
+        "## Train it again",
+        "Each file is the config of a run; what it does not name is as in embed-jax.",
+    ]
     for number, one in enumerate(stages, 1):
         name = "config" if len(stages) == 1 else f"config_{number}"
         config = one.config
         if number > 1:  # from the model that the command before it writes
-            config = config | {"model": config["model"] | {"name": f"runs/config_{number - 1}/model"}}
+            config = config | {
+                "model": config["model"] | {"name": f"runs/config_{number - 1}/model"}
+            }
         parts.append(f"`{name}.py`:\n\n```python\n{config_source(config)}```")
         if one.experiment == "":
-            parts.append("No experiment was launched: this was trained from Python, on data given there.")
+            parts.append(
+                "No experiment was launched: this was trained from Python, on data given there."
+            )
             continue
         experiment = one.experiment or "EXPERIMENT"
-        parts.append(f"```bash\npython -m experiments.{experiment} --config={name}.py --workdir=runs/{name}\n```")
+        parts.append(
+            f"```bash\npython -m experiments.{experiment} --config={name}.py --workdir=runs/{name}\n```"
+        )
     if any(one.experiment is None for one in stages):
-        parts.append("EXPERIMENT is the one that it was trained with, such as `nli`, `retrieval` or `simcse`.")
+        parts.append(
+            "EXPERIMENT is the one that it was trained with, such as `nli`, `retrieval` or `simcse`."
+        )
     return "\n\n".join(parts)
 
 

@@ -38,7 +38,9 @@ def whole_export(directory: Path) -> Iterator[Path]:
     present = _present(directory)
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{directory.name}.", dir=directory.parent) as beside:
+        with tempfile.TemporaryDirectory(
+            prefix=f".{directory.name}.", dir=directory.parent
+        ) as beside:
             new, old = Path(beside) / "new", Path(beside) / "old"
             new.mkdir()
             yield new
@@ -61,7 +63,9 @@ def _present(directory: Path) -> set[str]:
         raise InputError(f"{directory}: is a file; a directory is wanted")
     present = {path.name for path in directory.iterdir()}
     card = directory / CARD
-    if present and not (card.is_file() and MARK in card.read_text(encoding="utf-8", errors="replace")):
+    if present and not (
+        card.is_file() and MARK in card.read_text(encoding="utf-8", errors="replace")
+    ):
         raise InputError(f"{directory}: holds {', '.join(sorted(present)[:5])}, and is no earlier export; give a new "
                          "directory")  # fmt: skip
     return present
@@ -78,7 +82,11 @@ def write_plain(model: SentenceEncoder, directory: Path) -> None:
     heads = [*([model.spec.token_head] if model.spec.token_head else []), *model.spec.heads]
     heads = [type(head).__name__ for head in heads if not isinstance(head, Normalize)]
     if heads or model.spec.backbone.family == "static":
-        what = f"{', '.join(heads)} after its backbone" if heads else "a table of token vectors and no transformer"
+        what = (
+            f"{', '.join(heads)} after its backbone"
+            if heads
+            else "a table of token vectors and no transformer"
+        )
         raise InputError(f"--format huggingface: the model has {what}, which a plain directory cannot hold; use "
                          "sentence-transformers")  # fmt: skip
     model.save(directory)
@@ -101,15 +109,24 @@ def truncated(model: SentenceEncoder, dim: int) -> SentenceEncoder:
         InputError: for a size that is not from 1 to D.
     """
     if not 1 <= dim <= model.dim:
-        raise InputError(f"--dim: expected 1 to {model.dim}, the size of the embeddings, found {dim}")
+        raise InputError(
+            f"--dim: expected 1 to {model.dim}, the size of the embeddings, found {dim}"
+        )
     heads = model.spec.heads
     while heads and isinstance(heads[-1], Normalize | Truncate):
         heads = heads[:-1]
     params = dict(jax.device_get(model.params["heads"]))
     last = str(len(heads) - 1)
-    adds_itself = heads and isinstance(heads[-1], Dense) and heads[-1].residual and "residual" not in params[last]
+    adds_itself = (
+        heads
+        and isinstance(heads[-1], Dense)
+        and heads[-1].residual
+        and "residual" not in params[last]
+    )
     if heads and isinstance(heads[-1], Dense) and not adds_itself:
-        params[last] = {name: np.ascontiguousarray(value[..., :dim]) for name, value in params[last].items()}
+        params[last] = {
+            name: np.ascontiguousarray(value[..., :dim]) for name, value in params[last].items()
+        }
         heads = (*heads[:-1], dataclasses.replace(heads[-1], out_features=dim))
     else:
         width = build_encoder(dataclasses.replace(model.spec, heads=heads)).dim

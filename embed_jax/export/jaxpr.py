@@ -17,12 +17,24 @@ from embed_jax.errors import InputError
 from embed_jax.export.onnx_graph import Graph, Size, Tensor, known
 from embed_jax.export.onnx_rules import RULES
 
-CALLS = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat")
+CALLS = (
+    "jit",
+    "pjit",
+    "closed_call",
+    "core_call",
+    "custom_jvp_call",
+    "custom_vjp_call",
+    "checkpoint",
+    "remat",
+)
 INSIDE = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # under which of these a call has its function
 
 
 def to_graph(
-    function: Callable, inputs: Mapping[str, tuple[Any, Sequence[Size]]], *leading: Any, int8_tables: bool = False
+    function: Callable,
+    inputs: Mapping[str, tuple[Any, Sequence[Size]]],
+    *leading: Any,
+    int8_tables: bool = False,
 ) -> tuple[Graph, Any]:
     """The graph of a function, and its result with tensors in place of arrays.
 
@@ -38,7 +50,9 @@ def to_graph(
     given = [jax.ShapeDtypeStruct(shape, dtype) for dtype, shape in inputs.values()]
     traced = jax.jit(function).trace(*leading, *given)
     wide = {np.dtype(np.int32): np.dtype(np.int64)}
-    widened = {name: (wide.get(np.dtype(dtype), dtype), shape) for name, (dtype, shape) in inputs.items()}
+    widened = {
+        name: (wide.get(np.dtype(dtype), dtype), shape) for name, (dtype, shape) in inputs.items()
+    }
     graph = Graph(widened, int8_tables)
     arguments = [known(leaf) for leaf in jax.tree.leaves(leading)]
     arguments += [graph.cast(graph.inputs[name], dtype) for name, (dtype, _) in inputs.items()]
@@ -53,7 +67,11 @@ def inline(graph: Graph, closed: ClosedJaxpr, arguments: Sequence[Tensor]) -> li
     values |= zip(jaxpr.invars, arguments, strict=True)
 
     def read(variable: Any) -> Tensor:
-        return known(variable.val, variable.aval.dtype) if isinstance(variable, Literal) else values[variable]
+        return (
+            known(variable.val, variable.aval.dtype)
+            if isinstance(variable, Literal)
+            else values[variable]
+        )
 
     for equation in jaxpr.eqns:
         outputs = _equation(graph, equation, [read(variable) for variable in equation.invars])
@@ -71,10 +89,17 @@ def _equation(graph: Graph, equation: Any, inputs: list[Tensor]) -> list[Tensor]
         return _scan(graph, params, inputs)
     shapes = [variable.aval.shape for variable in equation.outvars]
     sizes = [size for shape in shapes for size in shape]
-    if inputs and all(tensor.known and tensor.whole for tensor in inputs) and all(type(n) is int for n in sizes):
+    if (
+        inputs
+        and all(tensor.known and tensor.whole for tensor in inputs)
+        and all(type(n) is int for n in sizes)
+    ):
         if name not in RULES or not RULES[name].views:
             results = equation.primitive.bind(*(tensor.data for tensor in inputs), **params)
-            return [known(result) for result in (results if equation.primitive.multiple_results else [results])]
+            return [
+                known(result)
+                for result in (results if equation.primitive.multiple_results else [results])
+            ]
     if name not in RULES:
         raise InputError(f"ONNX export: the JAX primitive {name!r} is not supported")
     outputs = RULES[name].apply(graph, equation, inputs)
@@ -84,7 +109,11 @@ def _equation(graph: Graph, equation: Any, inputs: list[Tensor]) -> list[Tensor]
 def _scan(graph: Graph, params: Mapping[str, Any], inputs: list[Tensor]) -> list[Tensor]:
     """A loop of a known length, its body again and again."""
     constants, carries, length = params["num_consts"], params["num_carry"], params["length"]
-    shared, carry, each = inputs[:constants], inputs[constants : constants + carries], inputs[constants + carries :]
+    shared, carry, each = (
+        inputs[:constants],
+        inputs[constants : constants + carries],
+        inputs[constants + carries :],
+    )
     stacks: list[list[Tensor]] = [[] for _ in params["jaxpr"].jaxpr.outvars[carries:]]
     for step in reversed(range(length)) if params["reverse"] else range(length):
         own = [graph.row(tensor, step) for tensor in each]

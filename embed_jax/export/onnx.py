@@ -83,8 +83,12 @@ def write_onnx(model: SentenceEncoder, path: str | Path, *, precision: str = "fl
         graph, embeddings = _graph(model, dtype, int8_tables=precision == "int8")
     for array in graph.initializers.values():
         if array.dtype == np.float16 and not np.isfinite(array).all():
-            raise InputError("precision 'float16': the model has weights beyond 65,504; use 'float32' or 'int8'")
-    written = graph.model({OUTPUT: embeddings}, "embed-jax", __version__, _metadata(model, precision))
+            raise InputError(
+                "precision 'float16': the model has weights beyond 65,504; use 'float32' or 'int8'"
+            )
+    written = graph.model(
+        {OUTPUT: embeddings}, "embed-jax", __version__, _metadata(model, precision)
+    )
     write_model(_quantized(written, path.parent) if precision == "int8" else written, path)
 
 
@@ -132,7 +136,9 @@ def one_text_a_row(model: SentenceEncoder, dtype: Any = np.float32) -> tuple[Cal
         {name: tree for name, tree in params["backbone"].items() if name != "layers"},
     )
     params = {**params, "backbone": {**params["backbone"], **tables}}
-    backbone = lookup("backbone", spec.backbone.family).module(spec.backbone, dtype=jnp.dtype(dtype), attention="xla")
+    backbone = lookup("backbone", spec.backbone.family).module(
+        spec.backbone, dtype=jnp.dtype(dtype), attention="xla"
+    )
 
     def embed(
         params: Params,
@@ -155,12 +161,16 @@ def one_text_a_row(model: SentenceEncoder, dtype: Any = np.float32) -> tuple[Cal
     return embed, params
 
 
-def _states(spec: EncoderSpec, backbone: Any, params: Params, tokens: TokenBatch) -> Float[Array, "*L B T D"]:
+def _states(
+    spec: EncoderSpec, backbone: Any, params: Params, tokens: TokenBatch
+) -> Float[Array, "*L B T D"]:
     """The states to pool: the last layer's, or every layer's if the pooling needs them."""
     variables, head = {"params": params["backbone"]}, params.get(TOKEN_HEAD)
     if isinstance(spec.token_head, WeightedLayers):
         every, others = backbone.apply(variables, tokens, None, True, mutable=[BEFORE_LAST])
-        return spec.token_head.apply(head, jnp.concatenate([others[BEFORE_LAST]["states"], every[-1:]]))
+        return spec.token_head.apply(
+            head, jnp.concatenate([others[BEFORE_LAST]["states"], every[-1:]])
+        )
     states = backbone.apply(variables, tokens, None, needs_every_layer(spec.pooling))
     if spec.token_head is None:
         return states
@@ -169,7 +179,10 @@ def _states(spec: EncoderSpec, backbone: Any, params: Params, tokens: TokenBatch
 
 
 def _pool(
-    name: str, states: Float[Array, "*L B T D"], present: Bool[Array, "B T"], pooled: Bool[Array, "B T"]
+    name: str,
+    states: Float[Array, "*L B T D"],
+    present: Bool[Array, "B T"],
+    pooled: Bool[Array, "B T"],
 ) -> Float[Array, "B D"]:
     """`pooling.pool` of one name, by rows."""
     if states.ndim == 4:
@@ -182,13 +195,17 @@ def _pool(
     return jnp.matmul(weights[:, None], states, precision="highest")[:, 0]
 
 
-def _weights(name: str, present: Bool[Array, "B T"], pooled: Bool[Array, "B T"]) -> Float[Array, "B T"]:
+def _weights(
+    name: str, present: Bool[Array, "B T"], pooled: Bool[Array, "B T"]
+) -> Float[Array, "B T"]:
     """What each token counts for in its text's vector."""
     ones = pooled.astype(jnp.int32)
     if name == "cls":
         return (pooled & (jnp.cumsum(ones, axis=1) == 1)).astype(jnp.float32)
     if name == "last_token":
-        return (pooled & (jnp.cumsum(ones, axis=1) == ones.sum(axis=1, keepdims=True))).astype(jnp.float32)
+        return (pooled & (jnp.cumsum(ones, axis=1) == ones.sum(axis=1, keepdims=True))).astype(
+            jnp.float32
+        )
     if name == "weighted_mean":
         ones = jnp.where(pooled, jnp.cumsum(present.astype(jnp.int32), axis=1), 0)
     elif name not in ("mean", "mean_sqrt_len", "first_last_mean"):
@@ -217,7 +234,10 @@ def _quantized(model: Any, directory: Path) -> Any:
             use_external_data_format=data_file(source).is_file(),
         )
         quantized = onnx.load(target)
-    quantized.producer_name, quantized.producer_version = model.producer_name, model.producer_version
+    quantized.producer_name, quantized.producer_version = (
+        model.producer_name,
+        model.producer_version,
+    )
     return quantized
 
 
@@ -263,7 +283,9 @@ def encode_onnx(
     return np.concatenate(blocks)
 
 
-def padded(rows: Sequence[Int[np.ndarray, " length"]], skip: int, pad_id: int) -> dict[str, Int[np.ndarray, "B T"]]:
+def padded(
+    rows: Sequence[Int[np.ndarray, " length"]], skip: int, pad_id: int
+) -> dict[str, Int[np.ndarray, "B T"]]:
     """The inputs of a file for token ids of texts, by name.
 
     Args:
@@ -291,6 +313,10 @@ def compare_onnx(path: str | Path, model: SentenceEncoder, texts: Sequence[str])
     Raises:
         InputError: as of `encode_onnx`.
     """
-    prompt = model.prompts[model.default_prompt_name] if model.default_prompt_name is not None else ""
-    difference = np.abs(encode_onnx(path, model, texts, prompt=prompt) - model.encode(texts, prompt=prompt))
+    prompt = (
+        model.prompts[model.default_prompt_name] if model.default_prompt_name is not None else ""
+    )
+    difference = np.abs(
+        encode_onnx(path, model, texts, prompt=prompt) - model.encode(texts, prompt=prompt)
+    )
     return float(np.where(np.isfinite(difference), difference, np.inf).max(initial=0.0))

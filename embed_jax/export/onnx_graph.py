@@ -51,7 +51,9 @@ class Tensor:
     def same(self, other: Tensor) -> bool:
         """Whether both are one value."""
         if self.known and other.known:
-            return self.data is other.data or (self.sizes == other.sizes and np.array_equal(self.data, other.data))
+            return self.data is other.data or (
+                self.sizes == other.sizes and np.array_equal(self.data, other.data)
+            )
         return not self.known and not other.known and self.data == other.data
 
 
@@ -83,14 +85,22 @@ class Graph:
         """`inputs`: by name, dtype and shape; a dimension that is a name alone is read off the first that has it."""
         self.int8_tables = int8_tables
         self.inputs = {
-            name: Tensor(name, tuple(shape), tuple(shape), np.dtype(dtype)) for name, (dtype, shape) in inputs.items()
+            name: Tensor(name, tuple(shape), tuple(shape), np.dtype(dtype))
+            for name, (dtype, shape) in inputs.items()
         }
         self.made: dict[str, Node] = {}
         self._names: dict[Any, str] = {}
         self._constants: dict[Any, str] = {}
         self.initializers: dict[str, np.ndarray] = {}
 
-    def node(self, op: str, inputs: Sequence[Tensor], sizes: Sequence[Size], dtype: Any, **attributes: Any) -> Tensor:
+    def node(
+        self,
+        op: str,
+        inputs: Sequence[Tensor],
+        sizes: Sequence[Size],
+        dtype: Any,
+        **attributes: Any,
+    ) -> Tensor:
         """The output of a node with one output; of the same node again, the same."""
         sizes = tuple(sizes)
         key = (op, tuple(self.name(tensor) for tensor in inputs), tuple(sorted(attributes.items())))
@@ -123,7 +133,11 @@ class Graph:
         return self._joined([self._dimension(size) for size in sizes])
 
     def _joined(self, parts: list[Tensor]) -> Tensor:
-        return parts[0] if len(parts) == 1 else self.node("Concat", parts, (len(parts),), np.int64, axis=0)
+        return (
+            parts[0]
+            if len(parts) == 1
+            else self.node("Concat", parts, (len(parts),), np.int64, axis=0)
+        )
 
     def _dimension(self, size: Size) -> Tensor:
         """One size, as a tensor of one number: a number, a name of an input's dimension, or a product of them."""
@@ -145,7 +159,9 @@ class Graph:
             return tensor
         if tensor.known and all(isinstance(size, int) for size in tensor.shape):
             return known(np.broadcast_to(tensor.data, tensor.shape))
-        return self.node("Expand", [tensor, self.dimensions(tensor.shape)], tensor.shape, tensor.dtype)
+        return self.node(
+            "Expand", [tensor, self.dimensions(tensor.shape)], tensor.shape, tensor.dtype
+        )
 
     def reshape(self, tensor: Tensor, sizes: Sequence[Size]) -> Tensor:
         """Its values in another shape, of which it then stands for itself."""
@@ -160,21 +176,33 @@ class Graph:
             return self._with_ones(tensor, sizes, axes)
         if (axes := _ones_between(sizes, tensor.sizes)) is not None:
             return self.node("Squeeze", [tensor, known(axes, np.int64)], sizes, tensor.dtype)
-        return self.node("Reshape", [tensor, self._new_shape(tensor.sizes, sizes)], sizes, tensor.dtype)
+        return self.node(
+            "Reshape", [tensor, self._new_shape(tensor.sizes, sizes)], sizes, tensor.dtype
+        )
 
     def _with_ones(self, tensor: Tensor, sizes: tuple[Size, ...], axes: list[int]) -> Tensor:
         maker = self.maker(tensor)
-        if maker is not None and maker.op.startswith("Reduce") and maker.inputs[1].data.tolist() == axes:
+        if (
+            maker is not None
+            and maker.op.startswith("Reduce")
+            and maker.inputs[1].data.tolist() == axes
+        ):
             return self.node(maker.op, maker.inputs, sizes, tensor.dtype, keepdims=1)
         return self.node("Unsqueeze", [tensor, known(axes, np.int64)], sizes, tensor.dtype)
 
     def _new_shape(self, old: tuple[Size, ...], new: tuple[Size, ...]) -> Tensor:
         """For Reshape, where 0 is the old size and one -1 what is left."""
-        kept = [n for n, size in enumerate(new) if not isinstance(size, int) and n < len(old) and old[n] == size]
+        kept = [
+            n
+            for n, size in enumerate(new)
+            if not isinstance(size, int) and n < len(old) and old[n] == size
+        ]
         left = [n for n, size in enumerate(new) if not isinstance(size, int) and n not in kept]
         if len(left) > 1:
             return self.dimensions(new)
-        return known([0 if n in kept else -1 if n in left else size for n, size in enumerate(new)], np.int64)
+        return known(
+            [0 if n in kept else -1 if n in left else size for n, size in enumerate(new)], np.int64
+        )
 
     def transpose(self, tensor: Tensor, order: Sequence[int]) -> Tensor:
         """Its axes in another order, and so those of what it stands for."""
@@ -219,7 +247,10 @@ class Graph:
         def with_axis(shape: tuple[Size, ...]) -> tuple[Size, ...]:
             return (*shape[:axis], 1, *shape[axis:])
 
-        cut = [self.reshape(tensor, with_axis(tensor.sizes)).standing_for(with_axis(tensor.shape)) for tensor in parts]
+        cut = [
+            self.reshape(tensor, with_axis(tensor.sizes)).standing_for(with_axis(tensor.shape))
+            for tensor in parts
+        ]
         stacked = self.concatenate(cut, axis)
         return stacked.standing_for((*parts[0].shape[:axis], len(parts), *parts[0].shape[axis:]))
 
@@ -227,16 +258,18 @@ class Graph:
         """One of the parts along an axis, without this axis."""
         sizes, shape = (found[:axis] + found[axis + 1 :] for found in (tensor.sizes, tensor.shape))
         if tensor.known:
-            return known(tensor.data.take(min(number, tensor.sizes[axis] - 1), axis)).standing_for(shape)
+            return known(tensor.data.take(min(number, tensor.sizes[axis] - 1), axis)).standing_for(
+                shape
+            )
         maker = self.maker(tensor)
         if maker is not None and maker.op == "Concat" and len(maker.inputs) == tensor.sizes[axis]:
             if maker.attributes["axis"] == axis:
                 return self.reshape(maker.inputs[number], sizes).standing_for(shape)
         if tensor.sizes[axis] == 1:
             return self.reshape(tensor, sizes).standing_for(shape)
-        return self.node("Gather", [tensor, known(number, np.int64)], sizes, tensor.dtype, axis=axis).standing_for(
-            shape
-        )
+        return self.node(
+            "Gather", [tensor, known(number, np.int64)], sizes, tensor.dtype, axis=axis
+        ).standing_for(shape)
 
     def slice(self, tensor: Tensor, axis: int, start: int, stop: Size, step: int = 1) -> Tensor:
         """`start` to `stop` along an axis; a size of 1 stands for all of them."""
@@ -261,7 +294,13 @@ class Graph:
 
     # ---- the model -------------------------------------------------------------------------------------------
 
-    def model(self, outputs: Mapping[str, Tensor], producer: str, version: str, metadata: Mapping[str, str]):
+    def model(
+        self,
+        outputs: Mapping[str, Tensor],
+        producer: str,
+        version: str,
+        metadata: Mapping[str, str],
+    ):
         """The `onnx.ModelProto` of what the outputs need."""
         import onnx
         from onnx import helper, numpy_helper
@@ -270,12 +309,18 @@ class Graph:
         for name, node in reversed(self.made.items()):
             if name in needed:
                 needed |= {self.name(tensor) for tensor in node.inputs}
-        nodes = [_node_proto(self, name, node) for name, node in self.made.items() if name in needed]
-        nodes += [helper.make_node("Identity", [tensor.data], [name]) for name, tensor in outputs.items()]
+        nodes = [
+            _node_proto(self, name, node) for name, node in self.made.items() if name in needed
+        ]
+        nodes += [
+            helper.make_node("Identity", [tensor.data], [name]) for name, tensor in outputs.items()
+        ]
 
         def info(name: str, tensor: Tensor):
             shape = [size if isinstance(size, int) else str(size) for size in tensor.sizes]
-            return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(tensor.dtype), shape)
+            return helper.make_tensor_value_info(
+                name, helper.np_dtype_to_tensor_dtype(tensor.dtype), shape
+            )
 
         graph = helper.make_graph(
             nodes,
@@ -288,7 +333,9 @@ class Graph:
                 if name in needed
             ],
         )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+        model = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
+        )
         model.producer_name, model.producer_version = producer, version
         helper.set_model_props(model, dict(metadata))
         assert isinstance(model, onnx.ModelProto)
@@ -302,7 +349,9 @@ def _node_proto(graph: Graph, name: str, node: Node):
         key: helper.np_dtype_to_tensor_dtype(value) if isinstance(value, np.dtype) else value
         for key, value in node.attributes.items()
     }
-    return helper.make_node(node.op, [graph.name(tensor) for tensor in node.inputs], [name], name=name, **attributes)
+    return helper.make_node(
+        node.op, [graph.name(tensor) for tensor in node.inputs], [name], name=name, **attributes
+    )
 
 
 def _ones_between(few: Sequence[Size], many: Sequence[Size]) -> list[int] | None:
@@ -328,7 +377,9 @@ def write_model(model: Any, path: Path) -> None:
 
     The same bytes for the same model.
     """
-    tensors = [tensor for tensor in model.graph.initializer if len(tensor.raw_data) >= EXTERNAL_TENSOR]
+    tensors = [
+        tensor for tensor in model.graph.initializer if len(tensor.raw_data) >= EXTERNAL_TENSOR
+    ]
     if sum(len(tensor.raw_data) for tensor in tensors) < EXTERNAL_FROM:
         with replaced(path) as beside:
             beside.write_bytes(model.SerializeToString(deterministic=True))
@@ -338,7 +389,11 @@ def write_model(model: Any, path: Path) -> None:
         with open(data_beside, "wb") as file:
             for tensor in tensors:
                 file.write(bytes(-file.tell() % 4096))  # pages, so that runtimes can map the file
-                place = {"location": data.name, "offset": file.tell(), "length": len(tensor.raw_data)}
+                place = {
+                    "location": data.name,
+                    "offset": file.tell(),
+                    "length": len(tensor.raw_data),
+                }
                 file.write(tensor.raw_data)
                 tensor.ClearField("raw_data")
                 tensor.data_location = tensor.EXTERNAL

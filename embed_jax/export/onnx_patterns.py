@@ -33,13 +33,17 @@ def match(graph: Graph, pattern: Pattern, tensor: Tensor, found: Found) -> Found
         same = pattern not in found or tensor.same(found[pattern])
         return {**found, pattern: tensor} if same else None
     if isinstance(pattern, float):
-        number = tensor.known and tensor.data.size == 1 and tensor.data == tensor.dtype.type(pattern)
+        number = (
+            tensor.known and tensor.data.size == 1 and tensor.data == tensor.dtype.type(pattern)
+        )
         return found if number else None
     maker = graph.maker(tensor)
     return None if maker is None else match_node(graph, pattern, maker.op, maker.inputs, found)
 
 
-def match_node(graph: Graph, pattern: Pattern, op: str, inputs: Sequence[Tensor], found: Found) -> Found | None:
+def match_node(
+    graph: Graph, pattern: Pattern, op: str, inputs: Sequence[Tensor], found: Found
+) -> Found | None:
     """`match` for a node that is not made yet."""
     if pattern[0] != op or len(pattern) - 1 != len(inputs):
         return None
@@ -65,17 +69,25 @@ def _weighted(graph: Graph, found: Found) -> Tensor | None:
     weights, value = _softmax(graph, found), found["value"]
     if weights is None:
         return None
-    return graph.node("MatMul", [weights, value], (*weights.sizes[:-1], value.sizes[-1]), weights.dtype)
+    return graph.node(
+        "MatMul", [weights, value], (*weights.sizes[:-1], value.sizes[-1]), weights.dtype
+    )
 
 
 def _layer_norm(graph: Graph, found: Found) -> Tensor | None:
     x, scale, count = found["x"], found["scale"], found["count"]
     width = x.sizes[-1]
-    last = found["axes"].data.tolist() == [len(x.sizes) - 1] and count.known and count.data.tolist() == width
+    last = (
+        found["axes"].data.tolist() == [len(x.sizes) - 1]
+        and count.known
+        and count.data.tolist() == width
+    )
     if not (last and scale.known and scale.data.size == width and found["eps"].known):
         return None
     inputs = [x, known(scale.data.reshape(-1))]
-    return graph.node("LayerNormalization", inputs, x.sizes, x.dtype, axis=-1, epsilon=found["eps"].data.item())
+    return graph.node(
+        "LayerNormalization", inputs, x.sizes, x.dtype, axis=-1, epsilon=found["eps"].data.item()
+    )
 
 
 def _layer_norm_bias(graph: Graph, found: Found) -> Tensor | None:

@@ -36,7 +36,9 @@ def rule(*names: str, views: bool = False):
 
     def register(made: Callable[..., Tensor]) -> Callable[..., Tensor]:
         for name in names:
-            RULES[name] = Rule(lambda graph, equation, inputs: [made(graph, equation.params, *inputs)], views)
+            RULES[name] = Rule(
+                lambda graph, equation, inputs: [made(graph, equation.params, *inputs)], views
+            )
         return made
 
     return register
@@ -76,8 +78,23 @@ UNARY = {"neg": "Neg", "abs": "Abs", "exp": "Exp", "log": "Log", "tanh": "Tanh",
          "not": "Not"}  # fmt: skip
 BINARY = {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "max": "Max", "min": "Min", "pow": "Pow",
           "and": "And", "or": "Or", "xor": "Xor"}  # fmt: skip
-COMPARE = {"eq": "Equal", "lt": "Less", "le": "LessOrEqual", "gt": "Greater", "ge": "GreaterOrEqual"}
-NEUTRAL = {"add": 0, "sub": 0, "mul": 1, "div": 1, "and": True, "or": False, "max": -math.inf, "min": math.inf}
+COMPARE = {
+    "eq": "Equal",
+    "lt": "Less",
+    "le": "LessOrEqual",
+    "gt": "Greater",
+    "ge": "GreaterOrEqual",
+}
+NEUTRAL = {
+    "add": 0,
+    "sub": 0,
+    "mul": 1,
+    "div": 1,
+    "and": True,
+    "or": False,
+    "max": -math.inf,
+    "min": math.inf,
+}
 
 for _name, _op in UNARY.items():
     rule(_name)(lambda graph, params, x, op=_op: elementwise(graph, op, [x]))
@@ -93,7 +110,9 @@ def _not_equal(graph: Graph, params: Any, x: Tensor, y: Tensor) -> Tensor:
 def _binary(name: str) -> Callable[..., Tensor]:
     def made(graph: Graph, params: Any, x: Tensor, y: Tensor) -> Tensor:
         if name in ("and", "or", "xor") and x.dtype != np.bool_:
-            raise InputError(f"ONNX export: the JAX primitive {name!r} is supported for booleans alone")
+            raise InputError(
+                f"ONNX export: the JAX primitive {name!r} is supported for booleans alone"
+            )
         if name in NEUTRAL and _is(y, NEUTRAL[name]):
             return x
         if name in NEUTRAL and name not in ("sub", "div") and _is(x, NEUTRAL[name]):
@@ -166,7 +185,9 @@ def _reshape(graph: Graph, params: Any, x: Tensor) -> Tensor:
 
 @rule("squeeze", views=True)
 def _squeeze(graph: Graph, params: Any, x: Tensor) -> Tensor:
-    return graph.reshape(x, [size for axis, size in enumerate(x.sizes) if axis not in params["dimensions"]])
+    return graph.reshape(
+        x, [size for axis, size in enumerate(x.sizes) if axis not in params["dimensions"]]
+    )
 
 
 @rule("broadcast_in_dim", views=True)
@@ -202,7 +223,10 @@ def _slice(graph: Graph, params: Any, x: Tensor) -> Tensor:
 
 def _split(graph: Graph, equation: Any, inputs: list[Tensor]) -> list[Tensor]:
     ends = np.cumsum([0, *equation.params["sizes"]]).tolist()
-    return [graph.slice(inputs[0], equation.params["axis"], *ends[n : n + 2]) for n in range(len(ends) - 1)]
+    return [
+        graph.slice(inputs[0], equation.params["axis"], *ends[n : n + 2])
+        for n in range(len(ends) - 1)
+    ]
 
 
 RULES["split"] = Rule(_split, views=True)
@@ -215,7 +239,9 @@ def _iota(graph: Graph, params: Any, *sizes: Tensor) -> Tensor:
     if isinstance(shape[axis], int):
         return known(np.arange(shape[axis]).reshape(placed), params["dtype"])
     stop = graph.reshape(graph.dimensions([shape[axis]]), ())
-    counted = graph.node("Range", [known(0, np.int64), stop, known(1, np.int64)], [shape[axis]], np.int64)
+    counted = graph.node(
+        "Range", [known(0, np.int64), stop, known(1, np.int64)], [shape[axis]], np.int64
+    )
     return graph.reshape(graph.cast(counted, params["dtype"]), placed)
 
 
@@ -238,7 +264,11 @@ def _reduce(op: str) -> Callable[..., Tensor]:
     return made
 
 
-for _name, _op in (("reduce_sum", "ReduceSum"), ("reduce_max", "ReduceMax"), ("reduce_min", "ReduceMin")):
+for _name, _op in (
+    ("reduce_sum", "ReduceSum"),
+    ("reduce_max", "ReduceMax"),
+    ("reduce_min", "ReduceMin"),
+):
     rule(_name)(_reduce(_op))
 
 
@@ -257,12 +287,18 @@ def _gather(graph: Graph, params: Any, table: Tensor, index: Tensor) -> Tensor:
         for axis, start in zip(axes, index.data.tolist(), strict=True):
             if cut[axis] != table.shape[axis]:
                 table = graph.slice(table, axis, start, start + cut[axis])
-        return graph.reshape(table, [size for axis, size in enumerate(table.sizes) if axis not in gone])
+        return graph.reshape(
+            table, [size for axis, size in enumerate(table.sizes) if axis not in gone]
+        )
     axis, rank = axes[0], len(index.sizes) - 1
-    whole = [size for n, size in enumerate(cut) if n != axis] == [s for n, s in enumerate(table.shape) if n != axis]
+    whole = [size for n, size in enumerate(cut) if n != axis] == [
+        s for n, s in enumerate(table.shape) if n != axis
+    ]
     offsets = tuple(n if n < axis else n + rank for n in range(len(cut) - 1))
     if len(axes) > 1 or not whole or gone != (axis,) or numbers.offset_dims != offsets:
-        raise InputError("ONNX export: the JAX primitive 'gather' is supported for whole rows along one axis alone")
+        raise InputError(
+            "ONNX export: the JAX primitive 'gather' is supported for whole rows along one axis alone"
+        )
     index = graph.reshape(index, index.sizes[:-1])
     if table.known and index.known:
         return known(table.data.take(index.data, axis))
@@ -270,8 +306,12 @@ def _gather(graph: Graph, params: Any, table: Tensor, index: Tensor) -> Tensor:
     if graph.int8_tables and table.known and len(table.sizes) == 2 and axis == 0:
         small = quantize(table.data.astype(np.float32).T)
         values = graph.node("Gather", [known(small.values.T), index], sizes, np.int8, axis=0)
-        scale = graph.node("Gather", [known(small.scale.T), index], (*index.sizes, 1), np.float32, axis=0)
-        return graph.cast(elementwise(graph, "Mul", [graph.cast(values, np.float32), scale]), table.dtype)
+        scale = graph.node(
+            "Gather", [known(small.scale.T), index], (*index.sizes, 1), np.float32, axis=0
+        )
+        return graph.cast(
+            elementwise(graph, "Mul", [graph.cast(values, np.float32), scale]), table.dtype
+        )
     return graph.node("Gather", [table, index], sizes, table.dtype, axis=axis)
 
 
@@ -290,19 +330,32 @@ def _dot_general(graph: Graph, params: Any, left: Tensor, right: Tensor) -> Tens
         [axis for axis in range(len(tensor.sizes)) if axis not in (*batch, *summed)]
         for tensor, batch, summed in ((left, left_batch, left_sum), (right, right_batch, right_sum))
     )
-    left = _with_all(graph, graph.transpose(left, [*left_batch, *left_free, *left_sum]), len(left_sum))
+    left = _with_all(
+        graph, graph.transpose(left, [*left_batch, *left_free, *left_sum]), len(left_sum)
+    )
     right = graph.transpose(right, [*right_batch, *right_sum, *right_free])
     right = _with_all(graph, right, len(right_sum) + len(right_free))
     batch, shared = len(left_batch), len(left_sum)
     rows, columns = left.sizes[batch : len(left.sizes) - shared], right.sizes[batch + shared :]
     if batch or len(rows) == 0 or shared != 1:  # else MatMul takes any number of rows' axes
-        left = graph.reshape(left, (*left.sizes[:batch], math.prod(rows), math.prod(left.sizes[batch + len(rows) :])))
+        left = graph.reshape(
+            left, (*left.sizes[:batch], math.prod(rows), math.prod(left.sizes[batch + len(rows) :]))
+        )
     if len(columns) != 1 or shared != 1:
         right = graph.reshape(
-            right, (*right.sizes[:batch], math.prod(right.sizes[batch : batch + shared]), math.prod(columns))
+            right,
+            (
+                *right.sizes[:batch],
+                math.prod(right.sizes[batch : batch + shared]),
+                math.prod(columns),
+            ),
         )
-    outer = [b if _one(a) else a for a, b in zip(left.sizes[:batch], right.sizes[:batch], strict=True)]
-    product = graph.node("MatMul", [left, right], (*outer, *left.sizes[batch:-1], right.sizes[-1]), left.dtype)
+    outer = [
+        b if _one(a) else a for a, b in zip(left.sizes[:batch], right.sizes[:batch], strict=True)
+    ]
+    product = graph.node(
+        "MatMul", [left, right], (*outer, *left.sizes[batch:-1], right.sizes[-1]), left.dtype
+    )
     return graph.cast(graph.reshape(product, (*outer, *rows, *columns)), wanted)
 
 

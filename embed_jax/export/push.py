@@ -34,7 +34,9 @@ def check_push(name: str) -> None:
         raise InputError("--push-to-hub: no token; set HF_TOKEN, or run `hf auth login` once")
 
 
-def push(directory: Path, name: str, *, private: bool = False, revision: str = "", message: str = "") -> str:
+def push(
+    directory: Path, name: str, *, private: bool = False, revision: str = "", message: str = ""
+) -> str:
     """Uploads all files of a directory in one commit, and makes the repository if there is none; returns its address.
 
     Files that are there already and not in the directory stay. The hub is that of HF_ENDPOINT, the token of HF_TOKEN or
@@ -78,11 +80,19 @@ def _in_one_line(name: str, endpoint: str) -> Iterator[None]:
         status = _status(error)
         if 400 <= status < 500:
             reason = REASONS.get(status) or one_line(error)[:300]
-            raise InputError(f"--push-to-hub {name}: {endpoint} answers {status}: {reason}") from None
-        raise RunError(f"--push-to-hub {name}: {endpoint} answers {status}: {one_line(error)[:300]}") from None
-    except Exception as error:  # of the HTTP library, of the upload's threads, of a file that cannot be read
+            raise InputError(
+                f"--push-to-hub {name}: {endpoint} answers {status}: {reason}"
+            ) from None
+        raise RunError(
+            f"--push-to-hub {name}: {endpoint} answers {status}: {one_line(error)[:300]}"
+        ) from None
+    except (
+        Exception
+    ) as error:  # of the HTTP library, of the upload's threads, of a file that cannot be read
         reason = f"{type(error).__name__}: {one_line(error)[:300]}"
-        raise RunError(f"--push-to-hub {name}: {endpoint} cannot be written to ({reason})") from None
+        raise RunError(
+            f"--push-to-hub {name}: {endpoint} cannot be written to ({reason})"
+        ) from None
 
 
 def _status(error: Any) -> int:

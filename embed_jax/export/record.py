@@ -79,7 +79,11 @@ class Session:
     @property
     def software(self) -> str:
         """The versions, for people."""
-        found = {name: version for name, version in self.versions.items() if name not in ("device", "cpus")}
+        found = {
+            name: version
+            for name, version in self.versions.items()
+            if name not in ("device", "cpus")
+        }
         return ", ".join(f"{name} {version}" for name, version in found.items())
 
 
@@ -129,7 +133,9 @@ class Run:
         about, best = self.config["eval"], None
         for line in self.log:  # as the training loop does
             value = line.get(about["metric"])
-            if value is not None and (best is None or value > best[1] and value >= best[1] + about.get("min_gain", 0)):
+            if value is not None and (
+                best is None or value > best[1] and value >= best[1] + about.get("min_gain", 0)
+            ):
                 best = line["step"], value
         return best
 
@@ -189,11 +195,19 @@ def config_source(config: Mapping[str, Any]) -> str:
     """
     defaults = flatten(Experiment())
     sources = (config.get("mixture") or {}).get("sources") or {}
-    fields = {name: value for name, value in _flatten(config) if not name.startswith("mixture.sources.")}
-    lines = [f"    config.{name} = {value!r}" for name, value in fields.items() if defaults.get(name) != value]
+    fields = {
+        name: value for name, value in _flatten(config) if not name.startswith("mixture.sources.")
+    }
+    lines = [
+        f"    config.{name} = {value!r}"
+        for name, value in fields.items()
+        if defaults.get(name) != value
+    ]
     plain = as_dict(Source())
     for name, source in sources.items():
-        given = ", ".join(f"{field}={value!r}" for field, value in source.items() if plain.get(field) != value)
+        given = ", ".join(
+            f"{field}={value!r}" for field, value in source.items() if plain.get(field) != value
+        )
         lines.append(f"    config.mixture.sources.{name} = Source({given})")
     imported = "Experiment, Source" if sources else "Experiment"
     return "\n".join(
@@ -219,7 +233,11 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def _datasets(config: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[Dataset]:
-    counts = {name: about["records"] for name, about in data.items() if isinstance(about, dict) and "records" in about}
+    counts = {
+        name: about["records"]
+        for name, about in data.items()
+        if isinstance(about, dict) and "records" in about
+    }
     mixed = (config.get("mixture") or {}).get("sources") or {}
     for name, source in mixed.items():
         loss = source.get("loss") or config["loss"]["name"]
@@ -247,7 +265,11 @@ def _dataset(source: str, split: str, records: int, loss: str) -> Dataset:
     elif kind == "tfds":
         name = rest.partition("/")[0].partition(":")[0]
         hub = HUB_DATASETS.get(name, "")
-        licence = recipes()[name].licence if name in recipes() and "tfds" in recipes()[name].source else UNKNOWN
+        licence = (
+            recipes()[name].licence
+            if name in recipes() and "tfds" in recipes()[name].source
+            else UNKNOWN
+        )
     elif kind == "beir":
         name = Path(rest).name
     elif source != "python_docs":  # a file: its name alone says nothing about where it is from
@@ -277,7 +299,11 @@ def _read_sessions(path: Path) -> tuple[str | None, tuple[Session, ...]]:
     try:
         sessions = [
             Session(
-                int(one["start"]), float(one["seconds"]), int(one["devices"]), int(one["hosts"]), {**one["versions"]}
+                int(one["start"]),
+                float(one["seconds"]),
+                int(one["devices"]),
+                int(one["hosts"]),
+                {**one["versions"]},
             )
             for one in found["sessions"]
         ]

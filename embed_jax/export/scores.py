@@ -63,7 +63,9 @@ def read_scores(paths: Sequence[Path]) -> list[Scores]:
 
 def _holds_results(path: Path) -> bool:
     content = _content(path)
-    return isinstance(content, dict) and isinstance(content.get("metrics"), dict) and "task" in content
+    return (
+        isinstance(content, dict) and isinstance(content.get("metrics"), dict) and "task" in content
+    )
 
 
 def _content(path: Path) -> Any:
@@ -79,7 +81,9 @@ def _read(path: Path) -> Scores:
     try:
         return _scores(_content(path))
     except InputError as error:
-        raise error if str(error).startswith(str(path)) else InputError(f"{path}: {error}") from None
+        raise (
+            error if str(error).startswith(str(path)) else InputError(f"{path}: {error}")
+        ) from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{path}: no results of scripts.evaluate, which have task, data, metrics, intervals ({error!r})"
@@ -91,7 +95,11 @@ def _scores(found: Mapping[str, Any]) -> Scores:
     if not metrics:
         raise InputError("no metric with a number")
     main = found.get("main") or MAIN.get(found["task"]) or next(iter(metrics))
-    main = main if main in metrics else next((name for name in metrics if name.endswith(f"average/{main}")), main)
+    main = (
+        main
+        if main in metrics
+        else next((name for name in metrics if name.endswith(f"average/{main}")), main)
+    )
     if main not in metrics:
         raise InputError(unknown("main metric", main, metrics))
     return Scores(

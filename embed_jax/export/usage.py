@@ -21,10 +21,15 @@ def loads_in_sentence_transformers(model: SentenceEncoder | CrossEncoder) -> boo
     """Whether all of the model is something that sentence-transformers has too."""
     if isinstance(model, CrossEncoder):
         return True
-    return not isinstance(model.spec.token_head, LatentAttention) and "first_last_mean" not in model.spec.pooling
+    return (
+        not isinstance(model.spec.token_head, LatentAttention)
+        and "first_last_mean" not in model.spec.pooling
+    )
 
 
-def usage(model: SentenceEncoder | CrossEncoder, name: str, format: str, onnx: Sequence[tuple[str, str]]) -> str:
+def usage(
+    model: SentenceEncoder | CrossEncoder, name: str, format: str, onnx: Sequence[tuple[str, str]]
+) -> str:
     """The section on how to use a model; see card.About for the arguments."""
     parts = ["## How to use it"]
     if isinstance(model, CrossEncoder):
@@ -32,12 +37,18 @@ def usage(model: SentenceEncoder | CrossEncoder, name: str, format: str, onnx: S
         parts += ["With embed-jax:", _code(_ours_crossing(name))]
         return "\n\n".join(parts)
     if format == "huggingface":
-        parts += [_PLAIN, "With sentence-transformers:", _code(_plain(model, name))] if _is_plain(model) else [_PLAIN]
+        parts += (
+            [_PLAIN, "With sentence-transformers:", _code(_plain(model, name))]
+            if _is_plain(model)
+            else [_PLAIN]
+        )
     elif format:
         if loads_in_sentence_transformers(model):
             parts += ["With sentence-transformers:", _code(_theirs(model, name))]
         else:
-            parts.append("sentence-transformers cannot load this model: its pooling is embed-jax's own.")
+            parts.append(
+                "sentence-transformers cannot load this model: its pooling is embed-jax's own."
+            )
         parts += ["With embed-jax:", _code(_ours(model, name))]
     if onnx:
         parts += [_ONNX, _code(_onnx(model, name, onnx[0][0]))]
@@ -84,12 +95,20 @@ def _body(model: SentenceEncoder, short: str) -> str:
     has_sides = {"query", *DOCUMENT_NAMES} & set(model.prompts)
     lines = []
     if has_sides:
-        lines += [f"queries = model.encode_query({QUERIES})", f"passages = model.encode_document({PASSAGES})"]
+        lines += [
+            f"queries = model.encode_query({QUERIES})",
+            f"passages = model.encode_document({PASSAGES})",
+        ]
         lines += ["print(model.similarity(queries, passages))"]
     else:
-        named = next((prompt for prompt in model.prompts if prompt != model.default_prompt_name), None)
+        named = next(
+            (prompt for prompt in model.prompts if prompt != model.default_prompt_name), None
+        )
         option = f", prompt_name={named!r}" if named and model.default_prompt_name is None else ""
-        lines += [f"embeddings = model.encode({TEXTS}{option})", "print(model.similarity(embeddings, embeddings))"]
+        lines += [
+            f"embeddings = model.encode({TEXTS}{option})",
+            "print(model.similarity(embeddings, embeddings))",
+        ]
     sizes = [size for size in model.matryoshka_dims if size < model.dim]
     if sizes:
         encode = "encode_document" if has_sides else "encode"
@@ -99,14 +118,19 @@ def _body(model: SentenceEncoder, short: str) -> str:
 
 def _is_plain(model: SentenceEncoder) -> bool:
     """Whether what follows the backbone can be made of names alone."""
-    heads = all(isinstance(head, Normalize) for head in model.spec.heads) and model.spec.token_head is None
+    heads = (
+        all(isinstance(head, Normalize) for head in model.spec.heads)
+        and model.spec.token_head is None
+    )
     return loads_in_sentence_transformers(model) and heads and not model.spec.lora
 
 
 def _plain(model: SentenceEncoder, name: str) -> str:
     names = tuple(POOLING_NAMES[part][0] for part in model.spec.pooling.split("+"))
     normalize = any(isinstance(head, Normalize) for head in model.spec.heads)
-    modules = "[transformer, pooling, models.Normalize()]" if normalize else "[transformer, pooling]"
+    modules = (
+        "[transformer, pooling, models.Normalize()]" if normalize else "[transformer, pooling]"
+    )
     return "\n".join(
         [
             "from sentence_transformers import SentenceTransformer, models",
@@ -156,7 +180,9 @@ def _onnx(model: SentenceEncoder, name: str, file: str) -> str:
             'inputs["pooling_mask"] = inputs["attention_mask"].copy()',
             f'inputs["pooling_mask"][:, :{skip}] = 0  # the prompt is not pooled',
         ]
-    return "\n".join([*lines, "(embeddings,) = session.run(None, inputs)", "print(embeddings.shape)"])
+    return "\n".join(
+        [*lines, "(embeddings,) = session.run(None, inputs)", "print(embeddings.shape)"]
+    )
 
 
 def _tensorrt(model: SentenceEncoder, file: str) -> str:
@@ -166,7 +192,9 @@ def _tensorrt(model: SentenceEncoder, file: str) -> str:
     def shapes(batch: int, length: int) -> str:
         return ",".join(f"{name}:{batch}x{min(length, longest)}" for name in names)
 
-    return _TENSORRT.format(file=file, least=shapes(1, 1), usual=shapes(32, 64), most=shapes(256, 512))
+    return _TENSORRT.format(
+        file=file, least=shapes(1, 1), usual=shapes(32, 64), most=shapes(256, 512)
+    )
 
 
 def _theirs_crossing(name: str) -> str:

@@ -31,13 +31,17 @@ def pair_features(
         InputError: for another part.
     """
     first, second = first.astype(jnp.float32), second.astype(jnp.float32)
-    return jnp.concatenate([FEATURES[part](first, second) for part in _parts(concatenation)], axis=-1)
+    return jnp.concatenate(
+        [FEATURES[part](first, second) for part in _parts(concatenation)], axis=-1
+    )
 
 
 def softmax_loss(logits: Float[Array, "b k"], label: Int[Array, " b"]) -> Float[Array, " b"]:
     """-log softmax(logits)[label]; nan for a label that is not in 0 .. k - 1."""
     known = (label >= 0) & (label < logits.shape[-1])
-    picked = jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.where(known, label, 0)[:, None], axis=-1)[:, 0]
+    picked = jnp.take_along_axis(
+        jax.nn.log_softmax(logits), jnp.where(known, label, 0)[:, None], axis=-1
+    )[:, 0]
     return jnp.where(known, -picked, jnp.nan)
 
 
@@ -62,7 +66,12 @@ def init_classifier(
 
 @loss(needs=("label",), columns=(2, 2), init=init_classifier, tiled=True)
 def softmax(
-    own: Columns, world: World, params: Params, *, num_labels: int = 3, concatenation: str = "u,v,|u-v|"
+    own: Columns,
+    world: World,
+    params: Params,
+    *,
+    num_labels: int = 3,
+    concatenation: str = "u,v,|u-v|",
 ) -> LossResult:
     """Cross entropy of softmax(W features(u, v) + b): Reimers and Gurevych (2019), "Sentence-BERT", section 3.
 
@@ -76,7 +85,10 @@ def softmax(
     """
     del num_labels
     features = pair_features(*own.embeddings, concatenation)
-    logits = jnp.matmul(features, params["kernel"], precision=jax.lax.Precision.HIGHEST) + params["bias"][None]
+    logits = (
+        jnp.matmul(features, params["kernel"], precision=jax.lax.Precision.HIGHEST)
+        + params["bias"][None]
+    )
     present = jnp.all(own.present, axis=0)
     values = softmax_loss(logits, jnp.where(present, own.label, 0))
     accuracy = (jnp.argmax(logits, axis=-1) == own.label).astype(jnp.float32)
@@ -87,5 +99,7 @@ def _parts(concatenation: str) -> list[str]:
     parts = [part.strip() for part in concatenation.split(",")]
     for part in parts:
         if part not in FEATURES:
-            raise InputError(unknown("part of the concatenation of the loss softmax", part, FEATURES))
+            raise InputError(
+                unknown("part of the concatenation of the loss softmax", part, FEATURES)
+            )
     return parts

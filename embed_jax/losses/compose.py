@@ -55,7 +55,9 @@ class LossFunction:
         return tuple(self.of_dataset)
 
 
-Loss = LossFunction | Callable[..., LossResult]  # a LossFunction, or a loss as registered, with its default arguments
+Loss = (
+    LossFunction | Callable[..., LossResult]
+)  # a LossFunction, or a loss as registered, with its default arguments
 
 
 def bind(loss: Loss, /, **arguments: Any) -> LossFunction:
@@ -75,7 +77,9 @@ def bind(loss: Loss, /, **arguments: Any) -> LossFunction:
     settled = settle(loss.__name__, parameters_of(loss), arguments)
     init = about(loss).init
     if init is not None:
-        init = functools.partial(init, **{name: settled[name] for name in _names(init) if name in settled})
+        init = functools.partial(
+            init, **{name: settled[name] for name in _names(init) if name in settled}
+        )
     compute = functools.partial(loss, **settled)
     classes = settled.get("num_labels", about(loss).classes)
     settled_about = dataclasses.replace(about(loss), init=init, classes=classes)
@@ -93,7 +97,10 @@ def weighted_sum(parts: Sequence[tuple[float, Loss]]) -> LossFunction:
     Raises:
         InputError: if no number of texts an example suits all.
     """
-    coefficients, losses = [coefficient for coefficient, _ in parts], [bind(loss) for _, loss in parts]
+    coefficients, losses = (
+        [coefficient for coefficient, _ in parts],
+        [bind(loss) for _, loss in parts],
+    )
 
     def compute(own: Columns, world: World, params: Params) -> LossResult:
         results = [loss(own, world, params.get(str(k), {})) for k, loss in enumerate(losses)]
@@ -103,10 +110,16 @@ def weighted_sum(parts: Sequence[tuple[float, Loss]]) -> LossFunction:
         metrics = {name: metric * factors[0] for name, metric in results[0][2].items()}
         for loss, values in zip(losses, each, strict=True):
             metrics[_free(f"loss/{loss.name}", metrics)] = values
-        return sum(c * values for c, values in zip(coefficients, each, strict=True)), weights, metrics
+        return (
+            sum(c * values for c, values in zip(coefficients, each, strict=True)),
+            weights,
+            metrics,
+        )
 
     name = " + ".join(loss.name for loss in losses)
-    return LossFunction(name, compute, _about(losses, _shared_columns(losses)), _shared_datasets(losses))
+    return LossFunction(
+        name, compute, _about(losses, _shared_columns(losses)), _shared_datasets(losses)
+    )
 
 
 def symmetric(loss: Loss) -> LossFunction:
@@ -120,9 +133,13 @@ def symmetric(loss: Loss) -> LossFunction:
     loss = bind(loss)
     least, most = loss.about.columns
     if most == 1:
-        raise InputError(f"expected a loss of two or more texts an example, found {loss.name} of one")
+        raise InputError(
+            f"expected a loss of two or more texts an example, found {loss.name} of one"
+        )
     if "scores" in loss.about.needs:
-        raise InputError(f"expected a loss without scores of an anchor's candidates, found {loss.name}")
+        raise InputError(
+            f"expected a loss without scores of an anchor's candidates, found {loss.name}"
+        )
 
     def compute(own: Columns, world: World, params: Params) -> LossResult:
         forward = loss(own, world, params)
@@ -144,13 +161,17 @@ def masked(loss: Loss, *, min_score: float) -> LossFunction:
 
     def kept(columns: Columns) -> Bool[Array, " B"]:
         if columns.score is None:
-            raise InputError(f"config.loss.name: masked({loss.name}) needs examples with a score, found none")
+            raise InputError(
+                f"config.loss.name: masked({loss.name}) needs examples with a score, found none"
+            )
         return columns.score[:, 0] >= min_score
 
     def compute(own: Columns, world: World, params: Params) -> LossResult:
         return _of_some(loss, kept, own, world, params)
 
-    needed = dataclasses.replace(loss.about, needs=tuple(dict.fromkeys((*loss.about.needs, "score"))), queue=False)
+    needed = dataclasses.replace(
+        loss.about, needs=tuple(dict.fromkeys((*loss.about.needs, "score"))), queue=False
+    )
     return LossFunction(f"masked({loss.name})", compute, needed, loss.of_dataset)
 
 
@@ -171,13 +192,17 @@ def per_dataset(losses: Mapping[str, Loss]) -> LossFunction:
     bound = {name: bind(loss) for name, loss in losses.items()}
     for name, loss in bound.items():
         if loss.of_dataset:
-            raise InputError(f"expected one loss for the data set {name!r}, found losses by data set")
+            raise InputError(
+                f"expected one loss for the data set {name!r}, found losses by data set"
+            )
     if not bound:
         raise InputError("expected a loss for each data set, found none")
 
     def compute(own: Columns, world: World, params: Params) -> LossResult:
         if own.dataset is None:
-            raise InputError("config.loss.name: per_dataset needs examples with their data set's number, found none")
+            raise InputError(
+                "config.loss.name: per_dataset needs examples with their data set's number, found none"
+            )
         results = []
         for number, loss in enumerate(bound.values()):
 
@@ -195,8 +220,12 @@ def per_dataset(losses: Mapping[str, Loss]) -> LossFunction:
             mine, present = own.dataset == number, totals[number] > 0.0
             total_values = jnp.where(mine, values, total_values)
             factor = jnp.where(present, _ratio(totals[-1], totals[number]), jnp.nan)
-            shown = {f"loss/{name}": values} | {f"{name}/{metric}": found for metric, found in own_metrics.items()}
-            metrics |= {metric: jnp.where(mine, found, 0.0) * factor for metric, found in shown.items()}
+            shown = {f"loss/{name}": values} | {
+                f"{name}/{metric}": found for metric, found in own_metrics.items()
+            }
+            metrics |= {
+                metric: jnp.where(mine, found, 0.0) * factor for metric, found in shown.items()
+            }
         return total_values, weights, metrics
 
     ranges = [loss.about.columns for loss in bound.values()]
@@ -247,7 +276,9 @@ def _shared_layers(losses: Sequence[LossFunction]) -> int:
     """How many earlier layers those losses have that have any."""
     found = {loss.about.layers for loss in losses} - {0}
     if len(found) > 1:
-        raise InputError(f"expected one sample of layers for all adaptive_layers, found {sorted(found)}")
+        raise InputError(
+            f"expected one sample of layers for all adaptive_layers, found {sorted(found)}"
+        )
     return found.pop() if found else 0
 
 
@@ -263,7 +294,9 @@ def _shared_datasets(losses: Sequence[LossFunction]) -> Mapping[str, About]:
     return found[0].of_dataset if found else {}
 
 
-def common_weights(results: Sequence[LossResult], world: World) -> tuple[Float[Array, " b"], list[Float[Array, " b"]]]:
+def common_weights(
+    results: Sequence[LossResult], world: World
+) -> tuple[Float[Array, " b"], list[Float[Array, " b"]]]:
     """Weights for several losses, and what their numbers are multiplied by to have the same means with those.
 
     With weights u_k of sums U_k, the common weights are w = mean_k u_k of sum W, and the factors are u_k W / (w U_k):
@@ -272,7 +305,10 @@ def common_weights(results: Sequence[LossResult], world: World) -> tuple[Float[A
     each = [jax.lax.stop_gradient(weights) for _, weights, _ in results]
     common = sum(each) / len(each)
     totals = world.total(jnp.stack([jnp.sum(weights) for weights in (*each, common)]))
-    return common, [_ratio(u, common) * _ratio(totals[-1], total) for u, total in zip(each, totals[:-1], strict=True)]
+    return common, [
+        _ratio(u, common) * _ratio(totals[-1], total)
+        for u, total in zip(each, totals[:-1], strict=True)
+    ]
 
 
 def _ratio(numerator: Float[Array, "*n"], denominator: Float[Array, "*n"]) -> Float[Array, "*n"]:
@@ -293,12 +329,16 @@ def _free(name: str, taken: Mapping[str, Any]) -> str:
 
 def _by_column(columns: Columns, change: Callable[[Array], Array]) -> Columns:
     leaves = {name: getattr(columns, name) for name in BY_COLUMN}
-    return columns.replace(**{name: change(leaf) for name, leaf in leaves.items() if leaf is not None})
+    return columns.replace(
+        **{name: change(leaf) for name, leaf in leaves.items() if leaf is not None}
+    )
 
 
 def _swapped(columns: Columns) -> Columns:
     """Anchors and positives in each other's place."""
-    return _by_column(columns.replace(queue=None), lambda leaf: jnp.concatenate([leaf[1:2], leaf[:1], leaf[2:]]))
+    return _by_column(
+        columns.replace(queue=None), lambda leaf: jnp.concatenate([leaf[1:2], leaf[:1], leaf[2:]])
+    )
 
 
 def _of_some(
@@ -330,10 +370,16 @@ def _names(function: Callable) -> list[str]:
 def parameters_of(function: Callable) -> dict[str, inspect.Parameter]:
     """The arguments that a config may give."""
     found = inspect.signature(function).parameters
-    return {name: parameter for name, parameter in found.items() if parameter.kind is parameter.KEYWORD_ONLY}
+    return {
+        name: parameter
+        for name, parameter in found.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
 
 
-def settle(name: str, parameters: Mapping[str, inspect.Parameter], given: Mapping[str, Any]) -> dict[str, Any]:
+def settle(
+    name: str, parameters: Mapping[str, inspect.Parameter], given: Mapping[str, Any]
+) -> dict[str, Any]:
     """All arguments, defaults included, of the types that `name` declares."""
     settled = {}
     for argument, value in given.items():

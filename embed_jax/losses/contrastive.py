@@ -17,7 +17,15 @@ from jaxtyping import Array, Float
 
 from embed_jax.errors import InputError
 from embed_jax.losses.base import loss
-from embed_jax.losses.negatives import ANCHOR, POSITIVE, Negatives, Texts, gap_block, similarity_block, sizes
+from embed_jax.losses.negatives import (
+    ANCHOR,
+    POSITIVE,
+    Negatives,
+    Texts,
+    gap_block,
+    similarity_block,
+    sizes,
+)
 from embed_jax.types import Columns, LossResult, Params, World
 
 MAX_SCALE = 100.0  # of a learnable temperature, as in CLIP (Radford et al. 2021, section 2.5)
@@ -93,13 +101,19 @@ def info_nce(
         "pp": (POSITIVE, passages if hard_negatives == "all" else (POSITIVE,)),
     }
     accepted = set(known) if partition == "joint" else {"qp", "pq"}
-    if "qp" not in names or not set(names) <= accepted or partition not in ("joint", "per_direction"):
+    if (
+        "qp" not in names
+        or not set(names) <= accepted
+        or partition not in ("joint", "per_direction")
+    ):
         raise InputError(
             f"config.loss: terms={terms!r} with partition={partition!r}: expected 'qp' and others of "
             f"{', '.join(sorted(accepted))}, and the partition 'joint' or 'per_direction'"
         )
     if hardness not in HARDNESS:
-        raise InputError(f"config.loss: hardness: expected one of {', '.join(map(repr, HARDNESS))}, found {hardness!r}")
+        raise InputError(
+            f"config.loss: hardness: expected one of {', '.join(map(repr, HARDNESS))}, found {hardness!r}"
+        )
 
     def adjust(rows: Texts, candidates: Texts, similarities: Array) -> Array:
         """Weights of hard negatives as additions to the logits; they concern the anchors' rows and passages."""
@@ -108,7 +122,11 @@ def info_nce(
         is_hard = (candidates.column > POSITIVE)[None, :]
         more = jnp.where(counts & same & is_hard, jnp.log(hard_negative_weight), 0.0)[None]
         if hardness:
-            chosen = {"in_batch_negatives": ~same, "hard_negatives": same & is_hard, "all_negatives": counts}[hardness]
+            chosen = {
+                "in_batch_negatives": ~same,
+                "hard_negatives": same & is_hard,
+                "all_negatives": counts,
+            }[hardness]
             stronger = hardness_strength * jax.lax.stop_gradient(similarities)
             more = more + jnp.where(chosen & counts, stronger, 0.0)
         return more
@@ -116,7 +134,10 @@ def info_nce(
     adjusts = hard_negative_weight != 1.0 or hardness
     scale = _scale(temperature, params)
     again = float(repeat_positive and partition == "joint" and "pq" in names)
-    parts = [_Term(own, world, negatives, known[name], scale, adjust if adjusts else None) for name in names]
+    parts = [
+        _Term(own, world, negatives, known[name], scale, adjust if adjusts else None)
+        for name in names
+    ]
     if partition == "joint":
         values = _cross_entropy(parts, label_smoothing, again)
     else:
@@ -210,7 +231,9 @@ def gist(
     Args:
         mask_by: "guide" (config.model.guide), or "model": the trained model guides itself.
     """
-    negatives = Negatives(similarity, sizes(own), mask_duplicates, mask_by, mask_margin, mask_strategy)
+    negatives = Negatives(
+        similarity, sizes(own), mask_duplicates, mask_by, mask_margin, mask_strategy
+    )
     terms: list[Term] = [(ANCHOR, tuple(range(POSITIVE, own.embeddings.shape[0])))]
     terms += [(ANCHOR, (ANCHOR,))] if contrast_anchors else []
     terms += [(POSITIVE, (POSITIVE,))] if contrast_positives else []
@@ -240,7 +263,9 @@ def dcl(
     """
     negatives = Negatives(similarity, sizes(own), mask_duplicates)
     scale = _scale(temperature, params)
-    part = _Term(own, world, negatives, (ANCHOR, tuple(range(POSITIVE, own.embeddings.shape[0]))), scale)
+    part = _Term(
+        own, world, negatives, (ANCHOR, tuple(range(POSITIVE, own.embeddings.shape[0]))), scale
+    )
     weights = _weights(own)
     values = jnp.where(part.logsumexp == -jnp.inf, 0.0, part.logsumexp)  # nothing to be told from
     if sigma:
@@ -278,11 +303,15 @@ def siglip(
     negatives = Negatives(similarity, sizes(own), mask_duplicates)
     passages = tuple(range(POSITIVE, own.embeddings.shape[0]))
     shared = (jnp.exp(params["log_scale"]), params["bias"])
-    block = similarity_block(negatives, lambda found, shared: jax.nn.softplus(found * shared[0] + shared[1]), 0.0)
+    block = similarity_block(
+        negatives, lambda found, shared: jax.nn.softplus(found * shared[0] + shared[1]), 0.0
+    )
     rows = negatives.rows(own, ANCHOR)
     values = jax.nn.softplus(-(rows.positive * shared[0] + shared[1]))
     further = negatives.earlier(own)
-    values = values + world.sum(block, rows, lambda columns: negatives.texts(columns, passages), shared, further)
+    values = values + world.sum(
+        block, rows, lambda columns: negatives.texts(columns, passages), shared, further
+    )
     metrics = {
         "positive_similarity": rows.positive[-1],
         "scale": jnp.broadcast_to(shared[0], rows.example.shape),
@@ -311,7 +340,9 @@ def mega_batch_margin(
     rows = negatives.rows(own, ANCHOR)
     block = similarity_block(negatives, lambda found, _: found, -jnp.inf)
     further = negatives.earlier(own)
-    hardest = world.max(block, rows, lambda columns: negatives.texts(columns, passages), further=further)[0]
+    hardest = world.max(
+        block, rows, lambda columns: negatives.texts(columns, passages), further=further
+    )[0]
     positive = rows.positive[0]
     too_near = jnp.where(hardest == -jnp.inf, 0.0, jax.nn.relu(hardest - negative_margin))
     metrics = _metrics(positive, hardest)
@@ -329,14 +360,20 @@ class _Term:
         logsumexp: log of the sum over negatives of exp(logit - the positive's logit), [M, b].
     """
 
-    def __init__(self, own: Columns, world: World, negatives: Negatives, term: Term, scale, adjust=None):
+    def __init__(
+        self, own: Columns, world: World, negatives: Negatives, term: Term, scale, adjust=None
+    ):
         self._world, self._scale = world, scale
         column, self._columns = term
         self._negatives = negatives
         self._block = gap_block(negatives, adjust)
-        self._further = negatives.earlier(own) if column == ANCHOR and POSITIVE in self._columns else None
+        self._further = (
+            negatives.earlier(own) if column == ANCHOR and POSITIVE in self._columns else None
+        )
         self.rows = negatives.rows(own, column)
-        self.logsumexp, self._largest = world.logsumexp(self._block, self.rows, self._candidates, scale, self._further)
+        self.logsumexp, self._largest = world.logsumexp(
+            self._block, self.rows, self._candidates, scale, self._further
+        )
 
     def _candidates(self, columns: Columns) -> Texts:
         return self._negatives.texts(columns, self._columns)
@@ -349,7 +386,9 @@ class _Term:
             counts = gaps > -jnp.inf
             return jnp.concatenate([jnp.where(counts, gaps, 0.0), counts.astype(jnp.float32)])
 
-        total, count = jnp.split(self._world.sum(block, self.rows, self._candidates, self._scale, self._further), 2)
+        total, count = jnp.split(
+            self._world.sum(block, self.rows, self._candidates, self._scale, self._further), 2
+        )
         return total, count
 
     def metrics(self) -> dict[str, Float[Array, " b"]]:
@@ -357,7 +396,9 @@ class _Term:
         return _metrics(positive, positive + self._largest[-1] / self._scale)
 
 
-def _cross_entropy(parts: Sequence[_Term], smoothing: float = 0.0, again: float = 0.0) -> Float[Array, "M b"]:
+def _cross_entropy(
+    parts: Sequence[_Term], smoothing: float = 0.0, again: float = 0.0
+) -> Float[Array, "M b"]:
     """-log softmax of the positive against the negatives of all parts: log(1 + sum exp(gap)).
 
     Exact in float32 even where the positive is far ahead: the sum is without the positive's own 1, so that 8e-7 does
@@ -385,11 +426,15 @@ def _scale(temperature: float, params: Params) -> Float[Array, ""]:
     return jnp.asarray(1.0 / temperature, jnp.float32)
 
 
-def _over_prefixes(values: Float[Array, "M b"], own: Columns, metrics: dict[str, Array]) -> LossResult:
+def _over_prefixes(
+    values: Float[Array, "M b"], own: Columns, metrics: dict[str, Array]
+) -> LossResult:
     """The weighted sum over the prefixes, if there are any; their losses are metrics "loss/SIZE"."""
     if own.prefixes is None:
         return values[0], _weights(own), metrics
-    by_size = {f"loss/{size}": value for size, value in zip(own.prefixes.sizes, values, strict=True)}
+    by_size = {
+        f"loss/{size}": value for size, value in zip(own.prefixes.sizes, values, strict=True)
+    }
     return jnp.tensordot(own.prefixes.weights, values, axes=1), _weights(own), metrics | by_size
 
 

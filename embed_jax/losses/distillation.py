@@ -10,11 +10,19 @@ from jaxtyping import Array, Bool, Float
 
 from embed_jax.errors import InputError
 from embed_jax.losses.base import loss
-from embed_jax.losses.similarity import ABSENT, cosine_distance, mean_over_present, named_similarity, similarity_matrix
+from embed_jax.losses.similarity import (
+    ABSENT,
+    cosine_distance,
+    mean_over_present,
+    named_similarity,
+    similarity_matrix,
+)
 from embed_jax.types import Columns, LossResult, Params, World
 
 
-def embedding_mse_loss(student: Float[Array, "*n D"], teacher: Float[Array, "*n D"]) -> Float[Array, "*n"]:
+def embedding_mse_loss(
+    student: Float[Array, "*n D"], teacher: Float[Array, "*n D"]
+) -> Float[Array, "*n"]:
     """Mean over the dimensions of (student - teacher)^2.
 
     Reimers and Gurevych (2020), "Making Monolingual Sentence Embeddings Multilingual using Knowledge Distillation".
@@ -33,7 +41,9 @@ def embedding_mse(own: Columns, world: World, params: Params) -> LossResult:
     return *mean_over_present(values, own.present), {}
 
 
-def embedding_cosine_loss(student: Float[Array, "*n D"], teacher: Float[Array, "*n D"]) -> Float[Array, "*n"]:
+def embedding_cosine_loss(
+    student: Float[Array, "*n D"], teacher: Float[Array, "*n D"]
+) -> Float[Array, "*n"]:
     """1 - cos(student, teacher)."""
     return cosine_distance(student, teacher)
 
@@ -49,7 +59,9 @@ def embedding_cosine(own: Columns, world: World, params: Params) -> LossResult:
     return *mean_over_present(values, own.present), {}
 
 
-def margin_mse_loss(student: Float[Array, "b K"], teacher: Float[Array, "b K"]) -> Float[Array, "b K-1"]:
+def margin_mse_loss(
+    student: Float[Array, "b K"], teacher: Float[Array, "b K"]
+) -> Float[Array, "b K-1"]:
     """([s(q, p) - s(q, n)] - [t(q, p) - t(q, n)])^2 for each negative n.
 
     Hofstaetter et al. (2021), "Improving Efficient Neural Ranking Models with Cross-Architecture Knowledge
@@ -63,7 +75,9 @@ def margin_mse_loss(student: Float[Array, "b K"], teacher: Float[Array, "b K"]) 
 
 
 @loss(needs=("scores",), columns=(3, 0), tiled=True)
-def margin_mse(own: Columns, world: World, params: Params, *, similarity: str = "dot") -> LossResult:
+def margin_mse(
+    own: Columns, world: World, params: Params, *, similarity: str = "dot"
+) -> LossResult:
     """`margin_mse_loss` of an anchor's positive and its own negatives, the mean over those that are there.
 
     Args:
@@ -98,12 +112,17 @@ def kl_loss(
     """
     if present is not None:
         student, teacher = jnp.where(present, student, ABSENT), jnp.where(present, teacher, ABSENT)
-    log_p, log_q = jax.nn.log_softmax(teacher / temperature), jax.nn.log_softmax(student / temperature)
+    log_p, log_q = (
+        jax.nn.log_softmax(teacher / temperature),
+        jax.nn.log_softmax(student / temperature),
+    )
     return temperature**2 * jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
 
 @loss(needs=("scores",), columns=(3, 0), tiled=True)
-def kl(own: Columns, world: World, params: Params, *, temperature: float = 1.0, similarity: str = "dot") -> LossResult:
+def kl(
+    own: Columns, world: World, params: Params, *, temperature: float = 1.0, similarity: str = "dot"
+) -> LossResult:
     """The mean of `kl_loss` over the anchors, an anchor's candidates being its positive and its own negatives.
 
     Args:
@@ -121,7 +140,9 @@ def kl(own: Columns, world: World, params: Params, *, temperature: float = 1.0, 
 
 
 @loss(needs=("scores",), columns=(2, 0), tiled=True)
-def score_mse(own: Columns, world: World, params: Params, *, similarity: str = "cosine") -> LossResult:
+def score_mse(
+    own: Columns, world: World, params: Params, *, similarity: str = "cosine"
+) -> LossResult:
     """(s(anchor, candidate) - score)^2, the mean over all candidates that are there; for pairs, `cosine_mse`.
 
     Args:
@@ -137,7 +158,9 @@ def score_mse(own: Columns, world: World, params: Params, *, similarity: str = "
     return *mean_over_present((student - teacher) ** 2, present), {}
 
 
-def relational_loss(student: Float[Array, "N D"], teacher: Float[Array, "N H"]) -> Float[Array, " N"]:
+def relational_loss(
+    student: Float[Array, "N D"], teacher: Float[Array, "N H"]
+) -> Float[Array, " N"]:
     """Each row's mean over j of (cos(s_i, s_j) - cos(t_i, t_j))^2; the teacher's size need not be the student's.
 
     Similarity-preserving distillation: Tung and Mori (2019), "Similarity-Preserving Knowledge Distillation", with
@@ -153,11 +176,17 @@ def relational(own: Columns, world: World, params: Params) -> LossResult:
     def texts(columns: Columns) -> Any:
         size, teacher_size = columns.embeddings.shape[-1], columns.teacher.shape[-1]
         teacher = jax.lax.stop_gradient(columns.teacher)
-        return columns.embeddings.reshape(-1, size), teacher.reshape(-1, teacher_size), columns.present.reshape(-1)
+        return (
+            columns.embeddings.reshape(-1, size),
+            teacher.reshape(-1, teacher_size),
+            columns.present.reshape(-1),
+        )
 
     def block(rows, candidates, _):
         texts, teachers, present = candidates
-        squares = jnp.stack([_difference(*row, texts, teachers) ** 2 for row in zip(*rows, strict=True)])
+        squares = jnp.stack(
+            [_difference(*row, texts, teachers) ** 2 for row in zip(*rows, strict=True)]
+        )
         return jnp.where(present[None, None], squares, 0.0)
 
     rows = tuple(own.embeddings), tuple(jax.lax.stop_gradient(own.teacher))
@@ -166,18 +195,24 @@ def relational(own: Columns, world: World, params: Params) -> LossResult:
     return *mean_over_present(values, own.present), {}
 
 
-def _difference(student: Array, teacher: Array, students: Array, teachers: Array) -> Float[Array, "b n"]:
+def _difference(
+    student: Array, teacher: Array, students: Array, teachers: Array
+) -> Float[Array, "b n"]:
     return similarity_matrix(student, students) - similarity_matrix(teacher, teachers)
 
 
 def _teacher(own: Columns, name: str) -> Float[Array, "C b D"]:
     size, found = own.embeddings.shape[-1], own.teacher.shape[-1]
     if size != found:
-        raise InputError(f"the teacher of the loss {name}: expected embeddings of size {size}, found {found}")
+        raise InputError(
+            f"the teacher of the loss {name}: expected embeddings of size {size}, found {found}"
+        )
     return jax.lax.stop_gradient(own.teacher)
 
 
-def _candidate_scores(own: Columns, similarity: str, name: str) -> tuple[Array, Array, Bool[Array, "K b"]]:
+def _candidate_scores(
+    own: Columns, similarity: str, name: str
+) -> tuple[Array, Array, Bool[Array, "K b"]]:
     """The student's and the teacher's scores [K, b] of the candidates, columns 1 .. C - 1, and which are there."""
     candidates = own.embeddings[1:]
     if own.score.shape[1] != len(candidates):

@@ -57,14 +57,24 @@ def build_loss(expression: str, fields: Mapping[str, Any] | None = None) -> Loss
         tree = ast.parse(source, mode="eval").body
     except (SyntaxError, ValueError) as error:
         said = getattr(error, "msg", str(error))
-        raise InputError(f"config.loss.name: {source!r}: {said}; expected a loss such as 'info_nce()'") from None
+        raise InputError(
+            f"config.loss.name: {source!r}: {said}; expected a loss such as 'info_nce()'"
+        ) from None
     return _Reader(source, fields or {}).loss(tree)
 
 
 def arguments_of(expression: str) -> set[str]:
     """All arguments that the losses of an expression take; the expression is one that `build_loss` reads."""
-    names = {node.id for node in ast.walk(ast.parse(expression.strip(), mode="eval")) if isinstance(node, ast.Name)}
-    return {argument for name in names & REGISTRY["loss"].keys() for argument in parameters_of(lookup("loss", name))}
+    names = {
+        node.id
+        for node in ast.walk(ast.parse(expression.strip(), mode="eval"))
+        if isinstance(node, ast.Name)
+    }
+    return {
+        argument
+        for name in names & REGISTRY["loss"].keys()
+        for argument in parameters_of(lookup("loss", name))
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,21 +100,32 @@ class _Reader:
         match node:
             case ast.BinOp(op=ast.Add() | ast.Sub() as sign):
                 factor = 1.0 if isinstance(sign, ast.Add) else -1.0
-                return self._terms(node.left) + [(factor * c, loss) for c, loss in self._terms(node.right)]
+                return self._terms(node.left) + [
+                    (factor * c, loss) for c, loss in self._terms(node.right)
+                ]
             case ast.BinOp(op=ast.Mult()):
                 left, right = _number(node.left), _number(node.right)
                 if (left is None) == (right is None):
-                    raise self._error(node, "expected a number on one side of * and a loss on the other")
+                    raise self._error(
+                        node, "expected a number on one side of * and a loss on the other"
+                    )
                 factor, rest = (left, node.right) if right is None else (right, node.left)
                 return [(factor * c, loss) for c, loss in self._terms(rest)]
             case ast.Name():
                 return [(1.0, self._called(node, node.id, [], []))]
             case ast.Call(func=ast.Name()):
                 return [(1.0, self._called(node, node.func.id, node.args, node.keywords))]
-        raise self._error(node, "expected a loss such as info_nce(temperature=0.05), a number * a loss, or their sum")
+        raise self._error(
+            node,
+            "expected a loss such as info_nce(temperature=0.05), a number * a loss, or their sum",
+        )
 
     def _called(
-        self, node: ast.expr, name: str, positional: Sequence[ast.expr], keywords: Sequence[ast.keyword]
+        self,
+        node: ast.expr,
+        name: str,
+        positional: Sequence[ast.expr],
+        keywords: Sequence[ast.keyword],
     ) -> LossFunction:
         if name not in COMBINATORS and name not in REGISTRY["loss"]:
             raise self._error(node, unknown("loss", name, [*REGISTRY["loss"], *COMBINATORS]))
@@ -112,24 +133,43 @@ class _Reader:
         if name == "per_dataset":
             if len(positional) == 1 and isinstance(positional[0], ast.Dict) and not named:
                 pairs = zip(positional[0].keys, positional[0].values, strict=True)
-                named = self._once(node, [(getattr(key, "value", None), value) for key, value in pairs])
+                named = self._once(
+                    node, [(getattr(key, "value", None), value) for key, value in pairs]
+                )
             elif positional:
-                raise self._error(node, "expected losses by data set, as in per_dataset(nli=info_nce(), sts=cosent())")
+                raise self._error(
+                    node,
+                    "expected losses by data set, as in per_dataset(nli=info_nce(), sts=cosent())",
+                )
             losses = {dataset: self.loss(value) for dataset, value in named.items()}
             return self._tried(node, lambda: per_dataset(losses))
-        given = {argument: self._literal(node, argument, value) for argument, value in named.items()}
+        given = {
+            argument: self._literal(node, argument, value) for argument, value in named.items()
+        }
         if name in COMBINATORS:
             if len(positional) != 1 or isinstance(positional[0], ast.Starred):
-                raise self._error(node, f"expected one loss inside, as in {name}(info_nce()), found {len(positional)}")
+                raise self._error(
+                    node,
+                    f"expected one loss inside, as in {name}(info_nce()), found {len(positional)}",
+                )
             combine, inner = COMBINATORS[name], self.loss(positional[0])
-            return self._tried(node, lambda: combine(inner, **settle(name, parameters_of(combine), given)))
+            return self._tried(
+                node, lambda: combine(inner, **settle(name, parameters_of(combine), given))
+            )
         function = lookup("loss", name)
         parameters = parameters_of(function)
         if positional:
             known = ", ".join(parameters) or "none"
-            raise self._error(node, f"expected arguments by name, found {self._text(positional[0])}; known: {known}")
-        more = {argument: value for argument, value in self.fields.items() if argument in parameters}
-        return dataclasses.replace(self._tried(node, lambda: bind(function, **more | given)), name=name)
+            raise self._error(
+                node,
+                f"expected arguments by name, found {self._text(positional[0])}; known: {known}",
+            )
+        more = {
+            argument: value for argument, value in self.fields.items() if argument in parameters
+        }
+        return dataclasses.replace(
+            self._tried(node, lambda: bind(function, **more | given)), name=name
+        )
 
     def _once(self, node: ast.expr, pairs: Sequence[tuple[Any, ast.expr]]) -> dict[str, ast.expr]:
         """What is given by name, no name twice."""
@@ -149,7 +189,9 @@ class _Reader:
         if isinstance(node, ast.Constant) and isinstance(node.value, bool | str):
             return node.value
         found = self._text(node)
-        raise self._error(call, f"{argument}: expected a number, True, False or a string in quotes, found {found}")
+        raise self._error(
+            call, f"{argument}: expected a number, True, False or a string in quotes, found {found}"
+        )
 
     def _tried(self, node: ast.expr, make: Callable[[], LossFunction]) -> LossFunction:
         """What `make` makes; what it objects to is said of this part of the expression."""

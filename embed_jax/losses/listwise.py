@@ -12,7 +12,10 @@ from embed_jax.types import Columns, LossResult, Params, World
 
 
 def own_candidates_loss(
-    scores: Float[Array, "b K"], present: Bool[Array, "b K"] | None = None, *, temperature: float = 1.0
+    scores: Float[Array, "b K"],
+    present: Bool[Array, "b K"] | None = None,
+    *,
+    temperature: float = 1.0,
 ) -> Float[Array, " b"]:
     """-log( exp(s_1 / t) / sum_k exp(s_k / t) ): the first of each row's candidates against the others.
 
@@ -31,7 +34,12 @@ def own_candidates_loss(
 
 @loss(columns=(3, 0), tiled=True)
 def own_candidates(
-    own: Columns, world: World, params: Params, *, temperature: float = 0.05, similarity: str = "cosine"
+    own: Columns,
+    world: World,
+    params: Params,
+    *,
+    temperature: float = 0.05,
+    similarity: str = "cosine",
 ) -> LossResult:
     """The mean of `own_candidates_loss` over anchors, whose candidates are their positive and their own hard negatives.
 

@@ -30,7 +30,13 @@ WEIGHTINGS = {  # of a layer by its number, from 1
 
 
 def matryoshka(
-    loss: Loss, *, dims: str, weights: str = "", sample: int = 0, normalize: bool = True, shared_head: bool = False
+    loss: Loss,
+    *,
+    dims: str,
+    weights: str = "",
+    sample: int = 0,
+    normalize: bool = True,
+    shared_head: bool = False,
 ) -> LossFunction:
     """sum_m c_m L(first m numbers of each embedding).
 
@@ -55,7 +61,9 @@ def matryoshka(
         raise InputError(f"expected a loss of whole embeddings, found {loss.name}")
     sizes, counts = _sizes(dims, weights)
     if not 0 <= sample <= len(sizes):
-        raise InputError(f"sample: expected 0 (all) to {len(sizes)}, the number of dims, found {sample}")
+        raise InputError(
+            f"sample: expected 0 (all) to {len(sizes)}, the number of dims, found {sample}"
+        )
     by_size = _depends_on_size(loss, sizes)
     if shared_head and not by_size:
         raise InputError(f"shared_head: {loss.name} has no parameters of the embedding's size")
@@ -65,7 +73,9 @@ def matryoshka(
         _check_size(sizes, dim)
         if not by_size or shared_head:
             return loss.init(dim, key)
-        return {str(size): loss.init(size, jax.random.fold_in(key, i)) for i, size in enumerate(sizes)}
+        return {
+            str(size): loss.init(size, jax.random.fold_in(key, i)) for i, size in enumerate(sizes)
+        }
 
     def compute(own: Columns, world: World, params: Params) -> LossResult:
         dim = own.embeddings.shape[-1]
@@ -75,7 +85,9 @@ def matryoshka(
             return loss(own.replace(prefixes=Prefixes(sizes, factors)), world, params)
         results = []
         for size in sizes:
-            change = functools.partial(_cut, size=size, to_length_one=normalize, pad_to=dim if shared_head else 0)
+            change = functools.partial(
+                _cut, size=size, to_length_one=normalize, pad_to=dim if shared_head else 0
+            )
             own_params = params[str(size)] if by_size and not shared_head else params
             results.append(loss(change(own), world.view(change), own_params))
         names = [str(size) for size in sizes]
@@ -122,7 +134,9 @@ def adaptive_layers(
 
     def compute(own: Columns, world: World, params: Params) -> LossResult:
         if own.layers is None or own.layers.shape[2] == 0:
-            raise InputError("config.loss.name: adaptive_layers needs an encoder of two or more layers")
+            raise InputError(
+                "config.loss.name: adaptive_layers needs an encoder of two or more layers"
+            )
         number = own.layers.shape[2]
         results = [loss(own, world, params)]
         for k in range(number):
@@ -138,7 +152,9 @@ def adaptive_layers(
             results += [_divergence(own, k, kl_temperature) for k in range(number)]
             factors = jnp.concatenate([factors, jnp.full(number, kl_weight * kl_temperature)])
         names = ["last", *["prior"] * number, *["kl"] * number]
-        values, weights, metrics = _summed(results, factors, names[: len(results)], world, metrics_of=0)
+        values, weights, metrics = _summed(
+            results, factors, names[: len(results)], world, metrics_of=0
+        )
         return values, weights, metrics | {"loss/prior": metrics["loss/prior"] / number}
 
     layers = sample or -1
@@ -171,13 +187,18 @@ def _sizes(dims: str, weights: str) -> tuple[tuple[int, ...], tuple[float, ...]]
 
 def _check_size(sizes: Sequence[int], dim: int) -> None:
     if sizes[-1] > dim:
-        raise InputError(f"dims: expected sizes from 1 to {dim}, the size of the embeddings, found {sizes[-1]}")
+        raise InputError(
+            f"dims: expected sizes from 1 to {dim}, the size of the embeddings, found {sizes[-1]}"
+        )
 
 
 def _depends_on_size(loss: LossFunction, sizes: Sequence[int]) -> bool:
     """Whether the loss's parameters differ in shape from size to size."""
     shapes = [
-        jax.tree.map(lambda leaf: leaf.shape, jax.eval_shape(functools.partial(loss.init, size), jax.random.key(0)))
+        jax.tree.map(
+            lambda leaf: leaf.shape,
+            jax.eval_shape(functools.partial(loss.init, size), jax.random.key(0)),
+        )
         for size in (sizes[-1], sizes[-1] + 1)
     ]
     return shapes[0] != shapes[1]
@@ -196,7 +217,9 @@ def _cut(columns: Columns, size: int, to_length_one: bool, pad_to: int = 0) -> C
     def cut(embeddings: Float[Array, "*n D"]) -> Float[Array, "*n d"]:
         short = embeddings[..., :size]
         short = normalize(short) if to_length_one else short
-        return jnp.pad(short, [(0, 0)] * (short.ndim - 1) + [(0, pad_to - size)]) if pad_to else short
+        return (
+            jnp.pad(short, [(0, 0)] * (short.ndim - 1) + [(0, pad_to - size)]) if pad_to else short
+        )
 
     changed = {"embeddings": cut(columns.embeddings)}
     if columns.queue is not None:
@@ -225,7 +248,13 @@ def _summed(
     """sum_n factor_n L_n of losses that are weighted means each; metrics "loss/NAME" add up what has one name."""
     weights, shares = common_weights(results, world)
     each = [values * share for (values, _, _), share in zip(results, shares, strict=True)]
-    metrics: Mapping[str, Array] = {name: m * shares[metrics_of] for name, m in results[metrics_of][2].items()}
+    metrics: Mapping[str, Array] = {
+        name: m * shares[metrics_of] for name, m in results[metrics_of][2].items()
+    }
     for name, values in zip(names, each, strict=True):
         metrics[f"loss/{name}"] = metrics.get(f"loss/{name}", 0.0) + values
-    return sum(factor * values for factor, values in zip(factors, each, strict=True)), weights, metrics
+    return (
+        sum(factor * values for factor, values in zip(factors, each, strict=True)),
+        weights,
+        metrics,
+    )

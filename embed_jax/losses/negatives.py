@@ -85,11 +85,15 @@ class Negatives:
         """The texts of some columns, one column after the other."""
         batch = columns.embeddings.shape[1]
         if self.mask_by == "guide" and columns.guide is None:
-            raise InputError("config.loss: mask_by='guide' needs config.model.guide, a guide model; found none")
+            raise InputError(
+                "config.loss: mask_by='guide' needs config.model.guide, a guide model; found none"
+            )
         vectors = columns.embeddings.astype(jnp.float32)
         inverse_norms = None
         if len(self.dims) > 1:
-            square = jnp.stack([jnp.sum(vectors[..., :dim] ** 2, axis=-1) for dim in self.dims], axis=-1)
+            square = jnp.stack(
+                [jnp.sum(vectors[..., :dim] ** 2, axis=-1) for dim in self.dims], axis=-1
+            )
             inverse_norms = jax.lax.rsqrt(jnp.maximum(square, 1e-24))
         else:
             vectors = vectors[..., : self.dims[0]] if self.dims else vectors
@@ -102,12 +106,17 @@ class Negatives:
 
         def of_pairs(parts: list[Array]) -> Array:
             return joined(
-                [part if is_pair else jnp.zeros_like(part) for part, is_pair in zip(parts, pair, strict=True)]
+                [
+                    part if is_pair else jnp.zeros_like(part)
+                    for part, is_pair in zip(parts, pair, strict=True)
+                ]
             )
 
         return Texts(
             vectors=joined([vectors[column] for column in which]),
-            inverse_norms=None if inverse_norms is None else joined([inverse_norms[column] for column in which]),
+            inverse_norms=None
+            if inverse_norms is None
+            else joined([inverse_norms[column] for column in which]),
             example=joined([columns.example for _ in which]),
             column=joined([jnp.full(batch, column) for column in which]),
             present=joined([columns.present[column] for column in which]),
@@ -124,7 +133,9 @@ class Negatives:
         if own.queue is None:
             return None
         if self.mask_by == "guide":
-            raise InputError("config.loss: mask_by='guide' does not go with a queue, which a guide model has not seen")
+            raise InputError(
+                "config.loss: mask_by='guide' does not go with a queue, which a guide model has not seen"
+            )
         return self.texts(own.queue, (POSITIVE,))
 
     def rows(self, own: Columns, column: int) -> Texts:
@@ -153,7 +164,9 @@ class Negatives:
         scales = rows.inverse_norms.T[:, :, None] * candidates.inverse_norms.T[:, None, :]
         return jnp.stack(dots) * scales
 
-    def are(self, rows: Texts, candidates: Texts, similarities: Float[Array, "M b n"]) -> Bool[Array, "M b n"]:
+    def are(
+        self, rows: Texts, candidates: Texts, similarities: Float[Array, "M b n"]
+    ) -> Bool[Array, "M b n"]:
         """Whether a candidate is a negative of a row.
 
         An example's own anchor and positive never are; its own hard negatives are those of its anchor, not of its
@@ -161,7 +174,9 @@ class Negatives:
         """
         same = rows.example[:, None] == candidates.example[None, :]
         is_hard = (candidates.column > POSITIVE)[None, :]
-        negative = candidates.present[None, :] & (~same | (is_hard & (rows.column == ANCHOR)[:, None]))
+        negative = candidates.present[None, :] & (
+            ~same | (is_hard & (rows.column == ANCHOR)[:, None])
+        )
         if self.hard_negatives == "own":
             negative &= same | ~is_hard
         if self.mask_duplicates:
@@ -177,7 +192,9 @@ class Negatives:
             negative = negative & ~self._too_similar(rows, candidates, similarities)
         return negative
 
-    def _too_similar(self, rows: Texts, candidates: Texts, similarities: Array) -> Bool[Array, "M b n"]:
+    def _too_similar(
+        self, rows: Texts, candidates: Texts, similarities: Array
+    ) -> Bool[Array, "M b n"]:
         if self.mask_by == "guide":
             found = _product(rows.guide, candidates.guide)[None]
             positive = rows.guide_positive[None]
@@ -212,12 +229,16 @@ def gap_block(
     return block
 
 
-def similarity_block(negatives: Negatives, map_: Callable[[Array, Any], Array], nothing: float) -> Block:
+def similarity_block(
+    negatives: Negatives, map_: Callable[[Array, Any], Array], nothing: float
+) -> Block:
     """The block of `map_(similarities, shared)`, and `nothing` where a candidate is no negative."""
 
     def block(rows: Texts, candidates: Texts, shared: Any) -> Float[Array, "M b n"]:
         similarities = negatives.similarities(rows, candidates)
-        return jnp.where(negatives.are(rows, candidates, similarities), map_(similarities, shared), nothing)
+        return jnp.where(
+            negatives.are(rows, candidates, similarities), map_(similarities, shared), nothing
+        )
 
     return block
 
@@ -232,4 +253,6 @@ def _product(rows: Float[Array, "b D"], candidates: Float[Array, "n D"]) -> Floa
 
 
 def _equal(rows: UInt[Array, "b 2"], candidates: UInt[Array, "n 2"]) -> Bool[Array, "b n"]:
-    return (rows[:, None, 0] == candidates[None, :, 0]) & (rows[:, None, 1] == candidates[None, :, 1])
+    return (rows[:, None, 0] == candidates[None, :, 0]) & (
+        rows[:, None, 1] == candidates[None, :, 1]
+    )

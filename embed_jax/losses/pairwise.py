@@ -41,7 +41,11 @@ def contrastive(
     own: Columns, world: World, params: Params, *, margin: float = 0.5, distance: str = "cosine"
 ) -> LossResult:
     """The mean of `contrastive_loss` over the pairs."""
-    return contrastive_loss(*own.embeddings, own.label, margin=margin, distance=distance), _weights(own), {}
+    return (
+        contrastive_loss(*own.embeddings, own.label, margin=margin, distance=distance),
+        _weights(own),
+        {},
+    )
 
 
 def online_contrastive_loss(
@@ -78,7 +82,11 @@ def online_contrastive(
 
 
 def cosent_loss(
-    first: Float[Array, "B D"], second: Float[Array, "B D"], score: Float[Array, " B"], *, scale: float = 20.0
+    first: Float[Array, "B D"],
+    second: Float[Array, "B D"],
+    score: Float[Array, " B"],
+    *,
+    scale: float = 20.0,
 ) -> Float[Array, ""]:
     """log(1 + sum over y_i > y_j of exp(scale (cos_j - cos_i))): pairs ordered by cosine as they are by score.
 
@@ -96,7 +104,9 @@ def cosent(own: Columns, world: World, params: Params, *, scale: float = 20.0) -
     return _ranking(own, world, cosine, scale), _weights(own), {}
 
 
-def angle_similarity(first: Float[Array, "*n D"], second: Float[Array, "*n D"]) -> Float[Array, "*n"]:
+def angle_similarity(
+    first: Float[Array, "*n D"], second: Float[Array, "*n D"]
+) -> Float[Array, "*n"]:
     """|sum of the real and imaginary parts of z / w|, lengths divided out, row by row.
 
     z and w are the vectors read as complex ones, the first half of a vector being its real part. With u, v of length
@@ -107,12 +117,18 @@ def angle_similarity(first: Float[Array, "*n D"], second: Float[Array, "*n D"]) 
     half = -(-first.shape[-1] // 2)
     short = [(0, 0)] * (first.ndim - 1) + [(0, 2 * half - first.shape[-1])]
     first, second = jnp.pad(first, short), jnp.pad(second, short)
-    imaginary = dot(first[..., half:], second[..., :half]) - dot(first[..., :half], second[..., half:])
+    imaginary = dot(first[..., half:], second[..., :half]) - dot(
+        first[..., :half], second[..., half:]
+    )
     return jnp.abs(dot(first, second) + imaginary)
 
 
 def angle_loss(
-    first: Float[Array, "B D"], second: Float[Array, "B D"], score: Float[Array, " B"], *, scale: float = 20.0
+    first: Float[Array, "B D"],
+    second: Float[Array, "B D"],
+    score: Float[Array, " B"],
+    *,
+    scale: float = 20.0,
 ) -> Float[Array, ""]:
     """`cosent_loss` with `angle_similarity`, which is not flat where the cosine is near 1 or -1 (Li and Li 2023)."""
     return _ranking_loss(angle_similarity(first, second), score, scale)
@@ -186,7 +202,11 @@ def contrastive_tension_loss(
 def contrastive_tension(own: Columns, world: World, params: Params) -> LossResult:
     """The sum, not the mean, of `contrastive_tension_loss` over all pairs of the world, as in sentence-transformers."""
     weights = _weights(own)
-    return _summed(contrastive_tension_loss(*own.embeddings, own.label), weights, world), weights, {}
+    return (
+        _summed(contrastive_tension_loss(*own.embeddings, own.label), weights, world),
+        weights,
+        {},
+    )
 
 
 def init_log_scale(dim: int, key: PRNGKeyArray, *, scale: float = 20.0) -> Params:
@@ -195,7 +215,9 @@ def init_log_scale(dim: int, key: PRNGKeyArray, *, scale: float = 20.0) -> Param
 
 
 @loss(columns=(2, 2), init=init_log_scale, tiled=True)
-def contrastive_tension_in_batch(own: Columns, world: World, params: Params, *, scale: float = 20.0) -> LossResult:
+def contrastive_tension_in_batch(
+    own: Columns, world: World, params: Params, *, scale: float = 20.0
+) -> LossResult:
     """Cross entropy of each text's partner against all others' partners, both ways, with a learnable scale.
 
     l_i = 1/2 [CE_j(s_ij) + CE_j(s_ji)] with s_ij = exp(log_scale) cos(u_i, v_j); sentence-transformers'
@@ -228,7 +250,9 @@ def _weights(own: Columns) -> Float[Array, " b"]:
     return jnp.all(own.present[:2], axis=0).astype(jnp.float32)
 
 
-def _summed(values: Float[Array, " b"], weights: Float[Array, " b"], world: World) -> Float[Array, " b"]:
+def _summed(
+    values: Float[Array, " b"], weights: Float[Array, " b"], world: World
+) -> Float[Array, " b"]:
     """Values whose weighted mean over the world is the sum of `values`."""
     return values * world.total(jnp.sum(weights))
 
@@ -238,7 +262,9 @@ def _hard_limits(distances: Float[Array, " B"], label: Int[Array, " B"]) -> tupl
     positive, negative = label == 1, label == 0
 
     def mean(kind: Bool[Array, " B"]) -> Float[Array, ""]:
-        return jnp.sum(jnp.where(kind, distances, 0.0)) / jnp.maximum(jnp.sum(kind.astype(jnp.float32)), 1.0)
+        return jnp.sum(jnp.where(kind, distances, 0.0)) / jnp.maximum(
+            jnp.sum(kind.astype(jnp.float32)), 1.0
+        )
 
     closest = jnp.min(jnp.where(negative, distances, jnp.inf))
     farthest = jnp.max(jnp.where(positive, distances, -jnp.inf))
@@ -247,7 +273,9 @@ def _hard_limits(distances: Float[Array, " B"], label: Int[Array, " B"]) -> tupl
     return above, below
 
 
-def _online(distances: Array, label: Array, above: Array, below: Array, margin: float) -> Float[Array, " b"]:
+def _online(
+    distances: Array, label: Array, above: Array, below: Array, margin: float
+) -> Float[Array, " b"]:
     hard_positive = (label == 1) & (distances > above)
     hard_negative = (label == 0) & (distances < below)
     return jnp.where(hard_positive, distances**2, 0.0) + jnp.where(
@@ -262,7 +290,9 @@ def _rank_gaps(rows: Any, candidates: Any, scale: float) -> Float[Array, "b n"]:
     return jnp.where(compared, scale * (similarities[None, :] - similarity[:, None]), -jnp.inf)
 
 
-def _ranking_loss(similarity: Float[Array, " B"], score: Float[Array, " B"], scale: float) -> Float[Array, ""]:
+def _ranking_loss(
+    similarity: Float[Array, " B"], score: Float[Array, " B"], scale: float
+) -> Float[Array, ""]:
     pairs = similarity, score, jnp.ones(score.shape, bool)
     return _log_one_plus(_rank_gaps(pairs, pairs, scale))
 
@@ -276,7 +306,9 @@ def _ranking(
         first, second = columns.embeddings
         return similarity(first, second), columns.score[:, 0], jnp.all(columns.present, axis=0)
 
-    rows, _ = world.logsumexp(lambda row, others, _: _rank_gaps(row, others, scale)[None], pairs(own), pairs)
+    rows, _ = world.logsumexp(
+        lambda row, others, _: _rank_gaps(row, others, scale)[None], pairs(own), pairs
+    )
     return jnp.broadcast_to(_log_one_plus(world.gather(rows[0])), own.example.shape)
 
 
@@ -287,7 +319,9 @@ def _log_one_plus(exponents: Float[Array, "*n"]) -> Float[Array, ""]:
     return shift + jnp.log1p(jnp.sum(jnp.exp(exponents - shift)) + jnp.expm1(-shift))
 
 
-def _in_batch(own: Columns, world: World, scale: float, mask_duplicates: bool) -> Float[Array, " b"]:
+def _in_batch(
+    own: Columns, world: World, scale: float, mask_duplicates: bool
+) -> Float[Array, " b"]:
     """Mean over a pair's two texts of the cross entropy of its partner among all texts of the world."""
 
     def block(rows, candidates, _):
@@ -303,7 +337,12 @@ def _in_batch(own: Columns, world: World, scale: float, mask_duplicates: bool) -
     def candidates(columns):
         size = columns.embeddings.shape[-1]
         texts, hashes = columns.embeddings.reshape(-1, size), columns.text_hash.reshape(-1, 2)
-        return texts, hashes, jnp.tile(columns.example, 2), jnp.tile(jnp.all(columns.present, axis=0), 2)
+        return (
+            texts,
+            hashes,
+            jnp.tile(columns.example, 2),
+            jnp.tile(jnp.all(columns.present, axis=0), 2),
+        )
 
     rows = tuple(own.embeddings), tuple(own.text_hash), own.example
     against, _ = world.logsumexp(block, rows, candidates)

@@ -13,7 +13,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from embed_jax.losses.base import loss
-from embed_jax.losses.similarity import euclidean, normalize, similarity_matrix, squared_distance_matrix
+from embed_jax.losses.similarity import (
+    euclidean,
+    normalize,
+    similarity_matrix,
+    squared_distance_matrix,
+)
 from embed_jax.types import Block, Columns, LossResult, Params, World
 
 
@@ -30,7 +35,9 @@ def uniformity_loss(embeddings: Float[Array, "B D"], *, t: float = 2.0) -> Float
 
 
 @loss(columns=(1, 0), tiled=True)
-def uniformity(own: Columns, world: World, params: Params, *, t: float = 2.0, columns: int = 1) -> LossResult:
+def uniformity(
+    own: Columns, world: World, params: Params, *, t: float = 2.0, columns: int = 1
+) -> LossResult:
     """`uniformity_loss` of each of the first columns over the world, their mean.
 
     Args:
@@ -42,7 +49,9 @@ def uniformity(own: Columns, world: World, params: Params, *, t: float = 2.0, co
 
     rows, _ = world.logsumexp(*_within_columns(own, columns, exponent, -jnp.inf))
     pairs = _pairs(own, columns, world)
-    values = [_log_mean_exp(world.gather(row), number) for row, number in zip(rows, pairs, strict=True)]
+    values = [
+        _log_mean_exp(world.gather(row), number) for row, number in zip(rows, pairs, strict=True)
+    ]
     return _everywhere(sum(values) / len(values), own, columns)
 
 
@@ -72,7 +81,9 @@ def global_orthogonal_loss(
     Those of vectors spread evenly over the sphere are 0 and 1/D. Zhang et al. (2017), "Learning Spread-out Local
     Feature Descriptors".
     """
-    cosines = jnp.where(jnp.eye(len(embeddings), dtype=bool), 0.0, similarity_matrix(embeddings, embeddings))
+    cosines = jnp.where(
+        jnp.eye(len(embeddings), dtype=bool), 0.0, similarity_matrix(embeddings, embeddings)
+    )
     number = jnp.float32(max(len(embeddings) * (len(embeddings) - 1), 1))
     mean, second_moment = _orthogonal_terms(
         jnp.sum(cosines) / number, jnp.sum(cosines**2) / number, embeddings.shape[-1]
@@ -107,12 +118,20 @@ def global_orthogonal(
     sums = world.total(jnp.sum(world.sum(moments, rows, candidates), axis=1)).reshape(2, -1)
     first, second = sums / jnp.maximum(_pairs(own, columns, world), 1.0)[None]
     mean, second_moment = map(jnp.mean, _orthogonal_terms(first, second, own.embeddings.shape[-1]))
-    values, weights, _ = _everywhere(mean_weight * mean + second_moment_weight * second_moment, own, columns)
+    values, weights, _ = _everywhere(
+        mean_weight * mean + second_moment_weight * second_moment, own, columns
+    )
     terms = {"orthogonal_mean": mean, "orthogonal_second_moment": second_moment}
-    return values, weights, {name: jnp.broadcast_to(term, values.shape) for name, term in terms.items()}
+    return (
+        values,
+        weights,
+        {name: jnp.broadcast_to(term, values.shape) for name, term in terms.items()},
+    )
 
 
-def variance_loss(embeddings: Float[Array, "B D"], *, gamma: float = 1.0, epsilon: float = 1e-4) -> Float[Array, ""]:
+def variance_loss(
+    embeddings: Float[Array, "B D"], *, gamma: float = 1.0, epsilon: float = 1e-4
+) -> Float[Array, ""]:
     """Mean over dimensions of max(0, gamma - sqrt(Var + epsilon)), Var over the batch with B - 1.
 
     Bardes, Ponce, LeCun (2022), "VICReg: Variance-Invariance-Covariance Regularization", eqs. 1 and 2.
@@ -125,7 +144,13 @@ def variance_loss(embeddings: Float[Array, "B D"], *, gamma: float = 1.0, epsilo
 
 @loss(columns=(1, 0), tiled=True)
 def variance(
-    own: Columns, world: World, params: Params, *, gamma: float = 1.0, epsilon: float = 1e-4, columns: int = 1
+    own: Columns,
+    world: World,
+    params: Params,
+    *,
+    gamma: float = 1.0,
+    epsilon: float = 1e-4,
+    columns: int = 1,
 ) -> LossResult:
     """`variance_loss` of each of the first columns over the world, their mean.
 
@@ -151,7 +176,9 @@ def covariance(own: Columns, world: World, params: Params, *, columns: int = 1) 
     Args:
         columns: how many: 1 is the anchors, 2 anchors and positives, 0 all.
     """
-    return _everywhere(jnp.mean(_covariance_terms(*_first(own, columns), world.total)), own, columns)
+    return _everywhere(
+        jnp.mean(_covariance_terms(*_first(own, columns), world.total)), own, columns
+    )
 
 
 Total = Callable[[Array], Array]
@@ -224,13 +251,21 @@ def _centred(
     """Embeddings less their column's mean (zero where absent), and their number less 1."""
     there = present[..., None]
     number = total(jnp.sum(present.astype(jnp.float32), axis=1))
-    mean = total(jnp.sum(jnp.where(there, embeddings.astype(jnp.float32), 0.0), axis=1, keepdims=True))
+    mean = total(
+        jnp.sum(jnp.where(there, embeddings.astype(jnp.float32), 0.0), axis=1, keepdims=True)
+    )
     mean = mean / jnp.maximum(number, 1.0)[:, None, None]
-    return jnp.where(there, embeddings.astype(jnp.float32) - mean, 0.0), jnp.maximum(number - 1.0, 1.0)
+    return jnp.where(there, embeddings.astype(jnp.float32) - mean, 0.0), jnp.maximum(
+        number - 1.0, 1.0
+    )
 
 
 def _variance_terms(
-    embeddings: Float[Array, "C b D"], present: Bool[Array, "C b"], total: Total, gamma: float, epsilon: float
+    embeddings: Float[Array, "C b D"],
+    present: Bool[Array, "C b"],
+    total: Total,
+    gamma: float,
+    epsilon: float,
 ) -> Float[Array, " C"]:
     centred, freedom = _centred(embeddings, present, total)
     variances = total(jnp.sum(centred**2, axis=1)) / freedom[:, None]

@@ -41,7 +41,9 @@ def manhattan(first: Float[Array, "*n D"], second: Float[Array, "*n D"]) -> Floa
     return jnp.sum(jnp.abs(_float(first) - _float(second)), axis=-1)
 
 
-def cosine_distance(first: Float[Array, "*n D"], second: Float[Array, "*n D"]) -> Float[Array, "*n"]:
+def cosine_distance(
+    first: Float[Array, "*n D"], second: Float[Array, "*n D"]
+) -> Float[Array, "*n"]:
     """1 - cosine, row by row."""
     return 1.0 - cosine(first, second)
 
@@ -88,7 +90,9 @@ def similarity_matrix(
     return jnp.matmul(anchors, candidates.T, precision=jax.lax.Precision.HIGHEST)
 
 
-def squared_distance_matrix(anchors: Float[Array, "b D"], candidates: Float[Array, "N D"]) -> Float[Array, "b N"]:
+def squared_distance_matrix(
+    anchors: Float[Array, "b D"], candidates: Float[Array, "N D"]
+) -> Float[Array, "b N"]:
     """Squared Euclidean distances of all pairs as |x|^2 + |y|^2 - 2 x.y, not below 0, float32."""
     anchors, candidates = _float(anchors), _float(candidates)
     square = dot(anchors, anchors)[:, None] + dot(candidates, candidates)[None, :]
@@ -106,7 +110,9 @@ def distance_matrix(
     if distance == "cosine":
         return 1.0 - similarity_matrix(anchors, candidates)
     if distance != "euclidean":
-        raise InputError(unknown("distance of all pairs in a loss", distance, ("cosine", "euclidean")))
+        raise InputError(
+            unknown("distance of all pairs in a loss", distance, ("cosine", "euclidean"))
+        )
     return _root(squared_distance_matrix(anchors, candidates))
 
 

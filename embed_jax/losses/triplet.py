@@ -60,7 +60,11 @@ def triplet(
 
 
 def batch_all_triplet_loss(
-    embeddings: Float[Array, "B D"], label: Int[Array, " B"], *, margin: float = 5.0, distance: str = "euclidean"
+    embeddings: Float[Array, "B D"],
+    label: Int[Array, " B"],
+    *,
+    margin: float = 5.0,
+    distance: str = "euclidean",
 ) -> Float[Array, ""]:
     """The mean of max(0, d(a, p) - d(a, n) + margin) over the batch's triplets where it is above 0; 0 without any.
 
@@ -82,7 +86,11 @@ def batch_all_triplet(
 
 
 def batch_semi_hard_triplet_loss(
-    embeddings: Float[Array, "B D"], label: Int[Array, " B"], *, margin: float = 5.0, distance: str = "euclidean"
+    embeddings: Float[Array, "B D"],
+    label: Int[Array, " B"],
+    *,
+    margin: float = 5.0,
+    distance: str = "euclidean",
 ) -> Float[Array, ""]:
     """The mean over anchors and positives of max(0, d(a, p) - d(a, n) + margin), n the anchor's semi-hard negative.
 
@@ -105,7 +113,11 @@ def batch_semi_hard_triplet(
 
 
 def batch_hard_triplet_loss(
-    embeddings: Float[Array, "B D"], label: Int[Array, " B"], *, margin: float = 5.0, distance: str = "euclidean"
+    embeddings: Float[Array, "B D"],
+    label: Int[Array, " B"],
+    *,
+    margin: float = 5.0,
+    distance: str = "euclidean",
 ) -> Float[Array, " B"]:
     """max(0, d(a, p) - d(a, n) + margin) with the anchor's farthest positive p and nearest negative n.
 
@@ -124,7 +136,11 @@ def batch_hard_triplet(
     own: Columns, world: World, params: Params, *, margin: float = 5.0, distance: str = "euclidean"
 ) -> LossResult:
     """The mean of `batch_hard_triplet_loss`, positives and negatives being sought in the world."""
-    return jax.nn.relu(_world_gap(own, world, distance) + margin), own.present[0].astype(jnp.float32), {}
+    return (
+        jax.nn.relu(_world_gap(own, world, distance) + margin),
+        own.present[0].astype(jnp.float32),
+        {},
+    )
 
 
 def batch_hard_soft_margin_triplet_loss(
@@ -168,7 +184,9 @@ def _hardest_block(distance: str) -> Callable[[Texts, Texts, Any], Float[Array, 
     def block(anchors, texts, _):
         distances = distance_matrix(anchors[0], texts[0], distance)
         positive, negative = _kinds(anchors, texts)
-        return jnp.stack([jnp.where(positive, distances, -jnp.inf), jnp.where(negative, -distances, -jnp.inf)])
+        return jnp.stack(
+            [jnp.where(positive, distances, -jnp.inf), jnp.where(negative, -distances, -jnp.inf)]
+        )
 
     return block
 
@@ -179,7 +197,9 @@ def _gap(farthest: Float[Array, " b"], nearest: Float[Array, " b"]) -> Float[Arr
     return jnp.where(nearest == -jnp.inf, 0.0, positive + nearest)
 
 
-def _hardest_gap(embeddings: Float[Array, "B D"], label: Int[Array, " B"], distance: str) -> Float[Array, " B"]:
+def _hardest_gap(
+    embeddings: Float[Array, "B D"], label: Int[Array, " B"], distance: str
+) -> Float[Array, " B"]:
     texts = _local(embeddings, label)
     return _gap(*jnp.max(_hardest_block(distance)(texts, texts, None), axis=-1))
 
@@ -206,14 +226,18 @@ def _semi_hard(anchor: Anchor, margin: float) -> tuple[Float[Array, ""], Float[A
     farther = negative[None, :] & (distances[None, :] > distances[:, None])
     nearest = jnp.min(jnp.where(farther, distances[None, :], jnp.inf), axis=1)
     farthest = jnp.where(jnp.any(negative), jnp.max(jnp.where(negative, distances, -jnp.inf)), 0.0)
-    values = jax.nn.relu(distances - jnp.where(jnp.any(farther, axis=1), nearest, farthest) + margin)
+    values = jax.nn.relu(
+        distances - jnp.where(jnp.any(farther, axis=1), nearest, farthest) + margin
+    )
     return jnp.sum(jnp.where(positive, values, 0.0)), jnp.sum(positive.astype(jnp.float32))
 
 
 Mining = Callable[[Anchor, float], tuple[Float[Array, ""], Float[Array, ""]]]
 
 
-def _over_anchors(mining: Mining, anchors: Texts, texts: Texts, margin: float, distance: str) -> tuple[Array, Array]:
+def _over_anchors(
+    mining: Mining, anchors: Texts, texts: Texts, margin: float, distance: str
+) -> tuple[Array, Array]:
     """Sums and counts [b] of every anchor; the B x B triplets of only some anchors are held at a time."""
     distances = distance_matrix(anchors[0], texts[0], distance)
     own, world = distances.shape
@@ -225,7 +249,11 @@ def _over_anchors(mining: Mining, anchors: Texts, texts: Texts, margin: float, d
 
 
 def _mined(
-    mining: Mining, embeddings: Float[Array, "B D"], label: Int[Array, " B"], margin: float, distance: str
+    mining: Mining,
+    embeddings: Float[Array, "B D"],
+    label: Int[Array, " B"],
+    margin: float,
+    distance: str,
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
     texts = _local(embeddings, label)
     return _over_anchors(mining, texts, texts, margin, distance)
@@ -235,7 +263,9 @@ def _quotient(sums: Float[Array, " b"], counts: Float[Array, " b"]) -> Float[Arr
     return jnp.sum(sums) / jnp.maximum(jnp.sum(counts), 1.0)
 
 
-def _mean_of_mined(mining: Mining, own: Columns, world: World, margin: float, distance: str) -> LossResult:
+def _mean_of_mined(
+    mining: Mining, own: Columns, world: World, margin: float, distance: str
+) -> LossResult:
     texts = jax.tree.map(world.gather, _texts(own))
     sums, counts = _over_anchors(mining, _texts(own), texts, margin, distance)
     return sums / jnp.maximum(counts, 1.0), counts, {}

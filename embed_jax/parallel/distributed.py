@@ -39,7 +39,9 @@ def joined(hosts: Hosts) -> Iterator[None]:
         return
     _join(hosts)
     stopped, last_words = threading.Event(), _LastWords()
-    threading.Thread(target=_watch, args=(hosts.heartbeat_timeout, stopped, last_words), daemon=True).start()
+    threading.Thread(
+        target=_watch, args=(hosts.heartbeat_timeout, stopped, last_words), daemon=True
+    ).start()
     try:
         yield
     except BaseException as error:
@@ -76,7 +78,9 @@ def _join(hosts: Hosts) -> None:
             heartbeat_timeout_seconds=hosts.heartbeat_timeout + GRACE,
         )
     except Exception as error:  # no cluster, a bad address, a host that never came
-        raise InputError(f"config.hosts.coordinator={hosts.coordinator!r}: cannot join: {one_line(error)}") from error
+        raise InputError(
+            f"config.hosts.coordinator={hosts.coordinator!r}: cannot join: {one_line(error)}"
+        ) from error
 
 
 class _LastWords:
@@ -91,7 +95,10 @@ class _LastWords:
         program = f"import sys\nif not sys.stdin.read(): print({line!r}, file=sys.stderr)"
         # Of a session of its own, it outlives what ends this one.
         self._process = subprocess.Popen(
-            [sys.executable, "-c", program], stdin=subprocess.PIPE, text=True, start_new_session=True
+            [sys.executable, "-c", program],
+            stdin=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
 
     def withdraw(self) -> None:
@@ -101,11 +108,15 @@ class _LastWords:
 
 def _watch(timeout: int, stopped: threading.Event, last_words: _LastWords) -> None:
     """Tells the other hosts every second that this one lives; ends the process if one of them does not."""
-    from jax._src.distributed import global_state  # the store that JAX keeps its hosts together with
+    from jax._src.distributed import (
+        global_state,
+    )  # the store that JAX keeps its hosts together with
 
     client, me, others = global_state.client, jax.process_index(), set(range(jax.process_count()))
     others.discard(me)
-    last = {host: ("", time.monotonic()) for host in others}  # its latest sign, and when it was new to us
+    last = {
+        host: ("", time.monotonic()) for host in others
+    }  # its latest sign, and when it was new to us
     beat = 0
     while not stopped.wait(1.0):
         beat += 1
@@ -120,7 +131,10 @@ def _watch(timeout: int, stopped: threading.Event, last_words: _LastWords) -> No
                 _end(f"lost the coordinator, host 0 ({one_line(error)[:100]})", last_words)
         lost = [host for host, (_, when) in last.items() if time.monotonic() - when > timeout]
         if lost and not stopped.is_set():
-            _end(f"lost host {', '.join(map(str, lost))}: no sign of life for {timeout} s", last_words)
+            _end(
+                f"lost host {', '.join(map(str, lost))}: no sign of life for {timeout} s",
+                last_words,
+            )
 
 
 def _end(message: str, last_words: _LastWords) -> None:

@@ -29,8 +29,12 @@ from embed_jax.types import BASE, Auxiliary, Batch, Columns, Encoder, LossResult
 
 Loss = Callable[..., LossResult]
 Read = Callable[[Params], Params]
-AUXILIARY = 2**20  # added to an auxiliary objective's number in keys, which has it apart from layers' numbers
-DRAWN = 2**21  # the number, beyond any group's, that gives the key of what is drawn for the whole batch
+AUXILIARY = (
+    2**20
+)  # added to an auxiliary objective's number in keys, which has it apart from layers' numbers
+DRAWN = (
+    2**21
+)  # the number, beyond any group's, that gives the key of what is drawn for the whole batch
 
 
 def map_groups(
@@ -82,7 +86,9 @@ def encode_groups(
         read: maps a layer's parameters, as stored, to those to compute with.
     """
     more = {} if read is None else {"read": read}
-    return map_groups(lambda group, key: encoder.apply(params, group, key, **more), tokens, key, first_group)
+    return map_groups(
+        lambda group, key: encoder.apply(params, group, key, **more), tokens, key, first_group
+    )
 
 
 def columns_of(
@@ -114,7 +120,9 @@ def columns_of(
         present=by_column(batch.present),
         text_hash=by_column(batch.text_hash),
         example=first + jnp.arange(groups * examples),
-        **{name: by_example(getattr(batch, name)) for name in ("keys", "dataset", "label", "score")},
+        **{
+            name: by_example(getattr(batch, name)) for name in ("keys", "dataset", "label", "score")
+        },
     )
 
 
@@ -170,7 +178,9 @@ def global_loss(
             sums = {}
             for number, (name, (_, objective)) in enumerate(auxiliary.items()):
                 own_key = None if key is None else jax.random.fold_in(key, AUXILIARY + number)
-                sums[name] = objective.apply(params["auxiliary"][name], trained, group, own_key, **read)
+                sums[name] = objective.apply(
+                    params["auxiliary"][name], trained, group, own_key, **read
+                )
             if layer is None:
                 return {"encoder": encoder.apply(trained, group, key, **read)}, sums
             every = encoder.by_layer(trained, group, layer, key, **read)
@@ -185,7 +195,9 @@ def global_loss(
         own = columns_of(embeddings, batch, device * examples)
         world = device_world(own, form, BATCH_AXES)
         if extra:
-            own = own.replace(queue=queue_columns(lax.stop_gradient(jax.tree.map(vary, extra["queue"])), own))
+            own = own.replace(
+                queue=queue_columns(lax.stop_gradient(jax.tree.map(vary, extra["queue"])), own)
+            )
         values, weights, metrics = loss(own.replace(key=drawn, layer=layer), world, params["loss"])
 
         total_weight = jnp.maximum(lax.psum(jnp.sum(weights), BATCH_AXES), 1e-12)
@@ -197,14 +209,22 @@ def global_loss(
         for name, (weight, _) in auxiliary.items():
             value, own_metrics = mean_of_groups(sums[name])
             total = total + weight * value
-            metrics |= {f"{name}/{metric}": found for metric, found in {"loss": value, **own_metrics}.items()}
+            metrics |= {
+                f"{name}/{metric}": found
+                for metric, found in {"loss": value, **own_metrics}.items()
+            }
         if not extra:
             return total, (metrics, jnp.isfinite(values))
         if "momentum" in extra:
             steady = lax.stop_gradient(jax.tree.map(vary, extra["momentum"]))
             steady, read = gathered({**base, **steady})
             own = columns_of(
-                {"encoder": encode_groups(encoder, steady, batch.tokens["encoder"], None, first_group, **read)}, batch
+                {
+                    "encoder": encode_groups(
+                        encoder, steady, batch.tokens["encoder"], None, first_group, **read
+                    )
+                },
+                batch,
             )
         return total, (metrics, jnp.isfinite(values), queue_entries(lax.stop_gradient(own)))
 
@@ -235,7 +255,9 @@ def global_loss(
     return objective
 
 
-def gatherer(encoder: Encoder, mesh: Mesh, specs: Any, when: str) -> Callable[[Params], tuple[Params, dict[str, Read]]]:
+def gatherer(
+    encoder: Encoder, mesh: Mesh, specs: Any, when: str
+) -> Callable[[Params], tuple[Params, dict[str, Read]]]:
     """What makes, on a device, of an encoder's parameters as they lie there those to compute with.
 
     Args:
@@ -262,7 +284,9 @@ def state_specs(params: Params, frozen_params: Mapping[str, Params], specs: Any)
     if specs is None:
         return whole, whole
     manual = jax.tree.map(_only_fsdp, specs, is_leaf=_is_spec)
-    return {name: manual[name] for name in params}, {name: manual.get(name, whole) for name in frozen_params}
+    return {name: manual[name] for name in params}, {
+        name: manual.get(name, whole) for name in frozen_params
+    }
 
 
 def manual_axes(mesh: Mesh) -> set[str]:
@@ -285,7 +309,9 @@ def draw_layers(key: PRNGKeyArray | None, num_layers: int, count: int) -> Int[Ar
     return 1 + jax.random.permutation(key, earlier)[:count]
 
 
-def sharded_encode(encoder: Encoder, mesh: Mesh) -> Callable[[Params, TokenBatch], Float[Array, "G S D"]]:
+def sharded_encode(
+    encoder: Encoder, mesh: Mesh
+) -> Callable[[Params, TokenBatch], Float[Array, "G S D"]]:
     """Inference over the mesh: `(params, tokens [G, R, T]) -> embeddings [G, S, D]`, without dropout; jit-compiled.
 
     Parameters must be whole (`mesh.gather_params`). With several hosts, every host gets all embeddings.
@@ -323,10 +349,16 @@ def _gathered(
     params: Params, specs: Any, layers: tuple[str, ...], when: str, tensor: int
 ) -> tuple[Params, Read | None]:
     """Parameters with all shards gathered, but for the layers' if they are read one by one; and what reads one."""
-    if when == "once" or not layers or not any("fsdp" in spec for spec in jax.tree.leaves(specs, is_leaf=_is_spec)):
+    if (
+        when == "once"
+        or not layers
+        or not any("fsdp" in spec for spec in jax.tree.leaves(specs, is_leaf=_is_spec))
+    ):
         return _gather_shards(params, specs, tensor), None
     stacked, stacked_specs = _at(params, layers), _at(specs, layers)
-    layer_specs = jax.tree.map(lambda spec: PartitionSpec(*spec[1:]), stacked_specs, is_leaf=_is_spec)
+    layer_specs = jax.tree.map(
+        lambda spec: PartitionSpec(*spec[1:]), stacked_specs, is_leaf=_is_spec
+    )
     rest = _gather_shards(_put(params, layers, None), _put(specs, layers, None), tensor)
     return _put(rest, layers, stacked), lambda layer: _gather_shards(layer, layer_specs, tensor)
 
@@ -350,7 +382,10 @@ def _gather_shards(params: Params, specs: Any, tensor: int) -> Params:
         if split:  # by hand, since the compiler would gather over "tensor" as well
             numbers = PartitionSpec("tensor", None)
             gather = jax.shard_map(
-                gather, in_specs=numbers, out_specs=PartitionSpec(None, *numbers), axis_names={"tensor"}
+                gather,
+                in_specs=numbers,
+                out_specs=PartitionSpec(None, *numbers),
+                axis_names={"tensor"},
             )
         everything = gather(jnp.concatenate(flat, axis=1))  # [fsdp, tensor, numbers]
         start = 0

@@ -49,11 +49,15 @@ def _by_devices(
     batches: Iterable[tuple[np.ndarray, TokenBatch]], devices: int
 ) -> Iterator[tuple[list[np.ndarray], TokenBatch]]:
     """Stacks batches of equal shape, one a device; where there are too few, empty ones fill up."""
-    for _, alike in itertools.groupby(batches, key=lambda item: (item[1].token_ids.shape, item[1].sentences)):
+    for _, alike in itertools.groupby(
+        batches, key=lambda item: (item[1].token_ids.shape, item[1].sentences)
+    ):
         alike = iter(alike)
         while chunk := list(itertools.islice(alike, devices)):
             numbers, groups = [item[0] for item in chunk], [item[1] for item in chunk]
-            empty = groups[0].replace(sentence=np.full_like(groups[0].sentence, groups[0].sentences))
+            empty = groups[0].replace(
+                sentence=np.full_like(groups[0].sentence, groups[0].sentences)
+            )
             groups += [empty] * (devices - len(groups))
             yield numbers, jax.tree.map(lambda *leaves: np.stack(leaves), *groups)
 

@@ -34,7 +34,9 @@ def sharded_put(shardings: Callable[[str, tuple[int, ...]], Sharding], dtype: st
         for bounds, devices in holders.items():
             value = read(tuple(slice(*bound) for bound in bounds)).astype(wanted, copy=False)
             # Waiting, and copies on CPU too, so that the host's own array can go before the next is read.
-            parts += jax.block_until_ready([jax.device_put(value, device, may_alias=False) for device in devices])
+            parts += jax.block_until_ready(
+                [jax.device_put(value, device, may_alias=False) for device in devices]
+            )
         return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
     return put

@@ -33,7 +33,9 @@ def make_mesh(devices: int = 0, fsdp: int = 1, tensor: int = 1) -> Mesh:
     """
     available = jax.devices()
     if devices > len(available):
-        raise InputError(f"config.train.devices: expected at most {len(available)} (those there are), found {devices}")
+        raise InputError(
+            f"config.train.devices: expected at most {len(available)} (those there are), found {devices}"
+        )
     devices = devices or len(available)
     if devices % (fsdp * tensor):
         raise InputError(
@@ -58,9 +60,13 @@ def num_groups(groups: int, batch_size: int, mesh: Mesh) -> int:
     devices = batch_devices(mesh)
     groups = groups or devices
     if groups % devices:
-        raise InputError(f"config.batch.groups: expected a multiple of the {devices} devices, found {groups}")
+        raise InputError(
+            f"config.batch.groups: expected a multiple of the {devices} devices, found {groups}"
+        )
     if batch_size % groups:
-        raise InputError(f"config.batch.size: expected a multiple of the {groups} groups, found {batch_size}")
+        raise InputError(
+            f"config.batch.size: expected a multiple of the {groups} groups, found {batch_size}"
+        )
     return groups
 
 
@@ -80,10 +86,19 @@ def param_specs(params: Params, rules: Rules, mesh: Mesh) -> Any:
     """
 
     def spec(path: tuple, leaf: Any) -> PartitionSpec:
-        name = re.sub("/kernel/(values|scale)$", "/kernel", jax.tree_util.keystr(path, simple=True, separator="/"))
+        name = re.sub(
+            "/kernel/(values|scale)$",
+            "/kernel",
+            jax.tree_util.keystr(path, simple=True, separator="/"),
+        )
         for pattern, axes in rules:
             if re.fullmatch(pattern, name):
-                return PartitionSpec(*(_fitting(axis, size, mesh) for axis, size in zip(axes, leaf.shape, strict=True)))
+                return PartitionSpec(
+                    *(
+                        _fitting(axis, size, mesh)
+                        for axis, size in zip(axes, leaf.shape, strict=True)
+                    )
+                )
         return PartitionSpec()
 
     return jax.tree_util.tree_map_with_path(spec, params)
@@ -102,7 +117,9 @@ def _fitting(axis: str | None, size: int, mesh: Mesh) -> str | None:
     return axis if axis and mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0 else None
 
 
-def state_shardings(state: TrainState, optimizer: optax.GradientTransformation, specs: Any, mesh: Mesh) -> TrainState:
+def state_shardings(
+    state: TrainState, optimizer: optax.GradientTransformation, specs: Any, mesh: Mesh
+) -> TrainState:
     """The sharding of every leaf of a training state: what belongs to a parameter lies as the parameter does.
 
     Args:
@@ -111,12 +128,18 @@ def state_shardings(state: TrainState, optimizer: optax.GradientTransformation, 
     """
     whole = NamedSharding(mesh, PartitionSpec())
     shardings = jax.tree.map(
-        lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec)
+        lambda spec: NamedSharding(mesh, spec),
+        specs,
+        is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
     )
     frozen = {name: shardings.pop(name) if name == BASE else jax.tree.map(lambda _: whole, params)
               for name, params in state.frozen.items()}  # fmt: skip
     moments = optax.tree.map_params(
-        optimizer, lambda _, sharding: sharding, state.opt_state, shardings, transform_non_params=lambda _: whole
+        optimizer,
+        lambda _, sharding: sharding,
+        state.opt_state,
+        shardings,
+        transform_non_params=lambda _: whole,
     )
     extra = jax.tree.map(lambda _: whole, state.extra)
     if "momentum" in extra:
@@ -145,7 +168,11 @@ def on_mesh(tree: Any, mesh: Mesh) -> Any:
     """Arrays that lie on the mesh already, in shards or not, as they are; a copy of any other on every device."""
 
     def put(leaf: Any) -> jax.Array:
-        there = isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding) and leaf.sharding.mesh == mesh
+        there = (
+            isinstance(leaf, jax.Array)
+            and isinstance(leaf.sharding, NamedSharding)
+            and leaf.sharding.mesh == mesh
+        )
         return leaf if there else replicate(leaf, mesh)
 
     return jax.tree.map(put, tree)
@@ -170,7 +197,9 @@ def split_groups(batch: Any, mesh: Mesh) -> Any:
     sharding = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
-    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), batch)
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), batch
+    )
 
 
 def own_groups(batch: Any, mesh: Mesh) -> Any:

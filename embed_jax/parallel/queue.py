@@ -78,7 +78,9 @@ def queue_metrics(queue: Queue, batch_size: int) -> dict[str, Float[Array, ""]]:
     return {"queue/filled": filled, "queue/age": jnp.sum(age) / jnp.maximum(filled, 1.0)}
 
 
-def advance(extra: dict[str, Any], entries: Queue, params: Params, momentum: float) -> dict[str, Any]:
+def advance(
+    extra: dict[str, Any], entries: Queue, params: Params, momentum: float
+) -> dict[str, Any]:
     """A state's `extra` after a step.
 
     Args:

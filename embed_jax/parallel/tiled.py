@@ -38,14 +38,18 @@ def reduce_dense(kind: str, block: Block, rows: Any, candidates: Any, shared: An
         return total, total
     largest = lax.stop_gradient(jnp.max(values, axis=-1))
     if kind == "max":
-        reached = jnp.argmax(values, axis=-1, keepdims=True)  # one of them, if several are the largest
+        reached = jnp.argmax(
+            values, axis=-1, keepdims=True
+        )  # one of them, if several are the largest
         return jnp.take_along_axis(values, reached, axis=-1)[..., 0], largest
     shift = _finite(largest)
     total = jnp.sum(jnp.exp(values - shift[..., None]), axis=-1)
     return _log(total) + shift, largest
 
 
-def reduce_tiled(kind: str, block: Block, rows: Any, candidates: Any, shared: Any, tile: int = 0) -> Sums:
+def reduce_tiled(
+    kind: str, block: Block, rows: Any, candidates: Any, shared: Any, tile: int = 0
+) -> Sums:
     """As `reduce_dense`, a tile of candidates at a time.
 
     Args:
@@ -55,7 +59,13 @@ def reduce_tiled(kind: str, block: Block, rows: Any, candidates: Any, shared: An
 
 
 def reduce_ring(
-    kind: str, block: Block, rows: Any, candidates: Any, shared: Any, axis: tuple[str, ...], tile: int = 0
+    kind: str,
+    block: Block,
+    rows: Any,
+    candidates: Any,
+    shared: Any,
+    axis: tuple[str, ...],
+    tile: int = 0,
 ) -> Sums:
     """As `reduce_tiled`, over the candidates of every device of `axis`, which are passed from neighbour to neighbour.
 
@@ -113,9 +123,14 @@ def _streamed(
             larger = jnp.maximum(largest, here)
             if kind == "max":  # where it is reached is remembered in `total`'s place
                 place = number * width + jnp.argmax(values, axis=-1)
-                return ((larger, jnp.where(here > largest, place, total), number + 1), fixed_tiles), None
+                return (
+                    (larger, jnp.where(here > largest, place, total), number + 1),
+                    fixed_tiles,
+                ), None
             shift = _finite(larger)
-            total = total * jnp.exp(largest - shift) + jnp.sum(jnp.exp(values - shift[..., None]), axis=-1)
+            total = total * jnp.exp(largest - shift) + jnp.sum(
+                jnp.exp(values - shift[..., None]), axis=-1
+            )
             return ((larger, total, number + 1), fixed_tiles), None
 
         def hop(carry, _):
@@ -131,7 +146,9 @@ def _streamed(
     @jax.custom_vjp
     def run(*arguments):
         largest, total = forward(*arguments)
-        return {"logsumexp": _log(total) + _finite(largest), "sum": total, "max": largest}[kind], largest
+        return {"logsumexp": _log(total) + _finite(largest), "sum": total, "max": largest}[
+            kind
+        ], largest
 
     def run_forward(*arguments):
         largest, total = forward(*arguments)
@@ -146,7 +163,9 @@ def _streamed(
             (d_rows, d_shared, number), fixed_tiles = carry
             fixed_tile, valid = _first(fixed_tiles)
             values, pull = jax.vjp(
-                lambda rows, tile, shared: values_of(rows, tile, shared, fixed_rows, fixed_tile, valid),
+                lambda rows, tile, shared: values_of(
+                    rows, tile, shared, fixed_rows, fixed_tile, valid
+                ),
                 *(rows, tile, shared),
             )
             if kind == "logsumexp":
@@ -154,7 +173,9 @@ def _streamed(
             elif kind == "sum":
                 weights = jnp.broadcast_to(cotangent, values.shape)
             else:
-                weights = jnp.where(number * width + jnp.arange(width) == known[..., None], cotangent, 0.0)
+                weights = jnp.where(
+                    number * width + jnp.arange(width) == known[..., None], cotangent, 0.0
+                )
             more_rows, d_tile, more_shared = pull(weights)
             sums = (_add(d_rows, more_rows), _add(d_shared, more_shared), number + 1)
             return (sums, _turned(fixed_tiles)), d_tile
@@ -165,7 +186,9 @@ def _streamed(
             return (sums, *pass_on((_add(d_tiles, more), tiles, fixed_tiles))), None
 
         sums = (_zeros(rows), _zeros(shared), start.astype(jnp.int32)[0, 0])
-        (d_rows, d_shared, _), d_tiles, *_ = _repeat(hop, (sums, _zeros(tiles), tiles, fixed_tiles), hops)
+        (d_rows, d_shared, _), d_tiles, *_ = _repeat(
+            hop, (sums, _zeros(tiles), tiles, fixed_tiles), hops
+        )
         return d_rows, d_tiles, d_shared, None
 
     run.defvjp(run_forward, run_backward)
@@ -211,10 +234,16 @@ def _split(tree: Any) -> tuple[list[Array], list[Array], Callable[[list, list], 
 
     def join(floats: list[Array], others: list[Array]) -> Any:
         floats, others = iter(floats), iter(others)
-        return structure.unflatten([next(floats) if is_float else next(others) for is_float in moving])
+        return structure.unflatten(
+            [next(floats) if is_float else next(others) for is_float in moving]
+        )
 
     floats = [leaf for leaf, is_float in zip(leaves, moving, strict=True) if is_float]
-    return floats, [leaf for leaf, is_float in zip(leaves, moving, strict=True) if not is_float], join
+    return (
+        floats,
+        [leaf for leaf, is_float in zip(leaves, moving, strict=True) if not is_float],
+        join,
+    )
 
 
 def _vary_alike(tree: Any) -> Any:

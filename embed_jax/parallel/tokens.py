@@ -10,7 +10,14 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from embed_jax.parallel.gather import gatherer, manual_axes, map_groups, mean_of_groups, state_specs, vary
+from embed_jax.parallel.gather import (
+    gatherer,
+    manual_axes,
+    map_groups,
+    mean_of_groups,
+    state_specs,
+    vary,
+)
 from embed_jax.parallel.mesh import BATCH_AXES
 from embed_jax.types import BASE, Auxiliary, Batch, Encoder
 
@@ -18,7 +25,12 @@ HEAD = "head"  # the name of the objective's parameters that are not trained, am
 
 
 def token_loss(
-    encoder: Encoder, objective: Auxiliary, mesh: Mesh, *, specs: Any = None, fsdp_gather: str = "layer"
+    encoder: Encoder,
+    objective: Auxiliary,
+    mesh: Mesh,
+    *,
+    specs: Any = None,
+    fsdp_gather: str = "layer",
 ) -> Callable:
     """The training objective as a function that may be differentiated, in the form of `gather.global_loss`.
 
@@ -33,7 +45,9 @@ def token_loss(
     gathered = gatherer(encoder, mesh, specs, fsdp_gather)
 
     def on_device(params, batch: Batch, key, frozen_params):
-        params, base, head = jax.tree.map(vary, (params, frozen_params.get(BASE, {}), frozen_params.get(HEAD, {})))
+        params, base, head = jax.tree.map(
+            vary, (params, frozen_params.get(BASE, {}), frozen_params.get(HEAD, {}))
+        )
         first_group = lax.axis_index(BATCH_AXES) * batch.present.shape[0]
         trained, read = gathered({**base, **params["encoder"]})
 

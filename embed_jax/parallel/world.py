@@ -43,14 +43,33 @@ class OneWorld:
     tile: int = 0
 
     def logsumexp(
-        self, block: Block, rows: Any, candidates: Candidates, shared: Any = None, further: Any = None
+        self,
+        block: Block,
+        rows: Any,
+        candidates: Candidates,
+        shared: Any = None,
+        further: Any = None,
     ) -> Sums:
         return self._reduce("logsumexp", block, rows, candidates, shared, further)
 
-    def sum(self, block: Block, rows: Any, candidates: Candidates, shared: Any = None, further: Any = None) -> Array:
+    def sum(
+        self,
+        block: Block,
+        rows: Any,
+        candidates: Candidates,
+        shared: Any = None,
+        further: Any = None,
+    ) -> Array:
         return self._reduce("sum", block, rows, candidates, shared, further)[0]
 
-    def max(self, block: Block, rows: Any, candidates: Candidates, shared: Any = None, further: Any = None) -> Array:
+    def max(
+        self,
+        block: Block,
+        rows: Any,
+        candidates: Candidates,
+        shared: Any = None,
+        further: Any = None,
+    ) -> Array:
         return self._reduce("max", block, rows, candidates, shared, further)[0]
 
     def gather(self, values: Float[Array, b * x]) -> Float[Array, B * x]:
@@ -62,15 +81,23 @@ class OneWorld:
     def view(self, change: Callable[[Columns], Columns]) -> OneWorld:
         return dataclasses.replace(self, columns=change(self.columns))
 
-    def _reduce(self, kind: str, block: Block, rows: Any, candidates: Candidates, shared: Any, further: Any) -> Sums:
+    def _reduce(
+        self, kind: str, block: Block, rows: Any, candidates: Candidates, shared: Any, further: Any
+    ) -> Sums:
         arguments = (kind, block, rows, candidates(self.columns), shared)
         if self.form == "ring" and self.axes:
             found = reduce_ring(*arguments, self.axes, tile=self.tile)
         else:
             found = self._reduce_here(*arguments)
-        return found if further is None else _joined(kind, found, self._reduce_here(kind, block, rows, further, shared))
+        return (
+            found
+            if further is None
+            else _joined(kind, found, self._reduce_here(kind, block, rows, further, shared))
+        )
 
-    def _reduce_here(self, kind: str, block: Block, rows: Any, candidates: Any, shared: Any) -> Sums:
+    def _reduce_here(
+        self, kind: str, block: Block, rows: Any, candidates: Any, shared: Any
+    ) -> Sums:
         """The reduction over candidates that this device has."""
         form = self.form
         if form == "auto":
@@ -107,7 +134,9 @@ def device_world(own: Columns, form: str, axes: tuple[str, ...]) -> OneWorld:
         axes: the mesh axes over which the batch is split.
     """
     devices = lax.axis_size(axes)
-    if form == "ring" or (form == "auto" and devices > 1 and own.embeddings.nbytes * devices > RING_BYTES):
+    if form == "ring" or (
+        form == "auto" and devices > 1 and own.embeddings.nbytes * devices > RING_BYTES
+    ):
         return OneWorld(own, "ring", axes)
     return OneWorld(gather_columns(own, axes), form, axes)
 
@@ -117,7 +146,8 @@ def gather_columns(own: Columns, axes: tuple[str, ...]) -> Columns:
 
     def gather(name: str) -> Any:
         return jax.tree.map(
-            lambda leaf: lax.all_gather(leaf, axes, axis=int(name in BY_COLUMN), tiled=True), getattr(own, name)
+            lambda leaf: lax.all_gather(leaf, axes, axis=int(name in BY_COLUMN), tiled=True),
+            getattr(own, name),
         )
 
     return Columns(**{field.name: gather(field.name) for field in dataclasses.fields(Columns)})
@@ -134,7 +164,9 @@ def make_columns(embeddings: Float[Array, "C B D"], **leaves: Any) -> Columns:
         **{
             "embeddings": embeddings,
             "present": jnp.ones((columns, batch), bool),
-            "text_hash": jnp.arange(1, 2 * columns * batch + 1, dtype=jnp.uint32).reshape(columns, batch, 2),
+            "text_hash": jnp.arange(1, 2 * columns * batch + 1, dtype=jnp.uint32).reshape(
+                columns, batch, 2
+            ),
             "example": jnp.arange(batch),
         }
         | leaves

@@ -12,10 +12,14 @@ from embed_jax.errors import require
 from embed_jax.retrieval.topk import Run
 
 K1, B = 1.5, 0.75  # bm25s' own defaults
-WORD = r"[^\W_]+"  # the parts of an identifier are words: a fair baseline on code, and no loss on text
+WORD = (
+    r"[^\W_]+"  # the parts of an identifier are words: a fair baseline on code, and no loss on text
+)
 
 
-def bm25_search(corpus: Mapping[str, str], queries: Mapping[str, str], k: int, *, k1: float = K1, b: float = B) -> Run:
+def bm25_search(
+    corpus: Mapping[str, str], queries: Mapping[str, str], k: int, *, k1: float = K1, b: float = B
+) -> Run:
     """Each query's k best documents by BM25, as `BM25Searcher` finds them.
 
     Args:
@@ -30,7 +34,9 @@ def bm25_search(corpus: Mapping[str, str], queries: Mapping[str, str], k: int, *
         InputError: if bm25s is not installed.
     """
     names = list(corpus)
-    scores, rows = bm25_searcher(list(corpus.values()), k1=k1, b=b).search(list(queries.values()), k)
+    scores, rows = bm25_searcher(list(corpus.values()), k1=k1, b=b).search(
+        list(queries.values()), k
+    )
     return {
         query: {names[row]: score for row, score in zip(found, values, strict=True) if row >= 0}
         for query, found, values in zip(queries, rows.tolist(), scores.tolist(), strict=True)
@@ -66,7 +72,9 @@ class BM25Searcher:
     def __init__(self, index, size: int):
         self._index, self._size = index, size  # no index: no document has a word
 
-    def search(self, queries: Sequence[str], k: int) -> tuple[Float[np.ndarray, "Q k"], Int[np.ndarray, "Q k"]]:
+    def search(
+        self, queries: Sequence[str], k: int
+    ) -> tuple[Float[np.ndarray, "Q k"], Int[np.ndarray, "Q k"]]:
         """Scores and rows of each query's k best documents, best first; equal scores in the corpus' order.
 
         Where fewer are found: score -inf, row -1.
@@ -82,7 +90,9 @@ class BM25Searcher:
             scores[number, : len(best)], rows[number, : len(best)] = every[best], best
         return scores, rows
 
-    def score(self, queries: Sequence[str], rows: Int[np.ndarray, "Q p"]) -> Float[np.ndarray, "Q p"]:
+    def score(
+        self, queries: Sequence[str], rows: Int[np.ndarray, "Q p"]
+    ) -> Float[np.ndarray, "Q p"]:
         """The score of each query with rows of its own; -inf for row -1."""
         scores = np.full(rows.shape, -np.inf, np.float32)
         for found, row, words in zip(scores, rows, _words(queries), strict=True):
@@ -90,11 +100,15 @@ class BM25Searcher:
         return scores
 
     def _scores(self, words: Sequence[str]) -> Float[np.ndarray, " N"]:
-        known = [word for word in words if self._index is not None and word in self._index.vocab_dict]
+        known = [
+            word for word in words if self._index is not None and word in self._index.vocab_dict
+        ]
         return self._index.get_scores(known) if known else np.zeros(self._size, np.float32)
 
 
 def _words(texts: Sequence[str]) -> list[list[str]]:
     import bm25s
 
-    return bm25s.tokenize(list(texts), token_pattern=WORD, stopwords="en", return_ids=False, show_progress=False)
+    return bm25s.tokenize(
+        list(texts), token_pattern=WORD, stopwords="en", return_ids=False, show_progress=False
+    )

@@ -14,7 +14,14 @@ from jaxtyping import Float
 from embed_jax.atomic import replaced
 from embed_jax.errors import InputError, require
 
-BITS = {"float32": 32, "int8": 8, "uint8": 8, "int4": 4, "binary": 1, "ubinary": 1}  # of a dimension
+BITS = {
+    "float32": 32,
+    "int8": 8,
+    "uint8": 8,
+    "int4": 4,
+    "binary": 1,
+    "ubinary": 1,
+}  # of a dimension
 BINARY = ("binary", "ubinary")
 CENTRES = 256  # of each part of a product quantiser: a code is one byte
 
@@ -104,7 +111,9 @@ def calibrate(sample: Float[np.ndarray, "N D"], precision: str) -> Calibration |
     parts = pq_parts(precision)
     least = MIN_SAMPLE_PQ if parts else MIN_SAMPLE
     if len(sample) < least:
-        raise InputError(f"calibration of {precision}: expected at least {least:,} vectors, found {len(sample):,}")
+        raise InputError(
+            f"calibration of {precision}: expected at least {least:,} vectors, found {len(sample):,}"
+        )
     if parts:
         return _codebook(sample, parts)
     if BITS[precision] == 8:
@@ -141,7 +150,9 @@ def check_precision(precision: str, dim: int) -> None:
         raise InputError(f"{precision}: expected a dimension divisible by {divisor}, found {dim}")
 
 
-def checked(embeddings: Float[np.ndarray, "N D"], what: str = "embeddings") -> Float[np.ndarray, "N D"]:
+def checked(
+    embeddings: Float[np.ndarray, "N D"], what: str = "embeddings"
+) -> Float[np.ndarray, "N D"]:
     """The embeddings as float32, contiguous.
 
     Raises:
@@ -165,10 +176,17 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
         path: without an ending; another one ending in .json or .npz is the same.
     """
     described, numbers = _files(path)
-    fields = {field.name: getattr(calibration, field.name) for field in dataclasses.fields(calibration)}
+    fields = {
+        field.name: getattr(calibration, field.name) for field in dataclasses.fields(calibration)
+    }
     arrays = {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
     plain = {name: value for name, value in fields.items() if name not in arrays}
-    content = {"kind": type(calibration).__name__.lower(), "dim": calibration.dim, **plain, "arrays": sorted(arrays)}
+    content = {
+        "kind": type(calibration).__name__.lower(),
+        "dim": calibration.dim,
+        **plain,
+        "arrays": sorted(arrays),
+    }
     with replaced(numbers) as beside:
         with beside.open("wb") as file:
             np.savez(file, **arrays)
@@ -195,8 +213,14 @@ def load_calibration(path: Path) -> Calibration:
         kind = {"ranges": Ranges, "codebook": Codebook}[content["kind"]]
         values = {**content, **arrays}
         found = kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)})
-        sound = found.dim == content["dim"] and all(np.isfinite(array).all() for array in arrays.values())
-        sound = sound and (found.low.shape == found.high.shape if kind is Ranges else found.centres.shape[1] == CENTRES)
+        sound = found.dim == content["dim"] and all(
+            np.isfinite(array).all() for array in arrays.values()
+        )
+        sound = sound and (
+            found.low.shape == found.high.shape
+            if kind is Ranges
+            else found.centres.shape[1] == CENTRES
+        )
     except (KeyError, TypeError, AttributeError, IndexError):
         sound = False
     if not sound:

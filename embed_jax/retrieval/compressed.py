@@ -46,7 +46,11 @@ class CompressedIndex:
         require("faiss", "search")
         if not len(stored):
             raise InputError("no embeddings: nothing to search in")
-        self.precision, self.dim, self.bytes_per_vector = stored.precision, stored.dim, stored.bytes_per_vector
+        self.precision, self.dim, self.bytes_per_vector = (
+            stored.precision,
+            stored.dim,
+            stored.bytes_per_vector,
+        )
         self._calibration, self._size = stored.calibration, len(stored)
         self._index = _empty_index(stored)
         for start in range(0, len(stored), ADD_ROWS):
@@ -88,9 +92,13 @@ class CompressedIndex:
         """
         queries = checked(queries, "queries")
         if queries.shape[1] != self.dim:
-            raise InputError(f"queries: of {queries.shape[1]} dimensions, the compressed embeddings have {self.dim}")
+            raise InputError(
+                f"queries: of {queries.shape[1]} dimensions, the compressed embeddings have {self.dim}"
+            )
         if originals is not None and originals.dim != self.dim:
-            raise InputError(f"originals: of {originals.dim} dimensions, the compressed embeddings have {self.dim}")
+            raise InputError(
+                f"originals: of {originals.dim} dimensions, the compressed embeddings have {self.dim}"
+            )
         if k < 1 or rescore < 0:
             raise InputError(f"expected k from 1 up and rescore from 0 up, found {k} and {rescore}")
         scores, rows = self._first(queries, min(k * max(rescore, 1), len(self)), asymmetric)
@@ -103,7 +111,9 @@ class CompressedIndex:
 
     def rows(self, numbers: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n D"]:
         """Some embeddings, decoded."""
-        if self.precision in BINARY:  # three times as fast as FAISS, which looks up every eight signs
+        if (
+            self.precision in BINARY
+        ):  # three times as fast as FAISS, which looks up every eight signs
             return dequantize(self._codes[numbers], "ubinary")
         return self._index.reconstruct_batch(numbers)
 
@@ -126,7 +136,9 @@ class CompressedIndex:
         import faiss
 
         count = self._size * self.bytes_per_vector
-        return faiss.rev_swig_ptr(self._index.codes.data(), count).reshape(self._size, self.bytes_per_vector)
+        return faiss.rev_swig_ptr(self._index.codes.data(), count).reshape(
+            self._size, self.bytes_per_vector
+        )
 
 
 def _empty_index(stored: Compressed):
@@ -137,7 +149,9 @@ def _empty_index(stored: Compressed):
         return faiss.IndexFlatIP(stored.dim)
     calibration = stored.calibration
     if isinstance(calibration, Ranges):
-        kind = {8: faiss.ScalarQuantizer.QT_8bit, 4: faiss.ScalarQuantizer.QT_4bit}[calibration.bits]
+        kind = {8: faiss.ScalarQuantizer.QT_8bit, 4: faiss.ScalarQuantizer.QT_4bit}[
+            calibration.bits
+        ]
         index = faiss.IndexScalarQuantizer(stored.dim, kind, faiss.METRIC_INNER_PRODUCT)
         ranges = np.concatenate([calibration.low, calibration.high - calibration.low])
         faiss.copy_array_to_vector(ranges, index.sq.trained)

@@ -65,7 +65,12 @@ def _openai_request(model, texts, dim, kind, settings):
 
 
 def _voyage_request(model, texts, dim, kind, settings):
-    return {"model": model, "input": texts, **_given(output_dimension=dim, input_type=kind), **settings}
+    return {
+        "model": model,
+        "input": texts,
+        **_given(output_dimension=dim, input_type=kind),
+        **settings,
+    }
 
 
 def _cohere_request(model, texts, dim, kind, settings):
@@ -74,7 +79,11 @@ def _cohere_request(model, texts, dim, kind, settings):
 
 
 def _google_request(model, texts, dim, kind, settings):
-    common = {"model": f"models/{model}", **_given(outputDimensionality=dim, taskType=kind), **settings}
+    common = {
+        "model": f"models/{model}",
+        **_given(outputDimensionality=dim, taskType=kind),
+        **settings,
+    }
     return {"requests": [{"content": {"parts": [{"text": text}]}, **common} for text in texts]}
 
 
@@ -186,14 +195,20 @@ class Endpoint(Server):
         """
         if interface not in INTERFACES:
             raise InputError(unknown("interface", interface, INTERFACES))
-        self.interface, self.model, self.dim = INTERFACES[interface], model.removeprefix("models/"), dim
+        self.interface, self.model, self.dim = (
+            INTERFACES[interface],
+            model.removeprefix("models/"),
+            dim,
+        )
         self.kinds = dict(self.interface.kinds if kinds is None else kinds)
         self.settings = dict(settings or {})
         variable = self.interface.key_variable if key_variable is None else key_variable
         super().__init__(
             base_url or self.interface.base_url,
             self.interface.path.format(model=urllib.parse.quote(self.model)),
-            key=read_key(variable, 'key_variable names another, "" goes without') if variable else None,
+            key=read_key(variable, 'key_variable names another, "" goes without')
+            if variable
+            else None,
             key_header=self.interface.key_header,
             timeout=timeout,
         )
@@ -210,22 +225,30 @@ class Endpoint(Server):
         try:
             rows = self.interface.rows(body)
         except (KeyError, IndexError, TypeError, AttributeError):
-            raise Failed(self.without_key(f"the server's answer holds no embeddings: {message_of(body)}")) from None
+            raise Failed(
+                self.without_key(f"the server's answer holds no embeddings: {message_of(body)}")
+            ) from None
         vectors = _matrix(rows, len(texts))
         if self.dim and vectors.shape[1] != self.dim:
-            raise InputError(f"{self.url}: asked {self.model} for {self.dim} dimensions, found {vectors.shape[1]}")
+            raise InputError(
+                f"{self.url}: asked {self.model} for {self.dim} dimensions, found {vectors.shape[1]}"
+            )
         return vectors
 
     def key_of(self, text: str, kind: str) -> str:
         """What an embedding depends on, as 32 hex digits."""
-        content = json.dumps([self.url, self.model, self.dim, kind, self.settings, text], sort_keys=True)
+        content = json.dumps(
+            [self.url, self.model, self.dim, kind, self.settings, text], sort_keys=True
+        )
         return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 
 class EncodeKind(Protocol):
     """See `endpoint_encoder`."""
 
-    def __call__(self, texts: Sequence[str], *, prompt: str = "", kind: str = "") -> Float[np.ndarray, "N D"]: ...
+    def __call__(
+        self, texts: Sequence[str], *, prompt: str = "", kind: str = ""
+    ) -> Float[np.ndarray, "N D"]: ...
 
 
 def endpoint_encoder(
@@ -264,7 +287,9 @@ def endpoint_encoder(
         if size and vectors.shape[1] != size:
             found = f"found an embedding of {vectors.shape[1]} numbers after some of {size}"
             where = f" (embeddings of both in {kept.path}?)" if kept else ""
-            raise RunError(f"{endpoint.url}: {found}: is {endpoint.model} another model now?{where}")
+            raise RunError(
+                f"{endpoint.url}: {found}: is {endpoint.model} another model now?{where}"
+            )
         size = vectors.shape[1]
         return vectors
 
@@ -272,8 +297,13 @@ def endpoint_encoder(
         for key in keys:
             yield [key], checked(kept[key][None])
 
-    def asked(texts: Mapping[str, str], kind: str) -> Iterator[tuple[Sequence[str], Float[np.ndarray, "n D"]]]:
-        jobs = (_job(batch, texts, kind) for batch in _batches(texts, most, endpoint.interface.most_bytes))
+    def asked(
+        texts: Mapping[str, str], kind: str
+    ) -> Iterator[tuple[Sequence[str], Float[np.ndarray, "n D"]]]:
+        jobs = (
+            _job(batch, texts, kind)
+            for batch in _batches(texts, most, endpoint.interface.most_bytes)
+        )
         options = {"concurrency": concurrency, "retries": retries, "per_minute": per_minute}
         with contextlib.closing(ask_all(endpoint, jobs, **options)) as answers:
             for job, answer in answers:
@@ -285,7 +315,9 @@ def endpoint_encoder(
                     kept.add(keys, vectors)
                 yield keys, vectors
 
-    def encode(texts: Sequence[str], *, prompt: str = "", kind: str = "") -> Float[np.ndarray, "N D"]:
+    def encode(
+        texts: Sequence[str], *, prompt: str = "", kind: str = ""
+    ) -> Float[np.ndarray, "N D"]:
         if isinstance(texts, str):
             raise InputError("texts: expected a list of strings, found one string")
         if kind not in KINDS:
@@ -300,7 +332,9 @@ def endpoint_encoder(
             if kept is None or key not in kept:
                 missing[key] = text
         embeddings = np.zeros((len(texts), 0), np.float32)
-        for keys, vectors in itertools.chain(cached(rows.keys() - missing.keys()), asked(missing, word)):
+        for keys, vectors in itertools.chain(
+            cached(rows.keys() - missing.keys()), asked(missing, word)
+        ):
             if not embeddings.shape[1]:
                 embeddings = np.empty((len(texts), vectors.shape[1]), np.float32)
             for key, vector in zip(keys, vectors, strict=True):
@@ -312,7 +346,11 @@ def endpoint_encoder(
 
 def _job(keys: Sequence[str], texts: Mapping[str, str], kind: str) -> Job:
     sent = [texts[key] for key in keys]
-    where = f"{len(keys)} texts from {sent[0][:40]!r} on" if len(keys) > 1 else f"the text {sent[0][:40]!r}"
+    where = (
+        f"{len(keys)} texts from {sent[0][:40]!r} on"
+        if len(keys) > 1
+        else f"the text {sent[0][:40]!r}"
+    )
     return Job(keys[0], (sent, kind), lambda vectors: (keys, vectors), where)
 
 
@@ -337,10 +375,15 @@ def _matrix(rows: Any, count: int) -> Float[np.ndarray, "n D"]:
     if len(rows) != count:
         raise Failed(f"the server's answer holds {len(rows)} embeddings for {count} texts")
     try:
-        vectors = [np.frombuffer(base64.b64decode(row), "<f4") if isinstance(row, str) else row for row in rows]
+        vectors = [
+            np.frombuffer(base64.b64decode(row), "<f4") if isinstance(row, str) else row
+            for row in rows
+        ]
         sizes = sorted({len(vector) for vector in vectors})
         if len(sizes) > 1 or not sizes[0]:
-            raise Failed(f"the server's answer holds embeddings of {' and '.join(map(str, sizes))} numbers")
+            raise Failed(
+                f"the server's answer holds embeddings of {' and '.join(map(str, sizes))} numbers"
+            )
         matrix = np.asarray(vectors)
     except (ValueError, TypeError):
         raise Failed("the server's answer holds embeddings that are no lists of numbers") from None

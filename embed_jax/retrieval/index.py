@@ -69,7 +69,9 @@ def faiss_searcher(
     require("faiss", "search")
     import faiss
 
-    dense = dense_searcher(encode_queries, encode_corpus, corpus, similarity=similarity, store=store)
+    dense = dense_searcher(
+        encode_queries, encode_corpus, corpus, similarity=similarity, store=store
+    )
     embeddings = dense.embeddings
     try:
         index = faiss.index_factory(embeddings.dim, factory, faiss.METRIC_INNER_PRODUCT)
@@ -83,7 +85,9 @@ def faiss_searcher(
     except RuntimeError as error:
         reason = one_line(error).split("Error: ")[-1]
         described = f"{factory!r}{f' with {parameters!r}' if parameters else ''}"
-        raise InputError(f"FAISS cannot make the index {described} of {len(corpus)} passages: {reason}") from None
+        raise InputError(
+            f"FAISS cannot make the index {described} of {len(corpus)} passages: {reason}"
+        ) from None
     return FaissSearcher(dense, index)
 
 
@@ -95,19 +99,27 @@ class DenseSearcher:
         self._encode_queries, self._unit = encode_queries, unit
         self._last: tuple[list[str], np.ndarray] | None = None
 
-    def search(self, queries: Sequence[str], k: int) -> tuple[Float[np.ndarray, "Q k"], Int[np.ndarray, "Q k"]]:
+    def search(
+        self, queries: Sequence[str], k: int
+    ) -> tuple[Float[np.ndarray, "Q k"], Int[np.ndarray, "Q k"]]:
         """Scores and rows of each query's k best passages, best first; equal scores in the corpus' order.
 
         Where the corpus has fewer: score -inf, row -1.
         """
         scores, rows = top_k(self.embed(queries), self.embeddings.blocks(), k)
         missing = ((0, 0), (0, k - scores.shape[1]))
-        return np.pad(scores, missing, constant_values=-np.inf), np.pad(rows, missing, constant_values=-1)
+        return np.pad(scores, missing, constant_values=-np.inf), np.pad(
+            rows, missing, constant_values=-1
+        )
 
-    def score(self, queries: Sequence[str], rows: Int[np.ndarray, "Q p"]) -> Float[np.ndarray, "Q p"]:
+    def score(
+        self, queries: Sequence[str], rows: Int[np.ndarray, "Q p"]
+    ) -> Float[np.ndarray, "Q p"]:
         """The similarity of each query with rows of its own; -inf for row -1."""
         embedded = self.embed(queries)
-        found = [self.embeddings.rows(row) @ query for row, query in zip(rows, embedded, strict=True)]
+        found = [
+            self.embeddings.rows(row) @ query for row, query in zip(rows, embedded, strict=True)
+        ]
         return np.where(rows >= 0, np.reshape(found, rows.shape), np.float32(-np.inf))
 
     def embed(self, queries: Sequence[str]) -> Float[np.ndarray, "Q D"]:
@@ -125,7 +137,9 @@ class FaissSearcher:
         self._dense, self._index = dense, index
         self.score = dense.score
 
-    def search(self, queries: Sequence[str], k: int) -> tuple[Float[np.ndarray, "Q k"], Int[np.ndarray, "Q k"]]:
+    def search(
+        self, queries: Sequence[str], k: int
+    ) -> tuple[Float[np.ndarray, "Q k"], Int[np.ndarray, "Q k"]]:
         """As DenseSearcher's, among the passages that the index finds, which may be fewer than k."""
         _, rows = self._index.search(np.ascontiguousarray(self._dense.embed(queries)), k)
         rows.sort(axis=1)  # so that equal scores come in the corpus' order
@@ -143,7 +157,9 @@ class Embeddings:
 
     def _open(self) -> Float[np.ndarray, "N D"]:
         # Mapped anew each time: pages of a mapping that was let go no longer count as this process' memory.
-        return np.load(self._source, mmap_mode="r") if isinstance(self._source, Path) else self._source
+        return (
+            np.load(self._source, mmap_mode="r") if isinstance(self._source, Path) else self._source
+        )
 
     def blocks(self) -> Iterator[Float[np.ndarray, "n D"]]:
         """All rows, 8,192 at a time."""
@@ -157,7 +173,8 @@ class Embeddings:
 
 def _embed(encode: Encode, corpus: Sequence[str], unit: bool, store: Path | None) -> Embeddings:
     blocks = (
-        _finished(encode(corpus[start : start + CORPUS_BLOCK]), unit) for start in range(0, len(corpus), CORPUS_BLOCK)
+        _finished(encode(corpus[start : start + CORPUS_BLOCK]), unit)
+        for start in range(0, len(corpus), CORPUS_BLOCK)
     )
     first = next(blocks)
     shape = len(corpus), first.shape[1]
@@ -172,7 +189,11 @@ def _embed(encode: Encode, corpus: Sequence[str], unit: bool, store: Path | None
     except OSError as error:
         raise InputError(f"{store}: cannot be written: {error.strerror}") from None
     with file:
-        header = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False, "shape": shape}
+        header = {
+            "descr": np.lib.format.dtype_to_descr(first.dtype),
+            "fortran_order": False,
+            "shape": shape,
+        }
         np.lib.format.write_array_header_1_0(file, header)
         for block in itertools.chain([first], blocks):
             file.write(block.data)

@@ -22,10 +22,22 @@ from embed_jax.retrieval.bm25 import bm25_searcher
 from embed_jax.retrieval.index import dense_searcher, faiss_searcher
 from embed_jax.retrieval.mined import FORMS, Mined, Report, records_of
 
-__all__ = ["FORMS", "Mined", "Mining", "Report", "Score", "Searcher", "bm25_searcher", "corpus_with", "dense_searcher"]
+__all__ = [
+    "FORMS",
+    "Mined",
+    "Mining",
+    "Report",
+    "Score",
+    "Searcher",
+    "bm25_searcher",
+    "corpus_with",
+    "dense_searcher",
+]
 __all__ += ["faiss_searcher", "mine", "mine_negatives", "records_of"]
 
-Score = Callable[[Sequence[str], Sequence[str]], Float[np.ndarray, " N"]]  # score(queries, passages): a cross-encoder
+Score = Callable[
+    [Sequence[str], Sequence[str]], Float[np.ndarray, " N"]
+]  # score(queries, passages): a cross-encoder
 Pair = Mapping[str, Any]
 SAMPLING = ("top", "random")
 CARRIED = ("id", "group")  # fields of a pair that stay with its triplets and n-tuples
@@ -34,10 +46,14 @@ CARRIED = ("id", "group")  # fields of a pair that stay with its triplets and n-
 class Searcher(Protocol):
     """A corpus that can be searched: BM25, an embedding model, FAISS."""
 
-    def search(self, queries: Sequence[str], k: int) -> tuple[Float[np.ndarray, "Q k"], Int[np.ndarray, "Q k"]]:
+    def search(
+        self, queries: Sequence[str], k: int
+    ) -> tuple[Float[np.ndarray, "Q k"], Int[np.ndarray, "Q k"]]:
         """Scores and rows of each query's k best passages, best first; -inf and -1 where fewer are found."""
 
-    def score(self, queries: Sequence[str], rows: Int[np.ndarray, "Q p"]) -> Float[np.ndarray, "Q p"]:
+    def score(
+        self, queries: Sequence[str], rows: Int[np.ndarray, "Q p"]
+    ) -> Float[np.ndarray, "Q p"]:
         """The similarity of each query with rows of its own; -inf for row -1."""
 
 
@@ -83,7 +99,9 @@ class Mining:
             window = f"rank_min={self.rank_min} and rank_max={self.rank_max}"
             raise InputError(f"{window} leave no room for number={self.number} negatives")
         if not self.score_min <= self.score_max:
-            raise InputError(f"score_min={self.score_min} and score_max={self.score_max} leave no score")
+            raise InputError(
+                f"score_min={self.score_min} and score_max={self.score_max} leave no score"
+            )
         for name in ("absolute_margin", "relative_margin"):
             margin = getattr(self, name)
             if margin is not None and not math.isfinite(margin):
@@ -174,7 +192,9 @@ def mine_negatives(
 
     def blocks() -> Iterator[list[Mined]]:
         for start in range(0, len(queries), block):
-            chosen = _mine_block(queries[start : start + block], corpus, same, searchers, options, score, report)
+            chosen = _mine_block(
+                queries[start : start + block], corpus, same, searchers, options, score, report
+            )
             yield chosen
         report.refuse_nothing()
 
@@ -193,7 +213,9 @@ def mine(
 ) -> tuple[list[dict[str, Any]], Report]:
     """All of `mine_negatives` as records in one of FORMS, and the report."""
     report = Report()
-    blocks = mine_negatives(pairs, corpus, searchers, options, score=score, block=block, report=report)
+    blocks = mine_negatives(
+        pairs, corpus, searchers, options, score=score, block=block, report=report
+    )
     return [record for mined in blocks for record in records_of(mined, form)], report
 
 
@@ -220,19 +242,26 @@ def _mine_block(
                     pair["positive"],
                     tuple(corpus[row] for row in found.rows[chosen]),
                     tuple(found.scores[chosen].tolist()),
-                    float(found.positive_scores[0, place]) if len(found.positive_scores) == 1 else None,
+                    float(found.positive_scores[0, place])
+                    if len(found.positive_scores) == 1
+                    else None,
                     {name: pair[name] for name in CARRIED if pair.get(name) is not None},
                 )
             )
     if score and not options.by_score:
         values = _scored(score, [(one.anchor, [one.positive, *one.negatives]) for one in mined])
         for number, (positive, *negatives) in enumerate(values):
-            mined[number] = dataclasses.replace(mined[number], positive_score=positive, scores=tuple(negatives))
+            mined[number] = dataclasses.replace(
+                mined[number], positive_score=positive, scores=tuple(negatives)
+            )
     return mined
 
 
 def _search(
-    queries: Sequence[_Query], same: Int[np.ndarray, " N"], searchers: Sequence[Searcher], options: Mining
+    queries: Sequence[_Query],
+    same: Int[np.ndarray, " N"],
+    searchers: Sequence[Searcher],
+    options: Mining,
 ) -> list[_Candidates]:
     texts = [query.text for query in queries]
     most = max(len(query.positives) for query in queries)
@@ -244,7 +273,9 @@ def _search(
     room = options.rank_max + 1 + min(repeated, options.rank_max)
     k = room + (1 << (most - 1).bit_length())
     found = [searcher.search(texts, k) for searcher in searchers]
-    scores, rows = (np.stack(leaves, axis=-1) for leaves in zip(*found, strict=True))  # [Q, k, searchers]
+    scores, rows = (
+        np.stack(leaves, axis=-1) for leaves in zip(*found, strict=True)
+    )  # [Q, k, searchers]
     positive_scores = np.stack([searcher.score(texts, positives) for searcher in searchers], axis=1)
     candidates = []
     for number, query in enumerate(queries):
@@ -255,7 +286,9 @@ def _search(
     return candidates
 
 
-def _distinct(scores, rows, searchers: int, query: _Query, same: Int[np.ndarray, " N"], limit: int) -> _Candidates:
+def _distinct(
+    scores, rows, searchers: int, query: _Query, same: Int[np.ndarray, " N"], limit: int
+) -> _Candidates:
     """The first `limit` different passages that are no positive and not the query itself."""
     sources = np.tile(np.arange(searchers), len(rows) // searchers)
     found = rows >= 0
@@ -268,12 +301,16 @@ def _distinct(scores, rows, searchers: int, query: _Query, same: Int[np.ndarray,
     usable = ~known & ~repeated
     seen = np.cumsum(usable) - usable < limit  # up to the last one used
     usable &= seen
-    dropped = collections.Counter(positive=int((known & seen).sum()), duplicate=int((repeated & seen).sum()))
+    dropped = collections.Counter(
+        positive=int((known & seen).sum()), duplicate=int((repeated & seen).sum())
+    )
     nothing = np.zeros((0, 0), np.float32)
     return _Candidates(rows[usable], sources[usable], scores[usable], nothing, dropped)
 
 
-def _rescore(queries: Sequence[_Query], candidates: list[_Candidates], corpus: Sequence[str], score: Score) -> None:
+def _rescore(
+    queries: Sequence[_Query], candidates: list[_Candidates], corpus: Sequence[str], score: Score
+) -> None:
     """Puts the scores of `score` in place of the searchers', and the candidates in their order."""
     lists = [
         (query.text, [corpus[row] for row in (*query.positives, *found.rows)])
@@ -282,7 +319,11 @@ def _rescore(queries: Sequence[_Query], candidates: list[_Candidates], corpus: S
     for query, found, values in zip(queries, candidates, _scored(score, lists), strict=True):
         positive, values = np.split(np.asarray(values, np.float32), [len(query.positives)])
         order = np.argsort(-values, kind="stable")
-        found.rows, found.scores, found.positive_scores = found.rows[order], values[order], positive[None]
+        found.rows, found.scores, found.positive_scores = (
+            found.rows[order],
+            values[order],
+            positive[None],
+        )
         found.sources = np.zeros_like(found.rows)
 
 
@@ -291,13 +332,19 @@ def _scored(score: Score, lists: Sequence[tuple[str, list[str]]]) -> list[list[f
     queries = [query for query, passages in lists for _ in passages]
     values = np.asarray(score(queries, [passage for _, passages in lists for passage in passages]))
     if values.shape != (len(queries),) or not np.isfinite(values).all():
-        raise RunError(f"score: expected {len(queries)} finite numbers, found an array {values.shape} or others in it")
+        raise RunError(
+            f"score: expected {len(queries)} finite numbers, found an array {values.shape} or others in it"
+        )
     ends = np.cumsum([len(passages) for _, passages in lists])
     return [part.tolist() for part in np.split(values, ends[:-1])]
 
 
 def _choose(
-    query: str, found: _Candidates, positive: Float[np.ndarray, " s"], options: Mining, report: Report
+    query: str,
+    found: _Candidates,
+    positive: Float[np.ndarray, " s"],
+    options: Mining,
+    report: Report,
 ) -> Int[np.ndarray, " n"]:
     """The places of a pair's negatives among its query's candidates."""
     scores, own = found.scores, positive[found.sources]
@@ -311,7 +358,9 @@ def _choose(
     passed = np.flatnonzero(~outside & ~close)
     chosen = passed[options.rank_min :]
     if options.sampling == "random" and len(chosen) > options.number:
-        places = random.Random(f"{options.seed}:{query.strip()}").sample(range(len(chosen)), options.number)
+        places = random.Random(f"{options.seed}:{query.strip()}").sample(
+            range(len(chosen)), options.number
+        )
         chosen = chosen[np.sort(places)]
     chosen = chosen[: options.number]
     report.pairs[len(chosen)] += 1
@@ -328,10 +377,17 @@ def _queries(pairs: Sequence[Pair], rows: Mapping[str, int]) -> list[_Query]:
     grouped: dict[str, list[Pair]] = {}
     for number, pair in enumerate(pairs):
         if _text(pair, "positive", number).strip() not in rows:
-            raise InputError(f"pair {number}: its positive is not in the corpus: {pair['positive'].strip()[:60]!r}")
+            raise InputError(
+                f"pair {number}: its positive is not in the corpus: {pair['positive'].strip()[:60]!r}"
+            )
         grouped.setdefault(_text(pair, "anchor", number).strip(), []).append(pair)
     return [
-        _Query(ours[0]["anchor"], ours, np.array([rows[pair["positive"].strip()] for pair in ours]), rows.get(text, -1))
+        _Query(
+            ours[0]["anchor"],
+            ours,
+            np.array([rows[pair["positive"].strip()] for pair in ours]),
+            rows.get(text, -1),
+        )
         for text, ours in grouped.items()
     ]
 
@@ -339,7 +395,9 @@ def _queries(pairs: Sequence[Pair], rows: Mapping[str, int]) -> list[_Query]:
 def _text(pair: Pair, name: str, number: int) -> str:
     text = pair.get(name)
     if not isinstance(text, str) or not text.strip():
-        raise InputError(f"pair {number}: {name}: expected a text that is not empty, found {text!r}")
+        raise InputError(
+            f"pair {number}: {name}: expected a text that is not empty, found {text!r}"
+        )
     return text
 
 

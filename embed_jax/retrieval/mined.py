@@ -58,10 +58,16 @@ class Report:
         """At most a screen."""
         lines = [f"{self.pairs.total():,} pairs, {self.candidates.total():,} candidates, of which"]
         reasons = {"kept": "negatives", **self.REASONS}
-        lines += [f"{self.candidates[name]:12,}  {text}" for name, text in reasons.items() if self.candidates[name]]
+        lines += [
+            f"{self.candidates[name]:12,}  {text}"
+            for name, text in reasons.items()
+            if self.candidates[name]
+        ]
         numbers = sorted(self.pairs, reverse=True)
         for number in numbers[:SHOWN]:
-            lines.append(f"{self.pairs[number]:12,}  pairs with {number} negatives{'' if number else ', left out'}")
+            lines.append(
+                f"{self.pairs[number]:12,}  pairs with {number} negatives{'' if number else ', left out'}"
+            )
         if fewer := sum(self.pairs[number] for number in numbers[SHOWN:]):
             lines.append(f"{fewer:12,}  pairs with fewer")
         return "\n".join(lines)
@@ -71,8 +77,16 @@ class Report:
         if self.candidates["kept"]:
             return
         total = self.candidates.total()
-        taken = [f"{self.candidates[name]} {text}" for name, text in self.REASONS.items() if self.candidates[name]]
-        found = f"all {total} candidates are dropped: {', '.join(taken)}" if total else "the search finds nothing"
+        taken = [
+            f"{self.candidates[name]} {text}"
+            for name, text in self.REASONS.items()
+            if self.candidates[name]
+        ]
+        found = (
+            f"all {total} candidates are dropped: {', '.join(taken)}"
+            if total
+            else "the search finds nothing"
+        )
         raise InputError(f"none of {self.pairs.total()} pairs has a negative: {found}")
 
 
@@ -95,7 +109,12 @@ def records_of(mined: Sequence[Mined], form: str) -> Iterator[dict[str, Any]]:
 def _triplets(mined: Sequence[Mined]) -> Iterator[dict[str, Any]]:
     for one in mined:
         for negative in one.negatives:
-            yield {"anchor": one.anchor, "positive": one.positive, "negative": negative, **one.carried}
+            yield {
+                "anchor": one.anchor,
+                "positive": one.positive,
+                "negative": negative,
+                **one.carried,
+            }
 
 
 def n_tuple(one: Mined) -> dict[str, Any]:
@@ -120,7 +139,9 @@ def scored_list(one: Mined) -> dict[str, Any]:
         InputError: for several searchers' scores.
     """
     if one.positive_score is None:
-        raise InputError("scored-lists: several searchers' scores cannot be compared: use one, or a cross-encoder")
+        raise InputError(
+            "scored-lists: several searchers' scores cannot be compared: use one, or a cross-encoder"
+        )
     passages, scores = [one.positive, *one.negatives], [one.positive_score, *one.scores]
     return {"query": one.anchor, "passages": passages, "scores": scores}
 

@@ -16,7 +16,9 @@ _CHARACTER = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_CHARACTER}]|[^\s{_CHARACTER}]+")
 
 
-def split_passages(corpus: Mapping[str, str], words: int, overlap: int = 0) -> tuple[list[str], Int[np.ndarray, " N"]]:
+def split_passages(
+    corpus: Mapping[str, str], words: int, overlap: int = 0
+) -> tuple[list[str], Int[np.ndarray, " N"]]:
     """Documents cut into windows of so many words, as they stand in the text.
 
     Words are what blanks separate, and each Chinese character and each kana. The last window is what is left; a

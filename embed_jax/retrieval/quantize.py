@@ -64,7 +64,11 @@ def quantize(
         return _product_quantizer(calibration).compute_codes(embeddings)
     if isinstance(calibration, Ranges):
         step = np.where(calibration.step == 0, np.float32(1), calibration.step)
-        codes = np.floor((embeddings - calibration.low) / step).clip(0, 2**calibration.bits - 1).astype(np.uint8)
+        codes = (
+            np.floor((embeddings - calibration.low) / step)
+            .clip(0, 2**calibration.bits - 1)
+            .astype(np.uint8)
+        )
         if precision == "int4":
             codes = codes[:, ::2] | codes[:, 1::2] << 4
     else:
@@ -116,7 +120,11 @@ class Compressed:
     @property
     def dim(self) -> int:
         """D, of the embeddings."""
-        return self.calibration.dim if self.calibration else self.bytes_per_vector * 8 // BITS[self.precision]
+        return (
+            self.calibration.dim
+            if self.calibration
+            else self.bytes_per_vector * 8 // BITS[self.precision]
+        )
 
     @property
     def bytes_per_vector(self) -> int:
@@ -143,12 +151,16 @@ def check_calibration(precision: str, calibration: Calibration | None, dim: int)
     """Raises an InputError unless `calibration` is of this precision and dimension."""
     needed, found = calibration_of(precision), calibration.precision if calibration else None
     if needed != found:
-        raise InputError(f"calibration for {precision}: expected {needed and f'one of {needed}'}, found {found}")
+        raise InputError(
+            f"calibration for {precision}: expected {needed and f'one of {needed}'}, found {found}"
+        )
     if calibration and calibration.dim != dim:
         raise InputError(f"calibration: of {calibration.dim} dimensions, the embeddings have {dim}")
 
 
-def check_codes(codes: Shaped[np.ndarray, "N W"], precision: str, calibration: Calibration | None) -> None:
+def check_codes(
+    codes: Shaped[np.ndarray, "N W"], precision: str, calibration: Calibration | None
+) -> None:
     """Raises an InputError unless `codes` can be of this precision and calibration."""
     dim = calibration.dim if calibration else codes.shape[-1] * (8 if precision in BINARY else 1)
     check_calibration(precision, calibration, dim)

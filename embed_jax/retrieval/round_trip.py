@@ -22,7 +22,10 @@ def round_trip_filter(
     search: Search,
     k: int,
     passages: Sequence[str],
-    columns: Callable[[Record], tuple[str, str]] = lambda record: (record["anchor"], record["positive"]),
+    columns: Callable[[Record], tuple[str, str]] = lambda record: (
+        record["anchor"],
+        record["positive"],
+    ),
 ) -> Iterator[Record]:
     """Yields, in order, the pairs whose passage is among the k best of all passages for their query.
 
@@ -43,7 +46,9 @@ def round_trip_filter(
         raise InputError(f"round_trip_filter: k must be 1 or more, found {k}")
     row_of = {passage.strip(): row for row, passage in enumerate(passages)}
     if len(row_of) < len(passages):
-        raise InputError(f"found {len(passages) - len(row_of)} passages that stand in the corpus more than once")
+        raise InputError(
+            f"found {len(passages) - len(row_of)} passages that stand in the corpus more than once"
+        )
     records = iter(records)
     while block := list(itertools.islice(records, BLOCK)):
         texts = [columns(record) for record in block]

@@ -49,7 +49,9 @@ def top_k(
     """
     if similarity not in SIMILARITIES:
         raise InputError(unknown("similarity", similarity, SIMILARITIES))
-    finish = unit_length if similarity == "cosine" else functools.partial(np.asarray, dtype=np.float32)
+    finish = (
+        unit_length if similarity == "cosine" else functools.partial(np.asarray, dtype=np.float32)
+    )
     queries = finish(queries)
     blocks = [corpus] if isinstance(corpus, np.ndarray) else corpus
     starts = range(0, len(queries), QUERY_BLOCK)
@@ -60,14 +62,25 @@ def top_k(
         block = finish(block)
         for start in range(0, len(block), CORPUS_BLOCK):
             part = block[start : start + CORPUS_BLOCK]
-            parts_of = None if owner is None else _pad(owner[seen : seen + len(part)], CORPUS_BLOCK, mode="edge")
-            searched = jax.tree.map(jnp.asarray, (_pad(part, CORPUS_BLOCK), seen, len(part), parts_of))
-            best = [_merge(*one, query, *searched, similarity) for one, query in zip(best, padded, strict=True)]
+            parts_of = (
+                None
+                if owner is None
+                else _pad(owner[seen : seen + len(part)], CORPUS_BLOCK, mode="edge")
+            )
+            searched = jax.tree.map(
+                jnp.asarray, (_pad(part, CORPUS_BLOCK), seen, len(part), parts_of)
+            )
+            best = [
+                _merge(*one, query, *searched, similarity)
+                for one, query in zip(best, padded, strict=True)
+            ]
             seen += len(part)
     k = min(k, seen if owner is None else len(np.unique(owner)))
     if not best:
         return np.zeros((0, k), np.float32), np.zeros((0, k), np.int32)
-    scores, rows = (np.concatenate([np.asarray(leaf) for leaf in leaves]) for leaves in zip(*best, strict=True))
+    scores, rows = (
+        np.concatenate([np.asarray(leaf) for leaf in leaves]) for leaves in zip(*best, strict=True)
+    )
     return scores[: len(queries), :k], rows[: len(queries), :k]
 
 
@@ -107,7 +120,10 @@ def encoded(encode: Encode, texts: Iterable[str]) -> Iterator[Float[np.ndarray, 
 
 
 def as_run(
-    scores: Float[np.ndarray, "Q k"], numbers: Int[np.ndarray, "Q k"], queries: Sequence[str], documents: Sequence[str]
+    scores: Float[np.ndarray, "Q k"],
+    numbers: Int[np.ndarray, "Q k"],
+    queries: Sequence[str],
+    documents: Sequence[str],
 ) -> Run:
     """What `top_k` found, by the ids of queries and documents."""
     return {
@@ -118,7 +134,9 @@ def as_run(
 
 def prompted(encode: Encode, *prompts: str) -> tuple[Encode, ...]:
     """`encode` with each of the prompts: called as `encode(texts, prompt=...)`, or bare if all of them are empty."""
-    return tuple(functools.partial(encode, prompt=prompt) if any(prompts) else encode for prompt in prompts)
+    return tuple(
+        functools.partial(encode, prompt=prompt) if any(prompts) else encode for prompt in prompts
+    )
 
 
 def _dot(queries: Float[Array, "Q D"], block: Float[Array, "N D"]) -> Float[Array, "Q N"]:
@@ -126,7 +144,9 @@ def _dot(queries: Float[Array, "Q D"], block: Float[Array, "N D"]) -> Float[Arra
     return jnp.matmul(queries, block.T, precision="highest", preferred_element_type=jnp.float32)
 
 
-def _summed(of_difference: Callable[[Array], Array], queries: Array, block: Array) -> Float[Array, "Q N"]:
+def _summed(
+    of_difference: Callable[[Array], Array], queries: Array, block: Array
+) -> Float[Array, "Q N"]:
     """Sums over dimensions, a few at a time: there is no array [Q, N, D].
 
     |a|^2 + |b|^2 - 2ab would be a single product of matrices, but differences of near points would be lost in it.
@@ -167,21 +187,27 @@ def _merge(
     found = jnp.where(jnp.arange(block.shape[0]) < count, found, -jnp.inf)
     if owner is not None:
         start = owner[0]
-        found = jax.ops.segment_max(found.T, owner - start, block.shape[0], indices_are_sorted=True).T
+        found = jax.ops.segment_max(
+            found.T, owner - start, block.shape[0], indices_are_sorted=True
+        ).T
         begun = rows == start  # the block's first document, if it began in the block before
         found = found.at[:, 0].max(jnp.max(scores, axis=1, where=begun, initial=-jnp.inf))
         scores = jnp.where(begun, -jnp.inf, scores)
     k = scores.shape[1]
     found, number = jax.lax.top_k(found, min(k, block.shape[0]))
     scores, place = jax.lax.top_k(jnp.concatenate([scores, found], axis=1), k)
-    return scores, jnp.take_along_axis(jnp.concatenate([rows, number + start], axis=1), place, axis=1)
+    return scores, jnp.take_along_axis(
+        jnp.concatenate([rows, number + start], axis=1), place, axis=1
+    )
 
 
 def _nothing(queries: int, k: int) -> tuple[Float[Array, "Q k"], Int[Array, "Q k"]]:
     return jnp.full((queries, k), -jnp.inf, jnp.float32), jnp.full((queries, k), -1, jnp.int32)
 
 
-def _pad(block: Shaped[np.ndarray, "n ..."], limit: int, mode: str = "constant") -> Shaped[np.ndarray, "m ..."]:
+def _pad(
+    block: Shaped[np.ndarray, "n ..."], limit: int, mode: str = "constant"
+) -> Shaped[np.ndarray, "m ..."]:
     """Rows, by default of zeros, up to the next power of two, or `limit`: few shapes, so few compilations."""
     size = min(limit, 1 << max(len(block) - 1, 0).bit_length())
     return np.pad(block, [(0, size - len(block)), *[(0, 0)] * (block.ndim - 1)], mode=mode)

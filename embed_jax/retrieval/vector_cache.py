@@ -35,7 +35,9 @@ class VectorCache:
             with path.open("rb") as file:
                 self._places, end = self._read(file), file.tell()
             if end and os.pread(self._file.fileno(), 1, end - 1) != b"\n":
-                self._file.write(b"?\n")  # so that it is a line by itself and, with "?", none that could be whole
+                self._file.write(
+                    b"?\n"
+                )  # so that it is a line by itself and, with "?", none that could be whole
         except OSError as error:
             raise InputError(f"{path}: no cache can be kept there: {error.strerror}") from None
 
@@ -57,7 +59,8 @@ class VectorCache:
         """
         rows = np.asarray(vectors, "<f4")
         lines = [
-            b"%s %s\n" % (key.encode(), base64.b64encode(row.tobytes())) for key, row in zip(keys, rows, strict=True)
+            b"%s %s\n" % (key.encode(), base64.b64encode(row.tobytes()))
+            for key, row in zip(keys, rows, strict=True)
         ]
         rest = b"".join(lines)
         try:
@@ -78,7 +81,11 @@ class VectorCache:
         for text in file:
             line = LINE.fullmatch(text)
             # Whole base64 has 4 letters for 3 bytes; whole vectors have 4 bytes a number.
-            if line and len(line[2]) % 4 == 0 and (len(line[2]) // 4 * 3 - line[2].count(b"=")) % 4 == 0:
+            if (
+                line
+                and len(line[2]) % 4 == 0
+                and (len(line[2]) // 4 * 3 - line[2].count(b"=")) % 4 == 0
+            ):
                 places[line[1].decode()] = (start, len(text))
             start += len(text)
         return places

@@ -26,13 +26,18 @@ def numbers(text: str, field: str, highest: int) -> list[int]:
         InputError: for what is no number from 1 to `highest`, or repeated.
     """
     found = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and 1 <= int(part) <= highest for part in found) or len(set(found)) < len(found):
+    if not all(part.isdecimal() and 1 <= int(part) <= highest for part in found) or len(
+        set(found)
+    ) < len(found):
         raise InputError(f"{field}: expected different numbers from 1 to {highest}, found {text!r}")
     return sorted(map(int, found), reverse=True)
 
 
 def spearman_by_size(
-    model: SentenceEncoder, tests: Mapping[str, Evaluator], sizes: Sequence[int], layers: Sequence[int]
+    model: SentenceEncoder,
+    tests: Mapping[str, Evaluator],
+    sizes: Sequence[int],
+    layers: Sequence[int],
 ) -> BySize:
     """Spearman's correlation, its mean over the test sets, of embeddings cut to each size after so many layers.
 
@@ -64,7 +69,9 @@ def print_by_size(found: Mapping[str, BySize], trained: Sequence[int]) -> None:
     for layers, by_size in first.items():
         for size in by_size:
             cells = [
-                f"{of[layers][size]:10.4f} {of[layers][size] / full_score(of):8.1%}" if layers in of else ""
+                f"{of[layers][size]:10.4f} {of[layers][size] / full_score(of):8.1%}"
+                if layers in of
+                else ""
                 for of in found.values()
             ]
             mark = "" if size in trained else "  (size not trained)"
@@ -81,7 +88,10 @@ def write_by_size(found: Mapping[str, BySize], trained: Sequence[int], output: P
     """The scores as JSON, null where a correlation is undefined."""
     models = {
         name: {
-            str(layers): {str(size): score if math.isfinite(score) else None for size, score in by_size.items()}
+            str(layers): {
+                str(size): score if math.isfinite(score) else None
+                for size, score in by_size.items()
+            }
             for layers, by_size in of.items()
         }
         for name, of in found.items()
@@ -114,13 +124,23 @@ def plot_by_size(found: Mapping[str, BySize], trained: Sequence[int], output: Pa
                 axes.plot(sizes, values, color=color, linestyle=("-", "--", ":", "-.")[depth % 4])
                 for is_trained, marker in ((True, "o"), (False, "x")):
                     marked = [i for i, size in enumerate(sizes) if (size in trained) == is_trained]
-                    axes.plot([sizes[i] for i in marked], [values[i] for i in marked], marker, color=color)
-                ends.append((values[0], name + (f", {layers} layers" if len(of) > 1 else ""), color))
+                    axes.plot(
+                        [sizes[i] for i in marked], [values[i] for i in marked], marker, color=color
+                    )
+                ends.append(
+                    (values[0], name + (f", {layers} layers" if len(of) > 1 else ""), color)
+                )
         low, high = axes.get_ylim()
         places = _apart([value for value, *_ in ends], 0.05 * (high - low))
         for place, (_, label, color) in zip(places, ends, strict=True):
             axes.annotate(
-                label, (every[0], place), (-8, 0), textcoords="offset points", color=color, ha="right", va="center"
+                label,
+                (every[0], place),
+                (-8, 0),
+                textcoords="offset points",
+                color=color,
+                ha="right",
+                va="center",
             )
         axes.set_xscale("log", base=2)
         longest = max(len(label) for _, label, _ in ends)

@@ -42,9 +42,13 @@ class Checkpoints:
         try:
             self._checkpointer.wait()
             about = {"notes": notes, "shapes": _shapes(state)}
-            self._checkpointer.save_async(step, copy, force=True, overwrite=True, custom_metadata=about)
+            self._checkpointer.save_async(
+                step, copy, force=True, overwrite=True, custom_metadata=about
+            )
         except OSError as error:
-            raise RunError(f"could not save a checkpoint at step {step}: {one_line(error)}") from error
+            raise RunError(
+                f"could not save a checkpoint at step {step}: {one_line(error)}"
+            ) from error
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest checkpoint that can be read, and its notes; None if there is none.
@@ -59,25 +63,35 @@ class Checkpoints:
             RunError: if there are checkpoints and every one is damaged.
         """
         wanted = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), _as_dict(like)
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
+            _as_dict(like),
         )
         steps = sorted((metadata.step for metadata in self._checkpointer.checkpoints), reverse=True)
         for step in steps:
             try:
                 about = self._checkpointer.metadata(step).custom_metadata
-                _refuse_mismatch(about["shapes"], _shapes(like), self._checkpointer.directory / str(step))
+                _refuse_mismatch(
+                    about["shapes"], _shapes(like), self._checkpointer.directory / str(step)
+                )
                 state = self._checkpointer.load(step, wanted)
             except InputError:
                 raise
             except Exception as error:  # whatever a damaged file makes orbax or tensorstore raise
-                logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # else it prints the other readers' tracebacks
-                print(f"checkpoint {step} is damaged and passed over: {one_line(error)[:200]}", file=sys.stderr)
+                logging.getLogger("asyncio").setLevel(
+                    logging.CRITICAL
+                )  # else it prints the other readers' tracebacks
+                print(
+                    f"checkpoint {step} is damaged and passed over: {one_line(error)[:200]}",
+                    file=sys.stderr,
+                )
                 continue
             for newer in steps[: steps.index(step)]:
                 self._checkpointer.delete(newer, missing_ok=True)
             return like.replace(**state), about["notes"]
         if steps:
-            raise RunError(f"{self._checkpointer.directory}: none of the checkpoints {steps} can be read")
+            raise RunError(
+                f"{self._checkpointer.directory}: none of the checkpoints {steps} can be read"
+            )
         return None
 
     def latest_step(self) -> int | None:
@@ -115,19 +129,25 @@ def read_encoder(directory: Path, step: int, like: Params) -> Params:
     from orbax.checkpoint import v1 as ocp
 
     place = directory.absolute() / str(step)
-    wanted = {"params": {"encoder": jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)}}
+    wanted = {
+        "params": {"encoder": jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)}
+    }
     shapes = _leaf_shapes(wanted["params"])
     try:
         found = ocp.metadata(place).custom_metadata["shapes"]
         found = {path: shape for path, shape in found.items() if path.startswith("encoder/")}
-        _refuse_mismatch(found, shapes, place, "config.json, or the model that it names, has changed")
+        _refuse_mismatch(
+            found, shapes, place, "config.json, or the model that it names, has changed"
+        )
         loading = ocp.options.PyTreeOptions.Loading(partial_load=True)
         with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
             return ocp.load(place, wanted)["params"]["encoder"]
     except InputError:
         raise
     except Exception as error:  # whatever a damaged file makes orbax or tensorstore raise
-        raise RunError(f"{place}: the checkpoint cannot be read: {one_line(error)[:200]}") from error
+        raise RunError(
+            f"{place}: the checkpoint cannot be read: {one_line(error)[:200]}"
+        ) from error
 
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
@@ -142,11 +162,17 @@ def _shapes(state: TrainState) -> dict[str, list[int]]:
 
 def _leaf_shapes(tree: Params) -> dict[str, list[int]]:
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): list(leaf.shape) for path, leaf in leaves}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): list(leaf.shape)
+        for path, leaf in leaves
+    }
 
 
 def _refuse_mismatch(
-    found: dict[str, list[int]], expected: dict[str, list[int]], where: Any, advice: str = "use another --workdir"
+    found: dict[str, list[int]],
+    expected: dict[str, list[int]],
+    where: Any,
+    advice: str = "use another --workdir",
 ) -> None:
     for path in sorted(found.keys() | expected.keys()):
         if found.get(path) != expected.get(path):

@@ -51,11 +51,18 @@ def finetune(
     config.tracking.wandb = "disabled"
     most = min(32, len(records))
     # As many devices as have two examples each, so that a handful of pairs trains anywhere.
-    config.train.devices = devices = overrides.get("train__devices") or max(min(jax.device_count(), most // 2), 1)
+    config.train.devices = devices = overrides.get("train__devices") or max(
+        min(jax.device_count(), most // 2), 1
+    )
     config.batch.size = max(most // devices * devices, 2)
     config = override(config, model__name=model, **overrides)
     workdir = Path(workdir or tempfile.mkdtemp(prefix="embed_jax_"))
-    fit(config, workdir, sources={ONLY: Source(records, record_fields(records))}, evaluators=evaluators or {})
+    fit(
+        config,
+        workdir,
+        sources={ONLY: Source(records, record_fields(records))},
+        evaluators=evaluators or {},
+    )
     return load(str(workdir / "model"))
 
 
@@ -65,7 +72,9 @@ def pair_records(pairs: Any) -> list[Mapping[str, str]]:
     Raises:
         InputError: naming the first row that is no pair of texts.
     """
-    if hasattr(pairs, "to_dict") and hasattr(pairs, "columns"):  # a DataFrame: what it lacks is NaN there, None here
+    if hasattr(pairs, "to_dict") and hasattr(
+        pairs, "columns"
+    ):  # a DataFrame: what it lacks is NaN there, None here
         pairs = pairs.astype(object).where(pairs.notna(), None).to_dict("records")
     rows = list(pairs)
     if len(rows) < 2:
@@ -75,9 +84,17 @@ def pair_records(pairs: Any) -> list[Mapping[str, str]]:
     for number, row in enumerate(rows):
         try:
             (record,) = as_pairs([row], columns)
-        except (KeyError, TypeError, ValueError):  # a field is missing, there is only one, or it is no row at all
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+        ):  # a field is missing, there is only one, or it is no row at all
             record = {}
-        if not record or isinstance(row, str) or not all(isinstance(text, str) for text in record.values()):
+        if (
+            not record
+            or isinstance(row, str)
+            or not all(isinstance(text, str) for text in record.values())
+        ):
             raise InputError(
                 f"pairs[{number}]: expected an anchor, a positive and negatives, all strings, found {str(row)[:200]!r}"
             )

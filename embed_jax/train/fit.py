@@ -20,7 +20,14 @@ from embed_jax.config import Experiment
 from embed_jax.config import Loss as LossConfig
 from embed_jax.config_file import load
 from embed_jax.data.order import Order, make_order
-from embed_jax.data.pipeline import BatchMaker, batch_maker, fingerprint, most_texts, prefetch, training_batches
+from embed_jax.data.pipeline import (
+    BatchMaker,
+    batch_maker,
+    fingerprint,
+    most_texts,
+    prefetch,
+    training_batches,
+)
 from embed_jax.data.stream import Stream, made_ahead, stream_batches
 from embed_jax.encoders.token_objectives import mlm_auxiliary
 from embed_jax.errors import InputError
@@ -75,19 +82,35 @@ def fit(
     # The model and where it runs.
     mesh = make_mesh(config.train.devices, config.train.fsdp, config.train.tensor)
     groups = num_groups(config.batch.groups, config.batch.size, mesh)
-    longest = max([config.data.max_length, *(source.max_length for source in vars(config.mixture.sources).values())])
-    start = start_from(config.model, longest, config.train.seed, config.train.devices, lora=config.lora, mesh=mesh)
+    longest = max(
+        [
+            config.data.max_length,
+            *(source.max_length for source in vars(config.mixture.sources).values()),
+        ]
+    )
+    start = start_from(
+        config.model, longest, config.train.seed, config.train.devices, lora=config.lora, mesh=mesh
+    )
     frozen = frozen_models(config.model, longest)
 
     # The data, and its loss. The result is to be used as it was trained, and trained as it is used.
     sources_at = sources if callable(sources) else lambda step, encode: sources
     found = sources_at(0, start.sentence.encode)
     given = loss_arguments(config.loss)
-    alone = tokens_alone(config, start)  # the objective, where there are tokens to predict and no embeddings to compare
-    loss = training_loss(config, given, list(found)) if alone is None else stand_in(config.loss.name, alone)
+    alone = tokens_alone(
+        config, start
+    )  # the objective, where there are tokens to predict and no embeddings to compare
+    loss = (
+        training_loss(config, given, list(found))
+        if alone is None
+        else stand_in(config.loss.name, alone)
+    )
     _check_loss(config, loss, given, frozen)
     start.sentence.similarity_fn_name = config.loss.similarity or "cosine"
-    start.sentence.matryoshka_dims, start.sentence.adaptive_layers = loss.about.dims, loss.about.layers != 0
+    start.sentence.matryoshka_dims, start.sentence.adaptive_layers = (
+        loss.about.dims,
+        loss.about.layers != 0,
+    )
     prompts = settle_prompts(config, start.sentence) if alone is None else ("", "")
     found = for_loss(found, loss, config, prompts)
     if alone is not None:
@@ -117,9 +140,13 @@ def fit(
         include_prompt=start.sentence.include_prompt,
         shard=(jax.process_index(), jax.process_count()),
     )
-    streamed = next((source for source in found.values() if isinstance(source.records, Stream)), None)
+    streamed = next(
+        (source for source in found.values() if isinstance(source.records, Stream)), None
+    )
     if streamed and config.batch.no_duplicates:
-        raise InputError("config.batch.no_duplicates: not for a stream, of which not all records are known")
+        raise InputError(
+            "config.batch.no_duplicates: not for a stream, of which not all records are known"
+        )
     order = None if streamed else training_order(found, config)
     num_steps = config.train.steps or _steps_of(order, config)
     # No batch whose gradient would never be used.
@@ -139,10 +166,16 @@ def fit(
     extra = {}
     if config.queue.size:
         if not loss.about.queue:
-            raise InputError(f"config.queue.size: the loss {config.loss.name!r} has no use for a queue of negatives")
-        extra = init_queue(config.queue.size, start.encoder.dim, params["encoder"], config.queue.momentum)
+            raise InputError(
+                f"config.queue.size: the loss {config.loss.name!r} has no use for a queue of negatives"
+            )
+        extra = init_queue(
+            config.queue.size, start.encoder.dim, params["encoder"], config.queue.momentum
+        )
     specs = training_specs({**params, **base}, start.encoder.sharding, mesh)
-    others = {name: other.params for name, other in frozen.items()} | (alone.frozen if alone else {})
+    others = {name: other.params for name, other in frozen.items()} | (
+        alone.frozen if alone else {}
+    )
     state = init_state(params, optimizer, {**others, **base}, extra)
     shardings = state_shardings(state, optimizer, specs, mesh)
     state = place(state, shardings)
@@ -172,7 +205,9 @@ def fit(
         few = min(VALIDATION_BATCHES, held_out_order.count(1))
         held_out = _mean_loss(objective, [held_out_batches[step] for step in range(few)], mesh)
     elif len(validation) and is_first_host():
-        print(f"no validation loss: {len(validation)} held-out records do not fill a batch of {config.batch.size}")
+        print(
+            f"no validation loss: {len(validation)} held-out records do not fill a batch of {config.batch.size}"
+        )
 
     def encode_with(state: TrainState) -> Encode:
         return functools.partial(start.sentence.encode, params=state.encoder)
@@ -180,7 +215,9 @@ def fit(
     def evaluate(state: TrainState) -> dict[str, float]:
         measured = dict(held_out(state)) if held_out else {}
         for name, evaluator in evaluators.items():
-            measured |= {f"{name}/{metric}": value for metric, value in evaluator(encode_with(state)).items()}
+            measured |= {
+                f"{name}/{metric}": value for metric, value in evaluator(encode_with(state)).items()
+            }
         return measured
 
     def batches(start_step: int, state: TrainState) -> Iterator[tuple[int, Batch]]:
@@ -195,7 +232,9 @@ def fit(
             now = for_loss(sources_at(since, encode_with(state)), loss, config, prompts)
             now_order = training_order(now, config)
         yield from prefetch(
-            training_batches(maker(list(now.values())), now_order), start_step, num_steps=min(since + every, num_steps)
+            training_batches(maker(list(now.values())), now_order),
+            start_step,
+            num_steps=min(since + every, num_steps),
         )
 
     def save_model(state: TrainState, directory: Path) -> None:
@@ -204,7 +243,9 @@ def fit(
             config.lora.merge or not start.sentence.base
         )  # random: nothing to refer to
         if is_first_host():
-            (start.sentence.merged() if merge else start.sentence).save(directory, alone and alone.tensors(state))
+            (start.sentence.merged() if merge else start.sentence).save(
+                directory, alone and alone.tensors(state)
+            )
 
     # With the groups: they decide the dropout masks, and default to the number of devices.
     data = {**fingerprint(found), "groups": groups, "shares": shares}
@@ -227,36 +268,55 @@ def loss_arguments(config: LossConfig) -> dict[str, Any]:
     """The fields of `config.loss` that were set and go to the losses that take them."""
     fields = dataclasses.asdict(config)
     return {
-        name: value for name, value in fields.items() if name not in ("name", "form", "mlm") and value != UNSET[name]
+        name: value
+        for name, value in fields.items()
+        if name not in ("name", "form", "mlm") and value != UNSET[name]
     }
 
 
 def _check_loss(config: Experiment, loss: LossFunction, given: Mapping, frozen: Mapping) -> None:
     """Says which fields of `config.loss` no loss takes, and misses models that a loss needs."""
-    expressions = {source.loss or config.loss.name for source in vars(config.mixture.sources).values()}
+    expressions = {
+        source.loss or config.loss.name for source in vars(config.mixture.sources).values()
+    }
     expressions = expressions or {config.loss.name}
     taken = set().union(*map(arguments_of, expressions))
     for name in sorted(given.keys() - taken):
         if is_first_host():
-            print(f"config.loss.{name}={given[name]} is not used: {config.loss.name} takes no such argument")
+            print(
+                f"config.loss.{name}={given[name]} is not used: {config.loss.name} takes no such argument"
+            )
     for need in ("guide", "teacher"):
         if need in loss.about.needs and need not in frozen:
-            raise InputError(f"config.model.{need}: the loss {config.loss.name!r} needs a {need} model, found ''")
+            raise InputError(
+                f"config.model.{need}: the loss {config.loss.name!r} needs a {need} model, found ''"
+            )
 
 
-def streamed_batches(make: BatchMaker, config: Experiment, start: int, num_steps: int) -> Iterator[tuple[int, Batch]]:
+def streamed_batches(
+    make: BatchMaker, config: Experiment, start: int, num_steps: int
+) -> Iterator[tuple[int, Batch]]:
     """(step, batch) of a stream from a step on, made ahead of the consumer."""
     (source,) = make.sources
     batches = stream_batches(
-        source.records, config.batch.size, window=config.data.window, seed=config.train.seed, start=start
+        source.records,
+        config.batch.size,
+        window=config.data.window,
+        seed=config.train.seed,
+        start=start,
     )
     steps = range(start, num_steps)
-    yield from made_ahead((step, make.of_records(records, step)) for step, records in zip(steps, batches))  # noqa: B905
+    yield from made_ahead(
+        (step, make.of_records(records, step))
+        for step, records in zip(steps, batches)  # noqa: B905
+    )
 
 
 def _steps_of(order: Order | None, config: Experiment) -> int:
     if order is None:
-        raise InputError("config.train.steps: a stream has no known end, set the number of steps; found 0")
+        raise InputError(
+            "config.train.steps: a stream has no known end, set the number of steps; found 0"
+        )
     return order.count(config.train.epochs)
 
 
@@ -278,7 +338,9 @@ def _check_length(longest: int, positions: int) -> None:
 def row_length(max_length: int, asked: int) -> int:
     """T: the config's, or twice the longest text up to 128, where packing finds room and attention is still cheap."""
     if asked and asked < max_length:
-        raise InputError(f"config.batch.row_length: expected at least data.max_length={max_length}, found {asked}")
+        raise InputError(
+            f"config.batch.row_length: expected at least data.max_length={max_length}, found {asked}"
+        )
     return asked or max(max_length, min(2 * max_length, 128))
 
 

@@ -91,15 +91,23 @@ def run(
         RunError: if the loss is not finite, naming step and rows; what was saved stays as it was.
     """
     if config.eval.metric and evaluate is None:
-        raise InputError(f"config.eval.metric: {config.eval.metric!r} is to pick the model, but nothing is evaluated")
+        raise InputError(
+            f"config.eval.metric: {config.eval.metric!r} is to pick the model, but nothing is evaluated"
+        )
     key = jax.random.key(config.train.seed)
     model_directory = workdir / "model"
     flops_per_token = training_flops_per_token(state.params["encoder"], state.frozen.get(BASE))
-    trace = [int(step) for step in config.train.profile.split(":")] if config.train.profile else [-1, -1]
+    trace = (
+        [int(step) for step in config.train.profile.split(":")]
+        if config.train.profile
+        else [-1, -1]
+    )
 
     with contextlib.ExitStack() as stack:
         # Where we are.
-        checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", config.checkpoint.keep))
+        checkpoints = stack.enter_context(
+            Checkpoints(workdir / "checkpoints", config.checkpoint.keep)
+        )
         restored = checkpoints.restore(state)
         best = Best()
         if restored is not None:
@@ -143,12 +151,16 @@ def run(
             # A metric of a data set that the batch has nothing of is no number.
             line = {name: value for name, value in line.items() if not math.isnan(value)}
             now = time.monotonic()
-            num_tokens = sum(int(np.sum(view.sentence < view.sentences)) for view in batch.tokens.values())
+            num_tokens = sum(
+                int(np.sum(view.sentence < view.sentences)) for view in batch.tokens.values()
+            )
             slots = sum(view.sentence.size for view in batch.tokens.values())
             line["learning_rate"] = float(learning_rate(step - 1))
             line["tokens_per_second"] = num_tokens * jax.process_count() / max(now - clock, 1e-9)
             line["fill_rate"] = num_tokens / slots
-            mfu = model_flops_utilization(line["tokens_per_second"], flops_per_token, list(mesh.devices.flat))
+            mfu = model_flops_utilization(
+                line["tokens_per_second"], flops_per_token, list(mesh.devices.flat)
+            )
             if mfu is not None:
                 line["mfu"] = mfu
             clock = now
@@ -165,17 +177,23 @@ def run(
             nonlocal best, losses, clock
             began = time.monotonic()
             found = evaluate(state)
-            progress.say(f"step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in found.items()))
+            progress.say(
+                f"step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in found.items())
+            )
             if config.eval.metric:
                 if config.eval.metric not in found:
-                    raise InputError("config.eval.metric: " + unknown("metric", config.eval.metric, found))
+                    raise InputError(
+                        "config.eval.metric: " + unknown("metric", config.eval.metric, found)
+                    )
                 value = found[config.eval.metric]
                 gained = value >= best.value + config.eval.min_gain and value > best.value
                 if gained:
                     best = dataclasses.replace(best, value=value, step=step, stale=0, losses=[])
                     save_model(state, model_directory)
                 else:
-                    best = dataclasses.replace(best, stale=best.stale + 1, losses=[*best.losses, *_mean(losses)])
+                    best = dataclasses.replace(
+                        best, stale=best.stale + 1, losses=[*best.losses, *_mean(losses)]
+                    )
                     best = _warn_of_overfitting(best, config.eval.metric, progress.say)
                 best.stopped = bool(config.eval.patience) and best.stale >= config.eval.patience
             losses = []
@@ -209,14 +227,18 @@ def run(
                     jax.block_until_ready(state)
                     jax.profiler.stop_trace()
                 if pending is not None:
-                    log(pending[0], line_of(*pending))  # the device works on step n while n - 1 is written
+                    log(
+                        pending[0], line_of(*pending)
+                    )  # the device works on step n while n - 1 is written
                 pending = (step, batch, metrics)
 
                 last = step == num_steps
                 due_evaluation = evaluate is not None and (
                     last or (config.eval.every > 0 and step % config.eval.every == 0)
                 )
-                due_save = last or (config.checkpoint.every > 0 and step % config.checkpoint.every == 0)
+                due_save = last or (
+                    config.checkpoint.every > 0 and step % config.checkpoint.every == 0
+                )
                 stop = terminated(step)
                 if due_evaluation or due_save or stop:
                     # Nothing is evaluated or saved before the step is known to be sound.
@@ -235,7 +257,9 @@ def run(
         if not finished:
             progress.say(f"SIGTERM: saved at step {step}/{num_steps}; the same command resumes")
         elif best.stopped:
-            progress.say(f"no gain in {best.stale} evaluations: stopped at step {step}; best at step {best.step}")
+            progress.say(
+                f"no gain in {best.stale} evaluations: stopped at step {step}; best at step {best.step}"
+            )
         if finished and best.step < 0:  # no metric was asked for, or none was ever a number
             save_model(state, model_directory)
     return Result(state, best, finished)
@@ -246,7 +270,9 @@ def _mean(values: list[float]) -> list[float]:
     return [float(np.mean(values))] if values else []
 
 
-def _check_finite(step: int, batch: Batch, metrics: Mapping[str, Any], checkpoints: Checkpoints) -> None:
+def _check_finite(
+    step: int, batch: Batch, metrics: Mapping[str, Any], checkpoints: Checkpoints
+) -> None:
     """Raises a RunError that names the step and the records whose loss is no number."""
     broken = [name for name in ("loss", "grad_norm") if not math.isfinite(float(metrics[name]))]
     if not broken:
@@ -256,7 +282,10 @@ def _check_finite(step: int, batch: Batch, metrics: Mapping[str, Any], checkpoin
     records = list(map(str, np.asarray(batch.record).reshape(-1)[~finite]))
     if batch.dataset is not None:  # of a mixture
         sources = np.asarray(batch.dataset).reshape(-1)[~finite]
-        records = [f"{record} of data set {source}" for record, source in zip(records, sources, strict=True)]
+        records = [
+            f"{record} of data set {source}"
+            for record, source in zip(records, sources, strict=True)
+        ]
     where = "every example's own loss is finite"
     if records:
         more = f" and {len(records) - 8} more" if len(records) > 8 else ""

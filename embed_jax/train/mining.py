@@ -44,7 +44,12 @@ STRATEGIES = ("bm25", "dense")
 
 
 def mined_sources(
-    records: Sequence[Mapping[str, Any]], corpus: Sequence[str], config: Experiment, workdir: Path, *, lists: bool
+    records: Sequence[Mapping[str, Any]],
+    corpus: Sequence[str],
+    config: Experiment,
+    workdir: Path,
+    *,
+    lists: bool,
 ) -> Callable[[int, Encode], dict[str, Source]]:
     """What `fit` asks for its data: the pairs that are consistent, with hard negatives as the model finds them.
 
@@ -63,7 +68,9 @@ def mined_sources(
     options = mining_options(config)
     pairs = as_pairs(records, pair_columns(records), CARRIED)
     texts = corpus_with(pairs, corpus)
-    score = cross_encoder.load(config.mine.cross_encoder).score if config.mine.cross_encoder else None
+    score = (
+        cross_encoder.load(config.mine.cross_encoder).score if config.mine.cross_encoder else None
+    )
     prompts = given_prompts(config)
     bm25 = functools.cache(lambda: bm25_searcher(texts))
     made_of = _digest(config, pairs, texts)
@@ -72,23 +79,38 @@ def mined_sources(
         if name == "bm25":
             return bm25()
         queries, documents = prompted(encode, *prompts)
-        return dense_searcher(queries, documents, texts, similarity=config.loss.similarity or "cosine")
+        return dense_searcher(
+            queries, documents, texts, similarity=config.loss.similarity or "cosine"
+        )
 
     def consistent(encode: Encode) -> list[Mapping[str, Any]]:
         search = searcher("dense", encode).search
         found = list(round_trip_filter(pairs, search, config.data.consistency, texts))
         if is_first_host():
-            print(f"consistent: {len(found)} of {len(pairs)} pairs have their positive among {config.data.consistency}")
+            print(
+                f"consistent: {len(found)} of {len(pairs)} pairs have their positive among {config.data.consistency}"
+            )
         if not found:
-            raise InputError(f"config.data.consistency: none of {len(pairs)} pairs has its positive among the found")
+            raise InputError(
+                f"config.data.consistency: none of {len(pairs)} pairs has its positive among the found"
+            )
         return found
 
-    def negatives(chosen: Sequence[Mapping[str, Any]], encode: Encode, step: int) -> list[dict[str, Any]]:
+    def negatives(
+        chosen: Sequence[Mapping[str, Any]], encode: Encode, step: int
+    ) -> list[dict[str, Any]]:
         report = Report()
         blocks = mine_negatives(
-            chosen, texts, [searcher(name, encode) for name in names], options, score=score, report=report
+            chosen,
+            texts,
+            [searcher(name, encode) for name in names],
+            options,
+            score=score,
+            report=report,
         )
-        found = [record for block in blocks for record in _records(block, config.mine.number, lists)]
+        found = [
+            record for block in blocks for record in _records(block, config.mine.number, lists)
+        ]
         if is_first_host():
             print(f"hard negatives at step {step}: {report}", flush=True)
         if not found:
@@ -121,7 +143,9 @@ def _strategies(config: Experiment, lists: bool) -> list[str]:
         if name not in STRATEGIES:
             raise InputError(unknown("config.mine.strategy", name, STRATEGIES))
     if lists and len(names) > 1 and not config.mine.cross_encoder:
-        raise InputError("config.mine.cross_encoder: scores of several strategies cannot be compared, name a model")
+        raise InputError(
+            "config.mine.cross_encoder: scores of several strategies cannot be compared, name a model"
+        )
     return names
 
 
@@ -132,7 +156,11 @@ def mining_options(config: Experiment) -> Mining:
         InputError: naming the field.
     """
     mine = config.mine
-    given = {name: value for name in ("absolute_margin", "relative_margin") if (value := getattr(mine, name)) != -1}
+    given = {
+        name: value
+        for name in ("absolute_margin", "relative_margin")
+        if (value := getattr(mine, name)) != -1
+    }
     if mine.score_max != -1:
         given["score_max"] = mine.score_max
     try:
@@ -156,7 +184,11 @@ def _records(block: Sequence[Mined], number: int, lists: bool) -> list[dict[str,
 
 def _digest(config: Experiment, pairs: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> str:
     """What the negatives depend on, as a name: settings and data."""
-    fixed = {name: value for name, value in flatten(config).items() if not name.startswith((*FREE_FIELDS, "eval."))}
+    fixed = {
+        name: value
+        for name, value in flatten(config).items()
+        if not name.startswith((*FREE_FIELDS, "eval."))
+    }
     digest = hashlib.blake2b(json.dumps(fixed, sort_keys=True).encode(), digest_size=4)
     for one in itertools.chain(pairs, texts):
         digest.update(repr(one).encode())

@@ -26,7 +26,9 @@ def make_schedule(optim: Optim, num_updates: int) -> optax.Schedule:
         "constant": optax.constant_schedule(optim.learning_rate),
     }[optim.schedule]
     # From the first update on, the rate is above 0: a step that changes nothing is a step lost.
-    rise = optax.linear_schedule(optim.learning_rate / max(warmup, 1), optim.learning_rate, max(warmup - 1, 1))
+    rise = optax.linear_schedule(
+        optim.learning_rate / max(warmup, 1), optim.learning_rate, max(warmup - 1, 1)
+    )
     return optax.join_schedules([rise, after], [warmup]) if warmup else after
 
 

@@ -9,7 +9,9 @@ from embed_jax.prompts import fill_template
 from embed_jax.sentence import SentenceEncoder
 
 
-def given_prompts(config: Experiment, source: Source | None = None, name: str = "") -> tuple[str, str]:
+def given_prompts(
+    config: Experiment, source: Source | None = None, name: str = ""
+) -> tuple[str, str]:
     """The prompts of anchors and of candidates that a config gives, "" where it gives none.
 
     Args:
@@ -18,12 +20,20 @@ def given_prompts(config: Experiment, source: Source | None = None, name: str = 
     Raises:
         InputError: for a prompt beside an instruction, or an instruction without a template that takes it.
     """
-    settings, place = (config.data, "config.data") if source is None else (source, f"config.mixture.sources.{name}")
-    return tuple(_prompt(settings, side, config.data.template, place) for side in ("anchor", "candidate"))
+    settings, place = (
+        (config.data, "config.data")
+        if source is None
+        else (source, f"config.mixture.sources.{name}")
+    )
+    return tuple(
+        _prompt(settings, side, config.data.template, place) for side in ("anchor", "candidate")
+    )
 
 
 def _prompt(settings: Data | Source, side: str, template: str, place: str) -> str:
-    prompt, instruction = (getattr(settings, f"{side}_{kind}") for kind in ("prompt", "instruction"))
+    prompt, instruction = (
+        getattr(settings, f"{side}_{kind}") for kind in ("prompt", "instruction")
+    )
     if not instruction:
         return prompt
     if prompt:
@@ -53,11 +63,19 @@ def settle_prompts(config: Experiment, model: SentenceEncoder) -> tuple[str, str
     prompts, given = training_prompts(config, model), given_prompts(config)
     named = dict(zip(("query", "document"), prompts, strict=True)) if any(given) else {}
     for name, source in vars(config.mixture.sources).items():
-        own = dict(zip((f"{name}_query", f"{name}_document"), given_prompts(config, source, name), strict=True))
+        own = dict(
+            zip(
+                (f"{name}_query", f"{name}_document"),
+                given_prompts(config, source, name),
+                strict=True,
+            )
+        )
         named |= {key: prompt for key, prompt in own.items() if prompt}
     if any(model.prompts.values()) and not any((*prompts, *named.values())) and is_first_host():
         known = ", ".join(model.prompts)
-        print(f"the model's prompts ({known}) are not used: set config.data.anchor_prompt and candidate_prompt")
+        print(
+            f"the model's prompts ({known}) are not used: set config.data.anchor_prompt and candidate_prompt"
+        )
     model.prompts |= named
     model.template = config.data.template or model.template
     model.include_prompt = model.include_prompt and config.data.pool_prompt

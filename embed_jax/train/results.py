@@ -60,12 +60,16 @@ def sts_tests(config: Experiment) -> dict[str, Evaluator]:
     for name in names.split(",") if names else ():
         file = find_file(name.strip(), "test" if Path(name.strip()).is_dir() else "train")
         if _name(file) in found:
-            raise InputError(f"config.eval.test_sts: {file} is the second one called {_name(file)!r}")
+            raise InputError(
+                f"config.eval.test_sts: {file} is the second one called {_name(file)!r}"
+            )
         found[_name(file)] = _instructed(sts_evaluator(*read_sts(file)), config)
     return found
 
 
-def report_sts(tests: Mapping[str, Evaluator], config: Experiment, workdir: Path) -> dict[str, float]:
+def report_sts(
+    tests: Mapping[str, Evaluator], config: Experiment, workdir: Path
+) -> dict[str, float]:
     """Spearman's correlation on test data, before and after training, and of the teacher if any; prints a table.
 
     Args:
@@ -76,17 +80,22 @@ def report_sts(tests: Mapping[str, Evaluator], config: Experiment, workdir: Path
         {"before/NAME": ..., "after/NAME": ..., "teacher/NAME": ...}, and their means over the files as NAME "average".
     """
     models = {
-        "before": start_from(config.model, config.data.max_length, config.train.seed, config.train.devices).sentence,
+        "before": start_from(
+            config.model, config.data.max_length, config.train.seed, config.train.devices
+        ).sentence,
         "after": load(str(workdir / "model")),
     }
     if config.model.teacher:
         models["teacher"] = load(config.model.teacher)
     found = {
-        when: {name: one(model.encode)["spearman"] for name, one in tests.items()} for when, model in models.items()
+        when: {name: one(model.encode)["spearman"] for name, one in tests.items()}
+        for when, model in models.items()
     }
     for scores in found.values():
         scores["average"] = float(np.mean(list(scores.values())))
-    flat = {f"{when}/{name}": score for when, scores in found.items() for name, score in scores.items()}
+    flat = {
+        f"{when}/{name}": score for when, scores in found.items() for name, score in scores.items()
+    }
     if is_first_host():
         print(f"{'Spearman':16}" + "".join(f"{when:>10}" for when in found))
         for name in found["after"]:
@@ -99,10 +108,18 @@ def write_results(workdir: Path, task: str, metrics: Mapping[str, float]) -> Non
     """Writes `results.json`, with null for what is undefined; the first host does."""
     if is_first_host():
         finite = {name: score if math.isfinite(score) else None for name, score in metrics.items()}
-        write_whole(workdir / "results.json", json.dumps({"task": task, "metrics": finite}, indent=1) + "\n")
+        write_whole(
+            workdir / "results.json", json.dumps({"task": task, "metrics": finite}, indent=1) + "\n"
+        )
 
 
 def _name(file: Path) -> str:
     """sts12 of sts12/test.tsv; stsb-dev of stsb/dev.tsv, since its test split may be there too."""
     split = file.name.split(".")[0]
-    return file.parent.name if split == "test" else f"{file.parent.name}-{split}" if file.parent.name else split
+    return (
+        file.parent.name
+        if split == "test"
+        else f"{file.parent.name}-{split}"
+        if file.parent.name
+        else split
+    )

@@ -48,14 +48,24 @@ def load_run(
     if not steps:
         raise InputError(f"{directory}: a run that has saved neither a model nor a checkpoint")
     if step and step not in steps:
-        raise InputError(f"{directory}: no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
+        raise InputError(
+            f"{directory}: no checkpoint of step {step}; there are {', '.join(map(str, steps))}"
+        )
     if not step:
         step = steps[-1]
-        warnings.warn(f"{directory}: no model is written yet, this is the checkpoint of step {step}", stacklevel=3)
+        warnings.warn(
+            f"{directory}: no model is written yet, this is the checkpoint of step {step}",
+            stacklevel=3,
+        )
 
     config = read_config(directory)
     config.model.compute_dtype = compute_dtype
-    longest = max([config.data.max_length, *(source.max_length for source in vars(config.mixture.sources).values())])
+    longest = max(
+        [
+            config.data.max_length,
+            *(source.max_length for source in vars(config.mixture.sources).values()),
+        ]
+    )
     start = start_from(config.model, longest, config.train.seed, lora=config.lora, mesh=make_mesh())
     sentence = start.sentence
     trained, frozen = start.split()
@@ -83,7 +93,13 @@ def read_config(directory: Path) -> Experiment:
             setattr(config.mixture.sources, name, Source())
         _fill(config, content, "")
         validate(config)
-    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:  # an InputError is a ValueError
+    except (
+        OSError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ValueError,
+    ) as error:  # an InputError is a ValueError
         raise InputError(f"{file}: no settings of a run: {error}") from None
     return config
 
@@ -91,7 +107,9 @@ def read_config(directory: Path) -> Experiment:
 def _fill(settings: Any, content: dict[str, Any], place: str) -> None:
     for name, value in content.items():
         if name not in vars(settings):
-            raise InputError(unknown_field(f"{place}{name}", [f"{place}{field}" for field in vars(settings)]))
+            raise InputError(
+                unknown_field(f"{place}{name}", [f"{place}{field}" for field in vars(settings)])
+            )
         if isinstance(value, dict):
             _fill(getattr(settings, name), value, f"{place}{name}.")
         else:
@@ -112,5 +130,10 @@ def _settle(sentence: SentenceEncoder, config: Experiment) -> None:
 
 def _of_spec(params: Params, spec: EncoderSpec) -> Params:
     """Without the heads that were there in training alone."""
-    kept = {str(i) for i, head in enumerate(spec.heads) if jax.eval_shape(head.init, jax.random.key(0))}
-    return {**params, "heads": {name: head for name, head in params["heads"].items() if name in kept}}
+    kept = {
+        str(i) for i, head in enumerate(spec.heads) if jax.eval_shape(head.init, jax.random.key(0))
+    }
+    return {
+        **params,
+        "heads": {name: head for name, head in params["heads"].items() if name in kept},
+    }

@@ -56,7 +56,9 @@ def open_source(settings: DataConfig | SourceConfig, name: str = ONLY) -> Source
         raise placed(error, settings.train, settings.split) from None
     if settings.exclude:
         records = without_texts(records, fields.columns, settings.exclude, name)
-    return Source(records, scaled(fields, settings.score_max), max_length=getattr(settings, "max_length", 0))
+    return Source(
+        records, scaled(fields, settings.score_max), max_length=getattr(settings, "max_length", 0)
+    )
 
 
 def read_records(settings: DataConfig | SourceConfig) -> Sequence[Mapping[str, Any]]:
@@ -70,7 +72,9 @@ def read_records(settings: DataConfig | SourceConfig) -> Sequence[Mapping[str, A
 def _open_stream(settings: DataConfig | SourceConfig) -> Stream:
     """Records read one after the other; the only data set of a run."""
     if not isinstance(settings, DataConfig):
-        raise InputError(f"{settings.train}: a mixture takes data sets with random access, not a stream")
+        raise InputError(
+            f"{settings.train}: a mixture takes data sets with random access, not a stream"
+        )
     for field in ("exclude", "limit", "consistency", "holdout"):
         if getattr(settings, field) != getattr(DataConfig(), field):
             raise InputError(f"config.data.{field}: not for a stream, {settings.train}")
@@ -90,7 +94,10 @@ def placed(error: InputError, name: str, split: str = "train") -> InputError:
 
 
 def without_texts(
-    records: Sequence[Mapping[str, Any]], columns: Callable[[Any], Sequence[str | None]], files: str, name: str = ONLY
+    records: Sequence[Mapping[str, Any]],
+    columns: Callable[[Any], Sequence[str | None]],
+    files: str,
+    name: str = ONLY,
 ) -> list[Mapping[str, Any]]:
     """The records none of whose texts is a text of the files, white space around it and case aside; says how many.
 
@@ -108,11 +115,17 @@ def without_texts(
         for name, value in record.items()
         if isinstance(value, str) and name not in VALUES
     }
-    kept = [record for record in records if known.isdisjoint(text.strip().lower() for text in columns(record) if text)]
+    kept = [
+        record
+        for record in records
+        if known.isdisjoint(text.strip().lower() for text in columns(record) if text)
+    ]
     if not kept:
         raise InputError(f"exclude: all {len(records)} records have a text of {files}")
     if is_first_host():
-        print(f"{name}: {len(records) - len(kept)} of {len(records)} records left out for a text of {files}")
+        print(
+            f"{name}: {len(records) - len(kept)} of {len(records)} records left out for a text of {files}"
+        )
     return kept
 
 
@@ -120,7 +133,9 @@ def scaled(fields: RecordFields, score_max: float) -> RecordFields:
     """The fields with scores divided by a number."""
     if fields.score is None or score_max == 1:
         return fields
-    return dataclasses.replace(fields, score=lambda record: [score / score_max for score in fields.score(record)])
+    return dataclasses.replace(
+        fields, score=lambda record: [score / score_max for score in fields.score(record)]
+    )
 
 
 def named_fields(records: Sequence[Mapping[str, Any]], columns: str) -> RecordFields:
@@ -149,13 +164,17 @@ def named_fields(records: Sequence[Mapping[str, Any]], columns: str) -> RecordFi
     plain = record_fields([renamed(record) for _, record in looked_at(records)])
     return RecordFields(
         *(
-            None if function is None else lambda record, function=function: function(renamed(record))
+            None
+            if function is None
+            else lambda record, function=function: function(renamed(record))
             for function in (plain.columns, plain.label, plain.score, plain.keys)
         )
     )
 
 
-def training_loss(config: Experiment, given: Mapping[str, Any], names: Sequence[str]) -> LossFunction:
+def training_loss(
+    config: Experiment, given: Mapping[str, Any], names: Sequence[str]
+) -> LossFunction:
     """The loss of a run: one for all examples, or each data set's own where the mixture names any.
 
     Args:
@@ -183,7 +202,9 @@ def training_loss(config: Experiment, given: Mapping[str, Any], names: Sequence[
     for name, source in chosen.items():
         try:
             one = build_loss(source.loss or config.loss.name, given)
-            losses[name] = one if source.loss_weight == 1 else weighted_sum([(source.loss_weight, one)])
+            losses[name] = (
+                one if source.loss_weight == 1 else weighted_sum([(source.loss_weight, one)])
+            )
         except InputError as error:
             message = str(error).removeprefix("config.loss.name: ")
             raise InputError(f"config.mixture.sources.{name}.loss: {message}") from None
@@ -191,7 +212,9 @@ def training_loss(config: Experiment, given: Mapping[str, Any], names: Sequence[
     return per_dataset(losses) if len(losses) > 1 else losses[names[0]]
 
 
-def for_loss(sources: Sources, loss: LossFunction, config: Experiment, prompts: tuple[str, str]) -> dict[str, Source]:
+def for_loss(
+    sources: Sources, loss: LossFunction, config: Experiment, prompts: tuple[str, str]
+) -> dict[str, Source]:
     """The data sets with their prompts and lengths, and without labels and scores that their loss has no use for.
 
     Args:
@@ -204,8 +227,14 @@ def for_loss(sources: Sources, loss: LossFunction, config: Experiment, prompts: 
     for name, source in sources.items():
         about = loss.of_dataset.get(name, loss.about)
         check_data(source, about, config, "" if name == ONLY else name)
-        wanted = {"label": "label" in about.needs, "score": bool({"score", "scores"} & set(about.needs))}
-        fields = {field: getattr(source.fields, field) if needed else None for field, needed in wanted.items()}
+        wanted = {
+            "label": "label" in about.needs,
+            "score": bool({"score", "scores"} & set(about.needs)),
+        }
+        fields = {
+            field: getattr(source.fields, field) if needed else None
+            for field, needed in wanted.items()
+        }
         settings = getattr(config.mixture.sources, name, None)
         given = given_prompts(config, settings, name) if settings else ("", "")
         mine = (given[0] or prompts[0], given[1] or prompts[1])
@@ -232,8 +261,15 @@ def check_data(source: Source, about: About, config: Experiment, dataset: str = 
     fields, records = source.fields, source.records
     found = ", ".join(records[0])
     for need in about.needs:
-        if need == "label" and fields.label is None or need in ("score", "scores") and fields.score is None:
-            raise InputError(f"{where}: {name!r} needs records with a {need}, found the fields {found}")
+        if (
+            need == "label"
+            and fields.label is None
+            or need in ("score", "scores")
+            and fields.score is None
+        ):
+            raise InputError(
+                f"{where}: {name!r} needs records with a {need}, found the fields {found}"
+            )
         if need == "scores":
             texts, scores = len(fields.columns(records[0])), len(fields.score(records[0]))
             if scores != texts - 1:
@@ -244,12 +280,18 @@ def check_data(source: Source, about: About, config: Experiment, dataset: str = 
     columns = most_texts(source)
     least, most = about.columns
     if columns < least or most and columns > most:
-        wanted = f"{least}" if least == most else f"{least} to {most}" if most else f"{least} or more"
-        raise InputError(f"{where}: {name!r} needs {wanted} texts a record, found {columns} ({found})")
+        wanted = (
+            f"{least}" if least == most else f"{least} to {most}" if most else f"{least} or more"
+        )
+        raise InputError(
+            f"{where}: {name!r} needs {wanted} texts a record, found {columns} ({found})"
+        )
     if about.classes:
         for number, record in looked_at(records):
             if not 0 <= (label := of_record(fields.label, record, number)) < about.classes:
-                raise InputError(f"record {number}: label {label}, {where}={name!r} accepts 0 to {about.classes - 1}")
+                raise InputError(
+                    f"record {number}: label {label}, {where}={name!r} accepts 0 to {about.classes - 1}"
+                )
 
 
 def training_order(sources: Sources, config: Experiment) -> Order:

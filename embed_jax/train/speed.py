@@ -39,7 +39,9 @@ def _multiplying(params: Params) -> int:
     )
 
 
-def model_flops_utilization(tokens_per_second: float, flops_per_token: float, devices: list[Any]) -> float | None:
+def model_flops_utilization(
+    tokens_per_second: float, flops_per_token: float, devices: list[Any]
+) -> float | None:
     """MFU: FLOP/s of the model over the peak of all devices; None where the peak is not known."""
     kind = devices[0].device_kind
     peak = next((flops for name, flops in PEAK_FLOPS.items() if name in kind), None)

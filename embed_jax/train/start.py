@@ -54,7 +54,13 @@ class Start:
 
 
 def start_from(
-    model: Model, max_length: int, seed: int, devices: int = 0, *, lora: Lora | None = None, mesh: Mesh | None = None
+    model: Model,
+    max_length: int,
+    seed: int,
+    devices: int = 0,
+    *,
+    lora: Lora | None = None,
+    mesh: Mesh | None = None,
 ) -> Start:
     """Loads or initialises the model that a config names.
 
@@ -71,10 +77,15 @@ def start_from(
     key = jax.random.key(seed)
     if model.name.startswith("random:"):
         if not model.tokenizer:
-            raise InputError("config.model.tokenizer: random weights need a directory with tokenizer files, found ''")
+            raise InputError(
+                "config.model.tokenizer: random weights need a directory with tokenizer files, found ''"
+            )
         shape = model.name.removeprefix("random:")
         tokenizer = load_tokenizer(
-            _tokenizer(model), max_length, special_tokens=shape != "static", append_eos=model.append_eos
+            _tokenizer(model),
+            max_length,
+            special_tokens=shape != "static",
+            append_eos=model.append_eos,
         )
         spec = random_spec(shape, vocab_size=tokenizer.vocab_size, pooling=model.pooling or "mean")
         params, recorded = kept(build_encoder(spec).init(key), lora), {}
@@ -84,15 +95,21 @@ def start_from(
         saved = with_family(read_model(found, put=put), model.name)
         spec, params = saved.spec, saved.params
         directory = _tokenizer(model) if model.tokenizer else None
-        tokenizer = tokenizer_of(saved, max(saved.max_length, max_length), directory, model.append_eos)
+        tokenizer = tokenizer_of(
+            saved, max(saved.max_length, max_length), directory, model.append_eos
+        )
         recorded = saved.recorded()
     spec, params = changed(spec, params, model, key)
     spec, params = adapted(spec, params, lora, jax.random.fold_in(key, 4))
     training, params = _with_mlp(spec, params, key) if model.mlp else (spec, params)
     dtype = _compute_dtype(model.compute_dtype)
-    encoder = build_encoder(training, compute_dtype=dtype, remat=model.remat, same_mask_columns=model.same_mask_columns)
+    encoder = build_encoder(
+        training, compute_dtype=dtype, remat=model.remat, same_mask_columns=model.same_mask_columns
+    )
     result = training if model.mlp == "kept" else spec
-    sentence = SentenceEncoder(result, params, tokenizer, compute_dtype=dtype, devices=devices, **recorded)
+    sentence = SentenceEncoder(
+        result, params, tokenizer, compute_dtype=dtype, devices=devices, **recorded
+    )
     return Start(encoder, params, sentence)
 
 
@@ -105,7 +122,9 @@ def _tokenizer(model: Model) -> Path:
 def _putting(rules: Rules, mesh: Mesh, lora: Lora) -> Put:
     """How parameters that are read come to lie: those to train in float32, frozen ones as the config has them."""
     eight_bits = bool(lora.rank) and lora.base == "int8"
-    plain = sharded_put(by_rules(rules, mesh), "float32" if not lora.rank else "" if eight_bits else lora.base)
+    plain = sharded_put(
+        by_rules(rules, mesh), "float32" if not lora.rank else "" if eight_bits else lora.base
+    )
 
     def put(path, *about):
         leaf = plain(path, *about)
@@ -121,10 +140,15 @@ def kept(params: Params, lora: Lora) -> Params:
         return params
     if lora.base == "int8":
         return quantize_layers(params)
-    return {**params, "backbone": jax.tree.map(lambda leaf: leaf.astype(lora.base), params["backbone"])}
+    return {
+        **params,
+        "backbone": jax.tree.map(lambda leaf: leaf.astype(lora.base), params["backbone"]),
+    }
 
 
-def changed(spec: EncoderSpec, params: Params, model: Model, key: jax.Array) -> tuple[EncoderSpec, Params]:
+def changed(
+    spec: EncoderSpec, params: Params, model: Model, key: jax.Array
+) -> tuple[EncoderSpec, Params]:
     """The model with other layers, pooling, attention, token head and dropout, where the config names them."""
     if model.layers:
         try:
@@ -147,7 +171,9 @@ def changed(spec: EncoderSpec, params: Params, model: Model, key: jax.Array) -> 
         params = {**params, "token_head": head.init(jax.random.fold_in(key, 5))}
     if model.dropout >= 0:
         if not hasattr(spec.backbone, "hidden_dropout"):
-            raise InputError(f"config.model.dropout: a {spec.backbone.family} encoder has none, found {model.dropout}")
+            raise InputError(
+                f"config.model.dropout: a {spec.backbone.family} encoder has none, found {model.dropout}"
+            )
         spec = _with_fields(spec, hidden_dropout=model.dropout, attention_dropout=model.dropout)
     return spec, params
 
@@ -156,7 +182,9 @@ def _with_fields(spec: EncoderSpec, **fields) -> EncoderSpec:
     return dataclasses.replace(spec, backbone=dataclasses.replace(spec.backbone, **fields))
 
 
-def adapted(spec: EncoderSpec, params: Params, lora: Lora, key: jax.Array) -> tuple[EncoderSpec, Params]:
+def adapted(
+    spec: EncoderSpec, params: Params, lora: Lora, key: jax.Array
+) -> tuple[EncoderSpec, Params]:
     """The model with the adapter to train; without one, all parameters are the model's own, in float32."""
     if not lora.rank:
         return merge_lora(spec, params) if spec.lora else (spec, params)
@@ -172,7 +200,9 @@ def adapted(spec: EncoderSpec, params: Params, lora: Lora, key: jax.Array) -> tu
         if _about(spec, params) != _about(dataclasses.replace(spec, lora=wanted), params):
             raise InputError(f"config.lora: the model has another adapter, {spec.lora}; give it the same settings, or "
                              "save the model with lora.merge first")  # fmt: skip
-        return dataclasses.replace(spec, lora=dataclasses.replace(spec.lora, dropout=wanted.dropout)), params
+        return dataclasses.replace(
+            spec, lora=dataclasses.replace(spec.lora, dropout=wanted.dropout)
+        ), params
     spec = dataclasses.replace(spec, lora=wanted)
     try:
         if not lora.merge:

@@ -23,7 +23,9 @@ UNUSED = r"\[unused\d+\]"  # BERT's reserve of tokens
 TOKENS_AT_A_TIME = 1024
 
 
-def static_from_words(path: str | Path, *, lower_case: bool | None = None, sif: float = 0.0) -> SentenceEncoder:
+def static_from_words(
+    path: str | Path, *, lower_case: bool | None = None, sif: float = 0.0
+) -> SentenceEncoder:
     """A text is the mean of the vectors of its words that a file knows; the others do not count.
 
     Args:
@@ -61,14 +63,23 @@ def distil(teacher: SentenceEncoder, dim: int = 256, *, sif: float = 1e-4) -> Se
     weights = np.zeros(len(special), np.float32)
     weights[~special] = sif_weights(int(np.sum(~special)), sif)
     if dim < 0 or dim > teacher.dim:
-        raise InputError(f"dim: expected 0 to {teacher.dim}, the size of the teacher's embeddings, found {dim}")
+        raise InputError(
+            f"dim: expected 0 to {teacher.dim}, the size of the teacher's embeddings, found {dim}"
+        )
     table = embed_tokens(teacher, len(special))
     if dim:
         used = table[~special]
         table = (table - used.mean(axis=0)) @ pca_head(used, dim)[1]["kernel"]
-    tokenizer = from_transformers(teacher.tokenizer.hf, MAX_LENGTH, lower_case=teacher.lower_case, special_tokens=False)
+    tokenizer = from_transformers(
+        teacher.tokenizer.hf, MAX_LENGTH, lower_case=teacher.lower_case, special_tokens=False
+    )
     normalize = Normalize() in teacher.spec.heads[-1:]
-    return _static(table * weights[:, None], tokenizer, normalize=normalize, similarity=teacher.similarity_fn_name)
+    return _static(
+        table * weights[:, None],
+        tokenizer,
+        normalize=normalize,
+        similarity=teacher.similarity_fn_name,
+    )
 
 
 def sif_weights(number: int, a: float) -> Float[np.ndarray, " V"]:
@@ -94,10 +105,14 @@ def embed_tokens(model: SentenceEncoder, number: int) -> Float[np.ndarray, "V D"
     size = len(before) + 1 + len(after)
     apply = jax.jit(build_encoder(model.spec, compute_dtype=model.compute_dtype).apply)
     rows = min(TOKENS_AT_A_TIME, number)
-    position, sentence = np.meshgrid(np.arange(size, dtype=np.int32), np.arange(rows, dtype=np.int32))
+    position, sentence = np.meshgrid(
+        np.arange(size, dtype=np.int32), np.arange(rows, dtype=np.int32)
+    )
     found = []
     for start in range(0, number, rows):
-        ids = np.minimum(np.arange(start, start + rows), number - 1)  # the last batch of the shape of the others
+        ids = np.minimum(
+            np.arange(start, start + rows), number - 1
+        )  # the last batch of the shape of the others
         ids = np.stack([np.array([*before, one, *after], np.int32) for one in ids])
         tokens = TokenBatch(ids, sentence, position, pooled=position >= 0, sentences=rows)
         found.append(np.asarray(apply(model.params, tokens)))
@@ -123,7 +138,11 @@ def _special(tokenizer: Tokenizer) -> np.ndarray:
 
 
 def _static(
-    table: Float[np.ndarray, "V D"], tokenizer: Tokenizer, *, normalize: bool, similarity: str = "cosine"
+    table: Float[np.ndarray, "V D"],
+    tokenizer: Tokenizer,
+    *,
+    normalize: bool,
+    similarity: str = "cosine",
 ) -> SentenceEncoder:
     config = StaticConfig(vocab_size=len(table), hidden_size=table.shape[1])
     spec = EncoderSpec(config, heads=(Normalize(),) if normalize else ())

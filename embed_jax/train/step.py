@@ -61,12 +61,18 @@ def make_train_step(
         step_key = jax.random.fold_in(key, state.step)
         gradient = jax.value_and_grad(objective, has_aux=True)
         more = (state.extra,) if state.extra else ()
-        (loss, (metrics, finite, *entries)), grads = gradient(state.params, batch, step_key, state.frozen, *more)
+        (loss, (metrics, finite, *entries)), grads = gradient(
+            state.params, batch, step_key, state.frozen, *more
+        )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {"loss": loss, **metrics, "grad_norm": optax.tree.norm(grads), "finite": finite}
-        extra = advance(state.extra, *entries, params["encoder"], momentum) if entries else state.extra
-        return state.replace(step=state.step + 1, params=params, opt_state=opt_state, extra=extra), metrics
+        extra = (
+            advance(state.extra, *entries, params["encoder"], momentum) if entries else state.extra
+        )
+        return state.replace(
+            step=state.step + 1, params=params, opt_state=opt_state, extra=extra
+        ), metrics
 
     more = {} if shardings is None else {"out_shardings": (shardings, None)}
     return jax.jit(step, donate_argnums=0, **more)

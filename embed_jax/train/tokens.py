@@ -78,7 +78,9 @@ def tokens_alone(config: Experiment, start: Start) -> TokensAlone | None:
         part, _, field_name = field.partition(".")
         value = getattr(getattr(config, part), field_name)
         if value:
-            raise InputError(f"config.{field}: {name!r} trains on tokens alone and has no use for it, found {value!r}")
+            raise InputError(
+                f"config.{field}: {name!r} trains on tokens alone and has no use for it, found {value!r}"
+            )
     for dataset, source in vars(config.mixture.sources).items():
         if source.loss or source.loss_weight != SourceConfig.loss_weight:
             raise InputError(
@@ -93,7 +95,9 @@ def tokens_alone(config: Experiment, start: Start) -> TokensAlone | None:
     if shapes and not config.model.name.startswith("random:"):
         head = read_head(resolve(config.model.name), start.encoder.config, shapes)
         if head is None and is_first_host():
-            print(f"{config.model.name} has nothing that predicts tokens: what does starts at random")
+            print(
+                f"{config.model.name} has nothing that predicts tokens: what does starts at random"
+            )
     if head is not None:
         dtype = jnp.bfloat16 if fixed and config.lora.base != "float32" else np.float32
         head = jax.tree.map(lambda leaf: np.array(leaf, dtype), head)
@@ -102,7 +106,9 @@ def tokens_alone(config: Experiment, start: Start) -> TokensAlone | None:
 
 def stand_in(name: str, objective: TokensAlone) -> LossFunction:
     """A loss that says what an objective on tokens needs: one text a record, and its parameters; never called."""
-    return LossFunction(name, _no_loss, About(columns=(1, 1), init=lambda dim, key: objective.init(key)))
+    return LossFunction(
+        name, _no_loss, About(columns=(1, 1), init=lambda dim, key: objective.init(key))
+    )
 
 
 def _no_loss(*_: Any) -> Any:
@@ -114,7 +120,9 @@ def cut_sources(sources: Mapping[str, Source], tokenizer: Tokenizer) -> dict[str
     found = {}
     for name, source in sources.items():
         pieces = cut_records(source.records, source, tokenizer)
-        found[name] = dataclasses.replace(source, records=pieces, fields=RecordFields(lambda record: (record["text"],)))
+        found[name] = dataclasses.replace(
+            source, records=pieces, fields=RecordFields(lambda record: (record["text"],))
+        )
     return found
 
 
@@ -122,4 +130,6 @@ def cut_records(
     records: Sequence[Mapping[str, Any]], like: Source, tokenizer: Tokenizer
 ) -> Sequence[Mapping[str, Any]]:
     """Records {"text"}: the pieces of the texts of records with the fields, and to the limit, of a data set."""
-    return in_pieces(records, lambda record: like.fields.columns(record)[0], tokenizer.cut_at(like.max_length))
+    return in_pieces(
+        records, lambda record: like.fields.columns(record)[0], tokenizer.cut_at(like.max_length)
+    )

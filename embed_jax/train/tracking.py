@@ -79,9 +79,13 @@ class Wandb:
                 config=config,
             )
         except Exception as error:
-            raise InputError(f"config.tracking.wandb={mode!r}: {error}; set it to 'offline' or 'disabled'") from error
+            raise InputError(
+                f"config.tracking.wandb={mode!r}: {error}; set it to 'offline' or 'disabled'"
+            ) from error
         if mode == "offline":
-            print(f"wandb: offline (not logged in); upload later with: wandb sync {workdir}/wandb/offline-run-*")
+            print(
+                f"wandb: offline (not logged in); upload later with: wandb sync {workdir}/wandb/offline-run-*"
+            )
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         if self._run is None or step <= self._sent:
@@ -118,7 +122,9 @@ class Progress:
 
     def step(self, step: int, loss: float, tokens_per_second: float) -> None:
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {loss:.4f}, {tokens_per_second:,.0f} tokens/s", refresh=False)
+            self._bar.set_postfix_str(
+                f"loss {loss:.4f}, {tokens_per_second:,.0f} tokens/s", refresh=False
+            )
             self._bar.update(1)
         elif not self._quiet and (step % self._every == 0 or step == self._total):
             left = (time.monotonic() - self._started) / (step - self._start) * (self._total - step)
@@ -146,8 +152,21 @@ def environment() -> dict[str, str]:
 
     import jax
 
-    found = {"python": platform.python_version(), "device": jax.devices()[0].device_kind, "cpus": str(_num_cpus())}
-    for package in ("embed-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy"):
+    found = {
+        "python": platform.python_version(),
+        "device": jax.devices()[0].device_kind,
+        "cpus": str(_num_cpus()),
+    }
+    for package in (
+        "embed-jax",
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "transformers",
+        "numpy",
+    ):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     with contextlib.suppress(OSError, subprocess.SubprocessError):
@@ -164,4 +183,6 @@ def environment() -> dict[str, str]:
 
 
 def _num_cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    )

@@ -18,7 +18,9 @@ from embed_jax.errors import InputError
 # What may change between a run and its resumption. Where and in which form it is computed changes no more than the last
 # bits, as long as the groups and shares of a batch (in the fingerprint of the data) stay.
 FREE_FIELDS = ("tracking.", "checkpoint.", "hosts.", "loss.form")
-FREE_FIELDS += tuple(f"train.{name}" for name in ("log_every", "profile", "devices", "fsdp", "tensor", "fsdp_gather"))
+FREE_FIELDS += tuple(
+    f"train.{name}" for name in ("log_every", "profile", "devices", "fsdp", "tensor", "fsdp_gather")
+)
 
 _experiment: contextvars.ContextVar[str] = contextvars.ContextVar("experiment", default="")
 
@@ -42,15 +44,21 @@ def open_workdir(workdir: Path, config: Experiment, fingerprint: dict[str, Any])
         raise InputError(f"--workdir={workdir}: cannot be written: {error.strerror}") from error
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it however the process ends
+            fcntl.flock(
+                lock, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # the system lets go of it however the process ends
         except OSError:
             lock.seek(0)
-            raise InputError(f"--workdir={workdir}: in use by another run (process {lock.read().strip()})") from None
+            raise InputError(
+                f"--workdir={workdir}: in use by another run (process {lock.read().strip()})"
+            ) from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
         settings = flatten(config)
-        fixed = {name: value for name, value in settings.items() if not name.startswith(FREE_FIELDS)}
+        fixed = {
+            name: value for name, value in settings.items() if not name.startswith(FREE_FIELDS)
+        }
         changes = [
             *_changes(workdir / "data.json", fingerprint, "data"),
             *_changes(workdir / "config.json", fixed, "config"),
@@ -101,7 +109,10 @@ class Chronicle:
         if self._path is None:
             return
         self._session |= {"end": step, "seconds": round(time.monotonic() - self._began, 3)}
-        _write(self._path, {"experiment": _experiment.get(), "sessions": [*self._earlier, self._session]})
+        _write(
+            self._path,
+            {"experiment": _experiment.get(), "sessions": [*self._earlier, self._session]},
+        )
 
 
 def _sessions(path: Path) -> list[Mapping[str, Any]]:
@@ -112,7 +123,9 @@ def _sessions(path: Path) -> list[Mapping[str, Any]]:
         found = json.loads(path.read_text(encoding="utf-8"))["sessions"]
         return [session for session in found if session["end"] > session["start"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: no record of a run's sessions ({error!r}); without the file it goes on") from None
+        raise InputError(
+            f"{path}: no record of a run's sessions ({error!r}); without the file it goes on"
+        ) from None
 
 
 def _holds_work(workdir: Path) -> bool:
@@ -139,5 +152,9 @@ def _write(path: Path, content: Any) -> None:
 def _flatten_json(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat = {}
     for name, value in tree.items():
-        flat |= _flatten_json(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        flat |= (
+            _flatten_json(value, f"{prefix}{name}.")
+            if isinstance(value, dict)
+            else {prefix + name: value}
+        )
     return flat

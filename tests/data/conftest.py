@@ -10,7 +10,16 @@ train apple bread science what who where : ? . , !""".split()
 @pytest.fixture(scope="session")
 def vocabulary():
     letters = "abcdefghijklmnopqrstuvwxyz0123456789"
-    return ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *letters[1:], *(f"##{letter}" for letter in letters)]
+    return [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *WORDS,
+        *letters[1:],
+        *(f"##{letter}" for letter in letters),
+    ]
 
 
 @pytest.fixture(scope="session")

@@ -49,7 +49,14 @@ def test_no_text_becomes_empty_and_one_word_stays(name, rate):
     augment, rng = ALL[name](rate), np.random.default_rng(0)
     for text in ("", " ", "word", " not\n", "你好世界", "🙂"):
         assert augment(text, rng) == text
-    for text in ("a b", "word\tword", "naïve Ünïcödé 🙂 e\u0301te\u0301", "你好 世界", "no not 3", "... !"):
+    for text in (
+        "a b",
+        "word\tword",
+        "naïve Ünïcödé 🙂 e\u0301te\u0301",
+        "你好 世界",
+        "no not 3",
+        "... !",
+    ):
         for _ in range(50):
             found = augment(text, rng)
             assert found.split() and set(found.split()) <= {*text.split(), "[MASK]"}
@@ -64,7 +71,9 @@ def test_rate_0_changes_nothing(augment):
 def test_rate_1_leaves_one_word_and_any():
     for augment in (crop(1), delete_words(1)):
         found = draws(augment)
-        assert {len(words) for words in found} == {1} and {word for words in found for word in words} == set(WORDS)
+        assert {len(words) for words in found} == {1} and {
+            word for words in found for word in words
+        } == set(WORDS)
     assert {sum(word != "[MASK]" for word in words) for words in draws(mask_span(1))} == {1}
 
 
@@ -127,10 +136,24 @@ def test_a_masked_span_is_contiguous_and_as_long():
 
 
 SAID = "She did not, or so they say, buy 3 cars; (Never!) don’t ask – it isn't no-one's twenty-five ½ ٣ Hundreds DON'T"
-PROTECTED = ["not,", "3", "(Never!)", "don’t", "isn't", "no-one's", "twenty-five", "½", "٣", "Hundreds", "DON'T"]
+PROTECTED = [
+    "not,",
+    "3",
+    "(Never!)",
+    "don’t",
+    "isn't",
+    "no-one's",
+    "twenty-five",
+    "½",
+    "٣",
+    "Hundreds",
+    "DON'T",
+]
 
 
-@pytest.mark.parametrize("augment", [delete_words(0.5), delete_words(1), delete_one_word(), mask_span(0.9)])
+@pytest.mark.parametrize(
+    "augment", [delete_words(0.5), delete_words(1), delete_one_word(), mask_span(0.9)]
+)
 def test_negations_and_numbers_survive(augment):
     left = collections.Counter()
     for words in draws(augment, SAID, 10_000):
@@ -145,7 +168,9 @@ def test_other_words_may_be_protected():
     for protected in ("wa", ["wa"], "w[!b]"):
         assert {tuple(words) for words in draws(delete_words(1, protected), text, 20)} == {("wa",)}
     assert len({tuple(words) for words in draws(delete_words(1, ""), text, 100)}) == 4
-    assert {tuple(words) for words in draws(delete_one_word("wa three WB"), text, 20)} == {("three", "wa", "wb")}
+    assert {tuple(words) for words in draws(delete_one_word("wa three WB"), text, 20)} == {
+        ("three", "wa", "wb")
+    }
 
 
 def test_the_text_of_a_step_is_a_function_of_its_numbers():
@@ -160,17 +185,26 @@ def test_the_text_of_a_step_is_a_function_of_its_numbers():
     assert len(texts) == 1 + len(changed)
     # No number of one place stands for another's.
     numbers = itertools.product(range(3), repeat=4)
-    texts = [augment_text(augment, TEXT * 5, **dict(zip(place, one, strict=True))) for one in numbers]
+    texts = [
+        augment_text(augment, TEXT * 5, **dict(zip(place, one, strict=True))) for one in numbers
+    ]
     assert len(set(texts)) == 81
 
 
 def test_a_chain_goes_from_left_to_right():
-    one, other, both = crop(0.5), repeat_words(1.0), build_augmentation("crop(rate=0.5) | repeat_words(rate=1.0)")
+    one, other, both = (
+        crop(0.5),
+        repeat_words(1.0),
+        build_augmentation("crop(rate=0.5) | repeat_words(rate=1.0)"),
+    )
     rng, same = np.random.default_rng(3), np.random.default_rng(3)
     for _ in range(20):
         assert both(TEXT, rng) == other(one(TEXT, same), same)
     assert build_augmentation("delete_one_word")("a b", rng) in ("a", "b")
-    assert build_augmentation("mask_span(rate=1, token='<m>', protected='wa')")("wa wb", rng) in ("wa wb", "wa <m>")
+    assert build_augmentation("mask_span(rate=1, token='<m>', protected='wa')")("wa wb", rng) in (
+        "wa wb",
+        "wa <m>",
+    )
 
 
 @pytest.mark.parametrize(
@@ -178,8 +212,14 @@ def test_a_chain_goes_from_left_to_right():
     [
         ("", "'': invalid syntax; expected one such as 'delete_words"),
         ("crop(rate=0.1) |", "'crop(rate=0.1) |': invalid syntax"),
-        ("crop(rate=0.1) + crop(rate=0.1)", "expected one such as delete_words(rate=0.1), or several with |"),
-        ("delete_word(rate=0.1)", "unknown augmentation 'delete_word' (did you mean 'delete_words'?); known: crop,"),
+        (
+            "crop(rate=0.1) + crop(rate=0.1)",
+            "expected one such as delete_words(rate=0.1), or several with |",
+        ),
+        (
+            "delete_word(rate=0.1)",
+            "unknown augmentation 'delete_word' (did you mean 'delete_words'?); known: crop,",
+        ),
         ("crop(0.1)", "'crop(0.1)': expected arguments by name; known: rate"),
         ("crop()", "'crop()': crop needs the argument rate"),
         ("crop(share=0.1)", "unknown argument of crop 'share'; known: rate"),

@@ -26,8 +26,19 @@ def byte_level():
 
     def make(max_length, trim=False, special=True):
         letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-        merges = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("a", "n"), ("Ġ", "an"), ("r", "i"), ("ri", "v")]
-        vocabulary = {token: number for number, token in enumerate([*letters, *map("".join, merges), "<s>", "</s>"])}
+        merges = [
+            ("t", "h"),
+            ("th", "e"),
+            ("Ġ", "the"),
+            ("a", "n"),
+            ("Ġ", "an"),
+            ("r", "i"),
+            ("ri", "v"),
+        ]
+        vocabulary = {
+            token: number
+            for number, token in enumerate([*letters, *map("".join, merges), "<s>", "</s>"])
+        }
         backend = Tokenizer(models.BPE(vocabulary, merges))
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=trim)
         backend.decoder = decoders.ByteLevel()
@@ -45,7 +56,15 @@ def byte_level():
 def documents(sentences):
     rng = np.random.default_rng(3)
     made = [" ".join(rng.choice(sentences, n)) for n in rng.integers(1, 30, 40)]
-    return made + ["", "   ", "a", "cat", "  dog \n\n house\t", "antidisestablishmentarianism" * 3, "x" * 200]
+    return made + [
+        "",
+        "   ",
+        "a",
+        "cat",
+        "  dog \n\n house\t",
+        "antidisestablishmentarianism" * 3,
+        "x" * 200,
+    ]
 
 
 def inner(tokenizer, text):
@@ -66,7 +85,9 @@ def test_pieces_make_the_document_and_none_is_cut_short(wordpiece, sentences):
     records = [{"text": text} for text in documents(sentences)]
     pieces = in_pieces(records, text_of, wordpiece)
     parts = by_document(pieces)
-    assert [number for number in range(len(records)) if number not in parts] == [40, 41], "those without a token"
+    assert [number for number in range(len(records)) if number not in parts] == [40, 41], (
+        "those without a token"
+    )
     assert wordpiece.encode([piece["text"] for piece in pieces]).truncated == 0
     for number, texts in parts.items():
         assert "".join(texts) == records[number]["text"]
@@ -86,7 +107,10 @@ def test_no_token_is_lost_or_changed_where_words_can_stay_whole(wordpiece, sente
 
 
 def test_a_word_longer_than_a_piece_is_cut_between_tokens(wordpiece):
-    pieces = [piece["text"] for piece in in_pieces([{"text": "a " + "cat" * 30 + " dog"}], text_of, wordpiece)]
+    pieces = [
+        piece["text"]
+        for piece in in_pieces([{"text": "a " + "cat" * 30 + " dog"}], text_of, wordpiece)
+    ]
     assert "".join(pieces) == "a " + "cat" * 30 + " dog" and len(pieces) > 6
     assert wordpiece.encode(pieces).truncated == 0
 
@@ -109,7 +133,9 @@ def test_bytes_and_spaces(byte_level, sentences, trim):
 
 def test_a_character_that_fits_into_no_piece(byte_level):
     assert len(in_pieces([{"text": "\U0001f600 \U0001f600"}], text_of, byte_level(7))) == 2
-    with pytest.raises(InputError, match="max_length: no room for a character of 4 tokens, as in '\U0001f600'"):
+    with pytest.raises(
+        InputError, match="max_length: no room for a character of 4 tokens, as in '\U0001f600'"
+    ):
         in_pieces([{"text": "a \U0001f600 b"}], text_of, byte_level(5))
 
 
@@ -119,9 +145,13 @@ def test_pieces_that_grow_when_they_stand_alone_are_made_smaller(wordpiece):
     from transformers import PreTrainedTokenizerFast
 
     vocabulary = {"[UNK]": 0, "a": 1, "b": 2, "##a": 3, "##b": 4, "##bab": 5}
-    backend = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=1000))
+    backend = Tokenizer(
+        models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=1000)
+    )
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = from_transformers(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]"), 4)
+    tokenizer = from_transformers(
+        PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]"), 4
+    )
     text = "a" + "bab" * 12
     assert len(inner(tokenizer, text)) == 13 and len(inner(tokenizer, "bab" * 4)) == 6
     pieces = [piece["text"] for piece in in_pieces([{"text": text}], text_of, tokenizer)]
@@ -155,7 +185,9 @@ def test_slices_and_what_cannot_be(wordpiece):
     with pytest.raises(InputError, match="2 records have no token to train on"):
         in_pieces([{"text": ""}, {"text": " "}], text_of, wordpiece)
     with pytest.raises(InputError, match="record 1: no text here"):
-        in_pieces(records, lambda record: refuse() if record is records[1] else record["text"], wordpiece)
+        in_pieces(
+            records, lambda record: refuse() if record is records[1] else record["text"], wordpiece
+        )
     with pytest.raises(InputError, match="not valid Unicode"):
         in_pieces([{"text": "a \ud800"}], text_of, wordpiece)
 

@@ -16,14 +16,18 @@ def source_of(numbers):
 
 
 def shares(order, steps):
-    return np.bincount(source_of(np.concatenate([order[step] for step in range(steps)])), minlength=3)
+    return np.bincount(
+        source_of(np.concatenate([order[step] for step in range(steps)])), minlength=3
+    )
 
 
 @pytest.mark.parametrize("mixing", ["single", "mixed"])
 @pytest.mark.parametrize("sampling", ["proportional", "round_robin", "temperature", "weights"])
 def test_a_batch_is_a_function_of_seed_and_step(mixing, sampling):
     def make(seed=0):
-        return make_order(LENGTHS, 4, seed, mixing=mixing, sampling=sampling, temperature=2.0, weights=[1, 2, 3])
+        return make_order(
+            LENGTHS, 4, seed, mixing=mixing, sampling=sampling, temperature=2.0, weights=[1, 2, 3]
+        )
 
     forwards, backwards = make(), make()
     found = [forwards[step] for step in range(60)]
@@ -49,7 +53,10 @@ def test_proportional_has_everything_once_an_epoch():
 def test_shares_are_those_asked_for():
     assert make_schedule([100, 50, 10], "weights", weights=[1, 1, 2]).turns == (40, 40, 80)
     assert make_schedule([100, 25], "temperature", temperature=2.0).turns == (83, 42)  # 10 to 5
-    assert make_schedule([1000, 1], "weights", weights=[1000, 1e-9]).turns == (1000, 1)  # nobody goes without
+    assert make_schedule([1000, 1], "weights", weights=[1000, 1e-9]).turns == (
+        1000,
+        1,
+    )  # nobody goes without
     even = make_order(LENGTHS, 4, 0, sampling="round_robin")
     assert [int(source_of(even[step])[0]) for step in range(7)] == [0, 1, 2, 0, 1, 2, 0]
     twice = make_order(LENGTHS, 4, 0, sampling="weights", weights=[1, 1, 1])
@@ -64,7 +71,10 @@ def test_sources_do_not_share_their_order():
 
 
 def test_one_source_of_a_mixture_is_the_data_set():
-    alone, mixture = make_order([50], 8, 3), make_order([50], 8, 3, sampling="temperature", mixing="mixed")
+    alone, mixture = (
+        make_order([50], 8, 3),
+        make_order([50], 8, 3, sampling="temperature", mixing="mixed"),
+    )
     assert all((alone[step] == mixture[step]).all() for step in range(20))
 
 
@@ -88,18 +98,28 @@ def test_no_duplicate_in_a_thousand_batches_of_a_thousand():
     order = Batches(Shuffled(len(hashes), 0), 1024, hashes)
     per_epoch = order.count(1)
     assert 36 <= per_epoch <= 39  # hardly anything is left over
-    assert not all(has_none(Batches(Shuffled(len(hashes), 0), 1024)[step], hashes) for step in range(3))
+    assert not all(
+        has_none(Batches(Shuffled(len(hashes), 0), 1024)[step], hashes) for step in range(3)
+    )
     assert all(has_none(order[step], hashes) for step in range(1000))
-    assert len(set(np.concatenate([order[step] for step in range(per_epoch)]).tolist())) == per_epoch * 1024
+    assert (
+        len(set(np.concatenate([order[step] for step in range(per_epoch)]).tolist()))
+        == per_epoch * 1024
+    )
 
 
 def test_the_count_is_the_true_number_of_steps():
     hashes = things(500, 0.5, seed=1)
     order = Batches(Shuffled(500, 0), 16, hashes)
     epochs = [
-        len(np.unique(np.concatenate([order[s] for s in range(order.count(e), order.count(e + 1))]))) for e in range(4)
+        len(
+            np.unique(np.concatenate([order[s] for s in range(order.count(e), order.count(e + 1))]))
+        )
+        for e in range(4)
     ]
-    assert epochs == [(order.count(e + 1) - order.count(e)) * 16 for e in range(4)]  # no record twice in an epoch
+    assert epochs == [
+        (order.count(e + 1) - order.count(e)) * 16 for e in range(4)
+    ]  # no record twice in an epoch
     assert order.count(2.5) == order.count(2) + (order.count(3) - order.count(2)) // 2
 
 
@@ -114,7 +134,9 @@ def test_as_many_batches_as_can_be():
 
 
 def test_the_same_text_twice_in_a_record_is_no_duplicate():
-    hashes = np.repeat(np.arange(1, 21, dtype=np.uint64)[:, None], 2, axis=1)  # anchor and positive are one text
+    hashes = np.repeat(
+        np.arange(1, 21, dtype=np.uint64)[:, None], 2, axis=1
+    )  # anchor and positive are one text
     assert Batches(Shuffled(20, 0), 10, hashes).count(1) == 2
 
 
@@ -134,7 +156,10 @@ def test_mixed_batches_have_no_duplicates_across_data_sets():
         ({"mixing": "both"}, "unknown config.mixture.batches 'both'"),
         ({"sampling": "weights", "weights": [1, 0, 1]}, "a weight above 0"),
         ({"sampling": "weights", "weights": [1, 1]}, "a weight above 0"),
-        ({"sampling": "temperature", "temperature": 0.0}, "config.mixture.temperature: expected more than 0"),
+        (
+            {"sampling": "temperature", "temperature": 0.0},
+            "config.mixture.temperature: expected more than 0",
+        ),
     ],
 )
 def test_what_cannot_be_ordered(arguments, message):
@@ -144,5 +169,7 @@ def test_what_cannot_be_ordered(arguments, message):
 
 def test_nothing_but_duplicates_is_an_error():
     order = make_order([20], 4, 0, things=np.full((20, 2), 5, np.uint64))
-    with pytest.raises(InputError, match="config.batch.no_duplicates: no batch of 4 records without duplicates"):
+    with pytest.raises(
+        InputError, match="config.batch.no_duplicates: no batch of 4 records without duplicates"
+    ):
         order.count(1)

@@ -10,7 +10,9 @@ from embed_jax.errors import InputError
 def made_ids(count, seed=0, mean=14, longest=64):
     """Token ids of STS-B-like lengths: log-normal, 14 tokens on average."""
     rng = np.random.default_rng(seed)
-    lengths = np.clip(rng.lognormal(np.log(mean) - 0.1, 0.45, count).round().astype(int), 3, longest)
+    lengths = np.clip(
+        rng.lognormal(np.log(mean) - 0.1, 0.45, count).round().astype(int), 3, longest
+    )
     return [rng.integers(1, 1000, length).astype(np.int32) for length in lengths]
 
 
@@ -64,7 +66,9 @@ def test_nothing_to_pack():
 
 
 def test_what_does_not_fit_is_an_error():
-    with pytest.raises(InputError, match="token budget smaller than one text: 9 tokens, but a row has 8"):
+    with pytest.raises(
+        InputError, match="token budget smaller than one text: 9 tokens, but a row has 8"
+    ):
         pack_sentences([np.arange(9, dtype=np.int32)], row_length=8)
     with pytest.raises(InputError, match="needs 2 rows but `rows` is 1"):
         pack_sentences([np.arange(8, dtype=np.int32)] * 2, row_length=8, rows=1)
@@ -75,7 +79,9 @@ def test_what_does_not_fit_is_an_error():
 def test_batch_places_column_c_of_example_e():
     anchors, positives, negatives = made_ids(32, 1), made_ids(32, 2), made_ids(32, 3)
     negatives[5] = None
-    batch, order = pack_batch([anchors, positives, negatives], groups=4, row_length=64, skip=[0, 2, 0])
+    batch, order = pack_batch(
+        [anchors, positives, negatives], groups=4, row_length=64, skip=[0, 2, 0]
+    )
     assert sorted(order.reshape(-1)) == list(range(32))
     for g in range(4):
         found = sentences_in(batch, g)
@@ -98,7 +104,10 @@ def test_shares_are_dealt_each_for_itself():
     whole, order = pack_batch(columns, groups=4, row_length=64, rows=9, shares=2)
     for share in range(2):
         part, own = pack_batch(
-            [column[16 * share : 16 * share + 16] for column in columns], groups=2, row_length=64, rows=9
+            [column[16 * share : 16 * share + 16] for column in columns],
+            groups=2,
+            row_length=64,
+            rows=9,
         )
         assert (order[2 * share : 2 * share + 2] == own + 16 * share).all()
         assert (whole.token_ids[2 * share : 2 * share + 2] == part.token_ids).all()

@@ -26,7 +26,10 @@ def test_no_text_stands_on_two_sides(seed):
     records = made_pairs(seed)
     sides = split_pairs(records, 0.2)
     assert sum(map(len, sides.values())) == len(records)
-    texts = {name: {text for r in side for text in (r["anchor"], r["positive"])} for name, side in sides.items()}
+    texts = {
+        name: {text for r in side for text in (r["anchor"], r["positive"])}
+        for name, side in sides.items()
+    }
     assert not texts["train"] & texts["test"] and not texts["train"] & texts["validation"]
     assert not texts["validation"] & texts["test"]
     negatives = {record.get("negative_1") for record in sides["train"]}
@@ -40,7 +43,9 @@ def test_a_query_here_is_no_passage_there():
     forth = [{"anchor": f"question {n}", "positive": f"the same as {n}"} for n in range(60)]
     back = [{"anchor": record["positive"] + " ", "positive": record["anchor"]} for record in forth]
     sides = split_pairs(forth + back, 0.2)
-    texts = {name: {text.strip() for r in side for text in r.values()} for name, side in sides.items()}
+    texts = {
+        name: {text.strip() for r in side for text in r.values()} for name, side in sides.items()
+    }
     assert not texts["train"] & texts["test"] and not texts["train"] & texts["validation"]
     assert sum(map(len, sides.values())) == 120
 
@@ -50,7 +55,10 @@ def test_the_split_does_not_depend_on_the_order_but_on_the_seed():
     shuffled = random.Random(1).sample(records, len(records))
 
     def anchors(records, seed=0):
-        return {name: {r["anchor"] for r in side} for name, side in split_pairs(records, 0.2, seed).items()}
+        return {
+            name: {r["anchor"] for r in side}
+            for name, side in split_pairs(records, 0.2, seed).items()
+        }
 
     assert anchors(records) == anchors(shuffled)
     assert anchors(records) != anchors(records, seed=1)
@@ -69,7 +77,10 @@ def test_equal_texts_are_one_query_or_one_document():
     ]
     corpus, queries, relevant = retrieval_task(records, others=["x", "z"])
     assert sorted(corpus.values()) == ["x", "y", "z"] and sorted(queries.values()) == ["a", "b"]
-    by_text = {queries[query]: {corpus[document] for document in found} for query, found in relevant.items()}
+    by_text = {
+        queries[query]: {corpus[document] for document in found}
+        for query, found in relevant.items()
+    }
     assert by_text == {"a": {"x", "y"}, "b": {"x"}}
 
 

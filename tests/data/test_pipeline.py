@@ -30,11 +30,19 @@ def records(made_records):
 @pytest.fixture(scope="module")
 def make(records, tokenizer_directory):
     def batches(*, seed=0, batch_size=BATCH, prompts=("",), **changes):
-        fields = {"columns": pair_columns(records)} | {name: changes.pop(name) for name in FIELDS if name in changes}
+        fields = {"columns": pair_columns(records)} | {
+            name: changes.pop(name) for name in FIELDS if name in changes
+        }
         source = Source(changes.pop("records", records), RecordFields(**fields), prompts)
-        settings = {"tokenizers": {"encoder": load_tokenizer(tokenizer_directory, 32)}, "groups": 2, "row_length": 32}
+        settings = {
+            "tokenizers": {"encoder": load_tokenizer(tokenizer_directory, 32)},
+            "groups": 2,
+            "row_length": 32,
+        }
         order = make_order([len(source.records)], batch_size, seed)
-        return training_batches(batch_maker([source], batch_size=batch_size, **(settings | changes)), order)
+        return training_batches(
+            batch_maker([source], batch_size=batch_size, **(settings | changes)), order
+        )
 
     return batches
 
@@ -46,7 +54,9 @@ def assert_equal(a, b):
 
 
 def digest(batch):
-    return hashlib.sha256(b"".join(np.ascontiguousarray(leaf).tobytes() for leaf in jax.tree.leaves(batch))).hexdigest()
+    return hashlib.sha256(
+        b"".join(np.ascontiguousarray(leaf).tobytes() for leaf in jax.tree.leaves(batch))
+    ).hexdigest()
 
 
 def test_batch_holds_its_records(make, records, tokenizer_directory):
@@ -64,7 +74,10 @@ def test_batch_holds_its_records(make, records, tokenizer_directory):
                 assert batch.present[g, c, e] == (name in record) == slots.any()
                 assert tuple(batch.text_hash[g, c, e]) == text_hash(record.get(name))
                 if name in record:
-                    assert tokens.token_ids[g][slots].tolist() == tokenizer.encode([record[name]]).ids[0].tolist()
+                    assert (
+                        tokens.token_ids[g][slots].tolist()
+                        == tokenizer.encode([record[name]]).ids[0].tolist()
+                    )
 
 
 def test_same_step_same_batch_in_another_process(make, made_records, tokenizer_directory):
@@ -84,7 +97,9 @@ make = batch_maker([source], batch_size={BATCH}, groups=2, row_length=32,
 ds = training_batches(make, make_order([len(records)], {BATCH}, 0))
 print(hashlib.sha256(b"".join(np.ascontiguousarray(leaf).tobytes() for leaf in jax.tree.leaves(ds[11]))).hexdigest())
 """
-    other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    other = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert other.stdout.strip() == digest(ds[11])
 
 
@@ -92,7 +107,9 @@ def test_epochs_are_complete_and_different(make):
     ds, steps = make(), COUNT // BATCH
     orders = []
     for epoch in range(3):
-        seen = [int(r) for step in range(steps) for r in ds[epoch * steps + step].record.reshape(-1)]
+        seen = [
+            int(r) for step in range(steps) for r in ds[epoch * steps + step].record.reshape(-1)
+        ]
         assert len(set(seen)) == len(seen) == steps * BATCH
         orders.append(seen)
     assert orders[0] != orders[1] != orders[2]
@@ -111,25 +128,41 @@ def test_hosts_share_a_batch(make):
         assert all(part.record.shape == (2, 2) for part in parts)
         together = np.concatenate([part.record.reshape(-1) for part in parts])
         assert sorted(together) == sorted(whole[step].record.reshape(-1))
-        assert parts[0].tokens["encoder"].token_ids.shape == parts[1].tokens["encoder"].token_ids.shape == (2, 6, 32)
+        assert (
+            parts[0].tokens["encoder"].token_ids.shape
+            == parts[1].tokens["encoder"].token_ids.shape
+            == (2, 6, 32)
+        )
 
 
 @pytest.mark.parametrize(("hosts", "shares"), [(2, 2), (2, 4), (4, 4), (1, 4)])
 def test_one_process_makes_the_shares_of_several(make, tokenizer_directory, hosts, shares):
     """Bitwise: the batch depends on the number of shares, not on who makes them."""
-    views = {"encoder": load_tokenizer(tokenizer_directory, 32), "guide": load_tokenizer(tokenizer_directory, 48)}
+    views = {
+        "encoder": load_tokenizer(tokenizer_directory, 32),
+        "guide": load_tokenizer(tokenizer_directory, 48),
+    }
     settings = FIELDS | {"groups": 4, "rows": 6, "shares": shares, "tokenizers": views}
-    alone, parts = make(**settings), [make(**settings, shard=(host, hosts)) for host in range(hosts)]
+    alone, parts = (
+        make(**settings),
+        [make(**settings, shard=(host, hosts)) for host in range(hosts)],
+    )
     for step in (0, 9):
-        together = jax.tree.map(lambda *leaves: np.concatenate(leaves), *[part[step] for part in parts])
+        together = jax.tree.map(
+            lambda *leaves: np.concatenate(leaves), *[part[step] for part in parts]
+        )
         assert_equal(alone[step], together)
     assert digest(alone[0]) != digest(make(**(settings | {"shares": 1}))[0])
 
 
 def test_shares_without_fixed_rows_have_the_rows_of_the_fullest(make):
     whole = make(groups=4, shares=2)[5].tokens["encoder"].token_ids
-    shares = [make(groups=4, rows=9, shares=2, shard=(host, 2))[5].tokens["encoder"] for host in range(2)]
-    used = [(share.sentence < share.sentences).any(-1).sum(-1) for share in shares]  # rows with tokens, by group
+    shares = [
+        make(groups=4, rows=9, shares=2, shard=(host, 2))[5].tokens["encoder"] for host in range(2)
+    ]
+    used = [
+        (share.sentence < share.sentences).any(-1).sum(-1) for share in shares
+    ]  # rows with tokens, by group
     assert whole.shape == (4, np.max(used), 32)
     for host in range(2):
         assert (whole[2 * host : 2 * host + 2] == shares[host].token_ids[:, : whole.shape[1]]).all()
@@ -145,7 +178,10 @@ def test_host_reads_only_its_share(make, records):
 
     counting = Counting(records)
     batch = make(records=counting, groups=2, rows=6, shard=(1, 2))[0]
-    assert sorted(Counting.read) == sorted(batch.record.reshape(-1)) and len(Counting.read) == BATCH // 2
+    assert (
+        sorted(Counting.read) == sorted(batch.record.reshape(-1))
+        and len(Counting.read) == BATCH // 2
+    )
 
 
 def test_two_views_share_their_order(make, tokenizer_directory):
@@ -157,12 +193,21 @@ def test_two_views_share_their_order(make, tokenizer_directory):
         for number in range(12):
             long, short = (view.token_ids[g][view.sentence[g] == number].tolist() for view in both)
             assert short == (long if len(long) <= 8 else long[:7] + long[-1:])
-    assert_equal(dataclasses.replace(make()[2], tokens=None), dataclasses.replace(batch, tokens=None))
+    assert_equal(
+        dataclasses.replace(make()[2], tokens=None), dataclasses.replace(batch, tokens=None)
+    )
 
 
 def test_another_view_has_its_own_row_length_and_no_prompt(make, records, tokenizer_directory):
-    encoder, guide = load_tokenizer(tokenizer_directory, 32), load_tokenizer(tokenizer_directory, 40)
-    batch = make(tokenizers={"encoder": encoder, "guide": guide}, prompts=("what is : ",), include_prompt=False)[0]
+    encoder, guide = (
+        load_tokenizer(tokenizer_directory, 32),
+        load_tokenizer(tokenizer_directory, 40),
+    )
+    batch = make(
+        tokenizers={"encoder": encoder, "guide": guide},
+        prompts=("what is : ",),
+        include_prompt=False,
+    )[0]
     mine, other = batch.tokens["encoder"], batch.tokens["guide"]
     assert mine.token_ids.shape[2] == 32 and other.token_ids.shape[2] == 40
     assert (other.pooled == (other.sentence < other.sentences)).all()
@@ -191,12 +236,18 @@ def test_fields_follow_their_records(make, records):
     for name, dtype in (("label", np.int32), ("score", np.float32)):
         found = getattr(batch, name)
         assert found.dtype == dtype
-        assert found.tolist() == [[FIELDS[name](records[number]) for number in group] for group in batch.record]
+        assert found.tolist() == [
+            [FIELDS[name](records[number]) for number in group] for group in batch.record
+        ]
     assert batch.keys.shape == (2, 4, 3, 2) and batch.keys.dtype == np.uint32
     for place in np.ndindex(2, 4):
         record = records[batch.record[place]]
         same = text_hash("same") if "negative" in record else (0, 0)
-        assert [tuple(key) for key in batch.keys[place]] == [same, text_hash(record["anchor"][:1]), (0, 0)]
+        assert [tuple(key) for key in batch.keys[place]] == [
+            same,
+            text_hash(record["anchor"][:1]),
+            (0, 0),
+        ]
     without = make()[0]
     assert (without.label, without.score, without.keys, without.dataset) == (None,) * 4
 
@@ -204,9 +255,14 @@ def test_fields_follow_their_records(make, records):
 @pytest.mark.parametrize(("name", "values"), [("score", [0.0] * 3), ("keys", ["a"] * 3)])
 def test_every_record_has_as_many_scores_and_keys(make, records, name, values):
     odd = records[-1]
-    batches = make(**{name: lambda record: values if record is not odd else values[1:]}, batch_size=COUNT, groups=1)
+    batches = make(
+        **{name: lambda record: values if record is not odd else values[1:]},
+        batch_size=COUNT,
+        groups=1,
+    )
     with pytest.raises(
-        InputError, match=f"^record {COUNT - 1}: found 2 {name.rstrip('s')}s, expected 3 as in record 0$"
+        InputError,
+        match=f"^record {COUNT - 1}: found 2 {name.rstrip('s')}s, expected 3 as in record 0$",
     ):
         batches[0]
 
@@ -267,8 +323,14 @@ def test_an_error_in_a_thread_reaches_the_consumer(make):
         ({"groups": 3}, "each must divide"),
         ({"row_length": 16}, "row length 16 is too short"),
         ({"shard": (0, 2)}, "config.batch.rows"),
-        ({"shares": 4}, "config.batch.shares: expected a multiple of the 1 hosts that divides the 2 groups, found 4"),
-        ({"shares": 1, "shard": (0, 2), "rows": 6}, "config.batch.shares: expected a multiple of the 2 hosts"),
+        (
+            {"shares": 4},
+            "config.batch.shares: expected a multiple of the 1 hosts that divides the 2 groups, found 4",
+        ),
+        (
+            {"shares": 1, "shard": (0, 2), "rows": 6},
+            "config.batch.shares: expected a multiple of the 2 hosts",
+        ),
         ({"shares": -2}, "config.batch.shares"),
         ({"tokenizers": {}}, "'encoder'"),
     ],
@@ -286,7 +348,9 @@ def test_fixed_rows(make):
 
 def test_fingerprint_tells_data_apart(records):
     def of(records, **fields):
-        return fingerprint({"": Source(records, RecordFields(**{"columns": pair_columns(records)} | fields))})
+        return fingerprint(
+            {"": Source(records, RecordFields(**{"columns": pair_columns(records)} | fields))}
+        )
 
     same = of(list(records))
     assert of(records) == same and same[""]["records"] == COUNT

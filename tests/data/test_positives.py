@@ -28,14 +28,20 @@ def write(path, rows):
 
 @pytest.fixture
 def corpus(tmp_path):
-    documents = [{"_id": f"d{n}", "title": "T" if n % 2 else "", "text": f"text {n}"} for n in range(12)]
+    documents = [
+        {"_id": f"d{n}", "title": "T" if n % 2 else "", "text": f"text {n}"} for n in range(12)
+    ]
     return write(tmp_path / "corpus.jsonl", documents)
 
 
 def made_clicks(seed, count=120):
     chance = random.Random(seed)
     return [
-        {"query": f"query {chance.randrange(15)}", "doc_id": f"d{chance.randrange(12)}", "clicks": chance.randrange(4)}
+        {
+            "query": f"query {chance.randrange(15)}",
+            "doc_id": f"d{chance.randrange(12)}",
+            "clicks": chance.randrange(4),
+        }
         for _ in range(count)
     ]
 
@@ -45,7 +51,9 @@ def made_clicks(seed, count=120):
 def test_pairs_of_clicks_are_those_of_adding_up(tmp_path, corpus, seed, min_clicks, top):
     rows = made_clicks(seed)
     dropped = Dropped()
-    pairs = click_pairs(write(tmp_path / "log.jsonl", rows), corpus, dropped, min_clicks=min_clicks, top=top)
+    pairs = click_pairs(
+        write(tmp_path / "log.jsonl", rows), corpus, dropped, min_clicks=min_clicks, top=top
+    )
     total = collections.Counter()
     for row in rows:
         total[row["query"], row["doc_id"]] += row["clicks"]
@@ -55,13 +63,18 @@ def test_pairs_of_clicks_are_those_of_adding_up(tmp_path, corpus, seed, min_clic
     assert found <= enough and (top or found == enough)
     for query in {query for query, _ in enough}:
         mine = sorted((total[key] for key in enough if key[0] == query), reverse=True)
-        assert sorted((total[key] for key in found if key[0] == query), reverse=True) == mine[: top or None]
+        assert (
+            sorted((total[key] for key in found if key[0] == query), reverse=True)
+            == mine[: top or None]
+        )
     assert dropped.count("too few clicks") == len(total) - len(enough)
     assert dropped.count("beyond the top") == len(enough) - len(found)
     for pair in pairs:
         number = int(pair["id"][1:])
         assert pair["positive"] == (f"T text {number}" if number % 2 else f"text {number}")
-    for one, other in itertools.combinations(pairs, 2):  # what shares nothing is a negative, and nothing else
+    for one, other in itertools.combinations(
+        pairs, 2
+    ):  # what shares nothing is a negative, and nothing else
         assert (one["group"] == other["group"]) == (one["anchor"] == other["anchor"])
         assert (one["id"] == other["id"]) == (one["positive"] == other["positive"])
 
@@ -69,15 +82,23 @@ def test_pairs_of_clicks_are_those_of_adding_up(tmp_path, corpus, seed, min_clic
 def test_a_table_and_a_file_of_objects_are_the_same_log(tmp_path, corpus):
     rows = made_clicks(0)
     table = tmp_path / "log.tsv"
-    table.write_text("query\tdoc_id\tclicks\n" + "".join("\t".join(map(str, row.values())) + "\n" for row in rows))
-    assert click_pairs(table, corpus, Dropped()) == click_pairs(write(tmp_path / "log.jsonl", rows), corpus, Dropped())
+    table.write_text(
+        "query\tdoc_id\tclicks\n"
+        + "".join("\t".join(map(str, row.values())) + "\n" for row in rows)
+    )
+    assert click_pairs(table, corpus, Dropped()) == click_pairs(
+        write(tmp_path / "log.jsonl", rows), corpus, Dropped()
+    )
 
 
 def test_documents_of_equal_text_are_one_pair(tmp_path):
     corpus = write(
-        tmp_path / "corpus.jsonl", [{"id": n, "text": text} for n, text in enumerate(["same", " same", "q"])]
+        tmp_path / "corpus.jsonl",
+        [{"id": n, "text": text} for n, text in enumerate(["same", " same", "q"])],
     )
-    log = write(tmp_path / "log.jsonl", [{"query": "q", "doc_id": n, "clicks": 1} for n in range(3)])
+    log = write(
+        tmp_path / "log.jsonl", [{"query": "q", "doc_id": n, "clicks": 1} for n in range(3)]
+    )
     dropped = Dropped()
     (pair,) = click_pairs(log, corpus, dropped)
     assert (pair["anchor"], pair["positive"], pair["id"]) == ("q", "same", "0")
@@ -100,7 +121,10 @@ GOOD = {"query": "q", "doc_id": "d1", "clicks": 1}
         ),
         ({"query": " "}, "log.jsonl:2: field 'query' is empty"),
         ({"query": 3}, "log.jsonl:2: field 'query' must be a string, found int"),
-        ({"doc_id": ["d1"]}, "log.jsonl:2: field 'doc_id' must be a string or a number, found list"),
+        (
+            {"doc_id": ["d1"]},
+            "log.jsonl:2: field 'doc_id' must be a string or a number, found list",
+        ),
     ],
 )
 def test_a_log_that_cannot_be_used(tmp_path, corpus, row, message):
@@ -112,26 +136,40 @@ def test_a_log_that_cannot_be_used(tmp_path, corpus, row, message):
 @pytest.mark.parametrize(
     "documents,message",
     [
-        ([{"_id": "d1", "text": " "}], "corpus.jsonl:1: the document 'd1', which was clicked, is empty"),
+        (
+            [{"_id": "d1", "text": " "}],
+            "corpus.jsonl:1: the document 'd1', which was clicked, is empty",
+        ),
         ([{"_id": "d1", "text": "a"}] * 2, "corpus.jsonl:2: the id 'd1' stands twice"),
-        ([{"_id": "d1", "body": "a"}], "corpus.jsonl:1: found the fields _id, body; needed: _id or id, and text"),
+        (
+            [{"_id": "d1", "body": "a"}],
+            "corpus.jsonl:1: found the fields _id, body; needed: _id or id, and text",
+        ),
         ([{"_id": "d1", "text": 1}], "corpus.jsonl:1: field 'text' must be a string, found int"),
         ([], "corpus.jsonl: empty, no documents in it"),
     ],
 )
 def test_a_corpus_that_cannot_be_used(tmp_path, documents, message):
     with pytest.raises(InputError, match=message):
-        click_pairs(write(tmp_path / "log.jsonl", [GOOD]), write(tmp_path / "corpus.jsonl", documents), Dropped())
+        click_pairs(
+            write(tmp_path / "log.jsonl", [GOOD]),
+            write(tmp_path / "corpus.jsonl", documents),
+            Dropped(),
+        )
 
 
 def test_an_empty_document_that_nobody_clicked_is_no_error(tmp_path):
-    corpus = write(tmp_path / "corpus.jsonl", [{"_id": "d0", "text": ""}, {"_id": "d1", "text": "a"}])
+    corpus = write(
+        tmp_path / "corpus.jsonl", [{"_id": "d0", "text": ""}, {"_id": "d1", "text": "a"}]
+    )
     assert len(click_pairs(write(tmp_path / "log.jsonl", [GOOD]), corpus, Dropped())) == 1
 
 
 def test_a_log_without_positives(tmp_path, corpus):
     log = write(tmp_path / "log.jsonl", made_clicks(0, 20))
-    with pytest.raises(InputError, match=r"log.jsonl: no positives: none of \d+ pairs .* has 99 clicks or more"):
+    with pytest.raises(
+        InputError, match=r"log.jsonl: no positives: none of \d+ pairs .* has 99 clicks or more"
+    ):
         click_pairs(log, corpus, Dropped(), min_clicks=99)
     header = tmp_path / "log.tsv"
     header.write_text("query\tdoc_id\tclicks\n")
@@ -156,7 +194,11 @@ def test_pairs_of_groups(tmp_path, most):
     left_out = 0
     for group in range(12):
         texts = {row["text"] for row in rows if row["group"] == group}
-        mine = [frozenset((pair["anchor"], pair["positive"])) for pair in pairs if pair["group"] == str(group)]
+        mine = [
+            frozenset((pair["anchor"], pair["positive"]))
+            for pair in pairs
+            if pair["group"] == str(group)
+        ]
         possible = len(texts) * (len(texts) - 1) // 2
         assert len(mine) == len(set(mine)) == min(possible, most or possible)
         assert all(len(pair) == 2 and pair <= texts for pair in mine)
@@ -176,7 +218,9 @@ def test_pairs_of_groups(tmp_path, most):
 
 def test_pairs_of_groups_depend_on_the_seed_and_not_on_the_order(tmp_path):
     def pairs(rows, seed):
-        found = group_pairs(write(tmp_path / "a.jsonl", rows), Dropped(), max_per_group=3, seed=seed)
+        found = group_pairs(
+            write(tmp_path / "a.jsonl", rows), Dropped(), max_per_group=3, seed=seed
+        )
         return {tuple(pair.values()) for pair in found}
 
     rows = made_groups(0)
@@ -188,7 +232,9 @@ def test_fields_by_other_names_and_groups_that_are_none(tmp_path):
     path.write_text("question,cluster\na,x\nb,x\nc,y\nd,y\n")
     found = group_pairs(path, Dropped(), text_field="question", group_field="cluster")
     assert [pair["group"] for pair in found] == ["x", "y"]
-    with pytest.raises(InputError, match="a.csv:1: no field 'text': found question, cluster; needed: text, group"):
+    with pytest.raises(
+        InputError, match="a.csv:1: no field 'text': found question, cluster; needed: text, group"
+    ):
         group_pairs(path, Dropped())
     path.write_text("text,group\na,x\nb,\n")
     with pytest.raises(InputError, match="a.csv:3: field 'group' is empty"):
@@ -206,7 +252,9 @@ def test_paraphrases_that_a_scorer_accepts(tmp_path, monkeypatch):
 
     def score(first, second):
         sizes.append(len(first))
-        return np.array([abs(int(a) - int(b)) for a, b in zip(first, second, strict=True)], np.float32)
+        return np.array(
+            [abs(int(a) - int(b)) for a, b in zip(first, second, strict=True)], np.float32
+        )
 
     dropped = Dropped()
     pairs = paraphrase_pairs(write(tmp_path / "a.jsonl", rows), score, 9, dropped)
@@ -222,8 +270,13 @@ def test_paraphrases_that_a_scorer_accepts(tmp_path, monkeypatch):
 
 
 def test_scores_that_accept_nothing_or_are_none(tmp_path):
-    path = write(tmp_path / "a.jsonl", [{"sentence1": "a", "sentence2": "b"}, {"sentence1": "a", "sentence2": "c"}])
-    with pytest.raises(InputError, match="no pairs: none of 2 reaches the threshold 0.9, the best 0.25"):
+    path = write(
+        tmp_path / "a.jsonl",
+        [{"sentence1": "a", "sentence2": "b"}, {"sentence1": "a", "sentence2": "c"}],
+    )
+    with pytest.raises(
+        InputError, match="no pairs: none of 2 reaches the threshold 0.9, the best 0.25"
+    ):
         paraphrase_pairs(path, lambda a, b: np.array([0.0, 0.25]), 0.9, Dropped())
     with pytest.raises(RunError, match="no finite score for 'a' and 'c'"):
         paraphrase_pairs(path, lambda a, b: np.array([0.0, np.nan]), 0.9, Dropped())

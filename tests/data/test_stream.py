@@ -39,11 +39,15 @@ def first(count, batch_size, window, steps, seed=0, start=0):
 def test_every_record_once_an_epoch(count, batch_size, window):
     steps = count // batch_size
     whole = first(count, batch_size, window, 3 * steps)
-    epochs = [list(itertools.chain(*whole[epoch * steps : (epoch + 1) * steps])) for epoch in range(3)]
+    epochs = [
+        list(itertools.chain(*whole[epoch * steps : (epoch + 1) * steps])) for epoch in range(3)
+    ]
     for numbers in epochs:
         assert len(set(numbers)) == len(numbers) == steps * batch_size
         # A window's records stand together: nothing is taken from further ahead, nothing left for later.
-        assert [number // window for number in numbers] == sorted(number // window for number in numbers)
+        assert [number // window for number in numbers] == sorted(
+            number // window for number in numbers
+        )
     assert window == 1 or epochs[0] != epochs[1] != epochs[2]
     assert window == 1 or whole != first(count, batch_size, window, 3 * steps, seed=1)
 
@@ -71,7 +75,9 @@ def test_no_more_is_read_than_a_window_and_a_batch_need():
 
 @pytest.mark.parametrize("start", [0, 1, 1000])
 def test_a_stream_that_fills_no_batch(start):
-    with pytest.raises(InputError, match="^made: 3 records do not fill a batch of 4: lower config.batch.size$"):
+    with pytest.raises(
+        InputError, match="^made: 3 records do not fill a batch of 4: lower config.batch.size$"
+    ):
         next(stream_batches(stream_of(3), 4, window=2, seed=0, start=start))
 
 

@@ -51,10 +51,16 @@ def test_another_wording_is_another_version():
 
 def test_an_answers_key_depends_on_all_that_an_answer_depends_on():
     base = ("openai", "m", {"temperature": 1.0, "max_tokens": 5}, "prompt")
-    others = [("anthropic", *base[1:]), ("openai", "n", *base[2:]), (*base[:2], {"temperature": 0.5}, "prompt")]
+    others = [
+        ("anthropic", *base[1:]),
+        ("openai", "n", *base[2:]),
+        (*base[:2], {"temperature": 0.5}, "prompt"),
+    ]
     others += [(*base[:3], "another")]
     assert len({answer_key(*one) for one in [base, *others]}) == 5
-    assert answer_key(*base) == answer_key("openai", "m", {"max_tokens": 5, "temperature": 1.0}, "prompt")
+    assert answer_key(*base) == answer_key(
+        "openai", "m", {"max_tokens": 5, "temperature": 1.0}, "prompt"
+    )
 
 
 @pytest.mark.parametrize(
@@ -103,7 +109,10 @@ def test_passages_have_ids_of_their_own_or_of_their_text(tmp_path):
         '{"title": "", "text": "three"}\n{"title": "", "text": "three"}\n'
     )
     found = read_passages(path, ("title", "text"))
-    assert [(one.id, one.group, one.text) for one in found[:2]] == [("d1", None, "T one"), ("7", "g", "two")]
+    assert [(one.id, one.group, one.text) for one in found[:2]] == [
+        ("d1", None, "T one"),
+        ("7", "g", "two"),
+    ]
     assert found[2].id == found[3].id not in ("d1", "7")  # equal texts are one passage
     assert [one.where for one in found] == [f"{path}:{line}" for line in (1, 2, 3, 4)]
 
@@ -114,7 +123,10 @@ def test_passages_have_ids_of_their_own_or_of_their_text(tmp_path):
         ('{"text": "x"}\n{"text": " "}\n', "corpus.jsonl:2: an empty passage"),
         ('{"text": "x"}\n{"title": "y"}\n', "corpus.jsonl:2: no field 'text'"),
         ('{"text": "x"}\n{"text": 5}\n', "corpus.jsonl:2"),
-        ('{"_id": "a", "text": "x"}\n{"_id": "a", "text": "y"}\n', "corpus.jsonl:2: the id 'a' is also that of line 1"),
+        (
+            '{"_id": "a", "text": "x"}\n{"_id": "a", "text": "y"}\n',
+            "corpus.jsonl:2: the id 'a' is also that of line 1",
+        ),
         ("", "empty"),
     ],
 )
@@ -162,20 +174,31 @@ def test_a_damaged_cache_is_refused_with_its_line(tmp_path):
 
 
 def test_records_are_in_the_passages_order_with_their_origin():
-    passages = [Passage("d1", None, "one", "f:1"), Passage("d2", "g", "two", "f:2"), Passage("d3", None, "x", "f:3")]
-    answers = {"b": {"queries": ["q3"], "date": "then"}, "a": {"queries": ["q1", "q2"], "date": "now"}}
+    passages = [
+        Passage("d1", None, "one", "f:1"),
+        Passage("d2", "g", "two", "f:2"),
+        Passage("d3", None, "x", "f:3"),
+    ]
+    answers = {
+        "b": {"queries": ["q3"], "date": "then"},
+        "a": {"queries": ["q1", "q2"], "date": "now"},
+    }
     found = list(synthetic_records(passages, ["a", "b", "missing"], answers, {"model": "m"}))
     assert [(one["anchor"], one["positive"], one["id"], one.get("group")) for one in found] == [
         ("q1", "one", "d1", None),
         ("q2", "one", "d1", None),
         ("q3", "two", "d2", "g"),
     ]
-    assert [one["source"] for one in found] == [{"model": "m", "date": date} for date in ("now", "now", "then")]
+    assert [one["source"] for one in found] == [
+        {"model": "m", "date": date} for date in ("now", "now", "then")
+    ]
 
 
 def test_waits_grow_and_are_spread():
     retries = Retries(first=1, longest=60)
-    waits = [[retries.wait(tried, random.Random(seed)) for seed in range(200)] for tried in range(8)]
+    waits = [
+        [retries.wait(tried, random.Random(seed)) for seed in range(200)] for tried in range(8)
+    ]
     for tried, found in enumerate(waits):
         full = min(2.0**tried, 60)
         assert full / 2 <= min(found) < 0.55 * full and 0.95 * full < max(found) <= full
@@ -183,7 +206,9 @@ def test_waits_grow_and_are_spread():
 
 def test_retry_after_is_seconds_or_a_date():
     assert retry_after("3") == 3 and retry_after("0.5") == 0.5 and retry_after("-1") == 0
-    assert 5 < retry_after(format_datetime(datetime.now(UTC) + timedelta(seconds=9), usegmt=True)) <= 9
+    assert (
+        5 < retry_after(format_datetime(datetime.now(UTC) + timedelta(seconds=9), usegmt=True)) <= 9
+    )
     assert retry_after("Wed, 01 Jan 2020 00:00:00 GMT") == 0
     assert [retry_after(value) for value in (None, "", "soon", "nan", "inf")] == [None] * 5
 
@@ -206,10 +231,20 @@ def test_an_answers_text_is_found_in_both_forms():
     assert answer_text("anthropic", {"content": parts, "stop_reason": "end_turn"}) == "ab"
     assert answer_text("openai", {"choices": [{"message": {"content": "ab"}}]}) == "ab"
     with pytest.raises(Failed, match="token limit"):
-        answer_text("openai", {"choices": [{"message": {"content": "a"}, "finish_reason": "length"}]})
+        answer_text(
+            "openai", {"choices": [{"message": {"content": "a"}, "finish_reason": "length"}]}
+        )
     with pytest.raises(Failed, match="token limit"):
         answer_text("anthropic", {"content": parts, "stop_reason": "max_tokens"})
-    for body in ({}, [], 5, None, {"choices": []}, {"choices": [{"message": {"content": None}}]}, {"content": [5]}):
+    for body in (
+        {},
+        [],
+        5,
+        None,
+        {"choices": []},
+        {"choices": [{"message": {"content": None}}]},
+        {"content": [5]},
+    ):
         for interface in ("openai", "anthropic"):
             with pytest.raises(Failed, match="no text"):
                 answer_text(interface, body)
@@ -218,7 +253,8 @@ def test_an_answers_text_is_found_in_both_forms():
 
 
 @pytest.mark.parametrize(
-    "url", ["", "localhost:8000", "ftp://host/v1", "https://", "https://u:secret@host", "http://h?k=v"]
+    "url",
+    ["", "localhost:8000", "ftp://host/v1", "https://", "https://u:secret@host", "http://h?k=v"],
 )
 def test_base_urls_that_are_none_are_refused(url):
     with pytest.raises(InputError, match="base URL") as error:

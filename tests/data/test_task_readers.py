@@ -52,7 +52,10 @@ def saved(tmp_path):
         ("test.csv.gz", 'fine_label,label,text\nx,1,"a b"\ny,0,c\n'),
         (
             "test.jsonl",
-            lines({"text": "a b", "label": 1, "fine_label": "x"}, {"text": "c", "label": 0, "fine_label": "y"}),
+            lines(
+                {"text": "a b", "label": 1, "fine_label": "x"},
+                {"text": "c", "label": 0, "fine_label": "y"},
+            ),
         ),
     ],
 )
@@ -65,25 +68,52 @@ def test_labelled_texts(name, content, file, tmp_path):
 
 
 def test_sets_and_levels(file):
-    sets = file(lines({"sentences": ["a", "b"], "labels": [0, 1]}, {"sentences": ["c"], "labels": ["x"]}))
+    sets = file(
+        lines({"sentences": ["a", "b"], "labels": [0, 1]}, {"sentences": ["c"], "labels": ["x"]})
+    )
     assert read_text_sets(sets, "test") == ([["a", "b"], ["c"]], [[("0",), ("1",)], [("x",)]])
-    levels = file(lines({"sentences": "a", "labels": ["math", "math.AG"]}, {"sentences": "b", "labels": ["cs"]}))
+    levels = file(
+        lines(
+            {"sentences": "a", "labels": ["math", "math.AG"]}, {"sentences": "b", "labels": ["cs"]}
+        )
+    )
     assert read_text_sets(levels, "test") == ([["a", "b"]], [[("math", "math.AG"), ("cs",)]])
 
 
 def test_labelled_pairs_are_rows_or_lists(file):
-    rows = [{"sentence1": "a", "sentence2": "b", "label": 1}, {"sentence1": "c", "sentence2": "d", "label": "0"}]
+    rows = [
+        {"sentence1": "a", "sentence2": "b", "label": 1},
+        {"sentence1": "c", "sentence2": "d", "label": "0"},
+    ]
     expected = (["a", "c"], ["b", "d"], [1, 0])
     assert read_labelled_pairs(file(lines(*rows)), "test") == expected
-    assert read_labelled_pairs(file("label\tsentence1\tsentence2\n1.0\ta\tb\n0\tc\td\n", "x.tsv"), "test") == expected
+    assert (
+        read_labelled_pairs(
+            file("label\tsentence1\tsentence2\n1.0\ta\tb\n0\tc\td\n", "x.tsv"), "test"
+        )
+        == expected
+    )
     one_row = {"sentence1": ["a", "c"], "sentence2": ["b", "d"], "labels": [1, 0]}
     assert read_labelled_pairs(file(lines(one_row)), "test") == expected
 
 
 def test_reranking_and_summaries(file):
-    rows = [{"query": "q", "positive": ["p"], "negative": []}, {"query": ["r", "s"], "positive": [], "negative": ["n"]}]
-    assert read_reranking(file(lines(*rows)), "test") == ([["q"], ["r", "s"]], [["p"], []], [[], ["n"]])
-    row = {"text": "t", "human_summaries": ["h"], "machine_summaries": ["m", "n"], "relevance": [1, 2.5], "more": None}
+    rows = [
+        {"query": "q", "positive": ["p"], "negative": []},
+        {"query": ["r", "s"], "positive": [], "negative": ["n"]},
+    ]
+    assert read_reranking(file(lines(*rows)), "test") == (
+        [["q"], ["r", "s"]],
+        [["p"], []],
+        [[], ["n"]],
+    )
+    row = {
+        "text": "t",
+        "human_summaries": ["h"],
+        "machine_summaries": ["m", "n"],
+        "relevance": [1, 2.5],
+        "more": None,
+    }
     assert read_summaries(file(lines(row)), "test") == (["t"], [["h"]], [["m", "n"]], [[1.0, 2.5]])
 
 
@@ -103,22 +133,37 @@ def test_bitext_columns_by_name(file):
 
 
 def test_data_sets_of_the_hub(saved):
-    assert read_labelled_texts(saved({"text": ["a", "b"], "label": [1, 0]}), "test") == (["a", "b"], ["1", "0"])
+    assert read_labelled_texts(saved({"text": ["a", "b"], "label": [1, 0]}), "test") == (
+        ["a", "b"],
+        ["1", "0"],
+    )
     assert read_text_sets(saved({"sentences": [["a", "b"]], "labels": [["x", "y"]]}), "test") == (
         [["a", "b"]],
         [[("x",), ("y",)]],
     )
     pairs = {"sentence1": [["a", "c"]], "sentence2": [["b", "d"]], "labels": [[1, 0]]}
     assert read_labelled_pairs(saved(pairs), "test") == (["a", "c"], ["b", "d"], [1, 0])
-    twice = {"id": ["same", "same"], "query": ["q", "r"], "positive": [["p"], ["x"]], "negative": [["n"], []]}
+    twice = {
+        "id": ["same", "same"],
+        "query": ["q", "r"],
+        "positive": [["p"], ["x"]],
+        "negative": [["n"], []],
+    }
     assert read_reranking(saved(twice), "test") == ([["q"], ["r"]], [["p"], ["x"]], [["n"], []])
-    with pytest.raises(InputError, match="hf:.*saved, split 'test', record 0: no field 'label': found text"):
+    with pytest.raises(
+        InputError, match="hf:.*saved, split 'test', record 0: no field 'label': found text"
+    ):
         read_labelled_texts(saved({"text": ["a", "b"]}), "test")
 
 
 PAIR = {"sentence1": "a", "sentence2": "b", "label": 1}
 QUERY = {"query": "q", "positive": ["p"], "negative": ["n"]}
-SUMMARY = {"text": "t", "human_summaries": ["h"], "machine_summaries": ["m", "n"], "relevance": [1, 2]}
+SUMMARY = {
+    "text": "t",
+    "human_summaries": ["h"],
+    "machine_summaries": ["m", "n"],
+    "relevance": [1, 2],
+}
 
 
 @pytest.mark.parametrize(

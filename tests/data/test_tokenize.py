@@ -42,16 +42,27 @@ def test_ids_equal_transformers(tokenizer_directory):
 
 
 @pytest.mark.parametrize("lower_case", [False, True])
-def test_ids_and_prompt_length_equal_sentence_transformers(tokenizer_directory, tmp_path, lower_case):
+def test_ids_and_prompt_length_equal_sentence_transformers(
+    tokenizer_directory, tmp_path, lower_case
+):
     pytest.importorskip("sentence_transformers")
     from sentence_transformers.sentence_transformer.modules import Transformer
     from transformers import BertConfig, BertModel
 
     shutil.copytree(tokenizer_directory, tmp_path, dirs_exist_ok=True)
     ours = load_tokenizer(tmp_path, 32, lower_case=lower_case)
-    assert (ours.encode(["THE"]).ids[0].tolist() == ours.encode(["the"]).ids[0].tolist()) == lower_case
-    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-    BertModel(BertConfig(vocab_size=ours.vocab_size, max_position_embeddings=64, **sizes)).save_pretrained(tmp_path)
+    assert (
+        ours.encode(["THE"]).ids[0].tolist() == ours.encode(["the"]).ids[0].tolist()
+    ) == lower_case
+    sizes = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+    }
+    BertModel(
+        BertConfig(vocab_size=ours.vocab_size, max_position_embeddings=64, **sizes)
+    ).save_pretrained(tmp_path)
     theirs = Transformer(str(tmp_path), max_seq_length=32, do_lower_case=lower_case)
     for prompt in ("", "what is: ", "the the "):
         found = ours.encode(ODD, prompt, include_prompt=False)
@@ -74,7 +85,9 @@ def test_saved_tokenizer_is_the_same(tokenizer_directory, tmp_path):
     tokenizer = load_tokenizer(tokenizer_directory, 16)
     tokenizer.save(tmp_path)
     again = load_tokenizer(tmp_path, 16)
-    assert [ids.tolist() for ids in again.encode(ODD).ids] == [ids.tolist() for ids in tokenizer.encode(ODD).ids]
+    assert [ids.tolist() for ids in again.encode(ODD).ids] == [
+        ids.tolist() for ids in tokenizer.encode(ODD).ids
+    ]
     assert again.vocab_size == tokenizer.vocab_size and again.pad_id == tokenizer.pad_id == 0
 
 
@@ -91,7 +104,9 @@ def test_bad_directories_are_one_line(tokenizer_directory, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(InputError, match="no tokenizer there"):
         load_tokenizer(tmp_path, 16)
-    (tmp_path / "tokenizer.json").write_text((tokenizer_directory / "tokenizer.json").read_text()[:500])
+    (tmp_path / "tokenizer.json").write_text(
+        (tokenizer_directory / "tokenizer.json").read_text()[:500]
+    )
     with pytest.raises(InputError, match="cannot be read") as caught:
         load_tokenizer(tmp_path, 16)
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
@@ -101,16 +116,28 @@ def test_bad_directories_are_one_line(tokenizer_directory, tmp_path):
 
 # ---- tokenizers of language models ---------------------------------------------------------------------------
 
-CLASSES = ["PreTrainedTokenizerFast", "LlamaTokenizer", "LlamaTokenizerFast", "Qwen2Tokenizer", "GemmaTokenizer"]
+CLASSES = [
+    "PreTrainedTokenizerFast",
+    "LlamaTokenizer",
+    "LlamaTokenizerFast",
+    "Qwen2Tokenizer",
+    "GemmaTokenizer",
+]
 
 
 def processors(name):
     from tokenizers import processors as made
 
     bytes_alone = made.ByteLevel(trim_offsets=False)
-    bos = made.TemplateProcessing(single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=[("<s>", 1)])
-    eos = made.TemplateProcessing(single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 2)])
-    pad = made.TemplateProcessing(single="$A <pad>", pair="$A <pad> $B <pad>", special_tokens=[("<pad>", 0)])
+    bos = made.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=[("<s>", 1)]
+    )
+    eos = made.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 2)]
+    )
+    pad = made.TemplateProcessing(
+        single="$A <pad>", pair="$A <pad> $B <pad>", special_tokens=[("<pad>", 0)]
+    )
     return {
         "none": None,
         "bytes": bytes_alone,
@@ -122,7 +149,9 @@ def processors(name):
     }[name]
 
 
-@pytest.mark.parametrize("name", ["none", "bytes", "bos", "bytes, bos", "eos", "bytes, eos", "another end"])
+@pytest.mark.parametrize(
+    "name", ["none", "bytes", "bos", "bytes, bos", "eos", "bytes, eos", "another end"]
+)
 @pytest.mark.parametrize("kind", CLASSES)
 def test_eos_is_appended_once_and_written_down(bpe_tokenizer, tmp_path, kind, name):
     """What we append, transformers appends when it reads what we wrote; bos and padding side stay as they were."""
@@ -132,17 +161,23 @@ def test_eos_is_appended_once_and_written_down(bpe_tokenizer, tmp_path, kind, na
     before, ours = load_tokenizer(directory, 12), load_tokenizer(directory, 12, append_eos=True)
     texts = ["the cat", "", "a dog runs " * 9, "river </s>"]
     hf = AutoTokenizer.from_pretrained(directory)
-    assert [x.tolist() for x in before.encode(texts).ids] == hf(texts, truncation=True, max_length=12)["input_ids"]
+    assert [x.tolist() for x in before.encode(texts).ids] == hf(
+        texts, truncation=True, max_length=12
+    )["input_ids"]
     ends = name.endswith(("eos", "another end"))
     found = [x.tolist() for x in ours.encode(texts).ids]
-    for ids, plain in zip(found, load_tokenizer(directory, 12 if ends else 11).encode(texts).ids, strict=True):
+    for ids, plain in zip(
+        found, load_tokenizer(directory, 12 if ends else 11).encode(texts).ids, strict=True
+    ):
         assert ids == plain.tolist() + [2] * (not ends)
     assert max(map(len, found)) == 12
     ours.save(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
     assert again(texts, truncation=True, max_length=12)["input_ids"] == found
     assert again.padding_side == "left"
-    assert [x.tolist() for x in load_tokenizer(tmp_path, 12, append_eos=True).encode(texts).ids] == found
+    assert [
+        x.tolist() for x in load_tokenizer(tmp_path, 12, append_eos=True).encode(texts).ids
+    ] == found
 
 
 def test_eos_after_both_texts_of_a_pair(bpe_tokenizer):
@@ -161,7 +196,9 @@ def test_add_eos_token_is_honoured_as_transformers_honours_it(bpe_tokenizer, fla
     """By a tokenizer made from a vocabulary; where tokenizer.json stands, its post-processor alone counts."""
     from transformers import AutoTokenizer
 
-    directory = bpe_tokenizer(processors("bos"), tokenizer_class="Qwen2Tokenizer", add_eos_token=flag)
+    directory = bpe_tokenizer(
+        processors("bos"), tokenizer_class="Qwen2Tokenizer", add_eos_token=flag
+    )
     assert load_tokenizer(directory, 9).encode(["the"]).ids[0].tolist()[-1] != 2
     model = json.loads((directory / "tokenizer.json").read_text())["model"]
     (directory / "tokenizer.json").unlink()
@@ -171,11 +208,16 @@ def test_add_eos_token_is_honoured_as_transformers_honours_it(bpe_tokenizer, fla
     ids = load_tokenizer(directory, 9).encode(["the"]).ids[0].tolist()
     assert (ids[-1] == 2) == flag
     assert ids == AutoTokenizer.from_pretrained(directory)("the")["input_ids"]
-    assert load_tokenizer(directory, 9, append_eos=True).encode(["the"]).ids[0].tolist()[-2:].count(2) == 1
+    assert (
+        load_tokenizer(directory, 9, append_eos=True).encode(["the"]).ids[0].tolist()[-2:].count(2)
+        == 1
+    )
 
 
 def test_what_cannot_be_appended_is_one_line(bpe_tokenizer, tokenizer_directory):
-    with pytest.raises(InputError, match="append_eos: the tokenizer has no end-of-text token") as caught:
+    with pytest.raises(
+        InputError, match="append_eos: the tokenizer has no end-of-text token"
+    ) as caught:
         load_tokenizer(tokenizer_directory, 16, append_eos=True)
     assert str(tokenizer_directory) in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(InputError, match="append_eos: a tokenizer that puts no special tokens"):

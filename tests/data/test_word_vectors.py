@@ -23,7 +23,12 @@ def write(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [GLOVE, b"3 3\n" + GLOVE, GLOVE.replace(b"\n", b" \r\n"), GLOVE.replace(b" 0.5", b"\t0.5").rstrip()],
+    [
+        GLOVE,
+        b"3 3\n" + GLOVE,
+        GLOVE.replace(b"\n", b" \r\n"),
+        GLOVE.replace(b" 0.5", b"\t0.5").rstrip(),
+    ],
     ids=["GloVe", "word2vec", "blanks at the ends", "a tab, no last line's end"],
 )
 @pytest.mark.parametrize("name", ["vectors.txt", "vectors.txt.gz"])
@@ -41,7 +46,9 @@ def test_of_a_word_that_comes_again_the_first_counts(write):
 
 
 def test_bytes_that_are_no_text_and_blanks_that_are_none(write):
-    words, _ = read_word_vectors(write("caf\xe9 1 2\na\xa0b 3 4\nc\u2028d 5 6\n".encode() + b"\xff\xfe 7 8\n"))
+    words, _ = read_word_vectors(
+        write("caf\xe9 1 2\na\xa0b 3 4\nc\u2028d 5 6\n".encode() + b"\xff\xfe 7 8\n")
+    )
     assert words == ["caf\xe9", "a\xa0b", "c\u2028d", "\ufffd\ufffd"]
 
 

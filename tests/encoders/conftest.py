@@ -9,7 +9,10 @@ VOCABULARY = 60
 ARCHITECTURES = {
     "bert": ("Bert", {}),
     "roberta": ("Roberta", {"max_position_embeddings": 34, "pad_token_id": 1}),
-    "xlm-roberta": ("XLMRoberta", {"max_position_embeddings": 34, "pad_token_id": 1, "layer_norm_eps": 1e-5}),
+    "xlm-roberta": (
+        "XLMRoberta",
+        {"max_position_embeddings": 34, "pad_token_id": 1, "layer_norm_eps": 1e-5},
+    ),
     "mpnet": ("MPNet", {"max_position_embeddings": 34, "pad_token_id": 1}),
     "distilbert": ("DistilBert", {}),
     "electra": ("Electra", {"embedding_size": 16}),
@@ -26,9 +29,16 @@ def make_torch_model(name: str, **changes):
     if name == "distilbert":
         settings |= {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64}
     else:
-        settings |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+        settings |= {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 64,
+        }
     torch.manual_seed(0)
-    model = getattr(transformers, f"{prefix}Model")(getattr(transformers, f"{prefix}Config")(**settings)).eval()
+    model = getattr(transformers, f"{prefix}Model")(
+        getattr(transformers, f"{prefix}Config")(**settings)
+    ).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.2)
@@ -78,7 +88,13 @@ def batch(rows, slots=16, sentences=5, skip=0):
             token_ids[r, span], sentence[r, span] = tokens, number
             position[r, span] = np.arange(len(tokens))
             pooled[r, span] = np.arange(len(tokens)) >= skip
-    return TokenBatch(token_ids=token_ids, sentence=sentence, position=position, pooled=pooled, sentences=sentences)
+    return TokenBatch(
+        token_ids=token_ids,
+        sentence=sentence,
+        position=position,
+        pooled=pooled,
+        sentences=sentences,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -75,7 +75,9 @@ def adapted(base, targets, **changes):
     params = jax.device_get(model.params)
     adapter = init_lora(spec, params["backbone"], jax.random.key(1))
     rng = np.random.default_rng(2)
-    adapter = jax.tree.map(lambda x: (x + 0.1 * rng.normal(size=x.shape)).astype(np.float32), adapter)
+    adapter = jax.tree.map(
+        lambda x: (x + 0.1 * rng.normal(size=x.shape)).astype(np.float32), adapter
+    )
     return SentenceEncoder(spec, {**params, "lora": adapter}, model.tokenizer, base=model.base)
 
 
@@ -95,12 +97,19 @@ def test_ours_in_peft_and_sentence_transformers(family, kind, bases, tmp_path):
     assert np.abs(ours - load(str(bases[family])).encode(TEXTS)).max() > 0.01
     model.save(tmp_path / "adapter")
     names = {path.name for path in (tmp_path / "adapter").iterdir()}
-    assert {"adapter_config.json", "adapter_model.safetensors", "modules.json", "1_Pooling"} <= names
+    assert {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "modules.json",
+        "1_Pooling",
+    } <= names
     assert not {"config.json", "model.safetensors"} & names
 
     again = load(str(tmp_path / "adapter"))
     np.testing.assert_array_equal(again.encode(TEXTS), ours)
-    for one, other in zip(*map(jax.tree.leaves, (again.params["lora"], model.params["lora"])), strict=True):
+    for one, other in zip(
+        *map(jax.tree.leaves, (again.params["lora"], model.params["lora"])), strict=True
+    ):
         np.testing.assert_array_equal(one, other)
     again.save(tmp_path / "again")
     assert (tmp_path / "again/adapter_config.json").read_text() == (
@@ -117,7 +126,9 @@ def test_ours_in_peft_and_sentence_transformers(family, kind, bases, tmp_path):
 def sentence_transformer(directory):
     """Its model on a CPU; it must find every tensor, and no other."""
     sentence_transformers = pytest.importorskip("sentence_transformers")
-    return sentence_transformers.SentenceTransformer(str(directory), device="cpu", local_files_only=True)
+    return sentence_transformers.SentenceTransformer(
+        str(directory), device="cpu", local_files_only=True
+    )
 
 
 def peft_from(base, adapter):
@@ -126,7 +137,9 @@ def peft_from(base, adapter):
 
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # of missing keys
-        return peft.PeftModel.from_pretrained(transformers.AutoModel.from_pretrained(base), str(adapter)).eval()
+        return peft.PeftModel.from_pretrained(
+            transformers.AutoModel.from_pretrained(base), str(adapter)
+        ).eval()
 
 
 @cases("bert-rslora", "llama-dora")
@@ -140,7 +153,9 @@ def test_theirs_in_ours(family, kind, bases, tmp_path, tiny_tokenizer):
     np.testing.assert_allclose(read.merged().encode(TEXTS), wanted, atol=1e-4)
     finish(tmp_path, tiny_tokenizer)
     np.testing.assert_allclose(load(str(tmp_path)).encode(TEXTS), wanted, atol=1e-4)
-    if kind != "dora":  # of which transformers' own loader does not find the magnitudes that peft wrote
+    if (
+        kind != "dora"
+    ):  # of which transformers' own loader does not find the magnitudes that peft wrote
         np.testing.assert_allclose(sentence_transformer(tmp_path).encode(TEXTS), wanted, atol=1e-4)
 
 
@@ -167,12 +182,16 @@ def by_peft(base, directory, targets, **changes):
 @pytest.mark.parametrize("kind", ["lora", pytest.param("dora", marks=pytest.mark.slow)])
 def test_of_linear_maps_that_are_one_in_the_files(kind, bases, tmp_path):
     """Each of our parts has the same A; what is trained further can be saved merged only."""
-    wanted = by_peft(bases["modernbert"], tmp_path / "theirs", ("Wqkv", "mlp.Wo"), use_dora=kind == "dora")
+    wanted = by_peft(
+        bases["modernbert"], tmp_path / "theirs", ("Wqkv", "mlp.Wo"), use_dora=kind == "dora"
+    )
     read = load(str(tmp_path / "theirs"))
     np.testing.assert_allclose(read.encode(TEXTS), wanted, atol=1e-4)
     layers = read.params["lora"]["layers"]
     np.testing.assert_array_equal(layers["query"]["a"], layers["value"]["a"])
-    with pytest.raises(InputError, match="'key', part 2 of 3 of 'layers.{}.attn.Wqkv', cannot be written in PEFT's"):
+    with pytest.raises(
+        InputError, match="'key', part 2 of 3 of 'layers.{}.attn.Wqkv', cannot be written in PEFT's"
+    ):
         read.save(tmp_path / "ours")
     read.merged().save(tmp_path / "ours")
     np.testing.assert_allclose(load(str(tmp_path / "ours")).encode(TEXTS), wanted, atol=1e-4)
@@ -199,7 +218,9 @@ def test_as_sentence_transformers_saves_it(bases, tmp_path):
     import peft
 
     theirs = sentence_transformer(bases["bert"])
-    theirs.add_adapter(peft.LoraConfig(r=2, target_modules=r".*layer.*output\.dense", init_lora_weights=False))
+    theirs.add_adapter(
+        peft.LoraConfig(r=2, target_modules=r".*layer.*output\.dense", init_lora_weights=False)
+    )
     theirs.eval()
     theirs.save_pretrained(str(tmp_path / "theirs"))
     ours = load(str(tmp_path / "theirs"))
@@ -216,7 +237,15 @@ def test_merged_is_saved_as_a_whole_and_takes_the_adapters_place(bases, tmp_path
     model = adapted(bases["llama"], ("all-linear",))
     model.save(tmp_path / "model")
     named = json.loads((tmp_path / "model/adapter_config.json").read_text())["target_modules"]
-    assert sorted(named) == ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    assert sorted(named) == [
+        "down_proj",
+        "gate_proj",
+        "k_proj",
+        "o_proj",
+        "q_proj",
+        "up_proj",
+        "v_proj",
+    ]
     assert load(str(tmp_path / "model")).spec.lora == model.spec.lora
     model.merged().save(tmp_path / "model")
     assert not (tmp_path / "model/adapter_config.json").exists()
@@ -227,7 +256,9 @@ def test_merged_is_saved_as_a_whole_and_takes_the_adapters_place(bases, tmp_path
 
 
 def changed(model, **fields):
-    spec = dataclasses.replace(model.spec, backbone=dataclasses.replace(model.spec.backbone, **fields))
+    spec = dataclasses.replace(
+        model.spec, backbone=dataclasses.replace(model.spec.backbone, **fields)
+    )
     return SentenceEncoder(spec, model.params, model.tokenizer, base=model.base)
 
 
@@ -253,17 +284,26 @@ def test_what_the_backbone_has_other_than_its_base(bases, tmp_path):
         assert again.spec == one.spec
         np.testing.assert_array_equal(again.encode(TEXTS), wanted)
         if name == "norm":
-            np.testing.assert_allclose(sentence_transformer(tmp_path / name).encode(TEXTS), wanted, atol=1e-4)
+            np.testing.assert_allclose(
+                sentence_transformer(tmp_path / name).encode(TEXTS), wanted, atol=1e-4
+            )
         else:
             one.merged().save(tmp_path / name)
-            np.testing.assert_allclose(sentence_transformer(tmp_path / name).encode(TEXTS), wanted, atol=1e-4)
+            np.testing.assert_allclose(
+                sentence_transformer(tmp_path / name).encode(TEXTS), wanted, atol=1e-4
+            )
 
 
 def test_a_base_of_another_size_or_without_a_name(bases, tmp_path):
     model = adapted(bases["llama"], ("v_proj",))
-    with pytest.raises(InputError, match="num_layers 1, but its base .* has 2: save the model with the adapter merged"):
+    with pytest.raises(
+        InputError,
+        match="num_layers 1, but its base .* has 2: save the model with the adapter merged",
+    ):
         changed(model, num_layers=1).save(tmp_path / "small")
-    with pytest.raises(InputError, match="whose name is not known: save the model with the adapter merged"):
+    with pytest.raises(
+        InputError, match="whose name is not known: save the model with the adapter merged"
+    ):
         SentenceEncoder(model.spec, model.params, model.tokenizer).save(tmp_path / "nameless")
     assert not list(tmp_path.iterdir())
 
@@ -273,7 +313,9 @@ def test_the_base_is_known_by_its_numbers(bases, tmp_path):
     saved = read_model(bases["bert"])
     backbone = saved.spec.backbone
     own = fingerprint(backbone, bases["bert"])
-    lora, _ = read_adapter(tmp_path / "adapter", backbone, "renamed", bases["bert"])  # the same numbers, another name
+    lora, _ = read_adapter(
+        tmp_path / "adapter", backbone, "renamed", bases["bert"]
+    )  # the same numbers, another name
     assert lora.targets == ("query",)
 
     def copied(name, change):
@@ -281,13 +323,18 @@ def test_the_base_is_known_by_its_numbers(bases, tmp_path):
         write_safetensors(tmp_path / name / "model.safetensors", change(tensors(bases["bert"])))
         return tmp_path / name
 
-    half = copied("half", lambda found: {name: value.astype("bfloat16") for name, value in found.items()})
-    prefixed = copied("prefixed", lambda found: {f"bert.{name}": value for name, value in found.items()})
+    half = copied(
+        "half", lambda found: {name: value.astype("bfloat16") for name, value in found.items()}
+    )
+    prefixed = copied(
+        "prefixed", lambda found: {f"bert.{name}": value for name, value in found.items()}
+    )
     assert fingerprint(backbone, half) == fingerprint(backbone, prefixed) == own
     name = "encoder.layer.1.attention.self.query.weight"
     tuned = copied("tuned", lambda found: found | {name: 1.1 * found[name]})
     with pytest.raises(
-        InputError, match="made for .*bert.*, and tuned is another model: its fingerprint is [0-9a-f]{12}, "
+        InputError,
+        match="made for .*bert.*, and tuned is another model: its fingerprint is [0-9a-f]{12}, ",
     ):
         read_adapter(tmp_path / "adapter", backbone, "tuned", tuned)
 
@@ -342,25 +389,69 @@ LAST = "base_model.model.layers.1.self_attn.q_proj.lora_B.weight"
         ({"peft_type": "IA3"}, None, "unknown peft_type 'IA3'; known: LORA"),
         ({"r": None}, None, "r: expected a number, found None"),
         ({"bias": "all"}, None, "bias 'all' is not supported; only 'none' is"),
-        ({"modules_to_save": ["embed_tokens"]}, None, r"modules_to_save \['embed_tokens'\] is not supported"),
+        (
+            {"modules_to_save": ["embed_tokens"]},
+            None,
+            r"modules_to_save \['embed_tokens'\] is not supported",
+        ),
         ({"rank_pattern": {"q_proj": 8}}, None, "rank_pattern .* only one r for all modules is"),
-        ({"alpha_pattern": {"q_proj": 8}}, None, "alpha_pattern .* only one lora_alpha for all modules is"),
+        (
+            {"alpha_pattern": {"q_proj": 8}},
+            None,
+            "alpha_pattern .* only one lora_alpha for all modules is",
+        ),
         ({"layers_to_transform": [0]}, None, r"layers_to_transform \[0\] is not supported"),
-        ({"init_lora_weights": "pissa_niter_4"}, None, "init_lora_weights 'pissa_niter_4' is not supported"),
-        ({"base_model_name_or_path": None}, None, "base_model_name_or_path: expected the base's name, found None"),
+        (
+            {"init_lora_weights": "pissa_niter_4"},
+            None,
+            "init_lora_weights 'pissa_niter_4' is not supported",
+        ),
+        (
+            {"base_model_name_or_path": None},
+            None,
+            "base_model_name_or_path: expected the base's name, found None",
+        ),
         (
             {"base_model_name_or_path": "/no/such/model"},
             None,
             "adapter_config.json: base_model_name_or_path: model '/no",
         ),
-        ({"r": 5}, None, r"lora_A.weight' has shape \(4, 32\), the base and adapter_config.json want \(5, 32\)"),
-        ({"use_dora": True}, None, r"missing tensor '.*layers.0.*lora_magnitude_vector.weight' \(shape \(32,\)\)"),
-        ({}, lambda found: found | {LAST: found[LAST][:8]}, r"lora_B.weight' has shape \(8, 4\), .* want \(32, 4\)"),
-        ({}, lambda found: {k: v for k, v in found.items() if k != LAST}, f"missing tensor '{LAST}'"),
-        ({}, lambda found: found | {LAST.replace(".1.", ".2."): found[LAST]}, "the base has 2 layers"),
+        (
+            {"r": 5},
+            None,
+            r"lora_A.weight' has shape \(4, 32\), the base and adapter_config.json want \(5, 32\)",
+        ),
+        (
+            {"use_dora": True},
+            None,
+            r"missing tensor '.*layers.0.*lora_magnitude_vector.weight' \(shape \(32,\)\)",
+        ),
+        (
+            {},
+            lambda found: found | {LAST: found[LAST][:8]},
+            r"lora_B.weight' has shape \(8, 4\), .* want \(32, 4\)",
+        ),
+        (
+            {},
+            lambda found: {k: v for k, v in found.items() if k != LAST},
+            f"missing tensor '{LAST}'",
+        ),
+        (
+            {},
+            lambda found: found | {LAST.replace(".1.", ".2."): found[LAST]},
+            "the base has 2 layers",
+        ),
         ({}, lambda found: {}, "adapts none of layers.{}.mlp.down_proj, "),
-        ({}, rename("q_proj", "qkv"), "adapts 'layers.0.self_attn.qkv', which is no linear map of the base's layers"),
-        ({}, rename("base_model.model.", ""), "unexpected tensor 'layers.0.self_attn.q_proj.lora_A.weight'"),
+        (
+            {},
+            rename("q_proj", "qkv"),
+            "adapts 'layers.0.self_attn.qkv', which is no linear map of the base's layers",
+        ),
+        (
+            {},
+            rename("base_model.model.", ""),
+            "unexpected tensor 'layers.0.self_attn.q_proj.lora_A.weight'",
+        ),
         ({}, rename("lora_A.weight", "lora_magnitude_vector"), "missing tensor .*lora_A"),
     ],
 )

@@ -29,9 +29,13 @@ def test_equals_torch(name, torch_models, ids, packed, unpacked, states):
     model.zero_grad()
     expected = [model(torch.tensor(x[None]), output_hidden_states=True) for x in ids]
     weights = [torch.tensor(weight[: len(x)]) for x in ids]
-    sum((e.last_hidden_state[0] * w).sum() for e, w in zip(expected, weights, strict=True)).backward()
+    sum(
+        (e.last_hidden_state[0] * w).sum() for e, w in zip(expected, weights, strict=True)
+    ).backward()
     gradients = {n: p.grad.numpy() for n, p in model.named_parameters() if p.grad is not None}
-    gradients |= {n: np.zeros(p.shape, np.float32) for n, p in model.named_parameters() if p.grad is None}
+    gradients |= {
+        n: np.zeros(p.shape, np.float32) for n, p in model.named_parameters() if p.grad is None
+    }
     gradients = params_from_tensors(family, saved.params["backbone"], gradients, directory)
 
     @jax.jit
@@ -39,7 +43,9 @@ def test_equals_torch(name, torch_models, ids, packed, unpacked, states):
     def run(params, tokens):
         layers = module.apply({"params": params}, tokens, None, True)
         real = (tokens.sentence < tokens.sentences)[..., None]
-        return jnp.sum(jnp.where(real, layers[-1] * jnp.asarray(weight)[tokens.position], 0.0)), layers
+        return jnp.sum(
+            jnp.where(real, layers[-1] * jnp.asarray(weight)[tokens.position], 0.0)
+        ), layers
 
     for tokens in (unpacked, packed):
         (_, layers), found = run(saved.params["backbone"], tokens)
@@ -103,7 +109,14 @@ def test_unsupported_config(change, message):
         "max_position_embeddings": 32,
     }
     family = lookup("backbone", "bert")
-    ours = dict(vocab_size=60, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_positions=32)
+    ours = dict(
+        vocab_size=60,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        intermediate_size=64,
+        max_positions=32,
+    )
     assert family.read_config(config) == BertConfig(**ours, embedding_size=32)
     with pytest.raises(InputError, match=message):
         family.read_config(config | change)

@@ -24,7 +24,9 @@ KEY = jax.random.key(3)
 def params():
     params = build_encoder(SPEC).init(jax.random.key(0))
     # Bigger than at the start, so that dropout and attention matter.
-    return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+    return jax.tree.map(
+        lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params
+    )
 
 
 def value_and_gradient(params, tokens, **options):
@@ -35,7 +37,9 @@ def value_and_gradient(params, tokens, **options):
 
 
 def relative(ours, theirs):
-    ours, theirs = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (ours, theirs))
+    ours, theirs = (
+        np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (ours, theirs)
+    )
     return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
 
 
@@ -69,10 +73,14 @@ def test_key_decides_the_dropout(params, packed):
 
 
 def test_mean_over_dropout_is_near_the_encoder_without(params, unpacked):
-    apply = jax.jit(jax.vmap(build_encoder(dataclasses.replace(SPEC, heads=())).apply, (None, None, 0)))
+    apply = jax.jit(
+        jax.vmap(build_encoder(dataclasses.replace(SPEC, heads=())).apply, (None, None, 0))
+    )
     keys = jax.random.split(KEY, 256)
     mean = apply(params, unpacked, keys).mean(0)
-    expected = jax.jit(build_encoder(dataclasses.replace(SPEC, heads=())).apply)(params, unpacked, None)
+    expected = jax.jit(build_encoder(dataclasses.replace(SPEC, heads=())).apply)(
+        params, unpacked, None
+    )
     assert relative(mean, expected) < 0.15
 
 
@@ -90,14 +98,18 @@ def test_same_on_every_number_of_devices(params, packed, unpacked):
     groups = jax.tree.map(lambda *x: jnp.stack(x), packed, unpacked, unpacked, packed)
 
     def run(devices):
-        mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+        mesh = jax.make_mesh(
+            (devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
+        )
 
         @jax.jit
         @jax.value_and_grad
         @partial(jax.shard_map, mesh=mesh, in_specs=(P(), P("data"), P("data")), out_specs=P())
         def loss(params, groups, numbers):
             params = lax.pcast(params, "data", to="varying")
-            one = jax.checkpoint(lambda x: encoder.apply(params, x[0], jax.random.fold_in(KEY, x[1])))
+            one = jax.checkpoint(
+                lambda x: encoder.apply(params, x[0], jax.random.fold_in(KEY, x[1]))
+            )
             return lax.psum(jnp.sum(lax.map(one, (groups, numbers))[..., 0]), "data")
 
         return loss(params, groups, jnp.arange(4))
@@ -120,10 +132,14 @@ def test_head_in_training_only(params, packed):
 
 
 def test_sizes_and_first_last(params, packed):
-    encoder = build_encoder(EncoderSpec(SPEC.backbone, "first_last_mean+cls", (Dense(64, 7, bias=False), Normalize())))
+    encoder = build_encoder(
+        EncoderSpec(SPEC.backbone, "first_last_mean+cls", (Dense(64, 7, bias=False), Normalize()))
+    )
     assert encoder.dim == 7 and encoder.apply(encoder.init(KEY), packed, None).shape == (5, 7)
     base = build_encoder(random_spec("minilm-l6"))
-    assert num_params(jax.eval_shape(base.init, KEY)) == 22_565_376  # all-MiniLM-L6-v2 without its pooler
+    assert (
+        num_params(jax.eval_shape(base.init, KEY)) == 22_565_376
+    )  # all-MiniLM-L6-v2 without its pooler
     layers = jax.eval_shape(base.init, KEY)["backbone"]["layers"]
     assert {leaf.shape[0] for leaf in jax.tree.leaves(layers)} == {6}
 

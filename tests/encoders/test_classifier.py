@@ -18,8 +18,14 @@ from embed_jax.errors import InputError
 
 FAMILIES = {
     "bert": ("Bert", {}),
-    "roberta": ("Roberta", {"max_position_embeddings": 34, "pad_token_id": 1, "type_vocab_size": 1}),
-    "xlm-roberta": ("XLMRoberta", {"max_position_embeddings": 34, "pad_token_id": 1, "type_vocab_size": 1}),
+    "roberta": (
+        "Roberta",
+        {"max_position_embeddings": 34, "pad_token_id": 1, "type_vocab_size": 1},
+    ),
+    "xlm-roberta": (
+        "XLMRoberta",
+        {"max_position_embeddings": 34, "pad_token_id": 1, "type_vocab_size": 1},
+    ),
     "mpnet": ("MPNet", {"max_position_embeddings": 34, "pad_token_id": 1}),
     "distilbert": ("DistilBert", {}),
     "electra": ("Electra", {"embedding_size": 16}),
@@ -36,7 +42,12 @@ def torch_classifier(name, num_labels=1):
     if name == "distilbert":
         settings |= {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64}
     else:
-        settings |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+        settings |= {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 64,
+        }
     torch.manual_seed(0)
     config = getattr(transformers, f"{prefix}Config")(**settings)
     model = getattr(transformers, f"{prefix}ForSequenceClassification")(config).eval()
@@ -67,7 +78,9 @@ def with_segments(batch, first):
 
 def edit(path, **changes):
     config = json.loads(path.read_text())
-    path.write_text(json.dumps({key: value for key, value in (config | changes).items() if value is not ...}))
+    path.write_text(
+        json.dumps({key: value for key, value in (config | changes).items() if value is not ...})
+    )
 
 
 # ---- logits --------------------------------------------------------------------------------------------------
@@ -85,9 +98,17 @@ def test_logits_equal_transformers(name, num_labels, ids, packed, unpacked, tmp_
     first = [3, 1, 9, 1, 4]
     wanted = []
     for tokens, start in zip(ids, first, strict=True):
-        types = {"token_type_ids": torch.tensor((np.arange(len(tokens)) >= start)[None] * 1)} if name in TYPED else {}
+        types = (
+            {"token_type_ids": torch.tensor((np.arange(len(tokens)) >= start)[None] * 1)}
+            if name in TYPED
+            else {}
+        )
         with torch.no_grad():
-            wanted.append(model(input_ids=torch.tensor(tokens[None].astype(np.int64)), **types).logits[0].numpy())
+            wanted.append(
+                model(input_ids=torch.tensor(tokens[None].astype(np.int64)), **types)
+                .logits[0]
+                .numpy()
+            )
     apply = jax.jit(build_classifier(saved.spec).apply)
     for batch in (unpacked, packed):
         found = apply(saved.params, with_segments(batch, first) if name in TYPED else batch, None)
@@ -123,7 +144,9 @@ def test_gradient_of_a_token_type_is_that_of_its_slots(bert, packed):
     table = jnp.asarray(saved.params["backbone"]["embeddings"]["token_type"])
     gradient, loss = jax.jit(jax.grad(loss))(table), jax.jit(loss)
     for row in range(2):
-        step = jnp.zeros_like(table).at[row].set(1e-3 * gradient[row] / jnp.linalg.norm(gradient[row]))
+        step = (
+            jnp.zeros_like(table).at[row].set(1e-3 * gradient[row] / jnp.linalg.norm(gradient[row]))
+        )
         slope = (loss(table + step) - loss(table - step)) / 2e-3
         np.testing.assert_allclose(slope, jnp.linalg.norm(gradient[row]), rtol=2e-2)
 
@@ -149,7 +172,11 @@ def test_init_makes_what_is_read(bert):
     encoder = build_classifier(saved.spec)
     assert encoder.dim == 1
     shapes = jax.eval_shape(encoder.init, jax.random.key(0))
-    jax.tree.map(lambda a, b: np.testing.assert_equal((a.shape, a.dtype), (b.shape, b.dtype)), shapes, saved.params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_equal((a.shape, a.dtype), (b.shape, b.dtype)),
+        shapes,
+        saved.params,
+    )
 
 
 @pytest.mark.parametrize("name", ["bert", "distilbert"])
@@ -170,9 +197,21 @@ BACKBONE = BertConfig()
     ("family", "config", "expected"),
     [
         ("bert", {}, (2, "tanh", 0.1, False)),
-        ("bert", {"id2label": {"0": "no", "1": "yes", "2": "maybe"}, "num_labels": 1}, (3, "tanh", 0.1, False)),
-        ("bert", {"num_labels": 1, "classifier_dropout": 0.0, "hidden_dropout_prob": 0.3}, (1, "tanh", 0.0, False)),
-        ("roberta", {"classifier_dropout": None, "hidden_dropout_prob": 0.3}, (2, "tanh", 0.3, True)),
+        (
+            "bert",
+            {"id2label": {"0": "no", "1": "yes", "2": "maybe"}, "num_labels": 1},
+            (3, "tanh", 0.1, False),
+        ),
+        (
+            "bert",
+            {"num_labels": 1, "classifier_dropout": 0.0, "hidden_dropout_prob": 0.3},
+            (1, "tanh", 0.0, False),
+        ),
+        (
+            "roberta",
+            {"classifier_dropout": None, "hidden_dropout_prob": 0.3},
+            (2, "tanh", 0.3, True),
+        ),
         ("mpnet", {"classifier_dropout": 0.5, "hidden_dropout_prob": 0.3}, (2, "tanh", 0.3, True)),
         ("electra", {}, (2, "gelu", 0.1, True)),
         ("distilbert", {}, (2, "relu", 0.2, False)),
@@ -196,11 +235,23 @@ def test_configs_without_a_head():
     [
         (lambda t: t.pop("classifier.weight"), r"no weights of a classifier \(classifier.weight\)"),
         (lambda t: t.pop("classifier.bias"), "missing tensor 'classifier.bias'"),
-        (lambda t: t.pop("bert.pooler.dense.weight"), r"missing tensor 'pooler.dense.weight' \(shape \(32, 32\)\)"),
-        (lambda t: t.update({"classifier.dense.bias": np.ones(2)}), "unexpected tensor 'classifier.dense.bias'"),
+        (
+            lambda t: t.pop("bert.pooler.dense.weight"),
+            r"missing tensor 'pooler.dense.weight' \(shape \(32, 32\)\)",
+        ),
+        (
+            lambda t: t.update({"classifier.dense.bias": np.ones(2)}),
+            "unexpected tensor 'classifier.dense.bias'",
+        ),
         (lambda t: t.update({"bert.pooler.extra": np.ones(2)}), "unexpected tensor 'pooler.extra'"),
-        (lambda t: t.update({"pooler.dense.bias": np.ones(32)}), "'pooler.dense.bias' stands there twice"),
-        (lambda t: t.update({"classifier.bias": np.ones(3)}), r"'classifier.bias' has shape \(3,\), config.json wants"),
+        (
+            lambda t: t.update({"pooler.dense.bias": np.ones(32)}),
+            "'pooler.dense.bias' stands there twice",
+        ),
+        (
+            lambda t: t.update({"classifier.bias": np.ones(3)}),
+            r"'classifier.bias' has shape \(3,\), config.json wants",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit(copy, change, message):
@@ -215,7 +266,10 @@ def test_tensors_that_do_not_fit(copy, change, message):
 def test_other_tensors_of_the_checkpoint_are_ignored(copy):
     before = read_classifier(copy)
     tensors = load_file(copy / "model.safetensors")
-    tensors |= {"bert.embeddings.position_ids": np.arange(32)[None], "cls.predictions.bias": np.ones(60, np.float32)}
+    tensors |= {
+        "bert.embeddings.position_ids": np.arange(32)[None],
+        "cls.predictions.bias": np.ones(60, np.float32),
+    }
     save_file(tensors, copy / "model.safetensors")
     jax.tree.map(np.testing.assert_array_equal, read_classifier(copy).params, before.params)
 
@@ -230,9 +284,17 @@ SIGMOID, IDENTITY = "torch.nn.modules.activation.Sigmoid", "torch.nn.modules.lin
         ({"id2label": {"0": "a", "1": "b"}}, {}, "identity"),
         ({"sbert_ce_default_activation_function": IDENTITY}, {}, "identity"),
         ({"sbert_ce_default_activation_function": None}, {}, "sigmoid"),
-        ({"sentence_transformers": {"activation_fn": IDENTITY, "version": "5.0.0"}}, {}, "identity"),
+        (
+            {"sentence_transformers": {"activation_fn": IDENTITY, "version": "5.0.0"}},
+            {},
+            "identity",
+        ),
         ({"sentence_transformers": {"version": "4.0.0"}}, {}, "sigmoid"),
-        ({"sentence_transformers": {"activation_fn": SIGMOID}}, {"activation_fn": IDENTITY}, "identity"),
+        (
+            {"sentence_transformers": {"activation_fn": SIGMOID}},
+            {"activation_fn": IDENTITY},
+            "identity",
+        ),
         ({"id2label": {"0": "a", "1": "b"}}, {"activation_fn": SIGMOID}, "sigmoid"),
     ],
 )
@@ -244,17 +306,27 @@ def test_activation_by_config(copy, config, settings, expected):
     assert read_classifier(copy).activation == expected
 
 
-@pytest.mark.parametrize("found", ["os.system", "mine.Sigmoid", "torch.nn.modules.activation.Softmax", 3])
+@pytest.mark.parametrize(
+    "found", ["os.system", "mine.Sigmoid", "torch.nn.modules.activation.Softmax", 3]
+)
 def test_no_other_activation_is_run(copy, found):
     edit(copy / "config.json", sentence_transformers={"activation_fn": found})
-    with pytest.raises(InputError, match="config.json: unknown sentence_transformers.activation_fn .*known: torch.nn"):
+    with pytest.raises(
+        InputError,
+        match="config.json: unknown sentence_transformers.activation_fn .*known: torch.nn",
+    ):
         read_classifier(copy)
 
 
 def test_directories_of_other_models(copy, tmp_path):
-    modules = [{"type": f"sentence_transformers.models.{kind}", "path": ""} for kind in ("Transformer", "Pooling")]
+    modules = [
+        {"type": f"sentence_transformers.models.{kind}", "path": ""}
+        for kind in ("Transformer", "Pooling")
+    ]
     (copy / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(InputError, match="found Transformer, Pooling; a cross-encoder is a Transformer alone"):
+    with pytest.raises(
+        InputError, match="found Transformer, Pooling; a cross-encoder is a Transformer alone"
+    ):
         read_classifier(copy)
     (copy / "modules.json").unlink()
     edit(copy / "config.json", model_type="gpt2")

@@ -22,20 +22,39 @@ QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
 WIDTH = 32
 LAYERS = ["sliding_attention", "full_attention", "sliding_attention"]
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-YARN = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 16}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 100.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
 CASES = {  # windows are smaller than the texts, of 1 to 16 tokens
-    "llama": ("llama", {"rope_parameters": LLAMA3 | {"rope_theta": 100.0, "original_max_position_embeddings": 32}}),
-    "llama-both": ("llama", {"is_causal": False, "attention_bias": True, "mlp_bias": True, "head_dim": 6}),
+    "llama": (
+        "llama",
+        {"rope_parameters": LLAMA3 | {"rope_theta": 100.0, "original_max_position_embeddings": 32}},
+    ),
+    "llama-both": (
+        "llama",
+        {"is_causal": False, "attention_bias": True, "mlp_bias": True, "head_dim": 6},
+    ),
     "mistral": ("mistral", {"sliding_window": 3}),
     "mistral-both": ("mistral", {"sliding_window": 3, "is_causal": False}),
     "qwen2": ("qwen2", {"rope_parameters": YARN}),
-    "qwen2-windows": ("qwen2", {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1}),
+    "qwen2-windows": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1},
+    ),
     "qwen3": ("qwen3", {"head_dim": 12}),
     "qwen3-both": ("qwen3", {"head_dim": 12, "is_causal": False, "attention_bias": True}),
     "gemma": ("gemma", {"head_dim": 16}),
     "gemma2": (
         "gemma2",
-        {"head_dim": 16, "sliding_window": 3, "attn_logit_softcapping": 1.5, "query_pre_attn_scalar": 9},
+        {
+            "head_dim": 16,
+            "sliding_window": 3,
+            "attn_logit_softcapping": 1.5,
+            "query_pre_attn_scalar": 9,
+        },
     ),
     "gemma3": (
         "gemma3_text",
@@ -51,7 +70,12 @@ CASES = {  # windows are smaller than the texts, of 1 to 16 tokens
     ),
     "gemma3-both": (
         "gemma3_text",
-        {"head_dim": 16, "sliding_window": 5, "layer_types": LAYERS, "use_bidirectional_attention": True},
+        {
+            "head_dim": 16,
+            "sliding_window": 5,
+            "layer_types": LAYERS,
+            "use_bidirectional_attention": True,
+        },
     ),
 }
 FEW = ("llama", "gemma3")
@@ -59,7 +83,9 @@ FEW = ("llama", "gemma3")
 
 def few(of=tuple(CASES)):
     """FEW of the cases, the others as slow ones."""
-    return pytest.mark.parametrize("name", [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in of])
+    return pytest.mark.parametrize(
+        "name", [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in of]
+    )
 
 
 @dataclasses.dataclass
@@ -94,8 +120,18 @@ def case(tmp_path_factory):
     @functools.cache
     def make(name):
         family, changes = CASES[name]
-        sizes = {"vocab_size": 60, "hidden_size": WIDTH, "num_hidden_layers": 3, "num_attention_heads": 4}
-        sizes |= {"num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64, "pad_token_id": 0}
+        sizes = {
+            "vocab_size": 60,
+            "hidden_size": WIDTH,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+        }
+        sizes |= {
+            "num_key_value_heads": 2,
+            "intermediate_size": 48,
+            "max_position_embeddings": 64,
+            "pad_token_id": 0,
+        }
         config = transformers.AutoConfig.for_model(family, **sizes, **changes)
         torch.manual_seed(0)
         model = transformers.AutoModel.from_config(config, attn_implementation="eager").eval()
@@ -118,10 +154,16 @@ def torch_states(model, ids, left=False):
 
     longest = max(map(len, ids))
     pads = [(longest - len(x), 0) if left else (0, longest - len(x)) for x in ids]
-    tokens = torch.tensor(np.stack([np.pad(x, pad) for x, pad in zip(ids, pads, strict=True)]), dtype=torch.long)
-    mask = torch.tensor(np.stack([np.pad(np.ones_like(x), pad) for x, pad in zip(ids, pads, strict=True)]))
+    tokens = torch.tensor(
+        np.stack([np.pad(x, pad) for x, pad in zip(ids, pads, strict=True)]), dtype=torch.long
+    )
+    mask = torch.tensor(
+        np.stack([np.pad(np.ones_like(x), pad) for x, pad in zip(ids, pads, strict=True)])
+    )
     states = model(tokens, attention_mask=mask).last_hidden_state
-    return [row[before : before + len(x)] for row, (before, _), x in zip(states, pads, ids, strict=True)]
+    return [
+        row[before : before + len(x)] for row, (before, _), x in zip(states, pads, ids, strict=True)
+    ]
 
 
 def numpy_states(model, ids, **options):
@@ -134,7 +176,9 @@ def numpy_states(model, ids, **options):
 def our_states(backbone, **options):
     """A compiled `(parameters, tokens) -> hidden states`."""
     module = lookup("backbone", backbone.family).module(backbone, **options)
-    return jax.jit(lambda params, tokens: module.apply({"params": params}, tokens), compiler_options=QUICKLY)
+    return jax.jit(
+        lambda params, tokens: module.apply({"params": params}, tokens), compiler_options=QUICKLY
+    )
 
 
 @few()
@@ -142,7 +186,10 @@ def test_states_and_gradients_equal_torch(case, name, ids, unpacked, packed, sta
     """Padded left or right there, alone in a row or packed here."""
     import torch
 
-    model, weights = case(name), np.random.default_rng(0).normal(size=(60, WIDTH)).astype(np.float32)
+    model, weights = (
+        case(name),
+        np.random.default_rng(0).normal(size=(60, WIDTH)).astype(np.float32),
+    )
     module = lookup("backbone", model.backbone.family).module(model.backbone)
 
     @functools.partial(jax.jit, compiler_options=QUICKLY)
@@ -150,7 +197,9 @@ def test_states_and_gradients_equal_torch(case, name, ids, unpacked, packed, sta
         def total(params):
             hidden = module.apply({"params": params}, tokens)
             mask = (tokens.sentence < tokens.sentences)[..., None]
-            return jnp.sum(jnp.where(mask, hidden * jnp.asarray(weights)[tokens.token_ids], 0.0)), hidden
+            return jnp.sum(
+                jnp.where(mask, hidden * jnp.asarray(weights)[tokens.token_ids], 0.0)
+            ), hidden
 
         return jax.grad(total, has_aux=True)(params)
 
@@ -177,7 +226,9 @@ def as_params(directory, tensors):
 
 
 def assert_same_gradient(found, expected):
-    found, expected = (dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (found, expected))
+    found, expected = (
+        dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (found, expected)
+    )
     assert found.keys() == expected.keys()
     for path, theirs in expected.items():
         size = np.linalg.norm(theirs)
@@ -219,7 +270,11 @@ def test_parameters_stored_in_bfloat16_are_cast_after_they_are_taken(case, packe
 
 @pytest.mark.parametrize(
     ("name", "causal", "reach"),
-    [("mistral", True, 6), ("mistral", False, 6), pytest.param("gemma2", True, 16, marks=pytest.mark.slow)],
+    [
+        ("mistral", True, 6),
+        ("mistral", False, 6),
+        pytest.param("gemma2", True, 16, marks=pytest.mark.slow),
+    ],
 )
 def test_who_sees_whom(case, name, causal, reach, make_batch):
     """By gradients of each state for each embedding: three layers with a window of 3 reach 6 tokens back."""
@@ -235,7 +290,9 @@ def test_who_sees_whom(case, name, causal, reach, make_batch):
         params = {**model.params, "embeddings": {"token": table}}
         return module.apply({"params": params}, tokens)[0] @ weight
 
-    found = np.linalg.norm(influence(model.params["embeddings"]["token"]), axis=-1)[:, 20 : 20 + length]
+    found = np.linalg.norm(influence(model.params["embeddings"]["token"]), axis=-1)[
+        :, 20 : 20 + length
+    ]
     back = np.arange(length)[:, None] - np.arange(length)
     seen = (back >= 0 if causal else True) & (np.abs(back) <= reach)
     assert (found[~seen] == 0).all() and (found[seen] > 1e-6).all()
@@ -246,7 +303,13 @@ def test_torch_reads_what_we_write(case, name, tiny_tokenizer, ids, tmp_path):
     from transformers import AutoModel
 
     model = case(name)
-    write_model(tmp_path, model.saved.spec, model.saved.params, tokenizer=Tokenizer(tiny_tokenizer), max_length=32)
+    write_model(
+        tmp_path,
+        model.saved.spec,
+        model.saved.params,
+        tokenizer=Tokenizer(tiny_tokenizer),
+        max_length=32,
+    )
     again = read_model(tmp_path)
     assert again.spec == model.saved.spec
     jax.tree.map(np.testing.assert_array_equal, again.params, model.saved.params)
@@ -258,8 +321,12 @@ def test_torch_reads_what_we_write(case, name, tiny_tokenizer, ids, tmp_path):
         np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize(("name", "layers"), [("gemma2", [1]), ("gemma3", [0, 1]), ("qwen2-windows", [0, 2])])
-def test_layers_kept_are_of_the_kinds_they_were(case, name, layers, tiny_tokenizer, ids, unpacked, states, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "layers"), [("gemma2", [1]), ("gemma3", [0, 1]), ("qwen2-windows", [0, 2])]
+)
+def test_layers_kept_are_of_the_kinds_they_were(
+    case, name, layers, tiny_tokenizer, ids, unpacked, states, tmp_path
+):
     from transformers import AutoModel
 
     model = case(name)
@@ -267,7 +334,9 @@ def test_layers_kept_are_of_the_kinds_they_were(case, name, layers, tiny_tokeniz
     assert spec.backbone.kinds == tuple(model.backbone.kinds[layer] for layer in layers)
     write_model(tmp_path, spec, params, tokenizer=Tokenizer(tiny_tokenizer), max_length=32)
     assert read_model(tmp_path).spec == spec
-    expected = numpy_states(AutoModel.from_pretrained(tmp_path, attn_implementation="eager").eval(), ids)
+    expected = numpy_states(
+        AutoModel.from_pretrained(tmp_path, attn_implementation="eager").eval(), ids
+    )
     found = our_states(spec.backbone)(params["backbone"], unpacked)
     for ours, theirs in zip(states(found, unpacked), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
@@ -276,7 +345,10 @@ def test_layers_kept_are_of_the_kinds_they_were(case, name, layers, tiny_tokeniz
 def test_the_first_layers_give_the_normalised_states_in_between(case, packed, states):
     model = case("gemma3")
     module = lookup("backbone", "gemma3_text").module(model.backbone)
-    run = jax.jit(lambda params: module.apply({"params": params}, packed, None, True), compiler_options=QUICKLY)
+    run = jax.jit(
+        lambda params: module.apply({"params": params}, packed, None, True),
+        compiler_options=QUICKLY,
+    )
     every = run(model.params)
     assert every.shape == (3, 5, 16, WIDTH)
     spec, params = first_layers(model.saved.spec, model.saved.params, 2)
@@ -286,19 +358,28 @@ def test_the_first_layers_give_the_normalised_states_in_between(case, packed, st
 
 
 @pytest.mark.parametrize("name", ["mistral", "gemma3"])
-def test_a_causal_model_made_bidirectional(case, name, tiny_tokenizer, ids, unpacked, states, tmp_path):
+def test_a_causal_model_made_bidirectional(
+    case, name, tiny_tokenizer, ids, unpacked, states, tmp_path
+):
     """transformers computes the same, and so windows keep their distance."""
     from transformers import AutoModel
 
     model = case(name)
-    spec = dataclasses.replace(model.saved.spec, backbone=dataclasses.replace(model.backbone, causal=False))
-    write_model(tmp_path, spec, model.saved.params, tokenizer=Tokenizer(tiny_tokenizer), max_length=32)
+    spec = dataclasses.replace(
+        model.saved.spec, backbone=dataclasses.replace(model.backbone, causal=False)
+    )
+    write_model(
+        tmp_path, spec, model.saved.params, tokenizer=Tokenizer(tiny_tokenizer), max_length=32
+    )
     assert read_model(tmp_path).spec == spec
     expected = numpy_states(AutoModel.from_pretrained(tmp_path).eval(), ids)
     found = states(our_states(spec.backbone)(model.params, unpacked), unpacked)
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
-    assert max(np.abs(a - b).max() for a, b in zip(found, numpy_states(model.torch, ids), strict=True)) > 0.1
+    assert (
+        max(np.abs(a - b).max() for a, b in zip(found, numpy_states(model.torch, ids), strict=True))
+        > 0.1
+    )
 
 
 @pytest.mark.parametrize("prefix", ["", "model.", "language_model.model.", "model.language_model."])
@@ -307,12 +388,23 @@ def test_a_language_model_s_file(case, prefix, tmp_path):
     model = case("gemma3")
     tensors = load_file(model.directory / "model.safetensors")
     tensors = {prefix + key: value for key, value in tensors.items()}
-    head = "language_model.lm_head.weight" if prefix == "language_model.model." else "lm_head.weight"
-    tensors |= {head: np.zeros((60, WIDTH), np.float32), f"{prefix}rotary_emb.inv_freq": np.zeros(8, np.float32)}
-    tensors |= {f"{prefix}layers.{i}.self_attn.rotary_emb.inv_freq": np.zeros(8, np.float32) for i in range(3)}
+    head = (
+        "language_model.lm_head.weight" if prefix == "language_model.model." else "lm_head.weight"
+    )
+    tensors |= {
+        head: np.zeros((60, WIDTH), np.float32),
+        f"{prefix}rotary_emb.inv_freq": np.zeros(8, np.float32),
+    }
+    tensors |= {
+        f"{prefix}layers.{i}.self_attn.rotary_emb.inv_freq": np.zeros(8, np.float32)
+        for i in range(3)
+    }
     jax.tree.map(np.testing.assert_array_equal, as_params(model.directory, tensors), model.params)
     with pytest.raises(InputError, match="unexpected tensor 'layers.0.self_attn.q_proj.bias'"):
-        as_params(model.directory, tensors | {f"{prefix}layers.0.self_attn.q_proj.bias": np.zeros(64, np.float32)})
+        as_params(
+            model.directory,
+            tensors | {f"{prefix}layers.0.self_attn.q_proj.bias": np.zeros(64, np.float32)},
+        )
 
 
 # ---- training --------------------------------------------------------------------------------------------------
@@ -320,7 +412,9 @@ def test_a_language_model_s_file(case, prefix, tmp_path):
 DROPOUT = {"hidden_dropout": 0.2, "attention_dropout": 0.2}
 
 
-@pytest.mark.parametrize("which", [DROPOUT, pytest.param({"attention_dropout": 0.3}, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "which", [DROPOUT, pytest.param({"attention_dropout": 0.3}, marks=pytest.mark.slow)]
+)
 def test_copies_of_an_example_have_one_dropout_mask(case, which, ids, make_batch):
     model = case("gemma2")
     spec = EncoderSpec(dataclasses.replace(model.backbone, **which))
@@ -328,7 +422,9 @@ def test_copies_of_an_example_have_one_dropout_mask(case, which, ids, make_batch
 
     def embed(seed, **options):
         encoder = build_encoder(spec, unroll=1, attention="xla", **options)
-        return jax.jit(encoder.apply, compiler_options=QUICKLY)(model.saved.params, tokens, jax.random.key(seed))
+        return jax.jit(encoder.apply, compiler_options=QUICKLY)(
+            model.saved.params, tokens, jax.random.key(seed)
+        )
 
     one, own = embed(3, same_mask_columns=2), embed(3)
     np.testing.assert_allclose(one[:2], one[2:], atol=1e-5)
@@ -344,13 +440,17 @@ def test_recomputed_and_unrolled_layers_of_two_kinds_have_the_same_gradient(case
     def gradient(**options):
         encoder = build_encoder(spec, attention="xla", **options)
         read = {"read": lambda layer: layer} if options["unroll"] == 2 else {}
-        loss = jax.grad(lambda p: (encoder.apply(p, packed, jax.random.key(1), **read) * weight).sum())
+        loss = jax.grad(
+            lambda p: (encoder.apply(p, packed, jax.random.key(1), **read) * weight).sum()
+        )
         return jax.jit(loss, compiler_options=QUICKLY)(model.saved.params)
 
     expected = gradient(unroll=1)
     for options in ({"unroll": 3, "remat": "layer"}, {"unroll": 2, "remat": "dots"}):
         found = gradient(**options)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3, rtol=1e-3), found, expected)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3, rtol=1e-3), found, expected
+        )
 
 
 def test_sharding_names_what_there_is():

@@ -14,7 +14,12 @@ from embed_jax.errors import InputError
 from embed_jax.registry import lookup
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-OLD_QWEN = {"hidden_act": "silu", "initializer_range": 0.02, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0}
+OLD_QWEN = {
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+}
 PUBLISHED = {  # fields of the files as published, without those that say nothing of the encoder
     "llama2-7b": {
         "model_type": "llama",
@@ -214,7 +219,13 @@ def test_well_known_shapes_have_the_published_parameters(name):
 @pytest.mark.parametrize("name", DECODERS)
 def test_config_round_trip(name):
     rope = dataclasses.replace(DECODERS["llama3.2-1b"].rope, theta=50.0)
-    changes = {"rope": rope, "attention_dropout": 0.3, "hidden_dropout": 0.1, "pad_token_id": 3, "tied": False}
+    changes = {
+        "rope": rope,
+        "attention_dropout": 0.3,
+        "hidden_dropout": 0.1,
+        "pad_token_id": 3,
+        "tied": False,
+    }
     for changed in ({}, changes, {"causal": not DECODERS[name].causal}):
         config = dataclasses.replace(DECODERS[name], **changed)
         fields = json.loads(json.dumps(write_config(config)))
@@ -233,7 +244,9 @@ def test_transformers_has_as_many_parameters(name):
     with torch.device("meta"):
         model = transformers.AutoModel.from_config(config)
     shapes = jax.eval_shape(build_encoder(EncoderSpec(SHAPES[name])).init, jax.random.key(0))
-    assert sum(p.numel() for p in model.parameters()) == sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    assert sum(p.numel() for p in model.parameters()) == sum(
+        leaf.size for leaf in jax.tree.leaves(shapes)
+    )
 
 
 def test_what_a_file_leaves_unsaid():
@@ -243,17 +256,33 @@ def test_what_a_file_leaves_unsaid():
     def read(family, **fields):
         return read_config({"model_type": family, **short, **fields})
 
-    assert (read("llama").num_kv_heads, read("llama").head_size, read("llama").rms_norm_eps) == (4, 16, 1e-6)
-    assert read("mistral").window == 4096 and read("mistral", sliding_window=None).kinds == (FULL,) * 4
+    assert (read("llama").num_kv_heads, read("llama").head_size, read("llama").rms_norm_eps) == (
+        4,
+        16,
+        1e-6,
+    )
+    assert (
+        read("mistral").window == 4096 and read("mistral", sliding_window=None).kinds == (FULL,) * 4
+    )
     windows = {"use_sliding_window": True, "sliding_window": 8}
     assert read("qwen2", sliding_window=8).kinds == read("qwen2", **windows).kinds == (FULL,) * 4
     assert read("qwen2", **windows, max_window_layers=3).kinds == (FULL, FULL, FULL, SLIDING)
     assert read("qwen3").head_size == 128
     assert read("gemma2").kinds == (SLIDING, FULL) * 2
-    assert (read("gemma2").softcap, read("gemma2", attn_logit_softcapping=None).softcap) == (50.0, None)
+    assert (read("gemma2").softcap, read("gemma2", attn_logit_softcapping=None).softcap) == (
+        50.0,
+        None,
+    )
     assert read("gemma3_text", sliding_window_pattern=3).kinds == (SLIDING, SLIDING, FULL, SLIDING)
-    local = read("gemma3_text", rope_scaling={"rope_type": "linear", "factor": 8.0}, rope_local_base_freq=5.0)
-    assert (local.rope.theta, local.rope.factor, local.local_rope.theta, local.local_rope.factor) == (1e6, 8, 5, None)
+    local = read(
+        "gemma3_text", rope_scaling={"rope_type": "linear", "factor": 8.0}, rope_local_base_freq=5.0
+    )
+    assert (
+        local.rope.theta,
+        local.rope.factor,
+        local.local_rope.theta,
+        local.local_rope.factor,
+    ) == (1e6, 8, 5, None)
 
 
 @pytest.mark.parametrize(
@@ -263,14 +292,42 @@ def test_what_a_file_leaves_unsaid():
         ("llama2-7b", {"hidden_act": "swish7"}, "unknown activation 'swish7'"),
         ("llama2-7b", {"num_key_value_heads": 3}, "3 heads of keys cannot serve 32 of queries"),
         ("llama2-7b", {"head_dim": 5}, "heads of an even size are wanted, found 5"),
-        ("llama2-7b", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic' is not supported; accepted are"),
-        ("mistral-7b", {"sliding_window": 0}, "sliding_window: a number of tokens is wanted, found 0"),
-        ("qwen2-7b", {"layer_types": ["sliding_attention"] * 28}, "sliding_window: a number of tokens .* found None"),
-        ("gemma2-2b", {"sliding_window": None}, "sliding_window: a number of tokens is wanted, found None"),
+        (
+            "llama2-7b",
+            {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            "'dynamic' is not supported; accepted are",
+        ),
+        (
+            "mistral-7b",
+            {"sliding_window": 0},
+            "sliding_window: a number of tokens is wanted, found 0",
+        ),
+        (
+            "qwen2-7b",
+            {"layer_types": ["sliding_attention"] * 28},
+            "sliding_window: a number of tokens .* found None",
+        ),
+        (
+            "gemma2-2b",
+            {"sliding_window": None},
+            "sliding_window: a number of tokens is wanted, found None",
+        ),
         ("gemma2-2b", {"layer_types": ["full_attention"]}, "layer_types: 26 are wanted, found 1"),
-        ("gemma2-2b", {"layer_types": ["chunked"] * 26}, "layer_types: unknown type 'chunked'.*full_attention"),
-        ("gemma2-2b", {"use_bidirectional_attention": True}, "use_bidirectional_attention True is not supported"),
-        ("gemma3-300m", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50.0 is not supported; only None is"),
+        (
+            "gemma2-2b",
+            {"layer_types": ["chunked"] * 26},
+            "layer_types: unknown type 'chunked'.*full_attention",
+        ),
+        (
+            "gemma2-2b",
+            {"use_bidirectional_attention": True},
+            "use_bidirectional_attention True is not supported",
+        ),
+        (
+            "gemma3-300m",
+            {"attn_logit_softcapping": 50.0},
+            "attn_logit_softcapping 50.0 is not supported; only None is",
+        ),
     ],
 )
 def test_unsupported_config(name, change, message):
@@ -280,16 +337,23 @@ def test_unsupported_config(name, change, message):
 
 
 def test_layer_types_of_another_number_of_layers():
-    with pytest.raises(InputError, match="layer_types: expected one for each of 2 layers, found 26"):
+    with pytest.raises(
+        InputError, match="layer_types: expected one for each of 2 layers, found 26"
+    ):
         dataclasses.replace(SHAPES["gemma2-2b"], num_layers=2).kinds  # noqa: B018
 
 
 def test_code_that_is_not_run_is_warned_of():
     """Such code may attend both ways, which nothing else in the file says; with is_causal it is said."""
-    family, found = lookup("backbone", "mistral"), {**PUBLISHED["llama2-7b"], "model_type": "mistral"}
+    family, found = (
+        lookup("backbone", "mistral"),
+        {**PUBLISHED["llama2-7b"], "model_type": "mistral"},
+    )
     with pytest.warns(UserWarning, match=r"auto_map.*read as causal.*\"is_causal\": false"):
         family.read_config({**found, "auto_map": {"AutoModel": "modeling.Model"}})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         family.read_config(found)
-        assert not family.read_config({**found, "auto_map": {"AutoModel": "modeling.Model"}, "is_causal": False}).causal
+        assert not family.read_config(
+            {**found, "auto_map": {"AutoModel": "modeling.Model"}, "is_causal": False}
+        ).causal

@@ -18,7 +18,12 @@ from embed_jax.encoders.read import read_model
 from embed_jax.encoders.write import write_model
 from embed_jax.errors import InputError
 
-TEXTS = ["a dog runs in the city", "music", "", "she plays the red guitar, very quickly . and the train made it"]
+TEXTS = [
+    "a dog runs in the city",
+    "music",
+    "",
+    "she plays the red guitar, very quickly . and the train made it",
+]
 
 
 @dataclasses.dataclass
@@ -70,14 +75,18 @@ def test_minilm_equals_sentence_transformers(make_batch):
     assert (saved.max_length, saved.spec.pooling, saved.spec.heads) == (256, "mean", (Normalize(),))
     assert (saved.similarity, saved.prompts, saved.lower_case) == ("cosine", {}, False)
     expected = peer.SentenceTransformer(str(directory), device="cpu").encode(TEXTS)
-    np.testing.assert_allclose(encode(saved.spec, saved.params, directory, TEXTS, make_batch), expected, atol=1e-6)
+    np.testing.assert_allclose(
+        encode(saved.spec, saved.params, directory, TEXTS, make_batch), expected, atol=1e-6
+    )
 
 
 def test_shards_are_one_model(torch_models, tmp_path):
     model, directory = torch_models["bert"]
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
-    jax.tree.map(np.testing.assert_array_equal, read_model(tmp_path).params, read_model(directory).params)
+    jax.tree.map(
+        np.testing.assert_array_equal, read_model(tmp_path).params, read_model(directory).params
+    )
 
 
 def test_prefix_and_known_extras(copy):
@@ -97,13 +106,21 @@ def test_bfloat16_is_kept_and_other_floats_become_float32(copy):
     from safetensors.torch import load_file, save_file
 
     before = load_file(copy / "model.safetensors")
-    for dtype, kept in ((torch.bfloat16, jnp.bfloat16), (torch.float16, np.float32), (torch.float64, np.float32)):
+    for dtype, kept in (
+        (torch.bfloat16, jnp.bfloat16),
+        (torch.float16, np.float32),
+        (torch.float64, np.float32),
+    ):
         tensors = {name: value.to(dtype) for name, value in before.items()}
         save_file(tensors, copy / "model.safetensors")
         params = read_model(copy).params
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(kept)}
-        expected = np.stack([tensors[UP.replace("1", str(layer))].float().numpy().T for layer in range(2)])
-        np.testing.assert_array_equal(params["backbone"]["layers"]["up"]["kernel"].astype(np.float32), expected)
+        expected = np.stack(
+            [tensors[UP.replace("1", str(layer))].float().numpy().T for layer in range(2)]
+        )
+        np.testing.assert_array_equal(
+            params["backbone"]["layers"]["up"]["kernel"].astype(np.float32), expected
+        )
 
 
 UP = "encoder.layer.1.intermediate.dense.weight"
@@ -113,10 +130,19 @@ UP = "encoder.layer.1.intermediate.dense.weight"
     ("change", "message"),
     [
         (lambda t: t.pop(UP), rf"missing tensor '{UP}' \(shape \(64, 32\)\)"),
-        (lambda t: t.update({"encoder.layer.2.output.dense.bias": t[UP]}), "unexpected tensor 'encoder.layer.2"),
+        (
+            lambda t: t.update({"encoder.layer.2.output.dense.bias": t[UP]}),
+            "unexpected tensor 'encoder.layer.2",
+        ),
         (lambda t: t.update({f"bert.{UP}": t[UP]}), f"'{UP}' stands there twice"),
-        (lambda t: t.update({UP: t[UP][:, :-1].copy()}), rf"'{UP}' has shape \(64, 31\), config.json wants \(64, 32\)"),
-        (lambda t: t.update({UP: t[UP].astype(np.int32)}), "is int32; accepted: float16, bfloat16, float32"),
+        (
+            lambda t: t.update({UP: t[UP][:, :-1].copy()}),
+            rf"'{UP}' has shape \(64, 31\), config.json wants \(64, 32\)",
+        ),
+        (
+            lambda t: t.update({UP: t[UP].astype(np.int32)}),
+            "is int32; accepted: float16, bfloat16, float32",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit(copy, change, message):
@@ -130,7 +156,10 @@ def test_damaged_files(copy):
     weights = copy / "model.safetensors"
     whole = weights.read_bytes()
     for content, reason in (
-        (whole[:-100], rf"truncated: its header names {len(whole):,} bytes, it has {len(whole) - 100:,}"),
+        (
+            whole[:-100],
+            rf"truncated: its header names {len(whole):,} bytes, it has {len(whole) - 100:,}",
+        ),
         (whole + b" ", f"its header names {len(whole):,} bytes, it has {len(whole) + 1:,}"),
         (whole[:20], "its header is to end at byte .*, it has 20"),
         (b"", "its header is to end at byte 8, it has 0"),
@@ -139,7 +168,8 @@ def test_damaged_files(copy):
     ):
         weights.write_bytes(content)
         with pytest.raises(
-            InputError, match=rf"model.safetensors: damaged or no safetensors file \({reason}.*\); fetch"
+            InputError,
+            match=rf"model.safetensors: damaged or no safetensors file \({reason}.*\); fetch",
         ) as error:
             read_model(copy)
         assert "\n" not in str(error.value)
@@ -152,14 +182,17 @@ def test_damaged_files(copy):
     index = copy / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
     with pytest.raises(
-        InputError, match="model-1.safetensors: no such file, though .*index.json names it; fetch it again"
+        InputError,
+        match="model-1.safetensors: no such file, though .*index.json names it; fetch it again",
     ):
         read_model(copy)
     save_file({"b": np.zeros(1, np.float32)}, copy / "model-1.safetensors")
     with pytest.raises(InputError, match="no shard holds the tensor 'a'"):
         read_model(copy)
     save_file({"b": np.zeros(1, np.float32)}, copy / "model-2.safetensors")
-    index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}))
+    index.write_text(
+        json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}})
+    )
     with pytest.raises(InputError, match="tensor 'b' stands in another shard too"):
         read_model(copy)
 
@@ -216,7 +249,9 @@ def spec_and_params(directory, pooling, heads):
         ("weighted_mean", ()),
     ],
 )
-def test_round_trip_through_sentence_transformers(pooling, heads, tokenizer, tmp_path, torch_model, make_batch):
+def test_round_trip_through_sentence_transformers(
+    pooling, heads, tokenizer, tmp_path, torch_model, make_batch
+):
     peer = pytest.importorskip("sentence_transformers")
     torch_model("bert", vocab_size=200).save_pretrained(tmp_path / "plain")
     spec, params = spec_and_params(tmp_path / "plain", pooling, heads)
@@ -231,7 +266,11 @@ def test_round_trip_through_sentence_transformers(pooling, heads, tokenizer, tmp
     ours = encode(spec, params, out, TEXTS, make_batch)
     model = peer.SentenceTransformer(str(out), device="cpu")
     np.testing.assert_allclose(ours, model.encode(TEXTS, prompt=""), atol=1e-5)
-    assert (model.max_seq_length, model.similarity_fn_name, model.default_prompt_name) == (24, "dot", "query")
+    assert (model.max_seq_length, model.similarity_fn_name, model.default_prompt_name) == (
+        24,
+        "dot",
+        "query",
+    )
     assert model.prompts["query"] == "find : " and model[1].include_prompt is False
 
     model.save(str(tmp_path / "theirs"))  # the installed version's own layout
@@ -295,7 +334,9 @@ def test_first_last_mean_is_ours(torch_models, tokenizer, tmp_path):
 
 
 def test_unknown_names(monkeypatch, tmp_path):
-    with pytest.raises(InputError, match="'nobody/nothing' not found: .*hub 'nobody/nothing': cannot be reached"):
+    with pytest.raises(
+        InputError, match="'nobody/nothing' not found: .*hub 'nobody/nothing': cannot be reached"
+    ):
         resolve("nobody/nothing")
     with pytest.raises(InputError, match="no such directory, and no name"):
         resolve(str(tmp_path / "absent"))
@@ -315,5 +356,7 @@ def test_a_hub_that_answers(monkeypatch, tmp_path):
     import huggingface_hub
 
     asked = []
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: asked.append(name) or str(tmp_path))
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda name, **_: asked.append(name) or str(tmp_path)
+    )
     assert resolve("organisation/model") == tmp_path and asked == ["organisation/model"]

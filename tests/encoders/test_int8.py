@@ -36,7 +36,9 @@ def compiled_quickly():
 def make(**lora):
     """A spec with an adapter, and parameters of which no leaf is zero and all kernels of layers are in eight bits."""
     spec = dataclasses.replace(PLAIN, lora=LoraSpec(2, 4.0, **lora))
-    params = jax.device_get(jax.jit(build_encoder(spec).init, compiler_options=QUICKLY)(jax.random.key(0)))
+    params = jax.device_get(
+        jax.jit(build_encoder(spec).init, compiler_options=QUICKLY)(jax.random.key(0))
+    )
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: (x + 0.1 * rng.normal(size=x.shape)).astype(np.float32), params)
     return spec, quantize_layers(params), params
@@ -57,14 +59,25 @@ def test_every_weight_is_within_half_a_step():
         negated = quantize(-array)
         np.testing.assert_array_equal(negated.values, -found.values)  # symmetric
         np.testing.assert_array_equal(quantize(dequantize(found)).values, found.values)
-    assert dequantize({"kernel": found, "bias": kernel}, jnp.bfloat16)["kernel"].dtype == jnp.bfloat16
+    assert (
+        dequantize({"kernel": found, "bias": kernel}, jnp.bfloat16)["kernel"].dtype == jnp.bfloat16
+    )
 
 
 def test_all_kernels_of_layers_and_nothing_else():
     _, params, plain = make()
-    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda leaf: isinstance(leaf, Int8))
-    names = {jax.tree_util.keystr(path, simple=True, separator="/") for path, leaf in leaves if isinstance(leaf, Int8)}
-    assert names == {f"backbone/layers/{name}/kernel" for name in ("query", "key", "value", "output", "up", "down")}
+    leaves = jax.tree_util.tree_leaves_with_path(
+        params, is_leaf=lambda leaf: isinstance(leaf, Int8)
+    )
+    names = {
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, leaf in leaves
+        if isinstance(leaf, Int8)
+    }
+    assert names == {
+        f"backbone/layers/{name}/kernel"
+        for name in ("query", "key", "value", "output", "up", "down")
+    }
     assert has_int8(params) and not has_int8(plain) and not has_int8(dequantize(params))
 
 
@@ -102,8 +115,13 @@ def test_an_adapter_over_eight_bits(kind, packed):
         np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
 
     merged_spec, merged = merge_lora(spec, params)
-    assert not has_int8(merged) and all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(merged))
-    apply, adapted = (jax.jit(one.apply, compiler_options=QUICKLY) for one in (build_encoder(merged_spec), encoder))
+    assert not has_int8(merged) and all(
+        leaf.dtype == np.float32 for leaf in jax.tree.leaves(merged)
+    )
+    apply, adapted = (
+        jax.jit(one.apply, compiler_options=QUICKLY)
+        for one in (build_encoder(merged_spec), encoder)
+    )
     np.testing.assert_allclose(apply(merged, packed), adapted(params, packed), atol=1e-5)
 
 
@@ -123,16 +141,25 @@ def test_split_as_kernels_are():
     assert layers["query"]["kernel"] == Int8(P(None, "fsdp", "tensor"), P(None, None, "tensor"))
     assert layers["down"]["kernel"] == Int8(P(None, "tensor", "fsdp"), P(None, None, "fsdp"))
     assert layers["attention_norm"]["scale"] == P()
-    adapter = param_specs(params, build_encoder(make()[0]).sharding, mesh)["lora"]["layers"]["query"]
+    adapter = param_specs(params, build_encoder(make()[0]).sharding, mesh)["lora"]["layers"][
+        "query"
+    ]
     assert adapter == {"a": P(None, "fsdp", None), "b": P(None, None, "fsdp")}
 
 
 def objective(devices, fsdp=1, tensor=1, when="layer"):
     """Loss and gradient of an adapter with dropout over kernels in eight bits, of four groups."""
     spec, params, _ = make(dropout=0.2)
-    encoder, loss, mesh = build_encoder(spec, unroll=1), build_loss("info_nce()"), make_mesh(devices, fsdp, tensor)
+    encoder, loss, mesh = (
+        build_encoder(spec, unroll=1),
+        build_loss("info_nce()"),
+        make_mesh(devices, fsdp, tensor),
+    )
     rng = np.random.default_rng(0)
-    ids = [[rng.integers(1, 60, rng.integers(2, 12)).astype(np.int32) for _ in range(8)] for _ in range(2)]
+    ids = [
+        [rng.integers(1, 60, rng.integers(2, 12)).astype(np.int32) for _ in range(8)]
+        for _ in range(2)
+    ]
     tokens, order = pack_batch(ids, groups=4, row_length=16)
     text_hash = np.moveaxis(rng.integers(1, 2**32, (2, 8, 2), np.uint32)[:, order], 1, 0)
     batch = Batch({"encoder": tokens}, np.ones(text_hash.shape[:-1], bool), text_hash, order)
@@ -140,9 +167,13 @@ def objective(devices, fsdp=1, tensor=1, when="layer"):
     everything = {"encoder": trainable, BASE: frozen, "loss": {}}
     rules = [(f"({BASE}|encoder)/{pattern}", axes) for pattern, axes in encoder.sharding]
     specs = param_specs(everything, rules, mesh)
-    shardings = jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda leaf: isinstance(leaf, P))
+    shardings = jax.tree.map(
+        lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda leaf: isinstance(leaf, P)
+    )
     everything = place(everything, shardings)
-    run = jax.value_and_grad(global_loss(encoder, loss, mesh, specs=specs, fsdp_gather=when), has_aux=True)
+    run = jax.value_and_grad(
+        global_loss(encoder, loss, mesh, specs=specs, fsdp_gather=when), has_aux=True
+    )
     base = {BASE: everything.pop(BASE)}
     compiled = jax.jit(run, compiler_options=QUICKLY)
     (value, _), gradient = compiled(everything, split_groups(batch, mesh), KEY, base)

@@ -38,9 +38,15 @@ def test_equals_torch(head):
     latents = norm("latents_norm", params["latents"])
     query, key, value = (
         (y @ params[name]["kernel"]).reshape(-1, 4, head.size).transpose(0, 1)
-        for name, y in (("query", norm("norm", x).reshape(-1, 16)), ("key", latents), ("value", latents))
+        for name, y in (
+            ("query", norm("norm", x).reshape(-1, 16)),
+            ("key", latents),
+            ("value", latents),
+        )
     )
-    read = functional.scaled_dot_product_attention(query, key, value).transpose(0, 1).reshape(2, 5, -1)
+    read = (
+        functional.scaled_dot_product_attention(query, key, value).transpose(0, 1).reshape(2, 5, -1)
+    )
     if not head.head_size:
         maps = torch.cat([params[name]["kernel"].T for name in ("query", "key", "value")])
         read_by_torch, _ = functional.multi_head_attention_forward(
@@ -49,10 +55,14 @@ def test_equals_torch(head):
             training=False,
         )
         np.testing.assert_allclose(
-            (read @ params["out"]["kernel"]).detach().reshape(10, 16), read_by_torch.detach()[:, 0], atol=1e-5
+            (read @ params["out"]["kernel"]).detach().reshape(10, 16),
+            read_by_torch.detach()[:, 0],
+            atol=1e-5,
         )
     x1 = x + read @ params["out"]["kernel"]
-    up, gate = (norm("mlp_norm", x1) @ params["up"]["kernel"] + params["up"]["bias"]).chunk(2, dim=-1)
+    up, gate = (norm("mlp_norm", x1) @ params["up"]["kernel"] + params["up"]["bias"]).chunk(
+        2, dim=-1
+    )
     wanted = x1 + (up * functional.gelu(gate)) @ params["down"]["kernel"] + params["down"]["bias"]
     weight = np.random.default_rng(0).normal(size=wanted.shape).astype(np.float32)
     (wanted * torch.tensor(weight)).sum().backward()
@@ -61,7 +71,11 @@ def test_equals_torch(head):
     np.testing.assert_allclose(found, wanted.detach().numpy(), atol=1e-4)
     gradients = pullback(jnp.asarray(weight))
     theirs = jax.tree.map(lambda y: y.grad.numpy(), (params, x))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * max(1, np.abs(b).max())), gradients, theirs)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * max(1, np.abs(b).max())),
+        gradients,
+        theirs,
+    )
 
 
 def test_the_order_of_the_latents_does_not_matter():
@@ -76,7 +90,9 @@ def test_a_token_does_not_see_the_others():
     whole = apply(params, STATES)
     order = np.random.default_rng(0).permutation(10)
     rows = STATES.reshape(-1, 16)[order].reshape(5, 2, 16)
-    np.testing.assert_allclose(apply(params, rows).reshape(10, 16), whole.reshape(10, 16)[order], atol=1e-5)
+    np.testing.assert_allclose(
+        apply(params, rows).reshape(10, 16), whole.reshape(10, 16)[order], atol=1e-5
+    )
     shouted = STATES.at[:, 3:].set(1e4)
     np.testing.assert_allclose(apply(params, shouted)[:, :3], whole[:, :3], atol=1e-5)
 
@@ -92,7 +108,9 @@ def test_gradient_equals_finite_differences():
         direction = np.random.default_rng(seed).normal(size=flat.shape).astype(np.float32)
         direction /= np.linalg.norm(direction)
         slope = (value(flat + 1e-2 * direction) - value(flat - 1e-2 * direction)) / 2e-2
-        np.testing.assert_allclose(slope, gradient @ direction, atol=2e-3 * np.linalg.norm(gradient))
+        np.testing.assert_allclose(
+            slope, gradient @ direction, atol=2e-3 * np.linalg.norm(gradient)
+        )
 
 
 def test_bfloat16_is_near():
@@ -104,7 +122,9 @@ def test_bfloat16_is_near():
 
 
 def test_sizes_that_do_not_fit_are_one_line():
-    with pytest.raises(InputError, match="heads: expected a divisor of the width 10, or a head_size, found 4"):
+    with pytest.raises(
+        InputError, match="heads: expected a divisor of the width 10, or a head_size, found 4"
+    ):
         LatentAttention(width=10, heads=4)
     with pytest.raises(InputError, match="latents: expected 1 or more, found 0"):
         LatentAttention(width=16, latents=0)
@@ -134,7 +154,14 @@ def test_an_encoder_pools_what_comes_out(packed, unpacked):
 
 def test_what_a_token_head_cannot_follow_is_one_line():
     spec = random_spec("tiny")
-    with pytest.raises(InputError, match="first_last_mean.* reads several layers: a token head is for the last one's"):
-        build_encoder(dataclasses.replace(spec, pooling="first_last_mean", token_head=LatentAttention(32)))
-    with pytest.raises(InputError, match="token head: expected the width 32 of the backbone's states, found 64"):
+    with pytest.raises(
+        InputError,
+        match="first_last_mean.* reads several layers: a token head is for the last one's",
+    ):
+        build_encoder(
+            dataclasses.replace(spec, pooling="first_last_mean", token_head=LatentAttention(32))
+        )
+    with pytest.raises(
+        InputError, match="token head: expected the width 32 of the backbone's states, found 64"
+    ):
         build_encoder(dataclasses.replace(spec, token_head=LatentAttention(64)))

@@ -23,7 +23,12 @@ def test_rate_and_independence(rate):
     n = one.size
     assert abs(one.mean() - rate) < 5 * np.sqrt(rate * (1 - rate) / n)
     # Neighbours along each axis, and two keys: together as often as independent events are.
-    pairs = [(one[1:], one[:-1]), (one[:, 1:], one[:, :-1]), (one[..., 1:], one[..., :-1]), (one, two)]
+    pairs = [
+        (one[1:], one[:-1]),
+        (one[:, 1:], one[:, :-1]),
+        (one[..., 1:], one[..., :-1]),
+        (one, two),
+    ]
     for a, b in pairs:
         assert abs((a & b).mean() - rate**2) < 5 * rate * np.sqrt(1 / a.size) + 1e-6
     # Sums over rows and columns spread as a binomial's do.
@@ -33,7 +38,9 @@ def test_rate_and_independence(rate):
 
 
 def test_masks_of_many_keys_are_independent():
-    masks = jax.vmap(lambda key: keep_mask(key, 0.5, (64,)))(jax.random.split(jax.random.key(0), 2000))
+    masks = jax.vmap(lambda key: keep_mask(key, 0.5, (64,)))(
+        jax.random.split(jax.random.key(0), 2000)
+    )
     centred = 2.0 * np.asarray(masks) - 1
     assert abs(centred.mean()) < 5 / np.sqrt(centred.size)
     correlation = centred.T @ centred / len(centred) - np.eye(64)
@@ -56,7 +63,8 @@ def test_same_key_same_mask_wherever_it_is_made():
     np.testing.assert_array_equal(made(keys), expected)
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
     np.testing.assert_array_equal(
-        jax.jit(jax.shard_map(made, mesh=mesh, in_specs=P("data"), out_specs=P("data")))(keys), expected
+        jax.jit(jax.shard_map(made, mesh=mesh, in_specs=P("data"), out_specs=P("data")))(keys),
+        expected,
     )
 
 
@@ -72,7 +80,9 @@ def test_activations_equal_torch(name):
     from transformers.activations import ACT2FN
 
     x = np.linspace(-8, 8, 1001, dtype=np.float32)
-    np.testing.assert_allclose(ACTIVATIONS[name](jnp.asarray(x)), ACT2FN[name](torch.tensor(x)).numpy(), atol=2e-6)
+    np.testing.assert_allclose(
+        ACTIVATIONS[name](jnp.asarray(x)), ACT2FN[name](torch.tensor(x)).numpy(), atol=2e-6
+    )
 
 
 def test_unknown_activation():

@@ -17,19 +17,42 @@ from embed_jax.encoders.write import write_model
 from embed_jax.errors import InputError
 from embed_jax.pretrained import tokenizer_of
 
-TEXTS = ["a Dog runs in the city", "music", "she plays the red guitar , very quickly . and the train made it " * 3]
+TEXTS = [
+    "a Dog runs in the city",
+    "music",
+    "she plays the red guitar , very quickly . and the train made it " * 3,
+]
 OLD, BASE, NEW = (
-    "sentence_transformers." + part for part in ("models.", "base.modules.", "sentence_transformer.modules.")
+    "sentence_transformers." + part
+    for part in ("models.", "base.modules.", "sentence_transformer.modules.")
 )
 TORCH = "torch.nn.modules.activation."
-SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
-T5 = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 3, "num_heads": 2, "feed_forward_proj": "gated-gelu"}
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+}
+T5 = {
+    "d_model": 32,
+    "d_kv": 16,
+    "d_ff": 64,
+    "num_layers": 3,
+    "num_heads": 2,
+    "feed_forward_proj": "gated-gelu",
+}
 
 
 def make(directory, tokenizer, name="BertModel", **changes):
     """A random model of three layers in transformers' layout; its tokenizer keeps the case of letters."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    settings = {"vocab_size": 240, "max_position_embeddings": 40, "pad_token_id": 0, **SMALL, **changes}
+    settings = {
+        "vocab_size": 240,
+        "max_position_embeddings": 40,
+        "pad_token_id": 0,
+        **SMALL,
+        **changes,
+    }
     config = getattr(transformers, re.sub("(Encoder)?Model|For.*", "Config", name))
     torch.manual_seed(0)
     model = getattr(transformers, name)(config(**settings)).eval()
@@ -65,7 +88,9 @@ def lay_out(bert, tmp_path):
         shutil.copytree(bert, directory / transformer[1])
         for _, folder, *files in modules:
             for file, save in zip(
-                files, (lambda path, value: write(path / "config.json", value), save_tensors), strict=False
+                files,
+                (lambda path, value: write(path / "config.json", value), save_tensors),
+                strict=False,
             ):
                 if file is not None:
                     save(directory / folder, file)
@@ -81,7 +106,10 @@ def lay_out(bert, tmp_path):
 
 def write_modules(directory, *modules):
     """Writes modules.json of (type, folder) pairs."""
-    entries = [{"idx": i, "name": str(i), "path": folder, "type": kind} for i, (kind, folder, *_) in enumerate(modules)]
+    entries = [
+        {"idx": i, "name": str(i), "path": folder, "type": kind}
+        for i, (kind, folder, *_) in enumerate(modules)
+    ]
     write(directory / "modules.json", entries)
 
 
@@ -192,7 +220,10 @@ def test_a_layout_is_read_as_sentence_transformers_reads_it(name, lay_out, agree
     directory = lay_out(*modules, **about)
     model = agrees(directory)
     saved = read_model(directory)
-    assert (saved.similarity, saved.default_prompt_name) == (model.similarity_fn_name, model.default_prompt_name)
+    assert (saved.similarity, saved.default_prompt_name) == (
+        model.similarity_fn_name,
+        model.default_prompt_name,
+    )
     assert saved.max_length == min(model.max_seq_length, 40)
     assert all(model.prompts[name] == prompt for name, prompt in saved.prompts.items())
     if saved.prompts.get("query"):
@@ -216,7 +247,11 @@ def test_what_was_read(lay_out):
         (2, "BertModel", {}),
         (0, "BertModel", {}),
         (0, "NomicBertModel", {}),
-        (0, "ModernBertModel", {"eos_token_id": 1, "bos_token_id": 1, "cls_token_id": 1, "sep_token_id": 1}),
+        (
+            0,
+            "ModernBertModel",
+            {"eos_token_id": 1, "bos_token_id": 1, "cls_token_id": 1, "sep_token_id": 1},
+        ),
         (0, "T5EncoderModel", T5),
         (0, "Qwen3Model", {"num_key_value_heads": 1, "head_dim": 16}),
     ],
@@ -237,16 +272,26 @@ def test_weights_of_layers(start, name, changes, tmp_path, tiny_tokenizer, agree
     assert saved.spec.token_head == WeightedLayers(32, 3, start)
 
 
-def test_weights_of_layers_go_out_and_are_trained(lay_out, agrees, tmp_path, tiny_tokenizer, unpacked):
+def test_weights_of_layers_go_out_and_are_trained(
+    lay_out, agrees, tmp_path, tiny_tokenizer, unpacked
+):
     saved = read_model(lay_out(*TWO))
-    spec = EncoderSpec(saved.spec.backbone, token_head=WeightedLayers(32, 3, 1), heads=(Normalize(), Truncate(8)))
+    spec = EncoderSpec(
+        saved.spec.backbone, token_head=WeightedLayers(32, 3, 1), heads=(Normalize(), Truncate(8))
+    )
     params = {**saved.params, "token_head": {"weights": np.array([1, 2, 3], np.float32)}}
 
     def embed(weights):
-        return build_encoder(spec).apply({**params, "token_head": {"weights": weights}}, unpacked).sum()
+        return (
+            build_encoder(spec)
+            .apply({**params, "token_head": {"weights": weights}}, unpacked)
+            .sum()
+        )
 
     gradient = jax.jit(jax.grad(embed))(params["token_head"]["weights"])
-    assert np.abs(gradient).min() > 1e-4 and abs(gradient @ params["token_head"]["weights"]) < 1e-4  # only ratios count
+    assert (
+        np.abs(gradient).min() > 1e-4 and abs(gradient @ params["token_head"]["weights"]) < 1e-4
+    )  # only ratios count
 
     class Tokenizer:
         def save(self, directory):
@@ -258,14 +303,18 @@ def test_weights_of_layers_go_out_and_are_trained(lay_out, agrees, tmp_path, tin
     assert again.spec == spec
     jax.tree.map(np.testing.assert_array_equal, again.params, params)
     edit(tmp_path / "out/config.json", output_hidden_states=...)
-    with pytest.raises(InputError, match="output_hidden_states: expected true beside the weights of layers"):
+    with pytest.raises(
+        InputError, match="output_hidden_states: expected true beside the weights of layers"
+    ):
         read_model(tmp_path / "out")
 
 
 # ---- static embeddings
 
 
-@pytest.mark.parametrize(("kind", "folder"), [(OLD, "0_StaticEmbedding"), (NEW + "static_embedding.", "")])
+@pytest.mark.parametrize(
+    ("kind", "folder"), [(OLD, "0_StaticEmbedding"), (NEW + "static_embedding.", "")]
+)
 def test_static_embeddings(kind, folder, tmp_path, tiny_tokenizer, agrees):
     table = {"embedding.weight": random(240, 32)}
     save_tensors(tmp_path / folder, table)
@@ -287,11 +336,16 @@ def rename(directory, *changes):
 def test_names_of_the_first_checkpoints(bert, tmp_path, agrees):
     directory = shutil.copytree(bert, tmp_path / "model")
     rename(
-        directory, ("^", "bert."), (r"LayerNorm\.weight$", "LayerNorm.gamma"), (r"LayerNorm\.bias$", "LayerNorm.beta")
+        directory,
+        ("^", "bert."),
+        (r"LayerNorm\.weight$", "LayerNorm.gamma"),
+        (r"LayerNorm\.bias$", "LayerNorm.beta"),
     )
     assert "bert.embeddings.LayerNorm.gamma" in load_file(directory / "model.safetensors")
     agrees(directory)
-    jax.tree.map(np.testing.assert_array_equal, read_model(directory).params, read_model(bert).params)
+    jax.tree.map(
+        np.testing.assert_array_equal, read_model(directory).params, read_model(bert).params
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -318,9 +372,15 @@ def test_what_stands_beside_a_plain_directory_is_not_read(bert, tmp_path, agrees
     assert read_model(directory).max_length == 40
 
 
-@pytest.mark.parametrize(("changes", "pooling"), [({}, "last_token"), ({"is_causal": False}, "mean")])
-def test_a_language_model_is_pooled_at_its_last_token(changes, pooling, tmp_path, tiny_tokenizer, agrees):
-    directory = make(tmp_path / "model", tiny_tokenizer, "Qwen3ForCausalLM", num_key_value_heads=1, head_dim=16)
+@pytest.mark.parametrize(
+    ("changes", "pooling"), [({}, "last_token"), ({"is_causal": False}, "mean")]
+)
+def test_a_language_model_is_pooled_at_its_last_token(
+    changes, pooling, tmp_path, tiny_tokenizer, agrees
+):
+    directory = make(
+        tmp_path / "model", tiny_tokenizer, "Qwen3ForCausalLM", num_key_value_heads=1, head_dim=16
+    )
     edit(directory / "config.json", **changes)
     if not changes:
         agrees(directory)
@@ -328,7 +388,9 @@ def test_a_language_model_is_pooled_at_its_last_token(changes, pooling, tmp_path
 
 
 def test_a_cross_encoder_is_an_embedding_model_too(tmp_path, tiny_tokenizer, agrees):
-    directory = make(tmp_path / "model", tiny_tokenizer, "BertForSequenceClassification", num_labels=1)
+    directory = make(
+        tmp_path / "model", tiny_tokenizer, "BertForSequenceClassification", num_labels=1
+    )
     task = V6 | {"transformer_task": "sequence-classification", "module_output_name": "scores",
                  "modality_config": {"text": {"method": "forward", "method_output_name": "logits"}}}  # fmt: skip
     write(directory / "sentence_bert_config.json", task)
@@ -340,7 +402,9 @@ def test_a_cross_encoder_is_an_embedding_model_too(tmp_path, tiny_tokenizer, agr
     assert (saved.plain, saved.prompts, saved.spec.pooling) == (True, {}, "mean")
     assert read_classifier(directory).prompt == "find : "
     edit(directory / "sentence_bert_config.json", transformer_task="fill-mask")
-    with pytest.raises(InputError, match="transformer_task: expected 'sequence-classification', found 'fill-mask'"):
+    with pytest.raises(
+        InputError, match="transformer_task: expected 'sequence-classification', found 'fill-mask'"
+    ):
         read_classifier(directory)
 
 
@@ -359,15 +423,29 @@ ACCEPTED = "known: Dense, Dropout, LatentAttention, LayerNorm, Normalize, Poolin
 @pytest.mark.parametrize(
     ("position", "kind", "message"),
     [
-        *((1, OLD + kind, f"unknown module '{kind}'.*{ACCEPTED}") for kind in ("CNN", "LSTM", "WordWeights")),
-        *((0, OLD + kind, f"unknown module '{kind}'.*{ACCEPTED}") for kind in ("BoW", "WordEmbeddings", "CLIPModel")),
-        (1, "sentence_transformers.sparse_encoder.models.SpladePooling", "unknown module 'SpladePooling'"),
+        *(
+            (1, OLD + kind, f"unknown module '{kind}'.*{ACCEPTED}")
+            for kind in ("CNN", "LSTM", "WordWeights")
+        ),
+        *(
+            (0, OLD + kind, f"unknown module '{kind}'.*{ACCEPTED}")
+            for kind in ("BoW", "WordEmbeddings", "CLIPModel")
+        ),
+        (
+            1,
+            "sentence_transformers.sparse_encoder.models.SpladePooling",
+            "unknown module 'SpladePooling'",
+        ),
         (
             0,
             "custom_st.Transformer",
             "'custom_st.Transformer' is code of the model's own.*never run; accepted: .*Dense",
         ),
-        (0, BASE + "router.Router", r"Router: an encoder for each route, where .*encoders\[ROUTE\].save"),
+        (
+            0,
+            BASE + "router.Router",
+            r"Router: an encoder for each route, where .*encoders\[ROUTE\].save",
+        ),
         (2, OLD + "Asym", "Asym: an encoder for each route"),
         (2, OLD + "Pooling", "found Transformer, Pooling, Pooling; wanted Transformer, Pooling"),
         (1, OLD + "Normalize", "found Transformer, Normalize; wanted"),
@@ -376,7 +454,10 @@ ACCEPTED = "known: Dense, Dropout, LatentAttention, LayerNorm, Normalize, Poolin
 def test_modules_that_are_refused(position, kind, message, lay_out):
     modules = [*TWO]
     modules[position : position + 1] = [(kind, f"{position}_part")]
-    refused(lay_out(*modules), f"modules.json: .*{message}" if "'" not in message[:1] else f"module {message}")
+    refused(
+        lay_out(*modules),
+        f"modules.json: .*{message}" if "'" not in message[:1] else f"module {message}",
+    )
 
 
 @pytest.mark.parametrize("folder", ["../elsewhere", "/elsewhere", "C:\\elsewhere", "a/../../b"])
@@ -407,26 +488,62 @@ def test_a_transformer_without_a_pooling_is_refused(lay_out):
             {"transformer_task": "fill-mask"},
             "expected 'feature-extraction', found 'fill-m",
         ),
-        ("sentence_bert_config.json", {"module_output_name": "sentence_embedding"}, "expected 'token_embeddings'"),
-        ("sentence_bert_config.json", {"modality_config": V6["modality_config"] | {"message": {}}}, "chat template"),
-        ("sentence_bert_config.json", {"modality_config": {"image": {}}}, "text: expected .*, found None"),
-        ("sentence_bert_config.json", {"model_args": {"variant": "fp16"}}, "model_kwargs: variant: not supported; acc"),
+        (
+            "sentence_bert_config.json",
+            {"module_output_name": "sentence_embedding"},
+            "expected 'token_embeddings'",
+        ),
+        (
+            "sentence_bert_config.json",
+            {"modality_config": V6["modality_config"] | {"message": {}}},
+            "chat template",
+        ),
+        (
+            "sentence_bert_config.json",
+            {"modality_config": {"image": {}}},
+            "text: expected .*, found None",
+        ),
+        (
+            "sentence_bert_config.json",
+            {"model_args": {"variant": "fp16"}},
+            "model_kwargs: variant: not supported; acc",
+        ),
         (
             "sentence_bert_config.json",
             {"tokenizer_args": {"add_prefix_space": True}},
             "add_prefix_space: not supported",
         ),
-        ("config_sentence_transformers.json", {"truncate_dim": 0}, "truncate_dim: expected a size or null, found 0"),
-        ("config_sentence_transformers.json", {"similarity_fn_name": "maxsim"}, "unknown similarity 'maxsim'"),
+        (
+            "config_sentence_transformers.json",
+            {"truncate_dim": 0},
+            "truncate_dim: expected a size or null, found 0",
+        ),
+        (
+            "config_sentence_transformers.json",
+            {"similarity_fn_name": "maxsim"},
+            "unknown similarity 'maxsim'",
+        ),
         (
             "config_sentence_transformers.json",
             {"default_prompt_name": "q"},
             "unknown prompt 'q'.*known: document, query",
         ),
-        ("1_Pooling/config.json", {"pooling_mode_sum_tokens": True}, "unknown field 'pooling_mode_sum_tokens'"),
+        (
+            "1_Pooling/config.json",
+            {"pooling_mode_sum_tokens": True},
+            "unknown field 'pooling_mode_sum_tokens'",
+        ),
         ("1_Pooling/config.json", {"pooling_mode": "sum"}, "unknown pooling_mode 'sum'"),
-        ("2_Dense/config.json", {"activation_function": "mine.Tanh"}, "unknown activation_function 'mine.Tanh'"),
-        ("2_Dense/config.json", {"module_input_name": "token_embeddings"}, "expected 'sentence_embedding', after the"),
+        (
+            "2_Dense/config.json",
+            {"activation_function": "mine.Tanh"},
+            "unknown activation_function 'mine.Tanh'",
+        ),
+        (
+            "2_Dense/config.json",
+            {"module_input_name": "token_embeddings"},
+            "expected 'sentence_embedding', after the",
+        ),
         ("2_Dense/config.json", {"dropout": 0.1}, "unknown field 'dropout'"),
         ("2_Dense/config.json", {"out_features": 9}, "wanted .*9, 32"),
         ("2_Dense/config.json", {"out_features": -1}, "out_features: expected a size, found -1"),
@@ -448,7 +565,9 @@ def test_pickled_weights_are_refused(folder, name, lay_out):
     if name:
         (directory / folder / name).write_bytes(b"\x80")
     found = "only pickled weights" if name else r"no model.safetensors \(nor "
-    refused(directory, rf"{found}.*convert them with SentenceTransformer\(DIR\).save_pretrained\(NEW\)")
+    refused(
+        directory, rf"{found}.*convert them with SentenceTransformer\(DIR\).save_pretrained\(NEW\)"
+    )
 
 
 def test_the_advice_for_pickled_weights_works(bert, lay_out, tmp_path, make_batch):
@@ -458,7 +577,8 @@ def test_the_advice_for_pickled_weights_works(bert, lay_out, tmp_path, make_batc
     for folder in ("", "2_LayerNorm"):
         tensors = load_file(directory / folder / "model.safetensors")
         torch.save(
-            {name: torch.tensor(value) for name, value in tensors.items()}, directory / folder / "pytorch_model.bin"
+            {name: torch.tensor(value) for name, value in tensors.items()},
+            directory / folder / "pytorch_model.bin",
         )
         (directory / folder / "model.safetensors").unlink()
     peer.SentenceTransformer(str(directory), device="cpu").save_pretrained(str(tmp_path / "new"))

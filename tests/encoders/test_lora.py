@@ -10,7 +10,15 @@ import pytest
 from flax import linen as nn
 
 from embed_jax.encoders.build import build_encoder, random_spec
-from embed_jax.encoders.lora import LoraSpec, find_targets, init_lora, join, linear_maps, merge_lora, split_trainable
+from embed_jax.encoders.lora import (
+    LoraSpec,
+    find_targets,
+    init_lora,
+    join,
+    linear_maps,
+    merge_lora,
+    split_trainable,
+)
 from embed_jax.encoders.shrink import keep_layers
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup
@@ -35,9 +43,13 @@ def compiled_quickly():
 def make(base=BASE, rank=3, alpha=6.0, **changes):
     """A spec with an adapter, and parameters of which no leaf is zero."""
     spec = dataclasses.replace(base, lora=LoraSpec(rank, alpha, **changes))
-    params = jax.device_get(jax.jit(build_encoder(spec).init, compiler_options=QUICKLY)(jax.random.key(0)))
+    params = jax.device_get(
+        jax.jit(build_encoder(spec).init, compiler_options=QUICKLY)(jax.random.key(0))
+    )
     rng = np.random.default_rng(0)
-    return spec, jax.tree.map(lambda x: (x + 0.1 * rng.normal(size=x.shape)).astype(np.float32), params)
+    return spec, jax.tree.map(
+        lambda x: (x + 0.1 * rng.normal(size=x.shape)).astype(np.float32), params
+    )
 
 
 @cache
@@ -55,15 +67,21 @@ def test_a_new_adapter_changes_nothing(packed):
     for kind in ("lora", "dora"):
         spec, _ = make(**KINDS[kind])
         params = {**plain, "lora": init_lora(spec, plain["backbone"], KEY)}
-        np.testing.assert_allclose(embed(spec, params, packed), embed(BASE, plain, packed), atol=1e-6)
+        np.testing.assert_allclose(
+            embed(spec, params, packed), embed(BASE, plain, packed), atol=1e-6
+        )
     made = jax.jit(build_encoder(spec).init, compiler_options=QUICKLY)(jax.random.key(0))
     assert set(made) == {*plain, "lora"}
-    for ours, theirs in zip(*map(jax.tree.leaves, (made["backbone"], plain["backbone"])), strict=True):
+    for ours, theirs in zip(
+        *map(jax.tree.leaves, (made["backbone"], plain["backbone"])), strict=True
+    ):
         np.testing.assert_array_equal(ours, theirs)
 
 
 def test_the_start_is_that_of_peft():
-    spec = dataclasses.replace(random_spec("minilm-l6", vocab_size=60), lora=LoraSpec(8, 16.0, targets=("query",)))
+    spec = dataclasses.replace(
+        random_spec("minilm-l6", vocab_size=60), lora=LoraSpec(8, 16.0, targets=("query",))
+    )
     shapes = jax.eval_shape(build_encoder(BASE).init, KEY)["backbone"]
     shapes["layers"] = {"query": {"kernel": jax.ShapeDtypeStruct((6, 384, 384), np.float32)}}
     lora = init_lora(spec, shapes, KEY)["layers"]
@@ -84,10 +102,15 @@ def test_merged_equals_unmerged(kind, packed):
     found = embed(spec, params, packed)
     np.testing.assert_allclose(embed(merged_spec, merged, packed), found, atol=1e-5)
     assert np.abs(found - embed(BASE, params, packed)).max() > 0.01
-    half = {**params, "backbone": jax.tree.map(lambda x: x.astype(jnp.bfloat16), params["backbone"])}
+    half = {
+        **params,
+        "backbone": jax.tree.map(lambda x: x.astype(jnp.bfloat16), params["backbone"]),
+    }
     kernel = merge_lora(spec, half)[1]["backbone"]["layers"]["query"]["kernel"]
     assert kernel.dtype == jnp.bfloat16
-    np.testing.assert_allclose(kernel.astype(np.float32), merged["backbone"]["layers"]["query"]["kernel"], atol=0.01)
+    np.testing.assert_allclose(
+        kernel.astype(np.float32), merged["backbone"]["layers"]["query"]["kernel"], atol=0.01
+    )
 
 
 @pytest.mark.slow
@@ -104,7 +127,11 @@ def test_every_way_to_run_is_the_same(kind, packed):
 def test_remat_and_unroll_change_nothing(options, packed):
     spec, params = make(dropout=0.2, dora=True)
     assert (
-        relative(value_and_gradient(spec, params, packed, **options), value_and_gradient(spec, params, packed)) < 1e-5
+        relative(
+            value_and_gradient(spec, params, packed, **options),
+            value_and_gradient(spec, params, packed),
+        )
+        < 1e-5
     )
 
 
@@ -116,7 +143,9 @@ def value_and_gradient(spec, params, tokens, read=None, **options):
 
 
 def relative(ours, theirs):
-    ours, theirs = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (ours, theirs))
+    ours, theirs = (
+        np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (ours, theirs)
+    )
     return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
 
 
@@ -184,7 +213,9 @@ def test_hidden_states_and_layers_are_adapted_too(packed):
         return encoder.hidden(params, packed), encoder.by_layer(params, packed, layer)
 
     for one, other in zip(
-        jax.jit(partial(values, ours))(params), jax.jit(partial(values, theirs))(merged), strict=True
+        jax.jit(partial(values, ours))(params),
+        jax.jit(partial(values, theirs))(merged),
+        strict=True,
     ):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
@@ -216,13 +247,18 @@ def test_each_layer_and_module_has_a_mask_of_its_own(silent, packed):
     """With identical layers, each the identity on its residual, equal masks would give equal changes."""
     spec, params = make(silent, rank=32, alpha=32.0, dropout=0.5, targets=("query", "key"))
     shape = (2, 32, 32)
-    identity = {"a": jnp.broadcast_to(jnp.eye(32), shape), "b": jnp.broadcast_to(jnp.eye(32), shape)}
+    identity = {
+        "a": jnp.broadcast_to(jnp.eye(32), shape),
+        "b": jnp.broadcast_to(jnp.eye(32), shape),
+    }
     seen = []
 
     def record(call, args, kwargs, context):
         result = call(*args, **kwargs)
         if context.module.name in ("query", "key") and context.method_name == "__call__":
-            jax.debug.callback(lambda x, y: seen.append((np.asarray(x), np.asarray(y))), args[0], result)
+            jax.debug.callback(
+                lambda x, y: seen.append((np.asarray(x), np.asarray(y))), args[0], result
+            )
         return result
 
     zero = jax.tree.map(jnp.zeros_like, params["backbone"]["layers"]["query"])
@@ -253,10 +289,13 @@ def test_targets():
     assert found("attention.output.dense") == {"output"}
     assert found(r".*layer\.\d+\.(intermediate|output)\.dense") == {"up", "down"}
     with pytest.raises(
-        InputError, match="unknown target of an adapter 'quary' \\(did you mean 'query'\\?\\); known: all"
+        InputError,
+        match="unknown target of an adapter 'quary' \\(did you mean 'query'\\?\\); known: all",
     ):
         found("quary")
-    with pytest.raises(InputError, match="means 'encoder.layer.{}.attention.self.query' in 1 of 2 layers"):
+    with pytest.raises(
+        InputError, match="means 'encoder.layer.{}.attention.self.query' in 1 of 2 layers"
+    ):
         found(r".*layer\.0\..*query")
 
 
@@ -264,10 +303,15 @@ def test_targets():
     ("build", "message"),
     [
         (lambda: LoraSpec(0, 1.0), "rank: expected 1 or more, found 0"),
-        (lambda: LoraSpec(1, 1.0, dropout=1.0), "dropout: expected at least 0 and below 1, found 1.0"),
+        (
+            lambda: LoraSpec(1, 1.0, dropout=1.0),
+            "dropout: expected at least 0 and below 1, found 1.0",
+        ),
         (lambda: make(random_spec("static", vocab_size=60)), "this backbone has none"),
         (
-            lambda: build_encoder(dataclasses.replace(BASE, lora=LoraSpec(1, 1.0, dropout=0.1)), same_mask_columns=2),
+            lambda: build_encoder(
+                dataclasses.replace(BASE, lora=LoraSpec(1, 1.0, dropout=0.1)), same_mask_columns=2
+            ),
             "an adapter with dropout has masks of its own",
         ),
     ],

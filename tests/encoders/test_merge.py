@@ -23,7 +23,10 @@ def test_slerp_walks_the_great_circle_at_even_speed():
 
 def test_layers_are_merged_each_by_itself_and_models_one_after_the_other():
     rng = np.random.default_rng(1)
-    trees = [{"layers": {"k": rng.normal(size=(2, 4)).astype(np.float32)}, "t": rng.normal(size=3)} for _ in range(3)]
+    trees = [
+        {"layers": {"k": rng.normal(size=(2, 4)).astype(np.float32)}, "t": rng.normal(size=3)}
+        for _ in range(3)
+    ]
     merged = merge(trees, [1, 1, 2])
     for layer in range(2):
         own = [tree["layers"]["k"][layer] for tree in trees]
@@ -31,7 +34,9 @@ def test_layers_are_merged_each_by_itself_and_models_one_after_the_other():
             merged["layers"]["k"][layer], slerp(slerp(own[0], own[1], 0.5), own[2], 0.5), atol=1e-6
         )
     average = merge(trees, [1, 1, 2], "linear")
-    np.testing.assert_allclose(average["t"], np.average([tree["t"] for tree in trees], axis=0, weights=[1, 1, 2]), 1e-5)
+    np.testing.assert_allclose(
+        average["t"], np.average([tree["t"] for tree in trees], axis=0, weights=[1, 1, 2]), 1e-5
+    )
     same = merge([trees[0]] * 3)
     np.testing.assert_allclose(same["t"], trees[0]["t"], atol=1e-6)
     for models, weights, method, message in (

@@ -85,7 +85,13 @@ def long_ids():
 @pytest.fixture(scope="module")
 def rows(long_ids, make_batch):
     """The sentences one a row, and several a row."""
-    together = [[(4, long_ids[4]), (2, long_ids[2])], [(0, long_ids[0])], [(3, long_ids[3]), (1, long_ids[1])], [], []]
+    together = [
+        [(4, long_ids[4]), (2, long_ids[2])],
+        [(0, long_ids[0])],
+        [(3, long_ids[3]), (1, long_ids[1])],
+        [],
+        [],
+    ]
     return [make_batch(plan, 40) for plan in ([[(i, x)] for i, x in enumerate(long_ids)], together)]
 
 
@@ -152,13 +158,17 @@ def test_window_is_half_on_either_side(model, rows):
     saved = read_model(model[1])
     spec, params = first_layers(saved.spec, saved.params, 1)
     module = FAMILY.module(dataclasses.replace(spec.backbone, layer_types=(SLIDING,)))
-    tokens = rows[0].replace(token_ids=np.arange(40)[None] + np.zeros((5, 1), np.int32))  # each once in a row
+    tokens = rows[0].replace(
+        token_ids=np.arange(40)[None] + np.zeros((5, 1), np.int32)
+    )  # each once in a row
 
     @partial(jax.jit, compiler_options=QUICKLY)
     @jax.grad
     def gradient(table):
         embeddings = {**params["backbone"]["embeddings"], "token": table}
-        return module.apply({"params": {**params["backbone"], "embeddings": embeddings}}, tokens)[0, 20, 0]
+        return module.apply({"params": {**params["backbone"], "embeddings": embeddings}}, tokens)[
+            0, 20, 0
+        ]
 
     reached = np.abs(gradient(saved.params["backbone"]["embeddings"]["token"])).sum(axis=1)
     np.testing.assert_array_equal(np.flatnonzero(reached), np.arange(16, 25))
@@ -168,7 +178,9 @@ def test_bfloat16_is_near(model, rows):
     saved = read_model(model[1])
     spec = dataclasses.replace(saved.spec, heads=(Normalize(),))
     full, half = (
-        jax.jit(build_encoder(spec, compute_dtype=dtype).apply, compiler_options=QUICKLY)(saved.params, rows[1])
+        jax.jit(build_encoder(spec, compute_dtype=dtype).apply, compiler_options=QUICKLY)(
+            saved.params, rows[1]
+        )
         for dtype in ("float32", "bfloat16")
     )
     assert np.sum(full * half, axis=1).min() > 0.999
@@ -180,7 +192,9 @@ def test_torch_reads_what_we_write(model, tiny_tokenizer, long_ids, tmp_path):
 
     peer, directory = model
     saved = read_model(directory)
-    np.testing.assert_array_equal(saved.params["backbone"]["layers"]["attention_norm"]["scale"][0], 1.0)
+    np.testing.assert_array_equal(
+        saved.params["backbone"]["layers"]["attention_norm"]["scale"][0], 1.0
+    )
     touched = jax.tree.map(np.array, saved.params)
     touched["backbone"]["layers"]["attention_norm"]["scale"][0] = 0.5
     tokenizer = load_tokenizer(tiny_tokenizer, 32)
@@ -193,7 +207,9 @@ def test_torch_reads_what_we_write(model, tiny_tokenizer, long_ids, tmp_path):
 
     read, report = AutoModel.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert type(read) is type(peer) and not any(report.values())
-    for found, expected in zip(*(torch_states(m.eval(), long_ids[:2]) for m in (read, peer)), strict=True):
+    for found, expected in zip(
+        *(torch_states(m.eval(), long_ids[:2]) for m in (read, peer)), strict=True
+    ):
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -201,7 +217,12 @@ def test_equals_sentence_transformers(tiny_tokenizer, tmp_path):
     peer = pytest.importorskip("sentence_transformers")
     from embed_jax.sentence import load
 
-    texts = ["a dog runs in the city", "music", "", "she plays the red guitar, very quickly. and the train made it"]
+    texts = [
+        "a dog runs in the city",
+        "music",
+        "",
+        "she plays the red guitar, very quickly. and the train made it",
+    ]
     tokenizer = load_tokenizer(tiny_tokenizer, 40)
     make(vocab_size=tokenizer.vocab_size).save_pretrained(tmp_path / "plain")
     saved = read_model(tmp_path / "plain")
@@ -221,15 +242,26 @@ def test_names_of_a_bigger_model(model, tmp_path):
     whole.save_pretrained(tmp_path)
     names = set(load_file(tmp_path / "model.safetensors"))
     assert {"head.dense.weight", "model.final_norm.weight"} <= names
-    jax.tree.map(np.testing.assert_array_equal, read_model(tmp_path).params, read_model(directory).params)
+    jax.tree.map(
+        np.testing.assert_array_equal, read_model(tmp_path).params, read_model(directory).params
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.update({"layers.0.attn_norm.weight": np.ones(32, np.float32)}), "unexpected.*layers.0.attn_norm"),
-        (lambda t: t.pop("layers.1.attn_norm.weight"), r"missing tensor 'layers.1.attn_norm.weight' \(shape \(32,\)\)"),
-        (lambda t: t.update({"layers.1.mlp_norm.bias": np.ones(32, np.float32)}), "unexpected.*layers.1.mlp_norm.bias"),
+        (
+            lambda t: t.update({"layers.0.attn_norm.weight": np.ones(32, np.float32)}),
+            "unexpected.*layers.0.attn_norm",
+        ),
+        (
+            lambda t: t.pop("layers.1.attn_norm.weight"),
+            r"missing tensor 'layers.1.attn_norm.weight' \(shape \(32,\)\)",
+        ),
+        (
+            lambda t: t.update({"layers.1.mlp_norm.bias": np.ones(32, np.float32)}),
+            "unexpected.*layers.1.mlp_norm.bias",
+        ),
         (
             lambda t: t.update({"layers.2.mlp.Wi.weight": np.ones((95, 32), np.float32)}),
             r"'layers.2.mlp.Wi.weight' has shape \(95, 32\), config.json wants \(96, 32\)",
@@ -270,14 +302,23 @@ def test_initial_weights():
     """By the published standard deviations, smaller before a residual."""
     spec = random_spec("modernbert-tiny", vocab_size=60)
     params = jax.jit(build_encoder(spec).init, compiler_options=QUICKLY)(jax.random.key(0))
-    for name, expected in (("query", 0.02), ("up", 0.02), ("output", 0.02 / 8**0.5), ("down", 0.02 / 8**0.5)):
-        np.testing.assert_allclose(np.std(params["backbone"]["layers"][name]["kernel"]), expected, rtol=0.05)
+    for name, expected in (
+        ("query", 0.02),
+        ("up", 0.02),
+        ("output", 0.02 / 8**0.5),
+        ("down", 0.02 / 8**0.5),
+    ):
+        np.testing.assert_allclose(
+            np.std(params["backbone"]["layers"][name]["kernel"]), expected, rtol=0.05
+        )
 
 
 def test_every_layer_as_if_it_were_the_last(model, rows):
     saved = read_model(model[1])
     layer = np.asarray([2])
-    found = jax.jit(build_encoder(saved.spec).by_layer, compiler_options=QUICKLY)(saved.params, rows[1], layer)
+    found = jax.jit(build_encoder(saved.spec).by_layer, compiler_options=QUICKLY)(
+        saved.params, rows[1], layer
+    )
     shorter, fewer = first_layers(saved.spec, saved.params, 2)
     assert shorter.backbone.layer_types == (FULL, SLIDING)
     expected = jax.jit(build_encoder(shorter).apply, compiler_options=QUICKLY)(fewer, rows[1])
@@ -289,7 +330,9 @@ def run(model, long_ids, make_batch):
     """`(rate, key, gradient, **options) -> embeddings` of two texts and copies packed otherwise, or a gradient."""
     saved = read_model(model[1])
     spec, params = saved.spec, saved.params
-    tokens = make_batch([[(0, long_ids[2]), (3, long_ids[3])], [(1, long_ids[3])], [(2, long_ids[2])]], 24, 4)
+    tokens = make_batch(
+        [[(0, long_ids[2]), (3, long_ids[3])], [(1, long_ids[3])], [(2, long_ids[2])]], 24, 4
+    )
 
     def call(rate, key, gradient=False, **options):
         rates = {"embedding_dropout": rate, "hidden_dropout": rate, "attention_dropout": rate}
@@ -317,7 +360,9 @@ def test_dropout(run):
 def test_recomputed_layers_have_the_same_gradient_and_no_rate_is_no_dropout(run):
     key = jax.random.key(3)
     found, expected = run(0.2, key, gradient=True, remat="layer"), run(0.2, key, gradient=True)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-3), found, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-3), found, expected
+    )
     np.testing.assert_allclose(run(0.0, key), run(0.2, None), atol=1e-6)
 
 
@@ -327,7 +372,12 @@ def test_recomputed_layers_have_the_same_gradient_and_no_rate_is_no_dropout(run)
         ("modernbert-base", {}, 149_014_272),
         (
             "modernbert-large",
-            {"hidden_size": 1024, "num_hidden_layers": 28, "intermediate_size": 2624, "num_attention_heads": 16},
+            {
+                "hidden_size": 1024,
+                "num_hidden_layers": 28,
+                "intermediate_size": 2624,
+                "num_attention_heads": 16,
+            },
             394_781_696,
         ),
     ],
@@ -353,8 +403,14 @@ def test_number_of_parameters(shape, sizes, published):
         ({"attention_bias": True}, "attention_bias True"),
         ({"mlp_bias": True}, "mlp_bias True"),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling"),
-        ({"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "rope_type 'yarn'.*only 'default' is"),
-        ({"rope_parameters": {"rope_theta": 1.0}}, "rope_parameters: expected full_attention and sliding_attention"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}},
+            "rope_type 'yarn'.*only 'default' is",
+        ),
+        (
+            {"rope_parameters": {"rope_theta": 1.0}},
+            "rope_parameters: expected full_attention and sliding_attention",
+        ),
         ({"layer_types": ["full_attention"]}, "layer_types: 4 are wanted, found 1"),
         ({"layer_types": ["local"] * 4}, "layer_types: unknown type 'local'"),
         ({"hidden_activation": "swish7"}, "unknown activation 'swish7'"),
@@ -370,16 +426,27 @@ def test_unsupported_config(change, message):
 
 def test_old_and_new_config():
     kinds = ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
-    for fields in (OLD, {"layer_types": kinds, "rope_parameters": ROPE}, OLD | {"global_attn_every_n_layers": None}):
+    for fields in (
+        OLD,
+        {"layer_types": kinds, "rope_parameters": ROPE},
+        OLD | {"global_attn_every_n_layers": None},
+    ):
         assert FAMILY.read_config(SIZES | fields) == CONFIG
     assert FAMILY.read_config(SIZES).local_rope_theta == 10000.0
     assert FAMILY.read_config(SIZES | OLD | {"local_rope_theta": None}).local_rope_theta == 500.0
-    assert FAMILY.read_config(SIZES | {"global_attn_every_n_layers": 2}).layer_types == (FULL, SLIDING) * 2
+    assert (
+        FAMILY.read_config(SIZES | {"global_attn_every_n_layers": 2}).layer_types
+        == (FULL, SLIDING) * 2
+    )
     assert alternating(5) == (FULL, SLIDING, SLIDING, FULL, SLIDING)
 
 
 def test_config_round_trip():
     config = dataclasses.replace(
-        CONFIG, layer_types=(SLIDING, FULL, FULL, FULL), embedding_dropout=0.1, hidden_dropout=0.2, pad_token_id=3
+        CONFIG,
+        layer_types=(SLIDING, FULL, FULL, FULL),
+        embedding_dropout=0.1,
+        hidden_dropout=0.2,
+        pad_token_id=3,
     )
     assert FAMILY.read_config(FAMILY.write_config(config)) == config

@@ -53,7 +53,13 @@ OLD_CONFIG = {
     "rotary_scaling_factor": None,
 }
 CONFIG = NomicConfig(
-    vocab_size=60, hidden_size=32, num_layers=2, num_heads=4, intermediate_size=64, max_positions=32, rope_theta=1000.0
+    vocab_size=60,
+    hidden_size=32,
+    num_layers=2,
+    num_heads=4,
+    intermediate_size=64,
+    max_positions=32,
+    rope_theta=1000.0,
 )
 QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
 
@@ -69,7 +75,9 @@ class Tokenizer:
 @pytest.fixture(scope="module")
 def new_tensors(torch_models):
     """Tensors under transformers' names, as its module has them in memory."""
-    return {name: value.numpy() for name, value in torch_models["nomic_bert"][0].state_dict().items()}
+    return {
+        name: value.numpy() for name, value in torch_models["nomic_bert"][0].state_dict().items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +85,16 @@ def old_tensors(new_tensors):
     """The same as in the models first published: other names, and one tensor for queries, keys and values."""
     old = {
         "embeddings.word_embeddings.weight": new_tensors["embeddings.word_embeddings.weight"],
-        "embeddings.token_type_embeddings.weight": new_tensors["embeddings.token_type_embeddings.weight"],
+        "embeddings.token_type_embeddings.weight": new_tensors[
+            "embeddings.token_type_embeddings.weight"
+        ],
         "emb_ln.weight": new_tensors["embeddings.LayerNorm.weight"],
         "emb_ln.bias": new_tensors["embeddings.LayerNorm.bias"],
     }
     for number in range(2):
-        layer = {name.removeprefix(f"layers.{number}."): value for name, value in new_tensors.items()}
+        layer = {
+            name.removeprefix(f"layers.{number}."): value for name, value in new_tensors.items()
+        }
         fused = np.concatenate([layer[f"self_attn.{name}_proj.weight"] for name in "qkv"])
         renamed = {
             "attn.Wqkv.weight": fused,
@@ -120,7 +132,9 @@ def test_both_layouts_are_one_model(torch_models, new_tensors, old_tensors, tmp_
 def test_names_of_a_bigger_model(old_tensors, tmp_path):
     tensors = {f"bert.{name}": value for name, value in old_tensors.items()}
     tensors |= {"cls.predictions.decoder.bias": np.zeros(60, np.float32)}
-    tensors |= {f"encoder.layers.{i}.attn.rotary_emb.inv_freq": np.zeros(4, np.float32) for i in range(2)}
+    tensors |= {
+        f"encoder.layers.{i}.attn.rotary_emb.inv_freq": np.zeros(4, np.float32) for i in range(2)
+    }
     found = read_model(write(tmp_path / "bigger", OLD_CONFIG, tensors))
     expected = read_model(write(tmp_path / "plain", OLD_CONFIG, old_tensors))
     jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
@@ -132,7 +146,13 @@ def test_torch_reads_what_we_write(torch_models, tiny_tokenizer, ids, tmp_path):
 
     model, directory = torch_models["nomic_bert"]
     saved = read_model(directory)
-    write_model(tmp_path / "ours", saved.spec, saved.params, tokenizer=Tokenizer(tiny_tokenizer), max_length=32)
+    write_model(
+        tmp_path / "ours",
+        saved.spec,
+        saved.params,
+        tokenizer=Tokenizer(tiny_tokenizer),
+        max_length=32,
+    )
     again = read_model(tmp_path / "ours")
     assert again.spec == saved.spec
     jax.tree.map(np.testing.assert_array_equal, again.params, saved.params)
@@ -145,7 +165,9 @@ def test_torch_reads_what_we_write(torch_models, tiny_tokenizer, ids, tmp_path):
     np.testing.assert_array_equal(found, expected)
 
 
-def test_sentence_transformers_reads_what_we_write(torch_model, tiny_tokenizer, make_batch, tmp_path):
+def test_sentence_transformers_reads_what_we_write(
+    torch_model, tiny_tokenizer, make_batch, tmp_path
+):
     """With the layer normalisation that nomic-embed-text-v1.5 wants before its vectors are cut."""
     peer = pytest.importorskip("sentence_transformers")
     from transformers import AutoTokenizer
@@ -188,7 +210,9 @@ def test_token_types_equal_torch(torch_models, ids, make_batch, states):
     for ours, x in zip(states(found, tokens), (ids[0], ids[4]), strict=True):
         types = torch.arange(len(x))[None] > 3
         with torch.no_grad():
-            expected = model(torch.tensor(x[None]), token_type_ids=types.long()).last_hidden_state[0]
+            expected = model(torch.tensor(x[None]), token_type_ids=types.long()).last_hidden_state[
+                0
+            ]
         np.testing.assert_allclose(ours, expected.numpy(), atol=1e-4)
 
 
@@ -198,15 +222,26 @@ WQKV = "encoder.layers.1.attn.Wqkv"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop(f"{WQKV}.weight"), rf"missing tensor '{WQKV}.weight' \(shape \(96, 32\)\)"),
+        (
+            lambda t: t.pop(f"{WQKV}.weight"),
+            rf"missing tensor '{WQKV}.weight' \(shape \(96, 32\)\)",
+        ),
         (
             lambda t: t.update({f"{WQKV}.weight": t[f"{WQKV}.weight"][:-1].copy()}),
             rf"'{WQKV}.weight' has shape \(95, 32\), config.json wants \(96, 32\)",
         ),
-        (lambda t: t.update({f"{WQKV}.bias": np.zeros(96, np.float32)}), f"unexpected tensor '{WQKV}.bias'"),
-        (lambda t: t.update({f"bert.{WQKV}.weight": t[f"{WQKV}.weight"]}), f"'{WQKV}.weight' stands there twice"),
         (
-            lambda t: t.update({"layers.1.self_attn.q_proj.weight": t["encoder.layers.1.attn.out_proj.weight"]}),
+            lambda t: t.update({f"{WQKV}.bias": np.zeros(96, np.float32)}),
+            f"unexpected tensor '{WQKV}.bias'",
+        ),
+        (
+            lambda t: t.update({f"bert.{WQKV}.weight": t[f"{WQKV}.weight"]}),
+            f"'{WQKV}.weight' stands there twice",
+        ),
+        (
+            lambda t: t.update(
+                {"layers.1.self_attn.q_proj.weight": t["encoder.layers.1.attn.out_proj.weight"]}
+            ),
             "unexpected tensor 'layers.1.self_attn.q_proj.weight'",
         ),
     ],
@@ -224,14 +259,38 @@ def test_tensors_that_do_not_fit(old_tensors, tmp_path, change, message):
     [
         (OLD_CONFIG, {"prenorm": True}, "prenorm True is not supported; only False is"),
         (OLD_CONFIG, {"qkv_proj_bias": True}, "qkv_proj_bias True"),
-        (OLD_CONFIG, {"mlp_fc1_bias": None}, "mlp_fc1_bias True"),  # what it means that a field is not there
-        (OLD_CONFIG, {"rotary_emb_fraction": None}, "rotary_emb_fraction 0.0 is not supported; only 1.0 is"),
+        (
+            OLD_CONFIG,
+            {"mlp_fc1_bias": None},
+            "mlp_fc1_bias True",
+        ),  # what it means that a field is not there
+        (
+            OLD_CONFIG,
+            {"rotary_emb_fraction": None},
+            "rotary_emb_fraction 0.0 is not supported; only 1.0 is",
+        ),
         (OLD_CONFIG, {"rotary_emb_interleaved": True}, "rotary_emb_interleaved True"),
-        (OLD_CONFIG, {"rotary_scaling_factor": 2}, "rotary_scaling_factor 2 is not supported; only None is"),
-        (OLD_CONFIG, {"activation_function": "geglu"}, "activation_function 'geglu'.*only 'swiglu'"),
+        (
+            OLD_CONFIG,
+            {"rotary_scaling_factor": 2},
+            "rotary_scaling_factor 2 is not supported; only None is",
+        ),
+        (
+            OLD_CONFIG,
+            {"activation_function": "geglu"},
+            "activation_function 'geglu'.*only 'swiglu'",
+        ),
         (OLD_CONFIG, {"n_inner": None}, "missing n_inner"),
-        (NEW_CONFIG, {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_parameters.rope_type 'yarn'"),
-        (NEW_CONFIG, {"rope_scaling": {"type": "linear"}, "rope_parameters": None}, "rope_scaling.rope_type 'linear'"),
+        (
+            NEW_CONFIG,
+            {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}},
+            "rope_parameters.rope_type 'yarn'",
+        ),
+        (
+            NEW_CONFIG,
+            {"rope_scaling": {"type": "linear"}, "rope_parameters": None},
+            "rope_scaling.rope_type 'linear'",
+        ),
         (NEW_CONFIG, {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),
         (NEW_CONFIG, {"hidden_act": "swish7"}, "unknown activation 'swish7'"),
         (NEW_CONFIG, {"head_dim": 16}, "head_dim 16 is not supported; only 8 is"),
@@ -248,7 +307,9 @@ def test_unsupported_config(config, change, message):
 
 
 def test_config_round_trip():
-    config = dataclasses.replace(CONFIG, rope_theta=50.0, hidden_dropout=0.1, activation="gelu", pad_token_id=3)
+    config = dataclasses.replace(
+        CONFIG, rope_theta=50.0, hidden_dropout=0.1, activation="gelu", pad_token_id=3
+    )
     assert FAMILY.read_config(FAMILY.write_config(config)) == config
 
 
@@ -258,7 +319,9 @@ def test_rotated_products_depend_on_the_distance_only():
 
     def products(queries, keys):
         rows = [
-            rotate(np.tile(x, (1, len(at), 1, 1)), rope_rotation(np.asarray(at)[None], 8, Rope(1000.0)))[0, :, 0]
+            rotate(
+                np.tile(x, (1, len(at), 1, 1)), rope_rotation(np.asarray(at)[None], 8, Rope(1000.0))
+            )[0, :, 0]
             for x, at in ((query, queries), (key, keys))
         ]
         return np.sum(rows[0] * rows[1], axis=-1)
@@ -276,7 +339,9 @@ def test_states_do_not_change_when_positions_are_shifted(torch_models, packed, s
     """Positions come from the batch, so that a sentence may begin anywhere in a row, and only distances count."""
     saved = read_model(torch_models["nomic_bert"][1])
     module = FAMILY.module(saved.spec.backbone)
-    run = jax.jit(lambda params, tokens: module.apply({"params": params}, tokens), compiler_options=QUICKLY)
+    run = jax.jit(
+        lambda params, tokens: module.apply({"params": params}, tokens), compiler_options=QUICKLY
+    )
 
     def at(position):
         return states(run(saved.params["backbone"], packed.replace(position=position)), packed)
@@ -284,14 +349,19 @@ def test_states_do_not_change_when_positions_are_shifted(torch_models, packed, s
     expected = at(packed.position)
     for ours, theirs in zip(at(packed.position + 9), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
-    assert max(np.abs(a - b).max() for a, b in zip(at(2 * packed.position), expected, strict=True)) > 1e-3
+    assert (
+        max(np.abs(a - b).max() for a, b in zip(at(2 * packed.position), expected, strict=True))
+        > 1e-3
+    )
 
 
 @pytest.mark.slow
 def test_recomputed_layers_have_the_same_gradient(packed):
     """Layers recomputed or not: one gradient."""
     spec = random_spec("nomic-tiny", vocab_size=60)
-    spec = dataclasses.replace(spec, backbone=dataclasses.replace(spec.backbone, hidden_dropout=0.2))
+    spec = dataclasses.replace(
+        spec, backbone=dataclasses.replace(spec.backbone, hidden_dropout=0.2)
+    )
     params = build_encoder(spec).init(jax.random.key(0))
     weight = np.random.default_rng(0).normal(size=(5, 32)).astype(np.float32)
 
@@ -301,7 +371,9 @@ def test_recomputed_layers_have_the_same_gradient(packed):
         return jax.jit(loss, compiler_options=QUICKLY)(params)
 
     found, expected = gradient(remat="layer"), gradient()
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-3), found, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-3), found, expected
+    )
 
 
 def test_copies_of_an_example_have_one_dropout_mask(ids, make_batch):

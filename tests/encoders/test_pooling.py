@@ -32,7 +32,13 @@ def test_equals_sentence_transformers(name, group, states):
     mask = np.arange(12) < np.array(LENGTHS)[:, None]
     theirs = torch.tensor(padded, requires_grad=True)
     layer = modules.Pooling(8, pooling_mode=POOLING_NAMES[name][0], include_prompt=skip == 0)
-    expected = layer({"token_embeddings": theirs, "attention_mask": torch.tensor(mask).long(), "prompt_length": skip})
+    expected = layer(
+        {
+            "token_embeddings": theirs,
+            "attention_mask": torch.tensor(mask).long(),
+            "prompt_length": skip,
+        }
+    )
     expected = expected["sentence_embedding"]
     weight = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
     (expected * torch.tensor(weight)).sum().backward()
@@ -41,7 +47,9 @@ def test_equals_sentence_transformers(name, group, states):
     np.testing.assert_allclose(found[:5], expected.detach().numpy(), atol=1e-6)
     np.testing.assert_array_equal(found[5], 0.0)  # a sentence without tokens
     (gradient,) = pullback(jnp.zeros((6, 8)).at[:5].set(weight))
-    for ours, other, length in zip(states(gradient, tokens), theirs.grad.numpy(), LENGTHS, strict=False):
+    for ours, other, length in zip(
+        states(gradient, tokens), theirs.grad.numpy(), LENGTHS, strict=False
+    ):
         np.testing.assert_allclose(ours, other[:length], atol=1e-6)
     np.testing.assert_array_equal(gradient[tokens.sentence == 6], 0.0)
 
@@ -52,7 +60,9 @@ def test_first_last_mean_and_several(group):
     both = (pool("mean", layers[0], tokens) + pool("mean", layers[2], tokens)) / 2
     np.testing.assert_allclose(pool("first_last_mean", layers, tokens), both, atol=1e-6)
     several = pool("cls+first_last_mean", layers, tokens)
-    np.testing.assert_allclose(several, np.concatenate([pool("cls", layers[2], tokens), both], 1), atol=1e-6)
+    np.testing.assert_allclose(
+        several, np.concatenate([pool("cls", layers[2], tokens), both], 1), atol=1e-6
+    )
 
 
 def test_a_token_with_huge_states_elsewhere_does_not_matter(group):
@@ -60,7 +70,9 @@ def test_a_token_with_huge_states_elsewhere_does_not_matter(group):
     hidden = jax.random.normal(jax.random.key(0), (4, 16, 8))
     shouted = jnp.where((tokens.sentence == 2)[..., None], 1e6, hidden)
     for name in ("mean", "max", "cls", "weighted_mean"):
-        np.testing.assert_allclose(pool(name, hidden, tokens)[0], pool(name, shouted, tokens)[0], rtol=1e-6)
+        np.testing.assert_allclose(
+            pool(name, hidden, tokens)[0], pool(name, shouted, tokens)[0], rtol=1e-6
+        )
 
 
 def test_unknown_pooling():

@@ -65,13 +65,31 @@ def test_what_a_file_leaves_unsaid():
             "rope_scaling.rope_type 'dynamic' is not supported; accepted are default, linear, llama3, yarn",
         ),
         ({"rope_parameters": {"rope_type": "longrope"}}, "rope_parameters.rope_type 'longrope'"),
-        ({"rope_parameters": {"rope_type": "linear"}}, "rope_parameters has no factor, which rope_type 'linear' wants"),
+        (
+            {"rope_parameters": {"rope_type": "linear"}},
+            "rope_parameters has no factor, which rope_type 'linear' wants",
+        ),
         ({"rope_parameters": LLAMA3 | {"high_freq_factor": None}}, "has no high_freq_factor"),
-        ({"rope_parameters": LLAMA3 | {"high_freq_factor": 1}}, "low_freq_factor 1.0: expected less than .*factor, 1"),
-        ({"rope_scaling": {"type": "linear", "factor": "2"}}, "rope_scaling.factor: expected a number, found '2'"),
-        ({"rope_parameters": {"full_attention": {}}}, "rope_parameters.full_attention: expected a number"),
-        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rope_parameters.partial_rotary_factor 0.5"),
-        ({"partial_rotary_factor": 0.25}, "config.json: partial_rotary_factor 0.25 is not supported; only 1.0 is"),
+        (
+            {"rope_parameters": LLAMA3 | {"high_freq_factor": 1}},
+            "low_freq_factor 1.0: expected less than .*factor, 1",
+        ),
+        (
+            {"rope_scaling": {"type": "linear", "factor": "2"}},
+            "rope_scaling.factor: expected a number, found '2'",
+        ),
+        (
+            {"rope_parameters": {"full_attention": {}}},
+            "rope_parameters.full_attention: expected a number",
+        ),
+        (
+            {"rope_parameters": {"partial_rotary_factor": 0.5}},
+            "rope_parameters.partial_rotary_factor 0.5",
+        ),
+        (
+            {"partial_rotary_factor": 0.25},
+            "config.json: partial_rotary_factor 0.25 is not supported; only 1.0 is",
+        ),
     ],
 )
 def test_positions_that_are_not_supported(found, message):
@@ -82,15 +100,21 @@ def test_positions_that_are_not_supported(found, message):
 
 @pytest.mark.parametrize(("scaling", "theta"), CASES)
 def test_products_depend_on_the_distance_only_and_grow_by_the_square_of_the_length(scaling, theta):
-    rope = read_rope({"max_position_embeddings": 2048, "rope_parameters": scaling | {"rope_theta": theta}}, 1.0)
+    rope = read_rope(
+        {"max_position_embeddings": 2048, "rope_parameters": scaling | {"rope_theta": theta}}, 1.0
+    )
     query, key = np.random.default_rng(0).normal(size=(2, 8)).astype(np.float32)
     at = np.arange(40)
 
     def turned(x, position):
-        return rotate(np.tile(x, (1, len(position), 1, 1)), rope_rotation(position[None], 8, rope))[0, :, 0]
+        return rotate(np.tile(x, (1, len(position), 1, 1)), rope_rotation(position[None], 8, rope))[
+            0, :, 0
+        ]
 
     for distance in (0, 1, 7):
         products = np.sum(turned(query, at) * turned(key, at + distance), axis=-1)
         np.testing.assert_allclose(products, products[0], atol=2e-4)
         if distance == 0:
-            np.testing.assert_allclose(products[0], query @ key * frequencies(rope, 8)[1] ** 2, rtol=1e-4)
+            np.testing.assert_allclose(
+                products[0], query @ key * frequencies(rope, 8)[1] ** 2, rtol=1e-4
+            )

@@ -19,20 +19,31 @@ EXAMPLES = 3
 @pytest.fixture(scope="module")
 def params():
     params = build_encoder(SPEC).init(jax.random.key(0))
-    return jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+    return jax.tree.map(
+        lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params
+    )
 
 
 @pytest.fixture(scope="module")
 def copies(make_batch, ids):
     """Three examples; examples 0 and 1 are one text, whose copies (sentences 3 to 5) lie elsewhere in other company."""
     texts = [ids[0], ids[0], ids[4]]
-    rows = [[(0, texts[0]), (5, texts[2])], [(2, texts[2]), (4, texts[1])], [(1, texts[1])], [(3, texts[0])]]
+    rows = [
+        [(0, texts[0]), (5, texts[2])],
+        [(2, texts[2]), (4, texts[1])],
+        [(1, texts[1])],
+        [(3, texts[0])],
+    ]
     return make_batch(rows, sentences=2 * EXAMPLES)
 
 
 def embed(params, tokens, attention="xla", rates=(0.1, 0.1), **options):
-    backbone = dataclasses.replace(SPEC.backbone, hidden_dropout=rates[0], attention_dropout=rates[1])
-    encoder = build_encoder(dataclasses.replace(SPEC, backbone=backbone), attention=attention, unroll=1, **options)
+    backbone = dataclasses.replace(
+        SPEC.backbone, hidden_dropout=rates[0], attention_dropout=rates[1]
+    )
+    encoder = build_encoder(
+        dataclasses.replace(SPEC, backbone=backbone), attention=attention, unroll=1, **options
+    )
     found = jax.jit(encoder.apply, compiler_options=QUICKLY)(params, tokens, jax.random.key(3))
     return np.asarray(found).reshape(-1, EXAMPLES, encoder.dim)
 
@@ -51,7 +62,9 @@ def test_attention_in_blocks_has_the_same_masks(params, copies, monkeypatch):
 
     expected = embed(params, copies, same_mask_columns=2)
     monkeypatch.setattr(attention, "BLOCK", 1)  # a row at a time
-    np.testing.assert_allclose(embed(params, copies, "blocks", same_mask_columns=2), expected, atol=1e-6)
+    np.testing.assert_allclose(
+        embed(params, copies, "blocks", same_mask_columns=2), expected, atol=1e-6
+    )
 
 
 def test_sentences_that_are_no_columns_are_refused(params, copies):
@@ -62,7 +75,10 @@ def test_sentences_that_are_no_columns_are_refused(params, copies):
 @pytest.mark.parametrize("rate", [0.1, 0.5])
 def test_the_rate_and_the_independence_of_examples_and_positions(rate):
     """Slots of one example's position have one mask; all others have masks that agree as often as chance has it."""
-    example, position = jnp.arange(64)[:, None] // 2 + jnp.zeros((1, 32), int), jnp.arange(32) + jnp.zeros((64, 1), int)
+    example, position = (
+        jnp.arange(64)[:, None] // 2 + jnp.zeros((1, 32), int),
+        jnp.arange(32) + jnp.zeros((64, 1), int),
+    )
     starts = Places(example, position).starts(128)
     dropped = ~np.asarray(keep_mask(jax.random.key(0), rate, (64, 32, 128), starts))
     np.testing.assert_array_equal(dropped[::2], dropped[1::2])

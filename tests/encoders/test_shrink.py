@@ -21,11 +21,15 @@ def model():
     spec = dataclasses.replace(spec, backbone=dataclasses.replace(spec.backbone, num_layers=4))
     leaves, tree = jax.tree.flatten(jax.eval_shape(build_encoder(spec).init, jax.random.key(0)))
     rng = np.random.default_rng(0)
-    return spec, jax.tree.unflatten(tree, [rng.normal(0, 0.3, leaf.shape).astype(np.float32) for leaf in leaves])
+    return spec, jax.tree.unflatten(
+        tree, [rng.normal(0, 0.3, leaf.shape).astype(np.float32) for leaf in leaves]
+    )
 
 
 @pytest.mark.parametrize("name", ["bert", "mpnet"])
-def test_without_its_first_layer_a_model_is_as_torch_s_with_one_that_changes_nothing(name, torch_models, ids, unpacked):
+def test_without_its_first_layer_a_model_is_as_torch_s_with_one_that_changes_nothing(
+    name, torch_models, ids, unpacked
+):
     torch = pytest.importorskip("torch")
     theirs, directory = torch_models[name]
     saved = read_model(directory)
@@ -41,7 +45,11 @@ def test_without_its_first_layer_a_model_is_as_torch_s_with_one_that_changes_not
         theirs.encoder.layer[0] = Same()
         for row, tokens in enumerate(ids):
             with torch.no_grad():
-                expected = theirs(torch.tensor(tokens[None], dtype=torch.long)).last_hidden_state[0].numpy()
+                expected = (
+                    theirs(torch.tensor(tokens[None], dtype=torch.long))
+                    .last_hidden_state[0]
+                    .numpy()
+                )
             np.testing.assert_allclose(ours[row, : len(tokens)], expected, atol=1e-4)
     finally:
         theirs.encoder.layer[0] = first
@@ -56,7 +64,9 @@ def test_the_first_layers_give_the_hidden_states_in_between(model, packed, state
         fewer, kept = first_layers(spec, params, number)
         assert fewer.backbone.num_layers == number
         found = build_encoder(fewer).hidden(kept, packed)
-        for ours, expected in zip(states(found, packed), states(every[number - 1], packed), strict=True):
+        for ours, expected in zip(
+            states(found, packed), states(every[number - 1], packed), strict=True
+        ):
             np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
@@ -110,13 +120,20 @@ def test_numbers_of_first_layers_that_cannot_be(model):
 def embeddings():
     """Of uneven spread, around a mean that is not zero, float32."""
     rng = np.random.default_rng(1)
-    return (rng.normal(size=(300, 20)) * np.geomspace(3, 0.1, 20) @ rng.normal(size=(20, 20)) + 2).astype(np.float32)
+    return (
+        rng.normal(size=(300, 20)) * np.geomspace(3, 0.1, 20) @ rng.normal(size=(20, 20)) + 2
+    ).astype(np.float32)
 
 
 def test_the_head_is_the_principal_components_of_svd(embeddings):
     """Directions and order as of the singular value decomposition."""
     head, params = pca_head(embeddings, 6)
-    assert (head.in_features, head.out_features, head.bias, head.activation) == (20, 6, False, "identity")
+    assert (head.in_features, head.out_features, head.bias, head.activation) == (
+        20,
+        6,
+        False,
+        "identity",
+    )
     kernel = params["kernel"]
     assert kernel.dtype == np.float32 and kernel.shape == (20, 6)
     centred = embeddings.astype(np.float64) - embeddings.mean(0, np.float64)
@@ -143,13 +160,19 @@ def test_order_and_sign_of_the_embeddings_do_not_matter_and_it_turns_with_them(e
 def test_the_projection_stands_before_a_last_normalize(model, unpacked, heads):
     """The product commutes with it: as projected embeddings, made length 1 where they were."""
     spec = dataclasses.replace(model[0], heads=heads)
-    own = {str(n): head.init(jax.random.key(n)) for n, head in enumerate(heads) if isinstance(head, Dense)}
+    own = {
+        str(n): head.init(jax.random.key(n))
+        for n, head in enumerate(heads)
+        if isinstance(head, Dense)
+    }
     params = {**model[1], "heads": own}
     encoder = build_encoder(spec)
     whole = np.asarray(encoder.apply(params, unpacked), np.float64)
     made = np.random.default_rng(0).normal(size=(50, encoder.dim))
     small, smaller = add_pca(spec, params, made, 5)
-    assert smaller["heads"].keys() == {str(n) for n, head in enumerate(small.heads) if isinstance(head, Dense)}
+    assert smaller["heads"].keys() == {
+        str(n) for n, head in enumerate(small.heads) if isinstance(head, Dense)
+    }
     found = np.asarray(build_encoder(small).apply(smaller, unpacked))
     expected = whole @ pca_head(made, 5)[1]["kernel"]
     if heads:
@@ -159,20 +182,28 @@ def test_the_projection_stands_before_a_last_normalize(model, unpacked, heads):
 
 def test_what_has_no_principal_components(embeddings):
     for dim in (0, -1, 21):
-        with pytest.raises(InputError, match=f"dim: expected 1 to 20, the size of the embeddings, found {dim}"):
+        with pytest.raises(
+            InputError, match=f"dim: expected 1 to 20, the size of the embeddings, found {dim}"
+        ):
             pca_head(embeddings, dim)
-    with pytest.raises(InputError, match="dim 6: expected embeddings of more texts than dimensions, found 6"):
+    with pytest.raises(
+        InputError, match="dim 6: expected embeddings of more texts than dimensions, found 6"
+    ):
         pca_head(embeddings[:6], 6)
     pca_head(embeddings[:7], 6)
     for bad in (np.nan, np.inf):
         broken = embeddings.copy()
         broken[17, 3] = bad
-        with pytest.raises(InputError, match="dim 6: the embedding of text 17, from 0, is not finite"):
+        with pytest.raises(
+            InputError, match="dim 6: the embedding of text 17, from 0, is not finite"
+        ):
             pca_head(broken, 6)
 
 
 def test_layer_numbers():
     assert layer_numbers("0,2, 4") == [0, 2, 4]
     for text in ("", "0,", "0-2", "1.5"):
-        with pytest.raises(InputError, match="layers: expected numbers with commas between, such as 0,2,4, found"):
+        with pytest.raises(
+            InputError, match="layers: expected numbers with commas between, such as 0,2,4, found"
+        ):
             layer_numbers(text)

@@ -17,13 +17,23 @@ from embed_jax.encoders.weights import write_safetensors
 from embed_jax.errors import InputError
 from embed_jax.sentence import SentenceEncoder
 
-TEXTS = ["the cat plays guitar", "", "xylophone ☃ 中 zq", "[UNK] [SEP] the", "Music, music! " * 50, "  ", "a"]
+TEXTS = [
+    "the cat plays guitar",
+    "",
+    "xylophone ☃ 中 zq",
+    "[UNK] [SEP] the",
+    "Music, music! " * 50,
+    "  ",
+    "a",
+]
 
 
 @pytest.fixture(scope="module")
 def table(tiny_tokenizer):
     size = load_tokenizer(tiny_tokenizer, 40).vocab_size
-    return np.random.default_rng(0).normal(0, 0.2, size=(size, 24)).astype(np.float32)  # of length about 1
+    return (
+        np.random.default_rng(0).normal(0, 0.2, size=(size, 24)).astype(np.float32)
+    )  # of length about 1
 
 
 @pytest.fixture
@@ -33,7 +43,10 @@ def make(tiny_tokenizer, table):
     def make(*heads, max_length=MAX_LENGTH, **more):
         config = StaticConfig(vocab_size=len(table), hidden_size=table.shape[1])
         params = {str(n): head.init(jax.random.key(n)) for n, head in enumerate(heads)}
-        params = {"backbone": {"token": table}, "heads": {n: one for n, one in params.items() if one}}
+        params = {
+            "backbone": {"token": table},
+            "heads": {n: one for n, one in params.items() if one},
+        }
         tokenizer = load_tokenizer(tiny_tokenizer, max_length, special_tokens=False)
         return SentenceEncoder(EncoderSpec(config, "mean", heads), params, tokenizer, **more)
 
@@ -58,9 +71,14 @@ def sentence_transformer(tiny_tokenizer, table):
     return make
 
 
-def test_embeds_two_orders_of_the_same_words_alike_where_a_contextual_encoder_does_not(make, tiny_model):
+def test_embeds_two_orders_of_the_same_words_alike_where_a_contextual_encoder_does_not(
+    make, tiny_model
+):
     orders = ["carrier delayed order", "order delayed carrier"]
-    bag, contextual = make(Normalize()).encode(orders), embed_jax.load(str(tiny_model)).encode(orders)
+    bag, contextual = (
+        make(Normalize()).encode(orders),
+        embed_jax.load(str(tiny_model)).encode(orders),
+    )
     np.testing.assert_allclose(bag[0], bag[1], atol=1e-7)
     assert np.linalg.norm(bag[0]) == pytest.approx(1, abs=1e-6)
     assert np.abs(contextual[0] - contextual[1]).max() > 1e-3
@@ -84,7 +102,11 @@ def test_reads_what_sentence_transformers_wrote(sentence_transformer, tmp_path, 
     modules = pytest.importorskip("sentence_transformers.models")
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
-    further = {"": [], "normalize": [modules.Normalize()], "dense": [modules.Dense(24, 8), modules.Normalize()]}[heads]
+    further = {
+        "": [],
+        "normalize": [modules.Normalize()],
+        "dense": [modules.Dense(24, 8), modules.Normalize()],
+    }[heads]
     reference = sentence_transformer(*further)
     reference.save(str(tmp_path / "model"))
     texts = [text for text in TEXTS if text.strip() or heads != "dense"]
@@ -93,7 +115,9 @@ def test_reads_what_sentence_transformers_wrote(sentence_transformer, tmp_path, 
     np.testing.assert_allclose(found.encode(texts), reference.encode(texts), atol=1e-6)
 
 
-def test_reads_the_layout_of_older_versions_and_a_tokenizer_that_truncates(sentence_transformer, tmp_path):
+def test_reads_the_layout_of_older_versions_and_a_tokenizer_that_truncates(
+    sentence_transformer, tmp_path
+):
     reference = sentence_transformer(truncation=5)
     (tmp_path / "0_StaticEmbedding").mkdir()
     reference[0].save(str(tmp_path / "0_StaticEmbedding"))
@@ -109,10 +133,16 @@ def test_reads_the_layout_of_older_versions_and_a_tokenizer_that_truncates(sente
 def test_reads_model2vec_files(make, table, tmp_path):
     make().save(tmp_path)
     rng = np.random.default_rng(1)
-    mapping, weights = rng.integers(0, len(table), len(table)), rng.random(len(table)).astype(np.float32)
+    mapping, weights = (
+        rng.integers(0, len(table), len(table)),
+        rng.random(len(table)).astype(np.float32),
+    )
     for tensors, wanted in (
         ({"embeddings": table.astype(np.float16)}, table.astype(np.float16)),
-        ({"embeddings": table, "mapping": mapping, "weights": weights}, table[mapping] * weights[:, None]),
+        (
+            {"embeddings": table, "mapping": mapping, "weights": weights},
+            table[mapping] * weights[:, None],
+        ),
     ):
         write_safetensors(tmp_path / "model.safetensors", tensors)
         np.testing.assert_array_equal(read_model(tmp_path).params["backbone"]["token"], wanted)
@@ -121,11 +151,15 @@ def test_reads_model2vec_files(make, table, tmp_path):
 @pytest.mark.filterwarnings("ignore:.*were cut at the model's limit")
 @pytest.mark.parametrize("heads", [(), (Dense(24, 8), Normalize())], ids=["plain", "dense"])
 @pytest.mark.parametrize("max_length", [MAX_LENGTH, 7])
-def test_sentence_transformers_reads_what_is_saved_and_so_does_load(make, tmp_path, heads, max_length):
+def test_sentence_transformers_reads_what_is_saved_and_so_does_load(
+    make, tmp_path, heads, max_length
+):
     library = pytest.importorskip("sentence_transformers")
     prompts = {"prompts": {"query": "find: "}, "default_prompt_name": "query"}
     model = make(*heads, max_length=max_length, **prompts)
-    texts = [text for text in TEXTS if len(text) < 40 and (text.strip() or not heads)] + ["a b c d e f g h"]
+    texts = [text for text in TEXTS if len(text) < 40 and (text.strip() or not heads)] + [
+        "a b c d e f g h"
+    ]
     expected = model.encode(texts)
     model.save(tmp_path / "model")
     again = embed_jax.load(str(tmp_path / "model"))
@@ -144,10 +178,22 @@ def test_what_cannot_be_used_is_refused(make, table, tmp_path):
         make(include_prompt=False).save(tmp_path / "no")
     make().save(tmp_path)
     for tensors, message in (
-        ({"embedding.weight": table[:-1]}, rf"a table of {len(table) - 1} rows for a tokenizer of {len(table)} tokens"),
-        ({"embedding.weight": table.astype(np.int8)}, r"the table is int8 of shape .*; wanted floats \[V, D\]"),
-        ({"embedding.weight": table, "bias": table[0]}, "found the tensors bias, embedding.weight; wanted embedding"),
-        ({"embeddings": table, "mapping": np.array([0, len(table)])}, f"mapping names rows from 0 to {len(table)} of"),
+        (
+            {"embedding.weight": table[:-1]},
+            rf"a table of {len(table) - 1} rows for a tokenizer of {len(table)} tokens",
+        ),
+        (
+            {"embedding.weight": table.astype(np.int8)},
+            r"the table is int8 of shape .*; wanted floats \[V, D\]",
+        ),
+        (
+            {"embedding.weight": table, "bias": table[0]},
+            "found the tensors bias, embedding.weight; wanted embedding",
+        ),
+        (
+            {"embeddings": table, "mapping": np.array([0, len(table)])},
+            f"mapping names rows from 0 to {len(table)} of",
+        ),
         ({"embeddings": table, "weights": table[:3, 0]}, r"weights of shape \(3,\) for"),
     ):
         write_safetensors(tmp_path / "model.safetensors", tensors)
@@ -162,4 +208,6 @@ def test_what_cannot_be_used_is_refused(make, table, tmp_path):
 def test_random_weights_of_a_named_shape():
     encoder = build_encoder(random_spec("static", vocab_size=50))
     assert encoder.dim == 256
-    assert jax.tree.map(np.shape, encoder.init(jax.random.key(0))["backbone"]) == {"token": (50, 256)}
+    assert jax.tree.map(np.shape, encoder.init(jax.random.key(0))["backbone"]) == {
+        "token": (50, 256)
+    }

@@ -44,8 +44,24 @@ CONFIG = T5Config(
     relative_buckets=8,
     relative_distance=12,
 )
-PIECES = ["▁", "▁a", "▁the", "▁dog", "▁city", "▁music", "▁guitar", "▁run", "s", *"abcdefghijklmnopqrstuvwxyz.,"]
-TEXTS = ["a dog runs in the city", "music", "", "she plays the red guitar, very quickly. and the train made it"]
+PIECES = [
+    "▁",
+    "▁a",
+    "▁the",
+    "▁dog",
+    "▁city",
+    "▁music",
+    "▁guitar",
+    "▁run",
+    "s",
+    *"abcdefghijklmnopqrstuvwxyz.,",
+]
+TEXTS = [
+    "a dog runs in the city",
+    "music",
+    "",
+    "she plays the red guitar, very quickly. and the train made it",
+]
 QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
 
 
@@ -75,7 +91,13 @@ def long_ids():
 @pytest.fixture(scope="module")
 def rows(long_ids, make_batch):
     """The sentences one a row, and several a row."""
-    together = [[(4, long_ids[4]), (2, long_ids[2])], [(0, long_ids[0])], [(3, long_ids[3]), (1, long_ids[1])], [], []]
+    together = [
+        [(4, long_ids[4]), (2, long_ids[2])],
+        [(0, long_ids[0])],
+        [(3, long_ids[3]), (1, long_ids[1])],
+        [],
+        [],
+    ]
     return [make_batch(plan, 40) for plan in ([[(i, x)] for i, x in enumerate(long_ids)], together)]
 
 
@@ -86,7 +108,9 @@ def tokenizer_directory(tmp_path_factory):
     directory = tmp_path_factory.mktemp("tokenizer")
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     vocabulary = special + [(piece, -2.0 - 0.1 * number) for number, piece in enumerate(PIECES)]
-    transformers.T5TokenizerFast(vocab=vocabulary, extra_ids=0, model_max_length=32).save_pretrained(directory)
+    transformers.T5TokenizerFast(
+        vocab=vocabulary, extra_ids=0, model_max_length=32
+    ).save_pretrained(directory)
     return directory
 
 
@@ -96,7 +120,9 @@ def test_equals_torch(model, long_ids, rows, states):
 
     peer, directory = model
     saved = read_model(directory)
-    assert dataclasses.replace(saved.spec.backbone, gated=False) == CONFIG and saved.max_length == 512
+    assert (
+        dataclasses.replace(saved.spec.backbone, gated=False) == CONFIG and saved.max_length == 512
+    )
     module = FAMILY.module(saved.spec.backbone)
     weight = np.random.default_rng(2).normal(size=(40, 32)).astype(np.float32)  # by position
 
@@ -136,7 +162,10 @@ def test_bfloat16_is_near_even_where_states_are_large(model, rows):
         jax.jit(build_encoder(spec, compute_dtype=dtype).apply, compiler_options=QUICKLY)
         for dtype in ("float32", "bfloat16")
     ]
-    for params in (saved.params, {**saved.params, "backbone": {**saved.params["backbone"], "layers": large}}):
+    for params in (
+        saved.params,
+        {**saved.params, "backbone": {**saved.params["backbone"], "layers": large}},
+    ):
         full, half = (run(params, rows[1]) for run in runs)
         assert np.isfinite(half).all() and np.sum(full * half, axis=1).min() > 0.999
 
@@ -156,7 +185,9 @@ def test_torch_reads_what_we_write(model, tokenizer_directory, long_ids, tmp_pat
     read, report = T5EncoderModel.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not any(report.values())
     with torch.no_grad():
-        expected, found = (m.eval()(torch.tensor(long_ids[0][None])).last_hidden_state for m in (peer, read))
+        expected, found = (
+            m.eval()(torch.tensor(long_ids[0][None])).last_hidden_state for m in (peer, read)
+        )
     np.testing.assert_array_equal(found.numpy(), expected.numpy())
 
 
@@ -197,7 +228,9 @@ def test_equals_sentence_transformers(tokenizer_directory, tmp_path):
 
     torch.manual_seed(1)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_directory)
-    T5EncoderModel(PeerConfig(**SIZES | {"vocab_size": len(tokenizer)})).save_pretrained(tmp_path / "plain")
+    T5EncoderModel(PeerConfig(**SIZES | {"vocab_size": len(tokenizer)})).save_pretrained(
+        tmp_path / "plain"
+    )
     tokenizer.save_pretrained(tmp_path / "plain")
     parts = [
         modules.Transformer(str(tmp_path / "plain"), max_seq_length=16),
@@ -208,7 +241,10 @@ def test_equals_sentence_transformers(tokenizer_directory, tmp_path):
     theirs = peer.SentenceTransformer(modules=parts, device="cpu").eval()
     theirs.save(str(tmp_path / "theirs"))
     ours = load(str(tmp_path / "theirs"))
-    assert ours.max_length == 16 and ours.spec.heads == (Dense(32, 24, bias=False, activation="identity"), Normalize())
+    assert ours.max_length == 16 and ours.spec.heads == (
+        Dense(32, 24, bias=False, activation="identity"),
+        Normalize(),
+    )
     assert ours.tokenizer.encode(["a dog"]).ids[0][-1] == tokenizer.eos_token_id
     expected = theirs.encode(TEXTS)
     with pytest.warns(UserWarning, match="cut"):
@@ -224,8 +260,12 @@ def test_relative_bucket_equals_torch(max_distance):
     from transformers.models.t5.modeling_t5 import T5Attention
 
     distance = np.arange(-600, 600)
-    expected = T5Attention._relative_position_bucket(torch.tensor(distance), max_distance=max_distance).numpy()
-    np.testing.assert_array_equal(relative_bucket(jnp.asarray(distance), 32, max_distance), expected)
+    expected = T5Attention._relative_position_bucket(
+        torch.tensor(distance), max_distance=max_distance
+    ).numpy()
+    np.testing.assert_array_equal(
+        relative_bucket(jnp.asarray(distance), 32, max_distance), expected
+    )
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +273,9 @@ def run(long_ids, make_batch):
     """`(rate, key, gradient, **options) -> embeddings` of two texts and copies packed otherwise, or a gradient."""
     spec = random_spec("t5-tiny", vocab_size=60)
     params = jax.jit(build_encoder(spec).init, compiler_options=QUICKLY)(jax.random.key(0))
-    tokens = make_batch([[(0, long_ids[2]), (3, long_ids[3])], [(1, long_ids[3])], [(2, long_ids[2])]], 24, 4)
+    tokens = make_batch(
+        [[(0, long_ids[2]), (3, long_ids[3])], [(1, long_ids[3])], [(2, long_ids[2])]], 24, 4
+    )
 
     def call(rate, key, gradient=False, **options):
         rates = {"hidden_dropout": rate, "attention_dropout": rate}
@@ -261,7 +303,9 @@ def test_dropout(run):
 def test_recomputed_layers_have_the_same_gradient_and_no_rate_is_no_dropout(run):
     key = jax.random.key(3)
     found, expected = run(0.2, key, gradient=True, remat="layer"), run(0.2, key, gradient=True)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-3), found, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-3), found, expected
+    )
     np.testing.assert_allclose(run(0.0, key), run(0.2, None), atol=1e-6)
 
 
@@ -269,7 +313,9 @@ def test_every_layer_as_if_it_were_the_last(rows):
     spec = random_spec("t5-tiny", vocab_size=60)
     params = jax.jit(build_encoder(spec).init, compiler_options=QUICKLY)(jax.random.key(0))
     shorter, fewer = first_layers(spec, params, 1)
-    found = jax.jit(build_encoder(spec).by_layer, compiler_options=QUICKLY)(params, rows[1], np.asarray([1]))
+    found = jax.jit(build_encoder(spec).by_layer, compiler_options=QUICKLY)(
+        params, rows[1], np.asarray([1])
+    )
     for number, (kept, parts) in enumerate([(shorter, fewer), (spec, params)]):
         expected = jax.jit(build_encoder(kept).apply, compiler_options=QUICKLY)(parts, rows[1])
         np.testing.assert_allclose(found[:, number], expected, atol=1e-5)
@@ -279,8 +325,16 @@ def test_every_layer_as_if_it_were_the_last(rows):
     ("shape", "sizes", "published"),
     [
         ("t5-base", {"d_model": 768, "d_ff": 3072, "num_layers": 12, "num_heads": 12}, 109_628_544),
-        ("t5-large", {"d_model": 1024, "d_ff": 4096, "num_layers": 24, "num_heads": 16}, 334_939_648),
-        ("t5-3b", {"d_model": 1024, "d_ff": 16384, "num_layers": 24, "num_heads": 32, "d_kv": 128}, 1_240_909_824),
+        (
+            "t5-large",
+            {"d_model": 1024, "d_ff": 4096, "num_layers": 24, "num_heads": 16},
+            334_939_648,
+        ),
+        (
+            "t5-3b",
+            {"d_model": 1024, "d_ff": 16384, "num_layers": 24, "num_heads": 32, "d_kv": 128},
+            1_240_909_824,
+        ),
     ],
 )
 def test_number_of_parameters(shape, sizes, published):
@@ -299,7 +353,10 @@ def test_number_of_parameters(shape, sizes, published):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"feed_forward_proj": "gated-silu"}, "unknown feed_forward_proj 'gated-silu'.*known: gated-gelu, relu"),
+        (
+            {"feed_forward_proj": "gated-silu"},
+            "unknown feed_forward_proj 'gated-silu'.*known: gated-gelu, relu",
+        ),
         ({"is_decoder": True}, "is_decoder True is not supported; only False is"),
         ({"d_model": None}, "missing d_model"),
     ],
@@ -312,6 +369,8 @@ def test_unsupported_config(change, message):
 
 
 def test_config_round_trip():
-    config = dataclasses.replace(CONFIG, max_positions=128, gated=True, hidden_dropout=0.3, attention_dropout=0.3)
+    config = dataclasses.replace(
+        CONFIG, max_positions=128, gated=True, hidden_dropout=0.3, attention_dropout=0.3
+    )
     assert FAMILY.read_config(FAMILY.write_config(config)) == config
     assert config.max_length == 128

@@ -23,13 +23,19 @@ QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
 def tokenizer(mask="[MASK]", words=()):
     """What an objective asks a tokenizer for."""
     vocabulary = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": MASK, **dict(words)}
-    return types.SimpleNamespace(mask_token=mask, all_special_ids=list(SPECIAL), get_vocab=lambda: vocabulary)
+    return types.SimpleNamespace(
+        mask_token=mask, all_special_ids=list(SPECIAL), get_vocab=lambda: vocabulary
+    )
 
 
 # ---- against transformers ------------------------------------------------------------------------------------
 
 BERT = ("BertForMaskedLM", "BertConfig", {})
-LLAMA = ("LlamaForCausalLM", "LlamaConfig", {"num_key_value_heads": 2, "tie_word_embeddings": False})
+LLAMA = (
+    "LlamaForCausalLM",
+    "LlamaConfig",
+    {"num_key_value_heads": 2, "tie_word_embeddings": False},
+)
 TIED = ("Qwen2ForCausalLM", "Qwen2Config", {"num_key_value_heads": 2, "tie_word_embeddings": True})
 # A linear map of the second layer, ours and theirs, and where the head's parameters are.
 INNER = {
@@ -76,7 +82,9 @@ CASES = {
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(case, marks=pytest.mark.slow) if case in ("mntp", "next token of a tied decoder") else case
+        pytest.param(case, marks=pytest.mark.slow)
+        if case in ("mntp", "next token of a tied decoder")
+        else case
         for case in CASES
     ],
 )
@@ -87,12 +95,22 @@ def test_loss_and_gradient_equal_transformers(case, torch_pair, packed):
     model, encoder, params, head = torch_pair(*kind)
     objective = build_token_objective(expression)(encoder, tokenizer())
     tokens, flat = packed, np.asarray(packed.token_ids).reshape(-1)
-    sentence, position = (np.asarray(leaf).reshape(-1) for leaf in (packed.sentence, packed.position))
+    sentence, position = (
+        np.asarray(leaf).reshape(-1) for leaf in (packed.sentence, packed.position)
+    )
     seen, counted = flat, (sentence < tokens.sentences) & (position > 0)
     if "next" not in expression:
-        chances = {"rate": 0.9, "mask": 1.0, "random": 0.0} if "0.9" in expression else {"rate": 0.4}
+        chances = (
+            {"rate": 0.9, "mask": 1.0, "random": 0.0} if "0.9" in expression else {"rate": 0.4}
+        )
         masked, slots, chosen = mask_tokens(
-            packed, jax.random.key(0), mask_id=MASK, special_ids=SPECIAL, vocab_size=VOCAB, first=before, **chances
+            packed,
+            jax.random.key(0),
+            mask_id=MASK,
+            special_ids=SPECIAL,
+            vocab_size=VOCAB,
+            first=before,
+            **chances,
         )
         seen = np.asarray(masked.token_ids).reshape(-1)
         counted = np.zeros(flat.size, bool)
@@ -104,7 +122,9 @@ def test_loss_and_gradient_equal_transformers(case, torch_pair, packed):
         logits = model(torch.tensor(seen[here]).long()[None]).logits[0]
         places = np.flatnonzero(counted[here])
         wanted = torch.tensor(flat[here][places]).long()
-        total = total + torch.nn.functional.cross_entropy(logits[places - before], wanted, reduction="sum")
+        total = total + torch.nn.functional.cross_entropy(
+            logits[places - before], wanted, reduction="sum"
+        )
     total.backward()
 
     def summed(params, head):
@@ -124,7 +144,9 @@ def test_loss_and_gradient_equal_transformers(case, torch_pair, packed):
     if "lm_head" in head:
         pairs.append((of_head["lm_head"], theirs["lm_head.weight"]))
     if "dense" in head:
-        pairs.append((of_head["dense"]["kernel"].T, theirs["cls.predictions.transform.dense.weight"]))
+        pairs.append(
+            (of_head["dense"]["kernel"].T, theirs["cls.predictions.transform.dense.weight"])
+        )
         pairs.append((of_head["bias"], theirs["cls.predictions.bias"]))
     for ours, expected in pairs:
         expected = expected.numpy()
@@ -142,7 +164,12 @@ def reader(packed):
         original = jnp.asarray(packed.token_ids)
         sharp = 50.0 * jax.nn.one_hot(jnp.roll(original, -before, axis=1), VOCAB)
         config = types.SimpleNamespace(
-            vocab_size=VOCAB, hidden_size=VOCAB, num_layers=1, tied=True, family="llama", causal=causal
+            vocab_size=VOCAB,
+            hidden_size=VOCAB,
+            num_layers=1,
+            tied=True,
+            family="llama",
+            causal=causal,
         )
         return Encoder(None, None, config, VOCAB, hidden=lambda params, tokens, key: sharp)
 
@@ -153,9 +180,12 @@ TABLE = {"backbone": {"embeddings": {"token": np.eye(VOCAB, dtype=np.float32)}}}
 
 
 @pytest.mark.parametrize(
-    ("expression", "before"), [("mlm(rate=0.5)", 0), ("mntp(rate=0.5)", 1), ("mntp(rate=1.0)", 1), ("next_token()", 1)]
+    ("expression", "before"),
+    [("mlm(rate=0.5)", 0), ("mntp(rate=0.5)", 1), ("mntp(rate=1.0)", 1), ("next_token()", 1)],
 )
-def test_the_state_that_predicts_is_the_one_so_many_places_before(expression, before, reader, packed):
+def test_the_state_that_predicts_is_the_one_so_many_places_before(
+    expression, before, reader, packed
+):
     """Planted states know the tokens, each one place on or its own; only the right reading has no loss."""
     for planted in (0, 1):
         objective = build_token_objective(expression)(reader(planted, causal=True), tokenizer())
@@ -175,7 +205,15 @@ def test_first_tokens_are_never_hidden_where_nothing_is_before_them(rate, packed
     @jax.vmap
     def hide(key):
         masked, slots, chosen = mask_tokens(
-            packed, key, mask_id=MASK, special_ids=(), vocab_size=VOCAB, rate=rate, mask=1.0, random=0.0, first=1
+            packed,
+            key,
+            mask_id=MASK,
+            special_ids=(),
+            vocab_size=VOCAB,
+            rate=rate,
+            mask=1.0,
+            random=0.0,
+            first=1,
         )
         return masked.token_ids, jnp.zeros(first.size, int).at[slots].add(chosen)
 
@@ -183,7 +221,9 @@ def test_first_tokens_are_never_hidden_where_nothing_is_before_them(rate, packed
     hidden = counts.reshape(ids.shape) == 1
     assert (hidden.sum((1, 2)) == round(rate * real)).all() and not hidden[:, first].any()
     assert (ids[hidden] == MASK).all(), "with mask=1 all of them are the mask"
-    np.testing.assert_array_equal(ids[~hidden], np.broadcast_to(packed.token_ids, ids.shape)[~hidden])
+    np.testing.assert_array_equal(
+        ids[~hidden], np.broadcast_to(packed.token_ids, ids.shape)[~hidden]
+    )
     assert hidden.any(0)[~first].all(), "every other token's turn comes"
 
 
@@ -192,11 +232,16 @@ def test_first_tokens_are_never_hidden_where_nothing_is_before_them(rate, packed
 
 def test_blocks_give_the_value_and_gradient_of_all_at_once():
     rng = np.random.default_rng(0)
-    states, table = rng.normal(size=(50, 8)).astype(np.float32), rng.normal(size=(30, 8)).astype(np.float32)
+    states, table = (
+        rng.normal(size=(50, 8)).astype(np.float32),
+        rng.normal(size=(30, 8)).astype(np.float32),
+    )
     wanted, weights = rng.integers(0, 30, 50), rng.integers(0, 3, 50).astype(np.float32)
 
     def summed(states, table, block):
-        total, correct = cross_entropy(lambda states: states @ table.T, states, wanted, weights, block=block)
+        total, correct = cross_entropy(
+            lambda states: states @ table.T, states, wanted, weights, block=block
+        )
         return total, correct
 
     gradient = jax.value_and_grad(summed, (0, 1), has_aux=True)
@@ -214,7 +259,9 @@ def test_blocks_give_the_value_and_gradient_of_all_at_once():
             for ours, theirs in zip(own, slopes, strict=True):
                 np.testing.assert_allclose(ours, theirs, atol=1e-12)
     text = str(jax.make_jaxpr(lambda s, t: gradient(s, t, 7))(states, table))
-    assert "f32[7,30]" in text and "8,7,30]" not in text and "f32[50,30]" not in text, "no logits of all tokens, ever"
+    assert "f32[7,30]" in text and "8,7,30]" not in text and "f32[50,30]" not in text, (
+        "no logits of all tokens, ever"
+    )
 
 
 def test_a_big_vocabulary_is_never_there_for_all_tokens(monkeypatch, packed):
@@ -224,10 +271,16 @@ def test_a_big_vocabulary_is_never_there_for_all_tokens(monkeypatch, packed):
     monkeypatch.setattr(token_objectives, "BLOCK", 1000)
     encoder = build_encoder(random_spec("decoder-tiny", vocab_size=VOCAB), unroll=1)
     objective = build_token_objective("next_token")(encoder, tokenizer())
-    shapes = jax.eval_shape(objective.init, jax.random.key(0)), jax.eval_shape(encoder.init, jax.random.key(0))
+    shapes = (
+        jax.eval_shape(objective.init, jax.random.key(0)),
+        jax.eval_shape(encoder.init, jax.random.key(0)),
+    )
     gradient = jax.grad(lambda own, params: objective.apply(own, params, packed, None)[0], (0, 1))
     text = str(jax.make_jaxpr(gradient)(*shapes))
-    assert f"f32[{1000 // VOCAB},{VOCAB}]" in text and f"f32[{packed.token_ids.size},{VOCAB}]" not in text
+    assert (
+        f"f32[{1000 // VOCAB},{VOCAB}]" in text
+        and f"f32[{packed.token_ids.size},{VOCAB}]" not in text
+    )
 
 
 # ---- what cannot be ------------------------------------------------------------------------------------------
@@ -240,14 +293,39 @@ def test_a_big_vocabulary_is_never_there_for_all_tokens(monkeypatch, packed):
         ("mntp(rate='a')", "tiny", {}, "mntp rate: expected more than 0 and at most 1, found 'a'"),
         ("mntp(mask=0.8, random=0.4)", "tiny", {}, "mask and random: expected at most 1 together"),
         ("mlm(mask=True)", "tiny", {}, "mlm mask: expected a number from 0 to 1, found True"),
-        ("mlm(0.2)", "tiny", {}, "expected arguments by name; known: rate, mask, random, mask_token"),
+        (
+            "mlm(0.2)",
+            "tiny",
+            {},
+            "expected arguments by name; known: rate, mask, random, mask_token",
+        ),
         ("mlm(rat=0.2)", "tiny", {}, "unknown argument of mlm 'rat' (did you mean 'rate'?)"),
-        ("mlm() + info_nce()", "tiny", {}, "expected a single token_objective, of mlm, mntp, next_token"),
+        (
+            "mlm() + info_nce()",
+            "tiny",
+            {},
+            "expected a single token_objective, of mlm, mntp, next_token",
+        ),
         ("mlm(", "tiny", {}, "'(' was never closed"),
         ("mlm", "tiny", {"mask": None}, "the tokenizer has no mask token"),
-        ("mntp", "tiny", {"mask": None}, "mask_token: expected a token of the vocabulary, found '_'"),
-        ("mntp(mask_token='#')", "tiny", {}, "mask_token: expected a token of the vocabulary, found '#'"),
-        ("mntp", "tiny", {"mask": None, "words": {"_": 99}}, "expected a mask token among the model's 60, found 99"),
+        (
+            "mntp",
+            "tiny",
+            {"mask": None},
+            "mask_token: expected a token of the vocabulary, found '_'",
+        ),
+        (
+            "mntp(mask_token='#')",
+            "tiny",
+            {},
+            "mask_token: expected a token of the vocabulary, found '#'",
+        ),
+        (
+            "mntp",
+            "tiny",
+            {"mask": None, "words": {"_": 99}},
+            "expected a mask token among the model's 60, found 99",
+        ),
         ("next_token", "tiny", {}, "expected a causal encoder"),
         ("mlm", "static", {}, "a static encoder has no head that predicts tokens"),
     ],

@@ -40,7 +40,9 @@ def to_bfloat16(directory, out):
     """A copy of a model's directory with tensors in bfloat16, those of heads too."""
     shutil.copytree(directory, out)
     for path in out.rglob("model.safetensors"):
-        write_safetensors(path, {name: x.astype(jnp.bfloat16) for name, x in load_file(path).items()})
+        write_safetensors(
+            path, {name: x.astype(jnp.bfloat16) for name, x in load_file(path).items()}
+        )
     return out
 
 
@@ -52,7 +54,9 @@ def numbers(tree):
 # ---- slices
 
 
-@pytest.mark.parametrize("name", ["bert", "mpnet", "nomic_bert"])  # the last has fused tensors in its file
+@pytest.mark.parametrize(
+    "name", ["bert", "mpnet", "nomic_bert"]
+)  # the last has fused tensors in its file
 def test_slices_are_those_of_the_whole_and_own_their_memory(name, torch_models):
     directory = torch_models[name][1]
     whole = read_model(directory).params
@@ -74,15 +78,26 @@ def test_slices_are_those_of_the_whole_and_own_their_memory(name, torch_models):
 
     params = read_model(directory, put=put).params
     jax.tree.map(np.testing.assert_array_equal, params, whole)
-    assert len(seen) == len(jax.tree.leaves(whole["backbone"])) and all(path.startswith("backbone/") for path in seen)
+    assert len(seen) == len(jax.tree.leaves(whole["backbone"])) and all(
+        path.startswith("backbone/") for path in seen
+    )
 
 
 def test_opened_tensors_are_those_of_the_file_whatever_their_dtype(tmp_path):
     rng = np.random.default_rng(0)
-    dtypes = ["bool", *(f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)), "f2", "f4", "f8", jnp.bfloat16]
+    dtypes = [
+        "bool",
+        *(f"{kind}{size}" for kind in "iu" for size in (1, 2, 4, 8)),
+        "f2",
+        "f4",
+        "f8",
+        jnp.bfloat16,
+    ]
     tensors = {f"{i}": rng.integers(0, 2, (3, i)).astype(dtype) for i, dtype in enumerate(dtypes)}
     tensors["scalar"] = np.float32(rng.normal())
-    save_file({name: np.asarray(value) for name, value in tensors.items()}, tmp_path / "model.safetensors")
+    save_file(
+        {name: np.asarray(value) for name, value in tensors.items()}, tmp_path / "model.safetensors"
+    )
     for found in (open_tensors(tmp_path), read_tensors(tmp_path)):
         assert set(found) == set(tensors)
         for name, value in tensors.items():
@@ -105,7 +120,9 @@ def large(tmp_path_factory):
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
     directory = tmp_path_factory.mktemp("large") / "model"
-    write_model(directory, spec, params, tokenizer=NoTokenizer(), max_length=16, shard_bytes=5 * 10**6)
+    write_model(
+        directory, spec, params, tokenizer=NoTokenizer(), max_length=16, shard_bytes=5 * 10**6
+    )
     return directory, spec, params
 
 
@@ -136,15 +153,17 @@ def test_each_device_gets_its_part_and_the_host_holds_one_at_a_time(large):
     # JAX lets go of a host's array a little after it was copied: two or three parts of eight may be there at once.
     assert max(sizes) == largest / 8 and peak < largest / 2
     kernel = found["backbone"]["layers"]["down"]["kernel"]
-    assert tuple(kernel.sharding.spec) == (None, "tensor", "fsdp") and kernel.addressable_shards[0].data.nbytes == max(
-        sizes
-    )
+    assert tuple(kernel.sharding.spec) == (None, "tensor", "fsdp") and kernel.addressable_shards[
+        0
+    ].data.nbytes == max(sizes)
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(params), strict=True):
         for shard in ours.addressable_shards:
             np.testing.assert_array_equal(shard.data, theirs[shard.index])
 
 
-@pytest.mark.parametrize(("dtype", "expected"), [("", "bfloat16"), ("bfloat16", "bfloat16"), ("float32", "float32")])
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [("", "bfloat16"), ("bfloat16", "bfloat16"), ("float32", "float32")]
+)
 def test_parts_in_the_dtype_asked_for(dtype, expected, torch_models, tmp_path):
     directory = to_bfloat16(torch_models["bert"][1], tmp_path / "half")
     saved = read_model(directory)
@@ -161,16 +180,28 @@ def test_parts_in_the_dtype_asked_for(dtype, expected, torch_models, tmp_path):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_bfloat16_parameters_compute_as_their_float32_values(name, torch_models, packed, tmp_path):
-    spec = random_spec(name, vocab_size=60) if name in SHAPES else read_model(torch_models[name][1]).spec
+    spec = (
+        random_spec(name, vocab_size=60)
+        if name in SHAPES
+        else read_model(torch_models[name][1]).spec
+    )
     size = spec.backbone.hidden_size
-    encoder = build_encoder(dataclasses.replace(spec, heads=(Dense(size, 8), LayerNorm(8), Normalize())))
+    encoder = build_encoder(
+        dataclasses.replace(spec, heads=(Dense(size, 8), LayerNorm(8), Normalize()))
+    )
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(encoder.init, jax.random.key(0))
-    params = jax.tree.map(lambda leaf: rng.normal(0.1, 0.3, leaf.shape).astype(jnp.bfloat16), shapes)
+    params = jax.tree.map(
+        lambda leaf: rng.normal(0.1, 0.3, leaf.shape).astype(jnp.bfloat16), shapes
+    )
     write_model(tmp_path / "half", spec, params, tokenizer=NoTokenizer(), max_length=16)
     half = {**read_model(tmp_path / "half").params, "heads": params["heads"]}
     assert {leaf.dtype.name for leaf in jax.tree.leaves(half)} == {"bfloat16"}
-    tokens = packed.replace(segment=np.where(packed.position > 2, 1, 0)) if name in ("tiny", "nomic-tiny") else packed
+    tokens = (
+        packed.replace(segment=np.where(packed.position > 2, 1, 0))
+        if name in ("tiny", "nomic-tiny")
+        else packed
+    )
     apply = jax.jit(encoder.apply, compiler_options=QUICKLY)
     found, expected = apply(half, tokens), apply(numbers(half), tokens)
     assert found.dtype == jnp.float32 and np.abs(expected).max() > 0.1
@@ -178,7 +209,9 @@ def test_bfloat16_parameters_compute_as_their_float32_values(name, torch_models,
 
 
 def test_a_classifier_in_bfloat16(packed):
-    classifier = build_classifier(ClassifierSpec(random_spec("tiny", vocab_size=60).backbone, num_labels=2))
+    classifier = build_classifier(
+        ClassifierSpec(random_spec("tiny", vocab_size=60).backbone, num_labels=2)
+    )
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(classifier.init, jax.random.key(0))
     half = jax.tree.map(lambda leaf: rng.normal(0.1, 0.3, leaf.shape).astype(jnp.bfloat16), shapes)
@@ -199,7 +232,9 @@ def test_a_static_table_in_bfloat16(tiny_tokenizer, tmp_path):
     embed_jax.SentenceEncoder(spec, numbers(params), tokenizer).save(tmp_path / "single")
     half, single = (embed_jax.load(str(tmp_path / name)) for name in ("half", "single"))
     assert half.params["backbone"]["token"].dtype == jnp.bfloat16
-    np.testing.assert_array_equal(half.encode(["a dog", "the cat"]), single.encode(["a dog", "the cat"]))
+    np.testing.assert_array_equal(
+        half.encode(["a dog", "the cat"]), single.encode(["a dog", "the cat"])
+    )
     shape = []
     read_model(tmp_path / "half", put=lambda path, *about: shape.append((path, *about[:2])))
     assert shape == [("backbone/token", table.shape, jnp.bfloat16)]
@@ -211,17 +246,25 @@ def test_what_is_saved_has_the_bits_that_were_loaded(tiny_model, tmp_path):
 
     spec = dataclasses.replace(saved.spec, heads=(Dense(32, 8), LayerNorm(8), Normalize()))
     params = {**build_encoder(spec).init(jax.random.key(1)), "backbone": saved.params["backbone"]}
-    write_model(tmp_path / "single", spec, params, tokenizer=load_tokenizer(tiny_model, 40), max_length=40)
+    write_model(
+        tmp_path / "single", spec, params, tokenizer=load_tokenizer(tiny_model, 40), max_length=40
+    )
     half = to_bfloat16(tmp_path / "single", tmp_path / "half")
     for directory, dtype in ((half, "bfloat16"), (tmp_path / "single", "float32")):
         model = embed_jax.load(str(directory))
         model.save(tmp_path / "again")
         assert json.loads((tmp_path / "again" / "config.json").read_text())["dtype"] == dtype
         for path in directory.rglob("model.safetensors"):
-            before, after = load_file(path), load_file(tmp_path / "again" / path.relative_to(directory))
+            before, after = (
+                load_file(path),
+                load_file(tmp_path / "again" / path.relative_to(directory)),
+            )
             assert set(before) == set(after)
             for name, value in before.items():
-                assert value.dtype == after[name].dtype == jnp.dtype(dtype) and value.tobytes() == after[name].tobytes()
+                assert (
+                    value.dtype == after[name].dtype == jnp.dtype(dtype)
+                    and value.tobytes() == after[name].tobytes()
+                )
 
 
 def test_layers_of_two_dtypes_are_stacked_in_float32(torch_models, tmp_path):
@@ -246,7 +289,14 @@ def test_a_large_model_is_written_as_shards_that_transformers_reads(torch_models
     whole = sum(leaf.nbytes for leaf in jax.tree.leaves(saved.params))
 
     def write(shard_bytes):
-        write_model(out, saved.spec, saved.params, tokenizer=NoTokenizer(), max_length=16, shard_bytes=shard_bytes)
+        write_model(
+            out,
+            saved.spec,
+            saved.params,
+            tokenizer=NoTokenizer(),
+            max_length=16,
+            shard_bytes=shard_bytes,
+        )
         jax.tree.map(np.testing.assert_array_equal, read_model(out).params, saved.params)
         return sorted(path.name for path in out.glob("model*"))
 
@@ -254,7 +304,9 @@ def test_a_large_model_is_written_as_shards_that_transformers_reads(torch_models
     files = write(20_000)
     count = len(files) - 1
     assert count > 2 and files[-1] == "model.safetensors.index.json"
-    assert files[:-1] == [f"model-{number + 1:05}-of-{count:05}.safetensors" for number in range(count)]
+    assert files[:-1] == [
+        f"model-{number + 1:05}-of-{count:05}.safetensors" for number in range(count)
+    ]
     for file in files[:-1]:
         tensors = load_file(out / file)
         assert len(tensors) == 1 or sum(value.nbytes for value in tensors.values()) <= 20_000
@@ -263,7 +315,9 @@ def test_a_large_model_is_written_as_shards_that_transformers_reads(torch_models
     for key, value in model.state_dict().items():
         if "pooler" not in key:
             np.testing.assert_array_equal(theirs[key], value)
-    assert len(write(40_000)) < len(files)  # shards of other names are replaced, and so is the index
+    assert len(write(40_000)) < len(
+        files
+    )  # shards of other names are replaced, and so is the index
     assert write(whole) == ["model.safetensors"]
 
 
@@ -283,10 +337,14 @@ def test_a_download_that_stopped_is_found_at_opening(shards):
     third, fourth = (shards / f"model-{number:05}-of-00004.safetensors" for number in (3, 4))
     whole = fourth.read_bytes()
     fourth.unlink()
-    with pytest.raises(InputError, match="00004-of-00004.safetensors: no such file, though .*fetch it again"):
+    with pytest.raises(
+        InputError, match="00004-of-00004.safetensors: no such file, though .*fetch it again"
+    ):
         open_tensors(shards)
     fourth.symlink_to(shards / "nowhere")  # as in a cache of the hub's
-    with pytest.raises(InputError, match="00004-of-00004.safetensors: no such file, though .*fetch it again"):
+    with pytest.raises(
+        InputError, match="00004-of-00004.safetensors: no such file, though .*fetch it again"
+    ):
         open_tensors(shards)
     fourth.unlink()
     fourth.write_bytes(whole)
@@ -301,7 +359,9 @@ def test_a_download_that_stopped_is_found_at_opening(shards):
 def test_an_index_of_no_files(shards):
     for index in ({}, {"weight_map": []}, {"weight_map": {"a": 1}}):
         (shards / "model.safetensors.index.json").write_text(json.dumps(index))
-        with pytest.raises(InputError, match="index.json: has no 'weight_map' from tensors to files"):
+        with pytest.raises(
+            InputError, match="index.json: has no 'weight_map' from tensors to files"
+        ):
             open_tensors(shards)
 
 
@@ -319,8 +379,12 @@ def test_an_index_of_no_files(shards):
 )
 def test_headers_that_do_not_fit_their_file(changes, message, tmp_path):
     about = {"dtype": "F32", "shape": [4, 4], "data_offsets": [0, 64]} | changes
-    header = json.dumps({"x": {key: value for key, value in about.items() if value is not None}}).encode()
-    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(64))
+    header = json.dumps(
+        {"x": {key: value for key, value in about.items() if value is not None}}
+    ).encode()
+    (tmp_path / "model.safetensors").write_bytes(
+        len(header).to_bytes(8, "little") + header + bytes(64)
+    )
     with pytest.raises(InputError, match=message) as error:
         open_tensors(tmp_path)
     assert "\n" not in str(error.value) and str(tmp_path / "model.safetensors") in str(error.value)
@@ -353,13 +417,17 @@ def test_a_tokenizer_larger_than_the_table(tiny_model, tmp_path):
         save_file({**tensors, name: np.zeros((rows, 32), np.float32)}, out / "model.safetensors")
         (out / "config.json").write_text(json.dumps(config | {"vocab_size": rows}))
         (out / "tokenizer.json").write_text(json.dumps(tokenizer | changes))
-        with pytest.raises(InputError, match=f"model: a table of {rows} rows for a tokenizer of {tokens} tokens"):
+        with pytest.raises(
+            InputError, match=f"model: a table of {rows} rows for a tokenizer of {tokens} tokens"
+        ):
             embed_jax.load(str(out))
 
     refused(size - 1, size)
     added = tokenizer["added_tokens"]
     refused(size, size + 1, added_tokens=[*added, {**added[0], "id": size, "content": "[NEW]"}])
-    gap = tokenizer["model"]["vocab"] | {"dog": size + 9}  # as many tokens as before, but not of the ids 0, 1, 2, ...
+    gap = tokenizer["model"]["vocab"] | {
+        "dog": size + 9
+    }  # as many tokens as before, but not of the ids 0, 1, 2, ...
     refused(size, size + 10, model=tokenizer["model"] | {"vocab": gap})
     refused(size + 9, size + 10, model=tokenizer["model"] | {"vocab": gap})
 

@@ -29,8 +29,14 @@ def test_equals_mteb(sentences, write, recorded, mteb_scores):
     assert 0.2 < ours.score < 0.9
     for name, value in ours.metrics.items():
         assert value == pytest.approx(theirs[name], abs=1e-4), name
-    assert ours.items.score() == pytest.approx(ours.score, abs=1e-12) and ours.intervals.keys() == ours.metrics.keys()
-    assert recorded.uses == {("Made", "BitextMining", "", "")} and task.item_texts[2] == (first[2], second[2])
+    assert (
+        ours.items.score() == pytest.approx(ours.score, abs=1e-12)
+        and ours.intervals.keys() == ours.metrics.keys()
+    )
+    assert recorded.uses == {("Made", "BitextMining", "", "")} and task.item_texts[2] == (
+        first[2],
+        second[2],
+    )
     back = open_task(path, source="en", target="de")
     assert back.item_texts[2] == (second[2], first[2])
     assert back.evaluate(recorded).score != ours.score
@@ -42,14 +48,18 @@ def test_equals_scikit_learn(similarity, sentences, encode, monkeypatch):
     monkeypatch.setattr("embed_jax.evals.bitext.BLOCK", 1000)  # 7 rows at a time
     first, second = (encode(side).astype(np.float64) for side in sentences)
     if similarity == "cosine":
-        first, second = (side / np.linalg.norm(side, axis=1, keepdims=True) for side in (first, second))
+        first, second = (
+            side / np.linalg.norm(side, axis=1, keepdims=True) for side in (first, second)
+        )
     differences = first[:, None] - second[None]
     found = {
         "euclidean": -np.linalg.norm(differences, axis=2),
         "manhattan": -np.abs(differences).sum(axis=2),
     }.get(similarity, first @ second.T).argmax(axis=1)
     ours = bitext_outcome(*(encode(side) for side in sentences), similarity=similarity)
-    *expected, _ = metrics.precision_recall_fscore_support(range(130), found, average="weighted", zero_division=0)
+    *expected, _ = metrics.precision_recall_fscore_support(
+        range(130), found, average="weighted", zero_division=0
+    )
     assert [ours.metrics[name] for name in ("precision", "recall", "f1")] == pytest.approx(expected)
 
 

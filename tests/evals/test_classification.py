@@ -2,7 +2,12 @@ import numpy as np
 import pytest
 
 from embed_jax.errors import InputError
-from embed_jax.evals.classification import classification_outcome, open_task, prediction_metrics, undersamples
+from embed_jax.evals.classification import (
+    classification_outcome,
+    open_task,
+    prediction_metrics,
+    undersamples,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -26,7 +31,10 @@ def open_made(write, tmp_path):
 
     def open_made(train, train_labels, test, test_labels, **options):
         for name, texts, labels in (("train", train, train_labels), ("test", test, test_labels)):
-            write(({"text": t, "label": n} for t, n in zip(texts, labels, strict=True)), f"{name}.jsonl")
+            write(
+                ({"text": t, "label": n} for t, n in zip(texts, labels, strict=True)),
+                f"{name}.jsonl",
+            )
         return open_task(str(tmp_path), name="Made", **options)
 
     return open_made
@@ -39,15 +47,22 @@ def test_equals_mteb(labels, experiments, open_made, recorded, mteb_scores):
 
     train, train_labels, test, test_labels = data = made(labels)
     assert labels == 2 or min(map(train_labels.count, range(labels))) < 8
-    splits = {"train": {"text": train, "label": train_labels}, "test": {"text": test, "label": test_labels}}
+    splits = {
+        "train": {"text": train, "label": train_labels},
+        "test": {"text": test, "label": test_labels},
+    }
     splits = DatasetDict({name: Dataset.from_dict(columns) for name, columns in splits.items()})
-    theirs = mteb_scores("AbsTaskClassification", "Classification", "accuracy", splits, n_experiments=experiments)
+    theirs = mteb_scores(
+        "AbsTaskClassification", "Classification", "accuracy", splits, n_experiments=experiments
+    )
     task = open_made(*data, **({} if experiments == 10 else {"experiments": experiments}))
     found = task.evaluate(recorded)
     ours = dict(found.metrics)
     assert 0.2 < ours["accuracy"] < 0.95 and ("ap" in ours) == (labels == 2)
     each = [ours.pop(f"accuracy_{number}") for number in range(1, experiments + 1)]
-    assert each == pytest.approx([one["accuracy"] for one in theirs["scores_per_experiment"]], abs=1e-4)
+    assert each == pytest.approx(
+        [one["accuracy"] for one in theirs["scores_per_experiment"]], abs=1e-4
+    )
     assert len(set(each)) > 1
     for name, value in ours.items():
         assert value == pytest.approx(theirs[name], abs=1e-4), name
@@ -67,13 +82,24 @@ def test_samples_are_equally_many_of_each_label_and_repeatable():
     assert len({tuple(rows.tolist()) for rows in drawn}) == 5
     again = undersamples(labels, samples_per_label=4, experiments=2, seed=7)
     assert all(np.array_equal(rows, others) for rows, others in zip(again, drawn[:2], strict=True))
-    assert not np.array_equal(undersamples(labels, samples_per_label=4, experiments=1, seed=8)[0], drawn[0])
+    assert not np.array_equal(
+        undersamples(labels, samples_per_label=4, experiments=1, seed=8)[0], drawn[0]
+    )
 
 
 def test_predictions_by_hand():
     found = prediction_metrics(np.array([0, 0, 0, 1]), np.array([[0, 0, 1, 1]]), 2, positive=1)
-    expected = {"accuracy": 3 / 4, "f1": (4 / 5 + 2 / 3) / 2, "f1_weighted": (3 * 4 / 5 + 2 / 3) / 4}
-    expected |= {"precision": 3 / 4, "precision_weighted": (3 + 1 / 2) / 4, "recall": 5 / 6, "recall_weighted": 3 / 4}
+    expected = {
+        "accuracy": 3 / 4,
+        "f1": (4 / 5 + 2 / 3) / 2,
+        "f1_weighted": (3 * 4 / 5 + 2 / 3) / 4,
+    }
+    expected |= {
+        "precision": 3 / 4,
+        "precision_weighted": (3 + 1 / 2) / 4,
+        "recall": 5 / 6,
+        "recall_weighted": 3 / 4,
+    }
     assert found == pytest.approx(expected | {"ap": 1 / 2})
     third = prediction_metrics(np.array([0, 0, 1, 1]), np.array([[0, 2, 1, 1]]), 3, positive=1)
     assert third["ap"] == pytest.approx(2 / 3), "a third label scores highest"
@@ -88,20 +114,28 @@ def test_means_over_experiments_equal_scikit_learn():
     found = prediction_metrics(labels, predicted, 7)
     for average, suffix in (("macro", ""), ("weighted", "_weighted")):
         each = [
-            metrics.precision_recall_fscore_support(labels, one, average=average, zero_division=0)[:3]
+            metrics.precision_recall_fscore_support(labels, one, average=average, zero_division=0)[
+                :3
+            ]
             for one in predicted
         ]
         names = [f"{name}{suffix}" for name in ("precision", "recall", "f1")]
         assert [found[name] for name in names] == pytest.approx(np.mean(each, axis=0))
     binary = labels // 2
     each = [metrics.average_precision_score(binary, one) for one in predicted]
-    assert prediction_metrics(binary, predicted, 7, positive=1)["ap"] == pytest.approx(np.mean(each))
+    assert prediction_metrics(binary, predicted, 7, positive=1)["ap"] == pytest.approx(
+        np.mean(each)
+    )
 
 
 def test_items_are_shares_of_experiments():
     found = classification_outcome(np.array([0, 1, 2, 0]), np.array([[0, 1, 1, 1], [0, 0, 2, 1]]))
     assert found.items.values.tolist() == [1, 0.5, 0.5, 0]
-    assert found.score == 0.5 and found.metrics["accuracy_2"] == 0.5 and "accuracy_3" not in found.metrics
+    assert (
+        found.score == 0.5
+        and found.metrics["accuracy_2"] == 0.5
+        and "accuracy_3" not in found.metrics
+    )
 
 
 def test_separable_labels_are_found(open_made):
@@ -112,7 +146,9 @@ def test_separable_labels_are_found(open_made):
             return np.array([[1.0 if text.startswith("r") else -1.0, 0.0] for text in texts])
 
     texts, labels = [f"{side}{n}" for n in range(20) for side in "lr"], ["left", "right"] * 20
-    found = open_made(texts, labels, texts, labels, samples_per_label=2, experiments=3).evaluate(Sides())
+    found = open_made(texts, labels, texts, labels, samples_per_label=2, experiments=3).evaluate(
+        Sides()
+    )
     assert set(found.metrics.values()) == {1.0} and found.intervals["f1"] == (1, 1)
 
 
@@ -127,15 +163,21 @@ def test_only_drawn_texts_are_encoded_and_each_once(open_made, recorded):
 
 def test_a_file_is_learnt_from_a_file(write, recorded):
     train, train_labels, test, test_labels = made(3)
-    rows = ({"text": t, "label": 0, "fine_label": n} for t, n in zip(train, train_labels, strict=True))
+    rows = (
+        {"text": t, "label": 0, "fine_label": n} for t, n in zip(train, train_labels, strict=True)
+    )
     learnt = write(rows, "learnt.jsonl")
-    rows = ({"text": t, "label": 0, "fine_label": n} for t, n in zip(test, test_labels, strict=True))
+    rows = (
+        {"text": t, "label": 0, "fine_label": n} for t, n in zip(test, test_labels, strict=True)
+    )
     data = write(rows)
     found = open_task(data, train=learnt, label="fine_label", experiments=2).evaluate(recorded)
     assert 0 < found.score < 1
     with pytest.raises(InputError, match=r"test\.jsonl: a file has no split 'train' to learn from"):
         open_task(data)
-    with pytest.raises(InputError, match=r"learnt\.jsonl: expected two labels or more, found only '0'"):
+    with pytest.raises(
+        InputError, match=r"learnt\.jsonl: expected two labels or more, found only '0'"
+    ):
         open_task(data, train=learnt)
 
 

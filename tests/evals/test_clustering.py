@@ -43,7 +43,9 @@ def test_sets_equal_mteb(sets, open_made, recorded, mteb_scores):
     task = open_made(texts, labels)
     found = task.evaluate(recorded)
     ours = found.metrics
-    assert [ours[f"v_measure_{n}"] for n in range(1, 5)] == pytest.approx(theirs["v_measures"], abs=1e-4)
+    assert [ours[f"v_measure_{n}"] for n in range(1, 5)] == pytest.approx(
+        theirs["v_measures"], abs=1e-4
+    )
     assert ours["v_measure_4"] == 1 and 0.1 < ours["v_measure_1"] < 0.95
     for name in ("v_measure", "v_measure_std"):
         assert ours[name] == pytest.approx(theirs[name], abs=1e-4), name
@@ -67,17 +69,23 @@ def test_bootstraps_equal_mteb(documents, levels, open_made, recorded, mteb_scor
         "n_clusters": 3,
     }
     theirs = mteb_scores("AbsTaskClustering", "Clustering", "v_measure", data, **attributes)
-    task = open_made(texts, labels, protocol="fast", documents=documents, sample_size=200, experiments=3)
+    task = open_made(
+        texts, labels, protocol="fast", documents=documents, sample_size=200, experiments=3
+    )
     found = task.evaluate(recorded)
     assert 0.05 < found.score < 0.95
     for name in ("v_measure", "v_measure_std", "ami", "ami_std"):
         assert found.metrics[name] == pytest.approx(theirs[name], abs=1e-4), name
     each = [theirs["v_measures"][f"Level {level}"] for level in range(levels)]
     for level in range(levels if levels > 1 else 0):
-        assert found.metrics[f"v_measure_level_{level}"] == pytest.approx(np.mean(each[level]), abs=1e-4)
+        assert found.metrics[f"v_measure_level_{level}"] == pytest.approx(
+            np.mean(each[level]), abs=1e-4
+        )
         assert f"v_measure_level_{level}" in found.intervals
     if levels == 1:
-        assert [found.metrics[f"v_measure_{n}"] for n in (1, 2, 3)] == pytest.approx(each[0], abs=1e-4)
+        assert [found.metrics[f"v_measure_{n}"] for n in (1, 2, 3)] == pytest.approx(
+            each[0], abs=1e-4
+        )
     assert found.items.score() == pytest.approx(found.score, abs=1e-12)
     drawn = {0.5: 60, 90: 90}.get(documents, 120)
     assert 0.8 * drawn < len(found.items) == len(task.item_texts) <= drawn
@@ -97,7 +105,9 @@ def test_sets_are_one_in_the_fast_protocol(open_made, recorded):
     texts, labels = made(1, 60, 3)
     options = {"protocol": "fast", "sample_size": 50, "experiments": 2}
     distinct = dict(zip(reversed(texts), reversed(labels), strict=True))
-    one = open_made([t for t in dict.fromkeys(texts)], [distinct[t] for t in dict.fromkeys(texts)], **options)
+    one = open_made(
+        [t for t in dict.fromkeys(texts)], [distinct[t] for t in dict.fromkeys(texts)], **options
+    )
     split = open_made([texts[:30], texts[20:]], [labels[:30], labels[20:]], **options)
     assert split.item_texts == one.item_texts
     assert split.evaluate(recorded).metrics == one.evaluate(recorded).metrics
@@ -163,17 +173,33 @@ def test_each_distinct_text_is_encoded_once(sets, open_made, recorded):
 @pytest.mark.parametrize(
     "columns, options, message",
     [
-        (([["a", "b"], ["c"]], [[0, 0], [1]]), {}, "set with two labels or more, found none among 2"),
+        (
+            ([["a", "b"], ["c"]], [[0, 0], [1]]),
+            {},
+            "set with two labels or more, found none among 2",
+        ),
         ((["a", "b"], [0, 0]), {}, "none among 1"),
         ((["a", "b"], [[0, 1], [1, 1]]), {}, "several labels of a text"),
         ((["a", "b"], [0, 1]), {"documents": 9}, "options of the protocol 'fast'"),
         ((["a", "b"], [0, 1]), {"protocol": "quick"}, "unknown protocol 'quick'"),
         ((["a", "b"], [0, 1]), {"batch_size": -1}, "batch_size: expected 0 or more, found -1"),
-        ((["a"] * 9, [0, 1, 2] * 3), {"protocol": "fast", "documents": 0.04}, "0.04 of 9 texts leave none"),
-        ((["a"] * 9, [0, 1, 2] * 3), {"protocol": "fast", "experiments": 0}, "experiments: expected 1 or more"),
+        (
+            (["a"] * 9, [0, 1, 2] * 3),
+            {"protocol": "fast", "documents": 0.04},
+            "0.04 of 9 texts leave none",
+        ),
+        (
+            (["a"] * 9, [0, 1, 2] * 3),
+            {"protocol": "fast", "experiments": 0},
+            "experiments: expected 1 or more",
+        ),
         ((["a"] * 9, [1] * 9), {"protocol": "fast"}, "level 0 of the labels.*found only 1"),
         ((["a"] * 9, [[0, 5], [1, 5], [2]] * 3), {"protocol": "fast"}, "level 1.*found only 5"),
-        ((["a"] * 9, [0, 1, 2] * 3), {"protocol": "fast", "sample_size": 2}, "expected 3, one for each.*found 2"),
+        (
+            (["a"] * 9, [0, 1, 2] * 3),
+            {"protocol": "fast", "sample_size": 2},
+            "expected 3, one for each.*found 2",
+        ),
     ],
 )
 def test_bad_input_is_one_line(columns, options, message, open_made):

@@ -41,14 +41,22 @@ def score(queries, corpus, judged=JUDGED):
 def test_scores_of_ranks_are_those_of_a_search(similarity, ignore, monkeypatch):
     monkeypatch.setattr(diagnose, "BLOCK", 7 * 50)  # several blocks of queries
     rng = np.random.default_rng(1)
-    queries, corpus = (rng.integers(-2, 3, size=(n, 3)).astype(np.float32) for n in (20, 50))  # many equal scores
+    queries, corpus = (
+        rng.integers(-2, 3, size=(n, 3)).astype(np.float32) for n in (20, 50)
+    )  # many equal scores
     if similarity == "cosine":  # whose equal scores are equal but for rounding
         corpus = rng.normal(size=(50, 3)).astype(np.float32)
     names = [f"x{n}" for n in range(50)]
     texts, asked = {name: name for name in names}, {name: name for name in reversed(names[:20])}
     drawn = (rng.choice(50, 5, replace=False) for _ in asked)
-    qrels = {name: {names[n]: int(rng.integers(0, 4)) for n in rows} for name, rows in zip(asked, drawn, strict=True)}
-    qrels["x3"] = {"x3": 1, "x9": 2}  # its own text is right, and no result where equal ids are left out
+    qrels = {
+        name: {names[n]: int(rng.integers(0, 4)) for n in rows}
+        for name, rows in zip(asked, drawn, strict=True)
+    }
+    qrels["x3"] = {
+        "x3": 1,
+        "x9": 2,
+    }  # its own text is right, and no result where equal ids are left out
 
     def encode_with(vectors):
         return lambda given: np.array([vectors[names.index(text)] for text in given])
@@ -66,7 +74,9 @@ def test_scores_of_ranks_are_those_of_a_search(similarity, ignore, monkeypatch):
     judged = diagnose.judged_rows(texts, asked, qrels, ignore_identical_ids=ignore)
     rows = [names.index(name) for name in qrels]
     ranks = diagnose.relevant_ranks(queries[rows], corpus, judged, similarity)
-    np.testing.assert_allclose(diagnose.ndcg(ranks, judged), expected.per_query["ndcg@10"], rtol=1e-12)
+    np.testing.assert_allclose(
+        diagnose.ndcg(ranks, judged), expected.per_query["ndcg@10"], rtol=1e-12
+    )
     np.testing.assert_array_equal(diagnose.recall(ranks, judged, 7), expected.per_query["recall@7"])
 
 
@@ -110,7 +120,10 @@ def test_the_auc_is_that_of_all_pairs_and_depends_on_order_alone():
     won = [(value > one) + 0.5 * (value == one) for value, row in pairs for one in random[row]]
     auc = diagnose.discrimination(relevant, random, query, 0.0).figures["auc"]
     assert auc == pytest.approx(np.mean(won))
-    assert diagnose.discrimination(np.exp(9 * relevant), np.exp(9 * random), query, 0.0).figures["auc"] == auc
+    assert (
+        diagnose.discrimination(np.exp(9 * relevant), np.exp(9 * random), query, 0.0).figures["auc"]
+        == auc
+    )
     same = diagnose.discrimination(np.ones(12), np.ones((5, 40)), query, 1.0)
     assert (same.figures["auc"], same.figures["separation"], same.status) == (0.5, 0.0, FAULT)
 
@@ -122,7 +135,9 @@ def test_random_documents_are_never_relevant_nor_the_query_itself():
     texts = dict.fromkeys(names, "")
     judged = diagnose.judged_rows(texts, texts, qrels, ignore_identical_ids=True)
     corpus = np.eye(30, dtype=np.float32)
-    relevant, random = diagnose.against_random(np.ones((8, 30), np.float32) * np.arange(30), corpus, judged, "dot")
+    relevant, random = diagnose.against_random(
+        np.ones((8, 30), np.float32) * np.arange(30), corpus, judged, "dot"
+    )
     for row, (name, right) in enumerate(qrels.items()):
         others = set(random[row].astype(int))
         assert len(others) == random.shape[1] >= 25
@@ -131,7 +146,10 @@ def test_random_documents_are_never_relevant_nor_the_query_itself():
 
 
 def test_too_few_documents_to_compare_with():
-    assert diagnose.discrimination(np.ones(2), np.zeros((2, 9)), np.arange(2), 0.0).status == NOT_CHECKED
+    assert (
+        diagnose.discrimination(np.ones(2), np.zeros((2, 9)), np.arange(2), 0.0).status
+        == NOT_CHECKED
+    )
 
 
 @pytest.mark.parametrize(
@@ -140,16 +158,28 @@ def test_too_few_documents_to_compare_with():
         ({}, {"expects": False, "prompted": False}, OK, ""),
         ({"own": 0.3}, {"expects": True, "prompted": False}, FAULT, "unused"),
         ({"own": 0.0}, {"expects": True, "prompted": False}, FAULT, "unused"),
-        ({"own": 0.2, "other": 0.3, "none": -0.1}, {"expects": True, "prompted": True}, FAULT, "other"),
+        (
+            {"own": 0.2, "other": 0.3, "none": -0.1},
+            {"expects": True, "prompted": True},
+            FAULT,
+            "other",
+        ),
         ({"none": -0.3}, {"expects": True, "prompted": True}, OK, ""),
         ({"none": 0.005}, {"expects": True, "prompted": True}, OK, ""),
-        ({"none": -0.3}, {"expects": True, "prompted": True, "recorded": False}, FAULT, "unrecorded"),
+        (
+            {"none": -0.3},
+            {"expects": True, "prompted": True, "recorded": False},
+            FAULT,
+            "unrecorded",
+        ),
         ({"s2p": 0.2}, {"expects": False, "prompted": False}, FAULT, "s2p"),
     ],
 )
 def test_prompts(others, flags, status, cause):
     used = np.random.default_rng(4).uniform(0.3, 0.6, size=80)
-    found = diagnose.missing_prompt({"used": used} | {name: used + more for name, more in others.items()}, **flags)
+    found = diagnose.missing_prompt(
+        {"used": used} | {name: used + more for name, more in others.items()}, **flags
+    )
     assert (found.status, found.cause) == (status, cause)
     assert found.figures["ndcg@10 used"] == pytest.approx(used.mean())
     assert all(f"{used.mean() + more:.4f}" in found.line for more in others.values())
@@ -160,18 +190,25 @@ def test_another_prompt_that_may_be_better_by_chance_is_no_fault():
     used = rng.uniform(size=30)
     other = used + rng.normal(size=30)
     other += 0.05 - np.mean(other - used)  # the mean is ahead, the interval is not
-    assert diagnose.missing_prompt({"used": used, "own": other}, expects=True, prompted=True).status == OK
+    assert (
+        diagnose.missing_prompt({"used": used, "own": other}, expects=True, prompted=True).status
+        == OK
+    )
 
 
 def test_a_size_that_was_not_trained_and_loses():
     queries, corpus = made(noise=0.3)
-    queries[:, :8], corpus[:, :8] = np.random.default_rng(6).normal(size=(QUERIES, 8)), 1.0  # nothing is known there
+    queries[:, :8], corpus[:, :8] = (
+        np.random.default_rng(6).normal(size=(QUERIES, 8)),
+        1.0,
+    )  # nothing is known there
     scores = {size: score(truncate(queries, size), truncate(corpus, size)) for size in (DIM, 24, 8)}
     assert scores[24].mean() > 0.9 > 0.3 > scores[8].mean()
     found = diagnose.truncation(scores, full=DIM, used=8)
     assert found.status == FAULT
     assert (
-        found.figures["ndcg@10 8"] == scores[8].mean() and f"{scores[DIM].mean() - scores[8].mean():+.4f}" in found.line
+        found.figures["ndcg@10 8"] == scores[8].mean()
+        and f"{scores[DIM].mean() - scores[8].mean():+.4f}" in found.line
     )
     assert diagnose.truncation(scores, full=DIM, used=8, trained=(DIM, 8)).status == OK
     assert diagnose.truncation(scores, full=DIM, used=DIM).status == OK
@@ -193,8 +230,12 @@ def test_a_shortlist_below_the_target():
 
 def test_a_target_that_no_shortlist_reaches():
     texts = {name: "" for name in "abc"}
-    judged = diagnose.judged_rows(texts, texts, {"a": {"a": 1}, "b": {"c": 1}}, ignore_identical_ids=True)
-    ranks = diagnose.relevant_ranks(np.eye(2, 3, dtype=np.float32), np.eye(3, dtype=np.float32), judged)
+    judged = diagnose.judged_rows(
+        texts, texts, {"a": {"a": 1}, "b": {"c": 1}}, ignore_identical_ids=True
+    )
+    ranks = diagnose.relevant_ranks(
+        np.eye(2, 3, dtype=np.float32), np.eye(3, dtype=np.float32), judged
+    )
     found = diagnose.shortlist(ranks, judged, k=3, target=0.9, documents=3)
     assert (found.status, found.cause) == (FAULT, "never") and np.isnan(found.figures["needed"])
 
@@ -220,15 +261,21 @@ def test_negatives():
 def test_one_in_64_random_ones_nearer_makes_a_negative_easy():
     random = np.tile(np.arange(640.0), (1, 1))
     for nearer, easy in ((9, 0.0), (10, 1.0)):
-        found = diagnose.negatives(np.array([700.0]), np.array([639.5 - nearer]), np.array([0]), random)
+        found = diagnose.negatives(
+            np.array([700.0]), np.array([639.5 - nearer]), np.array([0]), random
+        )
         assert found.figures["easy"] == easy
 
 
 def test_a_negative_margin_is_below_a_positive_of_any_sign():
     random = np.tile(np.arange(-20.0, 0.0), (2, 1))
-    found = diagnose.negatives(np.array([1.0, -1.0]), np.array([0.96, -1.04]), np.array([0, 1]), random)
+    found = diagnose.negatives(
+        np.array([1.0, -1.0]), np.array([0.96, -1.04]), np.array([0, 1]), random
+    )
     assert found.figures["below_margin"] == 0.0
-    found = diagnose.negatives(np.array([1.0, -1.0]), np.array([0.94, -1.06]), np.array([0, 1]), random)
+    found = diagnose.negatives(
+        np.array([1.0, -1.0]), np.array([0.94, -1.06]), np.array([0, 1]), random
+    )
     assert found.figures["below_margin"] == 1.0
 
 
@@ -241,7 +288,8 @@ def test_positives_of_other_rows_share_no_text(number, copies):
         expected = {
             other
             for other in range(len(anchors))
-            if not {anchors[mine].strip(), positives[mine]} & {anchors[other].strip(), positives[other]}
+            if not {anchors[mine].strip(), positives[mine]}
+            & {anchors[other].strip(), positives[other]}
         }
         assert found == expected
     nowhere = np.full((2, 5), np.nan)

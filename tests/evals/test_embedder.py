@@ -20,7 +20,9 @@ def recording():
         given.append((list(texts), prompt_name))
         return np.array([[len(text), len(prompt_name), 1.0] for text in texts])
 
-    return Embedder("made", encode, lambda use: {"prompt_name": use.side} if use.side else {}), given
+    return Embedder(
+        "made", encode, lambda use: {"prompt_name": use.side} if use.side else {}
+    ), given
 
 
 def test_each_text_is_embedded_once_for_each_prompt(recording):
@@ -29,7 +31,10 @@ def test_each_text_is_embedded_once_for_each_prompt(recording):
     again = embed(["ccc", "bb"], Use("two", "Clustering"))
     asked = embed(["bb"], Use("two", "Retrieval", QUERY))
     assert given == [(["a", "bb"], "none"), (["ccc"], "none"), (["bb"], "query")]
-    assert first.tolist() == [[1, 4, 1], [2, 4, 1], [1, 4, 1]] and again.tolist() == [[3, 4, 1], [2, 4, 1]]
+    assert first.tolist() == [[1, 4, 1], [2, 4, 1], [1, 4, 1]] and again.tolist() == [
+        [3, 4, 1],
+        [2, 4, 1],
+    ]
     assert asked.tolist() == [[2, 5, 1]] and embed.embedded == 4
     assert first.dtype == np.float32 and embed([], Use()).shape == (0, 3)
 
@@ -46,7 +51,10 @@ def test_vectors_come_back_as_they_were():
     [
         (np.ones((1, 3)), r"made: expected 2 embeddings of 3 numbers, found shape \[1, 3\]"),
         (np.ones(2), r"made: expected 2 embeddings of D numbers, found shape \[2\]"),
-        (np.array([[1, 2], [1, np.nan]]), "made: embeddings of 1 texts are not finite, such as of 'b'"),
+        (
+            np.array([[1, 2], [1, np.nan]]),
+            "made: embeddings of 1 texts are not finite, such as of 'b'",
+        ),
     ],
 )
 def test_what_is_no_embedding_is_refused(vectors, message):
@@ -57,12 +65,16 @@ def test_what_is_no_embedding_is_refused(vectors, message):
 def test_another_dimension_than_before_is_refused():
     embed = Embedder("made", lambda texts: np.ones((len(texts), len(texts))), lambda use: {})
     embed(["a", "b"], Use())
-    with pytest.raises(InputError, match=r"expected 1 embeddings of 2 numbers, found shape \[1, 1\]"):
+    with pytest.raises(
+        InputError, match=r"expected 1 embeddings of 2 numbers, found shape \[1, 1\]"
+    ):
         embed(["c"], Use())
 
 
 def test_a_use_takes_the_nearest_prompt():
-    model = Model({"query": "q", "passage": "p", "STS": "s", "SciFact": "f"}, template="I: {instruction}")
+    model = Model(
+        {"query": "q", "passage": "p", "STS": "s", "SciFact": "f"}, template="I: {instruction}"
+    )
     options = prompt_options(model)
     assert options(Use("stsb", "STS")) == {"prompt_name": "STS"}
     assert options(Use("SciFact", "Retrieval", QUERY)) == {"prompt_name": "SciFact"}
@@ -83,5 +95,15 @@ def test_what_the_user_names_comes_first():
 
 
 def test_endpoints_are_told_the_kind_of_input():
-    uses = [Use("x", "Retrieval", QUERY), Use("x", "Retrieval", DOCUMENT), Use("x", "Clustering"), Use("x", "STS")]
-    assert [endpoint_options(use)["kind"] for use in uses] == ["query", "document", "clustering", ""]
+    uses = [
+        Use("x", "Retrieval", QUERY),
+        Use("x", "Retrieval", DOCUMENT),
+        Use("x", "Clustering"),
+        Use("x", "STS"),
+    ]
+    assert [endpoint_options(use)["kind"] for use in uses] == [
+        "query",
+        "document",
+        "clustering",
+        "",
+    ]

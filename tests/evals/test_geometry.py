@@ -118,7 +118,9 @@ def test_distances_concentrate_as_dimensions_grow():
 def test_a_hub_is_everyone_s_neighbour():
     """Points on a cone are nearer to its axis than to each other."""
     others, cos = 30, 0.8
-    cone = np.concatenate([np.full((others, 1), cos), math.sqrt(1 - cos**2) * np.eye(others)], axis=1)
+    cone = np.concatenate(
+        [np.full((others, 1), cos), math.sqrt(1 - cos**2) * np.eye(others)], axis=1
+    )
     points = np.concatenate([np.eye(1, others + 1), cone])
     counts = k_occurrence(points, 1)
     assert counts[0] == others and counts.sum() == others + 1
@@ -137,7 +139,9 @@ def test_without_hubs_there_is_no_skewness():
 
 def test_equal_to_loops_over_pairs(vectors, small_blocks):
     unit = [
-        vector / math.sqrt(sum(x * x for x in vector)) for vector in vectors.tolist() for vector in [np.array(vector)]
+        vector / math.sqrt(sum(x * x for x in vector))
+        for vector in vectors.tolist()
+        for vector in [np.array(vector)]
     ]
     n = len(unit)
     distance = [[math.dist(x, y) for y in unit] for x in unit]
@@ -147,16 +151,25 @@ def test_equal_to_loops_over_pairs(vectors, small_blocks):
         math.log(np.mean([math.exp(-2 * distance[i][j] ** 2) for i, j in pairs]))
     )
     assert average_cosine(vectors) == pytest.approx(np.mean([unit[i] @ unit[j] for i, j in pairs]))
-    ratios = [min(distance[i][j] for j in others[i]) / max(distance[i][j] for j in others[i]) for i in range(n)]
+    ratios = [
+        min(distance[i][j] for j in others[i]) / max(distance[i][j] for j in others[i])
+        for i in range(n)
+    ]
     assert nearest_to_farthest(vectors) == pytest.approx(np.mean(ratios))
     nearest = [sorted(others[i], key=lambda j, i=i: distance[i][j])[:10] for i in range(n)]
-    np.testing.assert_array_equal(k_occurrence(vectors), [sum(i in found for found in nearest) for i in range(n)])
+    np.testing.assert_array_equal(
+        k_occurrence(vectors), [sum(i in found for found in nearest) for i in range(n)]
+    )
     sums = []
     for direction in np.linalg.svd(np.array(unit))[2]:
         sums += [sum(math.exp(sign * (direction @ x)) for x in unit) for sign in (1, -1)]
     assert isotropy(vectors) == pytest.approx(min(sums) / max(sums))
-    shares = [value / sum(values) for values in [np.linalg.svd(np.array(unit))[1]] for value in values]
-    assert effective_rank(vectors) == pytest.approx(math.exp(-sum(share * math.log(share) for share in shares)))
+    shares = [
+        value / sum(values) for values in [np.linalg.svd(np.array(unit))[1]] for value in values
+    ]
+    assert effective_rank(vectors) == pytest.approx(
+        math.exp(-sum(share * math.log(share) for share in shares))
+    )
     eigenvalues = np.linalg.eigvalsh(np.cov(np.array(unit).T))
     assert first_component(vectors) == pytest.approx(eigenvalues[-1] / eigenvalues.sum())
 
@@ -170,14 +183,21 @@ def test_skewness_is_scipy_s(vectors):
 
 def test_alignment_and_uniformity_are_the_losses(vectors):
     first, second = vectors[:30], vectors[30:]
-    assert alignment(first, second) == pytest.approx(float(np.mean(alignment_loss(first, second))), rel=1e-5)
+    assert alignment(first, second) == pytest.approx(
+        float(np.mean(alignment_loss(first, second))), rel=1e-5
+    )
     for t in (0.5, 2.0):
-        assert uniformity(vectors, t=t) == pytest.approx(float(uniformity_loss(vectors, t=t)), rel=1e-5)
+        assert uniformity(vectors, t=t) == pytest.approx(
+            float(uniformity_loss(vectors, t=t)), rel=1e-5
+        )
 
 
 def test_prefixes_are_those_of_truncate(vectors):
     found = distance_concentration(vectors, [1, 5, 12])
-    assert found == {dim: pytest.approx(nearest_to_farthest(truncate(vectors, dim)), rel=1e-4) for dim in (1, 5, 12)}
+    assert found == {
+        dim: pytest.approx(nearest_to_farthest(truncate(vectors, dim)), rel=1e-4)
+        for dim in (1, 5, 12)
+    }
     assert distance_concentration(vectors) == {12: nearest_to_farthest(vectors)}
     assert list(distance_concentration(np.tile(vectors, 4))) == [16, 32, 48]
     assert list(distance_concentration(np.tile(vectors, 4)[:, :32])) == [16, 32]
@@ -189,7 +209,11 @@ def test_prefixes_are_those_of_truncate(vectors):
 def test_on_unit_vectors_cosine_dot_product_and_euclidean_distance_rank_identically(vectors):
     def rankings(vectors):
         near = -np.stack([np.asarray(euclidean(vector[None], vectors)) for vector in vectors])
-        found = [similarity_matrix(vectors, vectors, "cosine"), similarity_matrix(vectors, vectors, "dot"), near]
+        found = [
+            similarity_matrix(vectors, vectors, "cosine"),
+            similarity_matrix(vectors, vectors, "dot"),
+            near,
+        ]
         return [np.argsort(-np.asarray(values), axis=1, kind="stable")[:, 1:] for values in found]
 
     unit = np.asarray(truncate(vectors, 12))
@@ -197,7 +221,9 @@ def test_on_unit_vectors_cosine_dot_product_and_euclidean_distance_rank_identica
     np.testing.assert_array_equal(cosine, dot)
     np.testing.assert_array_equal(cosine, near)
     raw = rankings(vectors.astype(np.float32))
-    assert not np.array_equal(raw[0], raw[1]) and not np.array_equal(raw[0], raw[2]), "unlike vectors of any length"
+    assert not np.array_equal(raw[0], raw[1]) and not np.array_equal(raw[0], raw[2]), (
+        "unlike vectors of any length"
+    )
 
 
 def test_rotation_and_lengths_change_nothing(vectors):
@@ -206,7 +232,11 @@ def test_rotation_and_lengths_change_nothing(vectors):
     moved = vectors @ rotation * rng.uniform(0.1, 10, size=(60, 1))
     before = geometry_metrics(vectors, (vectors[:30], vectors[30:]))
     after = geometry_metrics(moved, (moved[:30], moved[30:]))
-    for name in before.keys() - {"min_variance", "median_variance", "max_variance"}:  # these are of the axes
+    for name in before.keys() - {
+        "min_variance",
+        "median_variance",
+        "max_variance",
+    }:  # these are of the axes
         assert after[name] == pytest.approx(before[name], rel=1e-9), name
     assert dimension_variances(moved).sum() == pytest.approx(dimension_variances(vectors).sum())
 
@@ -227,7 +257,9 @@ def encoder(dim=8):
     def encode(texts, prompt=""):
         calls.append((list(texts), prompt))
         seeds = [np.frombuffer((prompt + text).encode().ljust(16), np.uint8) for text in texts]
-        return np.stack([np.random.default_rng(seed).normal(size=dim) for seed in seeds]).astype(np.float32)
+        return np.stack([np.random.default_rng(seed).normal(size=dim) for seed in seeds]).astype(
+            np.float32
+        )
 
     encode.calls = calls
     return encode
@@ -237,7 +269,9 @@ def test_positives_of_sts_score_above_four_fifths():
     texts, pairs = sts_texts(list("abcd"), list("efga"), [5.0, 4.0, 4.2, 0.0], ["x"] * 4)
     assert texts == list("abcdefg")
     assert pairs == [("a", "e"), ("c", "g")]
-    assert sts_texts(list("abcd"), list("efga"), [1.0, 0.8, 0.84, 0.0]) == (texts, pairs), "on any scale"
+    assert sts_texts(list("abcd"), list("efga"), [1.0, 0.8, 0.84, 0.0]) == (texts, pairs), (
+        "on any scale"
+    )
     with pytest.raises(InputError, match="above 0"):
         sts_texts(["a"], ["b"], [0.0])
 
@@ -255,7 +289,8 @@ def test_the_evaluator_measures_the_same_texts_again():
     pairs = [(f"text {n}", f"text {n + 1}") for n in range(40)]
     encode = encoder()
     assert geometry_evaluator(texts, pairs)(encode) == geometry_metrics(
-        encode(texts), (encode([first for first, _ in pairs]), encode([second for _, second in pairs]))
+        encode(texts),
+        (encode([first for first, _ in pairs]), encode([second for _, second in pairs])),
     )
     assert "alignment" not in geometry_evaluator(texts)(encode)
 
@@ -270,7 +305,9 @@ def test_the_evaluator_measures_the_same_texts_again():
 def test_prompts_are_those_of_queries_and_documents():
     encode = encoder()
     texts = [f"text {n}" for n in range(12)]
-    geometry_evaluator(texts, [("ask", "text 1")], query_prompt="query: ", corpus_prompt="passage: ")(encode)
+    geometry_evaluator(
+        texts, [("ask", "text 1")], query_prompt="query: ", corpus_prompt="passage: "
+    )(encode)
     assert encode.calls == [(texts, "passage: "), (["ask"], "query: "), (["text 1"], "passage: ")]
 
 
@@ -280,8 +317,21 @@ def test_prompts_are_those_of_queries_and_documents():
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_non_finite_vectors_are_one_line(vectors, bad):
     vectors[3, 5] = bad
-    metrics = [uniformity, average_cosine, isotropy, effective_rank, dimension_variances, first_component]
-    metrics += [k_occurrence, hubness, nearest_to_farthest, distance_concentration, geometry_metrics]
+    metrics = [
+        uniformity,
+        average_cosine,
+        isotropy,
+        effective_rank,
+        dimension_variances,
+        first_component,
+    ]
+    metrics += [
+        k_occurrence,
+        hubness,
+        nearest_to_farthest,
+        distance_concentration,
+        geometry_metrics,
+    ]
     for metric in (*metrics, lambda vectors: alignment(vectors[:9], vectors[9:18])):
         with pytest.raises(InputError, match="finite.*1 of .*number 3") as error:
             metric(vectors)
@@ -326,13 +376,17 @@ def evaluators(monkeypatch, tmp_path):
         module = importlib.import_module(f"experiments.{name}")
         handed = {}
         monkeypatch.setattr(
-            module.fit, "fit", lambda *_, **more: handed.update(more) or types.SimpleNamespace(finished=False)
+            module.fit,
+            "fit",
+            lambda *_, **more: handed.update(more) or types.SimpleNamespace(finished=False),
         )
         monkeypatch.setattr(module, "plot_curves", lambda *_: None, raising=False)
         module.run(override(Experiment(), **fields), tmp_path)
         return handed["evaluators"]
 
-    evaluators.files = {name: str(tmp_path / name) for name in ("sts.tsv", "pairs.tsv", "texts.txt")}
+    evaluators.files = {
+        name: str(tmp_path / name) for name in ("sts.tsv", "pairs.tsv", "texts.txt")
+    }
     return evaluators
 
 
@@ -348,19 +402,30 @@ def test_experiments_log_it_of_the_sts_texts(evaluators, name, data):
 def test_retrieval_logs_it_of_the_validation_documents(evaluators):
     pytest.importorskip("bm25s")
     pytest.importorskip("matplotlib")
-    fields = {"data__train": evaluators.files["pairs.tsv"], "data__holdout": 0.35, "data__anchor_prompt": "query: "}
+    fields = {
+        "data__train": evaluators.files["pairs.tsv"],
+        "data__holdout": 0.35,
+        "data__anchor_prompt": "query: ",
+    }
     encode = encoder()
     evaluators("retrieval", **fields, eval__geometry=True)["geometry"](encode)
     (documents, prompt), (queries, query_prompt), (positives, _) = encode.calls
     assert (prompt, query_prompt) == ("", "query: ")
     assert all(text.startswith("passage") for text in documents) and documents == positives
     assert [text.replace("passage", "query") for text in positives] == queries
-    fields = {"data__train": evaluators.files["pairs.tsv"], "eval__sts": evaluators.files["sts.tsv"]}
+    fields = {
+        "data__train": evaluators.files["pairs.tsv"],
+        "eval__sts": evaluators.files["sts.tsv"],
+    }
     assert set(evaluators("retrieval", **fields, eval__geometry=True)) == {"sts", "geometry"}
 
 
 def test_without_texts_to_measure_it_is_refused():
     with pytest.raises(InputError, match="config.eval.geometry.*eval.sts"):
         override(Experiment(), eval__geometry=True)
-    for field, value in (("eval__sts", "sts.tsv"), ("eval__retrieval", "beir"), ("data__holdout", 0.1)):
+    for field, value in (
+        ("eval__sts", "sts.tsv"),
+        ("eval__retrieval", "beir"),
+        ("data__holdout", 0.1),
+    ):
         assert override(Experiment(), eval__geometry=True, **{field: value}).eval.geometry

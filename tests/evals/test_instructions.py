@@ -18,9 +18,14 @@ def made():
         return " ".join(f"w{n}" for n in rng.integers(12, size=count))
 
     corpus = {document: words(6) for document in DOCUMENTS}
-    queries = {query: {"text": words(3), "instruction": words(2), "changed_instruction": words(3)} for query in QUERIES}
+    queries = {
+        query: {"text": words(3), "instruction": words(2), "changed_instruction": words(3)}
+        for query in QUERIES
+    }
     original = {
-        query: {str(one): int(rng.integers(3)) for one in rng.choice(DOCUMENTS, size=12, replace=False)}
+        query: {
+            str(one): int(rng.integers(3)) for one in rng.choice(DOCUMENTS, size=12, replace=False)
+        }
         for query in QUERIES
     }
     changed = {
@@ -33,7 +38,10 @@ def made():
 
 
 def excluded_of(original, changed):
-    found = {q: [d for d, grade in original[q].items() if grade and not changed[q].get(d)] for q in original}
+    found = {
+        q: [d for d, grade in original[q].items() if grade and not changed[q].get(d)]
+        for q in original
+    }
     return {query: documents for query, documents in found.items() if documents}
 
 
@@ -46,11 +54,16 @@ def directory(made, tmp_path):
 
     write("corpus.jsonl", [{"_id": name, "text": text} for name, text in corpus.items()])
     write("queries.jsonl", [{"_id": name, **fields} for name, fields in queries.items()])
-    write("candidates.jsonl", [{"_id": name, "documents": listed} for name, listed in candidates.items()])
+    write(
+        "candidates.jsonl",
+        [{"_id": name, "documents": listed} for name, listed in candidates.items()],
+    )
     (tmp_path / "qrels").mkdir()
     for name, qrels in (("test", original), ("test_changed", changed)):
         rows = [f"{q}\t{d}\t{grade}" for q, judged in qrels.items() for d, grade in judged.items()]
-        (tmp_path / "qrels" / f"{name}.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *rows]) + "\n")
+        (tmp_path / "qrels" / f"{name}.tsv").write_text(
+            "\n".join(["query-id\tcorpus-id\tscore", *rows]) + "\n"
+        )
     return tmp_path
 
 
@@ -60,15 +73,27 @@ def test_p_mrr_equals_mtebs():
     for _ in range(20):
         runs = [
             {
-                query: {str(one): int(rng.integers(8)) / 4 for one in rng.choice(DOCUMENTS, size=20, replace=False)}
+                query: {
+                    str(one): int(rng.integers(8)) / 4
+                    for one in rng.choice(DOCUMENTS, size=20, replace=False)
+                }
                 for query in QUERIES
             }
             for _ in range(2)
         ]
-        excluded = {query: rng.choice(DOCUMENTS, size=rng.integers(1, 6), replace=False).tolist() for query in QUERIES}
-        named = [{q + end: run[q] for q in run} for run, end in zip(runs, ("-og", "-changed"), strict=True)]
+        excluded = {
+            query: rng.choice(DOCUMENTS, size=rng.integers(1, 6), replace=False).tolist()
+            for query in QUERIES
+        }
+        named = [
+            {q + end: run[q] for q in run}
+            for run, end in zip(runs, ("-og", "-changed"), strict=True)
+        ]
         ordered = [
-            {query: dict(sorted(one.items(), key=lambda x: (x[1], x[0]), reverse=True)) for query, one in run.items()}
+            {
+                query: dict(sorted(one.items(), key=lambda x: (x[1], x[0]), reverse=True))
+                for query, one in run.items()
+            }
             for run in runs
         ]
         found = p_mrr(*ordered, excluded)
@@ -81,8 +106,12 @@ def test_p_mrr_by_hand():
     expected = {"a": 1 - 1 / 3, "b": 0.0, "c": 1 - 3 / 4, "d": 1 / 4 - 1, "unknown": 0.0}
     for document, value in expected.items():
         assert p_mrr(before, after, {"q": [document]}) == {"q": pytest.approx(value)}
-    assert p_mrr(before, after, {"q": list(expected)})["q"] == pytest.approx(np.mean(list(expected.values())))
-    assert p_mrr(after, before, {"q": ["a"]}) == {"q": pytest.approx(-(1 - 1 / 3))}, "the other way round"
+    assert p_mrr(before, after, {"q": list(expected)})["q"] == pytest.approx(
+        np.mean(list(expected.values()))
+    )
+    assert p_mrr(after, before, {"q": ["a"]}) == {"q": pytest.approx(-(1 - 1 / 3))}, (
+        "the other way round"
+    )
 
 
 @pytest.mark.parametrize("reranked", [True, False])
@@ -100,7 +129,10 @@ def test_all_metrics_equal_mtebs(made, directory, recorded, encode, reranked):
     assert recorded.uses == {("Core17", kind, side, "") for side in ("query", "document")}
     results, qrels = {}, {}
     documents = dict(zip(corpus, encode(list(corpus.values())), strict=True))
-    for end, field, judged in (("og", "instruction", original), ("changed", "changed_instruction", changed)):
+    for end, field, judged in (
+        ("og", "instruction", original),
+        ("changed", "changed_instruction", changed),
+    ):
         for query in QUERIES:
             (vector,) = encode([f"{queries[query]['text']} {queries[query][field]}"])
             ranked = candidates[query] if reranked else DOCUMENTS
@@ -113,10 +145,13 @@ def test_all_metrics_equal_mtebs(made, directory, recorded, encode, reranked):
                      {"ndcg@5": "ndcg_at_5", "map@1000": "map_at_1000"}.items()}  # fmt: skip
     assert set(outcome.metrics) == set(expected) == set(outcome.intervals)
     for name, value in expected.items():
-        assert outcome.metrics[name] == pytest.approx(value, abs=1e-5), name  # they round to 5 digits
+        assert outcome.metrics[name] == pytest.approx(value, abs=1e-5), (
+            name
+        )  # they round to 5 digits
     assert outcome.main == "p-MRR" and outcome.score == outcome.items.score() != 0
     assert len(outcome.items) == 5 and task.item_texts[0] == tuple(
-        f"{queries['q0']['text']} {queries['q0'][field]}" for field in ("instruction", "changed_instruction")
+        f"{queries['q0']['text']} {queries['q0'][field]}"
+        for field in ("instruction", "changed_instruction")
     )
 
 
@@ -129,17 +164,23 @@ def test_a_model_that_reads_instructions_scores_above_one_that_does_not(director
     (directory / "candidates.jsonl").unlink()
     for name, grades in (("test", [1] * 10), ("test_changed", [1, 0] * 5)):
         rows = [f"q\td{n}\t{grade}" for n, grade in enumerate(grades)]
-        (directory / "qrels" / f"{name}.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *rows]) + "\n")
+        (directory / "qrels" / f"{name}.tsv").write_text(
+            "\n".join(["query-id\tcorpus-id\tscore", *rows]) + "\n"
+        )
 
     def model(weight):
         def embed(texts, use):
-            sign = np.array([[-1.0 if "not-old" in text else float("old" in text.split())] for text in texts])
+            sign = np.array(
+                [[-1.0 if "not-old" in text else float("old" in text.split())] for text in texts]
+            )
             return np.concatenate([encode(["apple"] * len(texts)), weight * sign], axis=1)
 
         embed.similarity = "dot"
         return embed
 
-    scores = {weight: open_task(str(directory)).evaluate(model(weight)).metrics for weight in (0.0, 1.0)}
+    scores = {
+        weight: open_task(str(directory)).evaluate(model(weight)).metrics for weight in (0.0, 1.0)
+    }
     assert scores[0.0]["p-MRR"] == 0
     assert scores[1.0]["p-MRR"] > 0.3 and scores[1.0]["ndcg@5_changed"] == 1.0
 
@@ -151,7 +192,9 @@ def test_the_hubs_layout_is_the_same_task(made, directory, recorded, tmp_path):
     ends = {"og": ("instruction", original), "changed": ("changed_instruction", changed)}
     files = {
         "corpus": [{"_id": name, "title": "", "text": text} for name, text in corpus.items()],
-        "queries": [{"_id": f"{q}-{end}", "text": queries[q]["text"]} for end in ends for q in queries],
+        "queries": [
+            {"_id": f"{q}-{end}", "text": queries[q]["text"]} for end in ends for q in queries
+        ],
         "instruction": [
             {"query-id": f"{q}-{end}", "instruction": queries[q][field]}
             for end, (field, _) in ends.items()
@@ -163,8 +206,13 @@ def test_the_hubs_layout_is_the_same_task(made, directory, recorded, tmp_path):
             for q in qrels
             for document, grade in qrels[q].items()
         ],
-        "qrel_diff": [{"query-id": q, "corpus-ids": found} for q, found in excluded_of(original, changed).items()],
-        "top_ranked": [{"query-id": f"{q}-{end}", "corpus-ids": candidates[q]} for end in ends for q in queries],
+        "qrel_diff": [
+            {"query-id": q, "corpus-ids": found}
+            for q, found in excluded_of(original, changed).items()
+        ],
+        "top_ranked": [
+            {"query-id": f"{q}-{end}", "corpus-ids": candidates[q]} for end in ends for q in queries
+        ],
     }
     config = ["---", "configs:"]
     for name, rows in files.items():
@@ -180,10 +228,20 @@ def test_the_hubs_layout_is_the_same_task(made, directory, recorded, tmp_path):
 @pytest.mark.parametrize(
     "file, old, new, message",
     [
-        ("queries.jsonl", '"changed_instruction"', '"other"', "queries.jsonl:1: no field 'changed_instruction'"),
+        (
+            "queries.jsonl",
+            '"changed_instruction"',
+            '"other"',
+            "queries.jsonl:1: no field 'changed_instruction'",
+        ),
         ("qrels/test_changed.tsv", "q3\t", "q2\t", "judged twice"),
         ("candidates.jsonl", '"q3"', '"q9"', "candidates: the query 'q3' has none"),
-        ("candidates.jsonl", '"d1"', '"d99"', "candidates: 'd99', of query 'q0', is not in the corpus"),
+        (
+            "candidates.jsonl",
+            '"d1"',
+            '"d99"',
+            "candidates: 'd99', of query 'q0', is not in the corpus",
+        ),
     ],
 )
 def test_bad_data_is_one_line(directory, file, old, new, message):
@@ -197,10 +255,17 @@ def test_bad_data_is_one_line(directory, file, old, new, message):
 def test_judgements_must_differ_and_be_of_the_same_queries(directory):
     changed = directory / "qrels" / "test_changed.tsv"
     changed.write_text((directory / "qrels" / "test.tsv").read_text())
-    with pytest.raises(InputError, match="no document is relevant by an original instruction and not by the changed"):
+    with pytest.raises(
+        InputError,
+        match="no document is relevant by an original instruction and not by the changed",
+    ):
         open_task(str(directory))
-    changed.write_text("".join(line for line in changed.read_text().splitlines(True) if not line.startswith("q3")))
-    with pytest.raises(InputError, match="the query 'q3' has no judgements for its changed instruction"):
+    changed.write_text(
+        "".join(line for line in changed.read_text().splitlines(True) if not line.startswith("q3"))
+    )
+    with pytest.raises(
+        InputError, match="the query 'q3' has no judgements for its changed instruction"
+    ):
         open_task(str(directory))
     changed.unlink()
     with pytest.raises(InputError, match="test_changed.tsv: no such file"):

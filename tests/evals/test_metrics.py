@@ -50,13 +50,19 @@ def test_ranking_metrics_equal_pytrec_eval(made):
         for name, theirs_name in names.items():
             for k in ks:
                 expected = theirs[query][f"{theirs_name}_{k}"] if run[query] else 0.0
-                assert ours.per_query[f"{name}@{k}"][row] == pytest.approx(expected, abs=1e-9), (query, name, k)
+                assert ours.per_query[f"{name}@{k}"][row] == pytest.approx(expected, abs=1e-9), (
+                    query,
+                    name,
+                    k,
+                )
         expected = theirs[query]["recip_rank"] if run[query] else 0.0
         assert ours.per_query["mrr@100"][row] == pytest.approx(expected, abs=1e-9)
 
 
 def test_ndcg_equals_the_formula_by_hand():
-    result = score_run({"q": {"a": 3.0, "b": 2.0, "c": 1.0}}, {"q": {"a": 1, "c": 3, "x": 2}}, ks=(2, 3))
+    result = score_run(
+        {"q": {"a": 3.0, "b": 2.0, "c": 1.0}}, {"q": {"a": 1, "c": 3, "x": 2}}, ks=(2, 3)
+    )
     ideal = 3 + 2 / math.log2(3)
     assert result.metrics["ndcg@2"] == pytest.approx(1 / ideal)
     assert result.metrics["ndcg@3"] == pytest.approx((1 + 3 / 2) / (ideal + 1 / 2))
@@ -70,7 +76,9 @@ def test_ranking_metrics_equal_sentence_transformers(made):
     ks = [1, 5, 10]
     qrels, run = made
     relevant = {q: {d for d, grade in judged.items() if grade > 0} for q, judged in qrels.items()}
-    relevant = {q: documents for q, documents in relevant.items() if documents}  # it refuses queries without any
+    relevant = {
+        q: documents for q, documents in relevant.items() if documents
+    }  # it refuses queries without any
     evaluator = evaluation.InformationRetrievalEvaluator(
         queries=dict.fromkeys(relevant, ""),
         corpus={f"d{d:03}": "" for d in range(200)},
@@ -80,7 +88,9 @@ def test_ranking_metrics_equal_sentence_transformers(made):
         precision_recall_at_k=ks,
         map_at_k=[100],  # where its division by min(k, relevant) is trec_eval's by all relevant
     )
-    hits = [[{"corpus_id": d, "score": s} for d, s in run[q].items()] for q in evaluator.queries_ids]
+    hits = [
+        [{"corpus_id": d, "score": s} for d, s in run[q].items()] for q in evaluator.queries_ids
+    ]
     theirs = evaluator.compute_metrics(hits)
     binary = {q: dict.fromkeys(documents, 1) for q, documents in relevant.items()}
     ours = score_run(run, binary, ks=(*ks, 100)).metrics
@@ -95,7 +105,11 @@ def test_bootstrap_interval_is_repeatable_and_covers_the_mean():
     covered = 0
     for trial in range(100):
         values = rng.normal(1.0, 2.0, size=80)
-        interval = metrics.bootstrap_interval(80, lambda i, v=values: v[i].mean(), resamples=200, seed=trial)
-        assert interval == metrics.bootstrap_interval(80, lambda i, v=values: v[i].mean(), resamples=200, seed=trial)
+        interval = metrics.bootstrap_interval(
+            80, lambda i, v=values: v[i].mean(), resamples=200, seed=trial
+        )
+        assert interval == metrics.bootstrap_interval(
+            80, lambda i, v=values: v[i].mean(), resamples=200, seed=trial
+        )
         covered += interval[0] <= 1.0 <= interval[1]
     assert 88 <= covered <= 99  # 95 expected

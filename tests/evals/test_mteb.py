@@ -48,7 +48,10 @@ def columns(sentences):
     train, test = rng.integers(4, size=60).tolist(), rng.integers(4, size=30).tolist()
     corpus = {f"d{number}": text for number, text in enumerate(texts(rng.integers(4, size=50)))}
     queries = {f"q{number}": sentences[number] for number in range(12)}
-    qrels = {query: {f"d{d}": int(rng.integers(3)) for d in rng.choice(50, 8, replace=False)} for query in queries}
+    qrels = {
+        query: {f"d{d}": int(rng.integers(3)) for d in rng.choice(50, 8, replace=False)}
+        for query in queries
+    }
     return {
         "sts": (first, second[1:] + second[:1], rng.integers(0, 6, size=40).tolist()),
         "pairs": (first, second[:20] + second[:20], [1] * 20 + [0] * 20),
@@ -85,11 +88,19 @@ def data(columns, tmp_path_factory):
     corpus, queries, qrels = columns["retrieval"]
     for name, texts in (("corpus", corpus), ("queries", queries)):
         write_jsonl(root / "beir" / f"{name}.jsonl", ["_id", "text"], (list(texts), texts.values()))
-    judged = [f"{query}\t{document}\t{grade}" for query in qrels for document, grade in qrels[query].items()]
+    judged = [
+        f"{query}\t{document}\t{grade}"
+        for query in qrels
+        for document, grade in qrels[query].items()
+    ]
     (root / "beir/qrels").mkdir()
-    (root / "beir/qrels/test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *judged]) + "\n")
+    (root / "beir/qrels/test.tsv").write_text(
+        "\n".join(["query-id\tcorpus-id\tscore", *judged]) + "\n"
+    )
     for name, part in (("train", slice(0, 2)), ("test", slice(2, 4))):
-        write_jsonl(root / f"labelled/{name}.jsonl", ["text", "label"], columns["classification"][part])
+        write_jsonl(
+            root / f"labelled/{name}.jsonl", ["text", "label"], columns["classification"][part]
+        )
     files = {
         "sts": [*pair, "score"],
         "pairs": [*pair, "label"],
@@ -99,7 +110,10 @@ def data(columns, tmp_path_factory):
         "levels": ["text", "label"],
         "reranking": ["query", "positive", "negative"],
     }
-    found = {kind: write_jsonl(root / f"{kind}.jsonl", names, columns[kind]) for kind, names in files.items()}
+    found = {
+        kind: write_jsonl(root / f"{kind}.jsonl", names, columns[kind])
+        for kind, names in files.items()
+    }
     summaries = ["text", "human_summaries", "machine_summaries", "relevance"]
     found["summarization"] = write_jsonl(
         root / "summaries.jsonl", summaries, (["a text"] * 10, *columns["summarization"])
@@ -113,7 +127,10 @@ def task(data):
 
     def make(kind, **options):
         made = local_task(
-            "clustering" if kind in ("sets", "levels") else kind, data[kind], name=f"Made{kind}", **options
+            "clustering" if kind in ("sets", "levels") else kind,
+            data[kind],
+            name=f"Made{kind}",
+            **options,
         )
         made.max_documents_per_cluster = 100
         return made
@@ -138,7 +155,11 @@ class Recorder(SentenceEncoder):
         name = prompt_name or (self.default_prompt_name if prompt is None else None)
         named = self.prompts[name] if name else prompt or ""
         self.asked.append(fill_template(self.template, instruction) if instruction else named)
-        return np.random.default_rng(len(self.asked)).normal(size=(len(texts), self.dim)).astype(np.float32)
+        return (
+            np.random.default_rng(len(self.asked))
+            .normal(size=(len(texts), self.dim))
+            .astype(np.float32)
+        )
 
 
 @pytest.fixture
@@ -154,26 +175,45 @@ def recorder(tiny_model):
     return make
 
 
-ALL = ["Madests", "STS", "Maderetrieval", "Maderetrieval-query", "Retrieval", "Retrieval-document", "query", "document"]
+ALL = [
+    "Madests",
+    "STS",
+    "Maderetrieval",
+    "Maderetrieval-query",
+    "Retrieval",
+    "Retrieval-document",
+    "query",
+    "document",
+]
 ALL += ["Classification", "Clustering"]
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 20))])
+@pytest.mark.parametrize(
+    "seed", [0, 1, 2, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 20))]
+)
 def test_prompts_are_those_that_mteb_chooses(task, recorder, seed):
     """Of any names, under the harness itself."""
     rng = np.random.default_rng(seed)
     names = rng.choice(ALL, size=rng.integers(1, 9), replace=False).tolist()
     prompts = {name: f"{name}: " for name in names}
     model = recorder(prompts=prompts)
-    for kind, sides in (("sts", [None, None]), ("retrieval", list(SIDES[1:])), ("classification", [None, None])):
+    for kind, sides in (
+        ("sts", [None, None]),
+        ("retrieval", list(SIDES[1:])),
+        ("classification", [None, None]),
+    ):
         made = task(kind)
         model.asked.clear()
         scores(mteb_model(model), made)
-        assert model.asked == [prompts.get(get_prompt_name(prompts, made.metadata, side), "") for side in sides]
+        assert model.asked == [
+            prompts.get(get_prompt_name(prompts, made.metadata, side), "") for side in sides
+        ]
 
 
 def test_documents_take_the_prompt_called_passage_and_the_default_counts_last(task, recorder):
-    model = recorder(prompts={"query": "q: ", "passage": "p: ", "other": "o: "}, default_prompt_name="other")
+    model = recorder(
+        prompts={"query": "q: ", "passage": "p: ", "other": "o: "}, default_prompt_name="other"
+    )
     scores(mteb_model(model), task("retrieval"))
     scores(mteb_model(model), task("sts"))
     assert model.asked == ["q: ", "p: ", "o: ", "o: "]
@@ -193,7 +233,9 @@ def test_documents_take_the_prompt_called_passage_and_the_default_counts_last(ta
         ({}, "", "sts", [f"Instruct: {mteb.abstasks.AbsTaskSTS.abstask_prompt}\nQuery: "] * 2),
     ],
 )
-def test_instructions_of_the_task_fill_the_models_template(task, recorder, prompts, instruction, kind, expected):
+def test_instructions_of_the_task_fill_the_models_template(
+    task, recorder, prompts, instruction, kind, expected
+):
     model = recorder(prompts=prompts, template=TEMPLATE)
     scores(mteb_model(model), task(kind, instruction=instruction))
     assert model.asked == expected
@@ -219,7 +261,12 @@ def test_instructions_of_mtebs_tasks_are_its_own(recorder, name):
 def saved(tiny_model, tmp_path_factory):
     """A directory of the tiny model with prompts by side and by type, all of which mteb accepts."""
     model = load(str(tiny_model))
-    prompts = {"query": "find : ", "document": "read : ", "STS": "is like : ", "Classification": "sort : "}
+    prompts = {
+        "query": "find : ",
+        "document": "read : ",
+        "STS": "is like : ",
+        "Classification": "sort : ",
+    }
     directory = tmp_path_factory.mktemp("prompted") / "model"
     SentenceEncoder(model.spec, model.params, model.tokenizer, prompts=prompts).save(directory)
     return directory
@@ -232,12 +279,18 @@ def model(saved):
 
 @pytest.fixture(scope="module")
 def theirs(saved):
-    return pytest.importorskip("sentence_transformers").SentenceTransformer(str(saved), device="cpu")
+    return pytest.importorskip("sentence_transformers").SentenceTransformer(
+        str(saved), device="cpu"
+    )
 
 
 @pytest.mark.filterwarnings("ignore:lbfgs failed to converge", "ignore:this model has prompts")
-@pytest.mark.parametrize("kind", [*KINDS, *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("sets", "levels"))])
-def test_equals_sentence_transformers_under_mteb_and_our_evaluators(kind, task, data, model, theirs):
+@pytest.mark.parametrize(
+    "kind", [*KINDS, *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("sets", "levels"))]
+)
+def test_equals_sentence_transformers_under_mteb_and_our_evaluators(
+    kind, task, data, model, theirs
+):
     ours, made = mteb_model(model), task(kind)
     found = scores(ours, made)["main_score"]
     assert 0.02 < abs(found) < 0.98
@@ -245,7 +298,9 @@ def test_equals_sentence_transformers_under_mteb_and_our_evaluators(kind, task, 
     options = {"protocol": "fast", "sample_size": 100} if kind == "levels" else {}
     known = lookup("task", "clustering" if kind in ("sets", "levels") else kind)
     embedder = Embedder("tiny", model.encode, prompt_options(model))
-    assert found == pytest.approx(known(data[kind], name=f"Made{kind}", **options).evaluate(embedder).score, abs=1e-4)
+    assert found == pytest.approx(
+        known(data[kind], name=f"Made{kind}", **options).evaluate(embedder).score, abs=1e-4
+    )
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean", "manhattan"])
@@ -286,7 +341,11 @@ def test_a_revision_is_the_content(model, saved, tiny_model):
 
 def test_kept_results_are_those_of_the_data_and_the_model(data, recorder, tmp_path):
     """mteb itself looks at names alone."""
-    cache, model, other = mteb.ResultCache(tmp_path / "cache"), recorder(), recorder(prompts={"query": "q: "})
+    cache, model, other = (
+        mteb.ResultCache(tmp_path / "cache"),
+        recorder(),
+        recorder(prompts={"query": "q: "}),
+    )
 
     def evaluated(model, path, **options):
         model.asked.clear()
@@ -311,10 +370,18 @@ def test_what_mteb_cannot_take_is_one_line(data, tmp_path):
         local_task("st", data["sts"], name="Made")
     with pytest.raises(InputError, match="classification: expected a directory"):
         local_task("classification", data["clustering"], name="Made")
-    path = write_jsonl(tmp_path / "several.jsonl", ["query", "positive", "negative"], ([["a", "b"]], [["c"]], [["d"]]))
-    with pytest.raises(InputError, match="several.jsonl: record 0: mteb takes one query a record, found 2"):
+    path = write_jsonl(
+        tmp_path / "several.jsonl",
+        ["query", "positive", "negative"],
+        ([["a", "b"]], [["c"]], [["d"]]),
+    )
+    with pytest.raises(
+        InputError, match="several.jsonl: record 0: mteb takes one query a record, found 2"
+    ):
         local_task("reranking", path, name="Made")
-    path = write_jsonl(tmp_path / "levels.jsonl", ["text", "label"], ([["a", "b"]] * 2, [[["x", "y"], ["x"]]] * 2))
+    path = write_jsonl(
+        tmp_path / "levels.jsonl", ["text", "label"], ([["a", "b"]] * 2, [[["x", "y"], ["x"]]] * 2)
+    )
     with pytest.raises(InputError, match="one label a text where there are several sets, found 2"):
         local_task("clustering", path, name="Made")
 

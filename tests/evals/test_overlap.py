@@ -12,10 +12,15 @@ def texts(rng, count, vocabulary=4):
     """Short texts of few words, so that some overlap; with capitals, punctuation and empty ones."""
     made = []
     for _ in range(count):
-        words = [string.ascii_lowercase[w] for w in rng.integers(vocabulary, size=rng.integers(0, 9))]
+        words = [
+            string.ascii_lowercase[w] for w in rng.integers(vocabulary, size=rng.integers(0, 9))
+        ]
         ends = rng.choice(["", ",", "!", " -"], size=len(words))
         made.append(
-            " ".join((w.upper() if rng.random() < 0.3 else w) + end for w, end in zip(words, ends, strict=True))
+            " ".join(
+                (w.upper() if rng.random() < 0.3 else w) + end
+                for w, end in zip(words, ends, strict=True)
+            )
         )
     return made
 
@@ -36,7 +41,10 @@ def test_what_is_found_equals_a_double_loop():
         n = int(rng.integers(1, 6))
         test, training = texts(rng, rng.integers(1, 8)), texts(rng, rng.integers(1, 8))
         found = overlap(test, training, n=n)
-        first = [next((j for j, seen in enumerate(training) if shares(text, seen, n)), None) for text in test]
+        first = [
+            next((j for j, seen in enumerate(training) if shares(text, seen, n)), None)
+            for text in test
+        ]
         assert found.flags.tolist() == [number is not None for number in first], trial
         assert {i: match.training_text for i, match in found.matches.items()} == {
             i: number for i, number in enumerate(first) if number is not None
@@ -48,7 +56,10 @@ def test_what_is_found_equals_a_double_loop():
 
 def test_more_training_texts_find_more_and_longer_ngrams_fewer():
     rng = np.random.default_rng(1)
-    test, training = [text for text in texts(rng, 30) if len(normalized_words(text)) >= 5], texts(rng, 20)
+    test, training = (
+        [text for text in texts(rng, 30) if len(normalized_words(text)) >= 5],
+        texts(rng, 20),
+    )
     flags = [overlap(test, training, n=n).flags for n in range(1, 6)]
     assert all((longer <= shorter).all() for shorter, longer in zip(flags, flags[1:], strict=False))
     assert (overlap(test, training[:10], n=3).flags <= overlap(test, training, n=3).flags).all()
@@ -59,7 +70,11 @@ def test_order_case_and_punctuation_do_not_count():
     test = ["The cat, it's said, sat on the mat!", "a wholly different text", "CAF\u00c9"]
     training = ["x y z", "\u201cthe CAT it s said; sat on (the) mat\u201d he wrote", "cafe\u0301."]
     found, turned = overlap(test, training), overlap(test[::-1], training[::-1])
-    assert found.flags.tolist() == [True, False, True] and turned.flags.tolist() == [True, False, True]
+    assert found.flags.tolist() == [True, False, True] and turned.flags.tolist() == [
+        True,
+        False,
+        True,
+    ]
     assert found.share == 2 / 3
     assert found.examples() == [
         "test item 0, training text 1: the cat it s said sat on the",
@@ -112,12 +127,21 @@ def test_the_clean_score_is_that_of_the_items_left():
     [
         (lambda: overlap(["a"], ["a"], n=0), "n: expected 1 or more words, found 0"),
         (lambda: overlap([], ["a"]), "found 0 test texts and 1 training texts"),
-        (lambda: overlap(["a"], iter(())), r"1 test texts and 0 training texts \(already read\?\), expected some"),
+        (
+            lambda: overlap(["a"], iter(())),
+            r"1 test texts and 0 training texts \(already read\?\), expected some",
+        ),
         (lambda: overlap("a", ["a"]), "test texts: expected several strings, found one"),
         (lambda: overlap(["a"], "a"), "training texts: expected several strings, found one"),
         (lambda: overlap(["a"], ["a", None]), "training text 1: expected a string, found NoneType"),
-        (lambda: clean_score([True, True], [1, 2]), "all 2 test items overlap, none is left to score"),
-        (lambda: clean_score([True, False], [1.0]), r"a score for each of 2 items, found shape \(1,\)"),
+        (
+            lambda: clean_score([True, True], [1, 2]),
+            "all 2 test items overlap, none is left to score",
+        ),
+        (
+            lambda: clean_score([True, False], [1.0]),
+            r"a score for each of 2 items, found shape \(1,\)",
+        ),
     ],
 )
 def test_bad_input_is_an_error_of_one_line(call, message):

@@ -16,7 +16,11 @@ def pairs():
         topics = rng.integers(8, size=2)
         common = rng.random() < (0.8 if label else 0.3)
         left.append(f"topic{topics[0]} word{n}")
-        right.append(left[-1] if n % 40 == 0 else f"topic{topics[0 if common else 1]} word{n + 1000 * (n % 3)}")
+        right.append(
+            left[-1]
+            if n % 40 == 0
+            else f"topic{topics[0 if common else 1]} word{n + 1000 * (n % 3)}"
+        )
         labels.append(label)
     return left + left[:9], right + right[:9], labels + [1 - label for label in labels[:9]]
 
@@ -24,7 +28,9 @@ def pairs():
 @pytest.fixture
 def task(pairs, write):
     names = "sentence1", "sentence2", "label"
-    return open_task(write(dict(zip(names, row, strict=True)) for row in zip(*pairs, strict=True)), name="Made")
+    return open_task(
+        write(dict(zip(names, row, strict=True)) for row in zip(*pairs, strict=True)), name="Made"
+    )
 
 
 def test_equals_mteb(pairs, task, recorded, mteb_scores):
@@ -34,11 +40,16 @@ def test_equals_mteb(pairs, task, recorded, mteb_scores):
     data = {"test": Dataset.from_dict({"sentence1": left, "sentence2": right, "labels": labels})}
     theirs = mteb_scores("AbsTaskPairClassification", "PairClassification", "max_ap", data)
     ours = task.evaluate(recorded)
-    compared = {name: value for name, value in ours.metrics.items() if not name.endswith("threshold")}
+    compared = {
+        name: value for name, value in ours.metrics.items() if not name.endswith("threshold")
+    }
     assert len(compared) == 25 and ours.intervals.keys() == compared.keys()
     for name, value in compared.items():
         assert value == pytest.approx(theirs[name], abs=1e-4), name
-    assert len({ours.metrics[f"{name}_ap"] for name in ("cosine", "dot", "euclidean", "manhattan")}) == 4
+    assert (
+        len({ours.metrics[f"{name}_ap"] for name in ("cosine", "dot", "euclidean", "manhattan")})
+        == 4
+    )
 
 
 def test_each_distinct_text_is_encoded_once_for_this_task(pairs, task, recorded):
@@ -79,7 +90,9 @@ def test_average_precision_equals_scikit_learn():
     rng = np.random.default_rng(1)
     for _ in range(20):
         values, labels = rng.integers(0, 9, size=30), rng.integers(0, 2, size=30)
-        assert threshold_metrics(values, labels)["ap"] == pytest.approx(metrics.average_precision_score(labels, values))
+        assert threshold_metrics(values, labels)["ap"] == pytest.approx(
+            metrics.average_precision_score(labels, values)
+        )
 
 
 def test_thresholds_by_hand():
@@ -99,8 +112,15 @@ def test_equal_similarities_fall_on_one_side():
 
 
 def test_similarities_by_hand():
-    found = pair_similarities(np.array([[3.0, 4.0], [1.0, 0.0]]), np.array([[3.0, 4.0], [0.0, -2.0]]))
-    expected = {"cosine": [1, 0], "dot": [25, 0], "euclidean": [0, -np.sqrt(5)], "manhattan": [0, -3]}
+    found = pair_similarities(
+        np.array([[3.0, 4.0], [1.0, 0.0]]), np.array([[3.0, 4.0], [0.0, -2.0]])
+    )
+    expected = {
+        "cosine": [1, 0],
+        "dot": [25, 0],
+        "euclidean": [0, -np.sqrt(5)],
+        "manhattan": [0, -3],
+    }
     assert found.keys() == expected.keys()
     for name, values in expected.items():
         np.testing.assert_allclose(found[name], values, atol=1e-6)
@@ -113,7 +133,11 @@ def test_a_text_and_itself_are_equally_near_whatever_the_text():
 
 @pytest.mark.parametrize(
     "labels, message",
-    [([0, 1, 1], "each of 2 pairs, found 3"), ([1, 1], r"some of each, found \[1\]"), ([1, 2], r"found \[1, 2\]")],
+    [
+        ([0, 1, 1], "each of 2 pairs, found 3"),
+        ([1, 1], r"some of each, found \[1\]"),
+        ([1, 2], r"found \[1, 2\]"),
+    ],
 )
 def test_bad_labels_are_one_line(labels, message):
     with pytest.raises(InputError, match=message) as error:

@@ -48,16 +48,24 @@ def test_equals_mteb(records, scores, mteb_scores):
         candidates[f"q{n}"] = names
     data = {"corpus": Dataset.from_list(corpus), "queries": Dataset.from_list(queries)}
     data |= {"relevant_docs": qrels, "top_ranked": candidates}
-    theirs = mteb_scores("AbsTaskRetrieval", "Reranking", "map_at_1000", {"default": {"test": data}})
+    theirs = mteb_scores(
+        "AbsTaskRetrieval", "Reranking", "map_at_1000", {"default": {"test": data}}
+    )
     ours = scores(records).metrics
     assert 0.2 < ours["map"] < 0.9
-    for name, their_name in (("map", "map_at_1000"), ("mrr@10", "mrr_at_10"), ("ndcg@10", "ndcg_at_10")):
+    for name, their_name in (
+        ("map", "map_at_1000"),
+        ("mrr@10", "mrr_at_10"),
+        ("ndcg@10", "ndcg_at_10"),
+    ):
         assert ours[name] == pytest.approx(theirs[their_name], abs=1e-4), name
     assert ours["map"] == pytest.approx(theirs["main_score"], abs=1e-4)
 
 
 def test_by_hand():
-    found = reranking_outcome([np.array([0.9, 0.2]), np.array([0.5])], [np.array([0.5]), np.array([0.7, 0.1])])
+    found = reranking_outcome(
+        [np.array([0.9, 0.2]), np.array([0.5])], [np.array([0.5]), np.array([0.7, 0.1])]
+    )
     assert found.items.values == pytest.approx([(1 + 2 / 3) / 2, 1 / 2])
     assert found.score == pytest.approx(((1 + 2 / 3) / 2 + 1 / 2) / 2) == found.items.score()
     assert found.metrics["mrr@10"] == pytest.approx((1 + 1 / 2) / 2)
@@ -92,7 +100,9 @@ def test_the_similarity_is_the_models_own(scores, recorded, encode):
     dot, far = ([float(encode(["a"])[0] @ v), float(np.linalg.norm(encode(["a"])[0] - v))] for v in
                 encode(["a a a a b", "a b"]))  # fmt: skip
     assert dot[0] > far[0] and dot[1] > far[1]
-    found = {name: scores(rows, similarity=name).score for name in ("dot", "euclidean", "manhattan")}
+    found = {
+        name: scores(rows, similarity=name).score for name in ("dot", "euclidean", "manhattan")
+    }
     assert found == {"dot": 1, "euclidean": 1 / 2, "manhattan": 1 / 2}
     for name, score in found.items():
         recorded.similarity = name
@@ -115,7 +125,9 @@ def test_records_without_positives_or_negatives_are_left_out(scores):
     found = scores([whole, whole | {"positive": []}, whole | {"negative": []}])
     assert found.notes == ("2 of 3 records left out: no positive or no negative",)
     assert found.metrics == scores([whole]).metrics and len(found.items) == 1
-    with pytest.raises(InputError, match=r"test\.jsonl: expected a record with positives and negatives.*among 1"):
+    with pytest.raises(
+        InputError, match=r"test\.jsonl: expected a record with positives and negatives.*among 1"
+    ):
         scores([whole | {"positive": []}])
 
 

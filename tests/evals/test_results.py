@@ -6,7 +6,15 @@ import pytest
 
 from embed_jax.errors import InputError
 from embed_jax.evals.head_to_head import head_to_head
-from embed_jax.evals.leaderboard import cell, markdown, plot, ranking, ranking_table, read_board, task_table
+from embed_jax.evals.leaderboard import (
+    cell,
+    markdown,
+    plot,
+    ranking,
+    ranking_table,
+    read_board,
+    task_table,
+)
 from embed_jax.evals.results import Result, read_result, read_results, seen_in_training
 from embed_jax.evals.task import Items, Outcome, Task, mean_outcome
 
@@ -17,7 +25,9 @@ def made(model, name, values, task="retrieval", print_="d", gold=None, **details
         outcome = mean_outcome("ndcg@10", {"ndcg@10": values})
     else:
         items = Items(values, np.asarray(gold, float), "spearman")
-        outcome = Outcome("spearman", {"spearman": items.score()}, {"spearman": items.interval()}, items)
+        outcome = Outcome(
+            "spearman", {"spearman": items.score()}, {"spearman": items.interval()}, items
+        )
     return Result(model, name, task, "queries", outcome, {"fingerprint": ["m", print_], **details})
 
 
@@ -31,7 +41,10 @@ def systems():
     def model(name, shift, noise):
         scores = np.clip(base + shift + 0.05 * rng.normal(size=200), 0, 1)
         similarities = near + noise * rng.normal(size=300)
-        return {"find": made(name, "find", scores), "pairs": made(name, "pairs", similarities, "sts", gold=gold)}
+        return {
+            "find": made(name, "find", scores),
+            "pairs": made(name, "pairs", similarities, "sts", gold=gold),
+        }
 
     return {"good-seed0": model("good-seed0", 0.1, 0.3), "good-seed1": model("good-seed1", 0.1, 0.3),
             "poor": model("poor", 0, 2)}  # fmt: skip
@@ -41,7 +54,10 @@ def test_files_hold_all_of_a_result(systems, tmp_path):
     result = systems["poor"]["pairs"]
     result.write(tmp_path / "x.json")
     read = read_result(tmp_path / "x.json")
-    assert read.outcome.metrics == result.outcome.metrics and read.outcome.intervals == result.outcome.intervals
+    assert (
+        read.outcome.metrics == result.outcome.metrics
+        and read.outcome.intervals == result.outcome.intervals
+    )
     assert read.outcome.items.score() == pytest.approx(result.outcome.score, abs=1e-9)
     assert np.allclose(read.outcome.items.gold, result.outcome.items.gold, rtol=1e-6)
     assert (read.model, read.name, read.task, read.unit) == ("poor", "pairs", "sts", "queries")
@@ -77,7 +93,11 @@ def test_a_small_difference_does_not_count_however_sure_it_is():
     scores = rng.uniform(size=2000)
     a, b = ({"x": made(name, "x", scores + shift)} for name, shift in (("a", 0.004), ("b", 0)))
     found = head_to_head(a, b, ("a", "b"))
-    assert found.adjusted["x"] < 0.001 and found.outcome("x") == "same" and "which is within 0.01" in found.verdict()
+    assert (
+        found.adjusted["x"] < 0.001
+        and found.outcome("x") == "same"
+        and "which is within 0.01" in found.verdict()
+    )
     assert head_to_head(a, b, ("a", "b"), margin=0.001).outcome("x") == "A"
 
 
@@ -105,9 +125,17 @@ def test_only_the_same_data_are_compared(systems):
 def test_seeds_are_one_row_with_mean_and_spread(systems):
     rows = ranking(systems)
     assert [(row.model, row.seeds) for row in rows] == [("good", 2), ("poor", 1)]
-    means = [np.mean([result.outcome.score for result in systems[f"good-seed{n}"].values()]) for n in range(2)]
-    assert rows[0].average == pytest.approx(np.mean(means)) and rows[0].spread == pytest.approx(np.std(means, ddof=1))
-    assert math.isnan(rows[1].spread) and rows[1].by_kind["sts"] == systems["poor"]["pairs"].outcome.score
+    means = [
+        np.mean([result.outcome.score for result in systems[f"good-seed{n}"].values()])
+        for n in range(2)
+    ]
+    assert rows[0].average == pytest.approx(np.mean(means)) and rows[0].spread == pytest.approx(
+        np.std(means, ddof=1)
+    )
+    assert (
+        math.isnan(rows[1].spread)
+        and rows[1].by_kind["sts"] == systems["poor"]["pairs"].outcome.score
+    )
     _, table = ranking_table(rows)
     assert table[0][:2] == ["1", "good"] and "(2 seeds)" in table[0][2] and "+-" not in table[1][2]
 
@@ -126,7 +154,10 @@ def test_averages_are_of_the_tasks_that_all_have(systems):
 
 def test_models_scored_on_different_things_are_not_ranked(systems):
     board = {"poor": systems["poor"], "x": {"find": made("x", "find", np.ones(7))}}
-    with pytest.raises(InputError, match="find: the models were scored on different things: ndcg@10 of 7, ndcg@10 of"):
+    with pytest.raises(
+        InputError,
+        match="find: the models were scored on different things: ndcg@10 of 7, ndcg@10 of",
+    ):
         ranking(board)
 
 
@@ -136,7 +167,9 @@ def test_a_folder_is_a_board(systems, tmp_path):
         for name, result in results.items():
             result.write(tmp_path / model / f"{name}.json")
     board = read_board(tmp_path)
-    assert {model: list(results) for model, results in board.items()} == {m: ["find", "pairs"] for m in systems}
+    assert {model: list(results) for model, results in board.items()} == {
+        m: ["find", "pairs"] for m in systems
+    }
     assert list(read_board(tmp_path / "poor")) == ["poor"]
     plot(board, tmp_path / "scores.png")
     assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
@@ -147,12 +180,19 @@ def test_markdown_escapes_its_bars():
 
 
 def test_the_score_without_what_training_has_seen():
-    texts = [(f"the number of this sentence is {n} and no other number", "short") for n in range(10)]
+    texts = [
+        (f"the number of this sentence is {n} and no other number", "short") for n in range(10)
+    ]
     task = Task("t", "STS", "pairs", texts, None)
     outcome = mean_outcome("accuracy", {"accuracy": np.array([1.0] * 4 + [0.0] * 6)})
-    found = seen_in_training(task, outcome, [f"and {texts[n][0]}" for n in range(3)] + ["short words"], words=8)
+    found = seen_in_training(
+        task, outcome, [f"and {texts[n][0]}" for n in range(3)] + ["short words"], words=8
+    )
     assert (found["items"], found["share"]) == (3, 0.3) and found["clean"] == pytest.approx(1 / 7)
-    assert found["interval"][0] <= found["clean"] <= found["interval"][1] and len(found["examples"]) == 3
+    assert (
+        found["interval"][0] <= found["clean"] <= found["interval"][1]
+        and len(found["examples"]) == 3
+    )
     result = Result("m", "t", "sts", "pairs", outcome, {"overlap": found})
     assert result.cautions() == [
         "only 10 pairs: its interval is wide, and too narrow still below some thirty",
@@ -164,7 +204,11 @@ def test_the_score_without_what_training_has_seen():
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("[1]", "no results of a task"), ("{", "no results of a task"), ('{"task": "sts"}', "no results of a task: Key")],
+    [
+        ("[1]", "no results of a task"),
+        ("{", "no results of a task"),
+        ('{"task": "sts"}', "no results of a task: Key"),
+    ],
 )
 def test_files_that_are_no_results_are_refused(tmp_path, content, message):
     (tmp_path / "x.json").write_text(content)

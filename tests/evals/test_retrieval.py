@@ -2,14 +2,22 @@ import numpy as np
 import pytest
 
 from embed_jax.errors import InputError
-from embed_jax.evals.retrieval import evaluate_retrieval, evaluate_search, retrieval_evaluator, score_run
+from embed_jax.evals.retrieval import (
+    evaluate_retrieval,
+    evaluate_search,
+    retrieval_evaluator,
+    score_run,
+)
 
 CORPUS = {"d1": "north", "d2": "east", "d3": "north east", "d4": "south"}
 DIRECTIONS = {"north": (0, 1), "east": (1, 0), "south": (0, -1)}
 
 
 def encode(texts, prompt=""):
-    return np.array([np.sum([DIRECTIONS[word] for word in (prompt + text).split()], axis=0) for text in texts], float)
+    return np.array(
+        [np.sum([DIRECTIONS[word] for word in (prompt + text).split()], axis=0) for text in texts],
+        float,
+    )
 
 
 def test_finds_what_is_nearest():
@@ -27,7 +35,9 @@ def test_finds_what_is_nearest():
 def test_identical_ids_are_left_out_only_when_asked():
     queries, qrels = {"d1": "north"}, {"d1": {"d3": 1}}
     with_itself = evaluate_retrieval(encode, encode, CORPUS, queries, qrels, ks=(1, 2))
-    without = evaluate_retrieval(encode, encode, CORPUS, queries, qrels, ks=(1, 2), ignore_identical_ids=True)
+    without = evaluate_retrieval(
+        encode, encode, CORPUS, queries, qrels, ks=(1, 2), ignore_identical_ids=True
+    )
     assert (with_itself.metrics["mrr@1"], with_itself.metrics["mrr@2"]) == (0.0, 0.5)
     assert (without.metrics["mrr@1"], without.metrics["mrr@2"]) == (1.0, 1.0)
 
@@ -47,7 +57,9 @@ def test_a_missing_query_scores_zero_and_ties_keep_their_order():
 def test_of_equal_scores_the_larger_id_comes_first_as_in_trec_eval():
     corpus = {"d1": "east", "d10": "east", "d2": "east", "d3": "north"}
     for judged, rank in (("d3", 1), ("d2", 2), ("d10", 3), ("d1", 4)):
-        found = evaluate_retrieval(encode, encode, corpus, {"q": "north"}, {"q": {judged: 1}}, ks=(3, 4))
+        found = evaluate_retrieval(
+            encode, encode, corpus, {"q": "north"}, {"q": {judged: 1}}, ks=(3, 4)
+        )
         assert found.metrics["mrr@4"] == 1 / rank
         assert found.metrics["recall@3"] == (rank < 4)  # also where the list is cut
 

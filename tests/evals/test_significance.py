@@ -48,7 +48,10 @@ def test_few_pairs_are_tested_exactly_as_by_enumeration():
         count = 0
         for swap in itertools.product((0, 1), repeat=n):
             x, y = ranks[list(swap), range(n)], ranks[[1 - s for s in swap], range(n)]
-            rho = [0.0 if np.ptp(side) == 0 else stats.spearmanr(side, gold).statistic for side in (x, y)]
+            rho = [
+                0.0 if np.ptp(side) == 0 else stats.spearmanr(side, gold).statistic
+                for side in (x, y)
+            ]
             count += abs(rho[0] - rho[1]) >= abs(observed) - 1e-9
         found = paired_spearman(a, b, gold)
         assert found.exact and found.difference == pytest.approx(observed)
@@ -67,7 +70,9 @@ def test_few_labelled_pairs_are_tested_exactly_as_by_enumeration():
     count = 0
     for swap in itertools.product((0, 1), repeat=7):
         x, y = (np.where(side, b, a) for side in (np.array(swap), 1 - np.array(swap)))
-        both = [metrics.average_precision_score(labels, side - 1e-3 * labels) for side in (x, y)]  # ties: 0 first
+        both = [
+            metrics.average_precision_score(labels, side - 1e-3 * labels) for side in (x, y)
+        ]  # ties: 0 first
         count += abs(both[0] - both[1]) >= abs(found.difference) - 1e-9
     assert found.exact and found.p_value == pytest.approx(count / 2**7)
 
@@ -76,16 +81,25 @@ def test_average_precision_is_scikit_learns():
     metrics = pytest.importorskip("sklearn.metrics")
     rng = np.random.default_rng(6)
     for levels in (3, 1000):
-        values, labels = rng.integers(levels, size=200).astype(float), rng.integers(2, size=200).astype(float)
-        assert average_precision(values, labels) == pytest.approx(metrics.average_precision_score(labels, values))
+        values, labels = (
+            rng.integers(levels, size=200).astype(float),
+            rng.integers(2, size=200).astype(float),
+        )
+        assert average_precision(values, labels) == pytest.approx(
+            metrics.average_precision_score(labels, values)
+        )
 
 
 def test_items_are_compared_by_their_own_statistic():
     a, b, gold = sts_null(np.random.default_rng(8), 30)
     labels = (gold > 0).astype(float)
     assert compare_items(Items(a), Items(b)) == paired_difference(a, b)
-    assert compare_items(Items(a, gold, "spearman"), Items(b, gold, "spearman")) == paired_spearman(a, b, gold)
-    assert compare_items(Items(a, labels, "ap"), Items(b, labels, "ap")) == paired_average_precision(a, b, labels)
+    assert compare_items(Items(a, gold, "spearman"), Items(b, gold, "spearman")) == paired_spearman(
+        a, b, gold
+    )
+    assert compare_items(
+        Items(a, labels, "ap"), Items(b, labels, "ap")
+    ) == paired_average_precision(a, b, labels)
     for other in (Items(b[1:]), Items(b, gold, "spearman")):
         with pytest.raises(InputError, match="scores of the same items"):
             compare_items(Items(a), other)
@@ -115,7 +129,10 @@ def test_systems_alike_on_all_tasks_have_a_uniform_overall_p_value(monkeypatch):
         gold = rng.normal(size=20)
         sides = gold + rng.normal(size=(2, 20))
         means = rng.exponential(size=(2, 20))
-        tasks = [tuple(Items(side, gold, "spearman") for side in sides), tuple(Items(side) for side in means)]
+        tasks = [
+            tuple(Items(side, gold, "spearman") for side in sides),
+            tuple(Items(side) for side in means),
+        ]
         p_values.append(overall_difference(tasks, resamples=200, seed=seed).p_value)
     assert stats.kstest(p_values, "uniform").pvalue > 0.01
 
@@ -123,7 +140,10 @@ def test_systems_alike_on_all_tasks_have_a_uniform_overall_p_value(monkeypatch):
 def test_sampled_p_values_approach_the_exact_ones():
     rng = np.random.default_rng(3)
     a, b, gold = sts_null(rng, 16)
-    for compare in (lambda **k: paired_difference(a, b / 50, **k), lambda **k: paired_spearman(a, b, gold, **k)):
+    for compare in (
+        lambda **k: paired_difference(a, b / 50, **k),
+        lambda **k: paired_spearman(a, b, gold, **k),
+    ):
         exact, sampled = compare(resamples=2**16), compare(resamples=1000)
         assert exact.exact and not sampled.exact
         error = math.sqrt(exact.p_value * (1 - exact.p_value) / 1000)
@@ -187,7 +207,11 @@ def test_the_interval_covers_the_true_difference():
 
 def test_equal_systems_have_p_1():
     a = np.arange(20.0)
-    for found in (paired_difference(a, a), paired_spearman(a, a, a[::-1]), paired_spearman(a, a**2, a)):
+    for found in (
+        paired_difference(a, a),
+        paired_spearman(a, a, a[::-1]),
+        paired_spearman(a, a**2, a),
+    ):
         assert (found.difference, found.interval, found.p_value) == (0.0, (0.0, 0.0), 1.0)
 
 
@@ -199,13 +223,25 @@ def test_opposite_systems_leave_a_constant_behind():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: paired_difference([1.0], [2.0]), r"scores of A: expected a list of 2 or more, found shape \(1,\)"),
+        (
+            lambda: paired_difference([1.0], [2.0]),
+            r"scores of A: expected a list of 2 or more, found shape \(1,\)",
+        ),
         (lambda: paired_difference([], []), "scores of A: expected a list of 2 or more"),
         (lambda: paired_difference([[1, 2]], [[1, 2]]), r"found shape \(1, 2\)"),
-        (lambda: paired_difference([1, 2], [1, math.nan]), "scores of B: found nan at item 1, expected finite"),
+        (
+            lambda: paired_difference([1, 2], [1, math.nan]),
+            "scores of B: found nan at item 1, expected finite",
+        ),
         (lambda: paired_difference([1, 2], [1, 2, 3]), "the same items, found 2 of A, 3 of B"),
-        (lambda: paired_difference([1, 2], [2, 1], resamples=0), "resamples: expected 1 or more, found 0"),
-        (lambda: paired_spearman([1, 2], [3, 3], [1, 2]), "scores of B: all 2 are 3, so there is no ranking"),
+        (
+            lambda: paired_difference([1, 2], [2, 1], resamples=0),
+            "resamples: expected 1 or more, found 0",
+        ),
+        (
+            lambda: paired_spearman([1, 2], [3, 3], [1, 2]),
+            "scores of B: all 2 are 3, so there is no ranking",
+        ),
         (lambda: paired_spearman([1, 2], [1, 2], [0, 0]), "scores of gold: all 2 are 0"),
         (lambda: holm([0.1, 1.2]), "p-values: found 1.2 at place 1, expected numbers from 0 to 1"),
         (lambda: holm([math.nan]), "p-values: found nan at place 0"),
@@ -233,7 +269,9 @@ def test_holm_rejects_what_the_step_down_procedure_rejects():
         p = rng.uniform(size=rng.integers(1, 12)) ** 3
         adjusted = holm(p)
         rejected = np.zeros(len(p), bool)
-        for step, place in enumerate(np.argsort(p)):  # Holm's words: stop at the first that is too large
+        for step, place in enumerate(
+            np.argsort(p)
+        ):  # Holm's words: stop at the first that is too large
             if p[place] * (len(p) - step) > 0.05:
                 break
             rejected[place] = True
@@ -250,20 +288,48 @@ def test_seed_summary_equals_scipy():
     expected = stats.t.interval(0.9, 3, loc=np.mean(scores), scale=stats.sem(scores))
     assert (found.mean, found.sd, found.n) == (np.mean(scores), np.std(scores, ddof=1), 4)
     assert found.interval == pytest.approx(expected)
-    assert seed_summary([2.0]).mean == 2 and all(map(math.isnan, (seed_summary([2]).sd, *seed_summary([2]).interval)))
+    assert seed_summary([2.0]).mean == 2 and all(
+        map(math.isnan, (seed_summary([2]).sd, *seed_summary([2]).interval))
+    )
 
 
 @pytest.mark.parametrize(
     ("difference", "p", "interval", "start", "end"),
     [
-        (0.1, 0.0001, (0.05, 0.15), "new is better than old: new - old = +0.1000", "+0.0500 to +0.1500, p < 0.001."),
+        (
+            0.1,
+            0.0001,
+            (0.05, 0.15),
+            "new is better than old: new - old = +0.1000",
+            "+0.0500 to +0.1500, p < 0.001.",
+        ),
         (-0.1, 0.01, (-0.15, -0.05), "old is better than new: new - old = -0.1000", "p = 0.010."),
-        (0.1, 0.3, (-0.1, 0.3), "new and old are not told apart", "which does not show that they are equal."),
-        (0.1, 0.2, (0.05, 0.15), "new and old are not told apart", "excludes 0, the (corrected) test does not."),
-        (0.1, 0.04, (-0.01, 0.2), "new and old are not clearly told apart", "the interval does not."),
+        (
+            0.1,
+            0.3,
+            (-0.1, 0.3),
+            "new and old are not told apart",
+            "which does not show that they are equal.",
+        ),
+        (
+            0.1,
+            0.2,
+            (0.05, 0.15),
+            "new and old are not told apart",
+            "excludes 0, the (corrected) test does not.",
+        ),
+        (
+            0.1,
+            0.04,
+            (-0.01, 0.2),
+            "new and old are not clearly told apart",
+            "the interval does not.",
+        ),
         (0.0, 1.0, (0.0, 0.0), "new and old are not told apart", "equal."),
     ],
 )
-def test_the_verdict_calls_better_only_what_test_and_interval_agree_on(difference, p, interval, start, end):
+def test_the_verdict_calls_better_only_what_test_and_interval_agree_on(
+    difference, p, interval, start, end
+):
     sentence = verdict(difference, p, interval, a="new", b="old")
     assert sentence.startswith(start) and sentence.endswith(end) and "\n" not in sentence

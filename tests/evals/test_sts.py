@@ -10,7 +10,9 @@ from embed_jax.evals.sts import pair_similarities, sts_evaluator, sts_metrics
 
 def encode(texts):
     """Different texts get different fixed vectors; the empty text gets none."""
-    rows = [np.random.default_rng(list(text.encode())).normal(size=8) * bool(text) for text in texts]
+    rows = [
+        np.random.default_rng(list(text.encode())).normal(size=8) * bool(text) for text in texts
+    ]
     return np.array(rows, np.float32)
 
 
@@ -19,13 +21,20 @@ def pairs():
     rng = np.random.default_rng(0)
     words = [f"text {n}" for n in range(40)] + [""]
     left, right = rng.choice(words, size=(2, 120)).tolist()
-    return left, right, rng.integers(0, 6, size=120).tolist(), rng.choice(["a", "b", "c"], size=120).tolist()
+    return (
+        left,
+        right,
+        rng.integers(0, 6, size=120).tolist(),
+        rng.choice(["a", "b", "c"], size=120).tolist(),
+    )
 
 
 def test_equals_sentence_transformers(pairs):
     evaluation = pytest.importorskip("sentence_transformers.sentence_transformer.evaluation")
     left, right, scores, _ = pairs
-    evaluator = evaluation.EmbeddingSimilarityEvaluator(left, right, scores, main_similarity="cosine")
+    evaluator = evaluation.EmbeddingSimilarityEvaluator(
+        left, right, scores, main_similarity="cosine"
+    )
     model = types.SimpleNamespace(
         encode=lambda texts, **_: encode(texts),
         similarity_fn_name="cosine",
@@ -39,7 +48,11 @@ def test_equals_sentence_transformers(pairs):
 
 def test_aggregations_over_subsets(pairs):
     left, right, scores, subsets = pairs
-    similarities, scores, labels = pair_similarities(encode, left, right), np.array(scores), np.array(subsets)
+    similarities, scores, labels = (
+        pair_similarities(encode, left, right),
+        np.array(scores),
+        np.array(subsets),
+    )
     found = sts_metrics(similarities, scores, subsets)
     parts = {name: labels == name for name in "abc"}
     for name, correlate in (("spearman", spearman), ("pearson", pearson)):
@@ -52,7 +65,10 @@ def test_aggregations_over_subsets(pairs):
 
 def test_one_subset_has_no_aggregations(pairs):
     left, right, scores, _ = pairs
-    assert sts_evaluator(left, right, scores, ["x"] * len(scores))(encode).keys() == {"spearman", "pearson"}
+    assert sts_evaluator(left, right, scores, ["x"] * len(scores))(encode).keys() == {
+        "spearman",
+        "pearson",
+    }
 
 
 def test_each_distinct_text_is_encoded_once(pairs):

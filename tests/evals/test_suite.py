@@ -35,8 +35,12 @@ def test_yaml_and_python_say_the_same(sts_file, tmp_path):
     )
     found = read_suite(tmp_path / "a.yaml")
     assert found == read_suite(tmp_path / "a.py")
-    assert found[0] == Entry("sts", str(tmp_path / "stsb"), "test", "stsb", "", {"similarity": "dot"})
-    assert found[1].data == "x" and found[1].name == "other"  # not there: wherever the command is run
+    assert found[0] == Entry(
+        "sts", str(tmp_path / "stsb"), "test", "stsb", "", {"similarity": "dot"}
+    )
+    assert (
+        found[1].data == "x" and found[1].name == "other"
+    )  # not there: wherever the command is run
     assert read_suite(tmp_path / "a.yaml", tmp_path / "nowhere")[0].data == "stsb"
 
 
@@ -49,7 +53,10 @@ def test_yaml_and_python_say_the_same(sts_file, tmp_path):
         ("- {task: sts}", "task 1: no field 'data'; found task"),
         ("- {task: sing, data: x}", "task 1: unknown task 'sing'; known: bitext"),
         ("- {task: sts, data: x, split: 3}", "task 1: split: expected text, found 3"),
-        ("- {task: sts, data: x}\n- {task: sts, data: x}", "task 2: 'x' is the second one of this name"),
+        (
+            "- {task: sts, data: x}\n- {task: sts, data: x}",
+            "task 2: 'x' is the second one of this name",
+        ),
         ("- {task: sts, data: x", "cannot be read as a suite"),
     ],
 )
@@ -75,27 +82,42 @@ def test_bad_options_are_refused(sts_file, options, message):
 
 
 def test_options_of_each_type(tmp_path):
-    (tmp_path / "texts.tsv").write_text("text\tlabel\n" + "".join(f"t{n}\t{'ab'[n % 2]}\n" for n in range(8)))
+    (tmp_path / "texts.tsv").write_text(
+        "text\tlabel\n" + "".join(f"t{n}\t{'ab'[n % 2]}\n" for n in range(8))
+    )
     data = str(tmp_path / "texts.tsv")
     for options in ({"documents": 0.5, "protocol": "fast"}, {"documents": 4, "protocol": "fast"}):
         assert Entry("clustering", data, name="n", options=options).open().unit == "texts"
-    for options, wanted in (({"seed": True}, "int"), ({"seed": 1.5}, "int"), ({"documents": "half"}, r"int \| float")):
-        with pytest.raises(InputError, match=f"clustering n: {next(iter(options))}: expected {wanted}, found"):
+    for options, wanted in (
+        ({"seed": True}, "int"),
+        ({"seed": 1.5}, "int"),
+        ({"documents": "half"}, r"int \| float"),
+    ):
+        with pytest.raises(
+            InputError, match=f"clustering n: {next(iter(options))}: expected {wanted}, found"
+        ):
             Entry("clustering", data, name="n", options=options).open()
 
 
 def test_what_is_done_is_not_done_again(sts_file, tmp_path, encode):
     entries = read_suite_of(
-        tmp_path, "- {task: sts, data: stsb}\n- {task: sts, data: stsb, name: by_dot, similarity: dot}\n"
+        tmp_path,
+        "- {task: sts, data: stsb}\n- {task: sts, data: stsb, name: by_dot, similarity: dot}\n",
     )
     assert unfinished(entries, tmp_path / "m", "v1") == entries
     for entry in entries:
         details = {"fingerprint": ["v1", entry.fingerprint()]}
-        evaluate(entry, "m", Model(encode), details=details).write(result_file(tmp_path, entry.name))
+        evaluate(entry, "m", Model(encode), details=details).write(
+            result_file(tmp_path, entry.name)
+        )
     assert unfinished(entries, tmp_path, "v1") == []
     assert unfinished(entries, tmp_path, "v2") == entries  # another model
-    again = read_suite_of(tmp_path, "- {task: sts, data: stsb}\n- {task: sts, data: stsb, name: by_dot}\n")
-    assert [entry.name for entry in unfinished(again, tmp_path, "v1")] == ["by_dot"]  # other options
+    again = read_suite_of(
+        tmp_path, "- {task: sts, data: stsb}\n- {task: sts, data: stsb, name: by_dot}\n"
+    )
+    assert [entry.name for entry in unfinished(again, tmp_path, "v1")] == [
+        "by_dot"
+    ]  # other options
     sts_file.write_text(sts_file.read_text() + "3\ta\tb\n")
     assert unfinished(entries, tmp_path, "v1") == entries  # other data
 

@@ -13,14 +13,28 @@ def texts():
     rng = np.random.default_rng(0)
     made = []
     for n in range(12):
-        words = [[f"w{word}" for word in rng.integers(30, size=5)] for _ in range(rng.integers(1, 5))]
+        words = [
+            [f"w{word}" for word in rng.integers(30, size=5)] for _ in range(rng.integers(1, 5))
+        ]
         shares = rng.integers(0, 6, size=rng.integers(4, 9)).tolist()
-        machine = [" ".join([*words[0][:share], *(f"x{n}{i}{j}" for j in range(3))]) for i, share in enumerate(shares)]
+        machine = [
+            " ".join([*words[0][:share], *(f"x{n}{i}{j}" for j in range(3))])
+            for i, share in enumerate(shares)
+        ]
         ratings = [share + float(rng.integers(0, 3)) / 2 for share in shares]
         human = [" ".join(summary) for summary in words]
-        made.append({"text": f"text {n}", "human_summaries": human, "machine_summaries": machine, "relevance": ratings})
+        made.append(
+            {
+                "text": f"text {n}",
+                "human_summaries": human,
+                "machine_summaries": machine,
+                "relevance": ratings,
+            }
+        )
     made[3]["relevance"] = [2.0] * len(made[3]["relevance"])
-    made[7]["machine_summaries"] = made[7]["machine_summaries"][:1] * len(made[7]["machine_summaries"])
+    made[7]["machine_summaries"] = made[7]["machine_summaries"][:1] * len(
+        made[7]["machine_summaries"]
+    )
     return made
 
 
@@ -28,7 +42,9 @@ def test_equals_mteb(texts, write, recorded, mteb_scores):
     from datasets import Dataset
 
     data = {"test": Dataset.from_list(texts)}
-    theirs = mteb_scores("AbsTaskSummarization", "Summarization", "cosine_spearman", data, min_score=0, max_score=5)
+    theirs = mteb_scores(
+        "AbsTaskSummarization", "Summarization", "cosine_spearman", data, min_score=0, max_score=5
+    )
     task = open_task(write(texts), name="Made")
     ours = task.evaluate(recorded)
     assert ours.notes == ("2 of 12 texts left out: all ratings or all summaries equal",)
@@ -38,8 +54,16 @@ def test_equals_mteb(texts, write, recorded, mteb_scores):
     assert len(ours.metrics) == 4 and ours.intervals.keys() == ours.metrics.keys()
     assert ours.items.score() == pytest.approx(ours.score, abs=1e-12)
     kept = [row for number, row in enumerate(texts) if number not in (3, 7)]
-    assert task.item_texts == [(row["text"], *row["human_summaries"]) for row in kept] and len(ours.items) == 10
-    summaries = [text for row in kept for side in ("human_summaries", "machine_summaries") for text in row[side]]
+    assert (
+        task.item_texts == [(row["text"], *row["human_summaries"]) for row in kept]
+        and len(ours.items) == 10
+    )
+    summaries = [
+        text
+        for row in kept
+        for side in ("human_summaries", "machine_summaries")
+        for text in row[side]
+    ]
     assert sorted(recorded.seen) == sorted({*summaries})
     assert recorded.uses == {("Made", "Summarization", "", "")}
 
@@ -59,7 +83,9 @@ def test_by_hand():
 
 
 def test_the_scale_of_ratings_changes_nothing(texts, write, recorded):
-    scaled = [row | {"relevance": [(rating - 7) / 3 for rating in row["relevance"]]} for row in texts[:3]]
+    scaled = [
+        row | {"relevance": [(rating - 7) / 3 for rating in row["relevance"]]} for row in texts[:3]
+    ]
     found = open_task(write(texts[:3])).evaluate(recorded)
     assert open_task(write(scaled)).evaluate(recorded).metrics == pytest.approx(found.metrics)
 
@@ -76,11 +102,18 @@ def test_texts_without_a_correlation_do_not_count():
 
 
 def test_collapsed_embeddings_are_not_a_number(texts, write, recorded):
-    collapsed = type("Collapsed", (), {"similarity": "dot", "__call__": lambda self, t, use: np.ones((len(t), 3))})()
+    collapsed = type(
+        "Collapsed",
+        (),
+        {"similarity": "dot", "__call__": lambda self, t, use: np.ones((len(t), 3))},
+    )()
     found = open_task(write(texts)).evaluate(collapsed)
     assert all(map(math.isnan, found.metrics.values())) and "10 of 10" in found.notes[1]
 
 
 def test_no_text_left_is_refused(texts, write):
-    with pytest.raises(InputError, match=r"test\.jsonl: expected a text with.*different ratings, found none among 1"):
+    with pytest.raises(
+        InputError,
+        match=r"test\.jsonl: expected a text with.*different ratings, found none among 1",
+    ):
         open_task(write(texts[3:4]))

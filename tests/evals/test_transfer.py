@@ -3,7 +3,13 @@ import pytest
 
 from embed_jax.errors import InputError
 from embed_jax.evals import transfer
-from embed_jax.evals.transfer import cross_validate, logistic_regressions, open_task, predictions, train_and_test
+from embed_jax.evals.transfer import (
+    cross_validate,
+    logistic_regressions,
+    open_task,
+    predictions,
+    train_and_test,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 STRENGTHS = [0.001, 0.03, 1.0, 30.0]
@@ -34,7 +40,11 @@ def test_regressions_equal_sklearns(classes):
     for number, strength in enumerate(STRENGTHS):
         model = their(strength).fit(vectors[kept[:, number]], labels[kept[:, number]])
         ours = rotated.axes @ weights[:-1, number]
-        expected = model.coef_.T if classes > 2 else np.concatenate([-model.coef_.T, model.coef_.T], axis=1) / 2
+        expected = (
+            model.coef_.T
+            if classes > 2
+            else np.concatenate([-model.coef_.T, model.coef_.T], axis=1) / 2
+        )
         np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-3 * np.abs(expected).max())
         np.testing.assert_array_equal(found[:, number], model.predict(vectors))
 
@@ -44,13 +54,18 @@ def test_cross_validation_equals_a_search_by_sklearn_for_each_fold(classes, rare
     from sklearn.model_selection import GridSearchCV, StratifiedKFold
 
     vectors, labels = drawn(150, classes, rare=rare)
-    folds = [test for _, test in StratifiedKFold(FOLDS, shuffle=True, random_state=7).split(vectors, labels)]
+    folds = [
+        test
+        for _, test in StratifiedKFold(FOLDS, shuffle=True, random_state=7).split(vectors, labels)
+    ]
     predicted, strengths, accuracies = np.zeros(150, int), [], []
     for number, test in enumerate(folds):
         rest = np.setdiff1d(np.arange(150), test)
         inner = [np.searchsorted(rest, fold) for other, fold in enumerate(folds) if other != number]
         splits = [(np.setdiff1d(np.arange(len(rest)), fold), fold) for fold in inner]
-        search = GridSearchCV(their(1.0), {"C": STRENGTHS}, cv=splits).fit(vectors[rest], labels[rest])
+        search = GridSearchCV(their(1.0), {"C": STRENGTHS}, cv=splits).fit(
+            vectors[rest], labels[rest]
+        )
         predicted[test] = search.predict(vectors[test])
         strengths.append(search.best_params_["C"])
         accuracies.append(search.best_score_)
@@ -67,9 +82,15 @@ def test_with_a_test_split_the_strength_is_chosen_over_folds_or_by_dev():
     for seed, (part, size) in enumerate({"train": 60, "dev": 40, "test": 80}.items()):
         vectors[part], labels[part] = drawn(size, 3, dim=20, seed=seed)
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=7)
-    search = GridSearchCV(their(1.0), {"C": STRENGTHS}, cv=folds).fit(vectors["train"], labels["train"])
-    fitted = {strength: their(strength).fit(vectors["train"], labels["train"]) for strength in STRENGTHS}
-    by_dev = {strength: model.score(vectors["dev"], labels["dev"]) for strength, model in fitted.items()}
+    search = GridSearchCV(their(1.0), {"C": STRENGTHS}, cv=folds).fit(
+        vectors["train"], labels["train"]
+    )
+    fitted = {
+        strength: their(strength).fit(vectors["train"], labels["train"]) for strength in STRENGTHS
+    }
+    by_dev = {
+        strength: model.score(vectors["dev"], labels["dev"]) for strength, model in fitted.items()
+    }
     expected = {"dev": (max(by_dev, key=by_dev.get), max(by_dev.values()))}
     expected["folds"] = search.best_params_["C"], search.best_score_
     assert expected["dev"][0] != expected["folds"][0]
@@ -84,7 +105,10 @@ def texts(size, seed):
     rng = np.random.default_rng(seed)
     labels = rng.integers(2, size=size).tolist()
     return [
-        {"text": f"{'bad' if rng.random() < 0.2 else ('no', 'yes')[label]} w{rng.integers(60)}", "label": label}
+        {
+            "text": f"{'bad' if rng.random() < 0.2 else ('no', 'yes')[label]} w{rng.integers(60)}",
+            "label": label,
+        }
         for label in labels
     ]
 
@@ -102,14 +126,19 @@ def test_task_scores_each_text_once(write, recorded):
     low, high = outcome.intervals["accuracy"]
     assert low < outcome.score < high and 0.6 < outcome.metrics["accuracy_dev"] < 1
     assert sum(int(part.split("(")[1].split()[0]) for part in outcome.notes[0].split(",")) == 4
-    easy = [bool(value) for value, row in zip(outcome.items.values, rows, strict=True) if "bad" not in row["text"]]
+    easy = [
+        bool(value)
+        for value, row in zip(outcome.items.values, rows, strict=True)
+        if "bad" not in row["text"]
+    ]
     assert np.mean(easy) > 0.9
 
 
 def test_lengths_of_embeddings_do_not_count(write, encode):
     data = write(texts(80, 0))
     scores = [
-        open_task(data, folds=4).evaluate(lambda texts, use, by=by: encode(texts) * by).metrics for by in (0.01, 1, 100)
+        open_task(data, folds=4).evaluate(lambda texts, use, by=by: encode(texts) * by).metrics
+        for by in (0.01, 1, 100)
     ]
     assert scores[0] == scores[1] == scores[2]
 
@@ -133,8 +162,13 @@ def test_pairs_are_told_by_differences_and_products(write, recorded):
     for number in range(120):
         words = rng.choice(50, size=4, replace=False)
         label = number % 2
-        pair = f"w{words[0]} w{words[1]}", f"w{words[0]} w{words[1]} v" if label else f"w{words[2]} w{words[3]} v"
-        rows.append({"sentence1": pair[0], "sentence2": pair[1], "label": "same" if label else "other"})
+        pair = (
+            f"w{words[0]} w{words[1]}",
+            f"w{words[0]} w{words[1]} v" if label else f"w{words[2]} w{words[3]} v",
+        )
+        rows.append(
+            {"sentence1": pair[0], "sentence2": pair[1], "label": "same" if label else "other"}
+        )
     task = open_task(write(rows), name="MRPC", folds=4)
     outcome = task.evaluate(recorded)
     assert (task.kind, task.unit) == ("PairClassification", "pairs")
@@ -157,7 +191,11 @@ def test_pairs_are_told_by_differences_and_products(write, recorded):
         (texts(12, 0), {}, "expected two labels with 10 texts or more, found"),
         ([{"text": "a", "label": 1}] * 30, {}, r"expected two labels.*found '1' \(30 x\)"),
         ([{"sentence1": "a", "label": 1}], {}, "no field 'sentence2'"),
-        ([{"text": " ", "label": 1}, {"text": "", "label": 0}], {"folds": 3}, "all of 2 texts are empty"),
+        (
+            [{"text": " ", "label": 1}, {"text": "", "label": 0}],
+            {"folds": 3},
+            "all of 2 texts are empty",
+        ),
     ],
 )
 def test_bad_input_is_one_line(rows, options, message, write):

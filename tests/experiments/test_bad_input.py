@@ -51,8 +51,18 @@ def command(tmp_path, tiny_model, tiny_tokenizer, monkeypatch, capsys):
 
     def run(name, *overrides):
         module = {"simcse": simcse, "retrieval": retrieval, "nli": nli}[name]
-        shared = ["--config.tracking.wandb=disabled", "--config.train.devices=1", f"--workdir={tmp_path}/run"]
-        line = [f"experiments/{name}.py", *arguments[module], "--config.batch.size=8", *shared, *overrides]
+        shared = [
+            "--config.tracking.wandb=disabled",
+            "--config.train.devices=1",
+            f"--workdir={tmp_path}/run",
+        ]
+        line = [
+            f"experiments/{name}.py",
+            *arguments[module],
+            "--config.batch.size=8",
+            *shared,
+            *overrides,
+        ]
         monkeypatch.setattr(sys, "argv", line)
         with pytest.raises(SystemExit) as exit:
             exit_with_one_line(module.main)
@@ -62,12 +72,24 @@ def command(tmp_path, tiny_model, tiny_tokenizer, monkeypatch, capsys):
 
 
 FILES = {
-    "header.tsv": (b"query\tpassage\na\tb\n", "header.tsv:1: unknown fields: found query, passage; accepted: anchor"),
-    "fields.tsv": (PAIRS.encode() + b"alone\n", "fields.tsv:42: found 1 fields, expected 2: anchor, positive"),
-    "utf8.tsv": (PAIRS.encode() + b"caf\xe9\tbar\n", "utf8.tsv:42: invalid UTF-8 (byte 4 of the line)"),
+    "header.tsv": (
+        b"query\tpassage\na\tb\n",
+        "header.tsv:1: unknown fields: found query, passage; accepted: anchor",
+    ),
+    "fields.tsv": (
+        PAIRS.encode() + b"alone\n",
+        "fields.tsv:42: found 1 fields, expected 2: anchor, positive",
+    ),
+    "utf8.tsv": (
+        PAIRS.encode() + b"caf\xe9\tbar\n",
+        "utf8.tsv:42: invalid UTF-8 (byte 4 of the line)",
+    ),
     "empty.jsonl": (b"", "empty.jsonl: empty, no records in it"),
     "header_only.csv": (b"anchor,positive\n", "header_only.csv: empty, no records in it"),
-    "blank.tsv": (b"anchor\tpositive\n \t\n\t \n", "blank.tsv: all texts are empty (anchor, positive of 2 records)"),
+    "blank.tsv": (
+        b"anchor\tpositive\n \t\n\t \n",
+        "blank.tsv: all texts are empty (anchor, positive of 2 records)",
+    ),
     "cut.tsv.gz": (gzip.compress(PAIRS.encode())[:-20], "damaged or cut-off gzip data"),
     "json.jsonl": (b'{"anchor": "a", "positive": "b"}\n{"anchor":\n', "json.jsonl:2: invalid JSON"),
     "few.tsv": (b"anchor\tpositive\na\tb\nc\td\n", "few"),
@@ -93,20 +115,60 @@ def test_a_file_of_pairs(command, tmp_path, name):
         ("retrieval", "--config.data.corpus={}/gone.jsonl", "gone.jsonl: no such file"),
         ("retrieval", "--config.data.split=dev", "a file has no split 'dev'"),
         ("retrieval", "--config.model.name={}/gone", "no such directory"),
-        ("retrieval", "--config.model.name={}/cut", "model.safetensors: damaged or no safetensors file"),
-        ("retrieval", "--config.model.pooling=means", "unknown pooling 'means' (did you mean 'mean'?)"),
-        ("retrieval", "--config.data.holdout=0.5", "config.data.holdout: expected at least 0 and at most 0.4"),
-        ("retrieval", "--config.batch.size=1000", "do not fill a batch of 1000: lower config.batch.size"),
-        ("retrieval", "--config.batch.row_length=16", "config.batch.row_length: expected at least data.max_length=32"),
+        (
+            "retrieval",
+            "--config.model.name={}/cut",
+            "model.safetensors: damaged or no safetensors file",
+        ),
+        (
+            "retrieval",
+            "--config.model.pooling=means",
+            "unknown pooling 'means' (did you mean 'mean'?)",
+        ),
+        (
+            "retrieval",
+            "--config.data.holdout=0.5",
+            "config.data.holdout: expected at least 0 and at most 0.4",
+        ),
+        (
+            "retrieval",
+            "--config.batch.size=1000",
+            "do not fill a batch of 1000: lower config.batch.size",
+        ),
+        (
+            "retrieval",
+            "--config.batch.row_length=16",
+            "config.batch.row_length: expected at least data.max_length=32",
+        ),
         ("retrieval", "--config.data.max_length=4096", "config.data.max_length: expected at most"),
         ("retrieval", "--config.train.devices=100", "config.train.devices: expected at most 8"),
-        ("simcse", "--config.data.train={}/pairs.tsv", "expected records with a text, found the fields anchor"),
-        ("simcse", "--config.eval.sts={}/pairs.tsv", "pairs.tsv:1: no field 'score': found anchor, positive; accepted"),
-        ("simcse", "--config.model.tokenizer=", "config.model.tokenizer: random weights need a directory"),
+        (
+            "simcse",
+            "--config.data.train={}/pairs.tsv",
+            "expected records with a text, found the fields anchor",
+        ),
+        (
+            "simcse",
+            "--config.eval.sts={}/pairs.tsv",
+            "pairs.tsv:1: no field 'score': found anchor, positive; accepted",
+        ),
+        (
+            "simcse",
+            "--config.model.tokenizer=",
+            "config.model.tokenizer: random weights need a directory",
+        ),
         ("simcse", "--config.model.tokenizer={}/gone", "gone: no tokenizer there"),
-        ("simcse", "--config.eval.metric=sts/spearman", "config.eval.metric: 'sts/spearman' is to pick the model"),
+        (
+            "simcse",
+            "--config.eval.metric=sts/spearman",
+            "config.eval.metric: 'sts/spearman' is to pick the model",
+        ),
         ("simcse", "--config.train.steps=many", "train.steps"),
-        ("simcse", "--config.trian.steps=3", "unknown config field 'trian' (did you mean 'train'?)"),
+        (
+            "simcse",
+            "--config.trian.steps=3",
+            "unknown config field 'trian' (did you mean 'train'?)",
+        ),
         ("simcse", "--steps=3", "unknown argument '--steps=3'; usage: "),
         ("simcse", "--workdir={}/pairs.tsv/run", "pairs.tsv/run: cannot be written"),
     ],
@@ -119,19 +181,28 @@ def test_an_option(command, tmp_path, tiny_model, name, override, message):
     status, err = command(name, override.format(tmp_path))
     assert status == 2 and message in err, err
     assert err.startswith("error: ") and err.count("\n") == 1
-    assert not list(tmp_path.glob("run/checkpoints/*")) and not (tmp_path / "run" / "model").exists()
+    assert (
+        not list(tmp_path.glob("run/checkpoints/*")) and not (tmp_path / "run" / "model").exists()
+    )
 
 
 @pytest.mark.slow
-def test_the_corrected_command_may_have_the_same_directory_until_something_was_saved(command, tmp_path):
+def test_the_corrected_command_may_have_the_same_directory_until_something_was_saved(
+    command, tmp_path
+):
     steps = ["--config.train.steps=1"]
-    status, err = command("simcse", *steps, "--config.eval.metric=sts/spearman", "--config.optim.learning_rate=2")
+    status, err = command(
+        "simcse", *steps, "--config.eval.metric=sts/spearman", "--config.optim.learning_rate=2"
+    )
     assert status == 2 and "nothing is evaluated" in err, err
     (tmp_path / "run" / "wandb_id").write_text("of the run that never was")
     status, err = command("simcse", *steps)
     assert status == 0 and not (tmp_path / "run" / "wandb_id").exists(), err
     status, err = command("simcse", *steps, "--config.optim.learning_rate=2")
-    assert status == 2 and "config.optim.learning_rate was 0.001 and is 2.0 now; a run is resumed unchanged" in err
+    assert (
+        status == 2
+        and "config.optim.learning_rate was 0.001 and is 2.0 now; a run is resumed unchanged" in err
+    )
 
 
 @pytest.mark.parametrize(
@@ -149,7 +220,9 @@ def test_judgements(command, tmp_path, qrels, message):
     (tmp_path / "qrels").mkdir()
     (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + qrels)
     fields = {"data.holdout": 0, "eval.retrieval": tmp_path, "eval.retrieval_split": "test"}
-    status, err = command("retrieval", *(f"--config.{field}={value}" for field, value in fields.items()))
+    status, err = command(
+        "retrieval", *(f"--config.{field}={value}" for field, value in fields.items())
+    )
     assert status == 2 and message in err and err.count("\n") == 1, err
 
 
@@ -157,14 +230,17 @@ def test_judgements_to_train_on(command, tmp_path):
     (tmp_path / "corpus.jsonl").write_text(CORPUS)
     (tmp_path / "queries.jsonl").write_text(QUERIES)
     (tmp_path / "qrels").mkdir()
-    (tmp_path / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td0\t1\nq1\td99\t1\n")
+    (tmp_path / "qrels" / "train.tsv").write_text(
+        "query-id\tcorpus-id\tscore\nq0\td0\t1\nq1\td99\t1\n"
+    )
     status, err = command("retrieval", f"--config.data.train=beir:{tmp_path}")
     assert status == 2 and err.count("\n") == 1, err
     assert "qrels/train.tsv:3: the id 'd99' is not in corpus.jsonl" in err
 
 
 LISTS = [
-    {"query": f"query {n}", "passages": [f"passage {n}", "no", "nor this"], "scores": [3, 1.5, 1]} for n in range(9)
+    {"query": f"query {n}", "passages": [f"passage {n}", "no", "nor this"], "scores": [3, 1.5, 1]}
+    for n in range(9)
 ]
 SCORES = {
     "a text": ([3, "high", 1], "lists.jsonl:9: field 'scores'"),
@@ -179,13 +255,24 @@ def test_scores_of_a_teacher(command, tmp_path, name):
     scores, message = SCORES[name]
     records = [*LISTS[:8], LISTS[8] | {"scores": scores}]
     (tmp_path / "lists.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    fields = {"data.train": tmp_path / "lists.jsonl", "data.holdout": 0, "loss.name": "kl", "loss.symmetric": False}
-    status, err = command("retrieval", *(f"--config.{field}={value}" for field, value in fields.items()))
+    fields = {
+        "data.train": tmp_path / "lists.jsonl",
+        "data.holdout": 0,
+        "loss.name": "kl",
+        "loss.symmetric": False,
+    }
+    status, err = command(
+        "retrieval", *(f"--config.{field}={value}" for field, value in fields.items())
+    )
     assert status == 2 and message in err and err.count("\n") == 1, err
 
 
-NLI = "premise\thypothesis\tlabel\n" + "".join(f"premise {n // 3}\thypothesis {n}\t{n % 3}\n" for n in range(30))
-GRADED = "score\tsentence1\tsentence2\n" + "".join(f"{n % 6}\tsentence {n}\tsentence {n + 1}\n" for n in range(30))
+NLI = "premise\thypothesis\tlabel\n" + "".join(
+    f"premise {n // 3}\thypothesis {n}\t{n % 3}\n" for n in range(30)
+)
+GRADED = "score\tsentence1\tsentence2\n" + "".join(
+    f"{n % 6}\tsentence {n}\tsentence {n + 1}\n" for n in range(30)
+)
 
 
 @pytest.mark.parametrize(
@@ -193,33 +280,58 @@ GRADED = "score\tsentence1\tsentence2\n" + "".join(f"{n % 6}\tsentence {n}\tsent
     [
         ("nli.weight=0", "config.mixture.sources.nli.weight: expected more than 0, found 0"),
         ("sts.weight=-1", "config.mixture.sources.sts.weight: expected more than 0, found -1"),
-        ("sts.loss_weight=0", "config.mixture.sources.sts.loss_weight: expected more than 0, found 0"),
+        (
+            "sts.loss_weight=0",
+            "config.mixture.sources.sts.loss_weight: expected more than 0, found 0",
+        ),
         ("nil.weight=1", "unknown config field 'mixture.sources.nil.weight'"),
         ("nli.train=", "config.mixture.sources.nli.train: expected a data set, found ''"),
         ("nli.train={}/gone.tsv", "config.mixture.sources.nli: {}/gone.tsv: no such file"),
-        ("nli.train={}/label.tsv", "config.mixture.sources.nli: {}/label.tsv:32: label: expected an integer or one of"),
+        (
+            "nli.train={}/label.tsv",
+            "config.mixture.sources.nli: {}/label.tsv:32: label: expected an integer or one of",
+        ),
         (
             "nli.train={}/column.tsv",
             "config.mixture.sources.nli: {}/column.tsv:1: unknown fields: found premise, label",
         ),
         ("nli.loss=softmax(num_labels=2)", "record 2: label 2, config.mixture.sources.nli.loss="),
-        ("sts.train={}/score.tsv", "config.mixture.sources.sts: {}/score.tsv:32: score: expected a finite number"),
+        (
+            "sts.train={}/score.tsv",
+            "config.mixture.sources.sts: {}/score.tsv:32: score: expected a finite number",
+        ),
         (
             "questions.train={}/sts.tsv",
             "config.mixture.sources.questions.loss: 'online_contrastive' needs records with",
         ),
-        ("nli.loss=contrastive", "record 2: label 2, config.mixture.sources.nli.loss='contrastive' accepts 0 to 1"),
-        ("questions.columns=premise,text", "config.mixture.sources.questions: {}/nli.tsv:1: no field 'text'"),
-        ("questions.exclude={}/nli.tsv", "config.mixture.sources.questions: exclude: all 30 records have a text of"),
+        (
+            "nli.loss=contrastive",
+            "record 2: label 2, config.mixture.sources.nli.loss='contrastive' accepts 0 to 1",
+        ),
+        (
+            "questions.columns=premise,text",
+            "config.mixture.sources.questions: {}/nli.tsv:1: no field 'text'",
+        ),
+        (
+            "questions.exclude={}/nli.tsv",
+            "config.mixture.sources.questions: exclude: all 30 records have a text of",
+        ),
     ],
 )
 def test_a_mixture(command, tmp_path, override, message):
-    files = {"nli": NLI, "label": f"{NLI}premise\thypothesis\tmaybe\n", "sts": GRADED, "score": f"{GRADED}high\ta\tb\n"}
+    files = {
+        "nli": NLI,
+        "label": f"{NLI}premise\thypothesis\tmaybe\n",
+        "sts": GRADED,
+        "score": f"{GRADED}high\ta\tb\n",
+    }
     files["column"] = "premise\tlabel\na\t1\n"
     for name, content in files.items():
         (tmp_path / f"{name}.tsv").write_text(content)
     fields = {"nli": "nli.tsv", "questions": "nli.tsv", "sts": "sts.tsv"}
-    sources = [f"--config.mixture.sources.{name}.train={tmp_path / file}" for name, file in fields.items()]
+    sources = [
+        f"--config.mixture.sources.{name}.train={tmp_path / file}" for name, file in fields.items()
+    ]
     status, err = command("nli", *sources, f"--config.mixture.sources.{override.format(tmp_path)}")
     assert status == 2 and message.format(tmp_path) in err and err.count("\n") == 1, err
     assert not (tmp_path / "run").exists()
@@ -230,11 +342,22 @@ def test_a_checkpoint_of_another_architecture(command, tmp_path):
     steps = ["--config.train.steps=1", "--config.checkpoint.every=1"]
     status, err = command("simcse", *steps)
     assert status == 0, err
-    saved = {path: path.read_bytes() for path in (tmp_path / "run" / "checkpoints").rglob("*") if path.is_file()}
+    saved = {
+        path: path.read_bytes()
+        for path in (tmp_path / "run" / "checkpoints").rglob("*")
+        if path.is_file()
+    }
     status, err = command("simcse", *steps, "--config.model.mlp=")
-    assert status == 2 and "config.model.mlp was 'training' and is '' now" in err and err.count("\n") == 1, err
+    assert (
+        status == 2
+        and "config.model.mlp was 'training' and is '' now" in err
+        and err.count("\n") == 1
+    ), err
     (tmp_path / "run" / "config.json").unlink()
     status, err = command("simcse", *steps, "--config.model.mlp=")
     assert status == 2 and err.count("\n") == 1, err
-    assert "checkpoint of another architecture: encoder/heads/0/bias has shape [32], this model's has none" in err
+    assert (
+        "checkpoint of another architecture: encoder/heads/0/bias has shape [32], this model's has none"
+        in err
+    )
     assert saved == {path: path.read_bytes() for path in saved}

@@ -27,10 +27,22 @@ def test_it_loads_and_names_its_launch_command(file, cut, monkeypatch):
 
 def test_an_override_has_the_field_s_type(monkeypatch):
     monkeypatch.chdir(ROOT)
-    line = ["experiments/x.py", "--config", str(FILES[0]), "--config.optim.learning_rate=1", "--workdir", "there"]
+    line = [
+        "experiments/x.py",
+        "--config",
+        str(FILES[0]),
+        "--config.optim.learning_rate=1",
+        "--workdir",
+        "there",
+    ]
     loaded, workdir = load(line)
     assert loaded.optim.learning_rate == 1.0 and workdir == Path("there")
-    for bad in ("optim.learning_rate=fast", "train.steps=1.5", "loss.symmetric=perhaps", "optim.schedule=step"):
+    for bad in (
+        "optim.learning_rate=fast",
+        "train.steps=1.5",
+        "loss.symmetric=perhaps",
+        "optim.schedule=step",
+    ):
         with pytest.raises(InputError, match=bad.partition("=")[0]):
             load([*line, f"--config.{bad}"])
 

@@ -38,7 +38,9 @@ def data(tmp_path_factory, sentences):
     (directory / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     (directory / "sts").mkdir()
     rows = [f"{n % 6}\t{sentences[n]}\t{sentences[n + 1 + n % 3]}" for n in range(120, 140)]
-    (directory / "sts" / "test.tsv").write_text("\n".join(["score\tsentence1\tsentence2", *rows]) + "\n")
+    (directory / "sts" / "test.tsv").write_text(
+        "\n".join(["score\tsentence1\tsentence2", *rows]) + "\n"
+    )
     return directory
 
 
@@ -46,7 +48,9 @@ def data(tmp_path_factory, sentences):
 def teacher_model(tmp_path_factory, tiny_model):
     """`tiny_model` with weights so large that each layer changes much."""
     model = load(str(tiny_model))
-    layers = jax.tree.map(lambda leaf: 8 * leaf if leaf.ndim == 3 else leaf, model.params["backbone"]["layers"])
+    layers = jax.tree.map(
+        lambda leaf: 8 * leaf if leaf.ndim == 3 else leaf, model.params["backbone"]["layers"]
+    )
     model.params = {**model.params, "backbone": {**model.params["backbone"], "layers": layers}}
     directory = tmp_path_factory.mktemp("teacher") / "model"
     model.save(directory)
@@ -102,7 +106,9 @@ def test_the_student_starts_with_the_layers_named(config, teacher_model, sentenc
 
 
 @pytest.mark.slow
-def test_it_becomes_like_its_teacher(distill, config, data, teacher_model, sentences, tmp_path, capsys):
+def test_it_becomes_like_its_teacher(
+    distill, config, data, teacher_model, sentences, tmp_path, capsys
+):
     """On texts not trained on too; the first loss is the mean over some of the texts as numpy has it."""
     settings = config(eval__test_sts=str(data / "sts"))
     fit.prepare_jax(settings)
@@ -112,11 +118,15 @@ def test_it_becomes_like_its_teacher(distill, config, data, teacher_model, sente
     teacher, student = load(str(teacher_model)), load(str(tmp_path / "run" / "model"))
     untrained = start_from(settings.model, 40, 0).sentence
     wanted = teacher.encode(sentences[160:])
-    errors = [np.mean((model.encode(sentences[160:]) - wanted) ** 2) for model in (untrained, student)]
+    errors = [
+        np.mean((model.encode(sentences[160:]) - wanted) ** 2) for model in (untrained, student)
+    ]
     assert errors[1] < 0.7 * errors[0]
 
     first = next(line for line in lines_of(tmp_path / "run") if line["step"] == 1)
-    whole = np.mean((untrained.encode(sentences[:120]) - teacher.encode(sentences[:120])) ** 2, axis=1)
+    whole = np.mean(
+        (untrained.encode(sentences[:120]) - teacher.encode(sentences[:120])) ** 2, axis=1
+    )
     assert whole.min() < first["loss"] < whole.max()
 
     out = capsys.readouterr().out
@@ -131,7 +141,9 @@ def test_it_becomes_like_its_teacher(distill, config, data, teacher_model, sente
 
 def test_of_pairs_every_text_is_imitated_and_of_a_text_it_alone(distill, config, data, sentences):
     ((_, alone),) = distill.read_data(config()).items()
-    assert [alone.fields.columns(record) for record in alone.records] == [(text,) for text in sentences[:120]]
+    assert [alone.fields.columns(record) for record in alone.records] == [
+        (text,) for text in sentences[:120]
+    ]
     ((_, pairs),) = distill.read_data(config(data__train=str(data / "pairs.jsonl"))).items()
     assert [pairs.fields.columns(record) for record in pairs.records] == [
         (sentences[n], sentences[n + 1]) for n in range(0, 40, 2)
@@ -139,7 +151,10 @@ def test_of_pairs_every_text_is_imitated_and_of_a_text_it_alone(distill, config,
     settings = config()
     settings.mixture.sources.a = Source(str(data / "sentences.txt"), columns="text")
     settings.mixture.sources.b = Source(str(data / "pairs.jsonl"))
-    assert {name: len(source.records) for name, source in distill.read_data(settings).items()} == {"a": 120, "b": 20}
+    assert {name: len(source.records) for name, source in distill.read_data(settings).items()} == {
+        "a": 120,
+        "b": 20,
+    }
     left = distill.read_data(config(data__exclude=str(data / "pairs.jsonl")))
     assert [record["text"] for record in left["train"].records] == sentences[40:120]
 
@@ -162,11 +177,26 @@ def refused(distill, config, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model__layers": "0,2"}, "config.model.layers 0,2: expected numbers from 0 to 1, found 2"),
-        ({"model__layers": "1,1"}, "config.model.layers 1,1: expected ascending numbers, each once, found 1 after 1"),
-        ({"model__layers": "last"}, "config.model.layers: expected numbers with commas between, such as 0,2,4, found"),
-        ({"model__teacher": ""}, "config.model.teacher: the loss 'embedding_mse' needs a teacher model, found ''"),
-        ({"loss__name": "info_nce"}, "config.loss.name: 'info_nce' needs 2 or more texts a record, found 1 (text)"),
+        (
+            {"model__layers": "0,2"},
+            "config.model.layers 0,2: expected numbers from 0 to 1, found 2",
+        ),
+        (
+            {"model__layers": "1,1"},
+            "config.model.layers 1,1: expected ascending numbers, each once, found 1 after 1",
+        ),
+        (
+            {"model__layers": "last"},
+            "config.model.layers: expected numbers with commas between, such as 0,2,4, found",
+        ),
+        (
+            {"model__teacher": ""},
+            "config.model.teacher: the loss 'embedding_mse' needs a teacher model, found ''",
+        ),
+        (
+            {"loss__name": "info_nce"},
+            "config.loss.name: 'info_nce' needs 2 or more texts a record, found 1 (text)",
+        ),
         ({"eval__test_sts": "gone.tsv"}, "gone.tsv: no such file"),
     ],
 )
@@ -175,7 +205,9 @@ def test_what_cannot_be_is_one_line(refused, fields, message):
 
 
 @pytest.mark.slow
-def test_a_student_of_another_size_may_learn_similarities_only(refused, distill, config, tiny_tokenizer, tmp_path):
+def test_a_student_of_another_size_may_learn_similarities_only(
+    refused, distill, config, tiny_tokenizer, tmp_path
+):
     """With 32 dimensions, of a teacher with 8."""
     from embed_jax.encoders.shrink import add_pca
     from embed_jax.sentence import SentenceEncoder

@@ -37,7 +37,9 @@ def decoder(tmp_path_factory, tiny_tokenizer):
 
     tokenizer = load_tokenizer(tiny_tokenizer, 40)
     spec = random_spec("decoder-tiny", vocab_size=tokenizer.vocab_size, pooling="last_token")
-    params = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), build_encoder(spec).init(jax.random.key(0)))
+    params = jax.tree.map(
+        lambda leaf: leaf.astype("bfloat16"), build_encoder(spec).init(jax.random.key(0))
+    )
     directory = tmp_path_factory.mktemp("decoder") / "base"
     write_model(directory, spec, params, tokenizer=tokenizer, max_length=40)
     return directory
@@ -75,12 +77,18 @@ def command(decoder, data, tmp_path, tmp_path_factory, monkeypatch, capsys):
     }
 
     def run(config, workdir, stages=(), **fields):
-        settings = shared | {"model.name": decoder, "data.train": data / "triplets.tsv", "eval.retrieval": ""}
+        settings = shared | {
+            "model.name": decoder,
+            "data.train": data / "triplets.tsv",
+            "eval.retrieval": "",
+        }
         staged = {f"stages.{stage}.{name}": value for stage in stages for name, value in shared.items()
                   if name != "model.tokenizer"}  # fmt: skip
         settings |= staged | {name.replace("__", "."): value for name, value in fields.items()}
         line = [f"--config.{name}={value}" for name, value in settings.items()]
-        monkeypatch.setattr(sys, "argv", ["experiments/llm.py", f"--config={config}", f"--workdir={workdir}", *line])
+        monkeypatch.setattr(
+            sys, "argv", ["experiments/llm.py", f"--config={config}", f"--workdir={workdir}", *line]
+        )
         with pytest.raises(SystemExit) as exit:
             exit_with_one_line(llm.main)
         return exit.value.code, *capsys.readouterr()
@@ -91,37 +99,57 @@ def command(decoder, data, tmp_path, tmp_path_factory, monkeypatch, capsys):
 E5 = "configs/llm/e5_mistral.py:small"
 
 
-def test_an_adapter_is_trained_and_saved_alone_with_its_instruction(command, decoder, data, tmp_path, sentences):
-    fields = {"eval__sts": data / "sts.tsv", "eval__test_sts": data / "sts.tsv", "eval__sts_instruction": "compare"}
-    status, out, err = command(E5, tmp_path / "run", lora__base="bfloat16", data__pool_prompt=False, **fields)
+def test_an_adapter_is_trained_and_saved_alone_with_its_instruction(
+    command, decoder, data, tmp_path, sentences
+):
+    fields = {
+        "eval__sts": data / "sts.tsv",
+        "eval__test_sts": data / "sts.tsv",
+        "eval__sts_instruction": "compare",
+    }
+    status, out, err = command(
+        E5, tmp_path / "run", lora__base="bfloat16", data__pool_prompt=False, **fields
+    )
     assert status == 0 and "prompts" not in err, err
     files = {path.name for path in (tmp_path / "run" / "model").iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "modules.json"} <= files
     assert "model.safetensors" not in files
     model = embed_jax.load(tmp_path / "run" / "model")
     instruction = "Given a description, retrieve the function that it describes"
-    assert model.prompts["query"] == f"Instruct: {instruction}\nQuery: " and not model.include_prompt
+    assert (
+        model.prompts["query"] == f"Instruct: {instruction}\nQuery: " and not model.include_prompt
+    )
     # Nothing but the adapter moved.
     base = embed_jax.load(decoder)
-    assert jax.tree.all(jax.tree.map(np.array_equal, model.params["backbone"], base.params["backbone"]))
+    assert jax.tree.all(
+        jax.tree.map(np.array_equal, model.params["backbone"], base.params["backbone"])
+    )
     scores = json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]
-    assert scores["before/average"] is not None and scores["after/average"] != scores["before/average"]
+    assert (
+        scores["before/average"] is not None and scores["after/average"] != scores["before/average"]
+    )
     adapter = load_file(tmp_path / "run" / "model" / "adapter_model.safetensors")
     assert sum(leaf.size for leaf in adapter.values()) == num_params(model.params["lora"])
     assert all(np.abs(leaf).max() > 0 for leaf in adapter.values()), "every B has left zero"
     # Merged it is the same model.
     found = model.encode(sentences[:6], prompt_name="query")
-    np.testing.assert_allclose(model.merged().encode(sentences[:6], prompt_name="query"), found, atol=2e-2)
+    np.testing.assert_allclose(
+        model.merged().encode(sentences[:6], prompt_name="query"), found, atol=2e-2
+    )
     assert np.abs(found - base.encode(sentences[:6])).max() > 1e-3
 
 
 @pytest.mark.slow
-def test_another_stage_goes_on_with_the_adapter_and_another_adapter_is_refused(command, decoder, tmp_path):
+def test_another_stage_goes_on_with_the_adapter_and_another_adapter_is_refused(
+    command, decoder, tmp_path
+):
     first = tmp_path / "first"
     status, _, err = command(E5, first)
     assert status == 0, err
     before = load_file(first / "model" / "adapter_model.safetensors")
-    status, _, err = command(E5, tmp_path / "second", model__name=first / "model", loss__name="own_candidates")
+    status, _, err = command(
+        E5, tmp_path / "second", model__name=first / "model", loss__name="own_candidates"
+    )
     assert status == 0, err
     after = load_file(tmp_path / "second" / "model" / "adapter_model.safetensors")
     moved = [np.abs(after[name] - before[name]).max() for name in before]
@@ -129,32 +157,48 @@ def test_another_stage_goes_on_with_the_adapter_and_another_adapter_is_refused(c
     settings = json.loads((tmp_path / "second" / "model" / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == str(decoder)
     status, _, err = command(E5, tmp_path / "third", model__name=first / "model", lora__rank=8)
-    assert status == 2 and "config.lora: the model has another adapter" in err and err.count("\n") == 1
+    assert (
+        status == 2 and "config.lora: the model has another adapter" in err and err.count("\n") == 1
+    )
 
 
 @pytest.mark.slow
 def test_three_steps_of_llm2vec(command, data, tmp_path):
     texts = {"data__train": data / "texts.txt", "stages__simcse__data__train": data / "texts.txt"}
-    texts |= {"stages__supervised__data__train": data / "triplets.tsv", "stages__supervised__eval__retrieval": ""}
+    texts |= {
+        "stages__supervised__data__train": data / "triplets.tsv",
+        "stages__supervised__eval__retrieval": "",
+    }
     texts |= {"loss__name": "mntp(rate=0.2,mask_token='[MASK]')"}
-    status, out, err = command("configs/llm/llm2vec.py:small", tmp_path / "run", ("simcse", "supervised"), **texts)
+    status, out, err = command(
+        "configs/llm/llm2vec.py:small", tmp_path / "run", ("simcse", "supervised"), **texts
+    )
     assert status == 0, err
     directories = [tmp_path / "run", tmp_path / "run" / "simcse", tmp_path / "run" / "supervised"]
     for directory in directories:
-        lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+        lines = [
+            json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()
+        ]
         assert len(lines) == STEPS and all(np.isfinite(line["loss"]) for line in lines)
         config = json.loads((directory / "model" / "config.json").read_text())
         assert config["is_causal"] is False, "the switch is recorded, for transformers too"
         assert (directory / "model" / "model.safetensors").exists(), "the adapter is merged"
     weights = [load_file(directory / "model" / "model.safetensors") for directory in directories]
     name = "layers.0.self_attn.q_proj.weight"
-    assert len({weight[name].tobytes() for weight in weights}) == 3, "each stage changed what the one before left"
+    assert len({weight[name].tobytes() for weight in weights}) == 3, (
+        "each stage changed what the one before left"
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("base", ["float32", "int8"])
 def test_a_run_that_is_resumed_is_the_run_that_was_not(command, tmp_path, base):
-    settings = {"lora__base": base, "checkpoint__every": 1, "checkpoint__keep": 9, "lora__dropout": 0.1}
+    settings = {
+        "lora__base": base,
+        "checkpoint__every": 1,
+        "checkpoint__keep": 9,
+        "lora__dropout": 0.1,
+    }
     status, _, err = command(E5, tmp_path / "run", **settings)
     assert status == 0, err
     shutil.copytree(tmp_path / "run", tmp_path / "again")
@@ -163,7 +207,10 @@ def test_a_run_that_is_resumed_is_the_run_that_was_not(command, tmp_path, base):
         shutil.rmtree(tmp_path / "again" / "checkpoints" / str(step))
     status, _, err = command(E5, tmp_path / "again", **settings)
     assert status == 0, err
-    one, two = (load_file(tmp_path / name / "model" / "adapter_model.safetensors") for name in ("run", "again"))
+    one, two = (
+        load_file(tmp_path / name / "model" / "adapter_model.safetensors")
+        for name in ("run", "again")
+    )
     assert all(one[name].tobytes() == two[name].tobytes() for name in one)
 
 
@@ -175,21 +222,35 @@ def test_the_other_small_cuts_run(command, data, tmp_path, name):
               "stages__blended__mine__strategy": "", "mine__strategy": ""} if stages else {}  # fmt: skip
     status, _, err = command(f"configs/llm/{name}.py:small", tmp_path / "run", stages, **fields)
     assert status == 0, err
-    model = embed_jax.load(tmp_path / "run" / "blended" / "model" if stages else tmp_path / "run" / "model")
+    model = embed_jax.load(
+        tmp_path / "run" / "blended" / "model" if stages else tmp_path / "run" / "model"
+    )
     assert np.isfinite(model.encode(["a cat"], prompt_name="query")).all()
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"data__template": "Instruct: "}, "config.data.template 'Instruct: ': expected the placeholder {instruction}"),
+        (
+            {"data__template": "Instruct: "},
+            "config.data.template 'Instruct: ': expected the placeholder {instruction}",
+        ),
         ({"data__template": ""}, "config.data.anchor_instruction: needs config.data.template"),
-        ({"data__anchor_prompt": "query: "}, "config.data.anchor_instruction: expected none beside anchor_prompt"),
+        (
+            {"data__anchor_prompt": "query: "},
+            "config.data.anchor_instruction: expected none beside anchor_prompt",
+        ),
         ({"lora__targets": "q_projection"}, "config.lora.targets: "),
-        ({"lora__base": "int4"}, "config.lora.base: expected one of 'float32', 'bfloat16', 'int8', found 'int4'"),
+        (
+            {"lora__base": "int4"},
+            "config.lora.base: expected one of 'float32', 'bfloat16', 'int8', found 'int4'",
+        ),
         ({"lora__rank": -1}, "config.lora.rank: expected at least 0, found -1"),
         ({"model__attention": "sideways"}, "config.model.attention: expected one of"),
-        ({"model__token_head": "latents()"}, "config.model.token_head: unknown token_head 'latents'"),
+        (
+            {"model__token_head": "latents()"},
+            "config.model.token_head: unknown token_head 'latents'",
+        ),
         ({"model__append_eos": True}, "no end-of-text token"),
         ({"model__name": "{}/cut"}, "model.safetensors: "),
         ({"model__name": "{}/rope"}, "rope_type"),
@@ -212,7 +273,11 @@ def test_bad_input_is_one_line(command, decoder, tmp_path, fields, message):
             tokenizer = embed_jax.load(decoder).tokenizer
             shutil.rmtree(directory)
             write_model(
-                directory, spec, build_encoder(spec).init(jax.random.key(0)), tokenizer=tokenizer, max_length=40
+                directory,
+                spec,
+                build_encoder(spec).init(jax.random.key(0)),
+                tokenizer=tokenizer,
+                max_length=40,
             )
             config = json.loads((directory / "config.json").read_text())
         (directory / "config.json").write_text(json.dumps(config))

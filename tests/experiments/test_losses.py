@@ -20,7 +20,9 @@ RECORDS = {
         {"premise": a, "hypothesis": p, "label": ("entailment", "neutral", "contradiction")[n % 3]}
         for n, (a, p) in enumerate(ROWS)
     ],
-    "lists": [{"query": a, "passages": [p, "no", "nor this"], "scores": [3.0, 1, 0.5]} for a, p in ROWS],
+    "lists": [
+        {"query": a, "passages": [p, "no", "nor this"], "scores": [3.0, 1, 0.5]} for a, p in ROWS
+    ],
 }
 
 
@@ -56,7 +58,11 @@ def train(tmp_path, tiny_model, monkeypatch, capsys):
         with pytest.raises(SystemExit) as exit:
             exit_with_one_line(retrieval.main)
         metrics = workdir / "metrics.jsonl"
-        lines = [json.loads(text) for text in metrics.read_text().splitlines()] if metrics.exists() else []
+        lines = (
+            [json.loads(text) for text in metrics.read_text().splitlines()]
+            if metrics.exists()
+            else []
+        )
         return exit.value.code, capsys.readouterr().err, lines
 
     return run
@@ -68,7 +74,9 @@ def train(tmp_path, tiny_model, monkeypatch, capsys):
         pytest.param("scored", "cosent(scale=10) + 0.1 * uniformity()", marks=pytest.mark.slow),
         pytest.param("nli", "softmax(concatenation='u,v,|u-v|,u*v')", marks=pytest.mark.slow),
         ("lists", "kl"),
-        pytest.param("triplets", "symmetric(info_nce(learn_temperature=True))", marks=pytest.mark.slow),
+        pytest.param(
+            "triplets", "symmetric(info_nce(learn_temperature=True))", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_losses_train_on_the_data_they_need(train, data, loss):
@@ -97,7 +105,9 @@ def test_a_guide_of_another_tokenizer(train, tmp_path, tiny_tokenizer):
     spec = random_spec("tiny", vocab_size=tokenizer.vocab_size)
     params = build_encoder(spec).init(jax.random.key(7))
     write_model(tmp_path / "guide", spec, params, tokenizer=tokenizer, max_length=24)
-    status, err, lines = train("pairs", "gist(mask_margin=0.05)", f"--config.model.guide={tmp_path / 'guide'}")
+    status, err, lines = train(
+        "pairs", "gist(mask_margin=0.05)", f"--config.model.guide={tmp_path / 'guide'}"
+    )
     assert status == 0, err
     assert len(lines) == 2 and np.isfinite(lines[-1]["loss"])
 
@@ -105,12 +115,24 @@ def test_a_guide_of_another_tokenizer(train, tmp_path, tiny_tokenizer):
 @pytest.mark.parametrize(
     "data,loss,message",
     [
-        ("labelled", "cosent", "'cosent' needs records with a score, found the fields sentence1, sentence2, label"),
-        ("scored", "softmax", "'softmax' needs records with a label, found the fields sentence1, sentence2, score"),
+        (
+            "labelled",
+            "cosent",
+            "'cosent' needs records with a score, found the fields sentence1, sentence2, label",
+        ),
+        (
+            "scored",
+            "softmax",
+            "'softmax' needs records with a label, found the fields sentence1, sentence2, score",
+        ),
         ("pairs", "triplet", "'triplet' needs 3 or more texts a record, found 2"),
         ("triplets", "cosent", "needs records with a score"),
         ("pairs", "gist", "mask_by='guide' needs config.model.guide, a guide model; found none"),
-        ("pairs", "embedding_mse", "config.model.teacher: the loss 'embedding_mse' needs a teacher model"),
+        (
+            "pairs",
+            "embedding_mse",
+            "config.model.teacher: the loss 'embedding_mse' needs a teacher model",
+        ),
         ("pairs", "per_dataset(a=info_nce())", "needs a mixture of data sets"),
         ("pairs", "infonce", "unknown loss 'infonce' (did you mean 'info_nce'?)"),
         ("pairs", "info_nce(temprature=1.0)", "did you mean 'temperature'?"),
@@ -132,7 +154,10 @@ def test_wrong_use_is_told_in_one_line(train, data, loss, message):
             "config.loss.temperature: expected more than 0, or -1 for the loss's own, found",
         ),
         ("--config.batch.size=1", "config.batch.size: expected at least 2, found 1"),
-        ("--config.batch.groups=3", "config.batch.groups: expected a multiple of the 2 devices, found 3"),
+        (
+            "--config.batch.groups=3",
+            "config.batch.groups: expected a multiple of the 2 devices, found 3",
+        ),
         (
             "--config.batch.shares=3",
             "config.batch.shares: expected a multiple of the 1 hosts that divides the 2 groups",

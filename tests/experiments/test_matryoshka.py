@@ -56,7 +56,9 @@ def run(data, monkeypatch, capsys):
 
     def run(workdir, *overrides):
         line = ["x", f"--config={data / 'config.py'}", f"--workdir={workdir}"]
-        monkeypatch.setattr(sys, "argv", [*line, *(f"--config.{override}" for override in overrides)])
+        monkeypatch.setattr(
+            sys, "argv", [*line, *(f"--config.{override}" for override in overrides)]
+        )
         with pytest.raises(SystemExit) as end:
             exit_with_one_line(matryoshka.main)
         found = capsys.readouterr()
@@ -76,7 +78,9 @@ def test_it_measures_each_size_and_depth_beside_the_baseline(run, data, tmp_path
     scores = content["layers -> size -> score"]
     assert set(scores) == {"trained", "baseline", "before"}
     for of in scores.values():
-        assert {layers: list(by_size) for layers, by_size in of.items()} == dict.fromkeys("21", ["32", "16", "12", "8"])
+        assert {layers: list(by_size) for layers, by_size in of.items()} == dict.fromkeys(
+            "21", ["32", "16", "12", "8"]
+        )
     model = load(str(tmp_path / "run" / "model"))
     assert model.matryoshka_dims == (8, 16, 32) and model.adaptive_layers
     plain = load(str(tmp_path / "run" / "baseline" / "model"))
@@ -88,8 +92,13 @@ def test_it_measures_each_size_and_depth_beside_the_baseline(run, data, tmp_path
     assert scores["trained"]["1"]["16"] == pytest.approx(found, abs=1e-6)
     assert "12" in said and "(size not trained)" in said
     assert (tmp_path / "run" / "by_size.png").stat().st_size > 10_000
-    losses = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert all({"loss/last", "loss/prior", "loss/kl", "loss/8", "loss/32"} <= line.keys() for line in losses[:3])
+    losses = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert all(
+        {"loss/last", "loss/prior", "loss/kl", "loss/8", "loss/32"} <= line.keys()
+        for line in losses[:3]
+    )
 
 
 def test_texts_are_encoded_once_for_all_sizes(tiny_model, sentences):
@@ -105,11 +114,20 @@ def test_texts_are_encoded_once_for_all_sizes(tiny_model, sentences):
 @pytest.mark.parametrize(
     "override,message",
     [
-        ("loss.name=info_nce", "config.loss.name: expected matryoshka(...) or adaptive_layers(...), found info_nce"),
-        ("loss.name=matryoshka(info_nce(), dims='64,8')", "dims: expected sizes from 1 to 32, the size"),
+        (
+            "loss.name=info_nce",
+            "config.loss.name: expected matryoshka(...) or adaptive_layers(...), found info_nce",
+        ),
+        (
+            "loss.name=matryoshka(info_nce(), dims='64,8')",
+            "dims: expected sizes from 1 to 32, the size",
+        ),
         ("eval.dims=64", "config.eval.dims: expected different numbers from 1 to 32, found '64'"),
         ("eval.dims=8,8", "config.eval.dims: expected different numbers from 1 to 32, found '8,8'"),
-        ("eval.layers=0,1", "config.eval.layers: expected different numbers from 1 to 2, found '0,1'"),
+        (
+            "eval.layers=0,1",
+            "config.eval.layers: expected different numbers from 1 to 2, found '0,1'",
+        ),
         ("eval.baseline=info", "unknown loss 'info'"),
     ],
 )

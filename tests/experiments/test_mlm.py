@@ -37,7 +37,9 @@ def corpus(tmp_path_factory):
     rng = np.random.default_rng(0)
     words = "the river is down there for city and over my road by water house".split()
     numbers, lengths = rng.integers(0, len(words), 80), rng.integers(5, 60, 80)
-    lines = [" ".join([words[number]] * length) for number, length in zip(numbers, lengths, strict=True)]
+    lines = [
+        " ".join([words[number]] * length) for number, length in zip(numbers, lengths, strict=True)
+    ]
     path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -106,7 +108,10 @@ def test_it_learns_and_leaves_a_model(finished):
     held_out = [line["validation/loss"] for line in lines if "validation/loss" in line]
     assert len(held_out) == 3 and held_out[-1] < 1.5
     last = lines[-1]
-    assert last["perplexity"] == pytest.approx(np.exp(last["loss"]), rel=1e-5) and last["accuracy"] > 0.5
+    assert (
+        last["perplexity"] == pytest.approx(np.exp(last["loss"]), rel=1e-5)
+        and last["accuracy"] > 0.5
+    )
     assert max(line.get("compilations", 1) for line in lines) == 1
     model = load(str(finished[1] / "model"))
     assert model.spec.pooling == "mean" and model.encode(["the river is down"]).shape == (1, 32)
@@ -118,17 +123,27 @@ def test_resumed_at_a_checkpoint_it_ends_with_the_same_bits(mlm, settings, finis
     shutil.rmtree(tmp_path / "run" / "model")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / str(STEPS))
     resumed = mlm.run(settings(), tmp_path / "run")
-    assert set(resumed.state.params) == {"encoder", "loss"} and {"dense", "bias"} <= set(resumed.state.params["loss"])
+    assert set(resumed.state.params) == {"encoder", "loss"} and {"dense", "bias"} <= set(
+        resumed.state.params["loss"]
+    )
     assert jax.tree.structure(resumed.state) == jax.tree.structure(result.state)
-    for ours, theirs in zip(jax.tree.leaves(resumed.state), jax.tree.leaves(result.state), strict=True):
+    for ours, theirs in zip(
+        jax.tree.leaves(resumed.state), jax.tree.leaves(result.state), strict=True
+    ):
         assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
     assert losses_of(lines_of(tmp_path / "run")) == losses_of(lines_of(workdir))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("objective", "attention"), [("next_token", "causal"), ("mntp(rate=0.3)", "bidirectional")])
+@pytest.mark.parametrize(
+    ("objective", "attention"), [("next_token", "causal"), ("mntp(rate=0.3)", "bidirectional")]
+)
 def test_a_decoder_learns_what_comes_next(mlm, settings, tmp_path, objective, attention):
-    fields = {"model__name": "random:decoder-tiny", "model__pooling": "last_token", "model__attention": attention}
+    fields = {
+        "model__name": "random:decoder-tiny",
+        "model__pooling": "last_token",
+        "model__attention": attention,
+    }
     mlm.run(settings(**fields, loss__name=objective, checkpoint__every=0), tmp_path / "run")
     lines = lines_of(tmp_path / "run")
     losses = losses_of(lines)
@@ -152,29 +167,48 @@ def test_transformers_reads_the_model_with_its_head(finished, corpus):
     params = jax.device_get(model.params)
     states = build_encoder(model.spec).hidden(params, tokens, None)[0]
     table = params["backbone"]["embeddings"]["token"]
-    logits = head_logits(model.spec.backbone, jax.device_get(result.state.params["loss"]), states, table)
+    logits = head_logits(
+        model.spec.backbone, jax.device_get(result.state.params["loss"]), states, table
+    )
     np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
 def test_a_second_run_goes_on_where_the_first_ended(mlm, settings, finished, tmp_path, capsys):
     """The loss before its first step is the first run's at its end: with another head it would be a beginner's."""
-    fields = {"model__name": str(finished[1] / "model"), "model__tokenizer": "", "train__steps": 1, "eval__every": 0}
+    fields = {
+        "model__name": str(finished[1] / "model"),
+        "model__tokenizer": "",
+        "train__steps": 1,
+        "eval__every": 0,
+    }
     mlm.run(settings(**fields), tmp_path / "run")
     assert "starts at random" not in capsys.readouterr().out
     before, after = (lines_of(workdir) for workdir in (finished[1], tmp_path / "run"))
     assert after[0]["validation/loss"] == pytest.approx(before[-1]["validation/loss"], rel=1e-5)
 
 
-def test_a_model_without_a_head_gets_a_new_one_and_it_is_said(prepared, settings, tiny_model, capsys):
+def test_a_model_without_a_head_gets_a_new_one_and_it_is_said(
+    prepared, settings, tiny_model, capsys
+):
     found = prepared(settings(model__name=str(tiny_model), model__tokenizer=""))
-    assert f"{tiny_model} has nothing that predicts tokens: what does starts at random" in capsys.readouterr().out
+    assert (
+        f"{tiny_model} has nothing that predicts tokens: what does starts at random"
+        in capsys.readouterr().out
+    )
     assert set(found["state"].params["loss"]) == {"dense", "norm", "bias"}
 
 
 @pytest.mark.slow
-def test_beside_an_adapter_what_was_read_is_not_trained_and_is_written_again(mlm, settings, tmp_path):
+def test_beside_an_adapter_what_was_read_is_not_trained_and_is_written_again(
+    mlm, settings, tmp_path
+):
     """A decoder's own output layer: written, read, and kept where there is an adapter; trained where there is none."""
-    fields = {"loss__name": "next_token", "train__steps": 3, "checkpoint__every": 0, "eval__every": 0}
+    fields = {
+        "loss__name": "next_token",
+        "train__steps": 3,
+        "checkpoint__every": 0,
+        "eval__every": 0,
+    }
     mlm.run(settings(**fields, model__name="random:decoder-tiny"), tmp_path / "first")
     start = {"model__name": str(tmp_path / "first" / "model"), "model__tokenizer": ""}
     adapter = {"lora__rank": 2, "lora__merge": True}
@@ -182,7 +216,8 @@ def test_beside_an_adapter_what_was_read_is_not_trained_and_is_written_again(mlm
     assert kept.params["loss"] == {} and set(kept.frozen["head"]) == {"lm_head"}
     mlm.run(settings(**fields, **start), tmp_path / "trained")
     first, same, other = (
-        open_tensors(tmp_path / name / "model")["lm_head.weight"] for name in ("first", "kept", "trained")
+        open_tensors(tmp_path / name / "model")["lm_head.weight"]
+        for name in ("first", "kept", "trained")
     )
     np.testing.assert_array_equal(first, same)
     assert np.abs(first - other).max() > 1e-3
@@ -214,12 +249,16 @@ def tokens_of(batches):
     for _, batch in batches:
         tokens = batch.tokens["encoder"]
         for ids, sentence in zip(tokens.token_ids, tokens.sentence, strict=True):
-            found += [tuple(ids[sentence == number][1:-1].tolist()) for number in range(tokens.sentences)]
+            found += [
+                tuple(ids[sentence == number][1:-1].tolist()) for number in range(tokens.sentences)
+            ]
     return sorted(found)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_epoch_reads_every_token_of_long_documents_once(prepared, settings, corpus, stream, tiny_tokenizer):
+def test_an_epoch_reads_every_token_of_long_documents_once(
+    prepared, settings, corpus, stream, tiny_tokenizer
+):
     """Batches of 2, so that at most a piece is left out of the epoch; windows as large as the corpus."""
     from embed_jax.data.tokenize import load_tokenizer
 
@@ -229,7 +268,13 @@ def test_an_epoch_reads_every_token_of_long_documents_once(prepared, settings, c
     pieces = sum(-(-(len(ids) - 2) // 14) for ids in tokenizer.encode(documents).ids)
     source = f"stream:{corpus}" if stream else str(corpus)
     steps = pieces // 2
-    fields = {"data__train": source, "data__holdout": 0.0, "data__window": 10_000, "batch__size": 2, "batch__rows": 2}
+    fields = {
+        "data__train": source,
+        "data__holdout": 0.0,
+        "data__window": 10_000,
+        "batch__size": 2,
+        "batch__rows": 2,
+    }
     found = prepared(settings(**fields, train__steps=steps, eval__every=0))
     read = tokens_of(found["batches"](0, found["state"]))
     assert len(read) == 2 * steps and max(map(len, read)) == 14
@@ -264,14 +309,29 @@ def refused(mlm, settings, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"loss__name": "info_nce"}, "expected an objective on tokens (mlm, mntp, next_token), found 'info_nce'"),
-        ({"loss__name": "mlm(rat=0.1)"}, "config.loss.name: 'mlm(rat=0.1)': unknown argument of mlm 'rat'"),
-        ({"loss__name": "next_token"}, "config.loss.name: 'next_token': next_token: expected a causal encoder"),
+        (
+            {"loss__name": "info_nce"},
+            "expected an objective on tokens (mlm, mntp, next_token), found 'info_nce'",
+        ),
+        (
+            {"loss__name": "mlm(rat=0.1)"},
+            "config.loss.name: 'mlm(rat=0.1)': unknown argument of mlm 'rat'",
+        ),
+        (
+            {"loss__name": "next_token"},
+            "config.loss.name: 'next_token': next_token: expected a causal encoder",
+        ),
         ({"loss__mlm": 0.1}, "config.loss.mlm: 'mlm(rate=0.3)' trains on tokens alone"),
-        ({"data__anchor_prompt": "query: "}, "config.data.anchor_prompt: 'mlm(rate=0.3)' trains on tokens alone"),
+        (
+            {"data__anchor_prompt": "query: "},
+            "config.data.anchor_prompt: 'mlm(rate=0.3)' trains on tokens alone",
+        ),
         ({"model__mlp": "kept"}, "config.model.mlp: 'mlm(rate=0.3)' trains on tokens alone"),
         ({"queue__size": 16}, "config.queue.size: the loss 'mlm(rate=0.3)' has no use for a queue"),
-        ({"data__holdout": 0.0001}, "config.data.holdout: 0.0001 of 80 documents leaves none for validation"),
+        (
+            {"data__holdout": 0.0001},
+            "config.data.holdout: 0.0001 of 80 documents leaves none for validation",
+        ),
         ({"data__max_length": 2}, "max_length 2 leaves no room for text"),
     ],
 )
@@ -282,7 +342,9 @@ def test_what_cannot_be_is_one_line(refused, fields, message):
 def test_pairs_are_no_documents(refused, tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text('{"anchor": "a", "positive": "b"}\n')
-    assert "expected records with a text, found the fields anchor, positive" in refused(data__train=str(path))
+    assert "expected records with a text, found the fields anchor, positive" in refused(
+        data__train=str(path)
+    )
 
 
 def test_pairs_are_not_trained_on_by_other_ways(settings, tmp_path):
@@ -292,4 +354,9 @@ def test_pairs_are_not_trained_on_by_other_ways(settings, tmp_path):
 
     records = [{"anchor": "a", "positive": "b"}] * 40
     with pytest.raises(InputError, match="'mlm\\(rate=0.3\\)' needs 1 texts a record, found 2"):
-        fit.fit(settings(), tmp_path / "run", sources={"train": Source(records, record_fields(records))}, evaluators={})
+        fit.fit(
+            settings(),
+            tmp_path / "run",
+            sources={"train": Source(records, record_fields(records))},
+            evaluators={},
+        )

@@ -72,8 +72,12 @@ def data(tmp_path_factory, sentences, tiny_model):
     write(directory / "nli.jsonl", records)
     for name, start in (("sts/train", 40), ("sts/dev", 80), ("sts/test", 120), ("sick/test", 150)):
         (directory / name).parent.mkdir(exist_ok=True)
-        rows = [f"{n % 6}\t{sentences[n]}\t{sentences[n + 1 + n % 3]}" for n in range(start, start + 20)]
-        (directory / f"{name}.tsv").write_text("\n".join(["score\tsentence1\tsentence2", *rows]) + "\n")
+        rows = [
+            f"{n % 6}\t{sentences[n]}\t{sentences[n + 1 + n % 3]}" for n in range(start, start + 20)
+        ]
+        (directory / f"{name}.tsv").write_text(
+            "\n".join(["score\tsentence1\tsentence2", *rows]) + "\n"
+        )
     (directory / "stages.py").write_text(CONFIG.format(data=directory, model=tiny_model))
     return directory
 
@@ -98,7 +102,9 @@ def nli(monkeypatch):
 @pytest.fixture
 def config(data):
     """`config(**fields)`: a config that trains on the pairs, fields by dotted name with "__" for the dot."""
-    return lambda **fields: override(Experiment(), **{"data__train": str(data / "nli.jsonl")} | fields)
+    return lambda **fields: override(
+        Experiment(), **{"data__train": str(data / "nli.jsonl")} | fields
+    )
 
 
 def only(sources):
@@ -118,7 +124,9 @@ def test_a_loss_of_labels_gets_pairs_and_one_without_gets_triplets(nli, config, 
     for record in triplets.records:
         anchor, positive, negative = triplets.fields.columns(record)
         assert (positive.split()[0], negative.split()[0]) == ("entailment", "contradiction")
-        assert {anchor} == {found["premise"] for found in records if found["hypothesis"] in (positive, negative)}
+        assert {anchor} == {
+            found["premise"] for found in records if found["hypothesis"] in (positive, negative)
+        }
     assert triplets.fields.label is None
     assert only(nli.read_data(config(train__seed=1))[0]).records != triplets.records
 
@@ -130,11 +138,17 @@ def test_a_mixture_takes_the_same_file_as_pairs_and_as_triplets(nli, config, dat
     both.mixture.sources.labels = Source(str(data / "nli.jsonl"), loss="softmax")
     both.mixture.sources.triplets = Source(str(data / "nli.jsonl"), loss="info_nce")
     sources, _ = nli.read_data(both)
-    assert {name: len(source.records) for name, source in sources.items()} == {"labels": 36, "triplets": 12}
+    assert {name: len(source.records) for name, source in sources.items()} == {
+        "labels": 36,
+        "triplets": 12,
+    }
 
 
 def test_held_out_pairs_are_what_the_loss_wants_too(nli, config, data, tmp_path):
-    for split, records in (("train", read(data / "nli.jsonl")), ("dev", read(data / "nli.jsonl")[:6])):
+    for split, records in (
+        ("train", read(data / "nli.jsonl")),
+        ("dev", read(data / "nli.jsonl")[:6]),
+    ):
         write(tmp_path / f"{split}.jsonl", records)
     fields = {"data__train": str(tmp_path), "data__validation_split": "dev"}
     assert len(nli.read_data(config(**fields))[1]) == 2
@@ -145,14 +159,18 @@ def test_pairs_without_a_gold_label_make_no_triplets(nli, config, data, tmp_path
     records = read(data / "nli.jsonl")
     for n, record in enumerate(records[:6]):
         record["label"] = ("-", "-1", -1)[n % 3]
-    triplets = only(nli.read_data(config(data__train=str(write(tmp_path / "snli.jsonl", records))))[0])
+    triplets = only(
+        nli.read_data(config(data__train=str(write(tmp_path / "snli.jsonl", records))))[0]
+    )
     assert len(triplets.records) == 10 and "6 without a gold label" in capsys.readouterr().out
 
 
 def test_excluded_texts_drop_their_records(nli, config, data, tmp_path, capsys):
     """Case and outer white space do not save a text; a label that is spelt like one is no text."""
     records = read(data / "nli.jsonl")
-    known = [{"sentence1": f" {records[0]['premise'].upper()} ", "sentence2": "entailment", "score": 1.0}]
+    known = [
+        {"sentence1": f" {records[0]['premise'].upper()} ", "sentence2": "entailment", "score": 1.0}
+    ]
     more = write(tmp_path / "more.jsonl", [{"text": records[10]["hypothesis"]}])
     files = f"{write(tmp_path / 'test.jsonl', known)}, {more}"
     kept = only(nli.read_data(config(loss__name="softmax", data__exclude=files))[0]).records
@@ -167,7 +185,11 @@ def test_excluded_texts_drop_their_records(nli, config, data, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "fields", "message"),
     [
-        ({"label": "maybe"}, {"loss__name": "softmax"}, r"bad.jsonl:36: label: expected an integer or one of"),
+        (
+            {"label": "maybe"},
+            {"loss__name": "softmax"},
+            r"bad.jsonl:36: label: expected an integer or one of",
+        ),
         ({"label": "maybe"}, {}, r"bad.jsonl:36: label: expected an integer or one of entailment"),
         ({"label": 7}, {}, r"record 35: label: expected one of entailment \(0\), .*found '7'"),
         ({"label": None}, {}, r"bad.jsonl:36: no label, which others have"),
@@ -184,11 +206,16 @@ def test_a_bad_line_is_named(nli, config, data, tmp_path, change, fields, messag
 
 def test_pairs_that_make_no_triplet(nli, config, data, tmp_path):
     neutral = write(
-        tmp_path / "n.jsonl", [record for record in read(data / "nli.jsonl") if record["label"] == "neutral"]
+        tmp_path / "n.jsonl",
+        [record for record in read(data / "nli.jsonl") if record["label"] == "neutral"],
     )
-    with pytest.raises(InputError, match="no premise has both an entailed and a contradicted hypothesis"):
+    with pytest.raises(
+        InputError, match="no premise has both an entailed and a contradicted hypothesis"
+    ):
         nli.read_data(config(data__train=str(neutral)))
-    with pytest.raises(InputError, match="triplets are made of all records together, not of a stream"):
+    with pytest.raises(
+        InputError, match="triplets are made of all records together, not of a stream"
+    ):
         nli.read_data(config(data__train=f"stream:{data}/nli.jsonl"))
 
 
@@ -212,7 +239,11 @@ def command(nli, data, tmp_path_factory, monkeypatch, capsys):
 
 
 def evaluations(workdir):
-    return {line["step"]: line["sts/spearman"] for line in read(workdir / "metrics.jsonl") if "sts/spearman" in line}
+    return {
+        line["step"]: line["sts/spearman"]
+        for line in read(workdir / "metrics.jsonl")
+        if "sts/spearman" in line
+    }
 
 
 @pytest.mark.slow
@@ -254,22 +285,37 @@ def test_stages_results_and_going_on(command, data, tmp_path):
     assert status == 0, err
     assert f"resuming {half} at step 4/4" in out and f"resuming {half}/sts at step 2/4" in out
     assert (half / "metrics.jsonl").read_bytes() == before
-    ours, theirs = (load_file(path / "sts" / "model" / "model.safetensors") for path in (half, first))
+    ours, theirs = (
+        load_file(path / "sts" / "model" / "model.safetensors") for path in (half, first)
+    )
     assert all(ours[name].tobytes() == theirs[name].tobytes() for name in theirs)
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("--config.stages.sts.loss.name=softmax", "config.loss.name: 'softmax' needs records with a label"),
-        ("--config.stages.sts.optim.schedule=flat", "config.stages.sts.optim.schedule: expected one of 'linear'"),
+        (
+            "--config.stages.sts.loss.name=softmax",
+            "config.loss.name: 'softmax' needs records with a label",
+        ),
+        (
+            "--config.stages.sts.optim.schedule=flat",
+            "config.stages.sts.optim.schedule: expected one of 'linear'",
+        ),
         ("--config.stages.sst.train.steps=1", "unknown config field 'stages.sst.train.steps'"),
         ("--config.eval.test_sts=gone.tsv", "gone.tsv: no such file"),
-        ("--config.eval.test_sts={0}/sts,{0}/sts/test.tsv", "test.tsv is the second one called 'sts'"),
+        (
+            "--config.eval.test_sts={0}/sts,{0}/sts/test.tsv",
+            "test.tsv is the second one called 'sts'",
+        ),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_is_trained(command, data, tmp_path, override, message):
-    steps = [] if "loss.name" not in override else ["--config.train.steps=1", "--config.eval.test_sts="]
+def test_what_is_wrong_is_said_before_anything_is_trained(
+    command, data, tmp_path, override, message
+):
+    steps = (
+        [] if "loss.name" not in override else ["--config.train.steps=1", "--config.eval.test_sts="]
+    )
     status, _, err = command(tmp_path / "run", *steps, override.format(data))
     assert status == 2 and message in err and err.count("\n") == 1, err
     assert bool(steps) == (tmp_path / "run" / "model").exists()

@@ -28,7 +28,9 @@ def own_data(tmp_path, tiny_model, sentences, monkeypatch, capsys):
 
     rows = [{"anchor": " ".join(text.split()[::2]), "positive": text} for text in sentences[:120]]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in sentences[120:]))
+    (tmp_path / "corpus.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in sentences[120:])
+    )
     arguments = [
         "--config=configs/retrieval/own_data.py:small",
         f"--config.model.name={tiny_model}",
@@ -46,7 +48,9 @@ def own_data(tmp_path, tiny_model, sentences, monkeypatch, capsys):
             exit_with_one_line(retrieval.main)
         return exit.value.code, *capsys.readouterr()
 
-    run.config = lambda *overrides: config_file.load(["experiments/retrieval.py", *arguments, *overrides])[0]
+    run.config = lambda *overrides: config_file.load(
+        ["experiments/retrieval.py", *arguments, *overrides]
+    )[0]
     run.read_data = retrieval.read_data
     return run
 
@@ -103,6 +107,12 @@ def test_a_metric_that_nothing_gives_is_one_line_before_training(own_data, tmp_p
 @pytest.mark.parametrize("package", ["bm25s", "matplotlib"])
 def test_a_missing_package_is_said_before_training(own_data, tmp_path, monkeypatch, package):
     found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else found(name))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == package else found(name)
+    )
     status, _, err = own_data()
-    assert status == 2 and f"package {package!r} is not installed" in err and not (tmp_path / "run").exists()
+    assert (
+        status == 2
+        and f"package {package!r} is not installed" in err
+        and not (tmp_path / "run").exists()
+    )

@@ -93,15 +93,23 @@ def lines_of(workdir):
 def test_each_part_reports_what_it_does(finished):
     lines = lines_of(finished[1])
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
-    assert all(np.isfinite(line[name]) for line in lines for name in ("loss", "mlm/loss", "mlm/accuracy"))
-    assert lines[0]["mlm/loss"] == pytest.approx(np.log(150), rel=0.3), "at the start each word is as likely as others"
+    assert all(
+        np.isfinite(line[name]) for line in lines for name in ("loss", "mlm/loss", "mlm/accuracy")
+    )
+    assert lines[0]["mlm/loss"] == pytest.approx(np.log(150), rel=0.3), (
+        "at the start each word is as likely as others"
+    )
     ages = [line["queue/age"] for line in lines[3:]]
-    assert ages == pytest.approx([ages[0]] * len(ages)) and ages[0] > 0, "a full queue is always as old"
+    assert ages == pytest.approx([ages[0]] * len(ages)) and ages[0] > 0, (
+        "a full queue is always as old"
+    )
     assert max(line["compilations"] for line in lines) == 1
 
 
 @pytest.mark.parametrize("step", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 6))])
-def test_resumed_at_a_checkpoint_it_ends_with_the_same_bits(simcse, everything, finished, tmp_path, step):
+def test_resumed_at_a_checkpoint_it_ends_with_the_same_bits(
+    simcse, everything, finished, tmp_path, step
+):
     """Parameters, moments, the queue, its averaged encoder, the head of the language model; the stream's position."""
     result, workdir = finished
     shutil.copytree(workdir, tmp_path / "run")
@@ -112,7 +120,9 @@ def test_resumed_at_a_checkpoint_it_ends_with_the_same_bits(simcse, everything, 
     resumed = simcse.run(everything(), tmp_path / "run")
     assert set(resumed.state.params) == {"encoder", "loss", "auxiliary"} and resumed.state.extra
     assert jax.tree.structure(resumed.state) == jax.tree.structure(result.state)
-    for ours, theirs in zip(jax.tree.leaves(resumed.state), jax.tree.leaves(result.state), strict=True):
+    for ours, theirs in zip(
+        jax.tree.leaves(resumed.state), jax.tree.leaves(result.state), strict=True
+    ):
         assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
     for ours, theirs in zip(lines_of(tmp_path / "run"), lines_of(workdir), strict=True):
         assert all(ours[name] == theirs[name] for name in ("step", "loss", "mlm/loss", "queue/age"))
@@ -132,7 +142,9 @@ def batches_of(simcse, monkeypatch, tmp_path):
     return make
 
 
-def test_the_batches_are_those_of_the_stream_from_any_step_on(batches_of, everything, sentence_file):
+def test_the_batches_are_those_of_the_stream_from_any_step_on(
+    batches_of, everything, sentence_file
+):
     lines = sentence_file.read_text().splitlines()
     stream = open_stream(lambda: iter(lines), "lines")
     expected = stream_batches(stream, 8, window=12, seed=0)
@@ -141,7 +153,9 @@ def test_the_batches_are_those_of_the_stream_from_any_step_on(batches_of, everyt
     for (_, batch), numbers in zip(whole, expected, strict=False):
         assert sorted(batch.record.reshape(-1)) == sorted(number for number, _ in numbers)
     for start in (1, 3, 6):
-        for (step, ours), (other, theirs) in zip(batches_of(everything(), start), whole[start:], strict=True):
+        for (step, ours), (other, theirs) in zip(
+            batches_of(everything(), start), whole[start:], strict=True
+        ):
             assert step == other
             for leaf, same in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
                 assert leaf.tobytes() == same.tobytes()
@@ -157,7 +171,8 @@ def test_only_the_positive_is_augmented_anew_each_time(batches_of, everything, s
             tokens = batch.tokens["encoder"]
             for place, number in enumerate(batch.record[0]):
                 anchor, positive = (
-                    tokens.token_ids[0][tokens.sentence[0] == 8 * column + place].tolist() for column in (0, 1)
+                    tokens.token_ids[0][tokens.sentence[0] == 8 * column + place].tolist()
+                    for column in (0, 1)
                 )
                 if not augment:
                     assert anchor == positive == plain.setdefault(int(number), anchor)
@@ -190,14 +205,23 @@ def refused(simcse, everything, monkeypatch, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"train__steps": 0}, "config.train.steps: a stream has no known end, set the number of steps; found 0"),
+        (
+            {"train__steps": 0},
+            "config.train.steps: a stream has no known end, set the number of steps; found 0",
+        ),
         ({"batch__no_duplicates": True}, "config.batch.no_duplicates: not for a stream"),
         ({"data__limit": 5}, "config.data.limit: not for a stream"),
         ({"data__exclude": "x.tsv"}, "config.data.exclude: not for a stream"),
         ({"data__train": "stream:gone.txt"}, "gone.txt: no such file"),
         ({"data__augment": "delete_wrods(rate=0.1)"}, "did you mean 'delete_words'"),
-        ({"model__same_mask_columns": 3}, "config.model.same_mask_columns: expected 0 or 2, the texts of an example"),
-        ({"loss__name": "alignment"}, "config.queue.size: the loss 'alignment' has no use for a queue"),
+        (
+            {"model__same_mask_columns": 3},
+            "config.model.same_mask_columns: expected 0 or 2, the texts of an example",
+        ),
+        (
+            {"loss__name": "alignment"},
+            "config.queue.size: the loss 'alignment' has no use for a queue",
+        ),
         ({"queue__momentum": 1.0}, "queue momentum: expected 0 or more and less than 1, found 1.0"),
     ],
 )
@@ -205,7 +229,9 @@ def test_what_cannot_be_is_one_line(refused, fields, message):
     assert message in refused(**fields)
 
 
-def test_a_bad_line_of_a_stream_is_told_when_it_is_reached(batches_of, everything, tmp_path, sentence_file):
+def test_a_bad_line_of_a_stream_is_told_when_it_is_reached(
+    batches_of, everything, tmp_path, sentence_file
+):
     path = tmp_path / "late.jsonl"
     good = [json.dumps({"text": text}) for text in sentence_file.read_text().splitlines()]
     path.write_text("\n".join([*good * 80, '{"txet": "x"}']) + "\n")
@@ -217,6 +243,10 @@ def test_a_bad_line_of_a_stream_is_told_when_it_is_reached(batches_of, everythin
 def test_excluded_sentences_are_left_out(batches_of, everything, sentence_file, tmp_path, capsys):
     lines = sentence_file.read_text().splitlines()
     (tmp_path / "test.txt").write_text("\n".join(lines[:20]) + "\n")
-    fields = {"data__train": str(sentence_file), "data__exclude": str(tmp_path / "test.txt"), "train__steps": 3}
+    fields = {
+        "data__train": str(sentence_file),
+        "data__exclude": str(tmp_path / "test.txt"),
+        "train__steps": 3,
+    }
     batches_of(everything(**fields))
     assert "train: 20 of 30 records left out" in capsys.readouterr().out

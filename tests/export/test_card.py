@@ -45,8 +45,12 @@ def made_run(tmp_path):
         directory = tmp_path / name
         directory.mkdir()
         (directory / "config.json").write_text(to_json(config))
-        (directory / "data.json").write_text(json.dumps(data or {"data": {"records": 1234, "texts": "ab"}}))
-        (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9')
+        (directory / "data.json").write_text(
+            json.dumps(data or {"data": {"records": 1234, "texts": "ab"}})
+        )
+        (directory / "metrics.jsonl").write_text(
+            "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9'
+        )
         if results:
             (directory / "results.json").write_text(json.dumps(results))
         return directory
@@ -61,7 +65,11 @@ def parsed(card):
 
 def test_the_hubs_library_reads_the_metadata(model, made_run, tmp_path):
     (tmp_path / "result.json").write_text(json.dumps(RESULT))
-    run = read_run(made_run("run", model__name="nreimers/MiniLM-L6-H384-uncased", data__train="allnli_triplets"))
+    run = read_run(
+        made_run(
+            "run", model__name="nreimers/MiniLM-L6-H384-uncased", data__train="allnli_triplets"
+        )
+    )
     about = About(
         name="me/model",
         run=run,
@@ -71,11 +79,24 @@ def test_the_hubs_library_reads_the_metadata(model, made_run, tmp_path):
     )
     card = parsed(model_card(model, about))
     data = card.data
-    assert (data.library_name, data.pipeline_tag) == ("sentence-transformers", "sentence-similarity")
-    assert data.base_model == "nreimers/MiniLM-L6-H384-uncased" and data.base_model_relation == "finetune"
-    assert (data.license, data.language, data.datasets) == ("apache-2.0", ["en"], ["sentence-transformers/all-nli"])
+    assert (data.library_name, data.pipeline_tag) == (
+        "sentence-transformers",
+        "sentence-similarity",
+    )
+    assert (
+        data.base_model == "nreimers/MiniLM-L6-H384-uncased"
+        and data.base_model_relation == "finetune"
+    )
+    assert (data.license, data.language, data.datasets) == (
+        "apache-2.0",
+        ["en"],
+        ["sentence-transformers/all-nli"],
+    )
     assert {"sentence-transformers", "embed-jax"} <= set(data.tags)
-    found = {(result.dataset_name, result.metric_type): result.metric_value for result in data.eval_results}
+    found = {
+        (result.dataset_name, result.metric_type): result.metric_value
+        for result in data.eval_results
+    }
     assert found == {("SciFact", "ndcg@10"): 0.64512, ("SciFact", "mrr@10"): 0.61}
     assert data.eval_results[0].task_type == "information-retrieval" and data.model_name == "model"
     assert "| SciFact test | **ndcg@10** | 0.6451 [0.6000, 0.6900] | 300 queries |" in card.text
@@ -86,9 +107,15 @@ def test_the_hubs_library_reads_the_metadata(model, made_run, tmp_path):
 def test_what_is_not_known_is_not_claimed(model, tmp_path, made_run):
     """Neither licence nor language, nor that a directory's name is one on the hub, nor what a file's licence is."""
     (tmp_path / "data").mkdir()
-    run = read_run(made_run("run", model__name=str(tmp_path / "secret" / "base"), data__train="snli/train.jsonl"))
+    run = read_run(
+        made_run(
+            "run", model__name=str(tmp_path / "secret" / "base"), data__train="snli/train.jsonl"
+        )
+    )
     card = parsed(model_card(model, About("model", run=run)))
-    assert not any(name in card.data.to_dict() for name in ("license", "language", "base_model", "datasets"))
+    assert not any(
+        name in card.data.to_dict() for name in ("license", "language", "base_model", "datasets")
+    )
     assert "model-index" not in card.data.to_dict() and "## Evaluation" not in card.text
     assert f"| snli/train.jsonl | train | 1,234 | {UNKNOWN} | `info_nce` |" in card.text
     assert "`base`, a directory" in card.text
@@ -98,7 +125,10 @@ def test_what_is_not_known_is_not_claimed(model, tmp_path, made_run):
 
 def test_a_name_of_a_directory_is_none_of_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert hub_model("models/mine") == "models/mine" and hub_model("bert-base-uncased") == "bert-base-uncased"
+    assert (
+        hub_model("models/mine") == "models/mine"
+        and hub_model("bert-base-uncased") == "bert-base-uncased"
+    )
     (tmp_path / "models" / "mine").mkdir(parents=True)
     assert not hub_model("models/mine") and not hub_model("a/b/c") and not hub_model("random:tiny")
 
@@ -117,32 +147,52 @@ def test_a_name_of_a_directory_is_none_of_the_hub(tmp_path, monkeypatch):
         ("/home/me/pairs.tsv", "me/pairs.tsv", "", UNKNOWN),
     ],
 )
-def test_data_sets_are_named_with_what_is_known_of_their_licence(source, name, hub, licence, made_run):
+def test_data_sets_are_named_with_what_is_known_of_their_licence(
+    source, name, hub, licence, made_run
+):
     (found,) = read_run(made_run("run", data__train=source)).datasets
     assert (found.name, found.hub, found.records) == (name, hub, 1234)
     assert found.licence == licence or (licence is None and found.licence != UNKNOWN)
 
 
 def test_a_mixture_names_each_with_its_loss_and_size(made_run):
-    directory = made_run("run", data={"nli": {"records": 10}, "mine": {"records": 20}, "versions": {"grain": "1"}})
+    directory = made_run(
+        "run", data={"nli": {"records": 10}, "mine": {"records": 20}, "versions": {"grain": "1"}}
+    )
     config = Experiment()
     config.mixture.sources.nli = Source("allnli", split="train[:10%]")
     config.mixture.sources.mine = Source("pairs.jsonl", loss="cosent")
     (directory / "config.json").write_text(to_json(config))
-    found = [(data.name, data.split, data.records, data.loss) for data in read_run(directory).datasets]
-    assert found == [("allnli", "train[:10%]", 10, "info_nce"), ("pairs.jsonl", "train", 20, "cosent")]
+    found = [
+        (data.name, data.split, data.records, data.loss) for data in read_run(directory).datasets
+    ]
+    assert found == [
+        ("allnli", "train[:10%]", 10, "info_nce"),
+        ("pairs.jsonl", "train", 20, "cosent"),
+    ]
 
 
 def test_a_later_stage_tells_of_those_before(model, made_run):
-    first = made_run("first", model__name="bert-base-uncased", data__train="snli", loss__name="softmax")
+    first = made_run(
+        "first", model__name="bert-base-uncased", data__train="snli", loss__name="softmax"
+    )
     (first / "model").mkdir()
-    second = made_run("second", model__name=str(first / "model"), data__train="stsb", loss__name="cosent")
+    second = made_run(
+        "second", model__name=str(first / "model"), data__train="stsb", loss__name="cosent"
+    )
     run = read_run(second)
     assert run.base == "bert-base-uncased" and len(run.stages()) == 2
     card = parsed(model_card(model, About("model", run=run)))
     assert card.data.base_model == "bert-base-uncased"
     assert card.data.datasets == ["sentence-transformers/stsb", "stanfordnlp/snli"]
-    for words in ("### Stage 1", "### Stage 2", "`softmax`", "`cosent`", "`config_1.py`", "`config_2.py`"):
+    for words in (
+        "### Stage 1",
+        "### Stage 2",
+        "`softmax`",
+        "`cosent`",
+        "`config_1.py`",
+        "`config_2.py`",
+    ):
         assert words in card.text
 
 
@@ -156,25 +206,41 @@ def test_the_log_says_which_step_and_how_fast(model, made_run):
         {"step": 7, "sts/spearman": 0.705},
     ]
     run = read_run(made_run("run", lines=lines, eval__metric="sts/spearman"))
-    assert (run.steps, run.chosen(), run.median("tokens_per_second"), run.median("mfu")) == (7, (7, 0.705), 300.0, None)
+    assert (run.steps, run.chosen(), run.median("tokens_per_second"), run.median("mfu")) == (
+        7,
+        (7, 0.705),
+        300.0,
+        None,
+    )
     card = model_card(model, About("model", run=run))
     assert "| steps | 7 |" in card and "of step 7, where sts/spearman was best: 0.7050" in card
     assert "| tokens a second (median) | 300 |" in card and "FLOPs" not in card
     assert "of step 3" in model_card(model, About("model", run=run, step=3))
-    patient = read_run(made_run("patient", lines=lines, eval__metric="sts/spearman", eval__min_gain=0.01))
+    patient = read_run(
+        made_run("patient", lines=lines, eval__metric="sts/spearman", eval__min_gain=0.01)
+    )
     assert patient.chosen() == (4, 0.7), "as the training chooses"
     assert read_run(made_run("last", lines=lines)).chosen() is None
 
 
 def session(seconds, start=0, devices=1, hosts=1, **versions):
-    return {"start": start, "end": start + 5, "seconds": seconds, "devices": devices, "hosts": hosts} | {
-        "versions": {"python": "3.12.1", "device": "NVIDIA H200", "cpus": "16", "jax": "0.10.2"} | versions
+    return {
+        "start": start,
+        "end": start + 5,
+        "seconds": seconds,
+        "devices": devices,
+        "hosts": hosts,
+    } | {
+        "versions": {"python": "3.12.1", "device": "NVIDIA H200", "cpus": "16", "jax": "0.10.2"}
+        | versions
     }
 
 
 def test_how_long_and_on_what_it_was_trained(model, made_run):
     directory = made_run("run")
-    assert "training time" not in model_card(model, About("model", run=read_run(directory))), "of older runs"
+    assert "training time" not in model_card(model, About("model", run=read_run(directory))), (
+        "of older runs"
+    )
 
     def card(*sessions):
         (directory / "run.json").write_text(json.dumps({"experiment": "nli", "sessions": sessions}))
@@ -182,13 +248,23 @@ def test_how_long_and_on_what_it_was_trained(model, made_run):
 
     found = card(session(3000, devices=8), session(7000.2, start=5, devices=8))
     assert "| training time | 2 h 47 min, evaluations included |" in found
-    assert "| device | 8 x NVIDIA H200 |" in found and "| versions | python 3.12.1, jax 0.10.2 |" in found
+    assert (
+        "| device | 8 x NVIDIA H200 |" in found
+        and "| versions | python 3.12.1, jax 0.10.2 |" in found
+    )
     assert card(session(3000, devices=8), session(7000.2, start=5, devices=8)) == found
-    found = card(session(59.96, start=7, device="cpu", jax="0.9"), session(0, start=12, devices=4, hosts=2))
+    found = card(
+        session(59.96, start=7, device="cpu", jax="0.9"), session(0, start=12, devices=4, hosts=2)
+    )
     assert "| training time | 1 min 0 s from step 7 on, evaluations included |" in found
     assert "| device | CPU of 16 cores; then 4 x NVIDIA H200, 2 hosts |" in found
     assert "jax 0.9; then python 3.12.1, jax 0.10.2 |" in found
-    for seconds, said in ((0.04, "0.0 s"), (59.94, "59.9 s"), (3599.4, "59 min 59 s"), (3599.9, "1 h 0 min")):
+    for seconds, said in (
+        (0.04, "0.0 s"),
+        (59.94, "59.9 s"),
+        (3599.4, "59 min 59 s"),
+        (3599.9, "1 h 0 min"),
+    ):
         assert f"| training time | {said}, " in card(session(seconds))
     assert "CPU of 16 cores as 8 devices" in card(session(61, devices=8, device="cpu"))
 
@@ -199,24 +275,33 @@ def test_the_command_that_trains_it_again_is_the_one_that_did(model, made_run):
     assert "python -m experiments.EXPERIMENT --config=config.py" in again(model, directory)
     (directory / "run.json").write_text(json.dumps({"experiment": "nli", "sessions": []}))
     found = again(model, directory)
-    assert "python -m experiments.nli --config=config.py --workdir=runs/config\n" in found and "EXPERIMENT" not in found
+    assert (
+        "python -m experiments.nli --config=config.py --workdir=runs/config\n" in found
+        and "EXPERIMENT" not in found
+    )
     (directory / "model").mkdir()
     later = made_run("later", model__name=str(directory / "model"))
     (later / "run.json").write_text(json.dumps({"experiment": "retrieval", "sessions": []}))
     found = again(model, later)
-    assert found.index("experiments.nli --config=config_1.py --workdir=runs/config_1\n") < found.index(
-        "experiments.retrieval --config=config_2.py --workdir=runs/config_2\n"
-    )
+    assert found.index(
+        "experiments.nli --config=config_1.py --workdir=runs/config_1\n"
+    ) < found.index("experiments.retrieval --config=config_2.py --workdir=runs/config_2\n")
     assert "config.model.name = 'runs/config_1/model'" in found and str(directory) not in found
     (directory / "run.json").write_text(json.dumps({"experiment": "", "sessions": []}))
-    assert "python -m" not in again(model, directory) and "trained from Python" in again(model, directory)
+    assert "python -m" not in again(model, directory) and "trained from Python" in again(
+        model, directory
+    )
 
 
 def again(model, directory):
-    return model_card(model, About("model", run=read_run(directory))).partition("## Train it again")[2]
+    return model_card(model, About("model", run=read_run(directory))).partition(
+        "## Train it again"
+    )[2]
 
 
-@pytest.mark.parametrize("content", ['{"experiment": "nli"}', '{"experiment": "nli", "sessions": [{"seconds": "x"}]}'])
+@pytest.mark.parametrize(
+    "content", ['{"experiment": "nli"}', '{"experiment": "nli", "sessions": [{"seconds": "x"}]}']
+)
 def test_a_damaged_record_is_said_in_one_line(made_run, content):
     directory = made_run("run")
     (directory / "run.json").write_text(content)
@@ -226,10 +311,19 @@ def test_a_damaged_record_is_said_in_one_line(made_run, content):
 
 
 def test_results_of_the_run_are_there_before_against_after(model, made_run):
-    measured = {"before/sts12": 0.5, "after/sts12": 0.625, "before/average": None, "after/average": 0.6}
+    measured = {
+        "before/sts12": 0.5,
+        "after/sts12": 0.625,
+        "before/average": None,
+        "after/average": 0.6,
+    }
     run = read_run(made_run("run", results={"task": "sts", "metrics": measured}))
     card = model_card(model, About("model", run=run))
-    assert "| sts12 | 0.5000 | 0.6250 |" in card and "| average |  | 0.6000 |" in card and "Spearman" in card
+    assert (
+        "| sts12 | 0.5000 | 0.6250 |" in card
+        and "| average |  | 0.6000 |" in card
+        and "Spearman" in card
+    )
 
 
 def test_the_config_in_the_card_is_the_runs(tmp_path):
@@ -240,10 +334,14 @@ def test_the_config_in_the_card_is_the_runs(tmp_path):
     config.optim.learning_rate, config.data.template = 1e-5, "Instruct: {instruction}\nQuery: "
     config.mixture.sources.nli = Source("allnli", weight=0.5)
     config.mixture.sources.mine = Source("pairs.jsonl", columns="a,b")
-    (tmp_path / "config.py").write_text(config_source(json.loads(to_json(config))), encoding="utf-8")
+    (tmp_path / "config.py").write_text(
+        config_source(json.loads(to_json(config))), encoding="utf-8"
+    )
     found, _ = load_config(["experiments/nli.py", f"--config={tmp_path / 'config.py'}"])
     assert as_dict(found) == as_dict(config)
-    assert "config.train" not in config_source(as_dict(config)), "what is as by default is not named"
+    assert "config.train" not in config_source(as_dict(config)), (
+        "what is as by default is not named"
+    )
 
 
 # ---- results -------------------------------------------------------------------------------------------------
@@ -252,14 +350,22 @@ def test_the_config_in_the_card_is_the_runs(tmp_path):
 def test_results_of_every_form_are_read(tmp_path):
     (tmp_path / "b").mkdir()
     older = {"task": "sts", "model": "m", "data": "stsb/,sick_r", "n": 50, "dim": 64}
-    older |= {"metrics": {"stsb/spearman": 0.8, "average/spearman": 0.75}, "intervals": {"stsb/spearman": [0.7, 0.9]}}
+    older |= {
+        "metrics": {"stsb/spearman": 0.8, "average/spearman": 0.75},
+        "intervals": {"stsb/spearman": [0.7, 0.9]},
+    }
     overlap = {"items": 3, "words": 8, "clean": 0.5}
     (tmp_path / "a.json").write_text(json.dumps(RESULT | {"overlap": overlap}))
     (tmp_path / "b" / "sts.json").write_text(json.dumps(older))
     (tmp_path / "board.json").write_text('[{"not": "results"}]')
     first, second = read_scores([tmp_path])
-    assert first.metrics == {"ndcg@10": 0.64512, "mrr@10": 0.61} and first.intervals == {"ndcg@10": (0.6, 0.69)}
-    assert first.notes == ("3 of 300 queries share 8 words in a row with training data", "2 documents were cut")
+    assert first.metrics == {"ndcg@10": 0.64512, "mrr@10": 0.61} and first.intervals == {
+        "ndcg@10": (0.6, 0.69)
+    }
+    assert first.notes == (
+        "3 of 300 queries share 8 words in a row with training data",
+        "2 documents were cut",
+    )
     assert (second.name, second.main, second.n) == ("stsb", "average/spearman", 50)
     assert second.notes[0] == "embeddings cut to 64 numbers" and "only 50 items" in second.notes[1]
 
@@ -280,7 +386,10 @@ def test_many_tasks_have_a_line_each(model, tmp_path):
         ("{", "not readable as JSON"),
         ("[]", "no results of scripts.evaluate"),
         ('{"task": "sts", "data": "x", "metrics": {"spearman": null}}', "no metric with a number"),
-        ('{"task": "sts", "data": "x", "main": "b", "metrics": {"a": 1}}', "unknown main metric 'b'"),
+        (
+            '{"task": "sts", "data": "x", "main": "b", "metrics": {"a": 1}}',
+            "unknown main metric 'b'",
+        ),
     ],
 )
 def test_what_is_no_result_is_said_in_one_line(content, message, tmp_path):
@@ -296,7 +405,10 @@ def test_what_is_no_result_is_said_in_one_line(content, message, tmp_path):
 
 
 def test_what_is_no_run_is_said_in_one_line(tmp_path, tiny_model):
-    for directory, message in ((tmp_path, "no config.json"), (tiny_model, "no 'model', so it is no run's config")):
+    for directory, message in (
+        (tmp_path, "no config.json"),
+        (tiny_model, "no 'model', so it is no run's config"),
+    ):
         with pytest.raises(InputError, match=message):
             read_run(directory)
 

@@ -33,7 +33,15 @@ from embed_jax.export.jaxpr import to_graph  # noqa: E402
 from embed_jax.export.onnx import OUTPUT, compare_onnx, encode_onnx, padded, write_onnx  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* texts were cut")
-TEXTS = ["the cat", "", "music", "a red house in the city " * 5, "dog", "people use water and bread", "one two time"]
+TEXTS = [
+    "the cat",
+    "",
+    "music",
+    "a red house in the city " * 5,
+    "dog",
+    "people use water and bread",
+    "one two time",
+]
 BERT, DECODER, MODERNBERT = BERTS["tiny"], DECODERS["decoder-tiny"], MODERNBERTS["modernbert-tiny"]
 MPNET = dataclasses.replace(
     BERT, family="mpnet", position_offset=2, type_vocab_size=0, relative_buckets=32, pad_token_id=1
@@ -61,7 +69,9 @@ SPECS = {
     "mpnet": EncoderSpec(MPNET, "mean", (Normalize(),)),
     "electra": EncoderSpec(ELECTRA, "mean", ()),
     "llama": EncoderSpec(DECODER, "last_token", (Normalize(),)),
-    "gemma": EncoderSpec(GEMMA, "mean", (Dense(DECODER.hidden_size, 16, bias=False, activation="identity"),)),
+    "gemma": EncoderSpec(
+        GEMMA, "mean", (Dense(DECODER.hidden_size, 16, bias=False, activation="identity"),)
+    ),
     "latent": EncoderSpec(
         dataclasses.replace(DECODER, causal=False),
         "mean",
@@ -69,14 +79,22 @@ SPECS = {
         None,
         LatentAttention(DECODER.hidden_size, 4, 2),
     ),
-    "modernbert": EncoderSpec(dataclasses.replace(MODERNBERT, local_attention=4), "mean", (Normalize(),)),
+    "modernbert": EncoderSpec(
+        dataclasses.replace(MODERNBERT, local_attention=4), "mean", (Normalize(),)
+    ),
     "modernbert-layers": EncoderSpec(MODERNBERT, "first_last_mean", (Normalize(),)),
-    "weighted": EncoderSpec(BERT, "mean", (Truncate(20), Normalize()), token_head=WeightedLayers(32, 2, 1)),
+    "weighted": EncoderSpec(
+        BERT, "mean", (Truncate(20), Normalize()), token_head=WeightedLayers(32, 2, 1)
+    ),
     "nomic": random_spec("nomic-tiny"),
-    "t5": EncoderSpec(T5S["t5-tiny"], "mean", (Dense(32, 24, bias=False, activation="identity"), Normalize())),
+    "t5": EncoderSpec(
+        T5S["t5-tiny"], "mean", (Dense(32, 24, bias=False, activation="identity"), Normalize())
+    ),
     "t5-gated": EncoderSpec(dataclasses.replace(T5S["t5-tiny"], gated=True), "mean", ()),
     "static": random_spec("static"),
-    "lora": EncoderSpec(BERT, "mean", (Normalize(),), lora=LoraSpec(2, 4.0, targets=("query", "value"))),
+    "lora": EncoderSpec(
+        BERT, "mean", (Normalize(),), lora=LoraSpec(2, 4.0, targets=("query", "value"))
+    ),
 }
 
 
@@ -96,7 +114,9 @@ def make(tokenizer):
         )
         rng = np.random.default_rng(0)
         shapes = jax.eval_shape(build_encoder(spec).init, jax.random.key(0))
-        params = jax.tree.map(lambda leaf: rng.normal(0, 0.4, leaf.shape).astype(np.float32), shapes)
+        params = jax.tree.map(
+            lambda leaf: rng.normal(0, 0.4, leaf.shape).astype(np.float32), shapes
+        )
         return SentenceEncoder(spec, change(params), tokenizer, devices=1, **options)
 
     return model
@@ -123,7 +143,9 @@ def session_of(path):
 SLOW = {"max", "electra", "gemma", "latent", "weighted", "modernbert-layers", "t5-gated", "lora"}
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in SPECS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in SPECS]
+)
 def test_embeddings_are_the_models(written, name):
     """1e-5: float32's rounding of numbers of about 1 through a few layers, with a margin of ten."""
     model, path = written(name)
@@ -133,7 +155,9 @@ def test_embeddings_are_the_models(written, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", [quantize_layers, lambda params: jax.tree.map(jnp.bfloat16, params)])
+@pytest.mark.parametrize(
+    "change", [quantize_layers, lambda params: jax.tree.map(jnp.bfloat16, params)]
+)
 def test_weights_in_other_dtypes(make, tmp_path, change):
     model, path = make("bert", change), tmp_path / "model.onnx"
     write_onnx(model, path)
@@ -148,7 +172,9 @@ def test_smaller_precisions_are_close(written, name, precision, least):
     assert found.dtype == np.float32
     assert np.min((found * wanted).sum(-1) / np.linalg.norm(found, axis=-1)) > least
     kind = {"float16": onnx.TensorProto.FLOAT16, "int8": onnx.TensorProto.INT8}[precision]
-    weights = [tensor for tensor in onnx.load(path).graph.initializer if np.prod(tensor.dims) >= 1024]
+    weights = [
+        tensor for tensor in onnx.load(path).graph.initializer if np.prod(tensor.dims) >= 1024
+    ]
     assert {tensor.data_type for tensor in weights} == {kind}
 
 
@@ -163,12 +189,22 @@ def test_a_file_says_what_it_is_and_has_the_same_bytes_again(make, tmp_path, pre
     assert sorted(tmp_path.iterdir()) == paths
     session = session_of(paths[0])
     given = {each.name: (each.type, each.shape) for each in session.get_inputs()}
-    assert given == {name: ("tensor(int64)", ["batch", "length"]) for name in ("input_ids", "attention_mask")}
+    assert given == {
+        name: ("tensor(int64)", ["batch", "length"]) for name in ("input_ids", "attention_mask")
+    }
     (output,) = session.get_outputs()
     assert (output.name, output.type, output.shape) == (OUTPUT, "tensor(float)", ["batch", 48])
     about = session.get_modelmeta()
-    assert about.producer_name == "embed-jax" and json.loads(about.custom_metadata_map["prompts"]) == prompts
-    wanted = {"max_length": "24", "similarity": "dot", "default_prompt_name": "query", "template": ""}
+    assert (
+        about.producer_name == "embed-jax"
+        and json.loads(about.custom_metadata_map["prompts"]) == prompts
+    )
+    wanted = {
+        "max_length": "24",
+        "similarity": "dot",
+        "default_prompt_name": "query",
+        "template": "",
+    }
     assert wanted.items() <= about.custom_metadata_map.items()
 
 
@@ -186,7 +222,9 @@ def test_a_large_model_has_its_tensors_beside_it(written, tmp_path, monkeypatch,
 
 
 def test_prompts_left_out_of_pooling_are_an_input(make, written, tmp_path):
-    model = make("bert", prompts={"query": "what is the "}, default_prompt_name="query", include_prompt=False)
+    model = make(
+        "bert", prompts={"query": "what is the "}, default_prompt_name="query", include_prompt=False
+    )
     path = tmp_path / "model.onnx"
     write_onnx(model, path)
     assert [each.name for each in onnx.load(path).graph.input][2:] == ["pooling_mask"]
@@ -201,10 +239,17 @@ def test_padding_may_come_first_where_positions_are_relative(written, name):
     given = padded(model.tokenizer.encode(TEXTS).ids, 0, 0)
     lengths = given["attention_mask"].sum(axis=1)
     left = {
-        key: np.stack([np.roll(row, len(row) - length) for row, length in zip(given[key], lengths, strict=True)])
+        key: np.stack(
+            [
+                np.roll(row, len(row) - length)
+                for row, length in zip(given[key], lengths, strict=True)
+            ]
+        )
         for key in ("input_ids", "attention_mask")
     }
-    assert np.abs(session_of(path).run(None, left)[0] - encode_onnx(path, model, TEXTS)).max() < 1e-5
+    assert (
+        np.abs(session_of(path).run(None, left)[0] - encode_onnx(path, model, TEXTS)).max() < 1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -250,7 +295,10 @@ def test_what_cannot_be_written_is_one_line(make, tmp_path):
     [
         (lambda x: jnp.sort(x, axis=1), "the JAX primitive 'sort' is not supported"),
         (lambda x: x[:, x.shape[1] // 2 :], "is not supported|is no product"),
-        (lambda x: x[jnp.arange(x.shape[0]), jnp.arange(3)[:, None]], "'gather' is supported for whole rows"),
+        (
+            lambda x: x[jnp.arange(x.shape[0]), jnp.arange(3)[:, None]],
+            "'gather' is supported for whole rows",
+        ),
     ],
 )
 def test_an_unknown_primitive_is_named(function, message):
@@ -268,7 +316,9 @@ def graph_of(function):
 
 def scanned(x):
     weights = np.linspace(-1, 1, 3 * 36, dtype=np.float32).reshape(3, 6, 6)
-    last, every = jax.lax.scan(lambda carry, own: (jnp.tanh(carry @ own), carry.sum(-1)), x, weights, reverse=True)
+    last, every = jax.lax.scan(
+        lambda carry, own: (jnp.tanh(carry @ own), carry.sum(-1)), x, weights, reverse=True
+    )
     return last.sum() + every[0] * every[2]
 
 
@@ -307,13 +357,19 @@ def test_functions_are_what_jax_computes():
         return {name: function(x) for name, function in FUNCTIONS.items()}
 
     graph, results = graph_of(every)
-    model = graph.model({name.replace(" ", "_"): tensor for name, tensor in results.items()}, "test", "0", {})
+    model = graph.model(
+        {name.replace(" ", "_"): tensor for name, tensor in results.items()}, "test", "0", {}
+    )
     onnx.checker.check_model(model, full_check=True)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     for shape in ((1, 1, 6), (3, 5, 6)):
         x = np.random.default_rng(0).normal(0, 2, shape).astype(np.float32)
         wanted = jax.jit(every)(x)
         found = dict(zip(results, session.run(None, {"x": x}), strict=True))
         for name in FUNCTIONS:
             assert found[name].shape == wanted[name].shape, name
-            np.testing.assert_allclose(found[name], wanted[name], rtol=1e-5, atol=1e-5, err_msg=name)
+            np.testing.assert_allclose(
+                found[name], wanted[name], rtol=1e-5, atol=1e-5, err_msg=name
+            )

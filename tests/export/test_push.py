@@ -15,7 +15,9 @@ from embed_jax.export.push import check_push, push
 
 pytest.importorskip("huggingface_hub")
 TOKEN = "hf_not-to-be-seen-0123456789"
-LARGE = 10_000  # bytes, from which on the stand-in wants a file apart, as the hub does from 10 MB on
+LARGE = (
+    10_000  # bytes, from which on the stand-in wants a file apart, as the hub does from 10 MB on
+)
 
 
 class Hub:
@@ -73,7 +75,9 @@ class Hub:
             return 200, {"errors": [], "warnings": []}
         if found := re.fullmatch(r"/([\w-]+/[\w-]+)\.git/info/lfs/objects/batch", path):
             return 200, self.batch(json.loads(body))
-        found = re.fullmatch(r"/api/models/([\w-]+/[\w-]+)/(preupload|commit|branch|revision)/([\w-]+)(\?.*)?", path)
+        found = re.fullmatch(
+            r"/api/models/([\w-]+/[\w-]+)/(preupload|commit|branch|revision)/([\w-]+)(\?.*)?", path
+        )
         if not found or found[1] not in self.repositories:
             return 404, {"error": f"{method} {path}: no such page"}
         name, what, branch = found[1], found[2], found[3]
@@ -102,7 +106,10 @@ class Hub:
     def create(self, asked):
         name = f"{asked['organization']}/{asked['name']}"
         if name in self.repositories:
-            return 409, {"error": "You already created this model repo", "url": f"{self.url}/{name}"}
+            return 409, {
+                "error": "You already created this model repo",
+                "url": f"{self.url}/{name}",
+            }
         self.repositories[name] = {"main": {".gitattributes": b"*.safetensors filter=lfs"}}
         if asked.get("private") or asked.get("visibility") == "private":
             self.private.add(name)
@@ -112,7 +119,11 @@ class Hub:
         return {
             "transfer": "basic",
             "objects": [
-                {**about, "authenticated": True, "actions": {"upload": {"href": f"{self.url}/store/{about['oid']}"}}}
+                {
+                    **about,
+                    "authenticated": True,
+                    "actions": {"upload": {"href": f"{self.url}/store/{about['oid']}"}},
+                }
                 for about in asked["objects"]
             ],
         }
@@ -131,7 +142,11 @@ class Hub:
                 message = about["summary"]
         self.repositories[name][branch] |= files
         self.commits.append((name, branch, message, sorted(files)))
-        return 200, {"commitUrl": f"{self.url}/{name}/commit/1", "commitOid": "1" * 40, "hookOutput": ""}
+        return 200, {
+            "commitUrl": f"{self.url}/{name}/commit/1",
+            "commitOid": "1" * 40,
+            "hookOutput": "",
+        }
 
 
 @pytest.fixture
@@ -167,12 +182,17 @@ def test_every_file_arrives_in_one_commit(standin, directory):
     path, files = directory
     assert push(path, "me/model", private=True) == f"{standin.url}/me/model"
     found = standin.repositories["me/model"]["main"]
-    assert {name: found[name] for name in files} == files and set(found) == {*files, ".gitattributes"}
+    assert {name: found[name] for name in files} == files and set(found) == {
+        *files,
+        ".gitattributes",
+    }
     assert standin.commits == [("me/model", "main", "Export by embed-jax", sorted(files))]
     assert standin.private == {"me/model"} and len(standin.stored) == 2, "large files go apart"
 
 
-def test_a_repository_that_is_there_is_written_to_again_and_keeps_what_is_its_own(standin, directory):
+def test_a_repository_that_is_there_is_written_to_again_and_keeps_what_is_its_own(
+    standin, directory
+):
     path, files = directory
     push(path, "me/model")
     standin.repositories["me/model"]["main"]["LICENSE"] = b"mine"
@@ -189,7 +209,9 @@ def test_a_branch_is_made_and_main_left_alone(standin, directory):
     for _ in range(2):
         push(path, "me/model", revision="step-500")
     branches = standin.repositories["me/model"]
-    assert branches["step-500"]["README.md"] == files["README.md"] and set(branches["main"]) == {".gitattributes"}
+    assert branches["step-500"]["README.md"] == files["README.md"] and set(branches["main"]) == {
+        ".gitattributes"
+    }
 
 
 @pytest.mark.parametrize(
@@ -202,18 +224,26 @@ def test_a_branch_is_made_and_main_left_alone(standin, directory):
         (("/info/lfs/", 500), RunError, "answers 500|cannot be written to"),
     ],
 )
-def test_what_the_hub_refuses_is_said_in_one_line(standin, directory, refuse, kind, message, monkeypatch):
+def test_what_the_hub_refuses_is_said_in_one_line(
+    standin, directory, refuse, kind, message, monkeypatch
+):
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     standin.refuse = refuse
     with pytest.raises(kind, match=message) as caught:
         push(directory[0], "me/model")
-    assert "\n" not in str(caught.value) and TOKEN not in str(caught.value) and "me/model" in str(caught.value)
+    assert (
+        "\n" not in str(caught.value)
+        and TOKEN not in str(caught.value)
+        and "me/model" in str(caught.value)
+    )
     assert not standin.commits, "nothing is there in part"
 
 
 def test_a_wrong_token_is_said_in_one_line_and_not_shown(standin, directory, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    with pytest.raises(InputError, match="answers 401: the token is not accepted; set HF_TOKEN") as caught:
+    with pytest.raises(
+        InputError, match="answers 401: the token is not accepted; set HF_TOKEN"
+    ) as caught:
         push(directory[0], "me/model")
     assert "hf_wrong" not in str(caught.value) and "\n" not in str(caught.value)
 

@@ -42,10 +42,14 @@ def equals_torch():
     torch = pytest.importorskip("torch")
 
     def check(loss, reference, embeddings, fields=None, params=None, learnt=None, **arguments):
-        columns = [torch.tensor(column, dtype=torch.float64, requires_grad=True) for column in embeddings]
+        columns = [
+            torch.tensor(column, dtype=torch.float64, requires_grad=True) for column in embeddings
+        ]
         expected = reference([{"given": column} for column in columns])
         expected.backward()
-        value, (gradient, by_params) = value_and_gradients(loss, embeddings, fields or {}, params or {}, arguments)
+        value, (gradient, by_params) = value_and_gradients(
+            loss, embeddings, fields or {}, params or {}, arguments
+        )
         assert float(value) == pytest.approx(expected.item(), rel=1e-5, abs=1e-12)
         assert_close(gradient, np.stack([column.grad.numpy() for column in columns]))
         if learnt is not None:

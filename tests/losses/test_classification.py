@@ -24,18 +24,26 @@ CONCATENATIONS = {
 
 
 @pytest.mark.parametrize(
-    "batch, concatenation", [(2, "u,v,|u-v|"), (33, "u,v,|u-v|"), *((7, name) for name in CONCATENATIONS)]
+    "batch, concatenation",
+    [(2, "u,v,|u-v|"), (33, "u,v,|u-v|"), *((7, name) for name in CONCATENATIONS)],
 )
 def test_equals_sentence_transformers(batch, concatenation, given, peers, equals_torch):
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(batch)
     label = rng.integers(NUM_LABELS, size=batch)
-    names = "concatenation_sent_rep", "concatenation_sent_difference", "concatenation_sent_multiplication"
+    names = (
+        "concatenation_sent_rep",
+        "concatenation_sent_difference",
+        "concatenation_sent_multiplication",
+    )
     parts = dict(zip(names, CONCATENATIONS[concatenation], strict=True))
     reference = peers.SoftmaxLoss(given, DIM, NUM_LABELS, **parts).double()
     classifier = reference.classifier
     with torch.no_grad():
-        params = {"kernel": classifier.weight.float().numpy().T, "bias": classifier.bias.float().numpy()}
+        params = {
+            "kernel": classifier.weight.float().numpy().T,
+            "bias": classifier.bias.float().numpy(),
+        }
         params = jax.tree.map(jnp.asarray, params)
     equals_torch(
         softmax,
@@ -74,10 +82,14 @@ def test_a_label_out_of_range_gives_nan():
 
 
 def test_wrong_arguments_are_one_line():
-    with pytest.raises(InputError, match="num_labels of the loss softmax: expected at least 2, found 1"):
+    with pytest.raises(
+        InputError, match="num_labels of the loss softmax: expected at least 2, found 1"
+    ):
         init_classifier(DIM, jax.random.key(0), num_labels=1)
     for concatenation in ("u,v,u-v", ""):
-        with pytest.raises(InputError, match=r"unknown part of the concatenation .*; known: u, u\*v, v, \|u-v\|"):
+        with pytest.raises(
+            InputError, match=r"unknown part of the concatenation .*; known: u, u\*v, v, \|u-v\|"
+        ):
             init_classifier(DIM, jax.random.key(0), concatenation=concatenation)
         with pytest.raises(InputError, match="unknown part of the concatenation"):
             pair_features(jnp.ones((1, 2)), jnp.ones((1, 2)), concatenation)

@@ -29,11 +29,24 @@ def weights_of(own):
 
 
 @loss(columns=(1, 0), tiled=True)
-def size(own, world, params, *, scale: float = 1.0, power: int = 2, negate: bool = False, of: str = "anchor"):
+def size(
+    own,
+    world,
+    params,
+    *,
+    scale: float = 1.0,
+    power: int = 2,
+    negate: bool = False,
+    of: str = "anchor",
+):
     """An anchor's size; examples weigh differently, and one in four nothing."""
     values = scale * jnp.sum(jnp.abs(own.embeddings[0 if of == "anchor" else 1]) ** power, axis=-1)
     weights = own.present[0] * (own.example % 4).astype(jnp.float32)
-    return -values if negate else values, weights, {"size": values, "number": own.example.astype(jnp.float32)}
+    return (
+        -values if negate else values,
+        weights,
+        {"size": values, "number": own.example.astype(jnp.float32)},
+    )
 
 
 def contrast_init(dim, key, temperature, learn):
@@ -56,7 +69,9 @@ def contrast(own, world, params, *, temperature: float = 0.5, learn: bool = True
 
     scale = params["scale"] if learn else jnp.full(DIM, 1 / temperature)
     against, _ = world.logsumexp(block, (own.embeddings[0], own.example), candidates, scale)
-    values = jax.nn.softplus(against[0] - jnp.sum(own.embeddings[0] * scale[None] * own.embeddings[1], axis=-1))
+    values = jax.nn.softplus(
+        against[0] - jnp.sum(own.embeddings[0] * scale[None] * own.embeddings[1], axis=-1)
+    )
     return values, weights_of(own), {"against": jnp.where(against[0] == -jnp.inf, 0.0, against[0])}
 
 
@@ -76,8 +91,14 @@ def spread(own, world, params):
 
 @loss(columns=(3, 0), tiled=True)
 def triple(own, world, params, *, margin: float = 1.0):
-    near, far = (jnp.sum((own.embeddings[0] - other) ** 2, axis=-1) for other in own.embeddings[1:3])
-    return jax.nn.softplus(near - far + margin), jnp.all(own.present[:3], axis=0).astype(jnp.float32), {}
+    near, far = (
+        jnp.sum((own.embeddings[0] - other) ** 2, axis=-1) for other in own.embeddings[1:3]
+    )
+    return (
+        jax.nn.softplus(near - far + margin),
+        jnp.all(own.present[:3], axis=0).astype(jnp.float32),
+        {},
+    )
 
 
 @loss(needs=("scores",), columns=(2, 0))
@@ -90,7 +111,9 @@ def alone(own, world, params):
     return own.embeddings[0, :, 0], own.present[0].astype(jnp.float32), {}
 
 
-LOSSES = {function.__name__: function for function in (size, contrast, spread, triple, scored, alone)}
+LOSSES = {
+    function.__name__: function for function in (size, contrast, spread, triple, scored, alone)
+}
 
 
 @pytest.fixture(autouse=True)
@@ -132,11 +155,15 @@ def means(loss, columns, params, world=None, total=lambda value: value):
     """(loss, metrics) over the world, as training takes them."""
     values, weights, metrics = loss(columns, world or local_world(columns, "dense"), params)
     all_weights = jnp.maximum(total(jnp.sum(weights)), 1e-12)
-    return jax.tree.map(lambda numbers: total(jnp.sum(numbers * weights)) / all_weights, (values, metrics))
+    return jax.tree.map(
+        lambda numbers: total(jnp.sum(numbers * weights)) / all_weights, (values, metrics)
+    )
 
 
 def value(loss, columns, params=None):
-    return float(means(loss, columns, loss.init(DIM, jax.random.key(0)) if params is None else params)[0])
+    return float(
+        means(loss, columns, loss.init(DIM, jax.random.key(0)) if params is None else params)[0]
+    )
 
 
 def total_weight(loss, columns, params):
@@ -160,9 +187,13 @@ def total_weight(loss, columns, params):
 def test_an_expression_is_the_loss_with_its_arguments(expression, arguments):
     columns = some_columns()
     built, world = build_loss(expression), local_world(columns)
-    for found, expected in zip(built(columns, world, {}), size(columns, world, {}, **arguments), strict=True):
+    for found, expected in zip(
+        built(columns, world, {}), size(columns, world, {}, **arguments), strict=True
+    ):
         jax.tree.map(np.testing.assert_array_equal, found, expected)
-    assert built.init(DIM, jax.random.key(0)) == {} and built.datasets == () and built.name == "size"
+    assert (
+        built.init(DIM, jax.random.key(0)) == {} and built.datasets == () and built.name == "size"
+    )
     assert (built.about.columns, built.about.needs, built.about.tiled) == ((1, 0), (), True)
 
 
@@ -185,13 +216,19 @@ def test_whole_numbers_become_floats_where_the_default_is_one():
         seen.update(scale=scale, number=number)
 
     bind(record, scale=2, number=2)(None, None, {})
-    assert seen == {"scale": 2.0, "number": 2} and type(seen["scale"]) is float and type(seen["number"]) is int
+    assert (
+        seen == {"scale": 2.0, "number": 2}
+        and type(seen["scale"]) is float
+        and type(seen["number"]) is int
+    )
 
 
 def test_a_partial_of_a_loss_is_the_loss():
     built = bind(functools.partial(contrast, temperature=0.25), learn=False)
     assert built.about.needs == ("guide",) and built.name == "contrast"
-    assert value(built, some_columns()) == value(bind(contrast, temperature=0.25, learn=False), some_columns())
+    assert value(built, some_columns()) == value(
+        bind(contrast, temperature=0.25, learn=False), some_columns()
+    )
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------
@@ -201,8 +238,14 @@ def test_a_partial_of_a_loss_is_the_loss():
     ("expression", "message"),
     [
         ("sizes()", "sizes(): unknown loss 'sizes' (did you mean 'size'?); known: "),
-        ("symetric(size())", "symetric(size()): unknown loss 'symetric' (did you mean 'symmetric'?); known: "),
-        ("size() + contrasts", "contrasts: unknown loss 'contrasts' (did you mean 'contrast'?); known: "),
+        (
+            "symetric(size())",
+            "symetric(size()): unknown loss 'symetric' (did you mean 'symmetric'?); known: ",
+        ),
+        (
+            "size() + contrasts",
+            "contrasts: unknown loss 'contrasts' (did you mean 'contrast'?); known: ",
+        ),
         (
             "size(scal=2)",
             "size(scal=2): unknown argument of size 'scal' (did you mean 'scale'?); known: negate, of, power, scale",
@@ -218,15 +261,36 @@ def test_a_partial_of_a_loss_is_the_loss():
             "2 * size(scale=1 + 1)",
             "size(scale=1 + 1): scale: expected a number, True, False or a string in quotes, found 1 + 1",
         ),
-        ("size(of=anchor)", "size(of=anchor): of: expected a number, True, False or a string in quotes, found anchor"),
-        ("size(of=None)", "size(of=None): of: expected a number, True, False or a string in quotes, found None"),
-        ("size(2)", "size(2): expected arguments by name, found 2; known: scale, power, negate, of"),
-        ("size(*x)", "size(*x): expected arguments by name, found *x; known: scale, power, negate, of"),
+        (
+            "size(of=anchor)",
+            "size(of=anchor): of: expected a number, True, False or a string in quotes, found anchor",
+        ),
+        (
+            "size(of=None)",
+            "size(of=None): of: expected a number, True, False or a string in quotes, found None",
+        ),
+        (
+            "size(2)",
+            "size(2): expected arguments by name, found 2; known: scale, power, negate, of",
+        ),
+        (
+            "size(*x)",
+            "size(*x): expected arguments by name, found *x; known: scale, power, negate, of",
+        ),
         ("size(**x)", "size(**x): expected names for what is given by name"),
         ("size(scale=1, scale=2)", "size(scale=1, scale=2): expected scale once, found it twice"),
-        ("2 * 3 * size()", "2 * 3 * size(): expected a number on one side of * and a loss on the other"),
-        ("size() * size()", "size() * size(): expected a number on one side of * and a loss on the other"),
-        ("True * size()", "True * size(): expected a number on one side of * and a loss on the other"),
+        (
+            "2 * 3 * size()",
+            "2 * 3 * size(): expected a number on one side of * and a loss on the other",
+        ),
+        (
+            "size() * size()",
+            "size() * size(): expected a number on one side of * and a loss on the other",
+        ),
+        (
+            "True * size()",
+            "True * size(): expected a number on one side of * and a loss on the other",
+        ),
         ("size() + 1", "1: expected a loss such as "),
         ("size() / 2", "size() / 2: expected a loss such as "),
         ("-size()", "-size(): expected a loss such as "),
@@ -238,18 +302,33 @@ def test_a_partial_of_a_loss_is_the_loss():
         ("size(), size() +", "'size(), size() +': "),
         ("symmetric", "symmetric: expected one loss inside, as in symmetric(info_nce()), found 0"),
         ("symmetric(size, size)", "expected one loss inside, as in symmetric(info_nce()), found 2"),
-        ("symmetric(size, on=1)", "symmetric(size, on=1): symmetric takes no arguments by name, found 'on'"),
+        (
+            "symmetric(size, on=1)",
+            "symmetric(size, on=1): symmetric takes no arguments by name, found 'on'",
+        ),
         ("symmetric(2)", "2: expected a loss such as "),
-        ("symmetric(scored)", "expected a loss without scores of an anchor's candidates, found scored"),
+        (
+            "symmetric(scored)",
+            "expected a loss without scores of an anchor's candidates, found scored",
+        ),
         ("symmetric(alone)", "expected a loss of two or more texts an example, found alone of one"),
         ("masked(size)", "masked(size): masked needs the argument min_score"),
         ("masked(size, min_score='a')", "min_score: expected a number, found 'a'"),
-        ("masked(size, min_scores=1)", "unknown argument of masked 'min_scores' (did you mean 'min_score'?)"),
-        ("per_dataset(size())", "expected losses by data set, as in per_dataset(nli=info_nce(), sts=cosent())"),
+        (
+            "masked(size, min_scores=1)",
+            "unknown argument of masked 'min_scores' (did you mean 'min_score'?)",
+        ),
+        (
+            "per_dataset(size())",
+            "expected losses by data set, as in per_dataset(nli=info_nce(), sts=cosent())",
+        ),
         ("per_dataset()", "per_dataset(): expected a loss for each data set, found none"),
         ("per_dataset(a=size(), a=size())", "expected a once, found it twice"),
         ("per_dataset({1: size()})", "expected names for what is given by name"),
-        ("per_dataset(a=per_dataset(b=size))", "expected one loss for the data set 'a', found losses by data set"),
+        (
+            "per_dataset(a=per_dataset(b=size))",
+            "expected one loss for the data set 'a', found losses by data set",
+        ),
         (
             "per_dataset(a=size) + per_dataset(b=size)",
             "expected the same data sets in the same order in each per_dataset, found a; b",
@@ -272,14 +351,18 @@ def test_what_cannot_be_used_is_said_in_one_line_with_its_place(expression, mess
 
 
 def test_a_field_of_the_wrong_type_is_refused():
-    with pytest.raises(InputError, match=r"^config.loss.name: size\(\): scale: expected a number, found 'a'$"):
+    with pytest.raises(
+        InputError, match=r"^config.loss.name: size\(\): scale: expected a number, found 'a'$"
+    ):
         build_loss("size()", {"scale": "a"})
 
 
 def test_examples_without_what_a_combinator_looks_at_are_refused():
     columns = some_columns().replace(score=None, dataset=None)
     for built in (masked(size, min_score=0.5), per_dataset({"a": size})):
-        with pytest.raises(InputError, match="^config.loss.name: .* needs examples with .*, found none$"):
+        with pytest.raises(
+            InputError, match="^config.loss.name: .* needs examples with .*, found none$"
+        ):
             built(columns, local_world(columns), {})
 
 
@@ -299,34 +382,48 @@ def test_a_sum_is_the_sum_of_the_losses_means():
         "loss/size_3": (-0.5, value(plain, columns)),
         "loss/triple": (1.0, value(triples, columns)),
     }
-    assert len({total_weight(part, columns, {}) for part in (plain, triples)}) == 2, "else any weights would do"
+    assert len({total_weight(part, columns, {}) for part in (plain, triples)}) == 2, (
+        "else any weights would do"
+    )
     assert float(total) == pytest.approx(sum(c * part for c, part in parts.values()), rel=1e-6)
     expected = {name: part for name, (_, part) in parts.items()}
     expected |= {name: float(metric) for name, metric in means(power_1, columns, {})[1].items()}
-    assert {name: float(metric) for name, metric in metrics.items()} == pytest.approx(expected, rel=1e-6)
+    assert {name: float(metric) for name, metric in metrics.items()} == pytest.approx(
+        expected, rel=1e-6
+    )
 
 
 def test_a_sum_of_a_loss_with_itself_is_the_loss():
     """Weights, and so what an example counts in `per_dataset`, are its own."""
     columns = some_columns()
-    values, weights, metrics = build_loss("0.5 * size + 0.5 * size")(columns, local_world(columns), {})
+    values, weights, metrics = build_loss("0.5 * size + 0.5 * size")(
+        columns, local_world(columns), {}
+    )
     expected, expected_weights, expected_metrics = size(columns, local_world(columns), {})
     np.testing.assert_array_equal(weights, expected_weights)
     np.testing.assert_allclose(values * weights, expected * expected_weights, rtol=1e-6)
-    np.testing.assert_allclose(metrics["size"] * weights, expected_metrics["size"] * expected_weights, rtol=1e-6)
+    np.testing.assert_allclose(
+        metrics["size"] * weights, expected_metrics["size"] * expected_weights, rtol=1e-6
+    )
 
 
 def test_a_loss_of_no_example_adds_nothing_to_a_sum():
     columns = some_columns()
     nothing = columns.replace(present=columns.present.at[2].set(False))
-    assert value(build_loss("size + triple"), nothing) == pytest.approx(value(bind(size), nothing), rel=1e-6)
+    assert value(build_loss("size + triple"), nothing) == pytest.approx(
+        value(bind(size), nothing), rel=1e-6
+    )
 
 
 def test_symmetric_is_the_mean_over_both_directions():
     columns = some_columns()
     order = jnp.array([1, 0, 2])
     swapped = columns.replace(
-        **{name: getattr(columns, name)[order] for name in BY_COLUMN if getattr(columns, name) is not None}
+        **{
+            name: getattr(columns, name)[order]
+            for name in BY_COLUMN
+            if getattr(columns, name) is not None
+        }
     )
     for loss_ in (size, contrast, triple):
         built, plain = symmetric(loss_), bind(loss_)
@@ -334,7 +431,9 @@ def test_symmetric_is_the_mean_over_both_directions():
         there, back = value(plain, columns, params), value(plain, swapped, params)
         assert abs(there - back) > 1e-3
         assert value(built, columns, params) == pytest.approx((there + back) / 2, rel=1e-6)
-        expected = {name: float(metric) for name, metric in means(plain, columns, params)[1].items()}
+        expected = {
+            name: float(metric) for name, metric in means(plain, columns, params)[1].items()
+        }
         metrics = {name: float(metric) for name, metric in means(built, columns, params)[1].items()}
         assert metrics == pytest.approx(expected, rel=1e-6)
     assert symmetric(size).about.columns == (2, 0)
@@ -353,7 +452,9 @@ def test_every_leaf_by_column_is_swapped():
     symmetric(look)(columns, local_world(columns), {})
     for found in seen[2:]:
         for name in BY_COLUMN:
-            np.testing.assert_array_equal(getattr(found, name), getattr(columns, name)[jnp.array([1, 0, 2])])
+            np.testing.assert_array_equal(
+                getattr(found, name), getattr(columns, name)[jnp.array([1, 0, 2])]
+            )
         np.testing.assert_array_equal(found.example, columns.example)
 
 
@@ -361,27 +462,43 @@ def test_a_data_set_s_loss_sees_its_own_examples_and_columns_only():
     columns = some_columns()
     built = build_loss("per_dataset(nli=contrast(), sts=spread())")
     assert built.datasets == ("nli", "sts")
-    assert built.about.columns == (2, 0) and set(built.about.needs) == {"guide", "score"} and not built.about.tiled
+    assert (
+        built.about.columns == (2, 0)
+        and set(built.about.needs) == {"guide", "score"}
+        and not built.about.tiled
+    )
     assert built.of_dataset["sts"].columns == (2, 2)
     params = built.init(DIM, jax.random.key(1))
     nli, sts = (subset(columns, np.flatnonzero(columns.dataset == number)) for number in range(2))
-    sts = sts.replace(**{name: getattr(sts, name)[:2] for name in BY_COLUMN if getattr(sts, name) is not None})
+    sts = sts.replace(
+        **{name: getattr(sts, name)[:2] for name in BY_COLUMN if getattr(sts, name) is not None}
+    )
     parts = [(bind(contrast), nli, params["0"]), (bind(spread), sts, params["1"])]
     values, weights = ([f(*part) for part in parts] for f in (value, total_weight))
-    assert min(weights) > 1.0 and weights[0] != weights[1] and sum(weights) < BATCH - 1, "two data sets, and a third"
+    assert min(weights) > 1.0 and weights[0] != weights[1] and sum(weights) < BATCH - 1, (
+        "two data sets, and a third"
+    )
     total, metrics = means(built, columns, params)
     assert float(total) == pytest.approx(np.average(values, weights=weights), rel=1e-6)
     against = float(means(*parts[0])[1]["against"])
     expected = {"loss/nli": values[0], "loss/sts": values[1], "nli/against": against}
-    assert {name: float(metric) for name, metric in metrics.items()} == pytest.approx(expected, rel=1e-6)
+    assert {name: float(metric) for name, metric in metrics.items()} == pytest.approx(
+        expected, rel=1e-6
+    )
 
 
 def test_a_data_set_that_a_batch_lacks_has_no_metrics():
     columns = some_columns()
     columns = columns.replace(dataset=jnp.zeros(BATCH, int))
-    total, metrics = means(build_loss("per_dataset({'all-nli': size(), 'sts-b': size()})"), columns, {})
+    total, metrics = means(
+        build_loss("per_dataset({'all-nli': size(), 'sts-b': size()})"), columns, {}
+    )
     assert float(total) == pytest.approx(value(bind(size), columns), rel=1e-6)
-    assert np.isfinite(metrics["all-nli/size"]) and np.isnan(metrics["sts-b/size"]) and np.isnan(metrics["loss/sts-b"])
+    assert (
+        np.isfinite(metrics["all-nli/size"])
+        and np.isnan(metrics["sts-b/size"])
+        and np.isnan(metrics["loss/sts-b"])
+    )
 
 
 def test_masked_leaves_low_scores_out():
@@ -404,7 +521,10 @@ def test_parameters_are_named_by_place_and_those_of_one_loss_are_its_own():
     key = jax.random.key(7)
     single = build_loss("contrast(temperature=0.25)").init(DIM, key)
     jax.tree.map(np.testing.assert_array_equal, single, contrast_init(DIM, key, 0.25, True))
-    for expression in ("symmetric(contrast(temperature=0.25))", "masked(contrast(temperature=0.25), min_score=0)"):
+    for expression in (
+        "symmetric(contrast(temperature=0.25))",
+        "masked(contrast(temperature=0.25), min_score=0)",
+    ):
         jax.tree.map(np.testing.assert_array_equal, build_loss(expression).init(DIM, key), single)
     for expression in (
         "size() + contrast() + 0.5 * (contrast(learn=False) + contrast())",
@@ -412,7 +532,9 @@ def test_parameters_are_named_by_place_and_those_of_one_loss_are_its_own():
     ):
         params = build_loss(expression).init(DIM, key)
         assert list(params) == ["1", "3"], expression
-        assert not np.array_equal(params["1"]["scale"], params["3"]["scale"]), "entries have keys of their own"
+        assert not np.array_equal(params["1"]["scale"], params["3"]["scale"]), (
+            "entries have keys of their own"
+        )
     assert build_loss("size() + triple()").init(DIM, key) == {}
     nested = build_loss("size() + per_dataset(a=size(), b=contrast(temperature=0.25))")
     assert jax.tree.map(jnp.shape, nested.init(DIM, key)) == {"1": {"1": {"scale": (DIM,)}}}
@@ -436,12 +558,22 @@ def split(built, columns, form):
         own = columns.replace(embeddings=embeddings)
         params = lax.pcast(params, "data", to="varying")
         world = dataclasses.replace(device_world(own, form, ("data",)), tile=2)
-        return means(built, own, world=world, params=params, total=lambda value: lax.psum(value, "data"))
+        return means(
+            built, own, world=world, params=params, total=lambda value: lax.psum(value, "data")
+        )
 
-    mesh = jax.make_mesh((DEVICES,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:DEVICES])
-    by_column, by_example, whole = PartitionSpec(None, "data"), PartitionSpec("data"), PartitionSpec()
+    mesh = jax.make_mesh(
+        (DEVICES,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:DEVICES]
+    )
+    by_column, by_example, whole = (
+        PartitionSpec(None, "data"),
+        PartitionSpec("data"),
+        PartitionSpec(),
+    )
     named = {name: leaf for name, leaf in vars(columns).items() if leaf is not None}
-    specs = columns.replace(**{name: by_column if name in BY_COLUMN else by_example for name in named})
+    specs = columns.replace(
+        **{name: by_column if name in BY_COLUMN else by_example for name in named}
+    )
     return jax.shard_map(on_device, mesh=mesh, in_specs=(by_column, whole, specs), out_specs=whole)
 
 
@@ -450,7 +582,11 @@ def split(built, columns, form):
     [
         ("size(scale=0.3) + 0.7 * contrast() - 0.2 * spread()", 2, ("dense",)),
         ("symmetric(contrast() + 0.5 * triple())", 3, ("dense", "ring")),
-        ("masked(per_dataset(a=contrast(), b=size() + contrast(), c=spread()), min_score=0.2)", 3, ("dense", "ring")),
+        (
+            "masked(per_dataset(a=contrast(), b=size() + contrast(), c=spread()), min_score=0.2)",
+            3,
+            ("dense", "ring"),
+        ),
     ],
 )
 def test_the_same_on_one_device_and_split_over_four(expression, number, forms):
@@ -466,7 +602,10 @@ def test_the_same_on_one_device_and_split_over_four(expression, number, forms):
             return means(built, columns.replace(embeddings=embeddings), params)
 
         found = [gradient(on_one)(columns.embeddings, params)]
-        return found + [gradient(split(built, columns, form))(columns.embeddings, params, columns) for form in forms]
+        return found + [
+            gradient(split(built, columns, form))(columns.embeddings, params, columns)
+            for form in forms
+        ]
 
     with jax.numpy_rank_promotion("raise"):
         (one, *others) = each(params, columns)
@@ -474,7 +613,9 @@ def test_the_same_on_one_device_and_split_over_four(expression, number, forms):
     for (value_there, metrics_there), gradients_there in others:
         (value_here, metrics_here), gradients_here = one
         assert float(value_there) == pytest.approx(float(value_here), rel=1e-6)
-        assert jax.tree.map(float, metrics_there) == pytest.approx(jax.tree.map(float, metrics_here), rel=1e-6)
+        assert jax.tree.map(float, metrics_there) == pytest.approx(
+            jax.tree.map(float, metrics_here), rel=1e-6
+        )
         difference = jax.tree.map(jnp.subtract, gradients_there, gradients_here)
         assert norm(difference) <= 1e-6 * norm(gradients_here)
 

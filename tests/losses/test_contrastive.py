@@ -18,11 +18,15 @@ LOSSES = [info_nce, gte, qwen3, gist, dcl, siglip, mega_batch_margin]
 FORMS = ["dense", "tiled"]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2, 4), compiler_options={"xla_backend_optimization_level": 0})
+@functools.partial(
+    jax.jit, static_argnums=(0, 2, 4), compiler_options={"xla_backend_optimization_level": 0}
+)
 def compiled(loss, columns, form, params, arguments):
     def total(embeddings):
         changed = columns.replace(embeddings=embeddings)
-        values, weights, metrics = loss(changed, local_world(changed, form, tile=3), params, **dict(arguments))
+        values, weights, metrics = loss(
+            changed, local_world(changed, form, tile=3), params, **dict(arguments)
+        )
         return jnp.sum(values * weights), (values, metrics)
 
     return jax.value_and_grad(total, has_aux=True)(columns.embeddings)
@@ -30,7 +34,9 @@ def compiled(loss, columns, form, params, arguments):
 
 def run(loss, columns, form="dense", params=None, **arguments):
     """Values, and the gradient of their sum by the embeddings."""
-    (_, (values, metrics)), gradient = compiled(loss, columns, form, params or {}, tuple(arguments.items()))
+    (_, (values, metrics)), gradient = compiled(
+        loss, columns, form, params or {}, tuple(arguments.items())
+    )
     return np.asarray(values), np.asarray(gradient), metrics
 
 
@@ -38,7 +44,9 @@ def run(loss, columns, form="dense", params=None, **arguments):
 def embeddings():
     """Random embeddings: `(columns, batch, dim=16, seed=0) -> float32 [C, B, D]`."""
     return lambda columns, batch, dim=16, seed=0: (
-        np.random.default_rng([columns, batch, seed]).normal(size=(columns, batch, dim)).astype(np.float32)
+        np.random.default_rng([columns, batch, seed])
+        .normal(size=(columns, batch, dim))
+        .astype(np.float32)
     )
 
 
@@ -100,10 +108,17 @@ QP, PQ, QQ, PP = "query_to_doc", "doc_to_query", "query_to_query", "doc_to_doc"
         ),
     ],
 )
-def test_multiple_negatives_ranking(equals_torch, given, embeddings, batch, negatives, ours, theirs):
+def test_multiple_negatives_ranking(
+    equals_torch, given, embeddings, batch, negatives, ours, theirs
+):
     losses = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
     reference = losses.MultipleNegativesRankingLoss(given, scale=20.0, **theirs)
-    equals_torch(info_nce, lambda features: reference(features, None), embeddings(2 + negatives, batch), **ours)
+    equals_torch(
+        info_nce,
+        lambda features: reference(features, None),
+        embeddings(2 + negatives, batch),
+        **ours,
+    )
 
 
 @pytest.mark.parametrize("batch", [3, 8, 16, 25])
@@ -118,20 +133,32 @@ def test_multiple_negatives_ranking_of_any_batch(equals_torch, given, embeddings
 def test_multiple_negatives_symmetric_ranking(equals_torch, given, embeddings, batch, negatives):
     losses = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
     reference = losses.MultipleNegativesSymmetricRankingLoss(given, scale=20.0)
-    equals_torch(info_nce, lambda features: reference(features, None), embeddings(2 + negatives, batch), symmetric=True)
+    equals_torch(
+        info_nce,
+        lambda features: reference(features, None),
+        embeddings(2 + negatives, batch),
+        symmetric=True,
+    )
 
 
 @pytest.mark.parametrize("batch", [2, 33])
 def test_mega_batch_margin(equals_torch, given, embeddings, batch):
     losses = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
     reference = losses.MegaBatchMarginLoss(given, use_mini_batched_version=False)
-    equals_torch(mega_batch_margin, lambda features: reference(features, None), embeddings(2, batch))
+    equals_torch(
+        mega_batch_margin, lambda features: reference(features, None), embeddings(2, batch)
+    )
 
 
 @pytest.mark.parametrize("batch", [2, 33])
 @pytest.mark.parametrize("negatives", [0, 1])
 @pytest.mark.parametrize(
-    "arguments", [{}, {"margin": 0.1}, {"margin": 0.3, "margin_strategy": "relative", "contrast_anchors": False}]
+    "arguments",
+    [
+        {},
+        {"margin": 0.1},
+        {"margin": 0.3, "margin_strategy": "relative", "contrast_anchors": False},
+    ],
 )
 def test_gist(equals_torch, given, embeddings, batch, negatives, arguments):
     """The guide's embeddings are of another size, as of another model over another tokenizer."""
@@ -146,17 +173,35 @@ def test_gist(equals_torch, given, embeddings, batch, negatives, arguments):
 
     reference = object.__new__(losses.GISTEmbedLoss)  # its constructor wants tokenizers
     torch.nn.Module.__init__(reference)
-    settings = {"temperature": 0.01, "margin": 0.0, "margin_strategy": "absolute", "gather_across_devices": False}
-    settings |= {"contrast_anchors": True, "contrast_positives": True, "must_retokenize": False} | arguments
+    settings = {
+        "temperature": 0.01,
+        "margin": 0.0,
+        "margin_strategy": "absolute",
+        "gather_across_devices": False,
+    }
+    settings |= {
+        "contrast_anchors": True,
+        "contrast_positives": True,
+        "must_retokenize": False,
+    } | arguments
     for name, value in {**settings, "model": given, "guide": Guide()}.items():
         setattr(reference, name, value)
     reference.similarity_fct, reference.cross_entropy_loss = (
         torch.nn.CosineSimilarity(dim=-1),
         torch.nn.CrossEntropyLoss(),
     )
-    renamed = {{"margin": "mask_margin", "margin_strategy": "mask_strategy"}.get(k, k): v for k, v in arguments.items()}
+    renamed = {
+        {"margin": "mask_margin", "margin_strategy": "mask_strategy"}.get(k, k): v
+        for k, v in arguments.items()
+    }
     fields = {"guide": jnp.asarray(guide, jnp.float32)}
-    equals_torch(gist, lambda features: reference(features, None), embeddings(2 + negatives, batch), fields, **renamed)
+    equals_torch(
+        gist,
+        lambda features: reference(features, None),
+        embeddings(2 + negatives, batch),
+        fields,
+        **renamed,
+    )
 
 
 # ---- naive sums ----------------------------------------------------------------------------------------------
@@ -167,7 +212,16 @@ def cosines(embeddings):
     return lambda first, second: unit[first] @ unit[second]
 
 
-def naive_info_nce(embeddings, terms, temperature, alpha=1.0, own_only=False, limit=np.inf, smoothing=0.0, joint=True):
+def naive_info_nce(
+    embeddings,
+    terms,
+    temperature,
+    alpha=1.0,
+    own_only=False,
+    limit=np.inf,
+    smoothing=0.0,
+    joint=True,
+):
     """By the formula, one pair at a time."""
     s, (columns, batch) = cosines(embeddings), embeddings.shape[:2]
     negatives = range(2, columns)
@@ -204,8 +258,16 @@ def naive_info_nce(embeddings, terms, temperature, alpha=1.0, own_only=False, li
 @pytest.mark.parametrize(
     "loss,arguments,naive",
     [
-        (info_nce, {"hard_negative_weight": 3.0}, {"terms": ["qp"], "temperature": 0.05, "alpha": 3.0}),
-        (info_nce, {"label_smoothing": 0.2}, {"terms": ["qp"], "temperature": 0.05, "smoothing": 0.2}),
+        (
+            info_nce,
+            {"hard_negative_weight": 3.0},
+            {"terms": ["qp"], "temperature": 0.05, "alpha": 3.0},
+        ),
+        (
+            info_nce,
+            {"label_smoothing": 0.2},
+            {"terms": ["qp"], "temperature": 0.05, "smoothing": 0.2},
+        ),
         (info_nce, {"terms": "qp,pp"}, {"terms": ["qp", "pp"], "temperature": 0.05}),
         (
             info_nce,
@@ -221,7 +283,12 @@ def naive_info_nce(embeddings, terms, temperature, alpha=1.0, own_only=False, li
     ],
 )
 def test_softmaxes_by_the_formula(equals_numpy, embeddings, negatives, loss, arguments, naive):
-    equals_numpy(loss, lambda found: naive_info_nce(found, **naive), embeddings(2 + negatives, 5, dim=4), **arguments)
+    equals_numpy(
+        loss,
+        lambda found: naive_info_nce(found, **naive),
+        embeddings(2 + negatives, 5, dim=4),
+        **arguments,
+    )
 
 
 @pytest.mark.parametrize("negatives", [0, 1])
@@ -230,11 +297,22 @@ def test_decoupled_by_the_formula(equals_numpy, embeddings, negatives, sigma):
     def naive(embeddings):
         s, (columns, batch) = cosines(embeddings), embeddings.shape[:2]
         positive = np.array([s((0, i), (1, i)) for i in range(batch)])
-        weights = 2 - np.exp(positive / sigma) / np.mean(np.exp(positive / sigma)) if sigma else np.ones(batch)
+        weights = (
+            2 - np.exp(positive / sigma) / np.mean(np.exp(positive / sigma))
+            if sigma
+            else np.ones(batch)
+        )
         total = 0.0
         for i in range(batch):
-            others = [s((0, i), (c, j)) for c in range(1, columns) for j in range(batch) if (c, j) != (1, i)]
-            total += -weights[i] * positive[i] / 0.1 + np.log(np.sum(np.exp(np.array(others) / 0.1)))
+            others = [
+                s((0, i), (c, j))
+                for c in range(1, columns)
+                for j in range(batch)
+                if (c, j) != (1, i)
+            ]
+            total += -weights[i] * positive[i] / 0.1 + np.log(
+                np.sum(np.exp(np.array(others) / 0.1))
+            )
         return total / batch
 
     equals_numpy(dcl, naive, embeddings(2 + negatives, 5, dim=4), temperature=0.1, sigma=sigma)
@@ -259,7 +337,9 @@ def test_sigmoid_by_the_formula(embeddings, negatives):
         return jnp.mean(siglip(changed, local_world(changed, "tiled", tile=3), params)[0])
 
     params = {"log_scale": jnp.float32(1.5), "bias": jnp.float32(-2.0)}
-    value, (gradient, by_params) = jax.value_and_grad(ours, argnums=(0, 1))(columns.embeddings, params)
+    value, (gradient, by_params) = jax.value_and_grad(ours, argnums=(0, 1))(
+        columns.embeddings, params
+    )
     exact, h = np.asarray(columns.embeddings, np.float64), 1e-6
     assert float(value) == pytest.approx(naive(exact, 1.5, -2.0), rel=1e-5)
     slope = (naive(exact, 1.5 + h, -2.0) - naive(exact, 1.5 - h, -2.0)) / (2 * h)
@@ -270,7 +350,9 @@ def test_sigmoid_by_the_formula(embeddings, negatives):
         moved = np.zeros_like(exact)
         moved[index] = h
         slope = (naive(exact + moved, 1.5, -2.0) - naive(exact - moved, 1.5, -2.0)) / (2 * h)
-        assert float(gradient[index]) == pytest.approx(slope, abs=1e-5 * float(jnp.abs(gradient).max()))
+        assert float(gradient[index]) == pytest.approx(
+            slope, abs=1e-5 * float(jnp.abs(gradient).max())
+        )
 
 
 def test_siglip_and_temperature_start_where_they_are_told():
@@ -279,7 +361,9 @@ def test_siglip_and_temperature_start_where_they_are_told():
     assert float(start["log_scale"]) == pytest.approx(np.log(10)) and float(start["bias"]) == -10.0
     assert info_nce.about.init(4, key, temperature=0.05, learn_temperature=False) == {}
     params = info_nce.about.init(4, key, temperature=0.05, learn_temperature=True)
-    columns = make_columns(jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 3)), jnp.float32))
+    columns = make_columns(
+        jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 3)), jnp.float32)
+    )
     learnt, _, _ = run(info_nce, columns, params=params)
     np.testing.assert_allclose(learnt, run(info_nce, columns, temperature=0.05)[0], rtol=1e-6)
 
@@ -296,7 +380,9 @@ def negatives_of_the_first(loss=info_nce, **leaves):
         changed = columns.replace(embeddings=embeddings)
         return loss(changed, local_world(changed), {})[0][0]
 
-    return np.flatnonzero(np.abs(jax.jit(jax.grad(first))(columns.embeddings)[1]).sum(-1) > 0).tolist()
+    return np.flatnonzero(
+        np.abs(jax.jit(jax.grad(first))(columns.embeddings)[1]).sum(-1) > 0
+    ).tolist()
 
 
 @pytest.mark.parametrize("mine,theirs", [(0, 0), (0, 1), (1, 0), (1, 1)])
@@ -306,7 +392,9 @@ def test_examples_that_share_a_text_are_no_negatives(mine, theirs):
     assert negatives_of_the_first(text_hash=text_hash) == [0, 1, 2, 3]
     text_hash = text_hash.at[theirs, 2].set(text_hash[mine, 0])
     assert negatives_of_the_first(text_hash=text_hash) == [0, 1, 3]
-    assert negatives_of_the_first(lambda *x: info_nce(*x, mask_duplicates=False), text_hash=text_hash) == [0, 1, 2, 3]
+    assert negatives_of_the_first(
+        lambda *x: info_nce(*x, mask_duplicates=False), text_hash=text_hash
+    ) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("kind", [0, 1])
@@ -323,15 +411,24 @@ def test_absent_texts_are_no_negatives_and_weigh_nothing():
 
 
 @pytest.mark.parametrize(
-    "strategy,margin,limit", [("absolute", 0.2, 0.6), ("relative", 0.5, 0.4), ("threshold", 0.3, 0.3)]
+    "strategy,margin,limit",
+    [("absolute", 0.2, 0.6), ("relative", 0.5, 0.4), ("threshold", 0.3, 0.3)],
 )
 def test_similar_texts_are_masked(strategy, margin, limit):
     """Positives at cosines 0.8, 0.1, 0.35, 0.5, 0.7 of an anchor: negatives are those at most at the limit."""
     found = np.array([0.8, 0.1, 0.35, 0.5, 0.7])
     positives = np.stack([found, np.sqrt(1 - found**2)], axis=1)
     embeddings = jnp.asarray(np.stack([np.tile([1.0, 0.0], (5, 1)), positives]), jnp.float32)
-    arguments = {"mask_margin": margin, "mask_strategy": strategy, "temperature": 1.0, "mask_duplicates": False}
-    for by, columns in (("model", make_columns(embeddings)), ("guide", make_columns(embeddings, guide=embeddings))):
+    arguments = {
+        "mask_margin": margin,
+        "mask_strategy": strategy,
+        "temperature": 1.0,
+        "mask_duplicates": False,
+    }
+    for by, columns in (
+        ("model", make_columns(embeddings)),
+        ("guide", make_columns(embeddings, guide=embeddings)),
+    ):
         values, _, _ = run(info_nce, columns, mask_by=by, **arguments)
         gaps = [c - 0.8 for c in found[1:] if c <= limit]
         assert values[0] == pytest.approx(np.log1p(np.sum(np.exp(gaps))), rel=1e-5)
@@ -362,7 +459,11 @@ def test_degenerate_batches_are_finite(loss, form):
     "loss,arguments,message",
     [
         (info_nce, {"terms": "pq"}, "expected 'qp' and others of pp, pq, qp, qq"),
-        (info_nce, {"terms": "qp,qq", "partition": "per_direction"}, "of pq, qp, and the partition"),
+        (
+            info_nce,
+            {"terms": "qp,qq", "partition": "per_direction"},
+            "of pq, qp, and the partition",
+        ),
         (info_nce, {"hardness": "very"}, "hardness: expected one of"),
         (info_nce, {"similarity": "cosin"}, "did you mean 'cosine'"),
         (info_nce, {"temperature": 0.0}, "temperature: expected more than 0, found 0.0"),
@@ -389,7 +490,9 @@ def test_tiles_are_the_whole(kind, tile):
     def block(rows, candidates, scale):
         found = rows["x"] @ candidates["x"].T * scale
         masked = rows["id"][:, None] == candidates["id"][None, :]
-        return jnp.stack([jnp.where(masked, 0.0 if kind == "sum" else -jnp.inf, found), 0.5 * found])
+        return jnp.stack(
+            [jnp.where(masked, 0.0 if kind == "sum" else -jnp.inf, found), 0.5 * found]
+        )
 
     def total(reduce, rows, candidates, scale, *more):
         trees = {"x": rows, "id": jnp.arange(5)}, {"x": candidates, "id": jnp.arange(11)}
@@ -398,7 +501,9 @@ def test_tiles_are_the_whole(kind, tile):
 
     arguments = rows, candidates, jnp.float32(0.7)
     expected = jax.value_and_grad(lambda *x: total(reduce_dense, *x), argnums=(0, 1, 2))(*arguments)
-    found = jax.value_and_grad(lambda *x: total(reduce_tiled, *x, tile), argnums=(0, 1, 2))(*arguments)
+    found = jax.value_and_grad(lambda *x: total(reduce_tiled, *x, tile), argnums=(0, 1, 2))(
+        *arguments
+    )
     for mine, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(mine, theirs, atol=2e-6 * np.abs(theirs).max())
 

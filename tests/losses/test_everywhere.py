@@ -11,16 +11,37 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
-from embed_jax.losses import classification, distillation, listwise, pairwise, regularization, triplet
+from embed_jax.losses import (
+    classification,
+    distillation,
+    listwise,
+    pairwise,
+    regularization,
+    triplet,
+)
 from embed_jax.losses.base import about
 from embed_jax.parallel.world import device_world, local_world, make_columns
 from embed_jax.types import BY_COLUMN, Columns
 
 MODULES = pairwise, triplet, classification, distillation, listwise, regularization
-LOSSES = [function for module in MODULES for function in vars(module).values() if hasattr(function, "about")]
+LOSSES = [
+    function
+    for module in MODULES
+    for function in vars(module).values()
+    if hasattr(function, "about")
+]
 # Those that reduce over all texts of the world, whatever its form; to others its form is nothing.
-REDUCING = [pairwise.cosent, pairwise.angle, pairwise.angle_combined, pairwise.contrastive_tension_in_batch]
-REDUCING += [triplet.batch_hard_triplet, triplet.batch_hard_soft_margin_triplet, distillation.relational]
+REDUCING = [
+    pairwise.cosent,
+    pairwise.angle,
+    pairwise.angle_combined,
+    pairwise.contrastive_tension_in_batch,
+]
+REDUCING += [
+    triplet.batch_hard_triplet,
+    triplet.batch_hard_soft_margin_triplet,
+    distillation.relational,
+]
 REDUCING += [regularization.uniformity, regularization.global_orthogonal]
 BATCH, DIM, DEVICES = 8, 6, 4
 QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
@@ -29,7 +50,11 @@ ARGUMENTS = {"margin": 0.6, "distance": "cosine"}  # small enough for distances 
 
 
 def arguments(loss):
-    return {name: value for name, value in ARGUMENTS.items() if name in inspect.signature(loss).parameters}
+    return {
+        name: value
+        for name, value in ARGUMENTS.items()
+        if name in inspect.signature(loss).parameters
+    }
 
 
 def some_columns(loss, batch=BATCH):
@@ -78,7 +103,10 @@ def value_alone(loss, embeddings, params, columns):
 def alone(loss):
     """That loss with its gradients by embeddings and by parameters."""
     gradient = jax.value_and_grad(functools.partial(value_alone, loss), argnums=(0, 1))
-    return jax.jit(lambda columns, params: gradient(columns.embeddings, params, columns), compiler_options=QUICKLY)
+    return jax.jit(
+        lambda columns, params: gradient(columns.embeddings, params, columns),
+        compiler_options=QUICKLY,
+    )
 
 
 def split(loss, columns, form):
@@ -90,10 +118,14 @@ def split(loss, columns, form):
         params = lax.pcast(params, "data", to="varying")
         return mean(loss, own, world, params, lambda value: lax.psum(value, "data"))
 
-    mesh = jax.make_mesh((DEVICES,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:DEVICES])
+    mesh = jax.make_mesh(
+        (DEVICES,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:DEVICES]
+    )
     by_column, whole = PartitionSpec(None, "data"), PartitionSpec()
     specs = {name: by_column if name in BY_COLUMN else PartitionSpec("data") for name in FIELDS}
-    specs = Columns(**{name: None if getattr(columns, name) is None else spec for name, spec in specs.items()})
+    specs = Columns(
+        **{name: None if getattr(columns, name) is None else spec for name, spec in specs.items()}
+    )
     return jax.shard_map(on_device, mesh=mesh, in_specs=(by_column, whole, specs), out_specs=whole)
 
 
@@ -102,19 +134,28 @@ def test_the_same_on_one_device_and_split_over_four(loss):
     columns = some_columns(loss)
     # One example is missing, and a negative of another where there are negatives.
     number = len(columns.embeddings)
-    columns = without(columns, [(c, 5) for c in range(number)] + [(c, 2) for c in range(2, number - 1)])
+    columns = without(
+        columns, [(c, 5) for c in range(number)] + [(c, 2) for c in range(2, number - 1)]
+    )
     params = some_params(loss)
     value, gradients = alone(loss)(columns, params)
     forms = ("dense", "ring") if loss in REDUCING else ("dense",)
 
     @functools.partial(jax.jit, compiler_options=QUICKLY)
     def each(columns, params):
-        by_form = {form: jax.value_and_grad(split(loss, columns, form), argnums=(0, 1)) for form in forms}
-        return {form: function(columns.embeddings, params, columns) for form, function in by_form.items()}
+        by_form = {
+            form: jax.value_and_grad(split(loss, columns, form), argnums=(0, 1)) for form in forms
+        }
+        return {
+            form: function(columns.embeddings, params, columns)
+            for form, function in by_form.items()
+        }
 
     for form, (value_there, gradients_there) in each(columns, params).items():
         assert float(value_there) == pytest.approx(float(value), rel=1e-6), form
-        difference = jax.tree.map(lambda one, other: np.asarray(one) - np.asarray(other), gradients, gradients_there)
+        difference = jax.tree.map(
+            lambda one, other: np.asarray(one) - np.asarray(other), gradients, gradients_there
+        )
         assert norm(difference) <= 1e-6 * norm(gradients), form
     assert norm(gradients) > 1e-3
 
@@ -127,7 +168,10 @@ def test_a_missing_example_counts_nothing(loss):
     np.testing.assert_array_equal(gradient[:, 5], np.zeros_like(gradient[:, 5]))
     rest = np.delete(np.arange(BATCH), 5)
     fewer = {name: getattr(columns, name) for name in FIELDS}
-    fewer = {n: leaf if leaf is None else leaf[:, rest] if n in BY_COLUMN else leaf[rest] for n, leaf in fewer.items()}
+    fewer = {
+        n: leaf if leaf is None else leaf[:, rest] if n in BY_COLUMN else leaf[rest]
+        for n, leaf in fewer.items()
+    }
     fewer = Columns(**fewer)
     compiled = jax.jit(functools.partial(value_alone, loss), compiler_options=QUICKLY)
     value_of_rest = compiled(fewer.embeddings, params, fewer)

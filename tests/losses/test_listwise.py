@@ -19,7 +19,9 @@ def test_it_is_torchs_cross_entropy_of_each_list():
     columns = columns.replace(present=jnp.asarray(present))
     values, weights, metrics = own_candidates(columns, local_world(columns), {}, temperature=0.1)
     assert list(weights) == [1, 1, 1, 1, 0, 0, 1]
-    anchor, *candidates = torch.nn.functional.normalize(torch.tensor(np.asarray(columns.embeddings)), dim=-1)
+    anchor, *candidates = torch.nn.functional.normalize(
+        torch.tensor(np.asarray(columns.embeddings)), dim=-1
+    )
     for i in np.flatnonzero(np.asarray(weights)):
         there = [candidates[k][i] for k in range(4) if present[k + 1, i]]
         logits = torch.stack([anchor[i] @ one for one in there]) / 0.1

@@ -48,14 +48,20 @@ def mean_and_gradients(loss, columns, params, form="dense"):
         return jnp.sum(values * weights) / jnp.sum(weights), metrics
 
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
-        gradient = jax.jit(jax.value_and_grad(mean, argnums=(0, 1), has_aux=True), compiler_options=QUICKLY)
+        gradient = jax.jit(
+            jax.value_and_grad(mean, argnums=(0, 1), has_aux=True), compiler_options=QUICKLY
+        )
         (value, metrics), slopes = gradient(columns.embeddings, params)
     return float(value), slopes, metrics
 
 
 def assert_close(found, expected, tolerance=2e-6):
     largest = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(expected))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * largest), found, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * largest),
+        found,
+        expected,
+    )
 
 
 # ---- prefixes ------------------------------------------------------------------------------------------------
@@ -65,14 +71,18 @@ def assert_close(found, expected, tolerance=2e-6):
 def test_the_textbook_case(form):
     queries = [[1, 0, 0.9, 0.1, 0.5, 0.2], [0, 1, 0.1, 0.9, 0.2, 0.5]]
     positives = [[0.95, 0.05, 0.85, 0.15, 0.45, 0.25], [0.05, 0.95, 0.15, 0.85, 0.25, 0.45]]
-    loss = matryoshka(functools.partial(contrastive.info_nce, temperature=0.2), dims="2,4,6", weights="1,1,1")
+    loss = matryoshka(
+        functools.partial(contrastive.info_nce, temperature=0.2), dims="2,4,6", weights="1,1,1"
+    )
     value, _, _ = mean_and_gradients(loss, make_columns(jnp.array([queries, positives])), {}, form)
     assert value / 3 == pytest.approx(0.0153, abs=5e-5)
 
 
 PLAIN = {
     "info_nce": bind(contrastive.info_nce),
-    "info_nce, symmetric, dot": bind(contrastive.info_nce, symmetric=True, similarity="dot", label_smoothing=0.1),
+    "info_nce, symmetric, dot": bind(
+        contrastive.info_nce, symmetric=True, similarity="dot", label_smoothing=0.1
+    ),
     "gte": bind(contrastive.gte, temperature=0.1),
     "qwen3": bind(contrastive.qwen3, temperature=0.1),
     "gist": bind(contrastive.gist, temperature=0.1),
@@ -100,13 +110,24 @@ SLOW = {
     "swapped",
     "gist",
 }
-ONE_PASS = {"info_nce", "info_nce, symmetric, dot", "gte", "qwen3", "gist", "dcl", "siglip", "swapped"}
+ONE_PASS = {
+    "info_nce",
+    "info_nce, symmetric, dot",
+    "gte",
+    "qwen3",
+    "gist",
+    "dcl",
+    "siglip",
+    "swapped",
+}
 
 
 def first(columns, number):
     """The first texts of each example."""
     leaves = {leaf: getattr(columns, leaf) for leaf in BY_COLUMN}
-    return columns.replace(**{leaf: value[:number] for leaf, value in leaves.items() if value is not None})
+    return columns.replace(
+        **{leaf: value[:number] for leaf, value in leaves.items() if value is not None}
+    )
 
 
 def sliced(columns, size):
@@ -126,7 +147,10 @@ def test_it_is_the_weighted_sum_of_the_losses_on_slices(columns, name):
     assert plain.about.prefixes == (name in ONE_PASS)
 
     def by_hand(own, world, params):
-        results = [plain(own_slice := sliced(own, size), local_world(own_slice, "dense"), params) for size in (2, 4, 8)]
+        results = [
+            plain(own_slice := sliced(own, size), local_world(own_slice, "dense"), params)
+            for size in (2, 4, 8)
+        ]
         total = sum(c * values for c, (values, _, _) in zip((3.0, 0.5, 1.0), results, strict=True))
         return total, results[0][1], {}
 
@@ -145,7 +169,10 @@ def test_a_head_for_each_size_or_one_for_all(columns):
     plain = bind(classification.softmax, num_labels=2)
     separate = matryoshka(plain, dims="2,8")
     params = separate.init(DIM, jax.random.key(1))
-    assert {size: head["kernel"].shape for size, head in params.items()} == {"2": (6, 2), "8": (24, 2)}
+    assert {size: head["kernel"].shape for size, head in params.items()} == {
+        "2": (6, 2),
+        "8": (24, 2),
+    }
     unit = {size: sliced(columns, size) for size in (2, 8)}
     alone = [mean_and_gradients(plain, unit[size], params[str(size)])[0] for size in (2, 8)]
     assert mean_and_gradients(separate, columns, params)[0] == pytest.approx(sum(alone), rel=1e-6)
@@ -154,7 +181,9 @@ def test_a_head_for_each_size_or_one_for_all(columns):
     params = shared.init(DIM, jax.random.key(1))
     rows = [*(0, 1), *(8, 9), *(16, 17)]
     part = {"kernel": params["kernel"][jnp.array(rows)], "bias": params["bias"]}
-    alone = [mean_and_gradients(plain, unit[size], given)[0] for size, given in ((2, part), (8, params))]
+    alone = [
+        mean_and_gradients(plain, unit[size], given)[0] for size, given in ((2, part), (8, params))
+    ]
     assert mean_and_gradients(shared, columns, params)[0] == pytest.approx(sum(alone), rel=1e-6)
 
 
@@ -163,7 +192,12 @@ def test_a_sample_counts_so_many_prefixes_of_which_each_comes_up(columns):
     loss = matryoshka(contrastive.info_nce, dims="2,4,8", sample=1)
     alone = [mean_and_gradients(contrastive_of(size), columns, {})[0] for size in (2, 4, 8)]
     keys = jax.random.split(jax.random.key(0), 20)
-    found = np.array([float(jnp.mean(loss(columns.replace(key=key), local_world(columns), {})[0])) for key in keys])
+    found = np.array(
+        [
+            float(jnp.mean(loss(columns.replace(key=key), local_world(columns), {})[0]))
+            for key in keys
+        ]
+    )
     nearest = np.abs(found[:, None] - np.array(alone)[None]).argmin(axis=1)
     np.testing.assert_allclose(found, np.array(alone)[nearest], rtol=1e-5)
     assert set(nearest) == {0, 1, 2}
@@ -178,19 +212,43 @@ def contrastive_of(size):
 @pytest.mark.parametrize(
     "expression,message",
     [
-        ("matryoshka(info_nce(), dims='0,8')", "dims: expected sizes from 1 with commas between, found '0,8'"),
+        (
+            "matryoshka(info_nce(), dims='0,8')",
+            "dims: expected sizes from 1 with commas between, found '0,8'",
+        ),
         ("matryoshka(info_nce(), dims='')", "dims: expected sizes from 1"),
-        ("matryoshka(info_nce(), dims='2,8,4')", "dims: expected sizes in ascending or descending order"),
+        (
+            "matryoshka(info_nce(), dims='2,8,4')",
+            "dims: expected sizes in ascending or descending order",
+        ),
         ("matryoshka(info_nce(), dims='8,8,4')", "dims: expected each size once, found '8,8,4'"),
-        ("matryoshka(info_nce(), dims='8,4', weights='1')", "weights: expected 2, as many as dims, found 1"),
-        ("matryoshka(info_nce(), dims='8,4', weights='1,x')", "weights: expected numbers of 0 or more"),
-        ("matryoshka(info_nce(), dims='8,4', sample=3)", "sample: expected 0 (all) to 2, the number of dims, found 3"),
-        ("matryoshka(info_nce(), dims='8,4', shared_head=True)", "shared_head: info_nce has no parameters"),
-        ("matryoshka(matryoshka(info_nce(), dims='4'), dims='8')", "expected a loss of whole embeddings"),
+        (
+            "matryoshka(info_nce(), dims='8,4', weights='1')",
+            "weights: expected 2, as many as dims, found 1",
+        ),
+        (
+            "matryoshka(info_nce(), dims='8,4', weights='1,x')",
+            "weights: expected numbers of 0 or more",
+        ),
+        (
+            "matryoshka(info_nce(), dims='8,4', sample=3)",
+            "sample: expected 0 (all) to 2, the number of dims, found 3",
+        ),
+        (
+            "matryoshka(info_nce(), dims='8,4', shared_head=True)",
+            "shared_head: info_nce has no parameters",
+        ),
+        (
+            "matryoshka(matryoshka(info_nce(), dims='4'), dims='8')",
+            "expected a loss of whole embeddings",
+        ),
         ("matryoshka(info_nce())", "matryoshka needs the argument dims"),
         ("adaptive_layers(info_nce(), weighting='steep')", "unknown weighting of layers 'steep'"),
         ("adaptive_layers(info_nce(), sample=-1)", "sample: expected 0 (all) or more, found -1"),
-        ("adaptive_layers(info_nce(), kl_temperature=-1)", "kl_temperature: expected 0 (none) or more, found -1.0"),
+        (
+            "adaptive_layers(info_nce(), kl_temperature=-1)",
+            "kl_temperature: expected 0 (none) or more, found -1.0",
+        ),
         ("adaptive_layers(adaptive_layers(info_nce()))", "expected a loss of one layer"),
     ],
 )
@@ -201,7 +259,9 @@ def test_wrong_use_is_one_line(expression, message):
 
 
 def test_a_size_above_the_models_is_refused():
-    with pytest.raises(InputError, match="dims: expected sizes from 1 to 8, the size of the embeddings, found 16"):
+    with pytest.raises(
+        InputError, match="dims: expected sizes from 1 to 8, the size of the embeddings, found 16"
+    ):
         build_loss("matryoshka(info_nce(), dims='16,8')").init(DIM, jax.random.key(0))
 
 
@@ -213,7 +273,11 @@ def test_it_equals_sentence_transformers(given, peers, equals_torch, columns):
     embeddings = np.asarray(columns.embeddings[:2])
     score = np.asarray(columns.score)
     for ours, theirs, label in (
-        (functools.partial(contrastive.info_nce, mask_duplicates=False), peers.MultipleNegativesRankingLoss, None),
+        (
+            functools.partial(contrastive.info_nce, mask_duplicates=False),
+            peers.MultipleNegativesRankingLoss,
+            None,
+        ),
         (pairwise.cosent, peers.CoSENTLoss, score),
     ):
         import torch
@@ -236,7 +300,12 @@ def four_layers(tmp_path_factory, tiny_tokenizer):
 
     tokenizer = load_tokenizer(tiny_tokenizer, 40)
     spec = random_spec("tiny", vocab_size=tokenizer.vocab_size)
-    sure = {"num_layers": 4, "hidden_dropout": 0.0, "attention_dropout": 0.0, "initializer_range": 0.2}
+    sure = {
+        "num_layers": 4,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "initializer_range": 0.2,
+    }
     spec = dataclasses.replace(spec, backbone=dataclasses.replace(spec.backbone, **sure))
     params = build_encoder(spec).init(jax.random.key(0))
     directory = tmp_path_factory.mktemp("layers") / "model"
@@ -250,7 +319,11 @@ PAIRS = [
     ("bread", "an apple and bread"),
 ]
 LAYERED = {
-    "adaptive": ("adaptive_layers(info_nce(), sample={layers}, kl_weight=0.7)", "AdaptiveLayerLoss", {}),
+    "adaptive": (
+        "adaptive_layers(info_nce(), sample={layers}, kl_weight=0.7)",
+        "AdaptiveLayerLoss",
+        {},
+    ),
     "2d": (
         "adaptive_layers(matryoshka(info_nce(), dims='32,16,4', sample=1), sample={layers}, kl_weight=0.7)",
         "Matryoshka2dLoss",
@@ -283,11 +356,17 @@ def test_layers_equal_sentence_transformers(four_layers, peers, monkeypatch, nam
 
     monkeypatch.setattr(random, "sample", sample)
     base = peers.MultipleNegativesRankingLoss(model)
-    reference = getattr(peers, peer)(model, base, n_layers_per_step=layers, kl_div_weight=0.7, **arguments)
+    reference = getattr(peers, peer)(
+        model, base, n_layers_per_step=layers, kl_div_weight=0.7, **arguments
+    )
     features = [model.preprocess(list(column)) for column in zip(*PAIRS, strict=True)]
     expected = reference(features, None)
     expected.backward()
-    theirs = {name: p.grad.numpy() for name, p in model[0].auto_model.named_parameters() if p.grad is not None}
+    theirs = {
+        name: p.grad.numpy()
+        for name, p in model[0].auto_model.named_parameters()
+        if p.grad is not None
+    }
 
     ids = [tokenizer.encode(list(column)).ids for column in zip(*PAIRS, strict=True)]
     tokens, order = pack_batch(ids, groups=1, row_length=32)
@@ -296,7 +375,9 @@ def test_layers_equal_sentence_transformers(four_layers, peers, monkeypatch, nam
     mesh = make_mesh(1)
     objective = global_loss(build_encoder(spec, unroll=1), loss, mesh, layers=loss.about.layers)
     step = jax.jit(jax.value_and_grad(objective, has_aux=True), compiler_options=QUICKLY)
-    (value, (metrics, _)), gradient = step({"encoder": params, "loss": {}}, split_groups(batch, mesh), key)
+    (value, (metrics, _)), gradient = step(
+        {"encoder": params, "loss": {}}, split_groups(batch, mesh), key
+    )
     assert float(value) == pytest.approx(expected.item(), rel=1e-5)
     assert {"loss/last", "loss/prior", "loss/kl"} <= metrics.keys()
     ours = tensors_from_params(lookup("backbone", "bert"), gradient["encoder"]["backbone"])
@@ -304,6 +385,8 @@ def test_layers_equal_sentence_transformers(four_layers, peers, monkeypatch, nam
     compared = 0
     for tensor, slope in ours.items():
         if tensor in theirs:
-            np.testing.assert_allclose(slope, theirs[tensor], rtol=0, atol=1e-5 * largest, err_msg=tensor)
+            np.testing.assert_allclose(
+                slope, theirs[tensor], rtol=0, atol=1e-5 * largest, err_msg=tensor
+            )
             compared += 1
     assert compared == len(ours)

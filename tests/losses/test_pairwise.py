@@ -94,7 +94,9 @@ def test_cosent_and_angle_functions_are_the_losses():
     columns = make_columns(given_embeddings, score=score[:, None])
     for name in ("cosent", "angle"):
         loss, function = getattr(pairwise, name), getattr(pairwise, f"{name}_loss")
-        values, _, _ = jax.jit(lambda columns, loss=loss: loss(columns, local_world(columns), {}, scale=5.0))(columns)
+        values, _, _ = jax.jit(
+            lambda columns, loss=loss: loss(columns, local_world(columns), {}, scale=5.0)
+        )(columns)
         alone = jax.jit(function, static_argnames="scale")(*given_embeddings, score, scale=5.0)
         np.testing.assert_allclose(values, np.full(7, alone), rtol=1e-6)
 
@@ -109,10 +111,14 @@ def test_cosent_far_below_float32_resolution_is_not_zero():
 def test_angle_is_invariant_to_lengths_and_follows_the_complex_quotient():
     u, v = np.random.default_rng(0).normal(size=(2, 6))
     z, w = u[:3] + 1j * u[3:], v[:3] + 1j * v[3:]
-    quotient = np.sum(z * np.conj(w)) / np.sum(np.abs(w) ** 2) * np.linalg.norm(w) / np.linalg.norm(z)
+    quotient = (
+        np.sum(z * np.conj(w)) / np.sum(np.abs(w) ** 2) * np.linalg.norm(w) / np.linalg.norm(z)
+    )
     expected = abs(quotient.real + quotient.imag)
     for first, second in ((u, v), (3 * u, 0.2 * v)):
-        found = jax.jit(pairwise.angle_similarity)(jnp.asarray(first, jnp.float32), jnp.asarray(second, jnp.float32))
+        found = jax.jit(pairwise.angle_similarity)(
+            jnp.asarray(first, jnp.float32), jnp.asarray(second, jnp.float32)
+        )
         assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
@@ -141,9 +147,15 @@ def test_angle_combined(batch, equals_numpy):
         for i in range(2 * batch):
             if score[i % batch] == 1.0:
                 partner = (i + batch) % (2 * batch)
-                exps = {j: np.exp(scale * cos(texts[i], texts[j])) for j in range(2 * batch) if j != i}
+                exps = {
+                    j: np.exp(scale * cos(texts[i], texts[j])) for j in range(2 * batch) if j != i
+                }
                 in_batch -= np.log(exps[partner] / sum(exps.values())) / (2 * batch)
-        return weights[0] * ranking(cosines, scale) + weights[1] * in_batch + weights[2] * ranking(angles, angle_scale)
+        return (
+            weights[0] * ranking(cosines, scale)
+            + weights[1] * in_batch
+            + weights[2] * ranking(angles, angle_scale)
+        )
 
     equals_numpy(
         pairwise.angle_combined,
@@ -223,10 +235,14 @@ def test_contrastive_tension_in_batch(batch, given, peers, equals_torch):
 
 def test_an_unknown_distance_is_one_line():
     pair = jnp.ones((1, 2))
-    with pytest.raises(InputError, match="unknown distance of a loss 'cosin' .did you mean 'cosine'.*manhattan"):
+    with pytest.raises(
+        InputError, match="unknown distance of a loss 'cosin' .did you mean 'cosine'.*manhattan"
+    ):
         pairwise.contrastive_loss(pair, pair, jnp.ones(1, int), distance="cosin")
 
 
 def test_a_zero_vector_has_no_gradient():
-    gradient = jax.jit(jax.grad(lambda x: jnp.sum(normalize(x) * np.arange(3.0))))(np.zeros(3, np.float32))
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(normalize(x) * np.arange(3.0))))(
+        np.zeros(3, np.float32)
+    )
     np.testing.assert_array_equal(gradient, np.zeros(3))

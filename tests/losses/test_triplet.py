@@ -27,7 +27,9 @@ def test_textbook_values():
     expected = {0.1: [0.0, 0.0, 0.3], 0.5: [0.1, 0.1, 0.7]}
     for margin, values in expected.items():
         for distance in ("euclidean", "manhattan"):
-            found = triplet.triplet_loss(anchor, positive, negative, margin=margin, distance=distance)
+            found = triplet.triplet_loss(
+                anchor, positive, negative, margin=margin, distance=distance
+            )
             np.testing.assert_allclose(found, values, atol=1e-7)
     # The same as a batch of three texts, two of one label: d(a, p) = 0.3, d(a, n) = 0.7, d(p, n) = 1.
     line, label = jnp.array([[0.0], [-0.3], [0.7]]), jnp.array([0, 0, 1])
@@ -35,12 +37,15 @@ def test_textbook_values():
     np.testing.assert_allclose(hard, [0.1, 0.0, 0.0], atol=1e-6)
     for loss in (triplet.batch_all_triplet_loss, triplet.batch_semi_hard_triplet_loss):
         mean = float(loss(line, label, margin=0.5))
-        triplets = 1 if loss is triplet.batch_all_triplet_loss else 2  # above 0, or pairs of anchor and positive
+        triplets = (
+            1 if loss is triplet.batch_all_triplet_loss else 2
+        )  # above 0, or pairs of anchor and positive
         assert mean == pytest.approx(0.1 / triplets, rel=1e-5)
 
 
 @pytest.mark.parametrize(
-    "batch, distance, theirs", [(2, "euclidean", 0), (7, "manhattan", 1), (7, "cosine", 2), (33, "euclidean", 0)]
+    "batch, distance, theirs",
+    [(2, "euclidean", 0), (7, "manhattan", 1), (7, "cosine", 2), (33, "euclidean", 0)],
 )
 def test_given_triplets(batch, distance, theirs, given, peers, equals_torch):
     from sentence_transformers.sentence_transformer.losses.triplet import TripletDistanceMetric
@@ -65,11 +70,16 @@ def test_several_negatives_are_averaged_over_those_present(equals_numpy):
         for i in range(4):
             negatives = [embeddings[c, i] for c in (2, 3) if present[c, i]]
             if present[:2, i].all() and negatives:
-                far = [np.linalg.norm(embeddings[0, i] - other) for other in (embeddings[1, i], *negatives)]
+                far = [
+                    np.linalg.norm(embeddings[0, i] - other)
+                    for other in (embeddings[1, i], *negatives)
+                ]
                 by_anchor.append(np.mean([max(0.0, far[0] - other + 1.0) for other in far[1:]]))
         return np.mean(by_anchor)
 
-    equals_numpy(triplet.triplet, naive, embeddings(4, 4), {"present": jnp.asarray(present)}, margin=1.0)
+    equals_numpy(
+        triplet.triplet, naive, embeddings(4, 4), {"present": jnp.asarray(present)}, margin=1.0
+    )
 
 
 @pytest.mark.parametrize("ours, theirs", BATCH_LOSSES)
@@ -116,11 +126,16 @@ def test_anchors_handled_by_parts_give_the_same(mining, monkeypatch):
 def test_equal_texts_have_distance_and_gradient_zero():
     same = jnp.ones((2, 3))
     for distances in (lambda x: distance_matrix(x, x), lambda x: euclidean(x, x[::-1])):
-        value, gradient = jax.jit(jax.value_and_grad(lambda x, far=distances: jnp.sum(far(x))))(same)
+        value, gradient = jax.jit(jax.value_and_grad(lambda x, far=distances: jnp.sum(far(x))))(
+            same
+        )
         assert float(value) == 0.0
         np.testing.assert_array_equal(gradient, np.zeros((2, 3)))
 
 
 def test_manhattan_is_no_distance_of_all_pairs():
-    with pytest.raises(InputError, match="unknown distance of all pairs in a loss 'manhattan'; known: cosine, euclid"):
+    with pytest.raises(
+        InputError,
+        match="unknown distance of all pairs in a loss 'manhattan'; known: cosine, euclid",
+    ):
         triplet.batch_hard_triplet_loss(jnp.ones((2, 3)), jnp.arange(2), distance="manhattan")

@@ -24,13 +24,24 @@ QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
 @pytest.fixture(scope="module")
 def encoder():
     spec = random_spec("tiny", vocab_size=VOCAB)
-    small = {"hidden_size": 32, "embedding_size": 32, "intermediate_size": 64, "num_heads": 4, "max_positions": 16}
-    return build_encoder(dataclasses.replace(spec, backbone=dataclasses.replace(spec.backbone, **small)), unroll=1)
+    small = {
+        "hidden_size": 32,
+        "embedding_size": 32,
+        "intermediate_size": 64,
+        "num_heads": 4,
+        "max_positions": 16,
+    }
+    return build_encoder(
+        dataclasses.replace(spec, backbone=dataclasses.replace(spec.backbone, **small)), unroll=1
+    )
 
 
 def make_batch() -> Batch:
     rng = np.random.default_rng(0)
-    ids = [[rng.integers(1, VOCAB, rng.integers(2, 12)).astype(np.int32) for _ in range(EXAMPLES)] for _ in range(2)]
+    ids = [
+        [rng.integers(1, VOCAB, rng.integers(2, 12)).astype(np.int32) for _ in range(EXAMPLES)]
+        for _ in range(2)
+    ]
     tokens, order = pack_batch(ids, groups=GROUPS, row_length=16)
     present = np.ones((GROUPS, 2, EXAMPLES // GROUPS), bool)
     text_hash = rng.integers(1, 2**32, (*present.shape, 2), np.uint32)
@@ -50,9 +61,13 @@ def test_the_mean_is_over_all_groups_alike_and_added_by_weight(encoder):
     counting = Auxiliary(lambda key: {"scale": jnp.float32(1.0)}, apply)
     params = {"encoder": encoder.init(jax.random.key(0)), "loss": {}}
     batch, key = make_batch(), jax.random.key(1)
-    bare = jax.jit(global_loss(encoder, info_nce, make_mesh(1)), compiler_options=QUICKLY)(params, batch, key)
+    bare = jax.jit(global_loss(encoder, info_nce, make_mesh(1)), compiler_options=QUICKLY)(
+        params, batch, key
+    )
     params["auxiliary"] = {"counting": counting.init(key)}
-    objective = global_loss(encoder, info_nce, make_mesh(1), auxiliary={"counting": (0.25, counting)})
+    objective = global_loss(
+        encoder, info_nce, make_mesh(1), auxiliary={"counting": (0.25, counting)}
+    )
     gradient = jax.jit(jax.value_and_grad(objective, has_aux=True), compiler_options=QUICKLY)
     (total, (metrics, _)), gradients = gradient(params, batch, key)
     tokens = batch.tokens["encoder"]
@@ -61,10 +76,14 @@ def test_the_mean_is_over_all_groups_alike_and_added_by_weight(encoder):
     assert len(set(there.sum((1, 2)).tolist())) > 1
     assert float(total) == pytest.approx(float(bare[0]) + 0.25 * expected, rel=1e-6)
     assert float(metrics["counting/loss"]) == pytest.approx(expected, rel=1e-6)
-    assert float(gradients["auxiliary"]["counting"]["scale"]) == pytest.approx(0.25 * expected, rel=1e-6)
+    assert float(gradients["auxiliary"]["counting"]["scale"]) == pytest.approx(
+        0.25 * expected, rel=1e-6
+    )
     assert set(metrics) == {*bare[1][0], "counting/loss", "counting/noise", "counting/square"}
     for name in bare[1][0]:
-        assert float(metrics[name]) == pytest.approx(float(bare[1][0][name]), rel=1e-6), "the dropout is what it was"
+        assert float(metrics[name]) == pytest.approx(float(bare[1][0][name]), rel=1e-6), (
+            "the dropout is what it was"
+        )
     variance = float(metrics["counting/square"] - metrics["counting/noise"] ** 2)
     assert variance > 0.02, "groups have keys of their own"
 
@@ -83,9 +102,13 @@ def run(encoder):
         embeddings = jnp.asarray(rng.normal(size=(QUEUE, encoder.dim)).astype(np.float32))
         hashes = jnp.asarray(rng.integers(1, 99, (QUEUE, 2)).astype(np.uint32))
         extra["queue"] |= {"embeddings": embeddings, "text_hash": hashes, "filled": jnp.int32(7)}
-        specs = param_specs(params, [(f"encoder/{pattern}", axes) for pattern, axes in encoder.sharding], mesh)
+        specs = param_specs(
+            params, [(f"encoder/{pattern}", axes) for pattern, axes in encoder.sharding], mesh
+        )
         shardings = jax.tree.map(
-            lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec)
+            lambda spec: NamedSharding(mesh, spec),
+            specs,
+            is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
         )
         extra["momentum"] = place(extra["momentum"], shardings["encoder"])
         objective = global_loss(encoder, info_nce, mesh, specs=specs, auxiliary={"mlm": (0.1, mlm)})
@@ -111,7 +134,9 @@ def test_devices_do_not_matter(run, alone, mesh):
     assert metrics.keys() == alone[1].keys()
     for name in metrics:
         assert metrics[name] == pytest.approx(alone[1][name], rel=1e-6, abs=1e-6), name
-    flat, expected = (np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(g)]) for g in (gradients, alone[2]))
+    flat, expected = (
+        np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(g)]) for g in (gradients, alone[2])
+    )
     assert np.linalg.norm(flat - expected) <= 1e-6 * np.linalg.norm(expected)
     head = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(alone[2]["auxiliary"])])
     assert np.linalg.norm(head) > 1e-2
@@ -122,14 +147,21 @@ def test_devices_do_not_matter(run, alone, mesh):
 def test_what_is_measured(run, alone, encoder):
     """An untrained head guesses; its loss is about log V; a tenth of it is in the sum. Entries have no dropout."""
     loss, metrics, _, entries, (gradient, arguments) = alone
-    assert metrics["mlm/loss"] == pytest.approx(np.log(VOCAB), rel=0.1) and 0.0 <= metrics["mlm/accuracy"] < 0.3
+    assert (
+        metrics["mlm/loss"] == pytest.approx(np.log(VOCAB), rel=0.1)
+        and 0.0 <= metrics["mlm/accuracy"] < 0.3
+    )
     assert metrics["queue/filled"] == 7 and metrics["queue/age"] == 1
     params, batch, _, _, extra = arguments
     tokens = batch.tokens["encoder"]
     weights = jax.tree.map(lambda leaf: 0.9 * leaf, params["encoder"])
     group = jax.tree.map(lambda leaf: leaf[3], tokens)
-    positives = jax.jit(encoder.apply, compiler_options=QUICKLY)(weights, group, None)[EXAMPLES // GROUPS :]
-    np.testing.assert_allclose(entries["embeddings"].reshape(GROUPS, -1, encoder.dim)[3], positives, atol=1e-5)
+    positives = jax.jit(encoder.apply, compiler_options=QUICKLY)(weights, group, None)[
+        EXAMPLES // GROUPS :
+    ]
+    np.testing.assert_allclose(
+        entries["embeddings"].reshape(GROUPS, -1, encoder.dim)[3], positives, atol=1e-5
+    )
 
 
 def test_no_group_keeps_its_logits(alone):

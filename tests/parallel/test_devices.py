@@ -25,7 +25,9 @@ EXAMPLES, VOCAB = 32, 64
 QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
 # Every contrastive loss, with arguments under which all of its parts matter.
 LOSSES = {
-    "info_nce": matryoshka(functools.partial(contrastive.info_nce, hard_negative_weight=2.0), dims="8,32"),
+    "info_nce": matryoshka(
+        functools.partial(contrastive.info_nce, hard_negative_weight=2.0), dims="8,32"
+    ),
     "info_nce, symmetric": functools.partial(
         contrastive.info_nce,
         symmetric=True,
@@ -47,16 +49,32 @@ LOSSES = {
 def encoder():
     spec = random_spec("tiny", vocab_size=VOCAB)
     assert spec.backbone.hidden_dropout == spec.backbone.attention_dropout == 0.1
-    small = {"hidden_size": 32, "embedding_size": 32, "intermediate_size": 64, "num_heads": 4, "max_positions": 32}
-    return build_encoder(dataclasses.replace(spec, backbone=dataclasses.replace(spec.backbone, **small)), unroll=1)
+    small = {
+        "hidden_size": 32,
+        "embedding_size": 32,
+        "intermediate_size": 64,
+        "num_heads": 4,
+        "max_positions": 32,
+    }
+    return build_encoder(
+        dataclasses.replace(spec, backbone=dataclasses.replace(spec.backbone, **small)), unroll=1
+    )
 
 
 @pytest.fixture(scope="module")
 def guide():
     """Another encoder, over another vocabulary, of another size."""
     spec = random_spec("tiny", vocab_size=40)
-    small = {"hidden_size": 16, "embedding_size": 16, "intermediate_size": 32, "num_layers": 1, "max_positions": 32}
-    return build_encoder(dataclasses.replace(spec, backbone=dataclasses.replace(spec.backbone, **small)), unroll=1)
+    small = {
+        "hidden_size": 16,
+        "embedding_size": 16,
+        "intermediate_size": 32,
+        "num_layers": 1,
+        "max_positions": 32,
+    }
+    return build_encoder(
+        dataclasses.replace(spec, backbone=dataclasses.replace(spec.backbone, **small)), unroll=1
+    )
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +89,10 @@ def make_batch(groups: int, columns: int = 3) -> Batch:
 
     def texts(vocabulary):
         made = [
-            [rng.integers(1, vocabulary, rng.integers(2, 12)).astype(np.int32) for _ in range(EXAMPLES)]
+            [
+                rng.integers(1, vocabulary, rng.integers(2, 12)).astype(np.int32)
+                for _ in range(EXAMPLES)
+            ]
             for _ in range(columns)
         ]
         if columns > 2:
@@ -92,7 +113,9 @@ def make_batch(groups: int, columns: int = 3) -> Batch:
     def deal(leaf):  # [C, B, ...] -> [G, C, E, ...]
         return np.moveaxis(leaf[:, order], 1, 0)
 
-    return Batch({"encoder": tokens, "guide": other}, deal(present), deal(text_hash), order, keys=keys[order])
+    return Batch(
+        {"encoder": tokens, "guide": other}, deal(present), deal(text_hash), order, keys=keys[order]
+    )
 
 
 @functools.cache
@@ -113,13 +136,23 @@ def compiled(encoder, guide, devices, fsdp, tensor, form, fsdp_gather, dropout):
             return values, weights, {}
 
         objective = global_loss(
-            encoder, loss, mesh, form=form, specs=specs, fsdp_gather=fsdp_gather, frozen={"guide": guide}
+            encoder,
+            loss,
+            mesh,
+            form=form,
+            specs=specs,
+            fsdp_gather=fsdp_gather,
+            frozen={"guide": guide},
         )
         batch = batch.replace(label=jnp.full(batch.record.shape, number))
-        return jax.value_and_grad(objective, has_aux=True)(params, batch, key if dropout else None, frozen)
+        return jax.value_and_grad(objective, has_aux=True)(
+            params, batch, key if dropout else None, frozen
+        )
 
     shardings = jax.tree.map(
-        lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec)
+        lambda spec: NamedSharding(mesh, spec),
+        specs,
+        is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
     )
     return jax.jit(step, compiler_options=QUICKLY), shardings, mesh
 
@@ -129,9 +162,18 @@ def gradient_of(encoder, guide, params):
     """(loss, gradient as one vector) of a loss by its name in LOSSES."""
     frozen = {"guide": guide.init(jax.random.key(3))}
 
-    def gradient_of(name, devices=1, groups=16, fsdp=1, tensor=1, form="auto", fsdp_gather="layer", dropout=True):
-        step, shardings, mesh = compiled(encoder, guide, devices, fsdp, tensor, form, fsdp_gather, dropout)
-        arguments = (place(params, shardings), split_groups(make_batch(groups), mesh), jax.random.key(1), frozen)
+    def gradient_of(
+        name, devices=1, groups=16, fsdp=1, tensor=1, form="auto", fsdp_gather="layer", dropout=True
+    ):
+        step, shardings, mesh = compiled(
+            encoder, guide, devices, fsdp, tensor, form, fsdp_gather, dropout
+        )
+        arguments = (
+            place(params, shardings),
+            split_groups(make_batch(groups), mesh),
+            jax.random.key(1),
+            frozen,
+        )
         (loss, _), gradient = step(*arguments, list(LOSSES).index(name))
         vector = np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(gradient)])
         return float(loss), vector
@@ -160,7 +202,9 @@ def test_devices_do_not_matter(gradient_of, devices, name):
 @pytest.mark.parametrize("groups,devices", [pytest.param(4, 2, marks=SLOW)])
 def test_groups_do_not_matter(gradient_of, groups, devices, name):
     """Gradient caching is exact: dropout off, against one group, that is, one big batch."""
-    assert_same(gradient_of(name, devices, groups, dropout=False), gradient_of(name, 1, 1, dropout=False))
+    assert_same(
+        gradient_of(name, devices, groups, dropout=False), gradient_of(name, 1, 1, dropout=False)
+    )
 
 
 @pytest.mark.slow
@@ -169,11 +213,16 @@ def test_groups_do_not_matter(gradient_of, groups, devices, name):
 @pytest.mark.parametrize("devices", [1, 2, 4, 8])
 def test_groups_do_not_matter_on_any_number_of_devices(gradient_of, devices, groups, name):
     if groups % devices == 0:
-        assert_same(gradient_of(name, devices, groups, dropout=False), gradient_of(name, 1, 1, dropout=False))
+        assert_same(
+            gradient_of(name, devices, groups, dropout=False),
+            gradient_of(name, 1, 1, dropout=False),
+        )
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("form,devices", [pytest.param("tiled", 2, marks=SLOW), pytest.param("ring", 4, marks=SLOW)])
+@pytest.mark.parametrize(
+    "form,devices", [pytest.param("tiled", 2, marks=SLOW), pytest.param("ring", 4, marks=SLOW)]
+)
 def test_the_form_does_not_matter(gradient_of, form, devices, name):
     """Every contrastive loss has a tiled form and a ring."""
     function = getattr(LOSSES[name], "func", LOSSES[name])
@@ -186,4 +235,6 @@ def test_the_form_does_not_matter(gradient_of, form, devices, name):
 @pytest.mark.parametrize("fsdp_gather", ["layer", "once"])
 def test_a_mesh_of_three_axes_does_not_matter(gradient_of, fsdp_gather, name):
     """data x fsdp x tensor = 2 x 2 x 2: groups over four, parameters over four of the eight devices."""
-    assert_same(gradient_of(name, 8, fsdp=2, tensor=2, fsdp_gather=fsdp_gather), gradient_of(name, 1))
+    assert_same(
+        gradient_of(name, 8, fsdp=2, tensor=2, fsdp_gather=fsdp_gather), gradient_of(name, 1)
+    )

@@ -26,12 +26,20 @@ EXAMPLES, VOCAB = 16, 64
 QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
 MESHES = {"8x1x1": (8, 1, 1), "2x2x2": (8, 2, 2), "1x4x2": (8, 4, 2)}
 OF_LORA = {"lora": LoraSpec(4, 8.0, dropout=0.1)}
-WAYS = {"lora": OF_LORA, "whole": {}, "dora": {"lora": LoraSpec(4, 8.0, dora=True)}, "int8": OF_LORA}
+WAYS = {
+    "lora": OF_LORA,
+    "whole": {},
+    "dora": {"lora": LoraSpec(4, 8.0, dora=True)},
+    "int8": OF_LORA,
+}
 
 
 def make_batch(groups=8):
     rng = np.random.default_rng(0)
-    ids = [[rng.integers(1, VOCAB, rng.integers(2, 12)).astype(np.int32) for _ in range(EXAMPLES)] for _ in range(3)]
+    ids = [
+        [rng.integers(1, VOCAB, rng.integers(2, 12)).astype(np.int32) for _ in range(EXAMPLES)]
+        for _ in range(3)
+    ]
     tokens, order = pack_batch(ids, groups=groups, row_length=16)
     text_hash = rng.integers(1, 2**32, (groups, 3, EXAMPLES // groups, 2), np.uint32)
     return Batch({"encoder": tokens}, np.ones(text_hash.shape[:-1], bool), text_hash, order)
@@ -40,7 +48,9 @@ def make_batch(groups=8):
 @functools.cache
 def start(way):
     """An encoder, its trained parameters and its frozen ones."""
-    spec = dataclasses.replace(random_spec("decoder-tiny", vocab_size=VOCAB, pooling="last_token"), **WAYS[way])
+    spec = dataclasses.replace(
+        random_spec("decoder-tiny", vocab_size=VOCAB, pooling="last_token"), **WAYS[way]
+    )
     encoder = build_encoder(spec, unroll=1, remat="layer")
     params = encoder.init(jax.random.key(0))
     if spec.lora:  # B starts at zero, where A has no gradient
@@ -68,8 +78,12 @@ def gradient_on(way, devices, fsdp, tensor):
     mesh = make_mesh(devices, fsdp, tensor)
     objective, _, state = step_of(way, mesh)
     function = jax.jit(jax.value_and_grad(objective, has_aux=True), compiler_options=QUICKLY)
-    (loss, _), gradient = function(state.params, split_groups(make_batch(), mesh), jax.random.key(1), state.frozen)
-    return float(loss), np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(gradient)])
+    (loss, _), gradient = function(
+        state.params, split_groups(make_batch(), mesh), jax.random.key(1), state.frozen
+    )
+    return float(loss), np.concatenate(
+        [np.asarray(leaf).ravel() for leaf in jax.tree.leaves(gradient)]
+    )
 
 
 SLOW = pytest.mark.slow
@@ -95,7 +109,9 @@ def test_a_mesh_gives_the_loss_and_gradient_of_one_device(way, mesh):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", ["matryoshka(info_nce(hard_negative_weight=2), dims='64,16')", "qwen3"])
+@pytest.mark.parametrize(
+    "loss", ["matryoshka(info_nce(hard_negative_weight=2), dims='64,16')", "qwen3"]
+)
 def test_an_adapter_goes_with_prefixes_groups_and_a_queue(loss):
     """Eight groups on a mesh, one by one on a device, and the whole batch at once, without dropout: the same."""
     function, about = build_loss(loss), build_loss(loss).about
@@ -108,15 +124,25 @@ def test_an_adapter_goes_with_prefixes_groups_and_a_queue(loss):
         mesh = make_mesh(devices)
         objective = global_loss(encoder, function, mesh)
         step = jax.jit(jax.value_and_grad(objective, has_aux=True), compiler_options=QUICKLY)
-        (value, _), gradient = step(params, split_groups(make_batch(groups), mesh), jax.random.key(1), base, extra)
-        found.append((float(value), np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(gradient)])))
+        (value, _), gradient = step(
+            params, split_groups(make_batch(groups), mesh), jax.random.key(1), base, extra
+        )
+        found.append(
+            (
+                float(value),
+                np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(gradient)]),
+            )
+        )
     for value, gradient in found[1:]:
         assert abs(value - found[0][0]) <= 1e-5 * abs(found[0][0])
         assert np.linalg.norm(gradient - found[0][1]) <= 1e-5 * np.linalg.norm(found[0][1])
 
 
 def local_bytes(tree):
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
 @pytest.mark.slow
@@ -134,7 +160,9 @@ def test_a_device_s_state_and_step_shrink_with_the_shards(way):
         assert plan.argument_size_in_bytes == pytest.approx(arguments, rel=0.02)
         found[name] = local_bytes(state), plan.argument_size_in_bytes + plan.temp_size_in_bytes
     (whole, whole_peak), (shard, shard_peak) = found["1x1x1"], found["1x4x2"]
-    assert 4 < whole / shard < 8  # the base's kernels by 8, an adapter and the embeddings over fsdp alone
+    assert (
+        4 < whole / shard < 8
+    )  # the base's kernels by 8, an adapter and the embeddings over fsdp alone
     assert shard_peak < 0.5 * whole_peak
 
 
@@ -144,8 +172,14 @@ def test_an_adapter_alone_has_gradients_and_moments():
     _, _, state = step_of("lora", make_mesh(1))
     config = encoder.config
     heads, keys = config.num_heads * config.head_size, config.num_kv_heads * config.head_size
-    sizes = [(config.hidden_size, heads), *[(config.hidden_size, keys)] * 2, (heads, config.hidden_size)]
-    sizes += [(config.hidden_size, config.intermediate_size)] * 2 + [(config.intermediate_size, config.hidden_size)]
+    sizes = [
+        (config.hidden_size, heads),
+        *[(config.hidden_size, keys)] * 2,
+        (heads, config.hidden_size),
+    ]
+    sizes += [(config.hidden_size, config.intermediate_size)] * 2 + [
+        (config.intermediate_size, config.hidden_size)
+    ]
     expected = config.num_layers * sum(4 * (inputs + outputs) for inputs, outputs in sizes)
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     moments = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim)
@@ -162,5 +196,7 @@ def test_what_is_frozen_stays_bit_for_bit():
     before = jax.device_get(state.frozen), jax.device_get(state.params)
     state, _ = step(state, split_groups(make_batch(), mesh), jax.random.key(1))
     assert jax.tree.all(jax.tree.map(np.array_equal, before[0], jax.device_get(state.frozen)))
-    changed = jax.tree.map(lambda old, new: not np.array_equal(old, new), before[1], jax.device_get(state.params))
+    changed = jax.tree.map(
+        lambda old, new: not np.array_equal(old, new), before[1], jax.device_get(state.params)
+    )
     assert jax.tree.all(changed)

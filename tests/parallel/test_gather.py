@@ -35,7 +35,9 @@ GROUPS, EXAMPLES, VOCAB = 8, 32, 64
 def encoder():
     spec = random_spec("tiny", vocab_size=VOCAB)
     small = {"hidden_size": 32, "embedding_size": 32, "intermediate_size": 64, "num_heads": 4}
-    return build_encoder(dataclasses.replace(spec, backbone=dataclasses.replace(spec.backbone, **small)))
+    return build_encoder(
+        dataclasses.replace(spec, backbone=dataclasses.replace(spec.backbone, **small))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,10 @@ def params(encoder):
 
 def make_batch(groups: int) -> Batch:
     rng = np.random.default_rng(0)
-    ids = [[rng.integers(1, VOCAB, rng.integers(2, 12)).astype(np.int32) for _ in range(EXAMPLES)] for _ in range(3)]
+    ids = [
+        [rng.integers(1, VOCAB, rng.integers(2, 12)).astype(np.int32) for _ in range(EXAMPLES)]
+        for _ in range(3)
+    ]
     tokens, order = pack_batch(ids, groups=groups, row_length=16)
     present = np.ones((groups, 3, EXAMPLES // groups), bool)
     text_hash = rng.integers(1, 2**32, (*present.shape, 2), np.uint32)
@@ -64,27 +69,38 @@ def test_dropout_is_on_and_differs_between_groups(encoder, params):
     assert np.abs(one - other).max() > 1e-3 and np.abs(one - still).max() > 1e-3
 
 
-COLLECTIVE = r"= (.*?) (all-reduce|reduce-scatter|all-gather|collective-permute|all-to-all)(?:-start)?\("
+COLLECTIVE = (
+    r"= (.*?) (all-reduce|reduce-scatter|all-gather|collective-permute|all-to-all)(?:-start)?\("
+)
 
 
 def compiled_step(encoder, params, mesh, groups, **options):
     """The compiled gradient's collectives: those run once, and those of each loop's body, as (kind, floats)."""
-    specs = param_specs(params, [(f"encoder/{pattern}", axes) for pattern, axes in encoder.sharding], mesh)
+    specs = param_specs(
+        params, [(f"encoder/{pattern}", axes) for pattern, axes in encoder.sharding], mesh
+    )
     shardings = jax.tree.map(
-        lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec)
+        lambda spec: NamedSharding(mesh, spec),
+        specs,
+        is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
     )
     objective = global_loss(encoder, info_nce, mesh, specs=specs, **options)
     step = jax.jit(jax.value_and_grad(objective, has_aux=True), out_shardings=(None, shardings))
     arguments = place(params, shardings), split_groups(make_batch(groups), mesh), jax.random.key(1)
     text = step.lower(*arguments).compile().as_text()
-    bodies = [re.findall(COLLECTIVE, computation) for computation in re.split(r"\n(?=%|ENTRY)", text)]
+    bodies = [
+        re.findall(COLLECTIVE, computation) for computation in re.split(r"\n(?=%|ENTRY)", text)
+    ]
     found = [[(kind, floats(shape)) for shape, kind in body] for body in bodies if body]
     return found[-1], found[:-1]  # the entry computation comes last
 
 
 def floats(shape: str) -> int:
     """How many float32 numbers an instruction's result holds."""
-    return sum(int(np.prod([int(n) for n in dims.split(",") if n])) for dims in re.findall(r"f32\[([\d,]*)\]", shape))
+    return sum(
+        int(np.prod([int(n) for n in dims.split(",") if n]))
+        for dims in re.findall(r"f32\[([\d,]*)\]", shape)
+    )
 
 
 @pytest.mark.parametrize("groups", [pytest.param(8, marks=pytest.mark.slow), 16])
@@ -107,8 +123,14 @@ def test_a_layer_is_gathered_once_a_pass_and_scattered_once(encoder, params, ten
 
     Forwards a layer is gathered, backwards it is gathered again and its gradient scattered.
     """
-    layer = sum(leaf[0].size for leaf in jax.tree.leaves(params["encoder"]["backbone"]["layers"]) if leaf.ndim == 3)
-    once, loops = compiled_step(encoder, params, make_mesh(8 if tensor == 1 else 4 * tensor, 4 // tensor, tensor), 8)
+    layer = sum(
+        leaf[0].size
+        for leaf in jax.tree.leaves(params["encoder"]["backbone"]["layers"])
+        if leaf.ndim == 3
+    )
+    once, loops = compiled_step(
+        encoder, params, make_mesh(8 if tensor == 1 else 4 * tensor, 4 // tensor, tensor), 8
+    )
     of_layers = [[(kind, size) for kind, size in body if kind != "all-reduce"] for body in loops]
     gathers = [[size for kind, size in body if kind == "all-gather"] for body in of_layers]
     scatters = [[size for kind, size in body if kind == "reduce-scatter"] for body in of_layers]
@@ -147,9 +169,13 @@ def test_schemes_of_gathering(scheme, factor):
     weights = jnp.asarray(rng.normal(size=(8, 8)), jnp.float32)
 
     def nce(anchors, candidates, first=0):
-        anchors, candidates = (x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (anchors, candidates))
+        anchors, candidates = (
+            x / jnp.linalg.norm(x, axis=-1, keepdims=True) for x in (anchors, candidates)
+        )
         logits = anchors @ candidates.T / 0.2
-        return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(len(anchors)), first + jnp.arange(len(anchors))])
+        return -jnp.mean(
+            jax.nn.log_softmax(logits)[jnp.arange(len(anchors)), first + jnp.arange(len(anchors))]
+        )
 
     expected = jax.grad(lambda weights: nce(*(inputs @ weights)))(weights)
 
@@ -163,8 +189,12 @@ def test_schemes_of_gathering(scheme, factor):
 
         def local_loss(weights):
             anchors, candidates = inputs @ weights
-            if scheme.startswith("detached"):  # every device the loss of all anchors, its own part with gradient
-                return nce(detached(anchors), detached(candidates)) * (devices if "times W" in scheme else 1)
+            if scheme.startswith(
+                "detached"
+            ):  # every device the loss of all anchors, its own part with gradient
+                return nce(detached(anchors), detached(candidates)) * (
+                    devices if "times W" in scheme else 1
+                )
             loss = nce(anchors, lax.all_gather(candidates, "data", tiled=True), first)
             return loss * (devices if "times W" in scheme else 1)
 
@@ -175,25 +205,38 @@ def test_schemes_of_gathering(scheme, factor):
         def on_device(weights, inputs):
             anchors, candidates = inputs @ lax.pcast(weights, "data", to="varying")
             first = lax.axis_index("data") * inputs.shape[1]
-            return lax.pmean(nce(anchors, lax.all_gather(candidates, "data", tiled=True), first), "data")
+            return lax.pmean(
+                nce(anchors, lax.all_gather(candidates, "data", tiled=True), first), "data"
+            )
 
         specs = (PartitionSpec(), PartitionSpec(None, "data"))
-        return jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())(weights, inputs)
+        return jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())(
+            weights, inputs
+        )
 
     if scheme == "ours":
         found = jax.jit(jax.grad(global_mean))(weights)
     else:
         specs = (PartitionSpec(), PartitionSpec(None, "data"))
-        found = jax.jit(jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=PartitionSpec()))(weights, inputs)
-    np.testing.assert_allclose(found, factor * expected, atol=1e-6 * np.abs(expected).max() * factor + 1e-7)
+        found = jax.jit(
+            jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())
+        )(weights, inputs)
+    np.testing.assert_allclose(
+        found, factor * expected, atol=1e-6 * np.abs(expected).max() * factor + 1e-7
+    )
 
 
 @pytest.mark.slow
 def test_sharded_encoding_is_encoding(encoder, params):
     tokens: TokenBatch = make_batch(8).tokens["encoder"]
     mesh = make_mesh(4)
-    sharded = sharded_encode(encoder, mesh)(replicate(params["encoder"], mesh), split_groups(tokens, mesh))
-    alone = [encoder.apply(params["encoder"], jax.tree.map(lambda leaf: leaf[g], tokens), None) for g in range(8)]  # noqa: B023
+    sharded = sharded_encode(encoder, mesh)(
+        replicate(params["encoder"], mesh), split_groups(tokens, mesh)
+    )
+    alone = [
+        encoder.apply(params["encoder"], jax.tree.map(lambda leaf: leaf[g], tokens), None)  # noqa: B023
+        for g in range(8)
+    ]
     np.testing.assert_allclose(sharded, np.stack(alone), atol=2e-6)
 
 
@@ -216,7 +259,9 @@ def test_the_optimisers_state_lies_as_the_parameters_do(encoder, params):
     """Rules beside the model say how; what no axis divides, and what is small, is whole everywhere."""
     optimizer = make_optimizer(Optim(accumulate=2), 10)
     mesh = make_mesh(8, 2, 2)
-    specs = param_specs(params, [(f"encoder/{pattern}", axes) for pattern, axes in encoder.sharding], mesh)
+    specs = param_specs(
+        params, [(f"encoder/{pattern}", axes) for pattern, axes in encoder.sharding], mesh
+    )
     state = init_state(params, optimizer)
     shardings = state_shardings(state, optimizer, specs, mesh)
     split = 0

@@ -28,7 +28,10 @@ def run():
     encoder, loss = build_encoder(spec, unroll=1), build_loss(LOSS)
     weights = encoder.init(jax.random.key(0))
     rng = np.random.default_rng(0)
-    ids = [[rng.integers(1, VOCAB, rng.integers(2, 12)).astype(np.int32) for _ in range(EXAMPLES)] for _ in range(3)]
+    ids = [
+        [rng.integers(1, VOCAB, rng.integers(2, 12)).astype(np.int32) for _ in range(EXAMPLES)]
+        for _ in range(3)
+    ]
     hashes = rng.integers(1, 2**32, (3, EXAMPLES, 2), np.uint32)
 
     def run(devices, groups, dropout, fsdp=1, form="auto"):
@@ -37,21 +40,35 @@ def run():
         text_hash = np.moveaxis(hashes[:, order], 1, 0)
         batch = Batch({"encoder": tokens}, np.ones(text_hash.shape[:-1], bool), text_hash, order)
         params = {"encoder": weights, "loss": {}}
-        specs = param_specs(params, [(f"encoder/{pattern}", axes) for pattern, axes in encoder.sharding], mesh)
-        shardings = jax.tree.map(
-            lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec)
+        specs = param_specs(
+            params, [(f"encoder/{pattern}", axes) for pattern, axes in encoder.sharding], mesh
         )
-        trained = encoder if dropout else dataclasses.replace(encoder, by_layer=without_dropout(encoder))
-        objective = global_loss(trained, loss, mesh, form=form, specs=specs, layers=loss.about.layers)
+        shardings = jax.tree.map(
+            lambda spec: NamedSharding(mesh, spec),
+            specs,
+            is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
+        )
+        trained = (
+            encoder if dropout else dataclasses.replace(encoder, by_layer=without_dropout(encoder))
+        )
+        objective = global_loss(
+            trained, loss, mesh, form=form, specs=specs, layers=loss.about.layers
+        )
         step = jax.jit(jax.value_and_grad(objective, has_aux=True), compiler_options=QUICKLY)
-        (value, _), gradient = step(place(params, shardings), split_groups(batch, mesh), jax.random.key(3))
-        return float(value), np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(gradient)])
+        (value, _), gradient = step(
+            place(params, shardings), split_groups(batch, mesh), jax.random.key(3)
+        )
+        return float(value), np.concatenate(
+            [np.asarray(leaf).ravel() for leaf in jax.tree.leaves(gradient)]
+        )
 
     return run
 
 
 def without_dropout(encoder):
-    return lambda params, tokens, layer, key, **read: encoder.by_layer(params, tokens, layer, None, **read)
+    return lambda params, tokens, layer, key, **read: encoder.by_layer(
+        params, tokens, layer, None, **read
+    )
 
 
 def assert_same(found, expected):
@@ -76,4 +93,8 @@ def test_layers_are_drawn_without_repetition_and_each_comes_up():
     assert all(len(set(layers)) == 2 for layers in drawn)
     assert {layer for layers in drawn for layer in layers} == {1, 2, 3, 4, 5}
     assert draw_layers(None, 6, 1).tolist() == [3]
-    assert draw_layers(None, 6, 5).tolist() == draw_layers(jax.random.key(0), 6, -1).tolist() == [1, 2, 3, 4, 5]
+    assert (
+        draw_layers(None, 6, 5).tolist()
+        == draw_layers(jax.random.key(0), 6, -1).tolist()
+        == [1, 2, 3, 4, 5]
+    )

@@ -62,15 +62,24 @@ def program(encoder, devices=1, fsdp=1, form="dense", momentum=0.9, dropout=True
     """A train step, the state that it starts from, and the mesh."""
     mesh = make_mesh(devices, fsdp)
     params = {"encoder": encoder.init(jax.random.key(0)), "loss": {}}
-    specs = param_specs(params, [(f"encoder/{path}", axes) for path, axes in encoder.sharding], mesh)
+    specs = param_specs(
+        params, [(f"encoder/{path}", axes) for path, axes in encoder.sharding], mesh
+    )
     loss = functools.partial(info_nce, temperature=0.5)
     objective = global_loss(encoder, loss, mesh, form=form, specs=specs, fsdp_gather="once")
     if not dropout:
-        objective = functools.partial(lambda f, params, batch, key, *more: f(params, batch, None, *more), objective)
+        objective = functools.partial(
+            lambda f, params, batch, key, *more: f(params, batch, None, *more), objective
+        )
     optimizer = optax.sgd(0.5)
     state = init_state(params, optimizer, extra=init_queue(SIZE, DIM, params["encoder"], momentum))
     shardings = state_shardings(state, optimizer, specs, mesh)
-    return make_train_step(objective, optimizer, shardings, momentum), jax.device_get(state), shardings, mesh
+    return (
+        make_train_step(objective, optimizer, shardings, momentum),
+        jax.device_get(state),
+        shardings,
+        mesh,
+    )
 
 
 def run(steps=5, **options):
@@ -106,7 +115,9 @@ def test_a_slot_is_as_old_as_its_number_says(encoder, momentum):
             table = averages[then] if momentum else states[then].params["encoder"]["table"]
             np.testing.assert_allclose(queue["embeddings"][slot], table[text], rtol=1e-5, atol=1e-6)
             there = make_batch(then).present[:, 1].reshape(-1)[slot % EXAMPLES]
-            np.testing.assert_array_equal(queue["text_hash"][slot], [text, text] if there else [0, 0])
+            np.testing.assert_array_equal(
+                queue["text_hash"][slot], [text, text] if there else [0, 0]
+            )
         if now < steps:
             ages = [slot // EXAMPLES + 1 for slot in range(int(queue["filled"]))]
             assert metrics[now]["queue/filled"] == len(ages)
@@ -128,7 +139,10 @@ def test_no_gradient_enters_the_queue_and_without_a_state_the_loss_is_of_the_bat
     objective = global_loss(encoder, info_nce, make_mesh(1))
     params = {"encoder": encoder.init(jax.random.key(0)), "loss": {}}
     extra = init_queue(SIZE, DIM, params["encoder"], 0.5)
-    extra["queue"] |= {"embeddings": jnp.ones((SIZE, DIM)), "text_hash": jnp.ones((SIZE, 2), jnp.uint32) * 99}
+    extra["queue"] |= {
+        "embeddings": jnp.ones((SIZE, DIM)),
+        "text_hash": jnp.ones((SIZE, 2), jnp.uint32) * 99,
+    }
     extra["queue"]["filled"] = jnp.int32(SIZE)
 
     def value(params, embeddings, steady):
@@ -140,7 +154,11 @@ def test_no_gradient_enters_the_queue_and_without_a_state_the_loss_is_of_the_bat
     with_queue, gradients = gradient(params, extra["queue"]["embeddings"], extra["momentum"])
     assert [bool(jnp.any(leaf)) for leaf in jax.tree.leaves(gradients)] == [True, False, False]
     alone, (metrics, finite) = jax.jit(objective)(params, make_batch(0), None)
-    assert float(alone) < float(with_queue) and "queue/age" not in metrics and finite.shape == (EXAMPLES,)
+    assert (
+        float(alone) < float(with_queue)
+        and "queue/age" not in metrics
+        and finite.shape == (EXAMPLES,)
+    )
 
 
 # ---- which entries are negatives -----------------------------------------------------------------------------
@@ -158,7 +176,11 @@ def some_queue(own: Columns, size=7, filled=5):
     text_hash[2] = own.text_hash[0, 3]  # the anchor of example 3
     text_hash[3] = 0  # no text
     embeddings = jnp.asarray(rng.normal(size=(size, DIM)).astype(np.float32))
-    return {"embeddings": embeddings, "text_hash": jnp.asarray(text_hash), "filled": jnp.int32(filled)}
+    return {
+        "embeddings": embeddings,
+        "text_hash": jnp.asarray(text_hash),
+        "filled": jnp.int32(filled),
+    }
 
 
 @pytest.mark.parametrize("mask_duplicates", [True, False])
@@ -174,9 +196,14 @@ def test_negatives_are_those_there_that_are_not_the_examples_own_texts(mask_dupl
         return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
     anchors, passages = unit(np.asarray(own.embeddings, np.float64))
-    inside, earlier = anchors @ passages.T, anchors @ unit(np.asarray(queue["embeddings"], np.float64)).T
+    inside, earlier = (
+        anchors @ passages.T,
+        anchors @ unit(np.asarray(queue["embeddings"], np.float64)).T,
+    )
     for i in range(len(anchors)):
-        taken = {0, 1, 2, 4} - ({1: set(), 2: {1}, 3: {2}}.get(i, set()) if mask_duplicates else set())
+        taken = {0, 1, 2, 4} - (
+            {1: set(), 2: {1}, 3: {2}}.get(i, set()) if mask_duplicates else set()
+        )
         entries = [*inside[i], *(earlier[i, k] for k in taken)]
         expected = np.log(np.sum(np.exp(np.array(entries) / 0.5))) - inside[i, i] / 0.5
         assert found[i] == pytest.approx(expected, rel=1e-5)
@@ -215,7 +242,9 @@ def test_a_queue_is_as_positives_of_other_examples_of_the_batch(name, form):
         return jnp.sum(USING[name](mine, world, params)[0])
 
     gradient = jax.jit(jax.value_and_grad(value), static_argnums=1, compiler_options=QUICKLY)
-    for ours, theirs in zip(gradient(own.embeddings, True), gradient(own.embeddings, False), strict=True):
+    for ours, theirs in zip(
+        gradient(own.embeddings, True), gradient(own.embeddings, False), strict=True
+    ):
         assert np.linalg.norm(ours - theirs) <= 1e-6 * np.linalg.norm(theirs)
 
 
@@ -235,7 +264,9 @@ def test_other_losses_take_the_queue_as_negatives_of_the_anchors(loss):
     """Entries as near to the anchor as its positive cost log(1 + n) or more, an empty queue costs nothing."""
     own = some_columns(batch=3, number=2)
     queue = some_queue(own) | {"embeddings": jnp.broadcast_to(own.embeddings[1, 0], (7, DIM)) * 0.5}
-    value = jax.jit(lambda own: loss(own, local_world(own.replace(queue=None)), {})[0], compiler_options=QUICKLY)
+    value = jax.jit(
+        lambda own: loss(own, local_world(own.replace(queue=None)), {})[0], compiler_options=QUICKLY
+    )
     empty = value(own.replace(queue=queue_columns(queue | {"filled": jnp.int32(0)}, own)))
     full = value(own.replace(queue=queue_columns(queue, own)))
     np.testing.assert_allclose(empty, value(own), rtol=1e-6)
@@ -267,14 +298,21 @@ def test_a_queue_is_saved_and_one_of_another_size_is_refused(encoder, tmp_path):
 
     def state(size, momentum=0.5):
         extra = init_queue(size, DIM, params["encoder"], momentum)
-        return init_state(params, optax.sgd(0.1), extra=jax.tree.map(lambda leaf: leaf + size, extra))
+        return init_state(
+            params, optax.sgd(0.1), extra=jax.tree.map(lambda leaf: leaf + size, extra)
+        )
 
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.save(1, state(4), {})
     with Checkpoints(tmp_path, keep=1) as checkpoints:
-        restored, _ = checkpoints.restore(state(4).replace(extra=jax.tree.map(jnp.zeros_like, state(4).extra)))
+        restored, _ = checkpoints.restore(
+            state(4).replace(extra=jax.tree.map(jnp.zeros_like, state(4).extra))
+        )
         jax.tree.map(np.testing.assert_array_equal, restored.extra, state(4).extra)
-        with pytest.raises(InputError, match=r"extra/queue/embeddings has shape \[4, 6\], this model's has \[5, 6\]"):
+        with pytest.raises(
+            InputError,
+            match=r"extra/queue/embeddings has shape \[4, 6\], this model's has \[5, 6\]",
+        ):
             checkpoints.restore(state(5))
         with pytest.raises(InputError, match="extra/momentum/table"):
             checkpoints.restore(state(4, momentum=0.0))

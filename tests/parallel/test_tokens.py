@@ -18,7 +18,9 @@ from embed_jax.types import BASE, Auxiliary, Batch
 
 EXAMPLES, VOCAB = 16, 60
 QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
-TOKENIZER = types.SimpleNamespace(mask_token="[MASK]", all_special_ids=[1, 2], get_vocab=lambda: {"[MASK]": 4})
+TOKENIZER = types.SimpleNamespace(
+    mask_token="[MASK]", all_special_ids=[1, 2], get_vocab=lambda: {"[MASK]": 4}
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,7 +34,10 @@ def in_blocks():
 @pytest.fixture(scope="module")
 def encoders():
     made = {}
-    for name, changes in (("tiny", {"embedding_size": 32, "max_positions": 16}), ("decoder-tiny", {"head_size": 8})):
+    for name, changes in (
+        ("tiny", {"embedding_size": 32, "max_positions": 16}),
+        ("decoder-tiny", {"head_size": 8}),
+    ):
         small = {"hidden_size": 32, "intermediate_size": 64, "num_heads": 4, **changes}
         small |= {"hidden_dropout": 0.1, "attention_dropout": 0.1}
         spec = random_spec(name, vocab_size=VOCAB)
@@ -86,7 +91,9 @@ def test_the_mean_is_over_what_is_counted_in_all_groups():
     batch.tokens["encoder"] = tokens.replace(token_ids=worse)
     (value, (_, finite)), _ = gradient(params, batch, jax.random.key(1), base)
     assert np.isnan(value)
-    assert np.flatnonzero(~np.asarray(finite)).tolist() == [2 * group, 2 * group + 1], "that group's examples"
+    assert np.flatnonzero(~np.asarray(finite)).tolist() == [2 * group, 2 * group + 1], (
+        "that group's examples"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +106,13 @@ def run(encoders):
         objective = build_token_objective(name)(encoder, TOKENIZER)
         own = objective.init(jax.random.key(1))
         params = {"encoder": encoder.init(jax.random.key(0)), "loss": own}
-        specs = param_specs(params, [(f"encoder/{pattern}", axes) for pattern, axes in encoder.sharding], mesh)
+        specs = param_specs(
+            params, [(f"encoder/{pattern}", axes) for pattern, axes in encoder.sharding], mesh
+        )
         shardings = jax.tree.map(
-            lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec)
+            lambda spec: NamedSharding(mesh, spec),
+            specs,
+            is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
         )
         loss = token_loss(encoder, objective, mesh, specs=specs, fsdp_gather=gather)
         gradient = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICKLY)
@@ -119,7 +130,9 @@ def assert_same(one, other):
     assert one[1].keys() == other[1].keys() == {"accuracy", "perplexity"}
     for name in one[1]:
         assert one[1][name] == pytest.approx(other[1][name], rel=1e-5), name
-    flat, expected = (np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(each[2])]) for each in (one, other))
+    flat, expected = (
+        np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(each[2])]) for each in (one, other)
+    )
     assert np.linalg.norm(flat - expected) <= 3e-6 * np.linalg.norm(expected) > 0
 
 
@@ -146,4 +159,6 @@ def test_any_mesh(run, mesh):
 @pytest.mark.slow
 @pytest.mark.parametrize("groups", [pytest.param(2, marks=SLOW), 16])
 def test_groups_do_not_matter_where_nothing_is_drawn(run, groups):
-    assert_same(run("next_token", dropout=False, groups=groups), run("next_token", dropout=False, groups=1))
+    assert_same(
+        run("next_token", dropout=False, groups=groups), run("next_token", dropout=False, groups=1)
+    )

@@ -20,7 +20,9 @@ def test_scores_equal_lucenes_formula():
         return idf * count / (count + 1.2 * (1 - 0.5 + 0.5 * lengths[document] / mean))
 
     expected = {"d3": score("d3", 2), "d1": score("d1", 1), "d4": score("d4", 1)}
-    assert list(run["q"]) == list(expected)  # d1 before d4: equal scores in the corpus' order; d2 has no such word
+    assert list(run["q"]) == list(
+        expected
+    )  # d1 before d4: equal scores in the corpus' order; d2 has no such word
     assert run["q"] == pytest.approx(expected, rel=1e-5)
 
 
@@ -47,4 +49,6 @@ def test_without_bm25s_one_line_says_what_to_install(monkeypatch):
 
 def test_parts_of_an_identifier_are_words():
     pytest.importorskip("bm25s")
-    assert list(bm25_search({"d": "def read_csv(path): ...", "e": "other"}, {"q": "Read a CSV"}, 2)["q"]) == ["d"]
+    assert list(
+        bm25_search({"d": "def read_csv(path): ...", "e": "other"}, {"q": "Read a CSV"}, 2)["q"]
+    ) == ["d"]

@@ -31,7 +31,9 @@ TEXTS = [f"text {n}" for n in range(10)]
 
 def embedding(text, kind=None, dim=None):
     """What the model thinks of a text: float32 numbers, others for another kind."""
-    values = np.random.default_rng(zlib.crc32(f"{kind}:{text!r}".encode())).normal(size=dim or OWN_DIM)
+    values = np.random.default_rng(zlib.crc32(f"{kind}:{text!r}".encode())).normal(
+        size=dim or OWN_DIM
+    )
     return values.astype(np.float32)
 
 
@@ -66,7 +68,9 @@ class EmbeddingServer:
                 if isinstance(action, tuple):
                     status, headers, body = action
                 else:
-                    vectors = action if isinstance(action, list) else server_vectors(texts, kind, dim)
+                    vectors = (
+                        action if isinstance(action, list) else server_vectors(texts, kind, dim)
+                    )
                     body = json.dumps(write_answer(self.path, content, vectors, action)).encode()
                 self.send_response(status)
                 for name, value in headers.items():
@@ -86,7 +90,9 @@ class EmbeddingServer:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.base = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        threading.Thread(
+            target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        ).start()
 
     def sent(self):
         return [text for request in self.requests for text in request[3]]
@@ -99,7 +105,11 @@ def server_vectors(texts, kind, dim):
 def read_request(path, content):
     """(Texts, the provider's word for their kind, dimension), or a KeyError."""
     if path == "/v1/embeddings":
-        return content["input"], content.get("input_type"), content.get("dimensions", content.get("output_dimension"))
+        return (
+            content["input"],
+            content.get("input_type"),
+            content.get("dimensions", content.get("output_dimension")),
+        )
     if path == "/v2/embed":
         assert content["embedding_types"] == ["float"]
         return content["texts"], content["input_type"], content.get("output_dimension")
@@ -118,7 +128,10 @@ def write_answer(path, content, vectors, action):
         return {"embeddings": [{"values": row} for row in rows]}
     if content.get("encoding_format") == "base64":
         rows = [base64.b64encode(np.array(row, "<f4").tobytes()).decode() for row in rows]
-    items = [{"object": "embedding", "index": number, "embedding": row} for number, row in enumerate(rows)]
+    items = [
+        {"object": "embedding", "index": number, "embedding": row}
+        for number, row in enumerate(rows)
+    ]
     if action == "shuffle":
         random.Random(0).shuffle(items)
     if action == "no index":
@@ -141,7 +154,9 @@ def encoder(server):
     """`encoder(interface="openai", cache=None, batch_size=0, **options of Endpoint) -> encode` with short waits."""
 
     def make(interface="openai", cache=None, batch_size=0, concurrency=4, retries=FAST, **options):
-        endpoint = Endpoint(interface, "some-model", base_url=server.base + BASES[interface], **options)
+        endpoint = Endpoint(
+            interface, "some-model", base_url=server.base + BASES[interface], **options
+        )
         how = {"batch_size": batch_size, "concurrency": concurrency, "retries": retries}
         return endpoint_encoder(endpoint, cache=cache, **how)
 
@@ -179,8 +194,18 @@ def test_the_shape_of_requests(encoder, server):
     assert [one[1]["Authorization"] for one in (openai, cohere, voyage)] == [f"Bearer {KEY}"] * 3
     headers = {name.lower(): value for name, value in google[1].items()}
     assert headers["x-goog-api-key"] == KEY and "authorization" not in headers
-    assert openai[2] == {"model": "some-model", "input": ["a", "b"], "dimensions": 3, "encoding_format": "float"}
-    assert voyage[2] == {"model": "some-model", "input": ["a", "b"], "output_dimension": 3, "input_type": "query"}
+    assert openai[2] == {
+        "model": "some-model",
+        "input": ["a", "b"],
+        "dimensions": 3,
+        "encoding_format": "float",
+    }
+    assert voyage[2] == {
+        "model": "some-model",
+        "input": ["a", "b"],
+        "output_dimension": 3,
+        "input_type": "query",
+    }
     assert cohere[2] == {
         "model": "some-model",
         "texts": ["a", "b"],
@@ -188,8 +213,14 @@ def test_the_shape_of_requests(encoder, server):
         "embedding_types": ["float"],
         "output_dimension": 3,
     }
-    common = {"model": "models/some-model", "taskType": "RETRIEVAL_QUERY", "outputDimensionality": 3}
-    assert google[2] == {"requests": [{"content": {"parts": [{"text": text}]}, **common} for text in "ab"]}
+    common = {
+        "model": "models/some-model",
+        "taskType": "RETRIEVAL_QUERY",
+        "outputDimensionality": 3,
+    }
+    assert google[2] == {
+        "requests": [{"content": {"parts": [{"text": text}]}, **common} for text in "ab"]
+    }
 
 
 def test_what_requests_hold_can_be_changed(encoder, server):
@@ -202,7 +233,9 @@ def test_what_requests_hold_can_be_changed(encoder, server):
     np.testing.assert_array_equal(encoder("google", kinds={})(TEXTS, kind="query"), expected(TEXTS))
 
 
-@pytest.mark.parametrize(("interface", "most"), [("openai", 2048), ("cohere", 96), ("voyage", 1000), ("google", 100)])
+@pytest.mark.parametrize(
+    ("interface", "most"), [("openai", 2048), ("cohere", 96), ("voyage", 1000), ("google", 100)]
+)
 def test_no_request_is_larger_than_the_provider_allows(encoder, server, interface, most):
     texts = [str(n) for n in range(2 * most + 1)]
     assert encoder(interface)(texts).shape == (len(texts), OWN_DIM)
@@ -220,7 +253,9 @@ def test_a_request_has_no_more_bytes_than_the_provider_allows_tokens(encoder, se
 
 def test_a_text_is_sent_once_and_an_empty_one_as_a_blank(encoder, server):
     texts = ["b", "a", "", "b", " ", "b", "a"]
-    np.testing.assert_array_equal(encoder(batch_size=2)(texts), expected(["b", "a", " ", "b", " ", "b", "a"]))
+    np.testing.assert_array_equal(
+        encoder(batch_size=2)(texts), expected(["b", "a", " ", "b", " ", "b", "a"])
+    )
     assert sorted(server.sent()) == [" ", "a", "b"]
 
 
@@ -278,10 +313,16 @@ def test_every_form_counts(encoder, server, interface):
 
 
 def test_a_server_that_asks_to_wait_is_left_alone(encoder, server):
-    server.behave = lambda vectors, number: (429, {"Retry-After": "0.3"}, b"{}") if number == 1 else vectors
+    server.behave = lambda vectors, number: (
+        (429, {"Retry-After": "0.3"}, b"{}") if number == 1 else vectors
+    )
     encoder(concurrency=1)(TEXTS)
     assert server.times[1] - server.times[0] >= 0.3
-    server.behave = lambda vectors, number: (429, {"Retry-After": "86400"}, b'{"message": "enough for today"}')
+    server.behave = lambda vectors, number: (
+        429,
+        {"Retry-After": "86400"},
+        b'{"message": "enough for today"}',
+    )
     with pytest.raises(RunError, match="enough for today.*86400 s"):
         encoder()(TEXTS)
 
@@ -296,7 +337,11 @@ def test_a_refusal_ends_it_at_once_in_the_servers_words_but_the_key(encoder, ser
 
 
 def test_no_error_shows_the_key(encoder, server):
-    server.behave = lambda vectors, number: (200, {}, json.dumps({"message": f"key {KEY}"}).encode())
+    server.behave = lambda vectors, number: (
+        200,
+        {},
+        json.dumps({"message": f"key {KEY}"}).encode(),
+    )
     with pytest.raises(RunError, match=r"no embeddings: key \*\*\*"):
         encoder()(TEXTS)
 
@@ -308,7 +353,10 @@ def test_another_dimension_than_asked_for_or_than_before(encoder, server, tmp_pa
     server.requests.clear()
     server.behave = lambda vectors, number: [vector[: 5 - (number > 1)] for vector in vectors]
     path = tmp_path / "cache"
-    for options in ({"concurrency": 1, "batch_size": 1}, {}):  # the second has earlier ones from the cache alone
+    for options in (
+        {"concurrency": 1, "batch_size": 1},
+        {},
+    ):  # the second has earlier ones from the cache alone
         encode = encoder(cache=path, **options)
         with pytest.raises(RunError, match="4 numbers after some of 5.*cache"):
             encode([*TEXTS, "new"])
@@ -366,7 +414,9 @@ encode([f"text {n}" for n in range(500)])
 
 def test_a_killed_process_loses_nothing_that_it_kept(encoder, server, tmp_path):
     path = tmp_path / "cache"
-    process = subprocess.Popen([sys.executable, "-c", PROGRAM, f"{server.base}/v1", path], cwd=ROOT, env=os.environ)
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, f"{server.base}/v1", path], cwd=ROOT, env=os.environ
+    )
     while len(server.requests) < 40:
         assert process.poll() is None
         time.sleep(0.001)

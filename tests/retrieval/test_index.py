@@ -37,13 +37,17 @@ def similarities(similarity):
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
 def test_dense_search_is_sorting_by_similarity(small_blocks, tmp_path, similarity, stored):
     store = tmp_path / "corpus.npy" if stored else None
-    searcher = index.dense_searcher(dot_encode, dot_encode, CORPUS, similarity=similarity, store=store)
+    searcher = index.dense_searcher(
+        dot_encode, dot_encode, CORPUS, similarity=similarity, store=store
+    )
     expected = similarities(similarity)
     scores, rows = searcher.search(QUERIES, 60)
     assert scores.shape == rows.shape == (7, 60)
     assert (rows[:, 50:] == -1).all() and (scores[:, 50:] == -np.inf).all()
     np.testing.assert_allclose(scores[:, :50], -np.sort(-expected, axis=1), atol=1e-6)
-    np.testing.assert_allclose(scores[:, :50], np.take_along_axis(expected, rows[:, :50], axis=1), atol=1e-6)
+    np.testing.assert_allclose(
+        scores[:, :50], np.take_along_axis(expected, rows[:, :50], axis=1), atol=1e-6
+    )
     if similarity == "dot":  # exact numbers: equal scores in the corpus' order
         np.testing.assert_array_equal(rows[:, :50], np.argsort(-expected, axis=1, kind="stable"))
     if stored:
@@ -89,19 +93,25 @@ def test_a_corpus_is_encoded_once_and_queries_once_a_block(small_blocks):
     assert calls == {"queries": 7, "corpus": 50}
 
 
-@pytest.mark.parametrize(("factory", "parameters"), [("Flat", ""), ("IVF4,Flat", "nprobe=4"), ("HNSW32", "")])
+@pytest.mark.parametrize(
+    ("factory", "parameters"), [("Flat", ""), ("IVF4,Flat", "nprobe=4"), ("HNSW32", "")]
+)
 def test_faiss_finds_what_exact_search_finds(small_blocks, factory, parameters):
     pytest.importorskip("faiss")
     # Small enough that these settings look at every passage.
     exact = index.dense_searcher(encode, encode, CORPUS).search(QUERIES, 10)
-    found = index.faiss_searcher(encode, encode, CORPUS, factory=factory, parameters=parameters).search(QUERIES, 10)
+    found = index.faiss_searcher(
+        encode, encode, CORPUS, factory=factory, parameters=parameters
+    ).search(QUERIES, 10)
     np.testing.assert_array_equal(found[1], exact[1])
     np.testing.assert_allclose(found[0], exact[0], rtol=1e-5)
 
 
 def test_faiss_that_finds_few_says_so_and_scores_exactly():
     pytest.importorskip("faiss")
-    scores, rows = index.faiss_searcher(encode, encode, CORPUS, factory="IVF8,PQ4x4").search(QUERIES, 40)
+    scores, rows = index.faiss_searcher(encode, encode, CORPUS, factory="IVF8,PQ4x4").search(
+        QUERIES, 40
+    )
     assert ((rows >= 0).sum(axis=1) < 40).all()  # one cluster of eight is searched
     assert (scores[rows < 0] == -np.inf).all()
     similarity = unit_length(encode(QUERIES)) @ unit_length(encode(CORPUS)).T
@@ -118,7 +128,9 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path, monkeypatch):
 
     refused("similarity", index.dense_searcher, CORPUS, similarity="euclidean")
     refused("empty", index.dense_searcher, [])
-    refused("cannot be written", index.dense_searcher, CORPUS, store=tmp_path / "nowhere" / "corpus.npy")
+    refused(
+        "cannot be written", index.dense_searcher, CORPUS, store=tmp_path / "nowhere" / "corpus.npy"
+    )
     with pytest.raises(RunError, match="not finite"):
         index.dense_searcher(encode, lambda texts: encode(texts) * np.nan, CORPUS)
     if not missing("faiss"):

@@ -7,7 +7,14 @@ import pytest
 
 from embed_jax.data.sources import open_records, record_fields
 from embed_jax.errors import InputError, RunError
-from embed_jax.retrieval.mine import Mining, corpus_with, dense_searcher, mine, mine_negatives, records_of
+from embed_jax.retrieval.mine import (
+    Mining,
+    corpus_with,
+    dense_searcher,
+    mine,
+    mine_negatives,
+    records_of,
+)
 from embed_jax.similarity import unit_length
 
 WORDS = "red blue green house car dog cat river stone apple".split()
@@ -39,7 +46,9 @@ def made(seed=0, queries=12, passages=60, most=3):
     for number in range(queries):
         anchor = text("q", number, 3)
         for row in rng.choice(passages, 1 + number % most, replace=False):
-            pairs.append({"anchor": anchor, "positive": corpus[row], "negative_1": "old", "id": f"i{number}"})
+            pairs.append(
+                {"anchor": anchor, "positive": corpus[row], "negative_1": "old", "id": f"i{number}"}
+            )
     return pairs, corpus
 
 
@@ -55,7 +64,9 @@ class Table:
         missing = ((0, 0), (0, k - rows.shape[1]))
         scores = np.take_along_axis(table, rows, axis=1)
         rows = np.where(np.isinf(scores), -1, rows)  # -inf: not found
-        return np.pad(scores, missing, constant_values=-np.inf), np.pad(rows, missing, constant_values=-1)
+        return np.pad(scores, missing, constant_values=-np.inf), np.pad(
+            rows, missing, constant_values=-1
+        )
 
     def score(self, queries, rows):
         table = np.stack([self.rows[query] for query in queries])
@@ -97,7 +108,9 @@ OPTIONS = [
     Mining(number=4, rank_min=2, rank_max=30, score_min=0.2, score_max=0.6),
     Mining(number=3, rank_max=25, absolute_margin=0.1),
     Mining(number=3, rank_max=25, relative_margin=0.2),
-    Mining(number=3, rank_min=3, rank_max=25, absolute_margin=-0.2, relative_margin=0.05, score_max=0.7),
+    Mining(
+        number=3, rank_min=3, rank_max=25, absolute_margin=-0.2, relative_margin=0.05, score_max=0.7
+    ),
 ]
 
 
@@ -105,7 +118,10 @@ OPTIONS = [
 def test_equals_sentence_transformers(options):
     mine_hard_negatives = pytest.importorskip("sentence_transformers.util").mine_hard_negatives
     pairs, corpus = made(most=1)
-    margins = {"absolute_margin": options.absolute_margin, "relative_margin": options.relative_margin}
+    margins = {
+        "absolute_margin": options.absolute_margin,
+        "relative_margin": options.relative_margin,
+    }
     their_rows = mine_hard_negatives(
         of_columns(pairs),
         Peer(),
@@ -122,12 +138,18 @@ def test_equals_sentence_transformers(options):
     theirs = collections.defaultdict(list)
     for row in their_rows:
         theirs[row["anchor"], row["positive"]].append((row["negative"], *row["scores"]))
-    ours = {pair: one for pair, one in mined(pairs, corpus, [dense(corpus)], options).items() if one.negatives}
+    ours = {
+        pair: one
+        for pair, one in mined(pairs, corpus, [dense(corpus)], options).items()
+        if one.negatives
+    }
     assert theirs and set(ours) == set(theirs)
     for pair, one in ours.items():
         assert list(one.negatives) == [negative for negative, _, _ in theirs[pair]]
         expected = [(positive, score) for _, positive, score in theirs[pair]]
-        np.testing.assert_allclose([(one.positive_score, score) for score in one.scores], expected, atol=1e-5)
+        np.testing.assert_allclose(
+            [(one.positive_score, score) for score in one.scores], expected, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("options", OPTIONS[:4], ids=repr)
@@ -153,7 +175,9 @@ def test_equals_sentence_transformers_with_several_positives(options):
 def of_columns(pairs):
     from datasets import Dataset
 
-    return Dataset.from_dict({name: [pair[name] for pair in pairs] for name in ("anchor", "positive")})
+    return Dataset.from_dict(
+        {name: [pair[name] for pair in pairs] for name in ("anchor", "positive")}
+    )
 
 
 class Peer:
@@ -203,8 +227,13 @@ def test_ranks_do_not_count_known_positives():
 
 def test_a_margin_compares_with_the_pairs_own_positive():
     pairs = [{"anchor": "q", "positive": text} for text in "ab"]
-    found = negatives(pairs, CORPUS, [table(0.9, 0.5, 0.7, 0.6, 0.4, 0.3)], Mining(number=4, absolute_margin=0.1))
-    assert {positive: "".join(texts) for (_, positive), texts in found.items()} == {"a": "cdef", "b": "ef"}
+    found = negatives(
+        pairs, CORPUS, [table(0.9, 0.5, 0.7, 0.6, 0.4, 0.3)], Mining(number=4, absolute_margin=0.1)
+    )
+    assert {positive: "".join(texts) for (_, positive), texts in found.items()} == {
+        "a": "cdef",
+        "b": "ef",
+    }
 
 
 def test_a_relative_margin_lies_below_a_negative_positive():
@@ -237,13 +266,17 @@ def test_a_cross_encoder_decides_limits_and_order():
         (Mining(number=1, rank_min=1, relative_margin=0.5), "f"),
     ):
         asked.clear()
-        (one,) = mined([{"anchor": "q", "positive": "a"}], CORPUS, [left, right], options, score=score).values()
+        (one,) = mined(
+            [{"anchor": "q", "positive": "a"}], CORPUS, [left, right], options, score=score
+        ).values()
         assert "".join(one.negatives) == expected
         assert (one.positive_score, list(one.scores)) == (2.0, [scores[text] for text in expected])
         assert sorted(sum(asked, [])) == [("q", text) for text in CORPUS]
     # Without limits it does not choose, and scores only what was chosen.
     asked.clear()
-    (one,) = mined([{"anchor": "q", "positive": "a"}], CORPUS, [left, right], Mining(number=2), score=score).values()
+    (one,) = mined(
+        [{"anchor": "q", "positive": "a"}], CORPUS, [left, right], Mining(number=2), score=score
+    ).values()
     assert (one.negatives, one.scores, one.positive_score) == (("b", "d"), (5.0, -1.0), 2.0)
     assert sorted(sum(asked, [])) == [("q", "a"), ("q", "b"), ("q", "d")]
 
@@ -251,7 +284,9 @@ def test_a_cross_encoder_decides_limits_and_order():
 @pytest.mark.parametrize("sampling", ["top", "random"])
 def test_block_size_and_order_change_nothing(sampling):
     pairs, corpus = made()
-    options = Mining(number=3, rank_min=2, rank_max=10, absolute_margin=0.0, sampling=sampling, seed=3)
+    options = Mining(
+        number=3, rank_min=2, rank_max=10, absolute_margin=0.0, sampling=sampling, seed=3
+    )
     whole = negatives(pairs, corpus, [dense(corpus)], options)
     for block in (1, 5):
         assert negatives(pairs, corpus, [dense(corpus)], options, block=block) == whole
@@ -266,7 +301,10 @@ def test_random_sampling_depends_on_the_seed_and_takes_every_rank():
     counts = collections.Counter()
     for seed in range(200):
         found = negatives(
-            pairs, corpus, [dense(corpus)], Mining(number=2, rank_min=2, rank_max=10, sampling="random", seed=seed)
+            pairs,
+            corpus,
+            [dense(corpus)],
+            Mining(number=2, rank_min=2, rank_max=10, sampling="random", seed=seed),
         )
         for pair, texts in found.items():
             places = [window[pair].index(text) for text in texts]
@@ -274,7 +312,9 @@ def test_random_sampling_depends_on_the_seed_and_takes_every_rank():
             counts.update(places)
     expected = 200 * len(pairs) * 2 / 8
     # A binomial count: five standard deviations.
-    assert all(abs(counts[place] - expected) < 5 * math.sqrt(expected) for place in range(8)), counts
+    assert all(abs(counts[place] - expected) < 5 * math.sqrt(expected) for place in range(8)), (
+        counts
+    )
 
 
 def test_queries_are_searched_in_blocks():
@@ -305,10 +345,20 @@ def test_the_report_accounts_for_every_candidate():
     # For a: c above 0.75; of d e f, d is skipped and f not needed. For b: c again, d too close; e skipped.
     assert [record.get("negative_1") for record in records] == ["e", "f"]
     assert report.pairs == {1: 2}
-    expected = {"positive": 6, "duplicate": 2, "score": 2, "margin": 1, "rank": 2, "surplus": 1, "kept": 2}
+    expected = {
+        "positive": 6,
+        "duplicate": 2,
+        "score": 2,
+        "margin": 1,
+        "rank": 2,
+        "surplus": 1,
+        "kept": 2,
+    }
     assert +report.candidates == expected
     assert report.candidates.total() == 2 * len(corpus)
-    assert str(report).startswith("2 pairs, 16 candidates") and "2  pairs with 1 negatives" in str(report)
+    assert str(report).startswith("2 pairs, 16 candidates") and "2  pairs with 1 negatives" in str(
+        report
+    )
     report.pairs.update(range(100))
     assert len(str(report).splitlines()) < 24
 
@@ -317,7 +367,10 @@ def test_pairs_without_negatives_are_counted_and_left_out_of_the_records():
     pairs = [{"anchor": "q", "positive": "a"}, {"anchor": "r", "positive": "b"}]
     table = Table(["q", "r"], [[0.1, 0.9, 0.9, 0.9, 0.9, 0.9], [0.1, 0.9, 0.2, 0.3, 0.95, 0.95]])
     options = Mining(number=3, absolute_margin=0.1)
-    assert negatives(pairs, CORPUS, [table], options) == {("q", "a"): (), ("r", "b"): ("d", "c", "a")}
+    assert negatives(pairs, CORPUS, [table], options) == {
+        ("q", "a"): (),
+        ("r", "b"): ("d", "c", "a"),
+    }
     records, report = mine(pairs, CORPUS, [table], options)
     assert [record["anchor"] for record in records] == ["r"]
     assert report.pairs == {0: 1, 3: 1}
@@ -326,7 +379,9 @@ def test_pairs_without_negatives_are_counted_and_left_out_of_the_records():
 
 def test_if_everything_is_dropped_one_line_says_by_what():
     pairs = [{"anchor": "q", "positive": "a"}]
-    with pytest.raises(InputError, match=r"1 pairs .* all 6 .* 1 known positive .* 5 outside score_min") as error:
+    with pytest.raises(
+        InputError, match=r"1 pairs .* all 6 .* 1 known positive .* 5 outside score_min"
+    ) as error:
         mine(pairs, CORPUS, [table(*[0.5] * 6)], Mining(score_max=0.2))
     assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="5 too close"):
@@ -366,14 +421,21 @@ def test_training_reads_every_form(tmp_path, form):
 
 def test_forms():
     pairs = [{"anchor": "q", "positive": text} for text in "ab"]
-    block = next(mine_negatives(pairs, CORPUS, [table(0.9, 0.8, 0.5, 0.25, 0.75, 0.0)], Mining(number=2)))
+    block = next(
+        mine_negatives(pairs, CORPUS, [table(0.9, 0.8, 0.5, 0.25, 0.75, 0.0)], Mining(number=2))
+    )
     assert list(records_of(block, "triplets")) == [
-        {"anchor": "q", "positive": positive, "negative": negative} for positive in "ab" for negative in "ec"
+        {"anchor": "q", "positive": positive, "negative": negative}
+        for positive in "ab"
+        for negative in "ec"
     ]
     assert list(records_of(block, "n-tuples")) == [
-        {"anchor": "q", "positive": positive, "negative_1": "e", "negative_2": "c"} for positive in "ab"
+        {"anchor": "q", "positive": positive, "negative_1": "e", "negative_2": "c"}
+        for positive in "ab"
     ]
-    labels = {record["sentence2"]: record["label"] for record in records_of(block, "labelled-pairs")}
+    labels = {
+        record["sentence2"]: record["label"] for record in records_of(block, "labelled-pairs")
+    }
     assert labels == {"a": 1, "b": 1, "e": 0, "c": 0}
     assert len(list(records_of(block, "labelled-pairs"))) == 4
     first, _ = records_of(block, "scored-lists")
@@ -387,7 +449,9 @@ def test_scores_of_several_searchers_make_no_scored_lists():
     pairs, tables = [{"anchor": "q", "positive": "a"}], [table(*range(6)), table(*range(6))]
     with pytest.raises(InputError, match="cross-encoder"):
         mine(pairs, CORPUS, tables, Mining(), "scored-lists")
-    records, _ = mine(pairs, CORPUS, tables, Mining(), "scored-lists", score=lambda q, p: np.arange(len(p)))
+    records, _ = mine(
+        pairs, CORPUS, tables, Mining(), "scored-lists", score=lambda q, p: np.arange(len(p))
+    )
     assert records[0]["scores"] == [0, 1]
 
 
@@ -428,7 +492,12 @@ def test_bad_input_is_refused_before_any_search():
     for pairs, corpus, searchers, match in (
         (good, CORPUS, [], "searchers"),
         ([], CORPUS, [searcher], "none"),
-        ([*good, {"anchor": "q", "positive": "z"}], CORPUS, [searcher], "pair 1: its positive is not in the corpus"),
+        (
+            [*good, {"anchor": "q", "positive": "z"}],
+            CORPUS,
+            [searcher],
+            "pair 1: its positive is not in the corpus",
+        ),
         ([{"anchor": " ", "positive": "a"}], CORPUS, [searcher], "pair 0: anchor"),
         ([{"anchor": "q", "positive": None}], CORPUS, [searcher], "pair 0: positive"),
         (good, [*CORPUS, ""], [searcher], "passage 6"),

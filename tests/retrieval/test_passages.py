@@ -19,7 +19,10 @@ def made():
     def text(words):
         return " ".join("".join(rng.choice(list("abcdefgh"), size=3)) for _ in range(words))
 
-    return {f"d{n}": text(words) for n, words in enumerate([3, 60, 0, 10, 11, 31, 9, 10])}, {"q": text(3), "r": text(5)}
+    return {f"d{n}": text(words) for n, words in enumerate([3, 60, 0, 10, 11, 31, 9, 10])}, {
+        "q": text(3),
+        "r": text(5),
+    }
 
 
 @pytest.mark.parametrize("words, overlap", [(1, 0), (4, 0), (4, 1), (4, 3), (7, 2)])
@@ -30,15 +33,23 @@ def test_windows_cover_each_word_and_none_is_needless(words, overlap):
         windows = [passage.split() for passage in passages]
         assert owner.tolist() == [0] * len(windows)
         assert all(len(window) == words for window in windows[:-1]) and len(windows[-1]) <= words
-        assert windows[0] + [token for window in windows[1:] for token in window[overlap:]] == tokens
+        assert (
+            windows[0] + [token for window in windows[1:] for token in window[overlap:]] == tokens
+        )
         assert all(len(window) > overlap for window in windows[1:])
         assert all(
-            left[words - overlap :] == right[:overlap] for left, right in zip(windows, windows[1:], strict=False)
+            left[words - overlap :] == right[:overlap]
+            for left, right in zip(windows, windows[1:], strict=False)
         )
 
 
 def test_text_stands_in_passages_as_it_was():
-    corpus = {"short": "  one\n two ", "none": "", "long": "one,\n\ttwo  three four", "kana": "日本語 かな abc"}
+    corpus = {
+        "short": "  one\n two ",
+        "none": "",
+        "long": "one,\n\ttwo  three four",
+        "kana": "日本語 かな abc",
+    }
     passages, owner = split_passages(corpus, 2)
     expected = ["  one\n two ", "", "one,\n\ttwo", "three four", "日本", "語 か", "な abc"]
     assert passages == expected and owner.tolist() == [0, 1, 2, 2, 3, 3, 3]
@@ -49,10 +60,14 @@ def test_equals_the_best_of_all_passages(made, similarity, k, monkeypatch):
     monkeypatch.setattr(topk, "CORPUS_BLOCK", 4)
     monkeypatch.setattr(topk, "ENCODE_BLOCK", 8)
     corpus, queries = made
-    run = passage_search(encode, encode, corpus, queries, k, similarity=similarity, words=5, overlap=2)
+    run = passage_search(
+        encode, encode, corpus, queries, k, similarity=similarity, words=5, overlap=2
+    )
     passages, owner = split_passages(corpus, 5, 2)
     everything = {f"p{n}": passage for n, passage in enumerate(passages)}
-    by_passage = dense_search(encode, encode, everything, queries, len(passages), similarity=similarity)
+    by_passage = dense_search(
+        encode, encode, everything, queries, len(passages), similarity=similarity
+    )
     names = list(corpus)
     for query, found in by_passage.items():
         best = dict.fromkeys(names, -np.inf)
@@ -60,7 +75,9 @@ def test_equals_the_best_of_all_passages(made, similarity, k, monkeypatch):
             name = names[owner[int(passage[1:])]]
             best[name] = max(best[name], score)
         assert run[query] == pytest.approx({name: best[name] for name in run[query]}, rel=1e-5)
-        assert list(run[query].values()) == pytest.approx(sorted(best.values(), reverse=True)[:k], rel=1e-5)
+        assert list(run[query].values()) == pytest.approx(
+            sorted(best.values(), reverse=True)[:k], rel=1e-5
+        )
 
 
 def test_short_documents_are_searched_as_by_dense_search(made):

@@ -76,13 +76,17 @@ def test_an_error_is_at_most_half_a_bin_within_the_ranges(embeddings, stored, pr
     inside = np.clip(embeddings, low, top)
     decoded = dequantize(compressed.codes, precision, compressed.calibration)
     assert (np.abs(decoded - inside) <= step / 2 + 1e-6).all()
-    assert np.median(np.abs(decoded - inside) / np.where(step, step, 1)) > 0.2, "nor is it much finer"
+    assert np.median(np.abs(decoded - inside) / np.where(step, step, 1)) > 0.2, (
+        "nor is it much finer"
+    )
     np.testing.assert_array_equal(decoded[:, 5], np.float32(0.125))
 
 
 @pytest.mark.parametrize("precision", SCALAR)
 def test_what_lies_outside_the_ranges_goes_to_the_nearest_bin(precision):
-    calibration = Ranges(np.full(2, -1, np.float32), np.full(2, 1, np.float32), 4 if precision == "int4" else 8, 100)
+    calibration = Ranges(
+        np.full(2, -1, np.float32), np.full(2, 1, np.float32), 4 if precision == "int4" else 8, 100
+    )
     outside = np.array([[-300.0, 300.0], [-1.001, 1.2]], np.float32)
     decoded = dequantize(quantize(outside, precision, calibration), precision, calibration)
     assert (decoded[:, 0] < -0.9).all() and (decoded[:, 1] >= 1).all()
@@ -95,7 +99,9 @@ def test_int4_bins_have_the_least_error_of_equal_bins(monkeypatch):
     def error(tail):
         monkeypatch.setattr(learnt, "TAIL", tail)
         calibration = calibrate(values, "int4")
-        return np.mean((dequantize(quantize(values, "int4", calibration), "int4", calibration) - values) ** 2)
+        return np.mean(
+            (dequantize(quantize(values, "int4", calibration), "int4", calibration) - values) ** 2
+        )
 
     ours = error(learnt.TAIL)
     assert ours == pytest.approx(0.01154, rel=0.02)
@@ -108,8 +114,12 @@ def test_int4_puts_two_dimensions_in_a_byte_as_faiss_does(embeddings, stored):
     low, high = compressed.calibration.low, compressed.calibration.high
     quantizer = faiss.ScalarQuantizer(32, faiss.ScalarQuantizer.QT_4bit)
     faiss.copy_array_to_vector(np.concatenate([low, high - low]), quantizer.trained)
-    np.testing.assert_allclose(quantizer.decode(compressed.codes), compressed.rows(np.arange(1100)), atol=1e-6)
-    assert (quantizer.compute_codes(embeddings) == compressed.codes).mean() > 0.999  # roundings at a bin's edge
+    np.testing.assert_allclose(
+        quantizer.decode(compressed.codes), compressed.rows(np.arange(1100)), atol=1e-6
+    )
+    assert (
+        quantizer.compute_codes(embeddings) == compressed.codes
+    ).mean() > 0.999  # roundings at a bin's edge
 
 
 @pytest.mark.parametrize(
@@ -143,18 +153,26 @@ def test_search_equals_sorting_all_dot_products(queries, stored, precision, asym
     pytest.importorskip("faiss")
     compressed = stored(precision)
     documents = compressed.rows(np.arange(1100))
-    compared = queries if asymmetric else compress(queries, precision, compressed.calibration).rows(np.arange(40))
+    compared = (
+        queries
+        if asymmetric
+        else compress(queries, precision, compressed.calibration).rows(np.arange(40))
+    )
     index = CompressedIndex(compressed)
     scores, rows = index.search(queries, 7, asymmetric=asymmetric)
     every = compared @ documents.T
     np.testing.assert_allclose(scores, best(every, 7)[0], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(np.take_along_axis(every, rows, axis=1), scores, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        np.take_along_axis(every, rows, axis=1), scores, rtol=1e-4, atol=1e-5
+    )
     assert all(len(set(found)) == 7 for found in rows.tolist())
     np.testing.assert_allclose(index.rows(rows[0]), documents[rows[0]], atol=1e-6)
 
 
 @pytest.mark.parametrize("precision", WITH_PQ)
-def test_rescoring_all_candidates_is_the_search_it_rescores_with(embeddings, queries, stored, precision):
+def test_rescoring_all_candidates_is_the_search_it_rescores_with(
+    embeddings, queries, stored, precision
+):
     pytest.importorskip("faiss")
     index = CompressedIndex(stored(precision))
     by_codes = index.search(queries, 11, asymmetric=False, rescore=100)  # 1,100 candidates: all
@@ -169,7 +187,9 @@ def test_rescoring_reorders_the_candidates_and_no_others(embeddings, queries, st
     pytest.importorskip("faiss")
     index = CompressedIndex(stored("binary"))
     candidates = index.search(queries, 20, asymmetric=False)[1]
-    scores, rows = index.search(queries, 5, asymmetric=False, rescore=4, originals=Embeddings(embeddings))
+    scores, rows = index.search(
+        queries, 5, asymmetric=False, rescore=4, originals=Embeddings(embeddings)
+    )
     for query, own, found, values in zip(queries, candidates, rows, scores, strict=True):
         exact = embeddings[own] @ query
         assert set(found) == set(own[np.argsort(-exact)[:5]])
@@ -184,7 +204,8 @@ def test_equal_scores_come_in_the_order_of_the_rows(embeddings):
         scores, rows = index.search(embeddings[:5], 40, asymmetric=asymmetric)
         assert rows.shape == (5, 15), "k is cut to the number of embeddings"
         assert all(
-            np.lexsort((own, -values)).tolist() == list(range(15)) for own, values in zip(rows, scores, strict=True)
+            np.lexsort((own, -values)).tolist() == list(range(15))
+            for own, values in zip(rows, scores, strict=True)
         )
         assert rows[:, :3].tolist() == [[3 * n, 3 * n + 1, 3 * n + 2] for n in range(5)]
 
@@ -251,24 +272,42 @@ def test_bad_input_is_refused_in_one_line(embeddings, queries, stored):
     bad = {
         r"unknown 'int3'; accepted are float32, int8": lambda: quantize(embeddings, "int3"),
         r"unknown 'pq0'": lambda: calibrate(embeddings, "pq0"),
-        r"binary: expected a dimension divisible by 8, found 12": lambda: quantize(embeddings[:, :12], "binary"),
-        r"int4: expected a dimension divisible by 2, found 31": lambda: calibrate(embeddings[:, :31], "int4"),
+        r"binary: expected a dimension divisible by 8, found 12": lambda: quantize(
+            embeddings[:, :12], "binary"
+        ),
+        r"int4: expected a dimension divisible by 2, found 31": lambda: calibrate(
+            embeddings[:, :31], "int4"
+        ),
         r"pq5: expected a dimension divisible by 5, found 32": lambda: calibrate(embeddings, "pq5"),
-        r"float32: expected a dimension divisible by 1, found 0": lambda: quantize(embeddings[:, :0], "float32"),
+        r"float32: expected a dimension divisible by 1, found 0": lambda: quantize(
+            embeddings[:, :0], "float32"
+        ),
         r"embeddings: row 7 has a number that is not finite": lambda: quantize(broken, "binary"),
         r"calibration: row 7 has a number that is not finite": lambda: calibrate(broken, "int8"),
-        r"calibration of int8: expected at least 100 vectors, found 99": lambda: calibrate(embeddings[:99], "int8"),
-        r"calibration of pq4: expected at least 1,024 vectors, found 200": lambda: calibrate(embeddings[:200], "pq4"),
-        r"calibration for int8: expected one of int8, found None": lambda: quantize(embeddings, "int8"),
+        r"calibration of int8: expected at least 100 vectors, found 99": lambda: calibrate(
+            embeddings[:99], "int8"
+        ),
+        r"calibration of pq4: expected at least 1,024 vectors, found 200": lambda: calibrate(
+            embeddings[:200], "pq4"
+        ),
+        r"calibration for int8: expected one of int8, found None": lambda: quantize(
+            embeddings, "int8"
+        ),
         r"calibration for int4: expected one of int4, found int8": lambda: quantize(
             embeddings, "int4", int8.calibration
         ),
-        r"calibration for binary: expected None, found int8": lambda: quantize(embeddings, "binary", int8.calibration),
+        r"calibration for binary: expected None, found int8": lambda: quantize(
+            embeddings, "binary", int8.calibration
+        ),
         r"calibration: of 32 dimensions, the embeddings have 16": lambda: quantize(
             embeddings[:, :16], "int8", int8.calibration
         ),
-        r"expected floating-point numbers \[N, D\], found int8": lambda: quantize(int8.codes, "int8", int8.calibration),
-        r"expected floating-point numbers \[N, D\], found float32 \[32\]": lambda: quantize(embeddings[0], "binary"),
+        r"expected floating-point numbers \[N, D\], found int8": lambda: quantize(
+            int8.codes, "int8", int8.calibration
+        ),
+        r"expected floating-point numbers \[N, D\], found float32 \[32\]": lambda: quantize(
+            embeddings[0], "binary"
+        ),
         r"codes of uint8: expected uint8 \[N, 32\], found int8": lambda: Compressed(
             int8.codes, "uint8", int8.calibration
         ),
@@ -282,7 +321,9 @@ def test_bad_input_is_refused_in_one_line(embeddings, queries, stored):
     pytest.importorskip("faiss")
     index = CompressedIndex(int8)
     bad = {
-        r"queries: of 16 dimensions, the compressed embeddings have 32": lambda: index.search(queries[:, :16], 5),
+        r"queries: of 16 dimensions, the compressed embeddings have 32": lambda: index.search(
+            queries[:, :16], 5
+        ),
         r"queries: row 7": lambda: index.search(broken, 5),
         r"originals: of 16 dimensions": lambda: index.search(
             queries, 5, rescore=4, originals=Embeddings(embeddings[:, :16])
@@ -298,7 +339,9 @@ def test_bad_input_is_refused_in_one_line(embeddings, queries, stored):
 
 def test_few_vectors_for_a_product_quantiser_are_said(embeddings, capfd):
     pytest.importorskip("faiss")
-    with pytest.warns(UserWarning, match=r"pq4: 256 centres are learnt from 1,100 vectors; FAISS advises 9,984"):
+    with pytest.warns(
+        UserWarning, match=r"pq4: 256 centres are learnt from 1,100 vectors; FAISS advises 9,984"
+    ):
         calibrate(embeddings, "pq4")
     assert capfd.readouterr() == ("", ""), "said once, not by FAISS as well"
 

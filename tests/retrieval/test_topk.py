@@ -17,7 +17,9 @@ def reference(queries, corpus, k):
     return np.take_along_axis(scores, order, axis=1), order
 
 
-@pytest.mark.parametrize(("queries", "corpus", "k"), [(20, 70, 5), (3, 16, 16), (8, 9, 40), (1, 1, 1)])
+@pytest.mark.parametrize(
+    ("queries", "corpus", "k"), [(20, 70, 5), (3, 16, 16), (8, 9, 40), (1, 1, 1)]
+)
 def test_equals_sorting_everything(small_blocks, queries, corpus, k):
     rng = np.random.default_rng(queries)
     # Small whole numbers: sums are exact and there are many ties.
@@ -30,7 +32,10 @@ def test_equals_sorting_everything(small_blocks, queries, corpus, k):
 
 def test_a_corpus_in_blocks_is_the_same_corpus(small_blocks):
     rng = np.random.default_rng(0)
-    queries, corpus = rng.normal(size=(5, 8)).astype(np.float32), rng.normal(size=(50, 8)).astype(np.float32)
+    queries, corpus = (
+        rng.normal(size=(5, 8)).astype(np.float32),
+        rng.normal(size=(50, 8)).astype(np.float32),
+    )
     whole = topk.top_k(queries, corpus, 7)
     parts = topk.top_k(queries, iter(np.split(corpus, [3, 20, 40])), 7)
     np.testing.assert_array_equal(whole[1], parts[1])
@@ -72,7 +77,9 @@ def test_dense_search_encodes_the_corpus_a_piece_at_a_time(monkeypatch):
 
 
 DISTANCES = {
-    "cosine": lambda a, b: np.sum(a * b, -1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)),
+    "cosine": lambda a, b: (
+        np.sum(a * b, -1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
+    ),
     "dot": lambda a, b: np.sum(a * b, -1),
     "euclidean": lambda a, b: -np.linalg.norm(a - b, axis=-1),
     "manhattan": lambda a, b: -np.abs(a - b).sum(-1),
@@ -85,9 +92,13 @@ def test_similarities_equal_those_in_float64(small_blocks, similarity, dim):
     rng = np.random.default_rng(dim)
     queries, corpus = (rng.normal(size=(n, dim)).astype(np.float32) for n in (11, 75))
     scores, rows = topk.top_k(queries, corpus, 9, similarity=similarity)
-    expected = DISTANCES[similarity](queries[:, None].astype(np.float64), corpus[None].astype(np.float64))
+    expected = DISTANCES[similarity](
+        queries[:, None].astype(np.float64), corpus[None].astype(np.float64)
+    )
     np.testing.assert_array_equal(rows, np.argsort(-expected, axis=1, kind="stable")[:, :9])
-    np.testing.assert_allclose(scores, np.take_along_axis(expected, rows, axis=1), rtol=3e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        scores, np.take_along_axis(expected, rows, axis=1), rtol=3e-6, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("similarity", ["euclidean", "manhattan"])
@@ -95,7 +106,9 @@ def test_near_points_far_from_the_origin_keep_their_distances(similarity):
     """Where |a|^2 + |b|^2 - 2ab in float32 is wrong by more than the distances themselves."""
     center = np.full(64, 100.0)
     corpus = (center + np.eye(64) * np.arange(1, 65)[::-1, None] / 8).astype(np.float32)
-    scores, rows = topk.top_k(np.float32([center]), np.concatenate([corpus, [center]]), 65, similarity=similarity)
+    scores, rows = topk.top_k(
+        np.float32([center]), np.concatenate([corpus, [center]]), 65, similarity=similarity
+    )
     np.testing.assert_array_equal(rows[0], np.arange(64, -1, -1))
     np.testing.assert_array_equal(scores[0], -np.arange(65) / 8)
 
@@ -108,10 +121,25 @@ def test_there_is_no_array_of_queries_by_documents_by_dimensions(similarity):
     assert used < 64 * 256 * 128 * 4 / 8
 
 
-@pytest.mark.parametrize("similarity, k", [*((name, 4) for name in topk.SIMILARITIES), ("dot", 1), ("dot", 60)])
+@pytest.mark.parametrize(
+    "similarity, k", [*((name, 4) for name in topk.SIMILARITIES), ("dot", 1), ("dot", 60)]
+)
 def test_documents_of_several_rows_count_by_their_best(small_blocks, similarity, k):
     rng = np.random.default_rng(k)
-    sizes = [1, 40, 1, 1, 3, 2, 1, 17, 1, 5, 1, 30]  # over the blocks of 16 rows: some begin before, some span three
+    sizes = [
+        1,
+        40,
+        1,
+        1,
+        3,
+        2,
+        1,
+        17,
+        1,
+        5,
+        1,
+        30,
+    ]  # over the blocks of 16 rows: some begin before, some span three
     owner = np.repeat(np.arange(len(sizes)), sizes)
     queries, corpus = (rng.integers(-2, 3, size=(n, 4)).astype(np.float32) for n in (8, len(owner)))
     if similarity == "cosine":  # whose ties are not exact

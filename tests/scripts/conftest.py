@@ -45,7 +45,9 @@ def beir(tmp_path, sentences):
     queries = [{"_id": f"q{n}", "text": " ".join(sentences[n].split()[:4])} for n in range(5)]
     with gzip.open(directory / "corpus.jsonl.gz", "wt") as file:
         file.writelines(json.dumps(record) + "\n" for record in corpus)
-    (directory / "queries.jsonl").write_text("".join(json.dumps(record) + "\n" for record in queries))
+    (directory / "queries.jsonl").write_text(
+        "".join(json.dumps(record) + "\n" for record in queries)
+    )
     judged = "".join(f"q{n}\td{n}\t2\nq{n}\td{n + 5}\t1\n" for n in range(5))
     (directory / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
     return directory

@@ -59,8 +59,13 @@ def table(run, tmp_path, monkeypatch):
         if (status, said[:5]) == (0, "model"):
             (workdir / "model").mkdir(parents=True, exist_ok=True)
             value = score(command)
-            lines = [{"step": step, "loss": 0.5, "sts/spearman": value - 0.01 * abs(step - 1)} for step in range(3)]
-            (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+            lines = [
+                {"step": step, "loss": 0.5, "sts/spearman": value - 0.01 * abs(step - 1)}
+                for step in range(3)
+            ]
+            (workdir / "metrics.jsonl").write_text(
+                "".join(json.dumps(line) + "\n" for line in lines)
+            )
         return status
 
     def call(*arguments, text=TABLE + MORE):
@@ -85,16 +90,30 @@ def test_means_and_deviations_beside_the_paper(table, tmp_path):
     assert lines == [
         ["row", "best", "paper", "loss", "runs"],
         ["small", f"{mean:.2f} ± {sd:.2f}", "82.5", "50.00 ± 0.00", "3/3"],
-        ["large", f"{100 * statistics.mean(wanted['large']):.2f} ± {sd:.2f}", "-", "50.00 ± 0.00", "3/3"],
+        [
+            "large",
+            f"{100 * statistics.mean(wanted['large']):.2f} ± {sd:.2f}",
+            "-",
+            "50.00 ± 0.00",
+            "3/3",
+        ],
         ["paper: Gao et al. 2021, Table 3"],
     ]
     found = json.loads((tmp_path / "table.json").read_text())
     for row, values in wanted.items():
         runs = found["rows"][row]["runs"]
-        assert [run["metrics"]["best"] for run in runs] == pytest.approx(values), "as measured, without SCALE"
-        assert [run["metrics"]["sts/spearman"] for run in runs] == pytest.approx([v - 0.01 for v in values])
+        assert [run["metrics"]["best"] for run in runs] == pytest.approx(values), (
+            "as measured, without SCALE"
+        )
+        assert [run["metrics"]["sts/spearman"] for run in runs] == pytest.approx(
+            [v - 0.01 for v in values]
+        )
         summary = found["rows"][row]["summary"]["best"]
-        assert summary == {"mean": pytest.approx(statistics.mean(values)), "sd": pytest.approx(sd / 100), "n": 3}
+        assert summary == {
+            "mean": pytest.approx(statistics.mean(values)),
+            "sd": pytest.approx(sd / 100),
+            "n": 3,
+        }
     assert found["rows"]["small"]["paper"]["best"] == [82.5, "Gao et al. 2021, Table 3"]
 
 
@@ -104,12 +123,20 @@ def test_every_run_gets_its_row_its_seed_and_the_command_lines_fields(table, tmp
     assert len(table.commands) == 4
     assert table.commands[3] == [
         *(sys.executable, "-m", "experiments.simcse", f"--config={tmp_path}/config.py"),
-        *("--config.data.limit=50", "--config.model.dropout=0.5", "--config.train.steps=7", "--config.train.seed=5"),
+        *(
+            "--config.data.limit=50",
+            "--config.model.dropout=0.5",
+            "--config.train.steps=7",
+            "--config.train.seed=5",
+        ),
         f"--workdir={tmp_path}/runs/large/5",
     ]
     status, out, _ = table("--seeds=3", "--rows=small", f"--output={tmp_path}/table.json")
     assert "±" not in out and "1/1" in out, "one run has no deviation"
-    assert json.loads((tmp_path / "table.json").read_text())["rows"]["small"]["summary"]["best"]["sd"] is None
+    assert (
+        json.loads((tmp_path / "table.json").read_text())["rows"]["small"]["summary"]["best"]["sd"]
+        is None
+    )
     assert [command[-1] for command in table.commands] == [f"--workdir={tmp_path}/runs/small/3"]
 
 
@@ -123,14 +150,21 @@ def test_a_failing_run_is_shown_and_the_others_run(table, tmp_path):
     assert "2/3" in small and "seed 1: error: loss not finite at step 3" in small
     assert "2/3" in large and "seed 0: stopped before its end" in large
     rows = json.loads((tmp_path / "table.json").read_text())["rows"]
-    assert [run["error"] for run in rows["small"]["runs"]] == [None, "error: loss not finite at step 3", None]
+    assert [run["error"] for run in rows["small"]["runs"]] == [
+        None,
+        "error: loss not finite at step 3",
+        None,
+    ]
     assert rows["small"]["summary"]["best"]["n"] == 2
 
     # The same command goes on with what is missing.
     table.fails.clear()
     status, again, _ = table(f"--output={tmp_path}/table.json")
     assert status == 0 and len(table.commands) == 2 and again.count("was over") == 4
-    assert json.loads((tmp_path / "table.json").read_text())["rows"]["small"]["summary"]["best"]["n"] == 3
+    assert (
+        json.loads((tmp_path / "table.json").read_text())["rows"]["small"]["summary"]["best"]["n"]
+        == 3
+    )
 
 
 def test_a_run_is_over_with_its_settings_and_its_model(table, tmp_path):
@@ -139,8 +173,12 @@ def test_a_run_is_over_with_its_settings_and_its_model(table, tmp_path):
     assert table(*only)[0] == 0 and not table.commands
     (tmp_path / "runs/small/0/model").rmdir()
     assert table(*only)[0] == 0 and len(table.commands) == 1
-    (tmp_path / "config.py").write_text(CONFIG.replace("    return", "    config.train.steps = 9\n    return"))
-    assert table(*only)[0] == 0 and len(table.commands) == 1, "the config's file says something else now"
+    (tmp_path / "config.py").write_text(
+        CONFIG.replace("    return", "    config.train.steps = 9\n    return")
+    )
+    assert table(*only)[0] == 0 and len(table.commands) == 1, (
+        "the config's file says something else now"
+    )
     assert table(*only, "--config.train.steps=10")[0] == 0 and len(table.commands) == 1
 
 
@@ -153,9 +191,17 @@ def test_metrics_are_the_last_and_the_best_that_the_training_chose(tmp_path):
         {"step": 4, "sts/spearman": None, "sts/pearson": 0.2},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (tmp_path / "results.json").write_text(json.dumps({"sts12": {"spearman": 0.7, "n": 3}, "ok": True, "x": [1]}))
+    (tmp_path / "results.json").write_text(
+        json.dumps({"sts12": {"spearman": 0.7, "n": 3}, "ok": True, "x": [1]})
+    )
     found = ablate_runs.read_metrics(tmp_path, "sts/spearman", 0.01)
-    assert found == {"loss": 1.0, "sts/pearson": 0.2, "best": 0.6, "sts12/spearman": 0.7, "sts12/n": 3.0}
+    assert found == {
+        "loss": 1.0,
+        "sts/pearson": 0.2,
+        "best": 0.6,
+        "sts12/spearman": 0.7,
+        "sts12/n": 3.0,
+    }
     assert ablate_runs.read_metrics(tmp_path, "sts/spearman", 0.2)["best"] == 0.5
     assert "best" not in ablate_runs.read_metrics(tmp_path, "", 0.0)
 
@@ -172,11 +218,15 @@ def test_the_metrics_of_a_comparison(tmp_path):
     found = ablate_runs.read_metrics(tmp_path, "", 0.0)
     assert (found["test/ndcg@10"], found["test/bm25/ndcg@10"]) == (1.0, 0.0)
     assert found["test/before/mrr@10"] == 0.5
-    assert set(found) == {f"test/{who}{name}" for name in results["after"].metrics for who in ("", "before/", "bm25/")}
+    assert set(found) == {
+        f"test/{who}{name}" for name in results["after"].metrics for who in ("", "before/", "bm25/")
+    }
 
 
 def test_a_command_leaves_its_output_and_its_status(tmp_path):
-    program = "import sys; print('out', flush=True); print('error: bad', file=sys.stderr); sys.exit(2)"
+    program = (
+        "import sys; print('out', flush=True); print('error: bad', file=sys.stderr); sys.exit(2)"
+    )
     assert ablate_runs.run_command([sys.executable, "-c", program], tmp_path / "log") == 2
     assert ablate_runs.last_error((tmp_path / "log").read_text().splitlines()) == "error: bad"
     assert ablate_runs.last_error(["Killed", " "]) == "Killed" and ablate_runs.last_error([])
@@ -211,11 +261,17 @@ def test_a_picture_of_metrics_against_a_field(table, tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
     drawn = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: (drawn.append(figure), path.write_bytes(b"p")))
+    monkeypatch.setattr(
+        Figure, "savefig", lambda figure, path, **_: (drawn.append(figure), path.write_bytes(b"p"))
+    )
     status, _, err = table(f"--plot={tmp_path}/a.png", text=TABLE + MORE)
     assert status == 0 and (tmp_path / "a.png").read_bytes() == b"p", err
     axes = drawn[0].axes[0]
-    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_xscale()) == ("data.limit", "best", "log")
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_xscale()) == (
+        "data.limit",
+        "best",
+        "log",
+    )
     means = axes.get_lines()[0]
     assert list(means.get_xdata()) == [100, 10000]
     assert list(means.get_ydata()) == pytest.approx([0.1 + 0.5 / 3, 10 + 0.5 / 3])
@@ -232,8 +288,13 @@ def test_a_picture_of_metrics_against_the_step(table, tmp_path):
     assert status == 0 and (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG"), err
 
     nothing = TABLE + 'METRICS = ("loss",)\n'
-    status, out, err = table(f"--curves={tmp_path}/b.png", f"--output={tmp_path}/b.json", "--seeds=0", text=nothing)
-    assert (status, err.count("\n")) == (2, 1) and "nothing of METRICS is measured while training" in err
+    status, out, err = table(
+        f"--curves={tmp_path}/b.png", f"--output={tmp_path}/b.json", "--seeds=0", text=nothing
+    )
+    assert (status, err.count("\n")) == (
+        2,
+        1,
+    ) and "nothing of METRICS is measured while training" in err
     assert (tmp_path / "b.json").exists() and not (tmp_path / "b.png").exists() and "0.5000" in out
 
     table.fails["small/1"] = (1, "error: no\n")
@@ -244,24 +305,56 @@ def test_a_picture_of_metrics_against_the_step(table, tmp_path):
 @pytest.mark.parametrize(
     ("text", "arguments", "message"),
     [
-        (TABLE, ["--config.data.limits=3"], "row 'small': unknown config field 'data.limits' (did you mean"),
+        (
+            TABLE,
+            ["--config.data.limits=3"],
+            "row 'small': unknown config field 'data.limits' (did you mean",
+        ),
         (TABLE, ["--config.data.limit=few"], "row 'small': "),
         (TABLE, ["--config.train.seed=3"], "the seeds are those of --seeds"),
         (TABLE, ["--config.data.limit"], "unknown argument '--config.data.limit'"),
         (TABLE, ["--row=small"], "unknown argument '--row=small'"),
-        (TABLE, ["--rows=smal"], "--rows: unknown row 'smal' (did you mean 'small'?); known: large, small"),
+        (
+            TABLE,
+            ["--rows=smal"],
+            "--rows: unknown row 'smal' (did you mean 'small'?); known: large, small",
+        ),
         (TABLE, ["--seeds=0,x"], "--seeds: expected numbers separated by commas, found '0,x'"),
         (TABLE, ["--plot=a.png"], "--plot needs X"),
         (TABLE + 'X = "data.size"', ["--plot=a.png"], "X: unknown config field 'data.size'"),
-        (TABLE + MORE, ["--plot=a.jpeg"], "--plot: expected a name that ends in .png, .pdf, .svg, found 'a.jpeg'"),
-        (TABLE + MORE, ["--curves=a.jpeg"], "--curves: expected a name that ends in .png, .pdf, .svg, found 'a.jpeg'"),
+        (
+            TABLE + MORE,
+            ["--plot=a.jpeg"],
+            "--plot: expected a name that ends in .png, .pdf, .svg, found 'a.jpeg'",
+        ),
+        (
+            TABLE + MORE,
+            ["--curves=a.jpeg"],
+            "--curves: expected a name that ends in .png, .pdf, .svg, found 'a.jpeg'",
+        ),
         (TABLE + MORE, ["--output=no/such/a.json"], "no/such/a.json: cannot be written"),
         ("ROWS = {", [], "table.py: SyntaxError: "),
-        ("EXPERIMENT = 'simcse'\nCONFIG = 'a.py'", [], "table.py: ROWS: expected a dict, found None"),
-        (TABLE.replace("simcse", "simsce"), [], "table.py: EXPERIMENT: no module experiments.simsce"),
+        (
+            "EXPERIMENT = 'simcse'\nCONFIG = 'a.py'",
+            [],
+            "table.py: ROWS: expected a dict, found None",
+        ),
+        (
+            TABLE.replace("simcse", "simsce"),
+            [],
+            "table.py: EXPERIMENT: no module experiments.simsce",
+        ),
         (TABLE.replace("{config}", "no.py"), [], "row 'small': "),
-        (TABLE.replace('"small"', '"a/b"'), [], "ROWS: expected names without '/' and ',', found 'a/b'"),
-        (TABLE.replace("100}", "None}"), [], "ROWS['small']: data.limit: expected a number, a bool or a string: None"),
+        (
+            TABLE.replace('"small"', '"a/b"'),
+            [],
+            "ROWS: expected names without '/' and ',', found 'a/b'",
+        ),
+        (
+            TABLE.replace("100}", "None}"),
+            [],
+            "ROWS['small']: data.limit: expected a number, a bool or a string: None",
+        ),
         (TABLE + "METRICS = 'best'", [], "METRICS: expected a tuple of names, found 'best'"),
         (TABLE + "SCALE = 0", [], "SCALE: expected a positive number, found 0"),
         (TABLE + "PAPER = {'medium': {}}", [], "PAPER: unknown row 'medium'; known: large, small"),
@@ -297,7 +390,11 @@ def test_a_table_of_a_real_experiment(run, tmp_path, tiny_model, sentences, monk
     def here(command, log):
         """The experiment's command in this process."""
         monkeypatch.setattr(sys, "argv", ["experiments/simcse.py", *command[3:]])
-        with log.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        with (
+            log.open("w") as file,
+            contextlib.redirect_stdout(file),
+            contextlib.redirect_stderr(file),
+        ):
             with pytest.raises(SystemExit) as exit:
                 exit_with_one_line(simcse.main)
         return exit.value.code
@@ -316,10 +413,17 @@ def test_a_table_of_a_real_experiment(run, tmp_path, tiny_model, sentences, monk
             "eval.sts": "",
             "eval.metric": "",
         },
-        **{"train.steps": 1, "data.max_length": 8, "train.devices": 1, "tracking.wandb": "disabled"},
+        **{
+            "train.steps": 1,
+            "data.max_length": 8,
+            "train.devices": 1,
+            "tracking.wandb": "disabled",
+        },
     }
     arguments = [f"--config.{name}={value}" for name, value in fields.items()]
-    status, out, err = run(ablate, tmp_path / "table.py", f"--workdir={tmp_path}/runs", "--seeds=0", *arguments)
+    status, out, err = run(
+        ablate, tmp_path / "table.py", f"--workdir={tmp_path}/runs", "--seeds=0", *arguments
+    )
     assert status == 1 and "1 of 2 runs failed" in err
     assert "seed 0: error: 200 records do not fill a batch of 400" in out
     last = json.loads((tmp_path / "runs/fits/0/metrics.jsonl").read_text().splitlines()[-1])

@@ -12,7 +12,11 @@ from scripts.ablate_plots import curves, over_seeds, plot_against_step, series_b
 from scripts.ablate_runs import Run, Table
 
 SIZES, RATES = (300, 100), (5e-5, 1e-5)
-GRID = {f"{size} at {rate}": {"data.limit": size, "optim.learning_rate": rate} for size in SIZES for rate in RATES}
+GRID = {
+    f"{size} at {rate}": {"data.limit": size, "optim.learning_rate": rate}
+    for size in SIZES
+    for rate in RATES
+}
 
 
 def make_table(rows, **fields) -> Table:
@@ -34,8 +38,14 @@ def make_run(tmp_path):
 
 
 def test_the_best_step_is_that_of_the_mean_over_seeds(make_run):
-    values = ({0: 0.1, 2: 0.9, 4: 0.6, 6: 0.2}, {0: 0.1, 2: 0.1, 4: 0.6, 6: 0.7})  # alone, their bests are at 2 and 6
-    runs = [make_run("a", seed, {step: {"mrr": v} for step, v in own.items()}) for seed, own in enumerate(values)]
+    values = (
+        {0: 0.1, 2: 0.9, 4: 0.6, 6: 0.2},
+        {0: 0.1, 2: 0.1, 4: 0.6, 6: 0.7},
+    )  # alone, their bests are at 2 and 6
+    runs = [
+        make_run("a", seed, {step: {"mrr": v} for step, v in own.items()})
+        for seed, own in enumerate(values)
+    ]
     [[curve]] = curves(make_table({"a": {}}, metrics=["mrr"], scale=100), runs).values()
     assert curve.steps == [0, 2, 4, 6] and curve.steps[curve.best] == 4
     assert curve.means == pytest.approx([0.1, 0.5, 0.6, 0.45]), "as measured, without SCALE"
@@ -46,9 +56,16 @@ def test_the_best_step_is_that_of_the_mean_over_seeds(make_run):
 
 
 def test_a_loss_is_best_where_it_is_lowest_and_of_equal_steps_the_first(make_run):
-    lines = {step: {"validation/loss": loss, "mrr": 0.5} for step, loss in ((0, 2.0), (5, 1.0), (10, 1.5))}
-    found = curves(make_table({"a": {}}, metrics=["validation/loss", "best", "mrr"]), [make_run("a", 0, lines)])
-    assert {metric: [curve.steps[curve.best] for curve in panel] for (metric, _), panel in found.items()} == {
+    lines = {
+        step: {"validation/loss": loss, "mrr": 0.5}
+        for step, loss in ((0, 2.0), (5, 1.0), (10, 1.5))
+    }
+    found = curves(
+        make_table({"a": {}}, metrics=["validation/loss", "best", "mrr"]), [make_run("a", 0, lines)]
+    )
+    assert {
+        metric: [curve.steps[curve.best] for curve in panel] for (metric, _), panel in found.items()
+    } == {
         "validation/loss": [5],
         "mrr": [0],  # config.eval.metric, which is "best", is drawn once
     }
@@ -61,40 +78,62 @@ def test_a_panel_for_each_x_and_a_line_for_each_of_lines(make_run):
               for step in range(6)}
         for row, fields in GRID.items()
     }  # fmt: skip
-    runs = [make_run(row, seed, lines[row], fields) for row, fields in GRID.items() for seed in (0, 1)]
+    runs = [
+        make_run(row, seed, lines[row], fields) for row, fields in GRID.items() for seed in (0, 1)
+    ]
     axes = {"metrics": ["best"], "x": "data.limit", "lines": "optim.learning_rate"}
     found = curves(make_table(GRID, **axes), runs)
     assert {
-        title: {curve.label: curve.steps[curve.best] for curve in panel} for (_, title), panel in found.items()
+        title: {curve.label: curve.steps[curve.best] for curve in panel}
+        for (_, title), panel in found.items()
     } == {
         "data.limit = 100": {"1e-05": 1, "5e-05": 2},
         "data.limit = 300": {"1e-05": 3, "5e-05": 4},
     }
-    assert [title for _, title in found] == ["data.limit = 100", "data.limit = 300"], "in order, not as in ROWS"
+    assert [title for _, title in found] == ["data.limit = 100", "data.limit = 300"], (
+        "in order, not as in ROWS"
+    )
 
     alone = {("mrr", ""): list(GRID)}
-    for table in (make_table(GRID, metrics=["best"]), make_table(GRID, metrics=["best"], x="data.limit")):
-        assert {key: [c.label for c in panel] for key, panel in curves(table, runs).items()} == alone
+    for table in (
+        make_table(GRID, metrics=["best"]),
+        make_table(GRID, metrics=["best"], x="data.limit"),
+    ):
+        assert {
+            key: [c.label for c in panel] for key, panel in curves(table, runs).items()
+        } == alone
     for run in runs:  # the command line gave all rows one size: X and LINES do not tell them apart
         run.settings["data.limit"] = 100
-    assert {key: [c.label for c in panel] for key, panel in curves(make_table(GRID, **axes), runs).items()} == alone
+    assert {
+        key: [c.label for c in panel]
+        for key, panel in curves(make_table(GRID, **axes), runs).items()
+    } == alone
 
 
 def test_runs_that_failed_are_left_out(make_run):
-    runs = [make_run("a", seed, {0: {"mrr": seed}}) for seed in (0, 1)] + [make_run("b", 0, {0: {"mrr": 1}})]
+    runs = [make_run("a", seed, {0: {"mrr": seed}}) for seed in (0, 1)] + [
+        make_run("b", 0, {0: {"mrr": 1}})
+    ]
     runs[1].error = runs[2].error = "error: loss not finite"
     [[curve]] = curves(make_table({"a": {}, "b": {}}), runs).values()
     assert (curve.label, curve.means) == ("a", [0])
 
 
 def test_nothing_measured_is_said(make_run):
-    with pytest.raises(InputError, match="table.py: --curves: nothing of METRICS is measured while training"):
-        curves(make_table({"a": {}}, metrics=["loss", "evaluated/mrr"]), [make_run("a", 0, {1: {"loss": 1.0}})])
+    with pytest.raises(
+        InputError, match="table.py: --curves: nothing of METRICS is measured while training"
+    ):
+        curves(
+            make_table({"a": {}}, metrics=["loss", "evaluated/mrr"]),
+            [make_run("a", 0, {1: {"loss": 1.0}})],
+        )
 
 
 def test_steps_that_all_seeds_have():
     steps, means, _ = over_seeds([{0: 1.0, 5: 2.0, 10: 9.0}, {0: 3.0, 5: 4.0}])
-    assert (steps, means) == ([0, 5], [2.0, 3.0]), "one stopped early: no jump to the other's values"
+    assert (steps, means) == ([0, 5], [2.0, 3.0]), (
+        "one stopped early: no jump to the other's values"
+    )
 
 
 def test_values_that_are_no_numbers_are_no_points(make_run):
@@ -119,16 +158,24 @@ def test_what_is_drawn(make_run, tmp_path, monkeypatch):
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: figures.append(figure))
     lines = {step: {"mrr": 0.5 - 0.01 * (step - 2) ** 2, "loss": 4.0 - step} for step in range(4)}
     runs = [make_run(row, 0, lines, fields) for row, fields in GRID.items()]
-    table = make_table(GRID, metrics=["mrr"], scale=100, x="data.limit", lines="optim.learning_rate")
+    table = make_table(
+        GRID, metrics=["mrr"], scale=100, x="data.limit", lines="optim.learning_rate"
+    )
     plot_against_step(table, runs, tmp_path / "a.png", "png")
     left = [axes for axes in figures[0].axes if axes.get_ylabel() == "mrr"]
     right = [axes for axes in figures[0].axes if axes.get_ylabel() == "training loss"]
-    assert [axes.get_title() for axes in left] == ["data.limit = 100", "data.limit = 300"] and len(right) == 2
+    assert [axes.get_title() for axes in left] == ["data.limit = 100", "data.limit = 300"] and len(
+        right
+    ) == 2
     for axes in left:
         stars = [line for line in axes.get_lines() if line.get_marker() == "*"]
-        assert [(star.get_xdata()[0], star.get_ydata()[0]) for star in stars] == [(2, pytest.approx(50))] * 2
+        assert [(star.get_xdata()[0], star.get_ydata()[0]) for star in stars] == [
+            (2, pytest.approx(50))
+        ] * 2
         texts = [text.get_text() for text in axes.get_legend().get_texts()]
         assert texts == ["1e-05: best 50.00 at step 2", "5e-05: best 50.00 at step 2"]
     for same in (left, right):
         assert len({axes.get_ylim() for axes in same}) == 1, "panels have one scale"
-    assert all(list(line.get_ydata()) == [4, 3, 2, 1] for axes in right for line in axes.get_lines())
+    assert all(
+        list(line.get_ydata()) == [4, 3, 2, 1] for axes in right for line in axes.get_lines()
+    )

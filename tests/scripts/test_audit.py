@@ -15,7 +15,9 @@ SUMMARY = re.compile(
     r"(\d+) rows, (\d+) pairs of rows \((.*)\), (\S+) % of rows affected; "
     r"expected number of false negatives in a batch of (\d+): (\S+)"
 )
-HARD = re.compile(r"(\d+) hard negatives: (\d+) times .*, (\d+) times .*; expected in a batch of \d+: (\S+)")
+HARD = re.compile(
+    r"(\d+) hard negatives: (\d+) times .*, (\d+) times .*; expected in a batch of \d+: (\S+)"
+)
 
 
 def write(path, rows):
@@ -32,7 +34,9 @@ def made_rows(seed, count=40):
     chance = random.Random(seed)
 
     def text(kinds):
-        return chance.choice(["", " "]) + f"text {chance.randrange(kinds)}" + chance.choice(["", "\n"])
+        return (
+            chance.choice(["", " "]) + f"text {chance.randrange(kinds)}" + chance.choice(["", "\n"])
+        )
 
     rows = []
     for _ in range(count):
@@ -70,12 +74,19 @@ def compared(rows, by):
 
 
 def test_two_of_three_rows_share_a_group(run, tmp_path):
-    rows = [{"anchor": f"a{n}", "positive": f"p{n}", "group": group} for n, group in enumerate("ggh")]
+    rows = [
+        {"anchor": f"a{n}", "positive": f"p{n}", "group": group} for n, group in enumerate("ggh")
+    ]
     output = tmp_path / "audit.jsonl"
-    status, out, err = run(audit, "--data", write(tmp_path / "rows.jsonl", rows), "--output", output)
+    status, out, err = run(
+        audit, "--data", write(tmp_path / "rows.jsonl", rows), "--output", output
+    )
     assert (status, err) == (0, "")
     shared = {"why": "group", "value": "g", "column": "positive"}
-    assert listed(output) == [{"row": 0, "negative": 1, **shared}, {"row": 1, "negative": 0, **shared}]
+    assert listed(output) == [
+        {"row": 0, "negative": 1, **shared},
+        {"row": 1, "negative": 0, **shared},
+    ]
     assert re.findall(r"\d+->\d+", out) == ["0->1", "1->0"]
     assert "3 rows, 2 pairs of rows (text 0, id 0, group 2), 66.67 % of rows affected" in out
 
@@ -94,19 +105,36 @@ def test_the_list_is_that_of_comparing_all_rows(run, tmp_path, by, seed):
     for place, line in found.items():
         row, why = rows[place[0]], line["why"]
         assert why == wanted[place][0]
-        mine = {row["anchor"].strip(), row["positive"].strip()} if why == "text" else {str(row[why]).strip()}
+        mine = (
+            {row["anchor"].strip(), row["positive"].strip()}
+            if why == "text"
+            else {str(row[why]).strip()}
+        )
         assert line["value"] in mine
         if why == "text":  # and the other row has it too
             other = rows[place[1]]
-            theirs = [other["anchor"], other["positive"]] if place[2] == "positive" else other["negatives"]
+            theirs = (
+                [other["anchor"], other["positive"]]
+                if place[2] == "positive"
+                else other["negatives"]
+            )
             assert line["value"] in map(str.strip, theirs)
-    assert [line["row"] for line in listed(output)] == sorted(line["row"] for line in listed(output))
+    assert [line["row"] for line in listed(output)] == sorted(
+        line["row"] for line in listed(output)
+    )
 
     # The counts, which are computed without the list.
     pairs = [place for place in wanted if place[2] == "positive"]
-    counts = ", ".join(f"{name} {sum(name in wanted[place] for place in pairs)}" for name in by.split(","))
+    counts = ", ".join(
+        f"{name} {sum(name in wanted[place] for place in pairs)}" for name in by.split(",")
+    )
     rows_found, pairs_found, counts_found, share, batch, expected = SUMMARY.search(out).groups()
-    assert (int(rows_found), int(pairs_found), counts_found, int(batch)) == (len(rows), len(pairs), counts, 8)
+    assert (int(rows_found), int(pairs_found), counts_found, int(batch)) == (
+        len(rows),
+        len(pairs),
+        counts,
+        8,
+    )
     assert float(share) == pytest.approx(100 * len({place[0] for place in wanted}) / len(rows))
     assert float(expected) == pytest.approx(len(pairs) * 8 * 7 / (40 * 39), rel=1e-3)
     hard = [place for place in wanted if place[2] != "positive"]
@@ -114,7 +142,11 @@ def test_the_list_is_that_of_comparing_all_rows(run, tmp_path, by, seed):
     if hard:
         own = sum(place[0] == place[1] for place in hard)
         total = sum(len(row.get("negatives", ())) for row in rows)
-        assert [int(number) for number in HARD.search(out).groups()[:3]] == [total, own, len(hard) - own]
+        assert [int(number) for number in HARD.search(out).groups()[:3]] == [
+            total,
+            own,
+            len(hard) - own,
+        ]
 
 
 def test_expected_numbers_are_means_over_all_batches(run, tmp_path):
@@ -127,7 +159,11 @@ def test_expected_numbers_are_means_over_all_batches(run, tmp_path):
     batches = [set(batch) for batch in itertools.combinations(range(8), 3)]
     inside = [[{place[0], place[1]} <= batch for batch in batches] for place in wanted]
     for hard, found in ((False, SUMMARY.search(out)[6]), (True, HARD.search(out)[4])):
-        chosen = [one for one, place in zip(inside, wanted, strict=True) if (place[2] != "positive") == hard]
+        chosen = [
+            one
+            for one, place in zip(inside, wanted, strict=True)
+            if (place[2] != "positive") == hard
+        ]
         assert chosen and float(found) == pytest.approx(np.sum(chosen) / len(batches), rel=1e-3)
 
 
@@ -142,7 +178,9 @@ def test_similar_positives(run, tmp_path, tiny_model, sentences):
     ranked = np.sort(cosines[np.triu_indices(60, 1)])[-200:]
     cut = np.argmax(np.diff(ranked))  # no rounding decides there
     threshold = (ranked[cut] + ranked[cut + 1]) / 2
-    status, out, _ = run(audit, "--data", path, "--model", tiny_model, "--threshold", threshold, "--output", output)
+    status, out, _ = run(
+        audit, "--data", path, "--model", tiny_model, "--threshold", threshold, "--output", output
+    )
     assert status == 0
     above = {(int(i), int(j)) for i, j in np.argwhere(cosines > threshold) if i != j}
     found = {(line["row"], line["negative"]): line for line in listed(output)}
@@ -162,7 +200,12 @@ def test_similarities_in_blocks(run, tmp_path, tiny_model, sentences, monkeypatc
 
     def found(name):
         output = tmp_path / name
-        assert run(audit, "--data", path, "--model", tiny_model, "--threshold", 0.5, "--output", output)[0] == 0
+        assert (
+            run(
+                audit, "--data", path, "--model", tiny_model, "--threshold", 0.5, "--output", output
+            )[0]
+            == 0
+        )
         return sorted(tuple(line.values())[:2] for line in listed(output))
 
     whole = found("whole.jsonl")
@@ -174,7 +217,9 @@ def test_similarities_in_blocks(run, tmp_path, tiny_model, sentences, monkeypatc
 def test_a_text_that_all_share_is_counted_and_not_listed(run, tmp_path):
     rows = [{"anchor": f"a{n}", "positive": "the same"} for n in range(3000)]
     path, output = write(tmp_path / "rows.jsonl", rows), tmp_path / "audit.jsonl"
-    status, out, _ = run(audit, "--data", path, "--output", output, "--lines", 30, "--batch-size", 3000)
+    status, out, _ = run(
+        audit, "--data", path, "--output", output, "--lines", 30, "--batch-size", 3000
+    )
     assert status == 0 and len(listed(output)) == 30
     pairs = 3000 * 2999
     assert f"3000 rows, {pairs} pairs of rows" in out and "100.00 % of rows" in out
@@ -187,7 +232,9 @@ def test_limit_and_other_names(run, tmp_path):
     path = tmp_path / "rows.tsv"
     path.write_text("question\tanswer\nq\ta\nr\ta\ns\tb\na\tc\n")
     assert "3 rows, 2 pairs of rows" in run(audit, "--data", path, "--limit", 3)[1]
-    assert "4 rows, 6 pairs of rows" in run(audit, "--data", path)[1]  # row 3 asks what rows 0 and 1 answer
+    assert (
+        "4 rows, 6 pairs of rows" in run(audit, "--data", path)[1]
+    )  # row 3 asks what rows 0 and 1 answer
     assert "1 rows, 0 pairs of rows" in run(audit, "--data", path, "--limit", 1)[1]
 
 
@@ -196,16 +243,26 @@ def test_what_cannot_be_used_is_one_line(refused, tmp_path):
     output = ("--output", tmp_path / "audit.jsonl")
     assert "rows.jsonl:2: no field 'positive'" in refused(audit, "--data", path, *output)
     good = write(tmp_path / "good.jsonl", [{"anchor": "a", "positive": "p"}] * 2)
-    assert "no row has the field 'group'" in refused(audit, "--data", good, "--by", "text,group", *output)
-    assert "--by: expected some of text,id,group, found 'texts'" in refused(audit, "--data", good, "--by", "texts")
-    assert "no pairs: found the fields text" in refused(audit, "--data", write_text(tmp_path), *output)
+    assert "no row has the field 'group'" in refused(
+        audit, "--data", good, "--by", "text,group", *output
+    )
+    assert "--by: expected some of text,id,group, found 'texts'" in refused(
+        audit, "--data", good, "--by", "texts"
+    )
+    assert "no pairs: found the fields text" in refused(
+        audit, "--data", write_text(tmp_path), *output
+    )
     assert "no such file" in refused(audit, "--data", tmp_path / "gone.jsonl", *output)
     assert "--threshold needs --model" in refused(audit, "--data", good, "--threshold", "0.5")
     model = ("--model", "nobody/nothing")
-    assert "--threshold: expected a cosine" in refused(audit, "--data", good, *model, "--threshold", "90")
+    assert "--threshold: expected a cosine" in refused(
+        audit, "--data", good, *model, "--threshold", "90"
+    )
     assert "--batch-size: expected 2 or more" in refused(audit, "--data", good, "--batch-size", "1")
     assert "--data" in refused(audit, *output)
-    assert "cannot be written" in refused(audit, "--data", good, "--output", tmp_path / "gone" / "audit.jsonl")
+    assert "cannot be written" in refused(
+        audit, "--data", good, "--output", tmp_path / "gone" / "audit.jsonl"
+    )
 
 
 def write_text(directory):
@@ -216,7 +273,9 @@ def write_text(directory):
 
 def test_an_unknown_model_leaves_no_output(run, tmp_path):
     path = write(tmp_path / "rows.jsonl", [{"anchor": "a", "positive": "p"}] * 2)
-    status, _, err = run(audit, "--data", path, "--model", "nobody/nothing", "--output", tmp_path / "audit.jsonl")
+    status, _, err = run(
+        audit, "--data", path, "--model", "nobody/nothing", "--output", tmp_path / "audit.jsonl"
+    )
     assert status == 2 and err.count("\n") == 1
     assert [file.name for file in tmp_path.iterdir()] == ["rows.jsonl"]
 
@@ -224,5 +283,14 @@ def test_an_unknown_model_leaves_no_output(run, tmp_path):
 def test_help_is_complete(run):
     status, out, _ = run(audit, "--help")
     assert status == 0 and "examples:" in out and "--output audit.jsonl" in out
-    for option in ("--data", "--split", "--limit", "--by", "--model", "--threshold", "--batch-size", "--lines"):
+    for option in (
+        "--data",
+        "--split",
+        "--limit",
+        "--by",
+        "--model",
+        "--threshold",
+        "--batch-size",
+        "--lines",
+    ):
         assert option in out

@@ -15,7 +15,16 @@ from scripts.hlo import Collective, collectives_of
 
 ROOT = Path(__file__).parents[2]
 # What need not be installed where speed is measured, such as on a borrowed accelerator.
-HEAVY = ("bm25s", "datasets", "faiss", "grain", "ml_collections", "orbax", "tensorflow_datasets", "wandb")
+HEAVY = (
+    "bm25s",
+    "datasets",
+    "faiss",
+    "grain",
+    "ml_collections",
+    "orbax",
+    "tensorflow_datasets",
+    "wandb",
+)
 TINY = ["--shape", "tiny", "--repeat", "2"]
 
 
@@ -23,7 +32,9 @@ TINY = ["--shape", "tiny", "--repeat", "2"]
 def results_of(tmp_path_factory):
     """`results_of(*arguments)`: `bench`'s results by name, from a process where importing anything HEAVY fails."""
     # Fast to compile matters here, fast to run does not; and processes that a bench starts compile what it compiles.
-    faster = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
+    faster = {
+        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    }
     faster["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
     return functools.partial(run_bench, {**os.environ, **faster, "PYTHONPATH": str(ROOT)})
 
@@ -31,7 +42,9 @@ def results_of(tmp_path_factory):
 def run_bench(environment, *arguments):
     code = f"import sys\nfor name in {HEAVY!r}: sys.modules[name] = None\nimport scripts.bench\nscripts.bench.main()\n"
     line = [sys.executable, "-c", code, *arguments, "--json"]
-    found = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
+    found = subprocess.run(
+        line, cwd=ROOT, capture_output=True, text=True, env=environment, check=False
+    )
     assert found.returncode == 0, found.stderr
     results = {result["name"]: result for result in map(json.loads, found.stdout.splitlines())}
     for result in results.values():
@@ -47,7 +60,11 @@ def run_bench(environment, *arguments):
             ["encode/made", "encode/batch=1", "encode/batch=4"],
             marks=pytest.mark.slow,
         ),
-        pytest.param(["train", "--batch-size", "8", "--steps", "1"], ["train/made/batch=8"], marks=pytest.mark.slow),
+        pytest.param(
+            ["train", "--batch-size", "8", "--steps", "1"],
+            ["train/made/batch=8"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_speed(results_of, arguments, names):
@@ -59,16 +76,36 @@ def test_speed(results_of, arguments, names):
 
 @pytest.mark.slow
 def test_loss(results_of):
-    options = ["--sizes", "256", "--dims", "16", "--devices", "2", "--repeat", "2", "--largest", "2048"]
+    options = [
+        "--sizes",
+        "256",
+        "--dims",
+        "16",
+        "--devices",
+        "2",
+        "--repeat",
+        "2",
+        "--largest",
+        "2048",
+    ]
     results = results_of("loss", *options)
     timed = {form: results[f"loss/{form}/N=256/D=16"] for form in ("dense", "tiled", "ring")}
     largest = {form: results[f"loss/{form}/N=2048/D=16"] for form in ("dense", "tiled", "ring")}
     assert len(results) == 6
     for result in timed.values():
-        assert result["n"] == 2 and result["ours"] > 0 and result["ratio"] > 0 and result["measured_mib"] >= 0
+        assert (
+            result["n"] == 2
+            and result["ours"] > 0
+            and result["ratio"] > 0
+            and result["measured_mib"] >= 0
+        )
     assert timed["ring"]["devices"] == 2 and timed["dense"]["devices"] == 1
     # Of the largest batch only tiled was run; dense holds more than all pairs, the others far less.
-    assert largest["tiled"]["ours"] > 0 and largest["dense"]["ours"] is None and largest["ring"]["ours"] is None
+    assert (
+        largest["tiled"]["ours"] > 0
+        and largest["dense"]["ours"] is None
+        and largest["ring"]["ours"] is None
+    )
     assert largest["dense"]["compiled_mib"] > 2048 * 2048 * 4 / 2**20
     assert largest["tiled"]["measured_mib"] < largest["dense"]["compiled_mib"]
 
@@ -77,10 +114,15 @@ def test_loss(results_of):
 def test_memory(results_of):
     results = results_of("memory", "--batch-size", "32", "--group", "16", "--exact", "32", *TINY)
     gradient = results["memory/gradient"]
-    assert gradient["ours"] < 4 * gradient["theirs"] < 1e-5  # no further apart than rounding takes one group
+    assert (
+        gradient["ours"] < 4 * gradient["theirs"] < 1e-5
+    )  # no further apart than rounding takes one group
     assert results["memory/time"]["ratio"] > 0
     for name in ("arguments", "temporaries", "compiled", "measured"):
-        assert results[f"memory/{name}"]["ours"] >= results[f"memory/{name}"]["theirs"] > 0 or name == "measured"
+        assert (
+            results[f"memory/{name}"]["ours"] >= results[f"memory/{name}"]["theirs"] > 0
+            or name == "measured"
+        )
 
 
 @pytest.mark.parametrize(
@@ -92,7 +134,9 @@ def test_memory(results_of):
 )
 def test_a_step_sends_what_the_formula_says(results_of, options):
     results = results_of("scaling", "--shape", "tiny", "--devices", "4", *options)
-    kinds = {"all-gather", "reduce-scatter", "all-reduce"} | ({"collective-permute"} if "ring" in options else set())
+    kinds = {"all-gather", "reduce-scatter", "all-reduce"} | (
+        {"collective-permute"} if "ring" in options else set()
+    )
     assert set(results) == {f"scaling/devices=4/{kind}" for kind in kinds | {"memory"}}
     for kind in kinds:
         assert results[f"scaling/devices=4/{kind}"]["ratio"] == pytest.approx(1, abs=0.002), kind
@@ -150,22 +194,40 @@ def test_collectives_of_a_program():
 @pytest.mark.parametrize(
     "line, message",
     [
-        (["encode", "--batch", "1,x"], "--batch: expected numbers from 1 up, separated by commas, found '1,x'"),
+        (
+            ["encode", "--batch", "1,x"],
+            "--batch: expected numbers from 1 up, separated by commas, found '1,x'",
+        ),
         (["encode", "--texts", "0"], "--texts: expected a number from 1 up, found '0'"),
         (["train", "--batch-size", "-1"], "--batch-size: expected a number from 1 up, found '-1'"),
         (["train", "--texts", "9"], "unrecognized arguments: --texts 9"),
         (["encode", "--repeat", "x"], "--repeat: expected a number from 1 up, found 'x'"),
-        (["loss", "--forms", "dense,rign"], "--forms: expected some of dense, tiled, ring, found 'rign'"),
-        (["loss", "--sizes", "1022"], "--sizes, --largest: expected multiples of the ring's --devices 4, found 1022"),
+        (
+            ["loss", "--forms", "dense,rign"],
+            "--forms: expected some of dense, tiled, ring, found 'rign'",
+        ),
+        (
+            ["loss", "--sizes", "1022"],
+            "--sizes, --largest: expected multiples of the ring's --devices 4, found 1022",
+        ),
         (["loss", "--dims", ""], "--dims: expected at least one size, found none"),
         (["memory", "--group", "3"], "--group: expected an even number (pairs), found 3"),
-        (["memory", "--row-length", "64"], "--row-length: expected 128 or more (the longest texts), found 64"),
-        (["memory", "--batch-size", "100"], "--batch-size: expected a multiple of --group 128, found 100"),
+        (
+            ["memory", "--row-length", "64"],
+            "--row-length: expected 128 or more (the longest texts), found 64",
+        ),
+        (
+            ["memory", "--batch-size", "100"],
+            "--batch-size: expected a multiple of --group 128, found 100",
+        ),
         (
             ["scaling", "--devices", "2,4", "--fsdp", "4"],
             "--devices: expected multiples of --fsdp 4 * --tensor 1, found 2",
         ),
-        (["scaling", "--groups", "3"], "--batch-per-device: expected a multiple of --groups 3, found 8"),
+        (
+            ["scaling", "--groups", "3"],
+            "--batch-per-device: expected a multiple of --groups 3, found 8",
+        ),
         (["scaling", "--form", "auto"], "argument --form: invalid choice: 'auto'"),
         (["speed"], "invalid choice: 'speed'"),
         ([], "the following arguments are required: what"),

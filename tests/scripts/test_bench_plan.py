@@ -40,13 +40,17 @@ def tiny(**fields):
 @pytest.mark.parametrize("base, size", [("float32", 4), ("bfloat16", 2), ("int8", 1)])
 def test_frozen_parameters_take_what_their_dtype_takes(base, size):
     step = plan_step(tiny(lora__rank=2, lora__base=base), 1, 2, 16)
-    params = jax.eval_shape(build_encoder(random_spec("decoder-tiny")).init, jax.random.key(0))["backbone"]
+    params = jax.eval_shape(build_encoder(random_spec("decoder-tiny")).init, jax.random.key(0))[
+        "backbone"
+    ]
     kernels = sum(leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(params["layers"])
                   if path[-1].key == "kernel")  # fmt: skip
     rest = num_params(params) - kernels
     frozen = local_bytes(step.arguments[0].frozen)
     scales = sum(
-        math.prod(leaf.shape[:1] + leaf.shape[2:]) for leaf in jax.tree.leaves(params["layers"]) if leaf.ndim == 3
+        math.prod(leaf.shape[:1] + leaf.shape[2:])
+        for leaf in jax.tree.leaves(params["layers"])
+        if leaf.ndim == 3
     )
     expected = kernels + 4 * (scales + rest) if base == "int8" else size * num_params(params)
     assert frozen == expected
@@ -56,7 +60,9 @@ def test_frozen_parameters_take_what_their_dtype_takes(base, size):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", ["matryoshka(info_nce(), dims='64,16')", pytest.param("mntp", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "loss", ["matryoshka(info_nce(), dims='64,16')", pytest.param("mntp", marks=pytest.mark.slow)]
+)
 def test_it_compiles_on_a_mesh_for_losses_and_objectives_on_tokens(loss):
     fields = {"loss__name": loss, "model__attention": "bidirectional"}
     alone = plan_step(tiny(**fields), 1, 2, 16)

@@ -29,9 +29,22 @@ def diagnosed(run, beir, tmp_path, models, monkeypatch):
     """`diagnosed(model, *options) -> (findings by check, what is printed, what is written)`."""
 
     def diagnosed(model, *options):
-        monkeypatch.setattr(evaluate_diagnose, "load_encoder", lambda name: models.get(name) or embed_jax.load(name))
+        monkeypatch.setattr(
+            evaluate_diagnose, "load_encoder", lambda name: models.get(name) or embed_jax.load(name)
+        )
         output = tmp_path / "diagnosis.json"
-        line = ("--model", model, "--task", "retrieval", "--data", beir, "--diagnose", "--output", output, *options)
+        line = (
+            "--model",
+            model,
+            "--task",
+            "retrieval",
+            "--data",
+            beir,
+            "--diagnose",
+            "--output",
+            output,
+            *options,
+        )
         status, out, err = run(evaluate, *line)
         assert status == 0, err
         content = json.loads(output.read_text())
@@ -67,7 +80,9 @@ def unrecorded(renamed, models):
     settings = path / "config_sentence_transformers.json"
     kept = json.loads(settings.read_text())
     settings.write_text(
-        json.dumps({name: kept[name] for name in kept if name not in ("prompts", "instruction_template")})
+        json.dumps(
+            {name: kept[name] for name in kept if name not in ("prompts", "instruction_template")}
+        )
     )
     with pytest.warns(UserWarning, match="no prompts are recorded"):
         models[str(path)] = embed_jax.load(path)
@@ -87,12 +102,25 @@ def triplets(tmp_path, sentences):
 def test_the_command(run, diagnosed, tiny_model, beir, triplets, tmp_path):
     findings, out, content = diagnosed(tiny_model, "--pairs", triplets, "--shortlist", 10)
     result = tmp_path / "result.json"
-    line = ("--model", tiny_model, "--task", "retrieval", "--data", beir, "--k", "10", "--output", result)
+    line = (
+        "--model",
+        tiny_model,
+        "--task",
+        "retrieval",
+        "--data",
+        beir,
+        "--k",
+        "10",
+        "--output",
+        result,
+    )
     assert run(evaluate, *line)[0] == 0
     expected = json.loads(result.read_text())
     assert content["metrics"]["ndcg@10"] == pytest.approx(expected["metrics"]["ndcg@10"])
     assert content["intervals"]["ndcg@10"] == pytest.approx(expected["intervals"]["ndcg@10"])
-    assert findings["shortlist"]["figures"]["recall"] == pytest.approx(expected["metrics"]["recall@10"])
+    assert findings["shortlist"]["figures"]["recall"] == pytest.approx(
+        expected["metrics"]["recall@10"]
+    )
     assert content["n"] == 5 and "jax" in content["versions"]
     assert "5 queries, 40 documents" in out.splitlines()[0]
     assert findings["prompt"]["status"] == "ok" and "none is recorded" in findings["prompt"]["line"]
@@ -134,13 +162,22 @@ def test_prompts_that_are_there_and_not_used(diagnosed, renamed):
 
 def test_negatives_are_judged_where_there_are_some(diagnosed, tiny_model, triplets, tmp_path):
     findings, *_ = diagnosed(tiny_model)
-    assert findings["negatives"]["status"] == "not checked" and "--pairs" in findings["negatives"]["what_to_do"]
+    assert (
+        findings["negatives"]["status"] == "not checked"
+        and "--pairs" in findings["negatives"]["what_to_do"]
+    )
     pairs = tmp_path / "pairs.tsv"
     pairs.write_text("anchor\tpositive\n" + "".join(f"word {n}\ttext {n}\n" for n in range(5)))
     findings, *_ = diagnosed(tiny_model, "--pairs", pairs)
-    assert findings["negatives"]["status"] == "not checked" and "none of 5 rows" in findings["negatives"]["line"]
+    assert (
+        findings["negatives"]["status"] == "not checked"
+        and "none of 5 rows" in findings["negatives"]["line"]
+    )
     findings, *_ = diagnosed(tiny_model, "--pairs", triplets, "--pairs-limit", 3)
-    assert findings["negatives"]["status"] == "not checked" and findings["negatives"]["what_to_do"] == "give more rows"
+    assert (
+        findings["negatives"]["status"] == "not checked"
+        and findings["negatives"]["what_to_do"] == "give more rows"
+    )
 
 
 @pytest.mark.slow
@@ -153,7 +190,9 @@ def test_every_fault_has_commands_that_can_be_run(diagnosed, unrecorded, triplet
         monkeypatch.setattr("embed_jax.evals.diagnose._matters", lambda _, lost=lost: lost)
         found.append(diagnosed(unrecorded, *options)[0])
     assert [one["status"] for one in found[0].values()] == ["fault"] * 5
-    assert found[0]["prompt"]["cause"] == "without any" and found[1]["prompt"]["cause"] == "unrecorded"
+    assert (
+        found[0]["prompt"]["cause"] == "without any" and found[1]["prompt"]["cause"] == "unrecorded"
+    )
     assert 'prompt=""' in found[0]["prompt"]["what_to_do"]
     text = "\n".join(one["what_to_do"] for findings in found for one in findings.values())
     commands = [
@@ -173,7 +212,9 @@ def test_every_fault_has_commands_that_can_be_run(diagnosed, unrecorded, triplet
 
 def test_what_cannot_be_diagnosed_is_refused(refused, tiny_model, beir, triplets, tmp_path):
     good = ("--model", tiny_model, "--task", "retrieval", "--data", beir, "--diagnose")
-    (tmp_path / "half.jsonl").write_text('{"anchor": "a", "positive": "b"}\n{"anchor": "a", "positive": null}\n')
+    (tmp_path / "half.jsonl").write_text(
+        '{"anchor": "a", "positive": "b"}\n{"anchor": "a", "positive": null}\n'
+    )
     (tmp_path / "texts.jsonl").write_text('{"text": "a"}\n')
     bad = {
         "--shortlist: expected 1 or more": ("--shortlist", "0"),
@@ -181,7 +222,10 @@ def test_what_cannot_be_diagnosed_is_refused(refused, tiny_model, beir, triplets
         "at most 1, found 1.5": ("--target", "1.5"),
         "--pairs-limit: expected 0 or more": ("--pairs-limit", "-1"),
         "--dim: expected 1 to 32": ("--dim", "33"),
-        "--training does not go with --diagnose; training data whose negatives": ("--training", triplets),
+        "--training does not go with --diagnose; training data whose negatives": (
+            "--training",
+            triplets,
+        ),
         "--set does not go with": ("--set", "passage_words=5"),
         "half.jsonl": ("--pairs", tmp_path / "half.jsonl"),
         "texts.jsonl": ("--pairs", tmp_path / "texts.jsonl"),

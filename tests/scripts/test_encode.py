@@ -49,7 +49,16 @@ def test_joins_fields_as_evaluate_does(run, tiny_model, tmp_path):
     path, output = tmp_path / "corpus.jsonl", tmp_path / "out.npy"
     records = [{"title": "red house", "text": "a dog"}, {"title": "", "text": "the cat"}]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    arguments = ("--model", tiny_model, "--input", path, "--output", output, "--field", "title,text")
+    arguments = (
+        "--model",
+        tiny_model,
+        "--input",
+        path,
+        "--output",
+        output,
+        "--field",
+        "title,text",
+    )
     assert run(encode, *arguments)[0] == 0
     expected = embed_jax.load(str(tiny_model)).encode(["red house a dog", "the cat"])
     np.testing.assert_allclose(np.load(output), expected, atol=1e-6)
@@ -74,7 +83,9 @@ def test_codes_and_their_calibration(run, tiny_model, sentences, expected, tmp_p
     calibration = calibrate(short, precision)
     close = dequantize(np.load(output), precision, calibration)
     np.testing.assert_allclose(
-        close, dequantize(quantize(short, precision, calibration), precision, calibration), atol=1e-3
+        close,
+        dequantize(quantize(short, precision, calibration), precision, calibration),
+        atol=1e-3,
     )
     written = {"out.calibration.json", "out.calibration.npz"} if calibration else set()
     assert {file.name for file in tmp_path.iterdir()} == {path.name, "out.npy", *written}
@@ -92,12 +103,27 @@ def test_a_given_calibration_is_used(run, tiny_model, sentences, expected, tmp_p
     assert load_calibration(tmp_path / "out.calibration").count == 100
 
 
-def test_ranges_are_learnt_from_the_first_texts(run, tiny_model, sentences, expected, tmp_path, monkeypatch):
+def test_ranges_are_learnt_from_the_first_texts(
+    run, tiny_model, sentences, expected, tmp_path, monkeypatch
+):
     """Of 8,192 texts at a time, that is; here 64."""
     monkeypatch.setattr("embed_jax.retrieval.calibration.SAMPLE", 100)
     monkeypatch.setattr("embed_jax.sentence.WINDOW", 64)
     path, output = write(tmp_path, "txt", sentences), tmp_path / "out.npy"
-    assert run(encode, "--model", tiny_model, "--input", path, "--output", output, "--precision", "int8")[0] == 0
+    assert (
+        run(
+            encode,
+            "--model",
+            tiny_model,
+            "--input",
+            path,
+            "--output",
+            output,
+            "--precision",
+            "int8",
+        )[0]
+        == 0
+    )
     calibration = load_calibration(tmp_path / "out.calibration")
     assert calibration.count == 128
     np.testing.assert_allclose(calibration.low, expected[:128].min(axis=0), atol=1e-6)
@@ -115,12 +141,32 @@ def test_bad_compression_is_refused(refused, tiny_model, sentences, tmp_path):
         "unknown 'int7'": ("--precision", "int7"),
         "--dim: expected 1 or more, found 0": ("--dim", 0),
         "--dim: expected 1 to 32": ("--dim", 33),
-        "binary: expected a dimension divisible by 8, found 12": ("--precision", "binary", "--dim", 12),
+        "binary: expected a dimension divisible by 8, found 12": (
+            "--precision",
+            "binary",
+            "--dim",
+            12,
+        ),
         "at least 100 vectors, found 1": ("--precision", "int8", "--input", few),
         "binary needs none": ("--precision", "binary", "--calibration", tmp_path / "other.npy"),
-        "other.npy: of 8 dimensions": ("--precision", "int8", "--calibration", tmp_path / "other.npy"),
-        "calibration: of 8 dimensions": ("--precision", "int8", "--calibration", tmp_path / "of_8.json"),
-        "expected one of int4, found int8": ("--precision", "int4", "--calibration", tmp_path / "of_8.npz"),
+        "other.npy: of 8 dimensions": (
+            "--precision",
+            "int8",
+            "--calibration",
+            tmp_path / "other.npy",
+        ),
+        "calibration: of 8 dimensions": (
+            "--precision",
+            "int8",
+            "--calibration",
+            tmp_path / "of_8.json",
+        ),
+        "expected one of int4, found int8": (
+            "--precision",
+            "int4",
+            "--calibration",
+            tmp_path / "of_8.npz",
+        ),
         "not finite": ("--precision", "int8", "--calibration", tmp_path / "nan.npy"),
         "damaged.npy": ("--precision", "int8", "--calibration", tmp_path / "damaged.npy"),
         "missing.npy": ("--precision", "int8", "--calibration", tmp_path / "missing.npy"),
@@ -128,7 +174,9 @@ def test_bad_compression_is_refused(refused, tiny_model, sentences, tmp_path):
     }
     for message, options in bad.items():
         output = tmp_path / "out.npy"
-        assert message in refused(encode, "--model", tiny_model, "--input", path, "--output", output, *options)
+        assert message in refused(
+            encode, "--model", tiny_model, "--input", path, "--output", output, *options
+        )
 
 
 def test_bad_inputs_are_refused(refused, tiny_model, tmp_path):
@@ -157,13 +205,21 @@ def test_bad_usage_is_refused(refused, tiny_model, tmp_path):
     path.write_text("a dog and a cat\n")
     good = ("--model", tiny_model, "--input", path)
     assert ".npy" in refused(encode, *good, "--output", tmp_path / "out.bin")
-    assert "cannot be written" in refused(encode, *good, "--output", tmp_path / "nowhere" / "out.npy")
-    assert "batch_tokens" in refused(encode, *good, "--output", tmp_path / "out.npy", "--batch-tokens", "2")
-    assert "'query'" in refused(encode, *good, "--output", tmp_path / "out.npy", "--prompt-name", "query")
+    assert "cannot be written" in refused(
+        encode, *good, "--output", tmp_path / "nowhere" / "out.npy"
+    )
+    assert "batch_tokens" in refused(
+        encode, *good, "--output", tmp_path / "out.npy", "--batch-tokens", "2"
+    )
+    assert "'query'" in refused(
+        encode, *good, "--output", tmp_path / "out.npy", "--prompt-name", "query"
+    )
     assert "--output" in refused(encode, *good)
     good = (*good, "--output", tmp_path / "out.npy", "--instruction", "find")
     assert "this model has no template for instructions" in refused(encode, *good)
-    assert "--instruction: expected none beside --prompt-name" in refused(encode, *good, "--prompt-name", "query")
+    assert "--instruction: expected none beside --prompt-name" in refused(
+        encode, *good, "--prompt-name", "query"
+    )
 
 
 def test_an_instruction_is_put_into_the_models_template(run, tiny_model, tmp_path):
@@ -172,17 +228,23 @@ def test_an_instruction_is_put_into_the_models_template(run, tiny_model, tmp_pat
     model.save(tmp_path / "model")
     (tmp_path / "input.txt").write_text("a dog\na cat\n")
     files = ("--input", tmp_path / "input.txt", "--output", tmp_path / "out.npy")
-    status, _, err = run(encode, "--model", tmp_path / "model", *files, "--instruction", "find the cat")
+    status, _, err = run(
+        encode, "--model", tmp_path / "model", *files, "--instruction", "find the cat"
+    )
     assert (status, err) == (0, "")
     wanted = model.encode(["a dog", "a cat"], prompt="Instruct: find the cat\nQuery: ")
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), wanted)
 
 
-def test_an_input_that_changes_is_a_failure_that_leaves_nothing(run, tiny_model, tmp_path, monkeypatch):
+def test_an_input_that_changes_is_a_failure_that_leaves_nothing(
+    run, tiny_model, tmp_path, monkeypatch
+):
     path = tmp_path / "input.txt"
     path.write_text("a dog\na cat\n")
     monkeypatch.setattr(encode, "check_input", lambda args: 1)
-    status, _, err = run(encode, "--model", tiny_model, "--input", path, "--output", tmp_path / "out.npy")
+    status, _, err = run(
+        encode, "--model", tiny_model, "--input", path, "--output", tmp_path / "out.npy"
+    )
     assert status == 1 and "changed" in err and err.count("\n") == 1
     assert [file.name for file in tmp_path.iterdir()] == ["input.txt"]
 

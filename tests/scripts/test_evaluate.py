@@ -14,7 +14,9 @@ from scripts import embedders, evaluate
 
 def test_sts(run, tiny_model, sts, tmp_path):
     output = tmp_path / "results.json"
-    status, out, err = run(evaluate, "--model", tiny_model, "--task", "sts", "--data", sts, "--output", output)
+    status, out, err = run(
+        evaluate, "--model", tiny_model, "--task", "sts", "--data", sts, "--output", output
+    )
     assert (status, err) == (0, "")
     found = json.loads(output.read_text())
     expected = sts_evaluator(*read_sts(sts))(embed_jax.load(str(tiny_model)).encode)
@@ -34,7 +36,20 @@ def test_sts(run, tiny_model, sts, tmp_path):
 
 def test_embeddings_are_cut_and_stop_at_a_layer(run, tiny_model, sts, tmp_path):
     output = tmp_path / "results.json"
-    line = ["--model", tiny_model, "--task", "sts", "--data", sts, "--dim", "8", "--layers", "1", "--output", output]
+    line = [
+        "--model",
+        tiny_model,
+        "--task",
+        "sts",
+        "--data",
+        sts,
+        "--dim",
+        "8",
+        "--layers",
+        "1",
+        "--output",
+        output,
+    ]
     status, _, err = run(evaluate, *line)
     assert status == 0 and "warning: dim 8 was not trained: this model was for 32 alone" in err
     found, model = json.loads(output.read_text()), embed_jax.load(str(tiny_model))
@@ -49,18 +64,27 @@ def test_several_sts_sets_give_their_average(run, tiny_model, sts, tmp_path):
     other.write_text("".join(sts.read_text().splitlines(keepends=True)[:20]))
     output = tmp_path / "results.json"
     data = f"{sts.parent},{other}"
-    status, out, err = run(evaluate, "--model", tiny_model, "--task", "sts", "--data", data, "--output", output)
+    status, out, err = run(
+        evaluate, "--model", tiny_model, "--task", "sts", "--data", data, "--output", output
+    )
     assert (status, err) == (0, "")
     metrics = json.loads(output.read_text())["metrics"]
-    assert metrics["average/spearman"] == pytest.approx((metrics["sts/spearman"] + metrics["other/spearman"]) / 2)
+    assert metrics["average/spearman"] == pytest.approx(
+        (metrics["sts/spearman"] + metrics["other/spearman"]) / 2
+    )
     assert any(line.startswith("average") for line in out.splitlines())
-    assert out.splitlines()[-1] == "other: only 19 pairs: its interval is wide, and too narrow still below some thirty"
+    assert (
+        out.splitlines()[-1]
+        == "other: only 19 pairs: its interval is wide, and too narrow still below some thirty"
+    )
 
 
 def test_an_undefined_correlation_is_null(run, tiny_model, tmp_path):
     data, output = tmp_path / "flat.tsv", tmp_path / "results.json"
     data.write_text("score\tsentence1\tsentence2\n1\ta dog\ta cat\n1\ta house\ta river\n")
-    status, _, err = run(evaluate, "--model", tiny_model, "--task", "sts", "--data", data, "--output", output)
+    status, _, err = run(
+        evaluate, "--model", tiny_model, "--task", "sts", "--data", data, "--output", output
+    )
     assert (status, err) == (0, "")
     assert json.loads(output.read_text())["metrics"]["spearman"] is None
 
@@ -68,11 +92,24 @@ def test_an_undefined_correlation_is_null(run, tiny_model, tmp_path):
 def test_retrieval(run, tiny_model, beir, tmp_path):
     pytest.importorskip("bm25s")
     output = tmp_path / "results.json"
-    arguments = ("--model", tiny_model, "--task", "retrieval", "--data", beir, "--k", "1,10", "--output", output)
+    arguments = (
+        "--model",
+        tiny_model,
+        "--task",
+        "retrieval",
+        "--data",
+        beir,
+        "--k",
+        "1,10",
+        "--output",
+        output,
+    )
     status, out, err = run(evaluate, *arguments, "--baseline", "bm25")
     assert (status, err) == (0, "")
     found = json.loads(output.read_text())
-    expected = retrieval_evaluator(*read_beir(beir), ks=(1, 10))(embed_jax.load(str(tiny_model)).encode)
+    expected = retrieval_evaluator(*read_beir(beir), ks=(1, 10))(
+        embed_jax.load(str(tiny_model)).encode
+    )
     assert found["metrics"] == pytest.approx(expected)
     assert found["n"] == 5 and found["split"] == "test"
     assert found["baseline"]["metrics"]["mrr@1"] > 0.5  # a query's words are its document's
@@ -86,7 +123,9 @@ def test_without_output_nothing_is_written(run, tiny_model, sts, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_stored_prompts_are_used_for_queries_and_documents(run, tiny_model, beir, tmp_path, monkeypatch):
+def test_stored_prompts_are_used_for_queries_and_documents(
+    run, tiny_model, beir, tmp_path, monkeypatch
+):
     model = embed_jax.load(str(tiny_model))
     model.prompts = {"query": "find ", "passage": "text "}
     used = []
@@ -112,7 +151,9 @@ def test_stored_prompts_are_used_for_queries_and_documents(run, tiny_model, beir
         ({"s2p": "find "}, None, ("--query-prompt-name", "s2p"), {"prompt_name": "s2p"}, {"prompt": ""}),
     ],
 )  # fmt: skip
-def test_each_side_of_a_search_has_its_prompt(tiny_model, prompts, default, arguments, queries, corpus):
+def test_each_side_of_a_search_has_its_prompt(
+    tiny_model, prompts, default, arguments, queries, corpus
+):
     """Documents of a model without a prompt for them get none, on purpose: no warning."""
     model = embed_jax.load(str(tiny_model))
     model.prompts, model.default_prompt_name = prompts, default
@@ -124,11 +165,15 @@ def test_each_side_of_a_search_has_its_prompt(tiny_model, prompts, default, argu
 
 def test_an_instruction_is_given_to_the_model(run, refused, tiny_model, sts, tmp_path):
     arguments = ("--task", "sts", "--data", sts, "--instruction", "find the same")
-    assert "this model has no template for instructions" in refused(evaluate, "--model", tiny_model, *arguments)
+    assert "this model has no template for instructions" in refused(
+        evaluate, "--model", tiny_model, *arguments
+    )
     model = embed_jax.load(str(tiny_model))
     model.template = "Instruct: {instruction}\nQuery: "
     model.save(tmp_path / "model")
-    status, _, err = run(evaluate, "--model", tmp_path / "model", *arguments, "--output", tmp_path / "results.json")
+    status, _, err = run(
+        evaluate, "--model", tmp_path / "model", *arguments, "--output", tmp_path / "results.json"
+    )
     assert (status, err) == (0, "")
     assert json.loads((tmp_path / "results.json").read_text())["instruction"] == "find the same"
     _, _, err = run(evaluate, "--model", tmp_path / "model", *arguments[:-2])
@@ -156,18 +201,28 @@ def bad_sts_files(directory):
 def test_bad_sts_files_are_refused(refused, tiny_model, tmp_path):
     for path, message in [*bad_sts_files(tmp_path), (tmp_path / "missing.tsv", "no such file")]:
         output = tmp_path / "results.json"
-        err = refused(evaluate, "--model", tiny_model, "--task", "sts", "--data", path, "--output", output)
+        err = refused(
+            evaluate, "--model", tiny_model, "--task", "sts", "--data", path, "--output", output
+        )
         assert path.name in err and message in err
 
 
 def test_bad_retrieval_data_are_refused(refused, tiny_model, beir, tmp_path):
     qrels = (beir / "qrels" / "test.tsv").read_text()
-    for extra, message in (("q9\td1\t1\n", "q9"), ("q1\td99\t1\n", "d99"), ("q1\td30\tgood\n", "test.tsv:12")):
+    for extra, message in (
+        ("q9\td1\t1\n", "q9"),
+        ("q1\td99\t1\n", "d99"),
+        ("q1\td30\tgood\n", "test.tsv:12"),
+    ):
         (beir / "qrels" / "test.tsv").write_text(qrels + extra)
         err = refused(evaluate, "--model", tiny_model, "--task", "retrieval", "--data", beir)
         assert message in err
-    assert "test" in refused(evaluate, "--model", tiny_model, "--task", "retrieval", "--data", beir, "--split", "dev")
-    assert "no such" in refused(evaluate, "--model", tiny_model, "--task", "retrieval", "--data", tmp_path / "nowhere")
+    assert "test" in refused(
+        evaluate, "--model", tiny_model, "--task", "retrieval", "--data", beir, "--split", "dev"
+    )
+    assert "no such" in refused(
+        evaluate, "--model", tiny_model, "--task", "retrieval", "--data", tmp_path / "nowhere"
+    )
 
 
 def test_bad_models_and_outputs_are_refused(refused, tiny_model, sts, tmp_path):
@@ -180,8 +235,12 @@ def test_bad_models_and_outputs_are_refused(refused, tiny_model, sts, tmp_path):
     weights.write_bytes(weights.read_bytes()[:1000])
     assert "model.safetensors" in refused(evaluate, "--model", damaged, *arguments, *output)
     nowhere = tmp_path / "nowhere" / "results.json"
-    assert "cannot be written" in refused(evaluate, "--model", tiny_model, *arguments, "--output", nowhere)
-    assert "it is a directory" in refused(evaluate, "--model", tiny_model, *arguments, "--output", tmp_path)
+    assert "cannot be written" in refused(
+        evaluate, "--model", tiny_model, *arguments, "--output", nowhere
+    )
+    assert "it is a directory" in refused(
+        evaluate, "--model", tiny_model, *arguments, "--output", tmp_path
+    )
 
 
 @pytest.mark.parametrize(
@@ -189,17 +248,26 @@ def test_bad_models_and_outputs_are_refused(refused, tiny_model, sts, tmp_path):
     [
         (("--task", "sts"), "--data"),
         (("--task", "singing", "--data", "x"), "singing"),
-        (("--task", "sts", "--data", "x", "--baseline", "bm25"), "--baseline is for --task retrieval"),
+        (
+            ("--task", "sts", "--data", "x", "--baseline", "bm25"),
+            "--baseline is for --task retrieval",
+        ),
         (("--data", "x"), "expected one of --suite, --task, --compare, --leaderboard, found none"),
         (("--task", "sts", "--leaderboard", "x"), "found --task and --leaderboard"),
-        (("--task", "sts", "--data", "x", "--set", "scale"), "--set: expected NAME=VALUE, found 'scale'"),
+        (
+            ("--task", "sts", "--data", "x", "--set", "scale"),
+            "--set: expected NAME=VALUE, found 'scale'",
+        ),
         (("--leaderboard", "x"), "--model does not go with --leaderboard"),
         (("--suite", "x.yaml"), "--suite needs --output"),
         (("--task", "retrieval", "--data", "x", "--k", "ten"), "'ten'"),
         (("--task", "sts", "--data", "x", "--batch-tokens", "-1"), "-1"),
         (("--task", "sts", "--data", "x", "--dim", "-8"), "--dim: expected 1 or more, found -8"),
         (("--task", "sts", "--data", "x", "--modle", "m"), "--modle"),
-        (("--task", "sts", "--data", "x", "--instruction", "a", "--prompt-name", "b"), "--instruction: expected none"),
+        (
+            ("--task", "sts", "--data", "x", "--instruction", "a", "--prompt-name", "b"),
+            "--instruction: expected none",
+        ),
     ],
 )
 def test_bad_usage_is_refused(refused, arguments, message):
@@ -207,7 +275,16 @@ def test_bad_usage_is_refused(refused, arguments, message):
 
 
 def test_unknown_prompts_and_small_budgets_are_refused(refused, tiny_model, sts, tmp_path):
-    arguments = ("--model", tiny_model, "--task", "sts", "--data", sts, "--output", tmp_path / "results.json")
+    arguments = (
+        "--model",
+        tiny_model,
+        "--task",
+        "sts",
+        "--data",
+        sts,
+        "--output",
+        tmp_path / "results.json",
+    )
     assert "'query'" in refused(evaluate, *arguments, "--prompt-name", "query")
     assert "batch_tokens" in refused(evaluate, *arguments, "--batch-tokens", "2")
 

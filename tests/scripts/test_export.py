@@ -25,7 +25,15 @@ from scripts import export
 
 PROMPTS = {"query": "find the red ", "document": ""}
 # What a model says beside its parameters.
-SAID = ["spec", "prompts", "default_prompt_name", "include_prompt", "similarity_fn_name", "lower_case", "template"]
+SAID = [
+    "spec",
+    "prompts",
+    "default_prompt_name",
+    "include_prompt",
+    "similarity_fn_name",
+    "lower_case",
+    "template",
+]
 SAID += ["matryoshka_dims", "adaptive_layers", "max_length"]
 TEXTS = ["the cat", "a dog plays music in the house", "", "water " * 30]
 
@@ -61,8 +69,14 @@ def made(tiny_model, tiny_tokenizer):
 
     def make(heads=(), pooling="mean", **recorded):
         keys = jax.random.split(jax.random.key(2), len(heads) + 1)
-        params = {str(n): jax.tree.map(lambda leaf: 5 * leaf, head.init(keys[n])) for n, head in enumerate(heads)}
-        params = {"backbone": backbone, "heads": {name: tree for name, tree in params.items() if tree}}
+        params = {
+            str(n): jax.tree.map(lambda leaf: 5 * leaf, head.init(keys[n]))
+            for n, head in enumerate(heads)
+        }
+        params = {
+            "backbone": backbone,
+            "heads": {name: tree for name, tree in params.items() if tree},
+        }
         spec = EncoderSpec(tiny.spec.backbone, pooling, heads)
         return SentenceEncoder(spec, params, load_tokenizer(tiny_tokenizer, 20), **recorded)
 
@@ -72,7 +86,12 @@ def made(tiny_model, tiny_tokenizer):
 @pytest.fixture(scope="module")
 def model(made):
     """With everything that its files must keep."""
-    recorded = {"prompts": PROMPTS, "include_prompt": False, "matryoshka_dims": (8, 24), "similarity": "dot"}
+    recorded = {
+        "prompts": PROMPTS,
+        "include_prompt": False,
+        "matryoshka_dims": (8, 24),
+        "similarity": "dot",
+    }
     return made((Dense(32, 24), Normalize()), **recorded)
 
 
@@ -96,7 +115,11 @@ def exported(run, tmp_path):
 
 
 def files(directory):
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
 
 
 def code(directory):
@@ -122,7 +145,9 @@ def assert_equal_params(one, other):
 # ---- embedding models ----------------------------------------------------------------------------------------
 
 
-def test_sentence_transformers_gives_the_same_embeddings_and_ours_the_same_parameters(exported, saved, model):
+def test_sentence_transformers_gives_the_same_embeddings_and_ours_the_same_parameters(
+    exported, saved, model
+):
     peer = pytest.importorskip("sentence_transformers")
     out = exported("--model", saved)
     theirs, back = peer.SentenceTransformer(str(out), device="cpu"), embed_jax.load(out)
@@ -134,11 +159,15 @@ def test_sentence_transformers_gives_the_same_embeddings_and_ours_the_same_param
         wanted = theirs.encode(TEXTS, show_progress_bar=False, **options)
         assert np.ptp(wanted, axis=0).max() > 0.1
         np.testing.assert_allclose(model.encode(TEXTS, **options), wanted, atol=1e-5)
-        short = theirs.encode(TEXTS, truncate_dim=8, normalize_embeddings=True, show_progress_bar=False, **options)
+        short = theirs.encode(
+            TEXTS, truncate_dim=8, normalize_embeddings=True, show_progress_bar=False, **options
+        )
         np.testing.assert_allclose(model.encode(TEXTS, dim=8, **options), short, atol=1e-5)
 
 
-def test_the_same_export_has_the_same_bytes_and_replaces_itself_alone(exported, run, saved, tmp_path):
+def test_the_same_export_has_the_same_bytes_and_replaces_itself_alone(
+    exported, run, saved, tmp_path
+):
     pytest.importorskip("onnx")
     arguments = ("--model", saved, "--format", "sentence-transformers,onnx", "--license", "mit")
     first = files(exported(*arguments))
@@ -167,7 +196,15 @@ def test_what_is_no_export_is_not_touched(refused, saved, model, tmp_path, conte
 def test_nothing_is_left_of_an_export_that_fails(run, saved, tmp_path, monkeypatch):
     pytest.importorskip("onnx")
     monkeypatch.setattr("embed_jax.export.onnx.compare_onnx", lambda *_: 0.01)
-    status, _, err = run(export, "--model", saved, "--format", "sentence-transformers,onnx", "--output", tmp_path / "o")
+    status, _, err = run(
+        export,
+        "--model",
+        saved,
+        "--format",
+        "sentence-transformers,onnx",
+        "--output",
+        tmp_path / "o",
+    )
     assert status == 1 and "differs from the model by 0.01" in err
     assert list(tmp_path.iterdir()) == []
 
@@ -175,11 +212,20 @@ def test_nothing_is_left_of_an_export_that_fails(run, saved, tmp_path, monkeypat
 def test_a_cut_model_is_one_that_gives_cut_embeddings(exported, saved, model, made):
     """Of a model that ends in a Dense its columns; of another one a Dense that takes the first numbers."""
     back = embed_jax.load(exported("--model", saved, "--dim", "8"))
-    assert back.dim == 8 and back.params["heads"]["0"]["kernel"].shape == (32, 8) and back.matryoshka_dims == (8,)
+    assert (
+        back.dim == 8
+        and back.params["heads"]["0"]["kernel"].shape == (32, 8)
+        and back.matryoshka_dims == (8,)
+    )
     wanted = model.encode(TEXTS, dim=8, prompt_name="query")
     np.testing.assert_allclose(back.encode(TEXTS, prompt_name="query"), wanted, atol=1e-6)
     x = np.random.default_rng(0).normal(size=(6, 32)).astype(np.float32)
-    for heads in ((), (Normalize(), Truncate(9)), (Dense(32, 32, residual=True),), (Dense(32, 16, residual=True),)):
+    for heads in (
+        (),
+        (Normalize(), Truncate(9)),
+        (Dense(32, 32, residual=True),),
+        (Dense(32, 16, residual=True),),
+    ):
         other = made(heads, "cls")
         wanted = truncate(np.array(after_pooling(other, x)), 5)
         np.testing.assert_allclose(after_pooling(truncated(other, 5), x), wanted, atol=1e-6)
@@ -197,42 +243,65 @@ def test_a_plain_directory_is_the_backbone_with_its_limit(exported, refused, sav
     plain = made((Normalize(),), "cls")
     plain.save(tmp_path / "plain")
     out = exported("--model", tmp_path / "plain", "--format", "huggingface")
-    names = {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    names = {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
     assert set(files(out)) == names
     assert transformers.AutoTokenizer.from_pretrained(out).model_max_length == 20
     _, about = transformers.AutoModel.from_pretrained(out, output_loading_info=True)
-    assert not about["unexpected_keys"] and all(key.startswith("pooler.") for key in about["missing_keys"])
+    assert not about["unexpected_keys"] and all(
+        key.startswith("pooler.") for key in about["missing_keys"]
+    )
     assert_equal_params(
-        jax.device_get(embed_jax.load(out).params["backbone"]), jax.device_get(plain.params["backbone"])
+        jax.device_get(embed_jax.load(out).params["backbone"]),
+        jax.device_get(plain.params["backbone"]),
     )
     card = (out / "README.md").read_text()
     assert "not recorded" in card and "cls, Normalize" in card
     files_before = files(out)
     assert files(exported("--model", tmp_path / "plain", "--format", "huggingface")) == files_before
-    message = refused(export, "--model", saved, "--format", "huggingface", "--output", tmp_path / "other")
+    message = refused(
+        export, "--model", saved, "--format", "huggingface", "--output", tmp_path / "other"
+    )
     assert "has Dense after its backbone, which a plain directory cannot hold" in message
 
 
 def test_an_adapter_leaves_merged_or_alone(exported, refused, tiny_model, tmp_path):
     peft = pytest.importorskip("peft")  # noqa: F841  sentence-transformers reads adapters with it
     peer = pytest.importorskip("sentence_transformers")
-    message = refused(export, "--model", tiny_model, "--adapter", "separate", "--output", tmp_path / "none")
+    message = refused(
+        export, "--model", tiny_model, "--adapter", "separate", "--output", tmp_path / "none"
+    )
     assert "--adapter separate: the model has none" in message
     base = embed_jax.load(tiny_model)
-    spec = EncoderSpec(base.spec.backbone, base.spec.pooling, base.spec.heads, LoraSpec(rank=2, alpha=4.0))
+    spec = EncoderSpec(
+        base.spec.backbone, base.spec.pooling, base.spec.heads, LoraSpec(rank=2, alpha=4.0)
+    )
     lora = init_lora(spec, base.params["backbone"], jax.random.key(3))
     lora = jax.tree.map(lambda leaf: leaf + 0.1, lora)  # whose outputs are 0 at first
-    adapted = SentenceEncoder(spec, {**base.params, "lora": lora}, base.tokenizer, base=str(tiny_model))
+    adapted = SentenceEncoder(
+        spec, {**base.params, "lora": lora}, base.tokenizer, base=str(tiny_model)
+    )
     adapted.save(tmp_path / "adapted")
     wanted = adapted.encode(TEXTS)
     merged = exported("--model", tmp_path / "adapted")
     alone = exported("--model", tmp_path / "adapted", "--adapter", "separate", name="alone")
     assert "model.safetensors" in files(merged) and "adapter_model.safetensors" not in files(merged)
     assert "adapter_model.safetensors" in files(alone) and "model.safetensors" not in files(alone)
-    assert_equal_params(jax.device_get(embed_jax.load(merged).params), jax.device_get(adapted.merged().params))
-    assert_equal_params(jax.device_get(embed_jax.load(alone).params), jax.device_get(adapted.params))
+    assert_equal_params(
+        jax.device_get(embed_jax.load(merged).params), jax.device_get(adapted.merged().params)
+    )
+    assert_equal_params(
+        jax.device_get(embed_jax.load(alone).params), jax.device_get(adapted.params)
+    )
     for out in (merged, alone):
-        theirs = peer.SentenceTransformer(str(out), device="cpu").encode(TEXTS, show_progress_bar=False)
+        theirs = peer.SentenceTransformer(str(out), device="cpu").encode(
+            TEXTS, show_progress_bar=False
+        )
         np.testing.assert_allclose(theirs, wanted, atol=1e-5)
     assert "rank 2, beside its base" in (alone / "README.md").read_text()
 
@@ -243,7 +312,9 @@ def test_an_adapter_leaves_merged_or_alone(exported, refused, tiny_model, tmp_pa
 def test_the_cards_code_runs_and_gives_the_models_embeddings(exported, saved, model, monkeypatch):
     for package in ("sentence_transformers", "onnx", "onnxruntime"):
         pytest.importorskip(package)
-    out = exported("--model", saved, "--format", "sentence-transformers,onnx", "--precision", "float32,int8")
+    out = exported(
+        "--model", saved, "--format", "sentence-transformers,onnx", "--precision", "float32,int8"
+    )
     assert {"onnx/sentence_embedding.onnx", "onnx/sentence_embedding_int8.onnx"} <= set(files(out))
     theirs, ours, onnx = code(out)
     theirs, ours, onnx = (executed(block, out, monkeypatch) for block in (theirs, ours, onnx))
@@ -251,10 +322,14 @@ def test_the_cards_code_runs_and_gives_the_models_embeddings(exported, saved, mo
         np.testing.assert_allclose(theirs[name], ours[name], atol=1e-5)
     assert ours["queries"].shape == (2, 24) and ours["short"].shape == (2, 8)
     texts = ["A dog runs over the field.", "A cat sleeps in the house."]
-    np.testing.assert_allclose(onnx["embeddings"], model.encode(texts, prompt_name="query"), atol=1e-5)
+    np.testing.assert_allclose(
+        onnx["embeddings"], model.encode(texts, prompt_name="query"), atol=1e-5
+    )
 
 
-@pytest.mark.parametrize("arguments", [pytest.param((), marks=pytest.mark.slow), ("--format", "huggingface")])
+@pytest.mark.parametrize(
+    "arguments", [pytest.param((), marks=pytest.mark.slow), ("--format", "huggingface")]
+)
 def test_the_cards_code_runs_for_a_plain_model(exported, made, tmp_path, monkeypatch, arguments):
     pytest.importorskip("sentence_transformers")
     plain = made((Normalize(),), "mean+max")
@@ -262,7 +337,9 @@ def test_the_cards_code_runs_for_a_plain_model(exported, made, tmp_path, monkeyp
     out = exported("--model", tmp_path / "plain", *arguments)
     texts = ["A dog runs over the field.", "A cat sleeps in the house."]
     for block in code(out):
-        np.testing.assert_allclose(executed(block, out, monkeypatch)["embeddings"], plain.encode(texts), atol=1e-5)
+        np.testing.assert_allclose(
+            executed(block, out, monkeypatch)["embeddings"], plain.encode(texts), atol=1e-5
+        )
     assert len(code(out)) == (1 if arguments else 2)
 
 
@@ -272,10 +349,17 @@ def test_onnx_alone_is_enough(exported, made, tmp_path, monkeypatch):
     plain = made(lower_case=True, prompts={"all": "the "}, default_prompt_name="all")
     plain.save(tmp_path / "plain")
     out = exported("--model", tmp_path / "plain", "--format", "onnx")
-    assert set(files(out)) == {"README.md", "onnx/sentence_embedding.onnx", "tokenizer.json", "tokenizer_config.json"}
+    assert set(files(out)) == {
+        "README.md",
+        "onnx/sentence_embedding.onnx",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
     (block,) = code(out)
     texts = ["A dog runs over the field.", "A cat sleeps in the house."]
-    np.testing.assert_allclose(executed(block, out, monkeypatch)["embeddings"], plain.encode(texts), atol=1e-5)
+    np.testing.assert_allclose(
+        executed(block, out, monkeypatch)["embeddings"], plain.encode(texts), atol=1e-5
+    )
 
 
 def test_our_own_pooling_is_not_said_to_load_elsewhere(exported, made, tmp_path):
@@ -288,7 +372,9 @@ def test_our_own_pooling_is_not_said_to_load_elsewhere(exported, made, tmp_path)
 # ---- cross-encoders ------------------------------------------------------------------------------------------
 
 
-def test_a_cross_encoder_is_recognised_and_scores_the_same(exported, refused, made, tmp_path, monkeypatch):
+def test_a_cross_encoder_is_recognised_and_scores_the_same(
+    exported, refused, made, tmp_path, monkeypatch
+):
     peer = pytest.importorskip("sentence_transformers")
     from embed_jax.cross_encoder import CrossEncoder, load
 
@@ -303,12 +389,16 @@ def test_a_cross_encoder_is_recognised_and_scores_the_same(exported, refused, ma
     wanted = peer.CrossEncoder(str(out), device="cpu").predict(pairs, show_progress_bar=False)
     np.testing.assert_allclose(model.score(*map(list, zip(*pairs, strict=True))), wanted, atol=1e-5)
     card = (out / "README.md").read_text()
-    assert "pipeline_tag: text-ranking" in card and "- cross-encoder\n" in card and "`'find '`" in card
+    assert (
+        "pipeline_tag: text-ranking" in card and "- cross-encoder\n" in card and "`'find '`" in card
+    )
     for block in code(out):
         executed(block, out, monkeypatch)
     assert files(exported("--model", tmp_path / "saved")) == files(out)
     for option, value in (("--dim", "8"), ("--format", "onnx")):
-        message = refused(export, "--model", tmp_path / "saved", option, value, "--output", tmp_path / "other")
+        message = refused(
+            export, "--model", tmp_path / "saved", option, value, "--output", tmp_path / "other"
+        )
         assert option in message and "cross-encoder" in message
 
 
@@ -339,7 +429,13 @@ def trained(tmp_path_factory, tiny_model, sentences):
 
 def test_a_trained_model_leaves_with_its_story(exported, trained, sentences, tmp_path):
     peer = pytest.importorskip("sentence_transformers")
-    result = {"task": "sts", "name": "STS-B", "model": str(trained / "model"), "n": 200, "unit": "pairs"}
+    result = {
+        "task": "sts",
+        "name": "STS-B",
+        "model": str(trained / "model"),
+        "n": 200,
+        "unit": "pairs",
+    }
     result |= {"metrics": {"spearman": 0.8123}, "intervals": {"spearman": [0.79, 0.83]}}
     (tmp_path / "sts.json").write_text(json.dumps(result))
     out = exported("--run", trained, "--results", tmp_path / "sts.json")
@@ -368,20 +464,31 @@ def test_an_earlier_step_is_exported_as_it_was(exported, refused, trained, tmp_p
     early = embed_jax.load(exported("--run", trained, "--step", "2"))
     kept = load_run(trained, 2)
     last = embed_jax.load(exported("--run", trained, "--step", "4", name="last"))
-    assert_equal_params(jax.device_get(last.params), jax.device_get(embed_jax.load(trained / "model").params))
+    assert_equal_params(
+        jax.device_get(last.params), jax.device_get(embed_jax.load(trained / "model").params)
+    )
     assert_equal_params(jax.device_get(early.params), jax.device_get(kept.params))
-    differ = jax.tree.map(lambda a, b: np.abs(a - b).max(), early.params["backbone"], last.params["backbone"])
+    differ = jax.tree.map(
+        lambda a, b: np.abs(a - b).max(), early.params["backbone"], last.params["backbone"]
+    )
     assert max(jax.tree.leaves(differ)) > 1e-4
     assert "of step 2" in (tmp_path / "out" / "README.md").read_text()
-    assert "no checkpoint of step 3" in refused(export, "--run", trained, "--step", "3", "--output", tmp_path / "x")
+    assert "no checkpoint of step 3" in refused(
+        export, "--run", trained, "--step", "3", "--output", tmp_path / "x"
+    )
 
 
 def test_results_of_another_model_are_pointed_out(run, saved, tmp_path):
     (tmp_path / "sts.json").write_text(
         '{"task": "sts", "data": "stsb", "model": "other", "metrics": {"spearman": 0.8}}'
     )
-    status, _, err = run(export, "--model", saved, "--results", tmp_path / "sts.json", "--output", tmp_path / "out")
-    assert status == 0 and err == "warning: --results: of the model other; the card has them as this one's\n"
+    status, _, err = run(
+        export, "--model", saved, "--results", tmp_path / "sts.json", "--output", tmp_path / "out"
+    )
+    assert (
+        status == 0
+        and err == "warning: --results: of the model other; the card has them as this one's\n"
+    )
 
 
 # ---- errors --------------------------------------------------------------------------------------------------
@@ -392,11 +499,17 @@ def test_results_of_another_model_are_pointed_out(run, saved, tmp_path):
     [
         ((), "one of the arguments --run --model is required"),
         (("--run", "a", "--model", "b"), "not allowed with"),
-        (("--model", "m", "--format", "onnx,torch"), "--format: expected some of sentence-transformers, huggingface"),
+        (
+            ("--model", "m", "--format", "onnx,torch"),
+            "--format: expected some of sentence-transformers, huggingface",
+        ),
         (("--model", "m", "--format", ","), "found none"),
         (("--model", "m", "--format", "sentence-transformers,huggingface"), "expected one of them"),
         (("--model", "m", "--precision", "int8"), "--precision is for --format onnx"),
-        (("--model", "m", "--format", "onnx", "--precision", "int4"), "--precision: expected some of float32"),
+        (
+            ("--model", "m", "--format", "onnx", "--precision", "int4"),
+            "--precision: expected some of float32",
+        ),
         (("--model", "m", "--step", "4"), "--step is for --run"),
         (("--model", "m", "--dim", "0"), "expected 1 or more"),
         (("--model", "m", "--adapter", "separate", "--dim", "4"), "--adapter separate"),

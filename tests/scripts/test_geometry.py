@@ -32,7 +32,10 @@ def test_numbers_are_the_library_s(run, tiny_model, sts, tmp_path):
     assert found["metrics"] == pytest.approx(expected)
     assert (found["texts"], found["pairs"]) == (31, 5) and "31 texts, 5 positive pairs" in out
     assert all(name in out for name in expected)
-    assert (len(found["variances"]), len(found["singular_values"])) == (model.dim, min(31, model.dim))
+    assert (len(found["variances"]), len(found["singular_values"])) == (
+        model.dim,
+        min(31, model.dim),
+    )
     assert min(found["variances"]) == pytest.approx(expected["min_variance"])
     by_dimension = found["nearest_to_farthest_by_dimension"]
     assert by_dimension[str(model.dim)] == pytest.approx(expected["nearest_to_farthest"])
@@ -49,24 +52,39 @@ def test_before_and_after_with_a_picture(run, tiny_model, sts, tmp_path):
     assert found["against"]["metrics"] == found["metrics"], "the same model, on the same texts"
     assert found["texts"] == 20
     assert plot.read_bytes().startswith(b"\x89PNG")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["geometry.json", "geometry.png", "sts"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "geometry.json",
+        "geometry.png",
+        "sts",
+    ]
 
 
 def test_pairs_and_texts_without_scores(run, tiny_model, sentences, tmp_path):
     (tmp_path / "pairs.tsv").write_text(
-        "\n".join(["anchor\tpositive", *(f"{a}\t{b}" for a, b in zip(sentences[:20], sentences[20:40], strict=True))])
+        "\n".join(
+            [
+                "anchor\tpositive",
+                *(f"{a}\t{b}" for a, b in zip(sentences[:20], sentences[20:40], strict=True)),
+            ]
+        )
     )
     (tmp_path / "texts.txt").write_text("\n".join(sentences[:40]))
     found = {}
     for name in ("pairs.tsv", "texts.txt"):
         output = tmp_path / "geometry.json"
-        status, out, err = run(geometry, "--model", tiny_model, "--data", tmp_path / name, "--output", output)
+        status, out, err = run(
+            geometry, "--model", tiny_model, "--data", tmp_path / name, "--output", output
+        )
         assert status == 0, err
         found[name] = json.loads(output.read_text())
     assert found["pairs.tsv"]["pairs"] == 20 and found["texts.txt"]["pairs"] == 0
-    assert found["pairs.tsv"]["metrics"].keys() - found["texts.txt"]["metrics"].keys() == {"alignment"}
+    assert found["pairs.tsv"]["metrics"].keys() - found["texts.txt"]["metrics"].keys() == {
+        "alignment"
+    }
     for name, value in found["texts.txt"]["metrics"].items():
-        assert value == pytest.approx(found["pairs.tsv"]["metrics"][name], rel=1e-5), "the same texts"
+        assert value == pytest.approx(found["pairs.tsv"]["metrics"][name], rel=1e-5), (
+            "the same texts"
+        )
 
 
 def test_a_picture_of_a_space_without_pairs(tmp_path):
@@ -87,18 +105,28 @@ def test_bad_input_is_refused(refused, tiny_model, sts, tmp_path):
     assert "11 different texts" in refused(geometry, "--model", tiny_model, "--data", few)
     assert "flat.tsv" in refused(geometry, "--model", tiny_model, "--data", flat)
     assert "nli.tsv: no pairs" in refused(geometry, "--model", tiny_model, "--data", lists)
-    assert "no such file" in refused(geometry, "--model", tiny_model, "--data", tmp_path / "none.tsv")
+    assert "no such file" in refused(
+        geometry, "--model", tiny_model, "--data", tmp_path / "none.tsv"
+    )
     assert "--limit" in refused(geometry, *good, "--limit", 1)
     assert "11 different texts" in refused(geometry, *good, "--limit", 10)
     assert "--seed" in refused(geometry, *good, "--seed", -1)
     assert ".png" in refused(geometry, *good, "--plot", tmp_path / "plot.gif")
-    assert "cannot be written" in refused(geometry, *good, "--output", tmp_path / "nowhere" / "geometry.json")
+    assert "cannot be written" in refused(
+        geometry, *good, "--output", tmp_path / "nowhere" / "geometry.json"
+    )
     assert "'query'" in refused(geometry, *good, "--prompt-name", "query")
-    assert "nobody/nothing" in refused(geometry, *good, "--against", "nobody/nothing", "--output", tmp_path / "o.json")
+    assert "nobody/nothing" in refused(
+        geometry, *good, "--against", "nobody/nothing", "--output", tmp_path / "o.json"
+    )
 
 
-def test_a_model_without_finite_embeddings_is_refused(refused, tiny_model, sts, tmp_path, monkeypatch):
+def test_a_model_without_finite_embeddings_is_refused(
+    refused, tiny_model, sts, tmp_path, monkeypatch
+):
     broken = types.SimpleNamespace(encode=lambda texts, **options: np.full((len(texts), 8), np.nan))
     monkeypatch.setattr("embed_jax.load", lambda name: broken)
-    err = refused(geometry, "--model", tiny_model, "--data", sts, "--output", tmp_path / "geometry.json")
+    err = refused(
+        geometry, "--model", tiny_model, "--data", sts, "--output", tmp_path / "geometry.json"
+    )
     assert "finite" in err

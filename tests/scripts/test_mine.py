@@ -12,14 +12,26 @@ from scripts import bench, bench_mining, mine
 @pytest.fixture
 def files(tmp_path, sentences):
     """Pairs of which two share an anchor, and a corpus that lacks one positive: (options, pairs, passages)."""
-    passages = [{"_id": f"d{n}", "title": f"title {n}" if n % 2 else "", "text": sentences[n]} for n in range(40)]
+    passages = [
+        {"_id": f"d{n}", "title": f"title {n}" if n % 2 else "", "text": sentences[n]}
+        for n in range(40)
+    ]
     texts = [f"{passage['title']} {passage['text']}".strip() for passage in passages]
     positives = [*texts[:8], "a positive from elsewhere"]
     anchors = [" ".join(sentences[n % 8].split()[:4]) for n in range(9)]
-    pairs = [{"anchor": a, "positive": p, "negative": "old"} for a, p in zip(anchors, positives, strict=True)]
+    pairs = [
+        {"anchor": a, "positive": p, "negative": "old"}
+        for a, p in zip(anchors, positives, strict=True)
+    ]
     for name, records in (("pairs", pairs), ("corpus", passages)):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    return ("--pairs", tmp_path / "pairs.jsonl", "--corpus", tmp_path / "corpus.jsonl"), pairs, [*texts, positives[-1]]
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(json.dumps(record) + "\n" for record in records)
+        )
+    return (
+        ("--pairs", tmp_path / "pairs.jsonl", "--corpus", tmp_path / "corpus.jsonl"),
+        pairs,
+        [*texts, positives[-1]],
+    )
 
 
 def read(path):
@@ -30,10 +42,24 @@ def test_mines_with_bm25_and_a_model(run, files, tmp_path, tiny_model):
     pytest.importorskip("bm25s")
     options, pairs, passages = files
     output = tmp_path / "mined.jsonl"
-    mined = (*options, "--output", output, "--strategy", "bm25,dense", "--model", tiny_model, "--number", "3")
+    mined = (
+        *options,
+        "--output",
+        output,
+        "--strategy",
+        "bm25,dense",
+        "--model",
+        tiny_model,
+        "--number",
+        "3",
+    )
     status, out, err = run(mine, *mined)
     assert (status, err) == (0, "")
-    assert "9 pairs" in out and "9 n-tuples from 41 passages, 1 of them" in out and "27  negatives" in out
+    assert (
+        "9 pairs" in out
+        and "9 n-tuples from 41 passages, 1 of them" in out
+        and "27  negatives" in out
+    )
     records = read(output)
     assert {(record["anchor"], record["positive"]) for record in records} == {
         (pair["anchor"], pair["positive"]) for pair in pairs
@@ -45,22 +71,46 @@ def test_mines_with_bm25_and_a_model(run, files, tmp_path, tiny_model):
     content = output.read_bytes()
     assert run(mine, *mined, "--on-disk")[0] == 0  # the same, and nothing is left behind
     assert output.read_bytes() == content
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.jsonl", "mined.jsonl", "pairs.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "corpus.jsonl",
+        "mined.jsonl",
+        "pairs.jsonl",
+    ]
 
 
-def test_dense_search_is_the_models_and_scored_lists_carry_its_similarities(run, files, tmp_path, tiny_model):
+def test_dense_search_is_the_models_and_scored_lists_carry_its_similarities(
+    run, files, tmp_path, tiny_model
+):
     options, pairs, passages = files
     output = tmp_path / "lists.jsonl"
-    search = ("--strategy", "dense", "--model", tiny_model, "--query-prompt", "dog ", "--format", "scored-lists")
+    search = (
+        "--strategy",
+        "dense",
+        "--model",
+        tiny_model,
+        "--query-prompt",
+        "dog ",
+        "--format",
+        "scored-lists",
+    )
     assert run(mine, *options, *search, "--number", "40", "--output", output)[0] == 0
     model = embed_jax.load(str(tiny_model))
-    similarity = model.encode([pair["anchor"] for pair in pairs], prompt="dog ") @ model.encode(passages).T
+    similarity = (
+        model.encode([pair["anchor"] for pair in pairs], prompt="dog ") @ model.encode(passages).T
+    )
     for record in read(output):
-        number = next(n for n, pair in enumerate(pairs) if pair["positive"] == record["passages"][0])
+        number = next(
+            n for n, pair in enumerate(pairs) if pair["positive"] == record["passages"][0]
+        )
         expected = dict(zip(passages, similarity[number], strict=True))
-        np.testing.assert_allclose(record["scores"], [expected[text] for text in record["passages"]], atol=1e-5)
+        np.testing.assert_allclose(
+            record["scores"], [expected[text] for text in record["passages"]], atol=1e-5
+        )
         assert record["scores"][1:] == sorted(record["scores"][1:], reverse=True)
-        assert len(record["passages"]) == 41 - len([p for p in pairs if p["anchor"] == record["query"]]) + 1
+        assert (
+            len(record["passages"])
+            == 41 - len([p for p in pairs if p["anchor"] == record["query"]]) + 1
+        )
     fields = record_fields(open_records(str(output)))
     assert fields.score is not None
 
@@ -74,7 +124,16 @@ def test_a_cross_encoder_scores_lists_and_decides(run, files, tmp_path, monkeypa
 
     monkeypatch.setattr("embed_jax.cross_encoder.load", lambda name: {"stub": Stub()}[name])
     output = tmp_path / "lists.jsonl"
-    choice = ("--cross-encoder", "stub", "--margin", "1", "--number", "3", "--format", "scored-lists")
+    choice = (
+        "--cross-encoder",
+        "stub",
+        "--margin",
+        "1",
+        "--number",
+        "3",
+        "--format",
+        "scored-lists",
+    )
     assert run(mine, *files[0], *choice, "--output", output)[0] == 0
     for record in read(output):
         positive, *negatives = record["scores"]
@@ -88,7 +147,9 @@ def test_beir_and_formats(run, beir, tmp_path, tiny_model, form):
     search = ("--strategy", "dense", "--model", tiny_model, "--number", "2")
     data = ("--beir", beir, "--split", "test")
     assert run(mine, *data, *search, "--format", form, "--output", output)[0] == 0
-    lines = {"triplets": 20, "n-tuples": 10, "labelled-pairs": 20, "scored-lists": 10}[form]  # 5 queries, 2 positives
+    lines = {"triplets": 20, "n-tuples": 10, "labelled-pairs": 20, "scored-lists": 10}[
+        form
+    ]  # 5 queries, 2 positives
     assert len(read(output)) == lines
     assert record_fields(open_records(str(output))).columns
 
@@ -105,7 +166,9 @@ def test_bad_data_is_refused_with_file_and_line(refused, files, beir, tmp_path):
     for name, (content, message) in contents.items():
         (tmp_path / name).write_text(content)
         assert message in refused(mine, *options[:2], "--corpus", tmp_path / name, *output)
-    assert "no such file" in refused(mine, *options[:2], "--corpus", tmp_path / "nothing.jsonl", *output)
+    assert "no such file" in refused(
+        mine, *options[:2], "--corpus", tmp_path / "nothing.jsonl", *output
+    )
     pairs = {
         "blank.csv": ('anchor,positive\n"two\nlines",x\ny, \n', "blank.csv:4: empty positive"),
         "columns.tsv": ("text\nx\n", "columns.tsv: no pairs: found the fields text"),
@@ -119,7 +182,9 @@ def test_bad_data_is_refused_with_file_and_line(refused, files, beir, tmp_path):
         assert message in refused(mine, "--pairs", tmp_path / name, *output)
     qrels = beir / "qrels" / "train.tsv"
     qrels.write_text("query-id\tcorpus-id\tscore\nq0\td0\t1\nq1\td99\t1\n")
-    assert "train.tsv:3: the id 'd99' is not in corpus.jsonl" in refused(mine, "--beir", beir, *output)
+    assert "train.tsv:3: the id 'd99' is not in corpus.jsonl" in refused(
+        mine, "--beir", beir, *output
+    )
     qrels.write_text("query-id\tcorpus-id\tscore\nq0\td0\t0\n")
     assert "no passage is judged relevant" in refused(mine, "--beir", beir, *output)
     (beir / "queries.jsonl").write_text('{"_id": "q1", "text": "x"}\n{"_id": "q0", "text": ""}\n')
@@ -138,8 +203,14 @@ def test_bad_usage_is_refused(refused, files, tmp_path):
         (("--strategy", "dence"), "did you mean 'dense'"),
         (("--strategy", "bm25,dense"), "needs --model"),
         (("--model", "some"), "--model goes with"),
-        (("--strategy", "dense", "--model", "some", "--index-factory", "Flat"), "--index-factory goes with"),
-        (("--strategy", "bm25,dense", "--model", "some", "--format", "scored-lists"), "cross-encoder"),
+        (
+            ("--strategy", "dense", "--model", "some", "--index-factory", "Flat"),
+            "--index-factory goes with",
+        ),
+        (
+            ("--strategy", "bm25,dense", "--model", "some", "--format", "scored-lists"),
+            "cross-encoder",
+        ),
         (("--number", "0"), "number: expected 1 or more"),
         (("--rank-min", "100"), "no room"),
         (("--beir", "some"), "not allowed with"),
@@ -153,7 +224,14 @@ def test_bad_usage_is_refused(refused, files, tmp_path):
 @pytest.mark.parametrize("strategy", [pytest.param("dense", marks=pytest.mark.slow), "bm25"])
 def test_the_bench_measures_time_and_memory(strategy):
     pytest.importorskip("bm25s")
-    options = {"model": None, "shape": "tiny", "on_disk": True, "block": 4, "rank_max": 10, "strategy": strategy}
+    options = {
+        "model": None,
+        "shape": "tiny",
+        "on_disk": True,
+        "block": 4,
+        "rank_max": 10,
+        "strategy": strategy,
+    }
     found = bench_mining.measure_alone(queries=8, passages=2000, words=20.0, **options)
     assert found["corpus"] > 0 and found["mining"] > 0 and found["memory"] >= 0
     assert found["all similarities"] == 8 * 2000 * 4 / 2**20

@@ -27,7 +27,12 @@ def clicks(tmp_path):
     corpus = [{"_id": f"d{n}", "text": f"document {n}"} for n in range(120)]
     log = [{"query": f"query {n}", "doc_id": f"d{n}", "clicks": 1 + n % 3} for n in range(60)]
     log += [
-        {"query": f"query {n}", "doc_id": f"d{60 + n // 10 if n % 10 == 0 else 60 + n}", "clicks": 2} for n in range(60)
+        {
+            "query": f"query {n}",
+            "doc_id": f"d{60 + n // 10 if n % 10 == 0 else 60 + n}",
+            "clicks": 2,
+        }
+        for n in range(60)
     ]
     return write(tmp_path / "log.jsonl", log), write(tmp_path / "corpus.jsonl", corpus)
 
@@ -35,15 +40,30 @@ def clicks(tmp_path):
 def test_clicks_to_training_records(run, tmp_path, clicks):
     log, corpus = clicks
     output, listing = tmp_path / "pairs.jsonl", tmp_path / "dropped.jsonl"
-    arguments = ("clicks", "--input", log, "--corpus", corpus, "--min-clicks", 2, "--dropped", listing)
+    arguments = (
+        "clicks",
+        "--input",
+        log,
+        "--corpus",
+        corpus,
+        "--min-clicks",
+        2,
+        "--dropped",
+        listing,
+    )
     status, out, err = run(pairs, *arguments, "--output", output)
     assert status == 0, err
     records = open_records(str(output))
     few = sum(n % 3 == 0 for n in range(60))
-    assert len(records) == 120 - few and [row["why"] for row in lines(listing)] == ["too few clicks"] * few
+    assert (
+        len(records) == 120 - few
+        and [row["why"] for row in lines(listing)] == ["too few clicks"] * few
+    )
     assert out == f"{output}: {len(records)} pairs\ndropped: too few clicks {few}\n"
     fields = record_fields(records)
-    assert len({fields.keys(record)[1] for record in records}) == len({record["anchor"] for record in records})
+    assert len({fields.keys(record)[1] for record in records}) == len(
+        {record["anchor"] for record in records}
+    )
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -59,17 +79,34 @@ def test_a_split_without_a_leak(run, tmp_path, clicks, seed):
     for field in ("anchor", "positive", "id", "group"):
         values = [{record[field] for record in side} for side in sides.values()]
         assert sum(map(len, values)) == len(set.union(*values))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.jsonl", "log.jsonl", "split"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "corpus.jsonl",
+        "log.jsonl",
+        "split",
+    ]
 
 
 def test_groups(run, tmp_path):
     path = tmp_path / "questions.csv"
     path.write_text("question,id\n" + "".join(f"question {n},{n // 3}\n" for n in range(91)))
-    arguments = ("groups", "--input", path, "--text-field", "question", "--group-field", "id", "--max-per-group", 2)
+    arguments = (
+        "groups",
+        "--input",
+        path,
+        "--text-field",
+        "question",
+        "--group-field",
+        "id",
+        "--max-per-group",
+        2,
+    )
     status, out, _ = run(pairs, *arguments, "--output", tmp_path / "one.jsonl")
     assert status == 0 and "60 pairs" in out and "dropped: single text of its group 1" in out
     assert run(pairs, *arguments, "--holdout", 0.1, "--output", tmp_path / "split")[0] == 0
-    groups = [{record["group"] for record in lines(tmp_path / "split" / f"{name}.jsonl")} for name in pairs_sides()]
+    groups = [
+        {record["group"] for record in lines(tmp_path / "split" / f"{name}.jsonl")}
+        for name in pairs_sides()
+    ]
     assert sum(map(len, groups)) == len(set.union(*groups)) == 30
 
 
@@ -90,53 +127,101 @@ def test_paraphrases_by_an_embedding_model(run, tmp_path, tiny_model, sentences)
     arguments = ("--model", tiny_model, "--threshold", threshold, "--output", output)
     status, out, err = run(pairs, "paraphrases", "--input", path, *arguments)
     assert status == 0, err
-    assert [row["anchor"] for row in lines(output)] == [sentences[n] for n in np.flatnonzero(cosines > threshold)]
+    assert [row["anchor"] for row in lines(output)] == [
+        sentences[n] for n in np.flatnonzero(cosines > threshold)
+    ]
     assert f"below the threshold {np.sum(cosines < threshold)}" in out and "equal texts 1" in out
 
 
 def test_paraphrases_by_a_cross_encoder(run, refused, tmp_path, monkeypatch):
     model = types.SimpleNamespace(
-        num_labels=1, score=lambda a, b: np.array([len(y) - len(x) for x, y in zip(a, b, strict=True)])
+        num_labels=1,
+        score=lambda a, b: np.array([len(y) - len(x) for x, y in zip(a, b, strict=True)]),
     )
     module = types.ModuleType("embed_jax.cross_encoder")
     module.load = {"some/model": model, "some/nli": types.SimpleNamespace(num_labels=3)}.__getitem__
     monkeypatch.setitem(sys.modules, "embed_jax.cross_encoder", module)
-    path = write(tmp_path / "a.jsonl", [{"sentence1": "a", "sentence2": "b" * n} for n in range(1, 6)])
-    arguments = ("--cross-encoder", "some/model", "--threshold", -0.5, "--output", tmp_path / "out.jsonl")
+    path = write(
+        tmp_path / "a.jsonl", [{"sentence1": "a", "sentence2": "b" * n} for n in range(1, 6)]
+    )
+    arguments = (
+        "--cross-encoder",
+        "some/model",
+        "--threshold",
+        -0.5,
+        "--output",
+        tmp_path / "out.jsonl",
+    )
     assert "gives 3 numbers for a pair" in refused(
         pairs, "paraphrases", "--input", path, "--cross-encoder", "some/nli", *arguments[2:]
     )
     assert run(pairs, "paraphrases", "--input", path, *arguments)[0] == 0
-    assert [row["positive"] for row in lines(tmp_path / "out.jsonl")] == ["b" * n for n in range(1, 6)]
+    assert [row["positive"] for row in lines(tmp_path / "out.jsonl")] == [
+        "b" * n for n in range(1, 6)
+    ]
 
 
 def test_what_cannot_be_used_is_one_line_and_leaves_nothing(refused, tmp_path, clicks, tiny_model):
     log, corpus = clicks
     base = ("clicks", "--input", log, "--corpus", corpus, "--output", tmp_path / "out.jsonl")
-    assert "none of 120 pairs of query and document has 9 clicks or more" in refused(pairs, *base, "--min-clicks", 9)
+    assert "none of 120 pairs of query and document has 9 clicks or more" in refused(
+        pairs, *base, "--min-clicks", 9
+    )
     assert "--min-clicks: expected 1 or more" in refused(pairs, *base, "--min-clicks", 0)
     assert "--holdout: expected at least 0" in refused(pairs, *base, "--holdout", 0.5)
-    split = ("clicks", "--input", log, "--corpus", corpus, "--holdout", 0.001, "--output", tmp_path / "split")
-    assert "no pair falls into the validation split: 120 pairs with --holdout 0.001" in refused(pairs, *split)
+    split = (
+        "clicks",
+        "--input",
+        log,
+        "--corpus",
+        corpus,
+        "--holdout",
+        0.001,
+        "--output",
+        tmp_path / "split",
+    )
+    assert "no pair falls into the validation split: 120 pairs with --holdout 0.001" in refused(
+        pairs, *split
+    )
     assert "corpus.jsonl: exists already" in refused(pairs, *split[:-1], corpus)
     short = write(tmp_path / "short.jsonl", [{"_id": "d0", "text": "a"}])
     listing = ("--dropped", tmp_path / "dropped.jsonl")
-    assert "log.jsonl:2: the document 'd1' is not in" in refused(pairs, *base[:4], short, *base[5:], *listing)
+    assert "log.jsonl:2: the document 'd1' is not in" in refused(
+        pairs, *base[:4], short, *base[5:], *listing
+    )
     assert "ends in .jsonl" in refused(pairs, *base[:-1], tmp_path / "out")
     assert "are the same file" in refused(pairs, *base, "--dropped", tmp_path / "out.jsonl")
-    assert "--corpus" in refused(pairs, "clicks", "--input", log, "--output", tmp_path / "out.jsonl")
+    assert "--corpus" in refused(
+        pairs, "clicks", "--input", log, "--output", tmp_path / "out.jsonl"
+    )
     rows = write(tmp_path / "rows.jsonl", [{"sentence1": "a", "sentence2": ""}])
-    candidates = ("paraphrases", "--input", rows, "--threshold", 0.5, "--output", tmp_path / "out.jsonl")
+    candidates = (
+        "paraphrases",
+        "--input",
+        rows,
+        "--threshold",
+        0.5,
+        "--output",
+        tmp_path / "out.jsonl",
+    )
     assert "one of the arguments --model --cross-encoder is required" in refused(pairs, *candidates)
-    assert "rows.jsonl:1: field 'sentence2' is empty" in refused(pairs, *candidates, "--model", tiny_model)
+    assert "rows.jsonl:1: field 'sentence2' is empty" in refused(
+        pairs, *candidates, "--model", tiny_model
+    )
     assert "not allowed with" in refused(pairs, *candidates, "--model", "a", "--cross-encoder", "b")
-    assert "--prompt-name needs --model" in refused(pairs, *candidates, "--cross-encoder", "b", "--prompt-name", "q")
+    assert "--prompt-name needs --model" in refused(
+        pairs, *candidates, "--cross-encoder", "b", "--prompt-name", "q"
+    )
 
 
 def test_help_is_complete(run):
     status, out, _ = run(pairs, "--help")
     assert status == 0 and "examples:" in out
-    for command, option in (("clicks", "--top"), ("groups", "--max-per-group"), ("paraphrases", "--cross-encoder")):
+    for command, option in (
+        ("clicks", "--top"),
+        ("groups", "--max-per-group"),
+        ("paraphrases", "--cross-encoder"),
+    ):
         assert command in out
         status, text, _ = run(pairs, command, "--help")
         assert status == 0 and option in text

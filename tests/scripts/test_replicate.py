@@ -79,12 +79,22 @@ def lines(workdir):
     [
         (
             "triplets",
-            {"model__mlp": "training", "eval__every": 3, "eval__metric": "sts/spearman", "optim__clip_norm": 0.1},
+            {
+                "model__mlp": "training",
+                "eval__every": 3,
+                "eval__metric": "sts/spearman",
+                "optim__clip_norm": 0.1,
+            },
             ("loss", "learning_rate", "grad_norm", "sts/spearman", "sts/pearson"),
         ),
         pytest.param(
             "labelled",
-            {"loss__name": "softmax", "model__mlp": "kept", "data__anchor_prompt": "all: ", "optim__accumulate": 2},
+            {
+                "loss__name": "softmax",
+                "model__mlp": "kept",
+                "data__anchor_prompt": "all: ",
+                "optim__accumulate": 2,
+            },
             ("loss", "learning_rate"),
             marks=pytest.mark.slow,
         ),
@@ -103,7 +113,11 @@ def test_the_same_losses_and_parameters(kind, fields, names, source, settings, t
         np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-9, err_msg=name)
     left, right = (read_model(tmp_path / run / "model") for run in ("ours", "theirs"))
     assert (left.spec, left.max_length) == (right.spec, right.max_length)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0.0, atol=1e-4), left.params, right.params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0.0, atol=1e-4),
+        left.params,
+        right.params,
+    )
 
 
 DIM = 6
@@ -135,13 +149,20 @@ class Given(torch.nn.Module):
 )
 def test_each_loss_is_ours(expression, columns):
     rng = np.random.default_rng(0)
-    embeddings, label = rng.normal(size=(columns, 8, DIM)).astype(np.float32), rng.integers(0, 4, size=8)
+    embeddings, label = (
+        rng.normal(size=(columns, 8, DIM)).astype(np.float32),
+        rng.integers(0, 4, size=8),
+    )
     loss = build_loss(expression)
     params = loss.init(DIM, jax.random.key(0))
     labels = torch.tensor(label if "label" in loss.about.needs else label / 4)
-    theirs = replicate.peer_loss(loss, params, Given())([{"given": torch.tensor(one)} for one in embeddings], labels)
+    theirs = replicate.peer_loss(loss, params, Given())(
+        [{"given": torch.tensor(one)} for one in embeddings], labels
+    )
 
-    ours = make_columns(jnp.asarray(embeddings), label=jnp.asarray(label), score=jnp.asarray(label)[:, None] / 4)
+    ours = make_columns(
+        jnp.asarray(embeddings), label=jnp.asarray(label), score=jnp.asarray(label)[:, None] / 4
+    )
     values, _, _ = loss(ours, local_world(ours, "dense"), params)
     assert float(jnp.mean(values)) == pytest.approx(theirs.item(), rel=1e-5)
 
@@ -149,15 +170,33 @@ def test_each_loss_is_ours(expression, columns):
 @pytest.mark.parametrize(
     "kind, loss, message",
     [
-        ("triplets", "triplet", "'triplet' is not replicated; accepted: info_nce, softmax, cosine_mse, cosent, angle"),
+        (
+            "triplets",
+            "triplet",
+            "'triplet' is not replicated; accepted: info_nce, softmax, cosine_mse, cosent, angle",
+        ),
         ("pairs", "info_nce + uniformity", "'info_nce + uniformity' is not replicated"),
-        ("triplets", "info_nce(hard_negative_weight=2)", "hard_negative_weight=2.0: sentence-transformers' info_nce"),
-        ("labelled", "softmax(concatenation='u')", "concatenation='u': sentence-transformers has u,v"),
+        (
+            "triplets",
+            "info_nce(hard_negative_weight=2)",
+            "hard_negative_weight=2.0: sentence-transformers' info_nce",
+        ),
+        (
+            "labelled",
+            "softmax(concatenation='u')",
+            "concatenation='u': sentence-transformers has u,v",
+        ),
         ("pairs", "cosent", "'cosent' needs records with a score"),
-        ("uneven", "info_nce", "record 1: sentence-transformers needs as many texts in each, here 2"),
+        (
+            "uneven",
+            "info_nce",
+            "record 1: sentence-transformers needs as many texts in each, here 2",
+        ),
     ],
 )
-def test_what_the_peer_has_not_is_refused_before_anything_is_written(kind, loss, message, source, settings, tmp_path):
+def test_what_the_peer_has_not_is_refused_before_anything_is_written(
+    kind, loss, message, source, settings, tmp_path
+):
     with pytest.raises(InputError, match="^[^\n]*$") as error:
         replicate.train(settings(loss__name=loss), tmp_path / "run", source(kind))
     assert message in str(error.value)
@@ -171,20 +210,34 @@ def command(tmp_path, tiny_model, sentences, run):
     rows = [{"anchor": sentences[n], "positive": sentences[n + 40]} for n in range(16)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     code = "from embed_jax.config import Experiment\n\n\ndef get_config(cut=''):\n    config = Experiment()\n"
-    fields = {"model.name": str(tiny_model), "data.train": str(data), "data.max_length": 16, "batch.size": 8}
+    fields = {
+        "model.name": str(tiny_model),
+        "data.train": str(data),
+        "data.max_length": 16,
+        "batch.size": 8,
+    }
     fields |= {"train.epochs": 1.0, "optim.learning_rate": 1e-3}
-    file.write_text(code + "".join(f"    config.{k} = {v!r}\n" for k, v in fields.items()) + "    return config\n")
+    file.write_text(
+        code
+        + "".join(f"    config.{k} = {v!r}\n" for k, v in fields.items())
+        + "    return config\n"
+    )
     return lambda *more: run(replicate, "--experiment=nli", f"--config={file}", *more)
 
 
 def test_a_table_of_two_seeds(command, tmp_path):
     status, _, err = command("--seeds=0,1", f"--workdir={tmp_path / 'theirs'}")
     assert status == 0, err
-    for seed, loss in enumerate((1.0, 3.0)):  # work directories as our training leaves them, as far as they are read
+    for seed, loss in enumerate(
+        (1.0, 3.0)
+    ):  # work directories as our training leaves them, as far as they are read
         ours = tmp_path / "ours" / f"seed{seed}"
         (ours / "model").mkdir(parents=True)
         shutil.copy(tmp_path / "theirs" / ours.name / "config.json", ours)
-        rows = [{"step": n, "loss": value} for n, value in enumerate([9.0] * 18 + [loss, loss + 1], start=1)]
+        rows = [
+            {"step": n, "loss": value}
+            for n, value in enumerate([9.0] * 18 + [loss, loss + 1], start=1)
+        ]
         (ours / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     again = ("--seeds=0,1", f"--workdir={tmp_path / 'again'}", f"--against={tmp_path / 'ours'}")
     status, out, err = command(*again)
@@ -197,7 +250,12 @@ def test_a_table_of_two_seeds(command, tmp_path):
         assert row[2:4] == [f"{ours:.4f}", f"{peers:.4f}"]
     status, _, err = command(*again)
     assert status == 2 and "expected a new directory" in err
-    other = ("--config.optim.learning_rate=0.5", "--seeds=0", f"--workdir={tmp_path / 'b'}", again[-1])
+    other = (
+        "--config.optim.learning_rate=0.5",
+        "--seeds=0",
+        f"--workdir={tmp_path / 'b'}",
+        again[-1],
+    )
     status, _, err = command(*other)
     assert status == 2 and "config.optim.learning_rate was 0.001 there and is 0.5 here" in err
 
@@ -209,8 +267,14 @@ def test_a_table_of_two_seeds(command, tmp_path):
         (["--experiment=none"], "--experiment: invalid choice: 'none'"),
         (["--against=nowhere"], "found nowhere without model or metrics"),
         (["--config.batch.sizes=3"], "unknown config field"),
-        (["--config.eval.patience=3"], "config.eval.patience=3: not trained with sentence-transformers"),
-        (["--config.eval.metric=retrieval/ndcg@10"], "config.eval.metric: 'retrieval/ndcg@10' is not measured"),
+        (
+            ["--config.eval.patience=3"],
+            "config.eval.patience=3: not trained with sentence-transformers",
+        ),
+        (
+            ["--config.eval.metric=retrieval/ndcg@10"],
+            "config.eval.metric: 'retrieval/ndcg@10' is not measured",
+        ),
     ],
 )
 def test_wrong_options_are_told_in_one_line(command, tmp_path, options, message):

@@ -17,8 +17,21 @@ def texts(tmp_path, sentences):
 
 
 @pytest.mark.slow
-def test_fewer_layers_and_dimensions_and_sentence_transformers_agrees(run, tiny_model, texts, sentences, sts, tmp_path):
-    arguments = ("--layers", "1", "--dim", 8, "--texts", texts, "--sts", sts, "--output", tmp_path / "small")
+def test_fewer_layers_and_dimensions_and_sentence_transformers_agrees(
+    run, tiny_model, texts, sentences, sts, tmp_path
+):
+    arguments = (
+        "--layers",
+        "1",
+        "--dim",
+        8,
+        "--texts",
+        texts,
+        "--sts",
+        sts,
+        "--output",
+        tmp_path / "small",
+    )
     status, out, err = run(shrink, "--model", tiny_model, *arguments)
     assert (status, err) == (0, "")
     before, after = embed_jax.load(str(tiny_model)), embed_jax.load(str(tmp_path / "small"))
@@ -31,11 +44,17 @@ def test_fewer_layers_and_dimensions_and_sentence_transformers_agrees(run, tiny_
     evaluate = sts_evaluator(*pairs, list(map(float, scores)))
     shown = {line.split()[0]: line.split()[1:] for line in out.splitlines()}
     assert shown["layers"] == ["2", "1"] and shown["dimensions"] == ["32", "8"]
-    sizes = [f"{sum(leaf.size for leaf in jax.tree.leaves(model.params)):,}" for model in (before, after)]
+    sizes = [
+        f"{sum(leaf.size for leaf in jax.tree.leaves(model.params)):,}" for model in (before, after)
+    ]
     assert shown["parameters"] == sizes
-    assert shown["Spearman"] == [f"{evaluate(model.encode)['spearman']:.4f}" for model in (before, after)]
+    assert shown["Spearman"] == [
+        f"{evaluate(model.encode)['spearman']:.4f}" for model in (before, after)
+    ]
 
-    peer = pytest.importorskip("sentence_transformers").SentenceTransformer(str(tmp_path / "small"), device="cpu")
+    peer = pytest.importorskip("sentence_transformers").SentenceTransformer(
+        str(tmp_path / "small"), device="cpu"
+    )
     np.testing.assert_allclose(peer.encode(sentences[:20]), embeddings[:20], atol=1e-5)
 
 
@@ -57,10 +76,22 @@ def test_what_is_refused(refused, tiny_model, texts, tmp_path, sentences):
     for arguments, message in (
         ((), "nothing to do: expected --layers, --dim or both"),
         (("--layers", "0,2"), "--layers 0,2: expected numbers from 0 to 1, found 2"),
-        (("--layers", "0,0"), "--layers 0,0: expected ascending numbers, each once, found 0 after 0"),
-        (("--layers", "1,0"), "--layers 1,0: expected ascending numbers, each once, found 0 after 1"),
-        (("--layers", "first"), "--layers: expected numbers with commas between, such as 0,2,4, found 'first'"),
-        (("--layers", ""), "--layers: expected numbers with commas between, such as 0,2,4, found ''"),
+        (
+            ("--layers", "0,0"),
+            "--layers 0,0: expected ascending numbers, each once, found 0 after 0",
+        ),
+        (
+            ("--layers", "1,0"),
+            "--layers 1,0: expected ascending numbers, each once, found 0 after 1",
+        ),
+        (
+            ("--layers", "first"),
+            "--layers: expected numbers with commas between, such as 0,2,4, found 'first'",
+        ),
+        (
+            ("--layers", ""),
+            "--layers: expected numbers with commas between, such as 0,2,4, found ''",
+        ),
         (("--dim", 8), "--dim and --texts belong together"),
         (("--texts", texts), "nothing to do"),
         (("--layers", "0", "--texts", texts), "--dim and --texts belong together"),
@@ -73,18 +104,30 @@ def test_what_is_refused(refused, tiny_model, texts, tmp_path, sentences):
         (("--dim", 8, "--texts", tmp_path / "empty.txt"), "empty.txt: empty, no texts in it"),
         (("--dim", 8, "--texts", tmp_path / "blank.tsv"), "blank.tsv: empty, no texts in it"),
         (("--dim", 8, "--texts", tmp_path / "gone.txt"), "gone.txt: no such file"),
-        (("--dim", 8, "--texts", texts, "--field", "body"), "texts.txt:1: no field 'body', found text"),
+        (
+            ("--dim", 8, "--texts", texts, "--field", "body"),
+            "texts.txt:1: no field 'body', found text",
+        ),
         (("--dim", 8, "--texts", texts, "--limit", 0), "--limit: expected 1 or more, found 0"),
-        (("--dim", 8, "--texts", texts, "--limit", 8), "expected more than 8 different texts (--dim), found 8"),
+        (
+            ("--dim", 8, "--texts", texts, "--limit", 8),
+            "expected more than 8 different texts (--dim), found 8",
+        ),
         (("--layers", "0", "--sts", tmp_path / "gone.tsv"), "gone.tsv: no such file"),
     ):
         assert message in refused(shrink, *good, *arguments)
     assert "--output" in refused(shrink, "--model", tiny_model, "--layers", "0")
 
 
-def test_embeddings_that_are_not_finite_leave_nothing(refused, tiny_model, texts, tmp_path, monkeypatch):
+def test_embeddings_that_are_not_finite_leave_nothing(
+    refused, tiny_model, texts, tmp_path, monkeypatch
+):
     broken = embed_jax.load(str(tiny_model))
-    monkeypatch.setattr(broken, "encode", lambda texts: np.full((len(texts), 32), np.nan, np.float32))
+    monkeypatch.setattr(
+        broken, "encode", lambda texts: np.full((len(texts), 32), np.nan, np.float32)
+    )
     monkeypatch.setattr("embed_jax.load", lambda name: broken)
-    err = refused(shrink, "--model", tiny_model, "--dim", 8, "--texts", texts, "--output", tmp_path / "small")
+    err = refused(
+        shrink, "--model", tiny_model, "--dim", 8, "--texts", texts, "--output", tmp_path / "small"
+    )
     assert "dim 8: the embedding of text 0, from 0, is not finite" in err

@@ -31,7 +31,9 @@ def test_words_make_a_model_that_other_commands_take(run, vectors, sts, tmp_path
 
 
 def test_distil_takes_the_teachers_tokens(run, tiny_model, tmp_path):
-    status, out, err = run(static, "distil", "--model", tiny_model, "--dim", 8, "--output", tmp_path / "static")
+    status, out, err = run(
+        static, "distil", "--model", tiny_model, "--dim", 8, "--output", tmp_path / "static"
+    )
     assert (status, err) == (0, "")
     model = embed_jax.load(str(tmp_path / "static"))
     assert out == f"{tmp_path / 'static'}: {model.tokenizer.vocab_size} tokens, 8 dimensions\n"
@@ -43,8 +45,12 @@ def test_what_cannot_be_used_is_refused_and_nothing_written(refused, vectors, tm
     arguments = ("words", "--vectors", vectors, "--output")
     assert "vectors.txt: is a file" in refused(static, *arguments, vectors)
     assert "is not empty, and holds no model" in refused(static, *arguments, tmp_path)
-    assert "no such file" in refused(static, "words", "--vectors", tmp_path / "none", "--output", out)
+    assert "no such file" in refused(
+        static, "words", "--vectors", tmp_path / "none", "--output", out
+    )
     assert "sif: expected a finite number" in refused(static, *arguments, out, "--sif", "-1")
-    assert "nobody/nothing" in refused(static, "distil", "--model", "nobody/nothing", "--output", out)
+    assert "nobody/nothing" in refused(
+        static, "distil", "--model", "nobody/nothing", "--output", out
+    )
     vectors.write_text(VECTORS + "cat 1\n")
     assert "vectors.txt:5: expected a word and 2 numbers" in refused(static, *arguments, out)

@@ -15,7 +15,9 @@ from scripts import evaluate
 @pytest.fixture
 def suite(sts, beir, tmp_path):
     path = tmp_path / "suite.yaml"
-    path.write_text("- {task: sts, data: sts, name: pairs}\n- {task: retrieval, data: beir, k: '5'}\n")
+    path.write_text(
+        "- {task: sts, data: sts, name: pairs}\n- {task: retrieval, data: beir, k: '5'}\n"
+    )
     return path
 
 
@@ -24,7 +26,9 @@ def other_model(tiny_model, tmp_path):
     """The tiny model with other weights."""
     model = embed_jax.load(str(tiny_model))
     rng = np.random.default_rng(0)
-    model.params = jax.tree.map(lambda leaf: leaf + rng.normal(size=leaf.shape).astype(np.float32), model.params)
+    model.params = jax.tree.map(
+        lambda leaf: leaf + rng.normal(size=leaf.shape).astype(np.float32), model.params
+    )
     model.save(tmp_path / "other")
     return tmp_path / "other"
 
@@ -50,11 +54,17 @@ def test_each_task_is_a_file_and_what_is_done_is_not_done_again(run, tiny_model,
 
 
 def test_texts_are_embedded_once_for_all_tasks(run, tiny_model, suite, tmp_path, sentences):
-    suite.write_text(suite.read_text() + "- {task: sts, data: sts, name: by_dot, similarity: dot}\n")
-    _, out, _ = run(evaluate, "--model", tiny_model, "--suite", suite, "--output", tmp_path / "results")
+    suite.write_text(
+        suite.read_text() + "- {task: sts, data: sts, name: by_dot, similarity: dot}\n"
+    )
+    _, out, _ = run(
+        evaluate, "--model", tiny_model, "--suite", suite, "--output", tmp_path / "results"
+    )
     pairs = {*sentences[:31]}
     queries = {" ".join(sentences[n].split()[:4]) for n in range(5)}
-    documents = {*sentences[:40]}  # with the prompt "", on purpose: not what symmetric tasks ask for
+    documents = {
+        *sentences[:40]
+    }  # with the prompt "", on purpose: not what symmetric tasks ask for
     assert f"{len(pairs) + len(queries) + len(documents)} texts embedded" in out
 
 
@@ -67,25 +77,35 @@ def test_models_side_by_side(run, tiny_model, other_model, suite, tmp_path):
     status, out, err = run(evaluate, "--leaderboard", output, "--output", ranking)
     assert (status, err) == (0, "")
     rows = json.loads(ranking.read_text())["ranking"]
-    assert {row["model"] for row in rows} == set(names.split(",")) and rows[0]["average"] >= rows[1]["average"]
+    assert {row["model"] for row in rows} == set(names.split(",")) and rows[0]["average"] >= rows[
+        1
+    ]["average"]
     directories = sorted(path for path in output.iterdir() if path.is_dir())
-    status, out, err = run(evaluate, "--compare", *directories, "--output", tmp_path / "compared.json")
+    status, out, err = run(
+        evaluate, "--compare", *directories, "--output", tmp_path / "compared.json"
+    )
     assert (status, err) == (0, "")
     compared = json.loads((tmp_path / "compared.json").read_text())
     assert compared["tasks"].keys() == {"pairs", "beir"}
     pairs = compared["tasks"]["pairs"]
     assert pairs["difference"] == pytest.approx(pairs["a"] - pairs["b"], abs=1e-6)
     assert pairs["p"] <= pairs["p_holm"] and compared["verdict"] in out
-    same = run(evaluate, "--compare", directories[0], directories[0], "--output", tmp_path / "same.json")
+    same = run(
+        evaluate, "--compare", directories[0], directories[0], "--output", tmp_path / "same.json"
+    )
     assert same[0] == 0 and json.loads((tmp_path / "same.json").read_text())["overall"]["p"] == 1
-    status, out, _ = run(evaluate, "--compare", tiny_model, other_model, "--suite", suite, "--output", output)
+    status, out, _ = run(
+        evaluate, "--compare", tiny_model, other_model, "--suite", suite, "--output", output
+    )
     assert status == 0 and "0 of 2 tasks to do" in out and f"A: {tiny_model}" in out
 
 
 def test_training_overlap_is_said(run, tiny_model, sts, tmp_path, sentences):
     seen = [next(text for text in sentences[:10] if len(text.split()) >= 3)]
     training = tmp_path / "train.tsv"
-    training.write_text("anchor\tpositive\n" + "".join(f"{text}\tsomething else\n" for text in seen))
+    training.write_text(
+        "anchor\tpositive\n" + "".join(f"{text}\tsomething else\n" for text in seen)
+    )
     output = tmp_path / "out.json"
     arguments = ("--task", "sts", "--data", sts, "--training", training, "--output", output)
     status, out, err = run(evaluate, "--model", tiny_model, *arguments)
@@ -102,8 +122,14 @@ class Embeddings(BaseHTTPRequestHandler):
         texts = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["input"]
         self.server.asked += texts
         size = self.server.size
-        vectors = [np.bincount(np.frombuffer(text.encode(), np.uint8), minlength=256)[97 : 97 + size] for text in texts]
-        data = [{"index": place, "embedding": (vector + 0.1).tolist()} for place, vector in enumerate(vectors)]
+        vectors = [
+            np.bincount(np.frombuffer(text.encode(), np.uint8), minlength=256)[97 : 97 + size]
+            for text in texts
+        ]
+        data = [
+            {"index": place, "embedding": (vector + 0.1).tolist()}
+            for place, vector in enumerate(vectors)
+        ]
         content = json.dumps({"data": data}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
@@ -125,7 +151,9 @@ def server(monkeypatch):
     server.server_close()
 
 
-def test_a_model_behind_an_api_is_judged_by_the_same_suite(run, tiny_model, suite, server, tmp_path):
+def test_a_model_behind_an_api_is_judged_by_the_same_suite(
+    run, tiny_model, suite, server, tmp_path
+):
     output = tmp_path / "results"
     url = f"http://127.0.0.1:{server.server_port}"
     arguments = ("--model", f"{tiny_model},openai:letters", "--suite", suite, "--output", output)
@@ -155,7 +183,10 @@ def test_an_exported_file_is_judged_like_its_model(run, refused, tiny_model, sts
     found = []
     for name in (tmp_path / "model", file):
         output = tmp_path / "out.json"
-        assert run(evaluate, "--model", name, "--task", "sts", "--data", sts, "--output", output)[0] == 0
+        assert (
+            run(evaluate, "--model", name, "--task", "sts", "--data", sts, "--output", output)[0]
+            == 0
+        )
         found.append(json.loads(output.read_text())["items"]["values"])
     assert np.abs(np.subtract(*found)).max() < 1e-5
     arguments = ("--task", "sts", "--data", sts)
@@ -179,7 +210,9 @@ def test_an_endpoint_of_another_dimension_is_refused(run, sts, server):
         ("- {task: sts, data: sts, split: dev}", "dev"),
     ],
 )
-def test_bad_tasks_are_refused_before_any_work(refused, tiny_model, suite, tmp_path, content, message):
+def test_bad_tasks_are_refused_before_any_work(
+    refused, tiny_model, suite, tmp_path, content, message
+):
     (tmp_path / "one.tsv").write_text("text\tlabel\na b\tx\nc d\tx\n")
     suite.write_text(content)
     output = tmp_path / "results"
@@ -188,4 +221,6 @@ def test_bad_tasks_are_refused_before_any_work(refused, tiny_model, suite, tmp_p
 
 def test_what_is_no_folder_of_results_is_refused(refused, tmp_path):
     assert "no such directory" in refused(evaluate, "--leaderboard", tmp_path / "nowhere")
-    assert "no such file" in refused(evaluate, "--compare", tmp_path / "a.json", tmp_path / "b.json")
+    assert "no such file" in refused(
+        evaluate, "--compare", tmp_path / "a.json", tmp_path / "b.json"
+    )

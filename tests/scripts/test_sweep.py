@@ -12,7 +12,16 @@ from embed_jax.errors import InputError
 from embed_jax.evals.retrieval import evaluate_retrieval
 from embed_jax.similarity import unit_length
 from scripts import evaluate, evaluate_sweep
-from scripts.evaluate_sweep import Measured, Setting, by_bytes, by_time, cheapest, front, measure, settings
+from scripts.evaluate_sweep import (
+    Measured,
+    Setting,
+    by_bytes,
+    by_time,
+    cheapest,
+    front,
+    measure,
+    settings,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -29,22 +38,45 @@ def task(tmp_path, sentences):
     corpus = [{"_id": f"d{n}", "title": "", "text": text} for n, text in enumerate(sentences[:120])]
     queries = [{"_id": f"q{n}", "text": " ".join(sentences[n].split()[:3])} for n in range(10)]
     for name, records in (("corpus", corpus), ("queries", queries)):
-        (directory / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        (directory / f"{name}.jsonl").write_text(
+            "".join(json.dumps(record) + "\n" for record in records)
+        )
     judged = "".join(f"q{n}\td{n}\t2\nq{n}\td{n + 30}\t1\n" for n in range(10))
     (directory / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
     return directory
 
 
 def row(share, size=100, speed=1000.0, beside=0, setting=None):
-    return Measured(setting or Setting(32, "int8"), share / 2, (0.0, 1.0), share, size, beside, 0, speed)
+    return Measured(
+        setting or Setting(32, "int8"), share / 2, (0.0, 1.0), share, size, beside, 0, speed
+    )
 
 
 def test_the_command(run, tiny_model, task, tmp_path):
     pytest.importorskip("faiss")
     pytest.importorskip("matplotlib")
     output, plot = tmp_path / "sweep.json", tmp_path / "sweep.png"
-    arguments = ("--model", tiny_model, "--task", "retrieval", "--data", task, "--sweep", "--dims", "32,16")
-    options = ("--precisions", "float32,int8,binary", "--rescore", "0,4,3:int8", "--keep", 0.5, "--plot", plot)
+    arguments = (
+        "--model",
+        tiny_model,
+        "--task",
+        "retrieval",
+        "--data",
+        task,
+        "--sweep",
+        "--dims",
+        "32,16",
+    )
+    options = (
+        "--precisions",
+        "float32,int8,binary",
+        "--rescore",
+        "0,4,3:int8",
+        "--keep",
+        0.5,
+        "--plot",
+        plot,
+    )
     status, out, err = run(evaluate, *arguments, *options, "--output", output)
     assert (status, err) == (0, "")
     found = json.loads(output.read_text())
@@ -58,7 +90,10 @@ def test_the_command(run, tiny_model, task, tmp_path):
     lines = out.splitlines()
     assert lines[0].endswith("10 queries, 120 documents") and len(lines) == 1 + 1 + 18 + 2
     assert "Pareto front" in lines[1] and " 4 + 32 " in out
-    assert lines[-1].startswith("cheapest that keeps 50 %") and f"{found['recommended']['bytes']} bytes" in lines[-1]
+    assert (
+        lines[-1].startswith("cheapest that keeps 50 %")
+        and f"{found['recommended']['bytes']} bytes" in lines[-1]
+    )
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
@@ -70,7 +105,12 @@ def test_bad_options_are_refused(refused, tiny_model, task, tmp_path):
         "--dims: expected numbers from 1 up": ("--dims", "0"),
         "--dims: expected 1 to 32": ("--dims", "16,64"),
         "unknown 'int3'": ("--precisions", "int3"),
-        "binary: expected a dimension divisible by 8, found 20": ("--dims", "20", "--precisions", "binary"),
+        "binary: expected a dimension divisible by 8, found 20": (
+            "--dims",
+            "20",
+            "--precisions",
+            "binary",
+        ),
         "pq5: expected a dimension divisible by 5": ("--precisions", "pq5"),
         "found '4:int3'": ("--rescore", "0,4:int3"),
         "found '-1'": ("--rescore=-1",),
@@ -114,7 +154,10 @@ def test_bytes_and_quality(sentences):
     documents = unit_length(rng.normal(size=(300, 32)))
     queries = unit_length(documents[:50] + 0.1 * rng.normal(size=(50, 32)))
     names = [f"d{n}" for n in range(300)]
-    qrels = {f"d{n}": {names[row]: 1 for row in np.argsort(-documents @ queries[n])[:10]} for n in range(50)}
+    qrels = {
+        f"d{n}": {names[row]: 1 for row in np.argsort(-documents @ queries[n])[:10]}
+        for n in range(50)
+    }
     chosen = [
         Setting(32, "float32"),
         Setting(32, "int8", False),
@@ -135,7 +178,10 @@ def test_bytes_and_quality(sentences):
         (8, 0, 8),
     ]
     assert found[1].share > 0.95 and found[2].share < found[3].share < found[4].share < 1
-    assert all(one.queries_per_second > 0 and one.interval[0] <= one.quality <= one.interval[1] for one in found)
+    assert all(
+        one.queries_per_second > 0 and one.interval[0] <= one.quality <= one.interval[1]
+        for one in found
+    )
     without = measure(documents, queries, names, qrels, chosen[:1], ignore_identical_ids=True)[0]
     assert without.quality < 0.95, "each query's best document has its name"
     with pytest.raises(InputError, match="is 0"):
@@ -161,7 +207,13 @@ def test_the_front_is_what_nothing_else_dominates(cost):
 
 
 def test_the_cheapest_has_fewest_bytes_and_then_is_fastest():
-    rows = [row(1.0, 400), row(0.96, 48, 10.0), row(0.95, 48, 30.0), row(0.99, 48, 20.0, beside=40), row(0.9, 8, 99.0)]
+    rows = [
+        row(1.0, 400),
+        row(0.96, 48, 10.0),
+        row(0.95, 48, 30.0),
+        row(0.99, 48, 20.0, beside=40),
+        row(0.9, 8, 99.0),
+    ]
     assert cheapest(rows, 0.95) is rows[2]
     assert cheapest(rows, 0.951) is rows[1]
     assert cheapest(rows, 0.97) is rows[3]
@@ -180,9 +232,16 @@ def test_the_picture_names_the_front_and_its_labels_are_apart(tmp_path, monkeypa
     rng = np.random.default_rng(0)
     rows = [row(1.0, 1536, 5000.0, setting=Setting(384, "float32"))]
     for dim in (384, 256, 128):
-        for precision, size in (("int8", dim), ("int4", dim // 2), ("binary", dim // 8), ("pq16", 16)):
+        for precision, size in (
+            ("int8", dim),
+            ("int4", dim // 2),
+            ("binary", dim // 8),
+            ("pq16", 16),
+        ):
             share = 0.5 + 0.5 * (size / 384) ** 0.2 * rng.uniform(0.95, 1.02)
-            rows.append(row(share, size, float(rng.uniform(2000, 20_000)), setting=Setting(dim, precision)))
+            rows.append(
+                row(share, size, float(rng.uniform(2000, 20_000)), setting=Setting(dim, precision))
+            )
     outermost = Setting(128, "binary", False, 4, "float32")
     rows.append(row(0.55, 12, 30_000.0, setting=outermost))
     plot_sweep(rows, 0.95, "some/scifact", tmp_path / "sweep.png", "png")
@@ -192,10 +251,14 @@ def test_the_picture_names_the_front_and_its_labels_are_apart(tmp_path, monkeypa
     for axes, cost in zip(figure.axes, (by_bytes, by_time), strict=True):
         assert axes.get_xscale() == "log" and "per" in axes.get_xlabel()
         labels = [text for text in axes.texts if text.get_text() != "95 %"]
-        assert sorted(text.get_text() for text in labels) == sorted(name(one) for one in front(rows, cost))
+        assert sorted(text.get_text() for text in labels) == sorted(
+            name(one) for one in front(rows, cost)
+        )
         boxes = [Text.get_window_extent(text) for text in labels]
         apart = [not one.overlaps(two) for n, one in enumerate(boxes) for two in boxes[:n]]
         assert len(boxes) > 2 and all(apart)
         frame = axes.get_window_extent()
-        assert all(box.x0 >= frame.x0 and box.x1 <= frame.x1 and box.y1 <= frame.y1 for box in boxes)
+        assert all(
+            box.x0 >= frame.x0 and box.x1 <= frame.x1 and box.y1 <= frame.y1 for box in boxes
+        )
     pyplot.close(figure)

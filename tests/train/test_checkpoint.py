@@ -61,7 +61,9 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_taken(tmp_pa
 def test_another_architecture_is_refused_by_name(tmp_path):
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         checkpoints.save(1, state_of(0), {})
-        with pytest.raises(InputError, match=r"dense/kernel has shape \[50, 40\], this model's has \[60, 40\]"):
+        with pytest.raises(
+            InputError, match=r"dense/kernel has shape \[50, 40\], this model's has \[60, 40\]"
+        ):
             checkpoints.restore(state_of(0, rows=60))
         assert checkpoints.restore(state_of(1)) is not None
 
@@ -85,9 +87,19 @@ def test_what_decays_and_what_multiplies_in_a_real_encoder():
 
 
 def test_weight_decay_leaves_biases_and_norms_alone():
-    params = {"layers": {"kernel": jnp.ones((2, 3, 3)), "bias": jnp.ones((2, 3)), "scale": jnp.ones((2, 3))}}
-    optimizer = make_optimizer(Optim(learning_rate=0.1, weight_decay=0.5, clip_norm=0.0, schedule="constant"), 10)
-    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    params = {
+        "layers": {
+            "kernel": jnp.ones((2, 3, 3)),
+            "bias": jnp.ones((2, 3)),
+            "scale": jnp.ones((2, 3)),
+        }
+    }
+    optimizer = make_optimizer(
+        Optim(learning_rate=0.1, weight_decay=0.5, clip_norm=0.0, schedule="constant"), 10
+    )
+    updates, _ = optimizer.update(
+        jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params
+    )
     np.testing.assert_allclose(updates["layers"]["kernel"], -0.05, rtol=1e-6)
     assert not updates["layers"]["bias"].any() and not updates["layers"]["scale"].any()
 
@@ -106,7 +118,9 @@ def test_accumulation_is_the_update_of_the_mean_gradient():
     np.testing.assert_allclose(found["kernel"], expected["kernel"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("schedule, middle, end", [("linear", 0.5, 0.0), ("cosine", 0.5, 0.0), ("constant", 1.0, 1.0)])
+@pytest.mark.parametrize(
+    "schedule, middle, end", [("linear", 0.5, 0.0), ("cosine", 0.5, 0.0), ("constant", 1.0, 1.0)]
+)
 def test_schedules(schedule, middle, end):
     from embed_jax.train.optim import make_schedule
 

@@ -37,10 +37,17 @@ def launch(arguments, tmp_path_factory):
             port = free.getsockname()[1]
         processes = []
         for index in range(hosts):
-            joining = [f"--config.hosts.coordinator=localhost:{port}", f"--config.hosts.count={hosts}"]
+            joining = [
+                f"--config.hosts.coordinator=localhost:{port}",
+                f"--config.hosts.count={hosts}",
+            ]
             joining += [f"--config.hosts.index={index}", "--config.hosts.heartbeat_timeout=10"]
             command = [sys.executable, "-m", "experiments.simcse", *arguments(workdir, *SETTINGS)]
-            environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "PYTHONUNBUFFERED": "1"}
+            environment = {
+                **os.environ,
+                "JAX_NUM_CPU_DEVICES": str(devices),
+                "PYTHONUNBUFFERED": "1",
+            }
             environment["EMBED_JAX_CACHE"] = str(cache / f"{hosts}-{index}")
             processes.append(
                 subprocess.Popen(
@@ -112,7 +119,8 @@ def test_a_lost_host_ends_the_run_and_a_restart_is_exact(launch, two_hosts, tmp_
     assert time.monotonic() - lost < 60
     assert status != 0
     assert re.match(
-        f"error: .*host {lost_host}.* lost|error: lost host {lost_host}|error: .*[Cc]onnection", said(err)
+        f"error: .*host {lost_host}.* lost|error: lost host {lost_host}|error: .*[Cc]onnection",
+        said(err),
     ), err
     ended = finish(launch(tmp_path / "run", hosts=2, devices=2))
     assert [status for status, _, _ in ended] == [0, 0], ended
@@ -121,7 +129,9 @@ def test_a_lost_host_ends_the_run_and_a_restart_is_exact(launch, two_hosts, tmp_
     undisturbed = lines_of(two_hosts)
     assert [line["step"] for line in lines_of(tmp_path / "run")] == list(range(1, STEPS + 1))
     for mine, other in zip(lines_of(tmp_path / "run"), undisturbed, strict=True):
-        assert [mine[name] for name in ("loss", "scale", "bias")] == [other[name] for name in ("loss", "scale", "bias")]
+        assert [mine[name] for name in ("loss", "scale", "bias")] == [
+            other[name] for name in ("loss", "scale", "bias")
+        ]
 
 
 @pytest.mark.slow
@@ -134,14 +144,20 @@ def test_pre_emption_of_one_host_stops_all_at_one_step(launch, two_hosts, tmp_pa
     ended = finish(processes)
     assert [status for status, _, _ in ended] == [0, 0], ended
     assert "SIGTERM: saved at step" in ended[0][1]
-    assert [status for status, _, _ in finish(launch(tmp_path / "run", hosts=2, devices=2))] == [0, 0]
+    assert [status for status, _, _ in finish(launch(tmp_path / "run", hosts=2, devices=2))] == [
+        0,
+        0,
+    ]
     assert model_of(tmp_path / "run").tobytes() == model_of(two_hosts).tobytes()
 
 
 @pytest.mark.parametrize(
     "fields,message",
     [
-        (("coordinator=localhost:1",), "a coordinator needs a count of hosts and an index below it"),
+        (
+            ("coordinator=localhost:1",),
+            "a coordinator needs a count of hosts and an index below it",
+        ),
         (("coordinator=localhost:1", "count=2", "index=2"), "found count 2 and index 2"),
         (("coordinator=auto",), "cannot join"),
         (("coordinator=nowhere", "count=1", "index=0"), "cannot join"),

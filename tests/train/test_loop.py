@@ -25,7 +25,9 @@ def made_batch(index: int, rows: int = 1) -> Batch:
     sentence[..., :2] = 0
     tokens = TokenBatch(sentence * 0, sentence, sentence * 0, sentence < 2, sentences=2)
     text_hash = np.full((1, 2, 1, 2), index + 1, np.uint32)
-    return Batch({"encoder": tokens}, np.ones((1, 2, 1), bool), text_hash, np.array([[index]], np.int32))
+    return Batch(
+        {"encoder": tokens}, np.ones((1, 2, 1), bool), text_hash, np.array([[index]], np.int32)
+    )
 
 
 def toy_objective(params, batch, key, frozen):
@@ -41,11 +43,21 @@ def run(tmp_path):
 
     def step(state, batch, key):
         params = jax.tree.map(lambda leaf: leaf + 1, state.params)
-        metrics = {"loss": 5.0 / (state.step + 1), "grad_norm": jnp.float32(1), "finite": jnp.ones(1, bool)}
+        metrics = {
+            "loss": 5.0 / (state.step + 1),
+            "grad_norm": jnp.float32(1),
+            "finite": jnp.ones(1, bool),
+        }
         return state.replace(step=state.step + 1, params=params), metrics
 
-    def start(scores=None, *, steps=8, step_fn=None, optim=None, batches=None, workdir=tmp_path, **fields):
-        fields = {"tracking__wandb": "disabled", "checkpoint__keep": 5, "train__log_every": 100} | fields
+    def start(
+        scores=None, *, steps=8, step_fn=None, optim=None, batches=None, workdir=tmp_path, **fields
+    ):
+        fields = {
+            "tracking__wandb": "disabled",
+            "checkpoint__keep": 5,
+            "train__log_every": 100,
+        } | fields
         optimizer = make_optimizer(optim or Optim(), steps)
         mesh = make_mesh(1)
         params = replicate({"encoder": {"w": jnp.zeros(3)}, "loss": {}}, mesh)
@@ -54,11 +66,15 @@ def run(tmp_path):
             workdir,
             state=replicate(init_state(params, optimizer), mesh),
             step_fn=step_fn(optimizer) if step_fn else jax.jit(step, donate_argnums=0),
-            batches=batches or (lambda start, state: ((index, made_batch(index)) for index in range(start, steps))),
+            batches=batches
+            or (lambda start, state: ((index, made_batch(index)) for index in range(start, steps))),
             num_steps=steps,
             learning_rate=lambda step: 1.0,
-            evaluate=scores and (lambda state: {"a/m": scores(float(state.params["encoder"]["w"][0]))}),
-            save_model=lambda state, directory: directory.write_text(str(float(state.encoder["w"][0]))),
+            evaluate=scores
+            and (lambda state: {"a/m": scores(float(state.params["encoder"]["w"][0]))}),
+            save_model=lambda state, directory: directory.write_text(
+                str(float(state.encoder["w"][0]))
+            ),
             mesh=mesh,
         )
 
@@ -80,7 +96,12 @@ def test_evaluated_before_the_first_step_every_n_and_at_the_end(run, tmp_path):
     run(lambda w: w, steps=7, eval__every=3)
     lines = lines_of(tmp_path)
     assert [line["step"] for line in lines] == list(range(8))
-    assert {line["step"]: line["a/m"] for line in lines if "a/m" in line} == {0: 0, 3: 3, 6: 6, 7: 7}
+    assert {line["step"]: line["a/m"] for line in lines if "a/m" in line} == {
+        0: 0,
+        3: 3,
+        6: 6,
+        7: 7,
+    }
 
 
 def test_the_best_model_is_kept_and_not_the_last(run, tmp_path):
@@ -96,11 +117,24 @@ def test_without_a_metric_the_last_model_is_kept(run, tmp_path):
 
 @pytest.mark.parametrize(
     ("patience", "min_gain", "stopped_at", "best"),
-    [(0, 0.0, 8, 6), (4, 0.0, 8, 6), (3, 0.0, 5, 2), (1, 0.0, 3, 2), (2, 0.1, 4, 2), (5, 0.3, 7, 2), (2, 0.6, 2, 0)],
+    [
+        (0, 0.0, 8, 6),
+        (4, 0.0, 8, 6),
+        (3, 0.0, 5, 2),
+        (1, 0.0, 3, 2),
+        (2, 0.1, 4, 2),
+        (5, 0.3, 7, 2),
+        (2, 0.6, 2, 0),
+    ],
 )
 def test_patience_and_least_gain(run, tmp_path, capsys, patience, min_gain, stopped_at, best):
     scores = {0: 0.1, 1: 0.2, 2: 0.5, 3: 0.5, 4: 0.4, 5: 0.45, 6: 0.55, 7: 0.52, 8: 0.51}
-    fields = {"eval__every": 1, "eval__metric": "a/m", "eval__patience": patience, "eval__min_gain": min_gain}
+    fields = {
+        "eval__every": 1,
+        "eval__metric": "a/m",
+        "eval__patience": patience,
+        "eval__min_gain": min_gain,
+    }
     result = run(scores.get, **fields)
     assert (int(result.state.step), result.best.step, result.finished) == (stopped_at, best, True)
     assert (tmp_path / "model").read_text() == f"{best:.1f}"
@@ -129,12 +163,22 @@ def test_falling_loss_without_gain_is_told_once(run, capsys):
     found = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
     assert len(found) == 1
     # The losses of steps 2, 3 and 4 are 5/2, 5/3 and 5/4.
-    assert "falls (2.5000 to 1.2500) while a/m has not improved since step 1: overfitting" in found[0]
+    assert (
+        "falls (2.5000 to 1.2500) while a/m has not improved since step 1: overfitting" in found[0]
+    )
 
 
 @pytest.mark.parametrize(
     ("losses", "warned"),
-    [([3, 2, 1], 1), ([2, 3, 2, 1], 1), ([3, 2], 0), ([1, 2, 3], 0), ([3, 2, 2], 0), ([3, 1, 2], 0), ([4, 3, 2, 3], 0)],
+    [
+        ([3, 2, 1], 1),
+        ([2, 3, 2, 1], 1),
+        ([3, 2], 0),
+        ([1, 2, 3], 0),
+        ([3, 2, 2], 0),
+        ([3, 1, 2], 0),
+        ([4, 3, 2, 3], 0),
+    ],
 )
 def test_only_a_loss_that_falls_over_three_evaluations_is_told(losses, warned):
     said = []
@@ -148,14 +192,18 @@ def test_only_a_loss_that_falls_over_three_evaluations_is_told(losses, warned):
 
 def test_a_recompilation_shows_in_the_metrics(run, tmp_path):
     def batches(start, state):
-        return ((index, made_batch(index, rows=3 if index == 4 else 1)) for index in range(start, 8))
+        return (
+            (index, made_batch(index, rows=3 if index == 4 else 1)) for index in range(start, 8)
+        )
 
     run(batches=batches)
     assert [line["compilations"] for line in lines_of(tmp_path)] == [1, 1, 1, 1, 2, 2, 2, 2]
 
 
 @pytest.mark.parametrize("profile", ["5:7", "6:20", "0:6", "8:9"])
-def test_a_trace_that_an_interruption_or_the_end_cuts_is_no_error(run, tmp_path, monkeypatch, profile):
+def test_a_trace_that_an_interruption_or_the_end_cuts_is_no_error(
+    run, tmp_path, monkeypatch, profile
+):
     calls = []
     monkeypatch.setattr(jax.profiler, "start_trace", lambda directory: calls.append("start"))
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: calls.append("stop"))
@@ -173,7 +221,9 @@ def test_accumulation_updates_every_other_step_and_survives_an_interruption(run,
         seen.append(w)
         return w
 
-    whole = run(score, steps=6, optim=optim, step_fn=training, workdir=tmp_path / "whole", eval__every=1)
+    whole = run(
+        score, steps=6, optim=optim, step_fn=training, workdir=tmp_path / "whole", eval__every=1
+    )
     changed = [after != before for before, after in zip(seen, seen[1:], strict=False)]
     assert changed == [False, True] * 3
 
@@ -183,12 +233,20 @@ def test_accumulation_updates_every_other_step_and_survives_an_interruption(run,
                 os.kill(os.getpid(), signal.SIGTERM)
             yield index, made_batch(index)
 
-    arguments = {"steps": 6, "optim": optim, "step_fn": training, "batches": interrupted, "workdir": tmp_path / "parts"}
+    arguments = {
+        "steps": 6,
+        "optim": optim,
+        "step_fn": training,
+        "batches": interrupted,
+        "workdir": tmp_path / "parts",
+    }
     first = run(score, **arguments, eval__every=1)
     assert (int(first.state.step), first.finished) == (3, False)
     second = run(score, **arguments, eval__every=1)
     assert int(second.state.step) == 6 and second.finished
-    for mine, theirs in zip(jax.tree.leaves(second.state), jax.tree.leaves(whole.state), strict=True):
+    for mine, theirs in zip(
+        jax.tree.leaves(second.state), jax.tree.leaves(whole.state), strict=True
+    ):
         np.testing.assert_array_equal(mine, theirs)
     assert [line["step"] for line in lines_of(tmp_path / "parts")] == list(range(7))
 
@@ -198,11 +256,17 @@ def test_accumulation_updates_every_other_step_and_survives_an_interruption(run,
 
 def test_each_resumption_adds_a_session_and_the_training_does_not_depend_on_it(run, tmp_path):
     def spans():
-        return [(found["start"], found["end"]) for found in json.loads((tmp_path / "run.json").read_text())["sessions"]]
+        return [
+            (found["start"], found["end"])
+            for found in json.loads((tmp_path / "run.json").read_text())["sessions"]
+        ]
 
     run(checkpoint__every=4)
     assert spans() == [(0, 8)]
-    first, losses = (tmp_path / "run.json").read_bytes(), [line["loss"] for line in lines_of(tmp_path)]
+    first, losses = (
+        (tmp_path / "run.json").read_bytes(),
+        [line["loss"] for line in lines_of(tmp_path)],
+    )
     run(checkpoint__every=4)
     assert (tmp_path / "run.json").read_bytes() == first, "nothing was left to train"
     for expected in ([(0, 8), (4, 8)], [(4, 8)]):
@@ -230,7 +294,9 @@ def test_a_damaged_newest_checkpoint_costs_only_its_own_steps(run, tmp_path, cap
     resumed = run(**arguments, batches=until_6, workdir=tmp_path / "parts")
     out, err = capsys.readouterr()
     assert "checkpoint 6 is damaged" in err and err.count("\n") == 1 and "at step 4/8" in out
-    for mine, theirs in zip(jax.tree.leaves(resumed.state), jax.tree.leaves(whole.state), strict=True):
+    for mine, theirs in zip(
+        jax.tree.leaves(resumed.state), jax.tree.leaves(whole.state), strict=True
+    ):
         np.testing.assert_array_equal(mine, theirs)
     assert [line["step"] for line in lines_of(tmp_path / "parts")] == list(range(1, 9))
 
@@ -241,7 +307,9 @@ def test_a_broken_step_ends_the_run_before_it_is_saved(run, tmp_path):
         metrics = {"loss": loss, "grad_norm": loss, "finite": jnp.isfinite(loss)[None]}
         return state.replace(step=state.step + 1), metrics
 
-    message = r"loss and grad_norm not finite at step 6 \(records 5\); the checkpoint of step 4 is intact"
+    message = (
+        r"loss and grad_norm not finite at step 6 \(records 5\); the checkpoint of step 4 is intact"
+    )
     with pytest.raises(RunError, match=message):
         run(step_fn=lambda _: jax.jit(step), checkpoint__every=2)
     assert [line["step"] for line in lines_of(tmp_path)] == [1, 2, 3, 4, 5]

@@ -25,7 +25,11 @@ def read(path):
 
 # ---- what is found, with an encoder that counts words --------------------------------------------------------
 
-CORPUS = [f"{colour} {thing}" for colour in ("red", "blue", "black") for thing in ("cat", "dog", "house", "road")]
+CORPUS = [
+    f"{colour} {thing}"
+    for colour in ("red", "blue", "black")
+    for thing in ("cat", "dog", "house", "road")
+]
 PAIRS = [
     {"anchor": "a red cat", "positive": "red cat", "id": "7"},
     {"anchor": "a red cat", "positive": "black cat"},
@@ -56,7 +60,9 @@ def found(tmp_path):
 
     def find(*, lists=False, step=0, encode=encode, pairs=PAIRS, corpus=CORPUS, **fields):
         config = override(Experiment(), **{"mine__strategy": "dense", "mine__number": 2} | fields)
-        ((name, source),) = mined_sources(pairs, corpus, config, tmp_path, lists=lists)(step, encode).items()
+        ((name, source),) = mined_sources(pairs, corpus, config, tmp_path, lists=lists)(
+            step, encode
+        ).items()
         assert name == "train"
         return source.records
 
@@ -68,11 +74,19 @@ def test_no_known_positive_of_the_query_and_no_text_of_its_own_is_a_negative(fou
     if "bm25" in strategy:
         pytest.importorskip("bm25s")
     records = found(mine__strategy=strategy, mine__number=3, mine__rank_max=9)
-    assert sorted(record["anchor"] for record in records) == sorted(pair["anchor"] for pair in PAIRS)
+    assert sorted(record["anchor"] for record in records) == sorted(
+        pair["anchor"] for pair in PAIRS
+    )
     for record in records:
-        known = {pair["positive"] for pair in PAIRS if pair["anchor"] == record["anchor"]} | {record["anchor"]}
+        known = {pair["positive"] for pair in PAIRS if pair["anchor"] == record["anchor"]} | {
+            record["anchor"]
+        }
         negatives = [text for name, text in record.items() if name.startswith("negative")]
-        assert len(set(negatives)) == len(negatives) and known.isdisjoint(negatives) and set(negatives) <= set(CORPUS)
+        assert (
+            len(set(negatives)) == len(negatives)
+            and known.isdisjoint(negatives)
+            and set(negatives) <= set(CORPUS)
+        )
         assert len(negatives) == 3 or record["anchor"] == "nothing of it"
     assert [record["id"] for record in records if "id" in record] == ["7"]
 
@@ -89,7 +103,9 @@ def test_scored_lists_have_the_searchers_similarities_the_positive_first(found):
         queries, passages = encode([record["query"]]), encode(record["passages"])
         assert len(record["passages"]) == len(record["scores"]) == 3
         np.testing.assert_allclose(record["scores"], (queries @ passages.T)[0], atol=1e-6)
-        assert (record["query"], record["passages"][0]) in {(pair["anchor"], pair["positive"]) for pair in PAIRS}
+        assert (record["query"], record["passages"][0]) in {
+            (pair["anchor"], pair["positive"]) for pair in PAIRS
+        }
 
 
 def test_an_inconsistent_pair_is_dropped(found, tmp_path, capsys):
@@ -109,7 +125,9 @@ def test_what_was_found_is_read_again_whatever_the_model_is_then(found, tmp_path
         raise AssertionError("it was found already")
 
     first = found(data__consistency=2)
-    (pairs_file, step_file) = sorted((tmp_path / "mined").iterdir(), key=lambda file: file.name.startswith("0"))
+    (pairs_file, step_file) = sorted(
+        (tmp_path / "mined").iterdir(), key=lambda file: file.name.startswith("0")
+    )
     assert step_file.name.startswith("0-") and pairs_file.name.startswith("pairs-")
     assert read(step_file) == first and found(data__consistency=2, encode=none) == first
     assert found(data__consistency=2, encode=none, train__devices=8, checkpoint__every=3) == first
@@ -127,12 +145,24 @@ def test_what_was_found_is_read_again_whatever_the_model_is_then(found, tmp_path
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"mine__relative_margin": 1.0, "mine__score_max": -0.5}, "none of 5 pairs has a negative: all .* dropped"),
+        (
+            {"mine__relative_margin": 1.0, "mine__score_max": -0.5},
+            "none of 5 pairs has a negative: all .* dropped",
+        ),
         ({"lists": True, "mine__number": 12}, "config.mine.number: no pair has 12 negatives"),
         ({"mine__strategy": "desne"}, "unknown config.mine.strategy 'desne' .did you mean 'dense'"),
-        ({"mine__rank_min": 99, "mine__rank_max": 100}, "config.mine: rank_min=99 and rank_max=100 leave no room"),
-        ({"lists": True, "mine__strategy": "bm25,dense"}, "config.mine.cross_encoder: scores of several strategies"),
-        ({"data__consistency": 1, "pairs": PAIRS[4:]}, "config.data.consistency: none of 1 pairs has its positive"),
+        (
+            {"mine__rank_min": 99, "mine__rank_max": 100},
+            "config.mine: rank_min=99 and rank_max=100 leave no room",
+        ),
+        (
+            {"lists": True, "mine__strategy": "bm25,dense"},
+            "config.mine.cross_encoder: scores of several strategies",
+        ),
+        (
+            {"data__consistency": 1, "pairs": PAIRS[4:]},
+            "config.data.consistency: none of 1 pairs has its positive",
+        ),
         ({"corpus": [*CORPUS, " "]}, "passage 12.*empty|empty"),
     ],
 )
@@ -151,7 +181,9 @@ def data(tmp_path_factory, sentences):
     directory = tmp_path_factory.mktemp("pairs")
     rows = [{"anchor": " ".join(text.split()[::2]), "positive": text} for text in sentences[:24]]
     (directory / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (directory / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in sentences[24:60]))
+    (directory / "corpus.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in sentences[24:60])
+    )
     return directory
 
 
@@ -218,7 +250,9 @@ def test_it_is_mined_at_the_start_and_every_so_many_steps_with_the_model_as_it_i
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("saved", "mined_again"), [(6, [8]), (9, []), pytest.param(3, [4, 8], marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("saved", "mined_again"), [(6, [8]), (9, []), pytest.param(3, [4, 8], marks=pytest.mark.slow)]
+)
 def test_a_resumed_run_reads_what_was_mined_and_ends_with_the_same_bits(
     retrieval, experiment, finished, tmp_path, monkeypatch, saved, mined_again
 ):
@@ -233,30 +267,46 @@ def test_a_resumed_run_reads_what_was_mined_and_ends_with_the_same_bits(
     for step in mined_again:
         next(there.glob(f"mined/{step}-*")).unlink()
     steps, mine = [], mining.mine_negatives
-    monkeypatch.setattr(mining, "mine_negatives", lambda *a, **k: steps.append(len(steps)) or mine(*a, **k))
+    monkeypatch.setattr(
+        mining, "mine_negatives", lambda *a, **k: steps.append(len(steps)) or mine(*a, **k)
+    )
     resumed = retrieval.run(experiment(), there)
     assert len(steps) == len(mined_again)
     for file in workdir.glob("mined/*"):
         assert (there / "mined" / file.name).read_bytes() == file.read_bytes()
-    for ours, theirs in zip(jax.tree.leaves(resumed.state), jax.tree.leaves(result.state), strict=True):
+    for ours, theirs in zip(
+        jax.tree.leaves(resumed.state), jax.tree.leaves(result.state), strict=True
+    ):
         assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
 
 
-def test_losses_of_scores_get_lists_and_held_out_pairs_have_none(retrieval, experiment, tmp_path, monkeypatch, capsys):
+def test_losses_of_scores_get_lists_and_held_out_pairs_have_none(
+    retrieval, experiment, tmp_path, monkeypatch, capsys
+):
     given = {}
     monkeypatch.setattr(loop, "run", lambda config, workdir, **found: given.update(found))
-    config = experiment(loss__name="kl", mine__strategy="dense", data__holdout=0.2, batch__size=4, train__steps=2)
+    config = experiment(
+        loss__name="kl", mine__strategy="dense", data__holdout=0.2, batch__size=4, train__steps=2
+    )
     sources, validation, _ = retrieval.read_data(config, tmp_path)
-    assert not validation and "no validation loss: nothing scores the held-out pairs" in capsys.readouterr().out
+    assert (
+        not validation
+        and "no validation loss: nothing scores the held-out pairs" in capsys.readouterr().out
+    )
     fit.fit(config, tmp_path, sources=sources, evaluators={}, validation=validation)
     records = read(next((tmp_path / "mined").iterdir()))
     for _, batch in given["batches"](0, given["state"]):
-        assert batch.score[0].tolist() == [pytest.approx(records[number]["scores"]) for number in batch.record[0]]
+        assert batch.score[0].tolist() == [
+            pytest.approx(records[number]["scores"]) for number in batch.record[0]
+        ]
 
 
 def test_held_out_pairs_may_have_names_of_their_own(retrieval, experiment, data, tmp_path):
     for split in ("train", "dev"):
-        rows = [{"query": row["anchor"], "positive": row["positive"]} for row in read(data / "pairs.jsonl")]
+        rows = [
+            {"query": row["anchor"], "positive": row["positive"]}
+            for row in read(data / "pairs.jsonl")
+        ]
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = experiment(data__train=str(tmp_path), data__validation_split="dev")
     validation = retrieval.read_data(config, tmp_path)[1]
@@ -266,9 +316,18 @@ def test_held_out_pairs_may_have_names_of_their_own(retrieval, experiment, data,
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"mine__score_max": -0.99, "mine__strategy": "dense"}, "none of 24 pairs has a negative: all"),
-        ({"data__train": "stream:{}/pairs.jsonl"}, "config.mine.strategy: negatives are found for all pairs together"),
-        ({"data__train": "stream:{}/pairs.jsonl", "data__holdout": 0.1}, "config.data.holdout: not for a stream"),
+        (
+            {"mine__score_max": -0.99, "mine__strategy": "dense"},
+            "none of 24 pairs has a negative: all",
+        ),
+        (
+            {"data__train": "stream:{}/pairs.jsonl"},
+            "config.mine.strategy: negatives are found for all pairs together",
+        ),
+        (
+            {"data__train": "stream:{}/pairs.jsonl", "data__holdout": 0.1},
+            "config.data.holdout: not for a stream",
+        ),
         ({"mine__corpus": "{}/gone.jsonl"}, "gone.jsonl: no such file"),
         ({"mine__corpus": "{}/pairs.jsonl"}, "pairs.jsonl: expected records with a text"),
         ({"mine__cross_encoder": "{}/gone"}, "gone"),
@@ -276,11 +335,18 @@ def test_held_out_pairs_may_have_names_of_their_own(retrieval, experiment, data,
         ({"mine__corpus": "{}/beir"}, "beir/corpus.jsonl: the document 'd1' is empty"),
     ],
 )
-def test_what_cannot_be_mined_is_one_line(retrieval, experiment, data, tmp_path, capsys, fields, message):
+def test_what_cannot_be_mined_is_one_line(
+    retrieval, experiment, data, tmp_path, capsys, fields, message
+):
     (data / "blank.jsonl").write_text('{"text": "x"}\n{"text": " "}\n{"text": "y"}\n')
     (data / "beir").mkdir(exist_ok=True)
-    (data / "beir" / "corpus.jsonl").write_text('{"_id": "d0", "text": "x"}\n{"_id": "d1", "text": " "}\n')
-    fields = {name: value.format(data) if isinstance(value, str) else value for name, value in fields.items()}
+    (data / "beir" / "corpus.jsonl").write_text(
+        '{"_id": "d0", "text": "x"}\n{"_id": "d1", "text": " "}\n'
+    )
+    fields = {
+        name: value.format(data) if isinstance(value, str) else value
+        for name, value in fields.items()
+    }
     with pytest.raises(SystemExit) as exit:
         exit_with_one_line(lambda: retrieval.run(experiment(**fields), tmp_path / "run"))
     err = capsys.readouterr().err

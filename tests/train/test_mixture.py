@@ -94,14 +94,25 @@ def data(tmp_path_factory, sentences):
     write(
         "triplets.jsonl",
         [
-            {"anchor": texts[n if n % 2 else n % 4], "positive": shuffled(texts[n]), "negative": f"not {texts[n]}"}
+            {
+                "anchor": texts[n if n % 2 else n % 4],
+                "positive": shuffled(texts[n]),
+                "negative": f"not {texts[n]}",
+            }
             for n in range(60)
         ],
     )
     write(
-        "graded.jsonl", [{"sentence1": texts[60 + n], "sentence2": texts[140 - n], "score": n % 6} for n in range(30)]
+        "graded.jsonl",
+        [
+            {"sentence1": texts[60 + n], "sentence2": texts[140 - n], "score": n % 6}
+            for n in range(30)
+        ],
     )
-    write("questions.jsonl", [{"q1": texts[150 + n], "q2": texts[199 - n], "label": n % 2} for n in range(20)])
+    write(
+        "questions.jsonl",
+        [{"q1": texts[150 + n], "q2": texts[199 - n], "label": n % 2} for n in range(20)],
+    )
     return directory
 
 
@@ -166,10 +177,24 @@ def test_killed_in_the_middle_and_resumed_it_ends_with_the_same_bits(
     undisturbed, experiment, config_file, cache, tmp_path
 ):
     """The line of step 7 is written, the checkpoint of step 6 perhaps not yet, step 8 is under way."""
-    command = [sys.executable, "-c", KILLED, f"--config={config_file}", f"--workdir={tmp_path / 'run'}"]
-    environment = {**os.environ, "EMBED_JAX_CACHE": str(cache), "JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(ROOT)}
+    command = [
+        sys.executable,
+        "-c",
+        KILLED,
+        f"--config={config_file}",
+        f"--workdir={tmp_path / 'run'}",
+    ]
+    environment = {
+        **os.environ,
+        "EMBED_JAX_CACHE": str(cache),
+        "JAX_NUM_CPU_DEVICES": "8",
+        "PYTHONPATH": str(ROOT),
+    }
     environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-    assert subprocess.run(command, cwd=ROOT, env=environment, capture_output=True).returncode == -signal.SIGKILL
+    assert (
+        subprocess.run(command, cwd=ROOT, env=environment, capture_output=True).returncode
+        == -signal.SIGKILL
+    )
     assert lines_of(tmp_path / "run")[-1]["step"] == 7
 
     result, workdir = undisturbed
@@ -182,7 +207,9 @@ def test_killed_in_the_middle_and_resumed_it_ends_with_the_same_bits(
 
 
 def test_each_data_set_has_the_metrics_of_its_loss_when_its_turn_comes(undisturbed):
-    found = [{name for name in line if name.startswith("loss/")} for line in lines_of(undisturbed[1])]
+    found = [
+        {name for name in line if name.startswith("loss/")} for line in lines_of(undisturbed[1])
+    ]
     assert all(len(names) == 1 for names in found)
     assert set.union(*found) == {"loss/nli", "loss/graded", "loss/questions"}
 
@@ -195,7 +222,11 @@ TEXTS = {
     "graded": ("sentence1", "sentence2"),
     "questions": ("q1", "q2"),
 }
-PROMPTS = {"nli": ("like this : ", "that : "), "graded": ("red ", "blue "), "questions": ("", "that : ")}
+PROMPTS = {
+    "nli": ("like this : ", "that : "),
+    "graded": ("red ", "blue "),
+    "questions": ("", "that : "),
+}
 LENGTHS = {"nli": 12, "graded": 24, "questions": 8}
 
 
@@ -215,7 +246,9 @@ def assembled(monkeypatch, tmp_path, here):
         monkeypatch.setattr(loop, "run", lambda config, workdir, **given: found.update(given))
         sources, _ = nli.read_data(config)
         names = list(sources)
-        fit.fit(config, tmp_path / f"run{len(list(tmp_path.iterdir()))}", sources=sources, evaluators={})
+        fit.fit(
+            config, tmp_path / f"run{len(list(tmp_path.iterdir()))}", sources=sources, evaluators={}
+        )
         batches = found["batches"](0, found["state"])
         found["batches"] = [batch for _, batch in batches]
         batches.close()
@@ -224,9 +257,12 @@ def assembled(monkeypatch, tmp_path, here):
     return make
 
 
-def test_a_batch_is_of_one_data_set_with_that_ones_prompts_and_length(assembled, experiment, data, tiny_model):
+def test_a_batch_is_of_one_data_set_with_that_ones_prompts_and_length(
+    assembled, experiment, data, tiny_model
+):
     records = {
-        name: [json.loads(line) for line in (data / file).read_text().splitlines()] for name, file in FILES.items()
+        name: [json.loads(line) for line in (data / file).read_text().splitlines()]
+        for name, file in FILES.items()
     }
     tokenizer, seen = load_tokenizer(tiny_model, 40), set()
     for batch in assembled(experiment())["batches"]:
@@ -239,9 +275,16 @@ def test_a_batch_is_of_one_data_set_with_that_ones_prompts_and_length(assembled,
             for column, field in enumerate(TEXTS[name]):
                 prompt = PROMPTS[name][min(column, 1)]
                 slots = tokens.sentence[place[0]] == column * batch.record.shape[1] + place[1]
-                assert tokens.token_ids[place[0]][slots].tolist() == cut.encode([record[field]], prompt).ids[0].tolist()
-                assert tuple(batch.text_hash[place[0], column, place[1]]) == text_hash(record[field])
-            assert batch.present[place[0], :, place[1]].tolist() == [n < len(TEXTS[name]) for n in range(3)]
+                assert (
+                    tokens.token_ids[place[0]][slots].tolist()
+                    == cut.encode([record[field]], prompt).ids[0].tolist()
+                )
+                assert tuple(batch.text_hash[place[0], column, place[1]]) == text_hash(
+                    record[field]
+                )
+            assert batch.present[place[0], :, place[1]].tolist() == [
+                n < len(TEXTS[name]) for n in range(3)
+            ]
             assert batch.label[place] == record.get("label", 0)
             assert batch.score[place] == pytest.approx(record.get("score", 0) / 5.0)
     assert seen == set(FILES)
@@ -261,7 +304,9 @@ def by_example(batch):
 
 
 @pytest.mark.parametrize("mixing", ["single", "mixed"])
-def test_no_duplicates_in_the_whole_batch_whatever_devices_and_hosts_share_it(assembled, experiment, mixing):
+def test_no_duplicates_in_the_whole_batch_whatever_devices_and_hosts_share_it(
+    assembled, experiment, mixing
+):
     def of(**fields):
         return assembled(experiment(mixture__batches=mixing, **fields))
 
@@ -274,7 +319,10 @@ def test_no_duplicates_in_the_whole_batch_whatever_devices_and_hosts_share_it(as
         assert_same_bits(batch, other)
 
     order = training_order(one["sources"], experiment(mixture__batches=mixing))
-    hosts = [batch_maker(list(one["sources"].values()), **one["settings"] | {"shard": (host, 2)}) for host in range(2)]
+    hosts = [
+        batch_maker(list(one["sources"].values()), **one["settings"] | {"shard": (host, 2)})
+        for host in range(2)
+    ]
     for step, batch in enumerate(one["batches"]):
         parts = [make(order[step], step) for make in hosts]
         assert_same_bits(batch, jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts))
@@ -287,9 +335,13 @@ def value_and_gradient(loss, columns):
     def mean(embeddings):
         own = dataclasses.replace(columns, embeddings=embeddings)
         values, weights, metrics = loss(own, local_world(own, "dense"), {})
-        return jnp.sum(values * weights) / jnp.sum(weights), {name: jnp.mean(value) for name, value in metrics.items()}
+        return jnp.sum(values * weights) / jnp.sum(weights), {
+            name: jnp.mean(value) for name, value in metrics.items()
+        }
 
-    compiled = jax.jit(jax.grad(mean, has_aux=True), compiler_options={"xla_backend_optimization_level": 0})
+    compiled = jax.jit(
+        jax.grad(mean, has_aux=True), compiler_options={"xla_backend_optimization_level": 0}
+    )
     return compiled(columns.embeddings)
 
 
@@ -332,7 +384,11 @@ def test_a_mixture_of_one_is_that_data_set(assembled, experiment, data):
     programs = []
     one, other = assembled(mixture), assembled(alone)
     for found in (one, other):
-        arguments = found["state"], split_groups(found["batches"][0], found["mesh"]), jax.random.key(0)
+        arguments = (
+            found["state"],
+            split_groups(found["batches"][0], found["mesh"]),
+            jax.random.key(0),
+        )
         programs.append(found["step_fn"].lower(*arguments).as_text())
     assert_same_bits(one["state"], other["state"])
     assert_same_bits(one["batches"], other["batches"])
@@ -345,15 +401,39 @@ def test_a_mixture_of_one_is_that_data_set(assembled, experiment, data):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"questions__loss": "cosent"}, "config.mixture.sources.questions.loss: 'cosent' needs records with a score"),
-        ({"questions__loss": "triplet"}, "questions.loss: 'triplet' needs 3 or more texts a record, found 2"),
-        ({"questions__loss": "softmax(num_labels=1)"}, "record 1: label 1, config.mixture.sources.questions.loss="),
-        ({"questions__loss": "sofmax"}, "config.mixture.sources.questions.loss: sofmax: unknown loss 'sofmax'"),
-        ({"questions__columns": "q1,q3"}, "config.mixture.sources.questions: .*questions.jsonl:1: no field 'q3'"),
-        ({"questions__columns": ""}, "config.mixture.sources.questions: .*questions.jsonl:1: unknown fields: found q1"),
-        ({"nli__max_length": 512}, "config.batch.row_length: expected at least data.max_length=512, found 72"),
+        (
+            {"questions__loss": "cosent"},
+            "config.mixture.sources.questions.loss: 'cosent' needs records with a score",
+        ),
+        (
+            {"questions__loss": "triplet"},
+            "questions.loss: 'triplet' needs 3 or more texts a record, found 2",
+        ),
+        (
+            {"questions__loss": "softmax(num_labels=1)"},
+            "record 1: label 1, config.mixture.sources.questions.loss=",
+        ),
+        (
+            {"questions__loss": "sofmax"},
+            "config.mixture.sources.questions.loss: sofmax: unknown loss 'sofmax'",
+        ),
+        (
+            {"questions__columns": "q1,q3"},
+            "config.mixture.sources.questions: .*questions.jsonl:1: no field 'q3'",
+        ),
+        (
+            {"questions__columns": ""},
+            "config.mixture.sources.questions: .*questions.jsonl:1: unknown fields: found q1",
+        ),
+        (
+            {"nli__max_length": 512},
+            "config.batch.row_length: expected at least data.max_length=512, found 72",
+        ),
         ({"nli__limit": 5}, "5 records do not fill a batch of 8"),
-        ({"nli__train": "stream:x.jsonl"}, "stream:x.jsonl: a mixture takes data sets with random access"),
+        (
+            {"nli__train": "stream:x.jsonl"},
+            "stream:x.jsonl: a mixture takes data sets with random access",
+        ),
     ],
 )
 def test_a_data_set_that_does_not_suit_is_named(assembled, experiment, fields, message):

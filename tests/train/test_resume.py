@@ -29,7 +29,12 @@ def simcse(arguments, cache):
         command = [sys.executable, "-m", "experiments.simcse", *arguments(workdir, *overrides)]
         environment = {**os.environ, "EMBED_JAX_CACHE": str(cache), "PYTHONUNBUFFERED": "1"}
         return subprocess.Popen(
-            command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            command,
+            cwd=ROOT,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
         )
 
     return start
@@ -60,7 +65,9 @@ def undisturbed(simcse, tmp_path_factory):
 
 
 def assert_same_run(workdir: Path, reference: Path) -> None:
-    mine, theirs = (load_file(path / "model" / "model.safetensors") for path in (workdir, reference))
+    mine, theirs = (
+        load_file(path / "model" / "model.safetensors") for path in (workdir, reference)
+    )
     assert mine.keys() == theirs.keys()
     for name in mine:
         assert mine[name].tobytes() == theirs[name].tobytes(), name
@@ -70,8 +77,12 @@ def assert_same_run(workdir: Path, reference: Path) -> None:
             assert ours[name] == other[name]
 
 
-@pytest.mark.parametrize("attempt", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 5))])
-def test_killed_at_any_step_and_restarted_it_ends_with_the_same_bits(simcse, undisturbed, tmp_path, attempt):
+@pytest.mark.parametrize(
+    "attempt", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in range(1, 5))]
+)
+def test_killed_at_any_step_and_restarted_it_ends_with_the_same_bits(
+    simcse, undisturbed, tmp_path, attempt
+):
     chance = random.Random(attempt)
     process = simcse(tmp_path / "run")
     wait_for(process, f"step {chance.randrange(1, STEPS - 4)}/")
@@ -98,10 +109,16 @@ def test_sigterm_saves_and_exits_0(simcse, undisturbed, tmp_path):
 def test_a_second_run_on_a_workdir_in_use_is_refused(simcse_here, tmp_path):
     with open_workdir(tmp_path / "run", Experiment(), {}):
         status, err = simcse_here(tmp_path / "run")
-    assert status == 2 and err.count("\n") == 1 and f"in use by another run (process {os.getpid()})" in err
+    assert (
+        status == 2
+        and err.count("\n") == 1
+        and f"in use by another run (process {os.getpid()})" in err
+    )
 
 
-def test_a_nan_loss_names_step_and_records_and_leaves_what_was_saved(simcse_here, tmp_path, monkeypatch):
+def test_a_nan_loss_names_step_and_records_and_leaves_what_was_saved(
+    simcse_here, tmp_path, monkeypatch
+):
     """The loss turns NaN at step 5 for two of the examples; the checkpoint of step 3 and its line stay."""
     from embed_jax.losses import contrastive
 
@@ -110,7 +127,9 @@ def test_a_nan_loss_names_step_and_records_and_leaves_what_was_saved(simcse_here
     @functools.wraps(original)
     def breaks(own, world, params, **arguments):
         values, weights, metrics = original(own, world, params, **arguments)
-        long_run = own.text_hash[0, :, 0] % 8 == 0  # some texts, and so sooner or later a step, are poisoned
+        long_run = (
+            own.text_hash[0, :, 0] % 8 == 0
+        )  # some texts, and so sooner or later a step, are poisoned
         return values / (1 - long_run), weights, metrics
 
     monkeypatch.setattr(contrastive, "info_nce", breaks)
@@ -144,7 +163,11 @@ def test_a_nan_loss_names_step_and_records_and_leaves_what_was_saved(simcse_here
     ],
 )
 def test_bad_input_is_one_line_with_status_2(simcse_here, undisturbed, override, message):
-    before = {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file() and path.name != "lock"}
+    before = {
+        path: path.read_bytes()
+        for path in undisturbed.rglob("*")
+        if path.is_file() and path.name != "lock"
+    }
     status, err = simcse_here(undisturbed, override)
     assert status == 2 and message in err, (status, err)
     assert err.startswith("error: ") and err.count("\n") == 1
@@ -161,8 +184,12 @@ def test_an_unknown_metric_is_refused_before_training(simcse_here, tmp_path, sen
     lines = sentence_file.read_text().splitlines()
     rows = [f"{n % 6}\t{lines[n]}\t{lines[n + 1]}" for n in range(20)]
     sts.write_text("score\tsentence1\tsentence2\n" + "\n".join(rows) + "\n")
-    status, err = simcse_here(tmp_path / "run", f"--config.eval.sts={sts}", "--config.eval.metric=sts/speerman")
-    assert status == 2 and "unknown metric 'sts/speerman' (did you mean 'sts/spearman'?)" in err, err
+    status, err = simcse_here(
+        tmp_path / "run", f"--config.eval.sts={sts}", "--config.eval.metric=sts/speerman"
+    )
+    assert status == 2 and "unknown metric 'sts/speerman' (did you mean 'sts/spearman'?)" in err, (
+        err
+    )
 
 
 @pytest.mark.slow
@@ -170,7 +197,14 @@ def test_validation_sentences_have_a_loss_of_their_own(simcse_here, tmp_path, se
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "train.txt").write_text("\n".join(sentences[:100]) + "\n")
     (tmp_path / "data" / "dev.txt").write_text("\n".join(sentences[100:]) + "\n")
-    fields = [f"--config.data.train={tmp_path}/data", "--config.data.validation_split=dev", "--config.train.steps=2"]
+    fields = [
+        f"--config.data.train={tmp_path}/data",
+        "--config.data.validation_split=dev",
+        "--config.train.steps=2",
+    ]
     status, err = simcse_here(tmp_path / "run", *fields)
     assert status == 0, err
-    assert [line["step"] for line in lines_of(tmp_path / "run") if "validation/loss" in line] == [0, 2]
+    assert [line["step"] for line in lines_of(tmp_path / "run") if "validation/loss" in line] == [
+        0,
+        2,
+    ]

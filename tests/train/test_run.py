@@ -21,10 +21,21 @@ from embed_jax.train.run import load_run, read_config
 pytest.importorskip("grain")
 STEPS = 3
 # What a model says beside its parameters.
-SAID = ["spec", "prompts", "default_prompt_name", "include_prompt", "similarity_fn_name", "lower_case", "template"]
+SAID = [
+    "spec",
+    "prompts",
+    "default_prompt_name",
+    "include_prompt",
+    "similarity_fn_name",
+    "lower_case",
+    "template",
+]
 SAID += ["matryoshka_dims", "adaptive_layers", "max_length", "compute_dtype"]
 ADAPTER = {"lora__rank": 2, "lora__dropout": 0.1, "lora__targets": "query,value"}
-INSTRUCTED = {"data__template": "Instruct: {instruction}\nQuery: ", "data__anchor_instruction": "find the cat"}
+INSTRUCTED = {
+    "data__template": "Instruct: {instruction}\nQuery: ",
+    "data__anchor_instruction": "find the cat",
+}
 EVERYTHING = {
     "model__mlp": "training",
     "loss__name": "matryoshka(info_nce(), dims='32,8')",
@@ -39,7 +50,12 @@ RUNS = {
     "everything": EVERYTHING,
     "an adapter": {**ADAPTER, **INSTRUCTED, "lora__base": "bfloat16"},
     "an adapter beside eight bits": {**ADAPTER, "lora__base": "int8"},
-    "a merged adapter": {**ADAPTER, "lora__base": "int8", "lora__merge": True, "model__mlp": "kept"},
+    "a merged adapter": {
+        **ADAPTER,
+        "lora__base": "int8",
+        "lora__merge": True,
+        "model__mlp": "kept",
+    },
     "an adapter of random weights": {**ADAPTER, "lora__dora": True, "model__name": "random:tiny"},
     "tokens alone": {"loss__name": "mlm(rate=0.3)", "model__name": "random:tiny"},
     "a mixture": {},
@@ -66,7 +82,9 @@ def run(tmp_path_factory, tiny_model, tiny_tokenizer, sentences):
 
     def of(name):
         if name not in done:
-            done[name] = trained(name, tmp_path_factory.mktemp("runs") / "run", tiny_model, tiny_tokenizer, sentences)
+            done[name] = trained(
+                name, tmp_path_factory.mktemp("runs") / "run", tiny_model, tiny_tokenizer, sentences
+            )
         return done[name]
 
     return of
@@ -90,7 +108,9 @@ def trained(name, directory, tiny_model, tiny_tokenizer, sentences):
     } | RUNS[name]
     if fields["model__name"].startswith("random:"):
         fields["model__tokenizer"] = str(tiny_tokenizer)
-    fields = {field: str(tiny_model) if value == "TINY" else value for field, value in fields.items()}
+    fields = {
+        field: str(tiny_model) if value == "TINY" else value for field, value in fields.items()
+    }
     pairs = [{"anchor": sentences[n], "positive": sentences[n + 1]} for n in range(0, 32, 2)]
     found = {"train": Records(pairs, record_fields(pairs))}
     if name == "tokens alone":
@@ -129,7 +149,9 @@ def test_a_checkpoint_is_the_model_that_the_run_had(run, name):
         found = embed_jax.load(directory, step=step)
         params, embedding = seen[step]
         if not merged:  # else the run compared the model before
-            params = params | {"heads": {}} if name == "everything" else params  # whose head is training's alone
+            params = (
+                params | {"heads": {}} if name == "everything" else params
+            )  # whose head is training's alone
             assert_equal_bits(found.params, params)
     again = found.encode(["the cat plays music"], prompt="")
     np.testing.assert_allclose(again, embedding, atol=1e-5 if merged else 0)
@@ -138,7 +160,9 @@ def test_a_checkpoint_is_the_model_that_the_run_had(run, name):
     written = embed_jax.load(directory)
     for what in SAID:
         assert getattr(found, what) == getattr(written, what), what
-    rounded = RUNS[name].get("lora__base") and not merged  # the written model's base is as its files have it
+    rounded = (
+        RUNS[name].get("lora__base") and not merged
+    )  # the written model's base is as its files have it
     for part in written.params if not rounded else ("lora", "heads"):
         assert_equal_bits(found.params[part], written.params[part])
     found.save(directory.parent / "again")
@@ -155,7 +179,9 @@ def test_a_run_without_a_model_yet_is_its_newest_checkpoint(run, tmp_path):
     shutil.rmtree(tmp_path / "run" / "checkpoints" / str(STEPS))
     (tmp_path / "run" / "checkpoints" / "3.orbax-checkpoint-tmp-9").mkdir()  # a save under way
     before = sorted(tmp_path.rglob("*"))
-    with pytest.warns(UserWarning, match="no model is written yet, this is the checkpoint of step 2") as caught:
+    with pytest.warns(
+        UserWarning, match="no model is written yet, this is the checkpoint of step 2"
+    ) as caught:
         found = embed_jax.load(str(tmp_path / "run"), max_length=20)
     assert len(caught) == 1
     assert_equal_bits(found.params["backbone"], seen[2][0]["backbone"])
@@ -176,7 +202,10 @@ def test_a_run_without_a_model_yet_is_its_newest_checkpoint(run, tmp_path):
 
 
 def test_what_is_no_run_or_another_is_refused(run, tiny_model, tmp_path):
-    with pytest.raises(InputError, match=r"no work directory of a run \(config.json, data.json\), so it has no step 2"):
+    with pytest.raises(
+        InputError,
+        match=r"no work directory of a run \(config.json, data.json\), so it has no step 2",
+    ):
         embed_jax.load(tiny_model, step=2)
     directory, _ = run("everything")
     shutil.copytree(directory, tmp_path / "run", ignore=shutil.ignore_patterns("model"))
@@ -190,7 +219,10 @@ def test_what_is_no_run_or_another_is_refused(run, tiny_model, tmp_path):
         ({"mixture": []}, "config.json: no settings of a run"),
     ):
         file.write_text(json.dumps(good | change))
-        with warnings.catch_warnings(action="ignore"), pytest.raises(InputError, match=message) as error:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            pytest.raises(InputError, match=message) as error,
+        ):
             load_run(tmp_path / "run", 1)
         assert "\n" not in str(error.value)
 

@@ -24,7 +24,10 @@ def vectors():
 @pytest.fixture(scope="module")
 def word_file(tmp_path_factory, vectors):
     path = tmp_path_factory.mktemp("words") / "vectors.txt"
-    lines = (f"{word} {' '.join(map(repr, row.tolist()))}\n" for word, row in zip(WORDS, vectors, strict=True))
+    lines = (
+        f"{word} {' '.join(map(repr, row.tolist()))}\n"
+        for word, row in zip(WORDS, vectors, strict=True)
+    )
     path.write_text("".join(lines))
     return path
 
@@ -41,7 +44,9 @@ def test_a_text_is_the_mean_of_its_known_words(word_file, vectors, tmp_path):
     np.testing.assert_allclose(found[0], known.mean(0), atol=1e-6)
     np.testing.assert_allclose(found[1], (known.sum(0) + vectors[4]) / 5, atol=1e-6)
     assert not found[2:].any()
-    np.testing.assert_allclose(*model.encode(["carrier delayed order", "order delayed carrier"]), atol=1e-7)
+    np.testing.assert_allclose(
+        *model.encode(["carrier delayed order", "order delayed carrier"]), atol=1e-7
+    )
     np.testing.assert_allclose(
         static_from_words(word_file, lower_case=False).encode("The order OF the carrier?"),
         vectors[[1, 0, 2]].mean(0),
@@ -49,7 +54,9 @@ def test_a_text_is_the_mean_of_its_known_words(word_file, vectors, tmp_path):
     )
     cased = tmp_path / "cased.txt"
     cased.write_text(word_file.read_text().replace("order", "Order"))
-    np.testing.assert_allclose(static_from_words(cased).encode("The Order order"), vectors[1], atol=1e-6)
+    np.testing.assert_allclose(
+        static_from_words(cased).encode("The Order order"), vectors[1], atol=1e-6
+    )
 
 
 def test_sentence_transformers_agrees_on_words(word_file, tmp_path):
@@ -59,7 +66,9 @@ def test_sentence_transformers_agrees_on_words(word_file, tmp_path):
     texts = ["the order of the carrier", "Delayed?", "nothing known", "", "x o.ox the"]
     reference = library.SentenceTransformer(str(tmp_path / "model"), device="cpu").encode(texts)
     np.testing.assert_allclose(model.encode(texts), reference, atol=1e-6)
-    np.testing.assert_array_equal(embed_jax.load(str(tmp_path / "model")).encode(texts), model.encode(texts))
+    np.testing.assert_array_equal(
+        embed_jax.load(str(tmp_path / "model")).encode(texts), model.encode(texts)
+    )
 
 
 def test_sif_weights():
@@ -82,12 +91,18 @@ def embedded_once(token_embeddings, monkeypatch):
     monkeypatch.setattr(embed_jax.train.static, "embed_tokens", lambda *_: token_embeddings)
 
 
-def test_each_token_is_embedded_as_the_teacher_embeds_a_text_of_it(teacher, token_embeddings, monkeypatch):
+def test_each_token_is_embedded_as_the_teacher_embeds_a_text_of_it(
+    teacher, token_embeddings, monkeypatch
+):
     words = ["cat", "guitar", "!"]
     ids = [teacher.tokenizer.encode([word]).ids[0][1] for word in words]
     np.testing.assert_allclose(token_embeddings[ids], teacher.encode(words), atol=1e-6)
-    monkeypatch.setattr(embed_jax.train.static, "TOKENS_AT_A_TIME", 60)  # the last batch is not full
-    np.testing.assert_allclose(embed_tokens(teacher, len(token_embeddings)), token_embeddings, atol=1e-6)
+    monkeypatch.setattr(
+        embed_jax.train.static, "TOKENS_AT_A_TIME", 60
+    )  # the last batch is not full
+    np.testing.assert_allclose(
+        embed_tokens(teacher, len(token_embeddings)), token_embeddings, atol=1e-6
+    )
 
 
 def test_distilled_vectors_are_the_teachers_but_for_their_weights(teacher, embedded_once):
@@ -100,14 +115,20 @@ def test_distilled_vectors_are_the_teachers_but_for_their_weights(teacher, embed
     np.testing.assert_allclose(np.linalg.norm(table, axis=1)[5:], weights, rtol=1e-5)
     words = ["cat", "the", "language"]  # one word alone: its weight goes with the length
     np.testing.assert_allclose(model.encode(words), teacher.encode(words), atol=1e-5)
-    np.testing.assert_allclose(model.encode("the 中"), teacher.encode("the"), atol=1e-5)  # unknown: no direction
+    np.testing.assert_allclose(
+        model.encode("the 中"), teacher.encode("the"), atol=1e-5
+    )  # unknown: no direction
 
 
 def test_principal_components_keep_distances_and_centre(teacher, embedded_once):
-    whole, part = (distil(teacher, dim, sif=0).params["backbone"]["token"][5:] for dim in (teacher.dim, 6))
+    whole, part = (
+        distil(teacher, dim, sif=0).params["backbone"]["token"][5:] for dim in (teacher.dim, 6)
+    )
     plain = np.asarray(distil(teacher, 0, sif=0).params["backbone"]["token"][5:])
     np.testing.assert_allclose(np.mean(whole, axis=0), 0, atol=1e-6)
-    differences = [np.linalg.norm(table[:20, None] - table[None, :20], axis=-1) for table in (whole, plain)]
+    differences = [
+        np.linalg.norm(table[:20, None] - table[None, :20], axis=-1) for table in (whole, plain)
+    ]
     np.testing.assert_allclose(*differences, atol=1e-5)
     np.testing.assert_allclose(part, whole[:, :6], atol=1e-5)
     variances = np.var(whole, axis=0)
@@ -118,14 +139,21 @@ def test_principal_components_keep_distances_and_centre(teacher, embedded_once):
 
 def test_ends_as_the_teacher_does(teacher, embedded_once):
     assert distil(teacher, 4).spec.heads == (Normalize(),)
-    bare = embed_jax.SentenceEncoder(dataclasses.replace(teacher.spec, heads=()), teacher.params, teacher.tokenizer)
+    bare = embed_jax.SentenceEncoder(
+        dataclasses.replace(teacher.spec, heads=()), teacher.params, teacher.tokenizer
+    )
     assert distil(bare, 4).spec.heads == ()
 
 
 @pytest.mark.slow
 def test_a_table_split_over_devices_is_trained_alike(tiny_tokenizer):
     rows = [("cat", "dog"), ("music", "guitar"), ("red", "blue"), ("city", "country")] * 2
-    fields = {"model__tokenizer": str(tiny_tokenizer), "batch__size": 8, "batch__groups": 2, "train__steps": 3}
+    fields = {
+        "model__tokenizer": str(tiny_tokenizer),
+        "batch__size": 8,
+        "batch__groups": 2,
+        "train__steps": 3,
+    }
     fields |= {"optim__learning_rate": 0.05}
     whole = finetune(rows, "random:static", **fields, train__devices=1)
     split = finetune(rows, "random:static", **fields, train__devices=2, train__fsdp=2)
@@ -145,7 +173,9 @@ def test_what_a_static_encoder_has_not_is_refused(tiny_tokenizer):
             finetune(rows, "random:static", model__tokenizer=tokenizer, **{field: value})
 
 
-def test_training_pulls_pairs_together_and_moves_only_tokens_that_occur(teacher, embedded_once, tmp_path):
+def test_training_pulls_pairs_together_and_moves_only_tokens_that_occur(
+    teacher, embedded_once, tmp_path
+):
     distil(teacher, 16).save(tmp_path / "start")
     rows = [("cat", "dog"), ("music", "guitar"), ("red", "blue"), ("city", "country")] * 4
     before = embed_jax.load(str(tmp_path / "start"))
@@ -166,7 +196,9 @@ def test_training_pulls_pairs_together_and_moves_only_tokens_that_occur(teacher,
         return own - similarities.mean()
 
     assert gain(after) > gain(before) + 0.2
-    moved = np.asarray(after.params["backbone"]["token"]) != np.asarray(before.params["backbone"]["token"])
+    moved = np.asarray(after.params["backbone"]["token"]) != np.asarray(
+        before.params["backbone"]["token"]
+    )
     ids = sorted(int(one[0]) for one in before.tokenizer.encode(texts).ids)
     assert np.flatnonzero(moved.any(axis=1)).tolist() == ids
     assert after.max_length == before.max_length

@@ -9,8 +9,15 @@ from safetensors.numpy import load_file
 
 STEPS = 6
 # Dropout masks go by groups, so eight groups are the same run on any divisor of eight devices.
-SETTINGS = (f"--config.train.steps={STEPS}", "--config.batch.groups=8", "--config.checkpoint.every=3")
-FIELDS = {"siglip": ("scale", "bias", "loss"), "info_nce(learn_temperature=True)": ("loss", "grad_norm")}
+SETTINGS = (
+    f"--config.train.steps={STEPS}",
+    "--config.batch.groups=8",
+    "--config.checkpoint.every=3",
+)
+FIELDS = {
+    "siglip": ("scale", "bias", "loss"),
+    "info_nce(learn_temperature=True)": ("loss", "grad_norm"),
+}
 
 
 def lines_of(workdir):

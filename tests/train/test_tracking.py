@@ -14,9 +14,15 @@ def steps_of(path) -> list[int]:
     return [json.loads(line)["step"] for line in path.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("tail", ["", '{"step": 6, "lo', '{"step": 6}', "\x00\x00", "[1]\n", "\ufffd{}"])
-@pytest.mark.parametrize(("resume", "kept"), [(-1, []), (0, [0]), (3, [0, 1, 2, 3]), (9, [0, 1, 2, 3, 4, 5])])
-def test_the_file_is_cut_back_to_the_resumed_step_and_off_a_broken_line(tmp_path, tail, resume, kept):
+@pytest.mark.parametrize(
+    "tail", ["", '{"step": 6, "lo', '{"step": 6}', "\x00\x00", "[1]\n", "\ufffd{}"]
+)
+@pytest.mark.parametrize(
+    ("resume", "kept"), [(-1, []), (0, [0]), (3, [0, 1, 2, 3]), (9, [0, 1, 2, 3, 4, 5])]
+)
+def test_the_file_is_cut_back_to_the_resumed_step_and_off_a_broken_line(
+    tmp_path, tail, resume, kept
+):
     path = tmp_path / "metrics.jsonl"
     written = MetricsFile(path, -1)
     for step in range(6):
@@ -72,7 +78,9 @@ def test_a_resumed_run_is_the_same_wandb_run_and_no_step_stands_twice(tmp_path, 
     one, two = wandb_runs
     assert one.arguments["id"] == two.arguments["id"] and two.arguments["resume"] == "allow"
     assert one.arguments["name"] == tmp_path.name
-    assert [step for run in wandb_runs for step, _ in run.logged] == list(range(9)), "step 0 among them"
+    assert [step for run in wandb_runs for step, _ in run.logged] == list(range(9)), (
+        "step 0 among them"
+    )
     assert two.finished and not one.finished
 
 
@@ -85,9 +93,15 @@ def test_two_work_directories_are_two_wandb_runs(tmp_path, wandb_runs):
 
 @pytest.mark.parametrize(
     ("variables", "expected"),
-    [({}, "offline"), ({"WANDB_API_KEY": "x"}, "online"), ({"WANDB_MODE": "offline", "WANDB_API_KEY": "x"}, "offline")],
+    [
+        ({}, "offline"),
+        ({"WANDB_API_KEY": "x"}, "online"),
+        ({"WANDB_MODE": "offline", "WANDB_API_KEY": "x"}, "offline"),
+    ],
 )
-def test_auto_is_online_when_logged_in(tmp_path, wandb_runs, monkeypatch, capsys, variables, expected):
+def test_auto_is_online_when_logged_in(
+    tmp_path, wandb_runs, monkeypatch, capsys, variables, expected
+):
     monkeypatch.setenv("HOME", str(tmp_path))  # no ~/.netrc
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -114,9 +128,15 @@ def test_real_offline_runs_share_an_id(tmp_path):
         "tracker.close()\n"
     )
     for start in (0, 2):
-        subprocess.run([sys.executable, "-c", program, str(tmp_path), str(start)], check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path), str(start)],
+            check=True,
+            capture_output=True,
+        )
     logs = list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
-    assert {path.stem for path in logs} == {"run-" + (tmp_path / "wandb_id").read_text()} and len(logs) == 2
+    assert {path.stem for path in logs} == {"run-" + (tmp_path / "wandb_id").read_text()} and len(
+        logs
+    ) == 2
     assert (tmp_path / "wandb_step").read_text() == "5"
 
 
@@ -128,5 +148,14 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(capsys):
     progress.close()
     found, err = capsys.readouterr()
     *lines, last = found.splitlines()
-    assert [line.split()[1] for line in lines] == ["3/9", "6/9", "9/9"] and last == "a word" and not err
-    assert "loss 0.5000" in lines[0] and "1,23" in lines[0] and "s left" in lines[0] and "\r" not in found
+    assert (
+        [line.split()[1] for line in lines] == ["3/9", "6/9", "9/9"]
+        and last == "a word"
+        and not err
+    )
+    assert (
+        "loss 0.5000" in lines[0]
+        and "1,23" in lines[0]
+        and "s left" in lines[0]
+        and "\r" not in found
+    )

@@ -22,7 +22,10 @@ def clock(monkeypatch):
 
 
 def spans(path):
-    return [(one["start"], one["end"], one["seconds"]) for one in json.loads(path.read_text())["sessions"]]
+    return [
+        (one["start"], one["end"], one["seconds"])
+        for one in json.loads(path.read_text())["sessions"]
+    ]
 
 
 def test_sessions_add_up_over_resumptions_and_start_anew_with_the_run(clock, tmp_path):
@@ -53,7 +56,9 @@ def test_other_hosts_write_nothing_and_an_older_run_has_no_file(tmp_path):
     assert [span[:2] for span in spans(tmp_path / "run.json")] == [(3, 4)]
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"sessions": [3]}', '{"sessions": [{"start": 1}]}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", '{"sessions": [3]}', '{"sessions": [{"start": 1}]}']
+)
 def test_a_damaged_file_is_said_in_one_line(tmp_path, content):
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(InputError, match="run.json: no record of a run's sessions") as error:

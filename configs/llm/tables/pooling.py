@@ -18,7 +18,8 @@ WITHOUT = {
     "eval.sts_instruction": "",
 }
 ROWS = {
-    f"{pooling} {attention} {instruction}": {"model.pooling": pooling, "model.attention": attention} | fields
+    f"{pooling} {attention} {instruction}": {"model.pooling": pooling, "model.attention": attention}
+    | fields
     for attention in ("causal", "bidirectional")
     for instruction, fields in (("instructed", {}), ("plain", WITHOUT))
     for pooling in ("last_token", "mean", "weighted_mean")

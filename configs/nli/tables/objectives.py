@@ -11,7 +11,11 @@ Gurevych 2019). The same runs by sentence-transformers: `python -m scripts.repli
 
 EXPERIMENT = "nli"
 CONFIG = "configs/nli/sup_simcse_bert_base.py:table"
-SOFTMAX = {"loss.name": "softmax(concatenation='u,v,|u-v|')", "loss.temperature": -1.0, "loss.mask_duplicates": True}
+SOFTMAX = {
+    "loss.name": "softmax(concatenation='u,v,|u-v|')",
+    "loss.temperature": -1.0,
+    "loss.mask_duplicates": True,
+}
 RANDOM = {"model.name": "random:mini", "optim.learning_rate": 5e-4}
 ROWS = {
     "SimCSE from MiniLM": {},

@@ -16,6 +16,10 @@ ROWS = {
     "BM25": {"data.train": "mined/bm25.jsonl"},
     "dense": {"data.train": "mined/dense.jsonl"},
     "dense with margin": {"data.train": "mined/dense_margin.jsonl"},
-    "both and re-mining": {"data.train": "beir:scifact", "mine.strategy": "bm25,dense", "mine.every": 15},
+    "both and re-mining": {
+        "data.train": "beir:scifact",
+        "mine.strategy": "bm25,dense",
+        "mine.every": 15,
+    },
 }
 METRICS = ("evaluated/ndcg@10", "evaluated/recall@10", "loss")

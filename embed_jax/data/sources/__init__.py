@@ -52,7 +52,9 @@ class Records(Sequence):
         return self.decode(self.source[int(self.indices[index])])
 
 
-def open_records(name: str, split: str = "train", fields: Sequence[str] = ()) -> Sequence[dict[str, Any]]:
+def open_records(
+    name: str, split: str = "train", fields: Sequence[str] = ()
+) -> Sequence[dict[str, Any]]:
     """Opens a data set for training.
 
     Args:
@@ -96,10 +98,17 @@ def _source(name: str) -> tuple[str, str]:
     there = Path(name).exists()
     if name not in recipes():
         if not there and name.isidentifier():
-            raise InputError(unknown("data set or file", name, {*recipes(), *REGISTRY["source"]} - {"file", "recipe"}))
+            raise InputError(
+                unknown(
+                    "data set or file", name, {*recipes(), *REGISTRY["source"]} - {"file", "recipe"}
+                )
+            )
         return "file", name
     if there:
-        warnings.warn(f"{name} is the data set of that name; write ./{name} for what is called so here", stacklevel=1)
+        warnings.warn(
+            f"{name} is the data set of that name; write ./{name} for what is called so here",
+            stacklevel=1,
+        )
     return "recipe", name
 
 
@@ -115,7 +124,11 @@ def open_retrieval_task(name: str, split: str = "test") -> Task:
         return retrieval_task(split)
     from embed_jax.data.sources.beir import read_beir, read_hub
 
-    return read_hub(name.removeprefix("hf:"), split) if name.startswith("hf:") else read_beir(name, split)
+    return (
+        read_hub(name.removeprefix("hf:"), split)
+        if name.startswith("hf:")
+        else read_beir(name, split)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +163,12 @@ def record_fields(records: Sequence[Record]) -> RecordFields:
         InputError: for records of no known format; or naming the first record without a label or score that others
             have, with a label that is no integer and no known name, or with another number of scores than passages.
     """
-    names = {name for _, record in looked_at(records) for name, value in record.items() if value is not None}
+    names = {
+        name
+        for _, record in looked_at(records)
+        for name, value in record.items()
+        if value is not None
+    }
     kind, label, score = kind_of(records[0]), None, None
     if kind == SCORED_LIST:
         columns, score = _list_columns, _list_scores
@@ -161,14 +179,20 @@ def record_fields(records: Sequence[Record]) -> RecordFields:
         label = _pair_label if "label" in names else None
         score = _pair_score if "score" in names else None
     else:
-        accepted = "; ".join(" ".join(kind if kind != ("text",) else ("text", "label")) for kind in KINDS)
-        raise InputError(f"records of no known format: found the fields {', '.join(records[0])}; accepted: {accepted}")
+        accepted = "; ".join(
+            " ".join(kind if kind != ("text",) else ("text", "label")) for kind in KINDS
+        )
+        raise InputError(
+            f"records of no known format: found the fields {', '.join(records[0])}; accepted: {accepted}"
+        )
     for number, record in looked_at(records):
         for field in (label, score):
             if field:
                 of_record(field, record, number)
     present = [key for key in KEYS if key in names]
-    return RecordFields(columns, label, score, (lambda record: _keys(record, present)) if present else None)
+    return RecordFields(
+        columns, label, score, (lambda record: _keys(record, present)) if present else None
+    )
 
 
 def pair_columns(records: Sequence[Record]) -> Columns:
@@ -181,7 +205,9 @@ def pair_columns(records: Sequence[Record]) -> Columns:
         if all(name in records[0] for name in names):
             return _columns_named(*names)
     accepted = "; ".join(" ".join(names) for names in PAIR_NAMES)
-    raise InputError(f"no pairs: found the fields {', '.join(records[0])}; accepted: {accepted} (negative_1 ...)")
+    raise InputError(
+        f"no pairs: found the fields {', '.join(records[0])}; accepted: {accepted} (negative_1 ...)"
+    )
 
 
 def _columns_named(first: str, second: str) -> Columns:
@@ -213,14 +239,21 @@ def _pair_score(record: Record) -> tuple[float]:
 
 def _pair_label(record: Record) -> int:
     value = _given(record, "label")
-    number = -1 if str(value).strip() == "-" else label_number(value)  # SNLI's own files: no gold label
+    number = (
+        -1 if str(value).strip() == "-" else label_number(value)
+    )  # SNLI's own files: no gold label
     if number is None:
-        raise InputError(f"label: expected an integer or one of {', '.join(NLI_LABELS)}, found {value!r}")
+        raise InputError(
+            f"label: expected an integer or one of {', '.join(NLI_LABELS)}, found {value!r}"
+        )
     return number
 
 
 def _class_label(records: Sequence[Record]) -> Callable[[Record], int]:
-    found = [of_record(lambda record: _given(record, "label"), record, n) for n, record in enumerate(records)]
+    found = [
+        of_record(lambda record: _given(record, "label"), record, n)
+        for n, record in enumerate(records)
+    ]
     found = sorted({str(label).strip() for label in found})
     if all(whole_number(label) is not None for label in found):
         return _pair_label
@@ -229,7 +262,9 @@ def _class_label(records: Sequence[Record]) -> Callable[[Record], int]:
     def label(record: Record) -> int:
         name = str(_given(record, "label")).strip()
         if name not in numbers:
-            raise InputError(f"label: expected one of the {len(numbers)} of the training data, found {name!r}")
+            raise InputError(
+                f"label: expected one of the {len(numbers)} of the training data, found {name!r}"
+            )
         return numbers[name]
 
     return label

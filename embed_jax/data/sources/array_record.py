@@ -35,13 +35,20 @@ def open_source(rest: str, split: str) -> Records:
         try:
             sources.append(ArrayRecordDataSource(os.fspath(path)))
         except Exception as error:  # the reader knows only RuntimeError
-            raise InputError(f"{path}: cannot be read as ArrayRecord: {one_line(error)[:300]}") from None
+            raise InputError(
+                f"{path}: cannot be read as ArrayRecord: {one_line(error)[:300]}"
+            ) from None
     return sharded_records(
-        paths, [len(one) for one in sources], lambda shard, number: sources[shard][number], json_object
+        paths,
+        [len(one) for one in sources],
+        lambda shard, number: sources[shard][number],
+        json_object,
     )
 
 
-def write_array_record(records: Sequence[Mapping[str, Any]], path: str | Path, shards: int = 1) -> list[Path]:
+def write_array_record(
+    records: Sequence[Mapping[str, Any]], path: str | Path, shards: int = 1
+) -> list[Path]:
     """Writes records to DIRECTORY/NAME-00000-of-00004.array_record and so on, in order; all of them or none.
 
     Args:
@@ -58,9 +65,14 @@ def write_array_record(records: Sequence[Mapping[str, Any]], path: str | Path, s
 
     path = Path(path)
     if not 1 <= shards <= len(records):
-        raise InputError(f"{path}: expected 1 to {len(records)} shards, one record each at least, found {shards}")
+        raise InputError(
+            f"{path}: expected 1 to {len(records)} shards, one record each at least, found {shards}"
+        )
     ends = [len(records) * number // shards for number in range(shards + 1)]
-    files = [path.with_name(f"{path.name}-{number:05d}-of-{shards:05d}{ENDING}") for number in range(shards)]
+    files = [
+        path.with_name(f"{path.name}-{number:05d}-of-{shards:05d}{ENDING}")
+        for number in range(shards)
+    ]
     beside = [file.with_name(f".{file.name}.{os.getpid()}") for file in files]
     try:
         for number, file in enumerate(beside):

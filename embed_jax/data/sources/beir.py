@@ -67,7 +67,9 @@ def _task(
     qrels: dict[str, dict[str, int]] = {}
     for where, record in judged:
         if set(record) != set(QRELS_HEADER):
-            raise InputError(f"{header}: found the columns {', '.join(record)}; accepted: {', '.join(QRELS_HEADER)}")
+            raise InputError(
+                f"{header}: found the columns {', '.join(record)}; accepted: {', '.join(QRELS_HEADER)}"
+            )
         query, document, grade = (record[name] for name in QRELS_HEADER)
         for name, known, what in ((query, queries, "queries"), (document, corpus, "corpus")):
             if name not in known:
@@ -90,7 +92,8 @@ def open_source(rest: str, split: str) -> list[dict[str, str]]:
     """
     corpus, queries, qrels = read_beir(rest, split)
     return [
-        {"anchor": queries[query], "positive": corpus[document], "group": query} for query, document in relevant(qrels)
+        {"anchor": queries[query], "positive": corpus[document], "group": query}
+        for query, document in relevant(qrels)
     ]
 
 
@@ -121,14 +124,20 @@ def _existing(directory: Path, name: str) -> Path:
     there = ""
     if name.startswith("qrels/"):
         splits = sorted({file.name.split(".")[0] for file in (directory / "qrels").glob("*.tsv*")})
-        there = f"; there are the splits {', '.join(splits)}" if splits else "; there are no qrels/*.tsv"
+        there = (
+            f"; there are the splits {', '.join(splits)}"
+            if splits
+            else "; there are no qrels/*.tsv"
+        )
     raise InputError(f"{directory / name}: no such file{there}")
 
 
 def _texts(path: Path, *, title: bool) -> dict[str, str]:
     texts = _by_id(((f"{path}:{line}", record) for line, record in iter_json(path)), title=title)
     if not any(text.strip() for text in texts.values()):
-        raise InputError(f"{path}: all texts are empty" if texts else f"{path}: empty, no records in it")
+        raise InputError(
+            f"{path}: all texts are empty" if texts else f"{path}: empty, no records in it"
+        )
     return texts
 
 
@@ -149,5 +158,7 @@ def _string(record: dict[str, Any], field: str, where: str) -> str:
     if field not in record:
         raise InputError(f"{where}: no field {field!r}; found {', '.join(record)}")
     if not isinstance(record[field], str):
-        raise InputError(f"{where}: field {field!r} must be a string, found {type(record[field]).__name__}")
+        raise InputError(
+            f"{where}: field {field!r} must be a string, found {type(record[field]).__name__}"
+        )
     return record[field]

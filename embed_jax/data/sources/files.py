@@ -44,7 +44,12 @@ def find_file(name: str, split: str) -> Path:
     path = Path(name)
     if path.is_dir():
         files = {file.name: file for file in sorted(path.iterdir()) if file_format(file) in FORMATS}
-        named = [files[f"{split}{end}{gz}"] for end in FORMATS for gz in ("", ".gz") if f"{split}{end}{gz}" in files]
+        named = [
+            files[f"{split}{end}{gz}"]
+            for end in FORMATS
+            for gz in ("", ".gz")
+            if f"{split}{end}{gz}" in files
+        ]
         if len(named) != 1:
             raise InputError(
                 f"{path}: found {len(named)} files for the split {split!r}, expected one; "
@@ -52,7 +57,9 @@ def find_file(name: str, split: str) -> Path:
             )
         return named[0]
     if path.is_file() and split != "train":
-        raise InputError(f"{path}: a file has no split {split!r}; name the file of that split, or a directory of files")
+        raise InputError(
+            f"{path}: a file has no split {split!r}; name the file of that split, or a directory of files"
+        )
     return path
 
 
@@ -107,7 +114,9 @@ def check_fields(record: Record, required: Sequence[str], where: str) -> None:
     if missing or not required:
         accepted = " ".join(required) if required else "; ".join(" ".join(kind) for kind in KINDS)
         lacks = f"no field {missing[0]!r}" if missing else "unknown fields"
-        raise InputError(f"{where}: {lacks}: found {', '.join(record) or 'none'}; accepted: {accepted}")
+        raise InputError(
+            f"{where}: {lacks}: found {', '.join(record) or 'none'}; accepted: {accepted}"
+        )
 
 
 def read_sts(path: str | Path) -> tuple[list[str], list[str], list[float], list[str]]:
@@ -136,7 +145,9 @@ def iter_lines(path: str | Path) -> Iterator[tuple[int, Record]]:
     elif kind in (".tsv", ".csv"):
         rows = _table(path, _csv_rows(path) if kind == ".csv" else _tsv_rows(path))
     else:
-        raise InputError(f"{path}: unknown file type; accepted are {', '.join(FORMATS)}, each also with .gz")
+        raise InputError(
+            f"{path}: unknown file type; accepted are {', '.join(FORMATS)}, each also with .gz"
+        )
     for line, record in rows:
         yield line, record if kind == ".jsonl" else _with_lists(record, f"{path}:{line}")
 
@@ -198,7 +209,9 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         try:
             yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
-            raise InputError(f"{path}:{number}: invalid UTF-8 (byte {error.start + 1} of the line)") from None
+            raise InputError(
+                f"{path}:{number}: invalid UTF-8 (byte {error.start + 1} of the line)"
+            ) from None
 
 
 def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -257,9 +270,13 @@ def _table(path: Path, rows: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[
         if not header:
             header = [name.strip() for name in row]
             if len(set(header)) < len(header) or "" in header:
-                raise InputError(f"{path}:{line}: the header's names must be different, found {', '.join(header)}")
+                raise InputError(
+                    f"{path}:{line}: the header's names must be different, found {', '.join(header)}"
+                )
         elif len(row) != len(header):
-            raise InputError(f"{path}:{line}: found {len(row)} fields, expected {len(header)}: {', '.join(header)}")
+            raise InputError(
+                f"{path}:{line}: found {len(row)} fields, expected {len(header)}: {', '.join(header)}"
+            )
         else:
             yield line, dict(zip(header, row, strict=True))
 
@@ -275,7 +292,9 @@ def _strings(record: dict[str, Any], where: str) -> dict[str, Any]:
             found[name] = repr(value)
         elif value is not None and (name in TEXTS or name in VALUES or name.startswith("negative")):
             accepted = "a string or a number" if name in VALUES else "a string"
-            raise InputError(f"{where}: field {name!r} must be {accepted}, found {type(value).__name__}")
+            raise InputError(
+                f"{where}: field {name!r} must be {accepted}, found {type(value).__name__}"
+            )
     return found
 
 
@@ -291,10 +310,16 @@ def _with_lists(record: Record, where: str) -> Record:
 
 def _flatten_negatives(record: dict[str, Any], where: str) -> Record:
     negatives = _json_list(record.pop("negatives", None) or [], "negatives", where)
-    kept = {name: text for name, text in record.items() if text.strip() or not name.startswith("negative")}
+    kept = {
+        name: text
+        for name, text in record.items()
+        if text.strip() or not name.startswith("negative")
+    }
     taken = sum(name.startswith("negative") for name in kept)
     negatives = [negative for negative in negatives if negative.strip()]
-    return kept | {f"negative_{number}": negative for number, negative in enumerate(negatives, taken + 1)}
+    return kept | {
+        f"negative_{number}": negative for number, negative in enumerate(negatives, taken + 1)
+    }
 
 
 def check_scored(record: Record, where: str = "") -> None:
@@ -305,7 +330,9 @@ def check_scored(record: Record, where: str = "") -> None:
     """
     passages, scores = (len(record[name]) for name in LISTS)
     if passages != scores or not passages:
-        raise InputError(f"{where}found {passages} passages and {scores} scores, expected as many, and at least one")
+        raise InputError(
+            f"{where}found {passages} passages and {scores} scores, expected as many, and at least one"
+        )
 
 
 def _json_list(value: Any, name: str, where: str) -> list[Any]:

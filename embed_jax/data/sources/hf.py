@@ -35,11 +35,17 @@ def open_source(rest: str, split: str) -> Sequence[dict[str, Any]]:
                     raise ValueError(f"known splits: {', '.join(found)}")
                 found = found[split]
             elif split != "train":
-                raise ValueError("it was saved without splits; only 'train' is accepted, for all of it")
+                raise ValueError(
+                    "it was saved without splits; only 'train' is accepted, for all of it"
+                )
         else:
-            found = datasets.load_dataset(name, config, data_files=file, split=split, revision=revision)
+            found = datasets.load_dataset(
+                name, config, data_files=file, split=split, revision=revision
+            )
     except Exception as error:  # from an unknown name to a missing network
-        raise InputError(f"hf:{rest}, split {split!r}: cannot be read: {one_line(error)[:300]}") from None
+        raise InputError(
+            f"hf:{rest}, split {split!r}: cannot be read: {one_line(error)[:300]}"
+        ) from None
     return Records(found, dict, range(len(found)))
 
 
@@ -52,9 +58,13 @@ def iter_source(rest: str, split: str) -> Iterator[dict[str, Any]]:
         yield from open_source(rest, split)
         return
     try:
-        yield from datasets.load_dataset(name, config, data_files=file, split=split, revision=revision, streaming=True)
+        yield from datasets.load_dataset(
+            name, config, data_files=file, split=split, revision=revision, streaming=True
+        )
     except Exception as error:
-        raise InputError(f"hf:{rest}, split {split!r}: cannot be read: {one_line(error)[:300]}") from None
+        raise InputError(
+            f"hf:{rest}, split {split!r}: cannot be read: {one_line(error)[:300]}"
+        ) from None
 
 
 def _parts(rest: str) -> tuple[str, str | None, str | None, str | None]:

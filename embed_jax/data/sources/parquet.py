@@ -50,12 +50,20 @@ def _columns_and_counts(paths: list[Path]) -> tuple[list[str], list[int]]:
             with pyarrow.parquet.ParquetFile(path) as file:
                 names, rows = file.schema_arrow.names, file.metadata.num_rows
         except (OSError, pyarrow.ArrowException) as error:
-            raise InputError(f"{path}: cannot be read as Parquet: {one_line(error)[:300]}") from None
-        known = [name for name in names if name in TEXTS | VALUES | LISTS.keys() or name.startswith("negative")]
+            raise InputError(
+                f"{path}: cannot be read as Parquet: {one_line(error)[:300]}"
+            ) from None
+        known = [
+            name
+            for name in names
+            if name in TEXTS | VALUES | LISTS.keys() or name.startswith("negative")
+        ]
         columns = columns or known
         if set(known) != set(columns):
             others = ", ".join(columns)
-            raise InputError(f"{path}: found the columns {', '.join(names)}; the files before it have {others}")
+            raise InputError(
+                f"{path}: found the columns {', '.join(names)}; the files before it have {others}"
+            )
         if not known:
             raise InputError(f"{path}: no column of use: found {', '.join(names)}")
         counts.append(rows)

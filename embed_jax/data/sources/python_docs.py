@@ -29,7 +29,15 @@ from embed_jax.errors import InputError, one_line
 SPLITS = ("train", "validation", "test")  # 70, 10 and 20 % of the modules
 MINIMUM = 3000  # pairs; a standard library gives 5,000 to 6,500
 LEAST_WORDS = 3  # of a first sentence: "Constructor." asks for nothing
-LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "lib-dynload", "__pycache__"}
+LEFT_OUT = {
+    "test",
+    "tests",
+    "idle_test",
+    "site-packages",
+    "dist-packages",
+    "lib-dynload",
+    "__pycache__",
+}
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'`(])")
 
 
@@ -97,8 +105,12 @@ def extract_pairs(root: Path, minimum: int = MINIMUM) -> list[Pair]:
 
 def library_files(root: Path) -> list[Path]:
     """The Python files under `root` in a fixed order, without tests and installed packages."""
-    paths = (path for path in root.rglob("*.py") if not LEFT_OUT & set(path.relative_to(root).parts[:-1]))
-    return sorted((path for path in paths if path.parent.name[:7] != "config-"), key=lambda path: path.parts)
+    paths = (
+        path for path in root.rglob("*.py") if not LEFT_OUT & set(path.relative_to(root).parts[:-1])
+    )
+    return sorted(
+        (path for path in paths if path.parent.name[:7] != "config-"), key=lambda path: path.parts
+    )
 
 
 def module_pairs(path: Path, module: str) -> Iterator[Pair]:
@@ -110,7 +122,9 @@ def module_pairs(path: Path, module: str) -> Iterator[Pair]:
             tree = ast.parse(source)
     except (SyntaxError, ValueError):
         return
-    lines = source.split("\n")  # not splitlines(), which also splits at form feeds, where ast does not
+    lines = source.split(
+        "\n"
+    )  # not splitlines(), which also splits at form feeds, where ast does not
     count: dict[str, int] = {}
     for name, function in _functions(tree, ""):
         anchor = first_sentence(ast.get_docstring(function) or "")
@@ -120,10 +134,15 @@ def module_pairs(path: Path, module: str) -> Iterator[Pair]:
         if docstring.lineno == function.lineno or function.body[1].lineno <= docstring.end_lineno:
             continue  # the docstring shares a line with code
         begin = min([function.lineno, *(decorator.lineno for decorator in function.decorator_list)])
-        code = lines[begin - 1 : docstring.lineno - 1] + lines[docstring.end_lineno : function.end_lineno]
+        code = (
+            lines[begin - 1 : docstring.lineno - 1]
+            + lines[docstring.end_lineno : function.end_lineno]
+        )
         positive = textwrap.dedent("\n".join(code)).strip()
         count[name] = count.get(name, 0) + 1
-        number = f"#{count[name]}" if count[name] > 1 else ""  # a property's setter, another platform's version
+        number = (
+            f"#{count[name]}" if count[name] > 1 else ""
+        )  # a property's setter, another platform's version
         yield Pair(f"{module}:{name}{number}", module, anchor, positive)
 
 
@@ -133,7 +152,9 @@ def first_sentence(docstring: str) -> str:
     return SENTENCE_END.split(paragraph)[0]
 
 
-def _functions(node: ast.AST, prefix: str) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+def _functions(
+    node: ast.AST, prefix: str
+) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
             yield prefix + child.name, child
@@ -143,7 +164,9 @@ def _functions(node: ast.AST, prefix: str) -> Iterator[tuple[str, ast.FunctionDe
 
 def config_name(root: Path) -> str:
     """Python's version and a hash of the library's file sizes: another installation is another data set."""
-    listing = repr([(str(path.relative_to(root)), path.stat().st_size) for path in library_files(root)])
+    listing = repr(
+        [(str(path.relative_to(root)), path.stat().st_size) for path in library_files(root)]
+    )
     version = re.sub(r"[^0-9a-z.]", "", platform.python_version())
     return f"python{version}-{hashlib.blake2b(listing.encode(), digest_size=4).hexdigest()}"
 
@@ -162,12 +185,22 @@ def prepared_builder() -> Any:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         # One process writes, others wait and find it done.
-        with contextlib.redirect_stdout(io.StringIO()), quiet(), (directory / ".python_docs.lock").open("a") as lock:
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            quiet(),
+            (directory / ".python_docs.lock").open("a") as lock,
+        ):
             fcntl.flock(lock, fcntl.LOCK_EX)
-            builder = PythonDocs(data_dir=os.fspath(directory), config=config_name(root), file_format="array_record")
+            builder = PythonDocs(
+                data_dir=os.fspath(directory), config=config_name(root), file_format="array_record"
+            )
             if not builder.is_prepared():
-                builder.download_and_prepare(download_config=download_config(), file_format="array_record")
+                builder.download_and_prepare(
+                    download_config=download_config(), file_format="array_record"
+                )
     except OSError as error:
         found = one_line(error)
-        raise InputError(f"python_docs: cannot be written to {directory}: {found}; set EMBED_JAX_DATA") from None
+        raise InputError(
+            f"python_docs: cannot be written to {directory}: {found}; set EMBED_JAX_DATA"
+        ) from None
     return builder

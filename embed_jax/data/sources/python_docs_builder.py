@@ -48,4 +48,6 @@ class PythonDocs(tfds.core.GeneratorBasedBuilder):
 
 def download_config() -> tfds.download.DownloadConfig:
     """Nothing is downloaded, and no mirror is asked whether it has the data."""
-    return tfds.download.DownloadConfig(try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP)
+    return tfds.download.DownloadConfig(
+        try_download_gcs=False, compute_stats=tfds.download.ComputeStatsMode.SKIP
+    )

@@ -50,7 +50,12 @@ class Recipe:
 _RECIPES = {
     # Its pairs without a majority of the annotators have the label -1.
     "snli": Recipe(
-        "tfds:snli:1.1.0", NLI_COLUMNS, SPLITS, licence="CC BY-SA 4.0", labels=tuple(NLI_LABELS), no_label=-1
+        "tfds:snli:1.1.0",
+        NLI_COLUMNS,
+        SPLITS,
+        licence="CC BY-SA 4.0",
+        labels=tuple(NLI_LABELS),
+        no_label=-1,
     ),
     # In GLUE's copy; TFDS reads and makes its own with TensorFlow only. Its test data have no labels.
     "multinli": Recipe(
@@ -172,6 +177,8 @@ def _check_columns(recipe: Recipe, record: Mapping[str, Any]) -> None:
 def _labels(found: Any) -> np.ndarray:
     """The labels of all records, read in blocks and undecoded where the source can."""
     source = found.source if isinstance(found, Records) else found
-    blocks = (range(start, min(start + BLOCK, len(source))) for start in range(0, len(source), BLOCK))
+    blocks = (
+        range(start, min(start + BLOCK, len(source))) for start in range(0, len(source), BLOCK)
+    )
     many = getattr(source, "__getitems__", lambda numbers: [source[number] for number in numbers])
     return np.array([record["label"] for block in blocks for record in many(block)])

@@ -61,16 +61,24 @@ def find_shards(rest: str, split: str, ending: str) -> list[Path]:
     elif "{split}" in rest:
         paths = [Path(path) for path in sorted(glob.glob(rest.replace("{split}", split)))]
     elif split != "train":
-        raise InputError(f"{rest}: which files are the split {split!r}? Write {{split}} in the pattern for its name")
+        raise InputError(
+            f"{rest}: which files are the split {split!r}? Write {{split}} in the pattern for its name"
+        )
     else:
-        paths = [Path(rest)] if Path(rest).is_file() else [Path(path) for path in sorted(glob.glob(rest))]
+        paths = (
+            [Path(rest)]
+            if Path(rest).is_file()
+            else [Path(path) for path in sorted(glob.glob(rest))]
+        )
     if not paths:
         raise InputError(f"{rest}: no such files of the split {split!r}")
     totals: dict[str, str] = {}
     for path in paths:
         found = SHARD.match(path.name)
         if found and totals.setdefault(found[1], found[3]) != found[3]:
-            raise InputError(f"{path}: one of {int(found[3])} shards beside some of {int(totals[found[1]])}")
+            raise InputError(
+                f"{path}: one of {int(found[3])} shards beside some of {int(totals[found[1]])}"
+            )
     return paths
 
 
@@ -105,7 +113,9 @@ def _object(parse: Callable, item: tuple[Path, int, Any]) -> tuple[str, dict[str
     return where, from_json(parse(value, where), where)
 
 
-def _decode(parse: Callable, required: Sequence[str], item: tuple[Path, int, Any]) -> dict[str, Any]:
+def _decode(
+    parse: Callable, required: Sequence[str], item: tuple[Path, int, Any]
+) -> dict[str, Any]:
     where, record = _object(parse, item)
     check_fields(record, required, where)
     if "score" in record:

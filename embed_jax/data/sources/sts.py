@@ -46,6 +46,11 @@ def _from_records(data: str, split: str) -> Columns:
     if lacking or score is None:
         raise InputError(f"{data}: found the fields {', '.join(records[0])}; accepted: sentence1, sentence2 and one of "
                          f"{', '.join(SCORES)}")  # fmt: skip
-    scores = [finite(record[score], f"{data}: record {number}: {score}") for number, record in enumerate(records)]
-    first, second = ([str(record[name]) for record in records] for name in ("sentence1", "sentence2"))
+    scores = [
+        finite(record[score], f"{data}: record {number}: {score}")
+        for number, record in enumerate(records)
+    ]
+    first, second = (
+        [str(record[name]) for record in records] for name in ("sentence1", "sentence2")
+    )
     return first, second, scores, [str(record.get("subset", "")) for record in records]

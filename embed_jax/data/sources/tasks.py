@@ -36,7 +36,9 @@ class Row:
             if self.fields.get(name) is not None:
                 return self.fields[name]
         found = ", ".join(name for name, value in self.fields.items() if value is not None)
-        raise InputError(f"{self.where}: no field {' or '.join(map(repr, names))}: found {found or 'none'}")
+        raise InputError(
+            f"{self.where}: no field {' or '.join(map(repr, names))}: found {found or 'none'}"
+        )
 
     def text(self, *names: str) -> str:
         """A string."""
@@ -44,7 +46,10 @@ class Row:
 
     def texts(self, *names: str) -> list[str]:
         """A list of strings."""
-        return [self._text(value, names, "a list of strings, found one with") for value in self.values(*names)]
+        return [
+            self._text(value, names, "a list of strings, found one with")
+            for value in self.values(*names)
+        ]
 
     def values(self, *names: str) -> list[Any]:
         """A list."""
@@ -110,16 +115,24 @@ def place(data: str, split: str) -> str:
 def read_labelled_texts(data: str, split: str, label: str = "label") -> tuple[list[str], list[str]]:
     """Texts and their labels: fields `text` and `label`, or the one named; labels are texts, also where numbers are."""
     rows = read_rows(data, split)
-    return _solid([row.text("text") for row in rows], data, split), [row.label(label) for row in rows]
+    return _solid([row.text("text") for row in rows], data, split), [
+        row.label(label) for row in rows
+    ]
 
 
-def read_text_sets(data: str, split: str, label: str = "") -> tuple[list[list[str]], list[list[tuple[str, ...]]]]:
+def read_text_sets(
+    data: str, split: str, label: str = ""
+) -> tuple[list[list[str]], list[list[tuple[str, ...]]]]:
     """Sets of texts, and each text's labels from the coarsest level to the finest.
 
     Fields `text` (or `sentences`) and `label` (or `labels`), or the one named. Where the first record's text is a list,
     each record is a set, with a list of labels; else all records are one set, and a list is the labels of one text.
     """
-    rows, names, kinds = read_rows(data, split), ("text", "sentences"), (label,) if label else ("label", "labels")
+    rows, names, kinds = (
+        read_rows(data, split),
+        ("text", "sentences"),
+        (label,) if label else ("label", "labels"),
+    )
 
     def levels(row: Row, value: Any) -> tuple[str, ...]:
         values = value if isinstance(value, list) else [value]
@@ -134,7 +147,10 @@ def read_text_sets(data: str, split: str, label: str = "") -> tuple[list[list[st
     labels = [[levels(row, value) for value in row.values(*kinds)] for row in rows]
     for row, members, found in zip(rows, texts, labels, strict=True):
         if len(members) != len(found) or not members:
-            raise row.refusal(kinds, f"expected as many as texts, 1 or more, found {len(members)} and {len(found)}")
+            raise row.refusal(
+                kinds,
+                f"expected as many as texts, 1 or more, found {len(members)} and {len(found)}",
+            )
     return texts, labels
 
 
@@ -151,38 +167,51 @@ def read_labelled_pairs(data: str, split: str) -> tuple[list[str], list[str], li
         if isinstance(row.value("sentence1"), list):
             columns = row.texts("sentence1"), row.texts("sentence2"), row.values(*kinds)
             if len(set(map(len, columns))) > 1:
-                raise row.refusal(kinds, f"expected lists of one length, found lengths {[*map(len, columns)]}")
+                raise row.refusal(
+                    kinds, f"expected lists of one length, found lengths {[*map(len, columns)]}"
+                )
         else:
             columns = [row.text("sentence1")], [row.text("sentence2")], [row.value(*kinds)]
         first += columns[0]
         second += columns[1]
         labels += [row.binary(value, kinds) for value in columns[2]]
     if len(set(labels)) != 2:
-        raise InputError(f"{place(data, split)}: expected labels 0 and 1, some of each, found only {set(labels)}")
+        raise InputError(
+            f"{place(data, split)}: expected labels 0 and 1, some of each, found only {set(labels)}"
+        )
     return _solid(first, data, split), second, labels
 
 
-def read_reranking(data: str, split: str) -> tuple[list[list[str]], list[list[str]], list[list[str]]]:
+def read_reranking(
+    data: str, split: str
+) -> tuple[list[list[str]], list[list[str]], list[list[str]]]:
     """Each record's queries (one, or several that mean the same), positives and negatives, which may be none.
 
     Fields `query` (a string or a list), and the lists `positive` and `negative`.
     """
     rows = read_rows(data, split)
-    queries = [row.texts("query") if isinstance(row.value("query"), list) else [row.text("query")] for row in rows]
+    queries = [
+        row.texts("query") if isinstance(row.value("query"), list) else [row.text("query")]
+        for row in rows
+    ]
     for row, asked in zip(rows, queries, strict=True):
         if not asked:
             raise row.refusal(["query"], "expected a query or more, found an empty list")
     return queries, [row.texts("positive") for row in rows], [row.texts("negative") for row in rows]
 
 
-def read_bitext(data: str, split: str, source: str = "", target: str = "") -> tuple[list[str], list[str]]:
+def read_bitext(
+    data: str, split: str, source: str = "", target: str = ""
+) -> tuple[list[str], list[str]]:
     """Sentences and their translations, from the columns named.
 
     Without names: `sentence1` and `sentence2`, or else the two columns that there are.
     """
     rows = read_rows(data, split)
     if bool(source) != bool(target) or (source and source == target):
-        raise InputError(f"source, target: expected two names of columns or none, found {source!r} and {target!r}")
+        raise InputError(
+            f"source, target: expected two names of columns or none, found {source!r} and {target!r}"
+        )
     if not source:
         found = [name for name in rows[0].fields if name not in IDS]
         default = ["sentence1", "sentence2"]
@@ -191,23 +220,32 @@ def read_bitext(data: str, split: str, source: str = "", target: str = "") -> tu
             raise InputError(f"{place(data, split)}: expected two columns, or the options source and target with two "
                              f"of their names, found {', '.join(found) or 'none'}")  # fmt: skip
         source, target = names
-    return _solid([row.text(source) for row in rows], data, split), [row.text(target) for row in rows]
+    return _solid([row.text(source) for row in rows], data, split), [
+        row.text(target) for row in rows
+    ]
 
 
-def read_summaries(data: str, split: str) -> tuple[list[str], list[list[str]], list[list[str]], list[list[float]]]:
+def read_summaries(
+    data: str, split: str
+) -> tuple[list[str], list[list[str]], list[list[str]], list[list[float]]]:
     """Texts, each one's summaries by people and by machines, and a rating of each of the latter.
 
     Fields `text`, and the lists `human_summaries`, `machine_summaries` and `relevance`.
     """
     rows = read_rows(data, split)
-    human, machine = ([row.texts(name) for row in rows] for name in ("human_summaries", "machine_summaries"))
+    human, machine = (
+        [row.texts(name) for row in rows] for name in ("human_summaries", "machine_summaries")
+    )
     ratings = [row.numbers("relevance") for row in rows]
     for row, written, made, found in zip(rows, human, machine, ratings, strict=True):
         if not written or not made:
             lacking = ["machine_summaries" if written else "human_summaries"]
             raise row.refusal(lacking, "expected a summary or more, found an empty list")
         if len(made) != len(found):
-            raise row.refusal(["relevance"], f"expected a rating for each of {len(made)} summaries, found {len(found)}")
+            raise row.refusal(
+                ["relevance"],
+                f"expected a rating for each of {len(made)} summaries, found {len(found)}",
+            )
     return [row.text("text") for row in rows], human, machine, ratings
 
 
@@ -230,7 +268,9 @@ def _file_rows(data: str, split: str) -> Iterator[Row]:
         row = Row(f"{path}:{line}", record)
         name = next((str(record[key]) for key in IDS if record.get(key) is not None), None)
         if name is not None and lines.setdefault(name, line) != line:
-            raise InputError(f"{row.where}: the id {name!r} stands twice, also in line {lines[name]}")
+            raise InputError(
+                f"{row.where}: the id {name!r} stands twice, also in line {lines[name]}"
+            )
         yield row
 
 

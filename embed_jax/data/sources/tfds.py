@@ -23,8 +23,12 @@ def open_source(rest: str, split: str) -> Sequence[dict[str, Any]]:
         with quiet():
             source = tfds.data_source(rest, split=split, data_dir=os.fspath(data_directory()))
             return Records(source, decode_record, range(len(source)))
-    except Exception as error:  # from an unknown name to a download that needs a network or TensorFlow
-        raise InputError(f"tfds:{rest}, split {split!r}: cannot be read: {one_line(error)[:300]}") from None
+    except (
+        Exception
+    ) as error:  # from an unknown name to a download that needs a network or TensorFlow
+        raise InputError(
+            f"tfds:{rest}, split {split!r}: cannot be read: {one_line(error)[:300]}"
+        ) from None
 
 
 def data_directory() -> Path:

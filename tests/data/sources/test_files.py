@@ -36,7 +36,10 @@ def test_every_format_gives_the_same_records(tmp_path, ending, gz, end, mark):
 
 def test_plain_text_is_one_sentence_a_line(tmp_path):
     (tmp_path / "wiki.txt").write_text("One, two.\n\tthree  \n")
-    assert open_records(str(tmp_path / "wiki.txt")) == [{"text": "One, two."}, {"text": "\tthree  "}]
+    assert open_records(str(tmp_path / "wiki.txt")) == [
+        {"text": "One, two."},
+        {"text": "\tthree  "},
+    ]
 
 
 def test_csv_fields_may_hold_lines(tmp_path):
@@ -56,22 +59,42 @@ def test_negatives_in_every_spelling(tmp_path):
     path.write_text("\n".join(json.dumps({"anchor": "a", "positive": "p"} | row) for row in rows))
     records = open_records(str(path))
     columns = pair_columns(records)
-    texts = [("a", "p", "n", "m"), ("a", "p", "n"), ("a", "p", "n"), ("a", "p"), ("a", "p", "n", "m")]
+    texts = [
+        ("a", "p", "n", "m"),
+        ("a", "p", "n"),
+        ("a", "p", "n"),
+        ("a", "p"),
+        ("a", "p", "n", "m"),
+    ]
     assert [columns(record) for record in records] == texts
-    (tmp_path / "a.tsv").write_text('anchor\tpositive\tnegative\tnegatives\na\tp\t\t["n"]\na\tp\tn\t\n')
-    assert [columns(record) for record in open_records(str(tmp_path / "a.tsv"))] == [("a", "p", "n")] * 2
+    (tmp_path / "a.tsv").write_text(
+        'anchor\tpositive\tnegative\tnegatives\na\tp\t\t["n"]\na\tp\tn\t\n'
+    )
+    assert [columns(record) for record in open_records(str(tmp_path / "a.tsv"))] == [
+        ("a", "p", "n")
+    ] * 2
 
 
 def test_pairs_by_other_names(tmp_path):
     (tmp_path / "a.tsv").write_text("score\tsentence1\tsentence2\n0.5\ta\tb\n")
     records = open_records(str(tmp_path / "a.tsv"))
     assert pair_columns(records)(records[0]) == ("a", "b")
-    with pytest.raises(InputError, match="no pairs: found the fields text; accepted: anchor positive;"):
+    with pytest.raises(
+        InputError, match="no pairs: found the fields text; accepted: anchor positive;"
+    ):
         pair_columns([{"text": "a"}])
 
 
 def test_json_values_and_fields_of_no_use(tmp_path):
-    row = {"id": 7, "anchor": "a", "positive": "p", "score": 0.5, "label": 1, "meta": {"x": [1]}, "group": None}
+    row = {
+        "id": 7,
+        "anchor": "a",
+        "positive": "p",
+        "score": 0.5,
+        "label": 1,
+        "meta": {"x": [1]},
+        "group": None,
+    }
     (tmp_path / "a.jsonl").write_text(json.dumps(row))
     wanted = {"id": "7", "anchor": "a", "positive": "p", "score": "0.5", "label": "1"}
     assert open_records(str(tmp_path / "a.jsonl")) == [wanted]
@@ -89,23 +112,33 @@ def test_scored_lists_in_every_format(tmp_path):
 
 
 def test_passages_without_scores_are_of_no_use(tmp_path):
-    (tmp_path / "a.jsonl").write_text(json.dumps({"query": "q", "answer": "a", "passages": {"text": ["x"]}}))
+    (tmp_path / "a.jsonl").write_text(
+        json.dumps({"query": "q", "answer": "a", "passages": {"text": ["x"]}})
+    )
     assert open_records(str(tmp_path / "a.jsonl")) == [{"query": "q", "answer": "a"}]
 
 
 def test_sts(tmp_path):
-    (tmp_path / "a.tsv").write_text("score\tsentence1\tsentence2\tsubset\n5\ta\tb\tnews\n0.25\tc\td\timages\n")
+    (tmp_path / "a.tsv").write_text(
+        "score\tsentence1\tsentence2\tsubset\n5\ta\tb\tnews\n0.25\tc\td\timages\n"
+    )
     assert read_sts(tmp_path / "a.tsv") == (["a", "c"], ["b", "d"], [5.0, 0.25], ["news", "images"])
     (tmp_path / "b.tsv").write_text("sentence1\tsentence2\tscore\na\tb\t1\n")
     assert read_sts(tmp_path / "b.tsv") == (["a"], ["b"], [1.0], [""])
 
 
 BAD = {
-    "fields.tsv": (b"anchor\tpositive\na\tb\na\n", ":3: found 1 fields, expected 2: anchor, positive"),
+    "fields.tsv": (
+        b"anchor\tpositive\na\tb\na\n",
+        ":3: found 1 fields, expected 2: anchor, positive",
+    ),
     "more.tsv": (b"anchor\tpositive\na\tb\tc\n", ":2: found 3 fields, expected 2"),
     "fields.csv": (b"anchor,positive\na,b,c\n", ":2: found 3 fields, expected 2"),
     "quote.csv": (b'anchor,positive\na,"b\n', ":2: invalid CSV"),
-    "header.tsv": (b"ancor\tpositive\na\tb\n", ":1: unknown fields: found ancor, positive; accepted: anchor positive;"),
+    "header.tsv": (
+        b"ancor\tpositive\na\tb\n",
+        ":1: unknown fields: found ancor, positive; accepted: anchor positive;",
+    ),
     "same.tsv": (b"anchor\tanchor\na\tb\n", ":1: the header's names must be different"),
     "utf8.tsv": (b"anchor\tpositive\na\tb\nc\t\xff\n", ":3: invalid UTF-8 (byte 3 of the line)"),
     "utf8.txt": (b"a\n\xe9t\xe9\n", ":2: invalid UTF-8"),
@@ -114,19 +147,34 @@ BAD = {
     "empty.jsonl": (b"\n\n", ": empty"),
     "blank.txt": (b"a\n\nb\n", ":2: blank line"),
     "blank.tsv": (b"anchor\tpositive\na\tb\n\na\tb\n", ":3: blank line"),
-    "texts.tsv": (b"anchor\tpositive\n\t\n \t\n", ": all texts are empty (anchor, positive of 2 records)"),
-    "cut.txt.gz": (gzip.compress(b"a\n" * 5000 + bytes(range(97, 120)) * 50)[:-20], "damaged or cut-off gzip data"),
+    "texts.tsv": (
+        b"anchor\tpositive\n\t\n \t\n",
+        ": all texts are empty (anchor, positive of 2 records)",
+    ),
+    "cut.txt.gz": (
+        gzip.compress(b"a\n" * 5000 + bytes(range(97, 120)) * 50)[:-20],
+        "damaged or cut-off gzip data",
+    ),
     "not.tsv.gz": (b"anchor\tpositive\n", ":1: damaged or cut-off gzip data"),
     "json.jsonl": (b'{"anchor": "a", "positive": "b"}\n{"anchor": \n', ":2: invalid JSON"),
     "list.jsonl": (b"[1]\n", ":1: expected a JSON object, found list"),
-    "type.jsonl": (b'{"anchor": "a", "positive": 3}\n', ":1: field 'positive' must be a string, found int"),
+    "type.jsonl": (
+        b'{"anchor": "a", "positive": 3}\n',
+        ":1: field 'positive' must be a string, found int",
+    ),
     "null.jsonl": (
         b'{"anchor": "a", "positive": "b"}\n{"anchor": "a", "positive": null}\n',
         ":2: no field 'positive': found anchor; accepted: anchor positive",
     ),
     "surrogate.jsonl": (b'{"anchor": "\\ud800", "positive": "b"}\n', ":1: invalid JSON"),
-    "negatives.jsonl": (b'{"anchor": "a", "positive": "b", "negatives": ["c", 1]}\n', ":1: field 'negatives' must be"),
-    "negatives.tsv": (b"anchor\tpositive\tnegatives\na\tb\t[c]\n", ":2: field 'negatives' must be a JSON list"),
+    "negatives.jsonl": (
+        b'{"anchor": "a", "positive": "b", "negatives": ["c", 1]}\n',
+        ":1: field 'negatives' must be",
+    ),
+    "negatives.tsv": (
+        b"anchor\tpositive\tnegatives\na\tb\t[c]\n",
+        ":2: field 'negatives' must be a JSON list",
+    ),
     "passages.jsonl": (
         b'{"query": "q", "passages": ["a", 1], "scores": [1, 2]}\n',
         ":1: field 'passages' must be a JSON",
@@ -135,15 +183,27 @@ BAD = {
         b'{"query": "q", "passages": ["a"], "scores": [NaN]}\n',
         ":1: field 'scores' must be a JSON list of f",
     ),
-    "scores.tsv": (b"query\tpassages\tscores\nq\t[]\t1,2\n", ":2: field 'scores' must be a JSON list of finite"),
+    "scores.tsv": (
+        b"query\tpassages\tscores\nq\t[]\t1,2\n",
+        ":2: field 'scores' must be a JSON list of finite",
+    ),
     "fewer.jsonl": (
         b'{"query": "q", "passages": ["a", "b"], "scores": [1]}\n',
         ":1: found 2 passages and 1 scores, expected as many, and at least one",
     ),
     "none.tsv": (b"query\tpassages\tscores\nq\t[]\t[]\n", ":2: found 0 passages and 0 scores"),
-    "score.tsv": (b"score\tsentence1\tsentence2\n1\ta\tb\nx\ta\tb\n", ":3: score: expected a finite number, found 'x'"),
-    "nan.jsonl": (b'{"anchor": "a", "positive": "b", "score": NaN}\n', ":1: score: expected a finite number"),
-    "infinite.csv": (b"sentence1,sentence2,score\na,b,inf\n", ":2: score: expected a finite number, found 'inf'"),
+    "score.tsv": (
+        b"score\tsentence1\tsentence2\n1\ta\tb\nx\ta\tb\n",
+        ":3: score: expected a finite number, found 'x'",
+    ),
+    "nan.jsonl": (
+        b'{"anchor": "a", "positive": "b", "score": NaN}\n',
+        ":1: score: expected a finite number",
+    ),
+    "infinite.csv": (
+        b"sentence1,sentence2,score\na,b,inf\n",
+        ":2: score: expected a finite number, found 'inf'",
+    ),
     "table.parquet": (b"PAR1", ": unknown file type; accepted are .jsonl, .tsv, .csv, .txt"),
 }
 
@@ -162,7 +222,9 @@ def test_files_and_splits_that_are_not_there(tmp_path):
     with pytest.raises(InputError, match="gone.tsv: no such file"):
         open_records(str(tmp_path / "gone.tsv"))
     (tmp_path / "dev.tsv").write_text("anchor\tpositive\na\tb\n")
-    with pytest.raises(InputError, match="found 0 files for the split 'train', expected one; there are dev.tsv"):
+    with pytest.raises(
+        InputError, match="found 0 files for the split 'train', expected one; there are dev.tsv"
+    ):
         open_records(str(tmp_path), "train")
     with pytest.raises(InputError, match="has no split 'validation'"):
         open_records(str(tmp_path / "dev.tsv"), "validation")
@@ -194,14 +256,38 @@ def test_beir(beir):
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("qrels/test.tsv", QRELS + "q1\tnone\t1\n", "test.tsv:4: the id 'none' is not in corpus.jsonl"),
-        ("qrels/test.tsv", QRELS + "q9\td1\t1\n", "test.tsv:4: the id 'q9' is not in queries.jsonl"),
-        ("qrels/test.tsv", QRELS + "q1\td1\t1\n", "test.tsv:4: query 'q1' and document 'd1' are judged twice"),
-        ("qrels/test.tsv", QRELS + "q2\td1\t0.5\n", "test.tsv:4: score: expected an integer from 0 up, found '0.5'"),
-        ("qrels/test.tsv", "q1\t0\td1\t1\nq1\t0\td2\t1\n", "test.tsv:1: found the columns q1, 0, d1, 1; accepted"),
+        (
+            "qrels/test.tsv",
+            QRELS + "q1\tnone\t1\n",
+            "test.tsv:4: the id 'none' is not in corpus.jsonl",
+        ),
+        (
+            "qrels/test.tsv",
+            QRELS + "q9\td1\t1\n",
+            "test.tsv:4: the id 'q9' is not in queries.jsonl",
+        ),
+        (
+            "qrels/test.tsv",
+            QRELS + "q1\td1\t1\n",
+            "test.tsv:4: query 'q1' and document 'd1' are judged twice",
+        ),
+        (
+            "qrels/test.tsv",
+            QRELS + "q2\td1\t0.5\n",
+            "test.tsv:4: score: expected an integer from 0 up, found '0.5'",
+        ),
+        (
+            "qrels/test.tsv",
+            "q1\t0\td1\t1\nq1\t0\td2\t1\n",
+            "test.tsv:1: found the columns q1, 0, d1, 1; accepted",
+        ),
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n", "test.tsv: empty"),
         ("queries.jsonl", QUERIES + '{"_id": "q3"}\n', "queries.jsonl:3: no field 'text'"),
-        ("queries.jsonl", QUERIES + '{"_id": 3, "text": "a"}\n', "queries.jsonl:3: field '_id' must be a string"),
+        (
+            "queries.jsonl",
+            QUERIES + '{"_id": 3, "text": "a"}\n',
+            "queries.jsonl:3: field '_id' must be a string",
+        ),
         ("queries.jsonl", QUERIES * 2, "queries.jsonl:3: the id 'q1' stands twice"),
     ],
 )

@@ -36,7 +36,9 @@ def test_one_by_one_without_random_access(tmp_path):
 
 
 def test_negatives_of_rows():
-    rows = datasets.Dataset.from_list([ROWS[0] | {"negative": None, "negatives": ["x", "y"]}, ROWS[1]])
+    rows = datasets.Dataset.from_list(
+        [ROWS[0] | {"negative": None, "negatives": ["x", "y"]}, ROWS[1]]
+    )
     columns = pair_columns(rows)
     assert [columns(row) for row in rows] == [("a0", "p0", None, "x", "y"), ("a1", "p1", None)]
 
@@ -50,7 +52,9 @@ def test_directory_of_files(tmp_path, monkeypatch):
 
 def test_unknown_name(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match="hf:no-such/data-set, split 'train': cannot be read") as caught:
+    with pytest.raises(
+        InputError, match="hf:no-such/data-set, split 'train': cannot be read"
+    ) as caught:
         open_records("hf:no-such/data-set")
     assert "\n" not in str(caught.value)
 
@@ -73,8 +77,20 @@ def test_revisions_files_and_copies(tmp_path, monkeypatch):
         "owner/name@v1.0": ("owner/name", None, None, "train", "v1.0"),
         "owner/name:config@0f0f": ("owner/name", "config", None, "train", "0f0f"),
         "owner/name/some/file.txt@0f0f": ("owner/name", None, "some/file.txt", "train", "0f0f"),
-        "here/copied:config@0f0f": (str(tmp_path / "data/here/copied"), "config", None, "train", None),
-        "here/copied/file.txt": (str(tmp_path / "data/here/copied"), None, "file.txt", "train", None),
+        "here/copied:config@0f0f": (
+            str(tmp_path / "data/here/copied"),
+            "config",
+            None,
+            "train",
+            None,
+        ),
+        "here/copied/file.txt": (
+            str(tmp_path / "data/here/copied"),
+            None,
+            "file.txt",
+            "train",
+            None,
+        ),
         f"{tmp_path}/at@home:config": (f"{tmp_path}/at@home", "config", None, "train", None),
     }
     for name, arguments in wanted.items():

@@ -56,10 +56,18 @@ def library(tmp_path_factory):
     root = tmp_path_factory.mktemp("lib")
     (root / "shelf.py").write_bytes(MODULE.encode("latin-1"))
     (root / "package" / "test").mkdir(parents=True)
-    (root / "package" / "__init__.py").write_text('def f(a):\n    """Return what it got."""\n    return a\n')
-    (root / "package" / "copy.py").write_text('def f(a):\n    """Return the very same."""\n    return a\n')
-    (root / "package" / "feed.py").write_text('A = 1\n\x0c\ndef g(a):\n    """Return two of it."""\n    return a, a\n')
-    (root / "package" / "test" / "test_a.py").write_text('def t():\n    """Do not read this."""\n    return 1\n')
+    (root / "package" / "__init__.py").write_text(
+        'def f(a):\n    """Return what it got."""\n    return a\n'
+    )
+    (root / "package" / "copy.py").write_text(
+        'def f(a):\n    """Return the very same."""\n    return a\n'
+    )
+    (root / "package" / "feed.py").write_text(
+        'A = 1\n\x0c\ndef g(a):\n    """Return two of it."""\n    return a, a\n'
+    )
+    (root / "package" / "test" / "test_a.py").write_text(
+        'def t():\n    """Do not read this."""\n    return 1\n'
+    )
     (root / "broken.py").write_text("def (:\n")
     return root
 
@@ -75,14 +83,19 @@ def test_pairs_of_a_library(library):
         "shelf:fetch.inner": "Return the nested one.",
     }
     sources = {pair.id: pair.positive for pair in pairs}
-    assert sources["shelf:Shelf.size"] == "@property\ndef size(self):\n    # why\n    return len(self.books)"
+    assert (
+        sources["shelf:Shelf.size"]
+        == "@property\ndef size(self):\n    # why\n    return len(self.books)"
+    )
     assert sources["shelf:Shelf.size#2"].endswith('self.n = "é"')
     assert sources["package.feed:g"] == "def g(a):\n    return a, a"
     assert pairs == python_docs.extract_pairs(library, minimum=1)
 
 
 def test_a_stripped_library_is_an_error(library):
-    with pytest.raises(InputError, match=r"holds 6 documented functions, at least 3000 are needed") as caught:
+    with pytest.raises(
+        InputError, match=r"holds 6 documented functions, at least 3000 are needed"
+    ) as caught:
         python_docs.extract_pairs(library)
     assert str(library) in str(caught.value) and "\n" not in str(caught.value)
 
@@ -147,13 +160,19 @@ def test_it_is_a_tfds_data_set(prepared):
     assert len(by_name) == len(source) == builder.info.splits["validation"].num_examples
     few = by_name[3:6]
     assert [record["id"] for record in few] == [by_name[i]["id"] for i in (3, 4, 5)]
-    assert all(isinstance(text, str) for text in few[-1].values()) and not isinstance(source[0]["id"], (str, np.str_))
+    assert all(isinstance(text, str) for text in few[-1].values()) and not isinstance(
+        source[0]["id"], (str, np.str_)
+    )
 
 
 def test_names_that_do_not_exist(prepared):
-    with pytest.raises(InputError, match="python_docs has no split 'dev'; known: train, validation, test"):
+    with pytest.raises(
+        InputError, match="python_docs has no split 'dev'; known: train, validation, test"
+    ):
         open_records("python_docs", "dev")
-    with pytest.raises(InputError, match="tfds:no_such_data_set, split 'train': cannot be read") as caught:
+    with pytest.raises(
+        InputError, match="tfds:no_such_data_set, split 'train': cannot be read"
+    ) as caught:
         open_records("tfds:no_such_data_set")
     assert "\n" not in str(caught.value)
 

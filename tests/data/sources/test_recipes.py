@@ -44,7 +44,11 @@ def make_tfds(root, raw):
 
     def nli(name, labels):
         rows = [
-            {"gold_label": labels[n % len(labels)], "sentence1": f'{name} "p" {n}', "sentence2": f"h {n}"}
+            {
+                "gold_label": labels[n % len(labels)],
+                "sentence1": f'{name} "p" {n}',
+                "sentence2": f"h {n}",
+            }
             for n in range(COUNT)
         ]
         return table(f"{name}.tsv", rows)
@@ -55,9 +59,13 @@ def make_tfds(root, raw):
             builder._split_generators = lambda _: {
                 split: builder._generate_examples(path) for split, path in splits.items()
             }
-            builder.download_and_prepare(download_config=download_config(), file_format="array_record")
+            builder.download_and_prepare(
+                download_config=download_config(), file_format="array_record"
+            )
 
-    prepare("snli:1.1.0", {side: nli(f"snli_{side}", [*NAMES, "-"]) for side in ("train", "validation")})
+    prepare(
+        "snli:1.1.0", {side: nli(f"snli_{side}", [*NAMES, "-"]) for side in ("train", "validation")}
+    )
 
 
 def make_hub(root):
@@ -75,7 +83,8 @@ def make_hub(root):
 
     def rows(*columns, **more):
         return [
-            {name: f"{name} {n}" for name in columns} | {name: value(n) for name, value in more.items()}
+            {name: f"{name} {n}" for name in columns}
+            | {name: value(n) for name, value in more.items()}
             for n in range(COUNT)
         ]
 
@@ -88,21 +97,36 @@ def make_hub(root):
     )
     numbered = {"label": lambda n: n % 3, "idx": lambda n: n}
     matched = {
-        f"validation_{side}": rows("hypothesis", premise=lambda n, side=side: f"{side} {n}", **numbered)
+        f"validation_{side}": rows(
+            "hypothesis", premise=lambda n, side=side: f"{side} {n}", **numbered
+        )
         for side in ("matched", "mismatched")
     }
     duplicates = rows("question1", "question2", label=lambda n: n % 2, idx=lambda n: n)
     mnli = {"train": [row | {"idx": n} for n, row in enumerate(nli)]} | matched
     repository("nyu-mll/glue", {"mnli": mnli, "qqp": {"train": duplicates}})
     scored = rows("sentence1", "sentence2", score=lambda n: n / COUNT)
-    repository("sentence-transformers/stsb", {"data": dict.fromkeys(("train", "validation", "test"), scored)})
-    repository("sentence-transformers/natural-questions", {"pair": {"train": rows("query", "answer")}})
-    repository("sentence-transformers/msmarco-bm25", {"triplet": {"train": rows("query", "positive", "negative")}})
-    titles = {"title-title-pair": {"train": rows("title1", "title2")}, "body-body-pair": {"train": rows("body1")}}
+    repository(
+        "sentence-transformers/stsb",
+        {"data": dict.fromkeys(("train", "validation", "test"), scored)},
+    )
+    repository(
+        "sentence-transformers/natural-questions", {"pair": {"train": rows("query", "answer")}}
+    )
+    repository(
+        "sentence-transformers/msmarco-bm25",
+        {"triplet": {"train": rows("query", "positive", "negative")}},
+    )
+    titles = {
+        "title-title-pair": {"train": rows("title1", "title2")},
+        "body-body-pair": {"train": rows("body1")},
+    }
     repository("sentence-transformers/stackexchange-duplicates", titles)
     directory = root / "princeton-nlp" / "datasets-for-simcse"
     directory.mkdir(parents=True)
-    (directory / "wiki1m_for_simcse.txt").write_text("".join(f'Sentence {n}, "so".\n' for n in range(COUNT)))
+    (directory / "wiki1m_for_simcse.txt").write_text(
+        "".join(f'Sentence {n}, "so".\n' for n in range(COUNT))
+    )
     (directory / "nli_for_simcse.csv").write_text("sent0,sent1,hard_neg\na,b,c\n")
 
 
@@ -130,7 +154,9 @@ def test_every_data_set_is_of_a_known_kind(data, name):
     if KINDS[name] != ("text",):
         fields = record_fields(records)
         assert all(isinstance(text, str) for record in records for text in fields.columns(record))
-        assert bool(fields.label) == bool(recipe.labels) and bool(fields.score) == bool(recipe.scale)
+        assert bool(fields.label) == bool(recipe.labels) and bool(fields.score) == bool(
+            recipe.scale
+        )
         if fields.label:
             assert {fields.label(record) for record in records} == set(range(len(recipe.labels)))
     assert list(iter_records(name)) == list(records) == list(open_records(f"recipe:{name}"))
@@ -139,15 +165,23 @@ def test_every_data_set_is_of_a_known_kind(data, name):
 def test_every_recipe_says_what_it_takes_and_of_which_version():
     assert set(recipes()) == set(KINDS)
     for recipe in recipes().values():
-        assert recipe.licence and set(recipe.splits) <= {"train", "validation", "test"} | set(recipe.splits.values())
-        assert re.fullmatch(r"tfds:[\w/]+:\d+\.\d+\.\d+|hf:[\w./-]+(:[\w-]+)?@([0-9a-f]{40}|main)", recipe.source)
+        assert recipe.licence and set(recipe.splits) <= {"train", "validation", "test"} | set(
+            recipe.splits.values()
+        )
+        assert re.fullmatch(
+            r"tfds:[\w/]+:\d+\.\d+\.\d+|hf:[\w./-]+(:[\w-]+)?@([0-9a-f]{40}|main)", recipe.source
+        )
         assert recipe.labels[:2] != ("entailment", "neutral") or recipe.labels == tuple(NLI_LABELS)
 
 
 def test_records_without_a_gold_label_are_left_out_and_counted(data):
-    with pytest.warns(UserWarning, match="snli, split 'train': 3 of 12 records have no label and are left out"):
+    with pytest.warns(
+        UserWarning, match="snli, split 'train': 3 of 12 records have no label and are left out"
+    ):
         records = open_records("snli")
-    assert list(records) == [record for record in open_records("tfds:snli:1.1.0") if record["label"] != -1]
+    assert list(records) == [
+        record for record in open_records("tfds:snli:1.1.0") if record["label"] != -1
+    ]
     assert {record["premise"]: record["label"] for record in records} == {
         f'snli_train "p" {n}': n % 4 for n in range(COUNT) if n % 4 < 3
     }
@@ -162,16 +196,27 @@ def test_splits_by_our_names(data):
     assert open_records("multinli", "validation_mismatched")[0]["premise"].startswith("mismatched")
     assert len(open_records("allnli", "validation")) == COUNT
     assert len(open_records("stsb", "test[:25%]")) == COUNT // 4
-    for name, split, known in (("multinli", "test", "train, validation, "), ("wiki1m", "dev", "train")):
+    for name, split, known in (
+        ("multinli", "test", "train, validation, "),
+        ("wiki1m", "dev", "train"),
+    ):
         with pytest.raises(InputError, match=f"{name} has no split '{split}'; known: {known}"):
             open_records(name, split)
 
 
 def test_contents_survive_the_renaming(data):
-    assert open_records("qqp")[3] == {"sentence1": "question1 3", "sentence2": "question2 3", "label": 1}
+    assert open_records("qqp")[3] == {
+        "sentence1": "question1 3",
+        "sentence2": "question2 3",
+        "label": 1,
+    }
     assert open_records("natural_questions")[0] == {"anchor": "query 0", "positive": "answer 0"}
     assert open_records("wiki1m")[2] == {"text": 'Sentence 2, "so".'}
-    assert open_records("stsb")[6] == {"score": 0.5, "sentence1": "sentence1 6", "sentence2": "sentence2 6"}
+    assert open_records("stsb")[6] == {
+        "score": 0.5,
+        "sentence1": "sentence1 6",
+        "sentence2": "sentence2 6",
+    }
 
 
 def test_a_path_of_the_same_name_needs_a_dot(data, tmp_path, monkeypatch):
@@ -185,7 +230,9 @@ def test_a_path_of_the_same_name_needs_a_dot(data, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="snlii.tsv: no such file"):
         open_records("snlii.tsv")
     for name in ("snlii", "recipe:snlii"):
-        with pytest.raises(InputError, match=r"unknown data set( or file)? 'snlii' \(did you mean 'snli'\?\)"):
+        with pytest.raises(
+            InputError, match=r"unknown data set( or file)? 'snlii' \(did you mean 'snli'\?\)"
+        ):
             open_records(name)
 
 
@@ -194,6 +241,8 @@ def test_a_copy_with_other_columns(data, tmp_path, monkeypatch):
     directory = tmp_path / "sentence-transformers" / "natural-questions"
     directory.mkdir(parents=True)
     (directory / "train.jsonl").write_text(json.dumps({"question": "a", "answer": "b"}) + "\n")
-    with pytest.raises(InputError, match="record 0: hf:.*: no column 'query'; found question, answer") as caught:
+    with pytest.raises(
+        InputError, match="record 0: hf:.*: no column 'query'; found question, answer"
+    ) as caught:
         open_records("natural_questions")
     assert "\n" not in str(caught.value)

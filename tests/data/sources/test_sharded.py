@@ -18,8 +18,18 @@ datasets = pytest.importorskip("datasets")
 pyarrow = pytest.importorskip("pyarrow")
 
 KINDS = {
-    "pairs": lambda n: {"id": n, "anchor": f"a {n}", "positive": f"„p“ {n}", "negatives": [f"n {n}"] * (n % 3)},
-    "scores": lambda n: {"sentence1": f"a {n}", "sentence2": f"b {n}", "score": n / 8, "group": f"g{n % 2}"},
+    "pairs": lambda n: {
+        "id": n,
+        "anchor": f"a {n}",
+        "positive": f"„p“ {n}",
+        "negatives": [f"n {n}"] * (n % 3),
+    },
+    "scores": lambda n: {
+        "sentence1": f"a {n}",
+        "sentence2": f"b {n}",
+        "score": n / 8,
+        "group": f"g{n % 2}",
+    },
     "lists": lambda n: {"query": f"q {n}", "passages": [f"a {n}", "b"], "scores": [1.0, n / 8]},
     "texts": lambda n: {"text": f"text {n}", "label": n % 4, "unused": n},
 }
@@ -80,7 +90,9 @@ def test_batches_are_those_of_jsonl(tmp_path, source, made_records, tokenizer_di
     mine, wanted = batch(f"{source}:{tmp_path}"), batch(str(tmp_path / "train.jsonl"))
     np.testing.assert_array_equal(mine.record, wanted.record)
     np.testing.assert_array_equal(mine.text_hash, wanted.text_hash)
-    np.testing.assert_array_equal(mine.tokens["encoder"].token_ids, wanted.tokens["encoder"].token_ids)
+    np.testing.assert_array_equal(
+        mine.tokens["encoder"].token_ids, wanted.tokens["encoder"].token_ids
+    )
 
 
 @pytest.mark.parametrize("source,name", [("array_record", "json_object"), ("parquet", "_row")])
@@ -106,10 +118,16 @@ def test_one_of_many_records_is_decoded_alone(tmp_path, monkeypatch, source, nam
 
 BAD = [
     ({"anchor": "a"}, "no field 'positive': found anchor; accepted: anchor positive"),
-    ({"anchor": "a", "positive": None}, "no field 'positive': found anchor; accepted: anchor positive"),
+    (
+        {"anchor": "a", "positive": None},
+        "no field 'positive': found anchor; accepted: anchor positive",
+    ),
     ({"anchor": "a", "positive": 3}, "field 'positive' must be a string, found int"),
     ([1], "expected a JSON object, found list"),
-    ({"anchor": "a", "positive": "p", "score": "high"}, "score: expected a finite number, found 'high'"),
+    (
+        {"anchor": "a", "positive": "p", "score": "high"},
+        "score: expected a finite number, found 'high'",
+    ),
 ]
 
 
@@ -146,9 +164,14 @@ def test_files_that_cannot_be_used(tmp_path, source):
 
     assert "no such files of the split 'train'" in refused(tmp_path)
     assert "no such files of the split 'train'" in refused(f"{tmp_path}/gone-*.{source}")
-    assert "which files are the split 'test'? Write {split}" in refused(f"{tmp_path}/gone-*.{source}", "test")
+    assert "which files are the split 'test'? Write {split}" in refused(
+        f"{tmp_path}/gone-*.{source}", "test"
+    )
     WRITE[source]([{"premise": "a"}] * 4, tmp_path / "train", 2)
-    assert "unknown fields: found " in (found := refused(tmp_path)) or "no column of use: found premise" in found
+    assert (
+        "unknown fields: found " in (found := refused(tmp_path))
+        or "no column of use: found premise" in found
+    )
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / f"train.{source}").write_bytes(b"something else")
     assert f"train.{source}: cannot be read as " in refused(tmp_path / "bad")
@@ -161,7 +184,9 @@ def test_files_that_cannot_be_used(tmp_path, source):
 def test_parquet_files_of_other_columns(tmp_path):
     write_parquet([{"anchor": "a", "positive": "p", "meta": 1}], tmp_path / "train-a", 1)
     write_parquet([{"anchor": "a", "answer": "p"}], tmp_path / "train-b", 1)
-    with pytest.raises(InputError, match="train-b-.*: found the columns anchor, answer; .* anchor, positive"):
+    with pytest.raises(
+        InputError, match="train-b-.*: found the columns anchor, answer; .* anchor, positive"
+    ):
         open_records(f"parquet:{tmp_path}")
 
 
@@ -181,5 +206,7 @@ def test_array_record_is_written_whole_or_not_at_all(tmp_path):
         write_array_record([{"text": "a"}], tmp_path / "gone" / "train")
     with warnings.catch_warnings(action="error"):
         files = write_array_record([KINDS["texts"](n) for n in range(7)], tmp_path / "train", 3)
-    assert [file.name for file in files] == [f"train-0000{n}-of-00003.array_record" for n in range(3)]
+    assert [file.name for file in files] == [
+        f"train-0000{n}-of-00003.array_record" for n in range(3)
+    ]
     assert [len(open_records(f"array_record:{file}")) for file in files] == [2, 2, 3]
