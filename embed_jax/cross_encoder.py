@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from embed_jax.encoders.hub import resolve
 from embed_jax.encoders.read import read_classifier
 from embed_jax.encoders.weights import read_json
 from embed_jax.encoders.write_classifier import write_classifier
-from embed_jax.errors import InputError
+from embed_jax.errors import InputError, warn
 from embed_jax.parallel.gather import sharded_encode
 from embed_jax.parallel.inference import default_batch_tokens, run_batches
 from embed_jax.parallel.mesh import gather_params, make_mesh, replicate
@@ -143,9 +142,8 @@ class CrossEncoder:
             for number, found in run_batches(self._encode, params, batches, self._mesh):
                 logits[start + number] = found
         if truncated:
-            warnings.warn(
-                f"{truncated} of {len(queries)} pairs were cut at the model's limit of {self.max_length} tokens",
-                stacklevel=2,
+            warn(
+                f"{truncated} of {len(queries)} pairs were cut at the model's limit of {self.max_length} tokens"
             )
         return logits
 

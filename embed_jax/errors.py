@@ -7,9 +7,15 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 DEBUG_VARIABLE = "EMBED_JAX_DEBUG"
+PACKAGE = os.path.dirname(__file__) + os.sep
+WRAPPERS = (
+    "contextlib",
+    "functools",
+    "jaxtyping._decorator",
+    "threading",
+)  # between two of our lines
 
 
 class InputError(ValueError):
@@ -19,8 +25,29 @@ class InputError(ValueError):
     """
 
 
+class EmbedJaxWarning(UserWarning):
+    """A warning of this package, at the line of the caller's code that caused it."""
+
+
 class RunError(RuntimeError):
     """The work itself failed: a NaN loss, a full disk, a lost host. Exit status 1."""
+
+
+def warn(message: str) -> None:
+    """Warns at the line outside of this package that the call came from.
+
+    Python shows, filters and counts a warning by its line, and a line of the package says nothing to its user. A call
+    that began in the package, as in a thread, is at its outermost line.
+    """
+    frame, level, outermost = sys._getframe(1), 1, 1
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if file.startswith(PACKAGE):
+            outermost = level
+        elif not file.startswith("<") and frame.f_globals.get("__name__") not in WRAPPERS:
+            break
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, EmbedJaxWarning, stacklevel=(outermost if frame is None else level) + 1)
 
 
 def exit_with_one_line(main: Callable[[], int | None]) -> None:
@@ -68,7 +95,7 @@ def _show_warnings_in_one_line() -> None:
     before = warnings.showwarning
 
     def show(message, category, filename, *rest, **more) -> None:
-        if not {"embed_jax", "scripts", "experiments"} & set(Path(filename).parts[:-1]):
+        if not issubclass(category, EmbedJaxWarning):
             before(message, category, filename, *rest, **more)
         elif str(message) not in shown:
             shown.add(str(message))

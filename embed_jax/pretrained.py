@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from pathlib import Path
 
 from embed_jax.data.tokenize import Tokenizer, load_tokenizer
@@ -59,9 +58,7 @@ def with_family(saved: SavedModel, name: str) -> SavedModel:
         return saved
     taken += [] if family.include_prompt else ["prompts left out of pooling"]
     taken += ["an end-of-text token after each text"] if append_eos else []
-    warnings.warn(
-        f"{name}: no prompts are recorded; as of {known}: {', '.join(taken)}", stacklevel=3
-    )
+    warn(f"{name}: no prompts are recorded; as of {known}: {', '.join(taken)}")
     return dataclasses.replace(
         saved,
         prompts=dict(family.prompts),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
@@ -24,7 +23,7 @@ from embed_jax.encoders.read import read_model
 from embed_jax.encoders.saved import SavedModel
 from embed_jax.encoders.shrink import first_layers
 from embed_jax.encoders.write import write_model
-from embed_jax.errors import InputError
+from embed_jax.errors import InputError, warn
 from embed_jax.parallel.gather import sharded_encode
 from embed_jax.parallel.inference import default_batch_tokens, run_batches
 from embed_jax.parallel.mesh import gather_params, make_mesh, on_mesh
@@ -157,7 +156,8 @@ class SentenceEncoder:
             **options,
         )
         if isinstance(texts, str):
-            return next(blocks)[0]
+            (block,) = blocks  # to the end, where the warning of a cut text is
+            return block[0]
         size = options.get("dim") or self.dim
         if not isinstance(texts, Sequence):
             return np.concatenate([np.zeros((0, size), np.float32), *blocks])
@@ -245,9 +245,8 @@ class SentenceEncoder:
                 block = truncate(block, dim) if dim not in (0, self.dim) else block
                 yield unit_length(block) if normalize_embeddings else block
         if truncated:
-            warnings.warn(
-                f"{truncated} of {count} texts were cut at the model's limit of {self.max_length} tokens",
-                stacklevel=2,
+            warn(
+                f"{truncated} of {count} texts were cut at the model's limit of {self.max_length} tokens"
             )
 
     def similarity(self, a: Vectors, b: Others) -> Float[np.ndarray, "_ _"]:
@@ -327,7 +326,7 @@ class SentenceEncoder:
     def _warn(self, message: str) -> None:
         if message not in self._warned:
             self._warned.add(message)
-            warnings.warn(message, stacklevel=5)
+            warn(message)
 
     def _prefix(self, name: str | None, prompt: str | None, instruction: str | None) -> str:
         if name is prompt is instruction is None:

@@ -23,12 +23,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embed_jax.errors import InputError, RunError, exit_with_one_line
+from embed_jax.errors import InputError, RunError, exit_with_one_line, warn
 from scripts.commands import Parser
 
 if TYPE_CHECKING:
@@ -198,9 +197,7 @@ def warn_of_others(args: argparse.Namespace, models: set[str]) -> None:
     )
     for name in sorted(models - {"", args.model}):
         if Path(name).resolve() not in own:
-            warnings.warn(
-                f"--results: of the model {name}; the card has them as this one's", stacklevel=2
-            )
+            warn(f"--results: of the model {name}; the card has them as this one's")
 
 
 # ---- what is exported ----------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from embed_jax.encoders.build import EncoderSpec
 from embed_jax.encoders.family import REQUIRED, Family, Part
 from embed_jax.encoders.lora import ALL_LINEAR, LoraSpec, adapted_modules, linear_maps
 from embed_jax.encoders.weights import read_json, read_safetensors, write_json, write_safetensors
-from embed_jax.errors import InputError
+from embed_jax.errors import InputError, warn
 from embed_jax.registry import lookup, unknown
 from embed_jax.types import Params
 
@@ -133,7 +132,7 @@ def _check_base(
             raise InputError(f"{where}: made for {made_for}, and {base} is another model: its fingerprint is "
                              f"{found[:12]}, the adapter's {expected[:12]}")  # fmt: skip
     elif made_for and Path(made_for).name != Path(base).name:
-        warnings.warn(f"{where}: made for {made_for}, and put on {base}", stacklevel=3)
+        warn(f"{where}: made for {made_for}, and put on {base}")
 
 
 def _metadata(path: Path) -> dict[str, str]:
@@ -300,8 +299,8 @@ def write_adapter(directory: Path, spec: EncoderSpec, adapter: Params, base: str
     }
     unseen = [f"{name} {value!r}" for name, value in changes.items() if name not in stored]
     if unseen:  # transformers changes no field that the base's config.json has not
-        warnings.warn(f"sentence-transformers will not see {', '.join(unseen)}: {base} has no such field in its "
-                      "config.json; save the model with the adapter merged for it", stacklevel=4)  # fmt: skip
+        warn(f"sentence-transformers will not see {', '.join(unseen)}: {base} has no such field in its "
+                      "config.json; save the model with the adapter merged for it")  # fmt: skip
     return changes
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ from embed_jax.encoders.decoder import FULL, SLIDING, Decoder, DecoderConfig
 from embed_jax.encoders.family import Family, check_switches, read_fields
 from embed_jax.encoders.layers import activation
 from embed_jax.encoders.rope import Rope, read_rope, write_rope
-from embed_jax.errors import InputError
+from embed_jax.errors import InputError, warn
 from embed_jax.registry import unknown
 
 FIELDS = {  # ours: transformers'
@@ -138,10 +137,9 @@ def _read_windows(form: Form, found: Mapping[str, Any], layers: int) -> dict[str
     halved = form.local and bool(found.get("use_bidirectional_attention"))
     causal = found.get("is_causal") is not False
     if causal and found.get("auto_map") and "is_causal" not in found:
-        warnings.warn(
+        warn(
             "config.json names code of its own (auto_map), which is not run: attention is read as causal; if that code "
-            'attends both ways, as GritLM\'s does, write "is_causal": false there',
-            stacklevel=2,
+            'attends both ways, as GritLM\'s does, write "is_causal": false there'
         )
     window = None
     if form.window and (not form.switched or found.get("use_sliding_window")):

@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,7 +29,7 @@ from jaxtyping import Float
 from embed_jax.data.sources import open_retrieval_task
 from embed_jax.data.sources import tasks as readers
 from embed_jax.data.sources.sts import open_sts
-from embed_jax.errors import InputError, require
+from embed_jax.errors import InputError, require, warn
 from embed_jax.evals.embedder import Options, prompt_options
 from embed_jax.evals.task import DOCUMENT, QUERY, Use
 from embed_jax.prompts import prompt_for
@@ -288,10 +287,7 @@ def _reranking(data: str, split: str) -> _Read:
         )
     if len(queries) < len(records):
         left_out = len(records) - len(queries)
-        warnings.warn(
-            f"{data}: {left_out} of {len(records)} records left out: no positive or no negative",
-            stacklevel=3,
-        )
+        warn(f"{data}: {left_out} of {len(records)} records left out: no positive or no negative")
     ranked = {query: list(judged) for query, judged in qrels.items()}
     return _Read(
         {

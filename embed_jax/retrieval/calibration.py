@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import warnings
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
 from embed_jax.atomic import replaced
-from embed_jax.errors import InputError, require
+from embed_jax.errors import InputError, require, warn
 
 BITS = {
     "float32": 32,
@@ -239,7 +238,7 @@ def _codebook(sample: Float[np.ndarray, "N D"], parts: int) -> Codebook:
 
     if len(sample) < ADVISED_SAMPLE_PQ:
         found = f"{CENTRES} centres are learnt from {len(sample):,} vectors"
-        warnings.warn(f"pq{parts}: {found}; FAISS advises {ADVISED_SAMPLE_PQ:,}", stacklevel=2)
+        warn(f"pq{parts}: {found}; FAISS advises {ADVISED_SAMPLE_PQ:,}")
     quantizer = faiss.ProductQuantizer(sample.shape[1], parts, 8)
     quantizer.cp.min_points_per_centroid = 1  # else FAISS warns too, in its own way
     quantizer.train(sample)

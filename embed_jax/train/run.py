@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from embed_jax.config import Experiment, Source
 from embed_jax.config_rules import unknown_field, validate
 from embed_jax.encoders.build import EncoderSpec
 from embed_jax.encoders.token_objectives import is_token_objective
-from embed_jax.errors import InputError
+from embed_jax.errors import InputError, warn
 from embed_jax.parallel.mesh import make_mesh
 from embed_jax.sentence import SentenceEncoder, load
 from embed_jax.train.checkpoint import read_encoder, saved_steps
@@ -53,10 +52,7 @@ def load_run(
         )
     if not step:
         step = steps[-1]
-        warnings.warn(
-            f"{directory}: no model is written yet, this is the checkpoint of step {step}",
-            stacklevel=3,
-        )
+        warn(f"{directory}: no model is written yet, this is the checkpoint of step {step}")
 
     config = read_config(directory)
     config.model.compute_dtype = compute_dtype

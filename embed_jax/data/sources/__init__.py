@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from embed_jax.data.pairs import (
     whole_number,
 )
 from embed_jax.data.sources.files import check_scored, find_file, finite, iter_table
-from embed_jax.errors import InputError
+from embed_jax.errors import InputError, warn
 from embed_jax.registry import REGISTRY, lookup, unknown
 
 Record = Mapping[str, Any]
@@ -105,10 +104,7 @@ def _source(name: str) -> tuple[str, str]:
             )
         return "file", name
     if there:
-        warnings.warn(
-            f"{name} is the data set of that name; write ./{name} for what is called so here",
-            stacklevel=1,
-        )
+        warn(f"{name} is the data set of that name; write ./{name} for what is called so here")
     return "recipe", name
 
 

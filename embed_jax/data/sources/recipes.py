@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import types
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 
 from embed_jax.data.pairs import of_record
 from embed_jax.data.sources import NLI_LABELS, Records
-from embed_jax.errors import InputError
+from embed_jax.errors import InputError, warn
 from embed_jax.registry import lookup, unknown
 
 BLOCK = 4096  # records read at a time when their labels are looked at
@@ -157,9 +156,8 @@ def open_source(rest: str, split: str) -> Sequence[dict[str, Any]]:
         return records
     kept = np.flatnonzero(_labels(found) != recipe.no_label)
     if len(kept) < len(found):
-        warnings.warn(
-            f"{rest}, split {split!r}: {len(found) - len(kept)} of {len(found)} records have no label and are left out",
-            stacklevel=1,
+        warn(
+            f"{rest}, split {split!r}: {len(found) - len(kept)} of {len(found)} records have no label and are left out"
         )
     return dataclasses.replace(records, indices=kept)
 
