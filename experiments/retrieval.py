@@ -24,6 +24,7 @@ from embed_jax.errors import InputError, exit_with_one_line, require
 from embed_jax.evals.comparison import compare
 from embed_jax.evals.geometry import geometry_evaluator, judged_texts
 from embed_jax.evals.retrieval import retrieval_evaluator
+from embed_jax.parallel.distributed import is_first_host
 from embed_jax.sentence import SentenceEncoder, load
 from embed_jax.train import fit, loop
 from embed_jax.train.mining import mined_sources
@@ -54,7 +55,8 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     # Training.
     began = time.monotonic()
     result = fit.fit(config, workdir, sources=sources, evaluators=evaluators, validation=validation)
-    print(f"training took {time.monotonic() - began:.0f} s", flush=True)
+    if is_first_host():
+        print(f"training took {time.monotonic() - began:.0f} s", flush=True)
 
     # Afterwards, once, on test: before, after, BM25.
     if result.finished and "test" in tasks:
@@ -67,10 +69,13 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
             tasks["test"],
             similarity=config.loss.similarity or "cosine",
         )
-        comparison.write(workdir)
-        print(f"comparison took {time.monotonic() - began:.0f} s")
-        print(f"\n{comparison.table()}\n\n{comparison.examples()}\n\n{comparison.verdict()}\n")
-    plot_curves(workdir / "metrics.jsonl", workdir / "curves.png")
+        if is_first_host():
+            comparison.write(workdir)
+            print(f"comparison took {time.monotonic() - began:.0f} s")
+            parts = comparison.table(), comparison.examples(), comparison.verdict()
+            print("\n" + "\n\n".join(parts) + "\n")
+    if is_first_host():
+        plot_curves(workdir / "metrics.jsonl", workdir / "curves.png")
     return result
 
 
@@ -111,13 +116,16 @@ def read_data(config: configs.Experiment, workdir: Path):
         source = Source(records, record_fields(records))
     elif data.validation_split:
         validation = open_records(data.train, data.validation_split)
-    print(f"data: {len(records)} training pairs, {len(validation)} validation pairs", flush=True)
+    if is_first_host():
+        counts = f"{len(records)} training pairs, {len(validation)} validation pairs"
+        print(f"data: {counts}", flush=True)
     if not (config.mine.strategy or data.consistency):
         return {ONLY: dataclasses.replace(source, records=records)}, validation, tasks
     loss = training_loss(config, fit.loss_arguments(config.loss), [ONLY])
     lists = "scores" in loss.about.needs
     if lists and validation:
-        print("no validation loss: nothing scores the held-out pairs")
+        if is_first_host():
+            print("no validation loss: nothing scores the held-out pairs")
         validation = []
     if validation:
         validation = pairs.as_pairs(validation, pair_columns(validation), pairs.CARRIED)

@@ -133,6 +133,18 @@ def deal(lengths: Int[np.ndarray, " B"], groups: int) -> Int[np.ndarray, "G E"]:
     return np.ascontiguousarray(order.T)
 
 
+class RowsError(InputError):
+    """A batch does not fit the number of rows that was set.
+
+    Attributes:
+        needed: rows that the fullest group of the batch needs.
+    """
+
+    def __init__(self, needed: int, rows: int):
+        super().__init__(f"rows: a group of the batch needs {needed} rows, found {rows}")
+        self.needed = needed
+
+
 def round_rows(n: int) -> int:
     """The next of a short list of row counts: all up to 16, then eight to each doubling (18, 20, .., 32, 36, ..).
 
@@ -155,9 +167,7 @@ def _enough_rows(needed: int, rows: int | None) -> int:
     if rows is None:
         return round_rows(needed)
     if needed > rows:
-        raise InputError(
-            f"a batch needs {needed} rows but `rows` is {rows}: raise `rows`, or leave it unset"
-        )
+        raise RowsError(needed, rows)
     return rows
 
 

@@ -12,15 +12,17 @@ import numpy as np
 from jaxtyping import Int, UInt32, UInt64
 
 from embed_jax.data.order import Order
-from embed_jax.data.pack import pack_batch
+from embed_jax.data.pack import RowsError, pack_batch, round_rows
 from embed_jax.data.pairs import looked_at, of_record, text_hash
 from embed_jax.data.sources import RecordFields
+from embed_jax.data.stream import Stream
 from embed_jax.data.tokenize import Tokenizer
 from embed_jax.errors import InputError
 from embed_jax.types import Batch, TokenBatch
 
 Record = Mapping[str, Any]
 ENDLESS = 2**40  # steps
+SAMPLED_BATCHES = 8  # that advice about rows looks at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,15 +172,25 @@ class BatchMaker:
                     ids[column][place] = one
                 skip[column, places] = found.skip
         longest = max(tokenizers[name].max_length for tokenizers in self.tokenizers)
-        return pack_batch(
-            ids,
-            groups=self.groups,
-            row_length=self.row_length if trained else max(self.row_length, longest),
-            rows=self.rows,
-            order=order,
-            skip=skip,
-            shares=self.shares,
-        )
+        row_length = self.row_length if trained else max(self.row_length, longest)
+        try:
+            return pack_batch(
+                ids,
+                groups=self.groups,
+                row_length=row_length,
+                rows=self.rows,
+                order=order,
+                skip=skip,
+                shares=self.shares,
+            )
+        except RowsError as error:
+            texts = self.num_columns * len(rows) // self.groups  # of a group
+            enough = -(-texts // (row_length // longest))
+            unset = "" if self.shard[1] > 1 else ", and with 0 each batch takes what it needs"
+            raise InputError(
+                f"config.batch.rows: a batch needs {error.needed} rows a group, found {self.rows}; "
+                f"{enough} hold any batch{unset}"
+            ) from None
 
 
 def training_batches(make: BatchMaker, order: Order) -> Any:
@@ -240,10 +252,6 @@ def batch_maker(
             f"config.batch.shares: expected a multiple of the {hosts} hosts that divides the {groups} groups, "
             f"found {shares}"
         )
-    if hosts > 1 and not rows:
-        raise InputError(
-            f"config.batch.rows: {hosts} hosts must agree on the rows of a group, set it; found 0"
-        )
     cut = [
         {
             name: tokenizer.cut_at(source.max_length)
@@ -270,7 +278,7 @@ def batch_maker(
         )
         for source in sources
     ]
-    return BatchMaker(
+    maker = BatchMaker(
         sources=checked,
         firsts=np.cumsum([0, *(len(source.records) for source in sources[:-1])]).tolist(),
         tokenizers=cut,
@@ -286,6 +294,32 @@ def batch_maker(
         include_prompt=include_prompt,
         shard=shard,
     )
+    if hosts > 1 and not rows:
+        raise InputError(
+            f"config.batch.rows: {hosts} hosts must agree on the rows of a group, "
+            f"found 0; {_advise_rows(maker, batch_size)}"
+        )
+    return maker
+
+
+def _advise_rows(maker: BatchMaker, batch_size: int) -> str:
+    """Says which number of rows suits the data: a tenth more than evenly spread batches need."""
+    host, hosts = maker.shard
+    whole = dataclasses.replace(
+        maker, groups=maker.groups * hosts, shares=maker.shares * hosts, shard=(0, 1)
+    )
+    counts = [0 if isinstance(source.records, Stream) else len(source.records)
+              for source in maker.sources]  # fmt: skip
+    if sum(counts) < batch_size:
+        return "set it"
+    batches = min(SAMPLED_BATCHES, sum(counts) // batch_size)
+    chosen = np.linspace(0, sum(counts) - 1, batches * batch_size).astype(np.int64)
+    needed = max(
+        view.token_ids.shape[1]
+        for n in range(batches)
+        for view in whole(chosen[n::batches], 0).tokens.values()
+    )
+    return f"set it, for these data to {round_rows(-(-needed * 11 // 10))}"
 
 
 def most_texts(source: Source) -> int:

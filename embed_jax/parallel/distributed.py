@@ -143,6 +143,18 @@ def _end(message: str, last_words: _LastWords) -> None:
     os._exit(1)
 
 
+def wait_for_hosts(what: str) -> None:
+    """Returns when every host has come here, so that all may read what the first one wrote before.
+
+    Args:
+        what: names the place in the program; every host gives the same.
+    """
+    if jax.process_count() > 1:
+        from jax.experimental.multihost_utils import sync_global_devices
+
+        sync_global_devices(what)
+
+
 def is_first_host() -> bool:
     """Whether this process writes logs and models."""
     return jax.process_index() == 0

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from embed_jax.parallel.mesh import BATCH_AXES
@@ -317,16 +317,15 @@ def sharded_encode(
     Parameters must be whole (`mesh.gather_params`). With several hosts, every host gets all embeddings.
     """
     split, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
-    shared = jax.process_count() > 1
 
     def on_device(params: Any, tokens: TokenBatch):
-        embeddings = encode_groups(encoder, jax.tree.map(vary, params), tokens, None, 0)
-        if not shared:
-            return embeddings
-        return lax.all_gather_invariant(embeddings, BATCH_AXES, tiled=True)
+        return encode_groups(encoder, jax.tree.map(vary, params), tokens, None, 0)
 
-    out = whole if shared else split
-    return jax.jit(jax.shard_map(on_device, mesh=mesh, in_specs=(whole, split), out_specs=out))
+    encode = jax.shard_map(on_device, mesh=mesh, in_specs=(whole, split), out_specs=split)
+    # The compiler gathers for several hosts: a result that `shard_map` knows to be the same on all
+    # devices needs `lax.all_gather_invariant`, which jax 0.10 does not have.
+    shared = jax.process_count() > 1
+    return jax.jit(encode, out_shardings=NamedSharding(mesh, whole) if shared else None)
 
 
 def mean_of_groups(sums: tuple) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:

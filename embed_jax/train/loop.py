@@ -16,7 +16,7 @@ import numpy as np
 
 from embed_jax.config import Experiment, as_dict
 from embed_jax.errors import InputError, RunError
-from embed_jax.parallel.distributed import is_first_host
+from embed_jax.parallel.distributed import is_first_host, wait_for_hosts
 from embed_jax.parallel.mesh import split_groups
 from embed_jax.registry import unknown
 from embed_jax.train.checkpoint import Checkpoints
@@ -262,6 +262,7 @@ def run(
             )
         if finished and best.step < 0:  # no metric was asked for, or none was ever a number
             save_model(state, model_directory)
+        wait_for_hosts("the model is written")
     return Result(state, best, finished)
 
 

@@ -70,7 +70,7 @@ def test_what_does_not_fit_is_an_error():
         InputError, match="token budget smaller than one text: 9 tokens, but a row has 8"
     ):
         pack_sentences([np.arange(9, dtype=np.int32)], row_length=8)
-    with pytest.raises(InputError, match="needs 2 rows but `rows` is 1"):
+    with pytest.raises(InputError, match="needs 2 rows, found 1"):
         pack_sentences([np.arange(8, dtype=np.int32)] * 2, row_length=8, rows=1)
     with pytest.raises(InputError, match="10 examples cannot be dealt to 4 groups"):
         deal(np.ones(10, int), 4)

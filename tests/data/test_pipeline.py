@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import re
 import subprocess
 import sys
 import threading
@@ -342,8 +343,29 @@ def test_settings_that_cannot_work(make, changes, message):
 
 def test_fixed_rows(make):
     assert make(rows=7)[0].tokens["encoder"].token_ids.shape == (2, 7, 32)
-    with pytest.raises(InputError, match="`rows` is 1"):
+    with pytest.raises(InputError, match=r"config.batch.rows: .*found 1; .* 0 each batch") as error:
         make(rows=1)[0]
+    assert rows_of(make(rows=numbers_in(error)[-2])[0]) == numbers_in(error)[-2], "hold any batch"
+
+
+def numbers_in(error) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", str(error.value))]
+
+
+def rows_of(batch) -> int:
+    return batch.tokens["encoder"].token_ids.shape[1]
+
+
+def test_advice_about_rows_on_several_hosts_can_be_followed(make):
+    with pytest.raises(InputError, match="found 0; set it, for these data to") as error:
+        make(shard=(1, 2))
+    advised = numbers_in(error)[-1]
+    for step in range(3):
+        for host in range(2):
+            assert rows_of(make(shard=(host, 2), rows=advised)[step]) == advised
+    with pytest.raises(InputError, match="found 1; [0-9]+ hold any batch$") as error:
+        make(shard=(0, 2), rows=1)[0]
+    assert advised <= numbers_in(error)[-1], "more than any batch needs"
 
 
 def test_fingerprint_tells_data_apart(records):

@@ -28,10 +28,16 @@ SETTINGS = (
 
 @pytest.fixture(scope="module")
 def launch(arguments, tmp_path_factory):
-    """`launch(workdir, hosts, devices)`: the processes of one run, `devices` CPU devices each."""
+    """`launch(workdir, hosts, devices)`: the processes of one run, `devices` CPU devices each.
+
+    Args of another run than SimCSE's: `experiment`, and its command line without the hosts, `options`.
+    """
     cache = tmp_path_factory.mktemp("cache")
 
-    def start(workdir: Path, hosts: int, devices: int) -> list[subprocess.Popen]:
+    def start(
+        workdir: Path, hosts: int, devices: int, experiment: str = "simcse", options=()
+    ) -> list[subprocess.Popen]:
+        options = options or arguments(workdir, *SETTINGS)
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
@@ -42,11 +48,12 @@ def launch(arguments, tmp_path_factory):
                 f"--config.hosts.count={hosts}",
             ]
             joining += [f"--config.hosts.index={index}", "--config.hosts.heartbeat_timeout=10"]
-            command = [sys.executable, "-m", "experiments.simcse", *arguments(workdir, *SETTINGS)]
+            command = [sys.executable, "-m", f"experiments.{experiment}", *options]
             environment = {
                 **os.environ,
                 "JAX_NUM_CPU_DEVICES": str(devices),
                 "PYTHONUNBUFFERED": "1",
+                "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling is most of the time
             }
             environment["EMBED_JAX_CACHE"] = str(cache / f"{hosts}-{index}")
             processes.append(
@@ -104,6 +111,40 @@ def test_two_hosts_of_two_devices_are_one_of_four(launch, two_hosts, tmp_path):
     for mine, other in zip(lines_of(two_hosts), lines_of(tmp_path / "run"), strict=True):
         for name in ("loss", "grad_norm", "scale", "bias", "positive_similarity"):
             assert mine[name] == pytest.approx(other[name], rel=1e-4), (mine["step"], name)
+
+
+def test_two_hosts_evaluate_and_compare_and_the_first_writes(
+    launch, tiny_model, sentences, tmp_path
+):
+    rows = [{"anchor": " ".join(text.split()[::2]), "positive": text} for text in sentences[:40]]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = {
+        "model.name": tiny_model,
+        "data.train": tmp_path / "pairs.jsonl",
+        "data.holdout": 0.2,
+        "batch.size": 4,
+        "batch.rows": 4,
+        "train.steps": 2,
+        "eval.every": 1,
+        "checkpoint.every": 0,
+        "tracking.wandb": "disabled",
+    }
+    options = [
+        f"--config={ROOT}/configs/retrieval/own_data.py:small",
+        *(f"--config.{name}={value}" for name, value in fields.items()),
+        f"--workdir={tmp_path}/run",
+    ]
+    (first, out, err), (second, other_out, other_err) = finish(
+        launch(tmp_path / "run", 2, 1, experiment="retrieval", options=options)
+    )
+    assert (first, second) == (0, 0), err + other_err
+    assert out.count("dopt it") == 1
+    assert re.sub(r"\[Gloo\].*\n", "", other_out) == "", "the first host speaks for all"
+    lines = lines_of(tmp_path / "run")
+    assert [line["step"] for line in lines] == [0, 1, 2]
+    assert all({"validation/loss", "retrieval/ndcg@10"} <= line.keys() for line in lines)
+    for name in ("comparison.json", "comparison.png", "curves.png", "model/model.safetensors"):
+        assert (tmp_path / "run" / name).stat().st_size > 0
 
 
 @pytest.mark.slow
