@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -31,7 +32,8 @@ class Best:
     """What model selection remembers between evaluations; kept in every checkpoint.
 
     Attributes:
-        value, step: the best evaluation so far.
+        value, step: the best evaluation so far; of equal ones the latest.
+        last_value, last_step: the latest evaluation.
         stale: evaluations since the last gain of at least `eval.min_gain`.
         losses: mean training loss before each evaluation since that gain, for the warning about overfitting.
         stopped: whether patience ran out.
@@ -39,6 +41,8 @@ class Best:
 
     value: float = -math.inf
     step: int = -1
+    last_value: float = -math.inf
+    last_step: int = -1
     stale: int = 0
     losses: list[float] = dataclasses.field(default_factory=list)
     stopped: bool = False
@@ -52,6 +56,18 @@ class Result:
     state: TrainState
     best: Best
     finished: bool
+
+    @property
+    def unchanged(self) -> str:
+        """Says that the resulting model is the one that the run started from; "" if it is not."""
+        best = self.best
+        if not self.finished or best.step != 0 or best.last_step <= 0:
+            return ""
+        return (
+            f"the best step is 0: no later evaluation reached its {best.value:.4f} "
+            f"({best.last_value:.4f} at the last step, {best.last_step}), "
+            "so the result is the model that the run started from, unchanged"
+        )
 
 
 def run(
@@ -84,10 +100,10 @@ def run(
     With several hosts each of them runs this, all evaluate and write checkpoints, and the first one writes the rest.
 
     Returns:
-        The result; `finished` is False if SIGTERM ended the run early, its state saved.
+        The result; `finished` is False if SIGTERM or Ctrl-C ended the run early, its state saved.
 
     Raises:
-        InputError: if `eval.metric` is none of those evaluated.
+        InputError: if `eval.metric` is none of those evaluated, or is not a number at step 0.
         RunError: if the loss is not finite, naming step and rows; what was saved stays as it was.
     """
     if config.eval.metric and evaluate is None:
@@ -136,7 +152,7 @@ def run(
         stack.callback(tracker.close)
         progress = Progress(start, num_steps, config.train.log_every, quiet=not is_first_host())
         stack.callback(progress.close)
-        terminated = stack.enter_context(_terminated())
+        terminated = stack.enter_context(_terminated(progress.say))
         if restored is not None:
             progress.say(f"resuming {workdir} at step {start}/{num_steps}")
 
@@ -186,16 +202,9 @@ def run(
                         "config.eval.metric: " + unknown("metric", config.eval.metric, found)
                     )
                 value = found[config.eval.metric]
-                gained = value >= best.value + config.eval.min_gain and value > best.value
-                if gained:
-                    best = dataclasses.replace(best, value=value, step=step, stale=0, losses=[])
+                chosen, best = _judge(best, value, step, _mean(losses), config, progress.say)
+                if chosen:
                     save_model(state, model_directory)
-                else:
-                    best = dataclasses.replace(
-                        best, stale=best.stale + 1, losses=[*best.losses, *_mean(losses)]
-                    )
-                    best = _warn_of_overfitting(best, config.eval.metric, progress.say)
-                best.stopped = bool(config.eval.patience) and best.stale >= config.eval.patience
             losses = []
             clock += time.monotonic() - began  # the evaluation's time is not the steps'
             return found
@@ -255,15 +264,67 @@ def run(
         step = int(state.step)
         finished = step == num_steps or best.stopped
         if not finished:
-            progress.say(f"SIGTERM: saved at step {step}/{num_steps}; the same command resumes")
+            progress.say(
+                f"{terminated.signal}: saved at step {step}/{num_steps}; the same command resumes"
+            )
         elif best.stopped:
             progress.say(
                 f"no gain in {best.stale} evaluations: stopped at step {step}; best at step {best.step}"
             )
-        if finished and best.step < 0:  # no metric was asked for, or none was ever a number
+        if finished and best.step < 0:  # no metric was asked for
             save_model(state, model_directory)
         wait_for_hosts("the model is written")
-    return Result(state, best, finished)
+        result = Result(state, best, finished)
+        if result.unchanged:
+            progress.say(f"warning: {config.eval.metric}: {result.unchanged}")
+    return result
+
+
+def _judge(
+    best: Best,
+    value: float,
+    step: int,
+    losses: list[float],
+    config: Experiment,
+    say: Callable[[str], None],
+) -> tuple[bool, Best]:
+    """Whether an evaluation's model is the one to keep, and what model selection remembers then.
+
+    A gain is at least `eval.min_gain`. An equal value is no gain, but of two equally good models
+    the later one is kept. A value that is not a number says nothing about the model: it is neither.
+
+    Args:
+        losses: the mean training loss since the evaluation before, if there were steps.
+    """
+    metric = config.eval.metric
+    if math.isnan(value):
+        if step == 0:
+            raise InputError(
+                f"config.eval.metric: {metric!r} is not a number at step 0{_measured_on(config)}: "
+                "where all expected scores or all similarities are equal, it is not defined"
+            )
+        say(f"warning: {metric} is not a number at step {step}: this evaluation chooses nothing")
+        return False, best
+    best = dataclasses.replace(best, last_value=value, last_step=step)
+    if value > best.value and value >= best.value + config.eval.min_gain:
+        return True, dataclasses.replace(best, value=value, step=step, stale=0, losses=[])
+    tie = value == best.value
+    best = dataclasses.replace(best, stale=best.stale + 1, losses=[*best.losses, *losses])
+    best = _warn_of_overfitting(best, metric, say)
+    best.stopped = bool(config.eval.patience) and best.stale >= config.eval.patience
+    return tie, dataclasses.replace(best, step=step) if tie else best
+
+
+def _measured_on(config: Experiment) -> str:
+    """The field and file that `eval.metric` is measured on, as far as a config says it."""
+    evaluator = config.eval.metric.split("/")[0]
+    fields = {"sts": ("eval.sts", config.eval.sts), "validation": ("data.train", config.data.train)}
+    fields["retrieval"] = ("eval.retrieval", config.eval.retrieval)
+    fields["geometry"] = fields["sts"] if config.eval.sts else fields["retrieval"]
+    if not fields.get(evaluator, ("", ""))[1] and config.data.holdout:
+        fields[evaluator] = ("data.train", config.data.train)
+    field, file = fields.get(evaluator, ("", ""))
+    return f", on config.{field}={file}" if file else ""
 
 
 def _mean(values: list[float]) -> list[float]:
@@ -317,21 +378,52 @@ def _own_shards(array: jax.Array) -> list[Any]:
     return [parts[start] for start in sorted(parts)]
 
 
-@contextlib.contextmanager
-def _terminated() -> Iterator[Callable[[int], bool]]:
-    """Within it, SIGTERM (pre-emption) is noted instead of ending the process; hosts agree on a step to stop at."""
-    if jax.process_count() > 1:
-        from jax.experimental.multihost_utils import reached_preemption_sync_point
+class _Termination:
+    """Whether the run is to end after this step, and by which signal.
 
-        yield reached_preemption_sync_point
-        return
-    seen = []
+    SIGTERM (pre-emption) and the first Ctrl-C are noted instead of ending the process; a second
+    Ctrl-C interrupts it. Several hosts agree on a step to stop at.
+    """
+
+    def __init__(self, say: Callable[[str], None]):
+        self.signal = ""
+        self._say = say
+        self._several = jax.process_count() > 1
+
+    def __call__(self, step: int) -> bool:
+        if self._several:
+            from jax.experimental.multihost_utils import reached_preemption_sync_point
+
+            if reached_preemption_sync_point(step):
+                self.signal = self.signal or "SIGTERM"
+                return True
+            return False
+        return bool(self.signal)
+
+    def on_sigterm(self, *_: Any) -> None:
+        self.signal = "SIGTERM"
+
+    def on_interrupt(self, *_: Any) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.signal = "Ctrl-C"
+        self._say("Ctrl-C: saving after this step; a second one ends the run at once")
+        if self._several:  # JAX tells the other hosts of SIGTERM, by a handler of its own
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _terminated(say: Callable[[str], None]) -> Iterator[_Termination]:
+    """Handles SIGTERM and Ctrl-C within it, as `_Termination` says."""
+    termination = _Termination(say)
+    handlers = {signal.SIGINT: termination.on_interrupt}
+    if jax.process_count() == 1:
+        handlers[signal.SIGTERM] = termination.on_sigterm
+    before = {}
+    with contextlib.suppress(ValueError):  # not in the main thread: signals are somebody else's
+        for number, handler in handlers.items():
+            before[number] = signal.signal(number, handler)
     try:
-        before = signal.signal(signal.SIGTERM, lambda *_: seen.append(True))
-    except ValueError:  # not in the main thread: the signal is somebody else's
-        yield lambda step: False
-        return
-    try:
-        yield lambda step: bool(seen)
+        yield termination
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

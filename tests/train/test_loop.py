@@ -51,7 +51,15 @@ def run(tmp_path):
         return state.replace(step=state.step + 1, params=params), metrics
 
     def start(
-        scores=None, *, steps=8, step_fn=None, optim=None, batches=None, workdir=tmp_path, **fields
+        scores=None,
+        *,
+        steps=8,
+        step_fn=None,
+        optim=None,
+        batches=None,
+        workdir=tmp_path,
+        name="a/m",
+        **fields,
     ):
         fields = {
             "tracking__wandb": "disabled",
@@ -71,7 +79,7 @@ def run(tmp_path):
             num_steps=steps,
             learning_rate=lambda step: 1.0,
             evaluate=scores
-            and (lambda state: {"a/m": scores(float(state.params["encoder"]["w"][0]))}),
+            and (lambda state: {name: scores(float(state.params["encoder"]["w"][0]))}),
             save_model=lambda state, directory: directory.write_text(
                 str(float(state.encoder["w"][0]))
             ),
@@ -120,10 +128,10 @@ def test_without_a_metric_the_last_model_is_kept(run, tmp_path):
     [
         (0, 0.0, 8, 6),
         (4, 0.0, 8, 6),
-        (3, 0.0, 5, 2),
-        (1, 0.0, 3, 2),
-        (2, 0.1, 4, 2),
-        (5, 0.3, 7, 2),
+        (3, 0.0, 5, 3),  # of the equal ones at 2 and 3 the later, though that was no gain
+        (1, 0.0, 3, 3),
+        (2, 0.1, 4, 3),
+        (5, 0.3, 7, 3),
         (2, 0.6, 2, 0),
     ],
 )
@@ -145,9 +153,38 @@ def test_patience_and_least_gain(run, tmp_path, capsys, patience, min_gain, stop
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_metric_that_is_no_number_still_leaves_a_model(run, tmp_path):
-    result = run(lambda w: float("nan"), eval__every=4, eval__metric="a/m")
-    assert result.finished and (tmp_path / "model").read_text() == "8.0"
+@pytest.mark.parametrize("patience", [0, 1])
+def test_a_metric_that_is_not_a_number_is_refused_at_step_0(run, tmp_path, patience):
+    fields = {"eval__metric": "sts/m", "eval__sts": "dev.tsv", "eval__patience": patience}
+    with pytest.raises(
+        InputError, match=r"'sts/m' is not a number at step 0, on config.eval.sts=dev.tsv"
+    ):
+        run(lambda w: float("nan"), eval__every=4, name="sts/m", **fields)
+    assert not lines_of(tmp_path) and not (tmp_path / "model").exists()
+
+
+def test_a_metric_that_is_not_a_number_later_is_neither_gain_nor_loss(run, tmp_path, capsys):
+    scores = {0: 0.1, 1: float("nan"), 2: float("nan"), 3: 0.2, 4: float("nan")}
+    result = run(scores.get, steps=4, eval__every=1, eval__metric="a/m", eval__patience=1)
+    assert (result.best.step, int(result.state.step)) == (3, 4)
+    assert (tmp_path / "model").read_text() == "3.0"
+    assert "a/m is not a number at step 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("patience", [0, 2])
+def test_a_model_that_training_did_not_better_is_told_plainly(run, tmp_path, capsys, patience):
+    result = run({0: 0.5, 2: 0.4, 4: 0.45}.get, steps=4, eval__every=2, eval__metric="a/m",
+                 eval__patience=patience)  # fmt: skip
+    assert (result.best.step, (tmp_path / "model").read_text()) == (0, "0.0")
+    said = capsys.readouterr().out
+    assert "a/m: the best step is 0: no later evaluation reached its 0.5000" in said
+    assert "(0.4500 at the last step, 4), so the result is the model that the run started" in said
+
+
+def test_of_equal_models_the_later_one_is_kept(run, tmp_path, capsys):
+    result = run(lambda w: 0.5, steps=4, eval__every=2, eval__metric="a/m")
+    assert (result.best.step, (tmp_path / "model").read_text()) == (4, "4.0")
+    assert not result.unchanged and "best step is 0" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("scores", [None, lambda w: w])
@@ -249,6 +286,28 @@ def test_accumulation_updates_every_other_step_and_survives_an_interruption(run,
     ):
         np.testing.assert_array_equal(mine, theirs)
     assert [line["step"] for line in lines_of(tmp_path / "parts")] == list(range(7))
+
+
+def test_the_first_ctrl_c_saves_and_a_second_one_interrupts(run, tmp_path, capsys):
+    def interrupted(times):
+        def batches(start, state):
+            for index in range(start, 8):
+                for _ in range(times if (start, index) == (0, 2) else 0):
+                    os.kill(os.getpid(), signal.SIGINT)
+                yield index, made_batch(index)
+
+        return batches
+
+    with pytest.raises(KeyboardInterrupt):
+        run(batches=interrupted(2), workdir=tmp_path / "twice")
+    capsys.readouterr()
+    handler = signal.getsignal(signal.SIGINT)
+    first = run(batches=interrupted(1))
+    assert (int(first.state.step), first.finished) == (3, False)
+    assert "Ctrl-C: saved at step 3/8; the same command resumes" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGINT) is handler
+    second = run(batches=interrupted(1))
+    assert second.finished and [line["step"] for line in lines_of(tmp_path)] == list(range(1, 9))
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------------------
