@@ -15,7 +15,7 @@ from embed_jax import config as configs
 from embed_jax.encoders.token_objectives import is_token_objective
 from embed_jax.errors import exit_with_one_line
 from embed_jax.evals.retrieval import retrieval_evaluator
-from embed_jax.parallel.distributed import is_first_host
+from embed_jax.runtime import say
 from embed_jax.sentence import load
 from embed_jax.train import fit, loop
 from embed_jax.train.prompts import given_prompts
@@ -52,8 +52,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     found = report_sts(tests, config, workdir) if result.finished and tests else {}
     if result.finished and "test" in searches:
         scores = searches["test"](load(str(workdir / "model")).encode)
-        if is_first_host():
-            print("test: " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+        say("test: " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
         write_results(
             workdir, "llm", found | {f"test/{name}": value for name, value in scores.items()}
         )

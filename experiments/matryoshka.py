@@ -14,7 +14,7 @@ from pathlib import Path
 from embed_jax import config as configs
 from embed_jax.errors import InputError, exit_with_one_line
 from embed_jax.losses.expression import build_loss
-from embed_jax.parallel.distributed import is_first_host
+from embed_jax.runtime import is_first_host, say
 from embed_jax.sentence import load
 from embed_jax.train import fit, loop
 from embed_jax.train.by_size import (
@@ -52,8 +52,8 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
         sorted({before.dim, *sizes}, reverse=True),
         sorted({depth, *layers}, reverse=True),
     )
-    if before.dim not in trained and is_first_host():
-        print(f"the whole size {before.dim} is not among the trained ones")
+    if before.dim not in trained:
+        say(f"the whole size {before.dim} is not among the trained ones")
 
     # Data and evaluation, as for any supervised training.
     sources, validation = read_data(config)
@@ -65,8 +65,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     if result.finished and config.eval.baseline:
         plain = copy.deepcopy(config)
         plain.loss.name = config.eval.baseline
-        if is_first_host():
-            print(f"baseline: {config.eval.baseline}", flush=True)
+        say(f"baseline: {config.eval.baseline}")
         sources, validation = read_data(plain)
         result = fit.fit(
             plain,

@@ -19,7 +19,7 @@ from embed_jax.data.pipeline import Source
 from embed_jax.data.sources import open_records, record_fields
 from embed_jax.data.stream import Stream
 from embed_jax.errors import InputError, exit_with_one_line
-from embed_jax.parallel.distributed import is_first_host
+from embed_jax.runtime import say
 from embed_jax.train import fit, loop
 from embed_jax.train.results import report_sts, sts_evaluators, sts_tests
 from embed_jax.train.sources import open_mixture, training_loss
@@ -72,8 +72,7 @@ def as_wanted(source: Source, needs: Sequence[str], seed: int, name: str) -> Sou
         triplets, report = nli_triplets(source.records, seed)
     except InputError as error:
         raise InputError(f"{name}: {error}") from None
-    if is_first_host():
-        print(f"{name}: {report}")
+    say(f"{name}: {report}")
     if not triplets:
         raise InputError(f"{name}: no premise has both an entailed and a contradicted hypothesis")
     return dataclasses.replace(source, records=triplets, fields=record_fields(triplets))

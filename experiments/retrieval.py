@@ -24,7 +24,7 @@ from embed_jax.errors import InputError, exit_with_one_line, require
 from embed_jax.evals.comparison import compare
 from embed_jax.evals.geometry import geometry_evaluator, judged_texts
 from embed_jax.evals.retrieval import retrieval_evaluator
-from embed_jax.parallel.distributed import is_first_host
+from embed_jax.runtime import is_first_host, say
 from embed_jax.sentence import SentenceEncoder, load
 from embed_jax.train import fit, loop
 from embed_jax.train.mining import mined_sources
@@ -55,8 +55,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     # Training.
     began = time.monotonic()
     result = fit.fit(config, workdir, sources=sources, evaluators=evaluators, validation=validation)
-    if is_first_host():
-        print(f"training took {time.monotonic() - began:.0f} s", flush=True)
+    say(f"training took {time.monotonic() - began:.0f} s")
 
     # Afterwards, once, on test: before, after, BM25.
     if result.finished and "test" in tasks:
@@ -71,9 +70,9 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
         )
         if is_first_host():
             comparison.write(workdir)
-            print(f"comparison took {time.monotonic() - began:.0f} s")
-            parts = comparison.table(), comparison.examples(), comparison.verdict()
-            print("\n" + "\n\n".join(parts) + "\n")
+        say(f"comparison took {time.monotonic() - began:.0f} s")
+        parts = comparison.table(), comparison.examples(), comparison.verdict()
+        say("\n" + "\n\n".join(parts) + "\n")
     if is_first_host():
         plot_curves(workdir / "metrics.jsonl", workdir / "curves.png")
     return result
@@ -116,16 +115,13 @@ def read_data(config: configs.Experiment, workdir: Path):
         source = Source(records, record_fields(records))
     elif data.validation_split:
         validation = open_records(data.train, data.validation_split)
-    if is_first_host():
-        counts = f"{len(records)} training pairs, {len(validation)} validation pairs"
-        print(f"data: {counts}", flush=True)
+    say(f"data: {len(records)} training pairs, {len(validation)} validation pairs")
     if not (config.mine.strategy or data.consistency):
         return {ONLY: dataclasses.replace(source, records=records)}, validation, tasks
     loss = training_loss(config, fit.loss_arguments(config.loss), [ONLY])
     lists = "scores" in loss.about.needs
     if lists and validation:
-        if is_first_host():
-            print("no validation loss: nothing scores the held-out pairs")
+        say("no validation loss: nothing scores the held-out pairs")
         validation = []
     if validation:
         validation = pairs.as_pairs(validation, pair_columns(validation), pairs.CARRIED)

@@ -91,7 +91,7 @@ def check_picture(parser: Parser, option: str, path: Path | None) -> None:
 def load_model(name: str) -> Any:
     """The embedding model of that name, of a run's directory too, with compiled programs kept from run to run."""
     from embed_jax import load
-    from embed_jax.train.fit import enable_compilation_cache
+    from embed_jax.runtime import enable_compilation_cache
 
     enable_compilation_cache()
     return load(name)

@@ -324,7 +324,7 @@ def cell(value: float | None, interval: tuple[float, float] | None) -> str:
 
 def described(args: argparse.Namespace) -> dict[str, Any]:
     """What a results file says of its making."""
-    from embed_jax.train.tracking import environment
+    from embed_jax.runtime import environment
 
     directory = Path(args.data.split(",")[0]).is_dir()
     return {

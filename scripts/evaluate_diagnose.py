@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from embed_jax.data.sources import open_retrieval_task
     from embed_jax.evals import diagnose
     from embed_jax.evals.metrics import bootstrap_interval
-    from embed_jax.train.tracking import environment
+    from embed_jax.runtime import environment
 
     check(args)
     corpus, queries, qrels = open_retrieval_task(args.data, args.split)

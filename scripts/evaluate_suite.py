@@ -125,7 +125,7 @@ def training_texts(args: argparse.Namespace) -> Callable[[], Iterator[str]] | No
 def _run_model(name: str, directory: Path, entries: list[Any], args: argparse.Namespace) -> None:
     from embed_jax.evals.leaderboard import cell
     from embed_jax.evals.suite import evaluate, result_file, unfinished
-    from embed_jax.train.tracking import environment
+    from embed_jax.runtime import environment
 
     key = embedders.model_fingerprint(name, args)
     left = unfinished(entries, directory, key)

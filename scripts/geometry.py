@@ -92,7 +92,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def measure(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     """Prints a table; returns what goes to --output, and the embeddings of each model by "before" and "after"."""
     from embed_jax.evals.geometry import embed, geometry_metrics, sample
-    from embed_jax.train.tracking import environment
+    from embed_jax.runtime import environment
 
     texts, pairs = sample(*read_texts(args.data), args.limit, args.seed)
     models = (

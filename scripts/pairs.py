@@ -212,7 +212,7 @@ def cosine_scorer(name: str, prompt_name: str | None) -> positives.Score:
 def cross_encoder_scorer(name: str) -> positives.Score:
     """Scores pairs by a cross-encoder."""
     from embed_jax.cross_encoder import load
-    from embed_jax.train.fit import enable_compilation_cache
+    from embed_jax.runtime import enable_compilation_cache
 
     enable_compilation_cache()
     model = load(name)

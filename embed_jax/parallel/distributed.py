@@ -14,6 +14,7 @@ import jax
 
 from embed_jax.config import Hosts
 from embed_jax.errors import InputError, one_line, report
+from embed_jax.runtime import is_first_host as is_first_host
 
 # What JAX itself allows for beyond our own time-out before it aborts the process.
 GRACE = 30  # seconds
@@ -153,8 +154,3 @@ def wait_for_hosts(what: str) -> None:
         from jax.experimental.multihost_utils import sync_global_devices
 
         sync_global_devices(what)
-
-
-def is_first_host() -> bool:
-    """Whether this process writes logs and models."""
-    return jax.process_index() == 0

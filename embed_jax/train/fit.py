@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import inspect
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,7 +32,7 @@ from embed_jax.encoders.token_objectives import mlm_auxiliary
 from embed_jax.errors import InputError
 from embed_jax.losses.compose import LossFunction
 from embed_jax.losses.expression import arguments_of
-from embed_jax.parallel.distributed import is_first_host, joined
+from embed_jax.parallel.distributed import joined
 from embed_jax.parallel.gather import global_loss
 from embed_jax.parallel.mesh import (
     gather_params,
@@ -46,6 +45,7 @@ from embed_jax.parallel.mesh import (
 )
 from embed_jax.parallel.queue import init_queue
 from embed_jax.parallel.tokens import token_loss
+from embed_jax.runtime import is_first_host, prepare_jax
 from embed_jax.train import loop
 from embed_jax.train.optim import make_optimizer, make_schedule
 from embed_jax.train.prompts import settle_prompts
@@ -362,7 +362,7 @@ def _mean_loss(objective: Callable, batches: Sequence[Any], mesh: jax.sharding.M
 def launch(run: Callable[[Experiment, Path], loop.Result]) -> None:
     """An experiment's command: reads the command line, runs stage by stage, and says where the model is."""
     config, workdir = load(sys.argv)
-    prepare_jax(config)
+    prepare_jax(deterministic=config.train.deterministic)
     with joined(config.hosts), launched_by(Path(inspect.getfile(run))):
         for stage, directory in stages(config, workdir):
             if stage is not config and is_first_host():
@@ -385,23 +385,3 @@ def stages(config: Experiment, workdir: Path) -> list[tuple[Experiment, Path]]:
         found.append((stage, workdir / name))
     config.stages = SimpleNamespace()  # each is a run of its own
     return found
-
-
-def prepare_jax(config: Experiment) -> None:
-    """Process-wide settings of a run; call it before anything touches a device.
-
-    `train.deterministic` asks XLA for GPU kernels that give the same bits each time; on CPU they do so anyway. Virtual
-    CPU devices run their collectives one after the other: they share few threads, and two run at once, in another order
-    by each device, would wait for each other for ever.
-    """
-    enable_compilation_cache()
-    flags = ["--xla_gpu_deterministic_ops=true"] if config.train.deterministic else []
-    if os.environ.get("JAX_NUM_CPU_DEVICES"):
-        flags.append("--xla_cpu_enable_concurrency_optimized_scheduler=false")
-    os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()
-
-
-def enable_compilation_cache() -> None:
-    """Keeps compiled programs between runs, in EMBED_JAX_CACHE or ~/.cache/embed-jax."""
-    directory = os.environ.get("EMBED_JAX_CACHE") or str(Path.home() / ".cache" / "embed-jax")
-    jax.config.update("jax_compilation_cache_dir", directory)

@@ -17,12 +17,13 @@ import numpy as np
 
 from embed_jax.config import Experiment, as_dict
 from embed_jax.errors import InputError, RunError
-from embed_jax.parallel.distributed import is_first_host, wait_for_hosts
+from embed_jax.parallel.distributed import wait_for_hosts
 from embed_jax.parallel.mesh import split_groups
 from embed_jax.registry import unknown
+from embed_jax.runtime import environment, is_first_host
 from embed_jax.train.checkpoint import Checkpoints
 from embed_jax.train.speed import model_flops_utilization, training_flops_per_token
-from embed_jax.train.tracking import MetricsFile, Progress, Wandb, environment
+from embed_jax.train.tracking import MetricsFile, Progress, Wandb
 from embed_jax.train.workdir import Chronicle
 from embed_jax.types import BASE, Batch, TrainState
 

@@ -21,7 +21,6 @@ from embed_jax.data.pairs import CARRIED, as_pairs
 from embed_jax.data.pipeline import Source
 from embed_jax.data.sources import pair_columns, record_fields
 from embed_jax.errors import InputError
-from embed_jax.parallel.distributed import is_first_host
 from embed_jax.registry import unknown
 from embed_jax.retrieval.mine import (
     Mined,
@@ -36,6 +35,7 @@ from embed_jax.retrieval.mine import (
 from embed_jax.retrieval.mined import n_tuple, scored_list
 from embed_jax.retrieval.round_trip import round_trip_filter
 from embed_jax.retrieval.topk import Encode, prompted
+from embed_jax.runtime import is_first_host, say
 from embed_jax.train.prompts import given_prompts
 from embed_jax.train.sources import ONLY
 from embed_jax.train.workdir import FREE_FIELDS
@@ -86,10 +86,9 @@ def mined_sources(
     def consistent(encode: Encode) -> list[Mapping[str, Any]]:
         search = searcher("dense", encode).search
         found = list(round_trip_filter(pairs, search, config.data.consistency, texts))
-        if is_first_host():
-            print(
-                f"consistent: {len(found)} of {len(pairs)} pairs have their positive among {config.data.consistency}"
-            )
+        say(
+            f"consistent: {len(found)} of {len(pairs)} pairs have their positive among {config.data.consistency}"
+        )
         if not found:
             raise InputError(
                 f"config.data.consistency: none of {len(pairs)} pairs has its positive among the found"
@@ -111,8 +110,7 @@ def mined_sources(
         found = [
             record for block in blocks for record in _records(block, config.mine.number, lists)
         ]
-        if is_first_host():
-            print(f"hard negatives at step {step}: {report}", flush=True)
+        say(f"hard negatives at step {step}: {report}")
         if not found:
             raise InputError(f"config.mine.number: no pair has {config.mine.number} negatives")
         return found

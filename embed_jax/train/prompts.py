@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from embed_jax.config import Data, Experiment, Source
 from embed_jax.errors import InputError
-from embed_jax.parallel.distributed import is_first_host
 from embed_jax.prompts import fill_template
+from embed_jax.runtime import say
 from embed_jax.sentence import SentenceEncoder
 
 
@@ -71,9 +71,9 @@ def settle_prompts(config: Experiment, model: SentenceEncoder) -> tuple[str, str
             )
         )
         named |= {key: prompt for key, prompt in own.items() if prompt}
-    if any(model.prompts.values()) and not any((*prompts, *named.values())) and is_first_host():
+    if any(model.prompts.values()) and not any((*prompts, *named.values())):
         known = ", ".join(model.prompts)
-        print(
+        say(
             f"the model's prompts ({known}) are not used: set config.data.anchor_prompt and candidate_prompt"
         )
     model.prompts |= named

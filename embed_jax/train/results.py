@@ -16,8 +16,8 @@ from embed_jax.data.sources.files import find_file, read_sts
 from embed_jax.errors import InputError
 from embed_jax.evals.geometry import geometry_evaluator, sts_texts
 from embed_jax.evals.sts import sts_evaluator
-from embed_jax.parallel.distributed import is_first_host
 from embed_jax.prompts import fill_template
+from embed_jax.runtime import is_first_host, say
 from embed_jax.sentence import load
 from embed_jax.train.start import start_from
 
@@ -96,10 +96,9 @@ def report_sts(
     flat = {
         f"{when}/{name}": score for when, scores in found.items() for name, score in scores.items()
     }
-    if is_first_host():
-        print(f"{'Spearman':16}" + "".join(f"{when:>10}" for when in found))
-        for name in found["after"]:
-            print(f"{name:16}" + "".join(f"{scores[name]:10.4f}" for scores in found.values()))
+    say(f"{'Spearman':16}" + "".join(f"{when:>10}" for when in found))
+    for name in found["after"]:
+        say(f"{name:16}" + "".join(f"{scores[name]:10.4f}" for scores in found.values()))
     write_results(workdir, "sts", flat)
     return flat
 

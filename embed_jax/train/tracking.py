@@ -7,7 +7,6 @@ import json
 import math
 import os
 import secrets
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -143,46 +142,3 @@ class Progress:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-
-
-def environment() -> dict[str, str]:
-    """What a run depends on besides its config: versions, device, git revision."""
-    import importlib.metadata
-    import platform
-
-    import jax
-
-    found = {
-        "python": platform.python_version(),
-        "device": jax.devices()[0].device_kind,
-        "cpus": str(_num_cpus()),
-    }
-    for package in (
-        "embed-jax",
-        "jax",
-        "jaxlib",
-        "flax",
-        "optax",
-        "orbax-checkpoint",
-        "transformers",
-        "numpy",
-    ):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        revision = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-            cwd=Path(__file__).parent,
-        )
-        found["git"] = revision.stdout.strip()
-    return found
-
-
-def _num_cpus() -> int:
-    return (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    )

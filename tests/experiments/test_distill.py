@@ -13,8 +13,8 @@ from embed_jax.encoders.read import read_model
 from embed_jax.encoders.shrink import keep_layers
 from embed_jax.errors import exit_with_one_line
 from embed_jax.evals.sts import sts_evaluator
+from embed_jax.runtime import prepare_jax
 from embed_jax.sentence import load
-from embed_jax.train import fit
 from embed_jax.train.start import start_from
 
 pytest.importorskip("grain")
@@ -111,7 +111,7 @@ def test_it_becomes_like_its_teacher(
 ):
     """On texts not trained on too; the first loss is the mean over some of the texts as numpy has it."""
     settings = config(eval__test_sts=str(data / "sts"))
-    fit.prepare_jax(settings)
+    prepare_jax(deterministic=settings.train.deterministic)
     result = distill.run(settings, tmp_path / "run")
     assert result.finished
 

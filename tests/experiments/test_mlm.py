@@ -15,6 +15,7 @@ from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.mlm import head_logits
 from embed_jax.encoders.weights import open_tensors
 from embed_jax.errors import InputError, exit_with_one_line
+from embed_jax.runtime import prepare_jax
 from embed_jax.sentence import load
 from embed_jax.train import fit
 
@@ -88,7 +89,7 @@ def settings(corpus, tiny_tokenizer):
 @pytest.fixture(scope="module")
 def finished(mlm, settings, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished") / "run"
-    fit.prepare_jax(settings())
+    prepare_jax(deterministic=settings().train.deterministic)
     return mlm.run(settings(), workdir), workdir
 
 

@@ -12,7 +12,7 @@ from embed_jax.config import Experiment
 from embed_jax.config_file import override
 from embed_jax.data.stream import open_stream, stream_batches
 from embed_jax.errors import InputError, exit_with_one_line
-from embed_jax.train import fit
+from embed_jax.runtime import prepare_jax
 
 pytest.importorskip("grain")
 ROOT = Path(__file__).parents[2]
@@ -82,7 +82,7 @@ def everything(sentence_file, tiny_tokenizer):
 @pytest.fixture(scope="module")
 def finished(simcse, everything, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished") / "run"
-    fit.prepare_jax(everything())
+    prepare_jax(deterministic=everything().train.deterministic)
     return simcse.run(everything(), workdir), workdir
 
 

@@ -11,6 +11,7 @@ import pytest
 from embed_jax.config import Experiment
 from embed_jax.config_file import override
 from embed_jax.errors import InputError, exit_with_one_line
+from embed_jax.runtime import prepare_jax
 from embed_jax.train import fit, loop, mining
 from embed_jax.train.mining import mined_sources
 
@@ -233,7 +234,7 @@ def retrieval(cache):
 @pytest.fixture(scope="module")
 def finished(retrieval, experiment, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished") / "run"
-    fit.prepare_jax(experiment())
+    prepare_jax(deterministic=experiment().train.deterministic)
     return retrieval.run(experiment(), workdir), workdir
 
 

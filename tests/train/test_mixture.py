@@ -22,6 +22,7 @@ from embed_jax.data.tokenize import load_tokenizer
 from embed_jax.errors import InputError
 from embed_jax.parallel.mesh import split_groups
 from embed_jax.parallel.world import local_world, make_columns
+from embed_jax.runtime import prepare_jax
 from embed_jax.train import fit, loop
 from embed_jax.train.sources import training_loss, training_order
 
@@ -137,7 +138,7 @@ def experiment(config_file):
 def train(config, workdir):
     from experiments import nli
 
-    fit.prepare_jax(config)
+    prepare_jax(deterministic=config.train.deterministic)
     return nli.run(config, workdir)
 
 
