@@ -83,7 +83,7 @@ def open_embedder(name: str, args: argparse.Namespace, cache: Path | None = None
     from embed_jax.evals.embedder import Embedder, endpoint_options
 
     if provider(name):
-        from embed_jax.retrieval.endpoint import Endpoint, endpoint_encoder
+        from embed_jax.remote.endpoint import Endpoint, endpoint_encoder
 
         given = [option for option in OPTIONS[1:] if getattr(args, option)]
         if given:
@@ -157,7 +157,7 @@ def model_options(args: argparse.Namespace, model: Any) -> Callable:
 
 def provider(name: str) -> str:
     """The provider of an endpoint's name, or ""."""
-    from embed_jax.retrieval.endpoint import INTERFACES
+    from embed_jax.remote.endpoint import INTERFACES
 
     before, colon, _ = name.partition(":")
     return before if colon and before in INTERFACES and not Path(name).exists() else ""

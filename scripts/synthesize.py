@@ -14,9 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embed_jax.data.chat import INTERFACES, KEY_VARIABLES, Endpoint
 from embed_jax.data.pairs import PAIR_NAMES, kind_of
-from embed_jax.data.server import Failed, read_key
 from embed_jax.data.sources.files import file_format, iter_json, iter_lines
 from embed_jax.data.synthesize import (
     TASKS,
@@ -31,6 +29,8 @@ from embed_jax.data.synthesize import (
     template,
 )
 from embed_jax.errors import InputError, RunError, exit_with_one_line, require
+from embed_jax.remote.chat import INTERFACES, KEY_VARIABLES, Endpoint
+from embed_jax.remote.server import Failed, read_key
 from scripts.commands import OneLineParser, load_model, written_whole
 
 if TYPE_CHECKING:
@@ -310,7 +310,7 @@ def answer_missing(
 
     import tqdm
 
-    from embed_jax.data.ask import Job, Retries, ask_all
+    from embed_jax.remote.ask import Job, Retries, ask_all
 
     n = args.queries_per_passage
     missing = {

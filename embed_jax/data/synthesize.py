@@ -17,10 +17,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from embed_jax.data.server import Failed
 from embed_jax.data.sources.files import iter_lines
 from embed_jax.errors import InputError, RunError
 from embed_jax.registry import unknown
+from embed_jax.remote.server import Failed
 
 
 @dataclasses.dataclass(frozen=True)

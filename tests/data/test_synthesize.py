@@ -6,9 +6,6 @@ from email.utils import format_datetime
 
 import pytest
 
-from embed_jax.data.ask import Pace, Retries, Stopped
-from embed_jax.data.chat import Endpoint, answer_text
-from embed_jax.data.server import Failed, read_key, retry_after
 from embed_jax.data.synthesize import (
     TASKS,
     AnswerCache,
@@ -22,6 +19,9 @@ from embed_jax.data.synthesize import (
     synthetic_records,
 )
 from embed_jax.errors import InputError
+from embed_jax.remote.ask import Pace, Retries, Stopped
+from embed_jax.remote.chat import Endpoint, answer_text
+from embed_jax.remote.server import Failed, read_key, retry_after
 
 PASSAGE = 'Braces {like} {0} these, "quotes" and </passage> are text.'
 

@@ -24,11 +24,11 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Float
 
-from embed_jax.data.ask import Job, Retries, ask_all
-from embed_jax.data.server import Failed, Server, message_of, read_key
 from embed_jax.errors import InputError, RunError
 from embed_jax.registry import unknown
-from embed_jax.retrieval.vector_cache import VectorCache
+from embed_jax.remote.ask import Job, Retries, ask_all
+from embed_jax.remote.server import Failed, Server, message_of, read_key
+from embed_jax.remote.vector_cache import VectorCache
 
 KINDS = ("", "query", "document", "classification", "clustering")
 

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
-from embed_jax.data.server import BadRequest, Failed
 from embed_jax.errors import InputError, RunError
+from embed_jax.remote.server import BadRequest, Failed
 
 
 class Stopped(Exception):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from embed_jax.data.server import Failed, Server, message_of
+from embed_jax.remote.server import Failed, Server, message_of
 
 INTERFACES = ("openai", "anthropic")
 KEY_VARIABLES = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}

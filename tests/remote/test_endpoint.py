@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embed_jax.data.ask import Retries
 from embed_jax.errors import InputError, RunError
-from embed_jax.retrieval.endpoint import INTERFACES, Endpoint, endpoint_encoder
-from embed_jax.retrieval.vector_cache import VectorCache
+from embed_jax.remote.ask import Retries
+from embed_jax.remote.endpoint import INTERFACES, Endpoint, endpoint_encoder
+from embed_jax.remote.vector_cache import VectorCache
 
 ROOT = Path(__file__).parent.parent.parent
 KEY = "sk-not-to-be-seen-0123456789"
@@ -406,7 +406,7 @@ def test_what_came_before_a_failure_is_kept(encoder, server, tmp_path):
 PROGRAM = """
 import sys
 from pathlib import Path
-from embed_jax.retrieval.endpoint import Endpoint, endpoint_encoder
+from embed_jax.remote.endpoint import Endpoint, endpoint_encoder
 encode = endpoint_encoder(Endpoint("openai", "some-model", base_url=sys.argv[1]), cache=Path(sys.argv[2]), batch_size=1)
 encode([f"text {n}" for n in range(500)])
 """

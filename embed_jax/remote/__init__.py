@@ -1,0 +1,1 @@
+"""HTTP clients: language models (`chat`), embedding endpoints (`endpoint`) and the cache of their answers."""
