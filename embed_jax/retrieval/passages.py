@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 
@@ -10,10 +11,13 @@ from jaxtyping import Int
 
 from embed_jax.errors import InputError
 from embed_jax.retrieval.topk import Encode, Run, as_run, encoded, top_k
+from embed_jax.retrieval.words import character_pattern
 
-# What is written without blanks: kana, Chinese characters.
-_CHARACTER = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_CHARACTER}]|[^\s{_CHARACTER}]+")
+
+@functools.cache
+def _word() -> re.Pattern[str]:
+    character = character_pattern()
+    return re.compile(rf"{character}|(?:(?!{character})\S)+")
 
 
 def split_passages(
@@ -21,7 +25,7 @@ def split_passages(
 ) -> tuple[list[str], Int[np.ndarray, " N"]]:
     """Documents cut into windows of so many words, as they stand in the text.
 
-    Words are what blanks separate, and each Chinese character and each kana. The last window is what is left; a
+    Words are what blanks separate, and each character of a script without blanks, such as Chinese or Thai. The last window is what is left; a
     document of one window is kept as it is, also an empty one. Titles stand in the first window alone.
 
     Args:
@@ -41,7 +45,7 @@ def split_passages(
         )
     passages, owner = [], []
     for number, text in enumerate(corpus.values()):
-        spans = [match.span() for match in _WORD.finditer(text)]
+        spans = [match.span() for match in _word().finditer(text)]
         starts = range(0, max(len(spans) - overlap, 1), words - overlap)
         if len(starts) == 1:
             passages.append(text)

@@ -101,3 +101,8 @@ def test_finds_what_a_model_that_cuts_does_not_read():
 def test_impossible_windows_are_refused(words, overlap):
     with pytest.raises(InputError, match="passages: expected an overlap below"):
         split_passages({"d": "a"}, words, overlap)
+
+
+def test_characters_of_scripts_without_blanks_are_counted():
+    passages, owner = split_passages({"d": "我喜欢苹果 และ ไม่มี ok"}, 4)
+    assert passages == ["我喜欢苹", "果 และ", "ไม่มี ok"] and owner.tolist() == [0, 0, 0]
