@@ -144,7 +144,7 @@ def mined(
 
 
 def read_texts(name: str) -> list[str]:
-    """The field `text` of every record."""
+    """The field `text` of every record, after its `title` if it has one."""
     records = open_records(name, "train")
     if "text" not in records[0]:
         raise InputError(
@@ -153,7 +153,7 @@ def read_texts(name: str) -> list[str]:
     for number, record in enumerate(records):
         if not record["text"].strip():
             raise placed(InputError(f"record {number}: empty passage"), name)
-    return [record["text"] for record in records]
+    return [pairs.titled(record.get("title"), record["text"]) for record in records]
 
 
 def encoders(config: configs.Experiment, model: SentenceEncoder):

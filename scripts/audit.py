@@ -1,12 +1,15 @@
 """Lists the false negatives of a data file of pairs, triplets or n-tuples.
 
 Every other row's positive is a negative of a row when they meet in a batch. It is a false one where the two rows share
-a text (the anchor or positive of one is the anchor or positive of the other, white space around it aside), an id or a
-group; with a model, also where their positives are more similar than a threshold. A hard negative is a false one of
-every row whose anchor or positive it is, its own row included.
+a text (the anchor or positive of one is the anchor or positive of the other, after Unicode NFKC and with single
+blanks), an id or a group; with a model, also where their positives are more similar than a threshold. A hard negative
+is a false one of every row whose anchor or positive it is, its own row included, and of every row with the same anchor
+whose positive it contains or is part of, such as the positive with its title: the rule by which scripts.mine leaves out
+candidates.
 
-Rows are numbered from 0 in the order of the file. The file is read twice and never held in memory; what rows share is
-counted exactly without listing it.
+Rows are numbered from 0 in the order of the file. The file is read several times and not held in memory, except the
+positives of anchors that stand in several rows with hard negatives; what rows share is counted exactly without listing
+it.
 """
 
 from __future__ import annotations
@@ -19,16 +22,17 @@ import itertools
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from embed_jax.data.pairs import Places, count_sharing, text_hash
+from embed_jax.data.pairs import Places, count_sharing, normal_form, text_hash
 from embed_jax.data.sources import iter_records, pair_columns
 from embed_jax.errors import InputError, RunError, exit_with_one_line
+from embed_jax.retrieval.copies import contains
 from scripts.commands import Parser, load_model, print_table, written_whole
 
 EXAMPLES = """--output has an object a line, one for a pair of rows even if they share several things:
@@ -170,7 +174,7 @@ def summarize(
     if rows.num_hard:
         print(
             f"{rows.num_hard} hard negatives: {rows.own} times their own row's anchor or positive, {rows.others} times "
-            f"another row's; expected in a batch of {b}: {rows.own * b / n + rows.others * both:.4g}"
+            f"another row's (or with it in them, or part of it); expected in a batch of {b}: {rows.own * b / n + rows.others * both:.4g}"
         )
 
 
@@ -221,7 +225,8 @@ class Rows:
         num_hard: how many hard negatives there are.
         hard: those that are the anchor or positive of some row: (row, k) for column negative_k.
         hard_places: which of `hard` are the text of a code.
-        own, others: how many times a hard negative is its own row's anchor or positive, and another row's.
+        contained: by row, the (row, k) of hard negatives that contain its positive or are part of it.
+        own, others: how many times a hard negative is a false one of its own row, and of another.
     """
 
     count: int
@@ -229,6 +234,7 @@ class Rows:
     num_hard: int
     hard: Int[np.ndarray, "h 2"]
     hard_places: Places
+    contained: Mapping[int, Sequence[tuple[int, int]]]
     own: int
     others: int
 
@@ -240,6 +246,7 @@ class Rows:
             if name == "text":
                 false[: len(self.hard_places.sizes)] |= self.hard_places.sizes > 0
             affected |= np.append(false, False)[codes].any(1)  # code -1 finds the appended one
+        affected[list(self.contained)] = True
         return affected
 
     def share(
@@ -275,18 +282,22 @@ def read_rows(args: argparse.Namespace) -> Rows:
         high, low = text_hash(text)
         return high << 32 | low
 
+    def form_bits(text: str) -> int:
+        return bits(normal_form(text))
+
     hashes = {name: array.array("Q") for name in ("hard", *REASONS)}
     hard = array.array("q")  # row, k, row, k, ...
     for number, (record, columns) in enumerate(records(args)):
-        hashes["text"].extend(map(bits, columns[:2]))
+        hashes["text"].extend(map(form_bits, columns[:2]))
         for name in REASONS[1:]:
             key = record.get(name)
             hashes[name].append(bits(None if key is None else str(key).strip() or None))
         for place, text in enumerate(columns[2:], 1):
             if text is not None and "text" in args.by:
-                hashes["hard"].append(bits(text))
+                hashes["hard"].append(form_bits(text))
                 hard.extend((number, place))
 
+    anchors = np.frombuffer(hashes["text"], np.uint64)[::2]
     codes, texts = {}, np.zeros(0, np.uint64)
     for name in args.by:
         values, found = np.unique(np.frombuffer(hashes[name], np.uint64), return_inverse=True)
@@ -308,9 +319,40 @@ def read_rows(args: argparse.Namespace) -> Rows:
     if len(code):
         own = int((codes["text"][where[:, 0]] == code[:, None]).any(1).sum())
         others = int(Places(codes["text"]).sizes[code].sum()) - own
-    return Rows(
-        len(hashes["text"]) // 2, codes, len(wanted), where, Places(code[:, None]), own, others
-    )
+    contained = find_contained(args, anchors) if len(wanted) else {}
+    mine = sum(row == other for row, negatives in contained.items() for other, _ in negatives)
+    own, others = own + mine, others + sum(map(len, contained.values())) - mine
+    hard_places = Places(code[:, None])
+    return Rows(len(anchors), codes, len(wanted), where, hard_places, contained, own, others)
+
+
+def find_contained(
+    args: argparse.Namespace, anchors: Int[np.ndarray, " n"]
+) -> dict[int, list[tuple[int, int]]]:
+    """By row, the (row, k) of hard negatives of the same anchor that contain its positive or are part of it.
+
+    Negatives that are equal to the row's anchor or positive are left out: their hashes tell.
+
+    Args:
+        anchors: what is equal for equal anchors.
+    """
+    _, code, counts = np.unique(anchors, return_inverse=True, return_counts=True)
+    shared: dict[int, list[tuple[int, str]]] = {}  # (row, positive) by anchor
+    if (counts > 1).any():
+        for row, (_, columns) in enumerate(records(args)):
+            if row < len(code) and counts[code[row]] > 1:
+                shared.setdefault(int(code[row]), []).append((row, normal_form(columns[1])))
+    contained: dict[int, list[tuple[int, int]]] = {}
+    for row, (_, columns) in enumerate(records(args)):
+        anchor, own, *negatives = (text and normal_form(text) for text in columns)
+        if not negatives or row >= len(code):
+            continue
+        for other, positive in shared.get(int(code[row]), [(row, own)]):
+            for place, negative in enumerate(negatives, 1):
+                if negative and negative not in (anchor, positive):
+                    if contains(negative.casefold(), positive.casefold()):
+                        contained.setdefault(other, []).append((row, place))
+    return contained
 
 
 def find_shared(args: argparse.Namespace, rows: Rows) -> Iterator[Finding]:
@@ -334,6 +376,8 @@ def find_shared(args: argparse.Namespace, rows: Rows) -> Iterator[Finding]:
                 if why == "text":
                     for row, k in rows.hard[rows.hard_places[code]].tolist():
                         yield Finding(number, row, why, value, f"negative_{k}")
+        for row, k in rows.contained.get(number, ()):
+            yield Finding(number, row, "text", columns[1].strip(), f"negative_{k}")
     if number + 1 != rows.count:
         raise RunError(
             f"{args.data}: changed while it was read: {rows.count} rows at first, now others"

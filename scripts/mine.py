@@ -1,7 +1,9 @@
 """Mines hard negatives for pairs: passages that a search ranks high for a query and that are not known to be right.
 
-All positives of an anchor are known positives of that query. They, the query's own text and repeated texts (white space
-around them aside) are never its negatives. What stays of the best --rank-max others after the limits on scores is
+All positives of an anchor are known positives of that query. They, the query's own text and repeated texts are never
+its negatives, and neither is a passage that contains a positive or is part of one. Texts are compared with and without
+their titles, after Unicode NFKC and with single blanks; with --model also as its tokenizer reads them, so that for an
+uncased model upper and lower case are one. What stays of the best --rank-max others after the limits on scores is
 used, but for the first --rank-min; scores are those of --cross-encoder, or of the search itself. The passages are
 those of the corpus and all positives.
 """
@@ -162,6 +164,7 @@ def wrong_option(args: argparse.Namespace) -> str | None:
 
 def mine_file(args: argparse.Namespace, beside: Path) -> None:
     """Mines and writes the records into the file `beside`."""
+    from embed_jax.retrieval.copies import token_fold
     from embed_jax.retrieval.mine import Mining, Report, corpus_with, mine_negatives, records_of
 
     options = Mining(
@@ -183,35 +186,39 @@ def mine_file(args: argparse.Namespace, beside: Path) -> None:
         if args.beir
         else (read_pairs(args), read_corpus(args.corpus) if args.corpus else [])
     )
-    corpus = corpus_with(pairs, given)
-    known = {text.strip() for text in given}
-    added = sum(text.strip() not in known for text in corpus) if given else 0
+    count, report = 0, Report()
+    corpus = corpus_with(pairs, given, report)
     score = None
     if args.cross_encoder:
         from embed_jax import cross_encoder
 
         score = cross_encoder.load(args.cross_encoder).score
-    count, report = 0, Report()
+    model = load_model(args.model) if args.model else None
+    fold = token_fold(model.tokenizer) if hasattr(model, "tokenizer") else None
     with contextlib.ExitStack() as stack, beside.open("w", encoding="utf-8") as file:
-        searchers = make_searchers(args, corpus, stack)
-        for mined in mine_negatives(pairs, corpus, searchers, options, score=score, report=report):
+        searchers = make_searchers(args, model, corpus, stack)
+        blocks = mine_negatives(
+            pairs, corpus, searchers, options, score=score, report=report, fold=fold
+        )
+        for mined in blocks:
             for record in records_of(mined, args.format):
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
                 count += 1
-    more = f", {added} of them positives that the corpus lacked" if added else ""
+    lacking = f", {report.lacking} of them positives that the corpus lacked"
     print(report)
-    print(f"{args.output}: {count} {args.format} from {len(corpus)} passages{more}")
+    print(
+        f"{args.output}: {count} {args.format} from {len(corpus)} passages{lacking * (report.lacking > 0)}"
+    )
 
 
 def make_searchers(
-    args: argparse.Namespace, corpus: Sequence[str], stack: contextlib.ExitStack
+    args: argparse.Namespace, model: Any, corpus: Sequence[str], stack: contextlib.ExitStack
 ) -> list[Any]:
     """The searchers of --strategy; what they keep on disk goes when the stack ends."""
     from embed_jax.retrieval.mine import bm25_searcher, dense_searcher, faiss_searcher
 
     encode, options = (), {}
-    if args.model:
-        model = load_model(args.model)
+    if model:
         encode = tuple(
             functools.partial(side, prompt=prompt, show_progress=sys.stderr.isatty())
             for side, prompt in (
@@ -277,13 +284,14 @@ def read_corpus(path: Path) -> list[str]:
     Raises:
         InputError: for a line without a text, and an empty file.
     """
+    from embed_jax.data.pairs import titled
     from embed_jax.data.sources.files import iter_lines
 
     passages = []
     for line, record in iter_lines(path):
         if "text" not in record:
             raise InputError(f"{path}:{line}: no field 'text'; found {', '.join(record) or 'none'}")
-        passages.append(f"{record.get('title', '')} {record['text']}".strip())
+        passages.append(titled(record.get("title"), record["text"]))
         if not passages[-1]:
             raise InputError(f"{path}:{line}: empty passage")
     if not passages:

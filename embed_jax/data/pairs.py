@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -75,6 +76,37 @@ def text_hash(text: str | None) -> tuple[int, int]:
         return 0, 0
     digest = hashlib.blake2b(text.strip().encode(), digest_size=8).digest()
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
+
+
+def normal_form(text: str) -> str:
+    """The text after Unicode NFKC and with single blanks; equal for texts that differ in nothing else."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+    return " ".join(text.split())
+
+
+class TitledText(str):
+    """A passage: title and text, with a blank between as BEIR joins them; made by `titled`.
+
+    Attributes:
+        body: the text without its title.
+    """
+
+    body: str
+
+    def __new__(cls, text: str, body: str) -> TitledText:
+        self = super().__new__(cls, text)
+        self.body = body
+        return self
+
+    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]  # for pickle and copy
+        return str(self), self.body
+
+
+def titled(title: str | None, text: str) -> str:
+    """A passage of a title and a text, of which one may be empty; a missing title is empty."""
+    joined = f"{title or ''} {text}".strip()
+    return TitledText(joined, text) if title and title.strip() and text.strip() else joined
 
 
 def negative_columns(record: Record) -> list[str]:
@@ -159,7 +191,7 @@ def split_pairs(
 def retrieval_task(records: Sequence[Record], others: Sequence[str] = ()) -> Task:
     """A retrieval task whose queries are the anchors and whose relevant documents are their positives.
 
-    Equal texts are one query or one document.
+    Equal texts are one query or one document; so is a positive and the same text with a title.
 
     Args:
         records: the held-out pairs.
@@ -175,8 +207,10 @@ def retrieval_task(records: Sequence[Record], others: Sequence[str] = ()) -> Tas
         document = document_ids.setdefault(record["positive"].strip(), f"d{len(document_ids)}")
         query = query_ids.setdefault(record["anchor"].strip(), f"q{len(query_ids)}")
         relevant.setdefault(query, {})[document] = 1
+    positives = set(map(normal_form, document_ids))
     for text in others:
-        document_ids.setdefault(text.strip(), f"d{len(document_ids)}")
+        if normal_form(getattr(text, "body", text)) not in positives:
+            document_ids.setdefault(text.strip(), f"d{len(document_ids)}")
     return (
         {name: text for text, name in document_ids.items()},
         {name: text for text, name in query_ids.items()},

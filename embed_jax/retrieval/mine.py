@@ -1,7 +1,7 @@
 """Hard negatives: passages that a search ranks high for a query and that are not known to be right.
 
-Queries are searched for in blocks, so memory does not grow with their number. Texts are compared without the white
-space around them.
+Queries are searched for in blocks, so memory does not grow with their number. `retrieval.copies` says which texts are
+copies of each other: a copy of a known positive, whatever its title, is never a negative.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ import collections
 import dataclasses
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from embed_jax.data.pairs import normal_form
 from embed_jax.errors import InputError, RunError
 from embed_jax.registry import unknown
 from embed_jax.retrieval.bm25 import bm25_searcher
+from embed_jax.retrieval.copies import Fold, PassageIndex
 from embed_jax.retrieval.index import dense_searcher, faiss_searcher
 from embed_jax.retrieval.mined import FORMS, Mined, Report, records_of
 
@@ -61,8 +63,8 @@ class Searcher(Protocol):
 class Mining:
     """Which of the passages found become negatives.
 
-    A query's candidates are the passages that the searchers rank highest, without its known positives, its own text
-    and repeated texts. Of the first `rank_max`, those that pass the limits on scores remain, and of these all but the
+    A query's candidates are the passages that the searchers rank highest, without copies of its known positives, its
+    own text and repeated texts. Of the first `rank_max`, those that pass the limits on scores remain, and of these all but the
     first `rank_min`; from them `number` are taken. These are the semantics of sentence-transformers 6
     (`mine_hard_negatives`), but for a query of several positives: margins compare with the pair's own.
 
@@ -118,12 +120,19 @@ class Mining:
 
 @dataclasses.dataclass(frozen=True)
 class _Query:
-    """A query with its pairs; `positives` are their rows in the corpus, `own` is the row of its text or -1."""
+    """A query with its pairs.
+
+    Attributes:
+        positives: the row in the corpus of each pair's positive.
+        known: the rows equal to a positive, with or without a title.
+        own: the rows equal to the query's text.
+    """
 
     text: str
     pairs: list[Pair]
     positives: Int[np.ndarray, " p"]
-    own: int
+    known: Int[np.ndarray, " c"]
+    own: Int[np.ndarray, " o"]
 
 
 @dataclasses.dataclass
@@ -140,14 +149,29 @@ class _Candidates:
     dropped: collections.Counter[str]
 
 
-def corpus_with(pairs: Sequence[Pair], corpus: Sequence[str] = ()) -> list[str]:
-    """The corpus and the positives that it lacks, each text once.
+def corpus_with(
+    pairs: Sequence[Pair], corpus: Sequence[str] = (), report: Report | None = None
+) -> list[str]:
+    """Returns the corpus and the positives that it lacks, each text once.
+
+    A positive that is a passage without its title isn't lacking.
+
+    Args:
+        report: is told how many positives a corpus lacks.
 
     Raises:
         InputError: for an empty text.
     """
-    texts = [*corpus, *(_text(pair, "positive", number) for number, pair in enumerate(pairs))]
-    return [texts[row] for row in _rows_by_text(texts).values()]
+    index = PassageIndex(corpus)
+    distinct = [text for row, text in enumerate(corpus) if index.same[row] == row]
+    positives = [_text(pair, "positive", number) for number, pair in enumerate(pairs)]
+    lacking: dict[str, str] = {}
+    for text, rows in zip(positives, index.rows_of(positives), strict=True):
+        if not rows:
+            lacking.setdefault(normal_form(text), text)
+    if report is not None and corpus:
+        report.lacking, report.positives = len(lacking), len(set(map(normal_form, positives)))
+    return distinct + list(lacking.values())
 
 
 def mine_negatives(
@@ -159,6 +183,7 @@ def mine_negatives(
     score: Score | None = None,
     block: int = 1024,
     report: Report | None = None,
+    fold: Fold | None = None,
 ) -> Iterator[list[Mined]]:
     """Hard negatives for pairs, a block of queries at a time.
 
@@ -169,11 +194,13 @@ def mine_negatives(
     Args:
         pairs: records with anchor and positive. All positives of an anchor are known positives of that query.
             Negatives that a pair has already are not used.
-        corpus: passages, the positives among them; see `corpus_with`. Of equal texts the first found counts.
+        corpus: passages, the positives among them; see `corpus_with`. Of equal texts the first found counts. A
+            `TitledText` is recognised with and without its title.
         searchers: each over this corpus.
         score: scores (query, passage) pairs, such as a cross-encoder.
         block: queries at a time; does not change the result.
         report: is told what becomes of the candidates.
+        fold: makes further texts copies of each other, such as `copies.token_fold` of the model to be trained.
 
     Yields:
         The pairs of up to `block` queries; pairs of one query stand together, queries in order of their first pair.
@@ -185,15 +212,14 @@ def mine_negatives(
     """
     if not searchers:
         raise InputError("searchers: expected one or more, found none")
-    rows = _rows_by_text(corpus)
-    same = np.fromiter((rows[text.strip()] for text in corpus), np.int64, len(corpus))
-    queries = _queries(pairs, rows)
+    index = PassageIndex(corpus, fold)
+    queries = _queries(pairs, index)
     report = Report() if report is None else report
 
     def blocks() -> Iterator[list[Mined]]:
         for start in range(0, len(queries), block):
             chosen = _mine_block(
-                queries[start : start + block], corpus, same, searchers, options, score, report
+                queries[start : start + block], corpus, index, searchers, options, score, report
             )
             yield chosen
         report.refuse_nothing()
@@ -210,11 +236,12 @@ def mine(
     *,
     score: Score | None = None,
     block: int = 1024,
+    fold: Fold | None = None,
 ) -> tuple[list[dict[str, Any]], Report]:
     """All of `mine_negatives` as records in one of FORMS, and the report."""
     report = Report()
     blocks = mine_negatives(
-        pairs, corpus, searchers, options, score=score, block=block, report=report
+        pairs, corpus, searchers, options, score=score, block=block, report=report, fold=fold
     )
     return [record for mined in blocks for record in records_of(mined, form)], report
 
@@ -222,14 +249,13 @@ def mine(
 def _mine_block(
     queries: Sequence[_Query],
     corpus: Sequence[str],
-    same: Int[np.ndarray, " N"],
+    index: PassageIndex,
     searchers: Sequence[Searcher],
     options: Mining,
     score: Score | None,
     report: Report,
 ) -> list[Mined]:
-    """`same` is, for each row of the corpus, the first row of the same text."""
-    candidates = _search(queries, same, searchers, options)
+    candidates = _search(queries, index, searchers, options)
     if score and options.by_score:
         _rescore(queries, candidates, corpus, score)
     mined = []
@@ -259,7 +285,7 @@ def _mine_block(
 
 def _search(
     queries: Sequence[_Query],
-    same: Int[np.ndarray, " N"],
+    index: PassageIndex,
     searchers: Sequence[Searcher],
     options: Mining,
 ) -> list[_Candidates]:
@@ -268,9 +294,11 @@ def _search(
     positives = np.full((len(queries), most), -1)
     for number, query in enumerate(queries):
         positives[number, : len(query.positives)] = query.positives
-    # Room for the positives, the query's own text and repeated texts; few different k, so few compilations.
-    repeated = int((same != np.arange(len(same))).sum())
+    # Room for each positive and a copy of it, the query's own text and repeated texts; few different k, so few
+    # compilations.
+    repeated = int((index.same != np.arange(len(index.same))).sum())
     room = options.rank_max + 1 + min(repeated, options.rank_max)
+    most = max(len(query.positives) + len(query.known) for query in queries)
     k = room + (1 << (most - 1).bit_length())
     found = [searcher.search(texts, k) for searcher in searchers]
     scores, rows = (
@@ -279,30 +307,33 @@ def _search(
     positive_scores = np.stack([searcher.score(texts, positives) for searcher in searchers], axis=1)
     candidates = []
     for number, query in enumerate(queries):
-        depth = room + len(query.positives)  # whatever other queries are in the block
+        depth = room + len(query.positives) + len(query.known)  # whatever else is in the block
         ours = scores[number, :depth].ravel(), rows[number, :depth].ravel()
-        candidates.append(_distinct(*ours, len(searchers), query, same, options.rank_max))
+        candidates.append(_distinct(*ours, len(searchers), query, index, options.rank_max))
         candidates[-1].positive_scores = positive_scores[number]
     return candidates
 
 
 def _distinct(
-    scores, rows, searchers: int, query: _Query, same: Int[np.ndarray, " N"], limit: int
+    scores, rows, searchers: int, query: _Query, index: PassageIndex, limit: int
 ) -> _Candidates:
-    """The first `limit` different passages that are no positive and not the query itself."""
+    """The first `limit` different passages that are no copy of a positive and not the query itself."""
     sources = np.tile(np.arange(searchers), len(rows) // searchers)
     found = rows >= 0
     scores, rows, sources = scores[found], rows[found], sources[found]
-    text = same[rows]
-    known = np.isin(text, query.positives)
+    text = index.same[rows]
+    known = np.isin(text, query.known)
+    contained = ~known & index.copies(text.tolist(), [pair["positive"] for pair in query.pairs])
     repeated = np.ones(len(rows), bool)
     repeated[np.unique(text, return_index=True)[1]] = False
-    repeated = ~known & (repeated | (text == query.own))
-    usable = ~known & ~repeated
+    repeated = ~known & ~contained & (repeated | np.isin(text, query.own))
+    usable = ~known & ~contained & ~repeated
     seen = np.cumsum(usable) - usable < limit  # up to the last one used
     usable &= seen
     dropped = collections.Counter(
-        positive=int((known & seen).sum()), duplicate=int((repeated & seen).sum())
+        positive=int((known & seen).sum()),
+        contained=int((contained & seen).sum()),
+        duplicate=int((repeated & seen).sum()),
     )
     nothing = np.zeros((0, 0), np.float32)
     return _Candidates(rows[usable], sources[usable], scores[usable], nothing, dropped)
@@ -371,24 +402,31 @@ def _choose(
     return chosen
 
 
-def _queries(pairs: Sequence[Pair], rows: Mapping[str, int]) -> list[_Query]:
+def _queries(pairs: Sequence[Pair], index: PassageIndex) -> list[_Query]:
     if not len(pairs):
         raise InputError("pairs: there are none")
-    grouped: dict[str, list[Pair]] = {}
-    for number, pair in enumerate(pairs):
-        if _text(pair, "positive", number).strip() not in rows:
+    anchors, positives = (
+        [_text(pair, name, number) for number, pair in enumerate(pairs)]
+        for name in ("anchor", "positive")
+    )
+    rows = index.rows_of(positives)
+    grouped: dict[Hashable, list[int]] = {}
+    for number, (query, own) in enumerate(zip(index.keys(anchors), rows, strict=True)):
+        if not own:
             raise InputError(
-                f"pair {number}: its positive is not in the corpus: {pair['positive'].strip()[:60]!r}"
+                f"pair {number}: its positive is not in the corpus: {positives[number].strip()[:60]!r}"
             )
-        grouped.setdefault(_text(pair, "anchor", number).strip(), []).append(pair)
+        grouped.setdefault(query, []).append(number)
+    own = index.rows_of([anchors[numbers[0]] for numbers in grouped.values()])
     return [
         _Query(
-            ours[0]["anchor"],
-            ours,
-            np.array([rows[pair["positive"].strip()] for pair in ours]),
-            rows.get(text, -1),
+            anchors[numbers[0]],
+            [pairs[number] for number in numbers],
+            np.array([rows[number][0] for number in numbers]),
+            np.unique([row for number in numbers for row in rows[number]]),
+            np.array(same, int),
         )
-        for text, ours in grouped.items()
+        for numbers, same in zip(grouped.values(), own, strict=True)
     ]
 
 
@@ -399,13 +437,3 @@ def _text(pair: Pair, name: str, number: int) -> str:
             f"pair {number}: {name}: expected a text that is not empty, found {text!r}"
         )
     return text
-
-
-def _rows_by_text(corpus: Sequence[str]) -> dict[str, int]:
-    """The first row of each text."""
-    rows: dict[str, int] = {}
-    for row, text in enumerate(corpus):
-        rows.setdefault(text.strip(), row)
-    if "" in rows:
-        raise InputError(f"passage {rows['']} of the corpus is empty")
-    return rows

@@ -12,6 +12,7 @@ from embed_jax.errors import InputError
 from embed_jax.registry import unknown
 
 SHOWN = 10  # lines of the histogram
+LACKING = 0.2  # share of the positives that a corpus may lack before it looks like a mistake
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +41,17 @@ class Report:
     Attributes:
         pairs: how many pairs have how many negatives.
         candidates: what became of how many: "kept", or why not, a reason of REASONS.
+        lacking, positives: how many positives the given corpus lacked, of how many; see `corpus_with`.
     """
 
     pairs: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
     candidates: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    lacking: int = 0
+    positives: int = 0
 
     REASONS = {
         "positive": "known positive of the query",
+        "contained": "contains a known positive, or is part of one",
         "duplicate": "the query's own text, or found twice",
         "score": "outside score_min to score_max",
         "margin": "too close to the positive",
@@ -70,7 +75,20 @@ class Report:
             )
         if fewer := sum(self.pairs[number] for number in numbers[SHOWN:]):
             lines.append(f"{fewer:12,}  pairs with fewer")
-        return "\n".join(lines)
+        return "\n".join([*lines, *filter(None, [self.warning()])])
+
+    def warning(self) -> str | None:
+        """A line if the corpus lacked many positives, with the likely reason."""
+        if self.lacking <= LACKING * self.positives:
+            return None
+        if self.candidates["contained"]:
+            reason = "it has their texts joined with a title or cut otherwise"
+        else:
+            reason = "nothing like them was found in it: is it the corpus of these pairs?"
+        return (
+            f"warning: the corpus lacks {self.lacking} of {self.positives} positives, which were "
+            f"added to it; {reason}"
+        )
 
     def refuse_nothing(self) -> None:
         """Raises an InputError if no pair has a negative; it says what took the candidates."""

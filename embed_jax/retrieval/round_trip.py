@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from embed_jax.errors import InputError
+from embed_jax.retrieval.copies import PassageIndex
 
 Record = TypeVar("Record")
 Search = Callable[[Sequence[str], int], tuple[Float[np.ndarray, "Q k"], Int[np.ndarray, "Q k"]]]
@@ -30,8 +31,8 @@ def round_trip_filter(
     """Yields, in order, the pairs whose passage is among the k best of all passages for their query.
 
     The round trip of Alberti et al. 2019, applied to generated queries as in Promptagator (Dai et al. 2022, k = 1), and
-    the consistency filter of E5 for weak pairs (Wang et al. 2022, section 3.1, k = 2). Texts are compared without
-    the white space around them. Memory does not grow with the number of records.
+    the consistency filter of E5 for weak pairs (Wang et al. 2022, section 3.1, k = 2). A copy of the passage counts as
+    the passage, see `retrieval.copies`. Memory does not grow with the number of records.
 
     Args:
         search: `search(queries, k) -> (scores, rows)`, rows of `passages`, best first; -1 where fewer are found. The
@@ -44,18 +45,20 @@ def round_trip_filter(
     """
     if k < 1:
         raise InputError(f"round_trip_filter: k must be 1 or more, found {k}")
-    row_of = {passage.strip(): row for row, passage in enumerate(passages)}
-    if len(row_of) < len(passages):
-        raise InputError(
-            f"found {len(passages) - len(row_of)} passages that stand in the corpus more than once"
-        )
+    index = PassageIndex(passages)
+    if repeated := int((index.same != np.arange(len(passages))).sum()):
+        raise InputError(f"found {repeated} passages that stand in the corpus more than once")
     records = iter(records)
     while block := list(itertools.islice(records, BLOCK)):
         texts = [columns(record) for record in block]
-        for _, passage in texts:
-            if passage.strip() not in row_of:
+        own = index.rows_of([passage for _, passage in texts])
+        for rows, (_, passage) in zip(own, texts, strict=True):
+            if not rows:
                 raise InputError(f"no such passage in the corpus: {passage[:60]!r}")
-        _, rows = search([query for query, _ in texts], k)
-        own = np.array([row_of[passage.strip()] for _, passage in texts])
-        found = (np.asarray(rows)[:, :k] == own[:, None]).any(axis=1)
-        yield from itertools.compress(block, found.tolist())
+        _, best = search([query for query, _ in texts], k)
+        for record, rows, found, (_, passage) in zip(
+            block, own, np.asarray(best)[:, :k], texts, strict=True
+        ):
+            found = found[found >= 0].tolist()
+            if set(rows) & set(found) or index.copies(found, [passage]).any():
+                yield record

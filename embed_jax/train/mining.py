@@ -22,6 +22,7 @@ from embed_jax.data.pipeline import Source
 from embed_jax.data.sources import pair_columns, record_fields
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
+from embed_jax.retrieval.copies import Fold, token_fold
 from embed_jax.retrieval.mine import (
     Mined,
     Mining,
@@ -67,7 +68,8 @@ def mined_sources(
     names = _strategies(config, lists)
     options = mining_options(config)
     pairs = as_pairs(records, pair_columns(records), CARRIED)
-    texts = corpus_with(pairs, corpus)
+    lacking = Report()
+    texts = corpus_with(pairs, corpus, lacking)
     score = (
         cross_encoder.load(config.mine.cross_encoder).score if config.mine.cross_encoder else None
     )
@@ -98,7 +100,7 @@ def mined_sources(
     def negatives(
         chosen: Sequence[Mapping[str, Any]], encode: Encode, step: int
     ) -> list[dict[str, Any]]:
-        report = Report()
+        report = Report(lacking=lacking.lacking, positives=lacking.positives)
         blocks = mine_negatives(
             chosen,
             texts,
@@ -106,6 +108,7 @@ def mined_sources(
             options,
             score=score,
             report=report,
+            fold=_fold(encode),
         )
         found = [
             record for block in blocks for record in _records(block, config.mine.number, lists)
@@ -172,6 +175,12 @@ def mining_options(config: Experiment) -> Mining:
         )
     except InputError as error:
         raise InputError(f"config.mine: {error}") from None
+
+
+def _fold(encode: Encode) -> Fold | None:
+    """The fold of the tokenizer of the model whose method `encode` is; None for a plain function."""
+    tokenizer = getattr(getattr(encode, "__self__", None), "tokenizer", None)
+    return token_fold(tokenizer) if tokenizer is not None else None
 
 
 def _records(block: Sequence[Mined], number: int, lists: bool) -> list[dict[str, Any]]:

@@ -5,10 +5,14 @@ import zlib
 import numpy as np
 import pytest
 
+from embed_jax.data.pairs import titled
 from embed_jax.data.sources import open_records, record_fields
+from embed_jax.data.tokenize import load_tokenizer
 from embed_jax.errors import InputError, RunError
+from embed_jax.retrieval.copies import token_fold
 from embed_jax.retrieval.mine import (
     Mining,
+    Report,
     corpus_with,
     dense_searcher,
     mine,
@@ -215,6 +219,58 @@ def test_known_positives_own_text_and_repeated_texts_are_never_negatives():
             positives = {pair["positive"].strip() for pair in pairs if pair["anchor"] == one.anchor}
             assert len(set(texts)) == len(texts) == 40
             assert not set(texts) & (positives | {one.anchor})
+
+
+BODY = "the river runs past a house of red stone"
+
+
+@pytest.mark.parametrize(
+    "passage",
+    [
+        titled("River", "short text"),
+        "short\u00a0 text",
+        "River - " + BODY,
+        BODY.upper() + "\nand more",
+        BODY[:30],
+    ],
+)
+def test_a_positive_with_a_title_or_cut_otherwise_is_no_negative(passage):
+    """Each is the most similar passage, and the report says what became of it."""
+    positive = BODY if len(passage) > 25 else "short text"
+    pairs, corpus = [{"anchor": "q", "positive": positive}], [passage, "b", "c"]
+    report = Report()
+    corpus = corpus_with(pairs, corpus, report)
+    scores = Table(["q"], [[0.9, 0.3, 0.2, 0.8][: len(corpus)]])
+    records, found = mine(pairs, corpus, [scores], Mining(number=2))
+    assert [records[0][f"negative_{n}"] for n in (1, 2)] == ["b", "c"]
+    lacking = positive is BODY
+    assert (report.lacking, report.positives) == (lacking, 1) and len(corpus) == 3 + lacking
+    assert found.candidates["contained"] == lacking
+    found.lacking, found.positives = report.lacking, report.positives
+    said = "warning: the corpus lacks 1 of 1 positives, which were added to it; it has their texts"
+    assert (said in str(found)) == lacking
+
+
+def test_a_corpus_of_other_texts_is_suspected():
+    report = Report()
+    pairs = [{"anchor": "q", "positive": text} for text in "abc"]
+    assert corpus_with(pairs, ["a", "x"], report) == ["a", "x", "b", "c"]
+    assert "lacks 2 of 3 positives" in report.warning() and "is it the corpus" in report.warning()
+    assert corpus_with(pairs, CORPUS, report) == CORPUS and report.warning() is None
+
+
+def test_what_the_tokenizer_cannot_tell_apart_is_no_negative(tiny_tokenizer):
+    pairs = [{"anchor": "A dog?", "positive": "a dog"}, {"anchor": "a dog?", "positive": "a cat"}]
+    corpus = ["A DOG", "a dog", "A Cat", "a cat", "a man", "A man"]
+    scores = Table(["A dog?"], [[0.9, 0.8, 0.7, 0.6, 0.5, 0.4]])
+    found = negatives(
+        pairs,
+        corpus,
+        [scores],
+        Mining(number=4),
+        fold=token_fold(load_tokenizer(tiny_tokenizer, 8)),
+    )
+    assert list(found.values()) == [("a man",), ("a man",)]
 
 
 def test_ranks_do_not_count_known_positives():

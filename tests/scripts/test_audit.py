@@ -149,6 +149,25 @@ def test_the_list_is_that_of_comparing_all_rows(run, tmp_path, by, seed):
         ]
 
 
+def test_a_hard_negative_that_contains_a_positive_of_its_anchor_is_a_false_one(run, tmp_path):
+    first, second = "the river runs past a red house", "a passage about something else"
+    rows = [
+        {"anchor": "q", "positive": first, "negatives": [f"River. {first}", "the river"]},
+        {"anchor": "q\u00a0", "positive": second, "negatives": [first[:25], second + "\u00a0 "]},
+        {"anchor": "other", "positive": second.upper(), "negatives": [f"River {first}"]},
+    ]
+    output = tmp_path / "audit.jsonl"
+    _, out, _ = run(audit, "--data", write(tmp_path / "rows.jsonl", rows), "--output", output)
+    hard = [line for line in listed(output) if line["column"] != "positive"]
+    found = [(line["row"], line["negative"], line["column"], line["value"]) for line in hard]
+    assert found == [
+        (0, 0, "negative_1", first),
+        (0, 1, "negative_1", first),
+        (1, 1, "negative_2", second),
+    ]
+    assert "5 hard negatives: 2 times their own row's anchor or positive, 1 times another" in out
+
+
 def test_expected_numbers_are_means_over_all_batches(run, tmp_path):
     rows = made_rows(5, count=8)
     for row in rows[:4]:

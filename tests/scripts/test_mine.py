@@ -6,7 +6,7 @@ import pytest
 import embed_jax
 from embed_jax.data.sources import open_records, record_fields
 from embed_jax.errors import InputError
-from scripts import bench, bench_mining, mine
+from scripts import audit, bench, bench_mining, mine
 
 
 @pytest.fixture
@@ -76,6 +76,29 @@ def test_mines_with_bm25_and_a_model(run, files, tmp_path, tiny_model):
         "mined.jsonl",
         "pairs.jsonl",
     ]
+
+
+def test_pairs_without_titles_and_a_corpus_with_them(run, tmp_path, sentences):
+    """Each query is searched for among passages of which its positive with a title is the nearest."""
+    pytest.importorskip("bm25s")
+    texts = [text for text in sentences if len(text) > 20][:30]
+    passages = [{"title": f"On {text.split()[1]}", "text": f" {text}"} for text in texts]
+    joined = [{"text": f"{passage['title']}: {passage['text']}"} for passage in passages]
+    pairs = [{"anchor": text.lower(), "positive": text.replace(" ", "\u00a0", 1)} for text in texts]
+    for name, records in (("pairs", pairs), ("titles", passages), ("joined", joined)):
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    output = tmp_path / "mined.jsonl"
+    for name, warned in (("titles", False), ("joined", True)):
+        corpus = tmp_path / f"{name}.jsonl"
+        data = ("--pairs", tmp_path / "pairs.jsonl", "--corpus", corpus, "--number", "3")
+        status, out, _ = run(mine, *data, "--output", output)
+        assert status == 0 and ("warning: the corpus lacks 30 of 30 positives" in out) == warned
+        assert read(output)
+        for record in read(output):
+            own = record["positive"].replace("\u00a0", " ")
+            assert not [text for name, text in record.items() if name[:3] == "neg" and own in text]
+        assert "0 times their own row's" in run(audit, "--data", output)[1]
 
 
 def test_dense_search_is_the_models_and_scored_lists_carry_its_similarities(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from embed_jax.data.pairs import Task
+from embed_jax.data.pairs import Task, titled
 from embed_jax.data.sources.files import finite, iter_json, iter_lines
 from embed_jax.errors import InputError
 
@@ -147,7 +147,7 @@ def _by_id(records: Iterator[tuple[str, Any]], *, title: bool) -> dict[str, str]
     for where, record in records:
         name, text = _string(record, "_id", where), _string(record, "text", where)
         if title and record.get("title"):
-            text = f"{_string(record, 'title', where)} {text}".strip()
+            text = titled(_string(record, "title", where), text)
         if name in texts:
             raise InputError(f"{where}: the id {name!r} stands twice")
         texts[name] = text
