@@ -43,8 +43,9 @@ def load(
         compute_dtype: "float32" or "bfloat16".
 
     Raises:
-        InputError: if it can't be found or read, or is of an unknown architecture, or its tokenizer has more tokens
-            than its table has rows, or the run has no checkpoint of that step.
+        InputError: if it can't be found or read, is of an unknown architecture or a cross-encoder, its tokenizer's
+            vocabulary is larger than its table, `max_length` is more than the model has positions for, or the run has
+            no checkpoint of that step.
     """
     if all((Path(name) / file).is_file() for file in ("config.json", "data.json")):
         from embed_jax.train.run import load_run

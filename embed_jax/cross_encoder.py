@@ -12,15 +12,14 @@ from jaxtyping import Float
 from embed_jax.data.tokenize import Tokenizer, load_tokenizer
 from embed_jax.data.window import WINDOW, pack_window
 from embed_jax.encoders.classifier import ClassifierSpec, build_classifier
-from embed_jax.encoders.family import check_vocabulary
 from embed_jax.encoders.hub import resolve
 from embed_jax.encoders.read import read_classifier
-from embed_jax.encoders.weights import read_json
 from embed_jax.encoders.write_classifier import write_classifier
 from embed_jax.errors import InputError, warn
 from embed_jax.parallel.gather import sharded_encode
 from embed_jax.parallel.inference import default_batch_tokens, run_batches
 from embed_jax.parallel.mesh import gather_params, make_mesh, replicate
+from embed_jax.pretrained import check_length, fit_tokenizer
 from embed_jax.registry import unknown
 from embed_jax.types import Params
 
@@ -57,12 +56,12 @@ class CrossEncoder:
         """As the attributes; `devices`: how many to run on, 0 for all.
 
         Raises:
-            InputError: the activation is unknown, or the tokenizer does not suit the backbone.
+            InputError: the activation is unknown, or the tokenizer does not fit the backbone: token types, ids or length.
         """
         if activation not in ACTIVATIONS:
             raise InputError(unknown("activation", activation, ACTIVATIONS))
         self.spec = spec
-        self.tokenizer = tokenizer
+        self.tokenizer = fit_tokenizer(tokenizer, spec.backbone)
         self.activation = activation
         self.prompt = prompt
         self.lower_case = lower_case
@@ -172,19 +171,12 @@ def load(name: str, *, max_length: int = 0, compute_dtype: str = "float32") -> C
 
     Raises:
         InputError: if it can't be found or read, is of an unknown architecture or no sequence classification model, its
-            tokenizer has more tokens than its table rows, or `max_length` is more than the model has positions for.
+            vocabulary is larger than its table, or `max_length` is more than the model has positions for.
     """
     saved = read_classifier(resolve(name))
-    positions = saved.spec.backbone.max_length
-    if max_length > positions:
-        raise InputError(
-            f"max_length: expected at most {positions}, the model's positions, found {max_length}"
-        )
     length = max_length or saved.max_length
+    check_length(length, saved.spec.backbone)
     tokenizer = load_tokenizer(saved.tokenizer_directory, length, lower_case=saved.lower_case)
-    check_vocabulary(
-        tokenizer.vocab_size, saved.spec.backbone.vocab_size, saved.tokenizer_directory
-    )
     return CrossEncoder(
         saved.spec,
         saved.params,
@@ -194,16 +186,6 @@ def load(name: str, *, max_length: int = 0, compute_dtype: str = "float32") -> C
         lower_case=saved.lower_case,
         compute_dtype=compute_dtype,
     )
-
-
-def is_cross_encoder(directory: str | Path) -> bool:
-    """Whether a model's directory holds a sequence classification model and not an embedding model."""
-    path = Path(directory) / "config.json"
-    settings = Path(directory) / "config_sentence_transformers.json"
-    if settings.is_file() and (kind := read_json(settings).get("model_type")):
-        return kind == "CrossEncoder"
-    names = read_json(path).get("architectures") if path.is_file() else None
-    return bool(names) and str(names[0]).endswith("ForSequenceClassification")
 
 
 def _check_types(tokenizer: Tokenizer, types: int) -> None:

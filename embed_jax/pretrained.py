@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from embed_jax.data.tokenize import Tokenizer, load_tokenizer
-from embed_jax.encoders.family import check_vocabulary
 from embed_jax.encoders.saved import SavedModel
+from embed_jax.errors import InputError, warn
 from embed_jax.prompts import expected
 
 
@@ -21,9 +22,10 @@ def tokenizer_of(
         append_eos: end texts with the end-of-text token even where the model does not ask for it.
 
     Raises:
-        InputError: as of `load_tokenizer`, or it has more tokens than the model's table has rows.
+        InputError: as of `load_tokenizer` and `fit_tokenizer`.
     """
     directory = directory or saved.tokenizer_directory
+    check_length(max_length, saved.spec.backbone)
     tokenizer = load_tokenizer(
         directory,
         max_length,
@@ -31,8 +33,32 @@ def tokenizer_of(
         special_tokens=saved.special_tokens,
         append_eos=append_eos or saved.append_eos,
     )
-    check_vocabulary(tokenizer.vocab_size, saved.spec.backbone.vocab_size, directory)
-    return tokenizer
+    try:
+        return fit_tokenizer(tokenizer, saved.spec.backbone)
+    except InputError as error:
+        raise InputError(f"{directory}: {error}") from None
+
+
+def fit_tokenizer(tokenizer: Tokenizer, backbone: Any) -> Tokenizer:
+    """The tokenizer for a backbone's tables: no gather in a model clamps an index in silence.
+
+    Raises:
+        InputError: for a limit beyond the model's positions, or a vocabulary beyond its table of tokens.
+    """
+    check_length(tokenizer.max_length, backbone)
+    same = tokenizer.rows == backbone.vocab_size
+    return tokenizer if same else tokenizer.for_table(backbone.vocab_size)
+
+
+def check_length(max_length: int, backbone: Any, field: str = "max_length") -> None:
+    """Raises an InputError that names the field for texts longer than the model has positions for.
+
+    A static encoder, without layers, has none that could be exceeded.
+    """
+    if backbone.num_layers and max_length > backbone.max_length:
+        raise InputError(
+            f"{field}: expected at most {backbone.max_length}, the model's positions, found {max_length}"
+        )
 
 
 def with_family(saved: SavedModel, name: str) -> SavedModel:

@@ -27,7 +27,7 @@ from embed_jax.errors import InputError, warn
 from embed_jax.parallel.gather import sharded_encode
 from embed_jax.parallel.inference import default_batch_tokens, run_batches
 from embed_jax.parallel.mesh import gather_params, make_mesh, on_mesh
-from embed_jax.pretrained import tokenizer_of, with_family
+from embed_jax.pretrained import check_length, fit_tokenizer, tokenizer_of, with_family
 from embed_jax.prompts import check_template, prompt_for, resolve_prompt
 from embed_jax.similarity import (
     Others,
@@ -79,11 +79,12 @@ class SentenceEncoder:
         """As the attributes, `similarity` as `similarity_fn_name`; `devices`: how many to encode on, 0 for all.
 
         Raises:
-            InputError: for a template without its placeholder `{instruction}`, or with another.
+            InputError: for a template without its placeholder `{instruction}`, or with another, or a tokenizer that
+                does not fit the backbone: ids or length.
         """
         if template:
             check_template(template)
-        self.tokenizer = tokenizer
+        self.tokenizer = fit_tokenizer(tokenizer, spec.backbone)
         self.prompts = dict(prompts or {})
         self.default_prompt_name = default_prompt_name
         self.include_prompt = include_prompt
@@ -112,8 +113,13 @@ class SentenceEncoder:
 
     @property
     def max_length(self) -> int:
-        """Tokens that a text is cut to, special tokens included."""
+        """Tokens that a text is cut to, special tokens included; may be set, up to the model's positions."""
         return self.tokenizer.max_length
+
+    @max_length.setter
+    def max_length(self, max_length: int) -> None:
+        check_length(max_length, self.spec.backbone)
+        self.tokenizer = self.tokenizer.cut_at(max_length)
 
     def encode(
         self,
@@ -361,8 +367,8 @@ def load(
         compute_dtype: "float32" or "bfloat16".
 
     Raises:
-        InputError: if it can't be found or read, or is of an unknown architecture, or its tokenizer has more tokens
-            than its table has rows.
+        InputError: if it can't be found or read, is of an unknown architecture or a cross-encoder, its tokenizer's
+            vocabulary is larger than its table, or `max_length` is more than the model has positions for.
     """
     saved = with_family(read_model(resolve(str(name))), str(name))
     return encoder_of(saved, tokenizer_of(saved, max_length or saved.max_length), compute_dtype)

@@ -205,11 +205,11 @@ def warn_of_others(args: argparse.Namespace, models: set[str]) -> None:
 
 def is_cross_encoder(args: argparse.Namespace) -> bool:
     """Whether the files say so."""
-    from embed_jax import cross_encoder
+    from embed_jax.encoders import read
     from embed_jax.encoders.hub import resolve
 
     directory = args.run / "model" if args.run else resolve(args.model)
-    return not args.step and cross_encoder.is_cross_encoder(directory)
+    return not args.step and read.is_cross_encoder(directory)
 
 
 def load_cross_encoder(args: argparse.Namespace) -> Any:

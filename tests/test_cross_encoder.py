@@ -8,10 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from embed_jax.cross_encoder import CrossEncoder, is_cross_encoder, load
+from embed_jax.cross_encoder import CrossEncoder, load
 from embed_jax.data.pack import pack_sentences
 from embed_jax.data.tokenize import load_tokenizer
 from embed_jax.data.window import pack_window
+from embed_jax.encoders.read import is_cross_encoder
 from embed_jax.errors import InputError
 
 WORDS = """a the of to and in is that it was for on are as with cat dog house river music guitar plays quickly red blue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Sequence
@@ -45,6 +46,7 @@ class Tokenizer:
         max_length: limit in tokens, special tokens included.
         pad_id: the padding token's id, 0 if the tokenizer has none.
         special_tokens: whether they are put around a text; without, `save` writes tokenizer.json alone, which says it.
+        rows: of the model's table of token embeddings; a text with a token beyond them is refused. 0: not known.
     """
 
     backend: Any
@@ -52,8 +54,9 @@ class Tokenizer:
     max_length: int
     pad_id: int
     special_tokens: bool = True
+    rows: int = 0
 
-    @property
+    @functools.cached_property
     def vocab_size(self) -> int:
         """One more than the largest token id, added tokens included: how many rows a table for it needs."""
         return 1 + max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1)
@@ -107,6 +110,24 @@ class Tokenizer:
             segments = [np.array(encoding.type_ids, np.int32) for encoding in encodings]
         return TokenizedTexts(ids, 0, self._truncated(encodings), segments)
 
+    def for_table(self, rows: int) -> Tokenizer:
+        """The same tokenizer for a table of `rows` token embeddings.
+
+        Added tokens may lie beyond the table, as when they were added without resizing it: a text that has one is
+        refused.
+
+        Raises:
+            InputError: if tokens of the vocabulary itself lie beyond the table, which is another model's then.
+        """
+        if self.vocab_size > rows:
+            added = self.backend.get_added_tokens_decoder()
+            vocabulary = self.backend.get_vocab(with_added_tokens=True).values()
+            if any(index >= rows and index not in added for index in vocabulary):
+                raise InputError(
+                    f"a table of {rows} rows for a tokenizer of {self.vocab_size} tokens"
+                )
+        return dataclasses.replace(self, rows=rows)
+
     def cut_at(self, max_length: int) -> Tokenizer:
         """The same tokenizer with another limit."""
         backend = type(self.backend).from_str(self.backend.to_str())
@@ -122,13 +143,28 @@ class Tokenizer:
 
     def _encode(self, texts: list[str] | list[tuple[str, str]]) -> list[Any]:
         try:
-            return self.backend.encode_batch_fast(texts)
+            encodings = self.backend.encode_batch_fast(texts)
         except TypeError:  # lone surrogates, as a faulty JSON escape makes them, are no UTF-8
             single = (
                 part for text in texts for part in ([text] if isinstance(text, str) else text)
             )
             wrong = next(text for text in single if text != text.encode(errors="replace").decode())
             raise InputError(f"a text is not valid Unicode: {ascii(wrong[:60])}") from None
+        if 0 < self.rows < self.vocab_size:
+            for text, encoding in zip(texts, encodings, strict=True):
+                self._check_ids(text, encoding.ids)
+        return encodings
+
+    def _check_ids(self, text: str | tuple[str, str], ids: list[int]) -> None:
+        largest = max(ids, default=0)
+        if largest >= self.rows:
+            token = self.backend.id_to_token(largest)
+            where = ascii(text if isinstance(text, str) else " / ".join(text))
+            where = where if len(where) < 100 else f"{where[:96]}..."
+            raise InputError(
+                f"token {token!r} has no embedding: its id is {largest}, the model's table has {self.rows} rows; "
+                f"found in the text {where}"
+            )
 
     def _truncated(self, encodings: list[Any]) -> int:
         # Only a text that fills the limit can have been cut: asking each for its overflow would copy it.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from flax import linen as nn
@@ -90,17 +89,6 @@ def read_fields(found: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str
     if missing:
         raise InputError(f"config.json: missing {', '.join(missing)}")
     return values
-
-
-def check_vocabulary(tokens: int, rows: int, where: Path) -> None:
-    """Raises an InputError if a tokenizer makes ids for which the table of token embeddings has no row.
-
-    Args:
-        tokens: one more than the tokenizer's largest id; fewer than there are rows are fine.
-        where: the tokenizer's place, or the model's.
-    """
-    if tokens > rows:
-        raise InputError(f"{where}: a table of {rows} rows for a tokenizer of {tokens} tokens")
 
 
 def check_switches(found: Mapping[str, Any], supported: Mapping[str, Any]) -> None:

@@ -101,8 +101,12 @@ class RMSNorm(nn.Module):
 
 
 def embed(table: Float[Array, "V D"], ids: Int[Array, "*B"]) -> Float[Array, "*B D"]:
-    """Rows of a table, float32 whatever its dtype: sums of rows are not rounded to the dtype they are stored in."""
-    return table[ids].astype(jnp.float32)
+    """Rows of a table, float32 whatever its dtype: sums of rows are not rounded to the dtype they are stored in.
+
+    An id beyond the table gives NaN: a plain index would be clamped, and another token's row taken in silence.
+    """
+    rows = jnp.asarray(table).at[ids].get(mode="fill", fill_value=jnp.nan)
+    return rows.astype(jnp.float32)
 
 
 def type_vectors(

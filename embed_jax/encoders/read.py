@@ -49,7 +49,7 @@ def read_model(directory: Path, *, put: Put | None = None) -> SavedModel:
 
     A plain one gets mean pooling, or that of the last token if config.json names a language model's class, as
     sentence-transformers does; but no chat template is put around texts, as its version 6 does where the tokenizer has
-    one. So does a cross-encoder's. A StaticEmbedding is a sentence-transformers directory. A Dropout module is left
+    one. A cross-encoder is refused. A StaticEmbedding is a sentence-transformers directory. A Dropout module is left
     out. Where the Transformer is an adapter in PEFT's format, its base is read too.
 
     Args:
@@ -61,12 +61,26 @@ def read_model(directory: Path, *, put: Put | None = None) -> SavedModel:
             is missing, extra, there twice or of another shape; or an adapter's base is not found or another.
     """
     directory = Path(directory)
+    if is_cross_encoder(directory):
+        raise InputError(
+            f"{directory}: a cross-encoder, which scores pairs of texts (embed_jax.load_cross_encoder reads it); "
+            "accepted: an embedding model"
+        )
     folders = modules.read_modules(directory)
     settings = _read_optional(directory / SETTINGS)
-    plain = (
-        not (directory / "modules.json").is_file() or settings.get("model_type") == "CrossEncoder"
-    )
+    plain = not (directory / "modules.json").is_file()
     return _read(directory, folders, {} if plain else settings, plain=plain, put=put)
+
+
+def is_cross_encoder(directory: Path) -> bool:
+    """Whether a directory holds a sequence classification model and not an embedding model."""
+    directory = Path(directory)
+    kind = _read_optional(directory / SETTINGS).get("model_type")
+    if kind or (directory / "modules.json").is_file():
+        return kind == "CrossEncoder"
+    return _architecture(_read_optional(directory / "config.json")).endswith(
+        "ForSequenceClassification"
+    )
 
 
 def read_routes(directory: Path) -> SavedRoutes | None:
@@ -251,8 +265,12 @@ def _read_optional(path: Path) -> dict[str, Any]:
 
 def _is_language_model(config: Mapping[str, Any]) -> bool:
     """Whether config.json names a class that predicts the next token, and does not say that all tokens are seen."""
-    name = next(iter(config.get("architectures") or []), "")
-    return name.endswith("ForCausalLM") and config.get("is_causal", True)
+    return _architecture(config).endswith("ForCausalLM") and config.get("is_causal", True)
+
+
+def _architecture(config: Mapping[str, Any]) -> str:
+    """The class that config.json names first, or ""."""
+    return str(next(iter(config.get("architectures") or []), ""))
 
 
 def _prompts(settings: Mapping[str, Any]) -> dict[str, str]:

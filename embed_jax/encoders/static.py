@@ -15,7 +15,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from embed_jax.encoders.family import Family, check_vocabulary
+from embed_jax.encoders.family import Family
 from embed_jax.encoders.layers import embed
 from embed_jax.encoders.weights import WEIGHTS, open_tensors, params_from_tensors
 from embed_jax.errors import InputError, one_line
@@ -85,8 +85,7 @@ def read_static(directory: Path, put: Put | None = None) -> tuple[StaticConfig, 
     """The table of a StaticEmbedding, or of model2vec: `embeddings[mapping] * weights`, the last two optional.
 
     Raises:
-        InputError: a file is missing or damaged, holds other tensors than those, no floats, or fewer rows than the
-            tokenizer has tokens.
+        InputError: a file is missing or damaged, or holds other tensors than those, or no floats.
     """
     where = directory / WEIGHTS
     tensors = open_tensors(directory)
@@ -112,14 +111,13 @@ def read_static(directory: Path, put: Put | None = None) -> tuple[StaticConfig, 
                 f"{where}: weights of shape {tensors['weights'].shape} for {len(table)} tokens"
             )
         table = table.astype(np.float32) * tensors["weights"].astype(np.float32)[:, None]
-    vocab_size, limit = _read_tokenizer(directory / "tokenizer.json")
-    check_vocabulary(vocab_size, len(table), where)
+    limit = _read_limit(directory / "tokenizer.json")
     config = StaticConfig(vocab_size=len(table), hidden_size=table.shape[1], max_length=limit)
     return config, params_from_tensors(STATIC, {"token": table}, {TABLE: table}, where, put=put)
 
 
-def _read_tokenizer(path: Path) -> tuple[int, int]:
-    """One more than the largest token id of a tokenizer, and after how many it cuts a text: at most MAX_LENGTH."""
+def _read_limit(path: Path) -> int:
+    """After how many tokens a tokenizer cuts a text: at most MAX_LENGTH."""
     from tokenizers import Tokenizer
 
     if not path.is_file():
@@ -129,6 +127,4 @@ def _read_tokenizer(path: Path) -> tuple[int, int]:
     except Exception as error:  # the library knows no other kind
         raise InputError(f"{path}: the tokenizer cannot be read: {one_line(error)[:200]}") from None
     limit = (tokenizer.truncation or {}).get("max_length") or MAX_LENGTH
-    return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1), min(
-        limit, MAX_LENGTH
-    )
+    return min(limit, MAX_LENGTH)

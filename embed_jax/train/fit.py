@@ -125,7 +125,6 @@ def fit(
 
     # The batches: a pure function of (seed, step).
     shares = config.batch.shares or jax.process_count()
-    _check_length(longest, start.encoder.config.max_length)
     maker = functools.partial(
         batch_maker,
         tokenizers={
@@ -326,13 +325,6 @@ def _mlm(start: Start) -> Auxiliary:
     if hf.mask_token_id is None:
         raise InputError("config.loss.mlm: the tokenizer has no mask token")
     return mlm_auxiliary(start.encoder, hf.mask_token_id, hf.all_special_ids)
-
-
-def _check_length(longest: int, positions: int) -> None:
-    if longest > positions:
-        raise InputError(
-            f"config.data.max_length: expected at most {positions} (the model's positions), found {longest}"
-        )
 
 
 def row_length(max_length: int, asked: int) -> int:

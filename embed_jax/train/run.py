@@ -70,7 +70,7 @@ def load_run(
     with contextlib.redirect_stdout(None):  # what there is to say of prompts, the run has said
         _settle(found, config)
     if max_length:
-        found.tokenizer = found.tokenizer.cut_at(max_length)
+        found.max_length = max_length
     merge = found.spec.lora is not None and (config.lora.merge or not found.base)
     return found.merged() if merge else found
 

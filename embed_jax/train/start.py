@@ -27,7 +27,7 @@ from embed_jax.encoders.read import read_model, sharding_rules
 from embed_jax.encoders.shrink import keep_layers, layer_numbers
 from embed_jax.errors import InputError
 from embed_jax.parallel.loading import by_rules, sharded_put
-from embed_jax.pretrained import tokenizer_of, with_family
+from embed_jax.pretrained import check_length, tokenizer_of, with_family
 from embed_jax.registry import called
 from embed_jax.sentence import SentenceEncoder
 from embed_jax.types import BASE, Encoder, Params, Put, Rules
@@ -88,12 +88,14 @@ def start_from(
             append_eos=model.append_eos,
         )
         spec = random_spec(shape, vocab_size=tokenizer.vocab_size, pooling=model.pooling or "mean")
+        check_length(max_length, spec.backbone, "config.data.max_length")
         params, recorded = kept(build_encoder(spec).init(key), lora), {}
     else:
         found = resolve(model.name)
         put = None if mesh is None else _putting(sharding_rules(found), mesh, lora)
         saved = with_family(read_model(found, put=put), model.name)
         spec, params = saved.spec, saved.params
+        check_length(max_length, spec.backbone, "config.data.max_length")
         directory = _tokenizer(model) if model.tokenizer else None
         tokenizer = tokenizer_of(
             saved, max(saved.max_length, max_length), directory, model.append_eos

@@ -387,7 +387,7 @@ def test_a_language_model_is_pooled_at_its_last_token(
     assert read_model(directory).spec.pooling == pooling
 
 
-def test_a_cross_encoder_is_an_embedding_model_too(tmp_path, tiny_tokenizer, agrees):
+def test_a_cross_encoder_is_no_embedding_model(tmp_path, tiny_tokenizer):
     directory = make(
         tmp_path / "model", tiny_tokenizer, "BertForSequenceClassification", num_labels=1
     )
@@ -397,10 +397,11 @@ def test_a_cross_encoder_is_an_embedding_model_too(tmp_path, tiny_tokenizer, agr
     write(directory / "config_sentence_transformers.json",
           {"model_type": "CrossEncoder", "prompts": {"query": "find : "}, "default_prompt_name": "query"})  # fmt: skip
     write_modules(directory, (BASE + "transformer.Transformer", ""))
-    agrees(directory)
-    saved = read_model(directory)
-    assert (saved.plain, saved.prompts, saved.spec.pooling) == (True, {}, "mean")
+    refused(directory, "a cross-encoder, which scores pairs of texts")
     assert read_classifier(directory).prompt == "find : "
+    for name in ("config_sentence_transformers.json", "modules.json"):  # transformers' alone
+        (directory / name).unlink()
+    refused(directory, "a cross-encoder, which scores pairs of texts")
     edit(directory / "sentence_bert_config.json", transformer_task="fill-mask")
     with pytest.raises(
         InputError, match="transformer_task: expected 'sequence-classification', found 'fill-mask'"

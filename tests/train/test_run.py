@@ -186,6 +186,8 @@ def test_a_run_without_a_model_yet_is_its_newest_checkpoint(run, tmp_path):
     assert len(caught) == 1
     assert_equal_bits(found.params["backbone"], seen[2][0]["backbone"])
     assert found.max_length == 20
+    with pytest.raises(InputError, match="max_length: expected at most 512, the model's positions"):
+        embed_jax.load(tmp_path / "run", step=2, max_length=513)
     assert sorted(tmp_path.rglob("*")) == before, "the run is left alone"
     with pytest.raises(InputError, match="run: no checkpoint of step 3; there are 1, 2$"):
         embed_jax.load(tmp_path / "run", step=3)
