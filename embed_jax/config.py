@@ -235,6 +235,9 @@ class Evaluation:
     )
     retrieval: str = ""  # "python_docs" or a directory in BEIR layout
     retrieval_split: str = "validation"  # searched while training
+    ignore_identical_ids: bool = (
+        False  # a document with the query's own id is not a result: for ArguAna and Quora
+    )
     test_split: str = ""  # searched once, at the end, before against after; "": not
     geometry: bool = (
         False  # of the texts searched while training, else of the STS texts: evals/geometry.py

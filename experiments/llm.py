@@ -39,8 +39,11 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     # Evaluation: queries have the instruction of the training.
     evaluators = sts_evaluators(config)
     prompts = dict(zip(("query_prompt", "corpus_prompt"), given_prompts(config), strict=True))
-    searches = {split: retrieval_evaluator(*task, similarity=config.loss.similarity or "cosine", **prompts)
-                for split, task in tasks.items()}  # fmt: skip
+    options = prompts | {
+        "similarity": config.loss.similarity or "cosine",
+        "ignore_identical_ids": config.eval.ignore_identical_ids,
+    }
+    searches = {split: retrieval_evaluator(*task, **options) for split, task in tasks.items()}
     if "validation" in searches:
         evaluators["retrieval"] = searches["validation"]
     tests = sts_tests(config)  # wanted only at the end, missed better now

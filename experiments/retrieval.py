@@ -45,7 +45,10 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     if "validation" in tasks:
         prompts = dict(zip(("query_prompt", "corpus_prompt"), given_prompts(config), strict=True))
         evaluators["retrieval"] = retrieval_evaluator(
-            *tasks["validation"], similarity=config.loss.similarity or "cosine", **prompts
+            *tasks["validation"],
+            similarity=config.loss.similarity or "cosine",
+            ignore_identical_ids=config.eval.ignore_identical_ids,
+            **prompts,
         )
         if config.eval.geometry:
             evaluators["geometry"] = geometry_evaluator(

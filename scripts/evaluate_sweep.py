@@ -190,7 +190,7 @@ def sweep(
     from embed_jax.similarity import unit_length
 
     corpus, queries, qrels = task
-    check_qrels(corpus, queries, qrels)
+    check_qrels(corpus, queries, qrels, ignore_identical_ids=args.ignore_identical_ids)
     chosen = settings(args, model.dim)
     with written_whole(args.plot) if args.plot else contextlib.nullcontext() as picture:
         documents, asked = (

@@ -316,6 +316,7 @@ def read_beir(args: argparse.Namespace) -> tuple[list[Pair], list[str]]:
     pairs = [
         {"anchor": queries[query], "positive": corpus[document]}
         for query, document in relevant(relevance)
+        if document in corpus
     ]
     if not pairs:
         raise InputError(f"{args.beir}: no passage is judged relevant in the split {args.split!r}")

@@ -13,7 +13,7 @@ import numpy as np
 from embed_jax.atomic import write_whole
 from embed_jax.errors import require
 from embed_jax.evals.metrics import bootstrap_interval
-from embed_jax.evals.retrieval import Qrels, RetrievalResult, Texts, check_qrels, score_run
+from embed_jax.evals.retrieval import Qrels, RetrievalResult, Texts, score_run, search_task
 from embed_jax.retrieval.bm25 import bm25_search
 from embed_jax.retrieval.topk import Encode, Run, dense_search
 
@@ -133,6 +133,7 @@ def compare(
     task: tuple[Texts, Texts, Qrels],
     *,
     similarity: str = "cosine",
+    ignore_identical_ids: bool = False,
 ) -> Comparison:
     """Searches the task with BM25, the model before and the model after.
 
@@ -140,25 +141,23 @@ def compare(
         before, after: the functions that embed queries and documents.
         task: corpus, queries, relevance judgements.
         similarity: "cosine" or "dot", of both models.
+        ignore_identical_ids: see `evaluate_retrieval`.
 
     Raises:
-        InputError: if a judgement names an unknown id, or bm25s is missing.
+        InputError: as `check_qrels`, or if bm25s is missing.
     """
     corpus, queries, qrels = task
-    check_qrels(corpus, queries, qrels)
-    judged = {query: queries[query] for query in qrels}
-    runs = {
-        "bm25": bm25_search(corpus, judged, DEPTH),
-        "before": dense_search(*before, corpus, judged, DEPTH, similarity=similarity),
-        "after": dense_search(*after, corpus, judged, DEPTH, similarity=similarity),
+    options = {"ks": (DEPTH,), "ignore_identical_ids": ignore_identical_ids}
+    searches = {"bm25": bm25_search} | {
+        name: functools.partial(dense_search, *encoders, similarity=similarity)
+        for name, encoders in (("before", before), ("after", after))
     }
-    return Comparison(
-        corpus,
-        judged,
-        qrels,
-        runs,
-        {name: score_run(run, qrels, ks=(DEPTH,)) for name, run in runs.items()},
-    )
+    runs, results = {}, {}
+    for name, search in searches.items():
+        runs[name] = search_task(search, corpus, queries, qrels, **options)
+        results[name] = score_run(runs[name], qrels, ks=(DEPTH,))
+    judged = {query: queries[query] for query in qrels}
+    return Comparison(corpus, judged, qrels, runs, results)
 
 
 def _one_line(text: str, length: int = 100) -> str:

@@ -69,7 +69,7 @@ class Judged:
     """Which documents are right for which query, by rows: J judgements of Q queries.
 
     Attributes:
-        query, document, grade: of each judgement above 0.
+        query, document, grade: of each judgement above 0 of a document in the corpus.
         ideal: each query's grades, largest first, padded with 0.
         own: the row of the document that is no result of a query, its own text; -1 for none.
         place: of each of the N documents by id, the largest first: so equal scores rank, see `evaluate_search`.
@@ -94,21 +94,23 @@ def judged_rows(
     Raises:
         InputError: as `check_qrels`; or no document is right for any query.
     """
-    check_qrels(corpus, queries, qrels)
+    check_qrels(corpus, queries, qrels, ignore_identical_ids=ignore_identical_ids)
     row_of = {name: row for row, name in enumerate(corpus)}
     found = [
         (row, row_of[document], grade)
         for row, judged in enumerate(qrels.values())
         for document, grade in judged.items()
-        if grade > 0
+        if grade > 0 and document in row_of
     ]
     if not found:
         raise InputError(f"qrels: none of {len(qrels)} queries has a relevant document")
     query, document, grade = np.array(found, np.int64).T
-    ideal = np.zeros((len(qrels), int(np.bincount(query).max())), np.int64)
-    order = np.lexsort((-grade, query))
-    first = np.searchsorted(query, query)  # judgements come query by query
-    ideal[query, np.arange(len(query)) - first] = grade[order]
+    grades = [
+        sorted((g for g in judged.values() if g > 0), reverse=True) for judged in qrels.values()
+    ]
+    ideal = np.zeros((len(qrels), max(map(len, grades))), np.int64)
+    for row, best in enumerate(grades):
+        ideal[row, : len(best)] = best
     own = np.array([row_of.get(name, -1) if ignore_identical_ids else -1 for name in qrels])
     place = np.empty(len(corpus), np.int64)
     place[[row_of[name] for name in sorted(corpus, reverse=True)]] = np.arange(len(corpus))

@@ -233,10 +233,14 @@ def judged_texts(corpus: Texts, queries: Texts, qrels: Qrels) -> tuple[list[str]
     """The different documents of a corpus, and as positives each query with each of its relevant documents.
 
     Raises:
-        InputError: if a judgement names an unknown query or document, or nothing is judged.
+        InputError: as `check_qrels`.
     """
     check_qrels(corpus, queries, qrels)
-    positives = [(queries[query], corpus[document]) for query, document in relevant(qrels)]
+    positives = [
+        (queries[query], corpus[document])
+        for query, document in relevant(qrels)
+        if document in corpus
+    ]
     return list(dict.fromkeys(corpus.values())), positives
 
 

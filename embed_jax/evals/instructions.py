@@ -177,7 +177,7 @@ def _read_directory(directory: str, split: str) -> Instructed:
         query: [
             document
             for document, grade in judged.items()
-            if grade > 0 and not changed[query].get(document)
+            if grade > 0 and changed[query].get(document, 0) <= 0 and document in corpus
         ]
         for query, judged in original.items()
         if query in changed

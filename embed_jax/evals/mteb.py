@@ -189,6 +189,7 @@ def local_task(
     split: str = "test",
     instruction: str = "",
     language: str = "und-Zyyy",
+    ignore_identical_ids: bool = False,
 ) -> AbsTask:
     """Data of our own as a task of mteb, read already.
 
@@ -200,9 +201,10 @@ def local_task(
         name: what results are kept by, and what a prompt made for this task is called.
         instruction: for models with a template for instructions; of queries, where there are queries.
         language: ISO 639-3 and the script's ISO 15924 code, such as "eng-Latn"; only written beside the results.
+        ignore_identical_ids: for retrieval, see `retrieval.evaluate_retrieval`.
 
     Raises:
-        InputError: for an unknown kind, or data that cannot be read.
+        InputError: for an unknown kind, an option of another kind, or data that cannot be read.
     """
     require("mteb", "peers")
     from mteb import abstasks
@@ -210,6 +212,8 @@ def local_task(
 
     if kind not in KINDS:
         raise InputError(unknown("kind of task that mteb has", kind, KINDS))
+    if ignore_identical_ids and kind != "retrieval":
+        raise InputError(f"ignore_identical_ids: is for retrieval, found {kind}")
     known = KINDS[kind]
     found = known.read(data, split)
     content = hashlib.sha256(
@@ -227,6 +231,8 @@ def local_task(
         main_score=known.main_score,
     )
     attributes = {"metadata": metadata, **found.attributes}
+    if ignore_identical_ids:
+        attributes["ignore_identical_ids"] = True
     task = type("LocalTask", (getattr(abstasks, found.base or known.base),), attributes)()
     # The subset is named by the content: mteb takes the kept results of a subset it knows whatever its revision.
     task.dataset, task.data_loaded = {content: _dataset(found.splits, known.has_queries)}, True

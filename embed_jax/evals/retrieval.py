@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
 
+from embed_jax.data.pairs import normal_form
 from embed_jax.data.sources import open_retrieval_task
-from embed_jax.errors import InputError
+from embed_jax.errors import InputError, warn
 from embed_jax.evals.metrics import RANKING_METRICS, bootstrap_interval
 from embed_jax.evals.task import DOCUMENT, QUERY, Embed, Outcome, Task, Use, mean_outcome
 from embed_jax.registry import unknown
@@ -140,7 +142,7 @@ def evaluate_retrieval(
             whose queries are documents. BEIR does so by default, which is wrong where ids coincide by chance.
 
     Raises:
-        InputError: if a judgement names an unknown query or document, or nothing is judged.
+        InputError: as `check_qrels`.
     """
     search = functools.partial(dense_search, encode_queries, encode_corpus, similarity=similarity)
     return evaluate_search(
@@ -157,21 +159,37 @@ def evaluate_search(
     ks: Sequence[int] = (10,),
     ignore_identical_ids: bool = False,
 ) -> RetrievalResult:
-    """As `evaluate_retrieval`, for any `search(corpus, queries, k)`, such as `bm25_search`.
+    """As `evaluate_retrieval`, for any `search(corpus, queries, k)`, such as `bm25_search`."""
+    run = search_task(
+        search, corpus, queries, qrels, ks=ks, ignore_identical_ids=ignore_identical_ids
+    )
+    return score_run(run, qrels, ks=ks)
+
+
+def search_task(
+    search: Callable[[Texts, Texts, int], Run],
+    corpus: Texts,
+    queries: Texts,
+    qrels: Qrels,
+    *,
+    ks: Sequence[int] = (10,),
+    ignore_identical_ids: bool = False,
+) -> Run:
+    """The judged queries' best documents, as many as the largest cut-off; see `evaluate_retrieval`.
 
     The corpus is searched from the largest id to the smallest: where a search keeps that order for equal scores, as
     ours do, the larger id comes first, as trec_eval has it.
     """
-    check_qrels(corpus, queries, qrels)
+    check_qrels(corpus, queries, qrels, ignore_identical_ids=ignore_identical_ids)
     judged = {query: queries[query] for query in qrels}
     corpus = dict(sorted(corpus.items(), reverse=True))
     run = search(corpus, judged, max(ks) + ignore_identical_ids)
     if ignore_identical_ids:
         run = {
-            query: {doc: score for doc, score in found.items() if doc != query}
+            query: dict(itertools.islice(((d, s) for d, s in found.items() if d != query), max(ks)))
             for query, found in run.items()
         }
-    return score_run(run, qrels, ks=ks)
+    return run
 
 
 def score_run(run: Run, qrels: Qrels, *, ks: Sequence[int] = (10,)) -> RetrievalResult:
@@ -201,18 +219,46 @@ def score_run(run: Run, qrels: Qrels, *, ks: Sequence[int] = (10,)) -> Retrieval
     return RetrievalResult(list(qrels), scores)
 
 
-def check_qrels(corpus: Texts, queries: Texts, qrels: Qrels) -> None:
-    """Raises an InputError for the first judgement of an unknown query or document."""
+def check_qrels(
+    corpus: Texts, queries: Texts, qrels: Qrels, *, ignore_identical_ids: bool = True
+) -> None:
+    """Checks that the judgements fit; a judged document that isn't in the corpus is one that no search finds.
+
+    Args:
+        ignore_identical_ids: False warns if queries would find themselves.
+
+    Raises:
+        InputError: nothing is judged, an unknown query, or none of the judged documents is in the corpus.
+    """
     if not qrels:
         raise InputError("qrels: no judgement")
-    for query, judged in qrels.items():
+    for query in qrels:
         if query not in queries:
             raise InputError(f"qrels: query {query!r} is not among the {len(queries)} queries")
-        for document in judged:
-            if document not in corpus:
-                raise InputError(
-                    f"qrels: document {document!r}, judged for query {query!r}, is not in the corpus"
-                )
+    if not any(document in corpus for judged in qrels.values() for document in judged):
+        raise InputError(
+            f"qrels: none of the judged documents is among the {len(corpus)} documents"
+        )
+    if not ignore_identical_ids and (line := self_matches(corpus, queries, qrels)):
+        warn(line)
+
+
+def self_matches(corpus: Texts, queries: Texts, qrels: Qrels) -> str | None:
+    """A line if queries are documents: equal ids and equal texts, not judged relevant to themselves."""
+    count = sum(
+        query in corpus
+        and judged.get(query, 0) <= 0
+        and normal_form(queries[query])
+        in (normal_form(corpus[query]), normal_form(getattr(corpus[query], "body", corpus[query])))
+        for query, judged in qrels.items()
+    )
+    if not count:
+        return None
+    return (
+        f"{count} of {len(qrels)} queries are documents of the corpus, with the same id and text, and "
+        "find themselves first: leave them out of the results with --ignore-identical-ids, "
+        "config.eval.ignore_identical_ids or ignore_identical_ids=True"
+    )
 
 
 def retrieval_evaluator(
@@ -231,9 +277,9 @@ def retrieval_evaluator(
     With a prompt for either, `encode` is called as `encode(texts, prompt=...)` for both.
 
     Raises:
-        InputError: at once, for judgements of unknown ids.
+        InputError: at once, as `check_qrels`.
     """
-    check_qrels(corpus, queries, qrels)
+    check_qrels(corpus, queries, qrels, ignore_identical_ids=ignore_identical_ids)
 
     def evaluate(encode: Encode) -> dict[str, float]:
         result = evaluate_retrieval(

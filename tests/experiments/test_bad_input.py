@@ -208,7 +208,10 @@ def test_the_corrected_command_may_have_the_same_directory_until_something_was_s
 @pytest.mark.parametrize(
     ("qrels", "message"),
     [
-        ("q0\td0\t1\nq1\td99\t1\n", "qrels/test.tsv:3: the id 'd99' is not in corpus.jsonl"),
+        (
+            "q0\td99\t1\n",
+            "qrels/test.tsv: none of the judged documents is in the corpus, such as 'd99'",
+        ),
         ("q0\td0\t1\nq99\td0\t1\n", "qrels/test.tsv:3: the id 'q99' is not in queries.jsonl"),
         ("q0\td0\n", "qrels/test.tsv:2: found 2 fields, expected 3"),
         ("", "qrels/test.tsv: empty"),
@@ -230,12 +233,10 @@ def test_judgements_to_train_on(command, tmp_path):
     (tmp_path / "corpus.jsonl").write_text(CORPUS)
     (tmp_path / "queries.jsonl").write_text(QUERIES)
     (tmp_path / "qrels").mkdir()
-    (tmp_path / "qrels" / "train.tsv").write_text(
-        "query-id\tcorpus-id\tscore\nq0\td0\t1\nq1\td99\t1\n"
-    )
+    (tmp_path / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td99\t1\n")
     status, err = command("retrieval", f"--config.data.train=beir:{tmp_path}")
     assert status == 2 and err.count("\n") == 1, err
-    assert "qrels/train.tsv:3: the id 'd99' is not in corpus.jsonl" in err
+    assert "qrels/train.tsv: none of the judged documents is in the corpus" in err
 
 
 LISTS = [

@@ -204,8 +204,8 @@ def test_bad_data_is_refused_with_file_and_line(refused, files, beir, tmp_path):
         (tmp_path / name).write_text(content)
         assert message in refused(mine, "--pairs", tmp_path / name, *output)
     qrels = beir / "qrels" / "train.tsv"
-    qrels.write_text("query-id\tcorpus-id\tscore\nq0\td0\t1\nq1\td99\t1\n")
-    assert "train.tsv:3: the id 'd99' is not in corpus.jsonl" in refused(
+    qrels.write_text("query-id\tcorpus-id\tscore\nq0\td99\t1\n")
+    assert "train.tsv: none of the judged documents is in the corpus" in refused(
         mine, "--beir", beir, *output
     )
     qrels.write_text("query-id\tcorpus-id\tscore\nq0\td0\t0\n")

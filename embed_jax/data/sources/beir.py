@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from embed_jax.data.pairs import Task, titled
 from embed_jax.data.sources.files import finite, iter_json, iter_lines
-from embed_jax.errors import InputError
+from embed_jax.errors import InputError, warn
 
 QRELS_HEADER = ("query-id", "corpus-id", "score")
 
@@ -18,20 +19,26 @@ def read_beir(directory: str | Path, split: str = "test") -> Task:
 
     Returns:
         corpus {id: title and text with a blank between}, as BEIR joins them; queries {id: text} that the split
-        judges; relevance {query id: {document id: grade}}, grades from 0 up.
+        judges; relevance {query id: {document id: grade}}.
+
+    Judgements are taken as trec_eval and mteb take them, and one warning counts what is odd: a judged document that
+    isn't in the corpus stays among the judgements, and counts as not found if it is relevant; a grade below 0 is not
+    relevant; what is listed twice identically counts once. Ids may be integers.
 
     Raises:
-        InputError: a missing file or split, an unknown or doubled id, a grade that is no integer.
+        InputError: a missing file or split, an unknown query, an id with two texts, a pair with two grades, a grade
+            that is no integer, or if no judged document is in the corpus.
     """
     directory = Path(directory)
     if not directory.is_dir():
         layout = "corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv"
         raise InputError(f"{directory}: no such directory; BEIR's layout is {layout}")
     path = _existing(directory, f"qrels/{split}.tsv")
-    corpus = _texts(_existing(directory, "corpus.jsonl"), title=True)
-    queries = _texts(_existing(directory, "queries.jsonl"), title=False)
+    odd: Counter[str] = Counter()
+    corpus = _texts(_existing(directory, "corpus.jsonl"), odd, title=True)
+    queries = _texts(_existing(directory, "queries.jsonl"), odd, title=False)
     judged = ((f"{path}:{line}", record) for line, record in iter_lines(path))
-    return _task(corpus, queries, judged, str(path), f"{path}:1")
+    return _task(corpus, queries, judged, odd, str(path), f"{path}:1")
 
 
 def read_hub(name: str, split: str = "test") -> Task:
@@ -51,37 +58,50 @@ def read_hub(name: str, split: str = "test") -> Task:
         for number, record in enumerate(open_records(source, split)):
             yield f"{source}: record {number}", record
 
-    corpus = _by_id(records("corpus", "corpus"), title=True)
-    queries = _by_id(records("queries", "queries"), title=False)
-    return _task(corpus, queries, records("default", split), f"hf:{name}", f"hf:{name}")
+    odd: Counter[str] = Counter()
+    corpus = _by_id(records("corpus", "corpus"), odd, title=True)
+    queries = _by_id(records("queries", "queries"), odd, title=False)
+    return _task(corpus, queries, records("default", split), odd, f"hf:{name}", f"hf:{name}")
 
 
 def _task(
     corpus: dict[str, str],
     queries: dict[str, str],
     judged: Iterator[tuple[str, Mapping[str, Any]]],
+    odd: Counter[str],
     source: str,
     header: str,
 ) -> Task:
-    """The task of (place, judgement) pairs; `header` is where their columns are named."""
+    """The task of (place, judgement) pairs; `header` is where their columns are named, `odd` counts oddities."""
     qrels: dict[str, dict[str, int]] = {}
     for where, record in judged:
         if set(record) != set(QRELS_HEADER):
             raise InputError(
                 f"{header}: found the columns {', '.join(record)}; accepted: {', '.join(QRELS_HEADER)}"
             )
-        query, document, grade = (record[name] for name in QRELS_HEADER)
-        for name, known, what in ((query, queries, "queries"), (document, corpus, "corpus")):
-            if name not in known:
-                raise InputError(f"{where}: the id {name!r} is not in {what}.jsonl")
-        number = finite(grade, f"{where}: score")
-        if number < 0 or number != int(number):
-            raise InputError(f"{where}: score: expected an integer from 0 up, found {grade!r}")
-        if document in qrels.setdefault(query, {}):
-            raise InputError(f"{where}: query {query!r} and document {document!r} are judged twice")
-        qrels[query][document] = int(number)
+        query, document = (_id(record, name, where) for name in QRELS_HEADER[:2])
+        if query not in queries:
+            raise InputError(f"{where}: the id {query!r} is not in queries.jsonl")
+        number = finite(record["score"], f"{where}: score")
+        if number != int(number):
+            raise InputError(f"{where}: score: expected an integer, found {record['score']!r}")
+        grades, grade = qrels.setdefault(query, {}), int(number)
+        odd["judgements listed twice"] += document in grades
+        odd["grades below 0, not relevant"] += grade < 0
+        odd["judged documents that aren't in the corpus"] += document not in corpus
+        if grades.setdefault(document, grade) != grade:
+            raise InputError(
+                f"{where}: query {query!r} and document {document!r} are judged twice, "
+                f"{grades[document]} and {grade}"
+            )
     if not qrels:
         raise InputError(f"{source}: empty, no judgements in it")
+    if not any(document in corpus for grades in qrels.values() for document in grades):
+        raise InputError(
+            f"{source}: none of the judged documents is in the corpus, such as {document!r}"
+        )
+    if found := [f"{count} {what}" for what, count in odd.items() if count]:
+        warn(f"{source}: {', '.join(found)}; scores are those of trec_eval")
     return corpus, {query: queries[query] for query in queries if query in qrels}, qrels
 
 
@@ -94,6 +114,7 @@ def open_source(rest: str, split: str) -> list[dict[str, str]]:
     return [
         {"anchor": queries[query], "positive": corpus[document], "group": query}
         for query, document in relevant(qrels)
+        if document in corpus
     ]
 
 
@@ -104,7 +125,7 @@ def read_corpus(directory: str | Path) -> list[str]:
         InputError: also for a document without either.
     """
     path = _existing(Path(directory), "corpus.jsonl")
-    texts = _texts(path, title=True)
+    texts = _texts(path, Counter(), title=True)
     for name, text in texts.items():
         if not text.strip():
             raise InputError(f"{path}: the document {name!r} is empty")
@@ -132,8 +153,9 @@ def _existing(directory: Path, name: str) -> Path:
     raise InputError(f"{directory / name}: no such file{there}")
 
 
-def _texts(path: Path, *, title: bool) -> dict[str, str]:
-    texts = _by_id(((f"{path}:{line}", record) for line, record in iter_json(path)), title=title)
+def _texts(path: Path, odd: Counter[str], *, title: bool) -> dict[str, str]:
+    records = ((f"{path}:{line}", record) for line, record in iter_json(path))
+    texts = _by_id(records, odd, title=title)
     if not any(text.strip() for text in texts.values()):
         raise InputError(
             f"{path}: all texts are empty" if texts else f"{path}: empty, no records in it"
@@ -141,24 +163,33 @@ def _texts(path: Path, *, title: bool) -> dict[str, str]:
     return texts
 
 
-def _by_id(records: Iterator[tuple[str, Any]], *, title: bool) -> dict[str, str]:
+def _by_id(records: Iterator[tuple[str, Any]], odd: Counter[str], *, title: bool) -> dict[str, str]:
     """Texts of (place, record) pairs."""
     texts: dict[str, str] = {}
     for where, record in records:
-        name, text = _string(record, "_id", where), _string(record, "text", where)
+        name, text = _id(record, "_id", where), _string(record, "text", where)
         if title and record.get("title"):
             text = titled(_string(record, "title", where), text)
-        if name in texts:
-            raise InputError(f"{where}: the id {name!r} stands twice")
-        texts[name] = text
+        odd[f"{'documents' if title else 'queries'} listed twice"] += name in texts
+        if texts.setdefault(name, text) != text:
+            raise InputError(f"{where}: the id {name!r} stands twice, with different texts")
     return texts
 
 
-def _string(record: dict[str, Any], field: str, where: str) -> str:
+def _id(record: Mapping[str, Any], field: str, where: str) -> str:
+    """An id, which may be an integer in JSON and in data sets of the hub; mteb makes a string of it too."""
+    value = record.get(field)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return _string(record, field, where)
+
+
+def _string(record: Mapping[str, Any], field: str, where: str) -> str:
     if field not in record:
         raise InputError(f"{where}: no field {field!r}; found {', '.join(record)}")
     if not isinstance(record[field], str):
+        accepted = "a string or an integer" if field not in ("text", "title") else "a string"
         raise InputError(
-            f"{where}: field {field!r} must be a string, found {type(record[field]).__name__}"
+            f"{where}: field {field!r} must be {accepted}, found {type(record[field]).__name__}"
         )
     return record[field]

@@ -7,7 +7,7 @@ import pytest
 
 from embed_jax.data.sources import iter_records, open_records, open_retrieval_task, pair_columns
 from embed_jax.data.sources.files import read_sts, read_table
-from embed_jax.errors import InputError
+from embed_jax.errors import EmbedJaxWarning, InputError
 
 PAIRS = [
     {"anchor": "a cat", "positive": "ein „Kater“, alt"},
@@ -258,8 +258,8 @@ def test_beir(beir):
     [
         (
             "qrels/test.tsv",
-            QRELS + "q1\tnone\t1\n",
-            "test.tsv:4: the id 'none' is not in corpus.jsonl",
+            "query-id\tcorpus-id\tscore\nq1\tnone\t1\n",
+            "test.tsv: none of the judged documents is in the corpus, such as 'none'",
         ),
         (
             "qrels/test.tsv",
@@ -269,12 +269,12 @@ def test_beir(beir):
         (
             "qrels/test.tsv",
             QRELS + "q1\td1\t1\n",
-            "test.tsv:4: query 'q1' and document 'd1' are judged twice",
+            "test.tsv:4: query 'q1' and document 'd1' are judged twice, 2 and 1",
         ),
         (
             "qrels/test.tsv",
             QRELS + "q2\td1\t0.5\n",
-            "test.tsv:4: score: expected an integer from 0 up, found '0.5'",
+            "test.tsv:4: score: expected an integer, found '0.5'",
         ),
         (
             "qrels/test.tsv",
@@ -285,10 +285,14 @@ def test_beir(beir):
         ("queries.jsonl", QUERIES + '{"_id": "q3"}\n', "queries.jsonl:3: no field 'text'"),
         (
             "queries.jsonl",
-            QUERIES + '{"_id": 3, "text": "a"}\n',
-            "queries.jsonl:3: field '_id' must be a string",
+            QUERIES + '{"_id": 3.5, "text": "a"}\n',
+            "queries.jsonl:3: field '_id' must be a string or an integer, found float",
         ),
-        ("queries.jsonl", QUERIES * 2, "queries.jsonl:3: the id 'q1' stands twice"),
+        (
+            "queries.jsonl",
+            QUERIES + QUERIES.replace("first", "second"),
+            "queries.jsonl:3: the id 'q1' stands twice, with different texts",
+        ),
     ],
 )
 def test_beir_errors_name_file_and_line(beir, file, content, message):
@@ -296,6 +300,46 @@ def test_beir_errors_name_file_and_line(beir, file, content, message):
     with pytest.raises(InputError) as caught:
         open_retrieval_task(str(beir), "test")
     assert message in str(caught.value)
+
+
+def test_beir_takes_judgements_as_benchmarks_hand_them_out(tmp_path):
+    (tmp_path / "qrels").mkdir()
+    documents = [{"_id": 1, "title": "T", "text": "one"}, {"_id": "2", "text": "two"}]
+    lines = [json.dumps(document) + "\n" for document in [*documents, documents[0]]]
+    (tmp_path / "corpus.jsonl").write_text("".join(lines))
+    (tmp_path / "queries.jsonl").write_text('{"_id": 7, "text": "first"}\n')
+    judged = ["7\t1\t2", "7\t2\t-1", "7\t1\t2", "7\tgone\t1", "7\tlost\t-2"]
+    header = "query-id\tcorpus-id\tscore"
+    (tmp_path / "qrels" / "test.tsv").write_text("\n".join([header, *judged]) + "\n")
+    with pytest.warns(EmbedJaxWarning) as caught:
+        corpus, queries, qrels = open_retrieval_task(str(tmp_path), "test")
+    assert corpus == {"1": "T one", "2": "two"} and queries == {"7": "first"}
+    assert qrels == {"7": {"1": 2, "2": -1, "gone": 1, "lost": -2}}
+    (warning,) = caught
+    counts = (
+        "1 documents listed twice, 1 judgements listed twice, 2 grades below 0, not relevant, "
+        "2 judged documents that aren't in the corpus; scores are those of trec_eval"
+    )
+    assert counts in str(warning.message)
+    pairs = open_records(f"beir:{tmp_path}", "test")
+    assert pairs == [{"anchor": "first", "positive": "T one", "group": "7"}]
+
+
+def test_integer_ids_of_the_hub_are_strings(tmp_path):
+    files = {
+        "corpus": [{"_id": 1, "title": "T", "text": "one"}, {"_id": 2, "title": "", "text": "two"}],
+        "queries": [{"_id": 7, "text": "first"}],
+        "test": [{"query-id": 7, "corpus-id": 1, "score": 2}],
+    }
+    config = ["---", "configs:"]
+    for name, rows in files.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        config += [f"- config_name: {'default' if name == 'test' else name}", "  data_files:"]
+        config += [f"  - split: {name}", f"    path: {name}.jsonl"]
+    (tmp_path / "README.md").write_text("\n".join([*config, "---", ""]))
+    corpus, queries, qrels = open_retrieval_task(f"hf:{tmp_path}", "test")
+    assert (corpus, queries) == ({"1": "T one", "2": "two"}, {"7": "first"})
+    assert qrels == {"7": {"1": 2}}
 
 
 def test_beir_lists_the_splits_there_are(beir):
