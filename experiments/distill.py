@@ -15,8 +15,10 @@ from embed_jax.data.pairs import kind_of
 from embed_jax.data.pipeline import Source
 from embed_jax.data.sources import RecordFields, open_records
 from embed_jax.errors import exit_with_one_line
-from embed_jax.train import fit, loop
-from embed_jax.train.results import report_sts, sts_evaluators, sts_tests
+from embed_jax.train import loop
+from embed_jax.train.evaluation import report_sts, sts_evaluators, sts_tests
+from embed_jax.train.fit import fit
+from embed_jax.train.launch import launch
 from embed_jax.train.sources import ONLY, Sources, open_mixture, read_records, without_texts
 
 
@@ -35,7 +37,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     tests = sts_tests(config)  # wanted only at the end, missed better now
 
     # Training.
-    result = fit.fit(config, workdir, sources=sources, evaluators=evaluators, validation=validation)
+    result = fit(config, workdir, sources=sources, evaluators=evaluators, validation=validation)
 
     # Afterwards, once, on test: the student before and after, and its teacher.
     if result.finished and tests:
@@ -56,7 +58,7 @@ def read_data(config: configs.Experiment) -> Sources:
 
 
 def main() -> None:
-    fit.launch(run)
+    launch(run)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,11 @@ from embed_jax.errors import exit_with_one_line
 from embed_jax.evals.retrieval import retrieval_evaluator
 from embed_jax.runtime import say
 from embed_jax.sentence import load
-from embed_jax.train import fit, loop
+from embed_jax.train import loop
+from embed_jax.train.evaluation import report_sts, sts_evaluators, sts_tests, write_results
+from embed_jax.train.fit import fit
+from embed_jax.train.launch import launch
 from embed_jax.train.prompts import given_prompts
-from embed_jax.train.results import report_sts, sts_evaluators, sts_tests, write_results
 from embed_jax.train.sources import read_records
 from experiments import mlm, retrieval, simcse
 
@@ -49,7 +51,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     tests = sts_tests(config)  # wanted only at the end, missed better now
 
     # Training.
-    result = fit.fit(config, workdir, sources=sources, evaluators=evaluators, validation=validation)
+    result = fit(config, workdir, sources=sources, evaluators=evaluators, validation=validation)
 
     # Afterwards, once, on test data.
     found = report_sts(tests, config, workdir) if result.finished and tests else {}
@@ -63,7 +65,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
 
 
 def main() -> None:
-    fit.launch(run)
+    launch(run)
 
 
 if __name__ == "__main__":

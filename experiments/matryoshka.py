@@ -13,28 +13,28 @@ from pathlib import Path
 
 from embed_jax import config as configs
 from embed_jax.errors import InputError, exit_with_one_line
-from embed_jax.losses.expression import build_loss
-from embed_jax.runtime import is_first_host, say
-from embed_jax.sentence import load
-from embed_jax.train import fit, loop
-from embed_jax.train.by_size import (
+from embed_jax.evals.by_size import (
     numbers,
     plot_by_size,
     print_by_size,
     spearman_by_size,
     write_by_size,
 )
-from embed_jax.train.results import sts_evaluators, sts_tests
-from embed_jax.train.sources import training_loss
-from embed_jax.train.start import start_from
+from embed_jax.losses.expression import build_loss
+from embed_jax.runtime import is_first_host, say
+from embed_jax.sentence import load
+from embed_jax.train import loop
+from embed_jax.train.evaluation import sts_evaluators, sts_tests
+from embed_jax.train.fit import fit
+from embed_jax.train.launch import launch
+from embed_jax.train.model import model_before
+from embed_jax.train.objective import training_loss
 from experiments.nli import read_data
 
 
 def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     # The loss says which sizes and layers are trained.
-    loss = training_loss(
-        config, fit.loss_arguments(config.loss), list(vars(config.mixture.sources))
-    )
+    loss = training_loss(config)
     if not (loss.about.dims or loss.about.layers):
         raise InputError(
             f"config.loss.name: expected matryoshka(...) or adaptive_layers(...), found {loss.name}"
@@ -42,9 +42,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     if config.eval.baseline:
         build_loss(config.eval.baseline)  # missed better now
     tests = sts_tests(config)  # wanted only at the end, missed better now
-    before = start_from(
-        config.model, config.data.max_length, config.train.seed, config.train.devices
-    ).sentence
+    before = model_before(config)
     depth, trained = before.spec.backbone.num_layers, loss.about.dims or (before.dim,)
     sizes = numbers(config.eval.dims or ",".join(map(str, trained)), "config.eval.dims", before.dim)
     layers = numbers(config.eval.layers or str(depth), "config.eval.layers", depth)
@@ -60,14 +58,14 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     evaluators = sts_evaluators(config)
 
     # Training, and the same without sizes.
-    result = fit.fit(config, workdir, sources=sources, evaluators=evaluators, validation=validation)
+    result = fit(config, workdir, sources=sources, evaluators=evaluators, validation=validation)
     models = {"before": before}
     if result.finished and config.eval.baseline:
         plain = copy.deepcopy(config)
         plain.loss.name = config.eval.baseline
         say(f"baseline: {config.eval.baseline}")
         sources, validation = read_data(plain)
-        result = fit.fit(
+        result = fit(
             plain,
             workdir / "baseline",
             sources=sources,
@@ -80,7 +78,8 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     if result.finished and tests:
         models["trained"] = load(str(workdir / "model"))
         found = {
-            name: spearman_by_size(models[name], tests, sizes, layers) for name in reversed(models)
+            name: spearman_by_size(models[name].encode, tests, sizes, layers)
+            for name in reversed(models)
         }
         if is_first_host():
             print_by_size(found, trained)
@@ -90,7 +89,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
 
 
 def main() -> None:
-    fit.launch(run)
+    launch(run)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,12 @@ from embed_jax.data.stream import Stream
 from embed_jax.encoders.token_objectives import is_token_objective
 from embed_jax.errors import InputError, exit_with_one_line
 from embed_jax.registry import REGISTRY
-from embed_jax.train import fit, loop
-from embed_jax.train.results import sts_evaluators
+from embed_jax.train import loop
+from embed_jax.train.evaluation import sts_evaluators
+from embed_jax.train.fit import fit
+from embed_jax.train.launch import launch
 from embed_jax.train.sources import ONLY, read_records, without_texts
+from embed_jax.train.tokens import token_objective
 
 
 def run(config: configs.Experiment, workdir: Path) -> loop.Result:
@@ -45,8 +48,13 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
         sources[ONLY] = Source(records, source.fields)
 
     # Training, on pieces of them; what the embeddings are worth meanwhile is measured where a file for it is given.
-    return fit.fit(
-        config, workdir, sources=sources, evaluators=sts_evaluators(config), validation=validation
+    return fit(
+        config,
+        workdir,
+        sources=sources,
+        evaluators=sts_evaluators(config),
+        validation=validation,
+        objective=token_objective,
     )
 
 
@@ -80,7 +88,7 @@ def held_out(records: Sequence[Mapping[str, Any]], share: float) -> tuple[list[A
 
 
 def main() -> None:
-    fit.launch(run)
+    launch(run)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,12 @@ from embed_jax.data.sources import open_records, record_fields
 from embed_jax.data.stream import Stream
 from embed_jax.errors import InputError, exit_with_one_line
 from embed_jax.runtime import say
-from embed_jax.train import fit, loop
-from embed_jax.train.results import report_sts, sts_evaluators, sts_tests
-from embed_jax.train.sources import open_mixture, training_loss
+from embed_jax.train import loop
+from embed_jax.train.evaluation import report_sts, sts_evaluators, sts_tests
+from embed_jax.train.fit import fit
+from embed_jax.train.launch import launch
+from embed_jax.train.objective import training_loss
+from embed_jax.train.sources import open_mixture
 
 
 def run(config: configs.Experiment, workdir: Path) -> loop.Result:
@@ -35,7 +38,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     tests = sts_tests(config)  # wanted only at the end, missed better now
 
     # Training.
-    result = fit.fit(config, workdir, sources=sources, evaluators=evaluators, validation=validation)
+    result = fit(config, workdir, sources=sources, evaluators=evaluators, validation=validation)
 
     # Afterwards, once, on test.
     if result.finished and tests:
@@ -46,7 +49,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
 def read_data(config: configs.Experiment) -> tuple[dict[str, Source], Sequence]:
     """The data sets by name, and validation records of the only one."""
     sources = open_mixture(config)
-    loss = training_loss(config, fit.loss_arguments(config.loss), list(sources))
+    loss = training_loss(config)
     needs = {name: loss.of_dataset.get(name, loss.about).needs for name in sources}
     found = {
         name: as_wanted(source, needs[name], config.train.seed, name)
@@ -79,7 +82,7 @@ def as_wanted(source: Source, needs: Sequence[str], seed: int, name: str) -> Sou
 
 
 def main() -> None:
-    fit.launch(run)
+    launch(run)
 
 
 if __name__ == "__main__":

@@ -26,12 +26,16 @@ from embed_jax.evals.geometry import geometry_evaluator, judged_texts
 from embed_jax.evals.retrieval import retrieval_evaluator
 from embed_jax.runtime import is_first_host, say
 from embed_jax.sentence import SentenceEncoder, load
-from embed_jax.train import fit, loop
+from embed_jax.train import loop
+from embed_jax.train.evaluation import sts_evaluators
+from embed_jax.train.fit import fit
+from embed_jax.train.launch import launch
 from embed_jax.train.mining import mined_sources
+from embed_jax.train.model import model_before
+from embed_jax.train.objective import training_loss
 from embed_jax.train.plots import plot_curves
 from embed_jax.train.prompts import given_prompts, training_prompts
-from embed_jax.train.results import sts_evaluators
-from embed_jax.train.sources import ONLY, Sources, open_mixture, open_source, placed, training_loss
+from embed_jax.train.sources import ONLY, Sources, open_mixture, open_source, placed
 
 
 def run(config: configs.Experiment, workdir: Path) -> loop.Result:
@@ -57,13 +61,13 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
 
     # Training.
     began = time.monotonic()
-    result = fit.fit(config, workdir, sources=sources, evaluators=evaluators, validation=validation)
+    result = fit(config, workdir, sources=sources, evaluators=evaluators, validation=validation)
     say(f"training took {time.monotonic() - began:.0f} s")
 
     # Afterwards, once, on test: before, after, BM25.
     if result.finished and "test" in tasks:
         began = time.monotonic()
-        before = fit.start_from(config.model, config.data.max_length, config.train.seed).sentence
+        before = model_before(config)
         after = load(str(workdir / "model"))
         comparison = compare(
             encoders(config, before),
@@ -121,7 +125,7 @@ def read_data(config: configs.Experiment, workdir: Path):
     say(f"data: {len(records)} training pairs, {len(validation)} validation pairs")
     if not (config.mine.strategy or data.consistency):
         return {ONLY: dataclasses.replace(source, records=records)}, validation, tasks
-    loss = training_loss(config, fit.loss_arguments(config.loss), [ONLY])
+    loss = training_loss(config)
     lists = "scores" in loss.about.needs
     if lists and validation:
         say("no validation loss: nothing scores the held-out pairs")
@@ -167,7 +171,7 @@ def encoders(config: configs.Experiment, model: SentenceEncoder):
 
 
 def main() -> None:
-    fit.launch(run)
+    launch(run)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,10 @@ from embed_jax.data.augment import augment_text, build_augmentation
 from embed_jax.data.pipeline import Source
 from embed_jax.data.sources import RecordFields, open_records
 from embed_jax.errors import InputError, exit_with_one_line
-from embed_jax.train import fit, loop
-from embed_jax.train.results import sts_evaluators
+from embed_jax.train import loop
+from embed_jax.train.evaluation import sts_evaluators
+from embed_jax.train.fit import fit
+from embed_jax.train.launch import launch
 from embed_jax.train.sources import ONLY, read_records, without_texts
 
 
@@ -41,7 +43,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
 
     # Training: the same sentence twice, the second time changed if an augmentation is asked for.
     fields = RecordFields(lambda record: (record["text"], record["text"]))
-    return fit.fit(
+    return fit(
         config,
         workdir,
         sources={ONLY: Source(records, fields, augment=augmentation(config))},
@@ -67,7 +69,7 @@ def augmentation(config: configs.Experiment) -> Callable[[str, int, int, int], s
 
 
 def main() -> None:
-    fit.launch(run)
+    launch(run)
 
 
 if __name__ == "__main__":

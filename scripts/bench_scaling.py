@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from scripts.abstract import abstract_batch, local_bytes, placed
+from scripts.abstract import local_bytes
 from scripts.hlo import KINDS, Collective, collectives_of
 from scripts.measure import (
     MIB,
@@ -195,9 +195,11 @@ def abstract_step(args: argparse.Namespace, devices: int) -> tuple[Any, Split]:
         BATCH_AXES,
         batch_devices,
         make_mesh,
+        place_abstract,
         state_shardings,
         training_specs,
     )
+    from embed_jax.train.data import abstract_batch
     from embed_jax.train.optim import make_optimizer
     from embed_jax.train.step import init_state, make_train_step
 
@@ -218,9 +220,9 @@ def abstract_step(args: argparse.Namespace, devices: int) -> tuple[Any, Split]:
         NamedSharding(mesh, PartitionSpec()),
     )
     arguments = (
-        jax.tree.map(placed, state, shardings),
-        jax.tree.map(lambda leaf: placed(leaf, by_group), batch),
-        placed(jax.eval_shape(lambda: jax.random.key(0)), whole),
+        place_abstract(state, shardings),
+        place_abstract(batch, by_group),
+        place_abstract(jax.eval_shape(lambda: jax.random.key(0)), whole),
     )
     objective = global_loss(
         encoder, info_nce, mesh, form=args.form, specs=specs, fsdp_gather=args.fsdp_gather

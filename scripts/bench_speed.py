@@ -276,9 +276,9 @@ def bench_train(args: argparse.Namespace) -> None:
     from embed_jax.losses.expression import build_loss
     from embed_jax.parallel.gather import global_loss
     from embed_jax.parallel.mesh import make_mesh, num_groups, replicate, split_groups
+    from embed_jax.train.model import add_adapter, store_frozen
     from embed_jax.train.optim import make_optimizer
     from embed_jax.train.speed import model_flops_utilization, training_flops_per_token
-    from embed_jax.train.start import adapted, kept
     from embed_jax.train.step import init_state, make_train_step
     from embed_jax.types import BASE, Batch
 
@@ -296,8 +296,8 @@ def bench_train(args: argparse.Namespace) -> None:
     )
     key = jax.random.key(0)
     adapter = Lora(rank=args.lora, base=args.base)
-    spec, weights = adapted(
-        model.spec, kept(jax.tree.map(np.array, model.params), adapter), adapter, key
+    spec, weights = add_adapter(
+        model.spec, store_frozen(jax.tree.map(np.array, model.params), adapter), adapter, key
     )
     trained, base = split_trainable(weights, spec)
     encoder = build_encoder(spec, compute_dtype=args.dtype, remat=args.remat)

@@ -8,7 +8,7 @@ metrics.jsonl, with the loss of every step and the evaluations on config.eval.st
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import copy
 import functools
 import importlib
 import inspect
@@ -141,13 +141,13 @@ def check_supported(config: Any) -> None:
 
 
 def read_data(experiment: str, config: Any, workdir: Path) -> Any:
-    """The training data of an experiment, as `train.fit.fit` takes them."""
+    """Reads the training data of an experiment, as `train.fit` takes them."""
     read = importlib.import_module(f"experiments.{experiment}").read_data
     return read(*(config, workdir)[: len(inspect.signature(read).parameters)])[0]
 
 
 def train(config: Any, workdir: Path, sources: Any) -> None:
-    """Trains as `train.fit.fit` does, in torch.
+    """Trains as `train.fit` does, in torch.
 
     Args:
         workdir: a new or empty directory.
@@ -165,41 +165,36 @@ def train(config: Any, workdir: Path, sources: Any) -> None:
     from embed_jax.config import to_json
     from embed_jax.data.sources.files import read_sts
     from embed_jax.evals.sts import sts_evaluator
-    from embed_jax.train.fit import loss_arguments
-    from embed_jax.train.optim import make_schedule
-    from embed_jax.train.prompts import training_prompts
-    from embed_jax.train.sources import for_loss, training_loss, training_order
-    from embed_jax.train.start import start_from
+    from embed_jax.train.assembly import assemble
+    from embed_jax.train.model import initial_model
+    from embed_jax.train.objective import training_loss
     from embed_jax.train.tracking import MetricsFile, Progress
 
     # The model with our weights; the result may lack a head that is for training only, and shares the other modules.
     torch.manual_seed(config.train.seed)
-    with_head = dataclasses.replace(config.model, mlp=config.model.mlp and "kept")
-    start = start_from(with_head, config.data.max_length, config.train.seed, devices=1)
-    start.sentence.similarity_fn_name = config.loss.similarity or "cosine"
+    ours = copy.deepcopy(config)
+    ours.model.mlp = config.model.mlp and "kept"
+    ours.train.devices = ours.train.fsdp = ours.train.tensor = 1
+    start = initial_model(ours)
     with tempfile.TemporaryDirectory() as directory:
         start.sentence.save(f"{directory}/model")
         model = SentenceTransformer(f"{directory}/model")
+    max_length = start.sentence.max_length
     result = without_head(model) if config.model.mlp == "training" else model
 
-    # The data, the loss, the batches.
-    loss = training_loss(config, loss_arguments(config.loss), list(sources))
-    ((name, source),) = for_loss(
-        sources, loss, config, training_prompts(config, start.sentence)
-    ).items()
+    # The data, the loss, the batches: those of our run.
+    run = assemble(ours, sources, model=start)
+    (source,) = run.data.sources.values()
     texts_of, num_texts = source.fields.columns, len(source.fields.columns(source.records[0]))
     for number, record in enumerate(source.records):
         if None in texts_of(record) or len(texts_of(record)) != num_texts:
             raise InputError(
                 f"record {number}: sentence-transformers needs as many texts in each, here {num_texts}"
             )
-    loss_params = loss.init(
-        start.encoder.dim, jax.random.fold_in(jax.random.key(config.train.seed), 2)
-    )
+    loss_params = jax.device_get(run.state.params["loss"])
+    loss = training_loss(config)
     objective = peer_loss(loss, loss_params, model)
-    order, accumulate = training_order({name: source}, config), config.optim.accumulate
-    num_updates = max((config.train.steps or order.count(config.train.epochs)) // accumulate, 1)
-    num_steps, schedule = num_updates * accumulate, make_schedule(config.optim, num_updates)
+    order, num_steps, accumulate = run.data.order, run.data.num_steps, config.optim.accumulate
     optimizer = make_optimizer(objective, config.optim)
     label_of = source.fields.label or (
         source.fields.score and (lambda record: source.fields.score(record)[0])
@@ -230,7 +225,7 @@ def train(config: Any, workdir: Path, sources: Any) -> None:
         if not torch.isfinite(value):
             raise RunError(f"loss not finite at step {number}")
         (value / accumulate).backward()
-        line = {"loss": value.item(), "learning_rate": float(schedule((number - 1) // accumulate))}
+        line = {"loss": value.item(), "learning_rate": float(run.learning_rate(number - 1))}
         if number % accumulate == 0:
             norm = torch.nn.utils.clip_grad_norm_(
                 objective.parameters(), config.optim.clip_norm or math.inf
@@ -258,7 +253,7 @@ def train(config: Any, workdir: Path, sources: Any) -> None:
         if sts and (
             number in (0, num_steps) or config.eval.every and number % config.eval.every == 0
         ):
-            result.max_seq_length = start.sentence.max_length
+            result.max_seq_length = max_length
             found = {f"sts/{name}": value for name, value in sts(encode).items()}
             progress.say(
                 f"step {number}: "
@@ -277,7 +272,7 @@ def train(config: Any, workdir: Path, sources: Any) -> None:
     file.close()
     if kept is not None:
         result.load_state_dict(kept)
-    result.max_seq_length = start.sentence.max_length
+    result.max_seq_length = max_length
     result.save_pretrained(str(workdir / ".model"), create_model_card=False)
     os.rename(workdir / ".model", workdir / "model")
 

@@ -85,13 +85,13 @@ def check_output(directory: Path) -> None:
 
 
 def from_words(args: argparse.Namespace):
-    from embed_jax.train.static import static_from_words
+    from embed_jax.static import static_from_words
 
     return static_from_words(args.vectors, lower_case=args.lower_case, sif=args.sif)
 
 
 def from_teacher(args: argparse.Namespace):
-    from embed_jax.train.static import distil
+    from embed_jax.static import distil
 
     return distil(load_encoder(args.model), args.dim, sif=args.sif)
 

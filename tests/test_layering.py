@@ -16,7 +16,7 @@ STEPS = (
     ("encoders", "losses", "parallel", "data", "prompts", "similarity"),
     ("pretrained", "encode_options"),
     ("sentence", "cross_encoder", "catalogue"),
-    ("routed",),
+    ("routed", "static"),
     ("retrieval", "export"),
     ("evals",),
     ("train",),

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from embed_jax.train.start import frozen_models, start_from
 
 import embed_jax
 from embed_jax import sentence
@@ -20,7 +21,6 @@ from embed_jax.encoders.classifier import ClassifierSpec, build_classifier
 from embed_jax.encoders.layers import embed
 from embed_jax.errors import InputError
 from embed_jax.sentence import SentenceEncoder
-from embed_jax.train.start import frozen_models, start_from
 from scripts.commands import load_model
 
 

@@ -159,6 +159,22 @@ def place(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(put, tree, shardings)
 
 
+def place_abstract(tree: Any, shardings: Any) -> Any:
+    """Returns the shapes of arrays that lie so; nothing is allocated.
+
+    Args:
+        tree: arrays or their shapes.
+        shardings: one for every leaf, or one for all.
+    """
+    if isinstance(shardings, NamedSharding):
+        shardings = jax.tree.map(lambda _: shardings, tree)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        shardings,
+    )
+
+
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """A copy of every array on every device. Several hosts must each have the same arrays."""
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))

@@ -17,10 +17,8 @@ from embed_jax.errors import InputError, warn
 from embed_jax.parallel.mesh import make_mesh
 from embed_jax.sentence import SentenceEncoder, load
 from embed_jax.train.checkpoint import read_encoder, saved_steps
-from embed_jax.train.fit import loss_arguments
-from embed_jax.train.prompts import settle_prompts
-from embed_jax.train.sources import ONLY, training_loss
-from embed_jax.train.start import start_from
+from embed_jax.train.model import initial_model
+from embed_jax.train.objective import describe_result, training_loss
 from embed_jax.types import BASE, Params
 
 
@@ -56,23 +54,24 @@ def load_run(
 
     config = read_config(directory)
     config.model.compute_dtype = compute_dtype
-    longest = max(
-        [
-            config.data.max_length,
-            *(source.max_length for source in vars(config.mixture.sources).values()),
-        ]
-    )
-    start = start_from(config.model, longest, config.train.seed, lora=config.lora, mesh=make_mesh())
-    sentence = start.sentence
-    trained, frozen = start.split()
+    config.train.devices = 0  # those that are here, however many the run has
+    model = initial_model(config, mesh=make_mesh())
+    sentence = model.sentence
+    trained, frozen = model.split()
     trained = read_encoder(directory / "checkpoints", step, trained)
-    found = sentence.with_params(_of_spec({**frozen.get(BASE, {}), **trained}, sentence.spec))
-    with contextlib.redirect_stdout(None):  # what there is to say of prompts, the run has said
-        _settle(found, config)
+    sentence = sentence.with_params(
+        _without_training_heads({**frozen.get(BASE, {}), **trained}, model.spec)
+    )
+    sentence.base = sentence.base if model.spec.lora is not None else ""
+    if not is_token_objective(config.loss.name):
+        with contextlib.redirect_stdout(
+            None
+        ):  # the run has printed what there is to say of prompts
+            describe_result(config, sentence, training_loss(config).about)
     if max_length:
-        found.max_length = max_length
-    merge = found.spec.lora is not None and (config.lora.merge or not found.base)
-    return found.merged() if merge else found
+        sentence.max_length = max_length
+    merge = model.spec.lora is not None and (config.lora.merge or not sentence.base)
+    return sentence.merged() if merge else sentence
 
 
 def read_config(directory: Path) -> Experiment:
@@ -112,24 +111,12 @@ def _fill(settings: Any, content: dict[str, Any], place: str) -> None:
             setattr(settings, name, value)
 
 
-def _settle(sentence: SentenceEncoder, config: Experiment) -> None:
-    """What training notes in the model beside its parameters."""
-    sentence.similarity_fn_name = config.loss.similarity or "cosine"
-    sentence.base = sentence.base if sentence.spec.lora is not None else ""
-    if is_token_objective(config.loss.name):
-        return
-    names = list(vars(config.mixture.sources)) or [ONLY]
-    about = training_loss(config, loss_arguments(config.loss), names).about
-    sentence.matryoshka_dims, sentence.adaptive_layers = about.dims, about.layers != 0
-    settle_prompts(config, sentence)
-
-
-def _of_spec(params: Params, spec: EncoderSpec) -> Params:
-    """Without the heads that were there in training alone."""
-    kept = {
+def _without_training_heads(params: Params, spec: EncoderSpec) -> Params:
+    """Drops the heads that were there in training only."""
+    names = {
         str(i) for i, head in enumerate(spec.heads) if jax.eval_shape(head.init, jax.random.key(0))
     }
     return {
         **params,
-        "heads": {name: head for name, head in params["heads"].items() if name in kept},
+        "heads": {name: head for name, head in params["heads"].items() if name in names},
     }

@@ -1,4 +1,4 @@
-"""The data sets of a run: those of a mixture, what the loss wants of each, and whether it is there."""
+"""The data sets of a run as its config names them."""
 
 from __future__ import annotations
 
@@ -10,19 +10,14 @@ from typing import Any
 from embed_jax.config import Data as DataConfig
 from embed_jax.config import Experiment
 from embed_jax.config import Source as SourceConfig
-from embed_jax.data.order import Order, make_order
-from embed_jax.data.pairs import looked_at, of_record
-from embed_jax.data.pipeline import Source, most_texts, things_of
+from embed_jax.data.pairs import looked_at
+from embed_jax.data.pipeline import Source
 from embed_jax.data.sources import RecordFields, iter_records, open_records, record_fields
 from embed_jax.data.sources.files import VALUES, place_in_file
 from embed_jax.data.stream import Stream, open_stream
 from embed_jax.errors import InputError
-from embed_jax.losses.base import About
-from embed_jax.losses.compose import LossFunction, per_dataset, weighted_sum
-from embed_jax.losses.expression import build_loss
-from embed_jax.parallel.distributed import is_first_host
 from embed_jax.registry import unknown
-from embed_jax.train.prompts import given_prompts
+from embed_jax.runtime import say
 
 Sources = Mapping[str, Source]
 ONLY = "train"  # the name of the data set of a run that has one
@@ -122,10 +117,9 @@ def without_texts(
     ]
     if not kept:
         raise InputError(f"exclude: all {len(records)} records have a text of {files}")
-    if is_first_host():
-        print(
-            f"{name}: {len(records) - len(kept)} of {len(records)} records left out for a text of {files}"
-        )
+    say(
+        f"{name}: {len(records) - len(kept)} of {len(records)} records left out for a text of {files}"
+    )
     return kept
 
 
@@ -170,148 +164,3 @@ def named_fields(records: Sequence[Mapping[str, Any]], columns: str) -> RecordFi
             for function in (plain.columns, plain.label, plain.score, plain.keys)
         )
     )
-
-
-def training_loss(
-    config: Experiment, given: Mapping[str, Any], names: Sequence[str]
-) -> LossFunction:
-    """The loss of a run: one for all examples, or each data set's own where the mixture names any.
-
-    Args:
-        given: arguments of `config.loss` for every loss that takes them.
-        names: of the data sets.
-
-    Raises:
-        InputError: for a loss that cannot be built, or losses by data set that are not those of the mixture.
-    """
-    chosen = vars(config.mixture.sources)
-    loss = build_loss(config.loss.name, given)
-    own = any(source.loss or source.loss_weight != 1 for source in chosen.values())
-    if loss.datasets and not chosen:
-        raise InputError(
-            f"config.loss.name: {config.loss.name!r} needs a mixture of data sets, config.data.train is one"
-        )
-    if loss.datasets and (own or list(loss.datasets) != list(names)):
-        expected = f"those of config.mixture.sources, {', '.join(names)}, in this order and without losses of their own"
-        raise InputError(
-            f"config.loss.name: {config.loss.name!r} has losses for {', '.join(loss.datasets)}; expected {expected}"
-        )
-    if not own:
-        return loss
-    losses = {}
-    for name, source in chosen.items():
-        try:
-            one = build_loss(source.loss or config.loss.name, given)
-            losses[name] = (
-                one if source.loss_weight == 1 else weighted_sum([(source.loss_weight, one)])
-            )
-        except InputError as error:
-            message = str(error).removeprefix("config.loss.name: ")
-            raise InputError(f"config.mixture.sources.{name}.loss: {message}") from None
-    # Batches of a single data set do not say which one they are from.
-    return per_dataset(losses) if len(losses) > 1 else losses[names[0]]
-
-
-def for_loss(
-    sources: Sources, loss: LossFunction, config: Experiment, prompts: tuple[str, str]
-) -> dict[str, Source]:
-    """The data sets with their prompts and lengths, and without labels and scores that their loss has no use for.
-
-    Args:
-        prompts: of anchors and candidates, where a data set names none.
-
-    Raises:
-        InputError: naming what a data set lacks for its loss.
-    """
-    found = {}
-    for name, source in sources.items():
-        about = loss.of_dataset.get(name, loss.about)
-        check_data(source, about, config, "" if name == ONLY else name)
-        wanted = {
-            "label": "label" in about.needs,
-            "score": bool({"score", "scores"} & set(about.needs)),
-        }
-        fields = {
-            field: getattr(source.fields, field) if needed else None
-            for field, needed in wanted.items()
-        }
-        settings = getattr(config.mixture.sources, name, None)
-        given = given_prompts(config, settings, name) if settings else ("", "")
-        mine = (given[0] or prompts[0], given[1] or prompts[1])
-        found[name] = dataclasses.replace(
-            source,
-            fields=dataclasses.replace(source.fields, **fields),
-            prompts=source.prompts if any(source.prompts) else mine,
-            max_length=source.max_length or config.data.max_length,
-        )
-    return found
-
-
-def check_data(source: Source, about: About, config: Experiment, dataset: str = "") -> None:
-    """Whether a data set has what its loss needs.
-
-    Args:
-        dataset: its name in a mixture.
-
-    Raises:
-        InputError: naming what is missing.
-    """
-    where = f"config.mixture.sources.{dataset}.loss" if dataset else "config.loss.name"
-    name = getattr(config.mixture.sources, dataset, SourceConfig()).loss or config.loss.name
-    fields, records = source.fields, source.records
-    found = ", ".join(records[0])
-    for need in about.needs:
-        if (
-            need == "label"
-            and fields.label is None
-            or need in ("score", "scores")
-            and fields.score is None
-        ):
-            raise InputError(
-                f"{where}: {name!r} needs records with a {need}, found the fields {found}"
-            )
-        if need == "scores":
-            texts, scores = len(fields.columns(records[0])), len(fields.score(records[0]))
-            if scores != texts - 1:
-                raise InputError(
-                    f"{where}: {name!r} needs a score for each of the {texts - 1} candidates of a record, "
-                    f"found {scores}"
-                )
-    columns = most_texts(source)
-    least, most = about.columns
-    if columns < least or most and columns > most:
-        wanted = (
-            f"{least}" if least == most else f"{least} to {most}" if most else f"{least} or more"
-        )
-        raise InputError(
-            f"{where}: {name!r} needs {wanted} texts a record, found {columns} ({found})"
-        )
-    if about.classes:
-        for number, record in looked_at(records):
-            if not 0 <= (label := of_record(fields.label, record, number)) < about.classes:
-                raise InputError(
-                    f"record {number}: label {label}, {where}={name!r} accepts 0 to {about.classes - 1}"
-                )
-
-
-def training_order(sources: Sources, config: Experiment) -> Order:
-    """Which records each batch has, as the config says; without duplicates, every record is read once for it."""
-    mixture, chosen = config.mixture, vars(config.mixture.sources)
-    things = things_of(list(sources.values())) if config.batch.no_duplicates else None
-    order = make_order(
-        [len(source.records) for source in sources.values()],
-        config.batch.size,
-        config.train.seed,
-        mixing=mixture.batches,
-        sampling=mixture.sampling,
-        temperature=mixture.temperature,
-        weights=[source.weight for source in chosen.values()],
-        things=things,
-    )
-    if things is not None and is_first_host():
-        steps = order.count(1)
-        left = len(things) - steps * config.batch.size
-        print(
-            f"no duplicates: {steps} batches of {config.batch.size} an epoch, {left} of {len(things)} records left out"
-        )
-    return order

@@ -41,6 +41,8 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     shardings: TrainState | None = None,
     momentum: float = 0.0,
+    *,
+    scheduled: bool = False,
 ) -> Callable[[TrainState, Batch, PRNGKeyArray], tuple[TrainState, dict[str, Array]]]:
     """The step `(state, batch, key) -> (state, metrics)`; the old state's buffers are given away.
 
@@ -52,17 +54,21 @@ def make_train_step(
         optimizer: optax's.
         shardings: how the new state lies on the mesh; None: as the compiler likes.
         momentum: of the momentum encoder, if the state has one.
+        scheduled: whether the objective is given `step` too, the state's.
 
     Returns:
         Metrics: "loss", "grad_norm" (before clipping), the objective's own, and "finite" [B] by example.
     """
+
+    def at_step(state: TrainState) -> dict[str, Array]:
+        return {"step": state.step} if scheduled else {}
 
     def step(state: TrainState, batch: Batch, key: PRNGKeyArray):
         step_key = jax.random.fold_in(key, state.step)
         gradient = jax.value_and_grad(objective, has_aux=True)
         more = (state.extra,) if state.extra else ()
         (loss, (metrics, finite, *entries)), grads = gradient(
-            state.params, batch, step_key, state.frozen, *more
+            state.params, batch, step_key, state.frozen, *more, **at_step(state)
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -15,7 +15,7 @@ from embed_jax.errors import exit_with_one_line
 from embed_jax.evals.sts import sts_evaluator
 from embed_jax.runtime import prepare_jax
 from embed_jax.sentence import load
-from embed_jax.train.start import start_from
+from embed_jax.train.model import initial_model, model_before
 
 pytest.importorskip("grain")
 ROOT = Path(__file__).parents[2]
@@ -97,12 +97,12 @@ def lines_of(workdir):
 
 
 def test_the_student_starts_with_the_layers_named(config, teacher_model, sentences):
-    start = start_from(config().model, 40, 0)
+    start = initial_model(config())
     saved = read_model(teacher_model)
     spec, params = keep_layers(saved.spec, saved.params, [1])
     assert start.sentence.spec.backbone.num_layers == spec.backbone.num_layers == 1
     jax.tree.map(np.testing.assert_array_equal, start.params, params)
-    assert start_from(config(model__layers="").model, 40, 0).sentence.spec.backbone.num_layers == 2
+    assert model_before(config(model__layers="")).spec.backbone.num_layers == 2
 
 
 @pytest.mark.slow
@@ -116,7 +116,7 @@ def test_it_becomes_like_its_teacher(
     assert result.finished
 
     teacher, student = load(str(teacher_model)), load(str(tmp_path / "run" / "model"))
-    untrained = start_from(settings.model, 40, 0).sentence
+    untrained = model_before(settings)
     wanted = teacher.encode(sentences[160:])
     errors = [
         np.mean((model.encode(sentences[160:]) - wanted) ** 2) for model in (untrained, student)

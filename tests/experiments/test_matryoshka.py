@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from embed_jax.errors import exit_with_one_line
+from embed_jax.evals.by_size import spearman_by_size
 from embed_jax.evals.sts import sts_evaluator
 from embed_jax.sentence import load
-from embed_jax.train.by_size import spearman_by_size
 from experiments import matryoshka
 
 pytest.importorskip("grain")
@@ -106,7 +106,7 @@ def test_texts_are_encoded_once_for_all_sizes(tiny_model, sentences):
     asked, encode = [], model.encode
     model.encode = lambda texts, **more: (asked.append(len(texts)), encode(texts, **more))[1]
     test = sts_evaluator(sentences[:20], sentences[20:40], list(np.arange(20.0)))
-    found = spearman_by_size(model, {"a": test}, [32, 8], [2])
+    found = spearman_by_size(model.encode, {"a": test}, [32, 8], [2])
     assert asked == [40] and found[2].keys() == {32, 8}
     assert found[2][32] == pytest.approx(test(encode)["spearman"])
 

@@ -17,7 +17,7 @@ from embed_jax.encoders.weights import open_tensors
 from embed_jax.errors import InputError, exit_with_one_line
 from embed_jax.runtime import prepare_jax
 from embed_jax.sentence import load
-from embed_jax.train import fit
+from embed_jax.train.fit import fit
 
 pytest.importorskip("grain")
 ROOT = Path(__file__).parents[2]
@@ -355,7 +355,7 @@ def test_pairs_are_not_trained_on_by_other_ways(settings, tmp_path):
 
     records = [{"anchor": "a", "positive": "b"}] * 40
     with pytest.raises(InputError, match="'mlm\\(rate=0.3\\)' needs 1 texts a record, found 2"):
-        fit.fit(
+        fit(
             settings(),
             tmp_path / "run",
             sources={"train": Source(records, record_fields(records))},

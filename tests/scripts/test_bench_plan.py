@@ -10,7 +10,7 @@ from embed_jax.encoders.build import build_encoder, random_spec
 from embed_jax.types import num_params
 from scripts import bench
 from scripts.abstract import local_bytes
-from scripts.bench_plan import plan_step
+from scripts.bench_plan import plan_run
 
 CONFIG = """
 from embed_jax.config import Experiment
@@ -30,6 +30,7 @@ def get_config(cut=""):
 def tiny(**fields):
     config = Experiment()
     config.model.name, config.model.remat = "random:decoder-tiny", "layer"
+    config.train.devices = 1
     config.data.max_length, config.batch.size = 16, 8
     for name, value in fields.items():
         part, _, field = name.partition("__")
@@ -39,14 +40,14 @@ def tiny(**fields):
 
 @pytest.mark.parametrize("base, size", [("float32", 4), ("bfloat16", 2), ("int8", 1)])
 def test_frozen_parameters_take_what_their_dtype_takes(base, size):
-    step = plan_step(tiny(lora__rank=2, lora__base=base), 1, 2, 16)
+    run, _ = plan_run(tiny(lora__rank=2, lora__base=base), 2, 16)
     params = jax.eval_shape(build_encoder(random_spec("decoder-tiny")).init, jax.random.key(0))[
         "backbone"
     ]
     kernels = sum(leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(params["layers"])
                   if path[-1].key == "kernel")  # fmt: skip
     rest = num_params(params) - kernels
-    frozen = local_bytes(step.arguments[0].frozen)
+    frozen = local_bytes(run.state.frozen)
     scales = sum(
         math.prod(leaf.shape[:1] + leaf.shape[2:])
         for leaf in jax.tree.leaves(params["layers"])
@@ -54,9 +55,8 @@ def test_frozen_parameters_take_what_their_dtype_takes(base, size):
     )
     expected = kernels + 4 * (scales + rest) if base == "int8" else size * num_params(params)
     assert frozen == expected
-    assert step.trained == num_params(step.arguments[0].params)
-    moments = [leaf for leaf in jax.tree.leaves(step.arguments[0].opt_state) if leaf.ndim]
-    assert sum(leaf.size for leaf in moments) == 2 * step.trained
+    moments = [leaf for leaf in jax.tree.leaves(run.state.opt_state) if leaf.ndim]
+    assert sum(leaf.size for leaf in moments) == 2 * num_params(run.state.params)
 
 
 @pytest.mark.slow
@@ -65,11 +65,12 @@ def test_frozen_parameters_take_what_their_dtype_takes(base, size):
 )
 def test_it_compiles_on_a_mesh_for_losses_and_objectives_on_tokens(loss):
     fields = {"loss__name": loss, "model__attention": "bidirectional"}
-    alone = plan_step(tiny(**fields), 1, 2, 16)
-    split = plan_step(tiny(**fields, train__fsdp=2, batch__groups=4), 2, 2, 16)
-    split.function.lower(*split.arguments).compile({"xla_backend_optimization_level": 0})
+    alone, _ = plan_run(tiny(**fields), 2, 16)
+    two = {"train__devices": 2, "train__fsdp": 2, "batch__groups": 4}
+    split, arguments = plan_run(tiny(**fields, **two), 2, 16)
+    split.step.lower(*arguments).compile({"xla_backend_optimization_level": 0})
     share = 0.6 if loss != "mntp" else 0.8  # what predicts tokens is whole on every device
-    assert local_bytes(split.arguments[0]) < share * local_bytes(alone.arguments[0])
+    assert local_bytes(split.state) < share * local_bytes(alone.state)
 
 
 @pytest.mark.slow

@@ -12,7 +12,8 @@ from embed_jax.config import Experiment
 from embed_jax.config_file import override
 from embed_jax.errors import InputError, exit_with_one_line
 from embed_jax.runtime import prepare_jax
-from embed_jax.train import fit, loop, mining
+from embed_jax.train import loop, mining
+from embed_jax.train.fit import fit
 from embed_jax.train.mining import mined_sources
 
 pytest.importorskip("grain")
@@ -294,7 +295,7 @@ def test_losses_of_scores_get_lists_and_held_out_pairs_have_none(
         not validation
         and "no validation loss: nothing scores the held-out pairs" in capsys.readouterr().out
     )
-    fit.fit(config, tmp_path, sources=sources, evaluators={}, validation=validation)
+    fit(config, tmp_path, sources=sources, evaluators={}, validation=validation)
     records = read(next((tmp_path / "mined").iterdir()))
     for _, batch in given["batches"](0, given["state"]):
         assert batch.score[0].tolist() == [

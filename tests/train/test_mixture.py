@@ -23,8 +23,10 @@ from embed_jax.errors import InputError
 from embed_jax.parallel.mesh import split_groups
 from embed_jax.parallel.world import local_world, make_columns
 from embed_jax.runtime import prepare_jax
-from embed_jax.train import fit, loop
-from embed_jax.train.sources import training_loss, training_order
+from embed_jax.train import data as train_data
+from embed_jax.train import loop
+from embed_jax.train.fit import fit
+from embed_jax.train.objective import training_loss
 
 pytest.importorskip("grain")
 ROOT = Path(__file__).parents[2]
@@ -243,11 +245,11 @@ def assembled(monkeypatch, tmp_path, here):
             found.update(sources=dict(zip(names, sources, strict=True)), settings=settings)
             return batch_maker(sources, **settings)
 
-        monkeypatch.setattr(fit, "batch_maker", recorded)
+        monkeypatch.setattr(train_data, "batch_maker", recorded)
         monkeypatch.setattr(loop, "run", lambda config, workdir, **given: found.update(given))
         sources, _ = nli.read_data(config)
         names = list(sources)
-        fit.fit(
+        fit(
             config, tmp_path / f"run{len(list(tmp_path.iterdir()))}", sources=sources, evaluators={}
         )
         batches = found["batches"](0, found["state"])
@@ -319,7 +321,7 @@ def test_no_duplicates_in_the_whole_batch_whatever_devices_and_hosts_share_it(
     for batch, other in zip(one["batches"], eight["batches"], strict=True):
         assert_same_bits(batch, other)
 
-    order = training_order(one["sources"], experiment(mixture__batches=mixing))
+    order = train_data.training_order(one["sources"], experiment(mixture__batches=mixing))
     hosts = [
         batch_maker(list(one["sources"].values()), **one["settings"] | {"shard": (host, 2)})
         for host in range(2)
@@ -351,7 +353,7 @@ def test_a_weight_scales_the_gradient_of_its_own_part():
         config = Experiment()
         config.mixture.sources.a = Source("a", loss="info_nce")
         config.mixture.sources.b = Source("b", loss="info_nce", loss_weight=weight)
-        return value_and_gradient(training_loss(config, {}, ["a", "b"]), columns)
+        return value_and_gradient(training_loss(config), columns)
 
     embeddings = jax.random.normal(jax.random.key(0), (2, 8, 6))
     columns = make_columns(embeddings, dataset=jnp.arange(8) % 2)

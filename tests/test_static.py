@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import embed_jax
-import embed_jax.train.static
+import embed_jax.static
 from embed_jax.encoders.heads import Normalize
 from embed_jax.errors import InputError
+from embed_jax.static import distil, embed_tokens, sif_weights, static_from_words
 from embed_jax.train.finetune import finetune
-from embed_jax.train.static import distil, embed_tokens, sif_weights, static_from_words
 
 RNG = np.random.default_rng(0)
 WORDS = ["the", "order", "carrier", "delayed", ".", "o", "x"]
@@ -88,7 +88,7 @@ def token_embeddings(teacher):
 
 @pytest.fixture
 def embedded_once(token_embeddings, monkeypatch):
-    monkeypatch.setattr(embed_jax.train.static, "embed_tokens", lambda *_: token_embeddings)
+    monkeypatch.setattr(embed_jax.static, "embed_tokens", lambda *_: token_embeddings)
 
 
 def test_each_token_is_embedded_as_the_teacher_embeds_a_text_of_it(
@@ -97,9 +97,7 @@ def test_each_token_is_embedded_as_the_teacher_embeds_a_text_of_it(
     words = ["cat", "guitar", "!"]
     ids = [teacher.tokenizer.encode([word]).ids[0][1] for word in words]
     np.testing.assert_allclose(token_embeddings[ids], teacher.encode(words), atol=1e-6)
-    monkeypatch.setattr(
-        embed_jax.train.static, "TOKENS_AT_A_TIME", 60
-    )  # the last batch is not full
+    monkeypatch.setattr(embed_jax.static, "TOKENS_AT_A_TIME", 60)  # the last batch is not full
     np.testing.assert_allclose(
         embed_tokens(teacher, len(token_embeddings)), token_embeddings, atol=1e-6
     )

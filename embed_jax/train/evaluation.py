@@ -1,4 +1,4 @@
-"""What a run is worth at its end: the model before against after, on test data that chose nothing."""
+"""Measures a run: evaluators and held-out loss while it trains, and a report on test data at its end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 
 from embed_jax.atomic import write_whole
@@ -16,12 +18,62 @@ from embed_jax.data.sources.files import find_file, read_sts
 from embed_jax.errors import InputError
 from embed_jax.evals.geometry import geometry_evaluator, sts_texts
 from embed_jax.evals.sts import sts_evaluator
+from embed_jax.parallel.mesh import split_groups
 from embed_jax.prompts import fill_template
 from embed_jax.runtime import is_first_host, say
 from embed_jax.sentence import load
-from embed_jax.train.start import start_from
+from embed_jax.train.assembly import Assembly
+from embed_jax.train.model import model_before
+from embed_jax.types import Batch, TrainState
 
 Evaluator = Callable[[Callable[[Sequence[str]], np.ndarray]], Mapping[str, float]]
+"""`encode -> {metric: value}`"""
+
+
+def evaluation(
+    run: Assembly, evaluators: Mapping[str, Evaluator], validation: Sequence[Mapping[str, Any]] = ()
+) -> Callable[[TrainState], dict[str, float]] | None:
+    """Returns `state -> {"NAME/METRIC": value}`, or None if there is nothing to measure.
+
+    Args:
+        evaluators: by name.
+        validation: held-out records, with the fields of the only data set: their mean loss without dropout is
+            "validation/loss".
+    """
+    batches = run.data.held_out(validation)
+    if not evaluators and not batches:
+        return None
+    held_out_loss = _mean_loss(run, batches)
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        measured = held_out_loss(state)
+        for name, evaluator in evaluators.items():
+            metrics = evaluator(run.encode(state))
+            measured |= {f"{name}/{metric}": value for metric, value in metrics.items()}
+        return measured
+
+    return evaluate
+
+
+def _mean_loss(run: Assembly, batches: Sequence[Batch]) -> Callable[[TrainState], dict[str, float]]:
+    """Returns the objective without dropout, over fixed batches: `state -> {"validation/loss": ...}`."""
+
+    def loss_of(params, batch, frozen, **at_step):
+        return run.loss(params, batch, None, frozen, **at_step)
+
+    compiled = jax.jit(loss_of)
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        totals: dict[str, float] = {}
+        at_step = {"step": state.step} if run.objective.scheduled else {}
+        for batch in batches:
+            batch = split_groups(batch, run.mesh)
+            loss, (metrics, _) = compiled(state.params, batch, state.frozen, **at_step)
+            for name, value in {"loss": loss, **metrics}.items():
+                totals[name] = totals.get(name, 0.0) + float(value) / len(batches)
+        return {f"validation/{name}": value for name, value in totals.items()}
+
+    return evaluate
 
 
 def sts_evaluators(config: Experiment) -> dict[str, Evaluator]:
@@ -80,9 +132,7 @@ def report_sts(
         {"before/NAME": ..., "after/NAME": ..., "teacher/NAME": ...}, and their means over the files as NAME "average".
     """
     models = {
-        "before": start_from(
-            config.model, config.data.max_length, config.train.seed, config.train.devices
-        ).sentence,
+        "before": model_before(config),
         "after": load(str(workdir / "model")),
     }
     if config.model.teacher:

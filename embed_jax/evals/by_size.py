@@ -1,4 +1,4 @@
-"""What a model is worth at each size of its embeddings and each number of its layers: the price of being small."""
+"""Measures a model at each size of its embeddings and each number of its layers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from embed_jax.atomic import write_whole
 from embed_jax.errors import InputError, require
-from embed_jax.sentence import SentenceEncoder, truncate
+from embed_jax.similarity import truncate
 
 Evaluator = Callable[[Callable[[Sequence[str]], np.ndarray]], Mapping[str, float]]
 BySize = dict[int, dict[int, float]]  # layers -> size -> score
@@ -34,28 +34,31 @@ def numbers(text: str, field: str, highest: int) -> list[int]:
 
 
 def spearman_by_size(
-    model: SentenceEncoder,
+    encode: Callable[..., np.ndarray],
     tests: Mapping[str, Evaluator],
     sizes: Sequence[int],
     layers: Sequence[int],
 ) -> BySize:
-    """Spearman's correlation, its mean over the test sets, of embeddings cut to each size after so many layers.
+    """Returns Spearman's correlation, its mean over the test sets, of embeddings cut to each size after so many layers.
 
     Texts are encoded once for each number of layers. What was not trained is evaluated without a warning.
+
+    Args:
+        encode: `(texts, layers=number of layers) -> embeddings`.
     """
     found: BySize = {}
     for number in layers:
 
         @functools.cache
-        def encode(texts: tuple[str, ...], number: int = number) -> np.ndarray:
+        def encode_at(texts: tuple[str, ...], number: int = number) -> np.ndarray:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="layers ")
-                return model.encode(texts, layers=number)
+                return encode(texts, layers=number)
 
         found[number] = {}
         for size in sizes:
             scores = [
-                test(lambda texts, size=size: truncate(encode(tuple(texts)), size))["spearman"]
+                test(lambda texts, size=size: truncate(encode_at(tuple(texts)), size))["spearman"]
                 for test in tests.values()
             ]
             found[number][size] = float(np.mean(scores))

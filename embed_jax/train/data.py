@@ -1,0 +1,347 @@
+"""The batches of a run: from data sources to a pure function of (seed, step)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from embed_jax.config import Experiment
+from embed_jax.config import Source as SourceConfig
+from embed_jax.data.order import Order, make_order
+from embed_jax.data.pairs import looked_at, of_record
+from embed_jax.data.pipeline import (
+    BatchMaker,
+    Record,
+    Source,
+    batch_maker,
+    fingerprint,
+    most_texts,
+    prefetch,
+    things_of,
+    training_batches,
+)
+from embed_jax.data.sources import RecordFields
+from embed_jax.data.stream import Stream, made_ahead, stream_batches
+from embed_jax.errors import InputError
+from embed_jax.losses.base import About
+from embed_jax.runtime import say
+from embed_jax.train.model import TrainingModel
+from embed_jax.train.objective import Objective
+from embed_jax.train.prompts import given_prompts
+from embed_jax.train.sources import ONLY, Sources
+from embed_jax.types import Batch, TokenBatch, TrainState
+
+Encode = Callable[[Sequence[str]], np.ndarray]
+SourcesAt = Callable[[int, Encode], Sources]
+VALIDATION_BATCHES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """The data of a run.
+
+    Attributes:
+        sources: the data sets at the start, as the objective needs them.
+        order: the records of each batch; None for a stream.
+        num_steps: batches of the whole run.
+        fingerprint: what the content and order of the batches depend on, beside the config.
+        batches: `(step, state) -> iterator of (step, batch)` from a step on, up to the next time that the data are
+            renewed with the model as it is then.
+        held_out: `records -> batches`: the first few of held-out records; [] if they do not fill one.
+    """
+
+    sources: Sources
+    order: Order | None
+    num_steps: int
+    fingerprint: dict[str, Any]
+    batches: Callable[[int, TrainState], Iterator[tuple[int, Batch]]]
+    held_out: Callable[[Sequence[Record]], list[Batch]]
+
+
+def training_data(
+    config: Experiment,
+    sources: Sources | SourcesAt,
+    model: TrainingModel,
+    objective: Objective,
+    groups: int,
+) -> TrainingData:
+    """Prepares the data sets for the objective, and settles order and number of steps.
+
+    Args:
+        sources: by name, or a function `(step, encode) -> sources`, called for the start and every
+            `config.mine.every` steps.
+        groups: G, groups of a batch.
+
+    Raises:
+        InputError: for data that the objective or the model cannot use.
+    """
+    renewed = callable(sources)
+    sources_at: SourcesAt = sources if renewed else lambda step, encode: sources
+    first = prepare_sources(sources_at(0, model.sentence.encode), objective, config)
+    pieces = _cut_sources(first, objective)
+    _check_same_mask(config, pieces)
+    maker = _batch_maker(config, model, objective, groups)
+    streamed = next(
+        (source for source in pieces.values() if isinstance(source.records, Stream)), None
+    )
+    if streamed and config.batch.no_duplicates:
+        raise InputError(
+            "config.batch.no_duplicates: not for a stream, of which not all records are known"
+        )
+    order = None if streamed else training_order(pieces, config)
+    num_steps = _num_steps(config, order)
+
+    def batches(start: int, state: TrainState) -> Iterator[tuple[int, Batch]]:
+        if streamed:
+            yield from _streamed_batches(maker([streamed]), config, start, num_steps)
+            return
+        every = (config.mine.every if renewed else 0) or num_steps
+        since = start // every * every
+        now, now_order = pieces, order
+        if since:
+            encode = functools.partial(model.sentence.encode, params=state.encoder)
+            now = _cut_sources(
+                prepare_sources(sources_at(since, encode), objective, config), objective
+            )
+            now_order = training_order(now, config)
+        yield from prefetch(
+            training_batches(maker(list(now.values())), now_order),
+            start,
+            num_steps=min(since + every, num_steps),
+        )
+
+    def held_out(records: Sequence[Record]) -> list[Batch]:
+        if not records:
+            return []
+        if len(first) > 1:
+            raise InputError(
+                f"validation records: only for a run with one data set, found {', '.join(first)}"
+            )
+        (only,) = _cut_sources(
+            {name: dataclasses.replace(source, records=records) for name, source in first.items()},
+            objective,
+        ).values()
+        size = config.batch.size
+        if len(only.records) < size:
+            say(
+                f"no validation loss: {len(only.records)} held-out records do not fill a batch of {size}"
+            )
+            return []
+        held_out_order = make_order([len(only.records)], size, seed=0)
+        held_out_batches = training_batches(maker([only]), held_out_order)
+        return [
+            held_out_batches[step]
+            for step in range(min(VALIDATION_BATCHES, held_out_order.count(1)))
+        ]
+
+    # With the groups: they decide the dropout masks, and default to the number of devices.
+    shares = config.batch.shares or jax.process_count()
+    made_of = {**fingerprint(pieces), "groups": groups, "shares": shares}
+    return TrainingData(pieces, order, num_steps, made_of, batches, held_out)
+
+
+def row_length(config: Experiment, max_length: int) -> int:
+    """Returns T: the config's, or twice the longest text up to 128, where packing finds room and attention is cheap.
+
+    Args:
+        max_length: tokens of the longest text.
+    """
+    length = config.batch.row_length
+    if length and length < max_length:
+        raise InputError(
+            f"config.batch.row_length: expected at least data.max_length={max_length}, found {length}"
+        )
+    return length or max(max_length, min(2 * max_length, 128))
+
+
+def abstract_batch(groups: int, columns: int, examples: int, rows: int, length: int) -> Batch:
+    """Returns the shapes of a batch: G groups of E examples with C texts each, packed into R rows of T slots."""
+    shape = jax.ShapeDtypeStruct
+    slots = [shape((groups, rows, length), dtype) for dtype in (*(jnp.int32,) * 3, bool)]
+    return Batch(
+        {"encoder": TokenBatch(*slots, sentences=columns * examples)},
+        present=shape((groups, columns, examples), bool),
+        text_hash=shape((groups, columns, examples, 2), jnp.uint32),
+        record=shape((groups, examples), jnp.int32),
+    )
+
+
+def _batch_maker(
+    config: Experiment, model: TrainingModel, objective: Objective, groups: int
+) -> Callable[[Sequence[Source]], BatchMaker]:
+    longest = model.max_length
+    return functools.partial(
+        batch_maker,
+        tokenizers={
+            "encoder": model.sentence.tokenizer.cut_at(longest),
+            **{name: other.tokenizer for name, other in objective.models.items()},
+        },
+        batch_size=config.batch.size,
+        groups=groups,
+        shares=config.batch.shares or jax.process_count(),
+        row_length=row_length(config, longest),
+        rows=config.batch.rows or None,
+        include_prompt=model.sentence.include_prompt,
+        shard=(jax.process_index(), jax.process_count()),
+    )
+
+
+def _num_steps(config: Experiment, order: Order | None) -> int:
+    """Returns the batches of the run, without those at the end whose gradient would never be used."""
+    if order is None and not config.train.steps:
+        raise InputError(
+            "config.train.steps: a stream has no known end, set the number of steps; found 0"
+        )
+    num_steps = config.train.steps or order.count(config.train.epochs)
+    return max(num_steps // config.optim.accumulate, 1) * config.optim.accumulate
+
+
+def _check_same_mask(config: Experiment, sources: Sources) -> None:
+    columns = config.model.same_mask_columns
+    if columns and columns != (texts := max(map(most_texts, sources.values()))):
+        raise InputError(
+            f"config.model.same_mask_columns: expected 0 or {texts}, the texts of an example, found {columns}"
+        )
+
+
+def _streamed_batches(
+    make: BatchMaker, config: Experiment, start: int, num_steps: int
+) -> Iterator[tuple[int, Batch]]:
+    """Yields (step, batch) of a stream from a step on, made ahead of the consumer."""
+    (source,) = make.sources
+    batches = stream_batches(
+        source.records,
+        config.batch.size,
+        window=config.data.window,
+        seed=config.train.seed,
+        start=start,
+    )
+    steps = range(start, num_steps)
+    yield from made_ahead(
+        (step, make.of_records(records, step))
+        for step, records in zip(steps, batches)  # noqa: B905
+    )
+
+
+def _cut_sources(sources: Sources, objective: Objective) -> Sources:
+    """Returns the data sets with texts over their limit in pieces, if the objective trains on pieces."""
+    if objective.pieces is None:
+        return sources
+    return {
+        name: dataclasses.replace(
+            source,
+            records=objective.pieces(source.records, source),
+            fields=RecordFields(lambda record: (record["text"],)),
+        )
+        for name, source in sources.items()
+    }
+
+
+def prepare_sources(
+    sources: Sources, objective: Objective, config: Experiment
+) -> dict[str, Source]:
+    """Returns the data sets with their prompts and lengths, without labels and scores that their loss does not use.
+
+    Raises:
+        InputError: naming what a data set lacks for its loss.
+    """
+    prepared = {}
+    for name, source in sources.items():
+        about = objective.of_dataset.get(name, objective.about)
+        _check_data(source, about, config, "" if name == ONLY else name)
+        used = {
+            "label": "label" in about.needs,
+            "score": bool({"score", "scores"} & set(about.needs)),
+        }
+        fields = {
+            field: getattr(source.fields, field) if needed else None
+            for field, needed in used.items()
+        }
+        settings = getattr(config.mixture.sources, name, None)
+        own_prompts = given_prompts(config, settings, name) if settings else ("", "")
+        prompts = tuple(
+            own or default for own, default in zip(own_prompts, objective.prompts, strict=True)
+        )
+        prepared[name] = dataclasses.replace(
+            source,
+            fields=dataclasses.replace(source.fields, **fields),
+            prompts=source.prompts if any(source.prompts) else prompts,
+            max_length=source.max_length or config.data.max_length,
+        )
+    return prepared
+
+
+def _check_data(source: Source, about: About, config: Experiment, dataset: str = "") -> None:
+    """Refuses a data set that lacks what its loss needs.
+
+    Args:
+        dataset: its name in a mixture.
+
+    Raises:
+        InputError: naming what is missing.
+    """
+    where = f"config.mixture.sources.{dataset}.loss" if dataset else "config.loss.name"
+    name = getattr(config.mixture.sources, dataset, SourceConfig()).loss or config.loss.name
+    fields, records = source.fields, source.records
+    found = ", ".join(records[0])
+    for need in about.needs:
+        if (
+            need == "label"
+            and fields.label is None
+            or need in ("score", "scores")
+            and fields.score is None
+        ):
+            raise InputError(
+                f"{where}: {name!r} needs records with a {need}, found the fields {found}"
+            )
+        if need == "scores":
+            texts, scores = len(fields.columns(records[0])), len(fields.score(records[0]))
+            if scores != texts - 1:
+                raise InputError(
+                    f"{where}: {name!r} needs a score for each of the {texts - 1} candidates of a record, "
+                    f"found {scores}"
+                )
+    columns = most_texts(source)
+    least, most = about.columns
+    if columns < least or most and columns > most:
+        expected = (
+            f"{least}" if least == most else f"{least} to {most}" if most else f"{least} or more"
+        )
+        raise InputError(
+            f"{where}: {name!r} needs {expected} texts a record, found {columns} ({found})"
+        )
+    if about.classes:
+        for number, record in looked_at(records):
+            if not 0 <= (label := of_record(fields.label, record, number)) < about.classes:
+                raise InputError(
+                    f"record {number}: label {label}, {where}={name!r} accepts 0 to {about.classes - 1}"
+                )
+
+
+def training_order(sources: Sources, config: Experiment) -> Order:
+    """Returns which records each batch has; without duplicates, every record is read once for it."""
+    mixture, chosen = config.mixture, vars(config.mixture.sources)
+    things = things_of(list(sources.values())) if config.batch.no_duplicates else None
+    order = make_order(
+        [len(source.records) for source in sources.values()],
+        config.batch.size,
+        config.train.seed,
+        mixing=mixture.batches,
+        sampling=mixture.sampling,
+        temperature=mixture.temperature,
+        weights=[source.weight for source in chosen.values()],
+        things=things,
+    )
+    if things is not None:
+        steps = order.count(1)
+        left = len(things) - steps * config.batch.size
+        say(
+            f"no duplicates: {steps} batches of {config.batch.size} an epoch, {left} of {len(things)} records left out"
+        )
+    return order
