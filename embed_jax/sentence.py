@@ -16,12 +16,13 @@ from jaxtyping import Float
 from embed_jax.data.tokenize import Tokenizer
 from embed_jax.data.window import WINDOW, pack_window
 from embed_jax.encode_options import EncodeOptions, refuse_unknown
-from embed_jax.encoders.build import EncoderSpec, build_encoder
+from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.hub import resolve
 from embed_jax.encoders.lora import merge_lora
 from embed_jax.encoders.read import read_model
 from embed_jax.encoders.saved import SavedModel
 from embed_jax.encoders.shrink import first_layers
+from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.write import write_model
 from embed_jax.errors import InputError, warn
 from embed_jax.parallel.gather import sharded_encode

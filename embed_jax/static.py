@@ -11,9 +11,10 @@ from jaxtyping import Float
 
 from embed_jax.data.tokenize import Tokenizer, from_transformers
 from embed_jax.data.word_vectors import read_word_vectors, word_tokenizer
-from embed_jax.encoders.build import EncoderSpec, build_encoder
+from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.heads import Normalize
 from embed_jax.encoders.shrink import pca_head
+from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.static import MAX_LENGTH, StaticConfig
 from embed_jax.errors import InputError
 from embed_jax.sentence import SentenceEncoder

@@ -188,7 +188,8 @@ def make_objective(shape: str, dtype: str) -> tuple[Callable, Any]:
     """The training objective on one device, and random parameters for it."""
     import jax
 
-    from embed_jax.encoders.build import build_encoder, random_spec
+    from embed_jax.encoders.build import build_encoder
+    from embed_jax.encoders.spec import random_spec
     from embed_jax.losses.contrastive import info_nce
     from embed_jax.parallel.gather import global_loss
     from embed_jax.parallel.mesh import make_mesh

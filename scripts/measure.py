@@ -32,7 +32,8 @@ def random_model(shape: str, max_length: int = 128, dtype: str = "float32"):
     """A SentenceEncoder of a well-known shape: random weights, and a made tokenizer of whole words."""
     import jax
 
-    from embed_jax.encoders.build import build_encoder, random_spec
+    from embed_jax.encoders.build import build_encoder
+    from embed_jax.encoders.spec import random_spec
     from embed_jax.sentence import SentenceEncoder
 
     spec = random_spec(shape)

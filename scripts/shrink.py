@@ -19,7 +19,7 @@ from embed_jax.errors import InputError, exit_with_one_line
 from scripts.commands import Parser, load_encoder, print_table
 
 if TYPE_CHECKING:
-    from embed_jax.encoders.build import EncoderSpec
+    from embed_jax.encoders.spec import EncoderSpec
     from embed_jax.sentence import SentenceEncoder
     from embed_jax.types import Params
 

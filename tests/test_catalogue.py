@@ -12,10 +12,11 @@ from safetensors.numpy import save_file
 
 from embed_jax.catalogue import CATALOGUE, entry, line
 from embed_jax.encoders.base import read_backbone
-from embed_jax.encoders.build import EncoderSpec, build_encoder
+from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.heads import Dense, Normalize
 from embed_jax.encoders.modules import read_modules, read_pooling
 from embed_jax.encoders.read import read_model
+from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.static import MAX_LENGTH, StaticConfig
 from embed_jax.errors import InputError
 from embed_jax.prompts import expected

@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,11 @@ LIGHT_MODULES = [
     "data.pack",
     "data.tokenize",
 ]
+# What loading a model of BERT's family has no need of.
+NOT_FOR_A_MODEL = ["train", "losses", "evals", "retrieval", "export", "remote", "runtime"]
+NOT_FOR_A_MODEL += [
+    f"encoders.{name}" for name in ("decoder", "modernbert", "nomic", "t5", "static")
+]
 ABSENT = HEAVY - {"absl", "orbax", "rich", "scipy", "tqdm"}
 
 PACKAGES = ("embed_jax", "experiments", "scripts")
@@ -128,6 +134,25 @@ def test_imports_go_down_the_layers():
             if step > STEP[importer] or step == STEP[importer] > 0:
                 wrong.append(f"{path}:{line}: {importer} imports {name}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_no_import_circles():
+    """Imports inside functions and of types only count too: two such files can't be understood apart."""
+    modules = {
+        path.removesuffix(".py").replace("/", "."): tree
+        for path, tree in TREES.items()
+        if not path.endswith("__init__.py")  # a list of public names
+    }
+    sorter = graphlib.TopologicalSorter()
+    for module, tree in modules.items():
+        for name, _ in imports(tree):
+            imported = name if name in modules else name.rpartition(".")[0]
+            if imported in modules and imported != module:
+                sorter.add(module, imported)
+    try:
+        sorter.prepare()
+    except graphlib.CycleError as error:
+        pytest.fail("import circle: " + " <- ".join(error.args[1]))
 
 
 def test_retrieval_and_evals_receive_functions_not_models():
@@ -201,6 +226,12 @@ import importlib, sys
 sys.modules |= dict.fromkeys({sorted(ABSENT)!r})  # importing one of them fails as if it were not installed
 import embed_jax
 assert "jax" not in sys.modules, "`import embed_jax` alone imports jax"
+from embed_jax.encoders.build import build_encoder
+from embed_jax.encoders.spec import random_spec
+import embed_jax.routed  # what loads a model
+build_encoder(random_spec("tiny"))
+for name in {NOT_FOR_A_MODEL!r}:
+    assert "embed_jax." + name not in sys.modules, f"a model of BERT's family imports {{name}}"
 for name in {light!r}:
     importlib.import_module(name)
 """

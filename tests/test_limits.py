@@ -16,9 +16,10 @@ from embed_jax.config import Model
 from embed_jax.cross_encoder import CrossEncoder
 from embed_jax.cross_encoder import load as load_cross_encoder
 from embed_jax.data.tokenize import load_tokenizer
-from embed_jax.encoders.build import build_encoder, random_spec
+from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.classifier import ClassifierSpec, build_classifier
 from embed_jax.encoders.layers import embed
+from embed_jax.encoders.spec import random_spec
 from embed_jax.errors import InputError
 from embed_jax.sentence import SentenceEncoder
 from scripts.commands import load_model

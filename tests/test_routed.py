@@ -13,9 +13,9 @@ from safetensors.numpy import load_file, save_file
 
 import embed_jax
 from embed_jax.data.tokenize import load_tokenizer
-from embed_jax.encoders.build import EncoderSpec
 from embed_jax.encoders.heads import Dense, Truncate
 from embed_jax.encoders.router import read_routes
+from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.static import StaticConfig
 from embed_jax.errors import InputError
 from embed_jax.evals.embedder import Embedder, prompt_options

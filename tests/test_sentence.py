@@ -13,9 +13,10 @@ import pytest
 
 from embed_jax.data.tokenize import load_tokenizer
 from embed_jax.encoders import modules
-from embed_jax.encoders.build import build_encoder, random_spec
+from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.latent import LatentAttention
 from embed_jax.encoders.shrink import first_layers
+from embed_jax.encoders.spec import random_spec
 from embed_jax.errors import InputError
 from embed_jax.sentence import WINDOW, SentenceEncoder, load
 

@@ -18,9 +18,9 @@ from embed_jax.encoders.base import (
     read_backbone,
     transformer_directory,
 )
-from embed_jax.encoders.build import EncoderSpec
 from embed_jax.encoders.family import REQUIRED, Family, Part
-from embed_jax.encoders.lora import ALL_LINEAR, LoraSpec, adapted_modules, linear_maps
+from embed_jax.encoders.lora import adapted_modules, linear_maps
+from embed_jax.encoders.spec import ALL_LINEAR, EncoderSpec, LoraSpec
 from embed_jax.encoders.weights import read_json, read_safetensors, write_json, write_safetensors
 from embed_jax.errors import InputError, warn
 from embed_jax.registry import lookup, unknown

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from embed_jax.encoders import modules
-from embed_jax.encoders.build import EncoderSpec, build_encoder
+from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.family import REQUIRED, Family
 from embed_jax.encoders.hub import PACKAGE, PACKAGED, resolve
+from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.weights import open_tensors, params_from_tensors, read_json
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup

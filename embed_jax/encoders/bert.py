@@ -321,6 +321,7 @@ def _family(
         prefixes=(prefix, "model."),
         ignored=(*_IGNORED, *ignored),
         sharding=SHARDING,
+        shapes={title: shape for title, shape in SHAPES.items() if shape.family == name},
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import jax
@@ -11,58 +10,21 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from embed_jax.encoders import bert, decoder, decoder_shapes, modernbert, nomic, static, t5
 from embed_jax.encoders.attention import IMPLEMENTATIONS
-from embed_jax.encoders.heads import Head, Normalize
 from embed_jax.encoders.int8 import dequantize, has_int8
 from embed_jax.encoders.latent import SHARDING as LATENT_SHARDING
-from embed_jax.encoders.latent import LatentAttention
 from embed_jax.encoders.lora import SHARDING as LORA_SHARDING
-from embed_jax.encoders.lora import LoraSpec, adapting, init_lora
+from embed_jax.encoders.lora import adapting, init_lora
 from embed_jax.encoders.pooling import check_pooling, needs_every_layer, pool
+from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.stack import ADAPTER, BEFORE_LAST, REMATS
 from embed_jax.encoders.weighted_layers import WeightedLayers
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup, unknown
 from embed_jax.types import Encoder, Params, TokenBatch
 
-SHAPES = {
-    **bert.SHAPES,
-    **decoder_shapes.SHAPES,
-    **modernbert.SHAPES,
-    **nomic.SHAPES,
-    **t5.SHAPES,
-    **static.SHAPES,
-}
 ADAPTER_KEY = 2**20  # the number, beyond any layer's, that gives an adapter's keys
 TOKEN_HEAD, TOKEN_HEAD_KEY = "token_head", 2**20 + 1
-
-
-@dataclasses.dataclass(frozen=True)
-class EncoderSpec:
-    """What an encoder computes; hashable, and written with the model.
-
-    Attributes:
-        backbone: the transformer's or the table's frozen dataclass; its `family` names the code in the registry.
-        pooling: one of pooling.POOLINGS, or several joined by "+".
-        heads: what follows the pooling, in order. Two specs may share parameters: entries of heads that a
-            spec does not name are ignored, which is how SimCSE's MLP is used in training only.
-        lora: the low-rank adapter of the backbone's layers, if there is one.
-        token_head: what the token states, of the last layer or of all, pass before they are pooled, if anything.
-    """
-
-    backbone: (
-        bert.BertConfig
-        | decoder.DecoderConfig
-        | modernbert.ModernBertConfig
-        | nomic.NomicConfig
-        | t5.T5Config
-        | static.StaticConfig
-    )
-    pooling: str = "mean"
-    heads: tuple[Head, ...] = ()
-    lora: LoraSpec | None = None
-    token_head: LatentAttention | WeightedLayers | None = None
 
 
 def build_encoder(
@@ -252,27 +214,6 @@ def build_encoder(
         sharding=sharding,
         layers=("backbone", "layers") if config.num_layers else (),
     )
-
-
-def random_spec(
-    shape_name: str, *, vocab_size: int = 0, pooling: str = "mean", normalize: bool = True
-):
-    """A backbone of a well-known shape, for runs without weights: `build_encoder(random_spec("tiny")).init(key)`.
-
-    Args:
-        shape_name: one of bert.SHAPES ("tiny", "minilm-l6", "bert-base", ...), nomic.SHAPES ("nomic-base", ...),
-            modernbert.SHAPES ("modernbert-base", ...), t5.SHAPES ("t5-base", ...), decoder_shapes.SHAPES
-            ("llama3.2-1b", ...), or "static": a table of 256 numbers a token.
-
-    Raises:
-        InputError: for an unknown shape.
-    """
-    if shape_name not in SHAPES:
-        raise InputError(unknown("shape", shape_name, SHAPES))
-    backbone = SHAPES[shape_name]
-    if vocab_size:
-        backbone = dataclasses.replace(backbone, vocab_size=vocab_size)
-    return EncoderSpec(backbone, pooling, (Normalize(),) if normalize else ())
 
 
 def _plain(read, dtype: str):

@@ -13,11 +13,11 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from embed_jax.encoders.bert import BertConfig
-from embed_jax.encoders.build import EncoderSpec, build_encoder
+from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.family import Family
 from embed_jax.encoders.heads import Dense
 from embed_jax.encoders.layers import dropout
+from embed_jax.encoders.spec import Backbone, EncoderSpec
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup, unknown
 from embed_jax.types import Encoder, Params, TokenBatch
@@ -35,7 +35,7 @@ class ClassifierSpec:
         dropout_first: whether x is dropped out too, before `dense`.
     """
 
-    backbone: BertConfig
+    backbone: Backbone
     num_labels: int = 1
     activation: str = "tanh"
     dropout: float = 0.1
@@ -116,7 +116,7 @@ _FORMS = {
 }
 
 
-def classifier_spec(backbone: BertConfig, config: Mapping[str, Any]) -> ClassifierSpec:
+def classifier_spec(backbone: Backbone, config: Mapping[str, Any]) -> ClassifierSpec:
     """The classifier on `backbone` that a config.json describes.
 
     Raises:

@@ -8,6 +8,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from embed_jax.encoders.decoder import FULL, SLIDING, Decoder, DecoderConfig
+from embed_jax.encoders.decoder_shapes import (
+    GEMMA2_DEFAULT,
+    GEMMA3_DEFAULT,
+    GEMMA_DEFAULT,
+    LLAMA_DEFAULT,
+    QWEN2_DEFAULT,
+    QWEN3_DEFAULT,
+    SHAPES,
+    WINDOW,
+)
 from embed_jax.encoders.family import Family, check_switches, read_fields
 from embed_jax.encoders.layers import activation
 from embed_jax.encoders.rope import Rope, read_rope, write_rope
@@ -34,7 +44,6 @@ BIASED = FIELDS | {"qkv_bias": "attention_bias", "output_bias": "attention_bias"
 GEMMA_FIELDS = BIASED | {"activation": "hidden_activation", "query_scalar": "query_pre_attn_scalar"}
 NULLABLE = {"pad_token_id": "pad_token_id"}
 KINDS = {FULL: "full_attention", SLIDING: "sliding_attention"}
-WINDOW = 4096  # where there is no sliding_window
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,6 +217,9 @@ def _family(form: Form, architecture: str, tensors: Mapping[str, str], read=read
     return Family(
         architecture=architecture,
         module=Decoder,
+        shapes={
+            name: shape for name, shape in SHAPES.items() if shape.family == form.default.family
+        },
         read_config=functools.partial(read, form),
         write_config=functools.partial(write_config, form),
         tensors=tensors,
@@ -257,30 +269,6 @@ AFTER_TENSORS = TENSORS | {
     "layers/mlp_norm_after": "layers.{}.post_feedforward_layernorm",
 }
 
-LLAMA_DEFAULT = DecoderConfig(rms_norm_eps=1e-6)
-QWEN2_DEFAULT = dataclasses.replace(LLAMA_DEFAULT, family="qwen2", qkv_bias=True)
-QWEN3_DEFAULT = dataclasses.replace(LLAMA_DEFAULT, family="qwen3", qk_norm=True)
-GEMMA_DEFAULT = dataclasses.replace(
-    LLAMA_DEFAULT,
-    family="gemma",
-    head_size=256,
-    norm_offset=1.0,
-    scale_embeddings=True,
-    activation="gelu_pytorch_tanh",
-    pad_token_id=0,
-    tied=True,
-)
-GEMMA2_DEFAULT = dataclasses.replace(
-    GEMMA_DEFAULT, family="gemma2", norm_after=True, query_scalar=256, softcap=50.0, window=WINDOW
-)
-GEMMA3_DEFAULT = dataclasses.replace(
-    GEMMA2_DEFAULT,
-    family="gemma3_text",
-    qk_norm=True,
-    softcap=None,
-    rope=Rope(theta=1e6),
-    local_rope=Rope(),
-)
 NO_SWITCH = {
     "use_bidirectional_attention": False
 }  # what transformers makes of it depends on the padding

@@ -1,18 +1,37 @@
-"""Sizes of well-known decoders, for runs without weights; the fields are those published."""
+"""Decoders as data: what the fields of each family default to, and the published sizes of well-known models."""
 
 from __future__ import annotations
 
 import dataclasses
 
 from embed_jax.encoders.decoder import FULL, SLIDING, DecoderConfig
-from embed_jax.encoders.decoder_families import (
-    GEMMA2_DEFAULT,
-    GEMMA3_DEFAULT,
-    GEMMA_DEFAULT,
-    QWEN2_DEFAULT,
-    QWEN3_DEFAULT,
-)
 from embed_jax.encoders.rope import Rope
+
+WINDOW = 4096  # where config.json has no sliding_window
+LLAMA_DEFAULT = DecoderConfig(rms_norm_eps=1e-6)
+QWEN2_DEFAULT = dataclasses.replace(LLAMA_DEFAULT, family="qwen2", qkv_bias=True)
+QWEN3_DEFAULT = dataclasses.replace(LLAMA_DEFAULT, family="qwen3", qk_norm=True)
+GEMMA_DEFAULT = dataclasses.replace(
+    LLAMA_DEFAULT,
+    family="gemma",
+    head_size=256,
+    norm_offset=1.0,
+    scale_embeddings=True,
+    activation="gelu_pytorch_tanh",
+    pad_token_id=0,
+    tied=True,
+)
+GEMMA2_DEFAULT = dataclasses.replace(
+    GEMMA_DEFAULT, family="gemma2", norm_after=True, query_scalar=256, softcap=50.0, window=WINDOW
+)
+GEMMA3_DEFAULT = dataclasses.replace(
+    GEMMA2_DEFAULT,
+    family="gemma3_text",
+    qk_norm=True,
+    softcap=None,
+    rope=Rope(theta=1e6),
+    local_rope=Rope(),
+)
 
 LLAMA3_ROPE = Rope(
     theta=500000.0,

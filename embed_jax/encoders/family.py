@@ -57,6 +57,8 @@ class Family:
         ignored: regular expressions of tensors that may be there and are not wanted (whole names).
         sharding: how the module's parameters may be split over the mesh axes "fsdp" and "tensor".
         pooling: the only pooling that fits it; "": any.
+        shapes: sizes of well-known models by name, for runs that start from random parameters; a
+            name belongs to one family.
     """
 
     architecture: str
@@ -70,6 +72,7 @@ class Family:
     ignored: tuple[str, ...] = ()
     sharding: Rules = ()
     pooling: str = ""
+    shapes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def read_fields(found: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,56 +18,16 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from embed_jax.encoders.family import Family, Part
 from embed_jax.encoders.int8 import Int8, dequantize
 from embed_jax.encoders.layers import Linear, dropout
+from embed_jax.encoders.spec import ALL_LINEAR, EncoderSpec, LoraSpec
 from embed_jax.encoders.stack import ADAPTER
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup, unknown
 from embed_jax.types import Params, Rules
 
-if TYPE_CHECKING:
-    from embed_jax.encoders.build import EncoderSpec
-
-ALL_LINEAR = "all-linear"
 SHARDING: Rules = (
     (rf"{ADAPTER}/layers/.*/a", (None, "fsdp", None)),
     (rf"{ADAPTER}/layers/.*/b", (None, None, "fsdp")),
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class LoraSpec:
-    """A low-rank adapter (Hu et al. 2021): x W + b becomes x W + b + scale (dropout(x) A) B.
-
-    Attributes:
-        rank: r, of A [in, r] and B [r, out].
-        alpha: scale is alpha / r, or alpha / sqrt(r) with rsLoRA.
-        dropout: rate, of the adapter's input, when a dropout key is given.
-        targets: which linear maps of the layers, by the end of Hugging Face's name ("q_proj",
-            "attention.output.dense"), by a regular expression of the whole name ("layers.0.self_attn.q_proj"), or
-            "all-linear".
-        rslora: rank-stabilised scale (Kalajdzievski 2023).
-        dora: weight-decomposed (Liu et al. 2024, equation 5): the kernel is magnitude * (W + scale A B) / norm, norm
-            [out] being the length of each of its columns, which no gradient passes through (section 4.3).
-    """
-
-    rank: int
-    alpha: float
-    dropout: float = 0.0
-    targets: tuple[str, ...] = (ALL_LINEAR,)
-    rslora: bool = False
-    dora: bool = False
-
-    def __post_init__(self):
-        if self.rank < 1:
-            raise InputError(f"an adapter's rank: expected 1 or more, found {self.rank}")
-        if not 0 <= self.dropout < 1:
-            raise InputError(
-                f"an adapter's dropout: expected at least 0 and below 1, found {self.dropout}"
-            )
-
-    @property
-    def scale(self) -> float:
-        """What A B is multiplied by."""
-        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
 # ---- which linear maps ---------------------------------------------------------------------------------------

@@ -299,6 +299,7 @@ def write_config(config: ModernBertConfig) -> dict[str, Any]:
 
 
 MODERNBERT = Family(
+    shapes=SHAPES,
     architecture="ModernBertModel",
     module=ModernBert,
     read_config=read_config,

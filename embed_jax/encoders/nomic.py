@@ -290,6 +290,7 @@ PUBLISHED = {  # transformers writes these too, beside a config.json of its own
     "layers/output_norm": "encoder.layers.{}.norm2",
 }
 NOMIC = Family(
+    shapes=SHAPES,
     architecture="NomicBertModel",
     module=Nomic,
     read_config=read_config,

@@ -13,13 +13,12 @@ import jax
 from embed_jax.encoders import module_files, modules, router
 from embed_jax.encoders.adapter import read_adapter
 from embed_jax.encoders.base import backbone_shapes, base_name, find_base, is_adapter, read_backbone
-from embed_jax.encoders.build import TOKEN_HEAD, EncoderSpec
+from embed_jax.encoders.build import TOKEN_HEAD
 from embed_jax.encoders.classifier import build_classifier, classifier_family, classifier_spec
 from embed_jax.encoders.heads import Truncate
-from embed_jax.encoders.lora import LoraSpec
 from embed_jax.encoders.saved import SavedClassifier, SavedModel, SavedRoutes
+from embed_jax.encoders.spec import EncoderSpec, LoraSpec
 from embed_jax.encoders.stack import ADAPTER
-from embed_jax.encoders.static import read_static
 from embed_jax.encoders.text_config import TextConfig, read_text_config
 from embed_jax.encoders.weighted_layers import WeightedLayers
 from embed_jax.encoders.weights import open_tensors, params_from_tensors, read_json
@@ -165,6 +164,8 @@ class _First:
 
 def _read_first(first: Path, static: bool, plain: bool, put: Put | None) -> _First:
     if static:
+        from embed_jax.encoders.static import read_static
+
         backbone, params = read_static(first, put)
         return _First(
             backbone, {"backbone": params}, TextConfig(), base_name(first), first, {}, None

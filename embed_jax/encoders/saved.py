@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from embed_jax.encoders.build import EncoderSpec
 from embed_jax.encoders.classifier import ClassifierSpec
+from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.types import Params
 
 

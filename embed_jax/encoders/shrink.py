@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from embed_jax.encoders.build import EncoderSpec
 from embed_jax.encoders.heads import Dense, Normalize
+from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.stack import ADAPTER
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup

@@ -71,6 +71,7 @@ class Static(nn.Module):
 
 
 STATIC = Family(
+    shapes=SHAPES,
     architecture="StaticEmbedding",
     module=Static,
     read_config=None,

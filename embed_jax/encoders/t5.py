@@ -254,6 +254,7 @@ TENSORS = {
     "norm": "encoder.final_layer_norm",
 }
 T5_ENCODER = Family(
+    shapes=SHAPES,
     architecture="T5EncoderModel",
     module=T5,
     read_config=read_config,

@@ -21,9 +21,10 @@ from embed_jax.encoders import module_files, modules, router
 from embed_jax.encoders.adapter import WEIGHTS as ADAPTER_WEIGHTS
 from embed_jax.encoders.adapter import write_adapter
 from embed_jax.encoders.base import ADAPTER_CONFIG
-from embed_jax.encoders.build import TOKEN_HEAD, EncoderSpec
+from embed_jax.encoders.build import TOKEN_HEAD
 from embed_jax.encoders.heads import Truncate
 from embed_jax.encoders.int8 import dequantize
+from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.stack import ADAPTER
 from embed_jax.encoders.text_config import TextConfig, write_text_config
 from embed_jax.encoders.weighted_layers import WeightedLayers

@@ -39,10 +39,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from embed_jax import __version__
-from embed_jax.encoders.build import TOKEN_HEAD, EncoderSpec
+from embed_jax.encoders.build import TOKEN_HEAD
 from embed_jax.encoders.int8 import dequantize
 from embed_jax.encoders.lora import merge_lora
 from embed_jax.encoders.pooling import needs_every_layer
+from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.stack import BEFORE_LAST
 from embed_jax.encoders.weighted_layers import WeightedLayers
 from embed_jax.errors import InputError, one_line, require

@@ -14,19 +14,14 @@ from jax.sharding import Mesh
 from embed_jax.config import Experiment, Lora, Model
 from embed_jax.data.tokenize import load_tokenizer
 from embed_jax.encoders.adapter import check_writable
-from embed_jax.encoders.build import EncoderSpec, build_encoder, random_spec
+from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.heads import Dense, Normalize
 from embed_jax.encoders.hub import resolve
 from embed_jax.encoders.int8 import quantize, quantize_layers
-from embed_jax.encoders.lora import (
-    LoraSpec,
-    adapted_modules,
-    init_lora,
-    merge_lora,
-    split_trainable,
-)
+from embed_jax.encoders.lora import adapted_modules, init_lora, merge_lora, split_trainable
 from embed_jax.encoders.read import read_model, sharding_rules
 from embed_jax.encoders.shrink import keep_layers, layer_numbers
+from embed_jax.encoders.spec import EncoderSpec, LoraSpec, random_spec
 from embed_jax.errors import InputError
 from embed_jax.parallel.loading import by_rules, sharded_put
 from embed_jax.pretrained import check_length, tokenizer_of, with_family

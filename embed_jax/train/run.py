@@ -11,7 +11,7 @@ import jax
 
 from embed_jax.config import Experiment, Source
 from embed_jax.config_rules import unknown_field, validate
-from embed_jax.encoders.build import EncoderSpec
+from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.token_objectives import is_token_objective
 from embed_jax.errors import InputError, warn
 from embed_jax.parallel.mesh import make_mesh

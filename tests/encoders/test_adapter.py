@@ -12,9 +12,10 @@ import pytest
 from embed_jax.data.tokenize import load_tokenizer
 from embed_jax.encoders.adapter import read_adapter
 from embed_jax.encoders.base import base_name, fingerprint
-from embed_jax.encoders.lora import LoraSpec, init_lora
+from embed_jax.encoders.lora import init_lora
 from embed_jax.encoders.modules import write_modules, write_pooling
 from embed_jax.encoders.read import read_model
+from embed_jax.encoders.spec import LoraSpec
 from embed_jax.encoders.weights import read_safetensors, write_safetensors
 from embed_jax.errors import InputError
 from embed_jax.sentence import SentenceEncoder, load

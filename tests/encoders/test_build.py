@@ -1,6 +1,8 @@
 """An encoder is a pure function of (params, tokens, key), however it is packed, unrolled, rematerialised or sharded."""
 
 import dataclasses
+import sys
+import types
 from functools import partial
 
 import jax
@@ -11,9 +13,12 @@ from jax import lax
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from embed_jax.encoders.build import EncoderSpec, build_encoder, random_spec
+from embed_jax.encoders.bert import BERT
+from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.heads import Dense, Normalize
+from embed_jax.encoders.spec import EncoderSpec, known_shapes, random_spec
 from embed_jax.errors import InputError
+from embed_jax.registry import REGISTRY, lookup
 from embed_jax.types import num_params
 
 SPEC = random_spec("tiny", vocab_size=60)
@@ -150,6 +155,28 @@ def test_empty_sentences_are_zero_with_a_finite_gradient(params, make_batch):
     value, gradient = value_and_gradient(params, tokens)
     assert np.isfinite(value) and all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
     np.testing.assert_array_equal(build_encoder(SPEC).apply(params, tokens, None)[1:], 0.0)
+
+
+def test_a_new_backbone_is_one_registry_line(monkeypatch, make_batch):
+    """Its file names a `Family`; shapes and code are found through the registry only."""
+    shape = dataclasses.replace(BERT.shapes["tiny"], family="ours", vocab_size=60)
+    module = types.SimpleNamespace(OURS=dataclasses.replace(BERT, shapes={"ours-tiny": shape}))
+    monkeypatch.setitem(sys.modules, "our_backbone", module)
+    monkeypatch.setitem(REGISTRY["backbone"], "ours", "our_backbone:OURS")
+    spec = random_spec("ours-tiny")
+    assert spec.backbone == shape
+    encoder, tokens = build_encoder(spec), make_batch([[(0, [5, 6])]], 8, 1)
+    assert encoder.apply(encoder.init(KEY), tokens, None).shape == (1, 32)
+
+
+def test_a_shape_is_of_the_family_that_registers_it():
+    shapes = [
+        (name, shape.family, family)
+        for family in REGISTRY["backbone"]
+        for name, shape in lookup("backbone", family).shapes.items()
+    ]
+    assert all(own == family for _, own, family in shapes)
+    assert len({name for name, *_ in shapes}) == len(shapes) == len(known_shapes())
 
 
 @pytest.mark.parametrize(

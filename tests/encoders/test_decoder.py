@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from embed_jax.encoders.build import EncoderSpec, build_encoder, random_spec
+from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.read import read_model
 from embed_jax.encoders.shrink import first_layers, keep_layers
+from embed_jax.encoders.spec import EncoderSpec, random_spec
 from embed_jax.encoders.write import write_model
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup

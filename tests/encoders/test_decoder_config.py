@@ -7,9 +7,10 @@ import warnings
 import jax
 import pytest
 
-from embed_jax.encoders.build import SHAPES, EncoderSpec, build_encoder
+from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.decoder import FULL, SLIDING
 from embed_jax.encoders.decoder_shapes import SHAPES as DECODERS
+from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup
 
@@ -206,12 +207,12 @@ def write_config(config):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_files_are_the_well_known_shapes(name):
-    assert read_config(PUBLISHED[name]) == SHAPES[name]
+    assert read_config(PUBLISHED[name]) == DECODERS[name]
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_well_known_shapes_have_the_published_parameters(name):
-    shapes = jax.eval_shape(build_encoder(EncoderSpec(SHAPES[name])).init, jax.random.key(0))
+    shapes = jax.eval_shape(build_encoder(EncoderSpec(DECODERS[name])).init, jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == PARAMETERS[name]
     assert PARAMETERS.keys() | {"decoder-tiny", "decoder-small"} == DECODERS.keys()
 
@@ -240,10 +241,10 @@ def test_config_round_trip(name):
 def test_transformers_has_as_many_parameters(name):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    config = transformers.AutoConfig.for_model(**write_config(SHAPES[name]))
+    config = transformers.AutoConfig.for_model(**write_config(DECODERS[name]))
     with torch.device("meta"):
         model = transformers.AutoModel.from_config(config)
-    shapes = jax.eval_shape(build_encoder(EncoderSpec(SHAPES[name])).init, jax.random.key(0))
+    shapes = jax.eval_shape(build_encoder(EncoderSpec(DECODERS[name])).init, jax.random.key(0))
     assert sum(p.numel() for p in model.parameters()) == sum(
         leaf.size for leaf in jax.tree.leaves(shapes)
     )
@@ -340,7 +341,7 @@ def test_layer_types_of_another_number_of_layers():
     with pytest.raises(
         InputError, match="layer_types: expected one for each of 2 layers, found 26"
     ):
-        dataclasses.replace(SHAPES["gemma2-2b"], num_layers=2).kinds  # noqa: B018
+        dataclasses.replace(DECODERS["gemma2-2b"], num_layers=2).kinds  # noqa: B018
 
 
 def test_code_that_is_not_run_is_warned_of():

@@ -11,9 +11,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from embed_jax.data.pack import pack_batch
-from embed_jax.encoders.build import build_encoder, random_spec
+from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.int8 import Int8, dequantize, has_int8, quantize, quantize_layers
-from embed_jax.encoders.lora import LoraSpec, init_lora, join, merge_lora, split_trainable
+from embed_jax.encoders.lora import init_lora, join, merge_lora, split_trainable
+from embed_jax.encoders.spec import LoraSpec, random_spec
 from embed_jax.losses.expression import build_loss
 from embed_jax.parallel.gather import global_loss
 from embed_jax.parallel.mesh import make_mesh, param_specs, place, split_groups

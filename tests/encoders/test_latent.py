@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from embed_jax.encoders.build import build_encoder, random_spec
+from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.latent import LatentAttention
+from embed_jax.encoders.spec import random_spec
 from embed_jax.errors import InputError
 
 HEAD = LatentAttention(width=16, latents=6, heads=4)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from embed_jax.encoders.build import EncoderSpec, build_encoder
+from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.heads import Dense, LayerNorm, Normalize, Truncate
 from embed_jax.encoders.read import read_classifier, read_model
+from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.weighted_layers import WeightedLayers
 from embed_jax.encoders.write import write_model
 from embed_jax.errors import InputError

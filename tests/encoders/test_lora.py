@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from embed_jax.encoders.build import build_encoder, random_spec
+from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.lora import (
-    LoraSpec,
     find_targets,
     init_lora,
     join,
@@ -20,6 +19,7 @@ from embed_jax.encoders.lora import (
     split_trainable,
 )
 from embed_jax.encoders.shrink import keep_layers
+from embed_jax.encoders.spec import LoraSpec, random_spec
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup
 from embed_jax.types import num_params

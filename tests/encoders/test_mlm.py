@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from embed_jax.encoders.build import build_encoder, random_spec
+from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.mlm import head_logits, init_head, mask_tokens
 from embed_jax.encoders.read import read_model
+from embed_jax.encoders.spec import random_spec
 from embed_jax.encoders.token_heads import head_tensors, read_head
 from embed_jax.encoders.token_objectives import mlm_auxiliary
 from embed_jax.encoders.weights import open_tensors

@@ -10,12 +10,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from embed_jax.data.tokenize import load_tokenizer
-from embed_jax.encoders.build import build_encoder, random_spec
+from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.decoder import FULL, SLIDING
 from embed_jax.encoders.heads import Normalize
 from embed_jax.encoders.modernbert import ModernBertConfig, alternating
 from embed_jax.encoders.read import read_model
 from embed_jax.encoders.shrink import first_layers, keep_layers
+from embed_jax.encoders.spec import random_spec
 from embed_jax.encoders.weights import params_from_tensors
 from embed_jax.encoders.write import write_model
 from embed_jax.errors import InputError

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from embed_jax.encoders.build import build_encoder, random_spec
+from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.heads import LayerNorm, Normalize
 from embed_jax.encoders.layers import rotate
 from embed_jax.encoders.nomic import NomicConfig
 from embed_jax.encoders.read import read_model
 from embed_jax.encoders.rope import Rope, rope_rotation
+from embed_jax.encoders.spec import random_spec
 from embed_jax.encoders.write import write_model
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup

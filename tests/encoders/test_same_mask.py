@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from embed_jax.encoders.build import build_encoder, random_spec
+from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.layers import Places, keep_mask
+from embed_jax.encoders.spec import random_spec
 from embed_jax.errors import InputError
 
 SPEC = random_spec("tiny", vocab_size=60)

@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from embed_jax.encoders.build import build_encoder, random_spec
+from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.heads import Dense, Normalize
 from embed_jax.encoders.read import read_model
 from embed_jax.encoders.shrink import add_pca, first_layers, keep_layers, layer_numbers, pca_head
+from embed_jax.encoders.spec import random_spec
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup
 

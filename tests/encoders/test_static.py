@@ -9,9 +9,10 @@ import pytest
 
 import embed_jax
 from embed_jax.data.tokenize import load_tokenizer
-from embed_jax.encoders.build import EncoderSpec, build_encoder, random_spec
+from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.heads import Dense, Normalize
 from embed_jax.encoders.read import read_model
+from embed_jax.encoders.spec import EncoderSpec, random_spec
 from embed_jax.encoders.static import MAX_LENGTH, StaticConfig
 from embed_jax.encoders.weights import write_safetensors
 from embed_jax.errors import InputError

@@ -11,10 +11,11 @@ from safetensors.numpy import load_file, save_file
 
 from embed_jax.data.tokenize import load_tokenizer
 from embed_jax.encoders.bert import relative_bucket
-from embed_jax.encoders.build import build_encoder, random_spec
+from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.heads import Dense, Normalize
 from embed_jax.encoders.read import read_model
 from embed_jax.encoders.shrink import first_layers
+from embed_jax.encoders.spec import random_spec
 from embed_jax.encoders.t5 import T5Config
 from embed_jax.encoders.weights import params_from_tensors
 from embed_jax.encoders.write import write_model

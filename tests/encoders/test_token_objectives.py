@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from embed_jax.encoders.build import build_encoder, random_spec
+from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.mlm import mask_tokens
 from embed_jax.encoders.read import read_model
+from embed_jax.encoders.spec import random_spec
 from embed_jax.encoders.token_heads import read_head
 from embed_jax.encoders.token_objectives import build_token_objective, cross_entropy, predictor
 from embed_jax.errors import InputError

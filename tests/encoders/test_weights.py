@@ -14,10 +14,11 @@ from safetensors.numpy import load_file, save_file
 
 import embed_jax
 from embed_jax.encoders.bert import BertConfig
-from embed_jax.encoders.build import SHAPES, EncoderSpec, build_encoder, random_spec
+from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.classifier import ClassifierSpec, build_classifier
 from embed_jax.encoders.heads import Dense, LayerNorm, Normalize
 from embed_jax.encoders.read import read_model
+from embed_jax.encoders.spec import EncoderSpec, known_shapes, random_spec
 from embed_jax.encoders.static import StaticConfig
 from embed_jax.encoders.weights import open_tensors, read_tensors, write_safetensors, write_tensors
 from embed_jax.encoders.write import write_model
@@ -182,7 +183,7 @@ def test_parts_in_the_dtype_asked_for(dtype, expected, torch_models, tmp_path):
 def test_bfloat16_parameters_compute_as_their_float32_values(name, torch_models, packed, tmp_path):
     spec = (
         random_spec(name, vocab_size=60)
-        if name in SHAPES
+        if name in known_shapes()
         else read_model(torch_models[name][1]).spec
     )
     size = spec.backbone.hidden_size

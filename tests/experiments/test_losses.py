@@ -94,7 +94,8 @@ def test_a_guide_of_another_tokenizer(train, tmp_path, tiny_tokenizer):
     from transformers import BertTokenizerFast
 
     from embed_jax.data.tokenize import load_tokenizer
-    from embed_jax.encoders.build import build_encoder, random_spec
+    from embed_jax.encoders.build import build_encoder
+    from embed_jax.encoders.spec import random_spec
     from embed_jax.encoders.write import write_model
 
     pytest.importorskip("matplotlib")

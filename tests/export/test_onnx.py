@@ -11,15 +11,15 @@ import pytest
 
 from embed_jax.data.tokenize import load_tokenizer
 from embed_jax.encoders.bert import SHAPES as BERTS
-from embed_jax.encoders.build import EncoderSpec, build_encoder, random_spec
+from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.decoder import FULL, SLIDING
 from embed_jax.encoders.decoder_shapes import SHAPES as DECODERS
 from embed_jax.encoders.heads import Dense, LayerNorm, Normalize, Truncate
 from embed_jax.encoders.int8 import quantize_layers
 from embed_jax.encoders.latent import LatentAttention
-from embed_jax.encoders.lora import LoraSpec
 from embed_jax.encoders.modernbert import SHAPES as MODERNBERTS
 from embed_jax.encoders.rope import Rope
+from embed_jax.encoders.spec import EncoderSpec, LoraSpec, random_spec
 from embed_jax.encoders.t5 import SHAPES as T5S
 from embed_jax.encoders.weighted_layers import WeightedLayers
 from embed_jax.errors import InputError

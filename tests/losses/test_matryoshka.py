@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from embed_jax.data.pack import pack_batch
-from embed_jax.encoders.build import build_encoder, random_spec
+from embed_jax.encoders.build import build_encoder
+from embed_jax.encoders.spec import random_spec
 from embed_jax.encoders.weights import tensors_from_params
 from embed_jax.encoders.write import write_model
 from embed_jax.errors import InputError

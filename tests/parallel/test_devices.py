@@ -14,7 +14,8 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from embed_jax.data.pack import pack_batch
-from embed_jax.encoders.build import build_encoder, random_spec
+from embed_jax.encoders.build import build_encoder
+from embed_jax.encoders.spec import random_spec
 from embed_jax.losses import contrastive
 from embed_jax.losses.matryoshka import matryoshka
 from embed_jax.parallel.gather import global_loss

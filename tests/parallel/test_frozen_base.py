@@ -10,9 +10,10 @@ import pytest
 
 from embed_jax.config import Optim
 from embed_jax.data.pack import pack_batch
-from embed_jax.encoders.build import build_encoder, random_spec
+from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.int8 import quantize_layers
-from embed_jax.encoders.lora import LoraSpec, split_trainable
+from embed_jax.encoders.lora import split_trainable
+from embed_jax.encoders.spec import LoraSpec, random_spec
 from embed_jax.losses.contrastive import info_nce
 from embed_jax.losses.expression import build_loss
 from embed_jax.parallel.gather import global_loss

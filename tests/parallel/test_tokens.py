@@ -10,7 +10,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from embed_jax.data.pack import pack_batch
-from embed_jax.encoders.build import build_encoder, random_spec
+from embed_jax.encoders.build import build_encoder
+from embed_jax.encoders.spec import random_spec
 from embed_jax.encoders.token_objectives import build_token_objective
 from embed_jax.parallel.mesh import make_mesh, param_specs, place, split_groups
 from embed_jax.parallel.tokens import token_loss

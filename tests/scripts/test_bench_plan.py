@@ -6,7 +6,8 @@ import jax
 import pytest
 
 from embed_jax.config import Experiment
-from embed_jax.encoders.build import build_encoder, random_spec
+from embed_jax.encoders.build import build_encoder
+from embed_jax.encoders.spec import random_spec
 from embed_jax.types import num_params
 from scripts import bench
 from scripts.abstract import local_bytes

@@ -11,11 +11,11 @@ import pytest
 import embed_jax
 from embed_jax.config import Experiment, to_json
 from embed_jax.data.tokenize import load_tokenizer
-from embed_jax.encoders.build import EncoderSpec
 from embed_jax.encoders.classifier import ClassifierSpec, build_classifier
 from embed_jax.encoders.heads import Dense, Normalize, Truncate
-from embed_jax.encoders.lora import LoraSpec, init_lora
+from embed_jax.encoders.lora import init_lora
 from embed_jax.encoders.read import read_model
+from embed_jax.encoders.spec import EncoderSpec, LoraSpec
 from embed_jax.export.directory import truncated
 from embed_jax.parallel.mesh import make_mesh
 from embed_jax.sentence import SentenceEncoder

@@ -12,16 +12,8 @@ from embed_jax.errors import InputError
 from embed_jax.evals.retrieval import evaluate_retrieval
 from embed_jax.similarity import unit_length
 from scripts import evaluate, evaluate_sweep
-from scripts.evaluate_sweep import (
-    Measured,
-    Setting,
-    by_bytes,
-    by_time,
-    cheapest,
-    front,
-    measure,
-    settings,
-)
+from scripts.evaluate_sweep import measure, settings
+from scripts.sweep_rows import Measured, Setting, by_bytes, by_time, cheapest, front
 
 
 @pytest.fixture(autouse=True)

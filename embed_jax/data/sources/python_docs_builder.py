@@ -8,7 +8,10 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from embed_jax.data.sources import python_docs
+from embed_jax.data.sources import docstrings
+
+# Written into the data set; a change of it is no change of the data.
+DESCRIPTION = """The documentation of the running Python's own standard library, a real task of code search."""
 
 
 class PythonDocs(tfds.core.GeneratorBasedBuilder):
@@ -17,16 +20,16 @@ class PythonDocs(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [
         tfds.core.BuilderConfig(
-            name=python_docs.config_name(Path(sysconfig.get_path("stdlib"))),
+            name=docstrings.config_name(Path(sysconfig.get_path("stdlib"))),
             description="The standard library of this Python installation.",
         )
     ]
 
     def _info(self) -> tfds.core.DatasetInfo:
-        fields = [field.name for field in dataclasses.fields(python_docs.Pair)]
+        fields = [field.name for field in dataclasses.fields(docstrings.DocumentedFunction)]
         return tfds.core.DatasetInfo(
             builder=self,
-            description=python_docs.__doc__,
+            description=DESCRIPTION,
             features=tfds.features.FeaturesDict({name: tfds.features.Text() for name in fields}),
             supervised_keys=("anchor", "positive"),
             homepage="https://docs.python.org/3/library/",
@@ -35,13 +38,13 @@ class PythonDocs(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
-        pairs = python_docs.extract_pairs(Path(sysconfig.get_path("stdlib")))
-        sides = {split: [] for split in python_docs.SPLITS}
+        pairs = docstrings.extract_pairs(Path(sysconfig.get_path("stdlib")))
+        sides = {split: [] for split in docstrings.SPLITS}
         for pair in pairs:
-            sides[python_docs.split_of(pair.module)].append(pair)
+            sides[docstrings.split_of(pair.module)].append(pair)
         return {split: self._generate_examples(side) for split, side in sides.items()}
 
-    def _generate_examples(self, pairs: list[python_docs.Pair]):
+    def _generate_examples(self, pairs: list[docstrings.DocumentedFunction]):
         for number, pair in enumerate(pairs):
             yield number, dataclasses.asdict(pair)
 

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("tensorflow_datasets")
 
-from embed_jax.data.sources import open_records, open_retrieval_task, python_docs
+from embed_jax.data.sources import docstrings, open_records, open_retrieval_task, python_docs
 from embed_jax.errors import InputError
 
 MODULE = '''
@@ -73,7 +73,7 @@ def library(tmp_path_factory):
 
 
 def test_pairs_of_a_library(library):
-    pairs = python_docs.extract_pairs(library, minimum=1)
+    pairs = docstrings.extract_pairs(library, minimum=1)
     assert {pair.id: pair.anchor for pair in pairs} == {
         "package:f": "Return what it got.",  # its copy has the same source
         "package.feed:g": "Return two of it.",
@@ -89,14 +89,14 @@ def test_pairs_of_a_library(library):
     )
     assert sources["shelf:Shelf.size#2"].endswith('self.n = "é"')
     assert sources["package.feed:g"] == "def g(a):\n    return a, a"
-    assert pairs == python_docs.extract_pairs(library, minimum=1)
+    assert pairs == docstrings.extract_pairs(library, minimum=1)
 
 
 def test_a_stripped_library_is_an_error(library):
     with pytest.raises(
         InputError, match=r"holds 6 documented functions, at least 3000 are needed"
     ) as caught:
-        python_docs.extract_pairs(library)
+        docstrings.extract_pairs(library)
     assert str(library) in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -122,21 +122,21 @@ def test_prepared_once_quietly_and_the_same_for_all(prepared):
 
 
 def test_no_module_and_no_source_on_two_sides(prepared):
-    sides = {split: open_records("python_docs", split) for split in python_docs.SPLITS}
+    sides = {split: open_records("python_docs", split) for split in docstrings.SPLITS}
     total = sum(map(len, sides.values()))
-    assert total >= python_docs.MINIMUM and len(sides["train"]) > total / 2
+    assert total >= docstrings.MINIMUM and len(sides["train"]) > total / 2
     for field in ("module", "id", "positive"):
         values = [{record[field] for record in side} for side in sides.values()]
         assert sum(map(len, values)) == len(set.union(*values))
     for split, side in sides.items():
         assert len(side) >= 0.05 * total
-        assert all(python_docs.split_of(record["module"]) == split for record in side)
+        assert all(docstrings.split_of(record["module"]) == split for record in side)
         assert all(record["anchor"] and record["positive"] for record in side)
 
 
 def test_a_module_stays_on_its_side_for_ever():
     sides = {"tkinter": "train", "json.decoder": "validation", "json": "test"}
-    assert {module: python_docs.split_of(module) for module in sides} == sides
+    assert {module: docstrings.split_of(module) for module in sides} == sides
 
 
 def test_retrieval_task(prepared):
@@ -154,7 +154,7 @@ def test_it_is_a_tfds_data_set(prepared):
 
     builder = python_docs.prepared_builder()
     assert builder.name == "python_docs" and builder.builder_config.name.startswith("python3.")
-    assert set(builder.info.splits) == set(python_docs.SPLITS)
+    assert set(builder.info.splits) == set(docstrings.SPLITS)
     source = builder.as_data_source(split="validation")
     by_name = open_records(f"tfds:python_docs/{builder.builder_config.name}", "validation")
     assert len(by_name) == len(source) == builder.info.splits["validation"].num_examples

@@ -1,0 +1,135 @@
+"""What an encoder is made of, as plain frozen data; `build.build_encoder` makes the functions of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Protocol
+
+from embed_jax.encoders.heads import Head, Normalize
+from embed_jax.encoders.latent import LatentAttention
+from embed_jax.encoders.weighted_layers import WeightedLayers
+from embed_jax.errors import InputError
+from embed_jax.registry import REGISTRY, lookup, unknown
+
+ALL_LINEAR = "all-linear"
+
+
+class Backbone(Protocol):
+    """What the frozen dataclass of every family of backbones has."""
+
+    @property
+    def family(self) -> str:
+        """The name in `registry.REGISTRY["backbone"]`."""
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of rows of the table of tokens."""
+
+    @property
+    def hidden_size(self) -> int:
+        """D, the size of a token's state."""
+
+    @property
+    def num_layers(self) -> int:
+        """The number of layers; 0 for a table of vectors."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraSpec:
+    """A low-rank adapter (Hu et al. 2021): x W + b becomes x W + b + scale (dropout(x) A) B.
+
+    Attributes:
+        rank: r, of A [in, r] and B [r, out].
+        alpha: scale is alpha / r, or alpha / sqrt(r) with rsLoRA.
+        dropout: rate, of the adapter's input, when a dropout key is given.
+        targets: which linear maps of the layers, by the end of Hugging Face's name ("q_proj",
+            "attention.output.dense"), by a regular expression of the whole name ("layers.0.self_attn.q_proj"), or
+            "all-linear".
+        rslora: rank-stabilised scale (Kalajdzievski 2023).
+        dora: weight-decomposed (Liu et al. 2024, equation 5): the kernel is magnitude * (W + scale A B) / norm, norm
+            [out] being the length of each of its columns, which no gradient passes through (section 4.3).
+    """
+
+    rank: int
+    alpha: float
+    dropout: float = 0.0
+    targets: tuple[str, ...] = (ALL_LINEAR,)
+    rslora: bool = False
+    dora: bool = False
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise InputError(f"an adapter's rank: expected 1 or more, found {self.rank}")
+        if not 0 <= self.dropout < 1:
+            raise InputError(
+                f"an adapter's dropout: expected at least 0 and below 1, found {self.dropout}"
+            )
+
+    @property
+    def scale(self) -> float:
+        """What A B is multiplied by."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderSpec:
+    """What an encoder computes; hashable, and written with the model.
+
+    Attributes:
+        backbone: a transformer's or a table's frozen dataclass; its `family` names the code in the registry.
+        pooling: one of pooling.POOLINGS, or several joined by "+".
+        heads: what follows the pooling, in order. Two specs may share parameters: entries of heads that a
+            spec does not name are ignored, which is how SimCSE's MLP is used in training only.
+        lora: the low-rank adapter of the backbone's layers, if there is one.
+        token_head: what the token states, of the last layer or of all, pass before they are pooled, if anything.
+    """
+
+    backbone: Backbone
+    pooling: str = "mean"
+    heads: tuple[Head, ...] = ()
+    lora: LoraSpec | None = None
+    token_head: LatentAttention | WeightedLayers | None = None
+
+
+def random_spec(
+    shape_name: str, *, vocab_size: int = 0, pooling: str = "mean", normalize: bool = True
+) -> EncoderSpec:
+    """Returns the spec of a well-known shape, for runs that start from random parameters.
+
+    `build_encoder(random_spec("tiny")).init(key)` makes the parameters.
+
+    Args:
+        shape_name: a name in the `shapes` of one of the registered families: "tiny", "bert-base",
+            "modernbert-base", "llama3.2-1b", "static", ...
+        vocab_size: 0: as the shape has it.
+
+    Raises:
+        InputError: for an unknown shape.
+    """
+    backbone = find_shape(shape_name)
+    if vocab_size:
+        backbone = dataclasses.replace(backbone, vocab_size=vocab_size)
+    return EncoderSpec(backbone, pooling, (Normalize(),) if normalize else ())
+
+
+def find_shape(name: str) -> Backbone:
+    """Returns the backbone of a well-known shape; imports families only until one has it.
+
+    Raises:
+        InputError: for an unknown shape; the message lists the known ones.
+    """
+    for family in REGISTRY["backbone"]:
+        shapes = lookup("backbone", family).shapes
+        if name in shapes:
+            return shapes[name]
+    raise InputError(unknown("shape", name, known_shapes()))
+
+
+def known_shapes() -> dict[str, Backbone]:
+    """Returns the well-known shapes of all registered families by name."""
+    return {
+        name: shape
+        for family in REGISTRY["backbone"]
+        for name, shape in lookup("backbone", family).shapes.items()
+    }
