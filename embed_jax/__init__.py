@@ -30,6 +30,14 @@ __all__ = [
 ]
 
 
+# Names that users of sentence-transformers know -> what to do instead.
+HINTS = {
+    "SentenceTransformer": "embed_jax.load(name) gives a SentenceEncoder",
+    "SentenceTransformerTrainer": "embed_jax.finetune trains a model, and python -m experiments.NAME",
+    "SparseEncoder": "embedding models and cross-encoders are supported",
+}
+
+
 def load(
     name: str | Path, step: int = 0, *, max_length: int = 0, compute_dtype: str = "float32"
 ) -> SentenceEncoder | RoutedEncoder:
@@ -62,6 +70,11 @@ def load(
     return load_model(name, max_length=max_length, compute_dtype=compute_dtype)
 
 
+def __dir__() -> list[str]:
+    """Public names, those among them that are not imported yet; and the submodules imported so far."""
+    return sorted({*globals(), *__all__})
+
+
 if not TYPE_CHECKING:  # else any name would pass for one of ours
 
     def __getattr__(name: str) -> Any:
@@ -81,4 +94,5 @@ if not TYPE_CHECKING:  # else any name would pass for one of ours
             from embed_jax.train.finetune import finetune
 
             return finetune
-        raise AttributeError(f"module 'embed_jax' has no attribute {name!r}")
+        hint = f": {HINTS[name]}" if name in HINTS else ""
+        raise AttributeError(f"module 'embed_jax' has no attribute {name!r}{hint}")

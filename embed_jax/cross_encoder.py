@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,13 +12,14 @@ from jaxtyping import Float
 
 from embed_jax.data.tokenize import Tokenizer, load_tokenizer
 from embed_jax.data.window import WINDOW, pack_window
+from embed_jax.encode_options import no_attribute
 from embed_jax.encoders.classifier import ClassifierSpec, build_classifier
 from embed_jax.encoders.hub import resolve
 from embed_jax.encoders.read import read_classifier
 from embed_jax.encoders.write_classifier import write_classifier
 from embed_jax.errors import InputError, warn
 from embed_jax.parallel.gather import sharded_encode
-from embed_jax.parallel.inference import default_batch_tokens, run_batches
+from embed_jax.parallel.inference import PicklesByParts, default_batch_tokens, run_batches
 from embed_jax.parallel.mesh import gather_params, make_mesh, replicate
 from embed_jax.pretrained import check_length, fit_tokenizer
 from embed_jax.registry import unknown
@@ -29,7 +31,7 @@ ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-class CrossEncoder:
+class CrossEncoder(PicklesByParts):
     """A sequence classification model with its tokenizer: `score` pairs of texts.
 
     Attributes:
@@ -38,6 +40,7 @@ class CrossEncoder:
         tokenizer: cuts pairs at `tokenizer.max_length` tokens.
         activation: what makes scores of logits, "sigmoid" or "identity".
         prompt: text put before each query.
+        compute_dtype: "float32" or "bfloat16".
         lower_case: whether the tokenizer was told to lower-case texts first; kept for `save`.
     """
 
@@ -60,18 +63,32 @@ class CrossEncoder:
         """
         if activation not in ACTIVATIONS:
             raise InputError(unknown("activation", activation, ACTIVATIONS))
-        self.spec = spec
         self.tokenizer = fit_tokenizer(tokenizer, spec.backbone)
         self.activation = activation
         self.prompt = prompt
         self.lower_case = lower_case
         self._types = spec.backbone.type_vocab_size
         _check_types(tokenizer, self._types)
+        self.compute_dtype = compute_dtype
+        self._devices = devices
         self._mesh = make_mesh(devices)
-        self._encode = sharded_encode(
-            build_classifier(spec, compute_dtype=compute_dtype), self._mesh
-        )
+        self._build(spec, params)
+
+    def _build(self, spec: ClassifierSpec, params: Params) -> None:
+        self.spec = spec
+        encoder = build_classifier(spec, compute_dtype=self.compute_dtype)
+        self._encode = sharded_encode(encoder, self._mesh)
         self.params = replicate(params, self._mesh)
+
+    def __repr__(self) -> str:
+        backbone = self.spec.backbone
+        return (
+            f"CrossEncoder({backbone.family}, {backbone.num_layers} layers, num_labels={self.num_labels}, "
+            f"max_length={self.max_length}, activation={self.activation!r})"
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        raise no_attribute(self, name)
 
     @property
     def num_labels(self) -> int:

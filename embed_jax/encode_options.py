@@ -1,4 +1,4 @@
-"""What every way of encoding takes, and what to say of arguments that are none of it."""
+"""What every way of encoding takes, and hints for arguments and attributes that other libraries have."""
 
 from __future__ import annotations
 
@@ -45,3 +45,53 @@ def refuse_unknown(options: Mapping[str, Any]) -> None:
         raise TypeError(
             f"encode: unexpected argument {name!r}; expected {', '.join(EncodeOptions.__annotations__)}"
         )
+
+
+# Attributes that users of sentence-transformers know -> what to do instead; by class, or "" for all.
+HINTS = {
+    ("CrossEncoder", "predict"): "it is `score(queries, passages)`, two lists instead of pairs",
+    ("CrossEncoder", "rank"): "`score([query] * len(passages), passages)`, sorted, is the ranking",
+    ("CrossEncoder", "encode"): "it scores pairs of texts; embed_jax.load reads models that embed",
+    ("CrossEncoder", "max_seq_length"): "it is `max_length`",
+    (
+        "RoutedEncoder",
+        "max_seq_length",
+    ): "it is `max_length`, and of a route `encoders[ROUTE].max_length`",
+    ("RoutedEncoder", "tokenizer"): "each route has its own: `encoders[ROUTE].tokenizer`",
+    (
+        "",
+        "predict",
+    ): "embeddings have no scores of their own: `similarity(a, b)` compares them; a cross-encoder is "
+    "read by embed_jax.load_cross_encoder and has `score`",
+    (
+        "",
+        "rank",
+    ): "`similarity(queries, documents)` compares embeddings; embed_jax.retrieval searches large corpora",
+    ("", "save_pretrained"): "it is `save(directory)`, in sentence-transformers' layout",
+    (
+        "",
+        "push_to_hub",
+    ): "`python -m scripts.export --push-to-hub OWNER/NAME` does it, with a model card",
+    ("", "fit"): "embed_jax.finetune trains a model, and python -m experiments.NAME",
+    ("", "to"): "JAX's devices are all used; JAX_PLATFORMS=cpu chooses the CPU",
+    ("", "device"): "JAX's devices are all used",
+    ("", "half"): 'load(name, compute_dtype="bfloat16") computes in 16 bits',
+    ("", "eval"): "dropout is for training only, there is no mode to switch",
+    ("", "tokenize"): "it is `tokenizer.encode(texts)`",
+    ("", "get_sentence_embedding_dimension"): "it is `dim`",
+    ("", "get_embedding_dimension"): "it is `dim`",
+    ("", "truncate_dim"): "it is an argument: `encode(texts, dim=...)`",
+    ("", "start_multi_process_pool"): "`encode` uses all of JAX's devices",
+    ("", "encode_multi_process"): "`encode` uses all of JAX's devices",
+}
+
+
+def no_attribute(model: object, name: str) -> AttributeError:
+    """The error for an attribute that a model lacks; with what to do instead, if that is known."""
+    kind = type(model).__name__
+    hint = HINTS.get((kind, name)) or HINTS.get(("", name))
+    return AttributeError(
+        f"{kind!r} object has no attribute {name!r}" + (f": {hint}" if hint else ""),
+        name=name,
+        obj=model,
+    )

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from embed_jax.data.tokenize import Tokenizer
-from embed_jax.encode_options import EncodeOptions
+from embed_jax.encode_options import EncodeOptions, no_attribute
 from embed_jax.encoders.hub import resolve
 from embed_jax.encoders.read import read_routes
 from embed_jax.encoders.router import TEXT
@@ -99,6 +99,27 @@ class RoutedEncoder:
         for name in SETTINGS:
             setattr(found, name, getattr(self, name))
         return found
+
+    def __repr__(self) -> str:
+        routes = ", ".join(f"{route}={encoder!r}" for route, encoder in self.encoders.items())
+        return f"RoutedEncoder({routes})"
+
+    def __getattr__(self, name: str) -> Any:
+        raise no_attribute(self, name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        params = {route: encoder.params for route, encoder in self.encoders.items()}
+        bare = {route: encoder.with_params({}) for route, encoder in self.encoders.items()}
+        return vars(self) | {"encoders": bare, "params": _each_once(params, jax.device_get)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        settings = dict(state)
+        params = settings.pop("params")
+        self.__dict__.update(settings)
+        # All of a model's encoders are on the same devices, and arrays that routes share stay shared.
+        params = _each_once(params, lambda leaves: on_mesh(leaves, make_mesh()))
+        for route, encoder in self.encoders.items():
+            encoder.params = params[route]
 
     @property
     def dim(self) -> int:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from embed_jax.data.tokenize import Tokenizer
 from embed_jax.data.window import WINDOW, pack_window
-from embed_jax.encode_options import EncodeOptions, refuse_unknown
+from embed_jax.encode_options import EncodeOptions, no_attribute, refuse_unknown
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.hub import resolve
 from embed_jax.encoders.lora import merge_lora
@@ -26,7 +26,7 @@ from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.write import write_model
 from embed_jax.errors import InputError, warn
 from embed_jax.parallel.gather import sharded_encode
-from embed_jax.parallel.inference import default_batch_tokens, run_batches
+from embed_jax.parallel.inference import PicklesByParts, default_batch_tokens, run_batches
 from embed_jax.parallel.mesh import gather_params, make_mesh, on_mesh
 from embed_jax.pretrained import check_length, fit_tokenizer, tokenizer_of, with_family
 from embed_jax.prompts import check_template, prompt_for, resolve_prompt
@@ -41,7 +41,7 @@ from embed_jax.similarity import (
 from embed_jax.types import Params
 
 
-class SentenceEncoder:
+class SentenceEncoder(PicklesByParts):
     """A model with its tokenizer and prompts: `encode` texts, compare, `save` for sentence-transformers and for `load`.
 
     Attributes:
@@ -96,6 +96,7 @@ class SentenceEncoder:
         self.base = base
         self.template = template
         self.compute_dtype = compute_dtype
+        self._devices = devices
         self._mesh = make_mesh(devices)
         self._warned: set[str] = set()
         self._prompted = False
@@ -106,6 +107,36 @@ class SentenceEncoder:
         self._encoder = build_encoder(spec, compute_dtype=self.compute_dtype)
         self._programs = {spec.backbone.num_layers: sharded_encode(self._encoder, self._mesh)}
         self.params = on_mesh(params, self._mesh)
+
+    def __repr__(self) -> str:
+        backbone, heads = self.spec.backbone, [type(head).__name__ for head in self.spec.heads]
+        parts = [
+            backbone.family,
+            f"{backbone.num_layers} layers",
+            f"pooling={self.spec.pooling!r}",
+            *heads,
+        ]
+        parts += [f"LoRA rank {self.spec.lora.rank}"] if self.spec.lora else []
+        settings = {
+            "dim": self.dim,
+            "max_length": self.max_length,
+            "similarity": self.similarity_fn_name,
+            "prompts": sorted(name for name, prompt in self.prompts.items() if prompt),
+        }
+        parts += [f"{name}={value!r}" for name, value in settings.items() if value != []]
+        return f"SentenceEncoder({', '.join(parts)})"
+
+    def __getattr__(self, name: str) -> Any:
+        raise no_attribute(self, name)
+
+    @property
+    def max_seq_length(self) -> int:
+        """sentence-transformers' name of `max_length`."""
+        return self.max_length
+
+    @max_seq_length.setter
+    def max_seq_length(self, max_length: int) -> None:
+        self.max_length = max_length
 
     @property
     def dim(self) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from embed_jax.parallel.mesh import batch_devices, own_groups, split_groups
+from embed_jax.parallel.mesh import batch_devices, make_mesh, own_groups, refuse_fork, split_groups
 from embed_jax.types import Params, TokenBatch
 
 
@@ -35,7 +35,11 @@ def run_batches(
 
     Yields:
         The numbers of a batch's texts, and what `encode` makes of them.
+
+    Raises:
+        RunError: as `refuse_fork`.
     """
+    refuse_fork()
     waiting: collections.deque = collections.deque()
     for numbers, group in _by_devices(batches, batch_devices(mesh)):
         waiting.append((numbers, encode(params, split_groups(own_groups(group, mesh), mesh))))
@@ -65,3 +69,38 @@ def _by_devices(
 def _fetch(numbers: list[np.ndarray], embeddings: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for number, group in zip(numbers, np.asarray(embeddings), strict=False):
         yield number, group[: len(number)]
+
+
+class PicklesByParts:
+    """A model that is pickled by its spec, parameters and settings, so that it can be sent to another process.
+
+    Devices and compiled programs stay behind: `_build` makes them anew there, on all devices where the model was on
+    all, else on as many as it was on or there are.
+
+    Processes are to be spawned, not forked: see `mesh.refuse_fork`.
+    """
+
+    _devices: int
+    _mesh: Mesh
+    spec: Any
+    params: Params
+
+    def _build(self, spec: Any, params: Params) -> None:
+        """Makes what belongs to this process: programs, and parameters on the mesh."""
+        raise NotImplementedError
+
+    def __copy__(self):
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("_mesh", "_encoder", "_programs", "_encode")
+        settings = {name: value for name, value in vars(self).items() if name not in own}
+        return settings | {"params": jax.device_get(self.params)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        refuse_fork()
+        self.__dict__.update(state)
+        self._mesh = make_mesh(min(self._devices, jax.device_count()))
+        self._build(self.spec, state["params"])

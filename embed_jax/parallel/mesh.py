@@ -6,6 +6,7 @@ Three axes: the groups of a batch are split over "data" and "fsdp"; parameters, 
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
@@ -14,11 +15,28 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from embed_jax.errors import InputError
+from embed_jax.errors import InputError, RunError
 from embed_jax.types import BASE, Params, Rules, TrainState
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")  # the axes over which the groups of a batch are split
+
+
+_process = 0  # the one that asked for devices first
+
+
+def refuse_fork() -> None:
+    """Raises a RunError in a process forked from one that uses JAX: its first computation would wait for ever.
+
+    Threads of JAX are not forked along, and locks that they held stay locked.
+    """
+    global _process
+    _process = _process or os.getpid()
+    if _process != os.getpid():
+        raise RunError(
+            f"process {os.getpid()} was forked from {_process}, which uses JAX: computing would hang here; start "
+            'processes with multiprocessing.get_context("spawn"), or load the model in the new process only'
+        )
 
 
 def make_mesh(devices: int = 0, fsdp: int = 1, tensor: int = 1) -> Mesh:
@@ -30,7 +48,9 @@ def make_mesh(devices: int = 0, fsdp: int = 1, tensor: int = 1) -> Mesh:
 
     Raises:
         InputError: if there are fewer devices, or `fsdp * tensor` does not divide them.
+        RunError: as `refuse_fork`.
     """
+    refuse_fork()
     available = jax.devices()
     if devices > len(available):
         raise InputError(
