@@ -1,6 +1,7 @@
 """Names that a config file may use, each bound to "module:attribute" and imported only when asked for.
 
-Adding a backbone, a loss or a data set is its own file (or function) and one line here.
+Adding a backbone, a loss or a data set is its own file (or function) and one line here. What is not of this code base
+is named "module:attribute" wherever a name of the registry is accepted.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import ast
 import difflib
 import importlib
 import inspect
+import re
+import sys
 from typing import Any
 
 from embed_jax.errors import InputError
@@ -35,13 +38,13 @@ REGISTRY: dict[str, dict[str, str]] = {
         "static": "embed_jax.encoders.static:STATIC",
     },
     "loss": {
-        "info_nce": "embed_jax.losses.contrastive:info_nce",
-        "gte": "embed_jax.losses.contrastive:gte",
-        "qwen3": "embed_jax.losses.contrastive:qwen3",
-        "gist": "embed_jax.losses.contrastive:gist",
-        "dcl": "embed_jax.losses.contrastive:dcl",
-        "siglip": "embed_jax.losses.contrastive:siglip",
-        "mega_batch_margin": "embed_jax.losses.contrastive:mega_batch_margin",
+        "info_nce": "embed_jax.losses.in_batch:info_nce",
+        "gte": "embed_jax.losses.in_batch:gte",
+        "qwen3": "embed_jax.losses.in_batch:qwen3",
+        "gist": "embed_jax.losses.in_batch:gist",
+        "dcl": "embed_jax.losses.in_batch:dcl",
+        "siglip": "embed_jax.losses.in_batch:siglip",
+        "mega_batch_margin": "embed_jax.losses.in_batch:mega_batch_margin",
         "contrastive": "embed_jax.losses.pairwise:contrastive",
         "online_contrastive": "embed_jax.losses.pairwise:online_contrastive",
         "cosent": "embed_jax.losses.pairwise:cosent",
@@ -50,11 +53,11 @@ REGISTRY: dict[str, dict[str, str]] = {
         "cosine_mse": "embed_jax.losses.pairwise:cosine_mse",
         "contrastive_tension": "embed_jax.losses.pairwise:contrastive_tension",
         "contrastive_tension_in_batch": "embed_jax.losses.pairwise:contrastive_tension_in_batch",
-        "triplet": "embed_jax.losses.triplet:triplet",
-        "batch_all_triplet": "embed_jax.losses.triplet:batch_all_triplet",
-        "batch_hard_triplet": "embed_jax.losses.triplet:batch_hard_triplet",
-        "batch_hard_soft_margin_triplet": "embed_jax.losses.triplet:batch_hard_soft_margin_triplet",
-        "batch_semi_hard_triplet": "embed_jax.losses.triplet:batch_semi_hard_triplet",
+        "triplet": "embed_jax.losses.triplets:triplet",
+        "batch_all_triplet": "embed_jax.losses.triplets:batch_all_triplet",
+        "batch_hard_triplet": "embed_jax.losses.triplets:batch_hard_triplet",
+        "batch_hard_soft_margin_triplet": "embed_jax.losses.triplets:batch_hard_soft_margin_triplet",
+        "batch_semi_hard_triplet": "embed_jax.losses.triplets:batch_semi_hard_triplet",
         "softmax": "embed_jax.losses.classification:softmax",
         "embedding_mse": "embed_jax.losses.distillation:embedding_mse",
         "embedding_cosine": "embed_jax.losses.distillation:embedding_cosine",
@@ -68,6 +71,10 @@ REGISTRY: dict[str, dict[str, str]] = {
         "global_orthogonal": "embed_jax.losses.regularization:global_orthogonal",
         "variance": "embed_jax.losses.regularization:variance",
         "covariance": "embed_jax.losses.regularization:covariance",
+    },
+    "score": {
+        "cosine": "embed_jax.scores:COSINE",
+        "dot": "embed_jax.scores:DOT",
     },
     "token_objective": {
         "mlm": "embed_jax.encoders.token_objectives:mlm",
@@ -110,37 +117,88 @@ REGISTRY: dict[str, dict[str, str]] = {
 }
 
 
-def lookup(kind: str, name: str) -> Any:
-    """The registered object `name` of `kind`.
+OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # "module:attribute"
+
+
+def lookup(kind: str, name: str, imported_only: bool = False) -> Any:
+    """The registered object `name` of `kind`, or the one that "module:attribute" names.
+
+    Args:
+        imported_only: accept an attribute only of a module that the program has imported: for names from a model's
+            files, which may come from anybody.
 
     Raises:
         InputError: for an unknown name; the message lists the known ones.
     """
     entries = REGISTRY[kind]
-    if name not in entries:
+    if name in entries:
+        module, attribute = entries[name].split(":")
+        return getattr(importlib.import_module(module), attribute)
+    if not OWN.fullmatch(name):
         raise InputError(unknown(f"{kind}", name, entries))
-    module, attribute = entries[name].split(":")
-    return getattr(importlib.import_module(module), attribute)
+    return _own(kind, name, imported_only)
+
+
+def _own(kind: str, name: str, imported_only: bool) -> Any:
+    """The object that "module:attribute" names."""
+    module_name, attribute = name.split(":")
+    if imported_only and module_name not in sys.modules:
+        raise InputError(
+            f"{kind} {name!r}: import the module {module_name} first; a file can't have it imported"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        known = ", ".join(sorted(REGISTRY[kind]))
+        raise InputError(
+            f"{kind} {name!r}: can't import {module_name}: {error}; known without a module: {known}"
+        ) from None
+    if not hasattr(module, attribute):
+        names = [known for known in vars(module) if not known.startswith("_")]
+        raise InputError(f"{kind} {name!r}: {unknown('attribute', attribute, names)}")
+    return getattr(module, attribute)
+
+
+def dotted(expression: str) -> tuple[str, dict[str, str]]:
+    """An expression with its "module:attribute" written "module.attribute", as Python parses it.
+
+    Returns:
+        The expression, and "module:attribute" by what stands for it. What is in quotes stays as it is.
+    """
+    own: dict[str, str] = {}
+
+    def with_dot(match: re.Match) -> str:
+        if match[1] is None:
+            return match[0]
+        own[match[1].replace(":", ".")] = match[1]
+        return match[1].replace(":", ".")
+
+    return re.sub(rf"""'[^']*'|"[^"]*"|({OWN.pattern})""", with_dot, expression), own
 
 
 def called(kind: str, text: str) -> Any:
-    """What a registered function makes when it is called as written, "crop(rate=0.1)" or "crop".
+    """What a function makes when it is called as written: "crop(rate=0.1)", "crop" or "my_module:my_crop(rate=0.1)".
 
     Args:
-        text: a name of `kind`, arguments by name as literals. It is never evaluated as Python.
+        text: a name of `kind` or "module:function", arguments by name as literals. It is never evaluated as Python.
 
     Raises:
         InputError: naming what cannot be used, and what is accepted.
     """
+    source, own = dotted(text.strip())
     try:
-        node = ast.parse(text.strip(), mode="eval").body
+        node = ast.parse(source, mode="eval").body
     except (SyntaxError, ValueError) as error:
         raise InputError(getattr(error, "msg", str(error))) from None
     match node:
         case ast.Name(id=name):
             positional, keywords = [], []
+        case ast.Attribute() if ast.unparse(node) in own:
+            name, positional, keywords = own[ast.unparse(node)], [], []
         case ast.Call(func=ast.Name(id=name), args=positional, keywords=keywords):
             pass
+        case ast.Call(func=ast.Attribute()) if ast.unparse(node.func) in own:
+            name, positional, keywords = own[ast.unparse(node.func)], node.args, node.keywords
         case _:
             raise InputError(f"expected a single {kind}, of {', '.join(sorted(REGISTRY[kind]))}")
     make = lookup(kind, name)

@@ -26,9 +26,9 @@ from embed_jax.errors import InputError
 from embed_jax.parallel.mesh import make_mesh, on_mesh
 from embed_jax.pretrained import tokenizer_of
 from embed_jax.registry import unknown
+from embed_jax.scores import Others, Vectors, pairwise_similarity, similarity_matrix
 from embed_jax.sentence import SentenceEncoder, encoder_of
 from embed_jax.sentence import load as load_sentence
-from embed_jax.similarity import Others, Vectors, pairwise_similarity, similarity_matrix
 
 SETTINGS = (
     "prompts",

@@ -30,7 +30,7 @@ from embed_jax.parallel.inference import PicklesByParts, default_batch_tokens, r
 from embed_jax.parallel.mesh import gather_params, make_mesh, on_mesh
 from embed_jax.pretrained import check_length, fit_tokenizer, tokenizer_of, with_family
 from embed_jax.prompts import check_template, prompt_for, resolve_prompt
-from embed_jax.similarity import (
+from embed_jax.scores import (
     Others,
     Vectors,
     pairwise_similarity,

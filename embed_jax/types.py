@@ -95,20 +95,25 @@ class Columns:
     """Embeddings of examples by column, as losses see them: a device's own share, or the whole world's.
 
     Attributes:
-        embeddings: `[C, B, D]`, column 0 the anchors, 1 the positives, the rest negatives.
-        example: the examples' numbers in the global batch.
-        guide, teacher: embeddings of the same texts by a frozen model, whose size may differ, or None.
-        layers: embeddings that K earlier layers would have given, or None.
-        queue, key, layer, prefixes: on a device's own share only, the same on every device.
+        embeddings: one tree for each column, 0 the anchors, 1 the positives, the rest negatives. Its leaves have the
+            leading axis B: an array `[B, D]` for a dense embedding, `[B, L, d]` and a mask `[B, L]` for one of tokens,
+            where L may differ from column to column. Only leaves of floats have gradients. `scores.Score` compares
+            two of them.
+        example: the examples' indices in the global batch.
+        guide, teacher: embeddings of the same texts by a frozen model, whose size may differ, by column; or None.
+        layers: embeddings that K earlier layers would have given, by column, leaves `[B, K, ...]`; or None.
+        query: the column whose texts are on the query side of a score (static); all others are documents.
+        queue, key, layer, prefixes, step: on a device's own share only, the same on every device.
         queue: positives of earlier batches, as columns of which only column 1 is present, of examples numbered -1,
             without gradient. Or None.
         key: for losses that draw something at each step; None: nothing is drawn.
         layer: which layers `layers` are of: the number of layers passed, from 1.
         prefixes: which prefixes a loss with `About.prefixes` compares; None: the whole embeddings.
+        step: how many steps the run has taken, for losses that change on the way; None: not in a run.
         present, text_hash, keys, dataset, label, score: as in `Batch`, in the same order of examples.
     """
 
-    embeddings: Float[Array, "C B D"]
+    embeddings: tuple[Any, ...]
     present: Bool[Array, "C B"]
     text_hash: UInt[Array, "C B 2"]
     example: Int[Array, " B"]
@@ -116,17 +121,52 @@ class Columns:
     dataset: Int[Array, " B"] | None = None
     label: Int[Array, " B"] | None = None
     score: Float[Array, "B K"] | None = None
-    guide: Float[Array, "C B F"] | None = None
-    teacher: Float[Array, "C B H"] | None = None
-    layers: Float[Array, "C B K D"] | None = None
+    guide: tuple[Any, ...] | None = None
+    teacher: tuple[Any, ...] | None = None
+    layers: tuple[Any, ...] | None = None
     queue: Columns | None = None
     key: PRNGKeyArray | None = None
     layer: Int[Array, " K"] | None = None
     prefixes: Prefixes | None = None
+    step: Int[Array, ""] | None = None
+    query: int = struct.field(pytree_node=False, default=0)
+
+    def map_examples(self, change: Callable[[Array, int], Array]) -> Columns:
+        """The same with `change(leaf, axis)` for every leaf, `axis` being that of the examples.
+
+        For columns without what is on a device's own share only.
+        """
+
+        def changed(name: str) -> Any:
+            axis = int(name in BY_COLUMN)
+            return jax.tree.map(lambda leaf: change(leaf, axis), getattr(self, name))
+
+        return self.replace(**{name: changed(name) for name in (*TREES, *BY_COLUMN, *BY_EXAMPLE)})
+
+    def select(self, columns: Sequence[int]) -> Columns:
+        """Some of the columns, in this order."""
+        trees = {name: getattr(self, name) for name in TREES}
+        arrays = {name: getattr(self, name) for name in BY_COLUMN}
+        return self.replace(
+            **{
+                name: None if tree is None else tuple(tree[column] for column in columns)
+                for name, tree in trees.items()
+            },
+            **{
+                name: jnp.stack([leaf[column] for column in columns])
+                for name, leaf in arrays.items()
+            },
+        )
 
 
-# Leaves [C, B, ...] of Columns; others are [B, ...].
-BY_COLUMN = ("embeddings", "present", "text_hash", "guide", "teacher", "layers")
+TREES = (
+    "embeddings",
+    "guide",
+    "teacher",
+    "layers",
+)  # of Columns: a tuple of one tree for each column
+BY_COLUMN = ("present", "text_hash")  # leaves [C, B, ...]
+BY_EXAMPLE = ("example", "keys", "dataset", "label", "score")  # leaves [B, ...]
 
 Block = Callable[[Any, Any, Any], Float[Array, "M b n"]]
 """`(rows, candidates, shared) -> one number for each pair`: `rows` are trees with leading axis b, `candidates` with
@@ -139,7 +179,8 @@ class World(Protocol):
 
     `rows` is a tree with leading axis b, about this device's own examples; `candidates` makes a tree with leading axis
     n out of any Columns of b examples; `shared` is a tree (a learnable scale). All three are differentiated. `further`
-    is such a tree of candidates besides the world's, the same on every device, or None.
+    is such a tree of candidates besides the world's, the same on every device, or None. `numbers` is how many numbers
+    the block computes with for each of its pairs, such as the products of all tokens; it decides how much is held at once.
     """
 
     def logsumexp(
@@ -149,6 +190,7 @@ class World(Protocol):
         candidates: Callable[[Columns], Any],
         shared: Any = None,
         further: Any = None,
+        numbers: int = 1,
     ) -> tuple[Float[Array, "M b"], Float[Array, "M b"]]:
         """log sum_j exp(block_ij) over all candidates of the world, and max_j block_ij (without gradient).
 
@@ -162,6 +204,7 @@ class World(Protocol):
         candidates: Callable[[Columns], Any],
         shared: Any = None,
         further: Any = None,
+        numbers: int = 1,
     ) -> Float[Array, "M b"]:
         """sum_j block_ij over all candidates of the world."""
 
@@ -172,6 +215,7 @@ class World(Protocol):
         candidates: Callable[[Columns], Any],
         shared: Any = None,
         further: Any = None,
+        numbers: int = 1,
     ) -> Float[Array, "M b"]:
         """max_j block_ij over all candidates of the world, -inf for none; the gradient goes to where it is reached."""
 
@@ -224,7 +268,8 @@ class Encoder:
 
     Attributes:
         init: `key -> params`, float32, randomly initialised.
-        apply: `(params, tokens, key) -> embeddings [S, D]` float32 for ONE group (`tokens` leaves `[R, T]`).
+        apply: `(params, tokens, key) -> embeddings [S, D]` float32 for ONE group (`tokens` leaves `[R, T]`), or a tree
+            with leading axis S, or a tuple of one tree for each column of the examples, with leading axis S / C.
             `key` None means no dropout. Sentences without tokens get a zero vector. A fourth argument `read`
             maps a layer's parameters, as stored, to those to compute with.
         config: the architecture's frozen dataclass (vocab_size, hidden_size, num_layers, ...).

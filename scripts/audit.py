@@ -393,7 +393,7 @@ def find_similar(
     """
     import jax
 
-    from embed_jax.similarity import unit_length
+    from embed_jax.scores import unit_length
 
     positives = (columns[1] for _, columns in records(args))
     # Accelerators round float32 products to fewer bits unless told not to.

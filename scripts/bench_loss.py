@@ -205,7 +205,8 @@ def compile_form(
 
     from embed_jax.losses.expression import build_loss
     from embed_jax.parallel.mesh import BATCH_AXES, make_mesh
-    from embed_jax.parallel.world import device_world, make_columns
+    from embed_jax.parallel.world import device_world
+    from embed_jax.world import make_columns
 
     loss = build_loss(expression)
     loss_params = loss.init(dim, jax.random.key(0))
@@ -215,7 +216,7 @@ def compile_form(
     def on_device(embeddings, text_hash, present, example):
         own = make_columns(embeddings, text_hash=text_hash, present=present, example=example)
         world = device_world(own, form, BATCH_AXES)
-        values, weights, _ = loss(own, world, loss_params)
+        values, weights, _ = loss.on_world(own, world, loss_params)
         return world.total(jnp.sum(values * weights)) / world.total(jnp.sum(weights))
 
     # Hashes and masks are arguments as in training: constants would be folded away.

@@ -190,7 +190,7 @@ def make_objective(shape: str, dtype: str) -> tuple[Callable, Any]:
 
     from embed_jax.encoders.build import build_encoder
     from embed_jax.encoders.spec import random_spec
-    from embed_jax.losses.contrastive import info_nce
+    from embed_jax.losses.in_batch import info_nce
     from embed_jax.parallel.gather import global_loss
     from embed_jax.parallel.mesh import make_mesh
 

@@ -190,7 +190,7 @@ def abstract_step(args: argparse.Namespace, devices: int) -> tuple[Any, Split]:
     from embed_jax.config import Optim
     from embed_jax.encoders.build import build_encoder
     from embed_jax.encoders.spec import random_spec
-    from embed_jax.losses.contrastive import info_nce
+    from embed_jax.losses.in_batch import info_nce
     from embed_jax.parallel.gather import global_loss
     from embed_jax.parallel.mesh import (
         BATCH_AXES,

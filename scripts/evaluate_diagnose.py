@@ -196,7 +196,7 @@ def sizes(args: argparse.Namespace, model: Any) -> list[int]:
 
 def cut(embeddings: Float[np.ndarray, "N D"], size: int) -> Float[np.ndarray, "N d"]:
     """As `encode` with `dim`: what is not cut stays as it is."""
-    from embed_jax.similarity import truncate
+    from embed_jax.scores import truncate
 
     return embeddings if size == embeddings.shape[1] else truncate(embeddings, size)
 
@@ -294,7 +294,7 @@ def check_negatives(
     data: str | None, triplets: Sequence[Triplet], search: Search, prompts: Prompts, dim: int
 ) -> Finding:
     from embed_jax.evals import diagnose
-    from embed_jax.similarity import pairwise_similarity, similarity_matrix
+    from embed_jax.scores import pairwise_similarity, similarity_matrix
 
     hard = [(row, text) for row, (_, _, others) in enumerate(triplets) for text in others]
     if not hard:

@@ -135,7 +135,7 @@ def sweep(
     import numpy as np
 
     from embed_jax.evals.retrieval import check_qrels
-    from embed_jax.similarity import unit_length
+    from embed_jax.scores import unit_length
 
     corpus, queries, qrels = task
     check_qrels(corpus, queries, qrels, ignore_identical_ids=args.ignore_identical_ids)

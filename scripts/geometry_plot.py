@@ -17,7 +17,7 @@ from embed_jax.evals.geometry import (
     rank_of_spectrum,
     singular_values,
 )
-from embed_jax.similarity import unit_length
+from embed_jax.scores import unit_length
 
 COLORS = {"before": "#c2571a", "after": "#1f5fa8"}
 RANDOM_PAIRS = 100_000

@@ -196,7 +196,7 @@ def make_paraphrases(args: argparse.Namespace, drop: Dropped) -> list[positives.
 
 def cosine_scorer(name: str, prompt_name: str | None) -> positives.Score:
     """Scores pairs by the cosine of their embeddings."""
-    from embed_jax.similarity import unit_length
+    from embed_jax.scores import unit_length
 
     model = load_model(name)
 

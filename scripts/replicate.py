@@ -295,7 +295,7 @@ def peer_loss(loss: Any, params: Any, model: Any) -> Any:
     """sentence-transformers' loss of the same value, a torch module.
 
     Args:
-        loss: a `compose.LossFunction`.
+        loss: a `losses.base.Loss` with its arguments settled.
         params: its own parameters at the start.
 
     Raises:
@@ -306,7 +306,7 @@ def peer_loss(loss: Any, params: Any, model: Any) -> Any:
     from sentence_transformers import util
     from sentence_transformers.sentence_transformer import losses
 
-    from embed_jax.losses.compose import parameters_of
+    from embed_jax.losses.schedule import Schedule
     from embed_jax.registry import lookup
 
     if loss.name not in LOSSES:
@@ -314,8 +314,10 @@ def peer_loss(loss: Any, params: Any, model: Any) -> Any:
             f"config.loss.name: {loss.name!r} is not replicated; accepted: {', '.join(LOSSES)}"
         )
     arguments = loss.compute.keywords
-    for name, parameter in parameters_of(lookup("loss", loss.name)).items():
-        if name not in LOSSES[loss.name] and arguments[name] != parameter.default:
+    for name, parameter in lookup("loss", loss.name).parameters.items():
+        if isinstance(arguments[name], Schedule) or (
+            name not in LOSSES[loss.name] and arguments[name] != parameter.default
+        ):
             raise InputError(
                 f"config.loss: {name}={arguments[name]!r}: sentence-transformers' {loss.name} lacks it"
             )

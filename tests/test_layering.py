@@ -12,9 +12,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # A module imports from its own part and from parts on lower steps; parts on one step do not know each other.
 STEPS = (
-    ("errors", "atomic", "types", "config", "config_rules", "config_file", "registry", "runtime"),
-    ("remote",),
-    ("encoders", "losses", "parallel", "data", "prompts", "similarity"),
+    ("errors", "atomic", "types", "config", "config_rules", "config_file", "registry", "runtime")
+    + ("vectors", "public"),
+    ("remote", "scores", "world"),
+    ("encoders", "losses", "parallel", "data", "prompts"),
     ("pretrained", "encode_options"),
     ("sentence", "cross_encoder", "catalogue"),
     ("routed", "static"),

@@ -16,14 +16,14 @@ import embed_jax
 from embed_jax import similarity as similarities
 from embed_jax.errors import InputError
 from embed_jax.parallel.mesh import make_mesh
-from embed_jax.sentence import SentenceEncoder
-from embed_jax.similarity import (
+from embed_jax.scores import (
     SIMILARITIES,
     pairwise_similarity,
     similarity_matrix,
     truncate,
     unit_length,
 )
+from embed_jax.sentence import SentenceEncoder
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ["the cat", "", "music in the city", "a red house " * 3]

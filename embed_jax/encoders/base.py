@@ -40,7 +40,7 @@ def read_backbone(
     config = read_json(directory / "config.json") | dict(changes or {})
     name = config.get("model_type")
     try:
-        family = lookup("backbone", str(name))
+        family = lookup("backbone", str(name), imported_only=True)
         if family.read_config is None:
             raise InputError(
                 f"model_type {name!r}: such a model has no config.json, but a modules.json"

@@ -11,7 +11,7 @@ from embed_jax.data.sources.tasks import read_bitext
 from embed_jax.errors import InputError
 from embed_jax.evals.task import Embed, Outcome, Task, Use, encode_columns, mean_outcome
 from embed_jax.registry import unknown
-from embed_jax.similarity import SIMILARITIES, similarity_matrix, unit_length
+from embed_jax.scores import SIMILARITIES, similarity_matrix, unit_length
 
 KIND = "BitextMining"
 BLOCK = 2**24  # similarities at a time

@@ -13,7 +13,7 @@ import numpy as np
 
 from embed_jax.atomic import write_whole
 from embed_jax.errors import InputError, require
-from embed_jax.similarity import truncate
+from embed_jax.scores import truncate
 
 Evaluator = Callable[[Callable[[Sequence[str]], np.ndarray]], Mapping[str, float]]
 BySize = dict[int, dict[int, float]]  # layers -> size -> score

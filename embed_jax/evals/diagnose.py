@@ -17,7 +17,7 @@ from embed_jax.errors import InputError
 from embed_jax.evals import metrics
 from embed_jax.evals.retrieval import Qrels, Texts, check_qrels
 from embed_jax.evals.significance import PairedDifference, paired_difference
-from embed_jax.similarity import pairwise_similarity, similarity_matrix, unit_length
+from embed_jax.scores import pairwise_similarity, similarity_matrix, unit_length
 
 OK, FAULT, NOT_CHECKED = "ok", "fault", "not checked"
 NAMES = {

@@ -30,7 +30,7 @@ def alignment(first: Float[np.ndarray, "P D"], second: Float[np.ndarray, "P D"])
     """mean |x - y|^2 over positive pairs, from 0 to 4; lower is closer.
 
     Wang and Isola (2020), "Understanding Contrastive Representation Learning through Alignment and Uniformity on the
-    Hypersphere", section 4.1.1; the mean of `losses.regularization.alignment_loss`.
+    Hypersphere", section 4.1.1; the mean of `losses.alignment`.
     """
     first, second = _unit(first, 1), _unit(second, 1)
     if first.shape != second.shape:
@@ -43,7 +43,7 @@ def alignment(first: Float[np.ndarray, "P D"], second: Float[np.ndarray, "P D"])
 def uniformity(embeddings: Float[np.ndarray, "N D"], *, t: float = 2.0) -> float:
     """log mean over i != j of exp(-t |x_i - x_j|^2), from -4t to 0; lower is more uniform.
 
-    Wang and Isola (2020), section 4.1.2; equal to `losses.regularization.uniformity_loss`.
+    Wang and Isola (2020), section 4.1.2; equal to `losses.uniformity`.
     """
     unit = _unit(embeddings)
     total = 0.0

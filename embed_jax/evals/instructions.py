@@ -34,7 +34,7 @@ from embed_jax.evals.task import (
 )
 from embed_jax.registry import unknown
 from embed_jax.retrieval.topk import Run, dense_search
-from embed_jax.similarity import SIMILARITIES, similarity_matrix
+from embed_jax.scores import SIMILARITIES, similarity_matrix
 
 DEPTH = 1000  # mteb's
 Lists = Mapping[str, Sequence[str]]  # document ids by query id

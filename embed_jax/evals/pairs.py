@@ -16,7 +16,7 @@ from embed_jax.data.sources.tasks import read_labelled_pairs
 from embed_jax.errors import InputError
 from embed_jax.evals.metrics import metric_intervals
 from embed_jax.evals.task import Embed, Items, Outcome, Task, Use, encode_columns
-from embed_jax.similarity import SIMILARITIES, pairwise_similarity, unit_length
+from embed_jax.scores import SIMILARITIES, pairwise_similarity, unit_length
 
 KIND = "PairClassification"
 METRICS = ("accuracy", "f1", "precision", "recall", "ap")

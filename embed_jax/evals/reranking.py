@@ -22,7 +22,7 @@ from embed_jax.evals.task import (
     mean_outcome,
 )
 from embed_jax.registry import unknown
-from embed_jax.similarity import SIMILARITIES, similarity_matrix
+from embed_jax.scores import SIMILARITIES, similarity_matrix
 
 KIND = "Reranking"
 

@@ -18,7 +18,7 @@ from embed_jax.evals.task import DOCUMENT, QUERY, Embed, Outcome, Task, Use, mea
 from embed_jax.registry import unknown
 from embed_jax.retrieval.passages import passage_search
 from embed_jax.retrieval.topk import Encode, Run, dense_search, prompted
-from embed_jax.similarity import SIMILARITIES
+from embed_jax.scores import SIMILARITIES
 
 Texts = Mapping[str, str]  # by id
 Qrels = Mapping[str, Mapping[str, int]]  # query id -> {document id: relevance}

@@ -21,7 +21,7 @@ from embed_jax.evals.metrics import (
 from embed_jax.evals.task import Embed, Items, Outcome, Task, Use, encode_columns
 from embed_jax.registry import unknown
 from embed_jax.retrieval.topk import Encode
-from embed_jax.similarity import SIMILARITIES, pairwise_similarity
+from embed_jax.scores import SIMILARITIES, pairwise_similarity
 
 
 def open_task(

@@ -12,7 +12,7 @@ from embed_jax.data.sources.tasks import place, read_summaries
 from embed_jax.errors import InputError
 from embed_jax.evals.metrics import pearson, spearman
 from embed_jax.evals.task import Embed, Outcome, Task, Use, encode_columns, mean_outcome
-from embed_jax.similarity import pairwise_similarity
+from embed_jax.scores import pairwise_similarity
 
 KIND = "Summarization"
 CORRELATIONS = {"spearman": spearman, "pearson": pearson}

@@ -1,0 +1,55 @@
+"""Losses of embeddings, each one object: a function of arrays, and what training runs.
+
+    from embed_jax import losses
+
+    losses.info_nce(anchors, positives, negatives, temperature=0.05)  # [B], a value for each example
+    losses.build_loss("info_nce(temperature=0.05) + 0.1 * uniformity()")(anchors, positives)
+    losses.info_nce.on_world(own, world, params, temperature=0.05)  # what training calls
+
+README.md here is the table of losses and says how to add one. All names below are public; what else the modules hold is
+their machinery. Each is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+from embed_jax.public import public_names
+
+_MODULES = {
+    "base": ("About", "Loss", "Target", "bind", "loss"),
+    "classification": ("pair_features", "softmax", "softmax_loss"),
+    "compose": ("masked", "per_dataset", "symmetric", "weighted_sum"),
+    "distillation": (
+        "embedding_cosine",
+        "embedding_mse",
+        "kl",
+        "kl_loss",
+        "margin_mse",
+        "margin_mse_loss",
+        "relational",
+        "score_mse",
+    ),
+    "expression": ("build_loss",),
+    "in_batch": ("dcl", "gist", "gte", "info_nce", "mega_batch_margin", "qwen3", "siglip"),
+    "listwise": ("own_candidates", "own_candidates_loss"),
+    "nested": ("adaptive_layers", "matryoshka"),
+    "pairwise": (
+        "angle",
+        "angle_combined",
+        "contrastive",
+        "contrastive_tension",
+        "contrastive_tension_in_batch",
+        "cosent",
+        "cosine_mse",
+        "online_contrastive",
+    ),
+    "regularization": ("alignment", "covariance", "global_orthogonal", "uniformity", "variance"),
+    "schedule": ("Schedule",),
+    "triplets": (
+        "batch_all_triplet",
+        "batch_hard_soft_margin_triplet",
+        "batch_hard_triplet",
+        "batch_semi_hard_triplet",
+        "triplet",
+    ),
+}
+__all__, __getattr__, __dir__ = public_names(__name__, _MODULES)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from embed_jax.errors import InputError
 from embed_jax.losses.base import loss
 from embed_jax.registry import unknown
+from embed_jax.scores import dense
 from embed_jax.types import Columns, LossResult, Params, World
 
 FEATURES = {
@@ -82,9 +83,14 @@ def softmax(
 
     Returns:
         Weight 1 for a pair with both texts; metric `accuracy`.
+
+    >>> first, second = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
+    >>> params = {"kernel": jnp.eye(6, 3), "bias": jnp.zeros(3)}
+    >>> print(softmax(first, second, label=jnp.array([0, 2]), params=params))
+    [1.4076 0.862 ]
     """
     del num_labels
-    features = pair_features(*own.embeddings, concatenation)
+    features = pair_features(*dense(own.embeddings, "softmax"), concatenation)
     logits = (
         jnp.matmul(features, params["kernel"], precision=jax.lax.Precision.HIGHEST)
         + params["bias"][None]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,86 +11,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from embed_jax.errors import InputError
-from embed_jax.losses.base import About, about
-from embed_jax.registry import unknown
-from embed_jax.types import BY_COLUMN, Columns, LossResult, Params, World
+from embed_jax.losses.base import About, Loss, bind
+from embed_jax.losses.schedule import Schedule
+from embed_jax.types import Columns, LossResult, Params, World
 
-KINDS = {  # of arguments: what is accepted, in words and as types
-    "bool": ("True or False", (bool,)),
-    "int": ("a whole number", (int,)),
-    "float": ("a number", (int, float)),
-    "str": ("a string", (str,)),
-}
+AnyLoss = Loss | Callable[..., LossResult]  # a Loss, or a plain function (own, world, params)
 
 
-@dataclasses.dataclass(frozen=True)
-class LossFunction:
-    """A loss whose arguments are settled: `(own, world, params) -> (values [b], weights [b], metrics)`.
-
-    Attributes:
-        name: what metrics call it.
-        compute: the function itself.
-        about: what it needs; its `init` is `(dim, key) -> params`, or None.
-        of_dataset: what the loss of each data set needs, by the data set's name, in the order of their numbers; empty
-            if it is one loss for all.
-    """
-
-    name: str
-    compute: Callable[[Columns, World, Params], LossResult]
-    about: About
-    of_dataset: Mapping[str, About] = dataclasses.field(default_factory=dict)
-
-    def __call__(self, own: Columns, world: World, params: Params) -> LossResult:
-        return self.compute(own, world, params)
-
-    def init(self, dim: int, key: PRNGKeyArray) -> Params:
-        """The loss's own parameters at the start for embeddings of size `dim`; {} if there are none."""
-        return self.about.init(dim, key) if self.about.init else {}
-
-    @property
-    def datasets(self) -> tuple[str, ...]:
-        """The data sets' names; `Columns.dataset` is a position among them."""
-        return tuple(self.of_dataset)
-
-
-Loss = (
-    LossFunction | Callable[..., LossResult]
-)  # a LossFunction, or a loss as registered, with its default arguments
-
-
-def bind(loss: Loss, /, **arguments: Any) -> LossFunction:
-    """A loss with its arguments settled.
-
-    Args:
-        arguments: of the loss; those left out keep their defaults.
-
-    Raises:
-        InputError: for an argument that the loss does not take, of the wrong type, or missing.
-    """
-    if isinstance(loss, functools.partial):
-        loss, arguments = loss.func, {**loss.keywords, **arguments}
-    if isinstance(loss, LossFunction):
-        settle(loss.name, {}, arguments)
-        return loss
-    settled = settle(loss.__name__, parameters_of(loss), arguments)
-    init = about(loss).init
-    if init is not None:
-        init = functools.partial(
-            init, **{name: settled[name] for name in _names(init) if name in settled}
-        )
-    compute = functools.partial(loss, **settled)
-    classes = settled.get("num_labels", about(loss).classes)
-    settled_about = dataclasses.replace(about(loss), init=init, classes=classes)
-    return LossFunction(loss.__name__, compute, settled_about)
-
-
-def weighted_sum(parts: Sequence[tuple[float, Loss]]) -> LossFunction:
+def weighted_sum(parts: Sequence[tuple[float | Schedule, AnyLoss]]) -> Loss:
     """sum_k c_k L_k, where each L_k is its own weighted mean over the world.
 
     Metrics: the first loss's own, and each L_k as "loss/NAME" ("loss/NAME_2" where there is one of that name).
 
     Args:
-        parts: (c_k, loss); parameters {"0": ..., "1": ...} in this order.
+        parts: (c_k, loss), where c_k may be a schedule; parameters {"0": ..., "1": ...} in this order.
 
     Raises:
         InputError: if no number of texts an example suits all.
@@ -103,7 +35,10 @@ def weighted_sum(parts: Sequence[tuple[float, Loss]]) -> LossFunction:
     )
 
     def compute(own: Columns, world: World, params: Params) -> LossResult:
-        results = [loss(own, world, params.get(str(k), {})) for k, loss in enumerate(losses)]
+        results = [
+            loss.on_world(own, world, params.get(str(k), {})) for k, loss in enumerate(losses)
+        ]
+        now = [c(own.step) if isinstance(c, Schedule) else c for c in coefficients]
         weights, factors = common_weights(results, world)
         # Numbers whose means with the common weights are the L_k.
         each = [values * factor for (values, _, _), factor in zip(results, factors, strict=True)]
@@ -111,18 +46,17 @@ def weighted_sum(parts: Sequence[tuple[float, Loss]]) -> LossFunction:
         for loss, values in zip(losses, each, strict=True):
             metrics[_free(f"loss/{loss.name}", metrics)] = values
         return (
-            sum(c * values for c, values in zip(coefficients, each, strict=True)),
+            sum(c * values for c, values in zip(now, each, strict=True)),
             weights,
             metrics,
         )
 
     name = " + ".join(loss.name for loss in losses)
-    return LossFunction(
-        name, compute, _about(losses, _shared_columns(losses)), _shared_datasets(losses)
-    )
+    about = _about(losses, _shared_columns(losses))
+    return Loss(name, compute, about, of_dataset=_shared_datasets(losses))
 
 
-def symmetric(loss: Loss) -> LossFunction:
+def symmetric(loss: AnyLoss) -> Loss:
     """The mean of a loss and of the same loss with anchors and positives in each other's place.
 
     Metrics are those of the anchors' direction. Negatives stay an example's own; a queue of positives is the anchors'.
@@ -142,17 +76,17 @@ def symmetric(loss: Loss) -> LossFunction:
         )
 
     def compute(own: Columns, world: World, params: Params) -> LossResult:
-        forward = loss(own, world, params)
-        backward = loss(_swapped(own), world.view(_swapped), params)
+        forward = loss.on_world(own, world, params)
+        backward = loss.on_world(_swapped(own), world.view(_swapped), params)
         weights, factors = common_weights([forward, backward], world)
         values = 0.5 * (forward[0] * factors[0] + backward[0] * factors[1])
         return values, weights, {name: metric * factors[0] for name, metric in forward[2].items()}
 
     needed = dataclasses.replace(loss.about, columns=(max(least, 2), most))
-    return LossFunction(f"symmetric({loss.name})", compute, needed, loss.of_dataset)
+    return Loss(f"symmetric({loss.name})", compute, needed, of_dataset=loss.of_dataset)
 
 
-def masked(loss: Loss, *, min_score: float) -> LossFunction:
+def masked(loss: AnyLoss, *, min_score: float) -> Loss:
     """A loss over the examples with a score (the first, where there are several) of at least `min_score`.
 
     The others count nothing: they have no loss, and nobody has them as negatives.
@@ -172,10 +106,10 @@ def masked(loss: Loss, *, min_score: float) -> LossFunction:
     needed = dataclasses.replace(
         loss.about, needs=tuple(dict.fromkeys((*loss.about.needs, "score"))), queue=False
     )
-    return LossFunction(f"masked({loss.name})", compute, needed, loss.of_dataset)
+    return Loss(f"masked({loss.name})", compute, needed, of_dataset=loss.of_dataset)
 
 
-def per_dataset(losses: Mapping[str, Loss]) -> LossFunction:
+def per_dataset(losses: Mapping[str, AnyLoss]) -> Loss:
     """Each example's loss by the data set that it is from: sum_i weight_i value_i / sum_i weight_i over all of them.
 
     Examples of other data sets are neither rows nor negatives of a loss. A loss that takes at most so many texts an
@@ -233,13 +167,13 @@ def per_dataset(losses: Mapping[str, Loss]) -> LossFunction:
     columns = (max(least for least, _ in ranges), most)
     of_dataset = {name: loss.about for name, loss in bound.items()}
     needed = dataclasses.replace(_about(list(bound.values()), columns), queue=False)
-    return LossFunction("per_dataset", compute, needed, of_dataset)
+    return Loss("per_dataset", compute, needed, of_dataset=of_dataset)
 
 
 # ---- what several losses have in common ----------------------------------------------------------------------
 
 
-def _about(losses: Sequence[LossFunction], columns: tuple[int, int]) -> About:
+def _about(losses: Sequence[Loss], columns: tuple[int, int]) -> About:
     """What all losses together need."""
 
     def init(dim: int, key: PRNGKeyArray) -> Params:
@@ -256,10 +190,11 @@ def _about(losses: Sequence[LossFunction], columns: tuple[int, int]) -> About:
         prefixes=all(loss.about.prefixes for loss in losses),
         dims=next((loss.about.dims for loss in losses if loss.about.dims), ()),
         layers=_shared_layers(losses),
+        fits=tuple(fit for loss in losses for fit in loss.about.fits),
     )
 
 
-def _shared_columns(losses: Sequence[LossFunction]) -> tuple[int, int]:
+def _shared_columns(losses: Sequence[Loss]) -> tuple[int, int]:
     """The fewest and the most texts of an example that suit all losses."""
     many = max(losses, key=lambda loss: loss.about.columns[0])
     few = min(losses, key=lambda loss: loss.about.columns[1] or float("inf"))
@@ -272,7 +207,7 @@ def _shared_columns(losses: Sequence[LossFunction]) -> tuple[int, int]:
     return least, most
 
 
-def _shared_layers(losses: Sequence[LossFunction]) -> int:
+def _shared_layers(losses: Sequence[Loss]) -> int:
     """How many earlier layers those losses have that have any."""
     found = {loss.about.layers for loss in losses} - {0}
     if len(found) > 1:
@@ -282,7 +217,7 @@ def _shared_layers(losses: Sequence[LossFunction]) -> int:
     return found.pop() if found else 0
 
 
-def _shared_datasets(losses: Sequence[LossFunction]) -> Mapping[str, About]:
+def _shared_datasets(losses: Sequence[Loss]) -> Mapping[str, About]:
     """The data sets that losses tell apart, which must be the same for all that do."""
     found = [loss for loss in losses if loss.of_dataset]
     for loss in found[1:]:
@@ -327,22 +262,15 @@ def _free(name: str, taken: Mapping[str, Any]) -> str:
 # ---- columns changed -----------------------------------------------------------------------------------------
 
 
-def _by_column(columns: Columns, change: Callable[[Array], Array]) -> Columns:
-    leaves = {name: getattr(columns, name) for name in BY_COLUMN}
-    return columns.replace(
-        **{name: change(leaf) for name, leaf in leaves.items() if leaf is not None}
-    )
-
-
 def _swapped(columns: Columns) -> Columns:
     """Anchors and positives in each other's place."""
-    return _by_column(
-        columns.replace(queue=None), lambda leaf: jnp.concatenate([leaf[1:2], leaf[:1], leaf[2:]])
-    )
+    others = range(2, len(columns.embeddings))
+    query = {0: 1, 1: 0}.get(columns.query, columns.query)
+    return columns.replace(queue=None, query=query).select([1, 0, *others])
 
 
 def _of_some(
-    loss: LossFunction,
+    loss: Loss,
     kept: Callable[[Columns], Bool[Array, " B"]],
     own: Columns,
     world: World,
@@ -352,50 +280,9 @@ def _of_some(
     """A loss over some of the examples and, if `most` is not 0, over so many of their texts."""
 
     def change(columns: Columns) -> Columns:
-        columns = _by_column(columns, lambda leaf: leaf[:most]) if most else columns
+        columns = columns.select(range(len(columns.embeddings))[:most]) if most else columns
         # What a queue holds is of all examples.
         return columns.replace(present=columns.present & kept(columns)[None], queue=None)
 
-    values, weights, metrics = loss(change(own), world.view(change), params)
+    values, weights, metrics = loss.on_world(change(own), world.view(change), params)
     return values, jnp.where(kept(own), weights, 0.0), metrics
-
-
-# ---- arguments -----------------------------------------------------------------------------------------------
-
-
-def _names(function: Callable) -> list[str]:
-    return list(inspect.signature(function).parameters)
-
-
-def parameters_of(function: Callable) -> dict[str, inspect.Parameter]:
-    """The arguments that a config may give."""
-    found = inspect.signature(function).parameters
-    return {
-        name: parameter
-        for name, parameter in found.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    }
-
-
-def settle(
-    name: str, parameters: Mapping[str, inspect.Parameter], given: Mapping[str, Any]
-) -> dict[str, Any]:
-    """All arguments, defaults included, of the types that `name` declares."""
-    settled = {}
-    for argument, value in given.items():
-        if not parameters:
-            raise InputError(f"{name} takes no arguments by name, found {argument!r}")
-        if argument not in parameters:
-            raise InputError(unknown(f"argument of {name}", argument, parameters))
-        parameter = parameters[argument]
-        kind = getattr(parameter.annotation, "__name__", parameter.annotation)
-        kind = kind if kind in KINDS else type(parameter.default).__name__
-        words, types = KINDS.get(kind, ("anything", (object,)))
-        if not isinstance(value, types) or isinstance(value, bool) and kind in ("int", "float"):
-            raise InputError(f"{argument}: expected {words}, found {value!r}")
-        settled[argument] = float(value) if kind == "float" else value
-    for argument, parameter in parameters.items():
-        if argument not in settled and parameter.default is parameter.empty:
-            raise InputError(f"{name} needs the argument {argument}")
-        settled.setdefault(argument, parameter.default)
-    return settled

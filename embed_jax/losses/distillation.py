@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,15 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from embed_jax.errors import InputError
-from embed_jax.losses.base import loss
-from embed_jax.losses.similarity import (
-    ABSENT,
-    cosine_distance,
-    mean_over_present,
-    named_similarity,
-    similarity_matrix,
-)
+from embed_jax.losses.base import Target, loss, mean_over_present
+from embed_jax.losses.listwise import ABSENT
+from embed_jax.scores import Score, dense, find_score
 from embed_jax.types import Columns, LossResult, Params, World
+from embed_jax.vectors import cosine_distance, cosine_matrix
 
 
 def embedding_mse_loss(
@@ -36,8 +33,11 @@ def embedding_mse(own: Columns, world: World, params: Params) -> LossResult:
 
     Raises:
         InputError: if the teacher's embeddings are not of the student's size.
+
+    >>> print(embedding_mse(jnp.eye(2), teacher=[jnp.ones((2, 2))]))
+    [0.5 0.5]
     """
-    values = embedding_mse_loss(own.embeddings, _teacher(own, "embedding_mse"))
+    values = embedding_mse_loss(*_both(own, "embedding_mse"))
     return *mean_over_present(values, own.present), {}
 
 
@@ -54,8 +54,11 @@ def embedding_cosine(own: Columns, world: World, params: Params) -> LossResult:
 
     Raises:
         InputError: if the teacher's embeddings are not of the student's size.
+
+    >>> print(embedding_cosine(jnp.eye(2), teacher=[jnp.array([[3.0, 0.0], [1.0, 1.0]])]))
+    [0.     0.2929]
     """
-    values = embedding_cosine_loss(own.embeddings, _teacher(own, "embedding_cosine"))
+    values = embedding_cosine_loss(*_both(own, "embedding_cosine"))
     return *mean_over_present(values, own.present), {}
 
 
@@ -74,20 +77,35 @@ def margin_mse_loss(
     return (margin - wanted) ** 2
 
 
-@loss(needs=("scores",), columns=(3, 0), tiled=True)
+def _margin_target(arguments: Mapping[str, Any]) -> Target | None:
+    """Margins of scores between two limits are at most as large as the limits are apart."""
+    limits = find_score(arguments["similarity"]).limits
+    return Target(limits[0] - limits[1], limits[1] - limits[0], of_margins=True) if limits else None
+
+
+def _score_target(arguments: Mapping[str, Any]) -> Target | None:
+    limits = find_score(arguments["similarity"]).limits
+    return Target(*limits) if limits else None
+
+
+@loss(needs=("scores",), columns=(3, 0), tiled=True, targets=_margin_target)
 def margin_mse(
-    own: Columns, world: World, params: Params, *, similarity: str = "dot"
+    own: Columns, world: World, params: Params, *, similarity: str | Score = "dot"
 ) -> LossResult:
     """`margin_mse_loss` of an anchor's positive and its own negatives, the mean over those that are there.
 
     Args:
-        similarity: the student's score, "dot" or "cosine".
+        similarity: the student's score, "dot", "cosine", or another `scores.Score`.
 
     Returns:
         Weight 1 for an example with an anchor, a positive and a negative.
 
     Raises:
         InputError: if there is not one score for each candidate.
+
+    >>> anchor, positive, negative = jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 1.0]]), jnp.array([[0.0, 1.0]])
+    >>> print(margin_mse(anchor, positive, negative, score=jnp.array([[5.0, 2.0]])))
+    [4.]
     """
     student, teacher, present = _candidate_scores(own, similarity, "margin_mse")
     values, count = mean_over_present(margin_mse_loss(student.T, teacher.T).T, present[1:])
@@ -121,64 +139,72 @@ def kl_loss(
 
 @loss(needs=("scores",), columns=(3, 0), tiled=True)
 def kl(
-    own: Columns, world: World, params: Params, *, temperature: float = 1.0, similarity: str = "dot"
+    own: Columns,
+    world: World,
+    params: Params,
+    *,
+    temperature: float = 1.0,
+    similarity: str | Score = "dot",
 ) -> LossResult:
     """The mean of `kl_loss` over the anchors, an anchor's candidates being its positive and its own negatives.
 
     Args:
-        similarity: the student's score, "dot" or "cosine".
+        similarity: the student's score, "dot", "cosine", or another `scores.Score`.
 
     Returns:
         Weight 1 for an example with an anchor and two candidates: one alone has nothing to learn.
 
     Raises:
         InputError: if there is not one score for each candidate.
+
+    >>> anchor, positive, negative = jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 1.0]]), jnp.array([[0.0, 1.0]])
+    >>> print(kl(anchor, positive, negative, score=jnp.array([[5.0, 2.0]])))
+    [0.1698]
     """
     student, teacher, present = _candidate_scores(own, similarity, "kl")
     values = kl_loss(student.T, teacher.T, present.T, temperature=temperature)
     return values, (jnp.sum(present.astype(jnp.float32), axis=0) > 1.0).astype(jnp.float32), {}
 
 
-@loss(needs=("scores",), columns=(2, 0), tiled=True)
+@loss(needs=("scores",), columns=(2, 0), tiled=True, targets=_score_target)
 def score_mse(
-    own: Columns, world: World, params: Params, *, similarity: str = "cosine"
+    own: Columns, world: World, params: Params, *, similarity: str | Score = "cosine"
 ) -> LossResult:
     """(s(anchor, candidate) - score)^2, the mean over all candidates that are there; for pairs, `cosine_mse`.
 
     Args:
-        similarity: the student's score, "cosine" or "dot".
+        similarity: the student's score, "cosine", "dot", or another `scores.Score`.
 
     Returns:
         An example weighs as much as it has candidates.
 
     Raises:
         InputError: if there is not one score for each candidate.
+
+    >>> anchor, positive, negative = jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 1.0]]), jnp.array([[0.0, 1.0]])
+    >>> print(score_mse(anchor, positive, negative, score=jnp.array([[0.7, 0.5]])))
+    [0.125]
     """
     student, teacher, present = _candidate_scores(own, similarity, "score_mse")
     return *mean_over_present((student - teacher) ** 2, present), {}
 
 
-def relational_loss(
-    student: Float[Array, "N D"], teacher: Float[Array, "N H"]
-) -> Float[Array, " N"]:
-    """Each row's mean over j of (cos(s_i, s_j) - cos(t_i, t_j))^2; the teacher's size need not be the student's.
-
-    Similarity-preserving distillation: Tung and Mori (2019), "Similarity-Preserving Knowledge Distillation", with
-    cosines in place of normalised rows.
-    """
-    return jnp.mean(_difference(student, teacher, student, teacher) ** 2, axis=-1)
-
-
 @loss(needs=("teacher",), columns=(1, 0), tiled=True)
 def relational(own: Columns, world: World, params: Params) -> LossResult:
-    """The mean of `relational_loss` over all texts of the world that are there, of all columns."""
+    """The mean of (cos(s_i, s_j) - cos(t_i, t_j))^2 over all texts i and j of the world that are there, of all columns.
+
+    The teacher's size need not be the student's. Similarity-preserving distillation: Tung and Mori (2019),
+    "Similarity-Preserving Knowledge Distillation", with cosines in place of normalised rows.
+
+    >>> student, teacher = jnp.eye(2), jnp.ones((2, 3))  # cosines 0 and 1 of the two texts with each other
+    >>> print(relational(student, teacher=[teacher]))
+    [0.5 0.5]
+    """
 
     def texts(columns: Columns) -> Any:
-        size, teacher_size = columns.embeddings.shape[-1], columns.teacher.shape[-1]
-        teacher = jax.lax.stop_gradient(columns.teacher)
         return (
-            columns.embeddings.reshape(-1, size),
-            teacher.reshape(-1, teacher_size),
+            jnp.concatenate(dense(columns.embeddings, "relational")),
+            jax.lax.stop_gradient(jnp.concatenate(dense(columns.teacher, "relational"))),
             columns.present.reshape(-1),
         )
 
@@ -198,20 +224,23 @@ def relational(own: Columns, world: World, params: Params) -> LossResult:
 def _difference(
     student: Array, teacher: Array, students: Array, teachers: Array
 ) -> Float[Array, "b n"]:
-    return similarity_matrix(student, students) - similarity_matrix(teacher, teachers)
+    return cosine_matrix(student, students) - cosine_matrix(teacher, teachers)
 
 
-def _teacher(own: Columns, name: str) -> Float[Array, "C b D"]:
-    size, found = own.embeddings.shape[-1], own.teacher.shape[-1]
-    if size != found:
+def _both(own: Columns, name: str) -> tuple[Float[Array, "C b D"], Float[Array, "C b D"]]:
+    """The student's and the teacher's embeddings, which must be of one size."""
+    student = jnp.stack(dense(own.embeddings, name))
+    teacher = jnp.stack(dense(own.teacher, f"the teacher of {name}"))
+    size, teacher_size = student.shape[-1], teacher.shape[-1]
+    if size != teacher_size:
         raise InputError(
-            f"the teacher of the loss {name}: expected embeddings of size {size}, found {found}"
+            f"the teacher of the loss {name}: expected embeddings of size {size}, found {teacher_size}"
         )
-    return jax.lax.stop_gradient(own.teacher)
+    return student, jax.lax.stop_gradient(teacher)
 
 
 def _candidate_scores(
-    own: Columns, similarity: str, name: str
+    own: Columns, similarity: str | Score, name: str
 ) -> tuple[Array, Array, Bool[Array, "K b"]]:
     """The student's and the teacher's scores [K, b] of the candidates, columns 1 .. C - 1, and which are there."""
     candidates = own.embeddings[1:]
@@ -221,5 +250,5 @@ def _candidate_scores(
             f"found {own.score.shape[1]}"
         )
     present = own.present[:1] & own.present[1:]
-    student = named_similarity(similarity)(own.embeddings[:1], candidates)
+    student = find_score(similarity).of_lists(own.embeddings[0], candidates)
     return student, jnp.where(present, own.score.T, 0.0), present

@@ -6,6 +6,8 @@ symmetric(triplet(distance='cosine', margin=0.2))
 per_dataset(nli=info_nce(), sts=cosent())
 masked(info_nce(), min_score=0.5)
 matryoshka(info_nce(), dims='384,128,32')
+info_nce(temperature='cosine(0.1, 0.02, 1000)') + 'linear(0, 0.1, 500)' * uniformity()
+my_package.my_module:my_loss(power=2)
 """
 
 from __future__ import annotations
@@ -16,18 +18,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from embed_jax.errors import InputError
-from embed_jax.losses.compose import (
-    LossFunction,
-    bind,
-    masked,
-    parameters_of,
-    per_dataset,
-    settle,
-    symmetric,
-    weighted_sum,
-)
-from embed_jax.losses.matryoshka import adaptive_layers, matryoshka
-from embed_jax.registry import REGISTRY, lookup, unknown
+from embed_jax.losses.base import Loss, as_loss, bind, is_number, parameters_of, settle
+from embed_jax.losses.compose import masked, per_dataset, symmetric, weighted_sum
+from embed_jax.losses.nested import adaptive_layers, matryoshka
+from embed_jax.losses.schedule import Schedule, read_schedule, times
+from embed_jax.registry import REGISTRY, dotted, lookup, unknown
 
 COMBINATORS = {
     "symmetric": symmetric,
@@ -38,21 +33,21 @@ COMBINATORS = {
 }
 
 
-def build_loss(expression: str, fields: Mapping[str, Any] | None = None) -> LossFunction:
+def build_loss(expression: str, fields: Mapping[str, Any] | None = None) -> Loss:
     """The loss that an expression of a config names.
 
     Its parameters are those of a single loss directly, and for a sum or `per_dataset` {"0": ..., "1": ...} in the order
     written, without entries for losses that have none.
 
     Args:
-        expression: names of the registry, with arguments by name, in sums and in COMBINATORS;
-            a number may stand before `*`. It is never evaluated as Python.
+        expression: names of the registry, or "module:function", with arguments by name, in sums and in COMBINATORS; a
+            number or a schedule in quotes may stand before `*`. It is never evaluated as Python.
         fields: arguments for every loss of the expression that takes them; those written in it come first.
 
     Raises:
         InputError: naming the part of the expression that cannot be used, and what is accepted.
     """
-    source = " ".join(expression.split())
+    source, own = dotted(" ".join(expression.split()))
     try:
         tree = ast.parse(source, mode="eval").body
     except (SyntaxError, ValueError) as error:
@@ -60,21 +55,20 @@ def build_loss(expression: str, fields: Mapping[str, Any] | None = None) -> Loss
         raise InputError(
             f"config.loss.name: {source!r}: {said}; expected a loss such as 'info_nce()'"
         ) from None
-    return _Reader(source, fields or {}).loss(tree)
+    return _Reader(source, own, fields or {}).loss(tree)
 
 
 def arguments_of(expression: str) -> set[str]:
     """All arguments that the losses of an expression take; the expression is one that `build_loss` reads."""
+    source, own = dotted(expression.strip())
     names = {
-        node.id
-        for node in ast.walk(ast.parse(expression.strip(), mode="eval"))
-        if isinstance(node, ast.Name)
+        ast.unparse(node)
+        for node in ast.walk(ast.parse(source, mode="eval"))
+        if isinstance(node, ast.Name | ast.Attribute)
     }
-    return {
-        argument
-        for name in names & REGISTRY["loss"].keys()
-        for argument in parameters_of(lookup("loss", name))
-    }
+    losses = [lookup("loss", name) for name in names & REGISTRY["loss"].keys()]
+    losses += [lookup("loss", name) for written, name in own.items() if written in names]
+    return {argument for loss in losses for argument in as_loss(loss).parameters}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,42 +77,56 @@ class _Reader:
 
     Attributes:
         source: the expression, for messages.
+        own: the losses that are not of the registry: "module:function" by "module.function".
         fields: arguments of all losses that take them.
     """
 
     source: str
+    own: Mapping[str, str]
     fields: Mapping[str, Any]
 
-    def loss(self, node: ast.expr) -> LossFunction:
+    def loss(self, node: ast.expr) -> Loss:
         terms = self._terms(node)
-        if len(terms) == 1 and terms[0][0] == 1.0:
+        if len(terms) == 1 and is_number(terms[0][0], 1.0):
             return terms[0][1]
         return self._tried(node, lambda: weighted_sum(terms))
 
-    def _terms(self, node: ast.expr) -> list[tuple[float, LossFunction]]:
+    def _terms(self, node: ast.expr) -> list[tuple[float | Schedule, Loss]]:
         """The sum's losses with their coefficients."""
         match node:
             case ast.BinOp(op=ast.Add() | ast.Sub() as sign):
                 factor = 1.0 if isinstance(sign, ast.Add) else -1.0
                 return self._terms(node.left) + [
-                    (factor * c, loss) for c, loss in self._terms(node.right)
+                    (times(factor, c), loss) for c, loss in self._terms(node.right)
                 ]
             case ast.BinOp(op=ast.Mult()):
-                left, right = _number(node.left), _number(node.right)
+                left, right = self._factor(node.left), self._factor(node.right)
                 if (left is None) == (right is None):
                     raise self._error(
                         node, "expected a number on one side of * and a loss on the other"
                     )
                 factor, rest = (left, node.right) if right is None else (right, node.left)
-                return [(factor * c, loss) for c, loss in self._terms(rest)]
-            case ast.Name():
-                return [(1.0, self._called(node, node.id, [], []))]
-            case ast.Call(func=ast.Name()):
-                return [(1.0, self._called(node, node.func.id, node.args, node.keywords))]
+                return [
+                    (self._tried(node, lambda c=c: times(factor, c)), loss)
+                    for c, loss in self._terms(rest)
+                ]
+            case ast.Name() | ast.Attribute() if self._is_loss(node):
+                return [(1.0, self._called(node, ast.unparse(node), [], []))]
+            case ast.Call() if self._is_loss(node.func):
+                return [(1.0, self._called(node, ast.unparse(node.func), node.args, node.keywords))]
         raise self._error(
             node,
             "expected a loss such as info_nce(temperature=0.05), a number * a loss, or their sum",
         )
+
+    def _is_loss(self, node: ast.expr) -> bool:
+        return isinstance(node, ast.Name) or ast.unparse(node) in self.own
+
+    def _factor(self, node: ast.expr) -> float | Schedule | None:
+        """The number, or the schedule in quotes, that a loss is multiplied by; None for a loss."""
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            return self._tried(node, lambda: read_schedule(node.value))
+        return _number(node)
 
     def _called(
         self,
@@ -126,8 +134,8 @@ class _Reader:
         name: str,
         positional: Sequence[ast.expr],
         keywords: Sequence[ast.keyword],
-    ) -> LossFunction:
-        if name not in COMBINATORS and name not in REGISTRY["loss"]:
+    ) -> Loss:
+        if name not in COMBINATORS and name not in REGISTRY["loss"] and name not in self.own:
             raise self._error(node, unknown("loss", name, [*REGISTRY["loss"], *COMBINATORS]))
         named = self._once(node, [(keyword.arg, keyword.value) for keyword in keywords])
         if name == "per_dataset":
@@ -156,8 +164,8 @@ class _Reader:
             return self._tried(
                 node, lambda: combine(inner, **settle(name, parameters_of(combine), given))
             )
-        function = lookup("loss", name)
-        parameters = parameters_of(function)
+        function = self._tried(node, lambda: as_loss(lookup("loss", self.own.get(name, name))))
+        parameters = function.parameters
         if positional:
             known = ", ".join(parameters) or "none"
             raise self._error(
@@ -167,9 +175,8 @@ class _Reader:
         more = {
             argument: value for argument, value in self.fields.items() if argument in parameters
         }
-        return dataclasses.replace(
-            self._tried(node, lambda: bind(function, **more | given)), name=name
-        )
+        bound = self._tried(node, lambda: bind(function, **more | given))
+        return bound if name in self.own else dataclasses.replace(bound, name=name)
 
     def _once(self, node: ast.expr, pairs: Sequence[tuple[Any, ast.expr]]) -> dict[str, ast.expr]:
         """What is given by name, no name twice."""
@@ -193,7 +200,7 @@ class _Reader:
             call, f"{argument}: expected a number, True, False or a string in quotes, found {found}"
         )
 
-    def _tried(self, node: ast.expr, make: Callable[[], LossFunction]) -> LossFunction:
+    def _tried(self, node: ast.expr, make: Callable[[], Loss]) -> Loss:
         """What `make` makes; what it objects to is said of this part of the expression."""
         try:
             return make()
@@ -204,7 +211,10 @@ class _Reader:
         return InputError(f"config.loss.name: {self._text(node)}: {message}")
 
     def _text(self, node: ast.expr) -> str:
-        return ast.get_source_segment(self.source, node)
+        text = ast.get_source_segment(self.source, node)
+        for written, name in self.own.items():
+            text = text.replace(written, name)
+        return text
 
 
 def _number(node: ast.expr) -> int | float | None:

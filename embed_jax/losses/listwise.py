@@ -7,8 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from embed_jax.losses.base import loss
-from embed_jax.losses.similarity import ABSENT, named_similarity
+from embed_jax.scores import Score, find_score
 from embed_jax.types import Columns, LossResult, Params, World
+
+ABSENT = -1e30  # the logit of a candidate that is not there
 
 
 def own_candidates_loss(
@@ -32,14 +34,14 @@ def own_candidates_loss(
     return jax.nn.logsumexp(logits, axis=-1) - logits[:, 0]
 
 
-@loss(columns=(3, 0), tiled=True)
+@loss(columns=(3, 0), tiled=True, positive=("temperature",))
 def own_candidates(
     own: Columns,
     world: World,
     params: Params,
     *,
     temperature: float = 0.05,
-    similarity: str = "cosine",
+    similarity: str | Score = "cosine",
 ) -> LossResult:
     """The mean of `own_candidates_loss` over anchors, whose candidates are their positive and their own hard negatives.
 
@@ -47,13 +49,17 @@ def own_candidates(
     among its data sets (Lee et al. 2024).
 
     Args:
-        similarity: "cosine" or "dot".
+        similarity: "cosine", "dot", or another `scores.Score`.
 
     Returns:
         Weight 1 for an example with an anchor, a positive and a negative. Metric: `accuracy`.
+
+    >>> anchor, negative = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 1.0]])
+    >>> print(own_candidates(anchor, anchor, negative, temperature=1.0))  # log(1 + e^-1)
+    [0.3133]
     """
     present = (own.present[:1] & own.present[1:]).T
-    scores = named_similarity(similarity)(own.embeddings[:1], own.embeddings[1:]).T
+    scores = find_score(similarity).of_lists(own.embeddings[0], own.embeddings[1:]).T
     values = own_candidates_loss(scores, present, temperature=temperature)
     best = jnp.max(jnp.where(present, scores, ABSENT)[:, 1:], axis=1)
     weights = (present[:, 0] & jnp.any(present[:, 1:], axis=1)).astype(jnp.float32)

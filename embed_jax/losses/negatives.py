@@ -6,15 +6,15 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from embed_jax.errors import InputError
-from embed_jax.losses.similarity import normalize
 from embed_jax.registry import unknown
+from embed_jax.scores import Score, dense, join
 from embed_jax.types import Block, Columns
+from embed_jax.vectors import dot_matrix, normalize
 
 ANCHOR, POSITIVE = 0, 1
 MARGINS = ("absolute", "relative", "threshold")
@@ -25,17 +25,16 @@ class Texts:
     """One side of the pairs that a term of a loss is about; leading axis n.
 
     Attributes:
-        vectors: of length 1 for cosine similarity and for one prefix; several prefixes have `inverse_norms`.
-        inverse_norms: of each prefix of the vectors, or None if there is one.
+        embeddings: as the score prepares them.
         example, column: whose text it is, and which.
         text, partner: hashes of the text, and of the other text of its pair (zeros for a hard negative).
         keys: the example's id and group (zeros for a hard negative), or None.
         guide: the text as a guide model sees it, of length 1, or None.
+        side: on which side of the score they stand (static): "query", "document", or "both" for some of each.
         positive: rows only: the similarity to their own positive, and the guide's.
     """
 
-    vectors: Float[Array, "n D"]
-    inverse_norms: Float[Array, "n M"] | None
+    embeddings: Any
     example: Int[Array, " n"]
     column: Int[Array, " n"]
     present: Bool[Array, " n"]
@@ -45,6 +44,7 @@ class Texts:
     guide: Float[Array, "n F"] | None
     positive: Float[Array, "M n"] | None = None
     guide_positive: Float[Array, " n"] | None = None
+    side: str = struct.field(pytree_node=False, default="both")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Negatives:
     """How texts are compared, and which don't count.
 
     Attributes:
-        similarity: "cosine" or "dot".
+        score: compares a text on the query side with one on the document side.
         dims: the prefixes to compare, ascending, each of length 1 (Matryoshka); none: whole embeddings.
         mask_duplicates: examples that share a text, an id or a group are not each other's negatives, nor is a hard
             negative that is the example's own anchor or positive.
@@ -63,7 +63,7 @@ class Negatives:
         hard_negatives: "all": an example's hard negatives are everybody's; "own": only its own.
     """
 
-    similarity: str = "cosine"
+    score: Score
     dims: tuple[int, ...] = ()
     mask_duplicates: bool = True
     mask_by: str = ""
@@ -73,7 +73,6 @@ class Negatives:
 
     def __post_init__(self):
         for what, value, known in (
-            ("similarity", self.similarity, ("cosine", "dot")),
             ("mask_by", self.mask_by, ("", "model", "guide")),
             ("mask_strategy", self.mask_strategy, MARGINS),
             ("hard_negatives", self.hard_negatives, ("all", "own")),
@@ -83,21 +82,13 @@ class Negatives:
 
     def texts(self, columns: Columns, which: tuple[int, ...]) -> Texts:
         """The texts of some columns, one column after the other."""
-        batch = columns.embeddings.shape[1]
+        batch = columns.present.shape[1]
         if self.mask_by == "guide" and columns.guide is None:
             raise InputError(
                 "config.loss: mask_by='guide' needs config.model.guide, a guide model; found none"
             )
-        vectors = columns.embeddings.astype(jnp.float32)
-        inverse_norms = None
-        if len(self.dims) > 1:
-            square = jnp.stack(
-                [jnp.sum(vectors[..., :dim] ** 2, axis=-1) for dim in self.dims], axis=-1
-            )
-            inverse_norms = jax.lax.rsqrt(jnp.maximum(square, 1e-24))
-        else:
-            vectors = vectors[..., : self.dims[0]] if self.dims else vectors
-            vectors = normalize(vectors) if self.similarity == "cosine" or self.dims else vectors
+        embeddings = [self.score.prepare(columns.embeddings[column], self.dims) for column in which]
+        sides = {"query" if column == columns.query else "document" for column in which}
         pair = [column in (ANCHOR, POSITIVE) for column in which]
         partners = [columns.text_hash[1 - column if column < 2 else column] for column in which]
 
@@ -113,10 +104,8 @@ class Negatives:
             )
 
         return Texts(
-            vectors=joined([vectors[column] for column in which]),
-            inverse_norms=None
-            if inverse_norms is None
-            else joined([inverse_norms[column] for column in which]),
+            embeddings=join(embeddings),
+            side=sides.pop() if len(sides) == 1 else "both",
             example=joined([columns.example for _ in which]),
             column=joined([jnp.full(batch, column) for column in which]),
             present=joined([columns.present[column] for column in which]),
@@ -125,7 +114,7 @@ class Negatives:
             keys=None if columns.keys is None else of_pairs([columns.keys for _ in which]),
             guide=None
             if self.mask_by != "guide"
-            else joined([normalize(columns.guide[column].astype(jnp.float32)) for column in which]),
+            else joined([normalize(dense(columns.guide[column], "a guide")) for column in which]),
         )
 
     def earlier(self, own: Columns) -> Texts | None:
@@ -146,23 +135,32 @@ class Negatives:
 
     def paired(self, first: Texts, second: Texts) -> Float[Array, "M n"]:
         """Similarities of the n-th text with the n-th."""
-        if first.inverse_norms is None:
-            return jnp.sum(first.vectors * second.vectors, axis=-1)[None]
-        products = first.vectors * second.vectors
-        dots = jnp.stack([jnp.sum(products[:, :dim], axis=-1) for dim in self.dims])
-        return dots * first.inverse_norms.T * second.inverse_norms.T
+        queries, documents = (first, second) if first.side != "document" else (second, first)
+        return self.score.pairs(queries.embeddings, documents.embeddings, self.dims)
 
     def similarities(self, rows: Texts, candidates: Texts) -> Float[Array, "M b n"]:
-        """Similarities of all pairs; prefixes share the products: each adds its own further dimensions."""
-        if rows.inverse_norms is None:
-            return _product(rows.vectors, candidates.vectors)[None]
-        dots, total, start = [], 0.0, 0
-        for stop in self.dims:
-            total = total + _product(rows.vectors[:, start:stop], candidates.vectors[:, start:stop])
-            dots.append(total)
-            start = stop
-        scales = rows.inverse_norms.T[:, :, None] * candidates.inverse_norms.T[:, None, :]
-        return jnp.stack(dots) * scales
+        """Similarities of all pairs.
+
+        Raises:
+            InputError: for two queries, or two documents, that the score can't compare.
+        """
+        if self.score.symmetric or (rows.side, candidates.side) == ("query", "document"):
+            return self.score.matrix(rows.embeddings, candidates.embeddings, self.dims)
+        if (rows.side, candidates.side) == ("document", "query"):
+            found = self.score.matrix(candidates.embeddings, rows.embeddings, self.dims)
+            return jnp.swapaxes(found, 1, 2)
+        raise InputError(
+            f"config.loss: similarity={self.score.name!r} compares a query with a document, never two of one kind: "
+            "expected the terms qp and pq only (in gist, contrast_anchors=False, contrast_positives=False)"
+        )
+
+    def numbers(self, own: Columns, column: int, which: tuple[int, ...]) -> int:
+        """How many numbers the similarity of a text of `column` with one of the columns `which` is computed from."""
+        sides = [(column, other) if column == own.query else (other, column) for other in which]
+        return max(
+            self.score.numbers(own.embeddings[query], own.embeddings[document])
+            for query, document in sides
+        )
 
     def are(
         self, rows: Texts, candidates: Texts, similarities: Float[Array, "M b n"]
@@ -196,7 +194,7 @@ class Negatives:
         self, rows: Texts, candidates: Texts, similarities: Array
     ) -> Bool[Array, "M b n"]:
         if self.mask_by == "guide":
-            found = _product(rows.guide, candidates.guide)[None]
+            found = dot_matrix(rows.guide, candidates.guide)[None]
             positive = rows.guide_positive[None]
         else:
             found, positive = similarities, rows.positive
@@ -246,10 +244,6 @@ def similarity_block(
 def sizes(own: Columns) -> tuple[int, ...]:
     """The prefixes to compare; none: whole embeddings."""
     return () if own.prefixes is None else own.prefixes.sizes
-
-
-def _product(rows: Float[Array, "b D"], candidates: Float[Array, "n D"]) -> Float[Array, "b n"]:
-    return jnp.matmul(rows, candidates.T, precision=jax.lax.Precision.HIGHEST)
 
 
 def _equal(rows: UInt[Array, "b 2"], candidates: UInt[Array, "n 2"]) -> Bool[Array, "b n"]:

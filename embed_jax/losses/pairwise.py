@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt
 
-from embed_jax.losses.base import loss
-from embed_jax.losses.similarity import cosine, dot, named_distance, normalize, similarity_matrix
+from embed_jax.losses.base import Target, is_number, loss
+from embed_jax.scores import dense
 from embed_jax.types import Columns, LossResult, Params, World
+from embed_jax.vectors import cosine, cosine_matrix, dot, named_distance, normalize
 
 
 def contrastive_loss(
@@ -40,67 +41,59 @@ def contrastive_loss(
 def contrastive(
     own: Columns, world: World, params: Params, *, margin: float = 0.5, distance: str = "cosine"
 ) -> LossResult:
-    """The mean of `contrastive_loss` over the pairs."""
+    """The mean of `contrastive_loss` over the pairs.
+
+    >>> first, second = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
+    >>> print(contrastive(first, second, label=jnp.array([1, 0])))
+    [0.     0.0214]
+    """
     return (
-        contrastive_loss(*own.embeddings, own.label, margin=margin, distance=distance),
+        contrastive_loss(
+            *dense(own.embeddings, "contrastive"), own.label, margin=margin, distance=distance
+        ),
         _weights(own),
         {},
     )
-
-
-def online_contrastive_loss(
-    first: Float[Array, "B D"],
-    second: Float[Array, "B D"],
-    label: Int[Array, " B"],
-    *,
-    margin: float = 0.5,
-    distance: str = "cosine",
-) -> Float[Array, " B"]:
-    """y d^2 + (1 - y) max(0, margin - d)^2 for the batch's hard pairs, 0 for the others; it is meant to be summed.
-
-    Hard are positives farther apart than the closest negative (the mean positive, if there is no negative), and
-    negatives closer than the farthest positive (the mean negative). sentence-transformers' OnlineContrastiveLoss.
-    Pairs with a label other than 0 and 1 are left out.
-    """
-    distances = named_distance(distance)(first, second)
-    return _online(distances, label, *_hard_limits(distances, label), margin)
 
 
 @loss(needs=("label",), columns=(2, 2), tiled=True, classes=2)
 def online_contrastive(
     own: Columns, world: World, params: Params, *, margin: float = 0.5, distance: str = "cosine"
 ) -> LossResult:
-    """The sum, not the mean, of `online_contrastive_loss` over all pairs of the world.
+    """y d^2 + (1 - y) max(0, margin - d)^2 for the world's hard pairs, 0 for the others; their sum, not their mean.
 
-    It grows with the batch, and so does the learning rate it amounts to.
+    Hard are positives farther apart than the closest negative (the mean positive, if there is no negative), and
+    negatives closer than the farthest positive (the mean negative). sentence-transformers' OnlineContrastiveLoss. The sum
+    grows with the batch, and so does the learning rate it amounts to. Pairs with a label other than 0 and 1 are left out.
+
+    Args:
+        distance: "cosine" (1 - cosine), "euclidean" or "manhattan".
+
+    >>> first, second = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
+    >>> print(online_contrastive(first, second, label=jnp.array([0, 1])))
+    [0.5    0.1716]
     """
     weights = _weights(own)
-    distances = named_distance(distance)(*own.embeddings)
+    distances = named_distance(distance)(*dense(own.embeddings, "online_contrastive"))
     label = jnp.where(weights > 0.0, own.label, -1)
     limits = _hard_limits(world.gather(jax.lax.stop_gradient(distances)), world.gather(label))
     return _summed(_online(distances, label, *limits, margin), weights, world), weights, {}
 
 
-def cosent_loss(
-    first: Float[Array, "B D"],
-    second: Float[Array, "B D"],
-    score: Float[Array, " B"],
-    *,
-    scale: float = 20.0,
-) -> Float[Array, ""]:
-    """log(1 + sum over y_i > y_j of exp(scale (cos_j - cos_i))): pairs ordered by cosine as they are by score.
-
-    CoSENT (Su 2022). Pairs of equal score are not compared, so the scores' unit does not matter.
-
-    Args:
-        score: y, higher for pairs more alike.
-    """
-    return _ranking_loss(cosine(first, second), score, scale)
-
-
 @loss(needs=("score",), columns=(2, 2), tiled=True)
 def cosent(own: Columns, world: World, params: Params, *, scale: float = 20.0) -> LossResult:
-    """`cosent_loss` over all pairs of the world, as every pair's value."""
+    """log(1 + sum over y_i > y_j of exp(scale (cos_j - cos_i))): pairs ordered by cosine as they are by score.
+
+    CoSENT (Su 2022), over all pairs of the world, as every pair's value. Pairs of equal score are not compared, so the
+    scores' unit does not matter.
+
+    Args:
+        scale: 1 / temperature.
+
+    >>> first, second = jnp.eye(2), jnp.array([[1.0, 0.0], [1.0, 0.0]])  # cosines 1 and 0
+    >>> print(cosent(first, second, score=jnp.array([0.0, 1.0]), scale=1.0))  # in the wrong order: log(1 + e)
+    [1.3133 1.3133]
+    """
     return _ranking(own, world, cosine, scale), _weights(own), {}
 
 
@@ -123,24 +116,23 @@ def angle_similarity(
     return jnp.abs(dot(first, second) + imaginary)
 
 
-def angle_loss(
-    first: Float[Array, "B D"],
-    second: Float[Array, "B D"],
-    score: Float[Array, " B"],
-    *,
-    scale: float = 20.0,
-) -> Float[Array, ""]:
-    """`cosent_loss` with `angle_similarity`, which is not flat where the cosine is near 1 or -1 (Li and Li 2023)."""
-    return _ranking_loss(angle_similarity(first, second), score, scale)
-
-
 @loss(needs=("score",), columns=(2, 2), tiled=True)
 def angle(own: Columns, world: World, params: Params, *, scale: float = 20.0) -> LossResult:
-    """`angle_loss` over all pairs of the world, as every pair's value."""
+    """`cosent` with `angle_similarity`, which is not flat where the cosine is near 1 or -1 (Li and Li 2023).
+
+    >>> first, second = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
+    >>> print(angle(first, second, score=jnp.array([0.0, 1.0]), scale=1.0))
+    [0.5073 0.5073]
+    """
     return _ranking(own, world, angle_similarity, scale), _weights(own), {}
 
 
-@loss(needs=("score",), columns=(2, 2), tiled=True)
+def _in_batch_target(arguments: Mapping[str, Any]) -> Target | None:
+    """The in-batch term takes scores of 1 for pairs that belong together."""
+    return None if is_number(arguments["in_batch_weight"], 0.0) else Target(-1.0, 1.0)
+
+
+@loss(needs=("score",), columns=(2, 2), tiled=True, targets=_in_batch_target)
 def angle_combined(
     own: Columns,
     world: World,
@@ -161,14 +153,18 @@ def angle_combined(
     Args:
         scale, angle_scale: of cosines and of angles, 1 / temperature.
         mask_duplicates: what equals a text or its partner is not its negative; the reference implementation lacks this.
+
+    >>> first, second = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
+    >>> print(angle_combined(first, second, score=jnp.array([0.0, 1.0]), scale=1.0))
+    [0.8505 1.7429]
     """
     weights = _weights(own)
     values = jnp.zeros_like(weights)
-    if cosine_weight:
+    if not is_number(cosine_weight, 0.0):
         values += cosine_weight * _ranking(own, world, cosine, scale)
-    if angle_weight:
+    if not is_number(angle_weight, 0.0):
         values += angle_weight * _ranking(own, world, angle_similarity, angle_scale)
-    if in_batch_weight:
+    if not is_number(in_batch_weight, 0.0):
         positive = (own.score[:, 0] >= 1.0).astype(jnp.float32)
         values += in_batch_weight * positive * _in_batch(own, world, scale, mask_duplicates)
     return values, weights, {}
@@ -181,10 +177,15 @@ def cosine_mse_loss(
     return (cosine(first, second) - score) ** 2
 
 
-@loss(needs=("score",), columns=(2, 2), tiled=True)
+@loss(needs=("score",), columns=(2, 2), tiled=True, targets=lambda _: Target(-1.0, 1.0))
 def cosine_mse(own: Columns, world: World, params: Params) -> LossResult:
-    """The mean of `cosine_mse_loss` over the pairs."""
-    return cosine_mse_loss(*own.embeddings, own.score[:, 0]), _weights(own), {}
+    """The mean of `cosine_mse_loss` over the pairs.
+
+    >>> first, second = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
+    >>> print(cosine_mse(first, second, score=jnp.array([1.0, 0.0])))
+    [0.  0.5]
+    """
+    return cosine_mse_loss(*dense(own.embeddings, "cosine_mse"), own.score[:, 0]), _weights(own), {}
 
 
 def contrastive_tension_loss(
@@ -200,10 +201,19 @@ def contrastive_tension_loss(
 
 @loss(needs=("label",), columns=(2, 2), tiled=True, classes=2)
 def contrastive_tension(own: Columns, world: World, params: Params) -> LossResult:
-    """The sum, not the mean, of `contrastive_tension_loss` over all pairs of the world, as in sentence-transformers."""
+    """The sum, not the mean, of `contrastive_tension_loss` over all pairs of the world, as in sentence-transformers.
+
+    >>> first, second = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
+    >>> print(contrastive_tension(first, second, label=jnp.array([1, 0])))
+    [0.2539 2.6265]
+    """
     weights = _weights(own)
     return (
-        _summed(contrastive_tension_loss(*own.embeddings, own.label), weights, world),
+        _summed(
+            contrastive_tension_loss(*dense(own.embeddings, "contrastive_tension"), own.label),
+            weights,
+            world,
+        ),
         weights,
         {},
     )
@@ -226,15 +236,19 @@ def contrastive_tension_in_batch(
     Args:
         params: {"log_scale": []}.
         scale: exp(log_scale) at the start, read by `init_log_scale`.
+
+    >>> first, second = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
+    >>> print(contrastive_tension_in_batch(first, second, scale=1.0))
+    [0.4353 0.547 ]
     """
     del scale
-    first, second = own.embeddings
+    first, second = dense(own.embeddings, "contrastive_tension_in_batch")
 
     def block(rows, candidates, log_scale):
         first, second, example = rows
         firsts, seconds, examples, present = candidates
         others = present[None, :] & (example[:, None] != examples[None, :])
-        both = jnp.stack([similarity_matrix(first, seconds), similarity_matrix(second, firsts)])
+        both = jnp.stack([cosine_matrix(first, seconds), cosine_matrix(second, firsts)])
         return jnp.where(others[None], jnp.exp(log_scale) * both, -jnp.inf)
 
     def candidates(columns):
@@ -290,20 +304,13 @@ def _rank_gaps(rows: Any, candidates: Any, scale: float) -> Float[Array, "b n"]:
     return jnp.where(compared, scale * (similarities[None, :] - similarity[:, None]), -jnp.inf)
 
 
-def _ranking_loss(
-    similarity: Float[Array, " B"], score: Float[Array, " B"], scale: float
-) -> Float[Array, ""]:
-    pairs = similarity, score, jnp.ones(score.shape, bool)
-    return _log_one_plus(_rank_gaps(pairs, pairs, scale))
-
-
 def _ranking(
     own: Columns, world: World, similarity: Callable[[Array, Array], Array], scale: float
 ) -> Float[Array, " b"]:
     """The ranking loss over all pairs of the world, reduced row by row, so that all pairs of pairs are never held."""
 
     def pairs(columns: Columns) -> Any:
-        first, second = columns.embeddings
+        first, second = dense(columns.embeddings, "a loss of scored pairs")
         return similarity(first, second), columns.score[:, 0], jnp.all(columns.present, axis=0)
 
     rows, _ = world.logsumexp(
@@ -331,12 +338,11 @@ def _in_batch(
         if mask_duplicates:
             for side in hashes:
                 allowed &= ~_same_text(side, other_hashes)
-        similarities = jnp.stack([similarity_matrix(side, others) for side in texts])
+        similarities = jnp.stack([cosine_matrix(side, others) for side in texts])
         return jnp.where(allowed[None], scale * similarities, -jnp.inf)
 
     def candidates(columns):
-        size = columns.embeddings.shape[-1]
-        texts, hashes = columns.embeddings.reshape(-1, size), columns.text_hash.reshape(-1, 2)
+        texts, hashes = jnp.concatenate(columns.embeddings), columns.text_hash.reshape(-1, 2)
         return (
             texts,
             hashes,

@@ -13,35 +13,25 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from embed_jax.losses.base import loss
-from embed_jax.losses.similarity import (
-    euclidean,
-    normalize,
-    similarity_matrix,
-    squared_distance_matrix,
-)
+from embed_jax.scores import dense
 from embed_jax.types import Block, Columns, LossResult, Params, World
-
-
-def uniformity_loss(embeddings: Float[Array, "B D"], *, t: float = 2.0) -> Float[Array, ""]:
-    """log mean over i != j of exp(-t |x_i - x_j|^2), embeddings normalised; lower is more uniform.
-
-    Wang and Isola (2020), "Understanding Contrastive Representation Learning through Alignment and Uniformity on the
-    Hypersphere", section 4.1.2.
-    """
-    unit = normalize(embeddings)
-    others = ~jnp.eye(len(unit), dtype=bool)
-    exponents = jnp.where(others, -t * squared_distance_matrix(unit, unit), -jnp.inf)
-    return _log_mean_exp(exponents, jnp.sum(others.astype(jnp.float32)))
+from embed_jax.vectors import cosine_matrix, euclidean, normalize, squared_distance_matrix
 
 
 @loss(columns=(1, 0), tiled=True)
 def uniformity(
     own: Columns, world: World, params: Params, *, t: float = 2.0, columns: int = 1
 ) -> LossResult:
-    """`uniformity_loss` of each of the first columns over the world, their mean.
+    """log mean over i != j of exp(-t |x_i - x_j|^2), embeddings normalised; lower is more uniform.
+
+    Wang and Isola (2020), "Understanding Contrastive Representation Learning through Alignment and Uniformity on the
+    Hypersphere", section 4.1.2. Over the world, of each of the first columns, their mean.
 
     Args:
         columns: how many: 1 is the anchors, 2 anchors and positives, 0 all.
+
+    >>> print(uniformity(jnp.array([[1.0, 0.0], [-1.0, 0.0]])))  # -2 |x - y|^2
+    [-8. -8.]
     """
 
     def exponent(texts, others):
@@ -68,27 +58,14 @@ def alignment_loss(
 
 @loss(columns=(2, 0), tiled=True)
 def alignment(own: Columns, world: World, params: Params, *, alpha: float = 2.0) -> LossResult:
-    """The mean of `alignment_loss` over anchors and positives."""
-    values = alignment_loss(*own.embeddings[:2], alpha=alpha)
-    return values, jnp.all(own.present[:2], axis=0).astype(jnp.float32), {}
+    """The mean of `alignment_loss` over anchors and positives.
 
-
-def global_orthogonal_loss(
-    embeddings: Float[Array, "B D"], *, mean_weight: float = 1.0, second_moment_weight: float = 1.0
-) -> Float[Array, ""]:
-    """mean_weight M1^2 + second_moment_weight max(0, M2 - 1/D), with M1, M2 the means over i != j of cos and cos^2.
-
-    Those of vectors spread evenly over the sphere are 0 and 1/D. Zhang et al. (2017), "Learning Spread-out Local
-    Feature Descriptors".
+    >>> first, second = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
+    >>> print(alignment(first, second))
+    [0.     0.5858]
     """
-    cosines = jnp.where(
-        jnp.eye(len(embeddings), dtype=bool), 0.0, similarity_matrix(embeddings, embeddings)
-    )
-    number = jnp.float32(max(len(embeddings) * (len(embeddings) - 1), 1))
-    mean, second_moment = _orthogonal_terms(
-        jnp.sum(cosines) / number, jnp.sum(cosines**2) / number, embeddings.shape[-1]
-    )
-    return mean_weight * mean + second_moment_weight * second_moment
+    values = alignment_loss(*dense(own.embeddings[:2], "alignment"), alpha=alpha)
+    return values, jnp.all(own.present[:2], axis=0).astype(jnp.float32), {}
 
 
 @loss(columns=(1, 0), tiled=True)
@@ -101,15 +78,21 @@ def global_orthogonal(
     second_moment_weight: float = 1.0,
     columns: int = 0,
 ) -> LossResult:
-    """`global_orthogonal_loss` of each of the first columns over the world, their mean.
+    """mean_weight M1^2 + second_moment_weight max(0, M2 - 1/D), with M1, M2 the means over i != j of cos and cos^2.
+
+    Those of vectors spread evenly over the sphere are 0 and 1/D. Zhang et al. (2017), "Learning Spread-out Local
+    Feature Descriptors". Over the world, of each of the first columns, their mean.
 
     Args:
         columns: how many: 1 is the anchors, 2 anchors and positives, 0 all.
 
     Returns:
         The same value everywhere; metrics `orthogonal_mean` and `orthogonal_second_moment`, the two terms unweighted.
+
+    >>> print(global_orthogonal(jnp.array([[1.0, 0.0], [1.0, 1.0]])))  # 1/2 + (1/2 - 1/2)
+    [0.5 0.5]
     """
-    block, rows, candidates = _within_columns(own, columns, similarity_matrix, 0.0)
+    block, rows, candidates = _within_columns(own, columns, cosine_matrix, 0.0)
 
     def moments(rows, candidates, shared):
         cosines = block(rows, candidates, shared)
@@ -117,7 +100,9 @@ def global_orthogonal(
 
     sums = world.total(jnp.sum(world.sum(moments, rows, candidates), axis=1)).reshape(2, -1)
     first, second = sums / jnp.maximum(_pairs(own, columns, world), 1.0)[None]
-    mean, second_moment = map(jnp.mean, _orthogonal_terms(first, second, own.embeddings.shape[-1]))
+    mean, second_moment = map(
+        jnp.mean, _orthogonal_terms(first, second, own.embeddings[0].shape[-1])
+    )
     values, weights, _ = _everywhere(
         mean_weight * mean + second_moment_weight * second_moment, own, columns
     )
@@ -127,19 +112,6 @@ def global_orthogonal(
         weights,
         {name: jnp.broadcast_to(term, values.shape) for name, term in terms.items()},
     )
-
-
-def variance_loss(
-    embeddings: Float[Array, "B D"], *, gamma: float = 1.0, epsilon: float = 1e-4
-) -> Float[Array, ""]:
-    """Mean over dimensions of max(0, gamma - sqrt(Var + epsilon)), Var over the batch with B - 1.
-
-    Bardes, Ponce, LeCun (2022), "VICReg: Variance-Invariance-Covariance Regularization", eqs. 1 and 2.
-
-    Args:
-        gamma: the spread wanted of each dimension; vectors of length 1 have about 1 / sqrt(D) at most.
-    """
-    return _variance_terms(*_alone(embeddings), gamma, epsilon)[0]
 
 
 @loss(columns=(1, 0), tiled=True)
@@ -152,29 +124,33 @@ def variance(
     epsilon: float = 1e-4,
     columns: int = 1,
 ) -> LossResult:
-    """`variance_loss` of each of the first columns over the world, their mean.
+    """Mean over dimensions of max(0, gamma - sqrt(Var + epsilon)), Var over the world with B - 1.
+
+    Bardes, Ponce, LeCun (2022), "VICReg: Variance-Invariance-Covariance Regularization", eqs. 1 and 2. Of each of the
+    first columns, their mean.
 
     Args:
+        gamma: the spread of each dimension to reach; vectors of length 1 have about 1 / sqrt(D) at most.
         columns: how many: 1 is the anchors, 2 anchors and positives, 0 all.
+
+    >>> print(variance(jnp.array([[1.0, 0.0], [-1.0, 0.0]])))  # one dimension varies enough, one not at all
+    [0.495 0.495]
     """
     terms = _variance_terms(*_first(own, columns), world.total, gamma, epsilon)
     return _everywhere(jnp.mean(terms), own, columns)
 
 
-def covariance_loss(embeddings: Float[Array, "B D"]) -> Float[Array, ""]:
-    """Sum over i != j of Cov_ij^2, divided by D, with the D x D covariance over the batch (B - 1).
-
-    Bardes, Ponce, LeCun (2022), eqs. 3 and 4.
-    """
-    return _covariance_terms(*_alone(embeddings))[0]
-
-
 @loss(columns=(1, 0), tiled=True)
 def covariance(own: Columns, world: World, params: Params, *, columns: int = 1) -> LossResult:
-    """`covariance_loss` of each of the first columns over the world, their mean.
+    """Sum over i != j of Cov_ij^2, divided by D, with the D x D covariance over the world (B - 1).
+
+    Bardes, Ponce, LeCun (2022), eqs. 3 and 4. Of each of the first columns, their mean.
 
     Args:
         columns: how many: 1 is the anchors, 2 anchors and positives, 0 all.
+
+    >>> print(covariance(jnp.array([[1.0, 1.0], [-1.0, -1.0]])))
+    [4. 4.]
     """
     return _everywhere(
         jnp.mean(_covariance_terms(*_first(own, columns), world.total)), own, columns
@@ -186,13 +162,9 @@ Total = Callable[[Array], Array]
 
 def _first(own: Columns, columns: int) -> tuple[Float[Array, "C b D"], Bool[Array, "C b"]]:
     """The first columns' embeddings, and which are there; 0: all columns."""
-    last = columns or own.embeddings.shape[0]
-    return own.embeddings[:last], own.present[:last]
-
-
-def _alone(embeddings: Float[Array, "B D"]) -> tuple[Array, Array, Total]:
-    """Embeddings as the only column of a world of one device."""
-    return embeddings[None], jnp.ones((1, len(embeddings)), bool), lambda value: value
+    last = columns or len(own.embeddings)
+    embeddings = jnp.stack(dense(own.embeddings[:last], "a regulariser"))
+    return embeddings, own.present[:last]
 
 
 def _everywhere(value: Float[Array, ""], own: Columns, columns: int) -> LossResult:

@@ -27,7 +27,6 @@ from embed_jax.parallel.queue import queue_columns, queue_entries, queue_metrics
 from embed_jax.parallel.world import device_world
 from embed_jax.types import BASE, Auxiliary, Batch, Columns, Encoder, LossResult, Params, TokenBatch
 
-Loss = Callable[..., LossResult]
 Read = Callable[[Params], Params]
 AUXILIARY = (
     2**20
@@ -78,8 +77,8 @@ def encode_groups(
     key: PRNGKeyArray | None,
     first_group: Int[Array, ""] | int,
     read: Read | None = None,
-) -> Float[Array, "g S D"]:
-    """The embeddings of groups, see `map_groups`.
+) -> Any:
+    """The embeddings of groups, leaves [g, S, ...], see `map_groups`.
 
     Args:
         key: root of the dropout keys; None: no dropout.
@@ -92,12 +91,13 @@ def encode_groups(
 
 
 def columns_of(
-    embeddings: Mapping[str, Float[Array, "g S *D"]], batch: Batch, first: Int[Array, ""] | int = 0
+    embeddings: Mapping[str, Any], batch: Batch, first: Int[Array, ""] | int = 0
 ) -> Columns:
     """A device's embeddings as columns of its examples, in the batch's order.
 
     Args:
-        embeddings: the "encoder"'s, of earlier layers (the "layers" [g, S, K, D]), and those of frozen models.
+        embeddings: the "encoder"'s, of earlier layers (the "layers"), and those of frozen models: trees with leaves
+            [g, S, ...], those of layers [g, S, K, ...]; or tuples of one tree for each column, leaves [g, S / C, ...].
         first: the number in the global batch of the first example here.
     """
     groups, num_columns, examples = batch.present.shape
@@ -108,10 +108,17 @@ def columns_of(
     def by_example(leaf):  # [g, E, ...] -> [g * E, ...]
         return None if leaf is None else leaf.reshape(groups * examples, *leaf.shape[2:])
 
-    vectors = {
-        name: by_column(leaf.reshape(groups, num_columns, examples, *leaf.shape[2:]))
-        for name, leaf in embeddings.items()
-    }
+    def columns(tree: Any) -> tuple[Any, ...]:
+        """One tree for each column, of a tree of all sentences [g, C * E, ...] or a tuple of columns [g, E, ...]."""
+        if type(tree) is tuple:
+            return jax.tree.map(by_example, tree)
+        stacked = jax.tree.map(
+            lambda leaf: by_column(leaf.reshape(groups, num_columns, examples, *leaf.shape[2:])),
+            tree,
+        )
+        return tuple(jax.tree.map(lambda leaf, c=c: leaf[c], stacked) for c in range(num_columns))
+
+    vectors = {name: columns(tree) for name, tree in embeddings.items()}
     return Columns(
         embeddings=vectors["encoder"],
         guide=vectors.get("guide"),
@@ -128,7 +135,7 @@ def columns_of(
 
 def global_loss(
     encoder: Encoder,
-    loss: Loss,
+    loss: Callable[..., LossResult],
     mesh: Mesh,
     *,
     form: str = "auto",
@@ -141,7 +148,8 @@ def global_loss(
     """The training objective as a function that may be differentiated.
 
     Args:
-        loss: `(own, world, loss_params) -> (values [b], weights [b], metrics {name: [b]})`.
+        loss: a `losses.base.Loss`, or a function `(own, world, loss_params) -> (values [b], weights [b], metrics
+            {name: [b]})` as its `on_world` is.
         mesh: the batch's groups are split over its batch axes.
         form: how the world of examples is held, see `world.OneWorld`.
         specs: how `params` are split over the mesh, see `mesh.param_specs`, and under BASE how those parameters of the
@@ -154,9 +162,10 @@ def global_loss(
         layers: how many layers before the last, drawn at each step, the loss gets embeddings of; -1: all of them.
 
     Returns:
-        `(params, batch, key, frozen params = {}, extra = {}) -> (scalar, (metrics, finite [B]))`: the weighted mean
-        over the global batch, the metrics' means, and which examples' own loss values are finite. `params` is
-        {"encoder", "loss"}, and "auxiliary" where there is one; what "encoder" lacks is in the frozen ones' BASE.
+        `(params, batch, key, frozen params = {}, extra = {}, step = None) -> (scalar, (metrics, finite [B]))`: the
+        weighted mean over the global batch, the metrics' means, and which examples' own loss values are finite.
+        `params` is {"encoder", "loss"}, and "auxiliary" where there is one; what "encoder" lacks is in the frozen ones'
+        BASE. `step` is how many steps were taken, for losses that change on the way.
 
         With `extra`, a state's with a queue (`parallel.queue`), its entries are negatives, and the second result is
         (metrics, finite, what enters the queue). Without, the loss is of this batch alone.
@@ -164,8 +173,9 @@ def global_loss(
     frozen, auxiliary = dict(frozen or {}), dict(auxiliary or {})
 
     gathered = gatherer(encoder, mesh, specs, fsdp_gather)
+    on_world = getattr(loss, "on_world", loss)
 
-    def on_device(params, batch: Batch, key, frozen_params, extra):
+    def on_device(params, batch: Batch, key, frozen_params, extra, step):
         params, base = jax.tree.map(vary, (params, frozen_params.get(BASE, {})))
         device = lax.axis_index(BATCH_AXES)
         first_group = device * batch.present.shape[0]
@@ -184,7 +194,11 @@ def global_loss(
             if layer is None:
                 return {"encoder": encoder.apply(trained, group, key, **read)}, sums
             every = encoder.by_layer(trained, group, layer, key, **read)
-            return {"encoder": every[:, -1], "layers": every[:, :-1]}, sums
+            last, earlier = (
+                jax.tree.map(lambda leaf: leaf[:, -1], every),
+                jax.tree.map(lambda leaf: leaf[:, :-1], every),
+            )
+            return {"encoder": last, "layers": earlier}, sums
 
         embeddings, sums = map_groups(of_group, batch.tokens["encoder"], key, first_group)
         for name, other in frozen.items():
@@ -198,7 +212,8 @@ def global_loss(
             own = own.replace(
                 queue=queue_columns(lax.stop_gradient(jax.tree.map(vary, extra["queue"])), own)
             )
-        values, weights, metrics = loss(own.replace(key=drawn, layer=layer), world, params["loss"])
+        own = own.replace(key=drawn, layer=layer, step=step)
+        values, weights, metrics = on_world(own, world, params["loss"])
 
         total_weight = jnp.maximum(lax.psum(jnp.sum(weights), BATCH_AXES), 1e-12)
 
@@ -228,7 +243,7 @@ def global_loss(
             )
         return total, (metrics, jnp.isfinite(values), queue_entries(lax.stop_gradient(own)))
 
-    def objective(params, batch, key, frozen_params=None, extra=None):
+    def objective(params, batch, key, frozen_params=None, extra=None, step=None):
         frozen_params, extra = frozen_params or {}, extra or {}
         split, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
         trained, fixed = state_specs(params, frozen_params, specs)
@@ -242,12 +257,13 @@ def global_loss(
                 whole,
                 fixed,
                 {name: encoders if name == "momentum" else whole for name in extra},
+                whole,
             ),
             out_specs=(whole, (whole, split, *([split] if extra else []))),
             axis_names=manual_axes(mesh),
             check_vma=True,
         )
-        total, (metrics, *rest) = sharded(params, batch, key, frozen_params, extra)
+        total, (metrics, *rest) = sharded(params, batch, key, frozen_params, extra, step)
         if extra:
             metrics = metrics | queue_metrics(extra["queue"], batch.record.size)
         return total, (metrics, *rest)

@@ -1,6 +1,6 @@
 """A queue of earlier batches' positives, which are further negatives (MoCo, He et al. 2020; ESimCSE, Wu et al. 2022).
 
-A state's `extra` holds "queue", {"embeddings" [K, D], "text_hash" [K, 2], "filled"}, and with momentum "momentum": the
+A state's `extra` holds "queue", {"embeddings" [K, D] (or a tree), "text_hash" [K, 2], "filled"}, and with momentum "momentum": the
 parameters of the encoder that embeds what enters, an exponential moving average of the trained encoder's. They change
 slowly, so that entries of different age can be compared.
 
@@ -20,7 +20,7 @@ from embed_jax.errors import InputError
 from embed_jax.types import Columns, Params
 
 POSITIVE = 1
-Queue = dict[str, Array]
+Queue = dict[str, Any]
 
 
 def init_queue(size: int, dim: int, params: Params, momentum: float = 0.0) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def init_queue(size: int, dim: int, params: Params, momentum: float = 0.0) -> di
 
     Args:
         size: K, how many positives it holds; any number, multiple of the batch or not.
-        dim: D, the embeddings' size.
+        dim: D, the embeddings' size; or a tree of one positive's arrays, or of their shapes.
         params: the encoder's.
         momentum: share of the old parameters that a step keeps (MoCo 0.999, ESimCSE 0.995); 0: there is no momentum
             encoder, and the trained one's own embeddings enter, dropout and all.
@@ -40,8 +40,11 @@ def init_queue(size: int, dim: int, params: Params, momentum: float = 0.0) -> di
         raise InputError(f"queue size: expected 1 or more, found {size}")
     if not 0.0 <= momentum < 1.0:
         raise InputError(f"queue momentum: expected 0 or more and less than 1, found {momentum}")
+    positive = jax.ShapeDtypeStruct((dim,), jnp.float32) if isinstance(dim, int) else dim
     queue = {
-        "embeddings": jnp.zeros((size, dim)),
+        "embeddings": jax.tree.map(
+            lambda leaf: jnp.zeros((size, *leaf.shape), leaf.dtype), positive
+        ),
         "text_hash": jnp.zeros((size, 2), jnp.uint32),
         "filled": jnp.zeros((), jnp.int32),
     }
@@ -52,11 +55,11 @@ def init_queue(size: int, dim: int, params: Params, momentum: float = 0.0) -> di
 def queue_columns(queue: Queue, own: Columns) -> Columns:
     """The queue as `Columns.queue` of a device's own examples."""
     embeddings, text_hash = queue["embeddings"], queue["text_hash"]
-    size = embeddings.shape[0]
+    size = text_hash.shape[0]
     # Equal hashes of zero are no text: a record without positive entered.
     there = (jnp.arange(size) < queue["filled"]) & jnp.any(text_hash != 0, axis=-1)
     return Columns(
-        embeddings=jnp.stack([jnp.zeros_like(embeddings), embeddings]),
+        embeddings=(jax.tree.map(jnp.zeros_like, embeddings), embeddings),
         present=jnp.stack([jnp.zeros_like(there), there]),
         text_hash=jnp.stack([jnp.zeros_like(text_hash), text_hash]),
         example=jnp.full_like(there, -1, own.example.dtype),
@@ -65,7 +68,7 @@ def queue_columns(queue: Queue, own: Columns) -> Columns:
 
 
 def queue_entries(own: Columns) -> Queue:
-    """What of a device's own examples enters the queue: "embeddings" [b, D] and "text_hash" [b, 2]."""
+    """What of a device's own examples enters the queue: "embeddings" [b, ...] and "text_hash" [b, 2]."""
     text_hash = jnp.where(own.present[POSITIVE][:, None], own.text_hash[POSITIVE], 0)
     return {"embeddings": own.embeddings[POSITIVE], "text_hash": text_hash}
 
@@ -90,7 +93,11 @@ def advance(
     """
     queue = extra["queue"]
     size = queue["text_hash"].shape[0]
-    shifted = {name: jnp.concatenate([new, queue[name]])[:size] for name, new in entries.items()}
+    shifted = jax.tree.map(
+        lambda new, old: jnp.concatenate([new, old])[:size],
+        entries,
+        {name: queue[name] for name in entries},
+    )
     filled = jnp.minimum(queue["filled"] + entries["text_hash"].shape[0], size)
     after = {"queue": {**shifted, "filled": filled}}
     if "momentum" in extra:

@@ -16,46 +16,39 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from embed_jax.types import Block
+from embed_jax.world import Sums, finite_shift, safe_log
 
 KINDS = ("logsumexp", "sum", "max")
 TILE = 2**20  # numbers of one block of pairs: 4 MiB in float32
-SHORTEST_TILE = 256  # candidates
-Sums = tuple[Float[Array, "M b"], Float[Array, "M b"]]
-
-
-def reduce_dense(kind: str, block: Block, rows: Any, candidates: Any, shared: Any) -> Sums:
-    """The textbook form, which holds all pairs.
-
-    Returns:
-        "logsumexp": (log sum_j exp, max_j without gradient); "sum": (sum_j, same); "max": (max_j, same).
-    """
-    values = block(rows, candidates, shared)
-    if kind == "sum":
-        total = jnp.sum(values, axis=-1)
-        return total, total
-    largest = lax.stop_gradient(jnp.max(values, axis=-1))
-    if kind == "max":
-        reached = jnp.argmax(
-            values, axis=-1, keepdims=True
-        )  # one of them, if several are the largest
-        return jnp.take_along_axis(values, reached, axis=-1)[..., 0], largest
-    shift = _finite(largest)
-    total = jnp.sum(jnp.exp(values - shift[..., None]), axis=-1)
-    return _log(total) + shift, largest
+SHORTEST_TILE = 256  # candidates, or as many as have so many numbers with one row
 
 
 def reduce_tiled(
-    kind: str, block: Block, rows: Any, candidates: Any, shared: Any, tile: int = 0
+    kind: str,
+    block: Block,
+    rows: Any,
+    candidates: Any,
+    shared: Any,
+    tile: int = 0,
+    numbers: int = 1,
 ) -> Sums:
-    """As `reduce_dense`, a tile of candidates at a time.
+    """As `world.reduce_dense`, a tile of candidates at a time.
 
     Args:
         tile: candidates of a tile; 0: as many as make a block of TILE numbers.
+        numbers: how many numbers the block computes with for each pair.
     """
+    tile = tile or tile_of(block, rows, candidates, shared, numbers)
     return _streamed(kind, block, rows, candidates, shared, tile, 1, lambda tree: tree)
+
+
+def tile_of(block: Block, rows: Any, candidates: Any, shared: Any, numbers: int = 1) -> int:
+    """How many candidates make a block of TILE numbers, where a pair has so many."""
+    variants, count, _ = jax.eval_shape(block, rows, candidates, shared).shape
+    return max(TILE // (variants * count * numbers), SHORTEST_TILE // numbers, 1)
 
 
 def reduce_ring(
@@ -66,6 +59,7 @@ def reduce_ring(
     shared: Any,
     axis: tuple[str, ...],
     tile: int = 0,
+    numbers: int = 1,
 ) -> Sums:
     """As `reduce_tiled`, over the candidates of every device of `axis`, which are passed from neighbour to neighbour.
 
@@ -74,6 +68,7 @@ def reduce_ring(
 
     Args:
         candidates: this device's own.
+        tile, numbers: see `reduce_tiled`.
     """
     devices = lax.axis_size(axis)
     neighbours = [(device, (device + 1) % devices) for device in range(devices)]
@@ -81,6 +76,7 @@ def reduce_ring(
     def pass_on(tree: Any) -> Any:
         return jax.tree.map(lambda leaf: lax.ppermute(leaf, axis, neighbours), tree)
 
+    tile = tile or tile_of(block, rows, candidates, shared, numbers)
     return _streamed(kind, block, rows, candidates, shared, tile, devices, pass_on)
 
 
@@ -96,7 +92,7 @@ def _streamed(
 ) -> Sums:
     """The reduction over `hops` times the candidates, `pass_on` bringing the next ones, with its own gradient."""
     shape = jax.eval_shape(block, rows, candidates, shared).shape
-    tiles, valid = _cut(candidates, tile or max(TILE // (shape[0] * shape[1]), SHORTEST_TILE))
+    tiles, valid = _cut(candidates, tile)
     steps, width = valid.shape
     # What is not differentiated takes part as it is.
     rows, fixed_rows, join_rows = _split(rows)
@@ -127,7 +123,7 @@ def _streamed(
                     (larger, jnp.where(here > largest, place, total), number + 1),
                     fixed_tiles,
                 ), None
-            shift = _finite(larger)
+            shift = finite_shift(larger)
             total = total * jnp.exp(largest - shift) + jnp.sum(
                 jnp.exp(values - shift[..., None]), axis=-1
             )
@@ -146,14 +142,21 @@ def _streamed(
     @jax.custom_vjp
     def run(*arguments):
         largest, total = forward(*arguments)
-        return {"logsumexp": _log(total) + _finite(largest), "sum": total, "max": largest}[
+        return {"logsumexp": safe_log(total) + finite_shift(largest), "sum": total, "max": largest}[
             kind
         ], largest
 
     def run_forward(*arguments):
         largest, total = forward(*arguments)
-        result = {"logsumexp": _log(total) + _finite(largest), "sum": total, "max": largest}[kind]
-        return (result, largest), (arguments, _finite(result) if kind == "logsumexp" else total)
+        result = {
+            "logsumexp": safe_log(total) + finite_shift(largest),
+            "sum": total,
+            "max": largest,
+        }[kind]
+        return (result, largest), (
+            arguments,
+            finite_shift(result) if kind == "logsumexp" else total,
+        )
 
     def run_backward(kept, cotangents):
         (rows, tiles, shared, (fixed_rows, fixed_tiles, valid, start)), known = kept
@@ -269,13 +272,3 @@ def _zeros(tree: Any) -> Any:
 
 def _add(tree: Any, more: Any) -> Any:
     return jax.tree.map(jnp.add, tree, more)
-
-
-def _finite(x: Array) -> Array:
-    """x with -inf as 0: what to shift by where there is nothing to shift."""
-    return jnp.where(x == -jnp.inf, 0.0, x)
-
-
-def _log(x: Array) -> Array:
-    """log x with a zero gradient at 0, where it is -inf."""
-    return jnp.where(x == 0.0, -jnp.inf, jnp.log(jnp.where(x == 0.0, 1.0, x)))

@@ -1,0 +1,26 @@
+"""Search: BM25, exact and approximate nearest neighbours, compressed embeddings, mining of hard negatives.
+
+    from embed_jax import retrieval
+
+    retrieval.top_k(queries, documents, k=10)
+    retrieval.bm25_search(corpus, queries, k=10)
+
+The names below are public; each is imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+from embed_jax.public import public_names
+
+_MODULES = {
+    "bm25": ("BM25Searcher", "bm25_search", "bm25_searcher"),
+    "calibration": ("calibrate",),
+    "compressed": ("CompressedIndex",),
+    "index": ("DenseSearcher", "FaissSearcher", "dense_searcher", "faiss_searcher"),
+    "mine": ("Mining", "mine_negatives"),
+    "passages": ("passage_search", "split_passages"),
+    "quantize": ("Compressed", "compress", "dequantize"),
+    "round_trip": ("round_trip_filter",),
+    "topk": ("dense_search", "top_k"),
+}
+__all__, __getattr__, __dir__ = public_names(__name__, _MODULES)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 from embed_jax.errors import InputError, RunError, one_line, require
 from embed_jax.retrieval.topk import CORPUS_BLOCK, Encode, top_k
-from embed_jax.similarity import unit_length
+from embed_jax.scores import unit_length
 
 TRAINING_ROWS = 100_000  # that a FAISS index learns its clusters or codes from
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
-from embed_jax.similarity import SIMILARITIES, unit_length
+from embed_jax.scores import SIMILARITIES, unit_length
 
 Encode = Callable[[Sequence[str]], Float[np.ndarray, "N D"]]
 Run = dict[str, dict[str, float]]  # query id -> {document id: score}, best first

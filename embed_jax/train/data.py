@@ -322,6 +322,18 @@ def _check_data(source: Source, about: About, config: Experiment, dataset: str =
                 raise InputError(
                     f"record {number}: label {label}, {where}={name!r} accepts 0 to {about.classes - 1}"
                 )
+    score_max = f"config.mixture.sources.{dataset}" if dataset else "config.data"
+    for fit in about.fits:
+        for number, record in looked_at(records):
+            scores = of_record(fields.score, record, number)
+            targets = [scores[0] - score for score in scores[1:]] if fit.of_margins else scores
+            for target in targets:
+                if not fit.least - 1e-6 <= target <= fit.largest + 1e-6:
+                    what = "difference of scores" if fit.of_margins else "score"
+                    raise InputError(
+                        f"record {number}: {what} {target:g}, {where}={name!r} fits {fit.least:g} to "
+                        f"{fit.largest:g}; set {score_max}.score_max to the largest score of the data"
+                    )
 
 
 def training_order(sources: Sources, config: Experiment) -> Order:

@@ -20,8 +20,8 @@ from embed_jax.encoders.hub import resolve
 from embed_jax.encoders.read import read_model
 from embed_jax.encoders.token_objectives import mlm_auxiliary
 from embed_jax.errors import InputError
-from embed_jax.losses.base import About
-from embed_jax.losses.compose import LossFunction, per_dataset, weighted_sum
+from embed_jax.losses.base import About, Loss
+from embed_jax.losses.compose import per_dataset, weighted_sum
 from embed_jax.losses.expression import arguments_of, build_loss
 from embed_jax.parallel.gather import global_loss
 from embed_jax.pretrained import tokenizer_of
@@ -83,7 +83,7 @@ ObjectiveMaker = Callable[[Experiment, TrainingModel], Objective]
 
 
 def embedding_objective(
-    config: Experiment, model: TrainingModel, loss: LossFunction | None = None
+    config: Experiment, model: TrainingModel, loss: Loss | None = None
 ) -> Objective:
     """Returns the objective of a loss on the embeddings of all devices.
 
@@ -134,6 +134,7 @@ def embedding_objective(
         loss.about,
         init,
         on_mesh,
+        scheduled=True,
         of_dataset=loss.of_dataset,
         prompts=prompts,
         models=models,
@@ -157,7 +158,7 @@ def describe_result(
     return settle_prompts(config, sentence) if prompted else ("", "")
 
 
-def training_loss(config: Experiment) -> LossFunction:
+def training_loss(config: Experiment) -> Loss:
     """Returns the loss of a run: one for all examples, or each data set's own where the mixture names any.
 
     Raises:

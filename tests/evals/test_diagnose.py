@@ -8,7 +8,7 @@ from embed_jax.evals import diagnose
 from embed_jax.evals.diagnose import FAULT, NOT_CHECKED, OK
 from embed_jax.evals.geometry import average_cosine
 from embed_jax.evals.retrieval import evaluate_retrieval
-from embed_jax.similarity import SIMILARITIES, truncate
+from embed_jax.scores import SIMILARITIES, truncate
 
 DOCUMENTS, QUERIES, DIM = 400, 60, 32
 JUDGED = diagnose.judged_rows(

@@ -30,9 +30,9 @@ from embed_jax.evals.geometry import (
     sts_texts,
     uniformity,
 )
-from embed_jax.losses.regularization import alignment_loss, uniformity_loss
-from embed_jax.losses.similarity import euclidean, similarity_matrix
+from embed_jax.losses import regularization
 from embed_jax.sentence import truncate
+from embed_jax.vectors import cosine_matrix, dot_matrix, euclidean
 
 ROOT = Path(__file__).parents[2]
 
@@ -184,11 +184,11 @@ def test_skewness_is_scipy_s(vectors):
 def test_alignment_and_uniformity_are_the_losses(vectors):
     first, second = vectors[:30], vectors[30:]
     assert alignment(first, second) == pytest.approx(
-        float(np.mean(alignment_loss(first, second))), rel=1e-5
+        float(np.mean(regularization.alignment(first, second))), rel=1e-5
     )
     for t in (0.5, 2.0):
         assert uniformity(vectors, t=t) == pytest.approx(
-            float(uniformity_loss(vectors, t=t)), rel=1e-5
+            float(regularization.uniformity(vectors, t=t)[0]), rel=1e-5
         )
 
 
@@ -210,8 +210,8 @@ def test_on_unit_vectors_cosine_dot_product_and_euclidean_distance_rank_identica
     def rankings(vectors):
         near = -np.stack([np.asarray(euclidean(vector[None], vectors)) for vector in vectors])
         found = [
-            similarity_matrix(vectors, vectors, "cosine"),
-            similarity_matrix(vectors, vectors, "dot"),
+            cosine_matrix(vectors, vectors),
+            dot_matrix(vectors, vectors),
             near,
         ]
         return [np.argsort(-np.asarray(values), axis=1, kind="stable")[:, 1:] for values in found]

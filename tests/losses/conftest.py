@@ -5,14 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from embed_jax.parallel.world import local_world, make_columns
+from embed_jax.parallel.world import local_world
+from embed_jax.world import make_columns
 
 QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
 
 
 def world_mean(loss, columns, params, arguments):
     """What training minimises, on one device."""
-    values, weights, _ = loss(columns, local_world(columns, "dense"), params, **arguments)
+    values, weights, _ = loss.on_world(columns, local_world(columns, "dense"), params, **arguments)
     return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1e-12)
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from embed_jax.errors import InputError
-from embed_jax.losses.base import about
 from embed_jax.losses.classification import init_classifier, pair_features, softmax, softmax_loss
-from embed_jax.parallel.world import local_world, make_columns
+from embed_jax.parallel.world import local_world
+from embed_jax.world import make_columns
 
 DIM, NUM_LABELS = 8, 3
 # In the order of table 6, and what makes sentence-transformers build it: representations, difference, product.
@@ -63,12 +63,12 @@ def test_accuracy():
     right = jnp.array([True, False, True, True, False])
     label = (jnp.argmax(logits, axis=1) + jnp.where(right, 0, 1)) % NUM_LABELS
     columns = make_columns(embeddings, label=label)
-    _, _, metrics = softmax(columns, local_world(columns), params)
+    _, _, metrics = softmax.on_world(columns, local_world(columns), params)
     np.testing.assert_array_equal(metrics["accuracy"], right)
 
 
 def test_parameters_start_as_in_a_linear_layer_of_torch():
-    params = about(softmax).init(50, jax.random.key(1), num_labels=4, concatenation="u*v, |u-v|")
+    params = softmax.about.init(50, jax.random.key(1), num_labels=4, concatenation="u*v, |u-v|")
     assert params["kernel"].shape == (100, 4) and params["bias"].shape == (4,)
     assert np.abs(params["bias"]).max() <= 0.1
     assert 0.095 < np.abs(params["kernel"]).max() <= 0.1

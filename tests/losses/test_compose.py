@@ -11,12 +11,13 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
 from embed_jax.errors import InputError
-from embed_jax.losses.base import loss
-from embed_jax.losses.compose import bind, masked, per_dataset, symmetric, weighted_sum
+from embed_jax.losses.base import bind, loss
+from embed_jax.losses.compose import masked, per_dataset, symmetric, weighted_sum
 from embed_jax.losses.expression import build_loss
-from embed_jax.parallel.world import device_world, local_world, make_columns
+from embed_jax.parallel.world import device_world, local_world
 from embed_jax.registry import REGISTRY
-from embed_jax.types import BY_COLUMN, Columns
+from embed_jax.types import BY_COLUMN, TREES
+from embed_jax.world import make_columns
 
 BATCH, DIM, DEVICES = 12, 5, 4
 
@@ -64,7 +65,7 @@ def contrast(own, world, params, *, temperature: float = 0.5, learn: bool = True
 
     def candidates(columns):
         number = len(columns.embeddings) - 1
-        others = columns.embeddings[1:].reshape(-1, DIM), jnp.tile(columns.example, number)
+        others = jnp.concatenate(columns.embeddings[1:]), jnp.tile(columns.example, number)
         return *others, columns.present[1:].reshape(-1)
 
     scale = params["scale"] if learn else jnp.full(DIM, 1 / temperature)
@@ -108,7 +109,7 @@ def scored(own, world, params):
 
 @loss(columns=(1, 1))
 def alone(own, world, params):
-    return own.embeddings[0, :, 0], own.present[0].astype(jnp.float32), {}
+    return own.embeddings[0][:, 0], own.present[0].astype(jnp.float32), {}
 
 
 LOSSES = {
@@ -142,18 +143,14 @@ def some_columns(number=3, batch=BATCH):
 
 
 def subset(columns, chosen):
-    leaves = {field.name: getattr(columns, field.name) for field in dataclasses.fields(Columns)}
-    return Columns(
-        **{
-            n: leaf if leaf is None else leaf[:, chosen] if n in BY_COLUMN else leaf[chosen]
-            for n, leaf in leaves.items()
-        }
-    )
+    return columns.map_examples(lambda leaf, axis: jnp.take(leaf, chosen, axis))
 
 
 def means(loss, columns, params, world=None, total=lambda value: value):
     """(loss, metrics) over the world, as training takes them."""
-    values, weights, metrics = loss(columns, world or local_world(columns, "dense"), params)
+    values, weights, metrics = loss.on_world(
+        columns, world or local_world(columns, "dense"), params
+    )
     all_weights = jnp.maximum(total(jnp.sum(weights)), 1e-12)
     return jax.tree.map(
         lambda numbers: total(jnp.sum(numbers * weights)) / all_weights, (values, metrics)
@@ -167,7 +164,7 @@ def value(loss, columns, params=None):
 
 
 def total_weight(loss, columns, params):
-    return float(jnp.sum(loss(columns, local_world(columns, "dense"), params)[1]))
+    return float(jnp.sum(loss.on_world(columns, local_world(columns, "dense"), params)[1]))
 
 
 # ---- arguments -------------------------------------------------------------------------------------------------
@@ -188,7 +185,9 @@ def test_an_expression_is_the_loss_with_its_arguments(expression, arguments):
     columns = some_columns()
     built, world = build_loss(expression), local_world(columns)
     for found, expected in zip(
-        built(columns, world, {}), size(columns, world, {}, **arguments), strict=True
+        built.on_world(columns, world, {}),
+        size.on_world(columns, world, {}, **arguments),
+        strict=True,
     ):
         jax.tree.map(np.testing.assert_array_equal, found, expected)
     assert (
@@ -215,7 +214,7 @@ def test_whole_numbers_become_floats_where_the_default_is_one():
     def record(own, world, params, *, scale: float = 1.0, number: int = 1):
         seen.update(scale=scale, number=number)
 
-    bind(record, scale=2, number=2)(None, None, {})
+    bind(record, scale=2, number=2).on_world(None, None, {})
     assert (
         seen == {"scale": 2.0, "number": 2}
         and type(seen["scale"]) is float
@@ -363,7 +362,7 @@ def test_examples_without_what_a_combinator_looks_at_are_refused():
         with pytest.raises(
             InputError, match="^config.loss.name: .* needs examples with .*, found none$"
         ):
-            built(columns, local_world(columns), {})
+            built.on_world(columns, local_world(columns), {})
 
 
 # ---- values ----------------------------------------------------------------------------------------------------
@@ -396,10 +395,10 @@ def test_a_sum_is_the_sum_of_the_losses_means():
 def test_a_sum_of_a_loss_with_itself_is_the_loss():
     """Weights, and so what an example counts in `per_dataset`, are its own."""
     columns = some_columns()
-    values, weights, metrics = build_loss("0.5 * size + 0.5 * size")(
+    values, weights, metrics = build_loss("0.5 * size + 0.5 * size").on_world(
         columns, local_world(columns), {}
     )
-    expected, expected_weights, expected_metrics = size(columns, local_world(columns), {})
+    expected, expected_weights, expected_metrics = size.on_world(columns, local_world(columns), {})
     np.testing.assert_array_equal(weights, expected_weights)
     np.testing.assert_allclose(values * weights, expected * expected_weights, rtol=1e-6)
     np.testing.assert_allclose(
@@ -417,14 +416,7 @@ def test_a_loss_of_no_example_adds_nothing_to_a_sum():
 
 def test_symmetric_is_the_mean_over_both_directions():
     columns = some_columns()
-    order = jnp.array([1, 0, 2])
-    swapped = columns.replace(
-        **{
-            name: getattr(columns, name)[order]
-            for name in BY_COLUMN
-            if getattr(columns, name) is not None
-        }
-    )
+    swapped = columns.select([1, 0, 2])
     for loss_ in (size, contrast, triple):
         built, plain = symmetric(loss_), bind(loss_)
         params = built.init(DIM, jax.random.key(0))
@@ -440,8 +432,8 @@ def test_symmetric_is_the_mean_over_both_directions():
 
 
 def test_every_leaf_by_column_is_swapped():
-    columns = some_columns().replace(teacher=jnp.ones((3, BATCH, 1)).at[0].set(0.0))
-    columns = columns.replace(layers=jnp.ones((3, BATCH, 2, 1)).at[1].set(0.0))
+    columns = some_columns().replace(teacher=tuple(jnp.ones((3, BATCH, 1)).at[0].set(0.0)))
+    columns = columns.replace(layers=tuple(jnp.ones((3, BATCH, 2, 1)).at[1].set(0.0)))
     seen = []
 
     @loss()
@@ -449,11 +441,11 @@ def test_every_leaf_by_column_is_swapped():
         seen.extend([own, world.columns])
         return own.score[:, 0], weights_of(own), {}
 
-    symmetric(look)(columns, local_world(columns), {})
+    symmetric(look).on_world(columns, local_world(columns), {})
     for found in seen[2:]:
-        for name in BY_COLUMN:
+        for name in (*TREES, *BY_COLUMN):
             np.testing.assert_array_equal(
-                getattr(found, name), getattr(columns, name)[jnp.array([1, 0, 2])]
+                np.stack(getattr(found, name)), np.stack(getattr(columns, name))[[1, 0, 2]]
             )
         np.testing.assert_array_equal(found.example, columns.example)
 
@@ -470,9 +462,7 @@ def test_a_data_set_s_loss_sees_its_own_examples_and_columns_only():
     assert built.of_dataset["sts"].columns == (2, 2)
     params = built.init(DIM, jax.random.key(1))
     nli, sts = (subset(columns, np.flatnonzero(columns.dataset == number)) for number in range(2))
-    sts = sts.replace(
-        **{name: getattr(sts, name)[:2] for name in BY_COLUMN if getattr(sts, name) is not None}
-    )
+    sts = sts.select([0, 1])
     parts = [(bind(contrast), nli, params["0"]), (bind(spread), sts, params["1"])]
     values, weights = ([f(*part) for part in parts] for f in (value, total_weight))
     assert min(weights) > 1.0 and weights[0] != weights[1] and sum(weights) < BATCH - 1, (
@@ -565,16 +555,10 @@ def split(built, columns, form):
     mesh = jax.make_mesh(
         (DEVICES,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:DEVICES]
     )
-    by_column, by_example, whole = (
-        PartitionSpec(None, "data"),
-        PartitionSpec("data"),
-        PartitionSpec(),
-    )
-    named = {name: leaf for name, leaf in vars(columns).items() if leaf is not None}
-    specs = columns.replace(
-        **{name: by_column if name in BY_COLUMN else by_example for name in named}
-    )
-    return jax.shard_map(on_device, mesh=mesh, in_specs=(by_column, whole, specs), out_specs=whole)
+    whole = PartitionSpec()
+    specs = columns.map_examples(lambda leaf, axis: PartitionSpec(*[None] * axis, "data"))
+    arguments = specs.embeddings, whole, specs
+    return jax.shard_map(on_device, mesh=mesh, in_specs=arguments, out_specs=whole)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import inspect
 
 import jax
 import jax.numpy as jnp
@@ -17,18 +16,18 @@ from embed_jax.losses import (
     listwise,
     pairwise,
     regularization,
-    triplet,
+    triplets,
 )
-from embed_jax.losses.base import about
-from embed_jax.parallel.world import device_world, local_world, make_columns
-from embed_jax.types import BY_COLUMN, Columns
+from embed_jax.losses.base import Loss
+from embed_jax.parallel.world import device_world, local_world
+from embed_jax.world import make_columns
 
-MODULES = pairwise, triplet, classification, distillation, listwise, regularization
+MODULES = pairwise, triplets, classification, distillation, listwise, regularization
 LOSSES = [
     function
     for module in MODULES
     for function in vars(module).values()
-    if hasattr(function, "about")
+    if isinstance(function, Loss)
 ]
 # Those that reduce over all texts of the world, whatever its form; to others its form is nothing.
 REDUCING = [
@@ -38,31 +37,26 @@ REDUCING = [
     pairwise.contrastive_tension_in_batch,
 ]
 REDUCING += [
-    triplet.batch_hard_triplet,
-    triplet.batch_hard_soft_margin_triplet,
+    triplets.batch_hard_triplet,
+    triplets.batch_hard_soft_margin_triplet,
     distillation.relational,
 ]
 REDUCING += [regularization.uniformity, regularization.global_orthogonal]
 BATCH, DIM, DEVICES = 8, 6, 4
 QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
-FIELDS = [field.name for field in dataclasses.fields(Columns)]
 ARGUMENTS = {"margin": 0.6, "distance": "cosine"}  # small enough for distances on either side
 
 
 def arguments(loss):
-    return {
-        name: value
-        for name, value in ARGUMENTS.items()
-        if name in inspect.signature(loss).parameters
-    }
+    return {name: value for name, value in ARGUMENTS.items() if name in loss.parameters}
 
 
 def some_columns(loss, batch=BATCH):
     """Random columns of all that losses need; off centre, so that their means are not rounding errors."""
     rng = np.random.default_rng(0)
-    least, most = about(loss).columns
+    least, most = loss.about.columns
     number = most or least + 1
-    width = 1 if "score" in about(loss).needs else number - 1
+    width = 1 if "score" in loss.about.needs else number - 1
     same_size = loss is not distillation.relational
     normal = [
         rng.normal(0.5, size=size).astype(np.float32)
@@ -85,11 +79,11 @@ def without(columns, missing):
 
 
 def some_params(loss):
-    return about(loss).init(DIM, jax.random.key(0)) if about(loss).init else {}
+    return loss.init(DIM, jax.random.key(0))
 
 
 def mean(loss, own, world, params, total):
-    values, weights, _ = loss(own, world, params, **arguments(loss))
+    values, weights, _ = loss.on_world(own, world, params, **arguments(loss))
     return total(jnp.sum(values * weights)) / jnp.maximum(total(jnp.sum(weights)), 1e-12)
 
 
@@ -121,12 +115,10 @@ def split(loss, columns, form):
     mesh = jax.make_mesh(
         (DEVICES,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:DEVICES]
     )
-    by_column, whole = PartitionSpec(None, "data"), PartitionSpec()
-    specs = {name: by_column if name in BY_COLUMN else PartitionSpec("data") for name in FIELDS}
-    specs = Columns(
-        **{name: None if getattr(columns, name) is None else spec for name, spec in specs.items()}
-    )
-    return jax.shard_map(on_device, mesh=mesh, in_specs=(by_column, whole, specs), out_specs=whole)
+    whole = PartitionSpec()
+    specs = columns.map_examples(lambda leaf, axis: PartitionSpec(*[None] * axis, "data"))
+    arguments = specs.embeddings, whole, specs
+    return jax.shard_map(on_device, mesh=mesh, in_specs=arguments, out_specs=whole)
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
@@ -165,14 +157,9 @@ def test_a_missing_example_counts_nothing(loss):
     """The value is that of the others alone, and its texts have no gradient."""
     columns, params = some_columns(loss), some_params(loss)
     value, (gradient, _) = alone(loss)(without(columns, [(slice(None), 5)]), params)
-    np.testing.assert_array_equal(gradient[:, 5], np.zeros_like(gradient[:, 5]))
+    assert all(not np.any(column[5]) for column in gradient)
     rest = np.delete(np.arange(BATCH), 5)
-    fewer = {name: getattr(columns, name) for name in FIELDS}
-    fewer = {
-        n: leaf if leaf is None else leaf[:, rest] if n in BY_COLUMN else leaf[rest]
-        for n, leaf in fewer.items()
-    }
-    fewer = Columns(**fewer)
+    fewer = columns.map_examples(lambda leaf, axis: jnp.take(leaf, rest, axis))
     compiled = jax.jit(functools.partial(value_alone, loss), compiler_options=QUICKLY)
     value_of_rest = compiled(fewer.embeddings, params, fewer)
     assert float(value) == pytest.approx(float(value_of_rest), rel=2e-6)
@@ -183,8 +170,12 @@ def test_degenerate_batches_have_finite_values_and_gradients(loss):
     columns, params = some_columns(loss), some_params(loss)
     equal = {"label": jnp.zeros(BATCH, int), "score": jnp.full_like(columns.score, 0.5)}
     cases = {
-        "zero vectors": columns.replace(embeddings=jnp.zeros_like(columns.embeddings)),
-        "equal vectors": columns.replace(embeddings=jnp.ones_like(columns.embeddings)),
+        "zero vectors": columns.replace(
+            embeddings=jax.tree.map(jnp.zeros_like, columns.embeddings)
+        ),
+        "equal vectors": columns.replace(
+            embeddings=jax.tree.map(jnp.ones_like, columns.embeddings)
+        ),
         "one class, equal scores": columns.replace(**equal),
         "one class of negatives": columns.replace(label=jnp.ones(BATCH, int)),
         "a class for each": columns.replace(

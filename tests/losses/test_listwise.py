@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from embed_jax.losses.listwise import own_candidates
-from embed_jax.parallel.world import local_world, make_columns
+from embed_jax.parallel.world import local_world
+from embed_jax.world import make_columns
 
 
 def test_it_is_torchs_cross_entropy_of_each_list():
@@ -17,7 +18,9 @@ def test_it_is_torchs_cross_entropy_of_each_list():
     present[1, 4] = False  # no positive: no lesson
     present[2:, 5] = False  # nothing to tell it from
     columns = columns.replace(present=jnp.asarray(present))
-    values, weights, metrics = own_candidates(columns, local_world(columns), {}, temperature=0.1)
+    values, weights, metrics = own_candidates.on_world(
+        columns, local_world(columns), {}, temperature=0.1
+    )
     assert list(weights) == [1, 1, 1, 1, 0, 0, 1]
     anchor, *candidates = torch.nn.functional.normalize(
         torch.tensor(np.asarray(columns.embeddings)), dim=-1

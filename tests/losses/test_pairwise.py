@@ -9,8 +9,9 @@ import pytest
 
 from embed_jax.errors import InputError
 from embed_jax.losses import pairwise
-from embed_jax.losses.similarity import normalize
-from embed_jax.parallel.world import local_world, make_columns
+from embed_jax.parallel.world import local_world
+from embed_jax.vectors import normalize
+from embed_jax.world import make_columns
 
 BATCHES = [2, 7, 33]
 
@@ -89,23 +90,11 @@ def test_cosent_and_angle(batch, ours, theirs, dim, given, peers, equals_torch):
     )
 
 
-def test_cosent_and_angle_functions_are_the_losses():
-    given_embeddings, score = jnp.asarray(embeddings(7)), jnp.asarray(scores(7))
-    columns = make_columns(given_embeddings, score=score[:, None])
-    for name in ("cosent", "angle"):
-        loss, function = getattr(pairwise, name), getattr(pairwise, f"{name}_loss")
-        values, _, _ = jax.jit(
-            lambda columns, loss=loss: loss(columns, local_world(columns), {}, scale=5.0)
-        )(columns)
-        alone = jax.jit(function, static_argnames="scale")(*given_embeddings, score, scale=5.0)
-        np.testing.assert_allclose(values, np.full(7, alone), rtol=1e-6)
-
-
 def test_cosent_far_below_float32_resolution_is_not_zero():
     """Two pairs in the right order with cosines 1 and 0: log(1 + e^-20) = 2.06e-9."""
     first, second = jnp.eye(2), jnp.array([[1.0, 0.0], [1.0, 0.0]])
-    loss = jax.jit(pairwise.cosent_loss)(first, second, jnp.array([1.0, 0.0]))
-    assert float(loss) == pytest.approx(np.log1p(np.exp(-20.0)), rel=1e-5)
+    values = pairwise.cosent(first, second, score=jnp.array([1.0, 0.0]))
+    assert float(values[0]) == pytest.approx(np.log1p(np.exp(-20.0)), rel=1e-5)
 
 
 def test_angle_is_invariant_to_lengths_and_follows_the_complex_quotient():
@@ -177,7 +166,9 @@ def test_angle_combined_masks_repeated_texts():
 
     @functools.partial(jax.jit, static_argnums=1)
     def values(columns, mask):
-        return pairwise.angle_combined(columns, local_world(columns), {}, mask_duplicates=mask)[0]
+        return pairwise.angle_combined.on_world(
+            columns, local_world(columns), {}, mask_duplicates=mask
+        )[0]
 
     np.testing.assert_array_equal(values(columns, True), [0.0, 0.0])
     assert float(values(columns, False).sum()) > 0.0

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -46,7 +47,7 @@ def naive_covariance(texts):
     ],
 )
 def test_terms_of_columns(name, naive, arguments, batch, columns, equals_numpy):
-    """The mean over as many of three columns as are asked for; the function alone is that of one column."""
+    """The mean over as many of three columns as are asked for; on one array it is that of one column."""
     given = embeddings(3, batch)
     equals_numpy(
         getattr(regularization, name),
@@ -55,9 +56,9 @@ def test_terms_of_columns(name, naive, arguments, batch, columns, equals_numpy):
         columns=columns,
         **arguments,
     )
-    function = functools.partial(getattr(regularization, f"{name}_loss"), **arguments)
-    alone = jax.jit(function)(given[0])
-    assert float(alone) == pytest.approx(naive(given[0].astype(np.float64), **arguments), rel=1e-5)
+    alone = jax.jit(functools.partial(getattr(regularization, name), **arguments))(given[0])
+    expected = naive(given[0].astype(np.float64), **arguments)
+    np.testing.assert_allclose(alone, np.full(batch, expected), rtol=1e-5)
 
 
 @pytest.mark.parametrize("alpha", [1.0, 2.0, 3.0])
@@ -86,24 +87,21 @@ def test_global_orthogonal(batch, columns, weights, given, peers, equals_torch):
     )
 
 
-def test_global_orthogonal_function_is_the_loss():
-    given = embeddings(1, 6)
-    cosines = np.asarray(unit(given[0]) @ unit(given[0]).T)[~np.eye(6, dtype=bool)]
-    expected = 0.5 * np.mean(cosines) ** 2 + 2.0 * max(0.0, np.mean(cosines**2) - 0.25)
-    loss = functools.partial(
-        regularization.global_orthogonal_loss, mean_weight=0.5, second_moment_weight=2.0
-    )
-    found = jax.jit(loss)(given[0])
-    assert float(found) == pytest.approx(expected, rel=1e-5)
-
-
 def test_evenly_spread_vectors_cost_nothing():
     """The 2 D unit vectors of the axes, both ways: mean cosine -1 / (2 D - 1), and no second moment above 1 / D."""
     axes = np.concatenate([np.eye(4), -np.eye(4)]).astype(np.float32)
-    assert float(jax.jit(regularization.global_orthogonal_loss)(axes)) == pytest.approx(
-        (1 / 7) ** 2, rel=1e-5
-    )
-    assert float(jax.jit(regularization.covariance_loss)(axes)) == 0.0
-    # Each dimension has two entries of size 1 among 8, so a variance of 2 / 7.
-    assert float(jax.jit(functools.partial(regularization.variance_loss, gamma=0.53))(axes)) == 0.0
-    assert float(jax.jit(functools.partial(regularization.variance_loss, gamma=0.54))(axes)) > 0.0
+
+    @jax.jit
+    def values(axes):
+        terms = (
+            regularization.global_orthogonal(axes),
+            regularization.covariance(axes),
+            # Each dimension has two entries of size 1 among 8, so a variance of 2 / 7.
+            regularization.variance(axes, gamma=0.53),
+            regularization.variance(axes, gamma=0.54),
+        )
+        return jnp.stack(terms)[:, 0]
+
+    orthogonal, covariance, reached, missed = map(float, values(axes))
+    assert orthogonal == pytest.approx((1 / 7) ** 2, rel=1e-5)
+    assert covariance == reached == 0.0 < missed

@@ -16,8 +16,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from embed_jax.data.pack import pack_batch
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.spec import random_spec
-from embed_jax.losses import contrastive
-from embed_jax.losses.matryoshka import matryoshka
+from embed_jax.losses import in_batch
+from embed_jax.losses.base import bind
+from embed_jax.losses.nested import matryoshka
 from embed_jax.parallel.gather import global_loss
 from embed_jax.parallel.mesh import make_mesh, param_specs, place, split_groups
 from embed_jax.types import Batch
@@ -27,22 +28,22 @@ QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
 # Every contrastive loss, with arguments under which all of its parts matter.
 LOSSES = {
     "info_nce": matryoshka(
-        functools.partial(contrastive.info_nce, hard_negative_weight=2.0), dims="8,32"
+        functools.partial(in_batch.info_nce, hard_negative_weight=2.0), dims="8,32"
     ),
     "info_nce, symmetric": functools.partial(
-        contrastive.info_nce,
+        in_batch.info_nce,
         symmetric=True,
         learn_temperature=True,
         label_smoothing=0.1,
         hardness="all_negatives",
         hardness_strength=2.0,
     ),
-    "gte": functools.partial(contrastive.gte, temperature=0.05),
-    "qwen3": functools.partial(contrastive.qwen3, temperature=0.05),
-    "gist": functools.partial(contrastive.gist, temperature=0.05, mask_margin=0.02),
-    "dcl": functools.partial(contrastive.dcl, sigma=0.5),
-    "siglip": contrastive.siglip,
-    "mega_batch_margin": functools.partial(contrastive.mega_batch_margin, negative_margin=-1.0),
+    "gte": functools.partial(in_batch.gte, temperature=0.05),
+    "qwen3": functools.partial(in_batch.qwen3, temperature=0.05),
+    "gist": functools.partial(in_batch.gist, temperature=0.05, mask_margin=0.02),
+    "dcl": functools.partial(in_batch.dcl, sigma=0.5),
+    "siglip": in_batch.siglip,
+    "mega_batch_margin": functools.partial(in_batch.mega_batch_margin, negative_margin=-1.0),
 }
 
 
@@ -132,7 +133,9 @@ def compiled(encoder, guide, devices, fsdp, tensor, form, fsdp_gather, dropout):
 
     def step(params, batch, key, frozen, number):
         def loss(own, world, params):
-            results = [lambda f=f: f(own, world, params)[:2] for f in LOSSES.values()]
+            results = [
+                lambda f=f: bind(f).on_world(own, world, params)[:2] for f in LOSSES.values()
+            ]
             values, weights = lax.switch(own.label[0], results)
             return values, weights, {}
 
@@ -226,8 +229,7 @@ def test_groups_do_not_matter_on_any_number_of_devices(gradient_of, devices, gro
 )
 def test_the_form_does_not_matter(gradient_of, form, devices, name):
     """Every contrastive loss has a tiled form and a ring."""
-    function = getattr(LOSSES[name], "func", LOSSES[name])
-    assert function.about.tiled
+    assert bind(LOSSES[name]).about.tiled
     assert_same(gradient_of(name, devices, form=form), gradient_of(name, 1, form="auto"))
 
 

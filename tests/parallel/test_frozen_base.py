@@ -14,8 +14,8 @@ from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.int8 import quantize_layers
 from embed_jax.encoders.lora import split_trainable
 from embed_jax.encoders.spec import LoraSpec, random_spec
-from embed_jax.losses.contrastive import info_nce
 from embed_jax.losses.expression import build_loss
+from embed_jax.losses.in_batch import info_nce
 from embed_jax.parallel.gather import global_loss
 from embed_jax.parallel.mesh import make_mesh, place, split_groups, state_shardings, training_specs
 from embed_jax.parallel.queue import init_queue

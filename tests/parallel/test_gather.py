@@ -14,7 +14,7 @@ from embed_jax.config import Optim
 from embed_jax.data.pack import pack_batch
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.spec import random_spec
-from embed_jax.losses.contrastive import info_nce
+from embed_jax.losses.in_batch import info_nce
 from embed_jax.parallel.gather import global_loss, sharded_encode
 from embed_jax.parallel.mesh import (
     make_mesh,

@@ -9,18 +9,19 @@ import optax
 import pytest
 
 from embed_jax.errors import InputError
-from embed_jax.losses import contrastive
-from embed_jax.losses.base import about
-from embed_jax.losses.compose import bind, masked, symmetric
-from embed_jax.losses.contrastive import dcl, gist, gte, info_nce, mega_batch_margin, qwen3, siglip
-from embed_jax.losses.matryoshka import matryoshka
+from embed_jax.losses import in_batch
+from embed_jax.losses.base import Loss, bind
+from embed_jax.losses.compose import masked, symmetric
+from embed_jax.losses.in_batch import dcl, gist, gte, info_nce, mega_batch_margin, qwen3, siglip
+from embed_jax.losses.nested import matryoshka
 from embed_jax.parallel.gather import global_loss
 from embed_jax.parallel.mesh import make_mesh, param_specs, place, split_groups, state_shardings
 from embed_jax.parallel.queue import init_queue, queue_columns
-from embed_jax.parallel.world import local_world, make_columns
+from embed_jax.parallel.world import local_world
 from embed_jax.train.checkpoint import Checkpoints
 from embed_jax.train.step import init_state, make_train_step
 from embed_jax.types import Batch, Columns, Encoder, TokenBatch
+from embed_jax.world import make_columns
 
 EXAMPLES, GROUPS, SIZE, DIM, VOCAB = 16, 8, 37, 6, 50
 QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
@@ -65,7 +66,7 @@ def program(encoder, devices=1, fsdp=1, form="dense", momentum=0.9, dropout=True
     specs = param_specs(
         params, [(f"encoder/{path}", axes) for path, axes in encoder.sharding], mesh
     )
-    loss = functools.partial(info_nce, temperature=0.5)
+    loss = bind(info_nce, temperature=0.5)
     objective = global_loss(encoder, loss, mesh, form=form, specs=specs, fsdp_gather="once")
     if not dropout:
         objective = functools.partial(
@@ -189,7 +190,9 @@ def test_negatives_are_those_there_that_are_not_the_examples_own_texts(mask_dupl
     queue = some_queue(own)
     own_queue = own.replace(queue=queue_columns(queue, own))
     arguments = {"temperature": 0.5, "mask_duplicates": mask_duplicates}
-    loss = jax.jit(lambda own: info_nce(own, local_world(own.replace(queue=None)), {}, **arguments))
+    loss = jax.jit(
+        lambda own: info_nce.on_world(own, local_world(own.replace(queue=None)), {}, **arguments)
+    )
     found, _, metrics = loss(own_queue)
 
     def unit(x):
@@ -226,7 +229,7 @@ def test_a_queue_is_as_positives_of_other_examples_of_the_batch(name, form):
     own = some_columns()
     queue = queue_columns(some_queue(own), own)
     joined = jax.tree.map(
-        lambda mine, theirs: jnp.concatenate([mine, theirs], axis=mine.ndim > 1),
+        lambda mine, theirs: jnp.concatenate([mine, theirs], axis=mine.shape[0] == 3),
         own,
         with_absent_column(queue),
     )
@@ -237,56 +240,55 @@ def test_a_queue_is_as_positives_of_other_examples_of_the_batch(name, form):
         if with_queue:
             world, mine = local_world(mine, form, tile=2), mine.replace(queue=queue)
         else:
-            changed = joined.embeddings.at[:, : embeddings.shape[1]].set(embeddings)
+            changed = jax.tree.map(
+                lambda whole, part: whole.at[: len(part)].set(part), joined.embeddings, embeddings
+            )
             world = local_world(joined.replace(embeddings=changed), "dense")
-        return jnp.sum(USING[name](mine, world, params)[0])
+        return jnp.sum(bind(USING[name]).on_world(mine, world, params)[0])
 
     gradient = jax.jit(jax.value_and_grad(value), static_argnums=1, compiler_options=QUICKLY)
     for ours, theirs in zip(
         gradient(own.embeddings, True), gradient(own.embeddings, False), strict=True
     ):
+        ours, theirs = (np.stack(jax.tree.leaves(tree)) for tree in (ours, theirs))
         assert np.linalg.norm(ours - theirs) <= 1e-6 * np.linalg.norm(theirs)
 
 
 def with_absent_column(columns: Columns) -> Columns:
     """Another column, of hard negatives that are not there."""
-    return columns.replace(
-        **{
-            name: jnp.concatenate([getattr(columns, name), 0 * getattr(columns, name)[:1]])
-            for name in ("embeddings", "text_hash")
-        },
-        present=jnp.concatenate([columns.present, columns.present[:1]]),
-    )
+    more = columns.select([0, 1, 0])
+    return more.replace(present=more.present.at[2].set(False))
 
 
 @pytest.mark.parametrize("loss", [gte, qwen3, functools.partial(gist, mask_by="model")])
 def test_other_losses_take_the_queue_as_negatives_of_the_anchors(loss):
     """Entries as near to the anchor as its positive cost log(1 + n) or more, an empty queue costs nothing."""
     own = some_columns(batch=3, number=2)
-    queue = some_queue(own) | {"embeddings": jnp.broadcast_to(own.embeddings[1, 0], (7, DIM)) * 0.5}
+    queue = some_queue(own) | {"embeddings": jnp.broadcast_to(own.embeddings[1][0], (7, DIM)) * 0.5}
     value = jax.jit(
-        lambda own: loss(own, local_world(own.replace(queue=None)), {})[0], compiler_options=QUICKLY
+        lambda own: bind(loss).on_world(own, local_world(own.replace(queue=None)), {})[0],
+        compiler_options=QUICKLY,
     )
     empty = value(own.replace(queue=queue_columns(queue | {"filled": jnp.int32(0)}, own)))
     full = value(own.replace(queue=queue_columns(queue, own)))
     np.testing.assert_allclose(empty, value(own), rtol=1e-6)
     assert float(full[0]) > max(np.log(4), float(empty[0]) + 0.1)
-    assert all(about(each).queue for each in vars(contrastive).values() if hasattr(each, "about"))
+    assert all(each.about.queue for each in vars(in_batch).values() if isinstance(each, Loss))
 
 
 @pytest.mark.slow
 def test_losses_that_cannot_use_it():
-    own = some_columns(number=2).replace(guide=jnp.ones((2, 5, 3)), score=jnp.ones((5, 1)))
+    own = some_columns(number=2).replace(guide=tuple(jnp.ones((2, 5, 3))), score=jnp.ones((5, 1)))
     full = own.replace(queue=queue_columns(some_queue(own), own))
     with pytest.raises(InputError, match="does not go with a queue"):
-        gist(full, local_world(own), {})
+        gist.on_world(full, local_world(own), {})
     # The swapped direction compares positives with anchors, of which there is no queue.
-    anchors, positives = (info_nce(each, local_world(own), {})[0] for each in (full, own))
-    swapped, _, _ = symmetric(info_nce)(own, local_world(own), {})
-    found, _, _ = symmetric(info_nce)(full, local_world(own), {})
+    anchors, positives = (info_nce.on_world(each, local_world(own), {})[0] for each in (full, own))
+    swapped, _, _ = symmetric(info_nce).on_world(own, local_world(own), {})
+    found, _, _ = symmetric(info_nce).on_world(full, local_world(own), {})
     np.testing.assert_allclose(found - swapped, (anchors - positives) / 2, atol=1e-5)
     scored = masked(info_nce, min_score=0.5)
-    np.testing.assert_allclose(scored(full, local_world(own), {})[0], positives, rtol=1e-6)
+    np.testing.assert_allclose(scored.on_world(full, local_world(own), {})[0], positives, rtol=1e-6)
     assert bind(info_nce).about.queue and symmetric(info_nce).about.queue and not scored.about.queue
 
 

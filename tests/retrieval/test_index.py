@@ -6,7 +6,7 @@ import pytest
 
 from embed_jax.errors import InputError, RunError
 from embed_jax.retrieval import bm25, index, topk
-from embed_jax.similarity import unit_length
+from embed_jax.scores import unit_length
 
 CORPUS = [f"passage {n}" for n in range(50)]
 QUERIES = [f"query {n}" for n in range(7)]

@@ -19,7 +19,7 @@ from embed_jax.retrieval.mine import (
     mine_negatives,
     records_of,
 )
-from embed_jax.similarity import unit_length
+from embed_jax.scores import unit_length
 
 WORDS = "red blue green house car dog cat river stone apple".split()
 

@@ -13,8 +13,8 @@ from embed_jax.retrieval.calibration import Ranges, calibrate, load_calibration,
 from embed_jax.retrieval.compressed import CompressedIndex
 from embed_jax.retrieval.index import Embeddings
 from embed_jax.retrieval.quantize import Compressed, compress, dequantize, quantize
+from embed_jax.scores import unit_length
 from embed_jax.sentence import truncate
-from embed_jax.similarity import unit_length
 
 SCALAR, PACKED = ("int8", "uint8", "int4"), ("binary", "ubinary")
 WITH_PQ = (*SCALAR, *PACKED, "pq4")

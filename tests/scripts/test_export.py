@@ -18,8 +18,8 @@ from embed_jax.encoders.read import read_model
 from embed_jax.encoders.spec import EncoderSpec, LoraSpec
 from embed_jax.export.directory import truncated
 from embed_jax.parallel.mesh import make_mesh
+from embed_jax.scores import truncate
 from embed_jax.sentence import SentenceEncoder
-from embed_jax.similarity import truncate
 from embed_jax.train.run import load_run
 from scripts import export
 

@@ -17,9 +17,10 @@ from embed_jax.encoders.read import read_model
 from embed_jax.errors import InputError
 from embed_jax.evals.sts import sts_evaluator
 from embed_jax.losses.expression import build_loss
-from embed_jax.parallel.world import local_world, make_columns
+from embed_jax.parallel.world import local_world
 from embed_jax.train.fit import fit
 from embed_jax.train.sources import ONLY
+from embed_jax.world import make_columns
 from scripts import replicate
 
 torch = pytest.importorskip("torch")
@@ -163,7 +164,7 @@ def test_each_loss_is_ours(expression, columns):
     ours = make_columns(
         jnp.asarray(embeddings), label=jnp.asarray(label), score=jnp.asarray(label)[:, None] / 4
     )
-    values, _, _ = loss(ours, local_world(ours, "dense"), params)
+    values, _, _ = loss.on_world(ours, local_world(ours, "dense"), params)
     assert float(jnp.mean(values)) == pytest.approx(theirs.item(), rel=1e-5)
 
 

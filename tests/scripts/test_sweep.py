@@ -10,7 +10,7 @@ import embed_jax
 from embed_jax.data.sources.beir import read_beir
 from embed_jax.errors import InputError
 from embed_jax.evals.retrieval import evaluate_retrieval
-from embed_jax.similarity import unit_length
+from embed_jax.scores import unit_length
 from scripts import evaluate, evaluate_sweep
 from scripts.evaluate_sweep import measure, settings
 from scripts.sweep_rows import Measured, Setting, by_bytes, by_time, cheapest, front

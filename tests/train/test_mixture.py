@@ -21,12 +21,13 @@ from embed_jax.data.pipeline import batch_maker
 from embed_jax.data.tokenize import load_tokenizer
 from embed_jax.errors import InputError
 from embed_jax.parallel.mesh import split_groups
-from embed_jax.parallel.world import local_world, make_columns
+from embed_jax.parallel.world import local_world
 from embed_jax.runtime import prepare_jax
 from embed_jax.train import data as train_data
 from embed_jax.train import loop
 from embed_jax.train.fit import fit
 from embed_jax.train.objective import training_loss
+from embed_jax.world import make_columns
 
 pytest.importorskip("grain")
 ROOT = Path(__file__).parents[2]
@@ -337,7 +338,7 @@ def test_no_duplicates_in_the_whole_batch_whatever_devices_and_hosts_share_it(
 def value_and_gradient(loss, columns):
     def mean(embeddings):
         own = dataclasses.replace(columns, embeddings=embeddings)
-        values, weights, metrics = loss(own, local_world(own, "dense"), {})
+        values, weights, metrics = loss.on_world(own, local_world(own, "dense"), {})
         return jnp.sum(values * weights) / jnp.sum(weights), {
             name: jnp.mean(value) for name, value in metrics.items()
         }
@@ -345,7 +346,8 @@ def value_and_gradient(loss, columns):
     compiled = jax.jit(
         jax.grad(mean, has_aux=True), compiler_options={"xla_backend_optimization_level": 0}
     )
-    return compiled(columns.embeddings)
+    gradient, metrics = compiled(columns.embeddings)
+    return jnp.stack(gradient), metrics
 
 
 def test_a_weight_scales_the_gradient_of_its_own_part():

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from embed_jax.data.pairs import (
 )
 from embed_jax.data.sources.files import check_scored, find_file, finite, iter_table
 from embed_jax.errors import InputError, warn
-from embed_jax.registry import REGISTRY, lookup, unknown
+from embed_jax.registry import OWN, REGISTRY, lookup, unknown
 
 Record = Mapping[str, Any]
 Columns = Callable[[Record], tuple[str | None, ...]]
@@ -60,7 +61,8 @@ def open_records(
         name: "python_docs"; one of `recipes.recipes()`, such as "snli"; "tfds:NAME[/CONFIG][:VERSION]";
             "hf:NAME[:CONFIG][@REVISION]" or "hf:DIRECTORY"; "array_record:PATTERN" or "parquet:PATTERN" for sharded
             files, or their directory; else a file (.jsonl, .tsv, .csv, .txt, each also .gz) or a directory of files
-            called SPLIT.jsonl and so on. A directory called like a data set is "./snli".
+            called SPLIT.jsonl and so on. A directory called like a data set is "./snli". Or "MODULE:FUNCTION[:REST]": what
+            `FUNCTION(REST, split)` of your own module returns, a sequence of dicts.
         split: which part of it.
         fields: what each line of a file must have; none: those of one of KINDS.
 
@@ -95,6 +97,8 @@ def _source(name: str) -> tuple[str, str]:
     if kind in REGISTRY["source"] and kind != "file":
         return kind, rest
     there = Path(name).exists()
+    if not there and (own := re.match(rf"({OWN.pattern})(?::(.*))?$", name)):
+        return own[1], own[2] or ""
     if name not in recipes():
         if not there and name.isidentifier():
             raise InputError(

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from embed_jax.errors import InputError
-from embed_jax.losses.base import loss
+from embed_jax.losses.base import is_number, loss
 from embed_jax.losses.negatives import (
     ANCHOR,
     POSITIVE,
@@ -26,6 +26,7 @@ from embed_jax.losses.negatives import (
     similarity_block,
     sizes,
 )
+from embed_jax.scores import Score, find_score
 from embed_jax.types import Columns, LossResult, Params, World
 
 MAX_SCALE = 100.0  # of a learnable temperature, as in CLIP (Radford et al. 2021, section 2.5)
@@ -38,14 +39,14 @@ def log_scale_init(dim: int, key: Array, temperature: float, learn_temperature: 
     return {"log_scale": jnp.log(jnp.float32(1 / temperature))} if learn_temperature else {}
 
 
-@loss(init=log_scale_init, tiled=True, queue=True, prefixes=True)
+@loss(init=log_scale_init, tiled=True, queue=True, prefixes=True, positive=("temperature",))
 def info_nce(
     own: Columns,
     world: World,
     params: Params,
     *,
     temperature: float = 0.05,
-    similarity: str = "cosine",
+    similarity: str | Score = "cosine",
     symmetric: bool = False,
     terms: str = "qp",
     partition: str = "joint",
@@ -80,12 +81,16 @@ def info_nce(
         hardness_strength: their logit grows by strength * s, without gradient.
         label_smoothing: share e of the target that is spread evenly over the positive and all negatives.
         mask_duplicates, mask_by, mask_margin, mask_strategy: which candidates are no negatives, see `Negatives`.
+
+    >>> anchors, positives = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
+    >>> print(info_nce(anchors, positives, temperature=0.5))
+    [0.4425 0.2176]
     """
     if symmetric:
         terms, partition = "qp,pq", "per_direction"
     names = [name.strip() for name in terms.split(",")]
     negatives = Negatives(
-        similarity,
+        find_score(similarity),
         sizes(own),
         mask_duplicates,
         mask_by,
@@ -93,7 +98,7 @@ def info_nce(
         mask_strategy,
         hard_negatives,
     )
-    passages = tuple(range(POSITIVE, own.embeddings.shape[0]))
+    passages = tuple(range(POSITIVE, len(own.embeddings)))
     known = {
         "qp": (ANCHOR, passages),
         "pq": (POSITIVE, (ANCHOR,)),
@@ -131,7 +136,7 @@ def info_nce(
             more = more + jnp.where(chosen & counts, stronger, 0.0)
         return more
 
-    adjusts = hard_negative_weight != 1.0 or hardness
+    adjusts = not is_number(hard_negative_weight, 1.0) or hardness
     scale = _scale(temperature, params)
     again = float(repeat_positive and partition == "joint" and "pq" in names)
     parts = [
@@ -145,14 +150,14 @@ def info_nce(
     return _over_prefixes(values, own, parts[0].metrics())
 
 
-@loss(init=log_scale_init, tiled=True, queue=True, prefixes=True)
+@loss(init=log_scale_init, tiled=True, queue=True, prefixes=True, positive=("temperature",))
 def gte(
     own: Columns,
     world: World,
     params: Params,
     *,
     temperature: float = 0.01,
-    similarity: str = "cosine",
+    similarity: str | Score = "cosine",
     repeat_positive: bool = False,
     learn_temperature: bool = False,
     mask_duplicates: bool = True,
@@ -160,8 +165,12 @@ def gte(
     """GTE's improved contrastive loss: `info_nce` with all four terms in one softmax (Li et al. 2023, eq. 3).
 
     Z_i = sum_j e(q_i, p_j) + sum_{j!=i} [e(q_i, q_j) + e(q_j, p_i) + e(p_j, p_i)], with e = exp(s / t).
+
+    >>> anchors, positives = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
+    >>> print(gte(anchors, positives, temperature=0.5))
+    [0.8688 1.2488]
     """
-    return info_nce(
+    return info_nce.on_world(
         own,
         world,
         params,
@@ -174,14 +183,14 @@ def gte(
     )
 
 
-@loss(init=log_scale_init, tiled=True, queue=True, prefixes=True)
+@loss(init=log_scale_init, tiled=True, queue=True, prefixes=True, positive=("temperature",))
 def qwen3(
     own: Columns,
     world: World,
     params: Params,
     *,
     temperature: float = 0.01,
-    similarity: str = "cosine",
+    similarity: str | Score = "cosine",
     learn_temperature: bool = False,
     mask_duplicates: bool = True,
     mask_margin: float = 0.1,
@@ -190,8 +199,12 @@ def qwen3(
 
     Z_i = e(q_i, p_i) + sum_k m e(q_i, n_ik) + sum_{j!=i} m [e(q_i, q_j) + e(p_i, p_j) + e(q_i, p_j)], where m = 0 for a
     similarity above s(q_i, p_i) + mask_margin, or an equal text, else 1.
+
+    >>> anchors, positives = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
+    >>> print(qwen3(anchors, positives, temperature=0.5))
+    [0.8103 0.9108]
     """
-    return info_nce(
+    return info_nce.on_world(
         own,
         world,
         params,
@@ -206,14 +219,14 @@ def qwen3(
     )
 
 
-@loss(init=log_scale_init, tiled=True, queue=True, prefixes=True)
+@loss(init=log_scale_init, tiled=True, queue=True, prefixes=True, positive=("temperature",))
 def gist(
     own: Columns,
     world: World,
     params: Params,
     *,
     temperature: float = 0.01,
-    similarity: str = "cosine",
+    similarity: str | Score = "cosine",
     contrast_anchors: bool = True,
     contrast_positives: bool = True,
     learn_temperature: bool = False,
@@ -230,11 +243,15 @@ def gist(
 
     Args:
         mask_by: "guide" (config.model.guide), or "model": the trained model guides itself.
+
+    >>> anchors, positives = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
+    >>> print(gist(anchors, positives, guide=[anchors, anchors], temperature=0.5))
+    [0.8103 0.9108]
     """
     negatives = Negatives(
-        similarity, sizes(own), mask_duplicates, mask_by, mask_margin, mask_strategy
+        find_score(similarity), sizes(own), mask_duplicates, mask_by, mask_margin, mask_strategy
     )
-    terms: list[Term] = [(ANCHOR, tuple(range(POSITIVE, own.embeddings.shape[0])))]
+    terms: list[Term] = [(ANCHOR, tuple(range(POSITIVE, len(own.embeddings))))]
     terms += [(ANCHOR, (ANCHOR,))] if contrast_anchors else []
     terms += [(POSITIVE, (POSITIVE,))] if contrast_positives else []
     scale = _scale(temperature, params)
@@ -242,14 +259,14 @@ def gist(
     return _over_prefixes(_cross_entropy(parts), own, parts[0].metrics())
 
 
-@loss(init=log_scale_init, tiled=True, queue=True, prefixes=True)
+@loss(init=log_scale_init, tiled=True, queue=True, prefixes=True, positive=("temperature",))
 def dcl(
     own: Columns,
     world: World,
     params: Params,
     *,
     temperature: float = 0.05,
-    similarity: str = "cosine",
+    similarity: str | Score = "cosine",
     sigma: float = 0.0,
     learn_temperature: bool = False,
     mask_duplicates: bool = True,
@@ -260,15 +277,19 @@ def dcl(
 
     Args:
         sigma: of the weights w_i = 2 - exp(s_ii / sigma) / mean_k exp(s_kk / sigma) (DCLW; 0.5 in the paper); 0: w = 1.
+
+    >>> anchors, positives = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
+    >>> print(dcl(anchors, positives, temperature=0.5))
+    [-0.5858 -1.4142]
     """
-    negatives = Negatives(similarity, sizes(own), mask_duplicates)
+    negatives = Negatives(find_score(similarity), sizes(own), mask_duplicates)
     scale = _scale(temperature, params)
     part = _Term(
-        own, world, negatives, (ANCHOR, tuple(range(POSITIVE, own.embeddings.shape[0]))), scale
+        own, world, negatives, (ANCHOR, tuple(range(POSITIVE, len(own.embeddings)))), scale
     )
     weights = _weights(own)
     values = jnp.where(part.logsumexp == -jnp.inf, 0.0, part.logsumexp)  # nothing to be told from
-    if sigma:
+    if not is_number(sigma, 0.0):
         positive = part.rows.positive
         exponential = jnp.exp(positive / sigma)
         total = jnp.sum(world.gather((exponential * weights[None]).T), axis=0)
@@ -282,7 +303,7 @@ def siglip_init(dim: int, key: Array, temperature: float, bias: float) -> Params
     return {"log_scale": jnp.log(jnp.float32(1 / temperature)), "bias": jnp.float32(bias)}
 
 
-@loss(init=siglip_init, tiled=True, queue=True, prefixes=True)
+@loss(init=siglip_init, tiled=True, queue=True, prefixes=True, positive=("temperature",))
 def siglip(
     own: Columns,
     world: World,
@@ -290,7 +311,7 @@ def siglip(
     *,
     temperature: float = 0.1,
     bias: float = -10.0,
-    similarity: str = "cosine",
+    similarity: str | Score = "cosine",
     mask_duplicates: bool = True,
 ) -> LossResult:
     """Sigmoid loss (SigLIP, Zhai et al. 2023): sum_j -log sigmoid(z_ij (s(q_i, p_j) / t + b)), z_ii = 1, else -1.
@@ -299,9 +320,13 @@ def siglip(
 
     Args:
         temperature, bias: where t and b start; 0.1 and -10 in the paper.
+
+    >>> anchors, positives = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
+    >>> print(siglip(anchors, positives, temperature=0.5, bias=0.0))
+    [1.7588 0.9108]
     """
-    negatives = Negatives(similarity, sizes(own), mask_duplicates)
-    passages = tuple(range(POSITIVE, own.embeddings.shape[0]))
+    negatives = Negatives(find_score(similarity), sizes(own), mask_duplicates)
+    passages = tuple(range(POSITIVE, len(own.embeddings)))
     shared = (jnp.exp(params["log_scale"]), params["bias"])
     block = similarity_block(
         negatives, lambda found, shared: jax.nn.softplus(found * shared[0] + shared[1]), 0.0
@@ -310,7 +335,12 @@ def siglip(
     values = jax.nn.softplus(-(rows.positive * shared[0] + shared[1]))
     further = negatives.earlier(own)
     values = values + world.sum(
-        block, rows, lambda columns: negatives.texts(columns, passages), shared, further
+        block,
+        rows,
+        lambda columns: negatives.texts(columns, passages),
+        shared,
+        further,
+        negatives.numbers(own, ANCHOR, passages),
     )
     metrics = {
         "positive_similarity": rows.positive[-1],
@@ -328,20 +358,28 @@ def mega_batch_margin(
     *,
     positive_margin: float = 0.8,
     negative_margin: float = 0.3,
-    similarity: str = "cosine",
+    similarity: str | Score = "cosine",
     mask_duplicates: bool = True,
 ) -> LossResult:
     """Margin loss against the hardest negative of the batch (Wieting and Gimpel 2018).
 
     [positive_margin - s(q_i, p_i)]+ + [max_{j!=i} s(q_i, p_j) - negative_margin]+, hard negatives included.
+
+    >>> anchors, positives = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
+    >>> print(mega_batch_margin(anchors, positives))
+    [0.4071 0.0929]
     """
-    negatives = Negatives(similarity, (), mask_duplicates)
-    passages = tuple(range(POSITIVE, own.embeddings.shape[0]))
+    negatives = Negatives(find_score(similarity), (), mask_duplicates)
+    passages = tuple(range(POSITIVE, len(own.embeddings)))
     rows = negatives.rows(own, ANCHOR)
     block = similarity_block(negatives, lambda found, _: found, -jnp.inf)
     further = negatives.earlier(own)
     hardest = world.max(
-        block, rows, lambda columns: negatives.texts(columns, passages), further=further
+        block,
+        rows,
+        lambda columns: negatives.texts(columns, passages),
+        further=further,
+        numbers=negatives.numbers(own, ANCHOR, passages),
     )[0]
     positive = rows.positive[0]
     too_near = jnp.where(hardest == -jnp.inf, 0.0, jax.nn.relu(hardest - negative_margin))
@@ -370,9 +408,10 @@ class _Term:
         self._further = (
             negatives.earlier(own) if column == ANCHOR and POSITIVE in self._columns else None
         )
+        self._numbers = negatives.numbers(own, column, self._columns)
         self.rows = negatives.rows(own, column)
         self.logsumexp, self._largest = world.logsumexp(
-            self._block, self.rows, self._candidates, scale, self._further
+            self._block, self.rows, self._candidates, scale, self._further, self._numbers
         )
 
     def _candidates(self, columns: Columns) -> Texts:
@@ -387,7 +426,10 @@ class _Term:
             return jnp.concatenate([jnp.where(counts, gaps, 0.0), counts.astype(jnp.float32)])
 
         total, count = jnp.split(
-            self._world.sum(block, self.rows, self._candidates, self._scale, self._further), 2
+            self._world.sum(
+                block, self.rows, self._candidates, self._scale, self._further, self._numbers
+            ),
+            2,
         )
         return total, count
 
@@ -412,14 +454,14 @@ def _cross_entropy(
     if again:
         total = jnp.logaddexp(total, jnp.log(again))
     values = jnp.logaddexp(total, 0.0)
-    if smoothing:
+    if not is_number(smoothing, 0.0):
         gaps, counts = zip(*(part.gaps() for part in parts), strict=True)
         values = values - smoothing * sum(gaps) / (1.0 + again + sum(counts))
     return values
 
 
 def _scale(temperature: float, params: Params) -> Float[Array, ""]:
-    if not temperature > 0:
+    if not isinstance(temperature, jax.Array) and not temperature > 0:
         raise InputError(f"config.loss: temperature: expected more than 0, found {temperature}")
     if "log_scale" in params:
         return jnp.minimum(jnp.exp(params["log_scale"]), MAX_SCALE)

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from embed_jax.errors import InputError
-from embed_jax.losses import triplet
-from embed_jax.losses.similarity import distance_matrix, euclidean
+from embed_jax.losses import triplets
+from embed_jax.parallel.world import local_world
+from embed_jax.vectors import distance_matrix, euclidean
+from embed_jax.world import make_columns
 
 BATCH_LOSSES = [
     ("batch_all_triplet", "BatchAllTripletLoss"),
@@ -27,20 +29,20 @@ def test_textbook_values():
     expected = {0.1: [0.0, 0.0, 0.3], 0.5: [0.1, 0.1, 0.7]}
     for margin, values in expected.items():
         for distance in ("euclidean", "manhattan"):
-            found = triplet.triplet_loss(
+            found = triplets.triplet_loss(
                 anchor, positive, negative, margin=margin, distance=distance
             )
             np.testing.assert_allclose(found, values, atol=1e-7)
     # The same as a batch of three texts, two of one label: d(a, p) = 0.3, d(a, n) = 0.7, d(p, n) = 1.
     line, label = jnp.array([[0.0], [-0.3], [0.7]]), jnp.array([0, 0, 1])
-    hard = triplet.batch_hard_triplet_loss(line, label, margin=0.5)
+    hard = triplets.batch_hard_triplet(line, label=label, margin=0.5)
     np.testing.assert_allclose(hard, [0.1, 0.0, 0.0], atol=1e-6)
-    for loss in (triplet.batch_all_triplet_loss, triplet.batch_semi_hard_triplet_loss):
-        mean = float(loss(line, label, margin=0.5))
-        triplets = (
-            1 if loss is triplet.batch_all_triplet_loss else 2
-        )  # above 0, or pairs of anchor and positive
-        assert mean == pytest.approx(0.1 / triplets, rel=1e-5)
+    # Triplets above 0, or pairs of anchor and positive: both of the first two texts are an anchor's positive.
+    for loss, number in ((triplets.batch_all_triplet, 1), (triplets.batch_semi_hard_triplet, 2)):
+        columns = make_columns(line[None], label=label)
+        values, weights, _ = loss.on_world(columns, local_world(columns), {}, margin=0.5)
+        assert float(jnp.sum(values * weights)) == pytest.approx(0.1, rel=1e-5)
+        assert float(jnp.sum(weights)) == number
 
 
 @pytest.mark.parametrize(
@@ -54,7 +56,7 @@ def test_given_triplets(batch, distance, theirs, given, peers, equals_torch):
     margin = (1.0, 2.0, 0.3)[theirs]
     reference = peers.TripletLoss(given, distance_metric=metric, triplet_margin=margin)
     equals_torch(
-        triplet.triplet,
+        triplets.triplet,
         lambda features: reference(features, None),
         embeddings(3, batch),
         margin=margin,
@@ -78,7 +80,7 @@ def test_several_negatives_are_averaged_over_those_present(equals_numpy):
         return np.mean(by_anchor)
 
     equals_numpy(
-        triplet.triplet, naive, embeddings(4, 4), {"present": jnp.asarray(present)}, margin=1.0
+        triplets.triplet, naive, embeddings(4, 4), {"present": jnp.asarray(present)}, margin=1.0
     )
 
 
@@ -100,7 +102,7 @@ def test_triplets_of_a_batch(ours, theirs, label, distance, given, peers, equals
     arguments = {} if "soft" in ours else {"margin": 0.7}
     reference = getattr(peers, theirs)(given, distance_metric=metric, **arguments)
     equals_torch(
-        getattr(triplet, ours),
+        getattr(triplets, ours),
         lambda features: reference(features, torch.tensor(label)),
         embeddings(1, len(label)),
         {"label": jnp.asarray(label)},
@@ -112,13 +114,13 @@ def test_triplets_of_a_batch(ours, theirs, label, distance, given, peers, equals
 @pytest.mark.parametrize("mining", ["batch_all", "batch_semi_hard"])
 def test_anchors_handled_by_parts_give_the_same(mining, monkeypatch):
     texts, label = jnp.asarray(embeddings(1, 7)[0]), jnp.array([0, 1, 0, 2, 1, 1, 0])
-    loss = getattr(triplet, f"{mining}_triplet_loss")
+    loss = getattr(triplets, f"{mining}_triplet")
 
     def value_and_gradient():  # compiled anew, since CHUNK is read while tracing
-        return jax.jit(jax.value_and_grad(lambda texts: loss(texts, label)))(texts)
+        return jax.jit(jax.value_and_grad(lambda texts: jnp.sum(loss(texts, label=label))))(texts)
 
     whole = value_and_gradient()
-    monkeypatch.setattr(triplet, "CHUNK", 3 * 7 * 7)
+    monkeypatch.setattr(triplets, "CHUNK", 3 * 7 * 7)
     for one, other in zip(whole, value_and_gradient(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
@@ -138,4 +140,4 @@ def test_manhattan_is_no_distance_of_all_pairs():
         InputError,
         match="unknown distance of all pairs in a loss 'manhattan'; known: cosine, euclid",
     ):
-        triplet.batch_hard_triplet_loss(jnp.ones((2, 3)), jnp.arange(2), distance="manhattan")
+        triplets.batch_hard_triplet(jnp.ones((2, 3)), label=jnp.arange(2), distance="manhattan")

@@ -11,15 +11,17 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from embed_jax.errors import InputError
-from embed_jax.losses.compose import Loss, LossFunction, bind, common_weights
-from embed_jax.losses.similarity import mean_over_present, normalize
+from embed_jax.losses.base import Loss, bind, mean_over_present
+from embed_jax.losses.compose import AnyLoss, common_weights
 from embed_jax.registry import unknown
+from embed_jax.scores import cut_prefix, dense
 from embed_jax.types import Columns, LossResult, Params, Prefixes, World
 
 WEIGHTINGS = {  # of a layer by its number, from 1
@@ -30,14 +32,14 @@ WEIGHTINGS = {  # of a layer by its number, from 1
 
 
 def matryoshka(
-    loss: Loss,
+    loss: AnyLoss,
     *,
     dims: str,
     weights: str = "",
     sample: int = 0,
     normalize: bool = True,
     shared_head: bool = False,
-) -> LossFunction:
+) -> Loss:
     """sum_m c_m L(first m numbers of each embedding).
 
     Kusupati et al. (2022), "Matryoshka Representation Learning", eq. 1. Contrastive losses compare all prefixes in one
@@ -78,27 +80,27 @@ def matryoshka(
         }
 
     def compute(own: Columns, world: World, params: Params) -> LossResult:
-        dim = own.embeddings.shape[-1]
+        dim = _size_of(own.embeddings[0])
         _check_size(sizes, dim)
         factors = jnp.array(counts, jnp.float32) * _drawn(own.key, len(sizes), sample)
         if one_pass:
-            return loss(own.replace(prefixes=Prefixes(sizes, factors)), world, params)
+            return loss.on_world(own.replace(prefixes=Prefixes(sizes, factors)), world, params)
         results = []
         for size in sizes:
             change = functools.partial(
                 _cut, size=size, to_length_one=normalize, pad_to=dim if shared_head else 0
             )
             own_params = params[str(size)] if by_size and not shared_head else params
-            results.append(loss(change(own), world.view(change), own_params))
+            results.append(loss.on_world(change(own), world.view(change), own_params))
         names = [str(size) for size in sizes]
         return _summed(results, factors, names, world, metrics_of=-1)
 
     about = dataclasses.replace(loss.about, init=init, dims=sizes, prefixes=False)
-    return LossFunction(f"matryoshka({loss.name})", compute, about, loss.of_dataset)
+    return Loss(f"matryoshka({loss.name})", compute, about, of_dataset=loss.of_dataset)
 
 
 def adaptive_layers(
-    loss: Loss,
+    loss: AnyLoss,
     *,
     sample: int = 1,
     last_weight: float = 1.0,
@@ -106,7 +108,7 @@ def adaptive_layers(
     weighting: str = "uniform",
     kl_weight: float = 1.0,
     kl_temperature: float = 0.3,
-) -> LossFunction:
+) -> Loss:
     """last_weight L(last) + prior_weight / K sum_k w_k L(layer k) + kl_weight t sum_k KL(last || layer k).
 
     Pooling and heads are the last layer's. KL compares softmax(embedding / t) of the last layer, without gradient, with
@@ -133,19 +135,19 @@ def adaptive_layers(
         raise InputError(unknown("weighting of layers", weighting, WEIGHTINGS))
 
     def compute(own: Columns, world: World, params: Params) -> LossResult:
-        if own.layers is None or own.layers.shape[2] == 0:
+        number = 0 if own.layers is None else jax.tree.leaves(own.layers)[0].shape[1]
+        if not number:
             raise InputError(
                 "config.loss.name: adaptive_layers needs an encoder of two or more layers"
             )
-        number = own.layers.shape[2]
-        results = [loss(own, world, params)]
+        results = [loss.on_world(own, world, params)]
         for k in range(number):
 
             def change(columns: Columns, k: int = k) -> Columns:
-                return columns.replace(embeddings=columns.layers[:, :, k])
+                return columns.replace(embeddings=_layer(columns, k))
 
             key = None if own.key is None else jax.random.fold_in(own.key, k)
-            results.append(loss(change(own).replace(key=key), world.view(change), params))
+            results.append(loss.on_world(change(own).replace(key=key), world.view(change), params))
         prior = prior_weight / number * WEIGHTINGS[weighting](own.layer)
         factors = jnp.concatenate([jnp.full(1, last_weight), prior])
         if kl_temperature:
@@ -159,7 +161,7 @@ def adaptive_layers(
 
     layers = sample or -1
     about = dataclasses.replace(loss.about, layers=layers, prefixes=False, queue=False)
-    return LossFunction(f"adaptive_layers({loss.name})", compute, about, loss.of_dataset)
+    return Loss(f"adaptive_layers({loss.name})", compute, about, of_dataset=loss.of_dataset)
 
 
 def _sizes(dims: str, weights: str) -> tuple[tuple[int, ...], tuple[float, ...]]:
@@ -192,7 +194,7 @@ def _check_size(sizes: Sequence[int], dim: int) -> None:
         )
 
 
-def _depends_on_size(loss: LossFunction, sizes: Sequence[int]) -> bool:
+def _depends_on_size(loss: Loss, sizes: Sequence[int]) -> bool:
     """Whether the loss's parameters differ in shape from size to size."""
     shapes = [
         jax.tree.map(
@@ -211,31 +213,46 @@ def _drawn(key: PRNGKeyArray | None, number: int, sample: int) -> Float[Array, "
     return (jax.random.permutation(key, number) < sample).astype(jnp.float32)
 
 
+def _size_of(embeddings: Any) -> int:
+    """The size of an embedding's vectors: the last axis of its first leaf of floats."""
+    floats = [
+        leaf for leaf in jax.tree.leaves(embeddings) if jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
+    return floats[0].shape[-1]
+
+
 def _cut(columns: Columns, size: int, to_length_one: bool, pad_to: int = 0) -> Columns:
     """Columns with embeddings of `size` numbers, or with zeros for the others; a queue's and a teacher's likewise."""
 
-    def cut(embeddings: Float[Array, "*n D"]) -> Float[Array, "*n d"]:
-        short = embeddings[..., :size]
-        short = normalize(short) if to_length_one else short
-        return (
-            jnp.pad(short, [(0, 0)] * (short.ndim - 1) + [(0, pad_to - size)]) if pad_to else short
-        )
+    def padded(leaf: Array) -> Array:
+        return jnp.pad(leaf, [(0, 0)] * (leaf.ndim - 1) + [(0, pad_to - size)]) if pad_to else leaf
+
+    def cut(embeddings: tuple[Any, ...]) -> tuple[Any, ...]:
+        return jax.tree.map(padded, cut_prefix(embeddings, size, to_length_one))
 
     changed = {"embeddings": cut(columns.embeddings)}
     if columns.queue is not None:
         changed["queue"] = columns.queue.replace(embeddings=cut(columns.queue.embeddings))
-    if columns.teacher is not None and columns.teacher.shape[-1] == columns.embeddings.shape[-1]:
-        changed["teacher"] = cut(columns.teacher)
+    if columns.teacher is not None:
+        if _size_of(columns.teacher[0]) == _size_of(columns.embeddings[0]):
+            changed["teacher"] = cut(columns.teacher)
     return columns.replace(**changed)
+
+
+def _layer(columns: Columns, k: int) -> tuple[Any, ...]:
+    return jax.tree.map(lambda leaf: leaf[:, k], columns.layers)
 
 
 def _divergence(own: Columns, k: int, temperature: float) -> LossResult:
     """KL(softmax(last / t) || softmax(layer k / t)), an example's mean over its texts."""
-    last = jax.lax.stop_gradient(own.embeddings.astype(jnp.float32)) / temperature
-    wanted = jax.nn.log_softmax(last)
-    found = jax.nn.log_softmax(own.layers[:, :, k].astype(jnp.float32) / temperature)
-    each = jnp.sum(jnp.exp(wanted) * (wanted - found), axis=-1)
-    return *mean_over_present(each, own.present), {}
+    each = []
+    for last, layer in zip(own.embeddings, _layer(own, k), strict=True):
+        last, layer = dense((last, layer), "kl_temperature of adaptive_layers")
+        last = jax.lax.stop_gradient(last.astype(jnp.float32))
+        log_p = jax.nn.log_softmax(last / temperature)
+        log_q = jax.nn.log_softmax(layer.astype(jnp.float32) / temperature)
+        each.append(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1))
+    return *mean_over_present(jnp.stack(each), own.present), {}
 
 
 def _summed(

@@ -1,4 +1,4 @@
-"""Similarities and distances of embeddings, in float32 and with finite gradients everywhere."""
+"""Products, cosines and distances of vectors in float32, with finite gradients everywhere."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
-
-ABSENT = -1e30  # the logit of a candidate that is not there
 
 
 def normalize(vectors: Float[Array, "*n D"]) -> Float[Array, "*n D"]:
@@ -48,19 +46,7 @@ def cosine_distance(
     return 1.0 - cosine(first, second)
 
 
-SIMILARITIES = {"cosine": cosine, "dot": dot}
 DISTANCES = {"euclidean": euclidean, "manhattan": manhattan, "cosine": cosine_distance}
-
-
-def named_similarity(name: str) -> Callable[..., Float[Array, "*n"]]:
-    """The row-by-row similarity of that name.
-
-    Raises:
-        InputError: for a name that is not in SIMILARITIES.
-    """
-    if name not in SIMILARITIES:
-        raise InputError(unknown("similarity of a loss", name, SIMILARITIES))
-    return SIMILARITIES[name]
 
 
 def named_distance(name: str) -> Callable[..., Float[Array, "*n"]]:
@@ -74,20 +60,14 @@ def named_distance(name: str) -> Callable[..., Float[Array, "*n"]]:
     return DISTANCES[name]
 
 
-def similarity_matrix(
-    anchors: Float[Array, "b D"], candidates: Float[Array, "N D"], similarity: str = "cosine"
-) -> Float[Array, "b N"]:
-    """Cosine or dot-product similarities of all pairs, float32.
+def dot_matrix(first: Float[Array, "b D"], second: Float[Array, "n D"]) -> Float[Array, "b n"]:
+    """Dot products of all pairs, float32."""
+    return jnp.matmul(_float(first), _float(second).T, precision=jax.lax.Precision.HIGHEST)
 
-    Raises:
-        InputError: for another name of a similarity.
-    """
-    if similarity not in SIMILARITIES:
-        raise InputError(unknown("similarity of a loss", similarity, SIMILARITIES))
-    anchors, candidates = _float(anchors), _float(candidates)
-    if similarity == "cosine":
-        anchors, candidates = normalize(anchors), normalize(candidates)
-    return jnp.matmul(anchors, candidates.T, precision=jax.lax.Precision.HIGHEST)
+
+def cosine_matrix(first: Float[Array, "b D"], second: Float[Array, "n D"]) -> Float[Array, "b n"]:
+    """Cosines of all pairs, float32."""
+    return dot_matrix(normalize(first), normalize(second))
 
 
 def squared_distance_matrix(
@@ -96,7 +76,7 @@ def squared_distance_matrix(
     """Squared Euclidean distances of all pairs as |x|^2 + |y|^2 - 2 x.y, not below 0, float32."""
     anchors, candidates = _float(anchors), _float(candidates)
     square = dot(anchors, anchors)[:, None] + dot(candidates, candidates)[None, :]
-    return jnp.maximum(square - 2.0 * similarity_matrix(anchors, candidates, "dot"), 0.0)
+    return jnp.maximum(square - 2.0 * dot_matrix(anchors, candidates), 0.0)
 
 
 def distance_matrix(
@@ -108,20 +88,12 @@ def distance_matrix(
         InputError: for another name of a distance.
     """
     if distance == "cosine":
-        return 1.0 - similarity_matrix(anchors, candidates)
+        return 1.0 - cosine_matrix(anchors, candidates)
     if distance != "euclidean":
         raise InputError(
             unknown("distance of all pairs in a loss", distance, ("cosine", "euclidean"))
         )
     return _root(squared_distance_matrix(anchors, candidates))
-
-
-def mean_over_present(
-    values: Float[Array, "C b"], present: Bool[Array, "C b"]
-) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-    """Each example's mean over those of its texts that are there, and how many there are; 0 and 0 without any."""
-    count = jnp.sum(present.astype(jnp.float32), axis=0)
-    return jnp.sum(jnp.where(present, values, 0.0), axis=0) / jnp.maximum(count, 1.0), count
 
 
 def _root(square: Float[Array, "*n"]) -> Float[Array, "*n"]:

@@ -15,15 +15,17 @@ from embed_jax.encoders.spec import random_spec
 from embed_jax.encoders.weights import tensors_from_params
 from embed_jax.encoders.write import write_model
 from embed_jax.errors import InputError
-from embed_jax.losses import classification, contrastive, distillation, pairwise, triplet
-from embed_jax.losses.compose import bind, per_dataset, symmetric, weighted_sum
+from embed_jax.losses import classification, distillation, in_batch, pairwise, triplets
+from embed_jax.losses.base import bind
+from embed_jax.losses.compose import per_dataset, symmetric, weighted_sum
 from embed_jax.losses.expression import build_loss
-from embed_jax.losses.matryoshka import _drawn, matryoshka
+from embed_jax.losses.nested import _drawn, matryoshka
 from embed_jax.parallel.gather import DRAWN, draw_layers, global_loss
 from embed_jax.parallel.mesh import make_mesh, split_groups
-from embed_jax.parallel.world import local_world, make_columns
+from embed_jax.parallel.world import local_world
 from embed_jax.registry import lookup
-from embed_jax.types import BY_COLUMN, Batch
+from embed_jax.types import Batch
+from embed_jax.world import make_columns
 
 QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
 DIM = 8
@@ -45,7 +47,9 @@ def columns():
 def mean_and_gradients(loss, columns, params, form="dense"):
     def mean(embeddings, params):
         changed = columns.replace(embeddings=embeddings)
-        values, weights, metrics = loss(changed, local_world(changed, form, tile=3), params)
+        values, weights, metrics = loss.on_world(
+            changed, local_world(changed, form, tile=3), params
+        )
         return jnp.sum(values * weights) / jnp.sum(weights), metrics
 
     with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
@@ -73,30 +77,30 @@ def test_the_textbook_case(form):
     queries = [[1, 0, 0.9, 0.1, 0.5, 0.2], [0, 1, 0.1, 0.9, 0.2, 0.5]]
     positives = [[0.95, 0.05, 0.85, 0.15, 0.45, 0.25], [0.05, 0.95, 0.15, 0.85, 0.25, 0.45]]
     loss = matryoshka(
-        functools.partial(contrastive.info_nce, temperature=0.2), dims="2,4,6", weights="1,1,1"
+        functools.partial(in_batch.info_nce, temperature=0.2), dims="2,4,6", weights="1,1,1"
     )
     value, _, _ = mean_and_gradients(loss, make_columns(jnp.array([queries, positives])), {}, form)
     assert value / 3 == pytest.approx(0.0153, abs=5e-5)
 
 
 PLAIN = {
-    "info_nce": bind(contrastive.info_nce),
+    "info_nce": bind(in_batch.info_nce),
     "info_nce, symmetric, dot": bind(
-        contrastive.info_nce, symmetric=True, similarity="dot", label_smoothing=0.1
+        in_batch.info_nce, symmetric=True, similarity="dot", label_smoothing=0.1
     ),
-    "gte": bind(contrastive.gte, temperature=0.1),
-    "qwen3": bind(contrastive.qwen3, temperature=0.1),
-    "gist": bind(contrastive.gist, temperature=0.1),
-    "dcl": bind(contrastive.dcl, sigma=0.5),
-    "siglip": bind(contrastive.siglip),
-    "mega_batch_margin": bind(contrastive.mega_batch_margin, negative_margin=-1.0),
+    "gte": bind(in_batch.gte, temperature=0.1),
+    "qwen3": bind(in_batch.qwen3, temperature=0.1),
+    "gist": bind(in_batch.gist, temperature=0.1),
+    "dcl": bind(in_batch.dcl, sigma=0.5),
+    "siglip": bind(in_batch.siglip),
+    "mega_batch_margin": bind(in_batch.mega_batch_margin, negative_margin=-1.0),
     "cosent": bind(pairwise.cosent),
     "angle": bind(pairwise.angle),
-    "triplet": bind(triplet.triplet),
+    "triplet": bind(triplets.triplet),
     "embedding_mse": bind(distillation.embedding_mse),
-    "sum": weighted_sum([(1.0, contrastive.info_nce), (0.1, distillation.embedding_cosine)]),
-    "swapped": symmetric(contrastive.info_nce),
-    "by data set": per_dataset({"a": contrastive.info_nce, "b": pairwise.cosine_mse}),
+    "sum": weighted_sum([(1.0, in_batch.info_nce), (0.1, distillation.embedding_cosine)]),
+    "swapped": symmetric(in_batch.info_nce),
+    "by data set": per_dataset({"a": in_batch.info_nce, "b": pairwise.cosine_mse}),
 }
 # The others are of every kind.
 SLOW = {
@@ -125,17 +129,17 @@ ONE_PASS = {
 
 def first(columns, number):
     """The first texts of each example."""
-    leaves = {leaf: getattr(columns, leaf) for leaf in BY_COLUMN}
-    return columns.replace(
-        **{leaf: value[:number] for leaf, value in leaves.items() if value is not None}
-    )
+    return columns.select(range(len(columns.embeddings))[:number])
 
 
 def sliced(columns, size):
     def unit(vectors):
         return vectors[..., :size] / jnp.linalg.norm(vectors[..., :size], axis=-1, keepdims=True)
 
-    return columns.replace(embeddings=unit(columns.embeddings), teacher=unit(columns.teacher))
+    return columns.replace(
+        embeddings=jax.tree.map(unit, columns.embeddings),
+        teacher=jax.tree.map(unit, columns.teacher),
+    )
 
 
 @pytest.mark.parametrize(
@@ -149,14 +153,14 @@ def test_it_is_the_weighted_sum_of_the_losses_on_slices(columns, name):
 
     def by_hand(own, world, params):
         results = [
-            plain(own_slice := sliced(own, size), local_world(own_slice, "dense"), params)
+            plain.on_world(own_slice := sliced(own, size), local_world(own_slice, "dense"), params)
             for size in (2, 4, 8)
         ]
         total = sum(c * values for c, (values, _, _) in zip((3.0, 0.5, 1.0), results, strict=True))
         return total, results[0][1], {}
 
     found = matryoshka(plain, dims="8,4,2", weights="1,0.5,3")
-    expected = mean_and_gradients(by_hand, columns, params)
+    expected = mean_and_gradients(bind(by_hand), columns, params)
     for form in ("dense", "tiled") if name in ONE_PASS else ("dense",):
         value, slopes, metrics = mean_and_gradients(found, columns, params, form)
         assert value == pytest.approx(expected[0], rel=2e-6)
@@ -190,24 +194,24 @@ def test_a_head_for_each_size_or_one_for_all(columns):
 
 @pytest.mark.slow
 def test_a_sample_counts_so_many_prefixes_of_which_each_comes_up(columns):
-    loss = matryoshka(contrastive.info_nce, dims="2,4,8", sample=1)
+    loss = matryoshka(in_batch.info_nce, dims="2,4,8", sample=1)
     alone = [mean_and_gradients(contrastive_of(size), columns, {})[0] for size in (2, 4, 8)]
     keys = jax.random.split(jax.random.key(0), 20)
     found = np.array(
         [
-            float(jnp.mean(loss(columns.replace(key=key), local_world(columns), {})[0]))
+            float(jnp.mean(loss.on_world(columns.replace(key=key), local_world(columns), {})[0]))
             for key in keys
         ]
     )
     nearest = np.abs(found[:, None] - np.array(alone)[None]).argmin(axis=1)
     np.testing.assert_allclose(found, np.array(alone)[nearest], rtol=1e-5)
     assert set(nearest) == {0, 1, 2}
-    without_key = float(jnp.mean(loss(columns, local_world(columns), {})[0]))
+    without_key = float(jnp.mean(loss.on_world(columns, local_world(columns), {})[0]))
     assert without_key == pytest.approx(sum(alone), rel=1e-5)
 
 
 def contrastive_of(size):
-    return matryoshka(contrastive.info_nce, dims=str(size))
+    return matryoshka(in_batch.info_nce, dims=str(size))
 
 
 @pytest.mark.parametrize(
@@ -275,7 +279,7 @@ def test_it_equals_sentence_transformers(given, peers, equals_torch, columns):
     score = np.asarray(columns.score)
     for ours, theirs, label in (
         (
-            functools.partial(contrastive.info_nce, mask_duplicates=False),
+            functools.partial(in_batch.info_nce, mask_duplicates=False),
             peers.MultipleNegativesRankingLoss,
             None,
         ),

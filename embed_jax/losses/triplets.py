@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from embed_jax.losses.base import loss
-from embed_jax.losses.similarity import distance_matrix, mean_over_present, named_distance
+from embed_jax.losses.base import loss, mean_over_present
+from embed_jax.scores import dense
 from embed_jax.types import Columns, LossResult, Params, World
+from embed_jax.vectors import distance_matrix, named_distance
 
 CHUNK = 2**22  # numbers of the triplets of as many anchors as are handled at a time
 
@@ -48,8 +49,13 @@ def triplet(
     Returns:
         Weight 1 for an example with an anchor, a positive and a negative. Metric `accuracy`: the share of its
         negatives that are farther away than the positive.
+
+    >>> anchor, positive, negative = jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 1.0]]), jnp.array([[0.0, 1.0]])
+    >>> print(triplet(anchor, positive, negative, margin=1.0))
+    [0.5858]
     """
-    anchor, positive, negatives = own.embeddings[:1], own.embeddings[1:2], own.embeddings[2:]
+    embeddings = jnp.stack(dense(own.embeddings, "triplet"))
+    anchor, positive, negatives = embeddings[:1], embeddings[1:2], embeddings[2:]
     values = triplet_loss(anchor, positive, negatives, margin=margin, distance=distance)
     far = named_distance(distance)
     closer = far(anchor, positive) < far(anchor, negatives)
@@ -59,83 +65,65 @@ def triplet(
     return values, weights.astype(jnp.float32), {"accuracy": accuracy}
 
 
-def batch_all_triplet_loss(
-    embeddings: Float[Array, "B D"],
-    label: Int[Array, " B"],
-    *,
-    margin: float = 5.0,
-    distance: str = "euclidean",
-) -> Float[Array, ""]:
-    """The mean of max(0, d(a, p) - d(a, n) + margin) over the batch's triplets where it is above 0; 0 without any.
-
-    Two texts of one label and one of another make a triplet. Hermans, Beyer, Leibe (2017), "In Defense of the Triplet
-    Loss for Person Re-Identification" ("batch all", non-zero mean).
-
-    Args:
-        distance: "euclidean" or "cosine" (1 - cosine).
-    """
-    return _quotient(*_mined(_batch_all, embeddings, label, margin, distance))
-
-
 @loss(needs=("label",), columns=(1, 1))
 def batch_all_triplet(
     own: Columns, world: World, params: Params, *, margin: float = 5.0, distance: str = "euclidean"
 ) -> LossResult:
-    """`batch_all_triplet_loss` over all texts of the world; an anchor weighs as much as it has triplets above 0."""
-    return _mean_of_mined(_batch_all, own, world, margin, distance)
+    """The mean of max(0, d(a, p) - d(a, n) + margin) over the world's triplets where it is above 0; 0 without any.
 
-
-def batch_semi_hard_triplet_loss(
-    embeddings: Float[Array, "B D"],
-    label: Int[Array, " B"],
-    *,
-    margin: float = 5.0,
-    distance: str = "euclidean",
-) -> Float[Array, ""]:
-    """The mean over anchors and positives of max(0, d(a, p) - d(a, n) + margin), n the anchor's semi-hard negative.
-
-    That is the nearest of the negatives farther away than the positive or, if all are nearer, the farthest. Where an
-    anchor has no negative at all, 0 stands for its distance. 0 without any positive. Schroff, Kalenichenko, Philbin
-    (2015), "FaceNet"; agrees with sentence-transformers, also in what has no negative.
+    Two texts of one label and one of another make a triplet. Hermans, Beyer, Leibe (2017), "In Defense of the Triplet
+    Loss for Person Re-Identification" ("batch all", non-zero mean).
+    An anchor weighs as much as it has triplets above 0.
 
     Args:
         distance: "euclidean" or "cosine" (1 - cosine).
+
+    >>> texts = jnp.array([[0.0, 0.0], [1.0, 0.0], [3.0, 0.0]])
+    >>> print(batch_all_triplet(texts, label=jnp.array([0, 0, 1]), margin=2.5))
+    [0.5 1.5 0. ]
     """
-    return _quotient(*_mined(_semi_hard, embeddings, label, margin, distance))
+    return _mean_of_mined(_batch_all, own, world, margin, distance)
 
 
 @loss(needs=("label",), columns=(1, 1))
 def batch_semi_hard_triplet(
     own: Columns, world: World, params: Params, *, margin: float = 5.0, distance: str = "euclidean"
 ) -> LossResult:
-    """`batch_semi_hard_triplet_loss` over all texts of the world; an anchor weighs as much as it has positives."""
-    return _mean_of_mined(_semi_hard, own, world, margin, distance)
+    """The mean over anchors and positives of max(0, d(a, p) - d(a, n) + margin), n the anchor's semi-hard negative.
 
-
-def batch_hard_triplet_loss(
-    embeddings: Float[Array, "B D"],
-    label: Int[Array, " B"],
-    *,
-    margin: float = 5.0,
-    distance: str = "euclidean",
-) -> Float[Array, " B"]:
-    """max(0, d(a, p) - d(a, n) + margin) with the anchor's farthest positive p and nearest negative n.
-
-    Where an anchor has no positive, 0 stands for its distance; where it has no negative, the positive's distance, so
-    that the loss is the margin, without gradient. Hermans, Beyer, Leibe (2017), "In Defense of the Triplet Loss for
-    Person Re-Identification" ("batch hard"); agrees with sentence-transformers, also in what lacks one of the two.
+    That is the nearest of the negatives farther away than the positive or, if all are nearer, the farthest. Where an
+    anchor has no negative at all, 0 stands for its distance. 0 without any positive. Schroff, Kalenichenko, Philbin
+    (2015), "FaceNet"; agrees with sentence-transformers, also in what has no negative. An anchor weighs
+    as much as it has positives.
 
     Args:
         distance: "euclidean" or "cosine" (1 - cosine).
+
+    >>> texts = jnp.array([[0.0, 0.0], [1.0, 0.0], [3.0, 0.0]])
+    >>> print(batch_semi_hard_triplet(texts, label=jnp.array([0, 0, 1]), margin=2.5))
+    [0.5 1.5 0. ]
     """
-    return jax.nn.relu(_hardest_gap(embeddings, label, distance) + margin)
+    return _mean_of_mined(_semi_hard, own, world, margin, distance)
 
 
 @loss(needs=("label",), columns=(1, 1), tiled=True)
 def batch_hard_triplet(
     own: Columns, world: World, params: Params, *, margin: float = 5.0, distance: str = "euclidean"
 ) -> LossResult:
-    """The mean of `batch_hard_triplet_loss`, positives and negatives being sought in the world."""
+    """max(0, d(a, p) - d(a, n) + margin) with the anchor's farthest positive p and nearest negative n.
+
+    Where an anchor has no positive, 0 stands for its distance; where it has no negative, the positive's distance, so
+    that the loss is the margin, without gradient. Hermans, Beyer, Leibe (2017), "In Defense of the Triplet Loss for
+    Person Re-Identification" ("batch hard"); agrees with sentence-transformers, also in what lacks one of the two.
+    Positives and negatives are sought in the whole world.
+
+    Args:
+        distance: "euclidean" or "cosine" (1 - cosine).
+
+    >>> texts = jnp.array([[0.0, 0.0], [1.0, 0.0], [3.0, 0.0]])
+    >>> print(batch_hard_triplet(texts, label=jnp.array([0, 0, 1]), margin=2.5))
+    [0.5 1.5 0.5]
+    """
     return (
         jax.nn.relu(_world_gap(own, world, distance) + margin),
         own.present[0].astype(jnp.float32),
@@ -143,18 +131,16 @@ def batch_hard_triplet(
     )
 
 
-def batch_hard_soft_margin_triplet_loss(
-    embeddings: Float[Array, "B D"], label: Int[Array, " B"], *, distance: str = "euclidean"
-) -> Float[Array, " B"]:
-    """As `batch_hard_triplet_loss` with log(1 + exp(d(a, p) - d(a, n))), which needs no margin."""
-    return jax.nn.softplus(_hardest_gap(embeddings, label, distance))
-
-
 @loss(needs=("label",), columns=(1, 1), tiled=True)
 def batch_hard_soft_margin_triplet(
     own: Columns, world: World, params: Params, *, distance: str = "euclidean"
 ) -> LossResult:
-    """The mean of `batch_hard_soft_margin_triplet_loss`, positives and negatives being sought in the world."""
+    """`batch_hard_triplet` with log(1 + exp(d(a, p) - d(a, n))), which needs no margin.
+
+    >>> texts = jnp.array([[0.0, 0.0], [1.0, 0.0], [3.0, 0.0]])
+    >>> print(batch_hard_soft_margin_triplet(texts, label=jnp.array([0, 0, 1])))
+    [0.1269 0.3133 0.1269]
+    """
     return jax.nn.softplus(_world_gap(own, world, distance)), own.present[0].astype(jnp.float32), {}
 
 
@@ -163,11 +149,8 @@ Texts = tuple[Float[Array, "n D"], Int[Array, " n"], Int[Array, " n"], Bool[Arra
 
 
 def _texts(columns: Columns) -> Texts:
-    return columns.embeddings[0], columns.label, columns.example, columns.present[0]
-
-
-def _local(embeddings: Float[Array, "B D"], label: Int[Array, " B"]) -> Texts:
-    return embeddings, label, jnp.arange(label.shape[0]), jnp.ones(label.shape, bool)
+    (embeddings,) = dense(columns.embeddings[:1], "a triplet loss")
+    return embeddings, columns.label, columns.example, columns.present[0]
 
 
 def _kinds(anchors: Texts, texts: Texts) -> tuple[Bool[Array, "b n"], Bool[Array, "b n"]]:
@@ -195,13 +178,6 @@ def _gap(farthest: Float[Array, " b"], nearest: Float[Array, " b"]) -> Float[Arr
     """d(a, p) - d(a, n) of the largest entries of `_hardest_block`."""
     positive = jnp.where(farthest == -jnp.inf, 0.0, farthest)
     return jnp.where(nearest == -jnp.inf, 0.0, positive + nearest)
-
-
-def _hardest_gap(
-    embeddings: Float[Array, "B D"], label: Int[Array, " B"], distance: str
-) -> Float[Array, " B"]:
-    texts = _local(embeddings, label)
-    return _gap(*jnp.max(_hardest_block(distance)(texts, texts, None), axis=-1))
 
 
 def _world_gap(own: Columns, world: World, distance: str) -> Float[Array, " b"]:
@@ -246,21 +222,6 @@ def _over_anchors(
         (distances, *_kinds(anchors, texts)),
         batch_size=min(max(CHUNK // world**2, 1), own),
     )
-
-
-def _mined(
-    mining: Mining,
-    embeddings: Float[Array, "B D"],
-    label: Int[Array, " B"],
-    margin: float,
-    distance: str,
-) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-    texts = _local(embeddings, label)
-    return _over_anchors(mining, texts, texts, margin, distance)
-
-
-def _quotient(sums: Float[Array, " b"], counts: Float[Array, " b"]) -> Float[Array, ""]:
-    return jnp.sum(sums) / jnp.maximum(jnp.sum(counts), 1.0)
 
 
 def _mean_of_mined(

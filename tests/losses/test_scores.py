@@ -1,0 +1,423 @@
+"""A score of another kind, MaxSim over tokens, in every loss that compares, against loops and in every form."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import AxisType, PartitionSpec
+
+from embed_jax.errors import InputError
+from embed_jax.losses import distillation, in_batch, listwise
+from embed_jax.losses.base import bind
+from embed_jax.losses.compose import symmetric
+from embed_jax.losses.expression import build_loss
+from embed_jax.losses.nested import matryoshka
+from embed_jax.parallel import tiled, world
+from embed_jax.parallel.gather import global_loss
+from embed_jax.parallel.mesh import make_mesh, split_groups
+from embed_jax.parallel.queue import advance, init_queue, queue_columns, queue_entries
+from embed_jax.parallel.world import device_world, local_world
+from embed_jax.scores import COSINE, DOT, find_score, pair_score
+from embed_jax.types import Batch, Encoder, TokenBatch
+from embed_jax.vectors import normalize
+from embed_jax.world import LocalWorld, make_columns
+
+BATCH, DIM, LENGTHS, DEVICES = 8, 4, (3, 7, 7), 4
+QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
+
+
+def maxsim_of(query, document):
+    """Each query token's best product with a token of the document, summed; 0 with a document without tokens."""
+    products = jnp.matmul(query["tokens"], document["tokens"].T, precision="highest")
+    products = jnp.where(document["mask"][None], products, -jnp.inf)
+    best = jnp.where(jnp.any(document["mask"]), jnp.max(products, axis=1), 0.0)
+    return jnp.sum(jnp.where(query["mask"], best, 0.0))
+
+
+def unit_tokens(embeddings):
+    return {**embeddings, "tokens": normalize(embeddings["tokens"])}
+
+
+MAXSIM = pair_score(
+    "maxsim",
+    maxsim_of,
+    prepare=unit_tokens,
+    numbers=lambda queries, documents: queries["mask"].shape[1] * documents["mask"].shape[1],
+)
+
+
+def token_columns():
+    """3 query tokens and 7 document tokens, some masked; the hard negative of example 2 has none."""
+    rng = np.random.default_rng(0)
+    columns = []
+    for column, length in enumerate(LENGTHS):
+        mask = np.arange(length) < rng.integers(1, length + 1, BATCH)[:, None]
+        mask[2] &= column != 2
+        tokens = rng.normal(size=(BATCH, length, DIM)).astype(np.float32)
+        columns.append({"tokens": jnp.asarray(tokens), "mask": jnp.asarray(mask)})
+    guide = jnp.asarray(rng.normal(size=(3, BATCH, 5)).astype(np.float32))
+    score = jnp.asarray(rng.normal(size=(BATCH, 2)).astype(np.float32))
+    return make_columns(columns, guide=guide, score=score)
+
+
+def scores_by_loops(columns):
+    """maxsim(query, document) of (column, example) each, one token after the other."""
+    tokens = [np.asarray(column["tokens"], np.float64) for column in columns.embeddings]
+    masks = [np.asarray(column["mask"]) for column in columns.embeddings]
+
+    def unit(column, example):
+        rows = [
+            row
+            for row, there in zip(tokens[column][example], masks[column][example], strict=True)
+            if there
+        ]
+        return [row / np.linalg.norm(row) for row in rows]
+
+    def score(query, document):
+        others = unit(*document)
+        return (
+            sum(max(token @ other for other in others) for token in unit(*query)) if others else 0.0
+        )
+
+    return score
+
+
+EVERY = {
+    "info_nce": bind(
+        in_batch.info_nce, similarity=MAXSIM, temperature=0.5, hard_negative_weight=2.0
+    ),
+    "info_nce, qp,pq": bind(in_batch.info_nce, similarity=MAXSIM, temperature=0.5, terms="qp,pq"),
+    "info_nce, symmetric": bind(
+        in_batch.info_nce, similarity=MAXSIM, temperature=0.5, symmetric=True, label_smoothing=0.1
+    ),
+    "gist": bind(
+        in_batch.gist,
+        similarity=MAXSIM,
+        temperature=0.5,
+        contrast_anchors=False,
+        contrast_positives=False,
+    ),
+    "dcl": bind(in_batch.dcl, similarity=MAXSIM, temperature=0.5, sigma=0.5),
+    "siglip": bind(in_batch.siglip, similarity=MAXSIM, bias=-2.0, temperature=0.5),
+    "mega_batch_margin": bind(
+        in_batch.mega_batch_margin, similarity=MAXSIM, positive_margin=3.0, negative_margin=-1.0
+    ),
+    "margin_mse": bind(distillation.margin_mse, similarity=MAXSIM),
+    "kl": bind(distillation.kl, similarity=MAXSIM),
+    "score_mse": bind(distillation.score_mse, similarity=MAXSIM),
+    "own_candidates": bind(listwise.own_candidates, similarity=MAXSIM),
+}
+
+
+def tokens_of(columns):
+    return tuple(column["tokens"] for column in columns.embeddings)
+
+
+def with_tokens(columns, tokens):
+    pairs = zip(columns.embeddings, tokens, strict=True)
+    return columns.replace(embeddings=tuple({**column, "tokens": each} for column, each in pairs))
+
+
+def mean(loss, own, of, params, total=lambda value: value):
+    values, weights, _ = loss.on_world(own, of, params)
+    return total(jnp.sum(values * weights)) / total(jnp.sum(weights))
+
+
+def assert_same(ours, theirs, tolerance=1e-6):
+    flat = [np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(x)]) for x in (ours, theirs)]
+    assert np.linalg.norm(flat[1]) > 1e-3
+    assert np.linalg.norm(flat[0] - flat[1]) <= tolerance * np.linalg.norm(flat[1])
+
+
+@functools.cache
+def dense_gradients():
+    """{name: (value, gradient by tokens)} on one device, all pairs at once."""
+    columns = token_columns()
+
+    @functools.partial(jax.jit, compiler_options=QUICKLY)
+    def each(tokens):
+        def value(tokens, loss):
+            own = with_tokens(columns, tokens)
+            return mean(loss, own, LocalWorld(own), loss.init(DIM, jax.random.key(0)))
+
+        return {name: jax.value_and_grad(value)(tokens, loss) for name, loss in EVERY.items()}
+
+    return each(tokens_of(columns))
+
+
+# ---- values --------------------------------------------------------------------------------------------------
+
+
+def test_maxsim_equals_loops_for_all_pairs_and_for_lists():
+    columns = token_columns()
+    by_loops = scores_by_loops(columns)
+    query, positive, negative = (MAXSIM.prepare(column, ()) for column in columns.embeddings)
+    for column, documents in ((1, positive), (2, negative)):
+        found = MAXSIM.matrix(query, documents, ())
+        expected = [[by_loops((0, i), (column, j)) for j in range(BATCH)] for i in range(BATCH)]
+        np.testing.assert_allclose(found, [expected], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            MAXSIM.pairs(query, documents, ()), [np.diagonal(expected)], rtol=1e-5, atol=1e-6
+        )
+    lists = MAXSIM.of_lists(columns.embeddings[0], columns.embeddings[1:])
+    expected = [[by_loops((0, i), (column, i)) for i in range(BATCH)] for column in (1, 2)]
+    np.testing.assert_allclose(lists, expected, rtol=1e-5, atol=1e-6)
+    assert expected[1][2] == 0.0, "the empty document"
+
+
+def test_info_nce_with_both_directions_equals_loops():
+    """In "pq" the rows are documents: s(candidate anchor, row's positive), transposed."""
+    columns = token_columns()
+    by_loops = scores_by_loops(columns)
+    values = EVERY["info_nce, qp,pq"].on_world(columns, LocalWorld(columns), {})[0]
+    for i in range(BATCH):
+        positive = by_loops((0, i), (1, i))
+        others = [by_loops((0, i), (1, j)) for j in range(BATCH) if j != i]
+        others += [by_loops((0, i), (2, j)) for j in range(BATCH)]
+        others += [by_loops((0, j), (1, i)) for j in range(BATCH) if j != i]
+        expected = np.log1p(np.sum(np.exp((np.array(others) - positive) / 0.5)))
+        assert float(values[i]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_gradient_equals_slopes_of_the_loops():
+    columns = token_columns()
+    _, gradient = dense_gradients()["margin_mse"]
+
+    def value(columns):
+        score, total = scores_by_loops(columns), 0.0
+        for i in range(BATCH):
+            margin = score((0, i), (1, i)) - score((0, i), (2, i))
+            total += (margin - float(columns.score[i, 0] - columns.score[i, 1])) ** 2
+        return total / BATCH
+
+    step = 1e-3
+    for column, example, token, number in ((0, 0, 0, 1), (1, 3, 0, 2), (2, 1, 0, 0)):
+        slope = 0.0
+        for sign in (1, -1):
+            tokens = [np.array(each, np.float64) for each in tokens_of(columns)]
+            tokens[column][example, token, number] += sign * step
+            slope += sign * value(with_tokens(columns, tokens)) / (2 * step)
+        assert float(gradient[column][example, token, number]) == pytest.approx(slope, rel=1e-3)
+
+
+def test_what_is_masked_has_no_gradient():
+    columns = token_columns()
+    for name, (_, gradient) in dense_gradients().items():
+        for column, slopes in zip(columns.embeddings, gradient, strict=True):
+            assert not np.any(np.asarray(slopes)[~np.asarray(column["mask"])]), name
+            assert np.isfinite(slopes).all(), name
+
+
+# ---- forms and devices ---------------------------------------------------------------------------------------
+
+
+def test_tiles_give_the_same():
+    columns = token_columns()
+
+    @functools.partial(jax.jit, compiler_options=QUICKLY)
+    def each(tokens):
+        def value(tokens, loss):
+            own = with_tokens(columns, tokens)
+            of = local_world(own, "tiled", tile=3)
+            return mean(loss, own, of, loss.init(DIM, jax.random.key(0)))
+
+        return {name: jax.value_and_grad(value)(tokens, loss) for name, loss in EVERY.items()}
+
+    for name, found in each(tokens_of(columns)).items():
+        assert_same(found, dense_gradients()[name])
+
+
+@pytest.mark.parametrize("form", ["dense", "ring"])
+def test_four_devices_give_the_same(form):
+    columns = token_columns()
+
+    def on_device(tokens, own, loss):
+        own = with_tokens(own, tokens)
+        of = dataclasses.replace(device_world(own, form, ("data",)), tile=2)
+        params = lax.pcast(loss.init(DIM, jax.random.key(0)), "data", to="varying")
+        return mean(loss, own, of, params, lambda value: lax.psum(value, "data"))
+
+    mesh = jax.make_mesh(
+        (DEVICES,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:DEVICES]
+    )
+    specs = columns.map_examples(lambda leaf, axis: PartitionSpec(*[None] * axis, "data"))
+
+    @functools.partial(jax.jit, compiler_options=QUICKLY)
+    def each(tokens, columns):
+        def value(tokens, loss):
+            split = jax.shard_map(
+                functools.partial(on_device, loss=loss),
+                mesh=mesh,
+                in_specs=(tokens_of(specs), specs),
+                out_specs=PartitionSpec(),
+            )
+            return split(tokens, columns)
+
+        return {name: jax.value_and_grad(value)(tokens, loss) for name, loss in EVERY.items()}
+
+    for name, found in each(tokens_of(columns), columns).items():
+        assert_same(found, dense_gradients()[name])
+
+
+@pytest.mark.parametrize("groups, devices, form", [(4, 1, "auto"), (4, 4, "ring")])
+def test_an_encoder_of_tokens_trains_in_groups_on_devices(groups, devices, form):
+    """Gradient caching: the encoder gives each column its own number of tokens, and the mask is no float."""
+    vocabulary = 20
+
+    def apply(params, tokens, key, read=None):
+        ids = tokens.token_ids[0].reshape(
+            3, -1
+        )  # a sentence is one token; it becomes several vectors
+
+        def column(c):
+            made = params["table"][ids[c]][:, : LENGTHS[c]]
+            return {"tokens": made, "mask": jnp.arange(LENGTHS[c])[None] <= ids[c][:, None] % 3}
+
+        return tuple(column(c) for c in range(3))
+
+    def init(key):
+        return {"table": jax.random.normal(key, (vocabulary, max(LENGTHS), DIM))}
+
+    encoder = Encoder(init, apply, None, DIM, layers=())
+    ids = np.random.default_rng(1).integers(1, vocabulary, (3, BATCH)).astype(np.int32)
+
+    def value(params, groups, devices, form):
+        each = BATCH // groups
+        dealt = ids.reshape(3, groups, each).swapaxes(0, 1).reshape(groups, 1, -1)
+        sentence = np.broadcast_to(np.arange(3 * each, dtype=np.int32), dealt.shape)
+        tokens = TokenBatch(dealt, sentence, 0 * sentence, sentence >= 0, sentences=3 * each)
+        hashes = np.arange(1, 2 * 3 * BATCH + 1, dtype=np.uint32).reshape(groups, 3, each, 2)
+        batch = Batch(
+            {"encoder": tokens},
+            np.ones((groups, 3, each), bool),
+            hashes,
+            np.arange(BATCH).reshape(groups, each),
+        )
+        mesh = make_mesh(devices)
+        objective = global_loss(encoder, EVERY["info_nce"], mesh, form=form)
+        return objective(params, split_groups(batch, mesh), None)[0]
+
+    params = {"encoder": init(jax.random.key(0)), "loss": {}}
+    gradient = jax.jit(
+        jax.value_and_grad(value), static_argnums=(1, 2, 3), compiler_options=QUICKLY
+    )
+    assert_same(gradient(params, groups, devices, form), gradient(params, 1, 1, "dense"))
+
+
+# ---- size, queue, prefixes -----------------------------------------------------------------------------------
+
+
+def test_numbers_of_a_pair_decide_the_form_and_the_tile(monkeypatch):
+    """All products of tokens count, not pairs only."""
+    chosen = []
+    for name in ("reduce_dense", "reduce_tiled"):
+        function = getattr(world, name)
+        monkeypatch.setattr(
+            world,
+            name,
+            lambda *args, f=function, n=name, **more: chosen.append(n) or f(*args, **more),
+        )
+    columns = token_columns()
+    pairs = BATCH * 2 * BATCH
+    for limit, expected in ((pairs * 21, "reduce_dense"), (pairs * 21 - 1, "reduce_tiled")):
+        monkeypatch.setattr(world, "DENSE_NUMBERS", limit)
+        jax.eval_shape(lambda: EVERY["info_nce"].on_world(columns, local_world(columns), {})[0])
+        assert chosen.pop() == expected
+
+    def block(rows, candidates, _):
+        return jnp.zeros((1, 512, 4096))
+
+    assert tiled.tile_of(block, None, None, None) == 2**20 // 512
+    assert tiled.tile_of(block, None, None, None, numbers=32 * 180) == 1
+
+
+def test_a_queue_holds_trees():
+    """Documents of an earlier batch are negatives of the queries."""
+    columns = token_columns()
+    one = jax.tree.map(lambda leaf: leaf[0], columns.embeddings[1])
+    extra = init_queue(5, one, {})
+    entries = queue_entries(columns)
+    extra = advance(extra, entries, {}, 0.0)
+    queue = queue_columns(extra["queue"], columns)
+    later = columns.map_examples(lambda leaf, axis: jnp.roll(leaf, 1, axis)).replace(
+        text_hash=columns.text_hash + 1000
+    )
+    loss = bind(in_batch.info_nce, similarity=MAXSIM, temperature=0.5)
+    values = loss.on_world(later.replace(queue=queue), LocalWorld(later), {})[0]
+    score = scores_by_loops(columns)
+    without = loss.on_world(later, LocalWorld(later), {})[0]
+    for i in range(BATCH):
+        mine = (i - 1) % BATCH
+        more = sum(
+            np.exp((score((0, mine), (1, j)) - score((0, mine), (1, mine))) / 0.5) for j in range(5)
+        )
+        assert float(values[i]) == pytest.approx(np.log(np.exp(float(without[i])) + more), rel=1e-5)
+
+
+def test_prefixes_of_tokens_are_those_of_short_tokens():
+    columns = token_columns()
+    plain = bind(in_batch.info_nce, similarity=MAXSIM, temperature=0.5)
+    found = matryoshka(plain, dims="4,2").on_world(columns, LocalWorld(columns), {})[0]
+    expected = 0.0
+    for size in (4, 2):
+        short = with_tokens(columns, [tokens[..., :size] for tokens in tokens_of(columns)])
+        expected += plain.on_world(short, LocalWorld(short), {})[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_anchors_and_positives_swapped_keep_their_sides():
+    columns = token_columns().select([0, 1])
+    swapped = symmetric(EVERY["info_nce"]).on_world(columns, LocalWorld(columns), {})[0]
+    both = bind(in_batch.info_nce, similarity=MAXSIM, temperature=0.5, symmetric=True)
+    np.testing.assert_allclose(
+        swapped, both.on_world(columns, LocalWorld(columns), {})[0], rtol=1e-5
+    )
+
+
+# ---- what is refused -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        bind(in_batch.info_nce, similarity=MAXSIM, terms="qp,qq"),
+        bind(in_batch.gte, similarity=MAXSIM),
+        bind(in_batch.qwen3, similarity=MAXSIM),
+        bind(in_batch.gist, similarity=MAXSIM, contrast_positives=False),
+        symmetric(EVERY["info_nce"]),  # with hard negatives, which are documents
+    ],
+    ids=lambda loss: loss.name,
+)
+def test_two_texts_of_one_side_are_refused_in_one_line(loss):
+    columns = token_columns()
+    with pytest.raises(InputError, match="'maxsim' compares a query with a document") as refused:
+        loss.on_world(columns, LocalWorld(columns), {})
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["info_nce", "cosent", "triplet", "uniformity"])
+def test_a_loss_of_vectors_refuses_tokens_in_one_line(name):
+    columns = token_columns()
+    with pytest.raises(InputError, match="expected one vector for each text"):
+        loss = build_loss(name)
+        most = loss.about.columns[1] or 3
+        columns = columns.select(range(most))
+        loss.on_world(columns, LocalWorld(columns), {})
+
+
+def test_scores_by_name():
+    assert find_score("cosine") is COSINE and find_score("dot") is DOT
+    assert find_score(f"{__name__}:MAXSIM") is MAXSIM and find_score(MAXSIM) is MAXSIM
+    with pytest.raises(
+        InputError, match="similarity: unknown score 'cosin' .did you mean 'cosine'"
+    ):
+        find_score("cosin")
+    built = build_loss(f"info_nce(similarity='{__name__}:MAXSIM', temperature=0.5)")
+    columns = token_columns()
+    values = built.on_world(columns, LocalWorld(columns), {})[0]
+    plain = bind(in_batch.info_nce, similarity=MAXSIM, temperature=0.5)
+    np.testing.assert_array_equal(values, plain.on_world(columns, LocalWorld(columns), {})[0])
