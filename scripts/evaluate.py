@@ -324,14 +324,14 @@ def cell(value: float | None, interval: tuple[float, float] | None) -> str:
 
 def described(args: argparse.Namespace) -> dict[str, Any]:
     """What a results file says of its making."""
+    from embed_jax.evals.suite import known_split
     from embed_jax.runtime import environment
 
-    directory = Path(args.data.split(",")[0]).is_dir()
     return {
         "task": args.task,
         "model": args.model,
         "data": args.data,
-        "split": args.split if args.data == "python_docs" or directory else None,
+        "split": known_split(args.data.split(",")[0], args.split),
         "dim": args.dim or None,
         "layers": args.layers or None,
         "instruction": args.instruction,

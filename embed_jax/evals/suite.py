@@ -107,12 +107,24 @@ def read_suite(path: Path, root: Path | None = None) -> list[Entry]:
 
 def named(task: str, data: str, split: str) -> str:
     """What a task is called that has no name: scifact, stsb-dev, banking77."""
-    path = Path(data)
+    path, known = Path(data), known_split(data, split)
     name = path.name.split(".")[0]
-    directory = path.is_dir() or data.startswith(REMOTE) or not path.suffix
-    if not directory and name in ("train", "dev", "validation", "test"):
+    if known == name and path.suffix:
         return path.parent.name or name if name == "test" else f"{path.parent.name}-{name}"
-    return name if split == "test" or not directory else f"{name}-{split}"
+    return name if known in ("test", None) else f"{name}-{known}"
+
+
+def known_split(data: str, split: str) -> str | None:
+    """The part of a data set that is evaluated: the one asked for, or what a file is called; None: it isn't known.
+
+    Args:
+        data: a directory or a data set that has splits, or one file, which has none whatever is asked for.
+    """
+    path = Path(data)
+    if path.is_dir() or data.startswith(REMOTE) or not path.suffix:
+        return split
+    name = path.name.split(".")[0]
+    return name if name in ("train", "dev", "validation", "test") else None
 
 
 def evaluate(
@@ -138,7 +150,7 @@ def evaluate(
     seconds = time.perf_counter() - began
     recorded = {
         "data": entry.data,
-        "split": entry.split,
+        "split": known_split(entry.data, entry.split),
         "options": dict(entry.options),
         "seconds": round(seconds, 3),
     }

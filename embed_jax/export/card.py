@@ -316,6 +316,7 @@ def _evaluation(found: Sequence[Scores], run: Run | None) -> str:
             for scores in found
             for metric in _shown(scores, found)
         ]
+        rows += _repeats(found)
         parts += [_table(("task", "metric", "score", "of"), rows), FAIR]
         notes = [f"- {scores.name}: {note}" for scores in found for note in scores.notes]
         parts += ["What must be known of these figures:\n\n" + "\n".join(notes)] if notes else []
@@ -330,15 +331,37 @@ def _evaluation(found: Sequence[Scores], run: Run | None) -> str:
         rows = [
             (name, *(_number(measured.get(f"{side}/{name}")) for side in sides)) for name in names
         ]
-        what = "At the end of the training, on test data that chose nothing"
+        what = "At the end of the training, on data that chose nothing"
         what += " (Spearman's correlation):" if run.results.get("task") == "sts" else ":"
         parts += [what, _table(("", *sides), rows)]
     return "\n\n".join(["## Evaluation", *parts]) if parts else ""
 
 
 def _shown(scores: Scores, found: Sequence[Scores]) -> dict[str, float]:
-    """All metrics of a task; of many tasks the main one of each."""
-    return scores.metrics if len(found) <= MANY else {scores.main: scores.metrics[scores.main]}
+    """All metrics of a task, except those of its single experiments; of many tasks the main one of each."""
+    if len(found) > MANY:
+        return {scores.main: scores.metrics[scores.main]}
+    single = {name for names in _experiments(scores).values() for name in names}
+    return {name: value for name, value in scores.metrics.items() if name not in single}
+
+
+def _experiments(scores: Scores) -> dict[str, list[str]]:
+    """Metrics of repeated experiments, accuracy_1 to accuracy_10, by the name of their mean."""
+    repeats: dict[str, list[str]] = {}
+    for name in scores.metrics:
+        mean, _, number = name.rpartition("_")
+        if number.isdigit() and mean in scores.metrics:
+            repeats.setdefault(mean, []).append(name)
+    return repeats
+
+
+def _repeats(found: Sequence[Scores]) -> Iterator[tuple[str, str, str, str]]:
+    """A line of the table for the experiments of each task: from which score to which."""
+    for scores in found if len(found) <= MANY else ():
+        for mean, names in _experiments(scores).items():
+            values = [scores.metrics[name] for name in names]
+            extent = f"{_number(min(values))} to {_number(max(values))}"
+            yield scores.name, f"{mean}, single experiments", extent, f"{len(names)} experiments"
 
 
 def _score(scores: Scores, metric: str) -> str:

@@ -131,9 +131,11 @@ def _cautions(found: Mapping[str, Any]) -> Iterator[str]:
     n, unit = found.get("n") or 0, found.get("unit") or "items"
     if 0 < n < SMALL:
         yield f"only {n} {unit}: its interval is wide, and too narrow still below some thirty"
-    seen = found.get("overlap") or {}
-    if seen.get("items"):
-        yield f"{seen['items']} of {n} {unit} share {seen['words']} words in a row with training data"
+    seen = found.get("overlap")
+    if seen:
+        without = seen.get("clean")
+        clean = f": {without:.4f} without them" if seen["items"] and _is_number(without) else ""
+        yield f"{seen['items']} of {n} {unit} share {seen['words']} words in a row with training data{clean}"
 
 
 def _is_number(value: Any) -> bool:

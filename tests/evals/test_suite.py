@@ -2,7 +2,15 @@ import numpy as np
 import pytest
 
 from embed_jax.errors import InputError
-from embed_jax.evals.suite import Entry, evaluate, named, read_suite, result_file, unfinished
+from embed_jax.evals.suite import (
+    Entry,
+    evaluate,
+    known_split,
+    named,
+    read_suite,
+    result_file,
+    unfinished,
+)
 from embed_jax.evals.task import Use
 
 
@@ -143,3 +151,17 @@ def test_tasks_are_given_their_instruction_and_name(sts_file, encode):
 )  # fmt: skip
 def test_tasks_without_a_name_are_called_by_their_data(data, split, name):
     assert named("sts", data, split) == name
+
+
+@pytest.mark.parametrize(
+    ("data", "asked", "known"),
+    [
+        ("stsb", "dev", "dev"),
+        ("hf:mteb/banking77", "test", "test"),
+        ("stsb/dev.tsv", "test", "dev"),
+        ("stsb/test.jsonl.gz", "test", "test"),
+        ("pairs.tsv", "test", None),
+    ],
+)
+def test_the_split_is_known_or_not_stated(data, asked, known):
+    assert known_split(data, asked) == known

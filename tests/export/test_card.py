@@ -363,11 +363,27 @@ def test_results_of_every_form_are_read(tmp_path):
         "ndcg@10": (0.6, 0.69)
     }
     assert first.notes == (
-        "3 of 300 queries share 8 words in a row with training data",
+        "3 of 300 queries share 8 words in a row with training data: 0.5000 without them",
         "2 documents were cut",
     )
     assert (second.name, second.main, second.n) == ("stsb", "average/spearman", 50)
     assert second.notes[0] == "embeddings cut to 64 numbers" and "only 50 items" in second.notes[1]
+
+
+def test_a_comparison_without_overlap_is_told_too(tmp_path):
+    overlap = {"items": 0, "words": 8, "clean": 0.5}
+    (tmp_path / "a.json").write_text(json.dumps(RESULT | {"overlap": overlap}))
+    (scores,) = read_scores([tmp_path])
+    assert scores.notes[0] == "0 of 300 queries share 8 words in a row with training data"
+
+
+def test_single_experiments_are_one_line(model, tmp_path):
+    each = {f"accuracy_{number}": 0.5 + number / 100 for number in range(1, 11)}
+    result = RESULT | {"main": "accuracy", "metrics": {"accuracy": 0.555, "f1": 0.5, **each}}
+    (tmp_path / "a.json").write_text(json.dumps(result))
+    card = model_card(model, About("model", scores=tuple(read_scores([tmp_path]))))
+    assert "| accuracy, single experiments | 0.5100 to 0.6000 | 10 experiments |" in card
+    assert "accuracy_3" not in card and len(parsed(card).data.eval_results) == 2
 
 
 def test_many_tasks_have_a_line_each(model, tmp_path):
