@@ -245,6 +245,7 @@ class RoutedEncoder:
                 include_prompt=encoder.include_prompt,
                 lower_case=encoder.lower_case,
                 base=encoder.base,
+                further=encoder.pooler,
             )
             for route, encoder in self.encoders.items()
         }

@@ -57,6 +57,7 @@ class SentenceEncoder(PicklesByParts):
         adaptive_layers: whether every layer was trained to be the last.
         template: what makes a prompt of an instruction, such as "Instruct: {instruction}\\nQuery: "; "": it takes none.
         base: what the model is called as an adapter's base, or the base of its own adapter; kept for `save`.
+        pooler: the base's tensors of transformers' pooler, unused; kept for `save`.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class SentenceEncoder(PicklesByParts):
         adaptive_layers: bool = False,
         base: str = "",
         template: str = "",
+        pooler: Mapping[str, np.ndarray] | None = None,
         compute_dtype: str = "float32",
         devices: int = 0,
     ):
@@ -95,6 +97,7 @@ class SentenceEncoder(PicklesByParts):
         self.adaptive_layers = adaptive_layers
         self.base = base
         self.template = template
+        self.pooler = dict(pooler or {})
         self.compute_dtype = compute_dtype
         self._devices = devices
         self._mesh = make_mesh(devices)
@@ -314,7 +317,8 @@ class SentenceEncoder(PicklesByParts):
     def save(self, directory: str | Path, further: Mapping[str, np.ndarray] | None = None) -> None:
         """Writes a model directory in the layout of sentence-transformers, which `load` reads too; atomic.
 
-        Of a model with an adapter only the adapter, in PEFT's format; `merged().save` writes the whole.
+        A pooler that the base had is written back unchanged, for transformers to find; a model made without one has
+        none. Of a model with an adapter only the adapter, in PEFT's format; `merged().save` writes the whole.
 
         Args:
             further: see `write_model`.
@@ -334,7 +338,7 @@ class SentenceEncoder(PicklesByParts):
             adaptive_layers=self.adaptive_layers,
             base=self.base,
             template=self.template,
-            further=further,
+            further={**self.pooler, **(further or {})},
         )
 
     def _check_dim(self, dim: int) -> None:

@@ -10,6 +10,7 @@ import warnings
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from embed_jax.data.tokenize import load_tokenizer
 from embed_jax.encoders import modules
@@ -18,6 +19,7 @@ from embed_jax.encoders.latent import LatentAttention
 from embed_jax.encoders.shrink import first_layers
 from embed_jax.encoders.spec import random_spec
 from embed_jax.errors import InputError
+from embed_jax.routed import RoutedEncoder
 from embed_jax.sentence import WINDOW, SentenceEncoder, load
 
 WORDS = """a the of to and in is that it was for on are as with they be this from have by one word cat dog house river
@@ -568,3 +570,29 @@ def test_a_model_with_latent_attention_is_saved_with_it(model, tmp_path):
     SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer
     with pytest.raises(Exception, match="LatentAttention"):
         SentenceTransformer(str(tmp_path / "model"), device="cpu")
+
+
+def test_the_pooler_of_the_base_is_kept_for_transformers(tiny_model, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    shutil.copytree(tiny_model, tmp_path / "base")
+    weights = tmp_path / "base" / "model.safetensors"
+    rng = np.random.default_rng(0)
+    pooler = {
+        "pooler.dense.weight": rng.normal(size=(32, 32)).astype(np.float32),
+        "pooler.dense.bias": rng.normal(size=32).astype(np.float32),
+    }
+    save_file(
+        {**load_file(weights), **{f"bert.{name}": value for name, value in pooler.items()}}, weights
+    )
+    model = load(str(tmp_path / "base"))
+
+    model.with_params(model.params).save(tmp_path / "saved")
+    RoutedEncoder({"query": model, "document": model}).save(tmp_path / "routed")
+
+    written = load_file(tmp_path / "saved" / "model.safetensors")
+    routed = load_file(tmp_path / "routed" / "query_0_Transformer" / "model.safetensors")
+    for name, value in pooler.items():
+        np.testing.assert_array_equal(written[name], value)
+        np.testing.assert_array_equal(routed[name], value)
+    _, about = transformers.AutoModel.from_pretrained(tmp_path / "saved", output_loading_info=True)
+    assert not about["missing_keys"] and not about["unexpected_keys"]

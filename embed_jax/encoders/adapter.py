@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from embed_jax.encoders import json_fields
 from embed_jax.encoders.base import ADAPTER_CONFIG as CONFIG
 from embed_jax.encoders.base import (
     backbone_shapes,
@@ -75,7 +76,7 @@ def read_adapter(
         InputError: a file is missing or damaged; it is no LoRA, or of a kind that is not supported; a tensor is
             missing, extra or of another shape than the base's; or it was made for another base.
     """
-    config, where = read_json(directory / CONFIG), directory / WEIGHTS
+    config, where = read_json(directory / CONFIG, json_fields.ADAPTER), directory / WEIGHTS
     try:
         _check(config)
         lora = LoraSpec(

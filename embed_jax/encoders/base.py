@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from embed_jax.encoders import modules
+from embed_jax.encoders import json_fields, modules
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.family import REQUIRED, Family
 from embed_jax.encoders.hub import PACKAGE, PACKAGED, resolve
@@ -37,7 +37,7 @@ def read_backbone(
     Raises:
         InputError: there is no config.json, or it is of an architecture that is not supported.
     """
-    config = read_json(directory / "config.json") | dict(changes or {})
+    config = read_json(directory / "config.json", json_fields.CONFIG) | dict(changes or {})
     name = config.get("model_type")
     try:
         family = lookup("backbone", str(name), imported_only=True)
@@ -66,8 +66,8 @@ def find_base(directory: Path) -> tuple[str, Path]:
     Raises:
         InputError: there is no name, nothing of that name, or it is an adapter itself.
     """
-    name = read_json(directory / ADAPTER_CONFIG).get("base_model_name_or_path")
-    if not isinstance(name, str) or not name:
+    name = read_json(directory / ADAPTER_CONFIG, json_fields.ADAPTER).get("base_model_name_or_path")
+    if not name:
         raise InputError(
             f"{directory / ADAPTER_CONFIG}: base_model_name_or_path: expected the base's name, found {name!r}"
         )

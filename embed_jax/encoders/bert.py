@@ -268,6 +268,11 @@ def _reader(
         values.setdefault("embedding_size", values["hidden_size"])
         if family in ("roberta", "xlm-roberta", "camembert"):
             values["position_offset"] = values["pad_token_id"] + 1
+        if values["hidden_size"] % values["num_heads"]:
+            raise InputError(
+                f"config.json: {fields['num_heads']}: expected a divisor of {fields['hidden_size']} "
+                f"{values['hidden_size']}, found {values['num_heads']}"
+            )
         return BertConfig(family=family, **values)
 
     return read

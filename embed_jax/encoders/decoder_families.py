@@ -19,6 +19,7 @@ from embed_jax.encoders.decoder_shapes import (
     WINDOW,
 )
 from embed_jax.encoders.family import Family, check_switches, read_fields
+from embed_jax.encoders.json_fields import OBJECT, check_fields
 from embed_jax.encoders.layers import activation
 from embed_jax.encoders.rope import Rope, read_rope, write_rope
 from embed_jax.errors import InputError, warn
@@ -116,6 +117,7 @@ def _read_ropes(form: Form, found: Mapping[str, Any]) -> dict[str, Rope]:
     if not form.local:
         return {"rope": read_rope(found, default.rope.theta)}
     by_kind = found.get("rope_parameters") or {}
+    check_fields("config.json: rope_parameters.", by_kind, dict.fromkeys(KINDS.values(), OBJECT))
     full = {"rope_parameters": (by_kind.get(KINDS[FULL]) or {}) | (found.get("rope_scaling") or {})}
     sliding = {
         "rope_parameters": by_kind.get(KINDS[SLIDING]),

@@ -17,6 +17,7 @@ from embed_jax.encoders.attention import attention, sentence_bias
 from embed_jax.encoders.decoder import FULL, SLIDING, View
 from embed_jax.encoders.decoder_families import KINDS
 from embed_jax.encoders.family import Family, Part, check_switches, read_fields
+from embed_jax.encoders.json_fields import OBJECT, check_fields
 from embed_jax.encoders.layers import LayerNorm, Linear, Places, activation, dropout, embed, rotate
 from embed_jax.encoders.rope import Rope, read_rope, rope_rotation
 from embed_jax.encoders.stack import Stack
@@ -245,6 +246,7 @@ def read_config(found: Mapping[str, Any]) -> ModernBertConfig:
     check_switches(found, SUPPORTED)
     values = read_fields(found, FIELDS)
     by_kind = found.get("rope_parameters") or {}
+    check_fields("config.json: rope_parameters.", by_kind, dict.fromkeys(KINDS.values(), OBJECT))
     if not set(by_kind) <= set(KINDS.values()):
         raise InputError(f"config.json: rope_parameters: expected {' and '.join(KINDS.values())}, found "
                          f"{', '.join(by_kind)}")  # fmt: skip

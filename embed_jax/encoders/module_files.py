@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from embed_jax.encoders import json_fields
 from embed_jax.encoders.heads import Dense, Head, LayerNorm, Normalize
 from embed_jax.encoders.latent import LatentAttention
 from embed_jax.encoders.weighted_layers import WeightedLayers
@@ -239,7 +240,7 @@ def _latent_tensors(params: Params) -> dict[str, Any]:
 
 def _read_config(path: Path, fields: Iterable[str], needed: Iterable[str]) -> dict[str, Any]:
     """A module's config.json, without the names of what it reads and writes, which are to be the sentences' vectors."""
-    config = read_json(path)
+    config = read_json(path, json_fields.MODULE)
     for name in PLACES:
         place = config.pop(name, None)
         if place not in (None, SENTENCE):

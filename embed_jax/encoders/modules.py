@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from embed_jax.encoders import json_fields
 from embed_jax.encoders.latent import LatentAttention
 from embed_jax.encoders.module_files import TORCH_ACTIVATIONS
 from embed_jax.encoders.weights import read_json, write_json
@@ -78,10 +79,9 @@ def read_entries(path: Path) -> list[tuple[str, str]]:
         InputError: as `read_modules`, but for the order.
     """
     try:
-        found = [
-            (str(module["type"]), str(module["path"]))
-            for module in json.loads(path.read_text("utf-8"))
-        ]
+        found = [(module["type"], module["path"]) for module in json.loads(path.read_text("utf-8"))]
+        if not all(isinstance(text, str) for entry in found for text in entry):
+            raise ValueError("type and path are strings")
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a list of modules with type and path ({error!r})") from None
     return [(known_kind(path, kind), checked_folder(path, folder)) for kind, folder in found]
@@ -131,7 +131,7 @@ def read_pooling(path: Path) -> tuple[str, bool]:
     Raises:
         InputError: a field or a pooling that is unknown.
     """
-    config = read_json(path)
+    config = read_json(path, json_fields.POOLING)
     flags = [flag for _, flag in POOLING_NAMES.values()]
     for field in config:
         if field not in (*POOLING_FIELDS, *flags):

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from embed_jax.encoders import module_files, modules, router
+from embed_jax.encoders import json_fields, module_files, modules, router
 from embed_jax.encoders.adapter import read_adapter
 from embed_jax.encoders.base import backbone_shapes, base_name, find_base, is_adapter, read_backbone
 from embed_jax.encoders.build import TOKEN_HEAD
@@ -24,7 +25,7 @@ from embed_jax.encoders.weighted_layers import WeightedLayers
 from embed_jax.encoders.weights import open_tensors, params_from_tensors, read_json
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup, unknown
-from embed_jax.types import Params, Put, Rules
+from embed_jax.types import Params, Put, Rules, param_dtype
 
 SETTINGS = "config_sentence_transformers.json"
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
@@ -66,7 +67,7 @@ def read_model(directory: Path, *, put: Put | None = None) -> SavedModel:
             "accepted: an embedding model"
         )
     folders = modules.read_modules(directory)
-    settings = _read_optional(directory / SETTINGS)
+    settings = _read_optional(directory / SETTINGS, json_fields.SETTINGS)
     plain = not (directory / "modules.json").is_file()
     return _read(directory, folders, {} if plain else settings, plain=plain, put=put)
 
@@ -74,10 +75,10 @@ def read_model(directory: Path, *, put: Put | None = None) -> SavedModel:
 def is_cross_encoder(directory: Path) -> bool:
     """Whether a directory holds a sequence classification model and not an embedding model."""
     directory = Path(directory)
-    kind = _read_optional(directory / SETTINGS).get("model_type")
+    kind = _read_optional(directory / SETTINGS, json_fields.SETTINGS).get("model_type")
     if kind or (directory / "modules.json").is_file():
         return kind == "CrossEncoder"
-    return _architecture(_read_optional(directory / "config.json")).endswith(
+    return _architecture(_read_optional(directory / "config.json", json_fields.CONFIG)).endswith(
         "ForSequenceClassification"
     )
 
@@ -91,7 +92,10 @@ def read_routes(directory: Path) -> SavedRoutes | None:
     routes = router.read_routes(directory)
     if routes is None:
         return None
-    settings, once = _read_optional(directory / SETTINGS), functools.cache(_call)
+    settings, once = (
+        _read_optional(directory / SETTINGS, json_fields.SETTINGS),
+        functools.cache(_call),
+    )
     models = {
         name: _read(directory, folders, settings, call=once)
         for name, folders in routes.modules.items()
@@ -126,7 +130,9 @@ def _read(
         raise InputError(f"{read.transformer / 'config.json'}: output_hidden_states: expected true beside the weights "
                          "of layers, which sentence-transformers leaves unused without")  # fmt: skip
     tokenizer = first if static or (first / "tokenizer_config.json").is_file() else read.transformer
-    limits = {} if static else _read_optional(tokenizer / "tokenizer_config.json")
+    limits = (
+        {} if static else _read_optional(tokenizer / "tokenizer_config.json", json_fields.TOKENIZER)
+    )
     return SavedModel(
         spec=EncoderSpec(read.backbone, **others, lora=read.lora),
         params={**read.params, **params_of_others},
@@ -144,8 +150,11 @@ def _read(
         template=settings.get("instruction_template"),
         origin=""
         if static
-        else str(_read_optional(first / "config.json").get("_name_or_path") or ""),
+        else str(
+            _read_optional(first / "config.json", json_fields.CONFIG).get("_name_or_path") or ""
+        ),
         plain=plain,
+        pooler=read.pooler,
     )
 
 
@@ -160,6 +169,7 @@ class _First:
     transformer: Path
     config: Mapping[str, Any]
     lora: LoraSpec | None
+    pooler: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def _read_first(first: Path, static: bool, plain: bool, put: Put | None) -> _First:
@@ -182,7 +192,13 @@ def _read_first(first: Path, static: bool, plain: bool, put: Put | None) -> _Fir
     lora = None
     if transformer != first:
         lora, params[ADAPTER] = read_adapter(first, backbone, base, transformer)
-    return _First(backbone, params, texts, base, transformer, config, lora)
+    pooler = {
+        short: np.array(value, param_dtype(value.dtype))
+        for name, value in tensors.items()
+        for short in [name.removeprefix(next(filter(name.startswith, family.prefixes), ""))]
+        if short.startswith("pooler.")
+    }
+    return _First(backbone, params, texts, base, transformer, config, lora, pooler)
 
 
 def sharding_rules(directory: Path) -> Rules:
@@ -226,13 +242,15 @@ def read_classifier(directory: Path) -> SavedClassifier:
     shapes = {**shapes["backbone"], "classifier": shapes["classifier"]}
     backbone_params = params_from_tensors(family, shapes, tensors, transformer)
     head_params = backbone_params.pop("classifier")
-    settings = _read_optional(directory / SETTINGS)
+    settings = _read_optional(directory / SETTINGS, json_fields.SETTINGS)
     texts = read_text_config(transformer, "sequence-classification")
     return SavedClassifier(
         spec=spec,
         params={"backbone": backbone_params, "classifier": head_params},
         max_length=_max_length(
-            texts, _read_optional(transformer / "tokenizer_config.json"), backbone.max_length
+            texts,
+            _read_optional(transformer / "tokenizer_config.json", json_fields.TOKENIZER),
+            backbone.max_length,
         ),
         activation=modules.read_score_activation(directory, settings, config, spec.num_labels),
         prompt=_prompts(settings).get(settings.get("default_prompt_name"), ""),
@@ -260,8 +278,8 @@ def _read_others(
     return spec, params, include_prompt
 
 
-def _read_optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+def _read_optional(path: Path, kinds: Mapping[str, str]) -> dict[str, Any]:
+    return read_json(path, kinds) if path.is_file() else {}
 
 
 def _is_language_model(config: Mapping[str, Any]) -> bool:
@@ -271,7 +289,7 @@ def _is_language_model(config: Mapping[str, Any]) -> bool:
 
 def _architecture(config: Mapping[str, Any]) -> str:
     """The class that config.json names first, or ""."""
-    return str(next(iter(config.get("architectures") or []), ""))
+    return next(iter(config.get("architectures") or []), "")
 
 
 def _prompts(settings: Mapping[str, Any]) -> dict[str, str]:

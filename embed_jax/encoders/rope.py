@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from embed_jax.encoders.json_fields import ROPE, check_fields
 from embed_jax.encoders.layers import Rotation
 from embed_jax.errors import InputError
 
@@ -141,7 +142,7 @@ def read_rope(found: Mapping[str, Any], theta: float, types: Sequence[str] = tup
         InputError: another type, a missing or unusable field, or only a part of each head is rotated.
     """
     name = "rope_scaling" if found.get("rope_scaling") else "rope_parameters"
-    fields = found.get(name) or {}
+    fields = check_fields(f"config.json: {name}.", found.get(name) or {}, ROPE)
     kind = fields.get("rope_type") or fields.get("type") or "default"
     if kind not in types:
         accepted = (

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from embed_jax.encoders import modules
+from embed_jax.encoders.json_fields import ROUTER, check_fields
 from embed_jax.encoders.weights import read_json, write_json
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
@@ -118,7 +119,7 @@ def _read_config(path: Path) -> tuple[dict[str, str], dict[str, list[str]], dict
     if not named or not structure or not isinstance(parameters, dict | None):
         raise InputError(f"{path}: expected \"types\" of modules, a \"structure\" of routes that names them, and "
                          "\"parameters\"")  # fmt: skip
-    parameters = parameters or {}
+    parameters = check_fields(f"{path}: parameters.", parameters or {}, ROUTER)
     for name in parameters.keys() - set(PARAMETERS):
         raise InputError(f"{path}: parameters: {unknown('field', name, PARAMETERS)}")
     return types, structure, parameters

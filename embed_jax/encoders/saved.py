@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from embed_jax.encoders.classifier import ClassifierSpec
 from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.types import Params
@@ -34,6 +36,8 @@ class SavedModel:
         origin: what config.json calls the model that this one was made of, in transformers' older files; or "".
         plain: whether it is a plain Hugging Face directory. append_eos: whether the tokenizer is yet to be told to end
             texts with its end-of-text token.
+        pooler: tensors of transformers' pooler, under its names; nothing here uses them, and `write_model` puts them
+            back, so that transformers finds all weights of its class.
     """
 
     spec: EncoderSpec
@@ -53,6 +57,7 @@ class SavedModel:
     origin: str = ""
     plain: bool = False
     append_eos: bool = False
+    pooler: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def recorded(self) -> dict[str, Any]:
         """What an encoder keeps of it beside what it computes, by the names of SentenceEncoder's arguments."""
@@ -63,6 +68,7 @@ class SavedModel:
             "similarity",
             "lower_case",
             "base",
+            "pooler",
         )
         return {name: getattr(self, name) for name in names} | {"template": self.template or ""}
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from embed_jax.encoders import json_fields
 from embed_jax.encoders.weights import read_json, write_json
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
@@ -82,7 +83,7 @@ def read_text_config(directory: Path, task: str = "feature-extraction") -> TextC
     path = next((directory / name for name in FILES if (directory / name).is_file()), None)
     if path is None:
         return TextConfig()
-    config = read_json(path)
+    config = read_json(path, json_fields.TEXT_CONFIG)
     for name, value in config.items():
         if name not in FIELDS:
             raise InputError(f"{path}: {unknown('field', name, FIELDS)}")
@@ -95,18 +96,16 @@ def read_text_config(directory: Path, task: str = "feature-extraction") -> TextC
         name: {key: group[key] for key in group.keys() - OF_LOADING}
         for name, group in groups.items()
     }
-    processor = groups.get(PROCESSOR, {})
-    length = processor.pop("model_max_length", None) or config.get("max_seq_length") or 0
-    if type(length) is not int or length < 0:
-        raise InputError(
-            f"{path}: max_seq_length: expected a number of tokens or null, found {length!r}"
-        )
+    for name, kinds in ((CONFIG, json_fields.CONFIG), (PROCESSOR, json_fields.PROCESSOR)):
+        if name in groups:
+            groups[name] = json_fields.check_fields(f"{path}: {name}.", groups[name], kinds)
+    length = groups.get(PROCESSOR, {}).pop("model_max_length", None) or config.get("max_seq_length")
     for name, known in WITHOUT_EFFECT.items():
         for key in sorted(groups.get(name, {}).keys() - known):
             raise InputError(
                 f"{path}: {name}: {key}: not supported; accepted: {', '.join(sorted(known))}"
             )
-    return TextConfig(length, bool(config.get("do_lower_case")), groups.get(CONFIG, {}))
+    return TextConfig(length or 0, bool(config.get("do_lower_case")), groups.get(CONFIG, {}))
 
 
 def write_text_config(directory: Path, config: TextConfig) -> None:

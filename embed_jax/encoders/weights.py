@@ -15,6 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from embed_jax.encoders.family import Family, Part
+from embed_jax.encoders.json_fields import check_fields
 from embed_jax.errors import InputError, one_line
 from embed_jax.registry import unknown
 from embed_jax.types import Params, Put, Read, param_dtype
@@ -143,11 +144,14 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     return {name: np.array(value) for name, value in open_safetensors(path).items()}
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, kinds: Mapping[str, str] | None = None) -> dict[str, Any]:
     """A JSON file's object.
 
+    Args:
+        kinds: of the fields that are read from it, of `json_fields`.
+
     Raises:
-        InputError: no such file, no JSON, or no object.
+        InputError: no such file, no JSON, no object, or a field of another type.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -157,7 +161,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(found, dict):
         raise InputError(f"{path}: a JSON object is wanted, found a {type(found).__name__}")
-    return found
+    return check_fields(f"{path}: ", found, kinds or {})
 
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray], **metadata: str) -> None:

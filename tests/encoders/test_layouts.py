@@ -482,7 +482,7 @@ def test_a_transformer_without_a_pooling_is_refused(lay_out):
         (
             "sentence_bert_config.json",
             {"max_seq_length": "long"},
-            "max_seq_length: expected a number of tokens or null",
+            "max_seq_length: expected a whole number from 0, found",
         ),
         ("sentence_bert_config.json", {"query_length": 8}, "query_length: expected none, found 8"),
         (
