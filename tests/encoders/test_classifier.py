@@ -180,12 +180,19 @@ def test_init_makes_what_is_read(bert):
 
 
 @pytest.mark.parametrize("name", ["bert", "distilbert"])
-def test_backbone_alone_is_an_embedding_model(name, tmp_path):
+def test_a_classifiers_backbone_is_an_embedding_model_where_config_json_says_so(name, tmp_path):
     torch_classifier(name).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="a cross-encoder, which scores pairs of texts"):
+        read_model(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    model = config["architectures"][0].replace("ForSequenceClassification", "Model")
+    (tmp_path / "other.json").write_text(json.dumps(config | {"architectures": [model]}))
+    classifier = read_classifier(tmp_path)
+    (tmp_path / "other.json").replace(tmp_path / "config.json")
     jax.tree.map(
         np.testing.assert_array_equal,
         read_model(tmp_path).params["backbone"],
-        read_classifier(tmp_path).params["backbone"],
+        classifier.params["backbone"],
     )
     assert build_encoder(read_model(tmp_path).spec).dim == 32
 
