@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from embed_jax import evals, losses, retrieval, scores
+from embed_jax.data.sources import open_records
 from embed_jax.errors import InputError
+from embed_jax.evals.suite import Entry
 from embed_jax.losses.base import bind
 from embed_jax.losses.expression import build_loss
 from embed_jax.losses.schedule import read_schedule
@@ -246,3 +248,24 @@ def test_targets_that_a_loss_fits():
     assert margin.of_margins and (margin.least, margin.largest) == (-2.0, 2.0)
     assert len(build_loss("cosine_mse() + angle_combined()").about.fits) == 2
     assert not build_loss("angle_combined(in_batch_weight=0)").about.fits
+
+
+def open_pairs(rest, split):
+    return [{"anchor": f"{rest} {split} {i}", "positive": f"answer {i}"} for i in range(3)]
+
+
+def test_module_and_function_name_a_source():
+    records = open_records(f"{__name__}:open_pairs:tea time", "test")
+    assert records[1] == {"anchor": "tea time test 1", "positive": "answer 1"}
+    assert open_records(f"{__name__}:open_pairs")[0]["anchor"] == " train 0"
+    with pytest.raises(InputError, match="source 'no_such:f': can't import no_such: .*python_docs"):
+        open_records("no_such:f")
+
+
+def open_own_task(data, split, *, name, size: int = 1):
+    return (data, split, name, size)
+
+
+def test_module_and_function_name_a_task():
+    entry = Entry(f"{__name__}:open_own_task", "data", "test", "mine", options={"size": 2})
+    assert entry.open() == ("data", "test", "mine", 2)
