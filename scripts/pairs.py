@@ -68,10 +68,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("scripts.pairs", __doc__, EXAMPLES)
     commands = parser.add_subparsers(dest="what", required=True, parser_class=OneLineParser)
 
-    def command(name: str, text: str, make: Any) -> argparse.ArgumentParser:
+    def command(name: str, text: str, columns: str, make: Any) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         added.add_argument(
-            "--input", required=True, type=Path, help="JSONL, TSV or CSV file, or any of them .gz"
+            "--input",
+            required=True,
+            type=Path,
+            help=f"JSONL, TSV or CSV file with a header, or any of them .gz; columns: {columns}",
         )
         added.add_argument(
             "--output", required=True, type=Path, help=".jsonl file; with --holdout a new directory"
@@ -91,12 +94,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         added.set_defaults(make=make)
         return added
 
-    clicks = command("clicks", "pairs of a query and a document clicked for it", make_clicks)
+    clicks = command(
+        "clicks",
+        "pairs of a query and a document clicked for it",
+        "query, doc_id, clicks",
+        make_clicks,
+    )
     clicks.add_argument(
         "--corpus",
         required=True,
         type=Path,
-        help="file of the documents: _id, text and perhaps title",
+        help="file of the documents; columns: _id (or id), text and optionally title",
     )
     clicks.add_argument(
         "--min-clicks", type=int, default=1, help="clicks that a pair needs in all (default: 1)"
@@ -111,6 +119,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     groups = command(
         "groups",
         "pairs of texts of the same group, such as questions resolved as duplicates",
+        "text, group (see --text-field and --group-field)",
         make_groups,
     )
     groups.add_argument("--text-field", default="text", help="default: text")
@@ -120,7 +129,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
 
     paraphrases = command(
-        "paraphrases", "candidate paraphrases that a model accepts", make_paraphrases
+        "paraphrases",
+        "candidate paraphrases that a model accepts",
+        "sentence1, sentence2",
+        make_paraphrases,
     )
     scorer = paraphrases.add_mutually_exclusive_group(required=True)
     scorer.add_argument(

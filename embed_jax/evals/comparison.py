@@ -13,7 +13,14 @@ import numpy as np
 from embed_jax.atomic import write_whole
 from embed_jax.errors import require
 from embed_jax.evals.metrics import bootstrap_interval
-from embed_jax.evals.retrieval import Qrels, RetrievalResult, Texts, score_run, search_task
+from embed_jax.evals.retrieval import (
+    Qrels,
+    RetrievalResult,
+    Texts,
+    score_run,
+    search_task,
+    small_corpus,
+)
 from embed_jax.retrieval.bm25 import bm25_search
 from embed_jax.retrieval.topk import Encode, Run, dense_search
 
@@ -59,7 +66,7 @@ class Comparison:
                 for metric in SHOWN
             )
             rows.append(f"{name:8}" + "".join(f"{cell:>24}" for cell in cells))
-        return "\n".join(rows)
+        return "\n".join([*rows, *filter(None, [small_corpus(len(self.corpus), DEPTH)])])
 
     def verdict(self) -> str:
         """One sentence: adopt the new model or not, and why."""

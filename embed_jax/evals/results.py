@@ -77,10 +77,11 @@ class Result:
                 f"only {n} {self.unit}: its interval is wide, and too narrow still below some thirty"
             )
         seen = self.details.get("overlap") or {}
-        if seen.get("items"):
+        if seen:
+            without = f": {_number(seen['clean'])} without them" if seen["items"] else ""
             found.append(
-                f"{seen['items']} of {n} {self.unit} share {seen['words']} words in a row with the training data: "
-                f"{_number(seen['clean'])} without them"
+                f"{seen['items']} of {n} {self.unit} share {seen['words']} words in a row with the "
+                f"training data{without}"
             )
         return found
 

@@ -29,6 +29,8 @@ class Entry:
         name: in tables and of the file.
         instruction: what its texts, but for documents, are embedded for: for models with a template.
         options: further arguments of `open_task`.
+        where: the suite's file and the task's number, for errors.
+        root: where paths of the suite were looked for first.
     """
 
     task: str
@@ -37,6 +39,8 @@ class Entry:
     name: str = ""
     instruction: str = ""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    where: str = dataclasses.field(default="", compare=False)
+    root: Path | None = dataclasses.field(default=None, compare=False)
 
     def open(self) -> Task:
         """Reads the data.
@@ -58,15 +62,25 @@ class Entry:
                 raise InputError(
                     f"{self.task} {self.name}: {option}: expected {wanted}, found {value!r}"
                 )
-        return open_task(self.data, self.split, name=self.name, **self.options)
+        try:
+            return open_task(self.data, self.split, name=self.name, **self.options)
+        except InputError as error:
+            if not self.where:
+                raise
+            tried = ""
+            if self.root and not Path(self.data).exists() and not self.data.startswith(REMOTE):
+                paths = dict.fromkeys([self.root.absolute() / self.data, Path.cwd() / self.data])
+                tried = f"; looked for {' and '.join(map(str, paths))}"
+            raise InputError(f"{self.where}: {error}{tried}") from None
 
     def fingerprint(self) -> str:
         """Of all that a score depends on besides the model."""
         path = Path(self.data)
         content = [path] if not self.data.startswith(REMOTE) and path.exists() else []
-        return fingerprint(
-            dataclasses.asdict(self) | {"data": path.name if content else self.data}, *content
-        )
+        settings = dataclasses.asdict(self) | {"data": path.name if content else self.data}
+        for name in ("where", "root"):
+            del settings[name]
+        return fingerprint(settings, *content)
 
 
 def read_suite(path: Path, root: Path | None = None) -> list[Entry]:
@@ -232,7 +246,8 @@ def _entry(where: str, found: Any, root: Path) -> Entry:
     data, split = _rooted(found["data"], root), found.get("split", "test")
     options = {name: _rooted(value, root) for name, value in found.items() if name not in FIELDS}
     name = found.get("name") or named(found["task"], data, split)
-    return Entry(found["task"], data, split, name, found.get("instruction", ""), options)
+    instruction = found.get("instruction", "")
+    return Entry(found["task"], data, split, name, instruction, options, where, root)
 
 
 def _rooted(value: Any, root: Path) -> Any:

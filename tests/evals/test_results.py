@@ -198,6 +198,11 @@ def test_the_score_without_what_training_has_seen():
         "only 10 pairs: its interval is wide, and too narrow still below some thirty",
         "3 of 10 pairs share 8 words in a row with the training data: 0.1429 without them",
     ]
+    unseen = seen_in_training(task, outcome, ["nothing of the kind is here at all , no"])
+    assert (
+        "0 of 10 pairs share 8 words in a row with the training data"
+        in Result("m", "t", "sts", "pairs", outcome, {"overlap": unseen}).cautions()
+    )
     all_seen = seen_in_training(task, outcome, [text for text, _ in texts])
     assert math.isnan(all_seen["clean"]) and all_seen["items"] == 10
 

@@ -11,6 +11,7 @@ from embed_jax.evals.retrieval import (
     evaluate_search,
     retrieval_evaluator,
     score_run,
+    small_corpus,
 )
 from embed_jax.retrieval.topk import dense_search
 
@@ -158,3 +159,11 @@ def test_every_search_leaves_the_query_out():
     run = {query: {d: s for d, s in found.items() if d != query} for query, found in run.items()}
     scores = mteb.calculate_retrieval_scores(run, qrels, [10]).ndcg
     assert scores["NDCG@10"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_search_among_few_documents_says_that_it_shows_nothing():
+    line = "only 26 documents: in random order 38 % of the relevant ones are among the first 10; "
+    assert small_corpus(26).startswith(line) and "can't show" in small_corpus(26)
+    assert "100 %" in small_corpus(4) and small_corpus(99) and small_corpus(100) is None
+    task = CORPUS, {"q": "north"}, {"q": {"d1": 1}}
+    assert "only 4 documents" in compare((encode, encode), (encode, encode), task).table()

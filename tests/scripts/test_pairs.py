@@ -225,3 +225,16 @@ def test_help_is_complete(run):
         assert command in out
         status, text, _ = run(pairs, command, "--help")
         assert status == 0 and option in text
+
+
+@pytest.mark.parametrize(
+    ("command", "columns"),
+    [
+        ("clicks", ("query, doc_id, clicks", "_id (or id), text and optionally title")),
+        ("groups", ("text, group",)),
+        ("paraphrases", ("sentence1, sentence2",)),
+    ],
+)
+def test_help_names_the_columns(run, command, columns):
+    _, out, _ = run(pairs, command, "--help")
+    assert all(names in " ".join(out.split()) for names in columns)

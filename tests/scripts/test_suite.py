@@ -205,7 +205,8 @@ def test_an_endpoint_of_another_dimension_is_refused(run, sts, server):
     ("content", "message"),
     [
         ("- {task: sts, data: sts, nme: x}", "sts sts: unknown option 'nme'"),
-        ("- {task: sts, data: nowhere}", "nowhere"),
+        ("- {task: sts, data: nowhere}", "suite.yaml: task 1: nowhere"),
+        ("- {task: sts, data: nowhere}", "looked for {}/nowhere and"),
         ("- {task: classification, data: one.tsv, train: one.tsv}", "two"),
         ("- {task: sts, data: sts, split: dev}", "dev"),
     ],
@@ -216,6 +217,7 @@ def test_bad_tasks_are_refused_before_any_work(
     (tmp_path / "one.tsv").write_text("text\tlabel\na b\tx\nc d\tx\n")
     suite.write_text(content)
     output = tmp_path / "results"
+    message = message.format(tmp_path)
     assert message in refused(evaluate, "--model", tiny_model, "--suite", suite, "--output", output)
 
 
