@@ -67,6 +67,7 @@ class Data:
         ""  # split of `train` whose loss is logged beside the training loss; "": none
     )
     holdout: float = 0.0  # share of the pairs for validation, and again for test, split by us; 0: the source has splits
+    columns: str = ""  # the columns that are anchor, positive, negatives, with commas; "": by their usual names
     corpus: str = ""  # with `holdout`: further texts to search among
     limit: int = 0  # the first so many records; 0: all
     exclude: str = (

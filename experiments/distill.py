@@ -13,23 +13,26 @@ from pathlib import Path
 from embed_jax import config as configs
 from embed_jax.data.pairs import kind_of
 from embed_jax.data.pipeline import Source
-from embed_jax.data.sources import RecordFields, open_records
+from embed_jax.data.sources import RecordFields
 from embed_jax.errors import exit_with_one_line
 from embed_jax.train import loop
 from embed_jax.train.evaluation import report_sts, sts_evaluators, sts_tests
 from embed_jax.train.fit import fit
 from embed_jax.train.launch import launch
-from embed_jax.train.sources import ONLY, Sources, open_mixture, read_records, without_texts
+from embed_jax.train.sources import (
+    ONLY,
+    Sources,
+    open_mixture,
+    read_records,
+    read_validation,
+    without_texts,
+)
 
 
 def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     # Data: what the teacher is to be imitated on.
     sources = read_data(config)
-    validation = (
-        open_records(config.data.train, config.data.validation_split)
-        if config.data.validation_split
-        else []
-    )
+    validation = read_validation(config.data) if config.data.validation_split else []
 
     # Evaluation: STS on the development set picks the best model.
     evaluators = sts_evaluators(config)

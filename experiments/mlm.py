@@ -14,7 +14,7 @@ from typing import Any
 
 from embed_jax import config as configs
 from embed_jax.data.pipeline import Source
-from embed_jax.data.sources import RecordFields, open_records
+from embed_jax.data.sources import RecordFields
 from embed_jax.data.stream import Stream
 from embed_jax.encoders.token_objectives import is_token_objective
 from embed_jax.errors import InputError, exit_with_one_line
@@ -23,7 +23,7 @@ from embed_jax.train import loop
 from embed_jax.train.evaluation import sts_evaluators
 from embed_jax.train.fit import fit
 from embed_jax.train.launch import launch
-from embed_jax.train.sources import ONLY, read_records, without_texts
+from embed_jax.train.sources import ONLY, read_records, read_validation, without_texts
 from embed_jax.train.tokens import token_objective
 
 
@@ -42,7 +42,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
         source = documents(config.data)
         records = source.records
         if config.data.validation_split:
-            validation = open_records(config.data.train, config.data.validation_split)
+            validation = read_validation(config.data)
         elif config.data.holdout:
             records, validation = held_out(records, config.data.holdout)
         sources[ONLY] = Source(records, source.fields)

@@ -16,7 +16,7 @@ from embed_jax import config as configs
 from embed_jax.data.nli import nli_triplets
 from embed_jax.data.pairs import NLI, kind_of
 from embed_jax.data.pipeline import Source
-from embed_jax.data.sources import open_records, record_fields
+from embed_jax.data.sources import record_fields
 from embed_jax.data.stream import Stream
 from embed_jax.errors import InputError, exit_with_one_line
 from embed_jax.runtime import say
@@ -25,7 +25,7 @@ from embed_jax.train.evaluation import report_sts, sts_evaluators, sts_tests
 from embed_jax.train.fit import fit
 from embed_jax.train.launch import launch
 from embed_jax.train.objective import training_loss
-from embed_jax.train.sources import open_mixture
+from embed_jax.train.sources import open_mixture, read_validation
 
 
 def run(config: configs.Experiment, workdir: Path) -> loop.Result:
@@ -58,7 +58,7 @@ def read_data(config: configs.Experiment) -> tuple[dict[str, Source], Sequence]:
     if not config.data.validation_split or len(found) > 1:
         return found, []
     ((name, only),) = sources.items()
-    held_out = open_records(config.data.train, config.data.validation_split)
+    held_out = read_validation(config.data)
     held_out = as_wanted(
         dataclasses.replace(only, records=held_out), needs[name], config.train.seed, "validation"
     )

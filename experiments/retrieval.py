@@ -35,7 +35,7 @@ from embed_jax.train.model import model_before
 from embed_jax.train.objective import training_loss
 from embed_jax.train.plots import plot_curves
 from embed_jax.train.prompts import given_prompts, training_prompts
-from embed_jax.train.sources import ONLY, Sources, open_mixture, open_source, placed
+from embed_jax.train.sources import ONLY, Sources, open_mixture, open_source, read_validation
 
 
 def run(config: configs.Experiment, workdir: Path) -> loop.Result:
@@ -121,7 +121,7 @@ def read_data(config: configs.Experiment, workdir: Path):
         records, validation = sides["train"], sides["validation"]
         source = Source(records, record_fields(records))
     elif data.validation_split:
-        validation = open_records(data.train, data.validation_split)
+        validation = read_validation(data)
     say(f"data: {len(records)} training pairs, {len(validation)} validation pairs")
     if not (config.mine.strategy or data.consistency):
         return {ONLY: dataclasses.replace(source, records=records)}, validation, tasks
@@ -157,9 +157,6 @@ def read_texts(name: str) -> list[str]:
         raise InputError(
             f"{name}: expected records with a text, found the fields {', '.join(records[0])}"
         )
-    for number, record in enumerate(records):
-        if not record["text"].strip():
-            raise placed(InputError(f"record {number}: empty passage"), name)
     return [pairs.titled(record.get("title"), record["text"]) for record in records]
 
 

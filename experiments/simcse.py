@@ -14,13 +14,13 @@ from pathlib import Path
 from embed_jax import config as configs
 from embed_jax.data.augment import augment_text, build_augmentation
 from embed_jax.data.pipeline import Source
-from embed_jax.data.sources import RecordFields, open_records
+from embed_jax.data.sources import RecordFields
 from embed_jax.errors import InputError, exit_with_one_line
 from embed_jax.train import loop
 from embed_jax.train.evaluation import sts_evaluators
 from embed_jax.train.fit import fit
 from embed_jax.train.launch import launch
-from embed_jax.train.sources import ONLY, read_records, without_texts
+from embed_jax.train.sources import ONLY, read_records, read_validation, without_texts
 
 
 def run(config: configs.Experiment, workdir: Path) -> loop.Result:
@@ -32,11 +32,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
         )
     if config.data.exclude:
         records = without_texts(records, lambda record: (record["text"],), config.data.exclude)
-    validation = (
-        open_records(config.data.train, config.data.validation_split)
-        if config.data.validation_split
-        else []
-    )
+    validation = read_validation(config.data) if config.data.validation_split else []
 
     # Evaluation: STS on the development set picks the best model.
     evaluators = sts_evaluators(config)

@@ -116,7 +116,7 @@ def texts(args: argparse.Namespace) -> Iterator[str]:
 
     fields = args.field.split(",")
     for line, record in iter_lines(args.input):
-        missing = [field for field in fields if field not in record]
+        missing = [field for field in fields if not isinstance(record.get(field), str)]
         if missing:
             raise InputError(
                 f"{args.input}:{line}: no field {missing[0]!r} with a text; found {', '.join(record) or 'none'}; "

@@ -136,8 +136,7 @@ def read_texts(path: Path) -> tuple[list[str], list[tuple[str, str]]]:
     Raises:
         InputError: for anything that is wrong with the file.
     """
-    from embed_jax.data.sources import pair_columns
-    from embed_jax.data.sources.files import read_table
+    from embed_jax.data.sources import pair_columns, read_table
     from embed_jax.evals.geometry import sts_texts
 
     records = read_table(path)

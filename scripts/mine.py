@@ -255,11 +255,10 @@ def read_pairs(args: argparse.Namespace) -> list[Pair]:
     """The records of --pairs, with anchor and positive, id and group.
 
     Raises:
-        InputError: for what are no pairs, and an empty text.
+        InputError: for what are no pairs.
     """
     from embed_jax.data.pairs import KEYS, as_pairs
     from embed_jax.data.sources import open_records, pair_columns
-    from embed_jax.data.sources.files import place_in_file
 
     records = open_records(args.pairs, args.split)
     try:
@@ -267,14 +266,6 @@ def read_pairs(args: argparse.Namespace) -> list[Pair]:
     except InputError as error:
         raise InputError(f"{args.pairs}: {error}") from None
     pairs = as_pairs(records, columns, KEYS)
-    for number, pair in enumerate(pairs):
-        for name in ("anchor", "positive"):
-            if not isinstance(pair[name], str) or not pair[name].strip():
-                place = (
-                    place_in_file(args.pairs, args.split, number)
-                    or f"{args.pairs}: record {number}"
-                )
-                raise InputError(f"{place}: empty {name}")
     return pairs
 
 

@@ -163,7 +163,7 @@ def train(config: Any, workdir: Path, sources: Any) -> None:
     from sentence_transformers.util import batch_to_device
 
     from embed_jax.config import to_json
-    from embed_jax.data.sources.files import read_sts
+    from embed_jax.data.sources.sts import read_sts
     from embed_jax.evals.sts import sts_evaluator
     from embed_jax.train.assembly import assemble
     from embed_jax.train.model import initial_model

@@ -71,7 +71,7 @@ def shrink(args: argparse.Namespace) -> None:
     """Writes the smaller model and prints its size, and with --sts its quality, beside the model's."""
     import jax
 
-    from embed_jax.data.sources.files import read_sts
+    from embed_jax.data.sources.sts import read_sts
     from embed_jax.encoders.shrink import add_pca, keep_layers, layer_numbers
     from embed_jax.evals.sts import sts_evaluator
     from embed_jax.types import num_params
@@ -114,7 +114,7 @@ def read_texts(args: argparse.Namespace) -> list[str]:
 
     found: dict[str, None] = {}
     for line, record in iter_lines(args.texts):
-        if args.field not in record:
+        if not isinstance(record.get(args.field), str):
             known = ", ".join(record) or "none"
             raise InputError(
                 f"{args.texts}:{line}: no field {args.field!r}, found {known}; name it with --field"

@@ -22,6 +22,10 @@ PAIR_NAMES = (
 )
 NLI = ("premise", "hypothesis")
 NLI_LABELS = {"entailment": 0, "neutral": 1, "contradiction": 2}
+ALIKE = ("duplicate", "equivalent", "paraphrase", "similar", "relevant")
+PAIR_LABELS = dict.fromkeys(ALIKE, 1) | {
+    f"{no}{name}": 0 for name in ALIKE for no in ("not ", "not_", "not-", "non_", "non-")
+}
 SCORED_LIST = ("query", "passages", "scores")
 KINDS = (*PAIR_NAMES, NLI, SCORED_LIST, ("text",))
 CARRIED = ("id", "group", "score", "label")  # what a pair may have beside its texts

@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Float
 
 from embed_jax.data.pairs import text_hash
-from embed_jax.data.sources.files import file_format, finite, iter_json, iter_lines
+from embed_jax.data.records import is_missing
+from embed_jax.data.sources.files import file_format, finite, iter_rows
 from embed_jax.errors import InputError, RunError
 
 BLOCK = 8192  # candidate paraphrases scored at a time
@@ -189,11 +190,10 @@ def _rows(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line, record) of a JSONL, TSV or CSV file; texts are strings, keys strings or numbers, none is empty."""
     line = 0
-    # Of JSON's numbers `iter_lines` keeps only those of fields that it knows.
-    for line, record in iter_json(path) if file_format(path) == ".jsonl" else iter_lines(path):
+    for line, record in iter_rows(path):
         for name in (*texts, *keys):
             value = record.get(name)
-            if value is None:
+            if is_missing(value):
                 where = (
                     line if file_format(path) == ".jsonl" else 1
                 )  # a table's fields are those of its header
@@ -219,7 +219,7 @@ def _documents(path: Path, wanted: Mapping[str, Any]) -> dict[str, str]:
     """{id: title and text} of the wanted documents of a corpus."""
     found: dict[str, str] = {}
     line = 0
-    for line, record in iter_json(path) if file_format(path) == ".jsonl" else iter_lines(path):
+    for line, record in iter_rows(path):
         name = next((name for name in CORPUS_IDS if record.get(name) is not None), None)
         if name is None or "text" not in record:
             fields = ", ".join(record) or "none"

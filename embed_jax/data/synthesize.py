@@ -137,7 +137,7 @@ def read_passages(path: str | Path, fields: Sequence[str] = ("text",)) -> list[P
     passages, lines = [], {}
     for line, record in iter_lines(path):
         where = f"{path}:{line}"
-        missing = [field for field in fields if field not in record]
+        missing = [field for field in fields if not isinstance(record.get(field), str)]
         if missing:
             found = ", ".join(record) or "none"
             raise InputError(

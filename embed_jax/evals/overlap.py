@@ -86,7 +86,7 @@ def overlap(test_texts: Sequence[str], training_texts: Iterable[str], *, n: int 
 
     Args:
         test_texts: one text an item. Of pairs, give both columns one after the other, and take `flags.reshape(2, -1)`.
-        training_texts: e.g. of `iter_table`; all the texts of its records, not the anchors alone.
+        training_texts: e.g. of `iter_records`; all the texts of its records, not the anchors alone.
 
     Raises:
         InputError: if n < 1, there are no test or no training texts, or one is no string.

@@ -14,7 +14,8 @@ import numpy as np
 
 from embed_jax.atomic import write_whole
 from embed_jax.config import Experiment
-from embed_jax.data.sources.files import find_file, read_sts
+from embed_jax.data.sources.files import find_file
+from embed_jax.data.sources.sts import read_sts
 from embed_jax.errors import InputError
 from embed_jax.evals.geometry import geometry_evaluator, sts_texts
 from embed_jax.evals.sts import sts_evaluator

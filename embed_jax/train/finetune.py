@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,8 @@ import jax
 
 from embed_jax.config import Experiment
 from embed_jax.config_file import override
-from embed_jax.data.pairs import as_pairs
 from embed_jax.data.pipeline import Source
-from embed_jax.data.sources import pair_columns, record_fields
+from embed_jax.data.sources import python_records, record_fields
 from embed_jax.errors import InputError
 from embed_jax.sentence import SentenceEncoder, load
 
@@ -46,7 +45,9 @@ def finetune(
     from embed_jax.train.fit import fit
     from embed_jax.train.sources import ONLY
 
-    records = pair_records(pairs)
+    records = python_records(pairs)
+    if len(records) < 2:
+        raise InputError(f"pairs: expected at least 2, found {len(records)}")
     config = Experiment()
     config.tracking.wandb = "disabled"
     most = min(32, len(records))
@@ -64,51 +65,3 @@ def finetune(
         evaluators=evaluators or {},
     )
     return load(str(workdir / "model"))
-
-
-def pair_records(pairs: Any) -> list[Mapping[str, str]]:
-    """Pairs in any of the forms that `finetune` takes, as records with anchor, positive, negative_1, ...
-
-    Raises:
-        InputError: naming the first row that is no pair of texts.
-    """
-    if hasattr(pairs, "to_dict") and hasattr(
-        pairs, "columns"
-    ):  # a DataFrame: what it lacks is NaN there, None here
-        pairs = pairs.astype(object).where(pairs.notna(), None).to_dict("records")
-    rows = list(pairs)
-    if len(rows) < 2:
-        raise InputError(f"pairs: expected at least 2, found {len(rows)}")
-    columns = _columns(rows[0])
-    records = []
-    for number, row in enumerate(rows):
-        try:
-            (record,) = as_pairs([row], columns)
-        except (
-            KeyError,
-            TypeError,
-            ValueError,
-        ):  # a field is missing, there is only one, or it is no row at all
-            record = {}
-        if (
-            not record
-            or isinstance(row, str)
-            or not all(isinstance(text, str) for text in record.values())
-        ):
-            raise InputError(
-                f"pairs[{number}]: expected an anchor, a positive and negatives, all strings, found {str(row)[:200]!r}"
-            )
-        records.append(record)
-    if not any(text.strip() for record in records for text in record.values()):
-        raise InputError(f"pairs: all texts are empty, in {len(records)} pairs")
-    return records
-
-
-def _columns(row: Any) -> Callable[[Any], Sequence[str | None]]:
-    """Where the texts of rows like this one are: under names that are known, else in their order."""
-    if not isinstance(row, Mapping):
-        return tuple
-    try:
-        return pair_columns([row])
-    except InputError:
-        return lambda row: tuple(row.values())

@@ -10,13 +10,17 @@ from typing import Any
 from embed_jax.config import Data as DataConfig
 from embed_jax.config import Experiment
 from embed_jax.config import Source as SourceConfig
-from embed_jax.data.pairs import looked_at
 from embed_jax.data.pipeline import Source
-from embed_jax.data.sources import RecordFields, iter_records, open_records, record_fields
-from embed_jax.data.sources.files import VALUES, place_in_file
+from embed_jax.data.records import VALUES
+from embed_jax.data.sources import (
+    RecordFields,
+    iter_records,
+    open_records,
+    place_in_file,
+    record_fields,
+)
 from embed_jax.data.stream import Stream, open_stream
 from embed_jax.errors import InputError
-from embed_jax.registry import unknown
 from embed_jax.runtime import say
 
 Sources = Mapping[str, Source]
@@ -44,11 +48,11 @@ def open_source(settings: DataConfig | SourceConfig, name: str = ONLY) -> Source
         name: of the data set, for what is said of it.
     """
     records = read_records(settings)
-    columns = getattr(settings, "columns", "")
     try:
-        fields = named_fields(records, columns) if columns else record_fields(records)
+        fields = text_or_record_fields(records, settings.columns)
     except InputError as error:
-        raise placed(error, settings.train, settings.split) from None
+        columns = column_names(settings.columns)
+        raise placed(error, settings.train, settings.split, columns) from None
     if settings.exclude:
         records = without_texts(records, fields.columns, settings.exclude, name)
     return Source(
@@ -60,8 +64,19 @@ def read_records(settings: DataConfig | SourceConfig) -> Sequence[Mapping[str, A
     """The records that a config names, or a stream of them."""
     if settings.train.startswith("stream:"):
         return _open_stream(settings)
-    named = [name.strip() for name in getattr(settings, "columns", "").split(",") if name.strip()]
-    return open_records(settings.train, settings.split, named)[: settings.limit or None]
+    columns = column_names(settings.columns)
+    return open_records(settings.train, settings.split, columns)[: settings.limit or None]
+
+
+def read_validation(settings: DataConfig) -> Sequence[Mapping[str, Any]]:
+    """The records of the split that a config names for validation."""
+    columns = column_names(settings.columns)
+    return open_records(settings.train, settings.validation_split, columns)
+
+
+def column_names(columns: str) -> list[str]:
+    """The names in a text with commas between."""
+    return [name.strip() for name in columns.split(",") if name.strip()]
 
 
 def _open_stream(settings: DataConfig | SourceConfig) -> Stream:
@@ -74,17 +89,20 @@ def _open_stream(settings: DataConfig | SourceConfig) -> Stream:
         if getattr(settings, field) != getattr(DataConfig(), field):
             raise InputError(f"config.data.{field}: not for a stream, {settings.train}")
     name = settings.train.removeprefix("stream:")
-    return open_stream(lambda: iter_records(name, settings.split), name)
+    columns = column_names(settings.columns)
+    return open_stream(lambda: iter_records(name, settings.split, columns), name)
 
 
-def placed(error: InputError, name: str, split: str = "train") -> InputError:
+def placed(
+    error: InputError, name: str, split: str = "train", columns: Sequence[str] = ()
+) -> InputError:
     """An error that names a record by its number, with file and line instead where the records are a file's.
 
     Args:
-        name, split: of `open_records`.
+        name, split, columns: of `open_records`.
     """
     found = re.match(r"record (\d+): (.*)", str(error))
-    place = found and place_in_file(name, split, int(found[1]))
+    place = found and place_in_file(name, split, int(found[1]), columns)
     return InputError(f"{place}: {found[2]}") if place else error
 
 
@@ -132,35 +150,8 @@ def scaled(fields: RecordFields, score_max: float) -> RecordFields:
     )
 
 
-def named_fields(records: Sequence[Mapping[str, Any]], columns: str) -> RecordFields:
-    """The fields of records whose texts have other names than usual.
-
-    Args:
-        columns: the fields that are the anchor, the positive and the negatives, with commas between.
-
-    Raises:
-        InputError: for a field that the records lack; label, score, id and group are found by their own names.
-    """
-    names = [name.strip() for name in columns.split(",")]
-    for name in names:
-        if name not in records[0]:
-            raise InputError(unknown("field", name, records[0]))
-    usual = ("anchor", "positive", *(f"negative_{n}" for n in range(1, len(names))))[: len(names)]
-    kept = ("score", "label", "id", "group")
-
-    def renamed(record: Mapping[str, Any]) -> dict[str, Any]:
-        return dict(zip(usual, (record.get(name) for name in names), strict=True)) | {
-            name: record[name] for name in kept if name in record
-        }
-
-    if len(names) == 1:
-        return RecordFields(lambda record: (record[names[0]],))
-    plain = record_fields([renamed(record) for _, record in looked_at(records)])
-    return RecordFields(
-        *(
-            None
-            if function is None
-            else lambda record, function=function: function(renamed(record))
-            for function in (plain.columns, plain.label, plain.score, plain.keys)
-        )
-    )
+def text_or_record_fields(records: Sequence[Mapping[str, Any]], columns: str) -> RecordFields:
+    """The fields of records; where one column is named, its text only if there is no label."""
+    if len(column_names(columns)) == 1 and "label" not in records[0]:
+        return RecordFields(lambda record: (record["text"],))
+    return record_fields(records)

@@ -181,9 +181,12 @@ def test_a_file_is_learnt_from_a_file(write, recorded):
         open_task(data, train=learnt)
 
 
-def test_unknown_labels_are_refused(open_made):
-    with pytest.raises(InputError, match=r"test\.jsonl: 1 labels that no training text has: 'z'"):
-        open_made(["a", "b"], ["x", "y"], ["b", "c"], ["x", "z"])
+def test_a_label_that_training_lacks_counts_as_wrong(open_made, recorded):
+    """As in mteb: the text stays in the accuracy, and its label in the means over labels."""
+    texts = ["a", "b", "c", "d"]
+    outcome = open_made(texts, ["x", "y", "x", "y"], texts, ["x", "y", "x", "w"]).evaluate(recorded)
+    assert outcome.metrics["accuracy"] == 0.75
+    assert outcome.metrics["recall"] == pytest.approx(2 / 3)  # x 1, y 1, w 0
 
 
 @pytest.mark.parametrize("few", [{"samples_per_label": 0}, {"experiments": 0}])

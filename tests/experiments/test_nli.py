@@ -107,6 +107,12 @@ def config(data):
     )
 
 
+def numbered(records):
+    """The records with their labels as numbers."""
+    names = ("entailment", "neutral", "contradiction")
+    return [record | {"label": names.index(record["label"])} for record in records]
+
+
 def only(sources):
     ((name, source),) = sources.items()
     return source
@@ -115,7 +121,7 @@ def only(sources):
 def test_a_loss_of_labels_gets_pairs_and_one_without_gets_triplets(nli, config, data):
     records = read(data / "nli.jsonl")
     pairs = only(nli.read_data(config(loss__name="softmax"))[0])
-    assert pairs.records == records
+    assert pairs.records == numbered(records)
     assert [pairs.fields.label(record) for record in records] == [n % 3 for n in range(36)]
     assert pairs.fields.columns(records[0]) == (records[0]["premise"], records[0]["hypothesis"])
 
@@ -152,17 +158,19 @@ def test_held_out_pairs_are_what_the_loss_wants_too(nli, config, data, tmp_path)
         write(tmp_path / f"{split}.jsonl", records)
     fields = {"data__train": str(tmp_path), "data__validation_split": "dev"}
     assert len(nli.read_data(config(**fields))[1]) == 2
-    assert nli.read_data(config(**fields, loss__name="softmax"))[1] == read(tmp_path / "dev.jsonl")
+    assert nli.read_data(config(**fields, loss__name="softmax"))[1] == numbered(
+        read(tmp_path / "dev.jsonl")
+    )
 
 
-def test_pairs_without_a_gold_label_make_no_triplets(nli, config, data, tmp_path, capsys):
+def test_pairs_without_a_gold_label_make_no_triplets(nli, config, data, tmp_path):
     records = read(data / "nli.jsonl")
     for n, record in enumerate(records[:6]):
         record["label"] = ("-", "-1", -1)[n % 3]
-    triplets = only(
-        nli.read_data(config(data__train=str(write(tmp_path / "snli.jsonl", records))))[0]
-    )
-    assert len(triplets.records) == 10 and "6 without a gold label" in capsys.readouterr().out
+    train = str(write(tmp_path / "snli.jsonl", records))
+    with pytest.warns(UserWarning, match="6 of 36 records are left out: 6 with no gold label"):
+        triplets = only(nli.read_data(config(data__train=train))[0])
+    assert len(triplets.records) == 10
 
 
 def test_excluded_texts_drop_their_records(nli, config, data, tmp_path, capsys):
@@ -174,7 +182,7 @@ def test_excluded_texts_drop_their_records(nli, config, data, tmp_path, capsys):
     more = write(tmp_path / "more.jsonl", [{"text": records[10]["hypothesis"]}])
     files = f"{write(tmp_path / 'test.jsonl', known)}, {more}"
     kept = only(nli.read_data(config(loss__name="softmax", data__exclude=files))[0]).records
-    assert kept == [record for n, record in enumerate(records) if n not in (0, 1, 2, 10)]
+    assert kept == numbered([record for n, record in enumerate(records) if n not in (0, 1, 2, 10)])
     assert f"train: 4 of 36 records left out for a text of {files}" in capsys.readouterr().out
     with pytest.raises(InputError, match="exclude: all 36 records have a text of"):
         nli.read_data(config(data__exclude=str(data / "nli.jsonl")))
@@ -191,9 +199,8 @@ def test_excluded_texts_drop_their_records(nli, config, data, tmp_path, capsys):
             r"bad.jsonl:36: label: expected an integer or one of",
         ),
         ({"label": "maybe"}, {}, r"bad.jsonl:36: label: expected an integer or one of entailment"),
-        ({"label": 7}, {}, r"record 35: label: expected one of entailment \(0\), .*found '7'"),
+        ({"label": 7}, {}, r"record 35: label: expected one of entailment \(0\), .*found 7"),
         ({"label": None}, {}, r"bad.jsonl:36: no label, which others have"),
-        ({"hypothesis": None}, {}, r"bad.jsonl:36: no field 'hypothesis'"),
         ({"hypothesis": 3}, {}, r"bad.jsonl:36: field 'hypothesis' must be a string, found int"),
     ],
 )

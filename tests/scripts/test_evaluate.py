@@ -6,7 +6,7 @@ import pytest
 
 import embed_jax
 from embed_jax.data.sources.beir import read_beir
-from embed_jax.data.sources.files import read_sts
+from embed_jax.data.sources.sts import read_sts
 from embed_jax.evals.retrieval import retrieval_evaluator
 from embed_jax.evals.sts import sts_evaluator
 from scripts import embedders, evaluate

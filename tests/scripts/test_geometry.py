@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import embed_jax.sentence
-from embed_jax.data.sources.files import read_sts
+from embed_jax.data.sources.sts import read_sts
 from embed_jax.evals.geometry import embed, geometry_metrics, sts_texts
 from scripts import geometry
 

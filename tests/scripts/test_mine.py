@@ -193,7 +193,7 @@ def test_bad_data_is_refused_with_file_and_line(refused, files, beir, tmp_path):
         mine, *options[:2], "--corpus", tmp_path / "nothing.jsonl", *output
     )
     pairs = {
-        "blank.csv": ('anchor,positive\n"two\nlines",x\ny, \n', "blank.csv:4: empty positive"),
+        "blank.csv": ('anchor,positive\n"two\nlines",\ny, \n', "blank.csv: no record is left"),
         "columns.tsv": ("text\nx\n", "columns.tsv: no pairs: found the fields text"),
         "changed.jsonl": (
             '{"anchor": "x", "positive": "y"}\n{"anchor": "x"}\n',

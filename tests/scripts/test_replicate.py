@@ -12,7 +12,7 @@ from embed_jax.config import Experiment
 from embed_jax.config_file import override
 from embed_jax.data.pipeline import Source
 from embed_jax.data.sources import record_fields
-from embed_jax.data.sources.files import read_sts
+from embed_jax.data.sources.sts import read_sts
 from embed_jax.encoders.read import read_model
 from embed_jax.errors import InputError
 from embed_jax.evals.sts import sts_evaluator

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import embed_jax
+from embed_jax.data.sources import python_records
 from embed_jax.errors import InputError
-from embed_jax.train.finetune import pair_records
 from tests.conftest import WORDS
 
 ROWS = [
@@ -37,12 +37,11 @@ def as_dataset():
     ids=["tuples", "dicts", "other names", "DataFrame", "Dataset"],
 )
 def test_every_form_of_pairs_gives_the_same_records(pairs):
-    assert [tuple(record.values()) for record in pair_records(pairs())] == ROWS
-    assert all(list(record) == ["anchor", "positive"] for record in pair_records(pairs()))
+    assert [tuple(record.values()) for record in python_records(pairs())] == ROWS
 
 
 def test_negatives_are_numbered():
-    assert pair_records([("a", "b", "c", "d")] * 2)[0] == {
+    assert python_records([("a", "b", "c", "d")] * 2)[0] == {
         "anchor": "a",
         "positive": "b",
         "negative_1": "c",
@@ -50,52 +49,38 @@ def test_negatives_are_numbered():
     }
 
 
-def test_what_a_row_lacks_or_has_besides_is_no_text():
-    wanted = [{"anchor": "a", "positive": "p", "negative_1": "n"}, {"anchor": "b", "positive": "q"}]
-    rows = [
-        {"anchor": "a", "positive": "p", "negative": "n"},
-        {"anchor": "b", "positive": "q", "negative": None},
+def test_columns_are_found_by_place_or_name():
+    rows = [{"id": 3, "prompt": "a", "completion": "b", "score": None}]
+    expected = [{"anchor": "a", "positive": "b", "id": "3"}]
+    assert python_records(rows) == expected
+    assert python_records(rows, ["Completion", "Prompt"]) == [
+        {"anchor": "b", "positive": "a", "id": "3"}
     ]
-    assert pair_records(rows) == wanted
-    numbered = [{"id": number, **row, "score": 0.5} for number, row in enumerate(rows)]
-    assert pair_records(numbered) == wanted
-    lists = [
-        {"anchor": "a", "positive": "p", "negatives": ["n"]},
-        {"anchor": "b", "positive": "q", "negatives": []},
-    ]
-    assert pair_records(lists) == wanted
-    pandas, datasets = pytest.importorskip("pandas"), pytest.importorskip("datasets")
-    for same in (numbered, lists):
-        assert pair_records(pandas.DataFrame(same)) == wanted
-        assert pair_records(datasets.Dataset.from_list(same)) == wanted
-    assert pair_records([{"sentence1": "a", "sentence2": "b", "score": "3"}] * 2)[0] == {
-        "anchor": "a",
-        "positive": "b",
-    }
+    with pytest.raises(InputError, match=r"pairs\[0\]: no field 'answer': found id, prompt"):
+        python_records(rows, ["prompt", "answer"])
 
 
 @pytest.mark.parametrize(
-    "pairs", [["ab", "cd"], [{"anchor": "a", "positive": "b"}, {"anchor": "c"}], [("a", "b"), 3]]
+    "pairs, message",
+    [
+        (["ab", "cd"], r"pairs\[0\]: expected an anchor, a positive and negatives, or a dict"),
+        ([("a", "b"), ("only",)], r"pairs\[1\]: expected an anchor, a positive and negatives"),
+        ([("a", "b"), 3], r"pairs\[1\]: expected an anchor"),
+        ([{"anchor": "a", "positive": "b"}, {"anchor": "c"}], r"pairs\[1\]: no field 'positive'"),
+        ([("a", "b"), ("c", 4)], r"pairs\[1\]: field 'positive' must be a string, found int 4"),
+        ([("a", "b"), ("\ud800", "c")], r"pairs\[1\]: field 'anchor': character 1 is half of a"),
+        ([("", " ")] * 3, "pairs: no record is left, 3 of 3 records are left out"),
+        ([], "pairs: empty"),
+    ],
 )
-def test_a_row_that_is_no_pair_is_refused_by_its_number(pairs):
-    with pytest.raises(
-        InputError,
-        match=r"pairs\[[01]\]: expected an anchor, a positive and negatives, all strings",
-    ):
-        pair_records(pairs)
+def test_what_is_no_pair_is_refused_by_its_number(pairs, message):
+    with pytest.raises(InputError, match=message):
+        python_records(pairs)
 
 
-def test_pairs_without_any_text_are_refused():
-    with pytest.raises(InputError, match="pairs: all texts are empty, in 3 pairs"):
-        pair_records([("", " ")] * 3)
-
-
-@pytest.mark.parametrize(
-    "pairs", [[], [("a", "b")], [("a", "b"), ("only",)], [("a", "b"), ("c", 4)]]
-)
-def test_what_is_no_pair_is_refused_by_its_number(pairs):
-    with pytest.raises(InputError, match="pairs"):
-        pair_records(pairs)
+def test_one_pair_is_too_few(tiny_model):
+    with pytest.raises(InputError, match="pairs: expected at least 2, found 1"):
+        embed_jax.finetune([("a", "b")], str(tiny_model))
 
 
 def test_finetune_brings_pairs_together_and_returns_the_model(tiny_model, tmp_path):

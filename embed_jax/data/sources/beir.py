@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from embed_jax.data.pairs import Task, titled
-from embed_jax.data.sources.files import finite, iter_json, iter_lines
+from embed_jax.data.sources.files import finite, iter_json, iter_rows
 from embed_jax.errors import InputError, warn
 
 QRELS_HEADER = ("query-id", "corpus-id", "score")
@@ -37,7 +37,7 @@ def read_beir(directory: str | Path, split: str = "test") -> Task:
     odd: Counter[str] = Counter()
     corpus = _texts(_existing(directory, "corpus.jsonl"), odd, title=True)
     queries = _texts(_existing(directory, "queries.jsonl"), odd, title=False)
-    judged = ((f"{path}:{line}", record) for line, record in iter_lines(path))
+    judged = ((f"{path}:{line}", record) for line, record in iter_rows(path))
     return _task(corpus, queries, judged, odd, str(path), f"{path}:1")
 
 
@@ -49,13 +49,13 @@ def read_hub(name: str, split: str = "test") -> Task:
     Args:
         name: "NAME[@REVISION]", or a copy's directory.
     """
-    from embed_jax.data.sources import open_records
+    from embed_jax.data.sources.opening import open_raw
 
     name, _, revision = name.partition("@")
 
     def records(config: str, split: str) -> Iterator[tuple[str, Any]]:
         source = f"hf:{name}:{config}" + (f"@{revision}" if revision else "")
-        for number, record in enumerate(open_records(source, split)):
+        for number, record in enumerate(open_raw(source, split)):
             yield f"{source}: record {number}", record
 
     odd: Counter[str] = Counter()

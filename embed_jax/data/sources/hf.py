@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from embed_jax.data.sources import Records
+import numpy as np
+
+from embed_jax.data.records import find_name
+from embed_jax.data.sources.base import Records, class_names
 from embed_jax.data.sources.tfds import data_directory
 from embed_jax.errors import InputError, one_line
 
+# Contains every text that Python's `strip` empties: separators, control characters.
+BLANK = r"^[\pZ\pC\s]*$"
+NO_LABEL = r"^\s*-(1(\.0)?)?\s*$"
+ROWS = 65536  # looked at together
 SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves
 
 
-def open_source(rest: str, split: str) -> Sequence[dict[str, Any]]:
-    """The records of a data set; the split syntax of `datasets` works ("train[:10%]").
+def open_source(rest: str, split: str) -> Records:
+    """The records of a data set as they are; the split syntax of `datasets` works ("train[:10%]").
 
     If there is a directory called like the hub name where TFDS keeps its data (EMBED_JAX_DATA), it is read instead of
     the hub, whatever the revision: a copy of the repository with its README.md, which says which files are which
@@ -40,31 +48,98 @@ def open_source(rest: str, split: str) -> Sequence[dict[str, Any]]:
                 )
         else:
             found = datasets.load_dataset(
-                name, config, data_files=file, split=split, revision=revision
+                name, config, data_files=file, split=split, revision=revision, **cache(name)
             )
     except Exception as error:  # from an unknown name to a missing network
-        raise InputError(
-            f"hf:{rest}, split {split!r}: cannot be read: {one_line(error)[:300]}"
-        ) from None
-    return Records(found, dict, range(len(found)))
+        raise _unreadable(rest, split, error) from None
+    return arrow_records(found)
 
 
-def iter_source(rest: str, split: str) -> Iterator[dict[str, Any]]:
-    """The records of `open_source` one by one, without downloading more than what is read."""
+def arrow_records(dataset: Any) -> Records:
+    """The records of a `datasets.Dataset`, with the names of its classes."""
+    return Records(
+        dataset,
+        dict,
+        range(len(dataset)),
+        class_names=class_names(dataset.features),
+        suspects=lambda fields: _suspects(dataset, fields),
+    )
+
+
+def cache(*paths: str | Path) -> dict[str, str]:
+    """The argument `cache_dir` for what is on this disk: another one whenever a file has changed.
+
+    `datasets` keeps a converted copy under a name that does not depend on all of the content: with `configs:` in
+    a README.md it would return the records of files that have changed since.
+    """
+    import datasets
+
+    files = []
+    for path in map(Path, paths):
+        files += sorted(path.rglob("*")) if path.is_dir() else [path] * path.is_file()
+    digest = hashlib.blake2b(digest_size=16)
+    for file in files:
+        if file.is_file():
+            stat = file.stat()
+            state = (str(file.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+            digest.update(repr(state).encode())
+    directory = Path(datasets.config.HF_DATASETS_CACHE) / "embed_jax" / digest.hexdigest()
+    return {"cache_dir": str(directory)} if files else {}
+
+
+def _suspects(dataset: Any, fields: Sequence[str]) -> np.ndarray:
+    """The rows whose texts may be missing or blank, or whose label may say that there is none."""
+    import pyarrow
+    import pyarrow.compute
+
+    names = [name for field in fields if (name := find_name(field, dataset.features))]
+    label = find_name("label", dataset.features)
+    names += [label] if label else []
+    found = []
+    table = dataset.select_columns(names).with_format("arrow")
+    for start in range(0, len(dataset), ROWS):
+        rows = table[start : start + ROWS]
+        suspect = np.zeros(len(rows), bool)
+        for name in names:
+            column = rows[name]
+            if name == label and not pyarrow.types.is_nested(column.type):
+                text = column.cast(pyarrow.string())
+                mask = pyarrow.compute.match_substring_regex(text, NO_LABEL).fill_null(False)
+            elif pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type):
+                mask = pyarrow.compute.match_substring_regex(column, BLANK)
+            else:
+                mask = pyarrow.compute.is_null(column)
+            suspect |= np.asarray(mask.fill_null(True))
+        found.append(start + np.flatnonzero(suspect))
+    return np.concatenate(found)
+
+
+def iter_source(rest: str, split: str) -> tuple[Iterable[dict[str, Any]], dict[str, Sequence[str]]]:
+    """The records of `open_source` one by one, without downloading more than what is read; and `class_names`."""
     import datasets
 
     name, config, revision, file = _parts(rest)
     if any((Path(name) / file).is_file() for file in SAVED):
-        yield from open_source(rest, split)
-        return
+        raw = open_source(rest, split)
+        return raw, dict(raw.class_names)
     try:
-        yield from datasets.load_dataset(
+        found = datasets.load_dataset(
             name, config, data_files=file, split=split, revision=revision, streaming=True
         )
     except Exception as error:
-        raise InputError(
-            f"hf:{rest}, split {split!r}: cannot be read: {one_line(error)[:300]}"
-        ) from None
+        raise _unreadable(rest, split, error) from None
+
+    def rows() -> Iterator[dict[str, Any]]:
+        try:
+            yield from found
+        except Exception as error:
+            raise _unreadable(rest, split, error) from None
+
+    return rows(), class_names(found.features)
+
+
+def _unreadable(rest: str, split: str, error: Exception) -> InputError:
+    return InputError(f"hf:{rest}, split {split!r}: cannot be read: {one_line(error)[:300]}")
 
 
 def _parts(rest: str) -> tuple[str, str | None, str | None, str | None]:

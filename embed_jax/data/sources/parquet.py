@@ -7,42 +7,46 @@ once. Later uses find the copy. A row is then read where it lies, about 0.02 ms,
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from embed_jax.data.sources import Records
-from embed_jax.data.sources.files import LISTS, TEXTS, VALUES
-from embed_jax.data.sources.shards import find_shards, sharded_records
+from embed_jax.data.records import KNOWN
+from embed_jax.data.sources.base import Records
+from embed_jax.data.sources.hf import arrow_records, cache
+from embed_jax.data.sources.shards import find_shards, shard_places
 from embed_jax.errors import InputError, one_line
 
 
-def open_source(rest: str, split: str) -> Records:
-    """The records of `parquet:PATTERN` or `parquet:DIRECTORY`; see `find_shards`. Columns of no use are not copied.
+def open_source(rest: str, split: str, columns: Sequence[str] = ()) -> Records:
+    """The records, as they are, of `parquet:PATTERN` or `parquet:DIRECTORY`; see `find_shards`. Columns of no use are not copied.
 
     Raises:
-        InputError: no such files, one that cannot be read or has other columns than the first; for a record, when it
-            is read, see `sharded_records`.
+        InputError: no such files, one that cannot be read or has other columns than the first.
     """
     import datasets
 
     paths = find_shards(rest, split, ".parquet")
-    columns, counts = _columns_and_counts(paths)
+    used, counts = _columns_and_counts(paths, columns)
     try:
         files = [os.path.abspath(path) for path in paths]
-        found = datasets.load_dataset("parquet", data_files=files, columns=columns, split="train")
+        found = datasets.load_dataset(
+            "parquet", data_files=files, columns=used, split="train", **cache(*files)
+        )
     except Exception as error:  # from a full disk to a damaged page
         cause = error.__cause__ or error
         raise InputError(f"parquet:{rest}: cannot be read: {one_line(cause)[:300]}") from None
-    starts = [sum(counts[:shard]) for shard in range(len(counts))]
-    return sharded_records(paths, counts, lambda shard, number: found[starts[shard] + number], _row)
+    raw = arrow_records(found)
+    return dataclasses.replace(raw, place=shard_places(paths, counts))
 
 
-def _columns_and_counts(paths: list[Path]) -> tuple[list[str], list[int]]:
+def _columns_and_counts(paths: list[Path], named: Sequence[str]) -> tuple[list[str], list[int]]:
     """The columns of use, which all files have, and how many rows each file holds; from the files' footers."""
     import pyarrow
     import pyarrow.parquet
 
+    wanted = KNOWN | {name.strip().lower() for name in named}
     columns: list[str] = []
     counts = []
     for path in paths:
@@ -56,7 +60,7 @@ def _columns_and_counts(paths: list[Path]) -> tuple[list[str], list[int]]:
         known = [
             name
             for name in names
-            if name in TEXTS | VALUES | LISTS.keys() or name.startswith("negative")
+            if name.strip().lower() in wanted or name.strip().lower().startswith("negative")
         ]
         columns = columns or known
         if set(known) != set(columns):
@@ -68,7 +72,3 @@ def _columns_and_counts(paths: list[Path]) -> tuple[list[str], list[int]]:
             raise InputError(f"{path}: no column of use: found {', '.join(names)}")
         counts.append(rows)
     return columns, counts
-
-
-def _row(value: dict[str, Any], where: str) -> dict[str, Any]:
-    return value

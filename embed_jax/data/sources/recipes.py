@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from embed_jax.data.pairs import of_record
-from embed_jax.data.sources import NLI_LABELS, Records
-from embed_jax.errors import InputError, warn
+from embed_jax.data.pairs import NLI_LABELS, of_record
+from embed_jax.data.sources.base import Records
+from embed_jax.errors import InputError
 from embed_jax.registry import lookup, unknown
 
-BLOCK = 4096  # records read at a time when their labels are looked at
 CARD = "see the data set's card"
 SPLITS = {name: name for name in ("train", "validation", "test")}
 TRAIN = {"train": "train"}
@@ -33,7 +29,6 @@ class Recipe:
         splits: our names for splits, and its.
         licence: what is known of it.
         labels: what the integers of `label` from 0 up mean.
-        no_label: the integer of records without a label, which are left out; None: all have one.
         scale: the smallest and the largest `score`.
     """
 
@@ -42,7 +37,6 @@ class Recipe:
     splits: Mapping[str, str]
     licence: str = CARD
     labels: tuple[str, ...] = ()
-    no_label: int | None = None
     scale: tuple[float, float] | None = None
 
 
@@ -54,7 +48,6 @@ _RECIPES = {
         SPLITS,
         licence="CC BY-SA 4.0",
         labels=tuple(NLI_LABELS),
-        no_label=-1,
     ),
     # In GLUE's copy; TFDS reads and makes its own with TensorFlow only. Its test data have no labels.
     "multinli": Recipe(
@@ -132,11 +125,10 @@ def recipes() -> Mapping[str, Recipe]:
     return types.MappingProxyType(_RECIPES)
 
 
-def open_source(rest: str, split: str) -> Sequence[dict[str, Any]]:
-    """The records of a named data set under our names; the split syntax of its source works ("train[:10%]").
+def open_source(rest: str, split: str) -> Records:
+    """The records, as they are, of a named data set under our names; the split syntax of its source works ("train[:10%]").
 
-    Records without a label are left out, which a warning says with their number; to find them, all records are read
-    once (13 s for SNLI).
+    To find those without a label, `open_records` reads those of TFDS once (13 s for SNLI).
 
     Raises:
         InputError: no such data set or split, columns that are not there, or what the source raises.
@@ -149,17 +141,21 @@ def open_source(rest: str, split: str) -> Sequence[dict[str, Any]]:
         raise InputError(f"{rest} has no split {name!r}; known: {', '.join(recipe.splits)}")
     kind, _, source = recipe.source.partition(":")
     found = lookup("source", kind)(source, recipe.splits[name] + bracket + part)
-    records = Records(found, functools.partial(_renamed, recipe.columns), range(len(found)))
     if len(found):
         of_record(lambda record: _check_columns(recipe, record), found[0], 0)
-    if recipe.no_label is None:
-        return records
-    kept = np.flatnonzero(_labels(found) != recipe.no_label)
-    if len(kept) < len(found):
-        warn(
-            f"{rest}, split {split!r}: {len(found) - len(kept)} of {len(found)} records have no label and are left out"
-        )
-    return dataclasses.replace(records, indices=kept)
+    ours, suspects = {ours: theirs for theirs, ours in recipe.columns.items()}, found.suspects
+    names = {"label": recipe.labels} if recipe.labels else {}
+    names |= {
+        name: found.class_names[theirs]
+        for name, theirs in ours.items()
+        if theirs in found.class_names
+    }
+    return dataclasses.replace(
+        found,
+        decode=lambda value: _renamed(recipe.columns, found.decode(value)),
+        class_names=names,
+        suspects=suspects and (lambda names: suspects([ours.get(name, name) for name in names])),
+    )
 
 
 def _renamed(columns: Mapping[str, str], record: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,13 +166,3 @@ def _check_columns(recipe: Recipe, record: Mapping[str, Any]) -> None:
     missing = [name for name in recipe.columns if name not in record]
     if missing:
         raise InputError(f"{recipe.source}: no column {missing[0]!r}; found {', '.join(record)}")
-
-
-def _labels(found: Any) -> np.ndarray:
-    """The labels of all records, read in blocks and undecoded where the source can."""
-    source = found.source if isinstance(found, Records) else found
-    blocks = (
-        range(start, min(start + BLOCK, len(source))) for start in range(0, len(source), BLOCK)
-    )
-    many = getattr(source, "__getitems__", lambda numbers: [source[number] for number in numbers])
-    return np.array([record["label"] for block in blocks for record in many(block)])

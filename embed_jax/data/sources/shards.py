@@ -1,9 +1,8 @@
-"""What sources of many files share: which files, where record i lies, and the same records as from one JSONL file."""
+"""What sources of many files share: which files, and where record i lies."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import glob
 import re
 from collections.abc import Callable, Sequence
@@ -12,9 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from embed_jax.data.pairs import kind_of
-from embed_jax.data.sources import Records
-from embed_jax.data.sources.files import check_fields, finite, from_json
 from embed_jax.errors import InputError
 
 SHARD = re.compile(r"^(.*)-(\d{5})-of-(\d{5})")
@@ -37,11 +33,8 @@ class Shards:
     def __len__(self) -> int:
         return int(self.ends[-1])
 
-    def __getitem__(self, index: int) -> tuple[Path, int, Any]:
-        """(file, number in it, undecoded record)."""
-        shard = int(np.searchsorted(self.ends, index, side="right"))
-        number = index - (int(self.ends[shard - 1]) if shard else 0)
-        return self.paths[shard], number, self.read(shard, number)
+    def __getitem__(self, index: int) -> Any:
+        return self.read(*_locate(self.ends, index))
 
 
 def find_shards(rest: str, split: str, ending: str) -> list[Path]:
@@ -82,42 +75,18 @@ def find_shards(rest: str, split: str, ending: str) -> list[Path]:
     return paths
 
 
-def sharded_records(
-    paths: Sequence[Path],
-    counts: Sequence[int],
-    read: Callable[[int, int], Any],
-    parse: Callable[[Any, str], dict[str, Any]],
-) -> Records:
-    """Records that are read and decoded one by one, of the kind that the first one is.
+def shard_places(paths: Sequence[Path], counts: Sequence[int]) -> Callable[[int], str]:
+    """The function that says where a record lies: "FILE, record 7"."""
+    ends = np.cumsum(counts)
 
-    Args:
-        counts: how many records each file holds.
-        read: (number of a file, number of a record in it) -> the record, undecoded.
-        parse: (undecoded record, where it lies) -> a JSON object.
+    def place(index: int) -> str:
+        shard, number = _locate(ends, index)
+        return f"{paths[shard]}, record {number}"
 
-    Raises:
-        InputError: if the first record is of no known kind. A record that cannot be used is an error when it is read:
-            "FILE, record 7: no field 'positive' ..."
-    """
-    shards = Shards(tuple(paths), np.cumsum(counts), read)
-    required = kind_of(_object(parse, shards[0])[1]) if len(shards) else ()
-    records = Records(shards, functools.partial(_decode, parse, required), range(len(shards)))
-    if len(shards) and not required:
-        records.decode(shards[0])
-    return records
+    return place
 
 
-def _object(parse: Callable, item: tuple[Path, int, Any]) -> tuple[str, dict[str, Any]]:
-    path, number, value = item
-    where = f"{path}, record {number}"
-    return where, from_json(parse(value, where), where)
-
-
-def _decode(
-    parse: Callable, required: Sequence[str], item: tuple[Path, int, Any]
-) -> dict[str, Any]:
-    where, record = _object(parse, item)
-    check_fields(record, required, where)
-    if "score" in record:
-        finite(record["score"], f"{where}: score")
-    return record
+def _locate(ends: np.ndarray, index: int) -> tuple[int, int]:
+    """(number of a file, number in it) of a record."""
+    shard = int(np.searchsorted(ends, index, side="right"))
+    return shard, index - (int(ends[shard - 1]) if shard else 0)

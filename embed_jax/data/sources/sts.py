@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
-from embed_jax.data.sources import open_records
-from embed_jax.data.sources.files import find_file, finite, place_in_file, read_sts
+from embed_jax.data.records import is_missing
+from embed_jax.data.sources.files import find_file, iter_rows
+from embed_jax.data.sources.opening import open_raw
+from embed_jax.data.sources.rows import Row
 from embed_jax.errors import InputError
 
+SENTENCES = ("sentence1", "sentence2")
 SCORES = ("score", "similarity_score", "label")  # what data sets of the hub and of TFDS call it
 Columns = tuple[list[str], list[str], list[float], list[str]]
 
@@ -22,35 +26,55 @@ def open_sts(data: str, split: str = "test", *, scale: tuple[float, float] = (0,
         scale: lowest and highest score there may be.
 
     Raises:
-        InputError: for what cannot be read, and the first score outside of the scale.
+        InputError: for what cannot be read, a sentence or score that is missing, and the first score outside of the
+            scale.
     """
     if data.startswith(("tfds:", "hf:")):
-        columns, place = _from_records(data, split), ""
-    else:
-        path = Path(data)
-        file = find_file(data, split) if path.is_dir() else path
-        columns, place = read_sts(file), str(file)
-    low, high = scale
-    for number, score in enumerate(columns[2]):
-        if not low <= score <= high:
-            where = place_in_file(place, "train", number) if place else f"{data}: record {number}"
-            raise InputError(f"{where}: score {score:g} is out of range, expected {low:g} to {high:g} (another scale: "
-                             "the option scale)")  # fmt: skip
+        raw = open_raw(data, split)
+        rows: Iterable[Row] = (
+            Row(f"{data}: record {index}", raw[index]) for index in range(len(raw))
+        )
+        return _columns(rows, data, SCORES, scale)
+    path = Path(data)
+    return read_sts(find_file(data, split) if path.is_dir() else path, scale)
+
+
+def read_sts(path: str | Path, scale: tuple[float, float] | None = None) -> Columns:
+    """A file of sentence pairs with similarity: `score sentence1 sentence2 [subset]`.
+
+    Returns:
+        First sentences, second sentences, scores, and the name of the subset of each pair ("" if there are none).
+    """
+    rows = (Row(f"{path}:{line}", row) for line, row in iter_rows(path))
+    return _columns(rows, str(path), SCORES[:1], scale)
+
+
+def _columns(
+    rows: Iterable[Row], name: str, scores: tuple[str, ...], scale: tuple[float, float] | None
+) -> Columns:
+    columns: Columns = ([], [], [], [])
+    for row in rows:
+        if not columns[0]:
+            _check_header(row, name, scores)
+        score = row.score(*scores)
+        if scale and not scale[0] <= score <= scale[1]:
+            expected = f"{scale[0]:g} to {scale[1]:g} (another scale: the option scale)"
+            raise InputError(f"{row.where}: score {score:g} is out of range, expected {expected}")
+        subset = row.fields.get("subset")
+        texts = [row.text(sentence) for sentence in SENTENCES]
+        values = (*texts, score, "" if is_missing(subset) else str(subset))
+        for column, value in zip(columns, values, strict=True):
+            column.append(value)
+    if not columns[0]:
+        raise InputError(f"{name}: empty, no records in it")
+    if not any(text.strip() for column in columns[:2] for text in column):
+        count = len(columns[0])
+        raise InputError(f"{name}: all texts are empty (sentence1, sentence2 of {count} records)")
     return columns
 
 
-def _from_records(data: str, split: str) -> Columns:
-    records = open_records(data, split)
-    score = next((name for name in SCORES if name in records[0]), None)
-    lacking = [name for name in ("sentence1", "sentence2") if name not in records[0]]
-    if lacking or score is None:
-        raise InputError(f"{data}: found the fields {', '.join(records[0])}; accepted: sentence1, sentence2 and one of "
-                         f"{', '.join(SCORES)}")  # fmt: skip
-    scores = [
-        finite(record[score], f"{data}: record {number}: {score}")
-        for number, record in enumerate(records)
-    ]
-    first, second = (
-        [str(record[name]) for record in records] for name in ("sentence1", "sentence2")
-    )
-    return first, second, scores, [str(record.get("subset", "")) for record in records]
+def _check_header(row: Row, name: str, scores: tuple[str, ...]) -> None:
+    if not all(name in row.fields for name in SENTENCES) or not set(scores) & set(row.fields):
+        found = ", ".join(row.fields) or "none"
+        raise InputError(f"{name}: found the fields {found}; accepted: sentence1, sentence2 and one of "
+                         f"{', '.join(scores)}")  # fmt: skip

@@ -8,91 +8,18 @@ record.
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from embed_jax.data.pairs import whole_number
-from embed_jax.data.sources import open_records
-from embed_jax.data.sources.files import find_file, iter_json, iter_lines
+from embed_jax.data.records import is_missing, key_text, plain
+from embed_jax.data.sources.files import find_file, iter_rows
+from embed_jax.data.sources.opening import open_raw
+from embed_jax.data.sources.rows import Row
 from embed_jax.errors import InputError
 from embed_jax.registry import REGISTRY
 
 IDS = ("_id", "id")
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A record and where it stands; each method gives a field's value, or raises an InputError that says both."""
-
-    where: str
-    fields: Mapping[str, Any]
-
-    def value(self, *names: str) -> Any:
-        """Of the first of these fields that the record has, or the error names."""
-        for name in names:
-            if self.fields.get(name) is not None:
-                return self.fields[name]
-        found = ", ".join(name for name, value in self.fields.items() if value is not None)
-        raise InputError(
-            f"{self.where}: no field {' or '.join(map(repr, names))}: found {found or 'none'}"
-        )
-
-    def text(self, *names: str) -> str:
-        """A string."""
-        return self._text(self.value(*names), names)
-
-    def texts(self, *names: str) -> list[str]:
-        """A list of strings."""
-        return [
-            self._text(value, names, "a list of strings, found one with")
-            for value in self.values(*names)
-        ]
-
-    def values(self, *names: str) -> list[Any]:
-        """A list."""
-        value = self.value(*names)
-        if not isinstance(value, list):
-            raise self.refusal(names, f"expected a list, found {type(value).__name__} {value!r}")
-        return value
-
-    def label(self, *names: str) -> str:
-        """A string or number, as text without white space around it."""
-        return self.as_label(self.value(*names), names)
-
-    def as_label(self, value: Any, names: Sequence[str]) -> str:
-        """The label that a value is."""
-        label = str(value).strip()
-        if not isinstance(value, str | int | float) or not label:
-            raise self.refusal(names, f"expected a string or number, found {value!r}")
-        return label
-
-    def binary(self, value: Any, names: Sequence[str]) -> int:
-        """The 0 or 1 that a value is."""
-        number = whole_number(value)
-        if number not in (0, 1):
-            raise self.refusal(names, f"expected 0 or 1, found {value!r}")
-        return number
-
-    def numbers(self, *names: str) -> list[float]:
-        """A list of finite numbers."""
-        values = self.values(*names)
-        for value in values:
-            if not isinstance(value, int | float) or not math.isfinite(value):
-                raise self.refusal(names, f"expected finite numbers, found {value!r}")
-        return [float(value) for value in values]
-
-    def refusal(self, names: Sequence[str], what: str) -> InputError:
-        """The error that says what is wrong with the first of these fields that there is."""
-        name = next((name for name in names if name in self.fields), names[0])
-        return InputError(f"{self.where}: field {name!r}: {what}")
-
-    def _text(self, value: Any, names: Sequence[str], expected: str = "a string, found") -> str:
-        if not isinstance(value, str):
-            raise self.refusal(names, f"expected {expected} {type(value).__name__} {value!r}")
-        return value
 
 
 def read_rows(data: str, split: str) -> list[Row]:
@@ -263,20 +190,23 @@ def _file_rows(data: str, split: str) -> Iterator[Row]:
         sources = ", ".join(f"{name}:NAME" for name in ("tfds", "hf"))
         raise InputError(f"{data}: no such file or directory; accepted beside them: {sources}")
     path, lines = _path(data, split), {}
-    jsonl = path.name.removesuffix(".gz").endswith(".jsonl")
-    for line, record in iter_json(path) if jsonl else iter_lines(path):
+    for line, record in iter_rows(path):
         row = Row(f"{path}:{line}", record)
-        name = next((str(record[key]) for key in IDS if record.get(key) is not None), None)
-        if name is not None and lines.setdefault(name, line) != line:
-            raise InputError(
-                f"{row.where}: the id {name!r} stands twice, also in line {lines[name]}"
-            )
+        key = next((record[key] for key in IDS if not is_missing(plain(record.get(key)))), None)
+        if key is not None:
+            key = key_text(key, f"{row.where}: id")
+            if lines.setdefault(key, line) != line:
+                raise InputError(
+                    f"{row.where}: the id {key!r} stands twice, also in line {lines[key]}"
+                )
         yield row
 
 
 def _source_rows(data: str, split: str) -> Iterator[Row]:
-    for number, record in enumerate(open_records(data, split)):
-        yield Row(f"{place(data, split)}, record {number}", record)
+    raw = open_raw(data, split)
+    for index in range(len(raw)):
+        where = f"{place(data, split)}, record {index}"
+        yield Row(where, raw[index], raw.class_names)
 
 
 def _solid(texts: list[str], data: str, split: str) -> list[str]:

@@ -5,24 +5,25 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from embed_jax.data.sources import Records
+from embed_jax.data.sources.base import Records, class_names
 from embed_jax.errors import InputError, one_line
 
 
-def open_source(rest: str, split: str) -> Sequence[dict[str, Any]]:
-    """The records of `tfds:NAME[/CONFIG][:VERSION]`, bytes decoded; TFDS's split syntax works ("train[:10%]")."""
+def open_source(rest: str, split: str) -> Records:
+    """The records, as they are, of `tfds:NAME[/CONFIG][:VERSION]`, bytes decoded; TFDS's split syntax works ("train[:10%]")."""
     import tensorflow_datasets as tfds
 
     try:
         with quiet():
             source = tfds.data_source(rest, split=split, data_dir=os.fspath(data_directory()))
-            return Records(source, decode_record, range(len(source)))
+            names = class_names(source.dataset_info.features)
+            return Records(source, decode_record, range(len(source)), class_names=names)
     except (
         Exception
     ) as error:  # from an unknown name to a download that needs a network or TensorFlow

@@ -5,19 +5,27 @@ import json
 
 import pytest
 
-from embed_jax.data.sources import iter_records, open_records, open_retrieval_task, pair_columns
-from embed_jax.data.sources.files import read_sts, read_table
+from embed_jax.data.sources import (
+    iter_records,
+    open_records,
+    open_retrieval_task,
+    pair_columns,
+    place_in_file,
+    read_table,
+    record_fields,
+)
+from embed_jax.data.sources.sts import read_sts
 from embed_jax.errors import EmbedJaxWarning, InputError
 
 PAIRS = [
     {"anchor": "a cat", "positive": "ein „Kater“, alt"},
     {"anchor": 'he said "no"', "positive": "  x  "},
-    {"anchor": "", "positive": "שלום"},
+    {"anchor": "?", "positive": "שלום"},
 ]
 FORMATS = {
     ".jsonl": "\n".join(json.dumps(pair) for pair in PAIRS),
     ".tsv": "\n".join(["anchor\tpositive"] + ["\t".join(pair.values()) for pair in PAIRS]),
-    ".csv": 'anchor,positive\na cat,"ein „Kater“, alt"\n"he said ""no""",  x  \n,שלום',
+    ".csv": 'anchor,positive\na cat,"ein „Kater“, alt"\n"he said ""no""",  x  \n?,שלום',
 }
 
 
@@ -96,7 +104,7 @@ def test_json_values_and_fields_of_no_use(tmp_path):
         "group": None,
     }
     (tmp_path / "a.jsonl").write_text(json.dumps(row))
-    wanted = {"id": "7", "anchor": "a", "positive": "p", "score": "0.5", "label": "1"}
+    wanted = {"id": "7", "anchor": "a", "positive": "p", "score": 0.5, "label": 1}
     assert open_records(str(tmp_path / "a.jsonl")) == [wanted]
 
 
@@ -116,6 +124,67 @@ def test_passages_without_scores_are_of_no_use(tmp_path):
         json.dumps({"query": "q", "answer": "a", "passages": {"text": ["x"]}})
     )
     assert open_records(str(tmp_path / "a.jsonl")) == [{"query": "q", "answer": "a"}]
+
+
+def test_an_index_without_a_name_and_a_comma_at_the_end(tmp_path):
+    contents = {
+        "index.csv": ",anchor,positive\n0,a,p\n1,b,q\n",  # DataFrame.to_csv
+        "index.tsv": "\tanchor\tpositive\n0\ta\tp\n1\tb\tq\n",
+        "comma.csv": "anchor,positive,\na,p,\nb,q,\n",
+        "lines.csv": "anchor,positive\na,p,\nb,q,\n",
+        "header.csv": "anchor,positive,\na,p\nb,q\n",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_text(content)
+        pairs = [{"anchor": "a", "positive": "p"}, {"anchor": "b", "positive": "q"}]
+        assert open_records(str(tmp_path / name)) == pairs
+
+
+def test_quotes_of_tsv(tmp_path):
+    rows = ['"he said ""hi"""\tp', '"No," he said.\t"', 'a "b"\t"say ""x']
+    (tmp_path / "a.tsv").write_text("\n".join(["anchor\tpositive", *rows]))
+    assert [tuple(record.values()) for record in open_records(str(tmp_path / "a.tsv"))] == [
+        ('he said "hi"', "p"),
+        ('"No," he said.', '"'),
+        ('a "b"', '"say ""x'),
+    ]
+
+
+def test_names_of_columns(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("ID,Anchor, POSITIVE\n1,a,p\n")
+    assert open_records(str(path)) == [{"id": "1", "anchor": "a", "positive": "p"}]
+    path.write_text("id,Prompt,Completion,Bad\n1,a,p,n\n")
+    with pytest.raises(InputError, match="name the columns with data.columns=ANCHOR,POSITIVE"):
+        open_records(str(path))
+    named = open_records(str(path), columns=["prompt", "completion", "bad"])
+    assert named == [{"id": "1", "anchor": "a", "positive": "p", "negative_1": "n"}]
+    assert list(iter_records(str(path), columns=["Bad"])) == [{"id": "1", "text": "n"}]
+    with pytest.raises(InputError, match="a.csv:1: no field 'answer': found id, Prompt"):
+        open_records(str(path), columns=["prompt", "answer"])
+
+
+def test_what_is_left_out_is_counted_and_lines_stay_right(tmp_path):
+    rows = [("a", "p", 1), ("b", "", 0), ("c", "q", -1), ("d", " ", 1), ("e", "r", 1)]
+    names = ("question", "answer", "label")
+    lines = [json.dumps(dict(zip(names, row, strict=True))) for row in rows]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    message = "3 of 5 records are left out: 2 with no text in 'answer', 1 with no gold label"
+    with pytest.warns(UserWarning, match=message):
+        records = open_records(str(tmp_path / "a.jsonl"))
+    assert [record["question"] for record in records] == ["a", "e"]
+    assert place_in_file(str(tmp_path / "a.jsonl"), "train", 1) == f"{tmp_path}/a.jsonl:5"
+    (tmp_path / "b.txt").write_text("a\n\nb\n")
+    with pytest.warns(UserWarning, match="1 of 3 records are left out"):
+        assert open_records(str(tmp_path / "b.txt")) == [{"text": "a"}, {"text": "b"}]
+
+
+def test_nan_is_missing_in_ids_groups_and_labels(tmp_path):
+    row = {"anchor": "a", "positive": "p", "id": float("nan"), "group": float("nan")}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row | {"label": float("nan")}))
+    records = open_records(str(tmp_path / "a.jsonl"))
+    assert records == [{"anchor": "a", "positive": "p"}]
+    assert record_fields([row | {"label": None}]).keys is None
 
 
 def test_sts(tmp_path):
@@ -145,11 +214,10 @@ BAD = {
     "empty.tsv": (b"", ": empty"),
     "only_header.csv": (b"anchor,positive\n", ": empty"),
     "empty.jsonl": (b"\n\n", ": empty"),
-    "blank.txt": (b"a\n\nb\n", ":2: blank line"),
     "blank.tsv": (b"anchor\tpositive\na\tb\n\na\tb\n", ":3: blank line"),
     "texts.tsv": (
         b"anchor\tpositive\n\t\n \t\n",
-        ": all texts are empty (anchor, positive of 2 records)",
+        ": no record is left, 2 of 2 records are left out: 2 with no text in 'anchor'",
     ),
     "cut.txt.gz": (
         gzip.compress(b"a\n" * 5000 + bytes(range(97, 120)) * 50)[:-20],
@@ -162,11 +230,14 @@ BAD = {
         b'{"anchor": "a", "positive": 3}\n',
         ":1: field 'positive' must be a string, found int",
     ),
-    "null.jsonl": (
-        b'{"anchor": "a", "positive": "b"}\n{"anchor": "a", "positive": null}\n',
+    "lacks.jsonl": (
+        b'{"anchor": "a", "positive": "b"}\n{"anchor": "a"}\n',
         ":2: no field 'positive': found anchor; accepted: anchor positive",
     ),
-    "surrogate.jsonl": (b'{"anchor": "\\ud800", "positive": "b"}\n', ":1: invalid JSON"),
+    "surrogate.jsonl": (
+        b'{"anchor": "\\ud800", "positive": "b"}\n',
+        ":1: '\\ud800' is half of a surrogate pair, which is no text",
+    ),
     "negatives.jsonl": (
         b'{"anchor": "a", "positive": "b", "negatives": ["c", 1]}\n',
         ":1: field 'negatives' must be",
@@ -196,8 +267,8 @@ BAD = {
         b"score\tsentence1\tsentence2\n1\ta\tb\nx\ta\tb\n",
         ":3: score: expected a finite number, found 'x'",
     ),
-    "nan.jsonl": (
-        b'{"anchor": "a", "positive": "b", "score": NaN}\n',
+    "infinite.jsonl": (
+        b'{"anchor": "a", "positive": "b", "score": Infinity}\n',
         ":1: score: expected a finite number",
     ),
     "infinite.csv": (

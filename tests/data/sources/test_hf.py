@@ -1,10 +1,14 @@
 """Hugging Face data sets from directories and what is said of names that do not exist."""
 
 import json
+import os
 
 import pytest
 
-from embed_jax.data.sources import iter_records, open_records, pair_columns
+from embed_jax.data.nli import nli_triplets
+from embed_jax.data.sources import iter_records, open_records, pair_columns, python_records
+from embed_jax.data.sources.sts import open_sts
+from embed_jax.data.sources.tasks import read_labelled_pairs
 from embed_jax.errors import InputError
 
 datasets = pytest.importorskip("datasets")
@@ -96,3 +100,103 @@ def test_revisions_files_and_copies(tmp_path, monkeypatch):
     for name, arguments in wanted.items():
         assert len(open_records(f"hf:{name}")) == len(ROWS)
         assert asked.pop() == arguments
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+CONFIGS = """---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data.jsonl
+---
+"""
+
+
+def test_files_that_changed_are_read_anew(tmp_path, cache):
+    folder = tmp_path / "files"
+    folder.mkdir()
+    (folder / "README.md").write_text(CONFIGS)
+    file = folder / "data.jsonl"
+    times = None
+    for text in ("old", "new"):
+        rows = [{"anchor": f"{text}{n}", "positive": "p"} for n in range(3)]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        times = times or (file.stat().st_atime_ns, file.stat().st_mtime_ns)
+        os.utime(file, ns=times)  # as after rsync or a checkout: same size, same time
+        assert list(open_records(f"hf:{folder}")) == rows
+        assert list(iter_records(f"hf:{folder}")) == rows
+
+
+NLI_NAMES = ["contradiction", "entailment", "neutral"]
+
+
+def class_dataset(names, labels, **columns):
+    columns = {name: [f"{name}{n}" for n in range(len(labels))] for name in columns}
+    features = dict.fromkeys(columns, datasets.Value("string"))
+    features["label"] = datasets.ClassLabel(names=names)
+    return datasets.Dataset.from_dict(
+        columns | {"label": labels}, features=datasets.Features(features)
+    )
+
+
+@pytest.mark.parametrize("form", ["saved", "parquet", "Dataset", "one by one"])
+def test_classes_count_by_their_names(tmp_path, cache, form):
+    """An NLI data set with its classes in another order gives the entailed hypothesis as the positive."""
+    dataset = class_dataset(NLI_NAMES, [0, 1, 2, -1], premise="", hypothesis="")
+    dataset.save_to_disk(tmp_path / "saved")
+    dataset.to_parquet(tmp_path / "a.parquet")
+    read = {
+        "saved": lambda: open_records(f"hf:{tmp_path}/saved"),
+        "parquet": lambda: open_records(f"parquet:{tmp_path}/a.parquet"),
+        "Dataset": lambda: python_records(dataset),
+        "one by one": lambda: iter_records(f"hf:{tmp_path}/saved"),
+    }
+    with pytest.warns(UserWarning, match="1 of 4 records are left out: 1 with no gold label"):
+        records = list(read[form]())
+    assert [record["label"] for record in records] == [2, 0, 1]
+    same = [record | {"premise": "p"} for record in records]
+    assert nli_triplets(same)[0] == [
+        {"anchor": "p", "positive": "hypothesis1", "negative": "hypothesis0"}
+    ]
+
+
+def test_classes_of_pairs_and_those_that_mean_nothing():
+    alike = class_dataset(["duplicate", "not_duplicate"], [0, 1], sentence1="", sentence2="")
+    assert [record["label"] for record in python_records(alike)] == [1, 0]
+    for names, fields in (
+        (["entailment", "not_entailment"], {"premise": "", "hypothesis": ""}),
+        (["similar", "maybe"], {"sentence1": "", "sentence2": ""}),
+    ):
+        with pytest.raises(InputError, match=r"pairs\[1\]: label: expected an integer or one of"):
+            python_records(class_dataset(names, [0, 1], **fields))
+    texts = class_dataset(["b", "a"], [0, 1], text="")
+    assert [record["label"] for record in python_records(texts)] == [0, 1]
+
+
+def test_classes_of_an_evaluation_count_by_their_names(tmp_path):
+    pairs = class_dataset(["duplicate", "not_duplicate"], [0, 1, 1], sentence1="", sentence2="")
+    pairs.save_to_disk(tmp_path / "pairs")
+    assert read_labelled_pairs(f"hf:{tmp_path}/pairs", "train")[2] == [1, 0, 0]
+    unknown = class_dataset(["b", "a"], [0, 1], sentence1="", sentence2="")
+    unknown.save_to_disk(tmp_path / "unknown")
+    with pytest.raises(InputError, match="record 0: field 'label': expected 0 or 1, found 'b'"):
+        read_labelled_pairs(f"hf:{tmp_path}/unknown", "train")
+
+
+def test_columns_of_a_wrong_type_name_the_record(tmp_path):
+    datasets.Dataset.from_dict({"anchor": ["a", "b"], "positive": [1, 2]}).save_to_disk(tmp_path)
+    message = "record 0: field 'positive' must be a string, found int 1"
+    with pytest.raises(InputError, match=message):
+        open_records(f"hf:{tmp_path}")
+
+
+def test_a_null_sentence_of_an_evaluation_is_missing(tmp_path):
+    columns = {"sentence1": ["a", None], "sentence2": ["b", "c"], "score": [1.0, 2.0]}
+    datasets.Dataset.from_dict(columns).save_to_disk(tmp_path)
+    with pytest.raises(InputError, match="record 1: no field 'sentence1': found sentence2, score"):
+        open_sts(f"hf:{tmp_path}", "train")

@@ -7,7 +7,13 @@ import pytest
 
 pytest.importorskip("tensorflow_datasets")
 
-from embed_jax.data.sources import docstrings, open_records, open_retrieval_task, python_docs
+from embed_jax.data.sources import (
+    docstrings,
+    open_raw,
+    open_records,
+    open_retrieval_task,
+    python_docs,
+)
 from embed_jax.errors import InputError
 
 MODULE = '''
@@ -122,7 +128,7 @@ def test_prepared_once_quietly_and_the_same_for_all(prepared):
 
 
 def test_no_module_and_no_source_on_two_sides(prepared):
-    sides = {split: open_records("python_docs", split) for split in docstrings.SPLITS}
+    sides = {split: open_raw("python_docs", split) for split in docstrings.SPLITS}
     total = sum(map(len, sides.values()))
     assert total >= docstrings.MINIMUM and len(sides["train"]) > total / 2
     for field in ("module", "id", "positive"):

@@ -1,0 +1,386 @@
+"""One meaning for a record, whatever it was read from: a file, the hub, TFDS, or objects of Python.
+
+README.md beside this file has the rules as a table. A `Cleaner` applies them to the raw records of one data set.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from embed_jax.data.pairs import (
+    KINDS,
+    NLI,
+    NLI_LABELS,
+    PAIR_LABELS,
+    SCORED_LIST,
+    kind_of,
+    whole_number,
+)
+from embed_jax.errors import InputError
+
+Record = dict[str, Any]
+KEY_FIELDS = ("id", "_id", "group")
+LABEL_FIELDS = ("label", "fine_label")
+VALUES = {*KEY_FIELDS, *LABEL_FIELDS, "score"}
+LISTS = {"passages": "strings", "scores": "finite numbers"}
+TEXTS = {name for kind in KINDS for name in kind} - LISTS.keys()
+KNOWN = TEXTS | VALUES | LISTS.keys() | {"negative", "negatives", "title"}
+NO_GOLD_LABEL = ("-1", "-")  # the annotators did not agree: as data sets say it, and SNLI's files
+NO_LABEL = "no gold label (-1 or '-')"
+BOOLEANS = {"false": 0, "true": 1}
+
+
+@dataclasses.dataclass
+class Cleaner:
+    """Makes the raw records of one data set into records for training.
+
+    Attributes:
+        columns: names of the columns that are the anchor, the positive and the negatives (or the
+            only text), for data that name them in their own way; none: one of KINDS.
+        class_names: of a field with integers, what 0, 1, ... mean; from the data set.
+        required: the fields that each record must have; set by the first record.
+        left_out: how many records were left out, by reason.
+    """
+
+    columns: Sequence[str] = ()
+    class_names: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    required: tuple[str, ...] = ()
+    left_out: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+
+    def __call__(self, raw: Mapping[str, Any], where: str, header: str = "") -> Record | None:
+        """Cleans a record.
+
+        Args:
+            raw: the record as it was read.
+            where: "FILE:LINE" or the like, for errors.
+            header: where the fields are named, if elsewhere.
+
+        Returns:
+            The record with the known fields that it has a value for, or None if it is left out.
+
+        Raises:
+            InputError: for a field that is not there, or a value that is none for its field.
+        """
+        record = self._named(raw, header or where)
+        self.required = self.required or kind_of(record)
+        check_fields(record, self.required, header or where)
+        field = find_name("label", self.class_names)
+        if field is not None and not is_missing(record.get("label")):
+            name = _class_name(record["label"], self.class_names[field], f"{where}: label")
+            # Of a single text the number is as good as the name, and the same as in other readers.
+            if len(self.required) == 2:
+                record["label"] = name
+            elif name == "-1":
+                self.left_out[NO_LABEL] += 1
+                return None
+        record = clean_record(record, where, self.required)
+        for name in self.required:
+            if name in LISTS and name not in record:
+                raise InputError(f"{where}: field {name!r} is missing")
+            if name in TEXTS and not record.get(name, "").strip():
+                self.left_out[f"no text in {name!r}"] += 1
+                return None
+        if len(self.required) == 2 and record.get("label", "") is None:
+            self.left_out[NO_LABEL] += 1
+            return None
+        return {
+            name: value
+            for name, value in record.items()
+            if name in KNOWN or name.startswith("negative_")
+        }
+
+    def report(self, total: int) -> str:
+        """Says how many of the records were left out, and why; "" for none."""
+        count = sum(self.left_out.values())
+        reasons = ", ".join(f"{number} with {reason}" for reason, number in self.left_out.items())
+        return f"{count} of {total} records are left out: {reasons}" if count else ""
+
+    def _named(self, raw: Mapping[str, Any], where: str) -> Record:
+        """The record under our names."""
+        if not self.columns:
+            return {_known_name(name, raw): value for name, value in raw.items()}
+        record = {
+            name: raw[actual] for name in VALUES if (actual := find_name(name, raw)) is not None
+        }
+        for ours, theirs in zip(usual_names(len(self.columns)), self.columns, strict=True):
+            actual = find_name(theirs, raw)
+            if actual is None:
+                found = ", ".join(map(str, raw)) or "none"
+                raise InputError(f"{where}: no field {theirs!r}: found {found}")
+            record[ours] = raw[actual]
+        return record
+
+
+def usual_names(count: int) -> tuple[str, ...]:
+    """The names of that many texts of a record: text; or anchor, positive, negative_1, ..."""
+    if count == 1:
+        return ("text",)
+    return ("anchor", "positive", *(f"negative_{index}" for index in range(1, count - 1)))
+
+
+def find_name(name: str, record: Mapping[str, Any]) -> str | None:
+    """The field of a record that a name means: the same, or the first that differs in case only."""
+    if name in record:
+        return name
+    folded = name.strip().lower()
+    return next((field for field in record if str(field).strip().lower() == folded), None)
+
+
+def _known_name(name: str, record: Mapping[str, Any]) -> str:
+    """The field's name without regard to case, if that is a name of ours and not there already."""
+    folded = str(name).strip().lower()
+    known = folded in KNOWN or folded.startswith("negative_")
+    return folded if known and (folded == name or folded not in record) else name
+
+
+def check_fields(record: Mapping[str, Any], required: Sequence[str], where: str) -> None:
+    """Checks that a record has the fields, of which there is at least one.
+
+    Raises:
+        InputError: "WHERE: no field ..." or "WHERE: unknown fields ...", with what was found and is accepted.
+    """
+    missing = [name for name in required if name not in record]
+    if missing or not required:
+        accepted = " ".join(required) if required else "; ".join(" ".join(kind) for kind in KINDS)
+        hint = "" if required else "; or name the columns with data.columns=ANCHOR,POSITIVE"
+        lacks = f"no field {missing[0]!r}" if missing else "unknown fields"
+        raise InputError(
+            f"{where}: {lacks}: found {', '.join(map(str, record)) or 'none'}; accepted: {accepted}{hint}"
+        )
+
+
+def clean_record(raw: Mapping[str, Any], where: str, kind: Sequence[str] = ()) -> Record:
+    """The record without missing values, and each value of its field's type.
+
+    Texts are strings, ids and groups too; a score is a float, a label an integer or a name (None:
+    said to have none); negatives are single strings that are not blank. Other fields stay if they are strings.
+
+    Args:
+        raw: the record as it was read.
+        where: its place, for errors.
+        kind: which of KINDS it is; none: told by its fields.
+
+    Raises:
+        InputError: "WHERE: field ..." for a value that is none for its field.
+    """
+    kind = tuple(kind) or kind_of(raw)
+    lists = LISTS if kind == SCORED_LIST else {}
+    record: Record = {}
+    negatives: list[str] = []
+    for name, value in raw.items():
+        value = plain(value)
+        if is_missing(value):
+            continue
+        if name in lists or name == "negatives":
+            if isinstance(value, str) and not value.strip():
+                continue
+            items = json_list(value, name, where)
+            if name in lists:
+                record[name] = items
+            else:
+                negatives = [item for item in items if item.strip()]
+        elif name == "score":
+            score = number_or_missing(value, f"{where}: {name}")
+            if score is not None:
+                record[name] = score
+        elif name in LABEL_FIELDS:
+            if isinstance(value, str) and not value.strip():
+                continue
+            record[name] = clean_label(value, f"{where}: {name}", label_names(kind))
+        elif name in KEY_FIELDS:
+            key = key_text(value, f"{where}: {name}")
+            if key.strip():
+                record[name] = key
+        elif isinstance(value, str):
+            check_text(value, f"{where}: field {name!r}")
+            if value.strip() or not name.startswith("negative"):
+                record[name] = value
+        elif name in kind or name.startswith("negative") or (not kind and name in TEXTS):
+            raise InputError(f"{where}: field {name!r} must be a string, found {describe(value)}")
+    free = (f"negative_{index}" for index in range(1, 2**31))
+    taken = sum(name.startswith("negative") for name in record)
+    for _ in range(taken):
+        next(free)
+    for text in negatives:
+        name = next(name for name in free if name not in record)
+        record[name] = text
+    if kind == SCORED_LIST and all(name in record for name in LISTS):
+        check_scored(record, f"{where}: ")
+    return record
+
+
+def is_missing(value: Any) -> bool:
+    """Tells if a value stands for none: None, NaN, or what pandas has for them."""
+    if value is None or isinstance(value, float | np.floating) and math.isnan(value):
+        return True
+    return type(value).__name__ in ("NAType", "NaTType")
+
+
+def plain(value: Any) -> Any:
+    """A scalar or an array of numpy as Python's own; a tuple as a list."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def describe(value: Any) -> str:
+    """A value's type and itself, cut short, for errors."""
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def check_text(text: str, where: str) -> None:
+    """Refuses half a surrogate pair, which no encoding has.
+
+    Raises:
+        InputError: "WHERE: character 3 is half a surrogate pair ..."
+    """
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{where}: character {error.start + 1} is half of a surrogate pair "
+            f"({text[error.start]!a}), which is no text"
+        ) from None
+
+
+def key_text(value: Any, where: str) -> str:
+    """An id or group as text; whole numbers without a decimal point.
+
+    Raises:
+        InputError: if it is neither a string nor a number.
+    """
+    value = plain(value)
+    if isinstance(value, str):
+        check_text(value, where)
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InputError(f"{where}: expected a string or a number, found {describe(value)}")
+    return str(int(value)) if float(value).is_integer() else repr(value)
+
+
+def number_or_missing(value: Any, where: str) -> float | None:
+    """The finite number that a value is or spells; None for blank and NaN.
+
+    Raises:
+        InputError: "WHERE: expected a finite number, found ..."
+    """
+    number = math.inf
+    if isinstance(value, str) and not value.strip():
+        return None
+    if isinstance(value, str) and value.strip().lower() in BOOLEANS:
+        number = BOOLEANS[value.strip().lower()]
+    elif isinstance(value, str | int | float):
+        try:
+            number = float(value)
+        except (ValueError, OverflowError):
+            number = math.inf
+    if math.isnan(number):
+        return None
+    if not math.isfinite(number):
+        raise InputError(f"{where}: expected a finite number, found {value!r}")
+    return float(number)
+
+
+def label_names(kind: Sequence[str]) -> Mapping[str, int] | None:
+    """The names of labels that mean something for two texts of this kind; None for a single text: any name does."""
+    if len(kind) != 2:
+        return None
+    return NLI_LABELS if tuple(kind) == NLI else NLI_LABELS | PAIR_LABELS
+
+
+def clean_label(value: Any, where: str, names: Mapping[str, int] | None) -> int | str | None:
+    """A label: an integer, or a name; of two texts always an integer, None where it is said to have none.
+
+    True is 1 and False 0, also as text.
+
+    Args:
+        names: see `label_names`.
+
+    Raises:
+        InputError: for another type, and a name or number of two texts that means nothing.
+    """
+    value = plain(value)
+    if not isinstance(value, str | int | float):
+        raise InputError(f"{where}: expected a string or a number, found {describe(value)}")
+    if isinstance(value, str):
+        check_text(value, where)
+        value = BOOLEANS.get(value.strip().lower(), value.strip())
+    number = whole_number(value)
+    if names is None:
+        return str(value) if number is None else number
+    if number == -1 or value in NO_GOLD_LABEL:
+        return None
+    number = names.get(str(value).lower(), number)
+    if number is None:
+        raise InputError(
+            f"{where}: expected an integer or one of {', '.join(names)}, found {value!r}"
+        )
+    return number
+
+
+def json_list(value: Any, name: str, where: str) -> list[Any]:
+    """A list of strings or, called `scores`, of finite numbers; in a table it is JSON text.
+
+    Negatives that are missing are left out; of other lists every item is needed.
+
+    Raises:
+        InputError: "WHERE: field ... must be a JSON list of ..."
+    """
+    kind = LISTS.get(name, "strings")
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            value = None
+    if isinstance(value, list):
+        value = [plain(item) for item in value]
+        if name == "negatives":
+            value = [item for item in value if not is_missing(item)]
+    if not isinstance(value, list) or not all(_fits(item, kind) for item in value):
+        raise InputError(f"{where}: field {name!r} must be a JSON list of {kind}")
+    for item in value if kind == "strings" else ():
+        check_text(item, f"{where}: field {name!r}")
+    return value if kind == "strings" else [float(item) for item in value]
+
+
+def check_scored(record: Mapping[str, Any], where: str = "") -> None:
+    """Checks that a scored list has a score for each passage.
+
+    Raises:
+        InputError: "WHEREfound 3 passages and 2 scores, ..."
+    """
+    passages, scores = (len(record[name]) for name in LISTS)
+    if passages != scores or not passages:
+        raise InputError(
+            f"{where}found {passages} passages and {scores} scores, expected as many, and at least one"
+        )
+
+
+def _fits(item: Any, kind: str) -> bool:
+    if kind == "strings":
+        return isinstance(item, str)
+    return isinstance(item, int | float) and not isinstance(item, bool) and math.isfinite(item)
+
+
+def _class_name(value: Any, names: Sequence[str], where: str) -> Any:
+    """The name of a class number; -1 is no class."""
+    value = plain(value)
+    if isinstance(value, str):
+        return value
+    if value == -1:
+        return "-1"
+    if not isinstance(value, int) or not 0 <= value < len(names):
+        raise InputError(f"{where}: expected a class from 0 to {len(names) - 1}, found {value!r}")
+    return names[value]

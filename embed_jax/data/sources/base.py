@@ -1,0 +1,67 @@
+"""A random-access source as a sequence of records."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Records(Sequence):
+    """A random-access source as a sequence of dicts, read record by record; slices are views.
+
+    Attributes:
+        source: random access, undecoded.
+        decode: makes a dict of what the source has at a position.
+        indices: which positions of the source, in order.
+        class_names: of fields with integer classes, what 0, 1, ... mean.
+        place: where position i of the source lies, for errors; None: "record i".
+        suspects: finds the positions that `indices` may have to lose, without decoding the others;
+            None: any of them.
+    """
+
+    source: Any
+    decode: Callable[[Any], dict[str, Any]]
+    indices: Sequence[int] | np.ndarray
+    class_names: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    place: Callable[[int], str] | None = None
+    suspects: Callable[[Sequence[str]], np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return dataclasses.replace(self, indices=self.indices[index])
+        return self.decode(self.source[int(self.indices[index])])
+
+    def where(self, index: int) -> str:
+        """The place of a record, for errors."""
+        position = int(self.indices[index])
+        return self.place(position) if self.place else f"record {position}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Located:
+    """A raw source whose items are (position, undecoded record), so that errors can say the position."""
+
+    source: Any
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[int, Any]:
+        return index, self.source[index]
+
+
+def class_names(features: Mapping[str, Any] | None) -> dict[str, Sequence[str]]:
+    """What the integers of ClassLabel columns mean, also of lists of them."""
+    found = {}
+    for name, feature in (features or {}).items():
+        names = getattr(getattr(feature, "feature", feature), "names", None)
+        if names:
+            found[name] = list(names)
+    return found

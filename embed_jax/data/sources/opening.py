@@ -1,0 +1,216 @@
+"""Data sets by name: records for training, and raw records for evaluations."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from embed_jax.data.records import Cleaner, Record
+from embed_jax.data.sources.base import Located, Records
+from embed_jax.data.sources.files import file_format, find_file, iter_rows
+from embed_jax.errors import InputError, warn
+from embed_jax.registry import OWN, REGISTRY, lookup, unknown
+
+
+def open_records(
+    name: str, split: str = "train", columns: Sequence[str] = ()
+) -> Sequence[dict[str, Any]]:
+    """Opens a data set for training; README.md in `embed_jax.data` says what becomes of odd values.
+
+    Records without a text that they need, or said to have no gold label, are left out, which a warning counts. Data
+    in memory are checked as a whole; of others, a record with a bad value is an error when it is read.
+
+    Args:
+        name: "python_docs"; one of `recipes.recipes()`, such as "snli"; "tfds:NAME[/CONFIG][:VERSION]";
+            "hf:NAME[:CONFIG][@REVISION]" or "hf:DIRECTORY"; "array_record:PATTERN" or "parquet:PATTERN" for sharded
+            files, or their directory; else a file (.jsonl, .tsv, .csv, .txt, each also .gz) or a directory of files
+            called SPLIT.jsonl and so on. A directory called like a data set is "./snli". Or "MODULE:FUNCTION[:REST]": what
+            `FUNCTION(REST, split)` of your own module returns, a sequence of dicts.
+        split: which part of it.
+        columns: the names of the columns that are the anchor, the positive and the negatives, or of the only text;
+            none: by the usual names. Case does not matter.
+
+    Returns:
+        Records with random access.
+
+    Raises:
+        InputError: a name, a split or a file that cannot be used.
+    """
+    kind, rest = _source(name)
+    if kind == "file":
+        return [record for _, record in read_file(find_file(rest, split), columns)]
+    raw = open_raw(name, split, columns)
+    return clean_records(raw, f"{name}, split {split!r}", columns)
+
+
+def iter_records(
+    name: str, split: str = "train", columns: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """The records of `open_records` one by one; a file or data set of the hub may be larger than memory and disk."""
+    kind, rest = _source(name)
+    if kind == "file":
+        return (record for _, record in read_file(find_file(rest, split), columns))
+    if kind != "hf":
+        return iter(open_records(name, split, columns))
+    from embed_jax.data.sources.hf import iter_source
+
+    rows, class_names = iter_source(rest, split)
+    numbered = ((f"{name}, record {index}", row) for index, row in enumerate(rows))
+    cleaner = Cleaner(columns, class_names)
+    return (record for _, record in iter_clean(numbered, cleaner, f"{name}, split {split!r}"))
+
+
+def open_raw(name: str, split: str = "train", columns: Sequence[str] = ()) -> Records:
+    """The records of a data set as they are, for readers with their own fields.
+
+    Raises:
+        InputError: a name, a split or a file that cannot be used, or an empty split.
+    """
+    kind, rest = _source(name)
+    extra = (columns,) if kind == "parquet" else ()
+    raw = lookup("source", kind)(rest, split, *extra)
+    if not isinstance(raw, Records):
+        raw = Records(raw, dict, range(len(raw)))
+    if raw.place is None:
+        raw = dataclasses.replace(raw, place=(name + ", record {}").format)
+    if not len(raw):
+        raise InputError(f"{name}: the split {split!r} is empty")
+    return raw
+
+
+def clean_records(raw: Records, name: str, columns: Sequence[str] = ()) -> Sequence[Record]:
+    """Records without those to leave out, cleaned at once if they are a list, else when they are read.
+
+    Args:
+        raw: the records as they are.
+        name: what the warning calls them.
+        columns: see `open_records`.
+
+    Raises:
+        InputError: if the first record is of no known kind, or none is left.
+    """
+    cleaner = Cleaner(columns, raw.class_names)
+    if isinstance(raw.source, list):
+        rows = ((raw.where(index), raw[index]) for index in range(len(raw)))
+        return [record for _, record in iter_clean(rows, cleaner, name)]
+    cleaner(raw[0], raw.where(0))  # decides on the kind
+    cleaner.left_out.clear()
+    positions = np.asarray(raw.indices)
+    suspects = positions
+    if raw.suspects is not None:
+        texts = list(columns[:2] or cleaner.required)
+        suspects = np.intersect1d(positions, raw.suspects(texts))
+    out = [
+        position
+        for position in suspects.tolist()
+        if cleaner(raw.decode(raw.source[position]), raw.place(position)) is None
+    ]
+    _report(cleaner, name, len(positions))
+    return Records(
+        Located(raw.source),
+        functools.partial(_clean_at, cleaner, raw),
+        positions[~np.isin(positions, out)],
+        place=raw.place,
+    )
+
+
+def _clean_at(cleaner: Cleaner, raw: Records, item: tuple[int, Any]) -> Record:
+    position, value = item
+    record = cleaner(raw.decode(value), raw.place(position))
+    if record is None:  # the search for suspects has missed it
+        raise InputError(f"{raw.place(position)}: without a text or label")
+    return record
+
+
+def iter_clean(
+    rows: Iterable[tuple[str, Mapping[str, Any]]], cleaner: Cleaner, name: str, header: str = ""
+) -> Iterator[tuple[int, Record]]:
+    """(position, record) of the rows that are not left out; what is left out is counted at the end.
+
+    Args:
+        rows: (place, raw record) pairs.
+        cleaner: for these rows.
+        name: of the data set, for messages.
+        header: where the fields are named, if elsewhere.
+
+    Raises:
+        InputError: for a bad record, no records, or if none is left.
+    """
+    total = 0
+    for total, (where, raw) in enumerate(rows, 1):
+        record = cleaner(raw, where, header)
+        if record is not None:
+            yield total - 1, record
+    if not total:
+        raise InputError(f"{name}: empty, no records in it")
+    _report(cleaner, name, total)
+
+
+def _report(cleaner: Cleaner, name: str, total: int) -> None:
+    if sum(cleaner.left_out.values()) == total:
+        raise InputError(f"{name}: no record is left, {cleaner.report(total)}")
+    if cleaner.left_out:
+        warn(f"{name}: {cleaner.report(total)}")
+
+
+def read_file(path: str | Path, columns: Sequence[str] = ()) -> Iterator[tuple[int, Record]]:
+    """(line, record) of a file, for training.
+
+    Raises:
+        InputError: for anything that is wrong with the file, its fields or a line.
+    """
+    lines: list[int] = []
+
+    def rows() -> Iterator[tuple[str, Mapping[str, Any]]]:
+        for line, row in iter_rows(path):
+            lines[:] = [line]
+            yield f"{path}:{line}", row
+
+    table = file_format(Path(path)) in (".tsv", ".csv")  # whose fields are those of its header
+    header = f"{path}:1" if table else ""
+    for _, record in iter_clean(rows(), Cleaner(columns), str(path), header):
+        yield lines[0], record
+
+
+def read_table(path: str | Path) -> list[Record]:
+    """All records of a file, for training."""
+    return [record for _, record in read_file(path)]
+
+
+def place_in_file(name: str, split: str, index: int, columns: Sequence[str] = ()) -> str:
+    """ "FILE:LINE" of a record of `open_records` by its position; "" if the records are not a file's."""
+    kind, rest = _source(name)
+    path = find_file(rest, split) if kind == "file" else Path()
+    if not path.is_file():
+        return ""
+    line, _ = next(itertools.islice(read_file(path, columns), index, None))
+    return f"{path}:{line}"
+
+
+def _source(name: str) -> tuple[str, str]:
+    from embed_jax.data.sources.recipes import recipes
+
+    kind, _, rest = name.partition(":")
+    if kind in REGISTRY["source"] and kind != "file":
+        return kind, rest
+    there = Path(name).exists()
+    if not there and (own := re.match(rf"({OWN.pattern})(?::(.*))?$", name)):
+        return own[1], own[2] or ""
+    if name not in recipes():
+        if not there and name.isidentifier():
+            raise InputError(
+                unknown(
+                    "data set or file", name, {*recipes(), *REGISTRY["source"]} - {"file", "recipe"}
+                )
+            )
+        return "file", name
+    if there:
+        warn(f"{name} is the data set of that name; write ./{name} for what is called so here")
+    return "recipe", name

@@ -1,0 +1,104 @@
+"""A raw record of an evaluation's data, whose values are asked for by name and type."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from embed_jax.data.pairs import PAIR_LABELS
+from embed_jax.data.records import check_text, clean_label, is_missing, number_or_missing, plain
+from embed_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A record and where it stands; each method gives a field's value, or raises an InputError that says both.
+
+    `class_names` says what the integers of a field mean, if the data set does.
+    """
+
+    where: str
+    fields: Mapping[str, Any]
+    class_names: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+
+    def value(self, *names: str) -> Any:
+        """Of the first of these fields that the record has, or the error names."""
+        for name in names:
+            if not is_missing(value := plain(self.fields.get(name))):
+                return value
+        found = ", ".join(name for name, value in self.fields.items() if not is_missing(value))
+        raise InputError(
+            f"{self.where}: no field {' or '.join(map(repr, names))}: found {found or 'none'}"
+        )
+
+    def text(self, *names: str) -> str:
+        """A string."""
+        return self._text(self.value(*names), names)
+
+    def texts(self, *names: str) -> list[str]:
+        """A list of strings."""
+        return [
+            self._text(value, names, "a list of strings, found one with")
+            for value in self.values(*names)
+        ]
+
+    def values(self, *names: str) -> list[Any]:
+        """A list."""
+        value = self.value(*names)
+        if not isinstance(value, list):
+            raise self.refusal(names, f"expected a list, found {type(value).__name__} {value!r}")
+        return value
+
+    def label(self, *names: str) -> str:
+        """A string or number, as text without white space around it."""
+        return self.as_label(self.value(*names), names)
+
+    def as_label(self, value: Any, names: Sequence[str]) -> str:
+        """The label that a value is."""
+        blank = isinstance(value, str) and not value.strip()
+        if is_missing(value) or blank or not isinstance(value, str | int | float):
+            raise self.refusal(names, f"expected a string or number, found {value!r}")
+        return str(clean_label(value, f"{self.where}: field {names[0]!r}", None))
+
+    def binary(self, value: Any, names: Sequence[str]) -> int:
+        """The 0 or 1 that a value is."""
+        name = next((name for name in names if name in self.class_names), None)
+        meaning = value
+        if name is not None and isinstance(value, int) and 0 <= value < len(self.class_names[name]):
+            meaning = self.class_names[name][value]
+        number = None
+        if isinstance(meaning, str | int | float):
+            number = clean_label(meaning, self.where, None)
+            number = PAIR_LABELS.get(str(number).lower(), number)
+        if number not in (0, 1):
+            raise self.refusal(names, f"expected 0 or 1, found {meaning!r}")
+        return number
+
+    def score(self, *names: str) -> float:
+        """A finite number, or text that spells one."""
+        value = self.value(*names)
+        number = number_or_missing(value, f"{self.where}: {names[0]}")
+        if number is None:
+            raise InputError(f"{self.where}: {names[0]}: expected a finite number, found {value!r}")
+        return number
+
+    def numbers(self, *names: str) -> list[float]:
+        """A list of finite numbers."""
+        values = self.values(*names)
+        for value in values:
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise self.refusal(names, f"expected finite numbers, found {value!r}")
+        return [float(value) for value in values]
+
+    def refusal(self, names: Sequence[str], what: str) -> InputError:
+        """The error that says what is wrong with the first of these fields that there is."""
+        name = next((name for name in names if name in self.fields), names[0])
+        return InputError(f"{self.where}: field {name!r}: {what}")
+
+    def _text(self, value: Any, names: Sequence[str], expected: str = "a string, found") -> str:
+        if not isinstance(value, str):
+            raise self.refusal(names, f"expected {expected} {type(value).__name__} {value!r}")
+        check_text(value, f"{self.where}: field {names[0]!r}")
+        return value

@@ -1,0 +1,23 @@
+"""Search with known answers, by name."""
+
+from __future__ import annotations
+
+from embed_jax.data.pairs import Task
+from embed_jax.data.sources.beir import read_beir, read_hub
+
+
+def open_retrieval_task(name: str, split: str = "test") -> Task:
+    """Corpus, queries and relevance judgements of "python_docs", a directory in BEIR's layout, or "hf:NAME".
+
+    Raises:
+        InputError: for what cannot be read, and judgements of unknown ids.
+    """
+    if name == "python_docs":
+        from embed_jax.data.sources.python_docs import retrieval_task
+
+        return retrieval_task(split)
+    return (
+        read_hub(name.removeprefix("hf:"), split)
+        if name.startswith("hf:")
+        else read_beir(name, split)
+    )
