@@ -14,7 +14,6 @@ import jax
 
 from embed_jax.config import Hosts
 from embed_jax.errors import InputError, one_line, report
-from embed_jax.runtime import is_first_host as is_first_host
 
 # What JAX itself allows for beyond our own time-out before it aborts the process.
 GRACE = 30  # seconds
