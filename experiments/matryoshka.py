@@ -84,7 +84,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
         if is_first_host():
             print_by_size(found, trained)
             write_by_size(found, trained, workdir / "by_size.json")
-            plot_by_size(found, trained, workdir / "by_size.png")
+            plot_by_size(found, trained, workdir / "by_size.png", title=", ".join(tests))
     return result
 
 

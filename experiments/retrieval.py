@@ -33,7 +33,6 @@ from embed_jax.train.launch import launch
 from embed_jax.train.mining import mined_sources
 from embed_jax.train.model import model_before
 from embed_jax.train.objective import training_loss
-from embed_jax.train.plots import plot_curves
 from embed_jax.train.prompts import given_prompts, training_prompts
 from embed_jax.train.sources import ONLY, Sources, open_mixture, open_source, read_validation
 
@@ -74,14 +73,13 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
             encoders(config, after),
             tasks["test"],
             similarity=config.loss.similarity or "cosine",
+            data=f"{config.eval.retrieval or config.data.train}, test",
         )
         if is_first_host():
             comparison.write(workdir)
         say(f"comparison took {time.monotonic() - began:.0f} s")
         parts = comparison.table(), comparison.examples(), comparison.verdict()
         say("\n" + "\n\n".join(parts) + "\n")
-    if is_first_host():
-        plot_curves(workdir / "metrics.jsonl", workdir / "curves.png")
     return result
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from embed_jax.errors import InputError
+from embed_jax.train.plots import legend_below, line_style, series_by_name, smooth
 from scripts.ablate_runs import Run, Table, spread
 
 
@@ -25,7 +25,7 @@ def plot_against_x(table: Table, runs: Sequence[Run], output: Path, form: str) -
     figure, panels = pyplot.subplots(
         1,
         len(table.metrics),
-        figsize=(5.5 * len(table.metrics), 4),
+        figsize=(5.5 * len(table.metrics), 5),
         layout="constrained",
         squeeze=False,
     )
@@ -33,7 +33,8 @@ def plot_against_x(table: Table, runs: Sequence[Run], output: Path, form: str) -
     numeric = not isinstance(xs[0], str | bool)
     at = {x: x if numeric else place for place, x in enumerate(xs)}
     for axes, metric in zip(panels[0], table.metrics, strict=True):
-        for line in sorted({run.settings[table.lines] for run in runs}) if table.lines else [None]:
+        lines = sorted({run.settings[table.lines] for run in runs}) if table.lines else [None]
+        for index, line in enumerate(lines):
             own = [
                 run
                 for run in runs
@@ -49,7 +50,7 @@ def plot_against_x(table: Table, runs: Sequence[Run], output: Path, form: str) -
             means, sds = zip(*map(spread, values), strict=True)
             label = "ours" if line is None else f"{table.lines} = {line}"
             (drawn, *_) = axes.errorbar(
-                list(points), means, yerr=sds, fmt="o-", capsize=3, label=label
+                list(points), means, yerr=sds, capsize=3, label=label, **line_style(index, xs)
             )
             for x, found in zip(points, values, strict=True):
                 axes.plot([x] * len(found), found, ".", color=drawn.get_color(), alpha=0.4)
@@ -70,8 +71,8 @@ def plot_against_x(table: Table, runs: Sequence[Run], output: Path, form: str) -
         axes.minorticks_off()
         axes.set(xlabel=table.x, ylabel=metric)
         axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[1]:
-            axes.legend(fontsize=8)
+        legend_below(axes)
+    figure.suptitle(_title(runs))
     figure.savefig(output, dpi=120, format=form)
     pyplot.close(figure)
 
@@ -147,19 +148,6 @@ def curves(table: Table, runs: Sequence[Run]) -> dict[tuple[str, str], list[Curv
     return panels
 
 
-def series_by_name(metrics_file: Path) -> dict[str, dict[int, float]]:
-    """Name -> step -> value, of what was a number."""
-    found: dict[str, dict[int, float]] = {}
-    for line in (
-        metrics_file.read_text(encoding="utf-8").splitlines() if metrics_file.exists() else ()
-    ):
-        entry = json.loads(line)
-        for name, value in entry.items():
-            if value is not None:
-                found.setdefault(name, {})[entry["step"]] = value
-    return found
-
-
 def over_seeds(series: Sequence[Mapping[int, float]]) -> tuple[list[int], list[float], list[float]]:
     """Steps that all have, and there means and standard deviations: no jump where one ends before the others."""
     steps = sorted(set.intersection(*map(set, series)))
@@ -167,13 +155,14 @@ def over_seeds(series: Sequence[Mapping[int, float]]) -> tuple[list[int], list[f
     return steps, [mean for mean, _ in found], [sd for _, sd in found]
 
 
-def smooth(values: Sequence[float]) -> np.ndarray:
-    """The running mean over a tenth of the values, centred; at both ends over what there is."""
-    half = len(values) // 20
-    sums = np.cumsum([0.0, *values])
-    places = np.arange(len(values))
-    first, last = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
-    return (sums[last] - sums[first]) / (last - first)
+def _title(runs: Sequence[Run]) -> str:
+    """Names the training data of the runs, and the model if they share one."""
+    names = [
+        dict.fromkeys(str(run.settings.get(field, "")) for run in runs)
+        for field in ("data.train", "model.name")
+    ]
+    data = ", ".join(filter(None, names[0])) or "several data sets"
+    return f"{data}: {Path(*names[1]).name}" if len(names[1]) == 1 else data
 
 
 def _text(value: object) -> str:
@@ -229,7 +218,7 @@ def plot_against_step(table: Table, runs: Sequence[Run], output: Path, form: str
         right.set_ylabel("training loss")
         axes.grid(alpha=0.3)
         heading = table.lines if by_place else None
-        axes.legend(title=heading, loc="upper center", bbox_to_anchor=(0.5, -0.17), frameon=False)
+        legend_below(axes, title=heading, fontsize=10)
         alike.setdefault(metric, []).append(axes)
         alike.setdefault("loss", []).append(right)
     for same in alike.values():
@@ -256,7 +245,8 @@ def plot_against_step(table: Table, runs: Sequence[Run], output: Path, form: str
         ),
         Line2D([], [], color="black", linestyle="", marker="*", markersize=12, label="best step"),
     ]
-    figure.legend(handles=key, loc="outside upper center", ncols=3, frameon=False)
+    figure.legend(handles=key, loc="outside lower center", ncols=3, frameon=False)
+    figure.suptitle(_title(runs))
     figure.savefig(output, dpi=120, format=form)
     pyplot.close(figure)
 

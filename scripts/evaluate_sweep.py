@@ -39,7 +39,9 @@ def add_arguments(parser: Parser) -> Any:
         help="retrieval: quality, bytes and speed of compressed embeddings, in a table",
     )
     group.add_argument(
-        "--dims", help="numbers kept of each embedding, such as 384,256,128 (default: all)"
+        "--dims",
+        help="numbers kept of each embedding, such as 384,256,128 (default: all, and the sizes that a Matryoshka "
+        "model was trained for)",
     )
     group.add_argument(
         "--precisions",
@@ -101,6 +103,11 @@ def _rescoring(entry: str, parser: Parser) -> tuple[int, str | None]:
     return int(number), originals or None
 
 
+def trained_sizes(model: Any) -> list[int]:
+    """The whole size of a model's embeddings, and those that it was trained for, the largest first."""
+    return sorted({model.dim, *getattr(model, "matryoshka_dims", ())}, reverse=True)
+
+
 def settings(args: argparse.Namespace, dim: int) -> list[Setting]:
     """float32 at the model's dimension, `dim`, and every combination that is a search of its own.
 
@@ -139,6 +146,7 @@ def sweep(
 
     corpus, queries, qrels = task
     check_qrels(corpus, queries, qrels, ignore_identical_ids=args.ignore_identical_ids)
+    args.dims = args.dims or trained_sizes(model)
     chosen = settings(args, model.dim)
     with written_whole(args.plot) if args.plot else contextlib.nullcontext() as picture:
         documents, asked = (

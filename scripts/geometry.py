@@ -55,7 +55,13 @@ def main() -> None:
         if plot:
             from scripts.geometry_plot import plot_geometry
 
-            plot_geometry(spaces, plot, args.plot.suffix[1:])
+            plot_geometry(spaces, plot, args.plot.suffix[1:], _title(args))
+
+
+def _title(args: argparse.Namespace) -> str:
+    """Names the data and the models of a picture."""
+    models = f"{args.against} (before), {args.model} (after)" if args.against else args.model
+    return f"{args.data}: {models}"
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

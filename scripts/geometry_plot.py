@@ -18,6 +18,7 @@ from embed_jax.evals.geometry import (
     singular_values,
 )
 from embed_jax.scores import unit_length
+from embed_jax.train.plots import legend_below
 
 COLORS = {"before": "#c2571a", "after": "#1f5fa8"}
 RANDOM_PAIRS = 100_000
@@ -27,25 +28,29 @@ Space = tuple[
 ]
 
 
-def plot_geometry(spaces: Mapping[str, Space], output: Path, form: str) -> None:
-    """Draws the spaces over each other in four panels, each line labelled where it runs.
+def plot_geometry(spaces: Mapping[str, Space], output: Path, form: str, title: str = "") -> None:
+    """Draws the spaces over each other in four panels, each with a legend below it.
 
     Args:
         spaces: by "before" and "after", or "after" alone: embeddings of texts, and of the two sides of positive pairs.
         form: "png", "svg" or "pdf".
+        title: names the data and the models.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(2, 2, figsize=(12, 8.5), layout="constrained")
+    figure, panels = pyplot.subplots(2, 2, figsize=(12, 10), layout="constrained")
     for draw, axes in zip(
         (_cosines, _spectrum, _occurrences, _concentration), panels.flat, strict=True
     ):
         draw(axes, spaces)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
+        legend_below(axes)
+    if title:
+        figure.suptitle(title)
     figure.savefig(output, dpi=120, format=form)
     pyplot.close(figure)
 
@@ -61,23 +66,19 @@ def _cosines(axes: Any, spaces: Mapping[str, Space]) -> None:
         if pairs:
             cosines["positive pairs"] = np.einsum("nd,nd->n", *map(unit_length, pairs))
         side = -1 if when == "before" else 1
-        for line, (kind, values) in enumerate(cosines.items()):
+        for kind, values in cosines.items():
             shares = side * np.histogram(np.clip(values, -1, 1), BINS)[0] / len(values)
             first, last = np.flatnonzero(shares)[[0, -1]]
             style = {"fill": True, "alpha": 0.3} if kind == "random pairs" else {"linewidth": 1.8}
+            label = f"{_of(when, spaces)}{kind}, mean {values.mean():.2f}"
             axes.stairs(
-                shares[first : last + 1], BINS[first : last + 2], color=COLORS[when], **style
-            )
-            axes.text(
-                0.02,
-                0.97 - 0.07 * line if side > 0 else 0.03 + 0.07 * (len(cosines) - 1 - line),
-                f"{_of(when, spaces)}{kind} ({'line' if line else 'filled'}), mean {values.mean():.2f}",
+                shares[first : last + 1],
+                BINS[first : last + 2],
                 color=COLORS[when],
-                transform=axes.transAxes,
-                va="top" if side > 0 else "bottom",
+                label=label,
+                **style,
             )
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.margins(y=0.3)  # room for the labels
     axes.set(
         title="Cosines",
         xlabel="cosine of a pair",
@@ -93,18 +94,14 @@ def _spectrum(axes: Any, spaces: Mapping[str, Space]) -> None:
         values = singular_values(embeddings)
         shares = values / values.sum()
         highest = max(highest, shares[0])
-        axes.plot(np.arange(1, len(values) + 1), shares, color=COLORS[when], linewidth=1.8)
-        _label(
-            axes,
-            when,
-            f"{_of(when, spaces)}effective rank {rank_of_spectrum(values):.0f} of {len(values)}",
-        )
+        label = f"{_of(when, spaces)}effective rank {rank_of_spectrum(values):.0f} of {len(values)}"
+        axes.plot(np.arange(1, len(values) + 1), shares, label=label, **_line(when))
     axes.set(
         title="Singular values",
         xlabel="rank, largest first",
         ylabel="share of their sum",
         yscale="log",
-        ylim=(1e-4 * highest, 10 * highest),  # below lie dead dimensions, above the labels
+        ylim=(1e-4 * highest, 2 * highest),  # below lie dead dimensions
     )
 
 
@@ -113,9 +110,8 @@ def _occurrences(axes: Any, spaces: Mapping[str, Space]) -> None:
         counts = np.sort(k_occurrence(embeddings))
         at = np.unique(counts)
         shares = 1 - np.searchsorted(counts, at) / len(counts)
-        axes.step(at, shares, where="pre", color=COLORS[when], linewidth=1.8)
-        text = f"{_of(when, spaces)}skewness {hubness(embeddings):.1f}, at most {counts[-1]}"
-        _label(axes, when, text)
+        label = f"{_of(when, spaces)}skewness {hubness(embeddings):.1f}, at most {counts[-1]}"
+        axes.step(at, shares, where="pre", label=label, **_line(when))
     axes.set(
         title="Hubness",
         xlabel=f"n: a text is among the {NEIGHBOURS} nearest of n others or more",
@@ -126,21 +122,11 @@ def _occurrences(axes: Any, spaces: Mapping[str, Space]) -> None:
 
 def _concentration(axes: Any, spaces: Mapping[str, Space]) -> None:
     lines = {when: distance_concentration(embeddings) for when, (embeddings, _) in spaces.items()}
-    upper = max(lines, key=lambda when: lines[when][max(lines[when])])
     for when, found in lines.items():
         last = max(found)
-        axes.plot(
-            list(found), list(found.values()), "o-", color=COLORS[when], linewidth=1.8, markersize=5
-        )
-        axes.annotate(
-            f"{_of(when, spaces)}{found[last]:.2f} at {last}",
-            (last, found[last]),
-            xytext=(0, 8 if when == upper else -8),
-            textcoords="offset points",
-            color=COLORS[when],
-            ha="right",
-            va="bottom" if when == upper else "top",
-        )
+        label = f"{_of(when, spaces)}{found[last]:.2f} at {last}"
+        style = {"marker": "o", "markersize": 7 if when == "before" else 4, **_line(when)}
+        axes.plot(list(found), list(found.values()), label=label, **style)
     dims = sorted({dim for found in lines.values() for dim in found})
     axes.set(
         title="Concentration of distances",
@@ -157,14 +143,6 @@ def _of(when: str, spaces: Mapping[str, Space]) -> str:
     return f"{when}: " if len(spaces) > 1 else ""
 
 
-def _label(axes: Any, when: str, text: str) -> None:
-    """In the colour of its line, in the upper right corner, before above after."""
-    axes.text(
-        0.98,
-        0.97 if when == "before" else 0.90,
-        text,
-        color=COLORS[when],
-        transform=axes.transAxes,
-        ha="right",
-        va="top",
-    )
+def _line(when: str) -> dict[str, Any]:
+    """Returns the style of a space's line: the one before is wide, so that it shows beneath an equal one."""
+    return {"color": COLORS[when], "linewidth": 3.2 if when == "before" else 1.6}

@@ -103,7 +103,9 @@ def write_by_size(found: Mapping[str, BySize], trained: Sequence[int], output: P
     write_whole(output, json.dumps(content, indent=1) + "\n")
 
 
-def plot_by_size(found: Mapping[str, BySize], trained: Sequence[int], output: Path) -> None:
+def plot_by_size(
+    found: Mapping[str, BySize], trained: Sequence[int], output: Path, title: str = ""
+) -> None:
     """Draws quality against size, and the share of the whole embedding's quality, a line for each model and depth.
 
     Raises:
@@ -124,7 +126,13 @@ def plot_by_size(found: Mapping[str, BySize], trained: Sequence[int], output: Pa
             for depth, (layers, by_size) in enumerate(of.items()):
                 sizes, color = sorted(by_size), f"C{number}"
                 values = [by_size[size] / (full_score(of) if of_full else 1.0) for size in sizes]
-                axes.plot(sizes, values, color=color, linestyle=("-", "--", ":", "-.")[depth % 4])
+                axes.plot(
+                    sizes,
+                    values,
+                    color=color,
+                    linestyle=("-", "--", ":", "-.")[depth % 4],
+                    linewidth=max(4.5 - 1.5 * number, 1),
+                )
                 for is_trained, marker in ((True, "o"), (False, "x")):
                     marked = [i for i, size in enumerate(sizes) if (size in trained) == is_trained]
                     axes.plot(
@@ -161,6 +169,8 @@ def plot_by_size(found: Mapping[str, BySize], trained: Sequence[int], output: Pa
     panels[0].set(ylabel="Spearman's correlation", title="Quality by size")
     panels[1].set(ylabel="share of the whole embedding's", title="Share kept")
     panels[1].yaxis.set_major_formatter(PercentFormatter(1.0))
+    if title:
+        figure.suptitle(title)
     figure.savefig(output, dpi=120)
     pyplot.close(figure)
 

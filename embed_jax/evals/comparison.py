@@ -36,6 +36,7 @@ class Comparison:
         corpus, queries, qrels: the task.
         runs: {"bm25" | "before" | "after": rankings}, ten documents a query.
         results: their scores.
+        data: names the task in the picture.
     """
 
     corpus: Texts
@@ -43,6 +44,7 @@ class Comparison:
     qrels: Qrels
     runs: dict[str, Run]
     results: dict[str, RetrievalResult]
+    data: str = ""
 
     @functools.cached_property
     def intervals(self) -> dict[str, dict[str, tuple[float, float]]]:
@@ -126,10 +128,10 @@ class Comparison:
         axes.set_xticks(range(len(SHOWN)), SHOWN)
         axes.set(
             ylabel="score",
-            ylim=(0, 1.05),
-            title=f"Held-out test, {len(self.qrels)} queries, 95 % intervals",
+            ylim=(0, 1.12),
+            title=f"{self.data or 'Held-out test'}: {len(self.qrels)} queries, 95 % intervals",
         )
-        axes.legend(loc="upper left", ncols=3)
+        figure.legend(loc="outside lower center", ncols=3, frameon=False)
         figure.savefig(output, dpi=120)
         pyplot.close(figure)
 
@@ -141,6 +143,7 @@ def compare(
     *,
     similarity: str = "cosine",
     ignore_identical_ids: bool = False,
+    data: str = "",
 ) -> Comparison:
     """Searches the task with BM25, the model before and the model after.
 
@@ -149,6 +152,7 @@ def compare(
         task: corpus, queries, relevance judgements.
         similarity: "cosine" or "dot", of both models.
         ignore_identical_ids: see `evaluate_retrieval`.
+        data: names the task in the picture.
 
     Raises:
         InputError: as `check_qrels`, or if bm25s is missing.
@@ -164,7 +168,7 @@ def compare(
         runs[name] = search_task(search, corpus, queries, qrels, **options)
         results[name] = score_run(runs[name], qrels, ks=(DEPTH,))
     judged = {query: queries[query] for query in qrels}
-    return Comparison(corpus, judged, qrels, runs, results)
+    return Comparison(corpus, judged, qrels, runs, results, data)
 
 
 def _one_line(text: str, length: int = 100) -> str:

@@ -10,9 +10,11 @@ from types import SimpleNamespace
 
 from embed_jax.config import Experiment
 from embed_jax.config_file import load
+from embed_jax.errors import InputError
 from embed_jax.parallel.distributed import joined
-from embed_jax.runtime import prepare_jax, say
+from embed_jax.runtime import is_first_host, prepare_jax, say
 from embed_jax.train import loop
+from embed_jax.train.plots import plot_curves, run_title
 from embed_jax.train.workdir import launched_by
 
 
@@ -24,9 +26,24 @@ def launch(run: Callable[[Experiment, Path], loop.Result]) -> None:
         for stage, directory in stages(config, workdir):
             if stage is not config:
                 say(f"stage {directory.name}: from {stage.model.name}")
-            if not run(stage, directory).finished:
+            title = run_title(
+                stage
+            )  # before the run, which may fill in what the config leaves open
+            result = run(stage, directory)
+            _draw_curves(directory, title)
+            if not result.finished:
                 return
             say(f"model: {directory / 'model'}")
+
+
+def _draw_curves(workdir: Path, title: str) -> None:
+    """Writes curves.png on the first host; without matplotlib a line says what to install."""
+    if not is_first_host():
+        return
+    try:
+        plot_curves(workdir / "metrics.jsonl", workdir / "curves.png", title=title)
+    except InputError as error:  # a picture is no reason for a finished run to fail
+        say(f"no curves.png: {error}")
 
 
 def stages(config: Experiment, workdir: Path) -> list[tuple[Experiment, Path]]:

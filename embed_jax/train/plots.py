@@ -3,13 +3,38 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
+from embed_jax.atomic import replaced
+from embed_jax.config import Experiment
 from embed_jax.errors import require
 
+# Metrics of a panel of their own, or of none.
+NOT_SCORES = ("validation/", "geometry/", "loss/")
+OF_BATCHES = {  # measured on each training batch, and noisy: smoothed
+    "loss": "training loss",
+    "positive_similarity": "positive",
+    "hardest_negative_similarity": "hardest in-batch negative",
+    "accuracy": "in-batch accuracy",
+}
+MARKERS, DASHES = "os^Dv<>P", ("-", "--", ":", "-.")
 
-def plot_curves(metrics_file: Path, output: Path) -> None:
-    """Draws the training loss with the validation loss, similarities, and every evaluated metric by step.
+
+def plot_curves(metrics_file: Path, output: Path, *, title: str = "") -> None:
+    """Draws the losses, the similarities in the batch, and every evaluated metric against the step.
+
+    What each training batch gives is smoothed, with the batches' own values faint behind it. Panels and legend
+    entries are only for what the run measured; legends stand below their panels.
+
+    Args:
+        metrics_file: a run's metrics.jsonl.
+        output: a PNG file, replaced as a whole.
+        title: names the run's data and model, see `run_title`.
 
     Raises:
         InputError: if matplotlib is missing.
@@ -20,44 +45,102 @@ def plot_curves(metrics_file: Path, output: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    lines = [json.loads(line) for line in metrics_file.read_text(encoding="utf-8").splitlines()]
-
-    def series(name: str) -> tuple[list[int], list[float]]:
-        found = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
-        return [step for step, _ in found], [value for _, value in found]
-
-    evaluated = [
-        name for name in dict.fromkeys(name for line in lines for name in line) if "/" in name
+    series = series_by_name(metrics_file)
+    scores = [name for name in series if "/" in name and not name.startswith(NOT_SCORES)]
+    panels = [
+        ("Loss", "loss", ["loss", "validation/loss"]),
+        (
+            "Similarity in the batch",
+            "cosine; accuracy: share",
+            [name for name in OF_BATCHES if name != "loss"],
+        ),
+        ("Evaluation", "score", scores),
     ]
-    evaluated = [
-        name for name in evaluated if not name.startswith(("validation/", "geometry/", "loss/"))
-    ]
-    figure, (losses, similarities, metrics) = pyplot.subplots(
-        1, 3, figsize=(15, 4), layout="constrained"
+    panels = [(*words, [name for name in names if name in series]) for *words, names in panels]
+    panels = [panel for panel in panels if panel[-1]]
+    if not panels:
+        return
+    entries = max(len(names) for *_, names in panels)
+    figure, grid = pyplot.subplots(
+        1,
+        len(panels),
+        figsize=(5.5 * len(panels), 4 + 0.22 * entries),
+        layout="constrained",
+        squeeze=False,
     )
-
-    losses.plot(*series("loss"), color="tab:blue", alpha=0.7, linewidth=1, label="training, batch")
-    losses.plot(
-        *series("validation/loss"), "o-", color="tab:orange", label="validation (no dropout)"
-    )
-    losses.set(title="Loss", xlabel="step", ylabel="nats per anchor")
-
-    similarities.plot(*series("positive_similarity"), color="tab:green", label="positive")
-    similarities.plot(
-        *series("hardest_negative_similarity"), color="tab:red", label="hardest in-batch negative"
-    )
-    similarities.plot(*series("accuracy"), color="tab:gray", linewidth=1, label="in-batch accuracy")
-    similarities.set(
-        title="Similarity in the batch", xlabel="step", ylabel="cosine, share", ylim=(None, 1.02)
-    )
-
-    for name in evaluated:
-        metrics.plot(*series(name), "o-", markersize=4, label=name)
-    metrics.set(title="Evaluation", xlabel="step", ylabel="score")
-
-    for axes in (losses, similarities, metrics):
+    for axes, (heading, ylabel, names) in zip(grid[0], panels, strict=True):
+        for index, name in enumerate(names):
+            steps, values = list(series[name]), list(series[name].values())
+            if name in OF_BATCHES:
+                axes.plot(steps, values, color=f"C{index}", alpha=0.25, linewidth=0.8)
+                label = f"{OF_BATCHES[name]}, smoothed"
+                axes.plot(steps, smooth(values), color=f"C{index}", label=label)
+            else:
+                axes.plot(steps, values, label=name, **line_style(index, steps))
+        axes.set(title=heading, xlabel="step", ylabel=ylabel)
         axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[1]:
-            axes.legend(fontsize=8)
-    figure.savefig(output, dpi=120)
+        legend_below(axes)
+    if title:
+        figure.suptitle(title)
+    with replaced(output) as beside:
+        figure.savefig(beside, dpi=120, format="png")
     pyplot.close(figure)
+
+
+def run_title(config: Experiment) -> str:
+    """Names a run's data, model and loss, for the top of a picture."""
+    data = config.data.train or " + ".join(
+        source.train for source in vars(config.mixture.sources).values()
+    )
+    model = Path(config.model.name).name if Path(config.model.name).is_dir() else config.model.name
+    return f"{data}: {model}, {config.loss.name}"
+
+
+def line_style(index: int, steps: Sequence[int]) -> dict[str, Any]:
+    """Returns colour, dashes, marker and width by which equal curves are told apart.
+
+    Later lines are thinner and their markers smaller, so that a line beneath another still shows.
+    """
+    rank = index % 4
+    return {
+        "color": f"C{index % 10}",
+        "linestyle": DASHES[rank],
+        "linewidth": 3.4 - 0.7 * rank,
+        "marker": MARKERS[index % len(MARKERS)] if len(steps) <= 50 else None,
+        "markersize": 9 - 1.6 * rank,
+        "markerfacecolor": "none",
+        "alpha": 0.85,
+    }
+
+
+def legend_below(axes: Any, **options: Any) -> None:
+    """Puts the legend below the panel, where it can't cover data; none without labels."""
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.16),
+            frameon=False,
+            **{"fontsize": 9} | options,
+        )
+
+
+def series_by_name(metrics_file: Path) -> dict[str, dict[int, float]]:
+    """Returns name -> step -> value for every number of a metrics.jsonl; none without the file."""
+    series: dict[str, dict[int, float]] = {}
+    if not metrics_file.exists():
+        return series
+    for line in metrics_file.read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        for name, value in entry.items():
+            if value is not None:
+                series.setdefault(name, {})[entry["step"]] = value
+    return series
+
+
+def smooth(values: Sequence[float]) -> Float[np.ndarray, " N"]:
+    """Returns the centred running mean over a tenth of the values, at both ends over those there."""
+    half = len(values) // 20
+    sums = np.cumsum([0.0, *values])
+    positions = np.arange(len(values))
+    first, last = np.maximum(positions - half, 0), np.minimum(positions + half + 1, len(values))
+    return (sums[last] - sums[first]) / (last - first)

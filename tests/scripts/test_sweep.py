@@ -254,3 +254,9 @@ def test_the_picture_names_the_front_and_its_labels_are_apart(tmp_path, monkeypa
             box.x0 >= frame.x0 and box.x1 <= frame.x1 and box.y1 <= frame.y1 for box in boxes
         )
     pyplot.close(figure)
+
+
+@pytest.mark.parametrize(("dims", "sizes"), [((), [384]), ((128, 64), [384, 128, 64])])
+def test_the_sizes_that_the_model_was_trained_for_are_the_default(dims, sizes):
+    model = argparse.Namespace(dim=384, matryoshka_dims=dims)
+    assert evaluate_sweep.trained_sizes(model) == sizes
