@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 import embed_jax
 from embed_jax.data.tokenize import load_tokenizer
+from embed_jax.data.word_vectors import word_tokenizer
 from embed_jax.encoders.heads import Dense, Truncate
 from embed_jax.encoders.router import read_routes
 from embed_jax.encoders.spec import EncoderSpec
@@ -320,7 +321,8 @@ def test_tasks_go_the_routes_that_sentence_transformers_takes(parts, tmp_path):
 
 
 def table(dim, seed=0, rows=240, tokenizer=None, cut=0):
-    """A static encoder of random vectors."""
+    """A static encoder of random vectors; by default its tokenizer knows one word."""
+    tokenizer = tokenizer or word_tokenizer(["word"], 40, lower_case=False)
     vectors = np.random.default_rng(seed).normal(size=(rows, dim)).astype(np.float32)
     spec = EncoderSpec(
         StaticConfig(vocab_size=rows, hidden_size=dim), heads=(Truncate(cut),) if cut else ()
