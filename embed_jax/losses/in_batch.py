@@ -9,11 +9,9 @@ With prefixes (Kusupati et al. 2022) these are of the largest one; all prefixes'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from embed_jax.errors import InputError
 from embed_jax.losses.base import is_number, loss
@@ -22,16 +20,22 @@ from embed_jax.losses.negatives import (
     POSITIVE,
     Negatives,
     Texts,
-    gap_block,
     similarity_block,
     sizes,
+)
+from embed_jax.losses.terms import (
+    SoftmaxTerm,
+    Term,
+    contrast_metrics,
+    cross_entropy,
+    example_weights,
+    over_prefixes,
+    scale_of,
 )
 from embed_jax.scores import Score, find_score
 from embed_jax.types import Columns, LossResult, Params, World
 
-MAX_SCALE = 100.0  # of a learnable temperature, as in CLIP (Radford et al. 2021, section 2.5)
 HARDNESS = ("", "in_batch_negatives", "hard_negatives", "all_negatives")
-Term = tuple[int, tuple[int, ...]]  # the column of the rows, and those of the candidates
 
 
 def log_scale_init(dim: int, key: Array, temperature: float, learn_temperature: bool) -> Params:
@@ -68,7 +72,7 @@ def info_nce(
 
     Args:
         temperature: t; with `learn_temperature` where it starts, as exp(-params["log_scale"]), never below 0.01.
-        similarity: s, "cosine" or "dot".
+        similarity: s: "cosine", "dot", or another `scores.Score`, by name or "module:attribute".
         symmetric: short for terms "qp,pq", each with its own softmax (CLIP's loss).
         terms: what Z_i sums over, j != i: "qp" s(q_i, p_j) and s(q_i, hard negatives); "pq" s(q_j, p_i);
             "qq" s(q_i, q_j); "pp" s(p_i, p_j) and s(p_i, hard negatives of j).
@@ -137,17 +141,17 @@ def info_nce(
         return more
 
     adjusts = not is_number(hard_negative_weight, 1.0) or hardness
-    scale = _scale(temperature, params)
+    scale = scale_of(temperature, params)
     again = float(repeat_positive and partition == "joint" and "pq" in names)
     parts = [
-        _Term(own, world, negatives, known[name], scale, adjust if adjusts else None)
+        SoftmaxTerm(own, world, negatives, known[name], scale, adjust if adjusts else None)
         for name in names
     ]
     if partition == "joint":
-        values = _cross_entropy(parts, label_smoothing, again)
+        values = cross_entropy(parts, label_smoothing, again)
     else:
-        values = sum(_cross_entropy([part], label_smoothing) for part in parts) / len(parts)
-    return _over_prefixes(values, own, parts[0].metrics())
+        values = sum(cross_entropy([part], label_smoothing) for part in parts) / len(parts)
+    return over_prefixes(values, own, parts[0].metrics())
 
 
 @loss(init=log_scale_init, tiled=True, queue=True, prefixes=True, positive=("temperature",))
@@ -254,9 +258,9 @@ def gist(
     terms: list[Term] = [(ANCHOR, tuple(range(POSITIVE, len(own.embeddings))))]
     terms += [(ANCHOR, (ANCHOR,))] if contrast_anchors else []
     terms += [(POSITIVE, (POSITIVE,))] if contrast_positives else []
-    scale = _scale(temperature, params)
-    parts = [_Term(own, world, negatives, term, scale) for term in terms]
-    return _over_prefixes(_cross_entropy(parts), own, parts[0].metrics())
+    scale = scale_of(temperature, params)
+    parts = [SoftmaxTerm(own, world, negatives, term, scale) for term in terms]
+    return over_prefixes(cross_entropy(parts), own, parts[0].metrics())
 
 
 @loss(init=log_scale_init, tiled=True, queue=True, prefixes=True, positive=("temperature",))
@@ -283,11 +287,11 @@ def dcl(
     [-0.5858 -1.4142]
     """
     negatives = Negatives(find_score(similarity), sizes(own), mask_duplicates)
-    scale = _scale(temperature, params)
-    part = _Term(
+    scale = scale_of(temperature, params)
+    part = SoftmaxTerm(
         own, world, negatives, (ANCHOR, tuple(range(POSITIVE, len(own.embeddings)))), scale
     )
-    weights = _weights(own)
+    weights = example_weights(own)
     values = jnp.where(part.logsumexp == -jnp.inf, 0.0, part.logsumexp)  # nothing to be told from
     if not is_number(sigma, 0.0):
         positive = part.rows.positive
@@ -295,7 +299,7 @@ def dcl(
         total = jnp.sum(world.gather((exponential * weights[None]).T), axis=0)
         mean = total / jnp.maximum(jnp.sum(world.gather(weights)), 1.0)
         values = values + (exponential / mean[:, None] - 1.0) * positive * scale
-    return _over_prefixes(values, own, part.metrics())
+    return over_prefixes(values, own, part.metrics())
 
 
 def siglip_init(dim: int, key: Array, temperature: float, bias: float) -> Params:
@@ -347,7 +351,7 @@ def siglip(
         "scale": jnp.broadcast_to(shared[0], rows.example.shape),
         "bias": jnp.broadcast_to(shared[1], rows.example.shape),
     }
-    return _over_prefixes(values, own, metrics)
+    return over_prefixes(values, own, metrics)
 
 
 @loss(tiled=True, queue=True)
@@ -383,111 +387,5 @@ def mega_batch_margin(
     )[0]
     positive = rows.positive[0]
     too_near = jnp.where(hardest == -jnp.inf, 0.0, jax.nn.relu(hardest - negative_margin))
-    metrics = _metrics(positive, hardest)
-    return jax.nn.relu(positive_margin - positive) + too_near, _weights(own), metrics
-
-
-# ---- the parts -----------------------------------------------------------------------------------------------
-
-
-class _Term:
-    """One term of a softmax: the negatives among some columns, for the anchors or positives of a device.
-
-    Attributes:
-        rows: with the similarity to their positives.
-        logsumexp: log of the sum over negatives of exp(logit - the positive's logit), [M, b].
-    """
-
-    def __init__(
-        self, own: Columns, world: World, negatives: Negatives, term: Term, scale, adjust=None
-    ):
-        self._world, self._scale = world, scale
-        column, self._columns = term
-        self._negatives = negatives
-        self._block = gap_block(negatives, adjust)
-        self._further = (
-            negatives.earlier(own) if column == ANCHOR and POSITIVE in self._columns else None
-        )
-        self._numbers = negatives.numbers(own, column, self._columns)
-        self.rows = negatives.rows(own, column)
-        self.logsumexp, self._largest = world.logsumexp(
-            self._block, self.rows, self._candidates, scale, self._further, self._numbers
-        )
-
-    def _candidates(self, columns: Columns) -> Texts:
-        return self._negatives.texts(columns, self._columns)
-
-    def gaps(self) -> tuple[Float[Array, "M b"], Float[Array, "M b"]]:
-        """The sum of the gaps of all negatives, and how many there are."""
-
-        def block(rows, candidates, scale):
-            gaps = self._block(rows, candidates, scale)
-            counts = gaps > -jnp.inf
-            return jnp.concatenate([jnp.where(counts, gaps, 0.0), counts.astype(jnp.float32)])
-
-        total, count = jnp.split(
-            self._world.sum(
-                block, self.rows, self._candidates, self._scale, self._further, self._numbers
-            ),
-            2,
-        )
-        return total, count
-
-    def metrics(self) -> dict[str, Float[Array, " b"]]:
-        positive = self.rows.positive[-1]
-        return _metrics(positive, positive + self._largest[-1] / self._scale)
-
-
-def _cross_entropy(
-    parts: Sequence[_Term], smoothing: float = 0.0, again: float = 0.0
-) -> Float[Array, "M b"]:
-    """-log softmax of the positive against the negatives of all parts: log(1 + sum exp(gap)).
-
-    Exact in float32 even where the positive is far ahead: the sum is without the positive's own 1, so that 8e-7 does
-    not round to 0.
-
-    Args:
-        smoothing: share of the target spread evenly over the positive and the negatives.
-        again: how often the positive counts besides.
-    """
-    total = jax.nn.logsumexp(jnp.stack([part.logsumexp for part in parts]), axis=0)
-    if again:
-        total = jnp.logaddexp(total, jnp.log(again))
-    values = jnp.logaddexp(total, 0.0)
-    if not is_number(smoothing, 0.0):
-        gaps, counts = zip(*(part.gaps() for part in parts), strict=True)
-        values = values - smoothing * sum(gaps) / (1.0 + again + sum(counts))
-    return values
-
-
-def _scale(temperature: float, params: Params) -> Float[Array, ""]:
-    if not isinstance(temperature, jax.Array) and not temperature > 0:
-        raise InputError(f"config.loss: temperature: expected more than 0, found {temperature}")
-    if "log_scale" in params:
-        return jnp.minimum(jnp.exp(params["log_scale"]), MAX_SCALE)
-    return jnp.asarray(1.0 / temperature, jnp.float32)
-
-
-def _over_prefixes(
-    values: Float[Array, "M b"], own: Columns, metrics: dict[str, Array]
-) -> LossResult:
-    """The weighted sum over the prefixes, if there are any; their losses are metrics "loss/SIZE"."""
-    if own.prefixes is None:
-        return values[0], _weights(own), metrics
-    by_size = {
-        f"loss/{size}": value for size, value in zip(own.prefixes.sizes, values, strict=True)
-    }
-    return jnp.tensordot(own.prefixes.weights, values, axes=1), _weights(own), metrics | by_size
-
-
-def _weights(own: Columns) -> Float[Array, " b"]:
-    return (own.present[ANCHOR] & own.present[POSITIVE]).astype(jnp.float32)
-
-
-def _metrics(positive: Array, hardest: Array) -> dict[str, Float[Array, " b"]]:
-    return {
-        "accuracy": (positive > hardest).astype(jnp.float32),
-        "positive_similarity": positive,
-        # Every other candidate may be masked.
-        "hardest_negative_similarity": jnp.where(jnp.isfinite(hardest), hardest, 0.0),
-    }
+    metrics = contrast_metrics(positive, hardest)
+    return jax.nn.relu(positive_margin - positive) + too_near, example_weights(own), metrics
