@@ -205,6 +205,10 @@ class Train:
     seed: int = 0
     steps: int = 0  # 0: by `epochs`
     epochs: float = 1.0
+    # Lets a run go on to more `steps` or `epochs` than it was started with (--extend). From there
+    # on the learning rate is that of a run of the new length: "linear" and "cosine" rise again to
+    # where such a run would be at that step, "constant" goes on.
+    extend: bool = False
     devices: int = 0  # 0: all
     fsdp: int = (
         1  # devices over which parameters and optimiser state are split, and the batch as well
@@ -243,7 +247,7 @@ class Evaluation:
     geometry: bool = (
         False  # of the texts searched while training, else of the STS texts: evals/geometry.py
     )
-    every: int = 0  # steps; 0: only at the end
+    every: int = 0  # steps; 0: a tenth of the run; -1: only before the first step and at the end
     metric: str = ""  # e.g. "sts/spearman": picks the best checkpoint; "": the last one
     patience: int = 0  # evaluations without gain before stopping; 0: never
     min_gain: float = 0.0
@@ -256,7 +260,7 @@ class Evaluation:
 
 @dataclasses.dataclass
 class Checkpoint:
-    every: int = 0  # steps; 0: only at the end and on SIGTERM
+    every: int = 0  # steps; 0: only at the end, on SIGTERM and on Ctrl-C
     keep: int = 2  # newest checkpoints kept
 
 
@@ -267,6 +271,7 @@ class Tracking:
     )
     project: str = "embed-jax"
     name: str = ""  # "": the work directory's
+    experiment: str = ""  # set by an experiment's command to its own name; "": launched from Python
 
 
 @dataclasses.dataclass

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from embed_jax.config import Experiment, Source, flatten
-from embed_jax.config_rules import unknown_field, validate
+from embed_jax.config_rules import meant_field, unknown_field, validate
 from embed_jax.errors import InputError
+
+EXTEND = "--extend"  # on the command line for --config.train.extend=True
 
 
 def load(argv: Sequence[str]) -> tuple[Experiment, Path]:
-    """Reads `--config=FILE[:CUT] [--config.x.y=v ...] [--workdir=DIR]`.
+    """Reads `--config=FILE[:CUT] [--config.x.y=v ...] [--workdir=DIR] [--extend]`.
 
     Args:
-        argv: the command line, program name first.
+        argv: the command line, program name first. FILE is a Python file with `get_config`, or a
+            run's `config.json`.
 
     Returns:
-        The validated experiment and the work directory (default: runs/NAME of the config file).
+        The validated experiment and the work directory. Its default is runs/NAME of a Python file;
+        of a run's `config.json` it is the run's own directory, so that the run is resumed.
 
     Raises:
         InputError: a missing file, a file without `get_config`, an unknown field or a value of the wrong type.
@@ -27,8 +33,9 @@ def load(argv: Sequence[str]) -> tuple[Experiment, Path]:
     from ml_collections import config_flags
 
     program = Path(argv[0]).stem
-    usage = f"usage: python -m experiments.{program} --config=FILE[:CUT] [--config.FIELD=VALUE ...] [--workdir=DIR]"
+    usage = f"usage: python -m experiments.{program} --config=FILE[:CUT] [--config.FIELD=VALUE ...] [--workdir=DIR] [{EXTEND}]"
     argv = _join_values(argv)
+    argv = ["--config.train.extend=True" if argument == EXTEND else argument for argument in argv]
     argv[1:] = sorted(
         argv[1:], key=lambda argument: not argument.startswith("--config=")
     )  # the file comes first
@@ -45,34 +52,39 @@ def load(argv: Sequence[str]) -> tuple[Experiment, Path]:
     if len(named) != 1:
         raise InputError(f"expected one --config=FILE, found {len(named)}; {usage}")
     file, _, cut = named[0].partition(":")
-    known = flatten(_get_config(Path(file), cut))
+    config = _read_file(Path(file), cut)
+    known = flatten(config)
     for argument in argv[1:]:
-        field, equals, _ = argument.removeprefix("--config.").partition("=")
+        field, equals, value = argument.removeprefix("--config.").partition("=")
         if argument.startswith("--config.") and field not in known:
             raise InputError(unknown_field(field, known))
         if not argument.startswith(("--config.", "--config=", "--workdir=")) or not equals:
-            raise InputError(f"unknown argument {argument!r}; {usage}")
+            meant = meant_field(field.removeprefix("--"), known)
+            advice = f"; did you mean --config.{meant}={value or 'VALUE'}?" if meant else ""
+            raise InputError(f"unknown argument {argument!r}{advice or '; ' + usage}")
 
     values = flags.FlagValues()
-    # With the cut always given, a `get_config` without a default is called rightly too.
-    argv = [
-        f"--config={file}:{cut}" if argument.startswith("--config=") else argument
-        for argument in argv
-    ]
-    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    flags.DEFINE_string(
-        "workdir", f"runs/{Path(file).stem}{'_' + cut if cut else ''}", "", flag_values=values
+    argv = [argument for argument in argv if not argument.startswith("--config=")]
+    holder = config_flags.DEFINE_config_dataclass(
+        "config", config, flag_values=values, sys_argv=argv
     )
+    flags.DEFINE_string("workdir", _default_workdir(Path(file), cut), "", flag_values=values)
     try:
         values(list(argv))
         config = holder.value
     except (
         Exception
-    ) as error:  # ml_collections and absl raise many kinds, with tracebacks in their texts
+    ) as error:  # ml_collections and absl raise many kinds, tracebacks in their texts
         last = next(line for line in reversed(str(error).splitlines()) if line.strip())
         raise InputError(f"{file}: {last.strip()}") from error
     validate(config)
     return config, Path(values.workdir)
+
+
+def _default_workdir(file: Path, cut: str) -> str:
+    if file.name == "config.json" and (file.parent / "data.json").exists():
+        return str(file.parent)
+    return f"runs/{file.stem}{'_' + cut if cut else ''}"
 
 
 def _join_values(argv: Sequence[str]) -> list[str]:
@@ -85,12 +97,16 @@ def _join_values(argv: Sequence[str]) -> list[str]:
     return joined
 
 
-def _get_config(file: Path, cut: str) -> Experiment:
-    """Runs the config file's `get_config`, for its fields' names and for errors in one line."""
+def _read_file(file: Path, cut: str) -> Experiment:
+    """The config that a Python file's `get_config` returns, or that a run's config.json holds."""
     import runpy
 
     if not file.is_file():
         raise InputError(f"config file not found: {file}")
+    if file.suffix == ".json":
+        if cut:
+            raise InputError(f"{file}: a run's config has no cuts, found {cut!r}")
+        return read_json(file)
     try:
         module = runpy.run_path(str(file))
     except Exception as error:
@@ -98,7 +114,10 @@ def _get_config(file: Path, cut: str) -> Experiment:
     if "get_config" not in module:
         raise InputError(f"{file}: defines no get_config(cut)")
     try:
-        config = module["get_config"](cut)
+        takes_cut = bool(inspect.signature(module["get_config"]).parameters)
+        if cut and not takes_cut:
+            raise InputError(f"{file}: get_config() has no cuts, found {cut!r}")
+        config = module["get_config"](cut) if takes_cut else module["get_config"]()
     except InputError:
         raise
     except Exception as error:
@@ -108,6 +127,44 @@ def _get_config(file: Path, cut: str) -> Experiment:
             f"{file}: get_config returned {type(config).__name__}, expected embed_jax.config.Experiment"
         )
     return config
+
+
+def read_json(file: Path) -> Experiment:
+    """The settings of a run, from its `config.json`.
+
+    Raises:
+        InputError: if the file is missing or damaged, or has an unknown field or a bad value.
+    """
+    try:
+        config = _of_json(json.loads(file.read_text(encoding="utf-8")))
+        validate(config)
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+        # An InputError is a ValueError.
+        raise InputError(f"{file}: no settings of a run: {error}") from None
+    return config
+
+
+def _of_json(content: dict[str, Any], place: str = "") -> Experiment:
+    config = Experiment()
+    for name in content["mixture"]["sources"]:
+        setattr(config.mixture.sources, name, Source())
+    stages = content.get("stages", {})
+    _fill(config, {name: value for name, value in content.items() if name != "stages"}, place)
+    for name, stage in stages.items():
+        setattr(config.stages, name, _of_json(stage, f"{place}stages.{name}."))
+    return config
+
+
+def _fill(settings: Any, content: dict[str, Any], place: str) -> None:
+    for name, value in content.items():
+        if name not in vars(settings):
+            raise InputError(
+                unknown_field(f"{place}{name}", [f"{place}{field}" for field in vars(settings)])
+            )
+        if isinstance(value, dict):
+            _fill(getattr(settings, name), value, f"{place}{name}.")
+        else:
+            setattr(settings, name, value)
 
 
 def override(config: Experiment, **fields: Any) -> Experiment:
@@ -120,7 +177,9 @@ def override(config: Experiment, **fields: Any) -> Experiment:
     for name, value in fields.items():
         path = name.replace("__", ".")
         if path not in known:
-            raise InputError(unknown_field(path, known))
+            meant = meant_field(path, known).replace(".", "__")
+            advice = f"; did you mean {meant}?" if meant else f": {unknown_field(path, known)}"
+            raise InputError(f"unknown argument {name!r}{advice}")
         *parents, leaf = path.split(".")
         part = config
         for parent in parents:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Collection
 from typing import Any
 
 from embed_jax.config import Experiment, Source, flatten
@@ -81,7 +82,7 @@ RANGES = {
     "hosts.index": (0, math.inf, False),
     "hosts.heartbeat_timeout": (2, math.inf, False),
     "hosts.join_timeout": (1, math.inf, False),
-    "eval.every": (0, math.inf, False),
+    "eval.every": (-1, math.inf, False),
     "eval.patience": (0, math.inf, False),
     "eval.min_gain": (0, math.inf, False),
     "checkpoint.every": (0, math.inf, False),
@@ -91,6 +92,42 @@ RANGES = {
 # These may also be -1, in words:
 OPTIONAL = {"loss.temperature": "for the loss's own", "loss.margin": "for the loss's own"}
 OPTIONAL |= {"mine.absolute_margin": "for none", "mine.relative_margin": "for none"}
+
+
+# What other trainers, and people in a hurry, call a field.
+ALIASES = {
+    "model.name": "model model_name model_name_or_path base_model",
+    "model.compute_dtype": "dtype bf16 fp16 precision torch_dtype",
+    "model.remat": "gradient_checkpointing",
+    "lora.rank": "r lora_r lora_rank",
+    "lora.alpha": "lora_alpha",
+    "lora.targets": "target_modules",
+    "data.train": "train_file train_data dataset dataset_name data",
+    "data.max_length": "max_seq_length max_seq_len seq_length max_len max_length",
+    "batch.size": "bs batch batch_size train_batch_size per_device_train_batch_size",
+    "batch.groups": "mini_batch_size gradient_cache",
+    "loss.name": "loss objective",
+    "loss.temperature": "temp tau scale",
+    "optim.learning_rate": "lr learningrate peak_lr",
+    "optim.schedule": "scheduler lr_schedule lr_scheduler lr_scheduler_type",
+    "optim.warmup": "warmup_ratio warmup_steps warmup_proportion",
+    "optim.weight_decay": "wd decay",
+    "optim.clip_norm": "max_grad_norm grad_clip clip",
+    "optim.accumulate": "gradient_accumulation_steps grad_accum accumulation_steps",
+    "train.epochs": "epoch num_epochs num_train_epochs",
+    "train.steps": "max_steps num_steps num_train_steps",
+    "train.seed": "random_seed",
+    "train.devices": "num_devices gpus n_gpu",
+    "train.log_every": "logging_steps",
+    "eval.every": "eval_steps eval_every evaluation_steps",
+    "eval.metric": "metric metric_for_best_model",
+    "eval.patience": "early_stopping early_stopping_patience",
+    "checkpoint.every": "save_steps checkpoint_every save_every",
+    "checkpoint.keep": "save_total_limit",
+    "tracking.name": "run_name",
+    "tracking.wandb": "report_to",
+}
+FIELD_OF = {alias: field for field, aliases in ALIASES.items() for alias in aliases.split()}
 
 
 def validate(config: Experiment) -> None:
@@ -129,6 +166,12 @@ def _validate(config: Experiment, prefix: str) -> None:
         name: value for name, value in found.items() if not name.startswith("mixture.sources.")
     }
     _check_fields(found, flatten(Experiment()), prefix)
+    for field in ("validation_split", "holdout"):
+        value = getattr(config.data, field)
+        if value and vars(config.mixture.sources):
+            raise InputError(
+                f"{prefix}data.{field}: of the data set of data.train, not of a mixture, found {value!r}"
+            )
     if config.eval.geometry and not (
         config.eval.sts or config.eval.retrieval or config.data.holdout
     ):
@@ -173,10 +216,30 @@ def _check_fields(
             raise InputError(f"{prefix}{name}: expected {bound}, found {value!r}")
 
 
-def unknown_field(name: str, known: Any) -> str:
-    """The error's text: names the fields of the part that was meant, or the parts."""
-    part = name.split(".")[0]
+def unknown_field(name: str, known: Collection[str]) -> str:
+    """The error's text: the field that was meant, and those of its part, or the parts."""
+    meant = meant_field(name, known)
+    part = (meant or name).split(".")[0]
     siblings = [field for field in known if field.startswith(part + ".")]
+    if meant:
+        return (
+            f"unknown config field {name!r} (did you mean {meant!r}?); known: {', '.join(siblings)}"
+        )
     if siblings:
         return unknown("config field", name, siblings)
     return unknown("config field", part, {field.split(".")[0] for field in known})
+
+
+def meant_field(name: str, known: Collection[str]) -> str:
+    """The field that is usually meant by a name, such as "optim.learning_rate" by "lr"; "" if none.
+
+    Args:
+        name: with or without its part: "lr", "train.lr".
+        known: the dotted names of all fields.
+    """
+    if name.count(".") > 1:  # of a data set of a mixture, or of a stage
+        return ""
+    leaf = name.split(".")[-1].lower().replace("-", "_")
+    same = [field for field in known if field.split(".")[-1] == leaf and field.count(".") == 1]
+    meant = FIELD_OF.get(leaf) or (same[0] if len(same) == 1 else "")
+    return meant if meant in known else ""

@@ -81,12 +81,28 @@ def report(error: BaseException) -> int:
         return 0
     if os.environ.get(DEBUG_VARIABLE) == "1":
         traceback.print_exception(error)
+    elif _lacks_platform(error):
+        platforms = os.environ["JAX_PLATFORMS"]
+        print(
+            f"error: JAX_PLATFORMS={platforms}: JAX finds no such device here; unset it, "
+            "or install JAX for the device, e.g. jax[cuda12]",
+            file=sys.stderr,
+        )
+        return 2
     elif isinstance(error, InputError | RunError):
         print(f"error: {one_line(error)}", file=sys.stderr)
     else:
         what = f"{type(error).__name__}: {one_line(error)}"
         print(f"error: {what} (run with --debug for the traceback)", file=sys.stderr)
     return 2 if isinstance(error, InputError) else 1
+
+
+def _lacks_platform(error: BaseException) -> bool:
+    """Whether JAX failed to start the devices that JAX_PLATFORMS names."""
+    if not os.environ.get("JAX_PLATFORMS"):
+        return False
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and frames[-1].filename.endswith("xla_bridge.py")
 
 
 def _show_warnings_in_one_line() -> None:

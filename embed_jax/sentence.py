@@ -96,6 +96,7 @@ class SentenceEncoder(PicklesByParts):
         self.matryoshka_dims = tuple(matryoshka_dims)
         self.adaptive_layers = adaptive_layers
         self.base = base
+        self.comparison = None  # of `finetune` with data__holdout: before, after and BM25
         self.template = template
         self.pooler = dict(pooler or {})
         self.compute_dtype = compute_dtype

@@ -44,7 +44,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
 
     # Afterwards, once, on test: the student before and after, and its teacher.
     if result.finished and tests:
-        report_sts(tests, config, workdir)
+        report_sts(tests, config, workdir, result.unchanged)
     return result
 
 
@@ -61,7 +61,7 @@ def read_data(config: configs.Experiment) -> Sources:
 
 
 def main() -> None:
-    launch(run)
+    launch(run, "distill")
 
 
 if __name__ == "__main__":

@@ -54,18 +54,23 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     result = fit(config, workdir, sources=sources, evaluators=evaluators, validation=validation)
 
     # Afterwards, once, on test data.
-    found = report_sts(tests, config, workdir) if result.finished and tests else {}
+    found = {}
+    if result.finished and tests:
+        found = report_sts(tests, config, workdir, result.unchanged)
     if result.finished and "test" in searches:
         scores = searches["test"](load(str(workdir / "model")).encode)
         say("test: " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
         write_results(
-            workdir, "llm", found | {f"test/{name}": value for name, value in scores.items()}
+            workdir,
+            "llm",
+            found | {f"test/{name}": value for name, value in scores.items()},
+            result.unchanged,
         )
     return result
 
 
 def main() -> None:
-    launch(run)
+    launch(run, "llm")
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
 
 
 def main() -> None:
-    launch(run)
+    launch(run, "matryoshka")
 
 
 if __name__ == "__main__":

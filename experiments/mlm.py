@@ -88,7 +88,7 @@ def held_out(records: Sequence[Mapping[str, Any]], share: float) -> tuple[list[A
 
 
 def main() -> None:
-    launch(run)
+    launch(run, "mlm")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
 
     # Afterwards, once, on test.
     if result.finished and tests:
-        report_sts(tests, config, workdir)
+        report_sts(tests, config, workdir, result.unchanged)
     return result
 
 
@@ -55,7 +55,7 @@ def read_data(config: configs.Experiment) -> tuple[dict[str, Source], Sequence]:
         name: as_wanted(source, needs[name], config.train.seed, name)
         for name, source in sources.items()
     }
-    if not config.data.validation_split or len(found) > 1:
+    if not config.data.validation_split:
         return found, []
     ((name, only),) = sources.items()
     held_out = read_validation(config.data)
@@ -82,7 +82,7 @@ def as_wanted(source: Source, needs: Sequence[str], seed: int, name: str) -> Sou
 
 
 def main() -> None:
-    launch(run)
+    launch(run, "nli")
 
 
 if __name__ == "__main__":

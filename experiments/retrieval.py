@@ -9,7 +9,6 @@ directory: model, metrics.jsonl, mined negatives, comparison.json, curves.png, c
 """
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,19 +20,13 @@ from embed_jax.data.sources import open_records, open_retrieval_task, pair_colum
 from embed_jax.data.sources.beir import read_corpus
 from embed_jax.data.stream import Stream
 from embed_jax.errors import InputError, exit_with_one_line, require
-from embed_jax.evals.comparison import compare
-from embed_jax.evals.geometry import geometry_evaluator, judged_texts
-from embed_jax.evals.retrieval import retrieval_evaluator
 from embed_jax.runtime import is_first_host, say
-from embed_jax.sentence import SentenceEncoder, load
 from embed_jax.train import loop
-from embed_jax.train.evaluation import sts_evaluators
+from embed_jax.train.evaluation import report_search, search_evaluators, sts_evaluators
 from embed_jax.train.fit import fit
 from embed_jax.train.launch import launch
 from embed_jax.train.mining import mined_sources
-from embed_jax.train.model import model_before
 from embed_jax.train.objective import training_loss
-from embed_jax.train.prompts import given_prompts, training_prompts
 from embed_jax.train.sources import ONLY, Sources, open_mixture, open_source, read_validation
 
 
@@ -46,17 +39,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     # Evaluation while training, on validation only.
     evaluators = sts_evaluators(config)
     if "validation" in tasks:
-        prompts = dict(zip(("query_prompt", "corpus_prompt"), given_prompts(config), strict=True))
-        evaluators["retrieval"] = retrieval_evaluator(
-            *tasks["validation"],
-            similarity=config.loss.similarity or "cosine",
-            ignore_identical_ids=config.eval.ignore_identical_ids,
-            **prompts,
-        )
-        if config.eval.geometry:
-            evaluators["geometry"] = geometry_evaluator(
-                *judged_texts(*tasks["validation"]), **prompts
-            )
+        evaluators |= search_evaluators(config, tasks["validation"])
 
     # Training.
     began = time.monotonic()
@@ -66,20 +49,10 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     # Afterwards, once, on test: before, after, BM25.
     if result.finished and "test" in tasks:
         began = time.monotonic()
-        before = model_before(config)
-        after = load(str(workdir / "model"))
-        comparison = compare(
-            encoders(config, before),
-            encoders(config, after),
-            tasks["test"],
-            similarity=config.loss.similarity or "cosine",
-            data=f"{config.eval.retrieval or config.data.train}, test",
-        )
+        comparison = report_search(tasks["test"], config, workdir, result.unchanged)
         if is_first_host():
             comparison.write(workdir)
         say(f"comparison took {time.monotonic() - began:.0f} s")
-        parts = comparison.table(), comparison.examples(), comparison.verdict()
-        say("\n" + "\n\n".join(parts) + "\n")
     return result
 
 
@@ -158,15 +131,8 @@ def read_texts(name: str) -> list[str]:
     return [pairs.titled(record.get("title"), record["text"]) for record in records]
 
 
-def encoders(config: configs.Experiment, model: SentenceEncoder):
-    """The functions that embed queries and documents, each with the prompt of the training."""
-    return tuple(
-        functools.partial(model.encode, prompt=prompt) for prompt in training_prompts(config, model)
-    )
-
-
 def main() -> None:
-    launch(run)
+    launch(run, "retrieval")
 
 
 if __name__ == "__main__":

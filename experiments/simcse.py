@@ -25,6 +25,11 @@ from embed_jax.train.sources import ONLY, read_records, read_validation, without
 
 def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     # Data: sentences, one a record.
+    if vars(config.mixture.sources):
+        raise InputError(
+            "config.mixture.sources: SimCSE trains on one data set, config.data.train; "
+            f"found {', '.join(vars(config.mixture.sources))}"
+        )
     records = read_records(config.data)
     if "text" not in records[0]:
         raise InputError(
@@ -65,7 +70,7 @@ def augmentation(config: configs.Experiment) -> Callable[[str, int, int, int], s
 
 
 def main() -> None:
-    launch(run)
+    launch(run, "simcse")
 
 
 if __name__ == "__main__":

@@ -166,6 +166,7 @@ def train(config: Any, workdir: Path, sources: Any) -> None:
     from embed_jax.data.sources.sts import read_sts
     from embed_jax.evals.sts import sts_evaluator
     from embed_jax.train.assembly import assemble
+    from embed_jax.train.loop import is_evaluated
     from embed_jax.train.model import initial_model
     from embed_jax.train.objective import training_loss
     from embed_jax.train.tracking import MetricsFile, Progress
@@ -250,9 +251,7 @@ def train(config: Any, workdir: Path, sources: Any) -> None:
         line = step(number) if number else {}
         if number:
             progress.step(number, line["loss"], line["tokens_per_second"])
-        if sts and (
-            number in (0, num_steps) or config.eval.every and number % config.eval.every == 0
-        ):
+        if sts and is_evaluated(number, config.eval.every, num_steps):
             result.max_seq_length = max_length
             found = {f"sts/{name}": value for name, value in sts(encode).items()}
             progress.say(
@@ -261,7 +260,7 @@ def train(config: Any, workdir: Path, sources: Any) -> None:
             )
             line |= found
             value = found.get(config.eval.metric, -math.inf)
-            if value > best and value >= best + config.eval.min_gain:
+            if value == best or value > best and value >= best + config.eval.min_gain:
                 best, kept = (
                     value,
                     {name: tensor.clone() for name, tensor in result.state_dict().items()},

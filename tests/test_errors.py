@@ -1,6 +1,10 @@
 """Warnings: at the caller's line, and made in one way."""
 
 import ast
+import os
+import re
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -59,3 +63,17 @@ def test_every_warning_is_made_by_the_helper():
     ]
 
     assert len(calls) == 1 and calls[0].startswith("embed_jax/errors.py")
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu,cuda"])
+def test_a_platform_without_its_device_is_one_line(platform):
+    program = "import jax; from embed_jax.errors import *; exit_with_one_line(jax.process_index)"
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "JAX_PLATFORMS": platform},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 2
+    assert re.fullmatch(f"error: JAX_PLATFORMS={platform}: JAX finds no .*\n", ended.stderr)

@@ -26,7 +26,6 @@ def get_config(cut: str = "") -> Experiment:
     config.optim.warmup = 0.1
     config.optim.weight_decay = 0.01
     config.train.epochs = 3.0
-    config.eval.every = 50
     config.eval.metric = "retrieval/ndcg@10"
     config.eval.patience = 4
     config.checkpoint.every = 50
@@ -34,7 +33,6 @@ def get_config(cut: str = "") -> Experiment:
         config.data.max_length = 64
         config.batch.size = 16
         config.train.epochs = 1.0
-        config.eval.every = 10
         config.checkpoint.every = 10
     elif cut:
         raise ValueError(f"unknown cut {cut!r}; known: small")

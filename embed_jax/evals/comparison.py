@@ -37,6 +37,7 @@ class Comparison:
         runs: {"bm25" | "before" | "after": rankings}, ten documents a query.
         results: their scores.
         data: names the task in the picture.
+        unchanged: says why the model after is the model before, if it is; else "".
     """
 
     corpus: Texts
@@ -45,6 +46,7 @@ class Comparison:
     runs: dict[str, Run]
     results: dict[str, RetrievalResult]
     data: str = ""
+    unchanged: str = ""
 
     @functools.cached_property
     def intervals(self) -> dict[str, dict[str, tuple[float, float]]]:
@@ -71,7 +73,9 @@ class Comparison:
         return "\n".join([*rows, *filter(None, [small_corpus(len(self.corpus), DEPTH)])])
 
     def verdict(self) -> str:
-        """One sentence: adopt the new model or not, and why."""
+        """Says in one sentence: adopt the new model or not, and why."""
+        if self.unchanged:
+            return f"Do not adopt it: {self.unchanged}."
         gain, low, high = self.gain()
         interval = f"{gain:+.4f} nDCG@10 (95 % interval {low:+.4f} to {high:+.4f})"
         over_bm25 = self.gain("bm25")[0]
@@ -105,6 +109,7 @@ class Comparison:
             "ndcg@10 after - before": dict(zip(names, self.gain(), strict=True)),
             "ndcg@10 after - bm25": dict(zip(names, self.gain("bm25"), strict=True)),
             "verdict": self.verdict(),
+            "unchanged": bool(self.unchanged),
         }
         write_whole(directory / "comparison.json", json.dumps(content, indent=1) + "\n")
         self._plot(directory / "comparison.png")
@@ -144,6 +149,7 @@ def compare(
     similarity: str = "cosine",
     ignore_identical_ids: bool = False,
     data: str = "",
+    unchanged: str = "",
 ) -> Comparison:
     """Searches the task with BM25, the model before and the model after.
 
@@ -153,6 +159,7 @@ def compare(
         similarity: "cosine" or "dot", of both models.
         ignore_identical_ids: see `evaluate_retrieval`.
         data: names the task in the picture.
+        unchanged: why the model after is the model before, if it is.
 
     Raises:
         InputError: as `check_qrels`, or if bm25s is missing.
@@ -168,7 +175,7 @@ def compare(
         runs[name] = search_task(search, corpus, queries, qrels, **options)
         results[name] = score_run(runs[name], qrels, ks=(DEPTH,))
     judged = {query: queries[query] for query in qrels}
-    return Comparison(corpus, judged, qrels, runs, results, data)
+    return Comparison(corpus, judged, qrels, runs, results, data, unchanged)
 
 
 def _one_line(text: str, length: int = 100) -> str:

@@ -288,7 +288,8 @@ def retrieval_evaluator(
 ) -> Callable[[Encode], dict[str, float]]:
     """An evaluator for training: `encode -> {"ndcg@10": ..., "mrr@10": ..., ...}`, see `evaluate_retrieval`.
 
-    With a prompt for either, `encode` is called as `encode(texts, prompt=...)` for both.
+    With a prompt for either, `encode` is called as `encode(texts, prompt=...)` for both. The
+    evaluator's attribute `metrics` names what it gives.
 
     Raises:
         InputError: at once, as `check_qrels`.
@@ -307,4 +308,5 @@ def retrieval_evaluator(
         )
         return result.metrics
 
+    evaluate.metrics = tuple(f"{name}@{k}" for name in RANKING_METRICS for k in ks)
     return evaluate

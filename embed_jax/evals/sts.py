@@ -119,6 +119,8 @@ def sts_evaluator(
 ) -> Callable[[Encode], dict[str, float]]:
     """An evaluator for training: `encode -> {"spearman": ..., "pearson": ..., ...}`, see `sts_metrics`.
 
+    Its attribute `metrics` names what it gives.
+
     Raises:
         InputError: if the columns' lengths differ or there are fewer than two pairs.
     """
@@ -127,6 +129,7 @@ def sts_evaluator(
     def evaluate(encode: Encode) -> dict[str, float]:
         return sts_metrics(pair_similarities(encode, sentences1, sentences2), scores, subsets)
 
+    evaluate.metrics = tuple(sts_metrics(np.arange(len(scores)), scores, subsets))
     return evaluate
 
 

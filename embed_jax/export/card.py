@@ -174,6 +174,12 @@ def _first_words(model: SentenceEncoder | CrossEncoder, about: About) -> str:
             f"A text embedding model: it maps a text to {model.dim} numbers, for semantic similarity, search and "
             "clustering."
         )
+    if about.run and about.run.unchanged and not about.step:
+        start = _named(about.run.config["model"]["name"])
+        return (
+            f"{what} It is {start}, unchanged: embed-jax trained it, and no step of the training was "
+            "better than the start."
+        )
     how = "trained" if about.run else "written"
     source = f" It was {how} with embed-jax" + (
         f" from {_named(_base(about))}." if _base(about) else "."
@@ -273,6 +279,14 @@ def _settings(run: Run, step: int) -> Iterator[tuple[str, str]]:
     chosen = run.chosen()
     if step:
         yield "this model", f"of step {step:,}"
+    elif chosen and run.unchanged:
+        metric = run.config["eval"]["metric"]
+        last = [line for line in run.log if line.get(metric) is not None][-1]
+        yield (
+            "this model",
+            "of step 0: the model that the run started from, since no later evaluation was better "
+            f"({metric} {chosen[1]:.4f}; {last[metric]:.4f} at step {last['step']:,})",
+        )
     elif chosen:
         yield (
             "this model",

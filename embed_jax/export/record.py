@@ -134,10 +134,19 @@ class Run:
         for line in self.log:  # as the training loop does
             value = line.get(about["metric"])
             if value is not None and (
-                best is None or value > best[1] and value >= best[1] + about.get("min_gain", 0)
+                best is None
+                or value == best[1]
+                or value > best[1]
+                and value >= best[1] + about.get("min_gain", 0)
             ):
                 best = line["step"], value
         return best
+
+    @property
+    def unchanged(self) -> bool:
+        """Tells whether the run chose the model that it started from, as no later one was better."""
+        chosen = self.chosen()
+        return chosen is not None and chosen[0] == 0 and self.steps > 0
 
     @property
     def seconds(self) -> float:
@@ -201,7 +210,7 @@ def config_source(config: Mapping[str, Any]) -> str:
     lines = [
         f"    config.{name} = {value!r}"
         for name, value in fields.items()
-        if defaults.get(name) != value
+        if defaults.get(name) != value and name != "tracking.experiment"  # set by the command
     ]
     plain = as_dict(Source())
     for name, source in sources.items():

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import NoReturn
 
 import jax
 
@@ -17,6 +18,9 @@ from embed_jax.errors import InputError, one_line, report
 
 # What JAX itself allows for beyond our own time-out before it aborts the process.
 GRACE = 30  # seconds
+OWN_WORDS = 3.0  # seconds that a host has to say what ends it, when another one has ended
+GOODBYE = 10.0  # seconds more that the coordinator waits for the others to end
+ALIVE, ENDED = "embed_jax/alive", "embed_jax/ended"  # keys of the hosts' store
 RESUMES = "the same command resumes from the last checkpoint"
 
 
@@ -46,13 +50,10 @@ def joined(hosts: Hosts) -> Iterator[None]:
         yield
     except BaseException as error:
         stopped.set()
-        last_words.withdraw()
         if jax.process_count() == 1:
+            last_words.withdraw()
             raise
-        status = report(error)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        _leave(report(error), one_line(error), last_words)
     stopped.set()
     last_words.withdraw()
     jax.distributed.shutdown()  # waits for all
@@ -106,13 +107,26 @@ class _LastWords:
             self._process.communicate("all is well")
 
 
-def _watch(timeout: int, stopped: threading.Event, last_words: _LastWords) -> None:
-    """Tells the other hosts every second that this one lives; ends the process if one of them does not."""
-    from jax._src.distributed import (
-        global_state,
-    )  # the store that JAX keeps its hosts together with
+def _client():
+    """The store that JAX keeps its hosts together with."""
+    from jax._src.distributed import global_state
 
-    client, me, others = global_state.client, jax.process_index(), set(range(jax.process_count()))
+    return global_state.client
+
+
+def _read(key: str) -> str:
+    """The value of a key of the hosts' store; "" if it is not there."""
+    try:
+        return _client().key_value_try_get(key)
+    except Exception as error:
+        if "NOT_FOUND" in str(error):
+            return ""
+        raise
+
+
+def _watch(timeout: int, stopped: threading.Event, last_words: _LastWords) -> None:
+    """Tells the other hosts every second that this one lives; ends the process if one does not."""
+    me, others = jax.process_index(), set(range(jax.process_count()))
     others.discard(me)
     last = {
         host: ("", time.monotonic()) for host in others
@@ -121,14 +135,20 @@ def _watch(timeout: int, stopped: threading.Event, last_words: _LastWords) -> No
     while not stopped.wait(1.0):
         beat += 1
         try:
-            client.key_value_set(f"embed_jax/alive/{me}", str(beat), allow_overwrite=True)
+            _client().key_value_set(f"{ALIVE}/{me}", str(beat), allow_overwrite=True)
             for host in others:
-                sign = client.key_value_try_get(f"embed_jax/alive/{host}")
+                sign = _read(f"{ALIVE}/{host}")
                 if sign != last[host][0]:
                     last[host] = (sign, time.monotonic())
-        except Exception as error:  # a key not there yet, or no coordinator to ask
-            if "NOT_FOUND" not in str(error) and not stopped.is_set():
+            ended = {host: message for host in others if (message := _read(f"{ENDED}/{host}"))}
+        except Exception as error:  # no coordinator to ask
+            if not stopped.is_set():
                 _end(f"lost the coordinator, host 0 ({one_line(error)[:100]})", last_words)
+            return
+        # What ends one host, such as a file that is not there, often ends all: let each say it.
+        if ended and not stopped.wait(OWN_WORDS):
+            host, message = min(ended.items())
+            _end(f"host {host} ended: {message}", last_words)
         lost = [host for host, (_, when) in last.items() if time.monotonic() - when > timeout]
         if lost and not stopped.is_set():
             _end(
@@ -138,9 +158,28 @@ def _watch(timeout: int, stopped: threading.Event, last_words: _LastWords) -> No
 
 
 def _end(message: str, last_words: _LastWords) -> None:
-    last_words.withdraw()
     print(f"error: {message}; {RESUMES}", file=sys.stderr, flush=True)
-    os._exit(1)
+    _leave(1, message, last_words)
+
+
+def _leave(status: int, message: str, last_words: _LastWords) -> NoReturn:
+    """Ends this process, which has said why, and tells the other hosts.
+
+    The coordinator goes last: JAX aborts a host that loses it, with pages of addresses.
+    """
+    last_words.withdraw()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with contextlib.suppress(Exception):  # without a coordinator, nobody can be told
+        me, others = jax.process_index(), range(1, jax.process_count())
+        _client().key_value_set(f"{ENDED}/{me}", message or "ended", allow_overwrite=True)
+        until = time.monotonic() + OWN_WORDS + GOODBYE
+        while me == 0 and time.monotonic() < until:
+            if all(_read(f"{ENDED}/{host}") for host in others):
+                time.sleep(1.0)  # they are on their way out
+                break
+            time.sleep(0.1)
+    os._exit(status)
 
 
 def wait_for_hosts(what: str) -> None:

@@ -127,14 +127,18 @@ def training_data(
             {name: dataclasses.replace(source, records=records) for name, source in first.items()},
             objective,
         ).values()
-        size = config.batch.size
-        if len(only.records) < size:
-            say(
-                f"no validation loss: {len(only.records)} held-out records do not fill a batch of {size}"
-            )
+        count = len(only.records)
+        size = min(config.batch.size, count // groups * groups)
+        if size < 2:
+            say(f"no validation loss: {count} held-out records are too few for {groups} groups")
             return []
-        held_out_order = make_order([len(only.records)], size, seed=0)
-        held_out_batches = training_batches(maker([only]), held_out_order)
+        if size < config.batch.size:
+            say(
+                f"validation loss: in batches of {size}, as {count} held-out records do not fill "
+                f"one of {config.batch.size}"
+            )
+        held_out_order = make_order([count], size, seed=0)
+        held_out_batches = training_batches(maker([only], batch_size=size), held_out_order)
         return [
             held_out_batches[step]
             for step in range(min(VALIDATION_BATCHES, held_out_order.count(1)))
@@ -174,7 +178,7 @@ def abstract_batch(groups: int, columns: int, examples: int, rows: int, length: 
 
 def _batch_maker(
     config: Experiment, model: TrainingModel, objective: Objective, groups: int
-) -> Callable[[Sequence[Source]], BatchMaker]:
+) -> Callable[..., BatchMaker]:
     longest = model.max_length
     return functools.partial(
         batch_maker,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,18 @@ from embed_jax.config import Experiment
 from embed_jax.data.sources.files import find_file
 from embed_jax.data.sources.sts import read_sts
 from embed_jax.errors import InputError
-from embed_jax.evals.geometry import geometry_evaluator, sts_texts
+from embed_jax.evals.comparison import Comparison, compare
+from embed_jax.evals.geometry import geometry_evaluator, judged_texts, sts_texts
+from embed_jax.evals.retrieval import Qrels, Texts, retrieval_evaluator
 from embed_jax.evals.sts import sts_evaluator
 from embed_jax.parallel.mesh import split_groups
 from embed_jax.prompts import fill_template
+from embed_jax.registry import unknown
 from embed_jax.runtime import is_first_host, say
 from embed_jax.sentence import load
 from embed_jax.train.assembly import Assembly
 from embed_jax.train.model import model_before
+from embed_jax.train.prompts import given_prompts, training_encoders
 from embed_jax.types import Batch, TrainState
 
 Evaluator = Callable[[Callable[[Sequence[str]], np.ndarray]], Mapping[str, float]]
@@ -92,6 +96,36 @@ def sts_evaluators(config: Experiment) -> dict[str, Evaluator]:
     return found
 
 
+def check_metric(
+    config: Experiment, evaluators: Mapping[str, Evaluator], validation: Sized
+) -> None:
+    """Refuses an `eval.metric` that nothing gives, before a model is loaded.
+
+    Args:
+        evaluators: by name. One that has an attribute `metrics` names all that it gives.
+        validation: held-out records, whose loss is "validation/loss".
+
+    Raises:
+        InputError: naming the field and what there is.
+    """
+    chosen = config.eval.metric
+    name, _, metric = chosen.partition("/")
+    names = [*evaluators, *(["validation"] if len(validation) else [])]
+    if not chosen or name == "validation" and name in names:
+        return
+    if not names:
+        raise InputError(
+            f"config.eval.metric: {chosen!r} is to pick the model, but nothing is evaluated"
+        )
+    if name not in names:
+        known = ", ".join(f"{name}/..." for name in names)
+        raise InputError(f"config.eval.metric: nothing gives {chosen!r}; evaluated are {known}")
+    metrics = getattr(evaluators[name], "metrics", (metric,))
+    if metric not in metrics:
+        known = [f"{name}/{metric}" for metric in metrics]
+        raise InputError("config.eval.metric: " + unknown("metric", chosen, known))
+
+
 def _instructed(evaluate: Evaluator, config: Experiment) -> Evaluator:
     """An evaluator whose sentences have the instruction of the config, if there is one, on both sides of a pair."""
     if not config.eval.sts_instruction:
@@ -100,7 +134,12 @@ def _instructed(evaluate: Evaluator, config: Experiment) -> Evaluator:
         prompt = fill_template(config.data.template, config.eval.sts_instruction)
     except InputError as error:
         raise InputError(f"config.eval.sts_instruction: config.data.{error}") from None
-    return lambda encode: evaluate(functools.partial(encode, prompt=prompt))
+
+    def instructed(encode: Callable[..., np.ndarray]) -> Mapping[str, float]:
+        return evaluate(functools.partial(encode, prompt=prompt))
+
+    instructed.metrics = evaluate.metrics
+    return instructed
 
 
 def sts_tests(config: Experiment) -> dict[str, Evaluator]:
@@ -120,14 +159,61 @@ def sts_tests(config: Experiment) -> dict[str, Evaluator]:
     return found
 
 
+def search_evaluators(config: Experiment, task: tuple[Texts, Texts, Qrels]) -> dict[str, Evaluator]:
+    """Makes what a search task measures while training: "retrieval", and "geometry" if asked for.
+
+    Args:
+        task: corpus, queries and relevance judgements.
+    """
+    prompts = dict(zip(("query_prompt", "corpus_prompt"), given_prompts(config), strict=True))
+    evaluators = {
+        "retrieval": retrieval_evaluator(
+            *task,
+            similarity=config.loss.similarity or "cosine",
+            ignore_identical_ids=config.eval.ignore_identical_ids,
+            **prompts,
+        )
+    }
+    if config.eval.geometry:
+        evaluators["geometry"] = geometry_evaluator(*judged_texts(*task), **prompts)
+    return evaluators
+
+
+def report_search(
+    task: tuple[Texts, Texts, Qrels], config: Experiment, workdir: Path, unchanged: str = ""
+) -> Comparison:
+    """Searches test data with the model before, the model after and BM25; prints table and verdict.
+
+    Args:
+        task: corpus, queries and relevance judgements, which chose nothing.
+        workdir: of the finished run.
+        unchanged: `Result.unchanged` of the run.
+    """
+    before = model_before(config)
+    comparison = compare(
+        training_encoders(config, before),
+        training_encoders(config, load(str(workdir / "model"))),
+        task,
+        similarity=config.loss.similarity or "cosine",
+        ignore_identical_ids=config.eval.ignore_identical_ids,
+        data=f"{config.eval.retrieval or config.data.train or 'pairs'}, test",
+        unchanged=unchanged,
+    )
+    say(
+        "\n" + "\n\n".join((comparison.table(), comparison.examples(), comparison.verdict())) + "\n"
+    )
+    return comparison
+
+
 def report_sts(
-    tests: Mapping[str, Evaluator], config: Experiment, workdir: Path
+    tests: Mapping[str, Evaluator], config: Experiment, workdir: Path, unchanged: str = ""
 ) -> dict[str, float]:
     """Spearman's correlation on test data, before and after training, and of the teacher if any; prints a table.
 
     Args:
         tests: of `sts_tests`.
         workdir: of the finished run; `results.json` is written there, with null for what is undefined.
+        unchanged: `Result.unchanged` of the run.
 
     Returns:
         {"before/NAME": ..., "after/NAME": ..., "teacher/NAME": ...}, and their means over the files as NAME "average".
@@ -150,17 +236,20 @@ def report_sts(
     say(f"{'Spearman':16}" + "".join(f"{when:>10}" for when in found))
     for name in found["after"]:
         say(f"{name:16}" + "".join(f"{scores[name]:10.4f}" for scores in found.values()))
-    write_results(workdir, "sts", flat)
+    if unchanged:
+        say(f"{config.eval.metric}: {unchanged}")
+    write_results(workdir, "sts", flat, unchanged)
     return flat
 
 
-def write_results(workdir: Path, task: str, metrics: Mapping[str, float]) -> None:
+def write_results(
+    workdir: Path, task: str, metrics: Mapping[str, float], unchanged: str = ""
+) -> None:
     """Writes `results.json`, with null for what is undefined; the first host does."""
     if is_first_host():
         finite = {name: score if math.isfinite(score) else None for name, score in metrics.items()}
-        write_whole(
-            workdir / "results.json", json.dumps({"task": task, "metrics": finite}, indent=1) + "\n"
-        )
+        content = {"task": task, "metrics": finite, "unchanged": bool(unchanged)}
+        write_whole(workdir / "results.json", json.dumps(content, indent=1) + "\n")
 
 
 def _name(file: Path) -> str:

@@ -14,7 +14,7 @@ from embed_jax.runtime import is_first_host
 from embed_jax.train import loop
 from embed_jax.train.assembly import assemble
 from embed_jax.train.data import SourcesAt
-from embed_jax.train.evaluation import Evaluator, evaluation
+from embed_jax.train.evaluation import Evaluator, check_metric, evaluation
 from embed_jax.train.model import TrainingModel
 from embed_jax.train.objective import ObjectiveMaker
 from embed_jax.train.sources import Sources
@@ -42,6 +42,7 @@ def fit(
         validation: held-out records, with the fields of the only data set, whose loss is logged beside its own.
         model, objective, optimizer: instead of those that the config names; see `assembly.assemble`.
     """
+    check_metric(config, evaluators, validation)
     run = assemble(config, sources, model=model, objective=objective, optimizer=optimizer)
     evaluate = evaluation(run, evaluators, validation)
     fingerprint = run.data.fingerprint

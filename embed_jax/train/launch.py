@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+
+import jax
 
 from embed_jax.config import Experiment
 from embed_jax.config_file import load
@@ -14,16 +15,22 @@ from embed_jax.errors import InputError
 from embed_jax.parallel.distributed import joined
 from embed_jax.runtime import is_first_host, prepare_jax, say
 from embed_jax.train import loop
+from embed_jax.train.model import compute_dtype
 from embed_jax.train.plots import plot_curves, run_title
-from embed_jax.train.workdir import launched_by
 
 
-def launch(run: Callable[[Experiment, Path], loop.Result]) -> None:
-    """Runs an experiment's command: reads the command line, runs stage by stage, and says where the model is."""
+def launch(run: Callable[[Experiment, Path], loop.Result], experiment: str) -> None:
+    """Runs an experiment's command: its command line, stage by stage, and says where the model is.
+
+    Args:
+        experiment: the name of its module, for run.json and the model's card.
+    """
     config, workdir = load(sys.argv)
     prepare_jax(deterministic=config.train.deterministic)
-    with joined(config.hosts), launched_by(Path(inspect.getfile(run))):
+    with joined(config.hosts):
+        say(describe_devices(config))
         for stage, directory in stages(config, workdir):
+            stage.tracking.experiment = experiment
             if stage is not config:
                 say(f"stage {directory.name}: from {stage.model.name}")
             title = run_title(
@@ -34,6 +41,15 @@ def launch(run: Callable[[Experiment, Path], loop.Result]) -> None:
             if not result.finished:
                 return
             say(f"model: {directory / 'model'}")
+
+
+def describe_devices(config: Experiment) -> str:
+    """Returns what a run computes on, and in which precision."""
+    count = config.train.devices or jax.device_count()
+    devices = f"{count} of {jax.device_count()} devices" if count > 1 else "1 device"
+    hosts = f"{jax.process_count()} host{'s' * (jax.process_count() > 1)}"
+    kind = jax.devices()[0].device_kind
+    return f"on {devices} ({kind}), {hosts}, in {compute_dtype(config.model.compute_dtype)}"
 
 
 def _draw_curves(workdir: Path, title: str) -> None:

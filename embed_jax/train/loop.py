@@ -27,6 +27,8 @@ from embed_jax.train.tracking import MetricsFile, Progress, Wandb
 from embed_jax.train.workdir import Chronicle
 from embed_jax.types import BASE, Batch, TrainState
 
+EVALUATIONS = 10  # in a run whose config does not say how often
+
 
 @dataclasses.dataclass
 class Best:
@@ -131,6 +133,8 @@ def run(
             state, notes = restored
             best = Best(**notes["best"])
         start = int(state.step)
+        if config.train.extend and best.stopped and start < num_steps:
+            best = dataclasses.replace(best, stopped=False, stale=0)
         log_file = workdir / "metrics.jsonl" if is_first_host() else None
         metrics_file = MetricsFile(log_file, start if restored is not None else -1)
         stack.callback(metrics_file.close)
@@ -139,6 +143,7 @@ def run(
             workdir / "run.json" if is_first_host() else None,
             start,
             resumed=restored is not None,
+            experiment=config.tracking.experiment,
             devices=mesh.size,
             hosts=jax.process_count(),
             versions=versions,
@@ -243,8 +248,8 @@ def run(
                 pending = (step, batch, metrics)
 
                 last = step == num_steps
-                due_evaluation = evaluate is not None and (
-                    last or (config.eval.every > 0 and step % config.eval.every == 0)
+                due_evaluation = evaluate is not None and is_evaluated(
+                    step, config.eval.every, num_steps
                 )
                 due_save = last or (
                     config.checkpoint.every > 0 and step % config.checkpoint.every == 0
@@ -279,6 +284,19 @@ def run(
         if result.unchanged:
             progress.say(f"warning: {config.eval.metric}: {result.unchanged}")
     return result
+
+
+def is_evaluated(step: int, every: int, num_steps: int) -> bool:
+    """Tells whether a step is one of those after which a run evaluates.
+
+    Args:
+        every: `eval.every`: steps; 0: a tenth of the run, -1: only at the start and the end.
+        num_steps: of the run.
+    """
+    if step in (0, num_steps):
+        return True
+    every = every or max(round(num_steps / EVALUATIONS), 1)
+    return every > 0 and step % every == 0
 
 
 def _judge(

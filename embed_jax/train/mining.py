@@ -39,7 +39,7 @@ from embed_jax.retrieval.topk import Encode, prompted
 from embed_jax.runtime import is_first_host, say
 from embed_jax.train.prompts import given_prompts
 from embed_jax.train.sources import ONLY
-from embed_jax.train.workdir import FREE_FIELDS
+from embed_jax.train.workdir import FREE_FIELDS, LENGTHS
 
 STRATEGIES = ("bm25", "dense")
 
@@ -194,7 +194,7 @@ def _digest(config: Experiment, pairs: Sequence[Mapping[str, Any]], texts: Seque
     fixed = {
         name: value
         for name, value in flatten(config).items()
-        if not name.startswith((*FREE_FIELDS, "eval."))
+        if not name.startswith((*FREE_FIELDS, *LENGTHS, "eval."))
     }
     digest = hashlib.blake2b(json.dumps(fixed, sort_keys=True).encode(), digest_size=4)
     for one in itertools.chain(pairs, texts):

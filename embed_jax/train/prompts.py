@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
 from embed_jax.config import Data, Experiment, Source
 from embed_jax.errors import InputError
 from embed_jax.prompts import fill_template
@@ -53,6 +58,14 @@ def training_prompts(config: Experiment, model: SentenceEncoder) -> tuple[str, s
     usual = model.prompts.get(model.default_prompt_name, "")
     anchor, candidate = given_prompts(config)
     return anchor or usual, candidate or usual
+
+
+def training_encoders(
+    config: Experiment, model: SentenceEncoder
+) -> tuple[Callable[[Sequence[str]], np.ndarray], ...]:
+    """Returns the functions that embed queries and documents, each with the prompt of the training."""
+    prompts = training_prompts(config, model)
+    return tuple(functools.partial(model.encode, prompt=prompt) for prompt in prompts)
 
 
 def settle_prompts(config: Experiment, model: SentenceEncoder) -> tuple[str, str]:

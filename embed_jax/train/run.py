@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
-from typing import Any
 
 import jax
 
-from embed_jax.config import Experiment, Source
-from embed_jax.config_rules import unknown_field, validate
+from embed_jax.config_file import read_json
 from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.token_objectives import is_token_objective
 from embed_jax.errors import InputError, warn
@@ -52,7 +49,7 @@ def load_run(
         step = steps[-1]
         warn(f"{directory}: no model is written yet, this is the checkpoint of step {step}")
 
-    config = read_config(directory)
+    config = read_json(directory / "config.json")
     config.model.compute_dtype = compute_dtype
     config.train.devices = 0  # those that are here, however many the run has
     model = initial_model(config, mesh=make_mesh())
@@ -72,43 +69,6 @@ def load_run(
         sentence.max_length = max_length
     merge = model.spec.lora is not None and (config.lora.merge or not sentence.base)
     return sentence.merged() if merge else sentence
-
-
-def read_config(directory: Path) -> Experiment:
-    """The settings of a run, from its `config.json`.
-
-    Raises:
-        InputError: if the file is not there or damaged, or has a field that is none.
-    """
-    file = directory / "config.json"
-    config = Experiment()
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        for name in content["mixture"]["sources"]:
-            setattr(config.mixture.sources, name, Source())
-        _fill(config, content, "")
-        validate(config)
-    except (
-        OSError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        ValueError,
-    ) as error:  # an InputError is a ValueError
-        raise InputError(f"{file}: no settings of a run: {error}") from None
-    return config
-
-
-def _fill(settings: Any, content: dict[str, Any], place: str) -> None:
-    for name, value in content.items():
-        if name not in vars(settings):
-            raise InputError(
-                unknown_field(f"{place}{name}", [f"{place}{field}" for field in vars(settings)])
-            )
-        if isinstance(value, dict):
-            _fill(getattr(settings, name), value, f"{place}{name}.")
-        else:
-            setattr(settings, name, value)
 
 
 def _without_training_heads(params: Params, spec: EncoderSpec) -> Params:

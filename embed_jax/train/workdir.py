@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import json
 import os
 import time
@@ -19,10 +18,10 @@ from embed_jax.errors import InputError
 # bits, as long as the groups and shares of a batch (in the fingerprint of the data) stay.
 FREE_FIELDS = ("tracking.", "checkpoint.", "hosts.", "loss.form")
 FREE_FIELDS += tuple(
-    f"train.{name}" for name in ("log_every", "profile", "devices", "fsdp", "tensor", "fsdp_gather")
+    f"train.{name}"
+    for name in ("log_every", "profile", "devices", "fsdp", "tensor", "fsdp_gather", "extend")
 )
-
-_experiment: contextvars.ContextVar[str] = contextvars.ContextVar("experiment", default="")
+LENGTHS = ("train.steps", "train.epochs")  # what `train.extend` allows to grow
 
 
 @contextlib.contextmanager
@@ -61,26 +60,22 @@ def open_workdir(workdir: Path, config: Experiment, fingerprint: dict[str, Any])
         }
         changes = [
             *_changes(workdir / "data.json", fingerprint, "data"),
-            *_changes(workdir / "config.json", fixed, "config"),
+            *_changes(workdir / "config.json", fixed, "config", config.train.extend),
         ]
         if changes and _holds_work(workdir):
-            raise InputError(f"{changes[0]}; a run is resumed unchanged: use another --workdir")
+            longer = any(f"config.{name} was" in changes[0] for name in LENGTHS)
+            advice = " (or --extend it to more steps or epochs)" if longer else ""
+            raise InputError(
+                f"{changes[0]}; a run is resumed unchanged{advice}: use another --workdir"
+            )
         if changes:  # of a run that saved nothing, so this is a new one
+            for file in (workdir / "mined").glob("[1-9]*"):  # by a model that is no more
+                file.unlink()
             (workdir / "wandb_id").unlink(missing_ok=True)
             (workdir / "wandb_step").unlink(missing_ok=True)
         _write(workdir / "data.json", fingerprint)
         _write(workdir / "config.json", json.loads(to_json(config)))
         yield
-
-
-@contextlib.contextmanager
-def launched_by(file: Path) -> Iterator[None]:
-    """Within it, runs are those of this file's experiment, if it is one of `experiments`."""
-    token = _experiment.set(file.stem if file.parent.name == "experiments" else "")
-    try:
-        yield
-    finally:
-        _experiment.reset(token)
 
 
 class Chronicle:
@@ -89,18 +84,22 @@ class Chronicle:
     It is for people and for the model's card: nothing of the training depends on it.
     """
 
-    def __init__(self, path: Path | None, start: int, resumed: bool, **about: Any):
+    def __init__(
+        self, path: Path | None, start: int, resumed: bool, experiment: str = "", **about: Any
+    ):
         """A session from the step `start` on; its seconds count from here.
 
         Args:
             path: None: nothing is written.
             resumed: whether the sessions before it are this run's too.
+            experiment: the module of `experiments` that was launched; "": none, as from Python.
             about: what else a session says: devices, hosts, versions.
 
         Raises:
             InputError: the file is there and damaged.
         """
         self._path, self._began = path, time.monotonic()
+        self._experiment = experiment
         self._session = {"start": start, "end": start, "seconds": 0.0, **about}
         self._earlier = _sessions(path) if path is not None and resumed else []
 
@@ -111,7 +110,7 @@ class Chronicle:
         self._session |= {"end": step, "seconds": round(time.monotonic() - self._began, 3)}
         _write(
             self._path,
-            {"experiment": _experiment.get(), "sessions": [*self._earlier, self._session]},
+            {"experiment": self._experiment, "sessions": [*self._earlier, self._session]},
         )
 
 
@@ -132,8 +131,12 @@ def _holds_work(workdir: Path) -> bool:
     return (workdir / "model").exists() or any((workdir / "checkpoints").glob("[0-9]*"))
 
 
-def _changes(path: Path, fixed: dict[str, Any], what: str) -> Iterator[str]:
-    """What differs from the file, if it is there, a line each."""
+def _changes(path: Path, fixed: dict[str, Any], what: str, extend: bool = False) -> Iterator[str]:
+    """What differs from the file, if it is there, a line each.
+
+    Args:
+        extend: whether a run may become longer.
+    """
     if not path.exists():
         return
     try:
@@ -141,7 +144,8 @@ def _changes(path: Path, fixed: dict[str, Any], what: str) -> Iterator[str]:
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}); use another --workdir") from error
     for name, value in _flatten_json(fixed).items():
-        if before.get(name) != value:
+        longer = extend and name in LENGTHS and 0 < before.get(name, 0) < value
+        if before.get(name) != value and not longer:
             yield f"{path}: {what}.{name} was {before.get(name)!r} and is {value!r} now"
 
 

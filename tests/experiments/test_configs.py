@@ -1,11 +1,13 @@
 """Every config file loads, is valid, has a small cut, and says how to launch it."""
 
+import runpy
 from pathlib import Path
 
 import pytest
 
-from embed_jax.config import Experiment
+from embed_jax.config import Experiment, flatten, to_json
 from embed_jax.config_file import load
+from embed_jax.config_rules import ALIASES, FIELD_OF
 from embed_jax.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -59,3 +61,67 @@ def test_a_broken_config_file_is_one_line(tmp_path):
         file.write_text(content)
         with pytest.raises(InputError, match=message):
             load(["x.py", f"--config={file}"])
+
+
+def test_get_config_needs_no_argument(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for file in FILES:
+        assert isinstance(runpy.run_path(str(file))["get_config"](), Experiment), file
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from embed_jax.config import Experiment\ndef get_config():\n    return Experiment()\n"
+    )
+    assert load(["x.py", f"--config={file}"])[0] == Experiment()
+    with pytest.raises(InputError, match="own.py: get_config.. has no cuts, found 'small'"):
+        load(["x.py", f"--config={file}:small"])
+
+
+def test_a_run_s_own_config_is_a_config_and_resumes_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config, _ = load(["x.py", "--config=configs/nli/mixture.py", "--config.train.steps=3"])
+    config.stages.later = Experiment()
+    config.stages.later.data.max_length = 9
+    file = tmp_path / "config.json"
+    file.write_text(to_json(config))
+    assert load(["x.py", f"--config={file}"]) == (config, Path("runs/config"))
+    (tmp_path / "data.json").write_text("{}")
+    again, workdir = load(["x.py", f"--config={file}", "--config.train.steps=5", "--extend"])
+    assert workdir == tmp_path and (again.train.steps, again.train.extend) == (5, True)
+    with pytest.raises(InputError, match="config.json: a run's config has no cuts"):
+        load(["x.py", f"--config={file}:small"])
+
+
+@pytest.mark.parametrize(
+    "argument, meant",
+    [
+        ("--config.lr=1", "did you mean 'optim.learning_rate'"),
+        ("--config.optim.lr=1", "did you mean 'optim.learning_rate'"),
+        ("--config.train.learning_rate=1", "did you mean 'optim.learning_rate'"),
+        ("--config.train.max-seq-length=9", "did you mean 'data.max_length'"),
+        ("--lr=1e-5", r"did you mean --config.optim.learning_rate=1e-5\?$"),
+        ("--batch_size=8", r"did you mean --config.batch.size=8\?$"),
+        ("--epochs=3", r"did you mean --config.train.epochs=3\?$"),
+        ("--warmup_ratio=0.1", r"did you mean --config.optim.warmup=0.1\?$"),
+        ("--nonsense=1", "usage"),
+    ],
+)
+def test_names_of_other_trainers_are_understood(argument, meant, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(InputError, match=meant) as error:
+        load(["x.py", f"--config={FILES[0]}", argument])
+    assert "\n" not in str(error.value)
+
+
+def test_aliases_mean_fields_and_are_none_themselves():
+    fields = flatten(Experiment())
+    assert set(ALIASES) <= set(fields)
+    names = [alias for aliases in ALIASES.values() for alias in aliases.split()]
+    assert len(names) == len(set(names)) == len(FIELD_OF)
+
+
+@pytest.mark.parametrize("field", ["data.validation_split=dev", "data.holdout=0.1"])
+def test_a_mixture_has_no_validation_of_data_train(field, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    line = ["x.py", "--config=configs/nli/mixture.py", f"--config.{field}"]
+    with pytest.raises(InputError, match=f"config.{field.partition('=')[0]}: .*not of a mixture"):
+        load(line)

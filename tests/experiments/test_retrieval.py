@@ -59,6 +59,11 @@ def test_own_data_ends_with_a_verdict_and_runs_once(own_data, tmp_path):
     status, out, err = own_data()
     assert status == 0, err
     assert out.count("dopt it") == 1 and "bm25" in out and "query:" in out
+    assert out.startswith("on 1 device (cpu), 1 host, in float32\n")
+    assert "held-out records do not fill one of 16" in out
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    evaluated = [line for line in map(json.loads, lines) if "retrieval/ndcg@10" in line]
+    assert len(evaluated) > 2 and all("validation/loss" in line for line in evaluated)
     found = json.loads((tmp_path / "run" / "comparison.json").read_text())
     assert set(found["metrics"]) == {"bm25", "before", "after"}
     assert 0 <= found["metrics"]["after"]["ndcg@10"] <= 1

@@ -1,11 +1,20 @@
 """Fine-tuning from Python, in every form that pairs come in."""
 
+import json
+import os
+import signal
+import tempfile
+
 import numpy as np
 import pytest
 
 import embed_jax
+from embed_jax.config import Experiment, flatten
 from embed_jax.data.sources import python_records
-from embed_jax.errors import InputError
+from embed_jax.errors import InputError, RunError
+from embed_jax.export.card import About, model_card
+from embed_jax.export.record import read_run
+from embed_jax.train.finetune import REFUSED
 from tests.conftest import WORDS
 
 ROWS = [
@@ -99,5 +108,73 @@ def test_finetune_brings_pairs_together_and_returns_the_model(tiny_model, tmp_pa
 
     assert isinstance(after, embed_jax.SentenceEncoder)
     assert accuracy(after) > accuracy(before) + 0.2
-    with pytest.raises(InputError, match="unknown config field 'optim.lr'"):
+    with pytest.raises(InputError, match="'optim__lr'; did you mean optim__learning_rate\\?$"):
         embed_jax.finetune(ROWS, str(tiny_model), optim__lr=1.0)
+
+
+HELD_OUT = {"data__holdout": 0.25, "train__steps": 2, "train__devices": 1, "batch__size": 4}
+
+
+def test_holdout_ends_with_the_comparison_and_nothing_is_left_behind(
+    tiny_model, tmp_path, monkeypatch, capsys
+):
+    pytest.importorskip("bm25s")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    fields = HELD_OUT | {"eval__every": 1, "eval__metric": "retrieval/ndcg@10"}
+    model = embed_jax.finetune(ROWS * 2, str(tiny_model), **fields)
+    assert not list(tmp_path.iterdir())
+    assert set(model.comparison.results) == {"bm25", "before", "after"}
+    gain, low, high = model.comparison.gain()
+    assert low <= gain <= high
+    assert model.comparison.verdict() in capsys.readouterr().out
+    assert model.encode(["the cat"]).shape == (1, model.dim)
+
+
+def test_a_result_that_is_the_start_is_told_as_that(tiny_model, tmp_path):
+    pytest.importorskip("bm25s")
+    pytest.importorskip("matplotlib")
+    seen = []
+
+    def worse(encode):
+        seen.append(None)
+        return {"score": 1.0 / len(seen)}
+
+    fields = HELD_OUT | {"eval__metric": "own/score"}
+    model = embed_jax.finetune(
+        ROWS * 2, str(tiny_model), workdir=tmp_path, evaluators={"own": worse}, **fields
+    )
+    assert model.comparison.gain()[0] == 0
+    assert model.comparison.verdict().startswith(
+        "Do not adopt it: the best step is 0: no later evaluation reached its 1.0000 (0.3333 at the "
+        "last step, 2), so the result is the model that the run started from, unchanged."
+    )
+    assert json.loads((tmp_path / "comparison.json").read_text())["unchanged"] is True
+    card = model_card(model, About("x", run=read_run(tmp_path)))
+    assert "of step 0: the model that the run started from, since no later evaluation" in card
+    assert "It was trained" not in card and "unchanged" in card
+
+
+def test_every_refused_field_is_a_field(tiny_model):
+    fields = flatten(Experiment())
+    for refused in REFUSED:
+        assert any(field == refused or field.startswith(refused) for field in fields), refused
+    for name, value in (("data__train", "x.tsv"), ("mixture__sampling", "weights")):
+        with pytest.raises(InputError, match=f"^{name}: finetune has no use for it: "):
+            embed_jax.finetune(ROWS, str(tiny_model), **{name: value})
+
+
+def test_a_stopped_run_says_so(tiny_model, tmp_path):
+    seen = []
+
+    def stop(encode):
+        if not seen:
+            os.kill(os.getpid(), signal.SIGINT)
+        seen.append(None)
+        return {"score": 0.0}
+
+    fields = {"train__steps": 3, "train__devices": 1, "batch__size": 4}
+    with pytest.raises(RunError, match="stopped at step 1; the same call goes on"):
+        embed_jax.finetune(
+            ROWS, str(tiny_model), workdir=tmp_path, evaluators={"x": stop}, **fields
+        )
+    embed_jax.finetune(ROWS, str(tiny_model), workdir=tmp_path, **fields)

@@ -30,12 +30,13 @@ SETTINGS = (
 def launch(arguments, tmp_path_factory):
     """`launch(workdir, hosts, devices)`: the processes of one run, `devices` CPU devices each.
 
-    Args of another run than SimCSE's: `experiment`, and its command line without the hosts, `options`.
+    Args of another run than SimCSE's: `experiment`, and its command line without the hosts, `options`;
+    `last` goes to the last host only.
     """
     cache = tmp_path_factory.mktemp("cache")
 
     def start(
-        workdir: Path, hosts: int, devices: int, experiment: str = "simcse", options=()
+        workdir: Path, hosts: int, devices: int, experiment: str = "simcse", options=(), last=()
     ) -> list[subprocess.Popen]:
         options = options or arguments(workdir, *SETTINGS)
         with socket.socket() as free:
@@ -49,6 +50,7 @@ def launch(arguments, tmp_path_factory):
             ]
             joining += [f"--config.hosts.index={index}", "--config.hosts.heartbeat_timeout=10"]
             command = [sys.executable, "-m", f"experiments.{experiment}", *options]
+            command += last if index == hosts - 1 else ()
             environment = {
                 **os.environ,
                 "JAX_NUM_CPU_DEVICES": str(devices),
@@ -145,6 +147,21 @@ def test_two_hosts_evaluate_and_compare_and_the_first_writes(
     assert all({"validation/loss", "retrieval/ndcg@10"} <= line.keys() for line in lines)
     for name in ("comparison.json", "comparison.png", "curves.png", "model/model.safetensors"):
         assert (tmp_path / "run" / name).stat().st_size > 0
+
+
+@pytest.mark.parametrize("which", ["all", "last"])
+def test_an_error_of_one_line_is_one_line_on_several_hosts(launch, arguments, tmp_path, which):
+    wrong = ("--config.data.train=nowhere.txt",)
+    options = [*arguments(tmp_path / "run", *SETTINGS), *(wrong if which == "all" else ())]
+    first, second = finish(
+        launch(tmp_path / "run", 2, 1, options=options, last=wrong if which == "last" else ())
+    )
+    assert first[0] == (2 if which == "all" else 1) and second[0] == 2
+    assert re.fullmatch("error: .*nowhere.txt.*\n", second[2]), second[2]
+    expected = (
+        "error: .*nowhere.txt.*\n" if which == "all" else "error: host 1 ended: .*nowhere.txt.*\n"
+    )
+    assert re.fullmatch(expected, first[2]), first[2]
 
 
 @pytest.mark.slow

@@ -112,6 +112,15 @@ def test_evaluated_before_the_first_step_every_n_and_at_the_end(run, tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("every", "steps", "evaluated"),
+    [(0, 3, [0, 1, 2, 3]), (0, 20, [*range(0, 21, 2)]), (0, 24, [*range(0, 25, 2)]),
+     (-1, 20, [0, 20]), (8, 20, [0, 8, 16, 20])],
+)  # fmt: skip
+def test_a_tenth_of_the_run_unless_the_config_says_how_often(every, steps, evaluated):
+    assert [n for n in range(steps + 1) if loop.is_evaluated(n, every, steps)] == evaluated
+
+
 def test_the_best_model_is_kept_and_not_the_last(run, tmp_path):
     result = run({0: 0.1, 2: 0.5, 4: 0.3, 6: 0.2, 8: 0.4}.get, eval__every=2, eval__metric="a/m")
     assert (result.best.step, result.best.value, result.finished) == (2, 0.5, True)
@@ -308,6 +317,23 @@ def test_the_first_ctrl_c_saves_and_a_second_one_interrupts(run, tmp_path, capsy
     assert signal.getsignal(signal.SIGINT) is handler
     second = run(batches=interrupted(1))
     assert second.finished and [line["step"] for line in lines_of(tmp_path)] == list(range(1, 9))
+
+
+def test_an_extended_run_goes_on_after_patience_and_is_exact_at_a_constant_rate(run, tmp_path):
+    optim = Optim(learning_rate=0.1, schedule="constant")
+    arguments = {"optim": optim, "step_fn": training, "eval__every": 2, "eval__metric": "a/m"}
+    whole = run(lambda w: 0.5 + w, steps=8, workdir=tmp_path / "whole", **arguments)
+    arguments |= {"workdir": tmp_path / "parts"}
+    run(lambda w: 0.5 + w, steps=4, **arguments)
+    longer = run(lambda w: 0.5 + w, steps=8, train__extend=True, **arguments)
+    assert longer.best == whole.best
+    for mine, theirs in zip(
+        jax.tree.leaves(longer.state), jax.tree.leaves(whole.state), strict=True
+    ):
+        np.testing.assert_array_equal(mine, theirs)
+    stopping = {"eval__every": 1, "eval__metric": "a/m", "eval__patience": 1, "workdir": tmp_path}
+    assert int(run(lambda w: -w, steps=3, **stopping).state.step) == 1
+    assert int(run(lambda w: -w, steps=3, **stopping, train__extend=True).state.step) == 2
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------------------

@@ -5,10 +5,12 @@ import platform
 
 import pytest
 
+from embed_jax.config import Experiment
+from embed_jax.config_file import override
 from embed_jax.errors import InputError
-from embed_jax.export.record import read_run
+from embed_jax.export.record import config_source, read_run
 from embed_jax.train import workdir
-from embed_jax.train.workdir import Chronicle, launched_by
+from embed_jax.train.workdir import Chronicle, open_workdir
 
 ABOUT = {"devices": 2, "hosts": 1, "versions": {"device": "cpu", "jax": "1"}}
 
@@ -67,16 +69,10 @@ def test_a_damaged_file_is_said_in_one_line(tmp_path, content):
     Chronicle(tmp_path / "run.json", 0, resumed=False, **ABOUT).write(1)  # is not read
 
 
-def test_an_experiment_is_known_by_its_file(tmp_path):
-    def experiment():
-        Chronicle(tmp_path / "run.json", 0, resumed=False, **ABOUT).write(0)
-        return json.loads((tmp_path / "run.json").read_text())["experiment"]
-
-    with launched_by(tmp_path / "experiments" / "nli.py"):
-        assert experiment() == "nli"
-    with launched_by(tmp_path / "mine" / "nli.py"):
-        assert experiment() == ""
-    assert experiment() == ""
+def test_the_experiment_is_recorded(tmp_path):
+    for name in ("nli", ""):
+        Chronicle(tmp_path / "run.json", 0, resumed=False, experiment=name, **ABOUT).write(0)
+        assert json.loads((tmp_path / "run.json").read_text())["experiment"] == name
 
 
 @pytest.mark.slow
@@ -88,4 +84,27 @@ def test_a_command_records_its_experiment_and_the_card_reads_it(simcse_here, tmp
     assert found.experiment == "simcse" and session.seconds > 0
     assert (session.start, session.devices, session.hosts) == (0, 1, 1)
     assert session.versions["python"] == platform.python_version() and session.versions["jax"]
-    assert "experiment" not in json.loads((tmp_path / "run" / "config.json").read_text())
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert settings["tracking"]["experiment"] == "simcse" and "simcse" not in config_source(
+        settings
+    )
+
+
+def test_a_run_may_become_longer_and_nothing_else(tmp_path):
+    (tmp_path / "model").mkdir()
+
+    def enter(**fields):
+        with open_workdir(tmp_path, override(Experiment(), **fields), {}):
+            return json.loads((tmp_path / "config.json").read_text())["train"]["steps"]
+
+    assert enter(train__steps=10) == 10
+    for fields, message in (
+        ({"train__steps": 20}, "resumed unchanged .or --extend it to more steps or epochs.: use"),
+        ({"train__steps": 5, "train__extend": True}, "train.steps was 10 and is 5 now"),
+        ({"train__steps": 0, "train__extend": True}, "train.steps was 10 and is 0 now"),
+        ({"train__steps": 20, "train__extend": True, "train__seed": 1}, "train.seed was 0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            enter(**fields)
+    assert enter(train__steps=20, train__extend=True) == 20
+    assert enter(train__steps=20) == 20, "and is resumed as any other"
