@@ -167,9 +167,13 @@ def test_a_file_of_pairs(command, tmp_path, name):
         (
             "simcse",
             "--config.trian.steps=3",
-            "unknown config field 'trian' (did you mean 'train'?)",
+            "unknown config field 'trian.steps' (did you mean 'train.steps'?)",
         ),
-        ("simcse", "--steps=3", "unknown argument '--steps=3'; usage: "),
+        (
+            "simcse",
+            "--steps=3",
+            "unknown argument '--steps=3'; did you mean --config.train.steps=3?",
+        ),
         ("simcse", "--workdir={}/pairs.tsv/run", "pairs.tsv/run: cannot be written"),
     ],
 )

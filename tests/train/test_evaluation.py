@@ -42,7 +42,7 @@ def test_an_evaluator_names_what_it_gives(name):
     ],
 )
 def test_a_metric_that_nothing_gives_is_refused(metric, message):
-    with pytest.raises(InputError, match=f"^config.eval.metric: {message}"):
+    with pytest.raises(InputError, match=f"^config.eval.metric: .*{message}"):
         check(metric)
 
 
