@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from embed_jax.train.start import frozen_models, start_from
 
 import embed_jax
 from embed_jax import sentence
-from embed_jax.config import Model
+from embed_jax.config import Experiment, Model
 from embed_jax.cross_encoder import CrossEncoder
 from embed_jax.cross_encoder import load as load_cross_encoder
 from embed_jax.data.tokenize import load_tokenizer
@@ -22,7 +21,16 @@ from embed_jax.encoders.layers import embed
 from embed_jax.encoders.spec import random_spec
 from embed_jax.errors import InputError
 from embed_jax.sentence import SentenceEncoder
+from embed_jax.train.model import initial_model
+from embed_jax.train.objective import frozen_models
 from scripts.commands import load_model
+
+
+def start(model, max_length):
+    """Makes the model that a run of texts of this length starts from."""
+    config = Experiment(model=model)
+    config.data.max_length = max_length
+    return initial_model(config)
 
 
 def one_line(message, call, *arguments, **options):
@@ -58,9 +66,9 @@ def test_a_length_beyond_the_positions_is_refused(model, tiny_model, tiny_tokeni
     one_line(message, embed_jax.load, tiny_model, max_length=positions + 1)
     one_line(message, SentenceEncoder, model.spec, model.params, long)
     one_line(message, setattr, model.with_params(model.params), "max_length", positions + 1)
-    one_line(message, start_from, Model(name=str(tiny_model)), positions + 1, 0)
+    one_line(message, start, Model(name=str(tiny_model)), positions + 1)
     random = Model(name="random:tiny", tokenizer=str(tiny_tokenizer))
-    one_line(message, start_from, random, positions + 1, 0)
+    one_line(message, start, random, positions + 1)
     assert embed_jax.load(tiny_model, max_length=positions).max_length == positions
 
 
@@ -148,7 +156,7 @@ def test_a_vocabulary_beyond_the_table_is_another_models(model, tiny_tokenizer):
         embed_jax.load,
         sentence.load,
         load_model,
-        lambda name: start_from(Model(name=name), 16, 0),
+        lambda name: start(Model(name=name), 16),
         lambda name: frozen_models(Model(teacher=name), 16),
         lambda name: frozen_models(Model(guide=name), 16),
     ],

@@ -12,9 +12,9 @@ import pytest
 import embed_jax
 from embed_jax.cross_encoder import CrossEncoder
 from embed_jax.data.tokenize import load_tokenizer
-from embed_jax.encoders.build import build_encoder, random_spec
+from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.classifier import ClassifierSpec, build_classifier
-from embed_jax.encoders.lora import LoraSpec
+from embed_jax.encoders.spec import LoraSpec, random_spec
 from embed_jax.routed import RoutedEncoder
 from embed_jax.sentence import SentenceEncoder
 

@@ -126,7 +126,7 @@ def abstract_model(config: Experiment, shape: str) -> TrainingModel:
     """Returns the shapes of the model of a run: nothing is read or allocated.
 
     Args:
-        shape: a name of `encoders.build.SHAPES`, whatever `config.model.name` is.
+        shape: a name of `encoders.spec.known_shapes()`, whatever `config.model.name` is.
     """
     # "auto" means what an accelerator would compute in, although the shapes are made on a CPU.
     dtype = "bfloat16" if config.model.compute_dtype == "auto" else config.model.compute_dtype
