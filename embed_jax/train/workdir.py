@@ -6,12 +6,12 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from embed_jax.atomic import write_whole
-from embed_jax.config import Experiment, flatten, to_json
+from embed_jax.config import Experiment, Source, flatten, to_json
 from embed_jax.errors import InputError
 
 # What may change between a run and its resumption. Where and in which form it is computed changes no more than the last
@@ -143,10 +143,25 @@ def _changes(path: Path, fixed: dict[str, Any], what: str, extend: bool = False)
         before = _flatten_json(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}); use another --workdir") from error
+    if what == "config":
+        before = _defaults(fixed) | before
     for name, value in _flatten_json(fixed).items():
         longer = extend and name in LENGTHS and 0 < before.get(name, 0) < value
         if before.get(name) != value and not longer:
             yield f"{path}: {what}.{name} was {before.get(name)!r} and is {value!r} now"
+
+
+def _defaults(names: Iterable[str]) -> dict[str, Any]:
+    """Returns what fields were worth before they existed, for a `config.json` older than they are."""
+    usual, of_source = flatten(Experiment()), vars(Source())
+    defaults = {}
+    for name in names:
+        of_mixture = name.startswith("mixture.sources.")
+        field = name.rpartition(".")[2] if of_mixture else name
+        known = of_source if of_mixture else usual
+        if field in known:
+            defaults[name] = known[field]
+    return defaults
 
 
 def _write(path: Path, content: Any) -> None:

@@ -5,7 +5,7 @@ import platform
 
 import pytest
 
-from embed_jax.config import Experiment
+from embed_jax.config import Experiment, Source
 from embed_jax.config_file import override
 from embed_jax.errors import InputError
 from embed_jax.export.record import config_source, read_run
@@ -108,3 +108,23 @@ def test_a_run_may_become_longer_and_nothing_else(tmp_path):
             enter(**fields)
     assert enter(train__steps=20, train__extend=True) == 20
     assert enter(train__steps=20) == 20, "and is resumed as any other"
+
+    assert "experiment" not in json.loads((tmp_path / "run" / "config.json").read_text())
+
+
+def test_a_run_older_than_a_field_resumes_with_its_default_only(tmp_path):
+    config = Experiment()
+    config.mixture.sources.a = Source("a.tsv")
+    with open_workdir(tmp_path, config, {}):
+        (tmp_path / "model").mkdir()
+    file = tmp_path / "config.json"
+    older = json.loads(file.read_text())
+    del older["eval"]["patience"], older["mixture"]["sources"]["a"]["loss_weight"]
+    file.write_text(json.dumps(older))
+    config.eval.patience = 3
+    with pytest.raises(InputError, match="config.eval.patience was 0 and is 3 now"):
+        with open_workdir(tmp_path, config, {}):
+            pass
+    config.eval.patience = 0
+    with open_workdir(tmp_path, config, {}):
+        pass
