@@ -3,8 +3,8 @@
 A config file defines `get_config(cut: str = "") -> Experiment`; `file.py:small` asks for the cut "small". There are
 no list or optional fields: an empty string or 0 means "not set", and each field's comment says what happens then.
 
-Two parts hold others by names of your own: `config.mixture.sources.NAME = Source(...)`, the data sets of a mixture, and
-`config.stages.NAME = Experiment()`, what to train afterwards.
+Three parts hold others by names of your own: `config.mixture.sources.NAME = Source(...)`, the data sets of a mixture,
+`config.optim.groups.NAME = ParamGroup(...)`, and `config.stages.NAME = Experiment()`, what to train afterwards.
 
 Here are the fields; what values they accept is in config_rules.py, how files and the command line are read in
 config_file.py.
@@ -188,11 +188,28 @@ class Mining:
 
 
 @dataclasses.dataclass
+class ParamGroup:
+    """Parameters with a learning rate of their own. Factors of several groups with the same parameter multiply."""
+
+    pattern: str = (
+        ""  # regular expression, found anywhere in a path such as "encoder/heads/0/kernel"
+    )
+    learning_rate_factor: float = 1.0  # times `optim.learning_rate`; 0: frozen
+    layers: str = ""  # "0,1,2": only these layers, counted from 0; "": all that the pattern matches
+    layer_decay: float = 1.0  # factor from a layer to the one below it; embeddings lie below all
+
+
+@dataclasses.dataclass
 class Optim:
+    name: str = "adamw"  # "adamw", "adafactor", or "muon" (layers' kernels; AdamW for all else)
     learning_rate: float = 3e-5
-    schedule: str = "linear"  # "linear", "cosine" (both down to 0) or "constant", after the warm-up
+    schedule: str = "linear"  # after the warm-up: "linear", "cosine", "wsd" (to 0) or "constant"
     warmup: float = 0.0  # share of the steps
-    weight_decay: float = 0.0  # AdamW's; never on biases and norms
+    decay: float = 0.1  # of "wsd": share of the steps, the last ones, in which it falls to 0
+    groups: SimpleNamespace = dataclasses.field(
+        default_factory=SimpleNamespace
+    )  # NAME = ParamGroup(...): factors, freezing, layer-wise decay; none: all alike
+    weight_decay: float = 0.0  # times the learning rate; never on biases and norms
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
@@ -207,8 +224,11 @@ class Train:
     epochs: float = 1.0
     # Lets a run go on to more `steps` or `epochs` than it was started with (--extend). From there
     # on the learning rate is that of a run of the new length: "linear" and "cosine" rise again to
-    # where such a run would be at that step, "constant" goes on.
+    # where such a run would be at that step, "constant" goes on, and so does "wsd" up to its decay.
     extend: bool = False
+    from_checkpoint: str = (
+        ""  # RUN/checkpoints/STEP: go on from there, in a new --workdir; "": step 0
+    )
     devices: int = 0  # 0: all
     fsdp: int = (
         1  # devices over which parameters and optimiser state are split, and the batch as well
@@ -295,6 +315,20 @@ class Experiment:
     stages: SimpleNamespace = dataclasses.field(
         default_factory=SimpleNamespace
     )  # NAME = Experiment(...), one by one
+
+
+NAMED: dict[str, type] = {  # parts that hold others by name, and the class of those
+    "mixture.sources": Source,
+    "optim.groups": ParamGroup,
+    "stages": Experiment,
+}
+
+
+def named_parts(config: Any, part: str) -> dict[str, Any]:
+    """What a config holds by name: `named_parts(config, "mixture.sources")`."""
+    for name in part.split("."):
+        config = getattr(config, name)
+    return vars(config)
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

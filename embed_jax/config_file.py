@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from embed_jax.config import Experiment, Source, flatten
+from embed_jax.config import NAMED, Experiment, flatten, named_parts
 from embed_jax.config_rules import meant_field, unknown_field, validate
 from embed_jax.errors import InputError
 
@@ -41,7 +41,12 @@ def load(argv: Sequence[str]) -> tuple[Experiment, Path]:
     )  # the file comes first
     if "--help" in argv or "-h" in argv:
         print(usage + "\n\nFields and defaults:")
-        named = {f"mixture.sources.NAME.{name}": value for name, value in flatten(Source()).items()}
+        named = {
+            f"{part}.NAME.{name}": value
+            for part, kind in NAMED.items()
+            if kind is not Experiment
+            for name, value in flatten(kind()).items()
+        }
         for name, value in (flatten(Experiment()) | named).items():
             print(f"  --config.{name}={value}")
         print("  --config.stages.NAME.FIELD: any of these, for a stage that the file names NAME")
@@ -146,13 +151,22 @@ def read_json(file: Path) -> Experiment:
 
 def _of_json(content: dict[str, Any], place: str = "") -> Experiment:
     config = Experiment()
-    for name in content["mixture"]["sources"]:
-        setattr(config.mixture.sources, name, Source())
+    for part, kind in NAMED.items():
+        if kind is not Experiment:
+            for name in _part_of(content, part):
+                named_parts(config, part)[name] = kind()
     stages = content.get("stages", {})
     _fill(config, {name: value for name, value in content.items() if name != "stages"}, place)
     for name, stage in stages.items():
         setattr(config.stages, name, _of_json(stage, f"{place}stages.{name}."))
     return config
+
+
+def _part_of(content: dict[str, Any], part: str) -> dict[str, Any]:
+    """What config.json holds by name in a part; {} where the file is older than the part."""
+    for name in part.split("."):
+        content = content.get(name, {})
+    return content
 
 
 def _fill(settings: Any, content: dict[str, Any], place: str) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Collection
 from typing import Any
 
-from embed_jax.config import Experiment, Source, flatten
+from embed_jax.config import NAMED, Experiment, Optim, ParamGroup, Source, flatten, named_parts
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
 
@@ -22,7 +23,8 @@ CHOICES = {
     "mine.sampling": ("top", "random"),
     "loss.form": ("auto", "dense", "tiled", "ring"),
     "loss.similarity": ("", "cosine", "dot"),
-    "optim.schedule": ("linear", "cosine", "constant"),
+    "optim.name": ("adamw", "adafactor", "muon"),
+    "optim.schedule": ("linear", "cosine", "constant", "wsd"),
     "train.fsdp_gather": ("layer", "once"),
     "tracking.wandb": ("auto", "online", "offline", "disabled"),
 }
@@ -65,6 +67,9 @@ RANGES = {
     "mine.relative_margin": (0, 1, False),
     "optim.learning_rate": (0, math.inf, True),
     "optim.warmup": (0, 1, False),
+    "optim.decay": (0, 1, True),
+    "group.learning_rate_factor": (0, math.inf, False),
+    "group.layer_decay": (0, 1, True),
     "optim.weight_decay": (0, math.inf, False),
     "optim.b1": (0, 1, False),
     "optim.b2": (0, 1, False),
@@ -140,22 +145,20 @@ def validate(config: Experiment) -> None:
 
 
 def _validate(config: Experiment, prefix: str) -> None:
-    for place, held, kind in (
-        ("mixture.sources", config.mixture.sources, Source),
-        ("stages", config.stages, Experiment),
-    ):
-        for name, part in vars(held).items():
-            if not isinstance(part, kind):
-                expected, found = f"embed_jax.config.{kind.__name__}", type(part).__name__
-                raise InputError(f"{prefix}{place}.{name}: expected {expected}, found {found}")
-            if kind is Source:
-                _check_fields(
-                    flatten(part), flatten(Source()), f"{prefix}{place}.{name}.", "source."
-                )
-                if not part.train:
-                    raise InputError(f"{prefix}{place}.{name}.train: expected a data set, found ''")
+    for part, kind in NAMED.items():
+        for name, value in named_parts(config, part).items():
+            field = f"{prefix}{part}.{name}"
+            if not isinstance(value, kind):
+                expected = f"embed_jax.config.{kind.__name__}"
+                raise InputError(f"{field}: expected {expected}, found {type(value).__name__}")
+            if kind is Experiment:
+                _validate(value, f"{field}.")
+            elif kind is Source:
+                _check_fields(flatten(value), flatten(Source()), f"{field}.", "source.")
+                if not value.train:
+                    raise InputError(f"{field}.train: expected a data set, found ''")
             else:
-                _validate(part, f"{prefix}{place}.{name}.")
+                _check_group(value, f"{field}.")
     names = [field.name for field in dataclasses.fields(Experiment) if field.name != "stages"]
     found = {
         name: value
@@ -163,9 +166,12 @@ def _validate(config: Experiment, prefix: str) -> None:
         for name, value in flatten(getattr(config, part), f"{part}.").items()
     }
     found = {
-        name: value for name, value in found.items() if not name.startswith("mixture.sources.")
+        name: value
+        for name, value in found.items()
+        if not name.startswith(tuple(f"{part}." for part in NAMED))
     }
     _check_fields(found, flatten(Experiment()), prefix)
+    _check_schedule(config.optim, prefix)
     for field in ("validation_split", "holdout"):
         value = getattr(config.data, field)
         if value and vars(config.mixture.sources):
@@ -184,6 +190,31 @@ def _validate(config: Experiment, prefix: str) -> None:
             raise InputError(
                 f"{prefix}train.profile: expected START:STOP in steps, found {config.train.profile!r}"
             )
+
+
+def _check_schedule(optim: Optim, prefix: str) -> None:
+    if optim.schedule == "wsd" and optim.warmup + optim.decay > 1:
+        raise InputError(
+            f"{prefix}optim.decay: expected at most 1 together with optim.warmup={optim.warmup}, "
+            f"found {optim.decay}"
+        )
+
+
+def _check_group(group: ParamGroup, prefix: str) -> None:
+    _check_fields(flatten(group), flatten(ParamGroup()), prefix, "group.")
+    try:
+        re.compile(group.pattern)
+    except re.error as error:
+        raise InputError(
+            f"{prefix}pattern: not a regular expression ({error}), found {group.pattern!r}"
+        ) from None
+    if not group.pattern:
+        raise InputError(f"{prefix}pattern: expected a part of parameters' paths, found ''")
+    if group.layers and not re.fullmatch(r"\d+(\s*,\s*\d+)*", group.layers):
+        raise InputError(
+            f"{prefix}layers: expected numbers with commas between, such as 0,1,2, "
+            f"found {group.layers!r}"
+        )
 
 
 def _check_fields(

@@ -54,7 +54,7 @@ UNSUPPORTED = (
     "queue.",
     "mine.",
 )
-UNSUPPORTED += ("eval.patience", "stages.")
+UNSUPPORTED += ("eval.patience", "stages.", "optim.name", "optim.groups.")
 
 
 def main() -> None:
@@ -380,14 +380,15 @@ def make_optimizer(objective: Any, optim: Any) -> Any:
 
 def check_same(config: Any, workdir: Path) -> None:
     """Refuses a run of ours that has not ended, or had another config."""
-    from embed_jax.config import flatten
+    from embed_jax.config import Experiment, flatten
     from embed_jax.train.workdir import FREE_FIELDS
 
     measures(workdir)
     before = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+    defaults = flatten(Experiment())  # a run may be older than a field
     for name, value in flatten(config).items():
         part, _, field = name.partition(".")
-        found = before.get(part, {}).get(field)
+        found = before.get(part, {}).get(field, defaults.get(name))
         if found != value and not name.startswith(FREE_FIELDS):
             raise InputError(
                 f"--against={workdir}: config.{name} was {found!r} there and is {value!r} here"

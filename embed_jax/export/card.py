@@ -27,6 +27,7 @@ SETTINGS = {  # fields of a config that a card names, if they are set: what they
     "batch.size": "batch size",
     "optim.accumulate": "batches an update",
     "train.epochs": "epochs",
+    "optim.name": "optimiser",
     "optim.learning_rate": "learning rate",
     "optim.schedule": "schedule",
     "optim.warmup": "warm-up, share of the steps",

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from embed_jax.config import Experiment, Source, as_dict, flatten
+from embed_jax.config import NAMED, Experiment, as_dict, flatten
 from embed_jax.data.sources.recipes import CARD, recipes
 from embed_jax.errors import InputError
 
@@ -203,25 +203,29 @@ def config_source(config: Mapping[str, Any]) -> str:
         config: of `config.as_dict`, or config.json.
     """
     defaults = flatten(Experiment())
-    sources = (config.get("mixture") or {}).get("sources") or {}
-    fields = {
-        name: value for name, value in _flatten(config) if not name.startswith("mixture.sources.")
-    }
+    named = tuple(f"{part}." for part in NAMED)
+    fields = {name: value for name, value in _flatten(config) if not name.startswith(named)}
     lines = [
         f"    config.{name} = {value!r}"
         for name, value in fields.items()
         if defaults.get(name) != value and name != "tracking.experiment"  # set by the command
     ]
-    plain = as_dict(Source())
-    for name, source in sources.items():
-        given = ", ".join(
-            f"{field}={value!r}" for field, value in source.items() if plain.get(field) != value
-        )
-        lines.append(f"    config.mixture.sources.{name} = Source({given})")
-    imported = "Experiment, Source" if sources else "Experiment"
+    imported = {"Experiment"}
+    for part, kind in NAMED.items():
+        plain, values = as_dict(kind()), config
+        for name in part.split("."):
+            values = values.get(name) or {}
+        for name, value in values.items():
+            imported.add(kind.__name__)
+            arguments = ", ".join(
+                f"{field}={setting!r}"
+                for field, setting in value.items()
+                if plain.get(field) != setting
+            )
+            lines.append(f"    config.{part}.{name} = {kind.__name__}({arguments})")
     return "\n".join(
         [
-            f"from embed_jax.config import {imported}",
+            f"from embed_jax.config import {', '.join(sorted(imported))}",
             "",
             "",
             'def get_config(cut: str = "") -> Experiment:',

@@ -142,6 +142,8 @@ def state_shardings(
 ) -> TrainState:
     """The sharding of every leaf of a training state: what belongs to a parameter lies as the parameter does.
 
+    What an optimiser keeps in another shape, as Adafactor its row and column sums, is small and whole on each device.
+
     Args:
         state: arrays or their shapes.
         specs: of `state.params`, and of `state.frozen[BASE]` under that name.
@@ -154,12 +156,20 @@ def state_shardings(
     )
     frozen = {name: shardings.pop(name) if name == BASE else jax.tree.map(lambda _: whole, params)
               for name, params in state.frozen.items()}  # fmt: skip
+
+    def moment_sharding(moment: Any, sharding: NamedSharding, param: Any) -> Any:
+        if isinstance(moment, optax.MaskedNode):  # a parameter of which this part keeps nothing
+            return moment
+        return sharding if moment.shape == param.shape else whole
+
     moments = optax.tree.map_params(
         optimizer,
-        lambda _, sharding: sharding,
+        moment_sharding,
         state.opt_state,
         shardings,
+        state.params,
         transform_non_params=lambda _: whole,
+        is_leaf=lambda node: isinstance(node, optax.MaskedNode),
     )
     extra = jax.tree.map(lambda _: whole, state.extra)
     if "momentum" in extra:

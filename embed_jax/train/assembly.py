@@ -27,9 +27,10 @@ from embed_jax.parallel.mesh import (
 from embed_jax.parallel.queue import init_queue
 from embed_jax.runtime import is_first_host
 from embed_jax.train.data import SourcesAt, TrainingData, training_data
+from embed_jax.train.groups import stop_frozen_gradients
 from embed_jax.train.model import TrainingModel, initial_model
 from embed_jax.train.objective import Objective, ObjectiveMaker, embedding_objective
-from embed_jax.train.optim import make_optimizer, make_schedule
+from embed_jax.train.optim import complete_optimizer, make_optimizer, make_schedule
 from embed_jax.train.sources import Sources
 from embed_jax.train.step import init_state, make_train_step
 from embed_jax.train.tokens import token_objective
@@ -98,7 +99,7 @@ def assemble(
         sources: the training data, by name, or a function of step and encoder; see `fit`. None with `abstract`.
         model: by default the one that the config names, see `model.initial_model`.
         objective: `(config, model) -> Objective`; by default the loss or the token objective that the config names.
-        optimizer: by default AdamW as the config says. Its update is taken every `optim.accumulate` steps.
+        optimizer: by default the one that the config names. `optim.groups` and `optim.accumulate` apply to any.
         abstract: nothing is allocated: `model` is one of `model.abstract_model`, and the state consists of shapes.
 
     Raises:
@@ -115,7 +116,10 @@ def assemble(
     num_updates = data.num_steps // config.optim.accumulate if data else ABSTRACT_UPDATES
 
     # The state before the first step, and where it lies.
-    optimizer = _accumulated(optimizer, config) or make_optimizer(config.optim, num_updates)
+    if optimizer is None:
+        optimizer = make_optimizer(config.optim, num_updates)
+    else:
+        optimizer = complete_optimizer(optimizer, config.optim)
     state, specs = _initial_state(config, model, objective, optimizer, mesh, abstract)
     shardings = state_shardings(state, optimizer, specs, mesh)
     if abstract:
@@ -126,6 +130,7 @@ def assemble(
 
     # The step.
     loss = objective.on_mesh(mesh, specs=specs, fsdp_gather=config.train.fsdp_gather)
+    loss = stop_frozen_gradients(loss, vars(config.optim.groups))
     step = make_train_step(
         loss, optimizer, shardings, config.queue.momentum, scheduled=objective.scheduled
     )
@@ -149,14 +154,6 @@ def default_objective(config: Experiment, model: TrainingModel) -> Objective:
     """Returns the token objective or the loss that `config.loss.name` names."""
     make = token_objective if is_token_objective(config.loss.name) else embedding_objective
     return make(config, model)
-
-
-def _accumulated(
-    optimizer: optax.GradientTransformation | None, config: Experiment
-) -> optax.GradientTransformation | None:
-    if optimizer is None or config.optim.accumulate == 1:
-        return optimizer
-    return optax.MultiSteps(optimizer, config.optim.accumulate).gradient_transformation()
 
 
 def _initial_state(

@@ -150,6 +150,38 @@ def read_encoder(directory: Path, step: int, like: Params) -> Params:
         ) from error
 
 
+def read_state(place: Path, like: TrainState) -> TrainState:
+    """The whole training state of one checkpoint, of any run: step, parameters and optimiser state.
+
+    Args:
+        place: the checkpoint, RUN/checkpoints/STEP.
+        like: a state of the wanted structure, shapes, dtypes and shardings.
+
+    Raises:
+        InputError: if there is no checkpoint, or it is of another architecture or optimiser.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    field, place = "config.train.from_checkpoint", place.absolute()
+    if not (place.is_dir() and place.name.isdecimal()):
+        raise InputError(f"{field}: expected a checkpoint, RUN/checkpoints/STEP, found {place}")
+    wanted = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
+        _as_dict(like),
+    )
+    try:
+        shapes = ocp.metadata(place).custom_metadata["shapes"]
+        _refuse_mismatch(shapes, _shapes(like), place, "use a config of the same model")
+        return like.replace(**ocp.load(place, wanted))
+    except InputError:
+        raise
+    except Exception as error:  # whatever a damaged file, or another optimiser's state, makes raise
+        raise InputError(
+            f"{field}: {place} cannot be read as a state of this config's optimiser: "
+            f"{one_line(error)[:200]}"
+        ) from None
+
+
 def _as_dict(state: TrainState) -> dict[str, Any]:
     extra = {"extra": state.extra} if state.extra else {}
     return {"step": state.step, "params": state.params, "opt_state": state.opt_state, **extra}

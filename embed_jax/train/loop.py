@@ -21,7 +21,7 @@ from embed_jax.parallel.distributed import wait_for_hosts
 from embed_jax.parallel.mesh import split_groups
 from embed_jax.registry import unknown
 from embed_jax.runtime import environment, is_first_host
-from embed_jax.train.checkpoint import Checkpoints
+from embed_jax.train.checkpoint import Checkpoints, read_state
 from embed_jax.train.speed import model_flops_utilization, training_flops_per_token
 from embed_jax.train.tracking import MetricsFile, Progress, Wandb
 from embed_jax.train.workdir import Chronicle
@@ -132,6 +132,13 @@ def run(
         if restored is not None:
             state, notes = restored
             best = Best(**notes["best"])
+        elif config.train.from_checkpoint:
+            state = read_state(Path(config.train.from_checkpoint), state)
+            if int(state.step) >= num_steps:
+                raise InputError(
+                    f"config.train.from_checkpoint: {config.train.from_checkpoint} is of step "
+                    f"{int(state.step)}, expected fewer than the run's {num_steps} steps"
+                )
         start = int(state.step)
         if config.train.extend and best.stopped and start < num_steps:
             best = dataclasses.replace(best, stopped=False, stale=0)
@@ -161,6 +168,8 @@ def run(
         terminated = stack.enter_context(_terminated(progress.say))
         if restored is not None:
             progress.say(f"resuming {workdir} at step {start}/{num_steps}")
+        elif start:
+            progress.say(f"from {config.train.from_checkpoint} at step {start}/{num_steps}")
 
         clock = time.monotonic()
         losses: list[float] = []  # since the last evaluation

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from embed_jax.atomic import write_whole
-from embed_jax.config import Experiment, Source, flatten, to_json
+from embed_jax.config import NAMED, Experiment, flatten, to_json
 from embed_jax.errors import InputError
 
 # What may change between a run and its resumption. Where and in which form it is computed changes no more than the last
@@ -145,7 +145,10 @@ def _changes(path: Path, fixed: dict[str, Any], what: str, extend: bool = False)
         raise InputError(f"{path}: not JSON ({error}); use another --workdir") from error
     if what == "config":
         before = _defaults(fixed) | before
-    for name, value in _flatten_json(fixed).items():
+    # Sources of a mixture and groups of parameters may also be gone.
+    named = tuple(f"{part}." for part in NAMED)
+    gone = [name for name in before if name.startswith(named) and name not in fixed]
+    for name, value in (_flatten_json(fixed) | dict.fromkeys(gone)).items():
         longer = extend and name in LENGTHS and 0 < before.get(name, 0) < value
         if before.get(name) != value and not longer:
             yield f"{path}: {what}.{name} was {before.get(name)!r} and is {value!r} now"
@@ -153,12 +156,12 @@ def _changes(path: Path, fixed: dict[str, Any], what: str, extend: bool = False)
 
 def _defaults(names: Iterable[str]) -> dict[str, Any]:
     """Returns what fields were worth before they existed, for a `config.json` older than they are."""
-    usual, of_source = flatten(Experiment()), vars(Source())
+    usual = flatten(Experiment())
+    of_named = {f"{part}.": vars(kind()) for part, kind in NAMED.items() if kind is not Experiment}
     defaults = {}
     for name in names:
-        of_mixture = name.startswith("mixture.sources.")
-        field = name.rpartition(".")[2] if of_mixture else name
-        known = of_source if of_mixture else usual
+        part = next((part for part in of_named if name.startswith(part)), "")
+        field, known = (name.rpartition(".")[2], of_named[part]) if part else (name, usual)
         if field in known:
             defaults[name] = known[field]
     return defaults
