@@ -11,10 +11,9 @@ from embed_jax.config import Experiment, Optim, ParamGroup
 from embed_jax.config_rules import validate
 from embed_jax.errors import InputError
 from embed_jax.train.groups import learning_rate_factors, path_name, stop_frozen_gradients
-from embed_jax.train.optim import make_optimizer
+from embed_jax.train.optim import complete_optimizer, make_optimizer
 
 LAYERS = 3
-NO_GROUPS = Optim().groups
 
 
 def make_params(seed=0):
@@ -148,6 +147,16 @@ def test_accumulated_gradients_make_one_update_and_frozen_leaves_need_no_room_fo
     for path, value in flat(optax.apply_updates(params, updates)).items():
         np.testing.assert_allclose(flat(trained)[path], value, rtol=1e-6, atol=1e-7)
     assert not any("backbone" in path for path in flat(state))
+
+
+def test_an_optimiser_of_ones_own_has_the_groups_too():
+    params = make_params()
+    optim = make_optim({"heads": ParamGroup("heads", 0.5), "table": ParamGroup("embeddings", 0.0)})
+    optimizer = complete_optimizer(optax.sgd(1.0), optim)
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    for path, update in flat(updates).items():
+        factor = 0.5 if "heads" in path else 0.0 if "embeddings" in path else 1.0
+        np.testing.assert_array_equal(update, -factor * flat(params)[path])
 
 
 def test_frozen_parameters_have_no_gradient_and_the_objective_is_the_same():
