@@ -11,9 +11,10 @@ import torch
 
 from embed_jax.config import Experiment, Optim
 from embed_jax.config_rules import validate
-from embed_jax.encoders.build import build_encoder, random_spec
+from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.heads import Dense
 from embed_jax.encoders.lora import LoraSpec, init_lora
+from embed_jax.encoders.spec import random_spec
 from embed_jax.errors import InputError
 from embed_jax.parallel.mesh import make_mesh, place, state_shardings, training_specs
 from embed_jax.train.groups import path_name
