@@ -22,7 +22,7 @@ from embed_jax.config import (
     as_dict,
     to_json,
 )
-from embed_jax.config_file import load
+from embed_jax.config_file import load, read_json
 from embed_jax.data.pipeline import Source
 from embed_jax.data.sources import record_fields
 from embed_jax.errors import InputError
@@ -31,7 +31,6 @@ from embed_jax.parallel.mesh import make_mesh, place, state_shardings, training_
 from embed_jax.train.checkpoint import Checkpoints
 from embed_jax.train.fit import fit
 from embed_jax.train.optim import make_optimizer
-from embed_jax.train.run import read_config
 from embed_jax.train.step import init_state
 from embed_jax.train.workdir import open_workdir
 
@@ -246,7 +245,7 @@ def test_a_run_from_before_these_fields_is_resumed(tmp_path):
     del content["train"]["from_checkpoint"]
     file.write_text(json.dumps(content))
     with open_workdir(tmp_path, config, {}):
-        assert read_config(tmp_path) == config
+        assert read_json(tmp_path / "config.json") == config
     config.optim.name, content["optim"] = "muon", {}
     file.write_text(json.dumps(content))
     with pytest.raises(InputError, match="optim.name was 'adamw' and is 'muon' now"):
@@ -267,7 +266,7 @@ def test_groups_are_written_read_and_overridden_as_a_mixtures_sources_are(tmp_pa
     config, _ = load(["train", f"--config={file}", field])
     assert config.optim.groups.heads == ParamGroup("heads", 10.0)
     (tmp_path / "config.json").write_text(to_json(config))
-    assert read_config(tmp_path) == config
+    assert read_json(tmp_path / "config.json") == config
     written = {}
     exec(config_source(as_dict(config)), written)
     assert written["get_config"]() == config
