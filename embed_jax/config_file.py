@@ -11,6 +11,7 @@ from typing import Any
 from embed_jax.config import NAMED, Experiment, flatten, named_parts
 from embed_jax.config_rules import meant_field, unknown_field, validate
 from embed_jax.errors import InputError
+from embed_jax.packaged import config_path
 
 EXTEND = "--extend"  # on the command line for --config.train.extend=True
 
@@ -32,8 +33,10 @@ def load(argv: Sequence[str]) -> tuple[Experiment, Path]:
     from absl import flags
     from ml_collections import config_flags
 
-    program = Path(argv[0]).stem
-    usage = f"usage: python -m experiments.{program} --config=FILE[:CUT] [--config.FIELD=VALUE ...] [--workdir=DIR] [{EXTEND}]"
+    program = argv[0]
+    if not program.startswith("embed-jax "):
+        program = f"python -m experiments.{Path(program).stem}"
+    usage = f"usage: {program} --config=FILE[:CUT] [--config.FIELD=VALUE ...] [--workdir=DIR] [{EXTEND}]"
     argv = _join_values(argv)
     argv = ["--config.train.extend=True" if argument == EXTEND else argument for argument in argv]
     argv[1:] = sorted(
@@ -57,6 +60,7 @@ def load(argv: Sequence[str]) -> tuple[Experiment, Path]:
     if len(named) != 1:
         raise InputError(f"expected one --config=FILE, found {len(named)}; {usage}")
     file, _, cut = named[0].partition(":")
+    file = str(config_path(file))
     config = _read_file(Path(file), cut)
     known = flatten(config)
     for argument in argv[1:]:

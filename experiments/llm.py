@@ -23,7 +23,8 @@ from embed_jax.train.fit import fit
 from embed_jax.train.launch import launch
 from embed_jax.train.prompts import given_prompts
 from embed_jax.train.sources import read_records
-from experiments import mlm, retrieval, simcse
+
+from . import mlm, retrieval, simcse
 
 
 def run(config: configs.Experiment, workdir: Path) -> loop.Result:

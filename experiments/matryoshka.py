@@ -29,7 +29,8 @@ from embed_jax.train.fit import fit
 from embed_jax.train.launch import launch
 from embed_jax.train.model import model_before
 from embed_jax.train.objective import training_loss
-from experiments.nli import read_data
+
+from .nli import read_data
 
 
 def run(config: configs.Experiment, workdir: Path) -> loop.Result:

@@ -29,9 +29,10 @@ from typing import Any
 
 from embed_jax.errors import InputError, RunError, exit_with_one_line, require
 from embed_jax.registry import unknown
-from scripts.ablate_plots import plot_against_step, plot_against_x
-from scripts.ablate_runs import Run, Table, perform, plan, read_table, spread
-from scripts.commands import PICTURES, Parser, check_picture, print_table, write_json, written_whole
+
+from .ablate_plots import plot_against_step, plot_against_x
+from .ablate_runs import Run, Table, perform, plan, read_table, spread
+from .commands import PICTURES, Parser, check_picture, print_table, write_json, written_whole
 
 EXAMPLES = """examples:
   python -m scripts.ablate dropout.py --output dropout.json

@@ -12,7 +12,8 @@ import numpy as np
 
 from embed_jax.errors import InputError
 from embed_jax.train.plots import legend_below, line_style, series_by_name, smooth
-from scripts.ablate_runs import Run, Table, spread
+
+from .ablate_runs import Run, Table, spread
 
 
 def plot_against_x(table: Table, runs: Sequence[Run], output: Path, form: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import math
 import runpy
@@ -17,7 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from embed_jax.errors import InputError, one_line
+from embed_jax.packaged import check_experiment, config_path
 from embed_jax.registry import unknown
+
+from .commands import PARENT
 
 OVER = "ablate.json"  # in a run's directory once it is over: its settings
 EVALUATED = "evaluated.json"  # what scripts.evaluate says of its model
@@ -49,6 +51,7 @@ def read_table(file: Path) -> Table:
     Raises:
         InputError: if it cannot be run, or what it defines is not as expected.
     """
+    file = config_path(file)
     if not file.is_file():
         raise InputError(f"{file}: no such file")
     try:
@@ -141,9 +144,11 @@ def plan(
     from embed_jax.config import flatten
     from embed_jax.config_file import load
 
-    module = f"experiments.{table.experiment}"
-    if importlib.util.find_spec("experiments") is None or importlib.util.find_spec(module) is None:
-        raise InputError(f"{table.file}: EXPERIMENT: no module {module}")
+    module = f"{PARENT}experiments.{table.experiment}"
+    try:
+        check_experiment(table.experiment)
+    except InputError as error:
+        raise InputError(f"{table.file}: EXPERIMENT: {error}") from None
     runs = []
     for row in rows or table.rows:
         if row not in table.rows:
@@ -165,7 +170,7 @@ def plan(
             judge = [
                 sys.executable,
                 "-m",
-                "scripts.evaluate",
+                f"{PARENT}scripts.evaluate",
                 "--model",
                 str(directory / "model"),
                 *evaluate,

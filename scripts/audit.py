@@ -33,7 +33,8 @@ from embed_jax.data.pairs import Places, count_sharing, normal_form, text_hash
 from embed_jax.data.sources import iter_records, pair_columns
 from embed_jax.errors import InputError, RunError, exit_with_one_line
 from embed_jax.retrieval.copies import contains
-from scripts.commands import Parser, load_model, print_table, written_whole
+
+from .commands import Parser, load_model, print_table, written_whole
 
 EXAMPLES = """--output has an object a line, one for a pair of rows even if they share several things:
   {"row": 0, "negative": 1, "why": "group", "value": "g1", "column": "positive"}

@@ -11,8 +11,9 @@ import sys
 from collections.abc import Sequence
 
 from embed_jax.errors import exit_with_one_line, require
-from scripts import bench_loss, bench_memory, bench_mining, bench_scaling, bench_speed, bench_suite
-from scripts.commands import OneLineParser
+
+from . import bench_loss, bench_memory, bench_mining, bench_scaling, bench_speed, bench_suite
+from .commands import OneLineParser
 
 EXAMPLES = """examples:
   python -m scripts.bench encode --init random --shape minilm-l6

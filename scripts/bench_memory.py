@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from scripts import bench_plan
-from scripts.measure import (
+from . import bench_plan
+from .measure import (
     MIB,
     alternate,
     compiled_bytes,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.measure import (
+from .measure import (
     MIB,
     count,
     in_fresh_process,

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from embed_jax.config import Experiment
 from embed_jax.errors import InputError
-from scripts.abstract import local_bytes
-from scripts.measure import GIB, compiled_bytes, print_json, print_row, result, use_cpu_devices
+
+from .abstract import local_bytes
+from .measure import GIB, compiled_bytes, print_json, print_row, result, use_cpu_devices
 
 if TYPE_CHECKING:
     from embed_jax.train.assembly import Assembly

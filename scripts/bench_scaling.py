@@ -8,9 +8,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from scripts.abstract import local_bytes
-from scripts.hlo import KINDS, Collective, collectives_of
-from scripts.measure import (
+from .abstract import local_bytes
+from .hlo import KINDS, Collective, collectives_of
+from .measure import (
     MIB,
     compiled_bytes,
     count,

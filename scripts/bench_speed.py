@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from embed_jax.errors import InputError
-from scripts.measure import (
+
+from .measure import (
     alternate,
     count,
     count_or_none,

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from scripts.measure import print_json, print_row, result
+from .measure import print_json, print_row, result
 
 DESCRIPTION = """Time of evaluating a model on each task of a suite, here and by mteb with sentence-transformers.
 
@@ -49,7 +49,8 @@ def bench_suite(args: argparse.Namespace) -> None:
     from embed_jax.evals.embedder import Embedder, prompt_options
     from embed_jax.evals.suite import evaluate, read_suite
     from embed_jax.registry import unknown
-    from scripts.commands import load_model
+
+    from .commands import load_model
 
     if args.against:
         require("mteb", "peers")

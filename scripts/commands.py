@@ -14,10 +14,19 @@ from embed_jax.atomic import plain_json, replaced
 from embed_jax.errors import InputError
 
 PICTURES = (".png", ".pdf", ".svg")
+# Of the dotted names of scripts and experiments: "embed_jax." in an installed package, "" in the repository.
+PARENT = __package__.removesuffix("scripts")
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A usage error is an InputError."""
+    """A usage error is an InputError; the texts name commands as the command line does."""
+
+    def __init__(self, *args: Any, prog: str, **options: Any):
+        if sys.argv[0].startswith("embed-jax "):  # see embed_jax/__main__.py
+            prog = as_installed(prog)
+            for text in ("description", "epilog"):
+                options[text] = as_installed(options.get(text) or "")
+        super().__init__(*args, prog=prog, **options)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see {self.prog} --help)")
@@ -35,6 +44,12 @@ class Parser(OneLineParser):
             allow_abbrev=False,
         )
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def as_installed(text: str) -> str:
+    """Returns the text with the commands of the repository as those of the installed package."""
+    text = text.replace("python -m scripts.", "embed-jax ")
+    return text.replace("python -m experiments.", "embed-jax train ")
 
 
 @contextlib.contextmanager

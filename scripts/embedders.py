@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from embed_jax.errors import InputError
-from scripts.commands import Parser, load_model
+
+from .commands import Parser, load_model
 
 OPTIONS = ("dim", "layers", "instruction", "prompt_name", "query_prompt_name", "corpus_prompt_name")
 MODELS = """models:

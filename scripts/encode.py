@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from embed_jax.errors import InputError, RunError, exit_with_one_line, require
-from scripts.commands import Parser, load_model, written_whole
+
+from .commands import Parser, load_model, written_whole
 
 EXAMPLES = """examples:
   python -m scripts.encode --model sentence-transformers/all-MiniLM-L6-v2 --input sentences.txt --output sentences.npy

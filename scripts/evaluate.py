@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from embed_jax.errors import exit_with_one_line
 from embed_jax.registry import REGISTRY
-from scripts import embedders, evaluate_diagnose, evaluate_suite, evaluate_sweep
-from scripts.commands import Parser, load_model, print_table, write_json, written_whole
+
+from . import embedders, evaluate_diagnose, evaluate_suite, evaluate_sweep
+from .commands import Parser, load_model, print_table, write_json, written_whole
 
 if TYPE_CHECKING:
     from embed_jax.evals.results import Result

@@ -13,8 +13,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from embed_jax.errors import InputError
-from scripts import embedders
-from scripts.commands import Parser, load_encoder
+
+from . import embedders
+from .commands import Parser, load_encoder
 
 if TYPE_CHECKING:
     from embed_jax.evals.diagnose import Finding, Judged

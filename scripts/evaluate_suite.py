@@ -10,8 +10,9 @@ from typing import Any
 
 from embed_jax.atomic import write_whole
 from embed_jax.errors import InputError
-from scripts import embedders
-from scripts.commands import Parser, print_table
+
+from . import embedders
+from .commands import Parser, print_table
 
 TABLE, PICTURE = "table.md", "scores.png"
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from embed_jax.errors import InputError, RunError, require
-from scripts.commands import PICTURES, Parser, check_picture, print_table, written_whole
-from scripts.sweep_rows import (
+
+from .commands import PICTURES, Parser, check_picture, print_table, written_whole
+from .sweep_rows import (
     METRIC,
     SEARCHES,
     Measured,
@@ -160,7 +161,7 @@ def sweep(
         faiss.omp_set_num_threads(args.threads)
         rows = measure(documents, asked, list(corpus), qrels, chosen, args.ignore_identical_ids)
         if args.plot:
-            from scripts.sweep_plot import plot_sweep
+            from .sweep_plot import plot_sweep
 
             plot_sweep(rows, args.keep, args.data, picture, args.plot.suffix[1:])
     best = cheapest(rows, args.keep)

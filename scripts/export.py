@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embed_jax.errors import InputError, RunError, exit_with_one_line, warn
-from scripts.commands import Parser
+
+from .commands import Parser
 
 if TYPE_CHECKING:
     from embed_jax.export.record import Run

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from embed_jax.errors import InputError, exit_with_one_line, require
-from scripts.commands import (
+
+from .commands import (
     PICTURES,
     Parser,
     check_picture,
@@ -53,7 +54,7 @@ def main() -> None:
         if output:
             write_json(output, content)
         if plot:
-            from scripts.geometry_plot import plot_geometry
+            from .geometry_plot import plot_geometry
 
             plot_geometry(spaces, plot, args.plot.suffix[1:], _title(args))
 

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from embed_jax.errors import InputError, exit_with_one_line
-from scripts.commands import Parser, load_encoder
+
+from .commands import Parser, load_encoder
 
 EXAMPLES = """examples:
   python -m scripts.merge --models runs/a/model,runs/b/model --output runs/merged

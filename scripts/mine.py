@@ -23,7 +23,8 @@ from typing import Any
 
 from embed_jax.errors import InputError, exit_with_one_line, require
 from embed_jax.registry import unknown
-from scripts.commands import Parser, load_model, written_whole
+
+from .commands import Parser, load_model, written_whole
 
 EXAMPLES = """--format, as training reads them; a pair without a negative is left out:
   triplets        anchor positive negative, a line a negative

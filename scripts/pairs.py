@@ -24,7 +24,8 @@ from jaxtyping import Float
 from embed_jax.data import positives
 from embed_jax.data.pairs import split_pairs
 from embed_jax.errors import InputError, exit_with_one_line
-from scripts.commands import OneLineParser, Parser, load_model, written_whole
+
+from .commands import OneLineParser, Parser, load_model, written_whole
 
 EXAMPLES = """files are JSONL, TSV or CSV with a header, each also as .gz:
   clicks       query doc_id clicks, and a corpus _id text [title]; a pair has the document's id and the query's group

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from embed_jax.errors import InputError, RunError, exit_with_one_line, require
-from scripts.commands import Parser, print_table
+
+from .commands import PARENT, Parser, print_table
 
 EXAMPLES = """examples:
   python -m scripts.replicate --experiment nli --config=configs/nli/x.py:small --workdir=runs/x_peer --against=runs/x
@@ -142,7 +143,7 @@ def check_supported(config: Any) -> None:
 
 def read_data(experiment: str, config: Any, workdir: Path) -> Any:
     """Reads the training data of an experiment, as `train.fit` takes them."""
-    read = importlib.import_module(f"experiments.{experiment}").read_data
+    read = importlib.import_module(f"{PARENT}experiments.{experiment}").read_data
     return read(*(config, workdir)[: len(inspect.signature(read).parameters)])[0]
 
 

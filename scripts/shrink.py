@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embed_jax.errors import InputError, exit_with_one_line
-from scripts.commands import Parser, load_encoder, print_table
+
+from .commands import Parser, load_encoder, print_table
 
 if TYPE_CHECKING:
     from embed_jax.encoders.spec import EncoderSpec

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from embed_jax.errors import InputError, exit_with_one_line
-from scripts.commands import OneLineParser, Parser, load_encoder
+
+from .commands import OneLineParser, Parser, load_encoder
 
 EXAMPLES = """examples:
   python -m scripts.static words --vectors glove.6B.300d.txt --output models/glove

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripts.sweep_rows import METRIC, Measured, by_bytes, by_time, front
+from .sweep_rows import METRIC, Measured, by_bytes, by_time, front
 
 LABEL_GAP = 0.04  # between labels, of the range of quality
 CORNER = {"ha": "right", "va": "bottom", "color": "0.4"}

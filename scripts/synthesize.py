@@ -31,7 +31,8 @@ from embed_jax.data.synthesize import (
 from embed_jax.errors import InputError, RunError, exit_with_one_line, require
 from embed_jax.remote.chat import INTERFACES, KEY_VARIABLES, Endpoint
 from embed_jax.remote.server import Failed, read_key
-from scripts.commands import OneLineParser, load_model, written_whole
+
+from .commands import OneLineParser, load_model, written_whole
 
 if TYPE_CHECKING:
     from embed_jax.retrieval.round_trip import Search

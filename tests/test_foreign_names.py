@@ -92,7 +92,7 @@ def names_of(source: str) -> set[str]:
                 names.add(alias.name)
                 top = alias.name.split(".")[0]
                 meanings[alias.asname or top] = alias.name if alias.asname else top
-        elif isinstance(node, ast.ImportFrom):
+        elif isinstance(node, ast.ImportFrom) and not node.level:
             for alias in node.names:
                 names.add(f"{node.module}.{alias.name}")
                 meanings[alias.asname or alias.name] = f"{node.module}.{alias.name}"

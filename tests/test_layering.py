@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 # A module imports from its own part and from parts on lower steps; parts on one step do not know each other.
 STEPS = (
     ("errors", "atomic", "types", "config", "config_rules", "config_file", "registry", "runtime")
-    + ("vectors", "public"),
+    + ("vectors", "public", "packaged"),
     ("remote", "scores", "world"),
     ("encoders", "losses", "parallel", "data", "prompts"),
     ("pretrained", "encode_options"),
@@ -25,6 +25,7 @@ STEPS = (
     ("train",),
     ("experiments",),
     ("scripts",),
+    ("__main__",),  # the console command starts what is above it
 )
 STEP = {part: number for number, parts in enumerate(STEPS) for part in parts}
 COLLECTIVES = {
@@ -95,14 +96,19 @@ def part(dotted: str) -> str:
     return names[0] if names[0] != "embed_jax" else "".join(names[1:2])
 
 
-def imports(tree: ast.AST):
-    """(dotted name, line) of every import; `from a import b` counts as a.b."""
+def package_of(path: str, level: int) -> str:
+    """The package that `level` dots mean in a file, "" for none."""
+    return ".".join(path.split("/")[:-level]) if level else ""
+
+
+def imports(tree: ast.AST, path: str):
+    """(dotted name, line) of every import; `from a import b` counts as a.b, and so does `from .a import b`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"relative import in line {node.lineno}"
-            yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
+            base = ".".join(filter(None, [package_of(path, node.level), node.module]))
+            yield from ((f"{base}.{alias.name}", node.lineno) for alias in node.names)
 
 
 def at_import_time(tree: ast.Module) -> ast.Module:
@@ -126,7 +132,7 @@ def test_imports_go_down_the_layers():
         if path == "embed_jax/__init__.py":  # the public names, from whichever part
             continue
         importer = part(path.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
-        for name, line in imports(tree):
+        for name, line in imports(tree, path):
             imported = part(name)
             if name.split(".")[0] not in PACKAGES or imported in (importer, "__version__"):
                 continue
@@ -138,16 +144,35 @@ def test_imports_go_down_the_layers():
     assert not wrong, "\n".join(wrong)
 
 
+def test_imports_are_relative_where_packages_are_renamed():
+    """An installed package has scripts and experiments as embed_jax.scripts and embed_jax.experiments."""
+    wrong = [
+        f"{path}:{node.lineno}"
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for names in [[alias.name for alias in node.names]]
+        for level in [getattr(node, "level", 0)]
+        for tops in [{(getattr(node, "module", None) or name).split(".")[0] for name in names}]
+        if (
+            level
+            if path.startswith("embed_jax/")
+            else tops & {"scripts", "experiments"} and not level
+        )
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_no_import_circles():
     """Imports inside functions and of types only count too: two such files can't be understood apart."""
     modules = {
-        path.removesuffix(".py").replace("/", "."): tree
-        for path, tree in TREES.items()
+        path.removesuffix(".py").replace("/", "."): path
+        for path in TREES
         if not path.endswith("__init__.py")  # a list of public names
     }
     sorter = graphlib.TopologicalSorter()
-    for module, tree in modules.items():
-        for name, _ in imports(tree):
+    for module, path in modules.items():
+        for name, _ in imports(TREES[path], path):
             imported = name if name in modules else name.rpartition(".")[0]
             if imported in modules and imported != module:
                 sorter.add(module, imported)
@@ -163,7 +188,7 @@ def test_retrieval_and_evals_receive_functions_not_models():
         for path, tree in TREES.items()
         if path.startswith(("embed_jax/retrieval/", "embed_jax/evals/"))
         and path != "embed_jax/evals/mteb.py"
-        for name, line in imports(tree)
+        for name, line in imports(tree, path)
         if name.startswith(("embed_jax.sentence", "embed_jax.cross_encoder", "embed_jax.encoders"))
     ]
     assert not wrong, "\n".join(wrong)
@@ -171,7 +196,7 @@ def test_retrieval_and_evals_receive_functions_not_models():
 
 def test_configs_import_only_config():
     for path in (ROOT / "configs").rglob("*.py"):
-        names = [name for name, _ in imports(ast.parse(path.read_text(encoding="utf-8")))]
+        names = [name for name, _ in imports(ast.parse(path.read_text(encoding="utf-8")), "")]
         assert all(part(name) == "config" for name in names if name.startswith("embed_jax")), (
             f"{path}: {names}"
         )
@@ -190,7 +215,7 @@ def test_only_parallel_names_a_collective():
         f"{path}:{line}: {name}"
         for path, tree in TREES.items()
         if not path.startswith("embed_jax/parallel/")
-        for name, line in imports(tree)
+        for name, line in imports(tree, path)
         if name.startswith("jax.") and name.split(".")[-1] in COLLECTIVES
     ]
     assert not named + imported, "\n".join(named + imported)
@@ -201,7 +226,7 @@ def test_one_file_imports(library):
     importers = {
         path
         for path, tree in TREES.items()
-        for name, _ in imports(tree)
+        for name, _ in imports(tree, path)
         if name.split(".")[0] == library
     }
     assert importers == {ONLY_IN[library]}
@@ -212,7 +237,7 @@ def test_heavy_libraries_are_imported_where_they_are_used():
         f"{path}:{line}: {name}"
         for path, tree in TREES.items()
         if path.startswith("embed_jax/") and path != TFDS_BUILDER
-        for name, line in imports(at_import_time(tree))
+        for name, line in imports(at_import_time(tree), path)
         if name.split(".")[0] in HEAVY
     ]
     assert not wrong, "\n".join(wrong)

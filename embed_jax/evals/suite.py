@@ -13,6 +13,7 @@ from typing import Any
 from embed_jax.errors import InputError, one_line
 from embed_jax.evals.results import Result, fingerprint, read_result, seen_in_training
 from embed_jax.evals.task import Embed, Task, Use
+from embed_jax.packaged import config_path
 from embed_jax.registry import lookup, unknown
 
 FIELDS = ("task", "data", "split", "name", "instruction")
@@ -95,6 +96,7 @@ def read_suite(path: Path, root: Path | None = None) -> list[Entry]:
     Raises:
         InputError: for a file that cannot be read, and the first entry that is none, with its number.
     """
+    path = config_path(path)
     if not path.is_file():
         raise InputError(
             f"{path}: no such file; a suite is a YAML or Python file with a list of tasks"

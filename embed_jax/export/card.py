@@ -411,7 +411,7 @@ def _again(run: Run) -> str:
             continue
         experiment = one.experiment or "EXPERIMENT"
         parts.append(
-            f"```bash\npython -m experiments.{experiment} --config={name}.py --workdir=runs/{name}\n```"
+            f"```bash\npython -m embed_jax train {experiment} --config={name}.py --workdir=runs/{name}\n```"
         )
     if any(one.experiment is None for one in stages):
         parts.append(

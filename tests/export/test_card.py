@@ -272,11 +272,11 @@ def test_how_long_and_on_what_it_was_trained(model, made_run):
 def test_the_command_that_trains_it_again_is_the_one_that_did(model, made_run):
     """Of an older run, of an experiment, from Python; of two stages, each from the model of the command before it."""
     directory = made_run("run")
-    assert "python -m experiments.EXPERIMENT --config=config.py" in again(model, directory)
+    assert "python -m embed_jax train EXPERIMENT --config=config.py" in again(model, directory)
     (directory / "run.json").write_text(json.dumps({"experiment": "nli", "sessions": []}))
     found = again(model, directory)
     assert (
-        "python -m experiments.nli --config=config.py --workdir=runs/config\n" in found
+        "python -m embed_jax train nli --config=config.py --workdir=runs/config\n" in found
         and "EXPERIMENT" not in found
     )
     (directory / "model").mkdir()
@@ -284,8 +284,8 @@ def test_the_command_that_trains_it_again_is_the_one_that_did(model, made_run):
     (later / "run.json").write_text(json.dumps({"experiment": "retrieval", "sessions": []}))
     found = again(model, later)
     assert found.index(
-        "experiments.nli --config=config_1.py --workdir=runs/config_1\n"
-    ) < found.index("experiments.retrieval --config=config_2.py --workdir=runs/config_2\n")
+        "embed_jax train nli --config=config_1.py --workdir=runs/config_1\n"
+    ) < found.index("embed_jax train retrieval --config=config_2.py --workdir=runs/config_2\n")
     assert "config.model.name = 'runs/config_1/model'" in found and str(directory) not in found
     (directory / "run.json").write_text(json.dumps({"experiment": "", "sessions": []}))
     assert "python -m" not in again(model, directory) and "trained from Python" in again(

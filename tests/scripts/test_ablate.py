@@ -342,7 +342,7 @@ def test_a_picture_of_metrics_against_the_step(table, tmp_path):
         (
             TABLE.replace("simcse", "simsce"),
             [],
-            "table.py: EXPERIMENT: no module experiments.simsce",
+            "table.py: EXPERIMENT: unknown experiment 'simsce'",
         ),
         (TABLE.replace("{config}", "no.py"), [], "row 'small': "),
         (
