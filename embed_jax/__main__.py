@@ -33,10 +33,10 @@ COMMANDS = {
 
 
 def main() -> None:
-    exit_with_one_line(run)
+    exit_with_one_line(dispatch)
 
 
-def run() -> int | None:
+def dispatch() -> int | None:
     """Runs what the command line names, and returns its exit status.
 
     Raises:
@@ -44,7 +44,7 @@ def run() -> int | None:
     """
     command, *arguments = sys.argv[1:] or ["--help"]
     if command in ("-h", "--help"):
-        print(usage())
+        print(command_usage())
         return 0
     if command == "--version":
         print(__version__)
@@ -66,7 +66,7 @@ def run() -> int | None:
     return importlib.import_module(module).main()
 
 
-def usage() -> str:
+def command_usage() -> str:
     """Returns the text of `embed-jax --help`."""
     rows = {"train NAME": "one of the experiments, see embed-jax train --help"} | COMMANDS
     lines = [f"  {name:<12}{text}" for name, text in rows.items()]

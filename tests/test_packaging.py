@@ -93,7 +93,7 @@ def test_every_command_has_a_module_and_a_line_of_help(capsys, monkeypatch):
     }
     assert with_main == set(command.COMMANDS)
     monkeypatch.setattr(sys, "argv", ["embed-jax", "--help"])
-    command.run()
+    command.dispatch()
     text = capsys.readouterr().out
     assert all(f"\n  {name} " in text for name in ["train", *command.COMMANDS])
     assert max(map(len, text.splitlines())) <= 100
@@ -111,13 +111,13 @@ def test_every_command_has_a_module_and_a_line_of_help(capsys, monkeypatch):
 def test_mistakes_are_told_in_the_words_of_the_command(line, message, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["embed-jax", *line])
     with pytest.raises(InputError, match=message):
-        command.run()
+        command.dispatch()
 
 
 def test_examples_name_the_installed_command(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["embed-jax", "encode", "--help"])
     with pytest.raises(SystemExit):
-        command.run()
+        command.dispatch()
     text = capsys.readouterr().out
     assert "usage: embed-jax encode" in text and "python -m" not in text
 
