@@ -1,320 +1,608 @@
 """Experiment settings: plain mutable dataclasses, filled by a Python file and overridden on the command line.
 
-A config file defines `get_config(cut: str = "") -> Experiment`; `file.py:small` asks for the cut "small". There are
-no list or optional fields: an empty string or 0 means "not set", and each field's comment says what happens then.
+A config file defines `get_config(cut: str = "") -> Experiment`; `file.py:small` asks for the cut
+"small". Each field carries its default, what it accepts and its help text (`config_fields.option`);
+`--help` prints all three. A field that may be left out is "unset": None, "" and "none" all mean it.
 
-Three parts hold others by names of your own: `config.mixture.sources.NAME = Source(...)`, the data sets of a mixture,
-`config.optim.groups.NAME = ParamGroup(...)`, and `config.stages.NAME = Experiment()`, what to train afterwards.
+Three parts hold others by names of your own: `config.mixture.sources.NAME = Source(...)`, the data
+sets of a mixture, `config.optim.groups.NAME = ParamGroup(...)`, and `config.stages.NAME =
+Experiment()`, what to train afterwards.
 
-Here are the fields; what values they accept is in config_rules.py, how files and the command line are read in
-config_file.py.
+config_rules.py checks a config, config_file.py reads files and the command line.
 """
 
-# No `from __future__ import annotations` here: ml_collections reads the fields' types at run time.
+from __future__ import annotations
+
 import dataclasses
 import json
 from types import SimpleNamespace
 from typing import Any
 
+from embed_jax.config_fields import option
+
+
+def part(kind: type) -> Any:
+    """Declares a field that holds a part of the config."""
+    return dataclasses.field(default_factory=kind)
+
 
 @dataclasses.dataclass
 class Model:
-    name: str = "sentence-transformers/all-MiniLM-L6-v2"  # directory, hub name, or "random:SHAPE" with `tokenizer`
-    tokenizer: str = ""  # directory with tokenizer files, or a model's name; "": the model's own
-    layers: str = (
-        ""  # "0,2,4": only these layers of `name`, counted from 0, as a student to train; "": all
+    """The model that training starts from."""
+
+    name: str = option(
+        "sentence-transformers/all-MiniLM-L6-v2",
+        'A directory, a hub name, or "random:SHAPE" with `tokenizer`.',
     )
-    pooling: str = ""  # "": the model's own
-    mlp: str = ""  # "": none; "kept": SimCSE's tanh layer; "training": only in training, dropped from the result
-    dropout: float = -1.0  # of hidden states and attention; -1: the model's own
-    compute_dtype: str = "auto"  # "auto": bfloat16 on GPU and TPU, float32 on CPU
-    same_mask_columns: int = (
-        0  # texts of an example that share a dropout mask: 2 is SimCSE's "fixed 0.1"; 0: none
+    tokenizer: str = option(
+        "", "A directory with tokenizer files, or a model's name.", unset="the model's own"
     )
-    remat: str = "none"  # what the backward pass recomputes: "layer": all of it; "dots": all but products; "none"
-    attention: str = ""  # of a decoder: "causal" or "bidirectional"; "": the model's own
-    token_head: str = ""  # between layers and pooling: "latent_attention(latents=512, heads=8)"; "": the model's own
-    append_eos: bool = False  # end every text with the tokenizer's end token; False: as the model's own tokenizer does
-    guide: str = ""  # a model that losses ask which negatives are false (gist); "": none
-    teacher: str = ""  # a model whose embeddings are to be imitated (distillation); "": none
+    layers: str = option(
+        "",
+        '"0,2,4": train a student of only these layers of `name`, counted from 0.',
+        unset="all layers",
+    )
+    pooling: str = option("", "How token states become one embedding.", unset="the model's own")
+    mlp: str = option(
+        "",
+        'SimCSE\'s tanh layer after the pooling: "kept", or "training", which drops it from the result.',
+        choices=("kept", "training"),
+        unset="no such layer",
+    )
+    dropout: float = option(
+        -1.0,
+        "Dropout of hidden states and attention.",
+        at_least=0,
+        at_most=0.99,
+        unset="the model's own",
+    )
+    compute_dtype: str = option(
+        "auto",
+        'Type of activations. "auto": bfloat16 on GPU and TPU, float32 on CPU.',
+        choices=("auto", "float32", "bfloat16"),
+    )
+    same_mask_columns: int = option(
+        0,
+        'Texts of an example that share a dropout mask; 2 is SimCSE\'s "fixed 0.1".',
+        at_least=0,
+        unset="each text has its own mask",
+    )
+    remat: str = option(
+        "none",
+        'What the backward pass recomputes: "layer": all of a layer; "dots": all but matrix products.',
+        choices=("none", "layer", "dots"),
+    )
+    attention: str = option(
+        "",
+        "Attention of a decoder.",
+        choices=("causal", "bidirectional"),
+        unset="the model's own",
+    )
+    token_head: str = option(
+        "",
+        'A head between layers and pooling, such as "latent_attention(latents=512, heads=8)".',
+        unset="the model's own",
+    )
+    append_eos: bool = option(
+        False, "End every text with the tokenizer's end token, whatever the tokenizer does."
+    )
+    guide: str = option(
+        "", "A model that tells losses which negatives are false (gist).", unset="no guide"
+    )
+    teacher: str = option(
+        "", "A model whose embeddings the student imitates (distillation).", unset="no teacher"
+    )
 
 
 @dataclasses.dataclass
 class Lora:
     """A low-rank adapter (Hu et al. 2021), trained instead of the model's own parameters."""
 
-    rank: int = 0  # 0: no adapter, all parameters are trained
-    alpha: float = 32.0  # the adapter counts alpha / rank times
-    dropout: float = 0.0  # of the adapter's input
-    targets: str = (
-        "all-linear"  # names of linear maps as in the model's files, with commas: "q_proj,v_proj"
+    rank: int = option(
+        0, "Rank of the adapter.", at_least=0, unset="no adapter, all parameters are trained"
     )
-    rslora: bool = False  # alpha / sqrt(rank) instead (Kalajdzievski 2023)
-    dora: bool = False  # directions and lengths apart (Liu et al. 2024)
-    base: str = "float32"  # how the frozen parameters are kept: "float32", "bfloat16", or "int8" (linear maps only)
-    merge: bool = (
-        False  # save the model with the adapter merged into it; False: beside it, in PEFT's format
+    alpha: float = option(32.0, "The adapter is scaled by alpha / rank.", more_than=0)
+    dropout: float = option(0.0, "Dropout of the adapter's input.", at_least=0, at_most=0.99)
+    targets: str = option(
+        "all-linear",
+        'Names of linear maps as in the model\'s files, with commas between: "q_proj,v_proj".',
+    )
+    rslora: bool = option(False, "Scale by alpha / sqrt(rank) instead (Kalajdzievski 2023).")
+    dora: bool = option(False, "Train directions and lengths separately (Liu et al. 2024).")
+    base: str = option(
+        "float32",
+        'How the frozen parameters are kept; "int8" for linear maps only.',
+        choices=("float32", "bfloat16", "int8"),
+    )
+    merge: bool = option(
+        False, "Save the model with the adapter merged; False: beside it, in PEFT's format."
     )
 
 
 @dataclasses.dataclass
 class Data:
-    # python_docs, a recipe's name, tfds:NAME, hf:NAME, beir:DIRECTORY, parquet:FILES, array_record:FILES, stream:FILE,
-    # or a path to .jsonl, .tsv, .csv, .txt (.gz)
-    train: str = ""
-    split: str = "train"
-    validation_split: str = (
-        ""  # split of `train` whose loss is logged beside the training loss; "": none
+    """The training data."""
+
+    train: str = option(
+        "",
+        "python_docs, a recipe's name, tfds:NAME, hf:NAME, beir:DIRECTORY, parquet:FILES, "
+        "array_record:FILES, stream:FILE, MODULE:FUNCTION, or a path to .jsonl, .tsv, .csv, .txt (.gz).",
     )
-    holdout: float = 0.0  # share of the pairs for validation, and again for test, split by us; 0: the source has splits
-    columns: str = ""  # the columns that are anchor, positive, negatives, with commas; "": by their usual names
-    corpus: str = ""  # with `holdout`: further texts to search among
-    limit: int = 0  # the first so many records; 0: all
-    exclude: str = (
-        ""  # files with commas between: records with a text that stands in one of them are left out
+    split: str = option("train", "Split of `train`.")
+    validation_split: str = option(
+        "", "Split of `train` whose loss is logged beside the training loss.", unset="no such loss"
     )
-    score_max: float = 1.0  # scores are divided by it: 5 for STS-B
-    window: int = (
-        10_000  # of a source that is read one by one ("stream:FILE"): records shuffled together
+    holdout: float = option(
+        0.0,
+        "Share of the pairs held out for validation, and again for test; 0: the source has splits.",
+        at_least=0,
+        at_most=0.4,
     )
-    consistency: int = 0  # retrieval: a pair stays if its positive is among so many found for its anchor; 0: all stay
-    max_length: int = 128  # tokens a text is cut to, special tokens included
-    anchor_prompt: str = ""
-    candidate_prompt: str = ""
-    anchor_instruction: str = (
-        ""  # put into `template`, the result is the prompt; "": no instruction
+    columns: str = option(
+        "",
+        "The columns that hold anchor, positive, negatives, with commas between.",
+        unset="found by their usual names",
     )
-    candidate_instruction: str = ""
-    template: str = (
-        ""  # "Instruct: {instruction}\nQuery: " or the like, wherever there is an instruction
+    corpus: str = option(
+        "", "With `holdout`: more texts to search among.", unset="the pairs' own texts"
     )
-    pool_prompt: bool = (
-        True  # whether prompts count towards pooling; a model that leaves them out keeps doing so
+    limit: int = option(0, "Read at most this number of records.", at_least=0, unset="all")
+    exclude: str = option(
+        "",
+        "Files, with commas between; a record with a text from one of them is left out.",
+        unset="no file",
     )
-    augment: str = ""  # how the positive of SimCSE is changed: "delete_words(rate=0.1)"; "": not
+    score_max: float = option(1.0, "Scores are divided by it: 5 for STS-B.", more_than=0)
+    window: int = option(10_000, 'Records shuffled together in a "stream:" source.', at_least=1)
+    consistency: int = option(
+        0,
+        "Retrieval: keep a pair if its positive is among this number of results for its anchor.",
+        at_least=0,
+        unset="keep all pairs",
+    )
+    max_length: int = option(128, "Tokens a text is cut to, special tokens included.", at_least=2)
+    anchor_prompt: str = option("", "Text put before each anchor.")
+    candidate_prompt: str = option("", "Text put before each positive and negative.")
+    anchor_instruction: str = option(
+        "", "Put into `template`; the result is the anchors' prompt.", unset="no instruction"
+    )
+    candidate_instruction: str = option(
+        "", "Put into `template`; the result is the candidates' prompt.", unset="no instruction"
+    )
+    template: str = option(
+        "",
+        'Where instructions go, such as "Instruct: {instruction}\\nQuery: ".',
+        unset="no template, so no instructions",
+    )
+    pool_prompt: bool = option(
+        True,
+        "Count a prompt's tokens in the pooling; a model that leaves them out keeps doing so.",
+    )
+    augment: str = option(
+        "",
+        'How SimCSE changes the positive, such as "delete_words(rate=0.1)".',
+        unset="unchanged",
+    )
 
 
 @dataclasses.dataclass
 class Source:
     """One data set of a mixture."""
 
-    train: str = ""  # as `data.train`
-    split: str = "train"
-    limit: int = 0  # the first so many records; 0: all
-    exclude: str = ""
-    score_max: float = 1.0
-    columns: str = (
-        ""  # the fields that are anchor, positive, negatives, with commas; "": by their usual names
+    train: str = option("", "The data set, as `data.train`.")
+    split: str = option("train", "Split of `train`.")
+    limit: int = option(0, "Read at most this number of records.", at_least=0, unset="all")
+    exclude: str = option(
+        "",
+        "Files, with commas between; a record with a text from one of them is left out.",
+        unset="no file",
     )
-    max_length: int = 0  # tokens a text is cut to; 0: `data.max_length`
-    anchor_prompt: str = ""  # "": `data.anchor_prompt`, and so on
-    candidate_prompt: str = ""
-    anchor_instruction: str = ""
-    candidate_instruction: str = ""
-    loss: str = ""  # "": `loss.name`
-    loss_weight: float = 1.0
-    weight: float = 1.0  # with `mixture.sampling="weights"`: its share of the batches, in relation to the others
+    score_max: float = option(1.0, "Scores are divided by it: 5 for STS-B.", more_than=0)
+    columns: str = option(
+        "",
+        "The columns that hold anchor, positive, negatives, with commas between.",
+        unset="found by their usual names",
+    )
+    max_length: int = option(0, "Tokens a text is cut to.", at_least=0, unset="data.max_length")
+    anchor_prompt: str = option("", "Text put before each anchor.", unset="data.anchor_prompt")
+    candidate_prompt: str = option(
+        "", "Text put before each positive and negative.", unset="data.candidate_prompt"
+    )
+    anchor_instruction: str = option(
+        "", "Put into `data.template`; the result is the prompt.", unset="data.anchor_instruction"
+    )
+    candidate_instruction: str = option(
+        "",
+        "Put into `data.template`; the result is the prompt.",
+        unset="data.candidate_instruction",
+    )
+    loss: str = option("", "The loss of this data set.", unset="loss.name")
+    loss_weight: float = option(1.0, "Factor of this data set's loss.", more_than=0)
+    weight: float = option(
+        1.0,
+        'With mixture.sampling="weights": share of the batches, relative to the other data sets.',
+        more_than=0,
+    )
 
 
 @dataclasses.dataclass
 class Mixture:
-    sources: SimpleNamespace = dataclasses.field(
-        default_factory=SimpleNamespace
-    )  # NAME = Source(...); none: `data`
-    sampling: str = "proportional"  # to the sizes; "round_robin", "temperature", "weights"
-    temperature: float = 1.0  # of "temperature": shares are size^(1 / temperature); 1: proportional
-    batches: str = "single"  # "single": each batch from one data set; "mixed": from all of them
+    """Several data sets instead of `data.train`."""
+
+    sources: SimpleNamespace = part(SimpleNamespace)  # NAME = Source(...)
+    sampling: str = option(
+        "proportional",
+        'How often each data set is drawn; "proportional": by its size.',
+        choices=("proportional", "round_robin", "temperature", "weights"),
+    )
+    temperature: float = option(
+        1.0,
+        'With sampling="temperature": shares are size^(1 / temperature); 1: proportional.',
+        more_than=0,
+    )
+    batches: str = option(
+        "single",
+        '"single": each batch comes from one data set; "mixed": from all of them.',
+        choices=("single", "mixed"),
+    )
 
 
 @dataclasses.dataclass
 class BatchShape:
-    size: int = 64  # examples, over all devices
-    no_duplicates: bool = False  # no two examples of a batch share a text, an id or a group
-    groups: int = (
-        0  # groups the batch is dealt to, encoded one after the other on a device; 0: one a device
+    """The batch, and how it is split and packed."""
+
+    size: int = option(64, "Examples of a batch, over all devices.", at_least=2)
+    no_duplicates: bool = option(
+        False, "No two examples of a batch share a text, an id or a group."
     )
-    shares: int = (
-        0  # parts of the batch that are read and dealt to groups by themselves; 0: one a host
+    groups: int = option(
+        0,
+        "Groups of a batch, encoded one after the other on a device (gradient caching).",
+        at_least=0,
+        unset="one for each device",
     )
-    row_length: int = 0  # slots of a packed row; 0: a length that suits `max_length`
-    rows: int = 0  # rows of a group; 0: as many as the batch needs
+    shares: int = option(
+        0,
+        "Parts of the batch that are read and dealt to groups separately.",
+        at_least=0,
+        unset="one for each host",
+    )
+    row_length: int = option(
+        0, "Token slots of a packed row.", at_least=0, unset="a length that suits `max_length`"
+    )
+    rows: int = option(0, "Rows of a group.", at_least=0, unset="as many as the batch needs")
 
 
 @dataclasses.dataclass
 class Loss:
-    name: str = "info_nce"  # of the registry, or an expression: "info_nce(terms='qp,qq') + 0.1 * uniformity(t=2)"
-    form: str = "auto"  # "dense", "tiled" (never holds all pairs), "ring" (nor all candidates); "auto": by size
-    # What follows goes to every loss that takes an argument of that name; one written in the expression wins.
-    temperature: float = -1.0  # -1: the loss's own
-    similarity: str = ""  # "cosine" or "dot"; "": the loss's own
-    margin: float = -1.0  # -1: the loss's own
-    symmetric: bool = False  # both directions: anchors to positives and positives to anchors
-    hard_negative_weight: float = 1.0  # SimCSE's alpha on an example's own hard negatives
-    mask_duplicates: bool = (
-        True  # examples that share a text, an id or a group are not each other's negatives
+    """The loss. Fields after `form` go to every loss that takes an argument of that name."""
+
+    name: str = option(
+        "info_nce",
+        "A loss of the registry, MODULE:FUNCTION, a token objective, or an expression such as "
+        "\"info_nce(terms='qp,qq') + 0.1 * uniformity(t=2)\". Arguments written there win over "
+        "the fields below.",
     )
-    mlm: float = (
-        0.0  # weight of masked language modelling on the batch's texts, beside the loss; 0: none
+    form: str = option(
+        "auto",
+        'How pairs are held: "dense"; "tiled": never all pairs; "ring": nor all candidates; '
+        '"auto": by size.',
+        choices=("auto", "dense", "tiled", "ring"),
+    )
+    temperature: float = option(
+        -1.0, "Temperature of the softmax.", more_than=0, unset="the loss's own"
+    )
+    similarity: str = option(
+        "",
+        "How two embeddings are compared.",
+        choices=("cosine", "dot"),
+        unset="the loss's own",
+    )
+    margin: float = option(-1.0, "Margin of margin losses.", at_least=0, unset="the loss's own")
+    symmetric: bool = option(
+        False, "Compare in both directions: anchors to positives and positives to anchors."
+    )
+    hard_negative_weight: float = option(
+        1.0, "SimCSE's alpha: weight of an example's own hard negatives.", more_than=0
+    )
+    mask_duplicates: bool = option(
+        True, "Examples that share a text, an id or a group are not each other's negatives."
+    )
+    mlm: float = option(
+        0.0,
+        "Weight of masked language modelling on the batch's texts, beside the loss; 0: none.",
+        at_least=0,
     )
 
 
 @dataclasses.dataclass
 class Queue:
-    size: int = 0  # positives of past batches that are negatives too (MoCo); 0: none
-    momentum: float = 0.995  # of the averaged encoder that embeds them; 0: the encoder itself
+    """Positives of past batches as more negatives (MoCo)."""
+
+    size: int = option(0, "Positives kept.", at_least=0, unset="no queue")
+    momentum: float = option(
+        0.995,
+        "Momentum of the averaged encoder that embeds them; 0: the encoder itself.",
+        at_least=0,
+        at_most=1,
+    )
 
 
 @dataclasses.dataclass
 class Mining:
-    """Hard negatives that the training itself looks for."""
+    """Hard negatives that the training itself searches for."""
 
-    strategy: str = ""  # "bm25", "dense" (by the model as trained so far) or "bm25,dense"; "": none
-    corpus: str = (
-        ""  # where to look: a file with texts, a directory in BEIR layout; "": among the positives
+    strategy: str = option(
+        "",
+        '"bm25", "dense" (by the model as trained so far) or "bm25,dense".',
+        unset="no mining",
     )
-    every: int = (
-        0  # steps after which it is done again with the model as it is then; 0: only at the start
+    corpus: str = option(
+        "",
+        "Where to search: a file with texts, or a directory in BEIR layout.",
+        unset="among the positives",
     )
-    number: int = 1  # negatives a pair
-    rank_min: int = 0  # candidates of these ranks, known positives not counted
-    rank_max: int = 100
-    score_max: float = -1.0  # highest similarity to the query; -1: any
-    absolute_margin: float = (
-        -1.0
-    )  # a negative's similarity stays so far below its positive's; -1: any
-    relative_margin: float = -1.0  # the same as a share of the positive's; -1: any
-    sampling: str = "top"  # the best of the candidates, or "random" ones
-    cross_encoder: str = ""  # a model that scores the candidates for margins and for losses that need scores; "": none
+    every: int = option(
+        0,
+        "Steps after which it is done again with the model as it is then.",
+        at_least=0,
+        unset="only at the start",
+    )
+    number: int = option(1, "Negatives for each pair.", at_least=1)
+    rank_min: int = option(
+        0, "Rank of the first candidate, known positives not counted.", at_least=0
+    )
+    rank_max: int = option(100, "Rank after the last candidate.", at_least=1)
+    score_max: float = option(-1.0, "Highest similarity of a negative to the query.", unset="any")
+    absolute_margin: float = option(
+        -1.0,
+        "How far a negative's similarity stays below its positive's.",
+        at_least=0,
+        unset="any",
+    )
+    relative_margin: float = option(
+        -1.0,
+        "The same as a share of the positive's similarity.",
+        at_least=0,
+        at_most=1,
+        unset="any",
+    )
+    sampling: str = option(
+        "top", "Which candidates: the best, or random ones.", choices=("top", "random")
+    )
+    cross_encoder: str = option(
+        "",
+        "A model that scores candidates, for margins and for losses that need scores.",
+        unset="no such model",
+    )
 
 
 @dataclasses.dataclass
 class ParamGroup:
-    """Parameters with a learning rate of their own. Factors of several groups with the same parameter multiply."""
+    """Parameters with their own learning rate. Factors of groups that share a parameter multiply."""
 
-    pattern: str = (
-        ""  # regular expression, found anywhere in a path such as "encoder/heads/0/kernel"
+    pattern: str = option(
+        "", 'Regular expression, found anywhere in a path such as "encoder/heads/0/kernel".'
     )
-    learning_rate_factor: float = 1.0  # times `optim.learning_rate`; 0: frozen
-    layers: str = ""  # "0,1,2": only these layers, counted from 0; "": all that the pattern matches
-    layer_decay: float = 1.0  # factor from a layer to the one below it; embeddings lie below all
+    learning_rate_factor: float = option(
+        1.0, "Factor of `optim.learning_rate`; 0: frozen.", at_least=0
+    )
+    layers: str = option(
+        "",
+        '"0,1,2": only these layers, counted from 0.',
+        unset="all layers that the pattern matches",
+    )
+    layer_decay: float = option(
+        1.0,
+        "Factor from a layer to the one below it; embeddings lie below all layers.",
+        more_than=0,
+        at_most=1,
+    )
 
 
 @dataclasses.dataclass
 class Optim:
-    name: str = "adamw"  # "adamw", "adafactor", or "muon" (layers' kernels; AdamW for all else)
-    learning_rate: float = 3e-5
-    schedule: str = "linear"  # after the warm-up: "linear", "cosine", "wsd" (to 0) or "constant"
-    warmup: float = 0.0  # share of the steps
-    decay: float = 0.1  # of "wsd": share of the steps, the last ones, in which it falls to 0
-    groups: SimpleNamespace = dataclasses.field(
-        default_factory=SimpleNamespace
-    )  # NAME = ParamGroup(...): factors, freezing, layer-wise decay; none: all alike
-    weight_decay: float = 0.0  # times the learning rate; never on biases and norms
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    clip_norm: float = 1.0  # of the whole gradient; 0: none
-    accumulate: int = 1  # batches whose gradients are averaged for one update
+    """Optimiser and learning rate."""
+
+    name: str = option(
+        "adamw",
+        'The optimiser; "muon" is for the layers\' kernels, with AdamW for all else.',
+        choices=("adamw", "adafactor", "muon"),
+    )
+    learning_rate: float = option(3e-5, "Peak of the learning rate.", more_than=0)
+    schedule: str = option(
+        "linear",
+        'After the warm-up: "linear" and "cosine" fall to 0, "wsd" is constant and falls to 0 at '
+        'the end, "constant" stays.',
+        choices=("linear", "cosine", "constant", "wsd"),
+    )
+    warmup: float = option(
+        0.0, "Share of the steps in which the rate rises.", at_least=0, at_most=1
+    )
+    decay: float = option(
+        0.1,
+        'With schedule="wsd": share of the steps, the last ones, in which the rate falls to 0.',
+        more_than=0,
+        at_most=1,
+    )
+    groups: SimpleNamespace = part(SimpleNamespace)  # NAME = ParamGroup(...)
+    weight_decay: float = option(
+        0.0, "Weight decay, times the learning rate; never on biases and norms.", at_least=0
+    )
+    b1: float = option(0.9, "AdamW's decay of the first moment.", at_least=0, at_most=1)
+    b2: float = option(0.999, "AdamW's decay of the second moment.", at_least=0, at_most=1)
+    eps: float = option(1e-8, "AdamW's epsilon.", more_than=0)
+    clip_norm: float = option(
+        1.0, "Largest norm of the whole gradient; 0: no clipping.", at_least=0
+    )
+    accumulate: int = option(1, "Batches whose gradients are averaged for one update.", at_least=1)
 
 
 @dataclasses.dataclass
 class Train:
-    seed: int = 0
-    steps: int = 0  # 0: by `epochs`
-    epochs: float = 1.0
-    # Lets a run go on to more `steps` or `epochs` than it was started with (--extend). From there
-    # on the learning rate is that of a run of the new length: "linear" and "cosine" rise again to
-    # where such a run would be at that step, "constant" goes on, and so does "wsd" up to its decay.
-    extend: bool = False
-    from_checkpoint: str = (
-        ""  # RUN/checkpoints/STEP: go on from there, in a new --workdir; "": step 0
+    """Length of the run, devices, reproducibility."""
+
+    seed: int = option(
+        0, "Seed of data order, dropout and new weights.", at_least=0, at_most=2**32 - 1
     )
-    devices: int = 0  # 0: all
-    fsdp: int = (
-        1  # devices over which parameters and optimiser state are split, and the batch as well
+    steps: int = option(0, "Number of steps.", at_least=0, unset="by `epochs`")
+    epochs: float = option(1.0, "Passes over the data.", more_than=0)
+    extend: bool = option(
+        False,
+        "Let a run go on to more steps or epochs than it started with (--extend). From there on the "
+        'learning rate is that of a run of the new length: "linear" and "cosine" rise again to '
+        'where such a run would be at that step, "constant" goes on, and so does "wsd" up to its '
+        "decay.",
     )
-    tensor: int = 1  # devices over which each matrix product is split
-    fsdp_gather: str = "layer"  # "layer": parameters are gathered a layer at a time; "once": all at the step's start
-    log_every: int = 10  # steps between lines on the terminal; every step goes to metrics.jsonl
-    profile: str = ""  # "START:STOP": trace these steps
-    deterministic: bool = False  # GPU: XLA's deterministic kernels, for bitwise repetition
+    from_checkpoint: str = option(
+        "", "RUN/checkpoints/STEP: go on from there, in a new --workdir.", unset="start at step 0"
+    )
+    devices: int = option(0, "Number of devices.", at_least=0, unset="all")
+    fsdp: int = option(
+        1,
+        "Devices over which parameters and optimiser state are split, and the batch as well.",
+        at_least=1,
+    )
+    tensor: int = option(1, "Devices over which each matrix product is split.", at_least=1)
+    fsdp_gather: str = option(
+        "layer",
+        'When split parameters are gathered: "layer": a layer at a time; "once": all at the step\'s '
+        "start.",
+        choices=("layer", "once"),
+    )
+    log_every: int = option(
+        10, "Steps between lines on the terminal; metrics.jsonl has every step.", at_least=1
+    )
+    profile: str = option("", '"START:STOP": trace these steps.', unset="no trace")
+    deterministic: bool = option(
+        False, "GPU: use XLA's deterministic kernels, for bitwise repetition."
+    )
 
 
 @dataclasses.dataclass
 class Hosts:
-    coordinator: str = ""  # "": this host alone; "auto": SLURM, TPU pod, Open MPI, Kubernetes; or ADDRESS:PORT of host 0
-    count: int = 0  # with an address: how many hosts there are
-    index: int = 0  # with an address: which of them this is, from 0
-    heartbeat_timeout: int = (
-        30  # seconds without a sign of life after which a host is lost, and the run ends
+    """Several hosts in one run."""
+
+    coordinator: str = option(
+        "",
+        '"auto" (SLURM, TPU pod, Open MPI, Kubernetes), or ADDRESS:PORT of host 0.',
+        unset="one host",
     )
-    join_timeout: int = 300  # seconds to wait for all hosts at the start
+    count: int = option(0, "With an address: the number of hosts.", at_least=0)
+    index: int = option(0, "With an address: which host this is, from 0.", at_least=0)
+    heartbeat_timeout: int = option(
+        30,
+        "Seconds without a sign of life after which a host counts as lost and the run ends.",
+        at_least=2,
+    )
+    join_timeout: int = option(300, "Seconds to wait for all hosts at the start.", at_least=1)
 
 
 @dataclasses.dataclass
 class Evaluation:
-    sts: str = ""  # STS file: score sentence1 sentence2
-    test_sts: str = ""  # STS files with commas between, for the end: the model before against after
-    sts_instruction: str = (
-        ""  # put into `data.template`, before the sentences of `sts` and `test_sts`; "": nothing
+    """What is measured during training and at its end."""
+
+    sts: str = option(
+        "", "STS file (score sentence1 sentence2) measured during training.", unset="none"
     )
-    retrieval: str = ""  # "python_docs" or a directory in BEIR layout
-    retrieval_split: str = "validation"  # searched while training
-    ignore_identical_ids: bool = (
-        False  # a document with the query's own id is not a result: for ArguAna and Quora
+    test_sts: str = option(
+        "",
+        "STS files, with commas between, for the end: the model before against after.",
+        unset="none",
     )
-    test_split: str = ""  # searched once, at the end, before against after; "": not
-    geometry: bool = (
-        False  # of the texts searched while training, else of the STS texts: evals/geometry.py
+    sts_instruction: str = option(
+        "",
+        "Put into `data.template`, before the sentences of `sts` and `test_sts`.",
+        unset="no instruction",
     )
-    every: int = 0  # steps; 0: a tenth of the run; -1: only before the first step and at the end
-    metric: str = ""  # e.g. "sts/spearman": picks the best checkpoint; "": the last one
-    patience: int = 0  # evaluations without gain before stopping; 0: never
-    min_gain: float = 0.0
-    dims: str = (
-        ""  # matryoshka: sizes to measure at the end, with commas between; "": the trained ones
+    retrieval: str = option(
+        "", '"python_docs" or a directory in BEIR layout, searched.', unset="no search"
     )
-    layers: str = ""  # matryoshka: numbers of layers to measure; "": all layers
-    baseline: str = ""  # matryoshka: a loss to train the same model with, for comparison; "": none
+    retrieval_split: str = option("validation", "Split searched during training.")
+    ignore_identical_ids: bool = option(
+        False,
+        "A document with the query's own id is not a result: for ArguAna and Quora.",
+    )
+    test_split: str = option(
+        "", "Split searched once, at the end, before against after.", unset="none"
+    )
+    geometry: bool = option(
+        False,
+        "Measure the geometry of the texts searched during training, else of the STS texts.",
+    )
+    every: int = option(
+        0,
+        "Steps between evaluations.",
+        at_least=1,
+        unset="a tenth of the run",
+        special=((-1, "only before the first step and at the end"),),
+    )
+    metric: str = option(
+        "", 'The metric that picks the best model, such as "sts/spearman".', unset="the last step"
+    )
+    patience: int = option(
+        0, "Evaluations without gain before the run stops.", at_least=0, unset="never stops early"
+    )
+    min_gain: float = option(0.0, "The least improvement that counts as a gain.", at_least=0)
+    dims: str = option(
+        "",
+        "Matryoshka: sizes to measure at the end, with commas between.",
+        unset="the trained ones",
+    )
+    layers: str = option("", "Matryoshka: numbers of layers to measure.", unset="all layers")
+    baseline: str = option(
+        "", "Matryoshka: a loss to train the same model with, for comparison.", unset="none"
+    )
 
 
 @dataclasses.dataclass
 class Checkpoint:
-    every: int = 0  # steps; 0: only at the end, on SIGTERM and on Ctrl-C
-    keep: int = 2  # newest checkpoints kept
+    """Saved states of the run."""
+
+    every: int = option(
+        0,
+        "Steps between checkpoints.",
+        at_least=0,
+        unset="only at the end, on SIGTERM and on Ctrl-C",
+    )
+    keep: int = option(2, "Newest checkpoints kept.", at_least=1)
 
 
 @dataclasses.dataclass
 class Tracking:
-    wandb: str = (
-        "auto"  # "auto" (online when logged in, else offline), "online", "offline", "disabled"
+    """Weights & Biases."""
+
+    wandb: str = option(
+        "auto",
+        '"auto": online when logged in, else offline.',
+        choices=("auto", "online", "offline", "disabled"),
     )
-    project: str = "embed-jax"
-    name: str = ""  # "": the work directory's
-    experiment: str = ""  # set by an experiment's command to its own name; "": launched from Python
+    project: str = option("embed-jax", "Name of the project.")
+    name: str = option("", "Name of the run.", unset="the work directory's")
+    experiment: str = option(
+        "", "Set by an experiment's command to its own name.", unset="launched from Python"
+    )
 
 
 @dataclasses.dataclass
 class Experiment:
     """All settings of one run; see each part's fields."""
 
-    model: Model = dataclasses.field(default_factory=Model)
-    lora: Lora = dataclasses.field(default_factory=Lora)
-    data: Data = dataclasses.field(default_factory=Data)
-    mixture: Mixture = dataclasses.field(default_factory=Mixture)
-    batch: BatchShape = dataclasses.field(default_factory=BatchShape)
-    loss: Loss = dataclasses.field(default_factory=Loss)
-    queue: Queue = dataclasses.field(default_factory=Queue)
-    mine: Mining = dataclasses.field(default_factory=Mining)
-    optim: Optim = dataclasses.field(default_factory=Optim)
-    train: Train = dataclasses.field(default_factory=Train)
-    hosts: Hosts = dataclasses.field(default_factory=Hosts)
-    eval: Evaluation = dataclasses.field(default_factory=Evaluation)
-    checkpoint: Checkpoint = dataclasses.field(default_factory=Checkpoint)
-    tracking: Tracking = dataclasses.field(default_factory=Tracking)
-    stages: SimpleNamespace = dataclasses.field(
-        default_factory=SimpleNamespace
-    )  # NAME = Experiment(...), one by one
+    model: Model = part(Model)
+    lora: Lora = part(Lora)
+    data: Data = part(Data)
+    mixture: Mixture = part(Mixture)
+    batch: BatchShape = part(BatchShape)
+    loss: Loss = part(Loss)
+    queue: Queue = part(Queue)
+    mine: Mining = part(Mining)
+    optim: Optim = part(Optim)
+    train: Train = part(Train)
+    hosts: Hosts = part(Hosts)
+    eval: Evaluation = part(Evaluation)
+    checkpoint: Checkpoint = part(Checkpoint)
+    tracking: Tracking = part(Tracking)
+    stages: SimpleNamespace = part(SimpleNamespace)  # NAME = Experiment(...), one by one
 
 
 NAMED: dict[str, type] = {  # parts that hold others by name, and the class of those

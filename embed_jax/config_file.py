@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import inspect
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from embed_jax.config import NAMED, Experiment, flatten, named_parts
-from embed_jax.config_rules import meant_field, unknown_field, validate
+from embed_jax.config_fields import rules_of
+from embed_jax.config_rules import meant_field, rules_by_field, unknown_field, validate
 from embed_jax.errors import InputError
 from embed_jax.packaged import config_path
+from embed_jax.registry import unknown
 
 EXTEND = "--extend"  # on the command line for --config.train.extend=True
 
@@ -21,73 +26,102 @@ def load(argv: Sequence[str]) -> tuple[Experiment, Path]:
 
     Args:
         argv: the command line, program name first. FILE is a Python file with `get_config`, or a
-            run's `config.json`.
+            run's `config.json`. `--help` prints all fields, `--help=PART` those of one part, with
+            the values of FILE if there is one.
 
     Returns:
         The validated experiment and the work directory. Its default is runs/NAME of a Python file;
         of a run's `config.json` it is the run's own directory, so that the run is resumed.
 
     Raises:
-        InputError: a missing file, a file without `get_config`, an unknown field or a value of the wrong type.
+        InputError: a missing file, a file without `get_config`, an unknown field or a value that
+            the field does not accept.
     """
-    from absl import flags
-    from ml_collections import config_flags
-
     program = argv[0]
     if not program.startswith("embed-jax "):
         program = f"python -m experiments.{Path(program).stem}"
-    usage = f"usage: {program} --config=FILE[:CUT] [--config.FIELD=VALUE ...] [--workdir=DIR] [{EXTEND}]"
-    argv = _join_values(argv)
-    argv = ["--config.train.extend=True" if argument == EXTEND else argument for argument in argv]
-    argv[1:] = sorted(
-        argv[1:], key=lambda argument: not argument.startswith("--config=")
-    )  # the file comes first
-    if "--help" in argv or "-h" in argv:
-        print(usage + "\n\nFields and defaults:")
-        named = {
-            f"{part}.NAME.{name}": value
-            for part, kind in NAMED.items()
-            if kind is not Experiment
-            for name, value in flatten(kind()).items()
-        }
-        for name, value in (flatten(Experiment()) | named).items():
-            print(f"  --config.{name}={value}")
-        print("  --config.stages.NAME.FIELD: any of these, for a stage that the file names NAME")
-        raise SystemExit(0)
-    named = [
-        argument.removeprefix("--config=") for argument in argv if argument.startswith("--config=")
-    ]
-    if len(named) != 1:
-        raise InputError(f"expected one --config=FILE, found {len(named)}; {usage}")
-    file, _, cut = named[0].partition(":")
-    file = str(config_path(file))
-    config = _read_file(Path(file), cut)
-    known = flatten(config)
-    for argument in argv[1:]:
-        field, equals, value = argument.removeprefix("--config.").partition("=")
-        if argument.startswith("--config.") and field not in known:
-            raise InputError(unknown_field(field, known))
-        if not argument.startswith(("--config.", "--config=", "--workdir=")) or not equals:
-            meant = meant_field(field.removeprefix("--"), known)
+    usage = (
+        f"usage: {program} --config=FILE[:CUT] [--config.FIELD=VALUE ...] "
+        f"[--workdir=DIR] [{EXTEND}] [--help[=PART]]"
+    )
+    arguments = _join_values(argv)[1:]
+    files = [argument[9:] for argument in arguments if argument.startswith("--config=")]
+    asked_help = [arg for arg in arguments if arg in ("-h", "--help") or arg.startswith("--help=")]
+    if len(files) > 1 or not (files or asked_help):
+        raise InputError(f"expected one --config=FILE, found {len(files)}; {usage}")
+    named, _, cut = files[0].partition(":") if files else ("", "", "")
+    file = Path(config_path(named))
+    config = _read_file(file, cut) if files else Experiment()
+    workdir = _default_workdir(file, cut)
+    rules = rules_by_field(config)
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        field = name.removeprefix("--config.")
+        if argument == EXTEND:
+            config.train.extend = True
+        elif name == "--workdir" and equals:
+            workdir = value
+        elif name.startswith("--config.") and equals:
+            if field not in rules:
+                raise InputError(unknown_field(field, rules))
+            _set(config, field, rules[field].read(value, f"config.{field}"))
+        elif name != "--config" and argument not in asked_help:
+            meant = meant_field(field.removeprefix("--"), rules)
             advice = f"; did you mean --config.{meant}={value or 'VALUE'}?" if meant else ""
             raise InputError(f"unknown argument {argument!r}{advice or '; ' + usage}")
-
-    values = flags.FlagValues()
-    argv = [argument for argument in argv if not argument.startswith("--config=")]
-    holder = config_flags.DEFINE_config_dataclass(
-        "config", config, flag_values=values, sys_argv=argv
-    )
-    flags.DEFINE_string("workdir", _default_workdir(Path(file), cut), "", flag_values=values)
-    try:
-        values(list(argv))
-        config = holder.value
-    except (
-        Exception
-    ) as error:  # ml_collections and absl raise many kinds, tracebacks in their texts
-        last = next(line for line in reversed(str(error).splitlines()) if line.strip())
-        raise InputError(f"{file}: {last.strip()}") from error
+    if asked_help:
+        print(help_text(config, usage, asked_help[0].partition("=")[2]))
+        raise SystemExit(0)
     validate(config)
-    return config, Path(values.workdir)
+    return config, Path(workdir)
+
+
+def help_text(config: Experiment, usage: str, part: str = "") -> str:
+    """Returns the text of `--help`: each field with its value, what it accepts and its help.
+
+    Args:
+        config: whose values to show.
+        part: such as "optim"; "": all parts.
+
+    Raises:
+        InputError: for an unknown part.
+    """
+    parts = [field.name for field in dataclasses.fields(Experiment)]
+    if part and part not in parts:
+        raise InputError(f"--help: {unknown('part', part, parts)}")
+    lines = [*textwrap.wrap(usage, 80, subsequent_indent="    ")]
+    for name in [part] if part else parts:
+        if name == "stages":
+            lines += ["", "stages: NAME = Experiment(...), trained one after the other"]
+            lines += ["  --config.stages.NAME.FIELD: any field, of a stage that the file has"]
+            continue
+        held = getattr(config, name)
+        title = f"{name}: {inspect.getdoc(type(held)).splitlines()[0]}"
+        lines += ["", *textwrap.wrap(title, 80, subsequent_indent="    ")]
+        lines += _help_lines(held, f"{name}.")
+    return "\n".join(lines)
+
+
+def _help_lines(part: Any, path: str) -> list[str]:
+    lines: list[str] = []
+    for name, value in vars(part).items():
+        kind = NAMED.get(f"{path}{name}")
+        if kind is not None:
+            for entry, named in (vars(value) or {"NAME": kind()}).items():
+                lines += _help_lines(named, f"{path}{name}.{entry}.")
+            continue
+        rule = rules_of(type(part))[name]
+        lines.append(f"  --config.{path}{name}={rule.show(value)}")
+        text = f"{rule.help} Accepts {rule.describe()}."
+        lines += textwrap.wrap(text, 80, initial_indent="      ", subsequent_indent="      ")
+    return lines
+
+
+def _set(config: Experiment, field: str, value: Any) -> None:
+    """Sets a field by its dotted name."""
+    *parents, leaf = field.split(".")
+    part = functools.reduce(getattr, parents, config)
+    setattr(part, leaf, value)
 
 
 def _default_workdir(file: Path, cut: str) -> str:
@@ -155,22 +189,15 @@ def read_json(file: Path) -> Experiment:
 
 def _of_json(content: dict[str, Any], place: str = "") -> Experiment:
     config = Experiment()
-    for part, kind in NAMED.items():
-        if kind is not Experiment:
-            for name in _part_of(content, part):
-                named_parts(config, part)[name] = kind()
     stages = content.get("stages", {})
+    for part, kind in NAMED.items():
+        entries = functools.reduce(lambda held, name: held.get(name, {}), part.split("."), content)
+        for name in entries if kind is not Experiment else ():
+            named_parts(config, part)[name] = kind()
     _fill(config, {name: value for name, value in content.items() if name != "stages"}, place)
     for name, stage in stages.items():
         setattr(config.stages, name, _of_json(stage, f"{place}stages.{name}."))
     return config
-
-
-def _part_of(content: dict[str, Any], part: str) -> dict[str, Any]:
-    """What config.json holds by name in a part; {} where the file is older than the part."""
-    for name in part.split("."):
-        content = content.get(name, {})
-    return content
 
 
 def _fill(settings: Any, content: dict[str, Any], place: str) -> None:
@@ -198,10 +225,6 @@ def override(config: Experiment, **fields: Any) -> Experiment:
             meant = meant_field(path, known).replace(".", "__")
             advice = f"; did you mean {meant}?" if meant else f": {unknown_field(path, known)}"
             raise InputError(f"unknown argument {name!r}{advice}")
-        *parents, leaf = path.split(".")
-        part = config
-        for parent in parents:
-            part = getattr(part, parent)
-        setattr(part, leaf, value)
+        _set(config, path, value)
     validate(config)
     return config

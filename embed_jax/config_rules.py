@@ -1,103 +1,17 @@
-"""Which values the fields of a config accept."""
+"""Checks a config: the rules of its fields, and what only several fields together can tell."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Collection
+from types import SimpleNamespace
 from typing import Any
 
-from embed_jax.config import NAMED, Experiment, Optim, ParamGroup, Source, flatten, named_parts
+from embed_jax.config import NAMED, Experiment, Optim, ParamGroup, flatten
+from embed_jax.config_fields import FieldRule, rules_of
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
-
-CHOICES = {
-    "model.mlp": ("", "kept", "training"),
-    "model.compute_dtype": ("auto", "float32", "bfloat16"),
-    "model.remat": ("none", "layer", "dots"),
-    "model.attention": ("", "causal", "bidirectional"),
-    "lora.base": ("float32", "bfloat16", "int8"),
-    "mixture.sampling": ("proportional", "round_robin", "temperature", "weights"),
-    "mixture.batches": ("single", "mixed"),
-    "mine.sampling": ("top", "random"),
-    "loss.form": ("auto", "dense", "tiled", "ring"),
-    "loss.similarity": ("", "cosine", "dot"),
-    "optim.name": ("adamw", "adafactor", "muon"),
-    "optim.schedule": ("linear", "cosine", "constant", "wsd"),
-    "train.fsdp_gather": ("layer", "once"),
-    "tracking.wandb": ("auto", "online", "offline", "disabled"),
-}
-
-# field -> (lowest, highest, whether the lowest itself is refused)
-RANGES = {
-    "model.dropout": (-1.0, 0.99, False),
-    "lora.rank": (0, math.inf, False),
-    "lora.alpha": (0, math.inf, True),
-    "lora.dropout": (0, 0.99, False),
-    "data.holdout": (0, 0.4, False),
-    "data.limit": (0, math.inf, False),
-    "data.window": (1, math.inf, False),
-    "model.same_mask_columns": (0, math.inf, False),
-    "data.consistency": (0, math.inf, False),
-    "data.max_length": (2, math.inf, False),
-    "mixture.temperature": (0, math.inf, True),
-    "data.score_max": (0, math.inf, True),
-    "source.limit": (0, math.inf, False),
-    "source.score_max": (0, math.inf, True),
-    "source.max_length": (0, math.inf, False),
-    "source.loss_weight": (0, math.inf, True),
-    "source.weight": (0, math.inf, True),
-    "batch.size": (2, math.inf, False),
-    "batch.groups": (0, math.inf, False),
-    "batch.shares": (0, math.inf, False),
-    "batch.row_length": (0, math.inf, False),
-    "batch.rows": (0, math.inf, False),
-    "loss.temperature": (0, math.inf, True),
-    "loss.margin": (0, math.inf, False),
-    "loss.hard_negative_weight": (0, math.inf, True),
-    "loss.mlm": (0, math.inf, False),
-    "queue.size": (0, math.inf, False),
-    "queue.momentum": (0, 1, False),
-    "mine.every": (0, math.inf, False),
-    "mine.number": (1, math.inf, False),
-    "mine.rank_min": (0, math.inf, False),
-    "mine.rank_max": (1, math.inf, False),
-    "mine.absolute_margin": (0, math.inf, False),
-    "mine.relative_margin": (0, 1, False),
-    "optim.learning_rate": (0, math.inf, True),
-    "optim.warmup": (0, 1, False),
-    "optim.decay": (0, 1, True),
-    "group.learning_rate_factor": (0, math.inf, False),
-    "group.layer_decay": (0, 1, True),
-    "optim.weight_decay": (0, math.inf, False),
-    "optim.b1": (0, 1, False),
-    "optim.b2": (0, 1, False),
-    "optim.eps": (0, math.inf, True),
-    "optim.clip_norm": (0, math.inf, False),
-    "optim.accumulate": (1, math.inf, False),
-    "train.seed": (0, 2**32 - 1, False),
-    "train.steps": (0, math.inf, False),
-    "train.epochs": (0, math.inf, True),
-    "train.devices": (0, math.inf, False),
-    "train.fsdp": (1, math.inf, False),
-    "train.tensor": (1, math.inf, False),
-    "train.log_every": (1, math.inf, False),
-    "hosts.count": (0, math.inf, False),
-    "hosts.index": (0, math.inf, False),
-    "hosts.heartbeat_timeout": (2, math.inf, False),
-    "hosts.join_timeout": (1, math.inf, False),
-    "eval.every": (-1, math.inf, False),
-    "eval.patience": (0, math.inf, False),
-    "eval.min_gain": (0, math.inf, False),
-    "checkpoint.every": (0, math.inf, False),
-    "checkpoint.keep": (1, math.inf, False),
-}
-
-# These may also be -1, in words:
-OPTIONAL = {"loss.temperature": "for the loss's own", "loss.margin": "for the loss's own"}
-OPTIONAL |= {"mine.absolute_margin": "for none", "mine.relative_margin": "for none"}
-
 
 # What other trainers, and people in a hurry, call a field.
 ALIASES = {
@@ -136,7 +50,9 @@ FIELD_OF = {alias: field for field, aliases in ALIASES.items() for alias in alia
 
 
 def validate(config: Experiment) -> None:
-    """Checks types, choices and ranges, also of the sources of a mixture and of later stages.
+    """Checks every field, also those of a mixture's sources, of parameter groups and of later stages.
+
+    A value None of a field that may be unset becomes the unset value of its type.
 
     Raises:
         InputError: naming the field, its value and what is accepted.
@@ -145,39 +61,19 @@ def validate(config: Experiment) -> None:
 
 
 def _validate(config: Experiment, prefix: str) -> None:
-    for part, kind in NAMED.items():
-        for name, value in named_parts(config, part).items():
-            field = f"{prefix}{part}.{name}"
-            if not isinstance(value, kind):
-                expected = f"embed_jax.config.{kind.__name__}"
-                raise InputError(f"{field}: expected {expected}, found {type(value).__name__}")
-            if kind is Experiment:
-                _validate(value, f"{field}.")
-            elif kind is Source:
-                _check_fields(flatten(value), flatten(Source()), f"{field}.", "source.")
-                if not value.train:
-                    raise InputError(f"{field}.train: expected a data set, found ''")
-            else:
-                _check_group(value, f"{field}.")
-    names = [field.name for field in dataclasses.fields(Experiment) if field.name != "stages"]
-    found = {
-        name: value
-        for part in names
-        for name, value in flatten(getattr(config, part), f"{part}.").items()
-    }
-    found = {
-        name: value
-        for name, value in found.items()
-        if not name.startswith(tuple(f"{part}." for part in NAMED))
-    }
-    _check_fields(found, flatten(Experiment()), prefix)
-    _check_schedule(config.optim, prefix)
+    _check_fields(config, prefix, "")
+    for name, source in vars(config.mixture.sources).items():
+        if not source.train:
+            raise InputError(f"{prefix}mixture.sources.{name}.train: expected a data set, found ''")
+    for name, group in vars(config.optim.groups).items():
+        _check_group(group, f"{prefix}optim.groups.{name}.")
     for field in ("validation_split", "holdout"):
         value = getattr(config.data, field)
         if value and vars(config.mixture.sources):
             raise InputError(
                 f"{prefix}data.{field}: of the data set of data.train, not of a mixture, found {value!r}"
             )
+    _check_schedule(config.optim, prefix)
     if config.eval.geometry and not (
         config.eval.sts or config.eval.retrieval or config.data.holdout
     ):
@@ -190,6 +86,45 @@ def _validate(config: Experiment, prefix: str) -> None:
             raise InputError(
                 f"{prefix}train.profile: expected START:STOP in steps, found {config.train.profile!r}"
             )
+    for name, stage in vars(config.stages).items():
+        _validate(stage, f"{prefix}stages.{name}.")
+
+
+def _check_fields(part: Any, prefix: str, path: str) -> None:
+    """Checks the fields of a part and of the parts in it; stages are left to the caller.
+
+    Args:
+        prefix: of the config in messages, such as "config.".
+        path: of the part in the config, such as "optim.".
+    """
+    rules = rules_of(type(part))
+    fields = {field.name for field in dataclasses.fields(part)}
+    for name, value in vars(part).items():
+        if name not in fields:
+            known = [f"{path}{field}" for field in flatten(type(part)())]
+            raise InputError(unknown_field(f"{path}{name}", known))
+        if name in rules:
+            setattr(part, name, rules[name].check(value, f"{prefix}{path}{name}"))
+        elif f"{path}{name}" in NAMED:
+            _check_named(value, NAMED[f"{path}{name}"], prefix, f"{path}{name}.")
+        elif not dataclasses.is_dataclass(value):
+            raise InputError(
+                f"{prefix}{path}{name}: expected a part of the config with fields, "
+                f"found {type(value).__name__} {value!r}"
+            )
+        else:
+            _check_fields(value, prefix, f"{path}{name}.")
+
+
+def _check_named(held: SimpleNamespace, kind: type, prefix: str, path: str) -> None:
+    for name, value in vars(held).items():
+        if not isinstance(value, kind):
+            raise InputError(
+                f"{prefix}{path}{name}: expected embed_jax.config.{kind.__name__}, "
+                f"found {type(value).__name__}"
+            )
+        if kind is not Experiment:
+            _check_fields(value, prefix, f"{path}{name}.")
 
 
 def _check_schedule(optim: Optim, prefix: str) -> None:
@@ -201,7 +136,6 @@ def _check_schedule(optim: Optim, prefix: str) -> None:
 
 
 def _check_group(group: ParamGroup, prefix: str) -> None:
-    _check_fields(flatten(group), flatten(ParamGroup()), prefix, "group.")
     try:
         re.compile(group.pattern)
     except re.error as error:
@@ -217,34 +151,20 @@ def _check_group(group: ParamGroup, prefix: str) -> None:
         )
 
 
-def _check_fields(
-    flat: dict[str, Any], defaults: dict[str, Any], prefix: str, rules: str = ""
-) -> None:
-    """Fields against the types of their defaults, and CHOICES and RANGES, where they stand under `rules` + name."""
-    for name, value in flat.items():
-        if name not in defaults:
-            raise InputError(unknown_field(name, defaults))
-        wanted = type(defaults[name])
-        whole = (
-            wanted is float and isinstance(value, int) and not isinstance(value, bool)
-        )  # the same number
-        if type(value) is not wanted and not whole:
-            raise InputError(
-                f"{prefix}{name}: expected {wanted.__name__}, found {type(value).__name__} {value!r}"
-            )
-        accepted = CHOICES.get(rules + name)
-        if accepted and value not in accepted:
-            raise InputError(
-                f"{prefix}{name}: expected one of {', '.join(map(repr, accepted))}, found {value!r}"
-            )
-        low, high, open_end = RANGES.get(rules + name, (-math.inf, math.inf, False))
-        if name in OPTIONAL and value == -1 or rules + name not in RANGES:
-            continue
-        if not (low < value if open_end else low <= value) or not value <= high:
-            bound = f"more than {low}" if open_end else f"at least {low}"
-            bound += f", or -1 {OPTIONAL[name]}" if name in OPTIONAL else ""
-            bound += "" if high == math.inf else f" and at most {high}"
-            raise InputError(f"{prefix}{name}: expected {bound}, found {value!r}")
+def rules_by_field(config: Experiment) -> dict[str, FieldRule]:
+    """Returns the rule of every field by its dotted name, for the parts that the config has."""
+    rules: dict[str, FieldRule] = {}
+
+    def add(part: Any, path: str) -> None:
+        own = rules_of(type(part)) if dataclasses.is_dataclass(part) else {}
+        for name, value in vars(part).items():
+            if name in own:
+                rules[f"{path}{name}"] = own[name]
+            elif hasattr(value, "__dict__"):
+                add(value, f"{path}{name}.")
+
+    add(config, "")
+    return rules
 
 
 def unknown_field(name: str, known: Collection[str]) -> str:

@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # A module imports from its own part and from parts on lower steps; parts on one step do not know each other.
 STEPS = (
-    ("errors", "atomic", "types", "config", "config_rules", "config_file", "registry", "runtime")
-    + ("vectors", "public", "packaged"),
+    ("errors", "atomic", "types", "config", "config_fields", "config_rules", "config_file")
+    + ("registry", "runtime", "vectors", "public", "packaged"),
     ("remote", "scores", "world"),
     ("encoders", "losses", "parallel", "data", "prompts"),
     ("pretrained", "encode_options"),
@@ -47,7 +47,6 @@ HEAVY = {
     "faiss",
     "grain",
     "matplotlib",
-    "ml_collections",
     "mteb",
     "onnx",
     "onnxruntime",

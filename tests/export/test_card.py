@@ -327,7 +327,6 @@ def test_results_of_the_run_are_there_before_against_after(model, made_run):
 
 
 def test_the_config_in_the_card_is_the_runs(tmp_path):
-    pytest.importorskip("ml_collections")
     config = Experiment()
     config.model.name = 'a "name" with \\ and é'
     config.loss.name = "info_nce(terms='qp,qq') + 0.1 * uniformity(t=2)"

@@ -20,7 +20,6 @@ HEAVY = (
     "datasets",
     "faiss",
     "grain",
-    "ml_collections",
     "orbax",
     "tensorflow_datasets",
     "wandb",
