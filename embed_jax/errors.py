@@ -17,6 +17,25 @@ WRAPPERS = (
     "threading",
 )  # between two of our lines
 
+# Import names of the optional libraries, and the extra of setup.cfg that brings each.
+EXTRAS = {
+    "array_record": "data",
+    "bm25s": "search",
+    "datasets": "data",
+    "faiss": "search",
+    "grain": "train",
+    "matplotlib": "plots",
+    "mteb": "peers",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "pyarrow": "data",
+    "sentence_transformers": "peers",
+    "sklearn": "eval",
+    "tensorflow_datasets": "train",
+    "torch": "peers",
+    "wandb": "train",
+}
+
 
 class InputError(ValueError):
     """Something the user gave cannot be used: a file, a field, an option. Exit status 2.
@@ -79,6 +98,8 @@ def report(error: BaseException) -> int:
         # The reader of our output (`| head`) went away: nothing is wrong with the work.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in EXTRAS:
+        error = InputError(missing(error.name.split(".")[0]))
     if os.environ.get(DEBUG_VARIABLE) == "1":
         traceback.print_exception(error)
     elif _lacks_platform(error):
@@ -125,16 +146,18 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def require(module: str, extra: str) -> None:
-    """Raises an InputError that says what to install if `module` is missing.
+def require(module: str) -> None:
+    """Raises an InputError that says what to install if an optional library is missing.
 
     Args:
-        module: the import name of an optional dependency, e.g. "faiss".
-        extra: the extra of this package that brings it, e.g. "search".
+        module: its import name, one of EXTRAS, such as "faiss".
     """
     import importlib.util
 
     if importlib.util.find_spec(module) is None:
-        raise InputError(
-            f"package {module!r} is not installed: run pip install -e '.[{extra}]' in the repository"
-        )
+        raise InputError(missing(module))
+
+
+def missing(module: str) -> str:
+    """Returns the line that says which extra brings an optional library."""
+    return f'package {module!r} is not installed: pip install "embed-jax[{EXTRAS[module]}]"'

@@ -31,8 +31,8 @@ from embed_jax.train.sources import ONLY, Sources, open_mixture, open_source, re
 
 
 def run(config: configs.Experiment, workdir: Path) -> loop.Result:
-    require("bm25s", "search")  # wanted only at the end, missed better now
-    require("matplotlib", "plots")
+    require("bm25s")  # wanted only at the end, missed better now
+    require("matplotlib")
     # Data: training pairs, validation pairs, and search tasks for validation and test.
     sources, validation, tasks = read_data(config, workdir)
 

@@ -46,7 +46,7 @@ def main() -> None:
     args = parse(sys.argv[1:])
     table = read_table(args.table)
     if args.plot or args.curves:
-        require("matplotlib", "plots")
+        require("matplotlib")
     if args.plot and not table.x:
         raise InputError(
             f"{table.file}: --plot needs X, the config field to draw the metrics against"

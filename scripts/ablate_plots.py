@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from embed_jax.errors import InputError
+from embed_jax.errors import InputError, require
 from embed_jax.train.plots import legend_below, line_style, series_by_name, smooth
 
 from .ablate_runs import Run, Table, spread
@@ -18,6 +18,7 @@ from .ablate_runs import Run, Table, spread
 
 def plot_against_x(table: Table, runs: Sequence[Run], output: Path, form: str) -> None:
     """Draws each metric against the field X, a line for each value of LINES: means, standard deviations, runs."""
+    require("matplotlib")
     import matplotlib
 
     matplotlib.use("Agg")
@@ -179,6 +180,7 @@ def plot_against_step(table: Table, runs: Sequence[Run], output: Path, form: str
         InputError: as `curves`.
     """
     panels = curves(table, runs)
+    require("matplotlib")
     import matplotlib
 
     matplotlib.use("Agg")

@@ -32,7 +32,7 @@ ratio above 1 means that ours is faster. The others give seconds, MiB and differ
 def main() -> None:
     args = parse(sys.argv[1:])
     if getattr(args, "against", None) == bench_speed.PEER:
-        require("sentence_transformers", "peers")
+        require("sentence_transformers")
     args.run(args)
 
 

@@ -53,7 +53,7 @@ def bench_suite(args: argparse.Namespace) -> None:
     from .commands import load_model
 
     if args.against:
-        require("mteb", "peers")
+        require("mteb")
     entries = read_suite(args.suite, args.data)
     entries = [
         entry for entry in entries if entry.task in adapter.KINDS and entry.options.keys() <= SHARED

@@ -108,7 +108,7 @@ def check_precision_options(args: argparse.Namespace, parser: Parser) -> None:
             f"--calibration: expected a .npy, .json or .npz file, found {str(args.calibration)!r}"
         )
     if pq_parts(args.precision):
-        require("faiss", "search")
+        require("faiss")
 
 
 def texts(args: argparse.Namespace) -> Iterator[str]:

@@ -283,7 +283,7 @@ def bm25_results(args: argparse.Namespace) -> Any:
     from embed_jax.evals.retrieval import cut_offs, evaluate_search
     from embed_jax.retrieval.bm25 import bm25_search
 
-    require("bm25s", "search")
+    require("bm25s")
     if "," in args.data:
         raise InputError("--baseline: expected a single data set")
     task = open_retrieval_task(args.data, args.split)

@@ -92,9 +92,9 @@ def check_arguments(args: argparse.Namespace, parser: Parser) -> None:
         parser.error(f"--search: expected {' or '.join(SEARCHES)} or both, found {args.search!r}")
     args.search = [search == "asymmetric" for search in searches]
     args.rescore = [_rescoring(entry, parser) for entry in dict.fromkeys(args.rescore.split(","))]
-    require("faiss", "search")
+    require("faiss")
     if args.plot:
-        require("matplotlib", "plots")
+        require("matplotlib")
 
 
 def _rescoring(entry: str, parser: Parser) -> tuple[int, str | None]:

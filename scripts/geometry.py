@@ -44,7 +44,7 @@ examples:
 def main() -> None:
     args = parse(sys.argv[1:])
     if args.plot:
-        require("matplotlib", "plots")
+        require("matplotlib")
     with contextlib.ExitStack() as stack:
         output, plot = (
             stack.enter_context(written_whole(path)) if path else None

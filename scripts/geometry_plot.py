@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from embed_jax.errors import require
 from embed_jax.evals.geometry import (
     NEIGHBOURS,
     distance_concentration,
@@ -36,6 +37,7 @@ def plot_geometry(spaces: Mapping[str, Space], output: Path, form: str, title: s
         form: "png", "svg" or "pdf".
         title: names the data and the models.
     """
+    require("matplotlib")
     import matplotlib
 
     matplotlib.use("Agg")

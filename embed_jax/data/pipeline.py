@@ -17,7 +17,7 @@ from embed_jax.data.pairs import looked_at, of_record, text_hash
 from embed_jax.data.sources import RecordFields
 from embed_jax.data.stream import Stream
 from embed_jax.data.tokenize import Tokenizer
-from embed_jax.errors import InputError
+from embed_jax.errors import InputError, require
 from embed_jax.types import Batch, TokenBatch
 
 Record = Mapping[str, Any]
@@ -200,6 +200,7 @@ def training_batches(make: BatchMaker, order: Order) -> Any:
         make: see `batch_maker`.
         order: which records a batch has, numbered over all data sets; see `order.make_order`.
     """
+    require("grain")
     import grain
 
     return grain.MapDataset.range(ENDLESS).map(lambda step: make(order[step], step))
@@ -361,6 +362,7 @@ def prefetch(
         num_steps: where to stop; None never does.
         buffer: how many batches are made ahead.
     """
+    require("grain")
     import grain
 
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=buffer)

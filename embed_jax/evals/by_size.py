@@ -111,7 +111,7 @@ def plot_by_size(
     Raises:
         InputError: if matplotlib is missing.
     """
-    require("matplotlib", "plots")
+    require("matplotlib")
     import matplotlib
 
     matplotlib.use("Agg")

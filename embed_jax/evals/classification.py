@@ -122,7 +122,7 @@ def predictions(
     seed: int = SEED,
 ) -> Int[np.ndarray, " N"]:
     """The labels that a logistic regression learnt from a sample, in 100 iterations at most, gives to other texts."""
-    require("sklearn", "eval")
+    require("sklearn")
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 

@@ -122,7 +122,7 @@ def cluster(
     vectors: Float[np.ndarray, "N D"], clusters: int, *, batch_size: int = 500, seed: int = SEED
 ) -> Int[np.ndarray, " N"]:
     """Each vector's cluster, by mini-batch k-means (Sculley 2010)."""
-    require("sklearn", "eval")
+    require("sklearn")
     from sklearn.cluster import MiniBatchKMeans
 
     return (
@@ -170,7 +170,7 @@ def clustering_outcome(
         them, R runs of n_r texts each and the values u of `v_measures`, a text's value is
         V + T / R sum_r 1 / n_r sum (u - V_r) over its places in the runs.
     """
-    require("sklearn", "eval")
+    require("sklearn")
     from sklearn.metrics import adjusted_mutual_info_score
 
     pairs = [

@@ -115,7 +115,7 @@ class Comparison:
         self._plot(directory / "comparison.png")
 
     def _plot(self, output: Path) -> None:
-        require("matplotlib", "plots")
+        require("matplotlib")
         import matplotlib
 
         matplotlib.use("Agg")

@@ -160,7 +160,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def plot(board: Board, path: Path) -> None:
     """Draws main scores with their intervals: tasks from top to bottom, a colour a model."""
-    require("matplotlib", "plots")
+    require("matplotlib")
     import matplotlib
 
     matplotlib.use("Agg")

@@ -108,7 +108,7 @@ def mteb_model(model: SentenceEncoder | RoutedEncoder, name: str = "") -> MtebMo
     Raises:
         InputError: if mteb is not installed.
     """
-    require("mteb", "peers")
+    require("mteb")
     from mteb.models import ModelMeta
     from mteb.models.model_meta import ScoringFunction
 
@@ -206,7 +206,7 @@ def local_task(
     Raises:
         InputError: for an unknown kind, an option of another kind, or data that cannot be read.
     """
-    require("mteb", "peers")
+    require("mteb")
     from mteb import abstasks
     from mteb.abstasks.task_metadata import TaskMetadata
 

@@ -90,7 +90,7 @@ def open_task(
         InputError: for data that cannot be read, a label that no training text has, labels too rare for the folds, or
             impossible options.
     """
-    require("sklearn", "eval")
+    require("sklearn")
     strengths = [float(strength) for strength in strengths]
     if folds < 3 or min(strengths, default=0) <= 0:
         raise InputError(

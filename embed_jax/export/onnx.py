@@ -77,7 +77,7 @@ def write_onnx(model: SentenceEncoder, path: str | Path, *, precision: str = "fl
     if precision not in PRECISIONS:
         raise InputError(unknown("precision", precision, PRECISIONS))
     for package in ("onnx", *(["onnxruntime"] if precision == "int8" else [])):
-        require(package, "onnx")
+        require(package)
     path = Path(path)
     dtype = np.float16 if precision == "float16" else np.float32
     with np.errstate(over="ignore"):  # what is beyond float16 is told below
@@ -267,7 +267,7 @@ def encode_onnx(
     Raises:
         InputError: onnxruntime is not installed, or it cannot read the file.
     """
-    require("onnxruntime", "onnx")
+    require("onnxruntime")
     import onnxruntime
 
     try:

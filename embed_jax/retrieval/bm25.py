@@ -56,7 +56,7 @@ def bm25_searcher(corpus: Sequence[str], *, k1: float = K1, b: float = B) -> BM2
     Raises:
         InputError: if bm25s is not installed.
     """
-    require("bm25s", "search")
+    require("bm25s")
     import bm25s
 
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # it logs each index it builds

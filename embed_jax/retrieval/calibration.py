@@ -233,7 +233,7 @@ def _files(path: Path) -> tuple[Path, Path]:
 
 
 def _codebook(sample: Float[np.ndarray, "N D"], parts: int) -> Codebook:
-    require("faiss", "search")
+    require("faiss")
     import faiss
 
     if len(sample) < ADVISED_SAMPLE_PQ:

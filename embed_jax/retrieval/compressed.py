@@ -43,7 +43,7 @@ class CompressedIndex:
         Raises:
             InputError: if there is no embedding, or FAISS is not installed.
         """
-        require("faiss", "search")
+        require("faiss")
         if not len(stored):
             raise InputError("no embeddings: nothing to search in")
         self.precision, self.dim, self.bytes_per_vector = (

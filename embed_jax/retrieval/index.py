@@ -66,7 +66,7 @@ def faiss_searcher(
         InputError: as dense_searcher; if FAISS is not installed, does not know `factory` or `parameters`, or cannot
             train the index on this corpus.
     """
-    require("faiss", "search")
+    require("faiss")
     import faiss
 
     dense = dense_searcher(

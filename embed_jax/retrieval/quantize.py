@@ -178,7 +178,7 @@ def _sign_moved(codes: UInt8[np.ndarray, "N W"]) -> UInt8[np.ndarray, "N W"]:
 
 
 def _product_quantizer(codebook: Codebook):
-    require("faiss", "search")
+    require("faiss")
     import faiss
 
     quantizer = faiss.ProductQuantizer(codebook.dim, len(codebook.centres), 8)

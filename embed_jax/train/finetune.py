@@ -115,7 +115,7 @@ def _finetune(
         records = without_texts(records, record_fields(records).columns, sized.data.exclude)
     validation, tasks = [], {}
     if sized.data.holdout:
-        require("bm25s", "search")  # fail early: needed only at the end
+        require("bm25s")  # fail early: needed only at the end
         named = as_pairs(records, record_fields(records).columns, CARRIED)
         sides = split_pairs(named, sized.data.holdout)
         tasks = {side: retrieval_task(sides[side], []) for side in ("validation", "test")}

@@ -39,7 +39,7 @@ def plot_curves(metrics_file: Path, output: Path, *, title: str = "") -> None:
     Raises:
         InputError: if matplotlib is missing.
     """
-    require("matplotlib", "plots")
+    require("matplotlib")
     import matplotlib
 
     matplotlib.use("Agg")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from embed_jax.atomic import write_whole
-from embed_jax.errors import InputError
+from embed_jax.errors import InputError, require
 
 
 class MetricsFile:
@@ -58,6 +58,7 @@ class Wandb:
             mode = os.environ.get("WANDB_MODE") or ("online" if logged_in else "offline")
         if mode == "disabled":
             return
+        require("wandb")
         import wandb
 
         os.environ.setdefault("WANDB_SILENT", "true")

@@ -43,7 +43,7 @@ def test_without_bm25s_one_line_says_what_to_install(monkeypatch):
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.delitem(sys.modules, "bm25s", raising=False)
-    with pytest.raises(InputError, match=r"run pip install -e '\.\[search\]' in the repository"):
+    with pytest.raises(InputError, match=r'pip install "embed-jax\[search\]"'):
         bm25_search(CORPUS, {"q": "red"}, 2)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from embed_jax.data.sources.base import Located, Records
 from embed_jax.data.sources.files import json_object
 from embed_jax.data.sources.shards import Shards, find_shards, shard_places
-from embed_jax.errors import InputError, one_line
+from embed_jax.errors import InputError, one_line, require
 
 ENDING = ".array_record"
 
@@ -31,6 +31,7 @@ def open_source(rest: str, split: str) -> Records:
     Raises:
         InputError: no such files, or one that cannot be read; for a record, when it is read.
     """
+    require("grain")
     from grain.sources import ArrayRecordDataSource
 
     paths = find_shards(rest, split, ENDING)
@@ -68,6 +69,7 @@ def write_array_record(
     Raises:
         InputError: fewer records than shards, or files that cannot be written.
     """
+    require("array_record")
     from array_record.python.array_record_module import ArrayRecordWriter
 
     path = Path(path)

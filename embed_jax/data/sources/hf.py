@@ -12,7 +12,7 @@ import numpy as np
 from embed_jax.data.records import find_name
 from embed_jax.data.sources.base import Records, class_names
 from embed_jax.data.sources.tfds import data_directory
-from embed_jax.errors import InputError, one_line
+from embed_jax.errors import InputError, one_line, require
 
 # Contains every text that Python's `strip` empties: separators, control characters.
 BLANK = r"^[\pZ\pC\s]*$"
@@ -32,6 +32,7 @@ def open_source(rest: str, split: str) -> Records:
         rest: "NAME[:CONFIG][@REVISION]" with a branch, tag or commit; "OWNER/NAME/FILE[@REVISION]" for one file of a
             repository; or "DIRECTORY[:CONFIG]".
     """
+    require("datasets")
     import datasets
 
     name, config, revision, file = _parts(rest)
@@ -72,6 +73,7 @@ def cache(*paths: str | Path) -> dict[str, str]:
     `datasets` keeps a converted copy under a name that does not depend on all of the content: with `configs:` in
     a README.md it would return the records of files that have changed since.
     """
+    require("datasets")
     import datasets
 
     files = []
@@ -89,6 +91,7 @@ def cache(*paths: str | Path) -> dict[str, str]:
 
 def _suspects(dataset: Any, fields: Sequence[str]) -> np.ndarray:
     """The rows whose texts may be missing or blank, or whose label may say that there is none."""
+    require("pyarrow")
     import pyarrow
     import pyarrow.compute
 
@@ -116,6 +119,7 @@ def _suspects(dataset: Any, fields: Sequence[str]) -> np.ndarray:
 
 def iter_source(rest: str, split: str) -> tuple[Iterable[dict[str, Any]], dict[str, Sequence[str]]]:
     """The records of `open_source` one by one, without downloading more than what is read; and `class_names`."""
+    require("datasets")
     import datasets
 
     name, config, revision, file = _parts(rest)

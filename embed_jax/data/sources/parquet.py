@@ -16,7 +16,7 @@ from embed_jax.data.records import KNOWN
 from embed_jax.data.sources.base import Records
 from embed_jax.data.sources.hf import arrow_records, cache
 from embed_jax.data.sources.shards import find_shards, shard_places
-from embed_jax.errors import InputError, one_line
+from embed_jax.errors import InputError, one_line, require
 
 
 def open_source(rest: str, split: str, columns: Sequence[str] = ()) -> Records:
@@ -25,6 +25,7 @@ def open_source(rest: str, split: str, columns: Sequence[str] = ()) -> Records:
     Raises:
         InputError: no such files, one that cannot be read or has other columns than the first.
     """
+    require("datasets")
     import datasets
 
     paths = find_shards(rest, split, ".parquet")
@@ -43,6 +44,7 @@ def open_source(rest: str, split: str, columns: Sequence[str] = ()) -> Records:
 
 def _columns_and_counts(paths: list[Path], named: Sequence[str]) -> tuple[list[str], list[int]]:
     """The columns of use, which all files have, and how many rows each file holds; from the files' footers."""
+    require("pyarrow")
     import pyarrow
     import pyarrow.parquet
 

@@ -17,7 +17,7 @@ from typing import Any
 from embed_jax.data.pairs import Task
 from embed_jax.data.pairs import retrieval_task as task_of_pairs
 from embed_jax.data.sources.docstrings import SPLITS, config_name
-from embed_jax.errors import InputError, one_line
+from embed_jax.errors import InputError, one_line, require
 
 
 def open_source(rest: str, split: str) -> list[dict[str, str]]:
@@ -54,6 +54,7 @@ def prepared_builder() -> Any:
     """
     import fcntl
 
+    require("tensorflow_datasets")
     from embed_jax.data.sources.python_docs_builder import PythonDocs, download_config
     from embed_jax.data.sources.tfds import data_directory, quiet
 

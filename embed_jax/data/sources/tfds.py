@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from embed_jax.data.sources.base import Records, class_names
-from embed_jax.errors import InputError, one_line
+from embed_jax.errors import InputError, one_line, require
 
 
 def open_source(rest: str, split: str) -> Records:
     """The records, as they are, of `tfds:NAME[/CONFIG][:VERSION]`, bytes decoded; TFDS's split syntax works ("train[:10%]")."""
+    require("tensorflow_datasets")
     import tensorflow_datasets as tfds
 
     try:
@@ -41,6 +42,7 @@ def data_directory() -> Path:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keeps TFDS from logging and from drawing progress bars."""
+    require("tensorflow_datasets")
     import tensorflow_datasets as tfds
 
     logger = logging.getLogger("absl")
