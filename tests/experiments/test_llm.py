@@ -246,7 +246,7 @@ def test_the_other_small_cuts_run(command, data, tmp_path, name):
             {"lora__base": "int4"},
             "config.lora.base: expected one of 'float32', 'bfloat16', 'int8', found 'int4'",
         ),
-        ({"lora__rank": -1}, "config.lora.rank: expected at least 0, found -1"),
+        ({"lora__rank": -1}, "config.lora.rank: expected at least 0, or unset (no adapter"),
         ({"model__attention": "sideways"}, "config.model.attention: expected one of"),
         (
             {"model__token_head": "latents()"},

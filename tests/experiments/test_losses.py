@@ -152,7 +152,7 @@ def test_wrong_use_is_told_in_one_line(train, data, loss, message):
     [
         (
             "--config.loss.temperature=0",
-            "config.loss.temperature: expected more than 0, or -1 for the loss's own, found",
+            "config.loss.temperature: expected more than 0, or unset (the loss's own), found",
         ),
         ("--config.batch.size=1", "config.batch.size: expected at least 2, found 1"),
         (
