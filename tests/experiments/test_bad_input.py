@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from embed_jax.config import Experiment
 from embed_jax.errors import exit_with_one_line
+from embed_jax.train.workdir import open_workdir
 
 ROOT = Path(__file__).parents[2]
 PAIRS = "anchor\tpositive\n" + "".join(f"query {n}\tpassage {n}\n" for n in range(40))
@@ -199,7 +201,9 @@ def test_the_corrected_command_may_have_the_same_directory_until_something_was_s
         "simcse", *steps, "--config.eval.metric=sts/spearman", "--config.optim.learning_rate=2"
     )
     assert status == 2 and "nothing is evaluated" in err, err
-    (tmp_path / "run" / "wandb_id").write_text("of the run that never was")
+    assert not (tmp_path / "run").exists()
+    with open_workdir(tmp_path / "run", Experiment(), {"data": "other"}):
+        (tmp_path / "run" / "wandb_id").write_text("of a run that stopped before it saved")
     status, err = command("simcse", *steps)
     assert status == 0 and not (tmp_path / "run" / "wandb_id").exists(), err
     status, err = command("simcse", *steps, "--config.optim.learning_rate=2")

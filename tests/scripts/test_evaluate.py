@@ -209,12 +209,13 @@ def test_bad_sts_files_are_refused(refused, tiny_model, tmp_path):
 
 def test_bad_retrieval_data_are_refused(refused, tiny_model, beir, tmp_path):
     qrels = (beir / "qrels" / "test.tsv").read_text()
-    for extra, message in (
-        ("q9\td1\t1\n", "q9"),
-        ("q1\td99\t1\n", "d99"),
-        ("q1\td30\tgood\n", "test.tsv:12"),
+    header = qrels.splitlines(keepends=True)[0]
+    for content, message in (
+        (qrels + "q9\td1\t1\n", "q9"),
+        (header + "q1\td99\t1\n", "none of the judged documents is in the corpus, such as 'd99'"),
+        (qrels + "q1\td30\tgood\n", "test.tsv:12"),
     ):
-        (beir / "qrels" / "test.tsv").write_text(qrels + extra)
+        (beir / "qrels" / "test.tsv").write_text(content)
         err = refused(evaluate, "--model", tiny_model, "--task", "retrieval", "--data", beir)
         assert message in err
     assert "test" in refused(
