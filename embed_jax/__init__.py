@@ -9,12 +9,16 @@ What it is made of is imported when it is asked for, so that `import embed_jax` 
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from embed_jax.cross_encoder import CrossEncoder
     from embed_jax.cross_encoder import load as load_cross_encoder
+    from embed_jax.embedding_model import EmbeddingModel
+    from embed_jax.encoders.settings import EncodingSettings
     from embed_jax.routed import RoutedEncoder
     from embed_jax.sentence import SentenceEncoder
     from embed_jax.train.finetune import finetune
@@ -22,13 +26,27 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "CrossEncoder",
+    "EmbeddingModel",
+    "EncodingSettings",
     "RoutedEncoder",
     "SentenceEncoder",
     "finetune",
     "load",
     "load_cross_encoder",
+    "load_model",
 ]
 
+
+# Public names that are imported when they are asked for.
+LAZY = {
+    "CrossEncoder": "embed_jax.cross_encoder:CrossEncoder",
+    "EmbeddingModel": "embed_jax.embedding_model:EmbeddingModel",
+    "EncodingSettings": "embed_jax.encoders.settings:EncodingSettings",
+    "RoutedEncoder": "embed_jax.routed:RoutedEncoder",
+    "SentenceEncoder": "embed_jax.sentence:SentenceEncoder",
+    "finetune": "embed_jax.train.finetune:finetune",
+    "load_cross_encoder": "embed_jax.cross_encoder:load",
+}
 
 # Names that users of sentence-transformers know -> what to do instead.
 HINTS = {
@@ -55,6 +73,31 @@ def load(
             vocabulary is larger than its table, `max_length` is more than the model has positions for, or the run has
             no checkpoint of that step.
     """
+    from embed_jax import loading
+
+    return _load(loading.load_embedding_model, name, step, max_length, compute_dtype)
+
+
+def load_model(
+    name: str | Path, step: int = 0, *, max_length: int = 0, compute_dtype: str = "float32"
+) -> EmbeddingModel | CrossEncoder:
+    """Loads a model of any kind: an embedding model, or a cross-encoder, as its files say.
+
+    `isinstance(model, EmbeddingModel)` tells whether it has `encode`.
+
+    Args:
+        name, step, max_length, compute_dtype: see `load`.
+
+    Raises:
+        InputError: see `load`; a cross-encoder is accepted here.
+    """
+    from embed_jax import loading
+
+    return _load(loading.load_model, name, step, max_length, compute_dtype)
+
+
+def _load(load: Callable, name: str | Path, step: int, max_length: int, compute_dtype: str) -> Any:
+    """Calls `load` for a directory or hub name, and reads a run from its work directory."""
     if all((Path(name) / file).is_file() for file in ("config.json", "data.json")):
         from embed_jax.train.run import load_run
 
@@ -65,9 +108,7 @@ def load(
         raise InputError(
             f"{name}: no work directory of a run (config.json, data.json), so it has no step {step}"
         )
-    from embed_jax.routed import load as load_model
-
-    return load_model(name, max_length=max_length, compute_dtype=compute_dtype)
+    return load(name, max_length=max_length, compute_dtype=compute_dtype)
 
 
 def __dir__() -> list[str]:
@@ -78,21 +119,8 @@ def __dir__() -> list[str]:
 if not TYPE_CHECKING:  # else any name would pass for one of ours
 
     def __getattr__(name: str) -> Any:
-        if name == "RoutedEncoder":
-            from embed_jax.routed import RoutedEncoder
-
-            return RoutedEncoder
-        if name == "SentenceEncoder":
-            from embed_jax.sentence import SentenceEncoder
-
-            return SentenceEncoder
-        if name in ("CrossEncoder", "load_cross_encoder"):
-            from embed_jax import cross_encoder
-
-            return cross_encoder.CrossEncoder if name == "CrossEncoder" else cross_encoder.load
-        if name == "finetune":
-            from embed_jax.train.finetune import finetune
-
-            return finetune
+        if name in LAZY:
+            module, attribute = LAZY[name].split(":")
+            return getattr(importlib.import_module(module), attribute)
         hint = f": {HINTS[name]}" if name in HINTS else ""
         raise AttributeError(f"module 'embed_jax' has no attribute {name!r}{hint}")

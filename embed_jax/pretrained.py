@@ -29,7 +29,7 @@ def tokenizer_of(
     tokenizer = load_tokenizer(
         directory,
         max_length,
-        lower_case=saved.lower_case,
+        lower_case=saved.settings.lower_case,
         special_tokens=saved.special_tokens,
         append_eos=append_eos or saved.append_eos,
     )
@@ -71,9 +71,10 @@ def with_family(saved: SavedModel, name: str) -> SavedModel:
         name: what the model was asked for by; where that says nothing, its directory and what its config.json calls
             its origin are asked.
     """
-    if any(saved.prompts.values()) or saved.template is not None or saved.spec.lora is not None:
+    settings = saved.settings
+    if any(settings.prompts.values()) or saved.records_template or saved.spec.lora is not None:
         return saved
-    known = next((source for source in (name, saved.base, saved.origin) if expected(source)), "")
+    known = next((source for source in (name, settings.base, saved.origin) if expected(source)), "")
     family = expected(known)
     if family is None:
         return saved
@@ -85,10 +86,10 @@ def with_family(saved: SavedModel, name: str) -> SavedModel:
     taken += [] if family.include_prompt else ["prompts left out of pooling"]
     taken += ["an end-of-text token after each text"] if append_eos else []
     warn(f"{name}: no prompts are recorded; as of {known}: {', '.join(taken)}")
-    return dataclasses.replace(
-        saved,
+    settings = dataclasses.replace(
+        settings,
         prompts=dict(family.prompts),
         template=family.template,
-        include_prompt=saved.include_prompt and family.include_prompt,
-        append_eos=append_eos,
+        include_prompt=settings.include_prompt and family.include_prompt,
     )
+    return dataclasses.replace(saved, settings=settings, append_eos=append_eos)

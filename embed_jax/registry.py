@@ -37,6 +37,10 @@ REGISTRY: dict[str, dict[str, str]] = {
         "gemma3_text": "embed_jax.encoders.decoder_families:GEMMA3",
         "static": "embed_jax.encoders.static:STATIC",
     },
+    "model": {  # by model_type of config_sentence_transformers.json
+        "SentenceTransformer": "embed_jax.routed:load_routed",
+        "CrossEncoder": "embed_jax.cross_encoder:load",
+    },
     "loss": {
         "info_nce": "embed_jax.losses.in_batch:info_nce",
         "gte": "embed_jax.losses.in_batch:gte",

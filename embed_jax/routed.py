@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -17,24 +17,26 @@ import numpy as np
 from jaxtyping import Float
 
 from embed_jax.data.tokenize import Tokenizer
+from embed_jax.embedding_model import HasSettings
 from embed_jax.encode_options import EncodeOptions, no_attribute
 from embed_jax.encoders.hub import resolve
 from embed_jax.encoders.read import read_routes
 from embed_jax.encoders.router import TEXT
-from embed_jax.encoders.write import modules_of, settings_of, write_routes
+from embed_jax.encoders.settings import EncodingSettings
+from embed_jax.encoders.write import modules_of, settings_fields, write_routes
 from embed_jax.errors import InputError
 from embed_jax.parallel.mesh import make_mesh, on_mesh
 from embed_jax.pretrained import tokenizer_of
 from embed_jax.registry import unknown
-from embed_jax.scores import Others, Vectors, pairwise_similarity, similarity_matrix
 from embed_jax.sentence import SentenceEncoder, encoder_of
 from embed_jax.sentence import load as load_sentence
 
-SETTINGS = (
+# Settings that all routes share; the others are each encoder's own.
+SHARED = (
     "prompts",
     "default_prompt_name",
     "template",
-    "similarity_fn_name",
+    "similarity",
     "matryoshka_dims",
     "adaptive_layers",
 )
@@ -48,15 +50,15 @@ class PromptOptions(EncodeOptions, total=False):
     prompt: str | None
 
 
-class RoutedEncoder:
+class RoutedEncoder(HasSettings):
     """A SentenceEncoder for each route; a text's task says which one it goes.
 
     Attributes:
         encoders: by route, all of one dimension; those that share parameters have the same arrays.
         default_route: of texts of no named task; None: they must name one.
         tasks: route of a task where it is not the task's own name; under None that of any task not named here.
-        prompts, default_prompt_name, template, similarity_fn_name, matryoshka_dims, adaptive_layers: see
-            SentenceEncoder; one of each for all routes.
+        settings: those that all routes share, the fields named in SHARED. Each is an attribute too, which may be set
+            for all routes at once; `settings.similarity` is `similarity_fn_name`.
     """
 
     def __init__(
@@ -65,14 +67,13 @@ class RoutedEncoder:
         *,
         default_route: str | None = None,
         tasks: Mapping[str | None, str] | None = None,
-        prompts: Mapping[str, str] | None = None,
-        default_prompt_name: str | None = None,
-        template: str = "",
-        similarity: str = "cosine",
-        matryoshka_dims: Sequence[int] = (),
-        adaptive_layers: bool = False,
+        settings: EncodingSettings | None = None,
     ):
-        """As the attributes, `similarity` as `similarity_fn_name`; what the encoders have of the rest gives way.
+        """Makes a model of an encoder for each route.
+
+        Args:
+            encoders, default_route, tasks: see the attributes.
+            settings: its fields named in SHARED replace those of the encoders; None: the defaults.
 
         Raises:
             InputError: without encoders, for encoders of different dimensions, or a default or a task's route that is
@@ -86,19 +87,20 @@ class RoutedEncoder:
         for route in filter(None, (default_route, *self.tasks.values())):
             if route not in encoders:
                 raise InputError(unknown("route", route, encoders))
-        self.prompts = dict(prompts or {})
-        self.default_prompt_name = default_prompt_name
-        self.template = template
-        self.similarity_fn_name = similarity
-        self.matryoshka_dims = tuple(matryoshka_dims)
-        self.adaptive_layers = adaptive_layers
-        self.encoders = {route: self._with_settings(encoder) for route, encoder in encoders.items()}
+        self.encoders = {route: copy.copy(encoder) for route, encoder in encoders.items()}
+        self.settings = dataclasses.replace(settings or EncodingSettings())
 
-    def _with_settings(self, encoder: SentenceEncoder) -> SentenceEncoder:
-        found = copy.copy(encoder)
-        for name in SETTINGS:
-            setattr(found, name, getattr(self, name))
-        return found
+    @property
+    def settings(self) -> EncodingSettings:
+        """The settings that all routes share; setting them sets those of each route's encoder."""
+        return self._settings
+
+    @settings.setter
+    def settings(self, settings: EncodingSettings) -> None:
+        self._settings = settings
+        shared = {name: getattr(settings, name) for name in SHARED}
+        for encoder in self.encoders.values():
+            encoder.settings = dataclasses.replace(encoder.settings, **shared)
 
     def __repr__(self) -> str:
         routes = ", ".join(f"{route}={encoder!r}" for route, encoder in self.encoders.items())
@@ -120,6 +122,11 @@ class RoutedEncoder:
         params = _each_once(params, lambda leaves: on_mesh(leaves, make_mesh()))
         for route, encoder in self.encoders.items():
             encoder.params = params[route]
+
+    @property
+    def routes(self) -> tuple[str, ...]:
+        """Names of the routes."""
+        return tuple(self.encoders)
 
     @property
     def dim(self) -> int:
@@ -201,14 +208,6 @@ class RoutedEncoder:
         """As `encode`, in blocks; see `SentenceEncoder.encode_blocks`."""
         return self.encoder(task).encode_blocks(texts, instruction=instruction, **options)
 
-    def similarity(self, a: Vectors, b: Others) -> Float[np.ndarray, "_ _"]:
-        """How like each embedding is to each of the others, by `similarity_fn_name`; see `similarity_matrix`."""
-        return similarity_matrix(a, b, self.similarity_fn_name)
-
-    def similarity_pairwise(self, a: Vectors, b: Vectors) -> Float[np.ndarray, " _"]:
-        """How like each embedding is to the one at the same place, by `similarity_fn_name`."""
-        return pairwise_similarity(a, b, self.similarity_fn_name)
-
     def save(self, directory: str | Path) -> None:
         """Writes a directory that sentence-transformers reads from version 5 on, and `load` does; atomic.
 
@@ -218,16 +217,7 @@ class RoutedEncoder:
             InputError: as `SentenceEncoder.save`, or for embeddings that some routes alone cut.
         """
         settings = [
-            settings_of(
-                encoder.spec,
-                prompts=self.prompts,
-                default_prompt_name=self.default_prompt_name,
-                similarity=self.similarity_fn_name,
-                matryoshka_dims=self.matryoshka_dims,
-                adaptive_layers=self.adaptive_layers,
-                template=self.template,
-            )
-            for encoder in self.encoders.values()
+            settings_fields(encoder.spec, self.settings) for encoder in self.encoders.values()
         ]
         if settings != settings[:1] * len(settings):
             raise InputError(
@@ -240,11 +230,9 @@ class RoutedEncoder:
             route: modules_of(
                 encoder.spec,
                 params[route],
+                encoder.settings,
                 tokenizer=encoder.tokenizer,
                 max_length=encoder.max_length,
-                include_prompt=encoder.include_prompt,
-                lower_case=encoder.lower_case,
-                base=encoder.base,
                 further=encoder.pooler,
             )
             for route, encoder in self.encoders.items()
@@ -254,10 +242,10 @@ class RoutedEncoder:
         )
 
 
-def load(
+def load_routed(
     name: str | Path, *, max_length: int = 0, compute_dtype: str = "float32"
 ) -> SentenceEncoder | RoutedEncoder:
-    """An embedding model, with routes or without; arguments and errors as of `sentence.load`."""
+    """Loads a model with routes or without; see `sentence.load` for arguments and errors."""
     directory = resolve(str(name))
     saved = read_routes(directory)
     if saved is None:
@@ -270,20 +258,15 @@ def load(
     encoders = {}
     for route, model in saved.models.items():
         limit = max_length or model.max_length
-        key = model.tokenizer_directory, limit, model.lower_case
+        key = model.tokenizer_directory, limit, model.settings.lower_case
         tokenizers[key] = tokenizers.get(key) or tokenizer_of(model, limit)
         encoders[route] = encoder_of(
             dataclasses.replace(model, params=params[route]), tokenizers[key], compute_dtype
         )
-    first = encoders[next(iter(encoders))]
-    settings = {name: getattr(first, name) for name in SETTINGS if name != "similarity_fn_name"}
+    settings = next(iter(encoders.values())).settings
     try:
         return RoutedEncoder(
-            encoders,
-            default_route=saved.default,
-            tasks=saved.tasks,
-            similarity=first.similarity_fn_name,
-            **settings,
+            encoders, default_route=saved.default, tasks=saved.tasks, settings=settings
         )
     except InputError as error:
         raise InputError(f"{directory}: {error}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,12 +16,14 @@ from jaxtyping import Float
 
 from embed_jax.data.tokenize import Tokenizer
 from embed_jax.data.window import WINDOW, pack_window
+from embed_jax.embedding_model import HasSettings, Setting
 from embed_jax.encode_options import EncodeOptions, no_attribute, refuse_unknown
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.hub import resolve
 from embed_jax.encoders.lora import merge_lora
 from embed_jax.encoders.read import read_model
 from embed_jax.encoders.saved import SavedModel
+from embed_jax.encoders.settings import EncodingSettings
 from embed_jax.encoders.shrink import first_layers
 from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.write import write_model
@@ -30,74 +33,54 @@ from embed_jax.parallel.inference import PicklesByParts, default_batch_tokens, r
 from embed_jax.parallel.mesh import gather_params, make_mesh, on_mesh
 from embed_jax.pretrained import check_length, fit_tokenizer, tokenizer_of, with_family
 from embed_jax.prompts import check_template, prompt_for, resolve_prompt
-from embed_jax.scores import (
-    Others,
-    Vectors,
-    pairwise_similarity,
-    similarity_matrix,
-    truncate,
-    unit_length,
-)
+from embed_jax.scores import truncate, unit_length
 from embed_jax.types import Params
 
 
-class SentenceEncoder(PicklesByParts):
+class SentenceEncoder(HasSettings, PicklesByParts):
     """A model with its tokenizer and prompts: `encode` texts, compare, `save` for sentence-transformers and for `load`.
 
     Attributes:
         spec: backbone, pooling and heads.
         params: tree of the encoder's parameters, float32 or bfloat16; what is computed is float32 for either.
         tokenizer: cuts texts at `tokenizer.max_length` tokens.
-        prompts: texts put before the input, by name.
-        default_prompt_name: the prompt used when none is named, or None.
-        include_prompt: whether a prompt's tokens count towards pooling.
-        similarity_fn_name: "cosine", "dot", "euclidean" or "manhattan": how its embeddings are meant to be compared.
-        lower_case: whether the tokenizer was told to lower-case texts first; kept for `save`.
-        matryoshka_dims: sizes to which embeddings were trained to be cut; none: only the whole was trained.
-        adaptive_layers: whether every layer was trained to be the last.
-        template: what makes a prompt of an instruction, such as "Instruct: {instruction}\\nQuery: "; "": it takes none.
-        base: what the model is called as an adapter's base, or the base of its own adapter; kept for `save`.
+        settings: prompts, similarity and all else that is no weight. Each of its fields is an attribute too, which
+            may be set; `settings.similarity` is `similarity_fn_name`.
         pooler: the base's tensors of transformers' pooler, unused; kept for `save`.
     """
+
+    include_prompt: Setting[bool] = Setting()
+    lower_case: Setting[bool] = Setting()
+    base: Setting[str] = Setting()
 
     def __init__(
         self,
         spec: EncoderSpec,
         params: Params,
         tokenizer: Tokenizer,
+        settings: EncodingSettings | None = None,
         *,
-        prompts: Mapping[str, str] | None = None,
-        default_prompt_name: str | None = None,
-        include_prompt: bool = True,
-        similarity: str = "cosine",
-        lower_case: bool = False,
-        matryoshka_dims: Sequence[int] = (),
-        adaptive_layers: bool = False,
-        base: str = "",
-        template: str = "",
         pooler: Mapping[str, np.ndarray] | None = None,
         compute_dtype: str = "float32",
         devices: int = 0,
     ):
-        """As the attributes, `similarity` as `similarity_fn_name`; `devices`: how many to encode on, 0 for all.
+        """Makes an encoder of its parts.
+
+        Args:
+            spec, params, tokenizer, pooler: see the attributes.
+            settings: None: the defaults of `EncodingSettings`.
+            compute_dtype: "float32" or "bfloat16".
+            devices: how many to encode on; 0: all.
 
         Raises:
             InputError: for a template without its placeholder `{instruction}`, or with another, or a tokenizer that
                 does not fit the backbone: ids or length.
         """
-        if template:
-            check_template(template)
+        self.settings = dataclasses.replace(settings or EncodingSettings())
+        if self.template:
+            check_template(self.template)
         self.tokenizer = fit_tokenizer(tokenizer, spec.backbone)
-        self.prompts = dict(prompts or {})
-        self.default_prompt_name = default_prompt_name
-        self.include_prompt = include_prompt
-        self.similarity_fn_name = similarity
-        self.lower_case = lower_case
-        self.matryoshka_dims = tuple(matryoshka_dims)
-        self.adaptive_layers = adaptive_layers
-        self.base = base
         self.comparison = None  # of `finetune` with data__holdout: before, after and BM25
-        self.template = template
         self.pooler = dict(pooler or {})
         self.compute_dtype = compute_dtype
         self._devices = devices
@@ -141,6 +124,11 @@ class SentenceEncoder(PicklesByParts):
     @max_seq_length.setter
     def max_seq_length(self, max_length: int) -> None:
         self.max_length = max_length
+
+    @property
+    def routes(self) -> tuple[str, ...]:
+        """No names: every text goes the same way; see `RoutedEncoder.routes`."""
+        return ()
 
     @property
     def dim(self) -> int:
@@ -291,14 +279,6 @@ class SentenceEncoder(PicklesByParts):
                 f"{truncated} of {count} texts were cut at the model's limit of {self.max_length} tokens"
             )
 
-    def similarity(self, a: Vectors, b: Others) -> Float[np.ndarray, "_ _"]:
-        """How like each embedding is to each of the others, by `similarity_fn_name`; see `similarity_matrix`."""
-        return similarity_matrix(a, b, self.similarity_fn_name)
-
-    def similarity_pairwise(self, a: Vectors, b: Vectors) -> Float[np.ndarray, " _"]:
-        """How like each embedding is to the one at the same place, by `similarity_fn_name`."""
-        return pairwise_similarity(a, b, self.similarity_fn_name)
-
     def with_params(self, params: Params) -> SentenceEncoder:
         """The same model with other parameters."""
         other = copy.copy(self)
@@ -328,17 +308,9 @@ class SentenceEncoder(PicklesByParts):
             Path(directory),
             self.spec,
             jax.device_get(self.params),
+            self.settings,
             tokenizer=self.tokenizer,
             max_length=self.max_length,
-            prompts=self.prompts,
-            default_prompt_name=self.default_prompt_name,
-            include_prompt=self.include_prompt,
-            similarity=self.similarity_fn_name,
-            lower_case=self.lower_case,
-            matryoshka_dims=self.matryoshka_dims,
-            adaptive_layers=self.adaptive_layers,
-            base=self.base,
-            template=self.template,
             further={**self.pooler, **(further or {})},
         )
 
@@ -419,10 +391,9 @@ def encoder_of(
         saved.spec,
         saved.params,
         tokenizer,
-        matryoshka_dims=saved.matryoshka_dims,
-        adaptive_layers=saved.adaptive_layers,
+        saved.settings,
+        pooler=saved.pooler,
         compute_dtype=compute_dtype,
-        **saved.recorded(),
     )
 
 

@@ -13,6 +13,7 @@ from embed_jax.data.tokenize import Tokenizer, from_transformers
 from embed_jax.data.word_vectors import read_word_vectors, word_tokenizer
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.heads import Normalize
+from embed_jax.encoders.settings import EncodingSettings
 from embed_jax.encoders.shrink import pca_head
 from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.static import MAX_LENGTH, StaticConfig
@@ -148,4 +149,4 @@ def _static(
     config = StaticConfig(vocab_size=len(table), hidden_size=table.shape[1])
     spec = EncoderSpec(config, heads=(Normalize(),) if normalize else ())
     params = {"backbone": {"token": np.ascontiguousarray(table, np.float32)}, "heads": {}}
-    return SentenceEncoder(spec, params, tokenizer, similarity=similarity)
+    return SentenceEncoder(spec, params, tokenizer, EncodingSettings(similarity=similarity))

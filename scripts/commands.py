@@ -119,7 +119,7 @@ def load_encoder(name: str) -> Any:
         InputError: for a model with routes.
     """
     model = load_model(name)
-    if hasattr(model, "encoders"):
-        raise InputError(f"{name}: has an encoder for each of {', '.join(model.encoders)}, where one is wanted; "
+    if model.routes:
+        raise InputError(f"{name}: has an encoder for each of {', '.join(model.routes)}, where one is wanted; "
                          "embed_jax.load(...).encoders[ROUTE].save(...) writes one by itself")  # fmt: skip
     return model

@@ -195,7 +195,7 @@ def mine_file(args: argparse.Namespace, beside: Path) -> None:
 
         score = cross_encoder.load(args.cross_encoder).score
     model = load_model(args.model) if args.model else None
-    fold = token_fold(model.tokenizer) if hasattr(model, "tokenizer") else None
+    fold = token_fold(model.tokenizer) if model and not model.routes else None
     with contextlib.ExitStack() as stack, beside.open("w", encoding="utf-8") as file:
         searchers = make_searchers(args, model, corpus, stack)
         blocks = mine_negatives(

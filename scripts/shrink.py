@@ -10,6 +10,7 @@ faster, not encoding. With --sts it says what both cost. For few dimensions try 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -135,12 +136,7 @@ def remade(model: SentenceEncoder, spec: EncoderSpec, params: Params) -> Sentenc
         spec,
         params,
         model.tokenizer,
-        prompts=model.prompts,
-        default_prompt_name=model.default_prompt_name,
-        include_prompt=model.include_prompt,
-        similarity=model.similarity_fn_name,
-        lower_case=model.lower_case,
-        template=model.template,
+        dataclasses.replace(model.settings, matryoshka_dims=(), adaptive_layers=False, base=""),
         compute_dtype=model.compute_dtype,
     )
 

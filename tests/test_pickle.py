@@ -14,6 +14,7 @@ from embed_jax.cross_encoder import CrossEncoder
 from embed_jax.data.tokenize import load_tokenizer
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.classifier import ClassifierSpec, build_classifier
+from embed_jax.encoders.settings import EncodingSettings
 from embed_jax.encoders.spec import LoraSpec, random_spec
 from embed_jax.routed import RoutedEncoder
 from embed_jax.sentence import SentenceEncoder
@@ -29,7 +30,10 @@ def model(tiny_model):
 def with_lora(model):
     spec = dataclasses.replace(model.spec, lora=LoraSpec(rank=2, alpha=4))
     return SentenceEncoder(
-        spec, build_encoder(spec).init(jax.random.key(1)), model.tokenizer, base="tiny"
+        spec,
+        build_encoder(spec).init(jax.random.key(1)),
+        model.tokenizer,
+        EncodingSettings(base="tiny"),
     )
 
 
@@ -49,7 +53,7 @@ def test_a_model_computes_the_same_after_pickle(kind, model, tiny_tokenizer):
         "static": lambda: static(tiny_tokenizer),
         "changed": lambda: model.with_params(jax.tree.map(lambda leaf: leaf * 0.5, model.params)),
         "routed": lambda: RoutedEncoder(
-            {"query": model, "document": model}, prompts={"query": "find "}
+            {"query": model, "document": model}, settings=EncodingSettings({"query": "find "})
         ),
         "cross-encoder": lambda: CrossEncoder(
             ClassifierSpec(model.spec.backbone),

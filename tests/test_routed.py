@@ -16,6 +16,7 @@ from embed_jax.data.tokenize import load_tokenizer
 from embed_jax.data.word_vectors import word_tokenizer
 from embed_jax.encoders.heads import Dense, Truncate
 from embed_jax.encoders.router import read_routes
+from embed_jax.encoders.settings import EncodingSettings
 from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.static import StaticConfig
 from embed_jax.errors import InputError
@@ -413,7 +414,10 @@ def test_the_models_prompts_and_options_are_those_of_all_routes(tiny_tokenizer):
     first.prompts = {"query": "music "}
     encoders = {"query": first, "document": table(8, seed=1, tokenizer=tokenizer)}
     model = RoutedEncoder(
-        encoders, prompts={"query": "red "}, template="{instruction} ", similarity="euclidean"
+        encoders,
+        settings=EncodingSettings(
+            prompts={"query": "red "}, template="{instruction} ", similarity="euclidean"
+        ),
     )
     np.testing.assert_array_equal(model.encode_query("cat"), first.encode("red cat"))
     np.testing.assert_array_equal(

@@ -16,6 +16,7 @@ from embed_jax.data.tokenize import load_tokenizer
 from embed_jax.encoders import modules
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.latent import LatentAttention
+from embed_jax.encoders.settings import EncodingSettings
 from embed_jax.encoders.shrink import first_layers
 from embed_jax.encoders.spec import random_spec
 from embed_jax.errors import InputError
@@ -92,9 +93,7 @@ def test_prompts_equal_sentence_transformers(model, tmp_path, include_prompt):
         model.spec,
         model.params,
         model.tokenizer,
-        prompts=prompts,
-        default_prompt_name="passage",
-        include_prompt=include_prompt,
+        EncodingSettings(prompts, default_prompt_name="passage", include_prompt=include_prompt),
     )
     prompted.save(tmp_path / "model")
     theirs, ours = (
@@ -164,7 +163,7 @@ def test_one_warning_counts_the_texts_that_were_cut(model, monkeypatch):
 )
 def test_what_cannot_be_encoded_is_said_in_one_line(model, texts, arguments, message):
     prompted = SentenceEncoder(
-        model.spec, model.params, model.tokenizer, prompts={"query": "find : "}
+        model.spec, model.params, model.tokenizer, EncodingSettings({"query": "find : "})
     )
     with pytest.raises(InputError) as caught:
         prompted.encode(texts, **arguments)
@@ -212,11 +211,13 @@ def test_a_saved_model_is_the_same_to_the_last_bit(model, tmp_path):
         model.spec,
         model.params,
         model.tokenizer.cut_at(20),
-        prompts={"query": "find : "},
-        default_prompt_name="query",
-        include_prompt=False,
-        similarity="dot",
-        lower_case=True,
+        EncodingSettings(
+            prompts={"query": "find : "},
+            default_prompt_name="query",
+            include_prompt=False,
+            similarity="dot",
+            lower_case=True,
+        ),
     )
     prompted.save(tmp_path / "model")
     again = load(str(tmp_path / "model"))
@@ -306,7 +307,7 @@ TEMPLATE = "Instruct: {instruction}\nQuery: "
 
 
 def prompted(model, **options):
-    return SentenceEncoder(model.spec, model.params, model.tokenizer, **options)
+    return SentenceEncoder(model.spec, model.params, model.tokenizer, EncodingSettings(**options))
 
 
 def warned(function) -> list[str]:

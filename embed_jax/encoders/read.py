@@ -18,13 +18,14 @@ from embed_jax.encoders.build import TOKEN_HEAD
 from embed_jax.encoders.classifier import build_classifier, classifier_family, classifier_spec
 from embed_jax.encoders.heads import Truncate
 from embed_jax.encoders.saved import SavedClassifier, SavedModel, SavedRoutes
+from embed_jax.encoders.settings import EncodingSettings
 from embed_jax.encoders.spec import EncoderSpec, LoraSpec
 from embed_jax.encoders.stack import ADAPTER
 from embed_jax.encoders.text_config import TextConfig, read_text_config
 from embed_jax.encoders.weighted_layers import WeightedLayers
 from embed_jax.encoders.weights import open_tensors, params_from_tensors, read_json
 from embed_jax.errors import InputError
-from embed_jax.registry import lookup, unknown
+from embed_jax.registry import REGISTRY, lookup, unknown
 from embed_jax.types import Params, Put, Rules, param_dtype
 
 SETTINGS = "config_sentence_transformers.json"
@@ -61,26 +62,48 @@ def read_model(directory: Path, *, put: Put | None = None) -> SavedModel:
             is missing, extra, there twice or of another shape; or an adapter's base is not found or another.
     """
     directory = Path(directory)
-    if is_cross_encoder(directory):
-        raise InputError(
-            f"{directory}: a cross-encoder, which scores pairs of texts (embed_jax.load_cross_encoder reads it); "
-            "accepted: an embedding model"
-        )
+    refuse_cross_encoder(directory)
     folders = modules.read_modules(directory)
     settings = _read_optional(directory / SETTINGS, json_fields.SETTINGS)
     plain = not (directory / "modules.json").is_file()
     return _read(directory, folders, {} if plain else settings, plain=plain, put=put)
 
 
-def is_cross_encoder(directory: Path) -> bool:
-    """Whether a directory holds a sequence classification model and not an embedding model."""
+def model_type(directory: Path) -> str:
+    """The kind of a model: a name of the registry's "model", which are those of sentence-transformers' classes.
+
+    A directory that names none is a cross-encoder if it is a plain Hugging Face one with a sequence classification
+    model, else an embedding model.
+
+    Raises:
+        InputError: for a damaged file, or a kind that is not supported.
+    """
     directory = Path(directory)
-    kind = _read_optional(directory / SETTINGS, json_fields.SETTINGS).get("model_type")
-    if kind or (directory / "modules.json").is_file():
-        return kind == "CrossEncoder"
-    return _architecture(_read_optional(directory / "config.json", json_fields.CONFIG)).endswith(
-        "ForSequenceClassification"
-    )
+    name = _read_optional(directory / SETTINGS, json_fields.SETTINGS).get("model_type")
+    if name:
+        if name not in REGISTRY["model"]:  # not `lookup`: a file is not to name a function
+            message = unknown("kind of model", name, REGISTRY["model"])
+            raise InputError(f"{directory / SETTINGS}: model_type: {message}")
+        return name
+    config = {}
+    if not (directory / "modules.json").is_file():
+        config = _read_optional(directory / "config.json", json_fields.CONFIG)
+    classifies = _architecture(config).endswith("ForSequenceClassification")
+    return "CrossEncoder" if classifies else "SentenceTransformer"
+
+
+def is_cross_encoder(directory: Path) -> bool:
+    """Returns whether a directory holds a sequence classification model and not an embedding model."""
+    return model_type(directory) == "CrossEncoder"
+
+
+def refuse_cross_encoder(directory: Path) -> None:
+    """Raises an InputError for a cross-encoder, where an embedding model is expected."""
+    if is_cross_encoder(directory):
+        raise InputError(
+            f"{directory}: a cross-encoder, which scores pairs of texts (embed_jax.load_cross_encoder reads it); "
+            "accepted: an embedding model"
+        )
 
 
 def read_routes(directory: Path) -> SavedRoutes | None:
@@ -137,17 +160,20 @@ def _read(
         spec=EncoderSpec(read.backbone, **others, lora=read.lora),
         params={**read.params, **params_of_others},
         max_length=_max_length(read.texts, limits, read.backbone.max_length),
-        prompts=_prompts(settings),
-        default_prompt_name=_default_prompt_name(settings, directory),
-        include_prompt=include_prompt,
-        similarity=_similarity(settings, directory),
-        lower_case=read.texts.lower_case,
+        settings=EncodingSettings(
+            prompts=_prompts(settings),
+            default_prompt_name=_default_prompt_name(settings, directory),
+            include_prompt=include_prompt,
+            similarity=_similarity(settings, directory),
+            template=settings.get("instruction_template") or "",
+            matryoshka_dims=_sizes(settings, directory),
+            adaptive_layers=bool(settings.get("adaptive_layers")),
+            lower_case=read.texts.lower_case,
+            base=read.base,
+        ),
         tokenizer_directory=tokenizer,
         special_tokens=not static,
-        matryoshka_dims=_sizes(settings, directory),
-        adaptive_layers=bool(settings.get("adaptive_layers")),
-        base=read.base,
-        template=settings.get("instruction_template"),
+        records_template=settings.get("instruction_template") is not None,
         origin=""
         if static
         else str(

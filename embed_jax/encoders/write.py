@@ -24,6 +24,7 @@ from embed_jax.encoders.base import ADAPTER_CONFIG
 from embed_jax.encoders.build import TOKEN_HEAD
 from embed_jax.encoders.heads import Truncate
 from embed_jax.encoders.int8 import dequantize
+from embed_jax.encoders.settings import EncodingSettings
 from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.stack import ADAPTER
 from embed_jax.encoders.text_config import TextConfig, write_text_config
@@ -34,6 +35,7 @@ from embed_jax.registry import lookup
 from embed_jax.types import Params
 
 SETTINGS = "config_sentence_transformers.json"
+DEFAULT_SETTINGS = EncodingSettings()
 REPLACED = {
     "README.md",
     ".gitattributes",
@@ -53,18 +55,10 @@ def write_model(
     directory: Path,
     spec: EncoderSpec,
     params: Params,
+    settings: EncodingSettings = DEFAULT_SETTINGS,
     *,
     tokenizer: SavesItself,
     max_length: int,
-    prompts: Mapping[str, str] | None = None,
-    default_prompt_name: str | None = None,
-    include_prompt: bool = True,
-    similarity: str = "cosine",
-    lower_case: bool = False,
-    matryoshka_dims: Sequence[int] = (),
-    adaptive_layers: bool = False,
-    base: str = "",
-    template: str = "",
     shard_bytes: int = SHARD_BYTES,
     further: Mapping[str, np.ndarray] | None = None,
 ) -> None:
@@ -74,14 +68,14 @@ def write_model(
     held before. A model there before is replaced; a directory with anything else in it is not touched. The
     "first_last_mean" pooling and a LatentAttention are ours alone: sentence-transformers refuses such a model. A static
     encoder is written as a StaticEmbedding. Of an encoder with an adapter only the adapter is written, as
-    sentence-transformers does, in PEFT's format; the backbone must be that of `base`. Kernels in eight bits are written
+    sentence-transformers does, in PEFT's format; the backbone must be that of `settings.base`. Kernels in eight bits are written
     in float32.
 
     Args:
         spec, params: as of `build_encoder`; parameters of heads that the spec does not name are left out.
+        settings: how texts are encoded and embeddings compared.
         tokenizer: what writes the tokenizer's files.
-        max_length, prompts, default_prompt_name, include_prompt, similarity, lower_case, matryoshka_dims,
-            adaptive_layers, base, template: see SavedModel.
+        max_length: tokens, special ones included, after which a text is cut.
         shard_bytes: a larger backbone is written as shards of at most so many bytes.
         further: tensors to write beside the backbone's, under Hugging Face's names, such as those of a language model's
             head; not beside an adapter.
@@ -95,22 +89,11 @@ def write_model(
     written = modules_of(
         spec,
         params,
+        settings,
         tokenizer=tokenizer,
         max_length=max_length,
-        include_prompt=include_prompt,
-        lower_case=lower_case,
-        base=base,
         shard_bytes=shard_bytes,
         further=further,
-    )
-    settings = settings_of(
-        spec,
-        prompts=prompts,
-        default_prompt_name=default_prompt_name,
-        similarity=similarity,
-        matryoshka_dims=matryoshka_dims,
-        adaptive_layers=adaptive_layers,
-        template=template,
     )
     with whole_directory(directory) as temporary:
         folders = [
@@ -119,7 +102,7 @@ def write_model(
         for module, (_, folder) in zip(written, folders, strict=True):
             module.write(temporary / folder)
         modules.write_modules(temporary, folders)
-        write_json(temporary / SETTINGS, settings)
+        write_json(temporary / SETTINGS, settings_fields(spec, settings))
 
 
 def write_routes(
@@ -129,7 +112,7 @@ def write_routes(
 
     Args:
         routes: what texts pass, by route, of `modules_of`; modules that share their parameters are written once.
-        settings: of `settings_of`.
+        settings: of `settings_fields`.
         rules: `default` and `tasks`, see `router.Routes`.
     """
     with whole_directory(directory) as temporary:
@@ -163,12 +146,10 @@ class Module:
 def modules_of(
     spec: EncoderSpec,
     params: Params,
+    settings: EncodingSettings,
     *,
     tokenizer: SavesItself,
     max_length: int,
-    include_prompt: bool = True,
-    lower_case: bool = False,
-    base: str = "",
     shard_bytes: int = SHARD_BYTES,
     further: Mapping[str, np.ndarray] | None = None,
 ) -> list[Module]:
@@ -178,7 +159,7 @@ def modules_of(
         InputError: prompts of a static encoder are to be left out of pooling; or vectors are cut before the last head.
     """
     static = lookup("backbone", spec.backbone.family).write_config is None
-    if static and not include_prompt:
+    if static and not settings.include_prompt:
         raise InputError(
             "prompts count towards pooling in a StaticEmbedding: include_prompt False cannot be written"
         )
@@ -192,15 +173,16 @@ def modules_of(
         if spec.lora is None:
             _write_backbone(folder, spec, params["backbone"], shard_bytes, further or {})
         else:
-            changes = write_adapter(folder, spec, params[ADAPTER], base) | _outputs(spec)
+            changes = write_adapter(folder, spec, params[ADAPTER], settings.base) | _outputs(spec)
         tokenizer.save(folder)
         if not static:  # whose limit is its tokenizer's
-            write_text_config(folder, TextConfig(max_length, lower_case, changes))
+            write_text_config(folder, TextConfig(max_length, settings.lower_case, changes))
 
     def module(kind: str, write: Callable[[Path], None], what: Any, params: Params) -> Module:
         return Module(kind, (kind, what, *map(id, jax.tree.leaves(params))), write)
 
-    texts = (id(tokenizer), max_length, lower_case, base if spec.lora else "")
+    base = settings.base if spec.lora else ""
+    texts = (id(tokenizer), max_length, settings.lower_case, base)
     inner = {name: params[name] for name in ("backbone", ADAPTER) if name in params}
     kind = "StaticEmbedding" if static else "Transformer"
     found = [
@@ -217,7 +199,7 @@ def modules_of(
             module(modules.WEIGHTED if weighted else modules.LATENT, write, spec.token_head, own)
         )
     if not static:
-        pooled = (spec.pooling, spec.backbone.hidden_size, include_prompt)
+        pooled = (spec.pooling, spec.backbone.hidden_size, settings.include_prompt)
         found.append(
             module("Pooling", lambda folder: modules.write_pooling(folder, *pooled), pooled, {})
         )
@@ -228,26 +210,18 @@ def modules_of(
     return found
 
 
-def settings_of(
-    spec: EncoderSpec,
-    *,
-    prompts: Mapping[str, str] | None = None,
-    default_prompt_name: str | None = None,
-    similarity: str = "cosine",
-    matryoshka_dims: Sequence[int] = (),
-    adaptive_layers: bool = False,
-    template: str = "",
-) -> dict[str, Any]:
-    """What config_sentence_transformers.json says of a model; arguments as of `write_model`."""
+def settings_fields(spec: EncoderSpec, settings: EncodingSettings) -> dict[str, Any]:
+    """The fields of a model's config_sentence_transformers.json."""
     cut = spec.heads and isinstance(spec.heads[-1], Truncate)
+    dims = list(settings.matryoshka_dims)
     return {
-        "prompts": dict(prompts or {}),
-        "default_prompt_name": default_prompt_name,
-        "similarity_fn_name": similarity,
-        "instruction_template": template,
+        "prompts": settings.prompts,
+        "default_prompt_name": settings.default_prompt_name,
+        "similarity_fn_name": settings.similarity,
+        "instruction_template": settings.template,
         **({"truncate_dim": spec.heads[-1].out_features} if cut else {}),
-        **({"matryoshka_dims": list(matryoshka_dims)} if matryoshka_dims else {}),
-        **({"adaptive_layers": True} if adaptive_layers else {}),
+        **({"matryoshka_dims": dims} if dims else {}),
+        **({"adaptive_layers": True} if settings.adaptive_layers else {}),
     }
 
 

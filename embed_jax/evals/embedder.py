@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from embed_jax.embedding_model import EmbeddingModel
 from embed_jax.errors import InputError
 from embed_jax.evals.task import DOCUMENT, QUERY, Use
 from embed_jax.prompts import prompt_for
@@ -88,7 +89,7 @@ class Embedder:
 
 
 def prompt_options(
-    model: Any,
+    model: EmbeddingModel,
     *,
     prompt_name: str | None = None,
     query_prompt_name: str | None = None,
@@ -102,13 +103,13 @@ def prompt_options(
     them get none, on purpose, and never an instruction. A RoutedEncoder is told the side too, as the task.
 
     Args:
-        model: with `prompts`, `default_prompt_name` and `template`; one with `encoders` has routes.
+        model: an EmbeddingModel; one with routes is told the side, as the task.
         prompt_name: of all texts but documents. query_prompt_name, corpus_prompt_name: of the two sides of a search.
         instruction: what the template makes a prompt of, of all texts but documents; instead of a name.
     """
 
     def options(use: Use) -> dict[str, Any]:
-        task = {"task": use.side} if use.side and hasattr(model, "encoders") else {}
+        task = {"task": use.side} if use.side and model.routes else {}
         return {**prompted(use), **task}
 
     def prompted(use: Use) -> dict[str, Any]:

@@ -136,14 +136,9 @@ def truncated(model: SentenceEncoder, dim: int) -> SentenceEncoder:
         dataclasses.replace(model.spec, heads=(*heads, Normalize())),
         {**model.params, "heads": params},
         model.tokenizer,
-        prompts=model.prompts,
-        default_prompt_name=model.default_prompt_name,
-        include_prompt=model.include_prompt,
-        similarity=model.similarity_fn_name,
-        lower_case=model.lower_case,
-        matryoshka_dims=[size for size in model.matryoshka_dims if size <= dim],
-        adaptive_layers=model.adaptive_layers,
-        base=model.base,
-        template=model.template,
+        dataclasses.replace(
+            model.settings,
+            matryoshka_dims=tuple(size for size in model.matryoshka_dims if size <= dim),
+        ),
         compute_dtype=model.compute_dtype,
     )

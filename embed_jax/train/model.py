@@ -20,6 +20,7 @@ from embed_jax.encoders.hub import resolve
 from embed_jax.encoders.int8 import quantize, quantize_layers
 from embed_jax.encoders.lora import adapted_modules, init_lora, merge_lora, split_trainable
 from embed_jax.encoders.read import read_model, sharding_rules
+from embed_jax.encoders.settings import EncodingSettings
 from embed_jax.encoders.shrink import keep_layers, layer_numbers
 from embed_jax.encoders.spec import EncoderSpec, LoraSpec, random_spec
 from embed_jax.errors import InputError
@@ -90,7 +91,8 @@ def initial_model(config: Experiment, *, mesh: Mesh | None = None) -> TrainingMo
         )
         spec = random_spec(shape, vocab_size=tokenizer.vocab_size, pooling=model.pooling or "mean")
         check_length(longest, spec.backbone, "config.data.max_length")
-        params, recorded = store_frozen(build_encoder(spec).init(key), lora), {}
+        params = store_frozen(build_encoder(spec).init(key), lora)
+        settings, pooler = EncodingSettings(), {}
     else:
         directory = resolve(model.name)
         put = None if mesh is None else _put_function(sharding_rules(directory), mesh, lora)
@@ -103,16 +105,19 @@ def initial_model(config: Experiment, *, mesh: Mesh | None = None) -> TrainingMo
             _tokenizer(model) if model.tokenizer else None,
             model.append_eos,
         )
-        recorded = saved.recorded()
+        # Sizes and layers are those that this run trains: `describe_result` notes them.
+        settings = dataclasses.replace(saved.settings, matryoshka_dims=(), adaptive_layers=False)
+        pooler = saved.pooler
     dtype = compute_dtype(model.compute_dtype)
     encoder, spec, params = _trained_encoder(config, spec, params, key, dtype)
     sentence = SentenceEncoder(
         spec,
         params,
         tokenizer,
+        settings,
+        pooler=pooler,
         compute_dtype=dtype,
         devices=config.train.devices,
-        **recorded,
     )
     return TrainingModel(encoder, params, spec, tokenizer.hf, sentence, longest)
 

@@ -79,7 +79,7 @@ def adapted(base, targets, **changes):
     adapter = jax.tree.map(
         lambda x: (x + 0.1 * rng.normal(size=x.shape)).astype(np.float32), adapter
     )
-    return SentenceEncoder(spec, {**params, "lora": adapter}, model.tokenizer, base=model.base)
+    return SentenceEncoder(spec, {**params, "lora": adapter}, model.tokenizer, model.settings)
 
 
 def cases(*fast):
@@ -260,7 +260,7 @@ def changed(model, **fields):
     spec = dataclasses.replace(
         model.spec, backbone=dataclasses.replace(model.spec.backbone, **fields)
     )
-    return SentenceEncoder(spec, model.params, model.tokenizer, base=model.base)
+    return SentenceEncoder(spec, model.params, model.tokenizer, model.settings)
 
 
 def test_what_the_backbone_has_other_than_its_base(bases, tmp_path):

@@ -15,6 +15,7 @@ from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.heads import Dense, Normalize
 from embed_jax.encoders.hub import resolve
 from embed_jax.encoders.read import read_model
+from embed_jax.encoders.settings import EncodingSettings
 from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.write import write_model
 from embed_jax.errors import InputError
@@ -74,7 +75,7 @@ def test_minilm_equals_sentence_transformers(make_batch):
     directory = resolve("all-MiniLM-L6-v2")
     saved = read_model(directory)
     assert (saved.max_length, saved.spec.pooling, saved.spec.heads) == (256, "mean", (Normalize(),))
-    assert (saved.similarity, saved.prompts, saved.lower_case) == ("cosine", {}, False)
+    assert dataclasses.replace(saved.settings, base="") == EncodingSettings()
     expected = peer.SentenceTransformer(str(directory), device="cpu").encode(TEXTS)
     np.testing.assert_allclose(
         encode(saved.spec, saved.params, directory, TEXTS, make_batch), expected, atol=1e-6
@@ -257,11 +258,20 @@ def test_round_trip_through_sentence_transformers(
     torch_model("bert", vocab_size=200).save_pretrained(tmp_path / "plain")
     spec, params = spec_and_params(tmp_path / "plain", pooling, heads)
     out = tmp_path / "out"
-    settings = dict(max_length=24, prompts={"query": "find : "}, default_prompt_name="query", include_prompt=False,
-                    similarity="dot", lower_case=True)  # fmt: skip
-    write_model(out, spec, params, tokenizer=tokenizer, **settings)
+    settings = EncodingSettings(
+        prompts={"query": "find : "},
+        default_prompt_name="query",
+        include_prompt=False,
+        similarity="dot",
+        template="Instruct: {instruction} ",
+        matryoshka_dims=(4, 8),
+        adaptive_layers=True,
+        lower_case=True,
+    )
+    write_model(out, spec, params, settings, tokenizer=tokenizer, max_length=24)
     saved = read_model(out)
-    assert saved.spec == spec and {name: getattr(saved, name) for name in settings} == settings
+    assert (saved.spec, saved.max_length) == (spec, 24)
+    assert dataclasses.replace(saved.settings, base="") == settings
     jax.tree.map(np.testing.assert_array_equal, saved.params, jax.device_get(params))
 
     ours = encode(spec, params, out, TEXTS, make_batch)
@@ -277,7 +287,8 @@ def test_round_trip_through_sentence_transformers(
     model.save(str(tmp_path / "theirs"))  # the installed version's own layout
     theirs = read_model(tmp_path / "theirs")
     assert dataclasses.replace(theirs.spec, backbone=spec.backbone) == spec
-    assert (theirs.max_length, theirs.include_prompt, theirs.similarity) == (24, False, "dot")
+    assert theirs.max_length == 24
+    assert (theirs.settings.include_prompt, theirs.settings.similarity) == (False, "dot")
     jax.tree.map(np.testing.assert_array_equal, theirs.params, saved.params)
 
 

@@ -123,8 +123,8 @@ def ours(directory, make_batch, prompt_name=None):
     """Embeddings by the parts that are under test, and the tokenizer."""
     saved = read_model(directory)
     tokenizer = tokenizer_of(saved, saved.max_length)
-    prompt = saved.prompts.get(prompt_name or saved.default_prompt_name, "")
-    found = tokenizer.encode(TEXTS, prompt, saved.include_prompt)
+    prompt = saved.settings.prompts.get(prompt_name or saved.settings.default_prompt_name, "")
+    found = tokenizer.encode(TEXTS, prompt, saved.settings.include_prompt)
     tokens = make_batch([[(i, ids)] for i, ids in enumerate(found.ids)], 64, len(TEXTS), found.skip)
     return np.asarray(build_encoder(saved.spec).apply(saved.params, tokens))
 
@@ -221,13 +221,13 @@ def test_a_layout_is_read_as_sentence_transformers_reads_it(name, lay_out, agree
     directory = lay_out(*modules, **about)
     model = agrees(directory)
     saved = read_model(directory)
-    assert (saved.similarity, saved.default_prompt_name) == (
+    assert (saved.settings.similarity, saved.settings.default_prompt_name) == (
         model.similarity_fn_name,
         model.default_prompt_name,
     )
     assert saved.max_length == min(model.max_seq_length, 40)
-    assert all(model.prompts[name] == prompt for name, prompt in saved.prompts.items())
-    if saved.prompts.get("query"):
+    assert all(model.prompts[name] == prompt for name, prompt in saved.settings.prompts.items())
+    if saved.settings.prompts.get("query"):
         agrees(directory, "query")
 
 

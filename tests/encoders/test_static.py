@@ -12,6 +12,7 @@ from embed_jax.data.tokenize import load_tokenizer
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.heads import Dense, Normalize
 from embed_jax.encoders.read import read_model
+from embed_jax.encoders.settings import EncodingSettings
 from embed_jax.encoders.spec import EncoderSpec, random_spec
 from embed_jax.encoders.static import MAX_LENGTH, StaticConfig
 from embed_jax.encoders.weights import write_safetensors
@@ -49,7 +50,9 @@ def make(tiny_tokenizer, table):
             "heads": {n: one for n, one in params.items() if one},
         }
         tokenizer = load_tokenizer(tiny_tokenizer, max_length, special_tokens=False)
-        return SentenceEncoder(EncoderSpec(config, "mean", heads), params, tokenizer, **more)
+        return SentenceEncoder(
+            EncoderSpec(config, "mean", heads), params, tokenizer, EncodingSettings(**more)
+        )
 
     return make
 

@@ -9,6 +9,7 @@ from embed_jax.evals.task import DOCUMENT, QUERY, Use
 class Model:
     def __init__(self, prompts=None, default=None, template=""):
         self.prompts, self.default_prompt_name, self.template = prompts or {}, default, template
+        self.routes = ()
 
 
 @pytest.fixture

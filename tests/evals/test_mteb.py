@@ -14,6 +14,7 @@ from mteb.models.abs_encoder import get_prompt_name  # noqa: E402
 from mteb.models.models_protocols import EncoderProtocol, SearchProtocol  # noqa: E402
 from mteb.types import PromptType  # noqa: E402
 
+from embed_jax.encoders.settings import EncodingSettings  # noqa: E402
 from embed_jax.errors import InputError  # noqa: E402
 from embed_jax.evals.embedder import Embedder, prompt_options  # noqa: E402
 from embed_jax.evals.mteb import KINDS, local_task, mteb_model, revision  # noqa: E402
@@ -268,7 +269,9 @@ def saved(tiny_model, tmp_path_factory):
         "Classification": "sort : ",
     }
     directory = tmp_path_factory.mktemp("prompted") / "model"
-    SentenceEncoder(model.spec, model.params, model.tokenizer, prompts=prompts).save(directory)
+    SentenceEncoder(model.spec, model.params, model.tokenizer, EncodingSettings(prompts)).save(
+        directory
+    )
     return directory
 
 
@@ -335,7 +338,7 @@ def test_a_revision_is_the_content(model, saved, tiny_model):
     others = [load(str(tiny_model)), load(str(saved), max_length=20)]
     first, *rest = jax.tree.leaves(model.params)
     changed = jax.tree.unflatten(jax.tree.structure(model.params), [first + 1e-6, *rest])
-    others.append(SentenceEncoder(model.spec, changed, model.tokenizer, prompts=model.prompts))
+    others.append(SentenceEncoder(model.spec, changed, model.tokenizer, model.settings))
     assert len({revision(model), *map(revision, others)}) == 4
 
 

@@ -19,6 +19,7 @@ from embed_jax.encoders.int8 import quantize_layers
 from embed_jax.encoders.latent import LatentAttention
 from embed_jax.encoders.modernbert import SHAPES as MODERNBERTS
 from embed_jax.encoders.rope import Rope
+from embed_jax.encoders.settings import EncodingSettings
 from embed_jax.encoders.spec import EncoderSpec, LoraSpec, random_spec
 from embed_jax.encoders.t5 import SHAPES as T5S
 from embed_jax.encoders.weighted_layers import WeightedLayers
@@ -117,7 +118,9 @@ def make(tokenizer):
         params = jax.tree.map(
             lambda leaf: rng.normal(0, 0.4, leaf.shape).astype(np.float32), shapes
         )
-        return SentenceEncoder(spec, change(params), tokenizer, devices=1, **options)
+        return SentenceEncoder(
+            spec, change(params), tokenizer, EncodingSettings(**options), devices=1
+        )
 
     return model
 

@@ -15,6 +15,7 @@ from embed_jax.encoders.classifier import ClassifierSpec, build_classifier
 from embed_jax.encoders.heads import Dense, Normalize, Truncate
 from embed_jax.encoders.lora import init_lora
 from embed_jax.encoders.read import read_model
+from embed_jax.encoders.settings import EncodingSettings
 from embed_jax.encoders.spec import EncoderSpec, LoraSpec
 from embed_jax.export.directory import truncated
 from embed_jax.parallel.mesh import make_mesh
@@ -78,7 +79,9 @@ def made(tiny_model, tiny_tokenizer):
             "heads": {name: tree for name, tree in params.items() if tree},
         }
         spec = EncoderSpec(tiny.spec.backbone, pooling, heads)
-        return SentenceEncoder(spec, params, load_tokenizer(tiny_tokenizer, 20), **recorded)
+        return SentenceEncoder(
+            spec, params, load_tokenizer(tiny_tokenizer, 20), EncodingSettings(**recorded)
+        )
 
     return make
 
@@ -284,7 +287,7 @@ def test_an_adapter_leaves_merged_or_alone(exported, refused, tiny_model, tmp_pa
     lora = init_lora(spec, base.params["backbone"], jax.random.key(3))
     lora = jax.tree.map(lambda leaf: leaf + 0.1, lora)  # whose outputs are 0 at first
     adapted = SentenceEncoder(
-        spec, {**base.params, "lora": lora}, base.tokenizer, base=str(tiny_model)
+        spec, {**base.params, "lora": lora}, base.tokenizer, EncodingSettings(base=str(tiny_model))
     )
     adapted.save(tmp_path / "adapted")
     wanted = adapted.encode(TEXTS)

@@ -1,0 +1,107 @@
+"""The interface that every model that embeds texts has, and what its classes share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar, overload, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+
+from embed_jax.encoders.settings import EncodingSettings
+from embed_jax.scores import Others, Vectors, pairwise_similarity, similarity_matrix
+
+T = TypeVar("T")
+
+
+@runtime_checkable
+class EmbeddingModel(Protocol):
+    """A model that embeds texts, of any kind: what commands and evaluations use of it.
+
+    Attributes:
+        settings: how texts are encoded and embeddings compared.
+        routes: names of its encoders where texts of different tasks have different ones, in which
+            case `encode` takes `task`; empty for a model that is one encoder.
+    """
+
+    settings: EncodingSettings
+    prompts: Setting[dict[str, str]]
+    default_prompt_name: Setting[str | None]
+    template: Setting[str]
+    similarity_fn_name: Setting[str]
+
+    @property
+    def routes(self) -> tuple[str, ...]: ...
+
+    @property
+    def dim(self) -> int: ...
+
+    @property
+    def max_length(self) -> int: ...
+
+    def encode(self, texts: str | Iterable[str], **options: Any) -> np.ndarray: ...
+
+    def encode_query(self, texts: str | Iterable[str], **options: Any) -> np.ndarray: ...
+
+    def encode_document(self, texts: str | Iterable[str], **options: Any) -> np.ndarray: ...
+
+    def encode_blocks(self, texts: Iterable[str], **options: Any) -> Iterator[np.ndarray]: ...
+
+    def similarity(self, a: Any, b: Any) -> np.ndarray: ...
+
+    def similarity_pairwise(self, a: Any, b: Any) -> np.ndarray: ...
+
+    def save(self, directory: str | Path) -> None: ...
+
+
+class Setting(Generic[T]):
+    """An attribute of a model that is a field of its `settings`; setting it replaces them.
+
+    Args:
+        field: the field's name; "": that of the attribute.
+    """
+
+    def __init__(self, field: str = ""):
+        self.field = field
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.field = self.field or name
+
+    @overload
+    def __get__(self, model: None, owner: type) -> Setting[T]: ...
+
+    @overload
+    def __get__(self, model: object, owner: type) -> T: ...
+
+    def __get__(self, model: Any, owner: type) -> Setting[T] | T:
+        return self if model is None else getattr(model.settings, self.field)
+
+    def __set__(self, model: Any, value: T) -> None:
+        model.settings = dataclasses.replace(model.settings, **{self.field: value})
+
+
+class HasSettings:
+    """The settings of an embedding model as attributes, and the comparison that they name.
+
+    Attributes:
+        settings: all of them; the attributes below are its fields, and may be set.
+        similarity_fn_name: `settings.similarity`, under sentence-transformers' name.
+    """
+
+    settings: EncodingSettings
+    prompts: Setting[dict[str, str]] = Setting()
+    default_prompt_name: Setting[str | None] = Setting()
+    similarity_fn_name: Setting[str] = Setting("similarity")
+    template: Setting[str] = Setting()
+    matryoshka_dims: Setting[tuple[int, ...]] = Setting()
+    adaptive_layers: Setting[bool] = Setting()
+
+    def similarity(self, a: Vectors, b: Others) -> Float[np.ndarray, "_ _"]:
+        """How like each embedding is to each of the others, by `similarity_fn_name`; see `similarity_matrix`."""
+        return similarity_matrix(a, b, self.similarity_fn_name)
+
+    def similarity_pairwise(self, a: Vectors, b: Vectors) -> Float[np.ndarray, " _"]:
+        """How like each embedding is to the one at the same position, by `similarity_fn_name`."""
+        return pairwise_similarity(a, b, self.similarity_fn_name)

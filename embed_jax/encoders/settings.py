@@ -1,0 +1,41 @@
+"""How texts are encoded and embeddings compared: what a model's files record beside its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodingSettings:
+    """Settings of an embedding model, read and written with it; none of them changes a weight.
+
+    Attributes:
+        prompts: texts put before the input, by name. A copy of the mapping given.
+        default_prompt_name: the prompt used when none is named, or None.
+        include_prompt: whether a prompt's tokens count towards pooling.
+        similarity: "cosine", "dot", "euclidean" or "manhattan": how embeddings are compared.
+        template: makes a prompt of an instruction, such as "Instruct: {instruction}\\nQuery: ";
+            "": the model takes no instruction.
+        matryoshka_dims: sizes to which embeddings were trained to be cut; empty: only the whole.
+        adaptive_layers: whether every layer was trained to be the last.
+        lower_case: whether texts are lower-cased before the tokenizer sees them.
+        base: the model's own name as the base of an adapter, or the name of its base if it has an
+            adapter: an absolute directory, or a name on the hub.
+    """
+
+    prompts: dict[str, str] = dataclasses.field(default_factory=dict)
+    default_prompt_name: str | None = None
+    include_prompt: bool = True
+    similarity: str = "cosine"
+    template: str = ""
+    matryoshka_dims: tuple[int, ...] = ()
+    adaptive_layers: bool = False
+    lower_case: bool = False
+    base: str = ""
+
+    def __post_init__(self) -> None:
+        prompts: Mapping[str, str] = self.prompts
+        # A model's prompts may be changed in place; no other model's change with them.
+        object.__setattr__(self, "prompts", dict(prompts))
+        object.__setattr__(self, "matryoshka_dims", tuple(self.matryoshka_dims))

@@ -1,0 +1,50 @@
+"""Loads a model of any kind; the registry's "model" names the function that loads each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from embed_jax.encoders.hub import resolve
+from embed_jax.encoders.read import model_type, refuse_cross_encoder
+from embed_jax.registry import lookup
+
+if TYPE_CHECKING:
+    from embed_jax.cross_encoder import CrossEncoder
+    from embed_jax.embedding_model import EmbeddingModel
+    from embed_jax.routed import RoutedEncoder
+    from embed_jax.sentence import SentenceEncoder
+
+
+def load_model(
+    name: str | Path, *, max_length: int = 0, compute_dtype: str = "float32"
+) -> EmbeddingModel | CrossEncoder:
+    """Loads a model of the kind that its files say it is.
+
+    Args:
+        name: a directory (ours, sentence-transformers' or plain Hugging Face), or a hub name.
+        max_length: cut texts, or pairs of them, at this number of tokens; 0: the model's own limit.
+        compute_dtype: "float32" or "bfloat16".
+
+    Raises:
+        InputError: if it can't be found or read, is of an unknown kind or architecture, its
+            vocabulary is larger than its table, or `max_length` is more than the model has
+            positions for.
+    """
+    load = lookup("model", model_type(resolve(str(name))))
+    return load(name, max_length=max_length, compute_dtype=compute_dtype)
+
+
+def load_embedding_model(
+    name: str | Path, *, max_length: int = 0, compute_dtype: str = "float32"
+) -> SentenceEncoder | RoutedEncoder:
+    """Loads a model of any kind that embeds texts.
+
+    Args:
+        name, max_length, compute_dtype: see `load_model`.
+
+    Raises:
+        InputError: see `load_model`; also for a cross-encoder.
+    """
+    refuse_cross_encoder(resolve(str(name)))
+    return load_model(name, max_length=max_length, compute_dtype=compute_dtype)  # type: ignore[return-value]
