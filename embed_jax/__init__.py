@@ -93,7 +93,7 @@ def load_model(
     """
     from embed_jax import loading
 
-    return _load(loading.load_model, name, step, max_length, compute_dtype)
+    return _load(loading.load_by_kind, name, step, max_length, compute_dtype)
 
 
 def _load(load: Callable, name: str | Path, step: int, max_length: int, compute_dtype: str) -> Any:

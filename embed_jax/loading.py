@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from embed_jax.sentence import SentenceEncoder
 
 
-def load_model(
+def load_by_kind(
     name: str | Path, *, max_length: int = 0, compute_dtype: str = "float32"
 ) -> EmbeddingModel | CrossEncoder:
     """Loads a model of the kind that its files say it is.
@@ -41,10 +41,10 @@ def load_embedding_model(
     """Loads a model of any kind that embeds texts.
 
     Args:
-        name, max_length, compute_dtype: see `load_model`.
+        name, max_length, compute_dtype: see `load_by_kind`.
 
     Raises:
-        InputError: see `load_model`; also for a cross-encoder.
+        InputError: see `load_by_kind`; also for a cross-encoder.
     """
     refuse_cross_encoder(resolve(str(name)))
-    return load_model(name, max_length=max_length, compute_dtype=compute_dtype)  # type: ignore[return-value]
+    return load_by_kind(name, max_length=max_length, compute_dtype=compute_dtype)  # type: ignore[return-value]

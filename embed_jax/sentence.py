@@ -80,7 +80,7 @@ class SentenceEncoder(HasSettings, PicklesByParts):
         if self.template:
             check_template(self.template)
         self.tokenizer = fit_tokenizer(tokenizer, spec.backbone)
-        self.comparison = None  # of `finetune` with data__holdout: before, after and BM25
+        self.comparison: Any = None  # of `finetune` with data__holdout: before, after and BM25
         self.pooler = dict(pooler or {})
         self.compute_dtype = compute_dtype
         self._devices = devices

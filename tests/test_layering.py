@@ -298,7 +298,6 @@ TO_RENAME = {
     "place",
     "predictions",
     "quantize",
-    "read_routes",
     "recall",
     "retrieval_task",
     "uniformity",

@@ -309,7 +309,10 @@ def test_tasks_go_the_routes_that_sentence_transformers_takes(parts, tmp_path):
         write(tmp_path / "router_config.json", config)
         read = read_routes(tmp_path)
         ours = RoutedEncoder(
-            {route: types.SimpleNamespace(dim=3, route=route) for route in read.modules},
+            {
+                route: types.SimpleNamespace(dim=3, route=route, settings=EncodingSettings())
+                for route in read.modules
+            },
             default_route=read.default,
             tasks=read.tasks,
         )

@@ -322,7 +322,8 @@ def test_a_model_with_prompts_warns_once_when_none_is_given(model):
     def having(**attributes):
         own = copy.copy(model)  # which shares what is compiled
         own._warned, own._prompted = set(), False
-        vars(own).update(attributes)
+        for name, value in attributes.items():
+            setattr(own, name, value)
         return own
 
     some = {"prompts": {"query": "find : ", "document": ""}}
