@@ -169,7 +169,7 @@ def recorder(tiny_model):
 
     def make(**options):
         model = load(str(tiny_model))
-        made = Recorder(model.spec, model.params, model.tokenizer, **options)
+        made = Recorder(model.spec, model.params, model.tokenizer, EncodingSettings(**options))
         made.asked = []
         return made
 
