@@ -377,7 +377,7 @@ def evaluators(monkeypatch, tmp_path):
         module = importlib.import_module(f"experiments.{name}")
         handed = {}
         monkeypatch.setattr(
-            module.fit,
+            module,
             "fit",
             lambda *_, **more: handed.update(more) or types.SimpleNamespace(finished=False),
         )
