@@ -153,6 +153,16 @@ class Data:
         unset="no file",
     )
     score_max: float = option(1.0, "Scores are divided by it: 5 for STS-B.", more_than=0)
+    teacher_vectors: str = option(
+        "",
+        "A .npy file with a teacher's embeddings of the records of `train` (distillation).",
+        unset="no file",
+    )
+    teacher_ids: str = option(
+        "",
+        "A text file with the `id` of the record that each row of `teacher_vectors` is of.",
+        unset="rows in the order of the records",
+    )
     window: int = option(10_000, 'Records shuffled together in a "stream:" source.', at_least=1)
     consistency: int = option(
         0,
@@ -198,6 +208,16 @@ class Source:
         unset="no file",
     )
     score_max: float = option(1.0, "Scores are divided by it: 5 for STS-B.", more_than=0)
+    teacher_vectors: str = option(
+        "",
+        "A .npy file with a teacher's embeddings of the records of `train` (distillation).",
+        unset="no file",
+    )
+    teacher_ids: str = option(
+        "",
+        "A text file with the `id` of the record that each row of `teacher_vectors` is of.",
+        unset="rows in the order of the records",
+    )
     columns: str = option(
         "",
         "The columns that hold anchor, positive, negatives, with commas between.",

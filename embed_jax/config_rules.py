@@ -74,6 +74,7 @@ def _validate(config: Experiment, prefix: str) -> None:
                 f"{prefix}data.{field}: of the data set of data.train, not of a mixture, found {value!r}"
             )
     _check_schedule(config.optim, prefix)
+    _check_teacher(config, prefix)
     if config.eval.geometry and not (
         config.eval.sts or config.eval.retrieval or config.data.holdout
     ):
@@ -88,6 +89,28 @@ def _validate(config: Experiment, prefix: str) -> None:
             )
     for name, stage in vars(config.stages).items():
         _validate(stage, f"{prefix}stages.{name}.")
+
+
+def _check_teacher(config: Experiment, prefix: str) -> None:
+    """Refuses teacher vectors beside a teacher, with records that the file is not of, and ids without vectors."""
+    sources = vars(config.mixture.sources)
+    parts = {"data": config.data, **{f"mixture.sources.{name}": sources[name] for name in sources}}
+    for path, part in parts.items():
+        field = f"{prefix}{path}.teacher_vectors"
+        if part.teacher_ids and not part.teacher_vectors:
+            raise InputError(f"{field}: needed by teacher_ids={part.teacher_ids!r}, found ''")
+        if not part.teacher_vectors:
+            continue
+        if sources and path == "data":
+            raise InputError(
+                f"{field}: of the data set of data.train, set it by source of a mixture"
+            )
+        if config.model.teacher:
+            raise InputError(f"{field}: not beside model.teacher={config.model.teacher!r}")
+        if config.data.validation_split or config.data.holdout:
+            raise InputError(
+                f"{field}: of training records only, not with data.validation_split or data.holdout"
+            )
 
 
 def _check_fields(part: Any, prefix: str, path: str) -> None:

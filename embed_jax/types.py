@@ -65,6 +65,7 @@ class Batch:
         dataset: which data set of a mixture the example is from, or None.
         label: integer class, or None.
         score: targets, or None: of the pair (K = 1), or of each candidate, columns 1 .. C - 1 (K = C - 1).
+        teacher: a teacher's embeddings of the texts from a file, or None; 0 where a text is not present.
     """
 
     tokens: dict[str, TokenBatch]
@@ -75,6 +76,7 @@ class Batch:
     dataset: Int[Array, "G E"] | None = None
     label: Int[Array, "G E"] | None = None
     score: Float[Array, "G E K"] | None = None
+    teacher: Float[Array, "G E C T"] | None = None
 
 
 @struct.dataclass

@@ -23,8 +23,8 @@ from embed_jax.train.sources import (
     ONLY,
     Sources,
     open_mixture,
-    read_records,
     read_validation,
+    read_with_teacher,
     without_texts,
 )
 
@@ -51,9 +51,9 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
 def read_data(config: configs.Experiment) -> Sources:
     """The data sets by name; records of a text alone count as they are, without a second one."""
     if not vars(config.mixture.sources):
-        records = read_records(config.data)
+        records, vectors = read_with_teacher(config.data)
         if kind_of(records[0]) == ("text",):
-            fields = RecordFields(lambda record: (record["text"],))
+            fields = RecordFields(lambda record: (record["text"],), teacher=vectors)
             if config.data.exclude:
                 records = without_texts(records, fields.columns, config.data.exclude)
             return {ONLY: Source(records, fields)}

@@ -67,6 +67,7 @@ class BatchMaker:
     num_columns: int
     num_scores: int
     num_keys: int
+    teacher_size: int
     groups: int
     shares: int
     row_length: int
@@ -130,6 +131,7 @@ class BatchMaker:
             record=np.array([index for *_, index, _ in examples], np.int32)[order],
             keys=None if not self.num_keys else self._keys(examples)[order],
             dataset=which.astype(np.int32)[order] if len(self.sources) > 1 else None,
+            teacher=self._teacher(examples, order),
             label=dealt("label", np.int32),
             score=dealt("score", np.float32, self.num_scores),
         )
@@ -141,6 +143,17 @@ class BatchMaker:
                 f"record {index} has {len(texts)} texts, others have {self.num_columns}"
             )
         return texts + [None] * (self.num_columns - len(texts))
+
+    def _teacher(self, examples: Sequence[Example], order: np.ndarray) -> np.ndarray | None:
+        """Reads the teacher's embeddings [G, E, C, T] in the order of the batch; None without a file of them."""
+        if not self.teacher_size:
+            return None
+        values = np.zeros((len(examples), self.num_columns, self.teacher_size), np.float32)
+        for index, (source, _, number, record) in enumerate(examples):
+            if source.fields.teacher:
+                vectors = of_record(source.fields.teacher, record, number)
+                values[index, : len(vectors)] = vectors
+        return values[order]
 
     def _keys(self, examples: Sequence[Example]) -> UInt32[np.ndarray, "B L 2"]:
         """Hashes of ids and groups, which mean something within their data set only."""
@@ -288,6 +301,7 @@ def batch_maker(
         if widest > 1
         else widest,  # one for each candidate, or for the pair
         num_keys=max(_width(source.fields.keys, source) for source in sources),
+        teacher_size=_teacher_size(sources),
         groups=groups // hosts,
         shares=shares // hosts,
         row_length=row_length,
@@ -387,6 +401,8 @@ def fingerprint(sources: Mapping[str, Source]) -> dict[str, Any]:
             for field in ("keys", "label", "score"):
                 if function := getattr(source.fields, field):
                     digest.update(repr(function(record)).encode())
+            if source.fields.teacher:
+                digest.update(source.fields.teacher(record).tobytes())
         found[name] = {"records": len(source.records), "texts": digest.hexdigest()}
     return found | {
         "versions": {name: importlib.metadata.version(name) for name in ("grain", "tokenizers")}
@@ -406,6 +422,20 @@ def _augmented(row: list[str | None], source: Source, index: int, step: int) -> 
 
 def _width(function: Callable[[Record], Sequence] | None, source: Source) -> int:
     return len(of_record(function, source.records[0], 0)) if function else 0
+
+
+def _teacher_size(sources: Sequence[Source]) -> int:
+    """Returns T, the size of the teacher's embeddings, which all data sets with some share; 0 if none has any."""
+    sizes = [
+        of_record(source.fields.teacher, source.records[0], 0).shape[-1]
+        for source in sources
+        if source.fields.teacher
+    ]
+    if len(set(sizes)) > 1:
+        raise InputError(
+            f"teacher_vectors: expected one size for all data sets, found {', '.join(map(str, sizes))}"
+        )
+    return sizes[0] if sizes else 0
 
 
 def _as_many(

@@ -36,6 +36,7 @@ SETTINGS = {  # fields of a config that a card names, if they are set: what they
     "data.max_length": "tokens a text",
     "model.compute_dtype": "computed in",
     "model.teacher": "teacher",
+    "data.teacher_vectors": "teacher's embeddings",
     "model.guide": "guide",
     "mine.strategy": "hard negatives by",
     "queue.size": "negatives of past batches",

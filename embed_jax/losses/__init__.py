@@ -25,6 +25,7 @@ _MODULES = {
         "kl_loss",
         "margin_mse",
         "margin_mse_loss",
+        "normalize_scores",
         "relational",
         "score_mse",
     ),

@@ -7,14 +7,45 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from embed_jax.errors import InputError
 from embed_jax.losses.base import Target, loss, mean_over_present
 from embed_jax.losses.listwise import ABSENT
+from embed_jax.losses.schedule import Schedule
+from embed_jax.registry import unknown
 from embed_jax.scores import Score, dense, find_score
 from embed_jax.types import Columns, LossResult, Params, World
 from embed_jax.vectors import cosine_distance, cosine_matrix
+
+NORMALIZATIONS = ("none", "min_max", "z_score")
+
+
+def project(
+    student: Float[Array, "*n D"], params: Params
+) -> Float[Array, "*n D"] | Float[Array, "*n T"]:
+    """x W + b of a learnt projection, or x where there are no parameters."""
+    if not params:
+        return student
+    student = student.astype(jnp.float32)
+    return jnp.matmul(student, params["kernel"], precision="highest") + params["bias"]
+
+
+def init_projection(dim: int, key: PRNGKeyArray, projection: int) -> Params:
+    """Returns a random kernel [D, T] that keeps lengths on average and a bias of zeros; {} for size 0.
+
+    Args:
+        dim: D, the student's size.
+        projection: T, the teacher's size.
+    """
+    if projection < 0:
+        raise InputError(
+            f"projection: expected the teacher's size, or 0 for no projection, found {projection}"
+        )
+    if not projection:
+        return {}
+    kernel = jax.random.normal(key, (dim, projection)) / jnp.sqrt(projection)
+    return {"kernel": kernel, "bias": jnp.zeros(projection)}
 
 
 def embedding_mse_loss(
@@ -27,17 +58,21 @@ def embedding_mse_loss(
     return jnp.mean((student.astype(jnp.float32) - teacher.astype(jnp.float32)) ** 2, axis=-1)
 
 
-@loss(needs=("teacher",), columns=(1, 0), tiled=True)
-def embedding_mse(own: Columns, world: World, params: Params) -> LossResult:
-    """The mean of `embedding_mse_loss` over all texts that are there: an example weighs as much as it has texts.
+@loss(needs=("teacher",), columns=(1, 0), tiled=True, init=init_projection)
+def embedding_mse(own: Columns, world: World, params: Params, *, projection: int = 0) -> LossResult:
+    """Computes the mean of `embedding_mse_loss` over all texts that are there: an example weighs as much as it has texts.
+
+    Args:
+        projection: the teacher's size, which a learnt linear map takes the student's embeddings to. The map is a
+            parameter of the loss, so that the saved model is without it. 0: none, for embeddings of one size.
 
     Raises:
-        InputError: if the teacher's embeddings are not of the student's size.
+        InputError: if the (projected) embeddings are not of the teacher's size.
 
     >>> print(embedding_mse(jnp.eye(2), teacher=[jnp.ones((2, 2))]))
     [0.5 0.5]
     """
-    values = embedding_mse_loss(*_both(own, "embedding_mse"))
+    values = embedding_mse_loss(*_both(own, params, "embedding_mse"))
     return *mean_over_present(values, own.present), {}
 
 
@@ -48,39 +83,92 @@ def embedding_cosine_loss(
     return cosine_distance(student, teacher)
 
 
-@loss(needs=("teacher",), columns=(1, 0), tiled=True)
-def embedding_cosine(own: Columns, world: World, params: Params) -> LossResult:
-    """The mean of `embedding_cosine_loss` over all texts that are there: an example weighs as much as it has texts.
+@loss(needs=("teacher",), columns=(1, 0), tiled=True, init=init_projection)
+def embedding_cosine(
+    own: Columns, world: World, params: Params, *, projection: int = 0
+) -> LossResult:
+    """Computes the mean of `embedding_cosine_loss` over all texts that are there: an example weighs as much as it has texts.
+
+    Args:
+        projection: the teacher's size, which a learnt linear map takes the student's embeddings to. The map is a
+            parameter of the loss, so that the saved model is without it. 0: none, for embeddings of one size.
 
     Raises:
-        InputError: if the teacher's embeddings are not of the student's size.
+        InputError: if the (projected) embeddings are not of the teacher's size.
 
     >>> print(embedding_cosine(jnp.eye(2), teacher=[jnp.array([[3.0, 0.0], [1.0, 1.0]])]))
     [0.     0.2929]
     """
-    values = embedding_cosine_loss(*_both(own, "embedding_cosine"))
+    values = embedding_cosine_loss(*_both(own, params, "embedding_cosine"))
     return *mean_over_present(values, own.present), {}
 
 
+def normalize_scores(
+    scores: Float[Array, "b K"],
+    present: Bool[Array, "b K"] | None = None,
+    *,
+    normalization: str = "none",
+) -> Float[Array, "b K"]:
+    """Puts each list of a teacher's scores on one scale, whatever the scale of the teacher.
+
+    Args:
+        present: False where there is no candidate, whose score is then 0; None: all are there.
+        normalization: "min_max": (t - min) / (max - min); "z_score": (t - mean) / standard deviation, which divides
+            by the number of candidates; "none". A list of equal scores becomes zeros.
+
+    Raises:
+        InputError: for another normalization.
+    """
+    if normalization not in NORMALIZATIONS:
+        raise InputError(unknown("normalization of scores", normalization, NORMALIZATIONS))
+    if normalization == "none":
+        return scores
+    scores = scores.astype(jnp.float32)
+    if present is None:
+        present = jnp.ones(scores.shape, bool)
+    if normalization == "min_max":
+        start = jnp.min(scores, axis=1, keepdims=True, where=present, initial=jnp.inf)
+        scale = jnp.max(scores, axis=1, keepdims=True, where=present, initial=-jnp.inf) - start
+    else:
+        count = jnp.maximum(jnp.sum(present.astype(jnp.float32), axis=1, keepdims=True), 1.0)
+        start = jnp.sum(jnp.where(present, scores, 0.0), axis=1, keepdims=True) / count
+        squares = jnp.where(present, (scores - start) ** 2, 0.0)
+        scale = jnp.sqrt(jnp.sum(squares, axis=1, keepdims=True) / count)
+        # Rounding of the mean leaves equal scores a little apart.
+        scale = jnp.where(scale > 1e-6 * jnp.abs(start), scale, 0.0)
+    some = present & (scale > 0.0)
+    return jnp.where(some, (scores - start) / jnp.where(some, scale, 1.0), 0.0)
+
+
 def margin_mse_loss(
-    student: Float[Array, "b K"], teacher: Float[Array, "b K"]
+    student: Float[Array, "b K"],
+    teacher: Float[Array, "b K"],
+    *,
+    temperature: float = 1.0,
+    teacher_temperature: float = 1.0,
 ) -> Float[Array, "b K-1"]:
-    """([s(q, p) - s(q, n)] - [t(q, p) - t(q, n)])^2 for each negative n.
+    """([s(q, p) - s(q, n)] / t_s - [t(q, p) - t(q, n)] / t_t)^2 for each negative n.
 
     Hofstaetter et al. (2021), "Improving Efficient Neural Ranking Models with Cross-Architecture Knowledge
     Distillation".
 
     Args:
         student, teacher: scores s and t, the positive's first.
+        temperature, teacher_temperature: t_s and t_t.
     """
-    margin, wanted = student[:, :1] - student[:, 1:], teacher[:, :1] - teacher[:, 1:]
-    return (margin - wanted) ** 2
+    margin, teacher_margin = student[:, :1] - student[:, 1:], teacher[:, :1] - teacher[:, 1:]
+    return (margin / temperature - teacher_margin / teacher_temperature) ** 2
 
 
 def _margin_target(arguments: Mapping[str, Any]) -> Target | None:
-    """Margins of scores between two limits are at most as large as the limits are apart."""
+    """Returns the margins of the data that margins of scores between two limits can equal, as far as that is fixed."""
     limits = find_score(arguments["similarity"]).limits
-    return Target(limits[0] - limits[1], limits[1] - limits[0], of_margins=True) if limits else None
+    temperatures = arguments["temperature"], arguments["teacher_temperature"]
+    scheduled = any(isinstance(temperature, Schedule) for temperature in temperatures)
+    if limits is None or scheduled or arguments["normalization"] != "none":
+        return None
+    largest = (limits[1] - limits[0]) * temperatures[1] / temperatures[0]
+    return Target(-largest, largest, of_margins=True)
 
 
 def _score_target(arguments: Mapping[str, Any]) -> Target | None:
@@ -88,13 +176,28 @@ def _score_target(arguments: Mapping[str, Any]) -> Target | None:
     return Target(*limits) if limits else None
 
 
-@loss(needs=("scores",), columns=(3, 0), tiled=True, targets=_margin_target)
+@loss(
+    needs=("scores",),
+    columns=(3, 0),
+    tiled=True,
+    positive=("temperature", "teacher_temperature"),
+    targets=_margin_target,
+)
 def margin_mse(
-    own: Columns, world: World, params: Params, *, similarity: str | Score = "dot"
+    own: Columns,
+    world: World,
+    params: Params,
+    *,
+    temperature: float = 1.0,
+    teacher_temperature: float = 1.0,
+    normalization: str = "none",
+    similarity: str | Score = "dot",
 ) -> LossResult:
     """`margin_mse_loss` of an anchor's positive and its own negatives, the mean over those that are there.
 
     Args:
+        temperature, teacher_temperature: what the student's and the teacher's scores are divided by.
+        normalization: of the teacher's scores of each list, see `normalize_scores`; before its temperature.
         similarity: the student's score, "dot", "cosine", or another `scores.Score`.
 
     Returns:
@@ -108,7 +211,13 @@ def margin_mse(
     [4.]
     """
     student, teacher, present = _candidate_scores(own, similarity, "margin_mse")
-    values, count = mean_over_present(margin_mse_loss(student.T, teacher.T).T, present[1:])
+    squares = margin_mse_loss(
+        student.T,
+        normalize_scores(teacher.T, present.T, normalization=normalization),
+        temperature=temperature,
+        teacher_temperature=teacher_temperature,
+    )
+    values, count = mean_over_present(squares.T, present[1:])
     return values, (present[0] & (count > 0.0)).astype(jnp.float32), {}
 
 
@@ -118,37 +227,47 @@ def kl_loss(
     present: Bool[Array, "b K"] | None = None,
     *,
     temperature: float = 1.0,
+    teacher_temperature: float = 0.0,
 ) -> Float[Array, " b"]:
-    """t^2 KL(softmax(teacher / t) || softmax(student / t)) over each row's candidates.
+    """t_s t_t KL(softmax(teacher / t_t) || softmax(student / t_s)) over each row's candidates.
 
-    Hinton, Vinyals, Dean (2015), "Distilling the Knowledge in a Neural Network": t^2 keeps the gradient's size.
+    Hinton, Vinyals, Dean (2015), "Distilling the Knowledge in a Neural Network", with one temperature t, where t^2
+    keeps the gradient's size.
 
     Args:
         student, teacher: scores.
         present: False where there is no candidate; None: all are there.
-        temperature: t.
+        temperature, teacher_temperature: t_s and t_t; for t_t 0 means t_s.
     """
+    teacher_temperature = _own_or(teacher_temperature, temperature)
     if present is not None:
         student, teacher = jnp.where(present, student, ABSENT), jnp.where(present, teacher, ABSENT)
-    log_p, log_q = (
-        jax.nn.log_softmax(teacher / temperature),
-        jax.nn.log_softmax(student / temperature),
-    )
-    return temperature**2 * jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+    log_p = jax.nn.log_softmax(teacher / teacher_temperature)
+    log_q = jax.nn.log_softmax(student / temperature)
+    factor = temperature * teacher_temperature
+    return factor * jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
 
 
-@loss(needs=("scores",), columns=(3, 0), tiled=True)
+@loss(needs=("scores",), columns=(3, 0), tiled=True, positive=("temperature",))
 def kl(
     own: Columns,
     world: World,
     params: Params,
     *,
     temperature: float = 1.0,
+    teacher_temperature: float = 0.0,
+    normalization: str = "none",
     similarity: str | Score = "dot",
 ) -> LossResult:
     """The mean of `kl_loss` over the anchors, an anchor's candidates being its positive and its own negatives.
 
+    `kl(temperature=0.25, teacher_temperature=1.0, normalization='min_max', similarity='cosine')` suits the scores of a
+    cross-encoder, whose range is not the student's.
+
     Args:
+        temperature: of the student.
+        teacher_temperature: of the teacher; 0: the student's.
+        normalization: of the teacher's scores of each list, see `normalize_scores`; before its temperature.
         similarity: the student's score, "dot", "cosine", or another `scores.Score`.
 
     Returns:
@@ -162,7 +281,13 @@ def kl(
     [0.1698]
     """
     student, teacher, present = _candidate_scores(own, similarity, "kl")
-    values = kl_loss(student.T, teacher.T, present.T, temperature=temperature)
+    values = kl_loss(
+        student.T,
+        normalize_scores(teacher.T, present.T, normalization=normalization),
+        present.T,
+        temperature=temperature,
+        teacher_temperature=teacher_temperature,
+    )
     return values, (jnp.sum(present.astype(jnp.float32), axis=0) > 1.0).astype(jnp.float32), {}
 
 
@@ -227,14 +352,28 @@ def _difference(
     return cosine_matrix(student, students) - cosine_matrix(teacher, teachers)
 
 
-def _both(own: Columns, name: str) -> tuple[Float[Array, "C b D"], Float[Array, "C b D"]]:
-    """The student's and the teacher's embeddings, which must be of one size."""
-    student = jnp.stack(dense(own.embeddings, name))
+def _own_or(temperature: float | Array, default: float | Array) -> float | Array:
+    """Returns a temperature, or another in its place where it is 0."""
+    if isinstance(temperature, int | float):
+        if temperature < 0:
+            raise InputError(
+                f"teacher_temperature: expected more than 0, or 0 for the student's, found {temperature}"
+            )
+        return temperature or default
+    return jnp.where(temperature == 0.0, default, temperature)
+
+
+def _both(
+    own: Columns, params: Params, name: str
+) -> tuple[Float[Array, "C b T"], Float[Array, "C b T"]]:
+    """Returns the student's embeddings, projected if there is a projection, and the teacher's, of one size."""
+    student = project(jnp.stack(dense(own.embeddings, name)), params)
     teacher = jnp.stack(dense(own.teacher, f"the teacher of {name}"))
     size, teacher_size = student.shape[-1], teacher.shape[-1]
     if size != teacher_size:
+        advice = "" if params else f"; {name}(projection={teacher_size}) learns a map to that size"
         raise InputError(
-            f"the teacher of the loss {name}: expected embeddings of size {size}, found {teacher_size}"
+            f"the teacher of the loss {name}: expected embeddings of size {size}, found {teacher_size}{advice}"
         )
     return student, jax.lax.stop_gradient(teacher)
 

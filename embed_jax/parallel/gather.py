@@ -119,6 +119,10 @@ def columns_of(
         return tuple(jax.tree.map(lambda leaf, c=c: leaf[c], stacked) for c in range(num_columns))
 
     vectors = {name: columns(tree) for name, tree in embeddings.items()}
+    if batch.teacher is not None:
+        vectors["teacher"] = columns(
+            jnp.swapaxes(batch.teacher, 1, 2).reshape(groups, num_columns * examples, -1)
+        )
     return Columns(
         embeddings=vectors["encoder"],
         guide=vectors.get("guide"),

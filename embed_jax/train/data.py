@@ -259,9 +259,12 @@ def prepare_sources(
     for name, source in sources.items():
         about = objective.of_dataset.get(name, objective.about)
         _check_data(source, about, config, "" if name == ONLY else name)
+        if "teacher" not in objective.models:
+            _check_teacher(source, about, config, "" if name == ONLY else name)
         used = {
             "label": "label" in about.needs,
             "score": bool({"score", "scores"} & set(about.needs)),
+            "teacher": "teacher" in about.needs,
         }
         fields = {
             field: getattr(source.fields, field) if needed else None
@@ -338,6 +341,33 @@ def _check_data(source: Source, about: About, config: Experiment, dataset: str =
                         f"record {number}: {what} {target:g}, {where}={name!r} fits {fit.least:g} to "
                         f"{fit.largest:g}; set {score_max}.score_max to the largest score of the data"
                     )
+
+
+def _check_teacher(source: Source, about: About, config: Experiment, dataset: str) -> None:
+    """Refuses a data set whose file of a teacher's embeddings is missing, not used, or of another number of texts.
+
+    Raises:
+        InputError: naming the field.
+    """
+    place = f"config.mixture.sources.{dataset}" if dataset else "config.data"
+    name = getattr(config.mixture.sources, dataset, SourceConfig()).loss or config.loss.name
+    vectors, needed = source.fields.teacher, "teacher" in about.needs
+    settings = getattr(config.mixture.sources, dataset, None) or config.data
+    if vectors is None and settings.teacher_vectors:
+        raise InputError(
+            f"{place}.teacher_vectors: not read by this experiment, but by experiments.distill"
+        )
+    if needed and vectors is None:
+        raise InputError(f"{place}.teacher_vectors: the loss {name!r} needs a teacher, found ''")
+    if vectors is None:
+        return
+    if not needed:
+        raise InputError(f"{place}.teacher_vectors: the loss {name!r} has no use for a teacher")
+    texts, rows = most_texts(source), len(of_record(vectors, source.records[0], 0))
+    if texts != rows:
+        raise InputError(
+            f"{place}.teacher_vectors: expected vectors of {texts} texts a record, found {rows}"
+        )
 
 
 def training_order(sources: Sources, config: Experiment) -> Order:

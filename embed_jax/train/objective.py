@@ -99,6 +99,8 @@ def embedding_objective(
         _say_unused_arguments(config)
     for need in ("guide", "teacher"):
         if need in loss.about.needs and need not in models:
+            if need == "teacher" and _teacher_files(config):
+                continue
             raise InputError(
                 f"config.model.{need}: the loss {config.loss.name!r} needs a {need} model, found ''"
             )
@@ -139,6 +141,12 @@ def embedding_objective(
         prompts=prompts,
         models=models,
     )
+
+
+def _teacher_files(config: Experiment) -> list[str]:
+    """Returns the files of a teacher's embeddings that a config names."""
+    parts = (config.data, *vars(config.mixture.sources).values())
+    return [part.teacher_vectors for part in parts if part.teacher_vectors]
 
 
 def describe_result(

@@ -20,6 +20,7 @@ from embed_jax.data.sources import (
     record_fields,
 )
 from embed_jax.data.stream import Stream, open_stream
+from embed_jax.data.teacher import TeacherVectors, number_records, open_teacher_vectors
 from embed_jax.errors import InputError
 from embed_jax.runtime import say
 
@@ -47,9 +48,10 @@ def open_source(settings: DataConfig | SourceConfig, name: str = ONLY) -> Source
     Args:
         name: of the data set, for what is said of it.
     """
-    records = read_records(settings)
+    records, vectors = read_with_teacher(settings)
     try:
         fields = text_or_record_fields(records, settings.columns)
+        fields = dataclasses.replace(fields, teacher=vectors)
     except InputError as error:
         columns = column_names(settings.columns)
         raise placed(error, settings.train, settings.split, columns) from None
@@ -62,10 +64,23 @@ def open_source(settings: DataConfig | SourceConfig, name: str = ONLY) -> Source
 
 def read_records(settings: DataConfig | SourceConfig) -> Sequence[Mapping[str, Any]]:
     """The records that a config names, or a stream of them."""
+    return read_with_teacher(settings)[0]
+
+
+def read_with_teacher(
+    settings: DataConfig | SourceConfig,
+) -> tuple[Sequence[Mapping[str, Any]], TeacherVectors | None]:
+    """Opens the records that a config names, or a stream of them, and their teacher's embeddings if it names a file."""
     if settings.train.startswith("stream:"):
-        return _open_stream(settings)
+        return _open_stream(settings), None
     columns = column_names(settings.columns)
-    return open_records(settings.train, settings.split, columns)[: settings.limit or None]
+    records = open_records(settings.train, settings.split, columns)
+    vectors = None
+    if settings.teacher_vectors:
+        path, ids = settings.teacher_vectors, settings.teacher_ids
+        vectors = open_teacher_vectors(path, ids, len(records))
+        records = records if ids else number_records(records)
+    return records[: settings.limit or None], vectors
 
 
 def read_validation(settings: DataConfig) -> Sequence[Mapping[str, Any]]:
@@ -85,7 +100,7 @@ def _open_stream(settings: DataConfig | SourceConfig) -> Stream:
         raise InputError(
             f"{settings.train}: a mixture takes data sets with random access, not a stream"
         )
-    for field in ("exclude", "limit", "consistency", "holdout"):
+    for field in ("exclude", "limit", "consistency", "holdout", "teacher_vectors"):
         if getattr(settings, field) != getattr(DataConfig(), field):
             raise InputError(f"config.data.{field}: not for a stream, {settings.train}")
     name = settings.train.removeprefix("stream:")

@@ -28,7 +28,8 @@ from embed_jax.types import Params, TrainState
 
 # Fields about embeddings, or about texts in columns.
 OF_LOSSES = ("loss.mlm", "data.anchor_prompt", "data.candidate_prompt", "data.anchor_instruction",
-             "data.candidate_instruction", "model.mlp", "model.guide", "model.teacher")  # fmt: skip
+             "data.candidate_instruction", "model.mlp", "model.guide", "model.teacher",
+             "data.teacher_vectors", "data.teacher_ids")  # fmt: skip
 
 
 def token_objective(config: Experiment, model: TrainingModel) -> Objective:

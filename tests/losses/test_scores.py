@@ -152,28 +152,41 @@ def dense_gradients():
 # ---- values --------------------------------------------------------------------------------------------------
 
 
+def values_of(loss, columns, params=None):
+    """A loss's values, compiled: one operation after the other takes longer."""
+    compiled = jax.jit(
+        lambda columns: loss.on_world(columns, LocalWorld(columns), params or {})[0],
+        compiler_options=QUICKLY,
+    )
+    return compiled(columns)
+
+
 def test_maxsim_equals_loops_for_all_pairs_and_for_lists():
+    """A score sums three cosines, of four products each: rounding errors are of 1, however small their sum is."""
     columns = token_columns()
     by_loops = scores_by_loops(columns)
-    query, positive, negative = (MAXSIM.prepare(column, ()) for column in columns.embeddings)
-    for column, documents in ((1, positive), (2, negative)):
-        found = MAXSIM.matrix(query, documents, ())
+
+    @functools.partial(jax.jit, compiler_options=QUICKLY)
+    def each(embeddings):
+        query, *documents = (MAXSIM.prepare(column, ()) for column in embeddings)
+        pairs = [(MAXSIM.matrix(query, d, ())[0], MAXSIM.pairs(query, d, ())[0]) for d in documents]
+        return pairs, MAXSIM.of_lists(embeddings[0], embeddings[1:])
+
+    pairs, lists = each(columns.embeddings)
+    rounding = {"rtol": 0.0, "atol": 1e-6}
+    for column, (matrix, diagonal) in enumerate(pairs, 1):
         expected = [[by_loops((0, i), (column, j)) for j in range(BATCH)] for i in range(BATCH)]
-        np.testing.assert_allclose(found, [expected], rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(
-            MAXSIM.pairs(query, documents, ()), [np.diagonal(expected)], rtol=1e-5, atol=1e-6
-        )
-    lists = MAXSIM.of_lists(columns.embeddings[0], columns.embeddings[1:])
-    expected = [[by_loops((0, i), (column, i)) for i in range(BATCH)] for column in (1, 2)]
-    np.testing.assert_allclose(lists, expected, rtol=1e-5, atol=1e-6)
-    assert expected[1][2] == 0.0, "the empty document"
+        np.testing.assert_allclose(matrix, expected, **rounding)
+        np.testing.assert_allclose(diagonal, np.diagonal(expected), **rounding)
+        np.testing.assert_allclose(lists[column - 1], np.diagonal(expected), **rounding)
+    assert lists[1][2] == pairs[1][1][2] == 0.0, "the empty document"
 
 
 def test_info_nce_with_both_directions_equals_loops():
     """In "pq" the rows are documents: s(candidate anchor, row's positive), transposed."""
     columns = token_columns()
     by_loops = scores_by_loops(columns)
-    values = EVERY["info_nce, qp,pq"].on_world(columns, LocalWorld(columns), {})[0]
+    values = values_of(EVERY["info_nce, qp,pq"], columns)
     for i in range(BATCH):
         positive = by_loops((0, i), (1, i))
         others = [by_loops((0, i), (1, j)) for j in range(BATCH) if j != i]
@@ -347,9 +360,12 @@ def test_a_queue_holds_trees():
         text_hash=columns.text_hash + 1000
     )
     loss = bind(in_batch.info_nce, similarity=MAXSIM, temperature=0.5)
-    values = loss.on_world(later.replace(queue=queue), LocalWorld(later), {})[0]
+    world_of_later = LocalWorld(later)
+    values = jax.jit(
+        lambda own: loss.on_world(own, world_of_later, {})[0], compiler_options=QUICKLY
+    )(later.replace(queue=queue))
     score = scores_by_loops(columns)
-    without = loss.on_world(later, LocalWorld(later), {})[0]
+    without = values_of(loss, later)
     for i in range(BATCH):
         mine = (i - 1) % BATCH
         more = sum(
@@ -361,21 +377,19 @@ def test_a_queue_holds_trees():
 def test_prefixes_of_tokens_are_those_of_short_tokens():
     columns = token_columns()
     plain = bind(in_batch.info_nce, similarity=MAXSIM, temperature=0.5)
-    found = matryoshka(plain, dims="4,2").on_world(columns, LocalWorld(columns), {})[0]
+    found = values_of(matryoshka(plain, dims="4,2"), columns)
     expected = 0.0
     for size in (4, 2):
         short = with_tokens(columns, [tokens[..., :size] for tokens in tokens_of(columns)])
-        expected += plain.on_world(short, LocalWorld(short), {})[0]
+        expected += values_of(plain, short)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_anchors_and_positives_swapped_keep_their_sides():
     columns = token_columns().select([0, 1])
-    swapped = symmetric(EVERY["info_nce"]).on_world(columns, LocalWorld(columns), {})[0]
+    swapped = values_of(symmetric(EVERY["info_nce"]), columns)
     both = bind(in_batch.info_nce, similarity=MAXSIM, temperature=0.5, symmetric=True)
-    np.testing.assert_allclose(
-        swapped, both.on_world(columns, LocalWorld(columns), {})[0], rtol=1e-5
-    )
+    np.testing.assert_allclose(swapped, values_of(both, columns), rtol=1e-5)
 
 
 # ---- what is refused -----------------------------------------------------------------------------------------
@@ -418,6 +432,5 @@ def test_scores_by_name():
         find_score("cosin")
     built = build_loss(f"info_nce(similarity='{__name__}:MAXSIM', temperature=0.5)")
     columns = token_columns()
-    values = built.on_world(columns, LocalWorld(columns), {})[0]
     plain = bind(in_batch.info_nce, similarity=MAXSIM, temperature=0.5)
-    np.testing.assert_array_equal(values, plain.on_world(columns, LocalWorld(columns), {})[0])
+    np.testing.assert_array_equal(values_of(built, columns), values_of(plain, columns))

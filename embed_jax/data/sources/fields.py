@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from embed_jax.data.pairs import (
     KEYS,
     KINDS,
@@ -40,12 +42,14 @@ class RecordFields:
         label: its integer class.
         score: its score alone, or those of its passages.
         keys: its id and group, or the one of the two that there is; None where it has none.
+        teacher: a teacher's embeddings of its texts, [C, T].
     """
 
     columns: Columns
     label: Callable[[Record], int] | None = None
     score: Callable[[Record], Sequence[float]] | None = None
     keys: Callable[[Record], tuple[str | None, ...]] | None = None
+    teacher: Callable[[Record], np.ndarray] | None = None
 
 
 def record_fields(records: Sequence[Record]) -> RecordFields:
