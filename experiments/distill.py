@@ -3,9 +3,11 @@
     python -m experiments.distill --config=configs/distill/layers.py --workdir=runs/student
 
 The student is `model.name`, with `model.layers` only those of its layers; `model.teacher` embeds the same texts, with
-the same prompts. "embedding_mse" and "embedding_cosine" compare text by text and need embeddings of one size
-(Reimers and Gurevych 2020); "relational" compares the similarities within the batch, whatever the sizes (Tung and Mori
-2019). The data are sentences; of pairs and triplets every text is imitated.
+the same prompts. "embedding_mse" and "embedding_cosine" compare text by text (Reimers and Gurevych 2020), with
+"projection=SIZE" through a learnt map to a teacher of another size; "relational" compares the similarities within the
+batch, whatever the sizes (Tung and Mori 2019). The data are sentences; of pairs and triplets every text is imitated.
+
+In place of a teacher, `data.teacher_vectors` names a file with its embeddings: see configs/distill/vectors.py.
 """
 
 from pathlib import Path

@@ -395,15 +395,17 @@ def fingerprint(sources: Mapping[str, Source]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for name, source in sources.items():
-        digest = hashlib.blake2b(digest_size=16)
-        for _, record in looked_at(source.records):
+        digest, teacher = (hashlib.blake2b(digest_size=16) for _ in range(2))
+        for index, record in looked_at(source.records):
             digest.update(repr(tuple(source.fields.columns(record))).encode())
             for field in ("keys", "label", "score"):
                 if function := getattr(source.fields, field):
                     digest.update(repr(function(record)).encode())
             if source.fields.teacher:
-                digest.update(source.fields.teacher(record).tobytes())
+                teacher.update(of_record(source.fields.teacher, record, index).tobytes())
         found[name] = {"records": len(source.records), "texts": digest.hexdigest()}
+        if source.fields.teacher:
+            found[name]["teacher_vectors"] = teacher.hexdigest()
     return found | {
         "versions": {name: importlib.metadata.version(name) for name in ("grain", "tokenizers")}
     }

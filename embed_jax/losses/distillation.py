@@ -21,14 +21,14 @@ from embed_jax.vectors import cosine_distance, cosine_matrix
 NORMALIZATIONS = ("none", "min_max", "z_score")
 
 
-def project(
+def project_student(
     student: Float[Array, "*n D"], params: Params
 ) -> Float[Array, "*n D"] | Float[Array, "*n T"]:
     """x W + b of a learnt projection, or x where there are no parameters."""
     if not params:
         return student
-    student = student.astype(jnp.float32)
-    return jnp.matmul(student, params["kernel"], precision="highest") + params["bias"]
+    projected = jnp.matmul(student.astype(jnp.float32), params["kernel"], precision="highest")
+    return projected + jnp.broadcast_to(params["bias"], projected.shape)
 
 
 def init_projection(dim: int, key: PRNGKeyArray, projection: int) -> Params:
@@ -367,7 +367,7 @@ def _both(
     own: Columns, params: Params, name: str
 ) -> tuple[Float[Array, "C b T"], Float[Array, "C b T"]]:
     """Returns the student's embeddings, projected if there is a projection, and the teacher's, of one size."""
-    student = project(jnp.stack(dense(own.embeddings, name)), params)
+    student = project_student(jnp.stack(dense(own.embeddings, name)), params)
     teacher = jnp.stack(dense(own.teacher, f"the teacher of {name}"))
     size, teacher_size = student.shape[-1], teacher.shape[-1]
     if size != teacher_size:

@@ -123,7 +123,8 @@ def test_a_projection_and_prefixes():
     value = loss(*student, teacher=teacher, params=params)
     expected = sum(
         distillation.embedding_mse_loss(
-            distillation.project(normalize(student[0, :, :size]), params[str(size)]), teacher[0]
+            distillation.project_student(normalize(student[0, :, :size]), params[str(size)]),
+            teacher[0],
         )
         for size in (4, 8)
     )
