@@ -7,7 +7,6 @@ do it too.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 
 from embed_jax import __version__, packaged
@@ -59,9 +58,7 @@ def dispatch() -> int | None:
     else:
         if command not in COMMANDS:
             raise InputError(unknown("command", command, ["train", *COMMANDS]))
-        module = f"{packaged.package('scripts')}.{command}"
-        if importlib.util.find_spec(module).submodule_search_locations:  # a command with parts
-            module += ".__main__"
+        module = packaged.main_module(f"{packaged.package('scripts')}.{command}")
     sys.argv = [f"embed-jax {command}", *arguments]
     return importlib.import_module(module).main()
 
@@ -73,7 +70,7 @@ def command_usage() -> str:
     head = "usage: embed-jax COMMAND ...\n\nTrain, evaluate and use text-embedding models."
     examples = """examples:
   embed-jax train simcse --config=simcse/unsup_bert_base.py --workdir=runs/simcse
-  embed-jax evaluate --model runs/simcse/model --task sts --data stsb/test.tsv
+  embed-jax evaluate run --model runs/simcse/model --task sts --data stsb/test.tsv
 
 embed-jax COMMAND --help says more of each; python -m embed_jax is the same command."""
     return "\n".join([head, "", "commands:", *lines, "", examples])

@@ -28,6 +28,12 @@ def package(name: str) -> str:
     return installed if importlib.util.find_spec(installed) is not None else name
 
 
+def main_module(module: str) -> str:
+    """Returns the module with a command's `main`: the one named, or `__main__` of a package."""
+    spec = importlib.util.find_spec(module)
+    return f"{module}.__main__" if spec and spec.submodule_search_locations else module
+
+
 def config_path(path: str | Path) -> Path:
     """Returns a file of the working directory, or else the packaged file of that name.
 

@@ -52,6 +52,11 @@ def as_installed(text: str) -> str:
     return text.replace("python -m experiments.", "embed-jax train ")
 
 
+def as_launched(text: str) -> str:
+    """Returns the text with commands in the form that the running one was started in."""
+    return as_installed(text) if sys.argv[0].startswith("embed-jax ") else text
+
+
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A file beside `path` that takes its place when the block ends well, and is removed when it does not.

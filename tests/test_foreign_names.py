@@ -4,7 +4,6 @@ When an upgrade breaks a test here, the message names what has moved and which f
 private name that is new in the source goes into PRIVATE, with the reason why no public one serves.
 """
 
-import argparse
 import ast
 import collections
 import functools
@@ -25,8 +24,6 @@ PRIVATE = {
     "jax._src.distributed.global_state.client",
     # Of a jitted function: how many programs it has compiled, for the log. No public counter.
     "._cache_size",
-    # Of a group of command-line options: those that belong to it. argparse has no public list.
-    "._group_actions",
 }
 # What the objects behind those names must be able to do.
 CLIENT = ("key_value_set", "key_value_try_get")
@@ -56,7 +53,6 @@ def test_private_names_are_these_and_are_there():
     look_up("jax._src.distributed.global_state.client")
     assert all(hasattr(_jax.DistributedRuntimeClient, name) for name in CLIENT)
     assert jax.jit(lambda x: x)._cache_size() == 0
-    assert argparse.ArgumentParser().add_argument_group("x")._group_actions == []
 
 
 @pytest.mark.parametrize(

@@ -135,8 +135,8 @@ REACHED = {
     "embed_jax/export/onnx.py": {"onnx"},
     "embed_jax/export/onnx_graph.py": {"onnx"},
     "embed_jax/train/tracking.py": {"torch"},
-    "scripts/bench_speed.py": {"torch", "sentence_transformers"},
-    "scripts/bench_suite.py": {"datasets", "sentence_transformers"},
+    "scripts/bench/speed.py": {"torch", "sentence_transformers"},
+    "scripts/bench/suite.py": {"datasets", "sentence_transformers"},
 }
 
 

@@ -106,6 +106,7 @@ def _finetune(
     from embed_jax.train.objective import training_loss
     from embed_jax.train.sources import ONLY, column_names, scaled, without_texts
 
+    require("grain")
     config = override(Experiment(), tracking__wandb="disabled", model__name=model)
     sized = override(copy.deepcopy(config), **overrides)  # refuses unknown fields and bad values
     records = python_records(pairs, column_names(sized.data.columns))[: sized.data.limit or None]

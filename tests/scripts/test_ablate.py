@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from embed_jax.errors import exit_with_one_line
-from scripts import ablate, ablate_runs
+from scripts.ablate import __main__ as ablate
+from scripts.ablate import runs as ablate_runs
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import embed_jax
+from embed_jax.retrieval import audit as false_negatives
 from scripts import audit
 
 SUMMARY = re.compile(
@@ -228,8 +229,8 @@ def test_similarities_in_blocks(run, tmp_path, tiny_model, sentences, monkeypatc
         return sorted(tuple(line.values())[:2] for line in listed(output))
 
     whole = found("whole.jsonl")
-    monkeypatch.setattr(audit, "ROW_BLOCK", 7)
-    monkeypatch.setattr(audit, "COLUMN_BLOCK", 16)
+    monkeypatch.setattr(false_negatives, "ROW_BLOCK", 7)
+    monkeypatch.setattr(false_negatives, "COLUMN_BLOCK", 16)
     assert len(whole) > 50 and found("blocks.jsonl") == whole
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from embed_jax.errors import InputError
-from scripts import bench
-from scripts.hlo import Collective, collectives_of
+from scripts.bench import __main__ as bench
+from scripts.bench.hlo import Collective, collectives_of
 
 ROOT = Path(__file__).parents[2]
 # What need not be installed where speed is measured, such as on a borrowed accelerator.
@@ -39,7 +39,7 @@ def results_of(tmp_path_factory):
 
 
 def run_bench(environment, *arguments):
-    code = f"import sys\nfor name in {HEAVY!r}: sys.modules[name] = None\nimport scripts.bench\nscripts.bench.main()\n"
+    code = f"import sys\nfor name in {HEAVY!r}: sys.modules[name] = None\nimport scripts.bench.__main__ as bench\nbench.main()\n"
     line = [sys.executable, "-c", code, *arguments, "--json"]
     found = subprocess.run(
         line, cwd=ROOT, capture_output=True, text=True, env=environment, check=False

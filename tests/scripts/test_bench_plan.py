@@ -9,9 +9,9 @@ from embed_jax.config import Experiment
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.spec import random_spec
 from embed_jax.types import num_params
-from scripts import bench
-from scripts.abstract import local_bytes
-from scripts.bench_plan import plan_run
+from scripts.bench import __main__ as bench
+from scripts.bench.abstract import local_bytes
+from scripts.bench.plan import plan_run
 
 CONFIG = """
 from embed_jax.config import Experiment
@@ -78,7 +78,7 @@ def test_it_compiles_on_a_mesh_for_losses_and_objectives_on_tokens(loss):
 def test_the_command_says_whether_it_fits(run, refused, tmp_path, monkeypatch):
     file = tmp_path / "config.py"
     file.write_text(CONFIG)
-    monkeypatch.setattr("scripts.bench_plan.use_cpu_devices", lambda devices: None)
+    monkeypatch.setattr("scripts.bench.plan.use_cpu_devices", lambda devices: None)
     line = ("memory", "--config", file, "--devices", 2, "--config.train.fsdp=2")
     status, out, err = run(bench, *line, "--memory", 1e-6)
     assert status == 0 and "does not fit 1e-06 GiB" in out and "train.fsdp" in out, err

@@ -5,15 +5,16 @@ import functools
 import importlib.util
 import json
 import re
-from pathlib import Path
 
 import pytest
 
 import embed_jax
+from embed_jax import packaged
 from embed_jax.data.sources.beir import read_beir
 from embed_jax.evals.retrieval import evaluate_retrieval
 from embed_jax.sentence import SentenceEncoder
-from scripts import evaluate, evaluate_diagnose
+from scripts.evaluate import __main__ as evaluate
+from scripts.evaluate import diagnose as evaluate_diagnose
 
 CHECKS = ["discrimination", "prompt", "dimension", "shortlist", "negatives"]
 
@@ -203,11 +204,11 @@ def test_every_fault_has_commands_that_can_be_run(diagnosed, unrecorded, triplet
     assert {module.partition(".")[2] for module, *_ in commands} == modules
     for module, *words in commands:
         if module.startswith("scripts."):
-            importlib.import_module(module).parse(words)
+            importlib.import_module(packaged.main_module(module)).parse(words)
         else:
             assert importlib.util.find_spec(module)
             config = next(word.partition("=")[2] for word in words if word.startswith("--config="))
-            assert (Path(evaluate.__file__).parent.parent / config).is_file()
+            assert packaged.config_path(config).is_file()
 
 
 def test_what_cannot_be_diagnosed_is_refused(refused, tiny_model, beir, triplets, tmp_path):
@@ -222,11 +223,8 @@ def test_what_cannot_be_diagnosed_is_refused(refused, tiny_model, beir, triplets
         "at most 1, found 1.5": ("--target", "1.5"),
         "--pairs-limit: expected 0 or more": ("--pairs-limit", "-1"),
         "--dim: expected 1 to 32": ("--dim", "33"),
-        "--training does not go with --diagnose; training data whose negatives": (
-            "--training",
-            triplets,
-        ),
-        "--set does not go with": ("--set", "passage_words=5"),
+        "unrecognized arguments: --training": ("--training", triplets),
+        "unrecognized arguments: --set": ("--set", "passage_words=5"),
         "half.jsonl": ("--pairs", tmp_path / "half.jsonl"),
         "texts.jsonl": ("--pairs", tmp_path / "texts.jsonl"),
         "missing.jsonl": ("--pairs", tmp_path / "missing.jsonl"),

@@ -5,11 +5,13 @@ import shutil
 import pytest
 
 import embed_jax
+from embed_jax import __version__
 from embed_jax.data.sources.beir import read_beir
 from embed_jax.data.sources.sts import read_sts
 from embed_jax.evals.retrieval import retrieval_evaluator
 from embed_jax.evals.sts import sts_evaluator
-from scripts import embedders, evaluate
+from scripts.evaluate import __main__ as evaluate
+from scripts.evaluate import aliases, embedders, sweep
 
 
 def test_sts(run, tiny_model, sts, tmp_path):
@@ -158,8 +160,9 @@ def test_each_side_of_a_search_has_its_prompt(
     model = embed_jax.load(str(tiny_model))
     model.prompts, model.default_prompt_name = prompts, default
     args = evaluate.parse(["--model", "m", "--task", "retrieval", "--data", "x", *arguments])
-    shared = embedders.encoder(args, model).keywords
-    found = [encode.keywords for encode in evaluate.encoders(args, model)]
+    options = embedders.read_options(args)
+    shared = embedders.encoder(options, model).keywords
+    found = [encode.keywords for encode in sweep.encoders(options, model)]
     assert found == [shared | queries, shared | corpus]
 
 
@@ -259,8 +262,8 @@ def test_bad_models_and_outputs_are_refused(refused, tiny_model, sts, tmp_path):
             ("--task", "sts", "--data", "x", "--set", "scale"),
             "--set: expected NAME=VALUE, found 'scale'",
         ),
-        (("--leaderboard", "x"), "--model does not go with --leaderboard"),
-        (("--suite", "x.yaml"), "--suite needs --output"),
+        (("--leaderboard", "x"), "unrecognized arguments: --model m"),
+        (("--suite", "x.yaml"), "the following arguments are required: --output"),
         (("--task", "retrieval", "--data", "x", "--k", "ten"), "'ten'"),
         (("--task", "sts", "--data", "x", "--batch-tokens", "-1"), "-1"),
         (("--task", "sts", "--data", "x", "--dim", "-8"), "--dim: expected 1 or more, found -8"),
@@ -295,3 +298,33 @@ def test_no_not_a_number_reaches_the_file(tmp_path):
 
     write_json(tmp_path / "x.json", {"a": [math.nan, 1.0], "b": {"c": math.inf}})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": [None, 1.0], "b": {"c": None}}
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("--task sts --model m --data x", "run --task sts --model m --data x"),
+        ("--model m --task=sts --data x", "run --model m --data x --task sts"),
+        ("--suite s --model a,b --output o", "suite s --model a,b --output o"),
+        ("--suite s --compare a b --output o", "suite s --model a,b --compare --output o"),
+        ("--compare a b --margin 0.1", "compare a b --margin 0.1"),
+        ("--output x --leaderboard d", "leaderboard d --output x"),
+        (
+            "--model m --task retrieval --data x --sweep --dims 8",
+            "sweep --model m --data x --dims 8",
+        ),
+        ("--diagnose --model m --task retrieval --data x", "diagnose --model m --data x"),
+    ],
+)
+def test_old_flags_stand_for_subcommands(old, new):
+    names = {word.partition("=")[0] for word in old.split()}
+    assert any(names >= {flag} for flag in aliases.ALIASES)
+    found, expected = (vars(evaluate.parse(line.split())) for line in (old, new))
+    assert {**found, "check": None} == {**expected, "check": None}
+
+
+def test_every_old_flag_has_a_subcommand():
+    assert {name for name, _ in aliases.ALIASES.values()} == set(evaluate.COMMANDS)
+    assert __version__ < "1", (
+        "remove scripts/evaluate/aliases.py: the old flags were read until 1.0"
+    )

@@ -10,7 +10,7 @@ import pytest
 import embed_jax.sentence
 from embed_jax.data.sources.sts import read_sts
 from embed_jax.evals.geometry import embed, geometry_metrics, sts_texts
-from scripts import geometry
+from scripts.geometry import __main__ as geometry
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -89,7 +89,7 @@ def test_pairs_and_texts_without_scores(run, tiny_model, sentences, tmp_path):
 
 def test_a_picture_of_a_space_without_pairs(tmp_path):
     pytest.importorskip("matplotlib")
-    from scripts.geometry_plot import plot_geometry
+    from scripts.geometry.plot import plot_geometry
 
     embeddings = np.random.default_rng(0).normal(size=(30, 20))
     plot_geometry({"after": (embeddings, None)}, tmp_path / "one", "svg")

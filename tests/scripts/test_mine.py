@@ -6,7 +6,9 @@ import pytest
 import embed_jax
 from embed_jax.data.sources import open_records, record_fields
 from embed_jax.errors import InputError
-from scripts import audit, bench, bench_mining, mine
+from scripts import audit, mine
+from scripts.bench import __main__ as bench
+from scripts.bench import mining as bench_mining
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@
 import pytest
 
 import embed_jax
-from scripts import evaluate, static
+from scripts import static
+from scripts.evaluate import __main__ as evaluate
 
 VECTORS = "the 1 0\ndog 0 1\nplays 1 1\nmusic -1 2\n"
 

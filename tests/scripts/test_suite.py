@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import embed_jax
-from scripts import evaluate
+from scripts.evaluate import __main__ as evaluate
 
 
 @pytest.fixture

@@ -9,11 +9,20 @@ import pytest
 import embed_jax
 from embed_jax.data.sources.beir import read_beir
 from embed_jax.errors import InputError
+from embed_jax.evals import sweep as evaluate_sweep
 from embed_jax.evals.retrieval import evaluate_retrieval
+from embed_jax.evals.sweep import (
+    Measured,
+    Setting,
+    by_bytes,
+    by_time,
+    cheapest,
+    front,
+    measure,
+    settings,
+)
 from embed_jax.scores import unit_length
-from scripts import evaluate, evaluate_sweep
-from scripts.evaluate_sweep import measure, settings
-from scripts.sweep_rows import Measured, Setting, by_bytes, by_time, cheapest, front
+from scripts.evaluate import __main__ as evaluate
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +104,7 @@ def test_bad_options_are_refused(refused, tiny_model, task, tmp_path):
     (tmp_path / "out.png").mkdir()
     bad = {
         "--dims: expected numbers from 1 up": ("--dims", "0"),
-        "--dims: expected 1 to 32": ("--dims", "16,64"),
+        "dims: expected 1 to 32": ("--dims", "16,64"),
         "unknown 'int3'": ("--precisions", "int3"),
         "binary: expected a dimension divisible by 8, found 20": (
             "--dims",
@@ -111,25 +120,20 @@ def test_bad_options_are_refused(refused, tiny_model, task, tmp_path):
         "--threads": ("--threads", "0"),
         "ends in .png": ("--plot", tmp_path / "sweep.gif"),
         "cannot be written": ("--plot", tmp_path / "out.png"),
-        "neither --k nor": ("--k", "5"),
+        "unrecognized arguments: --k 5": ("--k", "5"),
         "calibration of pq8: expected at least 1,024 vectors, found 120": ("--precisions", "pq8"),
     }
     for message, options in bad.items():
         assert message in refused(evaluate, *good, "--sweep", *options)
-    assert "--keep is for --sweep" in refused(evaluate, *good, "--keep", "0.9")
+    assert "unrecognized arguments: --keep 0.9" in refused(evaluate, *good, "--keep", "0.9")
     assert "--sweep is for --task retrieval" in refused(
         evaluate, "--model", "x", "--task", "sts", "--data", "y", "--sweep"
     )
 
 
 def test_each_setting_is_a_search_of_its_own():
-    args = argparse.Namespace(
-        dims=[8, 16],
-        precisions=["float32", "int8", "pq4"],
-        search=[False, True],
-        rescore=[(0, None), (4, None), (2, "int8")],
-    )
-    found = settings(args, 16)
+    rescoring = [(0, None), (4, None), (2, "int8")]
+    found = settings(16, [8, 16], ["float32", "int8", "pq4"], [False, True], rescoring)
     assert found[0] == Setting(16, "float32") and len(found) == len(set(found)) == 1 + 8 + 8 + 1
     of_int8 = [one for one in found if one.dim == 8 and one.precision == "int8"]
     assert [(one.search, one.rescoring) for one in of_int8] == [
@@ -217,7 +221,7 @@ def test_the_picture_names_the_front_and_its_labels_are_apart(tmp_path, monkeypa
     from matplotlib import pyplot
     from matplotlib.text import Text
 
-    from scripts.sweep_plot import name, plot_sweep
+    from scripts.evaluate.sweep_plot import name, plot_sweep
 
     drawn = []
     monkeypatch.setattr(pyplot, "close", drawn.append)

@@ -4,7 +4,7 @@
 
 python_docs, batches of 32, validation recall@10 and MRR@10. Sizes are the first so many training pairs; small ones are
 seen several times, of all of them a third are seen once. Test scores of the settings chosen here: `python -m
-scripts.evaluate --task retrieval --data python_docs --split test --model RUN/model`.
+scripts.evaluate run --task retrieval --data python_docs --split test --model RUN/model`.
 """
 
 EXPERIMENT = "retrieval"

@@ -6,7 +6,7 @@
         --evaluate "--task retrieval --data scifact --k 10"
 
 30 steps of 16 pairs of the train split, one negative a pair. The model before and BM25 are
-`python -m scripts.evaluate --model sentence-transformers/all-MiniLM-L6-v2 --task retrieval --data scifact --baseline bm25`.
+`python -m scripts.evaluate run --model sentence-transformers/all-MiniLM-L6-v2 --task retrieval --data scifact --baseline bm25`.
 """  # noqa: E501
 
 EXPERIMENT = "retrieval"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,9 +12,30 @@ from typing import Any
 
 from embed_jax.errors import InputError
 
-from .commands import Parser, load_model
+from ..commands import OneLineParser, load_model
 
 OPTIONS = ("dim", "layers", "instruction", "prompt_name", "query_prompt_name", "corpus_prompt_name")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOptions:
+    """How a model embeds, and with which prompts; see `add_arguments`."""
+
+    dim: int = 0
+    layers: int = 0
+    instruction: str | None = None
+    prompt_name: str | None = None
+    query_prompt_name: str | None = None
+    corpus_prompt_name: str | None = None
+    batch_tokens: int = 0
+    endpoint_url: str = ""
+    endpoint_cache: Path | None = None
+
+    def chosen(self) -> dict[str, Any]:
+        """Returns the options that decide the embeddings, as far as they are set."""
+        return {name: getattr(self, name) for name in OPTIONS if getattr(self, name)}
+
+
 MODELS = """models:
   a directory (ours, of sentence-transformers or Hugging Face), a hub name, or PROVIDER:NAME of an embedding endpoint,
   its key in the environment: openai:text-embedding-3-small, cohere:embed-v4.0, voyage:voyage-3.5,
@@ -21,7 +44,7 @@ MODELS = """models:
 """
 
 
-def add_arguments(parser: Parser) -> None:
+def add_arguments(parser: OneLineParser) -> None:
     """What says how a model embeds, and which prompts it takes."""
     group = parser.add_argument_group("model")
     group.add_argument(
@@ -64,7 +87,7 @@ def add_arguments(parser: Parser) -> None:
     )
 
 
-def check_arguments(args: argparse.Namespace, parser: Parser) -> None:
+def check_arguments(args: argparse.Namespace, parser: OneLineParser) -> None:
     """Ends with one line for a value out of range, or two ways to say one thing."""
     if args.batch_tokens < 0:
         parser.error(f"--batch-tokens: expected 0 or more, found {args.batch_tokens}")
@@ -75,35 +98,49 @@ def check_arguments(args: argparse.Namespace, parser: Parser) -> None:
         parser.error("--instruction: expected none beside --prompt-name or --query-prompt-name")
 
 
-def open_embedder(name: str, args: argparse.Namespace, cache: Path | None = None) -> Any:
+def read_options(args: argparse.Namespace) -> ModelOptions:
+    """Returns the options that `add_arguments` defines."""
+    return ModelOptions(
+        **{field.name: getattr(args, field.name) for field in dataclasses.fields(ModelOptions)}
+    )
+
+
+def open_embedder(
+    name: str, options: ModelOptions, cache: Path | None = None, show_progress: bool = False
+) -> Any:
     """The Embedder of a model.
 
     Args:
-        cache: where an endpoint's embeddings are kept, unless the arguments say it.
+        cache: where an endpoint's embeddings are kept, unless the options name it.
     """
     from embed_jax.evals.embedder import Embedder, endpoint_options
 
     if provider(name):
         from embed_jax.remote.endpoint import Endpoint, endpoint_encoder
 
-        given = [option for option in OPTIONS[1:] if getattr(args, option)]
+        given = [option for option in OPTIONS[1:] if getattr(options, option)]
         if given:
             raise InputError(f"{name}: --{given[0].replace('_', '-')} is not for an endpoint")
         endpoint = Endpoint(
-            provider(name), name.partition(":")[2], base_url=args.endpoint_url, dim=args.dim
+            provider(name), name.partition(":")[2], base_url=options.endpoint_url, dim=options.dim
         )
         return Embedder(
-            name, endpoint_encoder(endpoint, cache=args.endpoint_cache or cache), endpoint_options
+            name,
+            endpoint_encoder(endpoint, cache=options.endpoint_cache or cache),
+            endpoint_options,
         )
     if name.endswith(".onnx"):
-        return _onnx_embedder(Path(name), args)
+        return _onnx_embedder(Path(name), options)
     model = load_model(name)
     return Embedder(
-        name, encoder(args, model), model_options(args, model), similarity=model.similarity_fn_name
+        name,
+        encoder(options, model, show_progress),
+        model_options(options, model),
+        similarity=model.similarity_fn_name,
     )
 
 
-def _onnx_embedder(path: Path, args: argparse.Namespace) -> Any:
+def _onnx_embedder(path: Path, options: ModelOptions) -> Any:
     """An exported file; tokenizer and prompts are those of the directory that it was written into."""
     import numpy as np
 
@@ -112,7 +149,7 @@ def _onnx_embedder(path: Path, args: argparse.Namespace) -> Any:
     from embed_jax.prompts import resolve_prompt
 
     for option in ("dim", "layers"):
-        if getattr(args, option):
+        if getattr(options, option):
             raise InputError(
                 f"{path}: --{option} is not for a file, which gives what it was exported with"
             )
@@ -131,29 +168,27 @@ def _onnx_embedder(path: Path, args: argparse.Namespace) -> Any:
         return embeddings
 
     return Embedder(
-        str(path), encode, model_options(args, model), similarity=model.similarity_fn_name
+        str(path), encode, model_options(options, model), similarity=model.similarity_fn_name
     )
 
 
-def encoder(args: argparse.Namespace, model: Any) -> Callable:
-    """`model.encode` with the arguments that hold for all texts."""
-    import functools
-
-    size = {"dim": args.dim, "layers": args.layers}
+def encoder(options: ModelOptions, model: Any, show_progress: bool = False) -> Callable:
+    """`model.encode` with the options that hold for all texts."""
+    size = {"dim": options.dim, "layers": options.layers}
     return functools.partial(
         model.encode,
         **size,
-        batch_tokens=args.batch_tokens,
-        show_progress=sys.stderr.isatty() and not args.suite,
+        batch_tokens=options.batch_tokens,
+        show_progress=show_progress and sys.stderr.isatty(),
     )
 
 
-def model_options(args: argparse.Namespace, model: Any) -> Callable:
+def model_options(options: ModelOptions, model: Any) -> Callable:
     """What a use of texts asks of the model: `embedder.prompt_options`."""
     from embed_jax.evals.embedder import prompt_options
 
     names = ("instruction", "prompt_name", "query_prompt_name", "corpus_prompt_name")
-    return prompt_options(model, **{name: getattr(args, name) for name in names})
+    return prompt_options(model, **{name: getattr(options, name) for name in names})
 
 
 def provider(name: str) -> str:
@@ -164,20 +199,20 @@ def provider(name: str) -> str:
     return before if colon and before in INTERFACES and not Path(name).exists() else ""
 
 
-def model_fingerprint(name: str, args: argparse.Namespace) -> str:
+def model_fingerprint(name: str, options: ModelOptions) -> str:
     """Differs where what embeds differs: another model, weights that were written again, other options."""
     from embed_jax.encoders.hub import resolve
     from embed_jax.evals.results import fingerprint
 
-    options = {option: getattr(args, option) for option in OPTIONS}
+    embedding = {option: getattr(options, option) for option in OPTIONS}
     if provider(name):
-        return fingerprint(name, args.endpoint_url, options)
+        return fingerprint(name, options.endpoint_url, embedding)
     directory = (
         Path(name).parent.parent if name.endswith(".onnx") else model_directory(resolve(name))
     )
     files = sorted(path for path in directory.rglob("*") if path.is_file())
     stats = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-    return fingerprint(stats, options)
+    return fingerprint(stats, embedding)
 
 
 def model_directory(path: Path) -> Path:

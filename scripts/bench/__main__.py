@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 from embed_jax.errors import exit_with_one_line, require
 
-from . import bench_loss, bench_memory, bench_mining, bench_scaling, bench_speed, bench_suite
-from .commands import OneLineParser
+from ..commands import OneLineParser
+from . import loss, memory, mining, scaling, speed, suite
 
 EXAMPLES = """examples:
   python -m scripts.bench encode --init random --shape minilm-l6
@@ -22,7 +22,7 @@ EXAMPLES = """examples:
   python -m scripts.bench memory --batch-size 4096 --group 128
   python -m scripts.bench memory --config configs/llm/e5_mistral.py --devices 8 --memory 80 --config.train.fsdp=8
   python -m scripts.bench mining --queries 10000 --passages 100000
-  python -m scripts.bench scaling --devices 1,8,64 --fsdp 8
+  python -m scripts.bench scaling --devices 8,16,64 --fsdp 8
   python -m scripts.bench suite --suite configs/suites/english.yaml --data DIRECTORY --model MODEL --against mteb
 
 --json prints one object a line: name, unit, ours, theirs, ratio, n, machine and more. encode and train give rates: a
@@ -31,7 +31,7 @@ ratio above 1 means that ours is faster. The others give seconds, MiB and differ
 
 def main() -> None:
     args = parse(sys.argv[1:])
-    if getattr(args, "against", None) == bench_speed.PEER:
+    if getattr(args, "against", None) == speed.PEER:
         require("sentence_transformers")
     args.run(args)
 
@@ -61,7 +61,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         command.add_argument("--debug", action="store_true", help="show tracebacks")
         command.set_defaults(run=run, check=check)
 
-    speed, loss, memory, scaling = bench_speed, bench_loss, bench_memory, bench_scaling
     add(
         "encode",
         "texts per second, and latency by batch size",
@@ -84,10 +83,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         (
             "mining",
             "time and memory of mining hard negatives",
-            bench_mining,
-            bench_mining.bench_mining,
+            mining,
+            mining.bench_mining,
         ),
-        ("suite", "time of evaluating on a suite of tasks", bench_suite, bench_suite.bench_suite),
+        ("suite", "time of evaluating on a suite of tasks", suite, suite.bench_suite),
         (
             "scaling",
             "memory and traffic of a training step by number of devices",

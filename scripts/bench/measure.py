@@ -185,7 +185,9 @@ def in_fresh_process(module: str, function: str, arguments: dict[str, Any]) -> A
     """
     code = f"import json, sys; from {module} import {function} as f; print(json.dumps(f(**json.loads(sys.argv[1]))))"
     path = os.pathsep.join(
-        filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])
+        filter(
+            None, [str(Path(__file__).parents[__name__.count(".")]), os.environ.get("PYTHONPATH")]
+        )
     )
     # Accelerators' memory is not to be taken in advance: several processes use it.
     environment = {**os.environ, "PYTHONPATH": path, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from . import bench_plan
+from . import plan
 from .measure import (
     MIB,
     alternate,
@@ -33,14 +33,14 @@ each group. "compiled" is the compiler's plan (arguments with parameters and Ada
 is from that of one (dropout off), norm of the difference by norm; beside it, how far rounding alone takes it.
 
 """
-    + bench_plan.DESCRIPTION
+    + plan.DESCRIPTION
 )
 EXAMPLES = """examples:
   python -m scripts.bench memory
   python -m scripts.bench memory --batch-size 32768 --group 256 --dtype bfloat16
   python -m scripts.bench memory --shape mini --batch-size 1024 --repeat 5 --json
 
-""" + bench_plan.EXAMPLES.partition("\n")[2]
+""" + plan.EXAMPLES.partition("\n")[2]
 LONGEST = 128  # tokens of a text
 WIDTHS = (26, 14, 14, 8)
 
@@ -79,7 +79,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--repeat", type=count, default=3, help="timed runs of each side (default: %(default)s)"
     )
 
-    bench_plan.add_options(command)
+    plan.add_options(command)
 
 
 def check_options(args: argparse.Namespace) -> str | None:
@@ -98,7 +98,7 @@ def check_options(args: argparse.Namespace) -> str | None:
 
 def bench_memory(args: argparse.Namespace) -> None:
     if args.config:
-        return bench_plan.bench_plan(args)
+        return plan.bench_plan(args)
     args.shape = args.shape or "minilm-l6"
     texts = {"words": args.words, "row_length": args.row_length}
     # The small batch gets as many rows as a group of the big one, so that both encode the same.
@@ -225,10 +225,10 @@ def measure_alone(sentences: int, **options: Any) -> dict[str, int]:
     import jax
 
     step, state, batch = make_step(sentences, **options)
-    plan = compiled_bytes(step)
+    parts = compiled_bytes(step)
     state = jax.block_until_ready(state)
     growth = peak_growth(lambda: jax.block_until_ready(step(state, batch, jax.random.key(0))))
-    return {**plan, "compiled": sum(plan.values()), "measured": plan["arguments"] + growth}
+    return {**parts, "compiled": sum(parts.values()), "measured": parts["arguments"] + growth}
 
 
 def step_seconds(sentences: int, repeat: int, **options: Any) -> list[list[float]]:

@@ -50,7 +50,7 @@ def bench_suite(args: argparse.Namespace) -> None:
     from embed_jax.evals.suite import evaluate, read_suite
     from embed_jax.registry import unknown
 
-    from .commands import load_model
+    from ..commands import load_model
 
     if args.against:
         require("mteb")

@@ -30,9 +30,9 @@ from typing import Any
 from embed_jax.errors import InputError, RunError, exit_with_one_line, require
 from embed_jax.registry import unknown
 
-from .ablate_plots import plot_against_step, plot_against_x
-from .ablate_runs import Run, Table, perform, plan, read_table, spread
-from .commands import PICTURES, Parser, check_picture, print_table, write_json, written_whole
+from ..commands import PICTURES, Parser, check_picture, print_table, write_json, written_whole
+from .plots import plot_against_step, plot_against_x
+from .runs import Run, Table, perform, plan, read_table, spread
 
 EXAMPLES = """examples:
   python -m scripts.ablate dropout.py --output dropout.json

@@ -1,4 +1,4 @@
-"""The usual faults of a search, each with its figure and what to do: evaluate --diagnose."""
+"""The usual faults of a search, each with its figure and what to do: evaluate diagnose."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from jaxtyping import Float, Int
 
 from embed_jax.errors import InputError
 
+from ..commands import OneLineParser, as_launched, load_encoder
 from . import embedders
-from .commands import Parser, load_encoder
+from .data import add_search_arguments
 
 if TYPE_CHECKING:
     from embed_jax.evals.diagnose import Finding, Judged
@@ -59,30 +60,50 @@ class Search:
         return ndcg(self.ranks(prompts, size), self.judged)
 
 
-def add_arguments(parser: Parser) -> Any:
-    """The options of --diagnose."""
-    group = parser.add_argument_group("diagnose")
-    group.add_argument(
-        "--diagnose",
-        action="store_true",
-        help="retrieval: look for the five usual faults, each with what to do",
-    )
-    group.add_argument(
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is diagnosed: the names of a model, its data, its training pairs, and the size used (0: all)."""
+
+    model: str
+    data: str
+    dim: int
+    pairs: str | None
+
+
+def add_arguments(parser: OneLineParser) -> Callable[[argparse.Namespace], None]:
+    """Adds the options of the command, and returns what checks them."""
+    add_search_arguments(parser)
+    parser.add_argument(
         "--shortlist", type=int, default=100, help="documents that a reranker gets (default: 100)"
     )
-    group.add_argument(
+    parser.add_argument(
         "--target", type=float, default=0.95, help="recall that they should have (default: 0.95)"
     )
-    group.add_argument(
+    parser.add_argument(
         "--pairs", help="training data (anchor, positive, negative ...) whose negatives to judge"
     )
-    group.add_argument(
+    parser.add_argument(
         "--pairs-limit",
         type=int,
         default=2000,
         help="judge the first so many rows of it, 0: all (default: 2000)",
     )
-    return group
+    embedders.add_arguments(parser)
+
+    def check(args: argparse.Namespace) -> None:
+        embedders.check_arguments(args, parser)
+        if args.shortlist < 1:
+            parser.error(f"--shortlist: expected 1 or more, found {args.shortlist}")
+        if not 0 < args.target <= 1:
+            parser.error(f"--target: expected a recall above 0, at most 1, found {args.target}")
+        if args.pairs_limit < 0:
+            parser.error(f"--pairs-limit: expected 0 or more, found {args.pairs_limit}")
+        if embedders.provider(args.model):
+            raise InputError(
+                f"{args.model}: diagnose is for a model whose files are here, not for an endpoint"
+            )
+
+    return check
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -90,26 +111,30 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from embed_jax.data.sources import open_retrieval_task
     from embed_jax.evals import diagnose
     from embed_jax.evals.metrics import bootstrap_interval
+    from embed_jax.evals.suite import named
     from embed_jax.runtime import environment
 
-    check(args)
     corpus, queries, qrels = open_retrieval_task(args.data, args.split)
     if len(qrels) < 2:
         raise InputError(
-            f"{args.data}: --diagnose expects 2 judged queries or more, found {len(qrels)}"
+            f"{args.data}: diagnose expects 2 judged queries or more, found {len(qrels)}"
         )
     judged = diagnose.judged_rows(
         corpus, queries, qrels, ignore_identical_ids=args.ignore_identical_ids
     )
-    triplets = read_triplets(args) if args.pairs else []
+    triplets = read_triplets(args.pairs, args.pairs_limit) if args.pairs else []
+    options = embedders.read_options(args)
     model = load_encoder(args.model)
     if args.dim > model.dim:
         raise InputError(
             f"--dim: expected 1 to {model.dim}, the size of the embeddings, found {args.dim}"
         )
 
-    prompts, dim = variants(args, model), args.dim or model.dim
-    embed = functools.partial(embedders.encoder(args, model), dim=0)
+    prompts, dim = (
+        variants(args.model, model, options, named("retrieval", args.data, args.split)),
+        args.dim or model.dim,
+    )
+    embed = functools.partial(embedders.encoder(options, model, show_progress=True), dim=0)
     texts = [queries[name] for name in qrels], list(corpus.values())
     search = Search(embed, model.similarity_fn_name, texts, judged)
     ranks = search.ranks(prompts[USED], dim)
@@ -121,11 +146,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         flush=True,
     )
 
+    subject = Subject(args.model, args.data, args.dim, args.pairs)
     findings = [
         check_scores(*search.sides(prompts[USED], dim), search),
-        check_prompts(args, prompts, search, dim),
+        check_prompts(args.model, prompts, search, dim),
         diagnose.truncation(
-            {size: search.ndcg(prompts[USED], size) for size in sizes(args, model)},
+            {size: search.ndcg(prompts[USED], size) for size in sizes(args.dim, model)},
             full=model.dim,
             used=dim,
             trained=model.matryoshka_dims,
@@ -139,11 +165,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         print(
             f"\n{STATUS.get(finding.status, finding.status)}: {diagnose.NAMES[finding.check]}\n  {finding.line}"
         )
-        advice = advise(finding, args, prompts)
+        advice = advise(finding, subject, prompts)
         if advice:
             print(f"  what to do: {advice}")
-    options = (
-        "task",
+    names = (
         "model",
         "data",
         "split",
@@ -154,44 +179,26 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "pairs_limit",
     )
     return {
-        **{option: getattr(args, option) for option in options},
+        "task": "retrieval",
+        **{option: getattr(args, option) for option in names},
         "metrics": {"ndcg@10": float(score.mean())},
         "intervals": {"ndcg@10": (low, high)},
         "n": len(qrels),
         "findings": [
             dataclasses.asdict(finding)
-            | {"name": diagnose.NAMES[finding.check], "what_to_do": advise(finding, args, prompts)}
+            | {
+                "name": diagnose.NAMES[finding.check],
+                "what_to_do": advise(finding, subject, prompts),
+            }
             for finding in findings
         ],
         "versions": environment(),
     }
 
 
-def check(args: argparse.Namespace) -> None:
-    """Raises an InputError for options that no diagnosis can have."""
-    if args.shortlist < 1:
-        raise InputError(f"--shortlist: expected 1 or more, found {args.shortlist}")
-    if not 0 < args.target <= 1:
-        raise InputError(f"--target: expected a recall above 0, at most 1, found {args.target}")
-    if args.pairs_limit < 0:
-        raise InputError(f"--pairs-limit: expected 0 or more, found {args.pairs_limit}")
-    for option in ("training", "baseline", "set"):
-        if getattr(args, option):
-            meant = (
-                "; training data whose negatives to judge are --pairs"
-                if option == "training"
-                else ""
-            )
-            raise InputError(f"--{option} does not go with --diagnose{meant}")
-    if embedders.provider(args.model):
-        raise InputError(
-            f"{args.model}: --diagnose is for a model whose files are here, not for an endpoint"
-        )
-
-
-def sizes(args: argparse.Namespace, model: Any) -> list[int]:
+def sizes(dim: int, model: Any) -> list[int]:
     """The whole and the size used; without one trained sizes, or half and a quarter, to see what a cut would cost."""
-    others = [args.dim] if args.dim else model.matryoshka_dims or (model.dim // 2, model.dim // 4)
+    others = [dim] if dim else model.matryoshka_dims or (model.dim // 2, model.dim // 4)
     return list(dict.fromkeys(size for size in (model.dim, *others) if 0 < size <= model.dim))
 
 
@@ -214,21 +221,23 @@ def check_scores(
     return diagnose.discrimination(relevant, random, search.judged.query, mean_cosine)
 
 
-def check_prompts(
-    args: argparse.Namespace, prompts: dict[str, Prompts], search: Search, dim: int
-) -> Finding:
+def check_prompts(name: str, prompts: dict[str, Prompts], search: Search, dim: int) -> Finding:
     from embed_jax.encoders.hub import resolve
     from embed_jax.encoders.read import SETTINGS
     from embed_jax.encoders.weights import read_json
     from embed_jax.evals import diagnose
 
     first = {
-        pair: name for name, pair in reversed(prompts.items())
+        pair: prompt for prompt, pair in reversed(prompts.items())
     }  # equal ones count once, under their first name
-    settings = embedders.model_directory(resolve(args.model)) / SETTINGS
+    settings = embedders.model_directory(resolve(name)) / SETTINGS
     recorded = read_json(settings) if settings.is_file() else {}
     return diagnose.missing_prompt(
-        {name: search.ndcg(pair, dim) for name, pair in prompts.items() if first[pair] == name},
+        {
+            prompt: search.ndcg(pair, dim)
+            for prompt, pair in prompts.items()
+            if first[pair] == prompt
+        },
         expects=OWN in prompts or FAMILY in prompts,
         prompted=any(prompts[USED]),
         recorded=any((recorded.get("prompts") or {}).values())
@@ -236,56 +245,53 @@ def check_prompts(
     )
 
 
-def variants(args: argparse.Namespace, model: Any) -> dict[str, Prompts]:
+def variants(
+    name: str, model: Any, options: embedders.ModelOptions, task: str
+) -> dict[str, Prompts]:
     """The prompts used, and those that could be: the model's own, those of its family by its name, none."""
     from embed_jax.evals.embedder import prompt_options
-    from embed_jax.evals.suite import named
     from embed_jax.evals.task import DOCUMENT, QUERY, Use
     from embed_jax.prompts import expected, prompt_for, resolve_prompt
 
-    task = named(args.task, args.data, args.split)
-
-    def resolved(options: Callable) -> Prompts:
-        asked = (options(Use(task, "Retrieval", side)) for side in (QUERY, DOCUMENT))
+    def resolved(prompts_for: Callable) -> Prompts:
+        asked = (prompts_for(Use(task, "Retrieval", side)) for side in (QUERY, DOCUMENT))
         named_or_default = (one or {"prompt_name": model.default_prompt_name} for one in asked)
         query, document = (
             resolve_prompt(model.prompts, model.template, **one) for one in named_or_default
         )
         return query, document
 
-    family = expected(args.model)
+    family = expected(name)
     known = family.prompts if family else {}
     query, document = (
         known.get(prompt_for(known, side=side) or "", "") for side in (QUERY, DOCUMENT)
     )
     own = resolved(prompt_options(model))
-    found = {USED: resolved(embedders.model_options(args, model))}
-    found |= {name: pair for name, pair in ((OWN, own), (FAMILY, (query, document))) if any(pair)}
+    found = {USED: resolved(embedders.model_options(options, model))}
+    found |= {kind: pair for kind, pair in ((OWN, own), (FAMILY, (query, document))) if any(pair)}
     if not own[0]:  # perhaps one has a name that does not say that it is for queries
         found |= {
-            f"{name!r} before queries": (text, own[1])
-            for name, text in model.prompts.items()
+            f"{prompt!r} before queries": (text, own[1])
+            for prompt, text in model.prompts.items()
             if text
         }
     return {**found, NONE: ("", "")}
 
 
-def read_triplets(args: argparse.Namespace) -> list[Triplet]:
-    """The rows of --pairs."""
+def read_triplets(pairs: str, limit: int) -> list[Triplet]:
+    """The rows of training data, the first `limit` of them; 0: all."""
     from embed_jax.data.sources import iter_records, pair_columns
 
     rows, columns = [], None
-    for number, record in enumerate(
-        itertools.islice(iter_records(args.pairs), args.pairs_limit or None)
-    ):
+    for number, record in enumerate(itertools.islice(iter_records(pairs), limit or None)):
         try:
             columns = columns or pair_columns([record])
         except InputError as error:
-            raise InputError(f"{args.pairs}: {error}") from None
+            raise InputError(f"{pairs}: {error}") from None
         anchor, positive, *others = columns(record)
         if not isinstance(anchor, str) or not isinstance(positive, str):
             raise InputError(
-                f"{args.pairs}: row {number}: anchor and positive are needed, one is missing"
+                f"{pairs}: row {number}: anchor and positive are needed, one is missing"
             )
         rows.append((anchor, positive, [text for text in others if text is not None]))
     return rows
@@ -330,7 +336,7 @@ def check_negatives(
     )
 
 
-def advise(finding: Finding, args: argparse.Namespace, prompts: dict[str, Prompts]) -> str:
+def advise(finding: Finding, subject: Subject, prompts: dict[str, Prompts]) -> str:
     """What to do, in one line; "" where there is nothing to do."""
     from embed_jax.evals import diagnose
 
@@ -341,10 +347,11 @@ def advise(finding: Finding, args: argparse.Namespace, prompts: dict[str, Prompt
         "shortlist": _rerank,
         "negatives": _mine,
     }
-    return "" if finding.status == diagnose.OK else of[finding.check](finding, args, prompts)
+    advice = "" if finding.status == diagnose.OK else of[finding.check](finding, subject, prompts)
+    return as_launched(advice)
 
 
-def _train(finding: Finding, args: argparse.Namespace, _: Any) -> str:
+def _train(finding: Finding, subject: Subject, _: Any) -> str:
     if not finding.figures:
         return "give a corpus with more documents"
     why = (
@@ -354,13 +361,13 @@ def _train(finding: Finding, args: argparse.Namespace, _: Any) -> str:
     )
     return (
         f"{why}train it on pairs of this kind: python -m experiments.retrieval --config=configs/retrieval/own_data.py "
-        f"--config.model.name={args.model} --config.data.train=pairs.jsonl"
+        f"--config.model.name={subject.model} --config.data.train=pairs.jsonl"
     )
 
 
-def _prompt(finding: Finding, args: argparse.Namespace, prompts: dict[str, Prompts]) -> str:
+def _prompt(finding: Finding, subject: Subject, prompts: dict[str, Prompts]) -> str:
     if finding.cause == "unrecorded":
-        return f"write it with them in its files: python -m scripts.export --model {args.model} --output DIRECTORY"
+        return f"write it with them in its files: python -m scripts.export --model {subject.model} --output DIRECTORY"
     if finding.cause == NONE:
         return 'embed without a prompt: encode(texts, prompt="")'
     best = finding.cause if finding.cause in prompts else OWN if OWN in prompts else FAMILY
@@ -371,29 +378,29 @@ def _prompt(finding: Finding, args: argparse.Namespace, prompts: dict[str, Promp
     )
 
 
-def _size(_: Finding, args: argparse.Namespace, __: Any) -> str:
+def _size(_: Finding, subject: Subject, __: Any) -> str:
     return (
         "train it to be cut: python -m experiments.matryoshka --config=configs/matryoshka/nli.py "
-        f"--config.model.name={args.model}; or project it, without training: python -m scripts.shrink "
-        f"--model {args.model} --dim {args.dim} --texts TEXTS --output DIRECTORY"
+        f"--config.model.name={subject.model}; or project it, without training: python -m scripts.shrink "
+        f"--model {subject.model} --dim {subject.dim} --texts TEXTS --output DIRECTORY"
     )
 
 
-def _rerank(finding: Finding, args: argparse.Namespace, _: Any) -> str:
+def _rerank(finding: Finding, subject: Subject, _: Any) -> str:
     longer = f"rerank {finding.figures['needed']:.0f} documents, or " if not finding.cause else ""
     return (
         f"{longer}train for these documents: python -m experiments.retrieval "
-        f"--config=configs/retrieval/hard_negatives.py --config.model.name={args.model} "
-        f"--config.data.train=beir:{args.data} --config.mine.corpus={args.data} --config.eval.retrieval={args.data}"
+        f"--config=configs/retrieval/hard_negatives.py --config.model.name={subject.model} "
+        f"--config.data.train=beir:{subject.data} --config.mine.corpus={subject.data} --config.eval.retrieval={subject.data}"
     )
 
 
-def _mine(finding: Finding, args: argparse.Namespace, _: Any) -> str:
-    if not args.pairs:
+def _mine(finding: Finding, subject: Subject, _: Any) -> str:
+    if not subject.pairs:
         return "give the training data: --pairs FILE"
     if finding.figures or finding.cause:
         return (
-            f"mine harder ones: python -m scripts.mine --pairs {args.pairs} --strategy dense --model {args.model} "
+            f"mine harder ones: python -m scripts.mine --pairs {subject.pairs} --strategy dense --model {subject.model} "
             f"--relative-margin 0.05 --output mined.jsonl; then look for false ones: python -m scripts.audit "
             "--data mined.jsonl"
         )

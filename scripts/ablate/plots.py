@@ -13,7 +13,7 @@ import numpy as np
 from embed_jax.errors import InputError, require
 from embed_jax.train.plots import legend_below, line_style, series_by_name, smooth
 
-from .ablate_runs import Run, Table, spread
+from .runs import Run, Table, spread
 
 
 def plot_against_x(table: Table, runs: Sequence[Run], output: Path, form: str) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 
 from embed_jax.errors import InputError, exit_with_one_line, require
 
-from .commands import (
+from ..commands import (
     PICTURES,
     Parser,
     check_picture,
@@ -54,7 +54,7 @@ def main() -> None:
         if output:
             write_json(output, content)
         if plot:
-            from .geometry_plot import plot_geometry
+            from .plot import plot_geometry
 
             plot_geometry(spaces, plot, args.plot.suffix[1:], _title(args))
 

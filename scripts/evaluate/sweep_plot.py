@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from embed_jax.errors import require
-
-from .sweep_rows import METRIC, Measured, by_bytes, by_time, front
+from embed_jax.evals.sweep import METRIC, Measured, by_bytes, by_time, front
 
 LABEL_GAP = 0.04  # between labels, of the range of quality
 CORNER = {"ha": "right", "va": "bottom", "color": "0.4"}

@@ -19,7 +19,7 @@ from embed_jax.errors import InputError, one_line
 from embed_jax.packaged import check_experiment, config_path
 from embed_jax.registry import unknown
 
-from .commands import PARENT
+from ..commands import PARENT
 
 OVER = "ablate.json"  # in a run's directory once it is over: its settings
 EVALUATED = "evaluated.json"  # what scripts.evaluate says of its model

@@ -1,0 +1,283 @@
+"""Compressed embeddings: retrieval quality, bytes and speed by dimension, precision and search."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from embed_jax.errors import InputError
+
+K = 10
+REPEATS, SECONDS = 7, 0.3  # a search is timed so often at least, and so long
+ORIGINALS = ("int8", "float32")
+METRIC = "ndcg@10"
+SEARCHES = ("symmetric", "asymmetric")
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A way to store embeddings and to search them.
+
+    Attributes:
+        dim: numbers kept of each embedding.
+        asymmetric: float queries against the codes, from the start.
+        rescore: that many times as many candidates are scored again; 0: none are.
+        originals: the precision of what they are scored with, stored beside the codes; None: the codes.
+    """
+
+    dim: int
+    precision: str
+    asymmetric: bool = True
+    rescore: int = 0
+    originals: str | None = None
+
+    @property
+    def search(self) -> str:
+        return "exact" if self.precision == "float32" else SEARCHES[self.asymmetric]
+
+    @property
+    def rescoring(self) -> str:
+        return (
+            f"x{self.rescore}{f' by {self.originals}' if self.originals else ''}"
+            if self.rescore
+            else "none"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What a setting costs and keeps.
+
+    Attributes:
+        quality: nDCG@10, a fraction.
+        interval: of the quality, 95 %, over queries.
+        share: the quality over that of float32 at the model's full dimension.
+        bytes_read: a vector's bytes that the search goes through.
+        bytes_beside: a vector's bytes that only rescoring reads.
+        bytes_once: of ranges or centres, whatever the number of vectors.
+        queries_per_second: see `queries_per_second`.
+    """
+
+    setting: Setting
+    quality: float
+    interval: tuple[float, float]
+    share: float
+    bytes_read: int
+    bytes_beside: int
+    bytes_once: int
+    queries_per_second: float
+
+    @property
+    def bytes(self) -> int:
+        """All that is stored of a vector."""
+        return self.bytes_read + self.bytes_beside
+
+
+def front(rows: Sequence[Measured], cost: Callable[[Measured], float]) -> list[Measured]:
+    """The Pareto front: what no other row is better than at its cost or below, and none as good below; by cost.
+
+    Of rows alike in both, the one that is fewer bytes or, then, faster.
+    """
+    found: list[Measured] = []
+    for row in sorted(rows, key=lambda row: (cost(row), -row.quality, row.bytes, by_time(row))):
+        if not found or row.quality > found[-1].quality:
+            found.append(row)
+    return found
+
+
+def by_bytes(row: Measured) -> float:
+    return row.bytes
+
+
+def by_time(row: Measured) -> float:
+    return 1 / row.queries_per_second
+
+
+def cheapest(rows: Sequence[Measured], keep: float) -> Measured:
+    """Of the rows that keep this share: fewest bytes, then fastest."""
+    return min(
+        (row for row in rows if row.share >= keep), key=lambda row: (row.bytes, by_time(row))
+    )
+
+
+def fronts(row: Measured, rows: Sequence[Measured]) -> list[str]:
+    """Which fronts a row is on: "bytes", "speed"."""
+    return [
+        name for name, cost in (("bytes", by_bytes), ("speed", by_time)) if row in front(rows, cost)
+    ]
+
+
+def table(rows: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
+    """Columns and cells."""
+    columns = [
+        "dim",
+        "precision",
+        "search",
+        "rescoring",
+        METRIC,
+        "share",
+        "bytes/vector",
+        "queries/s",
+        "Pareto front",
+    ]
+    return columns, [
+        [
+            str(row.setting.dim),
+            row.setting.precision,
+            row.setting.search,
+            row.setting.rescoring,
+            f"{row.quality:.4f}",
+            f"{row.share:.1%}",
+            f"{row.bytes_read} + {row.bytes_beside}" if row.bytes_beside else str(row.bytes_read),
+            f"{row.queries_per_second:.0f}",
+            ", ".join(fronts(row, rows)),
+        ]
+        for row in rows
+    ]
+
+
+def described(row: Measured) -> str:
+    """A setting and what it costs, for people."""
+    setting = row.setting
+    how = f"{setting.precision}, {setting.dim} dimensions, {setting.search} search, rescoring {setting.rescoring}"
+    return f"{how}: {row.bytes} bytes a vector, {row.queries_per_second:.0f} queries/s, {row.share:.1%}"
+
+
+def as_json(row: Measured, rows: Sequence[Measured]) -> dict[str, Any]:
+    fields = {name: value for name, value in vars(row).items() if name != "setting"}
+    return {**vars(row.setting), **fields, "bytes": row.bytes, "fronts": fronts(row, rows)}
+
+
+def trained_sizes(model: Any) -> list[int]:
+    """The whole size of a model's embeddings, and those that it was trained for, the largest first."""
+    return sorted({model.dim, *getattr(model, "matryoshka_dims", ())}, reverse=True)
+
+
+def settings(
+    dim: int,
+    dims: Sequence[int],
+    precisions: Sequence[str],
+    asymmetric: Sequence[bool],
+    rescoring: Sequence[tuple[int, str | None]],
+) -> list[Setting]:
+    """float32 at the model's dimension, and every combination that is a search of its own.
+
+    Left out: other searches of float32, and rescoring with what the scores come from already.
+
+    Args:
+        dim: the size of the model's embeddings.
+        dims: numbers kept of each embedding; none: `dim`.
+        asymmetric: whether float queries are compared with the codes, each way to try.
+        rescoring: (rescore, originals) of `Setting`, each pair to try.
+
+    Raises:
+        InputError: for a dimension above the model's, or a precision that a dimension cannot have.
+    """
+    from embed_jax.retrieval.calibration import check_precision
+
+    found = [Setting(dim, "float32")]
+    if max(dims, default=1) > dim:
+        raise InputError(
+            f"dims: expected 1 to {dim}, the size of the model's embeddings, found {max(dims)}"
+        )
+    for kept in dims or [dim]:
+        for precision in precisions:
+            check_precision(precision, kept)
+            for float_queries, (rescore, originals) in itertools.product(asymmetric, rescoring):
+                if precision == "float32":
+                    found.append(Setting(kept, precision))
+                elif originals != precision and (originals or not (rescore and float_queries)):
+                    found.append(Setting(kept, precision, float_queries, rescore, originals))
+    return list(dict.fromkeys(found))
+
+
+def measure(
+    documents: Any,
+    queries: Any,
+    names: Sequence[str],
+    qrels: Mapping[str, Mapping[str, int]],
+    chosen: Sequence[Setting],
+    ignore_identical_ids: bool = False,
+) -> list[Measured]:
+    """Each of the settings, in their order; shares are of the quality of the first.
+
+    Args:
+        documents, queries: float embeddings, [N, D] and [Q, D], in the order of `names` and of `qrels`.
+
+    Raises:
+        InputError: if the first finds nothing, or the documents are too few to calibrate on.
+    """
+    from embed_jax.evals.metrics import bootstrap_interval
+    from embed_jax.evals.retrieval import score_run
+    from embed_jax.retrieval.calibration import SAMPLE, calibrate
+    from embed_jax.retrieval.compressed import CompressedIndex
+    from embed_jax.retrieval.quantize import compress
+    from embed_jax.scores import truncate
+
+    def prefix(embeddings, dim):
+        return truncate(embeddings, dim) if dim < embeddings.shape[1] else embeddings
+
+    @functools.lru_cache(
+        maxsize=len(ORIGINALS) + 1
+    )  # what is stored beside serves several settings
+    def compressed(dim, precision):
+        cut = prefix(documents, dim)
+        return compress(cut, precision, calibrate(cut[:: -(-len(cut) // SAMPLE)], precision))
+
+    found: list[Measured] = []
+    for (dim, precision), group in itertools.groupby(
+        chosen, lambda setting: (setting.dim, setting.precision)
+    ):
+        index, asked = CompressedIndex(compressed(dim, precision)), prefix(queries, dim)
+        for setting in group:
+            originals = compressed(dim, setting.originals) if setting.originals else None
+            options = {
+                "asymmetric": setting.asymmetric,
+                "rescore": setting.rescore,
+                "originals": originals,
+            }
+            seconds, (_, rows) = timed(
+                functools.partial(index.search, asked, K + ignore_identical_ids, **options)
+            )
+            run = {
+                query: {
+                    names[row]: 0.0
+                    for row in own
+                    if not (ignore_identical_ids and names[row] == query)
+                }
+                for query, own in zip(qrels, rows.tolist(), strict=True)
+            }
+            values = score_run(run, qrels, ks=(K,)).per_query[METRIC]
+            quality = float(values.mean())
+            if not found and not quality:
+                raise InputError(
+                    f"{METRIC} of the embeddings as they are is 0: there is nothing to keep a share of"
+                )
+            found.append(
+                Measured(
+                    setting,
+                    quality,
+                    bootstrap_interval(len(values), lambda i, v=values: float(v[i].mean())),
+                    quality / (found[0].quality if found else quality),
+                    index.bytes_per_vector,
+                    originals.bytes_per_vector if originals else 0,
+                    index.bytes_once,
+                    len(queries) / seconds,
+                )
+            )
+    return found
+
+
+def timed(search: Callable[[], Any]) -> tuple[float, Any]:
+    """The median seconds of a search, and what it found."""
+    found, seconds = search(), []
+    while len(seconds) < REPEATS or sum(seconds) < SECONDS:
+        began = time.perf_counter()
+        search()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds), found

@@ -1,0 +1,99 @@
+"""Evaluates embedding models: one task, a suite of them, or a comparison of their results.
+
+Tasks of all of MTEB's kinds by its protocols, and more (see below), each score with a 95 % bootstrap interval over its
+items. `COMMAND --help` lists a command's options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from embed_jax.errors import exit_with_one_line
+
+from ..commands import OneLineParser, Parser, write_json, written_whole
+from . import diagnose, embedders, results, suite, sweep, task
+from .aliases import translate
+
+EXAMPLES = f"""data (a file, a directory with SPLIT.tsv, .csv or .jsonl, each also .gz, tfds:NAME or hf:NAME):
+  sts             score, sentence1, sentence2 and optionally subset
+  retrieval       a directory in BEIR's layout (corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv), or python_docs
+  classification  text, label (a directory with a train split too)
+  clustering      text, label
+  pairs           sentence1, sentence2, label (1 or 0)
+  reranking       JSONL: query, positive (list), negative (list)
+  bitext          two columns named by language
+  summarization   JSONL: text, human_summaries, machine_summaries, relevance (lists)
+  transfer        text, label: SentEval's protocol
+  instructions    BEIR's layout with instructions: how a search follows them
+  passkey         lengths in words, such as 256,1024: documents are made
+
+{embedders.MODELS}
+examples:
+  python -m scripts.evaluate run --model sentence-transformers/all-MiniLM-L6-v2 --task sts --data stsb/test.tsv
+  python -m scripts.evaluate run --model runs/simcse/model --task sts --data sts12,sts13,sts14,sts15,sts16,stsb,sick_r
+  python -m scripts.evaluate run --model runs/quickstart/model --task retrieval --data python_docs --baseline bm25 \\
+      --output results.json
+  python -m scripts.evaluate run --model runs/a/model --task classification --data banking77 --set samples_per_label=16
+  python -m scripts.evaluate suite configs/suites/english.yaml --model runs/a,runs/b --data DIRECTORY --output results
+  python -m scripts.evaluate compare results/runs_a results/runs_b
+  python -m scripts.evaluate leaderboard results
+  python -m scripts.evaluate diagnose --model runs/a --data scifact --pairs pairs.tsv
+  python -m scripts.evaluate sweep --model sentence-transformers/all-MiniLM-L6-v2 --data scifact \\
+      --dims 384,256,128 --precisions float32,int8,int4,binary,pq64,pq32,pq16 --rescore 0,4,4:int8 --keep 0.95 \\
+      --output sweep.json --plot sweep.png
+
+The flags of earlier versions (--task without a command, --suite, --compare, --leaderboard, --sweep, --diagnose) are
+read until 1.0.
+"""
+# A subcommand, its line of help, what adds its options, what runs it.
+COMMANDS = {
+    "run": ("one kind of task on one or several data sets", task.add_arguments, task.run),
+    "suite": ("a list of tasks, for one or several models", suite.add_arguments, suite.run),
+    "compare": (
+        "which differences of two models the data can tell from chance",
+        results.add_compare_arguments,
+        results.run_compare,
+    ),
+    "leaderboard": (
+        "models beside each other, ranked",
+        results.add_leaderboard_arguments,
+        results.run_leaderboard,
+    ),
+    "sweep": ("compressed embeddings: quality, bytes, speed", sweep.add_arguments, sweep.run),
+    "diagnose": ("the usual faults of a search", diagnose.add_arguments, diagnose.run),
+}
+
+
+def main() -> None:
+    args = parse(sys.argv[1:])
+    if args.output is None or args.command == "suite":
+        args.run(args)
+        return
+    with written_whole(args.output) as beside:
+        write_json(beside, args.run(args))
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The options of one subcommand, checked.
+
+    Raises:
+        InputError: for those that cannot be.
+    """
+    parser = Parser("scripts.evaluate", __doc__, EXAMPLES)
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=OneLineParser
+    )
+    for name, (line, add_arguments, run) in COMMANDS.items():
+        command = commands.add_parser(name, help=line, description=line, allow_abbrev=False)
+        check = add_arguments(command)
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        command.set_defaults(run=run, check=check)
+    args = parser.parse_args(translate(argv))
+    args.check(args)
+    return args
+
+
+if __name__ == "__main__":
+    exit_with_one_line(main)
