@@ -147,6 +147,9 @@ def plan_run(
 
     Returns:
         The run, and the abstract arguments of its step: state, batch and key.
+
+    Raises:
+        InputError: for a loss that needs labels, scores, or another model's embeddings.
     """
     import jax
     import jax.numpy as jnp
@@ -159,6 +162,10 @@ def plan_run(
 
     model = abstract_model(config, shape_of(config.model.name, shape))
     run = assemble(config, model=model, abstract=True)
+    if needs := run.objective.about.needs:
+        raise InputError(
+            f"config.loss.name: {config.loss.name!r} needs a {needs[0]}; a plan is of losses of texts only"
+        )
     columns = min(columns, run.objective.about.columns[1] or columns)
     length = row_length(config, config.data.max_length)
     examples = config.batch.size // run.groups

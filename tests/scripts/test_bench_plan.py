@@ -8,6 +8,7 @@ import pytest
 from embed_jax.config import Experiment
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.spec import random_spec
+from embed_jax.errors import InputError
 from embed_jax.types import num_params
 from scripts.bench import __main__ as bench
 from scripts.bench.abstract import local_bytes
@@ -88,3 +89,16 @@ def test_the_command_says_whether_it_fits(run, refused, tmp_path, monkeypatch):
     )
     assert "only with memory --config FILE" in refused(bench, "loss", "--config.train.fsdp=2")
     assert "unknown config field" in refused(bench, *line, "--config.lora.rnak=2")
+
+
+@pytest.mark.parametrize(
+    "fields, need",
+    [
+        ({"loss__name": "cosent"}, "score"),
+        ({"loss__name": "embedding_mse", "data__teacher_vectors": "vectors.npy"}, "teacher"),
+    ],
+)
+def test_a_loss_of_more_than_texts_is_refused_in_one_line(fields, need):
+    with pytest.raises(InputError, match=f"config.loss.name: .* needs a {need}") as refused:
+        plan_run(tiny(**fields), 2, 16)
+    assert "\n" not in str(refused.value)
