@@ -98,7 +98,16 @@ def check_options(args: argparse.Namespace) -> str | None:
 
 def bench_memory(args: argparse.Namespace) -> None:
     if args.config:
-        return plan.bench_plan(args)
+        return plan.bench_plan(
+            args.config,
+            args.overrides,
+            devices=args.devices,
+            memory=args.memory,
+            columns=args.columns,
+            tokens=args.tokens,
+            shape=args.shape,
+            as_json=args.json,
+        )
     args.shape = args.shape or "minilm-l6"
     texts = {"words": args.words, "row_length": args.row_length}
     # The small batch gets as many rows as a group of the big one, so that both encode the same.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from embed_jax.config import Experiment
@@ -62,20 +63,40 @@ def add_options(command: argparse.ArgumentParser) -> None:
     )
 
 
-def bench_plan(args: argparse.Namespace) -> None:
+def bench_plan(
+    file: str,
+    overrides: Sequence[str] = (),
+    *,
+    devices: int = 0,
+    memory: float = 80.0,
+    columns: int = 3,
+    tokens: int = 0,
+    shape: str = "",
+    as_json: bool = False,
+) -> None:
+    """Prints what a training step of a config takes of each device, by the compiler's plan.
+
+    Args:
+        file: the config file, with its cut.
+        overrides: fields of it, such as "--config.train.fsdp=8".
+        devices: how many; 0: as many as the config says, or 8.
+        memory: GiB of a device.
+        columns: texts of an example.
+        tokens: of a text; 0: the config's longest.
+        shape: of the model, see `shape_of`.
+        as_json: an object a line instead of a table.
+    """
     import jax
 
     from embed_jax.config_file import load
     from embed_jax.types import num_params
 
-    config, _ = load(["scripts/bench.py", f"--config={args.config}", *args.overrides])
-    devices = args.devices or config.train.devices or 8
+    config, _ = load(["scripts/bench.py", f"--config={file}", *overrides])
+    devices = devices or config.train.devices or 8
     jax.config.update("jax_platforms", "cpu")
     use_cpu_devices(devices)
     config.train.devices = devices
-    run, arguments = plan_run(
-        config, args.columns, args.tokens or config.data.max_length, args.shape
-    )
+    run, arguments = plan_run(config, columns, tokens or config.data.max_length, shape)
     began = time.perf_counter()
     plan = compiled_bytes(run.step.lower(*arguments).compile())
     seconds = time.perf_counter() - began
@@ -89,22 +110,22 @@ def bench_plan(args: argparse.Namespace) -> None:
     }
     peak = sum(plan.values())
     sizes |= {"peak": peak}
-    embeddings = config.batch.size * args.columns * run.model.encoder.dim * 4
-    fits = peak <= args.memory * GIB
-    if args.json:
-        shape = {
+    embeddings = config.batch.size * columns * run.model.encoder.dim * 4
+    fits = peak <= memory * GIB
+    if as_json:
+        details = {
             "devices": devices,
             "fits": fits,
-            "memory_gib": args.memory,
+            "memory_gib": memory,
             "compile_seconds": seconds,
         }
-        shape["embeddings_gib"] = embeddings / GIB
+        details["embeddings_gib"] = embeddings / GIB
         for name, size in sizes.items():
-            print_json(result(f"plan/{name}", "GiB", size / GIB, None, None, 1, **shape))
+            print_json(result(f"plan/{name}", "GiB", size / GIB, None, None, 1, **details))
         return
     axes = ", ".join(f"{axis} {size}" for axis, size in run.mesh.shape.items())
     print(
-        f"{config.model.name} ({shape_of(config.model.name, args.shape)}): "
+        f"{config.model.name} ({shape_of(config.model.name, shape)}): "
         f"{num_params(state.params):,} parameters trained, {num_params(state.frozen):,} frozen"
     )
     print(
@@ -113,9 +134,9 @@ def bench_plan(args: argparse.Namespace) -> None:
     for name, size in sizes.items():
         print_row((name, f"{size / GIB:.3f}"), WIDTHS)
     print(f"of these, gathered embeddings: {embeddings / GIB:.3f}; compiled in {seconds:.0f} s")
-    left = args.memory - peak / GIB
-    print(f"fits {args.memory:g} GiB, {left:.1f} to spare" if fits else
-          f"does not fit {args.memory:g} GiB, {-left:.1f} too much: more groups (batch.groups), train.fsdp, "
+    left = memory - peak / GIB
+    print(f"fits {memory:g} GiB, {left:.1f} to spare" if fits else
+          f"does not fit {memory:g} GiB, {-left:.1f} too much: more groups (batch.groups), train.fsdp, "
           "model.remat=layer, or lora.base=int8")  # fmt: skip
 
 
