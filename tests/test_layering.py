@@ -319,3 +319,36 @@ def test_a_public_name_is_defined_once():
         if name not in ENTRY_POINTS | TO_RENAME
     ]
     assert not wrong, "\n".join(wrong)
+
+
+# The reader of options that several subcommands of evaluate share.
+READERS = {"scripts.evaluate.embedders.check_arguments", "scripts.evaluate.embedders.read_options"}
+
+
+def test_a_parsed_command_line_stays_in_the_file_of_its_command():
+    """Only `__main__` starts a subcommand with it; everything else takes real arguments."""
+    takers, used = set(), []
+    for path, tree in TREES.items():
+        module = path.removesuffix(".py").replace("/", ".")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                annotations = [
+                    ast.unparse(arg.annotation) for arg in node.args.args if arg.annotation
+                ]
+                if any("argparse.Namespace" in annotation for annotation in annotations):
+                    takers.add(f"{module}.{node.name}")
+        if path.endswith("__main__.py"):
+            continue
+        names = {name.rpartition(".")[2]: name for name, _ in imports(tree, path)}
+        used += [(path, name) for name in names.values()]
+        used += [
+            (path, f"{names[node.value.id]}.{node.attr}")
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+            if node.value.id in names
+        ]
+    assert READERS < takers and not any(
+        name.startswith(("embed_jax", "experiments")) for name in takers
+    )
+    wrong = [f"{path}: {name}" for path, name in used if name in takers - READERS]
+    assert not wrong, "\n".join(wrong)

@@ -20,7 +20,7 @@ SEARCHES = ("symmetric", "asymmetric")
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
+class SweepSetting:
     """A way to store embeddings and to search them.
 
     Attributes:
@@ -63,7 +63,7 @@ class Measured:
         queries_per_second: see `queries_per_second`.
     """
 
-    setting: Setting
+    setting: SweepSetting
     quality: float
     interval: tuple[float, float]
     share: float
@@ -164,7 +164,7 @@ def settings(
     precisions: Sequence[str],
     asymmetric: Sequence[bool],
     rescoring: Sequence[tuple[int, str | None]],
-) -> list[Setting]:
+) -> list[SweepSetting]:
     """float32 at the model's dimension, and every combination that is a search of its own.
 
     Left out: other searches of float32, and rescoring with what the scores come from already.
@@ -173,14 +173,14 @@ def settings(
         dim: the size of the model's embeddings.
         dims: numbers kept of each embedding; none: `dim`.
         asymmetric: whether float queries are compared with the codes, each way to try.
-        rescoring: (rescore, originals) of `Setting`, each pair to try.
+        rescoring: (rescore, originals) of `SweepSetting`, each pair to try.
 
     Raises:
         InputError: for a dimension above the model's, or a precision that a dimension cannot have.
     """
     from embed_jax.retrieval.calibration import check_precision
 
-    found = [Setting(dim, "float32")]
+    found = [SweepSetting(dim, "float32")]
     if max(dims, default=1) > dim:
         raise InputError(
             f"dims: expected 1 to {dim}, the size of the model's embeddings, found {max(dims)}"
@@ -190,9 +190,9 @@ def settings(
             check_precision(precision, kept)
             for float_queries, (rescore, originals) in itertools.product(asymmetric, rescoring):
                 if precision == "float32":
-                    found.append(Setting(kept, precision))
+                    found.append(SweepSetting(kept, precision))
                 elif originals != precision and (originals or not (rescore and float_queries)):
-                    found.append(Setting(kept, precision, float_queries, rescore, originals))
+                    found.append(SweepSetting(kept, precision, float_queries, rescore, originals))
     return list(dict.fromkeys(found))
 
 
@@ -201,7 +201,7 @@ def measure(
     queries: Any,
     names: Sequence[str],
     qrels: Mapping[str, Mapping[str, int]],
-    chosen: Sequence[Setting],
+    chosen: Sequence[SweepSetting],
     ignore_identical_ids: bool = False,
 ) -> list[Measured]:
     """Each of the settings, in their order; shares are of the quality of the first.

@@ -13,7 +13,7 @@ from embed_jax.evals import sweep as evaluate_sweep
 from embed_jax.evals.retrieval import evaluate_retrieval
 from embed_jax.evals.sweep import (
     Measured,
-    Setting,
+    SweepSetting,
     by_bytes,
     by_time,
     cheapest,
@@ -49,7 +49,7 @@ def task(tmp_path, sentences):
 
 def row(share, size=100, speed=1000.0, beside=0, setting=None):
     return Measured(
-        setting or Setting(32, "int8"), share / 2, (0.0, 1.0), share, size, beside, 0, speed
+        setting or SweepSetting(32, "int8"), share / 2, (0.0, 1.0), share, size, beside, 0, speed
     )
 
 
@@ -134,14 +134,19 @@ def test_bad_options_are_refused(refused, tiny_model, task, tmp_path):
 def test_each_setting_is_a_search_of_its_own():
     rescoring = [(0, None), (4, None), (2, "int8")]
     found = settings(16, [8, 16], ["float32", "int8", "pq4"], [False, True], rescoring)
-    assert found[0] == Setting(16, "float32") and len(found) == len(set(found)) == 1 + 8 + 8 + 1
+    assert (
+        found[0] == SweepSetting(16, "float32") and len(found) == len(set(found)) == 1 + 8 + 8 + 1
+    )
     of_int8 = [one for one in found if one.dim == 8 and one.precision == "int8"]
     assert [(one.search, one.rescoring) for one in of_int8] == [
         ("symmetric", "none"),
         ("symmetric", "x4"),
         ("asymmetric", "none"),
     ]
-    assert Setting(16, "pq4", True, 2, "int8") in found and Setting(16, "pq4", True, 4) not in found
+    assert (
+        SweepSetting(16, "pq4", True, 2, "int8") in found
+        and SweepSetting(16, "pq4", True, 4) not in found
+    )
 
 
 def test_bytes_and_quality(sentences):
@@ -155,12 +160,12 @@ def test_bytes_and_quality(sentences):
         for n in range(50)
     }
     chosen = [
-        Setting(32, "float32"),
-        Setting(32, "int8", False),
-        Setting(32, "binary", False),
-        Setting(32, "binary", False, 4),
-        Setting(32, "binary", False, 4, "float32"),
-        Setting(16, "int4"),
+        SweepSetting(32, "float32"),
+        SweepSetting(32, "int8", False),
+        SweepSetting(32, "binary", False),
+        SweepSetting(32, "binary", False, 4),
+        SweepSetting(32, "binary", False, 4, "float32"),
+        SweepSetting(16, "int4"),
     ]
     found = measure(documents, queries, names, qrels, chosen)
     assert [one.setting for one in found] == chosen
@@ -226,7 +231,7 @@ def test_the_picture_names_the_front_and_its_labels_are_apart(tmp_path, monkeypa
     drawn = []
     monkeypatch.setattr(pyplot, "close", drawn.append)
     rng = np.random.default_rng(0)
-    rows = [row(1.0, 1536, 5000.0, setting=Setting(384, "float32"))]
+    rows = [row(1.0, 1536, 5000.0, setting=SweepSetting(384, "float32"))]
     for dim in (384, 256, 128):
         for precision, size in (
             ("int8", dim),
@@ -236,9 +241,14 @@ def test_the_picture_names_the_front_and_its_labels_are_apart(tmp_path, monkeypa
         ):
             share = 0.5 + 0.5 * (size / 384) ** 0.2 * rng.uniform(0.95, 1.02)
             rows.append(
-                row(share, size, float(rng.uniform(2000, 20_000)), setting=Setting(dim, precision))
+                row(
+                    share,
+                    size,
+                    float(rng.uniform(2000, 20_000)),
+                    setting=SweepSetting(dim, precision),
+                )
             )
-    outermost = Setting(128, "binary", False, 4, "float32")
+    outermost = SweepSetting(128, "binary", False, 4, "float32")
     rows.append(row(0.55, 12, 30_000.0, setting=outermost))
     plot_sweep(rows, 0.95, "some/scifact", tmp_path / "sweep.png", "png")
     monkeypatch.undo()
