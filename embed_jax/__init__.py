@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from embed_jax.cross_encoder import CrossEncoder
-    from embed_jax.cross_encoder import load as load_cross_encoder
+    from embed_jax.cross_encoder import CrossEncoder, load_cross_encoder
     from embed_jax.embedding_model import EmbeddingModel
     from embed_jax.encoders.settings import EncodingSettings
     from embed_jax.routed import RoutedEncoder
@@ -45,7 +44,7 @@ LAZY = {
     "RoutedEncoder": "embed_jax.routed:RoutedEncoder",
     "SentenceEncoder": "embed_jax.sentence:SentenceEncoder",
     "finetune": "embed_jax.train.finetune:finetune",
-    "load_cross_encoder": "embed_jax.cross_encoder:load",
+    "load_cross_encoder": "embed_jax.cross_encoder:load_cross_encoder",
 }
 
 # Names that users of sentence-transformers know -> what to do instead.

@@ -21,7 +21,7 @@ from embed_jax.registry import unknown
 EXTEND = "--extend"  # on the command line for --config.train.extend=True
 
 
-def load(argv: Sequence[str]) -> tuple[Experiment, Path]:
+def load_config(argv: Sequence[str]) -> tuple[Experiment, Path]:
     """Reads `--config=FILE[:CUT] [--config.x.y=v ...] [--workdir=DIR] [--extend]`.
 
     Args:
@@ -149,7 +149,7 @@ def _read_file(file: Path, cut: str) -> Experiment:
     if file.suffix == ".json":
         if cut:
             raise InputError(f"{file}: a run's config has no cuts, found {cut!r}")
-        return read_json(file)
+        return read_run_config(file)
     try:
         module = runpy.run_path(str(file))
     except Exception as error:
@@ -172,7 +172,7 @@ def _read_file(file: Path, cut: str) -> Experiment:
     return config
 
 
-def read_json(file: Path) -> Experiment:
+def read_run_config(file: Path) -> Experiment:
     """The settings of a run, from its `config.json`.
 
     Raises:

@@ -164,7 +164,7 @@ class CrossEncoder(PicklesByParts):
         return logits
 
     def save(self, directory: str | Path) -> None:
-        """Writes a directory that sentence-transformers' CrossEncoder, transformers and `load` read; atomic."""
+        """Writes a directory that sentence-transformers' CrossEncoder, transformers and `load_cross_encoder` read; atomic."""
         write_classifier(
             Path(directory),
             self.spec,
@@ -177,7 +177,9 @@ class CrossEncoder(PicklesByParts):
         )
 
 
-def load(name: str, *, max_length: int = 0, compute_dtype: str = "float32") -> CrossEncoder:
+def load_cross_encoder(
+    name: str, *, max_length: int = 0, compute_dtype: str = "float32"
+) -> CrossEncoder:
     """Loads a cross-encoder.
 
     Args:

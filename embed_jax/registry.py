@@ -39,7 +39,7 @@ REGISTRY: dict[str, dict[str, str]] = {
     },
     "model": {  # by model_type of config_sentence_transformers.json
         "SentenceTransformer": "embed_jax.routed:load_routed",
-        "CrossEncoder": "embed_jax.cross_encoder:load",
+        "CrossEncoder": "embed_jax.cross_encoder:load_cross_encoder",
     },
     "loss": {
         "info_nce": "embed_jax.losses.in_batch:info_nce",
@@ -163,7 +163,7 @@ def _own(kind: str, name: str, imported_only: bool) -> Any:
     return getattr(module, attribute)
 
 
-def dotted(expression: str) -> tuple[str, dict[str, str]]:
+def with_dots(expression: str) -> tuple[str, dict[str, str]]:
     """An expression with its "module:attribute" written "module.attribute", as Python parses it.
 
     Returns:
@@ -189,7 +189,7 @@ def called(kind: str, text: str) -> Any:
     Raises:
         InputError: naming what cannot be used, and what is accepted.
     """
-    source, own = dotted(text.strip())
+    source, own = with_dots(text.strip())
     try:
         node = ast.parse(source, mode="eval").body
     except (SyntaxError, ValueError) as error:

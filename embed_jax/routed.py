@@ -28,8 +28,7 @@ from embed_jax.errors import InputError
 from embed_jax.parallel.mesh import make_mesh, on_mesh
 from embed_jax.pretrained import tokenizer_of
 from embed_jax.registry import unknown
-from embed_jax.sentence import SentenceEncoder, encoder_of
-from embed_jax.sentence import load as load_sentence
+from embed_jax.sentence import SentenceEncoder, encoder_of, load_sentence_encoder
 
 # Settings that all routes share; the others are each encoder's own.
 SHARED = (
@@ -245,11 +244,11 @@ class RoutedEncoder(HasSettings):
 def load_routed(
     name: str | Path, *, max_length: int = 0, compute_dtype: str = "float32"
 ) -> SentenceEncoder | RoutedEncoder:
-    """Loads a model with routes or without; see `sentence.load` for arguments and errors."""
+    """Loads a model with routes or without; see `load_sentence_encoder` for arguments and errors."""
     directory = resolve(str(name))
     saved = read_routes(directory)
     if saved is None:
-        return load_sentence(name, max_length=max_length, compute_dtype=compute_dtype)
+        return load_sentence_encoder(name, max_length=max_length, compute_dtype=compute_dtype)
     params = _each_once(
         {route: model.params for route, model in saved.models.items()},
         lambda leaves: on_mesh(leaves, make_mesh()),

@@ -158,7 +158,7 @@ class Score:
             queries: embeddings, leaves `[n, ...]`.
             documents: the K-th documents of all queries, K trees of leaves `[n, ...]`.
         """
-        queries, joined = self.prepare(queries, ()), self.prepare(join(documents), ())
+        queries, joined = self.prepare(queries, ()), self.prepare(join_columns(documents), ())
         by_list = jax.tree.map(
             lambda leaf: leaf.reshape(len(documents), -1, *leaf.shape[1:]), joined
         )
@@ -224,7 +224,7 @@ def find_score(score: str | Score) -> Score:
         raise InputError(f"similarity: {error}") from None
 
 
-def join(trees: Sequence[Any]) -> Any:
+def join_columns(trees: Sequence[Any]) -> Any:
     """Embeddings of several columns, one column after the other; shorter axes are filled up with zeros and False."""
 
     def joined(*leaves: Array) -> Array:

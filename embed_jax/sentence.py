@@ -365,7 +365,7 @@ class SentenceEncoder(HasSettings, PicklesByParts):
             )
 
 
-def load(
+def load_sentence_encoder(
     name: str | Path, *, max_length: int = 0, compute_dtype: str = "float32"
 ) -> SentenceEncoder:
     """Loads an embedding model.

@@ -16,7 +16,7 @@ from embed_jax.encoders.token_objectives import is_token_objective
 from embed_jax.errors import exit_with_one_line
 from embed_jax.evals.retrieval import retrieval_evaluator
 from embed_jax.runtime import say
-from embed_jax.sentence import load
+from embed_jax.sentence import load_sentence_encoder
 from embed_jax.train import loop
 from embed_jax.train.evaluation import report_sts, sts_evaluators, sts_tests, write_results
 from embed_jax.train.fit import fit
@@ -59,7 +59,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     if result.finished and tests:
         found = report_sts(tests, config, workdir, result.unchanged)
     if result.finished and "test" in searches:
-        scores = searches["test"](load(str(workdir / "model")).encode)
+        scores = searches["test"](load_sentence_encoder(str(workdir / "model")).encode)
         say("test: " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
         write_results(
             workdir,

@@ -22,7 +22,7 @@ from embed_jax.evals.by_size import (
 )
 from embed_jax.losses.expression import build_loss
 from embed_jax.runtime import is_first_host, say
-from embed_jax.sentence import load
+from embed_jax.sentence import load_sentence_encoder
 from embed_jax.train import loop
 from embed_jax.train.evaluation import sts_evaluators, sts_tests
 from embed_jax.train.fit import fit
@@ -73,11 +73,11 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
             evaluators=evaluators,
             validation=validation,
         )
-        models["baseline"] = load(str(workdir / "baseline" / "model"))
+        models["baseline"] = load_sentence_encoder(str(workdir / "baseline" / "model"))
 
     # Afterwards, at every size, on test.
     if result.finished and tests:
-        models["trained"] = load(str(workdir / "model"))
+        models["trained"] = load_sentence_encoder(str(workdir / "model"))
         found = {
             name: spearman_by_size(models[name].encode, tests, sizes, layers)
             for name in reversed(models)

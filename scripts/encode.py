@@ -147,7 +147,7 @@ def encode_file(args: argparse.Namespace, count: int, beside: Path) -> None:
     import numpy as np
 
     from embed_jax.retrieval.calibration import check_precision, save_calibration
-    from embed_jax.retrieval.quantize import quantize
+    from embed_jax.retrieval.quantize import quantize_embeddings
 
     model = load_model(args.model)
     dim = args.dim or model.dim
@@ -161,7 +161,7 @@ def encode_file(args: argparse.Namespace, count: int, beside: Path) -> None:
     blocks = embedded(args, model)
     if calibration is None:
         calibration, blocks = calibrated(args.precision, blocks)
-    codes = (quantize(block, args.precision, calibration) for block in blocks)
+    codes = (quantize_embeddings(block, args.precision, calibration) for block in blocks)
     first = next(codes)
     output = np.lib.format.open_memmap(
         beside, mode="w+", dtype=first.dtype, shape=(count, first.shape[1])

@@ -165,7 +165,7 @@ def export(args: argparse.Namespace) -> None:
     warn_of_others(args, {one.model for one in scores})
     with whole_export(args.output) as directory:
         crossing = args.cross_encoder or is_cross_encoder(args)
-        model = load_cross_encoder(args) if crossing else load_sentence_encoder(args, run)
+        model = prepare_cross_encoder(args) if crossing else prepare_sentence_encoder(args, run)
         files = (
             write_cross_encoder(args, model, directory)
             if crossing
@@ -213,8 +213,8 @@ def is_cross_encoder(args: argparse.Namespace) -> bool:
     return not args.step and read.is_cross_encoder(directory)
 
 
-def load_cross_encoder(args: argparse.Namespace) -> Any:
-    from embed_jax.cross_encoder import load
+def prepare_cross_encoder(args: argparse.Namespace) -> Any:
+    from embed_jax.cross_encoder import load_cross_encoder
 
     for option in ("dim", "step"):
         if getattr(args, option):
@@ -223,16 +223,16 @@ def load_cross_encoder(args: argparse.Namespace) -> Any:
         raise InputError(
             f"--format: expected sentence-transformers for a cross-encoder, found {', '.join(args.format)}"
         )
-    return load(str(args.run / "model") if args.run else args.model)
+    return load_cross_encoder(str(args.run / "model") if args.run else args.model)
 
 
-def load_sentence_encoder(args: argparse.Namespace, run: Run | None) -> SentenceEncoder:
+def prepare_sentence_encoder(args: argparse.Namespace, run: Run | None) -> SentenceEncoder:
     """The model as it is to be written."""
     from embed_jax.export.directory import truncated
-    from embed_jax.sentence import load
+    from embed_jax.sentence import load_sentence_encoder
     from embed_jax.train.run import load_run
 
-    model = load_run(args.run, args.step) if run else load(args.model)
+    model = load_run(args.run, args.step) if run else load_sentence_encoder(args.model)
     if args.adapter == "separate":
         if not model.spec.lora:
             raise InputError("--adapter separate: the model has none, or has it merged already")

@@ -193,7 +193,7 @@ def mine_file(args: argparse.Namespace, beside: Path) -> None:
     if args.cross_encoder:
         from embed_jax import cross_encoder
 
-        score = cross_encoder.load(args.cross_encoder).score
+        score = cross_encoder.load_cross_encoder(args.cross_encoder).score
     model = load_model(args.model) if args.model else None
     fold = token_fold(model.tokenizer) if model and not model.routes else None
     with contextlib.ExitStack() as stack, beside.open("w", encoding="utf-8") as file:

@@ -224,11 +224,11 @@ def cosine_scorer(name: str, prompt_name: str | None) -> positives.Score:
 
 def cross_encoder_scorer(name: str) -> positives.Score:
     """Scores pairs by a cross-encoder."""
-    from embed_jax.cross_encoder import load
+    from embed_jax.cross_encoder import load_cross_encoder
     from embed_jax.runtime import enable_compilation_cache
 
     enable_compilation_cache()
-    model = load(name)
+    model = load_cross_encoder(name)
     if model.num_labels != 1:
         raise InputError(
             f"--cross-encoder: {name} gives {model.num_labels} numbers for a pair, expected one"

@@ -66,13 +66,13 @@ def main() -> None:
     import torch
     import transformers
 
-    from embed_jax.config_file import load, override
+    from embed_jax.config_file import load_config, override
 
     transformers.logging.set_verbosity_error()  # our models have no pooler, which is news to it
     transformers.logging.disable_progress_bar()
     jax.config.update("jax_platforms", "cpu")  # the accelerator is torch's
     torch.set_num_threads(THREADS)
-    config, _ = load([f"experiments/{args.experiment}", *rest])
+    config, _ = load_config([f"experiments/{args.experiment}", *rest])
     check_supported(config)
     runs = {
         seed: (args.workdir / f"seed{seed}", args.against and args.against / f"seed{seed}")

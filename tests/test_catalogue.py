@@ -21,7 +21,7 @@ from embed_jax.encoders.static import MAX_LENGTH, StaticConfig
 from embed_jax.errors import InputError
 from embed_jax.prompts import expected
 from embed_jax.registry import REGISTRY
-from embed_jax.sentence import load
+from embed_jax.sentence import load_sentence_encoder
 from embed_jax.types import num_params
 
 # fmt: off
@@ -409,7 +409,7 @@ def test_a_shrunken_copy_equals_sentence_transformers(name, tmp_path, bpe_tokeni
     wanted = peer.SentenceTransformer(str(tmp_path), device="cpu").encode(texts)
     if published.config:
         (tmp_path / "config.json").write_text(json.dumps(published.config))
-    loaded = load(tmp_path)
+    loaded = load_sentence_encoder(tmp_path)
     assert (loaded.max_length, loaded.spec.pooling) == (
         model.max_tokens or MAX_LENGTH,
         model.pooling,

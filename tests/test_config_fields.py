@@ -8,7 +8,7 @@ import pytest
 
 from embed_jax.config import NAMED, Experiment, ParamGroup, Source, flatten, to_json
 from embed_jax.config_fields import UNSET, option, rules_of
-from embed_jax.config_file import help_text, load, override, read_json
+from embed_jax.config_file import help_text, load_config, override, read_run_config
 from embed_jax.config_rules import rules_by_field, validate
 from embed_jax.errors import InputError
 
@@ -66,7 +66,7 @@ def test_what_is_shown_is_what_is_read():
 )
 def test_what_is_not_accepted_is_told_in_one_line(field, text, message):
     with pytest.raises(InputError) as error:
-        load(["x", FILE, f"--config.{field}={text}"])
+        load_config(["x", FILE, f"--config.{field}={text}"])
     assert str(error.value).startswith(f"config.{field}: {message}")
     assert "\n" not in str(error.value) and text in str(error.value)
 
@@ -81,15 +81,15 @@ def test_json_may_hold_null_and_named_parts(tmp_path):
     config.stages.later.mixture.sources.more = Source(train="more.jsonl")
     file = tmp_path / "config.json"
     file.write_text(to_json(config))
-    assert read_json(file) == config
+    assert read_run_config(file) == config
     content = json.loads(to_json(config))
     content["loss"]["temperature"] = None
     file.write_text(json.dumps(content))
-    assert read_json(file) == config
+    assert read_run_config(file) == config
     for damaged in ("[]", "3", '{"optim": 3}', '{"mixture": {"sources": 3}}', '{"nothing": {}}'):
         file.write_text(damaged)
         with pytest.raises(InputError, match="config.json: no settings of a run"):
-            read_json(file)
+            read_run_config(file)
 
 
 def test_help_names_all_fields_and_fits_80_columns():
@@ -106,12 +106,12 @@ def test_help_names_all_fields_and_fits_80_columns():
 
 def test_help_of_a_part_shows_the_file_s_values(capsys):
     with pytest.raises(SystemExit) as end:
-        load(["nli", "--help=loss", f"--config={ROOT}/configs/nli/sup_simcse_bert_base.py"])
+        load_config(["nli", "--help=loss", f"--config={ROOT}/configs/nli/sup_simcse_bert_base.py"])
     shown = capsys.readouterr().out
     assert end.value.code == 0 and "--config.loss.temperature=0.05\n" in shown
     assert "--config.optim" not in shown and "unset (the loss's own)" in " ".join(shown.split())
     with pytest.raises(InputError, match="--help: unknown part 'los'.*did you mean 'loss'"):
-        load(["nli", "--help=los"])
+        load_config(["nli", "--help=los"])
 
 
 def test_a_field_set_on_the_wrong_part_is_refused():

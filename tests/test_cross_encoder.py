@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from embed_jax.cross_encoder import CrossEncoder, load
+from embed_jax.cross_encoder import CrossEncoder, load_cross_encoder
 from embed_jax.data.pack import pack_sentences
 from embed_jax.data.tokenize import load_tokenizer
 from embed_jax.data.window import pack_window
@@ -116,7 +116,7 @@ def bert(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(bert):
-    return load(str(bert), max_length=LIMIT)
+    return load_cross_encoder(str(bert), max_length=LIMIT)
 
 
 @pytest.fixture(autouse=True)
@@ -166,11 +166,11 @@ def test_scores_equal_sentence_transformers(name, tmp_path):
     wanted = theirs.predict(list(zip(queries, passages, strict=True)))
     assert np.ptp(wanted) > 0.02
     for directory in (plain, tmp_path / "saved"):
-        ours = load(str(directory), max_length=LIMIT)
+        ours = load_cross_encoder(str(directory), max_length=LIMIT)
         found = ours.score(queries, passages)
         assert found.dtype == np.float32 and found.shape == wanted.shape
         np.testing.assert_allclose(found, wanted, atol=1e-5)
-    assert load(str(tmp_path / "saved")).max_length == LIMIT
+    assert load_cross_encoder(str(tmp_path / "saved")).max_length == LIMIT
 
 
 @pytest.mark.slow
@@ -183,7 +183,7 @@ def test_more_labels_and_another_activation_equal_sentence_transformers(tmp_path
         plain = made_model("bert", tmp_path / "plain", num_labels)
         theirs = peer.CrossEncoder(str(plain), device="cpu", activation_fn=activation)
         theirs.save_pretrained(str(tmp_path / "saved"))
-        ours, wanted = load(str(tmp_path / "saved")), theirs.predict(pairs)
+        ours, wanted = load_cross_encoder(str(tmp_path / "saved")), theirs.predict(pairs)
         found = ours.score(queries, passages)
         assert (
             found.shape == wanted.shape == ((len(pairs), 3) if num_labels == 3 else (len(pairs),))
@@ -199,11 +199,11 @@ def test_a_default_prompt_stands_before_the_query(bert, tmp_path):
         str(bert), device="cpu", prompts={"find": "the red "}, default_prompt_name="find"
     )
     theirs.save_pretrained(str(tmp_path))
-    ours = load(str(tmp_path))
+    ours = load_cross_encoder(str(tmp_path))
     wanted = theirs.predict([("cat", "a dog"), ("", "music")])
     np.testing.assert_allclose(ours.score(["cat", ""], ["a dog", "music"]), wanted, atol=1e-5)
     np.testing.assert_allclose(
-        load(str(bert)).score(["the red cat"], ["a dog"]), wanted[:1], atol=1e-5
+        load_cross_encoder(str(bert)).score(["the red cat"], ["a dog"]), wanted[:1], atol=1e-5
     )
 
 
@@ -323,20 +323,20 @@ def test_what_cannot_be_loaded_is_said_in_one_line(bert, tmp_path):
     with pytest.raises(
         InputError, match=f"max_length: expected at most {LIMIT}, the model's positions, found 100"
     ):
-        load(str(bert), max_length=100)
+        load_cross_encoder(str(bert), max_length=100)
     with pytest.raises(
         InputError, match="max_length 3 leaves no room for a pair of texts: 3 are special tokens"
     ):
-        load(str(bert), max_length=3)
+        load_cross_encoder(str(bert), max_length=3)
     with pytest.raises(InputError, match="compute_dtype 'float16'"):
-        load(str(bert), compute_dtype="float16")
+        load_cross_encoder(str(bert), compute_dtype="float16")
     one_type = made_model("bert", tmp_path / "model", type_vocab_size=1)
     with pytest.raises(InputError, match="the tokenizer has 2 token types, the model only 1"):
-        load(str(one_type))
+        load_cross_encoder(str(one_type))
     path = tmp_path / "model" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "gptj"}))
     with pytest.raises(InputError, match="unknown backbone 'gptj'"):
-        load(str(one_type))
+        load_cross_encoder(str(one_type))
 
 
 # ---- writing -------------------------------------------------------------------------------------------------
@@ -346,10 +346,10 @@ def test_what_cannot_be_loaded_is_said_in_one_line(bert, tmp_path):
 def test_a_saved_model_loads_back_bitwise_and_in_sentence_transformers(name, tmp_path):
     peer = pytest.importorskip("sentence_transformers")
     queries, passages = made_pairs(20)
-    ours = load(str(made_model(name, tmp_path / "made")), max_length=LIMIT - 3)
+    ours = load_cross_encoder(str(made_model(name, tmp_path / "made")), max_length=LIMIT - 3)
     ours.prompt = "the red "
     ours.save(tmp_path / "saved")
-    back = load(str(tmp_path / "saved"))
+    back = load_cross_encoder(str(tmp_path / "saved"))
     assert (back.spec, back.max_length, back.prompt, back.activation) == (
         ours.spec,
         LIMIT - 3,
@@ -369,7 +369,7 @@ def test_what_older_versions_read_is_written_too(bert, tmp_path):
     """They take the activation from config.json and the limit from the tokenizer, and know no modules.json."""
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
-    ours = load(str(bert), max_length=LIMIT)
+    ours = load_cross_encoder(str(bert), max_length=LIMIT)
     ours.activation = "identity"
     ours.save(tmp_path / "saved")
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
@@ -390,14 +390,14 @@ def test_what_older_versions_read_is_written_too(bert, tmp_path):
 
 
 def test_several_labels_and_kinds_of_numbers_are_kept(tmp_path):
-    ours = load(str(made_model("bert", tmp_path / "made", num_labels=3)))
+    ours = load_cross_encoder(str(made_model("bert", tmp_path / "made", num_labels=3)))
     half = jax.tree.map(
         lambda leaf: np.asarray(leaf).astype("bfloat16"), jax.device_get(ours.params)
     )
     CrossEncoder(ours.spec, half, ours.tokenizer, activation="identity", lower_case=True).save(
         tmp_path / "saved"
     )
-    back = load(str(tmp_path / "saved"))
+    back = load_cross_encoder(str(tmp_path / "saved"))
     assert (back.num_labels, back.activation, back.lower_case) == (3, "identity", True)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(back.params["backbone"])} == {"bfloat16"}
     for ours_leaf, back_leaf in zip(*map(jax.tree.leaves, (half, back.params)), strict=True):
@@ -413,10 +413,10 @@ def test_a_cross_encoder_is_known_by_its_files(bert, tiny_model, tmp_path):
         and not is_cross_encoder(tiny_model)
         and not is_cross_encoder(tmp_path)
     )
-    load(str(bert)).save(tmp_path / "saved")
+    load_cross_encoder(str(bert)).save(tmp_path / "saved")
     assert is_cross_encoder(tmp_path / "saved")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="holds"):
-        load(str(bert)).save(tmp_path / "other")
+        load_cross_encoder(str(bert)).save(tmp_path / "other")
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["notes.txt"]

@@ -12,12 +12,11 @@ import pytest
 import embed_jax
 from embed_jax import sentence
 from embed_jax.config import Experiment, Model
-from embed_jax.cross_encoder import CrossEncoder
-from embed_jax.cross_encoder import load as load_cross_encoder
+from embed_jax.cross_encoder import CrossEncoder, load_cross_encoder
 from embed_jax.data.tokenize import load_tokenizer
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.classifier import ClassifierSpec, build_classifier
-from embed_jax.encoders.layers import embed
+from embed_jax.encoders.layers import take_rows
 from embed_jax.encoders.spec import random_spec
 from embed_jax.errors import InputError
 from embed_jax.sentence import SentenceEncoder
@@ -87,7 +86,7 @@ def test_positions_before_an_offset_are_not_for_texts(model, tiny_tokenizer):
 def test_a_row_beyond_a_table_is_nan_and_no_other_row():
     table = jnp.arange(6.0).reshape(3, 2)
 
-    rows = embed(table, jnp.array([2, 3]))
+    rows = take_rows(table, jnp.array([2, 3]))
 
     np.testing.assert_array_equal(rows, [[4, 5], [np.nan, np.nan]])
 
@@ -154,7 +153,7 @@ def test_a_vocabulary_beyond_the_table_is_another_models(model, tiny_tokenizer):
     "load",
     [
         embed_jax.load,
-        sentence.load,
+        sentence.load_sentence_encoder,
         load_model,
         lambda name: start(Model(name=name), 16),
         lambda name: frozen_models(Model(teacher=name), 16),

@@ -73,7 +73,7 @@ def test_packages_of_setup_cfg_are_the_folders_with_modules():
 def test_configs_are_found_from_another_directory(prefix, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     line = ["embed-jax train simcse", f"--config={prefix}simcse/unsup_bert_base.py:small"]
-    config, workdir = config_file.load(line)
+    config, workdir = config_file.load_config(line)
     assert config.model.name == "random:tiny"
     assert workdir == Path("runs/unsup_bert_base_small")
     file = Path("simcse/unsup_bert_base.py")  # a file of the working directory comes first
@@ -81,7 +81,7 @@ def test_configs_are_found_from_another_directory(prefix, tmp_path, monkeypatch)
     file.write_text(
         "from embed_jax.config import Experiment\n\n\ndef get_config(cut=''):\n    return Experiment()\n"
     )
-    assert config_file.load(["x", f"--config={file}"])[0].model.name != "bert-base-uncased"
+    assert config_file.load_config(["x", f"--config={file}"])[0].model.name != "bert-base-uncased"
     assert packaged.config_path(f"{prefix}../setup.cfg") == Path(f"{prefix}../setup.cfg")
 
 

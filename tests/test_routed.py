@@ -15,7 +15,7 @@ import embed_jax
 from embed_jax.data.tokenize import load_tokenizer
 from embed_jax.data.word_vectors import word_tokenizer
 from embed_jax.encoders.heads import Dense, Truncate
-from embed_jax.encoders.router import read_routes
+from embed_jax.encoders.router import read_router
 from embed_jax.encoders.settings import EncodingSettings
 from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.static import StaticConfig
@@ -24,8 +24,7 @@ from embed_jax.evals.embedder import Embedder, prompt_options
 from embed_jax.evals.retrieval import open_task
 from embed_jax.evals.task import DOCUMENT, QUERY, Use
 from embed_jax.routed import RoutedEncoder
-from embed_jax.sentence import SentenceEncoder
-from embed_jax.sentence import load as load_sentence
+from embed_jax.sentence import SentenceEncoder, load_sentence_encoder
 
 TEXTS = ["the Cat", "a red house by the water", "", "music " * 60]
 PROMPTS = {"query": "find the ", "document": "read "}
@@ -307,7 +306,7 @@ def test_tasks_go_the_routes_that_sentence_transformers_takes(parts, tmp_path):
             "parameters": options,
         }
         write(tmp_path / "router_config.json", config)
-        read = read_routes(tmp_path)
+        read = read_router(tmp_path)
         ours = RoutedEncoder(
             {
                 route: types.SimpleNamespace(dim=3, route=route, settings=EncodingSettings())
@@ -549,7 +548,9 @@ def test_modules_that_do_not_fit_are_refused(asym):
     refused(directory, "routes: expected embeddings of one size, found query 4, doc 8")
     write(dense / "config.json", config)
     weights.write_bytes(kept)
-    refused(directory, "modules.json: Asym: an encoder for each route, where one", load_sentence)
+    refused(
+        directory, "modules.json: Asym: an encoder for each route, where one", load_sentence_encoder
+    )
     weights.rename(dense / "pytorch_model.bin")
     refused(directory, "_Dense: only pickled weights; pickled ones .* are never opened")
 

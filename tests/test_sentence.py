@@ -21,7 +21,7 @@ from embed_jax.encoders.shrink import first_layers
 from embed_jax.encoders.spec import random_spec
 from embed_jax.errors import InputError
 from embed_jax.routed import RoutedEncoder
-from embed_jax.sentence import WINDOW, SentenceEncoder, load
+from embed_jax.sentence import WINDOW, SentenceEncoder, load_sentence_encoder
 
 WORDS = """a the of to and in is that it was for on are as with they be this from have by one word cat dog house river
 music guitar plays quickly red blue city country road train apple bread science language model learns""".split()
@@ -53,7 +53,7 @@ def made_texts(count: int, longest: int, seed: int = 0) -> list[str]:
 
 @pytest.fixture(scope="module")
 def model(tiny_model):
-    return load(str(tiny_model))
+    return load_sentence_encoder(str(tiny_model))
 
 
 # ---- parity --------------------------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ def test_minilm_equals_sentence_transformers_in_any_order_and_batch_size(count):
     longest = made_texts(count // 48, 400, seed=1)
     texts = [*ODD, *made_texts(count, 40), *("word " * 2**n for n in range(5, 10)), *longest]
     theirs = SentenceTransformer(str(resolve(MINILM)), device="cpu").encode(texts, batch_size=32)
-    ours = load(MINILM)
+    ours = load_sentence_encoder(MINILM)
     with pytest.warns(UserWarning, match="texts were cut at the model's limit of 256 tokens"):
         found = ours.encode(texts)
     assert found.dtype == np.float32 and found.shape == theirs.shape
@@ -98,7 +98,7 @@ def test_prompts_equal_sentence_transformers(model, tmp_path, include_prompt):
     prompted.save(tmp_path / "model")
     theirs, ours = (
         SentenceTransformer(str(tmp_path / "model"), device="cpu"),
-        load(str(tmp_path / "model")),
+        load_sentence_encoder(str(tmp_path / "model")),
     )
     texts = ["the cat", "", "music", "a red house " * 8]
     for arguments in ({}, {"prompt_name": "query"}, {"prompt": "find : "}, {"prompt": ""}):
@@ -220,7 +220,7 @@ def test_a_saved_model_is_the_same_to_the_last_bit(model, tmp_path):
         ),
     )
     prompted.save(tmp_path / "model")
-    again = load(str(tmp_path / "model"))
+    again = load_sentence_encoder(str(tmp_path / "model"))
     for name in (
         "prompts",
         "default_prompt_name",
@@ -240,7 +240,7 @@ def test_a_saved_model_is_the_same_to_the_last_bit(model, tmp_path):
 
 
 def test_embeddings_are_cut_made_length_one_and_an_untrained_size_warns_once(tiny_model):
-    model = load(str(tiny_model))
+    model = load_sentence_encoder(str(tiny_model))
     model.matryoshka_dims = (8, 32)
     whole = model.encode(made_texts(20, 12))
     with warnings.catch_warnings():
@@ -266,7 +266,7 @@ def test_embeddings_are_cut_made_length_one_and_an_untrained_size_warns_once(tin
 
 def test_encoding_stops_at_a_layer(tiny_model):
     """After the first layer alone: the embeddings of a model that has no more; asked for untrained, it warns once."""
-    model = load(str(tiny_model))
+    model = load_sentence_encoder(str(tiny_model))
     texts = made_texts(10, 12)
     spec, params = first_layers(model.spec, model.params, 1)
     shallow = SentenceEncoder(spec, params, model.tokenizer)
@@ -284,10 +284,10 @@ def test_encoding_stops_at_a_layer(tiny_model):
 
 
 def test_a_saved_model_carries_what_it_was_trained_for(tiny_model, tmp_path):
-    model = load(str(tiny_model))
+    model = load_sentence_encoder(str(tiny_model))
     model.matryoshka_dims, model.adaptive_layers = (8, 32), True
     model.save(tmp_path / "model")
-    again = load(str(tmp_path / "model"))
+    again = load_sentence_encoder(str(tmp_path / "model"))
     assert again.matryoshka_dims == (8, 32) and again.adaptive_layers
     SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer
     theirs = SentenceTransformer(str(tmp_path / "model"), device="cpu", truncate_dim=8).encode(
@@ -298,7 +298,7 @@ def test_a_saved_model_carries_what_it_was_trained_for(tiny_model, tmp_path):
     file = tmp_path / "model" / "config_sentence_transformers.json"
     file.write_text(file.read_text().replace("8,", '"x",'))
     with pytest.raises(InputError, match="matryoshka_dims: expected a list of sizes"):
-        load(str(tmp_path / "model"))
+        load_sentence_encoder(str(tmp_path / "model"))
 
 
 # ---- prompts, instructions -----------------------------------------------------------------------------------
@@ -366,7 +366,7 @@ def test_an_instruction_is_the_prompt_that_the_template_makes_of_it(
     np.testing.assert_array_equal(found, own.encode(texts, prompt=prompt))
     assert np.abs(found - own.encode(texts, prompt="")).max() > 1e-3
     own.save(tmp_path / "model")
-    again = load(str(tmp_path / "model"))
+    again = load_sentence_encoder(str(tmp_path / "model"))
     assert again.template == TEMPLATE
     np.testing.assert_array_equal(again.encode(texts, instruction="find the music"), found)
     SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer
@@ -405,18 +405,20 @@ def test_prompts_of_the_family_serve_a_model_that_records_none(tiny_model, tmp_p
     """By its directory's name, or by what its config.json calls it; what the files say comes first."""
     directory = shutil.copytree(tiny_model, tmp_path / "bge-small-en-v1.5")
     settings = directory / "config_sentence_transformers.json"
-    assert warned(lambda: load(str(directory))) == [], "a model of ours records that it has none"
+    assert warned(lambda: load_sentence_encoder(str(directory))) == [], (
+        "a model of ours records that it has none"
+    )
     settings.write_text(
         json.dumps({"prompts": {"query": "", "document": ""}})
     )  # as sentence-transformers writes
-    (message,) = warned(lambda: load(str(directory)))
+    (message,) = warned(lambda: load_sentence_encoder(str(directory)))
     wanted = "Represent this sentence for searching relevant passages: "
     assert (
         f"no prompts are recorded; as of {directory}: prompt query {wanted!r}" in message
         and "\n" not in message
     )
     with warnings.catch_warnings(action="ignore"):
-        model = load(str(directory))
+        model = load_sentence_encoder(str(directory))
     assert (model.prompts, model.template, model.include_prompt) == (
         {"query": wanted, "document": ""},
         "",
@@ -424,22 +426,22 @@ def test_prompts_of_the_family_serve_a_model_that_records_none(tiny_model, tmp_p
     )
     assert model.default_prompt_name is None
     settings.write_text(json.dumps({"prompts": {"query": "mine: "}}))
-    assert load(str(directory)).prompts == {"query": "mine: "}
+    assert load_sentence_encoder(str(directory)).prompts == {"query": "mine: "}
 
     directory = shutil.copytree(tiny_model, tmp_path / "model")
     settings = directory / "config_sentence_transformers.json"
     settings.unlink()
-    assert warned(lambda: load(str(directory))) == []
+    assert warned(lambda: load_sentence_encoder(str(directory))) == []
     config = directory / "config.json"
     config.write_text(
         json.dumps(json.loads(config.read_text()) | {"_name_or_path": "nvidia/NV-Embed-v2"})
     )
     with pytest.warns(UserWarning, match="as of nvidia/NV-Embed-v2.* prompts left out of pooling$"):
-        model = load(str(directory))
+        model = load_sentence_encoder(str(directory))
     assert model.template == TEMPLATE and not model.include_prompt
     model.save(tmp_path / "saved")
-    assert warned(lambda: load(str(tmp_path / "saved"))) == []
-    assert load(str(tmp_path / "saved")).prompts == model.prompts
+    assert warned(lambda: load_sentence_encoder(str(tmp_path / "saved"))) == []
+    assert load_sentence_encoder(str(tmp_path / "saved")).prompts == model.prompts
 
 
 def test_eos_of_the_family_is_appended_where_no_module_says_otherwise(tmp_path, bpe_tokenizer):
@@ -449,15 +451,19 @@ def test_eos_of_the_family_is_appended_where_no_module_says_otherwise(tmp_path, 
     made.save(directory := tmp_path / "e5-mistral-7b-instruct")
     (directory / "config_sentence_transformers.json").unlink()
     with pytest.warns(UserWarning, match="no prompts are recorded") as caught:
-        assert load(str(directory)).tokenizer.encode(["the cat"]).ids[0][-1] != 2
+        assert load_sentence_encoder(str(directory)).tokenizer.encode(["the cat"]).ids[0][-1] != 2
     assert "end-of-text" not in str(caught[0].message)
     (directory / "modules.json").unlink()
     with pytest.warns(UserWarning, match="an end-of-text token after each text$"):
-        model = load(str(directory))
+        model = load_sentence_encoder(str(directory))
     assert model.tokenizer.encode(["the cat"]).ids[0][-1] == 2
     model.save(tmp_path / "saved")
     assert (
-        load(str(tmp_path / "saved")).tokenizer.encode(["the cat"]).ids[0].tolist()[-2:].count(2)
+        load_sentence_encoder(str(tmp_path / "saved"))
+        .tokenizer.encode(["the cat"])
+        .ids[0]
+        .tolist()[-2:]
+        .count(2)
         == 1
     )
 
@@ -516,7 +522,10 @@ def test_language_models_equal_sentence_transformers(
     (tmp_path / "2_Normalize").mkdir()
     prompts = {"query": "Instruct: find music\nQuery:", "document": ""}
     (tmp_path / "config_sentence_transformers.json").write_text(json.dumps({"prompts": prompts}))
-    theirs, ours = SentenceTransformer(str(tmp_path), device="cpu"), load(str(tmp_path))
+    theirs, ours = (
+        SentenceTransformer(str(tmp_path), device="cpu"),
+        load_sentence_encoder(str(tmp_path)),
+    )
     assert (
         ours.tokenizer.encode(["a"]).ids[0].tolist()[-1:] == theirs.tokenizer("a")["input_ids"][-1:]
     )
@@ -548,7 +557,7 @@ def test_a_model_with_latent_attention_is_saved_with_it(model, tmp_path):
         spec, {**jax.device_get(model.params), "token_head": params}, model.tokenizer
     )
     own.save(tmp_path / "model")
-    again = load(str(tmp_path / "model"))
+    again = load_sentence_encoder(str(tmp_path / "model"))
     assert again.spec == spec
     texts = made_texts(20, 15)
     np.testing.assert_array_equal(again.encode(texts), own.encode(texts))
@@ -566,7 +575,7 @@ def test_a_model_with_latent_attention_is_saved_with_it(model, tmp_path):
         good = config.read_text()
         config.write_text(json.dumps(json.loads(good) | change))
         with pytest.raises(InputError, match=message) as caught:
-            load(str(tmp_path / "model"))
+            load_sentence_encoder(str(tmp_path / "model"))
         assert "\n" not in str(caught.value)
         config.write_text(good)
     SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer
@@ -586,7 +595,7 @@ def test_the_pooler_of_the_base_is_kept_for_transformers(tiny_model, tmp_path):
     save_file(
         {**load_file(weights), **{f"bert.{name}": value for name, value in pooler.items()}}, weights
     )
-    model = load(str(tmp_path / "base"))
+    model = load_sentence_encoder(str(tmp_path / "base"))
 
     model.with_params(model.params).save(tmp_path / "saved")
     RoutedEncoder({"query": model, "document": model}).save(tmp_path / "routed")

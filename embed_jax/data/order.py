@@ -205,7 +205,7 @@ def _shuffled_turns(turns: tuple[int, ...], seed: int, epoch: int) -> tuple[np.n
     return whose, earlier
 
 
-def make_schedule(
+def make_turns(
     lengths: Sequence[int],
     sampling: str,
     *,
@@ -264,7 +264,7 @@ def make_order(
 
     Args:
         mixing: "single": every batch is from one data set; "mixed": from all.
-        sampling, temperature, weights: see `make_schedule`.
+        sampling, temperature, weights: see `make_turns`.
         things: for batches without duplicates, see `Batches`; rows as the records are numbered.
 
     Raises:
@@ -279,7 +279,7 @@ def make_order(
     )
     streams = [Shuffled(*one) for one in zip(lengths, seeds, firsts, strict=True)]
     schedule = functools.partial(
-        make_schedule, sampling=sampling, temperature=temperature, weights=weights, seed=seed
+        make_turns, sampling=sampling, temperature=temperature, weights=weights, seed=seed
     )
     if mixing not in MIXINGS:
         raise InputError(unknown("config.mixture.batches", mixing, MIXINGS))

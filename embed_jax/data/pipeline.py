@@ -387,7 +387,7 @@ def prefetch(
         iterator.close()
 
 
-def fingerprint(sources: Mapping[str, Source]) -> dict[str, Any]:
+def data_fingerprint(sources: Mapping[str, Source]) -> dict[str, Any]:
     """What the content and order of the batches depend on, beside the config: for a resume to refuse other data.
 
     Args:

@@ -70,7 +70,7 @@ class Cleaner:
         """
         record = self._named(raw, header or where)
         self.required = self.required or kind_of(record)
-        check_fields(record, self.required, header or where)
+        check_required_fields(record, self.required, header or where)
         field = find_name("label", self.class_names)
         if field is not None and not is_missing(record.get("label")):
             name = _class_name(record["label"], self.class_names[field], f"{where}: label")
@@ -140,7 +140,7 @@ def _known_name(name: str, record: Mapping[str, Any]) -> str:
     return folded if known and (folded == name or folded not in record) else name
 
 
-def check_fields(record: Mapping[str, Any], required: Sequence[str], where: str) -> None:
+def check_required_fields(record: Mapping[str, Any], required: Sequence[str], where: str) -> None:
     """Checks that a record has the fields, of which there is at least one.
 
     Raises:

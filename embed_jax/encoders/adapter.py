@@ -14,8 +14,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from embed_jax.encoders import json_fields
 from embed_jax.encoders.base import ADAPTER_CONFIG as CONFIG
 from embed_jax.encoders.base import (
+    backbone_fingerprint,
     backbone_shapes,
-    fingerprint,
     read_backbone,
     transformer_directory,
 )
@@ -28,7 +28,7 @@ from embed_jax.registry import lookup, unknown
 from embed_jax.types import Params
 
 WEIGHTS = "adapter_model.safetensors"
-FINGERPRINT = "embed_jax.base"  # in the weights' metadata: `fingerprint` of the base
+FINGERPRINT = "embed_jax.base"  # in the weights' metadata: `backbone_fingerprint` of the base
 PREFIX = "base_model.model."
 # Theirs: ours. PEFT itself writes no ".weight" after the vector and reads both; transformers' loader needs it.
 LEAVES = {"lora_A.weight": "a", "lora_B.weight": "b", "lora_magnitude_vector.weight": "magnitude"}
@@ -128,7 +128,7 @@ def _check_base(
     made_for = config.get("base_model_name_or_path")
     expected = _metadata(where).get(FINGERPRINT)
     if expected:
-        found = fingerprint(backbone, base_directory)
+        found = backbone_fingerprint(backbone, base_directory)
         if found != expected:
             raise InputError(f"{where}: made for {made_for}, and {base} is another model: its fingerprint is "
                              f"{found[:12]}, the adapter's {expected[:12]}")  # fmt: skip
@@ -293,7 +293,9 @@ def write_adapter(directory: Path, spec: EncoderSpec, adapter: Params, base: str
         "alpha_pattern": {},
     }
     write_json(directory / CONFIG, config)
-    write_safetensors(directory / WEIGHTS, tensors, **{FINGERPRINT: fingerprint(original, place)})
+    write_safetensors(
+        directory / WEIGHTS, tensors, **{FINGERPRINT: backbone_fingerprint(original, place)}
+    )
     ours, theirs = family.write_config(spec.backbone), family.write_config(original)
     changes = {
         name: ours.get(name) for name in {**theirs, **ours} if ours.get(name) != theirs.get(name)

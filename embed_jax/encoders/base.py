@@ -113,7 +113,7 @@ def base_name(directory: Path) -> str:
     return str(directory)
 
 
-def fingerprint(backbone: Any, directory: Path) -> str:
+def backbone_fingerprint(backbone: Any, directory: Path) -> str:
     """What tells a base from others of its shape: sha256 of its sizes and of a few numbers of each tensor.
 
     Numbers are rounded to bfloat16, so that it is the same in every dtype that a model is usually stored in.

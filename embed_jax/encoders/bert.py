@@ -20,7 +20,7 @@ from embed_jax.encoders.layers import (
     Places,
     activation,
     dropout,
-    embed,
+    take_rows,
     type_vectors,
 )
 from embed_jax.encoders.stack import Stack
@@ -129,7 +129,7 @@ class Embeddings(nn.Module):
         width = config.embedding_size
         token = self.param("token", init, (config.vocab_size, width))
         position = self.param("position", init, (config.max_positions, width))
-        x = embed(token, tokens.token_ids) + embed(
+        x = take_rows(token, tokens.token_ids) + take_rows(
             position, tokens.position + config.position_offset
         )
         if config.type_vocab_size:

@@ -11,7 +11,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from embed_jax.encoders.attention import IMPLEMENTATIONS
-from embed_jax.encoders.int8 import dequantize, has_int8
+from embed_jax.encoders.int8 import dequantize_params, has_int8
 from embed_jax.encoders.latent import SHARDING as LATENT_SHARDING
 from embed_jax.encoders.lora import SHARDING as LORA_SHARDING
 from embed_jax.encoders.lora import adapting, init_lora
@@ -218,7 +218,7 @@ def build_encoder(
 
 def _plain(read, dtype: str):
     """What reads a layer's parameters, and makes those in eight bits plain."""
-    return lambda layer: dequantize(layer if read is None else read(layer), dtype)
+    return lambda layer: dequantize_params(layer if read is None else read(layer), dtype)
 
 
 def _one_token() -> TokenBatch:

@@ -23,7 +23,7 @@ class Int8:
     scale: Float[Array, "*L 1 O"]
 
 
-def quantize(kernel: Float[Array, "*L I O"]) -> Int8:
+def quantize_kernel(kernel: Float[Array, "*L I O"]) -> Int8:
     """The nearest of 255 evenly spaced numbers around zero, up to each output's largest weight.
 
     scale_o = max_i |w_io| / 127, values = round(w / scale): symmetric, so that |w - values * scale| <= scale / 2.
@@ -38,7 +38,7 @@ def quantize(kernel: Float[Array, "*L I O"]) -> Int8:
     return Int8(numpy.round(kernel / scale).astype(np.int8), scale)
 
 
-def dequantize(tree: Params, dtype: Any = np.float32) -> Params:
+def dequantize_params(tree: Params, dtype: Any = np.float32) -> Params:
     """The tree with kernels of that dtype where it has them in eight bits; other leaves as they are."""
 
     def plain(leaf: Any) -> Any:
@@ -55,7 +55,8 @@ def quantize_layers(params: Params) -> Params:
     """An encoder's parameters with all kernels of the backbone's layers in eight bits."""
     layers = flatten_dict(params["backbone"]["layers"])
     layers = {
-        path: quantize(leaf) if path[-1] == "kernel" else leaf for path, leaf in layers.items()
+        path: quantize_kernel(leaf) if path[-1] == "kernel" else leaf
+        for path, leaf in layers.items()
     }
     return {**params, "backbone": {**params["backbone"], "layers": unflatten_dict(layers)}}
 

@@ -100,7 +100,7 @@ class RMSNorm(nn.Module):
         return (x * (lax.rsqrt(mean_square + self.eps) * (self.offset + scale))).astype(self.dtype)
 
 
-def embed(table: Float[Array, "V D"], ids: Int[Array, "*B"]) -> Float[Array, "*B D"]:
+def take_rows(table: Float[Array, "V D"], ids: Int[Array, "*B"]) -> Float[Array, "*B D"]:
     """Rows of a table, float32 whatever its dtype: sums of rows are not rounded to the dtype they are stored in.
 
     An id beyond the table gives NaN: a plain index would be clamped, and another token's row taken in silence.

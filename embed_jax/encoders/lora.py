@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from embed_jax.encoders.family import Family, Part
-from embed_jax.encoders.int8 import Int8, dequantize
+from embed_jax.encoders.int8 import Int8, dequantize_params
 from embed_jax.encoders.layers import Linear, dropout
 from embed_jax.encoders.spec import ALL_LINEAR, EncoderSpec, LoraSpec
 from embed_jax.encoders.stack import ADAPTER
@@ -135,7 +135,7 @@ def init_lora(spec: EncoderSpec, backbone: Params, key: PRNGKeyArray) -> Params:
 
 @jax.jit
 def _column_norms(kernel: Any) -> Float[Array, "L O"]:
-    return jnp.linalg.norm(dequantize(kernel).astype(jnp.float32), axis=-2)
+    return jnp.linalg.norm(dequantize_params(kernel).astype(jnp.float32), axis=-2)
 
 
 def split_trainable(params: Params, spec: EncoderSpec) -> tuple[Params, Params]:
@@ -144,7 +144,7 @@ def split_trainable(params: Params, spec: EncoderSpec) -> tuple[Params, Params]:
     return {name: tree for name, tree in params.items() if name not in frozen}, frozen
 
 
-def join(trainable: Params, frozen: Params) -> Params:
+def join_params(trainable: Params, frozen: Params) -> Params:
     """The inverse of `split_trainable`."""
     return {**frozen, **trainable}
 
@@ -156,7 +156,7 @@ def merge_lora(spec: EncoderSpec, params: Params) -> tuple[EncoderSpec, Params]:
     """
     lora = spec.lora
     backbone, adapter = jax.device_get((params["backbone"], params[ADAPTER]))
-    kernels = flatten_dict(dequantize(backbone["layers"]), sep="/")
+    kernels = flatten_dict(dequantize_params(backbone["layers"]), sep="/")
     for path, leaves in _modules(adapter).items():
         kernel = kernels[f"{path}/kernel"]
         merged = np.empty(kernel.shape, kernel.dtype)

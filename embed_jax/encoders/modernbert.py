@@ -18,7 +18,15 @@ from embed_jax.encoders.decoder import FULL, SLIDING, View
 from embed_jax.encoders.decoder_families import KINDS
 from embed_jax.encoders.family import Family, Part, check_switches, read_fields
 from embed_jax.encoders.json_fields import OBJECT, check_fields
-from embed_jax.encoders.layers import LayerNorm, Linear, Places, activation, dropout, embed, rotate
+from embed_jax.encoders.layers import (
+    LayerNorm,
+    Linear,
+    Places,
+    activation,
+    dropout,
+    rotate,
+    take_rows,
+)
 from embed_jax.encoders.rope import Rope, read_rope, rope_rotation
 from embed_jax.encoders.stack import Stack
 from embed_jax.errors import InputError
@@ -146,7 +154,7 @@ class Embeddings(nn.Module):
         init, width = nn.initializers.normal(config.initializer_range), config.hidden_size
         token = self.param("token", init, (config.vocab_size, width))
         x = LayerNorm(config.layer_norm_eps, self.dtype, use_bias=False, name="norm")(
-            embed(token, tokens.token_ids)
+            take_rows(token, tokens.token_ids)
         )
         return dropout(
             x, config.embedding_dropout, key, 0 if places is None else places.starts(width)

@@ -201,12 +201,12 @@ def write_pooling(directory: Path, pooling: str, dim: int, include_prompt: bool)
 def write_modules(directory: Path, folders: Sequence[tuple[str, str]]) -> None:
     """Writes modules.json from (class name, folder) pairs."""
     entries = [
-        {"idx": i, "name": str(i), "path": folder, "type": dotted(kind)}
+        {"idx": i, "name": str(i), "path": folder, "type": class_path(kind)}
         for i, (kind, folder) in enumerate(folders)
     ]
     write_json(directory / "modules.json", entries)
 
 
-def dotted(kind: str) -> str:
+def class_path(kind: str) -> str:
     """The class's name in the files, under which every version of sentence-transformers finds it."""
     return TYPES.get(kind, MODULES + kind)

@@ -20,8 +20,8 @@ from embed_jax.encoders.layers import (
     Rotation,
     activation,
     dropout,
-    embed,
     rotate,
+    take_rows,
     type_vectors,
 )
 from embed_jax.encoders.rope import Rope, read_rope, rope_rotation
@@ -111,7 +111,7 @@ class Embeddings(nn.Module):
         init, width = nn.initializers.normal(config.initializer_range), config.hidden_size
         token = self.param("token", init, (config.vocab_size, width))
         types = self.param("token_type", init, (config.type_vocab_size, width))
-        x = embed(token, tokens.token_ids) + type_vectors(types, tokens.segment)
+        x = take_rows(token, tokens.token_ids) + type_vectors(types, tokens.segment)
         x = LayerNorm(config.layer_norm_eps, self.dtype, name="norm")(x)
         return dropout(x, config.hidden_dropout, key, 0 if places is None else places.starts(width))
 

@@ -110,9 +110,9 @@ def read_routes(directory: Path) -> SavedRoutes | None:
     """A sentence-transformers directory with a Router or an Asym; None for any other directory.
 
     Raises:
-        InputError: as `read_model`, of each route, and as `router.read_routes`.
+        InputError: as `read_model`, of each route, and as `read_router`.
     """
-    routes = router.read_routes(directory)
+    routes = router.read_router(directory)
     if routes is None:
         return None
     settings, once = (

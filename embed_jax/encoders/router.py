@@ -39,7 +39,7 @@ class Routes:
     tasks: Mapping[str | None, str] = dataclasses.field(default_factory=dict)
 
 
-def read_routes(directory: Path) -> Routes | None:
+def read_router(directory: Path) -> Routes | None:
     """The routes of a model's directory; None for a model without a Router.
 
     Rules for other modalities than text are left out. As in versions 5 and 6, the default is the first route if none is
@@ -85,7 +85,7 @@ def write_router(directory: Path, routes: Routes) -> None:
     """Writes the config of a Router that is the only module, in the model's own directory."""
     config = {
         "types": {
-            folder: modules.dotted(kind)
+            folder: modules.class_path(kind)
             for route in routes.modules.values()
             for kind, folder in route
         },

@@ -16,7 +16,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from embed_jax.encoders.family import Family
-from embed_jax.encoders.layers import embed
+from embed_jax.encoders.layers import take_rows
 from embed_jax.encoders.weights import WEIGHTS, open_tensors, params_from_tensors
 from embed_jax.errors import InputError, one_line
 from embed_jax.types import Params, Put, TokenBatch
@@ -66,7 +66,7 @@ class Static(nn.Module):
         """The rows; with a leading axis of one "layer" if every layer is asked for."""
         shape = (self.config.vocab_size, self.config.hidden_size)
         table = self.param("token", nn.initializers.normal(self.config.initializer_range), shape)
-        rows = embed(table, tokens.token_ids)
+        rows = take_rows(table, tokens.token_ids)
         return rows[None] if every_layer else rows
 
 

@@ -163,7 +163,7 @@ def _output_layer(config: Any) -> Predictor:
     return Predictor(init, logits)
 
 
-def cross_entropy(
+def token_cross_entropy(
     logits: Callable[[Float[Array, "n H"]], Float[Array, "n V"]],
     states: Float[Array, "K H"],
     wanted: Int[Array, " K"],
@@ -313,7 +313,7 @@ def _sums(
 ) -> tuple:
     """An auxiliary objective's result."""
     table = token_table(encoder_params)
-    total, correct = cross_entropy(
+    total, correct = token_cross_entropy(
         lambda states: head.logits(params, states.astype(jnp.float32), table),
         states,
         wanted,

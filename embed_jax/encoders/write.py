@@ -23,7 +23,7 @@ from embed_jax.encoders.adapter import write_adapter
 from embed_jax.encoders.base import ADAPTER_CONFIG
 from embed_jax.encoders.build import TOKEN_HEAD
 from embed_jax.encoders.heads import Truncate
-from embed_jax.encoders.int8 import dequantize
+from embed_jax.encoders.int8 import dequantize_params
 from embed_jax.encoders.settings import EncodingSettings
 from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.stack import ADAPTER
@@ -233,7 +233,7 @@ def _write_backbone(
     further: Mapping[str, np.ndarray],
 ) -> None:
     family = lookup("backbone", spec.backbone.family)
-    tensors = tensors_from_params(family, dequantize(params))
+    tensors = tensors_from_params(family, dequantize_params(params))
     if family.write_config is not None:
         half = all(value.dtype == jnp.bfloat16 for value in tensors.values() if value.ndim > 1)
         config = {"architectures": [family.architecture], "model_type": spec.backbone.family,

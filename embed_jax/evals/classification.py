@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 from embed_jax.data.pairs import whole_number
 from embed_jax.data.sources.files import FORMATS, file_format
-from embed_jax.data.sources.tasks import place, read_labelled_texts
+from embed_jax.data.sources.tasks import describe_split, read_labelled_texts
 from embed_jax.errors import InputError, require
 from embed_jax.evals.metrics import metric_intervals
 from embed_jax.evals.task import Embed, Items, Outcome, Task, Use, encode_columns
@@ -61,7 +61,7 @@ def open_task(
     test_texts, test_labels = read_labelled_texts(data, split, label)
     if len(set(train_labels)) < 2:
         raise InputError(
-            f"{place(source, train_split)}: expected two labels or more, found only {train_labels[0]!r}"
+            f"{describe_split(source, train_split)}: expected two labels or more, found only {train_labels[0]!r}"
         )
     # As in mteb, a test text whose label no training text has is never labelled rightly.
     number = {kind: n for n, kind in enumerate(_sorted([*train_labels, *test_labels]))}
@@ -78,7 +78,7 @@ def open_task(
         vectors, test = encode_columns(encode, [train_texts[row] for row in used], test_texts)
         samples = [vectors[np.searchsorted(used, rows)] for rows in drawn]
         predicted = [
-            predictions(sample, learnt[rows], test, seed=seed)
+            predict_labels(sample, learnt[rows], test, seed=seed)
             for sample, rows in zip(samples, drawn, strict=True)
         ]
         return classification_outcome(gold, np.array(predicted))
@@ -114,7 +114,7 @@ def undersamples(
     return drawn
 
 
-def predictions(
+def predict_labels(
     sample: Float[np.ndarray, "S D"],
     labels: Int[np.ndarray, " S"],
     test: Float[np.ndarray, "N D"],

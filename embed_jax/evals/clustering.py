@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from embed_jax.data.sources.tasks import place, read_text_sets
+from embed_jax.data.sources.tasks import describe_split, read_text_sets
 from embed_jax.errors import InputError, require
 from embed_jax.evals.task import Embed, Outcome, Task, Use, encode_columns, mean_outcome
 from embed_jax.registry import unknown
@@ -98,7 +98,7 @@ def open_task(
         else:
             texts, levels = _samples(sets, labels, **sampling, seed=seed)
     except InputError as error:
-        raise InputError(f"{place(data, split)}: {error}") from None
+        raise InputError(f"{describe_split(data, split)}: {error}") from None
     used = np.unique(np.concatenate([run.rows for runs in levels for run in runs]))
     texts = [texts[row] for row in used]
     levels = [

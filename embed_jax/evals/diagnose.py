@@ -140,7 +140,9 @@ def relevant_ranks(
     return ranks
 
 
-def ndcg(ranks: Int[np.ndarray, " J"], judged: Judged, k: int = 10) -> Float[np.ndarray, " Q"]:
+def ndcg_of_ranks(
+    ranks: Int[np.ndarray, " J"], judged: Judged, k: int = 10
+) -> Float[np.ndarray, " Q"]:
     """nDCG@k of each query, as `metrics.ndcg`."""
     gains = np.zeros((len(judged.ideal), k))
     found = ranks <= k
@@ -148,7 +150,9 @@ def ndcg(ranks: Int[np.ndarray, " J"], judged: Judged, k: int = 10) -> Float[np.
     return metrics.ndcg(gains, judged.ideal, k)
 
 
-def recall(ranks: Int[np.ndarray, " J"], judged: Judged, k: int) -> Float[np.ndarray, " Q"]:
+def recall_of_ranks(
+    ranks: Int[np.ndarray, " J"], judged: Judged, k: int
+) -> Float[np.ndarray, " Q"]:
     """Recall@k of each query, as `metrics.recall`."""
     found = np.bincount(judged.query[ranks <= k], minlength=len(judged.ideal))
     return found / np.maximum((judged.ideal > 0).sum(axis=1), 1)
@@ -327,7 +331,7 @@ def shortlist(
         ranks: see `relevant_ranks`.
         documents: N, how many there are.
     """
-    values = recall(ranks, judged, k)
+    values = recall_of_ranks(ranks, judged, k)
     low, high = metrics.bootstrap_interval(len(values), lambda rows: float(values[rows].mean()))
     needed = _needed(ranks, judged, target, documents)
     figures = {"recall": float(values.mean()), "low": low, "high": high, "needed": needed}

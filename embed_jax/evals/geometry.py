@@ -26,7 +26,7 @@ Pair = tuple[str, str]
 Item = TypeVar("Item")
 
 
-def alignment(first: Float[np.ndarray, "P D"], second: Float[np.ndarray, "P D"]) -> float:
+def mean_alignment(first: Float[np.ndarray, "P D"], second: Float[np.ndarray, "P D"]) -> float:
     """mean |x - y|^2 over positive pairs, from 0 to 4; lower is closer.
 
     Wang and Isola (2020), "Understanding Contrastive Representation Learning through Alignment and Uniformity on the
@@ -40,7 +40,7 @@ def alignment(first: Float[np.ndarray, "P D"], second: Float[np.ndarray, "P D"])
     return float(np.mean(np.sum((first - second) ** 2, axis=1)))
 
 
-def uniformity(embeddings: Float[np.ndarray, "N D"], *, t: float = 2.0) -> float:
+def log_uniformity(embeddings: Float[np.ndarray, "N D"], *, t: float = 2.0) -> float:
     """log mean over i != j of exp(-t |x_i - x_j|^2), from -4t to 0; lower is more uniform.
 
     Wang and Isola (2020), section 4.1.2; equal to `losses.uniformity`.
@@ -192,8 +192,8 @@ def geometry_metrics(
     """
     variances = dimension_variances(embeddings)
     return {
-        **({"alignment": alignment(*pairs)} if pairs else {}),
-        "uniformity": uniformity(embeddings),
+        **({"alignment": mean_alignment(*pairs)} if pairs else {}),
+        "uniformity": log_uniformity(embeddings),
         "average_cosine": average_cosine(embeddings),
         "isotropy": isotropy(embeddings),
         "effective_rank": effective_rank(embeddings),
@@ -260,7 +260,7 @@ def sample(
     return texts, _some(pairs, limit // 2, seed)
 
 
-def embed(
+def embed_texts_and_pairs(
     encode: Encode,
     texts: Sequence[str],
     pairs: Sequence[Pair],
@@ -300,7 +300,7 @@ def geometry_evaluator(
 
     Args:
         texts, pairs: as from `sts_texts` or `judged_texts`.
-        query_prompt, corpus_prompt: as of `embed`.
+        query_prompt, corpus_prompt: see `embed_texts_and_pairs`.
 
     Raises:
         InputError: at once, for 10 different texts or fewer.
@@ -308,7 +308,9 @@ def geometry_evaluator(
     texts, pairs = sample(texts, pairs, limit, seed)
 
     def evaluate(encode: Encode) -> dict[str, float]:
-        return geometry_metrics(*embed(encode, texts, pairs, query_prompt, corpus_prompt))
+        return geometry_metrics(
+            *embed_texts_and_pairs(encode, texts, pairs, query_prompt, corpus_prompt)
+        )
 
     return evaluate
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from embed_jax.data.sources import open_retrieval_task
-from embed_jax.data.sources.tasks import Row, place, read_rows
+from embed_jax.data.sources.tasks import Row, describe_split, read_rows
 from embed_jax.errors import InputError
 from embed_jax.evals.retrieval import Qrels, Texts, score_run
 from embed_jax.evals.task import (
@@ -84,7 +84,7 @@ def open_task(data: str, split: str = "test", *, name: str = "", similarity: str
         if data.startswith("hf:")
         else _read_directory(data, split)
     )
-    _check(asked, place(data, split) if data.startswith("hf:") else data)
+    _check(asked, describe_split(data, split) if data.startswith("hf:") else data)
     kind = "InstructionRetrieval" if asked.candidates is None else "InstructionReranking"
 
     def evaluate(embed: Embed) -> Outcome:

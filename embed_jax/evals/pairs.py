@@ -41,7 +41,7 @@ def open_task(data: str, split: str = "test", *, name: str = "") -> Task:
     return Task(name, KIND, "pairs", list(zip(first, second, strict=True)), evaluate)
 
 
-def pair_similarities(
+def similarities_of_pairs(
     first: Float[np.ndarray, "N D"], second: Float[np.ndarray, "N D"]
 ) -> dict[str, np.ndarray]:
     """Each of SIMILARITIES of the pairs, [N].
@@ -86,14 +86,14 @@ def pair_outcome(
 
     Returns:
         Metrics "cosine_accuracy", "cosine_accuracy_threshold", "dot_ap", "euclidean_f1" and so on; thresholds are those
-        of `pair_similarities`, so of a negated distance; and "max_accuracy", "max_f1", "max_precision", "max_recall",
+        of `similarities_of_pairs`, so of a negated distance; and "max_accuracy", "max_f1", "max_precision", "max_recall",
         "max_ap", each over the four similarities by itself. Intervals are of the thresholds found, and of the best
         similarity found. Items are the pairs, with the similarity of the largest "ap".
 
     Raises:
         InputError: as `threshold_metrics`, or if `first` and `second` have different shapes.
     """
-    similarities = pair_similarities(first, second)
+    similarities = similarities_of_pairs(first, second)
     rankings = {name: _Ranking.of(values, labels) for name, values in similarities.items()}
 
     def of_resample(rows: Int[np.ndarray, " N"]) -> dict[str, float]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from embed_jax.data.sources.tasks import place, read_reranking
+from embed_jax.data.sources.tasks import describe_split, read_reranking
 from embed_jax.errors import InputError
 from embed_jax.evals.metrics import average_precision, mrr, ndcg
 from embed_jax.evals.task import (
@@ -48,7 +48,7 @@ def open_task(data: str, split: str = "test", *, name: str = "", similarity: str
     if not kept:
         found = f"none among {len(records)}"
         raise InputError(
-            f"{place(data, split)}: expected a record with positives and negatives, found {found}"
+            f"{describe_split(data, split)}: expected a record with positives and negatives, found {found}"
         )
     queries, positives, negatives = zip(*kept, strict=True)
     # A text that stands twice is scored once: the order of what is equal must not hang on rounding.

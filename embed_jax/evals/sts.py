@@ -74,7 +74,7 @@ def open_task(
     return Task(name, "STS", "pairs", list(zip(first, second, strict=True)), evaluate)
 
 
-def pair_similarities(
+def cosine_of_pairs(
     encode: Encode, sentences1: Sequence[str], sentences2: Sequence[str]
 ) -> Float[np.ndarray, " N"]:
     """Cosine similarity of each pair; each distinct text is encoded once. A zero vector is similar to nothing: 0."""
@@ -127,7 +127,7 @@ def sts_evaluator(
     _check_lengths(sentences1, sentences2, scores, scores if subsets is None else subsets)
 
     def evaluate(encode: Encode) -> dict[str, float]:
-        return sts_metrics(pair_similarities(encode, sentences1, sentences2), scores, subsets)
+        return sts_metrics(cosine_of_pairs(encode, sentences1, sentences2), scores, subsets)
 
     evaluate.metrics = tuple(sts_metrics(np.arange(len(scores)), scores, subsets))
     return evaluate

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from embed_jax.data.sources.tasks import place, read_summaries
+from embed_jax.data.sources.tasks import describe_split, read_summaries
 from embed_jax.errors import InputError
 from embed_jax.evals.metrics import pearson, spearman
 from embed_jax.evals.task import Embed, Outcome, Task, Use, encode_columns, mean_outcome
@@ -35,7 +35,7 @@ def open_task(data: str, split: str = "test", *, name: str = "") -> Task:
     if not kept:
         found = f"none among {len(records)}"
         raise InputError(
-            f"{place(data, split)}: expected a text with summaries of different ratings, found {found}"
+            f"{describe_split(data, split)}: expected a text with summaries of different ratings, found {found}"
         )
     texts, human, machine, ratings = zip(*kept, strict=True)
     left_out = f"{len(records) - len(kept)} of {len(records)} texts left out: all ratings or all summaries equal"

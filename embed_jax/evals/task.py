@@ -49,7 +49,9 @@ class Embed(Protocol):
     def __call__(self, texts: Sequence[str], use: Use) -> Float[np.ndarray, "N D"]: ...
 
 
-def average_precision(values: Float[np.ndarray, " N"], labels: Float[np.ndarray, " N"]) -> float:
+def binary_average_precision(
+    values: Float[np.ndarray, " N"], labels: Float[np.ndarray, " N"]
+) -> float:
     """sum_n (R_n - R_(n-1)) P_n of ranking items by value against labels 0 and 1; nan without a 1.
 
     Equal values are one step, as in scikit-learn's average_precision_score.
@@ -66,7 +68,7 @@ def average_precision(values: Float[np.ndarray, " N"], labels: Float[np.ndarray,
 STATISTICS: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "mean": lambda values, _: float(values.mean()),
     "spearman": spearman,
-    "ap": average_precision,
+    "ap": binary_average_precision,
 }
 
 

@@ -31,7 +31,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from embed_jax.data.sources.files import FORMATS, file_format
-from embed_jax.data.sources.tasks import place, read_rows
+from embed_jax.data.sources.tasks import describe_split, read_rows
 from embed_jax.errors import InputError, require
 from embed_jax.evals.classification import prediction_metrics
 from embed_jax.evals.metrics import metric_intervals
@@ -163,7 +163,7 @@ def cross_validate(
     weights = None
     for number, strength in enumerate(strengths):
         weights = logistic_regressions(rotated, labels, kept, [strength] * len(pairs), weights)
-        right = predictions(weights, rotated.vectors) == labels[:, None]
+        right = predict_by_each(weights, rotated.vectors) == labels[:, None]
         for model, (one, other) in enumerate(pairs):
             accuracy[number, one, other] = right[fold == other, model].mean()
             accuracy[number, other, one] = right[fold == one, model].mean()
@@ -171,9 +171,9 @@ def cross_validate(
     best = means.argmax(axis=0)
     chosen = [strengths[number] for number in best]
     weights = logistic_regressions(rotated, labels, fold[:, None] != np.arange(folds), chosen)
-    predicted = np.take_along_axis(predictions(weights, rotated.vectors), fold[:, None], axis=1)[
-        :, 0
-    ]
+    predicted = np.take_along_axis(
+        predict_by_each(weights, rotated.vectors), fold[:, None], axis=1
+    )[:, 0]
     return predicted, chosen, float(means.max(axis=0).mean())
 
 
@@ -204,14 +204,14 @@ def train_and_test(
     accuracy, weights = [], None
     for strength in strengths:
         weights = logistic_regressions(rotated, gold, kept, [strength] * len(parts), weights)
-        right = predictions(weights, scored) == answers[:, None]
+        right = predict_by_each(weights, scored) == answers[:, None]
         accuracy.append(
             float(np.mean([right[part, model].mean() for model, part in enumerate(parts)]))
         )
     best = int(np.argmax(accuracy))
     weights = logistic_regressions(rotated, gold, everything, [strengths[best]])
     return (
-        predictions(weights, _turn(rotated, vectors["test"]))[:, 0],
+        predict_by_each(weights, _turn(rotated, vectors["test"]))[:, 0],
         [strengths[best]],
         accuracy[best],
     )
@@ -253,7 +253,7 @@ def logistic_regressions(
     )
 
 
-def predictions(
+def predict_by_each(
     weights: Float[Array, "D+1 M K"], vectors: Float[np.ndarray, "N D"]
 ) -> Int[np.ndarray, "N M"]:
     """The label of each row by each of the regressions."""
@@ -375,17 +375,17 @@ def _read(
         fields = ("text",) if "text" in rows[0].fields else ("sentence1", "sentence2")
         texts[part] = [tuple(row.text(field) for field in fields) for row in rows]
         if not any(text.strip() for item in texts[part] for text in item):
-            raise InputError(f"{place(*where)}: all of {len(rows)} texts are empty")
+            raise InputError(f"{describe_split(*where)}: all of {len(rows)} texts are empty")
         found[part] = [row.label(label) for row in rows]
         if len(fields) != len(texts["test"][0]):
             raise InputError(
-                f"{rows[0].where}: expected the fields of {place(*places['test'])}, texts or pairs"
+                f"{rows[0].where}: expected the fields of {describe_split(*places['test'])}, texts or pairs"
             )
     counts = Counter(found[learnt]).most_common()
     if len(counts) < 2 or counts[1][1] < folds:
         few = ", ".join(f"{kind!r} ({count} x)" for kind, count in counts[:5])
         raise InputError(
-            f"{place(*places[learnt])}: expected two labels with {folds} texts or more, found {few}"
+            f"{describe_split(*places[learnt])}: expected two labels with {folds} texts or more, found {few}"
         )
     names = sorted(dict(counts))
     for part, kinds in found.items():
@@ -393,6 +393,6 @@ def _read(
         if unknown:
             few = ", ".join(map(repr, unknown[:5]))
             raise InputError(
-                f"{place(*places[part])}: {len(unknown)} labels that no training text has: {few}"
+                f"{describe_split(*places[part])}: {len(unknown)} labels that no training text has: {few}"
             )
     return texts, {part: np.searchsorted(names, kinds) for part, kinds in found.items()}

@@ -40,7 +40,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from embed_jax import __version__
 from embed_jax.encoders.build import TOKEN_HEAD
-from embed_jax.encoders.int8 import dequantize
+from embed_jax.encoders.int8 import dequantize_params
 from embed_jax.encoders.lora import merge_lora
 from embed_jax.encoders.pooling import needs_every_layer
 from embed_jax.encoders.spec import EncoderSpec
@@ -48,7 +48,7 @@ from embed_jax.encoders.stack import BEFORE_LAST
 from embed_jax.encoders.weighted_layers import WeightedLayers
 from embed_jax.errors import InputError, one_line, require
 from embed_jax.export.jaxpr import to_graph
-from embed_jax.export.onnx_graph import Graph, Tensor, data_file, write_model
+from embed_jax.export.onnx_graph import Graph, Tensor, data_file, write_proto
 from embed_jax.registry import lookup, unknown
 from embed_jax.sentence import SentenceEncoder
 from embed_jax.types import Params, TokenBatch
@@ -90,7 +90,7 @@ def write_onnx(model: SentenceEncoder, path: str | Path, *, precision: str = "fl
     written = graph.model(
         {OUTPUT: embeddings}, "embed-jax", __version__, _metadata(model, precision)
     )
-    write_model(_quantized(written, path.parent) if precision == "int8" else written, path)
+    write_proto(_quantized(written, path.parent) if precision == "int8" else written, path)
 
 
 def _graph(model: SentenceEncoder, dtype: Any, int8_tables: bool) -> tuple[Graph, Tensor]:
@@ -131,7 +131,7 @@ def one_text_a_row(model: SentenceEncoder, dtype: Any = np.float32) -> tuple[Cal
     spec, params = model.spec, jax.device_get(model.params)
     if spec.lora is not None:
         spec, params = merge_lora(spec, params)
-    params = jax.device_get(dequantize(params))
+    params = jax.device_get(dequantize_params(params))
     tables = jax.tree.map(
         lambda leaf: leaf.astype(dtype, copy=False) if leaf.ndim == 2 else leaf,
         {name: tree for name, tree in params["backbone"].items() if name != "layers"},
@@ -223,7 +223,7 @@ def _quantized(model: Any, directory: Path) -> Any:
 
     with tempfile.TemporaryDirectory(dir=directory) as beside, _without_warnings():
         source, target = (Path(beside) / name for name in ("float32.onnx", "int8.onnx"))
-        write_model(model, source)
+        write_proto(model, source)
         quantize_dynamic(
             source,
             target,

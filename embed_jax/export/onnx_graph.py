@@ -372,7 +372,7 @@ def data_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.data")
 
 
-def write_model(model: Any, path: Path) -> None:
+def write_proto(model: Any, path: Path) -> None:
     """Writes an `onnx.ModelProto`, whole or not at all; one of 2 GiB or more with its tensors in `path`.data beside it.
 
     The same bytes for the same model.

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from embed_jax.encoders.int8 import quantize
+from embed_jax.encoders.int8 import quantize_kernel
 from embed_jax.errors import InputError
 from embed_jax.export.onnx_graph import Graph, Size, Tensor, known
 from embed_jax.export.onnx_patterns import simplified
@@ -304,7 +304,7 @@ def _gather(graph: Graph, params: Any, table: Tensor, index: Tensor) -> Tensor:
         return known(table.data.take(index.data, axis))
     sizes = (*table.sizes[:axis], *index.sizes, *table.sizes[axis + 1 :])
     if graph.int8_tables and table.known and len(table.sizes) == 2 and axis == 0:
-        small = quantize(table.data.astype(np.float32).T)
+        small = quantize_kernel(table.data.astype(np.float32).T)
         values = graph.node("Gather", [known(small.values.T), index], sizes, np.int8, axis=0)
         scale = graph.node(
             "Gather", [known(small.scale.T), index], (*index.sizes, 1), np.float32, axis=0

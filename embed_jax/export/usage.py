@@ -213,9 +213,9 @@ def _theirs_crossing(name: str) -> str:
 def _ours_crossing(name: str) -> str:
     return "\n".join(
         [
-            "from embed_jax.cross_encoder import load",
+            "import embed_jax",
             "",
-            f"model = load({name!r})",
+            f"model = embed_jax.load_cross_encoder({name!r})",
             f"queries, passages = {QUERIES}, {PASSAGES}",
             "print(model.score(queries, passages))",
         ]

@@ -22,7 +22,7 @@ from embed_jax.losses.base import Loss, as_loss, bind, is_number, parameters_of,
 from embed_jax.losses.compose import masked, per_dataset, symmetric, weighted_sum
 from embed_jax.losses.nested import adaptive_layers, matryoshka
 from embed_jax.losses.schedule import Schedule, read_schedule, times
-from embed_jax.registry import REGISTRY, dotted, lookup, unknown
+from embed_jax.registry import REGISTRY, lookup, unknown, with_dots
 
 COMBINATORS = {
     "symmetric": symmetric,
@@ -47,7 +47,7 @@ def build_loss(expression: str, fields: Mapping[str, Any] | None = None) -> Loss
     Raises:
         InputError: naming the part of the expression that cannot be used, and what is accepted.
     """
-    source, own = dotted(" ".join(expression.split()))
+    source, own = with_dots(" ".join(expression.split()))
     try:
         tree = ast.parse(source, mode="eval").body
     except (SyntaxError, ValueError) as error:
@@ -60,7 +60,7 @@ def build_loss(expression: str, fields: Mapping[str, Any] | None = None) -> Loss
 
 def arguments_of(expression: str) -> set[str]:
     """All arguments that the losses of an expression take; the expression is one that `build_loss` reads."""
-    source, own = dotted(expression.strip())
+    source, own = with_dots(expression.strip())
     names = {
         ast.unparse(node)
         for node in ast.walk(ast.parse(source, mode="eval"))

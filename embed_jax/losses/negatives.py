@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt
 
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
-from embed_jax.scores import Score, dense, join
+from embed_jax.scores import Score, dense, join_columns
 from embed_jax.types import Block, Columns
 from embed_jax.vectors import dot_matrix, normalize
 
@@ -104,7 +104,7 @@ class Negatives:
             )
 
         return Texts(
-            embeddings=join(embeddings),
+            embeddings=join_columns(embeddings),
             side=sides.pop() if len(sides) == 1 else "both",
             example=joined([columns.example for _ in which]),
             column=joined([jnp.full(batch, column) for column in which]),

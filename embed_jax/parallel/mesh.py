@@ -177,7 +177,7 @@ def state_shardings(
     return TrainState(step=whole, params=shardings, opt_state=moments, frozen=frozen, extra=extra)
 
 
-def place(tree: Any, shardings: Any) -> Any:
+def place_on_mesh(tree: Any, shardings: Any) -> Any:
     """Puts arrays that every host has as a whole onto the devices; those that lie there already stay."""
 
     def put(leaf: Any, sharding: NamedSharding) -> jax.Array:

@@ -9,7 +9,12 @@ from jaxtyping import Float, Int, UInt8
 
 from embed_jax.errors import InputError, require
 from embed_jax.retrieval.calibration import BINARY, Codebook, Ranges, checked
-from embed_jax.retrieval.quantize import Compressed, dequantize, quantize, unsigned
+from embed_jax.retrieval.quantize import (
+    Compressed,
+    dequantize_embeddings,
+    quantize_embeddings,
+    unsigned,
+)
 
 ADD_ROWS = 65_536  # codes read at a time from a file
 RESCORE_ROWS = 16_384  # candidates decoded at a time
@@ -26,7 +31,7 @@ class Originals(Protocol):
 class CompressedIndex:
     """Finds the embeddings with the largest dot products with queries, in their compressed form.
 
-    Each precision is exhaustive search in FAISS (Douze et al. 2024) over the codes as `quantize` made them: a flat
+    Each precision is exhaustive search in FAISS (Douze et al. 2024) over the codes as `quantize_embeddings` made them: a flat
     index, a scalar quantiser, a product quantiser, or Hamming distances. Binary codes are a product quantiser too, with
     a byte a part and the 256 combinations of eight signs as its centres.
 
@@ -114,7 +119,7 @@ class CompressedIndex:
         if (
             self.precision in BINARY
         ):  # three times as fast as FAISS, which looks up every eight signs
-            return dequantize(self._codes[numbers], "ubinary")
+            return dequantize_embeddings(self._codes[numbers], "ubinary")
         return self._index.reconstruct_batch(numbers)
 
     def _first(
@@ -122,9 +127,11 @@ class CompressedIndex:
     ) -> tuple[Float[np.ndarray, "Q k"], Int[np.ndarray, "Q k"]]:
         if asymmetric or self.precision == "float32":
             return self._index.search(queries, k)
-        compressed = quantize(queries, self.precision, self._calibration)
+        compressed = quantize_embeddings(queries, self.precision, self._calibration)
         if self.precision not in BINARY:
-            return self._index.search(dequantize(compressed, self.precision, self._calibration), k)
+            return self._index.search(
+                dequantize_embeddings(compressed, self.precision, self._calibration), k
+            )
         import faiss
 
         distances, rows = faiss.knn_hamming(unsigned(compressed), self._codes, k)
@@ -164,7 +171,7 @@ def _empty_index(stored: Compressed):
 
 
 def _sign_centres(dim: int) -> Float[np.ndarray, "m 256 8"]:
-    every = dequantize(np.arange(256, dtype=np.uint8)[:, None], "ubinary")
+    every = dequantize_embeddings(np.arange(256, dtype=np.uint8)[:, None], "ubinary")
     return np.broadcast_to(every, (dim // 8, 256, 8))
 
 

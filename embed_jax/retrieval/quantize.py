@@ -1,8 +1,8 @@
 """Embeddings in fewer bytes: int8, uint8, int4, binary, ubinary and product quantisation.
 
     calibration = calibrate(sample, "int8")
-    codes = quantize(embeddings, "int8", calibration)  # a quarter of the bytes
-    close = dequantize(codes, "int8", calibration)
+    codes = quantize_embeddings(embeddings, "int8", calibration)  # a quarter of the bytes
+    close = dequantize_embeddings(codes, "int8", calibration)
 
 Each also compresses prefixes of Matryoshka embeddings: `truncate` first, and calibrate on truncated embeddings. Codes
 are searched by `embed_jax.retrieval.compressed`.
@@ -29,7 +29,7 @@ from embed_jax.retrieval.calibration import (
 )
 
 
-def quantize(
+def quantize_embeddings(
     embeddings: Float[np.ndarray, "N D"], precision: str, calibration: Calibration | None = None
 ) -> Shaped[np.ndarray, "N W"]:
     """Codes of embeddings.
@@ -76,13 +76,13 @@ def quantize(
     return _sign_moved(codes).view(np.int8) if precision in ("int8", "binary") else codes
 
 
-def dequantize(
+def dequantize_embeddings(
     codes: Shaped[np.ndarray, "N W"], precision: str, calibration: Calibration | None = None
 ) -> Float[np.ndarray, "N D"]:
     """Embeddings near those that were compressed: the middle of a bin, a part's centre; of a bit +1 or -1.
 
     Raises:
-        InputError: for an unknown precision, codes that are not of this precision, or as `quantize` for `calibration`.
+        InputError: for an unknown precision, codes that are not of this precision, or as `quantize_embeddings` for `calibration`.
     """
     codes = np.asarray(codes)
     check_codes(codes, precision, calibration)
@@ -132,14 +132,16 @@ class Compressed:
 
     def rows(self, numbers: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n D"]:
         """Some embeddings, decoded."""
-        return dequantize(self.codes[numbers], self.precision, self.calibration)
+        return dequantize_embeddings(self.codes[numbers], self.precision, self.calibration)
 
 
 def compress(
     embeddings: Float[np.ndarray, "N D"], precision: str, calibration: Calibration | None = None
 ) -> Compressed:
-    """`quantize`, with what is needed to read the codes."""
-    return Compressed(quantize(embeddings, precision, calibration), precision, calibration)
+    """`quantize_embeddings`, with what is needed to read the codes."""
+    return Compressed(
+        quantize_embeddings(embeddings, precision, calibration), precision, calibration
+    )
 
 
 def unsigned(codes: Shaped[np.ndarray, "N W"]) -> UInt8[np.ndarray, "N W"]:

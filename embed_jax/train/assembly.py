@@ -19,8 +19,8 @@ from embed_jax.parallel.mesh import (
     gather_params,
     make_mesh,
     num_groups,
-    place,
     place_abstract,
+    place_on_mesh,
     state_shardings,
     training_specs,
 )
@@ -30,7 +30,7 @@ from embed_jax.train.data import SourcesAt, TrainingData, training_data
 from embed_jax.train.groups import stop_frozen_gradients
 from embed_jax.train.model import TrainingModel, initial_model
 from embed_jax.train.objective import Objective, ObjectiveMaker, embedding_objective
-from embed_jax.train.optim import complete_optimizer, make_optimizer, make_schedule
+from embed_jax.train.optim import complete_optimizer, make_learning_rate, make_optimizer
 from embed_jax.train.sources import Sources
 from embed_jax.train.step import init_state, make_train_step
 from embed_jax.train.tokens import token_objective
@@ -125,7 +125,7 @@ def assemble(
     if abstract:
         state = place_abstract(state, shardings)
     else:
-        state = place(state, shardings)
+        state = place_on_mesh(state, shardings)
         model.sentence.params = None  # the state has them
 
     # The step.
@@ -134,7 +134,7 @@ def assemble(
     step = make_train_step(
         loss, optimizer, shardings, config.queue.momentum, scheduled=objective.scheduled
     )
-    schedule = make_schedule(config.optim, num_updates)
+    schedule = make_learning_rate(config.optim, num_updates)
     return Assembly(
         config=config,
         mesh=mesh,

@@ -20,7 +20,7 @@ from embed_jax.data.pipeline import (
     Record,
     Source,
     batch_maker,
-    fingerprint,
+    data_fingerprint,
     most_texts,
     prefetch,
     things_of,
@@ -146,7 +146,7 @@ def training_data(
 
     # With the groups: they decide the dropout masks, and default to the number of devices.
     shares = config.batch.shares or jax.process_count()
-    made_of = {**fingerprint(pieces), "groups": groups, "shares": shares}
+    made_of = {**data_fingerprint(pieces), "groups": groups, "shares": shares}
     return TrainingData(pieces, order, num_steps, made_of, batches, held_out)
 
 

@@ -25,7 +25,7 @@ from embed_jax.parallel.mesh import split_groups
 from embed_jax.prompts import fill_template
 from embed_jax.registry import unknown
 from embed_jax.runtime import is_first_host, say
-from embed_jax.sentence import load
+from embed_jax.sentence import load_sentence_encoder
 from embed_jax.train.assembly import Assembly
 from embed_jax.train.model import model_before
 from embed_jax.train.prompts import given_prompts, training_encoders
@@ -192,7 +192,7 @@ def report_search(
     before = model_before(config)
     comparison = compare(
         training_encoders(config, before),
-        training_encoders(config, load(str(workdir / "model"))),
+        training_encoders(config, load_sentence_encoder(str(workdir / "model"))),
         task,
         similarity=config.loss.similarity or "cosine",
         ignore_identical_ids=config.eval.ignore_identical_ids,
@@ -220,10 +220,10 @@ def report_sts(
     """
     models = {
         "before": model_before(config),
-        "after": load(str(workdir / "model")),
+        "after": load_sentence_encoder(str(workdir / "model")),
     }
     if config.model.teacher:
-        models["teacher"] = load(config.model.teacher)
+        models["teacher"] = load_sentence_encoder(config.model.teacher)
     found = {
         when: {name: one(model.encode)["spearman"] for name, one in tests.items()}
         for when, model in models.items()

@@ -16,7 +16,7 @@ from embed_jax.data.pairs import CARRIED, as_pairs, retrieval_task, split_pairs
 from embed_jax.data.pipeline import Source
 from embed_jax.data.sources import python_records, record_fields
 from embed_jax.errors import InputError, RunError, require
-from embed_jax.sentence import SentenceEncoder, load
+from embed_jax.sentence import SentenceEncoder, load_sentence_encoder
 
 # What finetune has no use for: it is given the pairs, is one process, and trains one stage.
 REFUSED = {
@@ -143,7 +143,7 @@ def _finetune(
     if not result.finished:
         advice = "the same call goes on" if keep else "without a workdir nothing of it is kept"
         raise RunError(f"stopped at step {int(result.state.step)}; {advice}")
-    trained = load(str(workdir / "model"))
+    trained = load_sentence_encoder(str(workdir / "model"))
     if tasks:
         trained.comparison = report_search(tasks["test"], config, workdir, result.unchanged)
         if keep:

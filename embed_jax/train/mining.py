@@ -71,7 +71,9 @@ def mined_sources(
     lacking = Report()
     texts = corpus_with(pairs, corpus, lacking)
     score = (
-        cross_encoder.load(config.mine.cross_encoder).score if config.mine.cross_encoder else None
+        cross_encoder.load_cross_encoder(config.mine.cross_encoder).score
+        if config.mine.cross_encoder
+        else None
     )
     prompts = given_prompts(config)
     bm25 = functools.cache(lambda: bm25_searcher(texts))

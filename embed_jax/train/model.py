@@ -17,7 +17,7 @@ from embed_jax.encoders.adapter import check_writable
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.heads import Dense, Normalize
 from embed_jax.encoders.hub import resolve
-from embed_jax.encoders.int8 import quantize, quantize_layers
+from embed_jax.encoders.int8 import quantize_kernel, quantize_layers
 from embed_jax.encoders.lora import adapted_modules, init_lora, merge_lora, split_trainable
 from embed_jax.encoders.read import read_model, sharding_rules
 from embed_jax.encoders.settings import EncodingSettings
@@ -197,7 +197,7 @@ def _put_function(rules: Rules, mesh: Mesh, lora: Lora) -> Put:
     def put(path, *about):
         leaf = plain(path, *about)
         is_kernel = re.fullmatch("backbone/layers/.*/kernel", path)
-        return jax.jit(quantize)(leaf) if eight_bits and is_kernel else leaf
+        return jax.jit(quantize_kernel)(leaf) if eight_bits and is_kernel else leaf
 
     return put
 

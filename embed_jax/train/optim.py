@@ -17,7 +17,7 @@ NOT_DECAYED = ("bias", "scale")  # of linear maps and norms; nor are the loss's 
 MUON_RMS = 0.2  # RMS of a Muon update, that of a usual AdamW update (Liu et al. 2025, section 2.2)
 
 
-def make_schedule(optim: Optim, num_updates: int) -> optax.Schedule:
+def make_learning_rate(optim: Optim, num_updates: int) -> optax.Schedule:
     """Linear warm-up to the peak, then one of the schedules below.
 
     "linear" and "cosine" fall to 0, "constant" stays. "wsd" (warm-up, stable, decay; Hu et al. 2024, "MiniCPM") stays
@@ -56,7 +56,7 @@ def decay_mask(params: Params) -> Params:
 def make_optimizer(optim: Optim, num_updates: int) -> optax.GradientTransformation:
     """The optimiser that a config names, after clipping by the global norm, with groups and gradient accumulation."""
     parts = [optax.clip_by_global_norm(optim.clip_norm)] if optim.clip_norm else []
-    parts.append(OPTIMIZERS[optim.name](optim, make_schedule(optim, num_updates)))
+    parts.append(OPTIMIZERS[optim.name](optim, make_learning_rate(optim, num_updates)))
     return complete_optimizer(optax.chain(*parts), optim)
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import jax
 
-from embed_jax.config_file import read_json
+from embed_jax.config_file import read_run_config
 from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.token_objectives import is_token_objective
 from embed_jax.errors import InputError, warn
 from embed_jax.parallel.mesh import make_mesh
-from embed_jax.sentence import SentenceEncoder, load
+from embed_jax.sentence import SentenceEncoder, load_sentence_encoder
 from embed_jax.train.checkpoint import read_encoder, saved_steps
 from embed_jax.train.model import initial_model
 from embed_jax.train.objective import describe_result, training_loss
@@ -29,7 +29,7 @@ def load_run(
         step: 0: the model that the run wrote, that of the best `eval.metric` or of the end; or, with a warning, the
             newest checkpoint of a run that wrote none yet. Another: the checkpoint of this step. A frozen base, which
             checkpoints lack, is read from where the run read it, and kept as `lora.base` says.
-        max_length, compute_dtype: as of `sentence.load`.
+        max_length, compute_dtype: see `load_sentence_encoder`.
 
     Raises:
         InputError: for a step that has no checkpoint, a run without any, or a base that is not found or another.
@@ -37,7 +37,9 @@ def load_run(
     """
     directory = Path(directory)
     if not step and (directory / "model").is_dir():
-        return load(directory / "model", max_length=max_length, compute_dtype=compute_dtype)
+        return load_sentence_encoder(
+            directory / "model", max_length=max_length, compute_dtype=compute_dtype
+        )
     steps = saved_steps(directory / "checkpoints")
     if not steps:
         raise InputError(f"{directory}: a run that has saved neither a model nor a checkpoint")
@@ -49,7 +51,7 @@ def load_run(
         step = steps[-1]
         warn(f"{directory}: no model is written yet, this is the checkpoint of step {step}")
 
-    config = read_json(directory / "config.json")
+    config = read_run_config(directory / "config.json")
     config.model.compute_dtype = compute_dtype
     config.train.devices = 0  # those that are here, however many the run has
     model = initial_model(config, mesh=make_mesh())

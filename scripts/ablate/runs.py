@@ -142,7 +142,7 @@ def plan(
         InputError: for an unknown row or experiment, and what its config says is wrong.
     """
     from embed_jax.config import flatten
-    from embed_jax.config_file import load
+    from embed_jax.config_file import load_config
 
     module = f"{PARENT}experiments.{table.experiment}"
     try:
@@ -163,7 +163,7 @@ def plan(
             arguments = [f"--config.{field}={value}" for field, value in fields.items()]
             arguments = [f"--config={table.config}", *arguments, f"--workdir={directory}"]
             try:
-                config, _ = load([f"experiments/{table.experiment}.py", *arguments])
+                config, _ = load_config([f"experiments/{table.experiment}.py", *arguments])
             except InputError as error:
                 raise InputError(f"row {row!r}: {error}") from error
             settings = flatten(config)

@@ -117,9 +117,9 @@ def measure_alone(queries: int, passages: int, words: float, **options: Any) -> 
 def make_encode(model: str | None, shape: str):
     """The model's `encode`, compiled for what is to come."""
     if model:
-        from embed_jax.sentence import load
+        from embed_jax.sentence import load_sentence_encoder
 
-        encode = load(model).encode
+        encode = load_sentence_encoder(model).encode
     else:
         encode = random_model(shape).encode
     encode(made_texts(64, 10.0))

@@ -145,9 +145,9 @@ def load_model(args: argparse.Namespace):
     """The model named, or random weights with a made tokenizer of whole words."""
     if not args.model:
         return random_model(args.shape, args.max_length or 128, args.dtype)
-    from embed_jax.sentence import load
+    from embed_jax.sentence import load_sentence_encoder
 
-    return load(args.model, max_length=args.max_length, compute_dtype=args.dtype)
+    return load_sentence_encoder(args.model, max_length=args.max_length, compute_dtype=args.dtype)
 
 
 def texts_for(args: argparse.Namespace, count: int) -> list[str]:
@@ -221,9 +221,11 @@ def bench_encode(args: argparse.Namespace) -> None:
         theirs = peer(model).bfloat16() if args.dtype == "bfloat16" else peer(model)
         other = functools.partial(theirs.encode, show_progress_bar=False)
     elif args.against:
-        from embed_jax.sentence import load
+        from embed_jax.sentence import load_sentence_encoder
 
-        other = load(args.against, max_length=model.max_length, compute_dtype=args.dtype).encode
+        other = load_sentence_encoder(
+            args.against, max_length=model.max_length, compute_dtype=args.dtype
+        ).encode
     if other:
         sides.append(lambda: other(texts))
     seconds = alternate(sides, args.repeat)

@@ -55,9 +55,9 @@ class Search:
         return relevant_ranks(*self.sides(prompts, size), self.judged, self.similarity)
 
     def ndcg(self, prompts: Prompts, size: int) -> Float[np.ndarray, " Q"]:
-        from embed_jax.evals.diagnose import ndcg
+        from embed_jax.evals.diagnose import ndcg_of_ranks
 
-        return ndcg(self.ranks(prompts, size), self.judged)
+        return ndcg_of_ranks(self.ranks(prompts, size), self.judged)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +138,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     texts = [queries[name] for name in qrels], list(corpus.values())
     search = Search(embed, model.similarity_fn_name, texts, judged)
     ranks = search.ranks(prompts[USED], dim)
-    score = diagnose.ndcg(ranks, judged)
+    score = diagnose.ndcg_of_ranks(ranks, judged)
     low, high = bootstrap_interval(len(score), lambda rows: float(score[rows].mean()))
     counted = f"{len(qrels)} queries, {len(corpus)} documents"
     print(

@@ -98,7 +98,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def measure(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     """Prints a table; returns what goes to --output, and the embeddings of each model by "before" and "after"."""
-    from embed_jax.evals.geometry import embed, geometry_metrics, sample
+    from embed_jax.evals.geometry import embed_texts_and_pairs, geometry_metrics, sample
     from embed_jax.runtime import environment
 
     texts, pairs = sample(*read_texts(args.data), args.limit, args.seed)
@@ -110,7 +110,7 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
         encode = functools.partial(
             load_model(name).encode, prompt_name=args.prompt_name, show_progress=sys.stderr.isatty()
         )
-        spaces[when] = embed(encode, texts, pairs)
+        spaces[when] = embed_texts_and_pairs(encode, texts, pairs)
         metrics[when] = geometry_metrics(*spaces[when])
     print(f"{args.data}: {len(texts)} texts, {len(pairs)} positive pairs")
     print_table(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from embed_jax.data.order import Batches, Shuffled, distinct_batches, make_order, make_schedule
+from embed_jax.data.order import Batches, Shuffled, distinct_batches, make_order, make_turns
 from embed_jax.errors import InputError
 
 pytest.importorskip("grain")
@@ -51,9 +51,9 @@ def test_proportional_has_everything_once_an_epoch():
 
 
 def test_shares_are_those_asked_for():
-    assert make_schedule([100, 50, 10], "weights", weights=[1, 1, 2]).turns == (40, 40, 80)
-    assert make_schedule([100, 25], "temperature", temperature=2.0).turns == (83, 42)  # 10 to 5
-    assert make_schedule([1000, 1], "weights", weights=[1000, 1e-9]).turns == (
+    assert make_turns([100, 50, 10], "weights", weights=[1, 1, 2]).turns == (40, 40, 80)
+    assert make_turns([100, 25], "temperature", temperature=2.0).turns == (83, 42)  # 10 to 5
+    assert make_turns([1000, 1], "weights", weights=[1000, 1e-9]).turns == (
         1000,
         1,
     )  # nobody goes without

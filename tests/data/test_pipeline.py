@@ -14,7 +14,13 @@ import pytest
 
 from embed_jax.data.order import make_order
 from embed_jax.data.pairs import text_hash
-from embed_jax.data.pipeline import Source, batch_maker, fingerprint, prefetch, training_batches
+from embed_jax.data.pipeline import (
+    Source,
+    batch_maker,
+    data_fingerprint,
+    prefetch,
+    training_batches,
+)
 from embed_jax.data.sources import RecordFields, pair_columns
 from embed_jax.data.tokenize import load_tokenizer
 from embed_jax.errors import InputError
@@ -370,7 +376,7 @@ def test_advice_about_rows_on_several_hosts_can_be_followed(make):
 
 def test_fingerprint_tells_data_apart(records):
     def of(records, **fields):
-        return fingerprint(
+        return data_fingerprint(
             {"": Source(records, RecordFields(**{"columns": pair_columns(records)} | fields))}
         )
 
@@ -381,7 +387,7 @@ def test_fingerprint_tells_data_apart(records):
     prints = [of(records, **{name: FIELDS[name]}) for name in ("label", "score", "keys")]
     prints += [same, of(records, label=FIELDS["label"], score=FIELDS["score"])]
     assert len({one[""]["texts"] for one in prints}) == len(prints)
-    assert fingerprint({"other": Source(records, RecordFields(pair_columns(records)))}) != same
+    assert data_fingerprint({"other": Source(records, RecordFields(pair_columns(records)))}) != same
 
 
 def test_text_hash_is_stable_and_ignores_outer_white_space():

@@ -11,14 +11,14 @@ import pytest
 
 from embed_jax.data.tokenize import load_tokenizer
 from embed_jax.encoders.adapter import read_adapter
-from embed_jax.encoders.base import base_name, fingerprint
+from embed_jax.encoders.base import backbone_fingerprint, base_name
 from embed_jax.encoders.lora import init_lora
 from embed_jax.encoders.modules import write_modules, write_pooling
 from embed_jax.encoders.read import read_model
 from embed_jax.encoders.spec import LoraSpec
 from embed_jax.encoders.weights import read_safetensors, write_safetensors
 from embed_jax.errors import InputError
-from embed_jax.sentence import SentenceEncoder, load
+from embed_jax.sentence import SentenceEncoder, load_sentence_encoder
 
 KINDS = {"lora": {}, "rslora": {"rslora": True}, "dora": {"dora": True}}
 TARGETS = {"bert": ("query", "dense"), "llama": ("q_proj", "v_proj", "down_proj")}
@@ -71,7 +71,7 @@ def finish(directory, tokenizer):
 
 def adapted(base, targets, **changes):
     """The model at `base` with a random adapter of which no leaf is zero."""
-    model = load(str(base))
+    model = load_sentence_encoder(str(base))
     spec = dataclasses.replace(model.spec, lora=LoraSpec(4, 6.0, targets=targets, **changes))
     params = jax.device_get(model.params)
     adapter = init_lora(spec, params["backbone"], jax.random.key(1))
@@ -95,7 +95,7 @@ def cases(*fast):
 def test_ours_in_peft_and_sentence_transformers(family, kind, bases, tmp_path):
     model = adapted(bases[family], TARGETS[family], **KINDS[kind])
     ours = model.encode(TEXTS)
-    assert np.abs(ours - load(str(bases[family])).encode(TEXTS)).max() > 0.01
+    assert np.abs(ours - load_sentence_encoder(str(bases[family])).encode(TEXTS)).max() > 0.01
     model.save(tmp_path / "adapter")
     names = {path.name for path in (tmp_path / "adapter").iterdir()}
     assert {
@@ -106,7 +106,7 @@ def test_ours_in_peft_and_sentence_transformers(family, kind, bases, tmp_path):
     } <= names
     assert not {"config.json", "model.safetensors"} & names
 
-    again = load(str(tmp_path / "adapter"))
+    again = load_sentence_encoder(str(tmp_path / "adapter"))
     np.testing.assert_array_equal(again.encode(TEXTS), ours)
     for one, other in zip(
         *map(jax.tree.leaves, (again.params["lora"], model.params["lora"])), strict=True
@@ -148,12 +148,14 @@ def test_theirs_in_ours(family, kind, bases, tmp_path, tiny_tokenizer):
     """peft's own file, alone and with sentence-transformers' modules around it."""
     changes = {f"use_{name}": value for name, value in KINDS[kind].items()}
     wanted = by_peft(bases[family], tmp_path, TARGETS[family], **changes)
-    read = load(str(tmp_path))
+    read = load_sentence_encoder(str(tmp_path))
     assert read.spec.lora.rank == 4 and read.base == str(bases[family])
     np.testing.assert_allclose(read.encode(TEXTS), wanted, atol=1e-4)
     np.testing.assert_allclose(read.merged().encode(TEXTS), wanted, atol=1e-4)
     finish(tmp_path, tiny_tokenizer)
-    np.testing.assert_allclose(load(str(tmp_path)).encode(TEXTS), wanted, atol=1e-4)
+    np.testing.assert_allclose(
+        load_sentence_encoder(str(tmp_path)).encode(TEXTS), wanted, atol=1e-4
+    )
     if (
         kind != "dora"
     ):  # of which transformers' own loader does not find the magnitudes that peft wrote
@@ -186,7 +188,7 @@ def test_of_linear_maps_that_are_one_in_the_files(kind, bases, tmp_path):
     wanted = by_peft(
         bases["modernbert"], tmp_path / "theirs", ("Wqkv", "mlp.Wo"), use_dora=kind == "dora"
     )
-    read = load(str(tmp_path / "theirs"))
+    read = load_sentence_encoder(str(tmp_path / "theirs"))
     np.testing.assert_allclose(read.encode(TEXTS), wanted, atol=1e-4)
     layers = read.params["lora"]["layers"]
     np.testing.assert_array_equal(layers["query"]["a"], layers["value"]["a"])
@@ -195,7 +197,9 @@ def test_of_linear_maps_that_are_one_in_the_files(kind, bases, tmp_path):
     ):
         read.save(tmp_path / "ours")
     read.merged().save(tmp_path / "ours")
-    np.testing.assert_allclose(load(str(tmp_path / "ours")).encode(TEXTS), wanted, atol=1e-4)
+    np.testing.assert_allclose(
+        load_sentence_encoder(str(tmp_path / "ours")).encode(TEXTS), wanted, atol=1e-4
+    )
 
 
 def test_an_adapter_of_a_language_model_class(bases, tmp_path):
@@ -207,7 +211,7 @@ def test_an_adapter_of_a_language_model_class(bases, tmp_path):
     config = peft.LoraConfig(r=2, target_modules=r".*(q_proj|lm_head)", init_lora_weights=False)
     peft.get_peft_model(model, config).save_pretrained(tmp_path)
     assert any(name.startswith("base_model.model.model.layers.0.") for name in tensors(tmp_path))
-    read = load(str(tmp_path))
+    read = load_sentence_encoder(str(tmp_path))
     assert read.spec.lora.targets == ("q_proj",) and set(read.params["lora"]["layers"]) == {"query"}
     a = tensors(tmp_path)["base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"]
     np.testing.assert_array_equal(read.params["lora"]["layers"]["query"]["a"][1], a.T)
@@ -224,11 +228,11 @@ def test_as_sentence_transformers_saves_it(bases, tmp_path):
     )
     theirs.eval()
     theirs.save_pretrained(str(tmp_path / "theirs"))
-    ours = load(str(tmp_path / "theirs"))
+    ours = load_sentence_encoder(str(tmp_path / "theirs"))
     np.testing.assert_allclose(ours.encode(TEXTS), theirs.encode(TEXTS), atol=1e-4)
     assert set(ours.params["lora"]["layers"]) == {"output", "down"}
     ours.save(tmp_path / "ours")
-    again = load(str(tmp_path / "ours"))
+    again = load_sentence_encoder(str(tmp_path / "ours"))
     assert again.spec == ours.spec and again.base == ours.base == str(bases["bert"])
     names = {path.name for path in (tmp_path / "theirs").iterdir()}
     assert {path.name for path in (tmp_path / "ours").iterdir()} <= names
@@ -247,10 +251,10 @@ def test_merged_is_saved_as_a_whole_and_takes_the_adapters_place(bases, tmp_path
         "up_proj",
         "v_proj",
     ]
-    assert load(str(tmp_path / "model")).spec.lora == model.spec.lora
+    assert load_sentence_encoder(str(tmp_path / "model")).spec.lora == model.spec.lora
     model.merged().save(tmp_path / "model")
     assert not (tmp_path / "model/adapter_config.json").exists()
-    merged = load(str(tmp_path / "model"))
+    merged = load_sentence_encoder(str(tmp_path / "model"))
     assert merged.spec.lora is None and set(merged.params) == {"backbone", "heads"}
     np.testing.assert_allclose(merged.encode(TEXTS), model.encode(TEXTS), atol=1e-5)
     np.testing.assert_allclose(merged.encode(TEXTS), model.merged().encode(TEXTS), atol=1e-6)
@@ -281,7 +285,7 @@ def test_what_the_backbone_has_other_than_its_base(bases, tmp_path):
         assert texts["config_kwargs"] == theirs
         wanted = one.encode(TEXTS)
         assert np.abs(wanted - model.encode(TEXTS)).max() > 0.01
-        again = load(str(tmp_path / name))
+        again = load_sentence_encoder(str(tmp_path / name))
         assert again.spec == one.spec
         np.testing.assert_array_equal(again.encode(TEXTS), wanted)
         if name == "norm":
@@ -313,7 +317,7 @@ def test_the_base_is_known_by_its_numbers(bases, tmp_path):
     adapted(bases["bert"], ("query",)).save(tmp_path / "adapter")
     saved = read_model(bases["bert"])
     backbone = saved.spec.backbone
-    own = fingerprint(backbone, bases["bert"])
+    own = backbone_fingerprint(backbone, bases["bert"])
     lora, _ = read_adapter(
         tmp_path / "adapter", backbone, "renamed", bases["bert"]
     )  # the same numbers, another name
@@ -330,7 +334,7 @@ def test_the_base_is_known_by_its_numbers(bases, tmp_path):
     prefixed = copied(
         "prefixed", lambda found: {f"bert.{name}": value for name, value in found.items()}
     )
-    assert fingerprint(backbone, half) == fingerprint(backbone, prefixed) == own
+    assert backbone_fingerprint(backbone, half) == backbone_fingerprint(backbone, prefixed) == own
     name = "encoder.layer.1.attention.self.query.weight"
     tuned = copied("tuned", lambda found: found | {name: 1.1 * found[name]})
     with pytest.raises(
@@ -360,7 +364,7 @@ def test_a_base_beside_the_adapter(bases, tmp_path):
     model.save(tmp_path / "adapter")
     shutil.copytree(bases["bert"], tmp_path / "base")
     edit(tmp_path / "adapter", base_model_name_or_path="../base")
-    moved = load(str(tmp_path / "adapter"))
+    moved = load_sentence_encoder(str(tmp_path / "adapter"))
     assert moved.base == str(tmp_path / "base")
     np.testing.assert_array_equal(moved.encode(TEXTS), model.encode(TEXTS))
 
@@ -462,7 +466,7 @@ def test_one_line_for_what_cannot_be_read(saved, tmp_path, fields, change, messa
     if change:
         write_safetensors(tmp_path / "adapter/adapter_model.safetensors", change(tensors(saved)))
     with pytest.raises(InputError, match=message) as error:
-        load(str(tmp_path / "adapter"))
+        load_sentence_encoder(str(tmp_path / "adapter"))
     assert "\n" not in str(error.value)
 
 
@@ -470,4 +474,4 @@ def test_an_adapter_is_no_base(saved, tmp_path):
     shutil.copytree(saved, tmp_path / "adapter")
     edit(tmp_path / "adapter", base_model_name_or_path=str(saved))
     with pytest.raises(InputError, match="is an adapter, which would have to be merged first"):
-        load(str(tmp_path / "adapter"))
+        load_sentence_encoder(str(tmp_path / "adapter"))

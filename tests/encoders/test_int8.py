@@ -12,12 +12,18 @@ from jax.sharding import PartitionSpec as P
 
 from embed_jax.data.pack import pack_batch
 from embed_jax.encoders.build import build_encoder
-from embed_jax.encoders.int8 import Int8, dequantize, has_int8, quantize, quantize_layers
-from embed_jax.encoders.lora import init_lora, join, merge_lora, split_trainable
+from embed_jax.encoders.int8 import (
+    Int8,
+    dequantize_params,
+    has_int8,
+    quantize_kernel,
+    quantize_layers,
+)
+from embed_jax.encoders.lora import init_lora, join_params, merge_lora, split_trainable
 from embed_jax.encoders.spec import LoraSpec, random_spec
 from embed_jax.losses.expression import build_loss
 from embed_jax.parallel.gather import global_loss
-from embed_jax.parallel.mesh import make_mesh, param_specs, place, split_groups
+from embed_jax.parallel.mesh import make_mesh, param_specs, place_on_mesh, split_groups
 from embed_jax.types import BASE, Batch
 
 PLAIN = random_spec("tiny", vocab_size=60)
@@ -50,18 +56,21 @@ def test_every_weight_is_within_half_a_step():
     kernel = (rng.normal(size=(3, 40, 8)) * rng.lognormal(size=(3, 1, 8))).astype(np.float32)
     kernel[1, :, 2] = 0
     for array in (kernel, jnp.asarray(kernel), jnp.asarray(kernel, jnp.bfloat16)):
-        found = quantize(array)
+        found = quantize_kernel(array)
         assert isinstance(found.values, type(array)) and found.values.dtype == np.int8
         assert found.scale.shape == (3, 1, 8) and found.scale.dtype == np.float32
-        near, exact = np.asarray(dequantize(found)), np.asarray(array, np.float32)
+        near, exact = np.asarray(dequantize_params(found)), np.asarray(array, np.float32)
         assert (np.abs(near - exact) <= np.asarray(found.scale) * (0.5 + 1e-5)).all()
         peaks = np.abs(np.asarray(found.values)).max(axis=1)
         assert (np.delete(peaks, 10) == 127).all() and not near[1, :, 2].any()
-        negated = quantize(-array)
+        negated = quantize_kernel(-array)
         np.testing.assert_array_equal(negated.values, -found.values)  # symmetric
-        np.testing.assert_array_equal(quantize(dequantize(found)).values, found.values)
+        np.testing.assert_array_equal(
+            quantize_kernel(dequantize_params(found)).values, found.values
+        )
     assert (
-        dequantize({"kernel": found, "bias": kernel}, jnp.bfloat16)["kernel"].dtype == jnp.bfloat16
+        dequantize_params({"kernel": found, "bias": kernel}, jnp.bfloat16)["kernel"].dtype
+        == jnp.bfloat16
     )
 
 
@@ -79,14 +88,16 @@ def test_all_kernels_of_layers_and_nothing_else():
         f"backbone/layers/{name}/kernel"
         for name in ("query", "key", "value", "output", "up", "down")
     }
-    assert has_int8(params) and not has_int8(plain) and not has_int8(dequantize(params))
+    assert has_int8(params) and not has_int8(plain) and not has_int8(dequantize_params(params))
 
 
 def test_embeddings_are_near_and_those_of_the_plain_kernels(packed):
     spec, params, plain = make()
     without = dataclasses.replace(spec, lora=None)
     apply = jax.jit(build_encoder(without).apply, compiler_options=QUICKLY)
-    found, exact, same = (apply(each, packed) for each in (params, plain, dequantize(params)))
+    found, exact, same = (
+        apply(each, packed) for each in (params, plain, dequantize_params(params))
+    )
     assert 0.99 < np.sum(found * exact, axis=1).min() < 0.999999
     np.testing.assert_allclose(found, same, atol=1e-6)
     half = jax.jit(build_encoder(without, compute_dtype="bfloat16").apply)(params, packed)
@@ -105,11 +116,11 @@ def test_an_adapter_over_eight_bits(kind, packed):
     @partial(jax.jit, compiler_options=QUICKLY)
     @jax.value_and_grad
     def run(trainable, frozen):
-        return jnp.sum(encoder.apply(join(trainable, frozen), packed, KEY) * weight)
+        return jnp.sum(encoder.apply(join_params(trainable, frozen), packed, KEY) * weight)
 
     value, gradient = run(trainable, frozen)
     assert jax.tree.structure(gradient) == jax.tree.structure(trainable)
-    expected, wanted = run(trainable, dequantize(frozen))
+    expected, wanted = run(trainable, dequantize_params(frozen))
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     for ours, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(wanted), strict=True):
         assert np.abs(theirs).max() > 0
@@ -129,7 +140,7 @@ def test_an_adapter_over_eight_bits(kind, packed):
 def test_magnitudes_are_of_the_kernels_as_they_are_computed_with():
     spec, params, _ = make(dora=True)
     layers = init_lora(spec, params["backbone"], KEY)["layers"]
-    kernel = dequantize(params["backbone"]["layers"]["up"]["kernel"])
+    kernel = dequantize_params(params["backbone"]["layers"]["up"]["kernel"])
     np.testing.assert_allclose(layers["up"]["magnitude"], np.linalg.norm(kernel, axis=1), rtol=1e-6)
 
 
@@ -171,7 +182,7 @@ def objective(devices, fsdp=1, tensor=1, when="layer"):
     shardings = jax.tree.map(
         lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda leaf: isinstance(leaf, P)
     )
-    everything = place(everything, shardings)
+    everything = place_on_mesh(everything, shardings)
     run = jax.value_and_grad(
         global_loss(encoder, loss, mesh, specs=specs, fsdp_gather=when), has_aux=True
     )

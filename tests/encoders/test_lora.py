@@ -13,7 +13,7 @@ from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.lora import (
     find_targets,
     init_lora,
-    join,
+    join_params,
     linear_maps,
     merge_lora,
     split_trainable,
@@ -154,13 +154,13 @@ def test_gradients_are_of_the_adapter_alone_and_right(kind, packed):
     spec, params = make(targets=("query", "output.dense"), **KINDS[kind])
     trainable, frozen = split_trainable(params, spec)
     assert set(trainable) == {"lora", "heads"} and set(frozen) == {"backbone"}
-    assert jax.tree.structure(join(trainable, frozen)) == jax.tree.structure(params)
+    assert jax.tree.structure(join_params(trainable, frozen)) == jax.tree.structure(params)
     encoder = build_encoder(spec)
     weight = jnp.cos(jnp.arange(5 * encoder.dim, dtype=jnp.float32)).reshape(5, -1)
 
     @jax.jit
     def value(trainable):
-        return jnp.sum(encoder.apply(join(trainable, frozen), packed) * weight)
+        return jnp.sum(encoder.apply(join_params(trainable, frozen), packed) * weight)
 
     gradient = jax.jit(jax.grad(value), compiler_options=QUICKLY)(trainable)
     held = norms(spec, params)
@@ -178,7 +178,7 @@ def test_gradients_are_of_the_adapter_alone_and_right(kind, packed):
                 leaves = {**layers[module], name: leaf + sign * step}
                 changed = {**trainable, "lora": {"layers": {**layers, module: leaves}}}
                 if kind == "dora":  # whose norms have no gradient: what they change is taken back
-                    new = norms(spec, join(changed, frozen))[module]
+                    new = norms(spec, join_params(changed, frozen))[module]
                     leaves["magnitude"] = leaves["magnitude"] * new / held[module]
                 return float(value(changed))
 

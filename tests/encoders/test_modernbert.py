@@ -216,7 +216,7 @@ def test_torch_reads_what_we_write(model, tiny_tokenizer, long_ids, tmp_path):
 
 def test_equals_sentence_transformers(tiny_tokenizer, tmp_path):
     peer = pytest.importorskip("sentence_transformers")
-    from embed_jax.sentence import load
+    from embed_jax.sentence import load_sentence_encoder
 
     texts = [
         "a dog runs in the city",
@@ -230,7 +230,9 @@ def test_equals_sentence_transformers(tiny_tokenizer, tmp_path):
     spec = dataclasses.replace(saved.spec, pooling="cls", heads=(Normalize(),))
     write_model(tmp_path / "ours", spec, saved.params, tokenizer=tokenizer, max_length=40)
     expected = peer.SentenceTransformer(str(tmp_path / "ours"), device="cpu").encode(texts)
-    np.testing.assert_allclose(load(str(tmp_path / "ours")).encode(texts), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        load_sentence_encoder(str(tmp_path / "ours")).encode(texts), expected, atol=1e-5
+    )
 
 
 def test_names_of_a_bigger_model(model, tmp_path):

@@ -21,7 +21,7 @@ from embed_jax.encoders.weights import params_from_tensors
 from embed_jax.encoders.write import write_model
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup
-from embed_jax.sentence import load
+from embed_jax.sentence import load_sentence_encoder
 from embed_jax.types import num_params
 
 FAMILY = lookup("backbone", "t5")
@@ -241,7 +241,7 @@ def test_equals_sentence_transformers(tokenizer_directory, tmp_path):
     ]
     theirs = peer.SentenceTransformer(modules=parts, device="cpu").eval()
     theirs.save(str(tmp_path / "theirs"))
-    ours = load(str(tmp_path / "theirs"))
+    ours = load_sentence_encoder(str(tmp_path / "theirs"))
     assert ours.max_length == 16 and ours.spec.heads == (
         Dense(32, 24, bias=False, activation="identity"),
         Normalize(),

@@ -13,7 +13,11 @@ from embed_jax.encoders.mlm import mask_tokens
 from embed_jax.encoders.read import read_model
 from embed_jax.encoders.spec import random_spec
 from embed_jax.encoders.token_heads import read_head
-from embed_jax.encoders.token_objectives import build_token_objective, cross_entropy, predictor
+from embed_jax.encoders.token_objectives import (
+    build_token_objective,
+    predictor,
+    token_cross_entropy,
+)
 from embed_jax.errors import InputError
 from embed_jax.types import Encoder
 
@@ -240,7 +244,7 @@ def test_blocks_give_the_value_and_gradient_of_all_at_once():
     wanted, weights = rng.integers(0, 30, 50), rng.integers(0, 3, 50).astype(np.float32)
 
     def summed(states, table, block):
-        total, correct = cross_entropy(
+        total, correct = token_cross_entropy(
             lambda states: states @ table.T, states, wanted, weights, block=block
         )
         return total, correct

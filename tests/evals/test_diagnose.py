@@ -33,7 +33,7 @@ def discrimination(queries, corpus, judged=JUDGED, similarity="cosine"):
 
 
 def score(queries, corpus, judged=JUDGED):
-    return diagnose.ndcg(diagnose.relevant_ranks(queries, corpus, judged), judged)
+    return diagnose.ndcg_of_ranks(diagnose.relevant_ranks(queries, corpus, judged), judged)
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
@@ -75,15 +75,17 @@ def test_scores_of_ranks_are_those_of_a_search(similarity, ignore, monkeypatch):
     rows = [names.index(name) for name in qrels]
     ranks = diagnose.relevant_ranks(queries[rows], corpus, judged, similarity)
     np.testing.assert_allclose(
-        diagnose.ndcg(ranks, judged), expected.per_query["ndcg@10"], rtol=1e-12
+        diagnose.ndcg_of_ranks(ranks, judged), expected.per_query["ndcg@10"], rtol=1e-12
     )
-    np.testing.assert_array_equal(diagnose.recall(ranks, judged, 7), expected.per_query["recall@7"])
+    np.testing.assert_array_equal(
+        diagnose.recall_of_ranks(ranks, judged, 7), expected.per_query["recall@7"]
+    )
 
 
 def test_a_healthy_search_has_no_fault():
     queries, corpus = made()
     ranks = diagnose.relevant_ranks(queries, corpus, JUDGED)
-    whole = diagnose.ndcg(ranks, JUDGED)
+    whole = diagnose.ndcg_of_ranks(ranks, JUDGED)
     assert discrimination(queries, corpus).status == OK
     assert diagnose.missing_prompt({"as used": whole}, expects=False, prompted=False).status == OK
     assert diagnose.truncation({DIM: whole}, full=DIM, used=DIM).status == OK
@@ -218,7 +220,7 @@ def test_a_size_that_was_not_trained_and_loses():
 
 def test_a_shortlist_below_the_target():
     ranks = diagnose.relevant_ranks(*made(noise=3.0), JUDGED)
-    recalls = [diagnose.recall(ranks, JUDGED, k).mean() for k in range(1, DOCUMENTS + 1)]
+    recalls = [diagnose.recall_of_ranks(ranks, JUDGED, k).mean() for k in range(1, DOCUMENTS + 1)]
     for k, target in ((5, 0.5), (100, 0.8), (100, 0.95), (DOCUMENTS, 1.0)):
         found = diagnose.shortlist(ranks, JUDGED, k=k, target=target, documents=DOCUMENTS)
         assert found.status == (OK if recalls[k - 1] >= target else FAULT)

@@ -14,7 +14,6 @@ from embed_jax.config_file import override
 from embed_jax.errors import InputError
 from embed_jax.evals import geometry
 from embed_jax.evals.geometry import (
-    alignment,
     average_cosine,
     dimension_variances,
     distance_concentration,
@@ -26,9 +25,10 @@ from embed_jax.evals.geometry import (
     isotropy,
     judged_texts,
     k_occurrence,
+    log_uniformity,
+    mean_alignment,
     nearest_to_farthest,
     sts_texts,
-    uniformity,
 )
 from embed_jax.losses import regularization
 from embed_jax.sentence import truncate
@@ -63,19 +63,19 @@ def simplex(dim):
 def test_an_orthonormal_basis(dim):
     basis = 3.0 * np.eye(dim)
     assert average_cosine(basis) == 0
-    assert uniformity(basis) == pytest.approx(-4)
+    assert log_uniformity(basis) == pytest.approx(-4)
     assert effective_rank(basis) == pytest.approx(dim)
     assert nearest_to_farthest(basis) == pytest.approx(1)
     np.testing.assert_allclose(dimension_variances(basis), (1 - 1 / dim) / dim)
-    assert alignment(basis, np.roll(basis, 1, axis=0)) == pytest.approx(2)
-    assert alignment(basis, -basis) == pytest.approx(4)
+    assert mean_alignment(basis, np.roll(basis, 1, axis=0)) == pytest.approx(2)
+    assert mean_alignment(basis, -basis) == pytest.approx(4)
 
 
 @pytest.mark.parametrize("dim", [2, 7, 20])
 def test_a_simplex(dim):
     points = simplex(dim)
     assert average_cosine(points) == pytest.approx(-1 / dim)
-    assert uniformity(points) == pytest.approx(-4 - 4 / dim)
+    assert log_uniformity(points) == pytest.approx(-4 - 4 / dim)
     assert effective_rank(points) == pytest.approx(dim)
     assert nearest_to_farthest(points) == pytest.approx(1)
     assert first_component(points) == pytest.approx(1 / dim)
@@ -147,7 +147,7 @@ def test_equal_to_loops_over_pairs(vectors, small_blocks):
     distance = [[math.dist(x, y) for y in unit] for x in unit]
     others = [[j for j in range(n) if j != i] for i in range(n)]
     pairs = [(i, j) for i in range(n) for j in others[i]]
-    assert uniformity(vectors) == pytest.approx(
+    assert log_uniformity(vectors) == pytest.approx(
         math.log(np.mean([math.exp(-2 * distance[i][j] ** 2) for i, j in pairs]))
     )
     assert average_cosine(vectors) == pytest.approx(np.mean([unit[i] @ unit[j] for i, j in pairs]))
@@ -183,11 +183,11 @@ def test_skewness_is_scipy_s(vectors):
 
 def test_alignment_and_uniformity_are_the_losses(vectors):
     first, second = vectors[:30], vectors[30:]
-    assert alignment(first, second) == pytest.approx(
+    assert mean_alignment(first, second) == pytest.approx(
         float(np.mean(regularization.alignment(first, second))), rel=1e-5
     )
     for t in (0.5, 2.0):
-        assert uniformity(vectors, t=t) == pytest.approx(
+        assert log_uniformity(vectors, t=t) == pytest.approx(
             float(regularization.uniformity(vectors, t=t)[0]), rel=1e-5
         )
 
@@ -319,7 +319,7 @@ def test_prompts_are_those_of_queries_and_documents():
 def test_non_finite_vectors_are_one_line(vectors, bad):
     vectors[3, 5] = bad
     metrics = [
-        uniformity,
+        log_uniformity,
         average_cosine,
         isotropy,
         effective_rank,
@@ -333,7 +333,7 @@ def test_non_finite_vectors_are_one_line(vectors, bad):
         distance_concentration,
         geometry_metrics,
     ]
-    for metric in (*metrics, lambda vectors: alignment(vectors[:9], vectors[9:18])):
+    for metric in (*metrics, lambda vectors: mean_alignment(vectors[:9], vectors[9:18])):
         with pytest.raises(InputError, match="finite.*1 of .*number 3") as error:
             metric(vectors)
         assert "\n" not in str(error.value)
@@ -348,7 +348,7 @@ def test_a_dimension_that_there_is_not_is_one_line(vectors, dim):
 def test_too_few_vectors_are_one_line(vectors):
     for few in (vectors[:1], vectors[:0], vectors[0], vectors[:, :0]):
         with pytest.raises(InputError, match="2 vectors or more, found the shape"):
-            uniformity(few)
+            log_uniformity(few)
     for k in (0, 60):
         with pytest.raises(InputError, match=f"1 to 59.*found {k}$"):
             k_occurrence(vectors, k)
@@ -357,7 +357,7 @@ def test_too_few_vectors_are_one_line(vectors):
     with pytest.raises(InputError, match="11 different texts or more, found 2$"):
         geometry_evaluator(["a", "b"] * 20)
     with pytest.raises(InputError, match="one shape"):
-        alignment(vectors[:3], vectors[:4])
+        mean_alignment(vectors[:3], vectors[:4])
 
 
 # In training.

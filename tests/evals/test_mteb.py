@@ -20,7 +20,7 @@ from embed_jax.evals.embedder import Embedder, prompt_options  # noqa: E402
 from embed_jax.evals.mteb import KINDS, local_task, mteb_model, revision  # noqa: E402
 from embed_jax.prompts import fill_template  # noqa: E402
 from embed_jax.registry import lookup  # noqa: E402
-from embed_jax.sentence import SentenceEncoder, load  # noqa: E402
+from embed_jax.sentence import SentenceEncoder, load_sentence_encoder  # noqa: E402
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -168,7 +168,7 @@ def recorder(tiny_model):
     """`recorder(**options)`: such a model with these prompts."""
 
     def make(**options):
-        model = load(str(tiny_model))
+        model = load_sentence_encoder(str(tiny_model))
         made = Recorder(model.spec, model.params, model.tokenizer, EncodingSettings(**options))
         made.asked = []
         return made
@@ -261,7 +261,7 @@ def test_instructions_of_mtebs_tasks_are_its_own(recorder, name):
 @pytest.fixture(scope="module")
 def saved(tiny_model, tmp_path_factory):
     """A directory of the tiny model with prompts by side and by type, all of which mteb accepts."""
-    model = load(str(tiny_model))
+    model = load_sentence_encoder(str(tiny_model))
     prompts = {
         "query": "find : ",
         "document": "read : ",
@@ -277,7 +277,7 @@ def saved(tiny_model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(saved):
-    return load(str(saved))
+    return load_sentence_encoder(str(saved))
 
 
 @pytest.fixture(scope="module")
@@ -334,8 +334,11 @@ def test_what_mteb_records_of_a_model(model):
 
 
 def test_a_revision_is_the_content(model, saved, tiny_model):
-    assert revision(model) == revision(load(str(saved)))
-    others = [load(str(tiny_model)), load(str(saved), max_length=20)]
+    assert revision(model) == revision(load_sentence_encoder(str(saved)))
+    others = [
+        load_sentence_encoder(str(tiny_model)),
+        load_sentence_encoder(str(saved), max_length=20),
+    ]
     first, *rest = jax.tree.leaves(model.params)
     changed = jax.tree.unflatten(jax.tree.structure(model.params), [first + 1e-6, *rest])
     others.append(SentenceEncoder(model.spec, changed, model.tokenizer, model.settings))

@@ -3,7 +3,7 @@ import pytest
 
 from embed_jax.errors import InputError
 from embed_jax.evals.metrics import bootstrap_interval
-from embed_jax.evals.pairs import open_task, pair_outcome, pair_similarities, threshold_metrics
+from embed_jax.evals.pairs import open_task, pair_outcome, similarities_of_pairs, threshold_metrics
 
 
 @pytest.fixture(scope="module")
@@ -73,14 +73,14 @@ def test_intervals_are_of_resampled_pairs_at_the_thresholds_found():
     first = rng.normal(size=(40, 3)).astype(np.float32)
     second = (first * labels[:, None] + rng.normal(size=(40, 3))).astype(np.float32)
     found = pair_outcome(first, second, labels)
-    called = pair_similarities(first, second)["dot"] > found.metrics["dot_f1_threshold"]
+    called = similarities_of_pairs(first, second)["dot"] > found.metrics["dot_f1_threshold"]
 
     def f1(rows):
         return 2 * np.sum(called[rows] & labels[rows]) / np.sum(called[rows] + labels[rows])
 
     assert f1(np.arange(40)) == pytest.approx(found.metrics["dot_f1"])
     assert found.intervals["dot_f1"] == pytest.approx(bootstrap_interval(40, f1))
-    called = pair_similarities(first, second)["dot"] > found.metrics["dot_accuracy_threshold"]
+    called = similarities_of_pairs(first, second)["dot"] > found.metrics["dot_accuracy_threshold"]
     expected = bootstrap_interval(40, lambda rows: np.mean(called[rows] == labels[rows]))
     assert found.intervals["dot_accuracy"] == pytest.approx(expected)
 
@@ -112,7 +112,7 @@ def test_equal_similarities_fall_on_one_side():
 
 
 def test_similarities_by_hand():
-    found = pair_similarities(
+    found = similarities_of_pairs(
         np.array([[3.0, 4.0], [1.0, 0.0]]), np.array([[3.0, 4.0], [0.0, -2.0]])
     )
     expected = {
@@ -128,7 +128,7 @@ def test_similarities_by_hand():
 
 def test_a_text_and_itself_are_equally_near_whatever_the_text():
     vectors = np.random.default_rng(0).normal(size=(500, 33)).astype(np.float32)
-    assert set(pair_similarities(vectors, vectors)["cosine"].tolist()) == {1.0}
+    assert set(similarities_of_pairs(vectors, vectors)["cosine"].tolist()) == {1.0}
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from embed_jax.evals.significance import (
     seed_summary,
     verdict,
 )
-from embed_jax.evals.task import Items, average_precision
+from embed_jax.evals.task import Items, binary_average_precision
 
 
 def sts_null(rng, n):
@@ -85,7 +85,7 @@ def test_average_precision_is_scikit_learns():
             rng.integers(levels, size=200).astype(float),
             rng.integers(2, size=200).astype(float),
         )
-        assert average_precision(values, labels) == pytest.approx(
+        assert binary_average_precision(values, labels) == pytest.approx(
             metrics.average_precision_score(labels, values)
         )
 

@@ -5,7 +5,7 @@ import pytest
 
 from embed_jax.errors import InputError
 from embed_jax.evals.metrics import pearson, spearman
-from embed_jax.evals.sts import pair_similarities, sts_evaluator, sts_metrics
+from embed_jax.evals.sts import cosine_of_pairs, sts_evaluator, sts_metrics
 
 
 def encode(texts):
@@ -49,7 +49,7 @@ def test_equals_sentence_transformers(pairs):
 def test_aggregations_over_subsets(pairs):
     left, right, scores, subsets = pairs
     similarities, scores, labels = (
-        pair_similarities(encode, left, right),
+        cosine_of_pairs(encode, left, right),
         np.array(scores),
         np.array(subsets),
     )

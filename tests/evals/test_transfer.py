@@ -7,7 +7,7 @@ from embed_jax.evals.transfer import (
     cross_validate,
     logistic_regressions,
     open_task,
-    predictions,
+    predict_by_each,
     train_and_test,
 )
 
@@ -36,7 +36,7 @@ def test_regressions_equal_sklearns(classes):
     kept = np.random.default_rng(0).random((90, 4)) < 0.7
     rotated = transfer._rotate(vectors)
     weights = np.asarray(logistic_regressions(rotated, labels, kept, STRENGTHS))
-    found = predictions(weights, transfer._turn(rotated, vectors))
+    found = predict_by_each(weights, transfer._turn(rotated, vectors))
     for number, strength in enumerate(STRENGTHS):
         model = their(strength).fit(vectors[kept[:, number]], labels[kept[:, number]])
         ours = rotated.axes @ weights[:-1, number]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from embed_jax.config import Experiment, flatten, to_json
-from embed_jax.config_file import load
+from embed_jax.config_file import load_config
 from embed_jax.config_rules import ALIASES, FIELD_OF
 from embed_jax.errors import InputError
 
@@ -18,13 +18,13 @@ FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").glob("*/*.p
 @pytest.mark.parametrize("cut", ["", ":small"])
 def test_it_loads_and_names_its_launch_command(file, cut, monkeypatch):
     monkeypatch.chdir(ROOT)
-    loaded, workdir = load(["experiments/x.py", f"--config={file}{cut}"])
+    loaded, workdir = load_config(["experiments/x.py", f"--config={file}{cut}"])
     assert isinstance(loaded, Experiment)
     assert workdir == Path("runs") / (file.stem + cut.replace(":", "_"))
     text = file.read_text()
     assert f"--config={file}" in text and "python -m experiments." in text
     with pytest.raises(InputError, match="unknown cut 'tiny'"):
-        load(["experiments/x.py", f"--config={file}:tiny"])
+        load_config(["experiments/x.py", f"--config={file}:tiny"])
 
 
 def test_an_override_has_the_field_s_type(monkeypatch):
@@ -37,7 +37,7 @@ def test_an_override_has_the_field_s_type(monkeypatch):
         "--workdir",
         "there",
     ]
-    loaded, workdir = load(line)
+    loaded, workdir = load_config(line)
     assert loaded.optim.learning_rate == 1.0 and workdir == Path("there")
     for bad in (
         "optim.learning_rate=fast",
@@ -46,7 +46,7 @@ def test_an_override_has_the_field_s_type(monkeypatch):
         "optim.schedule=step",
     ):
         with pytest.raises(InputError, match=bad.partition("=")[0]):
-            load([*line, f"--config.{bad}"])
+            load_config([*line, f"--config.{bad}"])
 
 
 def test_a_broken_config_file_is_one_line(tmp_path):
@@ -60,7 +60,7 @@ def test_a_broken_config_file_is_one_line(tmp_path):
         file = tmp_path / "broken.py"
         file.write_text(content)
         with pytest.raises(InputError, match=message):
-            load(["x.py", f"--config={file}"])
+            load_config(["x.py", f"--config={file}"])
 
 
 def test_get_config_needs_no_argument(tmp_path, monkeypatch):
@@ -71,24 +71,24 @@ def test_get_config_needs_no_argument(tmp_path, monkeypatch):
     file.write_text(
         "from embed_jax.config import Experiment\ndef get_config():\n    return Experiment()\n"
     )
-    assert load(["x.py", f"--config={file}"])[0] == Experiment()
+    assert load_config(["x.py", f"--config={file}"])[0] == Experiment()
     with pytest.raises(InputError, match="own.py: get_config.. has no cuts, found 'small'"):
-        load(["x.py", f"--config={file}:small"])
+        load_config(["x.py", f"--config={file}:small"])
 
 
 def test_a_run_s_own_config_is_a_config_and_resumes_it(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    config, _ = load(["x.py", "--config=configs/nli/mixture.py", "--config.train.steps=3"])
+    config, _ = load_config(["x.py", "--config=configs/nli/mixture.py", "--config.train.steps=3"])
     config.stages.later = Experiment()
     config.stages.later.data.max_length = 9
     file = tmp_path / "config.json"
     file.write_text(to_json(config))
-    assert load(["x.py", f"--config={file}"]) == (config, Path("runs/config"))
+    assert load_config(["x.py", f"--config={file}"]) == (config, Path("runs/config"))
     (tmp_path / "data.json").write_text("{}")
-    again, workdir = load(["x.py", f"--config={file}", "--config.train.steps=5", "--extend"])
+    again, workdir = load_config(["x.py", f"--config={file}", "--config.train.steps=5", "--extend"])
     assert workdir == tmp_path and (again.train.steps, again.train.extend) == (5, True)
     with pytest.raises(InputError, match="config.json: a run's config has no cuts"):
-        load(["x.py", f"--config={file}:small"])
+        load_config(["x.py", f"--config={file}:small"])
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_a_run_s_own_config_is_a_config_and_resumes_it(tmp_path, monkeypatch):
 def test_names_of_other_trainers_are_understood(argument, meant, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(InputError, match=meant) as error:
-        load(["x.py", f"--config={FILES[0]}", argument])
+        load_config(["x.py", f"--config={FILES[0]}", argument])
     assert "\n" not in str(error.value)
 
 
@@ -124,4 +124,4 @@ def test_a_mixture_has_no_validation_of_data_train(field, monkeypatch):
     monkeypatch.chdir(ROOT)
     line = ["x.py", "--config=configs/nli/mixture.py", f"--config.{field}"]
     with pytest.raises(InputError, match=f"config.{field.partition('=')[0]}: .*not of a mixture"):
-        load(line)
+        load_config(line)

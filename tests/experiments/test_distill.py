@@ -14,7 +14,7 @@ from embed_jax.encoders.shrink import keep_layers
 from embed_jax.errors import exit_with_one_line
 from embed_jax.evals.sts import sts_evaluator
 from embed_jax.runtime import prepare_jax
-from embed_jax.sentence import load
+from embed_jax.sentence import load_sentence_encoder
 from embed_jax.train.model import initial_model, model_before
 
 pytest.importorskip("grain")
@@ -47,7 +47,7 @@ def data(tmp_path_factory, sentences):
 @pytest.fixture(scope="module")
 def teacher_model(tmp_path_factory, tiny_model):
     """`tiny_model` with weights so large that each layer changes much."""
-    model = load(str(tiny_model))
+    model = load_sentence_encoder(str(tiny_model))
     layers = jax.tree.map(
         lambda leaf: 8 * leaf if leaf.ndim == 3 else leaf, model.params["backbone"]["layers"]
     )
@@ -115,7 +115,10 @@ def test_it_becomes_like_its_teacher(
     result = distill.run(settings, tmp_path / "run")
     assert result.finished
 
-    teacher, student = load(str(teacher_model)), load(str(tmp_path / "run" / "model"))
+    teacher, student = (
+        load_sentence_encoder(str(teacher_model)),
+        load_sentence_encoder(str(tmp_path / "run" / "model")),
+    )
     untrained = model_before(settings)
     wanted = teacher.encode(sentences[160:])
     errors = [
@@ -213,7 +216,7 @@ def test_a_student_of_another_size_may_learn_similarities_only(
     from embed_jax.sentence import SentenceEncoder
 
     settings = config()
-    model = load(settings.model.teacher)
+    model = load_sentence_encoder(settings.model.teacher)
     made = np.random.default_rng(0).normal(size=(40, 32))
     spec, params = add_pca(model.spec, jax.device_get(model.params), made, 8)
     SentenceEncoder(spec, params, model.tokenizer).save(tmp_path / "small")

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import embed_jax
-from embed_jax.config_file import load
+from embed_jax.config_file import load_config
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.spec import find_shape, random_spec
 from embed_jax.encoders.write import write_model
@@ -294,6 +294,6 @@ def test_full_size_configs_name_shapes_that_a_plan_knows(monkeypatch):
 
     monkeypatch.chdir(ROOT)
     for file in sorted((ROOT / "configs" / "llm").glob("*.py")):
-        config, _ = load(["experiments/llm.py", f"--config={file}"])
+        config, _ = load_config(["experiments/llm.py", f"--config={file}"])
         if file.stem != "small_decoder":
             assert find_shape(shape_of(config.model.name))

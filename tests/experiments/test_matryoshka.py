@@ -10,7 +10,7 @@ import pytest
 from embed_jax.errors import exit_with_one_line
 from embed_jax.evals.by_size import spearman_by_size
 from embed_jax.evals.sts import sts_evaluator
-from embed_jax.sentence import load
+from embed_jax.sentence import load_sentence_encoder
 from experiments import matryoshka
 
 pytest.importorskip("grain")
@@ -81,9 +81,9 @@ def test_it_measures_each_size_and_depth_beside_the_baseline(run, data, tmp_path
         assert {layers: list(by_size) for layers, by_size in of.items()} == dict.fromkeys(
             "21", ["32", "16", "12", "8"]
         )
-    model = load(str(tmp_path / "run" / "model"))
+    model = load_sentence_encoder(str(tmp_path / "run" / "model"))
     assert model.matryoshka_dims == (8, 16, 32) and model.adaptive_layers
-    plain = load(str(tmp_path / "run" / "baseline" / "model"))
+    plain = load_sentence_encoder(str(tmp_path / "run" / "baseline" / "model"))
     assert plain.matryoshka_dims == () and not plain.adaptive_layers
     rows = [line.split("\t") for line in (data / "sts.tsv").read_text().splitlines()[1:]]
     gold, first, second = zip(*rows, strict=True)
@@ -102,7 +102,7 @@ def test_it_measures_each_size_and_depth_beside_the_baseline(run, data, tmp_path
 
 
 def test_texts_are_encoded_once_for_all_sizes(tiny_model, sentences):
-    model = load(str(tiny_model))
+    model = load_sentence_encoder(str(tiny_model))
     asked, encode = [], model.encode
     model.encode = lambda texts, **more: (asked.append(len(texts)), encode(texts, **more))[1]
     test = sts_evaluator(sentences[:20], sentences[20:40], list(np.arange(20.0)))

@@ -16,7 +16,7 @@ from embed_jax.encoders.mlm import head_logits
 from embed_jax.encoders.weights import open_tensors
 from embed_jax.errors import InputError, exit_with_one_line
 from embed_jax.runtime import prepare_jax
-from embed_jax.sentence import load
+from embed_jax.sentence import load_sentence_encoder
 from embed_jax.train.fit import fit
 
 pytest.importorskip("grain")
@@ -114,7 +114,7 @@ def test_it_learns_and_leaves_a_model(finished):
         and last["accuracy"] > 0.5
     )
     assert max(line.get("compilations", 1) for line in lines) == 1
-    model = load(str(finished[1] / "model"))
+    model = load_sentence_encoder(str(finished[1] / "model"))
     assert model.spec.pooling == "mean" and model.encode(["the river is down"]).shape == (1, 32)
 
 
@@ -149,7 +149,7 @@ def test_a_decoder_learns_what_comes_next(mlm, settings, tmp_path, objective, at
     lines = lines_of(tmp_path / "run")
     losses = losses_of(lines)
     assert np.mean(losses[-5:]) < 1.0 and lines[-1]["accuracy"] > 0.7
-    assert load(str(tmp_path / "run" / "model")).spec.pooling == "last_token"
+    assert load_sentence_encoder(str(tmp_path / "run" / "model")).spec.pooling == "last_token"
 
 
 # ---- what predicts tokens goes with the model ------------------------------------------------------------------
@@ -159,7 +159,7 @@ def test_transformers_reads_the_model_with_its_head(finished, corpus):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     result, workdir = finished
     theirs = transformers.BertForMaskedLM.from_pretrained(str(workdir / "model")).eval()
-    model = load(str(workdir / "model"))
+    model = load_sentence_encoder(str(workdir / "model"))
     (ids,) = model.tokenizer.encode([corpus.read_text().splitlines()[0]]).ids
     ids = ids[:16]
     with torch.no_grad():

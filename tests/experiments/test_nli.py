@@ -15,7 +15,7 @@ from embed_jax.config_file import override
 from embed_jax.data.nli import nli_triplets
 from embed_jax.errors import InputError, exit_with_one_line
 from embed_jax.evals.sts import sts_evaluator
-from embed_jax.sentence import load
+from embed_jax.sentence import load_sentence_encoder
 
 pytest.importorskip("grain")
 ROOT = Path(__file__).parents[2]
@@ -265,7 +265,10 @@ def test_stages_results_and_going_on(command, data, tmp_path):
     assert evaluations(second)[0] == evaluations(first)[4] != evaluations(first)[0]
 
     # Test data, before against after, in each stage.
-    models = {"before": load(str(first / "model")), "after": load(str(second / "model"))}
+    models = {
+        "before": load_sentence_encoder(str(first / "model")),
+        "after": load_sentence_encoder(str(second / "model")),
+    }
     metrics = json.loads((second / "results.json").read_text())["metrics"]
     assert len(metrics) == 6
     for when, model in models.items():

@@ -10,7 +10,7 @@ import pytest
 
 from embed_jax.errors import exit_with_one_line
 from embed_jax.evals.retrieval import evaluate_retrieval
-from embed_jax.sentence import load
+from embed_jax.sentence import load_sentence_encoder
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,7 +48,7 @@ def own_data(tmp_path, tiny_model, sentences, monkeypatch, capsys):
             exit_with_one_line(retrieval.main)
         return exit.value.code, *capsys.readouterr()
 
-    run.config = lambda *overrides: config_file.load(
+    run.config = lambda *overrides: config_file.load_config(
         ["experiments/retrieval.py", *arguments, *overrides]
     )[0]
     run.read_data = retrieval.read_data
@@ -86,7 +86,7 @@ def test_prompts_of_the_training_are_those_of_the_evaluation_and_of_the_result(o
     prompts = ["--config.data.anchor_prompt=find : ", "--config.data.candidate_prompt=this is a "]
     status, _, err = own_data(*prompts, "--config.train.steps=2", "--config.eval.every=2")
     assert status == 0, err
-    model = load(str(tmp_path / "run" / "model"))
+    model = load_sentence_encoder(str(tmp_path / "run" / "model"))
     assert model.prompts == {"query": "find : ", "document": "this is a "}
 
     corpus, queries, qrels = own_data.read_data(own_data.config(*prompts), tmp_path)[2]["test"]

@@ -6,12 +6,12 @@ import json
 import pytest
 
 from embed_jax.config import Experiment, Source, as_dict, to_json
-from embed_jax.config_file import load as load_config
+from embed_jax.config_file import load_config
 from embed_jax.errors import InputError
 from embed_jax.export.card import About, model_card
 from embed_jax.export.record import UNKNOWN, config_source, hub_model, read_run
 from embed_jax.export.scores import read_scores
-from embed_jax.sentence import load
+from embed_jax.sentence import load_sentence_encoder
 
 RESULT = {
     "task": "retrieval",
@@ -30,7 +30,7 @@ RESULT = {
 
 @pytest.fixture(scope="module")
 def model(tiny_model):
-    return load(tiny_model)
+    return load_sentence_encoder(tiny_model)
 
 
 @pytest.fixture

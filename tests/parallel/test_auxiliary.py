@@ -14,7 +14,7 @@ from embed_jax.encoders.spec import random_spec
 from embed_jax.encoders.token_objectives import mlm_auxiliary
 from embed_jax.losses.in_batch import info_nce
 from embed_jax.parallel.gather import global_loss
-from embed_jax.parallel.mesh import make_mesh, param_specs, place, split_groups
+from embed_jax.parallel.mesh import make_mesh, param_specs, place_on_mesh, split_groups
 from embed_jax.parallel.queue import init_queue
 from embed_jax.types import Auxiliary, Batch
 
@@ -111,11 +111,17 @@ def run(encoder):
             specs,
             is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
         )
-        extra["momentum"] = place(extra["momentum"], shardings["encoder"])
+        extra["momentum"] = place_on_mesh(extra["momentum"], shardings["encoder"])
         objective = global_loss(encoder, info_nce, mesh, specs=specs, auxiliary={"mlm": (0.1, mlm)})
         gradient = jax.jit(jax.value_and_grad(objective, has_aux=True), compiler_options=QUICKLY)
         key = jax.random.key(2) if dropout else None
-        arguments = place(params, shardings), split_groups(make_batch(), mesh), key, {}, extra
+        arguments = (
+            place_on_mesh(params, shardings),
+            split_groups(make_batch(), mesh),
+            key,
+            {},
+            extra,
+        )
         (loss, (metrics, _, entries)), gradients = jax.device_get(gradient(*arguments))
         return loss, metrics, gradients, entries, (gradient, arguments)
 

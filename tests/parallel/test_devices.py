@@ -20,7 +20,7 @@ from embed_jax.losses import in_batch
 from embed_jax.losses.base import bind
 from embed_jax.losses.nested import matryoshka
 from embed_jax.parallel.gather import global_loss
-from embed_jax.parallel.mesh import make_mesh, param_specs, place, split_groups
+from embed_jax.parallel.mesh import make_mesh, param_specs, place_on_mesh, split_groups
 from embed_jax.types import Batch
 
 EXAMPLES, VOCAB = 32, 64
@@ -173,7 +173,7 @@ def gradient_of(encoder, guide, params):
             encoder, guide, devices, fsdp, tensor, form, fsdp_gather, dropout
         )
         arguments = (
-            place(params, shardings),
+            place_on_mesh(params, shardings),
             split_groups(make_batch(groups), mesh),
             jax.random.key(1),
             frozen,

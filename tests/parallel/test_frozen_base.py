@@ -17,7 +17,13 @@ from embed_jax.encoders.spec import LoraSpec, random_spec
 from embed_jax.losses.expression import build_loss
 from embed_jax.losses.in_batch import info_nce
 from embed_jax.parallel.gather import global_loss
-from embed_jax.parallel.mesh import make_mesh, place, split_groups, state_shardings, training_specs
+from embed_jax.parallel.mesh import (
+    make_mesh,
+    place_on_mesh,
+    split_groups,
+    state_shardings,
+    training_specs,
+)
 from embed_jax.parallel.queue import init_queue
 from embed_jax.train.optim import make_optimizer
 from embed_jax.train.step import init_state, make_train_step
@@ -70,7 +76,11 @@ def step_of(way, mesh):
     state = init_state(params, optimizer, base)
     shardings = state_shardings(state, optimizer, specs, mesh)
     objective = global_loss(encoder, info_nce, mesh, specs=specs)
-    return objective, make_train_step(objective, optimizer, shardings), place(state, shardings)
+    return (
+        objective,
+        make_train_step(objective, optimizer, shardings),
+        place_on_mesh(state, shardings),
+    )
 
 
 @functools.cache

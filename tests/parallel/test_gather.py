@@ -20,7 +20,7 @@ from embed_jax.parallel.mesh import (
     make_mesh,
     num_groups,
     param_specs,
-    place,
+    place_on_mesh,
     replicate,
     split_groups,
     state_shardings,
@@ -87,7 +87,11 @@ def compiled_step(encoder, params, mesh, groups, **options):
     )
     objective = global_loss(encoder, info_nce, mesh, specs=specs, **options)
     step = jax.jit(jax.value_and_grad(objective, has_aux=True), out_shardings=(None, shardings))
-    arguments = place(params, shardings), split_groups(make_batch(groups), mesh), jax.random.key(1)
+    arguments = (
+        place_on_mesh(params, shardings),
+        split_groups(make_batch(groups), mesh),
+        jax.random.key(1),
+    )
     text = step.lower(*arguments).compile().as_text()
     bodies = [
         re.findall(COLLECTIVE, computation) for computation in re.split(r"\n(?=%|ENTRY)", text)

@@ -12,7 +12,7 @@ from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.spec import random_spec
 from embed_jax.losses.expression import build_loss
 from embed_jax.parallel.gather import draw_layers, global_loss
-from embed_jax.parallel.mesh import make_mesh, param_specs, place, split_groups
+from embed_jax.parallel.mesh import make_mesh, param_specs, place_on_mesh, split_groups
 from embed_jax.types import Batch
 
 EXAMPLES, VOCAB = 16, 60
@@ -57,7 +57,7 @@ def run():
         )
         step = jax.jit(jax.value_and_grad(objective, has_aux=True), compiler_options=QUICKLY)
         (value, _), gradient = step(
-            place(params, shardings), split_groups(batch, mesh), jax.random.key(3)
+            place_on_mesh(params, shardings), split_groups(batch, mesh), jax.random.key(3)
         )
         return float(value), np.concatenate(
             [np.asarray(leaf).ravel() for leaf in jax.tree.leaves(gradient)]

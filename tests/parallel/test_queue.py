@@ -15,7 +15,13 @@ from embed_jax.losses.compose import masked, symmetric
 from embed_jax.losses.in_batch import dcl, gist, gte, info_nce, mega_batch_margin, qwen3, siglip
 from embed_jax.losses.nested import matryoshka
 from embed_jax.parallel.gather import global_loss
-from embed_jax.parallel.mesh import make_mesh, param_specs, place, split_groups, state_shardings
+from embed_jax.parallel.mesh import (
+    make_mesh,
+    param_specs,
+    place_on_mesh,
+    split_groups,
+    state_shardings,
+)
 from embed_jax.parallel.queue import init_queue, queue_columns
 from embed_jax.parallel.world import local_world
 from embed_jax.train.checkpoint import Checkpoints
@@ -87,7 +93,7 @@ def run(steps=5, **options):
     """The states before each step and after the last, and each step's metrics."""
     step, state, shardings, mesh = program(**options)
     states, metrics = [state], []
-    state = place(state, shardings)
+    state = place_on_mesh(state, shardings)
     for number in range(steps):
         state, found = step(state, split_groups(make_batch(number), mesh), jax.random.key(1))
         states.append(jax.device_get(state))

@@ -13,7 +13,7 @@ from embed_jax.data.pack import pack_batch
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.spec import random_spec
 from embed_jax.encoders.token_objectives import build_token_objective
-from embed_jax.parallel.mesh import make_mesh, param_specs, place, split_groups
+from embed_jax.parallel.mesh import make_mesh, param_specs, place_on_mesh, split_groups
 from embed_jax.parallel.tokens import token_loss
 from embed_jax.types import BASE, Auxiliary, Batch
 
@@ -118,7 +118,7 @@ def run(encoders):
         loss = token_loss(encoder, objective, mesh, specs=specs, fsdp_gather=gather)
         gradient = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICKLY)
         key = jax.random.key(2) if dropout else None
-        arguments = place(params, shardings), split_groups(make_batch(groups), mesh), key
+        arguments = place_on_mesh(params, shardings), split_groups(make_batch(groups), mesh), key
         (value, (metrics, finite)), slopes = jax.device_get(gradient(*arguments))
         assert finite.all() and finite.shape == (EXAMPLES,)
         return value, metrics, slopes

@@ -12,7 +12,12 @@ from embed_jax.retrieval import calibration as learnt
 from embed_jax.retrieval.calibration import Ranges, calibrate, load_calibration, save_calibration
 from embed_jax.retrieval.compressed import CompressedIndex
 from embed_jax.retrieval.index import Embeddings
-from embed_jax.retrieval.quantize import Compressed, compress, dequantize, quantize
+from embed_jax.retrieval.quantize import (
+    Compressed,
+    compress,
+    dequantize_embeddings,
+    quantize_embeddings,
+)
 from embed_jax.scores import unit_length
 from embed_jax.sentence import truncate
 
@@ -58,7 +63,7 @@ def test_equals_sentence_transformers(embeddings, precision):
     reference = pytest.importorskip("sentence_transformers.util.quantization").quantize_embeddings
     sample, others = embeddings[:200], 1.5 * embeddings[200:]  # many beyond the sample's ranges
     calibration = calibrate(sample, precision)
-    found = quantize(others, precision, calibration)
+    found = quantize_embeddings(others, precision, calibration)
     options = {"calibration_embeddings": sample} if calibration else {}
     expected = reference(others, precision, **options)
     assert found.dtype == expected.dtype
@@ -74,7 +79,7 @@ def test_an_error_is_at_most_half_a_bin_within_the_ranges(embeddings, stored, pr
     low, step = compressed.calibration.low, compressed.calibration.step
     top = low + 2**compressed.calibration.bits * step
     inside = np.clip(embeddings, low, top)
-    decoded = dequantize(compressed.codes, precision, compressed.calibration)
+    decoded = dequantize_embeddings(compressed.codes, precision, compressed.calibration)
     assert (np.abs(decoded - inside) <= step / 2 + 1e-6).all()
     assert np.median(np.abs(decoded - inside) / np.where(step, step, 1)) > 0.2, (
         "nor is it much finer"
@@ -88,7 +93,9 @@ def test_what_lies_outside_the_ranges_goes_to_the_nearest_bin(precision):
         np.full(2, -1, np.float32), np.full(2, 1, np.float32), 4 if precision == "int4" else 8, 100
     )
     outside = np.array([[-300.0, 300.0], [-1.001, 1.2]], np.float32)
-    decoded = dequantize(quantize(outside, precision, calibration), precision, calibration)
+    decoded = dequantize_embeddings(
+        quantize_embeddings(outside, precision, calibration), precision, calibration
+    )
     assert (decoded[:, 0] < -0.9).all() and (decoded[:, 1] >= 1).all()
 
 
@@ -100,7 +107,13 @@ def test_int4_bins_have_the_least_error_of_equal_bins(monkeypatch):
         monkeypatch.setattr(learnt, "TAIL", tail)
         calibration = calibrate(values, "int4")
         return np.mean(
-            (dequantize(quantize(values, "int4", calibration), "int4", calibration) - values) ** 2
+            (
+                dequantize_embeddings(
+                    quantize_embeddings(values, "int4", calibration), "int4", calibration
+                )
+                - values
+            )
+            ** 2
         )
 
     ours = error(learnt.TAIL)
@@ -270,19 +283,23 @@ def test_bad_input_is_refused_in_one_line(embeddings, queries, stored):
     int8, broken = stored("int8"), embeddings.copy()
     broken[7, 3] = np.nan
     bad = {
-        r"unknown 'int3'; accepted are float32, int8": lambda: quantize(embeddings, "int3"),
+        r"unknown 'int3'; accepted are float32, int8": lambda: quantize_embeddings(
+            embeddings, "int3"
+        ),
         r"unknown 'pq0'": lambda: calibrate(embeddings, "pq0"),
-        r"binary: expected a dimension divisible by 8, found 12": lambda: quantize(
+        r"binary: expected a dimension divisible by 8, found 12": lambda: quantize_embeddings(
             embeddings[:, :12], "binary"
         ),
         r"int4: expected a dimension divisible by 2, found 31": lambda: calibrate(
             embeddings[:, :31], "int4"
         ),
         r"pq5: expected a dimension divisible by 5, found 32": lambda: calibrate(embeddings, "pq5"),
-        r"float32: expected a dimension divisible by 1, found 0": lambda: quantize(
+        r"float32: expected a dimension divisible by 1, found 0": lambda: quantize_embeddings(
             embeddings[:, :0], "float32"
         ),
-        r"embeddings: row 7 has a number that is not finite": lambda: quantize(broken, "binary"),
+        r"embeddings: row 7 has a number that is not finite": lambda: quantize_embeddings(
+            broken, "binary"
+        ),
         r"calibration: row 7 has a number that is not finite": lambda: calibrate(broken, "int8"),
         r"calibration of int8: expected at least 100 vectors, found 99": lambda: calibrate(
             embeddings[:99], "int8"
@@ -290,23 +307,23 @@ def test_bad_input_is_refused_in_one_line(embeddings, queries, stored):
         r"calibration of pq4: expected at least 1,024 vectors, found 200": lambda: calibrate(
             embeddings[:200], "pq4"
         ),
-        r"calibration for int8: expected one of int8, found None": lambda: quantize(
+        r"calibration for int8: expected one of int8, found None": lambda: quantize_embeddings(
             embeddings, "int8"
         ),
-        r"calibration for int4: expected one of int4, found int8": lambda: quantize(
+        r"calibration for int4: expected one of int4, found int8": lambda: quantize_embeddings(
             embeddings, "int4", int8.calibration
         ),
-        r"calibration for binary: expected None, found int8": lambda: quantize(
+        r"calibration for binary: expected None, found int8": lambda: quantize_embeddings(
             embeddings, "binary", int8.calibration
         ),
-        r"calibration: of 32 dimensions, the embeddings have 16": lambda: quantize(
+        r"calibration: of 32 dimensions, the embeddings have 16": lambda: quantize_embeddings(
             embeddings[:, :16], "int8", int8.calibration
         ),
-        r"expected floating-point numbers \[N, D\], found int8": lambda: quantize(
+        r"expected floating-point numbers \[N, D\], found int8": lambda: quantize_embeddings(
             int8.codes, "int8", int8.calibration
         ),
-        r"expected floating-point numbers \[N, D\], found float32 \[32\]": lambda: quantize(
-            embeddings[0], "binary"
+        r"expected floating-point numbers \[N, D\], found float32 \[32\]": lambda: (
+            quantize_embeddings(embeddings[0], "binary")
         ),
         r"codes of uint8: expected uint8 \[N, 32\], found int8": lambda: Compressed(
             int8.codes, "uint8", int8.calibration

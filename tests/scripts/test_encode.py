@@ -9,7 +9,7 @@ import pytest
 
 import embed_jax
 from embed_jax.retrieval.calibration import calibrate, load_calibration, save_calibration
-from embed_jax.retrieval.quantize import dequantize, quantize
+from embed_jax.retrieval.quantize import dequantize_embeddings, quantize_embeddings
 from embed_jax.sentence import truncate
 from scripts import encode
 
@@ -81,10 +81,12 @@ def test_codes_and_their_calibration(run, tiny_model, sentences, expected, tmp_p
     assert run(encode, *arguments, "--output", output)[0] == 0
     short = truncate(expected, 16)
     calibration = calibrate(short, precision)
-    close = dequantize(np.load(output), precision, calibration)
+    close = dequantize_embeddings(np.load(output), precision, calibration)
     np.testing.assert_allclose(
         close,
-        dequantize(quantize(short, precision, calibration), precision, calibration),
+        dequantize_embeddings(
+            quantize_embeddings(short, precision, calibration), precision, calibration
+        ),
         atol=1e-3,
     )
     written = {"out.calibration.json", "out.calibration.npz"} if calibration else set()
@@ -99,7 +101,12 @@ def test_a_given_calibration_is_used(run, tiny_model, sentences, expected, tmp_p
     save_calibration(calibration, tmp_path / "learnt")
     arguments = ("--model", tiny_model, "--input", path, "--output", output, "--precision", "int8")
     assert run(encode, *arguments, "--calibration", tmp_path / name)[0] == 0
-    assert np.abs(np.load(output).astype(int) - quantize(expected, "int8", calibration)).max() <= 1
+    assert (
+        np.abs(
+            np.load(output).astype(int) - quantize_embeddings(expected, "int8", calibration)
+        ).max()
+        <= 1
+    )
     assert load_calibration(tmp_path / "out.calibration").count == 100
 
 

@@ -379,7 +379,7 @@ def test_a_cross_encoder_is_recognised_and_scores_the_same(
     exported, refused, made, tmp_path, monkeypatch
 ):
     peer = pytest.importorskip("sentence_transformers")
-    from embed_jax.cross_encoder import CrossEncoder, load
+    from embed_jax.cross_encoder import CrossEncoder, load_cross_encoder
 
     plain = made()
     spec = ClassifierSpec(plain.spec.backbone)
@@ -387,7 +387,9 @@ def test_a_cross_encoder_is_recognised_and_scores_the_same(
     model = CrossEncoder(spec, params, plain.tokenizer, prompt="find ")
     model.save(tmp_path / "saved")
     out = exported("--model", tmp_path / "saved")
-    assert_equal_params(jax.device_get(load(str(out)).params), jax.device_get(model.params))
+    assert_equal_params(
+        jax.device_get(load_cross_encoder(str(out)).params), jax.device_get(model.params)
+    )
     pairs = [("cat", "a dog"), ("the red house", "music"), ("", "water")]
     wanted = peer.CrossEncoder(str(out), device="cpu").predict(pairs, show_progress_bar=False)
     np.testing.assert_allclose(model.score(*map(list, zip(*pairs, strict=True))), wanted, atol=1e-5)

@@ -147,7 +147,9 @@ def test_a_cross_encoder_scores_lists_and_decides(run, files, tmp_path, monkeypa
         def score(self, queries, passages):
             return np.array([-len(passage) for passage in passages], np.float32)
 
-    monkeypatch.setattr("embed_jax.cross_encoder.load", lambda name: {"stub": Stub()}[name])
+    monkeypatch.setattr(
+        "embed_jax.cross_encoder.load_cross_encoder", lambda name: {"stub": Stub()}[name]
+    )
     output = tmp_path / "lists.jsonl"
     choice = (
         "--cross-encoder",

@@ -123,8 +123,8 @@ def test_accumulation_is_the_update_of_the_mean_gradient():
     "schedule, middle, end", [("linear", 0.5, 0.0), ("cosine", 0.5, 0.0), ("constant", 1.0, 1.0)]
 )
 def test_schedules(schedule, middle, end):
-    from embed_jax.train.optim import make_schedule
+    from embed_jax.train.optim import make_learning_rate
 
-    rate = make_schedule(Optim(learning_rate=1.0, schedule=schedule, warmup=0.1), 100)
+    rate = make_learning_rate(Optim(learning_rate=1.0, schedule=schedule, warmup=0.1), 100)
     np.testing.assert_allclose([rate(0), rate(4), rate(9)], [0.1, 0.5, 1.0], rtol=1e-6)
     np.testing.assert_allclose([rate(55), rate(100)], [middle, end], atol=1e-6)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from embed_jax.config import Experiment, Source
-from embed_jax.config_file import load, override
+from embed_jax.config_file import load_config, override
 from embed_jax.data.pairs import text_hash
 from embed_jax.data.pipeline import batch_maker
 from embed_jax.data.tokenize import load_tokenizer
@@ -132,7 +132,7 @@ def experiment(config_file):
     """`experiment(**fields)`: the config, fields by dotted name with "__" for the dot."""
 
     def make(**fields):
-        config, _ = load(["nli", f"--config={config_file}"])
+        config, _ = load_config(["nli", f"--config={config_file}"])
         return override(config, **fields)
 
     return make
@@ -148,7 +148,7 @@ def train(config, workdir):
 @pytest.fixture(scope="module")
 def undisturbed(here, config_file, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("undisturbed")
-    return train(load(["nli", f"--config={config_file}"])[0], workdir), workdir
+    return train(load_config(["nli", f"--config={config_file}"])[0], workdir), workdir
 
 
 def lines_of(workdir):

@@ -16,9 +16,9 @@ from embed_jax.encoders.heads import Dense
 from embed_jax.encoders.lora import LoraSpec, init_lora
 from embed_jax.encoders.spec import random_spec
 from embed_jax.errors import InputError
-from embed_jax.parallel.mesh import make_mesh, place, state_shardings, training_specs
+from embed_jax.parallel.mesh import make_mesh, place_on_mesh, state_shardings, training_specs
 from embed_jax.train.groups import path_name
-from embed_jax.train.optim import decay_mask, make_optimizer, make_schedule, muon_labels
+from embed_jax.train.optim import decay_mask, make_learning_rate, make_optimizer, muon_labels
 from embed_jax.train.step import init_state
 
 LAYERS, INPUTS, OUTPUTS = 2, 128, 160  # large enough for Adafactor to factor
@@ -116,7 +116,7 @@ def test_muons_update_is_torchs():
 def test_adamw_is_as_it_was_for_configs_without_groups():
     """Bitwise, and with the same tree of optimiser state, which old checkpoints hold."""
     optim = Optim(learning_rate=1e-2, weight_decay=0.1, warmup=0.4)
-    schedule = make_schedule(optim, 5)
+    schedule = make_learning_rate(optim, 5)
     plain = optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.adamw(schedule, weight_decay=0.1, mask=decay_mask),
@@ -167,7 +167,7 @@ def test_which_leaf_gets_muon():
 
 def test_wsd_rises_stays_and_falls():
     optim = Optim(learning_rate=2.0, schedule="wsd", warmup=0.2, decay=0.4)
-    rates = [float(make_schedule(optim, 10)(count)) for count in range(10)]
+    rates = [float(make_learning_rate(optim, 10)(count)) for count in range(10)]
     np.testing.assert_allclose(rates, [1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 1.5, 1.0, 0.5])
     plain = optax.join_schedules(
         [optax.constant_schedule(2.0), optax.linear_schedule(2.0, 0.0, 4)], [6]
@@ -177,8 +177,8 @@ def test_wsd_rises_stays_and_falls():
 
 def test_wsd_from_a_checkpoint_is_the_schedule_of_a_longer_run():
     """A stable run, ended or not, and a decay of four updates from its sixth: the same rates up to there."""
-    stable = make_schedule(Optim(schedule="constant"), 100)
-    branch = make_schedule(Optim(schedule="wsd", decay=0.4), 10)
+    stable = make_learning_rate(Optim(schedule="constant"), 100)
+    branch = make_learning_rate(Optim(schedule="wsd", decay=0.4), 10)
     for count in range(7):
         assert np.float32(branch(count)) == np.float32(stable(count))
     assert float(branch(7)) < float(stable(7))
@@ -199,11 +199,11 @@ def test_in_shards_it_is_the_same_update(name):
     optimizer = make_optimizer(optim_of(name, learning_rate=1e-2, weight_decay=0.1), 3)
     state = init_state(make_params(), optimizer)
     shardings = state_shardings(state, optimizer, training_specs(state.params, rules, mesh), mesh)
-    state = place(state, shardings)
+    state = place_on_mesh(state, shardings)
     params, opt_state = state.params, state.opt_state
     update = jax.jit(optimizer.update, out_shardings=(shardings.params, shardings.opt_state))
     for step in range(1, 4):
-        gradients = place(make_params(step), shardings.params)
+        gradients = place_on_mesh(make_params(step), shardings.params)
         updates, opt_state = update(gradients, opt_state, params)
         params = optax.apply_updates(params, updates)
     kernel = params["encoder"]["backbone"]["layers"]["up"]["kernel"]

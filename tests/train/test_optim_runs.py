@@ -22,12 +22,12 @@ from embed_jax.config import (
     as_dict,
     to_json,
 )
-from embed_jax.config_file import load, read_json
+from embed_jax.config_file import load_config, read_run_config
 from embed_jax.data.pipeline import Source
 from embed_jax.data.sources import record_fields
 from embed_jax.errors import InputError
 from embed_jax.export.record import config_source
-from embed_jax.parallel.mesh import make_mesh, place, state_shardings, training_specs
+from embed_jax.parallel.mesh import make_mesh, place_on_mesh, state_shardings, training_specs
 from embed_jax.train.checkpoint import Checkpoints
 from embed_jax.train.fit import fit
 from embed_jax.train.optim import make_optimizer
@@ -207,7 +207,7 @@ def test_a_checkpoint_holds_the_whole_state_of_an_optimiser(name, tmp_path):
     state = init_state({"encoder": draws[0]}, optimizer)
     specs = training_specs(state.params, [("layers/up/kernel", (None, "fsdp", None))], mesh)
     shardings = state_shardings(state, optimizer, specs, mesh)
-    state = place(state, shardings)
+    state = place_on_mesh(state, shardings)
 
     @functools.partial(jax.jit, out_shardings=shardings)
     def step(state, gradients):
@@ -245,7 +245,7 @@ def test_a_run_from_before_these_fields_is_resumed(tmp_path):
     del content["train"]["from_checkpoint"]
     file.write_text(json.dumps(content))
     with open_workdir(tmp_path, config, {}):
-        assert read_json(tmp_path / "config.json") == config
+        assert read_run_config(tmp_path / "config.json") == config
     config.optim.name, content["optim"] = "muon", {}
     file.write_text(json.dumps(content))
     with pytest.raises(InputError, match="optim.name was 'adamw' and is 'muon' now"):
@@ -263,12 +263,12 @@ def test_groups_are_written_read_and_overridden_as_a_mixtures_sources_are(tmp_pa
         "    return config\n"
     )
     field = "--config.optim.groups.heads.learning_rate_factor=10"
-    config, _ = load(["train", f"--config={file}", field])
+    config, _ = load_config(["train", f"--config={file}", field])
     assert config.optim.groups.heads == ParamGroup("heads", 10.0)
     (tmp_path / "config.json").write_text(to_json(config))
-    assert read_json(tmp_path / "config.json") == config
+    assert read_run_config(tmp_path / "config.json") == config
     written = {}
     exec(config_source(as_dict(config)), written)
     assert written["get_config"]() == config
     with pytest.raises(InputError, match="optim.groups.heads.learning_rate_factor"):
-        load(["train", f"--config={file}", "--config.optim.groups.heads.factor=2"])
+        load_config(["train", f"--config={file}", "--config.optim.groups.heads.factor=2"])

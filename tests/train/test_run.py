@@ -10,7 +10,7 @@ import pytest
 
 import embed_jax
 from embed_jax.config import Experiment, Source
-from embed_jax.config_file import override, read_json
+from embed_jax.config_file import override, read_run_config
 from embed_jax.data.pipeline import Source as Records
 from embed_jax.data.sources import RecordFields, record_fields
 from embed_jax.errors import InputError, RunError
@@ -236,4 +236,4 @@ def test_settings_are_read_as_they_were_written(tmp_path):
     config.mixture.sources.some__name = Source(train="x.tsv", weight=2.5)
     config.optim.learning_rate, config.data.template = 1e-7, "{instruction}\n"
     (tmp_path / "config.json").write_text(to_json(config))
-    assert read_json(tmp_path / "config.json") == config
+    assert read_run_config(tmp_path / "config.json") == config

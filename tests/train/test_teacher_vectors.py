@@ -18,7 +18,7 @@ from embed_jax.errors import InputError
 from embed_jax.losses.expression import build_loss
 from embed_jax.parallel.gather import global_loss
 from embed_jax.parallel.mesh import make_mesh, split_groups
-from embed_jax.sentence import SentenceEncoder, load
+from embed_jax.sentence import SentenceEncoder, load_sentence_encoder
 from embed_jax.train.sources import read_with_teacher
 from embed_jax.types import Batch, Encoder, TokenBatch
 
@@ -40,12 +40,15 @@ def files(tmp_path_factory, tiny_model, sentences):
     """A directory with sentences, a teacher of another size, and its embeddings of them."""
     directory = tmp_path_factory.mktemp("teacher")
     (directory / "sentences.txt").write_text("\n".join(sentences[:40]) + "\n")
-    model = load(str(tiny_model))
+    model = load_sentence_encoder(str(tiny_model))
     points = np.random.default_rng(0).normal(size=(40, 32))
     spec, params = add_pca(model.spec, jax.device_get(model.params), points, SIZE)
     teacher = SentenceEncoder(spec, params, model.tokenizer)
     teacher.save(directory / "model")
-    np.save(directory / "vectors.npy", load(str(directory / "model")).encode(sentences[:40]))
+    np.save(
+        directory / "vectors.npy",
+        load_sentence_encoder(str(directory / "model")).encode(sentences[:40]),
+    )
     return directory
 
 

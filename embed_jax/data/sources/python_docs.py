@@ -14,8 +14,7 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
-from embed_jax.data.pairs import Task
-from embed_jax.data.pairs import retrieval_task as task_of_pairs
+from embed_jax.data.pairs import Task, retrieval_task
 from embed_jax.data.sources.docstrings import SPLITS, config_name
 from embed_jax.errors import InputError, one_line, require
 
@@ -30,15 +29,15 @@ def open_source(rest: str, split: str) -> list[dict[str, str]]:
     return [{name: text.decode() for name, text in record.items()} for record in source]
 
 
-def retrieval_task(split: str) -> Task:
+def python_docs_task(split: str) -> Task:
     """The split as search: corpus {id: source}, queries {id: sentence}, relevance {query id: {document id: 1}}.
 
     Functions that begin with the same sentence are all relevant to it.
     """
-    return task_of_pairs(open_source("", split))
+    return retrieval_task(open_source("", split))
 
 
-def fingerprint() -> str:
+def python_docs_fingerprint() -> str:
     """16 hex digits of the content of all splits: equal fingerprints mean comparable results."""
     digest = hashlib.sha256()
     for split in SPLITS:

@@ -13,9 +13,9 @@ def open_retrieval_task(name: str, split: str = "test") -> Task:
         InputError: for what cannot be read, and judgements of unknown ids.
     """
     if name == "python_docs":
-        from embed_jax.data.sources.python_docs import retrieval_task
+        from embed_jax.data.sources.python_docs import python_docs_task
 
-        return retrieval_task(split)
+        return python_docs_task(split)
     return (
         read_hub(name.removeprefix("hf:"), split)
         if name.startswith("hf:")

@@ -30,11 +30,11 @@ def read_rows(data: str, split: str) -> list[Row]:
     """
     rows = list(_file_rows(data, split) if _is_file(data) else _source_rows(data, split))
     if not rows:
-        raise InputError(f"{place(data, split)}: empty, no records in it")
+        raise InputError(f"{describe_split(data, split)}: empty, no records in it")
     return rows
 
 
-def place(data: str, split: str) -> str:
+def describe_split(data: str, split: str) -> str:
     """What errors call a split as a whole: its file, or "hf:NAME, split 'test'"."""
     return str(_path(data, split)) if _is_file(data) else f"{data}, split {split!r}"
 
@@ -104,7 +104,7 @@ def read_labelled_pairs(data: str, split: str) -> tuple[list[str], list[str], li
         labels += [row.binary(value, kinds) for value in columns[2]]
     if len(set(labels)) != 2:
         raise InputError(
-            f"{place(data, split)}: expected labels 0 and 1, some of each, found only {set(labels)}"
+            f"{describe_split(data, split)}: expected labels 0 and 1, some of each, found only {set(labels)}"
         )
     return _solid(first, data, split), second, labels
 
@@ -144,7 +144,7 @@ def read_bitext(
         default = ["sentence1", "sentence2"]
         names = default if set(default) <= set(found) else found
         if len(names) != 2:
-            raise InputError(f"{place(data, split)}: expected two columns, or the options source and target with two "
+            raise InputError(f"{describe_split(data, split)}: expected two columns, or the options source and target with two "
                              f"of their names, found {', '.join(found) or 'none'}")  # fmt: skip
         source, target = names
     return _solid([row.text(source) for row in rows], data, split), [
@@ -205,12 +205,12 @@ def _file_rows(data: str, split: str) -> Iterator[Row]:
 def _source_rows(data: str, split: str) -> Iterator[Row]:
     raw = open_raw(data, split)
     for index in range(len(raw)):
-        where = f"{place(data, split)}, record {index}"
+        where = f"{describe_split(data, split)}, record {index}"
         yield Row(where, raw[index], raw.class_names)
 
 
 def _solid(texts: list[str], data: str, split: str) -> list[str]:
     """The texts, not all of which may be empty."""
     if not any(text.strip() for text in texts):
-        raise InputError(f"{place(data, split)}: all of {len(texts)} texts are empty")
+        raise InputError(f"{describe_split(data, split)}: all of {len(texts)} texts are empty")
     return texts

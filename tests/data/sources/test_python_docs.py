@@ -110,7 +110,9 @@ def test_a_stripped_library_is_an_error(library):
 def prepared(tmp_path_factory):
     """Two processes make the data set at the same time; yields what they printed."""
     directory = tmp_path_factory.mktemp("tfds")
-    program = "from embed_jax.data.sources import python_docs as p; print(p.fingerprint())"
+    program = (
+        "from embed_jax.data.sources import python_docs as p; print(p.python_docs_fingerprint())"
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EMBED_JAX_DATA", str(directory))
         command = [sys.executable, "-c", program]
@@ -122,7 +124,7 @@ def prepared(tmp_path_factory):
 
 
 def test_prepared_once_quietly_and_the_same_for_all(prepared):
-    found = python_docs.fingerprint()
+    found = python_docs.python_docs_fingerprint()
     assert prepared == [(f"{found}\n", "")] * 2
     assert len(found) == 16
 
