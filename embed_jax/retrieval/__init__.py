@@ -19,7 +19,7 @@ _MODULES = {
     "index": ("DenseSearcher", "FaissSearcher", "dense_searcher", "faiss_searcher"),
     "mine": ("Mining", "mine_negatives"),
     "passages": ("passage_search", "split_passages"),
-    "quantize": ("Compressed", "compress", "dequantize"),
+    "quantize": ("Compressed", "compress", "dequantize_embeddings", "quantize_embeddings"),
     "round_trip": ("round_trip_filter",),
     "topk": ("dense_search", "top_k"),
 }
