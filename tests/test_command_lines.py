@@ -75,6 +75,6 @@ def test_shown_command_line_parses(line, monkeypatch):
     module, *arguments = words
     if module.startswith("experiments."):
         packaged.check_experiment(module.partition(".")[2])
-        config_file.load([module, *arguments])
+        config_file.load_config([module, *arguments])
     else:
         importlib.import_module(packaged.main_module(module)).parse(arguments)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import jax
 
 from embed_jax.config import Experiment
-from embed_jax.config_file import load
+from embed_jax.config_file import load_config
 from embed_jax.errors import InputError, require
 from embed_jax.parallel.distributed import joined
 from embed_jax.runtime import is_first_host, prepare_jax, say
@@ -25,7 +25,7 @@ def launch(run: Callable[[Experiment, Path], loop.Result], experiment: str) -> N
     Args:
         experiment: the name of its module, for run.json and the model's card.
     """
-    config, workdir = load(sys.argv)
+    config, workdir = load_config(sys.argv)
     require("grain")  # fail early: a base install can read a config, too
     prepare_jax(deterministic=config.train.deterministic)
     with joined(config.hosts):

@@ -9,7 +9,7 @@ import pytest
 
 import embed_jax.sentence
 from embed_jax.data.sources.sts import read_sts
-from embed_jax.evals.geometry import embed, geometry_metrics, sts_texts
+from embed_jax.evals.geometry import embed_texts_and_pairs, geometry_metrics, sts_texts
 from scripts.geometry import __main__ as geometry
 
 
@@ -25,9 +25,9 @@ def test_numbers_are_the_library_s(run, tiny_model, sts, tmp_path):
     output = tmp_path / "geometry.json"
     status, out, err = run(geometry, "--model", tiny_model, "--data", sts, "--output", output)
     assert status == 0, err
-    model = embed_jax.sentence.load(str(tiny_model))
+    model = embed_jax.sentence.load_sentence_encoder(str(tiny_model))
     texts, pairs = sts_texts(*read_sts(sts))
-    expected = geometry_metrics(*embed(model.encode, texts, pairs))
+    expected = geometry_metrics(*embed_texts_and_pairs(model.encode, texts, pairs))
     found = json.loads(output.read_text())
     assert found["metrics"] == pytest.approx(expected)
     assert (found["texts"], found["pairs"]) == (31, 5) and "31 texts, 5 positive pairs" in out
