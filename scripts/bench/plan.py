@@ -88,10 +88,10 @@ def bench_plan(
     """
     import jax
 
-    from embed_jax.config_file import load
+    from embed_jax.config_file import load_config
     from embed_jax.types import num_params
 
-    config, _ = load(["scripts/bench.py", f"--config={file}", *overrides])
+    config, _ = load_config(["scripts/bench.py", f"--config={file}", *overrides])
     devices = devices or config.train.devices or 8
     jax.config.update("jax_platforms", "cpu")
     use_cpu_devices(devices)
