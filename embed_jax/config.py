@@ -294,7 +294,7 @@ class BatchShape:
 
 
 @dataclasses.dataclass
-class Loss:
+class LossSettings:
     """The loss. Fields after `form` go to every loss that takes an argument of that name."""
 
     name: str = option(
@@ -336,7 +336,7 @@ class Loss:
 
 
 @dataclasses.dataclass
-class Queue:
+class QueueSettings:
     """Positives of past batches as more negatives (MoCo)."""
 
     size: int = option(0, "Positives kept.", at_least=0, unset="no queue")
@@ -349,7 +349,7 @@ class Queue:
 
 
 @dataclasses.dataclass
-class Mining:
+class MiningSettings:
     """Hard negatives that the training itself searches for."""
 
     strategy: str = option(
@@ -613,9 +613,9 @@ class Experiment:
     data: Data = part(Data)
     mixture: Mixture = part(Mixture)
     batch: BatchShape = part(BatchShape)
-    loss: Loss = part(Loss)
-    queue: Queue = part(Queue)
-    mine: Mining = part(Mining)
+    loss: LossSettings = part(LossSettings)
+    queue: QueueSettings = part(QueueSettings)
+    mine: MiningSettings = part(MiningSettings)
     optim: Optim = part(Optim)
     train: Train = part(Train)
     hosts: Hosts = part(Hosts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -13,6 +13,9 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt
 
 Params = Any  # a tree of arrays
+Record = Mapping[str, Any]  # one example of a data set: fields by name
+# What is measured during training: (texts -> embeddings) -> {metric: value}
+Evaluator = Callable[[Callable[[Sequence[str]], np.ndarray]], Mapping[str, float]]
 Rules = Sequence[
     tuple[str, tuple[str | None, ...]]
 ]  # (pattern of a parameter's path, mesh axis of each dimension)

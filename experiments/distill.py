@@ -14,7 +14,7 @@ from pathlib import Path
 
 from embed_jax import config as configs
 from embed_jax.data.pairs import kind_of
-from embed_jax.data.pipeline import Source
+from embed_jax.data.pipeline import RecordSource
 from embed_jax.data.sources import RecordFields
 from embed_jax.errors import exit_with_one_line
 from embed_jax.train import loop
@@ -58,7 +58,7 @@ def read_data(config: configs.Experiment) -> Sources:
             fields = RecordFields(lambda record: (record["text"],), teacher=vectors)
             if config.data.exclude:
                 records = without_texts(records, fields.columns, config.data.exclude)
-            return {ONLY: Source(records, fields)}
+            return {ONLY: RecordSource(records, fields)}
     return open_mixture(config)
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from embed_jax import config as configs
-from embed_jax.data.pipeline import Source
+from embed_jax.data.pipeline import RecordSource
 from embed_jax.data.sources import RecordFields
-from embed_jax.data.stream import Stream
+from embed_jax.data.stream import RecordStream
 from embed_jax.encoders.token_objectives import is_token_objective
 from embed_jax.errors import InputError, exit_with_one_line
 from embed_jax.registry import REGISTRY
@@ -45,7 +45,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
             validation = read_validation(config.data)
         elif config.data.holdout:
             records, validation = held_out(records, config.data.holdout)
-        sources[ONLY] = Source(records, source.fields)
+        sources[ONLY] = RecordSource(records, source.fields)
 
     # Training, on pieces of them; what the embeddings are worth meanwhile is measured where a file for it is given.
     return fit(
@@ -58,7 +58,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     )
 
 
-def documents(settings: configs.Data | configs.Source, name: str = ONLY) -> Source:
+def documents(settings: configs.Data | configs.Source, name: str = ONLY) -> RecordSource:
     """The texts that a config names."""
     records = read_records(settings)
     if "text" not in records[0]:
@@ -68,12 +68,12 @@ def documents(settings: configs.Data | configs.Source, name: str = ONLY) -> Sour
     fields = RecordFields(lambda record: (record["text"],))
     if settings.exclude:
         records = without_texts(records, fields.columns, settings.exclude, name)
-    return Source(records, fields, max_length=getattr(settings, "max_length", 0))
+    return RecordSource(records, fields, max_length=getattr(settings, "max_length", 0))
 
 
 def held_out(records: Sequence[Mapping[str, Any]], share: float) -> tuple[list[Any], list[Any]]:
     """Records for training and for validation, by a hash of the text: equal documents are on one side."""
-    if isinstance(records, Stream):
+    if isinstance(records, RecordStream):
         raise InputError(f"config.data.holdout: not for a stream, {records.name}")
     sides: tuple[list[Any], list[Any]] = ([], [])
     for record in records:

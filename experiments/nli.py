@@ -15,9 +15,9 @@ from pathlib import Path
 from embed_jax import config as configs
 from embed_jax.data.nli import nli_triplets
 from embed_jax.data.pairs import NLI, kind_of
-from embed_jax.data.pipeline import Source
+from embed_jax.data.pipeline import RecordSource
 from embed_jax.data.sources import record_fields
-from embed_jax.data.stream import Stream
+from embed_jax.data.stream import RecordStream
 from embed_jax.errors import InputError, exit_with_one_line
 from embed_jax.runtime import say
 from embed_jax.train import loop
@@ -46,7 +46,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     return result
 
 
-def read_data(config: configs.Experiment) -> tuple[dict[str, Source], Sequence]:
+def read_data(config: configs.Experiment) -> tuple[dict[str, RecordSource], Sequence]:
     """The data sets by name, and validation records of the only one."""
     sources = open_mixture(config)
     loss = training_loss(config)
@@ -65,11 +65,11 @@ def read_data(config: configs.Experiment) -> tuple[dict[str, Source], Sequence]:
     return found, held_out.records
 
 
-def as_wanted(source: Source, needs: Sequence[str], seed: int, name: str) -> Source:
+def as_wanted(source: RecordSource, needs: Sequence[str], seed: int, name: str) -> RecordSource:
     """Labelled inference pairs as triplets for a loss without labels; anything else as it is."""
     if kind_of(source.records[0]) != NLI or {"label", "score"} & set(needs):
         return source
-    if isinstance(source.records, Stream):
+    if isinstance(source.records, RecordStream):
         raise InputError(f"{name}: triplets are made of all records together, not of a stream")
     try:
         triplets, report = nli_triplets(source.records, seed)

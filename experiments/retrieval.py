@@ -15,10 +15,10 @@ from pathlib import Path
 
 from embed_jax import config as configs
 from embed_jax.data import pairs
-from embed_jax.data.pipeline import Source
+from embed_jax.data.pipeline import RecordSource
 from embed_jax.data.sources import open_records, open_retrieval_task, pair_columns, record_fields
 from embed_jax.data.sources.beir import read_corpus
-from embed_jax.data.stream import Stream
+from embed_jax.data.stream import RecordStream
 from embed_jax.errors import InputError, exit_with_one_line, require
 from embed_jax.runtime import is_first_host, say
 from embed_jax.train import loop
@@ -90,7 +90,7 @@ def read_data(config: configs.Experiment, workdir: Path):
             split: pairs.retrieval_task(sides[split], others) for split in ("validation", "test")
         }
         records, validation = sides["train"], sides["validation"]
-        source = Source(records, record_fields(records))
+        source = RecordSource(records, record_fields(records))
     elif data.validation_split:
         validation = read_validation(data)
     say(f"data: {len(records)} training pairs, {len(validation)} validation pairs")
@@ -110,7 +110,7 @@ def mined(
     config: configs.Experiment, records: Sequence, workdir: Path, lists: bool
 ) -> Callable[..., Sources]:
     """Pairs with the negatives that the run finds, among the texts of `mine.corpus`, else of `data.corpus`."""
-    if isinstance(records, Stream):
+    if isinstance(records, RecordStream):
         raise InputError(
             f"config.mine.strategy: negatives are found for all pairs together, not for {records.name}"
         )

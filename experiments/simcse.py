@@ -13,7 +13,7 @@ from pathlib import Path
 
 from embed_jax import config as configs
 from embed_jax.data.augment import augment_text, build_augmentation
-from embed_jax.data.pipeline import Source
+from embed_jax.data.pipeline import RecordSource
 from embed_jax.data.sources import RecordFields
 from embed_jax.errors import InputError, exit_with_one_line
 from embed_jax.train import loop
@@ -47,7 +47,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     return fit(
         config,
         workdir,
-        sources={ONLY: Source(records, fields, augment=augmentation(config))},
+        sources={ONLY: RecordSource(records, fields, augment=augmentation(config))},
         evaluators=evaluators,
         validation=validation,
     )

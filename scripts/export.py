@@ -32,7 +32,7 @@ from embed_jax.errors import InputError, RunError, exit_with_one_line, warn
 from .commands import Parser
 
 if TYPE_CHECKING:
-    from embed_jax.export.record import Run
+    from embed_jax.export.record import TrainingRun
     from embed_jax.sentence import SentenceEncoder
 
 EXAMPLES = """examples:
@@ -152,7 +152,7 @@ def _choices(given: str) -> list[str]:
 
 def export(args: argparse.Namespace) -> None:
     """Writes what was asked for, and uploads it."""
-    from embed_jax.export.card import About, model_card
+    from embed_jax.export.card import CardContent, model_card
     from embed_jax.export.directory import CARD, whole_export
     from embed_jax.export.push import check_push, push
     from embed_jax.export.record import read_run
@@ -171,7 +171,7 @@ def export(args: argparse.Namespace) -> None:
             if crossing
             else write(args, model, directory)
         )
-        about = About(
+        about = CardContent(
             name=args.push_to_hub or args.output.absolute().name,
             format=next((name for name in args.format if name != "onnx"), ""),
             onnx=tuple(files),
@@ -226,7 +226,7 @@ def prepare_cross_encoder(args: argparse.Namespace) -> Any:
     return load_cross_encoder(str(args.run / "model") if args.run else args.model)
 
 
-def prepare_sentence_encoder(args: argparse.Namespace, run: Run | None) -> SentenceEncoder:
+def prepare_sentence_encoder(args: argparse.Namespace, run: TrainingRun | None) -> SentenceEncoder:
     """The model as it is to be written."""
     from embed_jax.export.directory import truncated
     from embed_jax.sentence import load_sentence_encoder

@@ -181,13 +181,13 @@ class Dropped:
             self.listing.write(json.dumps({"why": why, **row}, ensure_ascii=False) + "\n")
 
 
-def make_clicks(args: argparse.Namespace, drop: Dropped) -> list[positives.Pair]:
+def make_clicks(args: argparse.Namespace, drop: Dropped) -> list[positives.PositivePair]:
     return positives.click_pairs(
         args.input, args.corpus, drop, min_clicks=args.min_clicks, top=args.top
     )
 
 
-def make_groups(args: argparse.Namespace, drop: Dropped) -> list[positives.Pair]:
+def make_groups(args: argparse.Namespace, drop: Dropped) -> list[positives.PositivePair]:
     return positives.group_pairs(
         args.input,
         drop,
@@ -198,7 +198,7 @@ def make_groups(args: argparse.Namespace, drop: Dropped) -> list[positives.Pair]
     )
 
 
-def make_paraphrases(args: argparse.Namespace, drop: Dropped) -> list[positives.Pair]:
+def make_paraphrases(args: argparse.Namespace, drop: Dropped) -> list[positives.PositivePair]:
     score = (
         cosine_scorer(args.model, args.prompt_name)
         if args.model
@@ -207,7 +207,7 @@ def make_paraphrases(args: argparse.Namespace, drop: Dropped) -> list[positives.
     return positives.paraphrase_pairs(args.input, score, args.threshold, drop)
 
 
-def cosine_scorer(name: str, prompt_name: str | None) -> positives.Score:
+def cosine_scorer(name: str, prompt_name: str | None) -> positives.PairScorer:
     """Scores pairs by the cosine of their embeddings."""
     from embed_jax.scores import unit_length
 
@@ -222,7 +222,7 @@ def cosine_scorer(name: str, prompt_name: str | None) -> positives.Score:
     return score
 
 
-def cross_encoder_scorer(name: str) -> positives.Score:
+def cross_encoder_scorer(name: str) -> positives.PairScorer:
     """Scores pairs by a cross-encoder."""
     from embed_jax.cross_encoder import load_cross_encoder
     from embed_jax.runtime import enable_compilation_cache
@@ -237,8 +237,8 @@ def cross_encoder_scorer(name: str) -> positives.Score:
 
 
 def split(
-    pairs: Sequence[positives.Pair], holdout: float, seed: int
-) -> dict[str, list[positives.Pair]]:
+    pairs: Sequence[positives.PositivePair], holdout: float, seed: int
+) -> dict[str, list[positives.PositivePair]]:
     try:
         return split_pairs(pairs, holdout, seed)
     except InputError as error:  # which names the option of a config

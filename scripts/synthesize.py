@@ -29,7 +29,7 @@ from embed_jax.data.synthesize import (
     template,
 )
 from embed_jax.errors import InputError, RunError, exit_with_one_line, require
-from embed_jax.remote.chat import INTERFACES, KEY_VARIABLES, Endpoint
+from embed_jax.remote.chat import INTERFACES, KEY_VARIABLES, ChatEndpoint
 from embed_jax.remote.server import Failed, read_key
 
 from .commands import OneLineParser, load_model, written_whole
@@ -253,7 +253,7 @@ def run_generate(args: argparse.Namespace) -> int:
     variable = args.key_variable or KEY_VARIABLES[args.interface]
     otherwise = "--key-variable names another, --no-key goes without"
     key = None if args.no_key or args.dry_run else read_key(variable, otherwise)
-    endpoint = Endpoint(
+    endpoint = ChatEndpoint(
         args.interface, args.base_url, args.llm, args.settings, key=key, timeout=args.timeout
     )
     passages = read_passages(args.corpus, args.fields)
@@ -302,7 +302,7 @@ def provenance(args: argparse.Namespace) -> dict[str, Any]:
 def answer_missing(
     passages: Sequence[Passage],
     keys: Sequence[str],
-    endpoint: Endpoint,
+    endpoint: ChatEndpoint,
     cache: AnswerCache,
     args: argparse.Namespace,
 ) -> dict[str, str]:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
 from embed_jax.data.pairs import of_record
-from embed_jax.data.stream import Stream, open_stream
+from embed_jax.data.stream import RecordStream, open_stream
 from embed_jax.data.tokenize import Tokenizer
 from embed_jax.errors import InputError
+from embed_jax.types import Record
 
-Record = Mapping[str, Any]
 TOGETHER = 256  # documents tokenised at once
 
 
@@ -48,7 +48,7 @@ class Pieces(Sequence):
 
 def in_pieces(
     records: Sequence[Record], text: Callable[[Record], str], tokenizer: Tokenizer
-) -> Pieces | Stream:
+) -> Pieces | RecordStream:
     """Records cut into pieces that the tokenizer does not have to shorten; all records are read once, but of a stream.
 
     The pieces of a document, one after the other, are the document; what holds no token is left out.
@@ -60,7 +60,7 @@ def in_pieces(
     Raises:
         InputError: for records without any token, or a limit that a single character goes beyond.
     """
-    if isinstance(records, Stream):
+    if isinstance(records, RecordStream):
 
         def reopened() -> Iterator[Record]:
             documents = map(text, records.open())

@@ -25,7 +25,7 @@ SAMPLINGS = ("proportional", "round_robin", "temperature", "weights")
 MIXINGS = ("single", "mixed")
 
 
-class Stream(Protocol):
+class EndlessOrder(Protocol):
     """Records in an endless order; `length` of them are an epoch."""
 
     length: int
@@ -71,7 +71,7 @@ class Shuffled:
 class MixedStream:
     """Streams in one, each with its share of every epoch; an epoch is as long as all of them together."""
 
-    def __init__(self, streams: Sequence[Stream], schedule: Schedule):
+    def __init__(self, streams: Sequence[EndlessOrder], schedule: TurnSchedule):
         self.streams, self.schedule = streams, schedule
         self.length = schedule.length
 
@@ -93,7 +93,7 @@ class Batches:
     """
 
     def __init__(
-        self, stream: Stream, batch_size: int, things: UInt64[np.ndarray, "n w"] | None = None
+        self, stream: EndlessOrder, batch_size: int, things: UInt64[np.ndarray, "n w"] | None = None
     ):
         self.stream, self.batch_size = stream, batch_size
         self._codes = None if things is None else _repeated(things)
@@ -147,7 +147,7 @@ class Batches:
 class Alternating:
     """Batches of several data sets, each batch from one of them; an epoch is as long as all of them together."""
 
-    def __init__(self, batches: Sequence[Order], schedule: Schedule):
+    def __init__(self, batches: Sequence[Order], schedule: TurnSchedule):
         self.batches, self.schedule = batches, schedule
 
     def __getitem__(self, step: int) -> Int[np.ndarray, " B"]:
@@ -159,7 +159,7 @@ class Alternating:
 
 
 @dataclasses.dataclass(frozen=True)
-class Schedule:
+class TurnSchedule:
     """Whose turn it is at each place of an epoch, and how often it had been before.
 
     Every epoch has exactly the same number of turns of each, at places shuffled anew; "round_robin" takes turns.
@@ -212,7 +212,7 @@ def make_turns(
     temperature: float = 1.0,
     weights: Sequence[float] = (),
     seed: int = 0,
-) -> Schedule:
+) -> TurnSchedule:
     """How often data sets of these lengths have their turn.
 
     An epoch has sum(lengths) turns. Where the shares do not come out even, the largest remainders are rounded up, and
@@ -232,7 +232,7 @@ def make_turns(
     if temperature <= 0:
         raise InputError(f"config.mixture.temperature: expected more than 0, found {temperature}")
     if sampling == "round_robin":
-        return Schedule(tuple(lengths), seed, in_turn=True)
+        return TurnSchedule(tuple(lengths), seed, in_turn=True)
     shares = {
         "proportional": np.array(lengths, float),
         "temperature": np.array(lengths, float) ** (1 / temperature),
@@ -246,7 +246,7 @@ def make_turns(
     turns = np.maximum(np.floor(wanted).astype(int), 1)
     for number in np.argsort(turns - wanted, kind="stable")[: max(sum(lengths) - turns.sum(), 0)]:
         turns[number] += 1
-    return Schedule(tuple(turns.tolist()), seed)
+    return TurnSchedule(tuple(turns.tolist()), seed)
 
 
 def make_order(

@@ -34,8 +34,8 @@ SPLITS = ("train", "validation", "test")
 # Of a source that is read record by record, so many stand for all where looking at all would take minutes.
 SAMPLE = 2000
 Value = TypeVar("Value")
-Record = Mapping[str, str]
-Task = tuple[dict[str, str], dict[str, str], dict[str, dict[str, int]]]
+TextRecord = Mapping[str, str]
+SearchTask = tuple[dict[str, str], dict[str, str], dict[str, dict[str, int]]]
 
 
 def kind_of(record: Mapping[str, Any]) -> tuple[str, ...]:
@@ -113,7 +113,7 @@ def titled(title: str | None, text: str) -> str:
     return TitledText(joined, text) if title and title.strip() and text.strip() else joined
 
 
-def negative_columns(record: Record) -> list[str]:
+def negative_columns(record: TextRecord) -> list[str]:
     """The names of a record's negatives, in order: negative, negative_1, negative_2, ..."""
     return [name for name in record if name == "negative" or name.startswith("negative_")]
 
@@ -122,7 +122,7 @@ def as_pairs(
     records: Sequence[Mapping[str, Any]],
     columns: Callable[[Mapping[str, Any]], Sequence[str | None]],
     carry: Sequence[str] = (),
-) -> list[Record]:
+) -> list[TextRecord]:
     """Records under the names anchor, positive, negative_1, ..., whatever their own are; fields of `carry` stay."""
     named = []
     for record in records:
@@ -138,8 +138,8 @@ def as_pairs(
 
 
 def split_pairs(
-    records: Sequence[Record], holdout: float, seed: int = 0
-) -> dict[str, list[Record]]:
+    records: Sequence[TextRecord], holdout: float, seed: int = 0
+) -> dict[str, list[TextRecord]]:
     """Splits pairs so that no text stands on two sides, be it an anchor here and a positive there.
 
     Pairs that share a text, directly or through others, stay together; such a family goes to validation or test, each
@@ -166,7 +166,7 @@ def split_pairs(
     for anchor, positive in ends:
         a, b = sorted((root(anchor), root(positive)))
         parent[b] = a  # the smallest text is the family's name
-    sides: dict[str, list[Record]] = {name: [] for name in SPLITS}
+    sides: dict[str, list[TextRecord]] = {name: [] for name in SPLITS}
     for record, (anchor, _) in zip(records, ends, strict=True):
         digest = hashlib.blake2b(f"{seed}:{root(anchor)}".encode(), digest_size=8).digest()
         share = int.from_bytes(digest, "big") / 2**64
@@ -192,7 +192,7 @@ def split_pairs(
     return sides
 
 
-def retrieval_task(records: Sequence[Record], others: Sequence[str] = ()) -> Task:
+def retrieval_task(records: Sequence[TextRecord], others: Sequence[str] = ()) -> SearchTask:
     """A retrieval task whose queries are the anchors and whose relevant documents are their positives.
 
     Equal texts are one query or one document; so is a positive and the same text with a title.
@@ -222,7 +222,7 @@ def retrieval_task(records: Sequence[Record], others: Sequence[str] = ()) -> Tas
     )
 
 
-class Places:
+class CodePositions:
     """Where each of the codes 0, 1, ... stands in an array `[n, w]`; -1 there is no code."""
 
     def __init__(self, codes: Int[np.ndarray, "n w"]):

@@ -15,18 +15,17 @@ from embed_jax.data.order import Order
 from embed_jax.data.pack import RowsError, pack_batch, round_rows
 from embed_jax.data.pairs import looked_at, of_record, text_hash
 from embed_jax.data.sources import RecordFields
-from embed_jax.data.stream import Stream
+from embed_jax.data.stream import RecordStream
 from embed_jax.data.tokenize import Tokenizer
 from embed_jax.errors import InputError, require
-from embed_jax.types import Batch, TokenBatch
+from embed_jax.types import Batch, Record, TokenBatch
 
-Record = Mapping[str, Any]
 ENDLESS = 2**40  # steps
 SAMPLED_BATCHES = 8  # that advice about rows looks at
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class RecordSource:
     """A data set, and what of its records is trained on.
 
     Attributes:
@@ -53,7 +52,7 @@ class Source:
 
 
 Example = tuple[
-    Source, int, int, Record
+    RecordSource, int, int, Record
 ]  # with the numbers of the data set, and of the record in it
 
 
@@ -61,7 +60,7 @@ Example = tuple[
 class BatchMaker:
     """Makes a batch of records into tokens and hashes; see `batch_maker` for the fields."""
 
-    sources: Sequence[Source]
+    sources: Sequence[RecordSource]
     firsts: Sequence[int]
     tokenizers: Sequence[Mapping[str, Tokenizer]]  # by source
     num_columns: int
@@ -136,7 +135,7 @@ class BatchMaker:
             score=dealt("score", np.float32, self.num_scores),
         )
 
-    def _texts(self, source: Source, index: int, record: Record) -> list[str | None]:
+    def _texts(self, source: RecordSource, index: int, record: Record) -> list[str | None]:
         texts = source.texts(index, record)
         if len(texts) > self.num_columns:
             raise InputError(
@@ -220,7 +219,7 @@ def training_batches(make: BatchMaker, order: Order) -> Any:
 
 
 def batch_maker(
-    sources: Sequence[Source],
+    sources: Sequence[RecordSource],
     *,
     tokenizers: Mapping[str, Tokenizer],
     batch_size: int,
@@ -323,7 +322,7 @@ def _advise_rows(maker: BatchMaker, batch_size: int) -> str:
     whole = dataclasses.replace(
         maker, groups=maker.groups * hosts, shares=maker.shares * hosts, shard=(0, 1)
     )
-    counts = [0 if isinstance(source.records, Stream) else len(source.records)
+    counts = [0 if isinstance(source.records, RecordStream) else len(source.records)
               for source in maker.sources]  # fmt: skip
     if sum(counts) < batch_size:
         return "set it"
@@ -337,12 +336,12 @@ def _advise_rows(maker: BatchMaker, batch_size: int) -> str:
     return f"set it, for these data to {round_rows(-(-needed * 11 // 10))}"
 
 
-def most_texts(source: Source) -> int:
+def most_texts(source: RecordSource) -> int:
     """How many texts the records of a data set have at most, as far as it is looked at."""
     return max(len(source.fields.columns(record)) for _, record in looked_at(source.records))
 
 
-def things_of(sources: Sequence[Source]) -> UInt64[np.ndarray, "records w"]:
+def things_of(sources: Sequence[RecordSource]) -> UInt64[np.ndarray, "records w"]:
     """64-bit hashes of what makes two records duplicates: their texts, ids and groups; 0 for none.
 
     Records are numbered over all data sets. Every record is read once.
@@ -387,7 +386,7 @@ def prefetch(
         iterator.close()
 
 
-def data_fingerprint(sources: Mapping[str, Source]) -> dict[str, Any]:
+def data_fingerprint(sources: Mapping[str, RecordSource]) -> dict[str, Any]:
     """What the content and order of the batches depend on, beside the config: for a resume to refuse other data.
 
     Args:
@@ -416,17 +415,19 @@ def key_hash(key: str | None, source: int = 0) -> tuple[int, int]:
     return text_hash((f"{source}:{key}" if source else key) if key and key.strip() else None)
 
 
-def _augmented(row: list[str | None], source: Source, index: int, step: int) -> list[str | None]:
+def _augmented(
+    row: list[str | None], source: RecordSource, index: int, step: int
+) -> list[str | None]:
     if source.augment is None:
         return row
     return [text and source.augment(text, column, index, step) for column, text in enumerate(row)]
 
 
-def _width(function: Callable[[Record], Sequence] | None, source: Source) -> int:
+def _width(function: Callable[[Record], Sequence] | None, source: RecordSource) -> int:
     return len(of_record(function, source.records[0], 0)) if function else 0
 
 
-def _teacher_size(sources: Sequence[Source]) -> int:
+def _teacher_size(sources: Sequence[RecordSource]) -> int:
     """Returns T, the size of the teacher's embeddings, which all data sets with some share; 0 if none has any."""
     sizes = [
         of_record(source.fields.teacher, source.records[0], 0).shape[-1]
@@ -441,7 +442,7 @@ def _teacher_size(sources: Sequence[Source]) -> int:
 
 
 def _as_many(
-    function: Callable[[Record], Sequence] | None, source: Source, what: str
+    function: Callable[[Record], Sequence] | None, source: RecordSource, what: str
 ) -> Callable[[Record], Sequence] | None:
     """The function, which refuses a record with another number of values than the first."""
     if function is None:

@@ -18,18 +18,18 @@ from embed_jax.data.pairs import text_hash
 from embed_jax.data.records import is_missing
 from embed_jax.data.sources.files import file_format, finite, iter_rows
 from embed_jax.errors import InputError, RunError
+from embed_jax.types import Record
 
 BLOCK = 8192  # candidate paraphrases scored at a time
 CORPUS_IDS = ("_id", "id")
-Pair = dict[str, str]
-Row = Mapping[str, Any]
-Drop = Callable[[str, Row], None]
-Score = Callable[[Sequence[str], Sequence[str]], Float[np.ndarray, " n"]]
+PositivePair = dict[str, str]
+Drop = Callable[[str, Record], None]
+PairScorer = Callable[[Sequence[str], Sequence[str]], Float[np.ndarray, " n"]]
 
 
 def click_pairs(
     log: Path, corpus: Path, drop: Drop, *, min_clicks: int = 1, top: int = 0
-) -> list[Pair]:
+) -> list[PositivePair]:
     """The pairs of a query and a document that was clicked for it.
 
     A pair has the document's id as `id` and a hash of the query as `group`: neither two documents clicked for one
@@ -62,7 +62,7 @@ def click_pairs(
         if document not in documents:
             raise InputError(f"{log}:{line}: the document {document!r} is not in {corpus}")
 
-    kept: list[Pair] = []
+    kept: list[PositivePair] = []
     most = max(max(of_query.values()) for of_query in clicks.values())
     for query, of_query in clicks.items():
         enough = []
@@ -98,7 +98,7 @@ def group_pairs(
     group_field: str = "group",
     max_per_group: int = 10,
     seed: int = 0,
-) -> list[Pair]:
+) -> list[PositivePair]:
     """Pairs of texts of the same group; each has it as `group`, and so none is another's negative.
 
     The texts of a group stand on a ring, in an order that depends on the seed and on nothing else. Pairs are taken of
@@ -119,7 +119,7 @@ def group_pairs(
     for _, record in _rows(path, (text_field,), (group_field,)):
         text, group = record[text_field].strip(), _key(record[group_field])
         groups.setdefault(group, []).append(text)
-    pairs: list[Pair] = []
+    pairs: list[PositivePair] = []
     for group, texts in groups.items():
         distinct = list(dict.fromkeys(texts))
         for text in _repeated(texts):
@@ -142,7 +142,9 @@ def group_pairs(
     return pairs
 
 
-def paraphrase_pairs(path: Path, score: Score, threshold: float, drop: Drop) -> list[Pair]:
+def paraphrase_pairs(
+    path: Path, score: PairScorer, threshold: float, drop: Drop
+) -> list[PositivePair]:
     """The candidate paraphrases that a scorer accepts.
 
     Args:
@@ -160,7 +162,7 @@ def paraphrase_pairs(path: Path, score: Score, threshold: float, drop: Drop) -> 
         for _, record in _rows(path, ("sentence1", "sentence2"), ())
     ]
     pairs = _distinct(named, drop, path, ordered=False)
-    kept: list[Pair] = []
+    kept: list[PositivePair] = []
     best = -np.inf
     for start in range(0, len(pairs), BLOCK):
         block = pairs[start : start + BLOCK]
@@ -250,9 +252,11 @@ def _key(value: Any) -> str:
     return str(value).strip()
 
 
-def _distinct(pairs: Sequence[Pair], drop: Drop, path: Path, *, ordered: bool = True) -> list[Pair]:
+def _distinct(
+    pairs: Sequence[PositivePair], drop: Drop, path: Path, *, ordered: bool = True
+) -> list[PositivePair]:
     """The pairs without those of equal texts and without repetitions; unordered, (b, a) repeats (a, b)."""
-    kept: list[Pair] = []
+    kept: list[PositivePair] = []
     seen: set[tuple[str, ...]] = set()
     for pair in pairs:
         texts = (pair["anchor"], pair["positive"])

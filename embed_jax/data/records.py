@@ -25,7 +25,7 @@ from embed_jax.data.pairs import (
 )
 from embed_jax.errors import InputError
 
-Record = dict[str, Any]
+RawRecord = dict[str, Any]
 KEY_FIELDS = ("id", "_id", "group")
 LABEL_FIELDS = ("label", "fine_label")
 VALUES = {*KEY_FIELDS, *LABEL_FIELDS, "score"}
@@ -54,7 +54,7 @@ class Cleaner:
     required: tuple[str, ...] = ()
     left_out: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
-    def __call__(self, raw: Mapping[str, Any], where: str, header: str = "") -> Record | None:
+    def __call__(self, raw: Mapping[str, Any], where: str, header: str = "") -> RawRecord | None:
         """Cleans a record.
 
         Args:
@@ -102,7 +102,7 @@ class Cleaner:
         reasons = ", ".join(f"{number} with {reason}" for reason, number in self.left_out.items())
         return f"{count} of {total} records are left out: {reasons}" if count else ""
 
-    def _named(self, raw: Mapping[str, Any], where: str) -> Record:
+    def _named(self, raw: Mapping[str, Any], where: str) -> RawRecord:
         """The record under our names."""
         if not self.columns:
             return {_known_name(name, raw): value for name, value in raw.items()}
@@ -156,7 +156,7 @@ def check_required_fields(record: Mapping[str, Any], required: Sequence[str], wh
         )
 
 
-def clean_record(raw: Mapping[str, Any], where: str, kind: Sequence[str] = ()) -> Record:
+def clean_record(raw: Mapping[str, Any], where: str, kind: Sequence[str] = ()) -> RawRecord:
     """The record without missing values, and each value of its field's type.
 
     Texts are strings, ids and groups too; a score is a float, a label an integer or a name (None:
@@ -172,7 +172,7 @@ def clean_record(raw: Mapping[str, Any], where: str, kind: Sequence[str] = ()) -
     """
     kind = tuple(kind) or kind_of(raw)
     lists = LISTS if kind == SCORED_LIST else {}
-    record: Record = {}
+    record: RawRecord = {}
     negatives: list[str] = []
     for name, value in raw.items():
         value = plain(value)

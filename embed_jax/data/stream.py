@@ -9,20 +9,20 @@ import dataclasses
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
 from embed_jax.data.pairs import SAMPLE
 from embed_jax.errors import InputError
+from embed_jax.types import Record
 
-Record = Mapping[str, Any]
 Value = TypeVar("Value")
 
 
 @dataclasses.dataclass(frozen=True)
-class Stream(Sequence):
+class RecordStream(Sequence):
     """A stream of records. As a sequence it is its first records, by which all are judged.
 
     Attributes:
@@ -42,7 +42,7 @@ class Stream(Sequence):
         return self.head[index]
 
 
-def open_stream(open: Callable[[], Iterator[Record]], name: str) -> Stream:
+def open_stream(open: Callable[[], Iterator[Record]], name: str) -> RecordStream:
     """A stream, its first records read.
 
     Raises:
@@ -51,11 +51,11 @@ def open_stream(open: Callable[[], Iterator[Record]], name: str) -> Stream:
     head = list(itertools.islice(open(), SAMPLE))
     if not head:
         raise InputError(f"{name}: empty, no records in it")
-    return Stream(open, name, head)
+    return RecordStream(open, name, head)
 
 
 def stream_batches(
-    stream: Stream, batch_size: int, *, window: int, seed: int, start: int = 0
+    stream: RecordStream, batch_size: int, *, window: int, seed: int, start: int = 0
 ) -> Iterator[list[tuple[int, Record]]]:
     """Endless batches of (number in the stream, record), from batch `start` on.
 

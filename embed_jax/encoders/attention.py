@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from embed_jax.encoders.layers import Places, dropout
+from embed_jax.encoders.layers import MaskPositions, dropout
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
 
@@ -51,7 +51,7 @@ def attention(
     softcap: float = 0.0,
     dropout_rate: float = 0.0,
     dropout_key: PRNGKeyArray | None = None,
-    dropout_places: Places | None = None,
+    dropout_places: MaskPositions | None = None,
     implementation: str = "auto",
 ) -> Float[Array, "R T H d"]:
     """softmax(query key^T / sqrt(d) + bias) value, with dropout of the softmax (Vaswani et al. 2017, eq. 1).
@@ -118,7 +118,7 @@ def _products(query, key, value, bias, softcap, places, dropout_rate, dropout_ke
     )
 
 
-def _starts(places: Places, heads: int, slots: int) -> Int[Array, "R H T T"]:
+def _starts(places: MaskPositions, heads: int, slots: int) -> Int[Array, "R H T T"]:
     """The index in its mask of each attention weight: by example, head, and both tokens' positions."""
     example, position = (leaf[:, None, :, None] for leaf in (places.example, places.position))
     head = jnp.arange(heads)[:, None, None]

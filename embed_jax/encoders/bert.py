@@ -17,7 +17,7 @@ from embed_jax.encoders.family import Family, read_fields
 from embed_jax.encoders.layers import (
     LayerNorm,
     Linear,
-    Places,
+    MaskPositions,
     activation,
     dropout,
     take_rows,
@@ -122,7 +122,7 @@ class Embeddings(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: TokenBatch, key: PRNGKeyArray | None, places: Places | None = None
+        self, tokens: TokenBatch, key: PRNGKeyArray | None, places: MaskPositions | None = None
     ) -> Float[Array, "R T D"]:
         config = self.config
         init = nn.initializers.normal(config.initializer_range)
@@ -156,7 +156,7 @@ class Layer(nn.Module):
         x: Float[Array, "R T D"],
         key: PRNGKeyArray | None,
         bias: Float[Array, "R K T T"],
-        places: Places | None = None,
+        places: MaskPositions | None = None,
     ):
         config = self.config
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)

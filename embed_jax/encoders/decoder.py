@@ -13,7 +13,15 @@ from flax import struct
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from embed_jax.encoders.attention import attention, sentence_bias
-from embed_jax.encoders.layers import Linear, Places, RMSNorm, Rotation, activation, dropout, rotate
+from embed_jax.encoders.layers import (
+    Linear,
+    MaskPositions,
+    RMSNorm,
+    Rotation,
+    activation,
+    dropout,
+    rotate,
+)
 from embed_jax.encoders.rope import Rope, rope_rotation
 from embed_jax.encoders.stack import Stack
 from embed_jax.errors import InputError
@@ -184,7 +192,7 @@ class Layer(nn.Module):
         x: Float[Array, "R T D"],
         own: tuple[PRNGKeyArray | None, Int[Array, ""] | None],
         view: View,
-        places: Places | None = None,
+        places: MaskPositions | None = None,
     ):
         config = self.config
         key, number = own

@@ -143,7 +143,7 @@ def rotate(x: Float[Array, "R T H d"], by: Rotation) -> Float[Array, "R T H d"]:
 
 
 @struct.dataclass
-class Places:
+class MaskPositions:
     """Where dropout masks are the same: at the same position of the same example.
 
     Attributes:

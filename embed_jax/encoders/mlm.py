@@ -25,7 +25,7 @@ MASKED, RANDOM = (
 )  # shares of the chosen tokens that become the mask, and any token; the others stay
 
 
-class Head(nn.Module):
+class MlmHead(nn.Module):
     """Token states to what the product with the embedding table turns into logits; float32."""
 
     config: Any
@@ -50,7 +50,7 @@ def init_head(config: Any, key: PRNGKeyArray) -> Params:
         config: the backbone's: hidden size H, embedding size W (the same but for ELECTRA), vocabulary size V.
     """
     shapes = (1, config.hidden_size), (config.vocab_size, config.embedding_size)
-    return Head(config).init(key, *map(jnp.zeros, shapes))["params"]
+    return MlmHead(config).init(key, *map(jnp.zeros, shapes))["params"]
 
 
 def head_logits(
@@ -62,7 +62,7 @@ def head_logits(
         params: `init_head`'s.
         table: the encoder's token embeddings.
     """
-    return Head(config).apply({"params": params}, states, table)
+    return MlmHead(config).apply({"params": params}, states, table)
 
 
 def mask_tokens(

@@ -21,7 +21,7 @@ from embed_jax.encoders.json_fields import OBJECT, check_fields
 from embed_jax.encoders.layers import (
     LayerNorm,
     Linear,
-    Places,
+    MaskPositions,
     activation,
     dropout,
     rotate,
@@ -148,7 +148,7 @@ class Embeddings(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: TokenBatch, key: PRNGKeyArray | None, places: Places | None = None
+        self, tokens: TokenBatch, key: PRNGKeyArray | None, places: MaskPositions | None = None
     ) -> Float[Array, "R T D"]:
         config = self.config
         init, width = nn.initializers.normal(config.initializer_range), config.hidden_size
@@ -179,7 +179,7 @@ class Layer(nn.Module):
         x: Float[Array, "R T D"],
         own: tuple[PRNGKeyArray | None, Int[Array, ""], Bool[Array, ""]],
         views: View,
-        places: Places | None = None,
+        places: MaskPositions | None = None,
     ):
         config = self.config
         key, kind, first = own

@@ -16,7 +16,7 @@ from embed_jax.encoders.family import Family, Part, check_switches, read_fields
 from embed_jax.encoders.layers import (
     LayerNorm,
     Linear,
-    Places,
+    MaskPositions,
     Rotation,
     activation,
     dropout,
@@ -105,7 +105,7 @@ class Embeddings(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: TokenBatch, key: PRNGKeyArray | None, places: Places | None = None
+        self, tokens: TokenBatch, key: PRNGKeyArray | None, places: MaskPositions | None = None
     ) -> Float[Array, "R T D"]:
         config = self.config
         init, width = nn.initializers.normal(config.initializer_range), config.hidden_size
@@ -134,7 +134,7 @@ class Layer(nn.Module):
         key: PRNGKeyArray | None,
         bias: Float[Array, "R K T T"],
         turns: Rotation,
-        places: Places | None = None,
+        places: MaskPositions | None = None,
     ):
         config = self.config
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)

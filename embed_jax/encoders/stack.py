@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from embed_jax.encoders.layers import Places
+from embed_jax.encoders.layers import MaskPositions
 from embed_jax.errors import InputError
 from embed_jax.types import TokenBatch
 
@@ -55,7 +55,7 @@ class Stack(nn.Module):
         keys = jax.random.split(key, self.config.num_layers + 1)
         return keys[-1], keys[:-1]
 
-    def places(self, tokens: TokenBatch, key: PRNGKeyArray | None) -> Places | None:
+    def places(self, tokens: TokenBatch, key: PRNGKeyArray | None) -> MaskPositions | None:
         """Where dropout masks are the same, if `mask_columns` says so and there is dropout.
 
         Raises:
@@ -68,7 +68,7 @@ class Stack(nn.Module):
             raise InputError(
                 f"{tokens.sentences} sentences are no {self.mask_columns} columns with one dropout mask"
             )
-        return Places(tokens.sentence % examples, tokens.position)
+        return MaskPositions(tokens.sentence % examples, tokens.position)
 
     def scan(
         self,

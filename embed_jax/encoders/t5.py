@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from embed_jax.encoders.attention import attention, sentence_bias
 from embed_jax.encoders.bert import relative_bias
 from embed_jax.encoders.family import Family, check_switches, read_fields
-from embed_jax.encoders.layers import Linear, Places, RMSNorm, activation, dropout
+from embed_jax.encoders.layers import Linear, MaskPositions, RMSNorm, activation, dropout
 from embed_jax.encoders.stack import Stack
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
@@ -133,7 +133,7 @@ class Layer(nn.Module):
         x: Float[Array, "R T D"],
         key: PRNGKeyArray | None,
         bias: Float[Array, "R H T T"],
-        places: Places | None = None,
+        places: MaskPositions | None = None,
     ):
         config = self.config
         keys = (None,) * 4 if key is None else jax.random.split(key, 4)

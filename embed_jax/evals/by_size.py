@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from embed_jax.atomic import write_whole
+from embed_jax.atomic import replaced, write_whole
 from embed_jax.errors import InputError, require
 from embed_jax.scores import truncate
+from embed_jax.types import Evaluator
 
-Evaluator = Callable[[Callable[[Sequence[str]], np.ndarray]], Mapping[str, float]]
 BySize = dict[int, dict[int, float]]  # layers -> size -> score
 
 
@@ -171,7 +171,8 @@ def plot_by_size(
     panels[1].yaxis.set_major_formatter(PercentFormatter(1.0))
     if title:
         figure.suptitle(title)
-    figure.savefig(output, dpi=120)
+    with replaced(output) as beside:
+        figure.savefig(beside, dpi=120, format="png")
     pyplot.close(figure)
 
 

@@ -26,7 +26,7 @@ PROTOCOLS = {"legacy": 500, "fast": 512}  # and the batch sizes of their k-means
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class ClusteringRun:
     """Texts that are clustered together.
 
     Attributes:
@@ -155,7 +155,7 @@ def v_measures(
 
 
 def clustering_outcome(
-    levels: Sequence[Sequence[Run]], clusters: Sequence[Sequence[Int[np.ndarray, " n"]]]
+    levels: Sequence[Sequence[ClusteringRun]], clusters: Sequence[Sequence[Int[np.ndarray, " n"]]]
 ) -> Outcome:
     """How well clusters agree with labels.
 
@@ -205,7 +205,7 @@ def clustering_outcome(
 
 
 def _per_text(
-    runs: Sequence[Run], values: Sequence[Float[np.ndarray, " n"]]
+    runs: Sequence[ClusteringRun], values: Sequence[Float[np.ndarray, " n"]]
 ) -> Float[np.ndarray, " T"]:
     """Values whose mean is the runs' mean V-measure, of each text in one of the runs."""
     rows = np.concatenate([run.rows for run in runs])
@@ -215,7 +215,7 @@ def _per_text(
     return mean + len(texts) / len(runs) * np.bincount(number, changes)
 
 
-def _each_set(labels: Sequence[Sequence[tuple[str, ...]]]) -> list[Run]:
+def _each_set(labels: Sequence[Sequence[tuple[str, ...]]]) -> list[ClusteringRun]:
     """A run for each set, whose texts follow each other."""
     if any(len(levels) > 1 for members in labels for levels in members):
         raise InputError(
@@ -226,7 +226,7 @@ def _each_set(labels: Sequence[Sequence[tuple[str, ...]]]) -> list[Run]:
     runs, start = [], 0
     for members in labels:
         kinds, numbers = np.unique([label for (label,) in members], return_inverse=True)
-        runs.append(Run(np.arange(start, start + len(members)), numbers, len(kinds)))
+        runs.append(ClusteringRun(np.arange(start, start + len(members)), numbers, len(kinds)))
         start += len(members)
     return runs
 
@@ -240,7 +240,7 @@ def _samples(
     sample_size: int,
     depth: int,
     seed: int,
-) -> tuple[list[str], list[list[Run]]]:
+) -> tuple[list[str], list[list[ClusteringRun]]]:
     """The texts that are embedded, and the runs of each level."""
     texts, paths = list(itertools.chain(*sets)), list(itertools.chain(*labels))
     if len(sets) > 1:
@@ -271,5 +271,7 @@ def _samples(
         drawn = [
             np.array(rng.choices(range(len(present)), k=sample_size)) for _ in range(experiments)
         ]
-        levels.append([Run(present[places], numbers[places], len(kinds)) for places in drawn])
+        levels.append(
+            [ClusteringRun(present[places], numbers[places], len(kinds)) for places in drawn]
+        )
     return texts, levels

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from embed_jax.atomic import write_whole
+from embed_jax.atomic import replaced, write_whole
 from embed_jax.errors import require
 from embed_jax.evals.metrics import bootstrap_interval
 from embed_jax.evals.retrieval import (
     Qrels,
     RetrievalResult,
-    Texts,
+    TextsById,
     score_run,
     search_task,
     small_corpus,
@@ -40,8 +40,8 @@ class Comparison:
         unchanged: says why the model after is the model before, if it is; else "".
     """
 
-    corpus: Texts
-    queries: Texts
+    corpus: TextsById
+    queries: TextsById
     qrels: Qrels
     runs: dict[str, Run]
     results: dict[str, RetrievalResult]
@@ -137,14 +137,15 @@ class Comparison:
             title=f"{self.data or 'Held-out test'}: {len(self.qrels)} queries, 95 % intervals",
         )
         figure.legend(loc="outside lower center", ncols=3, frameon=False)
-        figure.savefig(output, dpi=120)
+        with replaced(output) as beside:
+            figure.savefig(beside, dpi=120, format="png")
         pyplot.close(figure)
 
 
 def compare(
     before: tuple[Encode, Encode],
     after: tuple[Encode, Encode],
-    task: tuple[Texts, Texts, Qrels],
+    task: tuple[TextsById, TextsById, Qrels],
     *,
     similarity: str = "cosine",
     ignore_identical_ids: bool = False,

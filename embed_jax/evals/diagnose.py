@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 
 from embed_jax.errors import InputError
 from embed_jax.evals import metrics
-from embed_jax.evals.retrieval import Qrels, Texts, check_qrels
+from embed_jax.evals.retrieval import Qrels, TextsById, check_qrels
 from embed_jax.evals.significance import PairedDifference, paired_difference
 from embed_jax.scores import pairwise_similarity, similarity_matrix, unit_length
 
@@ -84,7 +84,7 @@ class Judged:
 
 
 def judged_rows(
-    corpus: Texts, queries: Texts, qrels: Qrels, *, ignore_identical_ids: bool = False
+    corpus: TextsById, queries: TextsById, qrels: Qrels, *, ignore_identical_ids: bool = False
 ) -> Judged:
     """The judgements by row; queries count in the order of `qrels`.
 

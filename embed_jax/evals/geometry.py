@@ -15,14 +15,14 @@ from jaxtyping import Float, Int
 
 from embed_jax.data.sources.beir import relevant
 from embed_jax.errors import InputError
-from embed_jax.evals.retrieval import Qrels, Texts, check_qrels
+from embed_jax.evals.retrieval import Qrels, TextsById, check_qrels
 from embed_jax.retrieval.topk import Encode, prompted
 
 NEIGHBOURS = 10  # k of the k-occurrence
 SMALLEST_PREFIX = 16
 BLOCK = 1024  # rows whose distances to all vectors are held at a time
 SAME = 1e-12  # squared distance, or variance, that is rounding of float32
-Pair = tuple[str, str]
+TextPair = tuple[str, str]
 Item = TypeVar("Item")
 
 
@@ -211,7 +211,7 @@ def sts_texts(
     sentences2: Sequence[str],
     scores: Sequence[float],
     subsets: Sequence[str] | None = None,
-) -> tuple[list[str], list[Pair]]:
+) -> tuple[list[str], list[TextPair]]:
     """The different sentences of STS data, and as positives the pairs that score above 0.8 of the highest score.
 
     On STS-B's scale those above 4 of 5, as in Gao, Yao, Chen (2021), "SimCSE", section 3.
@@ -229,7 +229,9 @@ def sts_texts(
     return list(dict.fromkeys([*sentences1, *sentences2])), positives
 
 
-def judged_texts(corpus: Texts, queries: Texts, qrels: Qrels) -> tuple[list[str], list[Pair]]:
+def judged_texts(
+    corpus: TextsById, queries: TextsById, qrels: Qrels
+) -> tuple[list[str], list[TextPair]]:
     """The different documents of a corpus, and as positives each query with each of its relevant documents.
 
     Raises:
@@ -245,8 +247,8 @@ def judged_texts(corpus: Texts, queries: Texts, qrels: Qrels) -> tuple[list[str]
 
 
 def sample(
-    texts: Sequence[str], pairs: Sequence[Pair], limit: int, seed: int = 0
-) -> tuple[list[str], list[Pair]]:
+    texts: Sequence[str], pairs: Sequence[TextPair], limit: int, seed: int = 0
+) -> tuple[list[str], list[TextPair]]:
     """At most `limit` of the different texts and half as many of the pairs, drawn by `seed`, in their order.
 
     Raises:
@@ -263,7 +265,7 @@ def sample(
 def embed_texts_and_pairs(
     encode: Encode,
     texts: Sequence[str],
-    pairs: Sequence[Pair],
+    pairs: Sequence[TextPair],
     query_prompt: str = "",
     corpus_prompt: str = "",
 ) -> tuple[
@@ -287,7 +289,7 @@ def embed_texts_and_pairs(
 
 def geometry_evaluator(
     texts: Sequence[str],
-    pairs: Sequence[Pair] = (),
+    pairs: Sequence[TextPair] = (),
     *,
     query_prompt: str = "",
     corpus_prompt: str = "",

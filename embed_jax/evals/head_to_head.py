@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from embed_jax.errors import InputError
-from embed_jax.evals.results import Result
+from embed_jax.evals.results import TaskResult
 from embed_jax.evals.significance import (
     PairedDifference,
     compare_items,
@@ -79,8 +79,8 @@ class HeadToHead:
 
 
 def head_to_head(
-    a: Mapping[str, Result],
-    b: Mapping[str, Result],
+    a: Mapping[str, TaskResult],
+    b: Mapping[str, TaskResult],
     labels: tuple[str, str],
     *,
     margin: float = MARGIN,

@@ -21,7 +21,7 @@ import numpy as np
 from embed_jax.data.sources import open_retrieval_task
 from embed_jax.data.sources.tasks import Row, describe_split, read_rows
 from embed_jax.errors import InputError
-from embed_jax.evals.retrieval import Qrels, Texts, score_run
+from embed_jax.evals.retrieval import Qrels, TextsById, score_run
 from embed_jax.evals.task import (
     DOCUMENT,
     QUERY,
@@ -52,8 +52,8 @@ class Instructed:
         candidates: of each query: the documents that are ranked; None: all are.
     """
 
-    corpus: Texts
-    queries: tuple[Texts, Texts]
+    corpus: TextsById
+    queries: tuple[TextsById, TextsById]
     qrels: tuple[Qrels, Qrels]
     excluded: Mapping[str, Sequence[str]]
     candidates: tuple[Lists, Lists] | None

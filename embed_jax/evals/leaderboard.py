@@ -10,16 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
+from embed_jax.atomic import replaced
 from embed_jax.errors import InputError, require
-from embed_jax.evals.results import Result, read_results
+from embed_jax.evals.results import TaskResult, read_results
 from embed_jax.evals.significance import seed_summary
 
 SEED = re.compile(r"[-_/. ]?seed[-_= ]?\d+", re.IGNORECASE)
-Board = Mapping[str, Mapping[str, Result]]  # model -> task's name -> result
+Board = Mapping[str, Mapping[str, TaskResult]]  # model -> task's name -> result
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class LeaderboardRow:
     """A model's place.
 
     Attributes:
@@ -37,7 +38,7 @@ class Row:
     seeds: int
 
 
-def read_board(folder: Path) -> dict[str, dict[str, Result]]:
+def read_board(folder: Path) -> dict[str, dict[str, TaskResult]]:
     """The results in a folder with a directory for each model; or those of one model, in that directory itself.
 
     Raises:
@@ -48,7 +49,7 @@ def read_board(folder: Path) -> dict[str, dict[str, Result]]:
     directories = [
         path for path in sorted(folder.iterdir()) if path.is_dir() and any(path.glob("*.json"))
     ]
-    board: dict[str, dict[str, Result]] = {}
+    board: dict[str, dict[str, TaskResult]] = {}
     for directory in directories or [folder]:
         found = read_results(directory)
         model = next(iter(found.values())).model
@@ -64,7 +65,7 @@ def common_tasks(board: Board) -> list[str]:
     return [name for name in first if all(name in results for results in others)]
 
 
-def ranking(board: Board) -> list[Row]:
+def ranking(board: Board) -> list[LeaderboardRow]:
     """The models, best first, by the mean over the tasks that all have; names that differ in a seed are one model.
 
     Raises:
@@ -84,7 +85,7 @@ def ranking(board: Board) -> list[Row]:
     kinds: dict[str, list[str]] = {}
     for name in tasks:
         kinds.setdefault(next(iter(board.values()))[name].task, []).append(name)
-    groups: dict[str, list[Mapping[str, Result]]] = {}
+    groups: dict[str, list[Mapping[str, TaskResult]]] = {}
     for model, results in board.items():
         groups.setdefault(SEED.sub("", model) or model, []).append(results)
     rows = []
@@ -97,7 +98,7 @@ def ranking(board: Board) -> list[Row]:
             for kind, names in kinds.items()
         }
         average, spread = (summary.mean, summary.sd) if summary else (math.nan, math.nan)
-        rows.append(Row(model, average, by_kind, spread, len(seeds)))
+        rows.append(LeaderboardRow(model, average, by_kind, spread, len(seeds)))
     return sorted(
         rows, key=lambda row: (-row.average if math.isfinite(row.average) else math.inf, row.model)
     )
@@ -122,7 +123,7 @@ def task_table(board: Board, baseline: str = "") -> tuple[list[str], list[list[s
 
 
 def ranking_table(
-    rows: Sequence[Row], published: Mapping[str, str] | None = None
+    rows: Sequence[LeaderboardRow], published: Mapping[str, str] | None = None
 ) -> tuple[list[str], list[list[str]]]:
     """Header and rows of `ranking`.
 
@@ -141,7 +142,7 @@ def ranking_table(
     return header, table
 
 
-def cell(result: Result) -> str:
+def cell(result: TaskResult) -> str:
     """ "0.8203 [0.801, 0.838]"."""
     outcome = result.outcome
     if math.isnan(outcome.score):
@@ -204,9 +205,10 @@ def plot(board: Board, path: Path) -> None:
     axes.grid(axis="x", color="0.85", zorder=0)
     axes.set(xlabel="main score, 95 % bootstrap interval over items")
     figure.legend(loc="outside upper center", ncols=min(len(board), 3))
-    figure.savefig(path, dpi=120)
+    with replaced(path) as beside:
+        figure.savefig(beside, dpi=120, format="png")
     pyplot.close(figure)
 
 
-def _mean(results: Mapping[str, Result], tasks: Sequence[str]) -> float:
+def _mean(results: Mapping[str, TaskResult], tasks: Sequence[str]) -> float:
     return float(np.mean([results[name].outcome.score for name in tasks]))

@@ -66,7 +66,7 @@ _PLACES = "attic barn cellar chapel corridor garage garden kitchen laundry pantr
 
 
 @dataclasses.dataclass(frozen=True)
-class Form:
+class PasskeyForm:
     """What facts are about: a subject is one of `first` and one of `second`, its value one of `values` or a number."""
 
     first: str
@@ -76,15 +76,15 @@ class Form:
     question: str
 
 
-FORMS: Mapping[str, Form] = {
-    "passkey": Form(
+FORMS: Mapping[str, PasskeyForm] = {
+    "passkey": PasskeyForm(
         _FIRST,
         _LAST,
         "",
         "The pass key of {subject} is {value}. Remember it: {value} is the pass key of {subject}.",
         "What is the pass key of {subject}?",
     ),
-    "needle": Form(
+    "needle": PasskeyForm(
         _COLORS,
         _THINGS,
         _PLACES,

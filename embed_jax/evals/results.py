@@ -24,7 +24,7 @@ SCORE_DIGITS = 7
 
 
 @dataclasses.dataclass(frozen=True)
-class Result:
+class TaskResult:
     """What a model scored on a task, and on what.
 
     Attributes:
@@ -86,7 +86,7 @@ class Result:
         return found
 
 
-def read_result(path: Path) -> Result:
+def read_result(path: Path) -> TaskResult:
     """Reads what `Result.write` wrote.
 
     Raises:
@@ -123,12 +123,14 @@ def read_result(path: Path) -> Result:
             "items",
         )
         details = {name: value for name, value in found.items() if name not in known}
-        return Result(found["model"], found["name"], found["task"], found["unit"], outcome, details)
+        return TaskResult(
+            found["model"], found["name"], found["task"], found["unit"], outcome, details
+        )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"{path}: no results of a task: {type(error).__name__} {error}") from None
 
 
-def read_results(path: Path) -> dict[str, Result]:
+def read_results(path: Path) -> dict[str, TaskResult]:
     """The results of one model by the task's name: a file, or a directory with a file for each task.
 
     Raises:
@@ -137,7 +139,7 @@ def read_results(path: Path) -> dict[str, Result]:
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]
     if not files:
         raise InputError(f"{path}: holds no results (a JSON file for each task)")
-    found: dict[str, Result] = {}
+    found: dict[str, TaskResult] = {}
     for file in files:
         result = read_result(file)
         if result.name in found:

@@ -21,7 +21,7 @@ from embed_jax.retrieval.topk import Encode, Run, dense_search, prompted
 from embed_jax.scores import SIMILARITIES
 
 SMALL_CORPUS = 10  # times as many documents as are looked at
-Texts = Mapping[str, str]  # by id
+TextsById = Mapping[str, str]  # by id
 Qrels = Mapping[str, Mapping[str, int]]  # query id -> {document id: relevance}
 
 
@@ -126,8 +126,8 @@ class RetrievalResult:
 def evaluate_retrieval(
     encode_queries: Encode,
     encode_corpus: Encode,
-    corpus: Texts,
-    queries: Texts,
+    corpus: TextsById,
+    queries: TextsById,
     qrels: Qrels,
     *,
     ks: Sequence[int] = (10,),
@@ -154,9 +154,9 @@ def evaluate_retrieval(
 
 
 def evaluate_search(
-    search: Callable[[Texts, Texts, int], Run],
-    corpus: Texts,
-    queries: Texts,
+    search: Callable[[TextsById, TextsById, int], Run],
+    corpus: TextsById,
+    queries: TextsById,
     qrels: Qrels,
     *,
     ks: Sequence[int] = (10,),
@@ -170,9 +170,9 @@ def evaluate_search(
 
 
 def search_task(
-    search: Callable[[Texts, Texts, int], Run],
-    corpus: Texts,
-    queries: Texts,
+    search: Callable[[TextsById, TextsById, int], Run],
+    corpus: TextsById,
+    queries: TextsById,
     qrels: Qrels,
     *,
     ks: Sequence[int] = (10,),
@@ -234,7 +234,7 @@ def small_corpus(documents: int, k: int = 10) -> str | None:
 
 
 def check_qrels(
-    corpus: Texts, queries: Texts, qrels: Qrels, *, ignore_identical_ids: bool = True
+    corpus: TextsById, queries: TextsById, qrels: Qrels, *, ignore_identical_ids: bool = True
 ) -> None:
     """Checks that the judgements fit; a judged document that isn't in the corpus is one that no search finds.
 
@@ -257,7 +257,7 @@ def check_qrels(
         warn(line)
 
 
-def self_matches(corpus: Texts, queries: Texts, qrels: Qrels) -> str | None:
+def self_matches(corpus: TextsById, queries: TextsById, qrels: Qrels) -> str | None:
     """A line if queries are documents: equal ids and equal texts, not judged relevant to themselves."""
     count = sum(
         query in corpus
@@ -276,8 +276,8 @@ def self_matches(corpus: Texts, queries: Texts, qrels: Qrels) -> str | None:
 
 
 def retrieval_evaluator(
-    corpus: Texts,
-    queries: Texts,
+    corpus: TextsById,
+    queries: TextsById,
     qrels: Qrels,
     *,
     ks: Sequence[int] = (10,),

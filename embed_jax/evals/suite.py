@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from embed_jax.errors import InputError, one_line
-from embed_jax.evals.results import Result, fingerprint, read_result, seen_in_training
+from embed_jax.evals.results import TaskResult, fingerprint, read_result, seen_in_training
 from embed_jax.evals.task import Embed, Task, Use
 from embed_jax.packaged import config_path
 from embed_jax.registry import lookup, unknown
@@ -151,7 +151,7 @@ def evaluate(
     task: Task | None = None,
     training: Callable[[], Any] | None = None,
     details: Mapping[str, Any] | None = None,
-) -> Result:
+) -> TaskResult:
     """Evaluates a model on a task of a suite.
 
     Args:
@@ -173,7 +173,9 @@ def evaluate(
     recorded |= {"instruction": entry.instruction} if entry.instruction else {}
     if training is not None:
         recorded["overlap"] = seen_in_training(task, outcome, training())
-    return Result(model, entry.name, entry.task, task.unit, outcome, recorded | dict(details or {}))
+    return TaskResult(
+        model, entry.name, entry.task, task.unit, outcome, recorded | dict(details or {})
+    )
 
 
 def unfinished(entries: Sequence[Entry], directory: Path, model_fingerprint: str) -> list[Entry]:

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from embed_jax.cross_encoder import CrossEncoder
-from embed_jax.export.record import Run, config_source, hub_model
+from embed_jax.export.record import TrainingRun, config_source, hub_model
 from embed_jax.export.scores import Scores
 from embed_jax.export.usage import loads_in_sentence_transformers, usage
 from embed_jax.sentence import SentenceEncoder
@@ -55,7 +55,7 @@ FAIR = (
 
 
 @dataclasses.dataclass(frozen=True)
-class About:
+class CardContent:
     """What a card tells beside what the model itself says.
 
     Attributes:
@@ -73,7 +73,7 @@ class About:
     name: str
     format: str = "sentence-transformers"
     onnx: tuple[tuple[str, str], ...] = ()
-    run: Run | None = None
+    run: TrainingRun | None = None
     step: int = 0
     base: str = ""
     scores: tuple[Scores, ...] = ()
@@ -81,7 +81,7 @@ class About:
     languages: tuple[str, ...] = ()
 
 
-def model_card(model: SentenceEncoder | CrossEncoder, about: About) -> str:
+def model_card(model: SentenceEncoder | CrossEncoder, about: CardContent) -> str:
     """The text of README.md; the same for the same arguments."""
     sections = [
         f"# {about.name.split('/')[-1]}",
@@ -95,7 +95,7 @@ def model_card(model: SentenceEncoder | CrossEncoder, about: About) -> str:
     return f"---\n{metadata(model, about)}---\n\n" + "\n\n".join(filter(None, sections)) + "\n"
 
 
-def metadata(model: SentenceEncoder | CrossEncoder, about: About) -> str:
+def metadata(model: SentenceEncoder | CrossEncoder, about: CardContent) -> str:
     """The card's YAML block, in the hub's own terms: https://github.com/huggingface/hub-docs, modelcard.md."""
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -149,13 +149,13 @@ def metadata(model: SentenceEncoder | CrossEncoder, about: About) -> str:
     return data.to_yaml(line_break="\n") + "\n"
 
 
-def _relation(model: SentenceEncoder | CrossEncoder, about: About) -> str | None:
+def _relation(model: SentenceEncoder | CrossEncoder, about: CardContent) -> str | None:
     if isinstance(model, SentenceEncoder) and model.spec.lora:
         return "adapter"
     return "finetune" if about.run else None
 
 
-def _base(about: About) -> str:
+def _base(about: CardContent) -> str:
     return about.run.base if about.run else about.base
 
 
@@ -168,7 +168,7 @@ def _named(model: str) -> str:
     return f"`{model.rstrip('/').split('/')[-1]}`, a directory"
 
 
-def _first_words(model: SentenceEncoder | CrossEncoder, about: About) -> str:
+def _first_words(model: SentenceEncoder | CrossEncoder, about: CardContent) -> str:
     if isinstance(model, CrossEncoder):
         what = "A cross-encoder: it reads a query and a passage together and gives the pair a score, to rank passages."
     else:
@@ -189,7 +189,7 @@ def _first_words(model: SentenceEncoder | CrossEncoder, about: About) -> str:
     return what + source
 
 
-def _facts(model: SentenceEncoder | CrossEncoder, about: About) -> Iterator[tuple[str, str]]:
+def _facts(model: SentenceEncoder | CrossEncoder, about: CardContent) -> Iterator[tuple[str, str]]:
     backbone = model.spec.backbone
     if _base(about):
         yield "base", _named(_base(about))
@@ -234,7 +234,7 @@ def _facts(model: SentenceEncoder | CrossEncoder, about: About) -> Iterator[tupl
         yield "prompts in pooling", "left out"
 
 
-def _training(run: Run, step: int) -> str:
+def _training(run: TrainingRun, step: int) -> str:
     rows = [
         (
             f"[{data.name}](https://huggingface.co/datasets/{data.hub})" if data.hub else data.name,
@@ -259,7 +259,7 @@ def _training(run: Run, step: int) -> str:
     return "\n\n".join(parts)
 
 
-def _settings(run: Run, step: int) -> Iterator[tuple[str, str]]:
+def _settings(run: TrainingRun, step: int) -> Iterator[tuple[str, str]]:
     rank = (run.config.get("lora") or {}).get("rank")
     for field, name in SETTINGS.items():
         part, _, leaf = field.partition(".")
@@ -319,7 +319,7 @@ def _duration(seconds: float) -> str:
     return f"{hours:,} h {minutes} min"
 
 
-def _evaluation(found: Sequence[Scores], run: Run | None) -> str:
+def _evaluation(found: Sequence[Scores], run: TrainingRun | None) -> str:
     parts = []
     if found:
         rows = [
@@ -391,7 +391,7 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _again(run: Run) -> str:
+def _again(run: TrainingRun) -> str:
     stages = run.stages()
     parts = [
         "## Train it again",

@@ -88,7 +88,7 @@ class Session:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """A run's directory.
 
     Attributes:
@@ -105,11 +105,11 @@ class Run:
     data: dict[str, Any]
     results: dict[str, Any]
     log: tuple[dict[str, Any], ...]
-    earlier: Run | None
+    earlier: TrainingRun | None
     experiment: str | None
     sessions: tuple[Session, ...]
 
-    def stages(self) -> list[Run]:
+    def stages(self) -> list[TrainingRun]:
         """The runs one after the other, this one last."""
         return [*(self.earlier.stages() if self.earlier else []), self]
 
@@ -163,7 +163,7 @@ class Run:
         return values[len(values) // 2] if values else None
 
 
-def read_run(directory: Path) -> Run:
+def read_run(directory: Path) -> TrainingRun:
     """Reads what the directory of a run holds beside its model and checkpoints.
 
     Raises:
@@ -180,7 +180,7 @@ def read_run(directory: Path) -> Run:
     stage = start.name == "model" and start.parent.resolve() != directory.resolve()
     stage = stage and (start.parent / "config.json").is_file()
     experiment, sessions = _read_sessions(directory / "run.json")
-    return Run(
+    return TrainingRun(
         config,
         _read(directory / "data.json"),
         _read(directory / "results.json"),

@@ -144,16 +144,18 @@ def batch_hard_soft_margin_triplet(
     return jax.nn.softplus(_world_gap(own, world, distance)), own.present[0].astype(jnp.float32), {}
 
 
-Texts = tuple[Float[Array, "n D"], Int[Array, " n"], Int[Array, " n"], Bool[Array, " n"]]
+TripletTexts = tuple[Float[Array, "n D"], Int[Array, " n"], Int[Array, " n"], Bool[Array, " n"]]
 """Embeddings, labels, numbers of the examples, and whether they are there."""
 
 
-def _texts(columns: Columns) -> Texts:
+def _texts(columns: Columns) -> TripletTexts:
     (embeddings,) = dense(columns.embeddings[:1], "a triplet loss")
     return embeddings, columns.label, columns.example, columns.present[0]
 
 
-def _kinds(anchors: Texts, texts: Texts) -> tuple[Bool[Array, "b n"], Bool[Array, "b n"]]:
+def _kinds(
+    anchors: TripletTexts, texts: TripletTexts
+) -> tuple[Bool[Array, "b n"], Bool[Array, "b n"]]:
     """Which texts are positives and which are negatives of which anchor."""
     (_, label, example, present), (_, labels, examples, others) = anchors, texts
     there = present[:, None] & others[None, :]
@@ -161,7 +163,9 @@ def _kinds(anchors: Texts, texts: Texts) -> tuple[Bool[Array, "b n"], Bool[Array
     return there & same & (example[:, None] != examples[None, :]), there & ~same
 
 
-def _hardest_block(distance: str) -> Callable[[Texts, Texts, Any], Float[Array, "2 b n"]]:
+def _hardest_block(
+    distance: str,
+) -> Callable[[TripletTexts, TripletTexts, Any], Float[Array, "2 b n"]]:
     """What is largest at the farthest positive, and at the nearest negative."""
 
     def block(anchors, texts, _):
@@ -208,11 +212,11 @@ def _semi_hard(anchor: Anchor, margin: float) -> tuple[Float[Array, ""], Float[A
     return jnp.sum(jnp.where(positive, values, 0.0)), jnp.sum(positive.astype(jnp.float32))
 
 
-Mining = Callable[[Anchor, float], tuple[Float[Array, ""], Float[Array, ""]]]
+TripletMining = Callable[[Anchor, float], tuple[Float[Array, ""], Float[Array, ""]]]
 
 
 def _over_anchors(
-    mining: Mining, anchors: Texts, texts: Texts, margin: float, distance: str
+    mining: TripletMining, anchors: TripletTexts, texts: TripletTexts, margin: float, distance: str
 ) -> tuple[Array, Array]:
     """Sums and counts [b] of every anchor; the B x B triplets of only some anchors are held at a time."""
     distances = distance_matrix(anchors[0], texts[0], distance)
@@ -225,7 +229,7 @@ def _over_anchors(
 
 
 def _mean_of_mined(
-    mining: Mining, own: Columns, world: World, margin: float, distance: str
+    mining: TripletMining, own: Columns, world: World, margin: float, distance: str
 ) -> LossResult:
     texts = jax.tree.map(world.gather, _texts(own))
     sums, counts = _over_anchors(mining, _texts(own), texts, margin, distance)

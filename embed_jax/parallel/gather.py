@@ -27,7 +27,7 @@ from embed_jax.parallel.queue import queue_columns, queue_entries, queue_metrics
 from embed_jax.parallel.world import device_world
 from embed_jax.types import BASE, Auxiliary, Batch, Columns, Encoder, LossResult, Params, TokenBatch
 
-Read = Callable[[Params], Params]
+ReadParams = Callable[[Params], Params]
 AUXILIARY = (
     2**20
 )  # added to an auxiliary objective's number in keys, which has it apart from layers' numbers
@@ -76,7 +76,7 @@ def encode_groups(
     tokens: TokenBatch,
     key: PRNGKeyArray | None,
     first_group: Int[Array, ""] | int,
-    read: Read | None = None,
+    read: ReadParams | None = None,
 ) -> Any:
     """The embeddings of groups, leaves [g, S, ...], see `map_groups`.
 
@@ -277,7 +277,7 @@ def global_loss(
 
 def gatherer(
     encoder: Encoder, mesh: Mesh, specs: Any, when: str
-) -> Callable[[Params], tuple[Params, dict[str, Read]]]:
+) -> Callable[[Params], tuple[Params, dict[str, ReadParams]]]:
     """What makes, on a device, of an encoder's parameters as they lie there those to compute with.
 
     Args:
@@ -291,7 +291,7 @@ def gatherer(
         return lambda params: (params, {})
     whole = {**specs.get(BASE, {}), **specs["encoder"]}
 
-    def gathered(params: Params) -> tuple[Params, dict[str, Read]]:
+    def gathered(params: Params) -> tuple[Params, dict[str, ReadParams]]:
         params, read = _gathered(params, whole, encoder.layers, when, mesh.shape["tensor"])
         return params, {} if read is None else {"read": read}
 
@@ -366,7 +366,7 @@ def vary(leaf: Array) -> Array:
 
 def _gathered(
     params: Params, specs: Any, layers: tuple[str, ...], when: str, tensor: int
-) -> tuple[Params, Read | None]:
+) -> tuple[Params, ReadParams | None]:
     """Parameters with all shards gathered, but for the layers' if they are read one by one; and what reads one."""
     if (
         when == "once"

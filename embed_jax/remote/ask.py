@@ -78,7 +78,7 @@ class Pace:
             raise Stopped
 
 
-class Endpoint(Protocol):
+class PromptEndpoint(Protocol):
     """What answers a prompt: a Server with its own form of requests.
 
     Attributes:
@@ -103,7 +103,7 @@ class Job:
     where: str
 
 
-def ask(endpoint: Endpoint, job: Job, retries: Retries, pace: Pace, seed: int = 0) -> Any:
+def ask(endpoint: PromptEndpoint, job: Job, retries: Retries, pace: Pace, seed: int = 0) -> Any:
     """The parsed answer to one prompt, after as many tries as it takes.
 
     Raises:
@@ -136,7 +136,7 @@ def ask(endpoint: Endpoint, job: Job, retries: Retries, pace: Pace, seed: int = 
 
 
 def ask_all(
-    endpoint: Endpoint,
+    endpoint: PromptEndpoint,
     jobs: Iterable[Job],
     *,
     concurrency: int = 4,

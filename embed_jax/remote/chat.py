@@ -11,7 +11,7 @@ INTERFACES = ("openai", "anthropic")
 KEY_VARIABLES = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}
 
 
-class Endpoint(Server):
+class ChatEndpoint(Server):
     """Where a language model answers.
 
     Attributes:

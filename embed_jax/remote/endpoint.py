@@ -154,7 +154,7 @@ INTERFACES = {
 }
 
 
-class Endpoint(Server):
+class EmbeddingEndpoint(Server):
     """Where a model answers texts with embeddings.
 
     Attributes:
@@ -252,7 +252,7 @@ class EncodeKind(Protocol):
 
 
 def endpoint_encoder(
-    endpoint: Endpoint,
+    endpoint: EmbeddingEndpoint,
     *,
     cache: Path | None = None,
     batch_size: int = 0,

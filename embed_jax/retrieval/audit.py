@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from embed_jax.data.pairs import Places, normal_form, text_hash
+from embed_jax.data.pairs import CodePositions, normal_form, text_hash
 from embed_jax.data.sources import iter_records, pair_columns
 from embed_jax.errors import InputError, RunError
 from embed_jax.retrieval.copies import contains
@@ -91,7 +91,7 @@ class AuditedRows:
     codes: dict[str, Int[np.ndarray, "n w"]]
     num_hard: int
     hard: Int[np.ndarray, "h 2"]
-    hard_places: Places
+    hard_places: CodePositions
     contained: Mapping[int, Sequence[tuple[int, int]]]
     own: int
     others: int
@@ -100,7 +100,7 @@ class AuditedRows:
         """The rows that have a false negative."""
         affected = np.zeros(self.count, bool)
         for name, codes in self.codes.items():
-            false = Places(codes).sizes > 1
+            false = CodePositions(codes).sizes > 1
             if name == "text":
                 false[: len(self.hard_places.sizes)] |= self.hard_places.sizes > 0
             affected |= np.append(false, False)[codes].any(1)  # code -1 finds the appended one
@@ -171,11 +171,11 @@ def read_audited(
     own = others = 0
     if len(code):
         own = int((codes["text"][where[:, 0]] == code[:, None]).any(1).sum())
-        others = int(Places(codes["text"]).sizes[code].sum()) - own
+        others = int(CodePositions(codes["text"]).sizes[code].sum()) - own
     contained = find_contained(file, anchors) if len(wanted) else {}
     mine = sum(row == other for row, negatives in contained.items() for other, _ in negatives)
     own, others = own + mine, others + sum(map(len, contained.values())) - mine
-    hard_places = Places(code[:, None])
+    hard_places = CodePositions(code[:, None])
     return AuditedRows(len(anchors), codes, len(wanted), where, hard_places, contained, own, others)
 
 
@@ -211,7 +211,7 @@ def find_contained(
 def find_shared(file: PairFile, rows: AuditedRows) -> Iterator[FalseNegative]:
     """What rows share, row by row, from a second reading of the data."""
     affected, number = rows.affected(), -1
-    places = {name: Places(codes) for name, codes in rows.codes.items()}
+    places = {name: CodePositions(codes) for name, codes in rows.codes.items()}
     for number, (record, columns) in enumerate(file.records()):
         if number >= rows.count:
             break

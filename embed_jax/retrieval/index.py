@@ -94,7 +94,7 @@ def faiss_searcher(
 class DenseSearcher:
     """Searches embedded passages by dot product; made by `dense_searcher`."""
 
-    def __init__(self, encode_queries: Encode, embeddings: Embeddings, unit: bool):
+    def __init__(self, encode_queries: Encode, embeddings: CorpusEmbeddings, unit: bool):
         self.embeddings = embeddings
         self._encode_queries, self._unit = encode_queries, unit
         self._last: tuple[list[str], np.ndarray] | None = None
@@ -148,7 +148,7 @@ class FaissSearcher:
         return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
 
 
-class Embeddings:
+class CorpusEmbeddings:
     """Embeddings of a corpus `[N, D]`, in memory or in an .npy file."""
 
     def __init__(self, source: Float[np.ndarray, "N D"] | Path):
@@ -171,7 +171,9 @@ class Embeddings:
         return np.asarray(self._open()[numbers])
 
 
-def _embed(encode: Encode, corpus: Sequence[str], unit: bool, store: Path | None) -> Embeddings:
+def _embed(
+    encode: Encode, corpus: Sequence[str], unit: bool, store: Path | None
+) -> CorpusEmbeddings:
     blocks = (
         _finished(encode(corpus[start : start + CORPUS_BLOCK]), unit)
         for start in range(0, len(corpus), CORPUS_BLOCK)
@@ -183,7 +185,7 @@ def _embed(encode: Encode, corpus: Sequence[str], unit: bool, store: Path | None
         for block in itertools.chain([first], blocks):
             embeddings[done : done + len(block)] = block
             done += len(block)
-        return Embeddings(embeddings)
+        return CorpusEmbeddings(embeddings)
     try:
         file = store.open("wb")
     except OSError as error:
@@ -197,7 +199,7 @@ def _embed(encode: Encode, corpus: Sequence[str], unit: bool, store: Path | None
         np.lib.format.write_array_header_1_0(file, header)
         for block in itertools.chain([first], blocks):
             file.write(block.data)
-    return Embeddings(store)
+    return CorpusEmbeddings(store)
 
 
 def _finished(embeddings: Float[np.ndarray, "n D"], unit: bool) -> Float[np.ndarray, "n D"]:

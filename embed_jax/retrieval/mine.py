@@ -10,13 +10,14 @@ import collections
 import dataclasses
 import math
 import random
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from embed_jax.data.pairs import normal_form
+from embed_jax.data.positives import PairScorer
 from embed_jax.errors import InputError, RunError
 from embed_jax.registry import unknown
 from embed_jax.retrieval.bm25 import bm25_searcher
@@ -29,7 +30,7 @@ __all__ = [
     "Mined",
     "Mining",
     "Report",
-    "Score",
+    "PairScorer",
     "Searcher",
     "bm25_searcher",
     "corpus_with",
@@ -37,9 +38,6 @@ __all__ = [
 ]
 __all__ += ["faiss_searcher", "mine", "mine_negatives", "records_of"]
 
-Score = Callable[
-    [Sequence[str], Sequence[str]], Float[np.ndarray, " N"]
-]  # score(queries, passages): a cross-encoder
 Pair = Mapping[str, Any]
 SAMPLING = ("top", "random")
 CARRIED = ("id", "group")  # fields of a pair that stay with its triplets and n-tuples
@@ -180,7 +178,7 @@ def mine_negatives(
     searchers: Sequence[Searcher],
     options: Mining,
     *,
-    score: Score | None = None,
+    score: PairScorer | None = None,
     block: int = 1024,
     report: Report | None = None,
     fold: Fold | None = None,
@@ -234,7 +232,7 @@ def mine(
     options: Mining,
     form: str = "n-tuples",
     *,
-    score: Score | None = None,
+    score: PairScorer | None = None,
     block: int = 1024,
     fold: Fold | None = None,
 ) -> tuple[list[dict[str, Any]], Report]:
@@ -252,7 +250,7 @@ def _mine_block(
     index: PassageIndex,
     searchers: Sequence[Searcher],
     options: Mining,
-    score: Score | None,
+    score: PairScorer | None,
     report: Report,
 ) -> list[Mined]:
     candidates = _search(queries, index, searchers, options)
@@ -340,7 +338,10 @@ def _distinct(
 
 
 def _rescore(
-    queries: Sequence[_Query], candidates: list[_Candidates], corpus: Sequence[str], score: Score
+    queries: Sequence[_Query],
+    candidates: list[_Candidates],
+    corpus: Sequence[str],
+    score: PairScorer,
 ) -> None:
     """Puts the scores of `score` in place of the searchers', and the candidates in their order."""
     lists = [
@@ -358,7 +359,7 @@ def _rescore(
         found.sources = np.zeros_like(found.rows)
 
 
-def _scored(score: Score, lists: Sequence[tuple[str, list[str]]]) -> list[list[float]]:
+def _scored(score: PairScorer, lists: Sequence[tuple[str, list[str]]]) -> list[list[float]]:
     """The scores of lists of passages, each list for one query, all in one call."""
     queries = [query for query, passages in lists for _ in passages]
     values = np.asarray(score(queries, [passage for _, passages in lists for passage in passages]))

@@ -12,22 +12,22 @@ from jaxtyping import Float, Int
 from embed_jax.errors import InputError
 from embed_jax.retrieval.copies import PassageIndex
 
-Record = TypeVar("Record")
+AnyRecord = TypeVar("AnyRecord")
 Search = Callable[[Sequence[str], int], tuple[Float[np.ndarray, "Q k"], Int[np.ndarray, "Q k"]]]
 
 BLOCK = 8192  # queries searched for at a time
 
 
 def round_trip_filter(
-    records: Iterable[Record],
+    records: Iterable[AnyRecord],
     search: Search,
     k: int,
     passages: Sequence[str],
-    columns: Callable[[Record], tuple[str, str]] = lambda record: (
+    columns: Callable[[AnyRecord], tuple[str, str]] = lambda record: (
         record["anchor"],
         record["positive"],
     ),
-) -> Iterator[Record]:
+) -> Iterator[AnyRecord]:
     """Yields, in order, the pairs whose passage is among the k best of all passages for their query.
 
     The round trip of Alberti et al. 2019, applied to generated queries as in Promptagator (Dai et al. 2022, k = 1), and

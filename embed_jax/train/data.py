@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from embed_jax.config import Experiment
 from embed_jax.config import Source as SourceConfig
@@ -18,7 +17,7 @@ from embed_jax.data.pairs import looked_at, of_record
 from embed_jax.data.pipeline import (
     BatchMaker,
     Record,
-    Source,
+    RecordSource,
     batch_maker,
     data_fingerprint,
     most_texts,
@@ -27,9 +26,10 @@ from embed_jax.data.pipeline import (
     training_batches,
 )
 from embed_jax.data.sources import RecordFields
-from embed_jax.data.stream import Stream, made_ahead, stream_batches
+from embed_jax.data.stream import RecordStream, made_ahead, stream_batches
 from embed_jax.errors import InputError
 from embed_jax.losses.base import About
+from embed_jax.retrieval.topk import Encode
 from embed_jax.runtime import say
 from embed_jax.train.model import TrainingModel
 from embed_jax.train.objective import Objective
@@ -37,7 +37,6 @@ from embed_jax.train.prompts import given_prompts
 from embed_jax.train.sources import ONLY, Sources
 from embed_jax.types import Batch, TokenBatch, TrainState
 
-Encode = Callable[[Sequence[str]], np.ndarray]
 SourcesAt = Callable[[int, Encode], Sources]
 VALIDATION_BATCHES = 8
 
@@ -88,7 +87,7 @@ def training_data(
     _check_same_mask(config, pieces)
     maker = _batch_maker(config, model, objective, groups)
     streamed = next(
-        (source for source in pieces.values() if isinstance(source.records, Stream)), None
+        (source for source in pieces.values() if isinstance(source.records, RecordStream)), None
     )
     if streamed and config.batch.no_duplicates:
         raise InputError(
@@ -249,7 +248,7 @@ def _cut_sources(sources: Sources, objective: Objective) -> Sources:
 
 def prepare_sources(
     sources: Sources, objective: Objective, config: Experiment
-) -> dict[str, Source]:
+) -> dict[str, RecordSource]:
     """Returns the data sets with their prompts and lengths, without labels and scores that their loss does not use.
 
     Raises:
@@ -284,7 +283,7 @@ def prepare_sources(
     return prepared
 
 
-def _check_data(source: Source, about: About, config: Experiment, dataset: str = "") -> None:
+def _check_data(source: RecordSource, about: About, config: Experiment, dataset: str = "") -> None:
     """Refuses a data set that lacks what its loss needs.
 
     Args:
@@ -343,7 +342,7 @@ def _check_data(source: Source, about: About, config: Experiment, dataset: str =
                     )
 
 
-def _check_teacher(source: Source, about: About, config: Experiment, dataset: str) -> None:
+def _check_teacher(source: RecordSource, about: About, config: Experiment, dataset: str) -> None:
     """Refuses a data set whose file of a teacher's embeddings is missing, not used, or of another number of texts.
 
     Raises:

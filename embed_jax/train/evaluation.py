@@ -19,7 +19,7 @@ from embed_jax.data.sources.sts import read_sts
 from embed_jax.errors import InputError
 from embed_jax.evals.comparison import Comparison, compare
 from embed_jax.evals.geometry import geometry_evaluator, judged_texts, sts_texts
-from embed_jax.evals.retrieval import Qrels, Texts, retrieval_evaluator
+from embed_jax.evals.retrieval import Qrels, TextsById, retrieval_evaluator
 from embed_jax.evals.sts import sts_evaluator
 from embed_jax.parallel.mesh import split_groups
 from embed_jax.prompts import fill_template
@@ -29,9 +29,8 @@ from embed_jax.sentence import load_sentence_encoder
 from embed_jax.train.assembly import Assembly
 from embed_jax.train.model import model_before
 from embed_jax.train.prompts import given_prompts, training_encoders
-from embed_jax.types import Batch, TrainState
+from embed_jax.types import Batch, Evaluator, TrainState
 
-Evaluator = Callable[[Callable[[Sequence[str]], np.ndarray]], Mapping[str, float]]
 """`encode -> {metric: value}`"""
 
 
@@ -159,7 +158,9 @@ def sts_tests(config: Experiment) -> dict[str, Evaluator]:
     return found
 
 
-def search_evaluators(config: Experiment, task: tuple[Texts, Texts, Qrels]) -> dict[str, Evaluator]:
+def search_evaluators(
+    config: Experiment, task: tuple[TextsById, TextsById, Qrels]
+) -> dict[str, Evaluator]:
     """Makes what a search task measures while training: "retrieval", and "geometry" if asked for.
 
     Args:
@@ -180,7 +181,7 @@ def search_evaluators(config: Experiment, task: tuple[Texts, Texts, Qrels]) -> d
 
 
 def report_search(
-    task: tuple[Texts, Texts, Qrels], config: Experiment, workdir: Path, unchanged: str = ""
+    task: tuple[TextsById, TextsById, Qrels], config: Experiment, workdir: Path, unchanged: str = ""
 ) -> Comparison:
     """Searches test data with the model before, the model after and BM25; prints table and verdict.
 

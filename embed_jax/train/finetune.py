@@ -13,7 +13,7 @@ import jax
 from embed_jax.config import Experiment
 from embed_jax.config_file import override
 from embed_jax.data.pairs import CARRIED, as_pairs, retrieval_task, split_pairs
-from embed_jax.data.pipeline import Source
+from embed_jax.data.pipeline import RecordSource
 from embed_jax.data.sources import python_records, record_fields
 from embed_jax.errors import InputError, RunError, require
 from embed_jax.sentence import SentenceEncoder, load_sentence_encoder
@@ -138,7 +138,7 @@ def _finetune(
         validation = [] if lists else validation  # nothing scores the held-out pairs
     else:
         fields = scaled(record_fields(records), config.data.score_max)
-        sources = {ONLY: Source(records, fields)}
+        sources = {ONLY: RecordSource(records, fields)}
     result = fit(config, workdir, sources=sources, evaluators=evaluators, validation=validation)
     if not result.finished:
         advice = "the same call goes on" if keep else "without a workdir nothing of it is kept"

@@ -18,7 +18,7 @@ from embed_jax import cross_encoder
 from embed_jax.atomic import replaced
 from embed_jax.config import Experiment, flatten
 from embed_jax.data.pairs import CARRIED, as_pairs
-from embed_jax.data.pipeline import Source
+from embed_jax.data.pipeline import RecordSource
 from embed_jax.data.sources import pair_columns, record_fields
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
@@ -51,7 +51,7 @@ def mined_sources(
     workdir: Path,
     *,
     lists: bool,
-) -> Callable[[int, Encode], dict[str, Source]]:
+) -> Callable[[int, Encode], dict[str, RecordSource]]:
     """What `fit` asks for its data: the pairs that are consistent, with hard negatives as the model finds them.
 
     Args:
@@ -130,12 +130,12 @@ def mined_sources(
             _write(file, found)
         return found
 
-    def sources_at(step: int, encode: Encode) -> dict[str, Source]:
+    def sources_at(step: int, encode: Encode) -> dict[str, RecordSource]:
         # Consistency is the first model's judgement; what is written at step 0 is read afterwards.
         found = recorded("pairs", lambda: consistent(encode)) if config.data.consistency else pairs
         if names:
             found = recorded(str(step), lambda: negatives(found, encode, step))
-        return {ONLY: Source(found, record_fields(found))}
+        return {ONLY: RecordSource(found, record_fields(found))}
 
     return sources_at
 

@@ -11,9 +11,8 @@ import jax
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from embed_jax.config import Experiment, Model
-from embed_jax.config import Loss as LossConfig
-from embed_jax.data.pipeline import Record, Source
+from embed_jax.config import Experiment, LossSettings, Model
+from embed_jax.data.pipeline import Record, RecordSource
 from embed_jax.data.tokenize import Tokenizer
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.hub import resolve
@@ -32,7 +31,7 @@ from embed_jax.train.prompts import settle_prompts
 from embed_jax.train.sources import ONLY
 from embed_jax.types import Auxiliary, Encoder, Params, TrainState
 
-UNSET = dataclasses.asdict(LossConfig())
+UNSET = dataclasses.asdict(LossSettings())
 NOT_ARGUMENTS = ("name", "form", "mlm")  # fields of `config.loss` that are no argument of a loss
 
 
@@ -75,7 +74,7 @@ class Objective:
     prompts: tuple[str, str] = ("", "")
     models: Mapping[str, FrozenModel] = dataclasses.field(default_factory=dict)
     frozen: Mapping[str, Params] = dataclasses.field(default_factory=dict)
-    pieces: Callable[[Sequence[Record], Source], Sequence[Record]] | None = None
+    pieces: Callable[[Sequence[Record], RecordSource], Sequence[Record]] | None = None
     tensors: Callable[[TrainState], dict[str, np.ndarray]] | None = None
 
 
@@ -203,7 +202,7 @@ def training_loss(config: Experiment) -> Loss:
     return per_dataset(losses) if len(losses) > 1 else losses[names[0]]
 
 
-def _loss_arguments(config: LossConfig) -> dict[str, Any]:
+def _loss_arguments(config: LossSettings) -> dict[str, Any]:
     """Returns the fields of `config.loss` that are set and go to the losses that take them."""
     return {
         name: value

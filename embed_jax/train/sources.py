@@ -10,7 +10,7 @@ from typing import Any
 from embed_jax.config import Data as DataConfig
 from embed_jax.config import Experiment
 from embed_jax.config import Source as SourceConfig
-from embed_jax.data.pipeline import Source
+from embed_jax.data.pipeline import RecordSource
 from embed_jax.data.records import VALUES
 from embed_jax.data.sources import (
     RecordFields,
@@ -19,16 +19,16 @@ from embed_jax.data.sources import (
     place_in_file,
     record_fields,
 )
-from embed_jax.data.stream import Stream, open_stream
+from embed_jax.data.stream import RecordStream, open_stream
 from embed_jax.data.teacher import TeacherVectors, number_records, open_teacher_vectors
 from embed_jax.errors import InputError
 from embed_jax.runtime import say
 
-Sources = Mapping[str, Source]
+Sources = Mapping[str, RecordSource]
 ONLY = "train"  # the name of the data set of a run that has one
 
 
-def open_mixture(config: Experiment) -> dict[str, Source]:
+def open_mixture(config: Experiment) -> dict[str, RecordSource]:
     """The data sets that `config.mixture.sources` names, or that of `config.data` alone if it names none."""
     chosen = vars(config.mixture.sources)
     if not chosen:
@@ -42,7 +42,7 @@ def open_mixture(config: Experiment) -> dict[str, Source]:
     return found
 
 
-def open_source(settings: DataConfig | SourceConfig, name: str = ONLY) -> Source:
+def open_source(settings: DataConfig | SourceConfig, name: str = ONLY) -> RecordSource:
     """The records that a config names, without those excluded, and what is trained on of them.
 
     Args:
@@ -57,7 +57,7 @@ def open_source(settings: DataConfig | SourceConfig, name: str = ONLY) -> Source
         raise placed(error, settings.train, settings.split, columns) from None
     if settings.exclude:
         records = without_texts(records, fields.columns, settings.exclude, name)
-    return Source(
+    return RecordSource(
         records, scaled(fields, settings.score_max), max_length=getattr(settings, "max_length", 0)
     )
 
@@ -94,7 +94,7 @@ def column_names(columns: str) -> list[str]:
     return [name.strip() for name in columns.split(",") if name.strip()]
 
 
-def _open_stream(settings: DataConfig | SourceConfig) -> Stream:
+def _open_stream(settings: DataConfig | SourceConfig) -> RecordStream:
     """Records read one after the other; the only data set of a run."""
     if not isinstance(settings, DataConfig):
         raise InputError(

@@ -14,7 +14,7 @@ from jaxtyping import PRNGKeyArray
 from embed_jax.config import Experiment
 from embed_jax.config import Source as SourceConfig
 from embed_jax.data.chunks import in_pieces
-from embed_jax.data.pipeline import Record, Source
+from embed_jax.data.pipeline import Record, RecordSource
 from embed_jax.encoders.hub import resolve
 from embed_jax.encoders.token_heads import head_tensors, read_head
 from embed_jax.encoders.token_objectives import build_token_objective
@@ -59,7 +59,7 @@ def token_objective(config: Experiment, model: TrainingModel) -> Objective:
         params = {**state.frozen.get(HEAD, {}), **state.params["loss"]}
         return head_tensors(model.encoder.config, params)
 
-    def pieces(records: Sequence[Record], source: Source) -> Sequence[Record]:
+    def pieces(records: Sequence[Record], source: RecordSource) -> Sequence[Record]:
         tokenizer = model.sentence.tokenizer.cut_at(source.max_length)
         return in_pieces(records, lambda record: source.fields.columns(record)[0], tokenizer)
 

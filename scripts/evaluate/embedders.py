@@ -116,12 +116,12 @@ def open_embedder(
     from embed_jax.evals.embedder import Embedder, endpoint_options
 
     if provider(name):
-        from embed_jax.remote.endpoint import Endpoint, endpoint_encoder
+        from embed_jax.remote.endpoint import EmbeddingEndpoint, endpoint_encoder
 
         given = [option for option in OPTIONS[1:] if getattr(options, option)]
         if given:
             raise InputError(f"{name}: --{given[0].replace('_', '-')} is not for an endpoint")
-        endpoint = Endpoint(
+        endpoint = EmbeddingEndpoint(
             provider(name), name.partition(":")[2], base_url=options.endpoint_url, dim=options.dim
         )
         return Embedder(

@@ -14,7 +14,7 @@ from . import embedders
 from .data import add_data_arguments, described, training_texts
 
 if TYPE_CHECKING:
-    from embed_jax.evals.results import Result
+    from embed_jax.evals.results import TaskResult
 
 
 def add_arguments(parser: OneLineParser) -> Callable[[argparse.Namespace], None]:
@@ -122,7 +122,7 @@ def option(given: str) -> tuple[str, Any]:
         return name, value
 
 
-def print_one(result: Result, model: str, data: str, baseline: Any) -> None:
+def print_one(result: TaskResult, model: str, data: str, baseline: Any) -> None:
     """A metric a row, a system a column."""
     outcome = result.outcome
     systems = {model: (outcome.metrics, outcome.intervals)}
@@ -144,7 +144,7 @@ def print_one(result: Result, model: str, data: str, baseline: Any) -> None:
     )
 
 
-def print_several(found: Sequence[Result]) -> None:
+def print_several(found: Sequence[TaskResult]) -> None:
     """A data set a row, a metric with an interval a column; last the average."""
     columns = list(dict.fromkeys(metric for result in found for metric in result.outcome.intervals))
     rows = [
@@ -163,7 +163,7 @@ def print_several(found: Sequence[Result]) -> None:
     print_table(["data", found[0].unit, *columns], rows)
 
 
-def averages(found: Sequence[Result]) -> dict[str, float]:
+def averages(found: Sequence[TaskResult]) -> dict[str, float]:
     """Means over data sets of the metrics that all have an interval of."""
     import numpy as np
 
@@ -198,7 +198,7 @@ def cell(value: float | None, interval: tuple[float, float] | None) -> str:
     return f"{value:.4f} [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else f"{value:.4f}"
 
 
-def as_json(about: dict[str, Any], found: Sequence[Result], baseline: Any) -> dict[str, Any]:
+def as_json(about: dict[str, Any], found: Sequence[TaskResult], baseline: Any) -> dict[str, Any]:
     """What is written to --output: scores are fractions, n counts items; of several data sets DATA/METRIC."""
     content = about
     if len(found) == 1:

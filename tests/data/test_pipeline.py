@@ -15,7 +15,7 @@ import pytest
 from embed_jax.data.order import make_order
 from embed_jax.data.pairs import text_hash
 from embed_jax.data.pipeline import (
-    Source,
+    RecordSource,
     batch_maker,
     data_fingerprint,
     prefetch,
@@ -40,7 +40,7 @@ def make(records, tokenizer_directory):
         fields = {"columns": pair_columns(records)} | {
             name: changes.pop(name) for name in FIELDS if name in changes
         }
-        source = Source(changes.pop("records", records), RecordFields(**fields), prompts)
+        source = RecordSource(changes.pop("records", records), RecordFields(**fields), prompts)
         settings = {
             "tokenizers": {"encoder": load_tokenizer(tokenizer_directory, 32)},
             "groups": 2,
@@ -94,11 +94,11 @@ def test_same_step_same_batch_in_another_process(make, made_records, tokenizer_d
     program = f"""
 import jax, hashlib, numpy as np
 from embed_jax.data.order import make_order
-from embed_jax.data.pipeline import Source, batch_maker, training_batches
+from embed_jax.data.pipeline import RecordSource, batch_maker, training_batches
 from embed_jax.data.sources import RecordFields, pair_columns
 from embed_jax.data.tokenize import load_tokenizer
 records = {made_records(COUNT)!r}
-source = Source(records, RecordFields(pair_columns(records)))
+source = RecordSource(records, RecordFields(pair_columns(records)))
 make = batch_maker([source], batch_size={BATCH}, groups=2, row_length=32,
     tokenizers={{"encoder": load_tokenizer({str(tokenizer_directory)!r}, 32)}})
 ds = training_batches(make, make_order([len(records)], {BATCH}, 0))
@@ -377,7 +377,7 @@ def test_advice_about_rows_on_several_hosts_can_be_followed(make):
 def test_fingerprint_tells_data_apart(records):
     def of(records, **fields):
         return data_fingerprint(
-            {"": Source(records, RecordFields(**{"columns": pair_columns(records)} | fields))}
+            {"": RecordSource(records, RecordFields(**{"columns": pair_columns(records)} | fields))}
         )
 
     same = of(list(records))
@@ -387,7 +387,10 @@ def test_fingerprint_tells_data_apart(records):
     prints = [of(records, **{name: FIELDS[name]}) for name in ("label", "score", "keys")]
     prints += [same, of(records, label=FIELDS["label"], score=FIELDS["score"])]
     assert len({one[""]["texts"] for one in prints}) == len(prints)
-    assert data_fingerprint({"other": Source(records, RecordFields(pair_columns(records)))}) != same
+    assert (
+        data_fingerprint({"other": RecordSource(records, RecordFields(pair_columns(records)))})
+        != same
+    )
 
 
 def test_text_hash_is_stable_and_ignores_outer_white_space():

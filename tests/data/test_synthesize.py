@@ -20,7 +20,7 @@ from embed_jax.data.synthesize import (
 )
 from embed_jax.errors import InputError
 from embed_jax.remote.ask import Pace, Retries, Stopped
-from embed_jax.remote.chat import Endpoint, answer_text
+from embed_jax.remote.chat import ChatEndpoint, answer_text
 from embed_jax.remote.server import Failed, read_key, retry_after
 
 PASSAGE = 'Braces {like} {0} these, "quotes" and </passage> are text.'
@@ -258,7 +258,7 @@ def test_an_answers_text_is_found_in_both_forms():
 )
 def test_base_urls_that_are_none_are_refused(url):
     with pytest.raises(InputError, match="base URL") as error:
-        Endpoint("openai", url, "m", {})
+        ChatEndpoint("openai", url, "m", {})
     assert "secret" not in str(error.value)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from embed_jax.encoders.build import build_encoder
-from embed_jax.encoders.layers import Places, keep_mask
+from embed_jax.encoders.layers import MaskPositions, keep_mask
 from embed_jax.encoders.spec import random_spec
 from embed_jax.errors import InputError
 
@@ -80,7 +80,7 @@ def test_the_rate_and_the_independence_of_examples_and_positions(rate):
         jnp.arange(64)[:, None] // 2 + jnp.zeros((1, 32), int),
         jnp.arange(32) + jnp.zeros((64, 1), int),
     )
-    starts = Places(example, position).starts(128)
+    starts = MaskPositions(example, position).starts(128)
     dropped = ~np.asarray(keep_mask(jax.random.key(0), rate, (64, 32, 128), starts))
     np.testing.assert_array_equal(dropped[::2], dropped[1::2])
     different = dropped[::2]

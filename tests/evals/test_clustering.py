@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 
 from embed_jax.errors import InputError
-from embed_jax.evals.clustering import Run, cluster, clustering_outcome, open_task, v_measures
+from embed_jax.evals.clustering import (
+    ClusteringRun,
+    cluster,
+    clustering_outcome,
+    open_task,
+    v_measures,
+)
 from embed_jax.evals.metrics import bootstrap_interval
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -129,10 +135,12 @@ def test_values_say_how_the_v_measure_changes_with_a_text():
     rng = np.random.default_rng(0)
     labels = rng.choice(4, p=[0.7, 0.15, 0.1, 0.05], size=2000)
     found = np.where(rng.random(2000) < 0.8, labels, rng.integers(4, size=2000))
-    ours = clustering_outcome([[Run(np.arange(2000), labels, 4)]], [[found]]).intervals["v_measure"]
+    ours = clustering_outcome([[ClusteringRun(np.arange(2000), labels, 4)]], [[found]]).intervals[
+        "v_measure"
+    ]
     theirs = bootstrap_interval(2000, lambda rows: v_measures(labels[rows], found[rows]).mean())
     assert ours == pytest.approx(theirs, abs=0.05 * (theirs[1] - theirs[0]) + 0.002)
-    perfect = clustering_outcome([[Run(np.arange(2000), labels, 4)]], [[3 - labels]])
+    perfect = clustering_outcome([[ClusteringRun(np.arange(2000), labels, 4)]], [[3 - labels]])
     assert perfect.items.values == pytest.approx(np.ones(2000))
 
 
@@ -140,7 +148,7 @@ def test_each_run_weighs_the_same_whatever_its_size():
     rows = [np.arange(4), np.arange(4, 14)]
     labels = [np.array([0, 0, 1, 1]), np.arange(10) % 2]
     found = [np.array([0, 0, 0, 1]), np.arange(10) // 2 % 2]
-    runs = [Run(row, label, 2) for row, label in zip(rows, labels, strict=True)]
+    runs = [ClusteringRun(row, label, 2) for row, label in zip(rows, labels, strict=True)]
     each = [v_measures(label, one).mean() for label, one in zip(labels, found, strict=True)]
     outcome = clustering_outcome([runs], [found])
     assert outcome.score == pytest.approx(np.mean(each)) == outcome.items.score()
@@ -150,7 +158,9 @@ def test_each_run_weighs_the_same_whatever_its_size():
 def test_clusters_that_are_the_labels_score_one():
     centres = 100 * np.eye(3)[[0, 1, 2] * 10]
     found = cluster(centres + np.random.default_rng(0).normal(size=(30, 3)), 3)
-    outcome = clustering_outcome([[Run(np.arange(30), np.array([0, 1, 2] * 10), 3)]], [[found]])
+    outcome = clustering_outcome(
+        [[ClusteringRun(np.arange(30), np.array([0, 1, 2] * 10), 3)]], [[found]]
+    )
     assert outcome.metrics == pytest.approx({"v_measure": 1.0, "ami": 1.0})
 
 

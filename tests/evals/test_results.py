@@ -15,7 +15,7 @@ from embed_jax.evals.leaderboard import (
     read_board,
     task_table,
 )
-from embed_jax.evals.results import Result, read_result, read_results, seen_in_training
+from embed_jax.evals.results import TaskResult, read_result, read_results, seen_in_training
 from embed_jax.evals.task import Items, Outcome, Task, mean_outcome
 
 
@@ -28,7 +28,9 @@ def made(model, name, values, task="retrieval", print_="d", gold=None, **details
         outcome = Outcome(
             "spearman", {"spearman": items.score()}, {"spearman": items.interval()}, items
         )
-    return Result(model, name, task, "queries", outcome, {"fingerprint": ["m", print_], **details})
+    return TaskResult(
+        model, name, task, "queries", outcome, {"fingerprint": ["m", print_], **details}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +70,7 @@ def test_files_hold_all_of_a_result(systems, tmp_path):
 def test_what_is_undefined_is_null(tmp_path):
     items = Items(np.ones(3), np.arange(3.0), "spearman")
     outcome = Outcome("spearman", {"spearman": math.nan}, {"spearman": (math.nan, math.nan)}, items)
-    Result("m", "flat", "sts", "pairs", outcome).write(tmp_path / "flat.json")
+    TaskResult("m", "flat", "sts", "pairs", outcome).write(tmp_path / "flat.json")
     assert json.loads((tmp_path / "flat.json").read_text())["metrics"] == {"spearman": None}
     assert cell(read_result(tmp_path / "flat.json")) == "undefined"
 
@@ -193,7 +195,7 @@ def test_the_score_without_what_training_has_seen():
         found["interval"][0] <= found["clean"] <= found["interval"][1]
         and len(found["examples"]) == 3
     )
-    result = Result("m", "t", "sts", "pairs", outcome, {"overlap": found})
+    result = TaskResult("m", "t", "sts", "pairs", outcome, {"overlap": found})
     assert result.cautions() == [
         "only 10 pairs: its interval is wide, and too narrow still below some thirty",
         "3 of 10 pairs share 8 words in a row with the training data: 0.1429 without them",
@@ -201,7 +203,7 @@ def test_the_score_without_what_training_has_seen():
     unseen = seen_in_training(task, outcome, ["nothing of the kind is here at all , no"])
     assert (
         "0 of 10 pairs share 8 words in a row with the training data"
-        in Result("m", "t", "sts", "pairs", outcome, {"overlap": unseen}).cautions()
+        in TaskResult("m", "t", "sts", "pairs", outcome, {"overlap": unseen}).cautions()
     )
     all_seen = seen_in_training(task, outcome, [text for text, _ in texts])
     assert math.isnan(all_seen["clean"]) and all_seen["items"] == 10

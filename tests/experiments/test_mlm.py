@@ -350,7 +350,7 @@ def test_pairs_are_no_documents(refused, tmp_path):
 
 def test_pairs_are_not_trained_on_by_other_ways(settings, tmp_path):
     """`fit` itself refuses records of two texts."""
-    from embed_jax.data.pipeline import Source
+    from embed_jax.data.pipeline import RecordSource
     from embed_jax.data.sources import record_fields
 
     records = [{"anchor": "a", "positive": "b"}] * 40
@@ -358,6 +358,6 @@ def test_pairs_are_not_trained_on_by_other_ways(settings, tmp_path):
         fit(
             settings(),
             tmp_path / "run",
-            sources={"train": Source(records, record_fields(records))},
+            sources={"train": RecordSource(records, record_fields(records))},
             evaluators={},
         )

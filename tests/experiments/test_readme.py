@@ -11,7 +11,7 @@ import pytest
 
 from embed_jax.config import Experiment
 from embed_jax.config_file import override
-from embed_jax.data.pipeline import Source
+from embed_jax.data.pipeline import RecordSource
 from embed_jax.data.sources import record_fields
 from embed_jax.train.assembly import assemble
 from embed_jax.train.fit import fit
@@ -60,7 +60,7 @@ def config(tiny_model):
 @pytest.fixture(scope="module")
 def sources(sentences):
     records = [{"anchor": sentences[n], "positive": sentences[n + 40]} for n in range(24)]
-    return {ONLY: Source(records, record_fields(records))}
+    return {ONLY: RecordSource(records, record_fields(records))}
 
 
 def test_devices_and_steps_agree(example, config, sources):

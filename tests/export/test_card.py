@@ -8,7 +8,7 @@ import pytest
 from embed_jax.config import Experiment, Source, as_dict, to_json
 from embed_jax.config_file import load_config
 from embed_jax.errors import InputError
-from embed_jax.export.card import About, model_card
+from embed_jax.export.card import CardContent, model_card
 from embed_jax.export.record import UNKNOWN, config_source, hub_model, read_run
 from embed_jax.export.scores import read_scores
 from embed_jax.sentence import load_sentence_encoder
@@ -70,7 +70,7 @@ def test_the_hubs_library_reads_the_metadata(model, made_run, tmp_path):
             "run", model__name="nreimers/MiniLM-L6-H384-uncased", data__train="allnli_triplets"
         )
     )
-    about = About(
+    about = CardContent(
         name="me/model",
         run=run,
         scores=tuple(read_scores([tmp_path / "result.json"])),
@@ -112,7 +112,7 @@ def test_what_is_not_known_is_not_claimed(model, tmp_path, made_run):
             "run", model__name=str(tmp_path / "secret" / "base"), data__train="snli/train.jsonl"
         )
     )
-    card = parsed(model_card(model, About("model", run=run)))
+    card = parsed(model_card(model, CardContent("model", run=run)))
     assert not any(
         name in card.data.to_dict() for name in ("license", "language", "base_model", "datasets")
     )
@@ -182,7 +182,7 @@ def test_a_later_stage_tells_of_those_before(model, made_run):
     )
     run = read_run(second)
     assert run.base == "bert-base-uncased" and len(run.stages()) == 2
-    card = parsed(model_card(model, About("model", run=run)))
+    card = parsed(model_card(model, CardContent("model", run=run)))
     assert card.data.base_model == "bert-base-uncased"
     assert card.data.datasets == ["sentence-transformers/stsb", "stanfordnlp/snli"]
     for words in (
@@ -212,10 +212,10 @@ def test_the_log_says_which_step_and_how_fast(model, made_run):
         300.0,
         None,
     )
-    card = model_card(model, About("model", run=run))
+    card = model_card(model, CardContent("model", run=run))
     assert "| steps | 7 |" in card and "of step 7, where sts/spearman was best: 0.7050" in card
     assert "| tokens a second (median) | 300 |" in card and "FLOPs" not in card
-    assert "of step 3" in model_card(model, About("model", run=run, step=3))
+    assert "of step 3" in model_card(model, CardContent("model", run=run, step=3))
     patient = read_run(
         made_run("patient", lines=lines, eval__metric="sts/spearman", eval__min_gain=0.01)
     )
@@ -238,13 +238,13 @@ def session(seconds, start=0, devices=1, hosts=1, **versions):
 
 def test_how_long_and_on_what_it_was_trained(model, made_run):
     directory = made_run("run")
-    assert "training time" not in model_card(model, About("model", run=read_run(directory))), (
-        "of older runs"
-    )
+    assert "training time" not in model_card(
+        model, CardContent("model", run=read_run(directory))
+    ), "of older runs"
 
     def card(*sessions):
         (directory / "run.json").write_text(json.dumps({"experiment": "nli", "sessions": sessions}))
-        return model_card(model, About("model", run=read_run(directory)))
+        return model_card(model, CardContent("model", run=read_run(directory)))
 
     found = card(session(3000, devices=8), session(7000.2, start=5, devices=8))
     assert "| training time | 2 h 47 min, evaluations included |" in found
@@ -294,7 +294,7 @@ def test_the_command_that_trains_it_again_is_the_one_that_did(model, made_run):
 
 
 def again(model, directory):
-    return model_card(model, About("model", run=read_run(directory))).partition(
+    return model_card(model, CardContent("model", run=read_run(directory))).partition(
         "## Train it again"
     )[2]
 
@@ -318,7 +318,7 @@ def test_results_of_the_run_are_there_before_against_after(model, made_run):
         "after/average": 0.6,
     }
     run = read_run(made_run("run", results={"task": "sts", "metrics": measured}))
-    card = model_card(model, About("model", run=run))
+    card = model_card(model, CardContent("model", run=run))
     assert (
         "| sts12 | 0.5000 | 0.6250 |" in card
         and "| average |  | 0.6000 |" in card
@@ -380,7 +380,7 @@ def test_single_experiments_are_one_line(model, tmp_path):
     each = {f"accuracy_{number}": 0.5 + number / 100 for number in range(1, 11)}
     result = RESULT | {"main": "accuracy", "metrics": {"accuracy": 0.555, "f1": 0.5, **each}}
     (tmp_path / "a.json").write_text(json.dumps(result))
-    card = model_card(model, About("model", scores=tuple(read_scores([tmp_path]))))
+    card = model_card(model, CardContent("model", scores=tuple(read_scores([tmp_path]))))
     assert "| accuracy, single experiments | 0.5100 to 0.6000 | 10 experiments |" in card
     assert "accuracy_3" not in card and len(parsed(card).data.eval_results) == 2
 
@@ -389,7 +389,7 @@ def test_many_tasks_have_a_line_each(model, tmp_path):
     for number in range(7):
         (tmp_path / f"{number}.json").write_text(json.dumps(RESULT | {"name": f"Task{number}"}))
     scores = tuple(read_scores([tmp_path]))
-    card = model_card(model, About("model", scores=scores))
+    card = model_card(model, CardContent("model", scores=scores))
     assert card.count("| **ndcg@10** |") == 7 and "mrr@10" not in card
     assert len(parsed(card).data.eval_results) == 7
 
@@ -430,7 +430,7 @@ def test_what_is_no_run_is_said_in_one_line(tmp_path, tiny_model):
 
 def test_cells_stay_cells(model):
     odd = dataclasses.replace(read_scores_of(RESULT), name="a | b\nc")
-    card = model_card(model, About("model", scores=(odd,)))
+    card = model_card(model, CardContent("model", scores=(odd,)))
     assert "| a \\| b c test | **ndcg@10** |" in card
     assert parsed(card).data.eval_results[0].dataset_name == "a | b\nc"
 

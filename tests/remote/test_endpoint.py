@@ -18,7 +18,7 @@ import pytest
 
 from embed_jax.errors import InputError, RunError
 from embed_jax.remote.ask import Retries
-from embed_jax.remote.endpoint import INTERFACES, Endpoint, endpoint_encoder
+from embed_jax.remote.endpoint import INTERFACES, EmbeddingEndpoint, endpoint_encoder
 from embed_jax.remote.vector_cache import VectorCache
 
 ROOT = Path(__file__).parent.parent.parent
@@ -154,7 +154,7 @@ def encoder(server):
     """`encoder(interface="openai", cache=None, batch_size=0, **options of Endpoint) -> encode` with short waits."""
 
     def make(interface="openai", cache=None, batch_size=0, concurrency=4, retries=FAST, **options):
-        endpoint = Endpoint(
+        endpoint = EmbeddingEndpoint(
             interface, "some-model", base_url=server.base + BASES[interface], **options
         )
         how = {"batch_size": batch_size, "concurrency": concurrency, "retries": retries}
@@ -471,9 +471,9 @@ def test_two_may_add_to_one_cache(tmp_path):
 
 def test_bad_use_is_refused_before_anything_is_sent(encoder, server, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="did you mean 'cohere'"):
-        Endpoint("cohre", "m")
+        EmbeddingEndpoint("cohre", "m")
     with pytest.raises(InputError, match="base URL"):
-        Endpoint("openai", "m", base_url="localhost")
+        EmbeddingEndpoint("openai", "m", base_url="localhost")
     with pytest.raises(InputError, match="did you mean 'query'"):
         encoder()(TEXTS, kind="querry")
     with pytest.raises(InputError, match="one string"):
@@ -481,11 +481,11 @@ def test_bad_use_is_refused_before_anything_is_sent(encoder, server, tmp_path, m
     with pytest.raises(InputError, match="no cache can be kept there"):
         encoder(cache=tmp_path / "nowhere" / "cache")
     with pytest.raises(InputError, match="NO_SUCH_KEY is not set"):
-        Endpoint("openai", "m", key_variable="NO_SUCH_KEY")
+        EmbeddingEndpoint("openai", "m", key_variable="NO_SUCH_KEY")
     for interface, form in INTERFACES.items():
         monkeypatch.delenv(form.key_variable)
         with pytest.raises(InputError, match=f"{form.key_variable} is not set"):
-            Endpoint(interface, "m")
+            EmbeddingEndpoint(interface, "m")
     assert server.requests == []
 
 
@@ -493,7 +493,9 @@ def test_a_server_that_is_not_there(monkeypatch):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
-    encode = endpoint_encoder(Endpoint("openai", "m", base_url=url, key_variable=""), retries=FAST)
+    encode = endpoint_encoder(
+        EmbeddingEndpoint("openai", "m", base_url=url, key_variable=""), retries=FAST
+    )
     with pytest.raises(InputError, match="cannot be reached"):
         encode(TEXTS)
 

@@ -11,7 +11,7 @@ from embed_jax.errors import InputError
 from embed_jax.retrieval import calibration as learnt
 from embed_jax.retrieval.calibration import Ranges, calibrate, load_calibration, save_calibration
 from embed_jax.retrieval.compressed import CompressedIndex
-from embed_jax.retrieval.index import Embeddings
+from embed_jax.retrieval.index import CorpusEmbeddings
 from embed_jax.retrieval.quantize import (
     Compressed,
     compress,
@@ -191,7 +191,7 @@ def test_rescoring_all_candidates_is_the_search_it_rescores_with(
     by_codes = index.search(queries, 11, asymmetric=False, rescore=100)  # 1,100 candidates: all
     asymmetric = index.search(queries, 11)
     np.testing.assert_allclose(by_codes[0], asymmetric[0], rtol=1e-4, atol=1e-5)
-    for originals in (Embeddings(embeddings), Compressed(embeddings, "float32")):
+    for originals in (CorpusEmbeddings(embeddings), Compressed(embeddings, "float32")):
         scores, rows = index.search(queries, 11, asymmetric=False, rescore=100, originals=originals)
         np.testing.assert_allclose(scores, best(queries @ embeddings.T, 11)[0], atol=1e-5)
 
@@ -201,7 +201,7 @@ def test_rescoring_reorders_the_candidates_and_no_others(embeddings, queries, st
     index = CompressedIndex(stored("binary"))
     candidates = index.search(queries, 20, asymmetric=False)[1]
     scores, rows = index.search(
-        queries, 5, asymmetric=False, rescore=4, originals=Embeddings(embeddings)
+        queries, 5, asymmetric=False, rescore=4, originals=CorpusEmbeddings(embeddings)
     )
     for query, own, found, values in zip(queries, candidates, rows, scores, strict=True):
         exact = embeddings[own] @ query
@@ -343,7 +343,7 @@ def test_bad_input_is_refused_in_one_line(embeddings, queries, stored):
         ),
         r"queries: row 7": lambda: index.search(broken, 5),
         r"originals: of 16 dimensions": lambda: index.search(
-            queries, 5, rescore=4, originals=Embeddings(embeddings[:, :16])
+            queries, 5, rescore=4, originals=CorpusEmbeddings(embeddings[:, :16])
         ),
         r"found 0 and 0": lambda: index.search(queries, 0),
         r"found 5 and -1": lambda: index.search(queries, 5, rescore=-1),

@@ -214,7 +214,7 @@ def test_every_fault_has_commands_that_can_be_run(diagnosed, unrecorded, triplet
 def test_what_cannot_be_diagnosed_is_refused(refused, tiny_model, beir, triplets, tmp_path):
     good = ("--model", tiny_model, "--task", "retrieval", "--data", beir, "--diagnose")
     (tmp_path / "half.jsonl").write_text(
-        '{"anchor": "a", "positive": "b"}\n{"anchor": "a", "positive": null}\n'
+        '{"anchor": "a", "positive": "b"}\n{"anchor": "a", "positive": ["b"]}\n'
     )
     (tmp_path / "texts.jsonl").write_text('{"text": "a"}\n')
     bad = {

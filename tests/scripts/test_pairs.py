@@ -139,7 +139,10 @@ def test_paraphrases_by_a_cross_encoder(run, refused, tmp_path, monkeypatch):
         score=lambda a, b: np.array([len(y) - len(x) for x, y in zip(a, b, strict=True)]),
     )
     module = types.ModuleType("embed_jax.cross_encoder")
-    module.load = {"some/model": model, "some/nli": types.SimpleNamespace(num_labels=3)}.__getitem__
+    module.load_cross_encoder = {
+        "some/model": model,
+        "some/nli": types.SimpleNamespace(num_labels=3),
+    }.__getitem__
     monkeypatch.setitem(sys.modules, "embed_jax.cross_encoder", module)
     path = write(
         tmp_path / "a.jsonl", [{"sentence1": "a", "sentence2": "b" * n} for n in range(1, 6)]

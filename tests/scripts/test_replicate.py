@@ -10,7 +10,7 @@ import pytest
 
 from embed_jax.config import Experiment
 from embed_jax.config_file import override
-from embed_jax.data.pipeline import Source
+from embed_jax.data.pipeline import RecordSource
 from embed_jax.data.sources import record_fields
 from embed_jax.data.sources.sts import read_sts
 from embed_jax.encoders.read import read_model
@@ -41,7 +41,7 @@ def source(sentences):
             "uneven": lambda n: {"negatives": sentences[n + 80 :][: n % 3]},
         }[kind]
         records = [pair | more(n) for n, pair in enumerate(pairs)]
-        return {ONLY: Source(records, record_fields(records))}
+        return {ONLY: RecordSource(records, record_fields(records))}
 
     return make
 

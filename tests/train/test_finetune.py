@@ -12,7 +12,7 @@ import embed_jax
 from embed_jax.config import Experiment, flatten
 from embed_jax.data.sources import python_records
 from embed_jax.errors import InputError, RunError
-from embed_jax.export.card import About, model_card
+from embed_jax.export.card import CardContent, model_card
 from embed_jax.export.record import read_run
 from embed_jax.train.finetune import REFUSED
 from tests.conftest import WORDS
@@ -149,7 +149,7 @@ def test_a_result_that_is_the_start_is_told_as_that(tiny_model, tmp_path):
         "last step, 2), so the result is the model that the run started from, unchanged."
     )
     assert json.loads((tmp_path / "comparison.json").read_text())["unchanged"] is True
-    card = model_card(model, About("x", run=read_run(tmp_path)))
+    card = model_card(model, CardContent("x", run=read_run(tmp_path)))
     assert "of step 0: the model that the run started from, since no later evaluation" in card
     assert "It was trained" not in card and "unchanged" in card
 

@@ -23,7 +23,7 @@ from embed_jax.config import (
     to_json,
 )
 from embed_jax.config_file import load_config, read_run_config
-from embed_jax.data.pipeline import Source
+from embed_jax.data.pipeline import RecordSource
 from embed_jax.data.sources import record_fields
 from embed_jax.errors import InputError
 from embed_jax.export.record import config_source
@@ -65,7 +65,7 @@ def train(tiny_model, records):
         return fit(
             config,
             Path(workdir),
-            sources={"pairs": Source(records, record_fields(records))},
+            sources={"pairs": RecordSource(records, record_fields(records))},
             evaluators={},
         )
 

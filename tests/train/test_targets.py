@@ -4,7 +4,7 @@ import pytest
 
 from embed_jax.config import Experiment
 from embed_jax.config import Source as SourceConfig
-from embed_jax.data.pipeline import Source
+from embed_jax.data.pipeline import RecordSource
 from embed_jax.data.sources import record_fields
 from embed_jax.errors import InputError
 from embed_jax.losses.expression import build_loss
@@ -20,7 +20,7 @@ def check(loss, records, score_max=1.0, dataset=""):
     config.loss.name = loss
     if dataset:
         setattr(config.mixture.sources, dataset, SourceConfig("records", loss=loss))
-    source = Source(records, scaled(record_fields(records), score_max))
+    source = RecordSource(records, scaled(record_fields(records), score_max))
     _check_data(source, build_loss(loss).about, config, dataset)
 
 

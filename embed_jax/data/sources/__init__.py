@@ -5,7 +5,7 @@
 
 from embed_jax.data.pairs import NLI_LABELS
 from embed_jax.data.sources.base import Records
-from embed_jax.data.sources.fields import Columns, RecordFields, pair_columns, record_fields
+from embed_jax.data.sources.fields import ReadColumns, RecordFields, pair_columns, record_fields
 from embed_jax.data.sources.objects import python_records
 from embed_jax.data.sources.opening import (
     clean_records,
@@ -19,7 +19,7 @@ from embed_jax.data.sources.search import open_retrieval_task
 
 __all__ = [
     "NLI_LABELS",
-    "Columns",
+    "ReadColumns",
     "RecordFields",
     "Records",
     "clean_records",

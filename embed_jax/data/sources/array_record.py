@@ -26,7 +26,7 @@ ENDING = ".array_record"
 def open_source(rest: str, split: str) -> Records:
     """The records, as they are, of `array_record:PATTERN` or `array_record:DIRECTORY`; see `find_shards`.
 
-    To find those without a text, `open_records` reads all once, about 10 microseconds each.
+    To find those without a text, `open_records` reads all once.
 
     Raises:
         InputError: no such files, or one that cannot be read; for a record, when it is read.

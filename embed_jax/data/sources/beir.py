@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from embed_jax.data.pairs import Task, titled
+from embed_jax.data.pairs import SearchTask, titled
 from embed_jax.data.sources.files import finite, iter_json, iter_rows
 from embed_jax.errors import InputError, warn
 
 QRELS_HEADER = ("query-id", "corpus-id", "score")
 
 
-def read_beir(directory: str | Path, split: str = "test") -> Task:
+def read_beir(directory: str | Path, split: str = "test") -> SearchTask:
     """Reads a retrieval task.
 
     Returns:
@@ -41,7 +41,7 @@ def read_beir(directory: str | Path, split: str = "test") -> Task:
     return _task(corpus, queries, judged, odd, str(path), f"{path}:1")
 
 
-def read_hub(name: str, split: str = "test") -> Task:
+def read_hub(name: str, split: str = "test") -> SearchTask:
     """`read_beir` of a data set of the hub in mteb's layout.
 
     Its configurations are "corpus" and "queries", each with a split of that name, and "default", the judgements.
@@ -71,7 +71,7 @@ def _task(
     odd: Counter[str],
     source: str,
     header: str,
-) -> Task:
+) -> SearchTask:
     """The task of (place, judgement) pairs; `header` is where their columns are named, `odd` counts oddities."""
     qrels: dict[str, dict[str, int]] = {}
     for where, record in judged:

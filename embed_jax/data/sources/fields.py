@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,9 @@ from embed_jax.data.records import (
     plain,
 )
 from embed_jax.errors import InputError
+from embed_jax.types import Record
 
-Record = Mapping[str, Any]
-Columns = Callable[[Record], tuple[str | None, ...]]
+ReadColumns = Callable[[Record], tuple[str | None, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class RecordFields:
         teacher: a teacher's embeddings of its texts, [C, T].
     """
 
-    columns: Columns
+    columns: ReadColumns
     label: Callable[[Record], int] | None = None
     score: Callable[[Record], Sequence[float]] | None = None
     keys: Callable[[Record], tuple[str | None, ...]] | None = None
@@ -99,7 +99,7 @@ def record_fields(records: Sequence[Record]) -> RecordFields:
     )
 
 
-def pair_columns(records: Sequence[Record]) -> Columns:
+def pair_columns(records: Sequence[Record]) -> ReadColumns:
     """The function that gives a record's (anchor, positive, negatives ...) for the names that these records use.
 
     Raises:
@@ -114,7 +114,7 @@ def pair_columns(records: Sequence[Record]) -> Columns:
     )
 
 
-def _columns_named(first: str, second: str) -> Columns:
+def _columns_named(first: str, second: str) -> ReadColumns:
     def columns(record: Record) -> tuple[str | None, ...]:
         single = (record[name] or None for name in negative_columns(record))
         return record[first], record[second], *single, *(record.get("negatives") or ())

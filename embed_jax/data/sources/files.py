@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from embed_jax.data.records import Record, clean_record
+from embed_jax.data.records import RawRecord, clean_record
 from embed_jax.data.sources.base import Records
 from embed_jax.errors import InputError
 
@@ -67,7 +67,7 @@ def find_file(name: str, split: str) -> Path:
     return path
 
 
-def iter_rows(path: str | Path) -> Iterator[tuple[int, Record]]:
+def iter_rows(path: str | Path) -> Iterator[tuple[int, RawRecord]]:
     """(line number, record as it stands there); in a table and in plain text all values are strings.
 
     Raises:
@@ -86,7 +86,7 @@ def iter_rows(path: str | Path) -> Iterator[tuple[int, Record]]:
     )
 
 
-def iter_lines(path: str | Path) -> Iterator[tuple[int, Record]]:
+def iter_lines(path: str | Path) -> Iterator[tuple[int, RawRecord]]:
     """(line number, record) with values as `clean_record` makes them; nothing is left out."""
     for line, row in iter_rows(path):
         yield line, clean_record(row, f"{path}:{line}")
@@ -216,7 +216,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         yield reader.line_num, row
 
 
-def _table(path: Path, rows: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, Record]]:
+def _table(path: Path, rows: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, RawRecord]]:
     """Records of rows under a header; columns without a name, such as an index of pandas, are left out."""
     header: list[str] = []
     named: dict[str, int] = {}

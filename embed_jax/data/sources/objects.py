@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from embed_jax.data.pairs import kind_of
-from embed_jax.data.records import VALUES, Cleaner, Record, describe, usual_names
+from embed_jax.data.records import VALUES, Cleaner, RawRecord, describe, usual_names
 from embed_jax.data.sources.base import class_names
 from embed_jax.data.sources.opening import iter_clean
 from embed_jax.errors import InputError
 
 
-def python_records(rows: Any, columns: Sequence[str] = (), name: str = "pairs") -> list[Record]:
+def python_records(rows: Any, columns: Sequence[str] = (), name: str = "pairs") -> list[RawRecord]:
     """Records for training, the same as `open_records` makes of a file with these rows.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from embed_jax.data.records import Cleaner, Record
+from embed_jax.data.records import Cleaner, RawRecord
 from embed_jax.data.sources.base import Located, Records
 from embed_jax.data.sources.files import file_format, find_file, iter_rows
 from embed_jax.errors import InputError, warn
@@ -85,7 +85,7 @@ def open_raw(name: str, split: str = "train", columns: Sequence[str] = ()) -> Re
     return raw
 
 
-def clean_records(raw: Records, name: str, columns: Sequence[str] = ()) -> Sequence[Record]:
+def clean_records(raw: Records, name: str, columns: Sequence[str] = ()) -> Sequence[RawRecord]:
     """Records without those to leave out, cleaned at once if they are a list, else when they are read.
 
     Args:
@@ -121,7 +121,7 @@ def clean_records(raw: Records, name: str, columns: Sequence[str] = ()) -> Seque
     )
 
 
-def _clean_at(cleaner: Cleaner, raw: Records, item: tuple[int, Any]) -> Record:
+def _clean_at(cleaner: Cleaner, raw: Records, item: tuple[int, Any]) -> RawRecord:
     position, value = item
     record = cleaner(raw.decode(value), raw.place(position))
     if record is None:  # the search for suspects has missed it
@@ -131,7 +131,7 @@ def _clean_at(cleaner: Cleaner, raw: Records, item: tuple[int, Any]) -> Record:
 
 def iter_clean(
     rows: Iterable[tuple[str, Mapping[str, Any]]], cleaner: Cleaner, name: str, header: str = ""
-) -> Iterator[tuple[int, Record]]:
+) -> Iterator[tuple[int, RawRecord]]:
     """(position, record) of the rows that are not left out; what is left out is counted at the end.
 
     Args:
@@ -160,7 +160,7 @@ def _report(cleaner: Cleaner, name: str, total: int) -> None:
         warn(f"{name}: {cleaner.report(total)}")
 
 
-def read_file(path: str | Path, columns: Sequence[str] = ()) -> Iterator[tuple[int, Record]]:
+def read_file(path: str | Path, columns: Sequence[str] = ()) -> Iterator[tuple[int, RawRecord]]:
     """(line, record) of a file, for training.
 
     Raises:
@@ -179,7 +179,7 @@ def read_file(path: str | Path, columns: Sequence[str] = ()) -> Iterator[tuple[i
         yield lines[0], record
 
 
-def read_table(path: str | Path) -> list[Record]:
+def read_table(path: str | Path) -> list[RawRecord]:
     """All records of a file, for training."""
     return [record for _, record in read_file(path)]
 

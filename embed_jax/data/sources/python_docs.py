@@ -14,7 +14,7 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
-from embed_jax.data.pairs import Task, retrieval_task
+from embed_jax.data.pairs import SearchTask, retrieval_task
 from embed_jax.data.sources.docstrings import SPLITS, config_name
 from embed_jax.errors import InputError, one_line, require
 
@@ -29,7 +29,7 @@ def open_source(rest: str, split: str) -> list[dict[str, str]]:
     return [{name: text.decode() for name, text in record.items()} for record in source]
 
 
-def python_docs_task(split: str) -> Task:
+def python_docs_task(split: str) -> SearchTask:
     """The split as search: corpus {id: source}, queries {id: sentence}, relevance {query id: {document id: 1}}.
 
     Functions that begin with the same sentence are all relevant to it.

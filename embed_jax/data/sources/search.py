@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from embed_jax.data.pairs import Task
+from embed_jax.data.pairs import SearchTask
 from embed_jax.data.sources.beir import read_beir, read_hub
 
 
-def open_retrieval_task(name: str, split: str = "test") -> Task:
+def open_retrieval_task(name: str, split: str = "test") -> SearchTask:
     """Corpus, queries and relevance judgements of "python_docs", a directory in BEIR's layout, or "hf:NAME".
 
     Raises:

@@ -13,10 +13,10 @@ from embed_jax.errors import InputError
 
 SENTENCES = ("sentence1", "sentence2")
 SCORES = ("score", "similarity_score", "label")  # what data sets of the hub and of TFDS call it
-Columns = tuple[list[str], list[str], list[float], list[str]]
+StsColumns = tuple[list[str], list[str], list[float], list[str]]
 
 
-def open_sts(data: str, split: str = "test", *, scale: tuple[float, float] = (0, 5)) -> Columns:
+def open_sts(data: str, split: str = "test", *, scale: tuple[float, float] = (0, 5)) -> StsColumns:
     """First sentences, second sentences, scores, and each pair's subset ("" if there are none).
 
     Args:
@@ -39,7 +39,7 @@ def open_sts(data: str, split: str = "test", *, scale: tuple[float, float] = (0,
     return read_sts(find_file(data, split) if path.is_dir() else path, scale)
 
 
-def read_sts(path: str | Path, scale: tuple[float, float] | None = None) -> Columns:
+def read_sts(path: str | Path, scale: tuple[float, float] | None = None) -> StsColumns:
     """A file of sentence pairs with similarity: `score sentence1 sentence2 [subset]`.
 
     Returns:
@@ -51,8 +51,8 @@ def read_sts(path: str | Path, scale: tuple[float, float] | None = None) -> Colu
 
 def _columns(
     rows: Iterable[Row], name: str, scores: tuple[str, ...], scale: tuple[float, float] | None
-) -> Columns:
-    columns: Columns = ([], [], [], [])
+) -> StsColumns:
+    columns: StsColumns = ([], [], [], [])
     for row in rows:
         if not columns[0]:
             _check_header(row, name, scores)
