@@ -154,7 +154,8 @@ def require(module: str) -> None:
     """
     import importlib.util
 
-    if importlib.util.find_spec(module) is None:
+    # A module that is imported already is there, whatever its specification says.
+    if sys.modules.get(module) is None and importlib.util.find_spec(module) is None:
         raise InputError(missing(module))
 
 
