@@ -5,6 +5,9 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Compiling is most of the work of these tests, running what was compiled is little: LLVM's expensive
+# passes are off, here and in the commands that tests launch.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Virtual CPU devices share few threads: two collectives run at once, in another order by each device, wait for each
 # other for ever. One after the other they cannot.
 os.environ["XLA_FLAGS"] = (
