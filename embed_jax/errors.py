@@ -154,8 +154,11 @@ def require(module: str) -> None:
     """
     import importlib.util
 
-    # A module that is imported already is there, whatever its specification says.
-    if sys.modules.get(module) is None and importlib.util.find_spec(module) is None:
+    try:
+        is_there = importlib.util.find_spec(module) is not None
+    except ValueError:  # imported already, from nowhere that could be found again
+        is_there = True
+    if not is_there:
         raise InputError(missing(module))
 
 
