@@ -26,7 +26,7 @@ _MODULES = {
         "spearman",
     ),
     "mteb": ("MtebModel", "mteb_model"),
-    "results": ("Result", "read_result", "read_results"),
+    "results": ("TaskResult", "read_result", "read_results"),
     "retrieval": ("RetrievalResult", "evaluate_retrieval", "retrieval_evaluator", "score_run"),
     "significance": (
         "PairedDifference",

@@ -406,8 +406,8 @@ def test_what_came_before_a_failure_is_kept(encoder, server, tmp_path):
 PROGRAM = """
 import sys
 from pathlib import Path
-from embed_jax.remote.endpoint import Endpoint, endpoint_encoder
-encode = endpoint_encoder(Endpoint("openai", "some-model", base_url=sys.argv[1]), cache=Path(sys.argv[2]), batch_size=1)
+from embed_jax.remote.endpoint import EmbeddingEndpoint, endpoint_encoder
+encode = endpoint_encoder(EmbeddingEndpoint("openai", "some-model", base_url=sys.argv[1]), cache=Path(sys.argv[2]), batch_size=1)
 encode([f"text {n}" for n in range(500)])
 """
 
