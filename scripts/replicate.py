@@ -152,7 +152,7 @@ def train(config: Any, workdir: Path, sources: Any) -> None:
 
     Args:
         workdir: a new or empty directory.
-        sources: the training data, one `pipeline.Source` by its name.
+        sources: the training data, one `pipeline.RecordSource` by its name.
 
     Raises:
         InputError: for what sentence-transformers does not have.

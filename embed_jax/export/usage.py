@@ -30,7 +30,7 @@ def loads_in_sentence_transformers(model: SentenceEncoder | CrossEncoder) -> boo
 def usage(
     model: SentenceEncoder | CrossEncoder, name: str, format: str, onnx: Sequence[tuple[str, str]]
 ) -> str:
-    """The section on how to use a model; see card.About for the arguments."""
+    """The section on how to use a model; see card.CardContent for the arguments."""
     parts = ["## How to use it"]
     if isinstance(model, CrossEncoder):
         parts += ["With sentence-transformers:", _code(_theirs_crossing(name))]

@@ -21,7 +21,7 @@ RESCORE_ROWS = 16_384  # candidates decoded at a time
 
 
 class Originals(Protocol):
-    """Embeddings to rescore with: `Compressed` or `index.Embeddings`, in memory or in a file."""
+    """Embeddings to rescore with: `Compressed` or `index.CorpusEmbeddings`, in memory or in a file."""
 
     dim: int
 

@@ -57,7 +57,7 @@ def mined_sources(
     Args:
         records: pairs; negatives that they have already are replaced if there is a strategy.
         corpus: texts to look among, beside the positives.
-        config: see `config.Mining` and `data.consistency`.
+        config: see `config.MiningSettings` and `data.consistency`.
         workdir: `mined/STEP-DIGEST.jsonl` is written there, and read if it is there already.
         lists: as scored lists, by the cross-encoder or else by the searcher, for losses that need scores; pairs with
             fewer negatives than asked for are then left out. Otherwise a pair without a negative stays a pair.
