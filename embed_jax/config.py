@@ -520,7 +520,7 @@ class Hosts:
 
 @dataclasses.dataclass
 class Evaluation:
-    """What is measured during training and at its end."""
+    """Measurements during training and at its end."""
 
     sts: str = option(
         "", "STS file (score sentence1 sentence2) measured during training.", unset="none"
@@ -633,7 +633,7 @@ NAMED: dict[str, type] = {  # parts that hold others by name, and the class of t
 
 
 def named_parts(config: Any, part: str) -> dict[str, Any]:
-    """What a config holds by name: `named_parts(config, "mixture.sources")`."""
+    """Returns what a config holds by name: `named_parts(config, "mixture.sources")`."""
     for name in part.split("."):
         config = getattr(config, name)
     return vars(config)

@@ -22,7 +22,7 @@ TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no":
 
 @dataclasses.dataclass(frozen=True)
 class FieldRule:
-    """What a field accepts, and its help text.
+    """The values that a field accepts, and its help text.
 
     Attributes:
         kind: type of its values.
