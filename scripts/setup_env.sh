@@ -1,4 +1,4 @@
-# Sourced by quickstart.sh, test.sh and .ci/run: moves to the repository's root and makes the environment in .venv.
+# Sourced by quickstart.sh, test.sh and .ci/peers: moves to the repository's root and makes the environment in .venv.
 #   setup_env EXTRAS   the package (editable) with these extras, e.g. "eval,plots", as pinned in constraints.txt
 #   pip_install ...    anything else, as pinned
 # Both make .venv if it is not there. PYTHON names another interpreter than python3 to make it with.

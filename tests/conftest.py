@@ -1,6 +1,7 @@
 """Eight CPU devices, no network, no telemetry."""
 
 import os
+import zlib
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
@@ -30,9 +31,25 @@ music guitar plays running quickly red blue city country road train apple bread 
 LONGEST = ("tests/train/", "tests/parallel/", "tests/experiments/", "tests/scripts/")
 
 
-def pytest_collection_modifyitems(items):
-    """What takes longest comes first, so that no process is left with a long file at the end."""
+def pytest_addoption(parser):
+    parser.addoption(
+        "--shard", default="0/1", help="run the tests of shard K of N only: K/N with 0 <= K < N"
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    """Moves the tests that take longest to the front, and leaves out those of other shards."""
+    try:
+        index, shards = map(int, config.getoption("--shard").split("/"))
+        assert 0 <= index < shards
+    except (ValueError, AssertionError):
+        text = f"--shard={config.getoption('--shard')}: expected K/N with 0 <= K < N, e.g. 0/6"
+        raise pytest.UsageError(text) from None
     items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))  # a stable sort
+    others = [item for item in items if zlib.crc32(item.nodeid.encode()) % shards != index]
+    if others:
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if zlib.crc32(item.nodeid.encode()) % shards == index]
 
 
 @pytest.fixture(scope="session")
