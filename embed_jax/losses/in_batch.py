@@ -89,6 +89,18 @@ def info_nce(
     >>> anchors, positives = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
     >>> print(info_nce(anchors, positives, temperature=0.5))
     [0.4425 0.2176]
+
+    Similarities of 0.90 to the positive and 0.20 to the negative, and the other way round:
+
+    >>> query, near, far = (jnp.array([[c, (1 - c**2) ** 0.5]]) for c in (1.0, 0.9, 0.2))
+    >>> [f"{info_nce(query, *pair, temperature=0.05)[0]:.2g}" for pair in ((near, far), (far, near))]
+    ['8.3e-07', '14']
+
+    Logits of 1000 and 986 do not overflow, and do not round to 0:
+
+    >>> pair = jnp.array([[1000.0]]), jnp.array([[986.0]])
+    >>> print(f"{info_nce(jnp.ones((1, 1)), *pair, similarity='dot', temperature=1.0)[0]:.1e}")
+    8.3e-07
     """
     if symmetric:
         terms, partition = "qp,pq", "per_direction"

@@ -53,6 +53,14 @@ def triplet(
     >>> anchor, positive, negative = jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 1.0]]), jnp.array([[0.0, 1.0]])
     >>> print(triplet(anchor, positive, negative, margin=1.0))
     [0.5858]
+
+    Distances to the positive and to the negative of 0.2 and 0.5, and of 0.5 and 0.3:
+
+    >>> positive, negative = jnp.array([[0.2], [0.5]]), jnp.array([[0.5], [0.3]])
+    >>> print(triplet(jnp.zeros((2, 1)), positive, negative, margin=0.1))
+    [0.  0.3]
+    >>> print(triplet(jnp.zeros((1, 1)), jnp.array([[0.3]]), jnp.array([[0.7]]), margin=0.5))
+    [0.1]
     """
     embeddings = jnp.stack(dense(own.embeddings, "triplet"))
     anchor, positive, negatives = embeddings[:1], embeddings[1:2], embeddings[2:]
