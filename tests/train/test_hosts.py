@@ -81,11 +81,6 @@ def finish(processes) -> list[tuple[int, str, str]]:
     return ended
 
 
-def said(err: str) -> str:
-    """The last line, which is ours; before it, JAX and its transport may have said theirs."""
-    return err.strip().splitlines()[-1]
-
-
 def lines_of(workdir: Path) -> list[dict]:
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
@@ -176,10 +171,9 @@ def test_a_lost_host_ends_the_run_and_a_restart_is_exact(launch, two_hosts, tmp_
     status, _, err = finish(processes)[1 - lost_host]
     assert time.monotonic() - lost < 60
     assert status != 0
-    assert re.match(
-        f"error: .*host {lost_host}.* lost|error: lost host {lost_host}|error: .*[Cc]onnection",
-        said(err),
-    ), err
+    # Not always the last line: without its coordinator, JAX ends the process and prints the reason.
+    expected = f"^error: (.*host {lost_host}.* lost|lost host {lost_host}|.*[Cc]onnection)"
+    assert re.search(expected, err, re.MULTILINE), err
     ended = finish(launch(tmp_path / "run", hosts=2, devices=2))
     assert [status for status, _, _ in ended] == [0, 0], ended
     assert "resuming" in ended[0][1]

@@ -200,6 +200,7 @@ def test_validation_sentences_have_a_loss_of_their_own(simcse_here, tmp_path, se
         f"--config.data.train={tmp_path}/data",
         "--config.data.validation_split=dev",
         "--config.train.steps=2",
+        "--config.eval.every=2",
     ]
     status, err = simcse_here(tmp_path / "run", *fields)
     assert status == 0, err
