@@ -1,17 +1,24 @@
-"""A student that learns from a file with a larger teacher's embeddings, of another size than its own.
+"""A student that learns from a file with a larger teacher's embeddings, of another size.
 
-    python -m scripts.encode --model sentence-transformers/all-mpnet-base-v2 --input sentences.txt --output teacher.npy
-    python -m experiments.distill --config=configs/distill/vectors.py --config.data.train=sentences.txt \
+    python -m scripts.encode --model sentence-transformers/all-mpnet-base-v2 \
+        --input sentences.txt --output teacher.npy
+    python -m experiments.distill --config=configs/distill/vectors.py \
+        --config.data.train=sentences.txt \
         --config.data.teacher_vectors=teacher.npy --config.eval.sts=stsb/dev.tsv \
         --config.eval.test_sts=stsb/test.tsv --workdir=runs/student
 
-Row n of the file is the embedding of sentence n: the teacher runs once, however many students and epochs follow. The
-student has 384 dimensions, the teacher 768; the loss learns a linear map between them, which the saved model is without.
+Row n of the file is the embedding of sentence n: the teacher runs once, however many students and
+epochs follow. The student has 384 dimensions, the teacher 768; the loss learns a linear map
+between them, which is not part of the saved model.
 
-Sentence-transformers' "Making Monolingual Sentence Embeddings Multilingual" (Reimers and Gurevych 2020) has the mean
-squared error, for one size; no table has this pair of models, so there is no expected number.
+The paper has the mean squared error for teachers and students of one size.
 
-`vectors.py:small` is 200 steps with a batch of 32, minutes on a CPU; set `loss.name` for a teacher of another size.
+`vectors.py:small` is 200 steps with a batch of 32, minutes on a CPU; set `loss.name` for a
+teacher of another size.
+
+Paper: Reimers and Gurevych (2020), "Making Monolingual Sentence Embeddings Multilingual".
+Expected: no published number for this pair of models.
+Measured: not yet.
 """
 
 from embed_jax.config import Experiment

@@ -1,14 +1,22 @@
 """A small decoder trained on inference triplets and on SciFact, each with its own instruction.
 
-    python -m experiments.llm --config=configs/llm/small_decoder.py --config.model.name=runs/decoder_small/model \
-        --config.mixture.sources.nli.train=nli/triplets.tsv.gz --config.mixture.sources.scifact.train=beir:scifact \
-        --config.eval.test_sts=stsb/test.tsv --config.eval.retrieval=scifact --config.eval.test_split=test
+    python -m experiments.llm --config=configs/llm/small_decoder.py \
+        --config.model.name=runs/decoder_small/model \
+        --config.mixture.sources.nli.train=nli/triplets.tsv.gz \
+        --config.mixture.sources.scifact.train=beir:scifact \
+        --config.eval.test_sts=stsb/test.tsv --config.eval.retrieval=scifact \
+        --config.eval.test_split=test
 
-For the questions that E5-Mistral's and LLM2Vec's ablations ask of 7B models: which pooling, which attention, with or
-without instructions (configs/llm/tables/pooling.py). Start from the model of `experiments.mlm` with
-configs/mlm/decoder_small.py. Batches of 32 are taken in turn from both sets; all parameters are trained.
+For the questions that the ablations of E5-Mistral and LLM2Vec ask of 7B models: which pooling,
+which attention, with or without instructions (configs/llm/tables/pooling.py). Start from the
+model of `experiments.mlm` with configs/mlm/decoder_small.py. Batches of 32 are taken in turn from
+both sets; all parameters are trained.
 
 `small_decoder.py:small` takes 10 steps.
+
+Paper: none has this setting.
+Expected: no published number.
+Measured: see tables/pooling.py.
 """
 
 from embed_jax.config import Experiment, Source

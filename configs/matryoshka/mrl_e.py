@@ -1,14 +1,19 @@
-"""MRL and MRL-E on labelled inference pairs: sizes halved from the whole, a classifier for each or one for all.
+"""MRL and MRL-E on labelled inference pairs: sizes halved, one classifier each or a shared one.
 
-    python -m experiments.matryoshka --config=configs/matryoshka/mrl_e.py --config.eval.test_sts=stsb/test.tsv
+    python -m experiments.matryoshka --config=configs/matryoshka/mrl_e.py \
+        --config.eval.test_sts=stsb/test.tsv
 
-After Kusupati et al. (NeurIPS 2022), sizes of BERT-base 768, 384, ..., 12, weights 1 each; MRL-E shares the weights of
-the classifier among the sizes. Their tasks are images and masked words, so no number is published for this one: it
-is the paper's loss on SBERT's objective (batch 16, learning rate 2e-5, 10 % warm-up, one epoch; Reimers and Gurevych
-2019).
-`--config.loss.name="matryoshka(softmax(), dims='768,384,192,96,48,24,12')"` is MRL, with a classifier for each size.
+Sizes of BERT-base 768, 384, ..., 12, weights 1 each; MRL-E shares the weights of the classifier
+among the sizes. The paper's tasks are images and masked words; this is its loss on SBERT's
+objective (batch 16, learning rate 2e-5, 10 % warm-up, one epoch; Reimers and Gurevych 2019).
+`--config.loss.name="matryoshka(softmax(), dims='768,384,192,96,48,24,12')"` is MRL, with a
+classifier for each size.
 
 `mrl_e.py:small` trains all-MiniLM-L6-v2 for 60 steps of 64, minutes on a CPU.
+
+Paper: Kusupati et al. (NeurIPS 2022).
+Expected: no published number for this task.
+Measured: not yet.
 """
 
 from embed_jax.config import Experiment

@@ -1,16 +1,23 @@
-"""nomic-embed-text-v1.5: Matryoshka fine-tuning of a NomicBERT with hard negatives (Nussbaum et al. 2024).
+"""Matryoshka fine-tuning of a NomicBERT with hard negatives, as nomic-embed-text-v1.5.
 
-    python -m experiments.matryoshka --config=configs/matryoshka/nomic.py --config.data.train=triplets.jsonl \
+    python -m experiments.matryoshka --config=configs/matryoshka/nomic.py \
+        --config.data.train=triplets.jsonl \
         --config.eval.sts=stsb/dev.tsv --config.eval.test_sts=stsb/test.tsv --workdir=runs/nomic
 
-Expected of the published model, MTEB (56 data sets) at 768, 512, 256, 128, 64: 62.28, 61.96, 61.04, 59.34, 56.10.
-Settings of the released configuration: dims 768, 512, 256, 128, 64 with weights 1, batch 256, learning rate 2e-5, 400
-warm-up steps then linear, length 512, 7 hard negatives, one epoch of 1.6 M examples (so about 6,250 steps; warm-up is a
-share here), temperature 0.02. Their data are not public in one piece: give pairs with mined negatives of your own, with
-the model's prompts. Released v1.5 layer-normalises before cutting, without parameters; here cuts are made length 1.
+Settings of the released configuration: dims 768, 512, 256, 128, 64 with weights 1, batch 256,
+learning rate 2e-5, 400 warm-up steps then linear, length 512, 7 hard negatives, one epoch of 1.6
+M examples (so about 6,250 steps; warm-up is a share here), temperature 0.02. Their data are not
+public in one piece: pass your own pairs with mined negatives, with the model's prompts. Released
+v1.5 layer-normalises before cutting, without parameters; here cut embeddings are scaled to length
+1.
 
-`nomic.py:small` trains a random NomicBERT of two layers from nothing, 30 steps of 32: give it a tokenizer,
+`nomic.py:small` trains a random NomicBERT of two layers, 30 steps of 32; it needs a tokenizer,
 `--config.model.tokenizer=DIR`.
+
+Paper: Nussbaum et al. (2024); v1.5: model card.
+Expected: of the published model, MTEB (56 data sets) at 768, 512, 256, 128, 64 dimensions: 62.28,
+    61.96, 61.04, 59.34, 56.10.
+Measured: not yet.
 """
 
 from embed_jax.config import Experiment

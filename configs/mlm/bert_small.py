@@ -1,14 +1,19 @@
-"""A small BERT from scratch by masked language modelling (Devlin et al. 2019, section 3.1), on text of your own.
+"""A small BERT from scratch by masked language modelling, on your own text.
 
     python -m experiments.mlm --config=configs/mlm/bert_small.py \
         --config.data.train=corpus.txt --config.model.tokenizer=DIR
 
-`corpus.txt` has a document a line (or name any other data set whose records have a text), DIR a BERT tokenizer.
-Settings of the paper: 15 % of the tokens, of which 80 % become the mask, 10 % a random token; Adam with weight decay
-0.01, 1 % of the steps for warm-up, then linear decay. Ours: 6 layers of 384 numbers, length 128, learning rate 3e-4,
-batch 256, 20,000 steps, no next-sentence prediction.
+`corpus.txt` has one document per line (or name any other data set whose records have a text), DIR
+a BERT tokenizer. Settings of the paper: 15 % of the tokens, of which 80 % become the mask, 10 % a
+random token; Adam with weight decay 0.01, 1 % of the steps for warm-up, then linear decay. Ours:
+6 layers of 384 numbers, length 128, learning rate 3e-4, batch 256, 20,000 steps, no next-sentence
+prediction.
 
 `bert_small.py:small` is the same with 2 layers, in minutes on a CPU.
+
+Paper: Devlin et al. (2019), section 3.1.
+Expected: no published number for this size.
+Measured: not yet.
 """
 
 from embed_jax.config import Experiment

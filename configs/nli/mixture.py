@@ -1,11 +1,16 @@
-"""Several data sets in one run, each with the loss that suits it: NLI triplets, duplicate questions, graded pairs.
+"""Several data sets in one run, each with the loss that suits it: NLI, duplicate questions, scores.
 
-    python -m experiments.nli --config=configs/nli/mixture.py --config.eval.sts=stsb/dev.tsv --workdir=runs/mixture
+    python -m experiments.nli --config=configs/nli/mixture.py --config.eval.sts=stsb/dev.tsv \
+        --workdir=runs/mixture
 
-Each batch is from one data set (`mixture.batches`), drawn by size^(1/2) (`mixture.sampling`, `mixture.temperature`), so
-that the small one is seen more often than its share. No published table has this mixture.
+Each batch is from one data set (`mixture.batches`), drawn by size^(1/2) (`mixture.sampling`,
+`mixture.temperature`), so that the small one is seen more often than its share.
 
 `mixture.py:small` is all-MiniLM-L6-v2 for 60 steps of 32, in minutes on a CPU.
+
+Paper: none has this mixture.
+Expected: no published number.
+Measured: not yet.
 """
 
 from embed_jax.config import Experiment, Source

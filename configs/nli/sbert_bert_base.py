@@ -1,16 +1,23 @@
-"""SBERT, BERT-base, on natural language inference: Reimers and Gurevych (EMNLP 2019), Tables 1 and 6.
+"""SBERT, BERT-base, on natural language inference.
 
-    python -m experiments.nli --config=configs/nli/sbert_bert_base.py --config.eval.sts=stsb/dev.tsv \
+    python -m experiments.nli --config=configs/nli/sbert_bert_base.py \
+        --config.eval.sts=stsb/dev.tsv \
         --config.eval.test_sts=sts12,sts13,sts14,sts15,sts16,stsb,sick_r
 
-Expected: 80.78 Spearman x100 on STS-B dev (Table 6, mean of 10 seeds), 77.03 on STS-B test (Table 1).
-Settings (section 3.1): three-way softmax over (u, v, |u-v|), SNLI and MultiNLI, 1 epoch, batch 16, Adam with learning
-rate 2e-5, linear warm-up over 10 % of the steps, mean pooling. Other rows of Table 6:
-`--config.loss.name="softmax(concatenation='u,v,u*v')"`. Length 128 is ours; the paper names none.
+Settings (section 3.1): three-way softmax over (u, v, |u-v|), SNLI and MultiNLI, 1 epoch, batch
+16, Adam with learning rate 2e-5, linear warm-up over 10 % of the steps, mean pooling. Other rows
+of Table 6: `--config.loss.name="softmax(concatenation='u,v,u*v')"`. Length 128 is ours; the paper
+does not give one.
 
-`sbert_bert_base.py:sts` goes on with regression on STS-B (Table 2: 85.35 on STS-B test), a stage of its own: 4 epochs
-of mean squared error between the cosine and the score. Its fields are `--config.stages.sts.FIELD`.
+`sbert_bert_base.py:sts` continues with regression on STS-B (Table 2: 85.35 on STS-B test), as a
+second stage: 4 epochs of mean squared error between the cosine and the score. Its fields are
+`--config.stages.sts.FIELD`.
 `sbert_bert_base.py:small` is softmax on all-MiniLM-L6-v2 for 200 steps of 32, in minutes on a CPU.
+
+Paper: Reimers and Gurevych (EMNLP 2019), Tables 1 and 6.
+Expected: 80.78 Spearman x100 on STS-B dev (Table 6, mean of 10 seeds), 77.03 on STS-B test (Table
+    1).
+Measured: not yet; see tables/objectives.py for short runs.
 """
 
 from embed_jax.config import Experiment

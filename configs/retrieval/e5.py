@@ -1,16 +1,22 @@
-"""E5's two stages: weak pairs that are consistent, then labelled pairs with hard negatives and a teacher (Wang 2022).
+"""E5's two stages: consistent weak pairs, then labelled pairs with hard negatives and a teacher.
 
     python -m experiments.retrieval --config=configs/retrieval/e5.py --workdir=runs/e5
-    python -m experiments.retrieval --config=configs/retrieval/e5.py --config.data.train=weak_pairs.jsonl \
-        --config.stages.finetune.data.train=pairs.jsonl --config.stages.finetune.mine.corpus=corpus.jsonl
+    python -m experiments.retrieval --config=configs/retrieval/e5.py \
+        --config.data.train=weak_pairs.jsonl \
+        --config.stages.finetune.data.train=pairs.jsonl \
+        --config.stages.finetune.mine.corpus=corpus.jsonl
 
-Wang et al. (2022), "Text Embeddings by Weakly-Supervised Contrastive Pre-training": a weak pair stays if its passage is
-among the best 2 for its query; contrastive training with "query: " and "passage: "; then KL divergence to a
-cross-encoder's scores over mined negatives, plus the contrastive loss. Expected of the published e5-base after both
-stages: 48.7 nDCG@10 averaged over BEIR, 43.1 on MS MARCO; with 270 M pairs and 64 GPUs. Batch, learning rates and the
-weights of the two losses below are ours.
+A weak pair stays if its passage is among the best 2 for its query; contrastive training with
+"query: " and "passage: "; then KL divergence to a cross-encoder's scores over mined negatives,
+plus the contrastive loss. Batch, learning rates and the weights of the two losses below are ours.
 
-`e5.py:small` starts from all-MiniLM-L6-v2 and takes 20 steps of 16 pairs in each stage, minutes on a CPU.
+`e5.py:small` starts from all-MiniLM-L6-v2 and takes 20 steps of 16 pairs in each stage, minutes
+on a CPU.
+
+Paper: Wang et al. (2022), "Text Embeddings by Weakly-Supervised Contrastive Pre-training".
+Expected: of the published e5-base after both stages and 270 M pairs, as later papers quote it:
+    48.7 nDCG@10 averaged over BEIR, 43.1 on MS MARCO.
+Measured: not yet.
 """
 
 from embed_jax.config import Experiment
@@ -58,7 +64,7 @@ def get_config(cut: str = "") -> Experiment:
 
 
 def prefixed() -> Experiment:
-    """What both stages share."""
+    """Returns the settings that both stages share."""
     config = Experiment()
     config.data.anchor_prompt = "query: "
     config.data.candidate_prompt = "passage: "

@@ -1,21 +1,29 @@
-"""A new head on a trained model: the head at 1e-3, the trunk at 1e-5 and less in its lower layers, embeddings frozen.
+"""A new head on a trained model: the head at 1e-3, the trunk at 1e-5 and less in its lower layers.
 
-    python -m experiments.retrieval --config=configs/retrieval/head_and_trunk.py --workdir=runs/head_and_trunk
+    python -m experiments.retrieval --config=configs/retrieval/head_and_trunk.py \
+        --workdir=runs/head_and_trunk
 
-Each group has a regular expression of parameters' paths (embed_jax/train/groups.py); the factors of a parameter's
-groups multiply. A trunk that stays as it is, so that only the head learns (as in LiT, Zhai et al. 2022):
+The embeddings are frozen. Each group has a regular expression of parameters' paths
+(embed_jax/train/groups.py); the factors of a parameter's groups multiply. A trunk that stays as
+it is, so that only the head learns (as in LiT):
 
     --config.optim.groups.trunk.learning_rate_factor=0
 
-The rate is stable and falls over the last fifth of the steps (WSD). For a decay from a checkpoint of a run that is
-stable to its end, give another directory, the checkpoint, and as `decay` the share of the steps after it. Warm-up is
-a share of all steps: it has to end before the checkpoint in both runs.
+The rate is stable and falls over the last fifth of the steps (WSD). For a decay from a checkpoint
+of a run that is stable to its end, set another directory, the checkpoint, and as `decay` the
+share of the steps after it. Warm-up is a share of all steps: it has to end before the checkpoint
+in both runs.
 
     --config.optim.schedule=constant --config.checkpoint.every=40 --workdir=runs/stable
-    --config.train.from_checkpoint=runs/stable/checkpoints/40 --config.train.steps=60 --config.optim.decay=0.333 \\
+    --config.train.from_checkpoint=runs/stable/checkpoints/40 --config.train.steps=60 \
+        --config.optim.decay=0.333 \\
         --workdir=runs/decay
 
 Data: python_docs, as in quickstart.py. `head_and_trunk.py:small` takes 10 steps.
+
+Paper: Zhai et al. (CVPR 2022), "LiT", for the frozen trunk.
+Expected: no published number.
+Measured: not yet.
 """
 
 from embed_jax.config import Experiment, ParamGroup

@@ -1,15 +1,21 @@
-"""Unsupervised SimCSE, BERT-base: Gao, Yao, Chen (EMNLP 2021), Table 5.
+"""Unsupervised SimCSE, BERT-base.
 
     python -m experiments.simcse --config=configs/simcse/unsup_bert_base.py \
         --config.eval.sts=stsb/dev.tsv
 
-Expected: 76.25 average Spearman x100 over the seven STS test sets, 76.85 on STS-B test, 82.5 on STS-B dev.
-Settings: batch 64, learning rate 3e-5, one epoch over 10^6 Wikipedia sentences, temperature 0.05 (Table A.1);
-length 32, linear decay, no weight decay (released scripts); evaluated on STS-B dev every 125 steps (scripts; the paper
-says 250), best kept; MLP over [CLS] in training only (Table 6).
+Settings: batch 64, learning rate 3e-5, one epoch over 10^6 Wikipedia sentences, temperature 0.05
+(Table A.1); length 32, linear decay, no weight decay (released scripts); evaluated on STS-B dev
+every 125 steps (scripts; the paper says 250), the best model is kept; MLP over [CLS] in training
+only (Table 6).
 
-`unsup_bert_base.py:small` is the same experiment with a random 2-layer encoder of BERT's form, in minutes on a CPU; it
-needs `--config.model.tokenizer=DIR` (a directory with a BERT vocabulary) or a model name of your own.
+`unsup_bert_base.py:small` is the same experiment with a random 2-layer encoder of BERT's form, in
+minutes on a CPU. It needs `--config.model.tokenizer=DIR` (a directory with a BERT vocabulary) or
+another model name.
+
+Paper: Gao, Yao, Chen (EMNLP 2021), Table 5.
+Expected: 76.25 average Spearman x100 over the seven STS test sets, 76.85 on STS-B test, 82.5 on
+    STS-B dev.
+Measured: not yet.
 """
 
 from embed_jax.config import Experiment

@@ -1,14 +1,18 @@
-"""Unsupervised SimCSE, RoBERTa-base: Gao, Yao, Chen (EMNLP 2021), Table 5.
+"""Unsupervised SimCSE, RoBERTa-base.
 
     python -m experiments.simcse --config=configs/simcse/unsup_roberta_base.py \
         --config.eval.sts=stsb/dev.tsv
 
-Expected: 76.57 average Spearman x100 over the seven STS test sets, 80.22 on STS-B test.
-Settings: batch 512, learning rate 1e-5 (Table A.1); otherwise as BERT-base. On one small GPU, `--config.batch.groups=8`
-keeps the activations of 64 sentences at a time; the gradient is the same.
+Settings: batch 512, learning rate 1e-5 (Table A.1); otherwise as BERT-base. On one small GPU,
+`--config.batch.groups=8` keeps the activations of 64 sentences at a time; the gradient is the
+same.
 
-`unsup_roberta_base.py:small` is the same experiment with a random 2-layer encoder, in minutes on a CPU; it needs
-`--config.model.tokenizer=DIR` (a directory with a tokenizer) or a model name of your own.
+`unsup_roberta_base.py:small` is the same experiment with a random 2-layer encoder, in minutes on a
+CPU. It needs `--config.model.tokenizer=DIR` (a directory with a tokenizer) or another model name.
+
+Paper: Gao, Yao, Chen (EMNLP 2021), Table 5.
+Expected: 76.57 average Spearman x100 over the seven STS test sets, 80.22 on STS-B test.
+Measured: not yet.
 """
 
 from embed_jax.config import Experiment

@@ -1,10 +1,16 @@
-"""How many pairs does fine-tuning need, and how fast may it learn? Size of the training set by learning rate.
+"""Compares sizes of the training set and learning rates: how many pairs does fine-tuning need?
 
-    python -m scripts.ablate configs/retrieval/tables/learning_curve.py --seeds 0 --plot learning_curve.png
+    python -m scripts.ablate configs/retrieval/tables/learning_curve.py --seeds 0 \
+        --plot learning_curve.png
 
-python_docs, batches of 32, validation recall@10 and MRR@10. Sizes are the first so many training pairs; small ones are
-seen several times, of all of them a third are seen once. Test scores of the settings chosen here: `python -m
-scripts.evaluate run --task retrieval --data python_docs --split test --model RUN/model`.
+python_docs, batches of 32, validation recall@10 and MRR@10. A size N takes the first N training
+pairs; small sets are seen several times, and of the whole set a third is seen once. Test scores
+of the settings chosen here: `python -m scripts.evaluate run --task retrieval --data python_docs
+--split test --model RUN/model`.
+
+Paper: none; the data are made on your machine.
+Expected: no published number.
+Measured: test nDCG@10 from 0.6639: 0.7056 with 100 pairs, 0.7211 with all.
 """
 
 EXPERIMENT = "retrieval"
