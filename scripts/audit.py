@@ -1,15 +1,16 @@
 """Lists the false negatives of a data file of pairs, triplets or n-tuples.
 
-Every other row's positive is a negative of a row when they meet in a batch. It is a false one where the two rows share
-a text (the anchor or positive of one is the anchor or positive of the other, after Unicode NFKC and with single
-blanks), an id or a group; with a model, also where their positives are more similar than a threshold. A hard negative
-is a false one of every row whose anchor or positive it is, its own row included, and of every row with the same anchor
-whose positive it contains or is part of, such as the positive with its title: the rule by which scripts.mine leaves out
-candidates.
+Every other row's positive is a negative of a row when they meet in a batch. It is a false one where
+the two rows share a text (the anchor or positive of one is the anchor or positive of the other,
+after Unicode NFKC and with single blanks), an id or a group; with a model, also where their
+positives are more similar than a threshold. A hard negative is a false one of every row whose
+anchor or positive it is, its own row included, and of every row with the same anchor
+whose positive it contains or is part of, such as the positive with its title: the rule by which
+scripts.mine leaves out candidates.
 
-Rows are numbered from 0 in the order of the file. The file is read several times and not held in memory, except the
-positives of anchors that stand in several rows with hard negatives; what rows share is counted exactly without listing
-it.
+Rows are numbered from 0 in the order of the file. The file is read several times and not held in
+memory, except the positives of anchors that stand in several rows with hard negatives; what rows
+share is counted exactly without listing it.
 """
 
 from __future__ import annotations
@@ -40,16 +41,18 @@ from embed_jax.retrieval.audit import (
 
 from .commands import Parser, load_model, print_table, written_whole
 
-EXAMPLES = """--output has an object a line, one for a pair of rows even if they share several things:
+EXAMPLES = """--output has one object per line, one for each pair of rows that share something:
   {"row": 0, "negative": 1, "why": "group", "value": "g1", "column": "positive"}
   row        whose negative it is not
-  negative   whose text it is; its column is "positive", or "negative_1" and so on for a hard negative
+  negative   whose text it is; its column is "positive", or "negative_1" and so on for a hard
+             negative
   why        text, id, group or similarity; value is what the two share, or how similar they are
 
 examples:
   python -m scripts.audit --data pairs.jsonl
   python -m scripts.audit --data hf:my_pairs --split validation --by id,group --batch-size 256
-  python -m scripts.audit --data pairs.tsv --model sentence-transformers/all-MiniLM-L6-v2 --threshold 0.95 \\
+  python -m scripts.audit --data pairs.tsv --model sentence-transformers/all-MiniLM-L6-v2 \\
+      --threshold 0.95 \\
       --output audit.jsonl
 """
 SHOWN = 20  # lines on the terminal
@@ -75,7 +78,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--split", default="train", help="which split of it (default: train)")
     parser.add_argument(
-        "--limit", type=int, default=0, help="audit the first so many rows only (default: all)"
+        "--limit", type=int, default=0, help="audit only the first N rows (default: all)"
     )
     parser.add_argument("--by", help=f"what rows may not share (default: {','.join(REASONS)})")
     parser.add_argument(
@@ -100,7 +103,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--lines",
         type=int,
         default=1_000_000,
-        help="write at most so many lines to it, 0: all (default: 1000000)",
+        help="write at most N lines to it, 0: all (default: 1000000)",
     )
     args = parser.parse_args(argv)
     args.named = args.by is not None
@@ -175,22 +178,25 @@ def summarize(
     if listing.first:
         header = ("rows", "column", "why", "value")
         print_table(header, [cells(finding) for finding in listing.first])
-        more = listed - len(listing.first)
-        print(f"and {more} more\n" if more else "")
+        unlisted = listed - len(listing.first)
+        print(f"and {unlisted} more\n" if unlisted else "")
     if listing.output and listing.count < listed:
         print(f"{args.output}: the first {listing.count} of {listed} (see --lines)")
     n = rows.count
     b = min(args.batch_size, n)
     both = b * (b - 1) / (n * (n - 1)) if n > 1 else 0.0  # the chance of two rows to be in a batch
     print(
-        f"{n} rows, {pairs} pairs of rows ({', '.join(f'{name} {count}' for name, count in counts.items())}), "
+        f"{n} rows, {pairs} pairs of rows "
+        f"({', '.join(f'{name} {count}' for name, count in counts.items())}), "
         f"{100 * float(np.mean(affected)):.2f} % of rows affected; "
         f"expected number of false negatives in a batch of {b}: {pairs * both:.4g}"
     )
     if rows.num_hard:
         print(
-            f"{rows.num_hard} hard negatives: {rows.own} times their own row's anchor or positive, {rows.others} times "
-            f"another row's (or with it in them, or part of it); expected in a batch of {b}: {rows.own * b / n + rows.others * both:.4g}"
+            f"{rows.num_hard} hard negatives: {rows.own} times their own row's anchor or "
+            f"positive, {rows.others} times "
+            f"another row's (or with it in them, or part of it); expected in a batch of {b}: "
+            f"{rows.own * b / n + rows.others * both:.4g}"
         )
 
 
@@ -202,7 +208,7 @@ def cells(finding: FalseNegative) -> tuple[str, str, str, str]:
 
 
 class Listing:
-    """Keeps the first findings for the terminal and writes at most `most` (0: all) to a file, if there is one."""
+    """A list of findings: the first for the terminal, `most` (0: all) for a file, if any."""
 
     def __init__(self, output: IO[str] | None, most: int):
         self.output, self.most = output, most

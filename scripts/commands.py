@@ -1,4 +1,4 @@
-"""What the commands share: one-line usage errors, outputs that are whole or absent, tables, results."""
+"""Shared parts of the commands: one-line usage errors, whole outputs, tables, results."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from embed_jax.atomic import plain_json, replaced
 from embed_jax.errors import InputError
 
 PICTURES = (".png", ".pdf", ".svg")
-# Of the dotted names of scripts and experiments: "embed_jax." in an installed package, "" in the repository.
+# Of the dotted names of scripts and experiments: "embed_jax." in an installed package, "" in the
+# repository.
 PARENT = __package__.removesuffix("scripts")
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A usage error is an InputError; the texts name commands as the command line does."""
+    """A parser whose usage errors are InputErrors; its texts name commands as they were started."""
 
     def __init__(self, *args: Any, prog: str, **options: Any):
         if sys.argv[0].startswith("embed-jax "):  # see embed_jax/__main__.py
@@ -33,7 +34,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 class Parser(OneLineParser):
-    """Prints description and examples as they are written."""
+    """A parser that prints description and examples as they are written."""
 
     def __init__(self, module: str, description: str, examples: str):
         super().__init__(
@@ -59,7 +60,7 @@ def as_launched(text: str) -> str:
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A file beside `path` that takes its place when the block ends well, and is removed when it does not.
+    """Yields a file beside `path` that replaces it when the block ends without an error.
 
     Raises:
         InputError: at once, before any work, if nothing can be written there.
@@ -75,14 +76,14 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes JSON; what is no finite number becomes null, since JSON knows no nan."""
+    """Writes JSON; a number that is not finite becomes null, since JSON has no nan."""
     path.write_text(
         json.dumps(plain_json(content), indent=1, allow_nan=False) + "\n", encoding="utf-8"
     )
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on the terminal: rich's where it is installed and there is a terminal, else aligned text."""
+    """Prints a table: rich's if it is installed and there is a terminal, else aligned text."""
     if sys.stdout.isatty():
         with contextlib.suppress(ImportError):
             from rich.console import Console
@@ -101,7 +102,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def check_picture(parser: Parser, option: str, path: Path | None) -> None:
-    """Ends with one line for a name that is no picture's."""
+    """Exits with a one-line error for a file name without a picture's ending."""
     if path and path.suffix not in PICTURES:
         parser.error(
             f"{option}: expected a name that ends in {', '.join(PICTURES)}, found {str(path)!r}"
@@ -109,7 +110,7 @@ def check_picture(parser: Parser, option: str, path: Path | None) -> None:
 
 
 def load_model(name: str) -> Any:
-    """The embedding model of that name, of a run's directory too, with compiled programs kept from run to run."""
+    """Loads an embedding model by name or from a run's directory; keeps compiled programs."""
     from embed_jax import load
     from embed_jax.runtime import enable_compilation_cache
 
@@ -118,13 +119,15 @@ def load_model(name: str) -> Any:
 
 
 def load_encoder(name: str) -> Any:
-    """As `load_model`, where one encoder is wanted, and not one for each route.
+    """Loads a model like `load_model`, for commands that need a single encoder.
 
     Raises:
         InputError: for a model with routes.
     """
     model = load_model(name)
     if model.routes:
-        raise InputError(f"{name}: has an encoder for each of {', '.join(model.routes)}, where one is wanted; "
-                         "embed_jax.load(...).encoders[ROUTE].save(...) writes one by itself")  # fmt: skip
+        raise InputError(f"{name}: has an encoder for each of {', '.join(model.routes)}, but one "
+                         "encoder is needed; "
+                         "embed_jax.load(...).encoders[ROUTE].save(...) writes one by "
+                         "itself")  # fmt: skip
     return model

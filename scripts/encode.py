@@ -1,10 +1,11 @@
-"""Embeds the texts of a file: a float32 array [N, D] in input order, or compressed codes, written piece by piece.
+"""Embeds the texts of a file into a float32 array [N, D] in input order, or into compressed codes.
 
-Reads text (one a line), JSONL, TSV or CSV with a header, each also as .gz. The whole input is checked before the first
-text is encoded. Memory does not grow with the number of texts.
+Reads text (one per line), JSONL, TSV or CSV with a header, each also as .gz. The whole input is
+checked before the first text is encoded. Memory does not grow with the number of texts.
 
-int8, uint8, int4 and pq<bytes> learn their ranges or centres from the embeddings of the first 16,384 texts, or from
---calibration; what they learnt is written beside the codes, as OUTPUT.calibration.json and .npz.
+int8, uint8, int4 and pq<bytes> learn their ranges or centres from the embeddings of the first
+16,384 texts, or from --calibration; what they learnt is written beside the codes, as
+OUTPUT.calibration.json and .npz.
 """
 
 from __future__ import annotations
@@ -22,13 +23,18 @@ from embed_jax.errors import InputError, RunError, exit_with_one_line, require
 from .commands import Parser, load_model, written_whole
 
 EXAMPLES = """examples:
-  python -m scripts.encode --model sentence-transformers/all-MiniLM-L6-v2 --input sentences.txt --output sentences.npy
-  python -m scripts.encode --model runs/quickstart/model --input corpus.jsonl.gz --field title,text --output corpus.npy
-  python -m scripts.encode --model Qwen/Qwen3-Embedding-0.6B --input claims.txt --output claims.npy \\
+  python -m scripts.encode --model sentence-transformers/all-MiniLM-L6-v2 \\
+      --input sentences.txt --output sentences.npy
+  python -m scripts.encode --model runs/quickstart/model --input corpus.jsonl.gz \\
+      --field title,text --output corpus.npy
+  python -m scripts.encode --model Qwen/Qwen3-Embedding-0.6B --input claims.txt \\
+      --output claims.npy \\
       --instruction "Given a claim, find documents that refute the claim"
-  python -m scripts.encode --model runs/quickstart/model --input corpus.jsonl.gz --output corpus.npy --dim 256 \\
+  python -m scripts.encode --model runs/quickstart/model --input corpus.jsonl.gz \\
+      --output corpus.npy --dim 256 \\
       --precision int8
-  python -m scripts.encode --model runs/quickstart/model --input more.jsonl.gz --output more.npy --dim 256 \\
+  python -m scripts.encode --model runs/quickstart/model --input more.jsonl.gz \\
+      --output more.npy --dim 256 \\
       --precision int8 --calibration corpus.calibration.json
 """
 
@@ -71,17 +77,19 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--dim",
         type=int,
-        help="keep so many first numbers of each embedding, made length 1 again (default: all)",
+        help="keep the first N numbers of each embedding, scaled to length 1 (default: all)",
     )
     parser.add_argument(
         "--precision",
         default="float32",
-        help="float32, int8, uint8, int4, binary, ubinary, or pq and the bytes of a code: pq48 (default: float32)",
+        help="float32, int8, uint8, int4, binary, ubinary, or pq and the bytes of a code: pq48 "
+        "(default: float32)",
     )
     parser.add_argument(
         "--calibration",
         type=Path,
-        help="what int8, uint8, int4 and pq learn from: .npy file of float embeddings of the same model and --dim, of "
+        help="what int8, uint8, int4 and pq learn from: .npy file of float embeddings of the "
+        "same model and --dim, of "
         "which the first 16,384 are read; or a calibration that was written before (.json or .npz)",
     )
     args = parser.parse_args(argv)
@@ -120,7 +128,8 @@ def texts(args: argparse.Namespace) -> Iterator[str]:
         missing = [field for field in fields if not isinstance(record.get(field), str)]
         if missing:
             raise InputError(
-                f"{args.input}:{line}: no field {missing[0]!r} with a text; found {', '.join(record) or 'none'}; "
+                f"{args.input}:{line}: no field {missing[0]!r} with a text; found "
+                f"{', '.join(record) or 'none'}; "
                 "name the one to encode with --field"
             )
         yield (
@@ -131,7 +140,11 @@ def texts(args: argparse.Namespace) -> Iterator[str]:
 
 
 def check_input(args: argparse.Namespace) -> int:
-    """Reads the whole input once and returns the number of texts: a bad last line is known before the work begins."""
+    """Reads the whole input once, so that a bad line is an error before the work begins.
+
+    Returns:
+        The number of texts.
+    """
     count = solid = 0
     for text in texts(args):
         count, solid = count + 1, solid + bool(text.strip())
@@ -200,7 +213,7 @@ def embedded(args: argparse.Namespace, model: Any) -> Iterator[Any]:
 
 
 def given_calibration(args: argparse.Namespace, dim: int) -> Any:
-    """The calibration that --calibration names, or learnt from the embeddings it names; None without it."""
+    """Returns the calibration that --calibration names, or learnt from its embeddings, or None."""
     import numpy as np
 
     from embed_jax.retrieval.calibration import SAMPLE, calibrate, load_calibration
@@ -227,7 +240,7 @@ def given_calibration(args: argparse.Namespace, dim: int) -> Any:
 
 
 def calibrated(precision: str, blocks: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
-    """The calibration learnt from the first blocks, and all blocks; None where the precision needs no calibration."""
+    """Returns the calibration learnt from the first blocks (None if not needed), and all blocks."""
     import numpy as np
 
     from embed_jax.retrieval.calibration import SAMPLE, calibrate, calibration_of

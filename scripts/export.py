@@ -1,18 +1,22 @@
-"""Writes a model for others: sentence-transformers, Hugging Face, ONNX, each with a model card, also onto the hub.
+"""Writes a model for sentence-transformers, Hugging Face or ONNX, with a card; uploads it.
 
-The model is a run's (--run, at any step of which there is a checkpoint) or one by name (--model); a cross-encoder is
-recognised by its files. Formats, with commas between:
+The model is a run's (--run, at any step of which there is a checkpoint) or one by name (--model); a
+cross-encoder is recognised by its files. Formats, with commas between:
 
-  sentence-transformers  a directory that sentence-transformers and embed_jax.load read: backbone, pooling, heads,
-                         prompts, similarity, limit. It is a plain Hugging Face directory too
-  huggingface            backbone and tokenizer alone: transformers' files do not record pooling; the card says it
-  onnx                   onnx/sentence_embedding.onnx (for other --precision ..._fp16.onnx and ..._int8.onnx), which
-                         takes token ids and gives the final embedding, pooled; checked with ONNX Runtime. The
-                         backend="onnx" of sentence-transformers wants token embeddings and cannot use it
+  sentence-transformers  a directory that sentence-transformers and embed_jax.load read: backbone,
+                         pooling, heads, prompts, similarity, limit. It is a plain Hugging Face
+                         directory too
+  huggingface            only backbone and tokenizer: transformers' files do not record pooling; the
+                         card does
+  onnx                   onnx/sentence_embedding.onnx (for other --precision ..._fp16.onnx and
+                         ..._int8.onnx), which takes token ids and gives the final embedding,
+                         pooled; checked with ONNX Runtime. The backend="onnx" of
+                         sentence-transformers wants token embeddings and cannot use it
 
-README.md is the model card: what a run's files say of base, data with licences, loss and settings; --results of
-scripts.evaluate; code to use the model; the config to train it again. Read it before publishing. The same model gives
-the same bytes. A directory that holds anything but an earlier export is not touched.
+README.md is the model card: what a run's files say of base, data with licences, loss and settings;
+--results of scripts.evaluate; code to use the model; the config to train it again. Read it before
+publishing. The same model gives the same bytes. A directory that holds anything but an earlier
+export is not touched.
 
 TensorRT: trtexec --onnx=onnx/sentence_embedding.onnx --fp16 --saveEngine=model.plan \\
     --minShapes=input_ids:1x1,attention_mask:1x1 --optShapes=input_ids:32x64,attention_mask:32x64 \\
@@ -36,12 +40,16 @@ if TYPE_CHECKING:
     from embed_jax.sentence import SentenceEncoder
 
 EXAMPLES = """examples:
-  python -m scripts.export --run runs/quickstart --format sentence-transformers,onnx --output exported/code-search
-  python -m scripts.export --run runs/simcse --step 500 --output exported/simcse-500 --results results/
-  python -m scripts.export --model runs/matryoshka/model --dim 128 --format onnx --precision float32,int8 \\
+  python -m scripts.export --run runs/quickstart --format sentence-transformers,onnx \\
+      --output exported/code-search
+  python -m scripts.export --run runs/simcse --step 500 --output exported/simcse-500 \\
+      --results results/
+  python -m scripts.export --model runs/matryoshka/model --dim 128 --format onnx \\
+      --precision float32,int8 \\
       --output exported/small
   python -m scripts.export --run runs/e5 --adapter separate --output exported/adapter
-  python -m scripts.export --run runs/quickstart --output exported/code-search --license apache-2.0 --language en \\
+  python -m scripts.export --run runs/quickstart --output exported/code-search \\
+      --license apache-2.0 --language en \\
       --push-to-hub me/code-search --private
 """
 FORMATS = ("sentence-transformers", "huggingface", "onnx")
@@ -89,10 +97,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--adapter",
         choices=("merged", "separate"),
         default="merged",
-        help="of a model with one: merged into its base, or alone in PEFT's files (default: %(default)s)",
+        help="of a model with one: merged into its base, or separate in PEFT's files (default: "
+        "%(default)s)",
     )
     parser.add_argument(
-        "--dim", type=int, help="cut embeddings to their first so many numbers, made length 1 again"
+        "--dim", type=int, help="cut embeddings to their first N numbers, scaled to length 1"
     )
     parser.add_argument(
         "--precision",
@@ -121,17 +130,19 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     hub.add_argument("--revision", default="", help="the branch to write to (default: main)")
     args = parser.parse_args(argv)
     args.format, args.precision = _choices(args.format), _choices(args.precision)
-    for option, found, known in (
+    for option, names, known in (
         ("format", args.format, FORMATS),
         ("precision", args.precision, ONNX_FILES),
     ):
-        if not found or not set(found) <= set(known):
+        if not names or not set(names) <= set(known):
             parser.error(
-                f"--{option}: expected some of {', '.join(known)}, found {', '.join(found) or 'none'}"
+                f"--{option}: expected some of {', '.join(known)}, found "
+                f"{', '.join(names) or 'none'}"
             )
     if {"sentence-transformers", "huggingface"} <= set(args.format):
         parser.error(
-            "--format: a sentence-transformers directory is a huggingface one already; expected one of them"
+            "--format: a sentence-transformers directory is a huggingface one already; expected "
+            "one of them"
         )
     if args.precision != ["float32"] and "onnx" not in args.format:
         parser.error("--precision is for --format onnx")
@@ -146,12 +157,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def _choices(given: str) -> list[str]:
-    return list(dict.fromkeys(part.strip() for part in given.split(",") if part.strip()))
+def _choices(text: str) -> list[str]:
+    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
 
 
 def export(args: argparse.Namespace) -> None:
-    """Writes what was asked for, and uploads it."""
+    """Writes the requested formats, and uploads them."""
     from embed_jax.export.card import CardContent, model_card
     from embed_jax.export.directory import CARD, whole_export
     from embed_jax.export.push import check_push, push
@@ -162,7 +173,7 @@ def export(args: argparse.Namespace) -> None:
         check_push(args.push_to_hub)
     run = read_run(args.run) if args.run else None
     scores = tuple(read_scores(args.results))
-    warn_of_others(args, {one.model for one in scores})
+    warn_of_others(args, {score.model for score in scores})
     with whole_export(args.output) as directory:
         crossing = args.cross_encoder or is_cross_encoder(args)
         model = prepare_cross_encoder(args) if crossing else prepare_sentence_encoder(args, run)
@@ -190,7 +201,7 @@ def export(args: argparse.Namespace) -> None:
 
 
 def warn_of_others(args: argparse.Namespace, models: set[str]) -> None:
-    """Says which results may be another model's."""
+    """Warns of results that may be another model's."""
     own = (
         {args.run.resolve(), (args.run / "model").resolve()}
         if args.run
@@ -201,11 +212,11 @@ def warn_of_others(args: argparse.Namespace, models: set[str]) -> None:
             warn(f"--results: of the model {name}; the card has them as this one's")
 
 
-# ---- what is exported ----------------------------------------------------------------------------------------
+# ---- what is exported ----------------------------------------------------------------------------
 
 
 def is_cross_encoder(args: argparse.Namespace) -> bool:
-    """Whether the files say so."""
+    """Tells whether the files are those of a cross-encoder."""
     from embed_jax.encoders import read
     from embed_jax.encoders.hub import resolve
 
@@ -221,7 +232,8 @@ def prepare_cross_encoder(args: argparse.Namespace) -> Any:
             raise InputError(f"--{option}: not for a cross-encoder")
     if args.format != ["sentence-transformers"]:
         raise InputError(
-            f"--format: expected sentence-transformers for a cross-encoder, found {', '.join(args.format)}"
+            "--format: expected sentence-transformers for a cross-encoder, found "
+            f"{', '.join(args.format)}"
         )
     return load_cross_encoder(str(args.run / "model") if args.run else args.model)
 
@@ -241,7 +253,7 @@ def prepare_sentence_encoder(args: argparse.Namespace, run: TrainingRun | None) 
     return truncated(model, args.dim) if args.dim else model
 
 
-# ---- formats -------------------------------------------------------------------------------------------------
+# ---- formats -------------------------------------------------------------------------------------
 
 
 def write_cross_encoder(
@@ -288,7 +300,8 @@ def write_checked(model: SentenceEncoder, path: Path, precision: str) -> None:
             f"{path.name}: differs from the model by {difference:g}, of numbers up to {largest:.2g}"
         )
     print(
-        f"{path.name}: {precision}, differs from the model by at most {difference:.1e}, of numbers up to {largest:.2g}"
+        f"{path.name}: {precision}, differs from the model by at most {difference:.1e}, of "
+        f"numbers up to {largest:.2g}"
     )
 
 

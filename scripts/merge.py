@@ -1,8 +1,9 @@
 """Merges models of one shape into one: checkpoints of a run, or runs with other data or seeds.
 
-slerp goes along the great circle between two tensors, as the last stage of Qwen3-Embedding's training does; linear is
-the plain average. More than two models are merged one after the other. Adapters are merged into their base first. The
-tokenizer, the prompts and all else are the first model's.
+slerp goes along the great circle between two tensors, as the last stage of Qwen3-Embedding's
+training does; linear is the plain average. More than two models are merged one after the other.
+Adapters are merged into their base first. The tokenizer, the prompts and all else are the first
+model's.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from .commands import Parser, load_encoder
 
 EXAMPLES = """examples:
   python -m scripts.merge --models runs/a/model,runs/b/model --output runs/merged
-  python -m scripts.merge --models runs/a/model,runs/b/model,runs/c/model --weights 2,1,1 --output runs/merged
+  python -m scripts.merge --models runs/a/model,runs/b/model,runs/c/model --weights 2,1,1 \\
+      --output runs/merged
 """
 
 
@@ -48,7 +50,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error(f"--weights: expected numbers with commas between, found {args.weights!r}")
     if args.weights and (len(args.weights) != len(args.models) or min(args.weights) <= 0):
         parser.error(
-            f"--weights: expected {len(args.models)} numbers above 0, one a model, found {args.weights}"
+            f"--weights: expected {len(args.models)} numbers above 0, one a model, found "
+            f"{args.weights}"
         )
     return args
 
@@ -62,7 +65,8 @@ def merge_models(args: argparse.Namespace) -> None:
     for name, model in zip(args.models[1:], models[1:], strict=True):
         if model.spec != first.spec:
             raise InputError(
-                f"--models: {name} is of another shape than {args.models[0]}: {model.spec} and {first.spec}"
+                f"--models: {name} is of another shape than {args.models[0]}: {model.spec} and "
+                f"{first.spec}"
             )
         if model.tokenizer.hf.get_vocab() != first.tokenizer.hf.get_vocab():
             raise InputError(f"--models: {name} has another vocabulary than {args.models[0]}")

@@ -1,11 +1,12 @@
-"""Mines hard negatives for pairs: passages that a search ranks high for a query and that are not known to be right.
+"""Mines hard negatives: passages that a search ranks high and that are not known positives.
 
-All positives of an anchor are known positives of that query. They, the query's own text and repeated texts are never
-its negatives, and neither is a passage that contains a positive or is part of one. Texts are compared with and without
-their titles, after Unicode NFKC and with single blanks; with --model also as its tokenizer reads them, so that for an
-uncased model upper and lower case are one. What stays of the best --rank-max others after the limits on scores is
-used, but for the first --rank-min; scores are those of --cross-encoder, or of the search itself. The passages are
-those of the corpus and all positives.
+All positives of an anchor are known positives of that query. They, the query's own text and
+repeated texts are never its negatives, and neither is a passage that contains a positive or is part
+of one. Texts are compared with and without their titles, after Unicode NFKC and with single blanks;
+with --model also as its tokenizer reads them, so that for an uncased model upper and lower case are
+one. What stays of the best --rank-max others after the limits on scores is used, except the first
+--rank-min; scores are those of --cross-encoder, or of the search itself. The passages are those of
+the corpus and all positives.
 """
 
 from __future__ import annotations
@@ -34,11 +35,14 @@ EXAMPLES = """--format, as training reads them; a pair without a negative is lef
 
 examples:
   python -m scripts.mine --pairs pairs.jsonl --corpus corpus.jsonl.gz --output mined.jsonl
-  python -m scripts.mine --beir scifact --strategy bm25,dense --model sentence-transformers/all-MiniLM-L6-v2 \\
+  python -m scripts.mine --beir scifact --strategy bm25,dense \\
+      --model sentence-transformers/all-MiniLM-L6-v2 \\
       --number 4 --rank-min 2 --output mined.jsonl
-  python -m scripts.mine --pairs pairs.tsv --strategy faiss --index-factory HNSW32 --model runs/quickstart/model \\
+  python -m scripts.mine --pairs pairs.tsv --strategy faiss --index-factory HNSW32 \\
+      --model runs/quickstart/model \\
       --relative-margin 0.05 --format triplets --output mined.jsonl
-  python -m scripts.mine --beir scifact --strategy bm25 --cross-encoder cross-encoder/ms-marco-MiniLM-L6-v2 \\
+  python -m scripts.mine --beir scifact --strategy bm25 \\
+      --cross-encoder cross-encoder/ms-marco-MiniLM-L6-v2 \\
       --max-score 0 --number 8 --sampling random --format scored-lists --output lists.jsonl
 """
 STRATEGIES = ("bm25", "dense", "faiss")
@@ -101,20 +105,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     choice = parser.add_argument_group("choice")
     choice.add_argument("--number", type=int, default=1, help="negatives of a pair (default: 1)")
+    choice.add_argument("--rank-min", type=int, default=0, help="skip the N best (default: 0)")
     choice.add_argument(
-        "--rank-min", type=int, default=0, help="skip so many of the best (default: 0)"
+        "--rank-max", type=int, default=100, help="look at the N best (default: 100)"
     )
     choice.add_argument(
-        "--rank-max", type=int, default=100, help="look at so many of the best (default: 100)"
+        "--min-score", type=float, default=-math.inf, help="lowest score of a negative"
     )
     choice.add_argument(
-        "--min-score", type=float, default=-math.inf, help="a negative scores at least so much"
+        "--max-score", type=float, default=math.inf, help="highest score of a negative"
     )
     choice.add_argument(
-        "--max-score", type=float, default=math.inf, help="a negative scores at most so much"
-    )
-    choice.add_argument(
-        "--margin", type=float, help="a negative scores at least so much less than its positive"
+        "--margin", type=float, help="lowest score of a negative less than its positive"
     )
     choice.add_argument(
         "--relative-margin",
@@ -137,7 +139,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def wrong_option(args: argparse.Namespace) -> str | None:
-    """What is wrong with the options, if something is."""
+    """Returns a message about options that cannot be used, or None."""
     for name in args.strategy:
         if name not in STRATEGIES:
             return f"--strategy: {unknown('strategy', name, STRATEGIES)}"
@@ -148,7 +150,7 @@ def wrong_option(args: argparse.Namespace) -> str | None:
     embeds = {"dense", "faiss"} & set(args.strategy)
     if embeds and not args.model:
         return f"--strategy {','.join(args.strategy)} needs --model"
-    for name, needed, wanted in (
+    for name, needed, strategies in (
         ("model", embeds, "dense or faiss"),
         ("query_prompt", embeds, "dense or faiss"),
         ("corpus_prompt", embeds, "dense or faiss"),
@@ -157,9 +159,12 @@ def wrong_option(args: argparse.Namespace) -> str | None:
         ("index_parameters", "faiss" in args.strategy, "faiss"),
     ):
         if getattr(args, name) and not needed:
-            return f"--{name.replace('_', '-')} goes with --strategy {wanted}"
+            return f"--{name.replace('_', '-')} goes with --strategy {strategies}"
     if args.format == "scored-lists" and len(args.strategy) > 1 and not args.cross_encoder:
-        return "--format scored-lists: scores of several strategies cannot be compared; give one, or --cross-encoder"
+        return (
+            "--format scored-lists: scores of several strategies cannot be compared; give "
+            "one, or --cross-encoder"
+        )
     return None
 
 
@@ -182,13 +187,13 @@ def mine_file(args: argparse.Namespace, beside: Path) -> None:
     for name, module in (("bm25", "bm25s"), ("faiss", "faiss")):
         if name in args.strategy:
             require(module)
-    pairs, given = (
+    pairs, documents = (
         read_beir(args)
         if args.beir
         else (read_pairs(args), read_corpus(args.corpus) if args.corpus else [])
     )
     count, report = 0, Report()
-    corpus = corpus_with(pairs, given, report)
+    corpus = corpus_with(pairs, documents, report)
     score = None
     if args.cross_encoder:
         from embed_jax import cross_encoder
@@ -208,7 +213,8 @@ def mine_file(args: argparse.Namespace, beside: Path) -> None:
     lacking = f", {report.lacking} of them positives that the corpus lacked"
     print(report)
     print(
-        f"{args.output}: {count} {args.format} from {len(corpus)} passages{lacking * (report.lacking > 0)}"
+        f"{args.output}: {count} {args.format} from {len(corpus)} "
+        f"passages{lacking * (report.lacking > 0)}"
     )
 
 
@@ -249,7 +255,7 @@ def make_searchers(
     return searchers
 
 
-# ---- input -----------------------------------------------------------------------------------------------------
+# ---- input ---------------------------------------------------------------------------------------
 
 
 def read_pairs(args: argparse.Namespace) -> list[Pair]:
@@ -295,7 +301,8 @@ def read_beir(args: argparse.Namespace) -> tuple[list[Pair], list[str]]:
     """A pair for each passage that is judged relevant (above 0), and the corpus.
 
     Raises:
-        InputError: as the layout's reader; for an empty query or passage, or if nothing is relevant.
+        InputError: as the layout's reader; for an empty query or passage, or if nothing is
+            relevant.
     """
     from embed_jax.data.sources import open_retrieval_task
     from embed_jax.data.sources.beir import relevant

@@ -1,8 +1,9 @@
-"""Makes training pairs of clicks on search results, of groups of duplicates, or of candidate paraphrases.
+"""Makes training pairs from clicks on search results, groups of duplicates or paraphrases.
 
-Every row that does not become a pair is counted under its reason, and listed with --dropped. With --holdout the output
-is a directory of train.jsonl, validation.jsonl and test.jsonl in which no text stands on two sides, be it an anchor
-here and a positive there. Read them for training as any other data.
+Every row that does not become a pair is counted under its reason, and listed with --dropped. With
+--holdout the output is a directory of train.jsonl, validation.jsonl and test.jsonl in which no text
+stands on two sides, be it an anchor here and a positive there. Read them for training as any other
+data.
 """
 
 from __future__ import annotations
@@ -28,17 +29,21 @@ from embed_jax.errors import InputError, exit_with_one_line
 from .commands import OneLineParser, Parser, load_model, written_whole
 
 EXAMPLES = """files are JSONL, TSV or CSV with a header, each also as .gz:
-  clicks       query doc_id clicks, and a corpus _id text [title]; a pair has the document's id and the query's group
+  clicks       query doc_id clicks, and a corpus _id text [title]; a pair has the document's id and
+               the query's group
   groups       text group; a pair has the group
   paraphrases  sentence1 sentence2
 
 Records that share an id or a group are never each other's negatives.
 
 examples:
-  python -m scripts.pairs clicks --input clicks.tsv --corpus corpus.jsonl --min-clicks 3 --top 5 --output pairs.jsonl
-  python -m scripts.pairs groups --input questions.csv --text-field question --group-field group_id \\
+  python -m scripts.pairs clicks --input clicks.tsv --corpus corpus.jsonl --min-clicks 3 \\
+      --top 5 --output pairs.jsonl
+  python -m scripts.pairs groups --input questions.csv --text-field question \\
+      --group-field group_id \\
       --holdout 0.1 --output duplicates
-  python -m scripts.pairs paraphrases --input candidates.tsv --model sentence-transformers/all-MiniLM-L6-v2 \\
+  python -m scripts.pairs paraphrases --input candidates.tsv \\
+      --model sentence-transformers/all-MiniLM-L6-v2 \\
       --threshold 0.8 --dropped dropped.jsonl --output paraphrases.jsonl
 """
 
@@ -60,9 +65,8 @@ def main() -> None:
             write_lines(output / f"{name}.jsonl" if name else output, side)
     counts = ", ".join(f"{name} {len(side)}" for name, side in sides.items() if name)
     print(f"{args.output}: {len(pairs)} pairs{f' ({counts})' if counts else ''}")
-    print(
-        f"dropped: {', '.join(f'{why} {count}' for why, count in dropped.counts.items()) or 'nothing'}"
-    )
+    reasons = ", ".join(f"{why} {count}" for why, count in dropped.counts.items())
+    print(f"dropped: {reasons or 'nothing'}")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -252,10 +256,11 @@ def write_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
 
 @contextlib.contextmanager
 def directory_whole(path: Path) -> Iterator[Path]:
-    """A directory beside `path` that gets its name when the block ends well, and is removed when it does not.
+    """Yields a directory beside `path` that gets its name when the block ends without an error.
 
     Raises:
-        InputError: at once, before any work, if there is something of that name or nothing can be written there.
+        InputError: at once, before any work, if there is something of that name or nothing can be
+            written there.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     if path.exists():

@@ -1,8 +1,9 @@
-"""Trains the model of an experiment's config with sentence-transformers' modules and losses, to compare the quality.
+"""Trains the model of a config with sentence-transformers' modules and losses, to compare quality.
 
-The weights at the start, the records of each batch, the optimiser and its schedule are those of the experiment; only
-the dropout masks are others, and the order within a batch, on which no loss depends. Computes in float32. Writes
-metrics.jsonl, with the loss of every step and the evaluations on config.eval.sts, and model/.
+The weights at the start, the records of each batch, the optimiser and its schedule are those of the
+experiment; only the dropout masks are others, and the order within a batch, on which no loss
+depends. Computes in float32. Writes metrics.jsonl, with the loss of every step and the evaluations
+on config.eval.sts, and model/.
 """
 
 from __future__ import annotations
@@ -27,17 +28,21 @@ from embed_jax.errors import InputError, RunError, exit_with_one_line, require
 from .commands import PARENT, Parser, print_table
 
 EXAMPLES = """examples:
-  python -m scripts.replicate --experiment nli --config=configs/nli/x.py:small --workdir=runs/x_peer --against=runs/x
+  python -m scripts.replicate --experiment nli --config=configs/nli/x.py:small \\
+      --workdir=runs/x_peer --against=runs/x
 
   both runs for two seeds, and a table of them:
-  for seed in 0 1; do python -m experiments.nli --config=configs/nli/x.py --config.loss.mask_duplicates=False \\
+  for seed in 0 1; do python -m experiments.nli --config=configs/nli/x.py \\
+      --config.loss.mask_duplicates=False \\
       --config.train.seed=$seed --workdir=runs/x/seed$seed; done
-  python -m scripts.replicate --experiment nli --config=configs/nli/x.py --config.loss.mask_duplicates=False \\
+  python -m scripts.replicate --experiment nli --config=configs/nli/x.py \\
+      --config.loss.mask_duplicates=False \\
       --seeds=0,1 --workdir=runs/x_peer --against=runs/x
 """
 EXPERIMENTS = ("nli", "retrieval")
 THREADS = 2
-# The arguments of our losses that sentence-transformers' losses have too; others must be as they are by default.
+# The arguments of our losses that sentence-transformers' losses have too; others must be as they
+# are by default.
 LOSSES = {
     "info_nce": ("temperature", "similarity", "symmetric", "mask_duplicates"),
     "softmax": ("num_labels", "concatenation"),
@@ -92,7 +97,7 @@ def main() -> None:
         print(f"model: {workdir / 'model'}", flush=True)
     if args.against:
         print_comparison(
-            {seed: (measures(ours), measures(theirs)) for seed, (theirs, ours) in runs.items()}
+            {seed: (measures(ours), measures(peer)) for seed, (peer, ours) in runs.items()}
         )
 
 
@@ -113,7 +118,10 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--against", type=Path, help="the experiment's own work directory, to compare with"
     )
-    seeds = "config.train.seed of several runs, separated by commas: in WORKDIR/seedN, compared with AGAINST/seedN"
+    seeds = (
+        "config.train.seed of several runs, separated by commas: in WORKDIR/seedN, compared "
+        "with AGAINST/seedN"
+    )
     parser.add_argument("--seeds", default="", help=seeds)
     args, rest = parser.parse_known_args(argv)
     numbers = args.seeds.split(",") if args.seeds else []
@@ -137,7 +145,8 @@ def check_supported(config: Any) -> None:
         config.eval.sts and config.eval.metric in ("sts/spearman", "sts/pearson")
     ):
         raise InputError(
-            f"config.eval.metric: {config.eval.metric!r} is not measured here; accepted: 'sts/spearman'"
+            f"config.eval.metric: {config.eval.metric!r} is not measured here; accepted: "
+            "'sts/spearman'"
         )
 
 
@@ -151,6 +160,7 @@ def train(config: Any, workdir: Path, sources: Any) -> None:
     """Trains as `train.fit` does, in torch.
 
     Args:
+        config: of the run.
         workdir: a new or empty directory.
         sources: the training data, one `pipeline.RecordSource` by its name.
 
@@ -172,7 +182,8 @@ def train(config: Any, workdir: Path, sources: Any) -> None:
     from embed_jax.train.objective import training_loss
     from embed_jax.train.tracking import MetricsFile, Progress
 
-    # The model with our weights; the result may lack a head that is for training only, and shares the other modules.
+    # The model with our weights; the result may lack a head that is for training only, and shares
+    # the other modules.
     torch.manual_seed(config.train.seed)
     ours = copy.deepcopy(config)
     ours.model.mlp = config.model.mlp and "kept"
@@ -191,7 +202,8 @@ def train(config: Any, workdir: Path, sources: Any) -> None:
     for number, record in enumerate(source.records):
         if None in texts_of(record) or len(texts_of(record)) != num_texts:
             raise InputError(
-                f"record {number}: sentence-transformers needs as many texts in each, here {num_texts}"
+                f"record {number}: sentence-transformers needs as many texts in each, here "
+                f"{num_texts}"
             )
     loss_params = jax.device_get(run.state.params["loss"])
     loss = training_loss(config)
@@ -247,22 +259,22 @@ def train(config: Any, workdir: Path, sources: Any) -> None:
         MetricsFile(workdir / "metrics.jsonl", -1),
         Progress(0, num_steps, config.train.log_every),
     )
-    best, kept = -math.inf, None
+    best, best_parameters = -math.inf, None
     for number in range(num_steps + 1):
         line = step(number) if number else {}
         if number:
             progress.step(number, line["loss"], line["tokens_per_second"])
         if sts and is_evaluated(number, config.eval.every, num_steps):
             result.max_seq_length = max_length
-            found = {f"sts/{name}": value for name, value in sts(encode).items()}
+            sts_scores = {f"sts/{name}": value for name, value in sts(encode).items()}
             progress.say(
                 f"step {number}: "
-                + "  ".join(f"{name} {value:.4f}" for name, value in found.items())
+                + "  ".join(f"{name} {value:.4f}" for name, value in sts_scores.items())
             )
-            line |= found
-            value = found.get(config.eval.metric, -math.inf)
+            line |= sts_scores
+            value = sts_scores.get(config.eval.metric, -math.inf)
             if value == best or value > best and value >= best + config.eval.min_gain:
-                best, kept = (
+                best, best_parameters = (
                     value,
                     {name: tensor.clone() for name, tensor in result.state_dict().items()},
                 )
@@ -270,8 +282,8 @@ def train(config: Any, workdir: Path, sources: Any) -> None:
             file.write(number, line)
     progress.close()
     file.close()
-    if kept is not None:
-        result.load_state_dict(kept)
+    if best_parameters is not None:
+        result.load_state_dict(best_parameters)
     result.max_seq_length = max_length
     result.save_pretrained(str(workdir / ".model"), create_model_card=False)
     os.rename(workdir / ".model", workdir / "model")
@@ -292,14 +304,15 @@ def without_head(model: Any) -> Any:
 
 
 def peer_loss(loss: Any, params: Any, model: Any) -> Any:
-    """sentence-transformers' loss of the same value, a torch module.
+    """Makes sentence-transformers' loss of the same value, a torch module.
 
     Args:
         loss: a `losses.base.Loss` with its arguments settled.
         params: its own parameters at the start.
+        model: sentence-transformers' model.
 
     Raises:
-        InputError: if there is none.
+        InputError: if it has no such loss.
     """
     import numpy as np
     import torch
@@ -319,7 +332,8 @@ def peer_loss(loss: Any, params: Any, model: Any) -> Any:
             name not in LOSSES[loss.name] and arguments[name] != parameter.default
         ):
             raise InputError(
-                f"config.loss: {name}={arguments[name]!r}: sentence-transformers' {loss.name} lacks it"
+                f"config.loss: {name}={arguments[name]!r}: sentence-transformers' {loss.name} "
+                "lacks it"
             )
     if arguments.get("mask_duplicates"):
         print(
@@ -341,7 +355,8 @@ def peer_loss(loss: Any, params: Any, model: Any) -> Any:
         known = {part: part in parts for part in ("u,v", "|u-v|", "u*v")}
         if parts != ",".join(part for part, there in known.items() if there):
             raise InputError(
-                f"config.loss: concatenation={parts!r}: sentence-transformers has {', '.join(known)}"
+                f"config.loss: concatenation={parts!r}: sentence-transformers has "
+                f"{', '.join(known)}"
             )
         num_labels = arguments["num_labels"]
         peer = losses.SoftmaxLoss(
@@ -359,7 +374,10 @@ def peer_loss(loss: Any, params: Any, model: Any) -> Any:
 
 
 def make_optimizer(objective: Any, optim: Any) -> Any:
-    """torch's AdamW with the weight decay of `train.optim`: not on biases, norms and the loss's own parameters."""
+    """Makes torch's AdamW with the weight decay of `train.optim`.
+
+    Biases, norms and the loss's own parameters have no weight decay.
+    """
     import torch
 
     norms = [module for module in objective.modules() if isinstance(module, torch.nn.LayerNorm)]
@@ -380,7 +398,7 @@ def make_optimizer(objective: Any, optim: Any) -> Any:
 
 
 def check_same(config: Any, workdir: Path) -> None:
-    """Refuses a run of ours that has not ended, or had another config."""
+    """Refuses one of our runs that has not ended, or had another config."""
     from embed_jax.config import Experiment, flatten
     from embed_jax.train.workdir import FREE_FIELDS
 
@@ -389,15 +407,16 @@ def check_same(config: Any, workdir: Path) -> None:
     defaults = flatten(Experiment())  # a run may be older than a field
     for name, value in flatten(config).items():
         part, _, field = name.partition(".")
-        found = before.get(part, {}).get(field, defaults.get(name))
-        if found != value and not name.startswith(FREE_FIELDS):
+        value_there = before.get(part, {}).get(field, defaults.get(name))
+        if value_there != value and not name.startswith(FREE_FIELDS):
             raise InputError(
-                f"--against={workdir}: config.{name} was {found!r} there and is {value!r} here"
+                f"--against={workdir}: config.{name} was {value_there!r} there and is {value!r} "
+                "here"
             )
 
 
 def measures(workdir: Path) -> dict[str, float]:
-    """The mean loss of the last tenth of the steps, and the last evaluation, of a run that has ended."""
+    """Returns the mean loss of the last tenth of the steps and the last scores of a run."""
     path = workdir / "metrics.jsonl"
     lines = (
         [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -407,23 +426,23 @@ def measures(workdir: Path) -> dict[str, float]:
     losses = [line["loss"] for line in lines if "loss" in line]
     if not losses or not (workdir / "model").is_dir():
         raise InputError(
-            f"--against: expected a run that has ended, found {workdir} without model or metrics.jsonl"
+            f"--against: expected a run that has ended, found {workdir} without model or "
+            "metrics.jsonl"
         )
     last = losses[-math.ceil(len(losses) / 10) :]
-    found = {
+    scores = {
         name: value for line in lines for name, value in line.items() if name.startswith("sts/")
     }
-    found = {name: math.nan if value is None else value for name, value in found.items()}
-    return {"loss": sum(last) / len(last), **found}
+    scores = {name: math.nan if value is None else value for name, value in scores.items()}
+    return {"loss": sum(last) / len(last), **scores}
 
 
 def print_comparison(runs: dict[int, tuple[dict[str, float], dict[str, float]]]) -> None:
-    """A row for each measure and seed, ours and theirs, and their means over several seeds."""
+    """Prints a row for each measure and seed, of both sides, and their means over several seeds."""
     rows = []
     for name in next(iter(runs.values()))[1]:
         pairs = {
-            str(seed): (ours.get(name, math.nan), theirs[name])
-            for seed, (ours, theirs) in runs.items()
+            str(seed): (ours.get(name, math.nan), peer[name]) for seed, (ours, peer) in runs.items()
         }
         if len(pairs) > 1:
             pairs["mean"] = tuple(

@@ -1,10 +1,12 @@
-"""Makes a model smaller: keeps some of its layers, or projects its embeddings to fewer dimensions, or both.
+"""Makes a model smaller: fewer layers, embeddings of fewer dimensions, or both.
 
-Layers are counted from 0. Dimensions are chosen by principal components of the embeddings of your texts, and written as
-a Dense module: the result is a directory that sentence-transformers loads too. A model with fewer layers is a start:
-`python -m experiments.distill` trains it to imitate the whole one. Fewer dimensions save storage and make search
-faster, not encoding. With --sts it says what both cost. For few dimensions try the first numbers of each embedding too
-(embed_jax.sentence.truncate): of all-MiniLM-L6-v2 they kept more on STS-B at 64 and below.
+Layers are counted from 0. Dimensions are chosen by principal components of the embeddings of your
+texts, and written as a Dense module: the result is a directory that sentence-transformers loads
+too. A model with fewer layers is a start: `python -m experiments.distill` trains it to imitate the
+whole one. Fewer
+dimensions save storage and make search faster, not encoding. With --sts it says what both cost. For
+few dimensions try the first numbers of each embedding too (embed_jax.sentence.truncate): of
+all-MiniLM-L6-v2 they kept more on STS-B at 64 and below.
 """
 
 from __future__ import annotations
@@ -26,8 +28,10 @@ if TYPE_CHECKING:
     from embed_jax.types import Params
 
 EXAMPLES = """examples:
-  python -m scripts.shrink --model sentence-transformers/all-MiniLM-L6-v2 --layers 0,3,5 --output student
-  python -m scripts.shrink --model runs/quickstart/model --dim 128 --texts sentences.txt --output small \\
+  python -m scripts.shrink --model sentence-transformers/all-MiniLM-L6-v2 --layers 0,3,5 \\
+      --output student
+  python -m scripts.shrink --model runs/quickstart/model --dim 128 --texts sentences.txt \\
+      --output small \\
       --sts stsb/test.tsv
 """
 
@@ -53,7 +57,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--limit",
         type=int,
         default=20_000,
-        help="the first so many different texts (default: 20000)",
+        help="the first N different texts (default: 20000)",
     )
     parser.add_argument(
         "--sts", type=Path, help="STS file: Spearman's correlation before and after"
@@ -70,7 +74,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def shrink(args: argparse.Namespace) -> None:
-    """Writes the smaller model and prints its size, and with --sts its quality, beside the model's."""
+    """Writes the smaller model; prints size and, with --sts, quality of both."""
     import jax
 
     from embed_jax.data.sources.sts import read_sts
@@ -93,7 +97,8 @@ def shrink(args: argparse.Namespace) -> None:
             raise InputError(f"--dim: expected 1 to {model.dim}, the model's own, found {args.dim}")
         if len(texts) <= args.dim:
             raise InputError(
-                f"{args.texts}: expected more than {args.dim} different texts (--dim), found {len(texts)}"
+                f"{args.texts}: expected more than {args.dim} different texts (--dim), found "
+                f"{len(texts)}"
             )
         smaller = remade(model, *add_pca(spec, params, smaller.encode(texts), args.dim))
     smaller.save(args.output)
@@ -111,10 +116,10 @@ def shrink(args: argparse.Namespace) -> None:
 
 
 def read_texts(args: argparse.Namespace) -> list[str]:
-    """Different texts, in the file's order."""
+    """Reads the different texts of a file, in its order."""
     from embed_jax.data.sources.files import iter_lines
 
-    found: dict[str, None] = {}
+    texts: dict[str, None] = {}
     for line, record in iter_lines(args.texts):
         if not isinstance(record.get(args.field), str):
             known = ", ".join(record) or "none"
@@ -122,16 +127,16 @@ def read_texts(args: argparse.Namespace) -> list[str]:
                 f"{args.texts}:{line}: no field {args.field!r}, found {known}; name it with --field"
             )
         if record[args.field].strip():
-            found[record[args.field]] = None
-        if len(found) == args.limit:
+            texts[record[args.field]] = None
+        if len(texts) == args.limit:
             break
-    if not found:
+    if not texts:
         raise InputError(f"{args.texts}: empty, no texts in it")
-    return list(found)
+    return list(texts)
 
 
 def remade(model: SentenceEncoder, spec: EncoderSpec, params: Params) -> SentenceEncoder:
-    """Another encoder with the tokenizer, the prompts and all else of a model."""
+    """Returns another encoder with the tokenizer, the prompts and the settings of a model."""
     return type(model)(
         spec,
         params,

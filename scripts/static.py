@@ -1,8 +1,9 @@
-"""Makes a static encoder, a bag of token vectors: the baseline that every contextual encoder has to beat.
+"""Makes a static encoder, a bag of token vectors: the baseline of every contextual encoder.
 
-`words` reads word2vec's or GloVe's text; a text is the mean of its known words' vectors. `distil` embeds each token of
-a teacher's vocabulary alone, which needs no text. Both write sentence-transformers' StaticEmbedding, which every
-command here takes as --model and every experiment as config.model.name, to train it further.
+`words` reads word2vec's or GloVe's text; a text is the mean of its known words' vectors. `distil`
+embeds each token of only a teacher's vocabulary, which needs no text. Both write
+sentence-transformers' StaticEmbedding, which every command here takes as --model and every
+experiment as config.model.name, to train it further.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from .commands import OneLineParser, Parser, load_encoder
 
 EXAMPLES = """examples:
   python -m scripts.static words --vectors glove.6B.300d.txt --output models/glove
-  python -m scripts.static distil --model sentence-transformers/all-MiniLM-L6-v2 --output models/static
+  python -m scripts.static distil --model sentence-transformers/all-MiniLM-L6-v2 \\
+      --output models/static
   python -m scripts.static distil --model runs/nli/model --dim 0 --output models/static
 """
 
@@ -42,7 +44,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             "--sif",
             type=float,
             default=sif,
-            help="a of the weights a / (a + p), p by Zipf's law from the rank in the vocabulary; 0: no weights "
+            help="a of the weights a / (a + p), p by Zipf's law from the rank in the vocabulary; "
+            "0: no weights "
             f"(default: {sif:g})",
         )
         added.set_defaults(make=make)
@@ -76,7 +79,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def check_output(directory: Path) -> None:
     """Refuses at once what saving would refuse after the work."""
     if directory.exists() and not directory.is_dir():
-        raise InputError(f"{directory}: is a file; a directory is wanted")
+        raise InputError(f"{directory}: expected a directory, found a file")
     if (
         directory.is_dir()
         and any(directory.iterdir())

@@ -1,4 +1,4 @@
-"""Has a language model write queries for passages, and keeps those whose passage a search finds again.
+"""Writes queries for passages by a language model; keeps those whose passage a search finds again.
 
 generate asks a server for queries and writes pairs; filter takes pairs of any origin.
 """
@@ -37,11 +37,14 @@ from .commands import OneLineParser, load_model, written_whole
 if TYPE_CHECKING:
     from embed_jax.retrieval.round_trip import Search
 
-GENERATE = """Asks a language model for queries that the passages of a corpus answer; writes pairs in the corpus' order.
+GENERATE = """Asks a language model for queries that the passages of a corpus answer.
 
-Answers are kept as they come, for pairs.jsonl in pairs.cache.jsonl: a run that was stopped, however it was, goes on
-where it stopped, and what was answered is never asked for again. Passages without an answer after all tries are listed
-in pairs.failed.jsonl, and the exit status is 1; the same command asks for them again."""
+The pairs are in the order of the corpus.
+
+Answers are kept as they come, for pairs.jsonl in pairs.cache.jsonl: a run that was stopped
+continues where it stopped, and nothing that was answered is asked for again. Passages without
+an answer after all tries are listed in pairs.failed.jsonl, and the exit status is 1; the same
+command asks for them again."""
 
 GENERATE_EXAMPLES = """tasks: what is written for a passage
   query        a query that it answers
@@ -53,21 +56,24 @@ GENERATE_EXAMPLES = """tasks: what is written for a passage
   sts          a text of the same meaning
 
 The key is read from OPENAI_API_KEY or ANTHROPIC_API_KEY and written nowhere. A line of the output:
-  {"anchor": QUERY, "positive": PASSAGE, "id": PASSAGE'S, "source": {"model": ..., "task": ..., "template": ..., ...}}
+  {"anchor": QUERY, "positive": PASSAGE, "id": PASSAGE'S, "source": {"model": ..., "task": ...,
+  "template": ..., ...}}
 
 examples:
-  python -m scripts.synthesize generate --corpus corpus.jsonl --field title,text --queries-per-passage 3 \\
+  python -m scripts.synthesize generate --corpus corpus.jsonl --field title,text \\
+      --queries-per-passage 3 \\
       --interface openai --base-url https://api.openai.com/v1 --llm NAME --output pairs.jsonl
   python -m scripts.synthesize generate --corpus labels.txt --task long_short --language German \\
       --interface anthropic --base-url https://api.anthropic.com --llm NAME --output pairs.jsonl
-  python -m scripts.synthesize generate --corpus corpus.jsonl --interface openai --base-url http://localhost:8000/v1 \\
+  python -m scripts.synthesize generate --corpus corpus.jsonl --interface openai \\
+      --base-url http://localhost:8000/v1 \\
       --no-key --llm NAME --concurrency 32 --keep-top 1 --bm25 --output pairs.jsonl
 """
 
-FILTER = """Keeps the pairs whose passage (second text) is among the K best of all for their query (first text).
+FILTER = """Keeps the pairs whose passage (second text) is among the K best for their query.
 
-Searched are the passages of all pairs and of --corpus. With K = 2 and a corpus of a million passages it is E5's
-consistency filter of weak pairs."""
+Searched are the passages of all pairs and of --corpus. With K = 2 and a corpus of a million
+passages it is E5's consistency filter of weak pairs."""
 
 FILTER_EXAMPLES = """examples:
   python -m scripts.synthesize filter --pairs weak.jsonl.gz --corpus passages.jsonl --keep-top 2 \\
@@ -114,7 +120,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         command.add_argument("--output", required=True, type=Path, help="the .jsonl file to write")
         search = command.add_argument_group("round trip")
         search.add_argument(
-            "--keep-top", type=int, help="keep a query if its passage is among so many best"
+            "--keep-top", type=int, help="keep a query if its passage is among the N best"
         )
         search.add_argument(
             "--model", help="search with this embedding model: directory or hub name"
@@ -146,27 +152,27 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="print the first prompt; send nothing, need no key"
     )
-    wanted = parser.add_argument_group("what is asked for")
-    wanted.add_argument("--task", default="query", help=f"{', '.join(TASKS)} (default: query)")
-    wanted.add_argument(
+    answers = parser.add_argument_group("answers")
+    answers.add_argument("--task", default="query", help=f"{', '.join(TASKS)} (default: query)")
+    answers.add_argument(
         "--queries-per-passage", type=int, default=1, metavar="N", help="default: 1"
     )
-    wanted.add_argument(
+    answers.add_argument(
         "--language", help="of the queries, such as German (default: the passage's)"
     )
-    wanted.add_argument(
+    answers.add_argument(
         "--temperature", type=float, default=1.0, help="of the model's sampling (default: 1)"
     )
-    wanted.add_argument(
+    answers.add_argument(
         "--max-tokens", type=int, default=2048, help="longest answer (default: 2048)"
     )
-    wanted.add_argument(
+    answers.add_argument(
         "--settings",
         default="{}",
         metavar="JSON",
         help="what else a request holds; null takes something out of it",
     )
-    wanted.add_argument(
+    answers.add_argument(
         "--seed", type=int, default=0, help="for the prompts' variety and the waits (default: 0)"
     )
     server = parser.add_argument_group("server")
@@ -182,9 +188,7 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
     server.add_argument(
         "--concurrency", type=int, default=4, help="requests at a time (default: 4)"
     )
-    server.add_argument(
-        "--requests-per-minute", type=float, default=0, help="at most so many (default: no limit)"
-    )
+    server.add_argument("--requests-per-minute", type=float, default=0, help="default: no limit")
     server.add_argument("--retries", type=int, default=5, help="tries after the first (default: 5)")
     server.add_argument(
         "--first-wait", type=float, default=1.0, help="seconds before the second try (default: 1)"
@@ -201,7 +205,7 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
 
 
 def check_generate(args: argparse.Namespace) -> str | None:
-    """What is wrong with the options, if anything; makes `settings` of them."""
+    """Returns a message about options that cannot be used, or None; sets `settings`."""
     template(args.task)
     for name, least in (
         ("queries_per_passage", 1),
@@ -215,18 +219,24 @@ def check_generate(args: argparse.Namespace) -> str | None:
             )
     for name in ("temperature", "requests_per_minute", "first_wait", "patience"):
         if not 0 <= getattr(args, name) < float("inf"):
-            return f"--{name.replace('_', '-')}: expected a number from 0 up, found {getattr(args, name)}"
+            return (
+                f"--{name.replace('_', '-')}: expected a number from 0 up, found "
+                f"{getattr(args, name)}"
+            )
     if not 0 < args.timeout < 1e6:
         return f"--timeout: expected seconds above 0, found {args.timeout}"
     if args.no_key and args.key_variable:
         return "--no-key and --key-variable exclude each other"
     try:
-        more = json.loads(args.settings)
+        extra = json.loads(args.settings)
     except ValueError:
-        more = None
-    if not isinstance(more, dict) or {"model", "messages", "stream"} & more.keys():
-        return f"--settings: expected a JSON object without model, messages and stream, found {args.settings!r}"
-    settings = {"temperature": args.temperature, "max_tokens": args.max_tokens} | more
+        extra = None
+    if not isinstance(extra, dict) or {"model", "messages", "stream"} & extra.keys():
+        return (
+            "--settings: expected a JSON object without model, messages and stream, found "
+            f"{args.settings!r}"
+        )
+    settings = {"temperature": args.temperature, "max_tokens": args.max_tokens} | extra
     args.settings = {name: value for name, value in settings.items() if value is not None}
     return None
 
@@ -273,11 +283,11 @@ def run_generate(args: argparse.Namespace) -> int:
         records = synthetic_records(passages, keys, cache.answers, provenance(args))
         items = ((record, (record["anchor"], record["positive"])) for record in records)
         texts = list(dict.fromkeys(passage.text for passage in passages))
-        count, kept = write_kept(args.output, items, texts, args.keep_top, search)
-        print(f"{args.output}: {count} queries for {len(passages)} passages{kept}")
-        found = zip(passages, keys, strict=True)
+        count, outcome = write_kept(args.output, items, texts, args.keep_top, search)
+        print(f"{args.output}: {count} queries for {len(passages)} passages{outcome}")
+        keyed = zip(passages, keys, strict=True)
         report_failures(
-            args.output, [(one, failures[key]) for one, key in found if key in failures]
+            args.output, [(passage, failures[key]) for passage, key in keyed if key in failures]
         )
     return 0
 
@@ -306,7 +316,7 @@ def answer_missing(
     cache: AnswerCache,
     args: argparse.Namespace,
 ) -> dict[str, str]:
-    """Asks for what the cache lacks, each prompt once; returns what went wrong, by key."""
+    """Asks for the missing answers, each prompt once; returns what went wrong, by key."""
     import datetime
 
     import tqdm
@@ -315,7 +325,9 @@ def answer_missing(
 
     n = args.queries_per_passage
     missing = {
-        key: one for key, one in zip(keys, passages, strict=True) if key not in cache.answers
+        key: passage
+        for key, passage in zip(keys, passages, strict=True)
+        if key not in cache.answers
     }
 
     def job(key: str, passage: Passage) -> Job:
@@ -326,7 +338,7 @@ def answer_missing(
             passage.where,
         )
 
-    found = ask_all(
+    answers = ask_all(
         endpoint,
         (job(key, passage) for key, passage in missing.items()),
         concurrency=min(args.concurrency, max(len(missing), 1)),
@@ -336,7 +348,7 @@ def answer_missing(
     )
     failures: dict[str, str] = {}
     with tqdm.tqdm(total=len(missing), unit="passage", disable=not sys.stderr.isatty()) as bar:
-        for done, answer in found:
+        for done, answer in answers:
             if isinstance(answer, Failed):
                 failures[done.key] = str(answer)
                 bar.set_postfix(failed=len(failures))
@@ -353,14 +365,17 @@ def report_failures(output: Path, failed: Sequence[tuple[Passage, str]]) -> None
         listing.unlink(missing_ok=True)  # of a run before
         return
     with written_whole(listing) as beside, beside.open("w", encoding="utf-8") as file:
-        for one, why in failed:
+        for passage, why in failed:
             file.write(
-                json.dumps({"id": one.id, "where": one.where, "error": why}, ensure_ascii=False)
+                json.dumps(
+                    {"id": passage.id, "where": passage.where, "error": why}, ensure_ascii=False
+                )
                 + "\n"
             )
     first, why = failed[0]
     raise RunError(
-        f"{len(failed)} passages got no answer, the first {first.where}: {why}; they are listed in {listing}, and the "
+        f"{len(failed)} passages got no answer, the first {first.where}: {why}; they are listed "
+        f"in {listing}, and the "
         "same command asks for them again"
     )
 
@@ -372,15 +387,15 @@ def run_filter(args: argparse.Namespace) -> int:
     texts = dict.fromkeys(
         itertools.chain(corpus, (positive.strip() for _, (_, positive) in read_pairs(args.pairs)))
     )
-    count, kept = write_kept(
+    count, outcome = write_kept(
         args.output, read_pairs(args.pairs), list(texts), args.keep_top, round_trip_search(args)
     )
-    print(f"{args.output}: {count} pairs, {len(texts)} passages{kept}")
+    print(f"{args.output}: {count} pairs, {len(texts)} passages{outcome}")
     return 0
 
 
 def read_pairs(path: Path) -> Iterator[Item]:
-    """The records of a file of pairs, those of JSONL with all their fields, and their first and second text."""
+    """Yields the records of a file of pairs, of JSONL with all fields, and their two texts."""
     if file_format(path) == ".jsonl":
         for (_, record), (line, texts) in zip(iter_json(path), iter_lines(path), strict=True):
             yield record, pair_texts(texts, f"{path}:{line}")
@@ -394,13 +409,17 @@ def pair_texts(record: Mapping[str, Any], where: str) -> tuple[str, str]:
     if names not in PAIR_NAMES:
         accepted = "; ".join(" ".join(names) for names in PAIR_NAMES)
         raise InputError(
-            f"{where}: no pair: found {', '.join(record) or 'none'}; accepted: {accepted}"
+            f"{where}: expected a pair with the fields {accepted}; found "
+            f"{', '.join(record) or 'no field'}"
         )
     return record[names[0]], record[names[1]]
 
 
 def round_trip_search(args: argparse.Namespace) -> Callable[[Sequence[str]], Search] | None:
-    """What makes the search of the options in passages; None without. The model is loaded at once."""
+    """Returns a function that makes the search of the options; None without one.
+
+    The model is loaded at once.
+    """
     if args.bm25:
         from embed_jax.retrieval.bm25 import bm25_searcher
 
@@ -427,7 +446,11 @@ def write_kept(
     k: int | None,
     search: Callable[[Sequence[str]], Search] | None,
 ) -> tuple[int, str]:
-    """Writes the records that the round trip leaves; returns how many there were, and what became of them in words."""
+    """Writes the records that the round trip leaves.
+
+    Returns:
+        How many records there were, and a text about what became of them.
+    """
     from embed_jax.retrieval.round_trip import round_trip_filter
 
     count = written = 0
@@ -439,12 +462,12 @@ def write_kept(
             yield item
 
     with written_whole(path) as beside, beside.open("w", encoding="utf-8") as file:
-        kept = (
+        consistent = (
             round_trip_filter(counted(), search(passages), k, passages, lambda item: item[1])
             if search
             else counted()
         )
-        for record, _ in kept:
+        for record, _ in consistent:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
             written += 1
     return count, f", {written} kept, {count - written} dropped" if search else ""

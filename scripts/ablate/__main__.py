@@ -1,19 +1,21 @@
-"""Runs a table of training runs, each row with several seeds, and prints it: ours as mean ± sd, beside the paper's.
+"""Runs a table of training runs over several seeds and prints mean ± sd beside the paper's numbers.
 
 TABLE.py is a Python file; its docstring says what the table is and how to launch it. It defines
 
   EXPERIMENT = "simcse"                            module of experiments/
-  CONFIG = "configs/simcse/unsup_bert_base.py"     with :CUT if wanted
+  CONFIG = "configs/simcse/unsup_bert_base.py"     optionally with :CUT
   ROWS = {"p = 0.0": {"model.dropout": 0.0}, ...}  the config fields in which a row differs
-  METRICS = ("best",)                              what is shown; `best` is the best value of config.eval.metric
-  PAPER = {"p = 0.0": {"best": (71.1, "Gao et al. 2021, Table 3")}, ...}   optional: published numbers
-  SCALE = 100                                      optional: what ours are multiplied by when shown
-  X, LINES = "data.limit", "model.dropout"         optional, for --plot: against what; a line for each value of what;
-                                                   for --curves: a panel for each value of X
+  METRICS = ("best",)                              columns; `best` is the best config.eval.metric
+  PAPER = {"p = 0.0": {"best": (71.1, "Gao et al. 2021, Table 3")}, ...}
+                                                   optional: published numbers
+  SCALE = 100                                      optional: factor for our numbers when shown
+  X, LINES = "data.limit", "model.dropout"         optional; for --plot: the axis, and a line for
+                                                   each value; for --curves: a panel for each X
 
-The metrics of a run are those last written to its metrics.jsonl; `best`; of comparison.json "test/ndcg@10" and so on,
-with "test/before/..." and "test/bm25/..."; the numbers of results.json; with --evaluate "evaluated/ndcg@10" and so on.
-Runs that are over are not run again: the same command goes on with a table that was stopped.
+The metrics of a run are those last written to its metrics.jsonl; `best`; of comparison.json
+"test/ndcg@10" and so on, with "test/before/..." and "test/bm25/..."; the numbers of results.json;
+with --evaluate "evaluated/ndcg@10" and so on.
+Finished runs are not run again: the same command continues a table that was stopped.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ from .runs import Run, Table, perform, plan, read_table, spread
 
 EXAMPLES = """examples:
   python -m scripts.ablate dropout.py --output dropout.json
-  python -m scripts.ablate dropout.py --rows "p = 0.0,p = 0.1" --seeds 0 --config.train.steps=20 --workdir runs/try
+  python -m scripts.ablate dropout.py --rows "p = 0.0,p = 0.1" --seeds 0 \\
+      --config.train.steps=20 --workdir runs/try
   python -m scripts.ablate data_size.py --plot data_size.png --curves overfitting.png
   python -m scripts.ablate negatives.py --evaluate "--task retrieval --data scifact"
 """

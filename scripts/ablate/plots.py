@@ -1,4 +1,4 @@
-"""Pictures of a table of runs: metrics against a config field, and metrics and training loss against the step."""
+"""Pictures of a table of runs: metrics by a config field, metrics and loss by step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .runs import Run, Table, spread
 
 
 def plot_against_x(table: Table, runs: Sequence[Run], output: Path, form: str) -> None:
-    """Draws each metric against the field X, a line for each value of LINES: means, standard deviations, runs."""
+    """Draws each metric against the field X, a line for each value of LINES, with deviations."""
     require("matplotlib")
     import matplotlib
 
@@ -43,21 +43,23 @@ def plot_against_x(table: Table, runs: Sequence[Run], output: Path, form: str) -
                 if metric in run.metrics and line in (None, run.settings.get(table.lines))
             ]
             points = {at[x]: [run for run in own if run.settings[table.x] == x] for x in xs}
-            points = {x: found for x, found in points.items() if found}
+            points = {x: own_runs for x, own_runs in points.items() if own_runs}
             if not points:
                 continue
             values = [
-                [table.scale * run.metrics[metric] for run in found] for found in points.values()
+                [table.scale * run.metrics[metric] for run in own_runs]
+                for own_runs in points.values()
             ]
             means, sds = zip(*map(spread, values), strict=True)
             label = "ours" if line is None else f"{table.lines} = {line}"
             (drawn, *_) = axes.errorbar(
                 list(points), means, yerr=sds, capsize=3, label=label, **line_style(index, xs)
             )
-            for x, found in zip(points, values, strict=True):
-                axes.plot([x] * len(found), found, ".", color=drawn.get_color(), alpha=0.4)
+            for x, scores in zip(points, values, strict=True):
+                axes.plot([x] * len(scores), scores, ".", color=drawn.get_color(), alpha=0.4)
             paper = {
-                x: table.paper.get(found[0].row, {}).get(metric) for x, found in points.items()
+                x: table.paper.get(own_runs[0].row, {}).get(metric)
+                for x, own_runs in points.items()
             }
             paper = {x: entry[0] for x, entry in paper.items() if entry}
             style = {
@@ -103,11 +105,11 @@ class Curve:
 
 
 def curves(table: Table, runs: Sequence[Run]) -> dict[tuple[str, str], list[Curve]]:
-    """(metric, title) -> the lines of a panel: one for each value of LINES, in a panel for each value of X.
+    """Returns the lines of each panel by (metric, title): lines by LINES, panels by X.
 
-    Without X and LINES, or where these leave rows alike, all rows are lines of one panel. Metrics are those of METRICS
-    that are measured while training; config.eval.metric stands for "best". A metric whose name ends in "loss" is best
-    where it is lowest. Runs that failed are left out.
+    Without X and LINES, or where these leave rows alike, all rows are lines of one panel. Metrics
+    are those of METRICS that are measured while training; config.eval.metric stands for "best". A
+    metric whose name ends in "loss" is best where it is lowest. Runs that failed are left out.
 
     Raises:
         InputError: if no run has such a metric.
@@ -121,8 +123,8 @@ def curves(table: Table, runs: Sequence[Run]) -> dict[tuple[str, str], list[Curv
     metrics.pop("loss", None)  # it is drawn with each of the others
     rows = {run.row: run.settings for run in runs}
     places = {
-        row: (found[table.x], found[table.lines])
-        for row, found in rows.items()
+        row: (settings[table.x], settings[table.lines])
+        for row, settings in rows.items()
         if table.x and table.lines
     }
     by_place = bool(places) and len(set(places.values())) == len(rows)
@@ -145,16 +147,20 @@ def curves(table: Table, runs: Sequence[Run]) -> dict[tuple[str, str], list[Curv
             panels.setdefault((metric, title), []).append(curve)
     if not panels:
         raise InputError(
-            f"{table.file}: --curves: nothing of METRICS is measured while training (config.eval.every)"
+            f"{table.file}: --curves: nothing of METRICS is measured while training "
+            "(config.eval.every)"
         )
     return panels
 
 
 def over_seeds(series: Sequence[Mapping[int, float]]) -> tuple[list[int], list[float], list[float]]:
-    """Steps that all have, and there means and standard deviations: no jump where one ends before the others."""
+    """Returns the steps that all series have, with means and standard deviations.
+
+    So the curve has no jump where one series ends before the others.
+    """
     steps = sorted(set.intersection(*map(set, series)))
-    found = [spread([values[step] for values in series]) for step in steps]
-    return steps, [mean for mean, _ in found], [sd for _, sd in found]
+    spreads = [spread([values[step] for values in series]) for step in steps]
+    return steps, [mean for mean, _ in spreads], [sd for _, sd in spreads]
 
 
 def _title(runs: Sequence[Run]) -> str:
@@ -172,7 +178,7 @@ def _text(value: object) -> str:
 
 
 def plot_against_step(table: Table, runs: Sequence[Run], output: Path, form: str) -> None:
-    """Draws `curves`: the metric on the left axis, the training loss dashed on the right one, the best steps as stars.
+    """Draws `curves`: metric on the left axis, loss dashed on the right, best steps as stars.
 
     Panels of a metric have one scale, and all panels have one scale of the loss.
 
@@ -257,7 +263,10 @@ def plot_against_step(table: Table, runs: Sequence[Run], output: Path, form: str
 def _draw(curve: Curve, axes: Any, right: Any, table: Table, color: Any) -> None:
     step, best = curve.steps[curve.best], curve.means[curve.best]
     means, sds = (table.scale * np.array(values) for values in (curve.means, curve.sds))
-    label = f"{curve.label}: best {table.shown(best)} at step {step:,}{', the last' * (step == curve.steps[-1])}"
+    label = (
+        f"{curve.label}: best {table.shown(best)} at step "
+        f"{step:,}{', the last' * (step == curve.steps[-1])}"
+    )
     axes.plot(curve.steps, means, "o-", color=color, markersize=3.5, linewidth=1.8, label=label)
     axes.fill_between(curve.steps, means - sds, means + sds, color=color, alpha=0.15, linewidth=0)
     axes.plot(

@@ -1,7 +1,8 @@
-"""Measures speed and memory: encoding, training, losses, gradient caching, and what a step costs on many devices.
+"""Measures speed and memory of encoding, training, losses, gradient caching and many devices.
 
-Needs only jax, flax, optax, transformers, jaxtyping and numpy, no data file and no weights, but for suite; --against
-needs sentence-transformers or mteb. What is compared takes turns, and medians are printed.
+Needs only jax, flax, optax, transformers, jaxtyping and numpy; only suite needs data files and
+weights, and --against needs sentence-transformers or mteb. The two sides of a comparison take
+turns, and medians are printed.
 """
 
 from __future__ import annotations
@@ -20,13 +21,16 @@ EXAMPLES = """examples:
   python -m scripts.bench train --batch-size 128 --against sentence-transformers --json
   python -m scripts.bench loss --sizes 1024,2048,4096 --dims 256
   python -m scripts.bench memory --batch-size 4096 --group 128
-  python -m scripts.bench memory --config configs/llm/e5_mistral.py --devices 8 --memory 80 --config.train.fsdp=8
+  python -m scripts.bench memory --config configs/llm/e5_mistral.py --devices 8 --memory 80 \\
+      --config.train.fsdp=8
   python -m scripts.bench mining --queries 10000 --passages 100000
   python -m scripts.bench scaling --devices 8,16,64 --fsdp 8
-  python -m scripts.bench suite --suite configs/suites/english.yaml --data DIRECTORY --model MODEL --against mteb
+  python -m scripts.bench suite --suite configs/suites/english.yaml --data DIRECTORY \\
+      --model MODEL --against mteb
 
---json prints one object a line: name, unit, ours, theirs, ratio, n, machine and more. encode and train give rates: a
-ratio above 1 means that ours is faster. The others give seconds, MiB and differences: a ratio above 1 is a cost."""
+--json prints one object a line: name, unit, ours, theirs, ratio, n, machine and more. encode and
+train give rates: a ratio above 1 means that ours is faster. The others give seconds, MiB and
+differences: a ratio above 1 is a cost."""
 
 
 def main() -> None:
@@ -37,10 +41,10 @@ def main() -> None:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The options of one command, checked.
+    """Reads and checks the options of one command.
 
     Raises:
-        InputError: for those that cannot be.
+        InputError: for options that cannot be used.
     """
     layout = {"formatter_class": argparse.RawDescriptionHelpFormatter}
     parser = OneLineParser(
@@ -56,7 +60,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         )
         add_options(command)
         command.add_argument(
-            "--json", action="store_true", help="one JSON object a line instead of text"
+            "--json", action="store_true", help="one JSON object per line instead of text"
         )
         command.add_argument("--debug", action="store_true", help="show tracebacks")
         command.set_defaults(run=run, check=check)
@@ -79,7 +83,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     for name, text, module, run in (
         ("loss", "time and memory of a loss by batch size", loss, loss.bench_loss),
-        ("memory", "what gradient caching costs and saves", memory, memory.bench_memory),
+        ("memory", "cost and savings of gradient caching", memory, memory.bench_memory),
         (
             "mining",
             "time and memory of mining hard negatives",

@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read from its text (XLA's HLO)."""
+"""Reads what a compiled program sends between devices from its text (XLA's HLO)."""
 
 from __future__ import annotations
 
@@ -27,9 +27,11 @@ class Collective:
     Attributes:
         kind: one of KINDS.
         bytes: of its whole result on a device; for a reduce-scatter, of what it reduces.
-        times: how often it runs, once in each round of the loops around it; None: a loop's length is not known.
+        times: how often it runs, once in each round of the loops around it; None: a loop's length
+            is not known.
         in_loop: whether a loop is around it.
-        group: how many devices take part together; 2 for a permutation, one of which sends and one receives.
+        group: how many devices take part together; 2 for a permutation, one of which sends and one
+            receives.
     """
 
     kind: str
@@ -40,19 +42,19 @@ class Collective:
 
     @property
     def received(self) -> float:
-        """Bytes a device receives each time, by the algorithms that move least (a ring)."""
+        """Bytes that a device receives each time, by the algorithms that move least (a ring)."""
         if self.kind == "collective-permute":
             return self.bytes
         return (2 if self.kind == "all-reduce" else 1) * self.bytes * (self.group - 1) / self.group
 
 
 def collectives_of(text: str) -> list[Collective]:
-    """The collectives of a program compiled for a CPU (elsewhere they may start and end apart).
+    """Returns the collectives of a program compiled for a CPU (elsewhere they start and end apart).
 
     Args:
         text: `compiled.as_text()`.
     """
-    devices = int(found[1]) if (found := _DEVICES.search(text)) else 1
+    devices = int(partitions[1]) if (partitions := _DEVICES.search(text)) else 1
     collectives: dict[str, list[tuple[str, int, int]]] = {}
     calls: dict[str, list[tuple[str, int | None, bool]]] = {}
     name = entry = ""
@@ -68,11 +70,11 @@ def collectives_of(text: str) -> list[Collective]:
                 whole = _bytes(shape) * (group if operation == "reduce-scatter" else 1)
                 collectives[name].append((operation, whole, group))
             loop = operation == "while"
-            trips = int(found[1]) if (found := _TRIPS.search(line)) else None
+            trips = int(count[1]) if (count := _TRIPS.search(line)) else None
             called = _CALLED.findall(line) + [
                 branch.strip(" %")
-                for found in _BRANCHES.findall(line)
-                for branch in found.split(",")
+                for names in _BRANCHES.findall(line)
+                for branch in names.split(",")
             ]
             calls[name] += [(other, trips if loop else 1, loop) for other in called]
 
@@ -90,14 +92,14 @@ def collectives_of(text: str) -> list[Collective]:
 def _group(line: str, operation: str, devices: int) -> int:
     if operation == "collective-permute":
         return 2
-    found = _GROUPS.search(line)
-    if not found:  # replica_groups={}: everybody
+    groups = _GROUPS.search(line)
+    if not groups:  # replica_groups={}: everybody
         return devices
-    return len(found[1].split(",")) if found[1] else int(found[2])
+    return len(groups[1].split(",")) if groups[1] else int(groups[2])
 
 
 def _bytes(shape: str) -> int:
-    """Of an array's or a tuple's shape, "f32[2,3]{1,0}" or "(f32[2], u8[4])"."""
+    """Returns the bytes of a shape, such as "f32[2,3]{1,0}" or "(f32[2], u8[4])"."""
     total = 0
     for kind, bits, sizes in _ARRAY.findall(shape):
         size = math.prod(int(size) for size in sizes.split(",") if size)

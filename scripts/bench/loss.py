@@ -28,14 +28,15 @@ from .measure import (
     use_cpu_devices,
 )
 
-DESCRIPTION = """Time and memory of a loss and its gradient with respect to the embeddings, by form and batch size.
+DESCRIPTION = """Time and memory of a loss and its gradient, by form and batch size.
 
-N examples of an anchor and a positive, D numbers each. The forms: dense holds all N x N pairs, tiled a block of them at
-a time, ring besides no more candidates than two devices have. dense and tiled run on one device, ring on --devices of
-them. All forms take turns in one process; the ratio to dense is the median over the alternations. Virtual devices of a
-CPU share its cores, so that there a ring's time says little. Memory is a device's, without the embeddings themselves:
-"compiled" is the compiler's plan (temporaries and outputs), "measured" how far the peak rose in a process of its own
-(on a CPU resident memory, divided by the ring's devices)."""
+N examples of an anchor and a positive, D numbers each. The forms: dense holds all N x N pairs,
+tiled a block of them at a time, ring besides no more candidates than two devices have. dense and
+tiled run on one device, ring on --devices of them. All forms take turns in one process; the ratio
+to dense is the median over the alternations. Virtual devices of a CPU share its cores, so that
+there a ring's time says little. Memory is a device's, without the embeddings themselves: "compiled"
+is the compiler's plan (temporaries and outputs), "measured" how far the peak rose in a fresh
+process (on a CPU resident memory, divided by the ring's devices)."""
 EXAMPLES = """examples:
   python -m scripts.bench loss --sizes 1024,2048,4096 --dims 256
   python -m scripts.bench loss --loss "info_nce(terms='qp,qq')" --forms dense,tiled --json
@@ -73,16 +74,20 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--largest",
         type=count_or_none,
         default=65536,
-        help="also one run of tiled with so many examples, of the first of --dims, and the plans of the other forms "
+        help="also one run of tiled with N examples, of the first of --dims, and the plans of "
+        "the other forms "
         "(default: %(default)s; 0: none)",
     )
 
 
 def check_options(args: argparse.Namespace) -> str | None:
-    """What is wrong with the options, if something is."""
+    """Returns a message about options that cannot be used, or None."""
     for size in [*args.sizes, *([args.largest] if args.largest else [])]:
         if "ring" in args.forms and size % args.devices:
-            return f"--sizes, --largest: expected multiples of the ring's --devices {args.devices}, found {size}"
+            return (
+                "--sizes, --largest: expected multiples of the ring's --devices "
+                f"{args.devices}, found {size}"
+            )
     return None if args.dims else "--dims: expected at least one size, found none"
 
 
@@ -148,11 +153,13 @@ def _compare(args: argparse.Namespace, size: int, dim: int) -> None:
 
 
 def _largest(args: argparse.Namespace, size: int, dim: int) -> None:
-    """Tiled runs once, in a process of its own; of the other forms there is the compiler's plan."""
+    """Runs tiled once, in a fresh process; prints the compiler's plan of the other forms."""
     for form in args.forms:
         if form == "tiled":
-            found = _measured(args, form, size, dim)
-            _print(args, form, size, dim, found["plan"], found["bytes"], [found["seconds"]])
+            measured = _measured(args, form, size, dim)
+            _print(
+                args, form, size, dim, measured["plan"], measured["bytes"], [measured["seconds"]]
+            )
         else:
             compiled, _ = compile_form(args.loss, form, size, dim, args.devices)
             _print(args, form, size, dim, compiled_bytes(compiled))
@@ -161,7 +168,7 @@ def _largest(args: argparse.Namespace, size: int, dim: int) -> None:
 def _print(args, form, size, dim, plan, measured=None, ours=(), dense=()) -> None:
     devices = args.devices if form == "ring" else 1
     needed = plan["temporaries"] + plan["outputs"]
-    found = {
+    memory = {
         "compiled_mib": needed / MIB,
         "measured_mib": None if measured is None else measured / MIB,
         "kib_an_example": needed / size / 1024,
@@ -169,35 +176,46 @@ def _print(args, form, size, dim, plan, measured=None, ours=(), dense=()) -> Non
     seconds = statistics.median(ours) if ours else None
     ratio = median_ratio(ours, dense) if ours and dense else None
     if not args.json:
-        print_row((size, dim, form, seconds, ratio, *found.values()), WIDTHS)
+        print_row((size, dim, form, seconds, ratio, *memory.values()), WIDTHS)
         return
-    more = {
+    details = {
         "form": form,
         "N": size,
         "D": dim,
         "devices": devices,
-        **found,
+        **memory,
         "arguments_mib": plan["arguments"] / MIB,
     }
     if form == "ring" and on_cpu():
-        more["note"] = "virtual devices share the cores"
-    theirs = statistics.median(dense) if ours and dense else None
+        details["note"] = "virtual devices share the cores"
+    dense_seconds = statistics.median(dense) if ours and dense else None
     print_json(
-        result(f"loss/{form}/N={size}/D={dim}", "s", seconds, theirs, ratio, len(ours), **more)
+        result(
+            f"loss/{form}/N={size}/D={dim}",
+            "s",
+            seconds,
+            dense_seconds,
+            ratio,
+            len(ours),
+            **details,
+        )
     )
 
 
-# ---- one form ------------------------------------------------------------------------------------------------
+# ---- one form ------------------------------------------------------------------------------------
 
 
 def compile_form(
     expression: str, form: str, size: int, dim: int, devices: int
 ) -> tuple[Any, Callable[[], tuple]]:
-    """The compiled value and gradient of a loss, and a function that makes what it takes.
+    """Returns the compiled value and gradient of a loss, and a function that makes its arguments.
 
     Args:
         expression: the loss, as in config.loss.name.
-        form: one of FORMS; with another form than "ring" there is one device.
+        form: one of FORMS.
+        size: N, the number of examples.
+        dim: D, the size of an embedding.
+        devices: for the form "ring"; the others run on one.
     """
     import jax
     import jax.numpy as jnp
@@ -254,7 +272,7 @@ def compile_form(
 
 
 def measure_alone(loss: str, form: str, size: int, dim: int, devices: int) -> dict[str, Any]:
-    """One run in a process that does nothing else: {"bytes": growth of the peak, "seconds", "plan"}.
+    """Runs once in an idle process: {"bytes": growth of the peak, "seconds", "plan"}.
 
     On a CPU the bytes are a device's share of the process's.
     """

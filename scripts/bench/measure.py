@@ -1,4 +1,4 @@
-"""What the benches share: made material, taking turns, memory of programs and processes, results in print."""
+"""Shared parts of the benches: generated texts, taking turns, memory, printed results."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ MIB = 2**20
 GIB = 2**30
 
 
-# ---- material ------------------------------------------------------------------------------------------------
+# ---- material ------------------------------------------------------------------------------------
 
 
 def random_model(shape: str, max_length: int = 128, dtype: str = "float32"):
-    """A SentenceEncoder of a well-known shape: random weights, and a made tokenizer of whole words."""
+    """Makes a SentenceEncoder of a well-known shape: random weights, a tokenizer of whole words."""
     import jax
 
     from embed_jax.encoders.build import build_encoder
@@ -75,11 +75,14 @@ def made_words(count: int, words: float) -> list[np.ndarray]:
     return [rng.integers(0, 20000, length) for length in lengths]
 
 
-# ---- devices ----------------------------------------------------------------------------------------------------
+# ---- devices -------------------------------------------------------------------------------------
 
 
 def use_cpu_devices(devices: int) -> None:
-    """Makes so many devices out of a CPU, if there is no accelerator. Call it before anything touches a device."""
+    """Makes N devices out of a CPU, if there is no accelerator.
+
+    Call it before anything touches a device.
+    """
     import jax
 
     if jax.config.jax_num_cpu_devices < devices:
@@ -92,13 +95,13 @@ def on_cpu() -> bool:
     return jax.default_backend() == "cpu"
 
 
-# ---- time ----------------------------------------------------------------------------------------------------
+# ---- time ----------------------------------------------------------------------------------------
 
 
 def alternate(
     sides: Sequence[Callable[[], Any]], repeat: int, warm_up: int = 1
 ) -> list[list[float]]:
-    """Seconds of each side's runs, the sides taking turns, after `warm_up` runs that don't count."""
+    """Returns the seconds of each side's runs; the sides take turns after `warm_up` runs."""
     seconds: list[list[float]] = [[] for _ in sides]
     for turn in range(warm_up + repeat):
         for side, taken in zip(sides, seconds, strict=True):
@@ -109,16 +112,16 @@ def alternate(
     return seconds
 
 
-def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """The median over the alternations of ours / theirs."""
-    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+def median_ratio(ours: Sequence[float], others: Sequence[float]) -> float:
+    """Returns the median over the alternations of ours / others."""
+    return statistics.median(a / b for a, b in zip(ours, others, strict=True))
 
 
-# ---- memory --------------------------------------------------------------------------------------------------
+# ---- memory --------------------------------------------------------------------------------------
 
 
 def compiled_bytes(compiled: Any) -> dict[str, int]:
-    """What one device needs for a compiled program, in bytes, from the compiler's own plan.
+    """Returns the bytes that a compiled program needs on a device, by the compiler's plan.
 
     Returns:
         "arguments", "outputs" (without those that reuse a donated argument's place), "temporaries".
@@ -132,32 +135,34 @@ def compiled_bytes(compiled: Any) -> dict[str, int]:
 
 
 def memory_limit() -> int:
-    """Bytes that a program may use on the first device."""
+    """Returns the bytes that a program may use on the first device."""
     import jax
 
-    found = jax.devices()[0].memory_stats() or {}
-    return found.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory_stats = jax.devices()[0].memory_stats() or {}
+    return memory_stats.get("bytes_limit") or os.sysconf("SC_PHYS_PAGES") * os.sysconf(
+        "SC_PAGE_SIZE"
+    )
 
 
 def peak_growth(call: Callable[[], Any]) -> int:
-    """By how many bytes the peak of memory in use during `call` is above what was in use before.
+    """Returns by how many bytes `call` raises the peak of the memory in use.
 
-    Of the first device if it keeps count, else of this process. Call it in a process that did little before: what an
-    earlier peak left behind is not seen again.
+    Of the first device if it keeps count, else of this process. Call it in a process that did
+    little before: what an earlier peak left behind is not seen again.
     """
     import jax
 
     device = jax.devices()[0]
-    if found := device.memory_stats():
+    if at_start := device.memory_stats():
         call()
-        return device.memory_stats()["peak_bytes_in_use"] - found["bytes_in_use"]
+        return device.memory_stats()["peak_bytes_in_use"] - at_start["bytes_in_use"]
     before = _resident_now()
     call()
     return max(_peak_resident() - before, 0)
 
 
 def _resident_now() -> int:
-    """Resident bytes of this process; from here on `_peak_resident` counts anew, where the system can do so."""
+    """Returns the resident bytes of this process, and resets the peak where the system can."""
     try:
         ctypes.CDLL(None).malloc_trim(0)  # what compiling left free would be used again unseen
         Path("/proc/self/clear_refs").write_text("5")
@@ -178,18 +183,23 @@ def _peak_resident() -> int:
 
 
 def in_fresh_process(module: str, function: str, arguments: dict[str, Any]) -> Any:
-    """What `module.function(**arguments)` returns in a process of its own; both ways through JSON.
+    """Returns the result of `module.function(**arguments)` in a fresh process.
+
+    Arguments and result are passed as JSON.
 
     Raises:
         RunError: if that process fails.
     """
-    code = f"import json, sys; from {module} import {function} as f; print(json.dumps(f(**json.loads(sys.argv[1]))))"
+    code = (
+        f"import json, sys; from {module} import {function} as f; "
+        "print(json.dumps(f(**json.loads(sys.argv[1]))))"
+    )
     path = os.pathsep.join(
         filter(
             None, [str(Path(__file__).parents[__name__.count(".")]), os.environ.get("PYTHONPATH")]
         )
     )
-    # Accelerators' memory is not to be taken in advance: several processes use it.
+    # Several processes use the accelerator's memory, so none may take it all in advance.
     environment = {**os.environ, "PYTHONPATH": path, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(arguments)],
@@ -201,32 +211,32 @@ def in_fresh_process(module: str, function: str, arguments: dict[str, Any]) -> A
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["nothing"])[-1]
         raise RunError(
-            f"{module}.{function} in a process of its own ended with {done.returncode}: {last}"
+            f"{module}.{function} in a fresh process ended with {done.returncode}: {last}"
         )
     return json.loads(done.stdout.splitlines()[-1])
 
 
-# ---- results -------------------------------------------------------------------------------------------------
+# ---- results -------------------------------------------------------------------------------------
 
 
 def result(
-    name: str, unit: str, ours: float, theirs: float | None, ratio: float | None, n: int, **more
+    name: str, unit: str, ours: float, other: float | None, ratio: float | None, n: int, **details
 ) -> dict:
-    """One line of --json."""
+    """Returns one line of --json."""
     return {
         "name": name,
         "unit": unit,
         "ours": _short(ours),
-        "theirs": _short(theirs),
+        "theirs": _short(other),
         "ratio": _short(ratio),
         "n": n,
-        **{key: _short(value) for key, value in more.items()},
+        **{key: _short(value) for key, value in details.items()},
         "machine": machine(),
     }
 
 
 def _short(value: Any) -> Any:
-    """Numbers with few digits, but enough for small ones."""
+    """Rounds a number to five digits."""
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
@@ -237,11 +247,14 @@ def print_json(line: dict[str, Any]) -> None:
 def machine() -> str:
     import jax
 
-    return f"{jax.devices()[0].device_kind} x{jax.device_count()}, {os.cpu_count()} CPUs, {platform.machine()}"
+    return (
+        f"{jax.devices()[0].device_kind} x{jax.device_count()}, {os.cpu_count()} CPUs, "
+        f"{platform.machine()}"
+    )
 
 
 def print_row(cells: Sequence[Any], widths: Sequence[int]) -> None:
-    """A row of a table that grows while it is measured; None is a dash."""
+    """Prints a row of a table that grows while it is measured; None is a dash."""
     texts = [_cell(cell) for cell in cells]
     print(
         "  ".join(text.rjust(width) for text, width in zip(texts, widths, strict=True)), flush=True
@@ -262,25 +275,25 @@ def _cell(value: Any) -> str:
     )
 
 
-# ---- options -------------------------------------------------------------------------------------------------
+# ---- options -------------------------------------------------------------------------------------
 
 
 def count(text: str) -> int:
-    """An option's number from 1 up."""
+    """Reads an option's number from 1 up."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a number from 1 up, found {text!r}")
     return int(text)
 
 
 def count_or_none(text: str) -> int:
-    """An option's number from 0 up."""
+    """Reads an option's number from 0 up."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected a number from 0 up, found {text!r}")
     return int(text)
 
 
 def counts(text: str) -> list[int]:
-    """An option's numbers from 1 up, separated by commas; "" is none."""
+    """Reads an option's numbers from 1 up, separated by commas; "" gives []."""
     sizes = [size.strip() for size in text.split(",") if size.strip()]
     if not all(size.isdecimal() and int(size) > 0 for size in sizes):
         raise argparse.ArgumentTypeError(

@@ -1,4 +1,4 @@
-"""bench memory: a big batch dealt to groups against one small batch; with --config, whether a run fits."""
+"""Bench of memory: a big batch in groups against a small one; with --config, whether a run fits."""
 
 from __future__ import annotations
 
@@ -25,12 +25,14 @@ from .measure import (
 )
 
 DESCRIPTION = (
-    """What gradient caching costs: a batch of sentences dealt to groups, against a batch of one group.
+    """What gradient caching costs: a batch of sentences dealt to groups, against a batch of one
+    group.
 
-Whole training steps (info_nce, dropout, clipping, AdamW) on one device, with as many rows of the same length in
-each group. "compiled" is the compiler's plan (arguments with parameters and AdamW's state, temporaries, outputs);
-"measured" the arguments and how far the peak rose in a process of its own. Last, how far the gradient of several groups
-is from that of one (dropout off), norm of the difference by norm; beside it, how far rounding alone takes it.
+Whole training steps (info_nce, dropout, clipping, AdamW) on one device, with as many rows of the
+same length in each group. "compiled" is the compiler's plan (arguments with parameters and AdamW's
+state, temporaries, outputs); "measured" the arguments and how far the peak rose in a fresh process.
+Last, how far the gradient of several groups is from that of one (dropout off), norm of the
+difference by norm; beside it, how far rounding by itself takes it.
 
 """
     + plan.DESCRIPTION
@@ -83,12 +85,15 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def check_options(args: argparse.Namespace) -> str | None:
-    """What is wrong with the options, if something is."""
+    """Returns a message about options that cannot be used, or None."""
     if args.group % 2:
         return f"--group: expected an even number (pairs), found {args.group}"
     for name in ("batch_size", "exact"):
         if (size := getattr(args, name)) % args.group:
-            return f"--{name.replace('_', '-')}: expected a multiple of --group {args.group}, found {size}"
+            return (
+                f"--{name.replace('_', '-')}: expected a multiple of --group {args.group}, "
+                f"found {size}"
+            )
     if args.row_length < LONGEST:
         return (
             f"--row-length: expected {LONGEST} or more (the longest texts), found {args.row_length}"
@@ -130,7 +135,8 @@ def bench_memory(args: argparse.Namespace) -> None:
     }
     if not args.json:
         print(
-            f"{args.shape}: {args.batch_size} sentences in groups of {args.group} against {args.group} in one group"
+            f"{args.shape}: {args.batch_size} sentences in groups of {args.group} against "
+            f"{args.group} in one group"
         )
         print(f"{rows} rows of {args.row_length} in a group")
         print_row(("", "groups", "one group", "ratio"), WIDTHS)
@@ -140,45 +146,48 @@ def bench_memory(args: argparse.Namespace) -> None:
         text: str,
         unit: str,
         ours: float,
-        theirs: float,
+        other: float,
         ratio: float,
         n: int,
-        **more: Any,
+        **details: Any,
     ) -> None:
         if args.json:
-            print_json(result(f"memory/{name}", unit, ours, theirs, ratio, n, **shape, **more))
+            print_json(result(f"memory/{name}", unit, ours, other, ratio, n, **shape, **details))
         else:
-            print_row((f"{text}, {unit}", ours, theirs, ratio), WIDTHS)
+            print_row((f"{text}, {unit}", ours, other, ratio), WIDTHS)
 
     for name in ("arguments", "outputs", "temporaries", "compiled", "measured"):
-        ours, theirs = big[name] / MIB, small[name] / MIB
-        show(name, name, "MiB", ours, theirs, ours / theirs if theirs else None, 1)
+        ours, other = big[name] / MIB, small[name] / MIB
+        show(name, name, "MiB", ours, other, ours / other if other else None, 1)
 
-    ours, theirs = step_seconds(args.batch_size, args.repeat, **options)
-    ours, theirs = ([1000 * seconds for seconds in side] for side in (ours, theirs))
-    medians = statistics.median(ours), statistics.median(theirs)
-    show("time", "time a sentence", "ms", *medians, median_ratio(ours, theirs), args.repeat)
+    ours, other = step_seconds(args.batch_size, args.repeat, **options)
+    ours, other = ([1000 * seconds for seconds in side] for side in (ours, other))
+    medians = statistics.median(ours), statistics.median(other)
+    show("time", "time per sentence", "ms", *medians, median_ratio(ours, other), args.repeat)
 
     difference, rounding = gradient_differences(args.exact, **model, **texts)
     groups = args.exact // args.group
     if args.json:
-        more = {**shape, "exact": args.exact, "groups": groups}
+        details = {**shape, "exact": args.exact, "groups": groups}
         ratio = difference / rounding if rounding else None
         print_json(
-            result("memory/gradient", "relative difference", difference, rounding, ratio, 1, **more)
+            result(
+                "memory/gradient", "relative difference", difference, rounding, ratio, 1, **details
+            )
         )
     else:
         print(
-            f"gradient of {args.exact} sentences, {groups} groups against one: {difference:.1e} apart (relative); "
+            f"gradient of {args.exact} sentences, {groups} groups against one: {difference:.1e} "
+            "apart (relative); "
             f"one group in rows of {2 * args.row_length} against one: {rounding:.1e}"
         )
 
 
-# ---- the two sides -------------------------------------------------------------------------------------------
+# ---- the two sides -------------------------------------------------------------------------------
 
 
 def make_batch(sentences: int, groups: int, words: float, row_length: int, rows: int | None = None):
-    """A batch of made pairs."""
+    """Makes a batch of generated pairs."""
     from embed_jax.data.pack import pack_batch
     from embed_jax.types import Batch
 
@@ -194,7 +203,7 @@ def make_batch(sentences: int, groups: int, words: float, row_length: int, rows:
 
 
 def make_objective(shape: str, dtype: str) -> tuple[Callable, Any]:
-    """The training objective on one device, and random parameters for it."""
+    """Returns the training objective on one device, and random parameters for it."""
     import jax
 
     from embed_jax.encoders.build import build_encoder
@@ -209,7 +218,7 @@ def make_objective(shape: str, dtype: str) -> tuple[Callable, Any]:
 
 
 def make_step(sentences: int, shape: str, group: int, dtype: str, **texts: Any):
-    """(compiled training step, its state, its batch) for a batch dealt to groups of `group` sentences."""
+    """Returns a compiled training step, its state and its batch, in groups of `group` sentences."""
     import jax
 
     from embed_jax.config import Optim
@@ -267,9 +276,12 @@ def step_seconds(sentences: int, repeat: int, **options: Any) -> list[list[float
 def gradient_differences(
     sentences: int, shape: str, group: int, dtype: str, words: float, row_length: int
 ) -> tuple[float, float]:
-    """How far the gradient of several groups, and of one group in rows twice as long, is from that of one group.
+    """Returns how far two gradients of the same batch are from that of one group.
 
-    |difference| / |gradient|, dropout off. The second is nothing but rounding: the same sums in another order.
+    They are the gradient of several groups, and that of one group in rows twice as long.
+
+    |difference| / |gradient|, dropout off. The second is only rounding: the same sums in another
+    order.
     """
     import jax
 
@@ -280,6 +292,8 @@ def gradient_differences(
         leaves = jax.tree.leaves(gradient(params, make_batch(sentences, groups, words, row_length)))
         return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in leaves])
 
-    one = flat(1, row_length)
+    reference = flat(1, row_length)
     others = flat(sentences // group, row_length), flat(1, 2 * row_length)
-    return tuple(float(np.linalg.norm(other - one) / np.linalg.norm(one)) for other in others)
+    return tuple(
+        float(np.linalg.norm(other - reference) / np.linalg.norm(reference)) for other in others
+    )

@@ -22,14 +22,16 @@ from .measure import (
     result,
 )
 
-DESCRIPTION = """Time and memory of mining hard negatives by embeddings, for a quarter of the queries and for all.
+DESCRIPTION = """Time and memory of mining hard negatives, for a quarter of the queries and for all.
 
-Each runs in a process of its own: the corpus is embedded (into a file with --on-disk), queries are embedded, searched
-for and dealt their negatives in blocks. "memory" is how far the peak rose meanwhile, above the model and the texts; by
-the number of queries it grows by about 1 KB each. "all similarities" is what the whole matrix would take."""
+Each runs in a fresh process: the corpus is embedded (into a file with --on-disk), queries are
+embedded, searched for and dealt their negatives in blocks. "memory" is how far the peak rose
+meanwhile, above the model and the texts; by the number of queries it grows by about 1 KB each. "all
+similarities" is what the whole matrix would take."""
 EXAMPLES = """examples:
   python -m scripts.bench mining --queries 10000 --passages 100000
-  python -m scripts.bench mining --model sentence-transformers/all-MiniLM-L6-v2 --queries 2000 --passages 20000
+  python -m scripts.bench mining --model sentence-transformers/all-MiniLM-L6-v2 --queries 2000 \\
+      --passages 20000
   python -m scripts.bench mining --strategy bm25 --json"""
 WIDTHS = (24, 14, 14, 8)
 
@@ -64,7 +66,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def check_options(args: argparse.Namespace) -> str | None:
-    """What is wrong with the options, if something is."""
+    """Returns a message about options that cannot be used, or None."""
     if args.queries < 4:
         return f"--queries: expected 4 or more, found {args.queries}"
     if args.queries > args.passages:
@@ -77,7 +79,8 @@ def bench_mining(args: argparse.Namespace) -> None:
     options = {name: getattr(args, name) for name in names}
     if not args.json:
         print(
-            f"{args.queries:,} pairs, {args.passages:,} passages, {args.strategy}, {args.model or args.shape}"
+            f"{args.queries:,} pairs, {args.passages:,} passages, {args.strategy}, "
+            f"{args.model or args.shape}"
         )
         print_row(("", f"{args.queries // 4:,} pairs", f"{args.queries:,} pairs", "ratio"), WIDTHS)
     few, all = (
@@ -92,14 +95,21 @@ def bench_mining(args: argparse.Namespace) -> None:
     ):
         ratio = all[name] / few[name] if few[name] else None
         if args.json:
-            more = {"queries": args.queries, "passages": args.passages, "strategy": args.strategy}
-            print_json(result(f"mining/{name}", unit, all[name], few[name], ratio, 1, **more))
+            details = {
+                "queries": args.queries,
+                "passages": args.passages,
+                "strategy": args.strategy,
+            }
+            print_json(result(f"mining/{name}", unit, all[name], few[name], ratio, 1, **details))
         else:
             print_row((f"{name}, {unit}", few[name], all[name], ratio), WIDTHS)
 
 
 def measure_alone(queries: int, passages: int, words: float, **options: Any) -> dict[str, float]:
-    """Seconds of embedding or indexing the corpus and of mining, and MiB, in a process that does nothing else."""
+    """Returns the seconds of embedding or indexing the corpus and of mining, and MiB.
+
+    The process does nothing else.
+    """
     corpus = [f"{text} n{number}" for number, text in enumerate(made_texts(passages, words))]
     chosen = np.random.default_rng(0).choice(passages, queries, replace=False)
     # A query is the beginning of its passage.

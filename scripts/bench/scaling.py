@@ -1,4 +1,4 @@
-"""bench scaling: what a training step needs and sends on up to hundreds of devices, from the compiled program."""
+"""Bench of scaling: memory and traffic of a compiled step on up to hundreds of devices."""
 
 from __future__ import annotations
 
@@ -21,19 +21,24 @@ from .measure import (
     use_cpu_devices,
 )
 
-DESCRIPTION = """Memory and traffic of a training step by number of devices: compiled for virtual CPU devices, not run.
+DESCRIPTION = """Memory and traffic of a training step by number of devices.
 
-All figures are of one device and one step. "state" is parameters and AdamW's two moments as they are split, "peak" the
-compiler's plan of all memory. Of each kind of collective: how many the program has, outside of loops and in them, how
-often they run, the MiB a device receives, and how many it should be (W devices have a part of the batch each, F share
-parameters, T share layers):
+The step is compiled for virtual CPU devices and not run.
 
-  all-gather          (W-1)/W of the embeddings and what goes with them; (F-1)/F of the parameters split over fsdp,
-                      those of layers once forwards and once backwards (with several groups, each, once more)
-  reduce-scatter      (W-1)/W of the gradients of the embeddings; (F-1)/F of those of the parameters split over fsdp
-  all-reduce          2 (G-1)/G of the gradients of parameters, G = W or, of those split over fsdp, W/F;
-                      2 (T-1)/T of the activations, 4 times a layer (6 if it is computed again)
-  collective-permute  ring: W times a device's candidates forwards, and with their gradients backwards"""
+All figures are of one device and one step. "state" is parameters and AdamW's two moments as they
+are split, "peak" the compiler's plan of all memory. Of each kind of collective: how many the
+program has, outside of loops and in them, how often they run, the MiB a device receives, and how
+many it should be (W devices have a part of the batch each, F share parameters, T share layers):
+
+  all-gather          (W-1)/W of the embeddings and their labels; (F-1)/F of the parameters split
+                      over fsdp, those of layers once forwards and once backwards (with several
+                      groups, each, once more)
+  reduce-scatter      (W-1)/W of the gradients of the embeddings; (F-1)/F of those of the parameters
+                      split over fsdp
+  all-reduce          2 (G-1)/G of the gradients of parameters, G = W or, of those split over fsdp,
+                      W/F; 2 (T-1)/T of the activations, 4 times a layer (6 if it is computed again)
+  collective-permute  ring: W times a device's candidates forwards, and with their gradients
+                      backwards"""
 EXAMPLES = """examples:
   python -m scripts.bench scaling
   python -m scripts.bench scaling --devices 8,64 --fsdp 8 --fsdp-gather once
@@ -82,14 +87,20 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def check_options(args: argparse.Namespace) -> str | None:
-    """What is wrong with the options, if something is."""
+    """Returns a message about options that cannot be used, or None."""
     if not args.devices:
-        return "--devices: expected at least one number, found none"
+        return "--devices: expected at least one number"
     if args.batch_per_device % args.groups:
-        return f"--batch-per-device: expected a multiple of --groups {args.groups}, found {args.batch_per_device}"
+        return (
+            f"--batch-per-device: expected a multiple of --groups {args.groups}, found "
+            f"{args.batch_per_device}"
+        )
     for devices in args.devices:
         if devices % (args.fsdp * args.tensor):
-            return f"--devices: expected multiples of --fsdp {args.fsdp} * --tensor {args.tensor}, found {devices}"
+            return (
+                f"--devices: expected multiples of --fsdp {args.fsdp} * --tensor "
+                f"{args.tensor}, found {devices}"
+            )
     return None
 
 
@@ -100,7 +111,8 @@ def bench_scaling(args: argparse.Namespace) -> None:
     use_cpu_devices(max(args.devices))
     if not args.json:
         print(
-            f"{args.shape}, {args.batch_per_device} pairs a device, form {args.form}; MiB of one device and one step"
+            f"{args.shape}, {args.batch_per_device} pairs a device, form {args.form}; MiB of one "
+            "device and one step"
         )
     for devices in args.devices:
         step, split = abstract_step(args, devices)
@@ -132,18 +144,19 @@ def _show(
         )
     else:
         print(
-            f"\n{devices} devices: state {state / MIB:,.1f}, temporaries {plan['temporaries'] / MIB:,.1f}, "
+            f"\n{devices} devices: state {state / MIB:,.1f}, temporaries "
+            f"{plan['temporaries'] / MIB:,.1f}, "
             f"peak {peak / MIB:,.1f} MiB; compiled in {seconds:.1f} s"
         )
-        print_row(("", "once", "in loops", "runs", "found MiB", "formula MiB", "ratio"), WIDTHS)
+        print_row(("", "once", "in loops", "runs", "measured MiB", "formula MiB", "ratio"), WIDTHS)
     collectives, expected = collectives_of(compiled.as_text()), formula(args, split)
     for kind in KINDS:
         mine = [collective for collective in collectives if collective.kind == kind]
         if not mine and not expected[kind]:
             continue
         runs, received = _totals(mine)
-        found, wanted = received / MIB, expected[kind] / MIB
-        ratio = found / wanted if wanted else None
+        measured, computed = received / MIB, expected[kind] / MIB
+        ratio = measured / computed if computed else None
         once = sum(not collective.in_loop for collective in mine)
         if args.json:
             calls = {"outside_loops": once, "in_loops": len(mine) - once, "runs": runs}
@@ -151,8 +164,8 @@ def _show(
                 result(
                     f"scaling/devices={devices}/{kind}",
                     "MiB",
-                    found,
-                    wanted,
+                    measured,
+                    computed,
                     ratio,
                     1,
                     **shape,
@@ -160,7 +173,7 @@ def _show(
                 )
             )
         else:
-            print_row((kind, once, len(mine) - once, runs, found, wanted, ratio), WIDTHS)
+            print_row((kind, once, len(mine) - once, runs, measured, computed, ratio), WIDTHS)
 
 
 def _totals(collectives: Sequence[Collective]) -> tuple[int, float]:
@@ -169,7 +182,7 @@ def _totals(collectives: Sequence[Collective]) -> tuple[int, float]:
     return runs, sum((collective.times or 1) * collective.received for collective in collectives)
 
 
-# ---- the step ------------------------------------------------------------------------------------------------
+# ---- the step ------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +196,7 @@ class Split:
 
 
 def abstract_step(args: argparse.Namespace, devices: int) -> tuple[Any, Split]:
-    """The training step for so many devices and shapes to compile it for; nothing is allocated."""
+    """Returns the training step for N devices and its arguments' shapes; allocates nothing."""
     import jax
     from jax.sharding import NamedSharding, PartitionSpec
 
@@ -231,7 +244,7 @@ def abstract_step(args: argparse.Namespace, devices: int) -> tuple[Any, Split]:
     return make_train_step(objective, optimizer, shardings), Split(arguments, mesh, specs, encoder)
 
 
-# ---- what is to be expected ----------------------------------------------------------------------------------
+# ---- what is to be expected ----------------------------------------------------------------------
 
 
 def formula(args: argparse.Namespace, split: Split) -> dict[str, float]:
@@ -246,12 +259,14 @@ def formula(args: argparse.Namespace, split: Split) -> dict[str, float]:
     def share(size: int) -> float:
         return (size - 1) / size
 
-    # Embeddings, and with them a hash (8 bytes) and a mask (1) for each text, a number (4) for each example.
+    # Embeddings, and with them a hash (8 bytes) and a mask (1) for each text, a number (4) for each
+    # example.
     texts = COLUMNS * args.batch_per_device * shards
     embeddings = texts * split.encoder.dim * 4
     if (
         args.form == "ring"
-    ):  # all but the anchors; besides numbers of example and column (8), two hashes (16), a mask (1)
+        # All but the anchors; also numbers of example and column (8), two hashes (16), a mask (1).
+    ):
         candidates = (COLUMNS - 1) * args.batch_per_device if shards > 1 else 0
         bytes_["collective-permute"] += shards * candidates * (3 * split.encoder.dim * 4 + 2 * 25)
     else:

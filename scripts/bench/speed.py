@@ -1,4 +1,4 @@
-"""bench encode, bench train: speed, alone or side by side with sentence-transformers, another model or loss."""
+"""Benches of encoding and training, also beside sentence-transformers, another model or loss."""
 
 from __future__ import annotations
 
@@ -29,20 +29,24 @@ from .measure import (
 ENCODE = """Texts per second, and the latency of single calls by batch size."""
 TRAIN = """Pairs per second of whole training steps, with packing, dropout, clipping and AdamW.
 
-Also tokens per second, the model's TFLOP/s (6 FLOPs a trained parameter and token, 4 a frozen one; recomputation does
-not count), and their share of the device's peak where that is known (MFU)."""
+Also tokens per second, the model's TFLOP/s (6 FLOPs a trained parameter and token, 4 a frozen one;
+recomputation does not count), and their share of the device's peak where that is known (MFU)."""
 ENCODE_EXAMPLES = """examples:
   python -m scripts.bench encode --init random --shape minilm-l6
-  python -m scripts.bench encode --model sentence-transformers/all-MiniLM-L6-v2 --data stsb/test.tsv \\
+  python -m scripts.bench encode --model sentence-transformers/all-MiniLM-L6-v2 \\
+      --data stsb/test.tsv \\
       --against sentence-transformers
-  python -m scripts.bench encode --model runs/student/model --against sentence-transformers/all-MiniLM-L6-v2
+  python -m scripts.bench encode --model runs/student/model \\
+      --against sentence-transformers/all-MiniLM-L6-v2
   python -m scripts.bench encode --batch 1,4,16,64,256,1024"""
 TRAIN_EXAMPLES = """examples:
   python -m scripts.bench train --init random --shape minilm-l6 --dtype bfloat16
   python -m scripts.bench train --batch-size 128 --against sentence-transformers --json
-  python -m scripts.bench train --shape qwen3-0.6b --lora 16 --base bfloat16 --dtype bfloat16 --remat layer \\
+  python -m scripts.bench train --shape qwen3-0.6b --lora 16 --base bfloat16 --dtype bfloat16 \\
+      --remat layer \\
       --words 100 --max-length 512 --row-length 512 --batch-size 512 --groups 8
-  python -m scripts.bench train --loss "matryoshka(info_nce(), dims='384,256,128,64,32')" --against info_nce"""
+  python -m scripts.bench train --loss "matryoshka(info_nce(), dims='384,256,128,64,32')" \\
+      --against info_nce"""
 PEER = "sentence-transformers"
 LATENCY_REPETITIONS = 20
 
@@ -52,7 +56,7 @@ def add_encode_options(command: argparse.ArgumentParser) -> None:
         command, f"{PEER}: the same model there; or another model, a directory or hub name, here"
     )
     command.add_argument(
-        "--layers", type=count_or_none, default=0, help="stop after so many layers (default: all)"
+        "--layers", type=count_or_none, default=0, help="stop after N layers (default: all)"
     )
     command.add_argument(
         "--texts", type=count, default=2000, help="how many texts (default: %(default)s)"
@@ -61,7 +65,7 @@ def add_encode_options(command: argparse.ArgumentParser) -> None:
         "--batch",
         type=counts,
         default="",
-        help="also latency of single calls with so many texts: 1,4,16,...",
+        help="also latency of single calls with N texts each: 1,4,16,...",
     )
     command.add_argument(
         "--batch-tokens",
@@ -138,7 +142,7 @@ def _add_options(command: argparse.ArgumentParser, against: str) -> None:
     command.add_argument("--against", help=f"measured side by side: {against}")
 
 
-# ---- material ------------------------------------------------------------------------------------------------
+# ---- material ------------------------------------------------------------------------------------
 
 
 def load_model(args: argparse.Namespace):
@@ -174,24 +178,29 @@ def texts_for(args: argparse.Namespace, count: int) -> list[str]:
 
 
 def report(
-    args: argparse.Namespace, name: str, unit: str, ours: list[float], theirs: list[float], **more
+    args: argparse.Namespace,
+    name: str,
+    unit: str,
+    ours: list[float],
+    others: list[float],
+    **details,
 ) -> None:
     """Prints one result; both sides are rates, higher is better."""
-    mine, other = statistics.median(ours), statistics.median(theirs) if theirs else None
-    ratio = median_ratio(ours, theirs) if theirs else None
+    mine, other = statistics.median(ours), statistics.median(others) if others else None
+    ratio = median_ratio(ours, others) if others else None
     if args.json:
-        print_json(result(name, unit, mine, other, ratio, len(ours), **more))
+        print_json(result(name, unit, mine, other, ratio, len(ours), **details))
         return
     text = f"{name}: {mine:,.1f} {unit}"
-    if theirs:
+    if others:
         text += (
             f", {args.against} {other:,.1f}, ratio {ratio:.2f} (median of {len(ours)} alternations)"
         )
-    print(text + "".join(f", {key} {value}" for key, value in more.items()), flush=True)
+    print(text + "".join(f", {key} {value}" for key, value in details.items()), flush=True)
 
 
 def peer(model):
-    """The same model in sentence-transformers."""
+    """Returns the same model in sentence-transformers."""
     import logging
 
     logging.disable(logging.WARNING)
@@ -208,7 +217,7 @@ def _torch_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-# ---- encode --------------------------------------------------------------------------------------------------
+# ---- encode --------------------------------------------------------------------------------------
 
 
 def bench_encode(args: argparse.Namespace) -> None:
@@ -218,8 +227,8 @@ def bench_encode(args: argparse.Namespace) -> None:
     sides = [lambda: encode(texts)]
     other = None
     if args.against == PEER:
-        theirs = peer(model).bfloat16() if args.dtype == "bfloat16" else peer(model)
-        other = functools.partial(theirs.encode, show_progress_bar=False)
+        peer_model = peer(model).bfloat16() if args.dtype == "bfloat16" else peer(model)
+        other = functools.partial(peer_model.encode, show_progress_bar=False)
     elif args.against:
         from embed_jax.sentence import load_sentence_encoder
 
@@ -266,7 +275,7 @@ def _call_next(call: Callable, batches: Iterator[list[str]]) -> None:
     call(next(batches))
 
 
-# ---- train ---------------------------------------------------------------------------------------------------
+# ---- train ---------------------------------------------------------------------------------------
 
 
 def bench_train(args: argparse.Namespace) -> None:
@@ -345,20 +354,27 @@ def bench_train(args: argparse.Namespace) -> None:
         )
     seconds = alternate(sides, args.repeat)
     rates = [[size * steps / second for second in side] for side in seconds]
-    more = {"fill_rate": round(statistics.mean(fills), 3), "rows_of": row_length, "groups": groups}
+    details = {
+        "fill_rate": round(statistics.mean(fills), 3),
+        "rows_of": row_length,
+        "groups": groups,
+    }
     per_second = statistics.median(rates[0]) / size * statistics.mean(tokens_of)
     flops = training_flops_per_token(trained, base)
-    more |= {"tokens_per_s": round(per_second), "tflops": round(per_second * flops / 1e12, 3)}
+    details |= {"tokens_per_s": round(per_second), "tflops": round(per_second * flops / 1e12, 3)}
     mfu = model_flops_utilization(per_second, flops, jax.devices())
-    more |= {} if mfu is None else {"mfu": round(mfu, 3)}
+    details |= {} if mfu is None else {"mfu": round(mfu, 3)}
     name = f"train/{Path(args.data or 'made').name}/batch={size}" + (
         "" if args.loss == "info_nce" else f"/{args.loss}"
     )
-    report(args, name, "pairs/s", rates[0], rates[1] if args.against else [], **more)
+    report(args, name, "pairs/s", rates[0], rates[1] if args.against else [], **details)
 
 
 def their_steps(args: argparse.Namespace, model, batches: list[list[str]]) -> Callable[[], None]:
-    """The same steps in sentence-transformers: MultipleNegativesRankingLoss, clipping, AdamW, dropout on."""
+    """Returns the same steps in sentence-transformers.
+
+    MultipleNegativesRankingLoss, clipping, AdamW, dropout on.
+    """
     import torch
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 

@@ -1,4 +1,4 @@
-"""bench suite: a suite of tasks by us and by mteb with sentence-transformers, task by task in turn."""
+"""Bench of a suite of tasks, by us and by mteb with sentence-transformers, task by task in turn."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 
 from .measure import print_json, print_row, result
 
-DESCRIPTION = """Time of evaluating a model on each task of a suite, here and by mteb with sentence-transformers.
+DESCRIPTION = """Time of evaluating a model on each task of a suite, by us and by mteb.
 
-Both read the same data and load the same directory before the clock starts, and each encodes some texts first, so that
-nothing is compiled or allocated on the clock; the two take turns, the first one changing from task to task. Ours keeps
-the embedding of each text for the tasks after it, as a suite does, and includes the bootstrap intervals that mteb has
-not. Tasks of kinds that mteb lacks are left out, and those with options that it lacks."""
+Both read the same data and load the same directory before the clock starts, and each encodes some
+texts first, so that nothing is compiled or allocated on the clock; the two take turns, the first
+one changing from task to task. Ours keeps the embedding of each text for later tasks, as a suite
+does, and includes the bootstrap intervals, which mteb does not have. Tasks of kinds that mteb lacks
+are left out, and those with options that it lacks."""
 EXAMPLES = """examples:
   python -m scripts.bench suite --suite configs/suites/english.yaml --data DIRECTORY \\
       --model sentence-transformers/all-MiniLM-L6-v2 --against mteb"""
@@ -74,7 +75,7 @@ def bench_suite(args: argparse.Namespace) -> None:
         print_row(("task", "ours", "mteb", "ours s", "mteb s", "ratio"), WIDTHS)
     for number, entry in enumerate(entries):
         task = entry.open()
-        theirs = peer and adapter.local_task(
+        peer_task = peer and adapter.local_task(
             entry.task, entry.data, name=entry.name, split=entry.split
         )
         sides = {
@@ -84,14 +85,14 @@ def bench_suite(args: argparse.Namespace) -> None:
         }
         if peer:
             for option in entry.options:
-                setattr(theirs, option, entry.options[option])
-            sides["mteb"] = lambda task=theirs, split=entry.split: _score(task, peer, split)
-        found = {}
+                setattr(peer_task, option, entry.options[option])
+            sides["mteb"] = lambda task=peer_task, split=entry.split: _score(task, peer, split)
+        results = {}
         for side in sorted(sides, reverse=number % 2 == 0):
             began = time.perf_counter()
-            found[side] = sides[side](), time.perf_counter() - began
-        rows.append({"name": entry.name, "found": found})
-        _print(args, entry.name, found, 1)
+            results[side] = sides[side](), time.perf_counter() - began
+        rows.append({"name": entry.name, "found": results})
+        _print(args, entry.name, results, 1)
     total = {
         side: (float("nan"), sum(row["found"][side][1] for row in rows))
         for side in rows[0]["found"]
@@ -100,14 +101,24 @@ def bench_suite(args: argparse.Namespace) -> None:
 
 
 def _print(
-    args: argparse.Namespace, name: str, found: dict[str, tuple[float, float]], n: int
+    args: argparse.Namespace, name: str, results: dict[str, tuple[float, float]], n: int
 ) -> None:
-    (score, ours), (their_score, theirs) = found["ours"], found.get("mteb", (None, None))
-    ratio = theirs / ours if theirs else None
+    (score, our_seconds), (their_score, mteb_seconds) = (
+        results["ours"],
+        results.get("mteb", (None, None)),
+    )
+    ratio = mteb_seconds / our_seconds if mteb_seconds else None
     if args.json:
         print_json(
             result(
-                f"suite/{name}", "s", ours, theirs, ratio, n, score=score, their_score=their_score
+                f"suite/{name}",
+                "s",
+                our_seconds,
+                mteb_seconds,
+                ratio,
+                n,
+                score=score,
+                their_score=their_score,
             )
         )
         return
@@ -115,11 +126,11 @@ def _print(
         None if value is None or value != value else round(value, 4)
         for value in (score, their_score)
     ]
-    print_row((name, *scores, ours, theirs, ratio), WIDTHS)
+    print_row((name, *scores, our_seconds, mteb_seconds, ratio), WIDTHS)
 
 
 def _peer(name: str) -> Any:
-    """sentence-transformers' model of that name, as mteb wraps it."""
+    """Loads sentence-transformers' model of that name, as mteb wraps it."""
     import datasets
     import transformers
     from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
@@ -135,5 +146,5 @@ def _peer(name: str) -> Any:
 
 
 def _score(task: Any, model: Any, split: str) -> float:
-    (found,) = task.evaluate(model, split, encode_kwargs={"show_progress_bar": False}).values()
-    return float(found["main_score"])
+    (result,) = task.evaluate(model, split, encode_kwargs={"show_progress_bar": False}).values()
+    return float(result["main_score"])

@@ -1,7 +1,7 @@
 """Evaluates embedding models: one task, a suite of them, or a comparison of their results.
 
-Tasks of all of MTEB's kinds by its protocols, and more (see below), each score with a 95 % bootstrap interval over its
-items. `COMMAND --help` lists a command's options.
+Tasks of all of MTEB's kinds by its protocols, and more (see below), each score with a 95 %
+bootstrap interval over its items. `COMMAND --help` lists a command's options.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from ..commands import OneLineParser, Parser, write_json, written_whole
 from . import diagnose, embedders, results, suite, sweep, task
 from .aliases import translate
 
-EXAMPLES = f"""data (a file, a directory with SPLIT.tsv, .csv or .jsonl, each also .gz, tfds:NAME or hf:NAME):
+EXAMPLES = f"""data (a file, a directory with SPLIT.tsv, .csv, .jsonl or .gz, tfds:NAME, hf:NAME):
   sts             score, sentence1, sentence2 and optionally subset
-  retrieval       a directory in BEIR's layout (corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv), or python_docs
+  retrieval       a directory in BEIR's layout (corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv), or
+                  python_docs
   classification  text, label (a directory with a train split too)
   clustering      text, label
   pairs           sentence1, sentence2, label (1 or 0)
@@ -31,22 +32,27 @@ EXAMPLES = f"""data (a file, a directory with SPLIT.tsv, .csv or .jsonl, each al
 
 {embedders.MODELS}
 examples:
-  python -m scripts.evaluate run --model sentence-transformers/all-MiniLM-L6-v2 --task sts --data stsb/test.tsv
-  python -m scripts.evaluate run --model runs/simcse/model --task sts --data sts12,sts13,sts14,sts15,sts16,stsb,sick_r
-  python -m scripts.evaluate run --model runs/quickstart/model --task retrieval --data python_docs --baseline bm25 \\
+  python -m scripts.evaluate run --model sentence-transformers/all-MiniLM-L6-v2 --task sts \\
+      --data stsb/test.tsv
+  python -m scripts.evaluate run --model runs/simcse/model --task sts \\
+      --data sts12,sts13,sts14,sts15,sts16,stsb,sick_r
+  python -m scripts.evaluate run --model runs/quickstart/model --task retrieval \\
+      --data python_docs --baseline bm25 \\
       --output results.json
-  python -m scripts.evaluate run --model runs/a/model --task classification --data banking77 --set samples_per_label=16
-  python -m scripts.evaluate suite configs/suites/english.yaml --model runs/a,runs/b --data DIRECTORY --output results
+  python -m scripts.evaluate run --model runs/a/model --task classification --data banking77 \\
+      --set samples_per_label=16
+  python -m scripts.evaluate suite configs/suites/english.yaml --model runs/a,runs/b \\
+      --data DIRECTORY --output results
   python -m scripts.evaluate compare results/runs_a results/runs_b
   python -m scripts.evaluate leaderboard results
   python -m scripts.evaluate diagnose --model runs/a --data scifact --pairs pairs.tsv
   python -m scripts.evaluate sweep --model sentence-transformers/all-MiniLM-L6-v2 --data scifact \\
-      --dims 384,256,128 --precisions float32,int8,int4,binary,pq64,pq32,pq16 --rescore 0,4,4:int8 --keep 0.95 \\
+      --dims 384,256,128 --precisions float32,int8,int4,binary,pq64,pq32,pq16 --rescore 0,4,4:int8
+      --keep 0.95 \\
       --output sweep.json --plot sweep.png
 
-The flags of earlier versions (--task without a command, --suite, --compare, --leaderboard, --sweep, --diagnose) are
-read until 1.0.
-"""
+The flags of earlier versions (--task without a command, --suite, --compare, --leaderboard, --sweep,
+--diagnose) are read until 1.0."""
 # A subcommand, its line of help, what adds its options, what runs it.
 COMMANDS = {
     "run": ("one kind of task on one or several data sets", task.add_arguments, task.run),
@@ -76,10 +82,10 @@ def main() -> None:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The options of one subcommand, checked.
+    """Reads and checks the options of one subcommand.
 
     Raises:
-        InputError: for those that cannot be.
+        InputError: for options that cannot be used.
     """
     parser = Parser("scripts.evaluate", __doc__, EXAMPLES)
     commands = parser.add_subparsers(

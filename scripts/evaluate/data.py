@@ -1,4 +1,4 @@
-"""What a command of evaluate is given to evaluate: a model, data, its split, training data."""
+"""Options that several commands of evaluate share: model, data, split, training data."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def training_texts(names: str | None) -> Callable[[], Iterator[str]] | None:
 def described(
     task: str, model: str, data: str, split: str, options: ModelOptions
 ) -> dict[str, Any]:
-    """What a results file says of its making."""
+    """Returns what a results file says about how it was made."""
     from embed_jax.evals.suite import known_split
     from embed_jax.runtime import environment
 

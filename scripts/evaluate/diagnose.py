@@ -30,24 +30,27 @@ Triplet = tuple[str, str, list[str]]  # anchor, positive, negatives
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """A retrieval task as a model embeds it: each text once with each prompt, whole, in memory; sizes are cut from it.
+    """A retrieval task as a model embeds it: each text once with each prompt, whole, in memory.
 
     Attributes:
-        embed: `embed(texts, prompt=...)` gives whole embeddings.
+        embed: `embed(texts, prompt=...)` returns whole embeddings.
+        embedded: embeddings by side and prompt; smaller sizes are cut from them.
     """
 
     embed: Callable[..., Float[np.ndarray, "N D"]]
     similarity: str
     texts: tuple[Sequence[str], Sequence[str]]
     judged: Judged
-    kept: dict[tuple[int, str], Float[np.ndarray, "N D"]] = dataclasses.field(default_factory=dict)
+    embedded: dict[tuple[int, str], Float[np.ndarray, "N D"]] = dataclasses.field(
+        default_factory=dict
+    )
 
     def sides(self, prompts: Prompts, size: int) -> list[Float[np.ndarray, "N d"]]:
-        """The embeddings of queries and of documents."""
+        """Returns the embeddings of queries and of documents."""
         for side, prompt in enumerate(prompts):
-            if (side, prompt) not in self.kept:
-                self.kept[side, prompt] = self.embed(self.texts[side], prompt=prompt)
-        return [cut(self.kept[side, prompt], size) for side, prompt in enumerate(prompts)]
+            if (side, prompt) not in self.embedded:
+                self.embedded[side, prompt] = self.embed(self.texts[side], prompt=prompt)
+        return [cut(self.embedded[side, prompt], size) for side, prompt in enumerate(prompts)]
 
     def ranks(self, prompts: Prompts, size: int) -> Int[np.ndarray, " J"]:
         from embed_jax.evals.diagnose import relevant_ranks
@@ -62,7 +65,7 @@ class Search:
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """What is diagnosed: the names of a model, its data, its training pairs, and the size used (0: all)."""
+    """The subject of a diagnosis: names of model, data and training pairs; the size (0: all)."""
 
     model: str
     data: str
@@ -71,7 +74,7 @@ class Subject:
 
 
 def add_arguments(parser: OneLineParser) -> Callable[[argparse.Namespace], None]:
-    """Adds the options of the command, and returns what checks them."""
+    """Adds the options of the command, and returns a function that checks them."""
     add_search_arguments(parser)
     parser.add_argument(
         "--shortlist", type=int, default=100, help="documents that a reranker gets (default: 100)"
@@ -86,7 +89,7 @@ def add_arguments(parser: OneLineParser) -> Callable[[argparse.Namespace], None]
         "--pairs-limit",
         type=int,
         default=2000,
-        help="judge the first so many rows of it, 0: all (default: 2000)",
+        help="judge its first N rows, 0: all (default: 2000)",
     )
     embedders.add_arguments(parser)
 
@@ -107,7 +110,7 @@ def add_arguments(parser: OneLineParser) -> Callable[[argparse.Namespace], None]
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Makes the checks; prints a list of them and returns what they found."""
+    """Makes the checks, prints a list of them and returns their results."""
     from embed_jax.data.sources import open_retrieval_task
     from embed_jax.evals import diagnose
     from embed_jax.evals.metrics import bootstrap_interval
@@ -163,7 +166,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     ]
     for finding in findings:
         print(
-            f"\n{STATUS.get(finding.status, finding.status)}: {diagnose.NAMES[finding.check]}\n  {finding.line}"
+            f"\n{STATUS.get(finding.status, finding.status)}: {diagnose.NAMES[finding.check]}\n  "
+            f"{finding.line}"
         )
         advice = advise(finding, subject, prompts)
         if advice:
@@ -197,13 +201,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def sizes(dim: int, model: Any) -> list[int]:
-    """The whole and the size used; without one trained sizes, or half and a quarter, to see what a cut would cost."""
+    """Returns the sizes to compare: the whole, and the size used or those that were trained.
+
+    Without either, half and a quarter show what a cut would cost.
+    """
     others = [dim] if dim else model.matryoshka_dims or (model.dim // 2, model.dim // 4)
     return list(dict.fromkeys(size for size in (model.dim, *others) if 0 < size <= model.dim))
 
 
 def cut(embeddings: Float[np.ndarray, "N D"], size: int) -> Float[np.ndarray, "N d"]:
-    """As `encode` with `dim`: what is not cut stays as it is."""
+    """Cuts embeddings like `encode` with `dim`; those of that size are returned unchanged."""
     from embed_jax.scores import truncate
 
     return embeddings if size == embeddings.shape[1] else truncate(embeddings, size)
@@ -248,16 +255,18 @@ def check_prompts(name: str, prompts: dict[str, Prompts], search: Search, dim: i
 def variants(
     name: str, model: Any, options: embedders.ModelOptions, task: str
 ) -> dict[str, Prompts]:
-    """The prompts used, and those that could be: the model's own, those of its family by its name, none."""
+    """Returns the prompts used, and the possible ones: the model's own, its family's, none."""
     from embed_jax.evals.embedder import prompt_options
     from embed_jax.evals.task import DOCUMENT, QUERY, Use
     from embed_jax.prompts import expected, prompt_for, resolve_prompt
 
     def resolved(prompts_for: Callable) -> Prompts:
-        asked = (prompts_for(Use(task, "Retrieval", side)) for side in (QUERY, DOCUMENT))
-        named_or_default = (one or {"prompt_name": model.default_prompt_name} for one in asked)
+        options_of_sides = (prompts_for(Use(task, "Retrieval", side)) for side in (QUERY, DOCUMENT))
+        named_or_default = (
+            chosen or {"prompt_name": model.default_prompt_name} for chosen in options_of_sides
+        )
         query, document = (
-            resolve_prompt(model.prompts, model.template, **one) for one in named_or_default
+            resolve_prompt(model.prompts, model.template, **chosen) for chosen in named_or_default
         )
         return query, document
 
@@ -267,19 +276,19 @@ def variants(
         known.get(prompt_for(known, side=side) or "", "") for side in (QUERY, DOCUMENT)
     )
     own = resolved(prompt_options(model))
-    found = {USED: resolved(embedders.model_options(options, model))}
-    found |= {kind: pair for kind, pair in ((OWN, own), (FAMILY, (query, document))) if any(pair)}
+    prompts = {USED: resolved(embedders.model_options(options, model))}
+    prompts |= {kind: pair for kind, pair in ((OWN, own), (FAMILY, (query, document))) if any(pair)}
     if not own[0]:  # perhaps one has a name that does not say that it is for queries
-        found |= {
+        prompts |= {
             f"{prompt!r} before queries": (text, own[1])
             for prompt, text in model.prompts.items()
             if text
         }
-    return {**found, NONE: ("", "")}
+    return {**prompts, NONE: ("", "")}
 
 
 def read_triplets(pairs: str, limit: int) -> list[Triplet]:
-    """The rows of training data, the first `limit` of them; 0: all."""
+    """Reads the first `limit` rows of training data; 0: all."""
     from embed_jax.data.sources import iter_records, pair_columns
 
     rows, columns = [], None
@@ -317,7 +326,7 @@ def check_negatives(
     place = {
         text: n for n, text in enumerate(dict.fromkeys([*positives, *(text for _, text in hard)]))
     }
-    asked, answers = (
+    queries, answers = (
         cut(search.embed(texts, prompt=prompt), dim)
         for texts, prompt in zip((anchors, list(place)), prompts, strict=True)
     )
@@ -326,18 +335,18 @@ def check_negatives(
     others = diagnose.others_positives(anchors, positives)
     random = [
         similarity_matrix(anchor, answers[right[drawn]], search.similarity)[0]
-        for anchor, drawn in zip(asked, others, strict=True)
+        for anchor, drawn in zip(queries, others, strict=True)
     ]
     return diagnose.negatives(
-        pairwise_similarity(asked, answers[right], search.similarity),
-        pairwise_similarity(asked[rows], answers[wrong], search.similarity),
+        pairwise_similarity(queries, answers[right], search.similarity),
+        pairwise_similarity(queries[rows], answers[wrong], search.similarity),
         rows,
         np.where(others < 0, np.nan, random),
     )
 
 
 def advise(finding: Finding, subject: Subject, prompts: dict[str, Prompts]) -> str:
-    """What to do, in one line; "" where there is nothing to do."""
+    """Returns what to do, in one line; "" if there is nothing to do."""
     from embed_jax.evals import diagnose
 
     of = {
@@ -360,20 +369,25 @@ def _train(finding: Finding, subject: Subject, _: Any) -> str:
         else ""
     )
     return (
-        f"{why}train it on pairs of this kind: python -m experiments.retrieval --config=configs/retrieval/own_data.py "
+        f"{why}train it on pairs of this kind: python -m experiments.retrieval "
+        "--config=configs/retrieval/own_data.py "
         f"--config.model.name={subject.model} --config.data.train=pairs.jsonl"
     )
 
 
 def _prompt(finding: Finding, subject: Subject, prompts: dict[str, Prompts]) -> str:
     if finding.cause == "unrecorded":
-        return f"write it with them in its files: python -m scripts.export --model {subject.model} --output DIRECTORY"
+        return (
+            "write it with them in its files: python -m scripts.export --model "
+            f"{subject.model} --output DIRECTORY"
+        )
     if finding.cause == NONE:
         return 'embed without a prompt: encode(texts, prompt="")'
     best = finding.cause if finding.cause in prompts else OWN if OWN in prompts else FAMILY
     query, document = prompts[best]
     return (
-        f"put {query!r} before queries and {document!r} before documents: encode(texts, prompt=...), or as prompts in "
+        f"put {query!r} before queries and {document!r} before documents: encode(texts, "
+        "prompt=...), or as prompts in "
         "its config_sentence_transformers.json, named query and document"
     )
 
@@ -381,7 +395,8 @@ def _prompt(finding: Finding, subject: Subject, prompts: dict[str, Prompts]) -> 
 def _size(_: Finding, subject: Subject, __: Any) -> str:
     return (
         "train it to be cut: python -m experiments.matryoshka --config=configs/matryoshka/nli.py "
-        f"--config.model.name={subject.model}; or project it, without training: python -m scripts.shrink "
+        f"--config.model.name={subject.model}; or project it, without training: python -m "
+        "scripts.shrink "
         f"--model {subject.model} --dim {subject.dim} --texts TEXTS --output DIRECTORY"
     )
 
@@ -391,7 +406,8 @@ def _rerank(finding: Finding, subject: Subject, _: Any) -> str:
     return (
         f"{longer}train for these documents: python -m experiments.retrieval "
         f"--config=configs/retrieval/hard_negatives.py --config.model.name={subject.model} "
-        f"--config.data.train=beir:{subject.data} --config.mine.corpus={subject.data} --config.eval.retrieval={subject.data}"
+        f"--config.data.train=beir:{subject.data} --config.mine.corpus={subject.data} "
+        f"--config.eval.retrieval={subject.data}"
     )
 
 
@@ -400,8 +416,10 @@ def _mine(finding: Finding, subject: Subject, _: Any) -> str:
         return "give the training data: --pairs FILE"
     if finding.figures or finding.cause:
         return (
-            f"mine harder ones: python -m scripts.mine --pairs {subject.pairs} --strategy dense --model {subject.model} "
-            f"--relative-margin 0.05 --output mined.jsonl; then look for false ones: python -m scripts.audit "
+            f"mine harder ones: python -m scripts.mine --pairs {subject.pairs} --strategy dense "
+            f"--model {subject.model} "
+            "--relative-margin 0.05 --output mined.jsonl; then look for false ones: python -m "
+            "scripts.audit "
             "--data mined.jsonl"
         )
     return "give more rows"

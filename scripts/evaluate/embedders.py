@@ -1,4 +1,4 @@
-"""Models that evaluate judges: our own and published ones by name or directory, and those behind an API."""
+"""Models that evaluate judges: ours and published ones by name or directory, and APIs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OPTIONS = ("dim", "layers", "instruction", "prompt_name", "query_prompt_name", "
 
 @dataclasses.dataclass(frozen=True)
 class ModelOptions:
-    """How a model embeds, and with which prompts; see `add_arguments`."""
+    """Options for how a model embeds, and with which prompts; see `add_arguments`."""
 
     dim: int = 0
     layers: int = 0
@@ -37,31 +37,30 @@ class ModelOptions:
 
 
 MODELS = """models:
-  a directory (ours, of sentence-transformers or Hugging Face), a hub name, or PROVIDER:NAME of an embedding endpoint,
-  its key in the environment: openai:text-embedding-3-small, cohere:embed-v4.0, voyage:voyage-3.5,
-  google:gemini-embedding-001; --endpoint-url names another server that speaks the provider's form; or a file of
-  scripts.export, DIRECTORY/onnx/NAME.onnx, run by ONNX Runtime
+  a directory (ours, of sentence-transformers or Hugging Face), a hub name, or PROVIDER:NAME of an
+  embedding endpoint, its key in the environment: openai:text-embedding-3-small, cohere:embed-v4.0,
+  voyage:voyage-3.5, google:gemini-embedding-001; --endpoint-url names another server that speaks
+  the provider's form; or a file of scripts.export, DIRECTORY/onnx/NAME.onnx, run by ONNX Runtime
 """
 
 
 def add_arguments(parser: OneLineParser) -> None:
-    """What says how a model embeds, and which prompts it takes."""
+    """Adds the options for how a model embeds, and with which prompts."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--batch-tokens",
         type=int,
         default=0,
-        help="slots a device encodes at a time (default: what suits the device)",
+        help="slots that a device encodes at a time (default: suits the device)",
     )
     group.add_argument(
-        "--dim", type=int, default=0, help="cut embeddings to so many numbers (default: all)"
+        "--dim", type=int, default=0, help="cut embeddings to N numbers (default: all)"
     )
-    group.add_argument(
-        "--layers", type=int, default=0, help="stop after so many of the layers (default: all)"
-    )
+    group.add_argument("--layers", type=int, default=0, help="stop after N layers (default: all)")
     group.add_argument(
         "--instruction",
-        help="what texts are encoded for, for models with a template for it; in retrieval of queries, not of documents",
+        help="what texts are encoded for, for models with a template for it; in retrieval of "
+        "queries, not of documents",
     )
     group.add_argument(
         "--prompt-name",
@@ -73,7 +72,8 @@ def add_arguments(parser: OneLineParser) -> None:
     )
     group.add_argument(
         "--corpus-prompt-name",
-        help="its prompt for documents (default: 'document', 'passage' or 'corpus' if it has one, else its own)",
+        help="its prompt for documents (default: 'document', 'passage' or 'corpus' if it has "
+        "one, else its own)",
     )
     group.add_argument(
         "--endpoint-url",
@@ -83,7 +83,8 @@ def add_arguments(parser: OneLineParser) -> None:
     group.add_argument(
         "--endpoint-cache",
         type=Path,
-        help="file of an endpoint's embeddings, so that none is paid for twice (default: beside a suite's results)",
+        help="file of an endpoint's embeddings, so that none is paid for twice (default: beside "
+        "a suite's results)",
     )
 
 
@@ -108,19 +109,22 @@ def read_options(args: argparse.Namespace) -> ModelOptions:
 def open_embedder(
     name: str, options: ModelOptions, cache: Path | None = None, show_progress: bool = False
 ) -> Any:
-    """The Embedder of a model.
+    """Returns the Embedder of a model.
 
     Args:
+        name: a directory, a hub name, an ONNX file, or PROVIDER:NAME of an endpoint.
+        options: how the model embeds.
         cache: where an endpoint's embeddings are kept, unless the options name it.
+        show_progress: draws a bar on a terminal.
     """
     from embed_jax.evals.embedder import Embedder, endpoint_options
 
     if provider(name):
         from embed_jax.remote.endpoint import EmbeddingEndpoint, endpoint_encoder
 
-        given = [option for option in OPTIONS[1:] if getattr(options, option)]
-        if given:
-            raise InputError(f"{name}: --{given[0].replace('_', '-')} is not for an endpoint")
+        refused = [option for option in OPTIONS[1:] if getattr(options, option)]
+        if refused:
+            raise InputError(f"{name}: --{refused[0].replace('_', '-')} is not for an endpoint")
         endpoint = EmbeddingEndpoint(
             provider(name), name.partition(":")[2], base_url=options.endpoint_url, dim=options.dim
         )
@@ -141,7 +145,7 @@ def open_embedder(
 
 
 def _onnx_embedder(path: Path, options: ModelOptions) -> Any:
-    """An exported file; tokenizer and prompts are those of the directory that it was written into."""
+    """Returns the Embedder of an exported file, with tokenizer and prompts of its directory."""
     import numpy as np
 
     from embed_jax.evals.embedder import Embedder
@@ -157,14 +161,18 @@ def _onnx_embedder(path: Path, options: ModelOptions) -> Any:
         raise InputError(f"{path}: no such file")
     model = load_model(str(path.parent.parent))
 
-    def encode(texts: Sequence[str], **given: str) -> Any:
+    def encode(texts: Sequence[str], **options_of_use: str) -> Any:
         prompt = resolve_prompt(
-            model.prompts, model.template, **(given or {"prompt_name": model.default_prompt_name})
+            model.prompts,
+            model.template,
+            **(options_of_use or {"prompt_name": model.default_prompt_name}),
         )
         order = np.argsort([-len(text) for text in texts], kind="stable")  # little padding
-        found = encode_onnx(path, model, [texts[number] for number in order], prompt=prompt)
-        embeddings = np.empty_like(found)
-        embeddings[order] = found
+        sorted_embeddings = encode_onnx(
+            path, model, [texts[number] for number in order], prompt=prompt
+        )
+        embeddings = np.empty_like(sorted_embeddings)
+        embeddings[order] = sorted_embeddings
         return embeddings
 
     return Embedder(
@@ -173,7 +181,7 @@ def _onnx_embedder(path: Path, options: ModelOptions) -> Any:
 
 
 def encoder(options: ModelOptions, model: Any, show_progress: bool = False) -> Callable:
-    """`model.encode` with the options that hold for all texts."""
+    """Returns `model.encode` with the options that hold for all texts."""
     size = {"dim": options.dim, "layers": options.layers}
     return functools.partial(
         model.encode,
@@ -184,7 +192,7 @@ def encoder(options: ModelOptions, model: Any, show_progress: bool = False) -> C
 
 
 def model_options(options: ModelOptions, model: Any) -> Callable:
-    """What a use of texts asks of the model: `embedder.prompt_options`."""
+    """Returns `embedder.prompt_options` of the model with these options."""
     from embed_jax.evals.embedder import prompt_options
 
     names = ("instruction", "prompt_name", "query_prompt_name", "corpus_prompt_name")
@@ -192,7 +200,7 @@ def model_options(options: ModelOptions, model: Any) -> Callable:
 
 
 def provider(name: str) -> str:
-    """The provider of an endpoint's name, or ""."""
+    """Returns the provider in an endpoint's name, or ""."""
     from embed_jax.remote.endpoint import INTERFACES
 
     before, colon, _ = name.partition(":")
@@ -200,7 +208,7 @@ def provider(name: str) -> str:
 
 
 def model_fingerprint(name: str, options: ModelOptions) -> str:
-    """Differs where what embeds differs: another model, weights that were written again, other options."""
+    """Returns a text that differs for another model, rewritten weights and other options."""
     from embed_jax.encoders.hub import resolve
     from embed_jax.evals.results import fingerprint
 
@@ -216,12 +224,12 @@ def model_fingerprint(name: str, options: ModelOptions) -> str:
 
 
 def model_directory(path: Path) -> Path:
-    """The model of a run's directory, or the directory itself."""
+    """Returns the model of a run's directory, or the directory itself."""
     return path / "model" if (path / "model" / "modules.json").is_file() else path
 
 
 def published_line(name: str) -> str:
-    """What is published of a model, in one line; "" for one that the catalogue lacks."""
+    """Returns the published facts of a model in one line; "" if it is not in the catalogue."""
     from embed_jax import catalogue
 
     entry = catalogue.entry(name)

@@ -1,4 +1,4 @@
-"""What may be said of results: comparisons of two models, leaderboards of many."""
+"""Compares the results of two models, and ranks those of many."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def add_margin(parser: OneLineParser) -> None:
         "--margin",
         type=float,
         default=0.01,
-        help="a difference that does not count, such as between seeds of one training (default: %(default)s)",
+        help="a difference that does not count, such as between seeds of one training (default: "
+        "%(default)s)",
     )
 
 
@@ -50,7 +51,7 @@ def run_compare(args: argparse.Namespace) -> dict[str, Any]:
     from embed_jax.evals.results import read_results
 
     a, b = (read_results(path) for path in (args.a, args.b))
-    labels = tuple(next(iter(found.values())).model for found in (a, b))
+    labels = tuple(next(iter(results.values())).model for results in (a, b))
     names = labels if len(set(labels)) == 2 else (str(args.a), str(args.b))
     return compare(a, b, names, args.margin)
 
@@ -79,12 +80,14 @@ def show(board: Mapping[str, Any], directory: Path) -> None:
         print()
         print_table(*ranked)
         text = markdown(*ranked) + "\n" + text
-    said = [
-        f"{name}: {one}" for name in next(iter(board.values())) for one in _cautions(board, name)
+    cautions = [
+        f"{name}: {caution}"
+        for name in next(iter(board.values()))
+        for caution in _cautions(board, name)
     ]
-    for line in said:
+    for line in cautions:
         print(line)
-    notes = "".join(f"- {line}\n" for line in said)
+    notes = "".join(f"- {line}\n" for line in cautions)
     write_whole(
         directory / TABLE, text + (f"\nWhat must not be overlooked:\n\n{notes}" if notes else "")
     )
@@ -93,14 +96,14 @@ def show(board: Mapping[str, Any], directory: Path) -> None:
 
 
 def _cautions(board: Mapping[str, Any], name: str) -> list[str]:
-    """What must not be concluded from a task's scores, each once for all models of which it holds."""
+    """Returns what must not be concluded from a task's scores, each caution once for its models."""
     of: dict[str, list[str]] = {}
     for model, results in board.items():
         for caution in results[name].cautions() if name in results else ():
             of.setdefault(caution, []).append(model)
     return [
-        one if len(models) == len(board) else f"{', '.join(models)}: {one}"
-        for one, models in of.items()
+        caution if len(models) == len(board) else f"{', '.join(models)}: {caution}"
+        for caution, models in of.items()
     ]
 
 
@@ -110,49 +113,49 @@ def compare(
     """Prints a table of two models' results on the same tasks, and returns what it says."""
     from embed_jax.evals.head_to_head import LIMITS, head_to_head
 
-    found = head_to_head(a, b, names, margin=margin)
+    comparison = head_to_head(a, b, names, margin=margin)
     rows = [
         [
             name,
             f"{a[name].outcome.score:.4f}",
             f"{b[name].outcome.score:.4f}",
-            f"{one.difference:+.4f} [{one.interval[0]:+.4f}, {one.interval[1]:+.4f}]",
-            f"{one.p_value:.4f}",
-            f"{found.adjusted[name]:.4f}",
-            found.outcome(name),
+            f"{task.difference:+.4f} [{task.interval[0]:+.4f}, {task.interval[1]:+.4f}]",
+            f"{task.p_value:.4f}",
+            f"{comparison.adjusted[name]:.4f}",
+            comparison.outcome(name),
         ]
-        for name, one in found.tasks.items()
+        for name, task in comparison.tasks.items()
     ]
     print(f"A: {names[0]}\nB: {names[1]}")
     print_table(["task", "A", "B", "A - B [95 %]", "p", "p (Holm)", "better"], rows)
-    print(f"mean over {len(rows)} tasks: {found.verdict()}")
+    print(f"mean over {len(rows)} tasks: {comparison.verdict()}")
     print(f"same: they differ by less than {margin:g} (--margin); open: these items cannot tell.")
     for line in LIMITS:
         print(line)
-    if found.left_out:
-        print(f"not compared, since only one has them: {', '.join(found.left_out)}")
+    if comparison.left_out:
+        print(f"not compared, since only one has them: {', '.join(comparison.left_out)}")
     tasks = {
         name: {
             "a": a[name].outcome.score,
             "b": b[name].outcome.score,
-            "difference": one.difference,
-            "interval": one.interval,
-            "p": one.p_value,
-            "p_holm": found.adjusted[name],
-            "better": found.outcome(name),
+            "difference": task.difference,
+            "interval": task.interval,
+            "p": task.p_value,
+            "p_holm": comparison.adjusted[name],
+            "better": comparison.outcome(name),
         }
-        for name, one in found.tasks.items()
+        for name, task in comparison.tasks.items()
     }
     overall = {
-        "difference": found.overall.difference,
-        "interval": found.overall.interval,
-        "p": found.overall.p_value,
+        "difference": comparison.overall.difference,
+        "interval": comparison.overall.interval,
+        "p": comparison.overall.p_value,
     }
-    overall |= {"p_over_tasks": found.over_tasks, "margin": found.margin}
+    overall |= {"p_over_tasks": comparison.over_tasks, "margin": comparison.margin}
     return {
         "a": names[0],
         "b": names[1],
         "tasks": tasks,
         "overall": overall,
-        "verdict": found.verdict(),
+        "verdict": comparison.verdict(),
     }

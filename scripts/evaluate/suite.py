@@ -28,7 +28,8 @@ def add_arguments(parser: OneLineParser) -> Callable[[argparse.Namespace], None]
     )
     parser.add_argument(
         "--training",
-        help="training data, separated by commas: test items that share 8 words in a row with them are counted, and "
+        help="training data, separated by commas: test items that share 8 words in a row with "
+        "them are counted, and "
         "the score without them is shown",
     )
     parser.add_argument(
@@ -48,7 +49,7 @@ def add_arguments(parser: OneLineParser) -> Callable[[argparse.Namespace], None]
 
 
 def run(args: argparse.Namespace) -> None:
-    """Evaluates each model on each task that is not done yet; prints and writes a table and a picture of all."""
+    """Evaluates each model on each task that is not done yet; writes a table and a picture."""
     from embed_jax.evals.leaderboard import read_board
     from embed_jax.evals.suite import file_name, read_suite
 
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
             f"the results of {', '.join(names)} would lie in one directory: name them otherwise"
         )
     if args.output.exists() and not args.output.is_dir():
-        raise InputError(f"{args.output}: is a file; a directory is wanted")
+        raise InputError(f"{args.output}: expected a directory, found a file")
     options = embedders.read_options(args)
     for name, directory in zip(names, directories, strict=True):
         evaluate_model(name, directory, entries, options, args.training)
@@ -85,6 +86,10 @@ def evaluate_model(
     """Evaluates a model on the tasks whose results are not in the directory yet.
 
     Args:
+        name: of the model.
+        directory: where its results are.
+        entries: the tasks.
+        options: how the model embeds.
         training: training data, see `training_texts`.
     """
     from embed_jax.evals.leaderboard import cell
@@ -115,7 +120,8 @@ def evaluate_model(
         result.write(result_file(directory, entry.name))
         seconds = result.details["seconds"]
         print(
-            f"  {number}/{len(left)} {entry.name}: {result.outcome.main} {cell(result)}, {seconds:.1f} s",
+            f"  {number}/{len(left)} {entry.name}: {result.outcome.main} {cell(result)}, "
+            f"{seconds:.1f} s",
             flush=True,
         )
     print(

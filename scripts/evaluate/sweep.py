@@ -40,27 +40,31 @@ from .data import add_search_arguments, described
 
 
 def add_arguments(parser: OneLineParser) -> Callable[[argparse.Namespace], None]:
-    """Adds the options of the command, and returns what checks them and makes lists of those that are lists."""
+    """Adds the options of the command, and returns a function that checks them and splits lists."""
     add_search_arguments(parser)
     parser.add_argument(
         "--dims",
-        help="numbers kept of each embedding, such as 384,256,128 (default: all, and the sizes that a Matryoshka "
+        help="numbers kept of each embedding, such as 384,256,128 (default: all, and the sizes "
+        "that a Matryoshka "
         "model was trained for)",
     )
     parser.add_argument(
         "--precisions",
         default="float32,int8,int4,binary",
-        help="float32, int8, uint8, int4, binary, ubinary, pq<bytes of a code> (default: %(default)s)",
+        help="float32, int8, uint8, int4, binary, ubinary, pq<bytes of a code> (default: "
+        "%(default)s)",
     )
     parser.add_argument(
         "--search",
         default="symmetric,asymmetric",
-        help="queries compressed as the documents are, or float queries against compressed documents (default: both)",
+        help="queries compressed as the documents are, or float queries against compressed "
+        "documents (default: both)",
     )
     parser.add_argument(
         "--rescore",
         default="0,4",
-        help="0: no; N: N times 10 candidates scored again, float query against the codes; N:int8, N:float32: against "
+        help="0: no; N: N times 10 candidates scored again, float query against the codes; "
+        "N:int8, N:float32: against "
         "embeddings stored beside the codes (default: 0,4)",
     )
     parser.add_argument(
@@ -115,14 +119,15 @@ def _rescoring(entry: str, parser: OneLineParser) -> tuple[int, str | None]:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Encodes once, measures every setting, prints the table and draws the picture; returns what is written as JSON."""
+    """Encodes once, measures every setting, prints a table, draws a picture, returns the JSON."""
     from embed_jax.data.sources import open_retrieval_task
 
     task = open_retrieval_task(args.data, args.split)
     model = load_model(args.model)
     if model.similarity_fn_name not in ("cosine", "dot"):
         raise InputError(
-            f"{args.model}: a sweep is for similarity cosine or dot, found {model.similarity_fn_name!r}"
+            f"{args.model}: a sweep is for similarity cosine or dot, found "
+            f"{model.similarity_fn_name!r}"
         )
     options = embedders.read_options(args)
     chosen = settings(
@@ -139,7 +144,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     print(f"{args.data}: {len(qrels)} queries, {len(corpus)} documents")
     print_table(*table(rows))
     print(
-        f"queries/s: {len(qrels)} queries at once, their {K} best, {args.threads} threads; median of {REPEATS} or more "
+        f"queries/s: {len(qrels)} queries at once, their {K} best, {args.threads} threads; "
+        f"median of {REPEATS} or more "
         "after a warm-up; texts are embedded before. Ranges and centres take further bytes, once"
     )
     print(
@@ -167,9 +173,12 @@ def sweep(
     """Encodes queries and documents once, and returns what each setting costs and keeps.
 
     Args:
+        model: the model to measure.
+        options: how it embeds.
         task: corpus, queries and judgements.
         chosen: the settings, float32 of whole embeddings first.
         threads: that FAISS searches with.
+        ignore_identical_ids: whether a document with the query's id is left out.
 
     Raises:
         RunError: if an embedding is not finite.
@@ -184,17 +193,17 @@ def sweep(
     check_qrels(corpus, queries, qrels, ignore_identical_ids=ignore_identical_ids)
     encode_queries, encode_corpus = encoders(options, model)
     documents = encode_corpus(list(corpus.values()))
-    asked = encode_queries([queries[query] for query in qrels])
-    if not (np.isfinite(documents).all() and np.isfinite(asked).all()):
+    embedded_queries = encode_queries([queries[query] for query in qrels])
+    if not (np.isfinite(documents).all() and np.isfinite(embedded_queries).all()):
         raise RunError("the model gives embeddings with numbers that are not finite")
     if model.similarity_fn_name == "cosine":
-        documents, asked = unit_length(documents), unit_length(asked)
+        documents, embedded_queries = unit_length(documents), unit_length(embedded_queries)
     faiss.omp_set_num_threads(threads)
-    return measure(documents, asked, list(corpus), qrels, chosen, ignore_identical_ids)
+    return measure(documents, embedded_queries, list(corpus), qrels, chosen, ignore_identical_ids)
 
 
 def encoders(options: embedders.ModelOptions, model: Any) -> tuple[Callable, Callable]:
-    """What embeds queries and what embeds documents, each with its prompt."""
+    """Returns the functions that embed queries and documents, each with its prompt."""
     from embed_jax.evals.task import DOCUMENT, QUERY, Use
 
     encode = embedders.encoder(options, model, show_progress=True)

@@ -1,4 +1,4 @@
-"""The picture of a sweep: quality against bytes per vector and queries per second, the Pareto fronts marked."""
+"""Picture of a sweep: quality by bytes per vector and queries per second, with Pareto fronts."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def plot_sweep(rows: Sequence[Measured], keep: float, data: str, output: Path, f
         rows: as `measure` returns them, the first is full quality.
         keep: a share, drawn as a line.
         data: named in the title.
+        output: the file to write.
         form: "png", "svg" or "pdf".
     """
     require("matplotlib")
@@ -108,7 +109,7 @@ def plot_sweep(rows: Sequence[Measured], keep: float, data: str, output: Path, f
 
 
 def name(row: Measured) -> str:
-    """What a point is called in the picture."""
+    """Returns the name of a point in the picture."""
     setting = row.setting
     rescored = f", {setting.rescoring}" if setting.rescore else ""
     return f"{setting.precision} {setting.dim}d{rescored}"
@@ -124,7 +125,7 @@ def _point(axes: Any, row: Measured, x: float, colors: dict, alpha: float) -> No
 def _label(
     axes: Any, best: Sequence[Measured], place: Callable, colors: dict, gap: float, on_left: bool
 ) -> float:
-    """Names the points of a front on the side where nothing is better, one above the other; returns the topmost's y."""
+    """Writes the names of a front's points one above the other; returns the y of the topmost."""
     y = -math.inf
     for row in sorted(best, key=lambda row: row.share):
         y = max(100 * row.share + gap / 2, y + gap)

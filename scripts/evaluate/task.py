@@ -32,7 +32,8 @@ def add_arguments(parser: OneLineParser) -> Callable[[argparse.Namespace], None]
     )
     parser.add_argument(
         "--training",
-        help="training data, separated by commas: test items that share 8 words in a row with them are counted, and "
+        help="training data, separated by commas: test items that share 8 words in a row with "
+        "them are counted, and "
         "the score without them is shown",
     )
     embedders.add_arguments(parser)
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluates on each data set; prints a table and returns the results."""
     from embed_jax.evals.suite import evaluate
 
-    options = dict(option(given) for given in args.set)
+    options = dict(option(setting) for setting in args.set)
     if args.task == "retrieval":
         options = {"k": args.k, "ignore_identical_ids": args.ignore_identical_ids} | options
     entries = task_entries(args.task, args.data, args.split, options)
@@ -71,51 +72,54 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     line = embedders.published_line(args.model)
     if line:
         print(f"published: {line}")
-    found = [
+    results = [
         evaluate(entry, args.model, embed, task=task, training=training)
         for entry, task in zip(entries, tasks, strict=True)
     ]
     baseline = None
     if args.baseline:
         baseline = bm25_results(args.data, args.split, args.k, args.ignore_identical_ids)
-    if len(found) == 1:
-        print_one(found[0], args.model, args.data, baseline)
+    if len(results) == 1:
+        print_one(results[0], args.model, args.data, baseline)
     else:
-        print_several(found)
-    for result in found:
+        print_several(results)
+    for result in results:
         for caution in result.cautions():
             print(f"{result.name}: {caution}")
     about = described(args.task, args.model, args.data, args.split, model_options)
-    return as_json(about, found, baseline)
+    return as_json(about, results, baseline)
 
 
 def task_entries(task: str, data: str, split: str, options: Mapping[str, Any]) -> list[Any]:
-    """The tasks of a kind on each of the data sets, with these options.
+    """Returns the tasks of a kind on each of the data sets, with these options.
 
     Args:
-        data: names separated by commas; of passkey, which has lengths instead, as it is.
+        task: the kind of task.
+        data: names separated by commas; for passkey, lengths.
+        split: of each data set.
+        options: of the tasks.
     """
     from embed_jax.evals.suite import Entry, named
 
     sets = data.split(",") if task != "passkey" else [data]
-    names = [named(task, one, split) for one in sets]
+    names = [named(task, data_set, split) for data_set in sets]
     if len(set(names)) < len(names):
         names = sets
     if len(set(names)) < len(names):
         raise InputError(f"--data: expected different data sets, found {data}")
     return [
-        Entry(task, one, split, name, "", dict(options))
-        for one, name in zip(sets, names, strict=True)
+        Entry(task, data_set, split, name, "", dict(options))
+        for data_set, name in zip(sets, names, strict=True)
     ]
 
 
-def option(given: str) -> tuple[str, Any]:
-    """("seed", 1) of "seed=1"; values are read as in a suite's YAML."""
+def option(text: str) -> tuple[str, Any]:
+    """Reads "seed=1" as ("seed", 1); values are read as in a suite's YAML."""
     import yaml
 
-    name, equals, value = given.partition("=")
+    name, equals, value = text.partition("=")
     if not equals or not name:
-        raise InputError(f"--set: expected NAME=VALUE, found {given!r}")
+        raise InputError(f"--set: expected NAME=VALUE, found {text!r}")
     try:
         return name, yaml.safe_load(value)
     except yaml.YAMLError:
@@ -123,7 +127,7 @@ def option(given: str) -> tuple[str, Any]:
 
 
 def print_one(result: TaskResult, model: str, data: str, baseline: Any) -> None:
-    """A metric a row, a system a column."""
+    """Prints a table with a row per metric and a column per system."""
     outcome = result.outcome
     systems = {model: (outcome.metrics, outcome.intervals)}
     if baseline:
@@ -144,9 +148,11 @@ def print_one(result: TaskResult, model: str, data: str, baseline: Any) -> None:
     )
 
 
-def print_several(found: Sequence[TaskResult]) -> None:
-    """A data set a row, a metric with an interval a column; last the average."""
-    columns = list(dict.fromkeys(metric for result in found for metric in result.outcome.intervals))
+def print_several(results: Sequence[TaskResult]) -> None:
+    """Prints a row per data set, a column per metric with an interval, and the average."""
+    columns = list(
+        dict.fromkeys(metric for result in results for metric in result.outcome.intervals)
+    )
     rows = [
         [
             result.name,
@@ -156,29 +162,30 @@ def print_several(found: Sequence[TaskResult]) -> None:
                 for metric in columns
             ),
         ]
-        for result in found
+        for result in results
     ]
-    average = averages(found)
+    average = averages(results)
     rows.append(["average", "", *(cell(average.get(metric), None) for metric in columns)])
-    print_table(["data", found[0].unit, *columns], rows)
+    print_table(["data", results[0].unit, *columns], rows)
 
 
-def averages(found: Sequence[TaskResult]) -> dict[str, float]:
-    """Means over data sets of the metrics that all have an interval of."""
+def averages(results: Sequence[TaskResult]) -> dict[str, float]:
+    """Returns means over data sets of the metrics for which all have an interval."""
     import numpy as np
 
     common = [
         name
-        for name in found[0].outcome.intervals
-        if all(name in one.outcome.intervals for one in found)
+        for name in results[0].outcome.intervals
+        if all(name in result.outcome.intervals for result in results)
     ]
     return {
-        name: float(np.mean([result.outcome.metrics[name] for result in found])) for name in common
+        name: float(np.mean([result.outcome.metrics[name] for result in results]))
+        for name in common
     }
 
 
 def bm25_results(data: str, split: str, k: str, ignore_identical_ids: bool) -> Any:
-    """The RetrievalResult of BM25 on the same data."""
+    """Returns the RetrievalResult of BM25 on the same data."""
     from embed_jax.data.sources import open_retrieval_task
     from embed_jax.evals.retrieval import cut_offs, evaluate_search
     from embed_jax.retrieval.bm25 import bm25_search
@@ -198,25 +205,28 @@ def cell(value: float | None, interval: tuple[float, float] | None) -> str:
     return f"{value:.4f} [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else f"{value:.4f}"
 
 
-def as_json(about: dict[str, Any], found: Sequence[TaskResult], baseline: Any) -> dict[str, Any]:
-    """What is written to --output: scores are fractions, n counts items; of several data sets DATA/METRIC."""
+def as_json(about: dict[str, Any], results: Sequence[TaskResult], baseline: Any) -> dict[str, Any]:
+    """Returns the content of --output.
+
+    Scores are fractions, n counts items; metrics of several data sets are named DATA/METRIC.
+    """
     content = about
-    if len(found) == 1:
-        content = found[0].to_json() | content
+    if len(results) == 1:
+        content = results[0].to_json() | content
     else:
         flat: dict[str, Mapping[str, Any]] = {
             part: {
                 f"{result.name}/{metric}": value
-                for result in found
+                for result in results
                 for metric, value in getattr(result.outcome, part).items()
             }
             for part in ("metrics", "intervals")
         }
         flat["metrics"] = {
             **flat["metrics"],
-            **{f"average/{name}": value for name, value in averages(found).items()},
+            **{f"average/{name}": value for name, value in averages(results).items()},
         }
-        content |= flat | {"n": sum(len(result.outcome.items) for result in found)}
+        content |= flat | {"n": sum(len(result.outcome.items) for result in results)}
     if baseline:
         content["baseline"] = {
             "name": "bm25",

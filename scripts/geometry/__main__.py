@@ -1,8 +1,9 @@
-"""Geometry of a model's embeddings of given texts, or of two models' side by side: before and after training.
+"""Geometry of a model's embeddings, or of two models' side by side: before and after training.
 
-Alignment and uniformity, average cosine, isotropy, effective rank, hubness, the ratio of nearest to farthest distance,
-variances of the dimensions; see embed_jax/evals/geometry.py for formulas and sources. Of more texts than --limit, or
-half as many pairs, so many are drawn by --seed; both models get the same ones.
+Alignment and uniformity, average cosine, isotropy, effective rank, hubness, the ratio of nearest to
+farthest distance, variances of the dimensions; see embed_jax/evals/geometry.py for formulas and
+sources. Of more texts than --limit, or half as many pairs, a sample is drawn by --seed; both models
+get the same ones.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ EXAMPLES = """data: a file (.tsv, .csv, .jsonl or .txt, each also .gz) with, a l
 
 examples:
   python -m scripts.geometry --model sentence-transformers/all-MiniLM-L6-v2 --data stsb/test.tsv
-  python -m scripts.geometry --model runs/simcse/model --against bert-base-uncased --data stsb/test.tsv \\
+  python -m scripts.geometry --model runs/simcse/model --against bert-base-uncased \\
+      --data stsb/test.tsv \\
       --output geometry.json --plot geometry.png
 """
 
@@ -80,7 +82,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--limit",
         type=int,
         default=5000,
-        help="embed so many different texts at most (default: 5000)",
+        help="embed at most N different texts (default: 5000)",
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="of the texts that are drawn from more (default: 0)"
@@ -97,7 +99,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def measure(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Prints a table; returns what goes to --output, and the embeddings of each model by "before" and "after"."""
+    """Prints a table; returns the content of --output, and embeddings by "before" and "after"."""
     from embed_jax.evals.geometry import embed_texts_and_pairs, geometry_metrics, sample
     from embed_jax.runtime import environment
 
@@ -116,7 +118,7 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     print_table(
         ["metric", *models.values()],
         [
-            [metric, *(f"{found[metric]:.4g}" for found in metrics.values())]
+            [metric, *(f"{values[metric]:.4g}" for values in metrics.values())]
             for metric in metrics["after"]
         ],
     )
@@ -138,10 +140,10 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def read_texts(path: Path) -> tuple[list[str], list[tuple[str, str]]]:
-    """The texts of a data file and its positive pairs.
+    """Reads the texts of a data file and its positive pairs.
 
     Raises:
-        InputError: for anything that is wrong with the file.
+        InputError: for a file that cannot be read.
     """
     from embed_jax.data.sources import pair_columns, read_table
     from embed_jax.evals.geometry import sts_texts
@@ -160,7 +162,7 @@ def read_texts(path: Path) -> tuple[list[str], list[tuple[str, str]]]:
 
 
 def spectra(embeddings: np.ndarray) -> dict[str, Any]:
-    """What a metric sums up: singular values, variances by dimension, nearest to farthest by number of dimensions."""
+    """Returns the values behind the metrics: singular values, variances, distances by dimension."""
     from embed_jax.evals.geometry import (
         dimension_variances,
         distance_concentration,

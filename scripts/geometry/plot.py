@@ -33,7 +33,9 @@ def plot_geometry(spaces: Mapping[str, Space], output: Path, form: str, title: s
     """Draws the spaces over each other in four panels, each with a legend below it.
 
     Args:
-        spaces: by "before" and "after", or "after" alone: embeddings of texts, and of the two sides of positive pairs.
+        spaces: by "before" and "after", or only "after": embeddings of texts, and of the two sides
+            of positive pairs.
+        output: the file to write.
         form: "png", "svg" or "pdf".
         title: names the data and the models.
     """
@@ -124,12 +126,12 @@ def _occurrences(axes: Any, spaces: Mapping[str, Space]) -> None:
 
 def _concentration(axes: Any, spaces: Mapping[str, Space]) -> None:
     lines = {when: distance_concentration(embeddings) for when, (embeddings, _) in spaces.items()}
-    for when, found in lines.items():
-        last = max(found)
-        label = f"{_of(when, spaces)}{found[last]:.2f} at {last}"
+    for when, ratios in lines.items():
+        last = max(ratios)
+        label = f"{_of(when, spaces)}{ratios[last]:.2f} at {last}"
         style = {"marker": "o", "markersize": 7 if when == "before" else 4, **_line(when)}
-        axes.plot(list(found), list(found.values()), label=label, **style)
-    dims = sorted({dim for found in lines.values() for dim in found})
+        axes.plot(list(ratios), list(ratios.values()), label=label, **style)
+    dims = sorted({dim for ratios in lines.values() for dim in ratios})
     axes.set(
         title="Concentration of distances",
         xlabel="dimensions: the first numbers of the embedding",
@@ -146,5 +148,5 @@ def _of(when: str, spaces: Mapping[str, Space]) -> str:
 
 
 def _line(when: str) -> dict[str, Any]:
-    """Returns the style of a space's line: the one before is wide, so that it shows beneath an equal one."""
+    """Returns the style of a space's line: "before" is wide and shows beneath an equal one."""
     return {"color": COLORS[when], "linewidth": 3.2 if when == "before" else 1.6}
