@@ -44,7 +44,7 @@ def test_distil_takes_the_teachers_tokens(run, tiny_model, tmp_path):
 def test_what_cannot_be_used_is_refused_and_nothing_written(refused, vectors, tmp_path):
     out = tmp_path / "out"
     arguments = ("words", "--vectors", vectors, "--output")
-    assert "vectors.txt: is a file" in refused(static, *arguments, vectors)
+    assert "vectors.txt: expected a directory, found a file" in refused(static, *arguments, vectors)
     assert "is not empty, and holds no model" in refused(static, *arguments, tmp_path)
     assert "no such file" in refused(
         static, "words", "--vectors", tmp_path / "none", "--output", out

@@ -534,4 +534,6 @@ def test_what_cannot_be_filtered_is_refused(refused, tmp_path):
     path.write_text('{"anchor": "a", "positive": "b"}\n{"premise": "a", "hypothesis": "b"}\n')
     good = ("filter", "--pairs", path, "--output", tmp_path / "out.jsonl")
     assert "--keep-top" in refused(synthesize, *good, "--bm25")
-    assert "pairs.jsonl:2: no pair" in refused(synthesize, *good, "--bm25", "--keep-top", 1)
+    assert "pairs.jsonl:2: expected a pair with the fields" in refused(
+        synthesize, *good, "--bm25", "--keep-top", 1
+    )
