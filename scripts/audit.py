@@ -39,7 +39,7 @@ from embed_jax.retrieval.audit import (
     read_audited,
 )
 
-from .commands import Parser, load_model, print_table, written_whole
+from .commands import Parser, load_model, print_table, whole_file
 
 EXAMPLES = """--output has one object per line, one for each pair of rows that share something:
   {"row": 0, "negative": 1, "why": "group", "value": "g1", "column": "positive"}
@@ -64,7 +64,7 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         output = None
         if args.output:
-            beside = stack.enter_context(written_whole(args.output))
+            beside = stack.enter_context(whole_file(args.output))
             output = stack.enter_context(beside.open("w", encoding="utf-8"))
         audit(args, Listing(output, args.lines))
 
@@ -201,7 +201,7 @@ def summarize(
 
 
 def cells(finding: FalseNegative) -> tuple[str, str, str, str]:
-    """A row of the table on the terminal."""
+    """Returns a row of the table on the terminal."""
     value = " ".join(str(finding.value).split())
     value = value if len(value) <= WIDTH else value[: WIDTH - 3] + "..."
     return f"{finding.row}->{finding.negative}", finding.column, finding.why, value

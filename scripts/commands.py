@@ -24,9 +24,9 @@ class OneLineParser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, prog: str, **options: Any):
         if sys.argv[0].startswith("embed-jax "):  # see embed_jax/__main__.py
-            prog = as_installed(prog)
+            prog = installed_form(prog)
             for text in ("description", "epilog"):
-                options[text] = as_installed(options.get(text) or "")
+                options[text] = installed_form(options.get(text) or "")
         super().__init__(*args, prog=prog, **options)
 
     def error(self, message: str) -> NoReturn:
@@ -47,19 +47,19 @@ class Parser(OneLineParser):
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
-def as_installed(text: str) -> str:
+def installed_form(text: str) -> str:
     """Returns the text with the commands of the repository as those of the installed package."""
     text = text.replace("python -m scripts.", "embed-jax ")
     return text.replace("python -m experiments.", "embed-jax train ")
 
 
-def as_launched(text: str) -> str:
+def launched_form(text: str) -> str:
     """Returns the text with commands in the form that the running one was started in."""
-    return as_installed(text) if sys.argv[0].startswith("embed-jax ") else text
+    return installed_form(text) if sys.argv[0].startswith("embed-jax ") else text
 
 
 @contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def whole_file(path: Path) -> Iterator[Path]:
     """Yields a file beside `path` that replaces it when the block ends without an error.
 
     Raises:

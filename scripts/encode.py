@@ -20,7 +20,7 @@ from typing import Any
 
 from embed_jax.errors import InputError, RunError, exit_with_one_line, require
 
-from .commands import Parser, load_model, written_whole
+from .commands import Parser, load_model, whole_file
 
 EXAMPLES = """examples:
   python -m scripts.encode --model sentence-transformers/all-MiniLM-L6-v2 \\
@@ -41,7 +41,7 @@ EXAMPLES = """examples:
 
 def main() -> None:
     args = parse(sys.argv[1:])
-    with written_whole(args.output) as beside:
+    with whole_file(args.output) as beside:
         count = check_input(args)
         encode_file(args, count, beside)
 
@@ -120,7 +120,7 @@ def check_precision_options(args: argparse.Namespace, parser: Parser) -> None:
 
 
 def texts(args: argparse.Namespace) -> Iterator[str]:
-    """The input's texts, read as they are needed."""
+    """Yields the texts of the input as they are needed."""
     from embed_jax.data.sources.files import iter_lines
 
     fields = args.field.split(",")
@@ -169,11 +169,11 @@ def encode_file(args: argparse.Namespace, count: int, beside: Path) -> None:
             f"--dim: expected 1 to {model.dim}, the size of the model's embeddings, found {dim}"
         )
     check_precision(args.precision, dim)
-    calibration = given_calibration(args, dim)
+    calibration = read_calibration(args, dim)
     began = time.monotonic()
-    blocks = embedded(args, model)
+    blocks = embed_input(args, model)
     if calibration is None:
-        calibration, blocks = calibrated(args.precision, blocks)
+        calibration, blocks = calibrate_blocks(args.precision, blocks)
     codes = (quantize_embeddings(block, args.precision, calibration) for block in blocks)
     first = next(codes)
     output = np.lib.format.open_memmap(
@@ -195,8 +195,8 @@ def encode_file(args: argparse.Namespace, count: int, beside: Path) -> None:
     print(f"{args.output}: {count} texts, {size}, {seconds:.1f} s, {count / seconds:.0f} texts/s")
 
 
-def embedded(args: argparse.Namespace, model: Any) -> Iterator[Any]:
-    """Embeddings of the input, block by block."""
+def embed_input(args: argparse.Namespace, model: Any) -> Iterator[Any]:
+    """Yields the embeddings of the input, block by block."""
     import numpy as np
 
     for block in model.encode_blocks(
@@ -212,7 +212,7 @@ def embedded(args: argparse.Namespace, model: Any) -> Iterator[Any]:
         yield block
 
 
-def given_calibration(args: argparse.Namespace, dim: int) -> Any:
+def read_calibration(args: argparse.Namespace, dim: int) -> Any:
     """Returns the calibration that --calibration names, or learnt from its embeddings, or None."""
     import numpy as np
 
@@ -239,7 +239,7 @@ def given_calibration(args: argparse.Namespace, dim: int) -> Any:
     return calibration
 
 
-def calibrated(precision: str, blocks: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
+def calibrate_blocks(precision: str, blocks: Iterable[Any]) -> tuple[Any, Iterable[Any]]:
     """Returns the calibration learnt from the first blocks (None if not needed), and all blocks."""
     import numpy as np
 

@@ -239,7 +239,7 @@ def prepare_cross_encoder(args: argparse.Namespace) -> Any:
 
 
 def prepare_sentence_encoder(args: argparse.Namespace, run: TrainingRun | None) -> SentenceEncoder:
-    """The model as it is to be written."""
+    """Returns the model as it is to be written."""
     from embed_jax.export.directory import truncated
     from embed_jax.sentence import load_sentence_encoder
     from embed_jax.train.run import load_run

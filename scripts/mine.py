@@ -25,7 +25,7 @@ from typing import Any
 from embed_jax.errors import InputError, exit_with_one_line, require
 from embed_jax.registry import unknown
 
-from .commands import Parser, load_model, written_whole
+from .commands import Parser, load_model, whole_file
 
 EXAMPLES = """--format, as training reads them; a pair without a negative is left out:
   triplets        anchor positive negative, a line a negative
@@ -52,7 +52,7 @@ Pair = dict[str, Any]
 
 def main() -> None:
     args = parse(sys.argv[1:])
-    with written_whole(args.output) as beside:
+    with whole_file(args.output) as beside:
         mine_file(args, beside)
 
 
@@ -221,7 +221,7 @@ def mine_file(args: argparse.Namespace, beside: Path) -> None:
 def make_searchers(
     args: argparse.Namespace, model: Any, corpus: Sequence[str], stack: contextlib.ExitStack
 ) -> list[Any]:
-    """The searchers of --strategy; what they keep on disk goes when the stack ends."""
+    """Makes the searchers of --strategy; their files on disk are removed when the stack ends."""
     from embed_jax.retrieval.mine import bm25_searcher, dense_searcher, faiss_searcher
 
     encode, options = (), {}
@@ -259,7 +259,7 @@ def make_searchers(
 
 
 def read_pairs(args: argparse.Namespace) -> list[Pair]:
-    """The records of --pairs, with anchor and positive, id and group.
+    """Reads the records of --pairs, with anchor and positive, id and group.
 
     Raises:
         InputError: for what are no pairs.
@@ -277,7 +277,7 @@ def read_pairs(args: argparse.Namespace) -> list[Pair]:
 
 
 def read_corpus(path: Path) -> list[str]:
-    """The passages of a file: title and text with a blank between, as BEIR joins them.
+    """Reads the passages of a file: title and text with a blank between, as BEIR joins them.
 
     Raises:
         InputError: for a line without a text, and an empty file.
@@ -298,7 +298,7 @@ def read_corpus(path: Path) -> list[str]:
 
 
 def read_beir(args: argparse.Namespace) -> tuple[list[Pair], list[str]]:
-    """A pair for each passage that is judged relevant (above 0), and the corpus.
+    """Reads a pair for each passage that is judged relevant (above 0), and the corpus.
 
     Raises:
         InputError: as the layout's reader; for an empty query or passage, or if nothing is

@@ -26,7 +26,7 @@ from embed_jax.data import positives
 from embed_jax.data.pairs import split_pairs
 from embed_jax.errors import InputError, exit_with_one_line
 
-from .commands import OneLineParser, Parser, load_model, written_whole
+from .commands import OneLineParser, Parser, load_model, whole_file
 
 EXAMPLES = """files are JSONL, TSV or CSV with a header, each also as .gz:
   clicks       query doc_id clicks, and a corpus _id text [title]; a pair has the document's id and
@@ -51,12 +51,10 @@ examples:
 def main() -> None:
     args = parse(sys.argv[1:])
     with contextlib.ExitStack() as stack:
-        output = stack.enter_context(
-            (directory_whole if args.holdout else written_whole)(args.output)
-        )
+        output = stack.enter_context((whole_directory if args.holdout else whole_file)(args.output))
         listing = None
         if args.dropped:
-            beside = stack.enter_context(written_whole(args.dropped))
+            beside = stack.enter_context(whole_file(args.dropped))
             listing = stack.enter_context(beside.open("w", encoding="utf-8"))
         dropped = Dropped(listing)
         pairs = args.make(args, dropped)
@@ -255,7 +253,7 @@ def write_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
 
 
 @contextlib.contextmanager
-def directory_whole(path: Path) -> Iterator[Path]:
+def whole_directory(path: Path) -> Iterator[Path]:
     """Yields a directory beside `path` that gets its name when the block ends without an error.
 
     Raises:

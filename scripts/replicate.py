@@ -193,7 +193,7 @@ def train(config: Any, workdir: Path, sources: Any) -> None:
         start.sentence.save(f"{directory}/model")
         model = SentenceTransformer(f"{directory}/model")
     max_length = start.sentence.max_length
-    result = without_head(model) if config.model.mlp == "training" else model
+    result = remove_head(model) if config.model.mlp == "training" else model
 
     # The data, the loss, the batches: those of our run.
     run = assemble(ours, sources, model=start)
@@ -289,8 +289,8 @@ def train(config: Any, workdir: Path, sources: Any) -> None:
     os.rename(workdir / ".model", workdir / "model")
 
 
-def without_head(model: Any) -> Any:
-    """The model without its last Dense layer."""
+def remove_head(model: Any) -> Any:
+    """Returns the model without its last Dense layer."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Dense
 

@@ -91,7 +91,7 @@ def shrink(args: argparse.Namespace) -> None:
             spec, params = keep_layers(spec, params, layer_numbers(args.layers))
         except InputError as error:
             raise InputError(f"--{error}") from None
-        smaller = remade(model, spec, params)
+        smaller = rebuild_model(model, spec, params)
     if args.dim is not None:
         if not 1 <= args.dim <= model.dim:
             raise InputError(f"--dim: expected 1 to {model.dim}, the model's own, found {args.dim}")
@@ -100,7 +100,7 @@ def shrink(args: argparse.Namespace) -> None:
                 f"{args.texts}: expected more than {args.dim} different texts (--dim), found "
                 f"{len(texts)}"
             )
-        smaller = remade(model, *add_pca(spec, params, smaller.encode(texts), args.dim))
+        smaller = rebuild_model(model, *add_pca(spec, params, smaller.encode(texts), args.dim))
     smaller.save(args.output)
 
     sides = (model, smaller)
@@ -135,7 +135,7 @@ def read_texts(args: argparse.Namespace) -> list[str]:
     return list(texts)
 
 
-def remade(model: SentenceEncoder, spec: EncoderSpec, params: Params) -> SentenceEncoder:
+def rebuild_model(model: SentenceEncoder, spec: EncoderSpec, params: Params) -> SentenceEncoder:
     """Returns another encoder with the tokenizer, the prompts and the settings of a model."""
     return type(model)(
         spec,

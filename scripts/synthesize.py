@@ -32,7 +32,7 @@ from embed_jax.errors import InputError, RunError, exit_with_one_line, require
 from embed_jax.remote.chat import INTERFACES, KEY_VARIABLES, ChatEndpoint
 from embed_jax.remote.server import Failed, read_key
 
-from .commands import OneLineParser, load_model, written_whole
+from .commands import OneLineParser, load_model, whole_file
 
 if TYPE_CHECKING:
     from embed_jax.retrieval.round_trip import Search
@@ -364,7 +364,7 @@ def report_failures(output: Path, failed: Sequence[tuple[Passage, str]]) -> None
     if not failed:
         listing.unlink(missing_ok=True)  # of a run before
         return
-    with written_whole(listing) as beside, beside.open("w", encoding="utf-8") as file:
+    with whole_file(listing) as beside, beside.open("w", encoding="utf-8") as file:
         for passage, why in failed:
             file.write(
                 json.dumps(
@@ -455,17 +455,17 @@ def write_kept(
 
     count = written = 0
 
-    def counted() -> Iterator[Item]:
+    def count_items() -> Iterator[Item]:
         nonlocal count
         for item in items:
             count += 1
             yield item
 
-    with written_whole(path) as beside, beside.open("w", encoding="utf-8") as file:
+    with whole_file(path) as beside, beside.open("w", encoding="utf-8") as file:
         consistent = (
-            round_trip_filter(counted(), search(passages), k, passages, lambda item: item[1])
+            round_trip_filter(count_items(), search(passages), k, passages, lambda item: item[1])
             if search
-            else counted()
+            else count_items()
         )
         for record, _ in consistent:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")

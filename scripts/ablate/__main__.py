@@ -32,7 +32,7 @@ from typing import Any
 from embed_jax.errors import InputError, RunError, exit_with_one_line, require
 from embed_jax.registry import unknown
 
-from ..commands import PICTURES, Parser, check_picture, print_table, write_json, written_whole
+from ..commands import PICTURES, Parser, check_picture, print_table, whole_file, write_json
 from .plots import plot_against_step, plot_against_x
 from .runs import Run, Table, perform, plan, read_table, spread
 
@@ -58,11 +58,11 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         draw = {plot_against_x: args.plot, plot_against_step: args.curves}
         pictures = {
-            function: stack.enter_context(written_whole(path))
+            function: stack.enter_context(whole_file(path))
             for function, path in draw.items()
             if path
         }
-        with written_whole(args.output) if args.output else contextlib.nullcontext() as output:
+        with whole_file(args.output) if args.output else contextlib.nullcontext() as output:
             for number, run in enumerate(runs, 1):
                 print(f"[{number}/{len(runs)}] {run.row}, seed {run.seed}: ", end="", flush=True)
                 print(perform(run), flush=True)

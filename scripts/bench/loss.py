@@ -271,7 +271,7 @@ def compile_form(
     return compiled, make
 
 
-def measure_alone(loss: str, form: str, size: int, dim: int, devices: int) -> dict[str, Any]:
+def measure_form(loss: str, form: str, size: int, dim: int, devices: int) -> dict[str, Any]:
     """Runs once in an idle process: {"bytes": growth of the peak, "seconds", "plan"}.
 
     On a CPU the bytes are a device's share of the process's.
@@ -290,7 +290,7 @@ def measure_alone(loss: str, form: str, size: int, dim: int, devices: int) -> di
 
 def _measured(args: argparse.Namespace, form: str, size: int, dim: int) -> dict[str, Any]:
     options = {"loss": args.loss, "form": form, "size": size, "dim": dim, "devices": args.devices}
-    return in_fresh_process(__name__, "measure_alone", options)
+    return in_fresh_process(__name__, "measure_form", options)
 
 
 def _run(compiled: Any, arguments: tuple) -> None:

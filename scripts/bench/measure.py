@@ -39,12 +39,12 @@ def random_model(shape: str, max_length: int = 128, dtype: str = "float32"):
     spec = random_spec(shape)
     params = jax.jit(build_encoder(spec).init)(jax.random.key(0))
     return SentenceEncoder(
-        spec, params, made_tokenizer(spec.backbone.vocab_size, max_length), compute_dtype=dtype
+        spec, params, make_tokenizer(spec.backbone.vocab_size, max_length), compute_dtype=dtype
     )
 
 
-def made_tokenizer(vocab_size: int, max_length: int):
-    """A WordPiece tokenizer whose vocabulary is w0, w1, ...: one token a made word."""
+def make_tokenizer(vocab_size: int, max_length: int):
+    """Makes a WordPiece tokenizer whose vocabulary is w0, w1, ...: one token per generated word."""
     from transformers import BertTokenizerFast
 
     from embed_jax.data.tokenize import load_tokenizer
@@ -63,13 +63,13 @@ def made_tokenizer(vocab_size: int, max_length: int):
         return load_tokenizer(directory, max_length)
 
 
-def made_texts(count: int, words: float) -> list[str]:
+def make_texts(count: int, words: float) -> list[str]:
     """Texts of log-normal length, as sentences have; STS-B's have a median of 10 words."""
-    return [" ".join(f"w{word}" for word in numbers) for numbers in made_words(count, words)]
+    return [" ".join(f"w{word}" for word in numbers) for numbers in make_words(count, words)]
 
 
-def made_words(count: int, words: float) -> list[np.ndarray]:
-    """The numbers of the words of `made_texts`, from 0 to 19,999."""
+def make_words(count: int, words: float) -> list[np.ndarray]:
+    """Returns the numbers of the words of `make_texts`, from 0 to 19,999."""
     rng = np.random.default_rng(0)
     lengths = np.maximum(rng.lognormal(np.log(words), 0.45, size=count).round().astype(int), 1)
     return [rng.integers(0, 20000, length) for length in lengths]

@@ -16,7 +16,7 @@ from .measure import (
     compiled_bytes,
     count,
     in_fresh_process,
-    made_words,
+    make_words,
     median_ratio,
     peak_growth,
     print_json,
@@ -124,7 +124,7 @@ def bench_memory(args: argparse.Namespace) -> None:
     model = {"shape": args.shape, "group": args.group, "dtype": args.dtype}
     options = {**model, **texts, "rows": rows}
     big, small = (
-        in_fresh_process(__name__, "measure_alone", {"sentences": size, **options})
+        in_fresh_process(__name__, "measure_compiled_step", {"sentences": size, **options})
         for size in (args.batch_size, args.group)
     )
     shape = {
@@ -192,7 +192,7 @@ def make_batch(sentences: int, groups: int, words: float, row_length: int, rows:
     from embed_jax.types import Batch
 
     # A token before and after, as a tokenizer adds them.
-    ids = [np.pad(numbers[: LONGEST - 2], 1) for numbers in made_words(sentences, words)]
+    ids = [np.pad(numbers[: LONGEST - 2], 1) for numbers in make_words(sentences, words)]
     half = sentences // 2
     tokens, order = pack_batch(
         [ids[:half], ids[half:]], groups=groups, row_length=row_length, rows=rows
@@ -238,8 +238,8 @@ def make_step(sentences: int, shape: str, group: int, dtype: str, **texts: Any):
     )
 
 
-def measure_alone(sentences: int, **options: Any) -> dict[str, int]:
-    """Bytes of one training step, by plan and as found in a process that does nothing else."""
+def measure_compiled_step(sentences: int, **options: Any) -> dict[str, int]:
+    """Returns the bytes of one training step, by plan and as measured in an idle process."""
     import jax
 
     step, state, batch = make_step(sentences, **options)

@@ -14,7 +14,7 @@ from .measure import (
     MIB,
     count,
     in_fresh_process,
-    made_texts,
+    make_texts,
     peak_growth,
     print_json,
     print_row,
@@ -84,7 +84,7 @@ def bench_mining(args: argparse.Namespace) -> None:
         )
         print_row(("", f"{args.queries // 4:,} pairs", f"{args.queries:,} pairs", "ratio"), WIDTHS)
     few, all = (
-        in_fresh_process(__name__, "measure_alone", {"queries": queries, **options})
+        in_fresh_process(__name__, "measure_mining", {"queries": queries, **options})
         for queries in (args.queries // 4, args.queries)
     )
     for name, unit in (
@@ -105,12 +105,12 @@ def bench_mining(args: argparse.Namespace) -> None:
             print_row((f"{name}, {unit}", few[name], all[name], ratio), WIDTHS)
 
 
-def measure_alone(queries: int, passages: int, words: float, **options: Any) -> dict[str, float]:
+def measure_mining(queries: int, passages: int, words: float, **options: Any) -> dict[str, float]:
     """Returns the seconds of embedding or indexing the corpus and of mining, and MiB.
 
     The process does nothing else.
     """
-    corpus = [f"{text} n{number}" for number, text in enumerate(made_texts(passages, words))]
+    corpus = [f"{text} n{number}" for number, text in enumerate(make_texts(passages, words))]
     chosen = np.random.default_rng(0).choice(passages, queries, replace=False)
     # A query is the beginning of its passage.
     pairs = [
@@ -125,14 +125,14 @@ def measure_alone(queries: int, passages: int, words: float, **options: Any) -> 
 
 
 def make_encode(model: str | None, shape: str):
-    """The model's `encode`, compiled for what is to come."""
+    """Returns the model's `encode`, compiled for the shapes to come."""
     if model:
         from embed_jax.sentence import load_sentence_encoder
 
         encode = load_sentence_encoder(model).encode
     else:
         encode = random_model(shape).encode
-    encode(made_texts(64, 10.0))
+    encode(make_texts(64, 10.0))
     return encode
 
 

@@ -19,7 +19,7 @@ from .measure import (
     count,
     count_or_none,
     counts,
-    made_texts,
+    make_texts,
     median_ratio,
     print_json,
     random_model,
@@ -146,7 +146,7 @@ def _add_options(command: argparse.ArgumentParser, against: str) -> None:
 
 
 def load_model(args: argparse.Namespace):
-    """The model named, or random weights with a made tokenizer of whole words."""
+    """Loads the named model, or makes random weights with a tokenizer of whole words."""
     if not args.model:
         return random_model(args.shape, args.max_length or 128, args.dtype)
     from embed_jax.sentence import load_sentence_encoder
@@ -157,7 +157,7 @@ def load_model(args: argparse.Namespace):
 def texts_for(args: argparse.Namespace, count: int) -> list[str]:
     """`count` texts from the data named, over again if there are fewer."""
     if not args.data:
-        return made_texts(count, args.words)
+        return make_texts(count, args.words)
     from embed_jax.data.sources import open_records
 
     texts: list[str] = []

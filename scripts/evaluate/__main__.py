@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from embed_jax.errors import exit_with_one_line
 
-from ..commands import OneLineParser, Parser, write_json, written_whole
+from ..commands import OneLineParser, Parser, whole_file, write_json
 from . import diagnose, embedders, results, suite, sweep, task
 from .aliases import translate
 
@@ -77,7 +77,7 @@ def main() -> None:
     if args.output is None or args.command == "suite":
         args.run(args)
         return
-    with written_whole(args.output) as beside:
+    with whole_file(args.output) as beside:
         write_json(beside, args.run(args))
 
 

@@ -1,4 +1,4 @@
-"""The form that evaluate had before its subcommands; it is read until version 1.0."""
+"""Reads the form that evaluate had before its subcommands, until version 1.0."""
 
 from __future__ import annotations
 

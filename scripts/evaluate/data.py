@@ -54,7 +54,7 @@ def training_texts(names: str | None) -> Callable[[], Iterator[str]] | None:
     return texts
 
 
-def described(
+def describe_evaluation(
     task: str, model: str, data: str, split: str, options: ModelOptions
 ) -> dict[str, Any]:
     """Returns what a results file says about how it was made."""

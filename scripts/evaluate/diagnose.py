@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from embed_jax.errors import InputError
 
-from ..commands import OneLineParser, as_launched, load_encoder
+from ..commands import OneLineParser, launched_form, load_encoder
 from . import embedders
 from .data import add_search_arguments
 
@@ -260,7 +260,7 @@ def variants(
     from embed_jax.evals.task import DOCUMENT, QUERY, Use
     from embed_jax.prompts import expected, prompt_for, resolve_prompt
 
-    def resolved(prompts_for: Callable) -> Prompts:
+    def resolve(prompts_for: Callable) -> Prompts:
         options_of_sides = (prompts_for(Use(task, "Retrieval", side)) for side in (QUERY, DOCUMENT))
         named_or_default = (
             chosen or {"prompt_name": model.default_prompt_name} for chosen in options_of_sides
@@ -275,8 +275,8 @@ def variants(
     query, document = (
         known.get(prompt_for(known, side=side) or "", "") for side in (QUERY, DOCUMENT)
     )
-    own = resolved(prompt_options(model))
-    prompts = {USED: resolved(embedders.model_options(options, model))}
+    own = resolve(prompt_options(model))
+    prompts = {USED: resolve(embedders.model_options(options, model))}
     prompts |= {kind: pair for kind, pair in ((OWN, own), (FAMILY, (query, document))) if any(pair)}
     if not own[0]:  # perhaps one has a name that does not say that it is for queries
         prompts |= {
@@ -357,7 +357,7 @@ def advise(finding: Finding, subject: Subject, prompts: dict[str, Prompts]) -> s
         "negatives": _mine,
     }
     advice = "" if finding.status == diagnose.OK else of[finding.check](finding, subject, prompts)
-    return as_launched(advice)
+    return launched_form(advice)
 
 
 def _train(finding: Finding, subject: Subject, _: Any) -> str:

@@ -33,10 +33,10 @@ from ..commands import (
     check_picture,
     load_model,
     print_table,
-    written_whole,
+    whole_file,
 )
 from . import embedders
-from .data import add_search_arguments, described
+from .data import add_search_arguments, describe_evaluation
 
 
 def add_arguments(parser: OneLineParser) -> Callable[[argparse.Namespace], None]:
@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     chosen = settings(
         model.dim, args.dims or trained_sizes(model), args.precisions, args.search, args.rescore
     )
-    with written_whole(args.plot) if args.plot else contextlib.nullcontext() as picture:
+    with whole_file(args.plot) if args.plot else contextlib.nullcontext() as picture:
         rows = sweep(model, options, task, chosen, args.threads, args.ignore_identical_ids)
         if args.plot:
             from .sweep_plot import plot_sweep
@@ -151,7 +151,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     print(
         f"cheapest that keeps {100 * args.keep:g} % of the quality of float32: {describe_row(best)}"
     )
-    return described("retrieval", args.model, args.data, args.split, options) | {
+    return describe_evaluation("retrieval", args.model, args.data, args.split, options) | {
         "metrics": {METRIC: rows[0].quality},
         "intervals": {METRIC: rows[0].interval},
         "n": len(qrels),

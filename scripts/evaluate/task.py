@@ -11,7 +11,7 @@ from embed_jax.registry import REGISTRY
 
 from ..commands import OneLineParser, print_table
 from . import embedders
-from .data import add_data_arguments, described, training_texts
+from .data import add_data_arguments, describe_evaluation, training_texts
 
 if TYPE_CHECKING:
     from embed_jax.evals.results import TaskResult
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for result in results:
         for caution in result.cautions():
             print(f"{result.name}: {caution}")
-    about = described(args.task, args.model, args.data, args.split, model_options)
+    about = describe_evaluation(args.task, args.model, args.data, args.split, model_options)
     return as_json(about, results, baseline)
 
 

@@ -26,8 +26,8 @@ from ..commands import (
     check_picture,
     load_model,
     print_table,
+    whole_file,
     write_json,
-    written_whole,
 )
 
 EXAMPLES = """data: a file (.tsv, .csv, .jsonl or .txt, each also .gz) with, a line,
@@ -49,7 +49,7 @@ def main() -> None:
         require("matplotlib")
     with contextlib.ExitStack() as stack:
         output, plot = (
-            stack.enter_context(written_whole(path)) if path else None
+            stack.enter_context(whole_file(path)) if path else None
             for path in (args.output, args.plot)
         )
         content, spaces = measure(args)

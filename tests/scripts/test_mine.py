@@ -259,7 +259,7 @@ def test_the_bench_measures_time_and_memory(strategy):
         "rank_max": 10,
         "strategy": strategy,
     }
-    found = bench_mining.measure_alone(queries=8, passages=2000, words=20.0, **options)
+    found = bench_mining.measure_mining(queries=8, passages=2000, words=20.0, **options)
     assert found["corpus"] > 0 and found["mining"] > 0 and found["memory"] >= 0
     assert found["all similarities"] == 8 * 2000 * 4 / 2**20
     with pytest.raises(InputError, match="at most --passages 10"):
