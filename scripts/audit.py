@@ -80,7 +80,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--limit", type=int, default=0, help="audit only the first N rows (default: all)"
     )
-    parser.add_argument("--by", help=f"what rows may not share (default: {','.join(REASONS)})")
+    parser.add_argument("--by", help=f"what rows must not share (default: {','.join(REASONS)})")
     parser.add_argument(
         "--model", help="directory or hub name of a model whose similarities count too"
     )
@@ -98,7 +98,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         default=64,
         help="size of the batch whose false negatives are expected (default: 64)",
     )
-    parser.add_argument("--output", type=Path, help="JSONL file for the list")
+    parser.add_argument("--output", type=Path, help="JSONL file for the findings")
     parser.add_argument(
         "--lines",
         type=int,

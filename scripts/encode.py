@@ -66,13 +66,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="which of the model's prompts to put before each text (default: its own)",
     )
     parser.add_argument(
-        "--instruction", help="what the texts are encoded for, for models with a template for it"
+        "--instruction", help="the task of the texts, for models with a template for instructions"
     )
     parser.add_argument(
         "--batch-tokens",
         type=int,
         default=0,
-        help="slots a device encodes at a time (default: what suits the device)",
+        help="slots that a device encodes at a time (default: suits the device)",
     )
     parser.add_argument(
         "--dim",
@@ -88,7 +88,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--calibration",
         type=Path,
-        help="what int8, uint8, int4 and pq learn from: .npy file of float embeddings of the "
+        help="data for int8, uint8, int4 and pq: .npy file of float embeddings of the "
         "same model and --dim, of "
         "which the first 16,384 are read; or a calibration that was written before (.json or .npz)",
     )

@@ -80,12 +80,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--step",
         type=int,
         default=0,
-        help="of --run: of this step (default: the model that it wrote)",
+        help="the checkpoint of --run at this step (default: the model that it wrote)",
     )
     parser.add_argument(
         "--cross-encoder",
         action="store_true",
-        help="the model is one (default: what its files say)",
+        help="the model is a cross-encoder (default: as its files say)",
     )
     parser.add_argument(
         "--format",
@@ -97,8 +97,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--adapter",
         choices=("merged", "separate"),
         default="merged",
-        help="of a model with one: merged into its base, or separate in PEFT's files (default: "
-        "%(default)s)",
+        help="an adapter: merged into its base, or separate in PEFT's files (default: %(default)s)",
     )
     parser.add_argument(
         "--dim", type=int, help="cut embeddings to their first N numbers, scaled to length 1"
@@ -106,7 +105,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--precision",
         default="float32",
-        help=f"of ONNX files: {', '.join(ONNX_FILES)} (default: %(default)s)",
+        help=f"precisions of ONNX files: {', '.join(ONNX_FILES)} (default: %(default)s)",
     )
     card = parser.add_argument_group("model card")
     card.add_argument(
@@ -114,12 +113,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         type=Path,
         nargs="+",
         default=[],
-        help="JSON files of scripts.evaluate, or directories of them",
+        help="JSON files of scripts.evaluate, or directories with them",
     )
     card.add_argument(
-        "--license", default="", help="the model's, by the hub's name for it: apache-2.0"
+        "--license", default="", help="licence of the model, by the hub's name: apache-2.0"
     )
-    card.add_argument("--language", default="", help="ISO 639 codes with commas between: en,de")
+    card.add_argument("--language", default="", help="ISO 639 codes, separated by commas: en,de")
     hub = parser.add_argument_group(
         "hub", "HF_TOKEN or `hf auth login` gives the token, HF_ENDPOINT another hub"
     )
@@ -147,7 +146,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if args.precision != ["float32"] and "onnx" not in args.format:
         parser.error("--precision is for --format onnx")
     if args.adapter == "separate" and (args.format == ["onnx"] or args.dim):
-        parser.error("--adapter separate: an ONNX file and --dim have it merged")
+        parser.error("--adapter separate: an ONNX file and --dim need it merged")
     if args.step and not args.run:
         parser.error("--step is for --run")
     if args.step < 0 or (args.dim is not None and args.dim < 1):
@@ -209,7 +208,7 @@ def warn_of_others(args: argparse.Namespace, models: set[str]) -> None:
     )
     for name in sorted(models - {"", args.model}):
         if Path(name).resolve() not in own:
-            warn(f"--results: of the model {name}; the card has them as this one's")
+            warn(f"--results: of the model {name}; the card shows them as this model's")
 
 
 # ---- what is exported ----------------------------------------------------------------------------

@@ -31,10 +31,10 @@ def main() -> None:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("scripts.merge", __doc__, EXAMPLES)
     parser.add_argument(
-        "--models", required=True, help="directories or hub names, with commas between"
+        "--models", required=True, help="directories or hub names, separated by commas"
     )
     parser.add_argument(
-        "--weights", default="", help="of each, with commas between (default: all the same)"
+        "--weights", default="", help="weight of each model, separated by commas (default: equal)"
     )
     parser.add_argument(
         "--method", choices=("slerp", "linear"), default="slerp", help="default: %(default)s"
@@ -47,10 +47,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     try:
         args.weights = [float(weight) for weight in args.weights.split(",")] if args.weights else []
     except ValueError:
-        parser.error(f"--weights: expected numbers with commas between, found {args.weights!r}")
+        parser.error(f"--weights: expected numbers separated by commas, found {args.weights!r}")
     if args.weights and (len(args.weights) != len(args.models) or min(args.weights) <= 0):
         parser.error(
-            f"--weights: expected {len(args.models)} numbers above 0, one a model, found "
+            f"--weights: expected {len(args.models)} numbers above 0, one per model, found "
             f"{args.weights}"
         )
     return args
@@ -65,7 +65,7 @@ def merge_models(args: argparse.Namespace) -> None:
     for name, model in zip(args.models[1:], models[1:], strict=True):
         if model.spec != first.spec:
             raise InputError(
-                f"--models: {name} is of another shape than {args.models[0]}: {model.spec} and "
+                f"--models: {name} has another shape than {args.models[0]}: {model.spec} and "
                 f"{first.spec}"
             )
         if model.tokenizer.hf.get_vocab() != first.tokenizer.hf.get_vocab():

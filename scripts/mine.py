@@ -97,14 +97,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     search.add_argument(
         "--on-disk",
         action="store_true",
-        help="keep the embeddings of the corpus in a file meanwhile",
+        help="keep the embeddings of the corpus in a temporary file",
     )
     search.add_argument(
         "--cross-encoder",
-        help="directory or hub name of a model whose scores decide, not the search's",
+        help="directory or hub name of a model whose scores replace the search's",
     )
     choice = parser.add_argument_group("choice")
-    choice.add_argument("--number", type=int, default=1, help="negatives of a pair (default: 1)")
+    choice.add_argument("--number", type=int, default=1, help="negatives per pair (default: 1)")
     choice.add_argument("--rank-min", type=int, default=0, help="skip the N best (default: 0)")
     choice.add_argument(
         "--rank-max", type=int, default=100, help="look at the N best (default: 100)"
@@ -116,20 +116,24 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--max-score", type=float, default=math.inf, help="highest score of a negative"
     )
     choice.add_argument(
-        "--margin", type=float, help="lowest score of a negative less than its positive"
+        "--margin",
+        type=float,
+        help="smallest gap between the scores of a positive and its negative",
     )
     choice.add_argument(
         "--relative-margin",
         type=float,
-        help="the same as a share of the positive's score: 0.05 as in NV-Retriever",
+        help="the same gap as a share of the positive's score: 0.05 as in NV-Retriever",
     )
     choice.add_argument(
         "--sampling",
         choices=["top", "random"],
         default="top",
-        help="the hardest, or any (default: top)",
+        help="top: the hardest, random: any (default: top)",
     )
-    choice.add_argument("--seed", type=int, default=0, help="of --sampling random (default: 0)")
+    choice.add_argument(
+        "--seed", type=int, default=0, help="seed of --sampling random (default: 0)"
+    )
     args = parser.parse_args(argv)
     args.strategy = list(dict.fromkeys(name.strip() for name in args.strategy.split(",")))
     wrong = wrong_option(args)
@@ -162,8 +166,8 @@ def wrong_option(args: argparse.Namespace) -> str | None:
             return f"--{name.replace('_', '-')} goes with --strategy {strategies}"
     if args.format == "scored-lists" and len(args.strategy) > 1 and not args.cross_encoder:
         return (
-            "--format scored-lists: scores of several strategies cannot be compared; give "
-            "one, or --cross-encoder"
+            "--format scored-lists: scores of several strategies cannot be compared; expected "
+            "one strategy, or --cross-encoder"
         )
     return None
 

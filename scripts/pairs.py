@@ -86,13 +86,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             "--holdout",
             type=float,
             default=0.0,
-            help="share for validation, and again for test (default: no split)",
+            help="share for validation, and the same for test (default: no split)",
         )
         added.add_argument(
-            "--seed", type=int, default=0, help="of the split and of groups' pairs (default: 0)"
+            "--seed",
+            type=int,
+            default=0,
+            help="seed of the split and of the pairs in a group (default: 0)",
         )
         added.add_argument(
-            "--dropped", type=Path, help="JSONL file for what became no pair, and why"
+            "--dropped", type=Path, help="JSONL file for rows that became no pair, with reasons"
         )
         added.set_defaults(make=make)
         return added
@@ -110,13 +113,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="file of the documents; columns: _id (or id), text and optionally title",
     )
     clicks.add_argument(
-        "--min-clicks", type=int, default=1, help="clicks that a pair needs in all (default: 1)"
+        "--min-clicks", type=int, default=1, help="clicks that a pair needs (default: 1)"
     )
     clicks.add_argument(
         "--top",
         type=int,
         default=0,
-        help="most clicked documents of a query to keep (default: all)",
+        help="keep the N most clicked documents of a query (default: all)",
     )
 
     groups = command(
@@ -128,7 +131,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     groups.add_argument("--text-field", default="text", help="default: text")
     groups.add_argument("--group-field", default="group", help="default: group")
     groups.add_argument(
-        "--max-per-group", type=int, default=10, help="most pairs of a group, 0: all (default: 10)"
+        "--max-per-group",
+        type=int,
+        default=10,
+        help="at most N pairs per group, 0: all (default: 10)",
     )
 
     paraphrases = command(
@@ -145,7 +151,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--cross-encoder", help="cross-encoder that gives the score: a directory or hub name"
     )
     paraphrases.add_argument(
-        "--threshold", type=float, required=True, help="score that a pair needs at least"
+        "--threshold", type=float, required=True, help="lowest score of a pair"
     )
     paraphrases.add_argument(
         "--prompt-name", help="with --model: its prompt before each text (default: its own)"
@@ -171,7 +177,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 class Dropped:
-    """Counts what became no pair by reason, and lists it in a file, if there is one."""
+    """Counts rows that became no pair by reason, and lists them in a file, if there is one."""
 
     def __init__(self, listing: IO[str] | None):
         self.listing = listing

@@ -87,7 +87,7 @@ def main() -> None:
     for seed, (workdir, ours) in runs.items():
         if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
             raise InputError(
-                f"--workdir: expected a new directory, found {workdir} with something in it"
+                f"--workdir: expected a new directory, found {workdir} with files in it"
             )
         if ours:
             check_same(override(config, train__seed=seed), ours)
@@ -102,7 +102,7 @@ def main() -> None:
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Our options, and those for the config."""
+    """Returns our options, and the overrides of the config."""
     parser = Parser("scripts.replicate", __doc__, EXAMPLES)
     parser.add_argument(
         "--experiment", required=True, choices=EXPERIMENTS, help="whose data are read"
@@ -132,7 +132,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def check_supported(config: Any) -> None:
-    """Refuses what only our training does."""
+    """Refuses settings that only our training has."""
     from embed_jax.config import Experiment, flatten
 
     usual = flatten(Experiment())
@@ -202,7 +202,8 @@ def train(config: Any, workdir: Path, sources: Any) -> None:
     for number, record in enumerate(source.records):
         if None in texts_of(record) or len(texts_of(record)) != num_texts:
             raise InputError(
-                f"record {number}: sentence-transformers needs as many texts in each, here "
+                f"record {number}: sentence-transformers needs the same number of texts in each "
+                "record, here "
                 f"{num_texts}"
             )
     loss_params = jax.device_get(run.state.params["loss"])
@@ -217,7 +218,7 @@ def train(config: Any, workdir: Path, sources: Any) -> None:
     encode = functools.partial(result.encode, show_progress_bar=False)
 
     def step(number: int) -> dict[str, float]:
-        """Takes the step of this number, from 1 up."""
+        """Takes step `number`, from 1 up."""
         began = time.monotonic()
         model.max_seq_length = config.data.max_length
         model.train()
@@ -333,7 +334,7 @@ def peer_loss(loss: Any, params: Any, model: Any) -> Any:
         ):
             raise InputError(
                 f"config.loss: {name}={arguments[name]!r}: sentence-transformers' {loss.name} "
-                "lacks it"
+                "does not have it"
             )
     if arguments.get("mask_duplicates"):
         print(

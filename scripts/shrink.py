@@ -67,7 +67,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if args.layers is None and args.dim is None:
         parser.error("nothing to do: expected --layers, --dim or both")
     if (args.dim is None) != (args.texts is None):
-        parser.error("--dim and --texts belong together, found one of them")
+        parser.error("--dim and --texts belong together, found only one of them")
     if args.limit < 1:
         parser.error(f"--limit: expected 1 or more, found {args.limit}")
     return args

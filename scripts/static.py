@@ -77,7 +77,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def check_output(directory: Path) -> None:
-    """Refuses at once what saving would refuse after the work."""
+    """Refuses before the work what saving would refuse after it."""
     if directory.exists() and not directory.is_dir():
         raise InputError(f"{directory}: expected a directory, found a file")
     if (
@@ -85,7 +85,7 @@ def check_output(directory: Path) -> None:
         and any(directory.iterdir())
         and not (directory / "modules.json").is_file()
     ):
-        raise InputError(f"{directory}: is not empty, and holds no model that could be replaced")
+        raise InputError(f"{directory}: is not empty, and has no model that could be replaced")
 
 
 def from_words(args: argparse.Namespace):

@@ -110,7 +110,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add_generate_options(generate)
     keep.add_argument("--pairs", required=True, type=Path, help="file of pairs, as for training")
-    keep.add_argument("--corpus", type=Path, help="file of further passages to search among")
+    keep.add_argument("--corpus", type=Path, help="file of extra passages to search")
     keep.add_argument(
         "--field",
         default="text",
@@ -158,10 +158,13 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
         "--queries-per-passage", type=int, default=1, metavar="N", help="default: 1"
     )
     answers.add_argument(
-        "--language", help="of the queries, such as German (default: the passage's)"
+        "--language", help="language of the queries, such as German (default: the passage's)"
     )
     answers.add_argument(
-        "--temperature", type=float, default=1.0, help="of the model's sampling (default: 1)"
+        "--temperature",
+        type=float,
+        default=1.0,
+        help="temperature of the model's sampling (default: 1)",
     )
     answers.add_argument(
         "--max-tokens", type=int, default=2048, help="longest answer (default: 2048)"
@@ -170,26 +173,26 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
         "--settings",
         default="{}",
         metavar="JSON",
-        help="what else a request holds; null takes something out of it",
+        help="extra JSON fields of a request; null removes a field",
     )
     answers.add_argument(
-        "--seed", type=int, default=0, help="for the prompts' variety and the waits (default: 0)"
+        "--seed", type=int, default=0, help="seed for varied prompts and waiting times (default: 0)"
     )
     server = parser.add_argument_group("server")
     server.add_argument("--interface", required=True, choices=INTERFACES)
     server.add_argument(
-        "--base-url", required=True, help="what stands before /chat/completions or /v1/messages"
+        "--base-url", required=True, help="URL before /chat/completions or /v1/messages"
     )
     server.add_argument(
         "--llm", required=True, metavar="NAME", help="the language model's name there"
     )
     server.add_argument("--key-variable", metavar="NAME", help="environment variable with the key")
     server.add_argument("--no-key", action="store_true", help="send no key, as to a local server")
-    server.add_argument(
-        "--concurrency", type=int, default=4, help="requests at a time (default: 4)"
-    )
+    server.add_argument("--concurrency", type=int, default=4, help="parallel requests (default: 4)")
     server.add_argument("--requests-per-minute", type=float, default=0, help="default: no limit")
-    server.add_argument("--retries", type=int, default=5, help="tries after the first (default: 5)")
+    server.add_argument(
+        "--retries", type=int, default=5, help="tries after the first one (default: 5)"
+    )
     server.add_argument(
         "--first-wait", type=float, default=1.0, help="seconds before the second try (default: 1)"
     )

@@ -93,7 +93,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--seeds", default="0,1,2", help="values of config.train.seed (default: 0,1,2)"
     )
     parser.add_argument(
-        "--workdir", type=Path, help="where the runs go, as ROW/SEED (default: runs/ablate/TABLE)"
+        "--workdir",
+        type=Path,
+        help="directory of the runs, as ROW/SEED (default: runs/ablate/TABLE)",
     )
     parser.add_argument(
         "--evaluate",
@@ -134,7 +136,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def show(table: Table, runs: Sequence[Run]) -> None:
-    """Prints the table, with the paper's numbers where it has them, and where those stand."""
+    """Prints the table, with the paper's numbers and their sources where there are any."""
     rows, sources = [], {}
     published = [
         metric for metric in table.metrics if any(metric in entry for entry in table.paper.values())
@@ -174,7 +176,7 @@ def show(table: Table, runs: Sequence[Run]) -> None:
 
 
 def results(args: argparse.Namespace, table: Table, runs: Sequence[Run]) -> dict[str, Any]:
-    """All numbers, as they were measured, without SCALE."""
+    """Returns all numbers as measured, without SCALE."""
     rows = {}
     for row in dict.fromkeys(run.row for run in runs):
         own = [run for run in runs if run.row == row]

@@ -164,7 +164,7 @@ def over_seeds(series: Sequence[Mapping[int, float]]) -> tuple[list[int], list[f
 
 
 def _title(runs: Sequence[Run]) -> str:
-    """Names the training data of the runs, and the model if they share one."""
+    """Returns the training data of the runs, and the model if they share one."""
     names = [
         dict.fromkeys(str(run.settings.get(field, "")) for run in runs)
         for field in ("data.train", "model.name")

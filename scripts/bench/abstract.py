@@ -1,4 +1,4 @@
-"""Sizes of what a training step is compiled for."""
+"""Sizes of the arguments that a training step is compiled for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def local_bytes(tree: Any) -> int:
-    """Bytes of a device's shards of all leaves."""
+    """Returns the bytes of a device's shards of all leaves."""
     import jax
 
     return sum(

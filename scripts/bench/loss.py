@@ -1,4 +1,4 @@
-"""bench loss: what a loss and its gradient cost for each form of the world, by batch size."""
+"""Bench of losses: cost of a loss and its gradient in each form, by batch size."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--devices",
         type=count,
         default=4,
-        help="of the ring; on a CPU virtual ones (default: %(default)s)",
+        help="devices of the ring, virtual on a CPU (default: %(default)s)",
     )
     command.add_argument(
         "--largest",
@@ -88,7 +88,7 @@ def check_options(args: argparse.Namespace) -> str | None:
                 "--sizes, --largest: expected multiples of the ring's --devices "
                 f"{args.devices}, found {size}"
             )
-    return None if args.dims else "--dims: expected at least one size, found none"
+    return None if args.dims else "--dims: expected at least one size"
 
 
 def bench_loss(args: argparse.Namespace) -> None:
@@ -127,7 +127,7 @@ def bench_loss(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace, size: int, dim: int) -> None:
-    """One line for each form, timed in turns."""
+    """Prints one line for each form; the forms take turns."""
     plans, runs = {}, {}
     for form in args.forms:
         compiled, arguments = compile_form(args.loss, form, size, dim, args.devices)

@@ -64,7 +64,7 @@ def make_tokenizer(vocab_size: int, max_length: int):
 
 
 def make_texts(count: int, words: float) -> list[str]:
-    """Texts of log-normal length, as sentences have; STS-B's have a median of 10 words."""
+    """Generates texts of log-normal length, as sentences have; STS-B's median is 10 words."""
     return [" ".join(f"w{word}" for word in numbers) for numbers in make_words(count, words)]
 
 

@@ -51,7 +51,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--shape",
         default="",
-        help="of the encoder (default: minilm-l6; with --config the model's own)",
+        help="shape of the encoder (default: minilm-l6; with --config the model's)",
     )
     command.add_argument(
         "--batch-size",
@@ -69,7 +69,10 @@ def add_options(command: argparse.ArgumentParser) -> None:
         help="sentences of the batch whose gradients are compared (%(default)s)",
     )
     command.add_argument(
-        "--words", type=float, default=10.0, help="median words of made text (default: %(default)s)"
+        "--words",
+        type=float,
+        default=10.0,
+        help="median words of generated text (default: %(default)s)",
     )
     command.add_argument(
         "--row-length", type=count, default=128, help="slots of a packed row (default: %(default)s)"
@@ -250,7 +253,7 @@ def measure_compiled_step(sentences: int, **options: Any) -> dict[str, int]:
 
 
 def step_seconds(sentences: int, repeat: int, **options: Any) -> list[list[float]]:
-    """Seconds a sentence, of the big batch in groups and of small ones, taking turns."""
+    """Returns seconds per sentence of the big batch in groups and of small batches, in turn."""
     import jax
 
     group = options["group"]

@@ -1,4 +1,4 @@
-"""bench mining: time and memory of mining hard negatives by number of queries."""
+"""Bench of mining: time and memory of mining hard negatives by number of queries."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--on-disk", action="store_true", help="the corpus' embeddings are in a file"
     )
     command.add_argument(
-        "--block", type=count, default=1024, help="queries at a time (default: %(default)s)"
+        "--block", type=count, default=1024, help="queries per search (default: %(default)s)"
     )
     command.add_argument(
-        "--rank-max", type=count, default=100, help="candidates of a query (default: %(default)s)"
+        "--rank-max", type=count, default=100, help="candidates per query (default: %(default)s)"
     )
 
 

@@ -64,10 +64,10 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--batch-per-device",
         type=count,
         default=8,
-        help="pairs of each data or fsdp index (default: %(default)s)",
+        help="pairs per device of the data and fsdp axes (default: %(default)s)",
     )
     command.add_argument(
-        "--groups", type=count, default=1, help="groups of those (default: %(default)s)"
+        "--groups", type=count, default=1, help="groups of these pairs (default: %(default)s)"
     )
     command.add_argument(
         "--fsdp", type=count, default=1, help="devices that share parameters (default: %(default)s)"
@@ -76,7 +76,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--tensor", type=count, default=1, help="devices that share layers (default: %(default)s)"
     )
     command.add_argument(
-        "--form", choices=FORMS, default="tiled", help="of the loss (default: %(default)s)"
+        "--form", choices=FORMS, default="tiled", help="form of the loss (default: %(default)s)"
     )
     command.add_argument(
         "--fsdp-gather",
@@ -111,7 +111,7 @@ def bench_scaling(args: argparse.Namespace) -> None:
     use_cpu_devices(max(args.devices))
     if not args.json:
         print(
-            f"{args.shape}, {args.batch_per_device} pairs a device, form {args.form}; MiB of one "
+            f"{args.shape}, {args.batch_per_device} pairs per device, form {args.form}; MiB of one "
             "device and one step"
         )
     for devices in args.devices:
@@ -177,7 +177,7 @@ def _show(
 
 
 def _totals(collectives: Sequence[Collective]) -> tuple[int, float]:
-    """Runs and bytes received in a step; a loop of unknown length counts as one round."""
+    """Returns runs and received bytes of a step; a loop of unknown length counts once."""
     runs = sum(collective.times or 1 for collective in collectives)
     return runs, sum((collective.times or 1) * collective.received for collective in collectives)
 
@@ -248,7 +248,7 @@ def abstract_step(args: argparse.Namespace, devices: int) -> tuple[Any, Split]:
 
 
 def formula(args: argparse.Namespace, split: Split) -> dict[str, float]:
-    """Bytes a device receives in a step by kind of collective, see DESCRIPTION."""
+    """Returns the bytes that a device receives in a step by kind of collective, see DESCRIPTION."""
     import jax
 
     mesh = split.mesh

@@ -71,20 +71,23 @@ def add_encode_options(command: argparse.ArgumentParser) -> None:
         "--batch-tokens",
         type=count_or_none,
         default=0,
-        help="slots a device encodes at a time (default: auto)",
+        help="slots that a device encodes at a time (default: auto)",
     )
 
 
 def add_train_options(command: argparse.ArgumentParser) -> None:
     _add_options(command, f"{PEER}: the same model and InfoNCE there; or another loss, here")
     command.add_argument(
-        "--loss", default="info_nce", help="as config.loss.name has it (default: %(default)s)"
+        "--loss", default="info_nce", help="loss, as in config.loss.name (default: %(default)s)"
     )
     command.add_argument(
         "--batch-size", type=count, default=128, help="pairs in a batch (default: %(default)s)"
     )
     command.add_argument(
-        "--groups", type=count_or_none, default=0, help="groups of a batch (default: one a device)"
+        "--groups",
+        type=count_or_none,
+        default=0,
+        help="groups of a batch (default: one per device)",
     )
     command.add_argument(
         "--row-length",
@@ -119,16 +122,19 @@ def _add_options(command: argparse.ArgumentParser, against: str) -> None:
         "--shape", default="minilm-l6", help="shape of random weights (default: %(default)s)"
     )
     command.add_argument(
-        "--data", help="python_docs, or a file of texts or pairs (default: made text)"
+        "--data", help="python_docs, or a file of texts or pairs (default: generated text)"
     )
     command.add_argument(
-        "--words", type=float, default=10.0, help="median words of made text (default: %(default)s)"
+        "--words",
+        type=float,
+        default=10.0,
+        help="median words of generated text (default: %(default)s)",
     )
     command.add_argument(
         "--max-length",
         type=count_or_none,
         default=0,
-        help="tokens (default: the model's; random: 128)",
+        help="tokens per text (default: the model's; random: 128)",
     )
     command.add_argument(
         "--dtype", choices=["float32", "bfloat16"], default="float32", help="compute dtype"
@@ -155,7 +161,7 @@ def load_model(args: argparse.Namespace):
 
 
 def texts_for(args: argparse.Namespace, count: int) -> list[str]:
-    """`count` texts from the data named, over again if there are fewer."""
+    """Returns `count` texts of the data, repeated if there are fewer."""
     if not args.data:
         return make_texts(count, args.words)
     from embed_jax.data.sources import open_records
@@ -317,7 +323,7 @@ def bench_train(args: argparse.Namespace) -> None:
     tokens_of: list[int] = []
 
     def our_steps(expression: str) -> Callable[[], None]:
-        """Steps that minimise a loss."""
+        """Makes steps that minimise a loss."""
         loss = build_loss(expression)
         step_fn = make_train_step(
             global_loss(encoder, loss, mesh, layers=loss.about.layers), optimizer

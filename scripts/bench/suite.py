@@ -29,7 +29,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--suite", type=Path, required=True, help="YAML or Python file with a list of tasks"
     )
     command.add_argument(
-        "--data", type=Path, help="where relative paths begin (default: the suite's directory)"
+        "--data", type=Path, help="directory of relative paths (default: the suite's)"
     )
     command.add_argument("--model", required=True, help="directory or hub name")
     command.add_argument("--only", help="names of tasks, separated by commas (default: all)")
@@ -39,12 +39,12 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def check_options(args: argparse.Namespace) -> str | None:
-    """Nothing: data and model say themselves what is wrong."""
+    """Checks nothing: opening data and model reports what is wrong."""
     return None
 
 
 def bench_suite(args: argparse.Namespace) -> None:
-    """Prints a line a task, and one of all."""
+    """Prints a line per task, and one for all tasks."""
     from embed_jax.errors import InputError, require
     from embed_jax.evals import mteb as adapter
     from embed_jax.evals.embedder import Embedder, prompt_options

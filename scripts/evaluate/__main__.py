@@ -58,12 +58,12 @@ COMMANDS = {
     "run": ("one kind of task on one or several data sets", task.add_arguments, task.run),
     "suite": ("a list of tasks, for one or several models", suite.add_arguments, suite.run),
     "compare": (
-        "which differences of two models the data can tell from chance",
+        "differences of two models that are not chance",
         results.add_compare_arguments,
         results.run_compare,
     ),
     "leaderboard": (
-        "models beside each other, ranked",
+        "a ranking of models",
         results.add_leaderboard_arguments,
         results.run_leaderboard,
     ),

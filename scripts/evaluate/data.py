@@ -12,10 +12,8 @@ from .embedders import ModelOptions
 
 def add_data_arguments(parser: OneLineParser) -> None:
     """Adds --model, --data, --split and --output."""
-    parser.add_argument("--model", required=True, help="the model, see evaluate --help")
-    parser.add_argument(
-        "--data", required=True, help="what to evaluate on, several separated by commas"
-    )
+    parser.add_argument("--model", required=True, help="model, see evaluate --help")
+    parser.add_argument("--data", required=True, help="data sets, separated by commas")
     parser.add_argument(
         "--split", default="test", help="which split of a directory or data set (default: test)"
     )

@@ -103,7 +103,7 @@ def add_arguments(parser: OneLineParser) -> Callable[[argparse.Namespace], None]
             parser.error(f"--pairs-limit: expected 0 or more, found {args.pairs_limit}")
         if embedders.provider(args.model):
             raise InputError(
-                f"{args.model}: diagnose is for a model whose files are here, not for an endpoint"
+                f"{args.model}: diagnose is for models with files, not for an endpoint"
             )
 
     return check
@@ -299,9 +299,7 @@ def read_triplets(pairs: str, limit: int) -> list[Triplet]:
             raise InputError(f"{pairs}: {error}") from None
         anchor, positive, *others = columns(record)
         if not isinstance(anchor, str) or not isinstance(positive, str):
-            raise InputError(
-                f"{pairs}: row {number}: anchor and positive are needed, one is missing"
-            )
+            raise InputError(f"{pairs}: row {number}: expected anchor and positive, one is missing")
         rows.append((anchor, positive, [text for text in others if text is not None]))
     return rows
 

@@ -59,12 +59,12 @@ def add_arguments(parser: OneLineParser) -> None:
     group.add_argument("--layers", type=int, default=0, help="stop after N layers (default: all)")
     group.add_argument(
         "--instruction",
-        help="what texts are encoded for, for models with a template for it; in retrieval of "
-        "queries, not of documents",
+        help="the task of the texts, for models with a template for instructions; in retrieval "
+        "only for queries",
     )
     group.add_argument(
         "--prompt-name",
-        help="the model's prompt for all texts but documents (default: its own for the task)",
+        help="the model's prompt for all texts except documents (default: its own for the task)",
     )
     group.add_argument(
         "--query-prompt-name",
@@ -89,7 +89,7 @@ def add_arguments(parser: OneLineParser) -> None:
 
 
 def check_arguments(args: argparse.Namespace, parser: OneLineParser) -> None:
-    """Ends with one line for a value out of range, or two ways to say one thing."""
+    """Exits with a one-line error for a value out of range or contradictory options."""
     if args.batch_tokens < 0:
         parser.error(f"--batch-tokens: expected 0 or more, found {args.batch_tokens}")
     for option in ("dim", "layers"):

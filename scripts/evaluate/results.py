@@ -16,7 +16,7 @@ TABLE, PICTURE = "table.md", "scores.png"
 
 
 def add_compare_arguments(parser: OneLineParser) -> Callable[[argparse.Namespace], None]:
-    """Adds the options of `compare`, and returns what checks them."""
+    """Adds the options of `compare`, and returns a function that checks them."""
     parser.add_argument("a", type=Path, metavar="A", help="a directory or file of results")
     parser.add_argument("b", type=Path, metavar="B", help="those of another model")
     parser.add_argument("--output", type=Path, help="JSON file for the comparison")
@@ -25,7 +25,7 @@ def add_compare_arguments(parser: OneLineParser) -> Callable[[argparse.Namespace
 
 
 def add_leaderboard_arguments(parser: OneLineParser) -> Callable[[argparse.Namespace], None]:
-    """Adds the options of `leaderboard`, and returns what checks them."""
+    """Adds the options of `leaderboard`, and returns a function that checks them."""
     parser.add_argument("directory", type=Path, help="the folder of a suite's results")
     parser.add_argument("--output", type=Path, help="JSON file for the ranking")
     return lambda args: None

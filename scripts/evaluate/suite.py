@@ -17,12 +17,14 @@ from .results import add_margin, check_margin, compare, show
 
 
 def add_arguments(parser: OneLineParser) -> Callable[[argparse.Namespace], None]:
-    """Adds the options of the command, and returns what checks them."""
+    """Adds the options of the command, and returns a function that checks them."""
     parser.add_argument("suite", type=Path, help="YAML or Python file with a list of tasks")
     parser.add_argument(
         "--model", required=True, help="the models, separated by commas, see evaluate --help"
     )
-    parser.add_argument("--data", help="where the paths of the suite begin (default: its folder)")
+    parser.add_argument(
+        "--data", help="directory of the suite's relative paths (default: its folder)"
+    )
     parser.add_argument(
         "--output", type=Path, required=True, help="directory for the results of each model"
     )
@@ -60,7 +62,8 @@ def run(args: argparse.Namespace) -> None:
     directories = [args.output / file_name(name) for name in names]
     if len(set(directories)) < len(directories):
         raise InputError(
-            f"the results of {', '.join(names)} would lie in one directory: name them otherwise"
+            f"the results of {', '.join(names)} would be in one directory; give the models "
+            "different names"
         )
     if args.output.exists() and not args.output.is_dir():
         raise InputError(f"{args.output}: expected a directory, found a file")

@@ -73,9 +73,7 @@ def add_arguments(parser: OneLineParser) -> Callable[[argparse.Namespace], None]
         default=0.95,
         help="share of full quality that is enough to recommend (default: 0.95)",
     )
-    parser.add_argument(
-        "--threads", type=int, default=2, help="threads that FAISS searches with (default: 2)"
-    )
+    parser.add_argument("--threads", type=int, default=2, help="threads of FAISS (default: 2)")
     parser.add_argument("--plot", type=Path, help=f"picture of the table ({', '.join(PICTURES)})")
     embedders.add_arguments(parser)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: OneLineParser) -> Callable[[argparse.Namespace], None]:
-    """Adds the options of the command, and returns what checks them."""
+    """Adds the options of the command, and returns a function that checks them."""
     parser.add_argument(
         "--task", required=True, choices=list(REGISTRY["task"]), help="the kind of task"
     )
@@ -41,7 +41,7 @@ def add_arguments(parser: OneLineParser) -> Callable[[argparse.Namespace], None]
     retrieval.add_argument(
         "--k", default="10,100", help="cut-offs, separated by commas (default: 10,100)"
     )
-    retrieval.add_argument("--baseline", choices=["bm25"], help="a row to compare with")
+    retrieval.add_argument("--baseline", choices=["bm25"], help="a baseline to compare with")
     retrieval.add_argument(
         "--ignore-identical-ids",
         action="store_true",

@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def _title(args: argparse.Namespace) -> str:
-    """Names the data and the models of a picture."""
+    """Returns a title that names the data and the models."""
     models = f"{args.against} (before), {args.model} (after)" if args.against else args.model
     return f"{args.data}: {models}"
 
@@ -84,9 +84,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         default=5000,
         help="embed at most N different texts (default: 5000)",
     )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the texts that are drawn from more (default: 0)"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="seed for drawing texts (default: 0)")
     parser.add_argument("--output", type=Path, help="JSON file for metrics, spectra and versions")
     parser.add_argument("--plot", type=Path, help=f"picture of both spaces ({', '.join(PICTURES)})")
     args = parser.parse_args(argv)

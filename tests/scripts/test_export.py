@@ -492,7 +492,7 @@ def test_results_of_another_model_are_pointed_out(run, saved, tmp_path):
     )
     assert (
         status == 0
-        and err == "warning: --results: of the model other; the card has them as this one's\n"
+        and err == "warning: --results: of the model other; the card shows them as this model's\n"
     )
 
 

@@ -46,7 +46,7 @@ def test_what_is_refused(refused, tiny_model, tmp_path):
         (("--models", "a,b", "--weights", "1"), "--weights: expected 2 numbers above 0"),
         (
             ("--models", "a,b", "--weights", "1,x"),
-            "--weights: expected numbers with commas between, found '1,x'",
+            "--weights: expected numbers separated by commas, found '1,x'",
         ),
         (("--models", f"{tiny_model},./none"), "no such directory"),
     ):

@@ -191,7 +191,7 @@ def test_each_loss_is_ours(expression, columns):
         (
             "uneven",
             "info_nce",
-            "record 1: sentence-transformers needs as many texts in each, here 2",
+            "record 1: sentence-transformers needs the same number of texts in each record, here 2",
         ),
     ],
 )

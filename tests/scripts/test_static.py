@@ -45,7 +45,7 @@ def test_what_cannot_be_used_is_refused_and_nothing_written(refused, vectors, tm
     out = tmp_path / "out"
     arguments = ("words", "--vectors", vectors, "--output")
     assert "vectors.txt: expected a directory, found a file" in refused(static, *arguments, vectors)
-    assert "is not empty, and holds no model" in refused(static, *arguments, tmp_path)
+    assert "is not empty, and has no model" in refused(static, *arguments, tmp_path)
     assert "no such file" in refused(
         static, "words", "--vectors", tmp_path / "none", "--output", out
     )
