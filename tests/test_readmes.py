@@ -94,7 +94,7 @@ def _configs() -> str:
     for path in sorted((ROOT / "configs").glob("*/*.py")):
         fields = config_fields(path)
         rows.append((_link(path), fields[""], *(fields[name] for name in FIELDS), _cost(path)))
-    return _table(("config", "trains", "paper", "expected", "measured", "run"), rows)
+    return _table(("config", "trains", "paper", "expected", "measured", "cost"), rows)
 
 
 def _config_tables() -> str:
