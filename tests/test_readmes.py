@@ -4,6 +4,7 @@
 """
 
 import ast
+import configparser
 import importlib
 import inspect
 import re
@@ -220,6 +221,18 @@ def test_links_lead_to_files_and_headings(name):
 def test_python_in_a_readme_compiles(name):
     for code in re.findall(r"```python\n(.*?)```", README[ROOT / name], re.DOTALL):
         compile(code, name, "exec")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shell_scripts_test_files_and_extras_exist(name):
+    text = README[ROOT / name]
+    for line in re.findall(r"bash ((?:scripts|\.ci)/[^`#\n]*)", text):
+        words = [word for word in line.split() if "/" in word and not word.startswith("-")]
+        assert all((ROOT / word.rstrip(":")).exists() for word in words), f"{name}: bash {line}"
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    for extras in re.findall(r"(?:embed-jax|\.|\.whl)\[([\w,]+)\]", text):
+        assert set(extras.split(",")) <= set(setup["options.extras_require"]), f"{name}: [{extras}]"
 
 
 def test_the_top_readme_is_short():
