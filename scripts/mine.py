@@ -327,7 +327,7 @@ def read_beir(args: argparse.Namespace) -> tuple[list[Pair], list[str]]:
 
 
 def place_of_id(args: argparse.Namespace, what: str, name: str) -> str:
-    """File and line of an id in BEIR's layout."""
+    """Returns the file and line of an id in BEIR's layout."""
     from embed_jax.data.sources.files import iter_json
 
     path = next(

@@ -150,7 +150,7 @@ def show(table: Table, runs: Sequence[Run]) -> None:
             cells.append(
                 "-"
                 if not values
-                else table.shown(mean) + f" ± {table.shown(sd)}" * (len(values) > 1)
+                else table.format_value(mean) + f" ± {table.format_value(sd)}" * (len(values) > 1)
             )
             if metric in published:
                 value, source = table.paper.get(row, {}).get(metric, ("-", None))

@@ -264,7 +264,7 @@ def _draw(curve: Curve, axes: Any, right: Any, table: Table, color: Any) -> None
     step, best = curve.steps[curve.best], curve.means[curve.best]
     means, sds = (table.scale * np.array(values) for values in (curve.means, curve.sds))
     label = (
-        f"{curve.label}: best {table.shown(best)} at step "
+        f"{curve.label}: best {table.format_value(best)} at step "
         f"{step:,}{', the last' * (step == curve.steps[-1])}"
     )
     axes.plot(curve.steps, means, "o-", color=color, markersize=3.5, linewidth=1.8, label=label)

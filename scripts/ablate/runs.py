@@ -1,4 +1,4 @@
-"""A table of training runs as its file has it, and its runs: planned, performed one by one, read."""
+"""Reads a table of training runs from its file; plans, performs and reads the runs."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from ..commands import PARENT
 OVER = "ablate.json"  # in a run's directory once it is over: its settings
 EVALUATED = "evaluated.json"  # what scripts.evaluate says of its model
 
-# ---- the table -------------------------------------------------------------------------------------------------
+# ---- the table -----------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """What a table's file says; see `python -m scripts.ablate --help` for the fields."""
+    """A table of training runs; see `python -m scripts.ablate --help` for the fields."""
 
     file: Path
     experiment: str
@@ -41,7 +41,7 @@ class Table:
     x: str = ""
     lines: str = ""
 
-    def shown(self, value: float) -> str:
+    def format_value(self, value: float) -> str:
         return f"{self.scale * value:.{max(4 - round(math.log10(self.scale)), 0)}f}"
 
 
@@ -49,7 +49,7 @@ def read_table(file: Path) -> Table:
     """Reads a table's file.
 
     Raises:
-        InputError: if it cannot be run, or what it defines is not as expected.
+        InputError: if it cannot be run, or its definitions are not as expected.
     """
     file = config_path(file)
     if not file.is_file():
@@ -59,13 +59,13 @@ def read_table(file: Path) -> Table:
     except Exception as error:
         raise InputError(f"{file}: {type(error).__name__}: {one_line(error)}") from error
     fields = [field.name for field in dataclasses.fields(Table) if field.name != "file"]
-    given = {name: defined[name.upper()] for name in fields if name.upper() in defined}
+    values = {name: defined[name.upper()] for name in fields if name.upper() in defined}
     for name, kind in (("experiment", str), ("config", str), ("rows", dict)):
-        if not isinstance(given.get(name), kind) or not given[name]:
+        if not isinstance(values.get(name), kind) or not values[name]:
             raise InputError(
-                f"{file}: {name.upper()}: expected a {kind.__name__}, found {given.get(name)!r}"
+                f"{file}: {name.upper()}: expected a {kind.__name__}, found {values.get(name)!r}"
             )
-    table = Table(file, **given)
+    table = Table(file, **values)
     if isinstance(table.metrics, str) or not all(isinstance(name, str) for name in table.metrics):
         raise InputError(f"{file}: METRICS: expected a tuple of names, found {table.metrics!r}")
     if (
@@ -84,7 +84,8 @@ def read_table(file: Path) -> Table:
         for field, value in overrides.items():
             if not isinstance(value, bool | int | float | str):
                 raise InputError(
-                    f"{file}: ROWS[{row!r}]: {field}: expected a number, a bool or a string: {value!r}"
+                    f"{file}: ROWS[{row!r}]: {field}: expected a number, a bool or a string: "
+                    f"{value!r}"
                 )
     for row, published in table.paper.items():
         if row not in table.rows:
@@ -100,7 +101,7 @@ def read_table(file: Path) -> Table:
     return table
 
 
-# ---- the runs --------------------------------------------------------------------------------------------------
+# ---- the runs ------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass
@@ -109,9 +110,13 @@ class Run:
 
     Attributes:
         settings: all fields of its config.
-        evaluate: the command that judges its model afterwards; empty: none.
-        metrics: what it measured; empty before it is over.
-        error: why it is not over, in a line.
+        row: name of its row.
+        seed: config.train.seed.
+        workdir: its work directory.
+        command: the command that trains it.
+        evaluate: the command that judges its model afterwards, or empty.
+        metrics: its results; empty before it is finished.
+        error: why it is not finished, in a line.
     """
 
     row: str
@@ -132,14 +137,18 @@ def plan(
     workdir: Path,
     evaluate: Sequence[str] = (),
 ) -> list[Run]:
-    """The runs of the asked rows (None: all), whose configs are all read before the first one starts.
+    """Plans the runs of rows (None: all); all configs are read before the first run starts.
 
     Args:
+        table: the table.
+        rows: names of rows.
+        seeds: values of config.train.seed.
         overrides: config fields that the command line sets, for all rows.
-        evaluate: options of scripts.evaluate for each model; none: not evaluated.
+        workdir: directory of the runs, as ROW/SEED.
+        evaluate: options of scripts.evaluate for each model; empty: not evaluated.
 
     Raises:
-        InputError: for an unknown row or experiment, and what its config says is wrong.
+        InputError: for an unknown row or experiment, or a config that cannot be used.
     """
     from embed_jax.config import flatten
     from embed_jax.config_file import load_config
@@ -155,7 +164,8 @@ def plan(
             raise InputError("--rows: " + unknown("row", row, table.rows))
         for field in sorted(table.rows[row].keys() & overrides.keys()):
             print(
-                f"{row}: {field} is {overrides[field]}, as the command line says, not {table.rows[row][field]}"
+                f"{row}: {field} is {overrides[field]} from the command line instead of "
+                f"{table.rows[row][field]}"
             )
         for seed in seeds:
             directory = workdir / row / str(seed)
@@ -196,15 +206,15 @@ def plan(
 
 
 def perform(run: Run) -> str:
-    """Runs what is not over yet, fills in metrics or error, and returns a line about it."""
+    """Performs a run unless it is finished, sets metrics or error, and returns a line about it."""
     over, log = run.workdir / OVER, run.workdir.with_name(f"{run.workdir.name}.log")
-    said = json.dumps(run.settings | {"evaluate": run.evaluate[5:-1]}, indent=1) + "\n"
+    settings = json.dumps(run.settings | {"evaluate": run.evaluate[5:-1]}, indent=1) + "\n"
     if (
         over.is_file()
-        and over.read_text(encoding="utf-8") == said
+        and over.read_text(encoding="utf-8") == settings
         and (run.workdir / "model").is_dir()
     ):
-        done = "was over"
+        done = "finished before"
     else:
         began = time.monotonic()
         try:
@@ -225,7 +235,7 @@ def perform(run: Run) -> str:
             )
             run.error = last_error(lines)
             return f"{run.error} ({log.with_suffix('.evaluate.log')})"
-        over.write_text(said, encoding="utf-8")
+        over.write_text(settings, encoding="utf-8")
         done = f"{time.monotonic() - began:.0f} s"
     run.metrics = read_metrics(
         run.workdir, run.settings["eval.metric"], run.settings["eval.min_gain"]
@@ -235,7 +245,10 @@ def perform(run: Run) -> str:
 
 
 def run_command(command: Sequence[str], log: Path) -> int:
-    """Runs a command, all its output to a file, and returns its exit status; it does not outlive this process."""
+    """Runs a command with its output in a file, and returns its exit status.
+
+    The command ends with this process.
+    """
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         with log.open("w", encoding="utf-8") as file:
@@ -253,28 +266,29 @@ def run_command(command: Sequence[str], log: Path) -> int:
 
 
 def last_error(lines: Sequence[str]) -> str:
-    """The last line that says "error: ...", else the last line."""
+    """Returns the last line that begins with "error: ", else the last line."""
     solid = [line.strip() for line in lines if line.strip()]
     errors = [line for line in solid if line.startswith("error: ")]
     return (errors or solid or ["error: no output"])[-1]
 
 
 def read_metrics(workdir: Path, selecting: str, min_gain: float) -> dict[str, float]:
-    """The metrics of a run that is over; see `python -m scripts.ablate --help`.
+    """Reads the metrics of a finished run; see `python -m scripts.ablate --help`.
 
     Args:
+        workdir: of the run.
         selecting: the config's eval.metric.
-        min_gain: the config's: what the training calls better, so that `best` is the saved model's.
+        min_gain: the config's eval.min_gain, so that `best` is the value of the saved model.
     """
-    found: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     best = -math.inf
     file = workdir / "metrics.jsonl"
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
         entry = json.loads(line)
-        found |= entry
+        metrics |= entry
         value = entry.get(selecting)
         if value is not None and value > best and value >= best + min_gain:
-            found["best"] = best = value
+            metrics["best"] = best = value
     for name, prefix in (
         ("comparison.json", "test/"),
         ("results.json", ""),
@@ -287,13 +301,13 @@ def read_metrics(workdir: Path, selecting: str, min_gain: float) -> dict[str, fl
             if name == "comparison.json":
                 content = {**content["metrics"], **content["metrics"]["after"]}
                 del content["after"]
-            found |= {prefix + metric: value for metric, value in leaves(content)}
-    found.pop("step", None)
-    return {name: float(value) for name, value in leaves(found)}
+            metrics |= {prefix + metric: value for metric, value in leaves(content)}
+    metrics.pop("step", None)
+    return {name: float(value) for name, value in leaves(metrics)}
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """("a/b", number) for each number of a tree."""
+    """Yields ("a/b", number) for each number of a tree."""
     for name, value in tree.items():
         if isinstance(value, dict):
             yield from leaves(value, f"{prefix}{name}/")
@@ -302,5 +316,5 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, flo
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation (n - 1) of at least one value; of one, nan."""
+    """Returns mean and standard deviation (n - 1; nan for a single value) of values."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan

@@ -1,4 +1,4 @@
-"""bench memory --config: does a run fit? Compiled for so many devices without weights, and not run."""
+"""Bench of memory with --config: does a run fit? It is compiled without weights, and not run."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ from .measure import GIB, compiled_bytes, print_json, print_row, result, use_cpu
 if TYPE_CHECKING:
     from embed_jax.train.assembly import Assembly
 
-DESCRIPTION = """With --config: whether a run fits its devices, before anything is downloaded or allocated.
+DESCRIPTION = """With --config: does a run fit its devices, before anything is downloaded?
 
-The training step of the config is compiled for virtual CPU devices, with parameters of the model's published shape. Of
-one device: the parameters that are trained and those that are frozen, the optimiser's state, the batch, and what the
-step needs besides (gradients, activations, gathered parameters and embeddings), from the compiler's own plan. It is the
-CPU compiler's, which does 16-bit products in float32 and may convert a whole frozen base for that (4 bytes a
-parameter that is not split): an upper bound of what an accelerator needs."""
+The training step of the config is compiled for virtual CPU devices, with parameters of the model's
+published shape. Of one device: the parameters that are trained and those that are frozen, the
+optimiser's state, the batch, and what the step also needs (gradients, activations, gathered
+parameters and embeddings), from the compiler's own plan. It is the CPU compiler's, which does
+16-bit products in float32 and may convert a whole frozen base for that (4 bytes a parameter that is
+not split): an upper bound of what an accelerator needs."""
 EXAMPLES = """examples:
-  python -m scripts.bench memory --config configs/llm/e5_mistral.py --devices 8 --memory 80 --config.train.fsdp=8
+  python -m scripts.bench memory --config configs/llm/e5_mistral.py --devices 8 --memory 80 \\
+      --config.train.fsdp=8
   python -m scripts.bench memory --config configs/llm/qwen3_embedding.py --devices 1 --memory 141
-  python -m scripts.bench memory --config configs/llm/e5_mistral.py --shape decoder-small --devices 2"""
+  python -m scripts.bench memory --config configs/llm/e5_mistral.py --shape decoder-small \\
+      --devices 2"""
 WIDTHS = (34, 12)
 SHAPE_OF = {  # of models on the hub
     "mistralai/Mistral-7B-v0.1": "mistral-7b",
@@ -50,16 +53,19 @@ def add_options(command: argparse.ArgumentParser) -> None:
         "--config", metavar="FILE[:CUT]", help="plan this run; --config.FIELD=VALUE changes it"
     )
     command.add_argument(
-        "--devices", type=int, default=0, help="how many (default: config.train.devices, or 8)"
+        "--devices",
+        type=int,
+        default=0,
+        help="number of devices (default: config.train.devices, or 8)",
     )
     command.add_argument(
         "--memory", type=float, default=80.0, help="GiB of a device (default: %(default)s)"
     )
     command.add_argument(
-        "--columns", type=int, default=3, help="texts of an example (default: %(default)s)"
+        "--columns", type=int, default=3, help="texts per example (default: %(default)s)"
     )
     command.add_argument(
-        "--tokens", type=int, default=0, help="tokens of a text (default: config.data.max_length)"
+        "--tokens", type=int, default=0, help="tokens per text (default: config.data.max_length)"
     )
 
 
@@ -129,30 +135,30 @@ def bench_plan(
         f"{num_params(state.params):,} parameters trained, {num_params(state.frozen):,} frozen"
     )
     print(
-        f"{devices} devices ({axes}), {config.batch.size} examples in {run.groups} groups; GiB of one device:"
+        f"{devices} devices ({axes}), {config.batch.size} examples in {run.groups} groups; GiB "
+        "of one device:"
     )
     for name, size in sizes.items():
         print_row((name, f"{size / GIB:.3f}"), WIDTHS)
     print(f"of these, gathered embeddings: {embeddings / GIB:.3f}; compiled in {seconds:.0f} s")
     left = memory - peak / GIB
     print(f"fits {memory:g} GiB, {left:.1f} to spare" if fits else
-          f"does not fit {memory:g} GiB, {-left:.1f} too much: more groups (batch.groups), train.fsdp, "
+          f"does not fit {memory:g} GiB, {-left:.1f} too much: more groups (batch.groups), "
+          "train.fsdp, "
           "model.remat=layer, or lora.base=int8")  # fmt: skip
 
 
 def shape_of(name: str, shape: str = "") -> str:
-    """The shape of a model by its name.
+    """Returns the shape of a model by its name.
 
     Raises:
-        InputError: for a name whose shape is not known.
+        InputError: for a name with an unknown shape.
     """
     shape = (
         shape or name.removeprefix("random:") * name.startswith("random:") or SHAPE_OF.get(name, "")
     )
     if not shape:
-        raise InputError(
-            f"config.model.name: the shape of {name!r} is not known here; give --shape"
-        )
+        raise InputError(f"config.model.name: the shape of {name!r} is not known; set --shape")
     return shape
 
 
@@ -162,9 +168,10 @@ def plan_run(
     """Assembles a run of the model's shape with nothing allocated.
 
     Args:
-        columns: texts of an example, if the objective takes that many.
-        tokens: of a text.
-        shape: instead of the one that is known by the model's name.
+        config: of the run.
+        columns: texts per example, if the objective takes that many.
+        tokens: per text.
+        shape: replaces the shape that is known for the model's name.
 
     Returns:
         The run, and the abstract arguments of its step: state, batch and key.
@@ -185,7 +192,8 @@ def plan_run(
     run = assemble(config, model=model, abstract=True)
     if needs := run.objective.about.needs:
         raise InputError(
-            f"config.loss.name: {config.loss.name!r} needs a {needs[0]}; a plan is of losses of texts only"
+            f"config.loss.name: {config.loss.name!r} needs a {needs[0]}; a plan is only for "
+            "losses of texts"
         )
     columns = min(columns, run.objective.about.columns[1] or columns)
     length = row_length(config, config.data.max_length)

@@ -149,7 +149,7 @@ def _label(
 
 
 def _ticks(low: float, high: float, steps: Sequence[int], base: int) -> tuple[list[int], list[str]]:
-    """`steps` times the powers of `base` within a range, and their labels in full."""
+    """Returns `steps` times the powers of `base` within a range, and their labels."""
     ticks = [
         step * base**power
         for power in range(30)

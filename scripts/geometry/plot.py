@@ -60,7 +60,7 @@ def plot_geometry(spaces: Mapping[str, Space], output: Path, form: str, title: s
 
 
 def _cosines(axes: Any, spaces: Mapping[str, Space]) -> None:
-    """Histograms: the model after training above the axis, the one before below."""
+    """Draws histograms: the model after training above the axis, the one before below."""
     for when, (embeddings, pairs) in spaces.items():
         unit = unit_length(embeddings)
         rng = np.random.default_rng(0)

@@ -84,7 +84,7 @@ def test_the_command_says_whether_it_fits(run, refused, tmp_path, monkeypatch):
     status, out, err = run(bench, *line, "--memory", 1e-6)
     assert status == 0 and "does not fit 1e-06 GiB" in out and "train.fsdp" in out, err
     assert "2 devices (data 1, fsdp 2, tensor 1), 8 examples in 2 groups" in out
-    assert "config.model.name: the shape of 'x/y' is not known here; give --shape" in refused(
+    assert "config.model.name: the shape of 'x/y' is not known; set --shape" in refused(
         bench, *line, "--config.model.name=x/y"
     )
     assert "only with memory --config FILE" in refused(bench, "loss", "--config.train.fsdp=2")
