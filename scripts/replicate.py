@@ -226,10 +226,10 @@ def train(config: Any, workdir: Path, sources: Any) -> None:
         texts = [texts_of(record) for record in batch]
         features = [
             batch_to_device(
-                model.preprocess(list(column), prompt=source.prompts[min(place, 1)] or None),
+                model.preprocess(list(column), prompt=source.prompts[min(column_index, 1)] or None),
                 model.device,
             )
-            for place, column in enumerate(zip(*texts, strict=True))
+            for column_index, column in enumerate(zip(*texts, strict=True))
         ]
         labels = (
             torch.tensor([label_of(record) for record in batch], device=model.device)
@@ -295,9 +295,9 @@ def remove_head(model: Any) -> Any:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Dense
 
-    last = max(place for place, module in enumerate(model) if isinstance(module, Dense))
+    last = max(index for index, module in enumerate(model) if isinstance(module, Dense))
     return SentenceTransformer(
-        modules=[module for place, module in enumerate(model) if place != last],
+        modules=[module for index, module in enumerate(model) if index != last],
         prompts=model.prompts,
         default_prompt_name=model.default_prompt_name,
         similarity_fn_name=model.similarity_fn_name,

@@ -63,8 +63,8 @@ def main() -> None:
             if path
         }
         with whole_file(args.output) if args.output else contextlib.nullcontext() as output:
-            for number, run in enumerate(runs, 1):
-                print(f"[{number}/{len(runs)}] {run.row}, seed {run.seed}: ", end="", flush=True)
+            for position, run in enumerate(runs, 1):
+                print(f"[{position}/{len(runs)}] {run.row}, seed {run.seed}: ", end="", flush=True)
                 print(perform(run), flush=True)
             print()
             show(table, runs)

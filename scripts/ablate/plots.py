@@ -33,7 +33,7 @@ def plot_against_x(table: Table, runs: Sequence[Run], output: Path, form: str) -
     )
     xs = sorted({run.settings[table.x] for run in runs})
     numeric = not isinstance(xs[0], str | bool)
-    at = {x: x if numeric else place for place, x in enumerate(xs)}
+    at = {x: x if numeric else index for index, x in enumerate(xs)}
     for axes, metric in zip(panels[0], table.metrics, strict=True):
         lines = sorted({run.settings[table.lines] for run in runs}) if table.lines else [None]
         for index, line in enumerate(lines):
@@ -90,7 +90,7 @@ class Curve:
         steps: where the metric was measured.
         means: of the metric, as measured, without SCALE.
         sds: standard deviations; nan of one run.
-        best: the place in `steps` of the best mean; of equal ones the first.
+        best: the index in `steps` of the best mean; of equal ones the first.
         loss_steps: the training steps.
         loss: the training loss, smoothed.
     """
@@ -122,24 +122,24 @@ def curves(table: Table, runs: Sequence[Run]) -> dict[tuple[str, str], list[Curv
     )
     metrics.pop("loss", None)  # it is drawn with each of the others
     rows = {run.row: run.settings for run in runs}
-    places = {
+    panel_of = {
         row: (settings[table.x], settings[table.lines])
         for row, settings in rows.items()
         if table.x and table.lines
     }
-    by_place = bool(places) and len(set(places.values())) == len(rows)
+    by_panel = bool(panel_of) and len(set(panel_of.values())) == len(rows)
 
     panels: dict[tuple[str, str], list[Curve]] = {}
     for metric in metrics:
-        for row in sorted(places, key=places.get) if by_place else rows:
+        for row in sorted(panel_of, key=panel_of.get) if by_panel else rows:
             own = [series for name, series in logged if name == row]
             steps, means, sds = over_seeds([series.get(metric, {}) for series in own])
             if not steps:
                 continue
             loss_steps, loss, _ = over_seeds([series.get("loss", {}) for series in own])
             title, label = (
-                (f"{table.x} = {_text(places[row][0])}", _text(places[row][1]))
-                if by_place
+                (f"{table.x} = {_text(panel_of[row][0])}", _text(panel_of[row][1]))
+                if by_panel
                 else ("", row)
             )
             best = (np.argmin if metric.endswith("loss") else np.argmax)(means)
@@ -193,9 +193,9 @@ def plot_against_step(table: Table, runs: Sequence[Run], output: Path, form: str
     from matplotlib import pyplot
     from matplotlib.lines import Line2D
 
-    by_place = any(title for _, title in panels)
+    by_panel = any(title for _, title in panels)
     labels = list(dict.fromkeys(curve.label for panel in panels.values() for curve in panel))
-    if by_place and not isinstance(
+    if by_panel and not isinstance(
         runs[0].settings[table.lines], str | bool
     ):  # numbers: from light to dark
         colors = pyplot.colormaps["viridis_r"](np.linspace(0.1, 1, len(labels)))
@@ -226,7 +226,7 @@ def plot_against_step(table: Table, runs: Sequence[Run], output: Path, form: str
         axes.set(title=title, xlabel="step", ylabel=metric)
         right.set_ylabel("training loss")
         axes.grid(alpha=0.3)
-        heading = table.lines if by_place else None
+        heading = table.lines if by_panel else None
         legend_below(axes, title=heading, fontsize=10)
         alike.setdefault(metric, []).append(axes)
         alike.setdefault("loss", []).append(right)

@@ -180,7 +180,7 @@ def texts_for(args: argparse.Namespace, count: int) -> list[str]:
         raise InputError(
             f"{args.data}: expected a field text, sentence1, sentence2, anchor or positive"
         )
-    return [texts[number % len(texts)] for number in range(count)]
+    return [texts[index % len(texts)] for index in range(count)]
 
 
 def report(

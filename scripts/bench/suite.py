@@ -73,7 +73,7 @@ def bench_suite(args: argparse.Namespace) -> None:
     rows: list[dict[str, Any]] = []
     if not args.json:
         print_row(("task", "ours", "mteb", "ours s", "mteb s", "ratio"), WIDTHS)
-    for number, entry in enumerate(entries):
+    for position, entry in enumerate(entries):
         task = entry.open()
         peer_task = peer and adapter.local_task(
             entry.task, entry.data, name=entry.name, split=entry.split
@@ -88,7 +88,7 @@ def bench_suite(args: argparse.Namespace) -> None:
                 setattr(peer_task, option, entry.options[option])
             sides["mteb"] = lambda task=peer_task, split=entry.split: _score(task, peer, split)
         results = {}
-        for side in sorted(sides, reverse=number % 2 == 0):
+        for side in sorted(sides, reverse=position % 2 == 0):
             began = time.perf_counter()
             results[side] = sides[side](), time.perf_counter() - began
         rows.append({"name": entry.name, "found": results})

@@ -292,14 +292,14 @@ def read_triplets(pairs: str, limit: int) -> list[Triplet]:
     from embed_jax.data.sources import iter_records, pair_columns
 
     rows, columns = [], None
-    for number, record in enumerate(itertools.islice(iter_records(pairs), limit or None)):
+    for index, record in enumerate(itertools.islice(iter_records(pairs), limit or None)):
         try:
             columns = columns or pair_columns([record])
         except InputError as error:
             raise InputError(f"{pairs}: {error}") from None
         anchor, positive, *others = columns(record)
         if not isinstance(anchor, str) or not isinstance(positive, str):
-            raise InputError(f"{pairs}: row {number}: expected anchor and positive, one is missing")
+            raise InputError(f"{pairs}: row {index}: expected anchor and positive, one is missing")
         rows.append((anchor, positive, [text for text in others if text is not None]))
     return rows
 
@@ -321,15 +321,15 @@ def check_negatives(
             "negatives", diagnose.NOT_CHECKED, line, "no negatives" if data else ""
         )
     anchors, positives = ([row[column] for row in triplets] for column in (0, 1))
-    place = {
+    row_of = {
         text: n for n, text in enumerate(dict.fromkeys([*positives, *(text for _, text in hard)]))
     }
     queries, answers = (
         cut(search.embed(texts, prompt=prompt), dim)
-        for texts, prompt in zip((anchors, list(place)), prompts, strict=True)
+        for texts, prompt in zip((anchors, list(row_of)), prompts, strict=True)
     )
-    right = np.array([place[text] for text in positives])
-    rows, wrong = np.array([(row, place[text]) for row, text in hard]).T
+    right = np.array([row_of[text] for text in positives])
+    rows, wrong = np.array([(row, row_of[text]) for row, text in hard]).T
     others = diagnose.others_positives(anchors, positives)
     random = [
         similarity_matrix(anchor, answers[right[drawn]], search.similarity)[0]

@@ -169,7 +169,7 @@ def _onnx_embedder(path: Path, options: ModelOptions) -> Any:
         )
         order = np.argsort([-len(text) for text in texts], kind="stable")  # little padding
         sorted_embeddings = encode_onnx(
-            path, model, [texts[number] for number in order], prompt=prompt
+            path, model, [texts[index] for index in order], prompt=prompt
         )
         embeddings = np.empty_like(sorted_embeddings)
         embeddings[order] = sorted_embeddings

@@ -116,14 +116,14 @@ def evaluate_model(
     directory.mkdir(parents=True, exist_ok=True)
     embed = embedders.open_embedder(name, options, directory / "vectors.cache")
     versions = environment()
-    for number, entry in enumerate(left, 1):
+    for position, entry in enumerate(left, 1):
         details = {"fingerprint": [key, entry.fingerprint()], "versions": versions}
         details |= options.chosen()
         result = evaluate(entry, name, embed, training=read_training, details=details)
         result.write(result_file(directory, entry.name))
         seconds = result.details["seconds"]
         print(
-            f"  {number}/{len(left)} {entry.name}: {result.outcome.main} {cell(result)}, "
+            f"  {position}/{len(left)} {entry.name}: {result.outcome.main} {cell(result)}, "
             f"{seconds:.1f} s",
             flush=True,
         )

@@ -54,16 +54,16 @@ def plot_sweep(rows: Sequence[Measured], keep: float, data: str, output: Path, f
     shares = [100 * row.share for row in rows]
     gap = LABEL_GAP * (max(shares) - min(shares) + 1)
     top = max(shares)
-    for axes, cost, place in panels:
+    for axes, cost, position in panels:
         best = front(rows, cost)
-        low, high = min(map(place, rows)), max(map(place, rows))
+        low, high = min(map(position, rows)), max(map(position, rows))
         labels = max(3.0, (high / low) ** 0.55)  # room for the names of the outermost points
         axes.set_xscale("log")
         axes.set_xlim(*((low / labels, high * 1.3) if axes is left else (low / 1.2, high * labels)))
         for row in rows:
-            _point(axes, row, place(row), colors, alpha=0.9 if row in best else 0.22)
+            _point(axes, row, position(row), colors, alpha=0.9 if row in best else 0.22)
         axes.plot(
-            [place(row) for row in best],
+            [position(row) for row in best],
             [100 * row.share for row in best],
             "-",
             color="0.35",
@@ -77,7 +77,7 @@ def plot_sweep(rows: Sequence[Measured], keep: float, data: str, output: Path, f
         steps = (1,) if axes is left else (1, 2, 5) if high < 30 * low else (1, 3)
         axes.set_xticks(*_ticks(*axes.get_xlim(), steps=steps, base=2 if axes is left else 10))
         axes.minorticks_off()
-        top = max(top, _label(axes, best, place, colors, gap, on_left=axes is left))
+        top = max(top, _label(axes, best, position, colors, gap, on_left=axes is left))
     left.set_ylim(min(shares) - 2 * gap, top + 2 * gap)
     key = [
         Line2D([], [], color=color, marker="s", linestyle="", label=name)
@@ -123,7 +123,7 @@ def _point(axes: Any, row: Measured, x: float, colors: dict, alpha: float) -> No
 
 
 def _label(
-    axes: Any, best: Sequence[Measured], place: Callable, colors: dict, gap: float, on_left: bool
+    axes: Any, best: Sequence[Measured], position: Callable, colors: dict, gap: float, on_left: bool
 ) -> float:
     """Writes the names of a front's points one above the other; returns the y of the topmost."""
     y = -math.inf
@@ -131,8 +131,8 @@ def _label(
         y = max(100 * row.share + gap / 2, y + gap)
         axes.annotate(
             name(row),
-            (place(row), 100 * row.share),
-            (place(row) * (1 / 1.15 if on_left else 1.07), y),
+            (position(row), 100 * row.share),
+            (position(row) * (1 / 1.15 if on_left else 1.07), y),
             ha="right" if on_left else "left",
             va="center",
             fontsize=9,
