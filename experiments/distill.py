@@ -2,12 +2,14 @@
 
     python -m experiments.distill --config=configs/distill/layers.py --workdir=runs/student
 
-The student is `model.name`, with `model.layers` only those of its layers; `model.teacher` embeds the same texts, with
-the same prompts. "embedding_mse" and "embedding_cosine" compare text by text (Reimers and Gurevych 2020), with
-"projection=SIZE" through a learnt map to a teacher of another size; "relational" compares the similarities within the
-batch, whatever the sizes (Tung and Mori 2019). The data are sentences; of pairs and triplets every text is imitated.
+The student is `model.name`, with `model.layers` only those of its layers; `model.teacher` embeds
+the same texts, with the same prompts. "embedding_mse" and "embedding_cosine" compare text by text
+(Reimers and Gurevych 2020), with "projection=SIZE" through a learnt map to a teacher of another
+size; "relational" compares the similarities within the batch, whatever the sizes (Tung and Mori
+2019). The data are sentences; of pairs and triplets every text is imitated.
 
-In place of a teacher, `data.teacher_vectors` names a file with its embeddings: see configs/distill/vectors.py.
+In place of a teacher, `data.teacher_vectors` names a file with its embeddings: see
+configs/distill/vectors.py.
 """
 
 from pathlib import Path
@@ -32,14 +34,14 @@ from embed_jax.train.sources import (
 
 
 def run(config: configs.Experiment, workdir: Path) -> loop.Result:
-    # Data: what the teacher is to be imitated on.
+    # Data: the texts on which the student imitates the teacher.
     sources = read_data(config)
     validation = read_validation(config.data) if config.data.validation_split else []
 
     # Evaluation: STS on the development set picks the best model.
     evaluators = sts_evaluators(config)
 
-    tests = sts_tests(config)  # wanted only at the end, missed better now
+    tests = sts_tests(config)  # fail early: needed only at the end
 
     # Training.
     result = fit(config, workdir, sources=sources, evaluators=evaluators, validation=validation)
@@ -51,7 +53,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
 
 
 def read_data(config: configs.Experiment) -> Sources:
-    """The data sets by name; records of a text alone count as they are, without a second one."""
+    """Reads the data sets by name; a record may be a single text."""
     if not vars(config.mixture.sources):
         records, vectors = read_with_teacher(config.data)
         if kind_of(records[0]) == ("text",):

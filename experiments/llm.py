@@ -1,11 +1,13 @@
-"""Embedding models from language models: E5-Mistral, Qwen3-Embedding, LLM2Vec, NV-Embed (all with adapters, or whole).
+"""Embedding models from language models: E5-Mistral, Qwen3-Embedding, LLM2Vec, NV-Embed.
 
     python -m experiments.llm --config=configs/llm/e5_mistral.py --workdir=runs/e5_mistral
 
-A decoder's last (or mean) token state becomes the embedding. `lora.rank` trains an adapter beside frozen parameters, 0
-trains them all; queries get `data.anchor_instruction` in `data.template`. The kind of data says what a stage does:
-an objective on tokens (`loss.name="mntp"`) is `experiments.mlm`, texts alone are `experiments.simcse`, and pairs with
-or without hard negatives are trained on as they are. So LLM2Vec's three steps are one config with two more stages.
+A decoder's last (or mean) token state becomes the embedding. `lora.rank` trains an adapter beside
+frozen parameters, 0 trains all parameters; queries get `data.anchor_instruction` in
+`data.template`. The kind of data says what a stage does: an objective on tokens
+(`loss.name="mntp"`) is `experiments.mlm`, single texts are `experiments.simcse`, and pairs with or
+without hard negatives are trained on as they are. So LLM2Vec's three steps are one config with two
+more stages.
 """
 
 import dataclasses
@@ -36,7 +38,8 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     ):
         return simcse.run(config, workdir)
 
-    # Data: pairs or n-tuples, each data set of a mixture with its own instruction; negatives may be mined.
+    # Data: pairs or n-tuples, each data set of a mixture with its own instruction; negatives may be
+    # mined.
     sources, validation, tasks = retrieval.read_data(config, workdir)
 
     # Evaluation: queries have the instruction of the training.
@@ -49,22 +52,22 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     searches = {split: retrieval_evaluator(*task, **options) for split, task in tasks.items()}
     if "validation" in searches:
         evaluators["retrieval"] = searches["validation"]
-    tests = sts_tests(config)  # wanted only at the end, missed better now
+    tests = sts_tests(config)  # fail early: needed only at the end
 
     # Training.
     result = fit(config, workdir, sources=sources, evaluators=evaluators, validation=validation)
 
     # Afterwards, once, on test data.
-    found = {}
+    results = {}
     if result.finished and tests:
-        found = report_sts(tests, config, workdir, result.unchanged)
+        results = report_sts(tests, config, workdir, result.unchanged)
     if result.finished and "test" in searches:
         scores = searches["test"](load_sentence_encoder(str(workdir / "model")).encode)
         say("test: " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
         write_results(
             workdir,
             "llm",
-            found | {f"test/{name}": value for name, value in scores.items()},
+            results | {f"test/{name}": value for name, value in scores.items()},
             result.unchanged,
         )
     return result

@@ -1,11 +1,12 @@
-"""Embeddings that may be cut: Matryoshka representations (Kusupati et al., NeurIPS 2022), adaptive layers, or both.
+"""Embeddings that can be cut: Matryoshka representations (Kusupati et al. 2022), adaptive layers.
 
     python -m experiments.matryoshka --config=configs/matryoshka/nli.py --workdir=runs/matryoshka
 
-The loss says which sizes are trained: `loss.name = "matryoshka(info_nce(), dims='384,128,32')"`, and with
-`adaptive_layers(...)` around it also earlier layers. `eval.baseline` names a loss without sizes, with which the same
-model is trained on the same batches, in WORKDIR/baseline. Afterwards `eval.test_sts` is measured at every size of
-`eval.dims` and number of layers of `eval.layers`, of both and of the model before: a table, by_size.json, by_size.png.
+The loss says which sizes are trained: `loss.name = "matryoshka(info_nce(), dims='384,128,32')"`,
+and with `adaptive_layers(...)` around it also earlier layers. `eval.baseline` names a loss without
+sizes, with which the same model is trained on the same batches, in WORKDIR/baseline. Afterwards
+`eval.test_sts` is measured at every size of `eval.dims` and number of layers of `eval.layers`, of
+both and of the model before: a table, by_size.json, by_size.png.
 """
 
 import copy
@@ -41,8 +42,8 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
             f"config.loss.name: expected matryoshka(...) or adaptive_layers(...), found {loss.name}"
         )
     if config.eval.baseline:
-        build_loss(config.eval.baseline)  # missed better now
-    tests = sts_tests(config)  # wanted only at the end, missed better now
+        build_loss(config.eval.baseline)  # fail early
+    tests = sts_tests(config)  # fail early: needed only at the end
     before = model_before(config)
     depth, trained = before.spec.backbone.num_layers, loss.about.dims or (before.dim,)
     sizes = numbers(config.eval.dims or ",".join(map(str, trained)), "config.eval.dims", before.dim)
@@ -78,14 +79,14 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     # Afterwards, at every size, on test.
     if result.finished and tests:
         models["trained"] = load_sentence_encoder(str(workdir / "model"))
-        found = {
+        scores = {
             name: spearman_by_size(models[name].encode, tests, sizes, layers)
             for name in reversed(models)
         }
         if is_first_host():
-            print_by_size(found, trained)
-            write_by_size(found, trained, workdir / "by_size.json")
-            plot_by_size(found, trained, workdir / "by_size.png", title=", ".join(tests))
+            print_by_size(scores, trained)
+            write_by_size(scores, trained, workdir / "by_size.json")
+            plot_by_size(scores, trained, workdir / "by_size.png", title=", ".join(tests))
     return result
 
 

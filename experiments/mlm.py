@@ -1,10 +1,11 @@
-"""Training on text alone: masked language modelling (BERT), masked next-token prediction (LLM2Vec), the next token.
+"""Training on plain text: masked language modelling, masked next token (LLM2Vec), next token.
 
-    python -m experiments.mlm --config=configs/mlm/bert_small.py --config.data.train=corpus.txt --workdir=runs/mlm
+    python -m experiments.mlm --config=configs/mlm/bert_small.py --config.data.train=corpus.txt \
+        --workdir=runs/mlm
 
-Documents are cut into pieces of `data.max_length` tokens at most, so that every token of them is trained on. The loss
-of held-out documents is logged beside the training loss. The result is a model directory that the other experiments
-start from.
+Documents are cut into pieces of at most `data.max_length` tokens, so that every token of them is
+trained on. The loss of held-out documents is logged beside the training loss. The result is a model
+directory that the other experiments start from.
 """
 
 import hashlib
@@ -31,23 +32,25 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     if not is_token_objective(config.loss.name):
         known = ", ".join(REGISTRY["token_objective"])
         raise InputError(
-            f"config.loss.name: expected an objective on tokens ({known}), found {config.loss.name!r}"
+            f"config.loss.name: expected an objective on tokens ({known}), found "
+            f"{config.loss.name!r}"
         )
-    # Data: documents, one a record, some of them held out.
+    # Data: documents, one per record, some of them held out.
     sources = {
-        name: documents(settings, name) for name, settings in vars(config.mixture.sources).items()
+        name: read_documents(settings, name)
+        for name, settings in vars(config.mixture.sources).items()
     }
     validation: Sequence = []
     if not sources:
-        source = documents(config.data)
+        source = read_documents(config.data)
         records = source.records
         if config.data.validation_split:
             validation = read_validation(config.data)
         elif config.data.holdout:
-            records, validation = held_out(records, config.data.holdout)
+            records, validation = split_documents(records, config.data.holdout)
         sources[ONLY] = RecordSource(records, source.fields)
 
-    # Training, on pieces of them; what the embeddings are worth meanwhile is measured where a file for it is given.
+    # Training, on pieces of them. An STS file measures the embeddings meanwhile.
     return fit(
         config,
         workdir,
@@ -58,12 +61,13 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     )
 
 
-def documents(settings: configs.Data | configs.Source, name: str = ONLY) -> RecordSource:
-    """The texts that a config names."""
+def read_documents(settings: configs.Data | configs.Source, name: str = ONLY) -> RecordSource:
+    """Reads the texts that a config names."""
     records = read_records(settings)
     if "text" not in records[0]:
         raise InputError(
-            f"{settings.train}: expected records with a text, found the fields {', '.join(records[0])}"
+            f"{settings.train}: expected records with a text, found the fields "
+            f"{', '.join(records[0])}"
         )
     fields = RecordFields(lambda record: (record["text"],))
     if settings.exclude:
@@ -71,8 +75,10 @@ def documents(settings: configs.Data | configs.Source, name: str = ONLY) -> Reco
     return RecordSource(records, fields, max_length=getattr(settings, "max_length", 0))
 
 
-def held_out(records: Sequence[Mapping[str, Any]], share: float) -> tuple[list[Any], list[Any]]:
-    """Records for training and for validation, by a hash of the text: equal documents are on one side."""
+def split_documents(
+    records: Sequence[Mapping[str, Any]], share: float
+) -> tuple[list[Any], list[Any]]:
+    """Splits records for training and validation by a hash of the text: equal ones together."""
     if isinstance(records, RecordStream):
         raise InputError(f"config.data.holdout: not for a stream, {records.name}")
     sides: tuple[list[Any], list[Any]] = ([], [])

@@ -1,11 +1,12 @@
-"""Supervised sentence embeddings: from natural language inference, from graded similarity, or from several data sets.
+"""Supervised sentence embeddings: natural language inference, graded similarity, several data sets.
 
     python -m experiments.nli --config=configs/nli/sup_simcse_bert_base.py --workdir=runs/sup_simcse
 
-Pairs of premise and hypothesis with a label become what the loss wants: a loss of labels ("softmax", Reimers and
-Gurevych 2019) gets the pairs as they are; a loss without labels ("info_nce", Gao, Yao, Chen 2021) gets triplets of a
-premise, a hypothesis that it entails and one that contradicts it. Losses of scores ("cosine_mse", "cosent", "angle")
-train on graded pairs. Several data sets, each with its loss: `config.mixture`; one after the other: `config.stages`.
+Pairs of premise and hypothesis with a label become what the loss needs: a loss of labels
+("softmax", Reimers and Gurevych 2019) gets the pairs as they are; a loss without labels
+("info_nce", Gao, Yao, Chen 2021) gets triplets of a premise, a hypothesis that it entails and one
+that contradicts it. Losses of scores ("cosine_mse", "cosent", "angle") train on graded pairs.
+Several data sets, each with its loss: `config.mixture`; one after the other: `config.stages`.
 """
 
 import dataclasses
@@ -29,13 +30,13 @@ from embed_jax.train.sources import open_mixture, read_validation
 
 
 def run(config: configs.Experiment, workdir: Path) -> loop.Result:
-    # Data: one set or several, each as its loss wants it.
+    # Data: one set or several, each in the form that its loss needs.
     sources, validation = read_data(config)
 
     # Evaluation: STS on the development set picks the best model.
     evaluators = sts_evaluators(config)
 
-    tests = sts_tests(config)  # wanted only at the end, missed better now
+    tests = sts_tests(config)  # fail early: needed only at the end
 
     # Training.
     result = fit(config, workdir, sources=sources, evaluators=evaluators, validation=validation)
@@ -47,30 +48,32 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
 
 
 def read_data(config: configs.Experiment) -> tuple[dict[str, RecordSource], Sequence]:
-    """The data sets by name, and validation records of the only one."""
+    """Reads the data sets by name, and validation records if there is a single one."""
     sources = open_mixture(config)
     loss = training_loss(config)
     needs = {name: loss.of_dataset.get(name, loss.about).needs for name in sources}
-    found = {
-        name: as_wanted(source, needs[name], config.train.seed, name)
+    trained = {
+        name: prepare_source(source, needs[name], config.train.seed, name)
         for name, source in sources.items()
     }
     if not config.data.validation_split:
-        return found, []
+        return trained, []
     ((name, only),) = sources.items()
     held_out = read_validation(config.data)
-    held_out = as_wanted(
+    held_out = prepare_source(
         dataclasses.replace(only, records=held_out), needs[name], config.train.seed, "validation"
     )
-    return found, held_out.records
+    return trained, held_out.records
 
 
-def as_wanted(source: RecordSource, needs: Sequence[str], seed: int, name: str) -> RecordSource:
-    """Labelled inference pairs as triplets for a loss without labels; anything else as it is."""
+def prepare_source(
+    source: RecordSource, needs: Sequence[str], seed: int, name: str
+) -> RecordSource:
+    """Makes triplets of labelled inference pairs for a loss without labels; keeps other data."""
     if kind_of(source.records[0]) != NLI or {"label", "score"} & set(needs):
         return source
     if isinstance(source.records, RecordStream):
-        raise InputError(f"{name}: triplets are made of all records together, not of a stream")
+        raise InputError(f"{name}: triplets need all records together, found a stream")
     try:
         triplets, report = nli_triplets(source.records, seed)
     except InputError as error:

@@ -1,10 +1,12 @@
 """Fine-tuning for retrieval: pairs, hard negatives, and the question whether it was worth it.
 
-    python -m experiments.retrieval --config=configs/retrieval/quickstart.py --workdir=runs/quickstart
+    python -m experiments.retrieval --config=configs/retrieval/quickstart.py \
+        --workdir=runs/quickstart
 
-Trains on pairs with in-batch negatives, and with hard ones that the data have or that the run looks for itself
-(`config.mine`: at the start, and again with the model as it has become). Then searches the held-out test split with the
-model before, the model after and BM25, and says whether to adopt the new one. Everything about the run is in the work
+Trains on pairs with in-batch negatives, and with hard ones from the data or mined by the run itself
+(`config.mine`: at the start, and again with the model as it has become). Then searches the held-out
+test split with the model before, the model after and BM25, and says whether to adopt the new one.
+Everything about the run is in the work
 directory: model, metrics.jsonl, mined negatives, comparison.json, curves.png, comparison.png.
 """
 
@@ -31,7 +33,7 @@ from embed_jax.train.sources import ONLY, Sources, open_mixture, open_source, re
 
 
 def run(config: configs.Experiment, workdir: Path) -> loop.Result:
-    require("bm25s")  # wanted only at the end, missed better now
+    require("bm25s")  # fail early: needed only at the end
     require("matplotlib")
     # Data: training pairs, validation pairs, and search tasks for validation and test.
     sources, validation, tasks = read_data(config, workdir)
@@ -57,7 +59,7 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
 
 
 def read_data(config: configs.Experiment, workdir: Path):
-    """The training data as `fit` takes them, validation records, and {split: (corpus, queries, qrels)}."""
+    """Reads the training data, validation records, and {split: (corpus, queries, qrels)}."""
     data, evaluation = config.data, config.eval
     tasks = {}
     if evaluation.retrieval:
@@ -74,7 +76,7 @@ def read_data(config: configs.Experiment, workdir: Path):
         ):
             if value:
                 raise InputError(
-                    f"config.{field}: not for a mixture, whose data sets bring their negatives along"
+                    f"config.{field}: not for a mixture; its data sets have their own negatives"
                 )
         return open_mixture(config), [], tasks
 
@@ -103,16 +105,17 @@ def read_data(config: configs.Experiment, workdir: Path):
         validation = []
     if validation:
         validation = pairs.as_pairs(validation, pair_columns(validation), pairs.CARRIED)
-    return mined(config, records, workdir, lists), validation, tasks
+    return mine_sources(config, records, workdir, lists), validation, tasks
 
 
-def mined(
+def mine_sources(
     config: configs.Experiment, records: Sequence, workdir: Path, lists: bool
 ) -> Callable[..., Sources]:
-    """Pairs with the negatives that the run finds, among the texts of `mine.corpus`, else of `data.corpus`."""
+    """Returns pairs with negatives from the texts of `mine.corpus`, else of `data.corpus`."""
     if isinstance(records, RecordStream):
         raise InputError(
-            f"config.mine.strategy: negatives are found for all pairs together, not for {records.name}"
+            "config.mine.strategy: negatives are found for all pairs together, not for "
+            f"{records.name}"
         )
     corpus = config.mine.corpus or config.data.corpus
     texts = (
@@ -122,7 +125,7 @@ def mined(
 
 
 def read_texts(name: str) -> list[str]:
-    """The field `text` of every record, after its `title` if it has one."""
+    """Reads the field `text` of every record, after its `title` if it has one."""
     records = open_records(name, "train")
     if "text" not in records[0]:
         raise InputError(

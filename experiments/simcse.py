@@ -1,11 +1,11 @@
-"""Unsupervised SimCSE: a sentence is its own positive, under another dropout mask (Gao, Yao, Chen, EMNLP 2021).
+"""Unsupervised SimCSE: a sentence is its own positive under another dropout mask (Gao et al.).
 
     python -m experiments.simcse --config=configs/simcse/unsup_bert_base.py --workdir=runs/simcse
 
-Each sentence is encoded twice in one batch; the two copies see different dropout, every other sentence of the global
-batch is a negative. `data.augment` changes the second copy's words, `loss.mlm` adds masked language modelling, and
-`queue.size` keeps earlier batches as negatives. With `model.mlp="training"` the MLP over [CLS] is dropped from the
-result, as in the paper.
+Each sentence is encoded twice in one batch; the two copies see different dropout, every other
+sentence of the global batch is a negative. `data.augment` changes the second copy's words,
+`loss.mlm` adds masked language modelling, and `queue.size` keeps earlier batches as negatives. With
+`model.mlp="training"` the MLP over [CLS] is dropped from the result, as in the paper.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from embed_jax.train.sources import ONLY, read_records, read_validation, without
 
 
 def run(config: configs.Experiment, workdir: Path) -> loop.Result:
-    # Data: sentences, one a record.
+    # Data: sentences, one per record.
     if vars(config.mixture.sources):
         raise InputError(
             "config.mixture.sources: SimCSE trains on one data set, config.data.train; "
@@ -33,7 +33,8 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     records = read_records(config.data)
     if "text" not in records[0]:
         raise InputError(
-            f"{config.data.train}: expected records with a text, found the fields {', '.join(records[0])}"
+            f"{config.data.train}: expected records with a text, found the fields "
+            f"{', '.join(records[0])}"
         )
     if config.data.exclude:
         records = without_texts(records, lambda record: (record["text"],), config.data.exclude)
@@ -42,19 +43,19 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     # Evaluation: STS on the development set picks the best model.
     evaluators = sts_evaluators(config)
 
-    # Training: the same sentence twice, the second time changed if an augmentation is asked for.
+    # Training: the same sentence twice, the second time changed if there is an augmentation.
     fields = RecordFields(lambda record: (record["text"], record["text"]))
     return fit(
         config,
         workdir,
-        sources={ONLY: RecordSource(records, fields, augment=augmentation(config))},
+        sources={ONLY: RecordSource(records, fields, augment=make_augmentation(config))},
         evaluators=evaluators,
         validation=validation,
     )
 
 
-def augmentation(config: configs.Experiment) -> Callable[[str, int, int, int], str] | None:
-    """What happens to the positives: a function of the run's seed, the step and the record."""
+def make_augmentation(config: configs.Experiment) -> Callable[[str, int, int, int], str] | None:
+    """Returns the change of the positives, a function of seed, step and record."""
     if not config.data.augment:
         return None
     change = build_augmentation(config.data.augment)

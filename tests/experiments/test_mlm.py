@@ -286,10 +286,10 @@ def test_an_epoch_reads_every_token_of_long_documents_once(
 
 def test_held_out_documents_are_not_trained_on(mlm, settings):
     records = [{"text": f"document {number % 90}"} for number in range(100)]
-    trained, held_out = mlm.held_out(records, 0.3)
+    trained, held_out = mlm.split_documents(records, 0.3)
     assert len(trained) + len(held_out) == 100 and 15 < len(held_out) < 45
     assert not {record["text"] for record in trained} & {record["text"] for record in held_out}
-    assert mlm.held_out(records[::-1], 0.3)[1] == held_out[::-1]
+    assert mlm.split_documents(records[::-1], 0.3)[1] == held_out[::-1]
 
 
 @pytest.fixture

@@ -220,9 +220,7 @@ def test_pairs_that_make_no_triplet(nli, config, data, tmp_path):
         InputError, match="no premise has both an entailed and a contradicted hypothesis"
     ):
         nli.read_data(config(data__train=str(neutral)))
-    with pytest.raises(
-        InputError, match="triplets are made of all records together, not of a stream"
-    ):
+    with pytest.raises(InputError, match="triplets need all records together, found a stream"):
         nli.read_data(config(data__train=f"stream:{data}/nli.jsonl"))
 
 
