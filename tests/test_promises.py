@@ -343,7 +343,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("command", MISTAKES)
 def test_mistakes_are_one_line(command, tiny_model, tmp_path, monkeypatch, capsys):
-    """README: A mistake in an option, field or file is one line that says what is accepted."""
+    """README: A wrong option, field or file gives one line that says what is accepted."""
     import importlib
 
     from embed_jax import packaged
