@@ -101,7 +101,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--evaluate",
         type=shlex.split,
         default=[],
-        help="options of scripts.evaluate, which then judges each model",
+        help="options of scripts.evaluate run, which then judges each model",
     )
     parser.add_argument("--output", type=Path, help="JSON file with every run's numbers")
     parser.add_argument(

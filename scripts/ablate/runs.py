@@ -22,7 +22,7 @@ from embed_jax.registry import unknown
 from ..commands import PARENT
 
 OVER = "ablate.json"  # in a run's directory once it is over: its settings
-EVALUATED = "evaluated.json"  # what scripts.evaluate says of its model
+EVALUATED = "evaluated.json"  # what `scripts.evaluate run` says of its model
 
 # ---- the table -----------------------------------------------------------------------------------
 
@@ -145,7 +145,7 @@ def plan(
         seeds: values of config.train.seed.
         overrides: config fields that the command line sets, for all rows.
         workdir: directory of the runs, as ROW/SEED.
-        evaluate: options of scripts.evaluate for each model; empty: not evaluated.
+        evaluate: options of `scripts.evaluate run` for each model; empty: not evaluated.
 
     Raises:
         InputError: for an unknown row or experiment, or a config that cannot be used.
@@ -181,6 +181,7 @@ def plan(
                 sys.executable,
                 "-m",
                 f"{PARENT}scripts.evaluate",
+                "run",
                 "--model",
                 str(directory / "model"),
                 *evaluate,
@@ -208,7 +209,7 @@ def plan(
 def perform(run: Run) -> str:
     """Performs a run unless it is finished, sets metrics or error, and returns a line about it."""
     over, log = run.workdir / OVER, run.workdir.with_name(f"{run.workdir.name}.log")
-    settings = json.dumps(run.settings | {"evaluate": run.evaluate[5:-1]}, indent=1) + "\n"
+    settings = json.dumps(run.settings | {"evaluate": run.evaluate[6:-1]}, indent=1) + "\n"
     if (
         over.is_file()
         and over.read_text(encoding="utf-8") == settings

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from embed_jax.config import Experiment
-from embed_jax.errors import exit_with_one_line
+from embed_jax.config import Experiment, Source
+from embed_jax.errors import InputError, exit_with_one_line
 from embed_jax.train.workdir import open_workdir
 
 ROOT = Path(__file__).parents[2]
@@ -370,3 +370,13 @@ def test_a_checkpoint_of_another_architecture(command, tmp_path):
         in err
     )
     assert saved == {path: path.read_bytes() for path in saved}
+
+
+def test_simcse_refuses_a_mixture(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from experiments import simcse
+
+    config = Experiment()
+    config.mixture.sources.news = Source(train="news.txt")
+    with pytest.raises(InputError, match="one data set, config.data.train; found news$"):
+        simcse.run(config, tmp_path)

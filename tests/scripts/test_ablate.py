@@ -430,3 +430,10 @@ def test_a_table_of_a_real_experiment(run, tmp_path, tiny_model, sentences, monk
     last = json.loads((tmp_path / "runs/fits/0/metrics.jsonl").read_text().splitlines()[-1])
     line = next(line for line in out.split("\n\n")[1].splitlines() if line.startswith("fits"))
     assert f"{last['loss']:.4f}" in line and f"{last['positive_similarity']:.4f}" in line
+
+
+def test_evaluate_calls_the_subcommand(table):
+    table("--evaluate=--task sts --data stsb/test.tsv")
+    module, subcommand, *options = table.commands[1][2:]
+    assert (module, subcommand) == ("scripts.evaluate", "run")
+    assert options[2:6] == ["--task", "sts", "--data", "stsb/test.tsv"]
