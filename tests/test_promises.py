@@ -31,7 +31,6 @@ from embed_jax.data.sources import record_fields
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.spec import random_spec
 from embed_jax.errors import InputError, exit_with_one_line
-from embed_jax.losses.base import bind
 from embed_jax.parallel.gather import global_loss
 from embed_jax.parallel.mesh import make_mesh, split_groups
 from embed_jax.parallel.world import device_world, local_world
@@ -112,11 +111,11 @@ def split_over_devices(function, columns):
 
 def test_devices_do_not_matter():
     """README: Loss and gradient are the same on 1 and on 4 devices, for every loss."""
-    cases = {}
-    for name in REGISTRY["loss"]:
-        loss = bind(lookup("loss", name)) if name == "gist" else lookup("loss", name)
-        start = lookup("loss", name).init
-        cases[name] = loss, some_columns(loss), start(DIM, jax.random.key(0)) if start else {}
+    registered = {name: lookup("loss", name) for name in REGISTRY["loss"]}
+    inputs = {
+        name: (some_columns(loss), loss.init(DIM, jax.random.key(0)))
+        for name, loss in registered.items()
+    }
 
     def mean(loss, columns, world, params, total):
         values, weights = values_of(loss, columns, world, params)
@@ -138,13 +137,13 @@ def test_devices_do_not_matter():
         return jax.value_and_grad(lambda embeddings: split(embeddings, columns))(columns.embeddings)
 
     def every(way):
-        compiled = jax.jit(
-            lambda: {name: way(*case) for name, case in cases.items()}, compiler_options=QUICKLY
-        )
-        return compiled()
+        def all_losses(inputs):
+            return {name: way(registered[name], *inputs[name]) for name in inputs}
+
+        return jax.jit(all_losses, compiler_options=QUICKLY)(inputs)
 
     on_1, on_4 = every(on_one), every(on_four)
-    for name in cases:
+    for name in registered:
         (value, gradient), (value_there, gradient_there) = on_1[name], on_4[name]
         flat, flat_there = np.stack(gradient), np.stack(gradient_there)
         assert np.linalg.norm(flat) > 1e-3, name
@@ -243,11 +242,15 @@ class Killed(BaseException):
     """Ends a run in the middle of its steps; no handler of errors catches it."""
 
 
-def test_a_killed_run_resumes(tiny_model, sentences, tmp_path):
+def test_a_killed_run_resumes(tiny_model, sentences, tmp_path, monkeypatch):
     """README: A killed run resumes to the same bits."""
     pytest.importorskip("grain")
+    from embed_jax.runtime import enable_compilation_cache
     from embed_jax.train.fit import fit
     from embed_jax.train.sources import ONLY
+
+    monkeypatch.setenv("EMBED_JAX_CACHE", str(tmp_path / "cache"))
+    enable_compilation_cache()  # the three runs compile the same step
 
     pairs = [{"anchor": sentences[n], "positive": sentences[n + 1]} for n in range(0, 32, 2)]
     fields = {
