@@ -34,6 +34,12 @@ class Model:
         "sentence-transformers/all-MiniLM-L6-v2",
         'A directory, a hub name, or "random:SHAPE" with `tokenizer`.',
     )
+    query: str = option(
+        "",
+        "A model for queries (the first text of an example), while `name` is that of documents: two towers. "
+        'A directory, a hub name, or "random:SHAPE" with `tokenizer`.',
+        unset="`name` encodes both",
+    )
     tokenizer: str = option(
         "", "A directory with tokenizer files, or a model's name.", unset="the model's own"
     )

@@ -56,6 +56,43 @@ class EmbeddingModel(Protocol):
     def save(self, directory: str | Path) -> None: ...
 
 
+@dataclasses.dataclass(frozen=True)
+class TextEncoder:
+    """A model as a function of texts; where queries and documents have encoders of their own, as two.
+
+    Attributes:
+        model: an embedding model.
+        params: its parameters, as while it is trained; None: those that it has.
+    """
+
+    model: Any
+    params: Any = None
+
+    def __call__(self, texts: Iterable[str], **options: Any) -> np.ndarray:
+        """Returns embeddings of texts of no particular side; a model with routes gives them its default route."""
+        if self.params is not None:
+            options["params"] = self.params
+        return self.model.encode(texts, **options)
+
+    def query(self, texts: Iterable[str], **options: Any) -> np.ndarray:
+        """Returns embeddings of queries, without a prompt unless `options` have one."""
+        return self(texts, **self._task("query"), **options)
+
+    def document(self, texts: Iterable[str], **options: Any) -> np.ndarray:
+        """Returns embeddings of documents, without a prompt unless `options` have one."""
+        return self(texts, **self._task("document"), **options)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of documents."""
+        return (
+            self.model.encoder("document").tokenizer if self.model.routes else self.model.tokenizer
+        )
+
+    def _task(self, name: str) -> dict[str, str]:
+        return {"task": name} if self.model.routes else {}
+
+
 class Setting(Generic[T]):
     """An attribute of a model that is a field of its `settings`; setting it replaces them.
 

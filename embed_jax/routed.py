@@ -29,6 +29,7 @@ from embed_jax.parallel.mesh import make_mesh, on_mesh
 from embed_jax.pretrained import tokenizer_of
 from embed_jax.registry import unknown
 from embed_jax.sentence import SentenceEncoder, encoder_of, load_sentence_encoder
+from embed_jax.types import Params
 
 # Settings that all routes share; the others are each encoder's own.
 SHARED = (
@@ -88,6 +89,7 @@ class RoutedEncoder(HasSettings):
                 raise InputError(unknown("route", route, encoders))
         self.encoders = {route: copy.copy(encoder) for route, encoder in encoders.items()}
         self.settings = dataclasses.replace(settings or EncodingSettings())
+        self.comparison: Any = None  # of `finetune` with data__holdout: before, after and BM25
 
     @property
     def settings(self) -> EncodingSettings:
@@ -123,6 +125,43 @@ class RoutedEncoder(HasSettings):
             encoder.params = params[route]
 
     @property
+    def params(self) -> dict[str, Params]:
+        """Parameters of each route's encoder; may be set."""
+        return {route: encoder.params for route, encoder in self.encoders.items()}
+
+    @params.setter
+    def params(self, params: Mapping[str, Params] | None) -> None:
+        for route, encoder in self.encoders.items():
+            encoder.params = None if params is None else params[route]
+
+    @property
+    def include_prompt(self) -> bool:
+        """True if a prompt's tokens count towards pooling, by every route; setting it sets it for all."""
+        return all(encoder.include_prompt for encoder in self.encoders.values())
+
+    @include_prompt.setter
+    def include_prompt(self, include: bool) -> None:
+        for encoder in self.encoders.values():
+            encoder.include_prompt = include
+
+    def with_params(self, params: Mapping[str, Params]) -> RoutedEncoder:
+        """Returns the same model with other parameters of each route's encoder."""
+        return self._with_encoders(
+            {route: encoder.with_params(params[route]) for route, encoder in self.encoders.items()}
+        )
+
+    def merged(self) -> RoutedEncoder:
+        """Returns the same model with the adapters of its encoders merged into their backbones."""
+        return self._with_encoders(
+            {route: encoder.merged() for route, encoder in self.encoders.items()}
+        )
+
+    def _with_encoders(self, encoders: Mapping[str, SentenceEncoder]) -> RoutedEncoder:
+        other = copy.copy(self)
+        other.encoders = dict(encoders)
+        return other
+
+    @property
     def routes(self) -> tuple[str, ...]:
         """Names of the routes."""
         return tuple(self.encoders)
@@ -145,8 +184,12 @@ class RoutedEncoder(HasSettings):
         Raises:
             InputError: for a task without a route, or no task to a model without a default route.
         """
+        return self.encoders[self._route(task)]
+
+    def _route(self, task: str | None) -> str:
+        """Returns the name of a task's route; see `encoder`."""
         if task in self.tasks or None in self.tasks:
-            return self.encoders[self.tasks.get(task, self.tasks.get(None))]
+            return self.tasks.get(task, self.tasks.get(None))
         named = DOCUMENT_ROUTES if task == "document" else (task,)
         names = (*named, TEXT) if task else (TEXT, self.default_route)
         route = next((name for name in names if name in self.encoders), None)
@@ -159,7 +202,7 @@ class RoutedEncoder(HasSettings):
             raise InputError(
                 f"no route {what}; known: {', '.join({**self.encoders, **self.tasks})}"
             )
-        return self.encoders[route]
+        return route
 
     def encode(
         self,
@@ -178,7 +221,8 @@ class RoutedEncoder(HasSettings):
         Raises:
             InputError: as `encoder` and `SentenceEncoder.encode`.
         """
-        return self.encoder(task).encode(texts, instruction=instruction, **options)
+        encoder, options = self._encoder_and_options(task, options)
+        return encoder.encode(texts, instruction=instruction, **options)
 
     def encode_query(
         self,
@@ -188,13 +232,15 @@ class RoutedEncoder(HasSettings):
         **options: Unpack[PromptOptions],
     ) -> Float[np.ndarray, "*N D"]:
         """`SentenceEncoder.encode_query` by the route of the task "query"."""
-        return self.encoder("query").encode_query(texts, instruction=instruction, **options)
+        encoder, options = self._encoder_and_options("query", options)
+        return encoder.encode_query(texts, instruction=instruction, **options)
 
     def encode_document(
         self, texts: str | Iterable[str], **options: Unpack[PromptOptions]
     ) -> Float[np.ndarray, "*N D"]:
         """`SentenceEncoder.encode_document` by the route of the task "document"."""
-        return self.encoder("document").encode_document(texts, **options)
+        encoder, options = self._encoder_and_options("document", options)
+        return encoder.encode_document(texts, **options)
 
     def encode_blocks(
         self,
@@ -205,7 +251,17 @@ class RoutedEncoder(HasSettings):
         **options: Unpack[PromptOptions],
     ) -> Iterator[Float[np.ndarray, "n D"]]:
         """As `encode`, in blocks; see `SentenceEncoder.encode_blocks`."""
-        return self.encoder(task).encode_blocks(texts, instruction=instruction, **options)
+        encoder, options = self._encoder_and_options(task, options)
+        return encoder.encode_blocks(texts, instruction=instruction, **options)
+
+    def _encoder_and_options(
+        self, task: str | None, options: PromptOptions
+    ) -> tuple[SentenceEncoder, PromptOptions]:
+        """Returns a task's encoder, and the options with its own of the parameters, which are given by route."""
+        route = self._route(task)
+        if (params := options.get("params")) is not None:
+            options = {**options, "params": params[route]}
+        return self.encoders[route], options
 
     def save(self, directory: str | Path) -> None:
         """Writes a directory that sentence-transformers reads from version 5 on, and `load` does; atomic.

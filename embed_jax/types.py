@@ -59,7 +59,8 @@ class Batch:
     So embeddings `[G, C * E, D]` are examples' columns after a reshape, and no index map is needed.
 
     Attributes:
-        tokens: by the name of the tokenizer; "encoder" is the trained model's own. `[G, R, T]` each.
+        tokens: by the name of the tokenizer; "encoder" is the trained model's own. `[G, R, T]` each. Where queries
+            have a tower of their own, "query" holds column 0 and "encoder" the other columns.
         present: False where an example lacks that column (fewer negatives than others).
         text_hash: equal where two texts are equal; two 32-bit halves.
         record: the example's index in the data set, for messages about a bad row.
@@ -80,6 +81,13 @@ class Batch:
     label: Int[Array, "G E"] | None = None
     score: Float[Array, "G E K"] | None = None
     teacher: Float[Array, "G E C T"] | None = None
+
+    @property
+    def encoder_tokens(self) -> TokenBatch | dict[str, TokenBatch]:
+        """Tokens that the trained encoder reads; of two towers those of each, see `encoders.towers`."""
+        if "query" not in self.tokens:
+            return self.tokens["encoder"]
+        return {name: self.tokens[name] for name in ("query", "encoder")}
 
 
 @struct.dataclass
@@ -264,7 +272,7 @@ class TrainState:
     @property
     def encoder(self) -> Params:
         """All of the encoder's parameters, trained and frozen."""
-        return {**self.frozen.get(BASE, {}), **self.params["encoder"]}
+        return join_params(self.frozen.get(BASE, {}), self.params["encoder"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -314,6 +322,18 @@ class Auxiliary:
 def param_dtype(stored: Any) -> np.dtype:
     """In which dtype parameters are kept that a file has in `stored`: bfloat16 as it is, other floats as float32."""
     return np.dtype(jnp.bfloat16 if stored == jnp.bfloat16 else np.float32)
+
+
+def join_params(frozen: Params, trained: Params) -> Params:
+    """Joins two trees of dicts that share no leaf: the frozen and the trained parameters of an encoder.
+
+    >>> join_params({"document": {"backbone": 1}}, {"document": {"lora": 2}, "query": 3})
+    {'document': {'backbone': 1, 'lora': 2}, 'query': 3}
+    """
+    if not (isinstance(frozen, dict) and isinstance(trained, dict)):
+        return trained
+    shared = {name: join_params(frozen[name], trained[name]) for name in frozen if name in trained}
+    return {**frozen, **trained, **shared}
 
 
 def num_params(params: Params) -> int:

@@ -22,6 +22,7 @@ from embed_jax.types import Batch, Record, TokenBatch
 
 ENDLESS = 2**40  # steps
 SAMPLED_BATCHES = 8  # that advice about rows looks at
+TRAINED = ("encoder", "query")  # views of the texts that the trained encoder reads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,9 +108,8 @@ class BatchMaker:
         ]
         views: dict[str, TokenBatch] = {}
         order = None
-        for name in sorted(
-            self.tokenizers[0], key=lambda name: name != "encoder"
-        ):  # the encoder's view deals
+        # The encoder's view comes first: its token counts decide the dealing to groups.
+        for name in sorted(self.tokenizers[0], key=lambda name: name != "encoder"):
             views[name], order = self._pack(rows, which, name, order)
 
         def dealt(name: str, dtype: Any, size: int = 0) -> np.ndarray | None:
@@ -164,13 +164,16 @@ class BatchMaker:
         return found
 
     def _pack(self, rows, which: np.ndarray, name: str, order) -> tuple[TokenBatch, np.ndarray]:
-        """One tokenizer's view of the texts; prompts and row length are the encoder's, others have none and theirs."""
-        trained = name == "encoder"
-        ids = [[None] * len(rows) for _ in range(self.num_columns)]
-        skip = np.zeros((self.num_columns, len(rows)), np.int64)
+        """Packs one tokenizer's view of the texts; only the trained encoder's have prompts."""
+        trained = name in TRAINED
+        columns = range(self.num_columns)
+        if trained and "query" in self.tokenizers[0]:
+            columns = columns[:1] if name == "query" else columns[1:]
+        ids = [[None] * len(rows) for _ in columns]
+        skip = np.zeros((len(columns), len(rows)), np.int64)
         for source in np.unique(which).tolist():
             tokenizer, prompts = self.tokenizers[source][name], self.sources[source].prompts
-            for column in range(self.num_columns):
+            for position, column in enumerate(columns):
                 places = [
                     place
                     for place in np.flatnonzero(which == source)
@@ -181,10 +184,10 @@ class BatchMaker:
                     [rows[place][column] for place in places], prompt, self.include_prompt
                 )
                 for place, one in zip(places, found.ids, strict=True):
-                    ids[column][place] = one
-                skip[column, places] = found.skip
+                    ids[position][place] = one
+                skip[position, places] = found.skip
         longest = max(tokenizers[name].max_length for tokenizers in self.tokenizers)
-        row_length = self.row_length if trained else max(self.row_length, longest)
+        row_length = max(self.row_length, longest)
         try:
             return pack_batch(
                 ids,
@@ -196,7 +199,7 @@ class BatchMaker:
                 shares=self.shares,
             )
         except RowsError as error:
-            texts = self.num_columns * len(rows) // self.groups  # of a group
+            texts = len(columns) * len(rows) // self.groups  # of a group
             enough = -(-texts // (row_length // longest))
             unset = "" if self.shard[1] > 1 else ", and with 0 each batch takes what it needs"
             raise InputError(
@@ -235,6 +238,7 @@ def batch_maker(
     Args:
         sources: the data sets; with more than one, batches tell which one an example is from.
         tokenizers: by name; "encoder" is the trained model's own, whose token counts decide the dealing to groups.
+            With "query", a tower of its own, that one packs the first column and "encoder" the others.
             Others see the same texts without prompts, in rows as long as their own limit if that is longer.
         batch_size: B, examples over all hosts.
         groups: G over all hosts.

@@ -144,11 +144,6 @@ def split_trainable(params: Params, spec: EncoderSpec) -> tuple[Params, Params]:
     return {name: tree for name, tree in params.items() if name not in frozen}, frozen
 
 
-def join_params(trainable: Params, frozen: Params) -> Params:
-    """The inverse of `split_trainable`."""
-    return {**frozen, **trainable}
-
-
 def merge_lora(spec: EncoderSpec, params: Params) -> tuple[EncoderSpec, Params]:
     """The same encoder without an adapter: each kernel W + scale A B, or DoRA's; in the kernel's dtype.
 

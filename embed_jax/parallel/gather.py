@@ -25,7 +25,17 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from embed_jax.parallel.mesh import BATCH_AXES
 from embed_jax.parallel.queue import queue_columns, queue_entries, queue_metrics
 from embed_jax.parallel.world import device_world
-from embed_jax.types import BASE, Auxiliary, Batch, Columns, Encoder, LossResult, Params, TokenBatch
+from embed_jax.types import (
+    BASE,
+    Auxiliary,
+    Batch,
+    Columns,
+    Encoder,
+    LossResult,
+    Params,
+    TokenBatch,
+    join_params,
+)
 
 ReadParams = Callable[[Params], Params]
 AUXILIARY = (
@@ -37,8 +47,8 @@ DRAWN = (
 
 
 def map_groups(
-    function: Callable[[TokenBatch, PRNGKeyArray | None], Any],
-    tokens: TokenBatch,
+    function: Callable[[Any, PRNGKeyArray | None], Any],
+    tokens: TokenBatch | Mapping[str, TokenBatch],
     key: PRNGKeyArray | None,
     first_group: Int[Array, ""] | int,
 ) -> Any:
@@ -50,14 +60,14 @@ def map_groups(
     there is nothing to save.
 
     Args:
-        tokens: leaves `[g, R, T]`.
+        tokens: leaves `[g, R, T]`; or a dict of such, of which the function gets a group of each.
         key: folded with each group's number in the global batch; None: groups have None.
         first_group: the number of the first group here.
 
     Returns:
         The function's results with a leading axis g.
     """
-    groups = tokens.token_ids.shape[0]
+    groups = jax.tree.leaves(tokens)[0].shape[0]
 
     def of_one(numbered):
         number, group = numbered
@@ -73,7 +83,7 @@ def map_groups(
 def encode_groups(
     encoder: Encoder,
     params: Params,
-    tokens: TokenBatch,
+    tokens: TokenBatch | Mapping[str, TokenBatch],
     key: PRNGKeyArray | None,
     first_group: Int[Array, ""] | int,
     read: ReadParams | None = None,
@@ -183,7 +193,7 @@ def global_loss(
         params, base = jax.tree.map(vary, (params, frozen_params.get(BASE, {})))
         device = lax.axis_index(BATCH_AXES)
         first_group = device * batch.present.shape[0]
-        trained, read = gathered({**base, **params["encoder"]})
+        trained, read = gathered(join_params(base, params["encoder"]))
 
         drawn = None if key is None else jax.random.fold_in(key, DRAWN)
         layer = draw_layers(drawn, encoder.config.num_layers, layers) if layers else None
@@ -204,7 +214,7 @@ def global_loss(
             )
             return {"encoder": last, "layers": earlier}, sums
 
-        embeddings, sums = map_groups(of_group, batch.tokens["encoder"], key, first_group)
+        embeddings, sums = map_groups(of_group, batch.encoder_tokens, key, first_group)
         for name, other in frozen.items():
             fixed = lax.stop_gradient(jax.tree.map(vary, frozen_params[name]))
             embeddings[name] = encode_groups(other, fixed, batch.tokens[name], None, first_group)
@@ -236,11 +246,11 @@ def global_loss(
             return total, (metrics, jnp.isfinite(values))
         if "momentum" in extra:
             steady = lax.stop_gradient(jax.tree.map(vary, extra["momentum"]))
-            steady, read = gathered({**base, **steady})
+            steady, read = gathered(join_params(base, steady))
             own = columns_of(
                 {
                     "encoder": encode_groups(
-                        encoder, steady, batch.tokens["encoder"], None, first_group, **read
+                        encoder, steady, batch.encoder_tokens, None, first_group, **read
                     )
                 },
                 batch,
@@ -289,7 +299,7 @@ def gatherer(
     """
     if specs is None:
         return lambda params: (params, {})
-    whole = {**specs.get(BASE, {}), **specs["encoder"]}
+    whole = join_params(specs.get(BASE, {}), specs["encoder"])
 
     def gathered(params: Params) -> tuple[Params, dict[str, ReadParams]]:
         params, read = _gathered(params, whole, encoder.layers, when, mesh.shape["tensor"])

@@ -19,7 +19,7 @@ from embed_jax.parallel.gather import (
     vary,
 )
 from embed_jax.parallel.mesh import BATCH_AXES
-from embed_jax.types import BASE, Auxiliary, Batch, Encoder
+from embed_jax.types import BASE, Auxiliary, Batch, Encoder, join_params
 
 HEAD = "head"  # the name of the objective's parameters that are not trained, among the frozen ones
 
@@ -49,7 +49,7 @@ def token_loss(
             vary, (params, frozen_params.get(BASE, {}), frozen_params.get(HEAD, {}))
         )
         first_group = lax.axis_index(BATCH_AXES) * batch.present.shape[0]
-        trained, read = gathered({**base, **params["encoder"]})
+        trained, read = gathered(join_params(base, params["encoder"]))
 
         def of_group(group, key):
             return objective.apply({**head, **params["loss"]}, trained, group, key, **read)

@@ -132,10 +132,21 @@ def as_run(
     }
 
 
-def prompted(encode: Encode, *prompts: str) -> tuple[Encode, ...]:
-    """`encode` with each of the prompts: called as `encode(texts, prompt=...)`, or bare if all of them are empty."""
+def prompted(
+    encode: Encode, query_prompt: str = "", document_prompt: str = ""
+) -> tuple[Encode, Encode]:
+    """Returns the functions that embed queries and documents, each with its prompt.
+
+    Args:
+        encode: called as `encode(texts, prompt=...)`, or as `encode(texts)` if both prompts are empty. If it has the
+            methods `query` and `document`, as a `TextEncoder` has, these are called instead.
+    """
+    prompts = (query_prompt, document_prompt)
+    sides = (getattr(encode, "query", encode), getattr(encode, "document", encode))
+    if not any(prompts):
+        return sides
     return tuple(
-        functools.partial(encode, prompt=prompt) if any(prompts) else encode for prompt in prompts
+        functools.partial(side, prompt=prompt) for side, prompt in zip(sides, prompts, strict=True)
     )
 
 

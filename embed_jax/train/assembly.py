@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from embed_jax.config import Experiment
+from embed_jax.embedding_model import TextEncoder
 from embed_jax.encoders.token_objectives import is_token_objective
 from embed_jax.parallel.mesh import (
     gather_params,
@@ -69,19 +68,18 @@ class Assembly:
     step: Callable
     learning_rate: Callable[[int], Any]
 
-    def encode(self, state: TrainState) -> Callable[..., np.ndarray]:
+    def encode(self, state: TrainState) -> TextEncoder:
         """Returns the function `texts -> embeddings` of the model in a state."""
-        return functools.partial(self.model.sentence.encode, params=state.encoder)
+        return TextEncoder(self.model.sentence, state.encoder)
 
     def save_model(self, state: TrainState, directory: Path) -> None:
         """Writes the model in a state as a model directory; every host calls it."""
-        sentence, lora = self.model.sentence, self.config.lora
+        sentence = self.model.sentence
         sentence.params = gather_params(state.encoder, self.mesh)
-        # An adapter to random weights has no base that it could refer to.
-        merge = sentence.spec.lora and (lora.merge or not sentence.base)
         if is_first_host():
             tensors = self.objective.tensors and self.objective.tensors(state)
-            (sentence.merged() if merge else sentence).save(directory, tensors)
+            merged = sentence.merged() if self.model.merges_adapter(self.config.lora) else sentence
+            merged.save(directory, **({"further": tensors} if tensors else {}))
 
 
 def assemble(

@@ -27,6 +27,7 @@ from embed_jax.data.pipeline import (
 )
 from embed_jax.data.sources import RecordFields
 from embed_jax.data.stream import RecordStream, made_ahead, stream_batches
+from embed_jax.embedding_model import TextEncoder
 from embed_jax.errors import InputError
 from embed_jax.losses.base import About
 from embed_jax.retrieval.topk import Encode
@@ -82,7 +83,7 @@ def training_data(
     """
     renewed = callable(sources)
     sources_at: SourcesAt = sources if renewed else lambda step, encode: sources
-    first = prepare_sources(sources_at(0, model.sentence.encode), objective, config)
+    first = prepare_sources(sources_at(0, TextEncoder(model.sentence)), objective, config)
     pieces = _cut_sources(first, objective)
     _check_same_mask(config, pieces)
     maker = _batch_maker(config, model, objective, groups)
@@ -104,7 +105,7 @@ def training_data(
         since = start // every * every
         now, now_order = pieces, order
         if since:
-            encode = functools.partial(model.sentence.encode, params=state.encoder)
+            encode = TextEncoder(model.sentence, state.encoder)
             now = _cut_sources(
                 prepare_sources(sources_at(since, encode), objective, config), objective
             )
@@ -182,7 +183,7 @@ def _batch_maker(
     return functools.partial(
         batch_maker,
         tokenizers={
-            "encoder": model.sentence.tokenizer.cut_at(longest),
+            **{name: tokenizer.cut_at(longest) for name, tokenizer in model.tokenizers.items()},
             **{name: other.tokenizer for name, other in objective.models.items()},
         },
         batch_size=config.batch.size,

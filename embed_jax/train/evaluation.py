@@ -24,6 +24,7 @@ from embed_jax.evals.sts import sts_evaluator
 from embed_jax.parallel.mesh import split_groups
 from embed_jax.prompts import fill_template
 from embed_jax.registry import unknown
+from embed_jax.routed import load_routed
 from embed_jax.runtime import is_first_host, say
 from embed_jax.sentence import load_sentence_encoder
 from embed_jax.train.assembly import Assembly
@@ -193,7 +194,7 @@ def report_search(
     before = model_before(config)
     comparison = compare(
         training_encoders(config, before),
-        training_encoders(config, load_sentence_encoder(str(workdir / "model"))),
+        training_encoders(config, load_routed(workdir / "model")),
         task,
         similarity=config.loss.similarity or "cosine",
         ignore_identical_ids=config.eval.ignore_identical_ids,
@@ -221,7 +222,7 @@ def report_sts(
     """
     models = {
         "before": model_before(config),
-        "after": load_sentence_encoder(str(workdir / "model")),
+        "after": load_routed(workdir / "model"),
     }
     if config.model.teacher:
         models["teacher"] = load_sentence_encoder(config.model.teacher)

@@ -16,7 +16,8 @@ from embed_jax.data.pairs import CARRIED, as_pairs, retrieval_task, split_pairs
 from embed_jax.data.pipeline import RecordSource
 from embed_jax.data.sources import python_records, record_fields
 from embed_jax.errors import InputError, RunError, require
-from embed_jax.sentence import SentenceEncoder, load_sentence_encoder
+from embed_jax.routed import RoutedEncoder, load_routed
+from embed_jax.sentence import SentenceEncoder
 
 # What finetune has no use for: it is given the pairs, is one process, and trains one stage.
 REFUSED = {
@@ -47,7 +48,7 @@ def finetune(
     workdir: str | Path | None = None,
     evaluators: Mapping[str, Any] | None = None,
     **overrides: Any,
-) -> SentenceEncoder:
+) -> SentenceEncoder | RoutedEncoder:
     """Fine-tunes a model on pairs of texts, with in-batch negatives, and returns it.
 
     With `data__holdout=0.1`, a tenth of the pairs is held out for validation and a tenth for test,
@@ -94,7 +95,7 @@ def _finetune(
     evaluators: Mapping[str, Any],
     overrides: Mapping[str, Any],
     keep: bool,
-) -> SentenceEncoder:
+) -> SentenceEncoder | RoutedEncoder:
     """Trains in a directory; see `finetune`.
 
     Args:
@@ -143,7 +144,7 @@ def _finetune(
     if not result.finished:
         advice = "the same call goes on" if keep else "without a workdir nothing of it is kept"
         raise RunError(f"stopped at step {int(result.state.step)}; {advice}")
-    trained = load_sentence_encoder(str(workdir / "model"))
+    trained = load_routed(workdir / "model")
     if tasks:
         trained.comparison = report_search(tasks["test"], config, workdir, result.unchanged)
         if keep:

@@ -180,8 +180,8 @@ def mining_options(config: Experiment) -> Mining:
 
 
 def _fold(encode: Encode) -> Fold | None:
-    """The fold of the tokenizer of the model whose method `encode` is; None for a plain function."""
-    tokenizer = getattr(getattr(encode, "__self__", None), "tokenizer", None)
+    """Returns the fold of the tokenizer of a `TextEncoder`; None for a plain function."""
+    tokenizer = getattr(encode, "tokenizer", None)
     return token_fold(tokenizer) if tokenizer is not None else None
 
 

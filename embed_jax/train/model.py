@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,23 +13,27 @@ import jax
 from jax.sharding import Mesh
 
 from embed_jax.config import Experiment, Lora, Model
-from embed_jax.data.tokenize import load_tokenizer
+from embed_jax.data.tokenize import Tokenizer, load_tokenizer
 from embed_jax.encoders.adapter import check_writable
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.heads import Dense, Normalize
 from embed_jax.encoders.hub import resolve
 from embed_jax.encoders.int8 import quantize_kernel, quantize_layers
 from embed_jax.encoders.lora import adapted_modules, init_lora, merge_lora, split_trainable
-from embed_jax.encoders.read import read_model, sharding_rules
+from embed_jax.encoders.read import SavedModel, read_model, read_routes, sharding_rules
 from embed_jax.encoders.settings import EncodingSettings
 from embed_jax.encoders.shrink import keep_layers, layer_numbers
 from embed_jax.encoders.spec import EncoderSpec, LoraSpec, random_spec
+from embed_jax.encoders.towers import two_towers
 from embed_jax.errors import InputError
 from embed_jax.parallel.loading import by_rules, sharded_put
 from embed_jax.pretrained import check_length, tokenizer_of, with_family
 from embed_jax.registry import called
+from embed_jax.routed import RoutedEncoder
 from embed_jax.sentence import SentenceEncoder
 from embed_jax.types import BASE, Encoder, Params, Put, Rules
+
+TOWERS = ("query", "document")  # routes of a model with two towers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +43,10 @@ class TrainingModel:
     Attributes:
         encoder: the encoder that is trained; it may have a head that the result drops.
         params: of `encoder`; shapes in an abstract model.
-        spec: of the model that comes out.
+        spec: of the model that comes out; of two towers, that of documents.
         tokenizer: transformers' tokenizer, or what stands for it in an abstract model.
-        sentence: the model that comes out, which shares `params`; None in an abstract model.
+        sentence: the model that comes out, which shares `params`; with two towers it has the routes "query" and
+            "document". None in an abstract model.
         max_length: tokens of the longest training text.
     """
 
@@ -48,13 +54,40 @@ class TrainingModel:
     params: Params
     spec: EncoderSpec
     tokenizer: Any
-    sentence: SentenceEncoder | None
+    sentence: SentenceEncoder | RoutedEncoder | None
     max_length: int
+
+    @property
+    def has_towers(self) -> bool:
+        """True if queries have an encoder of their own."""
+        return self.sentence is not None and bool(self.sentence.routes)
+
+    @property
+    def tokenizers(self) -> dict[str, Tokenizer]:
+        """The tokenizers of the trained encoder, as `data.pipeline.batch_maker` names them."""
+        if not self.has_towers:
+            return {"encoder": self.sentence.tokenizer}
+        query, document = (self.sentence.encoders[route] for route in TOWERS)
+        return {"encoder": document.tokenizer, "query": query.tokenizer}
 
     def split(self) -> tuple[Params, dict[str, Params]]:
         """Returns the parameters to train, and {BASE: the frozen ones} if there is an adapter."""
-        trained, frozen = split_trainable(self.params, self.spec)
+        if not self.has_towers:
+            trained, frozen = split_trainable(self.params, self.spec)
+        else:  # only the documents' tower has adapters
+            document, frozen = split_trainable(self.params["document"], self.spec)
+            trained = {**self.params, "document": document}
+            frozen = {"document": frozen} if frozen else {}
         return trained, {BASE: frozen} if frozen else {}
+
+    def merges_adapter(self, lora: Lora) -> bool:
+        """True if the model is to be saved with its adapter merged.
+
+        An adapter to random weights has no base to refer to, and a model with routes is written as whole encoders.
+        """
+        if self.spec.lora is None:
+            return False
+        return lora.merge or self.has_towers or not self.sentence.base
 
 
 def longest_text(config: Experiment) -> int:
@@ -69,11 +102,100 @@ def initial_model(config: Experiment, *, mesh: Mesh | None = None) -> TrainingMo
     Args:
         config: its `model.name` "random:SHAPE" makes random weights of a known shape for `model.tokenizer`. A model
             that has the adapter of `lora` goes on with it; one with another adapter is refused. Without a rank, an
-            adapter that the model has is merged into it.
+            adapter that the model has is merged into it. With `model.query`, or if `model.name` has the routes
+            "query" and "document", there are two towers.
         mesh: where to put parameters that are read from files, split as training needs them; None: on the host.
 
     Raises:
         InputError: for a model, tokenizer or setting that cannot be used.
+    """
+    routes = _saved_routes(config.model)
+    if config.model.query or routes:
+        return _two_towers(config, routes, mesh)
+    return _one_encoder(config, mesh)
+
+
+def _saved_routes(model: Model) -> Mapping[str, SavedModel] | None:
+    """Reads the encoders of `model.name` by route; None if it has no routes.
+
+    Raises:
+        InputError: for routes other than "query" and "document", or beside `model.query`.
+    """
+    saved = None if model.name.startswith("random:") else read_routes(resolve(model.name))
+    if saved is None:
+        return None
+    if model.query:
+        raise InputError(
+            f"config.model.query: {model.name} has encoders of its own for queries and documents, "
+            f"found {model.query!r}"
+        )
+    if set(saved.models) != set(TOWERS):
+        raise InputError(
+            f"config.model.name: expected one encoder, or the routes {' and '.join(TOWERS)}, "
+            f"found {', '.join(saved.models)}"
+        )
+    return saved.models
+
+
+def _two_towers(
+    config: Experiment, routes: Mapping[str, SavedModel] | None, mesh: Mesh | None
+) -> TrainingModel:
+    """Returns the model with a tower for queries and one for documents.
+
+    The settings of `config.model` and `config.lora` are those of the documents' tower, except `compute_dtype`, `remat`
+    and the tokenizer of random weights. Queries get a linear map to the size of documents if theirs differs.
+    """
+    _check_towers(config.model)
+    routes = routes or {}
+    model = dataclasses.replace(config.model, query="")
+    document = _one_encoder(
+        dataclasses.replace(config, model=model), mesh, saved=routes.get("document")
+    )
+    query_model = Model(
+        name=config.model.query or config.model.name,
+        tokenizer=model.tokenizer if config.model.query.startswith("random:") else "",
+        compute_dtype=model.compute_dtype,
+        remat=model.remat,
+    )
+    query = _one_encoder(
+        dataclasses.replace(config, model=query_model, lora=Lora()),
+        mesh,
+        saved=routes.get("query"),
+        dim=document.encoder.dim,
+    )
+    towers = {"query": query, "document": document}
+    sentence = RoutedEncoder(
+        {route: tower.sentence for route, tower in towers.items()},
+        default_route="document",
+        settings=document.sentence.settings,
+    )
+    return TrainingModel(
+        two_towers(query.encoder, document.encoder),
+        {route: tower.params for route, tower in towers.items()},
+        document.spec,
+        document.tokenizer,
+        sentence,
+        document.max_length,
+    )
+
+
+def _check_towers(model: Model) -> None:
+    """Refuses settings that have no meaning for two towers."""
+    for name in ("mlp", "same_mask_columns"):
+        if value := getattr(model, name):
+            raise InputError(
+                f"config.model.{name}: not with two towers (config.model.query), found {value!r}"
+            )
+
+
+def _one_encoder(
+    config: Experiment, mesh: Mesh | None, *, saved: SavedModel | None = None, dim: int = 0
+) -> TrainingModel:
+    """Returns the model of one encoder.
+
+    Args:
+        saved: the model as it was read; None: `config.model.name` is read or initialised.
+        dim: size of the embeddings, by a linear map where the model's own differs; 0: its own.
     """
     model, lora, longest = config.model, config.lora, longest_text(config)
     key = jax.random.key(config.train.seed)
@@ -94,9 +216,11 @@ def initial_model(config: Experiment, *, mesh: Mesh | None = None) -> TrainingMo
         params = store_frozen(build_encoder(spec).init(key), lora)
         settings, pooler = EncodingSettings(), {}
     else:
-        directory = resolve(model.name)
-        put = None if mesh is None else _put_function(sharding_rules(directory), mesh, lora)
-        saved = with_family(read_model(directory, put=put), model.name)
+        if saved is None:
+            directory = resolve(model.name)
+            put = None if mesh is None else _put_function(sharding_rules(directory), mesh, lora)
+            saved = read_model(directory, put=put)
+        saved = with_family(saved, model.name)
         spec, params = saved.spec, saved.params
         check_length(longest, spec.backbone, "config.data.max_length")
         tokenizer = tokenizer_of(
@@ -109,7 +233,7 @@ def initial_model(config: Experiment, *, mesh: Mesh | None = None) -> TrainingMo
         settings = dataclasses.replace(saved.settings, matryoshka_dims=(), adaptive_layers=False)
         pooler = saved.pooler
     dtype = compute_dtype(model.compute_dtype)
-    encoder, spec, params = _trained_encoder(config, spec, params, key, dtype)
+    encoder, spec, params = _trained_encoder(config, spec, params, key, dtype, dim)
     sentence = SentenceEncoder(
         spec,
         params,
@@ -122,7 +246,7 @@ def initial_model(config: Experiment, *, mesh: Mesh | None = None) -> TrainingMo
     return TrainingModel(encoder, params, spec, tokenizer.hf, sentence, longest)
 
 
-def model_before(config: Experiment) -> SentenceEncoder:
+def model_before(config: Experiment) -> SentenceEncoder | RoutedEncoder:
     """Returns the model that a run starts from, without the adapter to train, to compare the result with."""
     return initial_model(dataclasses.replace(config, lora=Lora())).sentence
 
@@ -133,6 +257,10 @@ def abstract_model(config: Experiment, shape: str) -> TrainingModel:
     Args:
         shape: a name of `encoders.spec.known_shapes()`, whatever `config.model.name` is.
     """
+    if config.model.query:
+        raise InputError(
+            "config.model.query: memory is planned for one encoder, not for two towers"
+        )
     # "auto" means what an accelerator would compute in, although the shapes are made on a CPU.
     dtype = "bfloat16" if config.model.compute_dtype == "auto" else config.model.compute_dtype
     spec = random_spec(shape, pooling=config.model.pooling or "mean")
@@ -164,13 +292,21 @@ def _trained_encoder(
     params: Params,
     key: jax.Array,
     dtype: str,
+    dim: int = 0,
     **options: Any,
 ) -> tuple[Encoder, EncoderSpec, Params]:
     """Returns the encoder to train, what comes out of it, and the parameters at the start."""
     model = config.model
     spec, params = apply_changes(spec, params, model, key)
+    if dim and (own_dim := build_encoder(spec).dim) != dim:
+        projection = Dense(own_dim, dim, activation="identity")
+        spec, params = _with_dense(spec, params, projection, jax.random.fold_in(key, 6))
     spec, params = add_adapter(spec, params, config.lora, jax.random.fold_in(key, 4))
-    training, params = _with_mlp(spec, params, key) if model.mlp else (spec, params)
+    training = spec
+    if model.mlp:  # SimCSE's head
+        size = _dim_before_norm(spec)
+        mlp = Dense(size, size, activation="tanh")
+        training, params = _with_dense(spec, params, mlp, jax.random.fold_in(key, 1))
     encoder = build_encoder(
         training,
         compute_dtype=dtype,
@@ -288,17 +424,22 @@ def _adapter_identity(spec: EncoderSpec, params: Params) -> tuple:
     return lora.rank, lora.alpha, lora.rslora, lora.dora, adapted_modules(spec, params["backbone"])
 
 
-def _with_mlp(spec: EncoderSpec, params: Params, key: jax.Array) -> tuple[EncoderSpec, Params]:
-    """Adds SimCSE's head, freshly initialised, after the pooling; a Normalize of the model stays last."""
-    heads = tuple(head for head in spec.heads if not isinstance(head, Normalize))
-    dim = build_encoder(dataclasses.replace(spec, heads=heads)).dim
-    mlp, position = Dense(dim, dim, activation="tanh"), str(len(heads))
+def _with_dense(
+    spec: EncoderSpec, params: Params, dense: Dense, key: jax.Array
+) -> tuple[EncoderSpec, Params]:
+    """Adds a freshly initialised layer after the pooling and other heads; a Normalize of the model stays last."""
+    heads = _heads_before_norm(spec)
     end = (Normalize(),) if len(heads) < len(spec.heads) else ()
-    params = {
-        **params,
-        "heads": {**params["heads"], position: mlp.init(jax.random.fold_in(key, 1))},
-    }
-    return dataclasses.replace(spec, heads=(*heads, mlp, *end)), params
+    params = {**params, "heads": {**params["heads"], str(len(heads)): dense.init(key)}}
+    return dataclasses.replace(spec, heads=(*heads, dense, *end)), params
+
+
+def _heads_before_norm(spec: EncoderSpec) -> tuple[Any, ...]:
+    return tuple(head for head in spec.heads if not isinstance(head, Normalize))
+
+
+def _dim_before_norm(spec: EncoderSpec) -> int:
+    return build_encoder(dataclasses.replace(spec, heads=_heads_before_norm(spec))).dim
 
 
 def compute_dtype(name: str) -> str:

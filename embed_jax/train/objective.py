@@ -107,6 +107,13 @@ def embedding_objective(
         raise InputError(
             f"config.queue.size: the loss {config.loss.name!r} has no use for a queue of negatives"
         )
+    if model.has_towers:
+        if config.loss.mlm:
+            raise InputError("config.loss.mlm: not with two towers (config.model.query)")
+        if loss.about.layers:
+            raise InputError(
+                f"config.loss.name: {config.loss.name!r} needs embeddings of earlier layers, which two towers lack"
+            )
     auxiliary = {"mlm": (config.loss.mlm, _mlm(model))} if config.loss.mlm else {}
 
     def init(key: PRNGKeyArray) -> dict[str, Params]:

@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from embed_jax.config import Data, Experiment, Source
+from embed_jax.embedding_model import TextEncoder
 from embed_jax.errors import InputError
 from embed_jax.prompts import fill_template
+from embed_jax.routed import RoutedEncoder
 from embed_jax.runtime import say
 from embed_jax.sentence import SentenceEncoder
 
@@ -53,7 +55,7 @@ def _prompt(settings: Data | Source, side: str, template: str, place: str) -> st
         raise InputError(f"config.data.{error}") from None
 
 
-def training_prompts(config: Experiment, model: SentenceEncoder) -> tuple[str, str]:
+def training_prompts(config: Experiment, model: SentenceEncoder | RoutedEncoder) -> tuple[str, str]:
     """The prompts of anchors and of candidates: the config's, else the model's default prompt."""
     usual = model.prompts.get(model.default_prompt_name, "")
     anchor, candidate = given_prompts(config)
@@ -61,14 +63,18 @@ def training_prompts(config: Experiment, model: SentenceEncoder) -> tuple[str, s
 
 
 def training_encoders(
-    config: Experiment, model: SentenceEncoder
+    config: Experiment, model: SentenceEncoder | RoutedEncoder
 ) -> tuple[Callable[[Sequence[str]], np.ndarray], ...]:
     """Returns the functions that embed queries and documents, each with the prompt of the training."""
     prompts = training_prompts(config, model)
-    return tuple(functools.partial(model.encode, prompt=prompt) for prompt in prompts)
+    encode = TextEncoder(model)
+    return tuple(
+        functools.partial(side, prompt=prompt)
+        for side, prompt in zip((encode.query, encode.document), prompts, strict=True)
+    )
 
 
-def settle_prompts(config: Experiment, model: SentenceEncoder) -> tuple[str, str]:
+def settle_prompts(config: Experiment, model: SentenceEncoder | RoutedEncoder) -> tuple[str, str]:
     """The prompts of anchors and candidates, which become those of the resulting model, as "query" and "document".
 
     A data set of a mixture with prompts of its own leaves them as "NAME_query" and "NAME_document".

@@ -12,16 +12,17 @@ from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.token_objectives import is_token_objective
 from embed_jax.errors import InputError, warn
 from embed_jax.parallel.mesh import make_mesh
-from embed_jax.sentence import SentenceEncoder, load_sentence_encoder
+from embed_jax.routed import RoutedEncoder, load_routed
+from embed_jax.sentence import SentenceEncoder
 from embed_jax.train.checkpoint import read_encoder, saved_steps
 from embed_jax.train.model import initial_model
 from embed_jax.train.objective import describe_result, training_loss
-from embed_jax.types import BASE, Params
+from embed_jax.types import BASE, Params, join_params
 
 
 def load_run(
     directory: str | Path, step: int = 0, *, max_length: int = 0, compute_dtype: str = "float32"
-) -> SentenceEncoder:
+) -> SentenceEncoder | RoutedEncoder:
     """The model of a run, while it goes on or after it, bit for bit; the run itself is left alone.
 
     Args:
@@ -37,9 +38,7 @@ def load_run(
     """
     directory = Path(directory)
     if not step and (directory / "model").is_dir():
-        return load_sentence_encoder(
-            directory / "model", max_length=max_length, compute_dtype=compute_dtype
-        )
+        return load_routed(directory / "model", max_length=max_length, compute_dtype=compute_dtype)
     steps = saved_steps(directory / "checkpoints")
     if not steps:
         raise InputError(f"{directory}: a run that has saved neither a model nor a checkpoint")
@@ -58,10 +57,12 @@ def load_run(
     sentence = model.sentence
     trained, frozen = model.split()
     trained = read_encoder(directory / "checkpoints", step, trained)
-    sentence = sentence.with_params(
-        _without_training_heads({**frozen.get(BASE, {}), **trained}, model.spec)
-    )
-    sentence.base = sentence.base if model.spec.lora is not None else ""
+    params = join_params(frozen.get(BASE, {}), trained)
+    if not model.has_towers:
+        params = _without_training_heads(params, model.spec)
+    sentence = sentence.with_params(params)
+    if model.spec.lora is None and not model.has_towers:
+        sentence.base = ""
     if not is_token_objective(config.loss.name):
         with contextlib.redirect_stdout(
             None
@@ -69,8 +70,7 @@ def load_run(
             describe_result(config, sentence, training_loss(config).about)
     if max_length:
         sentence.max_length = max_length
-    merge = model.spec.lora is not None and (config.lora.merge or not sentence.base)
-    return sentence.merged() if merge else sentence
+    return sentence.merged() if model.merges_adapter(config.lora) else sentence
 
 
 def _without_training_heads(params: Params, spec: EncoderSpec) -> Params:

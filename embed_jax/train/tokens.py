@@ -28,7 +28,7 @@ from embed_jax.types import Params, TrainState
 
 # Fields about embeddings, or about texts in columns.
 OF_LOSSES = ("loss.mlm", "data.anchor_prompt", "data.candidate_prompt", "data.anchor_instruction",
-             "data.candidate_instruction", "model.mlp", "model.guide", "model.teacher",
+             "data.candidate_instruction", "model.query", "model.mlp", "model.guide", "model.teacher",
              "data.teacher_vectors", "data.teacher_ids")  # fmt: skip
 
 

@@ -19,12 +19,12 @@ from embed_jax.encoders.int8 import (
     quantize_kernel,
     quantize_layers,
 )
-from embed_jax.encoders.lora import init_lora, join_params, merge_lora, split_trainable
+from embed_jax.encoders.lora import init_lora, merge_lora, split_trainable
 from embed_jax.encoders.spec import LoraSpec, random_spec
 from embed_jax.losses.expression import build_loss
 from embed_jax.parallel.gather import global_loss
 from embed_jax.parallel.mesh import make_mesh, param_specs, place_on_mesh, split_groups
-from embed_jax.types import BASE, Batch
+from embed_jax.types import BASE, Batch, join_params
 
 PLAIN = random_spec("tiny", vocab_size=60)
 KEY = jax.random.key(3)
@@ -116,7 +116,7 @@ def test_an_adapter_over_eight_bits(kind, packed):
     @partial(jax.jit, compiler_options=QUICKLY)
     @jax.value_and_grad
     def run(trainable, frozen):
-        return jnp.sum(encoder.apply(join_params(trainable, frozen), packed, KEY) * weight)
+        return jnp.sum(encoder.apply(join_params(frozen, trainable), packed, KEY) * weight)
 
     value, gradient = run(trainable, frozen)
     assert jax.tree.structure(gradient) == jax.tree.structure(trainable)

@@ -13,7 +13,6 @@ from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.lora import (
     find_targets,
     init_lora,
-    join_params,
     linear_maps,
     merge_lora,
     split_trainable,
@@ -22,7 +21,7 @@ from embed_jax.encoders.shrink import keep_layers
 from embed_jax.encoders.spec import LoraSpec, random_spec
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup
-from embed_jax.types import num_params
+from embed_jax.types import join_params, num_params
 
 BASE = random_spec("tiny", vocab_size=60)
 KEY = jax.random.key(3)
@@ -154,13 +153,13 @@ def test_gradients_are_of_the_adapter_alone_and_right(kind, packed):
     spec, params = make(targets=("query", "output.dense"), **KINDS[kind])
     trainable, frozen = split_trainable(params, spec)
     assert set(trainable) == {"lora", "heads"} and set(frozen) == {"backbone"}
-    assert jax.tree.structure(join_params(trainable, frozen)) == jax.tree.structure(params)
+    assert jax.tree.structure(join_params(frozen, trainable)) == jax.tree.structure(params)
     encoder = build_encoder(spec)
     weight = jnp.cos(jnp.arange(5 * encoder.dim, dtype=jnp.float32)).reshape(5, -1)
 
     @jax.jit
     def value(trainable):
-        return jnp.sum(encoder.apply(join_params(trainable, frozen), packed) * weight)
+        return jnp.sum(encoder.apply(join_params(frozen, trainable), packed) * weight)
 
     gradient = jax.jit(jax.grad(value), compiler_options=QUICKLY)(trainable)
     held = norms(spec, params)
@@ -178,7 +177,7 @@ def test_gradients_are_of_the_adapter_alone_and_right(kind, packed):
                 leaves = {**layers[module], name: leaf + sign * step}
                 changed = {**trainable, "lora": {"layers": {**layers, module: leaves}}}
                 if kind == "dora":  # whose norms have no gradient: what they change is taken back
-                    new = norms(spec, join_params(changed, frozen))[module]
+                    new = norms(spec, join_params(frozen, changed))[module]
                     leaves["magnitude"] = leaves["magnitude"] * new / held[module]
                 return float(value(changed))
 

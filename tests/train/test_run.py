@@ -123,7 +123,7 @@ def trained(name, directory, tiny_model, tiny_tokenizer, sentences):
     seen = {}
 
     def look(encode):
-        params = jax.device_get(encode.keywords["params"])
+        params = jax.device_get(encode.params)
         seen[len(seen)] = params, encode(["the cat plays music"], prompt="")
         return {"value": float(len(seen))}
 
