@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from embed_jax.errors import exit_with_one_line, require
 
 from ..commands import OneLineParser
-from . import loss, memory, mining, scaling, speed, suite
+from . import loss, memory, mining, queries, scaling, speed, suite
 
 EXAMPLES = """examples:
   python -m scripts.bench encode --init random --shape minilm-l6
@@ -24,6 +24,7 @@ EXAMPLES = """examples:
   python -m scripts.bench memory --config configs/llm/e5_mistral.py --devices 8 --memory 80 \\
       --config.train.fsdp=8
   python -m scripts.bench mining --queries 10000 --passages 100000
+  python -m scripts.bench queries --model runs/two_towers,runs/quickstart
   python -m scripts.bench scaling --devices 8,16,64 --fsdp 8
   python -m scripts.bench suite --suite configs/suites/english.yaml --data DIRECTORY \\
       --model MODEL --against mteb
@@ -90,6 +91,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             mining,
             mining.bench_mining,
         ),
+        ("queries", "time to embed the query of a search", queries, queries.bench_queries),
         ("suite", "time of evaluating on a suite of tasks", suite, suite.bench_suite),
         (
             "scaling",
