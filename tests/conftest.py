@@ -6,8 +6,9 @@ import zlib
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Compiling is most of the work of these tests, running what was compiled is little: LLVM's expensive
-# passes are off, here and in the commands that tests launch.
+# Most of the time of these tests is compilation, so LLVM's expensive passes are off, here and in the
+# commands that tests launch. No test changes this setting: it holds for the whole process, and one
+# that turned it back on would slow down every test after it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Virtual CPU devices share few threads: two collectives run at once, in another order by each device, wait for each
 # other for ever. One after the other they cannot.
@@ -28,7 +29,14 @@ over did down only way find use may water long little very after words called ju
 music guitar plays running quickly red blue city country road train apple bread science language model learns""".split()
 
 
-LONGEST = ("tests/train/", "tests/parallel/", "tests/experiments/", "tests/scripts/")
+LONGEST = (
+    "tests/train/",
+    "tests/parallel/",
+    "tests/experiments/",
+    "tests/scripts/",
+    "tests/test_cross_encoder.py",
+    "tests/test_sentence.py",
+)
 
 
 def pytest_addoption(parser):

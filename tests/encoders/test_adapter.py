@@ -25,14 +25,6 @@ TARGETS = {"bert": ("query", "dense"), "llama": ("q_proj", "v_proj", "down_proj"
 TEXTS = ["the cat sat", "a train from the city", "science of language models and of apples"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-    """Compiling is most of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory, tiny_tokenizer):
     """Sentence-transformers directories with random weights, written by transformers, by the name of their family."""

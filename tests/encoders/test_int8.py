@@ -32,14 +32,6 @@ QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
 
 
 @cache
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-    """Compiling is most of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def make(**lora):
     """A spec with an adapter, and parameters of which no leaf is zero and all kernels of layers are in eight bits."""
     spec = dataclasses.replace(PLAIN, lora=LoraSpec(2, 4.0, **lora))

@@ -31,14 +31,6 @@ MAPS = {"query", "key", "value", "output", "up", "down"}
 
 
 @cache
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-    """Compiling is most of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def make(base=BASE, rank=3, alpha=6.0, **changes):
     """A spec with an adapter, and parameters of which no leaf is zero."""
     spec = dataclasses.replace(base, lora=LoraSpec(rank, alpha, **changes))

@@ -23,14 +23,6 @@ ROOT = Path(__file__).parents[2]
 STEPS = 3
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-    """Compiling is most of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory, tiny_tokenizer):
     """A directory with a random decoder, in bfloat16."""

@@ -3,7 +3,6 @@
 import json
 import sys
 
-import jax
 import numpy as np
 import pytest
 
@@ -61,12 +60,10 @@ def run(data, monkeypatch, capsys):
         )
         with pytest.raises(SystemExit) as end:
             exit_with_one_line(matryoshka.main)
-        found = capsys.readouterr()
-        return end.value.code or 0, found.out + found.err
+        printed = capsys.readouterr()
+        return end.value.code or 0, printed.out + printed.err
 
-    jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of the time
-    yield run
-    jax.config.update("jax_disable_most_optimizations", False)
+    return run
 
 
 @pytest.mark.slow

@@ -24,14 +24,6 @@ ROOT = Path(__file__).parents[2]
 STEPS = 120
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-    """Compiling is most of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     """Documents of 5 to 60 words, which are all the same: what a word is, only the others say."""

@@ -21,14 +21,6 @@ pytest.importorskip("grain")
 README = Path(__file__).parents[2] / "experiments" / "README.md"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-    """Compiling is most of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def example():
     """The names that the README's code defines."""

@@ -19,14 +19,6 @@ ROOT = Path(__file__).parents[2]
 STEPS = 7
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-    """Compiling is most of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def sentence_file(tmp_path_factory, sentences):
     path = tmp_path_factory.mktemp("sentences") / "sentences.txt"

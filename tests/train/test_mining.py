@@ -48,14 +48,6 @@ def encode(texts, prompt=None):
     return counts / np.maximum(np.linalg.norm(counts, axis=1, keepdims=True), 1e-9)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-    """Compiling is most of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture
 def found(tmp_path):
     """`found(lists=False, step=0, encode=encode, **fields)`: the records trained on."""

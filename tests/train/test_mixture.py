@@ -67,14 +67,6 @@ def get_config(cut=""):
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-    """Compiling is most of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def here(tmp_path_factory, cache):
     with pytest.MonkeyPatch.context() as patch:

@@ -27,14 +27,6 @@ ROOT = Path(__file__).parents[2]
 SIZE, STEPS = 8, 4  # the student's embeddings have 32 numbers
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-    """Compiling is most of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory, tiny_model, sentences):
     """A directory with sentences, a teacher of another size, and its embeddings of them."""
