@@ -8,7 +8,7 @@ TESTS = Path(__file__).parent
 
 
 def test_only_conftest_sets_how_much_is_optimised():
-    assert jax.config.jax_disable_most_optimizations
+    assert jax.config.read("jax_disable_most_optimizations")
     setters = [
         str(path.relative_to(TESTS))
         for path in TESTS.rglob("*.py")
