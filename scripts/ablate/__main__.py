@@ -31,10 +31,10 @@ from typing import Any
 
 from embed_jax.errors import InputError, RunError, exit_with_one_line, require
 from embed_jax.registry import unknown
+from embed_jax.train.ablation import Run, Table, perform_run, plan_runs, read_table, spread
 
 from ..commands import PICTURES, Parser, check_picture, print_table, whole_file, write_json
 from .plots import plot_against_step, plot_against_x
-from .runs import Run, Table, perform, plan, read_table, spread
 
 EXAMPLES = """examples:
   python -m scripts.ablate dropout.py --output dropout.json
@@ -54,7 +54,7 @@ def main() -> None:
         raise InputError(
             f"{table.file}: --plot needs X, the config field to draw the metrics against"
         )
-    runs = plan(table, args.rows, args.seeds, args.overrides, args.workdir, args.evaluate)
+    runs = plan_runs(table, args.rows, args.seeds, args.overrides, args.workdir, args.evaluate)
     with contextlib.ExitStack() as stack:
         draw = {plot_against_x: args.plot, plot_against_step: args.curves}
         pictures = {
@@ -65,7 +65,7 @@ def main() -> None:
         with whole_file(args.output) if args.output else contextlib.nullcontext() as output:
             for position, run in enumerate(runs, 1):
                 print(f"[{position}/{len(runs)}] {run.row}, seed {run.seed}: ", end="", flush=True)
-                print(perform(run), flush=True)
+                print(perform_run(run), flush=True)
             print()
             show(table, runs)
             if output:

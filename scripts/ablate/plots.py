@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from embed_jax.errors import InputError, require
+from embed_jax.train.ablation import Run, Table, spread
 from embed_jax.train.plots import legend_below, line_style, series_by_name, smooth
-
-from .runs import Run, Table, spread
 
 
 def plot_against_x(table: Table, runs: Sequence[Run], output: Path, form: str) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from embed_jax.train.memory import compiled_bytes
+
 from .measure import (
     MIB,
     alternate,
-    compiled_bytes,
     count,
     count_or_none,
     counts,

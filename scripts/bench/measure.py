@@ -120,20 +120,6 @@ def median_ratio(ours: Sequence[float], others: Sequence[float]) -> float:
 # ---- memory --------------------------------------------------------------------------------------
 
 
-def compiled_bytes(compiled: Any) -> dict[str, int]:
-    """Returns the bytes that a compiled program needs on a device, by the compiler's plan.
-
-    Returns:
-        "arguments", "outputs" (without those that reuse a donated argument's place), "temporaries".
-    """
-    plan = compiled.memory_analysis()
-    return {
-        "arguments": plan.argument_size_in_bytes,
-        "outputs": plan.output_size_in_bytes - plan.alias_size_in_bytes,
-        "temporaries": plan.temp_size_in_bytes,
-    }
-
-
 def memory_limit() -> int:
     """Returns the bytes that a program may use on the first device."""
     import jax

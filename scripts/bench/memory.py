@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from embed_jax.train.memory import compiled_bytes
+
 from . import plan
 from .measure import (
     MIB,
     alternate,
-    compiled_bytes,
     count,
     in_fresh_process,
     make_words,

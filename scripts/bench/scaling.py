@@ -8,11 +8,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from .abstract import local_bytes
+from embed_jax.train.memory import compiled_bytes, local_bytes
+
 from .hlo import KINDS, Collective, collectives_of
 from .measure import (
     MIB,
-    compiled_bytes,
     count,
     counts,
     print_json,

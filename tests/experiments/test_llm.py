@@ -282,7 +282,7 @@ def test_bad_input_is_one_line(command, decoder, tmp_path, fields, message):
 
 
 def test_full_size_configs_name_shapes_that_a_plan_knows(monkeypatch):
-    from scripts.bench.plan import shape_of
+    from embed_jax.train.memory import shape_of
 
     monkeypatch.chdir(ROOT)
     for file in sorted((ROOT / "configs" / "llm").glob("*.py")):

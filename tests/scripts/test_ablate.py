@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from embed_jax.errors import exit_with_one_line
+from embed_jax.train import ablation as ablate_runs
 from scripts.ablate import __main__ as ablate
-from scripts.ablate import runs as ablate_runs
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -318,7 +318,7 @@ def test_a_picture_of_metrics_against_the_step(table, tmp_path):
         (
             TABLE,
             ["--rows=smal"],
-            "--rows: unknown row 'smal' (did you mean 'small'?); known: large, small",
+            "rows: unknown row 'smal' (did you mean 'small'?); known: large, small",
         ),
         (TABLE, ["--seeds=0,x"], "--seeds: expected numbers separated by commas, found '0,x'"),
         (TABLE, ["--plot=a.png"], "--plot needs X"),

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from embed_jax.errors import InputError
+from embed_jax.train.ablation import Run, Table
 from scripts.ablate.plots import curves, over_seeds, plot_against_step, series_by_name, smooth
-from scripts.ablate.runs import Run, Table
 
 SIZES, RATES = (300, 100), (5e-5, 1e-5)
 GRID = {

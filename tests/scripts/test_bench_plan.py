@@ -9,10 +9,9 @@ from embed_jax.config import Experiment
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.spec import random_spec
 from embed_jax.errors import InputError
+from embed_jax.train.memory import local_bytes, plan_run
 from embed_jax.types import num_params
 from scripts.bench import __main__ as bench
-from scripts.bench.abstract import local_bytes
-from scripts.bench.plan import plan_run
 
 CONFIG = """
 from embed_jax.config import Experiment
@@ -84,7 +83,7 @@ def test_the_command_says_whether_it_fits(run, refused, tmp_path, monkeypatch):
     status, out, err = run(bench, *line, "--memory", 1e-6)
     assert status == 0 and "does not fit 1e-06 GiB" in out and "train.fsdp" in out, err
     assert "2 devices (data 1, fsdp 2, tensor 1), 8 examples in 2 groups" in out
-    assert "config.model.name: the shape of 'x/y' is not known; set --shape" in refused(
+    assert "config.model.name: the shape of 'x/y' is not known; name a shape (--shape)" in refused(
         bench, *line, "--config.model.name=x/y"
     )
     assert "only with memory --config FILE" in refused(bench, "loss", "--config.train.fsdp=2")

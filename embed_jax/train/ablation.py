@@ -1,4 +1,12 @@
-"""Reads a table of training runs from its file; plans, performs and reads the runs."""
+"""Tables of training runs: reads a table from its file; plans, performs and reads the runs.
+
+    table = read_table(Path("configs/simcse/tables/dropout.py"))
+    runs = plan_runs(table, rows=None, seeds=[0, 1], overrides={}, workdir=Path("runs/dropout"))
+    for run in runs:
+        print(perform_run(run), run.metrics)
+
+`python -m scripts.ablate` does this from the command line.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from embed_jax.errors import InputError, one_line
-from embed_jax.packaged import check_experiment, config_path
+from embed_jax.packaged import check_experiment, config_path, package
 from embed_jax.registry import unknown
-
-from ..commands import PARENT
+from embed_jax.runtime import say
 
 OVER = "ablate.json"  # in a run's directory once it is over: its settings
 EVALUATED = "evaluated.json"  # what `scripts.evaluate run` says of its model
@@ -129,7 +136,7 @@ class Run:
     error: str = ""
 
 
-def plan(
+def plan_runs(
     table: Table,
     rows: Sequence[str] | None,
     seeds: Sequence[int],
@@ -153,7 +160,7 @@ def plan(
     from embed_jax.config import flatten
     from embed_jax.config_file import load_config
 
-    module = f"{PARENT}experiments.{table.experiment}"
+    module = f"{package('experiments')}.{table.experiment}"
     try:
         check_experiment(table.experiment)
     except InputError as error:
@@ -161,9 +168,9 @@ def plan(
     runs = []
     for row in rows or table.rows:
         if row not in table.rows:
-            raise InputError("--rows: " + unknown("row", row, table.rows))
+            raise InputError("rows: " + unknown("row", row, table.rows))
         for field in sorted(table.rows[row].keys() & overrides.keys()):
-            print(
+            say(
                 f"{row}: {field} is {overrides[field]} from the command line instead of "
                 f"{table.rows[row][field]}"
             )
@@ -180,7 +187,7 @@ def plan(
             judge = [
                 sys.executable,
                 "-m",
-                f"{PARENT}scripts.evaluate",
+                f"{package('scripts')}.evaluate",
                 "run",
                 "--model",
                 str(directory / "model"),
@@ -206,7 +213,7 @@ def plan(
     return runs
 
 
-def perform(run: Run) -> str:
+def perform_run(run: Run) -> str:
     """Performs a run unless it is finished, sets metrics or error, and returns a line about it."""
     over, log = run.workdir / OVER, run.workdir.with_name(f"{run.workdir.name}.log")
     settings = json.dumps(run.settings | {"evaluate": run.evaluate[6:-1]}, indent=1) + "\n"
