@@ -1,6 +1,6 @@
 """Tables of training runs: reads a table from its file; plans, performs and reads the runs.
 
-    table = read_table(Path("configs/simcse/tables/dropout.py"))
+    table = read_ablation(Path("configs/simcse/tables/dropout.py"))
     runs = plan_runs(table, rows=None, seeds=[0, 1], overrides={}, workdir=Path("runs/dropout"))
     for run in runs:
         print(perform_run(run), run.metrics)
@@ -52,7 +52,7 @@ class Table:
         return f"{self.scale * value:.{max(4 - round(math.log10(self.scale)), 0)}f}"
 
 
-def read_table(file: Path) -> Table:
+def read_ablation(file: Path) -> Table:
     """Reads a table's file.
 
     Raises:
@@ -112,7 +112,7 @@ def read_table(file: Path) -> Table:
 
 
 @dataclasses.dataclass
-class Run:
+class AblationRun:
     """One training run.
 
     Attributes:
@@ -143,7 +143,7 @@ def plan_runs(
     overrides: Mapping[str, str],
     workdir: Path,
     evaluate: Sequence[str] = (),
-) -> list[Run]:
+) -> list[AblationRun]:
     """Plans the runs of rows (None: all); all configs are read before the first run starts.
 
     Args:
@@ -195,7 +195,7 @@ def plan_runs(
             ]
             judge = [*judge, "--output", str(directory / EVALUATED)] if evaluate else []
             runs.append(
-                Run(
+                AblationRun(
                     row,
                     seed,
                     directory,
@@ -213,7 +213,7 @@ def plan_runs(
     return runs
 
 
-def perform_run(run: Run) -> str:
+def perform_run(run: AblationRun) -> str:
     """Performs a run unless it is finished, sets metrics or error, and returns a line about it."""
     over, log = run.workdir / OVER, run.workdir.with_name(f"{run.workdir.name}.log")
     settings = json.dumps(run.settings | {"evaluate": run.evaluate[6:-1]}, indent=1) + "\n"

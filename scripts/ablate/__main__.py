@@ -31,7 +31,14 @@ from typing import Any
 
 from embed_jax.errors import InputError, RunError, exit_with_one_line, require
 from embed_jax.registry import unknown
-from embed_jax.train.ablation import Run, Table, perform_run, plan_runs, read_table, spread
+from embed_jax.train.ablation import (
+    AblationRun,
+    Table,
+    perform_run,
+    plan_runs,
+    read_ablation,
+    spread,
+)
 
 from ..commands import PICTURES, Parser, check_picture, print_table, whole_file, write_json
 from .plots import plot_against_step, plot_against_x
@@ -47,7 +54,7 @@ EXAMPLES = """examples:
 
 def main() -> None:
     args = parse(sys.argv[1:])
-    table = read_table(args.table)
+    table = read_ablation(args.table)
     if args.plot or args.curves:
         require("matplotlib")
     if args.plot and not table.x:
@@ -135,7 +142,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def show(table: Table, runs: Sequence[Run]) -> None:
+def show(table: Table, runs: Sequence[AblationRun]) -> None:
     """Prints the table, with the paper's numbers and their sources where there are any."""
     rows, sources = [], {}
     published = [
@@ -175,7 +182,7 @@ def show(table: Table, runs: Sequence[Run]) -> None:
         print(f"paper: {source}")
 
 
-def results(args: argparse.Namespace, table: Table, runs: Sequence[Run]) -> dict[str, Any]:
+def results(args: argparse.Namespace, table: Table, runs: Sequence[AblationRun]) -> dict[str, Any]:
     """Returns all numbers as measured, without SCALE."""
     rows = {}
     for row in dict.fromkeys(run.row for run in runs):

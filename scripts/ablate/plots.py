@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from embed_jax.errors import InputError, require
-from embed_jax.train.ablation import Run, Table, spread
+from embed_jax.train.ablation import AblationRun, Table, spread
 from embed_jax.train.plots import legend_below, line_style, series_by_name, smooth
 
 
-def plot_against_x(table: Table, runs: Sequence[Run], output: Path, form: str) -> None:
+def plot_against_x(table: Table, runs: Sequence[AblationRun], output: Path, form: str) -> None:
     """Draws each metric against the field X, a line for each value of LINES, with deviations."""
     require("matplotlib")
     import matplotlib
@@ -103,7 +103,7 @@ class Curve:
     loss: Sequence[float]
 
 
-def curves(table: Table, runs: Sequence[Run]) -> dict[tuple[str, str], list[Curve]]:
+def curves(table: Table, runs: Sequence[AblationRun]) -> dict[tuple[str, str], list[Curve]]:
     """Returns the lines of each panel by (metric, title): lines by LINES, panels by X.
 
     Without X and LINES, or where these leave rows alike, all rows are lines of one panel. Metrics
@@ -162,7 +162,7 @@ def over_seeds(series: Sequence[Mapping[int, float]]) -> tuple[list[int], list[f
     return steps, [mean for mean, _ in spreads], [sd for _, sd in spreads]
 
 
-def _title(runs: Sequence[Run]) -> str:
+def _title(runs: Sequence[AblationRun]) -> str:
     """Returns the training data of the runs, and the model if they share one."""
     names = [
         dict.fromkeys(str(run.settings.get(field, "")) for run in runs)
@@ -176,7 +176,7 @@ def _text(value: object) -> str:
     return f"{value:,}" if type(value) is int else str(value)
 
 
-def plot_against_step(table: Table, runs: Sequence[Run], output: Path, form: str) -> None:
+def plot_against_step(table: Table, runs: Sequence[AblationRun], output: Path, form: str) -> None:
     """Draws `curves`: metric on the left axis, loss dashed on the right, best steps as stars.
 
     Panels of a metric have one scale, and all panels have one scale of the loss.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from embed_jax.errors import InputError
-from embed_jax.train.ablation import Run, Table
+from embed_jax.train.ablation import AblationRun, Table
 from scripts.ablate.plots import curves, over_seeds, plot_against_step, series_by_name, smooth
 
 SIZES, RATES = (300, 100), (5e-5, 1e-5)
@@ -25,14 +25,14 @@ def make_table(rows, **fields) -> Table:
 
 @pytest.fixture
 def make_run(tmp_path):
-    """`make_run(row, seed, metrics by step, settings) -> Run` with its metrics.jsonl."""
+    """`make_run(row, seed, metrics by step, settings) -> AblationRun` with its metrics.jsonl."""
 
     def make_run(row, seed, lines, settings=None):
         workdir = tmp_path / row / str(seed)
         workdir.mkdir(parents=True)
         text = "".join(json.dumps({"step": step, **line}) + "\n" for step, line in lines.items())
         (workdir / "metrics.jsonl").write_text(text)
-        return Run(row, seed, workdir, [], {"eval.metric": "mrr", **(settings or {})}, [])
+        return AblationRun(row, seed, workdir, [], {"eval.metric": "mrr", **(settings or {})}, [])
 
     return make_run
 
