@@ -14,16 +14,21 @@ import dataclasses
 from pathlib import Path
 
 from embed_jax import config as configs
+from embed_jax.embedding_model import TextEncoder
 from embed_jax.encoders.token_objectives import is_token_objective
 from embed_jax.errors import exit_with_one_line
-from embed_jax.evals.retrieval import retrieval_evaluator
+from embed_jax.routed import load_routed
 from embed_jax.runtime import say
-from embed_jax.sentence import load_sentence_encoder
 from embed_jax.train import loop
-from embed_jax.train.evaluation import report_sts, sts_evaluators, sts_tests, write_results
+from embed_jax.train.evaluation import (
+    report_sts,
+    search_evaluators,
+    sts_evaluators,
+    sts_tests,
+    write_results,
+)
 from embed_jax.train.fit import fit
 from embed_jax.train.launch import launch
-from embed_jax.train.prompts import given_prompts
 from embed_jax.train.sources import read_records
 
 from . import mlm, retrieval, simcse
@@ -44,15 +49,10 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
 
     # Evaluation: queries have the instruction of the training.
     evaluators = sts_evaluators(config)
-    prompts = dict(zip(("query_prompt", "corpus_prompt"), given_prompts(config), strict=True))
-    options = prompts | {
-        "similarity": config.loss.similarity or "cosine",
-        "ignore_identical_ids": config.eval.ignore_identical_ids,
-    }
-    searches = {split: retrieval_evaluator(*task, **options) for split, task in tasks.items()}
-    if "validation" in searches:
-        evaluators["retrieval"] = searches["validation"]
+    if "validation" in tasks:
+        evaluators |= search_evaluators(config, tasks["validation"])
     tests = sts_tests(config)  # fail early: needed only at the end
+    search = search_evaluators(config, tasks["test"])["retrieval"] if "test" in tasks else None
 
     # Training.
     result = fit(config, workdir, sources=sources, evaluators=evaluators, validation=validation)
@@ -61,8 +61,8 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
     results = {}
     if result.finished and tests:
         results = report_sts(tests, config, workdir, result.unchanged)
-    if result.finished and "test" in searches:
-        scores = searches["test"](load_sentence_encoder(str(workdir / "model")).encode)
+    if result.finished and search:
+        scores = search(TextEncoder(load_routed(workdir / "model")))
         say("test: " + "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
         write_results(
             workdir,

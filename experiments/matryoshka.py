@@ -45,6 +45,8 @@ def run(config: configs.Experiment, workdir: Path) -> loop.Result:
         build_loss(config.eval.baseline)  # fail early
     tests = sts_tests(config)  # fail early: needed only at the end
     before = model_before(config)
+    if before.routes:
+        raise InputError("config.model: sizes are compared of one encoder, found two towers")
     depth, trained = before.spec.backbone.num_layers, loss.about.dims or (before.dim,)
     sizes = numbers(config.eval.dims or ",".join(map(str, trained)), "config.eval.dims", before.dim)
     layers = numbers(config.eval.layers or str(depth), "config.eval.layers", depth)

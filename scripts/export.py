@@ -244,6 +244,11 @@ def prepare_sentence_encoder(args: argparse.Namespace, run: TrainingRun | None) 
     from embed_jax.train.run import load_run
 
     model = load_run(args.run, args.step) if run else load_sentence_encoder(args.model)
+    if model.routes:
+        raise InputError(
+            f"--run: {args.run} has an encoder for each of {', '.join(model.routes)}; its model "
+            "directory is one that sentence-transformers reads already"
+        )
     if args.adapter == "separate":
         if not model.spec.lora:
             raise InputError("--adapter separate: the model has none, or has it merged already")
