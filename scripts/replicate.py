@@ -52,6 +52,7 @@ LOSSES = {
 }
 # Fields, or beginnings of fields, that must be as they are by default.
 UNSUPPORTED = (
+    "model.query",
     "model.same_mask",
     "data.augment",
     "data.consistency",

@@ -220,3 +220,11 @@ def test_a_batch_of_fixed_rows_packs_both_towers(config, sources):
         "query": (4, 4, 40),
     }
     assert jnp.all(batch.present)
+
+
+def test_a_run_with_two_towers_is_not_exported_as_one_encoder(trained, tmp_path, capsys):
+    from scripts import export
+
+    with pytest.raises(InputError, match="has an encoder for each of query, document"):
+        args = export.parse(["--run", str(trained[1]), "--output", str(tmp_path / "exported")])
+        export.prepare_sentence_encoder(args, run=object())
