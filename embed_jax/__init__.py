@@ -61,16 +61,17 @@ def load(
     """Loads an embedding model: a SentenceEncoder, or a RoutedEncoder where queries and documents have one each.
 
     Args:
-        name: a directory (ours, sentence-transformers' or plain Hugging Face), a hub name, or the work directory of a
-            run.
-        step: of a run: the model as it was then; 0: the one that the run wrote, see `train.run.load_run`.
+        name: a directory (ours, sentence-transformers' or plain Hugging Face), a hub name, or the
+            work directory of a run.
+        step: of a run: the model as it was then; 0: the one that the run wrote, see
+            `train.run.load_run`.
         max_length: cut texts at so many tokens; 0: the model's own limit.
         compute_dtype: "float32" or "bfloat16".
 
     Raises:
-        InputError: if it can't be found or read, is of an unknown architecture or a cross-encoder, its tokenizer's
-            vocabulary is larger than its table, `max_length` is more than the model has positions for, or the run has
-            no checkpoint of that step.
+        InputError: if it can't be found or read, is of an unknown architecture or a cross-encoder,
+            its tokenizer's vocabulary is larger than its table, `max_length` is more than the model
+            has positions for, or the run has no checkpoint of that step.
     """
     from embed_jax import loading
 

@@ -34,9 +34,11 @@ class CatalogueEntry:
 
     Attributes:
         name: on the hub.
-        architecture: config.json's model_type; "static": a table of token vectors, which has no config.json.
+        architecture: config.json's model_type; "static": a table of token vectors, which has no
+            config.json.
         dim: numbers in an embedding.
-        max_tokens: after which its sentence-transformers files have a text cut, else what its card gives; 0: no limit.
+        max_tokens: after which its sentence-transformers files have a text cut, else what its card
+            gives; 0: no limit.
         pooling: with which it was trained.
         average: of a benchmark; None: none was found at its source.
         refused: why it does not load; "": it does.
@@ -134,8 +136,8 @@ def entry(name: str) -> CatalogueEntry | None:
     """The model of a name; None where the catalogue has none.
 
     Args:
-        name: on the hub, with or without its organisation, in any case, or a path that ends in such a name. A name with
-            more before or after it is another model's.
+        name: on the hub, with or without its organisation, in any case, or a path that ends in such
+            a name. A name with more before or after it is another model's.
     """
     return _BY_NAME.get(last_part(name))
 

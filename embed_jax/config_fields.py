@@ -1,11 +1,12 @@
 """A config field's default, accepted values and help text, written once where the field is defined.
 
     learning_rate: float = option(3e-5, "Peak of the learning rate.", more_than=0)
-    temperature: float = option(-1.0, "Temperature of the loss.", unset="the loss's own", more_than=0)
+    temperature: float = option(-1.0, "Temperature of the loss.", unset="the loss's own",
+        more_than=0)
 
-A field that may be left out says with `unset` what happens then. Its value is then the one of `UNSET`
-for its type, in every field alike; None, an empty value and "none" mean the same in files and on the
-command line.
+A field that may be left out says with `unset` what happens then. Its value is then the one of
+`UNSET` for its type, in every field alike; None, an empty value and "none" mean the same in files
+and on the command line.
 """
 
 from __future__ import annotations
@@ -124,7 +125,8 @@ def option(default: Any, help: str, **accepted: Any) -> Any:
     """Declares a field of a config dataclass.
 
     Args:
-        default: its type is the field's. With `unset`, the default may be `UNSET`'s value of its type.
+        default: its type is the field's. With `unset`, the default may be `UNSET`'s value of its
+            type.
         help: a sentence or two for `--help`.
         accepted: further attributes of `FieldRule`.
     """

@@ -59,7 +59,8 @@ class CrossEncoder(PicklesByParts):
         """As the attributes; `devices`: how many to run on, 0 for all.
 
         Raises:
-            InputError: the activation is unknown, or the tokenizer does not fit the backbone: token types, ids or length.
+            InputError: the activation is unknown, or the tokenizer does not fit the backbone: token
+                types, ids or length.
         """
         if activation not in ACTIVATIONS:
             raise InputError(unknown("activation", activation, ACTIVATIONS))
@@ -110,7 +111,8 @@ class CrossEncoder(PicklesByParts):
     ) -> Float[np.ndarray, " N"] | Float[np.ndarray, "N L"]:
         """The score of each query with the passage at the same place, float32: sentence-transformers' `predict`.
 
-        One number a pair for a model with one label, else one for each label. Arguments and errors as of `logits`.
+        One number a pair for a model with one label, else one for each label. Arguments and errors
+        as of `logits`.
         """
         scores = ACTIVATIONS[self.activation](
             self.logits(queries, passages, batch_tokens=batch_tokens, params=params)
@@ -135,7 +137,8 @@ class CrossEncoder(PicklesByParts):
             params: other parameters of the same model, as while training.
 
         Raises:
-            InputError: for unequal lengths, a text that is no string, or `batch_tokens` below one pair's length.
+            InputError: for unequal lengths, a text that is no string, or `batch_tokens` below one
+                pair's length.
         """
         if isinstance(queries, str) or isinstance(passages, str):
             raise InputError(
@@ -183,14 +186,15 @@ def load_cross_encoder(
     """Loads a cross-encoder.
 
     Args:
-        name: a directory (sentence-transformers' CrossEncoder, or transformers' *ForSequenceClassification), or a hub
-            name.
+        name: a directory (sentence-transformers' CrossEncoder, or transformers'
+            *ForSequenceClassification), or a hub name.
         max_length: cut pairs at so many tokens; 0: the model's own limit.
         compute_dtype: "float32" or "bfloat16".
 
     Raises:
-        InputError: if it can't be found or read, is of an unknown architecture or no sequence classification model, its
-            vocabulary is larger than its table, or `max_length` is more than the model has positions for.
+        InputError: if it can't be found or read, is of an unknown architecture or no sequence
+            classification model, its vocabulary is larger than its table, or `max_length` is more
+            than the model has positions for.
     """
     saved = read_classifier(resolve(name))
     length = max_length or saved.max_length

@@ -47,7 +47,8 @@ def refuse_unknown(options: Mapping[str, Any]) -> None:
         )
 
 
-# Attributes that users of sentence-transformers know -> what to do instead; by class, or "" for all.
+# Attributes that users of sentence-transformers know -> what to do instead; by class, or "" for
+# all.
 HINTS = {
     ("CrossEncoder", "predict"): "it is `score(queries, passages)`, two lists instead of pairs",
     ("CrossEncoder", "rank"): "`score([query] * len(passages), passages)`, sorted, is the ranking",

@@ -55,8 +55,8 @@ class RunError(RuntimeError):
 def warn(message: str) -> None:
     """Warns at the line outside of this package that the call came from.
 
-    Python shows, filters and counts a warning by its line, and a line of the package says nothing to its user. A call
-    that began in the package, as in a thread, is at its outermost line.
+    Python shows, filters and counts a warning by its line, and a line of the package says nothing
+    to its user. A call that began in the package, as in a thread, is at its outermost line.
     """
     frame, level, outermost = sys._getframe(1), 1, 1
     while frame is not None:

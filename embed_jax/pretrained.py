@@ -43,7 +43,8 @@ def fit_tokenizer(tokenizer: Tokenizer, backbone: Any) -> Tokenizer:
     """The tokenizer for a backbone's tables: no gather in a model clamps an index in silence.
 
     Raises:
-        InputError: for a limit beyond the model's positions, or a vocabulary beyond its table of tokens.
+        InputError: for a limit beyond the model's positions, or a vocabulary beyond its table of
+            tokens.
     """
     check_length(tokenizer.max_length, backbone)
     same = tokenizer.rows == backbone.vocab_size
@@ -64,12 +65,13 @@ def check_length(max_length: int, backbone: Any, field: str = "max_length") -> N
 def with_family(saved: SavedModel, name: str) -> SavedModel:
     """A model whose files record neither prompts nor a template, with those of its family, if it is of a known one.
 
-    One warning says what was taken from where. That texts end with the end-of-text token is taken too where the files
-    are transformers' alone; in sentence-transformers' layout the tokenizer says it.
+    One warning says what was taken from where. That texts end with the end-of-text token is taken
+    too where the files are transformers' alone; in sentence-transformers' layout the tokenizer says
+    it.
 
     Args:
-        name: what the model was asked for by; where that says nothing, its directory and what its config.json calls
-            its origin are asked.
+        name: what the model was asked for by; where that says nothing, its directory and what its
+            config.json calls its origin are asked.
     """
     settings = saved.settings
     if any(settings.prompts.values()) or saved.records_template or saved.spec.lora is not None:

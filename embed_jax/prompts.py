@@ -1,7 +1,7 @@
 """What to put before a text: templates for instructions, and what well-known families of models were trained with.
 
-The families' prompts are those of their model cards. They serve models whose files record none; what a model's own
-files say is always taken first.
+The families' prompts are those of their model cards. They serve models whose files record none;
+what a model's own files say is always taken first.
 """
 
 from __future__ import annotations
@@ -176,7 +176,8 @@ def resolve_prompt(
     """What to put before a text: the prompt itself, the one of that name, or the instruction in a model's template.
 
     Raises:
-        InputError: for an unknown name, an instruction beside a prompt or to a model whose template is "".
+        InputError: for an unknown name, an instruction beside a prompt or to a model whose template
+            is "".
     """
     given = {"prompt_name": prompt_name, "prompt": prompt, "instruction": instruction}
     several = [argument for argument, value in given.items() if value is not None]
@@ -200,8 +201,8 @@ def expected(name: str) -> FamilyPrompts | None:
     """What the family of a model expects; None for a name that no family has.
 
     Args:
-        name: on the hub, with or without its organisation, or a path that ends in such a name. A name with more before
-            or after it, such as "my-e5-base", is another model's.
+        name: on the hub, with or without its organisation, or a path that ends in such a name. A
+            name with more before or after it, such as "my-e5-base", is another model's.
     """
     last = last_part(name)
     return next(

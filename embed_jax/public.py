@@ -14,8 +14,8 @@ def public_names(
 
     Args:
         package: its `__name__`.
-        modules: public names by the module that defines them. No name may be a module's: importing that module would
-            take the name's place.
+        modules: public names by the module that defines them. No name may be a module's: importing
+            that module would take the name's place.
     """
     module_of = {name: module for module, names in modules.items() for name in names}
 

@@ -1,7 +1,7 @@
 """Names that a config file may use, each bound to "module:attribute" and imported only when asked for.
 
-Adding a backbone, a loss or a data set is its own file (or function) and one line here. What is not of this code base
-is named "module:attribute" wherever a name of the registry is accepted.
+Adding a backbone, a loss or a data set is its own file (or function) and one line here. What is not
+of this code base is named "module:attribute" wherever a name of the registry is accepted.
 """
 
 from __future__ import annotations
@@ -128,8 +128,8 @@ def lookup(kind: str, name: str, imported_only: bool = False) -> Any:
     """The registered object `name` of `kind`, or the one that "module:attribute" names.
 
     Args:
-        imported_only: accept an attribute only of a module that the program has imported: for names from a model's
-            files, which may come from anybody.
+        imported_only: accept an attribute only of a module that the program has imported: for names
+            from a model's files, which may come from anybody.
 
     Raises:
         InputError: for an unknown name; the message lists the known ones.
@@ -167,7 +167,8 @@ def with_dots(expression: str) -> tuple[str, dict[str, str]]:
     """An expression with its "module:attribute" written "module.attribute", as Python parses it.
 
     Returns:
-        The expression, and "module:attribute" by what stands for it. What is in quotes stays as it is.
+        The expression, and "module:attribute" by what stands for it. What is in quotes stays as it
+        is.
     """
     own: dict[str, str] = {}
 
@@ -184,7 +185,8 @@ def called(kind: str, text: str) -> Any:
     """What a function makes when it is called as written: "crop(rate=0.1)", "crop" or "my_module:my_crop(rate=0.1)".
 
     Args:
-        text: a name of `kind` or "module:function", arguments by name as literals. It is never evaluated as Python.
+        text: a name of `kind` or "module:function", arguments by name as literals. It is never
+            evaluated as Python.
 
     Raises:
         InputError: naming what cannot be used, and what is accepted.

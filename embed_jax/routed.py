@@ -1,7 +1,7 @@
 """Texts of different kinds by different encoders into one space: sentence-transformers' Router, or Asym.
 
-model = embed_jax.load("asymmetric")  # say a table of vectors for queries, a transformer for documents
-model.similarity(model.encode_query(["..."]), model.encode_document(["...", "..."]))
+model = embed_jax.load("asymmetric")  # say a table of vectors for queries, a transformer for
+documents model.similarity(model.encode_query(["..."]), model.encode_document(["...", "..."]))
 """
 
 from __future__ import annotations
@@ -56,9 +56,10 @@ class RoutedEncoder(HasSettings):
     Attributes:
         encoders: by route, all of one dimension; those that share parameters have the same arrays.
         default_route: of texts of no named task; None: they must name one.
-        tasks: route of a task where it is not the task's own name; under None that of any task not named here.
-        settings: those that all routes share, the fields named in SHARED. Each is an attribute too, which may be set
-            for all routes at once; `settings.similarity` is `similarity_fn_name`.
+        tasks: route of a task where it is not the task's own name; under None that of any task not
+            named here.
+        settings: those that all routes share, the fields named in SHARED. Each is an attribute too,
+            which may be set for all routes at once; `settings.similarity` is `similarity_fn_name`.
     """
 
     def __init__(
@@ -76,8 +77,8 @@ class RoutedEncoder(HasSettings):
             settings: its fields named in SHARED replace those of the encoders; None: the defaults.
 
         Raises:
-            InputError: without encoders, for encoders of different dimensions, or a default or a task's route that is
-                none of them.
+            InputError: without encoders, for encoders of different dimensions, or a default or a
+                task's route that is none of them.
         """
         dims = {route: encoder.dim for route, encoder in encoders.items()}
         if len(set(dims.values())) != 1:
@@ -119,7 +120,8 @@ class RoutedEncoder(HasSettings):
         settings = dict(state)
         params = settings.pop("params")
         self.__dict__.update(settings)
-        # All of a model's encoders are on the same devices, and arrays that routes share stay shared.
+        # All of a model's encoders are on the same devices, and arrays that routes share stay
+        # shared.
         params = _each_once(params, lambda leaves: on_mesh(leaves, make_mesh()))
         for route, encoder in self.encoders.items():
             encoder.params = params[route]
@@ -179,7 +181,8 @@ class RoutedEncoder(HasSettings):
     def encoder(self, task: str | None = None) -> SentenceEncoder:
         """The encoder of a task's texts: by `tasks`, else the route of the task's name, or the default without a task.
 
-        As sentence-transformers has it; but "document" is also a route called "doc", "passage" or "corpus".
+        As sentence-transformers has it; but "document" is also a route called "doc", "passage" or
+        "corpus".
 
         Raises:
             InputError: for a task without a route, or no task to a model without a default route.
@@ -266,7 +269,8 @@ class RoutedEncoder(HasSettings):
     def save(self, directory: str | Path) -> None:
         """Writes a directory that sentence-transformers reads from version 5 on, and `load` does; atomic.
 
-        Whatever the model was loaded from, it is a Router of whole encoders; what routes share is written once.
+        Whatever the model was loaded from, it is a Router of whole encoders; what routes share is
+        written once.
 
         Raises:
             InputError: as `SentenceEncoder.save`, or for embeddings that some routes alone cut.

@@ -30,7 +30,8 @@ def prepare_jax(*, deterministic: bool = False) -> None:
     """Sets up JAX for a run; call it before anything touches a device.
 
     Virtual CPU devices run their collectives one after the other: they share few threads, and two
-    collectives at once, started in another order by each device, would wait for each other for ever.
+    collectives at once, started in another order by each device, would wait for each other for
+    ever.
 
     Args:
         deterministic: ask XLA for GPU kernels that give the same bits each time; on CPU they do so

@@ -1,8 +1,9 @@
 """How two embeddings are compared: as scores that losses differentiate, and as similarities of vectors in NumPy.
 
-`Score` is what a loss compares with: `COSINE` and `DOT` of dense embeddings, or one made by `pair_score` from a function
-of one query's and one document's embedding, whatever trees of arrays those are. The NumPy functions compare embeddings
-that are there already, in search and evaluation; the four similarities are those that models name as theirs.
+`Score` is what a loss compares with: `COSINE` and `DOT` of dense embeddings, or one made by
+`pair_score` from a function of one query's and one document's embedding, whatever trees of arrays
+those are. The NumPy functions compare embeddings that are there already, in search and evaluation;
+the four similarities are those that models name as theirs.
 """
 
 from __future__ import annotations
@@ -50,9 +51,10 @@ def truncate(embeddings: Float[np.ndarray, "*N D"], dim: int) -> Float[np.ndarra
 def similarity_matrix(a: Vectors, b: Others, name: str = "cosine") -> Float[np.ndarray, "_ _"]:
     """The similarity of each vector with each of the others, float32 `[N, M]`; a single vector counts as one row.
 
-    "cosine": a b / (|a| |b|), 0 for a zero vector; "dot": a b; "euclidean": -|a - b|; "manhattan": -sum_d |a_d - b_d|.
-    Distances are negated, so that more is nearer always, as sentence-transformers has it. Memory beside the result is
-    bounded: the differences of all pairs are never there at once.
+    "cosine": a b / (|a| |b|), 0 for a zero vector; "dot": a b; "euclidean": -|a - b|; "manhattan":
+        -sum_d |a_d - b_d|.
+    Distances are negated, so that more is nearer always, as sentence-transformers has it. Memory
+    beside the result is bounded: the differences of all pairs are never there at once.
 
     Raises:
         InputError: for an unknown similarity, or vectors of different sizes.
@@ -129,16 +131,18 @@ def _manhattan(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 class Score:
     """A way to compare the embedding of a query with that of a document.
 
-    Embeddings are trees of arrays whose leading axis counts texts. With `dims` a score compares M prefixes of them
-    (Matryoshka, each prefix of length 1), else the whole: M = 1.
+    Embeddings are trees of arrays whose leading axis counts texts. With `dims` a score compares M
+    prefixes of them (Matryoshka, each prefix of length 1), else the whole: M = 1.
 
     Attributes:
         name: for messages.
-        prepare: `(embeddings [n, ...], dims) -> tree [n, ...]`: what can be done for each text by itself.
+        prepare: `(embeddings [n, ...], dims) -> tree [n, ...]`: what can be done for each text by
+            itself.
         matrix: `(prepared queries, prepared documents, dims) -> [M, q, n]`, all pairs.
         pairs: `(prepared queries, prepared documents, dims) -> [M, n]`, the n-th with the n-th.
-        numbers: `(embeddings of queries, of documents) -> count`: how many numbers a pair is computed from, by the
-            shapes; 1 for a product of vectors, L_q * L_d for one of all tokens. It decides how many pairs are held.
+        numbers: `(embeddings of queries, of documents) -> count`: how many numbers a pair is
+            computed from, by the shapes; 1 for a product of vectors, L_q * L_d for one of all
+            tokens. It decides how many pairs are held.
         symmetric: whether two queries, or two documents, can be compared as well.
         limits: the least and the largest score, or None.
     """
@@ -177,8 +181,8 @@ def pair_score(
     """A score from a function of one query's and one document's embedding, which is mapped over all pairs.
 
     Args:
-        pair: `(query, document) -> scalar`, the trees without the axis of texts. It must be finite, with a finite
-            gradient, for any texts, those without tokens too.
+        pair: `(query, document) -> scalar`, the trees without the axis of texts. It must be finite,
+            with a finite gradient, for any texts, those without tokens too.
         prepare: `embeddings [n, ...] -> tree [n, ...]`, such as tokens made length 1.
         numbers, symmetric, limits: see `Score`.
 

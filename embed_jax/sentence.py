@@ -42,10 +42,11 @@ class SentenceEncoder(HasSettings, PicklesByParts):
 
     Attributes:
         spec: backbone, pooling and heads.
-        params: tree of the encoder's parameters, float32 or bfloat16; what is computed is float32 for either.
+        params: tree of the encoder's parameters, float32 or bfloat16; what is computed is float32
+            for either.
         tokenizer: cuts texts at `tokenizer.max_length` tokens.
-        settings: prompts, similarity and all else that is no weight. Each of its fields is an attribute too, which
-            may be set; `settings.similarity` is `similarity_fn_name`.
+        settings: prompts, similarity and all else that is no weight. Each of its fields is an
+            attribute too, which may be set; `settings.similarity` is `similarity_fn_name`.
         pooler: the base's tensors of transformers' pooler, unused; kept for `save`.
     """
 
@@ -73,8 +74,8 @@ class SentenceEncoder(HasSettings, PicklesByParts):
             devices: how many to encode on; 0: all.
 
         Raises:
-            InputError: for a template without its placeholder `{instruction}`, or with another, or a tokenizer that
-                does not fit the backbone: ids or length.
+            InputError: for a template without its placeholder `{instruction}`, or with another, or
+                a tokenizer that does not fit the backbone: ids or length.
         """
         self.settings = dataclasses.replace(settings or EncodingSettings())
         if self.template:
@@ -156,27 +157,28 @@ class SentenceEncoder(HasSettings, PicklesByParts):
     ) -> Float[np.ndarray, "*N D"]:
         """Embeddings of texts, float32, in input order: `[N, D]`; of one string, a single vector `[D]`.
 
-        Memory does not grow with the number of texts beyond the output. Texts over the model's limit are cut, and one
-        warning counts them.
+        Memory does not grow with the number of texts beyond the output. Texts over the model's
+        limit are cut, and one warning counts them.
 
         Args:
             texts: a string, or any iterable of strings.
             prompt_name: which of `prompts` to put before each text.
             prompt: the prompt itself, instead of a name; "" for none, on purpose.
             instruction: what the model's template makes a prompt of, instead of either.
-            dim: D, the first numbers of each embedding to keep, made length 1 again; 0: all. One that was not trained
-                warns once.
-            layers: after how many of the backbone's layers to stop, which saves the time of the others; 0: all. Fewer
-                than all warn once where the model was not trained for it.
+            dim: D, the first numbers of each embedding to keep, made length 1 again; 0: all. One
+                that was not trained warns once.
+            layers: after how many of the backbone's layers to stop, which saves the time of the
+                others; 0: all. Fewer than all warn once where the model was not trained for it.
             normalize_embeddings: make every embedding length 1, whatever the model does.
             batch_tokens: slots a device encodes at a time; 0: what is fast on this backend.
             show_progress: a progress bar over texts.
             params: other parameters of the same model, as while training.
 
         Raises:
-            InputError: for an unknown prompt, an instruction beside a prompt or to a model without a template, a text
-                that is no string, `batch_tokens` below one text's length, a `dim` or `layers` that the model has not,
-                or an argument of sentence-transformers that is another thing here.
+            InputError: for an unknown prompt, an instruction beside a prompt or to a model without
+                a template, a text that is no string, `batch_tokens` below one text's length, a
+                `dim` or `layers` that the model has not, or an argument of sentence-transformers
+                that is another thing here.
         """
         blocks = self.encode_blocks(
             [texts] if isinstance(texts, str) else texts,
@@ -223,7 +225,8 @@ class SentenceEncoder(HasSettings, PicklesByParts):
     ) -> Float[np.ndarray, "*N D"]:
         """As `encode`, of what is searched: with the prompt "document", "passage" or "corpus" unless one is given.
 
-        A model that has none of them gives documents its default prompt, or none; instructions are for queries.
+        A model that has none of them gives documents its default prompt, or none; instructions are
+        for queries.
         """
         refuse_unknown(options)
         if prompt_name is prompt is None:
@@ -298,8 +301,9 @@ class SentenceEncoder(HasSettings, PicklesByParts):
     def save(self, directory: str | Path, further: Mapping[str, np.ndarray] | None = None) -> None:
         """Writes a model directory in the layout of sentence-transformers, which `load` reads too; atomic.
 
-        A pooler that the base had is written back unchanged, for transformers to find; a model made without one has
-        none. Of a model with an adapter only the adapter, in PEFT's format; `merged().save` writes the whole.
+        A pooler that the base had is written back unchanged, for transformers to find; a model made
+        without one has none. Of a model with an adapter only the adapter, in PEFT's format;
+        `merged().save` writes the whole.
 
         Args:
             further: see `write_model`.
@@ -376,8 +380,9 @@ def load_sentence_encoder(
         compute_dtype: "float32" or "bfloat16".
 
     Raises:
-        InputError: if it can't be found or read, is of an unknown architecture or a cross-encoder, its tokenizer's
-            vocabulary is larger than its table, or `max_length` is more than the model has positions for.
+        InputError: if it can't be found or read, is of an unknown architecture or a cross-encoder,
+            its tokenizer's vocabulary is larger than its table, or `max_length` is more than the
+            model has positions for.
     """
     saved = with_family(read_model(resolve(str(name))), str(name))
     return encoder_of(saved, tokenizer_of(saved, max_length or saved.max_length), compute_dtype)

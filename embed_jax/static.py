@@ -33,7 +33,8 @@ def static_from_words(
     Args:
         path: word2vec's or GloVe's text, see `read_word_vectors`.
         lower_case: lower-case texts; None: if no word of the file has a capital letter.
-        sif: a of `sif_weights`, for a file that goes from frequent words to rare ones; 0: all weigh the same.
+        sif: a of `sif_weights`, for a file that goes from frequent words to rare ones; 0: all weigh
+            the same.
 
     Raises:
         InputError: as `read_word_vectors`; for a negative `sif`.
@@ -48,14 +49,15 @@ def static_from_words(
 def distil(teacher: SentenceEncoder, dim: int = 256, *, sif: float = 1e-4) -> SentenceEncoder:
     """A static encoder whose vectors are a teacher's embeddings of each token alone.
 
-    Their mean is taken away, they are projected to their principal components and weighted by `sif_weights`: the recipe
-    of model2vec (Tulkens and van Dongen 2024), with the teacher's own pooling and heads. Special tokens get zeros.
-    Tokens are taken to be numbered from frequent to rare, as tokenizers are trained.
+    Their mean is taken away, they are projected to their principal components and weighted by
+    `sif_weights`: the recipe of model2vec (Tulkens and van Dongen 2024), with the teacher's own
+    pooling and heads. Special tokens get zeros. Tokens are taken to be numbered from frequent to
+    rare, as tokenizers are trained.
 
     Args:
         teacher: its tokenizer is taken over, without special tokens; its prompts are not.
-        dim: the principal components to keep; 0: the teacher's embeddings as they are, neither shifted nor turned, so
-            that training can go on towards that teacher.
+        dim: the principal components to keep; 0: the teacher's embeddings as they are, neither
+            shifted nor turned, so that training can go on towards that teacher.
         sif: a of `sif_weights`; 0: all tokens weigh the same.
 
     Raises:
@@ -87,8 +89,8 @@ def distil(teacher: SentenceEncoder, dim: int = 256, *, sif: float = 1e-4) -> Se
 def sif_weights(number: int, a: float) -> Float[np.ndarray, " V"]:
     """a / (a + p_r) for the ranks r = 1 .. V, p_r = (1 / r) / sum_s 1 / s by Zipf's law; ones if a is 0.
 
-    Arora, Liang, Ma (2017), "A Simple but Tough-to-Beat Baseline for Sentence Embeddings", equation 1, where p is
-    counted in a corpus.
+    Arora, Liang, Ma (2017), "A Simple but Tough-to-Beat Baseline for Sentence Embeddings", equation
+    1, where p is counted in a corpus.
 
     Raises:
         InputError: for a negative a, or one that is not finite.

@@ -30,16 +30,21 @@ Put = Callable[[str, tuple[int, ...], np.dtype, Read], Any]
 class TokenBatch:
     """Sentences packed several to a row, in G groups of R rows of T slots.
 
-    One group is what one call of an encoder sees; a group alone has leaves `[R, T]`. Attention is allowed
-    between slots of one row with the same `sentence`; pooling sums over the slots of a sentence.
+    One group is what one call of an encoder sees; a group alone has leaves `[R, T]`. Attention is
+    allowed between slots of one row with the same `sentence`; pooling sums over the slots of a
+    sentence.
 
     Attributes:
         token_ids: vocabulary ids; any valid id at padding.
-        sentence: which sentence of the group, 0 .. sentences - 1, a slot belongs to; `sentences` at padding.
+        sentence: which sentence of the group, 0 .. sentences - 1, a slot belongs to; `sentences` at
+            padding.
         position: the token's place in its sentence, from 0; 0 at padding.
-        pooled: whether the token counts towards pooling (prompts may be left out); False at padding.
-        sentences: S, how many sentences a group has room for (static). A sentence may have no token.
-        segment: BERT's token types, 1 on the second text of a pair, 0 at padding. None: 0 everywhere.
+        pooled: whether the token counts towards pooling (prompts may be left out); False at
+            padding.
+        sentences: S, how many sentences a group has room for (static). A sentence may have no
+            token.
+        segment: BERT's token types, 1 on the second text of a pair, 0 at padding. None: 0
+            everywhere.
     """
 
     token_ids: Int[Array, "*G R T"]
@@ -54,22 +59,26 @@ class TokenBatch:
 class Batch:
     """One training batch of B = G * E examples, each with C columns (anchor, positive, negative_1, ...).
 
-    Examples are dealt to groups when the batch is made, and the batch is *ordered* by group: group g holds
-    the examples g * E .. g * E + E - 1, and sentence c * E + e of a group is column c of its e-th example.
-    So embeddings `[G, C * E, D]` are examples' columns after a reshape, and no index map is needed.
+    Examples are dealt to groups when the batch is made, and the batch is *ordered* by group: group
+    g holds the examples g * E .. g * E + E - 1, and sentence c * E + e of a group is column c of
+    its e-th example. So embeddings `[G, C * E, D]` are examples' columns after a reshape, and no
+    index map is needed.
 
     Attributes:
-        tokens: by the name of the tokenizer; "encoder" is the trained model's own. `[G, R, T]` each. Where queries
-            have a tower of their own, "query" holds column 0 and "encoder" the other columns.
+        tokens: by the name of the tokenizer; "encoder" is the trained model's own. `[G, R, T]`
+            each. Where queries have a tower of their own, "query" holds column 0 and "encoder" the
+            other columns.
         present: False where an example lacks that column (fewer negatives than others).
         text_hash: equal where two texts are equal; two 32-bit halves.
         record: the example's index in the data set, for messages about a bad row.
-        keys: hashes of what makes examples one and the same thing to learn (id, group), two 32-bit halves each;
-            zeros where a record has none. Or None.
+        keys: hashes of what makes examples one and the same thing to learn (id, group), two 32-bit
+            halves each; zeros where a record has none. Or None.
         dataset: which data set of a mixture the example is from, or None.
         label: integer class, or None.
-        score: targets, or None: of the pair (K = 1), or of each candidate, columns 1 .. C - 1 (K = C - 1).
-        teacher: a teacher's embeddings of the texts from a file, or None; 0 where a text is not present.
+        score: targets, or None: of the pair (K = 1), or of each candidate, columns 1 .. C - 1 (K =
+            C - 1).
+        teacher: a teacher's embeddings of the texts from a file, or None; 0 where a text is not
+            present.
     """
 
     tokens: dict[str, TokenBatch]
@@ -108,22 +117,27 @@ class Columns:
     """Embeddings of examples by column, as losses see them: a device's own share, or the whole world's.
 
     Attributes:
-        embeddings: one tree for each column, 0 the anchors, 1 the positives, the rest negatives. Its leaves have the
-            leading axis B: an array `[B, D]` for a dense embedding, `[B, L, d]` and a mask `[B, L]` for one of tokens,
-            where L may differ from column to column. Only leaves of floats have gradients. `scores.Score` compares
-            two of them.
+        embeddings: one tree for each column, 0 the anchors, 1 the positives, the rest negatives.
+            Its leaves have the leading axis B: an array `[B, D]` for a dense embedding, `[B, L, d]`
+            and a mask `[B, L]` for one of tokens, where L may differ from column to column. Only
+            leaves of floats have gradients. `scores.Score` compares two of them.
         example: the examples' indices in the global batch.
-        guide, teacher: embeddings of the same texts by a frozen model, whose size may differ, by column; or None.
-        layers: embeddings that K earlier layers would have given, by column, leaves `[B, K, ...]`; or None.
-        query: the column whose texts are on the query side of a score (static); all others are documents.
+        guide, teacher: embeddings of the same texts by a frozen model, whose size may differ, by
+            column; or None.
+        layers: embeddings that K earlier layers would have given, by column, leaves `[B, K, ...]`;
+            or None.
+        query: the column whose texts are on the query side of a score (static); all others are
+            documents.
         queue, key, layer, prefixes, step: on a device's own share only, the same on every device.
-        queue: positives of earlier batches, as columns of which only column 1 is present, of examples numbered -1,
-            without gradient. Or None.
+        queue: positives of earlier batches, as columns of which only column 1 is present, of
+            examples numbered -1, without gradient. Or None.
         key: for losses that draw something at each step; None: nothing is drawn.
         layer: which layers `layers` are of: the number of layers passed, from 1.
         prefixes: which prefixes a loss with `About.prefixes` compares; None: the whole embeddings.
-        step: how many steps the run has taken, for losses that change on the way; None: not in a run.
-        present, text_hash, keys, dataset, label, score: as in `Batch`, in the same order of examples.
+        step: how many steps the run has taken, for losses that change on the way; None: not in a
+            run.
+        present, text_hash, keys, dataset, label, score: as in `Batch`, in the same order of
+            examples.
     """
 
     embeddings: tuple[Any, ...]
@@ -190,10 +204,12 @@ the candidates."""
 class World(Protocol):
     """What a loss may ask about the examples of all devices; how it is computed, and where, is not its business.
 
-    `rows` is a tree with leading axis b, about this device's own examples; `candidates` makes a tree with leading axis
-    n out of any Columns of b examples; `shared` is a tree (a learnable scale). All three are differentiated. `further`
-    is such a tree of candidates besides the world's, the same on every device, or None. `numbers` is how many numbers
-    the block computes with for each of its pairs, such as the products of all tokens; it decides how much is held at once.
+    `rows` is a tree with leading axis b, about this device's own examples; `candidates` makes a
+    tree with leading axis n out of any Columns of b examples; `shared` is a tree (a learnable
+    scale). All three are differentiated. `further` is such a tree of candidates besides the
+    world's, the same on every device, or None. `numbers` is how many numbers the block computes
+    with for each of its pairs, such as the products of all tokens; it decides how much is held at
+    once.
     """
 
     def logsumexp(
@@ -258,8 +274,8 @@ class TrainState:
         step: how many steps were taken.
         params: {"encoder": tree, "loss": tree}; float32.
         opt_state: the optimiser's own state.
-        frozen: parameters that are not trained: of models that only look on, by name ("guide", "teacher"), and under
-            BASE those of the encoder itself that `params["encoder"]` lacks.
+        frozen: parameters that are not trained: of models that only look on, by name ("guide",
+            "teacher"), and under BASE those of the encoder itself that `params["encoder"]` lacks.
         extra: what a step carries to the next beside: "queue" and "momentum" of `parallel.queue`.
     """
 
@@ -281,17 +297,20 @@ class Encoder:
 
     Attributes:
         init: `key -> params`, float32, randomly initialised.
-        apply: `(params, tokens, key) -> embeddings [S, D]` float32 for ONE group (`tokens` leaves `[R, T]`), or a tree
-            with leading axis S, or a tuple of one tree for each column of the examples, with leading axis S / C.
-            `key` None means no dropout. Sentences without tokens get a zero vector. A fourth argument `read`
-            maps a layer's parameters, as stored, to those to compute with.
+        apply: `(params, tokens, key) -> embeddings [S, D]` float32 for ONE group (`tokens` leaves
+            `[R, T]`), or a tree with leading axis S, or a tuple of one tree for each column of the
+            examples, with leading axis S / C. `key` None means no dropout. Sentences without tokens
+            get a zero vector. A fourth argument `read` maps a layer's parameters, as stored, to
+            those to compute with.
         config: the architecture's frozen dataclass (vocab_size, hidden_size, num_layers, ...).
         dim: D, the embedding's size.
         sharding: how parameters may be split over a mesh.
-        layers: the path of the parameters that are stacked by layer, which `read` is called for; (): none are.
-        hidden: `(params, tokens, key, read) -> [R, T, H]`, the last layer's token states, for objectives on tokens.
-        by_layer: `(params, tokens, layer, key, read) -> [S, K + 1, D]`, the embeddings after so many layers for each of
-            `layer` int [K], and after the last.
+        layers: the path of the parameters that are stacked by layer, which `read` is called for;
+            (): none are.
+        hidden: `(params, tokens, key, read) -> [R, T, H]`, the last layer's token states, for
+            objectives on tokens.
+        by_layer: `(params, tokens, layer, key, read) -> [S, K + 1, D]`, the embeddings after so
+            many layers for each of `layer` int [K], and after the last.
     """
 
     init: Callable[[PRNGKeyArray], Params]
@@ -310,9 +329,9 @@ class Auxiliary:
 
     Attributes:
         init: `key -> params`: its own parameters, float32.
-        apply: `(params, encoder params, tokens, key, read) -> (sum, count, {metric: sum})` for ONE group; `key` and
-            `read` as in `Encoder.apply`. The objective and the metrics are sums over the global batch, each divided by
-            the count's.
+        apply: `(params, encoder params, tokens, key, read) -> (sum, count, {metric: sum})` for ONE
+            group; `key` and `read` as in `Encoder.apply`. The objective and the metrics are sums
+            over the global batch, each divided by the count's.
     """
 
     init: Callable[[PRNGKeyArray], Params]

@@ -89,7 +89,8 @@ def reduce_dense(kind: str, block: Block, rows: Any, candidates: Any, shared: An
     """The textbook form, which holds all pairs.
 
     Returns:
-        "logsumexp": (log sum_j exp, max_j without gradient); "sum": (sum_j, same); "max": (max_j, same).
+        "logsumexp": (log sum_j exp, max_j without gradient); "sum": (sum_j, same); "max": (max_j,
+            same).
     """
     values = block(rows, candidates, shared)
     if kind == "sum":

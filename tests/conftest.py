@@ -6,12 +6,12 @@ import zlib
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "disabled")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Most of the time of these tests is compilation, so LLVM's expensive passes are off, here and in the
-# commands that tests launch. No test changes this setting: it holds for the whole process, and one
-# that turned it back on would slow down every test after it.
+# Most of the time of these tests is compilation, so LLVM's expensive passes are off, here and in
+# the commands that tests launch. No test changes this setting: it holds for the whole process, and
+# one that turned it back on would slow down every test after it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# Virtual CPU devices share few threads: two collectives run at once, in another order by each device, wait for each
-# other for ever. One after the other they cannot.
+# Virtual CPU devices share few threads: two collectives run at once, in another order by each
+# device, wait for each other for ever. One after the other they cannot.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_cpu_enable_concurrency_optimized_scheduler=false"
 )

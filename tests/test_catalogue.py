@@ -69,10 +69,13 @@ class Published:
     """What a model's files hold.
 
     Attributes:
-        config: config.json, but for what says nothing of the encoder; {}: a StaticEmbedding has none.
-        parameters: of all its tensors, as the hub counts them. other: how many of them the encoder has not, BERT's
-            pooler's; below 0: how many it has that are not there, the norm before ModernBERT's first attention.
-        pooling: by sentence-transformers' name. max_seq_length: of sentence_bert_config.json; 0: there is none.
+        config: config.json, but for what says nothing of the encoder; {}: a StaticEmbedding has
+            none.
+        parameters: of all its tensors, as the hub counts them. other: how many of them the encoder
+            has not, BERT's pooler's; below 0: how many it has that are not there, the norm before
+            ModernBERT's first attention.
+        pooling: by sentence-transformers' name. max_seq_length: of sentence_bert_config.json; 0:
+            there is none.
         dense: (in, out) of each Dense, without bias or activation, before `normalize`.
     """
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# A module imports from its own part and from parts on lower steps; parts on one step do not know each other.
+# A module imports from its own part and from parts on lower steps; parts on one step do not know
+# each other.
 STEPS = (
     ("errors", "atomic", "types", "config", "config_fields", "config_rules", "config_file")
     + ("registry", "runtime", "vectors", "public", "packaged"),
@@ -65,8 +66,8 @@ HEAVY |= {
 HEAVY |= {"tqdm", "wandb"}
 TFDS_BUILDER = "embed_jax/data/sources/python_docs_builder.py"  # a subclass needs its base class
 ONLY_IN = {"orbax": "embed_jax/train/checkpoint.py", "wandb": "embed_jax/train/tracking.py"}
-# What must work beside jax, flax, optax, transformers, jaxtyping and numpy alone. Absent there: HEAVY, but for what
-# those libraries themselves depend on.
+# What must work beside jax, flax, optax, transformers, jaxtyping and numpy alone. Absent there:
+# HEAVY, but for what those libraries themselves depend on.
 LIGHT = ["encoders", "losses", "parallel"]
 LIGHT_MODULES = [
     "sentence",

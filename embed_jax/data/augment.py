@@ -5,8 +5,8 @@ delete_words(rate=0.1)
 delete_words(rate=0.1, protected='no not never')
 crop(rate=0.1) | repeat_words(rate=0.32)
 
-Words are what white space separates: a text of a language that writes none is one word, and stays. What was changed has
-single blanks between its words. No augmentation empties a text.
+Words are what white space separates: a text of a language that writes none is one word, and stays.
+What was changed has single blanks between its words. No augmentation empties a text.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ PROTECTED = tuple(NEGATIONS + NUMBERS)
 def crop(rate: float) -> Augmentation:
     """Keeps a contiguous span of (1 - rate) n of the n words, each such span with the same chance (SimCSE, Table 1).
 
-    Both ends of the text go, whatever stands there: a crop cannot spare negations and numbers as `delete_words` does.
+    Both ends of the text go, whatever stands there: a crop cannot spare negations and numbers as
+    `delete_words` does.
 
     Args:
         rate: 0 to 1, exact on average; at least one word stays.
@@ -62,9 +63,9 @@ def delete_words(rate: float, protected: str | Collection[str] = PROTECTED) -> A
 
     Args:
         rate: 0 to 1, exact on average; at least one word stays.
-        protected: words that stay, with "*" and the like as in file names; of a word in the text, any part between
-            punctuation may be one ("well-known": "well", "known"), in upper or lower case. As a string, separated by
-            blanks; "" protects none.
+        protected: words that stay, with "*" and the like as in file names; of a word in the text,
+            any part between punctuation may be one ("well-known": "well", "known"), in upper or
+            lower case. As a string, separated by blanks; "" protects none.
 
     >>> delete_words(1.0)("they did not sell 3 of them, I don't know why", np.random.default_rng(0))
     "not 3 don't"
@@ -120,7 +121,8 @@ def mask_span(
     """Puts a token in the place of each word of a contiguous span, but for protected ones (a kind of span cutoff).
 
     Args:
-        rate: share of the words in the span, 0 to 1, exact on average; at least one word is not in it.
+        rate: share of the words in the span, 0 to 1, exact on average; at least one word is not in
+            it.
         token: the tokenizer's mask token: "[MASK]" for BERT, "<mask>" for RoBERTa.
         protected: as in `delete_words`.
     """
@@ -159,8 +161,8 @@ def build_augmentation(expression: str) -> Augmentation:
     """The augmentation that an expression of a config names.
 
     Args:
-        expression: names of the registry, with arguments by name; with `|` between them they are applied from left to
-            right. It is never evaluated as Python.
+        expression: names of the registry, with arguments by name; with `|` between them they are
+            applied from left to right. It is never evaluated as Python.
 
     Raises:
         InputError: naming the part of the expression that cannot be used, and what is accepted.

@@ -51,7 +51,8 @@ def in_pieces(
 ) -> Pieces | RecordStream:
     """Records cut into pieces that the tokenizer does not have to shorten; all records are read once, but of a stream.
 
-    The pieces of a document, one after the other, are the document; what holds no token is left out.
+    The pieces of a document, one after the other, are the document; what holds no token is left
+    out.
 
     Args:
         text: what of a record is the document.

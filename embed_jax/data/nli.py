@@ -64,19 +64,23 @@ def nli_triplets(
 ) -> tuple[list[dict[str, str]], TripletReport]:
     """A premise, a hypothesis that it entails, and one that contradicts it: supervised SimCSE's data.
 
-    A premise with e entailed and c contradicted hypotheses gives min(e, c) triplets, each hypothesis in at most one of
-    them, paired at random. Texts are equal if they are so without the white space around them. Gao, Yao, Chen (EMNLP
-    2021), Section 4.
+    A premise with e entailed and c contradicted hypotheses gives min(e, c) triplets, each
+    hypothesis in at most one of them, paired at random. Texts are equal if they are so without the
+    white space around them. Gao, Yao, Chen (EMNLP 2021), Section 4.
 
     Args:
-        records: with "premise", "hypothesis", "label": one of NLI_LABELS by name or number, or -1 or "-" for none.
-        seed: of the pairing and of the triplets' order, neither of which depends on the order of the records.
+        records: with "premise", "hypothesis", "label": one of NLI_LABELS by name or number, or -1
+            or "-" for none.
+        seed: of the pairing and of the triplets' order, neither of which depends on the order of
+            the records.
 
     Returns:
-        Records with anchor, positive, negative, in an order without meaning; and what became of the rest.
+        Records with anchor, positive, negative, in an order without meaning; and what became of the
+        rest.
 
     Raises:
-        InputError: for a record without these fields, or with another label; it names the record's number.
+        InputError: for a record without these fields, or with another label; it names the record's
+            number.
     """
     labels: dict[tuple[str, str], list[int | None]] = {}
     for number, record in enumerate(records):
@@ -103,7 +107,8 @@ def nli_triplets(
     triplets = []
     no_entailment, no_contradiction, surplus = [], [], 0
     for premise in sorted(hypotheses, key=lambda premise: _random(seed, premise)):
-        # Sorted by a hash of their texts, which is a random order that the records' order has no part in.
+        # Sorted by a hash of their texts, which is a random order that the records' order has no
+        # part in.
         entailed, contradicted = (
             sorted(texts, key=lambda text: _random(seed, premise, text))
             for texts in hypotheses[premise].values()

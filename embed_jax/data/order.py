@@ -1,8 +1,9 @@
 """Which records a batch holds, as a function of (seed, step): one data set or a mixture, with or without duplicates.
 
-A *stream* is the endless order of records, shuffled anew each epoch; it is cut into *batches*; a mixture mixes streams
-(every batch from all data sets) or batches (every batch from one). Records are numbered over all data sets, one after
-the other. Nothing here knows devices: a batch is composed globally and split afterwards.
+A *stream* is the endless order of records, shuffled anew each epoch; it is cut into *batches*; a
+mixture mixes streams (every batch from all data sets) or batches (every batch from one). Records
+are numbered over all data sets, one after the other. Nothing here knows devices: a batch is
+composed globally and split afterwards.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class Shuffled:
 
     def __init__(self, length: int, seed: int, first: int = 0):
         self.length, self.first = length, first
-        # Epoch e is shuffled with seed + e; neighbouring seeds would be the same order shifted by an epoch.
+        # Epoch e is shuffled with seed + e; neighbouring seeds would be the same order shifted by
+        # an epoch.
         self._seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
 
     def take(self, positions: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
@@ -88,8 +90,9 @@ class Batches:
     """A stream cut into batches of B; the last records of an epoch that fill no batch are left out of it.
 
     Args:
-        things: 64-bit hashes `[records, w]` of what makes two records the same (their texts, ids, groups), 0 for
-            none. With them no batch has two records that share one: see `distinct_batches`.
+        things: 64-bit hashes `[records, w]` of what makes two records the same (their texts, ids,
+            groups), 0 for none. With them no batch has two records that share one: see
+            `distinct_batches`.
     """
 
     def __init__(
@@ -162,7 +165,8 @@ class Alternating:
 class TurnSchedule:
     """Whose turn it is at each place of an epoch, and how often it had been before.
 
-    Every epoch has exactly the same number of turns of each, at places shuffled anew; "round_robin" takes turns.
+    Every epoch has exactly the same number of turns of each, at places shuffled anew; "round_robin"
+    takes turns.
 
     Attributes:
         turns: of an epoch, for each.
@@ -215,14 +219,15 @@ def make_turns(
 ) -> TurnSchedule:
     """How often data sets of these lengths have their turn.
 
-    An epoch has sum(lengths) turns. Where the shares do not come out even, the largest remainders are rounded up, and
-    nobody goes without a turn.
+    An epoch has sum(lengths) turns. Where the shares do not come out even, the largest remainders
+    are rounded up, and nobody goes without a turn.
 
     Args:
         lengths: records or batches of each.
-        sampling: "proportional" to the lengths, so that an epoch has everything once; "temperature": to
-            length^(1 / temperature), where 1 is proportional and a large one uniform; "weights": to the weights;
-            "round_robin": in turn. Data sets that have more turns than records begin again, shuffled anew.
+        sampling: "proportional" to the lengths, so that an epoch has everything once;
+            "temperature": to length^(1 / temperature), where 1 is proportional and a large one
+            uniform; "weights": to the weights; "round_robin": in turn. Data sets that have more
+            turns than records begin again, shuffled anew.
 
     Raises:
         InputError: for an unknown sampling, or a weight or temperature that is not above 0.
@@ -310,8 +315,9 @@ def distinct_batches(
 ) -> Int[np.ndarray, "steps B"]:
     """Full batches in which no two records share a code, by one pass over the order.
 
-    A record that shares a code with one of the batch waits, and is the first to be tried for the next one; those that
-    wait for the same code stand in one queue, so that a text which many records have costs no more than others.
+    A record that shares a code with one of the batch waits, and is the first to be tried for the
+    next one; those that wait for the same code stand in one queue, so that a text which many
+    records have costs no more than others.
 
     Args:
         order: record numbers.

@@ -30,7 +30,8 @@ def pack_sentences(
         rows: R; None takes as few as are needed, rounded up by `round_rows` so that shapes repeat.
         sentences: S, how many sentences the batch has room for; None is as many as there are.
         skip: leading tokens that do not count towards pooling, for all sentences or for each.
-        segments: token types of each sentence (a pair's second text has 1), as long as its ids; None: all are 0.
+        segments: token types of each sentence (a pair's second text has 1), as long as its ids;
+            None: all are 0.
 
     Returns:
         NumPy leaves `[R, T]`.
@@ -74,17 +75,20 @@ def pack_batch(
         groups: G, a divisor of B.
         row_length: T, slots in a row.
         rows: R; None takes as few as the fullest group needs, rounded up by `round_rows`.
-        order: which examples each group gets; None deals them balanced by tokens. A second tokenizer's view of
-            the same batch is given the first one's order.
-        skip: for each sentence, or for all of each column, how many leading tokens do not count towards pooling.
-        shares: contiguous parts of the batch, each dealt to its own G / shares groups; a divisor of G.
+        order: which examples each group gets; None deals them balanced by tokens. A second
+            tokenizer's view of the same batch is given the first one's order.
+        skip: for each sentence, or for all of each column, how many leading tokens do not count
+            towards pooling.
+        shares: contiguous parts of the batch, each dealt to its own G / shares groups; a divisor of
+            G.
 
     Returns:
-        The batch, leaves `[G, R, T]`, where sentence `c * E + e` of group g is column c of example `order[g, e]`;
-        and that order.
+        The batch, leaves `[G, R, T]`, where sentence `c * E + e` of group g is column c of example
+        `order[g, e]`; and that order.
 
     Raises:
-        InputError: if a sentence is longer than a row, the rows do not suffice, or G does not divide B.
+        InputError: if a sentence is longer than a row, the rows do not suffice, or G does not
+            divide B.
     """
     nothing = np.zeros(0, np.int32)
     columns = [[nothing if one is None else one for one in column] for column in columns]

@@ -31,7 +31,8 @@ KINDS = (*PAIR_NAMES, NLI, SCORED_LIST, ("text",))
 CARRIED = ("id", "group", "score", "label")  # what a pair may have beside its texts
 KEYS = ("id", "group")  # records with the same one are never each other's negatives
 SPLITS = ("train", "validation", "test")
-# Of a source that is read record by record, so many stand for all where looking at all would take minutes.
+# Of a source that is read record by record, so many stand for all where looking at all would take
+# minutes.
 SAMPLE = 2000
 Value = TypeVar("Value")
 TextRecord = Mapping[str, str]
@@ -142,9 +143,10 @@ def split_pairs(
 ) -> dict[str, list[TextRecord]]:
     """Splits pairs so that no text stands on two sides, be it an anchor here and a positive there.
 
-    Pairs that share a text, directly or through others, stay together; such a family goes to validation or test, each
-    with probability `holdout`, by a hash of its smallest text and the seed: independent of the order of the records.
-    A training negative that is a held-out positive is taken out.
+    Pairs that share a text, directly or through others, stay together; such a family goes to
+    validation or test, each with probability `holdout`, by a hash of its smallest text and the
+    seed: independent of the order of the records. A training negative that is a held-out positive
+    is taken out.
 
     Args:
         records: with "anchor" and "positive".
@@ -242,13 +244,13 @@ class CodePositions:
 def count_sharing(codes: Mapping[str, Int[np.ndarray, "n w"]]) -> int:
     """How many ordered pairs of different rows share anything, counted without listing them.
 
-    By inclusion and exclusion: a set S of things that c rows have stands for c * (c - 1) ordered pairs that share all
-    of it. Summed with the sign (-1)^(|S| + 1) over all sets, a pair that shares t things counts
-    t - C(t, 2) + C(t, 3) - ... = 1 times.
+    By inclusion and exclusion: a set S of things that c rows have stands for c * (c - 1) ordered
+    pairs that share all of it. Summed with the sign (-1)^(|S| + 1) over all sets, a pair that
+    shares t things counts t - C(t, 2) + C(t, 3) - ... = 1 times.
 
     Args:
-        codes: for each kind of thing, numbers that are equal where the things are, -1 for none; "text" has two columns
-            (different or -1 within a row), other kinds one.
+        codes: for each kind of thing, numbers that are equal where the things are, -1 for none;
+            "text" has two columns (different or -1 within a row), other kinds one.
     """
 
     def joined(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -31,10 +31,13 @@ class RecordSource:
 
     Attributes:
         records: random access, `len` and `[index]`.
-        fields: what of a record is used: its texts, and the label, score and keys where the loss needs them.
-        prompts: put before the columns' texts for the encoder; the last one is for all further columns too.
+        fields: what of a record is used: its texts, and the label, score and keys where the loss
+            needs them.
+        prompts: put before the columns' texts for the encoder; the last one is for all further
+            columns too.
         max_length: tokens a text is cut to; 0: the tokenizer's own limit.
-        augment: `(text, column, record, step) -> text`: changes what the model sees, not what counts as a duplicate.
+        augment: `(text, column, record, step) -> text`: changes what the model sees, not what
+            counts as a duplicate.
     """
 
     records: Sequence[Record]
@@ -237,22 +240,24 @@ def batch_maker(
 
     Args:
         sources: the data sets; with more than one, batches tell which one an example is from.
-        tokenizers: by name; "encoder" is the trained model's own, whose token counts decide the dealing to groups.
-            With "query", a tower of its own, that one packs the first column and "encoder" the others.
-            Others see the same texts without prompts, in rows as long as their own limit if that is longer.
+        tokenizers: by name; "encoder" is the trained model's own, whose token counts decide the
+            dealing to groups. With "query", a tower of its own, that one packs the first column and
+            "encoder" the others. Others see the same texts without prompts, in rows as long as
+            their own limit if that is longer.
         batch_size: B, examples over all hosts.
         groups: G over all hosts.
         row_length: T, slots of a packed row of the encoder.
         rows: R, rows of a group; None takes as few as the batch needs. Several hosts need it set.
         include_prompt: whether the prompts' tokens count towards pooling.
-        shard: this host's number and how many hosts there are. A host reads only its part of each batch, and
-            gets `G / hosts` groups of it.
-        shares: how many contiguous parts a batch has, each dealt to its own `G / shares` groups; 0: one a host. With
-            `rows` set, the batches depend on this number and not on the number of hosts.
+        shard: this host's number and how many hosts there are. A host reads only its part of each
+            batch, and gets `G / hosts` groups of it.
+        shares: how many contiguous parts a batch has, each dealt to its own `G / shares` groups; 0:
+            one a host. With `rows` set, the batches depend on this number and not on the number of
+            hosts.
 
     Raises:
-        InputError: sizes that do not divide, an option out of place; in a batch, a record that lacks a text or has
-            another number of scores or keys than the first of its data set.
+        InputError: sizes that do not divide, an option out of place; in a batch, a record that
+            lacks a text or has another number of scores or keys than the first of its data set.
     """
     hosts = shard[1]
     if "encoder" not in tokenizers:

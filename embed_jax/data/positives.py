@@ -1,6 +1,7 @@
 """Pairs from what people left behind: clicks on search results, resolved duplicates, candidate paraphrases.
 
-What does not become a pair is handed to a function `drop(reason, row)`; what cannot be read is an error with its place.
+What does not become a pair is handed to a function `drop(reason, row)`; what cannot be read is an
+error with its place.
 """
 
 from __future__ import annotations
@@ -32,19 +33,22 @@ def click_pairs(
 ) -> list[PositivePair]:
     """The pairs of a query and a document that was clicked for it.
 
-    A pair has the document's id as `id` and a hash of the query as `group`: neither two documents clicked for one
-    query nor two queries that led to one document are each other's negatives.
+    A pair has the document's id as `id` and a hash of the query as `group`: neither two documents
+    clicked for one query nor two queries that led to one document are each other's negatives.
 
     Args:
         log: rows `query doc_id clicks`; clicks for the same query and document are added up.
         corpus: rows `_id text`, or `id text`, and optionally `title`, which goes before the text.
-        drop: gets rows of too few clicks, those beyond `top`, and those whose texts are a pair already or equal.
+        drop: gets rows of too few clicks, those beyond `top`, and those whose texts are a pair
+            already or equal.
         min_clicks: how many a pair needs.
-        top: keep so many documents of a query, those of the most clicks and of equals the first; 0: all.
+        top: keep so many documents of a query, those of the most clicks and of equals the first; 0:
+            all.
 
     Raises:
-        InputError: with file and line, for a field that is missing or empty, a number of clicks that is none, a
-            document that the corpus lacks, has twice or has without a text; without any pair left.
+        InputError: with file and line, for a field that is missing or empty, a number of clicks
+            that is none, a document that the corpus lacks, has twice or has without a text; without
+            any pair left.
     """
     clicks: dict[str, dict[str, int]] = {}
     named: dict[str, int] = {}  # line where a document is first named
@@ -101,15 +105,15 @@ def group_pairs(
 ) -> list[PositivePair]:
     """Pairs of texts of the same group; each has it as `group`, and so none is another's negative.
 
-    The texts of a group stand on a ring, in an order that depends on the seed and on nothing else. Pairs are taken of
-    neighbours first, then of texts two apart, and so on: all pairs of a small group; of a large one at most
-    `max_per_group`, in which the texts occur about equally often and which are linked by shared texts, so that a split
-    by texts never separates them.
+    The texts of a group stand on a ring, in an order that depends on the seed and on nothing else.
+    Pairs are taken of neighbours first, then of texts two apart, and so on: all pairs of a small
+    group; of a large one at most `max_per_group`, in which the texts occur about equally often and
+    which are linked by shared texts, so that a split by texts never separates them.
 
     Args:
         path: rows of a text and a group.
-        drop: gets groups of a single text, texts that stand twice in their group, and texts that come into no pair
-            for `max_per_group`.
+        drop: gets groups of a single text, texts that stand twice in their group, and texts that
+            come into no pair for `max_per_group`.
         max_per_group: 0: all pairs.
 
     Raises:
@@ -149,9 +153,11 @@ def paraphrase_pairs(
 
     Args:
         path: rows `sentence1 sentence2`.
-        score: the scores of n pairs from their first and their second texts; sees up to `BLOCK` at a time.
+        score: the scores of n pairs from their first and their second texts; sees up to `BLOCK` at
+            a time.
         threshold: what a pair needs at least.
-        drop: gets pairs of equal texts, those that stand twice in either order, and those below the threshold.
+        drop: gets pairs of equal texts, those that stand twice in either order, and those below the
+            threshold.
 
     Raises:
         InputError: with file and line, for a field that is missing or empty; without any pair left.

@@ -1,6 +1,7 @@
 """One meaning for a record, whatever it was read from: a file, the hub, TFDS, or objects of Python.
 
-README.md beside this file has the rules as a table. A `Cleaner` applies them to the raw records of one data set.
+README.md beside this file has the rules as a table. A `Cleaner` applies them to the raw records of
+one data set.
 """
 
 from __future__ import annotations
@@ -144,7 +145,8 @@ def check_required_fields(record: Mapping[str, Any], required: Sequence[str], wh
     """Checks that a record has the fields, of which there is at least one.
 
     Raises:
-        InputError: "WHERE: no field ..." or "WHERE: unknown fields ...", with what was found and is accepted.
+        InputError: "WHERE: no field ..." or "WHERE: unknown fields ...", with what was found and is
+            accepted.
     """
     missing = [name for name in required if name not in record]
     if missing or not required:
@@ -160,7 +162,8 @@ def clean_record(raw: Mapping[str, Any], where: str, kind: Sequence[str] = ()) -
     """The record without missing values, and each value of its field's type.
 
     Texts are strings, ids and groups too; a score is a float, a label an integer or a name (None:
-    said to have none); negatives are single strings that are not blank. Other fields stay if they are strings.
+    said to have none); negatives are single strings that are not blank. Other fields stay if they
+    are strings.
 
     Args:
         raw: the record as it was read.

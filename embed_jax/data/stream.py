@@ -1,6 +1,7 @@
 """Records that can only be read one after the other: shuffled in a seeded window, batches a function of the step.
 
-The position of a stream is the step. A resumed run passes over what was read before, without making anything of it.
+The position of a stream is the step. A resumed run passes over what was read before, without making
+anything of it.
 """
 
 from __future__ import annotations
@@ -59,8 +60,9 @@ def stream_batches(
 ) -> Iterator[list[tuple[int, Record]]]:
     """Endless batches of (number in the stream, record), from batch `start` on.
 
-    Each pass over the stream is shuffled anew, within windows of so many records; its last records that fill no batch
-    are left out. The order is a function of the seed, the window and the records.
+    Each pass over the stream is shuffled anew, within windows of so many records; its last records
+    that fill no batch are left out. The order is a function of the seed, the window and the
+    records.
 
     Raises:
         InputError: if the stream does not fill a batch.

@@ -1,8 +1,9 @@
 """Queries for passages, written by a language model: prompts, answers, and a cache of answers that survives any end.
 
-The kinds of prompt are those of Wang et al. 2024 ("Improving Text Embeddings with Large Language Models", section 3.1):
-a short text that matches a long one and the other ways round, and sentence similarity; beside them plain questions, and
-searches as in doc2query (Nogueira et al. 2019) and GPL (Wang et al. 2022). The passage is always the given side.
+The kinds of prompt are those of Wang et al. 2024 ("Improving Text Embeddings with Large Language
+Models", section 3.1): a short text that matches a long one and the other ways round, and sentence
+similarity; beside them plain questions, and searches as in doc2query (Nogueira et al. 2019) and GPL
+(Wang et al. 2022). The passage is always the given side.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Template:
 
     Attributes:
         wanted: the request, with the names of `choices` in braces.
-        choices: for each name the phrases of which a passage gets one: varied prompts give varied texts.
+        choices: for each name the phrases of which a passage gets one: varied prompts give varied
+            texts.
     """
 
     wanted: str
@@ -132,7 +134,8 @@ def read_passages(path: str | Path, fields: Sequence[str] = ("text",)) -> list[P
         fields: whose texts make a passage; several are joined by a blank.
 
     Raises:
-        InputError: naming the line, for a passage without text or with the id of another one; for an empty file.
+        InputError: naming the line, for a passage without text or with the id of another one; for
+            an empty file.
     """
     passages, lines = [], {}
     for line, record in iter_lines(path):
@@ -220,7 +223,8 @@ def answer_key(interface: str, model: str, settings: Mapping[str, Any], prompt: 
 class AnswerCache:
     """Answers by key in an append-only JSON-lines file, for one process at a time; a context manager.
 
-    A line is on disk before `add` returns. A last line that was cut off is dropped when the file is opened.
+    A line is on disk before `add` returns. A last line that was cut off is dropped when the file is
+    opened.
 
     Attributes:
         answers: {key: {"queries": [...], ...}}.
@@ -293,8 +297,8 @@ def synthetic_records(
 ) -> Iterator[dict[str, Any]]:
     """Pairs in the order of the passages: anchor (query), positive (passage), id and group, source.
 
-    The id is the passage's, so that no two of its queries are each other's negatives. Passages without an answer
-    are left out.
+    The id is the passage's, so that no two of its queries are each other's negatives. Passages
+    without an answer are left out.
 
     Args:
         keys: the key of each passage's answer.

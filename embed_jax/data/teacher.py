@@ -68,8 +68,10 @@ def open_teacher_vectors(path: str, ids: str = "", num_records: int = 0) -> Teac
     """Opens a file of embeddings without reading it.
 
     Args:
-        path: a .npy file of floats, as `scripts.encode` writes it: [N, T], or [N, C, T] of records of C texts.
-        ids: a text file with the id of each row, one a line; "": rows are in the order of the records.
+        path: a .npy file of floats, as `scripts.encode` writes it: [N, T], or [N, C, T] of records
+            of C texts.
+        ids: a text file with the id of each row, one a line; "": rows are in the order of the
+            records.
         num_records: expected number of rows where there are no ids.
 
     Raises:

@@ -45,8 +45,10 @@ class Tokenizer:
         hf: the transformers tokenizer, untouched, for saving.
         max_length: limit in tokens, special tokens included.
         pad_id: the padding token's id, 0 if the tokenizer has none.
-        special_tokens: whether they are put around a text; without, `save` writes tokenizer.json alone, which says it.
-        rows: of the model's table of token embeddings; a text with a token beyond them is refused. 0: not known.
+        special_tokens: whether they are put around a text; without, `save` writes tokenizer.json
+            alone, which says it.
+        rows: of the model's table of token embeddings; a text with a token beyond them is refused.
+            0: not known.
     """
 
     backend: Any
@@ -72,8 +74,9 @@ class Tokenizer:
             include_prompt: whether the prompt's tokens count towards pooling.
 
         Returns:
-            The ids in the order of the texts. With `include_prompt=False`, `skip` is the number of tokens of the
-            prompt alone without a special token at its end: the rule of sentence-transformers.
+            The ids in the order of the texts. With `include_prompt=False`, `skip` is the number of
+            tokens of the prompt alone without a special token at its end: the rule of
+            sentence-transformers.
         """
         _check_texts(texts)
         encodings = self._encode([prompt + text for text in texts])
@@ -92,7 +95,8 @@ class Tokenizer:
         A pair over the limit loses tokens from the longer of its texts first.
 
         Raises:
-            InputError: for unequal lengths, a text that is no string, or a limit that leaves no room for a pair.
+            InputError: for unequal lengths, a text that is no string, or a limit that leaves no
+                room for a pair.
         """
         if len(queries) != len(passages):
             raise InputError(
@@ -113,11 +117,12 @@ class Tokenizer:
     def for_table(self, rows: int) -> Tokenizer:
         """The same tokenizer for a table of `rows` token embeddings.
 
-        Added tokens may lie beyond the table, as when they were added without resizing it: a text that has one is
-        refused.
+        Added tokens may lie beyond the table, as when they were added without resizing it: a text
+        that has one is refused.
 
         Raises:
-            InputError: if tokens of the vocabulary itself lie beyond the table, which is another model's then.
+            InputError: if tokens of the vocabulary itself lie beyond the table, which is another
+                model's then.
         """
         if self.vocab_size > rows:
             added = self.backend.get_added_tokens_decoder()
@@ -167,7 +172,8 @@ class Tokenizer:
             )
 
     def _truncated(self, encodings: list[Any]) -> int:
-        # Only a text that fills the limit can have been cut: asking each for its overflow would copy it.
+        # Only a text that fills the limit can have been cut: asking each for its overflow would
+        # copy it.
         return sum(len(e) == self.max_length and bool(e.overflowing) for e in encodings)
 
 
@@ -181,22 +187,27 @@ def load_tokenizer(
 ) -> Tokenizer:
     """Reads the tokenizer of a model directory.
 
-    Which special tokens it puts around a text is transformers' business: the post-processor of `tokenizer.json` says
-    it, and only where that file is not there do `add_bos_token` and `add_eos_token` of tokenizer_config.json.
+    Which special tokens it puts around a text is transformers' business: the post-processor of
+    `tokenizer.json` says it, and only where that file is not there do `add_bos_token` and
+    `add_eos_token` of tokenizer_config.json.
 
     Args:
-        directory: holds `tokenizer.json`, or the vocabulary in an older form that transformers converts.
+        directory: holds `tokenizer.json`, or the vocabulary in an older form that transformers
+            converts.
         max_length: texts are cut at this number of tokens, special tokens included.
         lower_case: lower-case texts first: `do_lower_case` of sentence-transformers.
         special_tokens: put them around each text; False for static encoders.
-        append_eos: end each text with the tokenizer's end-of-text token, for last-token pooling; `save` writes that
-            down. A tokenizer that ends texts with a special token already, whichever, is left as it is.
+        append_eos: end each text with the tokenizer's end-of-text token, for last-token pooling;
+            `save` writes that down. A tokenizer that ends texts with a special token already,
+            whichever, is left as it is.
 
     Raises:
-        InputError: if there is no tokenizer or it cannot be read, or it has no end-of-text token to append.
+        InputError: if there is no tokenizer or it cannot be read, or it has no end-of-text token to
+            append.
     """
     directory = Path(directory)
-    # Without this check transformers makes a tokenizer that knows the special tokens and nothing else.
+    # Without this check transformers makes a tokenizer that knows the special tokens and nothing
+    # else.
     if not any(next(directory.glob(pattern), None) for pattern in VOCABULARY_FILES):
         raise InputError(
             f"{directory}: no tokenizer there; one of these is needed: {', '.join(VOCABULARY_FILES)}"

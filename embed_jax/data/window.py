@@ -20,8 +20,9 @@ def pack_window(
 ) -> Iterator[tuple[Int[np.ndarray, " n"], TokenBatch]]:
     """Packs texts into batches of few different shapes.
 
-    Texts share rows at least twice as long as themselves (up to the longest text's), so that best-fit packing finds
-    something for every gap; short and long texts go to different rows, since attention costs a row's length.
+    Texts share rows at least twice as long as themselves (up to the longest text's), so that
+    best-fit packing finds something for every gap; short and long texts go to different rows, since
+    attention costs a row's length.
 
     Args:
         ids: token ids of each text.
@@ -30,8 +31,8 @@ def pack_window(
         segments: token types of each text, as of `pack_sentences`.
 
     Yields:
-        The numbers of the texts of a batch, and the batch: leaves `[R, T]`, text i of the batch is sentence i. Texts
-        without tokens are in no batch.
+        The numbers of the texts of a batch, and the batch: leaves `[R, T]`, text i of the batch is
+        sentence i. Texts without tokens are in no batch.
 
     Raises:
         InputError: if a text is longer than `batch_tokens`.

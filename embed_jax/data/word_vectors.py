@@ -19,15 +19,16 @@ BEGIN = "▁"  # stands before each word in the vocabulary
 def read_word_vectors(path: Path) -> tuple[list[str], Float[np.ndarray, "V D"]]:
     """The words of a file in its order, and their vectors.
 
-    A word may hold blanks, as some of GloVe's do: the last D fields of a line are the numbers. Of a word that comes
-    again, the first is kept. Bytes that are no UTF-8 become U+FFFD, as word2vec cuts long words inside a character.
+    A word may hold blanks, as some of GloVe's do: the last D fields of a line are the numbers. Of a
+    word that comes again, the first is kept. Bytes that are no UTF-8 become U+FFFD, as word2vec
+    cuts long words inside a character.
 
     Args:
         path: fields separated by blanks; .gz is unpacked.
 
     Raises:
-        InputError: with the line, for a wrong number of fields, what is no finite number, or another count than the
-            first line says; or an empty file.
+        InputError: with the line, for a wrong number of fields, what is no finite number, or
+            another count than the first line says; or an empty file.
     """
     lines: dict[str, int] = {}  # of each word
     numbers = array.array("f")
@@ -81,9 +82,9 @@ def word_tokenizer(words: Sequence[str], max_length: int, *, lower_case: bool) -
     from tokenizers import models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    # The library's model of whole words cannot leave out a word. That of byte pairs takes one that is in the vocabulary
-    # as it is, and of another leaves out each character that is not: here all, since they are looked for as "▁" and,
-    # after a line's end, the others.
+    # The library's model of whole words cannot leave out a word. That of byte pairs takes one that
+    # is in the vocabulary as it is, and of another leaves out each character that is not: here all,
+    # since they are looked for as "▁" and, after a line's end, the others.
     model = models.BPE(
         vocab={BEGIN + word: number for number, word in enumerate(words)},
         merges=[],

@@ -30,7 +30,8 @@ from embed_jax.types import Params
 WEIGHTS = "adapter_model.safetensors"
 FINGERPRINT = "embed_jax.base"  # in the weights' metadata: `backbone_fingerprint` of the base
 PREFIX = "base_model.model."
-# Theirs: ours. PEFT itself writes no ".weight" after the vector and reads both; transformers' loader needs it.
+# Theirs: ours. PEFT itself writes no ".weight" after the vector and reads both; transformers'
+# loader needs it.
 LEAVES = {"lora_A.weight": "a", "lora_B.weight": "b", "lora_magnitude_vector.weight": "magnitude"}
 # Fields of adapter_config.json that make the adapter another function, unless they are empty.
 UNSUPPORTED = (
@@ -73,8 +74,9 @@ def read_adapter(
         Its settings, and its tree as of `lora.init_lora`, NumPy.
 
     Raises:
-        InputError: a file is missing or damaged; it is no LoRA, or of a kind that is not supported; a tensor is
-            missing, extra or of another shape than the base's; or it was made for another base.
+        InputError: a file is missing or damaged; it is no LoRA, or of a kind that is not supported;
+            a tensor is missing, extra or of another shape than the base's; or it was made for
+            another base.
     """
     config, where = read_json(directory / CONFIG, json_fields.ADAPTER), directory / WEIGHTS
     try:
@@ -248,10 +250,12 @@ def write_adapter(directory: Path, spec: EncoderSpec, adapter: Params, base: str
         base: what the base is called: an absolute directory, or a name on the hub.
 
     Returns:
-        Fields of config.json in which the backbone differs from its base; they are not in PEFT's format.
+        Fields of config.json in which the backbone differs from its base; they are not in PEFT's
+        format.
 
     Raises:
-        InputError: the base is not found, or of another size than the backbone; or as `check_writable`.
+        InputError: the base is not found, or of another size than the backbone; or as
+            `check_writable`.
     """
     check_writable(spec)
     if not base:
@@ -311,7 +315,8 @@ def _targets(maps: Mapping[str, Part], paths: set[str], shorthand: bool = True) 
     """PEFT's target_modules for linear maps: their last names if these mean no others, else a regular expression.
 
     Args:
-        shorthand: whether all of them are "all-linear". PEFT means all of a model's linear maps by it, a pooler's too.
+        shorthand: whether all of them are "all-linear". PEFT means all of a model's linear maps by
+            it, a pooler's too.
     """
     if shorthand and paths == set(maps):
         return ALL_LINEAR

@@ -25,8 +25,8 @@ def sentence_bias(
 ) -> Float[Array, "R 1 T T"]:
     """What to add to the scores so that a token sees its own sentence only: 0 there, MASKED elsewhere.
 
-    Padding has an id of its own, so it sees padding: no row is without a slot to look at, none is NaN, and
-    what comes out there is never pooled.
+    Padding has an id of its own, so it sees padding: no row is without a slot to look at, none is
+    NaN, and what comes out there is never pooled.
 
     Args:
         position: the tokens' places in their sentences; wanted for `causal` and `window`.
@@ -56,18 +56,20 @@ def attention(
 ) -> Float[Array, "R T H d"]:
     """softmax(query key^T / sqrt(d) + bias) value, with dropout of the softmax (Vaswani et al. 2017, eq. 1).
 
-    Fewer heads G of keys and values than H of queries, a divisor, each serve H / G of them in order (grouped-query
-    attention, Ainslie et al. 2023).
+    Fewer heads G of keys and values than H of queries, a divisor, each serve H / G of them in order
+    (grouped-query attention, Ainslie et al. 2023).
 
     Args:
-        bias: float32, added to the scores: the mask, and a relative position bias where there is one; K is H or 1.
+        bias: float32, added to the scores: the mask, and a relative position bias where there is
+            one; K is H or 1.
         scale: of the scores, instead of 1 / sqrt(d).
         softcap: c > 0: scores s become c tanh(s / c) before the bias (Gemma 2, 2024, section 2).
-        dropout_key: None means no dropout. The same key gives the same mask in every implementation.
+        dropout_key: None means no dropout. The same key gives the same mask in every
+            implementation.
         dropout_places: whose mask each slot shares; None: masks by row and slot.
-        implementation: "xla": batched matrix products; "blocks": the same, a few rows at a time; "cudnn": flash
-            attention, for 16-bit inputs without dropout; "auto": blocks on CPU, cuDNN on a GPU where it can
-            serve, else xla.
+        implementation: "xla": batched matrix products; "blocks": the same, a few rows at a time;
+            "cudnn": flash attention, for 16-bit inputs without dropout; "auto": blocks on CPU,
+            cuDNN on a GPU where it can serve, else xla.
     """
     if dropout_rate == 0.0:
         dropout_key = None
@@ -128,7 +130,8 @@ def _starts(places: MaskPositions, heads: int, slots: int) -> Int[Array, "R H T 
 def _blocks(query, key, value, bias, softcap, places, dropout_rate, dropout_key):
     """`_products` for as many rows at a time as have [T, T] weights that fit the cache, recomputed backwards.
 
-    On CPU a training step is about a tenth faster than with all rows at once, in two thirds of the memory.
+    On CPU a training step is about a tenth faster than with all rows at once, in two thirds of the
+    memory.
     """
     rows, heads, slots, _ = query.shape
     block = max(

@@ -116,7 +116,8 @@ def base_name(directory: Path) -> str:
 def backbone_fingerprint(backbone: Any, directory: Path) -> str:
     """What tells a base from others of its shape: sha256 of its sizes and of a few numbers of each tensor.
 
-    Numbers are rounded to bfloat16, so that it is the same in every dtype that a model is usually stored in.
+    Numbers are rounded to bfloat16, so that it is the same in every dtype that a model is usually
+    stored in.
 
     Args:
         backbone: its frozen dataclass.
@@ -126,7 +127,8 @@ def backbone_fingerprint(backbone: Any, directory: Path) -> str:
 
     def put(path: str, shape: tuple[int, ...], dtype: np.dtype, read: Any) -> None:
         own = len(shape) - path.startswith("layers/")
-        # Few bytes of each file's rows, whose numbers follow each other along our last axis but one.
+        # Few bytes of each file's rows, whose numbers follow each other along our last axis but
+        # one.
         some = (slice(16),) if own == 1 else (*[slice(1)] * (own - 2), slice(16), slice(1))
         numbers = read((slice(None),) * (len(shape) - own) + some).astype(jnp.bfloat16)
         found[path] = [list(shape), numbers.tobytes().hex()]

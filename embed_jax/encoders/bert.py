@@ -33,12 +33,15 @@ class BertConfig:
     """The size of a BERT-like encoder and the switches that tell its kin apart.
 
     Attributes:
-        family: the name in the registry: "bert", "roberta", "xlm-roberta", "camembert", "mpnet", "distilbert",
-            "electra".
-        embedding_size: width of the embedding tables; other than hidden_size only for ELECTRA's projection.
+        family: the name in the registry: "bert", "roberta", "xlm-roberta", "camembert", "mpnet",
+            "distilbert", "electra".
+        embedding_size: width of the embedding tables; other than hidden_size only for ELECTRA's
+            projection.
         max_positions: rows of the position table, `position_offset` of which are never used.
-        position_offset: what a token's position is counted from (RoBERTa, MPNet: padding index + 1).
-        type_vocab_size: rows of the token type table, row 0 for single texts; 0: no table (MPNet, DistilBERT).
+        position_offset: what a token's position is counted from (RoBERTa, MPNet: padding index +
+            1).
+        type_vocab_size: rows of the token type table, row 0 for single texts; 0: no table (MPNet,
+            DistilBERT).
         relative_buckets: buckets of MPNet's relative position bias, shared by all layers; 0: none.
         hidden_dropout, attention_dropout: rates when a dropout key is given.
         initializer_range: standard deviation of the initial weights.
@@ -195,8 +198,8 @@ def relative_bias(
 ) -> Float[Array, "R H T T"]:
     """A bias by the distance of two tokens, in T5's buckets (Raffel et al. 2020), which MPNet has too.
 
-    A product with a one-hot matrix: its gradient is a product too, where that of a gather would be a scatter
-    of R * T * T rows into a handful.
+    A product with a one-hot matrix: its gradient is a product too, where that of a gather would be
+    a scatter of R * T * T rows into a handful.
     """
     buckets = table.shape[0]
     bucket = relative_bucket(position[:, None, :] - position[:, :, None], buckets, max_distance)
@@ -298,8 +301,9 @@ _BERT_LAYER = {
     "layers/down": "encoder.layer.{}.output.dense",
     "layers/output_norm": "encoder.layer.{}.output.LayerNorm",
 }
-# Megatron's split of the products over "tensor" (Shoeybi et al. 2019): by output, then by input; whatever is large is
-# split over "fsdp" along the other dimension. The first dimension of a layer's parameters counts the layers.
+# Megatron's split of the products over "tensor" (Shoeybi et al. 2019): by output, then by input;
+# whatever is large is split over "fsdp" along the other dimension. The first dimension of a layer's
+# parameters counts the layers.
 SHARDING = (
     (r"layers/(query|key|value|up)/kernel", (None, "fsdp", "tensor")),
     (r"layers/(query|key|value|up)/bias", (None, "tensor")),

@@ -39,28 +39,31 @@ def build_encoder(
     """The encoder that `spec` describes, as two pure functions.
 
     Args:
-        compute_dtype: "float32" or "bfloat16": of activations and products. Parameters, norms, softmax,
-            pooling and heads are float32 always.
-        remat: "layer" keeps only each layer's input for the backward pass; "dots" the matrix products with parameters
-            too; "none" keeps everything.
+        compute_dtype: "float32" or "bfloat16": of activations and products. Parameters, norms,
+            softmax, pooling and heads are float32 always.
+        remat: "layer" keeps only each layer's input for the backward pass; "dots" the matrix
+            products with parameters too; "none" keeps everything.
         attention: "auto", "xla", "blocks" or "cudnn"; see attention.attention.
-        unroll: layers per iteration of the scan over layers; None: all of them when training on CPU (with a
-            dropout key), else 1. A step is an eighth faster there without the loop, but takes longer to
-            compile; without gradients the loop is as fast or faster, since no weight is copied.
-        same_mask_columns: C, the number of texts of an example, for one dropout mask for all of them: position by
-            position they lose the same numbers, wherever they are packed (SimCSE's "fixed 0.1", Gao et al. 2021,
-            table 3). As in `types.Batch`, sentence c * E + e of a group is column c of its e-th example. 0: every
-            slot has a mask of its own.
+        unroll: layers per iteration of the scan over layers; None: all of them when training on CPU
+            (with a dropout key), else 1. A step is an eighth faster there without the loop, but
+            takes longer to compile; without gradients the loop is as fast or faster, since no
+            weight is copied.
+        same_mask_columns: C, the number of texts of an example, for one dropout mask for all of
+            them: position by position they lose the same numbers, wherever they are packed
+            (SimCSE's "fixed 0.1", Gao et al. 2021, table 3). As in `types.Batch`, sentence c * E +
+            e of a group is column c of its e-th example. 0: every slot has a mask of its own.
 
     Returns:
-        params are {"backbone": tree with layers stacked on the leading axis, "heads": {"0": ..., "1": ...}}, and
-        "lora" as `lora.init_lora` makes it, "token_head" as `latent.LatentAttention.init` does. Kernels of layers may
-        be `int8.Int8`: they are made plain a layer at a time, and again in the backward pass.
+        params are {"backbone": tree with layers stacked on the leading axis, "heads": {"0": ...,
+        "1": ...}}, and "lora" as `lora.init_lora` makes it, "token_head" as
+        `latent.LatentAttention.init` does. Kernels of layers may be `int8.Int8`: they are made
+        plain a layer at a time, and again in the backward pass.
 
     Raises:
-        InputError: for an unknown backbone, pooling, activation, dtype, remat or attention, for columns with one
-            dropout mask together with an adapter's dropout, which has masks of its own, and for a token head of another
-            width, of another number of layers, or beside a pooling of several layers.
+        InputError: for an unknown backbone, pooling, activation, dtype, remat or attention, for
+            columns with one dropout mask together with an adapter's dropout, which has masks of its
+            own, and for a token head of another width, of another number of layers, or beside a
+            pooling of several layers.
     """
     for what, value, known in (
         ("compute_dtype", compute_dtype, ("float32", "bfloat16")),

@@ -46,10 +46,12 @@ def build_classifier(spec: ClassifierSpec, **options: Any) -> Encoder:
     """The classifier that `spec` describes, as two pure functions.
 
     Args:
-        options: compute_dtype, remat, attention, unroll, as of `build_encoder`. The head is float32 always.
+        options: compute_dtype, remat, attention, unroll, as of `build_encoder`. The head is float32
+            always.
 
     Returns:
-        `apply` makes logits `[S, L]`; params are {"backbone": as of `build_encoder`, "classifier": {"dense", "out"}}.
+        `apply` makes logits `[S, L]`; params are {"backbone": as of `build_encoder`, "classifier":
+        {"dense", "out"}}.
 
     Raises:
         InputError: as `build_encoder`.
@@ -143,7 +145,8 @@ def classifier_spec(backbone: Backbone, config: Mapping[str, Any]) -> Classifier
 def classifier_config(spec: ClassifierSpec) -> dict[str, Any]:
     """The inverse of `classifier_spec`: what config.json has of a classifier, without its dtype.
 
-    Where transformers has a single rate for the head and the hidden states, it is that of the hidden states.
+    Where transformers has a single rate for the head and the hidden states, it is that of the
+    hidden states.
     """
     form, family = _form(spec.backbone.family), lookup("backbone", spec.backbone.family)
     labels = {str(number): f"LABEL_{number}" for number in range(spec.num_labels)}

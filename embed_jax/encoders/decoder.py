@@ -42,20 +42,25 @@ class DecoderConfig:
         rope: rotary positions. local_rope: those of sliding layers; None: `rope` too.
         causal: whether a token sees only itself and those before it.
         window: sliding layers see tokens at a distance below this alone. 0: there are none.
-        layer_types: FULL or SLIDING for each layer; empty: all SLIDING if there is a window, else all FULL.
+        layer_types: FULL or SLIDING for each layer; empty: all SLIDING if there is a window, else
+            all FULL.
         qkv_bias, output_bias, mlp_bias: whether these linear maps have biases.
-        qk_norm: whether each head's queries and keys are normalised before they are rotated (Qwen 3, Gemma 3).
+        qk_norm: whether each head's queries and keys are normalised before they are rotated (Qwen
+            3, Gemma 3).
         query_scalar: scores are divided by the root of this instead of the head size's.
         softcap: c: scores s become c tanh(s / c) (Gemma 2).
         norm_offset: what is added to the norms' scales: 1 in Gemma, whose scales start at 0.
-        norm_after: whether what attention and the feed-forward layer give is normalised too (Gemma 2 and 3).
+        norm_after: whether what attention and the feed-forward layer give is normalised too (Gemma
+            2 and 3).
         scale_embeddings: whether embeddings are multiplied by the root of their size (Gemma).
         activation: of the gate.
         attention_dropout: rate when a dropout key is given.
-        hidden_dropout: the same of what each attention and feed-forward layer adds. Hugging Face's models have none,
-            and ignore the field of this name that is written for a rate other than 0.
+        hidden_dropout: the same of what each attention and feed-forward layer adds. Hugging Face's
+            models have none, and ignore the field of this name that is written for a rate other
+            than 0.
         initializer_range: standard deviation of the initial weights.
-        tied: whether the language model's output layer, which an encoder has not, is the embedding table.
+        tied: whether the language model's output layer, which an encoder has not, is the embedding
+            table.
     """
 
     family: str = "llama"

@@ -55,12 +55,12 @@ class Form:
         default: what a field means that is not there, and what the family always is.
         fields: ours -> transformers'. nullable: the same of those that may be null.
         head_size: where there is no head_dim; 0: hidden_size / num_attention_heads.
-        window: whether sliding_window is a field. switched: whether use_sliding_window is too, false where it is not
-            there.
-        layer_types: (config.json, number of layers) -> kinds of layers where there is no such field; None: it is none,
-            all layers are of one kind.
-        local: whether sliding layers have rotary positions of their own, and use_bidirectional_attention is a field,
-            with which half the window lies on either side.
+        window: whether sliding_window is a field. switched: whether use_sliding_window is too,
+            false where it is not there.
+        layer_types: (config.json, number of layers) -> kinds of layers where there is no such
+            field; None: it is none, all layers are of one kind.
+        local: whether sliding layers have rotary positions of their own, and
+            use_bidirectional_attention is a field, with which half the window lies on either side.
         supported: fields of which one value alone is.
     """
 

@@ -42,17 +42,19 @@ class Family:
     Attributes:
         architecture: transformers' class, e.g. "BertModel", written into config.json.
         module: `(config, dtype, remat, attention, unroll, read) -> flax module` whose call is
-            `(tokens, key, every_layer) -> hidden [R, T, D]`, or `[L, R, T, D]` if every layer is asked for.
-        read_config: config.json's dictionary -> the backbone's frozen dataclass; None: it has no config.json.
+            `(tokens, key, every_layer) -> hidden [R, T, D]`, or `[L, R, T, D]` if every layer is
+            asked for.
+        read_config: config.json's dictionary -> the backbone's frozen dataclass; None: it has no
+            config.json.
         write_config: the inverse; without "architectures" and "model_type", which write.py adds.
-        tensors: our path -> Hugging Face's module, with "{}" for the layer's number. Our path is a module's,
-            whose leaves are kernel (their weight, transposed), scale (weight) and bias (bias), or a table's
-            (weight). Paths that a configuration has no parameters for are not looked for. A `Part` is one of several of
-            our modules that are one there.
-        older: tables of other names that the same tensors have in some files; read, never written. The table most
-            of whose names stand in a file is the file's.
-        absent: tensors that no file has, since the first layer is without that module: ones in our stacked parameters,
-            not used.
+        tensors: our path -> Hugging Face's module, with "{}" for the layer's number. Our path is a
+            module's, whose leaves are kernel (their weight, transposed), scale (weight) and bias
+            (bias), or a table's (weight). Paths that a configuration has no parameters for are not
+            looked for. A `Part` is one of several of our modules that are one there.
+        older: tables of other names that the same tensors have in some files; read, never written.
+            The table most of whose names stand in a file is the file's.
+        absent: tensors that no file has, since the first layer is without that module: ones in our
+            stacked parameters, not used.
         prefixes: what a checkpoint of a bigger model puts before every name.
         ignored: regular expressions of tensors that may be there and are not wanted (whole names).
         sharding: how the module's parameters may be split over the mesh axes "fsdp" and "tensor".

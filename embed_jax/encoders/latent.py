@@ -23,18 +23,19 @@ SHARDING = ((r"token_head/\w+/kernel", ("fsdp", None)),)
 class LatentAttention:
     r"""Each token's state as a query to r trained latents, keys and values of an attention, and an MLP after it.
 
-    "NV-Embed: Improved Techniques for Training LLMs as Generalist Embedding Models" (Lee et al. 2024, section 3.1).
-    For a token's state x [D] and the latents L [r, D], with H heads of size d:
+    "NV-Embed: Improved Techniques for Training LLMs as Generalist Embedding Models" (Lee et al.
+    2024, section 3.1). For a token's state x [D] and the latents L [r, D], with H heads of size d:
 
         q = norm(x) W_q,  K = norm'(L) W_k,  V = norm'(L) W_v     no biases, [D, H d] each
         x <- x + concat_h(softmax(q_h K_h^T / sqrt(d)) V_h) W_o   no bias, [H d, D]
         (u, g) = norm''(x) W_1 + b_1                              [D, 2 M], M = 4 D
         x <- x + (u * gelu(g)) W_2 + b_2                          [M, D]
 
-    and the states that come out are pooled, by their mean in the paper. Tokens do not see each other here, so neither
-    packing nor padding matters. The paper's text has the attention and "an MLP of two linear maps with a GELU between";
-    norms, residuals and the gate of the MLP are those of the code that its authors published, and so are the tensors'
-    names in files. NV-Embed's own weights were not at hand to compare with.
+    and the states that come out are pooled, by their mean in the paper. Tokens do not see each
+    other here, so neither packing nor padding matters. The paper's text has the attention and "an
+    MLP of two linear maps with a GELU between"; norms, residuals and the gate of the MLP are those
+    of the code that its authors published, and so are the tensors' names in files. NV-Embed's own
+    weights were not at hand to compare with.
 
     Attributes:
         width: D, of the token states. latents: r. heads: H.

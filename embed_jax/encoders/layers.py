@@ -52,7 +52,8 @@ class Linear(nn.Module):
         kernel = self.param(
             "kernel", nn.initializers.normal(self.stddev), (x.shape[-1], self.features)
         )
-        # Two-dimensional, since the kernel's gradient is up to three times slower on CPU from [R, T, I].
+        # Two-dimensional, since the kernel's gradient is up to three times slower on CPU from [R,
+        # T, I].
         flat = x.reshape(-1, x.shape[-1]).astype(self.dtype)
         product = flat @ kernel.astype(self.dtype)
         if self.use_bias:
@@ -103,7 +104,8 @@ class RMSNorm(nn.Module):
 def take_rows(table: Float[Array, "V D"], ids: Int[Array, "*B"]) -> Float[Array, "*B D"]:
     """Rows of a table, float32 whatever its dtype: sums of rows are not rounded to the dtype they are stored in.
 
-    An id beyond the table gives NaN: a plain index would be clamped, and another token's row taken in silence.
+    An id beyond the table gives NaN: a plain index would be clamped, and another token's row taken
+    in silence.
     """
     rows = jnp.asarray(table).at[ids].get(mode="fill", fill_value=jnp.nan)
     return rows.astype(jnp.float32)
@@ -114,7 +116,8 @@ def type_vectors(
 ) -> Float[Array, "*B D"]:
     """The row of a small table for each token's type; all of type 0 (`[D]`) without segments.
 
-    A product with a one-hot matrix, whose gradient is a product too and not a scatter into few rows.
+    A product with a one-hot matrix, whose gradient is a product too and not a scatter into few
+    rows.
     """
     if segment is None:
         return table[0].astype(jnp.float32)
@@ -133,7 +136,8 @@ class Rotation:
 def rotate(x: Float[Array, "R T H d"], by: Rotation) -> Float[Array, "R T H d"]:
     """Turns the pairs (x_i, x_{i + d/2}), so that products of queries and keys depend on the tokens' distance alone.
 
-    Pairs are a half apart, as in Hugging Face's checkpoints, and not neighbours as in the paper. In float32.
+    Pairs are a half apart, as in Hugging Face's checkpoints, and not neighbours as in the paper. In
+    float32.
     """
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = by.cos[:, :, None], by.sin[:, :, None]
@@ -168,8 +172,9 @@ def dropout(
     """Zeroes each element with probability `rate` and scales the rest so that the mean stays; key None: `x`.
 
     Args:
-        start: the index of the first element, where `x` is a piece of a larger array with one mask; or of the first
-            element of each of its parts `[*B]`, which have equal masks where it is equal.
+        start: the index of the first element, where `x` is a piece of a larger array with one mask;
+            or of the first element of each of its parts `[*B]`, which have equal masks where it is
+            equal.
     """
     if key is None or rate == 0.0:
         return x
@@ -185,9 +190,9 @@ def keep_mask(
 ) -> Bool[Array, "*A *B"]:
     """Which elements a dropout of `rate` keeps: True with probability 1 - rate, the same for the same key.
 
-    An integer hash (Wellons's lowbias32, 2018) of the element's index and of two words drawn from the key:
-    a handful of vectorised operations, fused into what uses the mask, where threefry or XLA's own generator
-    would take as long on CPU as the attention itself. At most 2^32 elements.
+    An integer hash (Wellons's lowbias32, 2018) of the element's index and of two words drawn from
+    the key: a handful of vectorised operations, fused into what uses the mask, where threefry or
+    XLA's own generator would take as long on CPU as the attention itself. At most 2^32 elements.
 
     Args:
         start: the index of the first element, or of each part's first.

@@ -111,7 +111,8 @@ def init_lora(spec: EncoderSpec, backbone: Params, key: PRNGKeyArray) -> Params:
         backbone: its parameters, in eight bits or not; without DoRA their shapes will do.
 
     Returns:
-        {"layers": {module: {"a": [L, in, r], "b": [L, r, out], and for DoRA "magnitude": [L, out]}}}, float32.
+        {"layers": {module: {"a": [L, in, r], "b": [L, r, out], and for DoRA "magnitude": [L,
+        out]}}}, float32.
 
     Raises:
         InputError: a target that the backbone has not.
@@ -147,7 +148,8 @@ def split_trainable(params: Params, spec: EncoderSpec) -> tuple[Params, Params]:
 def merge_lora(spec: EncoderSpec, params: Params) -> tuple[EncoderSpec, Params]:
     """The same encoder without an adapter: each kernel W + scale A B, or DoRA's; in the kernel's dtype.
 
-    Computed in float32, a layer at a time, on the host. Kernels in eight bits become float32, all of them.
+    Computed in float32, a layer at a time, on the host. Kernels in eight bits become float32, all
+    of them.
     """
     lora = spec.lora
     backbone, adapter = jax.device_get((params["backbone"], params[ADAPTER]))

@@ -22,8 +22,9 @@ def slerp(
 ) -> Float[np.ndarray, "*n"]:
     """sin((1 - t) w) / sin(w) first + sin(t w) / sin(w) second, w the angle between both as vectors.
 
-    Shoemake (1985), "Animating Rotation with Quaternion Curves", section 3.3, for whole tensors as Qwen3-Embedding's
-    last stage merges checkpoints. Where they are nearly parallel, or one is zero, (1 - t) first + t second.
+    Shoemake (1985), "Animating Rotation with Quaternion Curves", section 3.3, for whole tensors as
+    Qwen3-Embedding's last stage merges checkpoints. Where they are nearly parallel, or one is zero,
+    (1 - t) first + t second.
     """
     a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
     lengths = np.linalg.norm(a) * np.linalg.norm(b)
@@ -51,8 +52,8 @@ METHODS = {"slerp": slerp, "linear": linear}
 def merge(models: Sequence[Params], weights: Sequence[float] = (), method: str = "slerp") -> Params:
     """The parameters between those of several models, tensor by tensor (each layer's by itself), float32.
 
-    Two at a time: the first with the second, what comes out with the third, and so on, each with its share of the
-    weights so far.
+    Two at a time: the first with the second, what comes out with the third, and so on, each with
+    its share of the weights so far.
 
     Args:
         models: trees of one structure and shapes, with layers stacked under "layers".

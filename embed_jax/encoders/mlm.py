@@ -1,7 +1,7 @@
 """Masked language modelling (Devlin et al. 2019, section 3.1): hidden tokens, the head that predicts them.
 
-The head is BERT's `cls.predictions` (RoBERTa's `lm_head`): a linear map, activation and norm, then the product with the
-table of token embeddings, which it shares with the encoder, and a bias.
+The head is BERT's `cls.predictions` (RoBERTa's `lm_head`): a linear map, activation and norm, then
+the product with the table of token embeddings, which it shares with the encoder, and a bias.
 """
 
 from __future__ import annotations
@@ -43,11 +43,13 @@ class MlmHead(nn.Module):
 def init_head(config: Any, key: PRNGKeyArray) -> Params:
     """The head's parameters at the start: "dense" (kernel [H, W], bias), "norm" (scale, bias [W]) and "bias" [V].
 
-    Under Hugging Face's names these are, of `cls.predictions`, `transform.dense`, `transform.LayerNorm` and `bias`; of
-    `lm_head`, `dense`, `layer_norm` and `bias`. A weight is the transposed kernel.
+    Under Hugging Face's names these are, of `cls.predictions`, `transform.dense`,
+    `transform.LayerNorm` and `bias`; of `lm_head`, `dense`, `layer_norm` and `bias`. A weight is
+    the transposed kernel.
 
     Args:
-        config: the backbone's: hidden size H, embedding size W (the same but for ELECTRA), vocabulary size V.
+        config: the backbone's: hidden size H, embedding size W (the same but for ELECTRA),
+            vocabulary size V.
     """
     shapes = (1, config.hidden_size), (config.vocab_size, config.embedding_size)
     return MlmHead(config).init(key, *map(jnp.zeros, shapes))["params"]
@@ -88,8 +90,9 @@ def mask_tokens(
         first: tokens before this position of their sentence are never chosen either.
 
     Returns:
-        The group with other `token_ids`; slots to predict, as numbers in the flat [R * T], K = ceil(rate * R * T) of
-        them; and which of these were chosen, the others being there only for a shape that does not change.
+        The group with other `token_ids`; slots to predict, as numbers in the flat [R * T], K =
+        ceil(rate * R * T) of them; and which of these were chosen, the others being there only for
+        a shape that does not change.
     """
     ids = jnp.asarray(tokens.token_ids).reshape(-1)
     order_key, kind_key, random_key = jax.random.split(key, 3)

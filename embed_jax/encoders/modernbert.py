@@ -46,12 +46,16 @@ class ModernBertConfig:
     Attributes:
         max_positions: the most tokens that a sentence may have; no parameters depend on it.
         layer_types: FULL or SLIDING for each layer.
-        local_attention: the window of SLIDING layers: tokens at a distance of half of it, or less, are seen.
-        rope_theta, local_rope_theta: base of the rotary positions' wave lengths in FULL and in SLIDING layers.
+        local_attention: the window of SLIDING layers: tokens at a distance of half of it, or less,
+            are seen.
+        rope_theta, local_rope_theta: base of the rotary positions' wave lengths in FULL and in
+            SLIDING layers.
         activation: of the gate.
-        embedding_dropout, hidden_dropout, attention_dropout: rates when a dropout key is given: of the embeddings,
-            inside the feed-forward layers, and of the softmax and what attention gives.
-        initializer_range: standard deviation of the initial weights, but for those before a residual.
+        embedding_dropout, hidden_dropout, attention_dropout: rates when a dropout key is given: of
+            the embeddings, inside the feed-forward layers, and of the softmax and what attention
+            gives.
+        initializer_range: standard deviation of the initial weights, but for those before a
+            residual.
     """
 
     family: str = "modernbert"
@@ -164,8 +168,9 @@ class Embeddings(nn.Module):
 class Layer(nn.Module):
     """Attention, then down(activation(gate(x)) * up(x)); each with a norm before it and a residual.
 
-    The first layer has no norm before its attention, since the embeddings have one: its scale in the stack is ones that
-    are not used. The gated product is GeGLU for "gelu" (Shazeer 2020, equation 6).
+    The first layer has no norm before its attention, since the embeddings have one: its scale in
+    the stack is ones that are not used. The gated product is GeGLU for "gelu" (Shazeer 2020,
+    equation 6).
     """
 
     config: ModernBertConfig

@@ -65,8 +65,8 @@ def read_dense(directory: Path) -> tuple[Dense, Params]:
     """A Dense head and its parameters.
 
     Raises:
-        InputError: a field that is missing or unknown, an unknown activation, a Dense over token embeddings, or tensors
-            that do not fit the config.
+        InputError: a field that is missing or unknown, an unknown activation, a Dense over token
+            embeddings, or tensors that do not fit the config.
     """
     path = directory / "config.json"
     config = _read_config(path, DENSE_FIELDS, ("in_features", "out_features"))

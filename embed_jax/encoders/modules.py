@@ -53,8 +53,8 @@ def read_modules(directory: Path) -> list[tuple[str, str]]:
     """(class name, folder) of each module, the backbone first; a plain Hugging Face directory is one module.
 
     Raises:
-        InputError: no model there, a module of an unknown kind or of the model's own code, a folder outside of the
-            directory, or modules in an order that is not supported.
+        InputError: no model there, a module of an unknown kind or of the model's own code, a folder
+            outside of the directory, or modules in an order that is not supported.
     """
     path = directory / "modules.json"
     if not path.is_file():

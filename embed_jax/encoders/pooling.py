@@ -1,8 +1,8 @@
 """From token states to one vector a sentence.
 
-A sentence stands in one row, so sums over its tokens are products within rows (`[R, T, T]`, as attention's mask), and
-one of its slots is then taken: linear in the number of sentences, and the same bits each time where a scatter-add of
-floats is not.
+A sentence stands in one row, so sums over its tokens are products within rows (`[R, T, T]`, as
+attention's mask), and one of its slots is then taken: linear in the number of sentences, and the
+same bits each time where a scatter-add of floats is not.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ def pool(name: str, hidden: Float[Array, "*L R T D"], tokens: TokenBatch) -> Flo
 
     Args:
         name: one of POOLINGS, or several joined by "+", whose vectors are concatenated.
-        hidden: the last layer's token states, of any float dtype; every layer's if `needs_every_layer(name)`.
+        hidden: the last layer's token states, of any float dtype; every layer's if
+            `needs_every_layer(name)`.
     """
     vectors = []
     for part in name.split("+"):

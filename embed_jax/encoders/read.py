@@ -48,18 +48,20 @@ def _call(read: Callable, *arguments: Any) -> Any:
 def read_model(directory: Path, *, put: Put | None = None) -> SavedModel:
     """A sentence-transformers directory, or a plain Hugging Face one.
 
-    A plain one gets mean pooling, or that of the last token if config.json names a language model's class, as
-    sentence-transformers does; but no chat template is put around texts, as its version 6 does where the tokenizer has
-    one. A cross-encoder is refused. A StaticEmbedding is a sentence-transformers directory. A Dropout module is left
-    out. Where the Transformer is an adapter in PEFT's format, its base is read too.
+    A plain one gets mean pooling, or that of the last token if config.json names a language model's
+    class, as sentence-transformers does; but no chat template is put around texts, as its version 6
+    does where the tokenizer has one. A cross-encoder is refused. A StaticEmbedding is a
+    sentence-transformers directory. A Dropout module is left out. Where the Transformer is an
+    adapter in PEFT's format, its base is read too.
 
     Args:
-        put: makes each of the backbone's leaves, whose paths start with "backbone/", as of `params_from_tensors`; heads
-            are NumPy arrays always.
+        put: makes each of the backbone's leaves, whose paths start with "backbone/", as of
+            `params_from_tensors`; heads are NumPy arrays always.
 
     Raises:
-        InputError: a file is missing or damaged, an architecture, pooling, module or setting is not supported, a tensor
-            is missing, extra, there twice or of another shape; or an adapter's base is not found or another.
+        InputError: a file is missing or damaged, an architecture, pooling, module or setting is not
+            supported, a tensor is missing, extra, there twice or of another shape; or an adapter's
+            base is not found or another.
     """
     directory = Path(directory)
     refuse_cross_encoder(directory)
@@ -72,8 +74,8 @@ def read_model(directory: Path, *, put: Put | None = None) -> SavedModel:
 def model_type(directory: Path) -> str:
     """The kind of a model: a name of the registry's "model", which are those of sentence-transformers' classes.
 
-    A directory that names none is a cross-encoder if it is a plain Hugging Face one with a sequence classification
-    model, else an embedding model.
+    A directory that names none is a cross-encoder if it is a plain Hugging Face one with a sequence
+    classification model, else an embedding model.
 
     Raises:
         InputError: for a damaged file, or a kind that is not supported.
@@ -246,7 +248,8 @@ def read_classifier(directory: Path) -> SavedClassifier:
     """A cross-encoder's directory of sentence-transformers, or transformers' *ForSequenceClassification.
 
     Raises:
-        InputError: as `read_model`, or there are no weights of a classifier, or the activation is not supported.
+        InputError: as `read_model`, or there are no weights of a classifier, or the activation is
+            not supported.
     """
     directory = Path(directory)
     folders = modules.read_modules(directory)

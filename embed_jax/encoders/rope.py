@@ -23,13 +23,16 @@ class Rope:
     Attributes:
         theta: base of the wave lengths.
         rope_type: one of TYPES, which says what the other fields are used for.
-        factor: by how much texts are longer than those first trained on; waves are stretched by at most this.
+        factor: by how much texts are longer than those first trained on; waves are stretched by at
+            most this.
         original_max_position_embeddings: the most tokens of those.
-        low_freq_factor, high_freq_factor: "llama3": waves that fit so many times, or fewer, into those texts are
-            stretched by `factor`; those that fit this many times or more not at all; between them by less.
-        beta_fast, beta_slow, truncate: "yarn": as high_freq_factor and low_freq_factor, but linear in the number of
-            the frequency, which is rounded outwards where `truncate`.
-        attention_factor, mscale, mscale_all_dim: "yarn": of queries and keys, or what it is computed from.
+        low_freq_factor, high_freq_factor: "llama3": waves that fit so many times, or fewer, into
+            those texts are stretched by `factor`; those that fit this many times or more not at
+            all; between them by less.
+        beta_fast, beta_slow, truncate: "yarn": as high_freq_factor and low_freq_factor, but linear
+            in the number of the frequency, which is rounded outwards where `truncate`.
+        attention_factor, mscale, mscale_all_dim: "yarn": of queries and keys, or what it is
+            computed from.
     """
 
     theta: float = 10000.0
@@ -82,8 +85,9 @@ def rope_rotation(position: Int[Array, "R T"], size: int, rope: Rope) -> Rotatio
 def frequencies(rope: Rope, size: int) -> tuple[Float[np.ndarray, " h"], float]:
     """The angle by which each pair turns from one token to the next, float32, and by how much queries and keys grow.
 
-    theta^(-2 i / size) for i < size / 2; slower by `factor` for "linear" (Chen et al. 2023), and only for long waves
-    for "llama3" (Llama 3.1) and "yarn" (Peng et al. 2023, section 3), which also lets scores grow.
+    theta^(-2 i / size) for i < size / 2; slower by `factor` for "linear" (Chen et al. 2023), and
+    only for long waves for "llama3" (Llama 3.1) and "yarn" (Peng et al. 2023, section 3), which
+    also lets scores grow.
     """
     plain = float(rope.theta) ** (-np.arange(0, size, 2) / size)
     length = 1.0
@@ -139,7 +143,8 @@ def read_rope(found: Mapping[str, Any], theta: float, types: Sequence[str] = tup
         types: those accepted.
 
     Raises:
-        InputError: another type, a missing or unusable field, or only a part of each head is rotated.
+        InputError: another type, a missing or unusable field, or only a part of each head is
+            rotated.
     """
     name = "rope_scaling" if found.get("rope_scaling") else "rope_parameters"
     fields = check_fields(f"config.json: {name}.", found.get(name) or {}, ROPE)

@@ -1,8 +1,9 @@
 """sentence-transformers' Router (versions 5 and 6) and Asym (2 to 4): texts of different kinds pass different modules.
 
-A Router stands among the modules of modules.json, first (then each route is an encoder of its own) or after the pooling
-(then the backbone is shared); what is before and after it is common to all routes. Its folder holds a config and the
-routes' modules, each in a folder; one that several routes name is one module.
+A Router stands among the modules of modules.json, first (then each route is an encoder of its own)
+or after the pooling (then the backbone is shared); what is before and after it is common to all
+routes. Its folder holds a config and the routes' modules, each in a folder; one that several routes
+name is one module.
 """
 
 from __future__ import annotations
@@ -42,12 +43,14 @@ class Routes:
 def read_router(directory: Path) -> Routes | None:
     """The routes of a model's directory; None for a model without a Router.
 
-    Rules for other modalities than text are left out. As in versions 5 and 6, the default is the first route if none is
-    named and `allow_empty_key` is not false; an Asym of versions 2 to 4 let such texts pass without a route.
+    Rules for other modalities than text are left out. As in versions 5 and 6, the default is the
+    first route if none is named and `allow_empty_key` is not false; an Asym of versions 2 to 4 let
+    such texts pass without a route.
 
     Raises:
-        InputError: as `modules.read_modules`, of each route; more than one Router, or one in a route; a config that
-            does not say what each route is, or names a route that is not there.
+        InputError: as `modules.read_modules`, of each route; more than one Router, or one in a
+            route; a config that does not say what each route is, or names a route that is not
+            there.
     """
     path = directory / "modules.json"
     entries = modules.read_entries(path) if path.is_file() else []

@@ -20,17 +20,19 @@ class SavedModel:
 
     Attributes:
         spec: what it computes.
-        params: tree for `build_encoder(spec)`, of NumPy arrays in float32, or bfloat16 where the file is.
+        params: tree for `build_encoder(spec)`, of NumPy arrays in float32, or bfloat16 where the
+            file is.
         max_length: tokens, special ones included, after which a text is cut.
         settings: how texts are encoded and embeddings compared.
         tokenizer_directory: where the tokenizer's files are.
         special_tokens: whether the tokenizer puts its special tokens around a text.
         records_template: whether the files say which template the model has, be it none.
-        origin: what config.json calls the model that this one was made of, in transformers' older files; or "".
-        plain: whether it is a plain Hugging Face directory. append_eos: whether the tokenizer is yet to be told to end
-            texts with its end-of-text token.
-        pooler: tensors of transformers' pooler, under its names; nothing here uses them, and `write_model` puts them
-            back, so that transformers finds all weights of its class.
+        origin: what config.json calls the model that this one was made of, in transformers' older
+            files; or "".
+        plain: whether it is a plain Hugging Face directory. append_eos: whether the tokenizer is
+            yet to be told to end texts with its end-of-text token.
+        pooler: tensors of transformers' pooler, under its names; nothing here uses them, and
+            `write_model` puts them back, so that transformers finds all weights of its class.
     """
 
     spec: EncoderSpec

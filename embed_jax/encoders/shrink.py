@@ -26,8 +26,8 @@ def keep_layers(
         layers: counted from 0, ascending.
 
     Raises:
-        InputError: for no layers, one that the backbone has not, layers that are not ascending, none of 0 where the
-            first layer is built otherwise, or a backbone without.
+        InputError: for no layers, one that the backbone has not, layers that are not ascending,
+            none of 0 where the first layer is built otherwise, or a backbone without.
     """
     layers, number = list(layers), spec.backbone.num_layers
     place = f"layers {','.join(map(str, layers))}"
@@ -92,17 +92,19 @@ def layer_numbers(text: str) -> list[int]:
 def pca_head(embeddings: Float[np.ndarray, "N D"], dim: int) -> tuple[Dense, Params]:
     """A linear layer from D dimensions to those `dim` along which the embeddings vary most; with its parameters.
 
-    x -> x V, V [D, dim] the eigenvectors of the embeddings' covariance, by falling eigenvalue: sentence-transformers'
-    recipe (principal components without a bias). The mean is not taken away: that keeps a zero vector and scaling as
-    they are, a dot product in all D dimensions is unchanged, and cosines of texts unlike those given keep their order
-    better. Each eigenvector's sign is such that its number of largest size is positive.
+    x -> x V, V [D, dim] the eigenvectors of the embeddings' covariance, by falling eigenvalue:
+    sentence-transformers' recipe (principal components without a bias). The mean is not taken away:
+    that keeps a zero vector and scaling as they are, a dot product in all D dimensions is
+    unchanged, and cosines of texts unlike those given keep their order better. Each eigenvector's
+    sign is such that its number of largest size is positive.
 
     Args:
         embeddings: of texts such as will be encoded.
         dim: from 1 to D.
 
     Raises:
-        InputError: for another dimension, not more embeddings than dimensions, or one that is not finite.
+        InputError: for another dimension, not more embeddings than dimensions, or one that is not
+            finite.
     """
     number, size = embeddings.shape
     if not 1 <= dim <= size:

@@ -44,11 +44,12 @@ class LoraSpec:
         alpha: scale is alpha / r, or alpha / sqrt(r) with rsLoRA.
         dropout: rate, of the adapter's input, when a dropout key is given.
         targets: which linear maps of the layers, by the end of Hugging Face's name ("q_proj",
-            "attention.output.dense"), by a regular expression of the whole name ("layers.0.self_attn.q_proj"), or
-            "all-linear".
+            "attention.output.dense"), by a regular expression of the whole name
+            ("layers.0.self_attn.q_proj"), or "all-linear".
         rslora: rank-stabilised scale (Kalajdzievski 2023).
-        dora: weight-decomposed (Liu et al. 2024, equation 5): the kernel is magnitude * (W + scale A B) / norm, norm
-            [out] being the length of each of its columns, which no gradient passes through (section 4.3).
+        dora: weight-decomposed (Liu et al. 2024, equation 5): the kernel is magnitude * (W + scale
+            A B) / norm, norm [out] being the length of each of its columns, which no gradient
+            passes through (section 4.3).
     """
 
     rank: int
@@ -77,12 +78,15 @@ class EncoderSpec:
     """What an encoder computes; hashable, and written with the model.
 
     Attributes:
-        backbone: a transformer's or a table's frozen dataclass; its `family` names the code in the registry.
+        backbone: a transformer's or a table's frozen dataclass; its `family` names the code in the
+            registry.
         pooling: one of pooling.POOLINGS, or several joined by "+".
-        heads: what follows the pooling, in order. Two specs may share parameters: entries of heads that a
-            spec does not name are ignored, which is how SimCSE's MLP is used in training only.
+        heads: what follows the pooling, in order. Two specs may share parameters: entries of heads
+            that a spec does not name are ignored, which is how SimCSE's MLP is used in training
+            only.
         lora: the low-rank adapter of the backbone's layers, if there is one.
-        token_head: what the token states, of the last layer or of all, pass before they are pooled, if anything.
+        token_head: what the token states, of the last layer or of all, pass before they are pooled,
+            if anything.
     """
 
     backbone: Backbone

@@ -31,13 +31,14 @@ class Stack(nn.Module):
 
     Attributes:
         config: the backbone's frozen dataclass.
-        remat: "layer" recomputes each layer in the backward pass, "dots" all of it but the matrix products with
-            parameters, "none" keeps everything.
+        remat: "layer" recomputes each layer in the backward pass, "dots" all of it but the matrix
+            products with parameters, "none" keeps everything.
         unroll: how many layers one iteration of the scan holds.
-        read: maps a layer's parameters as stored (a shard of them) to those to compute with; each layer is then
-            recomputed in the backward pass, so that what was read is not kept. None: as stored.
-        mask_columns: into how many columns of examples a group's sentences fall whose dropout masks are equal, position
-            by position; 0: every slot has a mask of its own.
+        read: maps a layer's parameters as stored (a shard of them) to those to compute with; each
+            layer is then recomputed in the backward pass, so that what was read is not kept. None:
+            as stored.
+        mask_columns: into how many columns of examples a group's sentences fall whose dropout masks
+            are equal, position by position; 0: every slot has a mask of its own.
     """
 
     config: Any
@@ -81,9 +82,11 @@ class Stack(nn.Module):
         """Hidden states after the last layer, or of every layer with a leading axis L.
 
         Args:
-            layer: made as `layer(config, dtype, attention, every_layer)`, called as `(hidden, own, *shared)`; gives
-                the next hidden states, and these again if every layer is asked for, else None.
-            each: what each layer has of its own, stacked: its dropout key, or a tree with its key and more.
+            layer: made as `layer(config, dtype, attention, every_layer)`, called as `(hidden, own,
+                *shared)`; gives the next hidden states, and these again if every layer is asked
+                for, else None.
+            each: what each layer has of its own, stacked: its dropout key, or a tree with its key
+                and more.
             shared: what is the same for all layers.
         """
         if self.read is not None:

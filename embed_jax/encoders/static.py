@@ -1,7 +1,7 @@
 """A static encoder: one vector for each token, and a text is the mean of its tokens' vectors, whatever their order.
 
-On disk it is sentence-transformers' StaticEmbedding: `tokenizer.json`, and `model.safetensors` with the table. There is
-no config.json: the table's shape says it all.
+On disk it is sentence-transformers' StaticEmbedding: `tokenizer.json`, and `model.safetensors` with
+the table. There is no config.json: the table's shape says it all.
 """
 
 from __future__ import annotations

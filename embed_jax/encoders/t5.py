@@ -29,8 +29,10 @@ class T5Config:
         max_positions: the most tokens that a sentence may have; no parameters depend on it.
         relative_buckets: rows of the bias by distance, shared by all layers.
         relative_distance: from where on all distances are one bucket.
-        gated: gelu(gate(x)) * up(x) inside the feed-forward layers, as from T5 1.1 on, instead of relu(inner(x)).
-        hidden_dropout, attention_dropout: rates when a dropout key is given; one and the same in config.json.
+        gated: gelu(gate(x)) * up(x) inside the feed-forward layers, as from T5 1.1 on, instead of
+            relu(inner(x)).
+        hidden_dropout, attention_dropout: rates when a dropout key is given; one and the same in
+            config.json.
         initializer_factor: of the initial weights' standard deviations.
     """
 
@@ -157,7 +159,8 @@ class Layer(nn.Module):
 
         normed = norm("attention_norm")(x)
         heads = (*x.shape[:-1], config.num_heads, config.head_size)
-        # Queries start so small because scores are not divided by the square root of the head's size.
+        # Queries start so small because scores are not divided by the square root of the head's
+        # size.
         query = linear(width, hidden_size * config.head_size, "query")(normed).reshape(heads)
         key_, value = (
             linear(width, hidden_size, name)(normed).reshape(heads) for name in ("key", "value")

@@ -5,8 +5,8 @@ mntp(rate=0.2)
 mntp(rate=0.8, mask=1.0, random=0.0)
 next_token()
 
-Each is a function of its settings that gives a `TokenObjective`: of an encoder and its tokenizer, an `Auxiliary`.
-Logits are float32, and those of a block of tokens at a time.
+Each is a function of its settings that gives a `TokenObjective`: of an encoder and its tokenizer,
+an `Auxiliary`. Logits are float32, and those of a block of tokens at a time.
 """
 
 from __future__ import annotations
@@ -98,8 +98,9 @@ def mlm_auxiliary(
 ) -> Auxiliary:
     """Masked language modelling of the batch's own texts, for `parallel.gather.global_loss`.
 
-    A group is encoded a second time with tokens hidden, and the mean cross entropy of what they were is taken over all
-    hidden tokens of the global batch. Metric: "accuracy". Logits exist for the hidden tokens alone.
+    A group is encoded a second time with tokens hidden, and the mean cross entropy of what they
+    were is taken over all hidden tokens of the global batch. Metric: "accuracy". Logits exist for
+    the hidden tokens alone.
 
     Args:
         mask_id: the mask token's id.
@@ -107,7 +108,8 @@ def mlm_auxiliary(
         rate: share of the others that are.
 
     Raises:
-        InputError: for a rate outside (0, 1], a tokenizer without mask token, or an encoder without token states.
+        InputError: for a rate outside (0, 1], a tokenizer without mask token, or an encoder without
+            token states.
     """
     return _masked(encoder, mask_id, special_ids, rate, MASKED, RANDOM, before=0)
 
@@ -175,7 +177,8 @@ def token_cross_entropy(
 
     Args:
         logits: of states; differentiated, with what it closes over.
-        block: tokens whose logits exist at once, made again in the backward pass; all, and once, if there are no more.
+        block: tokens whose logits exist at once, made again in the backward pass; all, and once, if
+            there are no more.
     """
 
     def sums(part):

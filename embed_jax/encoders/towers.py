@@ -4,9 +4,9 @@
     params = {"query": query.init(key), "document": document.init(key)}
     encoder.apply(params, {"query": tokens_of_queries, "encoder": tokens_of_documents})  # [S, D]
 
-The loss sees one column of embeddings after the other, as those of a single encoder, so that every loss, gradient
-caching and any number of devices work unchanged. Similarities between two queries (the term "qq" of a loss) or two
-documents ("pp") are defined too: both towers embed into one space.
+The loss sees one column of embeddings after the other, as those of a single encoder, so that every
+loss, gradient caching and any number of devices work unchanged. Similarities between two queries
+(the term "qq" of a loss) or two documents ("pp") are defined too: both towers embed into one space.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def two_towers(query: Encoder, document: Encoder) -> Encoder:
         document: encodes columns 1 .. C - 1, packed in `tokens["encoder"]`.
 
     Returns:
-        An encoder with the parameters {"query": tree, "document": tree}. Its `config`, and the layers that
-        parameters split over devices are gathered by, are those of the documents' tower. It has no embeddings of
-        earlier layers and no token states.
+        An encoder with the parameters {"query": tree, "document": tree}. Its `config`, and the
+        layers that parameters split over devices are gathered by, are those of the documents'
+        tower. It has no embeddings of earlier layers and no token states.
 
     Raises:
         InputError: for embeddings of different sizes.

@@ -15,8 +15,8 @@ from embed_jax.types import Params
 class WeightedLayers:
     r"""sum_l w_l x_l / sum_l w_l over the layers l from `start` on, with trained weights w.
 
-    Layer 0 are the embeddings that the first layer reads; the last one's states are those after the backbone's final
-    norm, if it has one, as transformers counts its `hidden_states`.
+    Layer 0 are the embeddings that the first layer reads; the last one's states are those after the
+    backbone's final norm, if it has one, as transformers counts its `hidden_states`.
 
     Attributes:
         width: D, of the token states.

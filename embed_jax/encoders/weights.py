@@ -43,7 +43,8 @@ def open_tensors(directory: Path) -> dict[str, np.ndarray]:
     Each is a read-only array over the file itself: a slice of it reads its own bytes alone.
 
     Raises:
-        InputError: no such file, a damaged, truncated or missing shard, a tensor that stands in two shards.
+        InputError: no such file, a damaged, truncated or missing shard, a tensor that stands in two
+            shards.
     """
     if (directory / WEIGHTS).is_file():
         return open_safetensors(directory / WEIGHTS)
@@ -86,7 +87,8 @@ def open_safetensors(path: Path) -> dict[str, np.ndarray]:
     """The tensors of one file, as of `open_tensors`.
 
     Raises:
-        InputError: the file is missing, truncated or otherwise damaged, or has a tensor of an unknown dtype.
+        InputError: the file is missing, truncated or otherwise damaged, or has a tensor of an
+            unknown dtype.
     """
     try:
         start, header = _read_header(path)
@@ -182,7 +184,8 @@ def write_tensors(
     """Writes `model.safetensors`, or shards and their index as transformers lays them out.
 
     Args:
-        shard_bytes: the most that a shard holds, unless a single tensor is larger; a model of no more is one file.
+        shard_bytes: the most that a shard holds, unless a single tensor is larger; a model of no
+            more is one file.
     """
     shards: list[dict[str, np.ndarray]] = [{}]
     size = 0  # of the last shard
@@ -222,12 +225,14 @@ def params_from_tensors(
     """The backbone's tree from tensors under Hugging Face's names; all of them are checked before one is read.
 
     Args:
-        shapes: the tree's arrays or `jax.ShapeDtypeStruct`s; layers stacked on the leading axis of "layers".
+        shapes: the tree's arrays or `jax.ShapeDtypeStruct`s; layers stacked on the leading axis of
+            "layers".
         tensors: as of `open_tensors`.
         where: for messages.
-        put: makes each leaf; its `read` gives a slice in our own layout (layers stacked, kernels transposed, the parts
-            of a fused tensor apart) and the stored dtype, float32 where that differs between layers, and reads that
-            slice alone. None: NumPy arrays, bfloat16 as it is and other floats as float32.
+        put: makes each leaf; its `read` gives a slice in our own layout (layers stacked, kernels
+            transposed, the parts of a fused tensor apart) and the stored dtype, float32 where that
+            differs between layers, and reads that slice alone. None: NumPy arrays, bfloat16 as it
+            is and other floats as float32.
 
     Raises:
         InputError: a tensor is missing, extra, there twice, of another shape, or not of floats.

@@ -64,26 +64,28 @@ def write_model(
 ) -> None:
     """Writes a directory that sentence-transformers, `read_model` and (without the pooling) transformers read.
 
-    Tensors have the parameters' dtypes. It is made beside and renamed, so `directory` holds a whole model or what it
-    held before. A model there before is replaced; a directory with anything else in it is not touched. The
-    "first_last_mean" pooling and a LatentAttention are ours alone: sentence-transformers refuses such a model. A static
-    encoder is written as a StaticEmbedding. Of an encoder with an adapter only the adapter is written, as
-    sentence-transformers does, in PEFT's format; the backbone must be that of `settings.base`. Kernels in eight bits are written
-    in float32.
+    Tensors have the parameters' dtypes. It is made beside and renamed, so `directory` holds a whole
+    model or what it held before. A model there before is replaced; a directory with anything else
+    in it is not touched. The "first_last_mean" pooling and a LatentAttention are ours alone:
+    sentence-transformers refuses such a model. A static encoder is written as a StaticEmbedding. Of
+    an encoder with an adapter only the adapter is written, as sentence-transformers does, in PEFT's
+    format; the backbone must be that of `settings.base`. Kernels in eight bits are written in
+    float32.
 
     Args:
-        spec, params: as of `build_encoder`; parameters of heads that the spec does not name are left out.
+        spec, params: as of `build_encoder`; parameters of heads that the spec does not name are
+            left out.
         settings: how texts are encoded and embeddings compared.
         tokenizer: what writes the tokenizer's files.
         max_length: tokens, special ones included, after which a text is cut.
         shard_bytes: a larger backbone is written as shards of at most so many bytes.
-        further: tensors to write beside the backbone's, under Hugging Face's names, such as those of a language model's
-            head; not beside an adapter.
+        further: tensors to write beside the backbone's, under Hugging Face's names, such as those
+            of a language model's head; not beside an adapter.
 
     Raises:
-        InputError: the directory cannot be written, or holds something that is no model; or prompts of a static
-            encoder are to be left out of pooling; or vectors are cut before the last head; or an adapter's base is not
-            found, or of another size.
+        InputError: the directory cannot be written, or holds something that is no model; or prompts
+            of a static encoder are to be left out of pooling; or vectors are cut before the last
+            head; or an adapter's base is not found, or of another size.
     """
     directory = Path(directory).absolute()
     written = modules_of(
@@ -111,7 +113,8 @@ def write_routes(
     """Writes a directory with a Router, as sentence-transformers does from version 5 on; atomic, as `write_model`.
 
     Args:
-        routes: what texts pass, by route, of `modules_of`; modules that share their parameters are written once.
+        routes: what texts pass, by route, of `modules_of`; modules that share their parameters are
+            written once.
         settings: of `settings_fields`.
         rules: `default` and `tasks`, see `router.Routes`.
     """
@@ -134,7 +137,8 @@ class Module:
 
     Attributes:
         kind: class name.
-        identity: what two modules have in common that are one: what they compute, and the arrays they do it with.
+        identity: what two modules have in common that are one: what they compute, and the arrays
+            they do it with.
         write: writes it to its folder.
     """
 
@@ -156,7 +160,8 @@ def modules_of(
     """The modules of an encoder, in order; arguments as of `write_model`.
 
     Raises:
-        InputError: prompts of a static encoder are to be left out of pooling; or vectors are cut before the last head.
+        InputError: prompts of a static encoder are to be left out of pooling; or vectors are cut
+            before the last head.
     """
     static = lookup("backbone", spec.backbone.family).write_config is None
     if static and not settings.include_prompt:
@@ -256,7 +261,8 @@ def whole_directory(directory: Path) -> Iterator[Path]:
     A model that stood there is moved aside first and removed last.
 
     Raises:
-        InputError: the directory cannot be written, or holds anything but a model that the new one replaces whole.
+        InputError: the directory cannot be written, or holds anything but a model that the new one
+            replaces whole.
     """
     directory = Path(directory).absolute()
     if directory.exists() and not directory.is_dir():

@@ -39,8 +39,8 @@ def write_classifier(
 ) -> None:
     """Writes a directory that sentence-transformers' CrossEncoder, `read_classifier` and transformers read.
 
-    The limit and the activation stand where every version of sentence-transformers looks for them. Tensors have the
-    parameters' dtypes. What is there before is treated as by `write_model`.
+    The limit and the activation stand where every version of sentence-transformers looks for them.
+    Tensors have the parameters' dtypes. What is there before is treated as by `write_model`.
 
     Args:
         spec, params: as of `build_classifier`.

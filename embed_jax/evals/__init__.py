@@ -5,7 +5,8 @@
     evals.spearman(similarities, scores)
     evals.paired_difference(before, after)
 
-The names below are public; each is imported when it is asked for. Kinds of tasks are opened by name, see `read_suite`.
+The names below are public; each is imported when it is asked for. Kinds of tasks are opened by
+name, see `read_suite`.
 """
 
 from __future__ import annotations

@@ -53,13 +53,14 @@ def bitext_outcome(
 ) -> Outcome:
     """Scores of the nearest neighbours in `second` of each row of `first`, whose translation is the same row.
 
-    Each row c of `second` is a class: found for p_c sentences, rightly (h_c = 1) or not (h_c = 0), it has precision
-    h_c / p_c, recall h_c and F1 2 h_c / (1 + p_c), and the scores are the means over classes, which are scikit-learn's
-    weighted averages. Agrees with mteb's AbsTaskBitextMining (2.26), whose main score is "f1". The first of equally
-    near neighbours is taken, by mteb any.
+    Each row c of `second` is a class: found for p_c sentences, rightly (h_c = 1) or not (h_c = 0),
+    it has precision h_c / p_c, recall h_c and F1 2 h_c / (1 + p_c), and the scores are the means
+    over classes, which are scikit-learn's weighted averages. Agrees with mteb's AbsTaskBitextMining
+    (2.26), whose main score is "f1". The first of equally near neighbours is taken, by mteb any.
 
     Returns:
-        Metrics "f1", "precision", "recall" and "accuracy", which equals recall. Items are the sentences.
+        Metrics "f1", "precision", "recall" and "accuracy", which equals recall. Items are the
+        sentences.
 
     Raises:
         InputError: if there are no rows, or not as many on both sides.

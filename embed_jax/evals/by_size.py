@@ -41,7 +41,8 @@ def spearman_by_size(
 ) -> BySize:
     """Returns Spearman's correlation, its mean over the test sets, of embeddings cut to each size after so many layers.
 
-    Texts are encoded once for each number of layers. What was not trained is evaluated without a warning.
+    Texts are encoded once for each number of layers. What was not trained is evaluated without a
+    warning.
 
     Args:
         encode: `(texts, layers=number of layers) -> embeddings`.

@@ -46,8 +46,8 @@ def open_task(
         samples_per_label, experiments, seed: see `undersamples`.
 
     Raises:
-        InputError: for data that cannot be read, training texts with one label only, or fewer than one sample or
-            experiment.
+        InputError: for data that cannot be read, training texts with one label only, or fewer than
+            one sample or experiment.
     """
     if samples_per_label < 1 or experiments < 1:
         found = f"{samples_per_label} samples of each label, {experiments} experiments"
@@ -95,8 +95,8 @@ def undersamples(
 ) -> list[Int[np.ndarray, " S"]]:
     """The examples that each experiment is trained on: those that mteb draws with this seed.
 
-    Each experiment shuffles the order left by the one before, by the same permutation, and takes the first examples of
-    each label: `samples_per_label`, or all of a label that has fewer.
+    Each experiment shuffles the order left by the one before, by the same permutation, and takes
+    the first examples of each label: `samples_per_label`, or all of a label that has fewer.
 
     Returns:
         Row numbers, in the order in which they were drawn, for each experiment.
@@ -136,15 +136,15 @@ def classification_outcome(
 ) -> Outcome:
     """What predictions of E experiments are worth.
 
-    Agrees with mteb's AbsTaskClassification (2.26), whose main score is "accuracy"; its "ap_weighted" is "ap". The
-    cross-validation that a few of its tasks ask for is not done here.
+    Agrees with mteb's AbsTaskClassification (2.26), whose main score is "accuracy"; its
+    "ap_weighted" is "ap". The cross-validation that a few of its tasks ask for is not done here.
 
     Args:
         labels, predicted: numbers from 0.
 
     Returns:
-        The metrics of `prediction_metrics`, and "accuracy_1", "accuracy_2", ..., of each experiment. Items are the
-        texts, with the share of experiments that labelled each rightly.
+        The metrics of `prediction_metrics`, and "accuracy_1", "accuracy_2", ..., of each
+        experiment. Items are the texts, with the share of experiments that labelled each rightly.
     """
     kinds = int(max(labels.max(), predicted.max())) + 1
     positive = int(labels.max()) if len(np.unique(labels)) == 2 else None
@@ -175,10 +175,11 @@ def prediction_metrics(
         positive: the larger of two labels.
 
     Returns:
-        Means over experiments: "accuracy", "f1", "f1_weighted", "precision", "precision_weighted", "recall",
-        "recall_weighted"; with `positive` also "ap", the average precision for it of the *predicted labels* as scores,
-        by their order, as mteb has it. Labels only in `predicted` count in means over labels, labels in neither do not;
-        what is 0/0 counts 0, but "ap" without a positive is nan.
+        Means over experiments: "accuracy", "f1", "f1_weighted", "precision", "precision_weighted",
+        "recall", "recall_weighted"; with `positive` also "ap", the average precision for it of the
+        *predicted labels* as scores, by their order, as mteb has it. Labels only in `predicted`
+        count in means over labels, labels in neither do not; what is 0/0 counts 0, but "ap" without
+        a positive is nan.
     """
     experiments = len(predicted)
 

@@ -1,7 +1,8 @@
 """Clustering: does k-means, told the number of labels, find the labels?
 
-V-measure is the harmonic mean of homogeneity (a cluster holds one label) and completeness (a label is in one cluster),
-Rosenberg and Hirschberg 2007; it grows with the number of clusters for few examples, so compare within one data set.
+V-measure is the harmonic mean of homogeneity (a cluster holds one label) and completeness (a label
+is in one cluster), Rosenberg and Hirschberg 2007; it grows with the number of clusters for few
+examples, so compare within one data set.
 """
 
 from __future__ import annotations
@@ -56,22 +57,25 @@ def open_task(
 ) -> Task:
     """Clustering by one of mteb's protocols; the main score is the mean V-measure, "v_measure".
 
-    * "legacy", AbsTaskClusteringLegacy: each set of texts is clustered once; a set with one label counts 1.
-    * "fast", AbsTaskClustering: samples, drawn with replacement from a part of the texts, are clustered on each level
-      of labels; the sets of the data are one, without texts that were there before. Texts without a label on a level
-      are left out there; mteb does not leave them out where labels are strings. Agrees for the first subset and split
-      of a task of mteb: for later ones mteb goes on with the same random numbers.
+    * "legacy", AbsTaskClusteringLegacy: each set of texts is clustered once; a set with one label
+      counts 1.
+    * "fast", AbsTaskClustering: samples, drawn with replacement from a part of the texts, are
+      clustered on each level of labels; the sets of the data are one, without texts that were there
+      before. Texts without a label on a level are left out there; mteb does not leave them out
+      where labels are strings. Agrees for the first subset and split of a task of mteb: for later
+      ones mteb goes on with the same random numbers.
 
     Args:
         data, split, label: see `read_text_sets`.
-        documents: how many texts are embedded: a number, 0 for all, or a fraction (mteb's own default is 0.04).
+        documents: how many texts are embedded: a number, 0 for all, or a fraction (mteb's own
+            default is 0.04).
         experiments, sample_size: how many samples, and the texts in each.
         depth: the number of levels; 0 for all. These four are for "fast".
         batch_size: of k-means; 0 for 500 in "legacy" and 512 in "fast".
 
     Raises:
-        InputError: for data that cannot be read, a level or all sets with one label only, options of the other
-            protocol or out of range.
+        InputError: for data that cannot be read, a level or all sets with one label only, options
+            of the other protocol or out of range.
     """
     if protocol not in PROTOCOLS:
         raise InputError(unknown("protocol", protocol, PROTOCOLS))
@@ -137,10 +141,11 @@ def v_measures(
 ) -> Float[np.ndarray, " N"]:
     """What each text adds to the V-measure, which is their mean.
 
-    With entropies H, V = 2 I(labels, clusters) / (H(labels) + H(clusters)), where I is the mean over texts of
-    i = log p(label, cluster) / (p(label) p(cluster)), and H of h = -log p. A text's value is
-    V + (2 i - V (h(label) + h(cluster))) / (H(labels) + H(clusters)): how V changes with the text's weight, besides V.
-    So a resample's mean is its V-measure to first order, and texts of rare labels are no noise. 1 if both H are 0.
+    With entropies H, V = 2 I(labels, clusters) / (H(labels) + H(clusters)), where I is the mean
+    over texts of i = log p(label, cluster) / (p(label) p(cluster)), and H of h = -log p. A text's
+    value is V + (2 i - V (h(label) + h(cluster))) / (H(labels) + H(clusters)): how V changes with
+    the text's weight, besides V. So a resample's mean is its V-measure to first order, and texts of
+    rare labels are no noise. 1 if both H are 0.
     """
     joint = np.zeros((labels.max() + 1, clusters.max() + 1))
     np.add.at(joint, (labels, clusters), 1)
@@ -160,15 +165,17 @@ def clustering_outcome(
     """How well clusters agree with labels.
 
     Args:
-        levels: the runs of each level of labels, as many on each; each text is in one of them at least.
+        levels: the runs of each level of labels, as many on each; each text is in one of them at
+            least.
         clusters: of the texts of each run.
 
     Returns:
-        Metrics "v_measure" and "ami", the mutual information adjusted for chance: the means over levels and runs; with
-        several runs "v_measure_std", "ami_std" over them; with several levels the means "v_measure_level_0", ... and
-        "ami_level_0", ...; with several runs on one level "v_measure_1", ..., of each. Items are the texts: with T of
-        them, R runs of n_r texts each and the values u of `v_measures`, a text's value is
-        V + T / R sum_r 1 / n_r sum (u - V_r) over its places in the runs.
+        Metrics "v_measure" and "ami", the mutual information adjusted for chance: the means over
+        levels and runs; with several runs "v_measure_std", "ami_std" over them; with several levels
+        the means "v_measure_level_0", ... and "ami_level_0", ...; with several runs on one level
+        "v_measure_1", ..., of each. Items are the texts: with T of them, R runs of n_r texts each
+        and the values u of `v_measures`, a text's value is V + T / R sum_r 1 / n_r sum (u - V_r)
+        over its places in the runs.
     """
     require("sklearn")
     from sklearn.metrics import adjusted_mutual_info_score

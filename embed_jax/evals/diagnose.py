@@ -1,8 +1,9 @@
 """The five usual faults of a search by embeddings, each found by a figure.
 
-Scores that do not discriminate, a missing prompt, truncation to a dimension that was not trained, a shortlist that
-lacks what reranking is to find, negatives that are too easy. The functions take arrays and know no model. A finding
-speaks of these queries and this corpus: where a fault is not found, other data may still have it.
+Scores that do not discriminate, a missing prompt, truncation to a dimension that was not trained, a
+shortlist that lacks what reranking is to find, negatives that are too easy. The functions take
+arrays and know no model. A finding speaks of these queries and this corpus: where a fault is not
+found, other data may still have it.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ class Judged:
         query, document, grade: of each judgement above 0 of a document in the corpus.
         ideal: each query's grades, largest first, padded with 0.
         own: the row of the document that is no result of a query, its own text; -1 for none.
-        place: of each of the N documents by id, the largest first: so equal scores rank, see `evaluate_search`.
+        place: of each of the N documents by id, the largest first: so equal scores rank, see
+            `evaluate_search`.
     """
 
     query: Int[np.ndarray, " J"]
@@ -189,10 +191,10 @@ def discrimination(
 ) -> Finding:
     """Do the scores tell relevant documents from random ones?
 
-    The AUC is the probability that a relevant document scores above a random one of the same query, ties counting one
-    half, mean over judgements. It is a fault below 0.9, or if for less than half of the judgements the relevant
-    document is above the 99th percentile of the query's random ones. That all cosines are high is none by itself:
-    E5's are, by its low temperature, and rank well.
+    The AUC is the probability that a relevant document scores above a random one of the same query,
+    ties counting one half, mean over judgements. It is a fault below 0.9, or if for less than half
+    of the judgements the relevant document is above the 99th percentile of the query's random ones.
+    That all cosines are high is none by itself: E5's are, by its low temperature, and rank well.
 
     Args:
         relevant, random: see `against_random`.
@@ -243,9 +245,9 @@ def missing_prompt(
 ) -> Finding:
     """Does the model get the prompts that it was trained with?
 
-    It is a fault if it expects some and none is used ("unused"); if others, or none, are better by 0.01 and by an
-    interval above 0 (the cause is their name); if it expects some that its files do not record ("unrecorded"), so that
-    others who load it will miss them.
+    It is a fault if it expects some and none is used ("unused"); if others, or none, are better by
+    0.01 and by an interval above 0 (the cause is their name); if it expects some that its files do
+    not record ("unrecorded"), so that others who load it will miss them.
 
     Args:
         scores: nDCG@10 of each query; first with the prompts used, then with others, by name.
@@ -290,8 +292,9 @@ def truncation(
 ) -> Finding:
     """Are embeddings cut to a size that they were not trained for, and does that cost something?
 
-    It is a fault if the size used is neither whole nor trained, and costs 0.01 nDCG@10 by an interval above 0. What a
-    trained size costs is the trade that was made. Without a cut, other sizes only show what one would cost.
+    It is a fault if the size used is neither whole nor trained, and costs 0.01 nDCG@10 by an
+    interval above 0. What a trained size costs is the trade that was made. Without a cut, other
+    sizes only show what one would cost.
 
     Args:
         scores: nDCG@10 of each query, by size; of `full` and `used` at least.
@@ -356,10 +359,11 @@ def negatives(
 ) -> Finding:
     """Do hard negatives teach more than the batch does for nothing?
 
-    Easy is a negative that is no nearer to its anchor than the nearest of 63 random positives, the others of a batch of
-    64: one below the quantile 1 - 1/64 of them. It is a fault if more than half are. Beside it stand the share that is
-    below its positive by a margin, negative <= positive - 0.05 |positive|, and the share above its positive, which is
-    hard or false: only the labels can tell.
+    Easy is a negative that is no nearer to its anchor than the nearest of 63 random positives, the
+    others of a batch of 64: one below the quantile 1 - 1/64 of them. It is a fault if more than
+    half are. Beside it stand the share that is below its positive by a margin, negative <= positive
+    - 0.05 |positive|, and the share above its positive, which is hard or false: only the labels can
+    tell.
 
     Args:
         positive: similarity of each row's anchor with its positive.

@@ -21,11 +21,13 @@ Options = Callable[[Use], Mapping[str, Any]]
 class Embedder:
     """Embeds texts for tasks, each once for all tasks of a run: what was embedded before comes from a file.
 
-    The file is nameless and goes with the process; in memory there are 16 bytes and a number for each text.
+    The file is nameless and goes with the process; in memory there are 16 bytes and a number for
+    each text.
 
     Attributes:
         name: the model's, for tables.
-        similarity: "cosine", "dot", "euclidean" or "manhattan": how its embeddings are meant to be compared.
+        similarity: "cosine", "dot", "euclidean" or "manhattan": how its embeddings are meant to be
+            compared.
         embedded: how many texts the model was given.
     """
 
@@ -40,7 +42,8 @@ class Embedder:
         """Encodes nothing yet.
 
         Args:
-            encode: `encode(texts, **options(use))` gives embeddings [N, D]; equal options and text, equal embedding.
+            encode: `encode(texts, **options(use))` gives embeddings [N, D]; equal options and text,
+                equal embedding.
             options: what a use of texts asks of it, such as a prompt.
         """
         self.name, self.similarity, self.embedded = name, similarity, 0
@@ -53,8 +56,8 @@ class Embedder:
         """Embeddings of texts, float32, in their order.
 
         Raises:
-            InputError: if the model gives another number of vectors than texts, of another dimension than before, or
-                numbers that are not finite; and what `encode` raises.
+            InputError: if the model gives another number of vectors than texts, of another
+                dimension than before, or numbers that are not finite; and what `encode` raises.
         """
         options = self._options(use)
         salt = repr(sorted(options.items())).encode()
@@ -98,14 +101,17 @@ def prompt_options(
 ) -> Options:
     """What each use of texts asks of a model's `encode`: the prompt that its user names, or the model's own.
 
-    Its own are, in this order: what its template makes of the use's instruction; the prompt of its `prompts` for the
-    task, the kind of task or the side (`prompts.prompt_for`); its default. Documents of a model without a prompt for
-    them get none, on purpose, and never an instruction. A RoutedEncoder is told the side too, as the task.
+    Its own are, in this order: what its template makes of the use's instruction; the prompt of its
+    `prompts` for the task, the kind of task or the side (`prompts.prompt_for`); its default.
+    Documents of a model without a prompt for them get none, on purpose, and never an instruction. A
+    RoutedEncoder is told the side too, as the task.
 
     Args:
         model: an EmbeddingModel; one with routes is told the side, as the task.
-        prompt_name: of all texts but documents. query_prompt_name, corpus_prompt_name: of the two sides of a search.
-        instruction: what the template makes a prompt of, of all texts but documents; instead of a name.
+        prompt_name: of all texts but documents. query_prompt_name, corpus_prompt_name: of the two
+            sides of a search.
+        instruction: what the template makes a prompt of, of all texts but documents; instead of a
+            name.
     """
 
     def options(use: Use) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Geometry of an embedding space: how close positives are, how evenly texts are spread, who is everyone's neighbour.
 
-All numbers are of embeddings made length 1, in float64. They describe a space and do not rank models: evenly spread
-noise has the best uniformity, isotropy and effective rank. Compare them for the same texts only, since each depends on
-the texts, and hubness, effective rank and nearest to farthest also on how many there are.
+All numbers are of embeddings made length 1, in float64. They describe a space and do not rank
+models: evenly spread noise has the best uniformity, isotropy and effective rank. Compare them for
+the same texts only, since each depends on the texts, and hubness, effective rank and nearest to
+farthest also on how many there are.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ Item = TypeVar("Item")
 def mean_alignment(first: Float[np.ndarray, "P D"], second: Float[np.ndarray, "P D"]) -> float:
     """mean |x - y|^2 over positive pairs, from 0 to 4; lower is closer.
 
-    Wang and Isola (2020), "Understanding Contrastive Representation Learning through Alignment and Uniformity on the
-    Hypersphere", section 4.1.1; the mean of `losses.alignment`.
+    Wang and Isola (2020), "Understanding Contrastive Representation Learning through Alignment and
+    Uniformity on the Hypersphere", section 4.1.1; the mean of `losses.alignment`.
     """
     first, second = _unit(first, 1), _unit(second, 1)
     if first.shape != second.shape:
@@ -56,8 +57,9 @@ def log_uniformity(embeddings: Float[np.ndarray, "N D"], *, t: float = 2.0) -> f
 def average_cosine(embeddings: Float[np.ndarray, "N D"]) -> float:
     """Mean cosine over i != j: 0 where directions cancel out, near 1 in a narrow cone.
 
-    Exact without listing pairs: (|sum x|^2 - sum |x|^2) / (N (N - 1)). Ethayarajh (2019), "How Contextual are
-    Contextualized Word Representations?", section 4.1, estimates it from random pairs.
+    Exact without listing pairs: (|sum x|^2 - sum |x|^2) / (N (N - 1)). Ethayarajh (2019), "How
+    Contextual are Contextualized Word Representations?", section 4.1, estimates it from random
+    pairs.
     """
     unit = _unit(embeddings)
     return float((np.sum(unit.sum(axis=0) ** 2) - np.sum(unit**2)) / (len(unit) * (len(unit) - 1)))
@@ -66,8 +68,9 @@ def average_cosine(embeddings: Float[np.ndarray, "N D"]) -> float:
 def isotropy(embeddings: Float[np.ndarray, "N D"]) -> float:
     """min Z(c) / max Z(c), where Z(c) = sum_i exp(c . x_i), over eigenvectors c of X^T X; 1 is isotropic.
 
-    Mu and Viswanath (2018), "All-but-the-Top", section 2.2. Here c also ranges over the eigenvectors' negatives, as
-    their signs are arbitrary, and vectors have length 1: e^-2 is the lowest value, that of a single direction.
+    Mu and Viswanath (2018), "All-but-the-Top", section 2.2. Here c also ranges over the
+    eigenvectors' negatives, as their signs are arbitrary, and vectors have length 1: e^-2 is the
+    lowest value, that of a single direction.
     """
     unit = _unit(embeddings)
     _, directions = np.linalg.eigh(unit.T @ unit)
@@ -143,7 +146,8 @@ def hubness(embeddings: Float[np.ndarray, "N D"], k: int = NEIGHBOURS) -> float:
 def nearest_to_farthest(embeddings: Float[np.ndarray, "N D"]) -> float:
     """Mean over vectors of the distance to the nearest other, divided by that to the farthest; 1 if all are the same.
 
-    Near 1 the nearest neighbour means little: Beyer et al. (1999), "When Is 'Nearest Neighbor' Meaningful?".
+    Near 1 the nearest neighbour means little: Beyer et al. (1999), "When Is 'Nearest Neighbor'
+    Meaningful?".
     """
     unit = _unit(embeddings)
     total = 0.0
@@ -298,7 +302,8 @@ def geometry_evaluator(
 ) -> Callable[[Encode], dict[str, float]]:
     """An evaluator for training: `encode -> {"alignment": ..., "uniformity": ..., ...}`, see `geometry_metrics`.
 
-    Always of the same texts: of more than `limit` different texts, or half as many pairs, so many drawn by `seed`.
+    Always of the same texts: of more than `limit` different texts, or half as many pairs, so many
+    drawn by `seed`.
 
     Args:
         texts, pairs: as from `sts_texts` or `judged_texts`.

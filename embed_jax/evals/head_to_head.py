@@ -32,8 +32,8 @@ class HeadToHead:
         tasks: the difference of the main scores, A's minus B's, by task.
         adjusted: its p-value, adjusted for as many tests as there are tasks (Holm).
         overall: the difference of the means over tasks; its test exchanges items within each task.
-        over_tasks: p-value of the same difference with the tasks taken as a sample of tasks: each task's difference
-            may as well have had the other sign. Never below 2^(1 - tasks).
+        over_tasks: p-value of the same difference with the tasks taken as a sample of tasks: each
+            task's difference may as well have had the other sign. Never below 2^(1 - tasks).
         margin: a difference that does not count.
         left_out: tasks that only one of them has.
     """
@@ -50,8 +50,8 @@ class HeadToHead:
     def outcome(self, task: str) -> str:
         """A or B: this one is better on the task; SAME: they differ by less than the margin; OPEN: cannot be told.
 
-        Better means that the adjusted test, at 0.05, and the 95 % interval agree on it, and that the interval is not
-        all within the margin. SAME means that it is.
+        Better means that the adjusted test, at 0.05, and the 95 % interval agree on it, and that
+        the interval is not all within the margin. SAME means that it is.
         """
         return self._decided(self.tasks[task], self.adjusted[task])
 

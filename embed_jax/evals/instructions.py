@@ -1,11 +1,13 @@
 """Instruction following (FollowIR, Weller et al. 2024): does a changed instruction move the documents that it excludes?
 
-Each query is asked twice, with its original instruction and with one under which fewer documents are relevant. A model
-that follows instructions ranks the documents that are no longer relevant lower than before; one that only matches words
-leaves them where they were, or brings them nearer the top.
+Each query is asked twice, with its original instruction and with one under which fewer documents
+are relevant. A model that follows instructions ranks the documents that are no longer relevant
+lower than before; one that only matches words leaves them where they were, or brings them nearer
+the top.
 
-The instruction is part of the query's text, "QUERY INSTRUCTION", as in FollowIR and mteb, so that models without a
-template for instructions can be compared with those that have one; the prompt for such tasks stands before both.
+The instruction is part of the query's text, "QUERY INSTRUCTION", as in FollowIR and mteb, so that
+models without a template for instructions can be compared with those that have one; the prompt for
+such tasks stands before both.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ class Instructed:
         corpus: documents by id.
         queries: texts with their instruction, by id.
         qrels: judgements of the same queries.
-        excluded: of each query that has such: the documents that are relevant by the original instruction alone.
+        excluded: of each query that has such: the documents that are relevant by the original
+            instruction alone.
         candidates: of each query: the documents that are ranked; None: all are.
     """
 
@@ -62,20 +65,21 @@ class Instructed:
 def open_task(data: str, split: str = "test", *, name: str = "", similarity: str = "") -> Task:
     """A task whose main score is "p-MRR", from -1 to 1, over the queries whose instruction excludes documents.
 
-    Others are "ndcg@5" and "map@1000" of all queries with the original instructions, and with the changed ones, under
-    "ndcg@5_changed" and "map@1000_changed".
+    Others are "ndcg@5" and "map@1000" of all queries with the original instructions, and with the
+    changed ones, under "ndcg@5_changed" and "map@1000_changed".
 
     Args:
-        data: "hf:NAME", a data set of the hub in mteb's layout, or a directory in BEIR's with `_id`, `text`,
-            `instruction` and `changed_instruction` in queries.jsonl, and the judgements of the changed queries in
-            qrels/SPLIT_changed.tsv. candidates.jsonl, if there is one, has the documents to be ranked for each query:
-            `_id`, `documents`. A document is excluded if its grade falls to 0, or to none; one that becomes relevant
-            does not count for p-MRR, as there is none in FollowIR.
+        data: "hf:NAME", a data set of the hub in mteb's layout, or a directory in BEIR's with
+            `_id`, `text`, `instruction` and `changed_instruction` in queries.jsonl, and the
+            judgements of the changed queries in qrels/SPLIT_changed.tsv. candidates.jsonl, if there
+            is one, has the documents to be ranked for each query: `_id`, `documents`. A document is
+            excluded if its grade falls to 0, or to none; one that becomes relevant does not count
+            for p-MRR, as there is none in FollowIR.
         similarity: one of SIMILARITIES; the model's own if empty.
 
     Raises:
-        InputError: for data that cannot be read, ids that are unknown or lack their counterpart, or if no document is
-            excluded.
+        InputError: for data that cannot be read, ids that are unknown or lack their counterpart, or
+            if no document is excluded.
     """
     if similarity and similarity not in SIMILARITIES:
         raise InputError(unknown("similarity", similarity, SIMILARITIES))
@@ -104,12 +108,13 @@ def open_task(data: str, split: str = "test", *, name: str = "", similarity: str
 def p_mrr(original: Run, changed: Run, excluded: Lists) -> dict[str, float]:
     """p-MRR of each query: the mean over its excluded documents of how far the change of instruction moved them.
 
-    With the ranks R and R' of a document under the original and the changed instruction, from 1: R' / R - 1 if it rose
-    or stayed (R' <= R), else 1 - R / R'. From -1 over 0, when nothing moved, to 1. (Weller et al. 2024, section 3.)
+    With the ranks R and R' of a document under the original and the changed instruction, from 1: R'
+    / R - 1 if it rose or stayed (R' <= R), else 1 - R / R'. From -1 over 0, when nothing moved, to
+    1. (Weller et al. 2024, section 3.)
 
     Args:
-        original, changed: {query id: {document id: score}}, *best first*: the order counts. A document that was not
-            found is ranked after all that were.
+        original, changed: {query id: {document id: score}}, *best first*: the order counts. A
+            document that was not found is ranked after all that were.
         excluded: document ids, one at least, by query id.
     """
     found = {}

@@ -69,7 +69,8 @@ def ranking(board: Board) -> list[LeaderboardRow]:
     """The models, best first, by the mean over the tasks that all have; names that differ in a seed are one model.
 
     Raises:
-        InputError: if no task is common to all, or models have other main scores or numbers of items in one of them.
+        InputError: if no task is common to all, or models have other main scores or numbers of
+            items in one of them.
     """
     tasks = common_tasks(board)
     if not tasks:

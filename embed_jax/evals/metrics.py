@@ -1,9 +1,10 @@
 """Metrics of rankings and of graded similarity, and bootstrap intervals; numpy in, numpy out.
 
 Ranking metrics are those of trec_eval, as BEIR and mteb report them. They share one signature,
-`(gains [Q, K], ideal [Q, J], k) -> [Q]`: `gains` holds the relevance of what was retrieved, best first, 0 where nothing
-was judged or nothing retrieved; `ideal` holds all judged relevances of the query, largest first, padded with 0.
-Relevance above 0 is relevant; a query without relevant documents scores 0.
+`(gains [Q, K], ideal [Q, J], k) -> [Q]`: `gains` holds the relevance of what was retrieved, best
+first, 0 where nothing was judged or nothing retrieved; `ideal` holds all judged relevances of the
+query, largest first, padded with 0. Relevance above 0 is relevant; a query without relevant
+documents scores 0.
 """
 
 from __future__ import annotations

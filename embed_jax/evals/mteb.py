@@ -4,13 +4,13 @@
     from embed_jax.evals.mteb import local_task, mteb_model
 
     model = mteb_model(embed_jax.load("runs/simcse/model"), name="me/simcse")
-    tasks = [mteb.get_task("STSBenchmark"), local_task("retrieval", "data/scifact", name="SciFact-local")]
-    for result in mteb.evaluate(model, tasks).task_results:
+    tasks = [mteb.get_task("STSBenchmark"), local_task("retrieval", "data/scifact",
+    name="SciFact-local")] for result in mteb.evaluate(model, tasks).task_results:
         print(result.task_name, result.get_score())
 
-Local tasks need no network, and score what `python -m scripts.evaluate` scores of the same data. mteb keeps results and
-does not evaluate again what it knows by name: a model's revision here, and the subset of a local task, are made of the
-content, so what has changed is evaluated anew.
+Local tasks need no network, and score what `python -m scripts.evaluate` scores of the same data.
+mteb keeps results and does not evaluate again what it knows by name: a model's revision here, and
+the subset of a local task, are made of the content, so what has changed is evaluated anew.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ class MtebModel:
         Args:
             inputs: batches of {"text": texts}; torch's DataLoader, as mteb makes it.
             prompt_type: which side of a search, if it is one.
-            batch_size: mteb's, without effect here, where batches are as many tokens as suit the device.
+            batch_size: mteb's, without effect here, where batches are as many tokens as suit the
+                device.
         """
         side = prompt_type.value if prompt_type else ""
         instruction = task_instruction(self.model, task_metadata, side)
@@ -98,12 +99,14 @@ class MtebModel:
 def mteb_model(model: SentenceEncoder | RoutedEncoder, name: str = "") -> MtebModel:
     """A model that `mteb.evaluate` takes.
 
-    Each text gets the prompt that mteb would choose of the model's: the first there is of "TASK-SIDE", "TASK",
-    "TYPE-SIDE", "TYPE" and "SIDE"; documents also one called "passage" or "corpus", as in sentence-transformers; else
-    the model's default, if it has one. For models with a template see `task_instruction`.
+    Each text gets the prompt that mteb would choose of the model's: the first there is of
+    "TASK-SIDE", "TASK", "TYPE-SIDE", "TYPE" and "SIDE"; documents also one called "passage" or
+    "corpus", as in sentence-transformers; else the model's default, if it has one. For models with
+    a template see `task_instruction`.
 
     Args:
-        name: "organisation/model", under which mteb keeps results; a name without "/" is put under "embed-jax/".
+        name: "organisation/model", under which mteb keeps results; a name without "/" is put under
+            "embed-jax/".
 
     Raises:
         InputError: if mteb is not installed.
@@ -133,9 +136,10 @@ def mteb_model(model: SentenceEncoder | RoutedEncoder, name: str = "") -> MtebMo
 def task_instruction(model: SentenceEncoder | RoutedEncoder, task: TaskMetadata, side: str) -> str:
     """What a model with a template for instructions is told of a task of mteb; "": its prompts serve.
 
-    A prompt of the model for the task or its type counts more than the task's own instruction, which counts more than
-    the model's prompt for queries: that one is what its template makes of an instruction for search in general. Where
-    there is none of these, the instruction is mteb's for the type of task. Documents have none.
+    A prompt of the model for the task or its type counts more than the task's own instruction,
+    which counts more than the model's prompt for queries: that one is what its template makes of an
+    instruction for search in general. Where there is none of these, the instruction is mteb's for
+    the type of task. Documents have none.
 
     Args:
         side: "query", "document" or "".
@@ -194,13 +198,17 @@ def local_task(
     """Data of our own as a task of mteb, read already.
 
     Args:
-        kind: "sts", "retrieval", "reranking", "classification", "clustering", "pairs", "bitext" or "summarization".
-        data, split: as `scripts.evaluate` takes them: a file, a directory with a file for each split, "hf:NAME" and so
-            on. Classification needs a split "train" beside the other. Clustering is by the protocol "legacy" of
-            `clustering.open_task`, or where texts have labels on several levels by "fast", of all texts.
+        kind: "sts", "retrieval", "reranking", "classification", "clustering", "pairs", "bitext" or
+            "summarization".
+        data, split: as `scripts.evaluate` takes them: a file, a directory with a file for each
+            split, "hf:NAME" and so on. Classification needs a split "train" beside the other.
+            Clustering is by the protocol "legacy" of `clustering.open_task`, or where texts have
+            labels on several levels by "fast", of all texts.
         name: what results are kept by, and what a prompt made for this task is called.
-        instruction: for models with a template for instructions; of queries, where there are queries.
-        language: ISO 639-3 and the script's ISO 15924 code, such as "eng-Latn"; only written beside the results.
+        instruction: for models with a template for instructions; of queries, where there are
+            queries.
+        language: ISO 639-3 and the script's ISO 15924 code, such as "eng-Latn"; only written beside
+            the results.
         ignore_identical_ids: for retrieval, see `retrieval.evaluate_retrieval`.
 
     Raises:
@@ -234,7 +242,8 @@ def local_task(
     if ignore_identical_ids:
         attributes["ignore_identical_ids"] = True
     task = type("LocalTask", (getattr(abstasks, found.base or known.base),), attributes)()
-    # The subset is named by the content: mteb takes the kept results of a subset it knows whatever its revision.
+    # The subset is named by the content: mteb takes the kept results of a subset it knows whatever
+    # its revision.
     task.dataset, task.data_loaded = {content: _dataset(found.splits, known.has_queries)}, True
     return task
 
@@ -244,7 +253,8 @@ class _Read:
     """Data as a task of mteb has it.
 
     Attributes:
-        splits: of tasks with queries {"corpus": {id: text}, "queries": {id: text}, "relevant_docs", "top_ranked"}.
+        splits: of tasks with queries {"corpus": {id: text}, "queries": {id: text}, "relevant_docs",
+            "top_ranked"}.
         attributes: of the task's class. base: the class, if it is not the kind's usual one.
     """
 

@@ -2,15 +2,16 @@
 
 What must not be concluded:
 
-- No overlap is not "not seen". Paraphrases, translations, other spellings and what a model was pretrained on go
-  unnoticed, and so does a text shorter than n words inside a longer training text.
-- Overlap is not cheating. Set phrases, quotations and boilerplate are shared by chance, and a text may have been seen
-  without its pair or label.
-- The score without the overlapping items, less the score of all, is not what the leak brought: those items are no
-  random sample, they are longer, or easier, or of one source. Compare systems with each other on the same remaining
-  items, and a model that has seen the texts with one that has not.
-- Words are what stands between blanks and punctuation: in scripts without blanks (Chinese, Japanese, Thai) a clause is
-  one word, and only copies of whole clauses are found.
+- No overlap is not "not seen". Paraphrases, translations, other spellings and what a model was
+  pretrained on go unnoticed, and so does a text shorter than n words inside a longer training text.
+- Overlap is not cheating. Set phrases, quotations and boilerplate are shared by chance, and a text
+  may have been seen without its pair or label.
+- The score without the overlapping items, less the score of all, is not what the leak brought:
+  those items are no random sample, they are longer, or easier, or of one source. Compare systems
+  with each other on the same remaining items, and a model that has seen the texts with one that has
+  not.
+- Words are what stands between blanks and punctuation: in scripts without blanks (Chinese,
+  Japanese, Thai) a clause is one word, and only copies of whole clauses are found.
 """
 
 from __future__ import annotations
@@ -76,16 +77,18 @@ class CleanScore:
 def overlap(test_texts: Sequence[str], training_texts: Iterable[str], *, n: int = 8) -> Overlap:
     """Finds the test items that share n words in a row with a training text; see above for what that does not say.
 
-    A text stands for the set of its n-grams of normalised words or, if it is shorter, for the whole of it, which must
-    then be the whole of a training text too. Normalised: Unicode NFKC, lower case, punctuation and symbols count as
-    blanks. n = 8 is what Radford et al. (2019, "Language Models are Unsupervised Multitask Learners", section 4) count;
-    Brown et al. (2020, appendix C) take 13. A text without any word overlaps with nothing.
+    A text stands for the set of its n-grams of normalised words or, if it is shorter, for the whole
+    of it, which must then be the whole of a training text too. Normalised: Unicode NFKC, lower
+    case, punctuation and symbols count as blanks. n = 8 is what Radford et al. (2019, "Language
+    Models are Unsupervised Multitask Learners", section 4) count; Brown et al. (2020, appendix C)
+    take 13. A text without any word overlaps with nothing.
 
-    Only the test set's n-grams are held, in a hash table of the strings themselves, so that nothing is found by a
-    collision; training texts are read once, one at a time.
+    Only the test set's n-grams are held, in a hash table of the strings themselves, so that nothing
+    is found by a collision; training texts are read once, one at a time.
 
     Args:
-        test_texts: one text an item. Of pairs, give both columns one after the other, and take `flags.reshape(2, -1)`.
+        test_texts: one text an item. Of pairs, give both columns one after the other, and take
+            `flags.reshape(2, -1)`.
         training_texts: e.g. of `iter_records`; all the texts of its records, not the anchors alone.
 
     Raises:
@@ -121,9 +124,10 @@ def clean_score(
     """The score without the overlapping items, beside that of all.
 
     Args:
-        flags: of each item, whether it overlaps; `Overlap.flags`, or several of them joined by "or".
-        score: of each item, of which the mean is taken; or a function of the numbers of the items it is to score, such
-            as `lambda i: spearman(similarities[i], gold[i])`.
+        flags: of each item, whether it overlaps; `Overlap.flags`, or several of them joined by
+            "or".
+        score: of each item, of which the mean is taken; or a function of the numbers of the items
+            it is to score, such as `lambda i: spearman(similarities[i], gold[i])`.
 
     Raises:
         InputError: if the lengths differ, or no item is left.

@@ -46,7 +46,8 @@ def similarities_of_pairs(
 ) -> dict[str, np.ndarray]:
     """Each of SIMILARITIES of the pairs, [N].
 
-    The cosine is 1 - |x - y|^2 / 2 of the vectors at length 1, so that a text and itself have exactly 1.
+    The cosine is 1 - |x - y|^2 / 2 of the vectors at length 1, so that a text and itself have
+    exactly 1.
     """
     found = {name: pairwise_similarity(first, second, name) for name in SIMILARITIES}
     return found | {
@@ -61,13 +62,15 @@ def threshold_metrics(
     """How well one threshold on the similarity tells pairs (label 1) from others (label 0).
 
     Returns:
-        "accuracy", the best there is, and "accuracy_threshold"; "f1", the best there is, with "precision", "recall" and
-        "f1_threshold"; "ap", the average precision sum_n (R_n - R_(n-1)) P_n. Thresholds lie halfway between two
-        different similarities next to each other, so pairs of one similarity fall on one side, and never all pairs.
-        With one similarity for all pairs there is no threshold: 0, at nan.
+        "accuracy", the best there is, and "accuracy_threshold"; "f1", the best there is, with
+        "precision", "recall" and "f1_threshold"; "ap", the average precision sum_n (R_n - R_(n-1))
+        P_n. Thresholds lie halfway between two different similarities next to each other, so pairs
+        of one similarity fall on one side, and never all pairs. With one similarity for all pairs
+        there is no threshold: 0, at nan.
 
     Raises:
-        InputError: if the lengths differ, a similarity is not finite, or the labels are not both 0 and 1.
+        InputError: if the lengths differ, a similarity is not finite, or the labels are not both 0
+            and 1.
     """
     ranking = _Ranking.of(similarities, labels)
     return ranking.metrics() | ranking.thresholds()
@@ -78,17 +81,19 @@ def pair_outcome(
 ) -> Outcome:
     """`threshold_metrics` by each of four similarities, and the best of them.
 
-    Agrees with mteb's AbsTaskPairClassification (2.26), whose usual main score is "max_ap"; mteb has no thresholds.
+    Agrees with mteb's AbsTaskPairClassification (2.26), whose usual main score is "max_ap"; mteb
+    has no thresholds.
 
     Args:
         first, second: embeddings of each pair's texts.
         labels: 1 for a pair, 0 for none.
 
     Returns:
-        Metrics "cosine_accuracy", "cosine_accuracy_threshold", "dot_ap", "euclidean_f1" and so on; thresholds are those
-        of `similarities_of_pairs`, so of a negated distance; and "max_accuracy", "max_f1", "max_precision", "max_recall",
-        "max_ap", each over the four similarities by itself. Intervals are of the thresholds found, and of the best
-        similarity found. Items are the pairs, with the similarity of the largest "ap".
+        Metrics "cosine_accuracy", "cosine_accuracy_threshold", "dot_ap", "euclidean_f1" and so on;
+        thresholds are those of `similarities_of_pairs`, so of a negated distance; and
+        "max_accuracy", "max_f1", "max_precision", "max_recall", "max_ap", each over the four
+        similarities by itself. Intervals are of the thresholds found, and of the best similarity
+        found. Items are the pairs, with the similarity of the largest "ap".
 
     Raises:
         InputError: as `threshold_metrics`, or if `first` and `second` have different shapes.

@@ -1,11 +1,12 @@
 """Long documents that differ in one sentence, after LongEmbed (Zhu et al. 2024): is it in their embeddings?
 
-Documents of a length are the same filler, each with a fact about its own subject at its own depth. A query asks for one
-fact; right is the document that has it, found by the similarity of embeddings. A model that reads only the beginning is
-right where facts stand there, and else by chance: accuracy by length shows how much of a document its embeddings hold.
+Documents of a length are the same filler, each with a fact about its own subject at its own depth.
+A query asks for one fact; right is the document that has it, found by the similarity of embeddings.
+A model that reads only the beginning is right where facts stand there, and else by chance: accuracy
+by length shows how much of a document its embeddings hold.
 
-Texts are made from a seed, with filler and facts of our own: figures compare models with each other, and are not
-LongEmbed's.
+Texts are made from a seed, with filler and facts of our own: figures compare models with each
+other, and are not LongEmbed's.
 """
 
 from __future__ import annotations
@@ -109,17 +110,20 @@ def open_task(
     """A task whose main score is "accuracy@1" over all lengths; "accuracy@1_256" and so on are those of each length.
 
     Args:
-        data: the documents' lengths in words, separated by commas. English text has about 1.3 tokens for each.
+        data: the documents' lengths in words, separated by commas. English text has about 1.3
+            tokens for each.
         split: any; there is one.
         form: "passkey", a number that belongs to a person, or "needle", the place of a thing.
         documents: of each length.
-        queries: of each length; their facts stand at depths spread evenly, the first one first, the last one last.
+        queries: of each length; their facts stand at depths spread evenly, the first one first, the
+            last one last.
         seed: of what is made.
-        passage_words, passage_overlap: search by passages, see `passage_search`; 0: each document by one embedding.
+        passage_words, passage_overlap: search by passages, see `passage_search`; 0: each document
+            by one embedding.
 
     Raises:
-        InputError: for lengths that are no numbers or too short for a fact, an unknown form, or impossible numbers of
-            documents, queries or words.
+        InputError: for lengths that are no numbers or too short for a fact, an unknown form, or
+            impossible numbers of documents, queries or words.
     """
     numbers = [number.strip() for number in str(data).split(",")]
     if not all(number.isdecimal() for number in numbers):

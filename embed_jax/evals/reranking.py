@@ -30,9 +30,9 @@ KIND = "Reranking"
 def open_task(data: str, split: str = "test", *, name: str = "", similarity: str = "") -> Task:
     """Reranking by mteb's protocol: mean average precision of each query's own candidates, "map".
 
-    A candidate's score is its similarity with the query; of several queries of a record the largest, the rule of mteb
-    before version 2, which reads one query for each record. Records without a positive or without a negative are left
-    out, with a note, as in mteb.
+    A candidate's score is its similarity with the query; of several queries of a record the
+    largest, the rule of mteb before version 2, which reads one query for each record. Records
+    without a positive or without a negative are left out, with a note, as in mteb.
 
     Args:
         data, split: see `read_reranking`.
@@ -94,18 +94,20 @@ def reranking_outcome(
 ) -> Outcome:
     """Means over queries of the metrics of each query's candidates, ordered by score.
 
-    Of equal scores those of negatives come first, so that a constant scorer gains nothing; so has mteb, through its
-    documents' names. Scores may be a cross-encoder's.
+    Of equal scores those of negatives come first, so that a constant scorer gains nothing; so has
+    mteb, through its documents' names. Scores may be a cross-encoder's.
 
     Args:
         positives, negatives: the scores of each query's candidates, higher is better.
 
     Returns:
-        Metrics "map": average precision over all candidates, which is mteb's "map_at_1000" (2.26: the main score of
-        reranking tasks) for up to 1,000 candidates; "mrr@10"; "ndcg@10". See `embed_jax.evals.metrics`.
+        Metrics "map": average precision over all candidates, which is mteb's "map_at_1000" (2.26:
+        the main score of reranking tasks) for up to 1,000 candidates; "mrr@10"; "ndcg@10". See
+        `embed_jax.evals.metrics`.
 
     Raises:
-        InputError: if the lengths differ, a query has no positive or no negative, or a score is not finite.
+        InputError: if the lengths differ, a query has no positive or no negative, or a score is not
+            finite.
     """
     if len(positives) != len(negatives) or not len(positives):
         raise InputError(

@@ -160,8 +160,8 @@ def seen_in_training(
         words: how many in a row.
 
     Returns:
-        "words", "items" (how many overlap), "share", "clean" (the score without them, nan if none is left),
-        "interval" of it, and "examples".
+        "words", "items" (how many overlap), "share", "clean" (the score without them, nan if none
+        is left), "interval" of it, and "examples".
     """
     owners = [number for number, texts in enumerate(task.item_texts) for _ in texts]
     found = overlap([text for texts in task.item_texts for text in texts], training, n=words)

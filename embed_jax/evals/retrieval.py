@@ -43,12 +43,13 @@ def open_task(
         k: cut-offs, separated by commas.
         similarity: one of SIMILARITIES; the model's own if empty.
         ignore_identical_ids: see `evaluate_retrieval`.
-        passage_words: cut documents into passages of so many words and take each document's best; 0: whole documents,
-            of which a model reads no more than its limit.
+        passage_words: cut documents into passages of so many words and take each document's best;
+            0: whole documents, of which a model reads no more than its limit.
         passage_overlap: how many words a passage shares with the one before it.
 
     Raises:
-        InputError: for data that cannot be read, judgements of unknown ids, or options out of range.
+        InputError: for data that cannot be read, judgements of unknown ids, or options out of
+            range.
     """
     ks = cut_offs(k)
     if similarity and similarity not in SIMILARITIES:
@@ -141,8 +142,9 @@ def evaluate_retrieval(
         qrels: {query id: {document id: relevance}}; queries without judgements are not searched.
         ks: cut-offs.
         similarity: one of SIMILARITIES.
-        ignore_identical_ids: a document with the query's own id is not a result, as BEIR has it for ArguAna and Quora,
-            whose queries are documents. BEIR does so by default, which is wrong where ids coincide by chance.
+        ignore_identical_ids: a document with the query's own id is not a result, as BEIR has it for
+            ArguAna and Quora, whose queries are documents. BEIR does so by default, which is wrong
+            where ids coincide by chance.
 
     Raises:
         InputError: as `check_qrels`.
@@ -180,8 +182,8 @@ def search_task(
 ) -> Run:
     """The judged queries' best documents, as many as the largest cut-off; see `evaluate_retrieval`.
 
-    The corpus is searched from the largest id to the smallest: where a search keeps that order for equal scores, as
-    ours do, the larger id comes first, as trec_eval has it.
+    The corpus is searched from the largest id to the smallest: where a search keeps that order for
+    equal scores, as ours do, the larger id comes first, as trec_eval has it.
     """
     check_qrels(corpus, queries, qrels, ignore_identical_ids=ignore_identical_ids)
     judged = {query: queries[query] for query in qrels}
@@ -199,8 +201,9 @@ def score_run(run: Run, qrels: Qrels, *, ks: Sequence[int] = (10,)) -> Retrieval
     """nDCG, MRR, recall and MAP at each cut-off, defined as trec_eval's; see `embed_jax.evals.metrics`.
 
     Args:
-        run: {query id: {document id: score}}, *best first*: the order counts, not the scores, so ties are the search's
-            business. A judged query that is missing scores 0 (pytrec_eval leaves it out).
+        run: {query id: {document id: score}}, *best first*: the order counts, not the scores, so
+            ties are the search's business. A judged query that is missing scores 0 (pytrec_eval
+            leaves it out).
         qrels: judgements; what is not judged is not relevant.
     """
     if not qrels or min(ks, default=0) < 1:
@@ -242,7 +245,8 @@ def check_qrels(
         ignore_identical_ids: False warns if queries would find themselves.
 
     Raises:
-        InputError: nothing is judged, an unknown query, or none of the judged documents is in the corpus.
+        InputError: nothing is judged, an unknown query, or none of the judged documents is in the
+            corpus.
     """
     if not qrels:
         raise InputError("qrels: no judgement")

@@ -1,8 +1,9 @@
 """Is one system better than another? Paired comparisons on the same items, and what may be said of them.
 
-What must not be concluded: a large p-value is no evidence that two systems are equal; a small one says nothing about
-the size of the difference, for which there is the interval; and both speak of other items like these, not of another
-seed of the training (for which see `seed_summary`) nor of another task.
+What must not be concluded: a large p-value is no evidence that two systems are equal; a small one
+says nothing about the size of the difference, for which there is the interval; and both speak of
+other items like these, not of another seed of the training (for which see `seed_summary`) nor of
+another task.
 """
 
 from __future__ import annotations
@@ -59,15 +60,17 @@ def paired_difference(
 ) -> PairedDifference:
     """The mean difference of two systems' scores on the same items, such as nDCG by query.
 
-    The test is Fisher's randomisation test, which Smucker, Allan and Carterette (2007) advise for retrieval: were the
-    systems alike, then each item's two scores could as well be exchanged, which turns the sign of their difference.
-    The p-value is the share of sign patterns with |mean| at least as large as found: of all 2^m, where m items differ
-    and 2^m <= resamples; else of a random sample, (1 + count) / (1 + resamples) (Phipson and Smyth 2010), never 0.
-    It is no smaller than 2^(1-m): fewer than six items that differ never reach 0.05.
+    The test is Fisher's randomisation test, which Smucker, Allan and Carterette (2007) advise for
+    retrieval: were the systems alike, then each item's two scores could as well be exchanged, which
+    turns the sign of their difference. The p-value is the share of sign patterns with |mean| at
+    least as large as found: of all 2^m, where m items differ and 2^m <= resamples; else of a random
+    sample, (1 + count) / (1 + resamples) (Phipson and Smyth 2010), never 0. It is no smaller than
+    2^(1-m): fewer than six items that differ never reach 0.05.
 
     Args:
         per_item_a, per_item_b: scores of the same items in the same order.
-        confidence: of the interval, which is `bootstrap_interval`'s; below some thirty items it is too narrow.
+        confidence: of the interval, which is `bootstrap_interval`'s; below some thirty items it is
+            too narrow.
 
     Raises:
         InputError: if the lengths differ, there are fewer than two items, or a score is not finite.
@@ -87,18 +90,21 @@ def paired_spearman(
 ) -> PairedDifference:
     """The difference of two systems' Spearman correlations with the same gold scores (STS), which is no mean of items.
 
-    The test exchanges the two systems' values item by item and recomputes the statistic: the paired permutation test of
-    correlations of Deutsch, Dror and Roth (2021, "A Statistical Analysis of Summarization Evaluation Metrics Using
-    Resampling Methods", their PERM-INPUTS), who standardise each system's values first, since values of different
-    scales cannot be exchanged. Here each system's similarities are replaced by their ranks (ties share their mean
-    rank), so only the order counts, as for Spearman's correlation itself. Then for each assignment of exchanges
+    The test exchanges the two systems' values item by item and recomputes the statistic: the paired
+    permutation test of correlations of Deutsch, Dror and Roth (2021, "A Statistical Analysis of
+    Summarization Evaluation Metrics Using Resampling Methods", their PERM-INPUTS), who standardise
+    each system's values first, since values of different scales cannot be exchanged. Here each
+    system's similarities are replaced by their ranks (ties share their mean rank), so only the
+    order counts, as for Spearman's correlation itself. Then for each assignment of exchanges
 
         T = rho(x, scores) - rho(y, scores),  x_i, y_i = rank_a_i, rank_b_i, or exchanged,
 
-    where rho ranks x and y again, and is 0 where an exchange leaves one constant. The p-value is the share of
+    where rho ranks x and y again, and is 0 where an exchange leaves one constant. The p-value is
+    the share of
     |T| at least as large as found, exact or sampled as in `paired_difference`. As the ranks are taken before the
-    exchange, the test is exact only for systems that share a scale up to rank, and otherwise approximate in N; it
-    tests that the systems' ranks are exchangeable, not only that their correlations are equal.
+    exchange, the test is exact only for systems that share a scale up to rank, and otherwise
+    approximate in N; it tests that the systems' ranks are exchangeable, not only that their
+    correlations are equal.
 
     Args:
         similarities_a, similarities_b: of the same pairs in the same order, each on any scale.
@@ -164,8 +170,9 @@ def overall_difference(
 ) -> PairedDifference:
     """The difference of two systems' mean scores over tasks.
 
-    Test and interval are those of each task with the draws of all tasks joined: items are exchanged, and resampled,
-    within each task and independently of the others. So it speaks of other items of these tasks, not of other tasks.
+    Test and interval are those of each task with the draws of all tasks joined: items are
+    exchanged, and resampled, within each task and independently of the others. So it speaks of
+    other items of these tasks, not of other tasks.
 
     Args:
         tasks: the two systems' items of each task.
@@ -193,9 +200,10 @@ def overall_difference(
 def holm(p_values: Sequence[float] | Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
     """P-values adjusted for T comparisons, such as T tasks, in their order (Holm 1979).
 
-    With p sorted, adjusted_i = max over j <= i of min(1, (T - j + 1) p_j). If those up to alpha are called different,
-    the probability of one false call or more is alpha at most, however the comparisons depend on each other. All
-    comparisons made belong in here, not only those that came out well.
+    With p sorted, adjusted_i = max over j <= i of min(1, (T - j + 1) p_j). If those up to alpha are
+    called different, the probability of one false call or more is alpha at most, however the
+    comparisons depend on each other. All comparisons made belong in here, not only those that came
+    out well.
 
     Raises:
         InputError: if a p-value is not between 0 and 1.
@@ -217,8 +225,8 @@ def holm(p_values: Sequence[float] | Float[np.ndarray, " T"]) -> Float[np.ndarra
 def seed_summary(scores: Sequence[float], *, confidence: float = 0.95) -> SeedSummary:
     """Mean, standard deviation and Student's t interval of one score over seeds: mean +- t_(n-1) sd / sqrt(n).
 
-    It is an interval of the mean over seeds on these very test items, and takes the scores to be roughly normal. With
-    one seed the spread is unknown: sd and interval are nan.
+    It is an interval of the mean over seeds on these very test items, and takes the scores to be
+    roughly normal. With one seed the spread is unknown: sd and interval are nan.
 
     Raises:
         InputError: if there is no score, or one is not finite.

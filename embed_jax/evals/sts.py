@@ -36,12 +36,13 @@ def open_task(
 
     Args:
         data, split: see `open_sts`.
-        similarity: which one "spearman", "pearson" and their means over subsets are of; "spearman" and "pearson" of the
-            others are there as "dot_spearman" and so on.
+        similarity: which one "spearman", "pearson" and their means over subsets are of; "spearman"
+            and "pearson" of the others are there as "dot_spearman" and so on.
         scale: lowest and highest score there may be.
 
     Raises:
-        InputError: for data that cannot be read, a score outside of the scale, or fewer than two pairs.
+        InputError: for data that cannot be read, a score outside of the scale, or fewer than two
+            pairs.
     """
     if similarity not in SIMILARITIES:
         raise InputError(unknown("similarity", similarity, SIMILARITIES))
@@ -94,9 +95,10 @@ def sts_metrics(
         subsets: the subset each pair belongs to, if there are several.
 
     Returns:
-        "spearman" and "pearson" over all pairs together: the `all` aggregation of SimCSE (Gao, Yao, Chen 2021,
-        appendix B). With several subsets also "spearman_mean" and "pearson_mean", the mean over subsets, and
-        "spearman_wmean" and "pearson_wmean", weighted by the subsets' sizes. nan where a side is constant.
+        "spearman" and "pearson" over all pairs together: the `all` aggregation of SimCSE (Gao, Yao,
+        Chen 2021, appendix B). With several subsets also "spearman_mean" and "pearson_mean", the
+        mean over subsets, and "spearman_wmean" and "pearson_wmean", weighted by the subsets' sizes.
+        nan where a side is constant.
     """
     similarities, scores = np.asarray(similarities), np.asarray(scores, np.float64)
     correlations = {"spearman": spearman, "pearson": pearson}

@@ -28,7 +28,8 @@ class Entry:
         task: its kind, one of the registry's.
         data: what `open_task` of that kind reads; split: which part.
         name: in tables and of the file.
-        instruction: what its texts, but for documents, are embedded for: for models with a template.
+        instruction: what its texts, but for documents, are embedded for: for models with a
+            template.
         options: further arguments of `open_task`.
         where: the suite's file and the task's number, for errors.
         root: where paths of the suite were looked for first.
@@ -47,7 +48,8 @@ class Entry:
         """Reads the data.
 
         Raises:
-            InputError: for an unknown kind or option, an option of the wrong type, or data that cannot be read.
+            InputError: for an unknown kind or option, an option of the wrong type, or data that
+                cannot be read.
         """
         open_task = lookup("task", self.task)
         accepted = {
@@ -87,14 +89,16 @@ class Entry:
 def read_suite(path: Path, root: Path | None = None) -> list[Entry]:
     """The tasks of a YAML file, which is a list of mappings, or of a Python file that sets `TASKS` to such a list.
 
-    A mapping has `task` and `data`, may have `split`, `name` and `instruction`, and else holds options of the task.
-    Paths, also in options, are relative to `root` where something is there, else to where the command is run.
+    A mapping has `task` and `data`, may have `split`, `name` and `instruction`, and else holds
+    options of the task. Paths, also in options, are relative to `root` where something is there,
+    else to where the command is run.
 
     Args:
         root: the file's own directory if not given.
 
     Raises:
-        InputError: for a file that cannot be read, and the first entry that is none, with its number.
+        InputError: for a file that cannot be read, and the first entry that is none, with its
+            number.
     """
     path = config_path(path)
     if not path.is_file():
@@ -134,7 +138,8 @@ def known_split(data: str, split: str) -> str | None:
     """The part of a data set that is evaluated: the one asked for, or what a file is called; None: it isn't known.
 
     Args:
-        data: a directory or a data set that has splits, or one file, which has none whatever is asked for.
+        data: a directory or a data set that has splits, or one file, which has none whatever is
+            asked for.
     """
     path = Path(data)
     if path.is_dir() or data.startswith(REMOTE) or not path.suffix:

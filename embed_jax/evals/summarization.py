@@ -21,8 +21,8 @@ CORRELATIONS = {"spearman": spearman, "pearson": pearson}
 def open_task(data: str, split: str = "test", *, name: str = "") -> Task:
     """Summarisation by mteb's protocol: the mean over texts of rank correlations, "cosine_spearman".
 
-    A text all of whose ratings or all of whose machine summaries are equal is left out, with a note, as in mteb. The
-    summarised texts themselves are not embedded.
+    A text all of whose ratings or all of whose machine summaries are equal is left out, with a
+    note, as in mteb. The summarised texts themselves are not embedded.
 
     Args:
         data, split: see `read_summaries`.
@@ -65,8 +65,9 @@ def summarization_outcome(
 ) -> Outcome:
     """Correlations, within each text, of ratings with similarities max_h sim(machine summary, human summary h).
 
-    Agrees with mteb's AbsTaskSummarization (2.26), whose main score is "cosine_spearman": the mean over texts. mteb's
-    task SummEval averages p-values in with the correlations; SummEvalSummarization.v2 is what this is.
+    Agrees with mteb's AbsTaskSummarization (2.26), whose main score is "cosine_spearman": the mean
+    over texts. mteb's task SummEval averages p-values in with the correlations;
+    SummEvalSummarization.v2 is what this is.
 
     Args:
         human, machine: the embeddings of each text's summaries.
@@ -74,9 +75,9 @@ def summarization_outcome(
         own: the model's similarity, reported beside cosine and dot product.
 
     Returns:
-        Metrics "cosine_spearman", "cosine_pearson", "dot_spearman", "dot_pearson" and so on. Where a text's cosines or
-        dot products are all equal, it has no correlation, and stands with the mean of the others, with a note; nan if
-        no text has one.
+        Metrics "cosine_spearman", "cosine_pearson", "dot_spearman", "dot_pearson" and so on. Where
+        a text's cosines or dot products are all equal, it has no correlation, and stands with the
+        mean of the others, with a note; nan if no text has one.
     """
     similarities = tuple(dict.fromkeys(["cosine", "dot", own]))
     values = np.full((len(similarities) * len(CORRELATIONS), len(human)), np.nan)

@@ -27,7 +27,8 @@ class SweepSetting:
         dim: numbers kept of each embedding.
         asymmetric: float queries against the codes, from the start.
         rescore: that many times as many candidates are scored again; 0: none are.
-        originals: the precision of what they are scored with, stored beside the codes; None: the codes.
+        originals: the precision of what they are scored with, stored beside the codes; None: the
+            codes.
     """
 
     dim: int
@@ -207,7 +208,8 @@ def measure(
     """Each of the settings, in their order; shares are of the quality of the first.
 
     Args:
-        documents, queries: float embeddings, [N, D] and [Q, D], in the order of `names` and of `qrels`.
+        documents, queries: float embeddings, [N, D] and [Q, D], in the order of `names` and of
+            `qrels`.
 
     Raises:
         InputError: if the first finds nothing, or the documents are too few to calibrate on.

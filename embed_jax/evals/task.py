@@ -1,7 +1,7 @@
 """What all evaluations share: a task with its data, a model as tasks see it, and what comes out.
 
-A kind of task is one file with a function `open_task(data, split, *, name, ...options) -> Task`, and a line in the
-registry under "task".
+A kind of task is one file with a function `open_task(data, split, *, name, ...options) -> Task`,
+and a line in the registry under "task".
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Embed(Protocol):
     """A model as tasks see it: see `embedder.Embedder`.
 
     Attributes:
-        similarity: "cosine", "dot", "euclidean" or "manhattan": how its embeddings are meant to be compared.
+        similarity: "cosine", "dot", "euclidean" or "manhattan": how its embeddings are meant to be
+            compared.
     """
 
     similarity: str
@@ -77,7 +78,8 @@ class Items:
     """What a task's main score is made of, item by item: what intervals, comparisons and overlap checks work on.
 
     Attributes:
-        values: of each item (query, pair, text): its own score, or a similarity to compare with `gold`.
+        values: of each item (query, pair, text): its own score, or a similarity to compare with
+            `gold`.
         gold: what is right, for a statistic of both; None for "mean".
         statistic: one of STATISTICS; the main score is this of all items.
     """
@@ -140,7 +142,8 @@ class Task:
         name: what it is called in tables and by prompts made for it, such as "SciFact".
         kind: by mteb's name, such as "Retrieval".
         unit: what its items are, in the plural: "pairs", "queries", "texts".
-        item_texts: the test texts of each item, in the order of `Outcome.items`: what training must not have seen.
+        item_texts: the test texts of each item, in the order of `Outcome.items`: what training must
+            not have seen.
         evaluate: scores a model. It embeds each text as `embed(texts, Use(name, kind, ...))`.
     """
 

@@ -1,18 +1,22 @@
 """Transfer in the manner of SentEval (Conneau and Kiela 2018): logistic regression on frozen embeddings.
 
-Without a split to learn from, texts are cross-validated (MR, CR, SUBJ, MPQA); else a classifier learns from `train` and
-is tested on `split` (TREC; SST2 also has a `dev` split, for the strength of L2). Of a pair (MRPC) the features are
+Without a split to learn from, texts are cross-validated (MR, CR, SUBJ, MPQA); else a classifier
+learns from `train` and is tested on `split` (TREC; SST2 also has a `dev` split, for the strength of
+L2). Of a pair (MRPC) the features are
 |u - v| and u * v, of a text its embedding.
 
 What differs from SentEval:
-- The classifier is trained until it converges, as SentEval's without PyTorch. Most published figures, those of SimCSE
-  too, are of a linear layer trained by PyTorch until dev accuracy stops to rise: by Adam on batches of 64 with 10 folds
-  (SimCSE's "test" mode), or by RMSprop on batches of 128 with 5 folds ("fasttest").
-- Embeddings are scaled first, by one number, so that the strengths of L2 mean the same for all lengths of embeddings.
-  They span more than SentEval's, whose `C` is 2^-2 to 2^3, or 2^-1 to 2^5 over folds of a training split.
-- The strength for a fold is chosen by leaving out each other fold in turn, not over new folds within the rest, so that
-  each classifier without two folds serves both: half the work.
-- The accuracy of cross-validation is over all texts, not the mean over folds, which may differ by one text in size.
+- The classifier is trained until it converges, as SentEval's without PyTorch. Most published
+  figures, those of SimCSE too, are of a linear layer trained by PyTorch until dev accuracy stops to
+  rise: by Adam on batches of 64 with 10 folds (SimCSE's "test" mode), or by RMSprop on batches of
+  128 with 5 folds ("fasttest").
+- Embeddings are scaled first, by one number, so that the strengths of L2 mean the same for all
+  lengths of embeddings. They span more than SentEval's, whose `C` is 2^-2 to 2^3, or 2^-1 to 2^5
+  over folds of a training split.
+- The strength for a fold is chosen by leaving out each other fold in turn, not over new folds
+  within the rest, so that each classifier without two folds serves both: half the work.
+- The accuracy of cross-validation is over all texts, not the mean over folds, which may differ by
+  one text in size.
 """
 
 from __future__ import annotations
@@ -75,20 +79,24 @@ def open_task(
     """A task whose main score is "accuracy"; see the module.
 
     Args:
-        data, split: what is classified, see `read_rows`: fields `text`, or `sentence1` and `sentence2` for pairs.
+        data, split: what is classified, see `read_rows`: fields `text`, or `sentence1` and
+            `sentence2` for pairs.
         train: the split to learn from, or a file; empty: cross-validation of `split`.
-        dev: the split, or a file, to choose the strength by; empty: it is chosen over folds of `train`.
+        dev: the split, or a file, to choose the strength by; empty: it is chosen over folds of
+            `train`.
         label: the field of the label, such as "fine_label".
         folds: of cross-validation, stratified.
-        strengths: C, the inverse strengths of L2 to choose from, as sklearn's; the first of equally good ones.
+        strengths: C, the inverse strengths of L2 to choose from, as sklearn's; the first of equally
+            good ones.
         seed: of the folds.
 
     Returns:
-        The task; its metrics are those of `prediction_metrics`, and "accuracy_dev", where strengths were chosen.
+        The task; its metrics are those of `prediction_metrics`, and "accuracy_dev", where strengths
+        were chosen.
 
     Raises:
-        InputError: for data that cannot be read, a label that no training text has, labels too rare for the folds, or
-            impossible options.
+        InputError: for data that cannot be read, a label that no training text has, labels too rare
+            for the folds, or impossible options.
     """
     require("sklearn")
     strengths = [float(strength) for strength in strengths]
@@ -151,8 +159,8 @@ def cross_validate(
         labels: numbers from 0 up.
 
     Returns:
-        The predicted label of each row, the strength chosen for each fold, and the mean accuracy of these on the
-        folds left out to choose them.
+        The predicted label of each row, the strength chosen for each fold, and the mean accuracy of
+        these on the folds left out to choose them.
     """
     fold, rotated = _folds(labels, folds, seed), _rotate(vectors)
     pairs = list(itertools.combinations(range(folds), 2))
@@ -226,11 +234,13 @@ def logistic_regressions(
 ) -> Float[Array, "D+1 M K"]:
     """M multinomial logistic regressions at once, each on the rows it keeps, with its own strength of L2.
 
-    Minimises, for each, sum_n CE_n + |W|^2 / 2C without a penalty on the intercept: what sklearn's LogisticRegression
-    minimises, where two labels have one vector w = w_1 - w_0, and so |w|^2 = 2 |W|^2.
+    Minimises, for each, sum_n CE_n + |W|^2 / 2C without a penalty on the intercept: what sklearn's
+    LogisticRegression minimises, where two labels have one vector w = w_1 - w_0, and so |w|^2 = 2
+    |W|^2.
 
-    The Hessian is at most X'X / 2 (Böhning 1992), a diagonal in the basis of `rotated`: steps of the inverse of this
-    bound, accelerated (Nesterov 1983) and restarted where they turn uphill (O'Donoghue and Candès 2015).
+    The Hessian is at most X'X / 2 (Böhning 1992), a diagonal in the basis of `rotated`: steps of
+    the inverse of this bound, accelerated (Nesterov 1983) and restarted where they turn uphill
+    (O'Donoghue and Candès 2015).
 
     Args:
         strengths: C of each.

@@ -1,6 +1,7 @@
 """A model's card: README.md with the metadata that the Hugging Face hub reads.
 
-Sections: how to use the model, what it is, what it was trained on and how, what it scored, how to train it again.
+Sections: how to use the model, what it is, what it was trained on and how, what it scored, how to
+    train it again.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ class CardContent:
     """What a card tells beside what the model itself says.
 
     Attributes:
-        name: what the model is called in the card and loaded by: its name on the hub, or its directory's.
+        name: what the model is called in the card and loaded by: its name on the hub, or its
+            directory's.
         format: "sentence-transformers", "huggingface", or "" where there is none of the two.
         onnx: the ONNX files, as (path in the directory, precision).
         run: the run that trained the model, if it is known.

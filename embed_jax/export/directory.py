@@ -31,8 +31,8 @@ def whole_export(directory: Path) -> Iterator[Path]:
     An earlier export, known by its card, is replaced.
 
     Raises:
-        InputError: at once if `directory` holds anything else; at the end if it holds what the new one has not; or it
-            cannot be written.
+        InputError: at once if `directory` holds anything else; at the end if it holds what the new
+            one has not; or it cannot be written.
     """
     directory = Path(directory).absolute()
     present = _present(directory)
@@ -74,10 +74,12 @@ def _present(directory: Path) -> set[str]:
 def write_plain(model: SentenceEncoder, directory: Path) -> None:
     """Writes backbone (or adapter) and tokenizer as transformers lays them out, which says nothing of pooling.
 
-    The limit in tokens is the tokenizer's. What sentence-transformers assumes of such a directory is mean pooling.
+    The limit in tokens is the tokenizer's. What sentence-transformers assumes of such a directory
+    is mean pooling.
 
     Raises:
-        InputError: for a model whose weights do not all fit in, because of heads, or which is no transformer.
+        InputError: for a model whose weights do not all fit in, because of heads, or which is no
+            transformer.
     """
     heads = [*([model.spec.token_head] if model.spec.token_head else []), *model.spec.heads]
     heads = [type(head).__name__ for head in heads if not isinstance(head, Normalize)]
@@ -102,8 +104,8 @@ def write_plain(model: SentenceEncoder, directory: Path) -> None:
 def truncated(model: SentenceEncoder, dim: int) -> SentenceEncoder:
     """The model with embeddings of the first `dim` numbers, made length 1 again: `encode(texts, dim=dim)` of the whole.
 
-    The last Dense loses columns if nothing but a Normalize follows it; else one is added, which takes the first
-    numbers.
+    The last Dense loses columns if nothing but a Normalize follows it; else one is added, which
+    takes the first numbers.
 
     Raises:
         InputError: for a size that is not from 1 to D.

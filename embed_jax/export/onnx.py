@@ -4,15 +4,17 @@
 
 Inputs, of which the batch and the length are free:
 
-    input_ids       int64 [batch, length]   what the model's tokenizer makes of the texts, prompts before them
-    attention_mask  int64 [batch, length]   1 at tokens, 0 at padding
-    pooling_mask    int64 [batch, length]   only of a model whose prompts are left out of pooling (`include_prompt`
+    input_ids       int64 [batch, length]   what the model's tokenizer makes of the texts, prompts
+    before them attention_mask  int64 [batch, length]   1 at tokens, 0 at padding pooling_mask
+    int64 [batch, length]   only of a model whose prompts are left out of pooling (`include_prompt`
                                             False): attention_mask without the prompts' tokens
 
-Output: `sentence_embedding` float32 [batch, D], what `SentenceEncoder.encode` gives: pooling, heads and normalisation
-included, adapters merged. Padding comes after the texts; of models without absolute positions (rotary, relative) it may
-come before them too. The file's metadata has max_length (tokens that a text is cut to), similarity, prompts (JSON, by
-name), default_prompt_name, and template, which makes a prompt of an instruction.
+Output: `sentence_embedding` float32 [batch, D], what `SentenceEncoder.encode` gives: pooling, heads
+    and normalisation
+included, adapters merged. Padding comes after the texts; of models without absolute positions
+(rotary, relative) it may come before them too. The file's metadata has max_length (tokens that a
+text is cut to), similarity, prompts (JSON, by name), default_prompt_name, and template, which makes
+a prompt of an instruction.
 
 For TensorRT, with the sizes that are to be fast (`pooling_mask` too, where there is one):
 
@@ -64,15 +66,17 @@ def write_onnx(model: SentenceEncoder, path: str | Path, *, precision: str = "fl
     From 2 GiB on, the weights are in `path`.data, which belongs beside it.
 
     Args:
-        precision: "float32"; "float16": the layers' products and what they add up to, with norms, softmax, pooling and
-            heads in float32; weights that were trained in bfloat16 may give numbers beyond float16's 65,504, which
-            `compare_onnx` shows; "int8": tables in eight bits with a scale for each row, and weights of the products
-            with one for each of their outputs; what these are multiplied with becomes eight bits as the model runs
-            (ONNX Runtime's dynamic quantisation), so that an embedding depends a little on the others of its batch.
+        precision: "float32"; "float16": the layers' products and what they add up to, with norms,
+            softmax, pooling and heads in float32; weights that were trained in bfloat16 may give
+            numbers beyond float16's 65,504, which `compare_onnx` shows; "int8": tables in eight
+            bits with a scale for each row, and weights of the products with one for each of their
+            outputs; what these are multiplied with becomes eight bits as the model runs (ONNX
+            Runtime's dynamic quantisation), so that an embedding depends a little on the others of
+            its batch.
 
     Raises:
-        InputError: an unknown precision, a missing package, a model that has no ONNX form, or float16 for weights that
-            it cannot hold.
+        InputError: an unknown precision, a missing package, a model that has no ONNX form, or
+            float16 for weights that it cannot hold.
     """
     if precision not in PRECISIONS:
         raise InputError(unknown("precision", precision, PRECISIONS))
@@ -229,7 +233,8 @@ def _quantized(model: Any, directory: Path) -> Any:
             target,
             op_types_to_quantize=["MatMul"],
             per_channel=True,
-            # Seven bits: where a CPU adds two products in 16 bits (x86 without VNNI), those of eight would not fit.
+            # Seven bits: where a CPU adds two products in 16 bits (x86 without VNNI), those of
+            # eight would not fit.
             reduce_range=True,
             weight_type=QuantType.QInt8,
             use_external_data_format=data_file(source).is_file(),

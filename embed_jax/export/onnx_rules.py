@@ -21,7 +21,8 @@ class Rule:
 
     Attributes:
         apply: `(graph, equation, inputs) -> outputs`.
-        views: whether known inputs give a known output without a copy, so that this is to be used for them too.
+        views: whether known inputs give a known output without a copy, so that this is to be used
+            for them too.
     """
 
     apply: Callable[[Graph, Any, list[Tensor]], list[Tensor]]

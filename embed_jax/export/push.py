@@ -39,8 +39,8 @@ def push(
 ) -> str:
     """Uploads all files of a directory in one commit, and makes the repository if there is none; returns its address.
 
-    Files that are there already and not in the directory stay. The hub is that of HF_ENDPOINT, the token of HF_TOKEN or
-    `hf auth login`.
+    Files that are there already and not in the directory stay. The hub is that of HF_ENDPOINT, the
+    token of HF_TOKEN or `hf auth login`.
 
     Args:
         name: OWNER/NAME.

@@ -97,7 +97,8 @@ class TrainingRun:
         results: results.json, what was measured at the end, or {}.
         log: the lines of metrics.jsonl.
         earlier: the run whose model this one started from, if it is one of ours.
-        experiment: the module of `experiments` that was launched; "": none, as from Python; None: not recorded.
+        experiment: the module of `experiments` that was launched; "": none, as from Python; None:
+            not recorded.
         sessions: each start and resumption, if they are recorded.
     """
 

@@ -2,12 +2,12 @@
 
     from embed_jax import losses
 
-    losses.info_nce(anchors, positives, negatives, temperature=0.05)  # [B], a value for each example
-    losses.build_loss("info_nce(temperature=0.05) + 0.1 * uniformity()")(anchors, positives)
+    losses.info_nce(anchors, positives, negatives, temperature=0.05)  # [B], a value for each
+    example losses.build_loss("info_nce(temperature=0.05) + 0.1 * uniformity()")(anchors, positives)
     losses.info_nce.on_world(own, world, params, temperature=0.05)  # what training calls
 
-README.md here is the table of losses and says how to add one. All names below are public; what else the modules hold is
-their machinery. Each is imported when it is asked for.
+README.md here is the table of losses and says how to add one. All names below are public; what else
+the modules hold is their machinery. Each is imported when it is asked for.
 """
 
 from __future__ import annotations

@@ -9,8 +9,9 @@ The way to begin is a loss of dense embeddings, six lines long:
         weights = jnp.all(own.present[:2], axis=0).astype(jnp.float32)
         return values, weights, {}
 
-`config.loss.name = "my_package.my_module:pull(power=1)"` trains it, and `pull(anchors, positives)` is its value on arrays.
-A loss that compares an example with those of all devices asks the `types.World`; README.md here says how.
+`config.loss.name = "my_package.my_module:pull(power=1)"` trains it, and `pull(anchors, positives)`
+is its value on arrays. A loss that compares an example with those of all devices asks the
+`types.World`; README.md here says how.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class Target:
     """The scores of the data that a loss can fit.
 
     Attributes:
-        of_margins: whether the limits are those of the difference between a list's first score and another.
+        of_margins: whether the limits are those of the difference between a list's first score and
+            another.
     """
 
     least: float
@@ -62,17 +64,23 @@ class About:
     """What a loss needs.
 
     Attributes:
-        needs: some of NEEDS. "label": an integer class with every example; "score": one target with every pair;
-            "scores": one with every candidate; "guide", "teacher": embeddings of the same texts by a frozen model.
+        needs: some of NEEDS. "label": an integer class with every example; "score": one target with
+            every pair; "scores": one with every candidate; "guide", "teacher": embeddings of the
+            same texts by a frozen model.
         columns: the fewest and the most texts of an example; most 0: any number.
-        init: `(dim: int, key: PRNGKeyArray, **arguments) -> params`: the loss's own parameters at the start; it is
-            given those of the loss's arguments, defaults included, that it takes by name. None: it has none.
+        init: `(dim: int, key: PRNGKeyArray, **arguments) -> params`: the loss's own parameters at
+            the start; it is given those of the loss's arguments, defaults included, that it takes
+            by name. None: it has none.
         tiled: whether its memory stays linear in the batch when the world is tiled or a ring.
         queue: whether positives of earlier batches (`Columns.queue`) are further negatives.
-        classes: labels must be below this number; 0: any. With its arguments settled, the loss's `num_labels`.
-        prefixes: whether it compares several prefixes of the embeddings in one pass (`Columns.prefixes`).
-        dims: the sizes to which embeddings trained with it may be cut; none: they were trained as a whole.
-        layers: how many earlier layers' embeddings it is given a step (`Columns.layers`); -1: all of them.
+        classes: labels must be below this number; 0: any. With its arguments settled, the loss's
+            `num_labels`.
+        prefixes: whether it compares several prefixes of the embeddings in one pass
+            (`Columns.prefixes`).
+        dims: the sizes to which embeddings trained with it may be cut; none: they were trained as a
+            whole.
+        layers: how many earlier layers' embeddings it is given a step (`Columns.layers`); -1: all
+            of them.
         positive: arguments that must be more than 0.
         targets: `settled arguments -> Target or None`: the scores that it can fit; None: any.
         fits: with the arguments settled, the Target of each loss that has one.
@@ -99,10 +107,11 @@ class Loss:
     Attributes:
         name: what metrics call it.
         compute: `(own, world, params, **arguments) -> (values [b], weights [b], metrics)`.
-        about: what it needs; with its arguments settled, its `init` is `(dim, key) -> params`, or None.
+        about: what it needs; with its arguments settled, its `init` is `(dim, key) -> params`, or
+            None.
         parameters: the arguments that it still takes.
-        of_dataset: what the loss of each data set needs, by the data set's name, in the order of their numbers; empty
-            if it is one loss for all.
+        of_dataset: what the loss of each data set needs, by the data set's name, in the order of
+            their numbers; empty if it is one loss for all.
     """
 
     name: str
@@ -121,13 +130,16 @@ class Loss:
         """The value of each example, from the same function that training runs; 0 for one that does not count.
 
         Args:
-            embeddings: those of a column each: anchors, positives, negatives. `[B, D]`, or what the score compares.
+            embeddings: those of a column each: anchors, positives, negatives. `[B, D]`, or what the
+                score compares.
             params: the loss's own parameters; None: as they start.
-            keywords: the loss's arguments, and what it needs of the examples: `label` [B], `score` [B] or [B, K],
-                `guide` and `teacher` (one array for each column), `present` [C, B], or another field of `types.Columns`.
+            keywords: the loss's arguments, and what it needs of the examples: `label` [B], `score`
+                [B] or [B, K], `guide` and `teacher` (one array for each column), `present` [C, B],
+                or another field of `types.Columns`.
 
         Raises:
-            InputError: for an argument that the loss does not take, or what it needs and has not been given.
+            InputError: for an argument that the loss does not take, or what it needs and has not
+                been given.
         """
         if not embeddings or isinstance(embeddings[0], Columns):
             raise InputError(
@@ -224,7 +236,8 @@ def bind(function: Loss | Callable[..., LossResult], /, **arguments: Any) -> Los
     """A loss with its arguments settled.
 
     Args:
-        arguments: of the loss; those left out keep their defaults. A number may be a schedule, see `schedule`.
+        arguments: of the loss; those left out keep their defaults. A number may be a schedule, see
+            `schedule`.
 
     Raises:
         InputError: for an argument that the loss does not take, of the wrong type, or missing.

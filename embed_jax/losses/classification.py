@@ -26,7 +26,8 @@ def pair_features(
     """What a classifier of a pair is given: some of u, v, |u-v| and u*v side by side.
 
     Args:
-        concatenation: their names in order, with commas: every row of Reimers and Gurevych (2019), table 6.
+        concatenation: their names in order, with commas: every row of Reimers and Gurevych (2019),
+            table 6.
 
     Raises:
         InputError: for another part.

@@ -21,10 +21,12 @@ AnyLoss = Loss | Callable[..., LossResult]  # a Loss, or a plain function (own, 
 def weighted_sum(parts: Sequence[tuple[float | Schedule, AnyLoss]]) -> Loss:
     """sum_k c_k L_k, where each L_k is its own weighted mean over the world.
 
-    Metrics: the first loss's own, and each L_k as "loss/NAME" ("loss/NAME_2" where there is one of that name).
+    Metrics: the first loss's own, and each L_k as "loss/NAME" ("loss/NAME_2" where there is one of
+        that name).
 
     Args:
-        parts: (c_k, loss), where c_k may be a schedule; parameters {"0": ..., "1": ...} in this order.
+        parts: (c_k, loss), where c_k may be a schedule; parameters {"0": ..., "1": ...} in this
+            order.
 
     Raises:
         InputError: if no number of texts an example suits all.
@@ -59,10 +61,12 @@ def weighted_sum(parts: Sequence[tuple[float | Schedule, AnyLoss]]) -> Loss:
 def symmetric(loss: AnyLoss) -> Loss:
     """The mean of a loss and of the same loss with anchors and positives in each other's place.
 
-    Metrics are those of the anchors' direction. Negatives stay an example's own; a queue of positives is the anchors'.
+    Metrics are those of the anchors' direction. Negatives stay an example's own; a queue of
+    positives is the anchors'.
 
     Raises:
-        InputError: for a loss of fewer than two texts, or of scores by candidate, which are the anchor's.
+        InputError: for a loss of fewer than two texts, or of scores by candidate, which are the
+            anchor's.
     """
     loss = bind(loss)
     least, most = loss.about.columns
@@ -112,13 +116,13 @@ def masked(loss: AnyLoss, *, min_score: float) -> Loss:
 def per_dataset(losses: Mapping[str, AnyLoss]) -> Loss:
     """Each example's loss by the data set that it is from: sum_i weight_i value_i / sum_i weight_i over all of them.
 
-    Examples of other data sets are neither rows nor negatives of a loss. A loss that takes at most so many texts an
-    example is given the first ones. Metrics: each loss's own as "DATASET/NAME", and its value as "loss/DATASET"; nan in
-    a batch without examples for it.
+    Examples of other data sets are neither rows nor negatives of a loss. A loss that takes at most
+    so many texts an example is given the first ones. Metrics: each loss's own as "DATASET/NAME",
+    and its value as "loss/DATASET"; nan in a batch without examples for it.
 
     Args:
-        losses: by data set, which `Columns.dataset` gives as a position here; an example of any other number weighs 0.
-            Parameters {"0": ..., "1": ...} in this order.
+        losses: by data set, which `Columns.dataset` gives as a position here; an example of any
+            other number weighs 0. Parameters {"0": ..., "1": ...} in this order.
 
     Raises:
         InputError: for no loss, or one that tells data sets apart itself.
@@ -234,8 +238,8 @@ def common_weights(
 ) -> tuple[Float[Array, " b"], list[Float[Array, " b"]]]:
     """Weights for several losses, and what their numbers are multiplied by to have the same means with those.
 
-    With weights u_k of sums U_k, the common weights are w = mean_k u_k of sum W, and the factors are u_k W / (w U_k):
-    1 where all weights are equal. A mean of nothing stays 0.
+    With weights u_k of sums U_k, the common weights are w = mean_k u_k of sum W, and the factors
+    are u_k W / (w U_k): 1 where all weights are equal. A mean of nothing stays 0.
     """
     each = [jax.lax.stop_gradient(weights) for _, weights, _ in results]
     common = sum(each) / len(each)

@@ -53,7 +53,8 @@ def embedding_mse_loss(
 ) -> Float[Array, "*n"]:
     """Mean over the dimensions of (student - teacher)^2.
 
-    Reimers and Gurevych (2020), "Making Monolingual Sentence Embeddings Multilingual using Knowledge Distillation".
+    Reimers and Gurevych (2020), "Making Monolingual Sentence Embeddings Multilingual using
+    Knowledge Distillation".
     """
     return jnp.mean((student.astype(jnp.float32) - teacher.astype(jnp.float32)) ** 2, axis=-1)
 
@@ -63,8 +64,9 @@ def embedding_mse(own: Columns, world: World, params: Params, *, projection: int
     """Computes the mean of `embedding_mse_loss` over all texts that are there: an example weighs as much as it has texts.
 
     Args:
-        projection: the teacher's size, which a learnt linear map takes the student's embeddings to. The map is a
-            parameter of the loss, so that the saved model is without it. 0: none, for embeddings of one size.
+        projection: the teacher's size, which a learnt linear map takes the student's embeddings to.
+            The map is a parameter of the loss, so that the saved model is without it. 0: none, for
+            embeddings of one size.
 
     Raises:
         InputError: if the (projected) embeddings are not of the teacher's size.
@@ -90,8 +92,9 @@ def embedding_cosine(
     """Computes the mean of `embedding_cosine_loss` over all texts that are there: an example weighs as much as it has texts.
 
     Args:
-        projection: the teacher's size, which a learnt linear map takes the student's embeddings to. The map is a
-            parameter of the loss, so that the saved model is without it. 0: none, for embeddings of one size.
+        projection: the teacher's size, which a learnt linear map takes the student's embeddings to.
+            The map is a parameter of the loss, so that the saved model is without it. 0: none, for
+            embeddings of one size.
 
     Raises:
         InputError: if the (projected) embeddings are not of the teacher's size.
@@ -113,8 +116,9 @@ def normalize_scores(
 
     Args:
         present: False where there is no candidate, whose score is then 0; None: all are there.
-        normalization: "min_max": (t - min) / (max - min); "z_score": (t - mean) / standard deviation, which divides
-            by the number of candidates; "none". A list of equal scores becomes zeros.
+        normalization: "min_max": (t - min) / (max - min); "z_score": (t - mean) / standard
+            deviation, which divides by the number of candidates; "none". A list of equal scores
+            becomes zeros.
 
     Raises:
         InputError: for another normalization.
@@ -149,8 +153,8 @@ def margin_mse_loss(
 ) -> Float[Array, "b K-1"]:
     """([s(q, p) - s(q, n)] / t_s - [t(q, p) - t(q, n)] / t_t)^2 for each negative n.
 
-    Hofstaetter et al. (2021), "Improving Efficient Neural Ranking Models with Cross-Architecture Knowledge
-    Distillation".
+    Hofstaetter et al. (2021), "Improving Efficient Neural Ranking Models with Cross-Architecture
+    Knowledge Distillation".
 
     Args:
         student, teacher: scores s and t, the positive's first.
@@ -196,8 +200,10 @@ def margin_mse(
     """`margin_mse_loss` of an anchor's positive and its own negatives, the mean over those that are there.
 
     Args:
-        temperature, teacher_temperature: what the student's and the teacher's scores are divided by.
-        normalization: of the teacher's scores of each list, see `normalize_scores`; before its temperature.
+        temperature, teacher_temperature: what the student's and the teacher's scores are divided
+            by.
+        normalization: of the teacher's scores of each list, see `normalize_scores`; before its
+            temperature.
         similarity: the student's score, "dot", "cosine", or another `scores.Score`.
 
     Returns:
@@ -231,8 +237,8 @@ def kl_loss(
 ) -> Float[Array, " b"]:
     """t_s t_t KL(softmax(teacher / t_t) || softmax(student / t_s)) over each row's candidates.
 
-    Hinton, Vinyals, Dean (2015), "Distilling the Knowledge in a Neural Network", with one temperature t, where t^2
-    keeps the gradient's size.
+    Hinton, Vinyals, Dean (2015), "Distilling the Knowledge in a Neural Network", with one
+    temperature t, where t^2 keeps the gradient's size.
 
     Args:
         student, teacher: scores.
@@ -261,13 +267,14 @@ def kl(
 ) -> LossResult:
     """The mean of `kl_loss` over the anchors, an anchor's candidates being its positive and its own negatives.
 
-    `kl(temperature=0.25, teacher_temperature=1.0, normalization='min_max', similarity='cosine')` suits the scores of a
-    cross-encoder, whose range is not the student's.
+    `kl(temperature=0.25, teacher_temperature=1.0, normalization='min_max', similarity='cosine')`
+    suits the scores of a cross-encoder, whose range is not the student's.
 
     Args:
         temperature: of the student.
         teacher_temperature: of the teacher; 0: the student's.
-        normalization: of the teacher's scores of each list, see `normalize_scores`; before its temperature.
+        normalization: of the teacher's scores of each list, see `normalize_scores`; before its
+            temperature.
         similarity: the student's score, "dot", "cosine", or another `scores.Score`.
 
     Returns:
@@ -318,8 +325,9 @@ def score_mse(
 def relational(own: Columns, world: World, params: Params) -> LossResult:
     """The mean of (cos(s_i, s_j) - cos(t_i, t_j))^2 over all texts i and j of the world that are there, of all columns.
 
-    The teacher's size need not be the student's. Similarity-preserving distillation: Tung and Mori (2019),
-    "Similarity-Preserving Knowledge Distillation", with cosines in place of normalised rows.
+    The teacher's size need not be the student's. Similarity-preserving distillation: Tung and Mori
+    (2019), "Similarity-Preserving Knowledge Distillation", with cosines in place of normalised
+    rows.
 
     >>> student, teacher = jnp.eye(2), jnp.ones((2, 3))  # cosines 0 and 1 of the two texts with each other
     >>> print(relational(student, teacher=[teacher]))

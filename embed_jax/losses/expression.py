@@ -36,13 +36,15 @@ COMBINATORS = {
 def build_loss(expression: str, fields: Mapping[str, Any] | None = None) -> Loss:
     """The loss that an expression of a config names.
 
-    Its parameters are those of a single loss directly, and for a sum or `per_dataset` {"0": ..., "1": ...} in the order
-    written, without entries for losses that have none.
+    Its parameters are those of a single loss directly, and for a sum or `per_dataset` {"0": ...,
+    "1": ...} in the order written, without entries for losses that have none.
 
     Args:
-        expression: names of the registry, or "module:function", with arguments by name, in sums and in COMBINATORS; a
-            number or a schedule in quotes may stand before `*`. It is never evaluated as Python.
-        fields: arguments for every loss of the expression that takes them; those written in it come first.
+        expression: names of the registry, or "module:function", with arguments by name, in sums and
+            in COMBINATORS; a number or a schedule in quotes may stand before `*`. It is never
+            evaluated as Python.
+        fields: arguments for every loss of the expression that takes them; those written in it come
+            first.
 
     Raises:
         InputError: naming the part of the expression that cannot be used, and what is accepted.

@@ -1,10 +1,11 @@
 """Contrastive losses over in-batch negatives, of every device.
 
-Each takes columns of examples (0 the anchors, called queries in the names of terms; 1 the positives, called passages;
-the rest hard negatives) and returns values and weights by example; an example without anchor or positive weighs 0.
-Where there is a queue of earlier batches' positives, they are further negatives of the anchors (He et al. 2020, MoCo).
-Metrics: `accuracy` (the positive comes before every negative), `positive_similarity`, `hardest_negative_similarity`.
-With prefixes (Kusupati et al. 2022) these are of the largest one; all prefixes' products come from one pass.
+Each takes columns of examples (0 the anchors, called queries in the names of terms; 1 the
+positives, called passages; the rest hard negatives) and returns values and weights by example; an
+example without anchor or positive weighs 0. Where there is a queue of earlier batches' positives,
+they are further negatives of the anchors (He et al. 2020, MoCo). Metrics: `accuracy` (the positive
+comes before every negative), `positive_similarity`, `hardest_negative_similarity`. With prefixes
+(Kusupati et al. 2022) these are of the largest one; all prefixes' products come from one pass.
 """
 
 from __future__ import annotations
@@ -71,20 +72,28 @@ def info_nce(
     van den Oord, Li, Vinyals (2018), eq. 4; with in-batch negatives Henderson et al. (2017).
 
     Args:
-        temperature: t; with `learn_temperature` where it starts, as exp(-params["log_scale"]), never below 0.01.
+        temperature: t; with `learn_temperature` where it starts, as exp(-params["log_scale"]),
+            never below 0.01.
         similarity: s: "cosine", "dot", or another `scores.Score`, by name or "module:attribute".
         symmetric: short for terms "qp,pq", each with its own softmax (CLIP's loss).
-        terms: what Z_i sums over, j != i: "qp" s(q_i, p_j) and s(q_i, hard negatives); "pq" s(q_j, p_i);
-            "qq" s(q_i, q_j); "pp" s(p_i, p_j) and s(p_i, hard negatives of j).
-        partition: "joint": one softmax over all terms; "per_direction": the mean of one over "qp" and one over "pq".
-        repeat_positive: in "joint", the pair itself counts once more in "pq", as some implementations have it.
-        hard_negatives: "all": everybody's hard negatives are candidates; "own": the example's own, and none in "pp".
-        hard_negative_weight: alpha, how often an example's own hard negatives count (SimCSE, Gao et al. 2021).
-        hardness: which negatives of "qp" count the more the more similar they are: "in_batch_negatives" (texts of other
-            examples), "hard_negatives" (the example's own), "all_negatives".
+        terms: what Z_i sums over, j != i: "qp" s(q_i, p_j) and s(q_i, hard negatives); "pq" s(q_j,
+            p_i); "qq" s(q_i, q_j); "pp" s(p_i, p_j) and s(p_i, hard negatives of j).
+        partition: "joint": one softmax over all terms; "per_direction": the mean of one over "qp"
+            and one over "pq".
+        repeat_positive: in "joint", the pair itself counts once more in "pq", as some
+            implementations have it.
+        hard_negatives: "all": everybody's hard negatives are candidates; "own": the example's own,
+            and none in "pp".
+        hard_negative_weight: alpha, how often an example's own hard negatives count (SimCSE, Gao et
+            al. 2021).
+        hardness: which negatives of "qp" count the more the more similar they are:
+            "in_batch_negatives" (texts of other examples), "hard_negatives" (the example's own),
+            "all_negatives".
         hardness_strength: their logit grows by strength * s, without gradient.
-        label_smoothing: share e of the target that is spread evenly over the positive and all negatives.
-        mask_duplicates, mask_by, mask_margin, mask_strategy: which candidates are no negatives, see `Negatives`.
+        label_smoothing: share e of the target that is spread evenly over the positive and all
+            negatives.
+        mask_duplicates, mask_by, mask_margin, mask_strategy: which candidates are no negatives, see
+            `Negatives`.
 
     >>> anchors, positives = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
     >>> print(info_nce(anchors, positives, temperature=0.5))
@@ -180,7 +189,8 @@ def gte(
 ) -> LossResult:
     """GTE's improved contrastive loss: `info_nce` with all four terms in one softmax (Li et al. 2023, eq. 3).
 
-    Z_i = sum_j e(q_i, p_j) + sum_{j!=i} [e(q_i, q_j) + e(q_j, p_i) + e(p_j, p_i)], with e = exp(s / t).
+    Z_i = sum_j e(q_i, p_j) + sum_{j!=i} [e(q_i, q_j) + e(q_j, p_i) + e(p_j, p_i)], with e = exp(s /
+    t).
 
     >>> anchors, positives = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
     >>> print(gte(anchors, positives, temperature=0.5))
@@ -213,8 +223,8 @@ def qwen3(
 ) -> LossResult:
     """Qwen3-Embedding's loss (Zhang et al. 2025, eq. 1): own hard negatives only, likely positives masked.
 
-    Z_i = e(q_i, p_i) + sum_k m e(q_i, n_ik) + sum_{j!=i} m [e(q_i, q_j) + e(p_i, p_j) + e(q_i, p_j)], where m = 0 for a
-    similarity above s(q_i, p_i) + mask_margin, or an equal text, else 1.
+    Z_i = e(q_i, p_i) + sum_k m e(q_i, n_ik) + sum_{j!=i} m [e(q_i, q_j) + e(p_i, p_j) + e(q_i,
+    p_j)], where m = 0 for a similarity above s(q_i, p_i) + mask_margin, or an equal text, else 1.
 
     >>> anchors, positives = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
     >>> print(qwen3(anchors, positives, temperature=0.5))
@@ -253,7 +263,8 @@ def gist(
 ) -> LossResult:
     """GISTEmbed (Solatorio 2024): InfoNCE without the candidates that a guide finds closer than the positive.
 
-    A candidate c of example i is dropped if g(i, c) > g(q_i, p_i) - margin ("absolute") or > g(q_i, p_i) - margin *
+    A candidate c of example i is dropped if g(i, c) > g(q_i, p_i) - margin ("absolute") or > g(q_i,
+    p_i) - margin *
     |g(q_i, p_i)| ("relative"), g the guide's cosine of the texts compared. Candidates: passages and hard negatives,
     anchors against anchors, positives against positives.
 
@@ -292,7 +303,8 @@ def dcl(
     l_i = -w_i s(q_i, p_i) / t + log sum_{j!=i} exp(s(q_i, p_j) / t), hard negatives included.
 
     Args:
-        sigma: of the weights w_i = 2 - exp(s_ii / sigma) / mean_k exp(s_kk / sigma) (DCLW; 0.5 in the paper); 0: w = 1.
+        sigma: of the weights w_i = 2 - exp(s_ii / sigma) / mean_k exp(s_kk / sigma) (DCLW; 0.5 in
+            the paper); 0: w = 1.
 
     >>> anchors, positives = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
     >>> print(dcl(anchors, positives, temperature=0.5))
@@ -332,7 +344,8 @@ def siglip(
 ) -> LossResult:
     """Sigmoid loss (SigLIP, Zhai et al. 2023): sum_j -log sigmoid(z_ij (s(q_i, p_j) / t + b)), z_ii = 1, else -1.
 
-    Hard negatives are further p_j. Scale 1 / t = exp(params["log_scale"]) and b = params["bias"] are learnt.
+    Hard negatives are further p_j. Scale 1 / t = exp(params["log_scale"]) and b = params["bias"]
+    are learnt.
 
     Args:
         temperature, bias: where t and b start; 0.1 and -10 in the paper.
@@ -379,7 +392,8 @@ def mega_batch_margin(
 ) -> LossResult:
     """Margin loss against the hardest negative of the batch (Wieting and Gimpel 2018).
 
-    [positive_margin - s(q_i, p_i)]+ + [max_{j!=i} s(q_i, p_j) - negative_margin]+, hard negatives included.
+    [positive_margin - s(q_i, p_i)]+ + [max_{j!=i} s(q_i, p_j) - negative_margin]+, hard negatives
+    included.
 
     >>> anchors, positives = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
     >>> print(mega_batch_margin(anchors, positives))

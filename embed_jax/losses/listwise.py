@@ -45,8 +45,8 @@ def own_candidates(
 ) -> LossResult:
     """The mean of `own_candidates_loss` over anchors, whose candidates are their positive and their own hard negatives.
 
-    For data where other examples' texts may well be right: NV-Embed's second stage, with classification and clustering
-    among its data sets (Lee et al. 2024).
+    For data where other examples' texts may well be right: NV-Embed's second stage, with
+    classification and clustering among its data sets (Lee et al. 2024).
 
     Args:
         similarity: "cosine", "dot", or another `scores.Score`.

@@ -27,10 +27,12 @@ class Texts:
     Attributes:
         embeddings: as the score prepares them.
         example, column: whose text it is, and which.
-        text, partner: hashes of the text, and of the other text of its pair (zeros for a hard negative).
+        text, partner: hashes of the text, and of the other text of its pair (zeros for a hard
+            negative).
         keys: the example's id and group (zeros for a hard negative), or None.
         guide: the text as a guide model sees it, of length 1, or None.
-        side: on which side of the score they stand (static): "query", "document", or "both" for some of each.
+        side: on which side of the score they stand (static): "query", "document", or "both" for
+            some of each.
         positive: rows only: the similarity to their own positive, and the guide's.
     """
 
@@ -53,13 +55,15 @@ class Negatives:
 
     Attributes:
         score: compares a text on the query side with one on the document side.
-        dims: the prefixes to compare, ascending, each of length 1 (Matryoshka); none: whole embeddings.
-        mask_duplicates: examples that share a text, an id or a group are not each other's negatives, nor is a hard
-            negative that is the example's own anchor or positive.
-        mask_by: "": no more; "model": nor is a text that the model itself finds too similar; "guide": a guide.
-        mask_margin, mask_strategy: too similar is above the similarity s of anchor and positive by the same model,
-            less the margin ("absolute": s - margin; "relative": s - margin * |s|), or above the margin itself
-            ("threshold").
+        dims: the prefixes to compare, ascending, each of length 1 (Matryoshka); none: whole
+            embeddings.
+        mask_duplicates: examples that share a text, an id or a group are not each other's
+            negatives, nor is a hard negative that is the example's own anchor or positive.
+        mask_by: "": no more; "model": nor is a text that the model itself finds too similar;
+            "guide": a guide.
+        mask_margin, mask_strategy: too similar is above the similarity s of anchor and positive by
+            the same model, less the margin ("absolute": s - margin; "relative": s - margin * |s|),
+            or above the margin itself ("threshold").
         hard_negatives: "all": an example's hard negatives are everybody's; "own": only its own.
     """
 
@@ -167,8 +171,8 @@ class Negatives:
     ) -> Bool[Array, "M b n"]:
         """Whether a candidate is a negative of a row.
 
-        An example's own anchor and positive never are; its own hard negatives are those of its anchor, not of its
-        positive.
+        An example's own anchor and positive never are; its own hard negatives are those of its
+        anchor, not of its positive.
         """
         same = rows.example[:, None] == candidates.example[None, :]
         is_hard = (candidates.column > POSITIVE)[None, :]
@@ -211,7 +215,8 @@ def gap_block(
 ) -> Callable[[Texts, Texts, Any], Float[Array, "M b n"]]:
     """The block of logits minus the row's positive logit, -inf where a candidate is no negative.
 
-    Relative to the positive, so that a loss far below float32's resolution of the logits is not lost.
+    Relative to the positive, so that a loss far below float32's resolution of the logits is not
+    lost.
 
     Args:
         adjust: `(rows, candidates, similarities) -> what to add to the logits`.

@@ -42,21 +42,26 @@ def matryoshka(
 ) -> Loss:
     """sum_m c_m L(first m numbers of each embedding).
 
-    Kusupati et al. (2022), "Matryoshka Representation Learning", eq. 1. Contrastive losses compare all prefixes in one
-    pass over the pairs (`About.prefixes`), without holding a matrix for each. A teacher's embeddings of the same size
-    are cut like the student's, a guide's never. Metrics: the largest prefix's own, and each prefix's as "loss/SIZE".
+    Kusupati et al. (2022), "Matryoshka Representation Learning", eq. 1. Contrastive losses compare
+    all prefixes in one pass over the pairs (`About.prefixes`), without holding a matrix for each. A
+    teacher's embeddings of the same size are cut like the student's, a guide's never. Metrics: the
+    largest prefix's own, and each prefix's as "loss/SIZE".
 
     Args:
-        dims: the sizes m with commas between, ascending or descending; without the whole size, that is not trained.
+        dims: the sizes m with commas between, ascending or descending; without the whole size, that
+            is not trained.
         weights: the c_m in the same order; "": 1 each.
         sample: how many prefixes count at a step, drawn anew; the others' c_m are 0 then. 0: all.
-        normalize: prefixes are made length 1 again. False: a loss without cosine sees them as they are.
-        shared_head: a loss with parameters of the embedding's size (softmax) has one lot, whose part for the first m
-            numbers each prefix is given (MRL-E), instead of one for each: {"64": ..., "128": ...}.
+        normalize: prefixes are made length 1 again. False: a loss without cosine sees them as they
+            are.
+        shared_head: a loss with parameters of the embedding's size (softmax) has one lot, whose
+            part for the first m numbers each prefix is given (MRL-E), instead of one for each:
+            {"64": ..., "128": ...}.
 
     Raises:
-        InputError: for sizes that are no sizes, repeated or unsorted, another number of weights, a weight that is no
-            number of 0 or more, a sample beyond the number of sizes; for a loss that is one of prefixes already.
+        InputError: for sizes that are no sizes, repeated or unsorted, another number of weights, a
+            weight that is no number of 0 or more, a sample beyond the number of sizes; for a loss
+            that is one of prefixes already.
     """
     loss = bind(loss)
     if loss.about.dims:
@@ -111,18 +116,21 @@ def adaptive_layers(
 ) -> Loss:
     """last_weight L(last) + prior_weight / K sum_k w_k L(layer k) + kl_weight t sum_k KL(last || layer k).
 
-    Pooling and heads are the last layer's. KL compares softmax(embedding / t) of the last layer, without gradient, with
-    each earlier layer's, summed over the dimensions and averaged over all texts. With `matryoshka` inside it is Li et
-    al. (2024), "2D Matryoshka Sentence Embeddings". Metrics: the last layer's own, "loss/last", "loss/prior" (the mean
-    over k) and "loss/kl" (the sum).
+    Pooling and heads are the last layer's. KL compares softmax(embedding / t) of the last layer,
+    without gradient, with each earlier layer's, summed over the dimensions and averaged over all
+    texts. With `matryoshka` inside it is Li et al. (2024), "2D Matryoshka Sentence Embeddings".
+    Metrics: the last layer's own, "loss/last", "loss/prior" (the mean over k) and "loss/kl" (the
+    sum).
 
     Args:
         sample: K, how many of the layers before the last count at a step, drawn anew; 0: all.
-        weighting: w_k of the layer that is the n-th: "uniform" 1, "log" 1 / (1 + log(1 + n)), "linear" 1 / (1 + n).
+        weighting: w_k of the layer that is the n-th: "uniform" 1, "log" 1 / (1 + log(1 + n)),
+            "linear" 1 / (1 + n).
         kl_temperature: t; 0: no KL term.
 
     Raises:
-        InputError: for a sample or a temperature below 0, an unknown weighting, or a loss of layers already.
+        InputError: for a sample or a temperature below 0, an unknown weighting, or a loss of layers
+            already.
     """
     loss = bind(loss)
     if loss.about.layers:

@@ -26,7 +26,8 @@ def contrastive_loss(
 ) -> Float[Array, " b"]:
     """1/2 [y d^2 + (1 - y) max(0, margin - d)^2]: equal pairs together, others at least `margin` apart.
 
-    Hadsell, Chopra, LeCun (2006), "Dimensionality Reduction by Learning an Invariant Mapping", eq. 4.
+    Hadsell, Chopra, LeCun (2006), "Dimensionality Reduction by Learning an Invariant Mapping", eq.
+    4.
 
     Args:
         label: y, 1 for pairs that belong together and 0 for others.
@@ -62,9 +63,10 @@ def online_contrastive(
 ) -> LossResult:
     """y d^2 + (1 - y) max(0, margin - d)^2 for the world's hard pairs, 0 for the others; their sum, not their mean.
 
-    Hard are positives farther apart than the closest negative (the mean positive, if there is no negative), and
-    negatives closer than the farthest positive (the mean negative). sentence-transformers' OnlineContrastiveLoss. The sum
-    grows with the batch, and so does the learning rate it amounts to. Pairs with a label other than 0 and 1 are left out.
+    Hard are positives farther apart than the closest negative (the mean positive, if there is no
+    negative), and negatives closer than the farthest positive (the mean negative).
+    sentence-transformers' OnlineContrastiveLoss. The sum grows with the batch, and so does the
+    learning rate it amounts to. Pairs with a label other than 0 and 1 are left out.
 
     Args:
         distance: "cosine" (1 - cosine), "euclidean" or "manhattan".
@@ -84,8 +86,8 @@ def online_contrastive(
 def cosent(own: Columns, world: World, params: Params, *, scale: float = 20.0) -> LossResult:
     """log(1 + sum over y_i > y_j of exp(scale (cos_j - cos_i))): pairs ordered by cosine as they are by score.
 
-    CoSENT (Su 2022), over all pairs of the world, as every pair's value. Pairs of equal score are not compared, so the
-    scores' unit does not matter.
+    CoSENT (Su 2022), over all pairs of the world, as every pair's value. Pairs of equal score are
+    not compared, so the scores' unit does not matter.
 
     Args:
         scale: 1 / temperature.
@@ -102,9 +104,9 @@ def angle_similarity(
 ) -> Float[Array, "*n"]:
     """|sum of the real and imaginary parts of z / w|, lengths divided out, row by row.
 
-    z and w are the vectors read as complex ones, the first half of a vector being its real part. With u, v of length
-    1 it is |u.v + sum_k (u_im v_re - u_re v_im)_k|. Li and Li (2023), "AnglE-optimized Text Embeddings".
-    A vector of odd size gets a zero.
+    z and w are the vectors read as complex ones, the first half of a vector being its real part.
+    With u, v of length 1 it is |u.v + sum_k (u_im v_re - u_re v_im)_k|. Li and Li (2023),
+    "AnglE-optimized Text Embeddings". A vector of odd size gets a zero.
     """
     first, second = normalize(first), normalize(second)
     half = -(-first.shape[-1] // 2)
@@ -147,12 +149,14 @@ def angle_combined(
 ) -> LossResult:
     """cosine_weight `cosent` + in_batch_weight in-batch + angle_weight `angle` (Li and Li 2023).
 
-    The in-batch term is cross entropy over all 2B texts of the world but the row's own, the right one being the row's
-    partner. It is 0 for both texts of a pair with a score below 1, and its mean is over all 2B texts.
+    The in-batch term is cross entropy over all 2B texts of the world but the row's own, the right
+    one being the row's partner. It is 0 for both texts of a pair with a score below 1, and its mean
+    is over all 2B texts.
 
     Args:
         scale, angle_scale: of cosines and of angles, 1 / temperature.
-        mask_duplicates: what equals a text or its partner is not its negative; the reference implementation lacks this.
+        mask_duplicates: what equals a text or its partner is not its negative; the reference
+            implementation lacks this.
 
     >>> first, second = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
     >>> print(angle_combined(first, second, score=jnp.array([0.0, 1.0]), scale=1.0))
@@ -230,8 +234,8 @@ def contrastive_tension_in_batch(
 ) -> LossResult:
     """Cross entropy of each text's partner against all others' partners, both ways, with a learnable scale.
 
-    l_i = 1/2 [CE_j(s_ij) + CE_j(s_ji)] with s_ij = exp(log_scale) cos(u_i, v_j); sentence-transformers'
-    ContrastiveTensionLossInBatchNegatives.
+    l_i = 1/2 [CE_j(s_ij) + CE_j(s_ji)] with s_ij = exp(log_scale) cos(u_i, v_j);
+    sentence-transformers' ContrastiveTensionLossInBatchNegatives.
 
     Args:
         params: {"log_scale": []}.

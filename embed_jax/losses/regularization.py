@@ -24,8 +24,9 @@ def uniformity(
 ) -> LossResult:
     """log mean over i != j of exp(-t |x_i - x_j|^2), embeddings normalised; lower is more uniform.
 
-    Wang and Isola (2020), "Understanding Contrastive Representation Learning through Alignment and Uniformity on the
-    Hypersphere", section 4.1.2. Over the world, of each of the first columns, their mean.
+    Wang and Isola (2020), "Understanding Contrastive Representation Learning through Alignment and
+    Uniformity on the Hypersphere", section 4.1.2. Over the world, of each of the first columns,
+    their mean.
 
     Args:
         columns: how many: 1 is the anchors, 2 anchors and positives, 0 all.
@@ -80,14 +81,15 @@ def global_orthogonal(
 ) -> LossResult:
     """mean_weight M1^2 + second_moment_weight max(0, M2 - 1/D), with M1, M2 the means over i != j of cos and cos^2.
 
-    Those of vectors spread evenly over the sphere are 0 and 1/D. Zhang et al. (2017), "Learning Spread-out Local
-    Feature Descriptors". Over the world, of each of the first columns, their mean.
+    Those of vectors spread evenly over the sphere are 0 and 1/D. Zhang et al. (2017), "Learning
+    Spread-out Local Feature Descriptors". Over the world, of each of the first columns, their mean.
 
     Args:
         columns: how many: 1 is the anchors, 2 anchors and positives, 0 all.
 
     Returns:
-        The same value everywhere; metrics `orthogonal_mean` and `orthogonal_second_moment`, the two terms unweighted.
+        The same value everywhere; metrics `orthogonal_mean` and `orthogonal_second_moment`, the two
+        terms unweighted.
 
     >>> print(global_orthogonal(jnp.array([[1.0, 0.0], [1.0, 1.0]])))  # 1/2 + (1/2 - 1/2)
     [0.5 0.5]
@@ -126,11 +128,12 @@ def variance(
 ) -> LossResult:
     """Mean over dimensions of max(0, gamma - sqrt(Var + epsilon)), Var over the world with B - 1.
 
-    Bardes, Ponce, LeCun (2022), "VICReg: Variance-Invariance-Covariance Regularization", eqs. 1 and 2. Of each of the
-    first columns, their mean.
+    Bardes, Ponce, LeCun (2022), "VICReg: Variance-Invariance-Covariance Regularization", eqs. 1 and
+    2. Of each of the first columns, their mean.
 
     Args:
-        gamma: the spread of each dimension to reach; vectors of length 1 have about 1 / sqrt(D) at most.
+        gamma: the spread of each dimension to reach; vectors of length 1 have about 1 / sqrt(D) at
+            most.
         columns: how many: 1 is the anchors, 2 anchors and positives, 0 all.
 
     >>> print(variance(jnp.array([[1.0, 0.0], [-1.0, 0.0]])))  # one dimension varies enough, one not at all

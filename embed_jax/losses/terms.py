@@ -70,8 +70,8 @@ def cross_entropy(
 ) -> Float[Array, "M b"]:
     """-log softmax of the positive against the negatives of all parts: log(1 + sum exp(gap)).
 
-    Exact in float32 even where the positive is far ahead: the sum is without the positive's own 1, so that 8e-7 does
-    not round to 0.
+    Exact in float32 even where the positive is far ahead: the sum is without the positive's own 1,
+    so that 8e-7 does not round to 0.
 
     Args:
         smoothing: share of the target spread evenly over the positive and the negatives.

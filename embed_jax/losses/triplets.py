@@ -27,7 +27,8 @@ def triplet_loss(
 ) -> Float[Array, "*n"]:
     """max(0, d(a, p) - d(a, n) + margin).
 
-    Reimers and Gurevych (2019), "Sentence-BERT", section 3 (margin 1); the default margin is sentence-transformers'.
+    Reimers and Gurevych (2019), "Sentence-BERT", section 3 (margin 1); the default margin is
+    sentence-transformers'.
 
     Args:
         distance: "euclidean", "manhattan" or "cosine" (1 - cosine).
@@ -47,8 +48,8 @@ def triplet(
     """`triplet_loss` of an anchor and its positive, the mean over those of its own negatives that are there.
 
     Returns:
-        Weight 1 for an example with an anchor, a positive and a negative. Metric `accuracy`: the share of its
-        negatives that are farther away than the positive.
+        Weight 1 for an example with an anchor, a positive and a negative. Metric `accuracy`: the
+        share of its negatives that are farther away than the positive.
 
     >>> anchor, positive, negative = jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 1.0]]), jnp.array([[0.0, 1.0]])
     >>> print(triplet(anchor, positive, negative, margin=1.0))
@@ -79,9 +80,9 @@ def batch_all_triplet(
 ) -> LossResult:
     """The mean of max(0, d(a, p) - d(a, n) + margin) over the world's triplets where it is above 0; 0 without any.
 
-    Two texts of one label and one of another make a triplet. Hermans, Beyer, Leibe (2017), "In Defense of the Triplet
-    Loss for Person Re-Identification" ("batch all", non-zero mean).
-    An anchor weighs as much as it has triplets above 0.
+    Two texts of one label and one of another make a triplet. Hermans, Beyer, Leibe (2017), "In
+    Defense of the Triplet Loss for Person Re-Identification" ("batch all", non-zero mean). An
+    anchor weighs as much as it has triplets above 0.
 
     Args:
         distance: "euclidean" or "cosine" (1 - cosine).
@@ -99,10 +100,10 @@ def batch_semi_hard_triplet(
 ) -> LossResult:
     """The mean over anchors and positives of max(0, d(a, p) - d(a, n) + margin), n the anchor's semi-hard negative.
 
-    That is the nearest of the negatives farther away than the positive or, if all are nearer, the farthest. Where an
-    anchor has no negative at all, 0 stands for its distance. 0 without any positive. Schroff, Kalenichenko, Philbin
-    (2015), "FaceNet"; agrees with sentence-transformers, also in what has no negative. An anchor weighs
-    as much as it has positives.
+    That is the nearest of the negatives farther away than the positive or, if all are nearer, the
+    farthest. Where an anchor has no negative at all, 0 stands for its distance. 0 without any
+    positive. Schroff, Kalenichenko, Philbin (2015), "FaceNet"; agrees with sentence-transformers,
+    also in what has no negative. An anchor weighs as much as it has positives.
 
     Args:
         distance: "euclidean" or "cosine" (1 - cosine).
@@ -120,10 +121,11 @@ def batch_hard_triplet(
 ) -> LossResult:
     """max(0, d(a, p) - d(a, n) + margin) with the anchor's farthest positive p and nearest negative n.
 
-    Where an anchor has no positive, 0 stands for its distance; where it has no negative, the positive's distance, so
-    that the loss is the margin, without gradient. Hermans, Beyer, Leibe (2017), "In Defense of the Triplet Loss for
-    Person Re-Identification" ("batch hard"); agrees with sentence-transformers, also in what lacks one of the two.
-    Positives and negatives are sought in the whole world.
+    Where an anchor has no positive, 0 stands for its distance; where it has no negative, the
+    positive's distance, so that the loss is the margin, without gradient. Hermans, Beyer, Leibe
+    (2017), "In Defense of the Triplet Loss for Person Re-Identification" ("batch hard"); agrees
+    with sentence-transformers, also in what lacks one of the two. Positives and negatives are
+    sought in the whole world.
 
     Args:
         distance: "euclidean" or "cosine" (1 - cosine).

@@ -28,12 +28,14 @@ RESUMES = "the same command resumes from the last checkpoint"
 def joined(hosts: Hosts) -> Iterator[None]:
     """Within it, `jax.devices()` are those of all hosts. Enter it before anything touches a device.
 
-    Ends the process itself if the work fails while other hosts are there, since they would be waited for; and ends it
-    when another host is lost, at most `hosts.heartbeat_timeout` seconds after its last sign of life.
+    Ends the process itself if the work fails while other hosts are there, since they would be
+    waited for; and ends it when another host is lost, at most `hosts.heartbeat_timeout` seconds
+    after its last sign of life.
 
     Args:
-        hosts: `coordinator` "": this process alone; "auto": those of a SLURM job, a TPU pod, Open MPI or Kubernetes, as
-            JAX detects them; "ADDRESS:PORT" of host 0, with `count` and `index`.
+        hosts: `coordinator` "": this process alone; "auto": those of a SLURM job, a TPU pod, Open
+            MPI or Kubernetes, as JAX detects them; "ADDRESS:PORT" of host 0, with `count` and
+            `index`.
 
     Raises:
         InputError: if the hosts can't be joined.
@@ -87,7 +89,8 @@ def _join(hosts: Hosts) -> None:
 class _LastWords:
     """A small process that says in one line that this one was ended, unless that is withdrawn.
 
-    JAX aborts a process at once when it loses the coordinator, with pages of addresses and no chance to say more.
+    JAX aborts a process at once when it loses the coordinator, with pages of addresses and no
+    chance to say more.
     """
 
     def __init__(self) -> None:

@@ -2,12 +2,13 @@
 
 What makes the gradient the same on any number of devices:
 
-* the loss is a mean over the *global* batch, and its gradient is taken outside `shard_map`, so that the gather's
-  transpose (a reduce-scatter) sends every candidate's gradient back to the device that encoded it;
+* the loss is a mean over the *global* batch, and its gradient is taken outside `shard_map`, so that
+  the gather's transpose (a reduce-scatter) sends every candidate's gradient back to the device that
+  encoded it;
 * dropout keys are derived from a group's number in the batch, not from the device;
-* replicated parameters are made varying once, before the loop over groups, so that their gradients are summed over
-  devices once a step and not once a group; parameters split over "fsdp" are gathered once, or a layer at a time, and
-  their gradients leave as shards.
+* replicated parameters are made varying once, before the loop over groups, so that their gradients
+  are summed over devices once a step and not once a group; parameters split over "fsdp" are
+  gathered once, or a layer at a time, and their gradients leave as shards.
 """
 
 from __future__ import annotations
@@ -55,9 +56,9 @@ def map_groups(
     """A function of a group's tokens and its own key, of one group after the other; only results are kept for the
     backward pass, which computes each group again.
 
-    This is gradient caching (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited
-    Setup") by rematerialisation: exact, and blind to the loss. One group alone is not rematerialised, since
-    there is nothing to save.
+    This is gradient caching (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under
+    Memory Limited Setup") by rematerialisation: exact, and blind to the loss. One group alone is
+    not rematerialised, since there is nothing to save.
 
     Args:
         tokens: leaves `[g, R, T]`; or a dict of such, of which the function gets a group of each.
@@ -106,8 +107,9 @@ def columns_of(
     """A device's embeddings as columns of its examples, in the batch's order.
 
     Args:
-        embeddings: the "encoder"'s, of earlier layers (the "layers"), and those of frozen models: trees with leaves
-            [g, S, ...], those of layers [g, S, K, ...]; or tuples of one tree for each column, leaves [g, S / C, ...].
+        embeddings: the "encoder"'s, of earlier layers (the "layers"), and those of frozen models:
+            trees with leaves [g, S, ...], those of layers [g, S, K, ...]; or tuples of one tree for
+            each column, leaves [g, S / C, ...].
         first: the number in the global batch of the first example here.
     """
     groups, num_columns, examples = batch.present.shape
@@ -162,27 +164,33 @@ def global_loss(
     """The training objective as a function that may be differentiated.
 
     Args:
-        loss: a `losses.base.Loss`, or a function `(own, world, loss_params) -> (values [b], weights [b], metrics
-            {name: [b]})` as its `on_world` is.
+        loss: a `losses.base.Loss`, or a function `(own, world, loss_params) -> (values [b], weights
+            [b], metrics {name: [b]})` as its `on_world` is.
         mesh: the batch's groups are split over its batch axes.
         form: how the world of examples is held, see `world.OneWorld`.
-        specs: how `params` are split over the mesh, see `mesh.param_specs`, and under BASE how those parameters of the
-            encoder are that are not trained; None: not at all.
-        fsdp_gather: when parameters split over "fsdp" are gathered: "layer": each layer by itself, and again in the
-            backward pass, so that no device ever holds all; "once": all of them, at the start of the step.
-        frozen: encoders by name ("guide", "teacher") whose embeddings of `batch.tokens[name]` the loss is given.
-        auxiliary: objectives on the encoder's tokens by name, each with its weight in the sum with the loss; their
-            parameters are `params["auxiliary"][name]`, and their metrics are called "NAME/METRIC".
-        layers: how many layers before the last, drawn at each step, the loss gets embeddings of; -1: all of them.
+        specs: how `params` are split over the mesh, see `mesh.param_specs`, and under BASE how
+            those parameters of the encoder are that are not trained; None: not at all.
+        fsdp_gather: when parameters split over "fsdp" are gathered: "layer": each layer by itself,
+            and again in the backward pass, so that no device ever holds all; "once": all of them,
+            at the start of the step.
+        frozen: encoders by name ("guide", "teacher") whose embeddings of `batch.tokens[name]` the
+            loss is given.
+        auxiliary: objectives on the encoder's tokens by name, each with its weight in the sum with
+            the loss; their parameters are `params["auxiliary"][name]`, and their metrics are called
+            "NAME/METRIC".
+        layers: how many layers before the last, drawn at each step, the loss gets embeddings of;
+            -1: all of them.
 
     Returns:
-        `(params, batch, key, frozen params = {}, extra = {}, step = None) -> (scalar, (metrics, finite [B]))`: the
-        weighted mean over the global batch, the metrics' means, and which examples' own loss values are finite.
-        `params` is {"encoder", "loss"}, and "auxiliary" where there is one; what "encoder" lacks is in the frozen ones'
-        BASE. `step` is how many steps were taken, for losses that change on the way.
+        `(params, batch, key, frozen params = {}, extra = {}, step = None) -> (scalar, (metrics,
+        finite [B]))`: the weighted mean over the global batch, the metrics' means, and which
+        examples' own loss values are finite. `params` is {"encoder", "loss"}, and "auxiliary" where
+        there is one; what "encoder" lacks is in the frozen ones' BASE. `step` is how many steps
+        were taken, for losses that change on the way.
 
-        With `extra`, a state's with a queue (`parallel.queue`), its entries are negatives, and the second result is
-        (metrics, finite, what enters the queue). Without, the loss is of this batch alone.
+        With `extra`, a state's with a queue (`parallel.queue`), its entries are negatives, and the
+        second result is (metrics, finite, what enters the queue). Without, the loss is of this
+        batch alone.
     """
     frozen, auxiliary = dict(frozen or {}), dict(auxiliary or {})
 
@@ -295,7 +303,8 @@ def gatherer(
         when: `fsdp_gather`.
 
     Returns:
-        `params -> (params, {"read": function})`: the second holds what `Encoder.apply` is given besides, if anything.
+        `params -> (params, {"read": function})`: the second holds what `Encoder.apply` is given
+        besides, if anything.
     """
     if specs is None:
         return lambda params: (params, {})
@@ -344,7 +353,8 @@ def sharded_encode(
 ) -> Callable[[Params, TokenBatch], Float[Array, "G S D"]]:
     """Inference over the mesh: `(params, tokens [G, R, T]) -> embeddings [G, S, D]`, without dropout; jit-compiled.
 
-    Parameters must be whole (`mesh.gather_params`). With several hosts, every host gets all embeddings.
+    Parameters must be whole (`mesh.gather_params`). With several hosts, every host gets all
+    embeddings.
     """
     split, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
 

@@ -31,7 +31,8 @@ def run_batches(
 
     Args:
         encode: as `gather.sharded_encode` makes it.
-        batches: the numbers of a batch's texts, and the batch, leaves `[R, T]`; as of `window.pack_window`.
+        batches: the numbers of a batch's texts, and the batch, leaves `[R, T]`; as of
+            `window.pack_window`.
 
     Yields:
         The numbers of a batch's texts, and what `encode` makes of them.
@@ -74,8 +75,8 @@ def _fetch(numbers: list[np.ndarray], embeddings: Any) -> Iterator[tuple[np.ndar
 class PicklesByParts:
     """A model that is pickled by its spec, parameters and settings, so that it can be sent to another process.
 
-    Devices and compiled programs stay behind: `_build` makes them anew there, on all devices where the model was on
-    all, else on as many as it was on or there are.
+    Devices and compiled programs stay behind: `_build` makes them anew there, on all devices where
+    the model was on all, else on as many as it was on or there are.
 
     Processes are to be spawned, not forked: see `mesh.refuse_fork`.
     """

@@ -16,7 +16,8 @@ from embed_jax.types import Put, Read, Rules, param_dtype
 def sharded_put(shardings: Callable[[str, tuple[int, ...]], Sharding], dtype: str = "") -> Put:
     """A `put` for `encoders.read.read_model` that leaves each parameter on the devices, as its sharding says.
 
-    Parts are read one after the other, each once, however many devices have it, and only those of this host's devices.
+    Parts are read one after the other, each once, however many devices have it, and only those of
+    this host's devices.
 
     Args:
         shardings: `(path, shape) -> sharding`; see `by_rules`.
@@ -33,7 +34,8 @@ def sharded_put(shardings: Callable[[str, tuple[int, ...]], Sharding], dtype: st
         parts = []
         for bounds, devices in holders.items():
             value = read(tuple(slice(*bound) for bound in bounds)).astype(wanted, copy=False)
-            # Waiting, and copies on CPU too, so that the host's own array can go before the next is read.
+            # Waiting, and copies on CPU too, so that the host's own array can go before the next is
+            # read.
             parts += jax.block_until_ready(
                 [jax.device_put(value, device, may_alias=False) for device in devices]
             )

@@ -1,7 +1,7 @@
 """The device mesh, and how arrays lie on it.
 
-Three axes: the groups of a batch are split over "data" and "fsdp"; parameters, gradients and the optimiser's state over
-"fsdp" and "tensor", by rules declared beside the model.
+Three axes: the groups of a batch are split over "data" and "fsdp"; parameters, gradients and the
+optimiser's state over "fsdp" and "tensor", by rules declared beside the model.
 """
 
 from __future__ import annotations
@@ -97,9 +97,10 @@ def param_specs(params: Params, rules: Rules, mesh: Mesh) -> Any:
     """How each parameter is split: by the first rule whose pattern its path matches, else not at all.
 
     Args:
-        rules: (regular expression of a whole path "a/b/c", the mesh axis of each dimension or None). An axis of size 1,
-            or one that does not divide its dimension, is left out. A kernel in eight bits is split as the kernel is:
-            "a/kernel/values" and "a/kernel/scale" as "a/kernel".
+        rules: (regular expression of a whole path "a/b/c", the mesh axis of each dimension or
+            None). An axis of size 1, or one that does not divide its dimension, is left out. A
+            kernel in eight bits is split as the kernel is: "a/kernel/values" and "a/kernel/scale"
+            as "a/kernel".
 
     Returns:
         A tree of PartitionSpec like `params`.
@@ -142,7 +143,8 @@ def state_shardings(
 ) -> TrainState:
     """The sharding of every leaf of a training state: what belongs to a parameter lies as the parameter does.
 
-    What an optimiser keeps in another shape, as Adafactor its row and column sums, is small and whole on each device.
+    What an optimiser keeps in another shape, as Adafactor its row and column sums, is small and
+    whole on each device.
 
     Args:
         state: arrays or their shapes.

@@ -1,11 +1,13 @@
 """A queue of earlier batches' positives, which are further negatives (MoCo, He et al. 2020; ESimCSE, Wu et al. 2022).
 
-A state's `extra` holds "queue", {"embeddings" [K, D] (or a tree), "text_hash" [K, 2], "filled"}, and with momentum "momentum": the
-parameters of the encoder that embeds what enters, an exponential moving average of the trained encoder's. They change
-slowly, so that entries of different age can be compared.
+A state's `extra` holds "queue", {"embeddings" [K, D] (or a tree), "text_hash" [K, 2], "filled"},
+and with momentum "momentum": the parameters of the encoder that embeds what enters, an exponential
+moving average of the trained encoder's. They change slowly, so that entries of different age can be
+compared.
 
-Each step's positives enter at the front and as many fall out at the end, so that with batches of B examples slot i is
-floor(i / B) + 1 steps old when it is used. The queue is the same on every device.
+Each step's positives enter at the front and as many fall out at the end, so that with batches of B
+examples slot i is floor(i / B) + 1 steps old when it is used. The queue is the same on every
+device.
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ def init_queue(size: int, dim: int, params: Params, momentum: float = 0.0) -> di
         size: K, how many positives it holds; any number, multiple of the batch or not.
         dim: D, the embeddings' size; or a tree of one positive's arrays, or of their shapes.
         params: the encoder's.
-        momentum: share of the old parameters that a step keeps (MoCo 0.999, ESimCSE 0.995); 0: there is no momentum
-            encoder, and the trained one's own embeddings enter, dropout and all.
+        momentum: share of the old parameters that a step keeps (MoCo 0.999, ESimCSE 0.995); 0:
+            there is no momentum encoder, and the trained one's own embeddings enter, dropout and
+            all.
 
     Raises:
         InputError: for a size below 1, or a momentum outside [0, 1).

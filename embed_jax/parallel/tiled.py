@@ -1,11 +1,13 @@
 """Reductions over all pairs (row, candidate) that never hold the N x N matrix: dense for comparison, tiled, ring.
 
-Each reduces blocks of numbers `block(rows, candidates, shared) -> [M, b, n]` over the candidates, by logsumexp, sum or
-max. The gradient is our own: blocks are computed again backwards, one at a time, so that nothing of the size of all
-pairs is kept. (A plain loop, differentiated, would keep every block; rematerialised, a ring would keep every chunk.)
+Each reduces blocks of numbers `block(rows, candidates, shared) -> [M, b, n]` over the candidates,
+by logsumexp, sum or max. The gradient is our own: blocks are computed again backwards, one at a
+time, so that nothing of the size of all pairs is kept. (A plain loop, differentiated, would keep
+every block; rematerialised, a ring would keep every chunk.)
 
-Tiling follows FlashAttention's online softmax (Milakov and Gimelshein 2018; Dao et al. 2022), the ring Ring Attention
-(Liu et al. 2023) and Inf-CL (Cheng et al. 2024, "Breaking the Memory Barrier: Near Infinite Batch Size Scaling").
+Tiling follows FlashAttention's online softmax (Milakov and Gimelshein 2018; Dao et al. 2022), the
+ring Ring Attention (Liu et al. 2023) and Inf-CL (Cheng et al. 2024, "Breaking the Memory Barrier:
+Near Infinite Batch Size Scaling").
 """
 
 from __future__ import annotations
@@ -63,8 +65,8 @@ def reduce_ring(
 ) -> Sums:
     """As `reduce_tiled`, over the candidates of every device of `axis`, which are passed from neighbour to neighbour.
 
-    No device holds more than its own candidates and one neighbour's. Backwards they go round once more, and their
-    gradients with them, until both are home. Call it inside `shard_map`.
+    No device holds more than its own candidates and one neighbour's. Backwards they go round once
+    more, and their gradients with them, until both are home. Call it inside `shard_map`.
 
     Args:
         candidates: this device's own.
@@ -97,7 +99,8 @@ def _streamed(
     # What is not differentiated takes part as it is.
     rows, fixed_rows, join_rows = _split(rows)
     tiles, fixed_tiles, join_tiles = _split(tiles)
-    # Everything varies over the devices alike, so that loops may carry it; leaving this again sums the gradients.
+    # Everything varies over the devices alike, so that loops may carry it; leaving this again sums
+    # the gradients.
     fixed = (fixed_rows, fixed_tiles, valid, jnp.zeros(shape[:2]))
     rows, tiles, shared, fixed = _vary_alike((rows, tiles, shared, fixed))
     nothing = 0.0 if kind == "sum" else -jnp.inf
@@ -224,8 +227,8 @@ def _first(tree: Any) -> Any:
 def _turned(tree: Any) -> Any:
     """The second tile's leaves first, and the first's last.
 
-    A loop that looks for its tile by number instead has that look-up fused into the loop over all pairs, which XLA on a
-    CPU then does not vectorise: half as fast.
+    A loop that looks for its tile by number instead has that look-up fused into the loop over all
+    pairs, which XLA on a CPU then does not vectorise: half as fast.
     """
     return jax.tree.map(lambda leaf: jnp.roll(leaf, -1, axis=0), tree)
 

@@ -39,8 +39,9 @@ def token_loss(
         mesh, specs, fsdp_gather: see `global_loss`.
 
     Returns:
-        `(params, batch, key, frozen params = {}) -> (scalar, (metrics, finite [B]))`: the mean over what is counted,
-        the metrics' means and "perplexity" = exp(the mean), and which examples' groups have a finite sum.
+        `(params, batch, key, frozen params = {}) -> (scalar, (metrics, finite [B]))`: the mean over
+        what is counted, the metrics' means and "perplexity" = exp(the mean), and which examples'
+        groups have a finite sum.
     """
     gathered = gatherer(encoder, mesh, specs, fsdp_gather)
 

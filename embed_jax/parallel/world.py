@@ -16,8 +16,8 @@ from embed_jax.types import TREES, Block, Columns
 from embed_jax.world import Candidates, LocalWorld, Sums, join_sums, reduce_dense
 
 FORMS = ("auto", "dense", "tiled", "ring")
-# "auto": numbers of one reduction on a device up to which all are held at once, and bytes of gathered embeddings, of
-# every leaf, from which they are passed round instead.
+# "auto": numbers of one reduction on a device up to which all are held at once, and bytes of
+# gathered embeddings, of every leaf, from which they are passed round instead.
 DENSE_NUMBERS = 2**22
 RING_BYTES = 2**30
 
@@ -28,8 +28,8 @@ class OneWorld(LocalWorld):
 
     Attributes:
         columns: those that reductions start from: everybody's, or with "ring" this device's own.
-        form: "dense" holds all pairs, "tiled" a block of them at a time, "ring" besides holds no more candidates than
-            two devices have; "auto": by size.
+        form: "dense" holds all pairs, "tiled" a block of them at a time, "ring" besides holds no
+            more candidates than two devices have; "auto": by size.
         axes: the mesh axes to ask over; none: this device is the world.
         tile: candidates of a block; 0: by size.
     """

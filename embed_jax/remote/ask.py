@@ -22,8 +22,8 @@ class Stopped(Exception):
 class Retries:
     """How often and when a request that failed is sent again.
 
-    The wait before try i + 1 is min(first * 2^i, longest) times a random number from 1/2 to 1, and at least what the
-    server's Retry-After says. A Retry-After beyond `patience` ends the work.
+    The wait before try i + 1 is min(first * 2^i, longest) times a random number from 1/2 to 1, and
+    at least what the server's Retry-After says. A Retry-After beyond `patience` ends the work.
 
     Attributes:
         count: tries after the first.

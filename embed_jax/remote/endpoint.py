@@ -2,7 +2,8 @@
 
 Requests and answers follow the providers' references (2026):
 
-- OpenAI, and whatever server speaks its form: https://platform.openai.com/docs/api-reference/embeddings/create
+- OpenAI, and whatever server speaks its form:
+  https://platform.openai.com/docs/api-reference/embeddings/create
 - Cohere: https://docs.cohere.com/reference/embed
 - Voyage: https://docs.voyageai.com/reference/embeddings-api
 - Google: https://ai.google.dev/api/embeddings#method:-models.batchembedcontents
@@ -41,11 +42,13 @@ class Interface:
         base_url, path: `path` with {model} to fill in.
         key_variable, key_header: the environment variable and the header of the key.
         most_texts: in one request.
-        most_bytes: of one request's texts in UTF-8; for a provider that limits a request's tokens, that limit, as a
-            text has no more tokens than bytes. 0: no limit.
+        most_bytes: of one request's texts in UTF-8; for a provider that limits a request's tokens,
+            that limit, as a text has no more tokens than bytes. 0: no limit.
         kinds: the provider's words for `kind`; one without a word is not sent.
-        request: `(model, texts, dim, the provider's kind, settings) -> request`; `dim` 0 and kind "" are left out.
-        rows: the answer's embeddings in the order of the texts: lists of numbers, or float32 in base64.
+        request: `(model, texts, dim, the provider's kind, settings) -> request`; `dim` 0 and kind
+            "" are left out.
+        rows: the answer's embeddings in the order of the texts: lists of numbers, or float32 in
+            base64.
     """
 
     base_url: str
@@ -109,7 +112,8 @@ INTERFACES = {
         _by_index,
         most_bytes=300_000,
     ),
-    # search_document is what Cohere recommends where the use is unknown; v3 and later take no request without a type.
+    # search_document is what Cohere recommends where the use is unknown; v3 and later take no
+    # request without a type.
     "cohere": Interface(
         "https://api.cohere.com",
         "/v2/embed",
@@ -183,8 +187,8 @@ class EmbeddingEndpoint(Server):
             interface: one of INTERFACES.
             base_url: of another server than the provider's.
             dim: for models that have several.
-            kinds: other words for `kind`, or none, `{}`: gemini-embedding-2 knows no task types, but prompts; some
-                servers of OpenAI's form know an input_type.
+            kinds: other words for `kind`, or none, `{}`: gemini-embedding-2 knows no task types,
+                but prompts; some servers of OpenAI's form know an input_type.
             settings: further fields of a request (of each text's part in Google's form), such as
                 `{"encoding_format": "base64"}`.
             key_variable: the environment variable with the key; None: the provider's; "": no key.
@@ -262,21 +266,23 @@ def endpoint_encoder(
 ) -> EncodeKind:
     """`encode(texts, *, prompt="", kind="")`: embeddings of an endpoint, float32 `[N, D]`, in the order of the texts.
 
-    They are what the server says: not every model makes them of length 1. A text that occurs twice is sent once; an
-    empty one is sent as a blank, as no provider takes it. `prompt` stands before each text; `kind`, one of KINDS, is
-    what the provider takes in place of prompts.
+    They are what the server says: not every model makes them of length 1. A text that occurs twice
+    is sent once; an empty one is sent as a blank, as no provider takes it. `prompt` stands before
+    each text; `kind`, one of KINDS, is what the provider takes in place of prompts.
 
     Args:
-        cache: a file of the embeddings there are, so that none is asked for (and paid) again; None: none is kept.
+        cache: a file of the embeddings there are, so that none is asked for (and paid) again; None:
+            none is kept.
         batch_size: texts in one request; 0: as many as the provider takes.
         concurrency: requests at a time.
         per_minute: requests; 0: no limit.
 
     Raises:
-        InputError: at once for a cache that can't be kept. By `encode`: for an unknown kind, a server that can't be
-            reached or refuses a request, embeddings of another dimension than asked for.
-        RunError: by `encode`: for a request that failed in every try, or embeddings of another dimension than earlier
-            ones. What came before is in the cache.
+        InputError: at once for a cache that can't be kept. By `encode`: for an unknown kind, a
+            server that can't be reached or refuses a request, embeddings of another dimension than
+            asked for.
+        RunError: by `encode`: for a request that failed in every try, or embeddings of another
+            dimension than earlier ones. What came before is in the cache.
     """
     kept = VectorCache(cache) if cache else None
     most = batch_size or endpoint.interface.most_texts

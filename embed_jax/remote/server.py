@@ -172,7 +172,8 @@ def read_key(variable: str, otherwise: str) -> str:
         otherwise: what else the user can do, for the message.
 
     Raises:
-        InputError: if there is none, or it can stand in no HTTP header; the message does not hold it.
+        InputError: if there is none, or it can stand in no HTTP header; the message does not hold
+            it.
     """
     key = os.environ.get(variable, "").strip()
     if not key:

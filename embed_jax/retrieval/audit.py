@@ -78,12 +78,13 @@ class AuditedRows:
     """What the audit keeps of a data set of n rows.
 
     Attributes:
-        codes: by reason, `[n, 2]` (text) or `[n, 1]`: numbers that are equal where the things are, -1 for none. A row
-            whose anchor is its positive has that text once.
+        codes: by reason, `[n, 2]` (text) or `[n, 1]`: numbers that are equal where the things are,
+            -1 for none. A row whose anchor is its positive has that text once.
         num_hard: how many hard negatives there are.
         hard: those that are the anchor or positive of some row: (row, k) for column negative_k.
         hard_places: which of `hard` are the text of a code.
-        contained: by row, the (row, k) of hard negatives that contain its positive or are part of it.
+        contained: by row, the (row, k) of hard negatives that contain its positive or are part of
+            it.
         own, others: how many times a hard negative is a false one of its own row, and of another.
     """
 

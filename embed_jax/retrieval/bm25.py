@@ -26,8 +26,8 @@ def bm25_search(
         k1, b: as BM25Searcher's.
 
     Returns:
-        {query id: {document id: score}}, best first; equal scores in the corpus' order. Documents that share no word
-        with the query are not found, so there may be fewer than k.
+        {query id: {document id: score}}, best first; equal scores in the corpus' order. Documents
+        that share no word with the query are not found, so there may be fewer than k.
 
     Raises:
         InputError: if bm25s is not installed.
@@ -45,9 +45,10 @@ def bm25_search(
 def bm25_searcher(corpus: Sequence[str], *, k1: float = K1, b: float = B) -> BM25Searcher:
     """An index of the corpus for BM25 (Robertson and Zaragoza 2009) with Lucene's idf.
 
-    Words are runs of letters and digits in lower case, bm25s' English stop words removed, no stemming. The parts of an
-    identifier are words: a fair baseline on code, and no loss on text. In scripts without blanks, such as Chinese and
-    Thai, pairs of neighbouring characters are; see `retrieval.words`.
+    Words are runs of letters and digits in lower case, bm25s' English stop words removed, no
+    stemming. The parts of an identifier are words: a fair baseline on code, and no loss on text. In
+    scripts without blanks, such as Chinese and Thai, pairs of neighbouring characters are; see
+    `retrieval.words`.
 
     Args:
         k1: how soon repeated words stop counting.

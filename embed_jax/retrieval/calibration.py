@@ -28,8 +28,9 @@ SAMPLE = 16_384  # embeddings that are enough to learn from
 MIN_SAMPLE = 100  # fewer say little about the largest and smallest value
 MIN_SAMPLE_PQ = 4 * CENTRES
 ADVISED_SAMPLE_PQ = 39 * CENTRES  # FAISS's advice
-# Of int4, cut off at each end: with 16 bins of equal width a normal distribution has the least squared error when they
-# span 2.68 standard deviations to each side (Max 1960, table II), and 0.4 % lies beyond.
+# Of int4, cut off at each end: with 16 bins of equal width a normal distribution has the least
+# squared error when they span 2.68 standard deviations to each side (Max 1960, table II), and 0.4 %
+# lies beyond.
 TAIL = 0.004
 
 
@@ -38,7 +39,8 @@ class Ranges:
     """Bins of equal width for each dimension, for int8, uint8 (256 bins) and int4 (16).
 
     Attributes:
-        low, high: where the first and the last bin begin, float32 [D]. What lies outside falls into these two.
+        low, high: where the first and the last bin begin, float32 [D]. What lies outside falls into
+            these two.
         bits: 8 or 4.
         count: how many embeddings they were learnt from.
     """
@@ -91,17 +93,17 @@ Calibration = Ranges | Codebook
 def calibrate(sample: Float[np.ndarray, "N D"], precision: str) -> Calibration | None:
     """Learns from a sample of embeddings what `quantize` needs: nothing (None) for float32, binary and ubinary.
 
-    int8 and uint8: from the smallest to the largest value of each dimension, as sentence-transformers has it. int4:
-    bins of equal width between the quantiles 0.4 % and 99.6 %: a few large values would leave most of 16 bins empty.
-    PQ: FAISS's k-means, seeded.
+    int8 and uint8: from the smallest to the largest value of each dimension, as
+    sentence-transformers has it. int4: bins of equal width between the quantiles 0.4 % and 99.6 %:
+    a few large values would leave most of 16 bins empty. PQ: FAISS's k-means, seeded.
 
     Args:
         sample: at least 100 embeddings, for PQ 1,024; 16,384 are enough.
         precision: "int8", "uint8", "int4", or "pq" and the bytes of a code: "pq48".
 
     Raises:
-        InputError: for an unknown precision, one that does not fit the dimension, too few embeddings or numbers that
-            are not finite; for PQ if FAISS is not installed.
+        InputError: for an unknown precision, one that does not fit the dimension, too few
+            embeddings or numbers that are not finite; for PQ if FAISS is not installed.
     """
     sample = checked(sample, "calibration")
     check_precision(precision, sample.shape[1])
@@ -155,7 +157,8 @@ def checked(
     """The embeddings as float32, contiguous.
 
     Raises:
-        InputError: unless they are a matrix of finite floating-point numbers; `what` begins the message.
+        InputError: unless they are a matrix of finite floating-point numbers; `what` begins the
+            message.
     """
     embeddings = np.asarray(embeddings)
     if embeddings.ndim != 2 or not np.issubdtype(embeddings.dtype, np.floating):

@@ -31,9 +31,10 @@ class Originals(Protocol):
 class CompressedIndex:
     """Finds the embeddings with the largest dot products with queries, in their compressed form.
 
-    Each precision is exhaustive search in FAISS (Douze et al. 2024) over the codes as `quantize_embeddings` made them: a flat
-    index, a scalar quantiser, a product quantiser, or Hamming distances. Binary codes are a product quantiser too, with
-    a byte a part and the 256 combinations of eight signs as its centres.
+    Each precision is exhaustive search in FAISS (Douze et al. 2024) over the codes as
+    `quantize_embeddings` made them: a flat index, a scalar quantiser, a product quantiser, or
+    Hamming distances. Binary codes are a product quantiser too, with a byte a part and the 256
+    combinations of eight signs as its centres.
 
     Attributes:
         precision: of the codes.
@@ -85,15 +86,17 @@ class CompressedIndex:
         Args:
             queries: float embeddings.
             k: cut to the number of embeddings if larger.
-            asymmetric: float queries against the compressed embeddings. Else the queries are compressed as well:
-                coarser for all precisions, and much faster for binary, where it is the Hamming distance.
-            rescore: find `rescore * k` candidates, compute their dot products anew from the float queries, keep the
-                best k; 0: do not.
-            originals: what to rescore with; None: the codes. Asymmetric scores are those of the codes already.
+            asymmetric: float queries against the compressed embeddings. Else the queries are
+                compressed as well: coarser for all precisions, and much faster for binary, where it
+                is the Hamming distance.
+            rescore: find `rescore * k` candidates, compute their dot products anew from the float
+                queries, keep the best k; 0: do not.
+            originals: what to rescore with; None: the codes. Asymmetric scores are those of the
+                codes already.
 
         Raises:
-            InputError: for queries or originals of another dimension, numbers that are not finite, or a k or a
-                `rescore` out of range.
+            InputError: for queries or originals of another dimension, numbers that are not finite,
+                or a k or a `rescore` out of range.
         """
         queries = checked(queries, "queries")
         if queries.shape[1] != self.dim:

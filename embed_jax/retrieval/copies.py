@@ -1,9 +1,10 @@
 """Copies of a passage: the one rule by which mining, filtering and the audit recognise a query's known positive.
 
-Two texts are equal after Unicode NFKC and with each run of white space as one blank. A passage with a title (see
-`TitledText`) is also recognised without it. One text is a copy of another as well if it contains it, upper and lower
-case alike: a passage with its title in front, a cut of a longer one. Contained texts have `CONTAINED_MIN` characters
-or more: a short answer such as "in 1990" stands in many passages that don't answer the query.
+Two texts are equal after Unicode NFKC and with each run of white space as one blank. A passage with
+a title (see `TitledText`) is also recognised without it. One text is a copy of another as well if
+it contains it, upper and lower case alike: a passage with its title in front, a cut of a longer
+one. Contained texts have `CONTAINED_MIN` characters or more: a short answer such as "in 1990"
+stands in many passages that don't answer the query.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def contains(text: str, other: str) -> bool:
 def token_fold(tokenizer: Tokenizer) -> Fold:
     """The fold of a model's tokenizer: its token ids, so that texts it can't tell apart are copies.
 
-    An uncased tokenizer makes "Apple" and "apple" copies, one that strips accents "resume" and "résumé" too.
+    An uncased tokenizer makes "Apple" and "apple" copies, one that strips accents "resume" and
+    "résumé" too.
     """
     backend = type(tokenizer.backend).from_str(tokenizer.backend.to_str())
     backend.no_truncation()

@@ -28,8 +28,8 @@ def dense_searcher(
 
     Args:
         similarity: "cosine" or "dot".
-        store: an .npy file to write the embeddings to and read them from, block by block, so that memory does not grow
-            with the corpus; None: they stay in memory.
+        store: an .npy file to write the embeddings to and read them from, block by block, so that
+            memory does not grow with the corpus; None: they stay in memory.
 
     Raises:
         InputError: for another similarity, an empty corpus, or a `store` that cannot be written.
@@ -54,8 +54,8 @@ def faiss_searcher(
 ) -> FaissSearcher:
     """Embeds the corpus for search through a FAISS index (Douze et al. 2024).
 
-    The index finds the candidates; their scores and order come from the embeddings themselves, so scores are exact
-    also where the index is not.
+    The index finds the candidates; their scores and order come from the embeddings themselves, so
+    scores are exact also where the index is not.
 
     Args:
         similarity, store: as dense_searcher's; the embeddings are kept beside the index.
@@ -63,8 +63,8 @@ def faiss_searcher(
         parameters: FAISS's search-time settings: "nprobe=16", "efSearch=128", ...
 
     Raises:
-        InputError: as dense_searcher; if FAISS is not installed, does not know `factory` or `parameters`, or cannot
-            train the index on this corpus.
+        InputError: as dense_searcher; if FAISS is not installed, does not know `factory` or
+            `parameters`, or cannot train the index on this corpus.
     """
     require("faiss")
     import faiss
@@ -156,7 +156,8 @@ class CorpusEmbeddings:
         self._size, self.dim = self._open().shape
 
     def _open(self) -> Float[np.ndarray, "N D"]:
-        # Mapped anew each time: pages of a mapping that was let go no longer count as this process' memory.
+        # Mapped anew each time: pages of a mapping that was let go no longer count as this process'
+        # memory.
         return (
             np.load(self._source, mmap_mode="r") if isinstance(self._source, Path) else self._source
         )

@@ -1,7 +1,8 @@
 """Hard negatives: passages that a search ranks high for a query and that are not known to be right.
 
-Queries are searched for in blocks, so memory does not grow with their number. `retrieval.copies` says which texts are
-copies of each other: a copy of a known positive, whatever its title, is never a negative.
+Queries are searched for in blocks, so memory does not grow with their number. `retrieval.copies`
+says which texts are copies of each other: a copy of a known positive, whatever its title, is never
+a negative.
 """
 
 from __future__ import annotations
@@ -61,20 +62,22 @@ class Searcher(Protocol):
 class Mining:
     """Which of the passages found become negatives.
 
-    A query's candidates are the passages that the searchers rank highest, without copies of its known positives, its
-    own text and repeated texts. Of the first `rank_max`, those that pass the limits on scores remain, and of these all but the
-    first `rank_min`; from them `number` are taken. These are the semantics of sentence-transformers 6
-    (`mine_hard_negatives`), but for a query of several positives: margins compare with the pair's own.
+    A query's candidates are the passages that the searchers rank highest, without copies of its
+    known positives, its own text and repeated texts. Of the first `rank_max`, those that pass the
+    limits on scores remain, and of these all but the first `rank_min`; from them `number` are
+    taken. These are the semantics of sentence-transformers 6 (`mine_hard_negatives`), but for a
+    query of several positives: margins compare with the pair's own.
 
     Attributes:
         number: negatives of each pair.
         rank_min, rank_max: as above.
         score_min, score_max: limits on a negative's score.
         absolute_margin: a negative scores at most positive - absolute_margin.
-        relative_margin: a negative scores at most positive - relative_margin * |positive|; 0.05 is the TopK-PercPos of
-            95 % of NV-Retriever (Moreira et al. 2024).
+        relative_margin: a negative scores at most positive - relative_margin * |positive|; 0.05 is
+            the TopK-PercPos of 95 % of NV-Retriever (Moreira et al. 2024).
         sampling: "top", the hardest, or "random".
-        seed: of random sampling, which depends on it, the query's text and the query's candidates alone.
+        seed: of random sampling, which depends on it, the query's text and the query's candidates
+            alone.
 
     Raises:
         InputError: for values that cannot be.
@@ -185,27 +188,30 @@ def mine_negatives(
 ) -> Iterator[list[Mined]]:
     """Hard negatives for pairs, a block of queries at a time.
 
-    The searchers' candidates are interleaved by rank. Limits on scores apply to the score of the searcher that found a
-    candidate (first), and margins to the same searcher's score of the positive; with `score` to its scores, by which
-    the candidates are then ordered too. Without such limits `score` only scores what was chosen.
+    The searchers' candidates are interleaved by rank. Limits on scores apply to the score of the
+    searcher that found a candidate (first), and margins to the same searcher's score of the
+    positive; with `score` to its scores, by which the candidates are then ordered too. Without such
+    limits `score` only scores what was chosen.
 
     Args:
-        pairs: records with anchor and positive. All positives of an anchor are known positives of that query.
-            Negatives that a pair has already are not used.
-        corpus: passages, the positives among them; see `corpus_with`. Of equal texts the first found counts. A
-            `TitledText` is recognised with and without its title.
+        pairs: records with anchor and positive. All positives of an anchor are known positives of
+            that query. Negatives that a pair has already are not used.
+        corpus: passages, the positives among them; see `corpus_with`. Of equal texts the first
+            found counts. A `TitledText` is recognised with and without its title.
         searchers: each over this corpus.
         score: scores (query, passage) pairs, such as a cross-encoder.
         block: queries at a time; does not change the result.
         report: is told what becomes of the candidates.
-        fold: makes further texts copies of each other, such as `copies.token_fold` of the model to be trained.
+        fold: makes further texts copies of each other, such as `copies.token_fold` of the model to
+            be trained.
 
     Yields:
-        The pairs of up to `block` queries; pairs of one query stand together, queries in order of their first pair.
+        The pairs of up to `block` queries; pairs of one query stand together, queries in order of
+        their first pair.
 
     Raises:
-        InputError: at once for no searcher, a positive that is not in the corpus or an empty text; at the end if no
-            pair has a negative.
+        InputError: at once for no searcher, a positive that is not in the corpus or an empty text;
+            at the end if no pair has a negative.
         RunError: for scores of another number than asked for, or that are no numbers.
     """
     if not searchers:
@@ -292,8 +298,8 @@ def _search(
     positives = np.full((len(queries), most), -1)
     for number, query in enumerate(queries):
         positives[number, : len(query.positives)] = query.positives
-    # Room for each positive and a copy of it, the query's own text and repeated texts; few different k, so few
-    # compilations.
+    # Room for each positive and a copy of it, the query's own text and repeated texts; few
+    # different k, so few compilations.
     repeated = int((index.same != np.arange(len(index.same))).sum())
     room = options.rank_max + 1 + min(repeated, options.rank_max)
     most = max(len(query.positives) + len(query.known) for query in queries)

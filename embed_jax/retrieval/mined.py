@@ -21,8 +21,8 @@ class Mined:
 
     Attributes:
         scores: the negatives', by `score` where there is one, else by the searcher that found each.
-        positive_score: the same for the positive; None where several searchers give the scores, which then cannot be
-            compared.
+        positive_score: the same for the positive; None where several searchers give the scores,
+            which then cannot be compared.
         carried: the pair's id and group.
     """
 
@@ -41,7 +41,8 @@ class Report:
     Attributes:
         pairs: how many pairs have how many negatives.
         candidates: what became of how many: "kept", or why not, a reason of REASONS.
-        lacking, positives: how many positives the given corpus lacked, of how many; see `corpus_with`.
+        lacking, positives: how many positives the given corpus lacked, of how many; see
+            `corpus_with`.
     """
 
     pairs: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
@@ -113,7 +114,8 @@ def records_of(mined: Sequence[Mined], form: str) -> Iterator[dict[str, Any]]:
 
     * "triplets": anchor positive negative, a record a negative
     * "n-tuples": anchor positive negative_1 negative_2 ...; as many as the pair has
-    * "labelled-pairs": sentence1 sentence2 label, 1 for a positive and 0 for a negative; a pair of texts once
+    * "labelled-pairs": sentence1 sentence2 label, 1 for a positive and 0 for a negative; a pair of
+      texts once
     * "scored-lists": query passages scores, the positive first
 
     Raises:

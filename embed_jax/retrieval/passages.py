@@ -25,8 +25,9 @@ def split_passages(
 ) -> tuple[list[str], Int[np.ndarray, " N"]]:
     """Documents cut into windows of so many words, as they stand in the text.
 
-    Words are what blanks separate, and each character of a script without blanks, such as Chinese or Thai. The last window is what is left; a
-    document of one window is kept as it is, also an empty one. Titles stand in the first window alone.
+    Words are what blanks separate, and each character of a script without blanks, such as Chinese
+    or Thai. The last window is what is left; a document of one window is kept as it is, also an
+    empty one. Titles stand in the first window alone.
 
     Args:
         corpus: texts by id.
@@ -34,7 +35,8 @@ def split_passages(
         overlap: how many of them the next window begins with.
 
     Returns:
-        Passages in the corpus' order, and the number of the document that each is a part of: 0, 0, 0, 1, 2, 2, ...
+        Passages in the corpus' order, and the number of the document that each is a part of: 0, 0,
+        0, 1, 2, 2, ...
 
     Raises:
         InputError: for a window of no words, or an overlap that is not smaller than it.
@@ -69,8 +71,8 @@ def passage_search(
 ) -> Run:
     """As `topk.dense_search`, where a document's score is that of its best passage: MaxP (Dai and Callan 2019).
 
-    `dense_search` is their FirstP wherever the model cuts what it does not read. Holds the embeddings of at most
-    65,536 passages at a time; exact.
+    `dense_search` is their FirstP wherever the model cuts what it does not read. Holds the
+    embeddings of at most 65,536 passages at a time; exact.
 
     Args:
         words, overlap: see `split_passages`.

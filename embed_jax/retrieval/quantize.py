@@ -4,8 +4,8 @@
     codes = quantize_embeddings(embeddings, "int8", calibration)  # a quarter of the bytes
     close = dequantize_embeddings(codes, "int8", calibration)
 
-Each also compresses prefixes of Matryoshka embeddings: `truncate` first, and calibrate on truncated embeddings. Codes
-are searched by `embed_jax.retrieval.compressed`.
+Each also compresses prefixes of Matryoshka embeddings: `truncate` first, and calibrate on truncated
+embeddings. Codes are searched by `embed_jax.retrieval.compressed`.
 """
 
 from __future__ import annotations
@@ -44,16 +44,19 @@ def quantize_embeddings(
     | binary | int8 [N, D/8] | the same minus 128 |
     | pq<m> | uint8 [N, m] | the number of the nearest centre of each of m parts (FAISS) |
 
-    int8, uint8, binary and ubinary are sentence-transformers' `quantize_embeddings` (Shakir, Aarsen and Lee 2024), bit
-    for bit. Unlike there, ranges are never taken from the embeddings themselves, which would make the codes of
-    documents and of queries mean different things, and a dimension that fills no whole bytes is refused, not padded.
+    int8, uint8, binary and ubinary are sentence-transformers' `quantize_embeddings` (Shakir, Aarsen
+    and Lee 2024), bit for bit. Unlike there, ranges are never taken from the embeddings themselves,
+    which would make the codes of documents and of queries mean different things, and a dimension
+    that fills no whole bytes is refused, not padded.
 
     Args:
-        calibration: what `calibrate` learnt, for this precision (int8 and uint8 share it); None for float32 and binary.
+        calibration: what `calibrate` learnt, for this precision (int8 and uint8 share it); None for
+            float32 and binary.
 
     Raises:
-        InputError: for an unknown precision, one that does not fit the dimension, numbers that are not finite, or a
-            calibration that is missing, of another precision or of another dimension.
+        InputError: for an unknown precision, one that does not fit the dimension, numbers that are
+            not finite, or a calibration that is missing, of another precision or of another
+            dimension.
     """
     embeddings = checked(embeddings)
     check_precision(precision, embeddings.shape[1])
@@ -82,7 +85,8 @@ def dequantize_embeddings(
     """Embeddings near those that were compressed: the middle of a bin, a part's centre; of a bit +1 or -1.
 
     Raises:
-        InputError: for an unknown precision, codes that are not of this precision, or as `quantize_embeddings` for `calibration`.
+        InputError: for an unknown precision, codes that are not of this precision, or as
+            `quantize_embeddings` for `calibration`.
     """
     codes = np.asarray(codes)
     check_codes(codes, precision, calibration)

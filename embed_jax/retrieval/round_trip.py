@@ -30,18 +30,22 @@ def round_trip_filter(
 ) -> Iterator[AnyRecord]:
     """Yields, in order, the pairs whose passage is among the k best of all passages for their query.
 
-    The round trip of Alberti et al. 2019, applied to generated queries as in Promptagator (Dai et al. 2022, k = 1), and
-    the consistency filter of E5 for weak pairs (Wang et al. 2022, section 3.1, k = 2). A copy of the passage counts as
-    the passage, see `retrieval.copies`. Memory does not grow with the number of records.
+    The round trip of Alberti et al. 2019, applied to generated queries as in Promptagator (Dai et
+    al. 2022, k = 1), and the consistency filter of E5 for weak pairs (Wang et al. 2022, section
+    3.1, k = 2). A copy of the passage counts as the passage, see `retrieval.copies`. Memory does
+    not grow with the number of records.
 
     Args:
-        search: `search(queries, k) -> (scores, rows)`, rows of `passages`, best first; -1 where fewer are found. The
-            method of the searchers of `retrieval.index` and `retrieval.bm25` made from `passages`.
-        passages: all that is searched, each once: a copy of a passage would take a place among the k.
+        search: `search(queries, k) -> (scores, rows)`, rows of `passages`, best first; -1 where
+            fewer are found. The method of the searchers of `retrieval.index` and `retrieval.bm25`
+            made from `passages`.
+        passages: all that is searched, each once: a copy of a passage would take a place among the
+            k.
         columns: a record's (query, passage).
 
     Raises:
-        InputError: for k below 1; if a record's passage is not among `passages`, or one stands there twice.
+        InputError: for k below 1; if a record's passage is not among `passages`, or one stands
+            there twice.
     """
     if k < 1:
         raise InputError(f"round_trip_filter: k must be 1 or more, found {k}")

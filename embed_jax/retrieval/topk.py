@@ -38,11 +38,12 @@ def top_k(
         corpus: embeddings, or an iterable of blocks of them, best of multiples of 8,192 rows.
         k: cut to the corpus' size if larger.
         similarity: one of SIMILARITIES.
-        owner: 0, 0, 0, 1, 2, 2, ...: the document that each row is a part of. Documents are then what is searched, by
-            their best row.
+        owner: 0, 0, 0, 1, 2, 2, ...: the document that each row is a part of. Documents are then
+            what is searched, by their best row.
 
     Returns:
-        Scores, largest first, and numbers of rows, or of documents. Equal scores keep the corpus' order.
+        Scores, largest first, and numbers of rows, or of documents. Equal scores keep the corpus'
+        order.
 
     Raises:
         InputError: for an unknown similarity.
@@ -138,8 +139,9 @@ def prompted(
     """Returns the functions that embed queries and documents, each with its prompt.
 
     Args:
-        encode: called as `encode(texts, prompt=...)`, or as `encode(texts)` if both prompts are empty. If it has the
-            methods `query` and `document`, as a `TextEncoder` has, these are called instead.
+        encode: called as `encode(texts, prompt=...)`, or as `encode(texts)` if both prompts are
+            empty. If it has the methods `query` and `document`, as a `TextEncoder` has, these are
+            called instead.
     """
     prompts = (query_prompt, document_prompt)
     sides = (getattr(encode, "query", encode), getattr(encode, "document", encode))

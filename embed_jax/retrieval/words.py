@@ -1,9 +1,9 @@
 """Words of any script: what BM25 counts and what passages are measured in.
 
-Words are runs of letters and digits with the combining marks among them, such as Hindi's vowel signs. Scripts that are
-written without blanks between words (`UNSPACED`) have no such runs; there a character is a base with its marks, and a
-pair of neighbouring characters stands for a word, as in Lucene's CJK analysis: finding words would need a dictionary
-of each language.
+Words are runs of letters and digits with the combining marks among them, such as Hindi's vowel
+signs. Scripts that are written without blanks between words (`UNSPACED`) have no such runs; there a
+character is a base with its marks, and a pair of neighbouring characters stands for a word, as in
+Lucene's CJK analysis: finding words would need a dictionary of each language.
 """
 
 from __future__ import annotations

@@ -94,11 +94,15 @@ def assemble(
     """Assembles a run. Training, the memory planner and the comparison with a peer all start here.
 
     Args:
-        sources: the training data, by name, or a function of step and encoder; see `fit`. None with `abstract`.
+        sources: the training data, by name, or a function of step and encoder; see `fit`. None with
+            `abstract`.
         model: by default the one that the config names, see `model.initial_model`.
-        objective: `(config, model) -> Objective`; by default the loss or the token objective that the config names.
-        optimizer: by default the one that the config names. `optim.groups` and `optim.accumulate` apply to any.
-        abstract: nothing is allocated: `model` is one of `model.abstract_model`, and the state consists of shapes.
+        objective: `(config, model) -> Objective`; by default the loss or the token objective that
+            the config names.
+        optimizer: by default the one that the config names. `optim.groups` and `optim.accumulate`
+            apply to any.
+        abstract: nothing is allocated: `model` is one of `model.abstract_model`, and the state
+            consists of shapes.
 
     Raises:
         InputError: for settings or data that cannot be used together.

@@ -18,8 +18,8 @@ from embed_jax.types import Params, TrainState
 class Checkpoints:
     """The checkpoints of one run, in `directory/STEP`, the newest `keep` of them.
 
-    Saving is asynchronous and atomic: a checkpoint is either whole or not there. Use it as a context manager, or call
-    `close`, so that the last save is finished.
+    Saving is asynchronous and atomic: a checkpoint is either whole or not there. Use it as a
+    context manager, or call `close`, so that the last save is finished.
     """
 
     def __init__(self, directory: Path, keep: int):
@@ -37,7 +37,8 @@ class Checkpoints:
 
     def save(self, step: int, state: TrainState, notes: dict[str, Any]) -> None:
         """Starts saving; waits first for a save still under way. `notes` is JSON beside the arrays."""
-        # The step that follows gives the state's buffers away while they are being written: write from a copy.
+        # The step that follows gives the state's buffers away while they are being written: write
+        # from a copy.
         copy = jax.tree.map(jnp.copy, _as_dict(state))
         try:
             self._checkpointer.wait()

@@ -51,9 +51,10 @@ class TrainingData:
         order: the records of each batch; None for a stream.
         num_steps: batches of the whole run.
         fingerprint: what the content and order of the batches depend on, beside the config.
-        batches: `(step, state) -> iterator of (step, batch)` from a step on, up to the next time that the data are
-            renewed with the model as it is then.
-        held_out: `records -> batches`: the first few of held-out records; [] if they do not fill one.
+        batches: `(step, state) -> iterator of (step, batch)` from a step on, up to the next time
+            that the data are renewed with the model as it is then.
+        held_out: `records -> batches`: the first few of held-out records; [] if they do not fill
+            one.
     """
 
     sources: Sources

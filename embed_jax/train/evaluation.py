@@ -42,8 +42,8 @@ def evaluation(
 
     Args:
         evaluators: by name.
-        validation: held-out records, with the fields of the only data set: their mean loss without dropout is
-            "validation/loss".
+        validation: held-out records, with the fields of the only data set: their mean loss without
+            dropout is "validation/loss".
     """
     batches = run.data.held_out(validation)
     if not evaluators and not batches:
@@ -214,11 +214,13 @@ def report_sts(
 
     Args:
         tests: of `sts_tests`.
-        workdir: of the finished run; `results.json` is written there, with null for what is undefined.
+        workdir: of the finished run; `results.json` is written there, with null for what is
+            undefined.
         unchanged: `Result.unchanged` of the run.
 
     Returns:
-        {"before/NAME": ..., "after/NAME": ..., "teacher/NAME": ...}, and their means over the files as NAME "average".
+        {"before/NAME": ..., "after/NAME": ..., "teacher/NAME": ...}, and their means over the files
+        as NAME "average".
     """
     models = {
         "before": model_before(config),

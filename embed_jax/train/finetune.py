@@ -57,12 +57,13 @@ def finetune(
     with 95 % intervals, the paired difference (`gain()`) and the `verdict()`.
 
     Args:
-        pairs: a list of (anchor, positive[, negative, ...]) tuples or of dicts, a pandas DataFrame or a
-            `datasets.Dataset`; columns "anchor", "positive" and optionally "negative", "negative_1", ... or the list
-            "negatives"; or "question", "answer" and the like, as in files; else the columns in their order.
+        pairs: a list of (anchor, positive[, negative, ...]) tuples or of dicts, a pandas DataFrame
+            or a `datasets.Dataset`; columns "anchor", "positive" and optionally "negative",
+            "negative_1", ... or the list "negatives"; or "question", "answer" and the like, as in
+            files; else the columns in their order.
         model: what to start from; see `embed_jax.load`.
-        workdir: where checkpoints, metrics.jsonl and the model go; the same directory again resumes.
-            None: a temporary directory, removed at the end.
+        workdir: where checkpoints, metrics.jsonl and the model go; the same directory again
+            resumes. None: a temporary directory, removed at the end.
         evaluators: name to `encode -> {metric: value}`, as in `embed_jax.evals`.
         overrides: config fields, "__" for the dot: `optim__learning_rate=1e-5`, `train__epochs=3`.
             A field that has no meaning here is refused.

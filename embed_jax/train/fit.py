@@ -35,12 +35,15 @@ def fit(
     """Trains as `config` says; running it again resumes. The model is written to `workdir/model`.
 
     Args:
-        sources: the training data, by name; all examples of a batch get as many columns as the longest record has. Or
-            a function `(step, encode) -> sources`, called at the start and every `config.mine.every` steps with the
-            model as it is then; it must give the same data when it is called again.
+        sources: the training data, by name; all examples of a batch get as many columns as the
+            longest record has. Or a function `(step, encode) -> sources`, called at the start and
+            every `config.mine.every` steps with the model as it is then; it must give the same data
+            when it is called again.
         evaluators: by name; `encode -> {metric: value}`, logged as name/metric.
-        validation: held-out records, with the fields of the only data set, whose loss is logged beside its own.
-        model, objective, optimizer: instead of those that the config names; see `assembly.assemble`.
+        validation: held-out records, with the fields of the only data set, whose loss is logged
+            beside its own.
+        model, objective, optimizer: instead of those that the config names; see
+            `assembly.assemble`.
     """
     check_metric(config, evaluators, validation)
     run = assemble(config, sources, model=model, objective=objective, optimizer=optimizer)

@@ -5,13 +5,14 @@
     config.optim.groups.table = ParamGroup(pattern="embeddings", learning_rate_factor=0.0)  # frozen
     config.optim.groups.trunk = ParamGroup(pattern="backbone", layer_decay=0.9)
 
-A parameter's path is its place in the training state, such as "encoder/backbone/layers/query/kernel",
-"encoder/heads/0/kernel" or "loss/temperature". A group holds the parameters in whose path its regular expression
-is found, anywhere (`re.search`); "^" and "$" tie it to the ends. A parameter may be in several groups: their
-factors multiply, so the order of the groups has no meaning and a factor of 0 always freezes.
+A parameter's path is its place in the training state, such as
+"encoder/backbone/layers/query/kernel", "encoder/heads/0/kernel" or "loss/temperature". A group
+holds the parameters in whose path its regular expression is found, anywhere (`re.search`); "^" and
+"$" tie it to the ends. A parameter may be in several groups: their factors multiply, so the order
+of the groups has no meaning and a factor of 0 always freezes.
 
-Layers are stacked: one leaf [L, ...] holds the parameters of all L layers, and a factor by layer runs along its
-first axis.
+Layers are stacked: one leaf [L, ...] holds the parameters of all L layers, and a factor by layer
+runs along its first axis.
 """
 
 from __future__ import annotations
@@ -53,15 +54,17 @@ def with_groups(
 ) -> optax.GradientTransformation:
     """Applies an optimiser with the groups' factors on its updates.
 
-    Frozen parameters get no update, no weight decay and no optimiser state, and their gradients don't count in the
-    norm by which the optimiser clips. In a stacked leaf of which only some layers are frozen, the gradients of those
-    layers are set to 0 before the optimiser sees them, so their moments stay 0.
+    Frozen parameters get no update, no weight decay and no optimiser state, and their gradients
+    don't count in the norm by which the optimiser clips. In a stacked leaf of which only some
+    layers are frozen, the gradients of those layers are set to 0 before the optimiser sees them, so
+    their moments stay 0.
 
     Args:
         groups: by name, `config.optim.groups`.
 
     Raises:
-        InputError: (from `init`) if a pattern matches no parameter, layers are out of range, or all is frozen.
+        InputError: (from `init`) if a pattern matches no parameter, layers are out of range, or all
+            is frozen.
     """
 
     def labels(params: Params) -> Any:
@@ -99,7 +102,8 @@ def with_groups(
 def stop_frozen_gradients(objective: Callable, groups: Mapping[str, ParamGroup]) -> Callable:
     """The same objective, with a gradient of 0 for frozen parameters.
 
-    A frozen trunk then costs no backward pass, and the gradient's norm is that of the trained parameters.
+    A frozen trunk then costs no backward pass, and the gradient's norm is that of the trained
+    parameters.
 
     Args:
         objective: `(params, ...) -> anything`.

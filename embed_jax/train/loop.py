@@ -38,7 +38,8 @@ class Best:
         value, step: the best evaluation so far; of equal ones the latest.
         last_value, last_step: the latest evaluation.
         stale: evaluations since the last gain of at least `eval.min_gain`.
-        losses: mean training loss before each evaluation since that gain, for the warning about overfitting.
+        losses: mean training loss before each evaluation since that gain, for the warning about
+            overfitting.
         stopped: whether patience ran out.
     """
 
@@ -88,19 +89,21 @@ def run(
 ) -> Result:
     """Trains from the newest checkpoint in `workdir` (or from `state`) to `num_steps`.
 
-    The order of a step is what makes a resume exact: take batch n, step, write the line of step n, evaluate, choose
-    the best model, save; the line is on disk before the checkpoint that counts it.
+    The order of a step is what makes a resume exact: take batch n, step, write the line of step n,
+    evaluate, choose the best model, save; the line is on disk before the checkpoint that counts it.
 
     Args:
         state: a state before the first step; also the abstract state for restoring.
         step_fn: `(state, batch, key) -> (state, metrics)`, see `train.step`.
-        batches: `(start, state) -> iterator of (index, batch)` from index `start` on; where it ends before `num_steps`,
-            it is asked again, with the state as it is then.
+        batches: `(start, state) -> iterator of (index, batch)` from index `start` on; where it ends
+            before `num_steps`, it is asked again, with the state as it is then.
         learning_rate: of a step, for the log.
-        evaluate: `state -> {name: value}`, called before the first step, every `eval.every`, and at the end.
+        evaluate: `state -> {name: value}`, called before the first step, every `eval.every`, and at
+            the end.
         save_model: writes a state's encoder as a model directory; called with `workdir/model`.
 
-    With several hosts each of them runs this, all evaluate and write checkpoints, and the first one writes the rest.
+    With several hosts each of them runs this, all evaluate and write checkpoints, and the first one
+    writes the rest.
 
     Returns:
         The result; `finished` is False if SIGTERM or Ctrl-C ended the run early, its state saved.

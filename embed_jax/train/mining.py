@@ -1,7 +1,8 @@
 """Hard negatives that a run looks for itself, at its start and again with the model as it has become (ANCE).
 
-Xiong et al. (2021), "Approximate Nearest Neighbor Negative Contrastive Learning for Dense Text Retrieval". What is
-found is recorded in the work directory, and a resumed run reads it instead of searching again.
+Xiong et al. (2021), "Approximate Nearest Neighbor Negative Contrastive Learning for Dense Text
+Retrieval". What is found is recorded in the work directory, and a resumed run reads it instead of
+searching again.
 """
 
 from __future__ import annotations
@@ -59,8 +60,9 @@ def mined_sources(
         corpus: texts to look among, beside the positives.
         config: see `config.MiningSettings` and `data.consistency`.
         workdir: `mined/STEP-DIGEST.jsonl` is written there, and read if it is there already.
-        lists: as scored lists, by the cross-encoder or else by the searcher, for losses that need scores; pairs with
-            fewer negatives than asked for are then left out. Otherwise a pair without a negative stays a pair.
+        lists: as scored lists, by the cross-encoder or else by the searcher, for losses that need
+            scores; pairs with fewer negatives than asked for are then left out. Otherwise a pair
+            without a negative stays a pair.
 
     Raises:
         InputError: for settings that cannot be, or if every pair or candidate is filtered out.

@@ -45,8 +45,8 @@ class TrainingModel:
         params: of `encoder`; shapes in an abstract model.
         spec: of the model that comes out; of two towers, that of documents.
         tokenizer: transformers' tokenizer, or what stands for it in an abstract model.
-        sentence: the model that comes out, which shares `params`; with two towers it has the routes "query" and
-            "document". None in an abstract model.
+        sentence: the model that comes out, which shares `params`; with two towers it has the routes
+            "query" and "document". None in an abstract model.
         max_length: tokens of the longest training text.
     """
 
@@ -83,7 +83,8 @@ class TrainingModel:
     def merges_adapter(self, lora: Lora) -> bool:
         """True if the model is to be saved with its adapter merged.
 
-        An adapter to random weights has no base to refer to, and a model with routes is written as whole encoders.
+        An adapter to random weights has no base to refer to, and a model with routes is written as
+        whole encoders.
         """
         if self.spec.lora is None:
             return False
@@ -100,11 +101,13 @@ def initial_model(config: Experiment, *, mesh: Mesh | None = None) -> TrainingMo
     """Loads or initialises the model that a config names, with the adapter to train.
 
     Args:
-        config: its `model.name` "random:SHAPE" makes random weights of a known shape for `model.tokenizer`. A model
-            that has the adapter of `lora` goes on with it; one with another adapter is refused. Without a rank, an
-            adapter that the model has is merged into it. With `model.query`, or if `model.name` has the routes
-            "query" and "document", there are two towers.
-        mesh: where to put parameters that are read from files, split as training needs them; None: on the host.
+        config: its `model.name` "random:SHAPE" makes random weights of a known shape for
+            `model.tokenizer`. A model that has the adapter of `lora` goes on with it; one with
+            another adapter is refused. Without a rank, an adapter that the model has is merged into
+            it. With `model.query`, or if `model.name` has the routes "query" and "document", there
+            are two towers.
+        mesh: where to put parameters that are read from files, split as training needs them; None:
+            on the host.
 
     Raises:
         InputError: for a model, tokenizer or setting that cannot be used.
@@ -142,8 +145,9 @@ def _two_towers(
 ) -> TrainingModel:
     """Returns the model with a tower for queries and one for documents.
 
-    The settings of `config.model` and `config.lora` are those of the documents' tower, except `compute_dtype`, `remat`
-    and the tokenizer of random weights. Queries get a linear map to the size of documents if theirs differs.
+    The settings of `config.model` and `config.lora` are those of the documents' tower, except
+    `compute_dtype`, `remat` and the tokenizer of random weights. Queries get a linear map to the
+    size of documents if theirs differs.
     """
     _check_towers(config.model)
     routes = routes or {}

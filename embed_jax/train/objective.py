@@ -51,7 +51,8 @@ class Objective:
     Attributes:
         name: for messages.
         about: what it needs of the data: texts of an example, labels, scores.
-        init: `key -> {"loss": params, ...}`, its trained parameters at the start, beside the encoder's.
+        init: `key -> {"loss": params, ...}`, its trained parameters at the start, beside the
+            encoder's.
         on_mesh: `(mesh, specs=, fsdp_gather=) -> function`, where the function is
             `(params, batch, key, frozen params, extra) -> (loss, (metrics, finite, ...))`; see
             `parallel.gather.global_loss`.
@@ -60,8 +61,8 @@ class Objective:
         prompts: of anchors and candidates.
         models: frozen models by name, whose tokens a batch has too.
         frozen: further parameters by name that are not trained.
-        pieces: `(records, source) -> records {"text"}`, for objectives that cut long texts in pieces; None: texts are
-            cut short.
+        pieces: `(records, source) -> records {"text"}`, for objectives that cut long texts in
+            pieces; None: texts are cut short.
         tensors: `state -> {name: array}`, saved beside the model; None: nothing is.
     """
 
@@ -90,7 +91,8 @@ def embedding_objective(
         loss: by default the one that `config.loss` names.
 
     Raises:
-        InputError: for a loss that cannot be built, or that needs a model which the config does not name.
+        InputError: for a loss that cannot be built, or that needs a model which the config does not
+            name.
     """
     models = frozen_models(config.model, model.max_length)
     if loss is None:
@@ -176,7 +178,8 @@ def training_loss(config: Experiment) -> Loss:
     """Returns the loss of a run: one for all examples, or each data set's own where the mixture names any.
 
     Raises:
-        InputError: for a loss that cannot be built, or losses by data set that are not those of the mixture.
+        InputError: for a loss that cannot be built, or losses by data set that are not those of the
+            mixture.
     """
     arguments, sources = _loss_arguments(config.loss), vars(config.mixture.sources)
     names = list(sources) or [ONLY]
@@ -233,7 +236,8 @@ def frozen_models(model: Model, max_length: int) -> dict[str, FrozenModel]:
     """Reads the guide and the teacher that a config names, if it does.
 
     Args:
-        max_length: texts are cut at this number of their tokens, or at their own limit if that is less.
+        max_length: texts are cut at this number of their tokens, or at their own limit if that is
+            less.
     """
     models = {}
     for name in ("guide", "teacher"):

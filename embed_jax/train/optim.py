@@ -20,9 +20,10 @@ MUON_RMS = 0.2  # RMS of a Muon update, that of a usual AdamW update (Liu et al.
 def make_learning_rate(optim: Optim, num_updates: int) -> optax.Schedule:
     """Linear warm-up to the peak, then one of the schedules below.
 
-    "linear" and "cosine" fall to 0, "constant" stays. "wsd" (warm-up, stable, decay; Hu et al. 2024, "MiniCPM") stays
-    at the peak and falls linearly to 0 over the last `decay` of the updates. Its stable part does not depend on
-    `num_updates`, so one stable run serves for decays from several of its checkpoints (`config.train.from_checkpoint`).
+    "linear" and "cosine" fall to 0, "constant" stays. "wsd" (warm-up, stable, decay; Hu et al.
+    2024, "MiniCPM") stays at the peak and falls linearly to 0 over the last `decay` of the updates.
+    Its stable part does not depend on `num_updates`, so one stable run serves for decays from
+    several of its checkpoints (`config.train.from_checkpoint`).
 
     Args:
         optim: `warmup` is the share of `num_updates` spent rising.
@@ -85,9 +86,9 @@ def adamw(optim: Optim, schedule: optax.Schedule) -> optax.GradientTransformatio
 def adafactor(optim: Optim, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Adafactor (Shazeer and Stern 2018): second moments as a row and a column, no first moments.
 
-    The learning rate is relative: an update is at most that share of the RMS of its parameter, so rates are about
-    1e-3. Each layer of a stacked leaf is a parameter of its own. Weight decay is multiplied by the learning rate, as
-    AdamW's is. `b1`, `b2` and `eps` are not used.
+    The learning rate is relative: an update is at most that share of the RMS of its parameter, so
+    rates are about 1e-3. Each layer of a stacked leaf is a parameter of its own. Weight decay is
+    multiplied by the learning rate, as AdamW's is. `b1`, `b2` and `eps` are not used.
     """
     return optax.chain(
         optax.scale_by_factored_rms(),
@@ -101,9 +102,10 @@ def adafactor(optim: Optim, schedule: optax.Schedule) -> optax.GradientTransform
 def muon_and_adamw(optim: Optim, schedule: optax.Schedule) -> optax.GradientTransformation:
     """Muon (Jordan et al. 2024) for the kernels of the layers, each layer by itself, and AdamW for all else.
 
-    AdamW has embeddings, heads, norms, biases, adapters (the factors of a low-rank update are no maps of their own) and
-    the loss's parameters. Muon's updates have the RMS of AdamW's, so that both share one learning rate and one weight
-    decay; its momentum is 0.95, and `b1` and `b2` are AdamW's.
+    AdamW has embeddings, heads, norms, biases, adapters (the factors of a low-rank update are no
+    maps of their own) and the loss's parameters. Muon's updates have the RMS of AdamW's, so that
+    both share one learning rate and one weight decay; its momentum is 0.95, and `b1` and `b2` are
+    AdamW's.
     """
     layers = muon(
         schedule,

@@ -28,8 +28,8 @@ MARKERS, DASHES = "os^Dv<>P", ("-", "--", ":", "-.")
 def plot_curves(metrics_file: Path, output: Path, *, title: str = "") -> None:
     """Draws the losses, the similarities in the batch, and every evaluated metric against the step.
 
-    What each training batch gives is smoothed, with the batches' own values faint behind it. Panels and legend
-    entries are only for what the run measured; legends stand below their panels.
+    What each training batch gives is smoothed, with the batches' own values faint behind it. Panels
+    and legend entries are only for what the run measured; legends stand below their panels.
 
     Args:
         metrics_file: a run's metrics.jsonl.

@@ -25,7 +25,8 @@ def given_prompts(
         source, name: a data set of the mixture, instead of `config.data`.
 
     Raises:
-        InputError: for a prompt beside an instruction, or an instruction without a template that takes it.
+        InputError: for a prompt beside an instruction, or an instruction without a template that
+            takes it.
     """
     settings, place = (
         (config.data, "config.data")

@@ -27,13 +27,15 @@ def load_run(
 
     Args:
         directory: the run's work directory, of any experiment.
-        step: 0: the model that the run wrote, that of the best `eval.metric` or of the end; or, with a warning, the
-            newest checkpoint of a run that wrote none yet. Another: the checkpoint of this step. A frozen base, which
-            checkpoints lack, is read from where the run read it, and kept as `lora.base` says.
+        step: 0: the model that the run wrote, that of the best `eval.metric` or of the end; or,
+            with a warning, the newest checkpoint of a run that wrote none yet. Another: the
+            checkpoint of this step. A frozen base, which checkpoints lack, is read from where the
+            run read it, and kept as `lora.base` says.
         max_length, compute_dtype: see `load_sentence_encoder`.
 
     Raises:
-        InputError: for a step that has no checkpoint, a run without any, or a base that is not found or another.
+        InputError: for a step that has no checkpoint, a run without any, or a base that is not
+            found or another.
         RunError: if the checkpoint cannot be read.
     """
     directory = Path(directory)

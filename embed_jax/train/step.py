@@ -23,7 +23,8 @@ def init_state(
     """The state before the first step.
 
     Args:
-        params: {"encoder": tree, "loss": tree}, and "auxiliary" where there are auxiliary objectives.
+        params: {"encoder": tree, "loss": tree}, and "auxiliary" where there are auxiliary
+            objectives.
         frozen: params by name.
         extra: `parallel.queue.init_queue`'s.
     """
@@ -46,18 +47,21 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch, PRNGKeyArray], tuple[TrainState, dict[str, Array]]]:
     """The step `(state, batch, key) -> (state, metrics)`; the old state's buffers are given away.
 
-    The step's randomness is `fold_in(key, state.step)`: nothing random is carried from step to step.
+    The step's randomness is `fold_in(key, state.step)`: nothing random is carried from step to
+    step.
 
     Args:
-        objective: `(params, batch, key, frozen) -> (loss, (metrics, finite))`, see `parallel.gather.global_loss`; with
-            a state that has a queue it is given `extra` besides, and returns what enters the queue.
+        objective: `(params, batch, key, frozen) -> (loss, (metrics, finite))`, see
+            `parallel.gather.global_loss`; with a state that has a queue it is given `extra`
+            besides, and returns what enters the queue.
         optimizer: optax's.
         shardings: how the new state lies on the mesh; None: as the compiler likes.
         momentum: of the momentum encoder, if the state has one.
         scheduled: whether the objective is given `step` too, the state's.
 
     Returns:
-        Metrics: "loss", "grad_norm" (before clipping), the objective's own, and "finite" [B] by example.
+        Metrics: "loss", "grad_norm" (before clipping), the objective's own, and "finite" [B] by
+            example.
     """
 
     def at_step(state: TrainState) -> dict[str, Array]:

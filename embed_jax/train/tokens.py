@@ -35,11 +35,12 @@ OF_LOSSES = ("loss.mlm", "data.anchor_prompt", "data.candidate_prompt", "data.an
 def token_objective(config: Experiment, model: TrainingModel) -> Objective:
     """Returns the objective on tokens that `config.loss.name` names, such as "mntp(rate=0.2)".
 
-    Its parameters are those in the model's directory, else random ones. Beside an adapter they are not trained, like
-    everything else of the model.
+    Its parameters are those in the model's directory, else random ones. Beside an adapter they are
+    not trained, like everything else of the model.
 
     Raises:
-        InputError: for an objective that cannot be built, or settings that only training on embeddings has.
+        InputError: for an objective that cannot be built, or settings that only training on
+            embeddings has.
     """
     name = config.loss.name
     _check_settings(config)

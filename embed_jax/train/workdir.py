@@ -14,8 +14,9 @@ from embed_jax.atomic import write_whole
 from embed_jax.config import NAMED, Experiment, flatten, to_json
 from embed_jax.errors import InputError
 
-# What may change between a run and its resumption. Where and in which form it is computed changes no more than the last
-# bits, as long as the groups and shares of a batch (in the fingerprint of the data) stay.
+# What may change between a run and its resumption. Where and in which form it is computed changes
+# no more than the last bits, as long as the groups and shares of a batch (in the fingerprint of the
+# data) stay.
 FREE_FIELDS = ("tracking.", "checkpoint.", "hosts.", "loss.form")
 FREE_FIELDS += tuple(
     f"train.{name}"
@@ -32,7 +33,8 @@ def open_workdir(workdir: Path, config: Experiment, fingerprint: dict[str, Any])
         fingerprint: what the order and content of the data depend on.
 
     Raises:
-        InputError: if it can't be written, is in use, or holds what another config or other data gave.
+        InputError: if it can't be written, is in use, or holds what another config or other data
+            gave.
     """
     import fcntl
 

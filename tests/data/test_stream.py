@@ -44,7 +44,8 @@ def test_every_record_once_an_epoch(count, batch_size, window):
     ]
     for numbers in epochs:
         assert len(set(numbers)) == len(numbers) == steps * batch_size
-        # A window's records stand together: nothing is taken from further ahead, nothing left for later.
+        # A window's records stand together: nothing is taken from further ahead, nothing left for
+        # later.
         assert [number // window for number in numbers] == sorted(
             number // window for number in numbers
         )

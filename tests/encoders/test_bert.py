@@ -57,7 +57,8 @@ def test_equals_torch(name, torch_models, ids, packed, unpacked, states):
 
 
 def _close(ours, theirs):
-    # Relative to the leaf; the bias of keys has no influence, so its gradient is rounding and wants an absolute bound.
+    # Relative to the leaf; the bias of keys has no influence, so its gradient is rounding and wants
+    # an absolute bound.
     assert np.linalg.norm(ours - theirs) <= 1e-3 * np.linalg.norm(theirs) + 1e-3
 
 
@@ -70,7 +71,8 @@ def test_padding_has_no_gradient(torch_models, packed):
         hidden = module.apply({"params": params}, packed.replace(token_ids=token_ids))
         return jnp.sum(jnp.where(padding[..., None], 0.0, hidden**2)), hidden
 
-    # Another id at padding (59, used nowhere else) changes no state, and its embedding gets a gradient of zero.
+    # Another id at padding (59, used nowhere else) changes no state, and its embedding gets a
+    # gradient of zero.
     unused = np.where(padding, 59, np.where(packed.token_ids == 59, 58, packed.token_ids))
     zeros = np.where(padding, 0, unused)
     run = jax.jit(jax.grad(loss, has_aux=True))

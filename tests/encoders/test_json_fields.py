@@ -67,7 +67,8 @@ def test_a_field_of_another_type_is_named(file, kinds, tiny_model, tmp_path):
 
 @pytest.mark.parametrize("family", [name for name in REGISTRY["backbone"] if name != "static"])
 def test_every_field_that_a_family_reads_has_a_type(family):
-    # As written for the family: whatever stands in one of its fields, reading ends well or with one line.
+    # As written for the family: whatever stands in one of its fields, reading ends well or with one
+    # line.
     reader = lookup("backbone", family)
     kin = dataclasses.replace(known_shapes()["tiny"], family=family)  # of BERT
     content = reader.write_config(next(iter(reader.shapes.values()), kin))

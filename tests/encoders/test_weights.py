@@ -151,7 +151,8 @@ def test_each_device_gets_its_part_and_the_host_holds_one_at_a_time(large):
         tracemalloc.stop()
     assert sum(sizes) == sum(leaf.nbytes for leaf in jax.tree.leaves(params["backbone"])) > 25e6
     largest = params["backbone"]["layers"]["up"]["kernel"].nbytes
-    # JAX lets go of a host's array a little after it was copied: two or three parts of eight may be there at once.
+    # JAX lets go of a host's array a little after it was copied: two or three parts of eight may be
+    # there at once.
     assert max(sizes) == largest / 8 and peak < largest / 2
     kernel = found["backbone"]["layers"]["down"]["kernel"]
     assert tuple(kernel.sharding.spec) == (None, "tensor", "fsdp") and kernel.addressable_shards[

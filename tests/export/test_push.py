@@ -24,7 +24,8 @@ class Hub:
     """Repositories on loopback: create, branch, preupload, LFS batch, upload, commit.
 
     Attributes:
-        repositories: name -> branch -> path -> bytes. private: names. commits: (name, branch, message, paths).
+        repositories: name -> branch -> path -> bytes. private: names. commits: (name, branch,
+            message, paths).
         refuse: (part of a path, status) to answer with instead.
     """
 

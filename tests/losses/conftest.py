@@ -37,8 +37,8 @@ def equals_torch():
     """`check(loss, reference, embeddings, fields, params, learnt, **arguments)`: value and gradients agree to 1e-5
     with those of torch in float64, whose own float32 is no nearer to them.
 
-    `reference(features)` is sentence-transformers' loss on the features that its model, `given`, hands through;
-    `learnt(parameters' gradients)` puts those of torch in the form of `params`.
+    `reference(features)` is sentence-transformers' loss on the features that its model, `given`,
+    hands through; `learnt(parameters' gradients)` puts those of torch in the form of `params`.
     """
     torch = pytest.importorskip("torch")
 

@@ -11,7 +11,8 @@ from embed_jax.parallel.world import local_world
 from embed_jax.world import make_columns
 
 DIM, NUM_LABELS = 8, 3
-# In the order of table 6, and what makes sentence-transformers build it: representations, difference, product.
+# In the order of table 6, and what makes sentence-transformers build it: representations,
+# difference, product.
 CONCATENATIONS = {
     "u,v": (True, False, False),
     "|u-v|": (False, True, False),

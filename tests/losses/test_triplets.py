@@ -33,11 +33,13 @@ def test_textbook_values():
                 anchor, positive, negative, margin=margin, distance=distance
             )
             np.testing.assert_allclose(found, values, atol=1e-7)
-    # The same as a batch of three texts, two of one label: d(a, p) = 0.3, d(a, n) = 0.7, d(p, n) = 1.
+    # The same as a batch of three texts, two of one label: d(a, p) = 0.3, d(a, n) = 0.7, d(p, n) =
+    # 1.
     line, label = jnp.array([[0.0], [-0.3], [0.7]]), jnp.array([0, 0, 1])
     hard = triplets.batch_hard_triplet(line, label=label, margin=0.5)
     np.testing.assert_allclose(hard, [0.1, 0.0, 0.0], atol=1e-6)
-    # Triplets above 0, or pairs of anchor and positive: both of the first two texts are an anchor's positive.
+    # Triplets above 0, or pairs of anchor and positive: both of the first two texts are an anchor's
+    # positive.
     for loss, number in ((triplets.batch_all_triplet, 1), (triplets.batch_semi_hard_triplet, 2)):
         columns = make_columns(line[None], label=label)
         values, weights, _ = loss.on_world(columns, local_world(columns), {}, margin=0.5)

@@ -1,6 +1,7 @@
 """Loss and parameter gradient of every contrastive loss, on any mesh, in any number of groups, in any form: the same.
 
-One program computes all losses, one at a time by its number, since compiling takes longer than anything else here.
+One program computes all losses, one at a time by its number, since compiling takes longer than
+anything else here.
 """
 
 import dataclasses

@@ -163,9 +163,9 @@ def test_a_layer_is_gathered_once_a_pass_and_scattered_once(encoder, params, ten
 def test_schemes_of_gathering(scheme, factor):
     """By which factor the gradient of other schemes misses that of one device, on W = 4 devices.
 
-    In each of them every device computes the loss of its own anchors, and the parameters' gradients are averaged over
-    the devices. A detached gather keeps the gradient of the device's own candidates only; with the loss of *all*
-    anchors on each device that is a W-th of the gradient.
+    In each of them every device computes the loss of its own anchors, and the parameters' gradients
+    are averaged over the devices. A detached gather keeps the gradient of the device's own
+    candidates only; with the loss of *all* anchors on each device that is a W-th of the gradient.
     """
     devices = 4
     mesh = make_mesh(devices)

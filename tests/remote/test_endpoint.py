@@ -44,8 +44,8 @@ def expected(texts, kind=None, dim=None):
 class EmbeddingServer:
     """A server on loopback in all four forms.
 
-    `behave(vectors, number of the request)` returns the vectors to answer with (a list of arrays), or
-    (status, headers, body), or "cut", "shuffle", "no index".
+    `behave(vectors, number of the request)` returns the vectors to answer with (a list of arrays),
+    or (status, headers, body), or "cut", "shuffle", "no index".
     """
 
     def __init__(self):

@@ -398,7 +398,8 @@ def test_the_report_accounts_for_every_candidate():
     scores = Table(["q"], [[0.9, 0.5, 0.8, 0.7, 0.4, 0.3, 0.5, 1.0]])
     options = Mining(number=1, rank_min=1, rank_max=4, absolute_margin=0.05, score_max=0.75)
     records, report = mine(pairs, corpus, [scores], options)
-    # For a: c above 0.75; of d e f, d is skipped and f not needed. For b: c again, d too close; e skipped.
+    # For a: c above 0.75; of d e f, d is skipped and f not needed. For b: c again, d too close; e
+    # skipped.
     assert [record.get("negative_1") for record in records] == ["e", "f"]
     assert report.pairs == {1: 2}
     expected = {

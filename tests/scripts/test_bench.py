@@ -30,7 +30,8 @@ TINY = ["--shape", "tiny", "--repeat", "2"]
 @pytest.fixture(scope="module")
 def results_of(tmp_path_factory):
     """`results_of(*arguments)`: `bench`'s results by name, from a process where importing anything HEAVY fails."""
-    # Fast to compile matters here, fast to run does not; and processes that a bench starts compile what it compiles.
+    # Fast to compile matters here, fast to run does not; and processes that a bench starts compile
+    # what it compiles.
     faster = {
         "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     }

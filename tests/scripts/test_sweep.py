@@ -84,7 +84,8 @@ def test_the_command(run, tiny_model, task, tmp_path):
     encode = embed_jax.load(str(tiny_model)).encode
     expected = evaluate_retrieval(encode, encode, *read_beir(task)).metrics["ndcg@10"]
     assert found["metrics"]["ndcg@10"] == pytest.approx(expected)
-    # For each dimension float32, int8 searched in three ways (rescoring by itself is none), binary in five.
+    # For each dimension float32, int8 searched in three ways (rescoring by itself is none), binary
+    # in five.
     assert len(found["sweep"]) == 2 * (1 + 3 + 5)
     best = [one for one in found["sweep"] if one["share"] >= 0.5]
     assert found["recommended"]["bytes"] == min(one["bytes"] for one in best)

@@ -26,8 +26,8 @@ INTERFACES = ("openai", "anthropic")
 class LanguageModel:
     """A server on loopback in both interfaces.
 
-    `behave(passage, number of the request for it)` returns the queries to answer with, or the model's text, or
-    (status, headers, body), or "cut", "drop", "slow", "trickle".
+    `behave(passage, number of the request for it)` returns the queries to answer with, or the
+    model's text, or (status, headers, body), or "cut", "drop", "slow", "trickle".
     """
 
     def __init__(self):

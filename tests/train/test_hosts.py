@@ -30,8 +30,8 @@ SETTINGS = (
 def launch(arguments, tmp_path_factory):
     """`launch(workdir, hosts, devices)`: the processes of one run, `devices` CPU devices each.
 
-    Args of another run than SimCSE's: `experiment`, and its command line without the hosts, `options`;
-    `last` goes to the last host only.
+    Args of another run than SimCSE's: `experiment`, and its command line without the hosts,
+    `options`; `last` goes to the last host only.
     """
     cache = tmp_path_factory.mktemp("cache")
 

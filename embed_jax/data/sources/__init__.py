@@ -1,6 +1,7 @@
 """Data sets by name: `open_records` for training data, `open_retrieval_task` for search with known answers.
 
-`record_fields` says what training takes from records of any of the formats, `pair_columns` what it takes from pairs.
+`record_fields` says what training takes from records of any of the formats, `pair_columns` what it
+takes from pairs.
 """
 
 from embed_jax.data.pairs import NLI_LABELS

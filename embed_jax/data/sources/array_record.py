@@ -1,7 +1,8 @@
 """ArrayRecord files whose records are JSON objects: random access to any number of files, larger than memory.
 
-A record is read where it lies: about 0.05 ms, and nothing is held. Files must have been written with groups of one
-record, as `write_array_record` does; of others a whole group is read for each record.
+A record is read where it lies: about 0.05 ms, and nothing is held. Files must have been written
+with groups of one record, as `write_array_record` does; of others a whole group is read for each
+record.
 """
 
 from __future__ import annotations

@@ -18,16 +18,17 @@ def read_beir(directory: str | Path, split: str = "test") -> SearchTask:
     """Reads a retrieval task.
 
     Returns:
-        corpus {id: title and text with a blank between}, as BEIR joins them; queries {id: text} that the split
-        judges; relevance {query id: {document id: grade}}.
+        corpus {id: title and text with a blank between}, as BEIR joins them; queries {id: text}
+        that the split judges; relevance {query id: {document id: grade}}.
 
-    Judgements are taken as trec_eval and mteb take them, and one warning counts what is odd: a judged document that
-    isn't in the corpus stays among the judgements, and counts as not found if it is relevant; a grade below 0 is not
-    relevant; what is listed twice identically counts once. Ids may be integers.
+    Judgements are taken as trec_eval and mteb take them, and one warning counts what is odd: a
+    judged document that isn't in the corpus stays among the judgements, and counts as not found if
+    it is relevant; a grade below 0 is not relevant; what is listed twice identically counts once.
+    Ids may be integers.
 
     Raises:
-        InputError: a missing file or split, an unknown query, an id with two texts, a pair with two grades, a grade
-            that is no integer, or if no judged document is in the corpus.
+        InputError: a missing file or split, an unknown query, an id with two texts, a pair with two
+            grades, a grade that is no integer, or if no judged document is in the corpus.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -44,7 +45,8 @@ def read_beir(directory: str | Path, split: str = "test") -> SearchTask:
 def read_hub(name: str, split: str = "test") -> SearchTask:
     """`read_beir` of a data set of the hub in mteb's layout.
 
-    Its configurations are "corpus" and "queries", each with a split of that name, and "default", the judgements.
+    Its configurations are "corpus" and "queries", each with a split of that name, and "default",
+    the judgements.
 
     Args:
         name: "NAME[@REVISION]", or a copy's directory.

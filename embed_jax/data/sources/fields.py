@@ -38,7 +38,8 @@ class RecordFields:
     """What training takes from a record, as the arguments of `training_batches`; None for what the records lack.
 
     Attributes:
-        columns: its texts: anchor, positive, negatives; premise, hypothesis; query, passages; or a single text.
+        columns: its texts: anchor, positive, negatives; premise, hypothesis; query, passages; or a
+            single text.
         label: its integer class.
         score: its score alone, or those of its passages.
         keys: its id and group, or the one of the two that there is; None where it has none.
@@ -55,17 +56,20 @@ class RecordFields:
 def record_fields(records: Sequence[Record]) -> RecordFields:
     """The fields of records in any format for training.
 
-    * pairs, triplets and so on: `anchor positive [negative_1 ...]`, or other names of a pair, with `score` or `label`
-    * `premise hypothesis label`; labels are integers, or entailment (0), neutral (1) and contradiction (2)
+    * pairs, triplets and so on: `anchor positive [negative_1 ...]`, or other names of a pair, with
+      `score` or `label`
+    * `premise hypothesis label`; labels are integers, or entailment (0), neutral (1) and
+      contradiction (2)
     * `query passages scores`, two lists: the columns are the query and its passages
-    * `text label`; labels that are no integers are numbered in their sorted order. The numbers are those of these
-      records: use the same fields for validation data.
+    * `text label`; labels that are no integers are numbered in their sorted order. The numbers are
+      those of these records: use the same fields for validation data.
 
     and with any of them `id` and `group`. Numbers may be spelt as text.
 
     Raises:
-        InputError: for records of no known format; or naming the first record without a label or score that others
-            have, with a label that is no integer and no known name, or with another number of scores than passages.
+        InputError: for records of no known format; or naming the first record without a label or
+            score that others have, with a label that is no integer and no known name, or with
+            another number of scores than passages.
     """
     names = {
         name

@@ -24,13 +24,13 @@ SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves
 def open_source(rest: str, split: str) -> Records:
     """The records of a data set as they are; the split syntax of `datasets` works ("train[:10%]").
 
-    If there is a directory called like the hub name where TFDS keeps its data (EMBED_JAX_DATA), it is read instead of
-    the hub, whatever the revision: a copy of the repository with its README.md, which says which files are which
-    configuration and split.
+    If there is a directory called like the hub name where TFDS keeps its data (EMBED_JAX_DATA), it
+    is read instead of the hub, whatever the revision: a copy of the repository with its README.md,
+    which says which files are which configuration and split.
 
     Args:
-        rest: "NAME[:CONFIG][@REVISION]" with a branch, tag or commit; "OWNER/NAME/FILE[@REVISION]" for one file of a
-            repository; or "DIRECTORY[:CONFIG]".
+        rest: "NAME[:CONFIG][@REVISION]" with a branch, tag or commit; "OWNER/NAME/FILE[@REVISION]"
+            for one file of a repository; or "DIRECTORY[:CONFIG]".
     """
     require("datasets")
     import datasets
@@ -70,8 +70,8 @@ def arrow_records(dataset: Any) -> Records:
 def cache(*paths: str | Path) -> dict[str, str]:
     """The argument `cache_dir` for what is on this disk: another one whenever a file has changed.
 
-    `datasets` keeps a converted copy under a name that does not depend on all of the content: with `configs:` in
-    a README.md it would return the records of files that have changed since.
+    `datasets` keeps a converted copy under a name that does not depend on all of the content: with
+    `configs:` in a README.md it would return the records of files that have changed since.
     """
     require("datasets")
     import datasets

@@ -16,8 +16,9 @@ def python_records(rows: Any, columns: Sequence[str] = (), name: str = "pairs") 
     """Records for training, the same as `open_records` makes of a file with these rows.
 
     Args:
-        rows: (anchor, positive[, negative, ...]) tuples, dicts, a pandas DataFrame or a `datasets.Dataset`. The
-            texts of dicts have the usual names, or those of `columns`; else they are all fields in their order.
+        rows: (anchor, positive[, negative, ...]) tuples, dicts, a pandas DataFrame or a
+            `datasets.Dataset`. The texts of dicts have the usual names, or those of `columns`; else
+            they are all fields in their order.
         columns: see `open_records`.
         name: what errors call the rows.
 

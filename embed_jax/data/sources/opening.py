@@ -24,18 +24,21 @@ def open_records(
 ) -> Sequence[dict[str, Any]]:
     """Opens a data set for training; README.md in `embed_jax.data` says what becomes of odd values.
 
-    Records without a text that they need, or said to have no gold label, are left out, which a warning counts. Data
-    in memory are checked as a whole; of others, a record with a bad value is an error when it is read.
+    Records without a text that they need, or said to have no gold label, are left out, which a
+    warning counts. Data in memory are checked as a whole; of others, a record with a bad value is
+    an error when it is read.
 
     Args:
-        name: "python_docs"; one of `recipes.recipes()`, such as "snli"; "tfds:NAME[/CONFIG][:VERSION]";
-            "hf:NAME[:CONFIG][@REVISION]" or "hf:DIRECTORY"; "array_record:PATTERN" or "parquet:PATTERN" for sharded
-            files, or their directory; else a file (.jsonl, .tsv, .csv, .txt, each also .gz) or a directory of files
-            called SPLIT.jsonl and so on. A directory called like a data set is "./snli". Or "MODULE:FUNCTION[:REST]": what
-            `FUNCTION(REST, split)` of your own module returns, a sequence of dicts.
+        name: "python_docs"; one of `recipes.recipes()`, such as "snli";
+            "tfds:NAME[/CONFIG][:VERSION]"; "hf:NAME[:CONFIG][@REVISION]" or "hf:DIRECTORY";
+            "array_record:PATTERN" or "parquet:PATTERN" for sharded files, or their directory; else
+            a file (.jsonl, .tsv, .csv, .txt, each also .gz) or a directory of files called
+            SPLIT.jsonl and so on. A directory called like a data set is "./snli". Or
+            "MODULE:FUNCTION[:REST]": what `FUNCTION(REST, split)` of your own module returns, a
+            sequence of dicts.
         split: which part of it.
-        columns: the names of the columns that are the anchor, the positive and the negatives, or of the only text;
-            none: by the usual names. Case does not matter.
+        columns: the names of the columns that are the anchor, the positive and the negatives, or of
+            the only text; none: by the usual names. Case does not matter.
 
     Returns:
         Records with random access.

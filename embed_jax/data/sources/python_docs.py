@@ -1,7 +1,8 @@
 """python_docs: the documentation of the running Python's own standard library, a real task of code search.
 
-A pair is the first sentence of a function's or method's docstring, and its source without the docstring. All pairs of
-a module are on one side of the split, by a stable hash of the module's name, and no source stands on two sides.
+A pair is the first sentence of a function's or method's docstring, and its source without the
+docstring. All pairs of a module are on one side of the split, by a stable hash of the module's
+name, and no source stands on two sides.
 """
 
 from __future__ import annotations

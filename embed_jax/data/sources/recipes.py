@@ -24,7 +24,8 @@ class Recipe:
     """A public data set and how its records become ours.
 
     Attributes:
-        source: as `open_records` takes it: "tfds:NAME:VERSION", "hf:NAME:CONFIG@REVISION"; "@main" is the newest.
+        source: as `open_records` takes it: "tfds:NAME:VERSION", "hf:NAME:CONFIG@REVISION"; "@main"
+            is the newest.
         columns: its names for columns, and ours; further columns are left out.
         splits: our names for splits, and its.
         licence: what is known of it.
@@ -49,7 +50,8 @@ _RECIPES = {
         licence="CC BY-SA 4.0",
         labels=tuple(NLI_LABELS),
     ),
-    # In GLUE's copy; TFDS reads and makes its own with TensorFlow only. Its test data have no labels.
+    # In GLUE's copy; TFDS reads and makes its own with TensorFlow only. Its test data have no
+    # labels.
     "multinli": Recipe(
         f"hf:nyu-mll/glue:mnli@{GLUE}",
         NLI_COLUMNS,
@@ -131,7 +133,8 @@ def open_source(rest: str, split: str) -> Records:
     To find those without a label, `open_records` reads those of TFDS once (13 s for SNLI).
 
     Raises:
-        InputError: no such data set or split, columns that are not there, or what the source raises.
+        InputError: no such data set or split, columns that are not there, or what the source
+            raises.
     """
     if rest not in _RECIPES:
         raise InputError(unknown("data set", rest, _RECIPES))

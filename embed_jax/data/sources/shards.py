@@ -41,8 +41,9 @@ def find_shards(rest: str, split: str, ending: str) -> list[Path]:
     """The files of a split, by name.
 
     Args:
-        rest: a directory, in which they are called SPLIT.ENDING or SPLIT-*.ENDING; or a pattern with `*` and so on, in
-            which {split} stands for the split's name. Without it, the files are those of "train".
+        rest: a directory, in which they are called SPLIT.ENDING or SPLIT-*.ENDING; or a pattern
+            with `*` and so on, in which {split} stands for the split's name. Without it, the files
+            are those of "train".
         ending: of the files in a directory, with its dot.
 
     Raises:

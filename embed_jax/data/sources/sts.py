@@ -20,14 +20,15 @@ def open_sts(data: str, split: str = "test", *, scale: tuple[float, float] = (0,
     """First sentences, second sentences, scores, and each pair's subset ("" if there are none).
 
     Args:
-        data: a file with the columns score, sentence1, sentence2 and optionally subset; a directory with such a file
-            called SPLIT.tsv and so on; "tfds:NAME" or "hf:NAME" with those columns, the score also as "label".
+        data: a file with the columns score, sentence1, sentence2 and optionally subset; a directory
+            with such a file called SPLIT.tsv and so on; "tfds:NAME" or "hf:NAME" with those
+            columns, the score also as "label".
         split: which part of it; a file is taken whole.
         scale: lowest and highest score there may be.
 
     Raises:
-        InputError: for what cannot be read, a sentence or score that is missing, and the first score outside of the
-            scale.
+        InputError: for what cannot be read, a sentence or score that is missing, and the first
+            score outside of the scale.
     """
     if data.startswith(("tfds:", "hf:")):
         raw = open_raw(data, split)
@@ -43,7 +44,8 @@ def read_sts(path: str | Path, scale: tuple[float, float] | None = None) -> StsC
     """A file of sentence pairs with similarity: `score sentence1 sentence2 [subset]`.
 
     Returns:
-        First sentences, second sentences, scores, and the name of the subset of each pair ("" if there are none).
+        First sentences, second sentences, scores, and the name of the subset of each pair ("" if
+        there are none).
     """
     rows = (Row(f"{path}:{line}", row) for line, row in iter_rows(path))
     return _columns(rows, str(path), SCORES[:1], scale)

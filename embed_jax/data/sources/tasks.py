@@ -1,9 +1,9 @@
 """Data of evaluations: labelled texts and pairs, candidates of queries, translations, summaries.
 
-`data` is a file, used whatever the split; a directory with a file called SPLIT.jsonl, .tsv or .csv (each also .gz); or
-"tfds:NAME", "hf:NAME[:CONFIG][@REVISION]" and other sources with a prefix, whose fields are those of mteb's data sets.
-Lists are in JSONL only. In a file an `_id` or `id` stands once. Errors say the file and line, or the number of the
-record.
+`data` is a file, used whatever the split; a directory with a file called SPLIT.jsonl, .tsv or .csv
+(each also .gz); or "tfds:NAME", "hf:NAME[:CONFIG][@REVISION]" and other sources with a prefix,
+whose fields are those of mteb's data sets. Lists are in JSONL only. In a file an `_id` or `id`
+stands once. Errors say the file and line, or the number of the record.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def read_rows(data: str, split: str) -> list[Row]:
     """All records of a split, one at least.
 
     Raises:
-        InputError: for data that cannot be read, an empty split, or an id of a file that stands twice.
+        InputError: for data that cannot be read, an empty split, or an id of a file that stands
+            twice.
     """
     rows = list(_file_rows(data, split) if _is_file(data) else _source_rows(data, split))
     if not rows:
@@ -52,8 +53,9 @@ def read_text_sets(
 ) -> tuple[list[list[str]], list[list[tuple[str, ...]]]]:
     """Sets of texts, and each text's labels from the coarsest level to the finest.
 
-    Fields `text` (or `sentences`) and `label` (or `labels`), or the one named. Where the first record's text is a list,
-    each record is a set, with a list of labels; else all records are one set, and a list is the labels of one text.
+    Fields `text` (or `sentences`) and `label` (or `labels`), or the one named. Where the first
+    record's text is a list, each record is a set, with a list of labels; else all records are one
+    set, and a list is the labels of one text.
     """
     rows, names, kinds = (
         read_rows(data, split),

@@ -21,7 +21,8 @@ from hypothesis import strategies as st  # noqa: E402
 
 KINDS = [("anchor", "positive"), ("question", "answer"), ("premise", "hypothesis"), ("text",)]
 MISSING = [None, float("nan"), "", " ", "\u2003"]
-# Neither line ends nor tabs, which a TSV file cannot hold, and what no reader takes for a number or a date.
+# Neither line ends nor tabs, which a TSV file cannot hold, and what no reader takes for a number or
+# a date.
 TEXT = st.text(st.sampled_from('abé"\u4e2d,; '), min_size=1, max_size=6).map(
     lambda text: f"t{text}"
 )
