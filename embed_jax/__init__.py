@@ -112,7 +112,10 @@ def _load(load: Callable, name: str | Path, step: int, max_length: int, compute_
 
 
 def __dir__() -> list[str]:
-    """Public names, those among them that are not imported yet; and the submodules imported so far."""
+    """Public names, those among them that are not imported yet.
+
+    And the submodules imported so far.
+    """
     return sorted({*globals(), *__all__})
 
 

@@ -405,7 +405,10 @@ class MiningSettings:
 
 @dataclasses.dataclass
 class ParamGroup:
-    """Parameters with their own learning rate. Factors of groups that share a parameter multiply."""
+    """Parameters with their own learning rate.
+
+    Factors of groups that share a parameter multiply.
+    """
 
     pattern: str = option(
         "", 'Regular expression, found anywhere in a path such as "encoder/heads/0/kernel".'

@@ -213,7 +213,9 @@ def _fill(settings: Any, content: dict[str, Any], place: str) -> None:
 
 
 def override(config: Experiment, **fields: Any) -> Experiment:
-    """Sets fields by dotted name with "__" for the dot: `override(config, optim__learning_rate=1e-5)`.
+    """Sets fields by dotted name with "__" for the dot.
+
+    `override(config, optim__learning_rate=1e-5)`.
 
     Raises:
         InputError: for an unknown field or a bad value.

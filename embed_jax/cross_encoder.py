@@ -109,7 +109,9 @@ class CrossEncoder(PicklesByParts):
         batch_tokens: int = 0,
         params: Params | None = None,
     ) -> Float[np.ndarray, " N"] | Float[np.ndarray, "N L"]:
-        """The score of each query with the passage at the same place, float32: sentence-transformers' `predict`.
+        """The score of each query with the passage at the same place, float32.
+
+        Sentence-transformers' `predict`.
 
         One number a pair for a model with one label, else one for each label. Arguments and errors
         as of `logits`.

@@ -58,7 +58,9 @@ class EmbeddingModel(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class TextEncoder:
-    """A model as a function of texts; where queries and documents have encoders of their own, as two.
+    """A model as a function of texts.
+
+    Where queries and documents have encoders of their own, as two.
 
     Attributes:
         model: an embedding model.
@@ -69,7 +71,10 @@ class TextEncoder:
     params: Any = None
 
     def __call__(self, texts: Iterable[str], **options: Any) -> np.ndarray:
-        """Returns embeddings of texts of no particular side; a model with routes gives them its default route."""
+        """Returns embeddings of texts of no particular side.
+
+        A model with routes gives them its default route.
+        """
         if self.params is not None:
             options["params"] = self.params
         return self.model.encode(texts, **options)
@@ -136,7 +141,10 @@ class HasSettings:
     adaptive_layers: Setting[bool] = Setting()
 
     def similarity(self, a: Vectors, b: Others) -> Float[np.ndarray, "_ _"]:
-        """How like each embedding is to each of the others, by `similarity_fn_name`; see `similarity_matrix`."""
+        """How like each embedding is to each of the others, by `similarity_fn_name`.
+
+        See `similarity_matrix`.
+        """
         return similarity_matrix(a, b, self.similarity_fn_name)
 
     def similarity_pairwise(self, a: Vectors, b: Vectors) -> Float[np.ndarray, " _"]:

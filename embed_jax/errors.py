@@ -70,7 +70,9 @@ def warn(message: str) -> None:
 
 
 def exit_with_one_line(main: Callable[[], int | None]) -> None:
-    """Runs a command's `main` and exits: 0, or one line on stderr with status 2 (input) or 1 (work).
+    """Runs a command's `main` and exits.
+
+    0, or one line on stderr with status 2 (input) or 1 (work).
 
     `--debug` anywhere on the command line, or EMBED_JAX_DEBUG=1, keeps the traceback.
     """
@@ -88,7 +90,10 @@ def exit_with_one_line(main: Callable[[], int | None]) -> None:
 
 
 def report(error: BaseException) -> int:
-    """Says on stderr, in one line, how a run ended, and returns the exit status; with `--debug` the whole traceback."""
+    """Says on stderr, in one line, how a run ended, and returns the exit status.
+
+    With `--debug` the whole traceback.
+    """
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     if isinstance(error, KeyboardInterrupt):

@@ -143,7 +143,9 @@ DOCUMENT_NAMES = (
 def prompt_for(
     prompts: Mapping[str, str], *, task: str = "", kind: str = "", side: str = ""
 ) -> str | None:
-    """Which of a model's prompts a task takes, in mteb's order: its own, its kind's, its side's; None if none is meant.
+    """Which of a model's prompts a task takes, in mteb's order: its own, its kind's, its side's.
+
+    None if none is meant.
 
     >>> prompt_for({"query": "q: ", "STS": "s: "}, kind="STS")
     'STS'
@@ -211,5 +213,8 @@ def expected(name: str) -> FamilyPrompts | None:
 
 
 def last_part(name: str) -> str:
-    """What models are known by: a hub name without its organisation, or a path's last part; in lower case."""
+    """What models are known by: a hub name without its organisation, or a path's last part.
+
+    In lower case.
+    """
     return re.split(r"[/\\]", name.rstrip("/\\"))[-1].lower()

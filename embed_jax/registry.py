@@ -182,7 +182,9 @@ def with_dots(expression: str) -> tuple[str, dict[str, str]]:
 
 
 def called(kind: str, text: str) -> Any:
-    """What a function makes when it is called as written: "crop(rate=0.1)", "crop" or "my_module:my_crop(rate=0.1)".
+    """What a function makes when it is called as written.
+
+    "crop(rate=0.1)", "crop" or "my_module:my_crop(rate=0.1)".
 
     Args:
         text: a name of `kind` or "module:function", arguments by name as literals. It is never

@@ -1,4 +1,6 @@
-"""Texts of different kinds by different encoders into one space: sentence-transformers' Router, or Asym.
+"""Texts of different kinds by different encoders into one space.
+
+Sentence-transformers' Router, or Asym.
 
 model = embed_jax.load("asymmetric")  # say a table of vectors for queries, a transformer for
 documents model.similarity(model.encode_query(["..."]), model.encode_document(["...", "..."]))
@@ -138,7 +140,10 @@ class RoutedEncoder(HasSettings):
 
     @property
     def include_prompt(self) -> bool:
-        """True if a prompt's tokens count towards pooling, by every route; setting it sets it for all."""
+        """True if a prompt's tokens count towards pooling, by every route.
+
+        Setting it sets it for all.
+        """
         return all(encoder.include_prompt for encoder in self.encoders.values())
 
     @include_prompt.setter
@@ -179,7 +184,9 @@ class RoutedEncoder(HasSettings):
         return max(encoder.max_length for encoder in self.encoders.values())
 
     def encoder(self, task: str | None = None) -> SentenceEncoder:
-        """The encoder of a task's texts: by `tasks`, else the route of the task's name, or the default without a task.
+        """The encoder of a task's texts.
+
+        By `tasks`, else the route of the task's name, or the default without a task.
 
         As sentence-transformers has it; but "document" is also a route called "doc", "passage" or
         "corpus".
@@ -267,7 +274,9 @@ class RoutedEncoder(HasSettings):
         return self.encoders[route], options
 
     def save(self, directory: str | Path) -> None:
-        """Writes a directory that sentence-transformers reads from version 5 on, and `load` does; atomic.
+        """Writes a directory that sentence-transformers reads from version 5 on, and `load` does.
+
+        Atomic.
 
         Whatever the model was loaded from, it is a Router of whole encoders; what routes share is
         written once.
@@ -304,7 +313,10 @@ class RoutedEncoder(HasSettings):
 def load_routed(
     name: str | Path, *, max_length: int = 0, compute_dtype: str = "float32"
 ) -> SentenceEncoder | RoutedEncoder:
-    """Loads a model with routes or without; see `load_sentence_encoder` for arguments and errors."""
+    """Loads a model with routes or without.
+
+    See `load_sentence_encoder` for arguments and errors.
+    """
     directory = resolve(str(name))
     saved = read_routes(directory)
     if saved is None:

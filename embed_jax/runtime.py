@@ -1,4 +1,6 @@
-"""The process that everything runs in: XLA flags, compiled programs kept on disk, versions, printing.
+"""The process that everything runs in.
+
+XLA flags, compiled programs kept on disk, versions, printing.
 
 The ground floor of the code base: it imports nothing of ours.
 """

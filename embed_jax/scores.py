@@ -1,4 +1,6 @@
-"""How two embeddings are compared: as scores that losses differentiate, and as similarities of vectors in NumPy.
+"""How two embeddings are compared.
+
+As scores that losses differentiate, and as similarities of vectors in NumPy.
 
 `Score` is what a loss compares with: `COSINE` and `DOT` of dense embeddings, or one made by
 `pair_score` from a function of one query's and one document's embedding, whatever trees of arrays
@@ -36,7 +38,9 @@ def unit_length(embeddings: Float[np.ndarray, "*N D"]) -> Float[np.ndarray, "*N 
 
 
 def truncate(embeddings: Float[np.ndarray, "*N D"], dim: int) -> Float[np.ndarray, "*N d"]:
-    """The first `dim` numbers of each embedding, made length 1 again (Kusupati et al. 2022); a zero vector stays zero.
+    """The first `dim` numbers of each embedding, made length 1 again (Kusupati et al. 2022).
+
+    A zero vector stays zero.
 
     Raises:
         InputError: for a dimension that is not from 1 to D.
@@ -49,7 +53,9 @@ def truncate(embeddings: Float[np.ndarray, "*N D"], dim: int) -> Float[np.ndarra
 
 
 def similarity_matrix(a: Vectors, b: Others, name: str = "cosine") -> Float[np.ndarray, "_ _"]:
-    """The similarity of each vector with each of the others, float32 `[N, M]`; a single vector counts as one row.
+    """The similarity of each vector with each of the others, float32 `[N, M]`.
+
+    A single vector counts as one row.
 
     "cosine": a b / (|a| |b|), 0 for a zero vector; "dot": a b; "euclidean": -|a - b|; "manhattan":
         -sum_d |a_d - b_d|.
@@ -229,7 +235,10 @@ def find_score(score: str | Score) -> Score:
 
 
 def join_columns(trees: Sequence[Any]) -> Any:
-    """Embeddings of several columns, one column after the other; shorter axes are filled up with zeros and False."""
+    """Embeddings of several columns, one column after the other.
+
+    Shorter axes are filled up with zeros and False.
+    """
 
     def joined(*leaves: Array) -> Array:
         shape = [max(sizes) for sizes in zip(*(leaf.shape[1:] for leaf in leaves), strict=True)]
@@ -248,7 +257,10 @@ def join_columns(trees: Sequence[Any]) -> Any:
 
 
 def cut_prefix(embeddings: Any, size: int, to_length_one: bool = True) -> Any:
-    """The first `size` numbers of each vector, made length 1: the last axis of each leaf of floats."""
+    """The first `size` numbers of each vector, made length 1.
+
+    The last axis of each leaf of floats.
+    """
 
     def cut(leaf: Array) -> Array:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -275,7 +287,10 @@ def dense(embeddings: Any, what: str = "the loss") -> Any:
 
 
 def _prepare_dense(vectors: Array, dims: tuple[int, ...], unit: bool) -> Any:
-    """Vectors of length 1 for the cosine and for one prefix; several prefixes have (vectors, 1 / each one's length)."""
+    """Vectors of length 1 for the cosine and for one prefix.
+
+    Several prefixes have (vectors, 1 / each one's length).
+    """
     vectors = dense(vectors, "cosine and dot product").astype(jnp.float32)
     if len(dims) > 1:
         squares = [jnp.sum(vectors[:, :dim] ** 2, axis=-1) for dim in dims]

@@ -38,7 +38,9 @@ from embed_jax.types import Params
 
 
 class SentenceEncoder(HasSettings, PicklesByParts):
-    """A model with its tokenizer and prompts: `encode` texts, compare, `save` for sentence-transformers and for `load`.
+    """A model with its tokenizer and prompts.
+
+    `encode` texts, compare, `save` for sentence-transformers and for `load`.
 
     Attributes:
         spec: backbone, pooling and heads.
@@ -138,7 +140,10 @@ class SentenceEncoder(HasSettings, PicklesByParts):
 
     @property
     def max_length(self) -> int:
-        """Tokens that a text is cut to, special tokens included; may be set, up to the model's positions."""
+        """Tokens that a text is cut to, special tokens included.
+
+        May be set, up to the model's positions.
+        """
         return self.tokenizer.max_length
 
     @max_length.setter
@@ -155,7 +160,9 @@ class SentenceEncoder(HasSettings, PicklesByParts):
         instruction: str | None = None,
         **options: Unpack[EncodeOptions],
     ) -> Float[np.ndarray, "*N D"]:
-        """Embeddings of texts, float32, in input order: `[N, D]`; of one string, a single vector `[D]`.
+        """Embeddings of texts, float32, in input order: `[N, D]`.
+
+        Of one string, a single vector `[D]`.
 
         Memory does not grow with the number of texts beyond the output. Texts over the model's
         limit are cut, and one warning counts them.
@@ -208,7 +215,10 @@ class SentenceEncoder(HasSettings, PicklesByParts):
         instruction: str | None = None,
         **options: Unpack[EncodeOptions],
     ) -> Float[np.ndarray, "*N D"]:
-        """As `encode`, of what is searched for: with the prompt "query" where there is one and none is given."""
+        """As `encode`, of what is searched for.
+
+        With the prompt "query" where there is one and none is given.
+        """
         if prompt_name is prompt is instruction is None:
             prompt_name = prompt_for(self.prompts, side="query")
         return self.encode(
@@ -223,7 +233,9 @@ class SentenceEncoder(HasSettings, PicklesByParts):
         prompt: str | None = None,
         **options: Unpack[EncodeOptions],
     ) -> Float[np.ndarray, "*N D"]:
-        """As `encode`, of what is searched: with the prompt "document", "passage" or "corpus" unless one is given.
+        """As `encode`, of what is searched.
+
+        With the prompt "document", "passage" or "corpus" unless one is given.
 
         A model that has none of them gives documents its default prompt, or none; instructions are
         for queries.
@@ -299,7 +311,9 @@ class SentenceEncoder(HasSettings, PicklesByParts):
         return merged
 
     def save(self, directory: str | Path, further: Mapping[str, np.ndarray] | None = None) -> None:
-        """Writes a model directory in the layout of sentence-transformers, which `load` reads too; atomic.
+        """Writes a model directory in the layout of sentence-transformers, which `load` reads too.
+
+        Atomic.
 
         A pooler that the base had is written back unchanged, for transformers to find; a model made
         without one has none. Of a model with an adapter only the adapter, in PEFT's format;

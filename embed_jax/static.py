@@ -87,7 +87,9 @@ def distil(teacher: SentenceEncoder, dim: int = 256, *, sif: float = 1e-4) -> Se
 
 
 def sif_weights(number: int, a: float) -> Float[np.ndarray, " V"]:
-    """a / (a + p_r) for the ranks r = 1 .. V, p_r = (1 / r) / sum_s 1 / s by Zipf's law; ones if a is 0.
+    """a / (a + p_r) for the ranks r = 1 ..
+
+    V, p_r = (1 / r) / sum_s 1 / s by Zipf's law; ones if a is 0.
 
     Arora, Liang, Ma (2017), "A Simple but Tough-to-Beat Baseline for Sentence Embeddings", equation
     1, where p is counted in a corpus.
@@ -104,7 +106,10 @@ def sif_weights(number: int, a: float) -> Float[np.ndarray, " V"]:
 
 
 def embed_tokens(model: SentenceEncoder, number: int) -> Float[np.ndarray, "V D"]:
-    """The embeddings of token ids 0 .. V - 1, each alone between the special tokens that stand around a text."""
+    """The embeddings of token ids 0 ..
+
+    V - 1, each alone between the special tokens that stand around a text.
+    """
     before, after = _around(model.tokenizer)
     size = len(before) + 1 + len(after)
     apply = jax.jit(build_encoder(model.spec, compute_dtype=model.compute_dtype).apply)

@@ -93,7 +93,10 @@ class Batch:
 
     @property
     def encoder_tokens(self) -> TokenBatch | dict[str, TokenBatch]:
-        """Tokens that the trained encoder reads; of two towers those of each, see `encoders.towers`."""
+        """Tokens that the trained encoder reads.
+
+        Of two towers those of each, see `encoders.towers`.
+        """
         if "query" not in self.tokens:
             return self.tokens["encoder"]
         return {name: self.tokens[name] for name in ("query", "encoder")}
@@ -114,7 +117,9 @@ class Prefixes:
 
 @struct.dataclass
 class Columns:
-    """Embeddings of examples by column, as losses see them: a device's own share, or the whole world's.
+    """Embeddings of examples by column, as losses see them.
+
+    A device's own share, or the whole world's.
 
     Attributes:
         embeddings: one tree for each column, 0 the anchors, 1 the positives, the rest negatives.
@@ -202,7 +207,9 @@ the candidates."""
 
 
 class World(Protocol):
-    """What a loss may ask about the examples of all devices; how it is computed, and where, is not its business.
+    """What a loss may ask about the examples of all devices.
+
+    How it is computed, and where, is not its business.
 
     `rows` is a tree with leading axis b, about this device's own examples; `candidates` makes a
     tree with leading axis n out of any Columns of b examples; `shared` is a tree (a learnable
@@ -246,7 +253,10 @@ class World(Protocol):
         further: Any = None,
         numbers: int = 1,
     ) -> Float[Array, "M b"]:
-        """max_j block_ij over all candidates of the world, -inf for none; the gradient goes to where it is reached."""
+        """max_j block_ij over all candidates of the world, -inf for none.
+
+        The gradient goes to where it is reached.
+        """
 
     def gather(self, values: Float[Array, b * x]) -> Float[Array, B * x]:
         """What each device has for its own examples, joined in the order of the examples."""
@@ -339,12 +349,17 @@ class Auxiliary:
 
 
 def param_dtype(stored: Any) -> np.dtype:
-    """In which dtype parameters are kept that a file has in `stored`: bfloat16 as it is, other floats as float32."""
+    """In which dtype parameters are kept that a file has in `stored`.
+
+    Bfloat16 as it is, other floats as float32.
+    """
     return np.dtype(jnp.bfloat16 if stored == jnp.bfloat16 else np.float32)
 
 
 def join_params(frozen: Params, trained: Params) -> Params:
-    """Joins two trees of dicts that share no leaf: the frozen and the trained parameters of an encoder.
+    """Joins two trees of dicts that share no leaf.
+
+    The frozen and the trained parameters of an encoder.
 
     >>> join_params({"document": {"backbone": 1}}, {"document": {"lora": 2}, "query": 3})
     {'document': {'backbone': 1, 'lora': 2}, 'query': 3}

@@ -1,4 +1,7 @@
-"""The world of examples that are all on one device: what a loss on plain arrays asks, without a mesh."""
+"""The world of examples that are all on one device.
+
+What a loss on plain arrays asks, without a mesh.
+"""
 
 from __future__ import annotations
 

@@ -114,7 +114,10 @@ def bpe_tokenizer(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory, tiny_tokenizer):
-    """A model directory of a random encoder with two layers, mean pooling and `tiny_tokenizer`; at most 40 tokens."""
+    """A model directory of a random encoder with two layers, mean pooling and `tiny_tokenizer`.
+
+    At most 40 tokens.
+    """
     from embed_jax.data.tokenize import load_tokenizer
     from embed_jax.encoders.build import build_encoder
     from embed_jax.encoders.spec import random_spec

@@ -246,7 +246,10 @@ def shrunken(published):
 
 
 def write(directory, published, rng=None):
-    """The model's directory without its transformer's weights; random ones of its other modules if there is a rng."""
+    """The model's directory without its transformer's weights.
+
+    Random ones of its other modules if there is a rng.
+    """
 
     def put(name, value):
         (directory / name).parent.mkdir(parents=True, exist_ok=True)

@@ -41,7 +41,10 @@ def texts():
 
 
 def command_lines(text: str) -> list[str]:
-    """Returns the commands of a text: whole lines that start with one, and those between backticks."""
+    """Returns the commands of a text.
+
+    Whole lines that start with one, and those between backticks.
+    """
     text = re.sub(r"\\\n\s*", " ", text)
     lines = re.findall(rf"(?m)^[ $]*({START} .*)$", text)
     lines += [" ".join(line.split()) for line in re.findall(rf"`({START} [^`]+)`", text)]

@@ -157,7 +157,10 @@ FEWER = [
 
 @pytest.mark.parametrize("name", FEWER)
 def test_scores_equal_sentence_transformers(name, tmp_path):
-    """1e-5 of scores in (0, 1), float32; from the layout of transformers and that of sentence-transformers."""
+    """1e-5 of scores in (0, 1), float32.
+
+    From the layout of transformers and that of sentence-transformers.
+    """
     peer = pytest.importorskip("sentence_transformers")
     plain = made_model(name, tmp_path / "plain")
     theirs = peer.CrossEncoder(str(plain), device="cpu", max_length=LIMIT)

@@ -105,7 +105,10 @@ def names_of(source: str) -> set[str]:
 
 
 def private_attributes() -> set[str]:
-    """Private attributes that the source uses and defines nowhere: those of other libraries' objects."""
+    """Private attributes that the source uses and defines nowhere.
+
+    Those of other libraries' objects.
+    """
     used, defined = set(), set()
     for file in FILES:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

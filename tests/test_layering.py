@@ -1,4 +1,7 @@
-"""Who may import whom, read from the source: what keeps a part usable without the parts above it."""
+"""Who may import whom, read from the source.
+
+What keeps a part usable without the parts above it.
+"""
 
 import ast
 import collections
@@ -103,7 +106,10 @@ def package_of(path: str, level: int) -> str:
 
 
 def imports(tree: ast.AST, path: str):
-    """(dotted name, line) of every import; `from a import b` counts as a.b, and so does `from .a import b`."""
+    """(dotted name, line) of every import.
+
+    `from a import b` counts as a.b, and so does `from .a import b`.
+    """
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
@@ -165,7 +171,10 @@ def test_imports_are_relative_where_packages_are_renamed():
 
 
 def test_no_import_circles():
-    """Imports inside functions and of types only count too: two such files can't be understood apart."""
+    """Imports inside functions and of types only count too.
+
+    Two such files can't be understood apart.
+    """
     modules = {
         path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): path
         for path in TREES

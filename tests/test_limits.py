@@ -1,4 +1,7 @@
-"""What a model's tables have no row for is refused: lengths, token ids, and models of another kind."""
+"""What a model's tables have no row for is refused.
+
+Lengths, token ids, and models of another kind.
+"""
 
 import dataclasses
 import json

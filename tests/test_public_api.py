@@ -354,7 +354,9 @@ follow_imports = silent
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory):
-    """What mypy says: of the program's lines, {number: text}, and of our own files', {(file, number): text}.
+    """What mypy says: of the program's lines, {number.
+
+    Text}, and of our own files', {(file, number): text}.
 
     It is asked once: reading NumPy's types is most of its time.
     """

@@ -40,7 +40,10 @@ def quiet():
 
 @pytest.fixture(scope="module")
 def parts(tiny_tokenizer, tmp_path_factory):
-    """Random modules of sentence-transformers, of 16 numbers: a transformer, a table, a Dense by number."""
+    """Random modules of sentence-transformers, of 16 numbers.
+
+    A transformer, a table, a Dense by number.
+    """
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
@@ -121,7 +124,10 @@ def layouts(parts, tmp_path_factory):
 
 
 def as_version_2(directory):
-    """Rewrites a directory as versions 2 to 4 wrote an Asym: under class names alone, in folders named by number."""
+    """Rewrites a directory as versions 2 to 4 wrote an Asym.
+
+    Under class names alone, in folders named by number.
+    """
     place = (directory / "2_Router").rename(directory / "2_Asym")
     config = json.loads((place / "router_config.json").read_text())
     (place / "router_config.json").unlink()

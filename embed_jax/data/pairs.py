@@ -40,7 +40,10 @@ SearchTask = tuple[dict[str, str], dict[str, str], dict[str, dict[str, int]]]
 
 
 def kind_of(record: Mapping[str, Any]) -> tuple[str, ...]:
-    """Which of KINDS a record is, by its fields: the one of most fields, of equals the first; () for none."""
+    """Which of KINDS a record is, by its fields: the one of most fields, of equals the first.
+
+    () for none.
+    """
     return max(
         (kind for kind in KINDS if all(name in record for name in kind)), key=len, default=()
     )
@@ -84,7 +87,10 @@ def text_hash(text: str | None) -> tuple[int, int]:
 
 
 def normal_form(text: str) -> str:
-    """The text after Unicode NFKC and with single blanks; equal for texts that differ in nothing else."""
+    """The text after Unicode NFKC and with single blanks.
+
+    Equal for texts that differ in nothing else.
+    """
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
     return " ".join(text.split())
@@ -124,7 +130,10 @@ def as_pairs(
     columns: Callable[[Mapping[str, Any]], Sequence[str | None]],
     carry: Sequence[str] = (),
 ) -> list[TextRecord]:
-    """Records under the names anchor, positive, negative_1, ..., whatever their own are; fields of `carry` stay."""
+    """Records under the names anchor, positive, negative_1, ..., whatever their own are.
+
+    Fields of `carry` stay.
+    """
     named = []
     for record in records:
         anchor, positive, *negatives = columns(record)

@@ -1,4 +1,7 @@
-"""Records to training batches: tokenised, packed, shared among hosts; a batch is a function of its step."""
+"""Records to training batches: tokenised, packed, shared among hosts.
+
+A batch is a function of its step.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,10 @@ class RecordSource:
     augment: Callable[[str, int, int, int], str] | None = None
 
     def texts(self, index: int, record: Record) -> list[str | None]:
-        """A record's texts, of which anchor and positive must be there; empty negatives are none."""
+        """A record's texts, of which anchor and positive must be there.
+
+        Empty negatives are none.
+        """
         texts = list(self.fields.columns(record))
         for text in texts[:2]:
             if text is None:
@@ -90,7 +96,10 @@ class BatchMaker:
         return self._batch(examples, step)
 
     def of_records(self, records: Sequence[tuple[int, Record]], step: int) -> Batch:
-        """The batch of these records of the only data set, each with its number: this host's share of it."""
+        """The batch of these records of the only data set, each with its number.
+
+        This host's share of it.
+        """
         own = records[self._own(len(records))]
         return self._batch([(self.sources[0], 0, number, record) for number, record in own], step)
 
@@ -147,7 +156,10 @@ class BatchMaker:
         return texts + [None] * (self.num_columns - len(texts))
 
     def _teacher(self, examples: Sequence[Example], order: np.ndarray) -> np.ndarray | None:
-        """Reads the teacher's embeddings [G, E, C, T] in the order of the batch; None without a file of them."""
+        """Reads the teacher's embeddings [G, E, C, T] in the order of the batch.
+
+        None without a file of them.
+        """
         if not self.teacher_size:
             return None
         values = np.zeros((len(examples), self.num_columns, self.teacher_size), np.float32)
@@ -396,7 +408,9 @@ def prefetch(
 
 
 def data_fingerprint(sources: Mapping[str, RecordSource]) -> dict[str, Any]:
-    """What the content and order of the batches depend on, beside the config: for a resume to refuse other data.
+    """What the content and order of the batches depend on, beside the config.
+
+    For a resume to refuse other data.
 
     Args:
         sources: the data sets by name; of fields that are None nothing is asked.
@@ -437,7 +451,10 @@ def _width(function: Callable[[Record], Sequence] | None, source: RecordSource) 
 
 
 def _teacher_size(sources: Sequence[RecordSource]) -> int:
-    """Returns T, the size of the teacher's embeddings, which all data sets with some share; 0 if none has any."""
+    """Returns T, the size of the teacher's embeddings, which all data sets with some share.
+
+    0 if none has any.
+    """
     sizes = [
         of_record(source.fields.teacher, source.records[0], 0).shape[-1]
         for source in sources

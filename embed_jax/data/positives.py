@@ -1,4 +1,6 @@
-"""Pairs from what people left behind: clicks on search results, resolved duplicates, candidate paraphrases.
+"""Pairs from what people left behind.
+
+Clicks on search results, resolved duplicates, candidate paraphrases.
 
 What does not become a pair is handed to a function `drop(reason, row)`; what cannot be read is an
 error with its place.
@@ -196,7 +198,10 @@ def paraphrase_pairs(
 def _rows(
     path: Path, texts: Sequence[str], keys: Sequence[str]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line, record) of a JSONL, TSV or CSV file; texts are strings, keys strings or numbers, none is empty."""
+    """(line, record) of a JSONL, TSV or CSV file.
+
+    Texts are strings, keys strings or numbers, none is empty.
+    """
     line = 0
     for line, record in iter_rows(path):
         for name in (*texts, *keys):
@@ -261,7 +266,10 @@ def _key(value: Any) -> str:
 def _distinct(
     pairs: Sequence[PositivePair], drop: Drop, path: Path, *, ordered: bool = True
 ) -> list[PositivePair]:
-    """The pairs without those of equal texts and without repetitions; unordered, (b, a) repeats (a, b)."""
+    """The pairs without those of equal texts and without repetitions.
+
+    Unordered, (b, a) repeats (a, b).
+    """
     kept: list[PositivePair] = []
     seen: set[tuple[str, ...]] = set()
     for pair in pairs:

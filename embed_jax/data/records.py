@@ -297,14 +297,19 @@ def number_or_missing(value: Any, where: str) -> float | None:
 
 
 def label_names(kind: Sequence[str]) -> Mapping[str, int] | None:
-    """The names of labels that mean something for two texts of this kind; None for a single text: any name does."""
+    """The names of labels that mean something for two texts of this kind.
+
+    None for a single text: any name does.
+    """
     if len(kind) != 2:
         return None
     return NLI_LABELS if tuple(kind) == NLI else NLI_LABELS | PAIR_LABELS
 
 
 def clean_label(value: Any, where: str, names: Mapping[str, int] | None) -> int | str | None:
-    """A label: an integer, or a name; of two texts always an integer, None where it is said to have none.
+    """A label: an integer, or a name.
+
+    Of two texts always an integer, None where it is said to have none.
 
     True is 1 and False 0, also as text.
 

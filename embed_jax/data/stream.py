@@ -1,4 +1,6 @@
-"""Records that can only be read one after the other: shuffled in a seeded window, batches a function of the step.
+"""Records that can only be read one after the other.
+
+Shuffled in a seeded window, batches a function of the step.
 
 The position of a stream is the step. A resumed run passes over what was read before, without making
 anything of it.

@@ -1,4 +1,6 @@
-"""Queries for passages, written by a language model: prompts, answers, and a cache of answers that survives any end.
+"""Queries for passages, written by a language model.
+
+Prompts, answers, and a cache of answers that survives any end.
 
 The kinds of prompt are those of Wang et al. 2024 ("Improving Text Embeddings with Large Language
 Models", section 3.1): a short text that matches a long one and the other ways round, and sentence
@@ -191,7 +193,9 @@ def make_prompt(
 
 
 def parse_answer(text: str, n: int, passage: str) -> list[str]:
-    """The `n` queries in a model's answer: {"queries": [...]} or the list alone, whatever stands before and after.
+    """The `n` queries in a model's answer: {"queries".
+
+    [...]} or the list alone, whatever stands before and after.
 
     Raises:
         Failed: unless they are `n` different strings that are neither empty nor the passage itself.
@@ -221,7 +225,9 @@ def answer_key(interface: str, model: str, settings: Mapping[str, Any], prompt: 
 
 
 class AnswerCache:
-    """Answers by key in an append-only JSON-lines file, for one process at a time; a context manager.
+    """Answers by key in an append-only JSON-lines file, for one process at a time.
+
+    A context manager.
 
     A line is on disk before `add` returns. A last line that was cut off is dropped when the file is
     opened.

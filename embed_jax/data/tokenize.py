@@ -1,4 +1,7 @@
-"""Texts to token ids, as sentence-transformers makes them: the model's own fast tokenizer, cut at a limit."""
+"""Texts to token ids, as sentence-transformers makes them.
+
+The model's own fast tokenizer, cut at a limit.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +63,10 @@ class Tokenizer:
 
     @functools.cached_property
     def vocab_size(self) -> int:
-        """One more than the largest token id, added tokens included: how many rows a table for it needs."""
+        """One more than the largest token id, added tokens included.
+
+        How many rows a table for it needs.
+        """
         return 1 + max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def encode(
@@ -90,7 +96,9 @@ class Tokenizer:
     def encode_pairs(
         self, queries: Sequence[str], passages: Sequence[str], prompt: str = ""
     ) -> TokenizedTexts:
-        """Token ids and types of `prompt + query` and passage as one text: `[CLS] query [SEP] passage [SEP]` in BERT.
+        """Token ids and types of `prompt + query` and passage as one text.
+
+        `[CLS] query [SEP] passage [SEP]` in BERT.
 
         A pair over the limit loses tokens from the longer of its texts first.
 
@@ -257,7 +265,10 @@ def from_transformers(
     special_tokens: bool = True,
     append_eos: bool = False,
 ) -> Tokenizer:
-    """Our tokenizer from a fast transformers tokenizer, which stays as it is; see `load_tokenizer`."""
+    """Our tokenizer from a fast transformers tokenizer, which stays as it is.
+
+    See `load_tokenizer`.
+    """
     from tokenizers import Tokenizer as Backend
     from tokenizers import normalizers
 

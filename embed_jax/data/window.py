@@ -73,7 +73,10 @@ def pack_window(
 
 
 def _row_length(length: int) -> int:
-    """The smallest row of 16, 24, 32, 48, 64, 96, ... slots that holds `length` tokens: two sizes to a doubling."""
+    """The smallest row of 16, 24, 32, 48, 64, 96, ...
+
+    Slots that holds `length` tokens: two sizes to a doubling.
+    """
     row = SHORTEST_ROW
     while row < length:
         row = row * 3 // 2 if row & (row - 1) == 0 else row * 4 // 3
@@ -81,12 +84,18 @@ def _row_length(length: int) -> int:
 
 
 def _room_for_sentences(rows: int, row_length: int) -> int:
-    """S as a function of the shape, so that shapes are few: room for texts of four tokens, or a row of ones."""
+    """S as a function of the shape, so that shapes are few.
+
+    Room for texts of four tokens, or a row of ones.
+    """
     return max(rows * row_length // 4, row_length + 1)
 
 
 def _rows(packed: TokenBatch, start: int, stop: int, rows: int) -> TokenBatch:
-    """Some rows of a packed batch as a batch of its own: sentences numbered anew, rows padded to a power of two."""
+    """Some rows of a packed batch as a batch of its own.
+
+    Sentences numbered anew, rows padded to a power of two.
+    """
     padded = min(1 << (stop - start - 1).bit_length(), rows)
     shape = (padded, packed.sentence.shape[1])
     sentences = _room_for_sentences(*shape)

@@ -71,7 +71,9 @@ def read_word_vectors(path: Path) -> tuple[list[str], Float[np.ndarray, "V D"]]:
 
 
 def word_tokenizer(words: Sequence[str], max_length: int, *, lower_case: bool) -> Tokenizer:
-    """A tokenizer of whole words and runs of punctuation marks; ids count the words, and unknown ones leave no token.
+    """A tokenizer of whole words and runs of punctuation marks.
+
+    Ids count the words, and unknown ones leave no token.
 
     Args:
         words: all different.

@@ -1,4 +1,7 @@
-"""Adapters on disk, in PEFT's format: adapter_config.json and adapter_model.safetensors, without the base."""
+"""Adapters on disk, in PEFT's format.
+
+Adapter_config.json and adapter_model.safetensors, without the base.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,9 @@ CHANGES_BASE = (
 def read_adapter(
     directory: Path, backbone: Any, base: str, base_directory: Path
 ) -> tuple[LoraSpec, Params]:
-    """The adapter in a directory, to be put on a base; it warns if the base may be another than its own.
+    """The adapter in a directory, to be put on a base.
+
+    It warns if the base may be another than its own.
 
     Args:
         backbone: the base's frozen dataclass.
@@ -209,7 +214,10 @@ def _by_leaf(
 
 
 def _parse(name: str, family: Family, where: Path) -> tuple[str, str]:
-    """The module that a tensor of an adapter is for, as the base's files call it, and our leaf; "": of the base."""
+    """The module that a tensor of an adapter is for, as the base's files call it, and our leaf.
+
+    "": of the base.
+    """
     found = re.fullmatch(
         rf"{re.escape(PREFIX)}(.+?)\.(lora_\w+(?:\.weight)?|base_layer\.\w+)", name
     )
@@ -312,7 +320,9 @@ def write_adapter(directory: Path, spec: EncoderSpec, adapter: Params, base: str
 
 
 def _targets(maps: Mapping[str, Part], paths: set[str], shorthand: bool = True) -> list[str] | str:
-    """PEFT's target_modules for linear maps: their last names if these mean no others, else a regular expression.
+    """PEFT's target_modules for linear maps.
+
+    Their last names if these mean no others, else a regular expression.
 
     Args:
         shorthand: whether all of them are "all-linear". PEFT means all of a model's linear maps by

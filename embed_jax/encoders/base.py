@@ -103,7 +103,10 @@ def transformer_directory(name: str) -> Path:
 
 
 def base_name(directory: Path) -> str:
-    """What to call a model in a directory as a base: its name on the hub if it came from there, else the directory."""
+    """What to call a model in a directory as a base.
+
+    Its name on the hub if it came from there, else the directory.
+    """
     directory = Path(directory).absolute()
     *_, repository, snapshots, _ = ("", "", *directory.parts)
     if snapshots == "snapshots" and repository.startswith("models--"):
@@ -114,7 +117,9 @@ def base_name(directory: Path) -> str:
 
 
 def backbone_fingerprint(backbone: Any, directory: Path) -> str:
-    """What tells a base from others of its shape: sha256 of its sizes and of a few numbers of each tensor.
+    """What tells a base from others of its shape.
+
+    Sha256 of its sizes and of a few numbers of each tensor.
 
     Numbers are rounded to bfloat16, so that it is the same in every dtype that a model is usually
     stored in.

@@ -1,4 +1,7 @@
-"""BERT and its kin (RoBERTa, XLM-R, CamemBERT, MPNet, DistilBERT, ELECTRA): one post-norm transformer encoder."""
+"""BERT and its kin (RoBERTa, XLM-R, CamemBERT, MPNet, DistilBERT, ELECTRA).
+
+One post-norm transformer encoder.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +104,10 @@ class Bert(Stack):
     def __call__(
         self, tokens: TokenBatch, key: PRNGKeyArray | None = None, every_layer: bool = False
     ) -> Float[Array, "*L R T D"]:
-        """Hidden states after the last layer, or of every layer with a leading axis L; dtype `self.dtype`."""
+        """Hidden states after the last layer, or of every layer with a leading axis L.
+
+        Dtype `self.dtype`.
+        """
         config = self.config
         embeddings_key, layer_keys = self.split(key)
         places = self.places(tokens, key)
@@ -210,7 +216,10 @@ def relative_bias(
 def relative_bucket(
     distance: Int[Array, "*B"], buckets: int, max_distance: int = 128
 ) -> Int[Array, "*B"]:
-    """The bucket of a signed distance: one each for near ones, logarithmically wider to `max_distance`."""
+    """The bucket of a signed distance.
+
+    One each for near ones, logarithmically wider to `max_distance`.
+    """
     half = buckets // 2
     exact = half // 2
     far = jnp.abs(distance)

@@ -1,4 +1,6 @@
-"""Sequence classification on a backbone: the logits of transformers' *ForSequenceClassification, from the first token.
+"""Sequence classification on a backbone.
+
+The logits of transformers' *ForSequenceClassification, from the first token.
 
 A cross-encoder is one with a pair of texts as its sentence.
 """

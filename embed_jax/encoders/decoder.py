@@ -32,7 +32,9 @@ FULL, SLIDING = "full", "sliding"  # kinds of layers
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """What a decoder computes; families differ by these fields alone. The defaults are Llama 2 7B's.
+    """What a decoder computes; families differ by these fields alone.
+
+    The defaults are Llama 2 7B's.
 
     Attributes:
         family: config.json's model_type.
@@ -119,7 +121,10 @@ class DecoderConfig:
 
 @struct.dataclass
 class View:
-    """What the layers of one kind see, and from where: the mask, and rotary positions; or both kinds', stacked."""
+    """What the layers of one kind see, and from where: the mask, and rotary positions.
+
+    Or both kinds', stacked.
+    """
 
     bias: Float[Array, "*K R 1 T T"]
     turns: Rotation
@@ -134,7 +139,10 @@ class Decoder(Stack):
     def __call__(
         self, tokens: TokenBatch, key: PRNGKeyArray | None = None, every_layer: bool = False
     ) -> Float[Array, "*L R T D"]:
-        """Normalised states after the last layer, or after every layer with a leading axis L; dtype `self.dtype`."""
+        """Normalised states after the last layer, or after every layer with a leading axis L.
+
+        Dtype `self.dtype`.
+        """
         config = self.config
         _, layer_keys = self.split(key)
         hidden = Embeddings(config, self.dtype, name="embeddings")(tokens)
@@ -184,7 +192,10 @@ class Embeddings(nn.Module):
 
 
 class Layer(nn.Module):
-    """Norm and attention, then norm and down(activation(gate(x)) * up(x)); each added to what came in."""
+    """Norm and attention, then norm and down(activation(gate(x)) * up(x)).
+
+    Each added to what came in.
+    """
 
     config: DecoderConfig
     dtype: Any

@@ -103,7 +103,10 @@ def read_config(form: Form, found: Mapping[str, Any]) -> DecoderConfig:
 
 
 def write_config(form: Form, config: DecoderConfig) -> dict[str, Any]:
-    """config.json's fields, as transformers 5 has them; rotary positions also as transformers 4 had them."""
+    """config.json's fields, as transformers 5 has them.
+
+    Rotary positions also as transformers 4 had them.
+    """
     fields = {
         theirs: getattr(config, ours) for ours, theirs in {**form.fields, **form.nullable}.items()
     }
@@ -144,7 +147,10 @@ def _write_ropes(form: Form, config: DecoderConfig) -> dict[str, Any]:
 
 
 def _read_windows(form: Form, found: Mapping[str, Any], layers: int) -> dict[str, Any]:
-    """Ours is a distance below which tokens are seen; transformers' is with is_causal false the last one seen."""
+    """Ours is a distance below which tokens are seen.
+
+    Transformers' is with is_causal false the last one seen.
+    """
     halved = form.local and bool(found.get("use_bidirectional_attention"))
     causal = found.get("is_causal") is not False
     if causal and found.get("auto_map") and "is_causal" not in found:

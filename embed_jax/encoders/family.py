@@ -1,4 +1,7 @@
-"""What a family of backbones must say about itself; `registry.REGISTRY["backbone"]` binds names to these."""
+"""What a family of backbones must say about itself.
+
+`registry.REGISTRY["backbone"]` binds names to these.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,9 @@ REQUIRED = (
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One of several of our modules that are a single one in a file: their outputs one after another.
+    """One of several of our modules that are a single one in a file.
+
+    Their outputs one after another.
 
     Attributes:
         module: Hugging Face's, as in `Family.tensors`.

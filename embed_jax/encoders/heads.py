@@ -1,4 +1,7 @@
-"""What may follow the pooling: sentence-transformers' Dense, LayerNorm, Normalize and `truncate_dim`, SimCSE's MLP."""
+"""What may follow the pooling.
+
+Sentence-transformers' Dense, LayerNorm, Normalize and `truncate_dim`, SimCSE's MLP.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +91,10 @@ class Normalize:
 
 @dataclasses.dataclass(frozen=True)
 class Truncate:
-    """The first numbers of the vectors, as they are; sentence-transformers' `truncate_dim`, which comes last."""
+    """The first numbers of the vectors, as they are.
+
+    Sentence-transformers' `truncate_dim`, which comes last.
+    """
 
     out_features: int
 

@@ -1,4 +1,7 @@
-"""Frozen linear maps in eight bits: integers with one scale per output; weights alone, not what they multiply."""
+"""Frozen linear maps in eight bits: integers with one scale per output.
+
+Weights alone, not what they multiply.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ from embed_jax.types import Params
 
 @struct.dataclass
 class Int8:
-    """A kernel in eight bits: `values * scale`. It stands in a tree of parameters where the kernel stood."""
+    """A kernel in eight bits: `values * scale`.
+
+    It stands in a tree of parameters where the kernel stood.
+    """
 
     values: Integers[Array, "*L I O"]
     scale: Float[Array, "*L 1 O"]
@@ -40,7 +46,10 @@ def quantize_kernel(kernel: Float[Array, "*L I O"]) -> Int8:
 
 
 def dequantize_params(tree: Params, dtype: Any = np.float32) -> Params:
-    """The tree with kernels of that dtype where it has them in eight bits; other leaves as they are."""
+    """The tree with kernels of that dtype where it has them in eight bits.
+
+    Other leaves as they are.
+    """
 
     def plain(leaf: Any) -> Any:
         return (

@@ -1,4 +1,6 @@
-"""Types of the fields that are read from a model's JSON files; a value of another type is refused by its name.
+"""Types of the fields that are read from a model's JSON files.
+
+A value of another type is refused by its name.
 
 Nothing is converted but a whole number written as a float (512.0, 1e30), which counts as one. null
 is "not set". Fields that are not read may hold anything.

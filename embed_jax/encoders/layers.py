@@ -1,4 +1,7 @@
-"""The small parts that encoders share: linear maps, layer norm, activations, rotary positions, dropout."""
+"""The small parts that encoders share.
+
+Linear maps, layer norm, activations, rotary positions, dropout.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,10 @@ def activation(name: str) -> Callable[[Array], Array]:
 
 
 class Linear(nn.Module):
-    """`x @ kernel + bias`, or without bias; the product in `dtype`, whatever that of the parameters."""
+    """`x @ kernel + bias`, or without bias.
+
+    The product in `dtype`, whatever that of the parameters.
+    """
 
     features: int
     dtype: Any
@@ -64,7 +70,10 @@ class Linear(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation over the last axis (Ba et al. 2016); statistics in float32 whatever the dtype."""
+    """Layer normalisation over the last axis (Ba et al. 2016).
+
+    Statistics in float32 whatever the dtype.
+    """
 
     eps: float
     dtype: Any
@@ -83,7 +92,9 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """`x / sqrt(mean(x^2) + eps) * (offset + scale)` (Zhang and Sennrich 2019); statistics in float32.
+    """`x / sqrt(mean(x^2) + eps) * (offset + scale)` (Zhang and Sennrich 2019).
+
+    Statistics in float32.
 
     Attributes:
         offset: what the parameter is counted from: 1 for Gemma's, whose scale starts at 0.
@@ -102,7 +113,9 @@ class RMSNorm(nn.Module):
 
 
 def take_rows(table: Float[Array, "V D"], ids: Int[Array, "*B"]) -> Float[Array, "*B D"]:
-    """Rows of a table, float32 whatever its dtype: sums of rows are not rounded to the dtype they are stored in.
+    """Rows of a table, float32 whatever its dtype.
+
+    Sums of rows are not rounded to the dtype they are stored in.
 
     An id beyond the table gives NaN: a plain index would be clamped, and another token's row taken
     in silence.
@@ -127,7 +140,10 @@ def type_vectors(
 
 @struct.dataclass
 class Rotation:
-    """Cosine and sine of the angles by which rotary positions turn a token's queries and keys; float32."""
+    """Cosine and sine of the angles by which rotary positions turn a token's queries and keys.
+
+    Float32.
+    """
 
     cos: Float[Array, "R T h"]
     sin: Float[Array, "R T h"]
@@ -169,7 +185,9 @@ def dropout(
     key: PRNGKeyArray | None,
     start: int | Int[Array, ""] | Int[Array, "*A"] = 0,
 ) -> Float[Array, "*A *B"]:
-    """Zeroes each element with probability `rate` and scales the rest so that the mean stays; key None: `x`.
+    """Zeroes each element with probability `rate` and scales the rest so that the mean stays.
+
+    Key None: `x`.
 
     Args:
         start: the index of the first element, where `x` is a piece of a larger array with one mask;
@@ -188,7 +206,9 @@ def keep_mask(
     shape: tuple[int, ...],
     start: int | Int[Array, ""] | Int[Array, "*A"] = 0,
 ) -> Bool[Array, "*A *B"]:
-    """Which elements a dropout of `rate` keeps: True with probability 1 - rate, the same for the same key.
+    """Which elements a dropout of `rate` keeps.
+
+    True with probability 1 - rate, the same for the same key.
 
     An integer hash (Wellons's lowbias32, 2018) of the element's index and of two words drawn from
     the key: a handful of vectorised operations, fused into what uses the mask, where threefry or

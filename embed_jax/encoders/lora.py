@@ -34,7 +34,9 @@ SHARDING: Rules = (
 
 
 def linear_maps(family: Family, backbone: Params) -> dict[str, Part]:
-    """The linear maps of the layers: our path below "layers" -> Hugging Face's module, or the part of one.
+    """The linear maps of the layers.
+
+    Our path below "layers" -> Hugging Face's module, or the part of one.
 
     Args:
         backbone: its parameters or their shapes.
@@ -92,7 +94,9 @@ def _matches(target: str, module: str, layers: int) -> int:
 
 
 def adapted_modules(spec: EncoderSpec, backbone: Params) -> tuple[str, ...]:
-    """`find_targets` of a spec's adapter: two adapters are of the same linear maps if these are the same.
+    """`find_targets` of a spec's adapter.
+
+    Two adapters are of the same linear maps if these are the same.
 
     Args:
         backbone: its parameters or their shapes.
@@ -105,7 +109,9 @@ def adapted_modules(spec: EncoderSpec, backbone: Params) -> tuple[str, ...]:
 
 
 def init_lora(spec: EncoderSpec, backbone: Params, key: PRNGKeyArray) -> Params:
-    """An adapter that changes nothing yet: A uniform in +-1/sqrt(in) as PEFT has it, B zero, magnitude the norm.
+    """An adapter that changes nothing yet.
+
+    A uniform in +-1/sqrt(in) as PEFT has it, B zero, magnitude the norm.
 
     Args:
         backbone: its parameters, in eight bits or not; without DoRA their shapes will do.
@@ -140,13 +146,18 @@ def _column_norms(kernel: Any) -> Float[Array, "L O"]:
 
 
 def split_trainable(params: Params, spec: EncoderSpec) -> tuple[Params, Params]:
-    """What is trained and what stays as it is: with an adapter the backbone, without one nothing."""
+    """What is trained and what stays as it is.
+
+    With an adapter the backbone, without one nothing.
+    """
     frozen = {"backbone": params["backbone"]} if spec.lora is not None else {}
     return {name: tree for name, tree in params.items() if name not in frozen}, frozen
 
 
 def merge_lora(spec: EncoderSpec, params: Params) -> tuple[EncoderSpec, Params]:
-    """The same encoder without an adapter: each kernel W + scale A B, or DoRA's; in the kernel's dtype.
+    """The same encoder without an adapter: each kernel W + scale A B, or DoRA's.
+
+    In the kernel's dtype.
 
     Computed in float32, a layer at a time, on the host. Kernels in eight bits become float32, all
     of them.

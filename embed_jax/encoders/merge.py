@@ -1,4 +1,7 @@
-"""One model out of several of the same shape: their parameters averaged, along lines or along great circles."""
+"""One model out of several of the same shape.
+
+Their parameters averaged, along lines or along great circles.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Masked language modelling (Devlin et al. 2019, section 3.1): hidden tokens, the head that predicts them.
+"""Masked language modelling (Devlin et al. 2019, section 3.1).
+
+Hidden tokens, the head that predicts them.
 
 The head is BERT's `cls.predictions` (RoBERTa's `lm_head`): a linear map, activation and norm, then
 the product with the table of token embeddings, which it shares with the encoder, and a bias.
@@ -41,7 +43,9 @@ class MlmHead(nn.Module):
 
 
 def init_head(config: Any, key: PRNGKeyArray) -> Params:
-    """The head's parameters at the start: "dense" (kernel [H, W], bias), "norm" (scale, bias [W]) and "bias" [V].
+    """The head's parameters at the start.
+
+    "dense" (kernel [H, W], bias), "norm" (scale, bias [W]) and "bias" [V].
 
     Under Hugging Face's names these are, of `cls.predictions`, `transform.dense`,
     `transform.LayerNorm` and `bias`; of `lm_head`, `dense`, `layer_norm` and `bias`. A weight is
@@ -79,7 +83,9 @@ def mask_tokens(
     random: float = RANDOM,
     first: int = 0,
 ) -> tuple[TokenBatch, Int[Array, " K"], Bool[Array, " K"]]:
-    """Hides a share of one group's tokens: round(rate * n) of the n that may be hidden, chosen at random.
+    """Hides a share of one group's tokens.
+
+    Round(rate * n) of the n that may be hidden, chosen at random.
 
     Each of those chosen becomes the mask, any token of the vocabulary, or stays, by its own chance.
 

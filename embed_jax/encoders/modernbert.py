@@ -1,4 +1,7 @@
-"""ModernBERT (Warner et al. 2024): norms before each part, rotary positions, and windows in most layers."""
+"""ModernBERT (Warner et al. 2024).
+
+Norms before each part, rotary positions, and windows in most layers.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,10 @@ from embed_jax.types import TokenBatch
 
 
 def alternating(layers: int, every: int = 3) -> tuple[str, ...]:
-    """The kinds of so many layers: the first is FULL, then one of `every`, the others are SLIDING."""
+    """The kinds of so many layers.
+
+    The first is FULL, then one of `every`, the others are SLIDING.
+    """
     return tuple(SLIDING if number % every else FULL for number in range(layers))
 
 
@@ -116,7 +122,9 @@ class ModernBert(Stack):
     def __call__(
         self, tokens: TokenBatch, key: PRNGKeyArray | None = None, every_layer: bool = False
     ) -> Float[Array, "*L R T D"]:
-        """Hidden states after the last layer, or of every layer with a leading axis L; dtype `self.dtype`.
+        """Hidden states after the last layer, or of every layer with a leading axis L.
+
+        Dtype `self.dtype`.
 
         The final norm is over each of them, as if that layer were the last.
         """

@@ -1,4 +1,7 @@
-"""What lies in a module's own folder: Dense, LayerNorm and Normalize, and what stands between layers and pooling."""
+"""What lies in a module's own folder.
+
+Dense, LayerNorm and Normalize, and what stands between layers and pooling.
+"""
 
 from __future__ import annotations
 
@@ -220,7 +223,10 @@ def read_latent_attention(directory: Path) -> tuple[LatentAttention, Params]:
 
 
 def write_latent_attention(directory: Path, head: LatentAttention, params: Params) -> None:
-    """Writes a LatentAttention's sizes and weights; tensors are named as in the code of NV-Embed's authors."""
+    """Writes a LatentAttention's sizes and weights.
+
+    Tensors are named as in the code of NV-Embed's authors.
+    """
     write_json(directory / "config.json", dataclasses.asdict(head))
     _write(directory, _latent_tensors(params))
 

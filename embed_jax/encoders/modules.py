@@ -1,4 +1,7 @@
-"""Which modules a sentence-transformers directory is made of: modules.json, and the pooling's config."""
+"""Which modules a sentence-transformers directory is made of.
+
+Modules.json, and the pooling's config.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,9 @@ ROUTERS = ("Router", "Asym")
 
 
 def read_modules(directory: Path) -> list[tuple[str, str]]:
-    """(class name, folder) of each module, the backbone first; a plain Hugging Face directory is one module.
+    """(class name, folder) of each module, the backbone first.
+
+    A plain Hugging Face directory is one module.
 
     Raises:
         InputError: no model there, a module of an unknown kind or of the model's own code, a folder
@@ -126,7 +131,9 @@ def checked_folder(path: Path, folder: str) -> str:
 
 
 def read_pooling(path: Path) -> tuple[str, bool]:
-    """Our name of the pooling, and whether prompts count towards it; from a pooling's config.json, old or new.
+    """Our name of the pooling, and whether prompts count towards it.
+
+    From a pooling's config.json, old or new.
 
     Raises:
         InputError: a field or a pooling that is unknown.
@@ -151,7 +158,9 @@ def read_pooling(path: Path) -> tuple[str, bool]:
 def read_score_activation(
     directory: Path, settings: Mapping[str, Any], config: Mapping[str, Any], num_labels: int
 ) -> str:
-    """Our name of a cross-encoder's activation: "sigmoid" for one label, "identity" for more, if no file names one.
+    """Our name of a cross-encoder's activation.
+
+    "sigmoid" for one label, "identity" for more, if no file names one.
 
     Args:
         settings: of config_sentence_transformers.json, which names it from version 6 on.

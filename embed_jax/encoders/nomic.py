@@ -85,7 +85,10 @@ class Nomic(Stack):
     def __call__(
         self, tokens: TokenBatch, key: PRNGKeyArray | None = None, every_layer: bool = False
     ) -> Float[Array, "*L R T D"]:
-        """Hidden states after the last layer, or of every layer with a leading axis L; dtype `self.dtype`."""
+        """Hidden states after the last layer, or of every layer with a leading axis L.
+
+        Dtype `self.dtype`.
+        """
         config = self.config
         embeddings_key, layer_keys = self.split(key)
         places = self.places(tokens, key)
@@ -117,7 +120,9 @@ class Embeddings(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention with rotary positions, then down(activation(gate(x)) * up(x)); each with residual and norm after it.
+    """Attention with rotary positions, then down(activation(gate(x)) * up(x)).
+
+    Each with residual and norm after it.
 
     The gated product is SwiGLU for "silu" (Shazeer 2020, equation 6).
     """

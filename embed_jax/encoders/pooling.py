@@ -85,7 +85,10 @@ def last_token(hidden: Float[Array, "R T D"], tokens: TokenBatch) -> Float[Array
 
 
 def maximum(hidden: Float[Array, "R T D"], tokens: TokenBatch) -> Float[Array, "S D"]:
-    """The largest value over a sentence's pooled tokens, by dimension; equal ones share the gradient."""
+    """The largest value over a sentence's pooled tokens, by dimension.
+
+    Equal ones share the gradient.
+    """
     flat = hidden.reshape(-1, hidden.shape[-1]).astype(jnp.float32)
     segment = jnp.where(tokens.pooled, tokens.sentence, tokens.sentences).reshape(-1)
     count = tokens.sentences + 1
@@ -110,7 +113,10 @@ def _sums(
 
 
 def _slots(tokens: TokenBatch, rank: Int[Array, "R T"]) -> Int[Array, " S"]:
-    """The slot of each sentence's pooled token of highest rank; negative where no token is pooled."""
+    """The slot of each sentence's pooled token of highest rank.
+
+    Negative where no token is pooled.
+    """
     segment, rank = (
         jnp.where(tokens.pooled, tokens.sentence, tokens.sentences).reshape(-1),
         rank.reshape(-1),

@@ -18,7 +18,9 @@ from embed_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """Rotary positions' wave lengths; the fields after `theta` are named as transformers names them.
+    """Rotary positions' wave lengths.
+
+    The fields after `theta` are named as transformers names them.
 
     Attributes:
         theta: base of the wave lengths.
@@ -107,7 +109,10 @@ def frequencies(rope: Rope, size: int) -> tuple[Float[np.ndarray, " h"], float]:
 
 
 def _yarn(rope: Rope, size: int) -> Float[np.ndarray, " h"]:
-    """Which share of each frequency stays: 1 for the fast, 0 for the slow, linear in its number between."""
+    """Which share of each frequency stays.
+
+    1 for the fast, 0 for the slow, linear in its number between.
+    """
 
     def number(fits: float) -> float:
         """Of the frequency whose wave fits so many times into the original texts."""

@@ -1,4 +1,6 @@
-"""sentence-transformers' Router (versions 5 and 6) and Asym (2 to 4): texts of different kinds pass different modules.
+"""sentence-transformers' Router (versions 5 and 6) and Asym (2 to 4).
+
+Texts of different kinds pass different modules.
 
 A Router stands among the modules of modules.json, first (then each route is an encoder of its own)
 or after the pooling (then the backbone is shared); what is before and after it is common to all
@@ -129,7 +131,10 @@ def _read_config(path: Path) -> tuple[dict[str, str], dict[str, list[str]], dict
 
 
 def _tasks(path: Path, rules: Mapping[str, str]) -> dict[str | None, str]:
-    """Those of (task, modality) -> route that are for texts; one for texts alone goes before one for all modalities."""
+    """Those of (task, modality) -> route that are for texts.
+
+    One for texts alone goes before one for all modalities.
+    """
     found: dict[str | None, str] = {}
     try:
         parsed = [(*ast.literal_eval(key), route) for key, route in rules.items()]

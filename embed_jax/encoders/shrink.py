@@ -20,7 +20,9 @@ from embed_jax.types import Params
 def keep_layers(
     spec: EncoderSpec, params: Params, layers: Sequence[int]
 ) -> tuple[EncoderSpec, Params]:
-    """The encoder with only some of its backbone's layers, in their order; embeddings, pooling and heads stay.
+    """The encoder with only some of its backbone's layers, in their order.
+
+    Embeddings, pooling and heads stay.
 
     Args:
         layers: counted from 0, ascending.
@@ -90,7 +92,9 @@ def layer_numbers(text: str) -> list[int]:
 
 
 def pca_head(embeddings: Float[np.ndarray, "N D"], dim: int) -> tuple[Dense, Params]:
-    """A linear layer from D dimensions to those `dim` along which the embeddings vary most; with its parameters.
+    """A linear layer from D dimensions to those `dim` along which the embeddings vary most.
+
+    With its parameters.
 
     x -> x V, V [D, dim] the eigenvectors of the embeddings' covariance, by falling eigenvalue:
     sentence-transformers' recipe (principal components without a bias). The mean is not taken away:
@@ -129,7 +133,9 @@ def pca_head(embeddings: Float[np.ndarray, "N D"], dim: int) -> tuple[Dense, Par
 def add_pca(
     spec: EncoderSpec, params: Params, embeddings: Float[np.ndarray, "N D"], dim: int
 ) -> tuple[EncoderSpec, Params]:
-    """The encoder with `pca_head` of its embeddings at the end, before a last Normalize: a product commutes with it.
+    """The encoder with `pca_head` of its embeddings at the end, before a last Normalize.
+
+    A product commutes with it.
 
     Raises:
         InputError: as `pca_head`.

@@ -1,4 +1,7 @@
-"""What an encoder is made of, as plain frozen data; `build.build_encoder` makes the functions of it."""
+"""What an encoder is made of, as plain frozen data.
+
+`build.build_encoder` makes the functions of it.
+"""
 
 from __future__ import annotations
 

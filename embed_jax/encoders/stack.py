@@ -1,4 +1,7 @@
-"""What the backbones' modules share: a scan over equal layers, whose parameters are stacked on a leading axis."""
+"""What the backbones' modules share.
+
+A scan over equal layers, whose parameters are stacked on a leading axis.
+"""
 
 from __future__ import annotations
 

@@ -46,7 +46,9 @@ SHAPES = {"static": StaticConfig()}  # for runs without weights
 
 
 class Static(nn.Module):
-    """Token ids to their rows of the table, in float32: there is no product that a smaller dtype would make faster.
+    """Token ids to their rows of the table, in float32.
+
+    There is no product that a smaller dtype would make faster.
 
     Attributes: as of `bert.Bert`; without layers, attention and dropout they change nothing.
     """
@@ -83,7 +85,9 @@ STATIC = Family(
 
 
 def read_static(directory: Path, put: Put | None = None) -> tuple[StaticConfig, Params]:
-    """The table of a StaticEmbedding, or of model2vec: `embeddings[mapping] * weights`, the last two optional.
+    """The table of a StaticEmbedding, or of model2vec.
+
+    `embeddings[mapping] * weights`, the last two optional.
 
     Raises:
         InputError: a file is missing or damaged, or holds other tensors than those, or no floats.

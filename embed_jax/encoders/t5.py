@@ -1,4 +1,7 @@
-"""T5's encoder (Raffel et al. 2020), the backbone of Sentence-T5, GTR and INSTRUCTOR; its decoder is not read."""
+"""T5's encoder (Raffel et al. 2020), the backbone of Sentence-T5, GTR and INSTRUCTOR.
+
+Its decoder is not read.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +83,9 @@ class T5(Stack):
     def __call__(
         self, tokens: TokenBatch, key: PRNGKeyArray | None = None, every_layer: bool = False
     ) -> Float[Array, "*L R T D"]:
-        """Hidden states after the last layer, or of every layer with a leading axis L; dtype `self.dtype`.
+        """Hidden states after the last layer, or of every layer with a leading axis L.
+
+        Dtype `self.dtype`.
 
         The final norm is over each of them, as if that layer were the last.
         """
@@ -122,7 +127,10 @@ class Embeddings(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward, each with a norm before it, dropout and residual after; scores are not scaled."""
+    """Attention and feed-forward, each with a norm before it, dropout and residual after.
+
+    Scores are not scaled.
+    """
 
     config: T5Config
     dtype: Any

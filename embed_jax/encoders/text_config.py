@@ -1,4 +1,7 @@
-"""How a Transformer module takes texts: sentence_bert_config.json, under the names of versions 2 to 6."""
+"""How a Transformer module takes texts.
+
+Sentence_bert_config.json, under the names of versions 2 to 6.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What predicts tokens, on disk: heads of masked language models and decoders' output layers, in model.safetensors."""
+"""What predicts tokens, on disk.
+
+Heads of masked language models and decoders' output layers, in model.safetensors.
+"""
 
 from __future__ import annotations
 

@@ -41,7 +41,9 @@ BLANK = "_"  # in the place of a mask token that a decoder's tokenizer lacks, as
 def mlm(
     rate: float = 0.15, mask: float = MASKED, random: float = RANDOM, mask_token: str = ""
 ) -> TokenObjective:
-    """Masked language modelling (Devlin et al. 2019, section 3.1): a hidden token from its own state.
+    """Masked language modelling (Devlin et al. 2019, section 3.1).
+
+    A hidden token from its own state.
 
     Args:
         rate: share of the tokens, special ones aside, that are to be predicted.
@@ -56,8 +58,10 @@ def mlm(
 def mntp(
     rate: float = 0.2, mask: float = MASKED, random: float = RANDOM, mask_token: str = ""
 ) -> TokenObjective:
-    """Masked next-token prediction (BehnamGhader et al. 2024, "LLM2Vec", section 2.1): a hidden token from the state of
-    the token before it. The first token of a sentence is never hidden.
+    """Masked next-token prediction (BehnamGhader et al. 2024, "LLM2Vec", section 2.1).
+
+    A hidden token from the state of the token before it. The first token of a sentence is never
+    hidden.
 
     The paper's Mistral has rate 0.8 with mask 1.
 
@@ -133,7 +137,9 @@ class Predictor:
 
 
 def predictor(encoder: Encoder) -> Predictor:
-    """A decoder's own output layer, which is its table or {"lm_head": [V, H]}; BERT's head, of encoders like it.
+    """A decoder's own output layer, which is its table or {"lm_head": [V, H]}.
+
+    BERT's head, of encoders like it.
 
     Raises:
         InputError: for an encoder that has neither.

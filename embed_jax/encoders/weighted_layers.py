@@ -1,4 +1,7 @@
-"""A weighted mean of the layers' token states, before they are pooled: sentence-transformers' WeightedLayerPooling."""
+"""A weighted mean of the layers' token states, before they are pooled.
+
+Sentence-transformers' WeightedLayerPooling.
+"""
 
 from __future__ import annotations
 

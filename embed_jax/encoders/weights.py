@@ -1,4 +1,7 @@
-"""safetensors files <-> a backbone's parameter tree, by the family's table of names; strict both ways."""
+"""safetensors files <-> a backbone's parameter tree, by the family's table of names.
+
+Strict both ways.
+"""
 
 from __future__ import annotations
 
@@ -112,7 +115,10 @@ def open_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_header(path: Path) -> tuple[int, dict[str, tuple[str, tuple[int, ...], int, int]]]:
-    """Where a file's data starts, and of each tensor the dtype, the shape and its place there: first byte, end."""
+    """Where a file's data starts, and of each tensor the dtype, the shape and its place there.
+
+    First byte, end.
+    """
     size = path.stat().st_size
     with open(path, "rb") as file:
         start = 8 + int.from_bytes(file.read(8), "little")
@@ -167,7 +173,10 @@ def read_json(path: Path, kinds: Mapping[str, str] | None = None) -> dict[str, A
 
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray], **metadata: str) -> None:
-    """Writes tensors so that transformers' and sentence-transformers' torch classes read them; `metadata` beside."""
+    """Writes tensors so that transformers' and sentence-transformers' torch classes read them.
+
+    `metadata` beside.
+    """
     from safetensors.numpy import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -222,7 +231,9 @@ def params_from_tensors(
     *,
     put: Put | None = None,
 ) -> Params:
-    """The backbone's tree from tensors under Hugging Face's names; all of them are checked before one is read.
+    """The backbone's tree from tensors under Hugging Face's names.
+
+    All of them are checked before one is read.
 
     Args:
         shapes: the tree's arrays or `jax.ShapeDtypeStruct`s; layers stacked on the leading axis of
@@ -286,7 +297,10 @@ def params_from_tensors(
 
 
 def _reader(shape: tuple[int, ...], views: list[np.ndarray]) -> tuple[np.dtype, Read]:
-    """The dtype of a leaf, and what reads a slice of it: of one tensor, or of one for each layer."""
+    """The dtype of a leaf, and what reads a slice of it.
+
+    Of one tensor, or of one for each layer.
+    """
     dtypes = {view.dtype for view in views}
     dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
 
@@ -303,7 +317,10 @@ def _whole(path: str, shape: tuple[int, ...], dtype: np.dtype, read: Read) -> np
 
 
 def tensors_from_params(family: Family, params: Params) -> dict[str, np.ndarray]:
-    """The inverse of `params_from_tensors`: tensors under Hugging Face's names, of the parameters' own dtypes."""
+    """The inverse of `params_from_tensors`.
+
+    Tensors under Hugging Face's names, of the parameters' own dtypes.
+    """
     parts: dict[str, dict[int, np.ndarray]] = {}
     for path, leaf in flatten_dict(jax.device_get(params), sep="/").items():
         name, transposed, part, _ = _source(family.tensors, path)

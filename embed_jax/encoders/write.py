@@ -1,4 +1,7 @@
-"""Writes a model's directory, which sentence-transformers and transformers read; whole or not at all."""
+"""Writes a model's directory, which sentence-transformers and transformers read.
+
+Whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -110,7 +113,9 @@ def write_model(
 def write_routes(
     directory: Path, routes: Mapping[str, Sequence[Module]], settings: Mapping[str, Any], **rules
 ) -> None:
-    """Writes a directory with a Router, as sentence-transformers does from version 5 on; atomic, as `write_model`.
+    """Writes a directory with a Router, as sentence-transformers does from version 5 on.
+
+    Atomic, as `write_model`.
 
     Args:
         routes: what texts pass, by route, of `modules_of`; modules that share their parameters are
@@ -282,7 +287,10 @@ def whole_directory(directory: Path) -> Iterator[Path]:
 
 
 def _put_in_place(new: Path, directory: Path) -> None:
-    """Renames `new` to `directory`; a model that stood there is moved aside first and removed last."""
+    """Renames `new` to `directory`.
+
+    A model that stood there is moved aside first and removed last.
+    """
     present = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
     if not present:
         os.replace(new, directory)  # over an empty directory too

@@ -1,4 +1,7 @@
-"""Writes a cross-encoder's directory, which sentence-transformers and transformers read; whole or not at all."""
+"""Writes a cross-encoder's directory, which sentence-transformers and transformers read.
+
+Whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -81,5 +84,8 @@ def write_classifier(
 
 
 def _full_name(name: str, prefix: str) -> str:
-    """transformers' name of a tensor: the head's stand beside the backbone, whose names begin with its prefix."""
+    """transformers' name of a tensor.
+
+    The head's stand beside the backbone, whose names begin with its prefix.
+    """
     return name if name.startswith(("classifier.", "pre_classifier.")) else prefix + name

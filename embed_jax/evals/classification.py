@@ -35,7 +35,9 @@ def open_task(
     experiments: int = EXPERIMENTS,
     seed: int = SEED,
 ) -> Task:
-    """Classification by mteb's protocol: the mean accuracy of experiments that each learn from a few examples.
+    """Classification by mteb's protocol.
+
+    The mean accuracy of experiments that each learn from a few examples.
 
     Training texts that no experiment draws are not embedded.
 

@@ -87,7 +87,10 @@ class Comparison:
         return f"Adopt it: the new model is better than the old one, {interval}, and ahead of BM25 by {over_bm25:.4f}."
 
     def examples(self, count: int = 3) -> str:
-        """Searches of queries evenly spread over the task, not chosen by their outcome; * marks what is relevant."""
+        """Searches of queries evenly spread over the task, not chosen by their outcome.
+
+        * marks what is relevant.
+        """
         lines = []
         searched = list(self.qrels)
         for query in searched[:: max(len(searched) // count, 1)][:count]:

@@ -168,7 +168,10 @@ def against_random(
     *,
     seed: int = 0,
 ) -> tuple[Float[np.ndarray, " J"], Float[np.ndarray, "Q R"]]:
-    """The similarity of each query with its relevant documents, and with R others; R is 1000, or what there is."""
+    """The similarity of each query with its relevant documents, and with R others.
+
+    R is 1000, or what there is.
+    """
     relevant = pairwise_similarity(queries[judged.query], corpus[judged.document], similarity)
     rng, others = np.random.default_rng(seed), []
     for row, own in enumerate(judged.own):
@@ -396,7 +399,10 @@ def negatives(
 def others_positives(
     anchors: Sequence[str], positives: Sequence[str], number: int = RANDOM, *, seed: int = 0
 ) -> Int[np.ndarray, "n R"]:
-    """For each row `number` others, or all, of which neither text is one of its own; -1 where one drawn is not so."""
+    """For each row `number` others, or all, of which neither text is one of its own.
+
+    -1 where one drawn is not so.
+    """
     texts: dict[str, int] = {}
     code = [
         np.array([texts.setdefault(text.strip(), len(texts)) for text in side])

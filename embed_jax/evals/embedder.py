@@ -19,7 +19,9 @@ Options = Callable[[Use], Mapping[str, Any]]
 
 
 class Embedder:
-    """Embeds texts for tasks, each once for all tasks of a run: what was embedded before comes from a file.
+    """Embeds texts for tasks, each once for all tasks of a run.
+
+    What was embedded before comes from a file.
 
     The file is nameless and goes with the process; in memory there are 16 bytes and a number for
     each text.
@@ -99,7 +101,9 @@ def prompt_options(
     corpus_prompt_name: str | None = None,
     instruction: str | None = None,
 ) -> Options:
-    """What each use of texts asks of a model's `encode`: the prompt that its user names, or the model's own.
+    """What each use of texts asks of a model's `encode`.
+
+    The prompt that its user names, or the model's own.
 
     Its own are, in this order: what its template makes of the use's instruction; the prompt of its
     `prompts` for the task, the kind of task or the side (`prompts.prompt_for`); its default.

@@ -1,4 +1,6 @@
-"""Geometry of an embedding space: how close positives are, how evenly texts are spread, who is everyone's neighbour.
+"""Geometry of an embedding space.
+
+How close positives are, how evenly texts are spread, who is everyone's neighbour.
 
 All numbers are of embeddings made length 1, in float64. They describe a space and do not rank
 models: evenly spread noise has the best uniformity, isotropy and effective rank. Compare them for
@@ -66,7 +68,9 @@ def average_cosine(embeddings: Float[np.ndarray, "N D"]) -> float:
 
 
 def isotropy(embeddings: Float[np.ndarray, "N D"]) -> float:
-    """min Z(c) / max Z(c), where Z(c) = sum_i exp(c . x_i), over eigenvectors c of X^T X; 1 is isotropic.
+    """min Z(c) / max Z(c), where Z(c) = sum_i exp(c . x_i), over eigenvectors c of X^T X.
+
+    1 is isotropic.
 
     Mu and Viswanath (2018), "All-but-the-Top", section 2.2. Here c also ranges over the
     eigenvectors' negatives, as their signs are arbitrary, and vectors have length 1: e^-2 is the
@@ -101,12 +105,18 @@ def rank_of_spectrum(values: Float[np.ndarray, " R"]) -> float:
 
 
 def dimension_variances(embeddings: Float[np.ndarray, "N D"]) -> Float[np.ndarray, " D"]:
-    """Variance of each dimension over the texts, divided by N; 1/D each where spread evenly, 0 where collapsed."""
+    """Variance of each dimension over the texts, divided by N.
+
+    1/D each where spread evenly, 0 where collapsed.
+    """
     return _unit(embeddings).var(axis=0)
 
 
 def first_component(embeddings: Float[np.ndarray, "N D"]) -> float:
-    """Share of the variance that lies along the first principal component; nan if all vectors are the same."""
+    """Share of the variance that lies along the first principal component.
+
+    Nan if all vectors are the same.
+    """
     unit = _unit(embeddings)
     variances = np.linalg.svd(unit - unit.mean(axis=0), compute_uv=False) ** 2 / len(unit)
     return float(variances[0] / variances.sum()) if variances.sum() > SAME else float("nan")
@@ -115,7 +125,9 @@ def first_component(embeddings: Float[np.ndarray, "N D"]) -> float:
 def k_occurrence(
     embeddings: Float[np.ndarray, "N D"], k: int = NEIGHBOURS
 ) -> Int[np.ndarray, " N"]:
-    """N_k: among the k nearest of how many others each vector is; k on average. Exact; of equally near ones any.
+    """N_k: among the k nearest of how many others each vector is; k on average.
+
+    Exact; of equally near ones any.
 
     Raises:
         InputError: for a k that is not from 1 to N - 1.
@@ -134,7 +146,9 @@ def k_occurrence(
 
 
 def hubness(embeddings: Float[np.ndarray, "N D"], k: int = NEIGHBOURS) -> float:
-    """Skewness of `k_occurrence`: the larger, the more a few vectors are neighbours of many; 0 if all occur alike.
+    """Skewness of `k_occurrence`: the larger, the more a few vectors are neighbours of many.
+
+    0 if all occur alike.
 
     mean (N_k - k)^3 / sd^3. Radovanovic, Nanopoulos, Ivanovic (2010), "Hubs in Space", section 2.1.
     """
@@ -144,7 +158,9 @@ def hubness(embeddings: Float[np.ndarray, "N D"], k: int = NEIGHBOURS) -> float:
 
 
 def nearest_to_farthest(embeddings: Float[np.ndarray, "N D"]) -> float:
-    """Mean over vectors of the distance to the nearest other, divided by that to the farthest; 1 if all are the same.
+    """Mean over vectors of the distance to the nearest other, divided by that to the farthest.
+
+    1 if all are the same.
 
     Near 1 the nearest neighbour means little: Beyer et al. (1999), "When Is 'Nearest Neighbor'
     Meaningful?".

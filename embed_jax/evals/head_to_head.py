@@ -48,7 +48,9 @@ class HeadToHead:
     left_out: tuple[str, ...] = ()
 
     def outcome(self, task: str) -> str:
-        """A or B: this one is better on the task; SAME: they differ by less than the margin; OPEN: cannot be told.
+        """A or B: this one is better on the task; SAME: they differ by less than the margin.
+
+        OPEN: cannot be told.
 
         Better means that the adjusted test, at 0.05, and the 95 % interval agree on it, and that
         the interval is not all within the margin. SAME means that it is.

@@ -1,4 +1,6 @@
-"""Instruction following (FollowIR, Weller et al. 2024): does a changed instruction move the documents that it excludes?
+"""Instruction following (FollowIR, Weller et al. 2024).
+
+Does a changed instruction move the documents that it excludes?
 
 Each query is asked twice, with its original instruction and with one under which fewer documents
 are relevant. A model that follows instructions ranks the documents that are no longer relevant
@@ -44,7 +46,9 @@ Lists = Mapping[str, Sequence[str]]  # document ids by query id
 
 @dataclasses.dataclass(frozen=True)
 class Instructed:
-    """Queries with two instructions each. The fields of two have the original first, then the changed.
+    """Queries with two instructions each.
+
+    The fields of two have the original first, then the changed.
 
     Attributes:
         corpus: documents by id.
@@ -131,7 +135,10 @@ def p_mrr(original: Run, changed: Run, excluded: Lists) -> dict[str, float]:
 
 
 def _runs(asked: Instructed, embed: Embed, use: Callable[[str], Use], similarity: str) -> list[Run]:
-    """The rankings under both instructions; of equal scores the larger id comes first, as in trec_eval and mteb."""
+    """The rankings under both instructions.
+
+    Of equal scores the larger id comes first, as in trec_eval and mteb.
+    """
     encode_query, encode_document = (
         functools.partial(embed, use=use(side)) for side in (QUERY, DOCUMENT)
     )

@@ -39,7 +39,9 @@ class LeaderboardRow:
 
 
 def read_board(folder: Path) -> dict[str, dict[str, TaskResult]]:
-    """The results in a folder with a directory for each model; or those of one model, in that directory itself.
+    """The results in a folder with a directory for each model.
+
+    Or those of one model, in that directory itself.
 
     Raises:
         InputError: for a folder without results, or two directories of one model.
@@ -66,7 +68,9 @@ def common_tasks(board: Board) -> list[str]:
 
 
 def ranking(board: Board) -> list[LeaderboardRow]:
-    """The models, best first, by the mean over the tasks that all have; names that differ in a seed are one model.
+    """The models, best first, by the mean over the tasks that all have.
+
+    Names that differ in a seed are one model.
 
     Raises:
         InputError: if no task is common to all, or models have other main scores or numbers of
@@ -106,7 +110,10 @@ def ranking(board: Board) -> list[LeaderboardRow]:
 
 
 def task_table(board: Board, baseline: str = "") -> tuple[list[str], list[list[str]]]:
-    """Header and rows: a task a row, a model a column, main scores with 95 % intervals; the average last."""
+    """Header and rows: a task a row, a model a column, main scores with 95 % intervals.
+
+    The average last.
+    """
     names = list(dict.fromkeys(name for results in board.values() for name in results))
     rows = []
     for name in names:

@@ -26,7 +26,10 @@ def pearson(a: Float[np.ndarray, " N"], b: Float[np.ndarray, " N"]) -> float:
 
 
 def spearman(a: Float[np.ndarray, " N"], b: Float[np.ndarray, " N"]) -> float:
-    """Spearman's correlation: Pearson's of the ranks, equal values sharing their mean rank; nan as `pearson`."""
+    """Spearman's correlation: Pearson's of the ranks, equal values sharing their mean rank.
+
+    Nan as `pearson`.
+    """
     from scipy.stats import rankdata
 
     return pearson(rankdata(a), rankdata(b))
@@ -35,7 +38,9 @@ def spearman(a: Float[np.ndarray, " N"], b: Float[np.ndarray, " N"]) -> float:
 def ndcg(
     gains: Float[np.ndarray, "Q K"], ideal: Float[np.ndarray, "Q J"], k: int
 ) -> Float[np.ndarray, " Q"]:
-    """nDCG@k with the relevance itself as gain: sum_i rel_i / log2(i + 1), over the same sum of the best ranking.
+    """nDCG@k with the relevance itself as gain.
+
+    Sum_i rel_i / log2(i + 1), over the same sum of the best ranking.
 
     Järvelin and Kekäläinen 2002 as in trec_eval's ndcg_cut; not the variant with 2^rel - 1.
     """
@@ -86,7 +91,9 @@ def bootstrap_interval(
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval (Efron 1979): `statistic` on n indices drawn with replacement, again and again.
+    """Percentile bootstrap interval (Efron 1979).
+
+    `statistic` on n indices drawn with replacement, again and again.
 
     Args:
         n: how many examples (queries, pairs) there are.
@@ -105,7 +112,10 @@ def bootstrap(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Float[np.ndarray, " R"]:
-    """`statistic` on n indices drawn with replacement, again and again; the same indices for the same n and seed."""
+    """`statistic` on n indices drawn with replacement, again and again.
+
+    The same indices for the same n and seed.
+    """
     rng = np.random.default_rng(seed)
     return np.array([statistic(rng.integers(n, size=n)) for _ in range(resamples)])
 
@@ -113,7 +123,10 @@ def bootstrap(
 def percentile_interval(
     values: Float[np.ndarray, " R"], confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Lower and upper end of the middle of resampled values; nan among them is left out, of nothing else it is nan."""
+    """Lower and upper end of the middle of resampled values.
+
+    Nan among them is left out, of nothing else it is nan.
+    """
     values = values[~np.isnan(values)]
     if not len(values):
         return math.nan, math.nan
@@ -124,7 +137,9 @@ def percentile_interval(
 def metric_intervals(
     n: int, metrics: Callable[[Int[np.ndarray, " N"]], Mapping[str, float]]
 ) -> dict[str, tuple[float, float]]:
-    """`bootstrap_interval` of each of several metrics of the same n items; each resample serves them all.
+    """`bootstrap_interval` of each of several metrics of the same n items.
+
+    Each resample serves them all.
 
     Args:
         metrics: of the items with these numbers, by name.
@@ -139,7 +154,10 @@ def metric_intervals(
 def spearman_of(
     a: Float[np.ndarray, " N"], b: Float[np.ndarray, " N"]
 ) -> Callable[[Int[np.ndarray, " M"]], float]:
-    """`lambda i: spearman(a[i], b[i])` for `bootstrap`: ranks come from counting, so that no resample is sorted."""
+    """`lambda i: spearman(a[i], b[i])` for `bootstrap`.
+
+    Ranks come from counting, so that no resample is sorted.
+    """
     levels = [np.unique(side, return_inverse=True)[1] for side in (a, b)]
 
     def ranks(level: Int[np.ndarray, " M"]) -> Float[np.ndarray, " M"]:

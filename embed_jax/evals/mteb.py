@@ -134,7 +134,9 @@ def mteb_model(model: SentenceEncoder | RoutedEncoder, name: str = "") -> MtebMo
 
 
 def task_instruction(model: SentenceEncoder | RoutedEncoder, task: TaskMetadata, side: str) -> str:
-    """What a model with a template for instructions is told of a task of mteb; "": its prompts serve.
+    """What a model with a template for instructions is told of a task of mteb.
+
+    "": its prompts serve.
 
     A prompt of the model for the task or its type counts more than the task's own instruction,
     which counts more than the model's prompt for queries: that one is what its template makes of an
@@ -158,7 +160,10 @@ def task_instruction(model: SentenceEncoder | RoutedEncoder, task: TaskMetadata,
 
 
 def revision(model: SentenceEncoder | RoutedEncoder) -> str:
-    """16 hex digits of what a model's embeddings depend on: parameters, architecture, prompts, limit of tokens."""
+    """16 hex digits of what a model's embeddings depend on.
+
+    Parameters, architecture, prompts, limit of tokens.
+    """
     digest = hashlib.sha256()
     for one in _encoders(model):
         settings = [
@@ -281,7 +286,10 @@ def _retrieval(data: str, split: str) -> _Read:
 
 
 def _reranking(data: str, split: str) -> _Read:
-    """Each record's first query; equal scores rank by name, the last first: so negatives, as in evals/reranking.py."""
+    """Each record's first query; equal scores rank by name, the last first.
+
+    So negatives, as in evals/reranking.py.
+    """
     corpus, queries, qrels = {}, {}, {}
     records = list(zip(*readers.read_reranking(data, split), strict=True))
     for number, (asked, positives, negatives) in enumerate(records):
@@ -375,7 +383,10 @@ def _summarization(data: str, split: str) -> _Read:
 
 
 class _Kind(NamedTuple):
-    """What mteb calls a kind of task: its class, its type, the usual main score; and what reads our data of it."""
+    """What mteb calls a kind of task: its class, its type, the usual main score.
+
+    And what reads our data of it.
+    """
 
     base: str
     type: str

@@ -28,7 +28,10 @@ from embed_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """Where a test item was seen: number of the first training text (from 0), and one n-gram they share."""
+    """Where a test item was seen.
+
+    Number of the first training text (from 0), and one n-gram they share.
+    """
 
     training_text: int
     words: str
@@ -54,7 +57,10 @@ class Overlap:
         return float(self.flags.mean())
 
     def examples(self, count: int = 5) -> list[str]:
-        """Lines to look at, of items evenly spread over those that overlap: judge whether they are copies."""
+        """Lines to look at, of items evenly spread over those that overlap.
+
+        Judge whether they are copies.
+        """
         items = sorted(self.matches)
         spread = items[:: max(len(items) // count, 1)][:count]
         matches = [(item, self.matches[item]) for item in spread]
@@ -75,7 +81,9 @@ class CleanScore:
 
 
 def overlap(test_texts: Sequence[str], training_texts: Iterable[str], *, n: int = 8) -> Overlap:
-    """Finds the test items that share n words in a row with a training text; see above for what that does not say.
+    """Finds the test items that share n words in a row with a training text.
+
+    See above for what that does not say.
 
     A text stands for the set of its n-grams of normalised words or, if it is shorter, for the whole
     of it, which must then be the whole of a training text too. Normalised: Unicode NFKC, lower
@@ -163,7 +171,10 @@ _BLANKS = _Blanks()
 
 
 def normalized_words(text: str) -> list[str]:
-    """Words in lower case without punctuation, after Unicode NFKC: "Don't STOP!" -> don, t, stop."""
+    """Words in lower case without punctuation, after Unicode NFKC.
+
+    "Don't STOP!" -> don, t, stop.
+    """
     return unicodedata.normalize("NFKC", text).lower().translate(_BLANKS).split()
 
 

@@ -23,7 +23,9 @@ METRICS = ("accuracy", "f1", "precision", "recall", "ap")
 
 
 def open_task(data: str, split: str = "test", *, name: str = "") -> Task:
-    """Pair classification by mteb's protocol; the main score is the best similarity's average precision, "max_ap".
+    """Pair classification by mteb's protocol.
+
+    The main score is the best similarity's average precision, "max_ap".
 
     Args:
         data, split: see `read_labelled_pairs`.

@@ -1,4 +1,6 @@
-"""Long documents that differ in one sentence, after LongEmbed (Zhu et al. 2024): is it in their embeddings?
+"""Long documents that differ in one sentence, after LongEmbed (Zhu et al. 2024).
+
+Is it in their embeddings?
 
 Documents of a length are the same filler, each with a fact about its own subject at its own depth.
 A query asks for one fact; right is the document that has it, found by the similarity of embeddings.
@@ -107,7 +109,9 @@ def open_task(
     passage_words: int = 0,
     passage_overlap: int = 0,
 ) -> Task:
-    """A task whose main score is "accuracy@1" over all lengths; "accuracy@1_256" and so on are those of each length.
+    """A task whose main score is "accuracy@1" over all lengths.
+
+    "accuracy@1_256" and so on are those of each length.
 
     Args:
         data: the documents' lengths in words, separated by commas. English text has about 1.3

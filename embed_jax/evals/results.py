@@ -131,7 +131,9 @@ def read_result(path: Path) -> TaskResult:
 
 
 def read_results(path: Path) -> dict[str, TaskResult]:
-    """The results of one model by the task's name: a file, or a directory with a file for each task.
+    """The results of one model by the task's name.
+
+    A file, or a directory with a file for each task.
 
     Raises:
         InputError: for a path without results, or two of one name.
@@ -187,7 +189,10 @@ def seen_in_training(
 
 
 def fingerprint(*parts: Any) -> str:
-    """16 hex digits that differ where a part does: plain values, and files or directories by what they hold."""
+    """16 hex digits that differ where a part does.
+
+    Plain values, and files or directories by what they hold.
+    """
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         for file in _files(part):

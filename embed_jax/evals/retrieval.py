@@ -1,4 +1,7 @@
-"""Retrieval in the manner of BEIR: search a corpus, score the rankings against graded judgements."""
+"""Retrieval in the manner of BEIR.
+
+Search a corpus, score the rankings against graded judgements.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,9 @@ def open_task(
     passage_words: int = 0,
     passage_overlap: int = 0,
 ) -> Task:
-    """Retrieval by BEIR's and mteb's protocol; the main score is nDCG at the cut-off 10, or at the lowest without it.
+    """Retrieval by BEIR's and mteb's protocol.
+
+    The main score is nDCG at the cut-off 10, or at the lowest without it.
 
     Args:
         data, split: see `open_retrieval_task`.
@@ -198,7 +203,9 @@ def search_task(
 
 
 def score_run(run: Run, qrels: Qrels, *, ks: Sequence[int] = (10,)) -> RetrievalResult:
-    """nDCG, MRR, recall and MAP at each cut-off, defined as trec_eval's; see `embed_jax.evals.metrics`.
+    """nDCG, MRR, recall and MAP at each cut-off, defined as trec_eval's.
+
+    See `embed_jax.evals.metrics`.
 
     Args:
         run: {query id: {document id: score}}, *best first*: the order counts, not the scores, so
@@ -239,7 +246,9 @@ def small_corpus(documents: int, k: int = 10) -> str | None:
 def check_qrels(
     corpus: TextsById, queries: TextsById, qrels: Qrels, *, ignore_identical_ids: bool = True
 ) -> None:
-    """Checks that the judgements fit; a judged document that isn't in the corpus is one that no search finds.
+    """Checks that the judgements fit.
+
+    A judged document that isn't in the corpus is one that no search finds.
 
     Args:
         ignore_identical_ids: False warns if queries would find themselves.
@@ -262,7 +271,10 @@ def check_qrels(
 
 
 def self_matches(corpus: TextsById, queries: TextsById, qrels: Qrels) -> str | None:
-    """A line if queries are documents: equal ids and equal texts, not judged relevant to themselves."""
+    """A line if queries are documents.
+
+    Equal ids and equal texts, not judged relevant to themselves.
+    """
     count = sum(
         query in corpus
         and judged.get(query, 0) <= 0

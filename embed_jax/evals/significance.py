@@ -42,7 +42,10 @@ class PairedDifference:
 
 @dataclasses.dataclass(frozen=True)
 class SeedSummary:
-    """Scores of the same training with n seeds: mean, standard deviation (n - 1), and interval of the mean."""
+    """Scores of the same training with n seeds.
+
+    Mean, standard deviation (n - 1), and interval of the mean.
+    """
 
     mean: float
     sd: float
@@ -127,7 +130,9 @@ def paired_average_precision(
     resamples: int = 2000,
     seed: int = 0,
 ) -> PairedDifference:
-    """The difference of two systems' average precisions on the same labelled pairs; the test is `paired_spearman`'s.
+    """The difference of two systems' average precisions on the same labelled pairs.
+
+    The test is `paired_spearman`'s.
 
     Of equal ranks, which exchanges make, those of label 0 come first, for both systems alike.
 
@@ -223,7 +228,9 @@ def holm(p_values: Sequence[float] | Float[np.ndarray, " T"]) -> Float[np.ndarra
 
 
 def seed_summary(scores: Sequence[float], *, confidence: float = 0.95) -> SeedSummary:
-    """Mean, standard deviation and Student's t interval of one score over seeds: mean +- t_(n-1) sd / sqrt(n).
+    """Mean, standard deviation and Student's t interval of one score over seeds.
+
+    Mean +- t_(n-1) sd / sqrt(n).
 
     It is an interval of the mean over seeds on these very test items, and takes the scores to be
     roughly normal. With one seed the spread is unknown: sd and interval are nan.

@@ -78,7 +78,10 @@ def open_task(
 def cosine_of_pairs(
     encode: Encode, sentences1: Sequence[str], sentences2: Sequence[str]
 ) -> Float[np.ndarray, " N"]:
-    """Cosine similarity of each pair; each distinct text is encoded once. A zero vector is similar to nothing: 0."""
+    """Cosine similarity of each pair; each distinct text is encoded once.
+
+    A zero vector is similar to nothing: 0.
+    """
     return pairwise_similarity(*encode_columns(encode, sentences1, sentences2), "cosine")
 
 
@@ -138,7 +141,10 @@ def sts_evaluator(
 def _intervals(
     similarities: Float[np.ndarray, " N"], gold: Float[np.ndarray, " N"], subsets: Sequence[str]
 ) -> dict[str, tuple[float, float]]:
-    """Bootstrap intervals of `sts_metrics`; for means over subsets each subset is resampled by itself."""
+    """Bootstrap intervals of `sts_metrics`.
+
+    For means over subsets each subset is resampled by itself.
+    """
     correlations = {
         "spearman": spearman_of(similarities, gold),
         "pearson": lambda i: pearson(similarities[i], gold[i]),

@@ -135,7 +135,9 @@ def named(task: str, data: str, split: str) -> str:
 
 
 def known_split(data: str, split: str) -> str | None:
-    """The part of a data set that is evaluated: the one asked for, or what a file is called; None: it isn't known.
+    """The part of a data set that is evaluated: the one asked for, or what a file is called.
+
+    None: it isn't known.
 
     Args:
         data: a directory or a data set that has splits, or one file, which has none whatever is

@@ -19,7 +19,9 @@ CORRELATIONS = {"spearman": spearman, "pearson": pearson}
 
 
 def open_task(data: str, split: str = "test", *, name: str = "") -> Task:
-    """Summarisation by mteb's protocol: the mean over texts of rank correlations, "cosine_spearman".
+    """Summarisation by mteb's protocol.
+
+    The mean over texts of rank correlations, "cosine_spearman".
 
     A text all of whose ratings or all of whose machine summaries are equal is left out, with a
     note, as in mteb. The summarised texts themselves are not embedded.

@@ -75,7 +75,9 @@ STATISTICS: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Items:
-    """What a task's main score is made of, item by item: what intervals, comparisons and overlap checks work on.
+    """What a task's main score is made of, item by item.
+
+    What intervals, comparisons and overlap checks work on.
 
     Attributes:
         values: of each item (query, pair, text): its own score, or a similarity to compare with
@@ -99,7 +101,10 @@ class Items:
         )
 
     def resampled(self, resamples: int = 1000, seed: int = 0) -> Float[np.ndarray, " R"]:
-        """The score of items drawn with replacement, again and again; the same draws for the same number of items."""
+        """The score of items drawn with replacement, again and again.
+
+        The same draws for the same number of items.
+        """
         of = self.score
         if self.statistic == "spearman":
             of = spearman_of(np.asarray(self.values), np.asarray(self.gold))

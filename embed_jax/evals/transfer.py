@@ -1,4 +1,6 @@
-"""Transfer in the manner of SentEval (Conneau and Kiela 2018): logistic regression on frozen embeddings.
+"""Transfer in the manner of SentEval (Conneau and Kiela 2018).
+
+Logistic regression on frozen embeddings.
 
 Without a split to learn from, texts are cross-validated (MR, CR, SUBJ, MPQA); else a classifier
 learns from `train` and is tested on `split` (TREC; SST2 also has a `dev` split, for the strength of
@@ -378,7 +380,10 @@ def _places(data: str, split: str, train: str, dev: str) -> dict[str, tuple[str,
 def _read(
     places: dict[str, tuple[str, str]], label: str, learnt: str, folds: int
 ) -> tuple[dict[str, list[tuple[str, ...]]], dict[str, Int[np.ndarray, " _"]]]:
-    """Texts, or pairs, and the numbers of their labels, by split; two labels or more are in each fold of `learnt`."""
+    """Texts, or pairs, and the numbers of their labels, by split.
+
+    Two labels or more are in each fold of `learnt`.
+    """
     texts, found = {}, {}
     for part, where in places.items():
         rows = read_rows(*where)

@@ -98,7 +98,10 @@ def model_card(model: SentenceEncoder | CrossEncoder, about: CardContent) -> str
 
 
 def metadata(model: SentenceEncoder | CrossEncoder, about: CardContent) -> str:
-    """The card's YAML block, in the hub's own terms: https://github.com/huggingface/hub-docs, modelcard.md."""
+    """The card's YAML block, in the hub's own terms.
+
+    Https://github.com/huggingface/hub-docs, modelcard.md.
+    """
     from huggingface_hub import EvalResult, ModelCardData
 
     crossing = isinstance(model, CrossEncoder)
@@ -356,7 +359,10 @@ def _evaluation(found: Sequence[Scores], run: TrainingRun | None) -> str:
 
 
 def _shown(scores: Scores, found: Sequence[Scores]) -> dict[str, float]:
-    """All metrics of a task, except those of its single experiments; of many tasks the main one of each."""
+    """All metrics of a task, except those of its single experiments.
+
+    Of many tasks the main one of each.
+    """
     if len(found) > MANY:
         return {scores.main: scores.metrics[scores.main]}
     single = {name for names in _experiments(scores).values() for name in names}

@@ -102,7 +102,9 @@ def write_plain(model: SentenceEncoder, directory: Path) -> None:
 
 
 def truncated(model: SentenceEncoder, dim: int) -> SentenceEncoder:
-    """The model with embeddings of the first `dim` numbers, made length 1 again: `encode(texts, dim=dim)` of the whole.
+    """The model with embeddings of the first `dim` numbers, made length 1 again.
+
+    `encode(texts, dim=dim)` of the whole.
 
     The last Dense loses columns if nothing but a Normalize follows it; else one is added, which
     takes the first numbers.

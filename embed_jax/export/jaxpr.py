@@ -1,4 +1,6 @@
-"""A traced JAX function as an ONNX graph: each of its primitives in ONNX's operators, loops unrolled.
+"""A traced JAX function as an ONNX graph.
+
+Each of its primitives in ONNX's operators, loops unrolled.
 
 Dimensions may be symbolic (`jax.export.symbolic_shape`), and stay so. What depends on known arrays
 alone is computed here, and what is broadcast stays small as long as ONNX's own broadcasting makes

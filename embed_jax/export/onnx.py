@@ -264,7 +264,9 @@ def _without_warnings() -> Iterator[None]:
 def encode_onnx(
     path: str | Path, model: SentenceEncoder, texts: Sequence[str], *, prompt: str = ""
 ) -> Float[np.ndarray, "N D"]:
-    """Embeddings of texts by ONNX Runtime on CPU, of `model`'s tokens; batches of different sizes in turn.
+    """Embeddings of texts by ONNX Runtime on CPU, of `model`'s tokens.
+
+    Batches of different sizes in turn.
 
     Args:
         prompt: put before each text.

@@ -82,7 +82,10 @@ class Graph:
     """
 
     def __init__(self, inputs: Mapping[str, tuple[Any, Sequence[Size]]], int8_tables: bool = False):
-        """`inputs`: by name, dtype and shape; a dimension that is a name alone is read off the first that has it."""
+        """`inputs`: by name, dtype and shape.
+
+        A dimension that is a name alone is read off the first that has it.
+        """
         self.int8_tables = int8_tables
         self.inputs = {
             name: Tensor(name, tuple(shape), tuple(shape), np.dtype(dtype))
@@ -140,7 +143,10 @@ class Graph:
         )
 
     def _dimension(self, size: Size) -> Tensor:
-        """One size, as a tensor of one number: a number, a name of an input's dimension, or a product of them."""
+        """One size, as a tensor of one number.
+
+        A number, a name of an input's dimension, or a product of them.
+        """
         factors = [self._factor(factor) for factor in str(size).split("*")]
         return functools.reduce(lambda a, b: self.node("Mul", [a, b], (1,), np.int64), factors)
 
@@ -373,7 +379,9 @@ def data_file(path: Path) -> Path:
 
 
 def write_proto(model: Any, path: Path) -> None:
-    """Writes an `onnx.ModelProto`, whole or not at all; one of 2 GiB or more with its tensors in `path`.data beside it.
+    """Writes an `onnx.ModelProto`, whole or not at all.
+
+    One of 2 GiB or more with its tensors in `path`.data beside it.
 
     The same bytes for the same model.
     """

@@ -1,4 +1,7 @@
-"""Operators of ONNX that stand for several nodes: softmax, layer norm, GELU. Found as the last of the nodes is made."""
+"""Operators of ONNX that stand for several nodes: softmax, layer norm, GELU.
+
+Found as the last of the nodes is made.
+"""
 
 from __future__ import annotations
 

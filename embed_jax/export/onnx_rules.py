@@ -321,8 +321,11 @@ def _gather(graph: Graph, params: Any, table: Tensor, index: Tensor) -> Tensor:
 
 @rule("dot_general")
 def _dot_general(graph: Graph, params: Any, left: Tensor, right: Tensor) -> Tensor:
-    """MatMul of `[batch, rows, k]` and `[batch, k, columns]`, whatever the order of axes was; 16 bits are kept for
-    products with constants, whose results are then of 16 bits too, and others are in what was asked for."""
+    """MatMul of `[batch, rows, k]` and `[batch, k, columns]`, whatever the order of axes was.
+
+    16 bits are kept for products with constants, whose results are then of 16 bits too, and others
+    are in what was asked for.
+    """
     (left_sum, right_sum), (left_batch, right_batch) = params["dimension_numbers"]
     wanted = np.dtype(params["preferred_element_type"] or left.dtype)
     if not right.known and not left.known:

@@ -37,7 +37,9 @@ def check_push(name: str) -> None:
 def push(
     directory: Path, name: str, *, private: bool = False, revision: str = "", message: str = ""
 ) -> str:
-    """Uploads all files of a directory in one commit, and makes the repository if there is none; returns its address.
+    """Uploads all files of a directory in one commit, and makes the repository if there is none.
+
+    Returns its address.
 
     Files that are there already and not in the directory stay. The hub is that of HF_ENDPOINT, the
     token of HF_TOKEN or `hf auth login`.

@@ -1,4 +1,7 @@
-"""What a run says about itself on disk: its config, its data sets, its log; as far as a model card tells it."""
+"""What a run says about itself on disk: its config, its data sets, its log.
+
+As far as a model card tells it.
+"""
 
 from __future__ import annotations
 
@@ -130,7 +133,10 @@ class TrainingRun:
         return max((line["step"] for line in self.log), default=0)
 
     def chosen(self) -> tuple[int, float] | None:
-        """The step at which `eval.metric` was best, and its value there; None where nothing chose the model."""
+        """The step at which `eval.metric` was best, and its value there.
+
+        None where nothing chose the model.
+        """
         about, best = self.config["eval"], None
         for line in self.log:  # as the training loop does
             value = line.get(about["metric"])
@@ -155,7 +161,10 @@ class TrainingRun:
         return sum(session.seconds for session in self.sessions)
 
     def each(self, what: str) -> str:
-        """What the sessions were computed on: "machine" or "software"; where that changed, one after the other."""
+        """What the sessions were computed on: "machine" or "software".
+
+        Where that changed, one after the other.
+        """
         return "; then ".join(dict.fromkeys(getattr(session, what) for session in self.sessions))
 
     def median(self, name: str) -> float | None:

@@ -127,7 +127,9 @@ class Loss:
     def __call__(
         self, *embeddings: Any, params: Params | None = None, **keywords: Any
     ) -> Float[Array, " B"]:
-        """The value of each example, from the same function that training runs; 0 for one that does not count.
+        """The value of each example, from the same function that training runs.
+
+        0 for one that does not count.
 
         Args:
             embeddings: those of a column each: anchors, positives, negatives. `[B, D]`, or what the
@@ -171,7 +173,10 @@ class Loss:
         return jnp.where(weights > 0.0, values, 0.0)
 
     def init(self, dim: int, key: PRNGKeyArray) -> Params:
-        """The loss's own parameters at the start for embeddings of size `dim`; {} if there are none."""
+        """The loss's own parameters at the start for embeddings of size `dim`.
+
+        {} if there are none.
+        """
         settled = bind(self) if self.parameters else self
         return settled.about.init(dim, key) if settled.about.init else {}
 
@@ -349,6 +354,9 @@ def is_number(argument: Any, number: float) -> bool:
 def mean_over_present(
     values: Float[Array, "C b"], present: Bool[Array, "C b"]
 ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-    """Each example's mean over those of its texts that are there, and how many there are; 0 and 0 without any."""
+    """Each example's mean over those of its texts that are there, and how many there are.
+
+    0 and 0 without any.
+    """
     count = jnp.sum(present.astype(jnp.float32), axis=0)
     return jnp.sum(jnp.where(present, values, 0.0), axis=0) / jnp.maximum(count, 1.0), count

@@ -75,7 +75,9 @@ def softmax(
     num_labels: int = 3,
     concatenation: str = "u,v,|u-v|",
 ) -> LossResult:
-    """Cross entropy of softmax(W features(u, v) + b): Reimers and Gurevych (2019), "Sentence-BERT", section 3.
+    """Cross entropy of softmax(W features(u, v) + b).
+
+    Reimers and Gurevych (2019), "Sentence-BERT", section 3.
 
     Args:
         params: {"kernel": [F, k], "bias": [k]}, see `init_classifier`.

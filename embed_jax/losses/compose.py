@@ -114,7 +114,9 @@ def masked(loss: AnyLoss, *, min_score: float) -> Loss:
 
 
 def per_dataset(losses: Mapping[str, AnyLoss]) -> Loss:
-    """Each example's loss by the data set that it is from: sum_i weight_i value_i / sum_i weight_i over all of them.
+    """Each example's loss by the data set that it is from.
+
+    Sum_i weight_i value_i / sum_i weight_i over all of them.
 
     Examples of other data sets are neither rows nor negatives of a loss. A loss that takes at most
     so many texts an example is given the first ones. Metrics: each loss's own as "DATASET/NAME",

@@ -32,7 +32,9 @@ def project_student(
 
 
 def init_projection(dim: int, key: PRNGKeyArray, projection: int) -> Params:
-    """Returns a random kernel [D, T] that keeps lengths on average and a bias of zeros; {} for size 0.
+    """Returns a random kernel [D, T] that keeps lengths on average and a bias of zeros.
+
+    {} for size 0.
 
     Args:
         dim: D, the student's size.
@@ -61,7 +63,9 @@ def embedding_mse_loss(
 
 @loss(needs=("teacher",), columns=(1, 0), tiled=True, init=init_projection)
 def embedding_mse(own: Columns, world: World, params: Params, *, projection: int = 0) -> LossResult:
-    """Computes the mean of `embedding_mse_loss` over all texts that are there: an example weighs as much as it has texts.
+    """Computes the mean of `embedding_mse_loss` over all texts that are there.
+
+    An example weighs as much as it has texts.
 
     Args:
         projection: the teacher's size, which a learnt linear map takes the student's embeddings to.
@@ -89,7 +93,9 @@ def embedding_cosine_loss(
 def embedding_cosine(
     own: Columns, world: World, params: Params, *, projection: int = 0
 ) -> LossResult:
-    """Computes the mean of `embedding_cosine_loss` over all texts that are there: an example weighs as much as it has texts.
+    """Computes the mean of `embedding_cosine_loss` over all texts that are there.
+
+    An example weighs as much as it has texts.
 
     Args:
         projection: the teacher's size, which a learnt linear map takes the student's embeddings to.
@@ -302,7 +308,9 @@ def kl(
 def score_mse(
     own: Columns, world: World, params: Params, *, similarity: str | Score = "cosine"
 ) -> LossResult:
-    """(s(anchor, candidate) - score)^2, the mean over all candidates that are there; for pairs, `cosine_mse`.
+    """(s(anchor, candidate) - score)^2, the mean over all candidates that are there.
+
+    For pairs, `cosine_mse`.
 
     Args:
         similarity: the student's score, "cosine", "dot", or another `scores.Score`.
@@ -389,7 +397,10 @@ def _both(
 def _candidate_scores(
     own: Columns, similarity: str | Score, name: str
 ) -> tuple[Array, Array, Bool[Array, "K b"]]:
-    """The student's and the teacher's scores [K, b] of the candidates, columns 1 .. C - 1, and which are there."""
+    """The student's and the teacher's scores [K, b] of the candidates, columns 1 ..
+
+    C - 1, and which are there.
+    """
     candidates = own.embeddings[1:]
     if own.score.shape[1] != len(candidates):
         raise InputError(

@@ -1,4 +1,6 @@
-"""Losses by name and arguments, as a config's `loss.name` has them: a name of the registry, or an expression over such.
+"""Losses by name and arguments, as a config's `loss.name` has them.
+
+A name of the registry, or an expression over such.
 
 cosent(scale=10)
 info_nce(temperature=0.02, terms='qp,pq') + 0.1 * uniformity(t=2)
@@ -61,7 +63,10 @@ def build_loss(expression: str, fields: Mapping[str, Any] | None = None) -> Loss
 
 
 def arguments_of(expression: str) -> set[str]:
-    """All arguments that the losses of an expression take; the expression is one that `build_loss` reads."""
+    """All arguments that the losses of an expression take.
+
+    The expression is one that `build_loss` reads.
+    """
     source, own = with_dots(expression.strip())
     names = {
         ast.unparse(node)

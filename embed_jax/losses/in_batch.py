@@ -146,7 +146,10 @@ def info_nce(
         )
 
     def adjust(rows: Texts, candidates: Texts, similarities: Array) -> Array:
-        """Weights of hard negatives as additions to the logits; they concern the anchors' rows and passages."""
+        """Weights of hard negatives as additions to the logits.
+
+        They concern the anchors' rows and passages.
+        """
         counts = (rows.column == ANCHOR)[:, None] & (candidates.column != ANCHOR)[None, :]
         same = rows.example[:, None] == candidates.example[None, :]
         is_hard = (candidates.column > POSITIVE)[None, :]
@@ -187,7 +190,9 @@ def gte(
     learn_temperature: bool = False,
     mask_duplicates: bool = True,
 ) -> LossResult:
-    """GTE's improved contrastive loss: `info_nce` with all four terms in one softmax (Li et al. 2023, eq. 3).
+    """GTE's improved contrastive loss.
+
+    `info_nce` with all four terms in one softmax (Li et al. 2023, eq. 3).
 
     Z_i = sum_j e(q_i, p_j) + sum_{j!=i} [e(q_i, q_j) + e(q_j, p_i) + e(p_j, p_i)], with e = exp(s /
     t).
@@ -221,7 +226,9 @@ def qwen3(
     mask_duplicates: bool = True,
     mask_margin: float = 0.1,
 ) -> LossResult:
-    """Qwen3-Embedding's loss (Zhang et al. 2025, eq. 1): own hard negatives only, likely positives masked.
+    """Qwen3-Embedding's loss (Zhang et al. 2025, eq. 1).
+
+    Own hard negatives only, likely positives masked.
 
     Z_i = e(q_i, p_i) + sum_k m e(q_i, n_ik) + sum_{j!=i} m [e(q_i, q_j) + e(p_i, p_j) + e(q_i,
     p_j)], where m = 0 for a similarity above s(q_i, p_i) + mask_margin, or an equal text, else 1.
@@ -261,7 +268,9 @@ def gist(
     mask_margin: float = 0.0,
     mask_strategy: str = "absolute",
 ) -> LossResult:
-    """GISTEmbed (Solatorio 2024): InfoNCE without the candidates that a guide finds closer than the positive.
+    """GISTEmbed (Solatorio 2024).
+
+    InfoNCE without the candidates that a guide finds closer than the positive.
 
     A candidate c of example i is dropped if g(i, c) > g(q_i, p_i) - margin ("absolute") or > g(q_i,
     p_i) - margin *
@@ -342,7 +351,9 @@ def siglip(
     similarity: str | Score = "cosine",
     mask_duplicates: bool = True,
 ) -> LossResult:
-    """Sigmoid loss (SigLIP, Zhai et al. 2023): sum_j -log sigmoid(z_ij (s(q_i, p_j) / t + b)), z_ii = 1, else -1.
+    """Sigmoid loss (SigLIP, Zhai et al. 2023).
+
+    Sum_j -log sigmoid(z_ij (s(q_i, p_j) / t + b)), z_ii = 1, else -1.
 
     Hard negatives are further p_j. Scale 1 / t = exp(params["log_scale"]) and b = params["bias"]
     are learnt.

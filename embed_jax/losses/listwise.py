@@ -19,7 +19,9 @@ def own_candidates_loss(
     *,
     temperature: float = 1.0,
 ) -> Float[Array, " b"]:
-    """-log( exp(s_1 / t) / sum_k exp(s_k / t) ): the first of each row's candidates against the others.
+    """-log( exp(s_1 / t) / sum_k exp(s_k / t) ).
+
+    The first of each row's candidates against the others.
 
     Karpukhin et al. (2020), "Dense Passage Retrieval", eq. 2, without in-batch negatives.
 

@@ -1,4 +1,7 @@
-"""Which texts of the batch are negatives of an example, and how similar: what contrastive losses reduce over."""
+"""Which texts of the batch are negatives of an example, and how similar.
+
+What contrastive losses reduce over.
+"""
 
 from __future__ import annotations
 

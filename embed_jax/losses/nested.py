@@ -230,7 +230,10 @@ def _size_of(embeddings: Any) -> int:
 
 
 def _cut(columns: Columns, size: int, to_length_one: bool, pad_to: int = 0) -> Columns:
-    """Columns with embeddings of `size` numbers, or with zeros for the others; a queue's and a teacher's likewise."""
+    """Columns with embeddings of `size` numbers, or with zeros for the others.
+
+    A queue's and a teacher's likewise.
+    """
 
     def padded(leaf: Array) -> Array:
         return jnp.pad(leaf, [(0, 0)] * (leaf.ndim - 1) + [(0, pad_to - size)]) if pad_to else leaf
@@ -270,7 +273,10 @@ def _summed(
     world: World,
     metrics_of: int,
 ) -> LossResult:
-    """sum_n factor_n L_n of losses that are weighted means each; metrics "loss/NAME" add up what has one name."""
+    """sum_n factor_n L_n of losses that are weighted means each.
+
+    Metrics "loss/NAME" add up what has one name.
+    """
     weights, shares = common_weights(results, world)
     each = [values * share for (values, _, _), share in zip(results, shares, strict=True)]
     metrics: Mapping[str, Array] = {

@@ -1,4 +1,7 @@
-"""Losses of labelled or scored pairs: contrastive, CoSENT, AnglE, regression on the cosine, contrastive tension."""
+"""Losses of labelled or scored pairs.
+
+Contrastive, CoSENT, AnglE, regression on the cosine, contrastive tension.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,9 @@ def contrastive_loss(
     margin: float = 0.5,
     distance: str = "cosine",
 ) -> Float[Array, " b"]:
-    """1/2 [y d^2 + (1 - y) max(0, margin - d)^2]: equal pairs together, others at least `margin` apart.
+    """1/2 [y d^2 + (1 - y) max(0, margin - d)^2].
+
+    Equal pairs together, others at least `margin` apart.
 
     Hadsell, Chopra, LeCun (2006), "Dimensionality Reduction by Learning an Invariant Mapping", eq.
     4.
@@ -61,7 +66,9 @@ def contrastive(
 def online_contrastive(
     own: Columns, world: World, params: Params, *, margin: float = 0.5, distance: str = "cosine"
 ) -> LossResult:
-    """y d^2 + (1 - y) max(0, margin - d)^2 for the world's hard pairs, 0 for the others; their sum, not their mean.
+    """y d^2 + (1 - y) max(0, margin - d)^2 for the world's hard pairs, 0 for the others.
+
+    Their sum, not their mean.
 
     Hard are positives farther apart than the closest negative (the mean positive, if there is no
     negative), and negatives closer than the farthest positive (the mean negative).
@@ -84,7 +91,9 @@ def online_contrastive(
 
 @loss(needs=("score",), columns=(2, 2), tiled=True)
 def cosent(own: Columns, world: World, params: Params, *, scale: float = 20.0) -> LossResult:
-    """log(1 + sum over y_i > y_j of exp(scale (cos_j - cos_i))): pairs ordered by cosine as they are by score.
+    """log(1 + sum over y_i > y_j of exp(scale (cos_j - cos_i))).
+
+    Pairs ordered by cosine as they are by score.
 
     CoSENT (Su 2022), over all pairs of the world, as every pair's value. Pairs of equal score are
     not compared, so the scores' unit does not matter.
@@ -195,7 +204,9 @@ def cosine_mse(own: Columns, world: World, params: Params) -> LossResult:
 def contrastive_tension_loss(
     first: Float[Array, "b D"], second: Float[Array, "b D"], label: Int[Array, " b"]
 ) -> Float[Array, " b"]:
-    """Binary cross entropy of sigmoid(u.v) against the label, 1 for two views of one text; it is meant to be summed.
+    """Binary cross entropy of sigmoid(u.v) against the label, 1 for two views of one text.
+
+    It is meant to be summed.
 
     Carlsson et al. (2021), "Semantic Re-tuning with Contrastive Tension".
     """

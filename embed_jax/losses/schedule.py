@@ -1,4 +1,7 @@
-"""A loss's argument that follows the steps of a run, as an expression has it: temperature='cosine(0.1, 0.02, 1000)'."""
+"""A loss's argument that follows the steps of a run, as an expression has it.
+
+Temperature='cosine(0.1, 0.02, 1000)'.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The parts of the in-batch losses: terms of a softmax over negatives, their cross entropy, what they return."""
+"""The parts of the in-batch losses.
+
+Terms of a softmax over negatives, their cross entropy, what they return.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +101,10 @@ def scale_of(temperature: float, params: Params) -> Float[Array, ""]:
 def over_prefixes(
     values: Float[Array, "M b"], own: Columns, metrics: dict[str, Array]
 ) -> LossResult:
-    """The weighted sum over the prefixes, if there are any; their losses are metrics "loss/SIZE"."""
+    """The weighted sum over the prefixes, if there are any.
+
+    Their losses are metrics "loss/SIZE".
+    """
     if own.prefixes is None:
         return values[0], example_weights(own), metrics
     by_size = {

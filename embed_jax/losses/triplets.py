@@ -78,7 +78,9 @@ def triplet(
 def batch_all_triplet(
     own: Columns, world: World, params: Params, *, margin: float = 5.0, distance: str = "euclidean"
 ) -> LossResult:
-    """The mean of max(0, d(a, p) - d(a, n) + margin) over the world's triplets where it is above 0; 0 without any.
+    """The mean of max(0, d(a, p) - d(a, n) + margin) over the world's triplets where it is above 0.
+
+    0 without any.
 
     Two texts of one label and one of another make a triplet. Hermans, Beyer, Leibe (2017), "In
     Defense of the Triplet Loss for Person Re-Identification" ("batch all", non-zero mean). An
@@ -228,7 +230,10 @@ TripletMining = Callable[[Anchor, float], tuple[Float[Array, ""], Float[Array, "
 def _over_anchors(
     mining: TripletMining, anchors: TripletTexts, texts: TripletTexts, margin: float, distance: str
 ) -> tuple[Array, Array]:
-    """Sums and counts [b] of every anchor; the B x B triplets of only some anchors are held at a time."""
+    """Sums and counts [b] of every anchor.
+
+    The B x B triplets of only some anchors are held at a time.
+    """
     distances = distance_matrix(anchors[0], texts[0], distance)
     own, world = distances.shape
     return jax.lax.map(

@@ -53,8 +53,9 @@ def map_groups(
     key: PRNGKeyArray | None,
     first_group: Int[Array, ""] | int,
 ) -> Any:
-    """A function of a group's tokens and its own key, of one group after the other; only results are kept for the
-    backward pass, which computes each group again.
+    """A function of a group's tokens and its own key, of one group after the other.
+
+    Only results are kept for the backward pass, which computes each group again.
 
     This is gradient caching (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under
     Memory Limited Setup") by rematerialisation: exact, and blind to the loss. One group alone is
@@ -318,7 +319,10 @@ def gatherer(
 
 
 def state_specs(params: Params, frozen_params: Mapping[str, Params], specs: Any) -> tuple[Any, Any]:
-    """How `shard_map` splits a state's trained and its frozen parameters: over "fsdp"; "tensor" is the compiler's."""
+    """How `shard_map` splits a state's trained and its frozen parameters: over "fsdp".
+
+    "tensor" is the compiler's.
+    """
     whole = PartitionSpec()
     if specs is None:
         return whole, whole
@@ -329,7 +333,10 @@ def state_specs(params: Params, frozen_params: Mapping[str, Params], specs: Any)
 
 
 def manual_axes(mesh: Mesh) -> set[str]:
-    """The axes over which a step says itself what happens; "tensor", if there is one, is left to the compiler."""
+    """The axes over which a step says itself what happens.
+
+    "tensor", if there is one, is left to the compiler.
+    """
     return set(BATCH_AXES) if mesh.shape["tensor"] > 1 else set(mesh.axis_names)
 
 
@@ -387,7 +394,10 @@ def vary(leaf: Array) -> Array:
 def _gathered(
     params: Params, specs: Any, layers: tuple[str, ...], when: str, tensor: int
 ) -> tuple[Params, ReadParams | None]:
-    """Parameters with all shards gathered, but for the layers' if they are read one by one; and what reads one."""
+    """Parameters with all shards gathered, but for the layers' if they are read one by one.
+
+    And what reads one.
+    """
     if (
         when == "once"
         or not layers

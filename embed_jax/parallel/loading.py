@@ -1,4 +1,7 @@
-"""Parameters from a file straight onto the mesh: no host holds more of them than one device's part of one leaf."""
+"""Parameters from a file straight onto the mesh.
+
+No host holds more of them than one device's part of one leaf.
+"""
 
 from __future__ import annotations
 

@@ -26,7 +26,9 @@ _process = 0  # the one that asked for devices first
 
 
 def refuse_fork() -> None:
-    """Raises a RunError in a process forked from one that uses JAX: its first computation would wait for ever.
+    """Raises a RunError in a process forked from one that uses JAX.
+
+    Its first computation would wait for ever.
 
     Threads of JAX are not forked along, and locks that they held stay locked.
     """
@@ -94,7 +96,9 @@ def num_groups(groups: int, batch_size: int, mesh: Mesh) -> int:
 
 
 def param_specs(params: Params, rules: Rules, mesh: Mesh) -> Any:
-    """How each parameter is split: by the first rule whose pattern its path matches, else not at all.
+    """How each parameter is split.
+
+    By the first rule whose pattern its path matches, else not at all.
 
     Args:
         rules: (regular expression of a whole path "a/b/c", the mesh axis of each dimension or
@@ -126,7 +130,9 @@ def param_specs(params: Params, rules: Rules, mesh: Mesh) -> Any:
 
 
 def training_specs(params: Params, rules: Rules, mesh: Mesh) -> Any:
-    """`param_specs` of a training state's parameters: {"encoder": tree, "loss": tree, ...}, and under BASE frozen ones.
+    """`param_specs` of a training state's parameters: {"encoder": tree, "loss".
+
+    Tree, ...}, and under BASE frozen ones.
 
     Args:
         rules: of an encoder's parameters, `Encoder.sharding`.
@@ -141,7 +147,9 @@ def _fitting(axis: str | None, size: int, mesh: Mesh) -> str | None:
 def state_shardings(
     state: TrainState, optimizer: optax.GradientTransformation, specs: Any, mesh: Mesh
 ) -> TrainState:
-    """The sharding of every leaf of a training state: what belongs to a parameter lies as the parameter does.
+    """The sharding of every leaf of a training state.
+
+    What belongs to a parameter lies as the parameter does.
 
     What an optimiser keeps in another shape, as Adafactor its row and column sums, is small and
     whole on each device.
@@ -180,7 +188,10 @@ def state_shardings(
 
 
 def place_on_mesh(tree: Any, shardings: Any) -> Any:
-    """Puts arrays that every host has as a whole onto the devices; those that lie there already stay."""
+    """Puts arrays that every host has as a whole onto the devices.
+
+    Those that lie there already stay.
+    """
 
     def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
         if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
@@ -213,7 +224,10 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def on_mesh(tree: Any, mesh: Mesh) -> Any:
-    """Arrays that lie on the mesh already, in shards or not, as they are; a copy of any other on every device."""
+    """Arrays that lie on the mesh already, in shards or not, as they are.
+
+    A copy of any other on every device.
+    """
 
     def put(leaf: Any) -> jax.Array:
         there = (

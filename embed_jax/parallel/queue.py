@@ -71,13 +71,19 @@ def queue_columns(queue: Queue, own: Columns) -> Columns:
 
 
 def queue_entries(own: Columns) -> Queue:
-    """What of a device's own examples enters the queue: "embeddings" [b, ...] and "text_hash" [b, 2]."""
+    """What of a device's own examples enters the queue.
+
+    "embeddings" [b, ...] and "text_hash" [b, 2].
+    """
     text_hash = jnp.where(own.present[POSITIVE][:, None], own.text_hash[POSITIVE], 0)
     return {"embeddings": own.embeddings[POSITIVE], "text_hash": text_hash}
 
 
 def queue_metrics(queue: Queue, batch_size: int) -> dict[str, Float[Array, ""]]:
-    """ "queue/filled", and "queue/age": the mean age of what is in the queue, in steps; 0 while it is empty."""
+    """ "queue/filled", and "queue/age": the mean age of what is in the queue, in steps.
+
+    0 while it is empty.
+    """
     number = jnp.arange(queue["text_hash"].shape[0])
     age = jnp.where(number < queue["filled"], number // batch_size + 1, 0)
     filled = queue["filled"].astype(jnp.float32)

@@ -1,4 +1,6 @@
-"""Reductions over all pairs (row, candidate) that never hold the N x N matrix: dense for comparison, tiled, ring.
+"""Reductions over all pairs (row, candidate) that never hold the N x N matrix.
+
+Dense for comparison, tiled, ring.
 
 Each reduces blocks of numbers `block(rows, candidates, shared) -> [M, b, n]` over the candidates,
 by logsumexp, sum or max. The gradient is our own: blocks are computed again backwards, one at a

@@ -1,4 +1,7 @@
-"""Many requests to a server at a time: threads, growing waits between tries, a limit to requests a minute."""
+"""Many requests to a server at a time.
+
+Threads, growing waits between tries, a limit to requests a minute.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,10 @@ class Retries:
 
 
 class Pace:
-    """Says when the next request may start: so many a minute, and none while the server asks to wait."""
+    """Says when the next request may start.
+
+    So many a minute, and none while the server asks to wait.
+    """
 
     def __init__(self, per_minute: float = 0):
         """`per_minute`: evenly spaced; 0 for no limit."""

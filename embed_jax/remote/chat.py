@@ -1,4 +1,7 @@
-"""A language model over HTTP: one prompt, one answer, in OpenAI's (chat completions) or Anthropic's (messages) form."""
+"""A language model over HTTP.
+
+One prompt, one answer, in OpenAI's (chat completions) or Anthropic's (messages) form.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Embeddings by models behind an API, as a baseline: the forms of OpenAI, Cohere, Voyage and Google.
+"""Embeddings by models behind an API, as a baseline.
+
+The forms of OpenAI, Cohere, Voyage and Google.
 
 Requests and answers follow the providers' references (2026):
 
@@ -264,7 +266,9 @@ def endpoint_encoder(
     retries: Retries | None = None,
     per_minute: float = 0,
 ) -> EncodeKind:
-    """`encode(texts, *, prompt="", kind="")`: embeddings of an endpoint, float32 `[N, D]`, in the order of the texts.
+    """`encode(texts, *, prompt="", kind="")`.
+
+    Embeddings of an endpoint, float32 `[N, D]`, in the order of the texts.
 
     They are what the server says: not every model makes them of length 1. A text that occurs twice
     is sent once; an empty one is sent as a blank, as no provider takes it. `prompt` stands before

@@ -1,4 +1,6 @@
-"""A server that answers JSON with JSON over HTTP, and what its failures mean: try again, or give up.
+"""A server that answers JSON with JSON over HTTP, and what its failures mean.
+
+Try again, or give up.
 
 The key goes into a request's header and nowhere else: it is taken out of whatever the server says.
 """
@@ -186,7 +188,10 @@ def read_key(variable: str, otherwise: str) -> str:
 
 
 def retry_after(value: str | None) -> float | None:
-    """Seconds that a Retry-After header asks to wait, given as a number or a date; None if it says nothing."""
+    """Seconds that a Retry-After header asks to wait, given as a number or a date.
+
+    None if it says nothing.
+    """
     if not value:
         return None
     try:
@@ -200,7 +205,10 @@ def retry_after(value: str | None) -> float | None:
 
 
 def message_of(body: Any) -> str:
-    """What a body says, in one line: {"error": {"message": ...}}, {"message": ...}, {"detail": ...}, or all of it."""
+    """What a body says, in one line: {"error": {"message": ...}}, {"message": ...}, {"detail".
+
+    ...}, or all of it.
+    """
     if isinstance(body, str):
         with contextlib.suppress(ValueError):
             body = json.loads(body)

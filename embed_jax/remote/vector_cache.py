@@ -17,7 +17,9 @@ LINE = re.compile(rb"([0-9a-f]{32}) ([A-Za-z0-9+/]+={0,2})\n")
 
 
 class VectorCache:
-    """An append-only file of lines "KEY FLOAT32_IN_BASE64"; the vectors stay on disk until they are asked for.
+    """An append-only file of lines "KEY FLOAT32_IN_BASE64".
+
+    The vectors stay on disk until they are asked for.
 
     What `add` was given is on disk when it returns. A line that was cut off or damaged is no line:
     its vector is missing, and nothing else. Several processes may add to one file; one sees what

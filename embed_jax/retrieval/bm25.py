@@ -69,7 +69,10 @@ def bm25_searcher(corpus: Sequence[str], *, k1: float = K1, b: float = B) -> BM2
 
 
 class BM25Searcher:
-    """A corpus' index, made by `bm25_searcher`; documents that share no word with a query are not found."""
+    """A corpus' index, made by `bm25_searcher`.
+
+    Documents that share no word with a query are not found.
+    """
 
     def __init__(self, index, size: int):
         self._index, self._size = index, size  # no index: no document has a word
@@ -77,7 +80,9 @@ class BM25Searcher:
     def search(
         self, queries: Sequence[str], k: int
     ) -> tuple[Float[np.ndarray, "Q k"], Int[np.ndarray, "Q k"]]:
-        """Scores and rows of each query's k best documents, best first; equal scores in the corpus' order.
+        """Scores and rows of each query's k best documents, best first.
+
+        Equal scores in the corpus' order.
 
         Where fewer are found: score -inf, row -1.
         """

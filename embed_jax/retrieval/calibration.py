@@ -1,4 +1,7 @@
-"""What compression learns from a sample of embeddings: ranges of dimensions, or centres of a product quantiser."""
+"""What compression learns from a sample of embeddings.
+
+Ranges of dimensions, or centres of a product quantiser.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +70,9 @@ class Ranges:
 
 @dataclasses.dataclass(frozen=True)
 class Codebook:
-    """A product quantiser (Jégou et al. 2011): each of m parts of an embedding becomes the nearest of 256 centres.
+    """A product quantiser (Jégou et al. 2011).
+
+    Each of m parts of an embedding becomes the nearest of 256 centres.
 
     Attributes:
         centres: float32 [m, 256, D/m].
@@ -91,7 +96,9 @@ Calibration = Ranges | Codebook
 
 
 def calibrate(sample: Float[np.ndarray, "N D"], precision: str) -> Calibration | None:
-    """Learns from a sample of embeddings what `quantize` needs: nothing (None) for float32, binary and ubinary.
+    """Learns from a sample of embeddings what `quantize` needs.
+
+    Nothing (None) for float32, binary and ubinary.
 
     int8 and uint8: from the smallest to the largest value of each dimension, as
     sentence-transformers has it. int4: bins of equal width between the quantiles 0.4 % and 99.6 %:
@@ -172,7 +179,9 @@ def checked(
 
 
 def save_calibration(calibration: Calibration, path: Path) -> None:
-    """Writes `path`.json, which says what it is, and `path`.npz, the numbers; each is whole or as it was.
+    """Writes `path`.json, which says what it is, and `path`.npz, the numbers.
+
+    Each is whole or as it was.
 
     Args:
         path: without an ending; another one ending in .json or .npz is the same.

@@ -1,4 +1,7 @@
-"""Search in compressed embeddings, through FAISS: asymmetric, or compressed on both sides, and rescored."""
+"""Search in compressed embeddings, through FAISS.
+
+Asymmetric, or compressed on both sides, and rescored.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ RESCORE_ROWS = 16_384  # candidates decoded at a time
 
 
 class Originals(Protocol):
-    """Embeddings to rescore with: `Compressed` or `index.CorpusEmbeddings`, in memory or in a file."""
+    """Embeddings to rescore with.
+
+    `Compressed` or `index.CorpusEmbeddings`, in memory or in a file.
+    """
 
     dim: int
 

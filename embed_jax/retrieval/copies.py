@@ -26,7 +26,10 @@ Fold = Callable[[Sequence[str]], Sequence[Hashable]]  # texts with equal results
 
 
 def contains(text: str, other: str) -> bool:
-    """Whether one of two normal forms in lower case contains the other; see the module's docstring."""
+    """Whether one of two normal forms in lower case contains the other.
+
+    See the module's docstring.
+    """
     if len(text) < len(other):
         text, other = other, text
     return len(other) >= CONTAINED_MIN and other in text

@@ -102,7 +102,9 @@ class DenseSearcher:
     def search(
         self, queries: Sequence[str], k: int
     ) -> tuple[Float[np.ndarray, "Q k"], Int[np.ndarray, "Q k"]]:
-        """Scores and rows of each query's k best passages, best first; equal scores in the corpus' order.
+        """Scores and rows of each query's k best passages, best first.
+
+        Equal scores in the corpus' order.
 
         Where the corpus has fewer: score -inf, row -1.
         """

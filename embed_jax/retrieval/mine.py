@@ -50,7 +50,10 @@ class Searcher(Protocol):
     def search(
         self, queries: Sequence[str], k: int
     ) -> tuple[Float[np.ndarray, "Q k"], Int[np.ndarray, "Q k"]]:
-        """Scores and rows of each query's k best passages, best first; -inf and -1 where fewer are found."""
+        """Scores and rows of each query's k best passages, best first.
+
+        -inf and -1 where fewer are found.
+        """
 
     def score(
         self, queries: Sequence[str], rows: Int[np.ndarray, "Q p"]

@@ -110,7 +110,9 @@ class Report:
 
 
 def records_of(mined: Sequence[Mined], form: str) -> Iterator[dict[str, Any]]:
-    """Training records in one of FORMS, as the data sources read them; pairs without a negative are left out.
+    """Training records in one of FORMS, as the data sources read them.
+
+    Pairs without a negative are left out.
 
     * "triplets": anchor positive negative, a record a negative
     * "n-tuples": anchor positive negative_1 negative_2 ...; as many as the pair has

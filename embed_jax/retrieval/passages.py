@@ -1,4 +1,7 @@
-"""Documents longer than a model reads: searched by their best passage instead of by their beginning."""
+"""Documents longer than a model reads.
+
+Searched by their best passage instead of by their beginning.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,9 @@ def passage_search(
     words: int,
     overlap: int = 0,
 ) -> Run:
-    """As `topk.dense_search`, where a document's score is that of its best passage: MaxP (Dai and Callan 2019).
+    """As `topk.dense_search`, where a document's score is that of its best passage.
+
+    MaxP (Dai and Callan 2019).
 
     `dense_search` is their FirstP wherever the model cuts what it does not read. Holds the
     embeddings of at most 65,536 passages at a time; exact.

@@ -82,7 +82,9 @@ def quantize_embeddings(
 def dequantize_embeddings(
     codes: Shaped[np.ndarray, "N W"], precision: str, calibration: Calibration | None = None
 ) -> Float[np.ndarray, "N D"]:
-    """Embeddings near those that were compressed: the middle of a bin, a part's centre; of a bit +1 or -1.
+    """Embeddings near those that were compressed: the middle of a bin, a part's centre.
+
+    Of a bit +1 or -1.
 
     Raises:
         InputError: for an unknown precision, codes that are not of this precision, or as
@@ -105,7 +107,9 @@ def dequantize_embeddings(
 
 @dataclasses.dataclass(frozen=True)
 class Compressed:
-    """Codes with what is needed to read them; `codes` may be an open .npy file (`numpy.load(..., mmap_mode="r")`).
+    """Codes with what is needed to read them.
+
+    `codes` may be an open .npy file (`numpy.load(..., mmap_mode="r")`).
 
     Raises:
         InputError: when made of codes that are not of this precision and calibration.

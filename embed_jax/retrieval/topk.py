@@ -221,6 +221,9 @@ def _nothing(queries: int, k: int) -> tuple[Float[Array, "Q k"], Int[Array, "Q k
 def _pad(
     block: Shaped[np.ndarray, "n ..."], limit: int, mode: str = "constant"
 ) -> Shaped[np.ndarray, "m ..."]:
-    """Rows, by default of zeros, up to the next power of two, or `limit`: few shapes, so few compilations."""
+    """Rows, by default of zeros, up to the next power of two, or `limit`.
+
+    Few shapes, so few compilations.
+    """
     size = min(limit, 1 << max(len(block) - 1, 0).bit_length())
     return np.pad(block, [(0, size - len(block)), *[(0, 0)] * (block.ndim - 1)], mode=mode)

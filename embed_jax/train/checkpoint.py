@@ -36,7 +36,10 @@ class Checkpoints:
         )
 
     def save(self, step: int, state: TrainState, notes: dict[str, Any]) -> None:
-        """Starts saving; waits first for a save still under way. `notes` is JSON beside the arrays."""
+        """Starts saving; waits first for a save still under way.
+
+        `notes` is JSON beside the arrays.
+        """
         # The step that follows gives the state's buffers away while they are being written: write
         # from a copy.
         copy = jax.tree.map(jnp.copy, _as_dict(state))
@@ -113,12 +116,17 @@ class Checkpoints:
 
 
 def saved_steps(directory: Path) -> list[int]:
-    """The steps of the whole checkpoints in a directory, ascending. It only looks: a run there may go on."""
+    """The steps of the whole checkpoints in a directory, ascending.
+
+    It only looks: a run there may go on.
+    """
     return sorted(int(path.name) for path in directory.glob("[0-9]*") if path.name.isdecimal())
 
 
 def read_encoder(directory: Path, step: int, like: Params) -> Params:
-    """The encoder's trained parameters in a checkpoint, NumPy; nothing else of the state is read, nothing is changed.
+    """The encoder's trained parameters in a checkpoint, NumPy.
+
+    Nothing else of the state is read, nothing is changed.
 
     Args:
         like: arrays of the wanted structure, shapes and dtypes.

@@ -166,7 +166,10 @@ def row_length(config: Experiment, max_length: int) -> int:
 
 
 def abstract_batch(groups: int, columns: int, examples: int, rows: int, length: int) -> Batch:
-    """Returns the shapes of a batch: G groups of E examples with C texts each, packed into R rows of T slots."""
+    """Returns the shapes of a batch.
+
+    G groups of E examples with C texts each, packed into R rows of T slots.
+    """
     shape = jax.ShapeDtypeStruct
     slots = [shape((groups, rows, length), dtype) for dtype in (*(jnp.int32,) * 3, bool)]
     return Batch(
@@ -372,7 +375,10 @@ def _check_teacher(source: RecordSource, about: About, config: Experiment, datas
 
 
 def training_order(sources: Sources, config: Experiment) -> Order:
-    """Returns which records each batch has; without duplicates, every record is read once for it."""
+    """Returns which records each batch has.
+
+    Without duplicates, every record is read once for it.
+    """
     mixture, chosen = config.mixture, vars(config.mixture.sources)
     things = things_of(list(sources.values())) if config.batch.no_duplicates else None
     order = make_order(

@@ -61,7 +61,10 @@ def evaluation(
 
 
 def _mean_loss(run: Assembly, batches: Sequence[Batch]) -> Callable[[TrainState], dict[str, float]]:
-    """Returns the objective without dropout, over fixed batches: `state -> {"validation/loss": ...}`."""
+    """Returns the objective without dropout, over fixed batches.
+
+    `state -> {"validation/loss": ...}`.
+    """
 
     def loss_of(params, batch, frozen, **at_step):
         return run.loss(params, batch, None, frozen, **at_step)
@@ -82,7 +85,9 @@ def _mean_loss(run: Assembly, batches: Sequence[Batch]) -> Callable[[TrainState]
 
 
 def sts_evaluators(config: Experiment) -> dict[str, Evaluator]:
-    """What `eval.sts` asks for while training: "sts", and "geometry" of its sentences' embeddings with `eval.geometry`.
+    """What `eval.sts` asks for while training.
+
+    "sts", and "geometry" of its sentences' embeddings with `eval.geometry`.
 
     Raises:
         InputError: for a file that cannot be read.
@@ -210,7 +215,9 @@ def report_search(
 def report_sts(
     tests: Mapping[str, Evaluator], config: Experiment, workdir: Path, unchanged: str = ""
 ) -> dict[str, float]:
-    """Spearman's correlation on test data, before and after training, and of the teacher if any; prints a table.
+    """Spearman's correlation on test data, before and after training, and of the teacher if any.
+
+    Prints a table.
 
     Args:
         tests: of `sts_tests`.

@@ -126,7 +126,9 @@ def stop_frozen_gradients(objective: Callable, groups: Mapping[str, ParamGroup])
 
 
 def learning_rate_factors(params: Params, groups: Mapping[str, ParamGroup]) -> Any:
-    """The factor on the learning rate of each leaf: a tree like `params` of floats, or of arrays [L] by layer.
+    """The factor on the learning rate of each leaf.
+
+    A tree like `params` of floats, or of arrays [L] by layer.
 
     Args:
         params: arrays or their shapes.
@@ -188,7 +190,10 @@ def _layer_factors(field: str, group: ParamGroup, count: int) -> np.ndarray:
 
 
 def _layers_above(path: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """How many layers lie above a parameter that is not in a layer: all for embeddings, none for norms and heads."""
+    """How many layers lie above a parameter that is not in a layer.
+
+    All for embeddings, none for norms and heads.
+    """
     for stacked in filter(is_stacked, shapes):
         parent = stacked[: f"/{stacked}/".index(f"/{STACK}/")]
         if path.startswith(parent) and path[len(parent) :].split("/")[0] not in ABOVE_LAYERS:
@@ -197,7 +202,10 @@ def _layers_above(path: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 
 def _near(pattern: str, paths: list[str]) -> list[str]:
-    """Paths that resemble a pattern: those with a part, or a run of parts, that is spelt nearly so."""
+    """Paths that resemble a pattern.
+
+    Those with a part, or a run of parts, that is spelt nearly so.
+    """
     text = re.sub(r"[^\w/]+", "", pattern).strip("/").lower()
     runs: dict[str, str] = {}
     for path in paths:

@@ -359,7 +359,10 @@ def _measured_on(config: Experiment) -> str:
 
 
 def _mean(values: list[float]) -> list[float]:
-    """Their mean, or nothing where there are none: before the first step, and right after a resume."""
+    """Their mean, or nothing where there are none.
+
+    Before the first step, and right after a resume.
+    """
     return [float(np.mean(values))] if values else []
 
 

@@ -1,4 +1,6 @@
-"""Memory of a training step before it runs: assembled from shapes and compiled, with nothing allocated.
+"""Memory of a training step before it runs.
+
+Assembled from shapes and compiled, with nothing allocated.
 
     plan = plan_memory(config, columns=3, tokens=128, shape="mistral-7b")
     plan.peak / 2**30  # GiB of one device

@@ -53,7 +53,9 @@ def mined_sources(
     *,
     lists: bool,
 ) -> Callable[[int, Encode], dict[str, RecordSource]]:
-    """What `fit` asks for its data: the pairs that are consistent, with hard negatives as the model finds them.
+    """What `fit` asks for its data.
+
+    The pairs that are consistent, with hard negatives as the model finds them.
 
     Args:
         records: pairs; negatives that they have already are replaced if there is a strategy.

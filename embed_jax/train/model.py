@@ -1,4 +1,7 @@
-"""The model that a run trains: loaded or initialised as a config says, or its shapes without weights."""
+"""The model that a run trains.
+
+Loaded or initialised as a config says, or its shapes without weights.
+"""
 
 from __future__ import annotations
 
@@ -328,7 +331,10 @@ def _tokenizer(model: Model) -> Path:
 
 
 def _put_function(rules: Rules, mesh: Mesh, lora: Lora) -> Put:
-    """Returns what places parameters as they are read: those to train in float32, frozen ones as configured."""
+    """Returns what places parameters as they are read.
+
+    Those to train in float32, frozen ones as configured.
+    """
     eight_bits = bool(lora.rank) and lora.base == "int8"
     plain = sharded_put(
         by_rules(rules, mesh), "float32" if not lora.rank else "" if eight_bits else lora.base
@@ -393,7 +399,10 @@ def _with_fields(spec: EncoderSpec, **fields) -> EncoderSpec:
 def add_adapter(
     spec: EncoderSpec, params: Params, lora: Lora, key: jax.Array
 ) -> tuple[EncoderSpec, Params]:
-    """Returns the model with the adapter to train; without a rank, an adapter that it has is merged."""
+    """Returns the model with the adapter to train.
+
+    Without a rank, an adapter that it has is merged.
+    """
     if not lora.rank:
         return merge_lora(spec, params) if spec.lora else (spec, params)
     adapter = LoraSpec(
@@ -431,7 +440,10 @@ def _adapter_identity(spec: EncoderSpec, params: Params) -> tuple:
 def _with_dense(
     spec: EncoderSpec, params: Params, dense: Dense, key: jax.Array
 ) -> tuple[EncoderSpec, Params]:
-    """Adds a freshly initialised layer after the pooling and other heads; a Normalize of the model stays last."""
+    """Adds a freshly initialised layer after the pooling and other heads.
+
+    A Normalize of the model stays last.
+    """
     heads = _heads_before_norm(spec)
     end = (Normalize(),) if len(heads) < len(spec.heads) else ()
     params = {**params, "heads": {**params["heads"], str(len(heads)): dense.init(key)}}

@@ -46,7 +46,9 @@ class FrozenModel:
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What a run minimises. An experiment may pass its own; see `embedding_objective` to begin with.
+    """What a run minimises. An experiment may pass its own.
+
+    See `embedding_objective` to begin with.
 
     Attributes:
         name: for messages.

@@ -45,7 +45,10 @@ def make_learning_rate(optim: Optim, num_updates: int) -> optax.Schedule:
 
 
 def decay_mask(params: Params) -> Params:
-    """True for the leaves that weight decay applies to, by name: stacked biases have two axes, so rank can't tell."""
+    """True for the leaves that weight decay applies to, by name.
+
+    Stacked biases have two axes, so rank can't tell.
+    """
 
     def decays(path: tuple, _: object) -> bool:
         names = [getattr(part, "key", "") for part in path]

@@ -1,4 +1,7 @@
-"""A run's model from its directory: the one that it wrote, or as it was at any step of which there is a checkpoint."""
+"""A run's model from its directory.
+
+The one that it wrote, or as it was at any step of which there is a checkpoint.
+"""
 
 from __future__ import annotations
 

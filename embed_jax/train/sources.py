@@ -127,7 +127,9 @@ def without_texts(
     files: str,
     name: str = ONLY,
 ) -> list[Mapping[str, Any]]:
-    """The records none of whose texts is a text of the files, white space around it and case aside; says how many.
+    """The records none of whose texts is a text of the files, white space around it and case aside.
+
+    Says how many.
 
     Args:
         files: with commas between.

@@ -1,4 +1,7 @@
-"""Throughput in the terms of the hardware: model FLOPs and their share of the device's peak (MFU)."""
+"""Throughput in the terms of the hardware.
+
+Model FLOPs and their share of the device's peak (MFU).
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,9 @@ PEAK_FLOPS = {
 
 
 def training_flops_per_token(trained: Params, frozen: Params = None) -> float:
-    """6 FLOPs per parameter that multiplies a token: 2 forward, 4 backward (Kaplan et al. 2020, section 2.1).
+    """6 FLOPs per parameter that multiplies a token.
+
+    2 forward, 4 backward (Kaplan et al. 2020, section 2.1).
 
     Embedding tables are looked up, not multiplied, and attention's own products are left out, as is
     usual: for short texts they are a few per cent. A frozen parameter has no gradient of its own: 4

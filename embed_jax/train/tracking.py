@@ -21,7 +21,10 @@ class MetricsFile:
     """`metrics.jsonl`: one line a step, flushed, each step once even after a resume."""
 
     def __init__(self, path: Path | None, resume_step: int):
-        """Opens the file and cuts it back to the steps up to `resume_step`, and off a half line; None: no file."""
+        """Opens the file and cuts it back to the steps up to `resume_step`, and off a half line.
+
+        None: no file.
+        """
         self._file = None
         if path is None:
             return
@@ -51,7 +54,10 @@ class Wandb:
     """One wandb run per work directory; a resumed run continues it, and no step is sent twice."""
 
     def __init__(self, mode: str, project: str, name: str, workdir: Path, config: dict[str, Any]):
-        """Args: mode: "auto" is online when logged in, else offline, saying so; "disabled" sends nothing."""
+        """Args: mode: "auto" is online when logged in, else offline, saying so.
+
+        "disabled" sends nothing.
+        """
         self._run = None
         if mode == "auto":
             logged_in = bool(os.environ.get("WANDB_API_KEY")) or _netrc_has("api.wandb.ai")
@@ -109,7 +115,10 @@ def _netrc_has(host: str) -> bool:
 
 
 class Progress:
-    """A progress bar on a terminal; elsewhere one plain line every `log_every` steps; nothing if `quiet`."""
+    """A progress bar on a terminal; elsewhere one plain line every `log_every` steps.
+
+    Nothing if `quiet`.
+    """
 
     def __init__(self, start: int, total: int, log_every: int, quiet: bool = False):
         self._total, self._every, self._quiet = total, log_every, quiet

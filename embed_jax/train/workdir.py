@@ -1,4 +1,7 @@
-"""A run's directory: one run at a time, one config, one data set; and what became of it, session by session."""
+"""A run's directory: one run at a time, one config, one data set.
+
+And what became of it, session by session.
+"""
 
 from __future__ import annotations
 

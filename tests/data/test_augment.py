@@ -80,7 +80,10 @@ def test_rate_1_leaves_one_word_and_any():
 @pytest.mark.parametrize("text", [TEXT, " ".join(WORDS[:3])])
 @pytest.mark.parametrize("rate", [0.1, 0.3, 0.55])
 def test_the_share_that_goes_is_the_rate(text, rate):
-    """Also of a text of three words, of which a tenth is no word: five standard errors of 8,000 draws."""
+    """Also of a text of three words, of which a tenth is no word.
+
+    Five standard errors of 8,000 draws.
+    """
     size, count = len(text.split()), 8000
     error = 5 * 0.5 / size / np.sqrt(count)  # the number of words varies by at most one
     for augment, gone in (
@@ -117,7 +120,10 @@ def test_delete_one_word_deletes_one():
 
 
 def test_repeated_words_stand_beside_themselves():
-    """ESimCSE: the number of repeated words is uniform in 0 ... max(2, rate n), each word at most twice."""
+    """ESimCSE: the number of repeated words is uniform in 0 ...
+
+    Max(2, rate n), each word at most twice.
+    """
     for rate, most in ((0.32, 6), (0.05, 2), (1.0, 20)):
         found = draws(repeat_words(rate), count=9000)
         assert all([word for word, _ in itertools.groupby(words)] == WORDS for words in found)

@@ -140,7 +140,10 @@ def test_a_character_that_fits_into_no_piece(byte_level):
 
 
 def test_pieces_that_grow_when_they_stand_alone_are_made_smaller(wordpiece):
-    """A tokenizer whose word pieces are longer in the middle: "##ab..." is one token, "ab..." several."""
+    """A tokenizer whose word pieces are longer in the middle.
+
+    "##ab..." is one token, "ab..." several.
+    """
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

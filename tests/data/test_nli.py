@@ -1,4 +1,7 @@
-"""Triplets from NLI: as many as there can be, none twice, whatever the records' order; every record accounted for."""
+"""Triplets from NLI: as many as there can be, none twice, whatever the records' order.
+
+Every record accounted for.
+"""
 
 import collections
 import dataclasses

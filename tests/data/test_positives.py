@@ -1,4 +1,7 @@
-"""Pairs from clicks, groups and candidates: exactly the ones described, the rest counted by reason."""
+"""Pairs from clicks, groups and candidates.
+
+Exactly the ones described, the rest counted by reason.
+"""
 
 import collections
 import itertools

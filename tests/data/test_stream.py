@@ -1,4 +1,7 @@
-"""A stream's batches are a function of (records, seed, window, step), whoever begins where; its thread ends with it."""
+"""A stream's batches are a function of (records, seed, window, step), whoever begins where.
+
+Its thread ends with it.
+"""
 
 import itertools
 import threading

@@ -154,7 +154,10 @@ def processors(name):
 )
 @pytest.mark.parametrize("kind", CLASSES)
 def test_eos_is_appended_once_and_written_down(bpe_tokenizer, tmp_path, kind, name):
-    """What we append, transformers appends when it reads what we wrote; bos and padding side stay as they were."""
+    """What we append, transformers appends when it reads what we wrote.
+
+    Bos and padding side stay as they were.
+    """
     from transformers import AutoTokenizer
 
     directory = bpe_tokenizer(processors(name), tokenizer_class=kind, padding_side="left")
@@ -193,7 +196,10 @@ def test_eos_after_both_texts_of_a_pair(bpe_tokenizer):
 
 @pytest.mark.parametrize("flag", [True, False])
 def test_add_eos_token_is_honoured_as_transformers_honours_it(bpe_tokenizer, flag):
-    """By a tokenizer made from a vocabulary; where tokenizer.json stands, its post-processor alone counts."""
+    """By a tokenizer made from a vocabulary.
+
+    Where tokenizer.json stands, its post-processor alone counts.
+    """
     from transformers import AutoTokenizer
 
     directory = bpe_tokenizer(

@@ -77,7 +77,10 @@ def make_batch():
 
 
 def batch(rows, slots=16, sentences=5, skip=0):
-    """A group from rows of (sentence number, token ids); `skip` leading tokens of each are not pooled."""
+    """A group from rows of (sentence number, token ids).
+
+    `skip` leading tokens of each are not pooled.
+    """
     shape = (len(rows), slots)
     token_ids, position = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     sentence, pooled = np.full(shape, sentences, np.int32), np.zeros(shape, bool)

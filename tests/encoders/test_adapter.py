@@ -195,7 +195,10 @@ def test_of_linear_maps_that_are_one_in_the_files(kind, bases, tmp_path):
 
 
 def test_an_adapter_of_a_language_model_class(bases, tmp_path):
-    """Its modules are called model.layers... there; the output layer's adapter has no part in embeddings."""
+    """Its modules are called model.layers...
+
+    There; the output layer's adapter has no part in embeddings.
+    """
     import peft
     import transformers
 
@@ -211,7 +214,10 @@ def test_an_adapter_of_a_language_model_class(bases, tmp_path):
 
 @pytest.mark.slow
 def test_as_sentence_transformers_saves_it(bases, tmp_path):
-    """`SentenceTransformer.add_adapter`, with a regular expression, saved and read; and written again by us."""
+    """`SentenceTransformer.add_adapter`, with a regular expression, saved and read.
+
+    And written again by us.
+    """
     import peft
 
     theirs = sentence_transformer(bases["bert"])

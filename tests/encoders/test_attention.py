@@ -1,4 +1,7 @@
-"""All attention bodies compute the same, dropout included; masked slots count for exactly nothing."""
+"""All attention bodies compute the same, dropout included.
+
+Masked slots count for exactly nothing.
+"""
 
 from functools import partial
 

@@ -1,4 +1,7 @@
-"""Each architecture equals transformers' torch class: hidden states to 1e-4, parameter gradients to 1e-3 relative."""
+"""Each architecture equals transformers' torch class.
+
+Hidden states to 1e-4, parameter gradients to 1e-3 relative.
+"""
 
 from functools import partial
 

@@ -98,7 +98,10 @@ def test_bfloat16_is_near(params, packed):
 
 @pytest.mark.slow
 def test_same_on_every_number_of_devices(params, packed, unpacked):
-    """Inside shard_map with check_vma, under lax.map and checkpoint, with dropout: value and gradient."""
+    """Inside shard_map with check_vma, under lax.map and checkpoint, with dropout.
+
+    Value and gradient.
+    """
     encoder = build_encoder(SPEC)
     groups = jax.tree.map(lambda *x: jnp.stack(x), packed, unpacked, unpacked, packed)
 

@@ -89,7 +89,10 @@ def edit(path, **changes):
 @pytest.mark.parametrize("num_labels", [1, 3])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_logits_equal_transformers(name, num_labels, ids, packed, unpacked, tmp_path):
-    """1e-4 of logits of size 1 to 10, in float32; lengths 1 to 16, one to a row or packed out of order."""
+    """1e-4 of logits of size 1 to 10, in float32.
+
+    Lengths 1 to 16, one to a row or packed out of order.
+    """
     torch = pytest.importorskip("torch")
     model = torch_classifier(name, num_labels)
     model.save_pretrained(tmp_path)

@@ -1,4 +1,7 @@
-"""Decoders as encoders: states, gradients and files are transformers'; windows reach as far as they should."""
+"""Decoders as encoders: states, gradients and files are transformers'.
+
+Windows reach as far as they should.
+"""
 
 import dataclasses
 import functools
@@ -239,7 +242,10 @@ def assert_same_gradient(found, expected):
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in FEW])
 def test_states_equal_torch(case, name, ids, unpacked, states):
-    """As above, without gradients; and of a sentence without padding, of which transformers makes no mask."""
+    """As above, without gradients.
+
+    And of a sentence without padding, of which transformers makes no mask.
+    """
     model = case(name)
     found = states(our_states(model.backbone)(model.params, unpacked), unpacked)
     for attention in ("eager", "sdpa") if model.backbone.softcap is None else ("eager",):
@@ -278,7 +284,10 @@ def test_parameters_stored_in_bfloat16_are_cast_after_they_are_taken(case, packe
     ],
 )
 def test_who_sees_whom(case, name, causal, reach, make_batch):
-    """By gradients of each state for each embedding: three layers with a window of 3 reach 6 tokens back."""
+    """By gradients of each state for each embedding.
+
+    Three layers with a window of 3 reach 6 tokens back.
+    """
     model = case(name)
     backbone = dataclasses.replace(model.backbone, causal=causal)
     module = lookup("backbone", backbone.family).module(backbone)

@@ -99,7 +99,10 @@ def test_embeddings_are_near_and_those_of_the_plain_kernels(packed):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [pytest.param("lora", marks=pytest.mark.slow), "dora"])
 def test_an_adapter_over_eight_bits(kind, packed):
-    """Its gradient is that over the same kernels in float32, also where layers are computed again; merged it is it."""
+    """Its gradient is that over the same kernels in float32, also where layers are computed again.
+
+    Merged it is it.
+    """
     spec, params, _ = make(dora=kind == "dora", dropout=0.2)
     trainable, frozen = split_trainable(params, spec)
     encoder = build_encoder(spec, remat="layer", unroll=1)

@@ -99,7 +99,10 @@ def test_a_token_does_not_see_the_others():
 
 
 def test_gradient_equals_finite_differences():
-    """Along random directions, in float32 (norms are so in any dtype): central differences with a step of 1e-2."""
+    """Along random directions, in float32 (norms are so in any dtype).
+
+    Central differences with a step of 1e-2.
+    """
     head = LatentAttention(width=4, latents=3, heads=2)
     flat, unravel = ravel_pytree((made(head), STATES[:1, :2, :4]))
     weight = jax.random.normal(jax.random.key(2), (1, 2, 4))

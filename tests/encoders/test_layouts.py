@@ -45,7 +45,10 @@ T5 = {
 
 
 def make(directory, tokenizer, name="BertModel", **changes):
-    """A random model of three layers in transformers' layout; its tokenizer keeps the case of letters."""
+    """A random model of three layers in transformers' layout.
+
+    Its tokenizer keeps the case of letters.
+    """
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     settings = {
         "vocab_size": 240,
@@ -82,7 +85,10 @@ def edit(path, **changes):
 
 @pytest.fixture
 def lay_out(bert, tmp_path):
-    """`((type, folder, config, tensors), ..., texts=..., settings=...) -> directory`; the first is the Transformer."""
+    """`((type, folder, config, tensors), ..., texts=..., settings=...) -> directory`.
+
+    The first is the Transformer.
+    """
 
     def make(transformer, *others, texts=None, settings=None, name="sentence_bert_config.json"):
         modules, directory = [transformer, *others], tmp_path / "model"
@@ -131,7 +137,10 @@ def ours(directory, make_batch, prompt_name=None):
 
 @pytest.fixture
 def agrees(make_batch):
-    """`(directory, prompt_name=None, **arguments of SentenceTransformer)`: asserts that embeddings are those of it."""
+    """`(directory, prompt_name=None, **arguments of SentenceTransformer)`.
+
+    Asserts that embeddings are those of it.
+    """
 
     def check(directory, prompt_name=None, **arguments):
         peer = pytest.importorskip("sentence_transformers")
@@ -366,7 +375,10 @@ def test_camembert_is_a_roberta(tmp_path, tiny_tokenizer, agrees):
 
 
 def test_what_stands_beside_a_plain_directory_is_not_read(bert, tmp_path, agrees):
-    """As the Transformer's folder of a model: its limit and its case are the model's, for who asks for the model."""
+    """As the Transformer's folder of a model.
+
+    Its limit and its case are the model's, for who asks for the model.
+    """
     directory = shutil.copytree(bert, tmp_path / "model")
     write(directory / "sentence_bert_config.json", {"max_seq_length": 10, "do_lower_case": True})
     agrees(directory)

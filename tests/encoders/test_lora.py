@@ -1,4 +1,7 @@
-"""An adapter is a second tree: merged into the kernels it is the same function, and it alone is trained."""
+"""An adapter is a second tree.
+
+Merged into the kernels it is the same function, and it alone is trained.
+"""
 
 import dataclasses
 from functools import cache, partial

@@ -1,4 +1,7 @@
-"""ModernBERT equals torch's class on texts longer than its window; its files, old and new; fewer layers of it."""
+"""ModernBERT equals torch's class on texts longer than its window; its files, old and new.
+
+Fewer layers of it.
+"""
 
 import dataclasses
 from functools import partial
@@ -155,7 +158,10 @@ def test_any_pattern_of_layers_equals_torch(long_ids, rows, states, tmp_path):
 
 
 def test_window_is_half_on_either_side(model, rows):
-    """Of a single windowed layer: the gradient of a state reaches tokens at a distance of 4 or less, and no others."""
+    """Of a single windowed layer.
+
+    The gradient of a state reaches tokens at a distance of 4 or less, and no others.
+    """
     saved = read_model(model[1])
     spec, params = first_layers(saved.spec, saved.params, 1)
     module = FAMILY.module(dataclasses.replace(spec.backbone, layer_types=(SLIDING,)))
@@ -282,7 +288,10 @@ def test_tensors_that_do_not_fit(model, tmp_path, change, message):
 
 
 def test_fewer_layers(model, rows):
-    """Layers keep their kinds: those left out change nothing if they add nothing. The first layer cannot go."""
+    """Layers keep their kinds: those left out change nothing if they add nothing.
+
+    The first layer cannot go.
+    """
     saved = read_model(model[1])
     spec, layers = saved.spec, dict(saved.params["backbone"]["layers"])
     for name in ("output", "down"):

@@ -1,4 +1,7 @@
-"""NomicBERT's files, old and new, and its rotary positions; that it equals torch's class is in test_bert.py."""
+"""NomicBERT's files, old and new, and its rotary positions.
+
+That it equals torch's class is in test_bert.py.
+"""
 
 import dataclasses
 import json
@@ -83,7 +86,10 @@ def new_tensors(torch_models):
 
 @pytest.fixture(scope="module")
 def old_tensors(new_tensors):
-    """The same as in the models first published: other names, and one tensor for queries, keys and values."""
+    """The same as in the models first published.
+
+    Other names, and one tensor for queries, keys and values.
+    """
     old = {
         "embeddings.word_embeddings.weight": new_tensors["embeddings.word_embeddings.weight"],
         "embeddings.token_type_embeddings.weight": new_tensors[

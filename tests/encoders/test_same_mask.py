@@ -75,7 +75,10 @@ def test_sentences_that_are_no_columns_are_refused(params, copies):
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
 def test_the_rate_and_the_independence_of_examples_and_positions(rate):
-    """Slots of one example's position have one mask; all others have masks that agree as often as chance has it."""
+    """Slots of one example's position have one mask.
+
+    All others have masks that agree as often as chance has it.
+    """
     example, position = (
         jnp.arange(64)[:, None] // 2 + jnp.zeros((1, 32), int),
         jnp.arange(32) + jnp.zeros((64, 1), int),

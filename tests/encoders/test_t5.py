@@ -1,4 +1,7 @@
-"""T5's encoder equals torch's class, gated and not; its files, and a Sentence-T5 of sentence-transformers."""
+"""T5's encoder equals torch's class, gated and not.
+
+Its files, and a Sentence-T5 of sentence-transformers.
+"""
 
 import dataclasses
 from functools import partial
@@ -154,7 +157,10 @@ def _close(ours, theirs):
 
 
 def test_bfloat16_is_near_even_where_states_are_large(model, rows):
-    """States in the ten thousands, as those of the largest T5: beyond float16 soon, not beyond bfloat16."""
+    """States in the ten thousands, as those of the largest T5.
+
+    Beyond float16 soon, not beyond bfloat16.
+    """
     saved = read_model(model[1])
     spec = dataclasses.replace(saved.spec, heads=(Normalize(),))
     layers = saved.params["backbone"]["layers"]
@@ -220,7 +226,10 @@ def test_names_of_a_bigger_model(model, tmp_path):
 
 
 def test_equals_sentence_transformers(tokenizer_directory, tmp_path):
-    """The directory of a Sentence-T5: mean pooling, a linear map without bias, vectors of length 1."""
+    """The directory of a Sentence-T5.
+
+    Mean pooling, a linear map without bias, vectors of length 1.
+    """
     peer = pytest.importorskip("sentence_transformers")
     import torch
     from sentence_transformers.sentence_transformer import modules

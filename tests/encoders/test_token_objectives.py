@@ -191,7 +191,10 @@ TABLE = {"backbone": {"embeddings": {"token": np.eye(VOCAB, dtype=np.float32)}}}
 def test_the_state_that_predicts_is_the_one_so_many_places_before(
     expression, before, reader, packed
 ):
-    """Planted states know the tokens, each one place on or its own; only the right reading has no loss."""
+    """Planted states know the tokens, each one place on or its own.
+
+    Only the right reading has no loss.
+    """
     for planted in (0, 1):
         objective = build_token_objective(expression)(reader(planted, causal=True), tokenizer())
         for key in (None, jax.random.key(5)):

@@ -1,4 +1,7 @@
-"""Weights read lazily, by slices, straight onto a mesh; bfloat16 kept; shards written; damage found before reading."""
+"""Weights read lazily, by slices, straight onto a mesh; bfloat16 kept; shards written.
+
+Damage found before reading.
+"""
 
 import dataclasses
 import json

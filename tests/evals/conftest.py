@@ -8,7 +8,10 @@ import pytest
 
 @pytest.fixture(scope="session")
 def encode():
-    """A text's vector is the sum of its words', which are random but fixed: texts with common words are near."""
+    """A text's vector is the sum of its words', which are random but fixed.
+
+    Texts with common words are near.
+    """
     words = {}
 
     def vector(word):
@@ -52,7 +55,10 @@ def write(tmp_path):
 
 @pytest.fixture(scope="session")
 def mteb_scores(encode):
-    """`mteb_scores(task class, type, main score, data, **attributes)`: scores of the fake encoder by a task of mteb."""
+    """`mteb_scores(task class, type, main score, data, **attributes)`.
+
+    Scores of the fake encoder by a task of mteb.
+    """
     mteb = pytest.importorskip("mteb")
     from mteb.abstasks.task_metadata import TaskMetadata
     from mteb.models import ModelMeta

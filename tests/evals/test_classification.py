@@ -13,7 +13,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def made(labels, seed=0, train=150, test=60):
-    """Texts with a word of their label, most of them, and of another; the rarest label has fewer than 8 in train."""
+    """Texts with a word of their label, most of them, and of another.
+
+    The rarest label has fewer than 8 in train.
+    """
     rng = np.random.default_rng(seed)
     shares = np.arange(1, labels + 1) ** 2 / np.sum(np.arange(1, labels + 1) ** 2)
 

@@ -131,7 +131,10 @@ def test_mean_of_values_equals_scikit_learn():
 
 
 def test_values_say_how_the_v_measure_changes_with_a_text():
-    """Their interval is that of the V-measures of resampled texts; a perfect clustering has no uncertainty."""
+    """Their interval is that of the V-measures of resampled texts.
+
+    A perfect clustering has no uncertainty.
+    """
     rng = np.random.default_rng(0)
     labels = rng.choice(4, p=[0.7, 0.15, 0.1, 0.05], size=2000)
     found = np.where(rng.random(2000) < 0.8, labels, rng.integers(4, size=2000))

@@ -1,4 +1,7 @@
-"""Each fault planted and found, and none where there is none; the figures against their definitions."""
+"""Each fault planted and found, and none where there is none.
+
+The figures against their definitions.
+"""
 
 import numpy as np
 import pytest
@@ -19,7 +22,10 @@ JUDGED = diagnose.judged_rows(
 
 
 def made(noise=0.5, offset=0.0, seed=0):
-    """Queries and documents: two documents of each query are the query with noise; all moved in one direction."""
+    """Queries and documents: two documents of each query are the query with noise.
+
+    All moved in one direction.
+    """
     rng = np.random.default_rng(seed)
     queries, corpus = rng.normal(size=(QUERIES, DIM)), rng.normal(size=(DOCUMENTS, DIM))
     for part in (slice(0, QUERIES), slice(QUERIES, 2 * QUERIES)):

@@ -39,7 +39,10 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def vectors():
-    """Uneven lengths, a common direction, dimensions of uneven spread: no metric is at an end of its range."""
+    """Uneven lengths, a common direction, dimensions of uneven spread.
+
+    No metric is at an end of its range.
+    """
     rng = np.random.default_rng(0)
     scales = np.geomspace(1, 0.1, 12)
     return (rng.normal(size=(60, 12)) * scales + 0.3) * rng.uniform(0.5, 2, size=(60, 1))
@@ -51,7 +54,10 @@ def small_blocks(monkeypatch):
 
 
 def simplex(dim):
-    """dim + 1 points, each as far from every other: the basis of one dimension more, less its mean."""
+    """dim + 1 points, each as far from every other.
+
+    The basis of one dimension more, less its mean.
+    """
     centred = np.eye(dim + 1) - 1 / (dim + 1)
     return centred @ np.linalg.svd(centred)[2][:dim].T
 
@@ -365,7 +371,10 @@ def test_too_few_vectors_are_one_line(vectors):
 
 @pytest.fixture
 def evaluators(monkeypatch, tmp_path):
-    """`evaluators(experiment, **fields)`: what an experiment hands to `fit`, which does not train here."""
+    """`evaluators(experiment, **fields)`.
+
+    What an experiment hands to `fit`, which does not train here.
+    """
     monkeypatch.syspath_prepend(str(ROOT))
     rows = [f"{n % 6}\tsentence {n}\tsentence {n + 1}" for n in range(30)]
     (tmp_path / "sts.tsv").write_text("\n".join(["score\tsentence1\tsentence2", *rows]) + "\n")

@@ -9,7 +9,10 @@ from embed_jax.evals.retrieval import score_run
 
 @pytest.fixture(scope="module")
 def made():
-    """Random graded judgements and rankings: some queries without any relevant document, with one hit, or with none."""
+    """Random graded judgements and rankings.
+
+    Some queries without any relevant document, with one hit, or with none.
+    """
     rng = np.random.default_rng(1)
     qrels, run = {}, {}
     for q in range(60):

@@ -37,7 +37,10 @@ SIDES = (None, PromptType.query, PromptType.document)
 
 @pytest.fixture(scope="module")
 def columns(sentences):
-    """What each kind of task is made of; texts with common words belong together more often than not."""
+    """What each kind of task is made of.
+
+    Texts with common words belong together more often than not.
+    """
     rng = np.random.default_rng(0)
     topics = ["dog cat house", "river water road", "music guitar plays", "language model learns"]
 

@@ -8,7 +8,10 @@ from embed_jax.evals.pairs import open_task, pair_outcome, similarities_of_pairs
 
 @pytest.fixture(scope="module")
 def pairs():
-    """Pairs with one or two words in common, more often if the label is 1; some pairs come again, some are one text."""
+    """Pairs with one or two words in common, more often if the label is 1.
+
+    Some pairs come again, some are one text.
+    """
     rng = np.random.default_rng(0)
     left, right, labels = [], [], []
     for n in range(120):

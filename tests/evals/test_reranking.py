@@ -9,7 +9,10 @@ from embed_jax.evals.reranking import open_task, reranking_outcome
 
 @pytest.fixture(scope="module")
 def records():
-    """Up to 30 candidates each, some of them twice; positives have a word of the query more often."""
+    """Up to 30 candidates each, some of them twice.
+
+    Positives have a word of the query more often.
+    """
     rng = np.random.default_rng(0)
 
     def candidate(topic, share):

@@ -97,7 +97,10 @@ def odd_result():
 
 
 def test_odd_judgements_score_as_computed_by_hand():
-    """By q4's scores d2 and d4 are equal; the larger id comes first: d4, d2, then d3 (0), d1 (-0.7)."""
+    """By q4's scores d2 and d4 are equal; the larger id comes first.
+
+    D4, d2, then d3 (0), d1 (-0.7).
+    """
     _, result = odd_result()
     log2 = np.log2
     q1 = 2 / log2(5) / (2 + 1 / log2(3))

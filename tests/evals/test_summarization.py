@@ -9,7 +9,10 @@ from embed_jax.evals.summarization import open_task, summarization_outcome
 
 @pytest.fixture(scope="module")
 def texts():
-    """Twelve texts with several summaries by people and machines; of two, all ratings or all summaries are the same."""
+    """Twelve texts with several summaries by people and machines.
+
+    Of two, all ratings or all summaries are the same.
+    """
     rng = np.random.default_rng(0)
     made = []
     for n in range(12):

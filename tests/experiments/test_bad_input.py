@@ -1,4 +1,7 @@
-"""Bad input through the commands: exit status 2, one line that says what and where, nothing left behind or lost."""
+"""Bad input through the commands.
+
+Exit status 2, one line that says what and where, nothing left behind or lost.
+"""
 
 import gzip
 import json

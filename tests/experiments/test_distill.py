@@ -1,4 +1,7 @@
-"""A student of some of its teacher's layers: where it starts, what it learns from, and what is refused."""
+"""A student of some of its teacher's layers.
+
+Where it starts, what it learns from, and what is refused.
+"""
 
 import json
 from pathlib import Path
@@ -101,7 +104,10 @@ def test_the_student_starts_with_the_layers_named(config, teacher_model, sentenc
 def test_it_becomes_like_its_teacher(
     distill, config, data, teacher_model, sentences, tmp_path, capsys
 ):
-    """On texts not trained on too; the first loss is the mean over some of the texts as numpy has it."""
+    """On texts not trained on too.
+
+    The first loss is the mean over some of the texts as numpy has it.
+    """
     settings = config(eval__test_sts=str(data / "sts"))
     prepare_jax(deterministic=settings.train.deterministic)
     result = distill.run(settings, tmp_path / "run")

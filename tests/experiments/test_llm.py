@@ -1,4 +1,7 @@
-"""Language models as embedders, from the command: adapters, instructions, three stages, and what is refused."""
+"""Language models as embedders, from the command.
+
+Adapters, instructions, three stages, and what is refused.
+"""
 
 import json
 import shutil

@@ -1,4 +1,7 @@
-"""Losses from the command line: by name and arguments, with the data they need; wrong use is told in one line."""
+"""Losses from the command line: by name and arguments, with the data they need.
+
+Wrong use is told in one line.
+"""
 
 import json
 import sys

@@ -1,4 +1,7 @@
-"""Training on text alone, from a file to a model directory: it learns, resumes exactly, and refuses what cannot be."""
+"""Training on text alone, from a file to a model directory.
+
+It learns, resumes exactly, and refuses what cannot be.
+"""
 
 import json
 import shutil
@@ -167,7 +170,10 @@ def test_transformers_reads_the_model_with_its_head(finished, corpus):
 
 
 def test_a_second_run_goes_on_where_the_first_ended(mlm, settings, finished, tmp_path, capsys):
-    """The loss before its first step is the first run's at its end: with another head it would be a beginner's."""
+    """The loss before its first step is the first run's at its end.
+
+    With another head it would be a beginner's.
+    """
     fields = {
         "model__name": str(finished[1] / "model"),
         "model__tokenizer": "",
@@ -195,7 +201,10 @@ def test_a_model_without_a_head_gets_a_new_one_and_it_is_said(
 def test_beside_an_adapter_what_was_read_is_not_trained_and_is_written_again(
     mlm, settings, tmp_path
 ):
-    """A decoder's own output layer: written, read, and kept where there is an adapter; trained where there is none."""
+    """A decoder's own output layer: written, read, and kept where there is an adapter.
+
+    Trained where there is none.
+    """
     fields = {
         "loss__name": "next_token",
         "train__steps": 3,
@@ -252,7 +261,10 @@ def tokens_of(batches):
 def test_an_epoch_reads_every_token_of_long_documents_once(
     prepared, settings, corpus, stream, tiny_tokenizer
 ):
-    """Batches of 2, so that at most a piece is left out of the epoch; windows as large as the corpus."""
+    """Batches of 2, so that at most a piece is left out of the epoch.
+
+    Windows as large as the corpus.
+    """
     from embed_jax.data.tokenize import load_tokenizer
 
     documents = corpus.read_text().splitlines()

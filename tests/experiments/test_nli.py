@@ -1,4 +1,7 @@
-"""Supervised sentence embeddings: the same file as pairs and as triplets, stage after stage, before against after."""
+"""Supervised sentence embeddings.
+
+The same file as pairs and as triplets, stage after stage, before against after.
+"""
 
 import json
 import shutil

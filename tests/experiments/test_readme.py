@@ -1,4 +1,7 @@
-"""The example of experiments/README.md: its own objective, optimiser and encoder, on any number of devices."""
+"""The example of experiments/README.md.
+
+Its own objective, optimiser and encoder, on any number of devices.
+"""
 
 import re
 from pathlib import Path

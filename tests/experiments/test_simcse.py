@@ -1,4 +1,7 @@
-"""SimCSE with all that a config may add: a stream, augmentation, masked language modelling, a queue, a shared mask."""
+"""SimCSE with all that a config may add.
+
+A stream, augmentation, masked language modelling, a queue, a shared mask.
+"""
 
 import json
 import shutil
@@ -102,7 +105,10 @@ def test_each_part_reports_what_it_does(finished):
 def test_resumed_at_a_checkpoint_it_ends_with_the_same_bits(
     simcse, everything, finished, tmp_path, step
 ):
-    """Parameters, moments, the queue, its averaged encoder, the head of the language model; the stream's position."""
+    """Parameters, moments, the queue, its averaged encoder, the head of the language model.
+
+    The stream's position.
+    """
     result, workdir = finished
     shutil.copytree(workdir, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "model")
@@ -122,7 +128,10 @@ def test_resumed_at_a_checkpoint_it_ends_with_the_same_bits(
 
 @pytest.fixture
 def batches_of(simcse, monkeypatch, tmp_path):
-    """`batches_of(config, start)`: the batches that a run would be given from a step on; nothing is run."""
+    """`batches_of(config, start)`: the batches that a run would be given from a step on.
+
+    Nothing is run.
+    """
     from embed_jax.train import loop
 
     def make(config, start=0):
@@ -154,7 +163,10 @@ def test_the_batches_are_those_of_the_stream_from_any_step_on(
 
 
 def test_only_the_positive_is_augmented_anew_each_time(batches_of, everything, sentence_file):
-    """Three sentences of the file are seen every epoch; texts are compared as they are, tokens as changed."""
+    """Three sentences of the file are seen every epoch.
+
+    Texts are compared as they are, tokens as changed.
+    """
     fields = {"data__train": str(sentence_file), "data__limit": 8, "batch__groups": 1}
     seen = {number: ([], []) for number in range(8)}
     plain = {}

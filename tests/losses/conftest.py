@@ -34,8 +34,10 @@ def assert_close(ours, theirs):
 
 @pytest.fixture
 def equals_torch():
-    """`check(loss, reference, embeddings, fields, params, learnt, **arguments)`: value and gradients agree to 1e-5
-    with those of torch in float64, whose own float32 is no nearer to them.
+    """`check(loss, reference, embeddings, fields, params, learnt, **arguments)`.
+
+    Value and gradients agree to 1e-5 with those of torch in float64, whose own float32 is no nearer
+    to them.
 
     `reference(features)` is sentence-transformers' loss on the features that its model, `given`,
     hands through; `learnt(parameters' gradients)` puts those of torch in the form of `params`.
@@ -61,7 +63,10 @@ def equals_torch():
 
 @pytest.fixture
 def equals_numpy():
-    """`check(loss, naive, embeddings, fields, **arguments)`: equal to `naive(embeddings)` in float64 and its slopes."""
+    """`check(loss, naive, embeddings, fields, **arguments)`.
+
+    Equal to `naive(embeddings)` in float64 and its slopes.
+    """
 
     def check(loss, naive, embeddings, fields=None, **arguments):
         value, (gradient, _) = value_and_gradients(loss, embeddings, fields or {}, {}, arguments)

@@ -1,4 +1,7 @@
-"""SBERT's classification objective: equality with sentence-transformers and, for other features, with torch."""
+"""SBERT's classification objective.
+
+Equality with sentence-transformers and, for other features, with torch.
+"""
 
 import jax
 import jax.numpy as jnp

@@ -56,7 +56,10 @@ def contrast_init(dim, key, temperature, learn):
 
 @loss(needs=("guide",), columns=(2, 0), init=contrast_init, tiled=True)
 def contrast(own, world, params, *, temperature: float = 0.5, learn: bool = True):
-    """An anchor's positive against all other positives and all negatives; its gradient crosses devices."""
+    """An anchor's positive against all other positives and all negatives.
+
+    Its gradient crosses devices.
+    """
 
     def block(rows, candidates, scale):
         (anchors, example), (others, examples, present) = rows, candidates

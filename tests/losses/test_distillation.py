@@ -112,7 +112,10 @@ def test_a_projection_to_the_teachers_size(columns, ours, theirs, given, peers, 
 
 
 def test_a_projection_and_prefixes():
-    """Each prefix has a projection of its own; a teacher that is cut with the student needs none."""
+    """Each prefix has a projection of its own.
+
+    A teacher that is cut with the student needs none.
+    """
     loss = build_loss("matryoshka(embedding_mse(projection=5), dims='8,4')")
     params = loss.init(8, jax.random.key(0))
     assert {size: leaf["kernel"].shape for size, leaf in params.items()} == {

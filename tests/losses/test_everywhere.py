@@ -1,4 +1,7 @@
-"""What holds for every loss but those of in-batch negatives: devices, missing texts, degenerate batches."""
+"""What holds for every loss but those of in-batch negatives.
+
+Devices, missing texts, degenerate batches.
+"""
 
 import dataclasses
 import functools
@@ -52,7 +55,10 @@ def arguments(loss):
 
 
 def some_columns(loss, batch=BATCH):
-    """Random columns of all that losses need; off centre, so that their means are not rounding errors."""
+    """Random columns of all that losses need.
+
+    Off centre, so that their means are not rounding errors.
+    """
     rng = np.random.default_rng(0)
     least, most = loss.about.columns
     number = most or least + 1
@@ -104,7 +110,10 @@ def alone(loss):
 
 
 def split(loss, columns, form):
-    """The loss with its batch split over devices, in a form of the world; tiles of one candidate."""
+    """The loss with its batch split over devices, in a form of the world.
+
+    Tiles of one candidate.
+    """
 
     def on_device(embeddings, params, columns):
         own = columns.replace(embeddings=embeddings)

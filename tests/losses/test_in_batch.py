@@ -418,7 +418,10 @@ def test_absent_texts_are_no_negatives_and_weigh_nothing():
     [("absolute", 0.2, 0.6), ("relative", 0.5, 0.4), ("threshold", 0.3, 0.3)],
 )
 def test_similar_texts_are_masked(strategy, margin, limit):
-    """Positives at cosines 0.8, 0.1, 0.35, 0.5, 0.7 of an anchor: negatives are those at most at the limit."""
+    """Positives at cosines 0.8, 0.1, 0.35, 0.5, 0.7 of an anchor.
+
+    Negatives are those at most at the limit.
+    """
     found = np.array([0.8, 0.1, 0.35, 0.5, 0.7])
     positives = np.stack([found, np.sqrt(1 - found**2)], axis=1)
     embeddings = jnp.asarray(np.stack([np.tile([1.0, 0.0], (5, 1)), positives]), jnp.float32)
@@ -486,7 +489,10 @@ def test_wrong_use_is_refused_in_one_line(loss, arguments, message):
 @pytest.mark.parametrize("kind", ["logsumexp", "sum", "max"])
 @pytest.mark.parametrize("tile", [1, 3, 7, 100])
 def test_tiles_are_the_whole(kind, tile):
-    """Any tile, one that does not divide the candidates too; rows, candidates and what is shared have gradients."""
+    """Any tile, one that does not divide the candidates too.
+
+    Rows, candidates and what is shared have gradients.
+    """
     rng = np.random.default_rng(0)
     rows, candidates = (jnp.asarray(rng.normal(size=(n, 4)), jnp.float32) for n in (5, 11))
 

@@ -1,4 +1,7 @@
-"""Losses on prefixes and on earlier layers: textbook values, equality with sums and with sentence-transformers."""
+"""Losses on prefixes and on earlier layers.
+
+Textbook values, equality with sums and with sentence-transformers.
+"""
 
 import dataclasses
 import functools

@@ -160,7 +160,10 @@ def test_angle_combined(batch, equals_numpy):
 
 
 def test_angle_combined_masks_repeated_texts():
-    """Two examples with one first text and one second text: neither is the other's negative, so the loss is 0."""
+    """Two examples with one first text and one second text.
+
+    Neither is the other's negative, so the loss is 0.
+    """
     columns = make_columns(jnp.asarray(embeddings(2)), score=jnp.ones((2, 1)))
     columns = columns.replace(text_hash=jnp.repeat(columns.text_hash[:, :1], 2, axis=1))
 
@@ -202,7 +205,10 @@ def test_contrastive_tension(batch, given, peers, equals_torch):
 
 @pytest.mark.parametrize("batch", BATCHES)
 def test_contrastive_tension_in_batch(batch, given, peers, equals_torch):
-    """The peer encodes one list of texts twice, by two models: here they hand through one column each."""
+    """The peer encodes one list of texts twice, by two models.
+
+    Here they hand through one column each.
+    """
     torch = pytest.importorskip("torch")
 
     class Column(torch.nn.Module):

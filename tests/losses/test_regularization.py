@@ -47,7 +47,10 @@ def naive_covariance(texts):
     ],
 )
 def test_terms_of_columns(name, naive, arguments, batch, columns, equals_numpy):
-    """The mean over as many of three columns as are asked for; on one array it is that of one column."""
+    """The mean over as many of three columns as are asked for.
+
+    On one array it is that of one column.
+    """
     given = embeddings(3, batch)
     equals_numpy(
         getattr(regularization, name),
@@ -88,7 +91,10 @@ def test_global_orthogonal(batch, columns, weights, given, peers, equals_torch):
 
 
 def test_evenly_spread_vectors_cost_nothing():
-    """The 2 D unit vectors of the axes, both ways: mean cosine -1 / (2 D - 1), and no second moment above 1 / D."""
+    """The 2 D unit vectors of the axes, both ways.
+
+    Mean cosine -1 / (2 D - 1), and no second moment above 1 / D.
+    """
     axes = np.concatenate([np.eye(4), -np.eye(4)]).astype(np.float32)
 
     @jax.jit

@@ -32,7 +32,10 @@ QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_pass
 
 
 def maxsim_of(query, document):
-    """Each query token's best product with a token of the document, summed; 0 with a document without tokens."""
+    """Each query token's best product with a token of the document, summed.
+
+    0 with a document without tokens.
+    """
     products = jnp.matmul(query["tokens"], document["tokens"].T, precision="highest")
     products = jnp.where(document["mask"][None], products, -jnp.inf)
     best = jnp.where(jnp.any(document["mask"]), jnp.max(products, axis=1), 0.0)
@@ -52,7 +55,10 @@ MAXSIM = pair_score(
 
 
 def token_columns():
-    """3 query tokens and 7 document tokens, some masked; the hard negative of example 2 has none."""
+    """3 query tokens and 7 document tokens, some masked.
+
+    The hard negative of example 2 has none.
+    """
     rng = np.random.default_rng(0)
     columns = []
     for column, length in enumerate(LENGTHS):
@@ -171,7 +177,10 @@ def values_of(loss, columns, params=None):
 
 
 def test_maxsim_equals_loops_for_all_pairs_and_for_lists():
-    """A score sums three cosines, of four products each: rounding errors are of 1, however small their sum is."""
+    """A score sums three cosines, of four products each.
+
+    Rounding errors are of 1, however small their sum is.
+    """
     columns = token_columns()
     by_loops = scores_by_loops(columns)
 

@@ -1,4 +1,7 @@
-"""Objectives beside the loss: one mean over the global batch, the same on any devices, in the loop over groups."""
+"""Objectives beside the loss.
+
+One mean over the global batch, the same on any devices, in the loop over groups.
+"""
 
 import dataclasses
 
@@ -152,7 +155,10 @@ def test_devices_do_not_matter(run, alone, mesh):
 
 
 def test_what_is_measured(run, alone, encoder):
-    """An untrained head guesses; its loss is about log V; a tenth of it is in the sum. Entries have no dropout."""
+    """An untrained head guesses; its loss is about log V; a tenth of it is in the sum.
+
+    Entries have no dropout.
+    """
     loss, metrics, _, entries, (gradient, arguments) = alone
     assert (
         metrics["mlm/loss"] == pytest.approx(np.log(VOCAB), rel=0.1)
@@ -172,7 +178,10 @@ def test_what_is_measured(run, alone, encoder):
 
 
 def test_no_group_keeps_its_logits(alone):
-    """What is kept for the backward pass of all groups together are sums: no [groups, K, V] anywhere."""
+    """What is kept for the backward pass of all groups together are sums.
+
+    No [groups, K, V] anywhere.
+    """
     gradient, arguments = alone[-1]
     text = gradient.lower(*arguments).as_text()
     slots = int(np.ceil(0.15 * np.prod(arguments[1].tokens["encoder"].token_ids.shape[1:])))

@@ -87,7 +87,10 @@ def params(encoder):
 
 
 def make_batch(groups: int, columns: int = 3) -> Batch:
-    """Hard negatives, some absent; equal anchors, equal positives, equal ids and groups; a second tokenizer's view."""
+    """Hard negatives, some absent; equal anchors, equal positives, equal ids and groups.
+
+    A second tokenizer's view.
+    """
     rng = np.random.default_rng(0)
 
     def texts(vocabulary):
@@ -123,7 +126,10 @@ def make_batch(groups: int, columns: int = 3) -> Batch:
 
 @functools.cache
 def compiled(encoder, guide, devices, fsdp, tensor, form, fsdp_gather, dropout):
-    """The value and gradient of any of LOSSES by its number, in one program; where parameters go; the mesh."""
+    """The value and gradient of any of LOSSES by its number, in one program; where parameters go.
+
+    The mesh.
+    """
     mesh = make_mesh(devices, fsdp, tensor)
     shapes = jax.eval_shape(encoder.init, jax.random.key(0))
     specs = param_specs(
@@ -238,7 +244,10 @@ def test_the_form_does_not_matter(gradient_of, form, devices, name):
 @SLOW
 @pytest.mark.parametrize("fsdp_gather", ["layer", "once"])
 def test_a_mesh_of_three_axes_does_not_matter(gradient_of, fsdp_gather, name):
-    """data x fsdp x tensor = 2 x 2 x 2: groups over four, parameters over four of the eight devices."""
+    """data x fsdp x tensor = 2 x 2 x 2.
+
+    Groups over four, parameters over four of the eight devices.
+    """
     assert_same(
         gradient_of(name, 8, fsdp=2, tensor=2, fsdp_gather=fsdp_gather), gradient_of(name, 1)
     )

@@ -1,4 +1,7 @@
-"""Adapters and whole decoders on meshes: the same loss and gradient as on one device, in less memory on each."""
+"""Adapters and whole decoders on meshes.
+
+The same loss and gradient as on one device, in less memory on each.
+"""
 
 import dataclasses
 import functools
@@ -124,7 +127,10 @@ def test_a_mesh_gives_the_loss_and_gradient_of_one_device(way, mesh):
     "loss", ["matryoshka(info_nce(hard_negative_weight=2), dims='64,16')", "qwen3"]
 )
 def test_an_adapter_goes_with_prefixes_groups_and_a_queue(loss):
-    """Eight groups on a mesh, one by one on a device, and the whole batch at once, without dropout: the same."""
+    """Eight groups on a mesh, one by one on a device, and the whole batch at once, without dropout.
+
+    The same.
+    """
     function, about = build_loss(loss), build_loss(loss).about
     spec = dataclasses.replace(random_spec("decoder-tiny", vocab_size=VOCAB), lora=LoraSpec(4, 8.0))
     encoder, params, base = start("lora")

@@ -76,7 +76,10 @@ COLLECTIVE = (
 
 
 def compiled_step(encoder, params, mesh, groups, **options):
-    """The compiled gradient's collectives: those run once, and those of each loop's body, as (kind, floats)."""
+    """The compiled gradient's collectives.
+
+    Those run once, and those of each loop's body, as (kind, floats).
+    """
     specs = param_specs(
         params, [(f"encoder/{pattern}", axes) for pattern, axes in encoder.sharding], mesh
     )
@@ -261,7 +264,10 @@ def test_counts_that_do_not_divide_are_refused():
 
 
 def test_the_optimisers_state_lies_as_the_parameters_do(encoder, params):
-    """Rules beside the model say how; what no axis divides, and what is small, is whole everywhere."""
+    """Rules beside the model say how.
+
+    What no axis divides, and what is small, is whole everywhere.
+    """
     optimizer = make_optimizer(Optim(accumulate=2), 10)
     mesh = make_mesh(8, 2, 2)
     specs = param_specs(

@@ -1,4 +1,7 @@
-"""Layers and prefixes drawn at a step: the same loss and gradient on any devices, in any groups and form."""
+"""Layers and prefixes drawn at a step.
+
+The same loss and gradient on any devices, in any groups and form.
+"""
 
 import dataclasses
 
@@ -80,7 +83,10 @@ def assert_same(found, expected):
 
 @pytest.mark.slow
 def test_devices_and_groups_do_not_matter(run):
-    """Eight groups on eight devices, parameters split over four, embeddings passed round: as one big batch on one."""
+    """Eight groups on eight devices, parameters split over four, embeddings passed round.
+
+    As one big batch on one.
+    """
     assert_same(run(8, 8, dropout=False, fsdp=4, form="ring"), run(1, 1, dropout=False))
 
 

@@ -1,4 +1,7 @@
-"""The queue of earlier positives: exactly as old as it says, no negative too many, the same on any devices."""
+"""The queue of earlier positives.
+
+Exactly as old as it says, no negative too many, the same on any devices.
+"""
 
 import functools
 
@@ -48,7 +51,10 @@ def encoder():
 
 
 def make_batch(step: int) -> Batch:
-    """Texts 1 .. VOCAB - 1, whose hashes are their numbers; equal ones now and then; a positive is missing."""
+    """Texts 1 .. VOCAB - 1, whose hashes are their numbers; equal ones now and then.
+
+    A positive is missing.
+    """
     rng = np.random.default_rng(step)
     ids = rng.integers(1, VOCAB, (GROUPS, 1, 2 * EXAMPLES // GROUPS)).astype(np.int32)
     sentence = np.broadcast_to(np.arange(ids.shape[-1], dtype=np.int32), ids.shape)

@@ -144,7 +144,10 @@ SLOW = pytest.mark.slow
     "name", ["mntp(rate=0.4)", *(pytest.param(each, marks=SLOW) for each in ("mlm", "next_token"))]
 )
 def test_devices_do_not_matter(run, name):
-    """With dropout, and hidden tokens that each group draws: both hang on the group's number, not on the device."""
+    """With dropout, and hidden tokens that each group draws.
+
+    Both hang on the group's number, not on the device.
+    """
     alone = run(name)
     assert alone[0] == pytest.approx(np.log(VOCAB), rel=0.1)
     assert_same(run(name, 8, 2), alone)

@@ -1,4 +1,7 @@
-"""Codes against sentence-transformers' and against plain NumPy; search in them against sorting all dot products."""
+"""Codes against sentence-transformers' and against plain NumPy.
+
+Search in them against sorting all dot products.
+"""
 
 import dataclasses
 import json

@@ -8,7 +8,10 @@ from embed_jax.errors import exit_with_one_line
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """Runs a command's `main` in this process: `run(module, *arguments) -> (exit status, stdout, stderr)`."""
+    """Runs a command's `main` in this process.
+
+    `run(module, *arguments) -> (exit status, stdout, stderr)`.
+    """
     monkeypatch.setattr("embed_jax.runtime.enable_compilation_cache", lambda: None)
 
     def run(module, *arguments):

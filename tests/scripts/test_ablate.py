@@ -46,7 +46,10 @@ def score(command):
 
 @pytest.fixture
 def table(run, tmp_path, monkeypatch):
-    """`table(text, *arguments) -> (status, stdout, stderr)` with a stub for the experiments; `table.commands`."""
+    """`table(text, *arguments) -> (status, stdout, stderr)` with a stub for the experiments.
+
+    `table.commands`.
+    """
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT))
     (tmp_path / "config.py").write_text(CONFIG)

@@ -58,7 +58,10 @@ def made_rows(seed, count=40):
 
 
 def compared(rows, by):
-    """{(row, negative, column, occurrence): reasons, in order}, from a comparison of all with all."""
+    """{(row, negative, column, occurrence).
+
+    Reasons, in order}, from a comparison of all with all.
+    """
     found = {}
     pairs = [{row["anchor"].strip(), row["positive"].strip()} for row in rows]
     keys = {name: [str(row.get(name, "")).strip() for row in rows] for name in ("id", "group")}

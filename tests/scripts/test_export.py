@@ -1,4 +1,7 @@
-"""What leaves here is the model: the same embeddings elsewhere, the same parameters back, the same bytes again."""
+"""What leaves here is the model.
+
+The same embeddings elsewhere, the same parameters back, the same bytes again.
+"""
 
 import json
 import re
@@ -211,7 +214,10 @@ def test_nothing_is_left_of_an_export_that_fails(run, saved, tmp_path, monkeypat
 
 
 def test_a_cut_model_is_one_that_gives_cut_embeddings(exported, saved, model, made):
-    """Of a model that ends in a Dense its columns; of another one a Dense that takes the first numbers."""
+    """Of a model that ends in a Dense its columns.
+
+    Of another one a Dense that takes the first numbers.
+    """
     back = embed_jax.load(exported("--model", saved, "--dim", "8"))
     assert (
         back.dim == 8

@@ -1,4 +1,7 @@
-"""The same run with sentence-transformers: the same losses and parameters, step by step, and what it refuses."""
+"""The same run with sentence-transformers.
+
+The same losses and parameters, step by step, and what it refuses.
+"""
 
 import json
 import shutil

@@ -24,7 +24,10 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def arguments(sentence_file, tiny_tokenizer):
-    """The command line of a run on a tiny encoder, without the program: `arguments(workdir, *overrides)`."""
+    """The command line of a run on a tiny encoder, without the program.
+
+    `arguments(workdir, *overrides)`.
+    """
 
     def make(workdir: Path, *overrides: str) -> list[str]:
         fields = {

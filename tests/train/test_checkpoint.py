@@ -69,7 +69,10 @@ def test_another_architecture_is_refused_by_name(tmp_path):
 
 
 def test_what_decays_and_what_multiplies_in_a_real_encoder():
-    """All but biases, norms and the loss's parameters decays; all but the embedding tables costs FLOPs by token."""
+    """All but biases, norms and the loss's parameters decays.
+
+    All but the embedding tables costs FLOPs by token.
+    """
     from embed_jax.encoders.build import build_encoder
     from embed_jax.encoders.spec import random_spec
     from embed_jax.train.optim import decay_mask

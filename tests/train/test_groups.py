@@ -1,4 +1,7 @@
-"""Groups of parameters: factors and freezing are torch's parameter groups; layers are a leading axis."""
+"""Groups of parameters: factors and freezing are torch's parameter groups.
+
+Layers are a leading axis.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -62,7 +65,10 @@ def flat(tree):
 
 
 def torch_train(factor_of, optim, steps=3):
-    """torch's AdamW, every layer of every leaf a parameter group of its own; frozen ones require no gradient."""
+    """torch's AdamW, every layer of every leaf a parameter group of its own.
+
+    Frozen ones require no gradient.
+    """
     params, groups = {}, []
     for path, value in flat(make_params()).items():
         stacked = "/layers/" in path

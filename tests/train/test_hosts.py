@@ -1,4 +1,7 @@
-"""Several hosts, each a process of its own: the same run as one; one lost, the others end; all restarted, exact."""
+"""Several hosts, each a process of its own: the same run as one; one lost, the others end.
+
+All restarted, exact.
+"""
 
 import json
 import os

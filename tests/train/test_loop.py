@@ -39,7 +39,10 @@ def toy_objective(params, batch, key, frozen):
 
 @pytest.fixture
 def run(tmp_path):
-    """`run(scores or None, **fields) -> Result`: w is counted up by 1 a step, `scores[w]` is the metric "a/m"."""
+    """`run(scores or None, **fields) -> Result`.
+
+    W is counted up by 1 a step, `scores[w]` is the metric "a/m".
+    """
 
     def step(state, batch, key):
         params = jax.tree.map(lambda leaf: leaf + 1, state.params)

@@ -1,4 +1,7 @@
-"""Hard negatives that a run finds itself: what is found, what is recorded, and a resume that reads it."""
+"""Hard negatives that a run finds itself.
+
+What is found, what is recorded, and a resume that reads it.
+"""
 
 import json
 import shutil
@@ -183,7 +186,10 @@ def data(tmp_path_factory, sentences):
 
 @pytest.fixture(scope="module")
 def experiment(data, tiny_model):
-    """`experiment(**fields)`: negatives by BM25 and the model, every few steps; checkpoints between."""
+    """`experiment(**fields)`: negatives by BM25 and the model, every few steps.
+
+    Checkpoints between.
+    """
 
     def make(**fields):
         return override(

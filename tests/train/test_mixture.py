@@ -1,4 +1,7 @@
-"""Several data sets in one run: what each batch has of which, each set's own settings, and an exact resume."""
+"""Several data sets in one run.
+
+What each batch has of which, each set's own settings, and an exact resume.
+"""
 
 import dataclasses
 import json
@@ -77,7 +80,10 @@ def here(tmp_path_factory, cache):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, sentences):
-    """Triplets, half of whose anchors are one of two texts; graded pairs; labelled pairs with names of their own."""
+    """Triplets, half of whose anchors are one of two texts; graded pairs.
+
+    Labelled pairs with names of their own.
+    """
     directory = tmp_path_factory.mktemp("mixture")
 
     def write(name, records):
@@ -228,7 +234,10 @@ LENGTHS = {"nli": 12, "graded": 24, "questions": 8}
 
 @pytest.fixture
 def assembled(monkeypatch, tmp_path, here):
-    """`assembled(config)`: what `fit` gives the loop, and the sources and settings of its batches; nothing is run."""
+    """`assembled(config)`: what `fit` gives the loop, and the sources and settings of its batches.
+
+    Nothing is run.
+    """
     from experiments import nli
 
     def make(config):
@@ -366,7 +375,10 @@ def only(experiment, name, **fields):
 
 
 def test_a_mixture_of_one_is_that_data_set(assembled, experiment, data):
-    """The same state, the same batches and the same program of a step; a loss of its own is the loss."""
+    """The same state, the same batches and the same program of a step.
+
+    A loss of its own is the loss.
+    """
     mixture = only(experiment, "graded")
     alone = only(
         experiment,

@@ -176,7 +176,10 @@ def test_wsd_rises_stays_and_falls():
 
 
 def test_wsd_from_a_checkpoint_is_the_schedule_of_a_longer_run():
-    """A stable run, ended or not, and a decay of four updates from its sixth: the same rates up to there."""
+    """A stable run, ended or not, and a decay of four updates from its sixth.
+
+    The same rates up to there.
+    """
     stable = make_learning_rate(Optim(schedule="constant"), 100)
     branch = make_learning_rate(Optim(schedule="wsd", decay=0.4), 10)
     for count in range(7):

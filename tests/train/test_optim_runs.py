@@ -1,4 +1,7 @@
-"""Runs with groups, Adafactor, Muon and WSD: resumed to the same bits, equal on one device and in shards of four."""
+"""Runs with groups, Adafactor, Muon and WSD.
+
+Resumed to the same bits, equal on one device and in shards of four.
+"""
 
 import functools
 import itertools
@@ -119,7 +122,10 @@ WSD = {"schedule": "wsd", "decay": 0.5}
 
 @pytest.fixture(scope="module")
 def whole(train, tmp_path_factory):
-    """An undisturbed run with Muon, groups, accumulation and WSD: stable for two steps, falling for two."""
+    """An undisturbed run with Muon, groups, accumulation and WSD.
+
+    Stable for two steps, falling for two.
+    """
     workdir = tmp_path_factory.mktemp("whole") / "run"
     train(workdir, optim_of(**MUON, **WSD))
     return workdir
@@ -195,7 +201,10 @@ def test_a_run_is_resumed_with_the_groups_that_it_had(train, whole):
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
 def test_a_checkpoint_holds_the_whole_state_of_an_optimiser(name, tmp_path):
-    """Two updates, saved, restored in shards of four devices, and two more: the bits of four updates there."""
+    """Two updates, saved, restored in shards of four devices, and two more.
+
+    The bits of four updates there.
+    """
     rng = np.random.default_rng(0)
     draws = [
         {"layers": {"up": {"kernel": rng.standard_normal((2, 128, 160)).astype(np.float32)}},

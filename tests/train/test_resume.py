@@ -1,4 +1,7 @@
-"""A killed and resumed run is the undisturbed run, bit for bit; bad input and bad luck end in one line."""
+"""A killed and resumed run is the undisturbed run, bit for bit.
+
+Bad input and bad luck end in one line.
+"""
 
 import dataclasses
 import json
@@ -119,7 +122,10 @@ def test_a_second_run_on_a_workdir_in_use_is_refused(simcse_here, tmp_path):
 def test_a_nan_loss_names_step_and_records_and_leaves_what_was_saved(
     simcse_here, tmp_path, monkeypatch
 ):
-    """The loss turns NaN at step 5 for two of the examples; the checkpoint of step 3 and its line stay."""
+    """The loss turns NaN at step 5 for two of the examples.
+
+    The checkpoint of step 3 and its line stay.
+    """
     from embed_jax.losses import in_batch
 
     original = in_batch.info_nce

@@ -75,7 +75,10 @@ def one_device():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny_model, tiny_tokenizer, sentences):
-    """`run(name) -> (directory, {step: its parameters, and an embedding})` of one of RUNS; each is run once."""
+    """`run(name) -> (directory, {step: its parameters, and an embedding})` of one of RUNS.
+
+    Each is run once.
+    """
     done = {}
 
     def of(name):

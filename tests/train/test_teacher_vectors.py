@@ -1,4 +1,7 @@
-"""A teacher's embeddings from a file: training is that with the teacher itself; what cannot be is refused."""
+"""A teacher's embeddings from a file: training is that with the teacher itself.
+
+What cannot be is refused.
+"""
 
 import json
 import shutil
@@ -46,7 +49,10 @@ def files(tmp_path_factory, tiny_model, sentences):
 
 @pytest.fixture
 def distill(monkeypatch, files, tiny_model):
-    """`distill(workdir, **fields)`: a run of `experiments.distill` on the sentences, teacher or file left to set."""
+    """`distill(workdir, **fields)`.
+
+    A run of `experiments.distill` on the sentences, teacher or file left to set.
+    """
     monkeypatch.setenv("EMBED_JAX_CACHE", str(files / "cache"))
     monkeypatch.syspath_prepend(str(ROOT))
     from experiments import distill

@@ -1,4 +1,7 @@
-"""A checkpoint is of a state, not of the devices it was on; a loss's own parameters are part of it."""
+"""A checkpoint is of a state, not of the devices it was on.
+
+A loss's own parameters are part of it.
+"""
 
 import json
 import shutil

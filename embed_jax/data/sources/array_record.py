@@ -1,4 +1,6 @@
-"""ArrayRecord files whose records are JSON objects: random access to any number of files, larger than memory.
+"""ArrayRecord files whose records are JSON objects.
+
+Random access to any number of files, larger than memory.
 
 A record is read where it lies: about 0.05 ms, and nothing is held. Files must have been written
 with groups of one record, as `write_array_record` does; of others a whole group is read for each
@@ -25,7 +27,9 @@ ENDING = ".array_record"
 
 
 def open_source(rest: str, split: str) -> Records:
-    """The records, as they are, of `array_record:PATTERN` or `array_record:DIRECTORY`; see `find_shards`.
+    """The records, as they are, of `array_record:PATTERN` or `array_record:DIRECTORY`.
+
+    See `find_shards`.
 
     To find those without a text, `open_records` reads all once.
 
@@ -58,7 +62,9 @@ def open_source(rest: str, split: str) -> Records:
 def write_array_record(
     records: Sequence[Mapping[str, Any]], path: str | Path, shards: int = 1
 ) -> list[Path]:
-    """Writes records to DIRECTORY/NAME-00000-of-00004.array_record and so on, in order; all of them or none.
+    """Writes records to DIRECTORY/NAME-00000-of-00004.array_record and so on, in order.
+
+    All of them or none.
 
     Args:
         path: DIRECTORY/NAME.

@@ -1,4 +1,7 @@
-"""Retrieval data in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv; any of them may end in .gz."""
+"""Retrieval data in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv.
+
+Any of them may end in .gz.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +77,10 @@ def _task(
     source: str,
     header: str,
 ) -> SearchTask:
-    """The task of (place, judgement) pairs; `header` is where their columns are named, `odd` counts oddities."""
+    """The task of (place, judgement) pairs.
+
+    `header` is where their columns are named, `odd` counts oddities.
+    """
     qrels: dict[str, dict[str, int]] = {}
     for where, record in judged:
         if set(record) != set(QRELS_HEADER):
@@ -108,7 +114,9 @@ def _task(
 
 
 def open_source(rest: str, split: str) -> list[dict[str, str]]:
-    """Training pairs of `beir:DIRECTORY`: each query of the split with each document judged relevant to it.
+    """Training pairs of `beir:DIRECTORY`.
+
+    Each query of the split with each document judged relevant to it.
 
     Documents of one query share a `group`, so none is a negative of another.
     """
@@ -179,7 +187,10 @@ def _by_id(records: Iterator[tuple[str, Any]], odd: Counter[str], *, title: bool
 
 
 def _id(record: Mapping[str, Any], field: str, where: str) -> str:
-    """An id, which may be an integer in JSON and in data sets of the hub; mteb makes a string of it too."""
+    """An id, which may be an integer in JSON and in data sets of the hub.
+
+    Mteb makes a string of it too.
+    """
     value = record.get(field)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)

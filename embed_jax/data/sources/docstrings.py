@@ -125,7 +125,10 @@ def _functions(
 
 
 def config_name(root: Path) -> str:
-    """Python's version and a hash of the library's file sizes: another installation is another data set."""
+    """Python's version and a hash of the library's file sizes.
+
+    Another installation is another data set.
+    """
     listing = repr(
         [(str(path.relative_to(root)), path.stat().st_size) for path in library_files(root)]
     )

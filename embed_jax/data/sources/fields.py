@@ -35,7 +35,9 @@ ReadColumns = Callable[[Record], tuple[str | None, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class RecordFields:
-    """What training takes from a record, as the arguments of `training_batches`; None for what the records lack.
+    """What training takes from a record, as the arguments of `training_batches`.
+
+    None for what the records lack.
 
     Attributes:
         columns: its texts: anchor, positive, negatives; premise, hypothesis; query, passages; or a

@@ -1,4 +1,6 @@
-"""Data files of the user: JSONL, TSV or CSV with a header, plain text; any of them gzip-compressed; UTF-8.
+"""Data files of the user: JSONL, TSV or CSV with a header, plain text; any of them gzip-compressed.
+
+UTF-8.
 
 Errors name file and line. Blank lines are errors except at the end of a file, and in plain text.
 """
@@ -68,7 +70,9 @@ def find_file(name: str, split: str) -> Path:
 
 
 def iter_rows(path: str | Path) -> Iterator[tuple[int, RawRecord]]:
-    """(line number, record as it stands there); in a table and in plain text all values are strings.
+    """(line number, record as it stands there).
+
+    In a table and in plain text all values are strings.
 
     Raises:
         InputError: naming the line, for a file that cannot be read.
@@ -217,7 +221,10 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _table(path: Path, rows: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, RawRecord]]:
-    """Records of rows under a header; columns without a name, such as an index of pandas, are left out."""
+    """Records of rows under a header.
+
+    Columns without a name, such as an index of pandas, are left out.
+    """
     header: list[str] = []
     named: dict[str, int] = {}
     for line, row in _solid(path, rows):

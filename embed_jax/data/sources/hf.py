@@ -118,7 +118,10 @@ def _suspects(dataset: Any, fields: Sequence[str]) -> np.ndarray:
 
 
 def iter_source(rest: str, split: str) -> tuple[Iterable[dict[str, Any]], dict[str, Sequence[str]]]:
-    """The records of `open_source` one by one, without downloading more than what is read; and `class_names`."""
+    """The records of `open_source` one by one, without downloading more than what is read.
+
+    And `class_names`.
+    """
     require("datasets")
     import datasets
 

@@ -56,7 +56,10 @@ def open_records(
 def iter_records(
     name: str, split: str = "train", columns: Sequence[str] = ()
 ) -> Iterator[dict[str, Any]]:
-    """The records of `open_records` one by one; a file or data set of the hub may be larger than memory and disk."""
+    """The records of `open_records` one by one.
+
+    A file or data set of the hub may be larger than memory and disk.
+    """
     kind, rest = _source(name)
     if kind == "file":
         return (record for _, record in read_file(find_file(rest, split), columns))
@@ -188,7 +191,10 @@ def read_table(path: str | Path) -> list[RawRecord]:
 
 
 def place_in_file(name: str, split: str, index: int, columns: Sequence[str] = ()) -> str:
-    """ "FILE:LINE" of a record of `open_records` by its position; "" if the records are not a file's."""
+    """ "FILE:LINE" of a record of `open_records` by its position.
+
+    "" if the records are not a file's.
+    """
     kind, rest = _source(name)
     path = find_file(rest, split) if kind == "file" else Path()
     if not path.is_file():

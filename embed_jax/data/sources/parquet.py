@@ -21,7 +21,9 @@ from embed_jax.errors import InputError, one_line, require
 
 
 def open_source(rest: str, split: str, columns: Sequence[str] = ()) -> Records:
-    """The records, as they are, of `parquet:PATTERN` or `parquet:DIRECTORY`; see `find_shards`. Columns of no use are not copied.
+    """The records, as they are, of `parquet:PATTERN` or `parquet:DIRECTORY`; see `find_shards`.
+
+    Columns of no use are not copied.
 
     Raises:
         InputError: no such files, one that cannot be read or has other columns than the first.
@@ -44,7 +46,10 @@ def open_source(rest: str, split: str, columns: Sequence[str] = ()) -> Records:
 
 
 def _columns_and_counts(paths: list[Path], named: Sequence[str]) -> tuple[list[str], list[int]]:
-    """The columns of use, which all files have, and how many rows each file holds; from the files' footers."""
+    """The columns of use, which all files have, and how many rows each file holds.
+
+    From the files' footers.
+    """
     require("pyarrow")
     import pyarrow
     import pyarrow.parquet

@@ -31,7 +31,9 @@ def open_source(rest: str, split: str) -> list[dict[str, str]]:
 
 
 def python_docs_task(split: str) -> SearchTask:
-    """The split as search: corpus {id: source}, queries {id: sentence}, relevance {query id: {document id: 1}}.
+    """The split as search: corpus {id: source}, queries {id: sentence}, relevance {query id.
+
+    {document id: 1}}.
 
     Functions that begin with the same sentence are all relevant to it.
     """
@@ -48,7 +50,9 @@ def python_docs_fingerprint() -> str:
 
 
 def prepared_builder() -> Any:
-    """The TFDS builder for the running Python, its data written on the first call; needs no network.
+    """The TFDS builder for the running Python, its data written on the first call.
+
+    Needs no network.
 
     The data go where TFDS keeps its own: EMBED_JAX_DATA, TFDS_DATA_DIR or ~/tensorflow_datasets.
     """

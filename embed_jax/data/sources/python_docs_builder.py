@@ -1,4 +1,7 @@
-"""The TFDS builder of python_docs; its own file, since TensorFlow Datasets is imported when it is used."""
+"""The TFDS builder of python_docs.
+
+Its own file, since TensorFlow Datasets is imported when it is used.
+"""
 
 from __future__ import annotations
 

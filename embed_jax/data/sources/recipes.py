@@ -1,4 +1,7 @@
-"""Public data sets by short names: where each comes from, and what its columns, splits and labels are called here."""
+"""Public data sets by short names.
+
+Where each comes from, and what its columns, splits and labels are called here.
+"""
 
 from __future__ import annotations
 
@@ -128,7 +131,9 @@ def recipes() -> Mapping[str, Recipe]:
 
 
 def open_source(rest: str, split: str) -> Records:
-    """The records, as they are, of a named data set under our names; the split syntax of its source works ("train[:10%]").
+    """The records, as they are, of a named data set under our names.
+
+    The split syntax of its source works ("train[:10%]").
 
     To find those without a label, `open_records` reads those of TFDS once (13 s for SNLI).
 

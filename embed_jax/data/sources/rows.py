@@ -14,7 +14,9 @@ from embed_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A record and where it stands; each method gives a field's value, or raises an InputError that says both.
+    """A record and where it stands.
+
+    Each method gives a field's value, or raises an InputError that says both.
 
     `class_names` says what the integers of a field mean, if the data set does.
     """

@@ -41,7 +41,10 @@ def describe_split(data: str, split: str) -> str:
 
 
 def read_labelled_texts(data: str, split: str, label: str = "label") -> tuple[list[str], list[str]]:
-    """Texts and their labels: fields `text` and `label`, or the one named; labels are texts, also where numbers are."""
+    """Texts and their labels: fields `text` and `label`, or the one named.
+
+    Labels are texts, also where numbers are.
+    """
     rows = read_rows(data, split)
     return _solid([row.text("text") for row in rows], data, split), [
         row.label(label) for row in rows
@@ -84,7 +87,9 @@ def read_text_sets(
 
 
 def read_labelled_pairs(data: str, split: str) -> tuple[list[str], list[str], list[int]]:
-    """First texts, second texts, and labels 1 (a pair) or 0, some of each: `sentence1`, `sentence2`, `label`.
+    """First texts, second texts, and labels 1 (a pair) or 0, some of each.
+
+    `sentence1`, `sentence2`, `label`.
 
     Or records of lists of them; `labels` is read too.
     """

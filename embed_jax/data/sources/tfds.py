@@ -16,7 +16,10 @@ from embed_jax.errors import InputError, one_line, require
 
 
 def open_source(rest: str, split: str) -> Records:
-    """The records, as they are, of `tfds:NAME[/CONFIG][:VERSION]`, bytes decoded; TFDS's split syntax works ("train[:10%]")."""
+    """The records, as they are, of `tfds:NAME[/CONFIG][:VERSION]`, bytes decoded.
+
+    TFDS's split syntax works ("train[:10%]").
+    """
     require("tensorflow_datasets")
     import tensorflow_datasets as tfds
 

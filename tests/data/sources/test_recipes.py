@@ -70,7 +70,10 @@ def make_tfds(root, raw):
 
 def make_hub(root):
     def repository(name, configs):
-        """A directory as a hub repository is: parquet files, and a README.md that says which is which."""
+        """A directory as a hub repository is.
+
+        Parquet files, and a README.md that says which is which.
+        """
         directory, header = root / name, ["---", "configs:"]
         for config, splits in configs.items():
             header += [f"- config_name: {config}", "  data_files:"]
