@@ -50,7 +50,8 @@ LAZY = {
 # Names that users of sentence-transformers know -> what to do instead.
 HINTS = {
     "SentenceTransformer": "embed_jax.load(name) gives a SentenceEncoder",
-    "SentenceTransformerTrainer": "embed_jax.finetune trains a model, and python -m experiments.NAME",
+    "SentenceTransformerTrainer": "embed_jax.finetune trains a model, and python -m "
+    "experiments.NAME",
     "SparseEncoder": "embedding models and cross-encoders are supported",
 }
 

@@ -36,7 +36,8 @@ class Model:
     )
     query: str = option(
         "",
-        "A model for queries (the first text of an example), while `name` is that of documents: two towers. "
+        "A model for queries (the first text of an example), while `name` is that of documents: "
+        "two towers. "
         'A directory, a hub name, or "random:SHAPE" with `tokenizer`.',
         unset="`name` encodes both",
     )
@@ -51,7 +52,8 @@ class Model:
     pooling: str = option("", "How token states become one embedding.", unset="the model's own")
     mlp: str = option(
         "",
-        'SimCSE\'s tanh layer after the pooling: "kept", or "training", which drops it from the result.',
+        'SimCSE\'s tanh layer after the pooling: "kept", or "training", which drops it from the '
+        "result.",
         choices=("kept", "training"),
         unset="no such layer",
     )
@@ -75,7 +77,8 @@ class Model:
     )
     remat: str = option(
         "none",
-        'What the backward pass recomputes: "layer": all of a layer; "dots": all but matrix products.',
+        'What the backward pass recomputes: "layer": all of a layer; "dots": all but matrix '
+        "products.",
         choices=("none", "layer", "dots"),
     )
     attention: str = option(
@@ -132,7 +135,8 @@ class Data:
     train: str = option(
         "",
         "python_docs, a recipe's name, tfds:NAME, hf:NAME, beir:DIRECTORY, parquet:FILES, "
-        "array_record:FILES, stream:FILE, MODULE:FUNCTION, or a path to .jsonl, .tsv, .csv, .txt (.gz).",
+        "array_record:FILES, stream:FILE, MODULE:FUNCTION, or a path to .jsonl, .tsv, .csv, .txt "
+        "(.gz).",
     )
     split: str = option("train", "Split of `train`.")
     validation_split: str = option(
@@ -478,7 +482,8 @@ class Train:
     epochs: float = option(1.0, "Passes over the data.", more_than=0)
     extend: bool = option(
         False,
-        "Let a run go on to more steps or epochs than it started with (--extend). From there on the "
+        "Let a run go on to more steps or epochs than it started with (--extend). From there on "
+        "the "
         'learning rate is that of a run of the new length: "linear" and "cosine" rise again to '
         'where such a run would be at that step, "constant" goes on, and so does "wsd" up to its '
         "decay.",
@@ -495,7 +500,8 @@ class Train:
     tensor: int = option(1, "Devices over which each matrix product is split.", at_least=1)
     fsdp_gather: str = option(
         "layer",
-        'When split parameters are gathered: "layer": a layer at a time; "once": all at the step\'s '
+        'When split parameters are gathered: "layer": a layer at a time; "once": all at the '
+        "step's "
         "start.",
         choices=("layer", "once"),
     )

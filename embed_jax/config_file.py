@@ -167,7 +167,8 @@ def _read_file(file: Path, cut: str) -> Experiment:
         raise InputError(f"{file}:{cut}: {type(error).__name__}: {error}") from error
     if not isinstance(config, Experiment):
         raise InputError(
-            f"{file}: get_config returned {type(config).__name__}, expected embed_jax.config.Experiment"
+            f"{file}: get_config returned {type(config).__name__}, expected "
+            f"embed_jax.config.Experiment"
         )
     return config
 

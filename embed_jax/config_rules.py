@@ -71,7 +71,8 @@ def _validate(config: Experiment, prefix: str) -> None:
         value = getattr(config.data, field)
         if value and vars(config.mixture.sources):
             raise InputError(
-                f"{prefix}data.{field}: of the data set of data.train, not of a mixture, found {value!r}"
+                f"{prefix}data.{field}: of the data set of data.train, not of a mixture, found "
+                f"{value!r}"
             )
     _check_schedule(config.optim, prefix)
     _check_teacher(config, prefix)
@@ -79,13 +80,15 @@ def _validate(config: Experiment, prefix: str) -> None:
         config.eval.sts or config.eval.retrieval or config.data.holdout
     ):
         raise InputError(
-            f"{prefix}eval.geometry: needs texts to embed: set eval.sts or eval.retrieval; found neither"
+            f"{prefix}eval.geometry: needs texts to embed: set eval.sts or eval.retrieval; found "
+            f"neither"
         )
     if config.train.profile:
         start, colon, stop = config.train.profile.partition(":")
         if not (colon and start.isdigit() and stop.isdigit() and int(start) < int(stop)):
             raise InputError(
-                f"{prefix}train.profile: expected START:STOP in steps, found {config.train.profile!r}"
+                f"{prefix}train.profile: expected START:STOP in steps, found "
+                f"{config.train.profile!r}"
             )
     for name, stage in vars(config.stages).items():
         _validate(stage, f"{prefix}stages.{name}.")

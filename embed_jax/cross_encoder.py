@@ -84,7 +84,8 @@ class CrossEncoder(PicklesByParts):
     def __repr__(self) -> str:
         backbone = self.spec.backbone
         return (
-            f"CrossEncoder({backbone.family}, {backbone.num_layers} layers, num_labels={self.num_labels}, "
+            f"CrossEncoder({backbone.family}, {backbone.num_layers} layers, "
+            f"num_labels={self.num_labels}, "
             f"max_length={self.max_length}, activation={self.activation!r})"
         )
 
@@ -164,7 +165,8 @@ class CrossEncoder(PicklesByParts):
                 logits[start + number] = found
         if truncated:
             warn(
-                f"{truncated} of {len(queries)} pairs were cut at the model's limit of {self.max_length} tokens"
+                f"{truncated} of {len(queries)} pairs were cut at the model's limit of "
+                f"{self.max_length} tokens"
             )
         return logits
 

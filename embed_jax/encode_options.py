@@ -26,7 +26,8 @@ INSTEAD = {
     "show_progress_bar": "it is `show_progress`",
     "truncate_dim": "it is `dim`, which makes the embeddings length 1 again",
     "convert_to_numpy": "embeddings are NumPy arrays always",
-    "convert_to_tensor": "embeddings are NumPy arrays always; `torch.from_numpy` makes a tensor of one",
+    "convert_to_tensor": "embeddings are NumPy arrays always; `torch.from_numpy` makes a tensor of "
+    "one",
     "precision": "embeddings are float32; `embed_jax.retrieval.quantize` makes them smaller",
     "output_value": "sentence embeddings alone are made",
     "device": "JAX's devices are all used",
@@ -43,7 +44,8 @@ def refuse_unknown(options: Mapping[str, Any]) -> None:
         if name in INSTEAD:
             raise InputError(f"{name}: {INSTEAD[name]}")
         raise TypeError(
-            f"encode: unexpected argument {name!r}; expected {', '.join(EncodeOptions.__annotations__)}"
+            f"encode: unexpected argument {name!r}; expected "
+            f"{', '.join(EncodeOptions.__annotations__)}"
         )
 
 
@@ -62,12 +64,14 @@ HINTS = {
     (
         "",
         "predict",
-    ): "embeddings have no scores of their own: `similarity(a, b)` compares them; a cross-encoder is "
+    ): "embeddings have no scores of their own: `similarity(a, b)` compares them; a cross-encoder "
+    "is "
     "read by embed_jax.load_cross_encoder and has `score`",
     (
         "",
         "rank",
-    ): "`similarity(queries, documents)` compares embeddings; embed_jax.retrieval searches large corpora",
+    ): "`similarity(queries, documents)` compares embeddings; embed_jax.retrieval searches large "
+    "corpora",
     ("", "save_pretrained"): "it is `save(directory)`, in sentence-transformers' layout",
     (
         "",

@@ -58,7 +58,8 @@ def check_length(max_length: int, backbone: Any, field: str = "max_length") -> N
     """
     if backbone.num_layers and max_length > backbone.max_length:
         raise InputError(
-            f"{field}: expected at most {backbone.max_length}, the model's positions, found {max_length}"
+            f"{field}: expected at most {backbone.max_length}, the model's positions, found "
+            f"{max_length}"
         )
 
 

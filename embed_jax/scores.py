@@ -99,7 +99,8 @@ def pairwise_similarity(a: Vectors, b: Vectors, name: str = "cosine") -> Float[n
     a, b = _rows(a, name), _rows(b, name)
     if a.shape != b.shape:
         raise InputError(
-            f"similarity: expected as many vectors on both sides, of one size, found {a.shape}, {b.shape}"
+            f"similarity: expected as many vectors on both sides, of one size, found {a.shape}, "
+            f"{b.shape}"
         )
     if name == "cosine":
         a, b = unit_length(a), unit_length(b)
@@ -281,7 +282,8 @@ def dense(embeddings: Any, what: str = "the loss") -> Any:
         if not hasattr(column, "ndim") or column.ndim != 2:
             shapes = [leaf.shape[1:] for leaf in jax.tree.leaves(column)]
             raise InputError(
-                f"{what}: expected one vector for each text, found arrays of shape {shapes} for each"
+                f"{what}: expected one vector for each text, found arrays of shape {shapes} for "
+                f"each"
             )
     return embeddings
 

@@ -291,7 +291,8 @@ class SentenceEncoder(HasSettings, PicklesByParts):
                 yield unit_length(block) if normalize_embeddings else block
         if truncated:
             warn(
-                f"{truncated} of {count} texts were cut at the model's limit of {self.max_length} tokens"
+                f"{truncated} of {count} texts were cut at the model's limit of {self.max_length} "
+                f"tokens"
             )
 
     def with_params(self, params: Params) -> SentenceEncoder:
@@ -379,7 +380,8 @@ class SentenceEncoder(HasSettings, PicklesByParts):
         has += ["a template for instructions"] if self.template else []
         if has and not self._prompted:
             self._warn(
-                f"this model has {' and '.join(has)}, and none was given: name one, or give an empty prompt"
+                f"this model has {' and '.join(has)}, and none was given: name one, or give an "
+                f"empty prompt"
             )
 
 

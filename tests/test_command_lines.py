@@ -95,16 +95,15 @@ def test_shown_command_line_parses(line, monkeypatch):
 # ---- those that finish in seconds are run --------------------------------------------------------
 
 RUN = {  # a command line of scripts/README.md or embed_jax/data/README.md: the file that it writes
-    "python -m scripts.encode --model runs/mine/model --input texts.txt --output vectors.npy": "vectors.npy",
+    "python -m scripts.encode --model runs/mine/model --input texts.txt --output "
+    "vectors.npy": "vectors.npy",
     "python -m scripts.evaluate run --model runs/mine/model --task sts --data stsb/test.tsv": "",
     "python -m scripts.audit --data pairs.jsonl": "",
     "python -m scripts.pairs groups --input tickets.jsonl --output pairs.jsonl": "pairs.jsonl",
-    "python -m scripts.pairs clicks --input clicks.tsv --corpus corpus.jsonl --output pairs.jsonl": (
-        "pairs.jsonl"
-    ),
-    "python -m scripts.mine --pairs pairs.jsonl --corpus corpus.jsonl --strategy bm25 --output mined.jsonl": (
-        "mined.jsonl"
-    ),
+    "python -m scripts.pairs clicks --input clicks.tsv --corpus corpus.jsonl --output "
+    "pairs.jsonl": ("pairs.jsonl"),
+    "python -m scripts.mine --pairs pairs.jsonl --corpus corpus.jsonl --strategy bm25 --output "
+    "mined.jsonl": ("mined.jsonl"),
     "python -m scripts.merge --models runs/a/model,runs/b/model --output runs/merged": (
         "runs/merged/model.safetensors"
     ),

@@ -75,9 +75,12 @@ IDIOMS = {
     r"\b[Aa]s of [`a-zA-Z]": "see `f`",
     r"(?<!here )\b(is|are|was|were) none\b": "is not set, no pairs given",
     r"\b[Tt]here (is|are|was|were) none\b": "no pairs given",
-    r"(?<!here )(?<!hat )(?<!hich )(?<!what )\b(is|are|was|were) no (?!longer\b|more than\b|need\b|less than\b)\w": "is not a",
-    r"\bso (many|much|few|little)\b(?! (faster|slower|more|less|larger|smaller|that))": "at most N, N",
-    r"\b(a|an|one|two|three|\d+) (?!or\b|and\b)\w+ more\b(?! (than|often|memory|time))": "one more text",
+    r"(?<!here )(?<!hat )(?<!hich )(?<!what )\b(is|are|was|were) no (?!longer\b|more "
+    r"than\b|need\b|less than\b)\w": "is not a",
+    r"\bso (many|much|few|little)\b(?! "
+    r"(faster|slower|more|less|larger|smaller|that))": "at most N, N",
+    r"\b(a|an|one|two|three|\d+) (?!or\b|and\b)\w+ more\b(?! "
+    r"(than|often|memory|time))": "one more text",
     r"\bof (its|their|his|your|our) own\b": "its own",
     r"\bbut for\b": "except",
     r"\bsave (that|for)\b": "except",

@@ -79,7 +79,8 @@ def test_configs_are_found_from_another_directory(prefix, tmp_path, monkeypatch)
     file = Path("simcse/unsup_bert_base.py")  # a file of the working directory comes first
     file.parent.mkdir()
     file.write_text(
-        "from embed_jax.config import Experiment\n\n\ndef get_config(cut=''):\n    return Experiment()\n"
+        "from embed_jax.config import Experiment\n\n\ndef get_config(cut=''):\n    return "
+        "Experiment()\n"
     )
     assert config_file.load_config(["x", f"--config={file}"])[0].model.name != "bert-base-uncased"
     assert packaged.config_path(f"{prefix}../setup.cfg") == Path(f"{prefix}../setup.cfg")

@@ -113,7 +113,8 @@ def test_a_forked_process_is_refused_and_does_not_hang(model):
 
 def test_a_models_repr_says_what_it_is(model):
     assert repr(model) == (
-        "SentenceEncoder(bert, 2 layers, pooling='mean', Normalize, dim=32, max_length=40, similarity='cosine')"
+        "SentenceEncoder(bert, 2 layers, pooling='mean', Normalize, dim=32, max_length=40, "
+        "similarity='cosine')"
     )
     assert "LoRA rank 2" in repr(with_lora(model))
 

@@ -53,10 +53,13 @@ class TripletReport:
     def __str__(self) -> str:
         return (
             f"{self.records} records: {self.triplets} triplets of {2 * self.triplets}\n"
-            f"dropped: {self.neutral} neutral, {self.unlabelled} without a gold label, {self.duplicates} duplicates, "
+            f"dropped: {self.neutral} neutral, {self.unlabelled} without a gold label, "
+            f"{self.duplicates} duplicates, "
             f"{self.conflicting} with conflicting labels, {self.empty} with an empty text\n"
-            f"dropped: {self.without_entailment} of {self.premises_without_entailment} premises without entailment, "
-            f"{self.without_contradiction} of {self.premises_without_contradiction} premises without contradiction, "
+            f"dropped: {self.without_entailment} of {self.premises_without_entailment} premises "
+            f"without entailment, "
+            f"{self.without_contradiction} of {self.premises_without_contradiction} premises "
+            f"without contradiction, "
             f"{self.surplus} surplus hypotheses"
         )
 

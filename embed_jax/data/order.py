@@ -136,7 +136,8 @@ class Batches:
             made = len(self._plan(len(self._ends)))
             if not made:
                 raise InputError(
-                    f"config.batch.no_duplicates: no batch of {self.batch_size} records without duplicates can be made "
+                    f"config.batch.no_duplicates: no batch of {self.batch_size} records without "
+                    f"duplicates can be made "
                     f"of {self.stream.length}; lower config.batch.size"
                 )
             self._ends.append((self._ends[-1] if self._ends else 0) + made)

@@ -186,7 +186,8 @@ def _assign(lengths: np.ndarray, row_length: int) -> tuple[np.ndarray, np.ndarra
     row, offset = np.zeros(len(lengths), np.int64), np.zeros(len(lengths), np.int64)
     if len(lengths) and lengths.max() > row_length:
         raise InputError(
-            f"token budget smaller than one text: {lengths.max()} tokens, but a row has {row_length}"
+            f"token budget smaller than one text: {lengths.max()} tokens, but a row has "
+            f"{row_length}"
         )
     rooms: list[list[int]] = [
         [] for _ in range(row_length + 1)

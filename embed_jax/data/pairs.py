@@ -186,7 +186,8 @@ def split_pairs(
     for name, side in sides.items():
         if not side:
             raise InputError(
-                f"no pair falls into the {name} split: {len(records)} pairs with config.data.holdout={holdout} "
+                f"no pair falls into the {name} split: {len(records)} pairs with "
+                f"config.data.holdout={holdout} "
                 "are too few, or all are linked by shared texts"
             )
     held_out = {

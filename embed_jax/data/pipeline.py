@@ -278,12 +278,14 @@ def batch_maker(
         )
     if batch_size % groups or groups % hosts:
         raise InputError(
-            f"batch of {batch_size} in {groups} groups on {hosts} hosts: each must divide the one before"
+            f"batch of {batch_size} in {groups} groups on {hosts} hosts: each must divide the one "
+            f"before"
         )
     shares = shares or hosts
     if shares < 1 or shares % hosts or groups % shares:
         raise InputError(
-            f"config.batch.shares: expected a multiple of the {hosts} hosts that divides the {groups} groups, "
+            f"config.batch.shares: expected a multiple of the {hosts} hosts that divides the "
+            f"{groups} groups, "
             f"found {shares}"
         )
     cut = [
@@ -297,7 +299,8 @@ def batch_maker(
     ]
     if (longest := max(one["encoder"].max_length for one in cut)) > row_length:
         raise InputError(
-            f"row length {row_length} is too short for texts of {longest} tokens (tokenizer 'encoder')"
+            f"row length {row_length} is too short for texts of {longest} tokens (tokenizer "
+            f"'encoder')"
         )
     num_columns = max(most_texts(source) for source in sources)
     widest = max(_width(source.fields.score, source) for source in sources)
@@ -462,7 +465,8 @@ def _teacher_size(sources: Sequence[RecordSource]) -> int:
     ]
     if len(set(sizes)) > 1:
         raise InputError(
-            f"teacher_vectors: expected one size for all data sets, found {', '.join(map(str, sizes))}"
+            f"teacher_vectors: expected one size for all data sets, found "
+            f"{', '.join(map(str, sizes))}"
         )
     return sizes[0] if sizes else 0
 

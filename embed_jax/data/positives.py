@@ -90,7 +90,8 @@ def click_pairs(
     if not kept:
         pairs = sum(map(len, clicks.values()))
         raise InputError(
-            f"{log}: no positives: none of {pairs} pairs of query and document has {min_clicks} clicks or more, "
+            f"{log}: no positives: none of {pairs} pairs of query and document has {min_clicks} "
+            f"clicks or more, "
             f"the most is {most}"
         )
     return _distinct(kept, drop, log)
@@ -190,7 +191,8 @@ def paraphrase_pairs(
                 drop("below the threshold", pair | {"score": value})
     if not kept:
         raise InputError(
-            f"{path}: no pairs: none of {len(pairs)} reaches the threshold {threshold}, the best {best:.4g}"
+            f"{path}: no pairs: none of {len(pairs)} reaches the threshold {threshold}, the best "
+            f"{best:.4g}"
         )
     return kept
 
@@ -219,7 +221,8 @@ def _rows(
             if not isinstance(value, types) or isinstance(value, bool):
                 expected = "a string" if name in texts else "a string or a number"
                 raise InputError(
-                    f"{path}:{line}: field {name!r} must be {expected}, found {type(value).__name__}"
+                    f"{path}:{line}: field {name!r} must be {expected}, found "
+                    f"{type(value).__name__}"
                 )
             if not str(value).strip():
                 raise InputError(f"{path}:{line}: field {name!r} is empty")
@@ -237,7 +240,8 @@ def _documents(path: Path, wanted: Mapping[str, Any]) -> dict[str, str]:
         if name is None or "text" not in record:
             fields = ", ".join(record) or "none"
             raise InputError(
-                f"{path}:{line}: found the fields {fields}; needed: {' or '.join(CORPUS_IDS)}, and text"
+                f"{path}:{line}: found the fields {fields}; needed: {' or '.join(CORPUS_IDS)}, and "
+                f"text"
             )
         document = _key(record[name])
         if document not in wanted:
@@ -247,7 +251,8 @@ def _documents(path: Path, wanted: Mapping[str, Any]) -> dict[str, str]:
         for field in ("title", "text"):
             if not isinstance(record.get(field) or "", str):
                 raise InputError(
-                    f"{path}:{line}: field {field!r} must be a string, found {type(record[field]).__name__}"
+                    f"{path}:{line}: field {field!r} must be a string, found "
+                    f"{type(record[field]).__name__}"
                 )
         found[document] = f"{record.get('title') or ''} {record['text'] or ''}".strip()
         if not found[document]:

@@ -154,7 +154,8 @@ def check_required_fields(record: Mapping[str, Any], required: Sequence[str], wh
         hint = "" if required else "; or name the columns with data.columns=ANCHOR,POSITIVE"
         lacks = f"no field {missing[0]!r}" if missing else "unknown fields"
         raise InputError(
-            f"{where}: {lacks}: found {', '.join(map(str, record)) or 'none'}; accepted: {accepted}{hint}"
+            f"{where}: {lacks}: found {', '.join(map(str, record)) or 'none'}; accepted: "
+            f"{accepted}{hint}"
         )
 
 
@@ -372,7 +373,8 @@ def check_scored(record: Mapping[str, Any], where: str = "") -> None:
     passages, scores = (len(record[name]) for name in LISTS)
     if passages != scores or not passages:
         raise InputError(
-            f"{where}found {passages} passages and {scores} scores, expected as many, and at least one"
+            f"{where}found {passages} passages and {scores} scores, expected as many, and at least "
+            f"one"
         )
 
 

@@ -108,7 +108,8 @@ class Tokenizer:
         """
         if len(queries) != len(passages):
             raise InputError(
-                f"pairs: expected as many passages as queries, found {len(passages)} and {len(queries)}"
+                f"pairs: expected as many passages as queries, found {len(passages)} and "
+                f"{len(queries)}"
             )
         _check_texts(queries)
         _check_texts(passages)
@@ -175,7 +176,8 @@ class Tokenizer:
             where = ascii(text if isinstance(text, str) else " / ".join(text))
             where = where if len(where) < 100 else f"{where[:96]}..."
             raise InputError(
-                f"token {token!r} has no embedding: its id is {largest}, the model's table has {self.rows} rows; "
+                f"token {token!r} has no embedding: its id is {largest}, the model's table has "
+                f"{self.rows} rows; "
                 f"found in the text {where}"
             )
 
@@ -218,7 +220,8 @@ def load_tokenizer(
     # else.
     if not any(next(directory.glob(pattern), None) for pattern in VOCABULARY_FILES):
         raise InputError(
-            f"{directory}: no tokenizer there; one of these is needed: {', '.join(VOCABULARY_FILES)}"
+            f"{directory}: no tokenizer there; one of these is needed: "
+            f"{', '.join(VOCABULARY_FILES)}"
         )
     from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerFast
 

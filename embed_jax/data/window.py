@@ -41,7 +41,8 @@ def pack_window(
     longest = int(lengths.max(initial=1))
     if longest > batch_tokens:
         raise InputError(
-            f"batch_tokens: expected at least {longest}, the tokens of one text, found {batch_tokens}"
+            f"batch_tokens: expected at least {longest}, the tokens of one text, found "
+            f"{batch_tokens}"
         )
     if len(ids) <= 4:  # a few texts: the quickest answer comes from rows of their own size
         row_lengths = np.full(len(ids), _row_length(longest))

@@ -116,7 +116,8 @@ def _check(config: Mapping[str, Any]) -> None:
         raise InputError(f"bias {config['bias']!r} is not supported; only 'none' is")
     for name in UNSUPPORTED:
         if config.get(name):
-            raise InputError(f"{name} {config[name]!r} is not supported; merge the adapter with PEFT "
+            raise InputError(f"{name} {config[name]!r} is not supported; merge the adapter with "
+                             f"PEFT "
                              "(merge_and_unload), and save the whole model")  # fmt: skip
     for name, usual in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")):
         if any(value != config[usual] for value in (config.get(name) or {}).values()):
@@ -125,7 +126,8 @@ def _check(config: Mapping[str, Any]) -> None:
             )
     start = str(config.get("init_lora_weights", "")).lower()
     if start.startswith(CHANGES_BASE):
-        raise InputError(f"init_lora_weights {config['init_lora_weights']!r} is not supported: it changes the "
+        raise InputError(f"init_lora_weights {config['init_lora_weights']!r} is not supported: it "
+                         f"changes the "
                          "base; let PEFT convert it (path_initial_model_for_weight_conversion)")  # fmt: skip
 
 
@@ -137,7 +139,8 @@ def _check_base(
     if expected:
         found = backbone_fingerprint(backbone, base_directory)
         if found != expected:
-            raise InputError(f"{where}: made for {made_for}, and {base} is another model: its fingerprint is "
+            raise InputError(f"{where}: made for {made_for}, and {base} is another model: its "
+                             f"fingerprint is "
                              f"{found[:12]}, the adapter's {expected[:12]}")  # fmt: skip
     elif made_for and Path(made_for).name != Path(base).name:
         warn(f"{where}: made for {made_for}, and put on {base}")
@@ -174,7 +177,8 @@ def _read_tree(
                 if number not in tensors:
                     raise InputError(f"{where}: missing tensor {name!r} (shape {sizes[leaf]})")
                 if tensors[number].shape != sizes[leaf]:
-                    raise InputError(f"{where}: tensor {name!r} has shape {tensors[number].shape}, the base and "
+                    raise InputError(f"{where}: tensor {name!r} has shape {tensors[number].shape}, "
+                                     f"the base and "
                                      f"{CONFIG} want {sizes[leaf]}")  # fmt: skip
             if len(tensors) > layers:
                 name = _tensor_name(maps[path].module, max(tensors), leaf)
@@ -186,7 +190,8 @@ def _read_tree(
             ).astype(np.float32)
     if found:
         path, leaf = next(iter(found))
-        raise InputError(f"{where}: unexpected tensor {_tensor_name(maps[path].module, 0, leaf)!r}: {CONFIG} has "
+        raise InputError(f"{where}: unexpected tensor "
+                         f"{_tensor_name(maps[path].module, 0, leaf)!r}: {CONFIG} has "
                          "use_dora false")  # fmt: skip
     return {"layers": unflatten_dict(tree, sep="/")}
 
@@ -206,7 +211,8 @@ def _by_leaf(
                     own = value if leaf == "a" else np.array_split(value, part.count)[part.index]
                     found.setdefault((path, leaf), {})[int(number)] = own
         elif not any(re.fullmatch(rule, f"{module}.weight") for rule in family.ignored):
-            raise InputError(f"{where}: adapts {module!r}, which is no linear map of the base's layers; there are "
+            raise InputError(f"{where}: adapts {module!r}, which is no linear map of the base's "
+                             f"layers; there are "
                              f"{', '.join(sorted(modules_there))}")  # fmt: skip
     if not found:
         raise InputError(f"{where}: adapts none of {', '.join(sorted(modules_there))}")
@@ -225,7 +231,8 @@ def _parse(name: str, family: Family, where: Path) -> tuple[str, str]:
     if not ending.startswith("base_layer"):
         ending = f"{ending.removesuffix('.weight')}.weight"
         if ending not in LEAVES:
-            raise InputError(f"{where}: unexpected tensor {name!r}; those of a LoRA of linear maps are called "
+            raise InputError(f"{where}: unexpected tensor {name!r}; those of a LoRA of linear maps "
+                             f"are called "
                              f"'{PREFIX}MODULE.lora_A.weight'")  # fmt: skip
     prefix = next((prefix for prefix in family.prefixes if module.startswith(prefix)), "")
     return module.removeprefix(prefix), LEAVES.get(ending, "")
@@ -245,8 +252,10 @@ def check_writable(spec: EncoderSpec) -> None:
     maps = linear_maps(lookup("backbone", spec.backbone.family), shapes)
     for path in adapted_modules(spec, shapes):
         if maps[path].count > 1:
-            raise InputError(f"an adapter of {path!r}, part {maps[path].index + 1} of {maps[path].count} of "
-                             f"{maps[path].module!r}, cannot be written in PEFT's format: save the model with the "
+            raise InputError(f"an adapter of {path!r}, part {maps[path].index + 1} of "
+                             f"{maps[path].count} of "
+                             f"{maps[path].module!r}, cannot be written in PEFT's format: save the "
+                             f"model with the "
                              "adapter merged")  # fmt: skip
 
 
@@ -267,14 +276,16 @@ def write_adapter(directory: Path, spec: EncoderSpec, adapter: Params, base: str
     """
     check_writable(spec)
     if not base:
-        raise InputError("an adapter is written without its base, whose name is not known: save the model with the "
+        raise InputError("an adapter is written without its base, whose name is not known: save "
+                         "the model with the "
                          "adapter merged")  # fmt: skip
     place = transformer_directory(base)
     original, family, stored = read_backbone(place)
     for name in ("family", *REQUIRED):
         found, wanted = getattr(spec.backbone, name), getattr(original, name)
         if found != wanted:
-            raise InputError(f"an adapter of a backbone with {name} {found!r}, but its base {base} has {wanted!r}: "
+            raise InputError(f"an adapter of a backbone with {name} {found!r}, but its base {base} "
+                             f"has {wanted!r}: "
                              "save the model with the adapter merged")  # fmt: skip
     lora = spec.lora
     maps = linear_maps(family, backbone_shapes(spec.backbone))
@@ -314,7 +325,8 @@ def write_adapter(directory: Path, spec: EncoderSpec, adapter: Params, base: str
     }
     unseen = [f"{name} {value!r}" for name, value in changes.items() if name not in stored]
     if unseen:  # transformers changes no field that the base's config.json has not
-        warn(f"sentence-transformers will not see {', '.join(unseen)}: {base} has no such field in its "
+        warn(f"sentence-transformers will not see {', '.join(unseen)}: {base} has no such field in "
+             f"its "
                       "config.json; save the model with the adapter merged for it")  # fmt: skip
     return changes
 

@@ -69,7 +69,8 @@ def find_base(directory: Path) -> tuple[str, Path]:
     name = read_json(directory / ADAPTER_CONFIG, json_fields.ADAPTER).get("base_model_name_or_path")
     if not name:
         raise InputError(
-            f"{directory / ADAPTER_CONFIG}: base_model_name_or_path: expected the base's name, found {name!r}"
+            f"{directory / ADAPTER_CONFIG}: base_model_name_or_path: expected the base's name, "
+            f"found {name!r}"
         )
     if (directory / name).is_dir():
         name = str((directory / name).resolve())

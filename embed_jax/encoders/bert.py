@@ -270,7 +270,8 @@ def _reader(
         kind = found.get("position_embedding_type", "absolute")
         if kind != "absolute":
             raise InputError(
-                f"config.json: position_embedding_type {kind!r} is not supported; only 'absolute' is"
+                f"config.json: position_embedding_type {kind!r} is not supported; only 'absolute' "
+                f"is"
             )
         if found.get("is_decoder"):
             raise InputError("config.json: is_decoder true is not supported; only encoders are")
@@ -282,7 +283,8 @@ def _reader(
             values["position_offset"] = values["pad_token_id"] + 1
         if values["hidden_size"] % values["num_heads"]:
             raise InputError(
-                f"config.json: {fields['num_heads']}: expected a divisor of {fields['hidden_size']} "
+                f"config.json: {fields['num_heads']}: expected a divisor of "
+                f"{fields['hidden_size']} "
                 f"{values['hidden_size']}, found {values['num_heads']}"
             )
         return BertConfig(family=family, **values)

@@ -86,7 +86,8 @@ def build_encoder(
         )
     if spec.token_head is not None and every_layer:
         raise InputError(
-            f"pooling {spec.pooling!r} reads several layers: a token head is for the last one's states"
+            f"pooling {spec.pooling!r} reads several layers: a token head is for the last one's "
+            f"states"
         )
     if spec.token_head is not None and spec.token_head.width != config.hidden_size:
         width, size = spec.token_head.width, config.hidden_size
@@ -95,7 +96,8 @@ def build_encoder(
         )
     weighted = isinstance(spec.token_head, WeightedLayers)
     if weighted and spec.token_head.num_layers != (config.num_layers or None):
-        raise InputError(f"token head: weights for {spec.token_head.num_layers} layers, but a {config.family} encoder "
+        raise InputError(f"token head: weights for {spec.token_head.num_layers} layers, but a "
+                         f"{config.family} encoder "
                          f"of {config.num_layers}")  # fmt: skip
 
     shared = {"mask_columns": same_mask_columns} if same_mask_columns else {}
@@ -138,7 +140,8 @@ def build_encoder(
         key: PRNGKeyArray | None,
         read,
         every_layer: bool = False,
-        all_states: bool = False,  # the embeddings' too, and without a final norm but for the last layer's
+        # The embeddings' too, and without a final norm but for the last layer's
+        all_states: bool = False,
     ) -> Float[Array, "*L R T H"]:
         backbone = params["backbone"]
         if has_int8(backbone):

@@ -97,7 +97,8 @@ def read_config(form: Form, found: Mapping[str, Any]) -> DecoderConfig:
         raise InputError(f"config.json: heads of an even size are wanted, found {config.head_size}")
     if config.num_heads % config.num_kv_heads:
         raise InputError(
-            f"config.json: {config.num_kv_heads} heads of keys cannot serve {config.num_heads} of queries"
+            f"config.json: {config.num_kv_heads} heads of keys cannot serve {config.num_heads} of "
+            f"queries"
         )
     return config
 
@@ -155,7 +156,8 @@ def _read_windows(form: Form, found: Mapping[str, Any], layers: int) -> dict[str
     causal = found.get("is_causal") is not False
     if causal and found.get("auto_map") and "is_causal" not in found:
         warn(
-            "config.json names code of its own (auto_map), which is not run: attention is read as causal; if that code "
+            "config.json names code of its own (auto_map), which is not run: attention is read as "
+            "causal; if that code "
             'attends both ways, as GritLM\'s does, write "is_causal": false there'
         )
     window = None

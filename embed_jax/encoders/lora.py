@@ -75,7 +75,8 @@ def find_targets(targets: Iterable[str], maps: Mapping[str, Part], layers: int) 
             raise InputError(unknown("target of an adapter", target, {*names, ALL_LINEAR}))
         for path, number in matched.items():
             if 0 < number < layers:
-                raise InputError(f"target {target!r} of an adapter: means {maps[path].module!r} in {number} of "
+                raise InputError(f"target {target!r} of an adapter: means {maps[path].module!r} in "
+                                 f"{number} of "
                                  f"{layers} layers; all or none is supported")  # fmt: skip
         found |= {path for path, number in matched.items() if number}
     return tuple(path for path in maps if path in found)

@@ -269,7 +269,8 @@ def read_config(found: Mapping[str, Any]) -> ModernBertConfig:
     by_kind = found.get("rope_parameters") or {}
     check_fields("config.json: rope_parameters.", by_kind, dict.fromkeys(KINDS.values(), OBJECT))
     if not set(by_kind) <= set(KINDS.values()):
-        raise InputError(f"config.json: rope_parameters: expected {' and '.join(KINDS.values())}, found "
+        raise InputError(f"config.json: rope_parameters: expected {' and '.join(KINDS.values())}, "
+                         f"found "
                          f"{', '.join(by_kind)}")  # fmt: skip
 
     def theta(kind: str, older: Any, default: float) -> float:
@@ -290,7 +291,8 @@ def read_config(found: Mapping[str, Any]) -> ModernBertConfig:
     size, rest = divmod(config.hidden_size, config.num_heads)
     if rest or size % 2:
         raise InputError(
-            f"config.json: hidden size {config.hidden_size} makes no {config.num_heads} heads of an even size"
+            f"config.json: hidden size {config.hidden_size} makes no {config.num_heads} heads of "
+            f"an even size"
         )
     return config
 

@@ -18,7 +18,8 @@ from embed_jax.encoders.weights import read_json, write_json
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
 
-POOLING_NAMES = {  # ours: sentence-transformers'; in the order in which its older files concatenate them
+# Ours: sentence-transformers'; in the order in which its older files concatenate them
+POOLING_NAMES = {
     "cls": ("cls", "pooling_mode_cls_token"),
     "max": ("max", "pooling_mode_max_tokens"),
     "mean": ("mean", "pooling_mode_mean_tokens"),
@@ -71,7 +72,8 @@ def read_modules(directory: Path) -> list[tuple[str, str]]:
     entries = read_entries(path)
     for kind, _ in entries:
         if kind in ROUTERS:
-            raise InputError(f"{path}: {kind}: an encoder for each route, where one for all texts is wanted; "
+            raise InputError(f"{path}: {kind}: an encoder for each route, where one for all texts "
+                             f"is wanted; "
                              "embed_jax.load(...).encoders[ROUTE].save(...) writes one by itself")  # fmt: skip
     check_order(path, entries)
     return entries
@@ -97,7 +99,8 @@ def check_order(path: Path, folders: Sequence[tuple[str, str]]) -> None:
     kinds = [kind for kind, _ in folders]
     order = r"(Transformer( (WeightedLayerPooling|LatentAttention))? Pooling|StaticEmbedding)( (HEAD))*|Transformer"
     if not re.fullmatch(order.replace("HEAD", "|".join(HEADS)), " ".join(kinds)):
-        raise InputError(f"{path}: found {', '.join(kinds)}; wanted Transformer, Pooling ({' or '.join(TOKEN_HEADS)} "
+        raise InputError(f"{path}: found {', '.join(kinds)}; wanted Transformer, Pooling "
+                         f"({' or '.join(TOKEN_HEADS)} "
                          f"before it) or StaticEmbedding, then {', '.join(HEADS)}")  # fmt: skip
 
 
@@ -109,7 +112,8 @@ def known_kind(path: Path, kind: str) -> str:
     """
     name = kind.rsplit(".", 1)[-1]
     if kind not in TYPES.values() and not kind.startswith(PACKAGE):
-        raise InputError(f"{path}: module {kind!r} is code of the model's own, which is never run; accepted: "
+        raise InputError(f"{path}: module {kind!r} is code of the model's own, which is never run; "
+                         f"accepted: "
                          f"sentence-transformers' {', '.join(sorted({*KNOWN} - {LATENT}))}")  # fmt: skip
     if name not in (*KNOWN, *ROUTERS):
         raise InputError(f"{path}: {unknown('module', name, KNOWN)}")

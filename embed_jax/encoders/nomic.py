@@ -254,7 +254,8 @@ def read_config(found: Mapping[str, Any]) -> NomicConfig:
     size, rest = divmod(config.hidden_size, config.num_heads)
     if rest or size % 2:
         raise InputError(
-            f"config.json: hidden size {config.hidden_size} makes no {config.num_heads} heads of an even size"
+            f"config.json: hidden size {config.hidden_size} makes no {config.num_heads} heads of "
+            f"an even size"
         )
     check_switches(found, {"head_dim": size})
     return config

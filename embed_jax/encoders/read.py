@@ -103,7 +103,8 @@ def refuse_cross_encoder(directory: Path) -> None:
     """Raises an InputError for a cross-encoder, where an embedding model is expected."""
     if is_cross_encoder(directory):
         raise InputError(
-            f"{directory}: a cross-encoder, which scores pairs of texts (embed_jax.load_cross_encoder reads it); "
+            f"{directory}: a cross-encoder, which scores pairs of texts "
+            f"(embed_jax.load_cross_encoder reads it); "
             "accepted: an embedding model"
         )
 
@@ -152,7 +153,8 @@ def _read(
     if isinstance(others["token_head"], WeightedLayers) and not read.config.get(
         "output_hidden_states"
     ):
-        raise InputError(f"{read.transformer / 'config.json'}: output_hidden_states: expected true beside the weights "
+        raise InputError(f"{read.transformer / 'config.json'}: output_hidden_states: expected true "
+                         f"beside the weights "
                          "of layers, which sentence-transformers leaves unused without")  # fmt: skip
     tokenizer = first if static or (first / "tokenizer_config.json").is_file() else read.transformer
     limits = (
@@ -265,7 +267,8 @@ def read_classifier(directory: Path) -> SavedClassifier:
     tensors = open_tensors(transformer)
     out = f"{family.tensors['classifier/out']}.weight"
     if out not in tensors:
-        raise InputError(f"{transformer}: no weights of a classifier ({out}): it is no sequence classification model "
+        raise InputError(f"{transformer}: no weights of a classifier ({out}): it is no sequence "
+                         f"classification model "
                          f"such as {family.architecture}")  # fmt: skip
     shapes = jax.eval_shape(build_classifier(spec).init, jax.random.key(0))
     shapes = {**shapes["backbone"], "classifier": shapes["classifier"]}
@@ -341,7 +344,8 @@ def _similarity(settings: Mapping[str, Any], directory: Path) -> str:
     name = settings.get("similarity_fn_name") or "cosine"
     if name not in SIMILARITIES:
         raise InputError(
-            f"{directory / SETTINGS}: similarity_fn_name: {unknown('similarity', name, SIMILARITIES)}"
+            f"{directory / SETTINGS}: similarity_fn_name: "
+            f"{unknown('similarity', name, SIMILARITIES)}"
         )
     return name
 

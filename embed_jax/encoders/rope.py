@@ -181,7 +181,8 @@ def read_rope(found: Mapping[str, Any], theta: float, types: Sequence[str] = tup
         if isinstance(value, dict) or (field in values and not isinstance(value, int | float)):
             raise InputError(f"config.json: {name}.{field}: expected a number, found {value!r}")
     if kind == "llama3" and not values["low_freq_factor"] < values["high_freq_factor"]:
-        raise InputError(f"config.json: {name}.low_freq_factor {values['low_freq_factor']}: expected less than "
+        raise InputError(f"config.json: {name}.low_freq_factor {values['low_freq_factor']}: "
+                         f"expected less than "
                          f"high_freq_factor, {values['high_freq_factor']}")  # fmt: skip
     return Rope(
         theta=float(fields.get("rope_theta") or found.get("rope_theta") or theta),

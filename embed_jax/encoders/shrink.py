@@ -48,7 +48,8 @@ def keep_layers(
     family = spec.backbone.family
     if layers[0] and lookup("backbone", family).absent:
         raise InputError(
-            f"{place}: expected 0 among them: the first layer of a {family} encoder is built otherwise"
+            f"{place}: expected 0 among them: the first layer of a {family} encoder is built "
+            f"otherwise"
         )
 
     def kept(tree: Params) -> Params:

@@ -70,7 +70,8 @@ class Stack(nn.Module):
         examples, rest = divmod(tokens.sentences, self.mask_columns)
         if rest:
             raise InputError(
-                f"{tokens.sentences} sentences are no {self.mask_columns} columns with one dropout mask"
+                f"{tokens.sentences} sentences are no {self.mask_columns} columns with one dropout "
+                f"mask"
             )
         return MaskPositions(tokens.sentence % examples, tokens.position)
 

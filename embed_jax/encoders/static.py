@@ -21,7 +21,8 @@ from embed_jax.encoders.weights import WEIGHTS, open_tensors, params_from_tensor
 from embed_jax.errors import InputError, one_line
 from embed_jax.types import Params, Put, TokenBatch
 
-MAX_LENGTH = 8192  # tokens; sentence-transformers has no limit here, but a row of the packing must end somewhere
+# Tokens; sentence-transformers has no limit here, but a row of the packing must end somewhere
+MAX_LENGTH = 8192
 TABLE = "embedding.weight"
 
 
@@ -96,7 +97,8 @@ def read_static(directory: Path, put: Put | None = None) -> tuple[StaticConfig, 
     tensors = open_tensors(directory)
     names = set(tensors)
     if not (names == {TABLE} or {"embeddings"} <= names <= {"embeddings", "mapping", "weights"}):
-        raise InputError(f"{where}: found the tensors {', '.join(sorted(names)) or 'none'}; wanted {TABLE}, or "
+        raise InputError(f"{where}: found the tensors {', '.join(sorted(names)) or 'none'}; wanted "
+                         f"{TABLE}, or "
                          "model2vec's embeddings with or without mapping and weights")  # fmt: skip
     table = tensors.get(TABLE, tensors.get("embeddings"))
     if not jnp.issubdtype(table.dtype, jnp.floating) or table.ndim != 2:
@@ -107,7 +109,8 @@ def read_static(directory: Path, put: Put | None = None) -> tuple[StaticConfig, 
         mapping = tensors["mapping"].astype(np.int64)
         if mapping.size and not 0 <= mapping.min() <= mapping.max() < len(table):
             raise InputError(
-                f"{where}: mapping names rows from {mapping.min()} to {mapping.max()} of {len(table)}"
+                f"{where}: mapping names rows from {mapping.min()} to {mapping.max()} of "
+                f"{len(table)}"
             )
         table = table[mapping]
     if "weights" in tensors:

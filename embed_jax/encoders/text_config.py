@@ -15,7 +15,8 @@ from embed_jax.encoders.weights import read_json, write_json
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
 
-FILES = (  # the first that is there counts; version 2 named it by the model, before that was given up
+# The first that is there counts; version 2 named it by the model, before that was given up
+FILES = (
     "sentence_bert_config.json",
     "sentence_roberta_config.json",
     "sentence_distilbert_config.json",
@@ -131,7 +132,8 @@ def _check_task(path: Path, config: Mapping[str, Any], task: str) -> None:
         return
     if "message" in modalities:
         raise InputError(
-            f"{path}: modality_config: message: texts in a chat template are not supported; accepted: text"
+            f"{path}: modality_config: message: texts in a chat template are not supported; "
+            f"accepted: text"
         )
     expected = {"method": "forward", "method_output_name": output}
     if modalities.get("text") != expected:

@@ -92,7 +92,8 @@ def read_head(directory: Path, config: Any, shapes: Params) -> Params | None:
         expected = leaf.shape[::-1] if turned else leaf.shape
         if value.shape != expected:
             raise InputError(
-                f"{where}: tensor {names[path]!r} has shape {value.shape}, config.json wants {expected}"
+                f"{where}: tensor {names[path]!r} has shape {value.shape}, config.json wants "
+                f"{expected}"
             )
         found[path] = value.T if turned else value
     return unflatten_dict(found, sep="/")

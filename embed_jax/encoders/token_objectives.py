@@ -286,7 +286,8 @@ def _masked(
 def _next_tokens(encoder: Encoder, tokenizer: Any) -> Auxiliary:
     if not getattr(encoder.config, "causal", False):
         raise InputError(
-            "next_token: expected a causal encoder, found one whose states have seen the tokens after"
+            "next_token: expected a causal encoder, found one whose states have seen the tokens "
+            "after"
         )
     head = predictor(encoder)
 

@@ -59,8 +59,10 @@ def open_tensors(directory: Path) -> dict[str, np.ndarray]:
         else f"no {WEIGHTS} (nor {INDEX})"
     )
     raise InputError(
-        f"{directory}: {only}; pickled ones (pytorch_model.bin) are never opened since they can run code: if you trust "
-        "them, convert them with SentenceTransformer(DIR).save_pretrained(NEW), which writes safetensors"
+        f"{directory}: {only}; pickled ones (pytorch_model.bin) are never opened since they can "
+        f"run code: if you trust "
+        "them, convert them with SentenceTransformer(DIR).save_pretrained(NEW), which writes "
+        "safetensors"
     )
 
 
@@ -108,7 +110,8 @@ def open_safetensors(path: Path) -> dict[str, np.ndarray]:
             raise InputError(f"{path}: tensor {name!r}: {unknown('dtype', code, DTYPES)}")
         if last - first != math.prod(shape) * DTYPES[code].itemsize:
             raise InputError(
-                f"{path}: tensor {name!r} has {last - first} bytes, which are no {code} of shape {shape}"
+                f"{path}: tensor {name!r} has {last - first} bytes, which are no {code} of shape "
+                f"{shape}"
             )
         tensors[name] = data[start + first : start + last].view(DTYPES[code]).reshape(shape)
     return tensors
@@ -180,7 +183,9 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray], **metadata: st
     from safetensors.numpy import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()  # with the mode that any new file gets; safetensors puts one in its place that its owner alone reads
+    # With the mode that any new file gets; safetensors puts one in its place that its owner alone
+    # reads
+    path.touch()
     mode = path.stat().st_mode
     plain = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
     save_file(plain, path, {"format": "pt", **metadata})

@@ -171,7 +171,8 @@ def modules_of(
     static = lookup("backbone", spec.backbone.family).write_config is None
     if static and not settings.include_prompt:
         raise InputError(
-            "prompts count towards pooling in a StaticEmbedding: include_prompt False cannot be written"
+            "prompts count towards pooling in a StaticEmbedding: include_prompt False cannot be "
+            "written"
         )
     heads = spec.heads[:-1] if spec.heads and isinstance(spec.heads[-1], Truncate) else spec.heads
     if any(isinstance(head, Truncate) for head in heads):
@@ -302,7 +303,8 @@ def _put_in_place(new: Path, directory: Path) -> None:
     }
     foreign = sorted(present - weights - {path.name for path in new.iterdir()} - REPLACED)
     if "modules.json" not in present or foreign:
-        raise InputError(f"{directory}: holds {foreign or sorted(present)}, which this model would not replace; "
+        raise InputError(f"{directory}: holds {foreign or sorted(present)}, which this model would "
+                         f"not replace; "
                          "give a new directory, or remove it")  # fmt: skip
     old = Path(tempfile.mkdtemp(prefix=f".{directory.name}.old.", dir=directory.parent))
     os.replace(directory, old)

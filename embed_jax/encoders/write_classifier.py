@@ -21,7 +21,8 @@ from embed_jax.encoders.weights import (
 from embed_jax.encoders.write import SavesItself, whole_directory
 from embed_jax.types import Params
 
-TASK = {  # what sentence-transformers from version 6 on wants to know of a Transformer that classifies
+# What sentence-transformers from version 6 on wants to know of a Transformer that classifies
+TASK = {
     "transformer_task": "sequence-classification",
     "modality_config": {"text": {"method": "forward", "method_output_name": "logits"}},
     "module_output_name": "scores",

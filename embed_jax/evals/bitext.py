@@ -67,7 +67,8 @@ def bitext_outcome(
     """
     if not len(first) or len(first) != len(second):
         raise InputError(
-            f"bitext: expected as many sentences on both sides, found {len(first)} and {len(second)}"
+            f"bitext: expected as many sentences on both sides, found {len(first)} and "
+            f"{len(second)}"
         )
     found = _nearest(first, second, similarity)
     right = (found == np.arange(len(first))).astype(np.float64)

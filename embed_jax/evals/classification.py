@@ -56,14 +56,16 @@ def open_task(
         raise InputError(f"classification: expected one or more of each, found {found}")
     named = file_format(Path(train)) in FORMATS
     if Path(data).is_file() and not named:
-        raise InputError(f"{data}: a file has no split {train!r} to learn from: expected a directory of files, or a "
+        raise InputError(f"{data}: a file has no split {train!r} to learn from: expected a "
+                         f"directory of files, or a "
                          "file as the option train")  # fmt: skip
     source, train_split = (train, split) if named else (data, train)
     train_texts, train_labels = read_labelled_texts(source, train_split, label)
     test_texts, test_labels = read_labelled_texts(data, split, label)
     if len(set(train_labels)) < 2:
         raise InputError(
-            f"{describe_split(source, train_split)}: expected two labels or more, found only {train_labels[0]!r}"
+            f"{describe_split(source, train_split)}: expected two labels or more, found only "
+            f"{train_labels[0]!r}"
         )
     # As in mteb, a test text whose label no training text has is never labelled rightly.
     number = {kind: n for n, kind in enumerate(_sorted([*train_labels, *test_labels]))}

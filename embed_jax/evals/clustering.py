@@ -273,7 +273,8 @@ def _samples(
             )
         if len(kinds) > sample_size:
             raise InputError(
-                f"sample_size: expected {len(kinds)}, one for each label, or more, found {sample_size}"
+                f"sample_size: expected {len(kinds)}, one for each label, or more, found "
+                f"{sample_size}"
             )
         drawn = [
             np.array(rng.choices(range(len(present)), k=sample_size)) for _ in range(experiments)

@@ -66,7 +66,8 @@ class Comparison:
         for name, result in self.results.items():
             intervals = self.intervals[name]
             cells = (
-                f"{result.metrics[metric]:.4f} [{intervals[metric][0]:.3f}, {intervals[metric][1]:.3f}]"
+                f"{result.metrics[metric]:.4f} [{intervals[metric][0]:.3f}, "
+                f"{intervals[metric][1]:.3f}]"
                 for metric in SHOWN
             )
             rows.append(f"{name:8}" + "".join(f"{cell:>24}" for cell in cells))

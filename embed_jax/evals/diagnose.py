@@ -31,7 +31,8 @@ NAMES = {
 
 RANDOM = 1000  # random documents of a query: so many tell what is above 99 % of them
 FEWEST = 10
-LEAST_AUC = 0.9  # below, one random document in ten stands above the right one: before any search that is 10 % of it
+# Below, one random document in ten stands above the right one: before any search that is 10 % of it
+LEAST_AUC = 0.9
 PERCENTILE = 0.99
 LEAST_ABOVE = (
     0.5  # else, of a million documents ten thousand stand above the right one, for most queries
@@ -41,7 +42,8 @@ LOSS = 0.01  # of nDCG@10: what neighbours on leaderboards differ by
 MARGIN = (
     0.05  # NV-Retriever (Moreira et al. 2024) takes negatives up to 95 % of their positive's score
 )
-BATCH = 64  # a batch's 63 other positives are negatives for nothing: what is no harder than they adds none
+# A batch's 63 other positives are negatives for nothing: what is no harder than they adds none
+BATCH = 64
 MOST_EASY = 0.5
 BLOCK = 2**24  # similarities held at a time
 
@@ -228,9 +230,12 @@ def discrimination(
     }
     narrow = mean_cosine > NARROW
     line = (
-        f"a relevant document scores above a random one in {figures['auc']:.1%} of cases (fault below {LEAST_AUC:.0%}) "
-        f"and above 99% of them in {figures['above_99th_percentile']:.1%} (below {LEAST_ABOVE:.0%}); "
-        f"{relevant.mean():.3f} against {random.mean():.3f}, {figures['separation']:.1f} standard deviations apart; "
+        f"a relevant document scores above a random one in {figures['auc']:.1%} of cases (fault "
+        f"below {LEAST_AUC:.0%}) "
+        f"and above 99% of them in {figures['above_99th_percentile']:.1%} (below "
+        f"{LEAST_ABOVE:.0%}); "
+        f"{relevant.mean():.3f} against {random.mean():.3f}, {figures['separation']:.1f} standard "
+        f"deviations apart; "
         f"mean cosine of two documents {mean_cosine:.2f}{': a narrow cone' if narrow else ''}"
     )
     fault = figures["auc"] < LEAST_AUC or figures["above_99th_percentile"] < LEAST_ABOVE
@@ -389,9 +394,12 @@ def negatives(
         "gap": float(np.mean(own - negative)),
     }
     line = (
-        f"{figures['easy']:.1%} of {len(negative)} negatives are no harder than the hardest of {BATCH - 1} random "
-        f"passages (fault above {MOST_EASY:.0%}); {figures['below_margin']:.1%} are {MARGIN:.0%} or more below their "
-        f"positive, on average {figures['gap']:.3f}; {figures['above_positive']:.1%} are above it: hard, or false"
+        f"{figures['easy']:.1%} of {len(negative)} negatives are no harder than the hardest of "
+        f"{BATCH - 1} random "
+        f"passages (fault above {MOST_EASY:.0%}); {figures['below_margin']:.1%} are {MARGIN:.0%} "
+        f"or more below their "
+        f"positive, on average {figures['gap']:.3f}; {figures['above_positive']:.1%} are above it: "
+        f"hard, or false"
     )
     return Finding("negatives", FAULT if figures["easy"] > MOST_EASY else OK, line, "", figures)
 

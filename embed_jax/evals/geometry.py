@@ -343,12 +343,14 @@ def _unit(embeddings: Float[np.ndarray, "N D"], least: int = 2) -> Float[np.ndar
     embeddings = np.asarray(embeddings, np.float64)
     if embeddings.ndim != 2 or len(embeddings) < least or not embeddings.shape[1]:
         raise InputError(
-            f"embeddings: expected an array [N, D] of {least} vectors or more, found the shape {embeddings.shape}"
+            f"embeddings: expected an array [N, D] of {least} vectors or more, found the shape "
+            f"{embeddings.shape}"
         )
     finite = np.isfinite(embeddings).all(axis=1)
     if not finite.all():
         raise InputError(
-            f"embeddings: expected finite numbers, found others in {np.sum(~finite)} of {len(finite)} vectors, "
+            f"embeddings: expected finite numbers, found others in {np.sum(~finite)} of "
+            f"{len(finite)} vectors, "
             f"first in number {np.argmin(finite)}"
         )
     lengths = np.linalg.norm(embeddings, axis=1, keepdims=True)

@@ -16,9 +16,12 @@ from embed_jax.evals.significance import (
     verdict,
 )
 
-MARGIN = 0.01  # seeds of one training differ by as much, and with enough items any two sets of weights are told apart
+# Seeds of one training differ by as much, and with enough items any two sets of weights are told
+# apart
+MARGIN = 0.01
 LIMITS = (
-    "Intervals and p-values speak of other items like these, for these weights: not of another seed of the training.",
+    "Intervals and p-values speak of other items like these, for these weights: not of another "
+    "seed of the training.",
     "Not told apart does not mean equal, and a small p-value does not mean a large difference.",
 )
 A, B, SAME, OPEN = "A", "B", "same", "open"
@@ -63,7 +66,8 @@ class HeadToHead:
         low, high = found.interval
         if self._decided(found, found.p_value) == SAME:
             return (
-                f"{self.a} and {self.b} are not told apart: {found.difference:+.4f}, 95 % interval {low:+.4f} to "
+                f"{self.a} and {self.b} are not told apart: {found.difference:+.4f}, 95 % interval "
+                f"{low:+.4f} to "
                 f"{high:+.4f}, which is within {self.margin:g}."
             )
         said = verdict(found.difference, found.p_value, found.interval, a=self.a, b=self.b)

@@ -267,5 +267,6 @@ def _check(asked: Instructed, source: str) -> None:
                 )
     if not asked.excluded:
         raise InputError(
-            f"{source}: no document is relevant by an original instruction and not by the changed one"
+            f"{source}: no document is relevant by an original instruction and not by the changed "
+            f"one"
         )

@@ -307,7 +307,8 @@ def _reranking(data: str, split: str) -> _Read:
             qrels[f"query-{number}"] = dict.fromkeys(relevant, 1) | dict.fromkeys(other, 0)
     if not queries:
         raise InputError(
-            f"{data}: expected a record with positives and negatives, found none among {len(records)}"
+            f"{data}: expected a record with positives and negatives, found none among "
+            f"{len(records)}"
         )
     if len(queries) < len(records):
         left_out = len(records) - len(queries)

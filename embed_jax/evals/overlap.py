@@ -118,7 +118,8 @@ def overlap(test_texts: Sequence[str], training_texts: Iterable[str], *, n: int 
                 matches.setdefault(item, Match(number, gram))
     if not n_test or not n_training:
         raise InputError(
-            f"found {n_test} test texts and {n_training} training texts (already read?), expected some"
+            f"found {n_test} test texts and {n_training} training texts (already read?), expected "
+            f"some"
         )
     flags = np.zeros(n_test, bool)
     flags[list(matches)] = True

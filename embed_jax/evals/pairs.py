@@ -149,7 +149,8 @@ class _Ranking:
         values, labels = np.asarray(similarities, np.float64), _binary(labels, len(similarities))
         if not np.isfinite(values).all():
             raise InputError(
-                f"similarities: expected finite numbers, found {(~np.isfinite(values)).sum()} others"
+                f"similarities: expected finite numbers, found {(~np.isfinite(values)).sum()} "
+                f"others"
             )
         order = np.argsort(-values, kind="stable")
         values, labels = values[order], labels[order]

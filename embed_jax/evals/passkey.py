@@ -138,7 +138,8 @@ def open_task(
     most = len(FORMS[form].first.split()) * len(FORMS[form].second.split())
     if not 1 <= queries <= documents <= most:
         raise InputError(
-            f"passkey: expected 1 to {most} documents and as many queries at most, found {documents} and {queries}"
+            f"passkey: expected 1 to {most} documents and as many queries at most, found "
+            f"{documents} and {queries}"
         )
     facts, questions = make_facts(form, documents, seed)
     longest = max(len(fact.split()) for fact in facts)

@@ -48,7 +48,8 @@ def open_task(data: str, split: str = "test", *, name: str = "", similarity: str
     if not kept:
         found = f"none among {len(records)}"
         raise InputError(
-            f"{describe_split(data, split)}: expected a record with positives and negatives, found {found}"
+            f"{describe_split(data, split)}: expected a record with positives and negatives, found "
+            f"{found}"
         )
     queries, positives, negatives = zip(*kept, strict=True)
     # A text that stands twice is scored once: the order of what is equal must not hang on rounding.
@@ -111,7 +112,8 @@ def reranking_outcome(
     """
     if len(positives) != len(negatives) or not len(positives):
         raise InputError(
-            f"reranking: expected scores for each query, found {len(positives)} and {len(negatives)}"
+            f"reranking: expected scores for each query, found {len(positives)} and "
+            f"{len(negatives)}"
         )
     sizes = [
         (len(relevant), len(other)) for relevant, other in zip(positives, negatives, strict=True)
@@ -119,7 +121,8 @@ def reranking_outcome(
     if not np.all(sizes):
         number = next(i for i, size in enumerate(sizes) if not all(size))
         raise InputError(
-            f"reranking: expected positives and negatives, found {sizes[number]} for query number {number}"
+            f"reranking: expected positives and negatives, found {sizes[number]} for query number "
+            f"{number}"
         )
     depth = max(map(sum, sizes))
     gains, ideal = np.zeros((2, len(sizes), depth))

@@ -74,7 +74,8 @@ class TaskResult:
         n = len(self.outcome.items)
         if n < SMALL:
             found.append(
-                f"only {n} {self.unit}: its interval is wide, and too narrow still below some thirty"
+                f"only {n} {self.unit}: its interval is wide, and too narrow still below some "
+                f"thirty"
             )
         seen = self.details.get("overlap") or {}
         if seen:

@@ -215,7 +215,8 @@ def score_run(run: Run, qrels: Qrels, *, ks: Sequence[int] = (10,)) -> Retrieval
     """
     if not qrels or min(ks, default=0) < 1:
         raise InputError(
-            f"expected judged queries and cut-offs from 1 up, found {len(qrels)} queries, cut-offs {ks}"
+            f"expected judged queries and cut-offs from 1 up, found {len(qrels)} queries, cut-offs "
+            f"{ks}"
         )
     depth = max(ks)
     gains = np.zeros((len(qrels), depth))
@@ -239,7 +240,8 @@ def small_corpus(documents: int, k: int = 10) -> str | None:
     share = min(k / max(documents, 1), 1.0)
     return (
         f"only {documents} documents: in random order {100 * share:.0f} % of the relevant ones are "
-        f"among the first {k}; such a search can't show that a model is good, or better than another"
+        f"among the first {k}; such a search can't show that a model is good, or better than "
+        f"another"
     )
 
 
@@ -285,7 +287,8 @@ def self_matches(corpus: TextsById, queries: TextsById, qrels: Qrels) -> str | N
     if not count:
         return None
     return (
-        f"{count} of {len(qrels)} queries are documents of the corpus, with the same id and text, and "
+        f"{count} of {len(qrels)} queries are documents of the corpus, with the same id and text, "
+        f"and "
         "find themselves first: leave them out of the results with --ignore-identical-ids, "
         "config.eval.ignore_identical_ids or ignore_identical_ids=True"
     )

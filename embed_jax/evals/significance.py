@@ -158,7 +158,8 @@ def compare_items(a: Items, b: Items, *, confidence: float = 0.95) -> PairedDiff
         a.gold is None or np.array_equal(a.gold, b.gold)
     )
     if a.statistic != b.statistic or len(a) != len(b) or not same_gold:
-        raise InputError(f"expected scores of the same items, found {len(a)} ({a.statistic}) and {len(b)} "
+        raise InputError(f"expected scores of the same items, found {len(a)} ({a.statistic}) and "
+                         f"{len(b)} "
                          f"({b.statistic}){'' if same_gold else ', and other gold'}")  # fmt: skip
     if a.statistic == "mean":
         return paired_difference(a.values, b.values, confidence=confidence)
@@ -299,12 +300,14 @@ def _columns(at_least: int = 2, **columns: Sequence[float]) -> list[Float[np.nda
     for name, array in arrays.items():
         if array.ndim != 1 or len(array) < at_least:
             raise InputError(
-                f"scores of {name}: expected a list of {at_least} or more, found shape {array.shape}"
+                f"scores of {name}: expected a list of {at_least} or more, found shape "
+                f"{array.shape}"
             )
         wrong = np.flatnonzero(~np.isfinite(array))
         if len(wrong):
             raise InputError(
-                f"scores of {name}: found {array[wrong[0]]} at item {wrong[0]}, expected finite numbers"
+                f"scores of {name}: found {array[wrong[0]]} at item {wrong[0]}, expected finite "
+                f"numbers"
             )
     if len({len(array) for array in arrays.values()}) > 1:
         found = ", ".join(f"{len(array)} of {name}" for name, array in arrays.items())

@@ -120,7 +120,8 @@ def read_suite(path: Path, root: Path | None = None) -> list[Entry]:
     for number, name in enumerate(names):
         if name in names[:number]:
             raise InputError(
-                f"{path}: task {number + 1}: {name!r} is the second one of this name; give it a name"
+                f"{path}: task {number + 1}: {name!r} is the second one of this name; give it a "
+                f"name"
             )
     return entries
 

@@ -37,7 +37,8 @@ def open_task(data: str, split: str = "test", *, name: str = "") -> Task:
     if not kept:
         found = f"none among {len(records)}"
         raise InputError(
-            f"{describe_split(data, split)}: expected a text with summaries of different ratings, found {found}"
+            f"{describe_split(data, split)}: expected a text with summaries of different ratings, "
+            f"found {found}"
         )
     texts, human, machine, ratings = zip(*kept, strict=True)
     left_out = f"{len(records) - len(kept)} of {len(records)} texts left out: all ratings or all summaries equal"

@@ -258,7 +258,8 @@ def measure(
             quality = float(values.mean())
             if not found and not quality:
                 raise InputError(
-                    f"{METRIC} of the embeddings as they are is 0: there is nothing to keep a share of"
+                    f"{METRIC} of the embeddings as they are is 0: there is nothing to keep a "
+                    f"share of"
                 )
             found.append(
                 Measured(

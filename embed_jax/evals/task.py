@@ -201,12 +201,14 @@ def encode_columns(
     embeddings = np.asarray(encode(list(number)))
     if embeddings.ndim != 2 or len(embeddings) != len(number):
         raise InputError(
-            f"embeddings: expected [{len(number)}, D] for as many texts, found {list(embeddings.shape)}"
+            f"embeddings: expected [{len(number)}, D] for as many texts, found "
+            f"{list(embeddings.shape)}"
         )
     finite = np.isfinite(embeddings).all(axis=1)
     if not finite.all():
         text = list(number)[int(np.argmin(finite))]
         raise InputError(
-            f"embeddings: expected finite numbers, found others for {(~finite).sum()} texts: {text[:40]!r}"
+            f"embeddings: expected finite numbers, found others for {(~finite).sum()} texts: "
+            f"{text[:40]!r}"
         )
     return [embeddings[[number[text] for text in column]] for column in columns]

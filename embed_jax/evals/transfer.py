@@ -104,7 +104,8 @@ def open_task(
     strengths = [float(strength) for strength in strengths]
     if folds < 3 or min(strengths, default=0) <= 0:
         raise InputError(
-            f"transfer: expected 3 folds or more and strengths above 0, found {folds} and {strengths}"
+            f"transfer: expected 3 folds or more and strengths above 0, found {folds} and "
+            f"{strengths}"
         )
     if dev and not train:
         raise InputError(f"transfer: expected the option train beside dev, found only {dev!r}")
@@ -394,13 +395,15 @@ def _read(
         found[part] = [row.label(label) for row in rows]
         if len(fields) != len(texts["test"][0]):
             raise InputError(
-                f"{rows[0].where}: expected the fields of {describe_split(*places['test'])}, texts or pairs"
+                f"{rows[0].where}: expected the fields of {describe_split(*places['test'])}, texts "
+                f"or pairs"
             )
     counts = Counter(found[learnt]).most_common()
     if len(counts) < 2 or counts[1][1] < folds:
         few = ", ".join(f"{kind!r} ({count} x)" for kind, count in counts[:5])
         raise InputError(
-            f"{describe_split(*places[learnt])}: expected two labels with {folds} texts or more, found {few}"
+            f"{describe_split(*places[learnt])}: expected two labels with {folds} texts or more, "
+            f"found {few}"
         )
     names = sorted(dict(counts))
     for part, kinds in found.items():
@@ -408,6 +411,7 @@ def _read(
         if unknown:
             few = ", ".join(map(repr, unknown[:5]))
             raise InputError(
-                f"{describe_split(*places[part])}: {len(unknown)} labels that no training text has: {few}"
+                f"{describe_split(*places[part])}: {len(unknown)} labels that no training text "
+                f"has: {few}"
             )
     return texts, {part: np.searchsorted(names, kinds) for part, kinds in found.items()}

@@ -49,8 +49,10 @@ SETTINGS = {  # fields of a config that a card names, if they are set: what they
 MANY = 5  # tasks
 UNSET = (None, "", 0, -1)
 FAIR = (
-    "Scores are fractions; in brackets the 95 % bootstrap interval over the test items. It covers the choice of these "
-    "items alone: not another seed, another data set or other texts, and two overlapping intervals do not say that two "
+    "Scores are fractions; in brackets the 95 % bootstrap interval over the test items. It covers "
+    "the choice of these "
+    "items alone: not another seed, another data set or other texts, and two overlapping intervals "
+    "do not say that two "
     "models are equal."
 )
 
@@ -178,13 +180,15 @@ def _first_words(model: SentenceEncoder | CrossEncoder, about: CardContent) -> s
         what = "A cross-encoder: it reads a query and a passage together and gives the pair a score, to rank passages."
     else:
         what = (
-            f"A text embedding model: it maps a text to {model.dim} numbers, for semantic similarity, search and "
+            f"A text embedding model: it maps a text to {model.dim} numbers, for semantic "
+            f"similarity, search and "
             "clustering."
         )
     if about.run and about.run.unchanged and not about.step:
         start = _named(about.run.config["model"]["name"])
         return (
-            f"{what} It is {start}, unchanged: embed-jax trained it, and no step of the training was "
+            f"{what} It is {start}, unchanged: embed-jax trained it, and no step of the training "
+            f"was "
             "better than the start."
         )
     how = "trained" if about.run else "written"
@@ -297,7 +301,8 @@ def _settings(run: TrainingRun, step: int) -> Iterator[tuple[str, str]]:
     elif chosen:
         yield (
             "this model",
-            f"of step {chosen[0]:,}, where {run.config['eval']['metric']} was best: {chosen[1]:.4f}",
+            f"of step {chosen[0]:,}, where {run.config['eval']['metric']} was best: "
+            f"{chosen[1]:.4f}",
         )
     for metric, name, form in (
         ("tokens_per_second", "tokens a second (median)", "{:,.0f}"),
@@ -420,11 +425,13 @@ def _again(run: TrainingRun) -> str:
             continue
         experiment = one.experiment or "EXPERIMENT"
         parts.append(
-            f"```bash\npython -m embed_jax train {experiment} --config={name}.py --workdir=runs/{name}\n```"
+            f"```bash\npython -m embed_jax train {experiment} --config={name}.py "
+            f"--workdir=runs/{name}\n```"
         )
     if any(one.experiment is None for one in stages):
         parts.append(
-            "EXPERIMENT is the one that it was trained with, such as `nli`, `retrieval` or `simcse`."
+            "EXPERIMENT is the one that it was trained with, such as `nli`, `retrieval` or "
+            "`simcse`."
         )
     return "\n\n".join(parts)
 

@@ -46,7 +46,8 @@ def whole_export(directory: Path) -> Iterator[Path]:
             yield new
             further = sorted(present - {path.name for path in new.iterdir()})
             if further:
-                raise InputError(f"{directory}: holds {', '.join(further)}, which this export has not; give a new "
+                raise InputError(f"{directory}: holds {', '.join(further)}, which this export has "
+                                 f"not; give a new "
                                  "directory, or remove it")  # fmt: skip
             if present:
                 os.replace(directory, old)
@@ -66,7 +67,8 @@ def _present(directory: Path) -> set[str]:
     if present and not (
         card.is_file() and MARK in card.read_text(encoding="utf-8", errors="replace")
     ):
-        raise InputError(f"{directory}: holds {', '.join(sorted(present)[:5])}, and is no earlier export; give a new "
+        raise InputError(f"{directory}: holds {', '.join(sorted(present)[:5])}, and is no earlier "
+                         f"export; give a new "
                          "directory")  # fmt: skip
     return present
 
@@ -89,7 +91,8 @@ def write_plain(model: SentenceEncoder, directory: Path) -> None:
             if heads
             else "a table of token vectors and no transformer"
         )
-        raise InputError(f"--format huggingface: the model has {what}, which a plain directory cannot hold; use "
+        raise InputError(f"--format huggingface: the model has {what}, which a plain directory "
+                         f"cannot hold; use "
                          "sentence-transformers")  # fmt: skip
     model.save(directory)
     for path in directory.iterdir():

@@ -298,7 +298,8 @@ def _gather(graph: Graph, params: Any, table: Tensor, index: Tensor) -> Tensor:
     offsets = tuple(n if n < axis else n + rank for n in range(len(cut) - 1))
     if len(axes) > 1 or not whole or gone != (axis,) or numbers.offset_dims != offsets:
         raise InputError(
-            "ONNX export: the JAX primitive 'gather' is supported for whole rows along one axis alone"
+            "ONNX export: the JAX primitive 'gather' is supported for whole rows along one axis "
+            "alone"
         )
     index = graph.reshape(index, index.sizes[:-1])
     if table.known and index.known:

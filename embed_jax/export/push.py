@@ -13,7 +13,8 @@ from embed_jax.errors import InputError, RunError, one_line
 
 HUB_NAME = r"[\w-][\w.-]*/[\w-][\w.-]*"
 REASONS = {
-    401: "the token is not accepted; set HF_TOKEN to one that may write, from https://huggingface.co/settings/tokens",
+    401: "the token is not accepted; set HF_TOKEN to one that may write, from "
+    "https://huggingface.co/settings/tokens",
     403: "the token may not write there",
     404: "no such organisation or repository, or the token does not see it",
     429: "too many requests; try again later",

@@ -86,7 +86,8 @@ def _read(path: Path) -> Scores:
         ) from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
-            f"{path}: no results of scripts.evaluate, which have task, data, metrics, intervals ({error!r})"
+            f"{path}: no results of scripts.evaluate, which have task, data, metrics, intervals "
+            f"({error!r})"
         ) from None
 
 

@@ -59,11 +59,13 @@ def usage(
 
 
 _PLAIN = (
-    "These are the files of the backbone and the tokenizer alone, as transformers lays them out: pooling, prompts and "
+    "These are the files of the backbone and the tokenizer alone, as transformers lays them out: "
+    "pooling, prompts and "
     "similarity are not recorded in them, only here. Whatever loads them must be told the pooling."
 )
 _ONNX = (
-    "With ONNX Runtime. The file takes token ids and gives the final embedding, pooled: sentence-transformers' own "
+    "With ONNX Runtime. The file takes token ids and gives the final embedding, pooled: "
+    "sentence-transformers' own "
     '`backend="onnx"` wants token embeddings, and cannot use it.'
 )
 _TENSORRT = """For TensorRT:
@@ -136,7 +138,8 @@ def _plain(model: SentenceEncoder, name: str) -> str:
             "from sentence_transformers import SentenceTransformer, models",
             "",
             f"transformer = models.Transformer({name!r})",
-            f"pooling = models.Pooling({model.spec.backbone.hidden_size}, {names if len(names) > 1 else names[0]!r})",
+            f"pooling = models.Pooling({model.spec.backbone.hidden_size}, "
+            f"{names if len(names) > 1 else names[0]!r})",
             f"model = SentenceTransformer(modules={modules})",
             f"embeddings = model.encode({TEXTS})",
             "print(embeddings.shape)",

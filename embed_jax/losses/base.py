@@ -145,7 +145,8 @@ class Loss:
         """
         if not embeddings or isinstance(embeddings[0], Columns):
             raise InputError(
-                f"{self.name}: expected embeddings, as in {self.name}(anchors, positives); columns go to .on_world"
+                f"{self.name}: expected embeddings, as in {self.name}(anchors, positives); columns "
+                f"go to .on_world"
             )
         least, most = self.about.columns
         if len(embeddings) < least or most and len(embeddings) > most:

@@ -141,7 +141,8 @@ def per_dataset(losses: Mapping[str, AnyLoss]) -> Loss:
     def compute(own: Columns, world: World, params: Params) -> LossResult:
         if own.dataset is None:
             raise InputError(
-                "config.loss.name: per_dataset needs examples with their data set's number, found none"
+                "config.loss.name: per_dataset needs examples with their data set's number, found "
+                "none"
             )
         results = []
         for number, loss in enumerate(bound.values()):
@@ -207,7 +208,8 @@ def _shared_columns(losses: Sequence[Loss]) -> tuple[int, int]:
     least, most = many.about.columns[0], few.about.columns[1]
     if most and most < least:
         raise InputError(
-            f"expected losses for equally many texts an example, found {many.name} for {least} or more "
+            f"expected losses for equally many texts an example, found {many.name} for {least} or "
+            f"more "
             f"and {few.name} for at most {most}"
         )
     return least, most
@@ -230,7 +232,8 @@ def _shared_datasets(losses: Sequence[Loss]) -> Mapping[str, About]:
         if loss.datasets != found[0].datasets:
             first, second = (", ".join(one.datasets) for one in (found[0], loss))
             raise InputError(
-                f"expected the same data sets in the same order in each per_dataset, found {first}; {second}"
+                f"expected the same data sets in the same order in each per_dataset, found "
+                f"{first}; {second}"
             )
     return found[0].of_dataset if found else {}
 

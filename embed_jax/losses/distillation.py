@@ -373,7 +373,8 @@ def _own_or(temperature: float | Array, default: float | Array) -> float | Array
     if isinstance(temperature, int | float):
         if temperature < 0:
             raise InputError(
-                f"teacher_temperature: expected more than 0, or 0 for the student's, found {temperature}"
+                f"teacher_temperature: expected more than 0, or 0 for the student's, found "
+                f"{temperature}"
             )
         return temperature or default
     return jnp.where(temperature == 0.0, default, temperature)
@@ -389,7 +390,8 @@ def _both(
     if size != teacher_size:
         advice = "" if params else f"; {name}(projection={teacher_size}) learns a map to that size"
         raise InputError(
-            f"the teacher of the loss {name}: expected embeddings of size {size}, found {teacher_size}{advice}"
+            f"the teacher of the loss {name}: expected embeddings of size {size}, found "
+            f"{teacher_size}{advice}"
         )
     return student, jax.lax.stop_gradient(teacher)
 
@@ -404,7 +406,8 @@ def _candidate_scores(
     candidates = own.embeddings[1:]
     if own.score.shape[1] != len(candidates):
         raise InputError(
-            f"scores of the loss {name}: expected {len(candidates)} an example, one for each candidate, "
+            f"scores of the loss {name}: expected {len(candidates)} an example, one for each "
+            f"candidate, "
             f"found {own.score.shape[1]}"
         )
     present = own.present[:1] & own.present[1:]

@@ -137,12 +137,14 @@ def info_nce(
         or partition not in ("joint", "per_direction")
     ):
         raise InputError(
-            f"config.loss: terms={terms!r} with partition={partition!r}: expected 'qp' and others of "
+            f"config.loss: terms={terms!r} with partition={partition!r}: expected 'qp' and others "
+            f"of "
             f"{', '.join(sorted(accepted))}, and the partition 'joint' or 'per_direction'"
         )
     if hardness not in HARDNESS:
         raise InputError(
-            f"config.loss: hardness: expected one of {', '.join(map(repr, HARDNESS))}, found {hardness!r}"
+            f"config.loss: hardness: expected one of {', '.join(map(repr, HARDNESS))}, found "
+            f"{hardness!r}"
         )
 
     def adjust(rows: Texts, candidates: Texts, similarities: Array) -> Array:

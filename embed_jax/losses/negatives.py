@@ -130,7 +130,8 @@ class Negatives:
             return None
         if self.mask_by == "guide":
             raise InputError(
-                "config.loss: mask_by='guide' does not go with a queue, which a guide model has not seen"
+                "config.loss: mask_by='guide' does not go with a queue, which a guide model has "
+                "not seen"
             )
         return self.texts(own.queue, (POSITIVE,))
 
@@ -157,8 +158,10 @@ class Negatives:
             found = self.score.matrix(candidates.embeddings, rows.embeddings, self.dims)
             return jnp.swapaxes(found, 1, 2)
         raise InputError(
-            f"config.loss: similarity={self.score.name!r} compares a query with a document, never two of one kind: "
-            "expected the terms qp and pq only (in gist, contrast_anchors=False, contrast_positives=False)"
+            f"config.loss: similarity={self.score.name!r} compares a query with a document, never "
+            f"two of one kind: "
+            "expected the terms qp and pq only (in gist, contrast_anchors=False, "
+            "contrast_positives=False)"
         )
 
     def numbers(self, own: Columns, column: int, which: tuple[int, ...]) -> int:

@@ -36,8 +36,10 @@ def refuse_fork() -> None:
     _process = _process or os.getpid()
     if _process != os.getpid():
         raise RunError(
-            f"process {os.getpid()} was forked from {_process}, which uses JAX: computing would hang here; start "
-            'processes with multiprocessing.get_context("spawn"), or load the model in the new process only'
+            f"process {os.getpid()} was forked from {_process}, which uses JAX: computing would "
+            f"hang here; start "
+            'processes with multiprocessing.get_context("spawn"), or load the model in the new '
+            "process only"
         )
 
 
@@ -56,12 +58,14 @@ def make_mesh(devices: int = 0, fsdp: int = 1, tensor: int = 1) -> Mesh:
     available = jax.devices()
     if devices > len(available):
         raise InputError(
-            f"config.train.devices: expected at most {len(available)} (those there are), found {devices}"
+            f"config.train.devices: expected at most {len(available)} (those there are), found "
+            f"{devices}"
         )
     devices = devices or len(available)
     if devices % (fsdp * tensor):
         raise InputError(
-            f"config.train.fsdp * config.train.tensor: expected a divisor of the {devices} devices, "
+            f"config.train.fsdp * config.train.tensor: expected a divisor of the {devices} "
+            f"devices, "
             f"found {fsdp} * {tensor}"
         )
     shape = (devices // (fsdp * tensor), fsdp, tensor)

@@ -237,7 +237,8 @@ class EmbeddingEndpoint(Server):
         vectors = _matrix(rows, len(texts))
         if self.dim and vectors.shape[1] != self.dim:
             raise InputError(
-                f"{self.url}: asked {self.model} for {self.dim} dimensions, found {vectors.shape[1]}"
+                f"{self.url}: asked {self.model} for {self.dim} dimensions, found "
+                f"{vectors.shape[1]}"
             )
         return vectors
 

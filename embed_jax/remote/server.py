@@ -84,7 +84,8 @@ class Server:
             )
         if parts.username or parts.password or parts.query or parts.fragment:
             raise InputError(
-                "base URL: found a user, a password or parameters in it; keys come from the environment"
+                "base URL: found a user, a password or parameters in it; keys come from the "
+                "environment"
             )
         self.url = base_url.rstrip("/") + path
         self.reached = False
@@ -182,7 +183,8 @@ def read_key(variable: str, otherwise: str) -> str:
         raise InputError(f"no key: the environment variable {variable} is not set ({otherwise})")
     if not all("!" <= letter <= "~" for letter in key):
         raise InputError(
-            f"the environment variable {variable} holds no key: found blanks, line breaks or non-ASCII"
+            f"the environment variable {variable} holds no key: found blanks, line breaks or "
+            f"non-ASCII"
         )
     return key
 

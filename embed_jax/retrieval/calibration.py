@@ -120,7 +120,8 @@ def calibrate(sample: Float[np.ndarray, "N D"], precision: str) -> Calibration |
     least = MIN_SAMPLE_PQ if parts else MIN_SAMPLE
     if len(sample) < least:
         raise InputError(
-            f"calibration of {precision}: expected at least {least:,} vectors, found {len(sample):,}"
+            f"calibration of {precision}: expected at least {least:,} vectors, found "
+            f"{len(sample):,}"
         )
     if parts:
         return _codebook(sample, parts)

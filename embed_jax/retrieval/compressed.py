@@ -107,11 +107,13 @@ class CompressedIndex:
         queries = checked(queries, "queries")
         if queries.shape[1] != self.dim:
             raise InputError(
-                f"queries: of {queries.shape[1]} dimensions, the compressed embeddings have {self.dim}"
+                f"queries: of {queries.shape[1]} dimensions, the compressed embeddings have "
+                f"{self.dim}"
             )
         if originals is not None and originals.dim != self.dim:
             raise InputError(
-                f"originals: of {originals.dim} dimensions, the compressed embeddings have {self.dim}"
+                f"originals: of {originals.dim} dimensions, the compressed embeddings have "
+                f"{self.dim}"
             )
         if k < 1 or rescore < 0:
             raise InputError(f"expected k from 1 up and rescore from 0 up, found {k} and {rescore}")

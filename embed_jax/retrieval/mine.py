@@ -374,7 +374,8 @@ def _scored(score: PairScorer, lists: Sequence[tuple[str, list[str]]]) -> list[l
     values = np.asarray(score(queries, [passage for _, passages in lists for passage in passages]))
     if values.shape != (len(queries),) or not np.isfinite(values).all():
         raise RunError(
-            f"score: expected {len(queries)} finite numbers, found an array {values.shape} or others in it"
+            f"score: expected {len(queries)} finite numbers, found an array {values.shape} or "
+            f"others in it"
         )
     ends = np.cumsum([len(passages) for _, passages in lists])
     return [part.tolist() for part in np.split(values, ends[:-1])]
@@ -424,7 +425,8 @@ def _queries(pairs: Sequence[Pair], index: PassageIndex) -> list[_Query]:
     for number, (query, own) in enumerate(zip(index.keys(anchors), rows, strict=True)):
         if not own:
             raise InputError(
-                f"pair {number}: its positive is not in the corpus: {positives[number].strip()[:60]!r}"
+                f"pair {number}: its positive is not in the corpus: "
+                f"{positives[number].strip()[:60]!r}"
             )
         grouped.setdefault(query, []).append(number)
     own = index.rows_of([anchors[numbers[0]] for numbers in grouped.values()])

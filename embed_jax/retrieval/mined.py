@@ -72,7 +72,8 @@ class Report:
         numbers = sorted(self.pairs, reverse=True)
         for number in numbers[:SHOWN]:
             lines.append(
-                f"{self.pairs[number]:12,}  pairs with {number} negatives{'' if number else ', left out'}"
+                f"{self.pairs[number]:12,}  pairs with {number} "
+                f"negatives{'' if number else ', left out'}"
             )
         if fewer := sum(self.pairs[number] for number in numbers[SHOWN:]):
             lines.append(f"{fewer:12,}  pairs with fewer")
@@ -162,7 +163,8 @@ def scored_list(one: Mined) -> dict[str, Any]:
     """
     if one.positive_score is None:
         raise InputError(
-            "scored-lists: several searchers' scores cannot be compared: use one, or a cross-encoder"
+            "scored-lists: several searchers' scores cannot be compared: use one, or a "
+            "cross-encoder"
         )
     passages, scores = [one.positive, *one.negatives], [one.positive_score, *one.scores]
     return {"query": one.anchor, "passages": passages, "scores": scores}

@@ -46,7 +46,8 @@ def split_passages(
     """
     if words < 1 or not 0 <= overlap < words:
         raise InputError(
-            f"passages: expected an overlap below the words of a passage, found {overlap} of {words} words"
+            f"passages: expected an overlap below the words of a passage, found {overlap} of "
+            f"{words} words"
         )
     passages, owner = [], []
     for number, text in enumerate(corpus.values()):

@@ -218,6 +218,7 @@ def _refuse_mismatch(
     for path in sorted(found.keys() | expected.keys()):
         if found.get(path) != expected.get(path):
             raise InputError(
-                f"{where}: checkpoint of another architecture: {path} has shape {found.get(path, 'none')}, "
+                f"{where}: checkpoint of another architecture: {path} has shape "
+                f"{found.get(path, 'none')}, "
                 f"this model's has {expected.get(path, 'none')}; {advice}"
             )

@@ -160,7 +160,8 @@ def row_length(config: Experiment, max_length: int) -> int:
     length = config.batch.row_length
     if length and length < max_length:
         raise InputError(
-            f"config.batch.row_length: expected at least data.max_length={max_length}, found {length}"
+            f"config.batch.row_length: expected at least data.max_length={max_length}, found "
+            f"{length}"
         )
     return length or max(max_length, min(2 * max_length, 128))
 
@@ -214,7 +215,8 @@ def _check_same_mask(config: Experiment, sources: Sources) -> None:
     columns = config.model.same_mask_columns
     if columns and columns != (texts := max(map(most_texts, sources.values()))):
         raise InputError(
-            f"config.model.same_mask_columns: expected 0 or {texts}, the texts of an example, found {columns}"
+            f"config.model.same_mask_columns: expected 0 or {texts}, the texts of an example, "
+            f"found {columns}"
         )
 
 
@@ -315,7 +317,8 @@ def _check_data(source: RecordSource, about: About, config: Experiment, dataset:
             texts, scores = len(fields.columns(records[0])), len(fields.score(records[0]))
             if scores != texts - 1:
                 raise InputError(
-                    f"{where}: {name!r} needs a score for each of the {texts - 1} candidates of a record, "
+                    f"{where}: {name!r} needs a score for each of the {texts - 1} candidates of a "
+                    f"record, "
                     f"found {scores}"
                 )
     columns = most_texts(source)
@@ -331,7 +334,8 @@ def _check_data(source: RecordSource, about: About, config: Experiment, dataset:
         for number, record in looked_at(records):
             if not 0 <= (label := of_record(fields.label, record, number)) < about.classes:
                 raise InputError(
-                    f"record {number}: label {label}, {where}={name!r} accepts 0 to {about.classes - 1}"
+                    f"record {number}: label {label}, {where}={name!r} accepts 0 to "
+                    f"{about.classes - 1}"
                 )
     score_max = f"config.mixture.sources.{dataset}" if dataset else "config.data"
     for fit in about.fits:
@@ -342,8 +346,10 @@ def _check_data(source: RecordSource, about: About, config: Experiment, dataset:
                 if not fit.least - 1e-6 <= target <= fit.largest + 1e-6:
                     what = "difference of scores" if fit.of_margins else "score"
                     raise InputError(
-                        f"record {number}: {what} {target:g}, {where}={name!r} fits {fit.least:g} to "
-                        f"{fit.largest:g}; set {score_max}.score_max to the largest score of the data"
+                        f"record {number}: {what} {target:g}, {where}={name!r} fits {fit.least:g} "
+                        f"to "
+                        f"{fit.largest:g}; set {score_max}.score_max to the largest score of the "
+                        f"data"
                     )
 
 
@@ -395,6 +401,7 @@ def training_order(sources: Sources, config: Experiment) -> Order:
         steps = order.count(1)
         left = len(things) - steps * config.batch.size
         say(
-            f"no duplicates: {steps} batches of {config.batch.size} an epoch, {left} of {len(things)} records left out"
+            f"no duplicates: {steps} batches of {config.batch.size} an epoch, {left} of "
+            f"{len(things)} records left out"
         )
     return order

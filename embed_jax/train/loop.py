@@ -114,7 +114,8 @@ def run(
     """
     if config.eval.metric and evaluate is None:
         raise InputError(
-            f"config.eval.metric: {config.eval.metric!r} is to pick the model, but nothing is evaluated"
+            f"config.eval.metric: {config.eval.metric!r} is to pick the model, but nothing is "
+            f"evaluated"
         )
     key = jax.random.key(config.train.seed)
     model_directory = workdir / "model"
@@ -287,7 +288,8 @@ def run(
             )
         elif best.stopped:
             progress.say(
-                f"no gain in {best.stale} evaluations: stopped at step {step}; best at step {best.step}"
+                f"no gain in {best.stale} evaluations: stopped at step {step}; best at step "
+                f"{best.step}"
             )
         if finished and best.step < 0:  # no metric was asked for
             save_model(state, model_directory)
@@ -400,7 +402,8 @@ def _warn_of_overfitting(best: Best, metric: str, say: Callable[[str], None]) ->
     if best.warned or len(recent) < 3 or not recent[0] > recent[1] > recent[2]:
         return best
     say(
-        f"warning: the training loss falls ({recent[0]:.4f} to {recent[2]:.4f}) while {metric} has not improved since "
+        f"warning: the training loss falls ({recent[0]:.4f} to {recent[2]:.4f}) while {metric} has "
+        f"not improved since "
         f"step {best.step}: overfitting, or the negatives are too easy"
     )
     return dataclasses.replace(best, warned=True)

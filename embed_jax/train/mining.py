@@ -95,11 +95,13 @@ def mined_sources(
         search = searcher("dense", encode).search
         found = list(round_trip_filter(pairs, search, config.data.consistency, texts))
         say(
-            f"consistent: {len(found)} of {len(pairs)} pairs have their positive among {config.data.consistency}"
+            f"consistent: {len(found)} of {len(pairs)} pairs have their positive among "
+            f"{config.data.consistency}"
         )
         if not found:
             raise InputError(
-                f"config.data.consistency: none of {len(pairs)} pairs has its positive among the found"
+                f"config.data.consistency: none of {len(pairs)} pairs has its positive among the "
+                f"found"
             )
         return found
 
@@ -151,7 +153,8 @@ def _strategies(config: Experiment, lists: bool) -> list[str]:
             raise InputError(unknown("config.mine.strategy", name, STRATEGIES))
     if lists and len(names) > 1 and not config.mine.cross_encoder:
         raise InputError(
-            "config.mine.cross_encoder: scores of several strategies cannot be compared, name a model"
+            "config.mine.cross_encoder: scores of several strategies cannot be compared, name a "
+            "model"
         )
     return names
 

@@ -209,7 +209,8 @@ def _one_encoder(
     if model.name.startswith("random:"):
         if not model.tokenizer:
             raise InputError(
-                "config.model.tokenizer: random weights need a directory with tokenizer files, found ''"
+                "config.model.tokenizer: random weights need a directory with tokenizer files, "
+                "found ''"
             )
         shape = model.name.removeprefix("random:")
         tokenizer = load_tokenizer(
@@ -373,7 +374,8 @@ def apply_changes(
         spec = dataclasses.replace(spec, pooling=model.pooling)
     if model.attention:
         if not hasattr(spec.backbone, "causal"):
-            raise InputError(f"config.model.attention: a {spec.backbone.family} encoder has one kind only, "
+            raise InputError(f"config.model.attention: a {spec.backbone.family} encoder has one "
+                             f"kind only, "
                              f"found {model.attention!r}")  # fmt: skip
         spec = _with_fields(spec, causal=model.attention == "causal")
     if model.token_head:
@@ -386,7 +388,8 @@ def apply_changes(
     if model.dropout >= 0:
         if not hasattr(spec.backbone, "hidden_dropout"):
             raise InputError(
-                f"config.model.dropout: a {spec.backbone.family} encoder has none, found {model.dropout}"
+                f"config.model.dropout: a {spec.backbone.family} encoder has none, found "
+                f"{model.dropout}"
             )
         spec = _with_fields(spec, hidden_dropout=model.dropout, attention_dropout=model.dropout)
     return spec, params
@@ -417,7 +420,8 @@ def add_adapter(
         if _adapter_identity(spec, params) != _adapter_identity(
             dataclasses.replace(spec, lora=adapter), params
         ):
-            raise InputError(f"config.lora: the model has another adapter, {spec.lora}; give it the same settings, or "
+            raise InputError(f"config.lora: the model has another adapter, {spec.lora}; give it "
+                             f"the same settings, or "
                              "save the model with lora.merge first")  # fmt: skip
         return dataclasses.replace(
             spec, lora=dataclasses.replace(spec.lora, dropout=adapter.dropout)

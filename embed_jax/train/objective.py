@@ -116,7 +116,8 @@ def embedding_objective(
             raise InputError("config.loss.mlm: not with two towers (config.model.query)")
         if loss.about.layers:
             raise InputError(
-                f"config.loss.name: {config.loss.name!r} needs embeddings of earlier layers, which two towers lack"
+                f"config.loss.name: {config.loss.name!r} needs embeddings of earlier layers, which "
+                f"two towers lack"
             )
     auxiliary = {"mlm": (config.loss.mlm, _mlm(model))} if config.loss.mlm else {}
 
@@ -189,12 +190,14 @@ def training_loss(config: Experiment) -> Loss:
     own = any(source.loss or source.loss_weight != 1 for source in sources.values())
     if loss.datasets and not sources:
         raise InputError(
-            f"config.loss.name: {config.loss.name!r} needs a mixture of data sets, config.data.train is one"
+            f"config.loss.name: {config.loss.name!r} needs a mixture of data sets, "
+            f"config.data.train is one"
         )
     if loss.datasets and (own or list(loss.datasets) != names):
         expected = f"those of config.mixture.sources, {', '.join(names)}, in this order and without losses of their own"
         raise InputError(
-            f"config.loss.name: {config.loss.name!r} has losses for {', '.join(loss.datasets)}; expected {expected}"
+            f"config.loss.name: {config.loss.name!r} has losses for {', '.join(loss.datasets)}; "
+            f"expected {expected}"
         )
     if not own:
         return loss
@@ -230,7 +233,8 @@ def _say_unused_arguments(config: Experiment) -> None:
     arguments = _loss_arguments(config.loss)
     for name in sorted(arguments.keys() - set().union(*map(arguments_of, expressions))):
         say(
-            f"config.loss.{name}={arguments[name]} is not used: {config.loss.name} takes no such argument"
+            f"config.loss.{name}={arguments[name]} is not used: {config.loss.name} takes no such "
+            f"argument"
         )
 
 

@@ -45,7 +45,8 @@ def _prompt(settings: Data | Source, side: str, template: str, place: str) -> st
     if not instruction:
         return prompt
     if prompt:
-        raise InputError(f"{place}.{side}_instruction: expected none beside {side}_prompt {prompt!r}, "
+        raise InputError(f"{place}.{side}_instruction: expected none beside {side}_prompt "
+                         f"{prompt!r}, "
                          f"found {instruction!r}")  # fmt: skip
     if not template:
         raise InputError(f"{place}.{side}_instruction: needs config.data.template, such as "
@@ -94,7 +95,8 @@ def settle_prompts(config: Experiment, model: SentenceEncoder | RoutedEncoder) -
     if any(model.prompts.values()) and not any((*prompts, *named.values())):
         known = ", ".join(model.prompts)
         say(
-            f"the model's prompts ({known}) are not used: set config.data.anchor_prompt and candidate_prompt"
+            f"the model's prompts ({known}) are not used: set config.data.anchor_prompt and "
+            f"candidate_prompt"
         )
     model.prompts |= named
     model.template = config.data.template or model.template

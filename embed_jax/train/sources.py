@@ -153,7 +153,8 @@ def without_texts(
     if not kept:
         raise InputError(f"exclude: all {len(records)} records have a text of {files}")
     say(
-        f"{name}: {len(records) - len(kept)} of {len(records)} records left out for a text of {files}"
+        f"{name}: {len(records) - len(kept)} of {len(records)} records left out for a text of "
+        f"{files}"
     )
     return kept
 

@@ -85,7 +85,8 @@ def _check_settings(config: Experiment) -> None:
         value = getattr(getattr(config, part), field_name)
         if value:
             raise InputError(
-                f"config.{field}: {name!r} trains on tokens alone and has no use for it, found {value!r}"
+                f"config.{field}: {name!r} trains on tokens alone and has no use for it, found "
+                f"{value!r}"
             )
     if config.queue.size:
         raise InputError(
@@ -94,7 +95,8 @@ def _check_settings(config: Experiment) -> None:
     for dataset, source in vars(config.mixture.sources).items():
         if source.loss or source.loss_weight != SourceConfig.loss_weight:
             raise InputError(
-                f"config.mixture.sources.{dataset}: {name!r} is for all data sets, found a loss of its own"
+                f"config.mixture.sources.{dataset}: {name!r} is for all data sets, found a loss of "
+                f"its own"
             )
 
 

@@ -90,7 +90,8 @@ class Wandb:
             ) from error
         if mode == "offline":
             print(
-                f"wandb: offline (not logged in); upload later with: wandb sync {workdir}/wandb/offline-run-*"
+                f"wandb: offline (not logged in); upload later with: wandb sync "
+                f"{workdir}/wandb/offline-run-*"
             )
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -138,7 +139,8 @@ class Progress:
         elif not self._quiet and (step % self._every == 0 or step == self._total):
             left = (time.monotonic() - self._started) / (step - self._start) * (self._total - step)
             print(
-                f"step {step}/{self._total}  loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s  {left:.0f} s left",
+                f"step {step}/{self._total}  loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s  "
+                f"{left:.0f} s left",
                 flush=True,
             )
 

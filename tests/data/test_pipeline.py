@@ -332,7 +332,8 @@ def test_an_error_in_a_thread_reaches_the_consumer(make):
         ({"shard": (0, 2)}, "config.batch.rows"),
         (
             {"shares": 4},
-            "config.batch.shares: expected a multiple of the 1 hosts that divides the 2 groups, found 4",
+            "config.batch.shares: expected a multiple of the 1 hosts that divides the 2 groups, "
+            "found 4",
         ),
         (
             {"shares": 1, "shard": (0, 2), "rows": 6},

@@ -120,7 +120,8 @@ GOOD = {"query": "q", "doc_id": "d1", "clicks": 1}
         ({"clicks": "many"}, "log.jsonl:2: clicks: expected a finite number, found 'many'"),
         (
             {"clicks": None},
-            "log.jsonl:2: no field 'clicks': found query, doc_id, clicks; needed: query, doc_id, clicks",
+            "log.jsonl:2: no field 'clicks': found query, doc_id, clicks; needed: query, doc_id, "
+            "clicks",
         ),
         ({"query": " "}, "log.jsonl:2: field 'query' is empty"),
         ({"query": 3}, "log.jsonl:2: field 'query' must be a string, found int"),

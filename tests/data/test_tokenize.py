@@ -145,7 +145,8 @@ def processors(name):
         "bytes, bos": made.Sequence([bytes_alone, bos]),
         "eos": eos,
         "bytes, eos": made.Sequence([bytes_alone, eos]),
-        "another end": pad,  # as Qwen3-Embedding, which ends texts with <|endoftext|> where its eos_token is <|im_end|>
+        # As Qwen3-Embedding, which ends texts with <|endoftext|> where its eos_token is <|im_end|>
+        "another end": pad,
     }[name]
 
 

@@ -62,7 +62,8 @@ def test_what_a_file_leaves_unsaid():
     [
         (
             {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
-            "rope_scaling.rope_type 'dynamic' is not supported; accepted are default, linear, llama3, yarn",
+            "rope_scaling.rope_type 'dynamic' is not supported; accepted are default, linear, "
+            "llama3, yarn",
         ),
         ({"rope_parameters": {"rope_type": "longrope"}}, "rope_parameters.rope_type 'longrope'"),
         (

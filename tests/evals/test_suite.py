@@ -39,7 +39,8 @@ def test_yaml_and_python_say_the_same(sts_file, tmp_path):
         "- {task: sts, data: stsb, similarity: dot}\n- {task: sts, data: x, name: other}\n"
     )
     (tmp_path / "a.py").write_text(
-        "TASKS = [dict(task='sts', data='stsb', similarity='dot'), dict(task='sts', data='x', name='other')]\n"
+        "TASKS = [dict(task='sts', data='stsb', similarity='dot'), dict(task='sts', data='x', "
+        "name='other')]\n"
     )
     found = read_suite(tmp_path / "a.yaml")
     assert found == read_suite(tmp_path / "a.py")

@@ -369,8 +369,8 @@ def test_a_checkpoint_of_another_architecture(command, tmp_path):
     status, err = command("simcse", *steps, "--config.model.mlp=")
     assert status == 2 and err.count("\n") == 1, err
     assert (
-        "checkpoint of another architecture: encoder/heads/0/bias has shape [32], this model's has none"
-        in err
+        "checkpoint of another architecture: encoder/heads/0/bias has shape [32], this model's has "
+        "none" in err
     )
     assert saved == {path: path.read_bytes() for path in saved}
 

@@ -55,7 +55,8 @@ def test_a_broken_config_file_is_one_line(tmp_path):
         ("y = 1", "defines no get_config"),
         ("def get_config(cut):\n    return 3", "returned int"),
         ("from embed_jax.config import Experiment\ndef get_config(cut):\n"
-         "    e = Experiment()\n    e.optim.lr = 1\n    return e", "unknown config field 'optim.lr'"),
+         "    e = Experiment()\n    e.optim.lr = 1\n    return "
+         "e", "unknown config field 'optim.lr'"),
     ):  # fmt: skip
         file = tmp_path / "broken.py"
         file.write_text(content)

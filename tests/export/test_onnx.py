@@ -330,7 +330,8 @@ FUNCTIONS = {
     "counts down": lambda x: jax.lax.cumsum(x, axis=1, reverse=True),
     "sizes": lambda x: x.sum(1) / x.shape[1] + jnp.arange(x.shape[0] * x.shape[1]).sum(),
     "broadcast then summed": lambda x: jnp.broadcast_to(x[:, :1], x.shape).sum(1),
-    "broadcast then joined": lambda x: jnp.concatenate([jnp.broadcast_to(x[:1, :1, :2], (*x.shape[:2], 2)), x], -1),
+    "broadcast then "
+    "joined": lambda x: jnp.concatenate([jnp.broadcast_to(x[:1, :1, :2], (*x.shape[:2], 2)), x], -1),
     "repeated": lambda x: jnp.repeat(x.reshape(*x.shape[:2], 3, 2), 4, axis=2).reshape(-1, 24),
     "split": lambda x: jnp.concatenate(jnp.split(x, 3, axis=-1)[::-1], axis=1),
     "strides": lambda x: x[..., 1:6:2] - x[..., ::2],
@@ -347,11 +348,15 @@ FUNCTIONS = {
     "not a norm": lambda x: (x - x.mean(1, keepdims=True)) * jax.lax.rsqrt(x.var(1, keepdims=True) + 1e-5),
     "scanned": scanned,
     "products": lambda x: jnp.einsum("bti,btj->bij", x, x) @ jnp.ones((6, 2)),
-    "products of rows": lambda x: jnp.einsum("bti,bti->bt", x, x) + jnp.einsum("bti,bti->b", x, x)[:, None],
+    "products of "
+    "rows": lambda x: jnp.einsum("bti,bti->bt", x, x) + jnp.einsum("bti,bti->b", x, x)[:, None],
     "products of all": lambda x: jnp.einsum("bti,cui->bctu", x, x) + jnp.einsum("bti,bti->", x, x),
-    "products with vectors": lambda x: jnp.einsum("i,bti->bt", jnp.arange(6.0), x) + x @ jnp.arange(6.0),
-    "products over heads": lambda x: jnp.einsum("bthd,buhd->bhtu", *[x.reshape(*x.shape[:2], 2, 3)] * 2),
-    "products over two axes": lambda x: jnp.einsum("bthd,hdm->btm", x.reshape(*x.shape[:2], 2, 3), jnp.ones((2, 3, 4))),
+    "products with "
+    "vectors": lambda x: jnp.einsum("i,bti->bt", jnp.arange(6.0), x) + x @ jnp.arange(6.0),
+    "products over "
+    "heads": lambda x: jnp.einsum("bthd,buhd->bhtu", *[x.reshape(*x.shape[:2], 2, 3)] * 2),
+    "products over two "
+    "axes": lambda x: jnp.einsum("bthd,hdm->btm", x.reshape(*x.shape[:2], 2, 3), jnp.ones((2, 3, 4))),
 }  # fmt: skip
 
 

@@ -250,7 +250,8 @@ def test_a_partial_of_a_loss_is_the_loss():
         ),
         (
             "size(scal=2)",
-            "size(scal=2): unknown argument of size 'scal' (did you mean 'scale'?); known: negate, of, power, scale",
+            "size(scal=2): unknown argument of size 'scal' (did you mean 'scale'?); known: negate, "
+            "of, power, scale",
         ),
         ("spread(x=1)", "spread(x=1): spread takes no arguments by name, found 'x'"),
         ("size(scale='2')", "size(scale='2'): scale: expected a number, found '2'"),
@@ -261,11 +262,13 @@ def test_a_partial_of_a_loss_is_the_loss():
         ("size(of=1)", "size(of=1): of: expected a string, found 1"),
         (
             "2 * size(scale=1 + 1)",
-            "size(scale=1 + 1): scale: expected a number, True, False or a string in quotes, found 1 + 1",
+            "size(scale=1 + 1): scale: expected a number, True, False or a string in quotes, found "
+            "1 + 1",
         ),
         (
             "size(of=anchor)",
-            "size(of=anchor): of: expected a number, True, False or a string in quotes, found anchor",
+            "size(of=anchor): of: expected a number, True, False or a string in quotes, found "
+            "anchor",
         ),
         (
             "size(of=None)",

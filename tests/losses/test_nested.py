@@ -333,7 +333,8 @@ LAYERED = {
         {},
     ),
     "2d": (
-        "adaptive_layers(matryoshka(info_nce(), dims='32,16,4', sample=1), sample={layers}, kl_weight=0.7)",
+        "adaptive_layers(matryoshka(info_nce(), dims='32,16,4', sample=1), sample={layers}, "
+        "kl_weight=0.7)",
         "Matryoshka2dLoss",
         {"matryoshka_dims": [32, 16, 4], "n_dims_per_step": 1},
     ),

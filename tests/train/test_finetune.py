@@ -145,7 +145,8 @@ def test_a_result_that_is_the_start_is_told_as_that(tiny_model, tmp_path):
     )
     assert model.comparison.gain()[0] == 0
     assert model.comparison.verdict().startswith(
-        "Do not adopt it: the best step is 0: no later evaluation reached its 1.0000 (0.3333 at the "
+        "Do not adopt it: the best step is 0: no later evaluation reached its 1.0000 (0.3333 at "
+        "the "
         "last step, 2), so the result is the model that the run started from, unchanged."
     )
     assert json.loads((tmp_path / "comparison.json").read_text())["unchanged"] is True

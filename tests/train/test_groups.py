@@ -186,10 +186,13 @@ def test_frozen_parameters_have_no_gradient_and_the_objective_is_the_same():
 @pytest.mark.parametrize(
     "group, message",
     [
-        (ParamGroup("hed"), "heads.pattern: no parameter's path matches 'hed'; near: encoder/heads/0/bias"),
+        (ParamGroup("hed"), "heads.pattern: no parameter's path matches 'hed'; near: "
+                            "encoder/heads/0/bias"),
         (ParamGroup("xyz"), "no parameter's path matches 'xyz'; near: encoder/backbone"),
-        (ParamGroup("layers", layers="1,3"), "heads.layers: expected layers from 0 to 2, found '1,3'"),
-        (ParamGroup("embed", layer_decay=0.9), "heads.layer_decay: needs layers, but the pattern 'embed' matches none"),
+        (ParamGroup("layers", layers="1,3"), "heads.layers: expected layers from 0 to 2, found "
+                                             "'1,3'"),
+        (ParamGroup("embed", layer_decay=0.9), "heads.layer_decay: needs layers, but the pattern "
+                                               "'embed' matches none"),
         (ParamGroup(".", 0.0), "config.optim.groups: all parameters are frozen"),
     ],
 )  # fmt: skip

@@ -123,8 +123,10 @@ def test_real_offline_runs_share_an_id(tmp_path):
     pytest.importorskip("wandb")
     program = (
         "import sys, pathlib; from embed_jax.train.tracking import Wandb\n"
-        "tracker = Wandb('offline', 'project', '', pathlib.Path(sys.argv[1]), {'seed': int(sys.argv[2])})\n"
-        "for step in range(int(sys.argv[2]), int(sys.argv[2]) + 4): tracker.write(step, {'loss': 1 / (step + 1)})\n"
+        "tracker = Wandb('offline', 'project', '', pathlib.Path(sys.argv[1]), {'seed': "
+        "int(sys.argv[2])})\n"
+        "for step in range(int(sys.argv[2]), int(sys.argv[2]) + 4): tracker.write(step, {'loss': 1 "
+        "/ (step + 1)})\n"
         "tracker.close()\n"
     )
     for start in (0, 2):

@@ -85,7 +85,8 @@ def _task(
     for where, record in judged:
         if set(record) != set(QRELS_HEADER):
             raise InputError(
-                f"{header}: found the columns {', '.join(record)}; accepted: {', '.join(QRELS_HEADER)}"
+                f"{header}: found the columns {', '.join(record)}; accepted: "
+                f"{', '.join(QRELS_HEADER)}"
             )
         query, document = (_id(record, name, where) for name in QRELS_HEADER[:2])
         if query not in queries:

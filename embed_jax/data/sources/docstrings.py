@@ -59,7 +59,8 @@ def extract_pairs(root: Path, minimum: int = MINIMUM) -> list[DocumentedFunction
             by_source.setdefault(pair.positive, pair)
     if len(by_source) < minimum:
         raise InputError(
-            f"python_docs: {root} holds {len(by_source)} documented functions, at least {minimum} are needed: "
+            f"python_docs: {root} holds {len(by_source)} documented functions, at least {minimum} "
+            f"are needed: "
             "this Python was installed without (all of) its library's source"
         )
     return list(by_source.values())

@@ -93,7 +93,8 @@ def record_fields(records: Sequence[Record]) -> RecordFields:
             " ".join(kind if kind != ("text",) else ("text", "label")) for kind in KINDS
         )
         raise InputError(
-            f"records of no known format: found the fields {', '.join(records[0])}; accepted: {accepted}"
+            f"records of no known format: found the fields {', '.join(records[0])}; accepted: "
+            f"{accepted}"
         )
     for index, record in looked_at(records):
         for field in (label, score):

@@ -64,7 +64,8 @@ def find_file(name: str, split: str) -> Path:
         return named[0]
     if path.is_file() and split != "train":
         raise InputError(
-            f"{path}: a file has no split {split!r}; name the file of that split, or a directory of files"
+            f"{path}: a file has no split {split!r}; name the file of that split, or a directory "
+            f"of files"
         )
     return path
 
@@ -234,7 +235,8 @@ def _table(path: Path, rows: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[
             named = {name: index for index, name in enumerate(header) if name}
             if len(named) < len(names) or not names:
                 raise InputError(
-                    f"{path}:{line}: the header's names must be different, found {', '.join(header)}"
+                    f"{path}:{line}: the header's names must be different, found "
+                    f"{', '.join(header)}"
                 )
             least = max(named.values()) + 1
             continue

@@ -42,7 +42,8 @@ def _as_mapping(row: Any, where: str) -> Mapping[str, Any]:
         return row
     if not isinstance(row, tuple | list) or len(row) < 2:
         raise InputError(
-            f"{where}: expected an anchor, a positive and negatives, or a dict, found {describe(row)}"
+            f"{where}: expected an anchor, a positive and negatives, or a dict, found "
+            f"{describe(row)}"
         )
     return dict(zip(usual_names(len(row)), row, strict=True))
 

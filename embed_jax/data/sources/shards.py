@@ -56,7 +56,8 @@ def find_shards(rest: str, split: str, ending: str) -> list[Path]:
         paths = [Path(path) for path in sorted(glob.glob(rest.replace("{split}", split)))]
     elif split != "train":
         raise InputError(
-            f"{rest}: which files are the split {split!r}? Write {{split}} in the pattern for its name"
+            f"{rest}: which files are the split {split!r}? Write {{split}} in the pattern for its "
+            f"name"
         )
     else:
         paths = (

@@ -111,7 +111,8 @@ def read_labelled_pairs(data: str, split: str) -> tuple[list[str], list[str], li
         labels += [row.binary(value, kinds) for value in columns[2]]
     if len(set(labels)) != 2:
         raise InputError(
-            f"{describe_split(data, split)}: expected labels 0 and 1, some of each, found only {set(labels)}"
+            f"{describe_split(data, split)}: expected labels 0 and 1, some of each, found only "
+            f"{set(labels)}"
         )
     return _solid(first, data, split), second, labels
 
@@ -144,14 +145,16 @@ def read_bitext(
     rows = read_rows(data, split)
     if bool(source) != bool(target) or (source and source == target):
         raise InputError(
-            f"source, target: expected two names of columns or none, found {source!r} and {target!r}"
+            f"source, target: expected two names of columns or none, found {source!r} and "
+            f"{target!r}"
         )
     if not source:
         found = [name for name in rows[0].fields if name not in IDS]
         default = ["sentence1", "sentence2"]
         names = default if set(default) <= set(found) else found
         if len(names) != 2:
-            raise InputError(f"{describe_split(data, split)}: expected two columns, or the options source and target with two "
+            raise InputError(f"{describe_split(data, split)}: expected two columns, or the options "
+                             f"source and target with two "
                              f"of their names, found {', '.join(found) or 'none'}")  # fmt: skip
         source, target = names
     return _solid([row.text(source) for row in rows], data, split), [
