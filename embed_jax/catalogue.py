@@ -56,7 +56,7 @@ class CatalogueEntry:
 
     @property
     def prompts(self) -> FamilyPrompts | None:
-        """What it expects before a text; None: not known here."""
+        """The prompts that it expects before a text; None if they are not known here."""
         return expected(self.name)
 
 

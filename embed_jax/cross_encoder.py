@@ -56,7 +56,7 @@ class CrossEncoder(PicklesByParts):
         compute_dtype: str = "float32",
         devices: int = 0,
     ):
-        """As the attributes; `devices`: how many to run on, 0 for all.
+        """Makes a model of its parts, see the attributes; `devices`: how many to run on, 0 for all.
 
         Raises:
             InputError: the activation is unknown, or the tokenizer does not fit the backbone: token

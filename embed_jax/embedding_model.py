@@ -141,12 +141,12 @@ class HasSettings:
     adaptive_layers: Setting[bool] = Setting()
 
     def similarity(self, a: Vectors, b: Others) -> Float[np.ndarray, "_ _"]:
-        """How like each embedding is to each of the others, by `similarity_fn_name`.
+        """Returns the similarity of each embedding with each of the others, by `similarity_fn_name`.
 
         See `similarity_matrix`.
         """
         return similarity_matrix(a, b, self.similarity_fn_name)
 
     def similarity_pairwise(self, a: Vectors, b: Vectors) -> Float[np.ndarray, " _"]:
-        """How like each embedding is to the one at the same position, by `similarity_fn_name`."""
+        """Returns the similarity of each embedding with the one at the same position."""
         return pairwise_similarity(a, b, self.similarity_fn_name)

@@ -1,4 +1,4 @@
-"""What every way of encoding takes, and hints for arguments and attributes that other libraries have."""
+"""Options of every way of encoding, and hints for names that other libraries have."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from embed_jax.types import Params
 
 
 class EncodeOptions(TypedDict, total=False):
-    """What every way of encoding takes beside texts and prompt; see `SentenceEncoder.encode`."""
+    """Options of every way of encoding beside texts and prompt; see `SentenceEncoder.encode`."""
 
     dim: int
     layers: int

@@ -124,7 +124,7 @@ def report(error: BaseException) -> int:
 
 
 def _lacks_platform(error: BaseException) -> bool:
-    """Whether JAX failed to start the devices that JAX_PLATFORMS names."""
+    """Tells whether JAX failed to start the devices that JAX_PLATFORMS names."""
     if not os.environ.get("JAX_PLATFORMS"):
         return False
     frames = traceback.extract_tb(error.__traceback__)

@@ -1,4 +1,4 @@
-"""What completes a pretrained model as it is read: its tokenizer, and the prompts of its family."""
+"""Completes a pretrained model as it is read: its tokenizer, and the prompts of its family."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What to put before a text: templates for instructions, and what well-known families of models were trained with.
+"""Prompts: templates for instructions, and the prompts of well-known families of models.
 
 The families' prompts are those of their model cards. They serve models whose files record none;
 what a model's own files say is always taken first.
@@ -46,7 +46,7 @@ def fill_template(template: str, instruction: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class FamilyPrompts:
-    """What a family of models expects of its input.
+    """The prompts that a family of models expects.
 
     Attributes:
         prompts: text put before an input, by name.
@@ -143,7 +143,7 @@ DOCUMENT_NAMES = (
 def prompt_for(
     prompts: Mapping[str, str], *, task: str = "", kind: str = "", side: str = ""
 ) -> str | None:
-    """Which of a model's prompts a task takes, in mteb's order: its own, its kind's, its side's.
+    """Returns the name of a task's prompt, in mteb's order: its own, its kind's, its side's.
 
     None if none is meant.
 
@@ -175,7 +175,7 @@ def resolve_prompt(
     prompt: str | None = None,
     instruction: str | None = None,
 ) -> str:
-    """What to put before a text: the prompt itself, the one of that name, or the instruction in a model's template.
+    """Returns the text to put before an input: a prompt, a named prompt, or an instruction.
 
     Raises:
         InputError: for an unknown name, an instruction beside a prompt or to a model whose template
@@ -200,7 +200,7 @@ def resolve_prompt(
 
 
 def expected(name: str) -> FamilyPrompts | None:
-    """What the family of a model expects; None for a name that no family has.
+    """Returns what the family of a model expects; None for a name that no family has.
 
     Args:
         name: on the hub, with or without its organisation, or a path that ends in such a name. A
@@ -213,7 +213,7 @@ def expected(name: str) -> FamilyPrompts | None:
 
 
 def last_part(name: str) -> str:
-    """What models are known by: a hub name without its organisation, or a path's last part.
+    """Returns a model's short name: a hub name without its organisation, or a path's last part.
 
     In lower case.
     """

@@ -182,7 +182,7 @@ def with_dots(expression: str) -> tuple[str, dict[str, str]]:
 
 
 def called(kind: str, text: str) -> Any:
-    """What a function makes when it is called as written.
+    """Calls a registered function as an expression says, and returns its result.
 
     "crop(rate=0.1)", "crop" or "my_module:my_crop(rate=0.1)".
 

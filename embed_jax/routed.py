@@ -46,7 +46,7 @@ DOCUMENT_ROUTES = ("document", "doc", "passage", "corpus")  # "doc" as in the ex
 
 
 class PromptOptions(EncodeOptions, total=False):
-    """What `SentenceEncoder.encode_document` takes beside texts."""
+    """Options of `SentenceEncoder.encode_document`."""
 
     prompt_name: str | None
     prompt: str | None
@@ -260,7 +260,7 @@ class RoutedEncoder(HasSettings):
         instruction: str | None = None,
         **options: Unpack[PromptOptions],
     ) -> Iterator[Float[np.ndarray, "n D"]]:
-        """As `encode`, in blocks; see `SentenceEncoder.encode_blocks`."""
+        """Encodes in blocks; see `SentenceEncoder.encode_blocks`."""
         encoder, options = self._encoder_and_options(task, options)
         return encoder.encode_blocks(texts, instruction=instruction, **options)
 

@@ -1,4 +1,4 @@
-"""How two embeddings are compared.
+"""Scores: the comparison of two embeddings.
 
 As scores that losses differentiate, and as similarities of vectors in NumPy.
 
@@ -110,7 +110,7 @@ def pairwise_similarity(a: Vectors, b: Vectors, name: str = "cosine") -> Float[n
 
 
 def _rows(vectors: Any, name: str) -> np.ndarray:
-    """As a matrix in float32."""
+    """Returns vectors as a matrix in float32."""
     if name not in SIMILARITIES:
         raise InputError(unknown("similarity", name, SIMILARITIES))
     found = np.asarray(vectors, np.float32)

@@ -215,7 +215,7 @@ class SentenceEncoder(HasSettings, PicklesByParts):
         instruction: str | None = None,
         **options: Unpack[EncodeOptions],
     ) -> Float[np.ndarray, "*N D"]:
-        """As `encode`, of what is searched for.
+        """Encodes queries: texts that are searched for.
 
         With the prompt "query" where there is one and none is given.
         """
@@ -233,7 +233,7 @@ class SentenceEncoder(HasSettings, PicklesByParts):
         prompt: str | None = None,
         **options: Unpack[EncodeOptions],
     ) -> Float[np.ndarray, "*N D"]:
-        """As `encode`, of what is searched.
+        """Encodes documents: texts that are searched.
 
         With the prompt "document", "passage" or "corpus" unless one is given.
 
@@ -255,7 +255,7 @@ class SentenceEncoder(HasSettings, PicklesByParts):
         instruction: str | None = None,
         **options: Unpack[EncodeOptions],
     ) -> Iterator[Float[np.ndarray, "n D"]]:
-        """As `encode`, but yields the embeddings of up to 8,192 texts at a time, for outputs larger than memory."""
+        """Yields the embeddings of up to 8,192 texts at a time, for outputs larger than memory."""
         refuse_unknown(options)
         self._check_dim(options.get("dim", 0))
         return self._blocks(texts, self._prefix(prompt_name, prompt, instruction), **options)
@@ -343,7 +343,7 @@ class SentenceEncoder(HasSettings, PicklesByParts):
             self._warn(f"dim {dim} was not trained: this model was for {trained}")
 
     def _stopped(self, layers: int, params: Params) -> tuple[Callable, Params]:
-        """What encodes with the first layers alone, and their parameters."""
+        """Returns a program that encodes with only the first layers, and their parameters."""
         all_layers = self.spec.backbone.num_layers
         if layers in (0, all_layers):
             return self._programs[all_layers], params

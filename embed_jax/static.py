@@ -138,7 +138,7 @@ def _around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
 
 
 def _special(tokenizer: Tokenizer) -> np.ndarray:
-    """Whether each token id stands for no part of a text."""
+    """Tells for each token id whether it stands for no part of a text."""
     special = np.zeros(tokenizer.vocab_size, bool)
     special[[number for number in tokenizer.hf.all_special_ids if number < len(special)]] = True
     for token, number in tokenizer.backend.get_vocab(with_added_tokens=True).items():

@@ -207,7 +207,7 @@ the candidates."""
 
 
 class World(Protocol):
-    """What a loss may ask about the examples of all devices.
+    """The operations of a loss over the examples of all devices.
 
     How it is computed, and where, is not its business.
 
@@ -259,7 +259,7 @@ class World(Protocol):
         """
 
     def gather(self, values: Float[Array, b * x]) -> Float[Array, B * x]:
-        """What each device has for its own examples, joined in the order of the examples."""
+        """Joins the values that each device has for its own examples, in the order of the examples."""
 
     def total(self, value: Float[Array, "*x"]) -> Float[Array, "*x"]:
         """The sum over the devices."""
@@ -371,5 +371,5 @@ def join_params(frozen: Params, trained: Params) -> Params:
 
 
 def num_params(params: Params) -> int:
-    """How many numbers a tree of arrays holds."""
+    """Counts the numbers of a tree of arrays."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

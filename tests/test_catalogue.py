@@ -66,7 +66,7 @@ NOMIC = {
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """What a model's files hold.
+    """Content of a model's files.
 
     Attributes:
         config: config.json, but for what says nothing of the encoder; {}: a StaticEmbedding has

@@ -130,7 +130,7 @@ def is_private(name: str) -> bool:
 
 
 def look_up(name: str) -> object:
-    """What a dotted name means: a module as long as that can be imported, then attributes."""
+    """Looks up a dotted name: modules as long as they can be imported, then attributes."""
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
         try:

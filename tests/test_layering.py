@@ -1,4 +1,4 @@
-"""Who may import whom, read from the source.
+"""The rules of imports, checked on the source.
 
 What keeps a part usable without the parts above it.
 """

@@ -1,4 +1,4 @@
-"""What a model's tables have no row for is refused.
+"""Inputs that a model's tables have no row for are refused.
 
 Lengths, token ids, and models of another kind.
 """

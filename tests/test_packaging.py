@@ -1,4 +1,4 @@
-"""What an installed package has: every module of the repository, and nothing beside `embed_jax`."""
+"""An installed package has every module of the repository, and nothing beside `embed_jax`."""
 
 import configparser
 import importlib

@@ -1,4 +1,4 @@
-"""What families of models expect before a text, and instructions put into templates."""
+"""Prompts that families of models expect, and instructions in templates."""
 
 import pytest
 

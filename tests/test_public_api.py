@@ -354,7 +354,7 @@ follow_imports = silent
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory):
-    """What mypy says: of the program's lines, {number.
+    """Runs mypy, and returns its messages by line of the program.
 
     Text}, and of our own files', {(file, number): text}.
 

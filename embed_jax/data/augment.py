@@ -241,7 +241,7 @@ def _check_rate(rate: float) -> None:
 
 
 def _spared(protected: str | Collection[str]) -> Callable[[str], bool]:
-    """Whether a word is protected; see `delete_words`."""
+    """Tells whether a word is protected; see `delete_words`."""
     if not isinstance(protected, Collection):
         raise InputError(f"protected: expected words separated by blanks, found {protected!r}")
     words = [

@@ -107,7 +107,7 @@ def _cut_all(
 
 
 def _ends(text: str, encoding: Any, encode: Callable, room: int, wanted: int) -> list[int]:
-    """Where the pieces of a text end, which have `wanted` of its tokens at most, and `room` tokens by themselves."""
+    """Finds the ends of the pieces of a text, of at most `wanted` of its tokens and `room` tokens."""
     if len(encoding) <= room:
         return [len(text)]
     if wanted < 1:
@@ -125,7 +125,7 @@ def _ends(text: str, encoding: Any, encode: Callable, room: int, wanted: int) ->
 
 
 def _cuts(encoding: Any, wanted: int) -> list[int]:
-    """Where to cut, in characters.
+    """Returns the positions of the cuts, in characters.
 
     Between words if it can be, else between tokens that share no character.
     """

@@ -19,7 +19,7 @@ NO_GOLD_LABEL = (
 
 @dataclasses.dataclass(frozen=True)
 class TripletReport:
-    """What became of the records.
+    """Counts of what happened to the records.
 
     All but the premises count records, and those add up to `records`.
 

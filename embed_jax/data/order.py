@@ -1,4 +1,4 @@
-"""Which records a batch holds, as a function of (seed, step).
+"""The records of a batch, as a function of (seed, step).
 
 One data set or a mixture, with or without duplicates.
 
@@ -44,7 +44,7 @@ class Order(Protocol):
         """The numbers of the records of a batch."""
 
     def count(self, epochs: float) -> int:
-        """How many batches there are in so many epochs."""
+        """Returns the number of batches in a number of epochs."""
 
 
 class Shuffled:
@@ -228,7 +228,7 @@ def make_turns(
     weights: Sequence[float] = (),
     seed: int = 0,
 ) -> TurnSchedule:
-    """How often data sets of these lengths have their turn.
+    """Returns how often data sets of these lengths have their turn.
 
     An epoch has sum(lengths) turns. Where the shares do not come out even, the largest remainders
     are rounded up, and nobody goes without a turn.

@@ -40,7 +40,7 @@ SearchTask = tuple[dict[str, str], dict[str, str], dict[str, dict[str, int]]]
 
 
 def kind_of(record: Mapping[str, Any]) -> tuple[str, ...]:
-    """Which of KINDS a record is, by its fields: the one of most fields, of equals the first.
+    """Returns the kind of a record by its fields: the one with most fields, the first of equals.
 
     () for none.
     """
@@ -235,7 +235,7 @@ def retrieval_task(records: Sequence[TextRecord], others: Sequence[str] = ()) ->
 
 
 class CodePositions:
-    """Where each of the codes 0, 1, ... stands in an array `[n, w]`; -1 there is no code."""
+    """The positions of each of the codes 0, 1, ... in an array `[n, w]`, where -1 stands for no code."""
 
     def __init__(self, codes: Int[np.ndarray, "n w"]):
         rows, columns = np.nonzero(codes >= 0)
@@ -252,7 +252,7 @@ class CodePositions:
 
 
 def count_sharing(codes: Mapping[str, Int[np.ndarray, "n w"]]) -> int:
-    """How many ordered pairs of different rows share anything, counted without listing them.
+    """Counts the ordered pairs of different rows that share anything, without listing them.
 
     By inclusion and exclusion: a set S of things that c rows have stands for c * (c - 1) ordered
     pairs that share all of it. Summed with the sign (-1)^(|S| + 1) over all sets, a pair that

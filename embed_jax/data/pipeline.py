@@ -248,7 +248,7 @@ def batch_maker(
     shard: tuple[int, int] = (0, 1),
     shares: int = 0,
 ) -> BatchMaker:
-    """What makes batches of records.
+    """Returns a function that makes batches of records.
 
     Args:
         sources: the data sets; with more than one, batches tell which one an example is from.
@@ -361,7 +361,7 @@ def _advise_rows(maker: BatchMaker, batch_size: int) -> str:
 
 
 def most_texts(source: RecordSource) -> int:
-    """How many texts the records of a data set have at most, as far as it is looked at."""
+    """Returns the largest number of texts of a record, among the records that are looked at."""
     return max(len(source.fields.columns(record)) for _, record in looked_at(source.records))
 
 
@@ -411,7 +411,7 @@ def prefetch(
 
 
 def data_fingerprint(sources: Mapping[str, RecordSource]) -> dict[str, Any]:
-    """What the content and order of the batches depend on, beside the config.
+    """Returns everything that the content and order of the batches depend on, beside the config.
 
     For a resume to refuse other data.
 

@@ -28,7 +28,7 @@ from embed_jax.remote.server import Failed
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """What a prompt asks for.
+    """A request that a prompt makes of a language model.
 
     Attributes:
         wanted: the request, with the names of `choices` in braces.
@@ -232,7 +232,7 @@ def parse_answer(text: str, n: int, passage: str) -> list[str]:
 
 
 def answer_key(interface: str, model: str, settings: Mapping[str, Any], prompt: str) -> str:
-    """What an answer depends on, as 32 hex digits; where the model is served is no part of it."""
+    """Returns 32 hex digits of everything that an answer depends on, except the server's address."""
     return _digest([interface, model, settings, prompt], 16)
 
 

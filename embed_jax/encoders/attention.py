@@ -23,7 +23,7 @@ def sentence_bias(
     causal: bool = False,
     window: int = 0,
 ) -> Float[Array, "R 1 T T"]:
-    """What to add to the scores so that a token sees its own sentence only.
+    """Returns what is added to the scores so that a token sees only its own sentence.
 
     0 there, MASKED elsewhere.
 

@@ -1,4 +1,4 @@
-"""What an adapter is for: its base, found by name, told from other models of its size by a fingerprint."""
+"""Finds the base model of an adapter by name, and checks it by a fingerprint."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def backbone_shapes(backbone: Any) -> Params:
 
 
 def is_adapter(directory: Path) -> bool:
-    """Whether a Transformer's directory holds an adapter in place of a model."""
+    """Tells whether a Transformer's directory holds an adapter instead of a model."""
     return (directory / ADAPTER_CONFIG).is_file()
 
 
@@ -83,7 +83,7 @@ def find_base(directory: Path) -> tuple[str, Path]:
 
 
 def transformer_directory(name: str) -> Path:
-    """Where a model's Transformer lies, which is what an adapter is for.
+    """Returns the directory of a model's Transformer, which an adapter belongs to.
 
     Args:
         name: a directory or a name on the hub.
@@ -104,7 +104,7 @@ def transformer_directory(name: str) -> Path:
 
 
 def base_name(directory: Path) -> str:
-    """What to call a model in a directory as a base.
+    """Returns the name of a model in a directory as a base.
 
     Its name on the hub if it came from there, else the directory.
     """
@@ -118,7 +118,7 @@ def base_name(directory: Path) -> str:
 
 
 def backbone_fingerprint(backbone: Any, directory: Path) -> str:
-    """What tells a base from others of its shape.
+    """Returns a fingerprint that tells a base from others of its shape.
 
     Sha256 of its sizes and of a few numbers of each tensor.
 

@@ -223,7 +223,7 @@ def build_encoder(
 
 
 def _plain(read, dtype: str):
-    """What reads a layer's parameters, and makes those in eight bits plain."""
+    """Returns a function that reads a layer's parameters and makes those in eight bits plain."""
     return lambda layer: dequantize_params(layer if read is None else read(layer), dtype)
 
 

@@ -27,7 +27,7 @@ from embed_jax.types import Encoder, Params, TokenBatch
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierSpec:
-    """What a classifier computes: out(activation(dense(x))) of the first token's last state x.
+    """A classifier: out(activation(dense(x))) of the first token's last state x.
 
     Attributes:
         backbone: the transformer's frozen dataclass; its `family` names the code in the registry.

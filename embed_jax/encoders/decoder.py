@@ -32,7 +32,7 @@ FULL, SLIDING = "full", "sliding"  # kinds of layers
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """What a decoder computes; families differ by these fields alone.
+    """The architecture of a decoder; families differ only by these fields.
 
     The defaults are Llama 2 7B's.
 
@@ -122,7 +122,7 @@ class DecoderConfig:
 
 @struct.dataclass
 class View:
-    """What the layers of one kind see, and from where: the mask, and rotary positions.
+    """The mask and the rotary positions of the layers of one kind.
 
     Or both kinds', stacked.
     """

@@ -49,7 +49,7 @@ KINDS = {FULL: "full_attention", SLIDING: "sliding_attention"}
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """What a family's config.json says, and what it leaves unsaid.
+    """The fields of a family's config.json, and the defaults that it leaves out.
 
     Attributes:
         default: what a field means that is not there, and what the family always is.

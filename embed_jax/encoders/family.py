@@ -1,4 +1,4 @@
-"""What a family of backbones must say about itself.
+"""The description that every family of backbones gives of itself.
 
 `registry.REGISTRY["backbone"]` binds names to these.
 """

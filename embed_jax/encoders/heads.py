@@ -1,4 +1,4 @@
-"""What may follow the pooling.
+"""Heads that may follow the pooling.
 
 Sentence-transformers' Dense, LayerNorm, Normalize and `truncate_dim`, SimCSE's MLP.
 """

@@ -72,7 +72,7 @@ def quantize_layers(params: Params) -> Params:
 
 
 def has_int8(tree: Params) -> bool:
-    """Whether some leaf is in eight bits."""
+    """Tells whether some leaf is in eight bits."""
     return any(_is_int8(leaf) for leaf in jax.tree.leaves(tree, is_leaf=_is_int8))
 
 

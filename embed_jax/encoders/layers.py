@@ -164,7 +164,7 @@ def rotate(x: Float[Array, "R T H d"], by: Rotation) -> Float[Array, "R T H d"]:
 
 @struct.dataclass
 class MaskPositions:
-    """Where dropout masks are the same: at the same position of the same example.
+    """The slots whose dropout masks are the same: at the same position of the same example.
 
     Attributes:
         example: whose mask a slot shares.
@@ -206,7 +206,7 @@ def keep_mask(
     shape: tuple[int, ...],
     start: int | Int[Array, ""] | Int[Array, "*A"] = 0,
 ) -> Bool[Array, "*A *B"]:
-    """Which elements a dropout of `rate` keeps.
+    """Returns the elements that a dropout of `rate` keeps.
 
     True with probability 1 - rate, the same for the same key.
 

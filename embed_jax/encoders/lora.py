@@ -147,7 +147,7 @@ def _column_norms(kernel: Any) -> Float[Array, "L O"]:
 
 
 def split_trainable(params: Params, spec: EncoderSpec) -> tuple[Params, Params]:
-    """What is trained and what stays as it is.
+    """Splits parameters into those to train and those that stay as they are.
 
     With an adapter the backbone, without one nothing.
     """

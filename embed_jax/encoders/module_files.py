@@ -1,4 +1,4 @@
-"""What lies in a module's own folder.
+"""Reads and writes the files in a module's folder.
 
 Dense, LayerNorm and Normalize, and what stands between layers and pooling.
 """

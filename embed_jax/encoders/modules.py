@@ -1,4 +1,4 @@
-"""Which modules a sentence-transformers directory is made of.
+"""The modules of a sentence-transformers directory.
 
 Modules.json, and the pooling's config.
 """

@@ -46,7 +46,7 @@ def check_pooling(name: str) -> None:
 
 
 def needs_every_layer(name: str) -> bool:
-    """Whether a pooling reads more layers than the last."""
+    """Tells whether a pooling reads more layers than the last."""
     return "first_last_mean" in name.split("+")
 
 

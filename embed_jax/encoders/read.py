@@ -232,7 +232,7 @@ def _read_first(first: Path, static: bool, plain: bool, put: Put | None) -> _Fir
 
 
 def sharding_rules(directory: Path) -> Rules:
-    """How the parameters that `read_model` makes of a directory may be split over a mesh.
+    """Returns rules by which the parameters of a directory may be split over a mesh.
 
     Raises:
         InputError: as `read_model`, as far as it can be seen without weights.
@@ -294,7 +294,7 @@ def read_classifier(directory: Path) -> SavedClassifier:
 def _read_others(
     directory: Path, folders: Sequence[tuple[str, str]], call: Callable
 ) -> tuple[dict[str, Any], Params, bool]:
-    """What follows the backbone: fields of EncoderSpec, parameters, and whether prompts count towards pooling."""
+    """Reads what follows the backbone: fields of EncoderSpec, parameters, `include_prompt`."""
     spec, include_prompt = {"pooling": "mean", "heads": (), "token_head": None}, True
     params: Params = {"heads": {}}
     for kind, folder in folders:
@@ -315,7 +315,7 @@ def _read_optional(path: Path, kinds: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _is_language_model(config: Mapping[str, Any]) -> bool:
-    """Whether config.json names a class that predicts the next token, and does not say that all tokens are seen."""
+    """Tells whether config.json names a causal language model."""
     return _architecture(config).endswith("ForCausalLM") and config.get("is_causal", True)
 
 

@@ -109,7 +109,7 @@ def frequencies(rope: Rope, size: int) -> tuple[Float[np.ndarray, " h"], float]:
 
 
 def _yarn(rope: Rope, size: int) -> Float[np.ndarray, " h"]:
-    """Which share of each frequency stays.
+    """Returns the share of each frequency that stays.
 
     1 for the fast, 0 for the slow, linear in its number between.
     """

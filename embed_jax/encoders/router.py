@@ -29,7 +29,7 @@ TEXT = "text"  # among the modalities of version 6
 
 @dataclasses.dataclass(frozen=True)
 class Routes:
-    """Where each kind of text goes.
+    """The modules of each route.
 
     Attributes:
         modules: of each route, all that a text passes: (class name, folder), the backbone first.

@@ -1,4 +1,4 @@
-"""What a model's directory holds, as it is read."""
+"""The content of a model's directory, as it is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How texts are encoded and embeddings compared: what a model's files record beside its weights."""
+"""Settings of encoding and comparison that a model's files record beside its weights."""
 
 from __future__ import annotations
 

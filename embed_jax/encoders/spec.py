@@ -1,4 +1,4 @@
-"""What an encoder is made of, as plain frozen data.
+"""The parts of an encoder, as plain frozen data.
 
 `build.build_encoder` makes the functions of it.
 """
@@ -19,7 +19,7 @@ ALL_LINEAR = "all-linear"
 
 
 class Backbone(Protocol):
-    """What the frozen dataclass of every family of backbones has."""
+    """Fields that the frozen dataclass of every family of backbones has."""
 
     @property
     def family(self) -> str:
@@ -72,13 +72,13 @@ class LoraSpec:
 
     @property
     def scale(self) -> float:
-        """What A B is multiplied by."""
+        """The factor of A B."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderSpec:
-    """What an encoder computes; hashable, and written with the model.
+    """The architecture of an encoder; hashable, and written with the model.
 
     Attributes:
         backbone: a transformer's or a table's frozen dataclass; its `family` names the code in the

@@ -1,4 +1,4 @@
-"""What the backbones' modules share.
+"""Shared parts of the backbones' modules.
 
 A scan over equal layers, whose parameters are stacked on a leading axis.
 """
@@ -60,7 +60,7 @@ class Stack(nn.Module):
         return keys[-1], keys[:-1]
 
     def places(self, tokens: TokenBatch, key: PRNGKeyArray | None) -> MaskPositions | None:
-        """Where dropout masks are the same, if `mask_columns` says so and there is dropout.
+        """Returns the slots with equal dropout masks, if `mask_columns` is set and there is dropout.
 
         Raises:
             InputError: the sentences do not fall into so many columns.

@@ -1,4 +1,4 @@
-"""How a Transformer module takes texts.
+"""Settings of a Transformer module's texts.
 
 Sentence_bert_config.json, under the names of versions 2 to 6.
 """
@@ -62,7 +62,7 @@ FIELDS = ("max_seq_length", "do_lower_case", "transformer_task", "modality_confi
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """What the file says.
+    """Fields of the file.
 
     Attributes:
         max_length: tokens after which a text is cut; 0: it does not say.
@@ -76,7 +76,7 @@ class TextConfig:
 
 
 def read_text_config(directory: Path, task: str = "feature-extraction") -> TextConfig:
-    """What a Transformer's folder says about texts; the defaults where it has no such file.
+    """Reads a Transformer's settings of texts; the defaults if it has no such file.
 
     Args:
         task: of TASKS, what the Transformer is wanted for.

@@ -1,4 +1,4 @@
-"""What predicts tokens, on disk.
+"""Heads that predict tokens, on disk.
 
 Heads of masked language models and decoders' output layers, in model.safetensors.
 """

@@ -81,7 +81,7 @@ def next_token() -> TokenObjective:
 
 
 def is_token_objective(expression: str) -> bool:
-    """Whether an expression such as a config's `loss.name` begins with the name of one of these."""
+    """Tells whether an expression such as a config's `loss.name` names a token objective."""
     return expression.partition("(")[0].strip() in REGISTRY["token_objective"]
 
 
@@ -125,7 +125,7 @@ def token_table(encoder_params: Params) -> Float[Array, "V W"]:
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-    """What makes logits of token states.
+    """A function that makes logits of token states.
 
     Attributes:
         init: `key -> params`: its own parameters.

@@ -118,7 +118,7 @@ def open_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_header(path: Path) -> tuple[int, dict[str, tuple[str, tuple[int, ...], int, int]]]:
-    """Where a file's data starts, and of each tensor the dtype, the shape and its place there.
+    """Reads the start of a file's data, and each tensor's dtype, shape and position in it.
 
     First byte, end.
     """

@@ -83,7 +83,7 @@ def print_by_size(found: Mapping[str, BySize], trained: Sequence[int]) -> None:
 
 
 def full_score(found: BySize) -> float:
-    """That of all layers and the whole embedding."""
+    """The score of all layers and the whole embedding."""
     by_size = found[max(found)]
     return by_size[max(by_size)]
 

@@ -138,7 +138,7 @@ def predict_labels(
 def classification_outcome(
     labels: Int[np.ndarray, " N"], predicted: Int[np.ndarray, "E N"]
 ) -> Outcome:
-    """What predictions of E experiments are worth.
+    """Scores the predictions of E experiments.
 
     Agrees with mteb's AbsTaskClassification (2.26), whose main score is "accuracy"; its
     "ap_weighted" is "ap". The cross-validation that a few of its tasks ask for is not done here.
@@ -188,7 +188,7 @@ def prediction_metrics(
     experiments = len(predicted)
 
     def counts(of: np.ndarray) -> np.ndarray:
-        """How often each label was predicted by each experiment for the chosen texts."""
+        """Counts how often each experiment predicted each label for the chosen texts."""
         places = predicted + kinds * np.arange(experiments)[:, None]
         return np.bincount(places[of], minlength=experiments * kinds).reshape(experiments, kinds)
 

@@ -139,7 +139,7 @@ def cluster(
 def v_measures(
     labels: Int[np.ndarray, " N"], clusters: Int[np.ndarray, " N"]
 ) -> Float[np.ndarray, " N"]:
-    """What each text adds to the V-measure, which is their mean.
+    """Returns each text's share of the V-measure, which is their mean.
 
     With entropies H, V = 2 I(labels, clusters) / (H(labels) + H(clusters)), where I is the mean
     over texts of i = log p(label, cluster) / (p(label) p(cluster)), and H of h = -log p. A text's
@@ -162,7 +162,7 @@ def v_measures(
 def clustering_outcome(
     levels: Sequence[Sequence[ClusteringRun]], clusters: Sequence[Sequence[Int[np.ndarray, " n"]]]
 ) -> Outcome:
-    """How well clusters agree with labels.
+    """Scores the agreement of clusters with labels.
 
     Args:
         levels: the runs of each level of labels, as many on each; each text is in one of them at

@@ -50,7 +50,7 @@ BLOCK = 2**24  # similarities held at a time
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """What became of one check.
+    """The result of one check.
 
     Attributes:
         check: one of NAMES.
@@ -69,7 +69,7 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """Which documents are right for which query, by rows: J judgements of Q queries.
+    """The right documents of each query, by rows: J judgements of Q queries.
 
     Attributes:
         query, document, grade: of each judgement above 0 of a document in the corpus.

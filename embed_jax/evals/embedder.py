@@ -103,7 +103,7 @@ def prompt_options(
     corpus_prompt_name: str | None = None,
     instruction: str | None = None,
 ) -> Options:
-    """What each use of texts asks of a model's `encode`.
+    """Returns the options of a model's `encode` for each use of texts.
 
     The prompt that its user names, or the model's own.
 
@@ -144,7 +144,7 @@ def prompt_options(
 
 
 def endpoint_options(use: Use) -> dict[str, str]:
-    """What each use of texts asks of `endpoint.endpoint_encoder`: the provider's kind of input."""
+    """Returns the options of `endpoint.endpoint_encoder` for each use: the provider's kind of input."""
     return {
         "kind": use.side
         or {"Classification": "classification", "Clustering": "clustering"}.get(use.kind, "")

@@ -52,7 +52,7 @@ Splits = dict[str, dict[str, Any]]  # by split, the values of each column
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class MtebModel:
-    """What mteb asks of an encoder; made by `mteb_model`."""
+    """An encoder with mteb's interface; made by `mteb_model`."""
 
     model: SentenceEncoder | RoutedEncoder
     mteb_model_meta: ModelMeta
@@ -134,7 +134,7 @@ def mteb_model(model: SentenceEncoder | RoutedEncoder, name: str = "") -> MtebMo
 
 
 def task_instruction(model: SentenceEncoder | RoutedEncoder, task: TaskMetadata, side: str) -> str:
-    """What a model with a template for instructions is told of a task of mteb.
+    """Returns the instruction for a task of mteb, for a model with a template.
 
     "": its prompts serve.
 
@@ -384,7 +384,7 @@ def _summarization(data: str, split: str) -> _Read:
 
 
 class _Kind(NamedTuple):
-    """What mteb calls a kind of task: its class, its type, the usual main score.
+    """A kind of task in mteb's words: its class, its type, the usual main score.
 
     And what reads our data of it.
     """

@@ -28,7 +28,7 @@ from embed_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """Where a test item was seen.
+    """The place where a test item was seen.
 
     Number of the first training text (from 0), and one n-gram they share.
     """
@@ -39,7 +39,7 @@ class Match:
 
 @dataclasses.dataclass(frozen=True)
 class Overlap:
-    """Which items of a test set share an n-gram with the training texts.
+    """The items of a test set that share an n-gram with the training texts.
 
     Attributes:
         flags: of each test item.

@@ -61,7 +61,7 @@ def similarities_of_pairs(
 def threshold_metrics(
     similarities: Float[np.ndarray, " N"], labels: Sequence[int]
 ) -> dict[str, float]:
-    """How well one threshold on the similarity tells pairs (label 1) from others (label 0).
+    """Scores one threshold on the similarity that tells pairs (label 1) from others (label 0).
 
     Returns:
         "accuracy", the best there is, and "accuracy_threshold"; "f1", the best there is, with
@@ -165,7 +165,7 @@ class _Ranking:
         )
 
     def _counts(self, times: Int[np.ndarray, " N"] | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """How many pairs, and how many with label 1, have at least each similarity [S]."""
+        """Counts the pairs, and those with label 1, that have at least each similarity [S]."""
         times = np.ones_like(self.labels) if times is None else times[self.order]
         return np.cumsum(times)[self.last], np.cumsum(times * self.labels)[self.last]
 

@@ -70,7 +70,7 @@ _PLACES = "attic barn cellar chapel corridor garage garden kitchen laundry pantr
 
 @dataclasses.dataclass(frozen=True)
 class PasskeyForm:
-    """What facts are about: a subject is one of `first` and one of `second`, its value one of `values` or a number."""
+    """The form of a fact: a subject of `first` and `second`, and a value of `values` or a number."""
 
     first: str
     second: str

@@ -16,7 +16,7 @@ BLOCK = 1 << 20  # numbers of resampled data at a time
 
 @dataclasses.dataclass(frozen=True)
 class Gaps:
-    """What a randomisation test exchanges.
+    """The differences that a randomisation test exchanges.
 
     Attributes:
         statistics: A's score minus B's for each row of exchanges, one of which is "none".

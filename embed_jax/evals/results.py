@@ -25,7 +25,7 @@ SCORE_DIGITS = 7
 
 @dataclasses.dataclass(frozen=True)
 class TaskResult:
-    """What a model scored on a task, and on what.
+    """A model's scores on a task, and the data that they were measured on.
 
     Attributes:
         model, name: of model and task.
@@ -43,7 +43,7 @@ class TaskResult:
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """What the file holds; what is undefined is null."""
+        """Returns the content of the file; undefined values are null."""
         outcome = self.outcome
         items = {"statistic": outcome.items.statistic, "values": _rounded(outcome.items.values)}
         items |= {} if outcome.items.gold is None else {"gold": _rounded(outcome.items.gold)}
@@ -69,7 +69,7 @@ class TaskResult:
         write_whole(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
     def cautions(self) -> list[str]:
-        """What must not be concluded from it, in words."""
+        """Returns sentences about what must not be concluded from it."""
         found = list(self.outcome.notes)
         n = len(self.outcome.items)
         if n < SMALL:
@@ -154,7 +154,7 @@ def read_results(path: Path) -> dict[str, TaskResult]:
 def seen_in_training(
     task: Task, outcome: Outcome, training: Any, *, words: int = 8
 ) -> dict[str, Any]:
-    """Which items of a task share words in a row with training texts, and the main score without them.
+    """Finds a task's items that share words in a row with training texts; the score without them.
 
     See `embed_jax.evals.overlap` for what that does not say.
 

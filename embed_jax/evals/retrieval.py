@@ -169,7 +169,7 @@ def evaluate_search(
     ks: Sequence[int] = (10,),
     ignore_identical_ids: bool = False,
 ) -> RetrievalResult:
-    """As `evaluate_retrieval`, for any `search(corpus, queries, k)`, such as `bm25_search`."""
+    """Evaluates any `search(corpus, queries, k)`, such as `bm25_search`, like `evaluate_retrieval`."""
     run = search_task(
         search, corpus, queries, qrels, ks=ks, ignore_identical_ids=ignore_identical_ids
     )

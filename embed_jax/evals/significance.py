@@ -23,7 +23,7 @@ from embed_jax.evals.task import Items
 
 @dataclasses.dataclass(frozen=True)
 class PairedDifference:
-    """How far system A is ahead of system B.
+    """The difference between system A and system B.
 
     Attributes:
         difference: A's score minus B's.

@@ -127,7 +127,7 @@ def read_suite(path: Path, root: Path | None = None) -> list[Entry]:
 
 
 def named(task: str, data: str, split: str) -> str:
-    """What a task is called that has no name: scifact, stsb-dev, banking77."""
+    """Returns the name of a task without one: scifact, stsb-dev, banking77."""
     path, known = Path(data), known_split(data, split)
     name = path.name.split(".")[0]
     if known == name and path.suffix:
@@ -200,7 +200,7 @@ def unfinished(entries: Sequence[Entry], directory: Path, model_fingerprint: str
 
 
 def result_file(directory: Path, name: str) -> Path:
-    """Where a task's result lies."""
+    """Returns the path of a task's result."""
     return directory / f"{file_name(name)}.json"
 
 
@@ -225,7 +225,7 @@ class _instructed:  # noqa: N801  a function with an attribute
 
 
 def _fits(value: Any, parameter: inspect.Parameter) -> bool:
-    """Whether a value from a file may be given for a parameter with a default of a plain type."""
+    """Tells whether a value from a file fits a parameter with a default of a plain type."""
     wanted = type(parameter.default)
     if wanted is tuple:
         return isinstance(value, list | tuple)

@@ -52,7 +52,7 @@ class SweepSetting:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What a setting costs and keeps.
+    """The cost and the quality of a setting.
 
     Attributes:
         quality: nDCG@10, a fraction.
@@ -107,7 +107,7 @@ def cheapest(rows: Sequence[Measured], keep: float) -> Measured:
 
 
 def fronts(row: Measured, rows: Sequence[Measured]) -> list[str]:
-    """Which fronts a row is on: "bytes", "speed"."""
+    """Returns the fronts that a row is on: "bytes", "speed"."""
     return [
         name for name, cost in (("bytes", by_bytes), ("speed", by_time)) if row in front(rows, cost)
     ]

@@ -1,4 +1,4 @@
-"""What all evaluations share: a task with its data, a model as tasks see it, and what comes out.
+"""Shared types of all evaluations: a task with its data, a model as tasks see it, an outcome.
 
 A kind of task is one file with a function `open_task(data, split, *, name, ...options) -> Task`,
 and a line in the registry under "task".
@@ -22,7 +22,7 @@ QUERY, DOCUMENT = "query", "document"
 
 @dataclasses.dataclass(frozen=True)
 class Use:
-    """What texts are embedded for: it decides which of a model's prompts stands before them.
+    """The purpose of embedding texts; it decides which of a model's prompts stands before them.
 
     Attributes:
         task: the task's name, such as "SciFact".
@@ -75,7 +75,7 @@ STATISTICS: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Items:
-    """What a task's main score is made of, item by item.
+    """The parts of a task's main score, item by item.
 
     What intervals, comparisons and overlap checks work on.
 
@@ -117,7 +117,7 @@ class Items:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a model scored on a task; scores are fractions, or correlations.
+    """A model's scores on a task; scores are fractions, or correlations.
 
     Attributes:
         main: which of `metrics` stands for the task.

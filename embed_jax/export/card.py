@@ -59,7 +59,7 @@ FAIR = (
 
 @dataclasses.dataclass(frozen=True)
 class CardContent:
-    """What a card tells beside what the model itself says.
+    """Content of a card beside what the model itself says.
 
     Attributes:
         name: what the model is called in the card and loaded by: its name on the hub, or its

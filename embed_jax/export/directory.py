@@ -57,7 +57,7 @@ def whole_export(directory: Path) -> Iterator[Path]:
 
 
 def _present(directory: Path) -> set[str]:
-    """What an earlier export left there."""
+    """Returns the files that an earlier export left there."""
     if not directory.exists():
         return set()
     if not directory.is_dir():

@@ -106,7 +106,7 @@ def _graph(model: SentenceEncoder, dtype: Any, int8_tables: bool) -> tuple[Graph
 
 
 def has_pooling_mask(model: SentenceEncoder) -> bool:
-    """Whether the model's file has an input that says which tokens are pooled."""
+    """Tells whether the model's file has an input that says which tokens are pooled."""
     return not model.include_prompt and bool(any(model.prompts.values()) or model.template)
 
 
@@ -203,7 +203,7 @@ def _pool(
 def _weights(
     name: str, present: Bool[Array, "B T"], pooled: Bool[Array, "B T"]
 ) -> Float[Array, "B T"]:
-    """What each token counts for in its text's vector."""
+    """Returns the weight of each token in its text's vector."""
     ones = pooled.astype(jnp.int32)
     if name == "cls":
         return (pooled & (jnp.cumsum(ones, axis=1) == 1)).astype(jnp.float32)

@@ -42,14 +42,14 @@ class Tensor:
 
     @property
     def whole(self) -> bool:
-        """Whether it stands for itself."""
+        """Tells whether it stands for itself."""
         return self.sizes == self.shape
 
     def standing_for(self, shape: Sequence[Size]) -> Tensor:
         return dataclasses.replace(self, shape=tuple(shape))
 
     def same(self, other: Tensor) -> bool:
-        """Whether both are one value."""
+        """Tells whether both are one value."""
         if self.known and other.known:
             return self.data is other.data or (
                 self.sizes == other.sizes and np.array_equal(self.data, other.data)
@@ -113,7 +113,7 @@ class Graph:
         return Tensor(self._names[key], sizes, sizes, np.dtype(dtype))
 
     def name(self, tensor: Tensor) -> str:
-        """What nodes call it; of a known one, the constant's name."""
+        """The name by which nodes refer to it; of a known one, the constant's name."""
         if not tensor.known:
             return tensor.data
         small = tensor.data.nbytes <= SAME_BYTES
@@ -361,7 +361,7 @@ def _node_proto(graph: Graph, name: str, node: Node):
 
 
 def _ones_between(few: Sequence[Size], many: Sequence[Size]) -> list[int] | None:
-    """Where `many` has ones that `few` has not, if that is all they differ by."""
+    """Returns the positions where `many` has ones that `few` lacks, if they differ only by those."""
     axes, place = [], 0
     for axis, size in enumerate(many):
         if place < len(few) and few[place] == size:
@@ -374,7 +374,7 @@ def _ones_between(few: Sequence[Size], many: Sequence[Size]) -> list[int] | None
 
 
 def data_file(path: Path) -> Path:
-    """Where the tensors of a model are that is too large for one file."""
+    """Returns the file of the tensors of a model that is too large for one file."""
     return path.with_name(f"{path.name}.data")
 
 

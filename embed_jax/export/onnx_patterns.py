@@ -31,7 +31,7 @@ GELU = ("Mul", ("Mul", 0.5, "x"), ("Add", 1.0, ("Erf", ("Mul", "x", 0.5**0.5))))
 
 
 def match(graph: Graph, pattern: Pattern, tensor: Tensor, found: Found) -> Found | None:
-    """What the pattern's names are, if the tensor was made that way; equal names are one tensor."""
+    """Matches a pattern: returns what its names stand for, or None; equal names are one tensor."""
     if isinstance(pattern, str):
         same = pattern not in found or tensor.same(found[pattern])
         return {**found, pattern: tensor} if same else None
@@ -115,7 +115,7 @@ PATTERNS: tuple[tuple[Pattern, Callable[[Graph, Found], Tensor | None]], ...] = 
 
 
 def simplified(graph: Graph, op: str, inputs: Sequence[Tensor]) -> Tensor | None:
-    """What stands for a node that is about to be made, if anything does."""
+    """Returns a simpler equivalent of a node that is about to be made, or None."""
     for pattern, made in PATTERNS:
         found = match_node(graph, pattern, op, inputs, {})
         if found is not None and (tensor := made(graph, found)) is not None:

@@ -17,7 +17,7 @@ from embed_jax.export.onnx_patterns import simplified
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """How a primitive becomes nodes.
+    """A translation of a primitive into nodes.
 
     Attributes:
         apply: `(graph, equation, inputs) -> outputs`.

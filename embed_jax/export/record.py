@@ -1,4 +1,4 @@
-"""What a run says about itself on disk: its config, its data sets, its log.
+"""The record of a run on disk: its config, its data sets, its log.
 
 As far as a model card tells it.
 """
@@ -70,7 +70,7 @@ class Session:
 
     @property
     def machine(self) -> str:
-        """Where it was computed, for people."""
+        """The machine that computed it, for people."""
         kind = self.versions.get("device", "unknown")
         if kind == "cpu":
             kind = f"CPU of {self.versions.get('cpus', '?')} cores"
@@ -119,12 +119,12 @@ class TrainingRun:
 
     @property
     def base(self) -> str:
-        """What was trained at first: a model's name, or "random:SHAPE"."""
+        """The model at the start of training: its name, or "random:SHAPE"."""
         return self.stages()[0].config["model"]["name"]
 
     @property
     def datasets(self) -> list[Dataset]:
-        """What this run was trained on."""
+        """The data sets that this run was trained on."""
         return list(_datasets(self.config, self.data))
 
     @property
@@ -161,7 +161,7 @@ class TrainingRun:
         return sum(session.seconds for session in self.sessions)
 
     def each(self, what: str) -> str:
-        """What the sessions were computed on: "machine" or "software".
+        """Returns the sessions' values of "machine" or "software".
 
         Where that changed, one after the other.
         """
@@ -274,7 +274,7 @@ def _datasets(config: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[Da
 
 
 def _dataset(source: str, split: str, records: int, loss: str) -> Dataset:
-    """What is known of a data set by the name that `data.train` has for it."""
+    """Returns what is known of a data set by its name in `data.train`."""
     kind, _, rest = source.partition(":")
     name, hub, licence = source, "", UNKNOWN
     if source in recipes():

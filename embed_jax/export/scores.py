@@ -18,7 +18,7 @@ MAIN = {"sts": "spearman", "retrieval": "ndcg@10"}  # of results that do not nam
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """What a model scored on one task; scores are fractions, or correlations.
+    """A model's scores on one task; scores are fractions, or correlations.
 
     Attributes:
         model: as it was called when it was measured.
@@ -122,7 +122,7 @@ def _scores(found: Mapping[str, Any]) -> Scores:
 
 
 def _cautions(found: Mapping[str, Any]) -> Iterator[str]:
-    """What was set apart from the model's own way of being used, and what keeps figures from being what they seem."""
+    """Returns cautions about the settings of a measurement and what may distort its figures."""
     if found.get("dim"):
         yield f"embeddings cut to {found['dim']} numbers"
     if found.get("layers"):

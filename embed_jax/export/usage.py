@@ -18,7 +18,7 @@ TEXTS = '["A dog runs over the field.", "A cat sleeps in the house."]'
 
 
 def loads_in_sentence_transformers(model: SentenceEncoder | CrossEncoder) -> bool:
-    """Whether all of the model is something that sentence-transformers has too."""
+    """Tells whether sentence-transformers has all parts of the model."""
     if isinstance(model, CrossEncoder):
         return True
     return (
@@ -119,7 +119,7 @@ def _body(model: SentenceEncoder, short: str) -> str:
 
 
 def _is_plain(model: SentenceEncoder) -> bool:
-    """Whether what follows the backbone can be made of names alone."""
+    """Tells whether the modules after the backbone can be made from their names only."""
     heads = (
         all(isinstance(head, Normalize) for head in model.spec.heads)
         and model.spec.token_head is None

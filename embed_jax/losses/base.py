@@ -61,7 +61,7 @@ class Target:
 
 @dataclasses.dataclass(frozen=True)
 class About:
-    """What a loss needs.
+    """The requirements of a loss.
 
     Attributes:
         needs: some of NEEDS. "label": an integer class with every example; "score": one target with
@@ -348,7 +348,7 @@ def settle(
 
 
 def is_number(argument: Any, number: float) -> bool:
-    """Whether an argument is this number at every step: one that follows a schedule is not."""
+    """Tells whether an argument is this number at every step; one that follows a schedule is not."""
     return isinstance(argument, int | float) and argument == number
 
 

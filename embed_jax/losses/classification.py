@@ -23,7 +23,7 @@ FEATURES = {
 def pair_features(
     first: Float[Array, "b D"], second: Float[Array, "b D"], concatenation: str = "u,v,|u-v|"
 ) -> Float[Array, "b F"]:
-    """What a classifier of a pair is given: some of u, v, |u-v| and u*v side by side.
+    """Returns the input of a classifier of pairs: some of u, v, |u-v| and u*v side by side.
 
     Args:
         concatenation: their names in order, with commas: every row of Reimers and Gurevych (2019),

@@ -181,7 +181,7 @@ def per_dataset(losses: Mapping[str, AnyLoss]) -> Loss:
 
 
 def _about(losses: Sequence[Loss], columns: tuple[int, int]) -> About:
-    """What all losses together need."""
+    """Returns the requirements of all losses together."""
 
     def init(dim: int, key: PRNGKeyArray) -> Params:
         made = {str(k): loss.init(dim, jax.random.fold_in(key, k)) for k, loss in enumerate(losses)}
@@ -216,7 +216,7 @@ def _shared_columns(losses: Sequence[Loss]) -> tuple[int, int]:
 
 
 def _shared_layers(losses: Sequence[Loss]) -> int:
-    """How many earlier layers those losses have that have any."""
+    """Returns the number of earlier layers of those losses that have any."""
     found = {loss.about.layers for loss in losses} - {0}
     if len(found) > 1:
         raise InputError(

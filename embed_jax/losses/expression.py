@@ -186,7 +186,7 @@ class _Reader:
         return bound if name in self.own else dataclasses.replace(bound, name=name)
 
     def _once(self, node: ast.expr, pairs: Sequence[tuple[Any, ast.expr]]) -> dict[str, ast.expr]:
-        """What is given by name, no name twice."""
+        """Returns the arguments by name, no name twice."""
         named = {}
         for name, value in pairs:
             if not isinstance(name, str):
@@ -208,7 +208,7 @@ class _Reader:
         )
 
     def _tried(self, node: ast.expr, make: Callable[[], Loss]) -> Loss:
-        """What `make` makes; what it objects to is said of this part of the expression."""
+        """Calls `make`; its errors name this part of the expression."""
         try:
             return make()
         except InputError as error:

@@ -1,4 +1,4 @@
-"""Which texts of the batch are negatives of an example, and how similar.
+"""The texts of the batch that are negatives of an example, and how similar they are.
 
 What contrastive losses reduce over.
 """
@@ -54,7 +54,7 @@ class Texts:
 
 @dataclasses.dataclass(frozen=True)
 class Negatives:
-    """How texts are compared, and which don't count.
+    """The comparison of texts, and which of them don't count.
 
     Attributes:
         score: compares a text on the query side with one on the document side.
@@ -165,7 +165,7 @@ class Negatives:
         )
 
     def numbers(self, own: Columns, column: int, which: tuple[int, ...]) -> int:
-        """How many numbers the similarity of a text of `column` with one of the columns `which` is computed from."""
+        """Returns the numbers per pair that the similarity of two columns is computed from."""
         sides = [(column, other) if column == own.query else (other, column) for other in which]
         return max(
             self.score.numbers(own.embeddings[query], own.embeddings[document])
@@ -175,7 +175,7 @@ class Negatives:
     def are(
         self, rows: Texts, candidates: Texts, similarities: Float[Array, "M b n"]
     ) -> Bool[Array, "M b n"]:
-        """Whether a candidate is a negative of a row.
+        """Tells whether a candidate is a negative of a row.
 
         An example's own anchor and positive never are; its own hard negatives are those of its
         anchor, not of its positive.

@@ -203,7 +203,7 @@ def _check_size(sizes: Sequence[int], dim: int) -> None:
 
 
 def _depends_on_size(loss: Loss, sizes: Sequence[int]) -> bool:
-    """Whether the loss's parameters differ in shape from size to size."""
+    """Tells whether the loss's parameters differ in shape from size to size."""
     shapes = [
         jax.tree.map(
             lambda leaf: leaf.shape,

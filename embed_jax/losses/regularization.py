@@ -203,7 +203,7 @@ def _within_columns(
 
 
 def _pairs(own: Columns, columns: int, world: World) -> Float[Array, " C"]:
-    """How many ordered pairs of different examples' texts each column has in the world."""
+    """Counts the ordered pairs of different examples' texts of each column in the world."""
     number = world.total(jnp.sum(_first(own, columns)[1].astype(jnp.float32), axis=1))
     return number * jnp.maximum(number - 1.0, 0.0)
 

@@ -168,7 +168,7 @@ def _texts(columns: Columns) -> TripletTexts:
 def _kinds(
     anchors: TripletTexts, texts: TripletTexts
 ) -> tuple[Bool[Array, "b n"], Bool[Array, "b n"]]:
-    """Which texts are positives and which are negatives of which anchor."""
+    """Returns the positives and the negatives of each anchor."""
     (_, label, example, present), (_, labels, examples, others) = anchors, texts
     there = present[:, None] & others[None, :]
     same = label[:, None] == labels[None, :]
@@ -178,7 +178,7 @@ def _kinds(
 def _hardest_block(
     distance: str,
 ) -> Callable[[TripletTexts, TripletTexts, Any], Float[Array, "2 b n"]]:
-    """What is largest at the farthest positive, and at the nearest negative."""
+    """Returns a block that is largest at the farthest positive, and at the nearest negative."""
 
     def block(anchors, texts, _):
         distances = distance_matrix(anchors[0], texts[0], distance)

@@ -297,7 +297,7 @@ def global_loss(
 def gatherer(
     encoder: Encoder, mesh: Mesh, specs: Any, when: str
 ) -> Callable[[Params], tuple[Params, dict[str, ReadParams]]]:
-    """What makes, on a device, of an encoder's parameters as they lie there those to compute with.
+    """Returns a function that gathers an encoder's parameters from a device's shards.
 
     Args:
         specs: of all parameters, or None; see `global_loss`.
@@ -319,7 +319,7 @@ def gatherer(
 
 
 def state_specs(params: Params, frozen_params: Mapping[str, Params], specs: Any) -> tuple[Any, Any]:
-    """How `shard_map` splits a state's trained and its frozen parameters: over "fsdp".
+    """Returns how `shard_map` splits a state's trained and frozen parameters: over "fsdp".
 
     "tensor" is the compiler's.
     """
@@ -341,7 +341,7 @@ def manual_axes(mesh: Mesh) -> set[str]:
 
 
 def draw_layers(key: PRNGKeyArray | None, num_layers: int, count: int) -> Int[Array, " K"]:
-    """Which layers before the last a step looks at: how many layers were passed, from 1.
+    """Draws the layers before the last that a step looks at, counted from 1.
 
     Args:
         key: None: evenly spaced ones.
@@ -450,7 +450,7 @@ def _gather_shards(params: Params, specs: Any, tensor: int) -> Params:
 
 
 def _only_fsdp(spec: PartitionSpec) -> PartitionSpec:
-    """What shard_map splits; "tensor" is left to the compiler."""
+    """Keeps the axes that shard_map splits; "tensor" is left to the compiler."""
     return PartitionSpec(*(axis if axis == "fsdp" else None for axis in spec))
 
 

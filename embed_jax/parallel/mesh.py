@@ -100,7 +100,7 @@ def num_groups(groups: int, batch_size: int, mesh: Mesh) -> int:
 
 
 def param_specs(params: Params, rules: Rules, mesh: Mesh) -> Any:
-    """How each parameter is split.
+    """Returns how each parameter is split.
 
     By the first rule whose pattern its path matches, else not at all.
 

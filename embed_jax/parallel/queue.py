@@ -71,7 +71,7 @@ def queue_columns(queue: Queue, own: Columns) -> Columns:
 
 
 def queue_entries(own: Columns) -> Queue:
-    """What of a device's own examples enters the queue.
+    """Returns what enters the queue of a device's own examples.
 
     "embeddings" [b, ...] and "text_hash" [b, 2].
     """

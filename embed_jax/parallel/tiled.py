@@ -39,7 +39,7 @@ def reduce_tiled(
     tile: int = 0,
     numbers: int = 1,
 ) -> Sums:
-    """As `world.reduce_dense`, a tile of candidates at a time.
+    """Reduces like `world.reduce_dense`, a tile of candidates at a time.
 
     Args:
         tile: candidates of a tile; 0: as many as make a block of TILE numbers.
@@ -50,7 +50,7 @@ def reduce_tiled(
 
 
 def tile_of(block: Block, rows: Any, candidates: Any, shared: Any, numbers: int = 1) -> int:
-    """How many candidates make a block of TILE numbers, where a pair has so many."""
+    """Returns the number of candidates of a block of TILE numbers, by the numbers of a pair."""
     variants, count, _ = jax.eval_shape(block, rows, candidates, shared).shape
     return max(TILE // (variants * count * numbers), SHORTEST_TILE // numbers, 1)
 
@@ -65,7 +65,7 @@ def reduce_ring(
     tile: int = 0,
     numbers: int = 1,
 ) -> Sums:
-    """As `reduce_tiled`, over the candidates of every device of `axis`, which are passed from neighbour to neighbour.
+    """Reduces like `reduce_tiled`, over candidates that devices pass from neighbour to neighbour.
 
     No device holds more than its own candidates and one neighbour's. Backwards they go round once
     more, and their gradients with them, until both are home. Call it inside `shard_map`.

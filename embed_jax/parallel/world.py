@@ -1,4 +1,4 @@
-"""What losses ask about the examples of all devices (`types.World`), answered with or without gathering them."""
+"""The world of all devices' examples (`types.World`), with or without gathering them."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class Stopped(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Retries:
-    """How often and when a request that failed is sent again.
+    """The number and the times of repetitions of a failed request.
 
     The wait before try i + 1 is min(first * 2^i, longest) times a random number from 1/2 to 1, and
     at least what the server's Retry-After says. A Retry-After beyond `patience` ends the work.
@@ -85,7 +85,7 @@ class Pace:
 
 
 class PromptEndpoint(Protocol):
-    """What answers a prompt: a Server with its own form of requests.
+    """A Server that answers prompts, with its own form of requests.
 
     Attributes:
         reached: whether it ever answered.

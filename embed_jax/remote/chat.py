@@ -15,7 +15,7 @@ KEY_VARIABLES = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}
 
 
 class ChatEndpoint(Server):
-    """Where a language model answers.
+    """A server of a language model.
 
     Attributes:
         interface: "openai" or "anthropic".
@@ -33,7 +33,7 @@ class ChatEndpoint(Server):
         key: str | None = None,
         timeout: float = 120.0,
     ):
-        """As of Server; `base_url` is what stands before /chat/completions (openai) or /v1/messages (anthropic)."""
+        """Makes a Server; `base_url` stands before /chat/completions or /v1/messages."""
         if interface == "openai":
             super().__init__(base_url, "/chat/completions", key=key, timeout=timeout)
         else:

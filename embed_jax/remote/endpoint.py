@@ -161,7 +161,7 @@ INTERFACES = {
 
 
 class EmbeddingEndpoint(Server):
-    """Where a model answers texts with embeddings.
+    """A server that answers texts with embeddings.
 
     Attributes:
         interface: the provider's form.
@@ -243,7 +243,7 @@ class EmbeddingEndpoint(Server):
         return vectors
 
     def key_of(self, text: str, kind: str) -> str:
-        """What an embedding depends on, as 32 hex digits."""
+        """Returns 32 hex digits of everything that an embedding depends on."""
         content = json.dumps(
             [self.url, self.model, self.dim, kind, self.settings, text], sort_keys=True
         )

@@ -48,7 +48,7 @@ class BadRequest(InputError):
 
 
 class Server:
-    """Where requests go.
+    """The server that requests go to.
 
     Attributes:
         url: of every request.
@@ -207,7 +207,7 @@ def retry_after(value: str | None) -> float | None:
 
 
 def message_of(body: Any) -> str:
-    """What a body says, in one line: {"error": {"message": ...}}, {"message": ...}, {"detail".
+    """Returns the message of a body in one line: {"error": {"message": ...}}, {"detail": ...}.
 
     ...}, or all of it.
     """

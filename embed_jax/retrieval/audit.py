@@ -75,7 +75,7 @@ class PairFile:
 
 @dataclasses.dataclass(frozen=True)
 class AuditedRows:
-    """What the audit keeps of a data set of n rows.
+    """The hashes that the audit keeps of a data set of n rows.
 
     Attributes:
         codes: by reason, `[n, 2]` (text) or `[n, 1]`: numbers that are equal where the things are,
@@ -111,7 +111,7 @@ class AuditedRows:
     def share(
         self, first: Int[np.ndarray, " m"], second: Int[np.ndarray, " m"]
     ) -> Bool[np.ndarray, " m"]:
-        """Whether two rows share a text, an id or a group."""
+        """Tells whether two rows share a text, an id or a group."""
         shared = np.zeros(len(first), bool)
         for codes in self.codes.values():
             mine, theirs = codes[first][:, :, None], codes[second][:, None, :]
@@ -210,7 +210,7 @@ def find_contained(
 
 
 def find_shared(file: PairFile, rows: AuditedRows) -> Iterator[FalseNegative]:
-    """What rows share, row by row, from a second reading of the data."""
+    """Finds what rows share, row by row, from a second reading of the data."""
     affected, number = rows.affected(), -1
     places = {name: CodePositions(codes) for name, codes in rows.codes.items()}
     for number, (record, columns) in enumerate(file.records()):

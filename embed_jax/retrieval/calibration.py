@@ -1,4 +1,4 @@
-"""What compression learns from a sample of embeddings.
+"""Calibrations: values that compression learns from a sample of embeddings.
 
 Ranges of dimensions, or centres of a product quantiser.
 """
@@ -59,7 +59,7 @@ class Ranges:
 
     @property
     def precision(self) -> str:
-        """Which precision it is for; int8's is also uint8's."""
+        """The precision that it is for; int8's is also uint8's."""
         return f"int{self.bits}"
 
     @property
@@ -88,7 +88,7 @@ class Codebook:
 
     @property
     def precision(self) -> str:
-        """Which precision it is for."""
+        """The precision that it is for."""
         return f"pq{len(self.centres)}"
 
 

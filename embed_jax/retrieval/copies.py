@@ -26,7 +26,7 @@ Fold = Callable[[Sequence[str]], Sequence[Hashable]]  # texts with equal results
 
 
 def contains(text: str, other: str) -> bool:
-    """Whether one of two normal forms in lower case contains the other.
+    """Tells whether one of two normal forms in lower case contains the other.
 
     See the module's docstring.
     """
@@ -95,12 +95,12 @@ class PassageIndex:
         return [self._rows.get(key, []) for key in self.keys(texts)]
 
     def keys(self, texts: Sequence[str]) -> Sequence[Hashable]:
-        """What is equal for equal texts."""
+        """Returns keys that are equal for equal texts."""
         forms = [normal_form(text) for text in texts]
         return forms if self._fold is None else self._fold(forms)
 
     def copies(self, rows: Iterable[int], texts: Sequence[str]) -> Bool[np.ndarray, " n"]:
-        """Whether each row contains one of the texts, or is contained in one, titles aside."""
+        """Tells for each row whether it contains one of the texts or is contained in one, titles aside."""
         lower = {form.casefold() for text in texts for form in _forms(text)}
         return np.array(
             [

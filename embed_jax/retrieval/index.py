@@ -142,7 +142,7 @@ class FaissSearcher:
     def search(
         self, queries: Sequence[str], k: int
     ) -> tuple[Float[np.ndarray, "Q k"], Int[np.ndarray, "Q k"]]:
-        """As DenseSearcher's, among the passages that the index finds, which may be fewer than k."""
+        """Searches among the passages that the index finds, which may be fewer than k."""
         _, rows = self._index.search(np.ascontiguousarray(self._dense.embed(queries)), k)
         rows.sort(axis=1)  # so that equal scores come in the corpus' order
         scores = self.score(queries, rows)

@@ -63,7 +63,7 @@ class Searcher(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Mining:
-    """Which of the passages found become negatives.
+    """Settings of mining: which of the candidates become negatives.
 
     A query's candidates are the passages that the searchers rank highest, without copies of its
     known positives, its own text and repeated texts. Of the first `rank_max`, those that pass the
@@ -117,7 +117,7 @@ class Mining:
 
     @property
     def by_score(self) -> bool:
-        """Whether scores decide what is a negative, not ranks alone."""
+        """Tells whether scores decide what is a negative, not only ranks."""
         margins = self.absolute_margin is not None or self.relative_margin is not None
         return margins or self.score_min > -math.inf or self.score_max < math.inf
 

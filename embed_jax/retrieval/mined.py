@@ -1,4 +1,4 @@
-"""What mining gives: pairs with their negatives, what became of the candidates, and training records of them."""
+"""Results of mining: pairs with negatives, counts of the candidates, and training records."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Mined:
 
 @dataclasses.dataclass
 class Report:
-    """What became of the candidates; a candidate counts for each pair of its query.
+    """Counts of what happened to the candidates; a candidate counts for each pair of its query.
 
     Attributes:
         pairs: how many pairs have how many negatives.

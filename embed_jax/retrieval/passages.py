@@ -73,7 +73,7 @@ def passage_search(
     words: int,
     overlap: int = 0,
 ) -> Run:
-    """As `topk.dense_search`, where a document's score is that of its best passage.
+    """Searches like `topk.dense_search`, with the score of a document's best passage.
 
     MaxP (Dai and Callan 2019).
 

@@ -126,7 +126,7 @@ def as_run(
     queries: Sequence[str],
     documents: Sequence[str],
 ) -> Run:
-    """What `top_k` found, by the ids of queries and documents."""
+    """Returns the results of `top_k` by the ids of queries and documents."""
     return {
         query: {documents[number]: score for number, score in zip(found, values, strict=True)}
         for query, found, values in zip(queries, numbers.tolist(), scores.tolist(), strict=True)

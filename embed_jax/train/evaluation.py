@@ -85,7 +85,7 @@ def _mean_loss(run: Assembly, batches: Sequence[Batch]) -> Callable[[TrainState]
 
 
 def sts_evaluators(config: Experiment) -> dict[str, Evaluator]:
-    """What `eval.sts` asks for while training.
+    """Makes the evaluators of `eval.sts` for use while training.
 
     "sts", and "geometry" of its sentences' embeddings with `eval.geometry`.
 

@@ -190,7 +190,7 @@ def _layer_factors(field: str, group: ParamGroup, count: int) -> np.ndarray:
 
 
 def _layers_above(path: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """How many layers lie above a parameter that is not in a layer.
+    """Returns the number of layers above a parameter that is not in a layer.
 
     All for embeddings, none for norms and heads.
     """

@@ -32,7 +32,7 @@ EVALUATIONS = 10  # in a run whose config does not say how often
 
 @dataclasses.dataclass
 class Best:
-    """What model selection remembers between evaluations; kept in every checkpoint.
+    """The state of model selection between evaluations; saved in every checkpoint.
 
     Attributes:
         value, step: the best evaluation so far; of equal ones the latest.
@@ -55,7 +55,7 @@ class Best:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How a run ended: the last state, and the best evaluation (value -inf if none was asked for)."""
+    """The result of a run: the last state, and the best evaluation (-inf without evaluations)."""
 
     state: TrainState
     best: Best
@@ -321,7 +321,7 @@ def _judge(
     config: Experiment,
     say: Callable[[str], None],
 ) -> tuple[bool, Best]:
-    """Whether an evaluation's model is the one to keep, and what model selection remembers then.
+    """Decides whether an evaluation's model is the best, and updates the state of the selection.
 
     A gain is at least `eval.min_gain`. An equal value is no gain, but of two equally good models
     the later one is kept. A value that is not a number says nothing about the model: it is neither.
@@ -416,7 +416,7 @@ def _own_shards(array: jax.Array) -> list[Any]:
 
 
 class _Termination:
-    """Whether the run is to end after this step, and by which signal.
+    """Tells whether the run is to end after this step, and by which signal.
 
     SIGTERM (pre-emption) and the first Ctrl-C are noted instead of ending the process; a second
     Ctrl-C interrupts it. Several hosts agree on a step to stop at.

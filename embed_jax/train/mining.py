@@ -53,7 +53,7 @@ def mined_sources(
     *,
     lists: bool,
 ) -> Callable[[int, Encode], dict[str, RecordSource]]:
-    """What `fit` asks for its data.
+    """Returns the data of `fit` with mined negatives, as a function of step and model.
 
     The pairs that are consistent, with hard negatives as the model finds them.
 
@@ -127,7 +127,7 @@ def mined_sources(
         return found
 
     def recorded(name: str, make: Callable[[], list[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-        """What the file of that name holds, else what is made now and written to it."""
+        """Reads records from the file of that name, or makes them and writes it."""
         file = workdir / "mined" / f"{name}-{made_of}.jsonl"
         if file.exists():
             return [json.loads(line) for line in file.open(encoding="utf-8")]
@@ -199,7 +199,7 @@ def _records(block: Sequence[Mined], number: int, lists: bool) -> list[dict[str,
 
 
 def _digest(config: Experiment, pairs: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> str:
-    """What the negatives depend on, as a name: settings and data."""
+    """Returns a digest of everything that the negatives depend on: settings and data."""
     fixed = {
         name: value
         for name, value in flatten(config).items()

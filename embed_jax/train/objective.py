@@ -1,4 +1,4 @@
-"""What a run minimises: a loss of embeddings, with its parameters, its frozen models and what it saves."""
+"""The objective of a run: a loss with its parameters, frozen models and what it saves."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class FrozenModel:
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What a run minimises. An experiment may pass its own.
+    """The objective that a run minimises; an experiment may pass its own.
 
     See `embedding_objective` to begin with.
 

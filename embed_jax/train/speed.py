@@ -37,7 +37,7 @@ def training_flops_per_token(trained: Params, frozen: Params = None) -> float:
 
 
 def _multiplying(params: Params) -> int:
-    """How many parameters are not in tables."""
+    """Counts the parameters that are not in tables."""
     return sum(
         leaf.size
         for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl, Weights & Biases, the terminal. The only file that imports wandb."""
+"""Writes a run's numbers to metrics.jsonl, Weights & Biases and the terminal."""
 
 from __future__ import annotations
 

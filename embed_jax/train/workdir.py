@@ -137,7 +137,7 @@ def _holds_work(workdir: Path) -> bool:
 
 
 def _changes(path: Path, fixed: dict[str, Any], what: str, extend: bool = False) -> Iterator[str]:
-    """What differs from the file, if it is there, a line each.
+    """Returns the differences from the file, if it exists, a line each.
 
     Args:
         extend: whether a run may become longer.

@@ -1,4 +1,4 @@
-"""What an augmentation may do to a text, over many random draws, and what a config may say of it."""
+"""Properties of augmentations over many random draws, and their settings in a config."""
 
 import collections
 import itertools

@@ -1,4 +1,4 @@
-"""Which records a batch has: every record once an epoch, the shares asked for, no duplicates, and never by chance."""
+"""The records of a batch: each once an epoch, in the right shares, without duplicates."""
 
 import numpy as np
 import pytest

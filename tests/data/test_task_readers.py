@@ -1,4 +1,4 @@
-"""What evaluations read: files of each format, data sets of the hub, and what is said of those that are wrong."""
+"""Readers of evaluation data: files of each format, data sets of the hub, and their errors."""
 
 import gzip
 import json

@@ -155,7 +155,7 @@ def processors(name):
 )
 @pytest.mark.parametrize("kind", CLASSES)
 def test_eos_is_appended_once_and_written_down(bpe_tokenizer, tmp_path, kind, name):
-    """What we append, transformers appends when it reads what we wrote.
+    """A tokenizer that we wrote appends the same tokens when transformers reads it.
 
     Bos and padding side stay as they were.
     """
@@ -185,7 +185,7 @@ def test_eos_is_appended_once_and_written_down(bpe_tokenizer, tmp_path, kind, na
 
 
 def test_eos_after_both_texts_of_a_pair(bpe_tokenizer):
-    """As transformers' own `add_eos_token` puts it."""
+    """The same as transformers' own `add_eos_token`."""
     from transformers import AutoTokenizer
 
     directory = bpe_tokenizer(processors("bos"))

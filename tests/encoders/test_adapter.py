@@ -54,7 +54,7 @@ def bases(tmp_path_factory, tiny_tokenizer):
 
 
 def finish(directory, tokenizer):
-    """What sentence-transformers has around a Transformer."""
+    """Writes the files that sentence-transformers has around a Transformer."""
     load_tokenizer(tokenizer, 32).save(directory)
     (directory / "sentence_bert_config.json").write_text('{"max_seq_length": 32}')
     write_pooling(directory / "1_Pooling", "mean", 32, True)

@@ -242,7 +242,7 @@ def assert_same_gradient(found, expected):
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in FEW])
 def test_states_equal_torch(case, name, ids, unpacked, states):
-    """As above, without gradients.
+    """The same without gradients.
 
     And of a sentence without padding, of which transformers makes no mask.
     """

@@ -375,7 +375,7 @@ def test_camembert_is_a_roberta(tmp_path, tiny_tokenizer, agrees):
 
 
 def test_what_stands_beside_a_plain_directory_is_not_read(bert, tmp_path, agrees):
-    """As the Transformer's folder of a model.
+    """The same for the Transformer's folder of a model.
 
     Its limit and its case are the model's, for who asks for the model.
     """

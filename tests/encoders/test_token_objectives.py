@@ -26,7 +26,7 @@ QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
 
 
 def tokenizer(mask="[MASK]", words=()):
-    """What an objective asks a tokenizer for."""
+    """The attributes of a tokenizer that an objective reads."""
     vocabulary = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": MASK, **dict(words)}
     return types.SimpleNamespace(
         mask_token=mask, all_special_ids=list(SPECIAL), get_vocab=lambda: vocabulary

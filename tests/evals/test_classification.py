@@ -185,7 +185,7 @@ def test_a_file_is_learnt_from_a_file(write, recorded):
 
 
 def test_a_label_that_training_lacks_counts_as_wrong(open_made, recorded):
-    """As in mteb: the text stays in the accuracy, and its label in the means over labels."""
+    """Like mteb: the text stays in the accuracy, and its label in the means over labels."""
     texts = ["a", "b", "c", "d"]
     outcome = open_made(texts, ["x", "y", "x", "y"], texts, ["x", "y", "x", "w"]).evaluate(recorded)
     assert outcome.metrics["accuracy"] == 0.75

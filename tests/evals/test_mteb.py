@@ -37,7 +37,7 @@ SIDES = (None, PromptType.query, PromptType.document)
 
 @pytest.fixture(scope="module")
 def columns(sentences):
-    """What each kind of task is made of.
+    """The columns of each kind of task.
 
     Texts with common words belong together more often than not.
     """
@@ -143,7 +143,7 @@ def task(data):
 
 
 def scores(model, task):
-    """What mteb says, by name."""
+    """Scores of mteb, by name."""
     [result] = mteb.evaluate(model, [task], cache=None, show_progress_bar=False).task_results
     [found] = result.scores["test"]
     return found

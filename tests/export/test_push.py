@@ -1,4 +1,4 @@
-"""What is pushed arrives: every file with its bytes, in one commit, at a stand-in that speaks as the hub does."""
+"""Pushed files arrive with all their bytes, in one commit, at a stand-in for the hub."""
 
 import base64
 import hashlib

@@ -12,7 +12,7 @@ QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
 
 
 def world_mean(loss, columns, params, arguments):
-    """What training minimises, on one device."""
+    """The value that training minimises, on one device."""
     values, weights, _ = loss.on_world(columns, local_world(columns, "dense"), params, **arguments)
     return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1e-12)
 

@@ -1,4 +1,4 @@
-"""What holds for every loss but those of in-batch negatives.
+"""Properties of every loss except those of in-batch negatives.
 
 Devices, missing texts, degenerate batches.
 """
@@ -101,7 +101,7 @@ def value_alone(loss, embeddings, params, columns):
 
 @functools.cache  # so that it is compiled once for all tests
 def alone(loss):
-    """That loss with its gradients by embeddings and by parameters."""
+    """Returns the loss on one device, with its gradients by embeddings and by parameters."""
     gradient = jax.value_and_grad(functools.partial(value_alone, loss), argnums=(0, 1))
     return jax.jit(
         lambda columns, params: gradient(columns.embeddings, params, columns),

@@ -373,7 +373,7 @@ def test_siglip_and_temperature_start_where_they_are_told():
 
 
 def negatives_of_the_first(loss=info_nce.on_world, **leaves):
-    """Which of 4 examples' positives get a gradient from the first example's loss."""
+    """Returns which of 4 examples' positives get a gradient from the first example's loss."""
     rng = np.random.default_rng(0)
     columns = make_columns(jnp.asarray(rng.normal(size=(2, 4, 6)), jnp.float32), **leaves)
 

@@ -178,7 +178,7 @@ def test_what_is_measured(run, alone, encoder):
 
 
 def test_no_group_keeps_its_logits(alone):
-    """What is kept for the backward pass of all groups together are sums.
+    """Only sums are kept for the backward pass of all groups together.
 
     No [groups, K, V] anywhere.
     """

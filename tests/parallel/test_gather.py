@@ -1,4 +1,4 @@
-"""What the compiled step does between devices, what dropout does, and what comes of other ways to gather."""
+"""Collectives of the compiled step, dropout, and other ways to gather."""
 
 import dataclasses
 import re
@@ -104,7 +104,7 @@ def compiled_step(encoder, params, mesh, groups, **options):
 
 
 def floats(shape: str) -> int:
-    """How many float32 numbers an instruction's result holds."""
+    """Counts the float32 numbers of an instruction's result."""
     return sum(
         int(np.prod([int(n) for n in dims.split(",") if n]))
         for dims in re.findall(r"f32\[([\d,]*)\]", shape)

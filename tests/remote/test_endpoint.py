@@ -30,7 +30,7 @@ TEXTS = [f"text {n}" for n in range(10)]
 
 
 def embedding(text, kind=None, dim=None):
-    """What the model thinks of a text: float32 numbers, others for another kind."""
+    """Returns the stand-in's embedding of a text: float32 numbers, others for another kind."""
     values = np.random.default_rng(zlib.crc32(f"{kind}:{text!r}".encode())).normal(
         size=dim or OWN_DIM
     )

@@ -1,4 +1,4 @@
-"""Which texts are copies of each other."""
+"""Texts that are copies of each other."""
 
 import copy
 import pickle

@@ -185,7 +185,7 @@ def of_columns(pairs):
 
 
 class Peer:
-    """What `mine_hard_negatives` asks of a SentenceTransformer."""
+    """The methods that `mine_hard_negatives` calls on a SentenceTransformer."""
 
     device = "cpu"
 

@@ -103,7 +103,7 @@ def test_similarities_equal_those_in_float64(small_blocks, similarity, dim):
 
 @pytest.mark.parametrize("similarity", ["euclidean", "manhattan"])
 def test_near_points_far_from_the_origin_keep_their_distances(similarity):
-    """Where |a|^2 + |b|^2 - 2ab in float32 is wrong by more than the distances themselves."""
+    """Here |a|^2 + |b|^2 - 2ab in float32 is wrong by more than the distances themselves."""
     center = np.full(64, 100.0)
     corpus = (center + np.eye(64) * np.arange(1, 65)[::-1, None] / 8).astype(np.float32)
     scores, rows = topk.top_k(

@@ -39,7 +39,7 @@ X = "data.limit"
 
 
 def score(command):
-    """What the stub measures: a number that depends on all it is told."""
+    """Returns the stub's measurement: a number that depends on all its arguments."""
     fields = dict(argument.removeprefix("--config.").split("=", 1) for argument in command[4:-1])
     return int(fields["data.limit"]) / 1e5 + 0.001 * int(fields["train.seed"]) ** 2
 

@@ -1,4 +1,4 @@
-"""Whether a run fits: planned from shapes alone, the same step that the run compiles."""
+"""The plan of a run's memory, from shapes only, is of the same step that the run compiles."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What leaves here is the model.
+"""Exports are the same model.
 
 The same embeddings elsewhere, the same parameters back, the same bytes again.
 """
@@ -133,7 +133,7 @@ def code(directory):
 
 
 def executed(block, directory, monkeypatch):
-    """What a block of the card leaves behind, run where the directory lies."""
+    """Runs a block of the card beside the directory, and returns its variables."""
     monkeypatch.chdir(directory.parent)
     names = {}
     exec(block, names)

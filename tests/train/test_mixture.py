@@ -296,7 +296,7 @@ def test_a_batch_is_of_one_data_set_with_that_ones_prompts_and_length(
 
 
 def repeated_texts(batch):
-    """How many texts of a batch stand in more than one of its examples."""
+    """Counts the texts of a batch that stand in more than one of its examples."""
     rows = [set(map(tuple, texts[there])) for texts, there in zip(*by_example(batch), strict=True)]
     return sum(len(row) for row in rows) - len(set.union(*rows))
 

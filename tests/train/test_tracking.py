@@ -1,4 +1,4 @@
-"""Where a run's numbers go: each step once, whatever happened in between."""
+"""A run's numbers are written once for each step, whatever happened in between."""
 
 import json
 import subprocess

@@ -58,7 +58,7 @@ class Located:
 
 
 def class_names(features: Mapping[str, Any] | None) -> dict[str, Sequence[str]]:
-    """What the integers of ClassLabel columns mean, also of lists of them."""
+    """Returns the meaning of the integers of ClassLabel columns, and of lists of them."""
     found = {}
     for name, feature in (features or {}).items():
         names = getattr(getattr(feature, "feature", feature), "names", None)

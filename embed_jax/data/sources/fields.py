@@ -1,4 +1,4 @@
-"""What training takes from records of any of the formats."""
+"""The fields that training takes from records of any of the formats."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ReadColumns = Callable[[Record], tuple[str | None, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class RecordFields:
-    """What training takes from a record, as the arguments of `training_batches`.
+    """The fields that training takes from a record, as functions of it.
 
     None for what the records lack.
 

@@ -1,4 +1,4 @@
-"""What sources of many files share: which files, and where record i lies."""
+"""Shared parts of sources of many files: which files, and the place of record i."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def read_rows(data: str, split: str) -> list[Row]:
 
 
 def describe_split(data: str, split: str) -> str:
-    """What errors call a split as a whole: its file, or "hf:NAME, split 'test'"."""
+    """Returns the name of a split in messages: its file, or "hf:NAME, split 'test'"."""
     return str(_path(data, split)) if _is_file(data) else f"{data}, split {split!r}"
 
 

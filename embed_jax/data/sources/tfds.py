@@ -37,7 +37,7 @@ def open_source(rest: str, split: str) -> Records:
 
 
 def data_directory() -> Path:
-    """Where TFDS data sets are kept: EMBED_JAX_DATA, TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    """Returns the directory of TFDS data sets: EMBED_JAX_DATA, TFDS_DATA_DIR or ~/tensorflow_datasets."""
     named = os.environ.get("EMBED_JAX_DATA") or os.environ.get("TFDS_DATA_DIR")
     return Path(named or "~/tensorflow_datasets").expanduser()
 

@@ -64,7 +64,7 @@ def test_unknown_name(monkeypatch):
 
 
 def test_revisions_files_and_copies(tmp_path, monkeypatch):
-    """What `datasets` is asked for; the hub itself is out of reach."""
+    """Checks the requests to `datasets`; the hub itself is out of reach."""
     asked = []
 
     def load_dataset(name, config, data_files, split, revision):

@@ -1,4 +1,4 @@
-"""What training takes from a record of each format."""
+"""The fields that training takes from a record of each format."""
 
 import pytest
 
