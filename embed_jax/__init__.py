@@ -66,7 +66,7 @@ def load(
             work directory of a run.
         step: of a run: the model as it was then; 0: the one that the run wrote, see
             `train.run.load_run`.
-        max_length: cut texts at so many tokens; 0: the model's own limit.
+        max_length: cut texts at this many tokens; 0: the model's own limit.
         compute_dtype: "float32" or "bfloat16".
 
     Raises:

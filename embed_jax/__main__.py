@@ -88,7 +88,7 @@ def train_usage() -> str:
     return f"""{head}
 
 NAME is one of {names}.
-FILE is a file of your own, or one of the packaged configs:
+FILE is your own file, or one of the packaged configs:
 {listed}
 
 embed-jax train NAME --help lists the fields."""

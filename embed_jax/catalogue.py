@@ -69,7 +69,7 @@ BGE, GTE, QWEN3 = "BGE README", "gte-Qwen2 card", "Qwen3-Embedding README"
 WANG, MUENNIGHOFF = "Wang et al. 2024, table 1", "Muennighoff et al. 2024"
 PICKLED = "its weights are pytorch_model.bin: convert them first"
 TWO_WAY = 'attends both ways: needs "is_causal": false in its config.json'
-NEW = "model_type 'new' is code of its own"
+NEW = "model_type 'new' is its own code"
 CATALOGUE = (
     E("sentence-transformers/all-MiniLM-L6-v2", "bert", 384, 256, "mean", _v1(56.26, "MTEB leaderboard, 2024")),
     E("sentence-transformers/all-MiniLM-L12-v2", "bert", 384, 128, "mean"),
@@ -124,7 +124,7 @@ CATALOGUE = (
     E("google/embeddinggemma-300m", "gemma3_text", 768, 2048, "mean", Average(69.67, V2, "model card")),
     E("Salesforce/SFR-Embedding-Mistral", "mistral", 4096, 4096, "last_token"),
     E("Linq-AI-Research/Linq-Embed-Mistral", "mistral", 4096, 32768, "last_token", _v1(68.2)),
-    E("nvidia/NV-Embed-v2", "nvembed", 4096, 32768, "mean", _v1(72.31), "model_type 'nvembed' is code of its own"),
+    E("nvidia/NV-Embed-v2", "nvembed", 4096, 32768, "mean", _v1(72.31), "model_type 'nvembed' is its own code"),
     E("GritLM/GritLM-7B", "mistral", 4096, 32768, "mean", _v1(66.8, MUENNIGHOFF), note=TWO_WAY),
     E("hkunlp/instructor-large", "t5", 768, 512, "mean"),
     E("hkunlp/instructor-xl", "t5", 768, 512, "mean", _v1(61.79, "BehnamGhader et al. 2024, table 2")),

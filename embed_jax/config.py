@@ -4,7 +4,7 @@ A config file defines `get_config(cut: str = "") -> Experiment`; `file.py:small`
 "small". Each field carries its default, what it accepts and its help text (`config_fields.option`);
 `--help` prints all three. A field that may be left out is "unset": None, "" and "none" all mean it.
 
-Three parts hold others by names of your own: `config.mixture.sources.NAME = Source(...)`, the data
+Three parts hold others by your own names: `config.mixture.sources.NAME = Source(...)`, the data
 sets of a mixture, `config.optim.groups.NAME = ParamGroup(...)`, and `config.stages.NAME =
 Experiment()`, what to train afterwards.
 

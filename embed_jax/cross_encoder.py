@@ -115,7 +115,7 @@ class CrossEncoder(PicklesByParts):
         Sentence-transformers' `predict`.
 
         One number a pair for a model with one label, else one for each label. Arguments and errors
-        as of `logits`.
+        as in `logits`.
         """
         scores = ACTIVATIONS[self.activation](
             self.logits(queries, passages, batch_tokens=batch_tokens, params=params)
@@ -192,7 +192,7 @@ def load_cross_encoder(
     Args:
         name: a directory (sentence-transformers' CrossEncoder, or transformers'
             *ForSequenceClassification), or a hub name.
-        max_length: cut pairs at so many tokens; 0: the model's own limit.
+        max_length: cut pairs at this many tokens; 0: the model's own limit.
         compute_dtype: "float32" or "bfloat16".
 
     Raises:

@@ -60,7 +60,7 @@ class EmbeddingModel(Protocol):
 class TextEncoder:
     """A model as a function of texts.
 
-    Where queries and documents have encoders of their own, as two.
+    Where queries and documents have their own encoders, as two.
 
     Attributes:
         model: an embedding model.

@@ -29,7 +29,7 @@ INSTEAD = {
     "convert_to_tensor": "embeddings are NumPy arrays always; `torch.from_numpy` makes a tensor of "
     "one",
     "precision": "embeddings are float32; `embed_jax.retrieval.quantize` makes them smaller",
-    "output_value": "sentence embeddings alone are made",
+    "output_value": "only sentence embeddings are made",
     "device": "JAX's devices are all used",
     "instruction": "queries take one, documents have none",
 }
@@ -64,7 +64,7 @@ HINTS = {
     (
         "",
         "predict",
-    ): "embeddings have no scores of their own: `similarity(a, b)` compares them; a cross-encoder "
+    ): "embeddings have no scores: `similarity(a, b)` compares them; a cross-encoder "
     "is "
     "read by embed_jax.load_cross_encoder and has `score`",
     (

@@ -15,14 +15,14 @@ from embed_jax.prompts import expected
 def tokenizer_of(
     saved: SavedModel, max_length: int, directory: Path | None = None, append_eos: bool = False
 ) -> Tokenizer:
-    """The tokenizer of a model as it was read, cut at so many tokens.
+    """The tokenizer of a model as it was read, cut at this many tokens.
 
     Args:
         directory: with another tokenizer's files, instead of the model's own.
         append_eos: end texts with the end-of-text token even where the model does not ask for it.
 
     Raises:
-        InputError: as of `load_tokenizer` and `fit_tokenizer`.
+        InputError: as in `load_tokenizer` and `fit_tokenizer`.
     """
     directory = directory or saved.tokenizer_directory
     check_length(max_length, saved.spec.backbone)
@@ -67,7 +67,7 @@ def with_family(saved: SavedModel, name: str) -> SavedModel:
     """A model whose files record neither prompts nor a template, with those of its family, if it is of a known one.
 
     One warning says what was taken from where. That texts end with the end-of-text token is taken
-    too where the files are transformers' alone; in sentence-transformers' layout the tokenizer says
+    too where the files are transformers' only; in sentence-transformers' layout the tokenizer says
     it.
 
     Args:

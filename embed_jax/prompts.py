@@ -27,7 +27,7 @@ def check_template(template: str) -> None:
     if fields != {"instruction"}:
         found = ", ".join(f"{{{field}}}" for field in sorted(fields)) or "none"
         raise InputError(
-            f"template {template!r}: expected the placeholder {{instruction}} alone, found {found}"
+            f"template {template!r}: expected the placeholder {{instruction}} only, found {found}"
         )
 
 

@@ -226,7 +226,7 @@ class RoutedEncoder(HasSettings):
 
         Args:
             task: what the texts are for, such as "query"; None: they go the default route.
-            instruction, options: as of `SentenceEncoder.encode`.
+            instruction, options: as in `SentenceEncoder.encode`.
 
         Raises:
             InputError: as `encoder` and `SentenceEncoder.encode`.
@@ -282,14 +282,14 @@ class RoutedEncoder(HasSettings):
         written once.
 
         Raises:
-            InputError: as `SentenceEncoder.save`, or for embeddings that some routes alone cut.
+            InputError: as `SentenceEncoder.save`, or for embeddings that only some routes cut.
         """
         settings = [
             settings_fields(encoder.spec, self.settings) for encoder in self.encoders.values()
         ]
         if settings != settings[:1] * len(settings):
             raise InputError(
-                f"{directory}: embeddings are cut after some routes alone, which cannot be written"
+                f"{directory}: embeddings are cut only after some routes, which cannot be written"
             )
         params = _each_once(
             {route: encoder.params for route, encoder in self.encoders.items()}, jax.device_get

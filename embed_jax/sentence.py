@@ -184,7 +184,7 @@ class SentenceEncoder(HasSettings, PicklesByParts):
         Raises:
             InputError: for an unknown prompt, an instruction beside a prompt or to a model without
                 a template, a text that is no string, `batch_tokens` below one text's length, a
-                `dim` or `layers` that the model has not, or an argument of sentence-transformers
+                `dim` or `layers` that the model lacks, or an argument of sentence-transformers
                 that is another thing here.
         """
         blocks = self.encode_blocks(
@@ -339,7 +339,7 @@ class SentenceEncoder(HasSettings, PicklesByParts):
                 f"dim: expected 1 to {self.dim}, the size of the embeddings, found {dim}"
             )
         if dim not in (0, self.dim, *self.matryoshka_dims):
-            trained = ", ".join(map(str, self.matryoshka_dims)) or f"{self.dim} alone"
+            trained = ", ".join(map(str, self.matryoshka_dims)) or f"{self.dim} only"
             self._warn(f"dim {dim} was not trained: this model was for {trained}")
 
     def _stopped(self, layers: int, params: Params) -> tuple[Callable, Params]:
@@ -350,7 +350,7 @@ class SentenceEncoder(HasSettings, PicklesByParts):
         spec, params = first_layers(self.spec, params, layers)
         if not self.adaptive_layers:
             self._warn(
-                f"layers {layers}: this model was trained for all its {all_layers} layers alone"
+                f"layers {layers}: this model was trained for all its {all_layers} layers only"
             )
         if layers not in self._programs:
             encoder = build_encoder(spec, compute_dtype=self.compute_dtype)
@@ -392,7 +392,7 @@ def load_sentence_encoder(
 
     Args:
         name: a directory (ours, sentence-transformers' or plain Hugging Face), or a hub name.
-        max_length: cut texts at so many tokens; 0: the model's own limit.
+        max_length: cut texts at this many tokens; 0: the model's own limit.
         compute_dtype: "float32" or "bfloat16".
 
     Raises:

@@ -47,7 +47,7 @@ def static_from_words(
 
 
 def distil(teacher: SentenceEncoder, dim: int = 256, *, sif: float = 1e-4) -> SentenceEncoder:
-    """A static encoder whose vectors are a teacher's embeddings of each token alone.
+    """A static encoder whose vectors are a teacher's embeddings of each token only.
 
     Their mean is taken away, they are projected to their principal components and weighted by
     `sif_weights`: the recipe of model2vec (Tulkens and van Dongen 2024), with the teacher's own
@@ -108,7 +108,7 @@ def sif_weights(number: int, a: float) -> Float[np.ndarray, " V"]:
 def embed_tokens(model: SentenceEncoder, number: int) -> Float[np.ndarray, "V D"]:
     """The embeddings of token ids 0 ..
 
-    V - 1, each alone between the special tokens that stand around a text.
+    V - 1, each only between the special tokens that stand around a text.
     """
     before, after = _around(model.tokenizer)
     size = len(before) + 1 + len(after)

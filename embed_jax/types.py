@@ -21,7 +21,7 @@ Rules = Sequence[
 ]  # (pattern of a parameter's path, mesh axis of each dimension)
 Read = Callable[
     [tuple[slice, ...]], np.ndarray
-]  # a slice of an array that is not in memory -> a copy of its own
+]  # a slice of an array that is not in memory -> its own copy
 Put = Callable[[str, tuple[int, ...], np.dtype, Read], Any]
 """Makes a leaf while a model is read: `(path "backbone/layers/query/kernel", shape, dtype as stored, read) -> leaf`."""
 
@@ -66,7 +66,7 @@ class Batch:
 
     Attributes:
         tokens: by the name of the tokenizer; "encoder" is the trained model's own. `[G, R, T]`
-            each. Where queries have a tower of their own, "query" holds column 0 and "encoder" the
+            each. Where queries have their own tower, "query" holds column 0 and "encoder" the
             other columns.
         present: False where an example lacks that column (fewer negatives than others).
         text_hash: equal where two texts are equal; two 32-bit halves.

@@ -69,7 +69,7 @@ HEAVY |= {
 HEAVY |= {"tqdm", "wandb"}
 TFDS_BUILDER = "embed_jax/data/sources/python_docs_builder.py"  # a subclass needs its base class
 ONLY_IN = {"orbax": "embed_jax/train/checkpoint.py", "wandb": "embed_jax/train/tracking.py"}
-# What must work beside jax, flax, optax, transformers, jaxtyping and numpy alone. Absent there:
+# What must work beside jax, flax, optax, transformers, jaxtyping and numpy only. Absent there:
 # HEAVY, but for what those libraries themselves depend on.
 LIGHT = ["encoders", "losses", "parallel"]
 LIGHT_MODULES = [
@@ -95,7 +95,7 @@ TREES = {
 
 
 def part(dotted: str) -> str:
-    """embed_jax.data.pack -> data; scripts.bench -> scripts; embed_jax alone -> ""."""
+    """embed_jax.data.pack -> data; scripts.bench -> scripts; embed_jax only -> ""."""
     names = dotted.split(".")
     return names[0] if names[0] != "embed_jax" else "".join(names[1:2])
 
@@ -262,7 +262,7 @@ def test_light_modules_work_without_the_heavy_libraries():
 import importlib, sys
 sys.modules |= dict.fromkeys({sorted(ABSENT)!r})  # importing one of them fails as if it were not installed
 import embed_jax
-assert "jax" not in sys.modules, "`import embed_jax` alone imports jax"
+assert "jax" not in sys.modules, "`import embed_jax` only imports jax"
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.spec import random_spec
 import embed_jax.routed  # what loads a model

@@ -354,11 +354,10 @@ follow_imports = silent
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory):
-    """Runs mypy, and returns its messages by line of the program.
+    """Runs mypy once, as reading NumPy's types is most of its time.
 
-    Text}, and of our own files', {(file, number): text}.
-
-    It is asked once: reading NumPy's types is most of its time.
+    Returns its messages about the program, {line: text}, and about our files,
+    {(file, line): text}.
     """
     pytest.importorskip("mypy")
     directory = tmp_path_factory.mktemp("mypy")

@@ -126,7 +126,7 @@ def layouts(parts, tmp_path_factory):
 def as_version_2(directory):
     """Rewrites a directory as versions 2 to 4 wrote an Asym.
 
-    Under class names alone, in folders named by number.
+    Under class names only, in folders named by number.
     """
     place = (directory / "2_Router").rename(directory / "2_Asym")
     config = json.loads((place / "router_config.json").read_text())
@@ -247,7 +247,7 @@ def test_what_routes_share_is_held_and_written_once(layouts, tmp_path):
     )
     jax.tree.map(np.testing.assert_array_equal, original, load_file(found["document_2_Dense"]))
 
-    # Equal numbers alone make no module one: they may be trained apart.
+    # Equal numbers do not make two modules one: they may be trained apart.
     apart = RoutedEncoder(
         {"query": query, "document": document.with_params(jax.device_get(document.params))}
     )

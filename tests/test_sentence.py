@@ -268,7 +268,7 @@ def test_embeddings_are_cut_made_length_one_and_an_untrained_size_warns_once(tin
 
 
 def test_encoding_stops_at_a_layer(tiny_model):
-    """After the first layer alone: the embeddings of a model that has no more.
+    """After the first layer only: the embeddings of a model that has no more.
 
     Asked for untrained, it warns once.
     """
@@ -277,7 +277,7 @@ def test_encoding_stops_at_a_layer(tiny_model):
     spec, params = first_layers(model.spec, model.params, 1)
     shallow = SentenceEncoder(spec, params, model.tokenizer)
     with pytest.warns(
-        UserWarning, match="layers 1: this model was trained for all its 2 layers alone"
+        UserWarning, match="layers 1: this model was trained for all its 2 layers only"
     ):
         found = model.encode(texts, layers=1)
     np.testing.assert_allclose(found, shallow.encode(texts), atol=1e-6)
@@ -399,7 +399,7 @@ def test_instructions_that_cannot_be_given_are_one_line(model):
         model.encode(["x"], instruction="a")
     with pytest.raises(
         InputError,
-        match="template 'Query: ': expected the placeholder {instruction} alone, found none",
+        match="template 'Query: ': expected the placeholder {instruction} only, found none",
     ):
         prompted(model, template="Query: ")
 
@@ -445,7 +445,7 @@ def test_prompts_of_the_family_serve_a_model_that_records_none(tiny_model, tmp_p
     config.write_text(
         json.dumps(json.loads(config.read_text()) | {"_name_or_path": "nvidia/NV-Embed-v2"})
     )
-    with pytest.warns(UserWarning, match="as of nvidia/NV-Embed-v2.* prompts left out of pooling$"):
+    with pytest.warns(UserWarning, match="as in nvidia/NV-Embed-v2.* prompts left out of pooling$"):
         model = load_sentence_encoder(str(directory))
     assert model.template == TEMPLATE and not model.include_prompt
     model.save(tmp_path / "saved")

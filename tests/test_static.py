@@ -111,7 +111,7 @@ def test_distilled_vectors_are_the_teachers_but_for_their_weights(teacher, embed
     assert np.flatnonzero(~table.any(axis=1)).tolist() == special
     weights = sif_weights(len(table) - 5, 0.01)
     np.testing.assert_allclose(np.linalg.norm(table, axis=1)[5:], weights, rtol=1e-5)
-    words = ["cat", "the", "language"]  # one word alone: its weight goes with the length
+    words = ["cat", "the", "language"]  # one word only: its weight goes with the length
     np.testing.assert_allclose(model.encode(words), teacher.encode(words), atol=1e-5)
     np.testing.assert_allclose(
         model.encode("the 中"), teacher.encode("the"), atol=1e-5

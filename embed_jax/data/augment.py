@@ -120,7 +120,7 @@ def repeat_words(rate: float) -> Augmentation:
 def mask_span(
     rate: float, token: str = "[MASK]", protected: str | Collection[str] = PROTECTED
 ) -> Augmentation:
-    """Puts a token in the place of each word of a contiguous span, but for protected ones (a kind of span cutoff).
+    """Puts a token in the place of each word of a contiguous span, except for protected ones (a kind of span cutoff).
 
     Args:
         rate: share of the words in the span, 0 to 1, exact on average; at least one word is not in

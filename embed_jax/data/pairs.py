@@ -31,7 +31,7 @@ KINDS = (*PAIR_NAMES, NLI, SCORED_LIST, ("text",))
 CARRIED = ("id", "group", "score", "label")  # what a pair may have beside its texts
 KEYS = ("id", "group")  # records with the same one are never each other's negatives
 SPLITS = ("train", "validation", "test")
-# Of a source that is read record by record, so many stand for all where looking at all would take
+# Of a source that is read record by record, this many stand for all where looking at all would take
 # minutes.
 SAMPLE = 2000
 Value = TypeVar("Value")

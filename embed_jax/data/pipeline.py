@@ -253,7 +253,7 @@ def batch_maker(
     Args:
         sources: the data sets; with more than one, batches tell which one an example is from.
         tokenizers: by name; "encoder" is the trained model's own, whose token counts decide the
-            dealing to groups. With "query", a tower of its own, that one packs the first column and
+            dealing to groups. With "query", its own tower, that one packs the first column and
             "encoder" the others. Others see the same texts without prompts, in rows as long as
             their own limit if that is longer.
         batch_size: B, examples over all hosts.

@@ -44,7 +44,7 @@ def click_pairs(
         drop: gets rows of too few clicks, those beyond `top`, and those whose texts are a pair
             already or equal.
         min_clicks: how many a pair needs.
-        top: keep so many documents of a query, those of the most clicks and of equals the first; 0:
+        top: keep this many documents of a query, those of the most clicks and of equals the first; 0:
             all.
 
     Raises:

@@ -385,7 +385,7 @@ def _fits(item: Any, kind: str) -> bool:
 
 
 def _class_name(value: Any, names: Sequence[str], where: str) -> Any:
-    """The name of a class number; -1 is no class."""
+    """The name of a class number; -1 is not a class."""
     value = plain(value)
     if isinstance(value, str):
         return value

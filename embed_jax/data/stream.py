@@ -49,7 +49,7 @@ def open_stream(open: Callable[[], Iterator[Record]], name: str) -> RecordStream
     """A stream, its first records read.
 
     Raises:
-        InputError: if there are none.
+        InputError: if it is empty.
     """
     head = list(itertools.islice(open(), SAMPLE))
     if not head:
@@ -62,7 +62,7 @@ def stream_batches(
 ) -> Iterator[list[tuple[int, Record]]]:
     """Endless batches of (number in the stream, record), from batch `start` on.
 
-    Each pass over the stream is shuffled anew, within windows of so many records; its last records
+    Each pass over the stream is shuffled anew, within windows of this many records; its last records
     that fill no batch are left out. The order is a function of the seed, the window and the
     records.
 
@@ -99,7 +99,7 @@ def stream_batches(
 
 
 def made_ahead(values: Iterable[Value], buffer: int = 4) -> Iterator[Value]:
-    """The values, made by a thread that is so many ahead; it ends with the iterator."""
+    """The values, made by a thread that is this many ahead; it ends with the iterator."""
     made: queue.Queue = queue.Queue(buffer)
     stopped = threading.Event()
 

@@ -207,7 +207,7 @@ def make_prompt(
 def parse_answer(text: str, n: int, passage: str) -> list[str]:
     """The `n` queries in a model's answer: {"queries".
 
-    [...]} or the list alone, whatever stands before and after.
+    [...]} or only the list, whatever stands before and after.
 
     Raises:
         Failed: unless they are `n` different strings that are neither empty nor the passage itself.
@@ -360,7 +360,7 @@ def _read_answers(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
 
 
 def _first_json(text: str) -> Any:
-    """The first JSON object or list in a text, after a model's thoughts; None if there is none."""
+    """The first JSON object or list in a text, after a model's thoughts; None without one."""
     text = text.rpartition("</think>")[2]
     decoder = json.JSONDecoder()
     for start, letter in enumerate(text):

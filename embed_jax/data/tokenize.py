@@ -49,7 +49,7 @@ class Tokenizer:
         max_length: limit in tokens, special tokens included.
         pad_id: the padding token's id, 0 if the tokenizer has none.
         special_tokens: whether they are put around a text; without, `save` writes tokenizer.json
-            alone, which says it.
+            only, which says it.
         rows: of the model's table of token embeddings; a text with a token beyond them is refused.
             0: not known.
     """
@@ -81,7 +81,7 @@ class Tokenizer:
 
         Returns:
             The ids in the order of the texts. With `include_prompt=False`, `skip` is the number of
-            tokens of the prompt alone without a special token at its end: the rule of
+            tokens of the prompt only without a special token at its end: the rule of
             sentence-transformers.
         """
         _check_texts(texts)
@@ -311,7 +311,7 @@ def _ending_in_eos(hf: Any) -> Any:
 
 
 def _with_eos(processor: dict[str, Any] | None, token: str, number: int) -> dict[str, Any]:
-    """A post-processor, as tokenizer.json has it, that puts one token more after each text."""
+    """A post-processor, as tokenizer.json has it, that puts one more token after each text."""
     kind = processor["type"] if processor else None
     if kind == "TemplateProcessing":
         known = {token: {"id": token, "ids": [number], "tokens": [token]}}

@@ -28,7 +28,7 @@ def pack_window(
         ids: token ids of each text.
         skip: leading tokens that don't count towards pooling.
         batch_tokens: slots of a batch.
-        segments: token types of each text, as of `pack_sentences`.
+        segments: token types of each text, as in `pack_sentences`.
 
     Yields:
         The numbers of the texts of a batch, and the batch: leaves `[R, T]`, text i of the batch is
@@ -93,7 +93,7 @@ def _room_for_sentences(rows: int, row_length: int) -> int:
 
 
 def _rows(packed: TokenBatch, start: int, stop: int, rows: int) -> TokenBatch:
-    """Some rows of a packed batch as a batch of its own.
+    """Some rows of a packed batch as its own batch.
 
     Sentences numbered anew, rows padded to a power of two.
     """

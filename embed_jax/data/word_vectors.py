@@ -77,7 +77,7 @@ def word_tokenizer(words: Sequence[str], max_length: int, *, lower_case: bool) -
 
     Args:
         words: all different.
-        max_length: a text is cut at so many known words.
+        max_length: a text is cut at this many known words.
         lower_case: lower-case texts first.
     """
     from tokenizers import Tokenizer as Backend

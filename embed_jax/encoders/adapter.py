@@ -76,10 +76,10 @@ def read_adapter(
         base_directory: where the base's Transformer lies.
 
     Returns:
-        Its settings, and its tree as of `lora.init_lora`, NumPy.
+        Its settings, and its tree as in `lora.init_lora`, NumPy.
 
     Raises:
-        InputError: a file is missing or damaged; it is no LoRA, or of a kind that is not supported;
+        InputError: a file is missing or damaged; it is not a LoRA, or of a kind that is not supported;
             a tensor is missing, extra or of another shape than the base's; or it was made for
             another base.
     """
@@ -324,7 +324,7 @@ def write_adapter(directory: Path, spec: EncoderSpec, adapter: Params, base: str
         name: ours.get(name) for name in {**theirs, **ours} if ours.get(name) != theirs.get(name)
     }
     unseen = [f"{name} {value!r}" for name, value in changes.items() if name not in stored]
-    if unseen:  # transformers changes no field that the base's config.json has not
+    if unseen:  # transformers changes no field that the base's config.json lacks
         warn(f"sentence-transformers will not see {', '.join(unseen)}: {base} has no such field in "
              f"its "
                       "config.json; save the model with the adapter merged for it")  # fmt: skip

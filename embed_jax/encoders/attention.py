@@ -27,13 +27,13 @@ def sentence_bias(
 
     0 there, MASKED elsewhere.
 
-    Padding has an id of its own, so it sees padding: no row is without a slot to look at, none is
+    Padding has its own id, so it sees padding: no row is without a slot to look at, none is
     NaN, and what comes out there is never pooled.
 
     Args:
         position: the tokens' places in their sentences; wanted for `causal` and `window`.
-        causal: a token sees itself and those before it alone.
-        window: a token sees tokens at a distance below this alone; 0: at any.
+        causal: a token sees itself and those before it only.
+        window: a token sees tokens at a distance below this only; 0: at any.
     """
     seen = sentence[:, :, None] == sentence[:, None, :]
     if causal or window:

@@ -51,7 +51,7 @@ def build_encoder(
         same_mask_columns: C, the number of texts of an example, for one dropout mask for all of
             them: position by position they lose the same numbers, wherever they are packed
             (SimCSE's "fixed 0.1", Gao et al. 2021, table 3). As in `types.Batch`, sentence c * E +
-            e of a group is column c of its e-th example. 0: every slot has a mask of its own.
+            e of a group is column c of its e-th example. 0: every slot has its own mask.
 
     Returns:
         params are {"backbone": tree with layers stacked on the leading axis, "heads": {"0": ...,
@@ -82,7 +82,7 @@ def build_encoder(
     every_layer = needs_every_layer(spec.pooling)
     if same_mask_columns and spec.lora is not None and spec.lora.dropout:
         raise InputError(
-            f"same_mask_columns {same_mask_columns}: an adapter with dropout has masks of its own"
+            f"same_mask_columns {same_mask_columns}: an adapter with dropout has its own masks"
         )
     if spec.token_head is not None and every_layer:
         raise InputError(
@@ -140,7 +140,7 @@ def build_encoder(
         key: PRNGKeyArray | None,
         read,
         every_layer: bool = False,
-        # The embeddings' too, and without a final norm but for the last layer's
+        # The embeddings' too, and without a final norm except for the last layer's
         all_states: bool = False,
     ) -> Float[Array, "*L R T H"]:
         backbone = params["backbone"]

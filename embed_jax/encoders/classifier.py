@@ -48,11 +48,11 @@ def build_classifier(spec: ClassifierSpec, **options: Any) -> Encoder:
     """The classifier that `spec` describes, as two pure functions.
 
     Args:
-        options: compute_dtype, remat, attention, unroll, as of `build_encoder`. The head is float32
+        options: compute_dtype, remat, attention, unroll, as in `build_encoder`. The head is float32
             always.
 
     Returns:
-        `apply` makes logits `[S, L]`; params are {"backbone": as of `build_encoder`, "classifier":
+        `apply` makes logits `[S, L]`; params are {"backbone": as in `build_encoder`, "classifier":
         {"dense", "out"}}.
 
     Raises:

@@ -39,11 +39,11 @@ class DecoderConfig:
     Attributes:
         family: config.json's model_type.
         num_kv_heads: heads of keys and values, a divisor of `num_heads`.
-        head_size: of each head; `num_heads` of them need not make `hidden_size`.
+        head_size: of each head; `num_heads` of them don't have to make `hidden_size`.
         max_positions: the most tokens that a sentence may have; no parameters depend on it.
         rope: rotary positions. local_rope: those of sliding layers; None: `rope` too.
         causal: whether a token sees only itself and those before it.
-        window: sliding layers see tokens at a distance below this alone. 0: there are none.
+        window: sliding layers see tokens at a distance below this only. 0: there are none.
         layer_types: FULL or SLIDING for each layer; empty: all SLIDING if there is a window, else
             all FULL.
         qkv_bias, output_bias, mlp_bias: whether these linear maps have biases.
@@ -61,7 +61,7 @@ class DecoderConfig:
             models have none, and ignore the field of this name that is written for a rate other
             than 0.
         initializer_range: standard deviation of the initial weights.
-        tied: whether the language model's output layer, which an encoder has not, is the embedding
+        tied: whether the language model's output layer, which an encoder lacks, is the embedding
             table.
     """
 

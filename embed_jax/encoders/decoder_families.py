@@ -59,9 +59,9 @@ class Form:
             false where it is not there.
         layer_types: (config.json, number of layers) -> kinds of layers where there is no such
             field; None: it is none, all layers are of one kind.
-        local: whether sliding layers have rotary positions of their own, and
+        local: whether sliding layers have their own rotary positions, and
             use_bidirectional_attention is a field, with which half the window lies on either side.
-        supported: fields of which one value alone is.
+        supported: fields of which only one value is.
     """
 
     default: DecoderConfig
@@ -94,7 +94,7 @@ def read_config(form: Form, found: Mapping[str, Any]) -> DecoderConfig:
     config = dataclasses.replace(form.default, **values)
     activation(config.activation)
     if config.head_size % 2:
-        raise InputError(f"config.json: heads of an even size are wanted, found {config.head_size}")
+        raise InputError(f"config.json: expected heads of an even size, found {config.head_size}")
     if config.num_heads % config.num_kv_heads:
         raise InputError(
             f"config.json: {config.num_kv_heads} heads of keys cannot serve {config.num_heads} of "
@@ -156,7 +156,7 @@ def _read_windows(form: Form, found: Mapping[str, Any], layers: int) -> dict[str
     causal = found.get("is_causal") is not False
     if causal and found.get("auto_map") and "is_causal" not in found:
         warn(
-            "config.json names code of its own (auto_map), which is not run: attention is read as "
+            "config.json names its own code (auto_map), which is not run: attention is read as "
             "causal; if that code "
             'attends both ways, as GritLM\'s does, write "is_causal": false there'
         )
@@ -166,7 +166,7 @@ def _read_windows(form: Form, found: Mapping[str, Any], layers: int) -> dict[str
     types = _read_types(form, found, layers, window)
     if window is None and SLIDING in types or window is not None and window < 1:
         raise InputError(
-            f"config.json: sliding_window: a number of tokens is wanted, found {window!r}"
+            f"config.json: sliding_window: expected a number of tokens, found {window!r}"
         )
     if window is None:
         return {"causal": causal and not halved, "window": 0, "layer_types": ()}
@@ -189,7 +189,7 @@ def _read_types(
             raise InputError(f"config.json: layer_types: {unknown('type', name, ours)}")
     if len(found["layer_types"]) != layers:
         raise InputError(
-            f"config.json: layer_types: {layers} are wanted, found {len(found['layer_types'])}"
+            f"config.json: layer_types: expected {layers}, found {len(found['layer_types'])}"
         )
     return tuple(ours[name] for name in found["layer_types"])
 

@@ -1,6 +1,6 @@
 """Frozen linear maps in eight bits: integers with one scale per output.
 
-Weights alone, not what they multiply.
+Weights only, not what they multiply.
 """
 
 from __future__ import annotations

@@ -150,7 +150,7 @@ class Rotation:
 
 
 def rotate(x: Float[Array, "R T H d"], by: Rotation) -> Float[Array, "R T H d"]:
-    """Turns the pairs (x_i, x_{i + d/2}), so that products of queries and keys depend on the tokens' distance alone.
+    """Turns the pairs (x_i, x_{i + d/2}), so that products of queries and keys depend on the tokens' distance only.
 
     Pairs are a half apart, as in Hugging Face's checkpoints, and not neighbours as in the paper. In
     float32.

@@ -122,7 +122,7 @@ def init_lora(spec: EncoderSpec, backbone: Params, key: PRNGKeyArray) -> Params:
         out]}}}, float32.
 
     Raises:
-        InputError: a target that the backbone has not.
+        InputError: a target that the backbone lacks.
     """
     lora = spec.lora
     targets = adapted_modules(spec, backbone)

@@ -52,7 +52,7 @@ def init_head(config: Any, key: PRNGKeyArray) -> Params:
     the transposed kernel.
 
     Args:
-        config: the backbone's: hidden size H, embedding size W (the same but for ELECTRA),
+        config: the backbone's: hidden size H, embedding size W (the same except for ELECTRA),
             vocabulary size V.
     """
     shapes = (1, config.hidden_size), (config.vocab_size, config.embedding_size)

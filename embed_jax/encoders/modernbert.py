@@ -38,7 +38,7 @@ from embed_jax.types import TokenBatch
 
 
 def alternating(layers: int, every: int = 3) -> tuple[str, ...]:
-    """The kinds of so many layers.
+    """The kinds of this many layers.
 
     The first is FULL, then one of `every`, the others are SLIDING.
     """
@@ -60,7 +60,7 @@ class ModernBertConfig:
         embedding_dropout, hidden_dropout, attention_dropout: rates when a dropout key is given: of
             the embeddings, inside the feed-forward layers, and of the softmax and what attention
             gives.
-        initializer_range: standard deviation of the initial weights, but for those before a
+        initializer_range: standard deviation of the initial weights, except for those before a
             residual.
     """
 
@@ -306,7 +306,7 @@ def _layer_types(found: Mapping[str, Any], layers: int) -> tuple[str, ...]:
             raise InputError(f"config.json: layer_types: {unknown('type', name, ours)}")
     if len(found["layer_types"]) != layers:
         raise InputError(
-            f"config.json: layer_types: {layers} are wanted, found {len(found['layer_types'])}"
+            f"config.json: layer_types: expected {layers}, found {len(found['layer_types'])}"
         )
     return tuple(ours[name] for name in found["layer_types"])
 

@@ -119,7 +119,7 @@ def read_normalize(directory: Path) -> tuple[Normalize, Params]:
 
 
 def write_head(directory: Path, head: Head, params: Params) -> None:
-    """Writes a head's config and weights; a Normalize is an empty folder but for its config.
+    """Writes a head's config and weights; a Normalize is an empty folder except for its config.
 
     Raises:
         InputError: an activation that sentence-transformers' files cannot name.

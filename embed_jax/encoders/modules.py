@@ -46,7 +46,7 @@ MODULES = f"{PACKAGE}models."  # where every version of it finds its classes
 WEIGHTED, LATENT = "WeightedLayerPooling", "LatentAttention"
 TYPES = {
     LATENT: f"{LatentAttention.__module__}.{LATENT}"
-}  # ours alone: sentence-transformers cannot load it
+}  # ours only: sentence-transformers cannot load it
 TOKEN_HEADS = (WEIGHTED, LATENT)
 HEADS = ("Dense", "LayerNorm", "Normalize", "Dropout")
 KNOWN = ("Transformer", "StaticEmbedding", *TOKEN_HEADS, "Pooling", *HEADS)
@@ -83,7 +83,7 @@ def read_entries(path: Path) -> list[tuple[str, str]]:
     """(class name, folder) of each entry of a modules.json, in any order, those of ROUTERS among them.
 
     Raises:
-        InputError: as `read_modules`, but for the order.
+        InputError: as `read_modules`, except for the order.
     """
     try:
         found = [(module["type"], module["path"]) for module in json.loads(path.read_text("utf-8"))]
@@ -95,7 +95,7 @@ def read_entries(path: Path) -> list[tuple[str, str]]:
 
 
 def check_order(path: Path, folders: Sequence[tuple[str, str]]) -> None:
-    """Raises an InputError for modules that do not make an encoder in this order, unless it is a Transformer alone."""
+    """Raises an InputError for modules that do not make an encoder in this order, unless it is only a Transformer."""
     kinds = [kind for kind, _ in folders]
     order = r"(Transformer( (WeightedLayerPooling|LatentAttention))? Pooling|StaticEmbedding)( (HEAD))*|Transformer"
     if not re.fullmatch(order.replace("HEAD", "|".join(HEADS)), " ".join(kinds)):

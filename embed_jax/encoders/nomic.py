@@ -281,7 +281,7 @@ TENSORS = {
     "layers/down": "layers.{}.mlp.down_proj",
     "layers/output_norm": "layers.{}.post_mlp_layernorm",
 }
-PUBLISHED = {  # transformers writes these too, beside a config.json of its own
+PUBLISHED = {  # transformers writes these too, beside its own config.json
     "embeddings/token": "embeddings.word_embeddings",
     "embeddings/token_type": "embeddings.token_type_embeddings",
     "embeddings/norm": "emb_ln",

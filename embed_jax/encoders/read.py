@@ -141,7 +141,7 @@ def _read(
     """The model that modules make in this order; `call(read, ...)` reads what has parameters."""
     if not plain and folders == [("Transformer", folders[0][1])]:
         raise InputError(
-            f"{directory / 'modules.json'}: found a Transformer alone; wanted a Pooling after it"
+            f"{directory / 'modules.json'}: found a Transformer only; expected a Pooling after it"
         )
     first, static = directory / folders[0][1], folders[0][0] == "StaticEmbedding"
     below = None if put is None else lambda path, *rest: put(f"backbone/{path}", *rest)
@@ -258,7 +258,7 @@ def read_classifier(directory: Path) -> SavedClassifier:
     if len(folders) > 1:
         found = ", ".join(kind for kind, _ in folders)
         raise InputError(
-            f"{directory / 'modules.json'}: found {found}; a cross-encoder is a Transformer alone"
+            f"{directory / 'modules.json'}: found {found}; a cross-encoder is a Transformer only"
         )
     transformer = directory / folders[0][1]
     backbone, _, config = read_backbone(transformer)
@@ -267,7 +267,7 @@ def read_classifier(directory: Path) -> SavedClassifier:
     tensors = open_tensors(transformer)
     out = f"{family.tensors['classifier/out']}.weight"
     if out not in tensors:
-        raise InputError(f"{transformer}: no weights of a classifier ({out}): it is no sequence "
+        raise InputError(f"{transformer}: no weights of a classifier ({out}): it is not a sequence "
                          f"classification model "
                          f"such as {family.architecture}")  # fmt: skip
     shapes = jax.eval_shape(build_classifier(spec).init, jax.random.key(0))

@@ -28,7 +28,7 @@ class Rope:
         factor: by how much texts are longer than those first trained on; waves are stretched by at
             most this.
         original_max_position_embeddings: the most tokens of those.
-        low_freq_factor, high_freq_factor: "llama3": waves that fit so many times, or fewer, into
+        low_freq_factor, high_freq_factor: "llama3": waves that fit this many times, or fewer, into
             those texts are stretched by `factor`; those that fit this many times or more not at
             all; between them by less.
         beta_fast, beta_slow, truncate: "yarn": as high_freq_factor and low_freq_factor, but linear
@@ -115,7 +115,7 @@ def _yarn(rope: Rope, size: int) -> Float[np.ndarray, " h"]:
     """
 
     def number(fits: float) -> float:
-        """Of the frequency whose wave fits so many times into the original texts."""
+        """Of the frequency whose wave fits this many times into the original texts."""
         wave = rope.original_max_position_embeddings / (fits * 2 * math.pi)
         return size * math.log(wave) / (2 * math.log(rope.theta))
 

@@ -2,7 +2,7 @@
 
 Texts of different kinds pass different modules.
 
-A Router stands among the modules of modules.json, first (then each route is an encoder of its own)
+A Router stands among the modules of modules.json, first (then each route is its own encoder)
 or after the pooling (then the backbone is shared); what is before and after it is common to all
 routes. Its folder holds a config and the routes' modules, each in a folder; one that several routes
 name is one module.
@@ -134,7 +134,7 @@ def _read_config(path: Path) -> tuple[dict[str, str], dict[str, list[str]], dict
 def _tasks(path: Path, rules: Mapping[str, str]) -> dict[str | None, str]:
     """Those of (task, modality) -> route that are for texts.
 
-    One for texts alone goes before one for all modalities.
+    One for texts only goes before one for all modalities.
     """
     found: dict[str | None, str] = {}
     try:

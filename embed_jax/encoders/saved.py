@@ -68,7 +68,7 @@ class SavedClassifier:
 
     Attributes:
         spec: what it computes.
-        params: tree for `build_classifier(spec)`; dtypes as of SavedModel.
+        params: tree for `build_classifier(spec)`; dtypes as in SavedModel.
         max_length: tokens, special ones included, after which a pair is cut.
         activation: what makes scores of logits, "sigmoid" or "identity".
         prompt: text put before the first text of each pair.

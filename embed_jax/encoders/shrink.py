@@ -28,7 +28,7 @@ def keep_layers(
         layers: counted from 0, ascending.
 
     Raises:
-        InputError: for no layers, one that the backbone has not, layers that are not ascending,
+        InputError: for no layers, one that the backbone lacks, layers that are not ascending,
             none of 0 where the first layer is built otherwise, or a backbone without.
     """
     layers, number = list(layers), spec.backbone.num_layers

@@ -41,7 +41,7 @@ class Stack(nn.Module):
             layer is then recomputed in the backward pass, so that what was read is not kept. None:
             as stored.
         mask_columns: into how many columns of examples a group's sentences fall whose dropout masks
-            are equal, position by position; 0: every slot has a mask of its own.
+            are equal, position by position; 0: every slot has its own mask.
     """
 
     config: Any
@@ -63,7 +63,7 @@ class Stack(nn.Module):
         """Returns the slots with equal dropout masks, if `mask_columns` is set and there is dropout.
 
         Raises:
-            InputError: the sentences do not fall into so many columns.
+            InputError: the sentences do not fall into this many columns.
         """
         if key is None or not self.mask_columns:
             return None
@@ -89,7 +89,7 @@ class Stack(nn.Module):
             layer: made as `layer(config, dtype, attention, every_layer)`, called as `(hidden, own,
                 *shared)`; gives the next hidden states, and these again if every layer is asked
                 for, else None.
-            each: what each layer has of its own, stacked: its dropout key, or a tree with its key
+            each: what belongs to each layer, stacked: its dropout key, or a tree with its key
                 and more.
             shared: what is the same for all layers.
         """

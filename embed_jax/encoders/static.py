@@ -51,7 +51,7 @@ class Static(nn.Module):
 
     There is no product that a smaller dtype would make faster.
 
-    Attributes: as of `bert.Bert`; without layers, attention and dropout they change nothing.
+    Attributes: as in `bert.Bert`; without layers, attention and dropout they change nothing.
     """
 
     config: StaticConfig

@@ -28,7 +28,7 @@ class T5Config:
     """The size of a T5 encoder; the defaults are t5-base's.
 
     Attributes:
-        head_size: of queries, keys and values; heads need not make up the hidden size.
+        head_size: of queries, keys and values; heads don't have to make up the hidden size.
         max_positions: the most tokens that a sentence may have; no parameters depend on it.
         relative_buckets: rows of the bias by distance, shared by all layers.
         relative_distance: from where on all distances are one bucket.
@@ -273,7 +273,7 @@ T5_ENCODER = Family(
     tensors=TENSORS,
     older=(
         {**TENSORS, "embeddings/token": "encoder.embed_tokens"},
-    ),  # files that hold it under this name alone
+    ),  # files that hold it under this name only
     prefixes=("transformer.",),
     ignored=(
         r"(encoder\.embed_tokens|shared)\.weight",

@@ -79,7 +79,7 @@ def read_text_config(directory: Path, task: str = "feature-extraction") -> TextC
     """Reads a Transformer's settings of texts; the defaults if it has no such file.
 
     Args:
-        task: of TASKS, what the Transformer is wanted for.
+        task: of TASKS, the purpose of the Transformer.
 
     Raises:
         InputError: a field that is unknown or has a value that is not supported.

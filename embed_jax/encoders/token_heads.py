@@ -70,7 +70,7 @@ def read_head(directory: Path, config: Any, shapes: Params) -> Params | None:
     """The parameters that predict tokens in the weights of a model directory, or None if they are not there.
 
     Args:
-        directory: as of `read.read_model`; of an adapter the base's weights are looked at.
+        directory: as in `read.read_model`; of an adapter the base's weights are looked at.
         config: the backbone's.
         shapes: the parameters' arrays or `jax.ShapeDtypeStruct`s.
 

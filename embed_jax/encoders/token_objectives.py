@@ -1,4 +1,4 @@
-"""Objectives on an encoder's tokens, alone or beside a loss: what was hidden, or what comes next.
+"""Objectives on an encoder's tokens, by themselves or beside a loss: what was hidden, or what comes next.
 
 mlm()
 mntp(rate=0.2)
@@ -104,7 +104,7 @@ def mlm_auxiliary(
 
     A group is encoded a second time with tokens hidden, and the mean cross entropy of what they
     were is taken over all hidden tokens of the global batch. Metric: "accuracy". Logits exist for
-    the hidden tokens alone.
+    the hidden tokens only.
 
     Args:
         mask_id: the mask token's id.
@@ -240,7 +240,7 @@ def _masked(
     random: float,
     before: int,
 ) -> Auxiliary:
-    """Hidden tokens predicted from the states of the tokens so many places `before` them."""
+    """Hidden tokens predicted from the states of the tokens this many places `before` them."""
     name = "mntp" if before else "mlm"
     for what, value in (("mask", mask), ("random", random)):
         if not _is_number(value) or not 0 <= value <= 1:

@@ -43,7 +43,7 @@ _FLOATS = ("float16", "bfloat16", "float32", "float64")
 def open_tensors(directory: Path) -> dict[str, np.ndarray]:
     """The tensors of `model.safetensors`, or of the shards that `model.safetensors.index.json` names; none is read yet.
 
-    Each is a read-only array over the file itself: a slice of it reads its own bytes alone.
+    Each is a read-only array over the file itself: a slice of it reads its own bytes only.
 
     Raises:
         InputError: no such file, a damaged, truncated or missing shard, a tensor that stands in two
@@ -89,7 +89,7 @@ def _open_shards(directory: Path) -> dict[str, np.ndarray]:
 
 
 def open_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of one file, as of `open_tensors`.
+    """The tensors of one file, as in `open_tensors`.
 
     Raises:
         InputError: the file is missing, truncated or otherwise damaged, or has a tensor of an
@@ -129,7 +129,7 @@ def _read_header(path: Path) -> tuple[int, dict[str, tuple[str, tuple[int, ...],
             raise ValueError(f"its header is to end at byte {start:,}, it has {size:,}")
         header = json.loads(file.read(start - 8))
     if not isinstance(header, dict):
-        raise ValueError("its header is no JSON object")
+        raise ValueError("its header is not a JSON object")
     header.pop("__metadata__", None)
     found = {}
     for name, about in header.items():
@@ -171,7 +171,7 @@ def read_json(path: Path, kinds: Mapping[str, str] | None = None) -> dict[str, A
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(found, dict):
-        raise InputError(f"{path}: a JSON object is wanted, found a {type(found).__name__}")
+        raise InputError(f"{path}: expected a JSON object, found a {type(found).__name__}")
     return check_fields(f"{path}: ", found, kinds or {})
 
 
@@ -183,7 +183,7 @@ def write_safetensors(path: Path, tensors: dict[str, np.ndarray], **metadata: st
     from safetensors.numpy import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    # With the mode that any new file gets; safetensors puts one in its place that its owner alone
+    # With the mode that any new file gets; safetensors puts one in its place that only its owner
     # reads
     path.touch()
     mode = path.stat().st_mode
@@ -243,11 +243,11 @@ def params_from_tensors(
     Args:
         shapes: the tree's arrays or `jax.ShapeDtypeStruct`s; layers stacked on the leading axis of
             "layers".
-        tensors: as of `open_tensors`.
+        tensors: as in `open_tensors`.
         where: for messages.
         put: makes each leaf; its `read` gives a slice in our own layout (layers stacked, kernels
             transposed, the parts of a fused tensor apart) and the stored dtype, float32 where that
-            differs between layers, and reads that slice alone. None: NumPy arrays, bfloat16 as it
+            differs between layers, and reads that slice only. None: NumPy arrays, bfloat16 as it
             is and other floats as float32.
 
     Raises:

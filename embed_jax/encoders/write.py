@@ -69,19 +69,19 @@ def write_model(
 
     Tensors have the parameters' dtypes. It is made beside and renamed, so `directory` holds a whole
     model or what it held before. A model there before is replaced; a directory with anything else
-    in it is not touched. The "first_last_mean" pooling and a LatentAttention are ours alone:
+    in it is not touched. The "first_last_mean" pooling and a LatentAttention are ours only:
     sentence-transformers refuses such a model. A static encoder is written as a StaticEmbedding. Of
     an encoder with an adapter only the adapter is written, as sentence-transformers does, in PEFT's
     format; the backbone must be that of `settings.base`. Kernels in eight bits are written in
     float32.
 
     Args:
-        spec, params: as of `build_encoder`; parameters of heads that the spec does not name are
+        spec, params: as in `build_encoder`; parameters of heads that the spec does not name are
             left out.
         settings: how texts are encoded and embeddings compared.
         tokenizer: what writes the tokenizer's files.
         max_length: tokens, special ones included, after which a text is cut.
-        shard_bytes: a larger backbone is written as shards of at most so many bytes.
+        shard_bytes: a larger backbone is written as shards of at most this many bytes.
         further: tensors to write beside the backbone's, under Hugging Face's names, such as those
             of a language model's head; not beside an adapter.
 
@@ -162,7 +162,7 @@ def modules_of(
     shard_bytes: int = SHARD_BYTES,
     further: Mapping[str, np.ndarray] | None = None,
 ) -> list[Module]:
-    """The modules of an encoder, in order; arguments as of `write_model`.
+    """The modules of an encoder, in order; arguments as in `write_model`.
 
     Raises:
         InputError: prompts of a static encoder are to be left out of pooling; or vectors are cut
@@ -272,7 +272,7 @@ def whole_directory(directory: Path) -> Iterator[Path]:
     """
     directory = Path(directory).absolute()
     if directory.exists() and not directory.is_dir():
-        raise InputError(f"{directory}: is a file; a directory is wanted")
+        raise InputError(f"{directory}: expected a directory, found a file")
     temporary = None
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)

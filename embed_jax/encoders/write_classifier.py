@@ -47,10 +47,10 @@ def write_classifier(
     Tensors have the parameters' dtypes. What is there before is treated as by `write_model`.
 
     Args:
-        spec, params: as of `build_classifier`.
+        spec, params: as in `build_classifier`.
         tokenizer: what writes the tokenizer's files.
         max_length, activation, prompt, lower_case: see SavedClassifier.
-        shard_bytes: a larger model is written as shards of at most so many bytes.
+        shard_bytes: a larger model is written as shards of at most this many bytes.
 
     Raises:
         InputError: the directory cannot be written, or holds something that is no model.

@@ -39,7 +39,7 @@ def spearman_by_size(
     sizes: Sequence[int],
     layers: Sequence[int],
 ) -> BySize:
-    """Returns Spearman's correlation, its mean over the test sets, of embeddings cut to each size after so many layers.
+    """Returns Spearman's correlation, its mean over the test sets, of embeddings cut to each size after this many layers.
 
     Texts are encoded once for each number of layers. What was not trained is evaluated without a
     warning.
@@ -67,7 +67,7 @@ def spearman_by_size(
 
 
 def print_by_size(found: Mapping[str, BySize], trained: Sequence[int]) -> None:
-    """A line for each size: each model's score and the share of its own largest embedding's that is kept."""
+    """A line for each size: each model's score and the share of its own largest embedding's that it keeps."""
     print(f"{'layers':>6} {'size':>5} " + "".join(f"{name:>20}" for name in found))
     first = next(iter(found.values()))
     for layers, by_size in first.items():

@@ -29,7 +29,7 @@ NAMES = {
     "negatives": "negatives too easy",
 }
 
-RANDOM = 1000  # random documents of a query: so many tell what is above 99 % of them
+RANDOM = 1000  # random documents of a query: this many tell what is above 99 % of them
 FEWEST = 10
 # Below, one random document in ten stands above the right one: before any search that is 10 % of it
 LEAST_AUC = 0.9
@@ -376,7 +376,7 @@ def negatives(
     Args:
         positive: similarity of each row's anchor with its positive.
         negative, row: similarity of an anchor with a negative, and whose row that is.
-        random: similarity of each anchor with positives of other rows; nan where there is none.
+        random: similarity of each anchor with positives of other rows; nan where nothing is.
     """
     given = np.isfinite(random).sum(axis=1)[row] >= FEWEST
     if not given.any():

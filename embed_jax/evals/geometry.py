@@ -318,7 +318,7 @@ def geometry_evaluator(
 ) -> Callable[[Encode], dict[str, float]]:
     """An evaluator for training: `encode -> {"alignment": ..., "uniformity": ..., ...}`, see `geometry_metrics`.
 
-    Always of the same texts: of more than `limit` different texts, or half as many pairs, so many
+    Always of the same texts: of more than `limit` different texts, or half as many pairs, this many
     drawn by `seed`.
 
     Args:

@@ -55,7 +55,7 @@ class Instructed:
         queries: texts with their instruction, by id.
         qrels: judgements of the same queries.
         excluded: of each query that has such: the documents that are relevant by the original
-            instruction alone.
+            instruction only.
         candidates: of each query: the documents that are ranked; None: all are.
     """
 

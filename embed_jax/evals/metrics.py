@@ -51,7 +51,7 @@ def ndcg(
 def mrr(
     gains: Float[np.ndarray, "Q K"], ideal: Float[np.ndarray, "Q J"], k: int
 ) -> Float[np.ndarray, " Q"]:
-    """Reciprocal rank of the first relevant document among the first k; 0 if there is none."""
+    """Reciprocal rank of the first relevant document among the first k; 0 if none is relevant."""
     relevant = gains[:, :k] > 0
     return np.where(relevant.any(axis=1), 1 / (1 + np.argmax(relevant, axis=1)), 0.0)
 

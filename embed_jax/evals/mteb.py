@@ -200,7 +200,7 @@ def local_task(
     language: str = "und-Zyyy",
     ignore_identical_ids: bool = False,
 ) -> AbsTask:
-    """Data of our own as a task of mteb, read already.
+    """Our own data as a task of mteb, read already.
 
     Args:
         kind: "sts", "retrieval", "reranking", "classification", "clustering", "pairs", "bitext" or

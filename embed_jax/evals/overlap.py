@@ -7,7 +7,7 @@ What must not be concluded:
 - Overlap is not cheating. Set phrases, quotations and boilerplate are shared by chance, and a text
   may have been seen without its pair or label.
 - The score without the overlapping items, less the score of all, is not what the leak brought:
-  those items are no random sample, they are longer, or easier, or of one source. Compare systems
+  those items are not a random sample, they are longer, or easier, or of one source. Compare systems
   with each other on the same remaining items, and a model that has seen the texts with one that has
   not.
 - Words are what stands between blanks and punctuation: in scripts without blanks (Chinese,
@@ -97,10 +97,10 @@ def overlap(test_texts: Sequence[str], training_texts: Iterable[str], *, n: int 
     Args:
         test_texts: one text an item. Of pairs, give both columns one after the other, and take
             `flags.reshape(2, -1)`.
-        training_texts: e.g. of `iter_records`; all the texts of its records, not the anchors alone.
+        training_texts: e.g. of `iter_records`; all the texts of its records, not the anchors only.
 
     Raises:
-        InputError: if n < 1, there are no test or no training texts, or one is no string.
+        InputError: if n < 1, there are no test or no training texts, or one is not a string.
     """
     if n < 1:
         raise InputError(f"n: expected 1 or more words, found {n}")

@@ -170,7 +170,7 @@ class _Ranking:
         return np.cumsum(times)[self.last], np.cumsum(times * self.labels)[self.last]
 
     def metrics(self, times: Int[np.ndarray, " N"] | None = None) -> dict[str, float]:
-        """METRICS at the best thresholds, of the pairs or of a resample in which each stands so many times."""
+        """METRICS at the best thresholds, of the pairs or of a resample in which each stands this many times."""
         found, correct = self._counts(times)
         precision = correct / np.maximum(found, 1)
         positives = correct[-1] or np.nan

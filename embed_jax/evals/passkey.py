@@ -7,7 +7,7 @@ A query asks for one fact; right is the document that has it, found by the simil
 A model that reads only the beginning is right where facts stand there, and else by chance: accuracy
 by length shows how much of a document its embeddings hold.
 
-Texts are made from a seed, with filler and facts of our own: figures compare models with each
+Texts are made from a seed, with filler and our own facts: figures compare models with each
 other, and are not LongEmbed's.
 """
 
@@ -186,7 +186,7 @@ def open_task(
 
 
 def make_facts(form: str, count: int, seed: int = 0) -> tuple[list[str], list[str]]:
-    """Facts about so many different subjects, and the question that each answers.
+    """Facts about this many different subjects, and the question that each answers.
 
     Args:
         form: one of FORMS.
@@ -208,7 +208,7 @@ def make_facts(form: str, count: int, seed: int = 0) -> tuple[list[str], list[st
 
 
 def make_document(length: int, fact: str, depth: float, seed: int = 0) -> str:
-    """Filler with a fact in it, so many words in all; the last sentence of the filler is cut.
+    """Filler with a fact in it, this many words in all; the last sentence of the filler is cut.
 
     Args:
         depth: from 0.0, the fact comes first, to 1.0, it comes last.

@@ -22,7 +22,7 @@ class Gaps:
         statistics: A's score minus B's for each row of exchanges, one of which is "none".
         m: how many items an exchange changes.
         width: how many numbers a row takes, if not m.
-        scale: the statistic's largest size; values equal but for rounding count as equal.
+        scale: the statistic's largest size; values equal except for rounding count as equal.
     """
 
     statistics: Callable[[Bool[np.ndarray, "R m"]], Float[np.ndarray, " R"]]

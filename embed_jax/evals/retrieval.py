@@ -48,7 +48,7 @@ def open_task(
         k: cut-offs, separated by commas.
         similarity: one of SIMILARITIES; the model's own if empty.
         ignore_identical_ids: see `evaluate_retrieval`.
-        passage_words: cut documents into passages of so many words and take each document's best;
+        passage_words: cut documents into passages of this many words and take each document's best;
             0: whole documents, of which a model reads no more than its limit.
         passage_overlap: how many words a passage shares with the one before it.
 

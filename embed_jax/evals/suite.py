@@ -28,7 +28,7 @@ class Entry:
         task: its kind, one of the registry's.
         data: what `open_task` of that kind reads; split: which part.
         name: in tables and of the file.
-        instruction: what its texts, but for documents, are embedded for: for models with a
+        instruction: what its texts, except for documents, are embedded for: for models with a
             template.
         options: further arguments of `open_task`.
         where: the suite's file and the task's number, for errors.

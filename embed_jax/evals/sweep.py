@@ -166,7 +166,7 @@ def settings(
     asymmetric: Sequence[bool],
     rescoring: Sequence[tuple[int, str | None]],
 ) -> list[SweepSetting]:
-    """float32 at the model's dimension, and every combination that is a search of its own.
+    """float32 at the model's dimension, and every combination that is its own search.
 
     Left out: other searches of float32, and rescoring with what the scores come from already.
 

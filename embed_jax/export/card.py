@@ -51,7 +51,7 @@ UNSET = (None, "", 0, -1)
 FAIR = (
     "Scores are fractions; in brackets the 95 % bootstrap interval over the test items. It covers "
     "the choice of these "
-    "items alone: not another seed, another data set or other texts, and two overlapping intervals "
+    "items only: not another seed, another data set or other texts, and two overlapping intervals "
     "do not say that two "
     "models are equal."
 )

@@ -61,13 +61,13 @@ def _present(directory: Path) -> set[str]:
     if not directory.exists():
         return set()
     if not directory.is_dir():
-        raise InputError(f"{directory}: is a file; a directory is wanted")
+        raise InputError(f"{directory}: expected a directory, found a file")
     present = {path.name for path in directory.iterdir()}
     card = directory / CARD
     if present and not (
         card.is_file() and MARK in card.read_text(encoding="utf-8", errors="replace")
     ):
-        raise InputError(f"{directory}: holds {', '.join(sorted(present)[:5])}, and is no earlier "
+        raise InputError(f"{directory}: holds {', '.join(sorted(present)[:5])}, and is not an earlier "
                          f"export; give a new "
                          "directory")  # fmt: skip
     return present

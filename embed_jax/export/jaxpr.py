@@ -3,7 +3,7 @@
 Each of its primitives in ONNX's operators, loops unrolled.
 
 Dimensions may be symbolic (`jax.export.symbolic_shape`), and stay so. What depends on known arrays
-alone is computed here, and what is broadcast stays small as long as ONNX's own broadcasting makes
+only is computed here, and what is broadcast stays small as long as ONNX's own broadcasting makes
 up for it.
 """
 

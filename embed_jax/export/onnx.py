@@ -154,7 +154,7 @@ def one_text_a_row(model: SentenceEncoder, dtype: Any = np.float32) -> tuple[Cal
         present = attention_mask > 0
         pooled = present if pooling_mask is None else present & (pooling_mask > 0)
         position = jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape)
-        # Sentences are told apart within rows alone, and a row has one: 0, and 1 for padding.
+        # Sentences are told apart within rows only, and a row has one: 0, and 1 for padding.
         tokens = TokenBatch(input_ids, jnp.where(present, 0, 1), position, pooled, sentences=1)
         states = _states(spec, backbone, params, tokens)
         vectors = [_pool(name, states, present, pooled) for name in spec.pooling.split("+")]
@@ -319,7 +319,7 @@ def compare_onnx(path: str | Path, model: SentenceEncoder, texts: Sequence[str])
     Infinity where a number is none.
 
     Raises:
-        InputError: as of `encode_onnx`.
+        InputError: as in `encode_onnx`.
     """
     prompt = (
         model.prompts[model.default_prompt_name] if model.default_prompt_name is not None else ""

@@ -84,7 +84,7 @@ class Graph:
     def __init__(self, inputs: Mapping[str, tuple[Any, Sequence[Size]]], int8_tables: bool = False):
         """`inputs`: by name, dtype and shape.
 
-        A dimension that is a name alone is read off the first that has it.
+        A dimension that is a name only is read off the first that has it.
         """
         self.int8_tables = int8_tables
         self.inputs = {
@@ -157,7 +157,7 @@ class Graph:
             for axis, size in enumerate(tensor.sizes):
                 if str(size) == factor:
                     return self.node("Shape", [tensor], (1,), np.int64, start=axis, end=axis + 1)
-        raise InputError(f"ONNX export: the size {factor!r} is no product of the inputs' sizes")
+        raise InputError(f"ONNX export: the size {factor!r} is not a product of the inputs' sizes")
 
     def whole(self, tensor: Tensor) -> Tensor:
         """The tensor as large as what it stands for."""

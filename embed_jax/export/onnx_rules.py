@@ -112,7 +112,7 @@ def _binary(name: str) -> Callable[..., Tensor]:
     def made(graph: Graph, params: Any, x: Tensor, y: Tensor) -> Tensor:
         if name in ("and", "or", "xor") and x.dtype != np.bool_:
             raise InputError(
-                f"ONNX export: the JAX primitive {name!r} is supported for booleans alone"
+                f"ONNX export: the JAX primitive {name!r} is supported for booleans only"
             )
         if name in NEUTRAL and _is(y, NEUTRAL[name]):
             return x

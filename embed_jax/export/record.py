@@ -181,11 +181,13 @@ def read_run(directory: Path) -> TrainingRun:
     """
     directory = Path(directory)
     if not (directory / "config.json").is_file():
-        raise InputError(f"{directory}: no config.json, so it is no run's directory")
+        raise InputError(f"{directory}: no config.json, so it is not a run's directory")
     config = _read(directory / "config.json")
     for part in ("model", "data", "eval", "loss", "optim", "train", "batch"):
         if not isinstance(config.get(part), dict):
-            raise InputError(f"{directory / 'config.json'}: no {part!r}, so it is no run's config")
+            raise InputError(
+                f"{directory / 'config.json'}: no {part!r}, so it is not a run's config"
+            )
     start = Path(config["model"].get("name", ""))
     stage = start.name == "model" and start.parent.resolve() != directory.resolve()
     stage = stage and (start.parent / "config.json").is_file()
@@ -295,7 +297,7 @@ def _dataset(source: str, split: str, records: int, loss: str) -> Dataset:
         )
     elif kind == "beir":
         name = Path(rest).name
-    elif source != "python_docs":  # a file: its name alone says nothing about where it is from
+    elif source != "python_docs":  # a file: its name by itself says nothing about where it is from
         path = Path(rest if rest and kind in ("parquet", "array_record", "stream") else source)
         return Dataset("/".join(path.parts[-2:]).lstrip("/"), split, "", UNKNOWN, records, loss)
     return Dataset(name, split, hub, LICENCES.get(name, licence), records, loss)
@@ -310,7 +312,7 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(found, dict):
-        raise InputError(f"{path}: a JSON object is wanted, found a {type(found).__name__}")
+        raise InputError(f"{path}: expected a JSON object, found a {type(found).__name__}")
     return found
 
 

@@ -59,7 +59,7 @@ def usage(
 
 
 _PLAIN = (
-    "These are the files of the backbone and the tokenizer alone, as transformers lays them out: "
+    "These are the files of the backbone and the tokenizer only, as transformers lays them out: "
     "pooling, prompts and "
     "similarity are not recorded in them, only here. Whatever loads them must be told the pooling."
 )
@@ -93,7 +93,7 @@ def _ours(model: SentenceEncoder, name: str) -> str:
 
 
 def _body(model: SentenceEncoder, short: str) -> str:
-    """The same for both but for how embeddings are cut short: their methods have the same names."""
+    """The same for both except for how embeddings are cut short: their methods have the same names."""
     has_sides = {"query", *DOCUMENT_NAMES} & set(model.prompts)
     lines = []
     if has_sides:

@@ -119,7 +119,7 @@ def per_dataset(losses: Mapping[str, AnyLoss]) -> Loss:
     Sum_i weight_i value_i / sum_i weight_i over all of them.
 
     Examples of other data sets are neither rows nor negatives of a loss. A loss that takes at most
-    so many texts an example is given the first ones. Metrics: each loss's own as "DATASET/NAME",
+    this many texts an example is given the first ones. Metrics: each loss's own as "DATASET/NAME",
     and its value as "loss/DATASET"; nan in a batch without examples for it.
 
     Args:
@@ -286,7 +286,7 @@ def _of_some(
     params: Params,
     most: int = 0,
 ) -> LossResult:
-    """A loss over some of the examples and, if `most` is not 0, over so many of their texts."""
+    """A loss over some of the examples and, if `most` is not 0, over this many of their texts."""
 
     def change(columns: Columns) -> Columns:
         columns = columns.select(range(len(columns.embeddings))[:most]) if most else columns

@@ -284,7 +284,7 @@ def kl(
         similarity: the student's score, "dot", "cosine", or another `scores.Score`.
 
     Returns:
-        Weight 1 for an example with an anchor and two candidates: one alone has nothing to learn.
+        Weight 1 for an example with an anchor and two candidates: a single one has nothing to learn.
 
     Raises:
         InputError: if there is not one score for each candidate.

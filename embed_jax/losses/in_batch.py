@@ -92,7 +92,7 @@ def info_nce(
         hardness_strength: their logit grows by strength * s, without gradient.
         label_smoothing: share e of the target that is spread evenly over the positive and all
             negatives.
-        mask_duplicates, mask_by, mask_margin, mask_strategy: which candidates are no negatives, see
+        mask_duplicates, mask_by, mask_margin, mask_strategy: which candidates are not negatives, see
             `Negatives`.
 
     >>> anchors, positives = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])

@@ -219,7 +219,7 @@ class Negatives:
 def gap_block(
     negatives: Negatives, adjust: Callable[[Texts, Texts, Array], Array] | None = None
 ) -> Callable[[Texts, Texts, Any], Float[Array, "M b n"]]:
-    """The block of logits minus the row's positive logit, -inf where a candidate is no negative.
+    """The block of logits minus the row's positive logit, -inf where a candidate is not a negative.
 
     Relative to the positive, so that a loss far below float32's resolution of the logits is not
     lost.
@@ -241,7 +241,7 @@ def gap_block(
 def similarity_block(
     negatives: Negatives, map_: Callable[[Array, Any], Array], nothing: float
 ) -> Block:
-    """The block of `map_(similarities, shared)`, and `nothing` where a candidate is no negative."""
+    """The block of `map_(similarities, shared)`, and `nothing` where a candidate is not a negative."""
 
     def block(rows: Texts, candidates: Texts, shared: Any) -> Float[Array, "M b n"]:
         similarities = negatives.similarities(rows, candidates)

@@ -45,7 +45,7 @@ def triplet_loss(
 def triplet(
     own: Columns, world: World, params: Params, *, margin: float = 5.0, distance: str = "euclidean"
 ) -> LossResult:
-    """`triplet_loss` of an anchor and its positive, the mean over those of its own negatives that are there.
+    """`triplet_loss` of an anchor and its positive, the mean over those of its negatives that are there.
 
     Returns:
         Weight 1 for an example with an anchor, a positive and a negative. Metric `accuracy`: the

@@ -33,7 +33,7 @@ def joined(hosts: Hosts) -> Iterator[None]:
     after its last sign of life.
 
     Args:
-        hosts: `coordinator` "": this process alone; "auto": those of a SLURM job, a TPU pod, Open
+        hosts: `coordinator` "": this process only; "auto": those of a SLURM job, a TPU pod, Open
             MPI or Kubernetes, as JAX detects them; "ADDRESS:PORT" of host 0, with `count` and
             `index`.
 
@@ -98,7 +98,7 @@ class _LastWords:
         me = jax.process_index()
         line = f"error: host {me} was ended, most likely since host 0, the coordinator, was lost; {RESUMES}"
         program = f"import sys\nif not sys.stdin.read(): print({line!r}, file=sys.stderr)"
-        # Of a session of its own, it outlives what ends this one.
+        # In its own session, it outlives what ends this one.
         self._process = subprocess.Popen(
             [sys.executable, "-c", program],
             stdin=subprocess.PIPE,

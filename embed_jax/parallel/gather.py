@@ -191,7 +191,7 @@ def global_loss(
 
         With `extra`, a state's with a queue (`parallel.queue`), its entries are negatives, and the
         second result is (metrics, finite, what enters the queue). Without, the loss is of this
-        batch alone.
+        batch only.
     """
     frozen, auxiliary = dict(frozen or {}), dict(auxiliary or {})
 
@@ -394,7 +394,7 @@ def vary(leaf: Array) -> Array:
 def _gathered(
     params: Params, specs: Any, layers: tuple[str, ...], when: str, tensor: int
 ) -> tuple[Params, ReadParams | None]:
-    """Parameters with all shards gathered, but for the layers' if they are read one by one.
+    """Parameters with all shards gathered, except for the layers' if they are read one by one.
 
     And what reads one.
     """

@@ -59,7 +59,7 @@ def queue_columns(queue: Queue, own: Columns) -> Columns:
     """The queue as `Columns.queue` of a device's own examples."""
     embeddings, text_hash = queue["embeddings"], queue["text_hash"]
     size = text_hash.shape[0]
-    # Equal hashes of zero are no text: a record without positive entered.
+    # Equal hashes of zero are not text: a record without positive entered.
     there = (jnp.arange(size) < queue["filled"]) & jnp.any(text_hash != 0, axis=-1)
     return Columns(
         embeddings=(jax.tree.map(jnp.zeros_like, embeddings), embeddings),

@@ -27,7 +27,7 @@ from embed_jax.world import Sums, finite_shift, safe_log
 
 KINDS = ("logsumexp", "sum", "max")
 TILE = 2**20  # numbers of one block of pairs: 4 MiB in float32
-SHORTEST_TILE = 256  # candidates, or as many as have so many numbers with one row
+SHORTEST_TILE = 256  # candidates, or as many as have this many numbers with one row
 
 
 def reduce_tiled(

@@ -1,4 +1,4 @@
-"""Training on tokens alone: an objective's mean over all that it counts in the global batch, see `parallel.gather`."""
+"""Training on tokens only: an objective's mean over all that it counts in the global batch, see `parallel.gather`."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ class ChatEndpoint(Server):
         """The model's answer to one request.
 
         Raises:
-            Failed, InputError: as of `post`; Failed too for an answer without text.
+            Failed, InputError: as in `post`; Failed too for an answer without text.
         """
         content = {
             "model": self.model,

@@ -366,7 +366,7 @@ def _job(keys: Sequence[str], texts: Mapping[str, str], kind: str) -> Job:
 
 
 def _batches(texts: Mapping[str, str], most: int, most_bytes: int) -> Iterator[list[str]]:
-    """Keys of so many texts at most, and so many bytes in UTF-8; a longer text goes alone."""
+    """Keys of this many texts at most, and this many bytes in UTF-8; a longer text goes by itself."""
     batch: list[str] = []
     total = 0
     for key, text in texts.items():

@@ -116,7 +116,7 @@ class Server:
         try:
             return json.loads(body)
         except (ValueError, RecursionError):
-            raise Failed("the server's answer is no JSON") from None
+            raise Failed("the server's answer is not JSON") from None
 
     def without_key(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key and len(self._key) >= SECRET else text
@@ -209,7 +209,7 @@ def retry_after(value: str | None) -> float | None:
 def message_of(body: Any) -> str:
     """Returns the message of a body in one line: {"error": {"message": ...}}, {"detail": ...}.
 
-    ...}, or all of it.
+    Of any other body all of it.
     """
     if isinstance(body, str):
         with contextlib.suppress(ValueError):

@@ -21,7 +21,7 @@ class VectorCache:
 
     The vectors stay on disk until they are asked for.
 
-    What `add` was given is on disk when it returns. A line that was cut off or damaged is no line:
+    What `add` was given is on disk when it returns. A line that was cut off or damaged is not a line:
     its vector is missing, and nothing else. Several processes may add to one file; one sees what
     was there when it opened it.
     """

@@ -100,7 +100,7 @@ class BM25Searcher:
     def score(
         self, queries: Sequence[str], rows: Int[np.ndarray, "Q p"]
     ) -> Float[np.ndarray, "Q p"]:
-        """The score of each query with rows of its own; -inf for row -1."""
+        """The score of each query with its own rows; -inf for row -1."""
         scores = np.full(rows.shape, -np.inf, np.float32)
         for found, row, words in zip(scores, rows, _words(queries), strict=True):
             found[row >= 0] = self._scores(words)[row[row >= 0]]

@@ -189,7 +189,7 @@ def _sign_centres(dim: int) -> Float[np.ndarray, "m 256 8"]:
 def _rescored(
     queries: Float[np.ndarray, "Q D"], rows: Int[np.ndarray, "Q p"], originals: Originals
 ) -> Float[np.ndarray, "Q p"]:
-    """The dot product of each query with rows of its own."""
+    """The dot product of each query with its own rows."""
     scores = np.empty(rows.shape, np.float32)
     step = max(1, RESCORE_ROWS // rows.shape[1])
     for start in range(0, len(rows), step):

@@ -117,7 +117,7 @@ class DenseSearcher:
     def score(
         self, queries: Sequence[str], rows: Int[np.ndarray, "Q p"]
     ) -> Float[np.ndarray, "Q p"]:
-        """The similarity of each query with rows of its own; -inf for row -1."""
+        """The similarity of each query with its own rows; -inf for row -1."""
         embedded = self.embed(queries)
         found = [
             self.embeddings.rows(row) @ query for row, query in zip(rows, embedded, strict=True)

@@ -58,7 +58,7 @@ class Searcher(Protocol):
     def score(
         self, queries: Sequence[str], rows: Int[np.ndarray, "Q p"]
     ) -> Float[np.ndarray, "Q p"]:
-        """The similarity of each query with rows of its own; -inf for row -1."""
+        """The similarity of each query with its own rows; -inf for row -1."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Mining:
     A query's candidates are the passages that the searchers rank highest, without copies of its
     known positives, its own text and repeated texts. Of the first `rank_max`, those that pass the
     limits on scores remain, and of these all but the first `rank_min`; from them `number` are
-    taken. These are the semantics of sentence-transformers 6 (`mine_hard_negatives`), but for a
+    taken. These are the semantics of sentence-transformers 6 (`mine_hard_negatives`), except for a
     query of several positives: margins compare with the pair's own.
 
     Attributes:
@@ -80,7 +80,7 @@ class Mining:
             the TopK-PercPos of 95 % of NV-Retriever (Moreira et al. 2024).
         sampling: "top", the hardest, or "random".
         seed: of random sampling, which depends on it, the query's text and the query's candidates
-            alone.
+            only.
 
     Raises:
         InputError: for values that cannot be.

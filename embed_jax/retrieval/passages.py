@@ -26,11 +26,11 @@ def _word() -> re.Pattern[str]:
 def split_passages(
     corpus: Mapping[str, str], words: int, overlap: int = 0
 ) -> tuple[list[str], Int[np.ndarray, " N"]]:
-    """Documents cut into windows of so many words, as they stand in the text.
+    """Documents cut into windows of this many words, as they stand in the text.
 
     Words are what blanks separate, and each character of a script without blanks, such as Chinese
     or Thai. The last window is what is left; a document of one window is kept as it is, also an
-    empty one. Titles stand in the first window alone.
+    empty one. Titles stand in the first window only.
 
     Args:
         corpus: texts by id.

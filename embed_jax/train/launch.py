@@ -59,19 +59,19 @@ def _draw_curves(workdir: Path, title: str) -> None:
         return
     try:
         plot_curves(workdir / "metrics.jsonl", workdir / "curves.png", title=title)
-    except InputError as error:  # a picture is no reason for a finished run to fail
+    except InputError as error:  # a picture is not a reason for a finished run to fail
         say(f"no curves.png: {error}")
 
 
 def stages(config: Experiment, workdir: Path) -> list[tuple[Experiment, Path]]:
     """Returns the run itself and those of `config.stages`, each in a directory of its name and from the model before it.
 
-    A stage with a model name of its own starts from that one.
+    A stage with its own model name starts from that one.
     """
     runs = [(config, workdir)]
     for name, stage in vars(config.stages).items():
         if not stage.model.name:
             stage.model.name = str(runs[-1][1] / "model")
         runs.append((stage, workdir / name))
-    config.stages = SimpleNamespace()  # each is a run of its own
+    config.stages = SimpleNamespace()  # each is its own run
     return runs

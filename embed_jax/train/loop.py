@@ -183,7 +183,7 @@ def run(
             nonlocal clock
             _check_finite(step, batch, metrics, checkpoints)
             line = {name: float(value) for name, value in metrics.items() if name != "finite"}
-            # A metric of a data set that the batch has nothing of is no number.
+            # A metric of a data set that the batch has nothing of is not a number.
             line = {name: value for name, value in line.items() if not math.isnan(value)}
             now = time.monotonic()
             num_tokens = sum(
@@ -323,7 +323,7 @@ def _judge(
 ) -> tuple[bool, Best]:
     """Decides whether an evaluation's model is the best, and updates the state of the selection.
 
-    A gain is at least `eval.min_gain`. An equal value is no gain, but of two equally good models
+    A gain is at least `eval.min_gain`. An equal value is not a gain, but of two equally good models
     the later one is kept. A value that is not a number says nothing about the model: it is neither.
 
     Args:
@@ -371,7 +371,7 @@ def _mean(values: list[float]) -> list[float]:
 def _check_finite(
     step: int, batch: Batch, metrics: Mapping[str, Any], checkpoints: Checkpoints
 ) -> None:
-    """Raises a RunError that names the step and the records whose loss is no number."""
+    """Raises a RunError that names the step and the records whose loss is not a number."""
     broken = [name for name in ("loss", "grad_norm") if not math.isfinite(float(metrics[name]))]
     if not broken:
         return
@@ -444,7 +444,7 @@ class _Termination:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         self.signal = "Ctrl-C"
         self._say("Ctrl-C: saving after this step; a second one ends the run at once")
-        if self._several:  # JAX tells the other hosts of SIGTERM, by a handler of its own
+        if self._several:  # JAX tells the other hosts of SIGTERM, by its own handler
             os.kill(os.getpid(), signal.SIGTERM)
 
 

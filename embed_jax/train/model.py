@@ -62,7 +62,7 @@ class TrainingModel:
 
     @property
     def has_towers(self) -> bool:
-        """True if queries have an encoder of their own."""
+        """True if queries have their own encoder."""
         return self.sentence is not None and bool(self.sentence.routes)
 
     @property
@@ -132,7 +132,7 @@ def _saved_routes(model: Model) -> Mapping[str, SavedModel] | None:
         return None
     if model.query:
         raise InputError(
-            f"config.model.query: {model.name} has encoders of its own for queries and documents, "
+            f"config.model.query: {model.name} has its own encoders for queries and documents, "
             f"found {model.query!r}"
         )
     if set(saved.models) != set(TOWERS):

@@ -59,7 +59,7 @@ class Objective:
             `(params, batch, key, frozen params, extra) -> (loss, (metrics, finite, ...))`; see
             `parallel.gather.global_loss`.
         scheduled: whether the function takes the keyword `step` too, the state's step.
-        of_dataset: what each data set needs, where data sets have losses of their own.
+        of_dataset: what each data set needs, where data sets have their own losses.
         prompts: of anchors and candidates.
         models: frozen models by name, whose tokens a batch has too.
         frozen: further parameters by name that are not trained.
@@ -194,7 +194,7 @@ def training_loss(config: Experiment) -> Loss:
             f"config.data.train is one"
         )
     if loss.datasets and (own or list(loss.datasets) != names):
-        expected = f"those of config.mixture.sources, {', '.join(names)}, in this order and without losses of their own"
+        expected = f"those of config.mixture.sources, {', '.join(names)}, in this order and without their own losses"
         raise InputError(
             f"config.loss.name: {config.loss.name!r} has losses for {', '.join(loss.datasets)}; "
             f"expected {expected}"

@@ -90,7 +90,7 @@ def adafactor(optim: Optim, schedule: optax.Schedule) -> optax.GradientTransform
     """Adafactor (Shazeer and Stern 2018): second moments as a row and a column, no first moments.
 
     The learning rate is relative: an update is at most that share of the RMS of its parameter, so
-    rates are about 1e-3. Each layer of a stacked leaf is a parameter of its own. Weight decay is
+    rates are about 1e-3. Each layer of a stacked leaf is its own parameter. Weight decay is
     multiplied by the learning rate, as AdamW's is. `b1`, `b2` and `eps` are not used.
     """
     return optax.chain(
@@ -106,7 +106,7 @@ def muon_and_adamw(optim: Optim, schedule: optax.Schedule) -> optax.GradientTran
     """Muon (Jordan et al. 2024) for the kernels of the layers, each layer by itself, and AdamW for all else.
 
     AdamW has embeddings, heads, norms, biases, adapters (the factors of a low-rank update are no
-    maps of their own) and the loss's parameters. Muon's updates have the RMS of AdamW's, so that
+    their own maps) and the loss's parameters. Muon's updates have the RMS of AdamW's, so that
     both share one learning rate and one weight decay; its momentum is 0.95, and `b1` and `b2` are
     AdamW's.
     """

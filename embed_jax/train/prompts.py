@@ -79,7 +79,7 @@ def training_encoders(
 def settle_prompts(config: Experiment, model: SentenceEncoder | RoutedEncoder) -> tuple[str, str]:
     """The prompts of anchors and candidates, which become those of the resulting model, as "query" and "document".
 
-    A data set of a mixture with prompts of its own leaves them as "NAME_query" and "NAME_document".
+    A data set of a mixture with its own prompts leaves them as "NAME_query" and "NAME_document".
     """
     prompts, given = training_prompts(config, model), given_prompts(config)
     named = dict(zip(("query", "document"), prompts, strict=True)) if any(given) else {}

@@ -29,7 +29,7 @@ ONLY = "train"  # the name of the data set of a run that has one
 
 
 def open_mixture(config: Experiment) -> dict[str, RecordSource]:
-    """The data sets that `config.mixture.sources` names, or that of `config.data` alone if it names none."""
+    """The data sets that `config.mixture.sources` names, or the one of `config.data` if it names none."""
     chosen = vars(config.mixture.sources)
     if not chosen:
         return {ONLY: open_source(config.data)}

@@ -30,7 +30,7 @@ def training_flops_per_token(trained: Params, frozen: Params = None) -> float:
     2 forward, 4 backward (Kaplan et al. 2020, section 2.1).
 
     Embedding tables are looked up, not multiplied, and attention's own products are left out, as is
-    usual: for short texts they are a few per cent. A frozen parameter has no gradient of its own: 4
+    usual: for short texts they are a few per cent. A frozen parameter has no gradient: 4
     FLOPs.
     """
     return 6.0 * _multiplying(trained) + 4.0 * _multiplying(frozen)

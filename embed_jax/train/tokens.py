@@ -85,7 +85,7 @@ def _check_settings(config: Experiment) -> None:
         value = getattr(getattr(config, part), field_name)
         if value:
             raise InputError(
-                f"config.{field}: {name!r} trains on tokens alone and has no use for it, found "
+                f"config.{field}: {name!r} trains on tokens only and has no use for it, found "
                 f"{value!r}"
             )
     if config.queue.size:

@@ -80,7 +80,7 @@ def test_rate_1_leaves_one_word_and_any():
 @pytest.mark.parametrize("text", [TEXT, " ".join(WORDS[:3])])
 @pytest.mark.parametrize("rate", [0.1, 0.3, 0.55])
 def test_the_share_that_goes_is_the_rate(text, rate):
-    """Also of a text of three words, of which a tenth is no word.
+    """Also of a text of three words, of which a tenth is not a word.
 
     Five standard errors of 8,000 draws.
     """

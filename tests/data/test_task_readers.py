@@ -34,7 +34,7 @@ def file(tmp_path):
 
 @pytest.fixture
 def saved(tmp_path):
-    """`saved(columns)` is a data set as of the hub, with a split "test"."""
+    """`saved(columns)` is a data set like one from the hub, with a split "test"."""
     datasets = pytest.importorskip("datasets")
 
     def saved(columns):

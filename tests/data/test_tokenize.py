@@ -199,7 +199,7 @@ def test_eos_after_both_texts_of_a_pair(bpe_tokenizer):
 def test_add_eos_token_is_honoured_as_transformers_honours_it(bpe_tokenizer, flag):
     """By a tokenizer made from a vocabulary.
 
-    Where tokenizer.json stands, its post-processor alone counts.
+    Where tokenizer.json stands, only its post-processor counts.
     """
     from transformers import AutoTokenizer
 

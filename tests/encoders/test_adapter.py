@@ -137,7 +137,7 @@ def peft_from(base, adapter):
 
 @cases("bert-rslora", "llama-dora")
 def test_theirs_in_ours(family, kind, bases, tmp_path, tiny_tokenizer):
-    """peft's own file, alone and with sentence-transformers' modules around it."""
+    """peft's own file, by itself and with sentence-transformers' modules around it."""
     changes = {f"use_{name}": value for name, value in KINDS[kind].items()}
     wanted = by_peft(bases[family], tmp_path, TARGETS[family], **changes)
     read = load_sentence_encoder(str(tmp_path))
@@ -266,7 +266,7 @@ def changed(model, **fields):
 
 
 def test_what_the_backbone_has_other_than_its_base(bases, tmp_path):
-    """Fields of the base's config.json are others for sentence-transformers too, but for those that it has not."""
+    """Fields of the base's config.json are others for sentence-transformers too, except for those that it lacks."""
     model = adapted(bases["llama"], ("v_proj",))
     for name, fields, theirs in (
         ("norm", {"rms_norm_eps": 0.1}, {"rms_norm_eps": 0.1}),

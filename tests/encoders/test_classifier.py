@@ -335,7 +335,7 @@ def test_directories_of_other_models(copy, tmp_path):
     ]
     (copy / "modules.json").write_text(json.dumps(modules))
     with pytest.raises(
-        InputError, match="found Transformer, Pooling; a cross-encoder is a Transformer alone"
+        InputError, match="found Transformer, Pooling; a cross-encoder is a Transformer only"
     ):
         read_classifier(copy)
     (copy / "modules.json").unlink()

@@ -180,7 +180,7 @@ PUBLISHED = {  # fields of the files as published, without those that say nothin
         "vocab_size": 262144,
     },
 }
-PARAMETERS = {  # as published, where there is an output layer of its own without it
+PARAMETERS = {  # as published, where there is a separate output layer without it
     "llama2-7b": 6_738_415_616 - 32000 * 4096,
     "llama3-8b": 8_030_261_248 - 128256 * 4096,
     "llama3.2-1b": 1_235_814_400,
@@ -292,7 +292,7 @@ def test_what_a_file_leaves_unsaid():
         ("llama2-7b", {"hidden_size": None}, "missing hidden_size"),
         ("llama2-7b", {"hidden_act": "swish7"}, "unknown activation 'swish7'"),
         ("llama2-7b", {"num_key_value_heads": 3}, "3 heads of keys cannot serve 32 of queries"),
-        ("llama2-7b", {"head_dim": 5}, "heads of an even size are wanted, found 5"),
+        ("llama2-7b", {"head_dim": 5}, "expected heads of an even size, found 5"),
         (
             "llama2-7b",
             {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
@@ -301,7 +301,7 @@ def test_what_a_file_leaves_unsaid():
         (
             "mistral-7b",
             {"sliding_window": 0},
-            "sliding_window: a number of tokens is wanted, found 0",
+            "sliding_window: expected a number of tokens, found 0",
         ),
         (
             "qwen2-7b",
@@ -311,9 +311,9 @@ def test_what_a_file_leaves_unsaid():
         (
             "gemma2-2b",
             {"sliding_window": None},
-            "sliding_window: a number of tokens is wanted, found None",
+            "sliding_window: expected a number of tokens, found None",
         ),
-        ("gemma2-2b", {"layer_types": ["full_attention"]}, "layer_types: 26 are wanted, found 1"),
+        ("gemma2-2b", {"layer_types": ["full_attention"]}, "layer_types: expected 26, found 1"),
         (
             "gemma2-2b",
             {"layer_types": ["chunked"] * 26},

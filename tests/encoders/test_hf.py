@@ -166,7 +166,7 @@ def test_damaged_files(copy):
         (whole[:20], "its header is to end at byte .*, it has 20"),
         (b"", "its header is to end at byte 8, it has 0"),
         (b"garbage" * 100, "its header is to end at byte"),
-        (bytes([2, 0, 0, 0, 0, 0, 0, 0]) + b"[]", "its header is no JSON object"),
+        (bytes([2, 0, 0, 0, 0, 0, 0, 0]) + b"[]", "its header is not a JSON object"),
     ):
         weights.write_bytes(content)
         with pytest.raises(

@@ -1,4 +1,4 @@
-"""Dropout's masks are random enough, and a function of the key alone."""
+"""Dropout's masks are random enough, and a function of the key only."""
 
 import jax
 import jax.numpy as jnp

@@ -171,7 +171,7 @@ V6 = {"transformer_task": "feature-extraction", "module_output_name": "token_emb
 
 
 LAYOUTS = {
-    "2: folders of their own, flags": (
+    "2: their own folders, flags": (
         ((OLD + "Transformer", "0_Transformer"), (OLD + "Pooling", "1_Pooling", MEAN | {
             "pooling_mode_cls_token": False, "pooling_mode_max_tokens": False,
             "pooling_mode_mean_sqrt_len_tokens": False})),
@@ -207,7 +207,7 @@ LAYOUTS = {
                                                         "module_output_name": "sentence_embedding"})),
         dict(texts=V6, settings={"model_type": "SentenceTransformer", "prompts": {"query": "", "document": ""},
                                  "default_prompt_name": None, "similarity_fn_name": "cosine"})),
-    "6: poolings in an order of their own, residual, cut": (
+    "6: poolings in their own order, residual, cut": (
         ((NEW + "Transformer", ""), (NEW + "Pooling", "1_Pooling", {
             "embedding_dimension": 32, "pooling_mode": ["lasttoken", "cls"], "include_prompt": True}),
          (NEW + "Dense", "2_Dense", {"in_features": 64, "out_features": 16, "use_residual": True},
@@ -241,7 +241,7 @@ def test_a_layout_is_read_as_sentence_transformers_reads_it(name, lay_out, agree
 
 
 def test_what_was_read(lay_out):
-    modules, about = LAYOUTS["6: poolings in an order of their own, residual, cut"]
+    modules, about = LAYOUTS["6: poolings in their own order, residual, cut"]
     saved = read_model(lay_out(*modules, **about))
     assert saved.spec.pooling == "last_token+cls" and saved.spec.backbone.activation == "relu"
     dense = [Dense(size, 16, residual=True) for size in (64, 16)]
@@ -412,7 +412,7 @@ def test_a_cross_encoder_is_no_embedding_model(tmp_path, tiny_tokenizer):
     write_modules(directory, (BASE + "transformer.Transformer", ""))
     refused(directory, "a cross-encoder, which scores pairs of texts")
     assert read_classifier(directory).prompt == "find : "
-    for name in ("config_sentence_transformers.json", "modules.json"):  # transformers' alone
+    for name in ("config_sentence_transformers.json", "modules.json"):  # transformers' only
         (directory / name).unlink()
     refused(directory, "a cross-encoder, which scores pairs of texts")
     edit(directory / "sentence_bert_config.json", transformer_task="fill-mask")
@@ -484,7 +484,7 @@ def test_folders_elsewhere_are_refused(folder, lay_out):
 
 
 def test_a_transformer_without_a_pooling_is_refused(lay_out):
-    refused(lay_out(TWO[0]), "found a Transformer alone; wanted a Pooling after it")
+    refused(lay_out(TWO[0]), "found a Transformer only; expected a Pooling after it")
 
 
 @pytest.mark.parametrize(

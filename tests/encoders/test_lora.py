@@ -1,6 +1,6 @@
 """An adapter is a second tree.
 
-Merged into the kernels it is the same function, and it alone is trained.
+Merged into the kernels it is the same function, and only it is trained.
 """
 
 import dataclasses
@@ -306,7 +306,7 @@ def test_targets():
             lambda: build_encoder(
                 dataclasses.replace(BASE, lora=LoraSpec(1, 1.0, dropout=0.1)), same_mask_columns=2
             ),
-            "an adapter with dropout has masks of its own",
+            "an adapter with dropout has its own masks",
         ),
     ],
 )

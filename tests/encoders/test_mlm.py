@@ -46,7 +46,7 @@ def test_exactly_the_share_of_real_tokens_is_hidden(make_batch, rate):
     ids, counts, slots = map(np.asarray, jax.jit(hide, compiler_options=QUICKLY)(keys))
     assert slots.shape[1] == int(np.ceil(rate * tokens.token_ids.size))
     counts = counts.reshape(ids.shape)
-    assert (counts.sum((1, 2)) == wanted).all() and counts.max() == 1, "so many slots, each once"
+    assert (counts.sum((1, 2)) == wanted).all() and counts.max() == 1, "this many slots, each once"
     hidden = counts == 1
     assert not hidden[:, ~real].any()
     np.testing.assert_array_equal(

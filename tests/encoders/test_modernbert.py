@@ -145,7 +145,7 @@ def _close(ours, theirs):
 
 
 def test_any_pattern_of_layers_equals_torch(long_ids, rows, states, tmp_path):
-    """Windowed layers first, another window, and one kind of layer alone."""
+    """Windowed layers first, another window, and one kind of layer only."""
     for number, kinds in enumerate([(SLIDING, FULL, FULL, SLIDING), (SLIDING,) * 4]):
         peer = make(layer_types=[f"{kind}_attention" for kind in kinds], local_attention=12)
         peer.save_pretrained(tmp_path / str(number))
@@ -404,7 +404,7 @@ def test_number_of_parameters(shape, sizes, published):
     spec = random_spec(shape, vocab_size=50368)
     assert FAMILY.read_config(peer.config.to_dict()) == spec.backbone
     found = num_params(jax.eval_shape(build_encoder(spec).init, jax.random.key(0)))
-    unused = spec.backbone.hidden_size  # the norm that the first layer has not
+    unused = spec.backbone.hidden_size  # the norm that the first layer lacks
     assert found - unused == sum(p.numel() for p in peer.parameters()) == published
 
 
@@ -423,7 +423,7 @@ def test_number_of_parameters(shape, sizes, published):
             {"rope_parameters": {"rope_theta": 1.0}},
             "rope_parameters: expected full_attention and sliding_attention",
         ),
-        ({"layer_types": ["full_attention"]}, "layer_types: 4 are wanted, found 1"),
+        ({"layer_types": ["full_attention"]}, "layer_types: expected 4, found 1"),
         ({"layer_types": ["local"] * 4}, "layer_types: unknown type 'local'"),
         ({"hidden_activation": "swish7"}, "unknown activation 'swish7'"),
         ({"num_attention_heads": 5}, "hidden size 32 makes no 5 heads"),

@@ -1,4 +1,4 @@
-"""Rotary positions: frequencies as of transformers, read from both spellings, and what they do to products."""
+"""Rotary positions: frequencies as in transformers, read from both spellings, and what they do to products."""
 
 import numpy as np
 import pytest

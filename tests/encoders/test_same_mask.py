@@ -55,7 +55,7 @@ def test_copies_of_an_example_are_equal_and_examples_differ(params, copies, rate
     np.testing.assert_allclose(one, two, atol=1e-6)
     assert np.abs(one[0] - one[1]).max() > 1e-2, "one text in two examples has two masks"
     one, two = embed(params, copies, rates=rates)
-    assert np.abs(one - two).max(axis=-1).min() > 1e-2, "by default copies have masks of their own"
+    assert np.abs(one - two).max(axis=-1).min() > 1e-2, "by default copies have their own masks"
 
 
 def test_attention_in_blocks_has_the_same_masks(params, copies, monkeypatch):
@@ -69,7 +69,7 @@ def test_attention_in_blocks_has_the_same_masks(params, copies, monkeypatch):
 
 
 def test_sentences_that_are_no_columns_are_refused(params, copies):
-    with pytest.raises(InputError, match="6 sentences are no 4 columns"):
+    with pytest.raises(InputError, match="6 sentences are not 4 columns"):
         build_encoder(SPEC, same_mask_columns=4).apply(params, copies, jax.random.key(0))
 
 

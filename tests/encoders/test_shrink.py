@@ -127,7 +127,7 @@ def embeddings():
 
 
 def test_the_head_is_the_principal_components_of_svd(embeddings):
-    """Directions and order as of the singular value decomposition."""
+    """Directions and order as in the singular value decomposition."""
     head, params = pca_head(embeddings, 6)
     assert (head.in_features, head.out_features, head.bias, head.activation) == (
         20,

@@ -163,7 +163,7 @@ def test_loss_and_gradient_equal_transformers(case, torch_pair, packed):
 
 @pytest.fixture(scope="module")
 def reader(packed):
-    """`reader(before, causal)`: an encoder whose states name, whatever it is given, the tokens so many places on."""
+    """`reader(before, causal)`: an encoder whose states name, whatever it is given, the tokens this many places on."""
 
     def make(before, causal=False):
         original = jnp.asarray(packed.token_ids)

@@ -50,7 +50,7 @@ def test_scores_of_ranks_are_those_of_a_search(similarity, ignore, monkeypatch):
     queries, corpus = (
         rng.integers(-2, 3, size=(n, 3)).astype(np.float32) for n in (20, 50)
     )  # many equal scores
-    if similarity == "cosine":  # whose equal scores are equal but for rounding
+    if similarity == "cosine":  # whose equal scores are equal except for rounding
         corpus = rng.normal(size=(50, 3)).astype(np.float32)
     names = [f"x{n}" for n in range(50)]
     texts, asked = {name: name for name in names}, {name: name for name in reversed(names[:20])}

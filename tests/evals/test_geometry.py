@@ -56,7 +56,7 @@ def small_blocks(monkeypatch):
 def simplex(dim):
     """dim + 1 points, each as far from every other.
 
-    The basis of one dimension more, less its mean.
+    The basis of one more dimension, less its mean.
     """
     centred = np.eye(dim + 1) - 1 / (dim + 1)
     return centred @ np.linalg.svd(centred)[2][:dim].T
@@ -257,7 +257,7 @@ def test_order_and_blocks_change_nothing(vectors, monkeypatch):
 
 
 def encoder(dim=8):
-    """A fake `encode`: a text's vector depends on the text and prompt alone."""
+    """A fake `encode`: a text's vector depends on the text and prompt only."""
     calls = []
 
     def encode(texts, prompt=""):

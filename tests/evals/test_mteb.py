@@ -349,7 +349,7 @@ def test_a_revision_is_the_content(model, saved, tiny_model):
 
 
 def test_kept_results_are_those_of_the_data_and_the_model(data, recorder, tmp_path):
-    """mteb itself looks at names alone."""
+    """mteb itself looks at names only."""
     cache, model, other = (
         mteb.ResultCache(tmp_path / "cache"),
         recorder(),

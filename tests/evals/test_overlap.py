@@ -107,7 +107,7 @@ def test_training_texts_are_read_once_and_only_the_test_set_is_held():
     tracemalloc.stop()
     assert read == found.training_texts - 1 == 3000
     assert found.matches[0].training_text == 3000
-    assert peak < 200_000  # bytes; the training texts alone have a million letters
+    assert peak < 200_000  # bytes; the training texts have a million letters
 
 
 def test_the_clean_score_is_that_of_the_items_left():

@@ -101,7 +101,7 @@ def test_texts_without_a_correlation_do_not_count():
     expected = summarization_outcome(human[:2], machine[:2], ratings[:2])
     assert found.metrics == pytest.approx(expected.metrics)
     assert found.notes == ("1 of 3 texts do not count: all similarities equal",)
-    assert len(found.items) == 3, "as many as of another model, to compare with"
+    assert len(found.items) == 3, "as many as for another model, to compare with"
 
 
 def test_collapsed_embeddings_are_not_a_number(texts, write, recorded):

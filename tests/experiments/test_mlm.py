@@ -1,4 +1,4 @@
-"""Training on text alone, from a file to a model directory.
+"""Training on text only, from a file to a model directory.
 
 It learns, resumes exactly, and refuses what cannot be.
 """
@@ -326,12 +326,12 @@ def refused(mlm, settings, capsys, tmp_path):
             {"loss__name": "next_token"},
             "config.loss.name: 'next_token': next_token: expected a causal encoder",
         ),
-        ({"loss__mlm": 0.1}, "config.loss.mlm: 'mlm(rate=0.3)' trains on tokens alone"),
+        ({"loss__mlm": 0.1}, "config.loss.mlm: 'mlm(rate=0.3)' trains on tokens only"),
         (
             {"data__anchor_prompt": "query: "},
-            "config.data.anchor_prompt: 'mlm(rate=0.3)' trains on tokens alone",
+            "config.data.anchor_prompt: 'mlm(rate=0.3)' trains on tokens only",
         ),
-        ({"model__mlp": "kept"}, "config.model.mlp: 'mlm(rate=0.3)' trains on tokens alone"),
+        ({"model__mlp": "kept"}, "config.model.mlp: 'mlm(rate=0.3)' trains on tokens only"),
         ({"queue__size": 16}, "config.queue.size: the loss 'mlm(rate=0.3)' has no use for a queue"),
         (
             {"data__holdout": 0.0001},

@@ -168,7 +168,7 @@ def test_pairs_without_a_gold_label_make_no_triplets(nli, config, data, tmp_path
 
 
 def test_excluded_texts_drop_their_records(nli, config, data, tmp_path, capsys):
-    """Case and outer white space do not save a text; a label that is spelt like one is no text."""
+    """Case and outer white space do not save a text; a label that is spelt like one is not a text."""
     records = read(data / "nli.jsonl")
     known = [
         {"sentence1": f" {records[0]['premise'].upper()} ", "sentence2": "entailment", "score": 1.0}

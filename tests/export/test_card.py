@@ -120,7 +120,7 @@ def test_what_is_not_known_is_not_claimed(model, tmp_path, made_run):
     assert f"| snli/train.jsonl | train | 1,234 | {UNKNOWN} | `info_nce` |" in card.text
     assert "`base`, a directory" in card.text
     about = card.text[: card.text.index("## Train it again")]
-    assert str(tmp_path) not in about, "paths of a machine are in the config alone"
+    assert str(tmp_path) not in about, "paths of a machine are in the config only"
 
 
 def test_a_name_of_a_directory_is_none_of_the_hub(tmp_path, monkeypatch):
@@ -425,7 +425,7 @@ def test_what_is_no_result_is_said_in_one_line(content, message, tmp_path):
 def test_what_is_no_run_is_said_in_one_line(tmp_path, tiny_model):
     for directory, message in (
         (tmp_path, "no config.json"),
-        (tiny_model, "no 'model', so it is no run's config"),
+        (tiny_model, "no 'model', so it is not a run's config"),
     ):
         with pytest.raises(InputError, match=message):
             read_run(directory)

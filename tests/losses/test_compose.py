@@ -1,4 +1,4 @@
-"""Losses by expressions and losses made of losses, on losses of its own."""
+"""Losses by expressions and losses made of losses."""
 
 import dataclasses
 import functools
@@ -529,7 +529,7 @@ def test_parameters_are_named_by_place_and_those_of_one_loss_are_its_own():
         params = build_loss(expression).init(DIM, key)
         assert list(params) == ["1", "3"], expression
         assert not np.array_equal(params["1"]["scale"], params["3"]["scale"]), (
-            "entries have keys of their own"
+            "entries have their own keys"
         )
     assert build_loss("size() + triple()").init(DIM, key) == {}
     nested = build_loss("size() + per_dataset(a=size(), b=contrast(temperature=0.25))")

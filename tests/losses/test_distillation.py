@@ -112,7 +112,7 @@ def test_a_projection_to_the_teachers_size(columns, ours, theirs, given, peers, 
 
 
 def test_a_projection_and_prefixes():
-    """Each prefix has a projection of its own.
+    """Each prefix has its own projection.
 
     A teacher that is cut with the student needs none.
     """

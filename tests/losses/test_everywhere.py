@@ -163,7 +163,7 @@ def test_the_same_on_one_device_and_split_over_four(loss):
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
 def test_a_missing_example_counts_nothing(loss):
-    """The value is that of the others alone, and its texts have no gradient."""
+    """The value is that of the others only, and its texts have no gradient."""
     columns, params = some_columns(loss), some_params(loss)
     value, (gradient, _) = alone(loss)(without(columns, [(slice(None), 5)]), params)
     assert all(not np.any(column[5]) for column in gradient)

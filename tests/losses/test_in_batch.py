@@ -163,7 +163,7 @@ def test_mega_batch_margin(equals_torch, given, embeddings, batch):
     ],
 )
 def test_gist(equals_torch, given, embeddings, batch, negatives, arguments):
-    """The guide's embeddings are of another size, as of another model over another tokenizer."""
+    """The guide's embeddings are of another size, as in another model over another tokenizer."""
     torch = pytest.importorskip("torch")
     losses = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
     guide = embeddings(2 + negatives, batch, dim=5, seed=9)
@@ -401,7 +401,7 @@ def test_examples_that_share_a_text_are_no_negatives(mine, theirs):
 @pytest.mark.parametrize("kind", [0, 1])
 def test_examples_of_one_id_or_group_are_no_negatives(kind):
     keys = jnp.zeros((4, 2, 2), jnp.uint32).at[jnp.array([0, 3]), kind].set(5)
-    assert negatives_of_the_first(keys=keys) == [0, 1, 2]  # the zeros of the others are no key
+    assert negatives_of_the_first(keys=keys) == [0, 1, 2]  # the zeros of the others are not keys
 
 
 def test_absent_texts_are_no_negatives_and_weigh_nothing():

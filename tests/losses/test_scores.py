@@ -298,7 +298,7 @@ def test_four_devices_give_the_same(form):
 
 @pytest.mark.parametrize("groups, devices, form", [(4, 1, "auto"), (4, 4, "ring")])
 def test_an_encoder_of_tokens_trains_in_groups_on_devices(groups, devices, form):
-    """Gradient caching: the encoder gives each column its own number of tokens, and the mask is no float."""
+    """Gradient caching: the encoder gives each column its own number of tokens, and the mask is not a float."""
     vocabulary = 20
 
     def apply(params, tokens, key, read=None):

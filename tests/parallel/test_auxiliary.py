@@ -89,7 +89,7 @@ def test_the_mean_is_over_all_groups_alike_and_added_by_weight(encoder):
             "the dropout is what it was"
         )
     variance = float(metrics["counting/square"] - metrics["counting/noise"] ** 2)
-    assert variance > 0.02, "groups have keys of their own"
+    assert variance > 0.02, "groups have their own keys"
 
 
 @pytest.fixture(scope="module")

@@ -166,7 +166,7 @@ def local_bytes(tree):
 @SLOW
 @pytest.mark.parametrize("way", ["lora", "whole"])
 def test_a_device_s_state_and_step_shrink_with_the_shards(way):
-    """By fsdp * tensor, or by fsdp alone; the compiler's plan counts the same arguments."""
+    """By fsdp * tensor, or by fsdp only; the compiler's plan counts the same arguments."""
     found = {}
     for name, (devices, fsdp, tensor) in {"1x1x1": (1, 1, 1), "1x4x2": MESHES["1x4x2"]}.items():
         mesh = make_mesh(devices, fsdp, tensor)
@@ -179,7 +179,7 @@ def test_a_device_s_state_and_step_shrink_with_the_shards(way):
     (whole, whole_peak), (shard, shard_peak) = found["1x1x1"], found["1x4x2"]
     assert (
         4 < whole / shard < 8
-    )  # the base's kernels by 8, an adapter and the embeddings over fsdp alone
+    )  # the base's kernels by 8, an adapter and the embeddings over fsdp only
     assert shard_peak < 0.5 * whole_peak
 
 

@@ -1,4 +1,4 @@
-"""Training on tokens alone: one mean over the tokens of the global batch, the same on any devices and in any groups."""
+"""Training on tokens only: one mean over the tokens of the global batch, the same on any devices and in any groups."""
 
 import dataclasses
 import types
@@ -48,7 +48,7 @@ def encoders():
 
 
 def make_batch(groups=8) -> Batch:
-    """The same sentences, one an example, in so many groups."""
+    """The same sentences, one an example, in this many groups."""
     rng = np.random.default_rng(0)
     ids = [rng.integers(1, VOCAB, rng.integers(2, 12)).astype(np.int32) for _ in range(EXAMPLES)]
     tokens, order = pack_batch([ids], groups=groups, row_length=16)

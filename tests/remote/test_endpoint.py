@@ -356,7 +356,7 @@ def test_another_dimension_than_asked_for_or_than_before(encoder, server, tmp_pa
     for options in (
         {"concurrency": 1, "batch_size": 1},
         {},
-    ):  # the second has earlier ones from the cache alone
+    ):  # the second has earlier ones from the cache only
         encode = encoder(cache=path, **options)
         with pytest.raises(RunError, match="4 numbers after some of 5.*cache"):
             encode([*TEXTS, "new"])

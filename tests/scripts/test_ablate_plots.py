@@ -41,7 +41,7 @@ def test_the_best_step_is_that_of_the_mean_over_seeds(make_run):
     values = (
         {0: 0.1, 2: 0.9, 4: 0.6, 6: 0.2},
         {0: 0.1, 2: 0.1, 4: 0.6, 6: 0.7},
-    )  # alone, their bests are at 2 and 6
+    )  # by themselves, their bests are at 2 and 6
     runs = [
         make_run("a", seed, {step: {"mrr": v} for step, v in own.items()})
         for seed, own in enumerate(values)

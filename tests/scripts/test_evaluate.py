@@ -53,7 +53,7 @@ def test_embeddings_are_cut_and_stop_at_a_layer(run, tiny_model, sts, tmp_path):
         output,
     ]
     status, _, err = run(evaluate, *line)
-    assert status == 0 and "warning: dim 8 was not trained: this model was for 32 alone" in err
+    assert status == 0 and "warning: dim 8 was not trained: this model was for 32 only" in err
     found, model = json.loads(output.read_text()), embed_jax.load(str(tiny_model))
     with pytest.warns(UserWarning):
         expected = sts_evaluator(*read_sts(sts))(lambda texts: model.encode(texts, dim=8, layers=1))

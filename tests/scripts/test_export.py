@@ -127,7 +127,7 @@ def files(directory):
 
 
 def code(directory):
-    """The Python blocks of a card, but for configs."""
+    """The Python blocks of a card, except for configs."""
     blocks = re.findall(r"```python\n(.*?)```", (directory / "README.md").read_text(), re.S)
     return [block for block in blocks if "get_config" not in block]
 
@@ -194,7 +194,7 @@ def test_what_is_no_export_is_not_touched(refused, saved, model, tmp_path, conte
         (out / "sub").mkdir(parents=True)
         (out / "notes.txt").write_text("mine")
     message = refused(export, "--model", saved, "--output", out)
-    assert "is a file" in message if content == "file" else "is no earlier export" in message
+    assert "is a file" in message if content == "file" else "is not an earlier export" in message
 
 
 def test_nothing_is_left_of_an_export_that_fails(run, saved, tmp_path, monkeypatch):
@@ -524,7 +524,7 @@ def test_results_of_another_model_are_pointed_out(run, saved, tmp_path):
         (("--model", "m", "--adapter", "separate", "--dim", "4"), "--adapter separate"),
         (("--model", "m", "--private"), "are for --push-to-hub"),
         (("--model", "m", "--push-to-hub", "model"), "expected OWNER/NAME"),
-        (("--run", "nothing"), "no config.json, so it is no run's directory"),
+        (("--run", "nothing"), "no config.json, so it is not a run's directory"),
         (("--model", "nothing"), "model 'nothing' not found"),
         (("--model", "{saved}", "--dim", "25"), "--dim: expected 1 to 24"),
         (("--model", "{saved}", "--results", "nothing.json"), "nothing.json: no such file"),

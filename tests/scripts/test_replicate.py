@@ -51,7 +51,7 @@ def source(sentences):
 
 @pytest.fixture
 def settings(tiny_model):
-    """A config without dropout. With this eps, gradients that are zero but for rounding move nothing."""
+    """A config without dropout. With this eps, gradients that are zero except for rounding move nothing."""
 
     def make(**fields):
         usual = {

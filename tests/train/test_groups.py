@@ -65,7 +65,7 @@ def flat(tree):
 
 
 def torch_train(factor_of, optim, steps=3):
-    """torch's AdamW, every layer of every leaf a parameter group of its own.
+    """torch's AdamW, every layer of every leaf its own parameter group.
 
     Frozen ones require no gradient.
     """

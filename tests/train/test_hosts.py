@@ -1,4 +1,4 @@
-"""Several hosts, each a process of its own: the same run as one; one lost, the others end.
+"""Several hosts, each its own process: the same run as one; one lost, the others end.
 
 All restarted, exact.
 """
@@ -25,7 +25,7 @@ SETTINGS = (
     "--config.batch.groups=4",
     "--config.batch.shares=2",
     "--config.checkpoint.every=5",
-    "--config.loss.name=siglip",  # with parameters of its own
+    "--config.loss.name=siglip",  # with its own parameters
 )
 
 

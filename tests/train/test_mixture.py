@@ -82,7 +82,7 @@ def here(tmp_path_factory, cache):
 def data(tmp_path_factory, sentences):
     """Triplets, half of whose anchors are one of two texts; graded pairs.
 
-    Labelled pairs with names of their own.
+    Labelled pairs with their own names.
     """
     directory = tmp_path_factory.mktemp("mixture")
 
@@ -377,7 +377,7 @@ def only(experiment, name, **fields):
 def test_a_mixture_of_one_is_that_data_set(assembled, experiment, data):
     """The same state, the same batches and the same program of a step.
 
-    A loss of its own is the loss.
+    A data set's own loss is the loss.
     """
     mixture = only(experiment, "graded")
     alone = only(

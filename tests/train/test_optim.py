@@ -1,4 +1,4 @@
-"""Optimisers and schedules against plain optax and torch, a layer of a stacked leaf being a parameter of its own."""
+"""Optimisers and schedules against plain optax and torch, a layer of a stacked leaf being its own parameter."""
 
 import dataclasses
 

@@ -34,7 +34,7 @@ def run_lines(*names):
 
 def test_legends_stand_below_the_data_and_name_only_what_was_measured(draw, tmp_path):
     figure = draw(run_lines("sts/spearman", "sts/pearson", "validation/loss"), "sts: tiny, cosent")
-    losses, scores = figure.axes  # no panel of similarities, which such a run has not
+    losses, scores = figure.axes  # no panel of similarities, which such a run lacks
     assert [text.get_text() for text in losses.get_legend().get_texts()] == [
         "training loss, smoothed",
         "validation/loss",

@@ -26,7 +26,7 @@ STEPS = 24
 
 @pytest.fixture(scope="module")
 def simcse(arguments, cache):
-    """A function that starts `python -m experiments.simcse` in a process of its own."""
+    """A function that starts `python -m experiments.simcse` in its own process."""
 
     def start(workdir: Path, *overrides: str) -> subprocess.Popen:
         command = [sys.executable, "-m", "experiments.simcse", *arguments(workdir, *overrides)]

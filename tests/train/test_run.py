@@ -57,7 +57,7 @@ RUNS = {
         "model__mlp": "kept",
     },
     "an adapter of random weights": {**ADAPTER, "lora__dora": True, "model__name": "random:tiny"},
-    "tokens alone": {"loss__name": "mlm(rate=0.3)", "model__name": "random:tiny"},
+    "tokens only": {"loss__name": "mlm(rate=0.3)", "model__name": "random:tiny"},
     "a mixture": {},
     "a student": {"model__layers": "1", "model__teacher": "TINY", "loss__name": "embedding_mse"},
 }
@@ -114,7 +114,7 @@ def trained(name, directory, tiny_model, tiny_tokenizer, sentences):
     }
     pairs = [{"anchor": sentences[n], "positive": sentences[n + 1]} for n in range(0, 32, 2)]
     found = {"train": Records(pairs, record_fields(pairs))}
-    if name == "tokens alone":
+    if name == "tokens only":
         texts = [{"text": text} for text in sentences[:32]]
         found = {"train": Records(texts, RecordFields(lambda record: (record["text"],)))}
     if name == "a mixture":
@@ -152,7 +152,7 @@ def test_a_checkpoint_is_the_model_that_the_run_had(run, name):
         if not merged:  # else the run compared the model before
             params = (
                 params | {"heads": {}} if name == "everything" else params
-            )  # whose head is training's alone
+            )  # whose head is training's only
             assert_equal_bits(found.params, params)
     again = found.encode(["the cat plays music"], prompt="")
     np.testing.assert_allclose(again, embedding, atol=1e-5 if merged else 0)

@@ -1,4 +1,4 @@
-"""Two towers: queries and documents by encoders of their own, trained, saved, resumed, refused."""
+"""Two towers: queries and documents by their own encoders, trained, saved, resumed, refused."""
 
 import copy
 import dataclasses

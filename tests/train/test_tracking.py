@@ -30,7 +30,7 @@ def test_the_file_is_cut_back_to_the_resumed_step_and_off_a_broken_line(
     written.close()
     path.write_text(path.read_text() + tail)
     if resume == 9 and tail == '{"step": 6}':
-        kept = [*kept, 6]  # whole but for the end of its line
+        kept = [*kept, 6]  # whole except for the end of its line
     resumed = MetricsFile(path, resume)
     assert steps_of(path) == kept
     resumed.write(7, {"loss": float("nan")})

@@ -17,7 +17,7 @@ ABOUT = {"devices": 2, "hosts": 1, "versions": {"device": "cpu", "jax": "1"}}
 
 @pytest.fixture
 def clock(monkeypatch):
-    """`clock(seconds)`: so much time passes."""
+    """`clock(seconds)`: this much time passes."""
     now = [50.0]
     monkeypatch.setattr(workdir.time, "monotonic", lambda: now[0])
     return lambda seconds: now.__setitem__(0, now[0] + seconds)

@@ -130,7 +130,7 @@ def open_source(rest: str, split: str) -> list[dict[str, str]]:
 
 
 def read_corpus(directory: str | Path) -> list[str]:
-    """The documents alone, title and text.
+    """Only the documents, title and text.
 
     Raises:
         InputError: also for a document without either.

@@ -43,7 +43,7 @@ class RecordFields:
         columns: its texts: anchor, positive, negatives; premise, hypothesis; query, passages; or a
             single text.
         label: its integer class.
-        score: its score alone, or those of its passages.
+        score: only its score, or those of its passages.
         keys: its id and group, or the one of the two that there is; None where it has none.
         teacher: a teacher's embeddings of its texts, [C, T].
     """
@@ -110,7 +110,7 @@ def pair_columns(records: Sequence[Record]) -> ReadColumns:
     """The function that gives a record's (anchor, positive, negatives ...) for the names that these records use.
 
     Raises:
-        InputError: if they are no pairs; says which fields were found and are accepted.
+        InputError: if they are not pairs; says which fields were found and are accepted.
     """
     for names in PAIR_NAMES:
         if all(name in records[0] for name in names):

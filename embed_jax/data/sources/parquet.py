@@ -1,6 +1,6 @@
 """Parquet files, one or many: random access through a memory-mapped copy.
 
-Parquet is compressed in groups of many rows, of which none can be read alone. On first use
+Parquet is compressed in groups of many rows, of which none can be read by itself. On first use
 `datasets` therefore writes a copy as Arrow to its cache (HF_DATASETS_CACHE): disk for the columns'
 uncompressed size, and the time to write it once. Later uses find the copy. A row is then read where
 it lies, about 0.02 ms, and memory holds none of them.

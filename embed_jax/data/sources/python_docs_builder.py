@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 
 from embed_jax.data.sources import docstrings
 
-# Written into the data set; a change of it is no change of the data.
+# Written into the data set; a change of it is not a change of the data.
 DESCRIPTION = """The documentation of the running Python's own standard library, a real task of code search."""
 
 

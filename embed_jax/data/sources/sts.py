@@ -17,7 +17,7 @@ StsColumns = tuple[list[str], list[str], list[float], list[str]]
 
 
 def open_sts(data: str, split: str = "test", *, scale: tuple[float, float] = (0, 5)) -> StsColumns:
-    """First sentences, second sentences, scores, and each pair's subset ("" if there are none).
+    """First sentences, second sentences, scores, and each pair's subset ("" without one).
 
     Args:
         data: a file with the columns score, sentence1, sentence2 and optionally subset; a directory

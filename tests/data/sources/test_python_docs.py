@@ -21,7 +21,7 @@ MODULE = '''
 import os
 
 class Shelf:
-    """A class's text is no pair."""
+    """A class's text is not a pair."""
 
     @property
     def size(self):
