@@ -88,7 +88,7 @@ def with_family(saved: SavedModel, name: str) -> SavedModel:
         return saved
     taken += [] if family.include_prompt else ["prompts left out of pooling"]
     taken += ["an end-of-text token after each text"] if append_eos else []
-    warn(f"{name}: no prompts are recorded; as of {known}: {', '.join(taken)}")
+    warn(f"{name}: no prompts are recorded; as in {known}: {', '.join(taken)}")
     settings = dataclasses.replace(
         settings,
         prompts=dict(family.prompts),

@@ -583,7 +583,7 @@ def test_texts_without_a_route_are_refused(asym, tmp_path):
         (lambda: RoutedEncoder({"a": table(3)}, tasks={"query": "b"}), "unknown route 'b'"),
         (
             lambda: RoutedEncoder({"a": table(3), "b": table(4, cut=3)}).save("no/where"),
-            "no/where: .*cut after some",
+            "no/where: .*cut only after some",
         ),
     ],
 )

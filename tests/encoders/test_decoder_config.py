@@ -306,7 +306,7 @@ def test_what_a_file_leaves_unsaid():
         (
             "qwen2-7b",
             {"layer_types": ["sliding_attention"] * 28},
-            "sliding_window: a number of tokens .* found None",
+            "sliding_window: expected a number of tokens.* found None",
         ),
         (
             "gemma2-2b",

@@ -331,7 +331,7 @@ def test_write_replaces_a_model_and_nothing_else(torch_models, tokenizer, tmp_pa
     assert read_model(out).max_length == 20 and (out / "thesis.txt").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="is a file"):
+    with pytest.raises(InputError, match="found a file"):
         write_model(tmp_path / "file", saved.spec, saved.params, tokenizer=tokenizer, max_length=8)
 
 

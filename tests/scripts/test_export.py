@@ -194,7 +194,7 @@ def test_what_is_no_export_is_not_touched(refused, saved, model, tmp_path, conte
         (out / "sub").mkdir(parents=True)
         (out / "notes.txt").write_text("mine")
     message = refused(export, "--model", saved, "--output", out)
-    assert "is a file" in message if content == "file" else "is not an earlier export" in message
+    assert "found a file" in message if content == "file" else "is not an earlier export" in message
 
 
 def test_nothing_is_left_of_an_export_that_fails(run, saved, tmp_path, monkeypatch):
