@@ -423,7 +423,7 @@ def test_prompts_of_the_family_serve_a_model_that_records_none(tiny_model, tmp_p
     (message,) = warned(lambda: load_sentence_encoder(str(directory)))
     wanted = "Represent this sentence for searching relevant passages: "
     assert (
-        f"no prompts are recorded; as of {directory}: prompt query {wanted!r}" in message
+        f"no prompts are recorded; as in {directory}: prompt query {wanted!r}" in message
         and "\n" not in message
     )
     with warnings.catch_warnings(action="ignore"):
