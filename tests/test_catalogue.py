@@ -328,7 +328,7 @@ def torch_model(config):
         }
         ours |= {"n_layer": "num_hidden_layers", "n_positions": "max_position_embeddings"}
         ours |= {"layer_norm_epsilon": "layer_norm_eps", "vocab_size": "vocab_size"}
-        fields = {theirs: config[name] for name, theirs in ours.items()}
+        fields = {reference: config[name] for name, reference in ours.items()}
         fields |= {
             "rope_parameters": {"rope_type": "default", "rope_theta": config["rotary_emb_base"]}
         }

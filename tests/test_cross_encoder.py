@@ -135,13 +135,13 @@ def test_pairs_are_tokenised_as_by_transformers(name, tmp_path):
     from transformers import AutoTokenizer
 
     made_tokenizer(name).save_pretrained(tmp_path)
-    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    reference = AutoTokenizer.from_pretrained(tmp_path)
     queries, passages = made_pairs(20)
     for limit in (5, 8, 21, 1000):
         ours = load_tokenizer(tmp_path, limit).encode_pairs(queries, passages)
-        cut = theirs(queries, passages, truncation="longest_first", max_length=limit)
+        cut = reference(queries, passages, truncation="longest_first", max_length=limit)
         assert [ids.tolist() for ids in ours.ids] == cut["input_ids"]
-        whole = theirs(queries, passages)["input_ids"]
+        whole = reference(queries, passages)["input_ids"]
         assert ours.truncated == sum(len(ids) > limit for ids in whole)
         assert (ours.segments is None) == ("token_type_ids" not in cut)
         if ours.segments is not None:
@@ -163,16 +163,16 @@ def test_scores_equal_sentence_transformers(name, tmp_path):
     """
     peer = pytest.importorskip("sentence_transformers")
     plain = made_model(name, tmp_path / "plain")
-    theirs = peer.CrossEncoder(str(plain), device="cpu", max_length=LIMIT)
-    theirs.save_pretrained(str(tmp_path / "saved"))
+    reference = peer.CrossEncoder(str(plain), device="cpu", max_length=LIMIT)
+    reference.save_pretrained(str(tmp_path / "saved"))
     queries, passages = made_pairs(60)
-    wanted = theirs.predict(list(zip(queries, passages, strict=True)))
+    wanted = reference.predict(list(zip(queries, passages, strict=True)))
     assert np.ptp(wanted) > 0.02
     for directory in (plain, tmp_path / "saved"):
         ours = load_cross_encoder(str(directory), max_length=LIMIT)
-        found = ours.score(queries, passages)
-        assert found.dtype == np.float32 and found.shape == wanted.shape
-        np.testing.assert_allclose(found, wanted, atol=1e-5)
+        result = ours.score(queries, passages)
+        assert result.dtype == np.float32 and result.shape == wanted.shape
+        np.testing.assert_allclose(result, wanted, atol=1e-5)
     assert load_cross_encoder(str(tmp_path / "saved")).max_length == LIMIT
 
 
@@ -184,26 +184,26 @@ def test_more_labels_and_another_activation_equal_sentence_transformers(tmp_path
     pairs = list(zip(queries, passages, strict=True))
     for num_labels, activation in ((3, None), (3, torch.nn.Sigmoid()), (1, torch.nn.Identity())):
         plain = made_model("bert", tmp_path / "plain", num_labels)
-        theirs = peer.CrossEncoder(str(plain), device="cpu", activation_fn=activation)
-        theirs.save_pretrained(str(tmp_path / "saved"))
-        ours, wanted = load_cross_encoder(str(tmp_path / "saved")), theirs.predict(pairs)
-        found = ours.score(queries, passages)
+        reference = peer.CrossEncoder(str(plain), device="cpu", activation_fn=activation)
+        reference.save_pretrained(str(tmp_path / "saved"))
+        ours, wanted = load_cross_encoder(str(tmp_path / "saved")), reference.predict(pairs)
+        result = ours.score(queries, passages)
         assert (
-            found.shape == wanted.shape == ((len(pairs), 3) if num_labels == 3 else (len(pairs),))
+            result.shape == wanted.shape == ((len(pairs), 3) if num_labels == 3 else (len(pairs),))
         )
-        np.testing.assert_allclose(found, wanted, atol=1e-5)
+        np.testing.assert_allclose(result, wanted, atol=1e-5)
         assert ours.logits(queries, passages).shape == (len(pairs), num_labels)
         shutil.rmtree(tmp_path / "saved")
 
 
 def test_a_default_prompt_stands_before_the_query(bert, tmp_path):
     peer = pytest.importorskip("sentence_transformers")
-    theirs = peer.CrossEncoder(
+    reference = peer.CrossEncoder(
         str(bert), device="cpu", prompts={"find": "the red "}, default_prompt_name="find"
     )
-    theirs.save_pretrained(str(tmp_path))
+    reference.save_pretrained(str(tmp_path))
     ours = load_cross_encoder(str(tmp_path))
-    wanted = theirs.predict([("cat", "a dog"), ("", "music")])
+    wanted = reference.predict([("cat", "a dog"), ("", "music")])
     np.testing.assert_allclose(ours.score(["cat", ""], ["a dog", "music"]), wanted, atol=1e-5)
     np.testing.assert_allclose(
         load_cross_encoder(str(bert)).score(["the red cat"], ["a dog"]), wanted[:1], atol=1e-5
@@ -215,19 +215,19 @@ def test_a_default_prompt_stands_before_the_query(bert, tmp_path):
 
 def test_a_pair_has_one_score_whatever_it_is_scored_with(model):
     queries, passages = made_pairs(100)
-    found = model.logits(queries, passages)
-    assert np.ptp(found) > 0.1
+    result = model.logits(queries, passages)
+    assert np.ptp(result) > 0.1
     order = np.random.default_rng(1).permutation(len(queries))
     for batch_tokens in (64, 10**5):
         shuffled = model.logits(
             [queries[i] for i in order], [passages[i] for i in order], batch_tokens=batch_tokens
         )
-        np.testing.assert_allclose(shuffled, found[order], atol=1e-5)
+        np.testing.assert_allclose(shuffled, result[order], atol=1e-5)
     for i in range(0, len(queries), 50):
         np.testing.assert_allclose(
-            model.logits([queries[i]], [passages[i]]), found[i : i + 1], atol=1e-5
+            model.logits([queries[i]], [passages[i]]), result[i : i + 1], atol=1e-5
         )
-    assert np.abs(model.logits(passages, queries) - found).max() > 1e-2, (
+    assert np.abs(model.logits(passages, queries) - result).max() > 1e-2, (
         "the order of the texts counts"
     )
 
@@ -267,12 +267,12 @@ def test_sigmoid_is_exact_far_from_zero(model):
 
     logits = np.array([-1e4, -90, -20, 0, 3, 90, 1e4], np.float32)
     with np.errstate(over="raise"):
-        found = ACTIVATIONS["sigmoid"](logits)
+        result = ACTIVATIONS["sigmoid"](logits)
     wide = logits.astype(np.float64)
     np.testing.assert_allclose(
-        found, np.exp(np.minimum(wide, 0)) / (1 + np.exp(-np.abs(wide))), rtol=1e-5, atol=1e-44
+        result, np.exp(np.minimum(wide, 0)) / (1 + np.exp(-np.abs(wide))), rtol=1e-5, atol=1e-44
     )
-    assert found.dtype == np.float32
+    assert result.dtype == np.float32
 
 
 def test_types_are_packed_with_their_tokens():
@@ -362,8 +362,8 @@ def test_a_saved_model_loads_back_bitwise_and_in_sentence_transformers(name, tmp
     assert jax.tree.structure(back.params) == jax.tree.structure(ours.params)
     for ours_leaf, back_leaf in zip(*map(jax.tree.leaves, (ours.params, back.params)), strict=True):
         np.testing.assert_array_equal(ours_leaf, back_leaf)
-    theirs = peer.CrossEncoder(str(tmp_path / "saved"), device="cpu")
-    wanted = theirs.predict(list(zip(queries, passages, strict=True)), show_progress_bar=False)
+    reference = peer.CrossEncoder(str(tmp_path / "saved"), device="cpu")
+    wanted = reference.predict(list(zip(queries, passages, strict=True)), show_progress_bar=False)
     np.testing.assert_allclose(ours.score(queries, passages), wanted, atol=1e-5)
     assert np.ptp(wanted) > 1e-3
 
@@ -379,7 +379,7 @@ def test_what_older_versions_read_is_written_too(bert, tmp_path):
     assert config["sentence_transformers"]["activation_fn"] == "torch.nn.modules.linear.Identity"
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
     assert tokenizer.model_max_length == LIMIT
-    theirs, about = transformers.AutoModelForSequenceClassification.from_pretrained(
+    reference, about = transformers.AutoModelForSequenceClassification.from_pretrained(
         tmp_path / "saved", output_loading_info=True
     )
     assert not about["missing_keys"] and not about["unexpected_keys"]
@@ -388,7 +388,7 @@ def test_what_older_versions_read_is_written_too(bert, tmp_path):
         queries, passages, padding=True, truncation="longest_first", return_tensors="pt"
     )
     with torch.no_grad():
-        wanted = theirs.eval()(**tokens).logits.numpy()
+        wanted = reference.eval()(**tokens).logits.numpy()
     np.testing.assert_allclose(ours.logits(queries, passages), wanted, atol=1e-5)
 
 

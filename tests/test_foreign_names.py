@@ -134,8 +134,8 @@ def look_up(name: str) -> object:
     parts = name.split(".")
     for length in range(len(parts), 0, -1):
         try:
-            found = importlib.import_module(".".join(parts[:length]))
+            result = importlib.import_module(".".join(parts[:length]))
         except ModuleNotFoundError:
             continue
-        return functools.reduce(getattr, parts[length:], found)
+        return functools.reduce(getattr, parts[length:], result)
     raise ModuleNotFoundError(name)

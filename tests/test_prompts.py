@@ -51,9 +51,9 @@ def test_prompts_are_those_of_the_cards():
 def test_prompts_are_those_that_mteb_evaluates_with(name):
     mteb = pytest.importorskip("mteb")
     options = mteb.get_model_meta(name).loader_kwargs
-    theirs, ours = options.get("model_prompts", {}), expected(name)
+    reference, ours = options.get("model_prompts", {}), expected(name)
     for side in ("query", "document"):
-        wanted = theirs.get(side, "").replace("{text}", "")
+        wanted = reference.get(side, "").replace("{text}", "")
         if not wanted:
             continue
         assert wanted == (ours.prompts.get(side) or ours.prompts["passage"])

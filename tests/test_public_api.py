@@ -72,17 +72,17 @@ def test_similarities_equal_sentence_transformers(name):
     a, b = embeddings(40), embeddings(30, seed=1)
     a[3], b[5] = 0, a[7]
     for x, y in ((a, b), (a[0], b), (a, b[0]), (a[0], b[0])):
-        found, wanted = (
+        result, wanted = (
             similarity_matrix(x, y, name),
             SimilarityFunction.to_similarity_fn(name)(x, y).numpy(),
         )
-        assert found.dtype == np.float32 and found.shape == wanted.shape
+        assert result.dtype == np.float32 and result.shape == wanted.shape
         # theirs are rounded where vectors are the same: to 0.01
-        np.testing.assert_allclose(found, wanted, atol=1e-4 if name != "euclidean" else 2e-2)
-    found = pairwise_similarity(a[:30], b, name)
+        np.testing.assert_allclose(result, wanted, atol=1e-4 if name != "euclidean" else 2e-2)
+    result = pairwise_similarity(a[:30], b, name)
     wanted = SimilarityFunction.to_similarity_pairwise_fn(name)(a[:30], b).numpy()
-    assert found.dtype == np.float32 and found.shape == (30,)
-    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    assert result.dtype == np.float32 and result.shape == (30,)
+    np.testing.assert_allclose(result, wanted, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", SIMILARITIES)
@@ -146,17 +146,17 @@ def test_pairs_need_as_many_on_both_sides():
 @pytest.mark.parametrize("name", SIMILARITIES)
 def test_a_model_compares_as_it_is_meant_to(model, name):
     own = having(model, similarity_fn_name=name)
-    found = own.encode(TEXTS)
+    result = own.encode(TEXTS)
     np.testing.assert_array_equal(
-        own.similarity(found, found[:2]), similarity_matrix(found, found[:2], name)
+        own.similarity(result, result[:2]), similarity_matrix(result, result[:2], name)
     )
-    np.testing.assert_array_equal(own.similarity_pairwise(found, found[::-1]),
-                                  pairwise_similarity(found, found[::-1], name))  # fmt: skip
-    assert own.similarity(found[0], found).shape == (1, 4)
+    np.testing.assert_array_equal(own.similarity_pairwise(result, result[::-1]),
+                                  pairwise_similarity(result, result[::-1], name))  # fmt: skip
+    assert own.similarity(result[0], result).shape == (1, 4)
 
 
 @pytest.fixture(scope="module")
-def theirs(model, tmp_path_factory):
+def reference(model, tmp_path_factory):
     SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer
     having(model, similarity_fn_name="dot").save(
         directory := tmp_path_factory.mktemp("theirs") / "model"
@@ -182,23 +182,23 @@ def theirs(model, tmp_path_factory):
     ],
 )
 def test_queries_and_documents_have_their_prompts_by_the_usual_names(
-    model, theirs, prompts, default, query, document
+    model, reference, prompts, default, query, document
 ):
     ours = having(model, prompts=prompts, default_prompt_name=default, similarity_fn_name="dot")
-    theirs.prompts, theirs.default_prompt_name = dict(prompts), default
-    expected = [theirs.encode(TEXTS, prompt_name=name) for name in (query, document)]
-    found = [ours.encode_query(TEXTS), ours.encode_document(TEXTS)]
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    reference.prompts, reference.default_prompt_name = dict(prompts), default
+    expected = [reference.encode(TEXTS, prompt_name=name) for name in (query, document)]
+    result = [ours.encode_query(TEXTS), ours.encode_document(TEXTS)]
+    np.testing.assert_allclose(result, expected, atol=1e-5)
     if prompts.keys() >= {"query", "document"} or not prompts:
         np.testing.assert_allclose(
-            found, [theirs.encode_query(TEXTS), theirs.encode_document(TEXTS)], atol=1e-5
+            result, [reference.encode_query(TEXTS), reference.encode_document(TEXTS)], atol=1e-5
         )
-    np.testing.assert_allclose(ours.similarity(*found), theirs.similarity(*expected), atol=1e-5)
+    np.testing.assert_allclose(ours.similarity(*result), reference.similarity(*expected), atol=1e-5)
     np.testing.assert_allclose(
-        ours.similarity_pairwise(*found), theirs.similarity_pairwise(*expected), atol=1e-5
+        ours.similarity_pairwise(*result), reference.similarity_pairwise(*expected), atol=1e-5
     )
     for arguments in ({"prompt": "see : "}, *({"prompt_name": name} for name in prompts)):
-        expected = theirs.encode_query(TEXTS, **arguments)
+        expected = reference.encode_query(TEXTS, **arguments)
         np.testing.assert_allclose(ours.encode_query(TEXTS, **arguments), expected, atol=1e-5)
         np.testing.assert_allclose(ours.encode_document(TEXTS, **arguments), expected, atol=1e-5)
     assert (
@@ -222,9 +222,11 @@ def test_queries_take_an_instruction_and_documents_none(model):
         prompts={"query": "find : ", "document": ""},
         template="task : {instruction} query : ",
     )
-    found = own.encode_query(TEXTS, instruction="find the music")
-    np.testing.assert_array_equal(found, own.encode(TEXTS, prompt="task : find the music query : "))
-    assert np.abs(found - own.encode_query(TEXTS)).max() > 1e-3
+    result = own.encode_query(TEXTS, instruction="find the music")
+    np.testing.assert_array_equal(
+        result, own.encode(TEXTS, prompt="task : find the music query : ")
+    )
+    assert np.abs(result - own.encode_query(TEXTS)).max() > 1e-3
     with pytest.raises(InputError, match="instruction: queries take one, documents have none"):
         own.encode_document(TEXTS, instruction="find the music")
     with pytest.raises(InputError, match="found prompt_name and instruction"):
@@ -379,10 +381,10 @@ def said(tmp_path_factory):
     program, others = {}, {}
     for line in done.stdout.splitlines()[:-1]:
         file, number, message = line.split(":", 2)
-        found, key = (
+        result, key = (
             (program, int(number)) if file == "program.py" else (others, (file, int(number)))
         )
-        found[key] = found.get(key, "") + message
+        result[key] = result.get(key, "") + message
     return program, others
 
 
@@ -391,10 +393,12 @@ def test_a_users_program_is_checked_before_it_runs(said):
     expected = {
         number: line.split("  # ")[1] for number, line in enumerate(lines, 1) if "  # " in line
     }
-    found, _ = said
-    assert found.keys() == expected.keys(), found
+    result, _ = said
+    assert result.keys() == expected.keys(), result
     for number, text in expected.items():
-        assert text in found[number] and ("error" in found[number]) == (number > 15), found[number]
+        assert text in result[number] and ("error" in result[number]) == (number > 15), result[
+            number
+        ]
 
 
 def test_what_is_public_keeps_to_its_own_types(said):

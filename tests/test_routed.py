@@ -82,7 +82,7 @@ def layouts(parts, tmp_path_factory):
     from sentence_transformers import SentenceTransformer
 
     Router, normalize = parts.modules.Router, parts.modules.Normalize
-    found = {}
+    result = {}
     for name, modules in {
         "encoders": [
             Router.for_query_document([parts.table()], [*parts.transformer(False), parts.dense()]),
@@ -119,8 +119,8 @@ def layouts(parts, tmp_path_factory):
         model.save(str(directory))
         if name == "asym":
             as_version_2(directory)
-        found[name] = model, directory
-    return found
+        result[name] = model, directory
+    return result
 
 
 def as_version_2(directory):
@@ -163,7 +163,7 @@ def near(a, b):
 def test_loaded_encodes_as_sentence_transformers_and_goes_out_again(name, layouts, tmp_path):
     from sentence_transformers import SentenceTransformer
 
-    theirs, directory = layouts[name]
+    reference, directory = layouts[name]
     ours = embed_jax.load(directory)
     assert (
         isinstance(ours, RoutedEncoder)
@@ -180,28 +180,31 @@ def test_loaded_encodes_as_sentence_transformers_and_goes_out_again(name, layout
     document = (
         {"task": "doc"} if name == "asym" else {"task": "document"}
     )  # which is no route of theirs
-    wanted = [
-        theirs.encode(TEXTS),
-        theirs.encode_query(TEXTS),
-        theirs.encode(TEXTS, **document, prompt_name="document"),
-        theirs.encode(TEXTS, **document, prompt="the river : "),
+    expected = [
+        reference.encode(TEXTS),
+        reference.encode_query(TEXTS),
+        reference.encode(TEXTS, **document, prompt_name="document"),
+        reference.encode(TEXTS, **document, prompt="the river : "),
     ]
-    assert not near(wanted[1], wanted[2])
-    found = [
+    assert not near(expected[1], expected[2])
+    result = [
         ours.encode(TEXTS),
         ours.encode_query(TEXTS),
         ours.encode_document(TEXTS),
         ours.encode(iter(TEXTS), **document, prompt="the river : "),
     ]
-    assert all(map(near, found, wanted)) and found[0].shape == (4, ours.dim)
-    assert near(in_theirs.encode_query(TEXTS), wanted[1]) and near(
-        in_theirs.encode(TEXTS), wanted[0]
+    assert all(map(near, result, expected)) and result[0].shape == (4, ours.dim)
+    assert near(in_theirs.encode_query(TEXTS), expected[1]) and near(
+        in_theirs.encode(TEXTS), expected[0]
     )
-    assert near(in_theirs.encode(TEXTS, **document, prompt_name="document"), wanted[2])
+    assert near(in_theirs.encode(TEXTS, **document, prompt_name="document"), expected[2])
     assert near(
-        ours.similarity(found[1], found[2]), np.asarray(theirs.similarity(wanted[1], wanted[2]))
+        ours.similarity(result[1], result[2]),
+        np.asarray(reference.similarity(expected[1], expected[2])),
     )
-    assert near(ours.similarity_pairwise(found[1], found[2]), (wanted[1] * wanted[2]).sum(axis=1))
+    assert near(
+        ours.similarity_pairwise(result[1], result[2]), (expected[1] * expected[2]).sum(axis=1)
+    )
 
     for attribute in (
         "default_route",
@@ -240,12 +243,12 @@ def test_what_routes_share_is_held_and_written_once(layouts, tmp_path):
         assert all(a is b for a, b in zip(of_query, of_document, strict=True))
         assert query.params["heads"]["0"]["kernel"] is not document.params["heads"]["0"]["kernel"]
         model.save(tmp_path / "model")
-    found = {path.parent.name: path for path in (tmp_path / "model").rglob("model.safetensors")}
-    assert sorted(found) == ["document_2_Dense", "query_0_Transformer", "query_2_Dense"]
+    result = {path.parent.name: path for path in (tmp_path / "model").rglob("model.safetensors")}
+    assert sorted(result) == ["document_2_Dense", "query_0_Transformer", "query_2_Dense"]
     original = load_file(
         layouts["heads"][1] / "2_Router" / "document_0_Dense" / "model.safetensors"
     )
-    jax.tree.map(np.testing.assert_array_equal, original, load_file(found["document_2_Dense"]))
+    jax.tree.map(np.testing.assert_array_equal, original, load_file(result["document_2_Dense"]))
 
     # Equal numbers do not make two modules one: they may be trained apart.
     apart = RoutedEncoder(
@@ -283,10 +286,10 @@ def test_tasks_go_the_routes_that_sentence_transformers_takes(parts, tmp_path):
     def outcome(call, *arguments, **options):
         """The route's name; InputError is a ValueError."""
         try:
-            found = call(*arguments, **options)
+            result = call(*arguments, **options)
         except ValueError:
             return "refused"
-        return found["route"] if isinstance(found, dict) else found.route
+        return result["route"] if isinstance(result, dict) else result.route
 
     write(tmp_path / "modules.json", [{"path": "", "type": OLD + "Router"}])
     names = [("query", "document"), ("a", "query"), ("text", "b"), ("a", "b")]
@@ -302,7 +305,9 @@ def test_tasks_go_the_routes_that_sentence_transformers_takes(parts, tmp_path):
             "allow_empty_key": empty,
             "route_mappings": {key: routes[number] for key, number in rule.items()},
         }
-        theirs = parts.modules.Router({route: [Mark(route)] for route in routes}, **options).eval()
+        reference = parts.modules.Router(
+            {route: [Mark(route)] for route in routes}, **options
+        ).eval()
         options["route_mappings"] = {
             str(key): route for key, route in options["route_mappings"].items()
         }
@@ -322,10 +327,10 @@ def test_tasks_go_the_routes_that_sentence_transformers_takes(parts, tmp_path):
             tasks=read.tasks,
         )
         for task in (None, "query", "document", "b", "other"):
-            wanted = outcome(theirs, {}, task=task, modality="text")
-            found = outcome(ours.encoder, task)
-            assert found == wanted, (routes, options, task)
-            seen.add(wanted)
+            expected = outcome(reference, {}, task=task, modality="text")
+            result = outcome(ours.encoder, task)
+            assert result == expected, (routes, options, task)
+            seen.add(expected)
     assert seen == {"query", "document", "text", "a", "b", "refused"}
 
 
@@ -383,10 +388,10 @@ def test_the_official_harness_takes_both_routes(search):
     from embed_jax.evals.mteb import local_task, mteb_model, revision
 
     model, _, data = search
-    found = local_task("retrieval", data, name="made").evaluate(
+    result = local_task("retrieval", data, name="made").evaluate(
         mteb_model(model), "test", encode_kwargs={}
     )
-    assert [scores["main_score"] for scores in found.values()] == [1.0]
+    assert [scores["main_score"] for scores in result.values()] == [1.0]
     assert revision(model) != revision(model.encoders["query"])
 
 
@@ -406,8 +411,8 @@ def test_a_search_takes_both_routes(search):
         (DOCUMENT, model.encode_document),
         ("", model.encode),
     ):
-        found = embed(words[:3], Use("made", "Retrieval" if side else "STS", side))
-        np.testing.assert_array_equal(found, encode(words[:3]))
+        result = embed(words[:3], Use("made", "Retrieval" if side else "STS", side))
+        np.testing.assert_array_equal(result, encode(words[:3]))
     for route, side in (("query", QUERY), ("document", DOCUMENT), (None, "")):
         blocks = model.encode_blocks(iter(words[:3]), task=route)
         np.testing.assert_array_equal(

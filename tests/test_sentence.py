@@ -72,20 +72,20 @@ def test_minilm_equals_sentence_transformers_in_any_order_and_batch_size(count):
 
     longest = made_texts(count // 48, 400, seed=1)
     texts = [*ODD, *made_texts(count, 40), *("word " * 2**n for n in range(5, 10)), *longest]
-    theirs = SentenceTransformer(str(resolve(MINILM)), device="cpu").encode(texts, batch_size=32)
+    reference = SentenceTransformer(str(resolve(MINILM)), device="cpu").encode(texts, batch_size=32)
     ours = load_sentence_encoder(MINILM)
     with pytest.warns(UserWarning, match="texts were cut at the model's limit of 256 tokens"):
-        found = ours.encode(texts)
-    assert found.dtype == np.float32 and found.shape == theirs.shape
-    assert np.abs(found - theirs).max() < 1e-5
+        result = ours.encode(texts)
+    assert result.dtype == np.float32 and result.shape == reference.shape
+    assert np.abs(result - reference).max() < 1e-5
 
     order = np.random.default_rng(2).permutation(len(texts))[: min(count, 150)]
     with warnings.catch_warnings(action="ignore"):
         for batch_tokens in (512, 4096):
             shuffled = ours.encode((texts[number] for number in order), batch_tokens=batch_tokens)
-            assert np.abs(shuffled - theirs[order]).max() < 1e-5
+            assert np.abs(shuffled - reference[order]).max() < 1e-5
         for number in (0, 3, 5, 11, 20, len(texts) - 1):
-            assert np.abs(ours.encode(texts[number]) - theirs[number]).max() < 1e-5
+            assert np.abs(ours.encode(texts[number]) - reference[number]).max() < 1e-5
 
 
 @pytest.mark.parametrize("include_prompt", [True, False])
@@ -99,14 +99,14 @@ def test_prompts_equal_sentence_transformers(model, tmp_path, include_prompt):
         EncodingSettings(prompts, default_prompt_name="passage", include_prompt=include_prompt),
     )
     prompted.save(tmp_path / "model")
-    theirs, ours = (
+    reference, ours = (
         SentenceTransformer(str(tmp_path / "model"), device="cpu"),
         load_sentence_encoder(str(tmp_path / "model")),
     )
     texts = ["the cat", "", "music", "a red house " * 8]
     for arguments in ({}, {"prompt_name": "query"}, {"prompt": "find : "}, {"prompt": ""}):
-        found, wanted = ours.encode(texts, **arguments), theirs.encode(texts, **arguments)
-        assert np.abs(found - wanted).max() < 1e-5, arguments
+        result, wanted = ours.encode(texts, **arguments), reference.encode(texts, **arguments)
+        assert np.abs(result - wanted).max() < 1e-5, arguments
     query = ours.encode("the cat", prompt_name="query")
     assert np.abs(query - ours.encode("the cat")).max() > 1e-3
     assert np.abs(query - ours.encode("the cat", prompt="what is the ")).max() == 0
@@ -121,12 +121,12 @@ def test_a_text_has_one_embedding_whatever_it_is_encoded_with(model):
     texts = [*ODD[:-1], *made_texts(300, 30)]
     alone = np.stack([model.encode(text) for text in texts[:30]])
     assert alone.shape == (30, model.dim) and alone.dtype == np.float32
-    found = model.encode(texts)
-    np.testing.assert_allclose(found[:30], alone, atol=2e-6)
+    result = model.encode(texts)
+    np.testing.assert_allclose(result[:30], alone, atol=2e-6)
     order = np.random.default_rng(0).permutation(len(texts))
     for batch_tokens in (64, 1000, 10**5):
         shuffled = model.encode((texts[number] for number in order), batch_tokens=batch_tokens)
-        np.testing.assert_allclose(shuffled, found[order], atol=2e-6)
+        np.testing.assert_allclose(shuffled, result[order], atol=2e-6)
 
 
 def test_no_text_gives_no_row(model):
@@ -279,9 +279,9 @@ def test_encoding_stops_at_a_layer(tiny_model):
     with pytest.warns(
         UserWarning, match="layers 1: this model was trained for all its 2 layers only"
     ):
-        found = model.encode(texts, layers=1)
-    np.testing.assert_allclose(found, shallow.encode(texts), atol=1e-6)
-    assert np.abs(found - model.encode(texts, layers=2)).max() > 1e-3
+        result = model.encode(texts, layers=1)
+    np.testing.assert_allclose(result, shallow.encode(texts), atol=1e-6)
+    assert np.abs(result - model.encode(texts, layers=2)).max() > 1e-3
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.encode(texts, layers=1)
@@ -296,11 +296,11 @@ def test_a_saved_model_carries_what_it_was_trained_for(tiny_model, tmp_path):
     again = load_sentence_encoder(str(tmp_path / "model"))
     assert again.matryoshka_dims == (8, 32) and again.adaptive_layers
     SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer
-    theirs = SentenceTransformer(str(tmp_path / "model"), device="cpu", truncate_dim=8).encode(
+    reference = SentenceTransformer(str(tmp_path / "model"), device="cpu", truncate_dim=8).encode(
         ["a text"]
     )
     ours = again.encode(["a text"], dim=8)
-    np.testing.assert_allclose(ours, theirs / np.linalg.norm(theirs), atol=1e-5)
+    np.testing.assert_allclose(ours, reference / np.linalg.norm(reference), atol=1e-5)
     file = tmp_path / "model" / "config_sentence_transformers.json"
     file.write_text(file.read_text().replace("8,", '"x",'))
     with pytest.raises(InputError, match="matryoshka_dims: expected a list of sizes"):
@@ -335,8 +335,8 @@ def test_a_model_with_prompts_warns_once_when_none_is_given(model):
     some = {"prompts": {"query": "find : ", "document": ""}}
     own = having(**some, template=TEMPLATE)
     message = "this model has prompts (query, document) and a template for instructions, and none was given"
-    (found,) = warned(lambda: own.encode(["a"]))
-    assert message in found and "\n" not in found
+    (result,) = warned(lambda: own.encode(["a"]))
+    assert message in result and "\n" not in result
     assert warned(lambda: own.encode(["a"])) == []
     assert (
         "a template for instructions, and none"
@@ -368,18 +368,18 @@ def test_an_instruction_is_the_prompt_that_the_template_makes_of_it(
     own = prompted(model, template=TEMPLATE, include_prompt=include_prompt)
     texts = ["the cat", "", "a red house " * 3]
     prompt = "Instruct: find the music\nQuery: "
-    found = own.encode(texts, instruction="find the music")
-    np.testing.assert_array_equal(found, own.encode(texts, prompt=prompt))
-    assert np.abs(found - own.encode(texts, prompt="")).max() > 1e-3
+    result = own.encode(texts, instruction="find the music")
+    np.testing.assert_array_equal(result, own.encode(texts, prompt=prompt))
+    assert np.abs(result - own.encode(texts, prompt="")).max() > 1e-3
     own.save(tmp_path / "model")
     again = load_sentence_encoder(str(tmp_path / "model"))
     assert again.template == TEMPLATE
-    np.testing.assert_array_equal(again.encode(texts, instruction="find the music"), found)
+    np.testing.assert_array_equal(again.encode(texts, instruction="find the music"), result)
     SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer
-    theirs = SentenceTransformer(
+    reference = SentenceTransformer(
         str(tmp_path / "model"), device="cpu"
     )  # to which the template is nothing
-    np.testing.assert_allclose(theirs.encode(texts, prompt=prompt), found, atol=1e-5)
+    np.testing.assert_allclose(reference.encode(texts, prompt=prompt), result, atol=1e-5)
 
 
 def test_instructions_that_cannot_be_given_are_one_line(model):
@@ -534,17 +534,18 @@ def test_language_models_equal_sentence_transformers(
     (tmp_path / "2_Normalize").mkdir()
     prompts = {"query": "Instruct: find music\nQuery:", "document": ""}
     (tmp_path / "config_sentence_transformers.json").write_text(json.dumps({"prompts": prompts}))
-    theirs, ours = (
+    reference, ours = (
         SentenceTransformer(str(tmp_path), device="cpu"),
         load_sentence_encoder(str(tmp_path)),
     )
     assert (
-        ours.tokenizer.encode(["a"]).ids[0].tolist()[-1:] == theirs.tokenizer("a")["input_ids"][-1:]
+        ours.tokenizer.encode(["a"]).ids[0].tolist()[-1:]
+        == reference.tokenizer("a")["input_ids"][-1:]
     )
     texts = ["the cat", "", "music " * 40, "a", "dog plays guitar in the city", "one word", "</s>"]
     with warnings.catch_warnings(action="ignore"):
         for arguments in ({}, {"prompt_name": "query"}, {"prompt": "the "}):
-            wanted = theirs.encode(texts, batch_size=3, **arguments)
+            wanted = reference.encode(texts, batch_size=3, **arguments)
             assert np.abs(ours.encode(texts, **arguments) - wanted).max() < 1e-5, arguments
     assert (
         np.abs(

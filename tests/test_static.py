@@ -39,11 +39,11 @@ def teacher(tiny_model):
 
 def test_a_text_is_the_mean_of_its_known_words(word_file, vectors, tmp_path):
     model = static_from_words(word_file)
-    found = model.encode(["The order OF the carrier?", "The order OF the carrier.", "unknown", ""])
+    result = model.encode(["The order OF the carrier?", "The order OF the carrier.", "unknown", ""])
     known = vectors[[0, 1, 0, 2]]
-    np.testing.assert_allclose(found[0], known.mean(0), atol=1e-6)
-    np.testing.assert_allclose(found[1], (known.sum(0) + vectors[4]) / 5, atol=1e-6)
-    assert not found[2:].any()
+    np.testing.assert_allclose(result[0], known.mean(0), atol=1e-6)
+    np.testing.assert_allclose(result[1], (known.sum(0) + vectors[4]) / 5, atol=1e-6)
+    assert not result[2:].any()
     np.testing.assert_allclose(
         *model.encode(["carrier delayed order", "order delayed carrier"]), atol=1e-7
     )
@@ -72,9 +72,9 @@ def test_sentence_transformers_agrees_on_words(word_file, tmp_path):
 
 
 def test_sif_weights():
-    found = sif_weights(4, 0.1)
+    result = sif_weights(4, 0.1)
     shares = np.array([12, 6, 4, 3]) / 25
-    np.testing.assert_allclose(found, 0.1 / (0.1 + shares), rtol=1e-6)
+    np.testing.assert_allclose(result, 0.1 / (0.1 + shares), rtol=1e-6)
     assert (sif_weights(3, 0) == 1).all()
     for wrong in (-1, np.nan, np.inf):
         with pytest.raises(InputError, match="sif: expected a finite number from 0"):

@@ -58,9 +58,9 @@ def test_no_text_becomes_empty_and_one_word_stays(name, rate):
         "... !",
     ):
         for _ in range(50):
-            found = augment(text, rng)
-            assert found.split() and set(found.split()) <= {*text.split(), "[MASK]"}
-            assert found == " ".join(found.split())
+            result = augment(text, rng)
+            assert result.split() and set(result.split()) <= {*text.split(), "[MASK]"}
+            assert result == " ".join(result.split())
 
 
 @pytest.mark.parametrize("augment", [crop(0), delete_words(0), repeat_words(0), mask_span(0)])
@@ -70,9 +70,9 @@ def test_rate_0_changes_nothing(augment):
 
 def test_rate_1_leaves_one_word_and_any():
     for augment in (crop(1), delete_words(1)):
-        found = draws(augment)
-        assert {len(words) for words in found} == {1} and {
-            word for words in found for word in words
+        result = draws(augment)
+        assert {len(words) for words in result} == {1} and {
+            word for words in result for word in words
         } == set(WORDS)
     assert {sum(word != "[MASK]" for word in words) for words in draws(mask_span(1))} == {1}
 
@@ -103,9 +103,9 @@ def test_every_word_goes_with_the_same_chance():
 
 
 def test_a_crop_is_any_contiguous_span():
-    found = draws(crop(0.25))
-    starts = {WORDS.index(words[0]) for words in found}
-    assert all(words == WORDS[WORDS.index(words[0]) :][:15] for words in found)
+    result = draws(crop(0.25))
+    starts = {WORDS.index(words[0]) for words in result}
+    assert all(words == WORDS[WORDS.index(words[0]) :][:15] for words in result)
     assert starts == set(range(6))
 
 
@@ -125,10 +125,10 @@ def test_repeated_words_stand_beside_themselves():
     Max(2, rate n), each word at most twice.
     """
     for rate, most in ((0.32, 6), (0.05, 2), (1.0, 20)):
-        found = draws(repeat_words(rate), count=9000)
-        assert all([word for word, _ in itertools.groupby(words)] == WORDS for words in found)
-        assert max(max(collections.Counter(words).values()) for words in found) == 2
-        counts = np.bincount([len(words) - 20 for words in found], minlength=most + 1)
+        result = draws(repeat_words(rate), count=9000)
+        assert all([word for word, _ in itertools.groupby(words)] == WORDS for words in result)
+        assert max(max(collections.Counter(words).values()) for words in result) == 2
+        counts = np.bincount([len(words) - 20 for words in result], minlength=most + 1)
         assert len(counts) == most + 1
         assert np.abs(counts / 9000 - 1 / (most + 1)).max() < 5 * np.sqrt(1 / (most + 1) / 9000)
     assert max(len(words) for words in draws(repeat_words(0.1), "a b")) == 4

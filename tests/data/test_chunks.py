@@ -75,10 +75,10 @@ def inner(tokenizer, text):
 
 
 def by_document(pieces):
-    found = {}
+    result = {}
     for number, piece in zip(pieces.document, pieces, strict=True):
-        found.setdefault(int(number), []).append(piece["text"])
-    return found
+        result.setdefault(int(number), []).append(piece["text"])
+    return result
 
 
 def test_pieces_make_the_document_and_none_is_cut_short(wordpiece, sentences):

@@ -70,13 +70,13 @@ def test_the_report_accounts_for_every_record(seed):
 
     # The same again, from the definitions.
     number = {"entailment": 0, "0": 0, "neutral": 1, "1": 1, "contradiction": 2, "2": 2}
-    found = collections.defaultdict(set)
+    result = collections.defaultdict(set)
     for record in records:
         premise, hypothesis = record["premise"].strip(), record["hypothesis"].strip()
         if premise and hypothesis and str(record["label"]).strip().lower() in number:
-            found[premise, hypothesis].add(number[str(record["label"]).strip().lower()])
+            result[premise, hypothesis].add(number[str(record["label"]).strip().lower()])
     sides = collections.defaultdict(lambda: {0: set(), 1: set(), 2: set()})
-    for (premise, hypothesis), labels in found.items():
+    for (premise, hypothesis), labels in result.items():
         if len(labels) == 1:
             sides[premise][labels.pop()].add(hypothesis)
     assert len(triplets) == sum(min(len(side[0]), len(side[2])) for side in sides.values())

@@ -30,10 +30,10 @@ def test_a_batch_is_a_function_of_seed_and_step(mixing, sampling):
         )
 
     forwards, backwards = make(), make()
-    found = [forwards[step] for step in range(60)]
-    assert all((backwards[step] == found[step]).all() for step in reversed(range(60)))
-    assert any((make(1)[step] != found[step]).any() for step in range(5))
-    for numbers in found:
+    result = [forwards[step] for step in range(60)]
+    assert all((backwards[step] == result[step]).all() for step in reversed(range(60)))
+    assert any((make(1)[step] != result[step]).any() for step in range(5))
+    for numbers in result:
         assert len(numbers) == 4 and numbers.min() >= 0 and numbers.max() < sum(LENGTHS)
         if mixing == "single":
             assert len(set(source_of(numbers))) == 1
@@ -81,10 +81,10 @@ def test_one_source_of_a_mixture_is_the_data_set():
 def things(records, duplicates, seed=0):
     """Hashes of two texts a record; a share of the first ones is drawn from few."""
     rng = np.random.default_rng(seed)
-    found = rng.integers(1, 2**62, (records, 2)).astype(np.uint64)
+    result = rng.integers(1, 2**62, (records, 2)).astype(np.uint64)
     double = rng.random(records) < duplicates
-    found[double, 0] = rng.integers(1, records // 20, double.sum())
-    return found
+    result[double, 0] = rng.integers(1, records // 20, double.sum())
+    return result
 
 
 def has_none(batch, hashes):

@@ -20,18 +20,18 @@ def sentences_in(batch, group=None):
     """Sentence number -> its token ids by position, checking that they are contiguous in one row."""
     leaves = [batch.token_ids, batch.sentence, batch.position]
     token_ids, sentence, position = leaves if group is None else [leaf[group] for leaf in leaves]
-    found = {}
+    result = {}
     for row in range(len(token_ids)):
         for number in np.unique(sentence[row]):
             slots = np.flatnonzero(sentence[row] == number)
             if number == batch.sentences:
                 assert not position[row, slots].any()
                 continue
-            assert number not in found
+            assert number not in result
             assert (np.diff(slots) == 1).all()
             assert (position[row, slots] == np.arange(len(slots))).all()
-            found[int(number)] = token_ids[row, slots].tolist()
-    return found
+            result[int(number)] = token_ids[row, slots].tolist()
+    return result
 
 
 @pytest.mark.parametrize("row_length", [64, 100, 256])
@@ -84,11 +84,11 @@ def test_batch_places_column_c_of_example_e():
     )
     assert sorted(order.reshape(-1)) == list(range(32))
     for g in range(4):
-        found = sentences_in(batch, g)
+        result = sentences_in(batch, g)
         for e, example in enumerate(order[g]):
             for c, column in enumerate([anchors, positives, negatives]):
-                wanted = None if column[example] is None else column[example].tolist()
-                assert found.get(c * 8 + e) == wanted
+                expected = None if column[example] is None else column[example].tolist()
+                assert result.get(c * 8 + e) == expected
     of_column = batch.sentence // 8
     assert (batch.pooled == (of_column < 3) & ~((of_column == 1) & (batch.position < 2))).all()
 

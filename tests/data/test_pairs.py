@@ -78,8 +78,8 @@ def test_equal_texts_are_one_query_or_one_document():
     corpus, queries, relevant = retrieval_task(records, others=["x", "z"])
     assert sorted(corpus.values()) == ["x", "y", "z"] and sorted(queries.values()) == ["a", "b"]
     by_text = {
-        queries[query]: {corpus[document] for document in found}
-        for query, found in relevant.items()
+        queries[query]: {corpus[document] for document in result}
+        for query, result in relevant.items()
     }
     assert by_text == {"a": {"x", "y"}, "b": {"x"}}
 

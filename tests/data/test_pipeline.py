@@ -241,9 +241,9 @@ FIELDS = {
 def test_fields_follow_their_records(make, records):
     batch = make(**FIELDS)[0]
     for name, dtype in (("label", np.int32), ("score", np.float32)):
-        found = getattr(batch, name)
-        assert found.dtype == dtype
-        assert found.tolist() == [
+        result = getattr(batch, name)
+        assert result.dtype == dtype
+        assert result.tolist() == [
             [FIELDS[name](records[number]) for number in group] for group in batch.record
         ]
     assert batch.keys.shape == (2, 4, 3, 2) and batch.keys.dtype == np.uint32

@@ -60,18 +60,18 @@ def test_pairs_of_clicks_are_those_of_adding_up(tmp_path, corpus, seed, min_clic
     total = collections.Counter()
     for row in rows:
         total[row["query"], row["doc_id"]] += row["clicks"]
-    found = {(pair["anchor"], pair["id"]) for pair in pairs}
-    assert len(found) == len(pairs)
+    result = {(pair["anchor"], pair["id"]) for pair in pairs}
+    assert len(result) == len(pairs)
     enough = {key for key, clicks in total.items() if clicks >= min_clicks}
-    assert found <= enough and (top or found == enough)
+    assert result <= enough and (top or result == enough)
     for query in {query for query, _ in enough}:
         mine = sorted((total[key] for key in enough if key[0] == query), reverse=True)
         assert (
-            sorted((total[key] for key in found if key[0] == query), reverse=True)
+            sorted((total[key] for key in result if key[0] == query), reverse=True)
             == mine[: top or None]
         )
     assert dropped.count("too few clicks") == len(total) - len(enough)
-    assert dropped.count("beyond the top") == len(enough) - len(found)
+    assert dropped.count("beyond the top") == len(enough) - len(result)
     for pair in pairs:
         number = int(pair["id"][1:])
         assert pair["positive"] == (f"T text {number}" if number % 2 else f"text {number}")
@@ -222,10 +222,10 @@ def test_pairs_of_groups(tmp_path, most):
 
 def test_pairs_of_groups_depend_on_the_seed_and_not_on_the_order(tmp_path):
     def pairs(rows, seed):
-        found = group_pairs(
+        result = group_pairs(
             write(tmp_path / "a.jsonl", rows), Dropped(), max_per_group=3, seed=seed
         )
-        return {tuple(pair.values()) for pair in found}
+        return {tuple(pair.values()) for pair in result}
 
     rows = made_groups(0)
     assert pairs(rows, 0) == pairs(rows[::-1], 0) != pairs(rows, 1)
@@ -234,8 +234,8 @@ def test_pairs_of_groups_depend_on_the_seed_and_not_on_the_order(tmp_path):
 def test_fields_by_other_names_and_groups_that_are_none(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("question,cluster\na,x\nb,x\nc,y\nd,y\n")
-    found = group_pairs(path, Dropped(), text_field="question", group_field="cluster")
-    assert [pair["group"] for pair in found] == ["x", "y"]
+    result = group_pairs(path, Dropped(), text_field="question", group_field="cluster")
+    assert [pair["group"] for pair in result] == ["x", "y"]
     with pytest.raises(
         InputError, match="a.csv:1: no field 'text': found question, cluster; needed: text, group"
     ):
@@ -263,12 +263,12 @@ def test_paraphrases_that_a_scorer_accepts(tmp_path, monkeypatch):
     dropped = Dropped()
     pairs = paraphrase_pairs(write(tmp_path / "a.jsonl", rows), score, 9, dropped)
     distinct = {frozenset((n, n * n % 30)) for n in range(30)}
-    wanted = {pair for pair in distinct if len(pair) == 2 and max(pair) - min(pair) >= 9}
-    found = [frozenset((int(pair["anchor"]), int(pair["positive"]))) for pair in pairs]
-    assert len(found) == len(set(found)) and set(found) == wanted
+    expected = {pair for pair in distinct if len(pair) == 2 and max(pair) - min(pair) >= 9}
+    result = [frozenset((int(pair["anchor"]), int(pair["positive"]))) for pair in pairs]
+    assert len(result) == len(set(result)) and set(result) == expected
     unequal = sum(len(pair) == 2 for pair in distinct)
     assert sum(sizes) == unequal and max(sizes) == 7
-    assert dropped.count("below the threshold") == unequal - len(wanted)
+    assert dropped.count("below the threshold") == unequal - len(expected)
     assert dropped.count("equal texts") == 4 * sum(n == n * n % 30 for n in range(30))
     assert len(pairs) + len(dropped) == len(rows)
 

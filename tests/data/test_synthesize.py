@@ -108,13 +108,13 @@ def test_passages_have_ids_of_their_own_or_of_their_text(tmp_path):
         '{"id": 7, "title": "", "text": "two", "group": "g"}\n'
         '{"title": "", "text": "three"}\n{"title": "", "text": "three"}\n'
     )
-    found = read_passages(path, ("title", "text"))
-    assert [(one.id, one.group, one.text) for one in found[:2]] == [
+    result = read_passages(path, ("title", "text"))
+    assert [(one.id, one.group, one.text) for one in result[:2]] == [
         ("d1", None, "T one"),
         ("7", "g", "two"),
     ]
-    assert found[2].id == found[3].id not in ("d1", "7")  # equal texts are one passage
-    assert [one.where for one in found] == [f"{path}:{line}" for line in (1, 2, 3, 4)]
+    assert result[2].id == result[3].id not in ("d1", "7")  # equal texts are one passage
+    assert [one.where for one in result] == [f"{path}:{line}" for line in (1, 2, 3, 4)]
 
 
 @pytest.mark.parametrize(
@@ -183,13 +183,13 @@ def test_records_are_in_the_passages_order_with_their_origin():
         "b": {"queries": ["q3"], "date": "then"},
         "a": {"queries": ["q1", "q2"], "date": "now"},
     }
-    found = list(synthetic_records(passages, ["a", "b", "missing"], answers, {"model": "m"}))
-    assert [(one["anchor"], one["positive"], one["id"], one.get("group")) for one in found] == [
+    result = list(synthetic_records(passages, ["a", "b", "missing"], answers, {"model": "m"}))
+    assert [(one["anchor"], one["positive"], one["id"], one.get("group")) for one in result] == [
         ("q1", "one", "d1", None),
         ("q2", "one", "d1", None),
         ("q3", "two", "d2", "g"),
     ]
-    assert [one["source"] for one in found] == [
+    assert [one["source"] for one in result] == [
         {"model": "m", "date": date} for date in ("now", "now", "then")
     ]
 
@@ -199,9 +199,9 @@ def test_waits_grow_and_are_spread():
     waits = [
         [retries.wait(tried, random.Random(seed)) for seed in range(200)] for tried in range(8)
     ]
-    for tried, found in enumerate(waits):
+    for tried, result in enumerate(waits):
         full = min(2.0**tried, 60)
-        assert full / 2 <= min(found) < 0.55 * full and 0.95 * full < max(found) <= full
+        assert full / 2 <= min(result) < 0.55 * full and 0.95 * full < max(result) <= full
 
 
 def test_retry_after_is_seconds_or_a_date():

@@ -63,13 +63,13 @@ def test_ids_and_prompt_length_equal_sentence_transformers(
     BertModel(
         BertConfig(vocab_size=ours.vocab_size, max_position_embeddings=64, **sizes)
     ).save_pretrained(tmp_path)
-    theirs = Transformer(str(tmp_path), max_seq_length=32, do_lower_case=lower_case)
+    reference = Transformer(str(tmp_path), max_seq_length=32, do_lower_case=lower_case)
     for prompt in ("", "what is: ", "the the "):
         found = ours.encode(ODD, prompt, include_prompt=False)
         for text, ids in zip(ODD, found.ids, strict=True):
-            wanted = theirs.preprocess([text], prompt=prompt or None)
-            assert ids.tolist() == wanted["input_ids"][0].tolist(), (prompt, text)
-            assert found.skip == wanted.get("prompt_length", 0)
+            expected = reference.preprocess([text], prompt=prompt or None)
+            assert ids.tolist() == expected["input_ids"][0].tolist(), (prompt, text)
+            assert found.skip == expected.get("prompt_length", 0)
     assert ours.encode(ODD, "what is: ").skip == 0
 
 

@@ -109,11 +109,11 @@ def test_ours_in_peft_and_sentence_transformers(family, kind, bases, tmp_path):
         tmp_path / "adapter/adapter_config.json"
     ).read_text()
 
-    theirs = sentence_transformer(tmp_path / "adapter")
-    np.testing.assert_allclose(theirs.encode(TEXTS), ours, atol=1e-4)
+    reference = sentence_transformer(tmp_path / "adapter")
+    np.testing.assert_allclose(reference.encode(TEXTS), ours, atol=1e-4)
     peft_model = peft_from(bases[family], tmp_path / "adapter")
-    theirs[0].model = peft_model
-    np.testing.assert_allclose(theirs.encode(TEXTS), ours, atol=1e-4)
+    reference[0].model = peft_model
+    np.testing.assert_allclose(reference.encode(TEXTS), ours, atol=1e-4)
 
 
 def sentence_transformer(directory):
@@ -139,19 +139,21 @@ def peft_from(base, adapter):
 def test_theirs_in_ours(family, kind, bases, tmp_path, tiny_tokenizer):
     """peft's own file, by itself and with sentence-transformers' modules around it."""
     changes = {f"use_{name}": value for name, value in KINDS[kind].items()}
-    wanted = by_peft(bases[family], tmp_path, TARGETS[family], **changes)
+    expected = by_peft(bases[family], tmp_path, TARGETS[family], **changes)
     read = load_sentence_encoder(str(tmp_path))
     assert read.spec.lora.rank == 4 and read.base == str(bases[family])
-    np.testing.assert_allclose(read.encode(TEXTS), wanted, atol=1e-4)
-    np.testing.assert_allclose(read.merged().encode(TEXTS), wanted, atol=1e-4)
+    np.testing.assert_allclose(read.encode(TEXTS), expected, atol=1e-4)
+    np.testing.assert_allclose(read.merged().encode(TEXTS), expected, atol=1e-4)
     finish(tmp_path, tiny_tokenizer)
     np.testing.assert_allclose(
-        load_sentence_encoder(str(tmp_path)).encode(TEXTS), wanted, atol=1e-4
+        load_sentence_encoder(str(tmp_path)).encode(TEXTS), expected, atol=1e-4
     )
     if (
         kind != "dora"
     ):  # of which transformers' own loader does not find the magnitudes that peft wrote
-        np.testing.assert_allclose(sentence_transformer(tmp_path).encode(TEXTS), wanted, atol=1e-4)
+        np.testing.assert_allclose(
+            sentence_transformer(tmp_path).encode(TEXTS), expected, atol=1e-4
+        )
 
 
 def by_peft(base, directory, targets, **changes):
@@ -177,11 +179,11 @@ def by_peft(base, directory, targets, **changes):
 @pytest.mark.parametrize("kind", ["lora", pytest.param("dora", marks=pytest.mark.slow)])
 def test_of_linear_maps_that_are_one_in_the_files(kind, bases, tmp_path):
     """Each of our parts has the same A; what is trained further can be saved merged only."""
-    wanted = by_peft(
+    expected = by_peft(
         bases["modernbert"], tmp_path / "theirs", ("Wqkv", "mlp.Wo"), use_dora=kind == "dora"
     )
     read = load_sentence_encoder(str(tmp_path / "theirs"))
-    np.testing.assert_allclose(read.encode(TEXTS), wanted, atol=1e-4)
+    np.testing.assert_allclose(read.encode(TEXTS), expected, atol=1e-4)
     layers = read.params["lora"]["layers"]
     np.testing.assert_array_equal(layers["query"]["a"], layers["value"]["a"])
     with pytest.raises(
@@ -190,7 +192,7 @@ def test_of_linear_maps_that_are_one_in_the_files(kind, bases, tmp_path):
         read.save(tmp_path / "ours")
     read.merged().save(tmp_path / "ours")
     np.testing.assert_allclose(
-        load_sentence_encoder(str(tmp_path / "ours")).encode(TEXTS), wanted, atol=1e-4
+        load_sentence_encoder(str(tmp_path / "ours")).encode(TEXTS), expected, atol=1e-4
     )
 
 
@@ -220,14 +222,14 @@ def test_as_sentence_transformers_saves_it(bases, tmp_path):
     """
     import peft
 
-    theirs = sentence_transformer(bases["bert"])
-    theirs.add_adapter(
+    reference = sentence_transformer(bases["bert"])
+    reference.add_adapter(
         peft.LoraConfig(r=2, target_modules=r".*layer.*output\.dense", init_lora_weights=False)
     )
-    theirs.eval()
-    theirs.save_pretrained(str(tmp_path / "theirs"))
+    reference.eval()
+    reference.save_pretrained(str(tmp_path / "theirs"))
     ours = load_sentence_encoder(str(tmp_path / "theirs"))
-    np.testing.assert_allclose(ours.encode(TEXTS), theirs.encode(TEXTS), atol=1e-4)
+    np.testing.assert_allclose(ours.encode(TEXTS), reference.encode(TEXTS), atol=1e-4)
     assert set(ours.params["lora"]["layers"]) == {"output", "down"}
     ours.save(tmp_path / "ours")
     again = load_sentence_encoder(str(tmp_path / "ours"))
@@ -268,7 +270,7 @@ def changed(model, **fields):
 def test_what_the_backbone_has_other_than_its_base(bases, tmp_path):
     """Fields of the base's config.json are others for sentence-transformers too, except for those that it lacks."""
     model = adapted(bases["llama"], ("v_proj",))
-    for name, fields, theirs in (
+    for name, fields, reference in (
         ("norm", {"rms_norm_eps": 0.1}, {"rms_norm_eps": 0.1}),
         ("free", {"causal": False}, {"is_causal": False}),
     ):
@@ -276,24 +278,24 @@ def test_what_the_backbone_has_other_than_its_base(bases, tmp_path):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             one.save(tmp_path / name)
-        assert [str(found.message)[:51] for found in caught] == (
+        assert [str(result.message)[:51] for result in caught] == (
             ["sentence-transformers will not see is_causal False:"] if name == "free" else []
         )
         texts = json.loads((tmp_path / name / "sentence_bert_config.json").read_text())
-        assert texts["config_kwargs"] == theirs
-        wanted = one.encode(TEXTS)
-        assert np.abs(wanted - model.encode(TEXTS)).max() > 0.01
+        assert texts["config_kwargs"] == reference
+        expected = one.encode(TEXTS)
+        assert np.abs(expected - model.encode(TEXTS)).max() > 0.01
         again = load_sentence_encoder(str(tmp_path / name))
         assert again.spec == one.spec
-        np.testing.assert_array_equal(again.encode(TEXTS), wanted)
+        np.testing.assert_array_equal(again.encode(TEXTS), expected)
         if name == "norm":
             np.testing.assert_allclose(
-                sentence_transformer(tmp_path / name).encode(TEXTS), wanted, atol=1e-4
+                sentence_transformer(tmp_path / name).encode(TEXTS), expected, atol=1e-4
             )
         else:
             one.merged().save(tmp_path / name)
             np.testing.assert_allclose(
-                sentence_transformer(tmp_path / name).encode(TEXTS), wanted, atol=1e-4
+                sentence_transformer(tmp_path / name).encode(TEXTS), expected, atol=1e-4
             )
 
 
@@ -327,14 +329,14 @@ def test_the_base_is_known_by_its_numbers(bases, tmp_path):
         return tmp_path / name
 
     half = copied(
-        "half", lambda found: {name: value.astype("bfloat16") for name, value in found.items()}
+        "half", lambda result: {name: value.astype("bfloat16") for name, value in result.items()}
     )
     prefixed = copied(
-        "prefixed", lambda found: {f"bert.{name}": value for name, value in found.items()}
+        "prefixed", lambda result: {f"bert.{name}": value for name, value in result.items()}
     )
     assert backbone_fingerprint(backbone, half) == backbone_fingerprint(backbone, prefixed) == own
     name = "encoder.layer.1.attention.self.query.weight"
-    tuned = copied("tuned", lambda found: found | {name: 1.1 * found[name]})
+    tuned = copied("tuned", lambda result: result | {name: 1.1 * result[name]})
     with pytest.raises(
         InputError,
         match="made for .*bert.*, and tuned is another model: its fingerprint is [0-9a-f]{12}, ",
@@ -373,7 +375,7 @@ def edit(directory, **changes):
 
 
 def rename(old, new):
-    return lambda found: {name.replace(old, new): value for name, value in found.items()}
+    return lambda result: {name.replace(old, new): value for name, value in result.items()}
 
 
 @pytest.fixture(scope="module")
@@ -431,20 +433,20 @@ LAST = "base_model.model.layers.1.self_attn.q_proj.lora_B.weight"
         ),
         (
             {},
-            lambda found: found | {LAST: found[LAST][:8]},
+            lambda result: result | {LAST: result[LAST][:8]},
             r"lora_B.weight' has shape \(8, 4\), .* want \(32, 4\)",
         ),
         (
             {},
-            lambda found: {k: v for k, v in found.items() if k != LAST},
+            lambda result: {k: v for k, v in result.items() if k != LAST},
             f"missing tensor '{LAST}'",
         ),
         (
             {},
-            lambda found: found | {LAST.replace(".1.", ".2."): found[LAST]},
+            lambda result: result | {LAST.replace(".1.", ".2."): result[LAST]},
             "the base has 2 layers",
         ),
-        ({}, lambda found: {}, "adapts none of layers.{}.mlp.down_proj, "),
+        ({}, lambda result: {}, "adapts none of layers.{}.mlp.down_proj, "),
         (
             {},
             rename("q_proj", "qkv"),

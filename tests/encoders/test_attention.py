@@ -42,12 +42,12 @@ def test_equals_the_textbook_and_its_gradient(inputs, implementation, monkeypatc
         out, pullback = jax.vjp(body, *arrays)
         return out, pullback(jnp.cos(out))
 
-    found = jax.jit(partial(run, partial(attention, implementation=implementation)))(
+    result = jax.jit(partial(run, partial(attention, implementation=implementation)))(
         query, key, value, bias
     )
     jax.tree.map(
         partial(np.testing.assert_allclose, atol=2e-6),
-        found,
+        result,
         run(textbook, query, key, value, bias),
     )
 
@@ -81,8 +81,8 @@ def test_same_dropout_in_every_body(inputs, monkeypatch):
     for block in (1, 2 * 2 * 64):
         monkeypatch.setattr(module, "BLOCK", block)
         jax.clear_caches()
-        found = run(jax.random.key(1), "blocks")
-        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), found, whole)
+        result = run(jax.random.key(1), "blocks")
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), result, whole)
     assert run(jax.random.key(2), "xla")[0] != whole[0]
 
 

@@ -51,18 +51,18 @@ def test_equals_torch(name, torch_models, ids, packed, unpacked, states):
         ), layers
 
     for tokens in (unpacked, packed):
-        (_, layers), found = run(saved.params["backbone"], tokens)
+        (_, layers), result = run(saved.params["backbone"], tokens)
         for number in range(2):
-            for ours, theirs in zip(states(layers[number], tokens), expected, strict=True):
-                theirs = theirs.hidden_states[number + 1][0].detach().numpy()
-                np.testing.assert_allclose(ours, theirs, atol=1e-4)
-        jax.tree.map(_close, found, gradients)
+            for ours, reference in zip(states(layers[number], tokens), expected, strict=True):
+                reference = reference.hidden_states[number + 1][0].detach().numpy()
+                np.testing.assert_allclose(ours, reference, atol=1e-4)
+        jax.tree.map(_close, result, gradients)
 
 
-def _close(ours, theirs):
+def _close(ours, reference):
     # Relative to the leaf; the bias of keys has no influence, so its gradient is rounding and wants
     # an absolute bound.
-    assert np.linalg.norm(ours - theirs) <= 1e-3 * np.linalg.norm(theirs) + 1e-3
+    assert np.linalg.norm(ours - reference) <= 1e-3 * np.linalg.norm(reference) + 1e-3
 
 
 def test_padding_has_no_gradient(torch_models, packed):

@@ -41,11 +41,11 @@ def value_and_gradient(params, tokens, **options):
     return run(params, tokens, KEY)
 
 
-def relative(ours, theirs):
-    ours, theirs = (
-        np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (ours, theirs)
+def relative(ours, reference):
+    ours, reference = (
+        np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (ours, reference)
     )
-    return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+    return np.linalg.norm(ours - reference) / np.linalg.norm(reference)
 
 
 def test_packed_equals_unpacked_and_padding_changes_nothing(params, packed, unpacked):

@@ -214,8 +214,8 @@ def test_states_and_gradients_equal_torch(case, name, ids, unpacked, packed, sta
     left = numpy_states(model.torch, ids, left=True)
     for tokens in (unpacked, packed):
         gradient, hidden = run(model.params, tokens)
-        for ours, theirs, last in zip(states(hidden, tokens), expected, left, strict=True):
-            np.testing.assert_allclose(ours, theirs.detach().numpy(), atol=1e-4)
+        for ours, reference, last in zip(states(hidden, tokens), expected, left, strict=True):
+            np.testing.assert_allclose(ours, reference.detach().numpy(), atol=1e-4)
             np.testing.assert_allclose(ours[-1], last[-1], atol=1e-4)
         assert_same_gradient(gradient, as_params(model.directory, grads))
 
@@ -229,15 +229,15 @@ def as_params(directory, tensors):
     return read_model(other).params["backbone"]
 
 
-def assert_same_gradient(found, expected):
-    found, expected = (
-        dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (found, expected)
+def assert_same_gradient(result, expected):
+    result, expected = (
+        dict(jax.tree_util.tree_leaves_with_path(tree)) for tree in (result, expected)
     )
-    assert found.keys() == expected.keys()
-    for path, theirs in expected.items():
-        size = np.linalg.norm(theirs)
+    assert result.keys() == expected.keys()
+    for path, reference in expected.items():
+        size = np.linalg.norm(reference)
         assert size > 1e-3, path
-        assert np.linalg.norm(found[path] - theirs) < 1e-3 * size, path
+        assert np.linalg.norm(result[path] - reference) < 1e-3 * size, path
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in FEW])
@@ -247,22 +247,24 @@ def test_states_equal_torch(case, name, ids, unpacked, states):
     And of a sentence without padding, of which transformers makes no mask.
     """
     model = case(name)
-    found = states(our_states(model.backbone)(model.params, unpacked), unpacked)
+    result = states(our_states(model.backbone)(model.params, unpacked), unpacked)
     for attention in ("eager", "sdpa") if model.backbone.softcap is None else ("eager",):
         model.torch.set_attn_implementation(attention)
-        for ours, theirs in zip(found, numpy_states(model.torch, ids), strict=True):
-            np.testing.assert_allclose(ours, theirs, atol=1e-4)
-        np.testing.assert_allclose(found[2], numpy_states(model.torch, ids[2:3])[0], atol=1e-4)
+        for ours, reference in zip(result, numpy_states(model.torch, ids), strict=True):
+            np.testing.assert_allclose(ours, reference, atol=1e-4)
+        np.testing.assert_allclose(result[2], numpy_states(model.torch, ids[2:3])[0], atol=1e-4)
 
 
 @few([name for name in CASES if "-" not in name])
 def test_embeddings_in_bfloat16_are_near_those_in_float32(case, name, ids, unpacked, states):
     model = case(name)
-    found = states(our_states(model.backbone, dtype=jnp.bfloat16)(model.params, unpacked), unpacked)
-    for ours, theirs in zip(found, numpy_states(model.torch, ids), strict=True):
+    result = states(
+        our_states(model.backbone, dtype=jnp.bfloat16)(model.params, unpacked), unpacked
+    )
+    for ours, reference in zip(result, numpy_states(model.torch, ids), strict=True):
         assert ours.dtype == jnp.bfloat16
         ours = ours.astype(np.float32)
-        for a, b in ((ours.mean(0), theirs.mean(0)), (ours[-1], theirs[-1])):
+        for a, b in ((ours.mean(0), reference.mean(0)), (ours[-1], reference[-1])):
             assert a @ b > 0.999 * np.linalg.norm(a) * np.linalg.norm(b)
 
 
@@ -300,12 +302,12 @@ def test_who_sees_whom(case, name, causal, reach, make_batch):
         params = {**model.params, "embeddings": {"token": table}}
         return module.apply({"params": params}, tokens)[0] @ weight
 
-    found = np.linalg.norm(influence(model.params["embeddings"]["token"]), axis=-1)[
+    result = np.linalg.norm(influence(model.params["embeddings"]["token"]), axis=-1)[
         :, 20 : 20 + length
     ]
     back = np.arange(length)[:, None] - np.arange(length)
     seen = (back >= 0 if causal else True) & (np.abs(back) <= reach)
-    assert (found[~seen] == 0).all() and (found[seen] > 1e-6).all()
+    assert (result[~seen] == 0).all() and (result[seen] > 1e-6).all()
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -327,8 +329,10 @@ def test_torch_reads_what_we_write(case, name, tiny_tokenizer, ids, tmp_path):
     read, report = AutoModel.from_pretrained(tmp_path, **options)
     assert type(read) is type(model.torch) and not any(report.values())
     model.torch.set_attn_implementation("eager")
-    for ours, theirs in zip(numpy_states(read, ids), numpy_states(model.torch, ids), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for ours, reference in zip(
+        numpy_states(read, ids), numpy_states(model.torch, ids), strict=True
+    ):
+        np.testing.assert_array_equal(ours, reference)
 
 
 @pytest.mark.parametrize(
@@ -347,9 +351,9 @@ def test_layers_kept_are_of_the_kinds_they_were(
     expected = numpy_states(
         AutoModel.from_pretrained(tmp_path, attn_implementation="eager").eval(), ids
     )
-    found = our_states(spec.backbone)(params["backbone"], unpacked)
-    for ours, theirs in zip(states(found, unpacked), expected, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    result = our_states(spec.backbone)(params["backbone"], unpacked)
+    for ours, reference in zip(states(result, unpacked), expected, strict=True):
+        np.testing.assert_allclose(ours, reference, atol=1e-4)
 
 
 def test_the_first_layers_give_the_normalised_states_in_between(case, packed, states):
@@ -362,8 +366,8 @@ def test_the_first_layers_give_the_normalised_states_in_between(case, packed, st
     every = run(model.params)
     assert every.shape == (3, 5, 16, WIDTH)
     spec, params = first_layers(model.saved.spec, model.saved.params, 2)
-    found = our_states(spec.backbone)(params["backbone"], packed)
-    for ours, expected in zip(states(found, packed), states(every[1], packed), strict=True):
+    result = our_states(spec.backbone)(params["backbone"], packed)
+    for ours, expected in zip(states(result, packed), states(every[1], packed), strict=True):
         np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
@@ -383,11 +387,13 @@ def test_a_causal_model_made_bidirectional(
     )
     assert read_model(tmp_path).spec == spec
     expected = numpy_states(AutoModel.from_pretrained(tmp_path).eval(), ids)
-    found = states(our_states(spec.backbone)(model.params, unpacked), unpacked)
-    for ours, theirs in zip(found, expected, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    result = states(our_states(spec.backbone)(model.params, unpacked), unpacked)
+    for ours, reference in zip(result, expected, strict=True):
+        np.testing.assert_allclose(ours, reference, atol=1e-4)
     assert (
-        max(np.abs(a - b).max() for a, b in zip(found, numpy_states(model.torch, ids), strict=True))
+        max(
+            np.abs(a - b).max() for a, b in zip(result, numpy_states(model.torch, ids), strict=True)
+        )
         > 0.1
     )
 
@@ -457,9 +463,9 @@ def test_recomputed_and_unrolled_layers_of_two_kinds_have_the_same_gradient(case
 
     expected = gradient(unroll=1)
     for options in ({"unroll": 3, "remat": "layer"}, {"unroll": 2, "remat": "dots"}):
-        found = gradient(**options)
+        result = gradient(**options)
         jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3, rtol=1e-3), found, expected
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3, rtol=1e-3), result, expected
         )
 
 

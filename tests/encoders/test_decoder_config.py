@@ -349,15 +349,15 @@ def test_code_that_is_not_run_is_warned_of():
 
     With is_causal it is said.
     """
-    family, found = (
+    family, result = (
         lookup("backbone", "mistral"),
         {**PUBLISHED["llama2-7b"], "model_type": "mistral"},
     )
     with pytest.warns(UserWarning, match=r"auto_map.*read as causal.*\"is_causal\": false"):
-        family.read_config({**found, "auto_map": {"AutoModel": "modeling.Model"}})
+        family.read_config({**result, "auto_map": {"AutoModel": "modeling.Model"}})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        family.read_config(found)
+        family.read_config(result)
         assert not family.read_config(
-            {**found, "auto_map": {"AutoModel": "modeling.Model"}, "is_causal": False}
+            {**result, "auto_map": {"AutoModel": "modeling.Model"}, "is_causal": False}
         ).causal

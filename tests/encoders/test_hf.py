@@ -285,11 +285,11 @@ def test_round_trip_through_sentence_transformers(
     assert model.prompts["query"] == "find : " and model[1].include_prompt is False
 
     model.save(str(tmp_path / "theirs"))  # the installed version's own layout
-    theirs = read_model(tmp_path / "theirs")
-    assert dataclasses.replace(theirs.spec, backbone=spec.backbone) == spec
-    assert theirs.max_length == 24
-    assert (theirs.settings.include_prompt, theirs.settings.similarity) == (False, "dot")
-    jax.tree.map(np.testing.assert_array_equal, theirs.params, saved.params)
+    reference = read_model(tmp_path / "theirs")
+    assert dataclasses.replace(reference.spec, backbone=spec.backbone) == spec
+    assert reference.max_length == 24
+    assert (reference.settings.include_prompt, reference.settings.similarity) == (False, "dot")
+    jax.tree.map(np.testing.assert_array_equal, reference.params, saved.params)
 
 
 @pytest.mark.parametrize("name", ["roberta", "xlm-roberta", "mpnet", "distilbert", "electra"])
@@ -302,10 +302,10 @@ def test_every_family_is_written_as_it_was_read(name, torch_models, tokenizer, t
     again = read_model(tmp_path / "out")
     assert again.spec.backbone == saved.spec.backbone
     jax.tree.map(np.testing.assert_array_equal, again.params, saved.params)
-    theirs = AutoModel.from_pretrained(tmp_path / "out").state_dict()
+    reference = AutoModel.from_pretrained(tmp_path / "out").state_dict()
     for key, value in model.state_dict().items():
         if "pooler" not in key:
-            np.testing.assert_array_equal(theirs[key], value)
+            np.testing.assert_array_equal(reference[key], value)
 
 
 def test_write_replaces_a_model_and_nothing_else(torch_models, tokenizer, tmp_path):

@@ -48,20 +48,20 @@ def test_every_weight_is_within_half_a_step():
     kernel = (rng.normal(size=(3, 40, 8)) * rng.lognormal(size=(3, 1, 8))).astype(np.float32)
     kernel[1, :, 2] = 0
     for array in (kernel, jnp.asarray(kernel), jnp.asarray(kernel, jnp.bfloat16)):
-        found = quantize_kernel(array)
-        assert isinstance(found.values, type(array)) and found.values.dtype == np.int8
-        assert found.scale.shape == (3, 1, 8) and found.scale.dtype == np.float32
-        near, exact = np.asarray(dequantize_params(found)), np.asarray(array, np.float32)
-        assert (np.abs(near - exact) <= np.asarray(found.scale) * (0.5 + 1e-5)).all()
-        peaks = np.abs(np.asarray(found.values)).max(axis=1)
+        result = quantize_kernel(array)
+        assert isinstance(result.values, type(array)) and result.values.dtype == np.int8
+        assert result.scale.shape == (3, 1, 8) and result.scale.dtype == np.float32
+        near, exact = np.asarray(dequantize_params(result)), np.asarray(array, np.float32)
+        assert (np.abs(near - exact) <= np.asarray(result.scale) * (0.5 + 1e-5)).all()
+        peaks = np.abs(np.asarray(result.values)).max(axis=1)
         assert (np.delete(peaks, 10) == 127).all() and not near[1, :, 2].any()
         negated = quantize_kernel(-array)
-        np.testing.assert_array_equal(negated.values, -found.values)  # symmetric
+        np.testing.assert_array_equal(negated.values, -result.values)  # symmetric
         np.testing.assert_array_equal(
-            quantize_kernel(dequantize_params(found)).values, found.values
+            quantize_kernel(dequantize_params(result)).values, result.values
         )
     assert (
-        dequantize_params({"kernel": found, "bias": kernel}, jnp.bfloat16)["kernel"].dtype
+        dequantize_params({"kernel": result, "bias": kernel}, jnp.bfloat16)["kernel"].dtype
         == jnp.bfloat16
     )
 
@@ -87,13 +87,13 @@ def test_embeddings_are_near_and_those_of_the_plain_kernels(packed):
     spec, params, plain = make()
     without = dataclasses.replace(spec, lora=None)
     apply = jax.jit(build_encoder(without).apply, compiler_options=QUICKLY)
-    found, exact, same = (
+    result, exact, same = (
         apply(each, packed) for each in (params, plain, dequantize_params(params))
     )
-    assert 0.99 < np.sum(found * exact, axis=1).min() < 0.999999
-    np.testing.assert_allclose(found, same, atol=1e-6)
+    assert 0.99 < np.sum(result * exact, axis=1).min() < 0.999999
+    np.testing.assert_allclose(result, same, atol=1e-6)
     half = jax.jit(build_encoder(without, compute_dtype="bfloat16").apply)(params, packed)
-    assert np.sum(found * half, axis=1).min() > 0.999
+    assert np.sum(result * half, axis=1).min() > 0.999
 
 
 @pytest.mark.slow
@@ -117,9 +117,9 @@ def test_an_adapter_over_eight_bits(kind, packed):
     assert jax.tree.structure(gradient) == jax.tree.structure(trainable)
     expected, wanted = run(trainable, dequantize_params(frozen))
     np.testing.assert_allclose(value, expected, rtol=1e-5)
-    for ours, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(wanted), strict=True):
-        assert np.abs(theirs).max() > 0
-        np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
+    for ours, reference in zip(jax.tree.leaves(gradient), jax.tree.leaves(wanted), strict=True):
+        assert np.abs(reference).max() > 0
+        np.testing.assert_allclose(ours, reference, atol=1e-5 * np.abs(reference).max())
 
     merged_spec, merged = merge_lora(spec, params)
     assert not has_int8(merged) and all(

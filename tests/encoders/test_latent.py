@@ -64,18 +64,18 @@ def test_equals_torch(head):
     up, gate = (norm("mlp_norm", x1) @ params["up"]["kernel"] + params["up"]["bias"]).chunk(
         2, dim=-1
     )
-    wanted = x1 + (up * functional.gelu(gate)) @ params["down"]["kernel"] + params["down"]["bias"]
-    weight = np.random.default_rng(0).normal(size=wanted.shape).astype(np.float32)
-    (wanted * torch.tensor(weight)).sum().backward()
+    expected = x1 + (up * functional.gelu(gate)) @ params["down"]["kernel"] + params["down"]["bias"]
+    weight = np.random.default_rng(0).normal(size=expected.shape).astype(np.float32)
+    (expected * torch.tensor(weight)).sum().backward()
 
-    found, pullback = jax.vjp(jax.jit(head.apply), made(head), STATES)
-    np.testing.assert_allclose(found, wanted.detach().numpy(), atol=1e-4)
+    result, pullback = jax.vjp(jax.jit(head.apply), made(head), STATES)
+    np.testing.assert_allclose(result, expected.detach().numpy(), atol=1e-4)
     gradients = pullback(jnp.asarray(weight))
-    theirs = jax.tree.map(lambda y: y.grad.numpy(), (params, x))
+    reference = jax.tree.map(lambda y: y.grad.numpy(), (params, x))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * max(1, np.abs(b).max())),
         gradients,
-        theirs,
+        reference,
     )
 
 
@@ -147,13 +147,13 @@ def test_an_encoder_pools_what_comes_out(packed, unpacked):
     params = jax.jit(encoder.init)(jax.random.key(0))
     params |= {"token_head": made(head)}
     run = jax.jit(encoder.apply)
-    found = run(params, unpacked, None)
-    np.testing.assert_allclose(run(params, packed, None), found, atol=1e-5)
+    result = run(params, unpacked, None)
+    np.testing.assert_allclose(run(params, packed, None), result, atol=1e-5)
     hidden = jax.jit(encoder.hidden)(params, unpacked, None)
     states = jax.jit(head.apply)(params["token_head"], hidden)
     for pooled, same in ((states, True), (hidden, False)):
         means = np.stack([np.asarray(pooled)[i][unpacked.pooled[i]].mean(0) for i in range(5)])
-        assert (np.abs(found - means).max() < 1e-5) == same
+        assert (np.abs(result - means).max() < 1e-5) == same
 
 
 def test_what_a_token_head_cannot_follow_is_one_line():

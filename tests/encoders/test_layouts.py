@@ -79,8 +79,8 @@ def write(path, value):
 
 
 def edit(path, **changes):
-    found = (json.loads(path.read_text()) if path.is_file() else {}) | changes
-    write(path, {name: value for name, value in found.items() if value is not ...})
+    result = (json.loads(path.read_text()) if path.is_file() else {}) | changes
+    write(path, {name: value for name, value in result.items() if value is not ...})
 
 
 @pytest.fixture
@@ -130,8 +130,10 @@ def ours(directory, make_batch, prompt_name=None):
     saved = read_model(directory)
     tokenizer = tokenizer_of(saved, saved.max_length)
     prompt = saved.settings.prompts.get(prompt_name or saved.settings.default_prompt_name, "")
-    found = tokenizer.encode(TEXTS, prompt, saved.settings.include_prompt)
-    tokens = make_batch([[(i, ids)] for i, ids in enumerate(found.ids)], 64, len(TEXTS), found.skip)
+    result = tokenizer.encode(TEXTS, prompt, saved.settings.include_prompt)
+    tokens = make_batch(
+        [[(i, ids)] for i, ids in enumerate(result.ids)], 64, len(TEXTS), result.skip
+    )
     return np.asarray(build_encoder(saved.spec).apply(saved.params, tokens))
 
 
@@ -146,9 +148,9 @@ def agrees(make_batch):
         peer = pytest.importorskip("sentence_transformers")
         model = peer.SentenceTransformer(str(directory), device="cpu", **arguments)
         expected = model.encode(TEXTS, prompt_name=prompt_name)
-        found = ours(directory, make_batch, prompt_name)
-        assert found.shape == expected.shape and expected.std() > 1e-3
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+        result = ours(directory, make_batch, prompt_name)
+        assert result.shape == expected.shape and expected.std() > 1e-3
+        np.testing.assert_allclose(result, expected, atol=1e-5)
         return model
 
     return check
@@ -578,9 +580,9 @@ def test_pickled_weights_are_refused(folder, name, lay_out):
     (directory / folder / "model.safetensors").unlink()
     if name:
         (directory / folder / name).write_bytes(b"\x80")
-    found = "only pickled weights" if name else r"no model.safetensors \(nor "
+    result = "only pickled weights" if name else r"no model.safetensors \(nor "
     refused(
-        directory, rf"{found}.*convert them with SentenceTransformer\(DIR\).save_pretrained\(NEW\)"
+        directory, rf"{result}.*convert them with SentenceTransformer\(DIR\).save_pretrained\(NEW\)"
     )
 
 

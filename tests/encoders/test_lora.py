@@ -66,10 +66,10 @@ def test_a_new_adapter_changes_nothing(packed):
         )
     made = jax.jit(build_encoder(spec).init, compiler_options=QUICKLY)(jax.random.key(0))
     assert set(made) == {*plain, "lora"}
-    for ours, theirs in zip(
+    for ours, reference in zip(
         *map(jax.tree.leaves, (made["backbone"], plain["backbone"])), strict=True
     ):
-        np.testing.assert_array_equal(ours, theirs)
+        np.testing.assert_array_equal(ours, reference)
 
 
 def test_the_start_is_that_of_peft():
@@ -136,11 +136,11 @@ def value_and_gradient(spec, params, tokens, read=None, **options):
     return jax.jit(value, compiler_options=QUICKLY)(params)
 
 
-def relative(ours, theirs):
-    ours, theirs = (
-        np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (ours, theirs)
+def relative(ours, reference):
+    ours, reference = (
+        np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in (ours, reference)
     )
-    return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+    return np.linalg.norm(ours - reference) / np.linalg.norm(reference)
 
 
 @pytest.mark.parametrize("kind", [pytest.param("lora", marks=pytest.mark.slow), "dora"])
@@ -200,7 +200,7 @@ def test_fewer_layers_have_their_own_adapters(packed):
 def test_hidden_states_and_layers_are_adapted_too(packed):
     spec, params = make()
     merged_spec, merged = merge_lora(spec, params)
-    ours, theirs = build_encoder(spec), build_encoder(merged_spec)
+    ours, reference = build_encoder(spec), build_encoder(merged_spec)
     layer = jnp.array([1])
 
     def values(encoder, params):
@@ -208,7 +208,7 @@ def test_hidden_states_and_layers_are_adapted_too(packed):
 
     for one, other in zip(
         jax.jit(partial(values, ours))(params),
-        jax.jit(partial(values, theirs))(merged),
+        jax.jit(partial(values, reference))(merged),
         strict=True,
     ):
         np.testing.assert_allclose(one, other, atol=1e-5)

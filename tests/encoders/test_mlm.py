@@ -114,9 +114,9 @@ def test_logits_equal_transformers(name, unpacked, tmp_path):
     encoder = build_encoder(saved.spec)
     shapes = jax.eval_shape(functools.partial(init_head, encoder.config), jax.random.key(0))
     head = read_head(tmp_path, encoder.config, shapes)
-    theirs = open_tensors(tmp_path)
+    reference = open_tensors(tmp_path)
     for tensor, value in head_tensors(encoder.config, head).items():
-        np.testing.assert_array_equal(value, theirs[tensor])
+        np.testing.assert_array_equal(value, reference[tensor])
     hidden = jax.jit(encoder.hidden, compiler_options=QUICKLY)(saved.params, unpacked, None)
     table = saved.params["backbone"]["embeddings"]["token"]
     logits = head_logits(encoder.config, head, hidden.reshape(-1, 32), table).reshape(

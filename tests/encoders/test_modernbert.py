@@ -132,16 +132,16 @@ def test_equals_torch(model, long_ids, rows, states):
         return jnp.sum(jnp.where(real, hidden * jnp.asarray(weight)[tokens.position], 0.0)), hidden
 
     for tokens in rows:
-        (_, hidden), found = run(saved.params["backbone"], tokens)
-        for ours, theirs in zip(states(hidden, tokens), expected, strict=True):
-            np.testing.assert_allclose(ours, theirs.detach().numpy(), atol=1e-4)
-        jax.tree.map(_close, found, gradients)
-        np.testing.assert_array_equal(found["layers"]["attention_norm"]["scale"][0], 0.0)
+        (_, hidden), result = run(saved.params["backbone"], tokens)
+        for ours, reference in zip(states(hidden, tokens), expected, strict=True):
+            np.testing.assert_allclose(ours, reference.detach().numpy(), atol=1e-4)
+        jax.tree.map(_close, result, gradients)
+        np.testing.assert_array_equal(result["layers"]["attention_norm"]["scale"][0], 0.0)
 
 
-def _close(ours, theirs):
-    assert np.linalg.norm(theirs) > 0
-    assert np.linalg.norm(ours - theirs) <= 1e-3 * np.linalg.norm(theirs)
+def _close(ours, reference):
+    assert np.linalg.norm(reference) > 0
+    assert np.linalg.norm(ours - reference) <= 1e-3 * np.linalg.norm(reference)
 
 
 def test_any_pattern_of_layers_equals_torch(long_ids, rows, states, tmp_path):
@@ -153,8 +153,10 @@ def test_any_pattern_of_layers_equals_torch(long_ids, rows, states, tmp_path):
         assert saved.spec.backbone.layer_types == kinds
         run = jax.jit(FAMILY.module(saved.spec.backbone).apply, compiler_options=QUICKLY)
         hidden = run({"params": saved.params["backbone"]}, rows[1])
-        for ours, theirs in zip(states(hidden, rows[1]), torch_states(peer, long_ids), strict=True):
-            np.testing.assert_allclose(ours, theirs, atol=1e-4)
+        for ours, reference in zip(
+            states(hidden, rows[1]), torch_states(peer, long_ids), strict=True
+        ):
+            np.testing.assert_allclose(ours, reference, atol=1e-4)
 
 
 def test_window_is_half_on_either_side(model, rows):
@@ -214,10 +216,10 @@ def test_torch_reads_what_we_write(model, tiny_tokenizer, long_ids, tmp_path):
 
     read, report = AutoModel.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert type(read) is type(peer) and not any(report.values())
-    for found, expected in zip(
+    for result, expected in zip(
         *(torch_states(m.eval(), long_ids[:2]) for m in (read, peer)), strict=True
     ):
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+        np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
 def test_equals_sentence_transformers(tiny_tokenizer, tmp_path):
@@ -301,11 +303,11 @@ def test_fewer_layers(model, rows):
     params = {**saved.params, "backbone": {**saved.params["backbone"], "layers": layers}}
     shorter, fewer = keep_layers(spec, params, [0, 2, 3])
     assert shorter.backbone.layer_types == (FULL, SLIDING, FULL)
-    found, expected = (
+    result, expected = (
         jax.jit(build_encoder(s).apply, compiler_options=QUICKLY)(p, rows[1])
         for s, p in [(shorter, fewer), (spec, params)]
     )
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(result, expected, atol=1e-5)
     with pytest.raises(InputError, match="layers 1,2: expected 0 among them"):
         keep_layers(spec, params, [1, 2])
 
@@ -328,13 +330,13 @@ def test_initial_weights():
 def test_every_layer_as_if_it_were_the_last(model, rows):
     saved = read_model(model[1])
     layer = np.asarray([2])
-    found = jax.jit(build_encoder(saved.spec).by_layer, compiler_options=QUICKLY)(
+    result = jax.jit(build_encoder(saved.spec).by_layer, compiler_options=QUICKLY)(
         saved.params, rows[1], layer
     )
     shorter, fewer = first_layers(saved.spec, saved.params, 2)
     assert shorter.backbone.layer_types == (FULL, SLIDING)
     expected = jax.jit(build_encoder(shorter).apply, compiler_options=QUICKLY)(fewer, rows[1])
-    np.testing.assert_allclose(found[:, 0], expected, atol=1e-5)
+    np.testing.assert_allclose(result[:, 0], expected, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -371,9 +373,9 @@ def test_dropout(run):
 @pytest.mark.slow
 def test_recomputed_layers_have_the_same_gradient_and_no_rate_is_no_dropout(run):
     key = jax.random.key(3)
-    found, expected = run(0.2, key, gradient=True, remat="layer"), run(0.2, key, gradient=True)
+    result, expected = run(0.2, key, gradient=True, remat="layer"), run(0.2, key, gradient=True)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-3), found, expected
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-3), result, expected
     )
     np.testing.assert_allclose(run(0.0, key), run(0.2, None), atol=1e-6)
 
@@ -403,9 +405,9 @@ def test_number_of_parameters(shape, sizes, published):
         peer = ModernBertModel(PeerConfig(**sizes, pad_token_id=0))
     spec = random_spec(shape, vocab_size=50368)
     assert FAMILY.read_config(peer.config.to_dict()) == spec.backbone
-    found = num_params(jax.eval_shape(build_encoder(spec).init, jax.random.key(0)))
+    result = num_params(jax.eval_shape(build_encoder(spec).init, jax.random.key(0)))
     unused = spec.backbone.hidden_size  # the norm that the first layer lacks
-    assert found - unused == sum(p.numel() for p in peer.parameters()) == published
+    assert result - unused == sum(p.numel() for p in peer.parameters()) == published
 
 
 @pytest.mark.parametrize(

@@ -131,9 +131,9 @@ def test_both_layouts_are_one_model(torch_models, new_tensors, old_tensors, tmp_
     for number, (config, tensors) in enumerate(
         [(OLD_CONFIG, old_tensors), (NEW_CONFIG, new_tensors), (OLD_CONFIG, new_tensors)]
     ):
-        found = read_model(write(tmp_path / str(number), config, tensors))
-        assert found.spec == saved.spec
-        jax.tree.map(np.testing.assert_array_equal, found.params, saved.params)
+        result = read_model(write(tmp_path / str(number), config, tensors))
+        assert result.spec == saved.spec
+        jax.tree.map(np.testing.assert_array_equal, result.params, saved.params)
 
 
 def test_names_of_a_bigger_model(old_tensors, tmp_path):
@@ -142,9 +142,9 @@ def test_names_of_a_bigger_model(old_tensors, tmp_path):
     tensors |= {
         f"encoder.layers.{i}.attn.rotary_emb.inv_freq": np.zeros(4, np.float32) for i in range(2)
     }
-    found = read_model(write(tmp_path / "bigger", OLD_CONFIG, tensors))
+    result = read_model(write(tmp_path / "bigger", OLD_CONFIG, tensors))
     expected = read_model(write(tmp_path / "plain", OLD_CONFIG, old_tensors))
-    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+    jax.tree.map(np.testing.assert_array_equal, result.params, expected.params)
 
 
 def test_torch_reads_what_we_write(torch_models, tiny_tokenizer, ids, tmp_path):
@@ -168,8 +168,8 @@ def test_torch_reads_what_we_write(torch_models, tiny_tokenizer, ids, tmp_path):
     assert type(read) is type(model) and not any(report.values())
     tokens = torch.tensor(ids[2][None])
     with torch.no_grad():
-        expected, found = (m.eval()(tokens).last_hidden_state.numpy() for m in (model, read))
-    np.testing.assert_array_equal(found, expected)
+        expected, result = (m.eval()(tokens).last_hidden_state.numpy() for m in (model, read))
+    np.testing.assert_array_equal(result, expected)
 
 
 def test_sentence_transformers_reads_what_we_write(
@@ -195,8 +195,8 @@ def test_sentence_transformers_reads_what_we_write(
     texts = ["a dog runs in the city", "music", "", "she plays the red guitar, very quickly"]
     ids = AutoTokenizer.from_pretrained(tiny_tokenizer)(texts)["input_ids"]
     tokens = make_batch([[(i, x)] for i, x in enumerate(ids)], 16, len(ids))
-    found = jax.jit(build_encoder(spec).apply, compiler_options=QUICKLY)(params, tokens)
-    np.testing.assert_allclose(found, model.encode(texts), atol=1e-5)
+    result = jax.jit(build_encoder(spec).apply, compiler_options=QUICKLY)(params, tokens)
+    np.testing.assert_allclose(result, model.encode(texts), atol=1e-5)
 
     edit = {"norm.weight": scale[:-1].copy(), "norm.bias": bias}
     save_file(edit, tmp_path / "ours" / "2_LayerNorm" / "model.safetensors")
@@ -211,10 +211,10 @@ def test_token_types_equal_torch(torch_models, ids, make_batch, states):
     saved = read_model(directory)
     tokens = make_batch([[(0, ids[0]), (1, ids[4])]], 16, 2)
     segment = (np.asarray(tokens.position) > 3).astype(np.int32)
-    found = FAMILY.module(saved.spec.backbone).apply(
+    result = FAMILY.module(saved.spec.backbone).apply(
         {"params": saved.params["backbone"]}, tokens.replace(segment=segment)
     )
-    for ours, x in zip(states(found, tokens), (ids[0], ids[4]), strict=True):
+    for ours, x in zip(states(result, tokens), (ids[0], ids[4]), strict=True):
         types = torch.arange(len(x))[None] > 3
         with torch.no_grad():
             expected = model(torch.tensor(x[None]), token_type_ids=types.long()).last_hidden_state[
@@ -335,8 +335,8 @@ def test_rotated_products_depend_on_the_distance_only():
 
     at = np.arange(40)
     for distance in (0, 1, 7):
-        found = products(at, at + distance)
-        np.testing.assert_allclose(found, found[0], atol=1e-4)
+        result = products(at, at + distance)
+        np.testing.assert_allclose(result, result[0], atol=1e-4)
     by_distance = products(np.zeros(40, int), at)
     np.testing.assert_allclose(by_distance[0], query @ key, rtol=1e-5)
     assert np.abs(np.diff(by_distance)).min() > 1e-4, "and they do depend on it"
@@ -354,8 +354,8 @@ def test_states_do_not_change_when_positions_are_shifted(torch_models, packed, s
         return states(run(saved.params["backbone"], packed.replace(position=position)), packed)
 
     expected = at(packed.position)
-    for ours, theirs in zip(at(packed.position + 9), expected, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    for ours, reference in zip(at(packed.position + 9), expected, strict=True):
+        np.testing.assert_allclose(ours, reference, atol=1e-5)
     assert (
         max(np.abs(a - b).max() for a, b in zip(at(2 * packed.position), expected, strict=True))
         > 1e-3
@@ -377,9 +377,9 @@ def test_recomputed_layers_have_the_same_gradient(packed):
         loss = jax.grad(lambda p: (encoder.apply(p, packed, jax.random.key(1)) * weight).sum())
         return jax.jit(loss, compiler_options=QUICKLY)(params)
 
-    found, expected = gradient(remat="layer"), gradient()
+    result, expected = gradient(remat="layer"), gradient()
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-3), found, expected
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-3), result, expected
     )
 
 

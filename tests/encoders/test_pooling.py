@@ -30,11 +30,11 @@ def test_equals_sentence_transformers(name, group, states):
     for i, state in enumerate(states(hidden, tokens)[:5]):
         padded[i, : len(state)] = state
     mask = np.arange(12) < np.array(LENGTHS)[:, None]
-    theirs = torch.tensor(padded, requires_grad=True)
+    reference = torch.tensor(padded, requires_grad=True)
     layer = modules.Pooling(8, pooling_mode=POOLING_NAMES[name][0], include_prompt=skip == 0)
     expected = layer(
         {
-            "token_embeddings": theirs,
+            "token_embeddings": reference,
             "attention_mask": torch.tensor(mask).long(),
             "prompt_length": skip,
         }
@@ -43,12 +43,12 @@ def test_equals_sentence_transformers(name, group, states):
     weight = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
     (expected * torch.tensor(weight)).sum().backward()
 
-    found, pullback = jax.vjp(jax.jit(lambda h: pool(name, h, tokens)), hidden)
-    np.testing.assert_allclose(found[:5], expected.detach().numpy(), atol=1e-6)
-    np.testing.assert_array_equal(found[5], 0.0)  # a sentence without tokens
+    result, pullback = jax.vjp(jax.jit(lambda h: pool(name, h, tokens)), hidden)
+    np.testing.assert_allclose(result[:5], expected.detach().numpy(), atol=1e-6)
+    np.testing.assert_array_equal(result[5], 0.0)  # a sentence without tokens
     (gradient,) = pullback(jnp.zeros((6, 8)).at[:5].set(weight))
     for ours, other, length in zip(
-        states(gradient, tokens), theirs.grad.numpy(), LENGTHS, strict=False
+        states(gradient, tokens), reference.grad.numpy(), LENGTHS, strict=False
     ):
         np.testing.assert_allclose(ours, other[:length], atol=1e-6)
     np.testing.assert_array_equal(gradient[tokens.sentence == 6], 0.0)

@@ -45,8 +45,8 @@ def embed(params, tokens, attention="xla", rates=(0.1, 0.1), **options):
     encoder = build_encoder(
         dataclasses.replace(SPEC, backbone=backbone), attention=attention, unroll=1, **options
     )
-    found = jax.jit(encoder.apply, compiler_options=QUICKLY)(params, tokens, jax.random.key(3))
-    return np.asarray(found).reshape(-1, EXAMPLES, encoder.dim)
+    result = jax.jit(encoder.apply, compiler_options=QUICKLY)(params, tokens, jax.random.key(3))
+    return np.asarray(result).reshape(-1, EXAMPLES, encoder.dim)
 
 
 @pytest.mark.parametrize("rates", [(0.1, 0.1), (0.0, 0.3), (0.3, 0.0)])

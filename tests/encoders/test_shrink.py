@@ -32,7 +32,7 @@ def test_without_its_first_layer_a_model_is_as_torch_s_with_one_that_changes_not
     name, torch_models, ids, unpacked
 ):
     torch = pytest.importorskip("torch")
-    theirs, directory = torch_models[name]
+    reference, directory = torch_models[name]
     saved = read_model(directory)
     spec, params = keep_layers(saved.spec, saved.params, [1])
     ours = np.asarray(build_encoder(spec).hidden(params, unpacked))
@@ -41,19 +41,19 @@ def test_without_its_first_layer_a_model_is_as_torch_s_with_one_that_changes_not
         def forward(self, hidden, *_, **__):
             return (hidden, None) if name == "mpnet" else hidden
 
-    first = theirs.encoder.layer[0]
+    first = reference.encoder.layer[0]
     try:
-        theirs.encoder.layer[0] = Same()
+        reference.encoder.layer[0] = Same()
         for row, tokens in enumerate(ids):
             with torch.no_grad():
                 expected = (
-                    theirs(torch.tensor(tokens[None], dtype=torch.long))
+                    reference(torch.tensor(tokens[None], dtype=torch.long))
                     .last_hidden_state[0]
                     .numpy()
                 )
             np.testing.assert_allclose(ours[row, : len(tokens)], expected, atol=1e-4)
     finally:
-        theirs.encoder.layer[0] = first
+        reference.encoder.layer[0] = first
 
 
 def test_the_first_layers_give_the_hidden_states_in_between(model, packed, states):
@@ -64,9 +64,9 @@ def test_the_first_layers_give_the_hidden_states_in_between(model, packed, state
     for number in (1, 3):
         fewer, kept = first_layers(spec, params, number)
         assert fewer.backbone.num_layers == number
-        found = build_encoder(fewer).hidden(kept, packed)
+        result = build_encoder(fewer).hidden(kept, packed)
         for ours, expected in zip(
-            states(found, packed), states(every[number - 1], packed), strict=True
+            states(result, packed), states(every[number - 1], packed), strict=True
         ):
             np.testing.assert_allclose(ours, expected, atol=1e-5)
 
@@ -153,8 +153,8 @@ def test_order_and_sign_of_the_embeddings_do_not_matter_and_it_turns_with_them(e
     np.testing.assert_allclose(pca_head(-embeddings, 6)[1]["kernel"], kernel, atol=1e-5)
     rotation = np.linalg.qr(np.random.default_rng(2).normal(size=(20, 20)))[0]
     turned = rotation.T @ pca_head(embeddings, 6)[1]["kernel"]
-    found = pca_head(embeddings @ rotation, 6)[1]["kernel"]
-    np.testing.assert_allclose(found @ found.T, turned @ turned.T, atol=1e-4)
+    result = pca_head(embeddings @ rotation, 6)[1]["kernel"]
+    np.testing.assert_allclose(result @ result.T, turned @ turned.T, atol=1e-4)
 
 
 @pytest.mark.parametrize("heads", [(), (Dense(32, 24, activation="tanh"), Normalize())])
@@ -174,11 +174,11 @@ def test_the_projection_stands_before_a_last_normalize(model, unpacked, heads):
     assert smaller["heads"].keys() == {
         str(n) for n, head in enumerate(small.heads) if isinstance(head, Dense)
     }
-    found = np.asarray(build_encoder(small).apply(smaller, unpacked))
+    result = np.asarray(build_encoder(small).apply(smaller, unpacked))
     expected = whole @ pca_head(made, 5)[1]["kernel"]
     if heads:
         expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
 def test_what_has_no_principal_components(embeddings):

@@ -114,9 +114,9 @@ def test_reads_what_sentence_transformers_wrote(sentence_transformer, tmp_path, 
     reference = sentence_transformer(*further)
     reference.save(str(tmp_path / "model"))
     texts = [text for text in TEXTS if text.strip() or heads != "dense"]
-    found = embed_jax.load(str(tmp_path / "model"))
-    assert found.max_length == MAX_LENGTH
-    np.testing.assert_allclose(found.encode(texts), reference.encode(texts), atol=1e-6)
+    result = embed_jax.load(str(tmp_path / "model"))
+    assert result.max_length == MAX_LENGTH
+    np.testing.assert_allclose(result.encode(texts), reference.encode(texts), atol=1e-6)
 
 
 def test_reads_the_layout_of_older_versions_and_a_tokenizer_that_truncates(
@@ -128,10 +128,10 @@ def test_reads_the_layout_of_older_versions_and_a_tokenizer_that_truncates(
     kind = "sentence_transformers.models.StaticEmbedding.StaticEmbedding"
     modules = [{"idx": 0, "name": "0", "path": "0_StaticEmbedding", "type": kind}]
     (tmp_path / "modules.json").write_text(json.dumps(modules))
-    found = embed_jax.load(str(tmp_path))
-    assert found.max_length == 5
+    result = embed_jax.load(str(tmp_path))
+    assert result.max_length == 5
     with pytest.warns(UserWarning, match="cut at the model's limit of 5 tokens"):
-        np.testing.assert_allclose(found.encode(TEXTS), reference.encode(TEXTS), atol=1e-6)
+        np.testing.assert_allclose(result.encode(TEXTS), reference.encode(TEXTS), atol=1e-6)
 
 
 def test_reads_model2vec_files(make, table, tmp_path):

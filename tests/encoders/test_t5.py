@@ -145,15 +145,15 @@ def test_equals_torch(model, long_ids, rows, states):
         return jnp.sum(jnp.where(real, hidden * jnp.asarray(weight)[tokens.position], 0.0)), hidden
 
     for tokens in rows:
-        (_, hidden), found = run(saved.params["backbone"], tokens)
-        for ours, theirs in zip(states(hidden, tokens), expected, strict=True):
-            np.testing.assert_allclose(ours, theirs.detach().numpy(), atol=1e-4)
-        jax.tree.map(_close, found, gradients)
+        (_, hidden), result = run(saved.params["backbone"], tokens)
+        for ours, reference in zip(states(hidden, tokens), expected, strict=True):
+            np.testing.assert_allclose(ours, reference.detach().numpy(), atol=1e-4)
+        jax.tree.map(_close, result, gradients)
 
 
-def _close(ours, theirs):
-    assert np.linalg.norm(theirs) > 0
-    assert np.linalg.norm(ours - theirs) <= 1e-3 * np.linalg.norm(theirs)
+def _close(ours, reference):
+    assert np.linalg.norm(reference) > 0
+    assert np.linalg.norm(ours - reference) <= 1e-3 * np.linalg.norm(reference)
 
 
 def test_bfloat16_is_near_even_where_states_are_large(model, rows):
@@ -192,10 +192,10 @@ def test_torch_reads_what_we_write(model, tokenizer_directory, long_ids, tmp_pat
     read, report = T5EncoderModel.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not any(report.values())
     with torch.no_grad():
-        expected, found = (
+        expected, result = (
             m.eval()(torch.tensor(long_ids[0][None])).last_hidden_state for m in (peer, read)
         )
-    np.testing.assert_array_equal(found.numpy(), expected.numpy())
+    np.testing.assert_array_equal(result.numpy(), expected.numpy())
 
 
 def test_names_of_a_bigger_model(model, tmp_path):
@@ -215,8 +215,8 @@ def test_names_of_a_bigger_model(model, tmp_path):
         {"lm_head.weight": tensors["shared.weight"]},
     )
     without = {name: value for name, value in tensors.items() if name != "shared.weight"}
-    for found in (tensors, tensors | table | bias, without | table):
-        save_file(found, tmp_path / "model.safetensors")
+    for result in (tensors, tensors | table | bias, without | table):
+        save_file(result, tmp_path / "model.safetensors")
         saved = read_model(tmp_path)
         assert saved.spec == expected.spec
         jax.tree.map(np.testing.assert_array_equal, saved.params, expected.params)
@@ -248,15 +248,15 @@ def test_equals_sentence_transformers(tokenizer_directory, tmp_path):
         modules.Dense(32, 24, bias=False, activation_function=torch.nn.Identity()),
         modules.Normalize(),
     ]
-    theirs = peer.SentenceTransformer(modules=parts, device="cpu").eval()
-    theirs.save(str(tmp_path / "theirs"))
+    reference = peer.SentenceTransformer(modules=parts, device="cpu").eval()
+    reference.save(str(tmp_path / "theirs"))
     ours = load_sentence_encoder(str(tmp_path / "theirs"))
     assert ours.max_length == 16 and ours.spec.heads == (
         Dense(32, 24, bias=False, activation="identity"),
         Normalize(),
     )
     assert ours.tokenizer.encode(["a dog"]).ids[0][-1] == tokenizer.eos_token_id
-    expected = theirs.encode(TEXTS)
+    expected = reference.encode(TEXTS)
     with pytest.warns(UserWarning, match="cut"):
         np.testing.assert_allclose(ours.encode(TEXTS), expected, atol=1e-5)
     ours.save(tmp_path / "ours")
@@ -312,9 +312,9 @@ def test_dropout(run):
 @pytest.mark.slow
 def test_recomputed_layers_have_the_same_gradient_and_no_rate_is_no_dropout(run):
     key = jax.random.key(3)
-    found, expected = run(0.2, key, gradient=True, remat="layer"), run(0.2, key, gradient=True)
+    result, expected = run(0.2, key, gradient=True, remat="layer"), run(0.2, key, gradient=True)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-3), found, expected
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-3), result, expected
     )
     np.testing.assert_allclose(run(0.0, key), run(0.2, None), atol=1e-6)
 
@@ -323,12 +323,12 @@ def test_every_layer_as_if_it_were_the_last(rows):
     spec = random_spec("t5-tiny", vocab_size=60)
     params = jax.jit(build_encoder(spec).init, compiler_options=QUICKLY)(jax.random.key(0))
     shorter, fewer = first_layers(spec, params, 1)
-    found = jax.jit(build_encoder(spec).by_layer, compiler_options=QUICKLY)(
+    result = jax.jit(build_encoder(spec).by_layer, compiler_options=QUICKLY)(
         params, rows[1], np.asarray([1])
     )
     for number, (kept, parts) in enumerate([(shorter, fewer), (spec, params)]):
         expected = jax.jit(build_encoder(kept).apply, compiler_options=QUICKLY)(parts, rows[1])
-        np.testing.assert_allclose(found[:, number], expected, atol=1e-5)
+        np.testing.assert_allclose(result[:, number], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -356,8 +356,8 @@ def test_number_of_parameters(shape, sizes, published):
         peer = T5EncoderModel(PeerConfig(**sizes))
     spec = random_spec(shape, vocab_size=32128)
     assert FAMILY.read_config(peer.config.to_dict()) == spec.backbone
-    found = num_params(jax.eval_shape(build_encoder(spec).init, jax.random.key(0)))
-    assert found == sum(p.numel() for p in peer.parameters()) == published
+    result = num_params(jax.eval_shape(build_encoder(spec).init, jax.random.key(0)))
+    assert result == sum(p.numel() for p in peer.parameters()) == published
 
 
 @pytest.mark.parametrize(

@@ -140,19 +140,19 @@ def test_loss_and_gradient_equal_transformers(case, torch_pair, packed):
     (value, (count, metrics)), (of_encoder, of_head) = gradient(params, head)
     assert count == counted.sum() and set(metrics) == {"accuracy"}
     assert value == pytest.approx(total.item(), rel=1e-5)
-    theirs = {name: parameter.grad for name, parameter in model.named_parameters()}
+    reference = {name: parameter.grad for name, parameter in model.named_parameters()}
     module, name = INNER[kind[0]]
     pairs = [
         (of_encoder["backbone"]["embeddings"]["token"], model.get_input_embeddings().weight.grad),
-        (of_encoder["backbone"]["layers"][module]["kernel"][1].T, theirs[name]),
+        (of_encoder["backbone"]["layers"][module]["kernel"][1].T, reference[name]),
     ]
     if "lm_head" in head:
-        pairs.append((of_head["lm_head"], theirs["lm_head.weight"]))
+        pairs.append((of_head["lm_head"], reference["lm_head.weight"]))
     if "dense" in head:
         pairs.append(
-            (of_head["dense"]["kernel"].T, theirs["cls.predictions.transform.dense.weight"])
+            (of_head["dense"]["kernel"].T, reference["cls.predictions.transform.dense.weight"])
         )
-        pairs.append((of_head["bias"], theirs["cls.predictions.bias"]))
+        pairs.append((of_head["bias"], reference["cls.predictions.bias"]))
     for ours, expected in pairs:
         expected = expected.numpy()
         assert np.linalg.norm(ours - expected) <= 1e-4 * np.linalg.norm(expected) > 0
@@ -264,8 +264,8 @@ def test_blocks_give_the_value_and_gradient_of_all_at_once():
         for block in (7, 49):
             (value, same), own = gradient(*wide, block)
             assert value == pytest.approx(expected, rel=1e-12) and same == correct
-            for ours, theirs in zip(own, slopes, strict=True):
-                np.testing.assert_allclose(ours, theirs, atol=1e-12)
+            for ours, reference in zip(own, slopes, strict=True):
+                np.testing.assert_allclose(ours, reference, atol=1e-12)
     text = str(jax.make_jaxpr(lambda s, t: gradient(s, t, 7))(states, table))
     assert "f32[7,30]" in text and "8,7,30]" not in text and "f32[50,30]" not in text, (
         "no logits of all tokens, ever"

@@ -102,11 +102,11 @@ def test_opened_tensors_are_those_of_the_file_whatever_their_dtype(tmp_path):
     save_file(
         {name: np.asarray(value) for name, value in tensors.items()}, tmp_path / "model.safetensors"
     )
-    for found in (open_tensors(tmp_path), read_tensors(tmp_path)):
-        assert set(found) == set(tensors)
+    for result in (open_tensors(tmp_path), read_tensors(tmp_path)):
+        assert set(result) == set(tensors)
         for name, value in tensors.items():
-            assert found[name].dtype == value.dtype and found[name].shape == value.shape
-            np.testing.assert_array_equal(found[name], value)
+            assert result[name].dtype == value.dtype and result[name].shape == value.shape
+            np.testing.assert_array_equal(result[name], value)
     with pytest.raises(ValueError, match="read-only"):
         open_tensors(tmp_path)["scalar"][...] = 1
 
@@ -148,7 +148,7 @@ def test_each_device_gets_its_part_and_the_host_holds_one_at_a_time(large):
     read_model(directory)  # what is imported and traced once is not to count
     tracemalloc.start()
     try:
-        found = read_model(directory, put=counted).params
+        result = read_model(directory, put=counted).params
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -157,13 +157,13 @@ def test_each_device_gets_its_part_and_the_host_holds_one_at_a_time(large):
     # JAX lets go of a host's array a little after it was copied: two or three parts of eight may be
     # there at once.
     assert max(sizes) == largest / 8 and peak < largest / 2
-    kernel = found["backbone"]["layers"]["down"]["kernel"]
+    kernel = result["backbone"]["layers"]["down"]["kernel"]
     assert tuple(kernel.sharding.spec) == (None, "tensor", "fsdp") and kernel.addressable_shards[
         0
     ].data.nbytes == max(sizes)
-    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(params), strict=True):
+    for ours, reference in zip(jax.tree.leaves(result), jax.tree.leaves(params), strict=True):
         for shard in ours.addressable_shards:
-            np.testing.assert_array_equal(shard.data, theirs[shard.index])
+            np.testing.assert_array_equal(shard.data, reference[shard.index])
 
 
 @pytest.mark.parametrize(
@@ -174,10 +174,10 @@ def test_parts_in_the_dtype_asked_for(dtype, expected, torch_models, tmp_path):
     saved = read_model(directory)
     mesh = make_mesh(fsdp=2, tensor=2)
     rules = build_encoder(saved.spec).sharding
-    found = read_model(directory, put=sharded_put(by_rules(rules, mesh), dtype)).params
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(found)} == {expected}
-    assert all(len(leaf.devices()) == 8 for leaf in jax.tree.leaves(found))
-    jax.tree.map(np.testing.assert_array_equal, numbers(found), numbers(saved.params))
+    result = read_model(directory, put=sharded_put(by_rules(rules, mesh), dtype)).params
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(result)} == {expected}
+    assert all(len(leaf.devices()) == 8 for leaf in jax.tree.leaves(result))
+    jax.tree.map(np.testing.assert_array_equal, numbers(result), numbers(saved.params))
 
 
 # ---- bfloat16
@@ -208,9 +208,9 @@ def test_bfloat16_parameters_compute_as_their_float32_values(name, torch_models,
         else packed
     )
     apply = jax.jit(encoder.apply, compiler_options=QUICKLY)
-    found, expected = apply(half, tokens), apply(numbers(half), tokens)
-    assert found.dtype == jnp.float32 and np.abs(expected).max() > 0.1
-    np.testing.assert_array_equal(found, expected)
+    result, expected = apply(half, tokens), apply(numbers(half), tokens)
+    assert result.dtype == jnp.float32 and np.abs(expected).max() > 0.1
+    np.testing.assert_array_equal(result, expected)
 
 
 def test_a_classifier_in_bfloat16(packed):
@@ -221,9 +221,9 @@ def test_a_classifier_in_bfloat16(packed):
     shapes = jax.eval_shape(classifier.init, jax.random.key(0))
     half = jax.tree.map(lambda leaf: rng.normal(0.1, 0.3, leaf.shape).astype(jnp.bfloat16), shapes)
     apply = jax.jit(classifier.apply, compiler_options=QUICKLY)
-    found, expected = apply(half, packed), apply(numbers(half), packed)
-    assert found.dtype == jnp.float32 and np.abs(expected).max() > 0.1
-    np.testing.assert_array_equal(found, expected)
+    result, expected = apply(half, packed), apply(numbers(half), packed)
+    assert result.dtype == jnp.float32 and np.abs(expected).max() > 0.1
+    np.testing.assert_array_equal(result, expected)
 
 
 def test_a_static_table_in_bfloat16(tiny_tokenizer, tmp_path):
@@ -316,10 +316,10 @@ def test_a_large_model_is_written_as_shards_that_transformers_reads(torch_models
         tensors = load_file(out / file)
         assert len(tensors) == 1 or sum(value.nbytes for value in tensors.values()) <= 20_000
     assert json.loads((out / files[-1]).read_text())["metadata"]["total_size"] == whole
-    theirs = AutoModel.from_pretrained(out).state_dict()
+    reference = AutoModel.from_pretrained(out).state_dict()
     for key, value in model.state_dict().items():
         if "pooler" not in key:
-            np.testing.assert_array_equal(theirs[key], value)
+            np.testing.assert_array_equal(reference[key], value)
     assert len(write(40_000)) < len(
         files
     )  # shards of other names are replaced, and so is the index
@@ -446,8 +446,8 @@ def test_a_file_of_weights_is_for_whom_other_files_are_for(tmp_path, umask, mode
         (tmp_path / "other").write_text("")
     finally:
         os.umask(before)
-    found = (tmp_path / "model.safetensors").stat().st_mode & 0o777
-    assert found == mode == (tmp_path / "other").stat().st_mode & 0o777
+    result = (tmp_path / "model.safetensors").stat().st_mode & 0o777
+    assert result == mode == (tmp_path / "other").stat().st_mode & 0o777
     (tmp_path / "model.safetensors").chmod(0o640)
     write_tensors(tmp_path, {"a": np.zeros(3, np.float32)})
     assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o640, "a file keeps its own"

@@ -22,13 +22,13 @@ def test_equals_mteb(sentences, write, recorded, mteb_scores):
 
     first, second = sentences
     data = {"test": Dataset.from_dict({"sentence1": first, "sentence2": second})}
-    theirs = mteb_scores("AbsTaskBitextMining", "BitextMining", "f1", data)
+    reference = mteb_scores("AbsTaskBitextMining", "BitextMining", "f1", data)
     path = write({"de": a, "en": b} for a, b in zip(first, second, strict=True))
     task = open_task(path, name="Made")
     ours = task.evaluate(recorded)
     assert 0.2 < ours.score < 0.9
     for name, value in ours.metrics.items():
-        assert value == pytest.approx(theirs[name], abs=1e-4), name
+        assert value == pytest.approx(reference[name], abs=1e-4), name
     assert (
         ours.items.score() == pytest.approx(ours.score, abs=1e-12)
         and ours.intervals.keys() == ours.metrics.keys()
@@ -52,13 +52,13 @@ def test_equals_scikit_learn(similarity, sentences, encode, monkeypatch):
             side / np.linalg.norm(side, axis=1, keepdims=True) for side in (first, second)
         )
     differences = first[:, None] - second[None]
-    found = {
+    result = {
         "euclidean": -np.linalg.norm(differences, axis=2),
         "manhattan": -np.abs(differences).sum(axis=2),
     }.get(similarity, first @ second.T).argmax(axis=1)
     ours = bitext_outcome(*(encode(side) for side in sentences), similarity=similarity)
     *expected, _ = metrics.precision_recall_fscore_support(
-        range(130), found, average="weighted", zero_division=0
+        range(130), result, average="weighted", zero_division=0
     )
     assert [ours.metrics[name] for name in ("precision", "recall", "f1")] == pytest.approx(expected)
 
@@ -66,10 +66,10 @@ def test_equals_scikit_learn(similarity, sentences, encode, monkeypatch):
 def test_by_hand():
     first = np.array([[1.0, 0.1], [1.0, 0.2], [0.0, 3.0]])
     second = np.array([[5.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
-    found = bitext_outcome(first, second)  # nearest: 0, 0, 2
+    result = bitext_outcome(first, second)  # nearest: 0, 0, 2
     expected = {"f1": (2 / 3 + 1) / 3, "precision": 1.5 / 3, "recall": 2 / 3, "accuracy": 2 / 3}
-    assert found.metrics == pytest.approx(expected)
-    assert found.items.values == pytest.approx([2 / 3, 0, 1])
+    assert result.metrics == pytest.approx(expected)
+    assert result.items.values == pytest.approx([2 / 3, 0, 1])
 
 
 def test_each_distinct_text_is_encoded_once(write, recorded):

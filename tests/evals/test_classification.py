@@ -55,25 +55,25 @@ def test_equals_mteb(labels, experiments, open_made, recorded, mteb_scores):
         "test": {"text": test, "label": test_labels},
     }
     splits = DatasetDict({name: Dataset.from_dict(columns) for name, columns in splits.items()})
-    theirs = mteb_scores(
+    reference = mteb_scores(
         "AbsTaskClassification", "Classification", "accuracy", splits, n_experiments=experiments
     )
     task = open_made(*data, **({} if experiments == 10 else {"experiments": experiments}))
-    found = task.evaluate(recorded)
-    ours = dict(found.metrics)
+    result = task.evaluate(recorded)
+    ours = dict(result.metrics)
     assert 0.2 < ours["accuracy"] < 0.95 and ("ap" in ours) == (labels == 2)
     each = [ours.pop(f"accuracy_{number}") for number in range(1, experiments + 1)]
     assert each == pytest.approx(
-        [one["accuracy"] for one in theirs["scores_per_experiment"]], abs=1e-4
+        [one["accuracy"] for one in reference["scores_per_experiment"]], abs=1e-4
     )
     assert len(set(each)) > 1
     for name, value in ours.items():
-        assert value == pytest.approx(theirs[name], abs=1e-4), name
-    assert len(ours) == 7 + (labels == 2) and found.intervals.keys() == ours.keys()
+        assert value == pytest.approx(reference[name], abs=1e-4), name
+    assert len(ours) == 7 + (labels == 2) and result.intervals.keys() == ours.keys()
 
-    assert found.items.score() == pytest.approx(found.score, abs=1e-12)
-    assert found.items.interval() == pytest.approx(found.intervals["accuracy"], abs=1e-12)
-    assert task.item_texts == [(text,) for text in test] and len(found.items) == len(test)
+    assert result.items.score() == pytest.approx(result.score, abs=1e-12)
+    assert result.items.interval() == pytest.approx(result.intervals["accuracy"], abs=1e-12)
+    assert task.item_texts == [(text,) for text in test] and len(result.items) == len(test)
 
 
 def test_samples_are_equally_many_of_each_label_and_repeatable():
@@ -91,7 +91,7 @@ def test_samples_are_equally_many_of_each_label_and_repeatable():
 
 
 def test_predictions_by_hand():
-    found = prediction_metrics(np.array([0, 0, 0, 1]), np.array([[0, 0, 1, 1]]), 2, positive=1)
+    result = prediction_metrics(np.array([0, 0, 0, 1]), np.array([[0, 0, 1, 1]]), 2, positive=1)
     expected = {
         "accuracy": 3 / 4,
         "f1": (4 / 5 + 2 / 3) / 2,
@@ -103,7 +103,7 @@ def test_predictions_by_hand():
         "recall": 5 / 6,
         "recall_weighted": 3 / 4,
     }
-    assert found == pytest.approx(expected | {"ap": 1 / 2})
+    assert result == pytest.approx(expected | {"ap": 1 / 2})
     third = prediction_metrics(np.array([0, 0, 1, 1]), np.array([[0, 2, 1, 1]]), 3, positive=1)
     assert third["ap"] == pytest.approx(2 / 3), "a third label scores highest"
 
@@ -114,7 +114,7 @@ def test_means_over_experiments_equal_scikit_learn():
     rng = np.random.default_rng(0)
     labels, predicted = rng.integers(0, 4, size=50), rng.integers(0, 4, size=(6, 50))
     predicted[2:, 7] = 5
-    found = prediction_metrics(labels, predicted, 7)
+    result = prediction_metrics(labels, predicted, 7)
     for average, suffix in (("macro", ""), ("weighted", "_weighted")):
         each = [
             metrics.precision_recall_fscore_support(labels, one, average=average, zero_division=0)[
@@ -123,7 +123,7 @@ def test_means_over_experiments_equal_scikit_learn():
             for one in predicted
         ]
         names = [f"{name}{suffix}" for name in ("precision", "recall", "f1")]
-        assert [found[name] for name in names] == pytest.approx(np.mean(each, axis=0))
+        assert [result[name] for name in names] == pytest.approx(np.mean(each, axis=0))
     binary = labels // 2
     each = [metrics.average_precision_score(binary, one) for one in predicted]
     assert prediction_metrics(binary, predicted, 7, positive=1)["ap"] == pytest.approx(
@@ -132,12 +132,12 @@ def test_means_over_experiments_equal_scikit_learn():
 
 
 def test_items_are_shares_of_experiments():
-    found = classification_outcome(np.array([0, 1, 2, 0]), np.array([[0, 1, 1, 1], [0, 0, 2, 1]]))
-    assert found.items.values.tolist() == [1, 0.5, 0.5, 0]
+    result = classification_outcome(np.array([0, 1, 2, 0]), np.array([[0, 1, 1, 1], [0, 0, 2, 1]]))
+    assert result.items.values.tolist() == [1, 0.5, 0.5, 0]
     assert (
-        found.score == 0.5
-        and found.metrics["accuracy_2"] == 0.5
-        and "accuracy_3" not in found.metrics
+        result.score == 0.5
+        and result.metrics["accuracy_2"] == 0.5
+        and "accuracy_3" not in result.metrics
     )
 
 
@@ -149,10 +149,10 @@ def test_separable_labels_are_found(open_made):
             return np.array([[1.0 if text.startswith("r") else -1.0, 0.0] for text in texts])
 
     texts, labels = [f"{side}{n}" for n in range(20) for side in "lr"], ["left", "right"] * 20
-    found = open_made(texts, labels, texts, labels, samples_per_label=2, experiments=3).evaluate(
+    result = open_made(texts, labels, texts, labels, samples_per_label=2, experiments=3).evaluate(
         Sides()
     )
-    assert set(found.metrics.values()) == {1.0} and found.intervals["f1"] == (1, 1)
+    assert set(result.metrics.values()) == {1.0} and result.intervals["f1"] == (1, 1)
 
 
 def test_only_drawn_texts_are_encoded_and_each_once(open_made, recorded):
@@ -174,8 +174,8 @@ def test_a_file_is_learnt_from_a_file(write, recorded):
         {"text": t, "label": 0, "fine_label": n} for t, n in zip(test, test_labels, strict=True)
     )
     data = write(rows)
-    found = open_task(data, train=learnt, label="fine_label", experiments=2).evaluate(recorded)
-    assert 0 < found.score < 1
+    result = open_task(data, train=learnt, label="fine_label", experiments=2).evaluate(recorded)
+    assert 0 < result.score < 1
     with pytest.raises(InputError, match=r"test\.jsonl: a file has no split 'train' to learn from"):
         open_task(data)
     with pytest.raises(

@@ -45,19 +45,19 @@ def test_sets_equal_mteb(sets, open_made, recorded, mteb_scores):
 
     texts, labels = sets
     data = {"test": Dataset.from_dict({"sentences": texts, "labels": labels})}
-    theirs = mteb_scores("AbsTaskClusteringLegacy", "Clustering", "v_measure", data)
+    reference = mteb_scores("AbsTaskClusteringLegacy", "Clustering", "v_measure", data)
     task = open_made(texts, labels)
-    found = task.evaluate(recorded)
-    ours = found.metrics
+    result = task.evaluate(recorded)
+    ours = result.metrics
     assert [ours[f"v_measure_{n}"] for n in range(1, 5)] == pytest.approx(
-        theirs["v_measures"], abs=1e-4
+        reference["v_measures"], abs=1e-4
     )
     assert ours["v_measure_4"] == 1 and 0.1 < ours["v_measure_1"] < 0.95
     for name in ("v_measure", "v_measure_std"):
-        assert ours[name] == pytest.approx(theirs[name], abs=1e-4), name
-    assert found.items.score() == pytest.approx(found.score, abs=1e-12)
+        assert ours[name] == pytest.approx(reference[name], abs=1e-4), name
+    assert result.items.score() == pytest.approx(result.score, abs=1e-12)
     assert task.item_texts == [(text,) for members in texts for text in members]
-    assert len(found.items) == len(task.item_texts)
+    assert len(result.items) == len(task.item_texts)
 
 
 @pytest.mark.parametrize("documents, levels", [(0.5, 1), (90, 1), (0, 2), (1000, 2)])
@@ -74,37 +74,37 @@ def test_bootstraps_equal_mteb(documents, levels, open_made, recorded, mteb_scor
         "max_documents_per_cluster": 200,
         "n_clusters": 3,
     }
-    theirs = mteb_scores("AbsTaskClustering", "Clustering", "v_measure", data, **attributes)
+    reference = mteb_scores("AbsTaskClustering", "Clustering", "v_measure", data, **attributes)
     task = open_made(
         texts, labels, protocol="fast", documents=documents, sample_size=200, experiments=3
     )
-    found = task.evaluate(recorded)
-    assert 0.05 < found.score < 0.95
+    result = task.evaluate(recorded)
+    assert 0.05 < result.score < 0.95
     for name in ("v_measure", "v_measure_std", "ami", "ami_std"):
-        assert found.metrics[name] == pytest.approx(theirs[name], abs=1e-4), name
-    each = [theirs["v_measures"][f"Level {level}"] for level in range(levels)]
+        assert result.metrics[name] == pytest.approx(reference[name], abs=1e-4), name
+    each = [reference["v_measures"][f"Level {level}"] for level in range(levels)]
     for level in range(levels if levels > 1 else 0):
-        assert found.metrics[f"v_measure_level_{level}"] == pytest.approx(
+        assert result.metrics[f"v_measure_level_{level}"] == pytest.approx(
             np.mean(each[level]), abs=1e-4
         )
-        assert f"v_measure_level_{level}" in found.intervals
+        assert f"v_measure_level_{level}" in result.intervals
     if levels == 1:
-        assert [found.metrics[f"v_measure_{n}"] for n in (1, 2, 3)] == pytest.approx(
+        assert [result.metrics[f"v_measure_{n}"] for n in (1, 2, 3)] == pytest.approx(
             each[0], abs=1e-4
         )
-    assert found.items.score() == pytest.approx(found.score, abs=1e-12)
+    assert result.items.score() == pytest.approx(result.score, abs=1e-12)
     drawn = {0.5: 60, 90: 90}.get(documents, 120)
-    assert 0.8 * drawn < len(found.items) == len(task.item_texts) <= drawn
+    assert 0.8 * drawn < len(result.items) == len(task.item_texts) <= drawn
 
 
 def test_texts_of_no_sample_are_no_items(open_made, recorded):
     texts, labels = [f"w{n % 3} {n}" for n in range(90)], [n % 3 for n in range(90)]
     task = open_made(texts, labels, protocol="fast", sample_size=10, experiments=2)
-    found = task.evaluate(recorded)
-    assert 10 < len(task.item_texts) == len(found.items) <= 20
+    result = task.evaluate(recorded)
+    assert 10 < len(task.item_texts) == len(result.items) <= 20
     assert sorted(recorded.seen) == sorted(text for (text,) in task.item_texts)
     assert recorded.uses == {("Made", "Clustering", "", "")}
-    assert found.items.score() == pytest.approx(found.score, abs=1e-12)
+    assert result.items.score() == pytest.approx(result.score, abs=1e-12)
 
 
 def test_sets_are_one_in_the_fast_protocol(open_made, recorded):
@@ -123,10 +123,10 @@ def test_mean_of_values_equals_scikit_learn():
     metrics = pytest.importorskip("sklearn.metrics")
     rng = np.random.default_rng(0)
     for kinds, clusters in ((2, 2), (5, 3), (3, 9), (1, 4), (4, 1)):
-        labels, found = rng.integers(kinds, size=60), rng.integers(clusters, size=60)
-        labels[:40] = found[:40] % kinds
-        expected = metrics.v_measure_score(labels, found)
-        assert v_measures(labels, found).mean() == pytest.approx(expected, abs=1e-9)
+        labels, result = rng.integers(kinds, size=60), rng.integers(clusters, size=60)
+        labels[:40] = result[:40] % kinds
+        expected = metrics.v_measure_score(labels, result)
+        assert v_measures(labels, result).mean() == pytest.approx(expected, abs=1e-9)
     assert v_measures(np.zeros(3, int), np.zeros(3, int)).tolist() == [1, 1, 1]
 
 
@@ -137,12 +137,12 @@ def test_values_say_how_the_v_measure_changes_with_a_text():
     """
     rng = np.random.default_rng(0)
     labels = rng.choice(4, p=[0.7, 0.15, 0.1, 0.05], size=2000)
-    found = np.where(rng.random(2000) < 0.8, labels, rng.integers(4, size=2000))
-    ours = clustering_outcome([[ClusteringRun(np.arange(2000), labels, 4)]], [[found]]).intervals[
+    result = np.where(rng.random(2000) < 0.8, labels, rng.integers(4, size=2000))
+    ours = clustering_outcome([[ClusteringRun(np.arange(2000), labels, 4)]], [[result]]).intervals[
         "v_measure"
     ]
-    theirs = bootstrap_interval(2000, lambda rows: v_measures(labels[rows], found[rows]).mean())
-    assert ours == pytest.approx(theirs, abs=0.05 * (theirs[1] - theirs[0]) + 0.002)
+    reference = bootstrap_interval(2000, lambda rows: v_measures(labels[rows], result[rows]).mean())
+    assert ours == pytest.approx(reference, abs=0.05 * (reference[1] - reference[0]) + 0.002)
     perfect = clustering_outcome([[ClusteringRun(np.arange(2000), labels, 4)]], [[3 - labels]])
     assert perfect.items.values == pytest.approx(np.ones(2000))
 
@@ -150,31 +150,31 @@ def test_values_say_how_the_v_measure_changes_with_a_text():
 def test_each_run_weighs_the_same_whatever_its_size():
     rows = [np.arange(4), np.arange(4, 14)]
     labels = [np.array([0, 0, 1, 1]), np.arange(10) % 2]
-    found = [np.array([0, 0, 0, 1]), np.arange(10) // 2 % 2]
+    result = [np.array([0, 0, 0, 1]), np.arange(10) // 2 % 2]
     runs = [ClusteringRun(row, label, 2) for row, label in zip(rows, labels, strict=True)]
-    each = [v_measures(label, one).mean() for label, one in zip(labels, found, strict=True)]
-    outcome = clustering_outcome([runs], [found])
+    each = [v_measures(label, one).mean() for label, one in zip(labels, result, strict=True)]
+    outcome = clustering_outcome([runs], [result])
     assert outcome.score == pytest.approx(np.mean(each)) == outcome.items.score()
     assert outcome.metrics["v_measure_std"] == pytest.approx(np.std(each))
 
 
 def test_clusters_that_are_the_labels_score_one():
     centres = 100 * np.eye(3)[[0, 1, 2] * 10]
-    found = cluster(centres + np.random.default_rng(0).normal(size=(30, 3)), 3)
+    result = cluster(centres + np.random.default_rng(0).normal(size=(30, 3)), 3)
     outcome = clustering_outcome(
-        [[ClusteringRun(np.arange(30), np.array([0, 1, 2] * 10), 3)]], [[found]]
+        [[ClusteringRun(np.arange(30), np.array([0, 1, 2] * 10), 3)]], [[result]]
     )
     assert outcome.metrics == pytest.approx({"v_measure": 1.0, "ami": 1.0})
 
 
 def test_by_hand():
     """Clusters {a, a}, {a, b}: homogeneity 1 - (ln 2 / 2) / H(labels), completeness 1 - H(clusters | labels) / ln 2."""
-    found = cluster(np.array([[0.0], [0.1], [9.0], [9.1]]), 2)
+    result = cluster(np.array([[0.0], [0.1], [9.0], [9.1]]), 2)
     entropy = -(3 / 4 * np.log(3 / 4) + 1 / 4 * np.log(1 / 4))
     homogeneity = 1 - np.log(2) / 2 / entropy
     completeness = 1 + 3 / 4 * (2 / 3 * np.log(2 / 3) + 1 / 3 * np.log(1 / 3)) / np.log(2)
     expected = 2 * homogeneity * completeness / (homogeneity + completeness)
-    assert v_measures(np.array([0, 0, 0, 1]), found).mean() == pytest.approx(expected)
+    assert v_measures(np.array([0, 0, 0, 1]), result).mean() == pytest.approx(expected)
 
 
 def test_each_distinct_text_is_encoded_once(sets, open_made, recorded):

@@ -100,24 +100,26 @@ def test_a_healthy_search_has_no_fault():
 
 def test_scores_that_do_not_discriminate():
     queries, corpus = made(noise=30.0)
-    found = discrimination(queries, corpus)
-    assert found.status == FAULT and found.cause == ""
-    assert 0.4 < found.figures["auc"] < 0.65
-    assert abs(found.figures["separation"]) < 0.5
+    result = discrimination(queries, corpus)
+    assert result.status == FAULT and result.cause == ""
+    assert 0.4 < result.figures["auc"] < 0.65
+    assert abs(result.figures["separation"]) < 0.5
     assert discrimination(*made(noise=30.0, offset=5.0)).cause == "cone"
 
 
 def test_high_cosines_that_rank_well_are_no_fault():
-    found = discrimination(*made(noise=0.2, offset=3.0))
-    assert found.figures["mean_cosine_of_documents"] > 0.8
-    assert found.status == OK and "narrow cone" in found.line
+    result = discrimination(*made(noise=0.2, offset=3.0))
+    assert result.figures["mean_cosine_of_documents"] > 0.8
+    assert result.status == OK and "narrow cone" in result.line
 
 
 def test_right_on_average_but_seldom_near_the_top_is_a_fault():
     random = np.tile(np.linspace(0, 1, 200), (10, 1))
-    found = diagnose.discrimination(np.full(10, 0.97), random, np.arange(10), 0.0)
-    assert found.figures["auc"] > diagnose.LEAST_AUC and found.figures["above_99th_percentile"] == 0
-    assert found.status == FAULT
+    result = diagnose.discrimination(np.full(10, 0.97), random, np.arange(10), 0.0)
+    assert (
+        result.figures["auc"] > diagnose.LEAST_AUC and result.figures["above_99th_percentile"] == 0
+    )
+    assert result.status == FAULT
 
 
 def test_the_auc_is_that_of_all_pairs_and_depends_on_order_alone():
@@ -185,12 +187,12 @@ def test_too_few_documents_to_compare_with():
 )
 def test_prompts(others, flags, status, cause):
     used = np.random.default_rng(4).uniform(0.3, 0.6, size=80)
-    found = diagnose.missing_prompt(
+    result = diagnose.missing_prompt(
         {"used": used} | {name: used + more for name, more in others.items()}, **flags
     )
-    assert (found.status, found.cause) == (status, cause)
-    assert found.figures["ndcg@10 used"] == pytest.approx(used.mean())
-    assert all(f"{used.mean() + more:.4f}" in found.line for more in others.values())
+    assert (result.status, result.cause) == (status, cause)
+    assert result.figures["ndcg@10 used"] == pytest.approx(used.mean())
+    assert all(f"{used.mean() + more:.4f}" in result.line for more in others.values())
 
 
 def test_another_prompt_that_may_be_better_by_chance_is_no_fault():
@@ -212,11 +214,11 @@ def test_a_size_that_was_not_trained_and_loses():
     )  # nothing is known there
     scores = {size: score(truncate(queries, size), truncate(corpus, size)) for size in (DIM, 24, 8)}
     assert scores[24].mean() > 0.9 > 0.3 > scores[8].mean()
-    found = diagnose.truncation(scores, full=DIM, used=8)
-    assert found.status == FAULT
+    result = diagnose.truncation(scores, full=DIM, used=8)
+    assert result.status == FAULT
     assert (
-        found.figures["ndcg@10 8"] == scores[8].mean()
-        and f"{scores[DIM].mean() - scores[8].mean():+.4f}" in found.line
+        result.figures["ndcg@10 8"] == scores[8].mean()
+        and f"{scores[DIM].mean() - scores[8].mean():+.4f}" in result.line
     )
     assert diagnose.truncation(scores, full=DIM, used=8, trained=(DIM, 8)).status == OK
     assert diagnose.truncation(scores, full=DIM, used=DIM).status == OK
@@ -228,11 +230,11 @@ def test_a_shortlist_below_the_target():
     ranks = diagnose.relevant_ranks(*made(noise=3.0), JUDGED)
     recalls = [diagnose.recall_of_ranks(ranks, JUDGED, k).mean() for k in range(1, DOCUMENTS + 1)]
     for k, target in ((5, 0.5), (100, 0.8), (100, 0.95), (DOCUMENTS, 1.0)):
-        found = diagnose.shortlist(ranks, JUDGED, k=k, target=target, documents=DOCUMENTS)
-        assert found.status == (OK if recalls[k - 1] >= target else FAULT)
-        assert found.figures["recall"] == recalls[k - 1]
-        assert found.figures["low"] <= recalls[k - 1] <= found.figures["high"]
-        assert found.figures["needed"] == 1 + np.argmax(np.array(recalls) >= target - 1e-9)
+        result = diagnose.shortlist(ranks, JUDGED, k=k, target=target, documents=DOCUMENTS)
+        assert result.status == (OK if recalls[k - 1] >= target else FAULT)
+        assert result.figures["recall"] == recalls[k - 1]
+        assert result.figures["low"] <= recalls[k - 1] <= result.figures["high"]
+        assert result.figures["needed"] == 1 + np.argmax(np.array(recalls) >= target - 1e-9)
     assert recalls[4] < 0.5  # the fault was there to be found
 
 
@@ -244,8 +246,8 @@ def test_a_target_that_no_shortlist_reaches():
     ranks = diagnose.relevant_ranks(
         np.eye(2, 3, dtype=np.float32), np.eye(3, dtype=np.float32), judged
     )
-    found = diagnose.shortlist(ranks, judged, k=3, target=0.9, documents=3)
-    assert (found.status, found.cause) == (FAULT, "never") and np.isnan(found.figures["needed"])
+    result = diagnose.shortlist(ranks, judged, k=3, target=0.9, documents=3)
+    assert (result.status, result.cause) == (FAULT, "never") and np.isnan(result.figures["needed"])
 
 
 def test_negatives():
@@ -269,22 +271,22 @@ def test_negatives():
 def test_one_in_64_random_ones_nearer_makes_a_negative_easy():
     random = np.tile(np.arange(640.0), (1, 1))
     for nearer, easy in ((9, 0.0), (10, 1.0)):
-        found = diagnose.negatives(
+        result = diagnose.negatives(
             np.array([700.0]), np.array([639.5 - nearer]), np.array([0]), random
         )
-        assert found.figures["easy"] == easy
+        assert result.figures["easy"] == easy
 
 
 def test_a_negative_margin_is_below_a_positive_of_any_sign():
     random = np.tile(np.arange(-20.0, 0.0), (2, 1))
-    found = diagnose.negatives(
+    result = diagnose.negatives(
         np.array([1.0, -1.0]), np.array([0.96, -1.04]), np.array([0, 1]), random
     )
-    assert found.figures["below_margin"] == 0.0
-    found = diagnose.negatives(
+    assert result.figures["below_margin"] == 0.0
+    result = diagnose.negatives(
         np.array([1.0, -1.0]), np.array([0.94, -1.06]), np.array([0, 1]), random
     )
-    assert found.figures["below_margin"] == 1.0
+    assert result.figures["below_margin"] == 1.0
 
 
 @pytest.mark.parametrize(("number", "copies"), [(300, 3), (300, 80)])
@@ -292,17 +294,17 @@ def test_positives_of_other_rows_share_no_text(number, copies):
     anchors = ["a", "a ", "b", "c", "d", *(f"anchor {n}" for n in range(copies))]
     positives = ["x", "y", "a", "z", "d", *(f"positive {n}" for n in range(copies))]
     for mine, drawn in enumerate(diagnose.others_positives(anchors, positives, number)):
-        found = {other for other in drawn.tolist() if other >= 0}
+        result = {other for other in drawn.tolist() if other >= 0}
         expected = {
             other
             for other in range(len(anchors))
             if not {anchors[mine].strip(), positives[mine]}
             & {anchors[other].strip(), positives[other]}
         }
-        assert found == expected
+        assert result == expected
     nowhere = np.full((2, 5), np.nan)
-    found = diagnose.negatives(np.ones(2), np.zeros(2), np.arange(2), nowhere)
-    assert found.status == NOT_CHECKED and not found.figures
+    result = diagnose.negatives(np.ones(2), np.zeros(2), np.arange(2), nowhere)
+    assert result.status == NOT_CHECKED and not result.figures
 
 
 def test_nothing_relevant_is_refused():

@@ -96,14 +96,14 @@ def test_both_ends_of_each_axis_are_isotropic():
 def test_one_direction_is_a_collapse(dtype):
     direction = np.random.default_rng(1).normal(size=16)
     collapsed = np.outer(np.linspace(0.5, 2, 15), direction).astype(dtype)
-    found = geometry_metrics(collapsed, (collapsed, collapsed[::-1]))
-    assert found["average_cosine"] == pytest.approx(1)
-    assert found["effective_rank"] == pytest.approx(1, abs=1e-4)
-    assert found["isotropy"] == pytest.approx(math.exp(-2))
-    assert found["nearest_to_farthest"] == 1
-    assert math.isnan(found["first_component"])
+    result = geometry_metrics(collapsed, (collapsed, collapsed[::-1]))
+    assert result["average_cosine"] == pytest.approx(1)
+    assert result["effective_rank"] == pytest.approx(1, abs=1e-4)
+    assert result["isotropy"] == pytest.approx(math.exp(-2))
+    assert result["nearest_to_farthest"] == 1
+    assert math.isnan(result["first_component"])
     for name in ("alignment", "uniformity", "min_variance", "max_variance"):
-        assert found[name] == pytest.approx(0, abs=1e-12)
+        assert result[name] == pytest.approx(0, abs=1e-12)
 
 
 def test_two_opposite_directions_are_one_component():
@@ -115,10 +115,10 @@ def test_two_opposite_directions_are_one_component():
 
 def test_distances_concentrate_as_dimensions_grow():
     points = np.random.default_rng(2).normal(size=(60, 4096))
-    found = distance_concentration(points)
-    assert list(found) == [16, 32, 64, 128, 256, 512, 1024, 2048, 4096]
-    assert all(a < b for a, b in itertools.pairwise(found.values()))
-    assert found[16] < 0.6 and 0.9 < found[4096] < 1
+    result = distance_concentration(points)
+    assert list(result) == [16, 32, 64, 128, 256, 512, 1024, 2048, 4096]
+    assert all(a < b for a, b in itertools.pairwise(result.values()))
+    assert result[16] < 0.6 and 0.9 < result[4096] < 1
 
 
 def test_a_hub_is_everyone_s_neighbour():
@@ -164,7 +164,7 @@ def test_equal_to_loops_over_pairs(vectors, small_blocks):
     assert nearest_to_farthest(vectors) == pytest.approx(np.mean(ratios))
     nearest = [sorted(others[i], key=lambda j, i=i: distance[i][j])[:10] for i in range(n)]
     np.testing.assert_array_equal(
-        k_occurrence(vectors), [sum(i in found for found in nearest) for i in range(n)]
+        k_occurrence(vectors), [sum(i in result for result in nearest) for i in range(n)]
     )
     sums = []
     for direction in np.linalg.svd(np.array(unit))[2]:
@@ -199,8 +199,8 @@ def test_alignment_and_uniformity_are_the_losses(vectors):
 
 
 def test_prefixes_are_those_of_truncate(vectors):
-    found = distance_concentration(vectors, [1, 5, 12])
-    assert found == {
+    result = distance_concentration(vectors, [1, 5, 12])
+    assert result == {
         dim: pytest.approx(nearest_to_farthest(truncate(vectors, dim)), rel=1e-4)
         for dim in (1, 5, 12)
     }
@@ -215,12 +215,12 @@ def test_prefixes_are_those_of_truncate(vectors):
 def test_on_unit_vectors_cosine_dot_product_and_euclidean_distance_rank_identically(vectors):
     def rankings(vectors):
         near = -np.stack([np.asarray(euclidean(vector[None], vectors)) for vector in vectors])
-        found = [
+        result = [
             cosine_matrix(vectors, vectors),
             dot_matrix(vectors, vectors),
             near,
         ]
-        return [np.argsort(-np.asarray(values), axis=1, kind="stable")[:, 1:] for values in found]
+        return [np.argsort(-np.asarray(values), axis=1, kind="stable")[:, 1:] for values in result]
 
     unit = np.asarray(truncate(vectors, 12))
     cosine, dot, near = rankings(unit)
@@ -404,9 +404,9 @@ def evaluators(monkeypatch, tmp_path):
 def test_experiments_log_it_of_the_sts_texts(evaluators, name, data):
     fields = {"data__train": evaluators.files[data], "eval__sts": evaluators.files["sts.tsv"]}
     assert set(evaluators(name, **fields)) == {"sts"}
-    found = evaluators(name, **fields, eval__geometry=True)
-    assert set(found) == {"sts", "geometry"}
-    assert np.isfinite(list(found["geometry"](encoder()).values())).all()
+    result = evaluators(name, **fields, eval__geometry=True)
+    assert set(result) == {"sts", "geometry"}
+    assert np.isfinite(list(result["geometry"](encoder()).values())).all()
 
 
 def test_retrieval_logs_it_of_the_validation_documents(evaluators):

@@ -38,11 +38,11 @@ def made():
 
 
 def excluded_of(original, changed):
-    found = {
+    result = {
         q: [d for d, grade in original[q].items() if grade and not changed[q].get(d)]
         for q in original
     }
-    return {query: documents for query, documents in found.items() if documents}
+    return {query: documents for query, documents in result.items() if documents}
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def directory(made, tmp_path):
 
 
 def test_p_mrr_equals_mtebs():
-    theirs = pytest.importorskip("mteb._evaluators.retrieval_metrics").calculate_pmrr
+    reference = pytest.importorskip("mteb._evaluators.retrieval_metrics").calculate_pmrr
     rng = np.random.default_rng(0)
     for _ in range(20):
         runs = [
@@ -96,9 +96,11 @@ def test_p_mrr_equals_mtebs():
             }
             for run in runs
         ]
-        found = p_mrr(*ordered, excluded)
-        assert list(found) == QUERIES
-        assert np.mean(list(found.values())) == pytest.approx(theirs(*named, excluded), abs=1e-9)
+        result = p_mrr(*ordered, excluded)
+        assert list(result) == QUERIES
+        assert np.mean(list(result.values())) == pytest.approx(
+            reference(*named, excluded), abs=1e-9
+        )
 
 
 def test_p_mrr_by_hand():
@@ -138,10 +140,10 @@ def test_all_metrics_equal_mtebs(made, directory, recorded, encode, reranked):
             ranked = candidates[query] if reranked else DOCUMENTS
             results[f"{query}-{end}"] = {one: float(documents[one] @ vector) for one in ranked}
             qrels[f"{query}-{end}"] = judged[query]
-    theirs = scores_of(qrels, results, excluded, (1, 5, 1000))
-    expected = {"p-MRR": theirs["p-MRR"]}
+    reference = scores_of(qrels, results, excluded, (1, 5, 1000))
+    expected = {"p-MRR": reference["p-MRR"]}
     for end, suffix in (("og", ""), ("changed", "_changed")):
-        expected |= {f"{ours}{suffix}": theirs[end][name] for ours, name in
+        expected |= {f"{ours}{suffix}": reference[end][name] for ours, name in
                      {"ndcg@5": "ndcg_at_5", "map@1000": "map_at_1000"}.items()}  # fmt: skip
     assert set(outcome.metrics) == set(expected) == set(outcome.intervals)
     for name, value in expected.items():
@@ -207,8 +209,8 @@ def test_the_hubs_layout_is_the_same_task(made, directory, recorded, tmp_path):
             for document, grade in qrels[q].items()
         ],
         "qrel_diff": [
-            {"query-id": q, "corpus-ids": found}
-            for q, found in excluded_of(original, changed).items()
+            {"query-id": q, "corpus-ids": result}
+            for q, result in excluded_of(original, changed).items()
         ],
         "top_ranked": [
             {"query-id": f"{q}-{end}", "corpus-ids": candidates[q]} for end in ends for q in queries

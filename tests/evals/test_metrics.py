@@ -46,19 +46,19 @@ def test_ranking_metrics_equal_pytrec_eval(made):
     ours = score_run(run, qrels, ks=ks)
     names = {"ndcg": "ndcg_cut", "recall": "recall", "map": "map_cut"}
     asked = {f"{name}.{','.join(map(str, ks))}" for name in names.values()}
-    theirs = pytrec_eval.RelevanceEvaluator(qrels, asked | {"recip_rank"}).evaluate(run)
+    reference = pytrec_eval.RelevanceEvaluator(qrels, asked | {"recip_rank"}).evaluate(run)
     # A query for which nothing was found is left out by trec_eval; for us it scores 0.
-    assert {query for query in qrels if not run[query]} == set(qrels) - set(theirs)
+    assert {query for query in qrels if not run[query]} == set(qrels) - set(reference)
     for row, query in enumerate(ours.query_ids):
         for name, theirs_name in names.items():
             for k in ks:
-                expected = theirs[query][f"{theirs_name}_{k}"] if run[query] else 0.0
+                expected = reference[query][f"{theirs_name}_{k}"] if run[query] else 0.0
                 assert ours.per_query[f"{name}@{k}"][row] == pytest.approx(expected, abs=1e-9), (
                     query,
                     name,
                     k,
                 )
-        expected = theirs[query]["recip_rank"] if run[query] else 0.0
+        expected = reference[query]["recip_rank"] if run[query] else 0.0
         assert ours.per_query["mrr@100"][row] == pytest.approx(expected, abs=1e-9)
 
 
@@ -94,13 +94,13 @@ def test_ranking_metrics_equal_sentence_transformers(made):
     hits = [
         [{"corpus_id": d, "score": s} for d, s in run[q].items()] for q in evaluator.queries_ids
     ]
-    theirs = evaluator.compute_metrics(hits)
+    reference = evaluator.compute_metrics(hits)
     binary = {q: dict.fromkeys(documents, 1) for q, documents in relevant.items()}
     ours = score_run(run, binary, ks=(*ks, 100)).metrics
     for k in ks:
         for name in ("ndcg", "mrr", "recall"):
-            assert ours[f"{name}@{k}"] == pytest.approx(float(theirs[f"{name}@k"][k]), abs=1e-9)
-    assert ours["map@100"] == pytest.approx(float(theirs["map@k"][100]), abs=1e-9)
+            assert ours[f"{name}@{k}"] == pytest.approx(float(reference[f"{name}@k"][k]), abs=1e-9)
+    assert ours["map@100"] == pytest.approx(float(reference["map@k"][100]), abs=1e-9)
 
 
 def test_bootstrap_interval_is_repeatable_and_covers_the_mean():

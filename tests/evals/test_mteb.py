@@ -284,7 +284,7 @@ def model(saved):
 
 
 @pytest.fixture(scope="module")
-def theirs(saved):
+def reference(saved):
     return pytest.importorskip("sentence_transformers").SentenceTransformer(
         str(saved), device="cpu"
     )
@@ -295,12 +295,12 @@ def theirs(saved):
     "kind", [*KINDS, *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("sets", "levels"))]
 )
 def test_equals_sentence_transformers_under_mteb_and_our_evaluators(
-    kind, task, data, model, theirs
+    kind, task, data, model, reference
 ):
     ours, made = mteb_model(model), task(kind)
     found = scores(ours, made)["main_score"]
     assert 0.02 < abs(found) < 0.98
-    assert found == pytest.approx(scores(theirs, task(kind))["main_score"], abs=1e-4)
+    assert found == pytest.approx(scores(reference, task(kind))["main_score"], abs=1e-4)
     options = {"protocol": "fast", "sample_size": 100} if kind == "levels" else {}
     known = lookup("task", "clustering" if kind in ("sets", "levels") else kind)
     embedder = Embedder("tiny", model.encode, prompt_options(model))

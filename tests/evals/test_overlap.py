@@ -40,16 +40,16 @@ def test_what_is_found_equals_a_double_loop():
     for trial in range(150):
         n = int(rng.integers(1, 6))
         test, training = texts(rng, rng.integers(1, 8)), texts(rng, rng.integers(1, 8))
-        found = overlap(test, training, n=n)
+        result = overlap(test, training, n=n)
         first = [
             next((j for j, seen in enumerate(training) if shares(text, seen, n)), None)
             for text in test
         ]
-        assert found.flags.tolist() == [number is not None for number in first], trial
-        assert {i: match.training_text for i, match in found.matches.items()} == {
+        assert result.flags.tolist() == [number is not None for number in first], trial
+        assert {i: match.training_text for i, match in result.matches.items()} == {
             i: number for i, number in enumerate(first) if number is not None
         }
-        for item, match in found.matches.items():
+        for item, match in result.matches.items():
             for text in (test[item], training[match.training_text]):
                 assert f" {match.words} " in f" {' '.join(normalized_words(text))} "
 
@@ -69,18 +69,18 @@ def test_more_training_texts_find_more_and_longer_ngrams_fewer():
 def test_order_case_and_punctuation_do_not_count():
     test = ["The cat, it's said, sat on the mat!", "a wholly different text", "CAF\u00c9"]
     training = ["x y z", "\u201cthe CAT it s said; sat on (the) mat\u201d he wrote", "cafe\u0301."]
-    found, turned = overlap(test, training), overlap(test[::-1], training[::-1])
-    assert found.flags.tolist() == [True, False, True] and turned.flags.tolist() == [
+    result, turned = overlap(test, training), overlap(test[::-1], training[::-1])
+    assert result.flags.tolist() == [True, False, True] and turned.flags.tolist() == [
         True,
         False,
         True,
     ]
-    assert found.share == 2 / 3
-    assert found.examples() == [
+    assert result.share == 2 / 3
+    assert result.examples() == [
         "test item 0, training text 1: the cat it s said sat on the",
         "test item 2, training text 2: caf\u00e9",
     ]
-    assert len(found.examples(1)) == 1
+    assert len(result.examples(1)) == 1
 
 
 def test_a_text_shorter_than_n_must_be_the_whole_training_text():
@@ -102,21 +102,21 @@ def test_training_texts_are_read_once_and_only_the_test_set_is_held():
         yield "one two three four five six seven eight nine"
 
     tracemalloc.start()
-    found = overlap(["zero one two three four five six seven eight"], stream())
+    result = overlap(["zero one two three four five six seven eight"], stream())
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert read == found.training_texts - 1 == 3000
-    assert found.matches[0].training_text == 3000
+    assert read == result.training_texts - 1 == 3000
+    assert result.matches[0].training_text == 3000
     assert peak < 200_000  # bytes; the training texts have a million letters
 
 
 def test_the_clean_score_is_that_of_the_items_left():
     flags = np.array([True, False, False, True, False])
     scores = np.array([1.0, 0.5, 0.1, 1.0, 0.3])
-    found = clean_score(flags, scores)
-    assert found.all == pytest.approx(0.58) and found.clean == pytest.approx(0.3)
-    assert (found.n_all, found.n_clean) == (5, 3)
-    assert clean_score(flags, lambda i: scores[i].mean()) == found
+    result = clean_score(flags, scores)
+    assert result.all == pytest.approx(0.58) and result.clean == pytest.approx(0.3)
+    assert (result.n_all, result.n_clean) == (5, 3)
+    assert clean_score(flags, lambda i: scores[i].mean()) == result
     gold = np.array([5, 1, 2, 0, 3.0])
     assert clean_score(flags, lambda i: spearman(scores[i], gold[i])).clean == pytest.approx(-0.5)
     assert clean_score([False] * 5, scores).clean == clean_score(flags, scores).all

@@ -41,14 +41,14 @@ def test_equals_mteb(pairs, task, recorded, mteb_scores):
 
     left, right, labels = pairs
     data = {"test": Dataset.from_dict({"sentence1": left, "sentence2": right, "labels": labels})}
-    theirs = mteb_scores("AbsTaskPairClassification", "PairClassification", "max_ap", data)
+    reference = mteb_scores("AbsTaskPairClassification", "PairClassification", "max_ap", data)
     ours = task.evaluate(recorded)
     compared = {
         name: value for name, value in ours.metrics.items() if not name.endswith("threshold")
     }
     assert len(compared) == 25 and ours.intervals.keys() == compared.keys()
     for name, value in compared.items():
-        assert value == pytest.approx(theirs[name], abs=1e-4), name
+        assert value == pytest.approx(reference[name], abs=1e-4), name
     assert (
         len({ours.metrics[f"{name}_ap"] for name in ("cosine", "dot", "euclidean", "manhattan")})
         == 4

@@ -51,7 +51,7 @@ def test_equals_mteb(records, scores, mteb_scores):
         candidates[f"q{n}"] = names
     data = {"corpus": Dataset.from_list(corpus), "queries": Dataset.from_list(queries)}
     data |= {"relevant_docs": qrels, "top_ranked": candidates}
-    theirs = mteb_scores(
+    reference = mteb_scores(
         "AbsTaskRetrieval", "Reranking", "map_at_1000", {"default": {"test": data}}
     )
     ours = scores(records).metrics
@@ -61,24 +61,24 @@ def test_equals_mteb(records, scores, mteb_scores):
         ("mrr@10", "mrr_at_10"),
         ("ndcg@10", "ndcg_at_10"),
     ):
-        assert ours[name] == pytest.approx(theirs[their_name], abs=1e-4), name
-    assert ours["map"] == pytest.approx(theirs["main_score"], abs=1e-4)
+        assert ours[name] == pytest.approx(reference[their_name], abs=1e-4), name
+    assert ours["map"] == pytest.approx(reference["main_score"], abs=1e-4)
 
 
 def test_by_hand():
-    found = reranking_outcome(
+    result = reranking_outcome(
         [np.array([0.9, 0.2]), np.array([0.5])], [np.array([0.5]), np.array([0.7, 0.1])]
     )
-    assert found.items.values == pytest.approx([(1 + 2 / 3) / 2, 1 / 2])
-    assert found.score == pytest.approx(((1 + 2 / 3) / 2 + 1 / 2) / 2) == found.items.score()
-    assert found.metrics["mrr@10"] == pytest.approx((1 + 1 / 2) / 2)
+    assert result.items.values == pytest.approx([(1 + 2 / 3) / 2, 1 / 2])
+    assert result.score == pytest.approx(((1 + 2 / 3) / 2 + 1 / 2) / 2) == result.items.score()
+    assert result.metrics["mrr@10"] == pytest.approx((1 + 1 / 2) / 2)
     first = (1 + 1 / math.log2(4)) / (1 + 1 / math.log2(3))
-    assert found.metrics["ndcg@10"] == pytest.approx((first + 1 / math.log2(3)) / 2)
+    assert result.metrics["ndcg@10"] == pytest.approx((first + 1 / math.log2(3)) / 2)
 
 
 def test_what_stands_beyond_the_tenth_place_counts_for_map_alone():
-    found = reranking_outcome([np.array([0.0])], [np.ones(14)])
-    assert found.metrics == pytest.approx({"map": 1 / 15, "mrr@10": 0, "ndcg@10": 0})
+    result = reranking_outcome([np.array([0.0])], [np.ones(14)])
+    assert result.metrics == pytest.approx({"map": 1 / 15, "mrr@10": 0, "ndcg@10": 0})
 
 
 def test_equal_scores_are_the_negatives_first(scores):
@@ -103,11 +103,11 @@ def test_the_similarity_is_the_models_own(scores, recorded, encode):
     dot, far = ([float(encode(["a"])[0] @ v), float(np.linalg.norm(encode(["a"])[0] - v))] for v in
                 encode(["a a a a b", "a b"]))  # fmt: skip
     assert dot[0] > far[0] and dot[1] > far[1]
-    found = {
+    result = {
         name: scores(rows, similarity=name).score for name in ("dot", "euclidean", "manhattan")
     }
-    assert found == {"dot": 1, "euclidean": 1 / 2, "manhattan": 1 / 2}
-    for name, score in found.items():
+    assert result == {"dot": 1, "euclidean": 1 / 2, "manhattan": 1 / 2}
+    for name, score in result.items():
         recorded.similarity = name
         assert scores(rows).score == score
     with pytest.raises(InputError, match="unknown similarity 'cos'"):
@@ -125,9 +125,9 @@ def test_each_distinct_text_is_encoded_once_for_its_side(records, write, recorde
 
 def test_records_without_positives_or_negatives_are_left_out(scores):
     whole = {"query": "a", "positive": ["a b"], "negative": ["c"]}
-    found = scores([whole, whole | {"positive": []}, whole | {"negative": []}])
-    assert found.notes == ("2 of 3 records left out: no positive or no negative",)
-    assert found.metrics == scores([whole]).metrics and len(found.items) == 1
+    result = scores([whole, whole | {"positive": []}, whole | {"negative": []}])
+    assert result.notes == ("2 of 3 records left out: no positive or no negative",)
+    assert result.metrics == scores([whole]).metrics and len(result.items) == 1
     with pytest.raises(
         InputError, match=r"test\.jsonl: expected a record with positives and negatives.*among 1"
     ):

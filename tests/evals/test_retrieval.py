@@ -116,13 +116,13 @@ def test_odd_judgements_score_as_in_trec_eval():
     queries, result = odd_result()
     run = dense_search(encode, encode, CORPUS, queries, 4)
     measures = {"ndcg_cut.2,4", "map_cut.2,4", "recall.2,4", "recip_rank"}
-    theirs = pytrec_eval.RelevanceEvaluator(ODD_QRELS, measures).evaluate(run)
+    reference = pytrec_eval.RelevanceEvaluator(ODD_QRELS, measures).evaluate(run)
     names = {"ndcg": "ndcg_cut", "map": "map_cut", "recall": "recall"}
     for k in (2, 4):
         for ours, name in names.items():
-            expected = [theirs[query][f"{name}_{k}"] for query in result.query_ids]
+            expected = [reference[query][f"{name}_{k}"] for query in result.query_ids]
             np.testing.assert_allclose(result.per_query[f"{ours}@{k}"], expected, atol=1e-6)
-    expected = [theirs[query]["recip_rank"] for query in result.query_ids]
+    expected = [reference[query]["recip_rank"] for query in result.query_ids]
     np.testing.assert_allclose(result.per_query["mrr@4"], expected, atol=1e-6)
 
 

@@ -35,8 +35,8 @@ def test_few_items_are_tested_exactly_as_by_enumeration(n):
         d = a - b
         patterns = [np.mean(np.array(signs) * d) for signs in itertools.product((1, -1), repeat=n)]
         expected = np.mean([abs(value) >= abs(d.mean()) - 1e-12 for value in patterns])
-        found = paired_difference(a, b)
-        assert found.exact and found.p_value == pytest.approx(expected, abs=1e-12)
+        result = paired_difference(a, b)
+        assert result.exact and result.p_value == pytest.approx(expected, abs=1e-12)
 
 
 def test_few_pairs_are_tested_exactly_as_by_enumeration():
@@ -53,9 +53,9 @@ def test_few_pairs_are_tested_exactly_as_by_enumeration():
                 for side in (x, y)
             ]
             count += abs(rho[0] - rho[1]) >= abs(observed) - 1e-9
-        found = paired_spearman(a, b, gold)
-        assert found.exact and found.difference == pytest.approx(observed)
-        assert found.p_value == pytest.approx(count / 2**n)
+        result = paired_spearman(a, b, gold)
+        assert result.exact and result.difference == pytest.approx(observed)
+        assert result.p_value == pytest.approx(count / 2**n)
 
 
 def test_few_labelled_pairs_are_tested_exactly_as_by_enumeration():
@@ -63,8 +63,8 @@ def test_few_labelled_pairs_are_tested_exactly_as_by_enumeration():
     rng = np.random.default_rng(4)
     labels = np.array([1.0, 0, 1, 0, 0, 1, 0])
     a, b = (rng.permutation(7).astype(float) for _ in range(2))
-    found = paired_average_precision(a, b, labels)
-    assert found.difference == pytest.approx(
+    result = paired_average_precision(a, b, labels)
+    assert result.difference == pytest.approx(
         metrics.average_precision_score(labels, a) - metrics.average_precision_score(labels, b)
     )
     count = 0
@@ -73,8 +73,8 @@ def test_few_labelled_pairs_are_tested_exactly_as_by_enumeration():
         both = [
             metrics.average_precision_score(labels, side - 1e-3 * labels) for side in (x, y)
         ]  # ties: 0 first
-        count += abs(both[0] - both[1]) >= abs(found.difference) - 1e-9
-    assert found.exact and found.p_value == pytest.approx(count / 2**7)
+        count += abs(both[0] - both[1]) >= abs(result.difference) - 1e-9
+    assert result.exact and result.p_value == pytest.approx(count / 2**7)
 
 
 def test_average_precision_is_scikit_learns():
@@ -169,12 +169,12 @@ def test_p_values_are_uniform_where_the_systems_are_alike(monkeypatch):
 def test_a_true_difference_has_a_small_p_value():
     rng = np.random.default_rng(1)
     base = rng.normal(size=60)
-    found = paired_difference(base + 0.5 + 0.3 * rng.normal(size=60), base)
-    assert found.p_value < 0.001 and found.interval[0] > 0.3 and found.interval[1] < 0.7
+    result = paired_difference(base + 0.5 + 0.3 * rng.normal(size=60), base)
+    assert result.p_value < 0.001 and result.interval[0] > 0.3 and result.interval[1] < 0.7
     gold = rng.normal(size=100)
     good, poor = gold + 0.3 * rng.normal(size=100), gold + 3 * rng.normal(size=100)
-    found = paired_spearman(good, poor, gold)
-    assert found.p_value < 0.001 and found.interval[0] > 0
+    result = paired_spearman(good, poor, gold)
+    assert result.p_value < 0.001 and result.interval[0] > 0
 
 
 @pytest.mark.parametrize("n", [8, 50])  # exact, sampled
@@ -207,17 +207,17 @@ def test_the_interval_covers_the_true_difference():
 
 def test_equal_systems_have_p_1():
     a = np.arange(20.0)
-    for found in (
+    for result in (
         paired_difference(a, a),
         paired_spearman(a, a, a[::-1]),
         paired_spearman(a, a**2, a),
     ):
-        assert (found.difference, found.interval, found.p_value) == (0.0, (0.0, 0.0), 1.0)
+        assert (result.difference, result.interval, result.p_value) == (0.0, (0.0, 0.0), 1.0)
 
 
 def test_opposite_systems_leave_a_constant_behind():
-    found = paired_spearman([1, 2], [2, 1], [1, 2])
-    assert found.difference == pytest.approx(2) and found.p_value == 0.5
+    result = paired_spearman([1, 2], [2, 1], [1, 2])
+    assert result.difference == pytest.approx(2) and result.p_value == 0.5
 
 
 @pytest.mark.parametrize(
@@ -284,10 +284,10 @@ def test_holm_rejects_what_the_step_down_procedure_rejects():
 
 def test_seed_summary_equals_scipy():
     scores = [0.71, 0.74, 0.69, 0.73]
-    found = seed_summary(scores, confidence=0.9)
+    result = seed_summary(scores, confidence=0.9)
     expected = stats.t.interval(0.9, 3, loc=np.mean(scores), scale=stats.sem(scores))
-    assert (found.mean, found.sd, found.n) == (np.mean(scores), np.std(scores, ddof=1), 4)
-    assert found.interval == pytest.approx(expected)
+    assert (result.mean, result.sd, result.n) == (np.mean(scores), np.std(scores, ddof=1), 4)
+    assert result.interval == pytest.approx(expected)
     assert seed_summary([2.0]).mean == 2 and all(
         map(math.isnan, (seed_summary([2]).sd, *seed_summary([2]).interval))
     )

@@ -40,10 +40,10 @@ def test_equals_sentence_transformers(pairs):
         similarity_fn_name="cosine",
         model_card_data=types.SimpleNamespace(set_evaluation_metrics=lambda *_: None),
     )
-    theirs = evaluator(model)
+    reference = evaluator(model)
     ours = sts_evaluator(left, right, scores)(encode)
-    assert ours["spearman"] == pytest.approx(theirs["spearman_cosine"], abs=1e-6)
-    assert ours["pearson"] == pytest.approx(theirs["pearson_cosine"], abs=1e-6)
+    assert ours["spearman"] == pytest.approx(reference["spearman_cosine"], abs=1e-6)
+    assert ours["pearson"] == pytest.approx(reference["pearson_cosine"], abs=1e-6)
 
 
 def test_aggregations_over_subsets(pairs):
@@ -53,14 +53,14 @@ def test_aggregations_over_subsets(pairs):
         np.array(scores),
         np.array(subsets),
     )
-    found = sts_metrics(similarities, scores, subsets)
+    result = sts_metrics(similarities, scores, subsets)
     parts = {name: labels == name for name in "abc"}
     for name, correlate in (("spearman", spearman), ("pearson", pearson)):
         by_subset = [correlate(similarities[part], scores[part]) for part in parts.values()]
         weights = [part.mean() for part in parts.values()]
-        assert found[name] == correlate(similarities, scores)
-        assert found[f"{name}_mean"] == pytest.approx(sum(by_subset) / 3)
-        assert found[f"{name}_wmean"] == pytest.approx(np.dot(by_subset, weights))
+        assert result[name] == correlate(similarities, scores)
+        assert result[f"{name}_mean"] == pytest.approx(sum(by_subset) / 3)
+        assert result[f"{name}_wmean"] == pytest.approx(np.dot(by_subset, weights))
 
 
 def test_one_subset_has_no_aggregations(pairs):

@@ -45,7 +45,7 @@ def test_equals_mteb(texts, write, recorded, mteb_scores):
     from datasets import Dataset
 
     data = {"test": Dataset.from_list(texts)}
-    theirs = mteb_scores(
+    reference = mteb_scores(
         "AbsTaskSummarization", "Summarization", "cosine_spearman", data, min_score=0, max_score=5
     )
     task = open_task(write(texts), name="Made")
@@ -53,7 +53,7 @@ def test_equals_mteb(texts, write, recorded, mteb_scores):
     assert ours.notes == ("2 of 12 texts left out: all ratings or all summaries equal",)
     assert 0.1 < ours.score < 0.95
     for name, value in ours.metrics.items():
-        assert value == pytest.approx(theirs[name], abs=1e-4), name
+        assert value == pytest.approx(reference[name], abs=1e-4), name
     assert len(ours.metrics) == 4 and ours.intervals.keys() == ours.metrics.keys()
     assert ours.items.score() == pytest.approx(ours.score, abs=1e-12)
     kept = [row for number, row in enumerate(texts) if number not in (3, 7)]
@@ -74,34 +74,34 @@ def test_equals_mteb(texts, write, recorded, mteb_scores):
 def test_by_hand():
     human = [np.array([[1.0, 0.0], [0.0, 1.0]])]
     machine = [np.array([[2.0, 0.0], [0.0, 3.0], [1.0, 1.0], [-1.0, -1.0]])]
-    found = summarization_outcome(human, machine, [[4, 4, 3, 1]], own="euclidean").metrics
-    assert found["cosine_spearman"] == pytest.approx(1)
+    result = summarization_outcome(human, machine, [[4, 4, 3, 1]], own="euclidean").metrics
+    assert result["cosine_spearman"] == pytest.approx(1)
     cosines = [1, 1, math.sqrt(1 / 2), -math.sqrt(1 / 2)]
-    assert found["cosine_pearson"] == pytest.approx(np.corrcoef(cosines, [4, 4, 3, 1])[0, 1])
-    assert found["dot_pearson"] == pytest.approx(np.corrcoef([2, 3, 1, -1], [4, 4, 3, 1])[0, 1])
+    assert result["cosine_pearson"] == pytest.approx(np.corrcoef(cosines, [4, 4, 3, 1])[0, 1])
+    assert result["dot_pearson"] == pytest.approx(np.corrcoef([2, 3, 1, -1], [4, 4, 3, 1])[0, 1])
     ranks = [[3, 4, 2, 1], [3.5, 3.5, 2, 1]]
-    assert found["dot_spearman"] == pytest.approx(np.corrcoef(*ranks)[0, 1])
+    assert result["dot_spearman"] == pytest.approx(np.corrcoef(*ranks)[0, 1])
     nearest = [-1, -2, -1, -math.sqrt(5)]
-    assert found["euclidean_pearson"] == pytest.approx(np.corrcoef(nearest, [4, 4, 3, 1])[0, 1])
+    assert result["euclidean_pearson"] == pytest.approx(np.corrcoef(nearest, [4, 4, 3, 1])[0, 1])
 
 
 def test_the_scale_of_ratings_changes_nothing(texts, write, recorded):
     scaled = [
         row | {"relevance": [(rating - 7) / 3 for rating in row["relevance"]]} for row in texts[:3]
     ]
-    found = open_task(write(texts[:3])).evaluate(recorded)
-    assert open_task(write(scaled)).evaluate(recorded).metrics == pytest.approx(found.metrics)
+    result = open_task(write(texts[:3])).evaluate(recorded)
+    assert open_task(write(scaled)).evaluate(recorded).metrics == pytest.approx(result.metrics)
 
 
 def test_texts_without_a_correlation_do_not_count():
     rng = np.random.default_rng(0)
     human, machine = ([*rng.normal(size=(3, size, 4))] for size in (2, 5))
     ratings = rng.normal(size=(3, 5)).tolist()
-    found = summarization_outcome(human, [*machine[:2], np.ones((5, 4))], ratings)
+    result = summarization_outcome(human, [*machine[:2], np.ones((5, 4))], ratings)
     expected = summarization_outcome(human[:2], machine[:2], ratings[:2])
-    assert found.metrics == pytest.approx(expected.metrics)
-    assert found.notes == ("1 of 3 texts do not count: all similarities equal",)
-    assert len(found.items) == 3, "as many as for another model, to compare with"
+    assert result.metrics == pytest.approx(expected.metrics)
+    assert result.notes == ("1 of 3 texts do not count: all similarities equal",)
+    assert len(result.items) == 3, "as many as for another model, to compare with"
 
 
 def test_collapsed_embeddings_are_not_a_number(texts, write, recorded):
@@ -110,8 +110,8 @@ def test_collapsed_embeddings_are_not_a_number(texts, write, recorded):
         (),
         {"similarity": "dot", "__call__": lambda self, t, use: np.ones((len(t), 3))},
     )()
-    found = open_task(write(texts)).evaluate(collapsed)
-    assert all(map(math.isnan, found.metrics.values())) and "10 of 10" in found.notes[1]
+    result = open_task(write(texts)).evaluate(collapsed)
+    assert all(map(math.isnan, result.metrics.values())) and "10 of 10" in result.notes[1]
 
 
 def test_no_text_left_is_refused(texts, write):

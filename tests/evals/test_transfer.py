@@ -36,7 +36,7 @@ def test_regressions_equal_sklearns(classes):
     kept = np.random.default_rng(0).random((90, 4)) < 0.7
     rotated = transfer._rotate(vectors)
     weights = np.asarray(logistic_regressions(rotated, labels, kept, STRENGTHS))
-    found = predict_by_each(weights, transfer._turn(rotated, vectors))
+    result = predict_by_each(weights, transfer._turn(rotated, vectors))
     for number, strength in enumerate(STRENGTHS):
         model = their(strength).fit(vectors[kept[:, number]], labels[kept[:, number]])
         ours = rotated.axes @ weights[:-1, number]
@@ -46,7 +46,7 @@ def test_regressions_equal_sklearns(classes):
             else np.concatenate([-model.coef_.T, model.coef_.T], axis=1) / 2
         )
         np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-3 * np.abs(expected).max())
-        np.testing.assert_array_equal(found[:, number], model.predict(vectors))
+        np.testing.assert_array_equal(result[:, number], model.predict(vectors))
 
 
 @pytest.mark.parametrize("classes, rare", [(2, False), (3, False), (3, True)])
@@ -69,10 +69,10 @@ def test_cross_validation_equals_a_search_by_sklearn_for_each_fold(classes, rare
         predicted[test] = search.predict(vectors[test])
         strengths.append(search.best_params_["C"])
         accuracies.append(search.best_score_)
-    found, chosen, accuracy = cross_validate(vectors, labels, FOLDS, STRENGTHS, seed=7)
-    np.testing.assert_array_equal(found, predicted)
+    result, chosen, accuracy = cross_validate(vectors, labels, FOLDS, STRENGTHS, seed=7)
+    np.testing.assert_array_equal(result, predicted)
     assert chosen == strengths and accuracy == pytest.approx(np.mean(accuracies))
-    assert 0.5 < np.mean(found == labels) < 0.97
+    assert 0.5 < np.mean(result == labels) < 0.97
 
 
 def test_with_a_test_split_the_strength_is_chosen_over_folds_or_by_dev():
@@ -96,8 +96,8 @@ def test_with_a_test_split_the_strength_is_chosen_over_folds_or_by_dev():
     assert expected["dev"][0] != expected["folds"][0]
     for chooser, (strength, score) in expected.items():
         given = {part: both for part, both in vectors.items() if part != "dev" or chooser == "dev"}
-        found, chosen, accuracy = train_and_test(given, labels, FOLDS, STRENGTHS, seed=7)
-        np.testing.assert_array_equal(found, fitted[strength].predict(vectors["test"]))
+        result, chosen, accuracy = train_and_test(given, labels, FOLDS, STRENGTHS, seed=7)
+        np.testing.assert_array_equal(result, fitted[strength].predict(vectors["test"]))
         assert chosen == [strength] and accuracy == pytest.approx(score)
 
 

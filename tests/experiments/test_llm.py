@@ -128,11 +128,11 @@ def test_an_adapter_is_trained_and_saved_alone_with_its_instruction(
     assert sum(leaf.size for leaf in adapter.values()) == num_params(model.params["lora"])
     assert all(np.abs(leaf).max() > 0 for leaf in adapter.values()), "every B has left zero"
     # Merged it is the same model.
-    found = model.encode(sentences[:6], prompt_name="query")
+    result = model.encode(sentences[:6], prompt_name="query")
     np.testing.assert_allclose(
-        model.merged().encode(sentences[:6], prompt_name="query"), found, atol=2e-2
+        model.merged().encode(sentences[:6], prompt_name="query"), result, atol=2e-2
     )
-    assert np.abs(found - base.encode(sentences[:6])).max() > 1e-3
+    assert np.abs(result - base.encode(sentences[:6])).max() > 1e-3
 
 
 @pytest.mark.slow

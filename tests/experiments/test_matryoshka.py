@@ -85,8 +85,8 @@ def test_it_measures_each_size_and_depth_beside_the_baseline(run, data, tmp_path
     rows = [line.split("\t") for line in (data / "sts.tsv").read_text().splitlines()[1:]]
     gold, first, second = zip(*rows, strict=True)
     by_hand = sts_evaluator(first, second, [float(score) for score in gold])
-    found = by_hand(lambda texts: model.encode(list(texts), dim=16, layers=1))["spearman"]
-    assert scores["trained"]["1"]["16"] == pytest.approx(found, abs=1e-6)
+    result = by_hand(lambda texts: model.encode(list(texts), dim=16, layers=1))["spearman"]
+    assert scores["trained"]["1"]["16"] == pytest.approx(result, abs=1e-6)
     assert "12" in said and "(size not trained)" in said
     assert (tmp_path / "run" / "by_size.png").stat().st_size > 10_000
     losses = [
@@ -103,9 +103,9 @@ def test_texts_are_encoded_once_for_all_sizes(tiny_model, sentences):
     asked, encode = [], model.encode
     model.encode = lambda texts, **more: (asked.append(len(texts)), encode(texts, **more))[1]
     test = sts_evaluator(sentences[:20], sentences[20:40], list(np.arange(20.0)))
-    found = spearman_by_size(model.encode, {"a": test}, [32, 8], [2])
-    assert asked == [40] and found[2].keys() == {32, 8}
-    assert found[2][32] == pytest.approx(test(encode)["spearman"])
+    result = spearman_by_size(model.encode, {"a": test}, [32, 8], [2])
+    assert asked == [40] and result[2].keys() == {32, 8}
+    assert result[2][32] == pytest.approx(test(encode)["spearman"])
 
 
 @pytest.mark.parametrize(

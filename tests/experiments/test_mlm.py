@@ -123,10 +123,10 @@ def test_resumed_at_a_checkpoint_it_ends_with_the_same_bits(mlm, settings, finis
         resumed.state.params["loss"]
     )
     assert jax.tree.structure(resumed.state) == jax.tree.structure(result.state)
-    for ours, theirs in zip(
+    for ours, reference in zip(
         jax.tree.leaves(resumed.state), jax.tree.leaves(result.state), strict=True
     ):
-        assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
+        assert np.asarray(ours).tobytes() == np.asarray(reference).tobytes()
     assert losses_of(lines_of(tmp_path / "run")) == losses_of(lines_of(workdir))
 
 
@@ -153,12 +153,12 @@ def test_a_decoder_learns_what_comes_next(mlm, settings, tmp_path, objective, at
 def test_transformers_reads_the_model_with_its_head(finished, corpus):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     result, workdir = finished
-    theirs = transformers.BertForMaskedLM.from_pretrained(str(workdir / "model")).eval()
+    reference = transformers.BertForMaskedLM.from_pretrained(str(workdir / "model")).eval()
     model = load_sentence_encoder(str(workdir / "model"))
     (ids,) = model.tokenizer.encode([corpus.read_text().splitlines()[0]]).ids
     ids = ids[:16]
     with torch.no_grad():
-        expected = theirs(torch.tensor(ids)[None].long()).logits[0].numpy()
+        expected = reference(torch.tensor(ids)[None].long()).logits[0].numpy()
     tokens = pack_sentences([ids], row_length=len(ids))
     params = jax.device_get(model.params)
     states = build_encoder(model.spec).hidden(params, tokens, None)[0]

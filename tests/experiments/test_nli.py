@@ -125,7 +125,7 @@ def test_a_loss_of_labels_gets_pairs_and_one_without_gets_triplets(nli, config, 
         anchor, positive, negative = triplets.fields.columns(record)
         assert (positive.split()[0], negative.split()[0]) == ("entailment", "contradiction")
         assert {anchor} == {
-            found["premise"] for found in records if found["hypothesis"] in (positive, negative)
+            result["premise"] for result in records if result["hypothesis"] in (positive, negative)
         }
     assert triplets.fields.label is None
     assert only(nli.read_data(config(train__seed=1))[0]).records != triplets.records
@@ -287,10 +287,10 @@ def test_stages_results_and_going_on(command, data, tmp_path):
     assert status == 0, err
     assert f"resuming {half} at step 4/4" in out and f"resuming {half}/sts at step 2/4" in out
     assert (half / "metrics.jsonl").read_bytes() == before
-    ours, theirs = (
+    ours, reference = (
         load_file(path / "sts" / "model" / "model.safetensors") for path in (half, first)
     )
-    assert all(ours[name].tobytes() == theirs[name].tobytes() for name in theirs)
+    assert all(ours[name].tobytes() == reference[name].tobytes() for name in reference)
 
 
 @pytest.mark.parametrize(

@@ -64,9 +64,9 @@ def test_own_data_ends_with_a_verdict_and_runs_once(own_data, tmp_path):
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     evaluated = [line for line in map(json.loads, lines) if "retrieval/ndcg@10" in line]
     assert len(evaluated) > 2 and all("validation/loss" in line for line in evaluated)
-    found = json.loads((tmp_path / "run" / "comparison.json").read_text())
-    assert set(found["metrics"]) == {"bm25", "before", "after"}
-    assert 0 <= found["metrics"]["after"]["ndcg@10"] <= 1
+    result = json.loads((tmp_path / "run" / "comparison.json").read_text())
+    assert set(result["metrics"]) == {"bm25", "before", "after"}
+    assert 0 <= result["metrics"]["after"]["ndcg@10"] <= 1
     for name in ("curves.png", "comparison.png", "metrics.jsonl", "model/model.safetensors"):
         assert (tmp_path / "run" / name).stat().st_size > 0
     lines = (tmp_path / "run" / "metrics.jsonl").read_bytes()
@@ -91,11 +91,11 @@ def test_prompts_of_the_training_are_those_of_the_evaluation_and_of_the_result(o
 
     corpus, queries, qrels = own_data.read_data(own_data.config(*prompts), tmp_path)[2]["test"]
     encode = [functools.partial(model.encode, prompt_name=name) for name in ("query", "document")]
-    wanted = evaluate_retrieval(*encode, corpus, queries, qrels).metrics
-    found = json.loads((tmp_path / "run" / "comparison.json").read_text())["metrics"]["after"]
-    assert found == {name: pytest.approx(value, abs=1e-6) for name, value in wanted.items()}
+    expected = evaluate_retrieval(*encode, corpus, queries, qrels).metrics
+    result = json.loads((tmp_path / "run" / "comparison.json").read_text())["metrics"]["after"]
+    assert result == {name: pytest.approx(value, abs=1e-6) for name, value in expected.items()}
     without = evaluate_retrieval(model.encode, model.encode, corpus, queries, qrels).metrics
-    assert found != {name: pytest.approx(value, abs=1e-6) for name, value in without.items()}
+    assert result != {name: pytest.approx(value, abs=1e-6) for name, value in without.items()}
 
 
 def test_a_corpus_without_texts_is_one_line(own_data, tmp_path):
@@ -111,9 +111,9 @@ def test_a_metric_that_nothing_gives_is_one_line_before_training(own_data, tmp_p
 
 @pytest.mark.parametrize("package", ["bm25s", "matplotlib"])
 def test_a_missing_package_is_said_before_training(own_data, tmp_path, monkeypatch, package):
-    found = importlib.util.find_spec
+    result = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == package else found(name)
+        importlib.util, "find_spec", lambda name: None if name == package else result(name)
     )
     status, _, err = own_data()
     assert (

@@ -118,12 +118,14 @@ def test_resumed_at_a_checkpoint_it_ends_with_the_same_bits(
     resumed = simcse.run(everything(), tmp_path / "run")
     assert set(resumed.state.params) == {"encoder", "loss", "auxiliary"} and resumed.state.extra
     assert jax.tree.structure(resumed.state) == jax.tree.structure(result.state)
-    for ours, theirs in zip(
+    for ours, reference in zip(
         jax.tree.leaves(resumed.state), jax.tree.leaves(result.state), strict=True
     ):
-        assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
-    for ours, theirs in zip(lines_of(tmp_path / "run"), lines_of(workdir), strict=True):
-        assert all(ours[name] == theirs[name] for name in ("step", "loss", "mlm/loss", "queue/age"))
+        assert np.asarray(ours).tobytes() == np.asarray(reference).tobytes()
+    for ours, reference in zip(lines_of(tmp_path / "run"), lines_of(workdir), strict=True):
+        assert all(
+            ours[name] == reference[name] for name in ("step", "loss", "mlm/loss", "queue/age")
+        )
 
 
 @pytest.fixture
@@ -154,11 +156,11 @@ def test_the_batches_are_those_of_the_stream_from_any_step_on(
     for (_, batch), numbers in zip(whole, expected, strict=False):
         assert sorted(batch.record.reshape(-1)) == sorted(number for number, _ in numbers)
     for start in (1, 3, 6):
-        for (step, ours), (other, theirs) in zip(
+        for (step, ours), (other, reference) in zip(
             batches_of(everything(), start), whole[start:], strict=True
         ):
             assert step == other
-            for leaf, same in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            for leaf, same in zip(jax.tree.leaves(ours), jax.tree.leaves(reference), strict=True):
                 assert leaf.tobytes() == same.tobytes()
 
 

@@ -171,9 +171,9 @@ def test_weights_in_other_dtypes(make, tmp_path, change):
 @pytest.mark.parametrize(("precision", "least"), [("float16", 0.999), ("int8", 0.98)])
 def test_smaller_precisions_are_close(written, name, precision, least):
     (_, path), (model, whole) = written(name, precision), written(name)
-    found, wanted = encode_onnx(path, model, TEXTS), encode_onnx(whole, model, TEXTS)
-    assert found.dtype == np.float32
-    assert np.min((found * wanted).sum(-1) / np.linalg.norm(found, axis=-1)) > least
+    result, expected = encode_onnx(path, model, TEXTS), encode_onnx(whole, model, TEXTS)
+    assert result.dtype == np.float32
+    assert np.min((result * expected).sum(-1) / np.linalg.norm(result, axis=-1)) > least
     kind = {"float16": onnx.TensorProto.FLOAT16, "int8": onnx.TensorProto.INT8}[precision]
     weights = [
         tensor for tensor in onnx.load(path).graph.initializer if np.prod(tensor.dims) >= 1024
@@ -202,13 +202,13 @@ def test_a_file_says_what_it_is_and_has_the_same_bytes_again(make, tmp_path, pre
         about.producer_name == "embed-jax"
         and json.loads(about.custom_metadata_map["prompts"]) == prompts
     )
-    wanted = {
+    expected = {
         "max_length": "24",
         "similarity": "dot",
         "default_prompt_name": "query",
         "template": "",
     }
-    assert wanted.items() <= about.custom_metadata_map.items()
+    assert expected.items() <= about.custom_metadata_map.items()
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])
@@ -374,10 +374,10 @@ def test_functions_are_what_jax_computes():
     )
     for shape in ((1, 1, 6), (3, 5, 6)):
         x = np.random.default_rng(0).normal(0, 2, shape).astype(np.float32)
-        wanted = jax.jit(every)(x)
-        found = dict(zip(results, session.run(None, {"x": x}), strict=True))
+        expected = jax.jit(every)(x)
+        result = dict(zip(results, session.run(None, {"x": x}), strict=True))
         for name in FUNCTIONS:
-            assert found[name].shape == wanted[name].shape, name
+            assert result[name].shape == expected[name].shape, name
             np.testing.assert_allclose(
-                found[name], wanted[name], rtol=1e-5, atol=1e-5, err_msg=name
+                result[name], expected[name], rtol=1e-5, atol=1e-5, err_msg=name
             )

@@ -74,14 +74,14 @@ class Hub:
             return self.create(json.loads(body))
         if path == "/api/validate-yaml":
             return 200, {"errors": [], "warnings": []}
-        if found := re.fullmatch(r"/([\w-]+/[\w-]+)\.git/info/lfs/objects/batch", path):
+        if result := re.fullmatch(r"/([\w-]+/[\w-]+)\.git/info/lfs/objects/batch", path):
             return 200, self.batch(json.loads(body))
-        found = re.fullmatch(
+        result = re.fullmatch(
             r"/api/models/([\w-]+/[\w-]+)/(preupload|commit|branch|revision)/([\w-]+)(\?.*)?", path
         )
-        if not found or found[1] not in self.repositories:
+        if not result or result[1] not in self.repositories:
             return 404, {"error": f"{method} {path}: no such page"}
-        name, what, branch = found[1], found[2], found[3]
+        name, what, branch = result[1], result[2], result[3]
         branches = self.repositories[name]
         if what == "branch":
             if branch in branches:
@@ -182,8 +182,8 @@ def directory(tmp_path):
 def test_every_file_arrives_in_one_commit(standin, directory):
     path, files = directory
     assert push(path, "me/model", private=True) == f"{standin.url}/me/model"
-    found = standin.repositories["me/model"]["main"]
-    assert {name: found[name] for name in files} == files and set(found) == {
+    result = standin.repositories["me/model"]["main"]
+    assert {name: result[name] for name in files} == files and set(result) == {
         *files,
         ".gitattributes",
     }
@@ -199,8 +199,8 @@ def test_a_repository_that_is_there_is_written_to_again_and_keeps_what_is_its_ow
     standin.repositories["me/model"]["main"]["LICENSE"] = b"mine"
     (path / "README.md").write_bytes(b"new")
     push(path, "me/model", private=True, message="again")
-    found = standin.repositories["me/model"]["main"]
-    assert found["README.md"] == b"new" and found["LICENSE"] == b"mine"
+    result = standin.repositories["me/model"]["main"]
+    assert result["README.md"] == b"new" and result["LICENSE"] == b"mine"
     assert [message for *_, message, _ in standin.commits] == ["Export by embed-jax", "again"]
     assert not standin.private
 

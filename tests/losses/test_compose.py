@@ -187,12 +187,12 @@ def total_weight(loss, columns, params):
 def test_an_expression_is_the_loss_with_its_arguments(expression, arguments):
     columns = some_columns()
     built, world = build_loss(expression), local_world(columns)
-    for found, expected in zip(
+    for result, expected in zip(
         built.on_world(columns, world, {}),
         size.on_world(columns, world, {}, **arguments),
         strict=True,
     ):
-        jax.tree.map(np.testing.assert_array_equal, found, expected)
+        jax.tree.map(np.testing.assert_array_equal, result, expected)
     assert (
         built.init(DIM, jax.random.key(0)) == {} and built.datasets == () and built.name == "size"
     )
@@ -448,12 +448,12 @@ def test_every_leaf_by_column_is_swapped():
         return own.score[:, 0], weights_of(own), {}
 
     symmetric(look).on_world(columns, local_world(columns), {})
-    for found in seen[2:]:
+    for result in seen[2:]:
         for name in (*TREES, *BY_COLUMN):
             np.testing.assert_array_equal(
-                np.stack(getattr(found, name)), np.stack(getattr(columns, name))[[1, 0, 2]]
+                np.stack(getattr(result, name)), np.stack(getattr(columns, name))[[1, 0, 2]]
             )
-        np.testing.assert_array_equal(found.example, columns.example)
+        np.testing.assert_array_equal(result.example, columns.example)
 
 
 def test_a_data_set_s_loss_sees_its_own_examples_and_columns_only():
@@ -591,8 +591,8 @@ def test_the_same_on_one_device_and_split_over_four(expression, number, forms):
         def on_one(embeddings, params):
             return means(built, columns.replace(embeddings=embeddings), params)
 
-        found = [gradient(on_one)(columns.embeddings, params)]
-        return found + [
+        result = [gradient(on_one)(columns.embeddings, params)]
+        return result + [
             gradient(split(built, columns, form))(columns.embeddings, params, columns)
             for form in forms
         ]

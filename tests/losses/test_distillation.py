@@ -161,9 +161,9 @@ def test_scores_are_normalized_list_by_list(normalization):
     if normalization != "none":
         fewer = jnp.pad(teacher, [(0, 0), (0, 1)], constant_values=99.0)
         present = jnp.arange(5)[None] < jnp.full((4, 1), 4)
-        found = normalized(fewer, present)
-        np.testing.assert_allclose(found[:, :4], expected, rtol=1e-5, atol=1e-6)
-        assert not np.any(found[:, 4])
+        result = normalized(fewer, present)
+        np.testing.assert_allclose(result[:, :4], expected, rtol=1e-5, atol=1e-6)
+        assert not np.any(result[:, 4])
 
 
 @pytest.mark.parametrize(

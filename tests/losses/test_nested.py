@@ -63,11 +63,11 @@ def mean_and_gradients(loss, columns, params, form="dense"):
     return float(value), slopes, metrics
 
 
-def assert_close(found, expected, tolerance=2e-6):
+def assert_close(result, expected, tolerance=2e-6):
     largest = max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(expected))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * largest),
-        found,
+        result,
         expected,
     )
 
@@ -162,10 +162,10 @@ def test_it_is_the_weighted_sum_of_the_losses_on_slices(columns, name):
         total = sum(c * values for c, (values, _, _) in zip((3.0, 0.5, 1.0), results, strict=True))
         return total, results[0][1], {}
 
-    found = matryoshka(plain, dims="8,4,2", weights="1,0.5,3")
+    result = matryoshka(plain, dims="8,4,2", weights="1,0.5,3")
     expected = mean_and_gradients(bind(by_hand), columns, params)
     for form in ("dense", "tiled") if name in ONE_PASS else ("dense",):
-        value, slopes, metrics = mean_and_gradients(found, columns, params, form)
+        value, slopes, metrics = mean_and_gradients(result, columns, params, form)
         assert value == pytest.approx(expected[0], rel=2e-6)
         assert_close(slopes, expected[1])
         assert {"loss/2", "loss/4", "loss/8"} <= metrics.keys()
@@ -200,14 +200,14 @@ def test_a_sample_counts_so_many_prefixes_of_which_each_comes_up(columns):
     loss = matryoshka(in_batch.info_nce, dims="2,4,8", sample=1)
     alone = [mean_and_gradients(contrastive_of(size), columns, {})[0] for size in (2, 4, 8)]
     keys = jax.random.split(jax.random.key(0), 20)
-    found = np.array(
+    result = np.array(
         [
             float(jnp.mean(loss.on_world(columns.replace(key=key), local_world(columns), {})[0]))
             for key in keys
         ]
     )
-    nearest = np.abs(found[:, None] - np.array(alone)[None]).argmin(axis=1)
-    np.testing.assert_allclose(found, np.array(alone)[nearest], rtol=1e-5)
+    nearest = np.abs(result[:, None] - np.array(alone)[None]).argmin(axis=1)
+    np.testing.assert_allclose(result, np.array(alone)[nearest], rtol=1e-5)
     assert set(nearest) == {0, 1, 2}
     without_key = float(jnp.mean(loss.on_world(columns, local_world(columns), {})[0]))
     assert without_key == pytest.approx(sum(alone), rel=1e-5)

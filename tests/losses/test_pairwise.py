@@ -105,10 +105,10 @@ def test_angle_is_invariant_to_lengths_and_follows_the_complex_quotient():
     )
     expected = abs(quotient.real + quotient.imag)
     for first, second in ((u, v), (3 * u, 0.2 * v)):
-        found = jax.jit(pairwise.angle_similarity)(
+        result = jax.jit(pairwise.angle_similarity)(
             jnp.asarray(first, jnp.float32), jnp.asarray(second, jnp.float32)
         )
-        assert float(found) == pytest.approx(expected, rel=1e-5)
+        assert float(result) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("batch", [2, 7])

@@ -74,8 +74,8 @@ def test_examples_in_docstrings(name):
 
 @pytest.mark.parametrize("name", sorted(REGISTRY["loss"]))
 def test_every_loss_has_an_example(name):
-    found = doctest.DocTestFinder().find(lookup("loss", name), name)
-    assert found[0].examples, f"{name} has no example in its docstring"
+    result = doctest.DocTestFinder().find(lookup("loss", name), name)
+    assert result[0].examples, f"{name} has no example in its docstring"
 
 
 # ---- on arrays -----------------------------------------------------------------------------------------------

@@ -142,8 +142,10 @@ def mean(loss, own, of, params, total=lambda value: value):
     return total(jnp.sum(values * weights)) / total(jnp.sum(weights))
 
 
-def assert_same(ours, theirs, tolerance=1e-6):
-    flat = [np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(x)]) for x in (ours, theirs)]
+def assert_same(ours, reference, tolerance=1e-6):
+    flat = [
+        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(x)]) for x in (ours, reference)
+    ]
     assert np.linalg.norm(flat[1]) > 1e-3
     assert np.linalg.norm(flat[0] - flat[1]) <= tolerance * np.linalg.norm(flat[1])
 
@@ -259,8 +261,8 @@ def test_tiles_give_the_same():
         losses = losses_of("tiled").items()
         return {name: jax.value_and_grad(value)(tokens, loss) for name, loss in losses}
 
-    for name, found in each(tokens_of(columns)).items():
-        assert_same(found, dense_gradients()[name])
+    for name, result in each(tokens_of(columns)).items():
+        assert_same(result, dense_gradients()[name])
 
 
 @pytest.mark.parametrize("form", ["dense", "ring"])
@@ -292,8 +294,8 @@ def test_four_devices_give_the_same(form):
         losses = losses_of(form).items()
         return {name: jax.value_and_grad(value)(tokens, loss) for name, loss in losses}
 
-    for name, found in each(tokens_of(columns), columns).items():
-        assert_same(found, dense_gradients()[name])
+    for name, result in each(tokens_of(columns), columns).items():
+        assert_same(result, dense_gradients()[name])
 
 
 @pytest.mark.parametrize("groups, devices, form", [(4, 1, "auto"), (4, 4, "ring")])
@@ -397,12 +399,12 @@ def test_a_queue_holds_trees():
 def test_prefixes_of_tokens_are_those_of_short_tokens():
     columns = token_columns()
     plain = bind(in_batch.info_nce, similarity=MAXSIM, temperature=0.5)
-    found = values_of(matryoshka(plain, dims="4,2"), columns)
+    result = values_of(matryoshka(plain, dims="4,2"), columns)
     expected = 0.0
     for size in (4, 2):
         short = with_tokens(columns, [tokens[..., :size] for tokens in tokens_of(columns)])
         expected += values_of(plain, short)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(result, expected, rtol=1e-5)
 
 
 def test_anchors_and_positives_swapped_keep_their_sides():

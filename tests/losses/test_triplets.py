@@ -29,10 +29,10 @@ def test_textbook_values():
     expected = {0.1: [0.0, 0.0, 0.3], 0.5: [0.1, 0.1, 0.7]}
     for margin, values in expected.items():
         for distance in ("euclidean", "manhattan"):
-            found = triplets.triplet_loss(
+            result = triplets.triplet_loss(
                 anchor, positive, negative, margin=margin, distance=distance
             )
-            np.testing.assert_allclose(found, values, atol=1e-7)
+            np.testing.assert_allclose(result, values, atol=1e-7)
     # The same as a batch of three texts, two of one label: d(a, p) = 0.3, d(a, n) = 0.7, d(p, n) =
     # 1.
     line, label = jnp.array([[0.0], [-0.3], [0.7]]), jnp.array([0, 0, 1])

@@ -195,11 +195,11 @@ def gradient_of(encoder, guide, params):
 SLOW = pytest.mark.slow  # each number of devices, groups and each form is a program to compile
 
 
-def assert_same(found, expected):
+def assert_same(result, expected):
     """Loss and gradient to 1e-6, of which neither is nothing."""
     assert np.isfinite(expected[0]) and np.linalg.norm(expected[1]) > 1e-2
-    assert abs(found[0] - expected[0]) <= 1e-6 * abs(expected[0])
-    assert np.linalg.norm(found[1] - expected[1]) <= 1e-6 * np.linalg.norm(expected[1])
+    assert abs(result[0] - expected[0]) <= 1e-6 * abs(expected[0])
+    assert np.linalg.norm(result[1] - expected[1]) <= 1e-6 * np.linalg.norm(expected[1])
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -116,10 +116,10 @@ SLOW = pytest.mark.slow
     ],
 )
 def test_a_mesh_gives_the_loss_and_gradient_of_one_device(way, mesh):
-    expected, found = gradient_on(way, 1, 1, 1), gradient_on(way, *MESHES[mesh])
+    expected, result = gradient_on(way, 1, 1, 1), gradient_on(way, *MESHES[mesh])
     assert np.isfinite(expected[0]) and np.linalg.norm(expected[1]) > 1e-2
-    assert abs(found[0] - expected[0]) <= 1e-5 * abs(expected[0])
-    assert np.linalg.norm(found[1] - expected[1]) <= 1e-5 * np.linalg.norm(expected[1])
+    assert abs(result[0] - expected[0]) <= 1e-5 * abs(expected[0])
+    assert np.linalg.norm(result[1] - expected[1]) <= 1e-5 * np.linalg.norm(expected[1])
 
 
 @pytest.mark.slow
@@ -136,7 +136,7 @@ def test_an_adapter_goes_with_prefixes_groups_and_a_queue(loss):
     encoder, params, base = start("lora")
     encoder = build_encoder(spec, unroll=1)
     extra = init_queue(8, encoder.dim, params["encoder"], 0.9) if about.queue else {}
-    found = []
+    result = []
     for devices, groups in ((1, 1), (1, 8), (8, 8)):
         mesh = make_mesh(devices)
         objective = global_loss(encoder, function, mesh)
@@ -144,15 +144,15 @@ def test_an_adapter_goes_with_prefixes_groups_and_a_queue(loss):
         (value, _), gradient = step(
             params, split_groups(make_batch(groups), mesh), jax.random.key(1), base, extra
         )
-        found.append(
+        result.append(
             (
                 float(value),
                 np.concatenate([np.asarray(leaf).ravel() for leaf in jax.tree.leaves(gradient)]),
             )
         )
-    for value, gradient in found[1:]:
-        assert abs(value - found[0][0]) <= 1e-5 * abs(found[0][0])
-        assert np.linalg.norm(gradient - found[0][1]) <= 1e-5 * np.linalg.norm(found[0][1])
+    for value, gradient in result[1:]:
+        assert abs(value - result[0][0]) <= 1e-5 * abs(result[0][0])
+        assert np.linalg.norm(gradient - result[0][1]) <= 1e-5 * np.linalg.norm(result[0][1])
 
 
 def local_bytes(tree):
@@ -167,7 +167,7 @@ def local_bytes(tree):
 @pytest.mark.parametrize("way", ["lora", "whole"])
 def test_a_device_s_state_and_step_shrink_with_the_shards(way):
     """By fsdp * tensor, or by fsdp only; the compiler's plan counts the same arguments."""
-    found = {}
+    result = {}
     for name, (devices, fsdp, tensor) in {"1x1x1": (1, 1, 1), "1x4x2": MESHES["1x4x2"]}.items():
         mesh = make_mesh(devices, fsdp, tensor)
         _, step, state = step_of(way, mesh)
@@ -175,8 +175,8 @@ def test_a_device_s_state_and_step_shrink_with_the_shards(way):
         plan = step.lower(state, batch, jax.random.key(1)).compile(QUICKLY).memory_analysis()
         arguments = local_bytes(state) + local_bytes(batch) + 8  # and the key
         assert plan.argument_size_in_bytes == pytest.approx(arguments, rel=0.02)
-        found[name] = local_bytes(state), plan.argument_size_in_bytes + plan.temp_size_in_bytes
-    (whole, whole_peak), (shard, shard_peak) = found["1x1x1"], found["1x4x2"]
+        result[name] = local_bytes(state), plan.argument_size_in_bytes + plan.temp_size_in_bytes
+    (whole, whole_peak), (shard, shard_peak) = result["1x1x1"], result["1x4x2"]
     assert (
         4 < whole / shard < 8
     )  # the base's kernels by 8, an adapter and the embeddings over fsdp only

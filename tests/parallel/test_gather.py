@@ -99,8 +99,8 @@ def compiled_step(encoder, params, mesh, groups, **options):
     bodies = [
         re.findall(COLLECTIVE, computation) for computation in re.split(r"\n(?=%|ENTRY)", text)
     ]
-    found = [[(kind, floats(shape)) for shape, kind in body] for body in bodies if body]
-    return found[-1], found[:-1]  # the entry computation comes last
+    result = [[(kind, floats(shape)) for shape, kind in body] for body in bodies if body]
+    return result[-1], result[:-1]  # the entry computation comes last
 
 
 def floats(shape: str) -> int:
@@ -223,14 +223,14 @@ def test_schemes_of_gathering(scheme, factor):
         )
 
     if scheme == "ours":
-        found = jax.jit(jax.grad(global_mean))(weights)
+        result = jax.jit(jax.grad(global_mean))(weights)
     else:
         specs = (PartitionSpec(), PartitionSpec(None, "data"))
-        found = jax.jit(
+        result = jax.jit(
             jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())
         )(weights, inputs)
     np.testing.assert_allclose(
-        found, factor * expected, atol=1e-6 * np.abs(expected).max() * factor + 1e-7
+        result, factor * expected, atol=1e-6 * np.abs(expected).max() * factor + 1e-7
     )
 
 

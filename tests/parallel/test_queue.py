@@ -101,9 +101,9 @@ def run(steps=5, **options):
     states, metrics = [state], []
     state = place_on_mesh(state, shardings)
     for number in range(steps):
-        state, found = step(state, split_groups(make_batch(number), mesh), jax.random.key(1))
+        state, result = step(state, split_groups(make_batch(number), mesh), jax.random.key(1))
         states.append(jax.device_get(state))
-        metrics.append(jax.device_get(found))
+        metrics.append(jax.device_get(result))
     return states, metrics
 
 
@@ -142,8 +142,8 @@ def test_a_slot_is_as_old_as_its_number_says(encoder, momentum):
 )
 def test_devices_and_forms_do_not_matter(encoder, devices, fsdp, form, momentum):
     expected, expected_metrics = run(encoder=encoder, momentum=momentum)
-    found, metrics = run(encoder=encoder, devices=devices, fsdp=fsdp, form=form, momentum=momentum)
-    for one, other in ((expected[-1], found[-1]), (expected_metrics, metrics)):
+    result, metrics = run(encoder=encoder, devices=devices, fsdp=fsdp, form=form, momentum=momentum)
+    for one, other in ((expected[-1], result[-1]), (expected_metrics, metrics)):
         for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-6, atol=2e-6)
 
@@ -205,7 +205,7 @@ def test_negatives_are_those_there_that_are_not_the_examples_own_texts(mask_dupl
     loss = jax.jit(
         lambda own: info_nce.on_world(own, local_world(own.replace(queue=None)), {}, **arguments)
     )
-    found, _, metrics = loss(own_queue)
+    result, _, metrics = loss(own_queue)
 
     def unit(x):
         return x / np.linalg.norm(x, axis=-1, keepdims=True)
@@ -221,7 +221,7 @@ def test_negatives_are_those_there_that_are_not_the_examples_own_texts(mask_dupl
         )
         entries = [*inside[i], *(earlier[i, k] for k in taken)]
         expected = np.log(np.sum(np.exp(np.array(entries) / 0.5))) - inside[i, i] / 0.5
-        assert found[i] == pytest.approx(expected, rel=1e-5)
+        assert result[i] == pytest.approx(expected, rel=1e-5)
         hardest = max(similarity for j, similarity in enumerate(entries) if j != i)
         assert metrics["hardest_negative_similarity"][i] == pytest.approx(hardest, abs=1e-5)
 
@@ -241,7 +241,7 @@ def test_a_queue_is_as_positives_of_other_examples_of_the_batch(name, form):
     own = some_columns()
     queue = queue_columns(some_queue(own), own)
     joined = jax.tree.map(
-        lambda mine, theirs: jnp.concatenate([mine, theirs], axis=mine.shape[0] == 3),
+        lambda mine, reference: jnp.concatenate([mine, reference], axis=mine.shape[0] == 3),
         own,
         with_absent_column(queue),
     )
@@ -259,11 +259,11 @@ def test_a_queue_is_as_positives_of_other_examples_of_the_batch(name, form):
         return jnp.sum(bind(USING[name]).on_world(mine, world, params)[0])
 
     gradient = jax.jit(jax.value_and_grad(value), static_argnums=1, compiler_options=QUICKLY)
-    for ours, theirs in zip(
+    for ours, reference in zip(
         gradient(own.embeddings, True), gradient(own.embeddings, False), strict=True
     ):
-        ours, theirs = (np.stack(jax.tree.leaves(tree)) for tree in (ours, theirs))
-        assert np.linalg.norm(ours - theirs) <= 1e-6 * np.linalg.norm(theirs)
+        ours, reference = (np.stack(jax.tree.leaves(tree)) for tree in (ours, reference))
+        assert np.linalg.norm(ours - reference) <= 1e-6 * np.linalg.norm(reference)
 
 
 def with_absent_column(columns: Columns) -> Columns:
@@ -297,8 +297,8 @@ def test_losses_that_cannot_use_it():
     # The swapped direction compares positives with anchors, of which there is no queue.
     anchors, positives = (info_nce.on_world(each, local_world(own), {})[0] for each in (full, own))
     swapped, _, _ = symmetric(info_nce).on_world(own, local_world(own), {})
-    found, _, _ = symmetric(info_nce).on_world(full, local_world(own), {})
-    np.testing.assert_allclose(found - swapped, (anchors - positives) / 2, atol=1e-5)
+    result, _, _ = symmetric(info_nce).on_world(full, local_world(own), {})
+    np.testing.assert_allclose(result - swapped, (anchors - positives) / 2, atol=1e-5)
     scored = masked(info_nce, min_score=0.5)
     np.testing.assert_allclose(scored.on_world(full, local_world(own), {})[0], positives, rtol=1e-6)
     assert bind(info_nce).about.queue and symmetric(info_nce).about.queue and not scored.about.queue

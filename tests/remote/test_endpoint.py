@@ -176,9 +176,9 @@ WORDS = {
 def test_embeddings_are_the_servers_in_the_order_of_the_texts(encoder, interface, dim):
     encode = encoder(interface, batch_size=3, dim=dim)
     for kind, word in zip(("", "query", "document"), WORDS[interface], strict=True):
-        found = encode(TEXTS, kind=kind)
-        assert found.dtype == np.float32
-        np.testing.assert_array_equal(found, expected(TEXTS, word, dim))
+        result = encode(TEXTS, kind=kind)
+        assert result.dtype == np.float32
+        np.testing.assert_array_equal(result, expected(TEXTS, word, dim))
     np.testing.assert_array_equal(
         encode(TEXTS, prompt="query: ", kind="query"),
         expected([f"query: {t}" for t in TEXTS], WORDS[interface][1], dim),

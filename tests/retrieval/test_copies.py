@@ -36,8 +36,8 @@ def test_rows_are_found_with_and_without_title_the_whole_text_first():
     corpus = [titled("A", "same body"), titled("B", "same  body"), "other", "other ", "same body"]
     index = PassageIndex(corpus)
     assert index.same.tolist() == [0, 1, 2, 2, 4]
-    found = index.rows_of(["A same body", "same\u00a0body", "other", "body", "B"])
-    assert found == [[0], [4, 0, 1], [2], [], []]
+    result = index.rows_of(["A same body", "same\u00a0body", "other", "body", "B"])
+    assert result == [[0], [4, 0, 1], [2], [], []]
     with pytest.raises(InputError, match="passage 1 of the corpus is empty"):
         PassageIndex(["a", " \u00a0"])
 

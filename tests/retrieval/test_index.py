@@ -100,11 +100,11 @@ def test_faiss_finds_what_exact_search_finds(small_blocks, factory, parameters):
     pytest.importorskip("faiss")
     # Small enough that these settings look at every passage.
     exact = index.dense_searcher(encode, encode, CORPUS).search(QUERIES, 10)
-    found = index.faiss_searcher(
+    result = index.faiss_searcher(
         encode, encode, CORPUS, factory=factory, parameters=parameters
     ).search(QUERIES, 10)
-    np.testing.assert_array_equal(found[1], exact[1])
-    np.testing.assert_allclose(found[0], exact[0], rtol=1e-5)
+    np.testing.assert_array_equal(result[1], exact[1])
+    np.testing.assert_allclose(result[0], exact[0], rtol=1e-5)
 
 
 def test_faiss_that_finds_few_says_so_and_scores_exactly():

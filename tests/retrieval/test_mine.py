@@ -139,18 +139,18 @@ def test_equals_sentence_transformers(options):
         output_scores=True,
         **margins,
     )
-    theirs = collections.defaultdict(list)
+    reference = collections.defaultdict(list)
     for row in their_rows:
-        theirs[row["anchor"], row["positive"]].append((row["negative"], *row["scores"]))
+        reference[row["anchor"], row["positive"]].append((row["negative"], *row["scores"]))
     ours = {
         pair: one
         for pair, one in mined(pairs, corpus, [dense(corpus)], options).items()
         if one.negatives
     }
-    assert theirs and set(ours) == set(theirs)
+    assert reference and set(ours) == set(reference)
     for pair, one in ours.items():
-        assert list(one.negatives) == [negative for negative, _, _ in theirs[pair]]
-        expected = [(positive, score) for _, positive, score in theirs[pair]]
+        assert list(one.negatives) == [negative for negative, _, _ in reference[pair]]
+        expected = [(positive, score) for _, positive, score in reference[pair]]
         np.testing.assert_allclose(
             [(one.positive_score, score) for score in one.scores], expected, atol=1e-5
         )
@@ -171,9 +171,9 @@ def test_equals_sentence_transformers_with_several_positives(options):
         num_negatives=options.number,
         verbose=False,
     )
-    theirs = {(row["anchor"], row["positive"], row["negative"]) for row in their_rows}
+    reference = {(row["anchor"], row["positive"], row["negative"]) for row in their_rows}
     records, _ = mine(pairs, corpus, [dense(corpus)], options, "triplets")
-    assert {(row["anchor"], row["positive"], row["negative"]) for row in records} == theirs
+    assert {(row["anchor"], row["positive"], row["negative"]) for row in records} == reference
 
 
 def of_columns(pairs):
@@ -212,9 +212,9 @@ def test_known_positives_own_text_and_repeated_texts_are_never_negatives():
     corpus += [pairs[0]["anchor"] + " ", pairs[5]["anchor"]]
     corpus = [corpus[row] for row in rng.permutation(len(corpus))]
     for options in (Mining(number=40), Mining(number=40, sampling="random")):
-        found = mined(pairs, corpus, [dense(corpus)], options)
-        assert len(found) == len(pairs)
-        for one in found.values():
+        result = mined(pairs, corpus, [dense(corpus)], options)
+        assert len(result) == len(pairs)
+        for one in result.values():
             texts = [text.strip() for text in one.negatives]
             positives = {pair["positive"].strip() for pair in pairs if pair["anchor"] == one.anchor}
             assert len(set(texts)) == len(texts) == 40
@@ -241,14 +241,14 @@ def test_a_positive_with_a_title_or_cut_otherwise_is_no_negative(passage):
     report = Report()
     corpus = corpus_with(pairs, corpus, report)
     scores = Table(["q"], [[0.9, 0.3, 0.2, 0.8][: len(corpus)]])
-    records, found = mine(pairs, corpus, [scores], Mining(number=2))
+    records, result = mine(pairs, corpus, [scores], Mining(number=2))
     assert [records[0][f"negative_{n}"] for n in (1, 2)] == ["b", "c"]
     lacking = positive is BODY
     assert (report.lacking, report.positives) == (lacking, 1) and len(corpus) == 3 + lacking
-    assert found.candidates["contained"] == lacking
-    found.lacking, found.positives = report.lacking, report.positives
+    assert result.candidates["contained"] == lacking
+    result.lacking, result.positives = report.lacking, report.positives
     said = "warning: the corpus lacks 1 of 1 positives, which were added to it; it has their texts"
-    assert (said in str(found)) == lacking
+    assert (said in str(result)) == lacking
 
 
 def test_a_corpus_of_other_texts_is_suspected():
@@ -263,14 +263,14 @@ def test_what_the_tokenizer_cannot_tell_apart_is_no_negative(tiny_tokenizer):
     pairs = [{"anchor": "A dog?", "positive": "a dog"}, {"anchor": "a dog?", "positive": "a cat"}]
     corpus = ["A DOG", "a dog", "A Cat", "a cat", "a man", "A man"]
     scores = Table(["A dog?"], [[0.9, 0.8, 0.7, 0.6, 0.5, 0.4]])
-    found = negatives(
+    result = negatives(
         pairs,
         corpus,
         [scores],
         Mining(number=4),
         fold=token_fold(load_tokenizer(tiny_tokenizer, 8)),
     )
-    assert list(found.values()) == [("a man",), ("a man",)]
+    assert list(result.values()) == [("a man",), ("a man",)]
 
 
 def test_ranks_do_not_count_known_positives():
@@ -283,10 +283,10 @@ def test_ranks_do_not_count_known_positives():
 
 def test_a_margin_compares_with_the_pairs_own_positive():
     pairs = [{"anchor": "q", "positive": text} for text in "ab"]
-    found = negatives(
+    result = negatives(
         pairs, CORPUS, [table(0.9, 0.5, 0.7, 0.6, 0.4, 0.3)], Mining(number=4, absolute_margin=0.1)
     )
-    assert {positive: "".join(texts) for (_, positive), texts in found.items()} == {
+    assert {positive: "".join(texts) for (_, positive), texts in result.items()} == {
         "a": "cdef",
         "b": "ef",
     }
@@ -356,13 +356,13 @@ def test_random_sampling_depends_on_the_seed_and_takes_every_rank():
     window = negatives(pairs, corpus, [dense(corpus)], Mining(number=8, rank_min=2, rank_max=10))
     counts = collections.Counter()
     for seed in range(200):
-        found = negatives(
+        result = negatives(
             pairs,
             corpus,
             [dense(corpus)],
             Mining(number=2, rank_min=2, rank_max=10, sampling="random", seed=seed),
         )
-        for pair, texts in found.items():
+        for pair, texts in result.items():
             places = [window[pair].index(text) for text in texts]
             assert places == sorted(set(places)) and len(places) == 2
             counts.update(places)

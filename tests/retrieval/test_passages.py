@@ -69,9 +69,9 @@ def test_equals_the_best_of_all_passages(made, similarity, k, monkeypatch):
         encode, encode, everything, queries, len(passages), similarity=similarity
     )
     names = list(corpus)
-    for query, found in by_passage.items():
+    for query, result in by_passage.items():
         best = dict.fromkeys(names, -np.inf)
-        for passage, score in found.items():
+        for passage, score in result.items():
             name = names[owner[int(passage[1:])]]
             best[name] = max(best[name], score)
         assert run[query] == pytest.approx({name: best[name] for name in run[query]}, rel=1e-5)

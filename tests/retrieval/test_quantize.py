@@ -66,14 +66,14 @@ def test_equals_sentence_transformers(embeddings, precision):
     reference = pytest.importorskip("sentence_transformers.util.quantization").quantize_embeddings
     sample, others = embeddings[:200], 1.5 * embeddings[200:]  # many beyond the sample's ranges
     calibration = calibrate(sample, precision)
-    found = quantize_embeddings(others, precision, calibration)
+    result = quantize_embeddings(others, precision, calibration)
     options = {"calibration_embeddings": sample} if calibration else {}
     expected = reference(others, precision, **options)
-    assert found.dtype == expected.dtype
-    np.testing.assert_array_equal(found, expected)
+    assert result.dtype == expected.dtype
+    np.testing.assert_array_equal(result, expected)
     if calibration:
         ranges = np.stack([calibration.low, calibration.high])
-        np.testing.assert_array_equal(found, reference(others, precision, ranges=ranges))
+        np.testing.assert_array_equal(result, reference(others, precision, ranges=ranges))
 
 
 @pytest.mark.parametrize("precision", SCALAR)
@@ -181,7 +181,7 @@ def test_search_equals_sorting_all_dot_products(queries, stored, precision, asym
     np.testing.assert_allclose(
         np.take_along_axis(every, rows, axis=1), scores, rtol=1e-4, atol=1e-5
     )
-    assert all(len(set(found)) == 7 for found in rows.tolist())
+    assert all(len(set(result)) == 7 for result in rows.tolist())
     np.testing.assert_allclose(index.rows(rows[0]), documents[rows[0]], atol=1e-6)
 
 
@@ -206,9 +206,9 @@ def test_rescoring_reorders_the_candidates_and_no_others(embeddings, queries, st
     scores, rows = index.search(
         queries, 5, asymmetric=False, rescore=4, originals=CorpusEmbeddings(embeddings)
     )
-    for query, own, found, values in zip(queries, candidates, rows, scores, strict=True):
+    for query, own, result, values in zip(queries, candidates, rows, scores, strict=True):
         exact = embeddings[own] @ query
-        assert set(found) == set(own[np.argsort(-exact)[:5]])
+        assert set(result) == set(own[np.argsort(-exact)[:5]])
         np.testing.assert_allclose(values, np.sort(exact)[::-1][:5], atol=1e-6)
 
 
@@ -245,8 +245,8 @@ def test_a_file_of_codes_is_searched_as_it_is(queries, stored, tmp_path):
     compressed = stored("int8")
     np.save(tmp_path / "codes.npy", compressed.codes)
     opened = dataclasses.replace(compressed, codes=np.load(tmp_path / "codes.npy", mmap_mode="r"))
-    expected, found = (CompressedIndex(one).search(queries, 5) for one in (compressed, opened))
-    np.testing.assert_array_equal(expected, found)
+    expected, result = (CompressedIndex(one).search(queries, 5) for one in (compressed, opened))
+    np.testing.assert_array_equal(expected, result)
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4", "pq4"])
@@ -256,10 +256,10 @@ def test_a_calibration_is_read_as_it_was_written(stored, tmp_path, precision, na
     save_calibration(calibration, tmp_path / name)
     base = name.removesuffix(".json").removesuffix(".npz")
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{base}.json", f"{base}.npz"]
-    found = load_calibration(tmp_path / f"{base}.json")
-    assert type(found) is type(calibration)
+    result = load_calibration(tmp_path / f"{base}.json")
+    assert type(result) is type(calibration)
     for field, value in vars(calibration).items():
-        np.testing.assert_array_equal(getattr(found, field), value)
+        np.testing.assert_array_equal(getattr(result, field), value)
     assert json.loads((tmp_path / f"{base}.json").read_text())["dim"] == 32
 
 

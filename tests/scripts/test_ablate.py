@@ -86,39 +86,39 @@ def table(run, tmp_path, monkeypatch):
 def test_means_and_deviations_beside_the_paper(table, tmp_path):
     status, out, err = table(f"--output={tmp_path}/table.json")
     assert status == 0, err
-    wanted = {row: [limit / 1e5 + 0.001 * seed**2 for seed in (0, 1, 2)] for row, limit in
+    expected = {row: [limit / 1e5 + 0.001 * seed**2 for seed in (0, 1, 2)] for row, limit in
               (("small", 100), ("large", 10000))}  # fmt: skip
     lines = [line.split("  ") for line in out.split("\n\n")[1].splitlines()]
     lines = [[cell.strip() for cell in line if cell.strip()] for line in lines]
-    mean, sd = 100 * statistics.mean(wanted["small"]), 100 * statistics.stdev(wanted["small"])
+    mean, sd = 100 * statistics.mean(expected["small"]), 100 * statistics.stdev(expected["small"])
     assert lines == [
         ["row", "best", "paper", "loss", "runs"],
         ["small", f"{mean:.2f} ± {sd:.2f}", "82.5", "50.00 ± 0.00", "3/3"],
         [
             "large",
-            f"{100 * statistics.mean(wanted['large']):.2f} ± {sd:.2f}",
+            f"{100 * statistics.mean(expected['large']):.2f} ± {sd:.2f}",
             "-",
             "50.00 ± 0.00",
             "3/3",
         ],
         ["paper: Gao et al. 2021, Table 3"],
     ]
-    found = json.loads((tmp_path / "table.json").read_text())
-    for row, values in wanted.items():
-        runs = found["rows"][row]["runs"]
+    result = json.loads((tmp_path / "table.json").read_text())
+    for row, values in expected.items():
+        runs = result["rows"][row]["runs"]
         assert [run["metrics"]["best"] for run in runs] == pytest.approx(values), (
             "as measured, without SCALE"
         )
         assert [run["metrics"]["sts/spearman"] for run in runs] == pytest.approx(
             [v - 0.01 for v in values]
         )
-        summary = found["rows"][row]["summary"]["best"]
+        summary = result["rows"][row]["summary"]["best"]
         assert summary == {
             "mean": pytest.approx(statistics.mean(values)),
             "sd": pytest.approx(sd / 100),
             "n": 3,
         }
-    assert found["rows"]["small"]["paper"]["best"] == [82.5, "Gao et al. 2021, Table 3"]
+    assert result["rows"]["small"]["paper"]["best"] == [82.5, "Gao et al. 2021, Table 3"]
 
 
 def test_every_run_gets_its_row_its_seed_and_the_command_lines_fields(table, tmp_path):
@@ -198,8 +198,8 @@ def test_metrics_are_the_last_and_the_best_that_the_training_chose(tmp_path):
     (tmp_path / "results.json").write_text(
         json.dumps({"sts12": {"spearman": 0.7, "n": 3}, "ok": True, "x": [1]})
     )
-    found = ablate_runs.read_metrics(tmp_path, "sts/spearman", 0.01)
-    assert found == {
+    result = ablate_runs.read_metrics(tmp_path, "sts/spearman", 0.01)
+    assert result == {
         "loss": 1.0,
         "sts/pearson": 0.2,
         "best": 0.6,
@@ -219,10 +219,10 @@ def test_the_metrics_of_a_comparison(tmp_path):
     runs = {"bm25": {"q": {}}, "before": {"q": {"e": 2.0, "d": 1.0}}, "after": {"q": {"d": 1.0}}}
     results = {name: score_run(run, qrels, ks=(10,)) for name, run in runs.items()}
     Comparison({"d": "a", "e": "b"}, {"q": "a"}, qrels, runs, results).write(tmp_path)
-    found = ablate_runs.read_metrics(tmp_path, "", 0.0)
-    assert (found["test/ndcg@10"], found["test/bm25/ndcg@10"]) == (1.0, 0.0)
-    assert found["test/before/mrr@10"] == 0.5
-    assert set(found) == {
+    result = ablate_runs.read_metrics(tmp_path, "", 0.0)
+    assert (result["test/ndcg@10"], result["test/bm25/ndcg@10"]) == (1.0, 0.0)
+    assert result["test/before/mrr@10"] == 0.5
+    assert set(result) == {
         f"test/{who}{name}" for name in results["after"].metrics for who in ("", "before/", "bm25/")
     }
 

@@ -60,11 +60,12 @@ def test_a_loss_is_best_where_it_is_lowest_and_of_equal_steps_the_first(make_run
         step: {"validation/loss": loss, "mrr": 0.5}
         for step, loss in ((0, 2.0), (5, 1.0), (10, 1.5))
     }
-    found = curves(
+    result = curves(
         make_table({"a": {}}, metrics=["validation/loss", "best", "mrr"]), [make_run("a", 0, lines)]
     )
     assert {
-        metric: [curve.steps[curve.best] for curve in panel] for (metric, _), panel in found.items()
+        metric: [curve.steps[curve.best] for curve in panel]
+        for (metric, _), panel in result.items()
     } == {
         "validation/loss": [5],
         "mrr": [0],  # config.eval.metric, which is "best", is drawn once
@@ -82,15 +83,15 @@ def test_a_panel_for_each_x_and_a_line_for_each_of_lines(make_run):
         make_run(row, seed, lines[row], fields) for row, fields in GRID.items() for seed in (0, 1)
     ]
     axes = {"metrics": ["best"], "x": "data.limit", "lines": "optim.learning_rate"}
-    found = curves(make_table(GRID, **axes), runs)
+    result = curves(make_table(GRID, **axes), runs)
     assert {
         title: {curve.label: curve.steps[curve.best] for curve in panel}
-        for (_, title), panel in found.items()
+        for (_, title), panel in result.items()
     } == {
         "data.limit = 100": {"1e-05": 1, "5e-05": 2},
         "data.limit = 300": {"1e-05": 3, "5e-05": 4},
     }
-    assert [title for _, title in found] == ["data.limit = 100", "data.limit = 300"], (
+    assert [title for _, title in result] == ["data.limit = 100", "data.limit = 300"], (
         "in order, not as in ROWS"
     )
 

@@ -62,7 +62,7 @@ def compared(rows, by):
 
     Reasons, in order}, from a comparison of all with all.
     """
-    found = {}
+    result = {}
     pairs = [{row["anchor"].strip(), row["positive"].strip()} for row in rows]
     keys = {name: [str(row.get(name, "")).strip() for row in rows] for name in ("id", "group")}
     for i, j in itertools.product(range(len(rows)), repeat=2):
@@ -70,11 +70,11 @@ def compared(rows, by):
         why |= {name: bool(values[i]) and values[i] == values[j] for name, values in keys.items()}
         reasons = [name for name in by if why[name]]
         if i != j and reasons:
-            found[i, j, "positive"] = reasons
+            result[i, j, "positive"] = reasons
         for k, text in enumerate(rows[j].get("negatives", ()), 1):
             if "text" in by and text.strip() in pairs[i]:
-                found[i, j, f"negative_{k}"] = ["text"]
-    return found
+                result[i, j, f"negative_{k}"] = ["text"]
+    return result
 
 
 def test_two_of_three_rows_share_a_group(run, tmp_path):
@@ -104,9 +104,9 @@ def test_the_list_is_that_of_comparing_all_rows(run, tmp_path, by, seed):
     wanted = compared(rows, by.split(","))
     assert status == 0 and len(wanted) > 20
     assert "," not in by or any(len(reasons) > 1 for reasons in wanted.values())
-    found = {(line["row"], line["negative"], line["column"]): line for line in listed(output)}
-    assert len(found) == len(listed(output)) and found.keys() == wanted.keys()
-    for place, line in found.items():
+    result = {(line["row"], line["negative"], line["column"]): line for line in listed(output)}
+    assert len(result) == len(listed(output)) and result.keys() == wanted.keys()
+    for place, line in result.items():
         row, why = rows[place[0]], line["why"]
         assert why == wanted[place][0]
         mine = (
@@ -117,12 +117,12 @@ def test_the_list_is_that_of_comparing_all_rows(run, tmp_path, by, seed):
         assert line["value"] in mine
         if why == "text":  # and the other row has it too
             other = rows[place[1]]
-            theirs = (
+            reference = (
                 [other["anchor"], other["positive"]]
                 if place[2] == "positive"
                 else other["negatives"]
             )
-            assert line["value"] in map(str.strip, theirs)
+            assert line["value"] in map(str.strip, reference)
     assert [line["row"] for line in listed(output)] == sorted(
         line["row"] for line in listed(output)
     )
@@ -163,8 +163,8 @@ def test_a_hard_negative_that_contains_a_positive_of_its_anchor_is_a_false_one(r
     output = tmp_path / "audit.jsonl"
     _, out, _ = run(audit, "--data", write(tmp_path / "rows.jsonl", rows), "--output", output)
     hard = [line for line in listed(output) if line["column"] != "positive"]
-    found = [(line["row"], line["negative"], line["column"], line["value"]) for line in hard]
-    assert found == [
+    result = [(line["row"], line["negative"], line["column"], line["value"]) for line in hard]
+    assert result == [
         (0, 0, "negative_1", first),
         (0, 1, "negative_1", first),
         (1, 1, "negative_2", second),
@@ -181,13 +181,13 @@ def test_expected_numbers_are_means_over_all_batches(run, tmp_path):
     wanted = compared(rows, ("text", "id", "group"))
     batches = [set(batch) for batch in itertools.combinations(range(8), 3)]
     inside = [[{place[0], place[1]} <= batch for batch in batches] for place in wanted]
-    for hard, found in ((False, SUMMARY.search(out)[6]), (True, HARD.search(out)[4])):
+    for hard, result in ((False, SUMMARY.search(out)[6]), (True, HARD.search(out)[4])):
         chosen = [
             one
             for one, place in zip(inside, wanted, strict=True)
             if (place[2] != "positive") == hard
         ]
-        assert chosen and float(found) == pytest.approx(np.sum(chosen) / len(batches), rel=1e-3)
+        assert chosen and float(result) == pytest.approx(np.sum(chosen) / len(batches), rel=1e-3)
 
 
 def test_similar_positives(run, tmp_path, tiny_model, sentences):
@@ -206,22 +206,22 @@ def test_similar_positives(run, tmp_path, tiny_model, sentences):
     )
     assert status == 0
     above = {(int(i), int(j)) for i, j in np.argwhere(cosines > threshold) if i != j}
-    found = {(line["row"], line["negative"]): line for line in listed(output)}
-    assert len(found) == len(listed(output))
-    assert found.keys() == above | {(1, 2), (2, 1)}
-    assert found[1, 2]["why"] == "text"
+    result = {(line["row"], line["negative"]): line for line in listed(output)}
+    assert len(result) == len(listed(output))
+    assert result.keys() == above | {(1, 2), (2, 1)}
+    assert result[1, 2]["why"] == "text"
     for place in above - {(1, 2), (2, 1)}:
-        assert found[place]["why"] == "similarity"
-        assert found[place]["value"] == pytest.approx(cosines[place], abs=1e-4)
+        assert result[place]["why"] == "similarity"
+        assert result[place]["value"] == pytest.approx(cosines[place], abs=1e-4)
     assert SUMMARY.search(out)[3] == f"text 2, id 0, group 0, similarity {len(above)}"
-    assert int(SUMMARY.search(out)[2]) == len(found)
+    assert int(SUMMARY.search(out)[2]) == len(result)
 
 
 def test_similarities_in_blocks(run, tmp_path, tiny_model, sentences, monkeypatch):
     rows = [{"anchor": f"a{n}", "positive": text} for n, text in enumerate(sentences[:50])]
     path = write(tmp_path / "rows.jsonl", rows)
 
-    def found(name):
+    def result(name):
         output = tmp_path / name
         assert (
             run(
@@ -231,10 +231,10 @@ def test_similarities_in_blocks(run, tmp_path, tiny_model, sentences, monkeypatc
         )
         return sorted(tuple(line.values())[:2] for line in listed(output))
 
-    whole = found("whole.jsonl")
+    whole = result("whole.jsonl")
     monkeypatch.setattr(false_negatives, "ROW_BLOCK", 7)
     monkeypatch.setattr(false_negatives, "COLUMN_BLOCK", 16)
-    assert len(whole) > 50 and found("blocks.jsonl") == whole
+    assert len(whole) > 50 and result("blocks.jsonl") == whole
 
 
 def test_a_text_that_all_share_is_counted_and_not_listed(run, tmp_path):

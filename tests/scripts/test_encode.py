@@ -38,9 +38,9 @@ def test_embeds_in_input_order(run, tiny_model, sentences, expected, tmp_path, k
     path, output = write(tmp_path, kind, sentences), tmp_path / "out.npy"
     status, out, err = run(encode, "--model", tiny_model, "--input", path, "--output", output)
     assert (status, err) == (0, "")
-    found = np.load(output)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    result = np.load(output)
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, expected, atol=1e-6)
     assert "200 texts" in out
     assert sorted(file.name for file in tmp_path.iterdir()) == [path.name, "out.npy"]
 

@@ -20,18 +20,18 @@ def test_sts(run, tiny_model, sts, tmp_path):
         evaluate, "--model", tiny_model, "--task", "sts", "--data", sts, "--output", output
     )
     assert (status, err) == (0, "")
-    found = json.loads(output.read_text())
+    result = json.loads(output.read_text())
     expected = sts_evaluator(*read_sts(sts))(embed_jax.load(str(tiny_model)).encode)
-    assert {name: found["metrics"][name] for name in expected} == pytest.approx(expected)
-    assert set(found["metrics"]) - set(expected) == {
+    assert {name: result["metrics"][name] for name in expected} == pytest.approx(expected)
+    assert set(result["metrics"]) - set(expected) == {
         f"{similarity}_{metric}"
         for similarity in ("dot", "euclidean", "manhattan")
         for metric in ("spearman", "pearson")
     }
-    assert {"spearman", "spearman_mean", "spearman_wmean"} <= found["metrics"].keys()
-    low, high = found["intervals"]["spearman"]
-    assert low <= found["metrics"]["spearman"] <= high
-    assert found["n"] == 30 and found["task"] == "sts" and "jax" in found["versions"]
+    assert {"spearman", "spearman_mean", "spearman_wmean"} <= result["metrics"].keys()
+    low, high = result["intervals"]["spearman"]
+    assert low <= result["metrics"]["spearman"] <= high
+    assert result["n"] == 30 and result["task"] == "sts" and "jax" in result["versions"]
     assert f"{expected['spearman']:.4f}" in out
     assert [path.name for path in tmp_path.iterdir() if "results" in path.name] == ["results.json"]
 
@@ -54,11 +54,11 @@ def test_embeddings_are_cut_and_stop_at_a_layer(run, tiny_model, sts, tmp_path):
     ]
     status, _, err = run(evaluate, *line)
     assert status == 0 and "warning: dim 8 was not trained: this model was for 32 only" in err
-    found, model = json.loads(output.read_text()), embed_jax.load(str(tiny_model))
+    result, model = json.loads(output.read_text()), embed_jax.load(str(tiny_model))
     with pytest.warns(UserWarning):
         expected = sts_evaluator(*read_sts(sts))(lambda texts: model.encode(texts, dim=8, layers=1))
-    assert {name: found["metrics"][name] for name in expected} == pytest.approx(expected)
-    assert (found["dim"], found["layers"]) == (8, 1)
+    assert {name: result["metrics"][name] for name in expected} == pytest.approx(expected)
+    assert (result["dim"], result["layers"]) == (8, 1)
 
 
 def test_several_sts_sets_give_their_average(run, tiny_model, sts, tmp_path):
@@ -108,14 +108,14 @@ def test_retrieval(run, tiny_model, beir, tmp_path):
     )
     status, out, err = run(evaluate, *arguments, "--baseline", "bm25")
     assert (status, err) == (0, "")
-    found = json.loads(output.read_text())
+    result = json.loads(output.read_text())
     expected = retrieval_evaluator(*read_beir(beir), ks=(1, 10))(
         embed_jax.load(str(tiny_model)).encode
     )
-    assert found["metrics"] == pytest.approx(expected)
-    assert found["n"] == 5 and found["split"] == "test"
-    assert found["baseline"]["metrics"]["mrr@1"] > 0.5  # a query's words are its document's
-    assert found["intervals"].keys() == found["metrics"].keys()
+    assert result["metrics"] == pytest.approx(expected)
+    assert result["n"] == 5 and result["split"] == "test"
+    assert result["baseline"]["metrics"]["mrr@1"] > 0.5  # a query's words are its document's
+    assert result["intervals"].keys() == result["metrics"].keys()
     assert "ndcg@10" in out and "bm25" in out
 
 
@@ -162,8 +162,8 @@ def test_each_side_of_a_search_has_its_prompt(
     args = evaluate.parse(["--model", "m", "--task", "retrieval", "--data", "x", *arguments])
     options = embedders.read_options(args)
     shared = embedders.encoder(options, model).keywords
-    found = [encode.keywords for encode in sweep.encoders(options, model)]
-    assert found == [shared | queries, shared | corpus]
+    result = [encode.keywords for encode in sweep.encoders(options, model)]
+    assert result == [shared | queries, shared | corpus]
 
 
 def test_an_instruction_is_given_to_the_model(run, refused, tiny_model, sts, tmp_path):
@@ -319,8 +319,8 @@ def test_no_not_a_number_reaches_the_file(tmp_path):
 def test_old_flags_stand_for_subcommands(old, new):
     names = {word.partition("=")[0] for word in old.split()}
     assert any(names >= {flag} for flag in aliases.ALIASES)
-    found, expected = (vars(evaluate.parse(line.split())) for line in (old, new))
-    assert {**found, "check": None} == {**expected, "check": None}
+    result, expected = (vars(evaluate.parse(line.split())) for line in (old, new))
+    assert {**result, "check": None} == {**expected, "check": None}
 
 
 def test_every_old_flag_has_a_subcommand():

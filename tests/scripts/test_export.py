@@ -154,16 +154,16 @@ def test_sentence_transformers_gives_the_same_embeddings_and_ours_the_same_param
 ):
     peer = pytest.importorskip("sentence_transformers")
     out = exported("--model", saved)
-    theirs, back = peer.SentenceTransformer(str(out), device="cpu"), embed_jax.load(out)
+    reference, back = peer.SentenceTransformer(str(out), device="cpu"), embed_jax.load(out)
     assert_equal_params(jax.device_get(back.params), jax.device_get(model.params))
     for what in SAID:
         assert getattr(back, what) == getattr(model, what), what
-    assert (theirs.max_seq_length, theirs.similarity_fn_name) == (20, "dot")
+    assert (reference.max_seq_length, reference.similarity_fn_name) == (20, "dot")
     for options in ({"prompt_name": "query"}, {"prompt_name": "document"}, {"prompt": "the "}):
-        wanted = theirs.encode(TEXTS, show_progress_bar=False, **options)
-        assert np.ptp(wanted, axis=0).max() > 0.1
-        np.testing.assert_allclose(model.encode(TEXTS, **options), wanted, atol=1e-5)
-        short = theirs.encode(
+        expected = reference.encode(TEXTS, show_progress_bar=False, **options)
+        assert np.ptp(expected, axis=0).max() > 0.1
+        np.testing.assert_allclose(model.encode(TEXTS, **options), expected, atol=1e-5)
+        short = reference.encode(
             TEXTS, truncate_dim=8, normalize_embeddings=True, show_progress_bar=False, **options
         )
         np.testing.assert_allclose(model.encode(TEXTS, dim=8, **options), short, atol=1e-5)
@@ -224,8 +224,8 @@ def test_a_cut_model_is_one_that_gives_cut_embeddings(exported, saved, model, ma
         and back.params["heads"]["0"]["kernel"].shape == (32, 8)
         and back.matryoshka_dims == (8,)
     )
-    wanted = model.encode(TEXTS, dim=8, prompt_name="query")
-    np.testing.assert_allclose(back.encode(TEXTS, prompt_name="query"), wanted, atol=1e-6)
+    expected = model.encode(TEXTS, dim=8, prompt_name="query")
+    np.testing.assert_allclose(back.encode(TEXTS, prompt_name="query"), expected, atol=1e-6)
     x = np.random.default_rng(0).normal(size=(6, 32)).astype(np.float32)
     for heads in (
         (),
@@ -234,8 +234,8 @@ def test_a_cut_model_is_one_that_gives_cut_embeddings(exported, saved, model, ma
         (Dense(32, 16, residual=True),),
     ):
         other = made(heads, "cls")
-        wanted = truncate(np.array(after_pooling(other, x)), 5)
-        np.testing.assert_allclose(after_pooling(truncated(other, 5), x), wanted, atol=1e-6)
+        expected = truncate(np.array(after_pooling(other, x)), 5)
+        np.testing.assert_allclose(after_pooling(truncated(other, 5), x), expected, atol=1e-6)
 
 
 def after_pooling(model, x):
@@ -294,7 +294,7 @@ def test_an_adapter_leaves_merged_or_alone(exported, refused, tiny_model, tmp_pa
         spec, {**base.params, "lora": lora}, base.tokenizer, EncodingSettings(base=str(tiny_model))
     )
     adapted.save(tmp_path / "adapted")
-    wanted = adapted.encode(TEXTS)
+    expected = adapted.encode(TEXTS)
     merged = exported("--model", tmp_path / "adapted")
     alone = exported("--model", tmp_path / "adapted", "--adapter", "separate", name="alone")
     assert "model.safetensors" in files(merged) and "adapter_model.safetensors" not in files(merged)
@@ -306,10 +306,10 @@ def test_an_adapter_leaves_merged_or_alone(exported, refused, tiny_model, tmp_pa
         jax.device_get(embed_jax.load(alone).params), jax.device_get(adapted.params)
     )
     for out in (merged, alone):
-        theirs = peer.SentenceTransformer(str(out), device="cpu").encode(
+        reference = peer.SentenceTransformer(str(out), device="cpu").encode(
             TEXTS, show_progress_bar=False
         )
-        np.testing.assert_allclose(theirs, wanted, atol=1e-5)
+        np.testing.assert_allclose(reference, expected, atol=1e-5)
     assert "rank 2, beside its base" in (alone / "README.md").read_text()
 
 
@@ -323,10 +323,10 @@ def test_the_cards_code_runs_and_gives_the_models_embeddings(exported, saved, mo
         "--model", saved, "--format", "sentence-transformers,onnx", "--precision", "float32,int8"
     )
     assert {"onnx/sentence_embedding.onnx", "onnx/sentence_embedding_int8.onnx"} <= set(files(out))
-    theirs, ours, onnx = code(out)
-    theirs, ours, onnx = (executed(block, out, monkeypatch) for block in (theirs, ours, onnx))
+    reference, ours, onnx = code(out)
+    reference, ours, onnx = (executed(block, out, monkeypatch) for block in (reference, ours, onnx))
     for name in ("queries", "passages", "short"):
-        np.testing.assert_allclose(theirs[name], ours[name], atol=1e-5)
+        np.testing.assert_allclose(reference[name], ours[name], atol=1e-5)
     assert ours["queries"].shape == (2, 24) and ours["short"].shape == (2, 8)
     texts = ["A dog runs over the field.", "A cat sleeps in the house."]
     np.testing.assert_allclose(
@@ -395,8 +395,10 @@ def test_a_cross_encoder_is_recognised_and_scores_the_same(
         jax.device_get(load_cross_encoder(str(out)).params), jax.device_get(model.params)
     )
     pairs = [("cat", "a dog"), ("the red house", "music"), ("", "water")]
-    wanted = peer.CrossEncoder(str(out), device="cpu").predict(pairs, show_progress_bar=False)
-    np.testing.assert_allclose(model.score(*map(list, zip(*pairs, strict=True))), wanted, atol=1e-5)
+    expected = peer.CrossEncoder(str(out), device="cpu").predict(pairs, show_progress_bar=False)
+    np.testing.assert_allclose(
+        model.score(*map(list, zip(*pairs, strict=True))), expected, atol=1e-5
+    )
     card = (out / "README.md").read_text()
     assert (
         "pipeline_tag: text-ranking" in card and "- cross-encoder\n" in card and "`'find '`" in card
@@ -450,10 +452,10 @@ def test_a_trained_model_leaves_with_its_story(exported, trained, sentences, tmp
     out = exported("--run", trained, "--results", tmp_path / "sts.json")
     kept = embed_jax.load(trained / "model")
     texts = sentences[40:60]
-    theirs = peer.SentenceTransformer(str(out), device="cpu")
+    reference = peer.SentenceTransformer(str(out), device="cpu")
     for name in kept.prompts:
-        wanted = theirs.encode(texts, prompt_name=name, show_progress_bar=False)
-        np.testing.assert_allclose(kept.encode(texts, prompt_name=name), wanted, atol=1e-5)
+        expected = reference.encode(texts, prompt_name=name, show_progress_bar=False)
+        np.testing.assert_allclose(kept.encode(texts, prompt_name=name), expected, atol=1e-5)
     assert_equal_params(jax.device_get(embed_jax.load(out).params), jax.device_get(kept.params))
     card = (out / "README.md").read_text()
     for words in (

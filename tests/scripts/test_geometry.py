@@ -28,18 +28,18 @@ def test_numbers_are_the_library_s(run, tiny_model, sts, tmp_path):
     model = embed_jax.sentence.load_sentence_encoder(str(tiny_model))
     texts, pairs = sts_texts(*read_sts(sts))
     expected = geometry_metrics(*embed_texts_and_pairs(model.encode, texts, pairs))
-    found = json.loads(output.read_text())
-    assert found["metrics"] == pytest.approx(expected)
-    assert (found["texts"], found["pairs"]) == (31, 5) and "31 texts, 5 positive pairs" in out
+    result = json.loads(output.read_text())
+    assert result["metrics"] == pytest.approx(expected)
+    assert (result["texts"], result["pairs"]) == (31, 5) and "31 texts, 5 positive pairs" in out
     assert all(name in out for name in expected)
-    assert (len(found["variances"]), len(found["singular_values"])) == (
+    assert (len(result["variances"]), len(result["singular_values"])) == (
         model.dim,
         min(31, model.dim),
     )
-    assert min(found["variances"]) == pytest.approx(expected["min_variance"])
-    by_dimension = found["nearest_to_farthest_by_dimension"]
+    assert min(result["variances"]) == pytest.approx(expected["min_variance"])
+    by_dimension = result["nearest_to_farthest_by_dimension"]
     assert by_dimension[str(model.dim)] == pytest.approx(expected["nearest_to_farthest"])
-    assert "against" not in found and "jax" in found["versions"]
+    assert "against" not in result and "jax" in result["versions"]
 
 
 def test_before_and_after_with_a_picture(run, tiny_model, sts, tmp_path):
@@ -48,9 +48,9 @@ def test_before_and_after_with_a_picture(run, tiny_model, sts, tmp_path):
     arguments = ("--model", tiny_model, "--against", tiny_model, "--data", sts, "--limit", 20)
     status, _, err = run(geometry, *arguments, "--output", output, "--plot", plot)
     assert status == 0, err
-    found = json.loads(output.read_text())
-    assert found["against"]["metrics"] == found["metrics"], "the same model, on the same texts"
-    assert found["texts"] == 20
+    result = json.loads(output.read_text())
+    assert result["against"]["metrics"] == result["metrics"], "the same model, on the same texts"
+    assert result["texts"] == 20
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "geometry.json",
@@ -69,20 +69,20 @@ def test_pairs_and_texts_without_scores(run, tiny_model, sentences, tmp_path):
         )
     )
     (tmp_path / "texts.txt").write_text("\n".join(sentences[:40]))
-    found = {}
+    result = {}
     for name in ("pairs.tsv", "texts.txt"):
         output = tmp_path / "geometry.json"
         status, out, err = run(
             geometry, "--model", tiny_model, "--data", tmp_path / name, "--output", output
         )
         assert status == 0, err
-        found[name] = json.loads(output.read_text())
-    assert found["pairs.tsv"]["pairs"] == 20 and found["texts.txt"]["pairs"] == 0
-    assert found["pairs.tsv"]["metrics"].keys() - found["texts.txt"]["metrics"].keys() == {
+        result[name] = json.loads(output.read_text())
+    assert result["pairs.tsv"]["pairs"] == 20 and result["texts.txt"]["pairs"] == 0
+    assert result["pairs.tsv"]["metrics"].keys() - result["texts.txt"]["metrics"].keys() == {
         "alignment"
     }
-    for name, value in found["texts.txt"]["metrics"].items():
-        assert value == pytest.approx(found["pairs.tsv"]["metrics"][name], rel=1e-5), (
+    for name, value in result["texts.txt"]["metrics"].items():
+        assert value == pytest.approx(result["pairs.tsv"]["metrics"][name], rel=1e-5), (
             "the same texts"
         )
 

@@ -262,8 +262,8 @@ def test_the_bench_measures_time_and_memory(strategy):
         "rank_max": 10,
         "strategy": strategy,
     }
-    found = bench_mining.measure_mining(queries=8, passages=2000, words=20.0, **options)
-    assert found["corpus"] > 0 and found["mining"] > 0 and found["memory"] >= 0
-    assert found["all similarities"] == 8 * 2000 * 4 / 2**20
+    result = bench_mining.measure_mining(queries=8, passages=2000, words=20.0, **options)
+    assert result["corpus"] > 0 and result["mining"] > 0 and result["memory"] >= 0
+    assert result["all similarities"] == 8 * 2000 * 4 / 2**20
     with pytest.raises(InputError, match="at most --passages 10"):
         bench.parse(["mining", "--queries", "100", "--passages", "10"])

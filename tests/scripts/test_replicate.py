@@ -110,10 +110,10 @@ def test_the_same_losses_and_parameters(kind, fields, names, source, settings, t
     fit(config, tmp_path / "ours", sources=source(kind), evaluators=evaluators)
     replicate.train(config, tmp_path / "theirs", source(kind))
 
-    ours, theirs = lines(tmp_path / "ours"), lines(tmp_path / "theirs")
-    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    ours, reference = lines(tmp_path / "ours"), lines(tmp_path / "theirs")
+    assert [line["step"] for line in ours] == [line["step"] for line in reference]
     for name in names:
-        left, right = ([line[name] for line in run if name in line] for run in (ours, theirs))
+        left, right = ([line[name] for line in run if name in line] for run in (ours, reference))
         np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-9, err_msg=name)
     left, right = (read_model(tmp_path / run / "model") for run in ("ours", "theirs"))
     assert (left.spec, left.max_length) == (right.spec, right.max_length)
@@ -160,7 +160,7 @@ def test_each_loss_is_ours(expression, columns):
     loss = build_loss(expression)
     params = loss.init(DIM, jax.random.key(0))
     labels = torch.tensor(label if "label" in loss.about.needs else label / 4)
-    theirs = replicate.peer_loss(loss, params, Given())(
+    reference = replicate.peer_loss(loss, params, Given())(
         [{"given": torch.tensor(one)} for one in embeddings], labels
     )
 
@@ -168,7 +168,7 @@ def test_each_loss_is_ours(expression, columns):
         jnp.asarray(embeddings), label=jnp.asarray(label), score=jnp.asarray(label)[:, None] / 4
     )
     values, _, _ = loss.on_world(ours, local_world(ours, "dense"), params)
-    assert float(jnp.mean(values)) == pytest.approx(theirs.item(), rel=1e-5)
+    assert float(jnp.mean(values)) == pytest.approx(reference.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def command(tmp_path, tiny_model, sentences, run):
 
 
 def test_a_table_of_two_seeds(command, tmp_path):
-    status, _, err = command("--seeds=0,1", f"--workdir={tmp_path / 'theirs'}")
+    status, _, err = command("--seeds=0,1", f"--workdir={tmp_path / 'reference'}")
     assert status == 0, err
     for seed, loss in enumerate(
         (1.0, 3.0)
@@ -247,8 +247,8 @@ def test_a_table_of_two_seeds(command, tmp_path):
     status, out, err = command(*again)
     assert status == 0, err
     table = [line.split() for line in out.splitlines() if line.startswith("loss")]
-    theirs = [lines(tmp_path / "again" / f"seed{seed}")[-1]["loss"] for seed in (0, 1)]
-    expected = [(1.5, theirs[0]), (3.5, theirs[1]), (2.5, np.mean(theirs))]
+    reference = [lines(tmp_path / "again" / f"seed{seed}")[-1]["loss"] for seed in (0, 1)]
+    expected = [(1.5, reference[0]), (3.5, reference[1]), (2.5, np.mean(reference))]
     assert [row[1] for row in table] == ["0", "1", "mean"]
     for row, (ours, peers) in zip(table, expected, strict=True):
         assert row[2:4] == [f"{ours:.4f}", f"{peers:.4f}"]

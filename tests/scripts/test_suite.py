@@ -39,9 +39,9 @@ def test_each_task_is_a_file_and_what_is_done_is_not_done_again(run, tiny_model,
     assert (status, err) == (0, "") and "2 of 2 tasks to do" in out
     directory = next(path for path in (tmp_path / "results").iterdir() if path.is_dir())
     assert sorted(path.name for path in directory.iterdir()) == ["beir.json", "pairs.json"]
-    found = json.loads((directory / "pairs.json").read_text())
-    assert found["n"] == len(found["items"]["values"]) == 30 and found["main"] == "spearman"
-    assert found["model"] == str(tiny_model) and "jax" in found["versions"]
+    result = json.loads((directory / "pairs.json").read_text())
+    assert result["n"] == len(result["items"]["values"]) == 30 and result["main"] == "spearman"
+    assert result["model"] == str(tiny_model) and "jax" in result["versions"]
     table = (tmp_path / "results" / "table.md").read_text()
     assert table.count("| pairs | sts | spearman | 30 |") == 1 and "| average |" in table
     assert (tmp_path / "results" / "scores.png").read_bytes().startswith(b"\x89PNG")
@@ -180,15 +180,15 @@ def test_an_exported_file_is_judged_like_its_model(run, refused, tiny_model, sts
     (tmp_path / "model" / "onnx").mkdir()
     file = tmp_path / "model" / "onnx" / "x.onnx"
     write_onnx(model, file)
-    found = []
+    result = []
     for name in (tmp_path / "model", file):
         output = tmp_path / "out.json"
         assert (
             run(evaluate, "--model", name, "--task", "sts", "--data", sts, "--output", output)[0]
             == 0
         )
-        found.append(json.loads(output.read_text())["items"]["values"])
-    assert np.abs(np.subtract(*found)).max() < 1e-5
+        result.append(json.loads(output.read_text())["items"]["values"])
+    assert np.abs(np.subtract(*result)).max() < 1e-5
     arguments = ("--task", "sts", "--data", sts)
     assert "--dim is not for a file" in refused(evaluate, "--model", file, *arguments, "--dim", "8")
     assert "no such file" in refused(evaluate, "--model", tmp_path / "y.onnx", *arguments)

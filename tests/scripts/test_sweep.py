@@ -80,21 +80,21 @@ def test_the_command(run, tiny_model, task, tmp_path):
     )
     status, out, err = run(evaluate, *arguments, *options, "--output", output)
     assert (status, err) == (0, "")
-    found = json.loads(output.read_text())
+    result = json.loads(output.read_text())
     encode = embed_jax.load(str(tiny_model)).encode
     expected = evaluate_retrieval(encode, encode, *read_beir(task)).metrics["ndcg@10"]
-    assert found["metrics"]["ndcg@10"] == pytest.approx(expected)
+    assert result["metrics"]["ndcg@10"] == pytest.approx(expected)
     # For each dimension float32, int8 searched in three ways (rescoring by itself is none), binary
     # in five.
-    assert len(found["sweep"]) == 2 * (1 + 3 + 5)
-    best = [one for one in found["sweep"] if one["share"] >= 0.5]
-    assert found["recommended"]["bytes"] == min(one["bytes"] for one in best)
+    assert len(result["sweep"]) == 2 * (1 + 3 + 5)
+    best = [one for one in result["sweep"] if one["share"] >= 0.5]
+    assert result["recommended"]["bytes"] == min(one["bytes"] for one in best)
     lines = out.splitlines()
     assert lines[0].endswith("10 queries, 120 documents") and len(lines) == 1 + 1 + 18 + 2
     assert "Pareto front" in lines[1] and " 4 + 32 " in out
     assert (
         lines[-1].startswith("cheapest that keeps 50 %")
-        and f"{found['recommended']['bytes']} bytes" in lines[-1]
+        and f"{result['recommended']['bytes']} bytes" in lines[-1]
     )
     assert plot.read_bytes().startswith(b"\x89PNG")
 
@@ -134,19 +134,20 @@ def test_bad_options_are_refused(refused, tiny_model, task, tmp_path):
 
 def test_each_setting_is_a_search_of_its_own():
     rescoring = [(0, None), (4, None), (2, "int8")]
-    found = settings(16, [8, 16], ["float32", "int8", "pq4"], [False, True], rescoring)
+    result = settings(16, [8, 16], ["float32", "int8", "pq4"], [False, True], rescoring)
     assert (
-        found[0] == SweepSetting(16, "float32") and len(found) == len(set(found)) == 1 + 8 + 8 + 1
+        result[0] == SweepSetting(16, "float32")
+        and len(result) == len(set(result)) == 1 + 8 + 8 + 1
     )
-    of_int8 = [one for one in found if one.dim == 8 and one.precision == "int8"]
+    of_int8 = [one for one in result if one.dim == 8 and one.precision == "int8"]
     assert [(one.search, one.rescoring) for one in of_int8] == [
         ("symmetric", "none"),
         ("symmetric", "x4"),
         ("asymmetric", "none"),
     ]
     assert (
-        SweepSetting(16, "pq4", True, 2, "int8") in found
-        and SweepSetting(16, "pq4", True, 4) not in found
+        SweepSetting(16, "pq4", True, 2, "int8") in result
+        and SweepSetting(16, "pq4", True, 4) not in result
     )
 
 
@@ -168,10 +169,10 @@ def test_bytes_and_quality(sentences):
         SweepSetting(32, "binary", False, 4, "float32"),
         SweepSetting(16, "int4"),
     ]
-    found = measure(documents, queries, names, qrels, chosen)
-    assert [one.setting for one in found] == chosen
-    assert found[0].share == 1 and found[0].quality == pytest.approx(1)
-    assert [(one.bytes_read, one.bytes_beside, one.bytes) for one in found] == [
+    result = measure(documents, queries, names, qrels, chosen)
+    assert [one.setting for one in result] == chosen
+    assert result[0].share == 1 and result[0].quality == pytest.approx(1)
+    assert [(one.bytes_read, one.bytes_beside, one.bytes) for one in result] == [
         (128, 0, 128),
         (32, 0, 32),
         (4, 0, 4),
@@ -179,10 +180,10 @@ def test_bytes_and_quality(sentences):
         (4, 128, 132),
         (8, 0, 8),
     ]
-    assert found[1].share > 0.95 and found[2].share < found[3].share < found[4].share < 1
+    assert result[1].share > 0.95 and result[2].share < result[3].share < result[4].share < 1
     assert all(
         one.queries_per_second > 0 and one.interval[0] <= one.quality <= one.interval[1]
-        for one in found
+        for one in result
     )
     without = measure(documents, queries, names, qrels, chosen[:1], ignore_identical_ids=True)[0]
     assert without.quality < 0.95, "each query's best document has its name"
@@ -201,11 +202,11 @@ def test_the_front_is_what_nothing_else_dominates(cost):
         mine = (cost(one), -one.quality)
         return any(two != mine and two[0] <= mine[0] and two[1] <= mine[1] for two in other)
 
-    found = front(rows, cost)
-    assert {(cost(one), one.quality) for one in found} == {
+    result = front(rows, cost)
+    assert {(cost(one), one.quality) for one in result} == {
         (cost(one), one.quality) for one in rows if not dominated(one)
     }
-    assert [cost(one) for one in found] == sorted({cost(one) for one in found})
+    assert [cost(one) for one in result] == sorted({cost(one) for one in result})
 
 
 def test_the_cheapest_has_fewest_bytes_and_then_is_fastest():

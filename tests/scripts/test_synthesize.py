@@ -144,14 +144,14 @@ def test_pairs_in_the_corpus_order_that_training_reads(generate, llm, tmp_path, 
         "--queries-per-passage", 2, "--language", "German", interface=interface
     )
     assert (status, err) == (0, "") and "16 queries for 8 passages" in out
-    found = read(tmp_path / "out.jsonl")
+    result = read(tmp_path / "out.jsonl")
     expected = [
         (f"{w} is passage {n}?", f"passage {n}", f"d{n}")
         for n in range(8)
         for w in ("what", "where")
     ]
-    assert [(one["anchor"], one["positive"], one["id"]) for one in found] == expected
-    source = found[0]["source"]
+    assert [(one["anchor"], one["positive"], one["id"]) for one in result] == expected
+    source = result[0]["source"]
     assert (source["model"], source["interface"], source["task"]) == (
         "some-model",
         interface,
@@ -384,8 +384,8 @@ def test_a_run_killed_twice_loses_nothing_and_asks_for_nothing_twice(llm, tmp_pa
     assert {request[-1] for request in llm.requests} == {
         f"passage {n}" for n in range(count)
     } - known
-    found = [(one["anchor"], one["positive"]) for one in read(tmp_path / "out.jsonl")]
-    assert found == [
+    result = [(one["anchor"], one["positive"]) for one in read(tmp_path / "out.jsonl")]
+    assert result == [
         (f"{w} is passage {n}?", f"passage {n}") for n in range(count) for w in ("what", "where")
     ]
     before = (tmp_path / "out.jsonl").read_bytes()

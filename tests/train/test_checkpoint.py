@@ -117,9 +117,9 @@ def test_accumulation_is_the_update_of_the_mean_gradient():
     expected, _ = one.update(mean, one.init(params), params)
     two = make_optimizer(Optim(**settings, accumulate=2), 5)
     nothing, state = two.update(gradients[0], two.init(params), params)
-    found, _ = two.update(gradients[1], state, params)
+    result, _ = two.update(gradients[1], state, params)
     assert not nothing["kernel"].any()
-    np.testing.assert_allclose(found["kernel"], expected["kernel"], rtol=1e-5)
+    np.testing.assert_allclose(result["kernel"], expected["kernel"], rtol=1e-5)
 
 
 @pytest.mark.parametrize(

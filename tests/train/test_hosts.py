@@ -106,8 +106,8 @@ def two_hosts(launch, tmp_path_factory):
 def test_two_hosts_of_two_devices_are_one_of_four(launch, two_hosts, tmp_path):
     ((status, _, err),) = finish(launch(tmp_path / "run", hosts=1, devices=4))
     assert status == 0, err
-    ours, theirs = model_of(two_hosts), model_of(tmp_path / "run")
-    assert np.linalg.norm(ours - theirs) <= 1e-6 * np.linalg.norm(theirs)
+    ours, reference = model_of(two_hosts), model_of(tmp_path / "run")
+    assert np.linalg.norm(ours - reference) <= 1e-6 * np.linalg.norm(reference)
     for mine, other in zip(lines_of(two_hosts), lines_of(tmp_path / "run"), strict=True):
         for name in ("loss", "grad_norm", "scale", "bias", "positive_similarity"):
             assert mine[name] == pytest.approx(other[name], rel=1e-4), (mine["step"], name)

@@ -293,10 +293,10 @@ def test_accumulation_updates_every_other_step_and_survives_an_interruption(run,
     assert (int(first.state.step), first.finished) == (3, False)
     second = run(score, **arguments, eval__every=1)
     assert int(second.state.step) == 6 and second.finished
-    for mine, theirs in zip(
+    for mine, reference in zip(
         jax.tree.leaves(second.state), jax.tree.leaves(whole.state), strict=True
     ):
-        np.testing.assert_array_equal(mine, theirs)
+        np.testing.assert_array_equal(mine, reference)
     assert [line["step"] for line in lines_of(tmp_path / "parts")] == list(range(7))
 
 
@@ -330,10 +330,10 @@ def test_an_extended_run_goes_on_after_patience_and_is_exact_at_a_constant_rate(
     run(lambda w: 0.5 + w, steps=4, **arguments)
     longer = run(lambda w: 0.5 + w, steps=8, train__extend=True, **arguments)
     assert longer.best == whole.best
-    for mine, theirs in zip(
+    for mine, reference in zip(
         jax.tree.leaves(longer.state), jax.tree.leaves(whole.state), strict=True
     ):
-        np.testing.assert_array_equal(mine, theirs)
+        np.testing.assert_array_equal(mine, reference)
     stopping = {"eval__every": 1, "eval__metric": "a/m", "eval__patience": 1, "workdir": tmp_path}
     assert int(run(lambda w: -w, steps=3, **stopping).state.step) == 1
     assert int(run(lambda w: -w, steps=3, **stopping, train__extend=True).state.step) == 2
@@ -382,10 +382,10 @@ def test_a_damaged_newest_checkpoint_costs_only_its_own_steps(run, tmp_path, cap
     resumed = run(**arguments, batches=until_6, workdir=tmp_path / "parts")
     out, err = capsys.readouterr()
     assert "checkpoint 6 is damaged" in err and err.count("\n") == 1 and "at step 4/8" in out
-    for mine, theirs in zip(
+    for mine, reference in zip(
         jax.tree.leaves(resumed.state), jax.tree.leaves(whole.state), strict=True
     ):
-        np.testing.assert_array_equal(mine, theirs)
+        np.testing.assert_array_equal(mine, reference)
     assert [line["step"] for line in lines_of(tmp_path / "parts")] == list(range(1, 9))
 
 

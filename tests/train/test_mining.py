@@ -274,10 +274,10 @@ def test_a_resumed_run_reads_what_was_mined_and_ends_with_the_same_bits(
     assert len(steps) == len(mined_again)
     for file in workdir.glob("mined/*"):
         assert (there / "mined" / file.name).read_bytes() == file.read_bytes()
-    for ours, theirs in zip(
+    for ours, reference in zip(
         jax.tree.leaves(resumed.state), jax.tree.leaves(result.state), strict=True
     ):
-        assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
+        assert np.asarray(ours).tobytes() == np.asarray(reference).tobytes()
 
 
 def test_losses_of_scores_get_lists_and_held_out_pairs_have_none(

@@ -113,14 +113,14 @@ def trained(name, directory, tiny_model, tiny_tokenizer, sentences):
         field: str(tiny_model) if value == "TINY" else value for field, value in fields.items()
     }
     pairs = [{"anchor": sentences[n], "positive": sentences[n + 1]} for n in range(0, 32, 2)]
-    found = {"train": Records(pairs, record_fields(pairs))}
+    result = {"train": Records(pairs, record_fields(pairs))}
     if name == "tokens only":
         texts = [{"text": text} for text in sentences[:32]]
-        found = {"train": Records(texts, RecordFields(lambda record: (record["text"],)))}
+        result = {"train": Records(texts, RecordFields(lambda record: (record["text"],)))}
     if name == "a mixture":
         config.mixture.sources.first = Source(train="made", max_length=30, anchor_prompt="ask: ")
         config.mixture.sources.second = Source(train="made", loss="info_nce(temperature=0.1)")
-        found = dict.fromkeys(("first", "second"), found["train"])
+        result = dict.fromkeys(("first", "second"), result["train"])
     seen = {}
 
     def look(encode):
@@ -128,15 +128,15 @@ def trained(name, directory, tiny_model, tiny_tokenizer, sentences):
         seen[len(seen)] = params, encode(["the cat plays music"], prompt="")
         return {"value": float(len(seen))}
 
-    fit(override(config, **fields), directory, sources=found, evaluators={"look": look})
+    fit(override(config, **fields), directory, sources=result, evaluators={"look": look})
     return directory, seen
 
 
-def assert_equal_bits(found, expected):
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
-    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        ours, theirs = np.asarray(ours), np.asarray(theirs)
-        assert ours.dtype == theirs.dtype and ours.tobytes() == theirs.tobytes()
+def assert_equal_bits(result, expected):
+    assert jax.tree.structure(result) == jax.tree.structure(expected)
+    for ours, reference in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
+        ours, reference = np.asarray(ours), np.asarray(reference)
+        assert ours.dtype == reference.dtype and ours.tobytes() == reference.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -147,26 +147,26 @@ def test_a_checkpoint_is_the_model_that_the_run_had(run, name):
     assert len(seen) == STEPS + 1
     merged = "merge" in name or name == "an adapter of random weights"
     for step in range(1, STEPS + 1):
-        found = embed_jax.load(directory, step=step)
+        result = embed_jax.load(directory, step=step)
         params, embedding = seen[step]
         if not merged:  # else the run compared the model before
             params = (
                 params | {"heads": {}} if name == "everything" else params
             )  # whose head is training's only
-            assert_equal_bits(found.params, params)
-    again = found.encode(["the cat plays music"], prompt="")
+            assert_equal_bits(result.params, params)
+    again = result.encode(["the cat plays music"], prompt="")
     np.testing.assert_allclose(again, embedding, atol=1e-5 if merged else 0)
     assert not np.allclose(seen[1][1], seen[STEPS][1], atol=1e-4), "steps of one model show nothing"
 
     written = embed_jax.load(directory)
     for what in SAID:
-        assert getattr(found, what) == getattr(written, what), what
+        assert getattr(result, what) == getattr(written, what), what
     rounded = (
         RUNS[name].get("lora__base") and not merged
     )  # the written model's base is as its files have it
     for part in written.params if not rounded else ("lora", "heads"):
-        assert_equal_bits(found.params[part], written.params[part])
-    found.save(directory.parent / "again")
+        assert_equal_bits(result.params[part], written.params[part])
+    result.save(directory.parent / "again")
     again = embed_jax.load(directory.parent / "again")
     assert_equal_bits(again.params, written.params)
     assert all(getattr(again, what) == getattr(written, what) for what in SAID)
@@ -183,10 +183,10 @@ def test_a_run_without_a_model_yet_is_its_newest_checkpoint(run, tmp_path):
     with pytest.warns(
         UserWarning, match="no model is written yet, this is the checkpoint of step 2"
     ) as caught:
-        found = embed_jax.load(str(tmp_path / "run"), max_length=20)
+        result = embed_jax.load(str(tmp_path / "run"), max_length=20)
     assert len(caught) == 1
-    assert_equal_bits(found.params["backbone"], seen[2][0]["backbone"])
-    assert found.max_length == 20
+    assert_equal_bits(result.params["backbone"], seen[2][0]["backbone"])
+    assert result.max_length == 20
     with pytest.raises(InputError, match="max_length: expected at most 512, the model's positions"):
         embed_jax.load(tmp_path / "run", step=2, max_length=513)
     assert sorted(tmp_path.rglob("*")) == before, "the run is left alone"

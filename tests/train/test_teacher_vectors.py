@@ -164,14 +164,16 @@ def test_devices_and_groups_give_the_same_gradient(name):
         return global_loss(encoder, loss, mesh)(params, split_groups(batch, mesh), None)[0]
 
     gradient = jax.jit(jax.value_and_grad(value), static_argnums=(1, 2))
-    found = [jax.tree.leaves(gradient(params, *split)) for split in ((1, 1), (4, 1), (4, 4))]
+    result = [jax.tree.leaves(gradient(params, *split)) for split in ((1, 1), (4, 1), (4, 4))]
     students = params["encoder"]["table"][ids.T] @ params["loss"]["kernel"] + params["loss"]["bias"]
     if name == "embedding_mse":
         expected = np.mean((np.asarray(students) - teacher)[present] ** 2)
-        assert float(found[0][0]) == pytest.approx(expected, rel=1e-5)
-    for other in found[1:]:
-        for ours, theirs in zip(other, found[0], strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6 * jnp.abs(theirs).max())
+        assert float(result[0][0]) == pytest.approx(expected, rel=1e-5)
+    for other in result[1:]:
+        for ours, reference in zip(other, result[0], strict=True):
+            np.testing.assert_allclose(
+                ours, reference, rtol=0, atol=1e-6 * jnp.abs(reference).max()
+            )
 
 
 def test_rows_are_found_by_order_or_by_id(files, tmp_path):
@@ -265,6 +267,6 @@ def test_data_sets_of_a_mixture_have_their_own_files(files, sentences, tmp_path,
     )
     config.mixture.sources.b = Source(str(tmp_path / "pairs.jsonl"), teacher_vectors=both)
     sources = distill.read_data(config)
-    found = sources["b"].fields.teacher(sources["b"].records[2])
-    np.testing.assert_array_equal(found, np.load(vectors)[4:6])
+    result = sources["b"].fields.teacher(sources["b"].records[2])
+    np.testing.assert_array_equal(result, np.load(vectors)[4:6])
     assert sources["a"].fields.teacher(sources["a"].records[2]).shape == (1, SIZE)

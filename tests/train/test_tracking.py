@@ -37,7 +37,7 @@ def test_the_file_is_cut_back_to_the_resumed_step_and_off_a_broken_line(
     resumed.close()
     assert steps_of(path) == [*kept, 7]
     assert json.loads(path.read_text().splitlines()[-1]) == {"step": 7, "loss": None}
-    assert [found.name for found in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert [result.name for result in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 class FakeRun:
@@ -148,8 +148,8 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(capsys):
         progress.step(step, loss=0.5, tokens_per_second=1234.5)
     progress.say("a word")
     progress.close()
-    found, err = capsys.readouterr()
-    *lines, last = found.splitlines()
+    result, err = capsys.readouterr()
+    *lines, last = result.splitlines()
     assert (
         [line.split()[1] for line in lines] == ["3/9", "6/9", "9/9"]
         and last == "a word"
@@ -159,5 +159,5 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(capsys):
         "loss 0.5000" in lines[0]
         and "1,23" in lines[0]
         and "s left" in lines[0]
-        and "\r" not in found
+        and "\r" not in result
     )

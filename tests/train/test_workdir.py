@@ -79,9 +79,9 @@ def test_the_experiment_is_recorded(tmp_path):
 def test_a_command_records_its_experiment_and_the_card_reads_it(simcse_here, tmp_path):
     status, err = simcse_here(tmp_path / "run", "--config.train.steps=1")
     assert status == 0, err
-    found = read_run(tmp_path / "run")
-    (session,) = found.sessions
-    assert found.experiment == "simcse" and session.seconds > 0
+    result = read_run(tmp_path / "run")
+    (session,) = result.sessions
+    assert result.experiment == "simcse" and session.seconds > 0
     assert (session.start, session.devices, session.hosts) == (0, 1, 1)
     assert session.versions["python"] == platform.python_version() and session.versions["jax"]
     settings = json.loads((tmp_path / "run" / "config.json").read_text())

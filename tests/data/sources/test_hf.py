@@ -75,7 +75,7 @@ def test_revisions_files_and_copies(tmp_path, monkeypatch):
     monkeypatch.setenv("EMBED_JAX_DATA", str(tmp_path / "data"))
     (tmp_path / "data" / "here" / "copied").mkdir(parents=True)
     (tmp_path / "at@home").mkdir()
-    wanted = {
+    expected = {
         "owner/name": ("owner/name", None, None, "train", None),
         "owner/name:config": ("owner/name", "config", None, "train", None),
         "owner/name@v1.0": ("owner/name", None, None, "train", "v1.0"),
@@ -97,7 +97,7 @@ def test_revisions_files_and_copies(tmp_path, monkeypatch):
         ),
         f"{tmp_path}/at@home:config": (f"{tmp_path}/at@home", "config", None, "train", None),
     }
-    for name, arguments in wanted.items():
+    for name, arguments in expected.items():
         assert len(open_records(f"hf:{name}")) == len(ROWS)
         assert asked.pop() == arguments
 

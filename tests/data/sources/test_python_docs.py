@@ -124,9 +124,9 @@ def prepared(tmp_path_factory):
 
 
 def test_prepared_once_quietly_and_the_same_for_all(prepared):
-    found = python_docs.python_docs_fingerprint()
-    assert prepared == [(f"{found}\n", "")] * 2
-    assert len(found) == 16
+    result = python_docs.python_docs_fingerprint()
+    assert prepared == [(f"{result}\n", "")] * 2
+    assert len(result) == 16
 
 
 def test_no_module_and_no_source_on_two_sides(prepared):
@@ -153,8 +153,8 @@ def test_retrieval_task(prepared):
     assert len(corpus) == len(records) and set(queries) == set(qrels)
     assert sorted(queries.values()) == sorted({record["anchor"] for record in records})
     for query, relevant in qrels.items():
-        wanted = {record["positive"] for record in records if record["anchor"] == queries[query]}
-        assert {corpus[document] for document in relevant} == wanted
+        expected = {record["positive"] for record in records if record["anchor"] == queries[query]}
+        assert {corpus[document] for document in relevant} == expected
 
 
 def test_it_is_a_tfds_data_set(prepared):

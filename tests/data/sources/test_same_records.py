@@ -128,5 +128,5 @@ def test_every_source_gives_the_same_records_or_refuses(rows):
             "dicts": lambda: python_records(rows),
         }
         outcomes = {name: outcome(read) for name, read in sources.items()}
-    for name, found in outcomes.items():
-        assert found == outcomes["dicts"], f"{name}: {rows}"
+    for name, result in outcomes.items():
+        assert result == outcomes["dicts"], f"{name}: {rows}"

@@ -59,19 +59,19 @@ WRITE = {"array_record": write_array_record, "parquet": write_parquet}
 def test_the_same_records_as_from_jsonl(tmp_path, source, kind, shards):
     rows = [KINDS[kind](n) for n in range(20)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    wanted = open_records(str(tmp_path / "train.jsonl"))
+    expected = open_records(str(tmp_path / "train.jsonl"))
     WRITE[source](rows, tmp_path / "train", shards)
     WRITE[source](rows[:5], tmp_path / "test", 1)
     records = open_records(f"{source}:{tmp_path}")
-    assert list(records) == wanted and len(records) == 20
-    assert [records[n] for n in (19, 0, 7, -1)] == [wanted[n] for n in (19, 0, 7, -1)]
-    assert list(records[4:9]) == wanted[4:9]
-    assert list(open_records(f"{source}:{tmp_path}", "test")) == wanted[:5]
-    assert list(iter_records(f"{source}:{tmp_path}/train-*")) == wanted
-    assert list(open_records(f"{source}:{tmp_path}/{{split}}-*-of-*", "test")) == wanted[:5]
+    assert list(records) == expected and len(records) == 20
+    assert [records[n] for n in (19, 0, 7, -1)] == [expected[n] for n in (19, 0, 7, -1)]
+    assert list(records[4:9]) == expected[4:9]
+    assert list(open_records(f"{source}:{tmp_path}", "test")) == expected[:5]
+    assert list(iter_records(f"{source}:{tmp_path}/train-*")) == expected
+    assert list(open_records(f"{source}:{tmp_path}/{{split}}-*-of-*", "test")) == expected[:5]
     first = next(tmp_path.glob(f"train-00000-*.{source}"))
     alone = list(open_records(f"{source}:{first}"))
-    assert 0 < len(alone) <= 20 and alone == wanted[: len(alone)]
+    assert 0 < len(alone) <= 20 and alone == expected[: len(alone)]
 
 
 @pytest.mark.parametrize("source", WRITE)
@@ -88,11 +88,11 @@ def test_batches_are_those_of_jsonl(tmp_path, source, made_records, tokenizer_di
         maker = batch_maker([source], tokenizers=tokenizers, batch_size=8, groups=2, row_length=32)
         return training_batches(maker, order)[7]
 
-    mine, wanted = batch(f"{source}:{tmp_path}"), batch(str(tmp_path / "train.jsonl"))
-    np.testing.assert_array_equal(mine.record, wanted.record)
-    np.testing.assert_array_equal(mine.text_hash, wanted.text_hash)
+    mine, expected = batch(f"{source}:{tmp_path}"), batch(str(tmp_path / "train.jsonl"))
+    np.testing.assert_array_equal(mine.record, expected.record)
+    np.testing.assert_array_equal(mine.text_hash, expected.text_hash)
     np.testing.assert_array_equal(
-        mine.tokens["encoder"].token_ids, wanted.tokens["encoder"].token_ids
+        mine.tokens["encoder"].token_ids, expected.tokens["encoder"].token_ids
     )
 
 
@@ -177,8 +177,8 @@ def test_files_that_cannot_be_used(tmp_path, source):
     )
     WRITE[source]([{"premise": "a"}] * 4, tmp_path / "train", 2)
     assert (
-        "unknown fields: found " in (found := refused(tmp_path))
-        or "no column of use: found premise" in found
+        "unknown fields: found " in (result := refused(tmp_path))
+        or "no column of use: found premise" in result
     )
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / f"train.{source}").write_bytes(b"something else")
