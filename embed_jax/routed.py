@@ -301,7 +301,7 @@ class RoutedEncoder(HasSettings):
                 encoder.settings,
                 tokenizer=encoder.tokenizer,
                 max_length=encoder.max_length,
-                further=encoder.pooler,
+                extra_tensors=encoder.pooler,
             )
             for route, encoder in self.encoders.items()
         }

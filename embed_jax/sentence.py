@@ -311,7 +311,9 @@ class SentenceEncoder(HasSettings, PicklesByParts):
         merged.base = ""
         return merged
 
-    def save(self, directory: str | Path, further: Mapping[str, np.ndarray] | None = None) -> None:
+    def save(
+        self, directory: str | Path, extra_tensors: Mapping[str, np.ndarray] | None = None
+    ) -> None:
         """Writes a model directory in the layout of sentence-transformers, which `load` reads too.
 
         Atomic.
@@ -321,7 +323,7 @@ class SentenceEncoder(HasSettings, PicklesByParts):
         `merged().save` writes the whole.
 
         Args:
-            further: see `write_model`.
+            extra_tensors: see `write_model`.
         """
         write_model(
             Path(directory),
@@ -330,7 +332,7 @@ class SentenceEncoder(HasSettings, PicklesByParts):
             self.settings,
             tokenizer=self.tokenizer,
             max_length=self.max_length,
-            further={**self.pooler, **(further or {})},
+            extra_tensors={**self.pooler, **(extra_tensors or {})},
         )
 
     def _check_dim(self, dim: int) -> None:

@@ -213,7 +213,7 @@ class World(Protocol):
 
     `rows` is a tree with leading axis b, about this device's own examples; `candidates` makes a
     tree with leading axis n out of any Columns of b examples; `shared` is a tree (a learnable
-    scale). All three are differentiated. `further` is such a tree of candidates besides the
+    scale). All three are differentiated. `extra_candidates` is such a tree of candidates besides the
     world's, the same on every device, or None. `numbers` is how many numbers the block computes
     with for each of its pairs, such as the products of all tokens; it decides how much is held at
     once.
@@ -225,7 +225,7 @@ class World(Protocol):
         rows: Any,
         candidates: Callable[[Columns], Any],
         shared: Any = None,
-        further: Any = None,
+        extra_candidates: Any = None,
         numbers: int = 1,
     ) -> tuple[Float[Array, "M b"], Float[Array, "M b"]]:
         """log sum_j exp(block_ij) over all candidates of the world, and max_j block_ij (without gradient).
@@ -239,7 +239,7 @@ class World(Protocol):
         rows: Any,
         candidates: Callable[[Columns], Any],
         shared: Any = None,
-        further: Any = None,
+        extra_candidates: Any = None,
         numbers: int = 1,
     ) -> Float[Array, "M b"]:
         """sum_j block_ij over all candidates of the world."""
@@ -250,7 +250,7 @@ class World(Protocol):
         rows: Any,
         candidates: Callable[[Columns], Any],
         shared: Any = None,
-        further: Any = None,
+        extra_candidates: Any = None,
         numbers: int = 1,
     ) -> Float[Array, "M b"]:
         """max_j block_ij over all candidates of the world, -inf for none.

@@ -36,10 +36,10 @@ class LocalWorld:
         rows: Any,
         candidates: Candidates,
         shared: Any = None,
-        further: Any = None,
+        extra_candidates: Any = None,
         numbers: int = 1,
     ) -> Sums:
-        return self._reduce("logsumexp", block, rows, candidates, shared, further, numbers)
+        return self._reduce("logsumexp", block, rows, candidates, shared, extra_candidates, numbers)
 
     def sum(
         self,
@@ -47,10 +47,10 @@ class LocalWorld:
         rows: Any,
         candidates: Candidates,
         shared: Any = None,
-        further: Any = None,
+        extra_candidates: Any = None,
         numbers: int = 1,
     ) -> Array:
-        return self._reduce("sum", block, rows, candidates, shared, further, numbers)[0]
+        return self._reduce("sum", block, rows, candidates, shared, extra_candidates, numbers)[0]
 
     def max(
         self,
@@ -58,10 +58,10 @@ class LocalWorld:
         rows: Any,
         candidates: Candidates,
         shared: Any = None,
-        further: Any = None,
+        extra_candidates: Any = None,
         numbers: int = 1,
     ) -> Array:
-        return self._reduce("max", block, rows, candidates, shared, further, numbers)[0]
+        return self._reduce("max", block, rows, candidates, shared, extra_candidates, numbers)[0]
 
     def gather(self, values: Float[Array, b * x]) -> Float[Array, B * x]:
         return values
@@ -79,13 +79,13 @@ class LocalWorld:
         rows: Any,
         candidates: Candidates,
         shared: Any,
-        further: Any,
+        extra_candidates: Any,
         numbers: int,
     ) -> Sums:
         sums = reduce_dense(kind, block, rows, candidates(self.columns), shared)
-        if further is None:
+        if extra_candidates is None:
             return sums
-        return join_sums(kind, sums, reduce_dense(kind, block, rows, further, shared))
+        return join_sums(kind, sums, reduce_dense(kind, block, rows, extra_candidates, shared))
 
 
 def reduce_dense(kind: str, block: Block, rows: Any, candidates: Any, shared: Any) -> Sums:

@@ -63,7 +63,7 @@ def write_model(
     tokenizer: SavesItself,
     max_length: int,
     shard_bytes: int = SHARD_BYTES,
-    further: Mapping[str, np.ndarray] | None = None,
+    extra_tensors: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Writes a directory that sentence-transformers, `read_model` and (without the pooling) transformers read.
 
@@ -82,7 +82,7 @@ def write_model(
         tokenizer: what writes the tokenizer's files.
         max_length: tokens, special ones included, after which a text is cut.
         shard_bytes: a larger backbone is written as shards of at most this many bytes.
-        further: tensors to write beside the backbone's, under Hugging Face's names, such as those
+        extra_tensors: tensors to write beside the backbone's, under Hugging Face's names, such as those
             of a language model's head; not beside an adapter.
 
     Raises:
@@ -98,7 +98,7 @@ def write_model(
         tokenizer=tokenizer,
         max_length=max_length,
         shard_bytes=shard_bytes,
-        further=further,
+        extra_tensors=extra_tensors,
     )
     with whole_directory(directory) as temporary:
         folders = [
@@ -160,7 +160,7 @@ def modules_of(
     tokenizer: SavesItself,
     max_length: int,
     shard_bytes: int = SHARD_BYTES,
-    further: Mapping[str, np.ndarray] | None = None,
+    extra_tensors: Mapping[str, np.ndarray] | None = None,
 ) -> list[Module]:
     """The modules of an encoder, in order; arguments as in `write_model`.
 
@@ -182,7 +182,7 @@ def modules_of(
         folder.mkdir(exist_ok=True)
         changes = {}
         if spec.lora is None:
-            _write_backbone(folder, spec, params["backbone"], shard_bytes, further or {})
+            _write_backbone(folder, spec, params["backbone"], shard_bytes, extra_tensors or {})
         else:
             changes = write_adapter(folder, spec, params[ADAPTER], settings.base) | _outputs(spec)
         tokenizer.save(folder)
@@ -241,7 +241,7 @@ def _write_backbone(
     spec: EncoderSpec,
     params: Params,
     shard_bytes: int,
-    further: Mapping[str, np.ndarray],
+    extra_tensors: Mapping[str, np.ndarray],
 ) -> None:
     family = lookup("backbone", spec.backbone.family)
     tensors = tensors_from_params(family, dequantize_params(params))
@@ -252,7 +252,7 @@ def _write_backbone(
         write_json(
             directory / "config.json", config | family.write_config(spec.backbone) | _outputs(spec)
         )
-    write_tensors(directory, {**tensors, **further}, shard_bytes)
+    write_tensors(directory, {**tensors, **extra_tensors}, shard_bytes)
 
 
 def _outputs(spec: EncoderSpec) -> dict[str, bool]:

@@ -375,13 +375,13 @@ def siglip(
     )
     rows = negatives.rows(own, ANCHOR)
     values = jax.nn.softplus(-(rows.positive * shared[0] + shared[1]))
-    further = negatives.earlier(own)
+    extra_candidates = negatives.earlier(own)
     values = values + world.sum(
         block,
         rows,
         lambda columns: negatives.texts(columns, passages),
         shared,
-        further,
+        extra_candidates,
         negatives.numbers(own, ANCHOR, passages),
     )
     metrics = {
@@ -416,12 +416,12 @@ def mega_batch_margin(
     passages = tuple(range(POSITIVE, len(own.embeddings)))
     rows = negatives.rows(own, ANCHOR)
     block = similarity_block(negatives, lambda found, _: found, -jnp.inf)
-    further = negatives.earlier(own)
+    extra_candidates = negatives.earlier(own)
     hardest = world.max(
         block,
         rows,
         lambda columns: negatives.texts(columns, passages),
-        further=further,
+        extra_candidates=extra_candidates,
         numbers=negatives.numbers(own, ANCHOR, passages),
     )[0]
     positive = rows.positive[0]

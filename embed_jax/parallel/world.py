@@ -52,7 +52,7 @@ class OneWorld(LocalWorld):
         rows: Any,
         candidates: Candidates,
         shared: Any,
-        further: Any,
+        extra_candidates: Any,
         numbers: int,
     ) -> Sums:
         arguments = (kind, block, rows, candidates(self.columns), shared)
@@ -60,9 +60,11 @@ class OneWorld(LocalWorld):
             sums = reduce_ring(*arguments, self.axes, tile=self.tile, numbers=numbers)
         else:
             sums = self._reduce_here(*arguments, numbers)
-        if further is None:
+        if extra_candidates is None:
             return sums
-        return join_sums(kind, sums, self._reduce_here(kind, block, rows, further, shared, numbers))
+        return join_sums(
+            kind, sums, self._reduce_here(kind, block, rows, extra_candidates, shared, numbers)
+        )
 
     def _reduce_here(
         self, kind: str, block: Block, rows: Any, candidates: Any, shared: Any, numbers: int

@@ -64,13 +64,13 @@ def sentence_transformer(tiny_tokenizer, table):
     modules = pytest.importorskip("sentence_transformers.models")
     from tokenizers import Tokenizer
 
-    def make(*further, truncation=0):
+    def make(*extra_tensors, truncation=0):
         tokenizer = Tokenizer.from_file(str(tiny_tokenizer / "tokenizer.json"))
         tokenizer.no_truncation()
         if truncation:
             tokenizer.enable_truncation(truncation)
         first = modules.StaticEmbedding(tokenizer, embedding_weights=table.copy())
-        return library.SentenceTransformer(modules=[first, *further], device="cpu")
+        return library.SentenceTransformer(modules=[first, *extra_tensors], device="cpu")
 
     return make
 
@@ -106,12 +106,12 @@ def test_reads_what_sentence_transformers_wrote(sentence_transformer, tmp_path, 
     modules = pytest.importorskip("sentence_transformers.models")
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
-    further = {
+    extra_tensors = {
         "": [],
         "normalize": [modules.Normalize()],
         "dense": [modules.Dense(24, 8), modules.Normalize()],
     }[heads]
-    reference = sentence_transformer(*further)
+    reference = sentence_transformer(*extra_tensors)
     reference.save(str(tmp_path / "model"))
     texts = [text for text in TEXTS if text.strip() or heads != "dense"]
     result = embed_jax.load(str(tmp_path / "model"))
