@@ -145,18 +145,18 @@ def entry(name: str) -> CatalogueEntry | None:
 def line(entry: CatalogueEntry) -> str:
     """One line with all that is known of a model, to be read beside one's own figures."""
     tokens = f"up to {entry.max_tokens} tokens" if entry.max_tokens else "any number of tokens"
-    said = [
+    parts = [
         f"{entry.architecture}, {entry.dim} dimensions, {tokens}, {entry.pooling} pooling, {_prompts(entry)}"
     ]
     average = entry.average
-    said.append(
+    parts.append(
         f"{average.benchmark} {average.value:g} ({average.source})"
         if average
         else "no verified MTEB average"
     )
-    said += [entry.note] if entry.note else []
-    said += [f"not loaded: {entry.refused}"] if entry.refused else []
-    return f"{entry.name}: {'; '.join(said)}"
+    parts += [entry.note] if entry.note else []
+    parts += [f"not loaded: {entry.refused}"] if entry.refused else []
+    return f"{entry.name}: {'; '.join(parts)}"
 
 
 def _prompts(entry: CatalogueEntry) -> str:

@@ -161,8 +161,8 @@ class CrossEncoder(PicklesByParts):
             batches = pack_window(
                 pairs.ids, 0, batch_tokens, pairs.segments if self._types > 1 else None
             )
-            for number, found in run_batches(self._encode, params, batches, self._mesh):
-                logits[start + number] = found
+            for number, block_logits in run_batches(self._encode, params, batches, self._mesh):
+                logits[start + number] = block_logits
         if truncated:
             warn(
                 f"{truncated} of {len(queries)} pairs were cut at the model's limit of "

@@ -136,9 +136,9 @@ def _show_warnings_in_one_line() -> None:
     shown: set[str] = set()
     before = warnings.showwarning
 
-    def show(message, category, filename, *rest, **more) -> None:
+    def show(message, category, filename, *rest, **options) -> None:
         if not issubclass(category, EmbedJaxWarning):
-            before(message, category, filename, *rest, **more)
+            before(message, category, filename, *rest, **options)
         elif str(message) not in shown:
             shown.add(str(message))
             print(f"warning: {message}", file=sys.stderr)

@@ -25,9 +25,9 @@ def check_template(template: str) -> None:
             f"template {template!r}: {error}; a brace itself is written twice"
         ) from None
     if fields != {"instruction"}:
-        found = ", ".join(f"{{{field}}}" for field in sorted(fields)) or "none"
+        placeholders = ", ".join(f"{{{field}}}" for field in sorted(fields)) or "none"
         raise InputError(
-            f"template {template!r}: expected the placeholder {{instruction}} only, found {found}"
+            f"template {template!r}: expected the placeholder {{instruction}} only, found {placeholders}"
         )
 
 
@@ -63,10 +63,10 @@ class FamilyPrompts:
     instruction: str = ""
 
 
-def instructed(template: str, instruction: str, **more) -> FamilyPrompts:
+def instructed(template: str, instruction: str, **options) -> FamilyPrompts:
     """A family whose queries have an instruction and whose documents have none."""
     prompts = {"query": fill_template(template, instruction), "document": ""}
-    return FamilyPrompts(prompts, template, instruction=instruction, **more)
+    return FamilyPrompts(prompts, template, instruction=instruction, **options)
 
 
 E5_TEMPLATE = "Instruct: {instruction}\nQuery: "
@@ -157,12 +157,12 @@ def prompt_for(
         side: "query", "document" or "".
     """
     sides = DOCUMENT_NAMES if side == "document" else (side,)
-    wanted = [
+    names = [
         f"{what}-{name}" if name else what for what in (task, kind) if what for name in (*sides, "")
     ]
     known = {name.lower(): name for name in prompts}
     return next(
-        (known[name.lower()] for name in (*wanted, *filter(None, sides)) if name.lower() in known),
+        (known[name.lower()] for name in (*names, *filter(None, sides)) if name.lower() in known),
         None,
     )
 
@@ -181,8 +181,8 @@ def resolve_prompt(
         InputError: for an unknown name, an instruction beside a prompt or to a model whose template
             is "".
     """
-    given = {"prompt_name": prompt_name, "prompt": prompt, "instruction": instruction}
-    several = [argument for argument, value in given.items() if value is not None]
+    arguments = {"prompt_name": prompt_name, "prompt": prompt, "instruction": instruction}
+    several = [argument for argument, value in arguments.items() if value is not None]
     if instruction is not None:
         if len(several) > 1:
             raise InputError(f"expected a prompt or an instruction, found {' and '.join(several)}")

@@ -213,20 +213,20 @@ def called(kind: str, text: str) -> Any:
     parameters = inspect.signature(make).parameters
     if positional:
         raise InputError(f"expected arguments by name; known: {', '.join(parameters)}")
-    given: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for keyword in keywords:
         if keyword.arg not in parameters:
             raise InputError(unknown(f"argument of {name}", keyword.arg, parameters))
-        if keyword.arg in given:
+        if keyword.arg in arguments:
             raise InputError(f"expected {keyword.arg} once, found it twice")
         try:
-            given[keyword.arg] = ast.literal_eval(keyword.value)
+            arguments[keyword.arg] = ast.literal_eval(keyword.value)
         except ValueError:
             raise InputError(f"{keyword.arg}: expected a number or a string in quotes") from None
     for argument, parameter in parameters.items():
-        if argument not in given and parameter.default is parameter.empty:
+        if argument not in arguments and parameter.default is parameter.empty:
             raise InputError(f"{name} needs the argument {argument}")
-    return make(**given)
+    return make(**arguments)
 
 
 def unknown(what: str, name: str, known) -> str:

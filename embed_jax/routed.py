@@ -80,12 +80,12 @@ class RoutedEncoder(HasSettings):
 
         Raises:
             InputError: without encoders, for encoders of different dimensions, or a default or a
-                task's route that is none of them.
+                task's route that is not one of them.
         """
         dims = {route: encoder.dim for route, encoder in encoders.items()}
         if len(set(dims.values())) != 1:
-            found = ", ".join(f"{route} {dim}" for route, dim in dims.items()) or "none"
-            raise InputError(f"routes: expected embeddings of one size, found {found}")
+            sizes = ", ".join(f"{route} {dim}" for route, dim in dims.items()) or "none"
+            raise InputError(f"routes: expected embeddings of one size, found {sizes}")
         self.default_route, self.tasks = default_route, dict(tasks or {})
         for route in filter(None, (default_route, *self.tasks.values())):
             if route not in encoders:

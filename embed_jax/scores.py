@@ -76,7 +76,7 @@ def similarity_matrix(a: Vectors, b: Others, name: str = "cosine") -> Float[np.n
     if name in ("cosine", "dot"):
         a, b = (unit_length(a), unit_length(b)) if name == "cosine" else (a, b)
         return a @ b.T
-    found = np.empty((len(a), len(b)), np.float32)
+    values = np.empty((len(a), len(b)), np.float32)
     rows = max(BLOCK // max(len(b) * (a.shape[1] if name == "manhattan" else 1), 1), 1)
     b = b.astype(np.float64) if name == "euclidean" else b
     for start in range(0, len(a), rows):
@@ -86,8 +86,8 @@ def similarity_matrix(a: Vectors, b: Others, name: str = "cosine") -> Float[np.n
             if name == "euclidean"
             else _manhattan(block[:, None], b)
         )
-        found[start : start + rows] = -distances
-    return found
+        values[start : start + rows] = -distances
+    return values
 
 
 def pairwise_similarity(a: Vectors, b: Vectors, name: str = "cosine") -> Float[np.ndarray, " _"]:
@@ -113,12 +113,12 @@ def _rows(vectors: Any, name: str) -> np.ndarray:
     """Returns vectors as a matrix in float32."""
     if name not in SIMILARITIES:
         raise InputError(unknown("similarity", name, SIMILARITIES))
-    found = np.asarray(vectors, np.float32)
-    if found.ndim not in (1, 2):
+    values = np.asarray(vectors, np.float32)
+    if values.ndim not in (1, 2):
         raise InputError(
-            f"similarity: expected vectors [N, D] or one vector [D], found the shape {found.shape}"
+            f"similarity: expected vectors [N, D] or one vector [D], found the shape {values.shape}"
         )
-    return np.atleast_2d(found)
+    return np.atleast_2d(values)
 
 
 def _euclidean(a: np.ndarray, b: np.ndarray) -> np.ndarray:

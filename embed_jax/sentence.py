@@ -377,7 +377,7 @@ class SentenceEncoder(HasSettings, PicklesByParts):
         )
 
     def _warn_of_prompts(self) -> None:
-        """Unless a prompt was given before: then that there is none now is meant."""
+        """Warns of prompts that are not used, unless a prompt was given before."""
         has = [f"prompts ({', '.join(self.prompts)})"] if any(self.prompts.values()) else []
         has += ["a template for instructions"] if self.template else []
         if has and not self._prompted:

@@ -117,15 +117,15 @@ def embed_tokens(model: SentenceEncoder, number: int) -> Float[np.ndarray, "V D"
     position, sentence = np.meshgrid(
         np.arange(size, dtype=np.int32), np.arange(rows, dtype=np.int32)
     )
-    found = []
+    blocks = []
     for start in range(0, number, rows):
         ids = np.minimum(
             np.arange(start, start + rows), number - 1
         )  # the last batch of the shape of the others
-        ids = np.stack([np.array([*before, one, *after], np.int32) for one in ids])
+        ids = np.stack([np.array([*before, token_id, *after], np.int32) for token_id in ids])
         tokens = TokenBatch(ids, sentence, position, pooled=position >= 0, sentences=rows)
-        found.append(np.asarray(apply(model.params, tokens)))
-    return np.concatenate(found)[:number]
+        blocks.append(np.asarray(apply(model.params, tokens)))
+    return np.concatenate(blocks)[:number]
 
 
 def _around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:

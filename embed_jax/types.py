@@ -30,7 +30,7 @@ Put = Callable[[str, tuple[int, ...], np.dtype, Read], Any]
 class TokenBatch:
     """Sentences packed several to a row, in G groups of R rows of T slots.
 
-    One group is what one call of an encoder sees; a group alone has leaves `[R, T]`. Attention is
+    One group is what one call of an encoder sees; a single group has leaves `[R, T]`. Attention is
     allowed between slots of one row with the same `sentence`; pooling sums over the slots of a
     sentence.
 
@@ -258,7 +258,7 @@ class World(Protocol):
         The gradient goes to where it is reached.
         """
 
-    def gather(self, values: Float[Array, b * x]) -> Float[Array, B * x]:
+    def gather(self, values: Float[Array, "b *x"]) -> Float[Array, "B *x"]:
         """Joins the values that each device has for its own examples, in the order of the examples."""
 
     def total(self, value: Float[Array, "*x"]) -> Float[Array, "*x"]:

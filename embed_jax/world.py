@@ -63,7 +63,7 @@ class LocalWorld:
     ) -> Array:
         return self._reduce("max", block, rows, candidates, shared, extra_candidates, numbers)[0]
 
-    def gather(self, values: Float[Array, b * x]) -> Float[Array, B * x]:
+    def gather(self, values: Float[Array, "b *x"]) -> Float[Array, "B *x"]:
         return values
 
     def total(self, value: Float[Array, "*x"]) -> Float[Array, "*x"]:
@@ -109,9 +109,9 @@ def reduce_dense(kind: str, block: Block, rows: Any, candidates: Any, shared: An
     return safe_log(total) + shift, largest
 
 
-def join_sums(kind: str, one: Sums, two: Sums) -> Sums:
+def join_sums(kind: str, first: Sums, second: Sums) -> Sums:
     """The reduction over two lots of candidates, from each one's."""
-    (value, largest), (other, other_largest) = one, two
+    (value, largest), (other, other_largest) = first, second
     if kind == "sum":
         return value + other, value + other
     if kind == "max":

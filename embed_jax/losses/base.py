@@ -140,8 +140,8 @@ class Loss:
                 or another field of `types.Columns`.
 
         Raises:
-            InputError: for an argument that the loss does not take, or what it needs and has not
-                been given.
+            InputError: for an argument that the loss does not take, or what it needs and is not
+                given.
         """
         if not embeddings or isinstance(embeddings[0], Columns):
             raise InputError(
@@ -150,14 +150,14 @@ class Loss:
             )
         least, most = self.about.columns
         if len(embeddings) < least or most and len(embeddings) > most:
-            wanted = (
+            accepted = (
                 f"{least} or more"
                 if not most
                 else str(least)
                 if least == most
                 else f"{least} to {most}"
             )
-            raise InputError(f"{self.name}: expected {wanted} columns, found {len(embeddings)}")
+            raise InputError(f"{self.name}: expected {accepted} columns, found {len(embeddings)}")
         fields = {name: keywords.pop(name) for name in FIELDS & keywords.keys()}
         for need in self.about.needs:
             if fields.get("score" if need == "scores" else need) is None:
@@ -176,7 +176,7 @@ class Loss:
     def init(self, dim: int, key: PRNGKeyArray) -> Params:
         """The loss's own parameters at the start for embeddings of size `dim`.
 
-        {} if there are none.
+        {} if it has none.
         """
         settled = bind(self) if self.parameters else self
         return settled.about.init(dim, key) if settled.about.init else {}
@@ -314,7 +314,7 @@ def parameters_of(function: Callable) -> dict[str, inspect.Parameter]:
 def settle(
     name: str,
     parameters: Mapping[str, inspect.Parameter],
-    given: Mapping[str, Any],
+    settings: Mapping[str, Any],
     schedules: bool = False,
 ) -> dict[str, Any]:
     """All arguments, defaults included, of the types that `name` declares.
@@ -323,7 +323,7 @@ def settle(
         schedules: whether a number may be a schedule, written as one or made.
     """
     settled = {}
-    for argument, value in given.items():
+    for argument, value in settings.items():
         if not parameters:
             raise InputError(f"{name} takes no arguments by name, found {argument!r}")
         if argument not in parameters:

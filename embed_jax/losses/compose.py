@@ -97,7 +97,7 @@ def masked(loss: AnyLoss, *, min_score: float) -> Loss:
     """
     loss = bind(loss)
 
-    def kept(columns: Columns) -> Bool[Array, " B"]:
+    def selects(columns: Columns) -> Bool[Array, " B"]:
         if columns.score is None:
             raise InputError(
                 f"config.loss.name: masked({loss.name}) needs examples with a score, found none"
@@ -105,7 +105,7 @@ def masked(loss: AnyLoss, *, min_score: float) -> Loss:
         return columns.score[:, 0] >= min_score
 
     def compute(own: Columns, world: World, params: Params) -> LossResult:
-        return _of_some(loss, kept, own, world, params)
+        return _of_some(loss, selects, own, world, params)
 
     needed = dataclasses.replace(
         loss.about, needs=tuple(dict.fromkeys((*loss.about.needs, "score"))), queue=False
@@ -162,10 +162,10 @@ def per_dataset(losses: Mapping[str, AnyLoss]) -> Loss:
             total_values = jnp.where(mine, values, total_values)
             factor = jnp.where(present, _ratio(totals[-1], totals[number]), jnp.nan)
             shown = {f"loss/{name}": values} | {
-                f"{name}/{metric}": found for metric, found in own_metrics.items()
+                f"{name}/{metric}": entry for metric, entry in own_metrics.items()
             }
             metrics |= {
-                metric: jnp.where(mine, found, 0.0) * factor for metric, found in shown.items()
+                metric: jnp.where(mine, entry, 0.0) * factor for metric, entry in shown.items()
             }
         return total_values, weights, metrics
 
@@ -217,25 +217,25 @@ def _shared_columns(losses: Sequence[Loss]) -> tuple[int, int]:
 
 def _shared_layers(losses: Sequence[Loss]) -> int:
     """Returns the number of earlier layers of those losses that have any."""
-    found = {loss.about.layers for loss in losses} - {0}
-    if len(found) > 1:
+    counts = {loss.about.layers for loss in losses} - {0}
+    if len(counts) > 1:
         raise InputError(
-            f"expected one sample of layers for all adaptive_layers, found {sorted(found)}"
+            f"expected one sample of layers for all adaptive_layers, found {sorted(counts)}"
         )
-    return found.pop() if found else 0
+    return counts.pop() if counts else 0
 
 
 def _shared_datasets(losses: Sequence[Loss]) -> Mapping[str, About]:
     """The data sets that losses tell apart, which must be the same for all that do."""
-    found = [loss for loss in losses if loss.of_dataset]
-    for loss in found[1:]:
-        if loss.datasets != found[0].datasets:
-            first, second = (", ".join(one.datasets) for one in (found[0], loss))
+    separate = [loss for loss in losses if loss.of_dataset]
+    for loss in separate[1:]:
+        if loss.datasets != separate[0].datasets:
+            first, second = (", ".join(nested.datasets) for nested in (separate[0], loss))
             raise InputError(
                 f"expected the same data sets in the same order in each per_dataset, found "
                 f"{first}; {second}"
             )
-    return found[0].of_dataset if found else {}
+    return separate[0].of_dataset if separate else {}
 
 
 def common_weights(
@@ -262,10 +262,10 @@ def _ratio(numerator: Float[Array, "*n"], denominator: Float[Array, "*n"]) -> Fl
 
 
 def _free(name: str, taken: Mapping[str, Any]) -> str:
-    number, found = 1, name
-    while found in taken:
-        number, found = number + 1, f"{name}_{number + 1}"
-    return found
+    number, entry = 1, name
+    while entry in taken:
+        number, entry = number + 1, f"{name}_{number + 1}"
+    return entry
 
 
 # ---- columns changed -----------------------------------------------------------------------------------------
@@ -280,7 +280,7 @@ def _swapped(columns: Columns) -> Columns:
 
 def _of_some(
     loss: Loss,
-    kept: Callable[[Columns], Bool[Array, " B"]],
+    selects: Callable[[Columns], Bool[Array, " B"]],
     own: Columns,
     world: World,
     params: Params,
@@ -291,7 +291,7 @@ def _of_some(
     def change(columns: Columns) -> Columns:
         columns = columns.select(range(len(columns.embeddings))[:most]) if most else columns
         # What a queue holds is of all examples.
-        return columns.replace(present=columns.present & kept(columns)[None], queue=None)
+        return columns.replace(present=columns.present & selects(columns)[None], queue=None)
 
     values, weights, metrics = loss.on_world(change(own), world.view(change), params)
-    return values, jnp.where(kept(own), weights, 0.0), metrics
+    return values, jnp.where(selects(own), weights, 0.0), metrics

@@ -333,7 +333,7 @@ def score_mse(
 def relational(own: Columns, world: World, params: Params) -> LossResult:
     """The mean of (cos(s_i, s_j) - cos(t_i, t_j))^2 over all texts i and j of the world that are there, of all columns.
 
-    The teacher's size need not be the student's. Similarity-preserving distillation: Tung and Mori
+    The teacher's size may differ from the student's. Similarity-preserving distillation: Tung and Mori
     (2019), "Similarity-Preserving Knowledge Distillation", with cosines in place of normalised
     rows.
 

@@ -55,9 +55,9 @@ def build_loss(expression: str, fields: Mapping[str, Any] | None = None) -> Loss
     try:
         tree = ast.parse(source, mode="eval").body
     except (SyntaxError, ValueError) as error:
-        said = getattr(error, "msg", str(error))
+        reason = getattr(error, "msg", str(error))
         raise InputError(
-            f"config.loss.name: {source!r}: {said}; expected a loss such as 'info_nce()'"
+            f"config.loss.name: {source!r}: {reason}; expected a loss such as 'info_nce()'"
         ) from None
     return _Reader(source, own, fields or {}).loss(tree)
 
@@ -158,7 +158,7 @@ class _Reader:
                 )
             losses = {dataset: self.loss(value) for dataset, value in named.items()}
             return self._tried(node, lambda: per_dataset(losses))
-        given = {
+        arguments = {
             argument: self._literal(node, argument, value) for argument, value in named.items()
         }
         if name in COMBINATORS:
@@ -169,7 +169,7 @@ class _Reader:
                 )
             combine, inner = COMBINATORS[name], self.loss(positional[0])
             return self._tried(
-                node, lambda: combine(inner, **settle(name, parameters_of(combine), given))
+                node, lambda: combine(inner, **settle(name, parameters_of(combine), arguments))
             )
         function = self._tried(node, lambda: as_loss(lookup("loss", self.own.get(name, name))))
         parameters = function.parameters
@@ -179,10 +179,10 @@ class _Reader:
                 node,
                 f"expected arguments by name, found {self._text(positional[0])}; known: {known}",
             )
-        more = {
+        defaults = {
             argument: value for argument, value in self.fields.items() if argument in parameters
         }
-        bound = self._tried(node, lambda: bind(function, **more | given))
+        bound = self._tried(node, lambda: bind(function, **defaults | arguments))
         return bound if name in self.own else dataclasses.replace(bound, name=name)
 
     def _once(self, node: ast.expr, pairs: Sequence[tuple[Any, ast.expr]]) -> dict[str, ast.expr]:
@@ -202,9 +202,10 @@ class _Reader:
             return number
         if isinstance(node, ast.Constant) and isinstance(node.value, bool | str):
             return node.value
-        found = self._text(node)
+        source_text = self._text(node)
         raise self._error(
-            call, f"{argument}: expected a number, True, False or a string in quotes, found {found}"
+            call,
+            f"{argument}: expected a number, True, False or a string in quotes, found {source_text}",
         )
 
     def _tried(self, node: ast.expr, make: Callable[[], Loss]) -> Loss:

@@ -155,7 +155,7 @@ def info_nce(
         counts = (rows.column == ANCHOR)[:, None] & (candidates.column != ANCHOR)[None, :]
         same = rows.example[:, None] == candidates.example[None, :]
         is_hard = (candidates.column > POSITIVE)[None, :]
-        more = jnp.where(counts & same & is_hard, jnp.log(hard_negative_weight), 0.0)[None]
+        bonus = jnp.where(counts & same & is_hard, jnp.log(hard_negative_weight), 0.0)[None]
         if hardness:
             chosen = {
                 "in_batch_negatives": ~same,
@@ -163,8 +163,8 @@ def info_nce(
                 "all_negatives": counts,
             }[hardness]
             stronger = hardness_strength * jax.lax.stop_gradient(similarities)
-            more = more + jnp.where(chosen & counts, stronger, 0.0)
-        return more
+            bonus = bonus + jnp.where(chosen & counts, stronger, 0.0)
+        return bonus
 
     adjusts = not is_number(hard_negative_weight, 1.0) or hardness
     scale = scale_of(temperature, params)
@@ -371,7 +371,7 @@ def siglip(
     passages = tuple(range(POSITIVE, len(own.embeddings)))
     shared = (jnp.exp(params["log_scale"]), params["bias"])
     block = similarity_block(
-        negatives, lambda found, shared: jax.nn.softplus(found * shared[0] + shared[1]), 0.0
+        negatives, lambda compared, shared: jax.nn.softplus(compared * shared[0] + shared[1]), 0.0
     )
     rows = negatives.rows(own, ANCHOR)
     values = jax.nn.softplus(-(rows.positive * shared[0] + shared[1]))
@@ -415,7 +415,7 @@ def mega_batch_margin(
     negatives = Negatives(find_score(similarity), (), mask_duplicates)
     passages = tuple(range(POSITIVE, len(own.embeddings)))
     rows = negatives.rows(own, ANCHOR)
-    block = similarity_block(negatives, lambda found, _: found, -jnp.inf)
+    block = similarity_block(negatives, lambda compared, _: compared, -jnp.inf)
     extra_candidates = negatives.earlier(own)
     hardest = world.max(
         block,

@@ -155,8 +155,8 @@ class Negatives:
         if self.score.symmetric or (rows.side, candidates.side) == ("query", "document"):
             return self.score.matrix(rows.embeddings, candidates.embeddings, self.dims)
         if (rows.side, candidates.side) == ("document", "query"):
-            found = self.score.matrix(candidates.embeddings, rows.embeddings, self.dims)
-            return jnp.swapaxes(found, 1, 2)
+            similarities = self.score.matrix(candidates.embeddings, rows.embeddings, self.dims)
+            return jnp.swapaxes(similarities, 1, 2)
         raise InputError(
             f"config.loss: similarity={self.score.name!r} compares a query with a document, never "
             f"two of one kind: "
@@ -189,8 +189,8 @@ class Negatives:
             negative &= same | ~is_hard
         if self.mask_duplicates:
             for mine in (rows.text, rows.partner):
-                for theirs in (candidates.text, candidates.partner):
-                    negative &= ~_equal(mine, theirs)
+                for other_hash in (candidates.text, candidates.partner):
+                    negative &= ~_equal(mine, other_hash)
             if rows.keys is not None:
                 for kind in range(rows.keys.shape[1]):
                     known = jnp.any(rows.keys[:, kind] != 0, axis=-1)[:, None]
@@ -204,16 +204,16 @@ class Negatives:
         self, rows: Texts, candidates: Texts, similarities: Array
     ) -> Bool[Array, "M b n"]:
         if self.mask_by == "guide":
-            found = dot_matrix(rows.guide, candidates.guide)[None]
+            compared = dot_matrix(rows.guide, candidates.guide)[None]
             positive = rows.guide_positive[None]
         else:
-            found, positive = similarities, rows.positive
+            compared, positive = similarities, rows.positive
         limit = {
             "absolute": positive - self.mask_margin,
             "relative": positive - self.mask_margin * jnp.abs(positive),
             "threshold": jnp.full_like(positive, self.mask_margin),
         }[self.mask_strategy]
-        return found > limit[..., None]
+        return compared > limit[..., None]
 
 
 def gap_block(

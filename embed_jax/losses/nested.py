@@ -174,19 +174,23 @@ def adaptive_layers(
 
 def _sizes(dims: str, weights: str) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """The sizes, ascending, and their weights."""
-    found = [size.strip() for size in dims.split(",")]
-    if not all(size.isdecimal() and int(size) > 0 for size in found):
+    parts = [size.strip() for size in dims.split(",")]
+    if not all(size.isdecimal() and int(size) > 0 for size in parts):
         raise InputError(f"dims: expected sizes from 1 with commas between, found {dims!r}")
-    sizes = [int(size) for size in found]
+    sizes = [int(size) for size in parts]
     if len(set(sizes)) < len(sizes):
         raise InputError(f"dims: expected each size once, found {dims!r}")
     if sizes not in (sorted(sizes), sorted(sizes, reverse=True)):
         raise InputError(f"dims: expected sizes in ascending or descending order, found {dims!r}")
-    given = [weight.strip() for weight in weights.split(",")] if weights else ["1"] * len(sizes)
-    if len(given) != len(sizes):
-        raise InputError(f"weights: expected {len(sizes)}, as many as dims, found {len(given)}")
+    weight_texts = (
+        [weight.strip() for weight in weights.split(",")] if weights else ["1"] * len(sizes)
+    )
+    if len(weight_texts) != len(sizes):
+        raise InputError(
+            f"weights: expected {len(sizes)}, as many as dims, found {len(weight_texts)}"
+        )
     try:
-        counts = [float(weight) for weight in given]
+        counts = [float(weight) for weight in weight_texts]
     except ValueError:
         counts = [math.nan]
     if not all(math.isfinite(count) and count >= 0 for count in counts) or not any(counts):

@@ -58,7 +58,7 @@ def map_groups(
     Only results are kept for the backward pass, which computes each group again.
 
     This is gradient caching (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under
-    Memory Limited Setup") by rematerialisation: exact, and blind to the loss. One group alone is
+    Memory Limited Setup") by rematerialisation: exact, and blind to the loss. A single group is
     not rematerialised, since there is nothing to save.
 
     Args:
@@ -71,15 +71,15 @@ def map_groups(
     """
     groups = jax.tree.leaves(tokens)[0].shape[0]
 
-    def of_one(numbered):
+    def encode_group(numbered):
         number, group = numbered
         return function(group, None if key is None else jax.random.fold_in(key, number))
 
     numbers = first_group + jnp.arange(groups)
     if groups == 1:
-        found = of_one((numbers[0], jax.tree.map(lambda leaf: leaf[0], tokens)))
-        return jax.tree.map(lambda leaf: leaf[None], found)
-    return lax.map(jax.checkpoint(of_one), (numbers, tokens))
+        outputs = encode_group((numbers[0], jax.tree.map(lambda leaf: leaf[0], tokens)))
+        return jax.tree.map(lambda leaf: leaf[None], outputs)
+    return lax.map(jax.checkpoint(encode_group), (numbers, tokens))
 
 
 def encode_groups(
@@ -96,9 +96,9 @@ def encode_groups(
         key: root of the dropout keys; None: no dropout.
         read: maps a layer's parameters, as stored, to those to compute with.
     """
-    more = {} if read is None else {"read": read}
+    options = {} if read is None else {"read": read}
     return map_groups(
-        lambda group, key: encoder.apply(params, group, key, **more), tokens, key, first_group
+        lambda group, key: encoder.apply(params, group, key, **options), tokens, key, first_group
     )
 
 
@@ -248,8 +248,8 @@ def global_loss(
             value, own_metrics = mean_of_groups(sums[name])
             total = total + weight * value
             metrics |= {
-                f"{name}/{metric}": found
-                for metric, found in {"loss": value, **own_metrics}.items()
+                f"{name}/{metric}": outputs
+                for metric, outputs in {"loss": value, **own_metrics}.items()
             }
         if not extra:
             return total, (metrics, jnp.isfinite(values))

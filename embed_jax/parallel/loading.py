@@ -28,7 +28,7 @@ def sharded_put(shardings: Callable[[str, tuple[int, ...]], Sharding], dtype: st
     """
 
     def put(path: str, shape: tuple[int, ...], stored: np.dtype, read: Read) -> jax.Array:
-        wanted = jnp.dtype(dtype) if dtype else param_dtype(stored)
+        target_dtype = jnp.dtype(dtype) if dtype else param_dtype(stored)
         sharding = shardings(path, shape)
         holders: dict[tuple[tuple[int, int, int], ...], list[jax.Device]] = {}
         for device, index in sharding.addressable_devices_indices_map(shape).items():
@@ -36,7 +36,7 @@ def sharded_put(shardings: Callable[[str, tuple[int, ...]], Sharding], dtype: st
             holders.setdefault(bounds, []).append(device)
         parts = []
         for bounds, devices in holders.items():
-            value = read(tuple(slice(*bound) for bound in bounds)).astype(wanted, copy=False)
+            value = read(tuple(slice(*bound) for bound in bounds)).astype(target_dtype, copy=False)
             # Waiting, and copies on CPU too, so that the host's own array can go before the next is
             # read.
             parts += jax.block_until_ready(

@@ -163,8 +163,8 @@ def _streamed(
             finite_shift(result) if kind == "logsumexp" else total,
         )
 
-    def run_backward(kept, cotangents):
-        (rows, tiles, shared, (fixed_rows, fixed_tiles, valid, start)), known = kept
+    def run_backward(residuals, cotangents):
+        (rows, tiles, shared, (fixed_rows, fixed_tiles, valid, start)), known = residuals
         cotangent = cotangents[0][..., None]
 
         def back(carry, tile):
@@ -190,8 +190,8 @@ def _streamed(
 
         def hop(carry, _):
             sums, d_tiles, tiles, fixed_tiles = carry
-            (sums, _), more = lax.scan(back, (sums, (fixed_tiles, valid)), tiles)
-            return (sums, *pass_on((_add(d_tiles, more), tiles, fixed_tiles))), None
+            (sums, _), other = lax.scan(back, (sums, (fixed_tiles, valid)), tiles)
+            return (sums, *pass_on((_add(d_tiles, other), tiles, fixed_tiles))), None
 
         sums = (_zeros(rows), _zeros(shared), start.astype(jnp.int32)[0, 0])
         (d_rows, d_shared, _), d_tiles, *_ = _repeat(
@@ -275,5 +275,5 @@ def _zeros(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: jnp.where(jnp.zeros((), bool), leaf, 0.0), tree)
 
 
-def _add(tree: Any, more: Any) -> Any:
-    return jax.tree.map(jnp.add, tree, more)
+def _add(tree: Any, other: Any) -> Any:
+    return jax.tree.map(jnp.add, tree, other)

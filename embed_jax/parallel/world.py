@@ -39,7 +39,7 @@ class OneWorld(LocalWorld):
     axes: tuple[str, ...] = ()
     tile: int = 0
 
-    def gather(self, values: Float[Array, b * x]) -> Float[Array, B * x]:
+    def gather(self, values: Float[Array, "b *x"]) -> Float[Array, "B *x"]:
         return lax.all_gather(values, self.axes, tiled=True) if self.axes else values
 
     def total(self, value: Float[Array, "*x"]) -> Float[Array, "*x"]:
