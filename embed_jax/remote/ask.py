@@ -98,7 +98,7 @@ class PromptEndpoint(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A prompt, what makes of its answer what is wanted, and where the prompt comes from ("FILE:LINE").
+    """A prompt, the function that reads its answer, and where the prompt comes from ("FILE:LINE").
 
     `parse` raises Failed for an answer that is not as asked.
     """

@@ -59,9 +59,9 @@ class ChatEndpoint(Server):
             "messages": [{"role": "user", "content": prompt}],
             **self.settings,
         }
-        found = self.post(content)
+        answer = self.post(content)
         try:
-            return self.without_key(answer_text(self.interface, found))
+            return self.without_key(answer_text(self.interface, answer))
         except Failed as error:
             raise Failed(self.without_key(str(error))) from None
 

@@ -65,8 +65,8 @@ class Interface:
 
 
 def _openai_request(model, texts, dim, kind, settings):
-    given = _given(dimensions=dim, input_type=kind)
-    return {"model": model, "input": texts, "encoding_format": "float", **given, **settings}
+    options = _given(dimensions=dim, input_type=kind)
+    return {"model": model, "input": texts, "encoding_format": "float", **options, **settings}
 
 
 def _voyage_request(model, texts, dim, kind, settings):
@@ -79,8 +79,8 @@ def _voyage_request(model, texts, dim, kind, settings):
 
 
 def _cohere_request(model, texts, dim, kind, settings):
-    given = _given(output_dimension=dim, input_type=kind)
-    return {"model": model, "texts": texts, "embedding_types": ["float"], **given, **settings}
+    options = _given(output_dimension=dim, input_type=kind)
+    return {"model": model, "texts": texts, "embedding_types": ["float"], **options, **settings}
 
 
 def _google_request(model, texts, dim, kind, settings):
@@ -97,7 +97,7 @@ def _given(**fields: Any) -> dict[str, Any]:
 
 
 def _by_index(body):
-    numbers = [one.get("index", place) for place, one in enumerate(body["data"])]
+    numbers = [item.get("index", place) for place, item in enumerate(body["data"])]
     if sorted(numbers) != list(range(len(numbers))):
         raise Failed("the server's answer does not number its embeddings 0, 1, 2, ...")
     return [body["data"][place]["embedding"] for place in np.argsort(numbers)]
@@ -154,7 +154,7 @@ INTERFACES = {
             "clustering": "CLUSTERING",
         },
         _google_request,
-        lambda body: [one["values"] for one in body["embeddings"]],
+        lambda body: [entry["values"] for entry in body["embeddings"]],
         key_header="x-goog-api-key",
     ),
 }
@@ -197,7 +197,7 @@ class EmbeddingEndpoint(Server):
             timeout: seconds for a whole answer.
 
         Raises:
-            InputError: for an unknown interface, a URL that is none, a key that is missing.
+            InputError: for an unknown interface, an invalid URL, a key that is missing.
         """
         if interface not in INTERFACES:
             raise InputError(unknown("interface", interface, INTERFACES))
@@ -289,26 +289,26 @@ def endpoint_encoder(
         RunError: by `encode`: for a request that failed in every try, or embeddings of another
             dimension than earlier ones. What came before is in the cache.
     """
-    kept = VectorCache(cache) if cache else None
+    stored = VectorCache(cache) if cache else None
     most = batch_size or endpoint.interface.most_texts
     size = endpoint.dim
 
     def checked(vectors: Float[np.ndarray, "n D"]) -> Float[np.ndarray, "n D"]:
         nonlocal size
         if size and vectors.shape[1] != size:
-            found = f"found an embedding of {vectors.shape[1]} numbers after some of {size}"
-            where = f" (embeddings of both in {kept.path}?)" if kept else ""
+            message = f"found an embedding of {vectors.shape[1]} numbers after some of {size}"
+            where = f" (embeddings of both in {stored.path}?)" if stored else ""
             raise RunError(
-                f"{endpoint.url}: {found}: is {endpoint.model} another model now?{where}"
+                f"{endpoint.url}: {message}: is {endpoint.model} another model now?{where}"
             )
         size = vectors.shape[1]
         return vectors
 
     def cached(keys: Iterable[str]) -> Iterator[tuple[Sequence[str], Float[np.ndarray, "n D"]]]:
         for key in keys:
-            yield [key], checked(kept[key][None])
+            yield [key], checked(stored[key][None])
 
-    def asked(
+    def request_vectors(
         texts: Mapping[str, str], kind: str
     ) -> Iterator[tuple[Sequence[str], Float[np.ndarray, "n D"]]]:
         jobs = (
@@ -322,8 +322,8 @@ def endpoint_encoder(
                     raise RunError(f"{job.where}: {answer}")
                 keys, vectors = answer
                 checked(vectors)
-                if kept is not None:
-                    kept.add(keys, vectors)
+                if stored is not None:
+                    stored.add(keys, vectors)
                 yield keys, vectors
 
     def encode(
@@ -340,11 +340,11 @@ def endpoint_encoder(
             text = (prompt + text) or " "
             key = endpoint.key_of(text, word)
             rows.setdefault(key, []).append(row)
-            if kept is None or key not in kept:
+            if stored is None or key not in stored:
                 missing[key] = text
         embeddings = np.zeros((len(texts), 0), np.float32)
         for keys, vectors in itertools.chain(
-            cached(rows.keys() - missing.keys()), asked(missing, word)
+            cached(rows.keys() - missing.keys()), request_vectors(missing, word)
         ):
             if not embeddings.shape[1]:
                 embeddings = np.empty((len(texts), vectors.shape[1]), np.float32)

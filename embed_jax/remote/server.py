@@ -75,7 +75,7 @@ class Server:
             timeout: seconds for a whole answer.
 
         Raises:
-            InputError: for a URL that is none, or that holds a password or parameters.
+            InputError: for an invalid URL, or that holds a password or parameters.
         """
         parts = urllib.parse.urlsplit(base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -147,10 +147,10 @@ class Server:
 
     def _refusal(self, error: urllib.error.HTTPError) -> Exception:
         try:
-            said = message_of(error.read().decode(errors="replace"))
+            reason = message_of(error.read().decode(errors="replace"))
         except (OSError, http.client.HTTPException):
-            said = ""
-        message = f"HTTP {error.code} from {self.url}: {self.without_key(said) or error.reason}"
+            reason = ""
+        message = f"HTTP {error.code} from {self.url}: {self.without_key(reason) or error.reason}"
         if error.code in PASSING or error.code >= 500:
             return Failed(message, wait=retry_after(error.headers.get("Retry-After")))
         if error.code < 400:
@@ -164,8 +164,8 @@ class Server:
             return InputError(f"{self.url}: certificate refused: {reason.verify_message}")
         if isinstance(reason, ConnectionResetError | BrokenPipeError):
             return Failed(f"the connection was cut: {one_line(reason)}")
-        said = getattr(reason, "strerror", None) or str(reason)
-        return Failed(f"{self.url} cannot be reached: {said}", unreachable=True)
+        text = getattr(reason, "strerror", None) or str(reason)
+        return Failed(f"{self.url} cannot be reached: {text}", unreachable=True)
 
 
 def read_key(variable: str, otherwise: str) -> str:
@@ -175,7 +175,7 @@ def read_key(variable: str, otherwise: str) -> str:
         otherwise: what else the user can do, for the message.
 
     Raises:
-        InputError: if there is none, or it can stand in no HTTP header; the message does not hold
+        InputError: if it is missing, or can't stand in an HTTP header; the message does not hold
             it.
     """
     key = os.environ.get(variable, "").strip()

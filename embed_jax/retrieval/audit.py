@@ -85,7 +85,7 @@ class AuditedRows:
         hard_places: which of `hard` are the text of a code.
         contained: by row, the (row, k) of hard negatives that contain its positive or are part of
             it.
-        own, others: how many times a hard negative is a false one of its own row, and of another.
+        own, others: how many times a hard negative is a false one of the same row, and of another.
     """
 
     count: int
@@ -114,8 +114,8 @@ class AuditedRows:
         """Tells whether two rows share a text, an id or a group."""
         shared = np.zeros(len(first), bool)
         for codes in self.codes.values():
-            mine, theirs = codes[first][:, :, None], codes[second][:, None, :]
-            shared |= ((mine == theirs) & (mine >= 0)).any((1, 2))
+            mine, others = codes[first][:, :, None], codes[second][:, None, :]
+            shared |= ((mine == others) & (mine >= 0)).any((1, 2))
         return shared
 
 
@@ -154,30 +154,32 @@ def read_audited(
     anchors = np.frombuffer(hashes["text"], np.uint64)[::2]
     codes, texts = {}, np.zeros(0, np.uint64)
     for name in by:
-        values, found = np.unique(np.frombuffer(hashes[name], np.uint64), return_inverse=True)
+        values, inverse = np.unique(np.frombuffer(hashes[name], np.uint64), return_inverse=True)
         if name == "text":
-            texts, codes[name] = values, found.reshape(-1, 2)
+            texts, codes[name] = values, inverse.reshape(-1, 2)
             codes[name][codes[name][:, 0] == codes[name][:, 1], 1] = -1
         else:
-            codes[name] = np.where(values == 0, -1, np.arange(len(values)))[found][:, None]
+            codes[name] = np.where(values == 0, -1, np.arange(len(values)))[inverse][:, None]
             if required and not values.any():
                 raise InputError(f"{file.data}: no row has the field {name!r}")
 
-    wanted = np.frombuffer(hashes["hard"], np.uint64)
-    known = np.isin(wanted, texts)
+    hard_hashes = np.frombuffer(hashes["hard"], np.uint64)
+    known = np.isin(hard_hashes, texts)
     code, where = (
-        np.searchsorted(texts, wanted[known]),
+        np.searchsorted(texts, hard_hashes[known]),
         np.frombuffer(hard, np.int64).reshape(-1, 2)[known],
     )
     own = others = 0
     if len(code):
         own = int((codes["text"][where[:, 0]] == code[:, None]).any(1).sum())
         others = int(CodePositions(codes["text"]).sizes[code].sum()) - own
-    contained = find_contained(file, anchors) if len(wanted) else {}
+    contained = find_contained(file, anchors) if len(hard_hashes) else {}
     mine = sum(row == other for row, negatives in contained.items() for other, _ in negatives)
     own, others = own + mine, others + sum(map(len, contained.values())) - mine
     hard_places = CodePositions(code[:, None])
-    return AuditedRows(len(anchors), codes, len(wanted), where, hard_places, contained, own, others)
+    return AuditedRows(
+        len(anchors), codes, len(hard_hashes), where, hard_places, contained, own, others
+    )
 
 
 def find_contained(
@@ -279,8 +281,8 @@ def find_similar(
         for top in range(0, count, ROW_BLOCK):
             block = units[top : top + ROW_BLOCK]
             for left in range(top // COLUMN_BLOCK * COLUMN_BLOCK, count, COLUMN_BLOCK):
-                found = np.asarray(cosines(block, units[left : left + COLUMN_BLOCK]))
-                first, second = np.nonzero(found > threshold)
+                similarities = np.asarray(cosines(block, units[left : left + COLUMN_BLOCK]))
+                first, second = np.nonzero(similarities > threshold)
                 upper = top + first < left + second
                 first, second = first[upper], second[upper]
-                yield top + first, left + second, found[first, second]
+                yield top + first, left + second, similarities[first, second]

@@ -37,8 +37,8 @@ def bm25_search(
         list(queries.values()), k
     )
     return {
-        query: {names[row]: score for row, score in zip(found, values, strict=True) if row >= 0}
-        for query, found, values in zip(queries, rows.tolist(), scores.tolist(), strict=True)
+        query: {names[row]: score for row, score in zip(documents, values, strict=True) if row >= 0}
+        for query, documents, values in zip(queries, rows.tolist(), scores.tolist(), strict=True)
     }
 
 
@@ -102,8 +102,8 @@ class BM25Searcher:
     ) -> Float[np.ndarray, "Q p"]:
         """The score of each query with its own rows; -inf for row -1."""
         scores = np.full(rows.shape, -np.inf, np.float32)
-        for found, row, words in zip(scores, rows, _words(queries), strict=True):
-            found[row >= 0] = self._scores(words)[row[row >= 0]]
+        for query_scores, row, words in zip(scores, rows, _words(queries), strict=True):
+            query_scores[row >= 0] = self._scores(words)[row[row >= 0]]
         return scores
 
     def _scores(self, words: Sequence[str]) -> Float[np.ndarray, " N"]:
@@ -116,7 +116,7 @@ class BM25Searcher:
 def _words(texts: Sequence[str]) -> list[list[str]]:
     import bm25s
 
-    found = bm25s.tokenize(
+    tokens = bm25s.tokenize(
         [text if text.isascii() else unicodedata.normalize("NFC", text) for text in texts],
         token_pattern=word_pattern(),
         stopwords="en",
@@ -125,5 +125,5 @@ def _words(texts: Sequence[str]) -> list[list[str]]:
     )
     return [
         words if text.isascii() else [part for word in words for part in bigrams(word)]
-        for text, words in zip(texts, found, strict=True)
+        for text, words in zip(texts, tokens, strict=True)
     ]

@@ -133,8 +133,8 @@ def calibrate(sample: Float[np.ndarray, "N D"], precision: str) -> Calibration |
 
 def pq_parts(precision: str) -> int:
     """m of "pq<m>", 0 of other precisions."""
-    found = re.fullmatch(r"pq([1-9]\d*)", precision)
-    return int(found[1]) if found else 0
+    match = re.fullmatch(r"pq([1-9]\d*)", precision)
+    return int(match[1]) if match else 0
 
 
 def calibration_of(precision: str) -> str | None:
@@ -170,8 +170,8 @@ def checked(
     """
     embeddings = np.asarray(embeddings)
     if embeddings.ndim != 2 or not np.issubdtype(embeddings.dtype, np.floating):
-        found = f"{embeddings.dtype} {list(embeddings.shape)}"
-        raise InputError(f"{what}: expected floating-point numbers [N, D], found {found}")
+        shape = f"{embeddings.dtype} {list(embeddings.shape)}"
+        raise InputError(f"{what}: expected floating-point numbers [N, D], found {shape}")
     embeddings = np.ascontiguousarray(embeddings, np.float32)
     finite = np.isfinite(embeddings).all(axis=1)
     if not finite.all():
@@ -224,20 +224,20 @@ def load_calibration(path: Path) -> Calibration:
     try:
         kind = {"ranges": Ranges, "codebook": Codebook}[content["kind"]]
         values = {**content, **arrays}
-        found = kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)})
-        sound = found.dim == content["dim"] and all(
+        calibration = kind(**{field.name: values[field.name] for field in dataclasses.fields(kind)})
+        sound = calibration.dim == content["dim"] and all(
             np.isfinite(array).all() for array in arrays.values()
         )
         sound = sound and (
-            found.low.shape == found.high.shape
+            calibration.low.shape == calibration.high.shape
             if kind is Ranges
-            else found.centres.shape[1] == CENTRES
+            else calibration.centres.shape[1] == CENTRES
         )
     except (KeyError, TypeError, AttributeError, IndexError):
         sound = False
     if not sound:
         raise InputError(f"{described}: no calibration, or {numbers.name} is another's")
-    return found
+    return calibration
 
 
 def _files(path: Path) -> tuple[Path, Path]:
@@ -250,8 +250,8 @@ def _codebook(sample: Float[np.ndarray, "N D"], parts: int) -> Codebook:
     import faiss
 
     if len(sample) < ADVISED_SAMPLE_PQ:
-        found = f"{CENTRES} centres are learnt from {len(sample):,} vectors"
-        warn(f"pq{parts}: {found}; FAISS advises {ADVISED_SAMPLE_PQ:,}")
+        message = f"{CENTRES} centres are learnt from {len(sample):,} vectors"
+        warn(f"pq{parts}: {message}; FAISS advises {ADVISED_SAMPLE_PQ:,}")
     quantizer = faiss.ProductQuantizer(sample.shape[1], parts, 8)
     quantizer.cp.min_points_per_centroid = 1  # else FAISS warns too, in its own way
     quantizer.train(sample)

@@ -119,7 +119,7 @@ class CompressedIndex:
             raise InputError(f"expected k from 1 up and rescore from 0 up, found {k} and {rescore}")
         scores, rows = self._first(queries, min(k * max(rescore, 1), len(self)), asymmetric)
         order = np.argsort(rows, axis=1)  # so that equal scores come in the order of the rows
-        scores, rows = (np.take_along_axis(found, order, axis=1) for found in (scores, rows))
+        scores, rows = (np.take_along_axis(array, order, axis=1) for array in (scores, rows))
         if rescore and (originals is not None or not asymmetric):
             scores = _rescored(queries, rows, originals or self)
         best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
@@ -194,6 +194,6 @@ def _rescored(
     step = max(1, RESCORE_ROWS // rows.shape[1])
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
-        found = originals.rows(rows[part].ravel()).reshape(*rows[part].shape, -1)
-        scores[part] = np.matmul(found, queries[part, :, None])[..., 0]
+        vectors = originals.rows(rows[part].ravel()).reshape(*rows[part].shape, -1)
+        scores[part] = np.matmul(vectors, queries[part, :, None])[..., 0]
     return scores

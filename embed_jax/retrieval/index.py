@@ -119,10 +119,10 @@ class DenseSearcher:
     ) -> Float[np.ndarray, "Q p"]:
         """The similarity of each query with its own rows; -inf for row -1."""
         embedded = self.embed(queries)
-        found = [
+        passages_of_queries = [
             self.embeddings.rows(row) @ query for row, query in zip(rows, embedded, strict=True)
         ]
-        return np.where(rows >= 0, np.reshape(found, rows.shape), np.float32(-np.inf))
+        return np.where(rows >= 0, np.reshape(passages_of_queries, rows.shape), np.float32(-np.inf))
 
     def embed(self, queries: Sequence[str]) -> Float[np.ndarray, "Q D"]:
         """The queries' embeddings; those of the last call are remembered, as `search` and `score` take turns."""

@@ -266,23 +266,35 @@ def _mine_block(
     if score and options.by_score:
         _rescore(queries, candidates, corpus, score)
     mined = []
-    for query, found in zip(queries, candidates, strict=True):
+    for query, own_candidates in zip(queries, candidates, strict=True):
         for place, pair in enumerate(query.pairs):
-            chosen = _choose(query.text, found, found.positive_scores[:, place], options, report)
+            chosen = _choose(
+                query.text,
+                own_candidates,
+                own_candidates.positive_scores[:, place],
+                options,
+                report,
+            )
             mined.append(
                 Mined(
                     pair["anchor"],
                     pair["positive"],
-                    tuple(corpus[row] for row in found.rows[chosen]),
-                    tuple(found.scores[chosen].tolist()),
-                    float(found.positive_scores[0, place])
-                    if len(found.positive_scores) == 1
+                    tuple(corpus[row] for row in own_candidates.rows[chosen]),
+                    tuple(own_candidates.scores[chosen].tolist()),
+                    float(own_candidates.positive_scores[0, place])
+                    if len(own_candidates.positive_scores) == 1
                     else None,
                     {name: pair[name] for name in CARRIED if pair.get(name) is not None},
                 )
             )
     if score and not options.by_score:
-        values = _scored(score, [(one.anchor, [one.positive, *one.negatives]) for one in mined])
+        values = _scored(
+            score,
+            [
+                (mined_pair.anchor, [mined_pair.positive, *mined_pair.negatives])
+                for mined_pair in mined
+            ],
+        )
         for number, (positive, *negatives) in enumerate(values):
             mined[number] = dataclasses.replace(
                 mined[number], positive_score=positive, scores=tuple(negatives)
@@ -302,14 +314,14 @@ def _search(
     for number, query in enumerate(queries):
         positives[number, : len(query.positives)] = query.positives
     # Room for each positive and a copy of it, the query's own text and repeated texts; few
-    # different k, so few compilations.
+    # different k, hence few compilations.
     repeated = int((index.same != np.arange(len(index.same))).sum())
     room = options.rank_max + 1 + min(repeated, options.rank_max)
     most = max(len(query.positives) + len(query.known) for query in queries)
     k = room + (1 << (most - 1).bit_length())
-    found = [searcher.search(texts, k) for searcher in searchers]
+    results = [searcher.search(texts, k) for searcher in searchers]
     scores, rows = (
-        np.stack(leaves, axis=-1) for leaves in zip(*found, strict=True)
+        np.stack(leaves, axis=-1) for leaves in zip(*results, strict=True)
     )  # [Q, k, searchers]
     positive_scores = np.stack([searcher.score(texts, positives) for searcher in searchers], axis=1)
     candidates = []
@@ -326,8 +338,8 @@ def _distinct(
 ) -> _Candidates:
     """The first `limit` different passages that are no copy of a positive and not the query itself."""
     sources = np.tile(np.arange(searchers), len(rows) // searchers)
-    found = rows >= 0
-    scores, rows, sources = scores[found], rows[found], sources[found]
+    is_found = rows >= 0
+    scores, rows, sources = scores[is_found], rows[is_found], sources[is_found]
     text = index.same[rows]
     known = np.isin(text, query.known)
     contained = ~known & index.copies(text.tolist(), [pair["positive"] for pair in query.pairs])
@@ -354,18 +366,20 @@ def _rescore(
 ) -> None:
     """Puts the scores of `score` in place of the searchers', and the candidates in their order."""
     lists = [
-        (query.text, [corpus[row] for row in (*query.positives, *found.rows)])
-        for query, found in zip(queries, candidates, strict=True)
+        (query.text, [corpus[row] for row in (*query.positives, *own_candidates.rows)])
+        for query, own_candidates in zip(queries, candidates, strict=True)
     ]
-    for query, found, values in zip(queries, candidates, _scored(score, lists), strict=True):
+    for query, own_candidates, values in zip(
+        queries, candidates, _scored(score, lists), strict=True
+    ):
         positive, values = np.split(np.asarray(values, np.float32), [len(query.positives)])
         order = np.argsort(-values, kind="stable")
-        found.rows, found.scores, found.positive_scores = (
-            found.rows[order],
+        own_candidates.rows, own_candidates.scores, own_candidates.positive_scores = (
+            own_candidates.rows[order],
             values[order],
             positive[None],
         )
-        found.sources = np.zeros_like(found.rows)
+        own_candidates.sources = np.zeros_like(own_candidates.rows)
 
 
 def _scored(score: PairScorer, lists: Sequence[tuple[str, list[str]]]) -> list[list[float]]:
@@ -383,13 +397,13 @@ def _scored(score: PairScorer, lists: Sequence[tuple[str, list[str]]]) -> list[l
 
 def _choose(
     query: str,
-    found: _Candidates,
+    own_candidates: _Candidates,
     positive: Float[np.ndarray, " s"],
     options: Mining,
     report: Report,
 ) -> Int[np.ndarray, " n"]:
     """The places of a pair's negatives among its query's candidates."""
-    scores, own = found.scores, positive[found.sources]
+    scores, own = own_candidates.scores, positive[own_candidates.sources]
     outside = (scores < options.score_min) | (scores > options.score_max)
     close = np.zeros_like(outside)
     if options.absolute_margin is not None:
@@ -409,13 +423,15 @@ def _choose(
     counts = {"score": outside.sum(), "margin": (close & ~outside).sum(), "kept": len(chosen)}
     counts["rank"] = min(options.rank_min, len(passed))
     counts["surplus"] = len(passed) - counts["rank"] - len(chosen)
-    report.candidates.update({name: int(count) for name, count in counts.items()} | found.dropped)
+    report.candidates.update(
+        {name: int(count) for name, count in counts.items()} | own_candidates.dropped
+    )
     return chosen
 
 
 def _queries(pairs: Sequence[Pair], index: PassageIndex) -> list[_Query]:
     if not len(pairs):
-        raise InputError("pairs: there are none")
+        raise InputError("pairs: expected at least one, found none")
     anchors, positives = (
         [_text(pair, name, number) for number, pair in enumerate(pairs)]
         for name in ("anchor", "positive")

@@ -102,12 +102,12 @@ class Report:
             for name, text in self.REASONS.items()
             if self.candidates[name]
         ]
-        found = (
+        lines = (
             f"all {total} candidates are dropped: {', '.join(taken)}"
             if total
             else "the search finds nothing"
         )
-        raise InputError(f"none of {self.pairs.total()} pairs has a negative: {found}")
+        raise InputError(f"none of {self.pairs.total()} pairs has a negative: {lines}")
 
 
 def records_of(mined: Sequence[Mined], form: str) -> Iterator[dict[str, Any]]:
@@ -126,48 +126,48 @@ def records_of(mined: Sequence[Mined], form: str) -> Iterator[dict[str, Any]]:
     """
     if form not in FORMS:
         raise InputError(unknown("form", form, FORMS))
-    return FORMS[form]([one for one in mined if one.negatives])
+    return FORMS[form]([pair for pair in mined if pair.negatives])
 
 
 def _triplets(mined: Sequence[Mined]) -> Iterator[dict[str, Any]]:
-    for one in mined:
-        for negative in one.negatives:
+    for pair in mined:
+        for negative in pair.negatives:
             yield {
-                "anchor": one.anchor,
-                "positive": one.positive,
+                "anchor": pair.anchor,
+                "positive": pair.positive,
                 "negative": negative,
-                **one.carried,
+                **pair.carried,
             }
 
 
-def n_tuple(one: Mined) -> dict[str, Any]:
+def n_tuple(pair: Mined) -> dict[str, Any]:
     """anchor positive negative_1 negative_2 ..., with what is carried."""
-    negatives = {f"negative_{number}": text for number, text in enumerate(one.negatives, 1)}
-    return {"anchor": one.anchor, "positive": one.positive, **negatives, **one.carried}
+    negatives = {f"negative_{number}": text for number, text in enumerate(pair.negatives, 1)}
+    return {"anchor": pair.anchor, "positive": pair.positive, **negatives, **pair.carried}
 
 
 def _labelled_pairs(mined: Sequence[Mined]) -> Iterator[dict[str, Any]]:
     seen = set()
-    for one in mined:
-        for text, label in ((one.positive, 1), *((negative, 0) for negative in one.negatives)):
-            if (texts := (one.anchor.strip(), text.strip())) not in seen:
+    for pair in mined:
+        for text, label in ((pair.positive, 1), *((negative, 0) for negative in pair.negatives)):
+            if (texts := (pair.anchor.strip(), text.strip())) not in seen:
                 seen.add(texts)
-                yield {"sentence1": one.anchor, "sentence2": text, "label": label}
+                yield {"sentence1": pair.anchor, "sentence2": text, "label": label}
 
 
-def scored_list(one: Mined) -> dict[str, Any]:
+def scored_list(pair: Mined) -> dict[str, Any]:
     """query passages scores, the positive first.
 
     Raises:
         InputError: for several searchers' scores.
     """
-    if one.positive_score is None:
+    if pair.positive_score is None:
         raise InputError(
             "scored-lists: several searchers' scores cannot be compared: use one, or a "
             "cross-encoder"
         )
-    passages, scores = [one.positive, *one.negatives], [one.positive_score, *one.scores]
-    return {"query": one.anchor, "passages": passages, "scores": scores}
+    passages, scores = [pair.positive, *pair.negatives], [pair.positive_score, *pair.scores]
+    return {"query": pair.anchor, "passages": passages, "scores": scores}
 
 
 FORMS = {

@@ -87,6 +87,8 @@ def passage_search(
         InputError: for an unknown similarity, and as `split_passages`.
     """
     passages, owner = split_passages(corpus, words, overlap)
-    asked = encode_queries(list(queries.values()))
-    found = top_k(asked, encoded(encode_corpus, passages), k, similarity=similarity, owner=owner)
-    return as_run(*found, list(queries), list(corpus))
+    query_vectors = encode_queries(list(queries.values()))
+    results = top_k(
+        query_vectors, encoded(encode_corpus, passages), k, similarity=similarity, owner=owner
+    )
+    return as_run(*results, list(queries), list(corpus))

@@ -159,10 +159,10 @@ def unsigned(codes: Shaped[np.ndarray, "N W"]) -> UInt8[np.ndarray, "N W"]:
 
 def check_calibration(precision: str, calibration: Calibration | None, dim: int) -> None:
     """Raises an InputError unless `calibration` is of this precision and dimension."""
-    needed, found = calibration_of(precision), calibration.precision if calibration else None
-    if needed != found:
+    needed, actual = calibration_of(precision), calibration.precision if calibration else None
+    if needed != actual:
         raise InputError(
-            f"calibration for {precision}: expected {needed and f'one of {needed}'}, found {found}"
+            f"calibration for {precision}: expected {needed and f'one of {needed}'}, found {actual}"
         )
     if calibration and calibration.dim != dim:
         raise InputError(f"calibration: of {calibration.dim} dimensions, the embeddings have {dim}")
@@ -178,8 +178,8 @@ def check_codes(
     kind = {"float32": np.float32, "int8": np.int8, "binary": np.int8}.get(precision, np.uint8)
     width = dim if precision == "float32" else pq_parts(precision) or dim * BITS[precision] // 8
     if codes.ndim != 2 or codes.dtype != kind or codes.shape[1] != width:
-        expected, found = f"{np.dtype(kind)} [N, {width}]", f"{codes.dtype} {list(codes.shape)}"
-        raise InputError(f"codes of {precision}: expected {expected}, found {found}")
+        expected, actual = f"{np.dtype(kind)} [N, {width}]", f"{codes.dtype} {list(codes.shape)}"
+        raise InputError(f"codes of {precision}: expected {expected}, found {actual}")
 
 
 def _sign_moved(codes: UInt8[np.ndarray, "N W"]) -> UInt8[np.ndarray, "N W"]:

@@ -60,9 +60,9 @@ def round_trip_filter(
             if not rows:
                 raise InputError(f"no such passage in the corpus: {passage[:60]!r}")
         _, best = search([query for query, _ in texts], k)
-        for record, rows, found, (_, passage) in zip(
+        for record, rows, ranked, (_, passage) in zip(
             block, own, np.asarray(best)[:, :k], texts, strict=True
         ):
-            found = found[found >= 0].tolist()
-            if set(rows) & set(found) or index.copies(found, [passage]).any():
+            ranked = ranked[ranked >= 0].tolist()
+            if set(rows) & set(ranked) or index.copies(ranked, [passage]).any():
                 yield record

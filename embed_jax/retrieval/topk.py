@@ -72,8 +72,8 @@ def top_k(
                 jnp.asarray, (_pad(part, CORPUS_BLOCK), seen, len(part), parts_of)
             )
             best = [
-                _merge(*one, query, *searched, similarity)
-                for one, query in zip(best, padded, strict=True)
+                _merge(*row, query, *searched, similarity)
+                for row, query in zip(best, padded, strict=True)
             ]
             seen += len(part)
     k = min(k, seen if owner is None else len(np.unique(owner)))
@@ -108,9 +108,11 @@ def dense_search(
     Raises:
         InputError: for an unknown similarity.
     """
-    asked = encode_queries(list(queries.values()))
-    found = top_k(asked, encoded(encode_corpus, corpus.values()), k, similarity=similarity)
-    return as_run(*found, list(queries), list(corpus))
+    query_vectors = encode_queries(list(queries.values()))
+    results = top_k(
+        query_vectors, encoded(encode_corpus, corpus.values()), k, similarity=similarity
+    )
+    return as_run(*results, list(queries), list(corpus))
 
 
 def encoded(encode: Encode, texts: Iterable[str]) -> Iterator[Float[np.ndarray, "n D"]]:
@@ -128,8 +130,12 @@ def as_run(
 ) -> Run:
     """Returns the results of `top_k` by the ids of queries and documents."""
     return {
-        query: {documents[number]: score for number, score in zip(found, values, strict=True)}
-        for query, found, values in zip(queries, numbers.tolist(), scores.tolist(), strict=True)
+        query: {
+            documents[number]: score for number, score in zip(rows_of_query, values, strict=True)
+        }
+        for query, rows_of_query, values in zip(
+            queries, numbers.tolist(), scores.tolist(), strict=True
+        )
     }
 
 
@@ -196,19 +202,21 @@ def _merge(
 
     `lax.top_k` puts the earlier of equal values first, and what was found so far stands first.
     """
-    found = _SCORES[similarity](queries, block)
-    found = jnp.where(jnp.arange(block.shape[0]) < count, found, -jnp.inf)
+    block_scores = _SCORES[similarity](queries, block)
+    block_scores = jnp.where(jnp.arange(block.shape[0]) < count, block_scores, -jnp.inf)
     if owner is not None:
         start = owner[0]
-        found = jax.ops.segment_max(
-            found.T, owner - start, block.shape[0], indices_are_sorted=True
+        block_scores = jax.ops.segment_max(
+            block_scores.T, owner - start, block.shape[0], indices_are_sorted=True
         ).T
         begun = rows == start  # the block's first document, if it began in the block before
-        found = found.at[:, 0].max(jnp.max(scores, axis=1, where=begun, initial=-jnp.inf))
+        block_scores = block_scores.at[:, 0].max(
+            jnp.max(scores, axis=1, where=begun, initial=-jnp.inf)
+        )
         scores = jnp.where(begun, -jnp.inf, scores)
     k = scores.shape[1]
-    found, number = jax.lax.top_k(found, min(k, block.shape[0]))
-    scores, place = jax.lax.top_k(jnp.concatenate([scores, found], axis=1), k)
+    block_scores, number = jax.lax.top_k(block_scores, min(k, block.shape[0]))
+    scores, place = jax.lax.top_k(jnp.concatenate([scores, block_scores], axis=1), k)
     return scores, jnp.take_along_axis(
         jnp.concatenate([rows, number + start], axis=1), place, axis=1
     )
@@ -223,7 +231,7 @@ def _pad(
 ) -> Shaped[np.ndarray, "m ..."]:
     """Rows, by default of zeros, up to the next power of two, or `limit`.
 
-    Few shapes, so few compilations.
+    Few shapes, hence few compilations.
     """
     size = min(limit, 1 << max(len(block) - 1, 0).bit_length())
     return np.pad(block, [(0, size - len(block)), *[(0, 0)] * (block.ndim - 1)], mode=mode)

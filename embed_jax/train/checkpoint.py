@@ -55,7 +55,7 @@ class Checkpoints:
             ) from error
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest checkpoint that can be read, and its notes; None if there is none.
+        """The newest checkpoint that can be read, and its notes; None without a checkpoint.
 
         A damaged checkpoint is named on stderr and passed over.
 
@@ -66,7 +66,7 @@ class Checkpoints:
             InputError: if a checkpoint is of another architecture or optimiser.
             RunError: if there are checkpoints and every one is damaged.
         """
-        wanted = jax.tree.map(
+        targets = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
             _as_dict(like),
         )
@@ -77,7 +77,7 @@ class Checkpoints:
                 _refuse_mismatch(
                     about["shapes"], _shapes(like), self._checkpointer.directory / str(step)
                 )
-                state = self._checkpointer.load(step, wanted)
+                state = self._checkpointer.load(step, targets)
             except InputError:
                 raise
             except Exception as error:  # whatever a damaged file makes orbax or tensorstore raise
@@ -138,19 +138,19 @@ def read_encoder(directory: Path, step: int, like: Params) -> Params:
     from orbax.checkpoint import v1 as ocp
 
     place = directory.absolute() / str(step)
-    wanted = {
+    expected = {
         "params": {"encoder": jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)}
     }
-    shapes = _leaf_shapes(wanted["params"])
+    shapes = _leaf_shapes(expected["params"])
     try:
-        found = ocp.metadata(place).custom_metadata["shapes"]
-        found = {path: shape for path, shape in found.items() if path.startswith("encoder/")}
+        stored = ocp.metadata(place).custom_metadata["shapes"]
+        stored = {path: shape for path, shape in stored.items() if path.startswith("encoder/")}
         _refuse_mismatch(
-            found, shapes, place, "config.json, or the model that it names, has changed"
+            stored, shapes, place, "config.json, or the model that it names, has changed"
         )
         loading = ocp.options.PyTreeOptions.Loading(partial_load=True)
         with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
-            return ocp.load(place, wanted)["params"]["encoder"]
+            return ocp.load(place, expected)["params"]["encoder"]
     except InputError:
         raise
     except Exception as error:  # whatever a damaged file makes orbax or tensorstore raise
@@ -174,14 +174,14 @@ def read_state(place: Path, like: TrainState) -> TrainState:
     field, place = "config.train.from_checkpoint", place.absolute()
     if not (place.is_dir() and place.name.isdecimal()):
         raise InputError(f"{field}: expected a checkpoint, RUN/checkpoints/STEP, found {place}")
-    wanted = jax.tree.map(
+    targets = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
         _as_dict(like),
     )
     try:
         shapes = ocp.metadata(place).custom_metadata["shapes"]
         _refuse_mismatch(shapes, _shapes(like), place, "use a config of the same model")
-        return like.replace(**ocp.load(place, wanted))
+        return like.replace(**ocp.load(place, targets))
     except InputError:
         raise
     except Exception as error:  # whatever a damaged file, or another optimiser's state, makes raise
@@ -210,15 +210,15 @@ def _leaf_shapes(tree: Params) -> dict[str, list[int]]:
 
 
 def _refuse_mismatch(
-    found: dict[str, list[int]],
+    shapes: dict[str, list[int]],
     expected: dict[str, list[int]],
     where: Any,
     advice: str = "use another --workdir",
 ) -> None:
-    for path in sorted(found.keys() | expected.keys()):
-        if found.get(path) != expected.get(path):
+    for path in sorted(shapes.keys() | expected.keys()):
+        if shapes.get(path) != expected.get(path):
             raise InputError(
                 f"{where}: checkpoint of another architecture: {path} has shape "
-                f"{found.get(path, 'none')}, "
+                f"{shapes.get(path, 'none')}, "
                 f"this model's has {expected.get(path, 'none')}; {advice}"
             )

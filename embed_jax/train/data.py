@@ -302,7 +302,7 @@ def _check_data(source: RecordSource, about: About, config: Experiment, dataset:
     where = f"config.mixture.sources.{dataset}.loss" if dataset else "config.loss.name"
     name = getattr(config.mixture.sources, dataset, SourceConfig()).loss or config.loss.name
     fields, records = source.fields, source.records
-    found = ", ".join(records[0])
+    field_names = ", ".join(records[0])
     for need in about.needs:
         if (
             need == "label"
@@ -311,7 +311,7 @@ def _check_data(source: RecordSource, about: About, config: Experiment, dataset:
             and fields.score is None
         ):
             raise InputError(
-                f"{where}: {name!r} needs records with a {need}, found the fields {found}"
+                f"{where}: {name!r} needs records with a {need}, found the fields {field_names}"
             )
         if need == "scores":
             texts, scores = len(fields.columns(records[0])), len(fields.score(records[0]))
@@ -328,7 +328,7 @@ def _check_data(source: RecordSource, about: About, config: Experiment, dataset:
             f"{least}" if least == most else f"{least} to {most}" if most else f"{least} or more"
         )
         raise InputError(
-            f"{where}: {name!r} needs {expected} texts a record, found {columns} ({found})"
+            f"{where}: {name!r} needs {expected} texts a record, found {columns} ({field_names})"
         )
     if about.classes:
         for number, record in looked_at(records):
@@ -386,7 +386,7 @@ def training_order(sources: Sources, config: Experiment) -> Order:
     Without duplicates, every record is read once for it.
     """
     mixture, chosen = config.mixture, vars(config.mixture.sources)
-    things = things_of(list(sources.values())) if config.batch.no_duplicates else None
+    duplicate_keys = things_of(list(sources.values())) if config.batch.no_duplicates else None
     order = make_order(
         [len(source.records) for source in sources.values()],
         config.batch.size,
@@ -395,13 +395,13 @@ def training_order(sources: Sources, config: Experiment) -> Order:
         sampling=mixture.sampling,
         temperature=mixture.temperature,
         weights=[source.weight for source in chosen.values()],
-        things=things,
+        duplicate_keys=duplicate_keys,
     )
-    if things is not None:
+    if duplicate_keys is not None:
         steps = order.count(1)
-        left = len(things) - steps * config.batch.size
+        left = len(duplicate_keys) - steps * config.batch.size
         say(
             f"no duplicates: {steps} batches of {config.batch.size} an epoch, {left} of "
-            f"{len(things)} records left out"
+            f"{len(duplicate_keys)} records left out"
         )
     return order

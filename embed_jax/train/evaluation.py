@@ -95,10 +95,10 @@ def sts_evaluators(config: Experiment) -> dict[str, Evaluator]:
     if not config.eval.sts:
         return {}
     columns = read_sts(config.eval.sts)
-    found: dict[str, Evaluator] = {"sts": _instructed(sts_evaluator(*columns), config)}
+    evaluators: dict[str, Evaluator] = {"sts": _instructed(sts_evaluator(*columns), config)}
     if config.eval.geometry:
-        found["geometry"] = geometry_evaluator(*sts_texts(*columns))
-    return found
+        evaluators["geometry"] = geometry_evaluator(*sts_texts(*columns))
+    return evaluators
 
 
 def check_metric(
@@ -153,15 +153,15 @@ def sts_tests(config: Experiment) -> dict[str, Evaluator]:
     Raises:
         InputError: for a file that cannot be read, or two of one name.
     """
-    names, found = config.eval.test_sts, {}
+    names, evaluators = config.eval.test_sts, {}
     for name in names.split(",") if names else ():
         file = find_file(name.strip(), "test" if Path(name.strip()).is_dir() else "train")
-        if _name(file) in found:
+        if _name(file) in evaluators:
             raise InputError(
                 f"config.eval.test_sts: {file} is the second one called {_name(file)!r}"
             )
-        found[_name(file)] = _instructed(sts_evaluator(*read_sts(file)), config)
-    return found
+        evaluators[_name(file)] = _instructed(sts_evaluator(*read_sts(file)), config)
+    return evaluators
 
 
 def search_evaluators(
@@ -235,18 +235,20 @@ def report_sts(
     }
     if config.model.teacher:
         models["teacher"] = load_sentence_encoder(config.model.teacher)
-    found = {
-        when: {name: one(model.encode)["spearman"] for name, one in tests.items()}
+    spearman = {
+        when: {name: evaluate(model.encode)["spearman"] for name, evaluate in tests.items()}
         for when, model in models.items()
     }
-    for scores in found.values():
+    for scores in spearman.values():
         scores["average"] = float(np.mean(list(scores.values())))
     flat = {
-        f"{when}/{name}": score for when, scores in found.items() for name, score in scores.items()
+        f"{when}/{name}": score
+        for when, scores in spearman.items()
+        for name, score in scores.items()
     }
-    say(f"{'Spearman':16}" + "".join(f"{when:>10}" for when in found))
-    for name in found["after"]:
-        say(f"{name:16}" + "".join(f"{scores[name]:10.4f}" for scores in found.values()))
+    say(f"{'Spearman':16}" + "".join(f"{when:>10}" for when in spearman))
+    for name in spearman["after"]:
+        say(f"{name:16}" + "".join(f"{scores[name]:10.4f}" for scores in spearman.values()))
     if unchanged:
         say(f"{config.eval.metric}: {unchanged}")
     write_results(workdir, "sts", flat, unchanged)

@@ -109,7 +109,7 @@ def run(
         The result; `finished` is False if SIGTERM or Ctrl-C ended the run early, its state saved.
 
     Raises:
-        InputError: if `eval.metric` is none of those evaluated, or is not a number at step 0.
+        InputError: if `eval.metric` is not evaluated, or is not a number at step 0.
         RunError: if the loss is not finite, naming step and rows; what was saved stays as it was.
     """
     if config.eval.metric and evaluate is None:
@@ -211,22 +211,23 @@ def run(
             """The evaluation's metrics; updates `best` and the saved model."""
             nonlocal best, losses, clock
             began = time.monotonic()
-            found = evaluate(state)
+            metrics = evaluate(state)
             progress.say(
-                f"step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in found.items())
+                f"step {step}: "
+                + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
             )
             if config.eval.metric:
-                if config.eval.metric not in found:
+                if config.eval.metric not in metrics:
                     raise InputError(
-                        "config.eval.metric: " + unknown("metric", config.eval.metric, found)
+                        "config.eval.metric: " + unknown("metric", config.eval.metric, metrics)
                     )
-                value = found[config.eval.metric]
+                value = metrics[config.eval.metric]
                 chosen, best = _judge(best, value, step, _mean(losses), config, progress.say)
                 if chosen:
                     save_model(state, model_directory)
             losses = []
             clock += time.monotonic() - began  # the evaluation's time is not the steps'
-            return found
+            return metrics
 
         def upcoming() -> Iterator[tuple[int, Batch]]:
             """All batches to come, asked for anew where their source ends."""
@@ -361,7 +362,7 @@ def _measured_on(config: Experiment) -> str:
 
 
 def _mean(values: list[float]) -> list[float]:
-    """Their mean, or nothing where there are none.
+    """Their mean, or nothing without any.
 
     Before the first step, and right after a resume.
     """
@@ -386,12 +387,14 @@ def _check_finite(
         ]
     where = "every example's own loss is finite"
     if records:
-        more = f" and {len(records) - 8} more" if len(records) > 8 else ""
-        where = f"records {', '.join(records[:8])}{more}"
+        ending = f" and {len(records) - 8} more" if len(records) > 8 else ""
+        where = f"records {', '.join(records[:8])}{ending}"
     saved = checkpoints.latest_step()
-    kept = "nothing was saved yet" if saved is None else f"the checkpoint of step {saved} is intact"
+    saved_state = (
+        "nothing was saved yet" if saved is None else f"the checkpoint of step {saved} is intact"
+    )
     raise RunError(
-        f"{' and '.join(broken)} not finite at step {step} ({where}); {kept}; "
+        f"{' and '.join(broken)} not finite at step {step} ({where}); {saved_state}; "
         "a smaller config.optim.learning_rate or config.optim.clip_norm may help"
     )
 

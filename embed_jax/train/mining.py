@@ -93,17 +93,17 @@ def mined_sources(
 
     def consistent(encode: Encode) -> list[Mapping[str, Any]]:
         search = searcher("dense", encode).search
-        found = list(round_trip_filter(pairs, search, config.data.consistency, texts))
+        consistent_pairs = list(round_trip_filter(pairs, search, config.data.consistency, texts))
         say(
-            f"consistent: {len(found)} of {len(pairs)} pairs have their positive among "
+            f"consistent: {len(consistent_pairs)} of {len(pairs)} pairs have their positive among "
             f"{config.data.consistency}"
         )
-        if not found:
+        if not consistent_pairs:
             raise InputError(
                 f"config.data.consistency: none of {len(pairs)} pairs has its positive among the "
                 f"found"
             )
-        return found
+        return consistent_pairs
 
     def negatives(
         chosen: Sequence[Mapping[str, Any]], encode: Encode, step: int
@@ -118,30 +118,32 @@ def mined_sources(
             report=report,
             fold=_fold(encode),
         )
-        found = [
+        mined_records = [
             record for block in blocks for record in _records(block, config.mine.number, lists)
         ]
         say(f"hard negatives at step {step}: {report}")
-        if not found:
+        if not mined_records:
             raise InputError(f"config.mine.number: no pair has {config.mine.number} negatives")
-        return found
+        return mined_records
 
     def recorded(name: str, make: Callable[[], list[Mapping[str, Any]]]) -> list[dict[str, Any]]:
         """Reads records from the file of that name, or makes them and writes it."""
         file = workdir / "mined" / f"{name}-{made_of}.jsonl"
         if file.exists():
             return [json.loads(line) for line in file.open(encoding="utf-8")]
-        found = make()
+        made = make()
         if is_first_host():
-            _write(file, found)
-        return found
+            _write(file, made)
+        return made
 
     def sources_at(step: int, encode: Encode) -> dict[str, RecordSource]:
         # Consistency is the first model's judgement; what is written at step 0 is read afterwards.
-        found = recorded("pairs", lambda: consistent(encode)) if config.data.consistency else pairs
+        current = (
+            recorded("pairs", lambda: consistent(encode)) if config.data.consistency else pairs
+        )
         if names:
-            found = recorded(str(step), lambda: negatives(found, encode, step))
-        return {ONLY: RecordSource(found, record_fields(found))}
+            current = recorded(str(step), lambda: negatives(current, encode, step))
+        return {ONLY: RecordSource(current, record_fields(current))}
 
     return sources_at
 
@@ -166,13 +168,13 @@ def mining_options(config: Experiment) -> Mining:
         InputError: naming the field.
     """
     mine = config.mine
-    given = {
+    margins = {
         name: value
         for name in ("absolute_margin", "relative_margin")
         if (value := getattr(mine, name)) != -1
     }
     if mine.score_max != -1:
-        given["score_max"] = mine.score_max
+        margins["score_max"] = mine.score_max
     try:
         return Mining(
             number=mine.number,
@@ -180,7 +182,7 @@ def mining_options(config: Experiment) -> Mining:
             rank_max=mine.rank_max,
             sampling=mine.sampling,
             seed=config.train.seed,
-            **given,
+            **margins,
         )
     except InputError as error:
         raise InputError(f"config.mine: {error}") from None
@@ -194,8 +196,8 @@ def _fold(encode: Encode) -> Fold | None:
 
 def _records(block: Sequence[Mined], number: int, lists: bool) -> list[dict[str, Any]]:
     if not lists:
-        return [n_tuple(one) for one in block]
-    return [scored_list(one) | one.carried for one in block if len(one.negatives) == number]
+        return [n_tuple(pair) for pair in block]
+    return [scored_list(pair) | pair.carried for pair in block if len(pair.negatives) == number]
 
 
 def _digest(config: Experiment, pairs: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> str:
@@ -206,8 +208,8 @@ def _digest(config: Experiment, pairs: Sequence[Mapping[str, Any]], texts: Seque
         if not name.startswith((*FREE_FIELDS, *LENGTHS, "eval."))
     }
     digest = hashlib.blake2b(json.dumps(fixed, sort_keys=True).encode(), digest_size=4)
-    for one in itertools.chain(pairs, texts):
-        digest.update(repr(one).encode())
+    for item in itertools.chain(pairs, texts):
+        digest.update(repr(item).encode())
     return digest.hexdigest()
 
 

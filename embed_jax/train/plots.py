@@ -14,7 +14,7 @@ from embed_jax.atomic import replaced
 from embed_jax.config import Experiment
 from embed_jax.errors import require
 
-# Metrics of their own panel, or of none.
+# Metrics with a panel, or without any.
 NOT_SCORES = ("validation/", "geometry/", "loss/")
 OF_BATCHES = {  # measured on each training batch, and noisy: smoothed
     "loss": "training loss",

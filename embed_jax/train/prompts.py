@@ -81,8 +81,8 @@ def settle_prompts(config: Experiment, model: SentenceEncoder | RoutedEncoder) -
 
     A data set of a mixture with its own prompts leaves them as "NAME_query" and "NAME_document".
     """
-    prompts, given = training_prompts(config, model), given_prompts(config)
-    named = dict(zip(("query", "document"), prompts, strict=True)) if any(given) else {}
+    prompts, own_prompts = training_prompts(config, model), given_prompts(config)
+    named = dict(zip(("query", "document"), prompts, strict=True)) if any(own_prompts) else {}
     for name, source in vars(config.mixture.sources).items():
         own = dict(
             zip(

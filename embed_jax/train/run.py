@@ -26,7 +26,7 @@ from embed_jax.types import BASE, Params, join_params
 def load_run(
     directory: str | Path, step: int = 0, *, max_length: int = 0, compute_dtype: str = "float32"
 ) -> SentenceEncoder | RoutedEncoder:
-    """The model of a run, while it goes on or after it, bit for bit; the run itself is left alone.
+    """The model of a run, while it goes on or after it, bit for bit; the run itself is not touched.
 
     Args:
         directory: the run's work directory, of any experiment.

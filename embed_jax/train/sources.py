@@ -33,13 +33,13 @@ def open_mixture(config: Experiment) -> dict[str, RecordSource]:
     chosen = vars(config.mixture.sources)
     if not chosen:
         return {ONLY: open_source(config.data)}
-    found = {}
+    named = {}
     for name, settings in chosen.items():
         try:
-            found[name] = open_source(settings, name)
+            named[name] = open_source(settings, name)
         except InputError as error:
             raise InputError(f"config.mixture.sources.{name}: {error}") from None
-    return found
+    return named
 
 
 def open_source(settings: DataConfig | SourceConfig, name: str = ONLY) -> RecordSource:
@@ -116,9 +116,9 @@ def placed(
     Args:
         name, split, columns: of `open_records`.
     """
-    found = re.match(r"record (\d+): (.*)", str(error))
-    place = found and place_in_file(name, split, int(found[1]), columns)
-    return InputError(f"{place}: {found[2]}") if place else error
+    line = re.match(r"record (\d+): (.*)", str(error))
+    place = line and place_in_file(name, split, int(line[1]), columns)
+    return InputError(f"{place}: {line[2]}") if place else error
 
 
 def without_texts(
@@ -145,18 +145,18 @@ def without_texts(
         for name, value in record.items()
         if isinstance(value, str) and name not in VALUES
     }
-    kept = [
+    remaining = [
         record
         for record in records
         if known.isdisjoint(text.strip().lower() for text in columns(record) if text)
     ]
-    if not kept:
+    if not remaining:
         raise InputError(f"exclude: all {len(records)} records have a text of {files}")
     say(
-        f"{name}: {len(records) - len(kept)} of {len(records)} records left out for a text of "
+        f"{name}: {len(records) - len(remaining)} of {len(records)} records left out for a text of "
         f"{files}"
     )
-    return kept
+    return remaining
 
 
 def scaled(fields: RecordFields, score_max: float) -> RecordFields:

@@ -70,9 +70,9 @@ def make_train_step(
     def step(state: TrainState, batch: Batch, key: PRNGKeyArray):
         step_key = jax.random.fold_in(key, state.step)
         gradient = jax.value_and_grad(objective, has_aux=True)
-        more = (state.extra,) if state.extra else ()
+        carried = (state.extra,) if state.extra else ()
         (loss, (metrics, finite, *entries)), grads = gradient(
-            state.params, batch, step_key, state.frozen, *more, **at_step(state)
+            state.params, batch, step_key, state.frozen, *carried, **at_step(state)
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -84,5 +84,5 @@ def make_train_step(
             step=state.step + 1, params=params, opt_state=opt_state, extra=extra
         ), metrics
 
-    more = {} if shardings is None else {"out_shardings": (shardings, None)}
-    return jax.jit(step, donate_argnums=0, **more)
+    options = {} if shardings is None else {"out_shardings": (shardings, None)}
+    return jax.jit(step, donate_argnums=0, **options)

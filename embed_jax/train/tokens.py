@@ -95,13 +95,13 @@ def _check_settings(config: Experiment) -> None:
     for dataset, source in vars(config.mixture.sources).items():
         if source.loss or source.loss_weight != SourceConfig.loss_weight:
             raise InputError(
-                f"config.mixture.sources.{dataset}: {name!r} is for all data sets, found a loss of "
-                f"its own"
+                f"config.mixture.sources.{dataset}: {name!r} is for all data sets, found a separate "
+                "loss"
             )
 
 
 def _read_head(config: Experiment, model: TrainingModel, shapes: Params) -> Params | Any | None:
-    """Returns the objective's parameters in the model's directory, NumPy; None: there are none.
+    """Returns the objective's parameters in the model's directory, NumPy; None without any.
 
     Of an abstract model: their shapes where an adapter would leave them as they are, else None.
     """

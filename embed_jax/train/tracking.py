@@ -28,19 +28,19 @@ class MetricsFile:
         self._file = None
         if path is None:
             return
-        kept = []
+        lines = []
         if path.exists():
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 with contextlib.suppress(ValueError, KeyError, TypeError):
                     if json.loads(line)["step"] <= resume_step:
-                        kept.append(line + "\n")
-            write_whole(path, "".join(kept))
+                        lines.append(line + "\n")
+            write_whole(path, "".join(lines))
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         if self._file is None:
             return
-        # JSON knows no NaN: a metric that is none (a correlation with a constant) is null.
+        # JSON knows no NaN: an undefined metric (a correlation with a constant) is null.
         known = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         self._file.write(json.dumps({"step": step, **known}) + "\n")
         self._file.flush()

@@ -124,8 +124,8 @@ def _sessions(path: Path) -> list[Mapping[str, Any]]:
     if not path.exists():  # of a run that is older than this file
         return []
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["sessions"]
-        return [session for session in found if session["end"] > session["start"]]
+        sessions = json.loads(path.read_text(encoding="utf-8"))["sessions"]
+        return [session for session in sessions if session["end"] > session["start"]]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: no record of a run's sessions ({error!r}); without the file it goes on"
