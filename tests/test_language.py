@@ -89,7 +89,7 @@ VAGUE_NAMES = {
         "things",
         "one",
     ),
-    *("alone", "lying", "of_one", "as_wanted", "looked_at"),
+    *("alone", "lying", "of_one", "as_wanted", "sampled_records"),
 }
 
 

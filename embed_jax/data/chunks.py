@@ -74,14 +74,14 @@ def in_pieces(
 
         return open_stream(reopened, records.name)
     documents = (of_record(text, record, number) for number, record in enumerate(records))
-    found = [
+    pieces = [
         (number, start, stop)
         for number, _, ends in _cut_all(documents, tokenizer)
         for start, stop in itertools.pairwise([0, *ends])
     ]
-    if not found:
+    if not pieces:
         raise InputError(f"{len(records)} records have no token to train on")
-    return Pieces(records, text, *np.array(found).T)
+    return Pieces(records, text, *np.array(pieces).T)
 
 
 def _cut_all(
@@ -106,25 +106,25 @@ def _cut_all(
                 yield number, text, _ends(text, encoding, encode, room, room)
 
 
-def _ends(text: str, encoding: Any, encode: Callable, room: int, wanted: int) -> list[int]:
-    """Finds the ends of the pieces of a text, of at most `wanted` of its tokens and `room` tokens."""
+def _ends(text: str, encoding: Any, encode: Callable, room: int, most_tokens: int) -> list[int]:
+    """Finds the ends of the pieces of a text, of at most `most_tokens` of its tokens and `room` tokens."""
     if len(encoding) <= room:
         return [len(text)]
-    if wanted < 1:
+    if most_tokens < 1:
         raise InputError(
             f"max_length: no room for a character of {len(encoding)} tokens, as in {text[:20]!r}"
         )
-    stops = [*_cuts(encoding, wanted), len(text)]
+    stops = [*_cuts(encoding, most_tokens), len(text)]
     pieces = [text[start:stop] for start, stop in itertools.pairwise([0, *stops])]
-    found = []
+    ends = []
     for start, piece, own in zip([0, *stops], pieces, encode(pieces), strict=False):
         # By itself a piece may have other tokens than as a part: more of them.
-        less = wanted - max(len(own) - room, 1)
-        found += [start + end for end in _ends(piece, own, encode, room, less)]
-    return found
+        less = most_tokens - max(len(own) - room, 1)
+        ends += [start + end for end in _ends(piece, own, encode, room, less)]
+    return ends
 
 
-def _cuts(encoding: Any, wanted: int) -> list[int]:
+def _cuts(encoding: Any, most_tokens: int) -> list[int]:
     """Returns the positions of the cuts, in characters.
 
     Between words if it can be, else between tokens that share no character.
@@ -133,15 +133,15 @@ def _cuts(encoding: Any, wanted: int) -> list[int]:
     words = np.array([-1 if word is None else word for word in encoding.word_ids])
     between_tokens = 1 + np.flatnonzero(starts[1:] >= stops[:-1])  # before these tokens
     between_words = between_tokens[words[between_tokens] != words[between_tokens - 1]]
-    found, first = [], 0
-    while len(starts) - first > wanted:
+    cuts, first = [], 0
+    while len(starts) - first > most_tokens:
         later = np.searchsorted(between_tokens, first, side="right")
         if later == len(between_tokens):
             break
-        last = _last(between_words, first, wanted) or _last(between_tokens, first, wanted)
+        last = _last(between_words, first, most_tokens) or _last(between_tokens, first, most_tokens)
         first = last or int(between_tokens[later])
-        found.append(int(stops[first - 1]))
-    return found
+        cuts.append(int(stops[first - 1]))
+    return cuts
 
 
 def _last(places: Int[np.ndarray, " n"], first: int, size: int) -> int:

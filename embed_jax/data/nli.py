@@ -96,9 +96,9 @@ def nli_triplets(
 
     unlabelled = empty = conflicting = duplicates = neutral = 0
     hypotheses: dict[str, dict[int, list[str]]] = {}
-    for (premise, hypothesis), found in labels.items():
-        known = [label for label in found if label is not None]
-        unlabelled += len(found) - len(known)
+    for (premise, hypothesis), own_labels in labels.items():
+        known = [label for label in own_labels if label is not None]
+        unlabelled += len(own_labels) - len(known)
         if not premise or not hypothesis:
             empty += len(known)
         elif len(set(known)) > 1:

@@ -66,10 +66,10 @@ class Shuffled:
             self.length - 1,
             (divmod(int(position), self.length) for position in positions),
         )
-        found = (
+        positions_of = (
             index_shuffle(place, last, (self._seed + epoch) % 2**32, 4) for epoch, place in places
         )
-        return np.fromiter(found, np.int64, len(positions)) + self.first
+        return np.fromiter(positions_of, np.int64, len(positions)) + self.first
 
 
 class MixedStream:
@@ -83,12 +83,12 @@ class MixedStream:
         self.length = schedule.length
 
     def take(self, positions: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-        found = np.empty(len(positions), np.int64)
+        records = np.empty(len(positions), np.int64)
         which, places = self.schedule.at(positions)
         for number, stream in enumerate(self.streams):
             mine = which == number
-            found[mine] = stream.take(places[mine])
-        return found
+            records[mine] = stream.take(places[mine])
+        return records
 
 
 class Batches:
@@ -97,16 +97,19 @@ class Batches:
     The last records of an epoch that fill no batch are left out of it.
 
     Args:
-        things: 64-bit hashes `[records, w]` of what makes two records the same (their texts, ids,
+        duplicate_keys: 64-bit hashes `[records, w]` of what makes two records the same (their texts, ids,
             groups), 0 for none. With them no batch has two records that share one: see
             `distinct_batches`.
     """
 
     def __init__(
-        self, stream: EndlessOrder, batch_size: int, things: UInt64[np.ndarray, "n w"] | None = None
+        self,
+        stream: EndlessOrder,
+        batch_size: int,
+        duplicate_keys: UInt64[np.ndarray, "n w"] | None = None,
     ):
         self.stream, self.batch_size = stream, batch_size
-        self._codes = None if things is None else _repeated(things)
+        self._codes = None if duplicate_keys is None else _repeated(duplicate_keys)
         self._ends: list[int] = []  # batches up to and with each epoch
         self._plans: dict[int, np.ndarray] = {}
         self._lock = threading.Lock()  # batches are made by several threads
@@ -128,8 +131,8 @@ class Batches:
         whole = math.floor(epochs)
         with self._lock:
             before = self._end(whole - 1) if whole else 0
-            more = (self._end(whole) - before) * (epochs - whole) if epochs > whole else 0
-        return before + math.floor(more)
+            partial = (self._end(whole) - before) * (epochs - whole) if epochs > whole else 0
+        return before + math.floor(partial)
 
     def _end(self, epoch: int) -> int:
         while len(self._ends) <= epoch:
@@ -258,9 +261,11 @@ def make_turns(
         raise InputError(
             f"config.mixture.sources: expected a weight above 0 for each, found {list(weights)}"
         )
-    wanted = shares / shares.sum() * sum(lengths)
-    turns = np.maximum(np.floor(wanted).astype(int), 1)
-    for number in np.argsort(turns - wanted, kind="stable")[: max(sum(lengths) - turns.sum(), 0)]:
+    target_counts = shares / shares.sum() * sum(lengths)
+    turns = np.maximum(np.floor(target_counts).astype(int), 1)
+    for number in np.argsort(turns - target_counts, kind="stable")[
+        : max(sum(lengths) - turns.sum(), 0)
+    ]:
         turns[number] += 1
     return TurnSchedule(tuple(turns.tolist()), seed)
 
@@ -274,14 +279,14 @@ def make_order(
     sampling: str = "proportional",
     temperature: float = 1.0,
     weights: Sequence[float] = (),
-    things: UInt64[np.ndarray, "n w"] | None = None,
+    duplicate_keys: UInt64[np.ndarray, "n w"] | None = None,
 ) -> Order:
     """The batches of data sets with these numbers of records.
 
     Args:
         mixing: "single": every batch is from one data set; "mixed": from all.
         sampling, temperature, weights: see `make_turns`.
-        things: for batches without duplicates, see `Batches`; rows as the records are numbered.
+        duplicate_keys: for batches without duplicates, see `Batches`; rows as the records are numbered.
 
     Raises:
         InputError: if a data set, or with "mixed" all together, do not fill a batch.
@@ -293,7 +298,7 @@ def make_order(
         if len(lengths) == 1
         else np.random.SeedSequence(seed).generate_state(len(lengths)).tolist()
     )
-    streams = [Shuffled(*one) for one in zip(lengths, seeds, firsts, strict=True)]
+    streams = [Shuffled(*arguments) for arguments in zip(lengths, seeds, firsts, strict=True)]
     schedule = functools.partial(
         make_turns, sampling=sampling, temperature=temperature, weights=weights, seed=seed
     )
@@ -301,14 +306,14 @@ def make_order(
         raise InputError(unknown("config.mixture.batches", mixing, MIXINGS))
     if len(lengths) == 1:
         _check_size(lengths[0], batch_size)
-        return Batches(streams[0], batch_size, things)
+        return Batches(streams[0], batch_size, duplicate_keys)
     if mixing == "mixed":
         _check_size(sum(lengths), batch_size)
-        return Batches(MixedStream(streams, schedule(lengths)), batch_size, things)
+        return Batches(MixedStream(streams, schedule(lengths)), batch_size, duplicate_keys)
     for length in lengths:
         _check_size(length, batch_size)
-    batches = [Batches(stream, batch_size, things) for stream in streams]
-    return Alternating(batches, schedule([one.count(1) for one in batches]))
+    batches = [Batches(stream, batch_size, duplicate_keys) for stream in streams]
+    return Alternating(batches, schedule([arguments.count(1) for arguments in batches]))
 
 
 def _check_size(num_records: int, batch_size: int) -> None:
@@ -367,9 +372,9 @@ def distinct_batches(
         batches.append(batch)
 
 
-def _repeated(things: UInt64[np.ndarray, "n w"]) -> Int[np.ndarray, "n w"]:
+def _repeated(duplicate_keys: UInt64[np.ndarray, "n w"]) -> Int[np.ndarray, "n w"]:
     """Codes of the things that several rows have, -1 for others: only those can meet."""
-    rows = np.sort(things, axis=1)
+    rows = np.sort(duplicate_keys, axis=1)
     rows[:, 1:][rows[:, 1:] == rows[:, :-1]] = 0  # the same thing twice in a row is no meeting
     _, codes, counts = np.unique(rows, return_inverse=True, return_counts=True)
     codes = codes.reshape(rows.shape)

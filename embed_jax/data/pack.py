@@ -93,7 +93,10 @@ def pack_batch(
             divide B.
     """
     nothing = np.zeros(0, np.int32)
-    columns = [[nothing if one is None else one for one in column] for column in columns]
+    columns = [
+        [nothing if sentence_ids is None else sentence_ids for sentence_ids in column]
+        for column in columns
+    ]
     lengths = np.stack([_lengths(column) for column in columns])  # [C, B]
     if order is None:
         parts = np.split(lengths.sum(0), shares)
@@ -112,7 +115,7 @@ def pack_batch(
         else np.broadcast_to(np.asarray(skip).T, lengths.shape[::-1]).T
     )
     skips = np.concatenate([skips[:, members].reshape(-1) for members in order])
-    everything = [one for group in sentences for one in group]
+    everything = [sentence_ids for group in sentences for sentence_ids in group]
     shape = (groups, rows, row_length)
     start = np.concatenate(slots)
     return _fill(

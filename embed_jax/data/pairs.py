@@ -49,7 +49,9 @@ def kind_of(record: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def looked_at(records: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def sampled_records(
+    records: Sequence[Mapping[str, Any]],
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """(number, record) of all records if they are in memory, else of some spread over the whole."""
     if isinstance(records, list) or len(records) <= SAMPLE:
         return enumerate(records)
@@ -239,9 +241,9 @@ class CodePositions:
 
     def __init__(self, codes: Int[np.ndarray, "n w"]):
         rows, columns = np.nonzero(codes >= 0)
-        found = codes[rows, columns]
-        self._rows = rows[np.argsort(found, kind="stable")]
-        self.sizes = np.bincount(found)
+        own_codes = codes[rows, columns]
+        self._rows = rows[np.argsort(own_codes, kind="stable")]
+        self.sizes = np.bincount(own_codes)
         self._ends = np.cumsum(self.sizes)
 
     def __getitem__(self, code: int) -> Int[np.ndarray, " rows"]:
@@ -270,9 +272,9 @@ def count_sharing(codes: Mapping[str, Int[np.ndarray, "n w"]]) -> int:
         """The sum over sets of `size` things, `values` of `rows`, and whatever of the `rest` goes with them."""
         counts = np.bincount(values)
         total = (-1) ** (size + 1) * int((counts * (counts - 1)).sum()) if size else 0
-        for place, more in enumerate(rest):
-            there = more[rows] >= 0
-            together = joined(values[there], more[rows[there]])
+        for place, further_text in enumerate(rest):
+            there = further_text[rows] >= 0
+            together = joined(values[there], further_text[rows[there]])
             total += signed(size + 1, rows[there], together, rest[place + 1 :])
         return total
 

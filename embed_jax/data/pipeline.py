@@ -16,7 +16,7 @@ from jaxtyping import Int, UInt32, UInt64
 
 from embed_jax.data.order import Order
 from embed_jax.data.pack import RowsError, pack_batch, round_rows
-from embed_jax.data.pairs import looked_at, of_record, text_hash
+from embed_jax.data.pairs import of_record, sampled_records, text_hash
 from embed_jax.data.sources import RecordFields
 from embed_jax.data.stream import RecordStream
 from embed_jax.data.tokenize import Tokenizer
@@ -171,12 +171,12 @@ class BatchMaker:
 
     def _keys(self, examples: Sequence[Example]) -> UInt32[np.ndarray, "B L 2"]:
         """Hashes of ids and groups, which mean something within their data set only."""
-        found = np.zeros((len(examples), self.num_keys, 2), np.uint32)
+        hashes = np.zeros((len(examples), self.num_keys, 2), np.uint32)
         for place, (source, number, index, record) in enumerate(examples):
             if source.fields.keys:
                 keys = of_record(source.fields.keys, record, index)
-                found[place, : len(keys)] = [key_hash(key, number) for key in keys]
-        return found
+                hashes[place, : len(keys)] = [key_hash(key, number) for key in keys]
+        return hashes
 
     def _pack(self, rows, which: np.ndarray, name: str, order) -> tuple[TokenBatch, np.ndarray]:
         """Packs one tokenizer's view of the texts; only the trained encoder's have prompts."""
@@ -195,12 +195,12 @@ class BatchMaker:
                     if rows[place][column] is not None
                 ]
                 prompt = prompts[min(column, len(prompts) - 1)] if trained else ""
-                found = tokenizer.encode(
+                tokenized = tokenizer.encode(
                     [rows[place][column] for place in places], prompt, self.include_prompt
                 )
-                for place, one in zip(places, found.ids, strict=True):
-                    ids[position][place] = one
-                skip[position, places] = found.skip
+                for place, sentence_ids in zip(places, tokenized.ids, strict=True):
+                    ids[position][place] = sentence_ids
+                skip[position, places] = tokenized.skip
         longest = max(tokenizers[name].max_length for tokenizers in self.tokenizers)
         row_length = max(self.row_length, longest)
         try:
@@ -297,7 +297,7 @@ def batch_maker(
         }
         for source in sources
     ]
-    if (longest := max(one["encoder"].max_length for one in cut)) > row_length:
+    if (longest := max(by_name["encoder"].max_length for by_name in cut)) > row_length:
         raise InputError(
             f"row length {row_length} is too short for texts of {longest} tokens (tokenizer "
             f"'encoder')"
@@ -362,7 +362,7 @@ def _advise_rows(maker: BatchMaker, batch_size: int) -> str:
 
 def most_texts(source: RecordSource) -> int:
     """Returns the largest number of texts of a record, among the records that are looked at."""
-    return max(len(source.fields.columns(record)) for _, record in looked_at(source.records))
+    return max(len(source.fields.columns(record)) for _, record in sampled_records(source.records))
 
 
 def things_of(sources: Sequence[RecordSource]) -> UInt64[np.ndarray, "records w"]:
@@ -378,10 +378,10 @@ def things_of(sources: Sequence[RecordSource]) -> UInt64[np.ndarray, "records w"
             halves = [text_hash(text) for text in source.texts(index, record)]
             halves += [key_hash(key, number) for key in keys]
             rows.append([(high << 32) | low for low, high in halves])
-    found = np.zeros((len(rows), max(map(len, rows))), np.uint64)
+    hashes = np.zeros((len(rows), max(map(len, rows))), np.uint64)
     for place, row in enumerate(rows):
-        found[place, : len(row)] = row
-    return found
+        hashes[place, : len(row)] = row
+    return hashes
 
 
 def prefetch(
@@ -418,20 +418,20 @@ def data_fingerprint(sources: Mapping[str, RecordSource]) -> dict[str, Any]:
     Args:
         sources: the data sets by name; of fields that are None nothing is asked.
     """
-    found: dict[str, Any] = {}
+    fingerprint: dict[str, Any] = {}
     for name, source in sources.items():
         digest, teacher = (hashlib.blake2b(digest_size=16) for _ in range(2))
-        for index, record in looked_at(source.records):
+        for index, record in sampled_records(source.records):
             digest.update(repr(tuple(source.fields.columns(record))).encode())
             for field in ("keys", "label", "score"):
                 if function := getattr(source.fields, field):
                     digest.update(repr(function(record)).encode())
             if source.fields.teacher:
                 teacher.update(of_record(source.fields.teacher, record, index).tobytes())
-        found[name] = {"records": len(source.records), "texts": digest.hexdigest()}
+        fingerprint[name] = {"records": len(source.records), "texts": digest.hexdigest()}
         if source.fields.teacher:
-            found[name]["teacher_vectors"] = teacher.hexdigest()
-    return found | {
+            fingerprint[name]["teacher_vectors"] = teacher.hexdigest()
+    return fingerprint | {
         "versions": {name: importlib.metadata.version(name) for name in ("grain", "tokenizers")}
     }
 

@@ -55,20 +55,20 @@ def click_pairs(
     clicks: dict[str, dict[str, int]] = {}
     named: dict[str, int] = {}  # line where a document is first named
     for line, record in _rows(log, ("query",), ("doc_id", "clicks")):
-        found = finite(record["clicks"], f"{log}:{line}: clicks")
-        if found < 0 or found != int(found):
+        number_of_clicks = finite(record["clicks"], f"{log}:{line}: clicks")
+        if number_of_clicks < 0 or number_of_clicks != int(number_of_clicks):
             raise InputError(
                 f"{log}:{line}: clicks: expected an integer from 0 up, found {record['clicks']!r}"
             )
         of_query, document = clicks.setdefault(record["query"].strip(), {}), _key(record["doc_id"])
-        of_query[document] = of_query.get(document, 0) + int(found)
+        of_query[document] = of_query.get(document, 0) + int(number_of_clicks)
         named.setdefault(document, line)
     documents = _documents(corpus, named)
     for document, line in named.items():
         if document not in documents:
             raise InputError(f"{log}:{line}: the document {document!r} is not in {corpus}")
 
-    kept: list[PositivePair] = []
+    positive_pairs: list[PositivePair] = []
     most = max(max(of_query.values()) for of_query in clicks.values())
     for query, of_query in clicks.items():
         enough = []
@@ -84,17 +84,17 @@ def click_pairs(
                 enough.append(document)
         group = "{:08x}{:08x}".format(*text_hash(query))
         for document in enough:
-            kept.append(
+            positive_pairs.append(
                 {"anchor": query, "positive": documents[document], "id": document, "group": group}
             )
-    if not kept:
+    if not positive_pairs:
         pairs = sum(map(len, clicks.values()))
         raise InputError(
             f"{log}: no positives: none of {pairs} pairs of query and document has {min_clicks} "
             f"clicks or more, "
             f"the most is {most}"
         )
-    return _distinct(kept, drop, log)
+    return _distinct(positive_pairs, drop, log)
 
 
 def group_pairs(
@@ -171,7 +171,7 @@ def paraphrase_pairs(
         for _, record in _rows(path, ("sentence1", "sentence2"), ())
     ]
     pairs = _distinct(named, drop, path, ordered=False)
-    kept: list[PositivePair] = []
+    positive_pairs: list[PositivePair] = []
     best = -np.inf
     for start in range(0, len(pairs), BLOCK):
         block = pairs[start : start + BLOCK]
@@ -186,15 +186,15 @@ def paraphrase_pairs(
         best = max(best, float(scores.max()))
         for pair, value in zip(block, scores.tolist(), strict=True):
             if value >= threshold:
-                kept.append(pair)
+                positive_pairs.append(pair)
             else:
                 drop("below the threshold", pair | {"score": value})
-    if not kept:
+    if not positive_pairs:
         raise InputError(
             f"{path}: no pairs: none of {len(pairs)} reaches the threshold {threshold}, the best "
             f"{best:.4g}"
         )
-    return kept
+    return positive_pairs
 
 
 def _rows(
@@ -213,9 +213,9 @@ def _rows(
                     line if file_format(path) == ".jsonl" else 1
                 )  # a table's fields are those of its header
                 accepted = ", ".join((*texts, *keys))
-                found = ", ".join(record) or "none"
+                field_names = ", ".join(record) or "none"
                 raise InputError(
-                    f"{path}:{where}: no field {name!r}: found {found}; needed: {accepted}"
+                    f"{path}:{where}: no field {name!r}: found {field_names}; needed: {accepted}"
                 )
             types = str if name in texts else str | int | float
             if not isinstance(value, types) or isinstance(value, bool):
@@ -231,9 +231,9 @@ def _rows(
         raise InputError(f"{path}: empty, no records in it")
 
 
-def _documents(path: Path, wanted: Mapping[str, Any]) -> dict[str, str]:
+def _documents(path: Path, ids: Mapping[str, Any]) -> dict[str, str]:
     """{id: title and text} of the wanted documents of a corpus."""
-    found: dict[str, str] = {}
+    documents: dict[str, str] = {}
     line = 0
     for line, record in iter_rows(path):
         name = next((name for name in CORPUS_IDS if record.get(name) is not None), None)
@@ -244,9 +244,9 @@ def _documents(path: Path, wanted: Mapping[str, Any]) -> dict[str, str]:
                 f"text"
             )
         document = _key(record[name])
-        if document not in wanted:
+        if document not in ids:
             continue
-        if document in found:
+        if document in documents:
             raise InputError(f"{path}:{line}: the id {document!r} stands twice")
         for field in ("title", "text"):
             if not isinstance(record.get(field) or "", str):
@@ -254,14 +254,14 @@ def _documents(path: Path, wanted: Mapping[str, Any]) -> dict[str, str]:
                     f"{path}:{line}: field {field!r} must be a string, found "
                     f"{type(record[field]).__name__}"
                 )
-        found[document] = f"{record.get('title') or ''} {record['text'] or ''}".strip()
-        if not found[document]:
+        documents[document] = f"{record.get('title') or ''} {record['text'] or ''}".strip()
+        if not documents[document]:
             raise InputError(
                 f"{path}:{line}: the document {document!r}, which was clicked, is empty"
             )
     if not line:
         raise InputError(f"{path}: empty, no documents in it")
-    return found
+    return documents
 
 
 def _key(value: Any) -> str:
@@ -275,7 +275,7 @@ def _distinct(
 
     Unordered, (b, a) repeats (a, b).
     """
-    kept: list[PositivePair] = []
+    positive_pairs: list[PositivePair] = []
     seen: set[tuple[str, ...]] = set()
     for pair in pairs:
         texts = (pair["anchor"], pair["positive"])
@@ -285,11 +285,11 @@ def _distinct(
         elif key in seen:
             drop("a pair twice", pair)
         else:
-            kept.append(pair)
+            positive_pairs.append(pair)
         seen.add(key)
-    if not kept:
+    if not positive_pairs:
         raise InputError(f"{path}: no pairs: all {len(pairs)} are of equal texts")
-    return kept
+    return positive_pairs
 
 
 def _repeated(texts: Sequence[str]) -> Iterator[str]:

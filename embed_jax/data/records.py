@@ -110,11 +110,11 @@ class Cleaner:
         record = {
             name: raw[actual] for name in VALUES if (actual := find_name(name, raw)) is not None
         }
-        for ours, theirs in zip(usual_names(len(self.columns)), self.columns, strict=True):
-            actual = find_name(theirs, raw)
+        for ours, column in zip(usual_names(len(self.columns)), self.columns, strict=True):
+            actual = find_name(column, raw)
             if actual is None:
-                found = ", ".join(map(str, raw)) or "none"
-                raise InputError(f"{where}: no field {theirs!r}: found {found}")
+                field_names = ", ".join(map(str, raw)) or "none"
+                raise InputError(f"{where}: no field {column!r}: found {field_names}")
             record[ours] = raw[actual]
         return record
 

@@ -36,14 +36,14 @@ class Template:
             texts.
     """
 
-    wanted: str
+    request: str
     choices: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
     @property
     def version(self) -> str:
         """8 hex digits of the wording."""
         return _digest(
-            [self.wanted, {name: list(phrases) for name, phrases in self.choices.items()}, FORM], 4
+            [self.request, {name: list(phrases) for name, phrases in self.choices.items()}, FORM], 4
         )
 
 
@@ -155,19 +155,26 @@ def read_passages(path: str | Path, fields: Sequence[str] = ("text",)) -> list[P
         where = f"{path}:{line}"
         missing = [field for field in fields if not isinstance(record.get(field), str)]
         if missing:
-            found = ", ".join(record) or "none"
+            field_names = ", ".join(record) or "none"
             raise InputError(
-                f"{where}: no field {missing[0]!r} with a text; found {found}; name the text with "
+                f"{where}: no field {missing[0]!r} with a text; found {field_names}; name the text with "
                 f"--field"
             )
         text = " ".join(record[field].strip() for field in fields).strip()
         if not text:
             raise InputError(f"{where}: an empty passage")
-        given = record.get("id", record.get("_id"))
-        if given is not None and lines.setdefault(given, line) != line:
-            raise InputError(f"{where}: the id {given!r} is also that of line {lines[given]}")
+        record_id = record.get("id", record.get("_id"))
+        if record_id is not None and lines.setdefault(record_id, line) != line:
+            raise InputError(
+                f"{where}: the id {record_id!r} is also that of line {lines[record_id]}"
+            )
         passages.append(
-            Passage(_digest(text, 8) if given is None else given, record.get("group"), text, where)
+            Passage(
+                _digest(text, 8) if record_id is None else record_id,
+                record.get("group"),
+                text,
+                where,
+            )
         )
     if not passages:
         raise InputError(f"{path}: empty, no passages in it")
@@ -197,7 +204,7 @@ def make_prompt(
     chance = random.Random(f"{seed}:{task}:{passage}")
     phrases = {name: chance.choice(list(options)) for name, options in chosen.choices.items()}
     return FORM.format(
-        wanted=chosen.wanted.format(**phrases),
+        request=chosen.request.format(**phrases),
         language=language or "the language of the passage",
         passage=passage,
         n=n,
@@ -212,12 +219,12 @@ def parse_answer(text: str, n: int, passage: str) -> list[str]:
     Raises:
         Failed: unless they are `n` different strings that are neither empty nor the passage itself.
     """
-    found = _first_json(text)
-    if isinstance(found, dict):
-        found = found.get("queries")
-    if not isinstance(found, list) or not all(isinstance(query, str) for query in found):
+    answer = _first_json(text)
+    if isinstance(answer, dict):
+        answer = answer.get("queries")
+    if not isinstance(answer, list) or not all(isinstance(query, str) for query in answer):
         raise Failed("the model's answer holds no JSON list of strings")
-    queries = [query.strip() for query in found]
+    queries = [query.strip() for query in answer]
     if len(queries) != n:
         raise Failed(f"the model's answer holds {len(queries)} queries, not {n}")
     if not all(queries):

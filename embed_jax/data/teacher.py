@@ -84,9 +84,11 @@ def open_teacher_vectors(path: str, ids: str = "", num_records: int = 0) -> Teac
         raise InputError(f"{path}: {reason}") from None
     floats = np.issubdtype(getattr(vectors, "dtype", np.dtype(object)), np.floating)
     if not floats or vectors.ndim not in (2, 3) or not vectors.size:
-        found = f"{vectors.dtype} {list(vectors.shape)}" if hasattr(vectors, "dtype") else "others"
+        description = (
+            f"{vectors.dtype} {list(vectors.shape)}" if hasattr(vectors, "dtype") else "others"
+        )
         raise InputError(
-            f"{path}: expected floats [records, size] or [records, texts, size], found {found}"
+            f"{path}: expected floats [records, size] or [records, texts, size], found {description}"
         )
     vectors = vectors if vectors.ndim == 3 else vectors[:, None]
     if not ids:

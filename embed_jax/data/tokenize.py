@@ -88,8 +88,10 @@ class Tokenizer:
         encodings = self._encode([prompt + text for text in texts])
         skip = 0
         if prompt and not include_prompt:
-            (alone,) = self._encode([prompt])
-            skip = len(alone) - (len(alone) > 0 and alone.ids[-1] in self.hf.all_special_ids)
+            (prompt_ids,) = self._encode([prompt])
+            skip = len(prompt_ids) - (
+                len(prompt_ids) > 0 and prompt_ids.ids[-1] in self.hf.all_special_ids
+            )
         ids = [np.array(encoding.ids, np.int32) for encoding in encodings]
         return TokenizedTexts(ids, skip, self._truncated(encodings))
 

@@ -37,7 +37,7 @@ def pack_window(
     Raises:
         InputError: if a text is longer than `batch_tokens`.
     """
-    lengths = np.array([len(one) for one in ids], np.int64)
+    lengths = np.array([len(sentence_ids) for sentence_ids in ids], np.int64)
     longest = int(lengths.max(initial=1))
     if longest > batch_tokens:
         raise InputError(
@@ -47,8 +47,10 @@ def pack_window(
     if len(ids) <= 4:  # a few texts: the quickest answer comes from rows of their own size
         row_lengths = np.full(len(ids), _row_length(longest))
     else:
-        wanted = [128 << max(-(-2 * n // 128) - 1, 0).bit_length() for n in lengths.tolist()]
-        row_lengths = np.minimum(wanted, _row_length(longest))
+        lengths_of_rows = [
+            128 << max(-(-2 * n // 128) - 1, 0).bit_length() for n in lengths.tolist()
+        ]
+        row_lengths = np.minimum(lengths_of_rows, _row_length(longest))
     row_lengths = np.minimum(row_lengths, batch_tokens)
     for row_length in np.unique(row_lengths):
         numbers = np.flatnonzero((row_lengths == row_length) & (lengths > 0))

@@ -131,18 +131,18 @@ def metadata(model: SentenceEncoder | CrossEncoder, about: CardContent) -> str:
     kinds = (
         ["cross-encoder", "reranker"] if crossing else ["sentence-similarity", "feature-extraction"]
     )
-    theirs = loads_in_sentence_transformers(model) and about.format == "sentence-transformers"
+    is_loadable = loads_in_sentence_transformers(model) and about.format == "sentence-transformers"
     data = ModelCardData(
         language=list(about.languages) or None,
         license=about.licence or None,
         library_name="sentence-transformers"
-        if theirs
+        if is_loadable
         else "transformers"
         if about.format == "huggingface"
         else None,
         pipeline_tag="text-ranking" if crossing else "sentence-similarity",
         tags=[
-            *(["sentence-transformers"] if theirs else []),
+            *(["sentence-transformers"] if is_loadable else []),
             "embed-jax",
             *kinds,
             *(["onnx"] if about.onnx else []),
@@ -222,8 +222,8 @@ def _facts(model: SentenceEncoder | CrossEncoder, about: CardContent) -> Iterato
         return
     yield "dimensions", str(model.dim)
     heads = [type(head).__name__ for head in model.spec.heads]
-    kept = about.format == "sentence-transformers" or about.onnx
-    unkept = "; the files of this directory do not record it" if not kept else ""
+    has_settings = about.format == "sentence-transformers" or about.onnx
+    unkept = "; the files of this directory do not record it" if not has_settings else ""
     token_head = [type(model.spec.token_head).__name__] if model.spec.token_head else []
     yield "pooling", ", ".join([*token_head, model.spec.pooling, *heads]) + unkept
     yield "similarity", model.similarity_fn_name
@@ -252,8 +252,8 @@ def _training(run: TrainingRun, step: int) -> str:
             data.licence,
             f"`{data.loss}`",
         )
-        for one in run.stages()
-        for data in one.datasets
+        for stage in run.stages()
+        for data in stage.datasets
     ]
     parts = (
         ["## Training", _table(("data", "split", "records", "licence", "loss"), rows)]
@@ -261,10 +261,10 @@ def _training(run: TrainingRun, step: int) -> str:
         else ["## Training"]
     )
     stages = run.stages()
-    for number, one in enumerate(stages, 1):
+    for number, stage in enumerate(stages, 1):
         if len(stages) > 1:
             parts.append(f"### Stage {number}")
-        parts.append(_table(("", ""), list(_settings(one, step if one is run else 0))))
+        parts.append(_table(("", ""), list(_settings(stage, step if stage is run else 0))))
     return "\n\n".join(parts)
 
 
@@ -329,9 +329,9 @@ def _duration(seconds: float) -> str:
     return f"{hours:,} h {minutes} min"
 
 
-def _evaluation(found: Sequence[Scores], run: TrainingRun | None) -> str:
+def _evaluation(scores_by_task: Sequence[Scores], run: TrainingRun | None) -> str:
     parts = []
-    if found:
+    if scores_by_task:
         rows = [
             (
                 f"{scores.name} {scores.split}".strip(),
@@ -339,12 +339,12 @@ def _evaluation(found: Sequence[Scores], run: TrainingRun | None) -> str:
                 _score(scores, metric),
                 f"{scores.n:,} {scores.unit}".strip() if scores.n else "",
             )
-            for scores in found
-            for metric in _shown(scores, found)
+            for scores in scores_by_task
+            for metric in _shown(scores, scores_by_task)
         ]
-        rows += _repeats(found)
+        rows += _repeats(scores_by_task)
         parts += [_table(("task", "metric", "score", "of"), rows), FAIR]
-        notes = [f"- {scores.name}: {note}" for scores in found for note in scores.notes]
+        notes = [f"- {scores.name}: {note}" for scores in scores_by_task for note in scores.notes]
         parts += ["What must be known of these figures:\n\n" + "\n".join(notes)] if notes else []
     measured = (run.results.get("metrics") or {}) if run else {}
     sides = [
@@ -363,12 +363,12 @@ def _evaluation(found: Sequence[Scores], run: TrainingRun | None) -> str:
     return "\n\n".join(["## Evaluation", *parts]) if parts else ""
 
 
-def _shown(scores: Scores, found: Sequence[Scores]) -> dict[str, float]:
+def _shown(scores: Scores, scores_by_task: Sequence[Scores]) -> dict[str, float]:
     """All metrics of a task, except those of its single experiments.
 
     Of many tasks the main one of each.
     """
-    if len(found) > MANY:
+    if len(scores_by_task) > MANY:
         return {scores.main: scores.metrics[scores.main]}
     single = {name for names in _experiments(scores).values() for name in names}
     return {name: value for name, value in scores.metrics.items() if name not in single}
@@ -384,9 +384,9 @@ def _experiments(scores: Scores) -> dict[str, list[str]]:
     return repeats
 
 
-def _repeats(found: Sequence[Scores]) -> Iterator[tuple[str, str, str, str]]:
+def _repeats(scores_by_task: Sequence[Scores]) -> Iterator[tuple[str, str, str, str]]:
     """A line of the table for the experiments of each task: from which score to which."""
-    for scores in found if len(found) <= MANY else ():
+    for scores in scores_by_task if len(scores_by_task) <= MANY else ():
         for mean, names in _experiments(scores).items():
             values = [scores.metrics[name] for name in names]
             extent = f"{_number(min(values))} to {_number(max(values))}"
@@ -410,25 +410,25 @@ def _again(run: TrainingRun) -> str:
         "## Train it again",
         "Each file is the config of a run; what it does not name is as in embed-jax.",
     ]
-    for number, one in enumerate(stages, 1):
+    for number, stage in enumerate(stages, 1):
         name = "config" if len(stages) == 1 else f"config_{number}"
-        config = one.config
+        config = stage.config
         if number > 1:  # from the model that the command before it writes
             config = config | {
                 "model": config["model"] | {"name": f"runs/config_{number - 1}/model"}
             }
         parts.append(f"`{name}.py`:\n\n```python\n{config_source(config)}```")
-        if one.experiment == "":
+        if stage.experiment == "":
             parts.append(
                 "No experiment was launched: this was trained from Python, on data given there."
             )
             continue
-        experiment = one.experiment or "EXPERIMENT"
+        experiment = stage.experiment or "EXPERIMENT"
         parts.append(
             f"```bash\npython -m embed_jax train {experiment} --config={name}.py "
             f"--workdir=runs/{name}\n```"
         )
-    if any(one.experiment is None for one in stages):
+    if any(stage.experiment is None for stage in stages):
         parts.append(
             "EXPERIMENT is the one that it was trained with, such as `nli`, `retrieval` or "
             "`simcse`."

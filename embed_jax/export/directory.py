@@ -44,9 +44,9 @@ def whole_export(directory: Path) -> Iterator[Path]:
             new, old = Path(beside) / "new", Path(beside) / "old"
             new.mkdir()
             yield new
-            extra_tensors = sorted(present - {path.name for path in new.iterdir()})
-            if extra_tensors:
-                raise InputError(f"{directory}: holds {', '.join(extra_tensors)}, which this export has "
+            extra_files = sorted(present - {path.name for path in new.iterdir()})
+            if extra_files:
+                raise InputError(f"{directory}: holds {', '.join(extra_files)}, which this export has "
                                  f"not; give a new "
                                  "directory, or remove it")  # fmt: skip
             if present:

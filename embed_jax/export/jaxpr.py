@@ -50,8 +50,8 @@ def to_graph(
     Raises:
         InputError: the function has a primitive, or a use of one, that has no form here.
     """
-    given = [jax.ShapeDtypeStruct(shape, dtype) for dtype, shape in inputs.values()]
-    traced = jax.jit(function).trace(*leading, *given)
+    shapes = [jax.ShapeDtypeStruct(shape, dtype) for dtype, shape in inputs.values()]
+    traced = jax.jit(function).trace(*leading, *shapes)
     wide = {np.dtype(np.int32): np.dtype(np.int64)}
     widened = {
         name: (wide.get(np.dtype(dtype), dtype), shape) for name, (dtype, shape) in inputs.items()

@@ -286,8 +286,8 @@ def encode_onnx(
     sizes, start, blocks = itertools.cycle(BATCHES), 0, [np.zeros((0, model.dim), np.float32)]
     while start < len(texts):
         rows = tokenized.ids[start : (start := start + next(sizes))]
-        given = padded(rows, tokenized.skip, model.tokenizer.pad_id)
-        blocks += session.run([OUTPUT], {name: given[name] for name in names})
+        arrays = padded(rows, tokenized.skip, model.tokenizer.pad_id)
+        blocks += session.run([OUTPUT], {name: arrays[name] for name in names})
     return np.concatenate(blocks)
 
 

@@ -198,16 +198,16 @@ class Graph:
 
     def _new_shape(self, old: tuple[Size, ...], new: tuple[Size, ...]) -> Tensor:
         """For Reshape, where 0 is the old size and one -1 what is left."""
-        kept = [
+        nodes = [
             n
             for n, size in enumerate(new)
             if not isinstance(size, int) and n < len(old) and old[n] == size
         ]
-        left = [n for n, size in enumerate(new) if not isinstance(size, int) and n not in kept]
+        left = [n for n, size in enumerate(new) if not isinstance(size, int) and n not in nodes]
         if len(left) > 1:
             return self.dimensions(new)
         return known(
-            [0 if n in kept else -1 if n in left else size for n, size in enumerate(new)], np.int64
+            [0 if n in nodes else -1 if n in left else size for n, size in enumerate(new)], np.int64
         )
 
     def transpose(self, tensor: Tensor, order: Sequence[int]) -> Tensor:
@@ -262,7 +262,9 @@ class Graph:
 
     def row(self, tensor: Tensor, number: int, axis: int = 0) -> Tensor:
         """One of the parts along an axis, without this axis."""
-        sizes, shape = (found[:axis] + found[axis + 1 :] for found in (tensor.sizes, tensor.shape))
+        sizes, shape = (
+            values[:axis] + values[axis + 1 :] for values in (tensor.sizes, tensor.shape)
+        )
         if tensor.known:
             return known(tensor.data.take(min(number, tensor.sizes[axis] - 1), axis)).standing_for(
                 shape

@@ -30,29 +30,29 @@ LAYER_NORM = ("Mul", CENTERED, ("Mul", ("Reciprocal", DEVIATION), "scale"))
 GELU = ("Mul", ("Mul", 0.5, "x"), ("Add", 1.0, ("Erf", ("Mul", "x", 0.5**0.5))))
 
 
-def match(graph: Graph, pattern: Pattern, tensor: Tensor, found: Found) -> Found | None:
+def match(graph: Graph, pattern: Pattern, tensor: Tensor, names: Found) -> Found | None:
     """Matches a pattern: returns what its names stand for, or None; equal names are one tensor."""
     if isinstance(pattern, str):
-        same = pattern not in found or tensor.same(found[pattern])
-        return {**found, pattern: tensor} if same else None
+        same = pattern not in names or tensor.same(names[pattern])
+        return {**names, pattern: tensor} if same else None
     if isinstance(pattern, float):
         number = (
             tensor.known and tensor.data.size == 1 and tensor.data == tensor.dtype.type(pattern)
         )
-        return found if number else None
+        return names if number else None
     maker = graph.maker(tensor)
-    return None if maker is None else match_node(graph, pattern, maker.op, maker.inputs, found)
+    return None if maker is None else match_node(graph, pattern, maker.op, maker.inputs, names)
 
 
 def match_node(
-    graph: Graph, pattern: Pattern, op: str, inputs: Sequence[Tensor], found: Found
+    graph: Graph, pattern: Pattern, op: str, inputs: Sequence[Tensor], names: Found
 ) -> Found | None:
     """`match` for a node that is not made yet."""
     if pattern[0] != op or len(pattern) - 1 != len(inputs):
         return None
     orders = itertools.permutations(inputs) if op in COMMUTATIVE else [inputs]
     for order in orders:
-        result: Found | None = found
+        result: Found | None = names
         for part, tensor in zip(pattern[1:], order, strict=True):
             result = match(graph, part, tensor, result) if result is not None else None
         if result is not None:
@@ -60,16 +60,16 @@ def match_node(
     return None
 
 
-def _softmax(graph: Graph, found: Found) -> Tensor | None:
-    scores = found["scores"]
-    if found["axes"].data.tolist() != [len(scores.sizes) - 1]:
+def _softmax(graph: Graph, names: Found) -> Tensor | None:
+    scores = names["scores"]
+    if names["axes"].data.tolist() != [len(scores.sizes) - 1]:
         return None
     return graph.node("Softmax", [scores], scores.sizes, scores.dtype, axis=-1)
 
 
-def _weighted(graph: Graph, found: Found) -> Tensor | None:
+def _weighted(graph: Graph, names: Found) -> Tensor | None:
     """Attention divides by the sum after the product."""
-    weights, value = _softmax(graph, found), found["value"]
+    weights, value = _softmax(graph, names), names["value"]
     if weights is None:
         return None
     return graph.node(
@@ -77,24 +77,24 @@ def _weighted(graph: Graph, found: Found) -> Tensor | None:
     )
 
 
-def _layer_norm(graph: Graph, found: Found) -> Tensor | None:
-    x, scale, count = found["x"], found["scale"], found["count"]
+def _layer_norm(graph: Graph, names: Found) -> Tensor | None:
+    x, scale, count = names["x"], names["scale"], names["count"]
     width = x.sizes[-1]
     last = (
-        found["axes"].data.tolist() == [len(x.sizes) - 1]
+        names["axes"].data.tolist() == [len(x.sizes) - 1]
         and count.known
         and count.data.tolist() == width
     )
-    if not (last and scale.known and scale.data.size == width and found["eps"].known):
+    if not (last and scale.known and scale.data.size == width and names["eps"].known):
         return None
     inputs = [x, known(scale.data.reshape(-1))]
     return graph.node(
-        "LayerNormalization", inputs, x.sizes, x.dtype, axis=-1, epsilon=found["eps"].data.item()
+        "LayerNormalization", inputs, x.sizes, x.dtype, axis=-1, epsilon=names["eps"].data.item()
     )
 
 
-def _layer_norm_bias(graph: Graph, found: Found) -> Tensor | None:
-    maker, bias = graph.maker(found["norm"]), found["bias"]
+def _layer_norm_bias(graph: Graph, names: Found) -> Tensor | None:
+    maker, bias = graph.maker(names["norm"]), names["bias"]
     x = maker.inputs[0]
     if len(maker.inputs) > 2 or not (bias.known and bias.data.size == x.sizes[-1]):
         return None
@@ -102,8 +102,8 @@ def _layer_norm_bias(graph: Graph, found: Found) -> Tensor | None:
     return graph.node(maker.op, inputs, x.sizes, x.dtype, **maker.attributes)
 
 
-def _gelu(graph: Graph, found: Found) -> Tensor | None:
-    return graph.node("Gelu", [found["x"]], found["x"].sizes, found["x"].dtype)
+def _gelu(graph: Graph, names: Found) -> Tensor | None:
+    return graph.node("Gelu", [names["x"]], names["x"].sizes, names["x"].dtype)
 
 
 PATTERNS: tuple[tuple[Pattern, Callable[[Graph, Found], Tensor | None]], ...] = (
@@ -117,8 +117,8 @@ PATTERNS: tuple[tuple[Pattern, Callable[[Graph, Found], Tensor | None]], ...] = 
 def simplified(graph: Graph, op: str, inputs: Sequence[Tensor]) -> Tensor | None:
     """Returns a simpler equivalent of a node that is about to be made, or None."""
     for pattern, made in PATTERNS:
-        found = match_node(graph, pattern, op, inputs, {})
-        if found is not None and (tensor := made(graph, found)) is not None:
+        names = match_node(graph, pattern, op, inputs, {})
+        if names is not None and (tensor := made(graph, names)) is not None:
             return tensor
     if op == "Add":
         for norm, bias in (inputs, inputs[::-1]):

@@ -180,8 +180,8 @@ def _reshape(graph: Graph, params: Any, x: Tensor) -> Tensor:
     ones = [size for size in x.shape if not _one(size)] == [size for size in new if not _one(size)]
     if not ones:
         return graph.reshape(graph.whole(x), new)
-    kept = iter([size for size, full in zip(x.sizes, x.shape, strict=True) if not _one(full)])
-    return graph.reshape(x, [1 if _one(size) else next(kept) for size in new])
+    remaining = iter([size for size, full in zip(x.sizes, x.shape, strict=True) if not _one(full)])
+    return graph.reshape(x, [1 if _one(size) else next(remaining) for size in new])
 
 
 @rule("squeeze", views=True)
@@ -328,9 +328,9 @@ def _dot_general(graph: Graph, params: Any, left: Tensor, right: Tensor) -> Tens
     are in what was asked for.
     """
     (left_sum, right_sum), (left_batch, right_batch) = params["dimension_numbers"]
-    wanted = np.dtype(params["preferred_element_type"] or left.dtype)
+    result_dtype = np.dtype(params["preferred_element_type"] or left.dtype)
     if not right.known and not left.known:
-        left, right = graph.cast(left, wanted), graph.cast(right, wanted)
+        left, right = graph.cast(left, result_dtype), graph.cast(right, result_dtype)
     left_free, right_free = (
         [axis for axis in range(len(tensor.sizes)) if axis not in (*batch, *summed)]
         for tensor, batch, summed in ((left, left_batch, left_sum), (right, right_batch, right_sum))
@@ -361,7 +361,7 @@ def _dot_general(graph: Graph, params: Any, left: Tensor, right: Tensor) -> Tens
     product = graph.node(
         "MatMul", [left, right], (*outer, *left.sizes[batch:-1], right.sizes[-1]), left.dtype
     )
-    return graph.cast(graph.reshape(product, (*outer, *rows, *columns)), wanted)
+    return graph.cast(graph.reshape(product, (*outer, *rows, *columns)), result_dtype)
 
 
 def _with_all(graph: Graph, tensor: Tensor, last: int) -> Tensor:

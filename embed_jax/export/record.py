@@ -82,12 +82,12 @@ class Session:
     @property
     def software(self) -> str:
         """The versions, for people."""
-        found = {
+        files = {
             name: version
             for name, version in self.versions.items()
             if name not in ("device", "cpus")
         }
-        return ", ".join(f"{name} {version}" for name, version in found.items())
+        return ", ".join(f"{name} {version}" for name, version in files.items())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,12 +281,12 @@ def _dataset(source: str, split: str, records: int, loss: str) -> Dataset:
     name, hub, licence = source, "", UNKNOWN
     if source in recipes():
         recipe = recipes()[source]
-        found = re.match(rf"hf:({HUB_NAME})", recipe.source)
-        hub = HUB_DATASETS.get(source, found.group(1) if found else "")
+        named = re.match(rf"hf:({HUB_NAME})", recipe.source)
+        hub = HUB_DATASETS.get(source, named.group(1) if named else "")
         licence = UNKNOWN if recipe.licence == CARD else recipe.licence
     elif kind == "hf" and not Path(rest.partition(":")[0]).exists():
-        found = re.match(HUB_NAME, rest)
-        name = hub = found.group() if found else rest.partition(":")[0].partition("@")[0]
+        named = re.match(HUB_NAME, rest)
+        name = hub = named.group() if named else rest.partition(":")[0].partition("@")[0]
     elif kind == "tfds":
         name = rest.partition("/")[0].partition(":")[0]
         hub = HUB_DATASETS.get(name, "")
@@ -308,31 +308,31 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: expected a JSON object, found a {type(found).__name__}")
-    return found
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a JSON object, found a {type(content).__name__}")
+    return content
 
 
 def _read_sessions(path: Path) -> tuple[str | None, tuple[Session, ...]]:
     """The experiment and the sessions; None and none of a run that is older than run.json."""
-    found = _read(path)
-    if not found:
+    content = _read(path)
+    if not content:
         return None, ()
     try:
         sessions = [
             Session(
-                int(one["start"]),
-                float(one["seconds"]),
-                int(one["devices"]),
-                int(one["hosts"]),
-                {**one["versions"]},
+                int(session["start"]),
+                float(session["seconds"]),
+                int(session["devices"]),
+                int(session["hosts"]),
+                {**session["versions"]},
             )
-            for one in found["sessions"]
+            for session in content["sessions"]
         ]
-        return str(found["experiment"]), tuple(sessions)
+        return str(content["experiment"]), tuple(sessions)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: no record of a run's sessions ({error!r})") from None
 
@@ -343,8 +343,8 @@ def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
         return
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            found = json.loads(line)
+            entry = json.loads(line)
         except ValueError:
             continue
-        if isinstance(found, dict) and isinstance(found.get("step"), int):
-            yield found
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            yield entry

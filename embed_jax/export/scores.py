@@ -49,16 +49,16 @@ def read_scores(paths: Sequence[Path]) -> list[Scores]:
     Raises:
         InputError: no such file, none in a directory, or one that holds no results.
     """
-    found = []
+    scores = []
     for path in paths:
         if not path.is_dir():
-            found.append(_read(path))
+            scores.append(_read(path))
             continue
         several = [_read(file) for file in sorted(path.rglob("*.json")) if _holds_results(file)]
         if not several:
             raise InputError(f"{path}: no .json file with results in it")
-        found += several
-    return found
+        scores += several
+    return scores
 
 
 def _holds_results(path: Path) -> bool:
@@ -91,11 +91,11 @@ def _read(path: Path) -> Scores:
         ) from None
 
 
-def _scores(found: Mapping[str, Any]) -> Scores:
-    metrics = {name: float(value) for name, value in found["metrics"].items() if _is_number(value)}
+def _scores(result: Mapping[str, Any]) -> Scores:
+    metrics = {name: float(value) for name, value in result["metrics"].items() if _is_number(value)}
     if not metrics:
         raise InputError("no metric with a number")
-    main = found.get("main") or MAIN.get(found["task"]) or next(iter(metrics))
+    main = result.get("main") or MAIN.get(result["task"]) or next(iter(metrics))
     main = (
         main
         if main in metrics
@@ -104,35 +104,35 @@ def _scores(found: Mapping[str, Any]) -> Scores:
     if main not in metrics:
         raise InputError(unknown("main metric", main, metrics))
     return Scores(
-        model=str(found.get("model") or ""),
-        task=str(found["task"]),
-        name=str(found.get("name") or Path(str(found["data"]).split(",")[0].rstrip("/")).name),
-        split=str(found.get("split") or ""),
+        model=str(result.get("model") or ""),
+        task=str(result["task"]),
+        name=str(result.get("name") or Path(str(result["data"]).split(",")[0].rstrip("/")).name),
+        split=str(result.get("split") or ""),
         main=main,
         metrics=metrics,
         intervals={
             name: (float(low), float(high))
-            for name, (low, high) in found.get("intervals", {}).items()
+            for name, (low, high) in result.get("intervals", {}).items()
             if _is_number(low) and _is_number(high)
         },
-        n=int(found.get("n") or 0),
-        unit=str(found.get("unit") or ""),
-        notes=(*_cautions(found), *map(str, found.get("notes") or ())),
+        n=int(result.get("n") or 0),
+        unit=str(result.get("unit") or ""),
+        notes=(*_cautions(result), *map(str, result.get("notes") or ())),
     )
 
 
-def _cautions(found: Mapping[str, Any]) -> Iterator[str]:
+def _cautions(result: Mapping[str, Any]) -> Iterator[str]:
     """Returns cautions about the settings of a measurement and what may distort its figures."""
-    if found.get("dim"):
-        yield f"embeddings cut to {found['dim']} numbers"
-    if found.get("layers"):
-        yield f"stopped after {found['layers']} layers"
-    if found.get("instruction"):
-        yield f"with the instruction {found['instruction']!r}"
-    n, unit = found.get("n") or 0, found.get("unit") or "items"
+    if result.get("dim"):
+        yield f"embeddings cut to {result['dim']} numbers"
+    if result.get("layers"):
+        yield f"stopped after {result['layers']} layers"
+    if result.get("instruction"):
+        yield f"with the instruction {result['instruction']!r}"
+    n, unit = result.get("n") or 0, result.get("unit") or "items"
     if 0 < n < SMALL:
         yield f"only {n} {unit}: its interval is wide, and too narrow still below some thirty"
-    seen = found.get("overlap")
+    seen = result.get("overlap")
     if seen:
         without = seen.get("clean")
         clean = f": {without:.4f} without them" if seen["items"] and _is_number(without) else ""

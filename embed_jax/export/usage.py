@@ -149,7 +149,14 @@ def _plain(model: SentenceEncoder, name: str) -> str:
 
 def _onnx(model: SentenceEncoder, name: str, file: str) -> str:
     """With the prompt of queries, or the model's own for all texts."""
-    used = next((one for one in ("query", model.default_prompt_name) if one in model.prompts), None)
+    used = next(
+        (
+            candidate
+            for candidate in ("query", model.default_prompt_name)
+            if candidate in model.prompts
+        ),
+        None,
+    )
     prompt = model.prompts[used] if used else ""
     lower = ".lower()" if model.lower_case else ""
     put = f"{prompt!r} + text{lower}" if prompt else f"text{lower}"

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from embed_jax.config import Experiment
 from embed_jax.config import Source as SourceConfig
 from embed_jax.data.order import Order, make_order
-from embed_jax.data.pairs import looked_at, of_record
+from embed_jax.data.pairs import of_record, sampled_records
 from embed_jax.data.pipeline import (
     BatchMaker,
     Record,
@@ -331,7 +331,7 @@ def _check_data(source: RecordSource, about: About, config: Experiment, dataset:
             f"{where}: {name!r} needs {expected} texts a record, found {columns} ({field_names})"
         )
     if about.classes:
-        for number, record in looked_at(records):
+        for number, record in sampled_records(records):
             if not 0 <= (label := of_record(fields.label, record, number)) < about.classes:
                 raise InputError(
                     f"record {number}: label {label}, {where}={name!r} accepts 0 to "
@@ -339,7 +339,7 @@ def _check_data(source: RecordSource, about: About, config: Experiment, dataset:
                 )
     score_max = f"config.mixture.sources.{dataset}" if dataset else "config.data"
     for fit in about.fits:
-        for number, record in looked_at(records):
+        for number, record in sampled_records(records):
             scores = of_record(fields.score, record, number)
             targets = [scores[0] - score for score in scores[1:]] if fit.of_margins else scores
             for target in targets:

@@ -78,7 +78,7 @@ def test_one_source_of_a_mixture_is_the_data_set():
     assert all((alone[step] == mixture[step]).all() for step in range(20))
 
 
-def things(records, duplicates, seed=0):
+def duplicate_keys(records, duplicates, seed=0):
     """Hashes of two texts a record; a share of the first ones is drawn from few."""
     rng = np.random.default_rng(seed)
     result = rng.integers(1, 2**62, (records, 2)).astype(np.uint64)
@@ -94,7 +94,7 @@ def has_none(batch, hashes):
 
 @pytest.mark.slow
 def test_no_duplicate_in_a_thousand_batches_of_a_thousand():
-    hashes = things(40_000, 0.3)
+    hashes = duplicate_keys(40_000, 0.3)
     order = Batches(Shuffled(len(hashes), 0), 1024, hashes)
     per_epoch = order.count(1)
     assert 36 <= per_epoch <= 39  # hardly anything is left over
@@ -109,7 +109,7 @@ def test_no_duplicate_in_a_thousand_batches_of_a_thousand():
 
 
 def test_the_count_is_the_true_number_of_steps():
-    hashes = things(500, 0.5, seed=1)
+    hashes = duplicate_keys(500, 0.5, seed=1)
     order = Batches(Shuffled(500, 0), 16, hashes)
     epochs = [
         len(
@@ -143,7 +143,7 @@ def test_the_same_text_twice_in_a_record_is_no_duplicate():
 def test_mixed_batches_have_no_duplicates_across_data_sets():
     hashes = np.arange(1, 2 * 79 + 1, dtype=np.uint64).reshape(79, 2)
     hashes[50:70, 1] = hashes[:20, 0]  # the second data set has texts of the first
-    order = make_order(LENGTHS, 16, 0, mixing="mixed", things=hashes)
+    order = make_order(LENGTHS, 16, 0, mixing="mixed", duplicate_keys=hashes)
     assert all(has_none(order[step], hashes) for step in range(20))
 
 
@@ -168,7 +168,7 @@ def test_what_cannot_be_ordered(arguments, message):
 
 
 def test_nothing_but_duplicates_is_an_error():
-    order = make_order([20], 4, 0, things=np.full((20, 2), 5, np.uint64))
+    order = make_order([20], 4, 0, duplicate_keys=np.full((20, 2), 5, np.uint64))
     with pytest.raises(
         InputError, match="config.batch.no_duplicates: no batch of 4 records without duplicates"
     ):

@@ -59,9 +59,9 @@ class Located:
 
 def class_names(features: Mapping[str, Any] | None) -> dict[str, Sequence[str]]:
     """Returns the meaning of the integers of ClassLabel columns, and of lists of them."""
-    found = {}
+    by_column = {}
     for name, feature in (features or {}).items():
         names = getattr(getattr(feature, "feature", feature), "names", None)
         if names:
-            found[name] = list(names)
-    return found
+            by_column[name] = list(names)
+    return by_column

@@ -109,8 +109,8 @@ def _task(
         raise InputError(
             f"{source}: none of the judged documents is in the corpus, such as {document!r}"
         )
-    if found := [f"{count} {what}" for what, count in odd.items() if count]:
-        warn(f"{source}: {', '.join(found)}; scores are those of trec_eval")
+    if oddities := [f"{count} {what}" for what, count in odd.items() if count]:
+        warn(f"{source}: {', '.join(oddities)}; scores are those of trec_eval")
     return corpus, {query: queries[query] for query in queries if query in qrels}, qrels
 
 

@@ -14,9 +14,9 @@ from embed_jax.data.pairs import (
     PAIR_NAMES,
     SCORED_LIST,
     kind_of,
-    looked_at,
     negative_columns,
     of_record,
+    sampled_records,
 )
 from embed_jax.data.records import (
     check_scored,
@@ -75,7 +75,7 @@ def record_fields(records: Sequence[Record]) -> RecordFields:
     """
     names = {
         name
-        for _, record in looked_at(records)
+        for _, record in sampled_records(records)
         for name, value in record.items()
         if not is_missing(value)
     }
@@ -96,7 +96,7 @@ def record_fields(records: Sequence[Record]) -> RecordFields:
             f"records of no known format: found the fields {', '.join(records[0])}; accepted: "
             f"{accepted}"
         )
-    for index, record in looked_at(records):
+    for index, record in sampled_records(records):
         for field in (label, score):
             if field:
                 of_record(field, record, index)

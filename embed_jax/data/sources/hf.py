@@ -38,22 +38,22 @@ def open_source(rest: str, split: str) -> Records:
     name, config, revision, file = _parts(rest)
     try:
         if any((Path(name) / file).is_file() for file in SAVED):
-            found = datasets.load_from_disk(name)
-            if isinstance(found, datasets.DatasetDict):
-                if split not in found:
-                    raise ValueError(f"known splits: {', '.join(found)}")
-                found = found[split]
+            dataset = datasets.load_from_disk(name)
+            if isinstance(dataset, datasets.DatasetDict):
+                if split not in dataset:
+                    raise ValueError(f"known splits: {', '.join(dataset)}")
+                dataset = dataset[split]
             elif split != "train":
                 raise ValueError(
                     "it was saved without splits; only 'train' is accepted, for all of it"
                 )
         else:
-            found = datasets.load_dataset(
+            dataset = datasets.load_dataset(
                 name, config, data_files=file, split=split, revision=revision, **cache(name)
             )
     except Exception as error:  # from an unknown name to a missing network
         raise _unreadable(rest, split, error) from None
-    return arrow_records(found)
+    return arrow_records(dataset)
 
 
 def arrow_records(dataset: Any) -> Records:
@@ -98,7 +98,7 @@ def _suspects(dataset: Any, fields: Sequence[str]) -> np.ndarray:
     names = [name for field in fields if (name := find_name(field, dataset.features))]
     label = find_name("label", dataset.features)
     names += [label] if label else []
-    found = []
+    kept_rows = []
     table = dataset.select_columns(names).with_format("arrow")
     for start in range(0, len(dataset), ROWS):
         rows = table[start : start + ROWS]
@@ -113,8 +113,8 @@ def _suspects(dataset: Any, fields: Sequence[str]) -> np.ndarray:
             else:
                 mask = pyarrow.compute.is_null(column)
             suspect |= np.asarray(mask.fill_null(True))
-        found.append(start + np.flatnonzero(suspect))
-    return np.concatenate(found)
+        kept_rows.append(start + np.flatnonzero(suspect))
+    return np.concatenate(kept_rows)
 
 
 def iter_source(rest: str, split: str) -> tuple[Iterable[dict[str, Any]], dict[str, Sequence[str]]]:
@@ -130,7 +130,7 @@ def iter_source(rest: str, split: str) -> tuple[Iterable[dict[str, Any]], dict[s
         raw = open_source(rest, split)
         return raw, dict(raw.class_names)
     try:
-        found = datasets.load_dataset(
+        dataset = datasets.load_dataset(
             name, config, data_files=file, split=split, revision=revision, streaming=True
         )
     except Exception as error:
@@ -138,11 +138,11 @@ def iter_source(rest: str, split: str) -> tuple[Iterable[dict[str, Any]], dict[s
 
     def rows() -> Iterator[dict[str, Any]]:
         try:
-            yield from found
+            yield from dataset
         except Exception as error:
             raise _unreadable(rest, split, error) from None
 
-    return rows(), class_names(found.features)
+    return rows(), class_names(dataset.features)
 
 
 def _unreadable(rest: str, split: str, error: Exception) -> InputError:

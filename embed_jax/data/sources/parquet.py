@@ -35,13 +35,13 @@ def open_source(rest: str, split: str, columns: Sequence[str] = ()) -> Records:
     used, counts = _columns_and_counts(paths, columns)
     try:
         files = [os.path.abspath(path) for path in paths]
-        found = datasets.load_dataset(
+        dataset = datasets.load_dataset(
             "parquet", data_files=files, columns=used, split="train", **cache(*files)
         )
     except Exception as error:  # from a full disk to a damaged page
         cause = error.__cause__ or error
         raise InputError(f"parquet:{rest}: cannot be read: {one_line(cause)[:300]}") from None
-    raw = arrow_records(found)
+    raw = arrow_records(dataset)
     return dataclasses.replace(raw, place=shard_places(paths, counts))
 
 
@@ -54,7 +54,7 @@ def _columns_and_counts(paths: list[Path], named: Sequence[str]) -> tuple[list[s
     import pyarrow
     import pyarrow.parquet
 
-    wanted = KNOWN | {name.strip().lower() for name in named}
+    wanted_columns = KNOWN | {name.strip().lower() for name in named}
     columns: list[str] = []
     counts = []
     for path in paths:
@@ -68,7 +68,7 @@ def _columns_and_counts(paths: list[Path], named: Sequence[str]) -> tuple[list[s
         known = [
             name
             for name in names
-            if name.strip().lower() in wanted or name.strip().lower().startswith("negative")
+            if name.strip().lower() in wanted_columns or name.strip().lower().startswith("negative")
         ]
         columns = columns or known
         if set(known) != set(columns):

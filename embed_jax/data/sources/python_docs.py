@@ -80,8 +80,8 @@ def prepared_builder() -> Any:
                     download_config=download_config(), file_format="array_record"
                 )
     except OSError as error:
-        found = one_line(error)
+        reason = one_line(error)
         raise InputError(
-            f"python_docs: cannot be written to {directory}: {found}; set EMBED_JAX_DATA"
+            f"python_docs: cannot be written to {directory}: {reason}; set EMBED_JAX_DATA"
         ) from None
     return builder

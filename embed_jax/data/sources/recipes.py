@@ -148,26 +148,26 @@ def open_source(rest: str, split: str) -> Records:
     if name not in recipe.splits:
         raise InputError(f"{rest} has no split {name!r}; known: {', '.join(recipe.splits)}")
     kind, _, source = recipe.source.partition(":")
-    found = lookup("source", kind)(source, recipe.splits[name] + bracket + part)
-    if len(found):
-        of_record(lambda record: _check_columns(recipe, record), found[0], 0)
-    ours, suspects = {ours: theirs for theirs, ours in recipe.columns.items()}, found.suspects
+    records = lookup("source", kind)(source, recipe.splits[name] + bracket + part)
+    if len(records):
+        of_record(lambda record: _check_columns(recipe, record), records[0], 0)
+    ours, suspects = {ours: column for column, ours in recipe.columns.items()}, records.suspects
     names = {"label": recipe.labels} if recipe.labels else {}
     names |= {
-        name: found.class_names[theirs]
-        for name, theirs in ours.items()
-        if theirs in found.class_names
+        name: records.class_names[column]
+        for name, column in ours.items()
+        if column in records.class_names
     }
     return dataclasses.replace(
-        found,
-        decode=lambda value: _renamed(recipe.columns, found.decode(value)),
+        records,
+        decode=lambda value: _renamed(recipe.columns, records.decode(value)),
         class_names=names,
         suspects=suspects and (lambda names: suspects([ours.get(name, name) for name in names])),
     )
 
 
 def _renamed(columns: Mapping[str, str], record: Mapping[str, Any]) -> dict[str, Any]:
-    return {ours: record[theirs] for theirs, ours in columns.items()}
+    return {ours: record[column] for column, ours in columns.items()}
 
 
 def _check_columns(recipe: Recipe, record: Mapping[str, Any]) -> None:

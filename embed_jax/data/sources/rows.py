@@ -30,9 +30,11 @@ class Row:
         for name in names:
             if not is_missing(value := plain(self.fields.get(name))):
                 return value
-        found = ", ".join(name for name, value in self.fields.items() if not is_missing(value))
+        field_names = ", ".join(
+            name for name, value in self.fields.items() if not is_missing(value)
+        )
         raise InputError(
-            f"{self.where}: no field {' or '.join(map(repr, names))}: found {found or 'none'}"
+            f"{self.where}: no field {' or '.join(map(repr, names))}: found {field_names or 'none'}"
         )
 
     def text(self, *names: str) -> str:

@@ -50,8 +50,8 @@ def find_shards(rest: str, split: str, ending: str) -> list[Path]:
         InputError: no such files, or shards of different sets ("-of-00004" and "-of-00008").
     """
     if Path(rest).is_dir():
-        wanted = re.compile(rf"{re.escape(split)}(-.*)?{re.escape(ending)}")
-        paths = sorted(path for path in Path(rest).iterdir() if wanted.fullmatch(path.name))
+        pattern = re.compile(rf"{re.escape(split)}(-.*)?{re.escape(ending)}")
+        paths = sorted(path for path in Path(rest).iterdir() if pattern.fullmatch(path.name))
     elif "{split}" in rest:
         paths = [Path(path) for path in sorted(glob.glob(rest.replace("{split}", split)))]
     elif split != "train":
@@ -69,10 +69,10 @@ def find_shards(rest: str, split: str, ending: str) -> list[Path]:
         raise InputError(f"{rest}: no such files of the split {split!r}")
     totals: dict[str, str] = {}
     for path in paths:
-        found = SHARD.match(path.name)
-        if found and totals.setdefault(found[1], found[3]) != found[3]:
+        shard = SHARD.match(path.name)
+        if shard and totals.setdefault(shard[1], shard[3]) != shard[3]:
             raise InputError(
-                f"{path}: one of {int(found[3])} shards beside some of {int(totals[found[1]])}"
+                f"{path}: one of {int(shard[3])} shards beside some of {int(totals[shard[1]])}"
             )
     return paths
 

@@ -70,18 +70,18 @@ def read_text_sets(
         values = value if isinstance(value, list) else [value]
         if not values:
             raise row.refusal(kinds, "expected a label or more, found an empty list")
-        return tuple(row.as_label(one, kinds) for one in values)
+        return tuple(row.as_label(label, kinds) for label in values)
 
     if not isinstance(rows[0].value(*names), list):
         texts = _solid([row.text(*names) for row in rows], data, split)
         return [texts], [[levels(row, row.value(*kinds)) for row in rows]]
     texts = [row.texts(*names) for row in rows]
     labels = [[levels(row, value) for value in row.values(*kinds)] for row in rows]
-    for row, members, found in zip(rows, texts, labels, strict=True):
-        if len(members) != len(found) or not members:
+    for row, members, row_labels in zip(rows, texts, labels, strict=True):
+        if len(members) != len(row_labels) or not members:
             raise row.refusal(
                 kinds,
-                f"expected as many as texts, 1 or more, found {len(members)} and {len(found)}",
+                f"expected as many as texts, 1 or more, found {len(members)} and {len(row_labels)}",
             )
     return texts, labels
 
@@ -129,8 +129,8 @@ def read_reranking(
         row.texts("query") if isinstance(row.value("query"), list) else [row.text("query")]
         for row in rows
     ]
-    for row, asked in zip(rows, queries, strict=True):
-        if not asked:
+    for row, query in zip(rows, queries, strict=True):
+        if not query:
             raise row.refusal(["query"], "expected a query or more, found an empty list")
     return queries, [row.texts("positive") for row in rows], [row.texts("negative") for row in rows]
 
@@ -149,13 +149,13 @@ def read_bitext(
             f"{target!r}"
         )
     if not source:
-        found = [name for name in rows[0].fields if name not in IDS]
+        field_names = [name for name in rows[0].fields if name not in IDS]
         default = ["sentence1", "sentence2"]
-        names = default if set(default) <= set(found) else found
+        names = default if set(default) <= set(field_names) else field_names
         if len(names) != 2:
             raise InputError(f"{describe_split(data, split)}: expected two columns, or the options "
                              f"source and target with two "
-                             f"of their names, found {', '.join(found) or 'none'}")  # fmt: skip
+                             f"of their names, found {', '.join(field_names) or 'none'}")  # fmt: skip
         source, target = names
     return _solid([row.text(source) for row in rows], data, split), [
         row.text(target) for row in rows
@@ -174,14 +174,14 @@ def read_summaries(
         [row.texts(name) for row in rows] for name in ("human_summaries", "machine_summaries")
     )
     ratings = [row.numbers("relevance") for row in rows]
-    for row, written, made, found in zip(rows, human, machine, ratings, strict=True):
+    for row, written, made, row_ratings in zip(rows, human, machine, ratings, strict=True):
         if not written or not made:
             lacking = ["machine_summaries" if written else "human_summaries"]
             raise row.refusal(lacking, "expected a summary or more, found an empty list")
-        if len(made) != len(found):
+        if len(made) != len(row_ratings):
             raise row.refusal(
                 ["relevance"],
-                f"expected a rating for each of {len(made)} summaries, found {len(found)}",
+                f"expected a rating for each of {len(made)} summaries, found {len(row_ratings)}",
             )
     return [row.text("text") for row in rows], human, machine, ratings
 

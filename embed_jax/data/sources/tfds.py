@@ -71,5 +71,5 @@ def _decode(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray | list):
-        return [_decode(one) for one in value]
+        return [_decode(element) for element in value]
     return value
