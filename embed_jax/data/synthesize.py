@@ -31,7 +31,7 @@ class Template:
     """A request that a prompt makes of a language model.
 
     Attributes:
-        wanted: the request, with the names of `choices` in braces.
+        request: what is asked for, with the names of `choices` in braces.
         choices: for each name the phrases of which a passage gets one: varied prompts give varied
             texts.
     """
@@ -204,7 +204,7 @@ def make_prompt(
     chance = random.Random(f"{seed}:{task}:{passage}")
     phrases = {name: chance.choice(list(options)) for name, options in chosen.choices.items()}
     return FORM.format(
-        request=chosen.request.format(**phrases),
+        wanted=chosen.request.format(**phrases),
         language=language or "the language of the passage",
         passage=passage,
         n=n,
