@@ -5,7 +5,7 @@ import math
 import jax
 import pytest
 
-from embed_jax.config import Experiment
+from embed_jax.config import Experiment, ParamGroup
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.spec import random_spec
 from embed_jax.errors import InputError
@@ -14,7 +14,7 @@ from embed_jax.types import num_params
 from scripts.bench import __main__ as bench
 
 CONFIG = """
-from embed_jax.config import Experiment
+from embed_jax.config import Experiment, ParamGroup
 
 
 def get_config(cut=""):
@@ -58,6 +58,15 @@ def test_frozen_parameters_take_what_their_dtype_takes(base, size):
     assert frozen == expected
     moments = [leaf for leaf in jax.tree.leaves(run.state.opt_state) if leaf.ndim]
     assert sum(leaf.size for leaf in moments) == 2 * num_params(run.state.params)
+
+
+def test_a_frozen_group_has_no_optimiser_state():
+    config = tiny(model__mlp="kept")
+    config.optim.groups.trunk = ParamGroup("backbone", learning_rate_factor=0.0)
+    run, _ = plan_run(config, 2, 16)
+    moments = [leaf for leaf in jax.tree.leaves(run.state.opt_state) if leaf.ndim]
+    trained = num_params(run.state.params) - num_params(run.state.params["encoder"]["backbone"])
+    assert sum(leaf.size for leaf in moments) == 2 * trained > 0
 
 
 @pytest.mark.slow

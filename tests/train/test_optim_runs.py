@@ -145,6 +145,14 @@ def test_it_resumes_to_the_same_bits(train, whole, tmp_path):
     assert_same_bits(tmp_path / "resumed", whole)
 
 
+def test_adafactor_with_groups_resumes_to_the_same_bits(train, tmp_path):
+    optim = optim_of("adafactor", GROUPS, schedule="cosine")
+    train(tmp_path / "whole", optim)
+    stop_at(tmp_path / "whole", tmp_path / "resumed", 2)
+    train(tmp_path / "resumed", optim)
+    assert_same_bits(tmp_path / "resumed", tmp_path / "whole")
+
+
 def test_it_is_the_same_run_in_shards_of_four_devices(train, whole, tmp_path):
     train(tmp_path / "sharded", optim_of(**MUON, **WSD), devices=4, fsdp=4)
     assert_same_run(tmp_path / "sharded", whole)
