@@ -230,7 +230,7 @@ def command(tmp_path, tiny_model, sentences, run):
 
 
 def test_a_table_of_two_seeds(command, tmp_path):
-    status, _, err = command("--seeds=0,1", f"--workdir={tmp_path / 'reference'}")
+    status, _, err = command("--seeds=0,1", f"--workdir={tmp_path / 'theirs'}")
     assert status == 0, err
     for seed, loss in enumerate(
         (1.0, 3.0)
