@@ -168,7 +168,7 @@ def _read_file(file: Path, cut: str) -> Experiment:
     if not isinstance(config, Experiment):
         raise InputError(
             f"{file}: get_config returned {type(config).__name__}, expected "
-            f"embed_jax.config.Experiment"
+            "embed_jax.config.Experiment"
         )
     return config
 

@@ -81,7 +81,7 @@ def _validate(config: Experiment, prefix: str) -> None:
     ):
         raise InputError(
             f"{prefix}eval.geometry: needs texts to embed: set eval.sts or eval.retrieval; found "
-            f"neither"
+            "neither"
         )
     if config.train.profile:
         start, colon, stop = config.train.profile.partition(":")

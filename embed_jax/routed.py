@@ -276,7 +276,7 @@ class RoutedEncoder(HasSettings):
     def save(self, directory: str | Path) -> None:
         """Writes a directory that sentence-transformers reads from version 5 on, and `load` does.
 
-        Atomic.
+        The directory is written as a whole, or not at all.
 
         Whatever the model was loaded from, it is a Router of whole encoders; what routes share is
         written once.

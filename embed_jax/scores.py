@@ -283,7 +283,7 @@ def dense(embeddings: Any, what: str = "the loss") -> Any:
             shapes = [leaf.shape[1:] for leaf in jax.tree.leaves(column)]
             raise InputError(
                 f"{what}: expected one vector for each text, found arrays of shape {shapes} for "
-                f"each"
+                "each"
             )
     return embeddings
 

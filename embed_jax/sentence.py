@@ -292,7 +292,7 @@ class SentenceEncoder(HasSettings, PicklesByParts):
         if truncated:
             warn(
                 f"{truncated} of {count} texts were cut at the model's limit of {self.max_length} "
-                f"tokens"
+                "tokens"
             )
 
     def with_params(self, params: Params) -> SentenceEncoder:
@@ -316,7 +316,7 @@ class SentenceEncoder(HasSettings, PicklesByParts):
     ) -> None:
         """Writes a model directory in the layout of sentence-transformers, which `load` reads too.
 
-        Atomic.
+        The directory is written as a whole, or not at all.
 
         A pooler that the base had is written back unchanged, for transformers to find; a model made
         without one has none. Of a model with an adapter only the adapter, in PEFT's format;
@@ -383,7 +383,7 @@ class SentenceEncoder(HasSettings, PicklesByParts):
         if has and not self._prompted:
             self._warn(
                 f"this model has {' and '.join(has)}, and none was given: name one, or give an "
-                f"empty prompt"
+                "empty prompt"
             )
 
 

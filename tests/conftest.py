@@ -54,10 +54,13 @@ def pytest_collection_modifyitems(config, items):
         text = f"--shard={config.getoption('--shard')}: expected K/N with 0 <= K < N, e.g. 0/6"
         raise pytest.UsageError(text) from None
     items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))  # a stable sort
-    others = [item for item in items if zlib.crc32(item.nodeid.encode()) % shards != index]
+    chosen, others = [], []
+    for item in items:
+        is_chosen = zlib.crc32(item.nodeid.encode()) % shards == index
+        (chosen if is_chosen else others).append(item)
     if others:
         config.hook.pytest_deselected(items=others)
-        items[:] = [item for item in items if zlib.crc32(item.nodeid.encode()) % shards == index]
+        items[:] = chosen
 
 
 @pytest.fixture(scope="session")

@@ -86,7 +86,7 @@ VAGUE_NAMES = {
         "things",
         "one",
     ),
-    *("alone", "lying", "of_one", "as_wanted", "sampled_records"),
+    *("alone", "lying", "of_one", "as_wanted", "looked_at"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Documents in pieces of this many tokens at most, so that a model reads all of them and none is cut short."""
+"""Documents in pieces of a limited number of tokens, so that a model reads all of them and none is cut short."""
 
 from __future__ import annotations
 

@@ -57,9 +57,9 @@ class TripletReport:
             f"{self.duplicates} duplicates, "
             f"{self.conflicting} with conflicting labels, {self.empty} with an empty text\n"
             f"dropped: {self.without_entailment} of {self.premises_without_entailment} premises "
-            f"without entailment, "
+            "without entailment, "
             f"{self.without_contradiction} of {self.premises_without_contradiction} premises "
-            f"without contradiction, "
+            "without contradiction, "
             f"{self.surplus} surplus hypotheses"
         )
 

@@ -140,7 +140,7 @@ class Batches:
             if not made:
                 raise InputError(
                     f"config.batch.no_duplicates: no batch of {self.batch_size} records without "
-                    f"duplicates can be made "
+                    "duplicates can be made "
                     f"of {self.stream.length}; lower config.batch.size"
                 )
             self._ends.append((self._ends[-1] if self._ends else 0) + made)

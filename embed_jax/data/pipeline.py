@@ -50,9 +50,9 @@ class RecordSource:
     augment: Callable[[str, int, int, int], str] | None = None
 
     def texts(self, index: int, record: Record) -> list[str | None]:
-        """A record's texts, of which anchor and positive must be there.
+        """Returns a record's texts, of which anchor and positive must be there.
 
-        Empty negatives are none.
+        Empty negatives are None.
         """
         texts = list(self.fields.columns(record))
         for text in texts[:2]:
@@ -96,9 +96,11 @@ class BatchMaker:
         return self._batch(examples, step)
 
     def of_records(self, records: Sequence[tuple[int, Record]], step: int) -> Batch:
-        """The batch of these records of the only data set, each with its number.
+        """Makes this host's share of the batch of records of the only data set.
 
-        This host's share of it.
+        Args:
+            records: each with its number.
+            step: of the batch.
         """
         own = records[self._own(len(records))]
         return self._batch([(self.sources[0], 0, number, record) for number, record in own], step)
@@ -279,7 +281,7 @@ def batch_maker(
     if batch_size % groups or groups % hosts:
         raise InputError(
             f"batch of {batch_size} in {groups} groups on {hosts} hosts: each must divide the one "
-            f"before"
+            "before"
         )
     shares = shares or hosts
     if shares < 1 or shares % hosts or groups % shares:
@@ -300,7 +302,7 @@ def batch_maker(
     if (longest := max(by_name["encoder"].max_length for by_name in cut)) > row_length:
         raise InputError(
             f"row length {row_length} is too short for texts of {longest} tokens (tokenizer "
-            f"'encoder')"
+            "'encoder')"
         )
     num_columns = max(most_texts(source) for source in sources)
     widest = max(_width(source.fields.score, source) for source in sources)
@@ -413,7 +415,7 @@ def prefetch(
 def data_fingerprint(sources: Mapping[str, RecordSource]) -> dict[str, Any]:
     """Returns everything that the content and order of the batches depend on, beside the config.
 
-    For a resume to refuse other data.
+    By it a resumed run refuses other data.
 
     Args:
         sources: the data sets by name; of fields that are None nothing is asked.
@@ -454,9 +456,9 @@ def _width(function: Callable[[Record], Sequence] | None, source: RecordSource) 
 
 
 def _teacher_size(sources: Sequence[RecordSource]) -> int:
-    """Returns T, the size of the teacher's embeddings, which all data sets with some share.
+    """Returns T, the size of the teacher's embeddings; 0 if no data set has any.
 
-    0 if none has any.
+    Data sets with embeddings have them of one size.
     """
     sizes = [
         of_record(source.fields.teacher, source.records[0], 0).shape[-1]
@@ -465,7 +467,7 @@ def _teacher_size(sources: Sequence[RecordSource]) -> int:
     ]
     if len(set(sizes)) > 1:
         raise InputError(
-            f"teacher_vectors: expected one size for all data sets, found "
+            "teacher_vectors: expected one size for all data sets, found "
             f"{', '.join(map(str, sizes))}"
         )
     return sizes[0] if sizes else 0

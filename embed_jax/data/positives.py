@@ -91,7 +91,7 @@ def click_pairs(
         pairs = sum(map(len, clicks.values()))
         raise InputError(
             f"{log}: no positives: none of {pairs} pairs of query and document has {min_clicks} "
-            f"clicks or more, "
+            "clicks or more, "
             f"the most is {most}"
         )
     return _distinct(positive_pairs, drop, log)
@@ -241,7 +241,7 @@ def _documents(path: Path, ids: Mapping[str, Any]) -> dict[str, str]:
             fields = ", ".join(record) or "none"
             raise InputError(
                 f"{path}:{line}: found the fields {fields}; needed: {' or '.join(CORPUS_IDS)}, and "
-                f"text"
+                "text"
             )
         document = _key(record[name])
         if document not in ids:

@@ -368,13 +368,13 @@ def check_scored(record: Mapping[str, Any], where: str = "") -> None:
     """Checks that a scored list has a score for each passage.
 
     Raises:
-        InputError: "WHEREfound 3 passages and 2 scores, ..."
+        InputError: "{where}found 3 passages and 2 scores, ..."
     """
     passages, scores = (len(record[name]) for name in LISTS)
     if passages != scores or not passages:
         raise InputError(
             f"{where}found {passages} passages and {scores} scores, expected as many, and at least "
-            f"one"
+            "one"
         )
 
 

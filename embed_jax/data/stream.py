@@ -93,7 +93,7 @@ def stream_batches(
         if passed < batch_size:
             raise InputError(
                 f"{stream.name}: {passed} records do not fill a batch of {batch_size}: lower "
-                f"config.batch.size"
+                "config.batch.size"
             )
         epoch, skip = epoch + 1, max(skip - passed // batch_size * batch_size, 0)
 

@@ -158,7 +158,7 @@ def read_passages(path: str | Path, fields: Sequence[str] = ("text",)) -> list[P
             field_names = ", ".join(record) or "none"
             raise InputError(
                 f"{where}: no field {missing[0]!r} with a text; found {field_names}; name the text with "
-                f"--field"
+                "--field"
             )
         text = " ".join(record[field].strip() for field in fields).strip()
         if not text:
@@ -212,9 +212,9 @@ def make_prompt(
 
 
 def parse_answer(text: str, n: int, passage: str) -> list[str]:
-    """The `n` queries in a model's answer: {"queries".
+    """The `n` queries in a model's answer: {"queries": [...]}, or only the list.
 
-    [...]} or only the list, whatever stands before and after.
+    Other text may stand before and after it.
 
     Raises:
         Failed: unless they are `n` different strings that are neither empty nor the passage itself.

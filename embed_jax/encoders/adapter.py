@@ -1,6 +1,6 @@
 """Adapters on disk, in PEFT's format.
 
-Adapter_config.json and adapter_model.safetensors, without the base.
+The files are adapter_config.json and adapter_model.safetensors, without the base.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _check(config: Mapping[str, Any]) -> None:
     for name in UNSUPPORTED:
         if config.get(name):
             raise InputError(f"{name} {config[name]!r} is not supported; merge the adapter with "
-                             f"PEFT "
+                             "PEFT "
                              "(merge_and_unload), and save the whole model")  # fmt: skip
     for name, usual in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")):
         if any(value != config[usual] for value in (config.get(name) or {}).values()):
@@ -127,7 +127,7 @@ def _check(config: Mapping[str, Any]) -> None:
     start = str(config.get("init_lora_weights", "")).lower()
     if start.startswith(CHANGES_BASE):
         raise InputError(f"init_lora_weights {config['init_lora_weights']!r} is not supported: it "
-                         f"changes the "
+                         "changes the "
                          "base; let PEFT convert it (path_initial_model_for_weight_conversion)")  # fmt: skip
 
 
@@ -140,7 +140,7 @@ def _check_base(
         found = backbone_fingerprint(backbone, base_directory)
         if found != expected:
             raise InputError(f"{where}: made for {made_for}, and {base} is another model: its "
-                             f"fingerprint is "
+                             "fingerprint is "
                              f"{found[:12]}, the adapter's {expected[:12]}")  # fmt: skip
     elif made_for and Path(made_for).name != Path(base).name:
         warn(f"{where}: made for {made_for}, and put on {base}")
@@ -178,7 +178,7 @@ def _read_tree(
                     raise InputError(f"{where}: missing tensor {name!r} (shape {sizes[leaf]})")
                 if tensors[number].shape != sizes[leaf]:
                     raise InputError(f"{where}: tensor {name!r} has shape {tensors[number].shape}, "
-                                     f"the base and "
+                                     "the base and "
                                      f"{CONFIG} want {sizes[leaf]}")  # fmt: skip
             if len(tensors) > layers:
                 name = _tensor_name(maps[path].module, max(tensors), leaf)
@@ -212,7 +212,7 @@ def _by_leaf(
                     found.setdefault((path, leaf), {})[int(number)] = own
         elif not any(re.fullmatch(rule, f"{module}.weight") for rule in family.ignored):
             raise InputError(f"{where}: adapts {module!r}, which is no linear map of the base's "
-                             f"layers; there are "
+                             "layers; there are "
                              f"{', '.join(sorted(modules_there))}")  # fmt: skip
     if not found:
         raise InputError(f"{where}: adapts none of {', '.join(sorted(modules_there))}")
@@ -232,7 +232,7 @@ def _parse(name: str, family: Family, where: Path) -> tuple[str, str]:
         ending = f"{ending.removesuffix('.weight')}.weight"
         if ending not in LEAVES:
             raise InputError(f"{where}: unexpected tensor {name!r}; those of a LoRA of linear maps "
-                             f"are called "
+                             "are called "
                              f"'{PREFIX}MODULE.lora_A.weight'")  # fmt: skip
     prefix = next((prefix for prefix in family.prefixes if module.startswith(prefix)), "")
     return module.removeprefix(prefix), LEAVES.get(ending, "")
@@ -255,7 +255,7 @@ def check_writable(spec: EncoderSpec) -> None:
             raise InputError(f"an adapter of {path!r}, part {maps[path].index + 1} of "
                              f"{maps[path].count} of "
                              f"{maps[path].module!r}, cannot be written in PEFT's format: save the "
-                             f"model with the "
+                             "model with the "
                              "adapter merged")  # fmt: skip
 
 
@@ -326,7 +326,7 @@ def write_adapter(directory: Path, spec: EncoderSpec, adapter: Params, base: str
     unseen = [f"{name} {value!r}" for name, value in changes.items() if name not in stored]
     if unseen:  # transformers changes no field that the base's config.json lacks
         warn(f"sentence-transformers will not see {', '.join(unseen)}: {base} has no such field in "
-             f"its "
+             "its "
                       "config.json; save the model with the adapter merged for it")  # fmt: skip
     return changes
 

@@ -271,7 +271,7 @@ def _reader(
         if kind != "absolute":
             raise InputError(
                 f"config.json: position_embedding_type {kind!r} is not supported; only 'absolute' "
-                f"is"
+                "is"
             )
         if found.get("is_decoder"):
             raise InputError("config.json: is_decoder true is not supported; only encoders are")

@@ -87,7 +87,7 @@ def build_encoder(
     if spec.token_head is not None and every_layer:
         raise InputError(
             f"pooling {spec.pooling!r} reads several layers: a token head is for the last one's "
-            f"states"
+            "states"
         )
     if spec.token_head is not None and spec.token_head.width != config.hidden_size:
         width, size = spec.token_head.width, config.hidden_size

@@ -115,7 +115,7 @@ class DecoderConfig:
         """
         if self.layer_types and len(self.layer_types) != self.num_layers:
             raise InputError(f"layer_types: expected one for each of {self.num_layers} layers, "
-                             f"found "
+                             "found "
                              f"{len(self.layer_types)}")  # fmt: skip
         return self.layer_types or (SLIDING if self.window else FULL,) * self.num_layers
 

@@ -98,7 +98,7 @@ def read_config(form: Form, found: Mapping[str, Any]) -> DecoderConfig:
     if config.num_heads % config.num_kv_heads:
         raise InputError(
             f"config.json: {config.num_kv_heads} heads of keys cannot serve {config.num_heads} of "
-            f"queries"
+            "queries"
         )
     return config
 

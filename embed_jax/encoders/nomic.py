@@ -255,7 +255,7 @@ def read_config(found: Mapping[str, Any]) -> NomicConfig:
     if rest or size % 2:
         raise InputError(
             f"config.json: hidden size {config.hidden_size} makes no {config.num_heads} heads of "
-            f"an even size"
+            "an even size"
         )
     check_switches(found, {"head_dim": size})
     return config

@@ -104,7 +104,7 @@ def refuse_cross_encoder(directory: Path) -> None:
     if is_cross_encoder(directory):
         raise InputError(
             f"{directory}: a cross-encoder, which scores pairs of texts "
-            f"(embed_jax.load_cross_encoder reads it); "
+            "(embed_jax.load_cross_encoder reads it); "
             "accepted: an embedding model"
         )
 
@@ -154,7 +154,7 @@ def _read(
         "output_hidden_states"
     ):
         raise InputError(f"{read.transformer / 'config.json'}: output_hidden_states: expected true "
-                         f"beside the weights "
+                         "beside the weights "
                          "of layers, which sentence-transformers leaves unused without")  # fmt: skip
     tokenizer = first if static or (first / "tokenizer_config.json").is_file() else read.transformer
     limits = (
@@ -268,7 +268,7 @@ def read_classifier(directory: Path) -> SavedClassifier:
     out = f"{family.tensors['classifier/out']}.weight"
     if out not in tensors:
         raise InputError(f"{transformer}: no weights of a classifier ({out}): it is not a sequence "
-                         f"classification model "
+                         "classification model "
                          f"such as {family.architecture}")  # fmt: skip
     shapes = jax.eval_shape(build_classifier(spec).init, jax.random.key(0))
     shapes = {**shapes["backbone"], "classifier": shapes["classifier"]}

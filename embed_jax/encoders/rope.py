@@ -182,7 +182,7 @@ def read_rope(found: Mapping[str, Any], theta: float, types: Sequence[str] = tup
             raise InputError(f"config.json: {name}.{field}: expected a number, found {value!r}")
     if kind == "llama3" and not values["low_freq_factor"] < values["high_freq_factor"]:
         raise InputError(f"config.json: {name}.low_freq_factor {values['low_freq_factor']}: "
-                         f"expected less than "
+                         "expected less than "
                          f"high_freq_factor, {values['high_freq_factor']}")  # fmt: skip
     return Rope(
         theta=float(fields.get("rope_theta") or found.get("rope_theta") or theta),

@@ -123,7 +123,7 @@ def _read_config(path: Path) -> tuple[dict[str, str], dict[str, list[str]], dict
     )
     if not named or not structure or not isinstance(parameters, dict | None):
         raise InputError(f"{path}: expected \"types\" of modules, a \"structure\" of routes that "
-                         f"names them, and "
+                         "names them, and "
                          "\"parameters\"")  # fmt: skip
     parameters = check_fields(f"{path}: parameters.", parameters or {}, ROUTER)
     for name in parameters.keys() - set(PARAMETERS):

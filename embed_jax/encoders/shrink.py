@@ -49,7 +49,7 @@ def keep_layers(
     if layers[0] and lookup("backbone", family).absent:
         raise InputError(
             f"{place}: expected 0 among them: the first layer of a {family} encoder is built "
-            f"otherwise"
+            "otherwise"
         )
 
     def kept(tree: Params) -> Params:

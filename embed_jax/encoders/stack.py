@@ -71,7 +71,7 @@ class Stack(nn.Module):
         if rest:
             raise InputError(
                 f"{tokens.sentences} sentences are no {self.mask_columns} columns with one dropout "
-                f"mask"
+                "mask"
             )
         return MaskPositions(tokens.sentence % examples, tokens.position)
 

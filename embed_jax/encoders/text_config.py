@@ -1,6 +1,6 @@
 """Settings of a Transformer module's texts.
 
-Sentence_bert_config.json, under the names of versions 2 to 6.
+The file is sentence_bert_config.json, under the names of versions 2 to 6.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def _check_task(path: Path, config: Mapping[str, Any], task: str) -> None:
     if "message" in modalities:
         raise InputError(
             f"{path}: modality_config: message: texts in a chat template are not supported; "
-            f"accepted: text"
+            "accepted: text"
         )
     expected = {"method": "forward", "method_output_name": output}
     if modalities.get("text") != expected:

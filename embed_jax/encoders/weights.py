@@ -60,7 +60,7 @@ def open_tensors(directory: Path) -> dict[str, np.ndarray]:
     )
     raise InputError(
         f"{directory}: {only}; pickled ones (pytorch_model.bin) are never opened since they can "
-        f"run code: if you trust "
+        "run code: if you trust "
         "them, convert them with SentenceTransformer(DIR).save_pretrained(NEW), which writes "
         "safetensors"
     )

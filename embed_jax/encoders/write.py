@@ -304,7 +304,7 @@ def _put_in_place(new: Path, directory: Path) -> None:
     foreign = sorted(present - weights - {path.name for path in new.iterdir()} - REPLACED)
     if "modules.json" not in present or foreign:
         raise InputError(f"{directory}: holds {foreign or sorted(present)}, which this model would "
-                         f"not replace; "
+                         "not replace; "
                          "give a new directory, or remove it")  # fmt: skip
     old = Path(tempfile.mkdtemp(prefix=f".{directory.name}.old.", dir=directory.parent))
     os.replace(directory, old)

@@ -57,7 +57,7 @@ def open_task(
     named = file_format(Path(train)) in FORMATS
     if Path(data).is_file() and not named:
         raise InputError(f"{data}: a file has no split {train!r} to learn from: expected a "
-                         f"directory of files, or a "
+                         "directory of files, or a "
                          "file as the option train")  # fmt: skip
     source, train_split = (train, split) if named else (data, train)
     train_texts, train_labels = read_labelled_texts(source, train_split, label)

@@ -235,7 +235,7 @@ def discrimination(
         f"and above 99% of them in {figures['above_99th_percentile']:.1%} (below "
         f"{LEAST_ABOVE:.0%}); "
         f"{relevant.mean():.3f} against {random.mean():.3f}, {figures['separation']:.1f} standard "
-        f"deviations apart; "
+        "deviations apart; "
         f"mean cosine of two documents {mean_cosine:.2f}{': a narrow cone' if narrow else ''}"
     )
     fault = figures["auc"] < LEAST_AUC or figures["above_99th_percentile"] < LEAST_ABOVE
@@ -397,9 +397,9 @@ def negatives(
         f"{figures['easy']:.1%} of {len(negative)} negatives are no harder than the hardest of "
         f"{BATCH - 1} random "
         f"passages (fault above {MOST_EASY:.0%}); {figures['below_margin']:.1%} are {MARGIN:.0%} "
-        f"or more below their "
+        "or more below their "
         f"positive, on average {figures['gap']:.3f}; {figures['above_positive']:.1%} are above it: "
-        f"hard, or false"
+        "hard, or false"
     )
     return Finding("negatives", FAULT if figures["easy"] > MOST_EASY else OK, line, "", figures)
 

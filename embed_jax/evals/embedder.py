@@ -79,13 +79,13 @@ class Embedder:
         self._dim = self._dim or (vectors.shape[1] if vectors.ndim == 2 else 0)
         if vectors.shape != (len(texts), self._dim):
             raise InputError(f"{self.name}: expected {len(texts)} embeddings of {self._dim or 'D'} "
-                             f"numbers, "
+                             "numbers, "
                              f"found shape {list(vectors.shape)}")  # fmt: skip
         finite = np.isfinite(vectors).all(axis=1)
         if not finite.all():
             text = texts[int(np.argmin(finite))]
             raise InputError(f"{self.name}: embeddings of {(~finite).sum()} texts are not finite, "
-                             f"such as of "
+                             "such as of "
                              f"{text[:40]!r}")  # fmt: skip
         self._file.seek(0, 2)
         self._file.write(vectors.tobytes())

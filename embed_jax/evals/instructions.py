@@ -268,5 +268,5 @@ def _check(asked: Instructed, source: str) -> None:
     if not asked.excluded:
         raise InputError(
             f"{source}: no document is relevant by an original instruction and not by the changed "
-            f"one"
+            "one"
         )

@@ -40,7 +40,7 @@ def ndcg(
 ) -> Float[np.ndarray, " Q"]:
     """nDCG@k with the relevance itself as gain.
 
-    Sum_i rel_i / log2(i + 1), over the same sum of the best ranking.
+    That is sum_i rel_i / log2(i + 1), over the same sum of the best ranking.
 
     Järvelin and Kekäläinen 2002 as in trec_eval's ndcg_cut; not the variant with 2^rel - 1.
     """

@@ -4,8 +4,8 @@
     from embed_jax.evals.mteb import local_task, mteb_model
 
     model = mteb_model(embed_jax.load("runs/simcse/model"), name="me/simcse")
-    tasks = [mteb.get_task("STSBenchmark"), local_task("retrieval", "data/scifact",
-    name="SciFact-local")] for result in mteb.evaluate(model, tasks).task_results:
+    local = local_task("retrieval", "data/scifact", name="SciFact-local")
+    for result in mteb.evaluate(model, [mteb.get_task("STSBenchmark"), local]).task_results:
         print(result.task_name, result.get_score())
 
 Local tasks need no network, and score what `python -m scripts.evaluate` scores of the same data.

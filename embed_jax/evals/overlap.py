@@ -119,7 +119,7 @@ def overlap(test_texts: Sequence[str], training_texts: Iterable[str], *, n: int 
     if not n_test or not n_training:
         raise InputError(
             f"found {n_test} test texts and {n_training} training texts (already read?), expected "
-            f"some"
+            "some"
         )
     flags = np.zeros(n_test, bool)
     flags[list(matches)] = True

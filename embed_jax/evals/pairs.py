@@ -150,7 +150,7 @@ class _Ranking:
         if not np.isfinite(values).all():
             raise InputError(
                 f"similarities: expected finite numbers, found {(~np.isfinite(values)).sum()} "
-                f"others"
+                "others"
             )
         order = np.argsort(-values, kind="stable")
         values, labels = values[order], labels[order]

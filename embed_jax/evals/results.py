@@ -75,7 +75,7 @@ class TaskResult:
         if n < SMALL:
             found.append(
                 f"only {n} {self.unit}: its interval is wide, and too narrow still below some "
-                f"thirty"
+                "thirty"
             )
         seen = self.details.get("overlap") or {}
         if seen:

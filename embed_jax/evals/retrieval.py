@@ -241,7 +241,7 @@ def small_corpus(documents: int, k: int = 10) -> str | None:
     return (
         f"only {documents} documents: in random order {100 * share:.0f} % of the relevant ones are "
         f"among the first {k}; such a search can't show that a model is good, or better than "
-        f"another"
+        "another"
     )
 
 
@@ -288,7 +288,7 @@ def self_matches(corpus: TextsById, queries: TextsById, qrels: Qrels) -> str | N
         return None
     return (
         f"{count} of {len(qrels)} queries are documents of the corpus, with the same id and text, "
-        f"and "
+        "and "
         "find themselves first: leave them out of the results with --ignore-identical-ids, "
         "config.eval.ignore_identical_ids or ignore_identical_ids=True"
     )

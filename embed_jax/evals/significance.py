@@ -307,7 +307,7 @@ def _columns(at_least: int = 2, **columns: Sequence[float]) -> list[Float[np.nda
         if len(wrong):
             raise InputError(
                 f"scores of {name}: found {array[wrong[0]]} at item {wrong[0]}, expected finite "
-                f"numbers"
+                "numbers"
             )
     if len({len(array) for array in arrays.values()}) > 1:
         found = ", ".join(f"{len(array)} of {name}" for name, array in arrays.items())

@@ -121,7 +121,7 @@ def read_suite(path: Path, root: Path | None = None) -> list[Entry]:
         if name in names[:number]:
             raise InputError(
                 f"{path}: task {number + 1}: {name!r} is the second one of this name; give it a "
-                f"name"
+                "name"
             )
     return entries
 

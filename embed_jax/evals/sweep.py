@@ -259,7 +259,7 @@ def measure(
             if not found and not quality:
                 raise InputError(
                     f"{METRIC} of the embeddings as they are is 0: there is nothing to keep a "
-                    f"share of"
+                    "share of"
                 )
             found.append(
                 Measured(

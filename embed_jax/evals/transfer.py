@@ -396,7 +396,7 @@ def _read(
         if len(fields) != len(texts["test"][0]):
             raise InputError(
                 f"{rows[0].where}: expected the fields of {describe_split(*places['test'])}, texts "
-                f"or pairs"
+                "or pairs"
             )
     counts = Counter(found[learnt]).most_common()
     if len(counts) < 2 or counts[1][1] < folds:

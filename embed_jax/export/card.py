@@ -181,14 +181,14 @@ def _first_words(model: SentenceEncoder | CrossEncoder, about: CardContent) -> s
     else:
         what = (
             f"A text embedding model: it maps a text to {model.dim} numbers, for semantic "
-            f"similarity, search and "
+            "similarity, search and "
             "clustering."
         )
     if about.run and about.run.unchanged and not about.step:
         start = _named(about.run.config["model"]["name"])
         return (
             f"{what} It is {start}, unchanged: embed-jax trained it, and no step of the training "
-            f"was "
+            "was "
             "better than the start."
         )
     how = "trained" if about.run else "written"

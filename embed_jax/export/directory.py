@@ -47,7 +47,7 @@ def whole_export(directory: Path) -> Iterator[Path]:
             extra_files = sorted(present - {path.name for path in new.iterdir()})
             if extra_files:
                 raise InputError(f"{directory}: holds {', '.join(extra_files)}, which this export has "
-                                 f"not; give a new "
+                                 "not; give a new "
                                  "directory, or remove it")  # fmt: skip
             if present:
                 os.replace(directory, old)
@@ -68,7 +68,7 @@ def _present(directory: Path) -> set[str]:
         card.is_file() and MARK in card.read_text(encoding="utf-8", errors="replace")
     ):
         raise InputError(f"{directory}: holds {', '.join(sorted(present)[:5])}, and is not an earlier "
-                         f"export; give a new "
+                         "export; give a new "
                          "directory")  # fmt: skip
     return present
 
@@ -92,7 +92,7 @@ def write_plain(model: SentenceEncoder, directory: Path) -> None:
             else "a table of token vectors and no transformer"
         )
         raise InputError(f"--format huggingface: the model has {what}, which a plain directory "
-                         f"cannot hold; use "
+                         "cannot hold; use "
                          "sentence-transformers")  # fmt: skip
     model.save(directory)
     for path in directory.iterdir():

@@ -4,17 +4,17 @@
 
 Inputs, of which the batch and the length are free:
 
-    input_ids       int64 [batch, length]   what the model's tokenizer makes of the texts, prompts
-    before them attention_mask  int64 [batch, length]   1 at tokens, 0 at padding pooling_mask
-    int64 [batch, length]   only of a model whose prompts are left out of pooling (`include_prompt`
-                                            False): attention_mask without the prompts' tokens
+    input_ids       int64 [batch, length]   tokens of the texts, with prompts before them
+    attention_mask  int64 [batch, length]   1 at tokens, 0 at padding
+    pooling_mask    int64 [batch, length]   attention_mask without the prompts' tokens; only of a
+                                            model that leaves prompts out of pooling
+                                            (`include_prompt` False)
 
-Output: `sentence_embedding` float32 [batch, D], what `SentenceEncoder.encode` gives: pooling, heads
-    and normalisation
-included, adapters merged. Padding comes after the texts; of models without absolute positions
-(rotary, relative) it may come before them too. The file's metadata has max_length (tokens that a
-text is cut to), similarity, prompts (JSON, by name), default_prompt_name, and template, which makes
-a prompt of an instruction.
+Output: `sentence_embedding` float32 [batch, D], equal to `SentenceEncoder.encode`: pooling, heads
+and normalisation included, adapters merged. Padding comes after the texts; of models without
+absolute positions (rotary, relative) it may come before them too. The file's metadata has
+max_length (tokens that a text is cut to), similarity, prompts (JSON, by name), default_prompt_name,
+and template, which makes a prompt of an instruction.
 
 For TensorRT, with the sizes that are to be fast (`pooling_mask` too, where there is one):
 

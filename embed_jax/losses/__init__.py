@@ -2,8 +2,8 @@
 
     from embed_jax import losses
 
-    losses.info_nce(anchors, positives, negatives, temperature=0.05)  # [B], a value for each
-    example losses.build_loss("info_nce(temperature=0.05) + 0.1 * uniformity()")(anchors, positives)
+    losses.info_nce(anchors, positives, negatives, temperature=0.05)  # [B], one per example
+    losses.build_loss("info_nce(temperature=0.05) + 0.1 * uniformity()")(anchors, positives)
     losses.info_nce.on_world(own, world, params, temperature=0.05)  # what training calls
 
 README.md here is the table of losses and says how to add one. All names below are public; what else

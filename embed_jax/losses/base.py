@@ -146,7 +146,7 @@ class Loss:
         if not embeddings or isinstance(embeddings[0], Columns):
             raise InputError(
                 f"{self.name}: expected embeddings, as in {self.name}(anchors, positives); columns "
-                f"go to .on_world"
+                "go to .on_world"
             )
         least, most = self.about.columns
         if len(embeddings) < least or most and len(embeddings) > most:

@@ -116,7 +116,7 @@ def masked(loss: AnyLoss, *, min_score: float) -> Loss:
 def per_dataset(losses: Mapping[str, AnyLoss]) -> Loss:
     """Each example's loss by the data set that it is from.
 
-    Sum_i weight_i value_i / sum_i weight_i over all of them.
+    That is sum_i weight_i value_i / sum_i weight_i over all of them.
 
     Examples of other data sets are neither rows nor negatives of a loss. A loss that takes at most
     this many texts an example is given the first ones. Metrics: each loss's own as "DATASET/NAME",
@@ -209,7 +209,7 @@ def _shared_columns(losses: Sequence[Loss]) -> tuple[int, int]:
     if most and most < least:
         raise InputError(
             f"expected losses for equally many texts an example, found {many.name} for {least} or "
-            f"more "
+            "more "
             f"and {few.name} for at most {most}"
         )
     return least, most
@@ -232,7 +232,7 @@ def _shared_datasets(losses: Sequence[Loss]) -> Mapping[str, About]:
         if loss.datasets != separate[0].datasets:
             first, second = (", ".join(nested.datasets) for nested in (separate[0], loss))
             raise InputError(
-                f"expected the same data sets in the same order in each per_dataset, found "
+                "expected the same data sets in the same order in each per_dataset, found "
                 f"{first}; {second}"
             )
     return separate[0].of_dataset if separate else {}

@@ -373,7 +373,7 @@ def _own_or(temperature: float | Array, default: float | Array) -> float | Array
     if isinstance(temperature, int | float):
         if temperature < 0:
             raise InputError(
-                f"teacher_temperature: expected more than 0, or 0 for the student's, found "
+                "teacher_temperature: expected more than 0, or 0 for the student's, found "
                 f"{temperature}"
             )
         return temperature or default
@@ -407,7 +407,7 @@ def _candidate_scores(
     if own.score.shape[1] != len(candidates):
         raise InputError(
             f"scores of the loss {name}: expected {len(candidates)} an example, one for each "
-            f"candidate, "
+            "candidate, "
             f"found {own.score.shape[1]}"
         )
     present = own.present[:1] & own.present[1:]

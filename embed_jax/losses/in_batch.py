@@ -138,7 +138,7 @@ def info_nce(
     ):
         raise InputError(
             f"config.loss: terms={terms!r} with partition={partition!r}: expected 'qp' and others "
-            f"of "
+            "of "
             f"{', '.join(sorted(accepted))}, and the partition 'joint' or 'per_direction'"
         )
     if hardness not in HARDNESS:

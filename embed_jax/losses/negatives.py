@@ -159,7 +159,7 @@ class Negatives:
             return jnp.swapaxes(similarities, 1, 2)
         raise InputError(
             f"config.loss: similarity={self.score.name!r} compares a query with a document, never "
-            f"two of one kind: "
+            "two of one kind: "
             "expected the terms qp and pq only (in gist, contrast_anchors=False, "
             "contrast_positives=False)"
         )

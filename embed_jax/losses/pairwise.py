@@ -68,7 +68,7 @@ def online_contrastive(
 ) -> LossResult:
     """y d^2 + (1 - y) max(0, margin - d)^2 for the world's hard pairs, 0 for the others.
 
-    Their sum, not their mean.
+    The values are summed, not averaged.
 
     Hard are positives farther apart than the closest negative (the mean positive, if there is no
     negative), and negatives closer than the farthest positive (the mean negative).
@@ -206,7 +206,7 @@ def contrastive_tension_loss(
 ) -> Float[Array, " b"]:
     """Binary cross entropy of sigmoid(u.v) against the label, 1 for two views of one text.
 
-    It is meant to be summed.
+    The values are meant to be summed.
 
     Carlsson et al. (2021), "Semantic Re-tuning with Contrastive Tension".
     """

@@ -1,6 +1,6 @@
 """A loss's argument that follows the steps of a run, as an expression has it.
 
-Temperature='cosine(0.1, 0.02, 1000)'.
+For example temperature='cosine(0.1, 0.02, 1000)'.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def _join(hosts: Hosts) -> None:
     if hosts.coordinator != "auto":
         if hosts.count < 1 or not 0 <= hosts.index < hosts.count:
             raise InputError(
-                f"config.hosts: a coordinator needs a count of hosts and an index below it, found "
+                "config.hosts: a coordinator needs a count of hosts and an index below it, found "
                 f"count {hosts.count} "
                 f"and index {hosts.index}"
             )

@@ -37,7 +37,7 @@ def refuse_fork() -> None:
     if _process != os.getpid():
         raise RunError(
             f"process {os.getpid()} was forked from {_process}, which uses JAX: computing would "
-            f"hang here; start "
+            "hang here; start "
             'processes with multiprocessing.get_context("spawn"), or load the model in the new '
             "process only"
         )
@@ -65,7 +65,7 @@ def make_mesh(devices: int = 0, fsdp: int = 1, tensor: int = 1) -> Mesh:
     if devices % (fsdp * tensor):
         raise InputError(
             f"config.train.fsdp * config.train.tensor: expected a divisor of the {devices} "
-            f"devices, "
+            "devices, "
             f"found {fsdp} * {tensor}"
         )
     shape = (devices // (fsdp * tensor), fsdp, tensor)
@@ -134,9 +134,9 @@ def param_specs(params: Params, rules: Rules, mesh: Mesh) -> Any:
 
 
 def training_specs(params: Params, rules: Rules, mesh: Mesh) -> Any:
-    """`param_specs` of a training state's parameters: {"encoder": tree, "loss".
+    """Returns the `param_specs` of a training state's parameters.
 
-    Tree, ...}, and under BASE frozen ones.
+    They are {"encoder": tree, "loss": tree, ...}, and under BASE the frozen ones.
 
     Args:
         rules: of an encoder's parameters, `Encoder.sharding`.

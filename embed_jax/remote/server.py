@@ -184,7 +184,7 @@ def read_key(variable: str, otherwise: str) -> str:
     if not all("!" <= letter <= "~" for letter in key):
         raise InputError(
             f"the environment variable {variable} holds no key: found blanks, line breaks or "
-            f"non-ASCII"
+            "non-ASCII"
         )
     return key
 

@@ -389,7 +389,7 @@ def _scored(score: PairScorer, lists: Sequence[tuple[str, list[str]]]) -> list[l
     if values.shape != (len(queries),) or not np.isfinite(values).all():
         raise RunError(
             f"score: expected {len(queries)} finite numbers, found an array {values.shape} or "
-            f"others in it"
+            "others in it"
         )
     ends = np.cumsum([len(passages) for _, passages in lists])
     return [part.tolist() for part in np.split(values, ends[:-1])]

@@ -318,7 +318,7 @@ def _check_data(source: RecordSource, about: About, config: Experiment, dataset:
             if scores != texts - 1:
                 raise InputError(
                     f"{where}: {name!r} needs a score for each of the {texts - 1} candidates of a "
-                    f"record, "
+                    "record, "
                     f"found {scores}"
                 )
     columns = most_texts(source)
@@ -347,9 +347,9 @@ def _check_data(source: RecordSource, about: About, config: Experiment, dataset:
                     what = "difference of scores" if fit.of_margins else "score"
                     raise InputError(
                         f"record {number}: {what} {target:g}, {where}={name!r} fits {fit.least:g} "
-                        f"to "
+                        "to "
                         f"{fit.largest:g}; set {score_max}.score_max to the largest score of the "
-                        f"data"
+                        "data"
                     )
 
 

@@ -115,7 +115,7 @@ def run(
     if config.eval.metric and evaluate is None:
         raise InputError(
             f"config.eval.metric: {config.eval.metric!r} is to pick the model, but nothing is "
-            f"evaluated"
+            "evaluated"
         )
     key = jax.random.key(config.train.seed)
     model_directory = workdir / "model"
@@ -406,7 +406,7 @@ def _warn_of_overfitting(best: Best, metric: str, say: Callable[[str], None]) ->
         return best
     say(
         f"warning: the training loss falls ({recent[0]:.4f} to {recent[2]:.4f}) while {metric} has "
-        f"not improved since "
+        "not improved since "
         f"step {best.step}: overfitting, or the negatives are too easy"
     )
     return dataclasses.replace(best, warned=True)

@@ -101,7 +101,7 @@ def mined_sources(
         if not consistent_pairs:
             raise InputError(
                 f"config.data.consistency: none of {len(pairs)} pairs has its positive among the "
-                f"found"
+                "found"
             )
         return consistent_pairs
 

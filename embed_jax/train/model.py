@@ -375,7 +375,7 @@ def apply_changes(
     if model.attention:
         if not hasattr(spec.backbone, "causal"):
             raise InputError(f"config.model.attention: a {spec.backbone.family} encoder has one "
-                             f"kind only, "
+                             "kind only, "
                              f"found {model.attention!r}")  # fmt: skip
         spec = _with_fields(spec, causal=model.attention == "causal")
     if model.token_head:
@@ -421,7 +421,7 @@ def add_adapter(
             dataclasses.replace(spec, lora=adapter), params
         ):
             raise InputError(f"config.lora: the model has another adapter, {spec.lora}; give it "
-                             f"the same settings, or "
+                             "the same settings, or "
                              "save the model with lora.merge first")  # fmt: skip
         return dataclasses.replace(
             spec, lora=dataclasses.replace(spec.lora, dropout=adapter.dropout)

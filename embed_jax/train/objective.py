@@ -117,7 +117,7 @@ def embedding_objective(
         if loss.about.layers:
             raise InputError(
                 f"config.loss.name: {config.loss.name!r} needs embeddings of earlier layers, which "
-                f"two towers lack"
+                "two towers lack"
             )
     auxiliary = {"mlm": (config.loss.mlm, _mlm(model))} if config.loss.mlm else {}
 
@@ -191,7 +191,7 @@ def training_loss(config: Experiment) -> Loss:
     if loss.datasets and not sources:
         raise InputError(
             f"config.loss.name: {config.loss.name!r} needs a mixture of data sets, "
-            f"config.data.train is one"
+            "config.data.train is one"
         )
     if loss.datasets and (own or list(loss.datasets) != names):
         expected = f"those of config.mixture.sources, {', '.join(names)}, in this order and without their own losses"
@@ -234,7 +234,7 @@ def _say_unused_arguments(config: Experiment) -> None:
     for name in sorted(arguments.keys() - set().union(*map(arguments_of, expressions))):
         say(
             f"config.loss.{name}={arguments[name]} is not used: {config.loss.name} takes no such "
-            f"argument"
+            "argument"
         )
 
 

@@ -96,7 +96,7 @@ def settle_prompts(config: Experiment, model: SentenceEncoder | RoutedEncoder) -
         known = ", ".join(model.prompts)
         say(
             f"the model's prompts ({known}) are not used: set config.data.anchor_prompt and "
-            f"candidate_prompt"
+            "candidate_prompt"
         )
     model.prompts |= named
     model.template = config.data.template or model.template

@@ -90,7 +90,7 @@ class Wandb:
             ) from error
         if mode == "offline":
             print(
-                f"wandb: offline (not logged in); upload later with: wandb sync "
+                "wandb: offline (not logged in); upload later with: wandb sync "
                 f"{workdir}/wandb/offline-run-*"
             )
 

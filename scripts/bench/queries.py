@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
-import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from .measure import count, make_texts, print_json, print_row, result
+from .measure import alternate, count, make_texts, print_json, print_row, result
+
+if TYPE_CHECKING:
+    from embed_jax import EmbeddingModel
 
 DESCRIPTION = """Time to embed queries, one at a time and 32 at once, of one model or of two.
 
@@ -38,11 +43,14 @@ def check_options(args: argparse.Namespace) -> str | None:
 
 
 def bench_queries(args: argparse.Namespace) -> None:
+    import embed_jax
+
     names = args.model.split(",")
+    models = [embed_jax.load(name) for name in names]
     if not args.json:
         print_row(("ms", *names, "ratio" if names[1:] else ""), WIDTHS)
     for size in SIZES:
-        times = time_queries(names, size, args.repeats)
+        times = time_queries(models, size, args.repeats)
         ratio = times[1] / times[0] if times[1:] else None
         if args.json:
             other = times[1] if times[1:] else None
@@ -51,20 +59,16 @@ def bench_queries(args: argparse.Namespace) -> None:
             print_row((f"{size} at once", *times, ratio), WIDTHS)
 
 
-def time_queries(names: list[str], size: int, repeats: int) -> list[float]:
+def time_queries(models: Sequence[EmbeddingModel], size: int, repeats: int) -> list[float]:
     """Returns each model's median milliseconds for a number of queries at once, in turns."""
-    import embed_jax
-
-    models = [embed_jax.load(name) for name in names]
     texts = make_texts(size * repeats, WORDS)
     batches = [texts[start : start + size] for start in range(0, len(texts), size)]
-    for model in models:
+
+    def side(model: EmbeddingModel) -> Callable[[], None]:
         for batch in batches:  # compiles the shapes
             model.encode_query(batch)
-    times: list[list[float]] = [[] for _ in models]
-    for batch in batches:
-        for model, own in zip(models, times, strict=True):
-            start = time.perf_counter()
-            model.encode_query(batch)
-            own.append(1000 * (time.perf_counter() - start))
-    return [statistics.median(own) for own in times]
+        turns = itertools.cycle(batches)
+        return lambda: model.encode_query(next(turns))
+
+    seconds = alternate([side(model) for model in models], repeats, warm_up=0)
+    return [1000 * statistics.median(own) for own in seconds]

@@ -58,9 +58,9 @@ def made_rows(seed, count=40):
 
 
 def compared(rows, by):
-    """{(row, negative, column, occurrence).
+    """Compares all with all.
 
-    Reasons, in order}, from a comparison of all with all.
+    Returns {(row, negative, column, occurrence): reasons, in order}.
     """
     result = {}
     pairs = [{row["anchor"].strip(), row["positive"].strip()} for row in rows]

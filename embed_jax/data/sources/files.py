@@ -65,7 +65,7 @@ def find_file(name: str, split: str) -> Path:
     if path.is_file() and split != "train":
         raise InputError(
             f"{path}: a file has no split {split!r}; name the file of that split, or a directory "
-            f"of files"
+            "of files"
         )
     return path
 

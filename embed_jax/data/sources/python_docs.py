@@ -31,11 +31,9 @@ def open_source(rest: str, split: str) -> list[dict[str, str]]:
 
 
 def python_docs_task(split: str) -> SearchTask:
-    """The split as search: corpus {id: source}, queries {id: sentence}, relevance {query id.
+    """The split as search: corpus {id: source}, queries {id: sentence}, relevance by ids.
 
-    {document id: 1}}.
-
-    Functions that begin with the same sentence are all relevant to it.
+    Relevance is {query id: {document id: 1}}. Functions that begin with the same sentence are all relevant to it.
     """
     return retrieval_task(open_source("", split))
 

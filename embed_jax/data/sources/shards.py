@@ -57,7 +57,7 @@ def find_shards(rest: str, split: str, ending: str) -> list[Path]:
     elif split != "train":
         raise InputError(
             f"{rest}: which files are the split {split!r}? Write {{split}} in the pattern for its "
-            f"name"
+            "name"
         )
     else:
         paths = (

@@ -154,7 +154,7 @@ def read_bitext(
         names = default if set(default) <= set(field_names) else field_names
         if len(names) != 2:
             raise InputError(f"{describe_split(data, split)}: expected two columns, or the options "
-                             f"source and target with two "
+                             "source and target with two "
                              f"of their names, found {', '.join(field_names) or 'none'}")  # fmt: skip
         source, target = names
     return _solid([row.text(source) for row in rows], data, split), [
