@@ -1,6 +1,6 @@
-"""Instruction following (FollowIR, Weller et al. 2024).
+"""Instruction following: does a changed one move the documents that it excludes?
 
-Does a changed instruction move the documents that it excludes?
+FollowIR, Weller et al. (2024).
 
 Each query is asked twice, with its original instruction and with one under which fewer documents
 are relevant. A model that follows instructions ranks the documents that are no longer relevant

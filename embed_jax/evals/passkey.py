@@ -1,6 +1,6 @@
-"""Long documents that differ in one sentence, after LongEmbed (Zhu et al. 2024).
+"""Long documents that differ in one sentence: is it in their embeddings?
 
-Is it in their embeddings?
+After LongEmbed (Zhu et al. 2024).
 
 Documents of a length are the same filler, each with a fact about its own subject at its own depth.
 A query asks for one fact; right is the document that has it, found by the similarity of embeddings.

@@ -1,7 +1,4 @@
-"""Retrieval in the manner of BEIR.
-
-Search a corpus, score the rankings against graded judgements.
-"""
+"""Retrieval like BEIR's: search a corpus, score rankings by graded judgements."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Transfer in the manner of SentEval (Conneau and Kiela 2018).
+"""Transfer like SentEval's: logistic regression on frozen embeddings.
 
-Logistic regression on frozen embeddings.
+Conneau and Kiela (2018).
 
 Without a split to learn from, texts are cross-validated (MR, CR, SUBJ, MPQA); else a classifier
 learns from `train` and is tested on `split` (TREC; SST2 also has a `dev` split, for the strength of

@@ -192,9 +192,7 @@ def gte(
     learn_temperature: bool = False,
     mask_duplicates: bool = True,
 ) -> LossResult:
-    """GTE's improved contrastive loss.
-
-    `info_nce` with all four terms in one softmax (Li et al. 2023, eq. 3).
+    """GTE's loss: `info_nce` with all four terms in one softmax (Li et al. 2023, eq. 3).
 
     Z_i = sum_j e(q_i, p_j) + sum_{j!=i} [e(q_i, q_j) + e(q_j, p_i) + e(p_j, p_i)], with e = exp(s /
     t).
@@ -228,9 +226,9 @@ def qwen3(
     mask_duplicates: bool = True,
     mask_margin: float = 0.1,
 ) -> LossResult:
-    """Qwen3-Embedding's loss (Zhang et al. 2025, eq. 1).
+    """Qwen3-Embedding's loss: likely positives are masked (Zhang et al. 2025, eq. 1).
 
-    Own hard negatives only, likely positives masked.
+    Hard negatives count for their own example only.
 
     Z_i = e(q_i, p_i) + sum_k m e(q_i, n_ik) + sum_{j!=i} m [e(q_i, q_j) + e(p_i, p_j) + e(q_i,
     p_j)], where m = 0 for a similarity above s(q_i, p_i) + mask_margin, or an equal text, else 1.
@@ -270,9 +268,9 @@ def gist(
     mask_margin: float = 0.0,
     mask_strategy: str = "absolute",
 ) -> LossResult:
-    """GISTEmbed (Solatorio 2024).
+    """InfoNCE without candidates that a guide finds closer than the positive (GISTEmbed).
 
-    InfoNCE without the candidates that a guide finds closer than the positive.
+    Solatorio (2024), "GISTEmbed".
 
     A candidate c of example i is dropped if g(i, c) > g(q_i, p_i) - margin ("absolute") or > g(q_i,
     p_i) - margin *
@@ -353,9 +351,9 @@ def siglip(
     similarity: str | Score = "cosine",
     mask_duplicates: bool = True,
 ) -> LossResult:
-    """Sigmoid loss (SigLIP, Zhai et al. 2023).
+    """Sigmoid loss: each pair is a yes or no by itself (SigLIP, Zhai et al. 2023).
 
-    Sum_j -log sigmoid(z_ij (s(q_i, p_j) / t + b)), z_ii = 1, else -1.
+    sum_j -log sigmoid(z_ij (s(q_i, p_j) / t + b)), z_ii = 1, else -1.
 
     Hard negatives are further p_j. Scale 1 / t = exp(params["log_scale"]) and b = params["bias"]
     are learnt.

@@ -91,9 +91,9 @@ def online_contrastive(
 
 @loss(needs=("score",), columns=(2, 2), tiled=True)
 def cosent(own: Columns, world: World, params: Params, *, scale: float = 20.0) -> LossResult:
-    """log(1 + sum over y_i > y_j of exp(scale (cos_j - cos_i))).
+    """log(1 + sum over y_i > y_j of exp(scale (cos_j - cos_i))): the order of scores.
 
-    Pairs ordered by cosine as they are by score.
+    Pairs are ordered by cosine as they are by score.
 
     CoSENT (Su 2022), over all pairs of the world, as every pair's value. Pairs of equal score are
     not compared, so the scores' unit does not matter.

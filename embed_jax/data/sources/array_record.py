@@ -1,6 +1,6 @@
-"""ArrayRecord files whose records are JSON objects.
+"""ArrayRecord files of JSON objects: random access to files larger than memory.
 
-Random access to any number of files, larger than memory.
+Any number of files are one data set.
 
 A record is read where it lies: about 0.05 ms, and nothing is held. Files must have been written
 with groups of one record, as `write_array_record` does; of others a whole group is read for each

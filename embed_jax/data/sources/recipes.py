@@ -1,7 +1,4 @@
-"""Public data sets by short names.
-
-Where each comes from, and what its columns, splits and labels are called here.
-"""
+"""Public data sets by short names: their sources, columns, splits and labels."""
 
 from __future__ import annotations
 
