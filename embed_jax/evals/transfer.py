@@ -4,8 +4,7 @@ Conneau and Kiela (2018).
 
 Without a split to learn from, texts are cross-validated (MR, CR, SUBJ, MPQA); else a classifier
 learns from `train` and is tested on `split` (TREC; SST2 also has a `dev` split, for the strength of
-L2). Of a pair (MRPC) the features are
-|u - v| and u * v, of a text its embedding.
+L2). Of a pair (MRPC) the features are |u - v| and u * v, of a text its embedding.
 
 What differs from SentEval:
 - The classifier is trained until it converges, as SentEval's without PyTorch. Most published

@@ -272,10 +272,10 @@ def gist(
 
     Solatorio (2024), "GISTEmbed".
 
-    A candidate c of example i is dropped if g(i, c) > g(q_i, p_i) - margin ("absolute") or > g(q_i,
-    p_i) - margin *
-    |g(q_i, p_i)| ("relative"), g the guide's cosine of the texts compared. Candidates: passages and hard negatives,
-    anchors against anchors, positives against positives.
+    A candidate c of example i is dropped if g(i, c) > g(q_i, p_i) - margin ("absolute") or
+    > g(q_i, p_i) - margin * |g(q_i, p_i)| ("relative"), where g is the guide's cosine of the texts
+    compared. Candidates: passages and hard negatives, anchors against anchors, positives against
+    positives.
 
     Args:
         mask_by: "guide" (config.model.guide), or "model": the trained model guides itself.
