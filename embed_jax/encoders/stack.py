@@ -70,7 +70,7 @@ class Stack(nn.Module):
         examples, rest = divmod(tokens.sentences, self.mask_columns)
         if rest:
             raise InputError(
-                f"{tokens.sentences} sentences are no {self.mask_columns} columns with one dropout "
+                f"{tokens.sentences} sentences are not {self.mask_columns} columns with one dropout "
                 "mask"
             )
         return MaskPositions(tokens.sentence % examples, tokens.position)

@@ -110,7 +110,7 @@ def open_safetensors(path: Path) -> dict[str, np.ndarray]:
             raise InputError(f"{path}: tensor {name!r}: {unknown('dtype', code, DTYPES)}")
         if last - first != math.prod(shape) * DTYPES[code].itemsize:
             raise InputError(
-                f"{path}: tensor {name!r} has {last - first} bytes, which are no {code} of shape "
+                f"{path}: tensor {name!r} has {last - first} bytes, which are not {code} of shape "
                 f"{shape}"
             )
         tensors[name] = data[start + first : start + last].view(DTYPES[code]).reshape(shape)

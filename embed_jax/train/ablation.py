@@ -143,6 +143,8 @@ def plan_runs(
     overrides: Mapping[str, str],
     workdir: Path,
     evaluate: Sequence[str] = (),
+    *,
+    parent: str | None = None,
 ) -> list[AblationRun]:
     """Plans the runs of rows (None: all); all configs are read before the first run starts.
 
@@ -153,6 +155,8 @@ def plan_runs(
         overrides: config fields that the command line sets, for all rows.
         workdir: directory of the runs, as ROW/SEED.
         evaluate: options of `scripts.evaluate run` for each model; empty: not evaluated.
+        parent: dotted name before `experiments` and `scripts`, "embed_jax." of an installed package
+            or "" in the repository; None: the installed one if there is any.
 
     Raises:
         InputError: for an unknown row or experiment, or a config that cannot be used.
@@ -160,7 +164,9 @@ def plan_runs(
     from embed_jax.config import flatten
     from embed_jax.config_file import load_config
 
-    module = f"{package('experiments')}.{table.experiment}"
+    if parent is None:
+        parent = package("experiments").removesuffix("experiments")
+    module = f"{parent}experiments.{table.experiment}"
     try:
         check_experiment(table.experiment)
     except InputError as error:
@@ -187,7 +193,7 @@ def plan_runs(
             judge = [
                 sys.executable,
                 "-m",
-                f"{package('scripts')}.evaluate",
+                f"{parent}scripts.evaluate",
                 "run",
                 "--model",
                 str(directory / "model"),

@@ -40,7 +40,7 @@ from embed_jax.train.ablation import (
     spread,
 )
 
-from ..commands import PICTURES, Parser, check_picture, print_table, whole_file, write_json
+from ..commands import PARENT, PICTURES, Parser, check_picture, print_table, whole_file, write_json
 from .plots import plot_against_step, plot_against_x
 
 EXAMPLES = """examples:
@@ -61,7 +61,9 @@ def main() -> None:
         raise InputError(
             f"{table.file}: --plot needs X, the config field to draw the metrics against"
         )
-    runs = plan_runs(table, args.rows, args.seeds, args.overrides, args.workdir, args.evaluate)
+    runs = plan_runs(
+        table, args.rows, args.seeds, args.overrides, args.workdir, args.evaluate, parent=PARENT
+    )
     with contextlib.ExitStack() as stack:
         draw = {plot_against_x: args.plot, plot_against_step: args.curves}
         pictures = {
