@@ -374,7 +374,7 @@ def test_an_index_of_no_files(shards):
     ("changes", "message"),
     [
         ({"dtype": "F8_E4M3"}, "tensor 'x': unknown dtype 'F8_E4M3'.*known: BF16, "),
-        ({"shape": [4, 3]}, r"tensor 'x' has 64 bytes, which are no F32 of shape \(4, 3\)"),
+        ({"shape": [4, 3]}, r"tensor 'x' has 64 bytes, which are not F32 of shape \(4, 3\)"),
         ({"shape": [-4, -4]}, r"damaged .*tensor 'x': shape \(-4, -4\)"),
         ({"data_offsets": [-64, 64]}, "damaged .*tensor 'x': .*bytes -64 to 64"),
         ({"data_offsets": [0]}, "damaged or no safetensors file"),
