@@ -20,8 +20,6 @@ UNFINISHED = (
     "embed_jax/encoders",
     "embed_jax/evals",
     "embed_jax/export",
-    "tests/data",
-    "tests/encoders",
     "tests/evals",
     "tests/experiments",
     "tests/export",

@@ -96,10 +96,10 @@ def test_the_share_that_goes_is_the_rate(text, rate):
 
 
 def test_every_word_goes_with_the_same_chance():
-    kept = collections.Counter(itertools.chain(*draws(delete_words(0.3), count=8000)))
-    assert max(abs(kept[word] / 8000 - 0.7) for word in WORDS) < 5 * np.sqrt(0.21 / 8000)
-    kept = collections.Counter(itertools.chain(*draws(delete_one_word(), count=8000)))
-    assert max(abs(kept[word] / 8000 - 0.95) for word in WORDS) < 5 * np.sqrt(0.0475 / 8000)
+    counts = collections.Counter(itertools.chain(*draws(delete_words(0.3), count=8000)))
+    assert max(abs(counts[word] / 8000 - 0.7) for word in WORDS) < 5 * np.sqrt(0.21 / 8000)
+    counts = collections.Counter(itertools.chain(*draws(delete_one_word(), count=8000)))
+    assert max(abs(counts[word] / 8000 - 0.95) for word in WORDS) < 5 * np.sqrt(0.0475 / 8000)
 
 
 def test_a_crop_is_any_contiguous_span():
@@ -187,25 +187,26 @@ def test_the_text_of_a_step_is_a_function_of_its_numbers():
         augment_text(augment, TEXT, **place | {"record": other})
     assert augment_text(augment, TEXT, **place) == expected
     changed = [place | {name: value} for name in place for value in (1, 2**32 - 1)]
-    texts = {expected, *(augment_text(augment, TEXT, **one) for one in changed)}
+    texts = {expected, *(augment_text(augment, TEXT, **position) for position in changed)}
     assert len(texts) == 1 + len(changed)
     # No number of one place stands for another's.
     numbers = itertools.product(range(3), repeat=4)
     texts = [
-        augment_text(augment, TEXT * 5, **dict(zip(place, one, strict=True))) for one in numbers
+        augment_text(augment, TEXT * 5, **dict(zip(place, position, strict=True)))
+        for position in numbers
     ]
     assert len(set(texts)) == 81
 
 
 def test_a_chain_goes_from_left_to_right():
-    one, other, both = (
+    first, second, both = (
         crop(0.5),
         repeat_words(1.0),
         build_augmentation("crop(rate=0.5) | repeat_words(rate=1.0)"),
     )
     rng, same = np.random.default_rng(3), np.random.default_rng(3)
     for _ in range(20):
-        assert both(TEXT, rng) == other(one(TEXT, same), same)
+        assert both(TEXT, rng) == second(first(TEXT, same), same)
     assert build_augmentation("delete_one_word")("a b", rng) in ("a", "b")
     assert build_augmentation("mask_span(rate=1, token='<m>', protected='wa')")("wa wb", rng) in (
         "wa wb",

@@ -102,8 +102,8 @@ def test_no_token_is_lost_or_changed_where_words_can_stay_whole(wordpiece, sente
     for number, texts in by_document(in_pieces(records, text_of, wordpiece)).items():
         tokens = [inner(wordpiece, text) for text in texts]
         assert sum(tokens, []) == inner(wordpiece, records[number]["text"])
-        for one, text in zip(tokens, texts[1:], strict=False):
-            assert len(one) <= room < len(one) + len(inner(wordpiece, text.split()[0]))
+        for ids, text in zip(tokens, texts[1:], strict=False):
+            assert len(ids) <= room < len(ids) + len(inner(wordpiece, text.split()[0]))
 
 
 def test_a_word_longer_than_a_piece_is_cut_between_tokens(wordpiece):

@@ -107,9 +107,9 @@ def test_pairing_is_a_function_of_the_premise_and_its_hypotheses():
         "entailment": [f"yes {n}" for n in range(6)],
         "contradiction": [f"no {n}" for n in range(6)],
     }
-    alone = nli_triplets(rows("p", **texts))[0]
+    expected = nli_triplets(rows("p", **texts))[0]
     among = nli_triplets(rows("q", **texts) + rows("p", **texts) + rows("r", **texts))[0]
-    assert [triplet for triplet in among if triplet["anchor"] == "p"] == alone
+    assert [triplet for triplet in among if triplet["anchor"] == "p"] == expected
     pairings = {
         tuple((t["positive"], t["negative"]) for t in nli_triplets(rows(f"{n}", **texts))[0])
         for n in range(20)

@@ -62,7 +62,7 @@ def test_shares_are_those_asked_for():
     twice = make_order(LENGTHS, 4, 0, sampling="weights", weights=[1, 1, 1])
     # The small one comes round again, shuffled anew, before the large one has been seen.
     third = [tuple(twice[step]) for step in range(twice.count(1)) if source_of(twice[step])[0] == 2]
-    assert len(third) > 2 and len({tuple(sorted(one)) for one in third}) > 1
+    assert len(third) > 2 and len({tuple(sorted(batch)) for batch in third}) > 1
 
 
 def test_sources_do_not_share_their_order():
@@ -71,11 +71,11 @@ def test_sources_do_not_share_their_order():
 
 
 def test_one_source_of_a_mixture_is_the_data_set():
-    alone, mixture = (
+    single, mixture = (
         make_order([50], 8, 3),
         make_order([50], 8, 3, sampling="temperature", mixing="mixed"),
     )
-    assert all((alone[step] == mixture[step]).all() for step in range(20))
+    assert all((single[step] == mixture[step]).all() for step in range(20))
 
 
 def duplicate_keys(records, duplicates, seed=0):

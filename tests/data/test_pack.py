@@ -39,7 +39,9 @@ def test_every_token_lands_once_in_order(row_length):
     ids = made_ids(200)
     ids[7] = ids[50] = np.zeros(0, np.int32)
     batch = pack_sentences(ids, row_length=row_length)
-    assert sentences_in(batch) == {i: one.tolist() for i, one in enumerate(ids) if len(one)}
+    assert sentences_in(batch) == {
+        i: token_ids.tolist() for i, token_ids in enumerate(ids) if len(token_ids)
+    }
     assert (batch.pooled == (batch.sentence < 200)).all()
     assert batch.token_ids.shape == (round_rows(len(batch.token_ids)), row_length)
     for leaf in (batch.token_ids, batch.sentence, batch.position):
@@ -116,7 +118,7 @@ def test_shares_are_dealt_each_for_itself():
 
 @pytest.mark.parametrize("groups", [2, 4, 8])
 def test_dealing_balances_tokens(groups):
-    lengths = np.array([len(one) for one in made_ids(128)])
+    lengths = np.array([len(token_ids) for token_ids in made_ids(128)])
     tokens = lengths[deal(lengths, groups)].sum(1)
     assert tokens.max() - tokens.min() <= lengths.max() - lengths.min()
     assert tokens.max() / tokens.mean() < 1.03

@@ -150,7 +150,7 @@ def test_one_process_makes_the_shares_of_several(make, tokenizer_directory, host
         "guide": load_tokenizer(tokenizer_directory, 48),
     }
     settings = FIELDS | {"groups": 4, "rows": 6, "shares": shares, "tokenizers": views}
-    alone, parts = (
+    whole, parts = (
         make(**settings),
         [make(**settings, shard=(host, hosts)) for host in range(hosts)],
     )
@@ -158,8 +158,8 @@ def test_one_process_makes_the_shares_of_several(make, tokenizer_directory, host
         together = jax.tree.map(
             lambda *leaves: np.concatenate(leaves), *[part[step] for part in parts]
         )
-        assert_equal(alone[step], together)
-    assert digest(alone[0]) != digest(make(**(settings | {"shares": 1}))[0])
+        assert_equal(whole[step], together)
+    assert digest(whole[0]) != digest(make(**(settings | {"shares": 1}))[0])
 
 
 def test_shares_without_fixed_rows_have_the_rows_of_the_fullest(make):
@@ -387,7 +387,7 @@ def test_fingerprint_tells_data_apart(records):
     assert of(changed) != same
     prints = [of(records, **{name: FIELDS[name]}) for name in ("label", "score", "keys")]
     prints += [same, of(records, label=FIELDS["label"], score=FIELDS["score"])]
-    assert len({one[""]["texts"] for one in prints}) == len(prints)
+    assert len({fingerprint[""]["texts"] for fingerprint in prints}) == len(prints)
     assert (
         data_fingerprint({"other": RecordSource(records, RecordFields(pair_columns(records)))})
         != same

@@ -75,11 +75,11 @@ def test_pairs_of_clicks_are_those_of_adding_up(tmp_path, corpus, seed, min_clic
     for pair in pairs:
         number = int(pair["id"][1:])
         assert pair["positive"] == (f"T text {number}" if number % 2 else f"text {number}")
-    for one, other in itertools.combinations(
+    for first, second in itertools.combinations(
         pairs, 2
     ):  # what shares nothing is a negative, and nothing else
-        assert (one["group"] == other["group"]) == (one["anchor"] == other["anchor"])
-        assert (one["id"] == other["id"]) == (one["positive"] == other["positive"])
+        assert (first["group"] == second["group"]) == (first["anchor"] == second["anchor"])
+        assert (first["id"] == second["id"]) == (first["positive"] == second["positive"])
 
 
 def test_a_table_and_a_file_of_objects_are_the_same_log(tmp_path, corpus):

@@ -35,7 +35,7 @@ def test_a_prompt_holds_the_passage_and_the_number_and_is_the_same_every_time(ta
     assert "language of the passage" in make_prompt(task, PASSAGE, 3)
 
 
-@pytest.mark.parametrize("task", [name for name, one in TASKS.items() if one.choices])
+@pytest.mark.parametrize("task", [name for name, task in TASKS.items() if task.choices])
 def test_prompts_vary_over_passages_and_use_every_phrase(task):
     prompts = [make_prompt(task, f"passage {n}", 1) for n in range(200)]
     for phrases in TASKS[task].choices.values():
@@ -57,7 +57,7 @@ def test_an_answers_key_depends_on_all_that_an_answer_depends_on():
         (*base[:2], {"temperature": 0.5}, "prompt"),
     ]
     others += [(*base[:3], "another")]
-    assert len({answer_key(*one) for one in [base, *others]}) == 5
+    assert len({answer_key(*parts) for parts in [base, *others]}) == 5
     assert answer_key(*base) == answer_key(
         "openai", "m", {"max_tokens": 5, "temperature": 1.0}, "prompt"
     )
@@ -109,12 +109,12 @@ def test_passages_have_ids_of_their_own_or_of_their_text(tmp_path):
         '{"title": "", "text": "three"}\n{"title": "", "text": "three"}\n'
     )
     result = read_passages(path, ("title", "text"))
-    assert [(one.id, one.group, one.text) for one in result[:2]] == [
+    assert [(passage.id, passage.group, passage.text) for passage in result[:2]] == [
         ("d1", None, "T one"),
         ("7", "g", "two"),
     ]
     assert result[2].id == result[3].id not in ("d1", "7")  # equal texts are one passage
-    assert [one.where for one in result] == [f"{path}:{line}" for line in (1, 2, 3, 4)]
+    assert [passage.where for passage in result] == [f"{path}:{line}" for line in (1, 2, 3, 4)]
 
 
 @pytest.mark.parametrize(
@@ -184,12 +184,15 @@ def test_records_are_in_the_passages_order_with_their_origin():
         "a": {"queries": ["q1", "q2"], "date": "now"},
     }
     result = list(synthetic_records(passages, ["a", "b", "missing"], answers, {"model": "m"}))
-    assert [(one["anchor"], one["positive"], one["id"], one.get("group")) for one in result] == [
+    assert [
+        (record["anchor"], record["positive"], record["id"], record.get("group"))
+        for record in result
+    ] == [
         ("q1", "one", "d1", None),
         ("q2", "one", "d1", None),
         ("q3", "two", "d2", "g"),
     ]
-    assert [one["source"] for one in result] == [
+    assert [record["source"] for record in result] == [
         {"model": "m", "date": date} for date in ("now", "now", "then")
     ]
 

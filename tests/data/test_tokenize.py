@@ -32,13 +32,13 @@ def test_ids_equal_transformers(tokenizer_directory):
     from transformers import AutoTokenizer
 
     hf = AutoTokenizer.from_pretrained(tokenizer_directory)
-    found = load_tokenizer(tokenizer_directory, 16).encode(ODD)
-    assert len({id for ids in found.ids for id in ids.tolist()}) > 10  # not all of it is unknown
-    for text, ids in zip(ODD, found.ids, strict=True):
+    encoded = load_tokenizer(tokenizer_directory, 16).encode(ODD)
+    assert len({id for ids in encoded.ids for id in ids.tolist()}) > 10  # not all of it is unknown
+    for text, ids in zip(ODD, encoded.ids, strict=True):
         assert ids.tolist() == hf(text, truncation=True, max_length=16)["input_ids"]
         assert ids.dtype == np.int32
-    assert found.skip == 0
-    assert found.truncated == sum(len(hf(text)["input_ids"]) > 16 for text in ODD) >= 1
+    assert encoded.skip == 0
+    assert encoded.truncated == sum(len(hf(text)["input_ids"]) > 16 for text in ODD) >= 1
 
 
 @pytest.mark.parametrize("lower_case", [False, True])
@@ -65,20 +65,20 @@ def test_ids_and_prompt_length_equal_sentence_transformers(
     ).save_pretrained(tmp_path)
     reference = Transformer(str(tmp_path), max_seq_length=32, do_lower_case=lower_case)
     for prompt in ("", "what is: ", "the the "):
-        found = ours.encode(ODD, prompt, include_prompt=False)
-        for text, ids in zip(ODD, found.ids, strict=True):
+        encoded = ours.encode(ODD, prompt, include_prompt=False)
+        for text, ids in zip(ODD, encoded.ids, strict=True):
             expected = reference.preprocess([text], prompt=prompt or None)
             assert ids.tolist() == expected["input_ids"][0].tolist(), (prompt, text)
-            assert found.skip == expected.get("prompt_length", 0)
+            assert encoded.skip == expected.get("prompt_length", 0)
     assert ours.encode(ODD, "what is: ").skip == 0
 
 
 def test_threads_share_a_tokenizer(tokenizer_directory):
     tokenizer = load_tokenizer(tokenizer_directory, 16)
-    alone = [ids.tolist() for ids in tokenizer.encode(ODD).ids]
+    expected = [ids.tolist() for ids in tokenizer.encode(ODD).ids]
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         results = pool.map(lambda _: [ids.tolist() for ids in tokenizer.encode(ODD).ids], range(16))
-    assert all(result == alone for result in results)
+    assert all(result == expected for result in results)
 
 
 def test_saved_tokenizer_is_the_same(tokenizer_directory, tmp_path):
@@ -169,19 +169,19 @@ def test_eos_is_appended_once_and_written_down(bpe_tokenizer, tmp_path, kind, na
         texts, truncation=True, max_length=12
     )["input_ids"]
     ends = name.endswith(("eos", "another end"))
-    found = [x.tolist() for x in ours.encode(texts).ids]
+    ids_of_texts = [x.tolist() for x in ours.encode(texts).ids]
     for ids, plain in zip(
-        found, load_tokenizer(directory, 12 if ends else 11).encode(texts).ids, strict=True
+        ids_of_texts, load_tokenizer(directory, 12 if ends else 11).encode(texts).ids, strict=True
     ):
         assert ids == plain.tolist() + [2] * (not ends)
-    assert max(map(len, found)) == 12
+    assert max(map(len, ids_of_texts)) == 12
     ours.save(tmp_path)
     again = AutoTokenizer.from_pretrained(tmp_path)
-    assert again(texts, truncation=True, max_length=12)["input_ids"] == found
+    assert again(texts, truncation=True, max_length=12)["input_ids"] == ids_of_texts
     assert again.padding_side == "left"
     assert [
         x.tolist() for x in load_tokenizer(tmp_path, 12, append_eos=True).encode(texts).ids
-    ] == found
+    ] == ids_of_texts
 
 
 def test_eos_after_both_texts_of_a_pair(bpe_tokenizer):
@@ -191,8 +191,8 @@ def test_eos_after_both_texts_of_a_pair(bpe_tokenizer):
     directory = bpe_tokenizer(processors("bos"))
     hf = AutoTokenizer.from_pretrained(directory)
     hf.add_bos_token, hf.add_eos_token = True, True
-    found = load_tokenizer(directory, 32, append_eos=True).encode_pairs(["the cat"], ["a dog"])
-    assert found.ids[0].tolist() == hf("the cat", "a dog")["input_ids"]
+    encoded = load_tokenizer(directory, 32, append_eos=True).encode_pairs(["the cat"], ["a dog"])
+    assert encoded.ids[0].tolist() == hf("the cat", "a dog")["input_ids"]
 
 
 @pytest.mark.parametrize("flag", [True, False])

@@ -35,14 +35,14 @@ def bases(tmp_path_factory, tiny_tokenizer):
     sizes = {"vocab_size": vocabulary, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
              "intermediate_size": 64, "max_position_embeddings": 40}  # fmt: skip
     made = {}
-    for name, kind, more in (
+    for name, kind, options in (
         ("bert", "Bert", {}),
         ("llama", "Llama", {"num_key_value_heads": 2}),
         ("modernbert", "ModernBert", {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2,
                                       "sep_token_id": 3}),
     ):  # fmt: skip
         torch.manual_seed(0)
-        config = getattr(transformers, f"{kind}Config")(**sizes, **more)
+        config = getattr(transformers, f"{kind}Config")(**sizes, **options)
         model = getattr(transformers, f"{kind}Model")(config)
         with torch.no_grad():
             for parameter in model.parameters():
@@ -100,10 +100,10 @@ def test_ours_in_peft_and_sentence_transformers(family, kind, bases, tmp_path):
 
     again = load_sentence_encoder(str(tmp_path / "adapter"))
     np.testing.assert_array_equal(again.encode(TEXTS), ours)
-    for one, other in zip(
+    for loaded, saved in zip(
         *map(jax.tree.leaves, (again.params["lora"], model.params["lora"])), strict=True
     ):
-        np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(loaded, saved)
     again.save(tmp_path / "again")
     assert (tmp_path / "again/adapter_config.json").read_text() == (
         tmp_path / "adapter/adapter_config.json"
@@ -274,26 +274,26 @@ def test_what_the_backbone_has_other_than_its_base(bases, tmp_path):
         ("norm", {"rms_norm_eps": 0.1}, {"rms_norm_eps": 0.1}),
         ("free", {"causal": False}, {"is_causal": False}),
     ):
-        one = changed(model, **fields)
+        adapter = changed(model, **fields)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
-            one.save(tmp_path / name)
+            adapter.save(tmp_path / name)
         assert [str(result.message)[:51] for result in caught] == (
             ["sentence-transformers will not see is_causal False:"] if name == "free" else []
         )
         texts = json.loads((tmp_path / name / "sentence_bert_config.json").read_text())
         assert texts["config_kwargs"] == reference
-        expected = one.encode(TEXTS)
+        expected = adapter.encode(TEXTS)
         assert np.abs(expected - model.encode(TEXTS)).max() > 0.01
         again = load_sentence_encoder(str(tmp_path / name))
-        assert again.spec == one.spec
+        assert again.spec == adapter.spec
         np.testing.assert_array_equal(again.encode(TEXTS), expected)
         if name == "norm":
             np.testing.assert_allclose(
                 sentence_transformer(tmp_path / name).encode(TEXTS), expected, atol=1e-4
             )
         else:
-            one.merged().save(tmp_path / name)
+            adapter.merged().save(tmp_path / name)
             np.testing.assert_allclose(
                 sentence_transformer(tmp_path / name).encode(TEXTS), expected, atol=1e-4
             )

@@ -51,10 +51,10 @@ def relative(ours, reference):
 def test_packed_equals_unpacked_and_padding_changes_nothing(params, packed, unpacked):
     encoder = build_encoder(SPEC)
     apply = jax.jit(encoder.apply)
-    one = apply(params, unpacked, None)
-    assert one.shape == (5, encoder.dim) and one.dtype == jnp.float32
-    np.testing.assert_allclose(one, apply(params, packed, None), atol=1e-6)
-    np.testing.assert_allclose(np.linalg.norm(one, axis=1), 1.0, rtol=1e-6)
+    embeddings = apply(params, unpacked, None)
+    assert embeddings.shape == (5, encoder.dim) and embeddings.dtype == jnp.float32
+    np.testing.assert_allclose(embeddings, apply(params, packed, None), atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1.0, rtol=1e-6)
 
 
 @pytest.mark.slow
@@ -68,10 +68,10 @@ def test_remat_and_unroll_change_nothing(params, packed):
 def test_key_decides_the_dropout(params, packed):
     encoder = build_encoder(SPEC)
     apply = jax.jit(encoder.apply)
-    one, again, other = (apply(params, packed, jax.random.key(s)) for s in (1, 1, 2))
-    np.testing.assert_array_equal(one, again)
-    assert np.abs(one - other).max() > 1e-3
-    assert np.abs(one - apply(params, packed, None)).max() > 1e-3
+    first, again, other = (apply(params, packed, jax.random.key(s)) for s in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 1e-3
+    assert np.abs(first - apply(params, packed, None)).max() > 1e-3
     without = dataclasses.replace(SPEC.backbone, hidden_dropout=0.0, attention_dropout=0.0)
     silent = build_encoder(dataclasses.replace(SPEC, backbone=without)).apply
     np.testing.assert_allclose(silent(params, packed, KEY), apply(params, packed, None), atol=1e-6)
@@ -115,10 +115,10 @@ def test_same_on_every_number_of_devices(params, packed, unpacked):
         @partial(jax.shard_map, mesh=mesh, in_specs=(P(), P("data"), P("data")), out_specs=P())
         def loss(params, groups, numbers):
             params = lax.pcast(params, "data", to="varying")
-            one = jax.checkpoint(
+            embed_group = jax.checkpoint(
                 lambda x: encoder.apply(params, x[0], jax.random.fold_in(KEY, x[1]))
             )
-            return lax.psum(jnp.sum(lax.map(one, (groups, numbers))[..., 0]), "data")
+            return lax.psum(jnp.sum(lax.map(embed_group, (groups, numbers))[..., 0]), "data")
 
         return loss(params, groups, jnp.arange(4))
 

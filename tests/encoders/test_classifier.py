@@ -99,7 +99,7 @@ def test_logits_equal_transformers(name, num_labels, ids, packed, unpacked, tmp_
     saved = read_classifier(tmp_path)
     assert saved.spec.num_labels == num_labels
     first = [3, 1, 9, 1, 4]
-    wanted = []
+    expected = []
     for tokens, start in zip(ids, first, strict=True):
         types = (
             {"token_type_ids": torch.tensor((np.arange(len(tokens)) >= start)[None] * 1)}
@@ -107,17 +107,17 @@ def test_logits_equal_transformers(name, num_labels, ids, packed, unpacked, tmp_
             else {}
         )
         with torch.no_grad():
-            wanted.append(
+            expected.append(
                 model(input_ids=torch.tensor(tokens[None].astype(np.int64)), **types)
                 .logits[0]
                 .numpy()
             )
     apply = jax.jit(build_classifier(saved.spec).apply)
     for batch in (unpacked, packed):
-        found = apply(saved.params, with_segments(batch, first) if name in TYPED else batch, None)
-        assert found.shape == (5, num_labels) and found.dtype == jnp.float32
-        np.testing.assert_allclose(found, wanted, atol=1e-4)
-    assert np.ptp(np.array(wanted), axis=0).min() > 0.02  # 200 tolerances: a mix-up shows
+        logits = apply(saved.params, with_segments(batch, first) if name in TYPED else batch, None)
+        assert logits.shape == (5, num_labels) and logits.dtype == jnp.float32
+        np.testing.assert_allclose(logits, expected, atol=1e-4)
+    assert np.ptp(np.array(expected), axis=0).min() > 0.02  # 200 tolerances: a mix-up shows
 
 
 def test_token_types_count_and_none_are_zeros(bert, packed):
@@ -163,8 +163,8 @@ def test_head_is_dropped_out_with_a_key_only(packed):
         jax.jit(build_classifier(spec).apply)(params, packed, key)
         for spec, key in ((specs[1], None), (specs[0], key), (specs[1], key))
     )
-    for one, other in ((plain, late), (plain, both), (late, both)):
-        assert np.abs(one - other).max() > 1e-4
+    for left, right in ((plain, late), (plain, both), (late, both)):
+        assert np.abs(left - right).max() > 1e-4
 
 
 # ---- reading -------------------------------------------------------------------------------------------------
@@ -317,10 +317,10 @@ def test_activation_by_config(copy, config, settings, expected):
 
 
 @pytest.mark.parametrize(
-    "found", ["os.system", "mine.Sigmoid", "torch.nn.modules.activation.Softmax", 3]
+    "activation", ["os.system", "mine.Sigmoid", "torch.nn.modules.activation.Softmax", 3]
 )
-def test_no_other_activation_is_run(copy, found):
-    edit(copy / "config.json", sentence_transformers={"activation_fn": found})
+def test_no_other_activation_is_run(copy, activation):
+    edit(copy / "config.json", sentence_transformers={"activation_fn": activation})
     with pytest.raises(
         InputError,
         match="config.json: unknown sentence_transformers.activation_fn .*known: torch.nn",

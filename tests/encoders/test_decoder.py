@@ -187,7 +187,7 @@ def our_states(backbone, **options):
 
 @few()
 def test_states_and_gradients_equal_torch(case, name, ids, unpacked, packed, states):
-    """Padded left or right there, alone in a row or packed here."""
+    """Torch gets rows padded left or right; we get one text per row, or packed rows."""
     import torch
 
     model, weights = (
@@ -442,8 +442,8 @@ def test_copies_of_an_example_have_one_dropout_mask(case, which, ids, make_batch
             model.saved.params, tokens, jax.random.key(seed)
         )
 
-    one, own = embed(3, same_mask_columns=2), embed(3)
-    np.testing.assert_allclose(one[:2], one[2:], atol=1e-5)
+    shared, own = embed(3, same_mask_columns=2), embed(3)
+    np.testing.assert_allclose(shared[:2], shared[2:], atol=1e-5)
     assert np.abs(own[:2] - own[2:]).max() > 1e-2
 
 

@@ -108,7 +108,7 @@ def test_bfloat16_is_kept_and_other_floats_become_float32(copy):
     from safetensors.torch import load_file, save_file
 
     before = load_file(copy / "model.safetensors")
-    for dtype, kept in (
+    for dtype, loaded_dtype in (
         (torch.bfloat16, jnp.bfloat16),
         (torch.float16, np.float32),
         (torch.float64, np.float32),
@@ -116,7 +116,7 @@ def test_bfloat16_is_kept_and_other_floats_become_float32(copy):
         tensors = {name: value.to(dtype) for name, value in before.items()}
         save_file(tensors, copy / "model.safetensors")
         params = read_model(copy).params
-        assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(kept)}
+        assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(loaded_dtype)}
         expected = np.stack(
             [tensors[UP.replace("1", str(layer))].float().numpy().T for layer in range(2)]
         )
@@ -367,8 +367,10 @@ def test_package_with_other_weights(monkeypatch):
 def test_a_hub_that_answers(monkeypatch, tmp_path):
     import huggingface_hub
 
-    asked = []
+    requests = []
     monkeypatch.setattr(
-        huggingface_hub, "snapshot_download", lambda name, **_: asked.append(name) or str(tmp_path)
+        huggingface_hub,
+        "snapshot_download",
+        lambda name, **_: requests.append(name) or str(tmp_path),
     )
-    assert resolve("organisation/model") == tmp_path and asked == ["organisation/model"]
+    assert resolve("organisation/model") == tmp_path and requests == ["organisation/model"]

@@ -115,9 +115,11 @@ def test_an_adapter_over_eight_bits(kind, packed):
 
     value, gradient = run(trainable, frozen)
     assert jax.tree.structure(gradient) == jax.tree.structure(trainable)
-    expected, wanted = run(trainable, dequantize_params(frozen))
+    expected, expected_gradient = run(trainable, dequantize_params(frozen))
     np.testing.assert_allclose(value, expected, rtol=1e-5)
-    for ours, reference in zip(jax.tree.leaves(gradient), jax.tree.leaves(wanted), strict=True):
+    for ours, reference in zip(
+        jax.tree.leaves(gradient), jax.tree.leaves(expected_gradient), strict=True
+    ):
         assert np.abs(reference).max() > 0
         np.testing.assert_allclose(ours, reference, atol=1e-5 * np.abs(reference).max())
 
@@ -126,8 +128,8 @@ def test_an_adapter_over_eight_bits(kind, packed):
         leaf.dtype == np.float32 for leaf in jax.tree.leaves(merged)
     )
     apply, adapted = (
-        jax.jit(one.apply, compiler_options=QUICKLY)
-        for one in (build_encoder(merged_spec), encoder)
+        jax.jit(module.apply, compiler_options=QUICKLY)
+        for module in (build_encoder(merged_spec), encoder)
     )
     np.testing.assert_allclose(apply(merged, packed), adapted(params, packed), atol=1e-5)
 
@@ -188,7 +190,7 @@ def objective(devices, fsdp=1, tensor=1, when="layer"):
 
 
 @pytest.fixture(scope="module")
-def alone():
+def single_device():
     return objective(1)
 
 
@@ -202,7 +204,10 @@ def alone():
     ],
     ids=str,
 )
-def test_same_on_any_devices(layout, alone):
+def test_same_on_any_devices(layout, single_device):
     value, gradient = objective(**layout)
-    assert abs(value - alone[0]) <= 1e-6 * abs(alone[0]) and np.linalg.norm(alone[1]) > 1e-3
-    assert np.linalg.norm(gradient - alone[1]) <= 1e-5 * np.linalg.norm(alone[1])
+    assert (
+        abs(value - single_device[0]) <= 1e-6 * abs(single_device[0])
+        and np.linalg.norm(single_device[1]) > 1e-3
+    )
+    assert np.linalg.norm(gradient - single_device[1]) <= 1e-5 * np.linalg.norm(single_device[1])

@@ -19,21 +19,21 @@ def test_rate_and_independence(rate):
     def dropped(seed):
         return ~np.asarray(keep_mask(jax.random.key(seed), rate, SHAPE))
 
-    one, two = dropped(0), dropped(1)
-    n = one.size
-    assert abs(one.mean() - rate) < 5 * np.sqrt(rate * (1 - rate) / n)
+    first, second = dropped(0), dropped(1)
+    n = first.size
+    assert abs(first.mean() - rate) < 5 * np.sqrt(rate * (1 - rate) / n)
     # Neighbours along each axis, and two keys: together as often as independent events are.
     pairs = [
-        (one[1:], one[:-1]),
-        (one[:, 1:], one[:, :-1]),
-        (one[..., 1:], one[..., :-1]),
-        (one, two),
+        (first[1:], first[:-1]),
+        (first[:, 1:], first[:, :-1]),
+        (first[..., 1:], first[..., :-1]),
+        (first, second),
     ]
     for a, b in pairs:
         assert abs((a & b).mean() - rate**2) < 5 * rate * np.sqrt(1 / a.size) + 1e-6
     # Sums over rows and columns spread as a binomial's do.
     for axis in (1, 2):
-        spread = one.mean(axis).std() / np.sqrt(rate * (1 - rate) / 250)
+        spread = first.mean(axis).std() / np.sqrt(rate * (1 - rate) / 250)
         assert 0.95 < spread < 1.05
 
 

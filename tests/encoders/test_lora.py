@@ -93,9 +93,9 @@ def test_merged_equals_unmerged(kind, packed):
     spec, params = make(**KINDS[kind])
     merged_spec, merged = merge_lora(spec, params)
     assert merged_spec == BASE and set(merged) == {"backbone", "heads"}
-    found = embed(spec, params, packed)
-    np.testing.assert_allclose(embed(merged_spec, merged, packed), found, atol=1e-5)
-    assert np.abs(found - embed(BASE, params, packed)).max() > 0.01
+    embeddings = embed(spec, params, packed)
+    np.testing.assert_allclose(embed(merged_spec, merged, packed), embeddings, atol=1e-5)
+    assert np.abs(embeddings - embed(BASE, params, packed)).max() > 0.01
     half = {
         **params,
         "backbone": jax.tree.map(lambda x: x.astype(jnp.bfloat16), params["backbone"]),
@@ -159,8 +159,8 @@ def test_gradients_are_of_the_adapter_alone_and_right(kind, packed):
     gradient = jax.jit(jax.grad(value), compiler_options=QUICKLY)(trainable)
     held = norms(spec, params)
     sizes = {"query": (32, 32), "output": (32, 32), "down": (64, 32)}
-    more = {"lora": 0, "dora": 2 * 32}[kind]
-    assert num_params(gradient) == sum(2 * 3 * (i + o) + more for i, o in sizes.values())
+    extra = {"lora": 0, "dora": 2 * 32}[kind]
+    assert num_params(gradient) == sum(2 * 3 * (i + o) + extra for i, o in sizes.values())
     rng = np.random.default_rng(0)
     for module in sizes:
         for name in ("a", "b"):
@@ -182,18 +182,20 @@ def test_gradients_are_of_the_adapter_alone_and_right(kind, packed):
 
 def norms(spec, params):
     """The length of each column of W + scale A B, by module."""
-    found = {}
+    result = {}
     for module, leaves in params["lora"]["layers"].items():
         kernel = np.asarray(params["backbone"]["layers"][module]["kernel"])
         full = kernel + spec.lora.scale * np.asarray(leaves["a"]) @ np.asarray(leaves["b"])
-        found[module] = np.linalg.norm(full, axis=1)
-    return found
+        result[module] = np.linalg.norm(full, axis=1)
+    return result
 
 
 def test_fewer_layers_have_their_own_adapters(packed):
     spec, params = make(dora=True)
-    one, other = (keep_layers(*model, [1]) for model in ((spec, params), merge_lora(spec, params)))
-    np.testing.assert_allclose(embed(*one, packed), embed(*other, packed), atol=1e-5)
+    unmerged, merged = (
+        keep_layers(*model, [1]) for model in ((spec, params), merge_lora(spec, params))
+    )
+    np.testing.assert_allclose(embed(*unmerged, packed), embed(*merged, packed), atol=1e-5)
 
 
 @pytest.mark.slow
@@ -206,12 +208,12 @@ def test_hidden_states_and_layers_are_adapted_too(packed):
     def values(encoder, params):
         return encoder.hidden(params, packed), encoder.by_layer(params, packed, layer)
 
-    for one, other in zip(
+    for adapted, expected in zip(
         jax.jit(partial(values, ours))(params),
         jax.jit(partial(values, reference))(merged),
         strict=True,
     ):
-        np.testing.assert_allclose(one, other, atol=1e-5)
+        np.testing.assert_allclose(adapted, expected, atol=1e-5)
 
     @partial(jax.jit, compiler_options=QUICKLY)
     @jax.grad
@@ -231,10 +233,10 @@ def silent():
 
 def test_key_decides_the_dropout(silent, packed):
     spec, params = make(silent, dropout=0.3, dora=True)
-    one, again, other = (embed(spec, params, packed, jax.random.key(s)) for s in (1, 1, 2))
-    np.testing.assert_array_equal(one, again)
+    first, again, other = (embed(spec, params, packed, jax.random.key(s)) for s in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
     none = embed(spec, params, packed)
-    assert np.abs(one - other).max() > 1e-3 < np.abs(one - none).max()
+    assert np.abs(first - other).max() > 1e-3 < np.abs(first - none).max()
 
 
 def test_each_layer_and_module_has_a_mask_of_its_own(silent, packed):
@@ -274,23 +276,23 @@ def test_targets():
     maps = linear_maps(lookup("backbone", "bert"), backbone)
     assert set(maps) == MAPS
 
-    def found(*targets):
+    def targets_of(*targets):
         return set(find_targets(targets, maps, 2))
 
-    assert found("all-linear") == MAPS
-    assert found("query", "value") == {"query", "value"}
-    assert found("dense") == {"output", "up", "down"}
-    assert found("attention.output.dense") == {"output"}
-    assert found(r".*layer\.\d+\.(intermediate|output)\.dense") == {"up", "down"}
+    assert targets_of("all-linear") == MAPS
+    assert targets_of("query", "value") == {"query", "value"}
+    assert targets_of("dense") == {"output", "up", "down"}
+    assert targets_of("attention.output.dense") == {"output"}
+    assert targets_of(r".*layer\.\d+\.(intermediate|output)\.dense") == {"up", "down"}
     with pytest.raises(
         InputError,
         match="unknown target of an adapter 'quary' \\(did you mean 'query'\\?\\); known: all",
     ):
-        found("quary")
+        targets_of("quary")
     with pytest.raises(
         InputError, match="means 'encoder.layer.{}.attention.self.query' in 1 of 2 layers"
     ):
-        found(r".*layer\.0\..*query")
+        targets_of(r".*layer\.0\..*query")
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def test_exactly_the_share_of_real_tokens_is_hidden(make_batch, rate):
         slots=20,
     )
     real = (tokens.sentence < 5) & ~np.isin(tokens.token_ids, SPECIAL)
-    wanted, trials = round(rate * int(real.sum())), 2000
+    expected, trials = round(rate * int(real.sum())), 2000
 
     @jax.vmap
     def hide(key):
@@ -46,7 +46,9 @@ def test_exactly_the_share_of_real_tokens_is_hidden(make_batch, rate):
     ids, counts, slots = map(np.asarray, jax.jit(hide, compiler_options=QUICKLY)(keys))
     assert slots.shape[1] == int(np.ceil(rate * tokens.token_ids.size))
     counts = counts.reshape(ids.shape)
-    assert (counts.sum((1, 2)) == wanted).all() and counts.max() == 1, "this many slots, each once"
+    assert (counts.sum((1, 2)) == expected).all() and counts.max() == 1, (
+        "this many slots, each once"
+    )
     hidden = counts == 1
     assert not hidden[:, ~real].any()
     np.testing.assert_array_equal(
@@ -54,7 +56,7 @@ def test_exactly_the_share_of_real_tokens_is_hidden(make_batch, rate):
     )
     # Every real token is as likely as the others; the kinds come in their shares.
     share = hidden[:, real].mean(0)
-    assert np.abs(share - wanted / real.sum()).max() < 5 * np.sqrt(0.25 / trials)
+    assert np.abs(share - expected / real.sum()).max() < 5 * np.sqrt(0.25 / trials)
     new, old = ids[hidden], np.broadcast_to(tokens.token_ids, ids.shape)[hidden]
     near = 5 * np.sqrt(0.25 / new.size)
     assert abs((new == MASK).mean() - (0.8 + 0.1 / VOCAB)) < near
@@ -155,10 +157,10 @@ def test_sums_are_those_of_all_logits_of_which_only_the_hidden_tokens_are_comput
     )
     logits = head_logits(encoder.config, params, hidden, weights["backbone"]["embeddings"]["token"])
     chosen = np.asarray(slots)[np.asarray(chosen)]
-    wanted = np.asarray(packed.token_ids).reshape(-1)[chosen]
+    targets = np.asarray(packed.token_ids).reshape(-1)[chosen]
     assert len(chosen) == count == round(0.3 * np.sum(packed.sentence < packed.sentences))
-    np.testing.assert_allclose(total, -jax.nn.log_softmax(logits)[chosen, wanted].sum(), rtol=1e-5)
-    assert metrics["accuracy"] == np.sum(np.argmax(logits, -1)[chosen] == wanted)
+    np.testing.assert_allclose(total, -jax.nn.log_softmax(logits)[chosen, targets].sum(), rtol=1e-5)
+    assert metrics["accuracy"] == np.sum(np.argmax(logits, -1)[chosen] == targets)
 
     text = str(jax.make_jaxpr(auxiliary.apply)(params, weights, packed, jax.random.key(2)))
     assert f"f32[{len(slots)},{VOCAB}]" in text and len(slots) == int(

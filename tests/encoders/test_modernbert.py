@@ -196,7 +196,7 @@ def test_bfloat16_is_near(model, rows):
 
 
 def test_torch_reads_what_we_write(model, tiny_tokenizer, long_ids, tmp_path):
-    """The first layer's norm, which there is none of, whatever the optimizer made of it."""
+    """The first layer has no norm: whatever the optimizer made of its scale is not written."""
     from transformers import AutoModel
 
     peer, directory = model
@@ -356,8 +356,8 @@ def run(model, long_ids, make_batch):
         def embed(params):
             return apply(params, tokens, key)
 
-        one = jax.grad(lambda params: embed(params)[:, :5].sum()) if gradient else embed
-        return jax.jit(one, compiler_options=QUICKLY)(params)
+        function = jax.grad(lambda params: embed(params)[:, :5].sum()) if gradient else embed
+        return jax.jit(function, compiler_options=QUICKLY)(params)
 
     return call
 
@@ -365,8 +365,8 @@ def run(model, long_ids, make_batch):
 def test_dropout(run):
     """Copies lose the same numbers where one mask was asked for, and others where it was not."""
     key = jax.random.key(3)
-    one, own = run(0.2, key, same_mask_columns=2), run(0.2, key)
-    np.testing.assert_allclose(one[:2], one[2:], atol=1e-6)
+    shared, own = run(0.2, key, same_mask_columns=2), run(0.2, key)
+    np.testing.assert_allclose(shared[:2], shared[2:], atol=1e-6)
     assert np.abs(own[:2] - own[2:]).max() > 1e-2
 
 

@@ -394,6 +394,6 @@ def test_copies_of_an_example_have_one_dropout_mask(ids, make_batch):
         encoder = build_encoder(spec, unroll=1, attention="xla", **options)
         return jax.jit(encoder.apply, compiler_options=QUICKLY)(params, tokens, jax.random.key(3))
 
-    one, own = embed(same_mask_columns=2), embed()
-    np.testing.assert_allclose(one[:2], one[2:], atol=1e-6)
+    shared, own = embed(same_mask_columns=2), embed()
+    np.testing.assert_allclose(shared[:2], shared[2:], atol=1e-6)
     assert np.abs(own[:2] - own[2:]).max() > 1e-2

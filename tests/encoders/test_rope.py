@@ -32,8 +32,8 @@ def test_frequencies_are_those_of_transformers(scaling, theta, size):
     embedding = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(config)
     rope = read_rope(config.to_dict(), 1.0)
     assert rope.theta == theta
-    found, length = frequencies(rope, size)
-    np.testing.assert_allclose(found, embedding.inv_freq.numpy(), rtol=2e-6)
+    inverse_frequencies, length = frequencies(rope, size)
+    np.testing.assert_allclose(inverse_frequencies, embedding.inv_freq.numpy(), rtol=2e-6)
     np.testing.assert_allclose(length, embedding.attention_scaling, rtol=1e-9)
 
 
@@ -41,11 +41,11 @@ def test_frequencies_are_those_of_transformers(scaling, theta, size):
 def test_both_spellings_are_read(scaling, theta):
     """We write the new spelling."""
     positions = {"max_position_embeddings": 2048}
-    found = read_rope(positions | {"rope_parameters": scaling | {"rope_theta": theta}}, 1.0)
+    rope = read_rope(positions | {"rope_parameters": scaling | {"rope_theta": theta}}, 1.0)
     older = {("type" if field == "rope_type" else field): value for field, value in scaling.items()}
-    assert read_rope(positions | {"rope_theta": theta, "rope_scaling": older}, 1.0) == found
-    assert read_rope(positions | {"rope_parameters": write_rope(found)}, 1.0) == found
-    assert read_rope({"rope_parameters": write_rope(found)}, 1.0) == found, "with all that it needs"
+    assert read_rope(positions | {"rope_theta": theta, "rope_scaling": older}, 1.0) == rope
+    assert read_rope(positions | {"rope_parameters": write_rope(rope)}, 1.0) == rope
+    assert read_rope({"rope_parameters": write_rope(rope)}, 1.0) == rope, "with all that it needs"
 
 
 def test_what_a_file_leaves_unsaid():
@@ -58,7 +58,7 @@ def test_what_a_file_leaves_unsaid():
 
 
 @pytest.mark.parametrize(
-    ("found", "message"),
+    ("fields", "message"),
     [
         (
             {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
@@ -93,9 +93,9 @@ def test_what_a_file_leaves_unsaid():
         ),
     ],
 )
-def test_positions_that_are_not_supported(found, message):
+def test_positions_that_are_not_supported(fields, message):
     with pytest.raises(InputError, match=message) as error:
-        read_rope({"max_position_embeddings": 64} | found, 10000.0)
+        read_rope({"max_position_embeddings": 64} | fields, 10000.0)
     assert "\n" not in str(error.value)
 
 

@@ -51,11 +51,13 @@ def embed(params, tokens, attention="xla", rates=(0.1, 0.1), **options):
 
 @pytest.mark.parametrize("rates", [(0.1, 0.1), (0.0, 0.3), (0.3, 0.0)])
 def test_copies_of_an_example_are_equal_and_examples_differ(params, copies, rates):
-    one, two = embed(params, copies, rates=rates, same_mask_columns=2)
-    np.testing.assert_allclose(one, two, atol=1e-6)
-    assert np.abs(one[0] - one[1]).max() > 1e-2, "one text in two examples has two masks"
-    one, two = embed(params, copies, rates=rates)
-    assert np.abs(one - two).max(axis=-1).min() > 1e-2, "by default copies have their own masks"
+    first, second = embed(params, copies, rates=rates, same_mask_columns=2)
+    np.testing.assert_allclose(first, second, atol=1e-6)
+    assert np.abs(first[0] - first[1]).max() > 1e-2, "one text in two examples has two masks"
+    first, second = embed(params, copies, rates=rates)
+    assert np.abs(first - second).max(axis=-1).min() > 1e-2, (
+        "by default copies have their own masks"
+    )
 
 
 def test_attention_in_blocks_has_the_same_masks(params, copies, monkeypatch):

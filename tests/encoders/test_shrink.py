@@ -62,9 +62,9 @@ def test_the_first_layers_give_the_hidden_states_in_between(model, packed, state
     module = family.module(spec.backbone, np.float32)
     every = module.apply({"params": params["backbone"]}, packed, None, True)
     for number in (1, 3):
-        fewer, kept = first_layers(spec, params, number)
+        fewer, fewer_params = first_layers(spec, params, number)
         assert fewer.backbone.num_layers == number
-        result = build_encoder(fewer).hidden(kept, packed)
+        result = build_encoder(fewer).hidden(fewer_params, packed)
         for ours, expected in zip(
             states(result, packed), states(every[number - 1], packed), strict=True
         ):
@@ -74,10 +74,10 @@ def test_the_first_layers_give_the_hidden_states_in_between(model, packed, state
 def test_all_layers_kept_are_the_same_model_and_nothing_is_changed_in_place(model):
     spec, params = model
     before = jax.tree.map(np.copy, params)
-    same, kept = keep_layers(spec, params, range(4))
+    same, same_params = keep_layers(spec, params, range(4))
     assert same == spec
     keep_layers(spec, params, [0, 3])
-    jax.tree.map(np.testing.assert_array_equal, kept, params)
+    jax.tree.map(np.testing.assert_array_equal, same_params, params)
     jax.tree.map(np.testing.assert_array_equal, params, before)
 
 

@@ -42,16 +42,16 @@ def table(tiny_tokenizer):
 def make(tiny_tokenizer, table):
     """`(*heads) -> SentenceEncoder` of `table`."""
 
-    def make(*heads, max_length=MAX_LENGTH, **more):
+    def make(*heads, max_length=MAX_LENGTH, **settings):
         config = StaticConfig(vocab_size=len(table), hidden_size=table.shape[1])
         params = {str(n): head.init(jax.random.key(n)) for n, head in enumerate(heads)}
         params = {
             "backbone": {"token": table},
-            "heads": {n: one for n, one in params.items() if one},
+            "heads": {n: head_params for n, head_params in params.items() if head_params},
         }
         tokenizer = load_tokenizer(tiny_tokenizer, max_length, special_tokens=False)
         return SentenceEncoder(
-            EncoderSpec(config, "mean", heads), params, tokenizer, EncodingSettings(**more)
+            EncoderSpec(config, "mean", heads), params, tokenizer, EncodingSettings(**settings)
         )
 
     return make
@@ -97,8 +97,8 @@ def test_is_the_mean_of_the_tokens_vectors_without_special_tokens(make, table, t
 
 def test_neighbours_in_the_packing_change_nothing(make, sentences):
     model = make(Normalize())
-    alone = np.stack([model.encode(text) for text in sentences[:5]])
-    np.testing.assert_allclose(model.encode(sentences)[:5], alone, atol=1e-6)
+    expected = np.stack([model.encode(text) for text in sentences[:5]])
+    np.testing.assert_allclose(model.encode(sentences)[:5], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("heads", ["", "normalize", "dense"])
@@ -141,7 +141,7 @@ def test_reads_model2vec_files(make, table, tmp_path):
         rng.integers(0, len(table), len(table)),
         rng.random(len(table)).astype(np.float32),
     )
-    for tensors, wanted in (
+    for tensors, expected in (
         ({"embeddings": table.astype(np.float16)}, table.astype(np.float16)),
         (
             {"embeddings": table, "mapping": mapping, "weights": weights},
@@ -149,7 +149,7 @@ def test_reads_model2vec_files(make, table, tmp_path):
         ),
     ):
         write_safetensors(tmp_path / "model.safetensors", tensors)
-        np.testing.assert_array_equal(read_model(tmp_path).params["backbone"]["token"], wanted)
+        np.testing.assert_array_equal(read_model(tmp_path).params["backbone"]["token"], expected)
 
 
 @pytest.mark.filterwarnings("ignore:.*were cut at the model's limit")

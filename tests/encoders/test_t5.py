@@ -295,8 +295,8 @@ def run(long_ids, make_batch):
         def embed(params):
             return apply(params, tokens, key)
 
-        one = jax.grad(lambda params: embed(params)[:, :5].sum()) if gradient else embed
-        return jax.jit(one, compiler_options=QUICKLY)(params)
+        function = jax.grad(lambda params: embed(params)[:, :5].sum()) if gradient else embed
+        return jax.jit(function, compiler_options=QUICKLY)(params)
 
     return call
 
@@ -304,8 +304,8 @@ def run(long_ids, make_batch):
 def test_dropout(run):
     """Copies lose the same numbers where one mask was asked for, and others where it was not."""
     key = jax.random.key(3)
-    one, own = run(0.2, key, same_mask_columns=2), run(0.2, key)
-    np.testing.assert_allclose(one[:2], one[2:], atol=1e-6)
+    shared, own = run(0.2, key, same_mask_columns=2), run(0.2, key)
+    np.testing.assert_allclose(shared[:2], shared[2:], atol=1e-6)
     assert np.abs(own[:2] - own[2:]).max() > 1e-2
 
 
@@ -326,8 +326,10 @@ def test_every_layer_as_if_it_were_the_last(rows):
     result = jax.jit(build_encoder(spec).by_layer, compiler_options=QUICKLY)(
         params, rows[1], np.asarray([1])
     )
-    for number, (kept, parts) in enumerate([(shorter, fewer), (spec, params)]):
-        expected = jax.jit(build_encoder(kept).apply, compiler_options=QUICKLY)(parts, rows[1])
+    for number, (model_spec, parts) in enumerate([(shorter, fewer), (spec, params)]):
+        expected = jax.jit(build_encoder(model_spec).apply, compiler_options=QUICKLY)(
+            parts, rows[1]
+        )
         np.testing.assert_allclose(result[:, number], expected, atol=1e-5)
 
 

@@ -126,9 +126,9 @@ def test_loss_and_gradient_equal_transformers(case, torch_pair, packed):
         here = np.flatnonzero(sentence == number)
         logits = model(torch.tensor(seen[here]).long()[None]).logits[0]
         places = np.flatnonzero(counted[here])
-        wanted = torch.tensor(flat[here][places]).long()
+        targets = torch.tensor(flat[here][places]).long()
         total = total + torch.nn.functional.cross_entropy(
-            logits[places - before], wanted, reduction="sum"
+            logits[places - before], targets, reduction="sum"
         )
     total.backward()
 
@@ -244,11 +244,11 @@ def test_blocks_give_the_value_and_gradient_of_all_at_once():
         rng.normal(size=(50, 8)).astype(np.float32),
         rng.normal(size=(30, 8)).astype(np.float32),
     )
-    wanted, weights = rng.integers(0, 30, 50), rng.integers(0, 3, 50).astype(np.float32)
+    targets, weights = rng.integers(0, 30, 50), rng.integers(0, 3, 50).astype(np.float32)
 
     def summed(states, table, block):
         total, correct = token_cross_entropy(
-            lambda states: states @ table.T, states, wanted, weights, block=block
+            lambda states: states @ table.T, states, targets, weights, block=block
         )
         return total, correct
 
@@ -256,11 +256,11 @@ def test_blocks_give_the_value_and_gradient_of_all_at_once():
     with jax.enable_x64(True):
         wide = states.astype(np.float64), table.astype(np.float64)
         logits = wide[0] @ wide[1].T
-        picked = logits[np.arange(50), wanted]
+        picked = logits[np.arange(50), targets]
         expected = float((weights * (np.log(np.exp(logits).sum(1)) - picked)).sum())
         (whole, correct), slopes = gradient(*wide, 50)
         assert whole == pytest.approx(expected, rel=1e-12)
-        assert correct == weights[logits.argmax(1) == wanted].sum() > 0
+        assert correct == weights[logits.argmax(1) == targets].sum() > 0
         for block in (7, 49):
             (value, same), own = gradient(*wide, block)
             assert value == pytest.approx(expected, rel=1e-12) and same == correct
@@ -295,7 +295,7 @@ def test_a_big_vocabulary_is_never_there_for_all_tokens(monkeypatch, packed):
 
 
 @pytest.mark.parametrize(
-    ("expression", "shape", "given", "message"),
+    ("expression", "shape", "options", "message"),
     [
         ("mlm(rate=0)", "tiny", {}, "mlm rate: expected more than 0 and at most 1, found 0"),
         ("mntp(rate='a')", "tiny", {}, "mntp rate: expected more than 0 and at most 1, found 'a'"),
@@ -338,10 +338,10 @@ def test_a_big_vocabulary_is_never_there_for_all_tokens(monkeypatch, packed):
         ("mlm", "static", {}, "a static encoder has no head that predicts tokens"),
     ],
 )
-def test_settings_that_make_no_sense(expression, shape, given, message):
+def test_settings_that_make_no_sense(expression, shape, options, message):
     encoder = build_encoder(random_spec(shape, vocab_size=VOCAB))
     with pytest.raises(InputError) as error:
-        build_token_objective(expression)(encoder, tokenizer(**given))
+        build_token_objective(expression)(encoder, tokenizer(**options))
     assert message in str(error.value)
 
 

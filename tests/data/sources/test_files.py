@@ -104,8 +104,8 @@ def test_json_values_and_fields_of_no_use(tmp_path):
         "group": None,
     }
     (tmp_path / "a.jsonl").write_text(json.dumps(row))
-    wanted = {"id": "7", "anchor": "a", "positive": "p", "score": 0.5, "label": 1}
-    assert open_records(str(tmp_path / "a.jsonl")) == [wanted]
+    expected = {"id": "7", "anchor": "a", "positive": "p", "score": 0.5, "label": 1}
+    assert open_records(str(tmp_path / "a.jsonl")) == [expected]
 
 
 LIST = {"query": "q", "passages": ["a", "b\tc"], "scores": [1, 0.25]}
@@ -320,8 +320,8 @@ def beir(tmp_path):
 
 
 def test_beir(beir):
-    wanted = {"d1": "T one", "d2": "two"}, {"q1": "first"}, {"q1": {"d1": 2, "d2": 0}}
-    assert open_retrieval_task(str(beir), "test") == wanted
+    expected = {"d1": "T one", "d2": "two"}, {"q1": "first"}, {"q1": {"d1": 2, "d2": 0}}
+    assert open_retrieval_task(str(beir), "test") == expected
 
 
 @pytest.mark.parametrize(

@@ -65,10 +65,10 @@ def test_unknown_name(monkeypatch):
 
 def test_revisions_files_and_copies(tmp_path, monkeypatch):
     """Checks the requests to `datasets`; the hub itself is out of reach."""
-    asked = []
+    requests = []
 
     def load_dataset(name, config, data_files, split, revision):
-        asked.append((name, config, data_files, split, revision))
+        requests.append((name, config, data_files, split, revision))
         return datasets.Dataset.from_list(ROWS)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
@@ -99,7 +99,7 @@ def test_revisions_files_and_copies(tmp_path, monkeypatch):
     }
     for name, arguments in expected.items():
         assert len(open_records(f"hf:{name}")) == len(ROWS)
-        assert asked.pop() == arguments
+        assert requests.pop() == arguments
 
 
 @pytest.fixture

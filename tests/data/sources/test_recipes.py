@@ -84,10 +84,10 @@ def make_hub(root):
                 header += [f"  - split: {split}", f"    path: {config}/{split}-*"]
         (directory / "README.md").write_text("\n".join([*header, "---", ""]))
 
-    def rows(*columns, **more):
+    def rows(*columns, **functions):
         return [
             {name: f"{name} {n}" for name in columns}
-            | {name: value(n) for name, value in more.items()}
+            | {name: value(n) for name, value in functions.items()}
             for n in range(COUNT)
         ]
 

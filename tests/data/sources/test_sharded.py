@@ -70,8 +70,8 @@ def test_the_same_records_as_from_jsonl(tmp_path, source, kind, shards):
     assert list(iter_records(f"{source}:{tmp_path}/train-*")) == expected
     assert list(open_records(f"{source}:{tmp_path}/{{split}}-*-of-*", "test")) == expected[:5]
     first = next(tmp_path.glob(f"train-00000-*.{source}"))
-    alone = list(open_records(f"{source}:{first}"))
-    assert 0 < len(alone) <= 20 and alone == expected[: len(alone)]
+    shard_records = list(open_records(f"{source}:{first}"))
+    assert 0 < len(shard_records) <= 20 and shard_records == expected[: len(shard_records)]
 
 
 @pytest.mark.parametrize("source", WRITE)
