@@ -87,8 +87,8 @@ def mteb_scores(encode):
         )
         made = type("Made", (getattr(mteb.abstasks, task),), {"metadata": metadata, **attributes})()
         made.dataset, made.data_loaded = data, True
-        found = made.evaluate(Model(), "test", encode_kwargs={"show_progress_bar": False})
-        return found["default"]
+        scores_by_split = made.evaluate(Model(), "test", encode_kwargs={"show_progress_bar": False})
+        return scores_by_split["default"]
 
     return scores
 

@@ -64,7 +64,7 @@ def test_equals_mteb(labels, experiments, open_made, recorded, mteb_scores):
     assert 0.2 < ours["accuracy"] < 0.95 and ("ap" in ours) == (labels == 2)
     each = [ours.pop(f"accuracy_{number}") for number in range(1, experiments + 1)]
     assert each == pytest.approx(
-        [one["accuracy"] for one in reference["scores_per_experiment"]], abs=1e-4
+        [scores["accuracy"] for scores in reference["scores_per_experiment"]], abs=1e-4
     )
     assert len(set(each)) > 1
     for name, value in ours.items():
@@ -117,15 +117,15 @@ def test_means_over_experiments_equal_scikit_learn():
     result = prediction_metrics(labels, predicted, 7)
     for average, suffix in (("macro", ""), ("weighted", "_weighted")):
         each = [
-            metrics.precision_recall_fscore_support(labels, one, average=average, zero_division=0)[
-                :3
-            ]
-            for one in predicted
+            metrics.precision_recall_fscore_support(
+                labels, predictions, average=average, zero_division=0
+            )[:3]
+            for predictions in predicted
         ]
         names = [f"{name}{suffix}" for name in ("precision", "recall", "f1")]
         assert [result[name] for name in names] == pytest.approx(np.mean(each, axis=0))
     binary = labels // 2
-    each = [metrics.average_precision_score(binary, one) for one in predicted]
+    each = [metrics.average_precision_score(binary, predictions) for predictions in predicted]
     assert prediction_metrics(binary, predicted, 7, positive=1)["ap"] == pytest.approx(
         np.mean(each)
     )

@@ -111,12 +111,12 @@ def test_sets_are_one_in_the_fast_protocol(open_made, recorded):
     texts, labels = made(1, 60, 3)
     options = {"protocol": "fast", "sample_size": 50, "experiments": 2}
     distinct = dict(zip(reversed(texts), reversed(labels), strict=True))
-    one = open_made(
+    by_hand = open_made(
         [t for t in dict.fromkeys(texts)], [distinct[t] for t in dict.fromkeys(texts)], **options
     )
     split = open_made([texts[:30], texts[20:]], [labels[:30], labels[20:]], **options)
-    assert split.item_texts == one.item_texts
-    assert split.evaluate(recorded).metrics == one.evaluate(recorded).metrics
+    assert split.item_texts == by_hand.item_texts
+    assert split.evaluate(recorded).metrics == by_hand.evaluate(recorded).metrics
 
 
 def test_mean_of_values_equals_scikit_learn():
@@ -152,7 +152,9 @@ def test_each_run_weighs_the_same_whatever_its_size():
     labels = [np.array([0, 0, 1, 1]), np.arange(10) % 2]
     result = [np.array([0, 0, 0, 1]), np.arange(10) // 2 % 2]
     runs = [ClusteringRun(row, label, 2) for row, label in zip(rows, labels, strict=True)]
-    each = [v_measures(label, one).mean() for label, one in zip(labels, result, strict=True)]
+    each = [
+        v_measures(label, clusters).mean() for label, clusters in zip(labels, result, strict=True)
+    ]
     outcome = clustering_outcome([runs], [result])
     assert outcome.score == pytest.approx(np.mean(each)) == outcome.items.score()
     assert outcome.metrics["v_measure_std"] == pytest.approx(np.std(each))

@@ -1,7 +1,4 @@
-"""Each fault planted and found, and none where there is none.
-
-The figures against their definitions.
-"""
+"""A planted fault is found, a sound model has no fault, and the figures equal their definitions."""
 
 import numpy as np
 import pytest
@@ -53,11 +50,14 @@ def test_scores_of_ranks_are_those_of_a_search(similarity, ignore, monkeypatch):
     if similarity == "cosine":  # whose equal scores are equal except for rounding
         corpus = rng.normal(size=(50, 3)).astype(np.float32)
     names = [f"x{n}" for n in range(50)]
-    texts, asked = {name: name for name in names}, {name: name for name in reversed(names[:20])}
-    drawn = (rng.choice(50, 5, replace=False) for _ in asked)
+    texts, query_names = (
+        {name: name for name in names},
+        {name: name for name in reversed(names[:20])},
+    )
+    drawn = (rng.choice(50, 5, replace=False) for _ in query_names)
     qrels = {
         name: {names[n]: int(rng.integers(0, 4)) for n in rows}
-        for name, rows in zip(asked, drawn, strict=True)
+        for name, rows in zip(query_names, drawn, strict=True)
     }
     qrels["x3"] = {
         "x3": 1,
@@ -65,19 +65,19 @@ def test_scores_of_ranks_are_those_of_a_search(similarity, ignore, monkeypatch):
     }  # its own text is right, and no result where equal ids are left out
 
     def encode_with(vectors):
-        return lambda given: np.array([vectors[names.index(text)] for text in given])
+        return lambda batch: np.array([vectors[names.index(text)] for text in batch])
 
     expected = evaluate_retrieval(
         encode_with(queries),
         encode_with(corpus),
         texts,
-        asked,
+        query_names,
         qrels,
         ks=(7, 10),
         similarity=similarity,
         ignore_identical_ids=ignore,
     )
-    judged = diagnose.judged_rows(texts, asked, qrels, ignore_identical_ids=ignore)
+    judged = diagnose.judged_rows(texts, query_names, qrels, ignore_identical_ids=ignore)
     rows = [names.index(name) for name in qrels]
     ranks = diagnose.relevant_ranks(queries[rows], corpus, judged, similarity)
     np.testing.assert_allclose(
@@ -127,7 +127,9 @@ def test_the_auc_is_that_of_all_pairs_and_depends_on_order_alone():
     relevant, random = rng.integers(0, 9, size=12) / 9.0, rng.integers(0, 9, size=(5, 40)) / 9.0
     query = rng.integers(0, 5, size=12)
     pairs = list(zip(relevant, query, strict=True))
-    won = [(value > one) + 0.5 * (value == one) for value, row in pairs for one in random[row]]
+    won = [
+        (value > other) + 0.5 * (value == other) for value, row in pairs for other in random[row]
+    ]
     auc = diagnose.discrimination(relevant, random, query, 0.0).figures["auc"]
     assert auc == pytest.approx(np.mean(won))
     assert (
@@ -151,7 +153,7 @@ def test_random_documents_are_never_relevant_nor_the_query_itself():
     for row, (name, right) in enumerate(qrels.items()):
         others = set(random[row].astype(int))
         assert len(others) == random.shape[1] >= 25
-        assert not others & {names.index(one) for one in (name, *right)}
+        assert not others & {names.index(document) for document in (name, *right)}
     np.testing.assert_array_equal(relevant, judged.document)
 
 
@@ -188,11 +190,11 @@ def test_too_few_documents_to_compare_with():
 def test_prompts(others, flags, status, cause):
     used = np.random.default_rng(4).uniform(0.3, 0.6, size=80)
     result = diagnose.missing_prompt(
-        {"used": used} | {name: used + more for name, more in others.items()}, **flags
+        {"used": used} | {name: used + gain for name, gain in others.items()}, **flags
     )
     assert (result.status, result.cause) == (status, cause)
     assert result.figures["ndcg@10 used"] == pytest.approx(used.mean())
-    assert all(f"{used.mean() + more:.4f}" in result.line for more in others.values())
+    assert all(f"{used.mean() + gain:.4f}" in result.line for gain in others.values())
 
 
 def test_another_prompt_that_may_be_better_by_chance_is_no_fault():

@@ -15,28 +15,28 @@ class Model:
 @pytest.fixture
 def recording():
     """An embedder of made vectors, which depend on text and prompt, and what its model was given."""
-    given = []
+    calls = []
 
     def encode(texts, prompt_name="none"):
-        given.append((list(texts), prompt_name))
+        calls.append((list(texts), prompt_name))
         return np.array([[len(text), len(prompt_name), 1.0] for text in texts])
 
     return Embedder(
         "made", encode, lambda use: {"prompt_name": use.side} if use.side else {}
-    ), given
+    ), calls
 
 
 def test_each_text_is_embedded_once_for_each_prompt(recording):
-    embed, given = recording
+    embed, calls = recording
     first = embed(["a", "bb", "a"], Use("one", "STS"))
     again = embed(["ccc", "bb"], Use("two", "Clustering"))
-    asked = embed(["bb"], Use("two", "Retrieval", QUERY))
-    assert given == [(["a", "bb"], "none"), (["ccc"], "none"), (["bb"], "query")]
+    as_query = embed(["bb"], Use("two", "Retrieval", QUERY))
+    assert calls == [(["a", "bb"], "none"), (["ccc"], "none"), (["bb"], "query")]
     assert first.tolist() == [[1, 4, 1], [2, 4, 1], [1, 4, 1]] and again.tolist() == [
         [3, 4, 1],
         [2, 4, 1],
     ]
-    assert asked.tolist() == [[2, 5, 1]] and embed.embedded == 4
+    assert as_query.tolist() == [[2, 5, 1]] and embed.embedded == 4
     assert first.dtype == np.float32 and embed([], Use()).shape == (0, 3)
 
 

@@ -304,7 +304,7 @@ def test_the_evaluator_measures_the_same_texts_again():
     encode = encoder()
     evaluate = geometry_evaluator([*texts, *texts], pairs, limit=20, seed=1)
     assert evaluate(encode) == evaluate(encode)
-    assert [len(asked) for asked, _ in encode.calls] == 2 * [20, 10, 10]
+    assert [len(texts) for texts, _ in encode.calls] == 2 * [20, 10, 10]
     assert len(set(encode.calls[0][0])) == 20 and encode.calls[:3] == encode.calls[3:]
     assert geometry_evaluator(texts, pairs, limit=20, seed=2)(encode) != evaluate(encode)
 
@@ -388,7 +388,9 @@ def evaluators(monkeypatch, tmp_path):
         monkeypatch.setattr(
             module,
             "fit",
-            lambda *_, **more: handed.update(more) or types.SimpleNamespace(finished=False),
+            lambda *_, **arguments: (
+                handed.update(arguments) or types.SimpleNamespace(finished=False)
+            ),
         )
         monkeypatch.setattr(module, "plot_curves", lambda *_: None, raising=False)
         module.run(override(Experiment(), **fields), tmp_path)

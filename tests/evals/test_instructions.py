@@ -24,12 +24,13 @@ def made():
     }
     original = {
         query: {
-            str(one): int(rng.integers(3)) for one in rng.choice(DOCUMENTS, size=12, replace=False)
+            str(document): int(rng.integers(3))
+            for document in rng.choice(DOCUMENTS, size=12, replace=False)
         }
         for query in QUERIES
     }
     changed = {
-        query: {one: 0 if rng.random() < 0.5 else grade for one, grade in judged.items()}
+        query: {document: 0 if rng.random() < 0.5 else grade for document, grade in judged.items()}
         for query, judged in original.items()
     }
     changed["q4"] = original["q4"]  # nothing is excluded
@@ -74,8 +75,8 @@ def test_p_mrr_equals_mtebs():
         runs = [
             {
                 query: {
-                    str(one): int(rng.integers(8)) / 4
-                    for one in rng.choice(DOCUMENTS, size=20, replace=False)
+                    str(document): int(rng.integers(8)) / 4
+                    for document in rng.choice(DOCUMENTS, size=20, replace=False)
                 }
                 for query in QUERIES
             }
@@ -91,8 +92,8 @@ def test_p_mrr_equals_mtebs():
         ]
         ordered = [
             {
-                query: dict(sorted(one.items(), key=lambda x: (x[1], x[0]), reverse=True))
-                for query, one in run.items()
+                query: dict(sorted(scores.items(), key=lambda x: (x[1], x[0]), reverse=True))
+                for query, scores in run.items()
             }
             for run in runs
         ]
@@ -138,7 +139,9 @@ def test_all_metrics_equal_mtebs(made, directory, recorded, encode, reranked):
         for query in QUERIES:
             (vector,) = encode([f"{queries[query]['text']} {queries[query][field]}"])
             ranked = candidates[query] if reranked else DOCUMENTS
-            results[f"{query}-{end}"] = {one: float(documents[one] @ vector) for one in ranked}
+            results[f"{query}-{end}"] = {
+                document: float(documents[document] @ vector) for document in ranked
+            }
             qrels[f"{query}-{end}"] = judged[query]
     reference = scores_of(qrels, results, excluded, (1, 5, 1000))
     expected = {"p-MRR": reference["p-MRR"]}

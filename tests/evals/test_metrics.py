@@ -19,8 +19,8 @@ def made():
         judged = rng.choice(200, size=rng.integers(1, 25), replace=False)
         grades = rng.integers(0, 4, size=len(judged)) if q % 10 else np.zeros(len(judged), int)
         qrels[f"q{q}"] = {f"d{d:03}": int(grade) for d, grade in zip(judged, grades, strict=True)}
-        found = rng.choice(200, size=rng.integers(0, 60), replace=False)
-        run[f"q{q}"] = {f"d{d:03}": -float(rank) for rank, d in enumerate(found)}
+        results = rng.choice(200, size=rng.integers(0, 60), replace=False)
+        run[f"q{q}"] = {f"d{d:03}": -float(rank) for rank, d in enumerate(results)}
     return qrels, run
 
 
@@ -45,8 +45,8 @@ def test_ranking_metrics_equal_pytrec_eval(made):
     ks = (1, 3, 10, 100)
     ours = score_run(run, qrels, ks=ks)
     names = {"ndcg": "ndcg_cut", "recall": "recall", "map": "map_cut"}
-    asked = {f"{name}.{','.join(map(str, ks))}" for name in names.values()}
-    reference = pytrec_eval.RelevanceEvaluator(qrels, asked | {"recip_rank"}).evaluate(run)
+    measures = {f"{name}.{','.join(map(str, ks))}" for name in names.values()}
+    reference = pytrec_eval.RelevanceEvaluator(qrels, measures | {"recip_rank"}).evaluate(run)
     # A query for which nothing was found is left out by trec_eval; for us it scores 0.
     assert {query for query in qrels if not run[query]} == set(qrels) - set(reference)
     for row, query in enumerate(ours.query_ids):

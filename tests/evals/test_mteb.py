@@ -114,15 +114,15 @@ def data(columns, tmp_path_factory):
         "levels": ["text", "label"],
         "reranking": ["query", "positive", "negative"],
     }
-    found = {
+    paths = {
         kind: write_jsonl(root / f"{kind}.jsonl", names, columns[kind])
         for kind, names in files.items()
     }
     summaries = ["text", "human_summaries", "machine_summaries", "relevance"]
-    found["summarization"] = write_jsonl(
+    paths["summarization"] = write_jsonl(
         root / "summaries.jsonl", summaries, (["a text"] * 10, *columns["summarization"])
     )
-    return found | {"retrieval": str(root / "beir"), "classification": str(root / "labelled")}
+    return paths | {"retrieval": str(root / "beir"), "classification": str(root / "labelled")}
 
 
 @pytest.fixture
@@ -145,8 +145,8 @@ def task(data):
 def scores(model, task):
     """Scores of mteb, by name."""
     [result] = mteb.evaluate(model, [task], cache=None, show_progress_bar=False).task_results
-    [found] = result.scores["test"]
-    return found
+    [scores_of_subset] = result.scores["test"]
+    return scores_of_subset
 
 
 # ---- prompts -------------------------------------------------------------------------------------------------
@@ -248,11 +248,11 @@ def test_instructions_of_the_task_fill_the_models_template(
 @pytest.mark.parametrize("name", ["SciFact", "STSBenchmark", "Banking77Classification", "ArguAna"])
 def test_instructions_of_mtebs_tasks_are_its_own(recorder, name):
     model = recorder(template=TEMPLATE)
-    found = mteb_model(model)
+    wrapped = mteb_model(model)
     metadata = mteb.get_task(name).metadata
     sides = SIDES[1:] if metadata.type == "Retrieval" else SIDES[:1]
     for side in sides:
-        found.encode([{"text": ["a text"]}], task_metadata=metadata, prompt_type=side)
+        wrapped.encode([{"text": ["a text"]}], task_metadata=metadata, prompt_type=side)
     stated = metadata.prompt["query"] if isinstance(metadata.prompt, dict) else metadata.prompt
     instruction = stated or get_abstask_prompt(name)
     assert instruction and model.asked == [f"Instruct: {instruction}\nQuery: ", ""][: len(sides)]
@@ -298,13 +298,13 @@ def test_equals_sentence_transformers_under_mteb_and_our_evaluators(
     kind, task, data, model, reference
 ):
     ours, made = mteb_model(model), task(kind)
-    found = scores(ours, made)["main_score"]
-    assert 0.02 < abs(found) < 0.98
-    assert found == pytest.approx(scores(reference, task(kind))["main_score"], abs=1e-4)
+    score = scores(ours, made)["main_score"]
+    assert 0.02 < abs(score) < 0.98
+    assert score == pytest.approx(scores(reference, task(kind))["main_score"], abs=1e-4)
     options = {"protocol": "fast", "sample_size": 100} if kind == "levels" else {}
     known = lookup("task", "clustering" if kind in ("sets", "levels") else kind)
     embedder = Embedder("tiny", model.encode, prompt_options(model))
-    assert found == pytest.approx(
+    assert score == pytest.approx(
         known(data[kind], name=f"Made{kind}", **options).evaluate(embedder).score, abs=1e-4
     )
 
@@ -326,9 +326,9 @@ def test_similarities_equal_sentence_transformers(recorder, similarity):
 
 
 def test_what_mteb_records_of_a_model(model):
-    found = mteb_model(model, "mine")
-    assert isinstance(found, EncoderProtocol) and not isinstance(found, SearchProtocol)
-    meta = found.mteb_model_meta
+    wrapped = mteb_model(model, "mine")
+    assert isinstance(wrapped, EncoderProtocol) and not isinstance(wrapped, SearchProtocol)
+    meta = wrapped.mteb_model_meta
     assert (meta.name, meta.embed_dim, meta.max_tokens) == ("embed-jax/mine", model.dim, 40)
     assert meta.n_parameters == sum(leaf.size for leaf in jax.tree.leaves(model.params))
     assert meta.use_instructions and meta.framework == ["JAX"]

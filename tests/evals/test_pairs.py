@@ -64,10 +64,10 @@ def test_each_distinct_text_is_encoded_once_for_this_task(pairs, task, recorded)
 
 
 def test_items_give_the_main_score_and_its_interval(task, recorded):
-    found = task.evaluate(recorded)
-    assert len(found.items) == len(task.item_texts)
-    assert found.items.score() == pytest.approx(found.score, abs=1e-12)
-    assert found.items.interval() == pytest.approx(found.intervals["max_ap"], abs=1e-12)
+    outcome = task.evaluate(recorded)
+    assert len(outcome.items) == len(task.item_texts)
+    assert outcome.items.score() == pytest.approx(outcome.score, abs=1e-12)
+    assert outcome.items.interval() == pytest.approx(outcome.intervals["max_ap"], abs=1e-12)
 
 
 def test_intervals_are_of_resampled_pairs_at_the_thresholds_found():
@@ -75,17 +75,17 @@ def test_intervals_are_of_resampled_pairs_at_the_thresholds_found():
     labels = rng.integers(0, 2, size=40)
     first = rng.normal(size=(40, 3)).astype(np.float32)
     second = (first * labels[:, None] + rng.normal(size=(40, 3))).astype(np.float32)
-    found = pair_outcome(first, second, labels)
-    called = similarities_of_pairs(first, second)["dot"] > found.metrics["dot_f1_threshold"]
+    outcome = pair_outcome(first, second, labels)
+    called = similarities_of_pairs(first, second)["dot"] > outcome.metrics["dot_f1_threshold"]
 
     def f1(rows):
         return 2 * np.sum(called[rows] & labels[rows]) / np.sum(called[rows] + labels[rows])
 
-    assert f1(np.arange(40)) == pytest.approx(found.metrics["dot_f1"])
-    assert found.intervals["dot_f1"] == pytest.approx(bootstrap_interval(40, f1))
-    called = similarities_of_pairs(first, second)["dot"] > found.metrics["dot_accuracy_threshold"]
+    assert f1(np.arange(40)) == pytest.approx(outcome.metrics["dot_f1"])
+    assert outcome.intervals["dot_f1"] == pytest.approx(bootstrap_interval(40, f1))
+    called = similarities_of_pairs(first, second)["dot"] > outcome.metrics["dot_accuracy_threshold"]
     expected = bootstrap_interval(40, lambda rows: np.mean(called[rows] == labels[rows]))
-    assert found.intervals["dot_accuracy"] == pytest.approx(expected)
+    assert outcome.intervals["dot_accuracy"] == pytest.approx(expected)
 
 
 def test_average_precision_equals_scikit_learn():
@@ -99,23 +99,25 @@ def test_average_precision_equals_scikit_learn():
 
 
 def test_thresholds_by_hand():
-    found = threshold_metrics([0.9, 0.8, 0.6, 0.5, 0.1], [1, 0, 1, 0, 0])
-    assert found["accuracy"] == 4 / 5 and found["accuracy_threshold"] == pytest.approx(0.85)
-    assert found["f1"] == pytest.approx(4 / 5) and found["f1_threshold"] == pytest.approx(0.55)
-    assert (found["precision"], found["recall"]) == pytest.approx((2 / 3, 1))
-    assert found["ap"] == pytest.approx((1 + 2 / 3) / 2)
+    metrics = threshold_metrics([0.9, 0.8, 0.6, 0.5, 0.1], [1, 0, 1, 0, 0])
+    assert metrics["accuracy"] == 4 / 5 and metrics["accuracy_threshold"] == pytest.approx(0.85)
+    assert metrics["f1"] == pytest.approx(4 / 5) and metrics["f1_threshold"] == pytest.approx(0.55)
+    assert (metrics["precision"], metrics["recall"]) == pytest.approx((2 / 3, 1))
+    assert metrics["ap"] == pytest.approx((1 + 2 / 3) / 2)
 
 
 def test_equal_similarities_fall_on_one_side():
-    found = threshold_metrics([0.5, 0.5, 0.5, 0.1], [1, 0, 0, 0])
-    assert (found["accuracy"], found["f1"], found["ap"]) == pytest.approx((1 / 2, 1 / 2, 1 / 3))
+    metrics = threshold_metrics([0.5, 0.5, 0.5, 0.1], [1, 0, 0, 0])
+    assert (metrics["accuracy"], metrics["f1"], metrics["ap"]) == pytest.approx(
+        (1 / 2, 1 / 2, 1 / 3)
+    )
     constant = threshold_metrics([0.5, 0.5], [1, 0])
     assert (constant["accuracy"], constant["f1"], constant["ap"]) == (0, 0, 0.5)
     assert np.isnan(constant["accuracy_threshold"])
 
 
 def test_similarities_by_hand():
-    found = similarities_of_pairs(
+    similarities = similarities_of_pairs(
         np.array([[3.0, 4.0], [1.0, 0.0]]), np.array([[3.0, 4.0], [0.0, -2.0]])
     )
     expected = {
@@ -124,9 +126,9 @@ def test_similarities_by_hand():
         "euclidean": [0, -np.sqrt(5)],
         "manhattan": [0, -3],
     }
-    assert found.keys() == expected.keys()
+    assert similarities.keys() == expected.keys()
     for name, values in expected.items():
-        np.testing.assert_allclose(found[name], values, atol=1e-6)
+        np.testing.assert_allclose(similarities[name], values, atol=1e-6)
 
 
 def test_a_text_and_itself_are_equally_near_whatever_the_text():

@@ -135,10 +135,10 @@ def test_records_without_positives_or_negatives_are_left_out(scores):
 
 
 def test_bad_scores_are_refused():
-    one = np.ones(1)
+    scores = np.ones(1)
     with pytest.raises(InputError, match="finite.*number 1"):
-        reranking_outcome([one, one], [one, one * np.nan])
+        reranking_outcome([scores, scores], [scores, scores * np.nan])
     with pytest.raises(InputError, match=r"found \(1, 0\) for query number 1"):
-        reranking_outcome([one, one], [one, one[:0]])
+        reranking_outcome([scores, scores], [scores, scores[:0]])
     with pytest.raises(InputError, match="found 1 and 2"):
-        reranking_outcome([one], [one, one])
+        reranking_outcome([scores], [scores, scores])

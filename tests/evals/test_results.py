@@ -76,17 +76,17 @@ def test_what_is_undefined_is_null(tmp_path):
 
 
 def test_a_true_difference_is_told_and_seeds_are_not(systems):
-    found = head_to_head(systems["good-seed0"], systems["poor"], ("good", "poor"))
-    assert [found.outcome(task) for task in found.tasks] == ["A", "A"]
-    assert found.verdict().startswith("good is better than poor")
+    comparison = head_to_head(systems["good-seed0"], systems["poor"], ("good", "poor"))
+    assert [comparison.outcome(task) for task in comparison.tasks] == ["A", "A"]
+    assert comparison.verdict().startswith("good is better than poor")
     back = head_to_head(systems["poor"], systems["good-seed0"], ("poor", "good"))
     assert [back.outcome(task) for task in back.tasks] == ["B", "B"]
     seeds = head_to_head(systems["good-seed0"], systems["good-seed1"], ("0", "1"))
     assert {seeds.outcome(task) for task in seeds.tasks} <= {"same", "open"}
     assert "not told apart" in seeds.verdict()
-    for task, one in found.tasks.items():
-        assert one.p_value <= found.adjusted[task] <= 1
-        assert one.difference == pytest.approx(systems["good-seed0"][task].outcome.score
+    for task, difference in comparison.tasks.items():
+        assert difference.p_value <= comparison.adjusted[task] <= 1
+        assert difference.difference == pytest.approx(systems["good-seed0"][task].outcome.score
                                                - systems["poor"][task].outcome.score)  # fmt: skip
 
 
@@ -94,11 +94,11 @@ def test_a_small_difference_does_not_count_however_sure_it_is():
     rng = np.random.default_rng(0)
     scores = rng.uniform(size=2000)
     a, b = ({"x": made(name, "x", scores + shift)} for name, shift in (("a", 0.004), ("b", 0)))
-    found = head_to_head(a, b, ("a", "b"))
+    comparison = head_to_head(a, b, ("a", "b"))
     assert (
-        found.adjusted["x"] < 0.001
-        and found.outcome("x") == "same"
-        and "which is within 0.01" in found.verdict()
+        comparison.adjusted["x"] < 0.001
+        and comparison.outcome("x") == "same"
+        and "which is within 0.01" in comparison.verdict()
     )
     assert head_to_head(a, b, ("a", "b"), margin=0.001).outcome("x") == "A"
 
@@ -109,9 +109,9 @@ def test_tasks_that_disagree_are_no_sample_that_tells(systems):
     signs = [0.05, 0.05, 0.05, 0.05, -0.05, -0.05, 0.05, -0.05]
     a = {f"t{n}": made("a", f"t{n}", scores[n] + sign) for n, sign in enumerate(signs)}
     b = {f"t{n}": made("b", f"t{n}", scores[n]) for n in range(8)}
-    found = head_to_head(a, b, ("a", "b"))
-    assert found.overall.p_value < 0.01 and found.over_tasks > 0.3
-    assert "As a sample of tasks, p = 0.7" in found.verdict()
+    comparison = head_to_head(a, b, ("a", "b"))
+    assert comparison.overall.p_value < 0.01 and comparison.over_tasks > 0.3
+    assert "As a sample of tasks, p = 0.7" in comparison.verdict()
 
 
 def test_only_the_same_data_are_compared(systems):
@@ -187,15 +187,17 @@ def test_the_score_without_what_training_has_seen():
     ]
     task = Task("t", "STS", "pairs", texts, None)
     outcome = mean_outcome("accuracy", {"accuracy": np.array([1.0] * 4 + [0.0] * 6)})
-    found = seen_in_training(
+    overlap = seen_in_training(
         task, outcome, [f"and {texts[n][0]}" for n in range(3)] + ["short words"], words=8
     )
-    assert (found["items"], found["share"]) == (3, 0.3) and found["clean"] == pytest.approx(1 / 7)
-    assert (
-        found["interval"][0] <= found["clean"] <= found["interval"][1]
-        and len(found["examples"]) == 3
+    assert (overlap["items"], overlap["share"]) == (3, 0.3) and overlap["clean"] == pytest.approx(
+        1 / 7
     )
-    result = TaskResult("m", "t", "sts", "pairs", outcome, {"overlap": found})
+    assert (
+        overlap["interval"][0] <= overlap["clean"] <= overlap["interval"][1]
+        and len(overlap["examples"]) == 3
+    )
+    result = TaskResult("m", "t", "sts", "pairs", outcome, {"overlap": overlap})
     assert result.cautions() == [
         "only 10 pairs: its interval is wide, and too narrow still below some thirty",
         "3 of 10 pairs share 8 words in a row with the training data: 0.1429 without them",

@@ -63,11 +63,11 @@ def test_a_missing_query_scores_zero_and_ties_keep_their_order():
 def test_of_equal_scores_the_larger_id_comes_first_as_in_trec_eval():
     corpus = {"d1": "east", "d10": "east", "d2": "east", "d3": "north"}
     for judged, rank in (("d3", 1), ("d2", 2), ("d10", 3), ("d1", 4)):
-        found = evaluate_retrieval(
+        result = evaluate_retrieval(
             encode, encode, corpus, {"q": "north"}, {"q": {judged: 1}}, ks=(3, 4)
         )
-        assert found.metrics["mrr@4"] == 1 / rank
-        assert found.metrics["recall@3"] == (rank < 4)  # also where the list is cut
+        assert result.metrics["mrr@4"] == 1 / rank
+        assert result.metrics["recall@3"] == (rank < 4)  # also where the list is cut
 
 
 def test_judgements_that_fit_nothing_are_refused():
@@ -156,10 +156,10 @@ def test_every_search_leaves_the_query_out():
     comparison = compare((encode, encode), (encode, encode), task, ignore_identical_ids=True)
     assert comparison.results["after"].metrics["ndcg@10"] == expected
     for runs in comparison.runs.values():
-        assert all(query not in found for query, found in runs.items())
+        assert all(query not in scores for query, scores in runs.items())
     mteb = pytest.importorskip("mteb._evaluators.retrieval_metrics")
     run = dense_search(encode, encode, CORPUS, queries, 10)
-    run = {query: {d: s for d, s in found.items() if d != query} for query, found in run.items()}
+    run = {query: {d: s for d, s in scores.items() if d != query} for query, scores in run.items()}
     scores = mteb.calculate_retrieval_scores(run, qrels, [10]).ndcg
     assert scores["NDCG@10"] == pytest.approx(expected, abs=1e-5)
 

@@ -117,8 +117,8 @@ def test_tasks_that_agree_a_little_each_tell_systems_apart_together():
     together = overall_difference(tasks)
     assert min(holm(single)) > 0.05 > together.p_value and together.interval[0] > 0
     assert together.difference == pytest.approx(np.mean([a.score() - b.score() for a, b in tasks]))
-    alone = overall_difference(tasks[:1])  # the same test, but sampled
-    assert alone.p_value == pytest.approx(single[0], abs=0.05)
+    single_task = overall_difference(tasks[:1])  # the same test, but sampled
+    assert single_task.p_value == pytest.approx(single[0], abs=0.05)
 
 
 def test_systems_alike_on_all_tasks_have_a_uniform_overall_p_value(monkeypatch):

@@ -42,13 +42,13 @@ def test_yaml_and_python_say_the_same(sts_file, tmp_path):
         "TASKS = [dict(task='sts', data='stsb', similarity='dot'), dict(task='sts', data='x', "
         "name='other')]\n"
     )
-    found = read_suite(tmp_path / "a.yaml")
-    assert found == read_suite(tmp_path / "a.py")
-    assert found[0] == Entry(
+    entries = read_suite(tmp_path / "a.yaml")
+    assert entries == read_suite(tmp_path / "a.py")
+    assert entries[0] == Entry(
         "sts", str(tmp_path / "stsb"), "test", "stsb", "", {"similarity": "dot"}
     )
     assert (
-        found[1].data == "x" and found[1].name == "other"
+        entries[1].data == "x" and entries[1].name == "other"
     )  # not there: wherever the command is run
     assert read_suite(tmp_path / "a.yaml", tmp_path / "nowhere")[0].data == "stsb"
 
@@ -97,13 +97,13 @@ def test_options_of_each_type(tmp_path):
     data = str(tmp_path / "texts.tsv")
     for options in ({"documents": 0.5, "protocol": "fast"}, {"documents": 4, "protocol": "fast"}):
         assert Entry("clustering", data, name="n", options=options).open().unit == "texts"
-    for options, wanted in (
+    for options, expected in (
         ({"seed": True}, "int"),
         ({"seed": 1.5}, "int"),
         ({"documents": "half"}, r"int \| float"),
     ):
         with pytest.raises(
-            InputError, match=f"clustering n: {next(iter(options))}: expected {wanted}, found"
+            InputError, match=f"clustering n: {next(iter(options))}: expected {expected}, found"
         ):
             Entry("clustering", data, name="n", options=options).open()
 
@@ -155,7 +155,7 @@ def test_tasks_without_a_name_are_called_by_their_data(data, split, name):
 
 
 @pytest.mark.parametrize(
-    ("data", "asked", "known"),
+    ("data", "split", "known"),
     [
         ("stsb", "dev", "dev"),
         ("hf:mteb/banking77", "test", "test"),
@@ -164,5 +164,5 @@ def test_tasks_without_a_name_are_called_by_their_data(data, split, name):
         ("pairs.tsv", "test", None),
     ],
 )
-def test_the_split_is_known_or_not_stated(data, asked, known):
-    assert known_split(data, asked) == known
+def test_the_split_is_known_or_not_stated(data, split, known):
+    assert known_split(data, split) == known

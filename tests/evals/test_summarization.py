@@ -56,14 +56,14 @@ def test_equals_mteb(texts, write, recorded, mteb_scores):
         assert value == pytest.approx(reference[name], abs=1e-4), name
     assert len(ours.metrics) == 4 and ours.intervals.keys() == ours.metrics.keys()
     assert ours.items.score() == pytest.approx(ours.score, abs=1e-12)
-    kept = [row for number, row in enumerate(texts) if number not in (3, 7)]
+    scored_rows = [row for number, row in enumerate(texts) if number not in (3, 7)]
     assert (
-        task.item_texts == [(row["text"], *row["human_summaries"]) for row in kept]
+        task.item_texts == [(row["text"], *row["human_summaries"]) for row in scored_rows]
         and len(ours.items) == 10
     )
     summaries = [
         text
-        for row in kept
+        for row in scored_rows
         for side in ("human_summaries", "machine_summaries")
         for text in row[side]
     ]

@@ -33,12 +33,12 @@ def their(C):
 @pytest.mark.parametrize("classes", [2, 3])
 def test_regressions_equal_sklearns(classes):
     vectors, labels = drawn(90, classes)
-    kept = np.random.default_rng(0).random((90, 4)) < 0.7
+    mask = np.random.default_rng(0).random((90, 4)) < 0.7
     rotated = transfer._rotate(vectors)
-    weights = np.asarray(logistic_regressions(rotated, labels, kept, STRENGTHS))
+    weights = np.asarray(logistic_regressions(rotated, labels, mask, STRENGTHS))
     result = predict_by_each(weights, transfer._turn(rotated, vectors))
     for number, strength in enumerate(STRENGTHS):
-        model = their(strength).fit(vectors[kept[:, number]], labels[kept[:, number]])
+        model = their(strength).fit(vectors[mask[:, number]], labels[mask[:, number]])
         ours = rotated.axes @ weights[:-1, number]
         expected = (
             model.coef_.T
@@ -95,8 +95,8 @@ def test_with_a_test_split_the_strength_is_chosen_over_folds_or_by_dev():
     expected["folds"] = search.best_params_["C"], search.best_score_
     assert expected["dev"][0] != expected["folds"][0]
     for chooser, (strength, score) in expected.items():
-        given = {part: both for part, both in vectors.items() if part != "dev" or chooser == "dev"}
-        result, chosen, accuracy = train_and_test(given, labels, FOLDS, STRENGTHS, seed=7)
+        parts = {part: both for part, both in vectors.items() if part != "dev" or chooser == "dev"}
+        result, chosen, accuracy = train_and_test(parts, labels, FOLDS, STRENGTHS, seed=7)
         np.testing.assert_array_equal(result, fitted[strength].predict(vectors["test"]))
         assert chosen == [strength] and accuracy == pytest.approx(score)
 

@@ -118,9 +118,9 @@ def test_it_becomes_like_its_teacher(
         load_sentence_encoder(str(tmp_path / "run" / "model")),
     )
     untrained = model_before(settings)
-    wanted = teacher.encode(sentences[160:])
+    targets = teacher.encode(sentences[160:])
     errors = [
-        np.mean((model.encode(sentences[160:]) - wanted) ** 2) for model in (untrained, student)
+        np.mean((model.encode(sentences[160:]) - targets) ** 2) for model in (untrained, student)
     ]
     assert errors[1] < 0.7 * errors[0]
 
@@ -141,8 +141,8 @@ def test_it_becomes_like_its_teacher(
 
 
 def test_of_pairs_every_text_is_imitated_and_of_a_text_it_alone(distill, config, data, sentences):
-    ((_, alone),) = distill.read_data(config()).items()
-    assert [alone.fields.columns(record) for record in alone.records] == [
+    ((_, texts_only),) = distill.read_data(config()).items()
+    assert [texts_only.fields.columns(record) for record in texts_only.records] == [
         (text,) for text in sentences[:120]
     ]
     ((_, pairs),) = distill.read_data(config(data__train=str(data / "pairs.jsonl"))).items()

@@ -203,11 +203,11 @@ def test_a_run_that_is_resumed_is_the_run_that_was_not(command, tmp_path, base):
         shutil.rmtree(tmp_path / "again" / "checkpoints" / str(step))
     status, _, err = command(E5, tmp_path / "again", **settings)
     assert status == 0, err
-    one, two = (
+    uninterrupted, resumed = (
         load_file(tmp_path / name / "model" / "adapter_model.safetensors")
         for name in ("run", "again")
     )
-    assert all(one[name].tobytes() == two[name].tobytes() for name in one)
+    assert all(uninterrupted[name].tobytes() == resumed[name].tobytes() for name in uninterrupted)
 
 
 @pytest.mark.slow

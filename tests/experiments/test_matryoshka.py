@@ -68,8 +68,8 @@ def run(data, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_it_measures_each_size_and_depth_beside_the_baseline(run, data, tmp_path, sentences):
-    status, said = run(tmp_path / "run")
-    assert status == 0, said
+    status, output = run(tmp_path / "run")
+    assert status == 0, output
     content = json.loads((tmp_path / "run" / "by_size.json").read_text())
     assert content["trained"] == [8, 16, 32]
     scores = content["layers -> size -> score"]
@@ -87,7 +87,7 @@ def test_it_measures_each_size_and_depth_beside_the_baseline(run, data, tmp_path
     by_hand = sts_evaluator(first, second, [float(score) for score in gold])
     result = by_hand(lambda texts: model.encode(list(texts), dim=16, layers=1))["spearman"]
     assert scores["trained"]["1"]["16"] == pytest.approx(result, abs=1e-6)
-    assert "12" in said and "(size not trained)" in said
+    assert "12" in output and "(size not trained)" in output
     assert (tmp_path / "run" / "by_size.png").stat().st_size > 10_000
     losses = [
         json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
@@ -100,11 +100,11 @@ def test_it_measures_each_size_and_depth_beside_the_baseline(run, data, tmp_path
 
 def test_texts_are_encoded_once_for_all_sizes(tiny_model, sentences):
     model = load_sentence_encoder(str(tiny_model))
-    asked, encode = [], model.encode
-    model.encode = lambda texts, **more: (asked.append(len(texts)), encode(texts, **more))[1]
+    counts, encode = [], model.encode
+    model.encode = lambda texts, **options: (counts.append(len(texts)), encode(texts, **options))[1]
     test = sts_evaluator(sentences[:20], sentences[20:40], list(np.arange(20.0)))
     result = spearman_by_size(model.encode, {"a": test}, [32, 8], [2])
-    assert asked == [40] and result[2].keys() == {32, 8}
+    assert counts == [40] and result[2].keys() == {32, 8}
     assert result[2][32] == pytest.approx(test(encode)["spearman"])
 
 
@@ -129,6 +129,6 @@ def test_texts_are_encoded_once_for_all_sizes(tiny_model, sentences):
     ],
 )
 def test_wrong_use_is_one_line_and_leaves_nothing(run, tmp_path, override, message):
-    status, said = run(tmp_path / "run", override)
-    assert status == 2 and message in said and "Traceback" not in said
+    status, output = run(tmp_path / "run", override)
+    assert status == 2 and message in output and "Traceback" not in output
     assert not (tmp_path / "run" / "model").exists()

@@ -189,21 +189,21 @@ def test_a_second_run_goes_on_where_the_first_ended(mlm, settings, finished, tmp
 def test_a_model_without_a_head_gets_a_new_one_and_it_is_said(
     prepared, settings, tiny_model, capsys
 ):
-    found = prepared(settings(model__name=str(tiny_model), model__tokenizer=""))
+    run_arguments = prepared(settings(model__name=str(tiny_model), model__tokenizer=""))
     assert (
         f"{tiny_model} has nothing that predicts tokens: what does starts at random"
         in capsys.readouterr().out
     )
-    assert set(found["state"].params["loss"]) == {"dense", "norm", "bias"}
+    assert set(run_arguments["state"].params["loss"]) == {"dense", "norm", "bias"}
 
 
 @pytest.mark.slow
 def test_beside_an_adapter_what_was_read_is_not_trained_and_is_written_again(
     mlm, settings, tmp_path
 ):
-    """A decoder's own output layer: written, read, and kept where there is an adapter.
+    """A decoder's own output layer is written and read; an adapter leaves it unchanged.
 
-    Trained where there is none.
+    Without an adapter it is trained.
     """
     fields = {
         "loss__name": "next_token",
@@ -214,8 +214,8 @@ def test_beside_an_adapter_what_was_read_is_not_trained_and_is_written_again(
     mlm.run(settings(**fields, model__name="random:decoder-tiny"), tmp_path / "first")
     start = {"model__name": str(tmp_path / "first" / "model"), "model__tokenizer": ""}
     adapter = {"lora__rank": 2, "lora__merge": True}
-    kept = mlm.run(settings(**fields, **start, **adapter), tmp_path / "kept").state
-    assert kept.params["loss"] == {} and set(kept.frozen["head"]) == {"lm_head"}
+    frozen_run = mlm.run(settings(**fields, **start, **adapter), tmp_path / "kept").state
+    assert frozen_run.params["loss"] == {} and set(frozen_run.frozen["head"]) == {"lm_head"}
     mlm.run(settings(**fields, **start), tmp_path / "trained")
     first, same, other = (
         open_tensors(tmp_path / name / "model")["lm_head.weight"]
@@ -237,24 +237,26 @@ def prepared(mlm, monkeypatch, tmp_path):
     from embed_jax.train import loop
 
     def make(config):
-        found = {}
-        monkeypatch.setattr(loop, "run", lambda config, workdir, **given: found.update(given))
+        run_arguments = {}
+        monkeypatch.setattr(
+            loop, "run", lambda config, workdir, **arguments: run_arguments.update(arguments)
+        )
         mlm.run(config, tmp_path / "run")
-        return found
+        return run_arguments
 
     return make
 
 
 def tokens_of(batches):
     """The sentences' token ids without special ones, one list after the other, and all of them sorted."""
-    found = []
+    result = []
     for _, batch in batches:
         tokens = batch.tokens["encoder"]
         for ids, sentence in zip(tokens.token_ids, tokens.sentence, strict=True):
-            found += [
+            result += [
                 tuple(ids[sentence == number][1:-1].tolist()) for number in range(tokens.sentences)
             ]
-    return sorted(found)
+    return sorted(result)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -280,12 +282,12 @@ def test_an_epoch_reads_every_token_of_long_documents_once(
         "batch__size": 2,
         "batch__rows": 2,
     }
-    found = prepared(settings(**fields, train__steps=steps, eval__every=0))
-    read = tokens_of(found["batches"](0, found["state"]))
+    run_arguments = prepared(settings(**fields, train__steps=steps, eval__every=0))
+    read = tokens_of(run_arguments["batches"](0, run_arguments["state"]))
     assert len(read) == 2 * steps and max(map(len, read)) == 14
     left = words - sum(map(len, read))
     assert left == 0 if pieces % 2 == 0 else 0 < left <= 14
-    assert found["evaluate"] is None
+    assert run_arguments["evaluate"] is None
 
 
 def test_held_out_documents_are_not_trained_on(mlm, settings):

@@ -173,10 +173,12 @@ def test_excluded_texts_drop_their_records(nli, config, data, tmp_path, capsys):
     known = [
         {"sentence1": f" {records[0]['premise'].upper()} ", "sentence2": "entailment", "score": 1.0}
     ]
-    more = write(tmp_path / "more.jsonl", [{"text": records[10]["hypothesis"]}])
-    files = f"{write(tmp_path / 'test.jsonl', known)}, {more}"
-    kept = only(nli.read_data(config(loss__name="softmax", data__exclude=files))[0]).records
-    assert kept == numbered([record for n, record in enumerate(records) if n not in (0, 1, 2, 10)])
+    excluded = write(tmp_path / "more.jsonl", [{"text": records[10]["hypothesis"]}])
+    files = f"{write(tmp_path / 'test.jsonl', known)}, {excluded}"
+    records_left = only(nli.read_data(config(loss__name="softmax", data__exclude=files))[0]).records
+    assert records_left == numbered(
+        [record for n, record in enumerate(records) if n not in (0, 1, 2, 10)]
+    )
     assert f"train: 4 of 36 records left out for a text of {files}" in capsys.readouterr().out
     with pytest.raises(InputError, match="exclude: all 36 records have a text of"):
         nli.read_data(config(data__exclude=str(data / "nli.jsonl")))

@@ -79,9 +79,9 @@ def test_devices_and_steps_agree(example, config, sources):
             run.state.params, batch, key, run.state.frozen, step=jnp.int32(500)
         )
         assert np.abs(gradients[devices]["loss"]["1"]["kernel"]).max() > 1e-4
-    four, one = (jax.device_get(gradients[devices]) for devices in (4, 1))
-    difference = jax.tree.map(np.subtract, four, one)
-    assert optax.tree.norm(difference) < 1e-6 * optax.tree.norm(one)
+    four_devices, one_device = (jax.device_get(gradients[devices]) for devices in (4, 1))
+    difference = jax.tree.map(np.subtract, four_devices, one_device)
+    assert optax.tree.norm(difference) < 1e-6 * optax.tree.norm(one_device)
 
     fixed = config(1, loss__name=f"info_nce(temperature={float(example['temperature'](500))})")
     plain = assemble(fixed, sources, model=example["noisy_model"](fixed))

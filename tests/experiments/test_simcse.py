@@ -137,10 +137,12 @@ def batches_of(simcse, monkeypatch, tmp_path):
     from embed_jax.train import loop
 
     def make(config, start=0):
-        found = {}
-        monkeypatch.setattr(loop, "run", lambda config, workdir, **given: found.update(given))
+        run_arguments = {}
+        monkeypatch.setattr(
+            loop, "run", lambda config, workdir, **arguments: run_arguments.update(arguments)
+        )
         simcse.run(config, tmp_path / "run")
-        return list(found["batches"](start, found["state"]))
+        return list(run_arguments["batches"](start, run_arguments["state"]))
 
     return make
 

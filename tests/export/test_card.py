@@ -93,11 +93,11 @@ def test_the_hubs_library_reads_the_metadata(model, made_run, tmp_path):
         ["sentence-transformers/all-nli"],
     )
     assert {"sentence-transformers", "embed-jax"} <= set(data.tags)
-    found = {
+    values = {
         (result.dataset_name, result.metric_type): result.metric_value
         for result in data.eval_results
     }
-    assert found == {("SciFact", "ndcg@10"): 0.64512, ("SciFact", "mrr@10"): 0.61}
+    assert values == {("SciFact", "ndcg@10"): 0.64512, ("SciFact", "mrr@10"): 0.61}
     assert data.eval_results[0].task_type == "information-retrieval" and data.model_name == "model"
     assert "| SciFact test | **ndcg@10** | 0.6451 [0.6000, 0.6900] | 300 queries |" in card.text
     assert "- SciFact: 2 documents were cut" in card.text
@@ -150,9 +150,9 @@ def test_a_name_of_a_directory_is_none_of_the_hub(tmp_path, monkeypatch):
 def test_data_sets_are_named_with_what_is_known_of_their_licence(
     source, name, hub, licence, made_run
 ):
-    (found,) = read_run(made_run("run", data__train=source)).datasets
-    assert (found.name, found.hub, found.records) == (name, hub, 1234)
-    assert found.licence == licence or (licence is None and found.licence != UNKNOWN)
+    (dataset,) = read_run(made_run("run", data__train=source)).datasets
+    assert (dataset.name, dataset.hub, dataset.records) == (name, hub, 1234)
+    assert dataset.licence == licence or (licence is None and dataset.licence != UNKNOWN)
 
 
 def test_a_mixture_names_each_with_its_loss_and_size(made_run):
@@ -163,10 +163,10 @@ def test_a_mixture_names_each_with_its_loss_and_size(made_run):
     config.mixture.sources.nli = Source("allnli", split="train[:10%]")
     config.mixture.sources.mine = Source("pairs.jsonl", loss="cosent")
     (directory / "config.json").write_text(to_json(config))
-    found = [
+    datasets = [
         (data.name, data.split, data.records, data.loss) for data in read_run(directory).datasets
     ]
-    assert found == [
+    assert datasets == [
         ("allnli", "train[:10%]", 10, "info_nce"),
         ("pairs.jsonl", "train", 20, "cosent"),
     ]
@@ -246,26 +246,26 @@ def test_how_long_and_on_what_it_was_trained(model, made_run):
         (directory / "run.json").write_text(json.dumps({"experiment": "nli", "sessions": sessions}))
         return model_card(model, CardContent("model", run=read_run(directory)))
 
-    found = card(session(3000, devices=8), session(7000.2, start=5, devices=8))
-    assert "| training time | 2 h 47 min, evaluations included |" in found
+    text = card(session(3000, devices=8), session(7000.2, start=5, devices=8))
+    assert "| training time | 2 h 47 min, evaluations included |" in text
     assert (
-        "| device | 8 x NVIDIA H200 |" in found
-        and "| versions | python 3.12.1, jax 0.10.2 |" in found
+        "| device | 8 x NVIDIA H200 |" in text
+        and "| versions | python 3.12.1, jax 0.10.2 |" in text
     )
-    assert card(session(3000, devices=8), session(7000.2, start=5, devices=8)) == found
-    found = card(
+    assert card(session(3000, devices=8), session(7000.2, start=5, devices=8)) == text
+    text = card(
         session(59.96, start=7, device="cpu", jax="0.9"), session(0, start=12, devices=4, hosts=2)
     )
-    assert "| training time | 1 min 0 s from step 7 on, evaluations included |" in found
-    assert "| device | CPU of 16 cores; then 4 x NVIDIA H200, 2 hosts |" in found
-    assert "jax 0.9; then python 3.12.1, jax 0.10.2 |" in found
-    for seconds, said in (
+    assert "| training time | 1 min 0 s from step 7 on, evaluations included |" in text
+    assert "| device | CPU of 16 cores; then 4 x NVIDIA H200, 2 hosts |" in text
+    assert "jax 0.9; then python 3.12.1, jax 0.10.2 |" in text
+    for seconds, duration in (
         (0.04, "0.0 s"),
         (59.94, "59.9 s"),
         (3599.4, "59 min 59 s"),
         (3599.9, "1 h 0 min"),
     ):
-        assert f"| training time | {said}, " in card(session(seconds))
+        assert f"| training time | {duration}, " in card(session(seconds))
     assert "CPU of 16 cores as 8 devices" in card(session(61, devices=8, device="cpu"))
 
 
@@ -277,19 +277,19 @@ def test_the_command_that_trains_it_again_is_the_one_that_did(model, made_run):
     directory = made_run("run")
     assert "python -m embed_jax train EXPERIMENT --config=config.py" in again(model, directory)
     (directory / "run.json").write_text(json.dumps({"experiment": "nli", "sessions": []}))
-    found = again(model, directory)
+    text = again(model, directory)
     assert (
-        "python -m embed_jax train nli --config=config.py --workdir=runs/config\n" in found
-        and "EXPERIMENT" not in found
+        "python -m embed_jax train nli --config=config.py --workdir=runs/config\n" in text
+        and "EXPERIMENT" not in text
     )
     (directory / "model").mkdir()
     later = made_run("later", model__name=str(directory / "model"))
     (later / "run.json").write_text(json.dumps({"experiment": "retrieval", "sessions": []}))
-    found = again(model, later)
-    assert found.index(
+    text = again(model, later)
+    assert text.index(
         "embed_jax train nli --config=config_1.py --workdir=runs/config_1\n"
-    ) < found.index("embed_jax train retrieval --config=config_2.py --workdir=runs/config_2\n")
-    assert "config.model.name = 'runs/config_1/model'" in found and str(directory) not in found
+    ) < text.index("embed_jax train retrieval --config=config_2.py --workdir=runs/config_2\n")
+    assert "config.model.name = 'runs/config_1/model'" in text and str(directory) not in text
     (directory / "run.json").write_text(json.dumps({"experiment": "", "sessions": []}))
     assert "python -m" not in again(model, directory) and "trained from Python" in again(
         model, directory
@@ -339,8 +339,8 @@ def test_the_config_in_the_card_is_the_runs(tmp_path):
     (tmp_path / "config.py").write_text(
         config_source(json.loads(to_json(config))), encoding="utf-8"
     )
-    found, _ = load_config(["experiments/nli.py", f"--config={tmp_path / 'config.py'}"])
-    assert as_dict(found) == as_dict(config)
+    loaded, _ = load_config(["experiments/nli.py", f"--config={tmp_path / 'config.py'}"])
+    assert as_dict(loaded) == as_dict(config)
     assert "config.train" not in config_source(as_dict(config)), (
         "what is as by default is not named"
     )

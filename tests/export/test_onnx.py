@@ -191,8 +191,8 @@ def test_a_file_says_what_it_is_and_has_the_same_bytes_again(make, tmp_path, pre
     assert paths[0].read_bytes() == paths[1].read_bytes()
     assert sorted(tmp_path.iterdir()) == paths
     session = session_of(paths[0])
-    given = {each.name: (each.type, each.shape) for each in session.get_inputs()}
-    assert given == {
+    inputs = {each.name: (each.type, each.shape) for each in session.get_inputs()}
+    assert inputs == {
         name: ("tensor(int64)", ["batch", "length"]) for name in ("input_ids", "attention_mask")
     }
     (output,) = session.get_outputs()
@@ -239,13 +239,13 @@ def test_prompts_left_out_of_pooling_are_an_input(make, written, tmp_path):
 @pytest.mark.parametrize("name", ["llama", "t5", "nomic", "modernbert"])
 def test_padding_may_come_first_where_positions_are_relative(written, name):
     model, path = written(name)
-    given = padded(model.tokenizer.encode(TEXTS).ids, 0, 0)
-    lengths = given["attention_mask"].sum(axis=1)
+    inputs = padded(model.tokenizer.encode(TEXTS).ids, 0, 0)
+    lengths = inputs["attention_mask"].sum(axis=1)
     left = {
         key: np.stack(
             [
                 np.roll(row, len(row) - length)
-                for row, length in zip(given[key], lengths, strict=True)
+                for row, length in zip(inputs[key], lengths, strict=True)
             ]
         )
         for key in ("input_ids", "attention_mask")

@@ -104,19 +104,19 @@ class Hub:
             }
         return self.commit(name, branch, [json.loads(line) for line in body.splitlines()])
 
-    def create(self, asked):
-        name = f"{asked['organization']}/{asked['name']}"
+    def create(self, request):
+        name = f"{request['organization']}/{request['name']}"
         if name in self.repositories:
             return 409, {
                 "error": "You already created this model repo",
                 "url": f"{self.url}/{name}",
             }
         self.repositories[name] = {"main": {".gitattributes": b"*.safetensors filter=lfs"}}
-        if asked.get("private") or asked.get("visibility") == "private":
+        if request.get("private") or request.get("visibility") == "private":
             self.private.add(name)
         return 200, {"url": f"{self.url}/{name}", "id": name, "name": name}
 
-    def batch(self, asked):
+    def batch(self, request):
         return {
             "transfer": "basic",
             "objects": [
@@ -125,7 +125,7 @@ class Hub:
                     "authenticated": True,
                     "actions": {"upload": {"href": f"{self.url}/store/{about['oid']}"}},
                 }
-                for about in asked["objects"]
+                for about in request["objects"]
             ],
         }
 

@@ -28,19 +28,19 @@ def value_and_gradients(loss, embeddings, fields, params, arguments):
         return gradient(jnp.asarray(embeddings, jnp.float32), params)
 
 
-def assert_close(ours, theirs):
-    np.testing.assert_allclose(ours, theirs, rtol=0.0, atol=1e-5 * np.abs(theirs).max())
+def assert_close(ours, reference):
+    np.testing.assert_allclose(ours, reference, rtol=0.0, atol=1e-5 * np.abs(reference).max())
 
 
 @pytest.fixture
 def equals_torch():
     """`check(loss, reference, embeddings, fields, params, learnt, **arguments)`.
 
-    Value and gradients agree to 1e-5 with those of torch in float64, whose own float32 is no nearer
-    to them.
+    Value and gradients agree to 1e-5 with those of torch in float64; torch's float32 differs from
+    them as much.
 
-    `reference(features)` is sentence-transformers' loss on the features that its model, `given`,
-    hands through; `learnt(parameters' gradients)` puts those of torch in the form of `params`.
+    `reference(features)` is sentence-transformers' loss on the features that its model,
+    `torch_model`, hands through; `learnt(parameters' gradients)` puts those of torch in the form of `params`.
     """
     torch = pytest.importorskip("torch")
 
@@ -48,7 +48,7 @@ def equals_torch():
         columns = [
             torch.tensor(column, dtype=torch.float64, requires_grad=True) for column in embeddings
         ]
-        expected = reference([{"given": column} for column in columns])
+        expected = reference([{"embedding": column} for column in columns])
         expected.backward()
         value, (gradient, by_params) = value_and_gradients(
             loss, embeddings, fields or {}, params or {}, arguments
@@ -84,17 +84,17 @@ def equals_numpy():
 
 
 @pytest.fixture
-def given():
-    """A model of sentence-transformers whose embeddings are what it is given."""
+def torch_model():
+    """A model of sentence-transformers that returns its inputs as embeddings."""
     torch = pytest.importorskip("torch")
 
-    class Given(torch.nn.Module):
+    class Identity(torch.nn.Module):
         device = "cpu"
 
         def forward(self, features):
-            return {"sentence_embedding": features["given"]}
+            return {"sentence_embedding": features["embedding"]}
 
-    return Given()
+    return Identity()
 
 
 @pytest.fixture

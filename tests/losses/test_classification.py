@@ -31,7 +31,7 @@ CONCATENATIONS = {
     "batch, concatenation",
     [(2, "u,v,|u-v|"), (33, "u,v,|u-v|"), *((7, name) for name in CONCATENATIONS)],
 )
-def test_equals_sentence_transformers(batch, concatenation, given, peers, equals_torch):
+def test_equals_sentence_transformers(batch, concatenation, torch_model, peers, equals_torch):
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(batch)
     label = rng.integers(NUM_LABELS, size=batch)
@@ -41,7 +41,7 @@ def test_equals_sentence_transformers(batch, concatenation, given, peers, equals
         "concatenation_sent_multiplication",
     )
     parts = dict(zip(names, CONCATENATIONS[concatenation], strict=True))
-    reference = peers.SoftmaxLoss(given, DIM, NUM_LABELS, **parts).double()
+    reference = peers.SoftmaxLoss(torch_model, DIM, NUM_LABELS, **parts).double()
     classifier = reference.classifier
     with torch.no_grad():
         params = {

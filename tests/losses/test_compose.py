@@ -111,12 +111,12 @@ def scored(own, world, params):
 
 
 @loss(columns=(1, 1))
-def alone(own, world, params):
+def unpaired(own, world, params):
     return own.embeddings[0][:, 0], own.present[0].astype(jnp.float32), {}
 
 
 LOSSES = {
-    function.__name__: function for function in (size, contrast, spread, triple, scored, alone)
+    function.__name__: function for function in (size, contrast, spread, triple, scored, unpaired)
 }
 
 
@@ -316,7 +316,10 @@ def test_a_partial_of_a_loss_is_the_loss():
             "symmetric(scored)",
             "expected a loss without scores of an anchor's candidates, found scored",
         ),
-        ("symmetric(alone)", "expected a loss of two or more texts an example, found alone of one"),
+        (
+            "symmetric(unpaired)",
+            "expected a loss of two or more texts an example, found unpaired of one",
+        ),
         ("masked(size)", "masked(size): masked needs the argument min_score"),
         ("masked(size, min_score='a')", "min_score: expected a number, found 'a'"),
         (
@@ -348,11 +351,11 @@ def test_a_partial_of_a_loss_is_the_loss():
 def test_what_cannot_be_used_is_said_in_one_line_with_its_place(expression, message):
     with pytest.raises(InputError) as raised:
         build_loss(expression)
-    said = str(raised.value)
-    assert said.startswith("config.loss.name: ") and "\n" not in said
-    assert message in said
+    error = str(raised.value)
+    assert error.startswith("config.loss.name: ") and "\n" not in error
+    assert message in error
     if not message.startswith(("expected", "unknown", "min_score")):
-        assert said.removeprefix("config.loss.name: ").startswith(message)
+        assert error.removeprefix("config.loss.name: ").startswith(message)
 
 
 def test_a_field_of_the_wrong_type_is_refused():
@@ -598,10 +601,10 @@ def test_the_same_on_one_device_and_split_over_four(expression, number, forms):
         ]
 
     with jax.numpy_rank_promotion("raise"):
-        (one, *others) = each(params, columns)
-    assert norm(one[1][0]) > 1e-2 and norm(one[1][1]) > 1e-3
+        (first, *others) = each(params, columns)
+    assert norm(first[1][0]) > 1e-2 and norm(first[1][1]) > 1e-3
     for (value_there, metrics_there), gradients_there in others:
-        (value_here, metrics_here), gradients_here = one
+        (value_here, metrics_here), gradients_here = first
         assert float(value_there) == pytest.approx(float(value_here), rel=1e-6)
         assert jax.tree.map(float, metrics_there) == pytest.approx(
             jax.tree.map(float, metrics_here), rel=1e-6

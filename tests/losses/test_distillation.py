@@ -30,12 +30,12 @@ def values_of(loss, columns):
 
 @pytest.mark.parametrize("batch, columns", [(2, 1), (7, 2), (33, 3)])
 @pytest.mark.parametrize(
-    "ours, theirs", [("embedding_mse", "MSELoss"), ("embedding_cosine", "EmbedDistillLoss")]
+    "ours, peer", [("embedding_mse", "MSELoss"), ("embedding_cosine", "EmbedDistillLoss")]
 )
-def test_teacher_embeddings(batch, columns, ours, theirs, given, peers, equals_torch):
+def test_teacher_embeddings(batch, columns, ours, peer, torch_model, peers, equals_torch):
     torch = pytest.importorskip("torch")
     teacher = embeddings(columns, batch, seed=1)
-    reference = getattr(peers, theirs)(given)
+    reference = getattr(peers, peer)(torch_model)
     equals_torch(
         getattr(distillation, ours),
         lambda features: reference(features, torch.tensor(teacher).transpose(0, 1)),
@@ -46,13 +46,13 @@ def test_teacher_embeddings(batch, columns, ours, theirs, given, peers, equals_t
 
 @pytest.mark.parametrize("batch, columns", [(2, 3), (7, 5), (33, 3)])
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
-def test_margin_mse(batch, columns, similarity, given, peers, equals_torch):
+def test_margin_mse(batch, columns, similarity, torch_model, peers, equals_torch):
     torch = pytest.importorskip("torch")
     from sentence_transformers.util import pairwise_cos_sim, pairwise_dot_score
 
     score = scores(columns, batch)
     reference = peers.MarginMSELoss(
-        given, {"dot": pairwise_dot_score, "cosine": pairwise_cos_sim}[similarity]
+        torch_model, {"dot": pairwise_dot_score, "cosine": pairwise_cos_sim}[similarity]
     )
     equals_torch(
         distillation.margin_mse,
@@ -64,10 +64,10 @@ def test_margin_mse(batch, columns, similarity, given, peers, equals_torch):
 
 
 @pytest.mark.parametrize("batch, columns, temperature", [(2, 3, 1.0), (7, 5, 2.0), (33, 3, 0.5)])
-def test_kl(batch, columns, temperature, given, peers, equals_torch):
+def test_kl(batch, columns, temperature, torch_model, peers, equals_torch):
     torch = pytest.importorskip("torch")
     score = scores(columns, batch)
-    reference = peers.DistillKLDivLoss(given, temperature=temperature)
+    reference = peers.DistillKLDivLoss(torch_model, temperature=temperature)
     equals_torch(
         distillation.kl,
         lambda features: reference(features, torch.tensor(score, dtype=torch.float64)),
@@ -79,9 +79,9 @@ def test_kl(batch, columns, temperature, given, peers, equals_torch):
 
 @pytest.mark.parametrize("columns", [1, 3])
 @pytest.mark.parametrize(
-    "ours, theirs", [("embedding_mse", "MSELoss"), ("embedding_cosine", "EmbedDistillLoss")]
+    "ours, peer", [("embedding_mse", "MSELoss"), ("embedding_cosine", "EmbedDistillLoss")]
 )
-def test_a_projection_to_the_teachers_size(columns, ours, theirs, given, peers, equals_torch):
+def test_a_projection_to_the_teachers_size(columns, ours, peer, torch_model, peers, equals_torch):
     """Against a linear map before sentence-transformers' loss, the gradients of the map included."""
     torch = pytest.importorskip("torch")
     loss = bind(getattr(distillation, ours), projection=5)
@@ -93,11 +93,12 @@ def test_a_projection_to_the_teachers_size(columns, ours, theirs, given, peers, 
         for name, leaf in params.items()
     }
     teacher = embeddings(columns, 7, dim=5, seed=1)
-    reference = getattr(peers, theirs)(given)
+    reference = getattr(peers, peer)(torch_model)
 
     def after_the_map(features):
         features = [
-            {"given": column["given"] @ linear["kernel"] + linear["bias"]} for column in features
+            {"embedding": column["embedding"] @ linear["kernel"] + linear["bias"]}
+            for column in features
         ]
         return reference(features, torch.tensor(teacher).transpose(0, 1))
 
@@ -248,11 +249,11 @@ def test_score_mse(batch, columns, equals_numpy):
 
 def test_score_mse_of_pairs_is_cosine_mse():
     columns = make_columns(jnp.asarray(embeddings(2, 5)), score=jnp.asarray(scores(2, 5)))
-    one, other = (
+    by_scores, by_cosine = (
         loss.on_world(columns, local_world(columns), {})[0]
         for loss in (distillation.score_mse, pairwise.cosine_mse)
     )
-    np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(by_scores, by_cosine)
 
 
 @pytest.mark.parametrize("batch, columns", [(2, 1), (4, 2)])

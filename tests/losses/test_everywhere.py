@@ -100,7 +100,7 @@ def value_alone(loss, embeddings, params, columns):
 
 
 @functools.cache  # so that it is compiled once for all tests
-def alone(loss):
+def on_one_device(loss):
     """Returns the loss on one device, with its gradients by embeddings and by parameters."""
     gradient = jax.value_and_grad(functools.partial(value_alone, loss), argnums=(0, 1))
     return jax.jit(
@@ -139,7 +139,7 @@ def test_the_same_on_one_device_and_split_over_four(loss):
         columns, [(c, 5) for c in range(number)] + [(c, 2) for c in range(2, number - 1)]
     )
     params = some_params(loss)
-    value, gradients = alone(loss)(columns, params)
+    value, gradients = on_one_device(loss)(columns, params)
     forms = ("dense", "ring") if loss in REDUCING else ("dense",)
 
     @functools.partial(jax.jit, compiler_options=QUICKLY)
@@ -155,7 +155,7 @@ def test_the_same_on_one_device_and_split_over_four(loss):
     for form, (value_there, gradients_there) in each(columns, params).items():
         assert float(value_there) == pytest.approx(float(value), rel=1e-6), form
         difference = jax.tree.map(
-            lambda one, other: np.asarray(one) - np.asarray(other), gradients, gradients_there
+            lambda here, there: np.asarray(here) - np.asarray(there), gradients, gradients_there
         )
         assert norm(difference) <= 1e-6 * norm(gradients), form
     assert norm(gradients) > 1e-3
@@ -165,7 +165,7 @@ def test_the_same_on_one_device_and_split_over_four(loss):
 def test_a_missing_example_counts_nothing(loss):
     """The value is that of the others only, and its texts have no gradient."""
     columns, params = some_columns(loss), some_params(loss)
-    value, (gradient, _) = alone(loss)(without(columns, [(slice(None), 5)]), params)
+    value, (gradient, _) = on_one_device(loss)(without(columns, [(slice(None), 5)]), params)
     assert all(not np.any(column[5]) for column in gradient)
     rest = np.delete(np.arange(BATCH), 5)
     fewer = columns.map_examples(lambda leaf, axis: jnp.take(leaf, rest, axis))
@@ -194,10 +194,10 @@ def test_degenerate_batches_have_finite_values_and_gradients(loss):
         "one example": without(columns, [(slice(None), slice(1, None))]),
     }
     for name, case in cases.items():
-        value, gradients = alone(loss)(case, params)
+        value, gradients = on_one_device(loss)(case, params)
         assert np.isfinite(value), name
         assert norm(gradients) < 1e4, name
-    assert float(alone(loss)(cases["nothing there"], params)[0]) == 0.0
+    assert float(on_one_device(loss)(cases["nothing there"], params)[0]) == 0.0
 
 
 def norm(tree):

@@ -95,7 +95,7 @@ QP, PQ, QQ, PP = "query_to_doc", "doc_to_query", "query_to_query", "doc_to_doc"
 @pytest.mark.parametrize("batch", [2, 33])
 @pytest.mark.parametrize("negatives", [0, 2])
 @pytest.mark.parametrize(
-    "ours,theirs",
+    "ours,settings",
     [
         ({}, {}),
         ({"terms": "qp,qq,pq,pp", "repeat_positive": True}, {"directions": (QP, QQ, PQ, PP)}),
@@ -111,10 +111,10 @@ QP, PQ, QQ, PP = "query_to_doc", "doc_to_query", "query_to_query", "doc_to_doc"
     ],
 )
 def test_multiple_negatives_ranking(
-    equals_torch, given, embeddings, batch, negatives, ours, theirs
+    equals_torch, torch_model, embeddings, batch, negatives, ours, settings
 ):
     losses = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
-    reference = losses.MultipleNegativesRankingLoss(given, scale=20.0, **theirs)
+    reference = losses.MultipleNegativesRankingLoss(torch_model, scale=20.0, **settings)
     equals_torch(
         info_nce,
         lambda features: reference(features, None),
@@ -124,17 +124,19 @@ def test_multiple_negatives_ranking(
 
 
 @pytest.mark.parametrize("batch", [3, 8, 16, 25])
-def test_multiple_negatives_ranking_of_any_batch(equals_torch, given, embeddings, batch):
+def test_multiple_negatives_ranking_of_any_batch(equals_torch, torch_model, embeddings, batch):
     losses = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
-    reference = losses.MultipleNegativesRankingLoss(given, scale=20.0)
+    reference = losses.MultipleNegativesRankingLoss(torch_model, scale=20.0)
     equals_torch(info_nce, lambda features: reference(features, None), embeddings(3, batch))
 
 
 @pytest.mark.parametrize("batch", [2, 33])
 @pytest.mark.parametrize("negatives", [0, 2])
-def test_multiple_negatives_symmetric_ranking(equals_torch, given, embeddings, batch, negatives):
+def test_multiple_negatives_symmetric_ranking(
+    equals_torch, torch_model, embeddings, batch, negatives
+):
     losses = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
-    reference = losses.MultipleNegativesSymmetricRankingLoss(given, scale=20.0)
+    reference = losses.MultipleNegativesSymmetricRankingLoss(torch_model, scale=20.0)
     equals_torch(
         info_nce,
         lambda features: reference(features, None),
@@ -144,9 +146,9 @@ def test_multiple_negatives_symmetric_ranking(equals_torch, given, embeddings, b
 
 
 @pytest.mark.parametrize("batch", [2, 33])
-def test_mega_batch_margin(equals_torch, given, embeddings, batch):
+def test_mega_batch_margin(equals_torch, torch_model, embeddings, batch):
     losses = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
-    reference = losses.MegaBatchMarginLoss(given, use_mini_batched_version=False)
+    reference = losses.MegaBatchMarginLoss(torch_model, use_mini_batched_version=False)
     equals_torch(
         mega_batch_margin, lambda features: reference(features, None), embeddings(2, batch)
     )
@@ -162,7 +164,7 @@ def test_mega_batch_margin(equals_torch, given, embeddings, batch):
         {"margin": 0.3, "margin_strategy": "relative", "contrast_anchors": False},
     ],
 )
-def test_gist(equals_torch, given, embeddings, batch, negatives, arguments):
+def test_gist(equals_torch, torch_model, embeddings, batch, negatives, arguments):
     """The guide's embeddings are of another size, as in another model over another tokenizer."""
     torch = pytest.importorskip("torch")
     losses = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
@@ -186,7 +188,7 @@ def test_gist(equals_torch, given, embeddings, batch, negatives, arguments):
         "contrast_positives": True,
         "must_retokenize": False,
     } | arguments
-    for name, value in {**settings, "model": given, "guide": Guide()}.items():
+    for name, value in {**settings, "model": torch_model, "guide": Guide()}.items():
         setattr(reference, name, value)
     reference.similarity_fct, reference.cross_entropy_loss = (
         torch.nn.CosineSimilarity(dim=-1),
@@ -233,9 +235,9 @@ def naive_info_nce(
         gaps = {term: [] for term in terms}
 
         def add(term, first, second, weight=1.0, i=i, positive=positive, gaps=gaps):
-            found = s(first, second)
-            if term in gaps and found <= positive + limit:
-                gaps[term].append((found - positive) / temperature + np.log(weight))
+            similarity = s(first, second)
+            if term in gaps and similarity <= positive + limit:
+                gaps[term].append((similarity - positive) / temperature + np.log(weight))
 
         for j in range(batch):
             if j != i:
@@ -287,7 +289,7 @@ def naive_info_nce(
 def test_softmaxes_by_the_formula(equals_numpy, embeddings, negatives, loss, arguments, naive):
     equals_numpy(
         loss,
-        lambda found: naive_info_nce(found, **naive),
+        lambda columns: naive_info_nce(columns, **naive),
         embeddings(2 + negatives, 5, dim=4),
         **arguments,
     )
@@ -323,7 +325,7 @@ def test_decoupled_by_the_formula(equals_numpy, embeddings, negatives, sigma):
 @pytest.mark.parametrize("negatives", [0, 1])
 def test_sigmoid_by_the_formula(embeddings, negatives):
     """Value, and the gradients by embeddings, scale and bias."""
-    given = jnp.asarray(embeddings(2 + negatives, 5, dim=4), jnp.float32)
+    values = jnp.asarray(embeddings(2 + negatives, 5, dim=4), jnp.float32)
 
     def naive(embeddings, log_scale, bias):
         s, (columns, batch) = cosines(embeddings), embeddings.shape[:2]
@@ -340,8 +342,8 @@ def test_sigmoid_by_the_formula(embeddings, negatives):
         return jnp.mean(siglip.on_world(columns, world, params)[0])
 
     params = {"log_scale": jnp.float32(1.5), "bias": jnp.float32(-2.0)}
-    value, (gradient, by_params) = jax.value_and_grad(ours, argnums=(0, 1))(given, params)
-    exact, h = np.asarray(given, np.float64), 1e-6
+    value, (gradient, by_params) = jax.value_and_grad(ours, argnums=(0, 1))(values, params)
+    exact, h = np.asarray(values, np.float64), 1e-6
     assert float(value) == pytest.approx(naive(exact, 1.5, -2.0), rel=1e-5)
     slope = (naive(exact, 1.5 + h, -2.0) - naive(exact, 1.5 - h, -2.0)) / (2 * h)
     assert float(by_params["log_scale"]) == pytest.approx(slope, rel=1e-5)
@@ -386,12 +388,12 @@ def negatives_of_the_first(loss=info_nce.on_world, **leaves):
     ).tolist()
 
 
-@pytest.mark.parametrize("mine,theirs", [(0, 0), (0, 1), (1, 0), (1, 1)])
-def test_examples_that_share_a_text_are_no_negatives(mine, theirs):
+@pytest.mark.parametrize("mine,other", [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_examples_that_share_a_text_are_no_negatives(mine, other):
     """My anchor or positive is their anchor or positive."""
     text_hash = jnp.arange(1, 17, dtype=jnp.uint32).reshape(2, 4, 2)
     assert negatives_of_the_first(text_hash=text_hash) == [0, 1, 2, 3]
-    text_hash = text_hash.at[theirs, 2].set(text_hash[mine, 0])
+    text_hash = text_hash.at[other, 2].set(text_hash[mine, 0])
     assert negatives_of_the_first(text_hash=text_hash) == [0, 1, 3]
     assert negatives_of_the_first(
         lambda *x: info_nce.on_world(*x, mask_duplicates=False), text_hash=text_hash
@@ -422,8 +424,8 @@ def test_similar_texts_are_masked(strategy, margin, limit):
 
     Negatives are those at most at the limit.
     """
-    found = np.array([0.8, 0.1, 0.35, 0.5, 0.7])
-    positives = np.stack([found, np.sqrt(1 - found**2)], axis=1)
+    similarities = np.array([0.8, 0.1, 0.35, 0.5, 0.7])
+    positives = np.stack([similarities, np.sqrt(1 - similarities**2)], axis=1)
     embeddings = jnp.asarray(np.stack([np.tile([1.0, 0.0], (5, 1)), positives]), jnp.float32)
     arguments = {
         "mask_margin": margin,
@@ -436,7 +438,7 @@ def test_similar_texts_are_masked(strategy, margin, limit):
         ("guide", make_columns(embeddings, guide=embeddings)),
     ):
         values, _, _ = run(info_nce, columns, mask_by=by, **arguments)
-        gaps = [c - 0.8 for c in found[1:] if c <= limit]
+        gaps = [c - 0.8 for c in similarities[1:] if c <= limit]
         assert values[0] == pytest.approx(np.log1p(np.sum(np.exp(gaps))), rel=1e-5)
 
 
@@ -446,7 +448,7 @@ def test_similar_texts_are_masked(strategy, margin, limit):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_degenerate_batches_are_finite(loss, form):
-    """All texts equal (nothing is a negative), zero vectors, equal vectors, one example alone."""
+    """All texts equal (nothing is a negative), zero vectors, equal vectors, a batch of one example."""
     params = {"log_scale": jnp.float32(1.0), "bias": jnp.float32(0.0)} if loss is siglip else {}
     different, equal = make_columns(jnp.ones((3, 4, 3))).text_hash, jnp.ones((3, 4, 2), jnp.uint32)
     for embeddings, text_hash in (
@@ -497,24 +499,27 @@ def test_tiles_are_the_whole(kind, tile):
     rows, candidates = (jnp.asarray(rng.normal(size=(n, 4)), jnp.float32) for n in (5, 11))
 
     def block(rows, candidates, scale):
-        found = rows["x"] @ candidates["x"].T * scale
+        similarities = rows["x"] @ candidates["x"].T * scale
         masked = rows["id"][:, None] == candidates["id"][None, :]
         return jnp.stack(
-            [jnp.where(masked, 0.0 if kind == "sum" else -jnp.inf, found), 0.5 * found]
+            [
+                jnp.where(masked, 0.0 if kind == "sum" else -jnp.inf, similarities),
+                0.5 * similarities,
+            ]
         )
 
-    def total(reduce, rows, candidates, scale, *more):
+    def total(reduce, rows, candidates, scale, *options):
         trees = {"x": rows, "id": jnp.arange(5)}, {"x": candidates, "id": jnp.arange(11)}
-        result, _ = reduce(kind, block, *trees, scale, *more)
+        result, _ = reduce(kind, block, *trees, scale, *options)
         return jnp.sum(result * jnp.arange(1.0, 6.0))
 
     arguments = rows, candidates, jnp.float32(0.7)
     expected = jax.value_and_grad(lambda *x: total(reduce_dense, *x), argnums=(0, 1, 2))(*arguments)
-    found = jax.value_and_grad(lambda *x: total(reduce_tiled, *x, tile), argnums=(0, 1, 2))(
+    tiled = jax.value_and_grad(lambda *x: total(reduce_tiled, *x, tile), argnums=(0, 1, 2))(
         *arguments
     )
-    for mine, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(mine, theirs, atol=2e-6 * np.abs(theirs).max())
+    for value, reference in zip(jax.tree.leaves(tiled), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(value, reference, atol=2e-6 * np.abs(reference).max())
 
 
 def test_every_contrastive_loss_is_tested_here():

@@ -27,7 +27,7 @@ def test_it_is_torchs_cross_entropy_of_each_list():
     )
     for i in np.flatnonzero(np.asarray(weights)):
         there = [candidates[k][i] for k in range(4) if present[k + 1, i]]
-        logits = torch.stack([anchor[i] @ one for one in there]) / 0.1
+        logits = torch.stack([anchor[i] @ candidate for candidate in there]) / 0.1
         expected = torch.nn.functional.cross_entropy(logits[None], torch.tensor([0]))
         assert float(values[i]) == pytest.approx(float(expected), rel=1e-5)
         assert bool(metrics["accuracy"][i]) == bool(logits.argmax() == 0)

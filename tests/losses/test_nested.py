@@ -182,23 +182,24 @@ def test_a_head_for_each_size_or_one_for_all(columns):
         "8": (24, 2),
     }
     unit = {size: sliced(columns, size) for size in (2, 8)}
-    alone = [mean_and_gradients(plain, unit[size], params[str(size)])[0] for size in (2, 8)]
-    assert mean_and_gradients(separate, columns, params)[0] == pytest.approx(sum(alone), rel=1e-6)
+    single = [mean_and_gradients(plain, unit[size], params[str(size)])[0] for size in (2, 8)]
+    assert mean_and_gradients(separate, columns, params)[0] == pytest.approx(sum(single), rel=1e-6)
 
     shared = matryoshka(plain, dims="2,8", shared_head=True)
     params = shared.init(DIM, jax.random.key(1))
     rows = [*(0, 1), *(8, 9), *(16, 17)]
     part = {"kernel": params["kernel"][jnp.array(rows)], "bias": params["bias"]}
-    alone = [
-        mean_and_gradients(plain, unit[size], given)[0] for size, given in ((2, part), (8, params))
+    single = [
+        mean_and_gradients(plain, unit[size], weights)[0]
+        for size, weights in ((2, part), (8, params))
     ]
-    assert mean_and_gradients(shared, columns, params)[0] == pytest.approx(sum(alone), rel=1e-6)
+    assert mean_and_gradients(shared, columns, params)[0] == pytest.approx(sum(single), rel=1e-6)
 
 
 @pytest.mark.slow
 def test_a_sample_counts_so_many_prefixes_of_which_each_comes_up(columns):
     loss = matryoshka(in_batch.info_nce, dims="2,4,8", sample=1)
-    alone = [mean_and_gradients(contrastive_of(size), columns, {})[0] for size in (2, 4, 8)]
+    single = [mean_and_gradients(contrastive_of(size), columns, {})[0] for size in (2, 4, 8)]
     keys = jax.random.split(jax.random.key(0), 20)
     result = np.array(
         [
@@ -206,11 +207,11 @@ def test_a_sample_counts_so_many_prefixes_of_which_each_comes_up(columns):
             for key in keys
         ]
     )
-    nearest = np.abs(result[:, None] - np.array(alone)[None]).argmin(axis=1)
-    np.testing.assert_allclose(result, np.array(alone)[nearest], rtol=1e-5)
+    nearest = np.abs(result[:, None] - np.array(single)[None]).argmin(axis=1)
+    np.testing.assert_allclose(result, np.array(single)[nearest], rtol=1e-5)
     assert set(nearest) == {0, 1, 2}
     without_key = float(jnp.mean(loss.on_world(columns, local_world(columns), {})[0]))
-    assert without_key == pytest.approx(sum(alone), rel=1e-5)
+    assert without_key == pytest.approx(sum(single), rel=1e-5)
 
 
 def contrastive_of(size):
@@ -276,11 +277,11 @@ def test_a_size_above_the_models_is_refused():
 # ---- sentence-transformers -----------------------------------------------------------------------------------
 
 
-def test_it_equals_sentence_transformers(given, peers, equals_torch, columns):
-    given.get_embedding_dimension = lambda: DIM
+def test_it_equals_sentence_transformers(torch_model, peers, equals_torch, columns):
+    torch_model.get_embedding_dimension = lambda: DIM
     embeddings = np.asarray(columns.embeddings[:2])
     score = np.asarray(columns.score)
-    for ours, theirs, label in (
+    for ours, peer, label in (
         (
             functools.partial(in_batch.info_nce, mask_duplicates=False),
             peers.MultipleNegativesRankingLoss,
@@ -291,7 +292,9 @@ def test_it_equals_sentence_transformers(given, peers, equals_torch, columns):
         import torch
 
         target = None if label is None else torch.tensor(label[:, 0], dtype=torch.float64)
-        reference = peers.MatryoshkaLoss(given, theirs(given), [DIM, 5, 2], [1.0, 0.5, 3.0])
+        reference = peers.MatryoshkaLoss(
+            torch_model, peer(torch_model), [DIM, 5, 2], [1.0, 0.5, 3.0]
+        )
         fields = {} if label is None else {"score": label}
         equals_torch(
             matryoshka(ours, dims=f"{DIM},5,2", weights="1,0.5,3"),
@@ -355,7 +358,7 @@ def test_layers_equal_sentence_transformers(four_layers, peers, monkeypatch, nam
     drawn = jax.random.fold_in(key, DRAWN)
     chosen = np.asarray(draw_layers(drawn, 4, layers)).tolist()
     keys = [drawn, *(jax.random.fold_in(drawn, k) for k in range(layers))]
-    sizes = [2 - int(jnp.argmax(_drawn(one, 3, 1))) for one in keys]  # theirs descend
+    sizes = [2 - int(jnp.argmax(_drawn(size_key, 3, 1))) for size_key in keys]  # theirs descend
 
     model = SentenceTransformer(str(directory), device="cpu").double().eval()
 
@@ -371,7 +374,7 @@ def test_layers_equal_sentence_transformers(four_layers, peers, monkeypatch, nam
     features = [model.preprocess(list(column)) for column in zip(*PAIRS, strict=True)]
     expected = reference(features, None)
     expected.backward()
-    theirs = {
+    peer_gradient = {
         name: p.grad.numpy()
         for name, p in model[0].auto_model.named_parameters()
         if p.grad is not None
@@ -390,12 +393,12 @@ def test_layers_equal_sentence_transformers(four_layers, peers, monkeypatch, nam
     assert float(value) == pytest.approx(expected.item(), rel=1e-5)
     assert {"loss/last", "loss/prior", "loss/kl"} <= metrics.keys()
     ours = tensors_from_params(lookup("backbone", "bert"), gradient["encoder"]["backbone"])
-    largest = max(np.abs(slope).max() for slope in theirs.values())
+    largest = max(np.abs(slope).max() for slope in peer_gradient.values())
     compared = 0
     for tensor, slope in ours.items():
-        if tensor in theirs:
+        if tensor in peer_gradient:
             np.testing.assert_allclose(
-                slope, theirs[tensor], rtol=0, atol=1e-5 * largest, err_msg=tensor
+                slope, peer_gradient[tensor], rtol=0, atol=1e-5 * largest, err_msg=tensor
             )
             compared += 1
     assert compared == len(ours)

@@ -34,7 +34,7 @@ def cos(x, y):
 
 
 @pytest.mark.parametrize(
-    "batch, distance, theirs, margin",
+    "batch, distance, metric, margin",
     [
         *((batch, "cosine", "COSINE_DISTANCE", 0.5) for batch in BATCHES),
         (7, "euclidean", "EUCLIDEAN", 4.0),
@@ -42,13 +42,15 @@ def cos(x, y):
     ],
 )
 @pytest.mark.parametrize("online", [False, True])
-def test_contrastive(batch, distance, theirs, margin, online, given, peers, equals_torch):
+def test_contrastive(batch, distance, metric, margin, online, torch_model, peers, equals_torch):
     torch = pytest.importorskip("torch")
     from sentence_transformers.sentence_transformer.losses.contrastive import SiameseDistanceMetric
 
     label = labels(batch)
     peer = peers.OnlineContrastiveLoss if online else peers.ContrastiveLoss
-    reference = peer(given, distance_metric=getattr(SiameseDistanceMetric, theirs), margin=margin)
+    reference = peer(
+        torch_model, distance_metric=getattr(SiameseDistanceMetric, metric), margin=margin
+    )
     loss = pairwise.online_contrastive if online else pairwise.contrastive
     # Positives twice as long, so that some pairs of each kind are hard.
     given_embeddings = embeddings(batch) * (1.0 + label.astype(np.float32))[None, :, None]
@@ -63,10 +65,10 @@ def test_contrastive(batch, distance, theirs, margin, online, given, peers, equa
 
 
 @pytest.mark.parametrize("only", [0, 1])
-def test_online_contrastive_of_one_kind_of_pairs(only, given, peers, equals_torch):
+def test_online_contrastive_of_one_kind_of_pairs(only, torch_model, peers, equals_torch):
     torch = pytest.importorskip("torch")
     label = np.full(7, only)
-    reference = peers.OnlineContrastiveLoss(given, margin=1.5)
+    reference = peers.OnlineContrastiveLoss(torch_model, margin=1.5)
     equals_torch(
         pairwise.online_contrastive,
         lambda features: reference(features, torch.tensor(label)),
@@ -77,11 +79,11 @@ def test_online_contrastive_of_one_kind_of_pairs(only, given, peers, equals_torc
 
 
 @pytest.mark.parametrize("batch, dim", [(2, 8), (7, 8), (7, 7), (33, 8)])
-@pytest.mark.parametrize("ours, theirs", [("cosent", "CoSENTLoss"), ("angle", "AnglELoss")])
-def test_cosent_and_angle(batch, ours, theirs, dim, given, peers, equals_torch):
+@pytest.mark.parametrize("ours, peer", [("cosent", "CoSENTLoss"), ("angle", "AnglELoss")])
+def test_cosent_and_angle(batch, ours, peer, dim, torch_model, peers, equals_torch):
     torch = pytest.importorskip("torch")
     score = scores(batch)
-    reference = getattr(peers, theirs)(given)
+    reference = getattr(peers, peer)(torch_model)
     equals_torch(
         getattr(pairwise, ours),
         lambda features: reference(features, torch.tensor(score)),
@@ -178,10 +180,10 @@ def test_angle_combined_masks_repeated_texts():
 
 
 @pytest.mark.parametrize("batch", BATCHES)
-def test_cosine_mse(batch, given, peers, equals_torch):
+def test_cosine_mse(batch, torch_model, peers, equals_torch):
     torch = pytest.importorskip("torch")
     score = scores(batch)
-    reference = peers.CosineSimilarityLoss(given)
+    reference = peers.CosineSimilarityLoss(torch_model)
     equals_torch(
         pairwise.cosine_mse,
         lambda features: reference(features, torch.tensor(score)),
@@ -191,10 +193,10 @@ def test_cosine_mse(batch, given, peers, equals_torch):
 
 
 @pytest.mark.parametrize("batch", BATCHES)
-def test_contrastive_tension(batch, given, peers, equals_torch):
+def test_contrastive_tension(batch, torch_model, peers, equals_torch):
     torch = pytest.importorskip("torch")
     label = labels(batch)
-    reference = peers.ContrastiveTensionLoss(given)
+    reference = peers.ContrastiveTensionLoss(torch_model)
     equals_torch(
         pairwise.contrastive_tension,
         lambda features: reference(features, torch.tensor(label)),
@@ -204,7 +206,7 @@ def test_contrastive_tension(batch, given, peers, equals_torch):
 
 
 @pytest.mark.parametrize("batch", BATCHES)
-def test_contrastive_tension_in_batch(batch, given, peers, equals_torch):
+def test_contrastive_tension_in_batch(batch, torch_model, peers, equals_torch):
     """The peer encodes one list of texts twice, by two models.
 
     Here they hand through one column each.
@@ -217,9 +219,9 @@ def test_contrastive_tension_in_batch(batch, given, peers, equals_torch):
             self.number = number
 
         def forward(self, columns):
-            return {"sentence_embedding": columns[self.number]["given"]}
+            return {"sentence_embedding": columns[self.number]["embedding"]}
 
-    reference = peers.ContrastiveTensionLossInBatchNegatives(given)
+    reference = peers.ContrastiveTensionLossInBatchNegatives(torch_model)
     reference.model1, reference.model2 = Column(0), Column(1)
     equals_torch(
         pairwise.contrastive_tension_in_batch,

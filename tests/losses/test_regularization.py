@@ -51,17 +51,17 @@ def test_terms_of_columns(name, naive, arguments, batch, columns, equals_numpy):
 
     On one array it is that of one column.
     """
-    given = embeddings(3, batch)
+    embedded = embeddings(3, batch)
     equals_numpy(
         getattr(regularization, name),
         lambda embeddings: np.mean([naive(texts, **arguments) for texts in embeddings[:columns]]),
-        given,
+        embedded,
         columns=columns,
         **arguments,
     )
-    alone = jax.jit(functools.partial(getattr(regularization, name), **arguments))(given[0])
-    expected = naive(given[0].astype(np.float64), **arguments)
-    np.testing.assert_allclose(alone, np.full(batch, expected), rtol=1e-5)
+    single = jax.jit(functools.partial(getattr(regularization, name), **arguments))(embedded[0])
+    expected = naive(embedded[0].astype(np.float64), **arguments)
+    np.testing.assert_allclose(single, np.full(batch, expected), rtol=1e-5)
 
 
 @pytest.mark.parametrize("alpha", [1.0, 2.0, 3.0])
@@ -79,9 +79,9 @@ def test_alignment(alpha, equals_numpy):
 @pytest.mark.parametrize(
     "batch, columns, weights", [(2, 1, (1.0, 1.0)), (7, 3, (0.5, 2.0)), (33, 2, (1.0, 1.0))]
 )
-def test_global_orthogonal(batch, columns, weights, given, peers, equals_torch):
+def test_global_orthogonal(batch, columns, weights, torch_model, peers, equals_torch):
     arguments = dict(zip(("mean_weight", "second_moment_weight"), weights, strict=True))
-    reference = peers.GlobalOrthogonalRegularizationLoss(given, **arguments)
+    reference = peers.GlobalOrthogonalRegularizationLoss(torch_model, **arguments)
     equals_torch(
         regularization.global_orthogonal,
         lambda features: sum(reference(features).values()),

@@ -354,7 +354,7 @@ def test_numbers_of_a_pair_decide_the_form_and_the_tile(monkeypatch):
         monkeypatch.setattr(
             world,
             name,
-            lambda *args, f=function, n=name, **more: chosen.append(n) or f(*args, **more),
+            lambda *args, f=function, n=name, **options: chosen.append(n) or f(*args, **options),
         )
     columns = token_columns()
     pairs = BATCH * 2 * BATCH
@@ -373,8 +373,8 @@ def test_numbers_of_a_pair_decide_the_form_and_the_tile(monkeypatch):
 def test_a_queue_holds_trees():
     """Documents of an earlier batch are negatives of the queries."""
     columns = token_columns()
-    one = jax.tree.map(lambda leaf: leaf[0], columns.embeddings[1])
-    extra = init_queue(5, one, {})
+    entry = jax.tree.map(lambda leaf: leaf[0], columns.embeddings[1])
+    extra = init_queue(5, entry, {})
     entries = queue_entries(columns)
     extra = advance(extra, entries, {}, 0.0)
     queue = queue_columns(extra["queue"], columns)
@@ -390,10 +390,12 @@ def test_a_queue_holds_trees():
     without = values_of(loss, later)
     for i in range(BATCH):
         mine = (i - 1) % BATCH
-        more = sum(
+        queued = sum(
             np.exp((score((0, mine), (1, j)) - score((0, mine), (1, mine))) / 0.5) for j in range(5)
         )
-        assert float(values[i]) == pytest.approx(np.log(np.exp(float(without[i])) + more), rel=1e-5)
+        assert float(values[i]) == pytest.approx(
+            np.log(np.exp(float(without[i])) + queued), rel=1e-5
+        )
 
 
 def test_prefixes_of_tokens_are_those_of_short_tokens():

@@ -48,15 +48,15 @@ def test_textbook_values():
 
 
 @pytest.mark.parametrize(
-    "batch, distance, theirs",
+    "batch, distance, metric_index",
     [(2, "euclidean", 0), (7, "manhattan", 1), (7, "cosine", 2), (33, "euclidean", 0)],
 )
-def test_given_triplets(batch, distance, theirs, given, peers, equals_torch):
+def test_given_triplets(batch, distance, metric_index, torch_model, peers, equals_torch):
     from sentence_transformers.sentence_transformer.losses.triplet import TripletDistanceMetric
 
-    metric = getattr(TripletDistanceMetric, ("EUCLIDEAN", "MANHATTAN", "COSINE")[theirs])
-    margin = (1.0, 2.0, 0.3)[theirs]
-    reference = peers.TripletLoss(given, distance_metric=metric, triplet_margin=margin)
+    metric = getattr(TripletDistanceMetric, ("EUCLIDEAN", "MANHATTAN", "COSINE")[metric_index])
+    margin = (1.0, 2.0, 0.3)[metric_index]
+    reference = peers.TripletLoss(torch_model, distance_metric=metric, triplet_margin=margin)
     equals_torch(
         triplets.triplet,
         lambda features: reference(features, None),
@@ -86,7 +86,7 @@ def test_several_negatives_are_averaged_over_those_present(equals_numpy):
     )
 
 
-@pytest.mark.parametrize("ours, theirs", BATCH_LOSSES)
+@pytest.mark.parametrize("ours, peer", BATCH_LOSSES)
 @pytest.mark.parametrize(
     "label, distance",
     [
@@ -97,12 +97,12 @@ def test_several_negatives_are_averaged_over_those_present(equals_numpy):
         (list(np.random.default_rng(0).integers(5, size=33)), "euclidean"),
     ],
 )
-def test_triplets_of_a_batch(ours, theirs, label, distance, given, peers, equals_torch):
+def test_triplets_of_a_batch(ours, peer, label, distance, torch_model, peers, equals_torch):
     torch = pytest.importorskip("torch")
     metrics = peers.BatchHardTripletLossDistanceFunction
     metric = {"euclidean": metrics.euclidean_distance, "cosine": metrics.cosine_distance}[distance]
     arguments = {} if "soft" in ours else {"margin": 0.7}
-    reference = getattr(peers, theirs)(given, distance_metric=metric, **arguments)
+    reference = getattr(peers, peer)(torch_model, distance_metric=metric, **arguments)
     equals_torch(
         getattr(triplets, ours),
         lambda features: reference(features, torch.tensor(label)),
@@ -123,8 +123,8 @@ def test_anchors_handled_by_parts_give_the_same(mining, monkeypatch):
 
     whole = value_and_gradient()
     monkeypatch.setattr(triplets, "CHUNK", 3 * 7 * 7)
-    for one, other in zip(whole, value_and_gradient(), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    for first, second in zip(whole, value_and_gradient(), strict=True):
+        np.testing.assert_allclose(first, second, rtol=1e-5, atol=1e-6)
 
 
 def test_equal_texts_have_distance_and_gradient_zero():
