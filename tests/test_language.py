@@ -18,7 +18,6 @@ ROOT = Path(__file__).resolve().parent.parent
 UNFINISHED = (
     "embed_jax/data",
     "embed_jax/encoders",
-    "embed_jax/evals",
     "embed_jax/export",
     "tests/parallel",
     "tests/remote",

@@ -70,9 +70,9 @@ def bitext_outcome(
             f"bitext: expected as many sentences on both sides, found {len(first)} and "
             f"{len(second)}"
         )
-    found = _nearest(first, second, similarity)
-    right = (found == np.arange(len(first))).astype(np.float64)
-    times = np.bincount(found, minlength=len(second))
+    nearest = _nearest(first, second, similarity)
+    right = (nearest == np.arange(len(first))).astype(np.float64)
+    times = np.bincount(nearest, minlength=len(second))
     per_sentence = {"f1": 2 * right / (1 + times), "precision": right / np.maximum(times, 1)}
     return mean_outcome("f1", per_sentence | {"recall": right, "accuracy": right})
 

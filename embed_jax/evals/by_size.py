@@ -25,12 +25,12 @@ def numbers(text: str, field: str, highest: int) -> list[int]:
     Raises:
         InputError: for what is no number from 1 to `highest`, or repeated.
     """
-    found = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and 1 <= int(part) <= highest for part in found) or len(
-        set(found)
-    ) < len(found):
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and 1 <= int(part) <= highest for part in parts) or len(
+        set(parts)
+    ) < len(parts):
         raise InputError(f"{field}: expected different numbers from 1 to {highest}, found {text!r}")
-    return sorted(map(int, found), reverse=True)
+    return sorted(map(int, parts), reverse=True)
 
 
 def spearman_by_size(
@@ -47,7 +47,7 @@ def spearman_by_size(
     Args:
         encode: `(texts, layers=number of layers) -> embeddings`.
     """
-    found: BySize = {}
+    by_layers: BySize = {}
     for number in layers:
 
         @functools.cache
@@ -56,56 +56,61 @@ def spearman_by_size(
                 warnings.filterwarnings("ignore", message="layers ")
                 return encode(texts, layers=number)
 
-        found[number] = {}
+        by_layers[number] = {}
         for size in sizes:
             scores = [
                 test(lambda texts, size=size: truncate(encode_at(tuple(texts)), size))["spearman"]
                 for test in tests.values()
             ]
-            found[number][size] = float(np.mean(scores))
-    return found
+            by_layers[number][size] = float(np.mean(scores))
+    return by_layers
 
 
-def print_by_size(found: Mapping[str, BySize], trained: Sequence[int]) -> None:
-    """A line for each size: each model's score and the share of its own largest embedding's that it keeps."""
-    print(f"{'layers':>6} {'size':>5} " + "".join(f"{name:>20}" for name in found))
-    first = next(iter(found.values()))
+def print_by_size(scores: Mapping[str, BySize], trained: Sequence[int]) -> None:
+    """Prints a line for each size: the models' scores, and their shares of the full scores.
+
+    Args:
+        scores: by the model's name.
+        trained: the sizes that the models were trained for; other sizes are marked.
+    """
+    print(f"{'layers':>6} {'size':>5} " + "".join(f"{name:>20}" for name in scores))
+    first = next(iter(scores.values()))
     for layers, by_size in first.items():
         for size in by_size:
             cells = [
-                f"{of[layers][size]:10.4f} {of[layers][size] / full_score(of):8.1%}"
-                if layers in of
+                f"{by_layers[layers][size]:10.4f} {by_layers[layers][size] / full_score(by_layers):8.1%}"
+                if layers in by_layers
                 else ""
-                for of in found.values()
+                for by_layers in scores.values()
             ]
             mark = "" if size in trained else "  (size not trained)"
             print(f"{layers:6d} {size:5d} " + "".join(f"{cell:>20}" for cell in cells) + mark)
 
 
-def full_score(found: BySize) -> float:
+def full_score(scores: BySize) -> float:
     """The score of all layers and the whole embedding."""
-    by_size = found[max(found)]
+    by_size = scores[max(scores)]
     return by_size[max(by_size)]
 
 
-def write_by_size(found: Mapping[str, BySize], trained: Sequence[int], output: Path) -> None:
+def write_by_size(scores: Mapping[str, BySize], trained: Sequence[int], output: Path) -> None:
     """The scores as JSON, null where a correlation is undefined."""
     models = {
         name: {
             str(layers): {
-                str(size): score if math.isfinite(score) else None
-                for size, score in by_size.items()
+                str(size): value if math.isfinite(value) else None
+                for size, value in by_size.items()
             }
-            for layers, by_size in of.items()
+            for layers, by_size in by_layers.items()
         }
-        for name, of in found.items()
+        for name, by_layers in scores.items()
     }
     content = {"metric": "spearman", "trained": list(trained), "layers -> size -> score": models}
     write_whole(output, json.dumps(content, indent=1) + "\n")
 
 
 def plot_by_size(
-    found: Mapping[str, BySize], trained: Sequence[int], output: Path, title: str = ""
+    scores: Mapping[str, BySize], trained: Sequence[int], output: Path, title: str = ""
 ) -> None:
     """Draws quality against size, and the share of the whole embedding's quality, a line for each model and depth.
 
@@ -120,13 +125,22 @@ def plot_by_size(
     from matplotlib.ticker import NullFormatter, NullLocator, PercentFormatter
 
     figure, panels = pyplot.subplots(1, 2, figsize=(13, 4.8), layout="constrained")
-    every = sorted({size for of in found.values() for by_size in of.values() for size in by_size})
+    every = sorted(
+        {
+            size
+            for by_layers in scores.values()
+            for by_size in by_layers.values()
+            for size in by_size
+        }
+    )
     for axes, of_full in zip(panels, (False, True), strict=True):
         ends: list[tuple[float, str, str]] = []
-        for number, (name, of) in enumerate(found.items()):
-            for depth, (layers, by_size) in enumerate(of.items()):
+        for number, (name, by_layers) in enumerate(scores.items()):
+            for depth, (layers, by_size) in enumerate(by_layers.items()):
                 sizes, color = sorted(by_size), f"C{number}"
-                values = [by_size[size] / (full_score(of) if of_full else 1.0) for size in sizes]
+                values = [
+                    by_size[size] / (full_score(by_layers) if of_full else 1.0) for size in sizes
+                ]
                 axes.plot(
                     sizes,
                     values,
@@ -140,7 +154,7 @@ def plot_by_size(
                         [sizes[i] for i in marked], [values[i] for i in marked], marker, color=color
                     )
                 ends.append(
-                    (values[0], name + (f", {layers} layers" if len(of) > 1 else ""), color)
+                    (values[0], name + (f", {layers} layers" if len(by_layers) > 1 else ""), color)
                 )
         low, high = axes.get_ylim()
         places = _apart([value for value, *_ in ends], 0.05 * (high - low))

@@ -52,8 +52,8 @@ def open_task(
             one sample or experiment.
     """
     if samples_per_label < 1 or experiments < 1:
-        found = f"{samples_per_label} samples of each label, {experiments} experiments"
-        raise InputError(f"classification: expected one or more of each, found {found}")
+        counts = f"{samples_per_label} samples of each label, {experiments} experiments"
+        raise InputError(f"classification: expected one or more of each, found {counts}")
     named = file_format(Path(train)) in FORMATS
     if Path(data).is_file() and not named:
         raise InputError(f"{data}: a file has no split {train!r} to learn from: expected a "
@@ -160,9 +160,12 @@ def classification_outcome(
     each = {
         f"accuracy_{number}": float(share) for number, share in enumerate(right.mean(axis=1), 1)
     }
-    found = metrics(np.arange(len(labels)))
+    overall = metrics(np.arange(len(labels)))
     return Outcome(
-        "accuracy", found | each, metric_intervals(len(labels), metrics), Items(right.mean(axis=0))
+        "accuracy",
+        overall | each,
+        metric_intervals(len(labels), metrics),
+        Items(right.mean(axis=0)),
     )
 
 
@@ -193,26 +196,28 @@ def prediction_metrics(
         return np.bincount(places[of], minlength=experiments * kinds).reshape(experiments, kinds)
 
     right = predicted == labels
-    there, found, hits = (
+    label_counts, predicted_counts, hits = (
         np.bincount(labels, minlength=kinds),
         counts(np.ones_like(right)),
         counts(right),
     )
     each = {
-        "f1": 2 * hits / np.maximum(there + found, 1),
-        "precision": hits / np.maximum(found, 1),
-        "recall": hits / np.maximum(there, 1),
+        "f1": 2 * hits / np.maximum(label_counts + predicted_counts, 1),
+        "precision": hits / np.maximum(predicted_counts, 1),
+        "recall": hits / np.maximum(label_counts, 1),
     }
-    seen = (there > 0) | (found > 0)
+    seen = (label_counts > 0) | (predicted_counts > 0)
     metrics = {"accuracy": float(right.mean())}
     for name, values in each.items():
         metrics[name] = float(np.mean((values * seen).sum(axis=1) / seen.sum(axis=1)))
-        metrics[f"{name}_weighted"] = float(np.mean(values @ there) / len(labels))
+        metrics[f"{name}_weighted"] = float(np.mean(values @ label_counts) / len(labels))
     if positive is not None:
         gained = counts(np.broadcast_to(labels == positive, right.shape))[:, ::-1]
-        precision = np.cumsum(gained, axis=1) / np.maximum(np.cumsum(found[:, ::-1], axis=1), 1)
+        precision = np.cumsum(gained, axis=1) / np.maximum(
+            np.cumsum(predicted_counts[:, ::-1], axis=1), 1
+        )
         metrics["ap"] = float(
-            np.mean((gained * precision).sum(axis=1)) / (there[positive] or np.nan)
+            np.mean((gained * precision).sum(axis=1)) / (label_counts[positive] or np.nan)
         )
     return metrics
 

@@ -113,11 +113,11 @@ def open_task(
 
     def evaluate(embed: Embed) -> Outcome:
         [vectors] = encode_columns(functools.partial(embed, use=Use(name, KIND)), texts)
-        found = [
+        clusters = [
             [cluster(vectors[run.rows], run.clusters, batch_size=batch, seed=seed) for run in runs]
             for runs in levels
         ]
-        return clustering_outcome(levels, found)
+        return clustering_outcome(levels, clusters)
 
     return Task(name, KIND, "texts", [(text,) for text in texts], evaluate)
 
@@ -145,7 +145,7 @@ def v_measures(
     over texts of i = log p(label, cluster) / (p(label) p(cluster)), and H of h = -log p. A text's
     value is V + (2 i - V (h(label) + h(cluster))) / (H(labels) + H(clusters)): how V changes with
     the text's weight, besides V. So a resample's mean is its V-measure to first order, and texts of
-    rare labels are no noise. 1 if both H are 0.
+    rare labels add little noise. 1 if both H are 0.
     """
     joint = np.zeros((labels.max() + 1, clusters.max() + 1))
     np.add.at(joint, (labels, clusters), 1)
@@ -181,14 +181,14 @@ def clustering_outcome(
     from sklearn.metrics import adjusted_mutual_info_score
 
     pairs = [
-        list(zip(runs, found, strict=True)) for runs, found in zip(levels, clusters, strict=True)
+        list(zip(runs, level, strict=True)) for runs, level in zip(levels, clusters, strict=True)
     ]
-    values = [[v_measures(run.labels, found) for run, found in level] for level in pairs]
+    values = [[v_measures(run.labels, assigned) for run, assigned in level] for level in pairs]
     scores = {
-        "v_measure": np.array([[one.mean() for one in level] for level in values]),
+        "v_measure": np.array([[run_values.mean() for run_values in level] for level in values]),
         "ami": np.array(
             [
-                [adjusted_mutual_info_score(run.labels, found) for run, found in level]
+                [adjusted_mutual_info_score(run.labels, assigned) for run, assigned in level]
                 for level in pairs
             ]
         ),
@@ -198,11 +198,11 @@ def clustering_outcome(
     }
     others = {"ami": float(scores["ami"].mean())}
     if len(levels) > 1:
-        for level, (runs, found) in enumerate(zip(levels, values, strict=True)):
-            per_text[f"v_measure_level_{level}"] = _per_text(runs, found)
+        for level, (runs, level_values) in enumerate(zip(levels, values, strict=True)):
+            per_text[f"v_measure_level_{level}"] = _per_text(runs, level_values)
             others[f"ami_level_{level}"] = float(scores["ami"][level].mean())
     if scores["ami"].size > 1:
-        others |= {f"{name}_std": float(found.std()) for name, found in scores.items()}
+        others |= {f"{name}_std": float(by_run.std()) for name, by_run in scores.items()}
         if len(levels) == 1:
             others |= {
                 f"v_measure_{number}": float(v)
@@ -216,9 +216,11 @@ def _per_text(
 ) -> Float[np.ndarray, " T"]:
     """Values whose mean is the runs' mean V-measure, of each text in one of the runs."""
     rows = np.concatenate([run.rows for run in runs])
-    changes = np.concatenate([(found - found.mean()) / len(found) for found in values])
+    changes = np.concatenate(
+        [(run_values - run_values.mean()) / len(run_values) for run_values in values]
+    )
     texts, number = np.unique(rows, return_inverse=True)
-    mean = np.mean([found.mean() for found in values])
+    mean = np.mean([run_values.mean() for run_values in values])
     return mean + len(texts) / len(runs) * np.bincount(number, changes)
 
 

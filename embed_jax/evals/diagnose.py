@@ -100,15 +100,15 @@ def judged_rows(
     """
     check_qrels(corpus, queries, qrels, ignore_identical_ids=ignore_identical_ids)
     row_of = {name: row for row, name in enumerate(corpus)}
-    found = [
+    judgements = [
         (row, row_of[document], grade)
         for row, judged in enumerate(qrels.values())
         for document, grade in judged.items()
         if grade > 0 and document in row_of
     ]
-    if not found:
+    if not judgements:
         raise InputError(f"qrels: none of {len(qrels)} queries has a relevant document")
-    query, document, grade = np.array(found, np.int64).T
+    query, document, grade = np.array(judgements, np.int64).T
     grades = [
         sorted((g for g in judged.values() if g > 0), reverse=True) for judged in qrels.values()
     ]
@@ -137,10 +137,12 @@ def relevant_ranks(
         own = judged.own[start : start + rows]
         scores[own >= 0, own[own >= 0]] = -np.inf
         for place in np.flatnonzero((judged.query >= start) & (judged.query < start + len(scores))):
-            document, found = judged.document[place], scores[judged.query[place] - start]
+            document, query_scores = judged.document[place], scores[judged.query[place] - start]
             before = judged.place < judged.place[document]
-            above = np.sum(found > found[document]) + np.sum(before & (found == found[document]))
-            ranks[place] = 1 + above if found[document] > -np.inf else 1 + len(corpus)
+            above = np.sum(query_scores > query_scores[document]) + np.sum(
+                before & (query_scores == query_scores[document])
+            )
+            ranks[place] = 1 + above if query_scores[document] > -np.inf else 1 + len(corpus)
     return ranks
 
 
@@ -149,8 +151,8 @@ def ndcg_of_ranks(
 ) -> Float[np.ndarray, " Q"]:
     """nDCG@k of each query, as `metrics.ndcg`."""
     gains = np.zeros((len(judged.ideal), k))
-    found = ranks <= k
-    gains[judged.query[found], ranks[found] - 1] = judged.grade[found]
+    in_top = ranks <= k
+    gains[judged.query[in_top], ranks[in_top] - 1] = judged.grade[in_top]
     return metrics.ndcg(gains, judged.ideal, k)
 
 
@@ -158,8 +160,8 @@ def recall_of_ranks(
     ranks: Int[np.ndarray, " J"], judged: Judged, k: int
 ) -> Float[np.ndarray, " Q"]:
     """Recall@k of each query, as `metrics.recall`."""
-    found = np.bincount(judged.query[ranks <= k], minlength=len(judged.ideal))
-    return found / np.maximum((judged.ideal > 0).sum(axis=1), 1)
+    hits = np.bincount(judged.query[ranks <= k], minlength=len(judged.ideal))
+    return hits / np.maximum((judged.ideal > 0).sum(axis=1), 1)
 
 
 def against_random(
@@ -181,11 +183,11 @@ def against_random(
         drawn = rng.choice(len(corpus), min(len(corpus), RANDOM + len(excluded)), replace=False)
         others.append(drawn[~np.isin(drawn, excluded)][:RANDOM])
     number = min(map(len, others))
-    found = [
+    similarities = [
         similarity_matrix(query, corpus[rows[:number]], similarity)[0]
         for query, rows in zip(queries, others, strict=True)
     ]
-    return relevant, np.array(found).reshape(len(queries), number)
+    return relevant, np.array(similarities).reshape(len(queries), number)
 
 
 def discrimination(
@@ -199,7 +201,8 @@ def discrimination(
     The AUC is the probability that a relevant document scores above a random one of the same query,
     ties counting one half, mean over judgements. It is a fault below 0.9, or if for less than half
     of the judgements the relevant document is above the 99th percentile of the query's random ones.
-    That all cosines are high is none by itself: E5's are, by its low temperature, and rank well.
+    High cosines of all pairs are not a fault by themselves: E5's are high, because of its low
+    temperature, and rank well.
 
     Args:
         relevant, random: see `against_random`.
@@ -264,15 +267,16 @@ def missing_prompt(
         recorded: whether the model's files have them.
     """
     (name, used), *others = scores.items()
-    figures = {f"ndcg@10 {one}": float(values.mean()) for one, values in scores.items()}
+    figures = {f"ndcg@10 {other}": float(values.mean()) for other, values in scores.items()}
     if not (expects or prompted or others):
         line = f"nDCG@10 {used.mean():.4f} without any; none is recorded, nor known of its family"
         return Finding("prompt", OK, line, "", figures)
     compared = {other: paired_difference(values, used) for other, values in others}
     line = f"nDCG@10 {used.mean():.4f} {name}" + "".join(
-        f"; {other} {scores[other].mean():.4f}: {_signed(one)}" for other, one in compared.items()
+        f"; {other} {scores[other].mean():.4f}: {_signed(difference)}"
+        for other, difference in compared.items()
     )
-    better = [other for other, one in compared.items() if _matters(one)]
+    better = [other for other, difference in compared.items() if _matters(difference)]
     if expects and not prompted:
         return Finding(
             "prompt", FAULT, f"prompts are expected, none is used: {line}", "unused", figures
@@ -320,7 +324,7 @@ def truncation(
         if known
         else "no size recorded to which it was trained to be cut"
     )
-    costs = "; ".join(f"lost at {size} {_signed(one)}" for size, one in lost.items())
+    costs = "; ".join(f"lost at {size} {_signed(difference)}" for size, difference in lost.items())
     if used == full:
         line = f"not cut, nDCG@10 {scores[full].mean():.4f} with all {full} numbers" + (
             f"; {costs}" if costs else ""
@@ -378,15 +382,15 @@ def negatives(
         negative, row: similarity of an anchor with a negative, and whose row that is.
         random: similarity of each anchor with positives of other rows; nan where nothing is.
     """
-    given = np.isfinite(random).sum(axis=1)[row] >= FEWEST
-    if not given.any():
+    comparable = np.isfinite(random).sum(axis=1)[row] >= FEWEST
+    if not comparable.any():
         return Finding(
             "negatives",
             NOT_CHECKED,
             f"{len(positive)} rows: too few others to compare negatives with",
         )
-    own, others = positive[row], random[row[given]]
-    nearer = np.sum(others >= negative[given, None], axis=1) / np.isfinite(others).sum(axis=1)
+    own, others = positive[row], random[row[comparable]]
+    nearer = np.sum(others >= negative[comparable, None], axis=1) / np.isfinite(others).sum(axis=1)
     figures = {
         "easy": float(np.mean(nearer >= 1 / BATCH)),
         "below_margin": float(np.mean(negative <= own - MARGIN * np.abs(own))),
@@ -394,12 +398,10 @@ def negatives(
         "gap": float(np.mean(own - negative)),
     }
     line = (
-        f"{figures['easy']:.1%} of {len(negative)} negatives are no harder than the hardest of "
-        f"{BATCH - 1} random "
-        f"passages (fault above {MOST_EASY:.0%}); {figures['below_margin']:.1%} are {MARGIN:.0%} "
-        "or more below their "
-        f"positive, on average {figures['gap']:.3f}; {figures['above_positive']:.1%} are above it: "
-        "hard, or false"
+        f"{figures['easy']:.1%} of {len(negative)} negatives are at most as hard as the hardest of "
+        f"{BATCH - 1} random passages (fault above {MOST_EASY:.0%}); "
+        f"{figures['below_margin']:.1%} are {MARGIN:.0%} or more below their positive, on average "
+        f"{figures['gap']:.3f}; {figures['above_positive']:.1%} are above it: hard, or false"
     )
     return Finding("negatives", FAULT if figures["easy"] > MOST_EASY else OK, line, "", figures)
 
@@ -407,9 +409,10 @@ def negatives(
 def others_positives(
     anchors: Sequence[str], positives: Sequence[str], number: int = RANDOM, *, seed: int = 0
 ) -> Int[np.ndarray, "n R"]:
-    """For each row `number` others, or all, of which neither text is one of its own.
+    """Draws `number` other rows for each row, or takes all where there are no more than that.
 
-    -1 where one drawn is not so.
+    Returns:
+        Row numbers; -1 in place of a row that shares a text with the row it was drawn for.
     """
     texts: dict[str, int] = {}
     code = [
@@ -420,9 +423,9 @@ def others_positives(
     if len(anchors) > number:
         rows = np.random.default_rng(seed).integers(len(anchors), size=(len(anchors), number))
     shared = np.zeros(rows.shape, bool)
-    for mine in code:
-        for theirs in code:
-            shared |= mine[:, None] == theirs[rows]
+    for own_texts in code:
+        for other_texts in code:
+            shared |= own_texts[:, None] == other_texts[rows]
     return np.where(shared, -1, rows)
 
 
@@ -436,9 +439,9 @@ def _needed(ranks: Int[np.ndarray, " J"], judged: Judged, target: float, documen
     return float(ranks[order][np.argmax(enough)]) if enough.any() else float("nan")
 
 
-def _matters(one: PairedDifference) -> bool:
-    return one.difference >= LOSS and one.interval[0] > 0
+def _matters(difference: PairedDifference) -> bool:
+    return difference.difference >= LOSS and difference.interval[0] > 0
 
 
-def _signed(one: PairedDifference) -> str:
-    return f"{one.difference:+.4f} [{one.interval[0]:+.4f}, {one.interval[1]:+.4f}]"
+def _signed(difference: PairedDifference) -> str:
+    return f"{difference.difference:+.4f} [{difference.interval[0]:+.4f}, {difference.interval[1]:+.4f}]"

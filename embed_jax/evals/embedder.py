@@ -125,20 +125,20 @@ def prompt_options(
         return {**prompted(use), **task}
 
     def prompted(use: Use) -> dict[str, Any]:
-        found = prompt_for(model.prompts, task=use.task, kind=use.kind, side=use.side)
+        own_name = prompt_for(model.prompts, task=use.task, kind=use.kind, side=use.side)
         if use.side == DOCUMENT:
-            name = corpus_prompt_name or found
+            name = corpus_prompt_name or own_name
             if name is None and model.default_prompt_name is None:
                 return {"prompt": ""}
             return {} if name is None else {"prompt_name": name}
-        given = (query_prompt_name if use.side == QUERY else None) or prompt_name
-        if given:
-            return {"prompt_name": given}
+        requested = (query_prompt_name if use.side == QUERY else None) or prompt_name
+        if requested:
+            return {"prompt_name": requested}
         if instruction is not None:
             return {"instruction": instruction}
         if use.instruction and model.template:
             return {"instruction": use.instruction}
-        return {} if found is None else {"prompt_name": found}
+        return {} if own_name is None else {"prompt_name": own_name}
 
     return options
 

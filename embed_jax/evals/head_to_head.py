@@ -62,21 +62,25 @@ class HeadToHead:
 
     def verdict(self) -> str:
         """One or two sentences on the overall difference."""
-        found = self.overall
-        low, high = found.interval
-        if self._decided(found, found.p_value) == SAME:
+        overall = self.overall
+        low, high = overall.interval
+        if self._decided(overall, overall.p_value) == SAME:
             return (
-                f"{self.a} and {self.b} are not told apart: {found.difference:+.4f}, 95 % interval "
+                f"{self.a} and {self.b} are not told apart: {overall.difference:+.4f}, 95 % interval "
                 f"{low:+.4f} to "
                 f"{high:+.4f}, which is within {self.margin:g}."
             )
-        said = verdict(found.difference, found.p_value, found.interval, a=self.a, b=self.b)
+        sentence = verdict(
+            overall.difference, overall.p_value, overall.interval, a=self.a, b=self.b
+        )
         if len(self.tasks) < 2:
-            return said
-        return f"{said} As a sample of tasks, p = {self.over_tasks:.3f} ({len(self.tasks)} tasks)."
+            return sentence
+        return (
+            f"{sentence} As a sample of tasks, p = {self.over_tasks:.3f} ({len(self.tasks)} tasks)."
+        )
 
-    def _decided(self, found: PairedDifference, p_value: float) -> str:
-        low, high = found.interval
+    def _decided(self, difference: PairedDifference, p_value: float) -> str:
+        low, high = difference.interval
         if -self.margin <= low and high <= self.margin:
             return SAME
         if p_value < 0.05 and (low > 0 or high < 0):
@@ -103,26 +107,35 @@ def head_to_head(
             f"{first} and {second} have no task in common: {', '.join(a)}; {', '.join(b)}"
         )
     for name in names:
-        one, other = a[name], b[name]
-        prints = [result.details.get("fingerprint", [None, None])[1] for result in (one, other)]
-        if one.outcome.main != other.outcome.main or prints[0] != prints[1]:
+        results = a[name], b[name]
+        scored = {result.outcome.main for result in results}
+        data = {result.details.get("fingerprint", [None, None])[1] for result in results}
+        if len(scored) > 1 or len(data) > 1:
             raise InputError(
                 f"{name}: {first} and {second} were not scored on the same data by the same options"
             )
-    found, pairs = {}, []
+    differences, pairs = {}, []
     for name in names:
         items = a[name].outcome.items, b[name].outcome.items
         try:
-            found[name] = compare_items(*items)
+            differences[name] = compare_items(*items)
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
         pairs.append(items)
-    adjusted = dict(zip(names, holm([one.p_value for one in found.values()]).tolist(), strict=True))
+    p_values = [difference.p_value for difference in differences.values()]
+    adjusted = dict(zip(names, holm(p_values).tolist(), strict=True))
     left_out = tuple(name for name in {**a, **b} if name not in names)
     over_tasks = 1.0
     if len(names) > 1:
         scores = ([results[name].outcome.score for name in names] for results in (a, b))
         over_tasks = paired_difference(*scores).p_value
     return HeadToHead(
-        first, second, found, adjusted, overall_difference(pairs), over_tasks, margin, left_out
+        first,
+        second,
+        differences,
+        adjusted,
+        overall_difference(pairs),
+        over_tasks,
+        margin,
+        left_out,
     )

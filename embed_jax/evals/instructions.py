@@ -77,8 +77,8 @@ def open_task(data: str, split: str = "test", *, name: str = "", similarity: str
             `_id`, `text`, `instruction` and `changed_instruction` in queries.jsonl, and the
             judgements of the changed queries in qrels/SPLIT_changed.tsv. candidates.jsonl, if there
             is one, has the documents to be ranked for each query: `_id`, `documents`. A document is
-            excluded if its grade falls to 0, or to none; one that becomes relevant does not count
-            for p-MRR, as there is none in FollowIR.
+            excluded if its grade falls to 0, or it is no longer judged. Documents that become
+            relevant do not count for p-MRR; FollowIR has no such documents.
         similarity: one of SIMILARITIES; the model's own if empty.
 
     Raises:
@@ -87,25 +87,27 @@ def open_task(data: str, split: str = "test", *, name: str = "", similarity: str
     """
     if similarity and similarity not in SIMILARITIES:
         raise InputError(unknown("similarity", similarity, SIMILARITIES))
-    asked = (
+    instructed = (
         _read_hub(data.removeprefix("hf:"), split)
         if data.startswith("hf:")
         else _read_directory(data, split)
     )
-    _check(asked, describe_split(data, split) if data.startswith("hf:") else data)
-    kind = "InstructionRetrieval" if asked.candidates is None else "InstructionReranking"
+    _check(instructed, describe_split(data, split) if data.startswith("hf:") else data)
+    kind = "InstructionRetrieval" if instructed.candidates is None else "InstructionReranking"
 
     def evaluate(embed: Embed) -> Outcome:
         runs = _runs(
-            asked, embed, functools.partial(Use, name, kind), similarity or embed.similarity
+            instructed, embed, functools.partial(Use, name, kind), similarity or embed.similarity
         )
-        found = {"p-MRR": np.array(list(p_mrr(*runs, asked.excluded).values()))}
-        for run, qrels, suffix in zip(runs, asked.qrels, ("", "_changed"), strict=True):
+        per_query = {"p-MRR": np.array(list(p_mrr(*runs, instructed.excluded).values()))}
+        for run, qrels, suffix in zip(runs, instructed.qrels, ("", "_changed"), strict=True):
             scores = score_run(run, qrels, ks=(5, DEPTH)).per_query
-            found |= {f"{metric}{suffix}": scores[metric] for metric in ("ndcg@5", f"map@{DEPTH}")}
-        return mean_outcome("p-MRR", found)
+            per_query |= {
+                f"{metric}{suffix}": scores[metric] for metric in ("ndcg@5", f"map@{DEPTH}")
+            }
+        return mean_outcome("p-MRR", per_query)
 
-    items = [tuple(texts[query] for texts in asked.queries) for query in asked.excluded]
+    items = [tuple(texts[query] for texts in instructed.queries) for query in instructed.excluded]
     return Task(name, kind, "queries", items, evaluate)
 
 
@@ -121,20 +123,22 @@ def p_mrr(original: Run, changed: Run, excluded: Lists) -> dict[str, float]:
             document that was not found is ranked after all that were.
         excluded: document ids, one at least, by query id.
     """
-    found = {}
+    moves = {}
     for query, documents in excluded.items():
         ranks = []
         for run in (original[query], changed[query]):
             place = {document: rank for rank, document in enumerate(run, 1)}
             ranks.append(np.array([place.get(document, len(run) + 1) for document in documents]))
         before, after = ranks
-        found[query] = float(
+        moves[query] = float(
             np.mean(np.where(after <= before, after / before - 1, 1 - before / after))
         )
-    return found
+    return moves
 
 
-def _runs(asked: Instructed, embed: Embed, use: Callable[[str], Use], similarity: str) -> list[Run]:
+def _runs(
+    instructed: Instructed, embed: Embed, use: Callable[[str], Use], similarity: str
+) -> list[Run]:
     """The rankings under both instructions.
 
     Of equal scores the larger id comes first, as in trec_eval and mteb.
@@ -144,33 +148,36 @@ def _runs(asked: Instructed, embed: Embed, use: Callable[[str], Use], similarity
     )
     queries = {
         (number, query): text
-        for number, side in enumerate(asked.queries)
+        for number, side in enumerate(instructed.queries)
         for query, text in side.items()
     }
-    if asked.candidates is None:
-        found = dense_search(
-            encode_query, encode_document, asked.corpus, queries, DEPTH, similarity=similarity
+    if instructed.candidates is None:
+        scores_by_query = dense_search(
+            encode_query, encode_document, instructed.corpus, queries, DEPTH, similarity=similarity
         )
     else:
         ranked = list(
             dict.fromkeys(
-                one for side in asked.candidates for names in side.values() for one in names
+                candidate
+                for side in instructed.candidates
+                for names in side.values()
+                for candidate in names
             )
         )
         row = {document: place for place, document in enumerate(ranked)}
         (documents,) = encode_columns(
-            encode_document, [asked.corpus[document] for document in ranked]
+            encode_document, [instructed.corpus[document] for document in ranked]
         )
         (vectors,) = encode_columns(encode_query, list(queries.values()))
-        found = {}
+        scores_by_query = {}
         for (number, query), vector in zip(queries, vectors, strict=True):
-            names = asked.candidates[number][query]
-            scores = similarity_matrix(vector, documents[[row[one] for one in names]], similarity)[
-                0
-            ]
-            found[number, query] = dict(zip(names, scores.tolist(), strict=True))
+            names = instructed.candidates[number][query]
+            scores = similarity_matrix(
+                vector, documents[[row[candidate] for candidate in names]], similarity
+            )[0]
+            scores_by_query[number, query] = dict(zip(names, scores.tolist(), strict=True))
     runs: list[Run] = [{}, {}]
-    for (number, query), scores in found.items():
+    for (number, query), scores in scores_by_query.items():
         runs[number][query] = dict(
             sorted(scores.items(), key=lambda item: item[::-1], reverse=True)
         )
@@ -243,29 +250,29 @@ def _read_hub(name: str, split: str) -> Instructed:
     return Instructed(corpus, halves(texts), (original, changed), excluded, candidates)
 
 
-def _check(asked: Instructed, source: str) -> None:
+def _check(instructed: Instructed, source: str) -> None:
     """Raises an InputError for ids that are unknown or lack their counterpart, or if no document is excluded."""
-    lists = [("excluded", asked.excluded)]
-    for number, qrels in enumerate(asked.qrels):
-        missing = [query for query in qrels if query not in asked.qrels[1 - number]]
+    lists = [("excluded", instructed.excluded)]
+    for number, qrels in enumerate(instructed.qrels):
+        missing = [query for query in qrels if query not in instructed.qrels[1 - number]]
         if missing:
             other = ("changed", "original")[number]
             raise InputError(
                 f"{source}: the query {missing[0]!r} has no judgements for its {other} instruction"
             )
-        if asked.candidates is not None:
-            lists.append(("candidates", asked.candidates[number]))
-            missing = [query for query in qrels if not asked.candidates[number].get(query)]
+        if instructed.candidates is not None:
+            lists.append(("candidates", instructed.candidates[number]))
+            missing = [query for query in qrels if not instructed.candidates[number].get(query)]
             if missing:
                 raise InputError(f"{source}: candidates: the query {missing[0]!r} has none")
     for what, listed in lists:
         for query, documents in listed.items():
-            missing = [document for document in documents if document not in asked.corpus]
+            missing = [document for document in documents if document not in instructed.corpus]
             if missing:
                 raise InputError(
                     f"{source}: {what}: {missing[0]!r}, of query {query!r}, is not in the corpus"
                 )
-    if not asked.excluded:
+    if not instructed.excluded:
         raise InputError(
             f"{source}: no document is relevant by an original instruction and not by the changed "
             "one"

@@ -53,11 +53,11 @@ def read_board(folder: Path) -> dict[str, dict[str, TaskResult]]:
     ]
     board: dict[str, dict[str, TaskResult]] = {}
     for directory in directories or [folder]:
-        found = read_results(directory)
-        model = next(iter(found.values())).model
+        results = read_results(directory)
+        model = next(iter(results.values())).model
         if model in board:
             raise InputError(f"{directory}: a second directory of results of {model!r}")
-        board[model] = found
+        board[model] = results
     return board
 
 
@@ -85,8 +85,8 @@ def ranking(board: Board) -> list[LeaderboardRow]:
             for results in board.values()
         }
         if len(of) > 1:
-            found = ", ".join(f"{main} of {n}" for main, n in sorted(of))
-            raise InputError(f"{name}: the models were scored on different things: {found}")
+            variants = ", ".join(f"{main} of {n}" for main, n in sorted(of))
+            raise InputError(f"{name}: the models were scored on different things: {variants}")
     kinds: dict[str, list[str]] = {}
     for name in tasks:
         kinds.setdefault(next(iter(board.values()))[name].task, []).append(name)
@@ -182,21 +182,21 @@ def plot(board: Board, path: Path) -> None:
     )
     for place, (model, results) in enumerate(board.items()):
         offset = (place - (len(board) - 1) / 2) * 0.7 / len(board)
-        found = [
+        points = [
             (number + offset, results[name].outcome)
             for number, name in enumerate(names)
             if name in results
         ]
-        found = [(at, outcome) for at, outcome in found if math.isfinite(outcome.score)]
-        scores = np.array([outcome.score for _, outcome in found])
+        points = [(at, outcome) for at, outcome in points if math.isfinite(outcome.score)]
+        scores = np.array([outcome.score for _, outcome in points])
         ends = np.array(
-            [outcome.intervals.get(outcome.main, (outcome.score,) * 2) for _, outcome in found]
+            [outcome.intervals.get(outcome.main, (outcome.score,) * 2) for _, outcome in points]
         )
         ends = ends.reshape(-1, 2)
         errors = np.nan_to_num(np.abs(ends.T - scores))
         axes.errorbar(
             scores,
-            [at for at, _ in found],
+            [at for at, _ in points],
             xerr=errors,
             fmt="o",
             markersize=4,

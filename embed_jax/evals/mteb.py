@@ -121,7 +121,9 @@ def mteb_model(model: SentenceEncoder | RoutedEncoder, name: str = "") -> MtebMo
             "name": name if "/" in name else f"embed-jax/{name}",
             "revision": revision(model),
             "n_parameters": sum(
-                leaf.size for one in _encoders(model) for leaf in jax.tree.leaves(one.params)
+                leaf.size
+                for encoder in _encoders(model)
+                for leaf in jax.tree.leaves(encoder.params)
             ),
             "embed_dim": model.dim,
             "max_tokens": model.max_length,
@@ -140,19 +142,19 @@ def task_instruction(model: SentenceEncoder | RoutedEncoder, task: TaskMetadata,
 
     A prompt of the model for the task or its type counts more than the task's own instruction,
     which counts more than the model's prompt for queries: that one is what its template makes of an
-    instruction for search in general. Where there is none of these, the instruction is mteb's for
-    the type of task. Documents have none.
+    instruction for search in general. Without any of these, the instruction is mteb's for the type
+    of task. Documents have no instruction.
 
     Args:
         side: "query", "document" or "".
     """
     if not model.template or side == DOCUMENT:
         return ""
-    found = prompt_for(model.prompts, task=task.name, kind=task.type, side=side)
-    if found is not None and found.lower() != QUERY:
+    prompt_name = prompt_for(model.prompts, task=task.name, kind=task.type, side=side)
+    if prompt_name is not None and prompt_name.lower() != QUERY:
         return ""
     stated = task.prompt.get(side or QUERY) if isinstance(task.prompt, Mapping) else task.prompt
-    if stated or found is not None:
+    if stated or prompt_name is not None:
         return stated or ""
     from mteb.abstasks.abstask import get_abstask_prompt
 
@@ -165,17 +167,22 @@ def revision(model: SentenceEncoder | RoutedEncoder) -> str:
     Parameters, architecture, prompts, limit of tokens.
     """
     digest = hashlib.sha256()
-    for one in _encoders(model):
+    for encoder in _encoders(model):
         settings = [
-            one.spec,
-            one.prompts,
-            one.default_prompt_name,
-            one.template,
-            one.include_prompt,
+            encoder.spec,
+            encoder.prompts,
+            encoder.default_prompt_name,
+            encoder.template,
+            encoder.include_prompt,
         ]
-        settings += [one.max_length, one.similarity_fn_name, one.lower_case, one.compute_dtype]
+        settings += [
+            encoder.max_length,
+            encoder.similarity_fn_name,
+            encoder.lower_case,
+            encoder.compute_dtype,
+        ]
         digest.update(repr(settings).encode())
-        for path, leaf in jax.tree_util.tree_leaves_with_path(one.params):
+        for path, leaf in jax.tree_util.tree_leaves_with_path(encoder.params):
             array = np.asarray(leaf)
             digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
             digest.update(array.tobytes())
@@ -228,9 +235,9 @@ def local_task(
     if ignore_identical_ids and kind != "retrieval":
         raise InputError(f"ignore_identical_ids: is for retrieval, found {kind}")
     known = KINDS[kind]
-    found = known.read(data, split)
+    local = known.read(data, split)
     content = hashlib.sha256(
-        json.dumps([found.splits, instruction], sort_keys=True).encode()
+        json.dumps([local.splits, instruction], sort_keys=True).encode()
     ).hexdigest()[:16]
     metadata = TaskMetadata(
         name=name,
@@ -243,13 +250,13 @@ def local_task(
         eval_langs={content: [language]},
         main_score=known.main_score,
     )
-    attributes = {"metadata": metadata, **found.attributes}
+    attributes = {"metadata": metadata, **local.attributes}
     if ignore_identical_ids:
         attributes["ignore_identical_ids"] = True
-    task = type("LocalTask", (getattr(abstasks, found.base or known.base),), attributes)()
+    task = type("LocalTask", (getattr(abstasks, local.base or known.base),), attributes)()
     # The subset is named by the content: mteb takes the kept results of a subset it knows whatever
     # its revision.
-    task.dataset, task.data_loaded = {content: _dataset(found.splits, known.has_queries)}, True
+    task.dataset, task.data_loaded = {content: _dataset(local.splits, known.has_queries)}, True
     return task
 
 
@@ -292,10 +299,10 @@ def _reranking(data: str, split: str) -> _Read:
     """
     corpus, queries, qrels = {}, {}, {}
     records = list(zip(*readers.read_reranking(data, split), strict=True))
-    for number, (asked, positives, negatives) in enumerate(records):
-        if len(asked) > 1:
+    for number, (record_queries, positives, negatives) in enumerate(records):
+        if len(record_queries) > 1:
             raise InputError(
-                f"{data}: record {number}: mteb takes one query a record, found {len(asked)}"
+                f"{data}: record {number}: mteb takes one query a record, found {len(record_queries)}"
             )
         if positives and negatives:
             relevant = {
@@ -303,7 +310,7 @@ def _reranking(data: str, split: str) -> _Read:
             }
             other = {f"{number}-b-negative-{place}": text for place, text in enumerate(negatives)}
             corpus |= relevant | other
-            queries[f"query-{number}"] = asked[0]
+            queries[f"query-{number}"] = record_queries[0]
             qrels[f"query-{number}"] = dict.fromkeys(relevant, 1) | dict.fromkeys(other, 0)
     if not queries:
         raise InputError(
@@ -331,12 +338,12 @@ def _classification(data: str, split: str) -> _Read:
         raise InputError(
             f"{data}: classification: expected a directory with a file 'train' and one to test on"
         )
-    found = {name: readers.read_labelled_texts(data, name) for name in ("train", split)}
-    numbers = _numbers(label for _, labels in found.values() for label in labels)
+    columns = {name: readers.read_labelled_texts(data, name) for name in ("train", split)}
+    numbers = _numbers(label for _, labels in columns.values() for label in labels)
     return _Read(
         {
             name: {"text": texts, "label": [numbers[x] for x in labels]}
-            for name, (texts, labels) in found.items()
+            for name, (texts, labels) in columns.items()
         }
     )
 

@@ -104,17 +104,17 @@ def overlap(test_texts: Sequence[str], training_texts: Iterable[str], *, n: int 
     """
     if n < 1:
         raise InputError(f"n: expected 1 or more words, found {n}")
-    wanted: dict[str, list[int]] = {}
+    items_by_gram: dict[str, list[int]] = {}
     n_test = n_training = 0
     for item, text in _numbered(test_texts, "test"):
         n_test += 1
         for gram in _ngrams(text, n):
-            wanted.setdefault(gram, []).append(item)
+            items_by_gram.setdefault(gram, []).append(item)
     matches: dict[int, Match] = {}
     for number, text in _numbered(training_texts, "training"):
         n_training += 1
         for gram in _ngrams(text, n):
-            for item in wanted.pop(gram, ()):  # found once is enough
+            for item in items_by_gram.pop(gram, ()):  # found once is enough
                 matches.setdefault(item, Match(number, gram))
     if not n_test or not n_training:
         raise InputError(

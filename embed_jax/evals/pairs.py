@@ -51,8 +51,8 @@ def similarities_of_pairs(
     The cosine is 1 - |x - y|^2 / 2 of the vectors at length 1, so that a text and itself have
     exactly 1.
     """
-    found = {name: pairwise_similarity(first, second, name) for name in SIMILARITIES}
-    return found | {
+    similarities = {name: pairwise_similarity(first, second, name) for name in SIMILARITIES}
+    return similarities | {
         "cosine": 1
         - pairwise_similarity(unit_length(first), unit_length(second), "euclidean") ** 2 / 2
     }
@@ -113,8 +113,8 @@ def pair_outcome(
 
     metrics, intervals = {}, metric_intervals(len(labels), of_resample)
     for name, ranking in rankings.items():
-        found = ranking.metrics() | ranking.thresholds()
-        metrics |= {f"{name}_{metric}": value for metric, value in found.items()}
+        scores = ranking.metrics() | ranking.thresholds()
+        metrics |= {f"{name}_{metric}": value for metric, value in scores.items()}
     best = {
         metric: max(rankings, key=lambda name, of=metric: metrics[f"{name}_{of}"])
         for metric in METRICS
@@ -134,7 +134,7 @@ class _Ranking:
         order, labels: the pairs' numbers and their labels, in that order.
         last: the place of the last pair of each similarity.
         between: the thresholds, each between one similarity and the next.
-        accuracy, f1: which threshold is best by it; -1: there is none.
+        accuracy, f1: index of the threshold that is best by it; -1: all pairs have one similarity.
     """
 
     order: Int[np.ndarray, " N"]
@@ -158,8 +158,8 @@ class _Ranking:
         ranking = cls(order, labels, last, (values[last[:-1]] + values[last[:-1] + 1]) / 2)
         if len(last) == 1:
             return ranking
-        found, correct = (counts[:-1] for counts in ranking._counts())
-        by_accuracy, by_f1 = 2 * correct - found, correct / (found + labels.sum())
+        selected, correct = (counts[:-1] for counts in ranking._counts())
+        by_accuracy, by_f1 = 2 * correct - selected, correct / (selected + labels.sum())
         return dataclasses.replace(
             ranking, accuracy=int(np.argmax(by_accuracy)), f1=int(np.argmax(by_f1))
         )
@@ -171,16 +171,16 @@ class _Ranking:
 
     def metrics(self, times: Int[np.ndarray, " N"] | None = None) -> dict[str, float]:
         """METRICS at the best thresholds, of the pairs or of a resample in which each stands this many times."""
-        found, correct = self._counts(times)
-        precision = correct / np.maximum(found, 1)
+        selected, correct = self._counts(times)
+        precision = correct / np.maximum(selected, 1)
         positives = correct[-1] or np.nan
         ap = float(np.diff(correct, prepend=0) @ precision / positives)
         if self.f1 < 0:
             return dict.fromkeys(METRICS, 0.0) | {"ap": ap}
-        right = 2 * correct - found + found[-1] - correct[-1]
+        right = 2 * correct - selected + selected[-1] - correct[-1]
         return {
-            "accuracy": float(right[self.accuracy] / found[-1]),
-            "f1": float(2 * correct[self.f1] / (found[self.f1] + positives)),
+            "accuracy": float(right[self.accuracy] / selected[-1]),
+            "f1": float(2 * correct[self.f1] / (selected[self.f1] + positives)),
             "precision": float(precision[self.f1]),
             "recall": float(correct[self.f1] / positives),
             "ap": ap,
@@ -195,10 +195,10 @@ class _Ranking:
 
 def _binary(labels: Sequence[int], n: int) -> Int[np.ndarray, " N"]:
     """The labels, checked."""
-    found: Num[np.ndarray, " N"] = np.asarray(labels)
-    if found.shape != (n,):
-        raise InputError(f"pairs: expected a label for each of {n} pairs, found {found.size}")
-    kinds = sorted(set(found.tolist()), key=str)
+    values: Num[np.ndarray, " N"] = np.asarray(labels)
+    if values.shape != (n,):
+        raise InputError(f"pairs: expected a label for each of {n} pairs, found {values.size}")
+    kinds = sorted(set(values.tolist()), key=str)
     if len(kinds) != 2 or set(kinds) != {0, 1}:
         raise InputError(f"pairs: expected labels 0 and 1, some of each, found {kinds[:5]}")
-    return found.astype(np.int64)
+    return values.astype(np.int64)

@@ -149,7 +149,7 @@ def open_task(
         )
     if passage_words or passage_overlap:
         split_passages({}, passage_words, passage_overlap)  # raises for what is impossible
-    asked = {str(number): question for number, question in enumerate(questions[:queries])}
+    questions_by_id = {str(number): question for number, question in enumerate(questions[:queries])}
     depths = [number % queries / max(queries - 1, 1) for number in range(documents)]
 
     def evaluate(embed: Embed) -> Outcome:
@@ -165,9 +165,9 @@ def open_task(
             corpus = {
                 str(n): make_document(length, fact, depths[n], seed) for n, fact in enumerate(facts)
             }
-            run = search(corpus, asked, 1)
+            run = search(corpus, questions_by_id, 1)
             right[f"accuracy@1_{length}"] = np.array(
-                [float(query in found) for query, found in run.items()]
+                [float(query in ranking) for query, ranking in run.items()]
             )
         note = f"{documents} made documents of each length in words; not the texts of LongEmbed"
         return mean_outcome(
@@ -180,7 +180,7 @@ def open_task(
         name,
         KIND,
         "queries",
-        [(question,) for _ in lengths for question in asked.values()],
+        [(question,) for _ in lengths for question in questions_by_id.values()],
         evaluate,
     )
 

@@ -114,12 +114,12 @@ def randomization_test(gaps: Gaps, resamples: int, seed: int) -> tuple[float, bo
     if resamples < 1:
         raise InputError(f"resamples: expected 1 or more, found {resamples}")
     m = gaps.m
-    found = abs(gaps.statistics(np.zeros((1, m), bool))[0]) - 1e-10 * gaps.scale
+    observed = abs(gaps.statistics(np.zeros((1, m), bool))[0]) - 1e-10 * gaps.scale
     exact = m < 63 and 2**m <= resamples
     blocks = exchanged(gaps, resamples, seed)
     if exact:
         blocks = map(gaps.statistics, _all_exchanges(m, max(BLOCK // max(m, gaps.width, 1), 1)))
-    count = sum(int(np.count_nonzero(np.abs(block) >= found)) for block in blocks)
+    count = sum(int(np.count_nonzero(np.abs(block) >= observed)) for block in blocks)
     return (count / 2**m if exact else (1 + count) / (1 + resamples)), exact
 
 

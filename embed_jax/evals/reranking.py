@@ -44,22 +44,19 @@ def open_task(data: str, split: str = "test", *, name: str = "", similarity: str
     if similarity and similarity not in SIMILARITIES:
         raise InputError(unknown("similarity", similarity, SIMILARITIES))
     records = list(zip(*read_reranking(data, split), strict=True))
-    kept = [record for record in records if record[1] and record[2]]
-    if not kept:
-        found = f"none among {len(records)}"
+    usable = [record for record in records if record[1] and record[2]]
+    if not usable:
         raise InputError(
             f"{describe_split(data, split)}: expected a record with positives and negatives, found "
-            f"{found}"
+            f"none among {len(records)}"
         )
-    queries, positives, negatives = zip(*kept, strict=True)
+    queries, positives, negatives = zip(*usable, strict=True)
     # A text that stands twice is scored once: the order of what is equal must not hang on rounding.
     candidates = [
         list(dict.fromkeys([*right, *wrong]))
         for right, wrong in zip(positives, negatives, strict=True)
     ]
-    left_out = (
-        f"{len(records) - len(kept)} of {len(records)} records left out: no positive or no negative"
-    )
+    left_out = f"{len(records) - len(usable)} of {len(records)} records left out: no positive or no negative"
 
     def evaluate(embed: Embed) -> Outcome:
         query, document = (
@@ -72,17 +69,19 @@ def open_task(data: str, split: str = "test", *, name: str = "", similarity: str
             encode_columns(document, *candidates),
             strict=True,
         )
-        for texts, asked, vectors in columns:
-            found = similarity_matrix(asked, vectors, similarity or embed.similarity).max(axis=0)
-            scores.append(dict(zip(texts, found.tolist(), strict=True)))
+        for texts, query_vectors, vectors in columns:
+            query_scores = similarity_matrix(
+                query_vectors, vectors, similarity or embed.similarity
+            ).max(axis=0)
+            scores.append(dict(zip(texts, query_scores.tolist(), strict=True)))
         sides = (
             [
-                np.array([found[text] for text in texts])
-                for found, texts in zip(scores, side, strict=True)
+                np.array([query_scores[text] for text in texts])
+                for query_scores, texts in zip(scores, side, strict=True)
             ]
             for side in (positives, negatives)
         )
-        return reranking_outcome(*sides, notes=[left_out] if len(kept) < len(records) else [])
+        return reranking_outcome(*sides, notes=[left_out] if len(usable) < len(records) else [])
 
     return Task(name, KIND, "queries", [tuple(query) for query in queries], evaluate)
 

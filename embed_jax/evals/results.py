@@ -70,47 +70,47 @@ class TaskResult:
 
     def cautions(self) -> list[str]:
         """Returns sentences about what must not be concluded from it."""
-        found = list(self.outcome.notes)
+        sentences = list(self.outcome.notes)
         n = len(self.outcome.items)
         if n < SMALL:
-            found.append(
+            sentences.append(
                 f"only {n} {self.unit}: its interval is wide, and too narrow still below some "
                 "thirty"
             )
         seen = self.details.get("overlap") or {}
         if seen:
             without = f": {_number(seen['clean'])} without them" if seen["items"] else ""
-            found.append(
+            sentences.append(
                 f"{seen['items']} of {n} {self.unit} share {seen['words']} words in a row with the "
                 f"training data{without}"
             )
-        return found
+        return sentences
 
 
 def read_result(path: Path) -> TaskResult:
     """Reads what `Result.write` wrote.
 
     Raises:
-        InputError: for a file that is none.
+        InputError: for a file that is not a task's results.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: no results of a task: {error}") from None
     try:
         items = Items(
-            *(_array(found["items"].get(name)) for name in ("values", "gold")),
-            found["items"]["statistic"],
+            *(_array(content["items"].get(name)) for name in ("values", "gold")),
+            content["items"]["statistic"],
         )
         metrics = {
             name: math.nan if value is None else float(value)
-            for name, value in found["metrics"].items()
+            for name, value in content["metrics"].items()
         }
         intervals = {name: tuple(math.nan if end is None else end for end in ends)
-                     for name, ends in found["intervals"].items()}  # fmt: skip
-        outcome = Outcome(found["main"], metrics, intervals, items, tuple(found["notes"]))
+                     for name, ends in content["intervals"].items()}  # fmt: skip
+        outcome = Outcome(content["main"], metrics, intervals, items, tuple(content["notes"]))
         known = (
             "task",
             "name",
@@ -123,9 +123,9 @@ def read_result(path: Path) -> TaskResult:
             "notes",
             "items",
         )
-        details = {name: value for name, value in found.items() if name not in known}
+        details = {name: value for name, value in content.items() if name not in known}
         return TaskResult(
-            found["model"], found["name"], found["task"], found["unit"], outcome, details
+            content["model"], content["name"], content["task"], content["unit"], outcome, details
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"{path}: no results of a task: {type(error).__name__} {error}") from None
@@ -142,13 +142,13 @@ def read_results(path: Path) -> dict[str, TaskResult]:
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]
     if not files:
         raise InputError(f"{path}: holds no results (a JSON file for each task)")
-    found: dict[str, TaskResult] = {}
+    results: dict[str, TaskResult] = {}
     for file in files:
         result = read_result(file)
-        if result.name in found:
+        if result.name in results:
             raise InputError(f"{file}: a second result of the task {result.name!r}")
-        found[result.name] = result
-    return found
+        results[result.name] = result
+    return results
 
 
 def seen_in_training(
@@ -167,9 +167,9 @@ def seen_in_training(
         is left), "interval" of it, and "examples".
     """
     owners = [number for number, texts in enumerate(task.item_texts) for _ in texts]
-    found = overlap([text for texts in task.item_texts for text in texts], training, n=words)
+    shared = overlap([text for texts in task.item_texts for text in texts], training, n=words)
     flags = np.zeros(len(task.item_texts), bool)
-    np.logical_or.at(flags, owners, found.flags)
+    np.logical_or.at(flags, owners, shared.flags)
     rows = np.flatnonzero(~flags)
     left = None
     if len(rows) > 1:
@@ -185,7 +185,7 @@ def seen_in_training(
         "share": float(flags.mean()),
         "clean": math.nan if left is None else left.score(),
         "interval": (math.nan, math.nan) if left is None else left.interval(),
-        "examples": found.examples(),
+        "examples": shared.examples(),
     }
 
 

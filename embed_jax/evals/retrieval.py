@@ -57,9 +57,9 @@ def open_task(
     if similarity and similarity not in SIMILARITIES:
         raise InputError(unknown("similarity", similarity, SIMILARITIES))
     if passage_words < 0 or not 0 <= passage_overlap < max(passage_words, 1):
-        found = f"{passage_words} and {passage_overlap}"
+        sizes = f"{passage_words} and {passage_overlap}"
         raise InputError(
-            f"passage_words, passage_overlap: expected 0 or more, and less than it, found {found}"
+            f"passage_words, passage_overlap: expected 0 or more, and less than it, found {sizes}"
         )
     corpus, queries, qrels = open_retrieval_task(data, split)
     check_qrels(corpus, queries, qrels)
@@ -193,8 +193,10 @@ def search_task(
     run = search(corpus, judged, max(ks) + ignore_identical_ids)
     if ignore_identical_ids:
         run = {
-            query: dict(itertools.islice(((d, s) for d, s in found.items() if d != query), max(ks)))
-            for query, found in run.items()
+            query: dict(
+                itertools.islice(((d, s) for d, s in ranking.items() if d != query), max(ks))
+            )
+            for query, ranking in run.items()
         }
     return run
 
@@ -219,8 +221,8 @@ def score_run(run: Run, qrels: Qrels, *, ks: Sequence[int] = (10,)) -> Retrieval
     gains = np.zeros((len(qrels), depth))
     ideal = np.zeros((len(qrels), max(1, *(len(judged) for judged in qrels.values()))))
     for row, (query, judged) in enumerate(qrels.items()):
-        found = [judged.get(document, 0) for document in list(run.get(query, ()))[:depth]]
-        gains[row, : len(found)] = found
+        grades = [judged.get(document, 0) for document in list(run.get(query, ()))[:depth]]
+        gains[row, : len(grades)] = grades
         ideal[row, : len(judged)] = sorted(judged.values(), reverse=True)
     scores = {
         f"{name}@{k}": metric(gains, ideal, k)

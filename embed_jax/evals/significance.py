@@ -1,6 +1,6 @@
 """Is one system better than another? Paired comparisons on the same items, and what may be said of them.
 
-What must not be concluded: a large p-value is no evidence that two systems are equal; a small one
+What must not be concluded: a large p-value does not show that two systems are equal; a small one
 says nothing about the size of the difference, for which there is the interval; and both speak of
 other items like these, not of another seed of the training (for which see `seed_summary`) nor of
 another task.
@@ -67,7 +67,7 @@ def paired_difference(
     retrieval: were the systems alike, then each item's two scores could as well be exchanged, which
     turns the sign of their difference. The p-value is the share of sign patterns with |mean| at
     least as large as found: of all 2^m, where m items differ and 2^m <= resamples; else of a random
-    sample, (1 + count) / (1 + resamples) (Phipson and Smyth 2010), never 0. It is no smaller than
+    sample, (1 + count) / (1 + resamples) (Phipson and Smyth 2010), never 0. It is at least
     2^(1-m): fewer than six items that differ never reach 0.05.
 
     Args:
@@ -191,13 +191,13 @@ def overall_difference(
     """
     if not tasks:
         raise InputError("expected one task or more that both systems were scored on, found none")
-    null, drawn, found = np.zeros(resamples), np.zeros(1000), 0.0
+    null, drawn, observed = np.zeros(resamples), np.zeros(1000), 0.0
     for number, (a, b) in enumerate(tasks):
         gaps = gaps_of(a, b)
         null += np.concatenate(list(exchanged(gaps, resamples, seed + number)))
-        found += gaps.statistics(np.zeros((1, gaps.m), bool))[0]
+        observed += gaps.statistics(np.zeros((1, gaps.m), bool))[0]
         drawn += a.resampled(seed=seed + number) - b.resampled(seed=seed + number)
-    count = int(np.count_nonzero(np.abs(null) >= abs(found) - 1e-10 * len(tasks)))
+    count = int(np.count_nonzero(np.abs(null) >= abs(observed) - 1e-10 * len(tasks)))
     difference = float(np.mean([a.score() - b.score() for a, b in tasks]))
     interval = percentile_interval(drawn / len(tasks), confidence)
     return PairedDifference(difference, interval, (1 + count) / (1 + resamples), False, len(tasks))
@@ -310,6 +310,6 @@ def _columns(at_least: int = 2, **columns: Sequence[float]) -> list[Float[np.nda
                 "numbers"
             )
     if len({len(array) for array in arrays.values()}) > 1:
-        found = ", ".join(f"{len(array)} of {name}" for name, array in arrays.items())
-        raise InputError(f"expected scores of the same items, found {found}")
+        lengths = ", ".join(f"{len(array)} of {name}" for name, array in arrays.items())
+        raise InputError(f"expected scores of the same items, found {lengths}")
     return list(arrays.values())

@@ -58,18 +58,18 @@ def open_task(
 
     def evaluate(embed: Embed) -> Outcome:
         sides = encode_columns(functools.partial(embed, use=Use(name, "STS")), first, second)
-        found = {kind: pairwise_similarity(*sides, kind) for kind in SIMILARITIES}
+        similarities = {kind: pairwise_similarity(*sides, kind) for kind in SIMILARITIES}
         metrics, items = (
-            sts_metrics(found[similarity], gold, subsets),
-            Items(found[similarity], gold, "spearman"),
+            sts_metrics(similarities[similarity], gold, subsets),
+            Items(similarities[similarity], gold, "spearman"),
         )
         for kind in SIMILARITIES:
             if kind != similarity:
                 metrics |= {
                     f"{kind}_{metric}": value
-                    for metric, value in sts_metrics(found[kind], gold).items()
+                    for metric, value in sts_metrics(similarities[kind], gold).items()
                 }
-        intervals = _intervals(found[similarity], gold, subsets)
+        intervals = _intervals(similarities[similarity], gold, subsets)
         return Outcome("spearman", metrics, intervals, items)
 
     return Task(name, "STS", "pairs", list(zip(first, second, strict=True)), evaluate)
@@ -149,18 +149,20 @@ def _intervals(
         "spearman": spearman_of(similarities, gold),
         "pearson": lambda i: pearson(similarities[i], gold[i]),
     }
-    members, found = _members(subsets), {}
+    members, intervals = _members(subsets), {}
     for name, correlate in correlations.items():
-        found[name] = bootstrap_interval(len(gold), correlate)
+        intervals[name] = bootstrap_interval(len(gold), correlate)
         if len(members) > 1:
             parts = [
                 bootstrap(len(member), lambda i, m=member, of=correlate: of(m[i]), seed=number)
                 for number, member in enumerate(members)
             ]
-            found[f"{name}_mean"] = percentile_interval(np.mean(parts, axis=0))
+            intervals[f"{name}_mean"] = percentile_interval(np.mean(parts, axis=0))
             sizes = [len(member) for member in members]
-            found[f"{name}_wmean"] = percentile_interval(np.average(parts, axis=0, weights=sizes))
-    return found
+            intervals[f"{name}_wmean"] = percentile_interval(
+                np.average(parts, axis=0, weights=sizes)
+            )
+    return intervals
 
 
 def _members(subsets: Sequence[str]) -> list[Int[np.ndarray, " M"]]:

@@ -61,9 +61,9 @@ class Entry:
             if option not in accepted:
                 raise InputError(f"{self.task} {self.name}: {unknown('option', option, accepted)}")
             if not _fits(value, accepted[option]):
-                wanted = accepted[option].annotation
+                expected = accepted[option].annotation
                 raise InputError(
-                    f"{self.task} {self.name}: {option}: expected {wanted}, found {value!r}"
+                    f"{self.task} {self.name}: {option}: expected {expected}, found {value!r}"
                 )
         try:
             return open_task(self.data, self.split, name=self.name, **self.options)
@@ -97,8 +97,8 @@ def read_suite(path: Path, root: Path | None = None) -> list[Entry]:
         root: the file's own directory if not given.
 
     Raises:
-        InputError: for a file that cannot be read, and the first entry that is none, with its
-            number.
+        InputError: for a file that cannot be read, and the first entry that is not a task, with
+            its number.
     """
     path = config_path(path)
     if not path.is_file():
@@ -106,15 +106,15 @@ def read_suite(path: Path, root: Path | None = None) -> list[Entry]:
             f"{path}: no such file; a suite is a YAML or Python file with a list of tasks"
         )
     try:
-        found = runpy.run_path(str(path)).get("TASKS") if path.suffix == ".py" else _yaml(path)
+        tasks = runpy.run_path(str(path)).get("TASKS") if path.suffix == ".py" else _yaml(path)
     except Exception as error:  # whatever a Python file does
         raise InputError(f"{path}: cannot be read as a suite: {one_line(error)}") from None
-    if not isinstance(found, list) or not found:
+    if not isinstance(tasks, list) or not tasks:
         what = "TASKS to a list" if path.suffix == ".py" else "a list"
-        raise InputError(f"{path}: expected {what} of tasks, found {type(found).__name__}")
+        raise InputError(f"{path}: expected {what} of tasks, found {type(tasks).__name__}")
     entries = [
-        _entry(f"{path}: task {number}", one, root or path.parent)
-        for number, one in enumerate(found, 1)
+        _entry(f"{path}: task {number}", mapping, root or path.parent)
+        for number, mapping in enumerate(tasks, 1)
     ]
     names = [entry.name for entry in entries]
     for number, name in enumerate(names):
@@ -226,12 +226,12 @@ class _instructed:  # noqa: N801  a function with an attribute
 
 def _fits(value: Any, parameter: inspect.Parameter) -> bool:
     """Tells whether a value from a file fits a parameter with a default of a plain type."""
-    wanted = type(parameter.default)
-    if wanted is tuple:
+    expected_type = type(parameter.default)
+    if expected_type is tuple:
         return isinstance(value, list | tuple)
-    if isinstance(value, bool) or wanted is bool:
-        return type(value) is wanted
-    return isinstance(value, int | float if "float" in str(parameter.annotation) else wanted)
+    if isinstance(value, bool) or expected_type is bool:
+        return type(value) is expected_type
+    return isinstance(value, int | float if "float" in str(parameter.annotation) else expected_type)
 
 
 def _yaml(path: Path) -> Any:
@@ -240,26 +240,26 @@ def _yaml(path: Path) -> Any:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def _entry(where: str, found: Any, root: Path) -> Entry:
-    if not isinstance(found, Mapping):
-        raise InputError(f"{where}: expected a mapping with task and data, found {found!r}")
+def _entry(where: str, mapping: Any, root: Path) -> Entry:
+    if not isinstance(mapping, Mapping):
+        raise InputError(f"{where}: expected a mapping with task and data, found {mapping!r}")
     for field in ("task", "data"):
-        if field not in found:
+        if field not in mapping:
             raise InputError(
-                f"{where}: no field {field!r}; found {', '.join(map(str, found)) or 'none'}"
+                f"{where}: no field {field!r}; found {', '.join(map(str, mapping)) or 'none'}"
             )
     for field in FIELDS:
-        if not isinstance(found.get(field, ""), str):
-            raise InputError(f"{where}: {field}: expected text, found {found[field]!r}")
+        if not isinstance(mapping.get(field, ""), str):
+            raise InputError(f"{where}: {field}: expected text, found {mapping[field]!r}")
     try:
-        lookup("task", found["task"])
+        lookup("task", mapping["task"])
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
-    data, split = _rooted(found["data"], root), found.get("split", "test")
-    options = {name: _rooted(value, root) for name, value in found.items() if name not in FIELDS}
-    name = found.get("name") or named(found["task"], data, split)
-    instruction = found.get("instruction", "")
-    return Entry(found["task"], data, split, name, instruction, options, where, root)
+    data, split = _rooted(mapping["data"], root), mapping.get("split", "test")
+    options = {name: _rooted(value, root) for name, value in mapping.items() if name not in FIELDS}
+    name = mapping.get("name") or named(mapping["task"], data, split)
+    instruction = mapping.get("instruction", "")
+    return Entry(mapping["task"], data, split, name, instruction, options, where, root)
 
 
 def _rooted(value: Any, root: Path) -> Any:

@@ -33,16 +33,15 @@ def open_task(data: str, split: str = "test", *, name: str = "") -> Task:
         InputError: for data that cannot be read, or if no text is left.
     """
     records = list(zip(*read_summaries(data, split), strict=True))
-    kept = [record for record in records if len(set(record[2])) > 1 and len(set(record[3])) > 1]
-    if not kept:
-        found = f"none among {len(records)}"
+    usable = [record for record in records if len(set(record[2])) > 1 and len(set(record[3])) > 1]
+    if not usable:
         raise InputError(
             f"{describe_split(data, split)}: expected a text with summaries of different ratings, "
-            f"found {found}"
+            f"found none among {len(records)}"
         )
-    texts, human, machine, ratings = zip(*kept, strict=True)
-    left_out = f"{len(records) - len(kept)} of {len(records)} texts left out: all ratings or all summaries equal"
-    notes = [left_out] if len(kept) < len(records) else []
+    texts, human, machine, ratings = zip(*usable, strict=True)
+    left_out = f"{len(records) - len(usable)} of {len(records)} texts left out: all ratings or all summaries equal"
+    notes = [left_out] if len(usable) < len(records) else []
 
     def evaluate(embed: Embed) -> Outcome:
         vectors = encode_columns(functools.partial(embed, use=Use(name, KIND)), *human, *machine)

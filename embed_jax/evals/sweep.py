@@ -84,11 +84,11 @@ def front(rows: Sequence[Measured], cost: Callable[[Measured], float]) -> list[M
 
     Of rows alike in both, the one that is fewer bytes or, then, faster.
     """
-    found: list[Measured] = []
+    front_rows: list[Measured] = []
     for row in sorted(rows, key=lambda row: (cost(row), -row.quality, row.bytes, by_time(row))):
-        if not found or row.quality > found[-1].quality:
-            found.append(row)
-    return found
+        if not front_rows or row.quality > front_rows[-1].quality:
+            front_rows.append(row)
+    return front_rows
 
 
 def by_bytes(row: Measured) -> float:
@@ -181,20 +181,22 @@ def settings(
     """
     from embed_jax.retrieval.calibration import check_precision
 
-    found = [SweepSetting(dim, "float32")]
+    combinations = [SweepSetting(dim, "float32")]
     if max(dims, default=1) > dim:
         raise InputError(
             f"dims: expected 1 to {dim}, the size of the model's embeddings, found {max(dims)}"
         )
-    for kept in dims or [dim]:
+    for size in dims or [dim]:
         for precision in precisions:
-            check_precision(precision, kept)
+            check_precision(precision, size)
             for float_queries, (rescore, originals) in itertools.product(asymmetric, rescoring):
                 if precision == "float32":
-                    found.append(SweepSetting(kept, precision))
+                    combinations.append(SweepSetting(size, precision))
                 elif originals != precision and (originals or not (rescore and float_queries)):
-                    found.append(SweepSetting(kept, precision, float_queries, rescore, originals))
-    return list(dict.fromkeys(found))
+                    combinations.append(
+                        SweepSetting(size, precision, float_queries, rescore, originals)
+                    )
+    return list(dict.fromkeys(combinations))
 
 
 def measure(
@@ -231,11 +233,11 @@ def measure(
         cut = prefix(documents, dim)
         return compress(cut, precision, calibrate(cut[:: -(-len(cut) // SAMPLE)], precision))
 
-    found: list[Measured] = []
+    measured: list[Measured] = []
     for (dim, precision), group in itertools.groupby(
         chosen, lambda setting: (setting.dim, setting.precision)
     ):
-        index, asked = CompressedIndex(compressed(dim, precision)), prefix(queries, dim)
+        index, cut_queries = CompressedIndex(compressed(dim, precision)), prefix(queries, dim)
         for setting in group:
             originals = compressed(dim, setting.originals) if setting.originals else None
             options = {
@@ -244,7 +246,7 @@ def measure(
                 "originals": originals,
             }
             seconds, (_, rows) = timed(
-                functools.partial(index.search, asked, K + ignore_identical_ids, **options)
+                functools.partial(index.search, cut_queries, K + ignore_identical_ids, **options)
             )
             run = {
                 query: {
@@ -256,31 +258,31 @@ def measure(
             }
             values = score_run(run, qrels, ks=(K,)).per_query[METRIC]
             quality = float(values.mean())
-            if not found and not quality:
+            if not measured and not quality:
                 raise InputError(
                     f"{METRIC} of the embeddings as they are is 0: there is nothing to keep a "
                     "share of"
                 )
-            found.append(
+            measured.append(
                 Measured(
                     setting,
                     quality,
                     bootstrap_interval(len(values), lambda i, v=values: float(v[i].mean())),
-                    quality / (found[0].quality if found else quality),
+                    quality / (measured[0].quality if measured else quality),
                     index.bytes_per_vector,
                     originals.bytes_per_vector if originals else 0,
                     index.bytes_once,
                     len(queries) / seconds,
                 )
             )
-    return found
+    return measured
 
 
 def timed(search: Callable[[], Any]) -> tuple[float, Any]:
     """The median seconds of a search, and what it found."""
-    found, seconds = search(), []
+    result, seconds = search(), []
     while len(seconds) < REPEATS or sum(seconds) < SECONDS:
         began = time.perf_counter()
         search()
         seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds), found
+    return statistics.median(seconds), result

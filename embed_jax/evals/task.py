@@ -60,10 +60,10 @@ def binary_average_precision(
     order = np.argsort(-values, kind="stable")
     values, labels = values[order], labels[order]
     last = np.flatnonzero(np.append(values[1:] != values[:-1], True))
-    found = np.cumsum(labels)[last]
-    if not len(found) or found[-1] == 0:
+    hits = np.cumsum(labels)[last]
+    if not len(hits) or hits[-1] == 0:
         return math.nan
-    return float(np.sum(np.diff(found, prepend=0) * found / (last + 1)) / found[-1])
+    return float(np.sum(np.diff(hits, prepend=0) * hits / (last + 1)) / hits[-1])
 
 
 STATISTICS: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = {

@@ -166,17 +166,17 @@ def cross_validate(
     """
     fold, rotated = _folds(labels, folds, seed), _rotate(vectors)
     pairs = list(itertools.combinations(range(folds), 2))
-    kept = np.stack([(fold != one) & (fold != other) for one, other in pairs], axis=1)
+    included = np.stack([(fold != first) & (fold != second) for first, second in pairs], axis=1)
     accuracy = np.zeros(
         (len(strengths), folds, folds)
     )  # [s, i, j]: on fold j without the folds i and j
     weights = None
     for number, strength in enumerate(strengths):
-        weights = logistic_regressions(rotated, labels, kept, [strength] * len(pairs), weights)
+        weights = logistic_regressions(rotated, labels, included, [strength] * len(pairs), weights)
         right = predict_by_each(weights, rotated.vectors) == labels[:, None]
-        for model, (one, other) in enumerate(pairs):
-            accuracy[number, one, other] = right[fold == other, model].mean()
-            accuracy[number, other, one] = right[fold == one, model].mean()
+        for model, (first, second) in enumerate(pairs):
+            accuracy[number, first, second] = right[fold == second, model].mean()
+            accuracy[number, second, first] = right[fold == first, model].mean()
     means = accuracy.sum(axis=2) / (folds - 1)
     best = means.argmax(axis=0)
     chosen = [strengths[number] for number in best]
@@ -205,15 +205,15 @@ def train_and_test(
     rotated, gold = _rotate(vectors["train"]), labels["train"]
     everything = np.ones((len(gold), 1), bool)
     if "dev" in vectors:
-        kept, scored, answers = everything, _turn(rotated, vectors["dev"]), labels["dev"]
+        included, scored, answers = everything, _turn(rotated, vectors["dev"]), labels["dev"]
         parts = [slice(None)]
     else:
         fold = _folds(gold, folds, seed)
-        kept, scored, answers = fold[:, None] != np.arange(folds), rotated.vectors, gold
+        included, scored, answers = fold[:, None] != np.arange(folds), rotated.vectors, gold
         parts = [fold == number for number in range(folds)]
     accuracy, weights = [], None
     for strength in strengths:
-        weights = logistic_regressions(rotated, gold, kept, [strength] * len(parts), weights)
+        weights = logistic_regressions(rotated, gold, included, [strength] * len(parts), weights)
         right = predict_by_each(weights, scored) == answers[:, None]
         accuracy.append(
             float(np.mean([right[part, model].mean() for model, part in enumerate(parts)]))
@@ -230,7 +230,7 @@ def train_and_test(
 def logistic_regressions(
     rotated: Rotated,
     labels: Int[np.ndarray, " N"],
-    kept: Bool[np.ndarray, "N M"],
+    included: Bool[np.ndarray, "N M"],
     strengths: Sequence[float],
     start: Float[Array, "D+1 M K"] | None = None,
 ) -> Float[Array, "D+1 M K"]:
@@ -259,7 +259,7 @@ def logistic_regressions(
         rotated.vectors,
         rotated.squares,
         np.eye(classes, dtype=np.float32)[labels],
-        kept,
+        included,
         penalty,
         start,
     )
@@ -284,16 +284,16 @@ def _logits(
 
 
 @functools.partial(jax.jit, static_argnames=("tolerance", "most"))
-def _minimise(vectors, squares, gold, kept, penalty, start, tolerance=3e-5, most=2000):
+def _minimise(vectors, squares, gold, included, penalty, start, tolerance=3e-5, most=2000):
     """`logistic_regressions` until |gradient|^2 in the bound's metric, by row, is below tolerance^2 in all of them."""
-    rows = kept.sum(axis=0)
+    rows = included.sum(axis=0)
     penalties = jnp.concatenate(
         [jnp.broadcast_to(penalty, (len(squares), len(penalty))), jnp.zeros((1, len(penalty)))]
     )
     step = 1 / (jnp.append(squares, len(vectors))[:, None] / 2 + penalties)[..., None]
 
     def gradient(weights):
-        over = (jax.nn.softmax(_logits(weights, vectors)) - gold[:, None]) * kept[..., None]
+        over = (jax.nn.softmax(_logits(weights, vectors)) - gold[:, None]) * included[..., None]
         slopes = jnp.einsum("nd,nmk->dmk", vectors, over, precision="highest")
         return jnp.concatenate([slopes, over.sum(axis=0)[None]]) + penalties[..., None] * weights
 
@@ -344,8 +344,8 @@ def _features(
         )
 
     return {
-        part: features(*(column.astype(np.float64) / scale for column in found))
-        for part, found in columns.items()
+        part: features(*(column.astype(np.float64) / scale for column in sides))
+        for part, sides in columns.items()
     }
 
 
@@ -384,20 +384,20 @@ def _read(
 
     Two labels or more are in each fold of `learnt`.
     """
-    texts, found = {}, {}
+    texts, labels = {}, {}
     for part, where in places.items():
         rows = read_rows(*where)
         fields = ("text",) if "text" in rows[0].fields else ("sentence1", "sentence2")
         texts[part] = [tuple(row.text(field) for field in fields) for row in rows]
         if not any(text.strip() for item in texts[part] for text in item):
             raise InputError(f"{describe_split(*where)}: all of {len(rows)} texts are empty")
-        found[part] = [row.label(label) for row in rows]
+        labels[part] = [row.label(label) for row in rows]
         if len(fields) != len(texts["test"][0]):
             raise InputError(
                 f"{rows[0].where}: expected the fields of {describe_split(*places['test'])}, texts "
                 "or pairs"
             )
-    counts = Counter(found[learnt]).most_common()
+    counts = Counter(labels[learnt]).most_common()
     if len(counts) < 2 or counts[1][1] < folds:
         few = ", ".join(f"{kind!r} ({count} x)" for kind, count in counts[:5])
         raise InputError(
@@ -405,7 +405,7 @@ def _read(
             f"found {few}"
         )
     names = sorted(dict(counts))
-    for part, kinds in found.items():
+    for part, kinds in labels.items():
         unknown = sorted(set(kinds).difference(names))
         if unknown:
             few = ", ".join(map(repr, unknown[:5]))
@@ -413,4 +413,4 @@ def _read(
                 f"{describe_split(*places[part])}: {len(unknown)} labels that no training text "
                 f"has: {few}"
             )
-    return texts, {part: np.searchsorted(names, kinds) for part, kinds in found.items()}
+    return texts, {part: np.searchsorted(names, kinds) for part, kinds in labels.items()}
