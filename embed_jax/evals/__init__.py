@@ -16,6 +16,7 @@ from embed_jax.public import public_names
 _MODULES = {
     "comparison": ("Comparison", "compare"),
     "geometry": ("geometry_evaluator", "geometry_metrics"),
+    "head_to_head": ("HeadToHead", "compare_results"),
     "metrics": (
         "average_precision",
         "bootstrap_interval",
@@ -27,6 +28,7 @@ _MODULES = {
         "spearman",
     ),
     "mteb": ("MtebModel", "mteb_model"),
+    "overlap": ("CleanScore", "Overlap", "clean_score", "find_overlap"),
     "results": ("TaskResult", "read_result", "read_results"),
     "retrieval": ("RetrievalResult", "evaluate_retrieval", "retrieval_evaluator", "score_run"),
     "significance": (

@@ -1,4 +1,4 @@
-"""Bitext mining: is a sentence's translation its nearest neighbour among all sentences of the other language?"""
+"""Bitext mining: is a sentence's translation its nearest neighbour in the other language?"""
 
 from __future__ import annotations
 
@@ -31,7 +31,11 @@ def open_task(
     The other direction is another task, with the two names exchanged.
 
     Args:
-        data, split, source, target: see `read_bitext`.
+        data: a file, a directory or a data set of the hub; see `read_bitext`.
+        split: the split to read.
+        name: the task's name, in tables and for prompts made for it.
+        source: the language to search from; see `read_bitext`.
+        target: the language to search in.
         similarity: one of SIMILARITIES; the model's own if empty.
 
     Raises:
@@ -51,12 +55,18 @@ def open_task(
 def bitext_outcome(
     first: Float[np.ndarray, "N D"], second: Float[np.ndarray, "N D"], *, similarity: str = "cosine"
 ) -> Outcome:
-    """Scores of the nearest neighbours in `second` of each row of `first`, whose translation is the same row.
+    """Scores the search for each sentence's translation, row i of `second` for row i of `first`.
 
-    Each row c of `second` is a class: found for p_c sentences, rightly (h_c = 1) or not (h_c = 0),
-    it has precision h_c / p_c, recall h_c and F1 2 h_c / (1 + p_c), and the scores are the means
-    over classes, which are scikit-learn's weighted averages. Agrees with mteb's AbsTaskBitextMining
-    (2.26), whose main score is "f1". The first of equally near neighbours is taken, by mteb any.
+    Each row c of `second` is a class: retrieved for p_c sentences, rightly (h_c = 1) or not (h_c =
+    0), it has precision h_c / p_c, recall h_c and F1 2 h_c / (1 + p_c), and the scores are the
+    means over classes, which are scikit-learn's weighted averages. Agrees with mteb's
+    AbsTaskBitextMining (2.26), whose main score is "f1". Of equally near neighbours the first one
+    counts; mteb takes any.
+
+    Args:
+        first: embeddings of the sentences, [N, D].
+        second: embeddings of their translations, [N, D].
+        similarity: one of SIMILARITIES.
 
     Returns:
         Metrics "f1", "precision", "recall" and "accuracy", which equals recall. Items are the

@@ -20,10 +20,15 @@ BySize = dict[int, dict[int, float]]  # layers -> size -> score
 
 
 def numbers(text: str, field: str, highest: int) -> list[int]:
-    """[384, 64] of "64,384", descending.
+    """Reads different numbers in a text, such as [384, 64] of "64,384", in descending order.
+
+    Args:
+        text: numbers separated by commas.
+        field: the text's name in errors.
+        highest: the largest number that is accepted.
 
     Raises:
-        InputError: for what is no number from 1 to `highest`, or repeated.
+        InputError: for a number that is not from 1 to `highest`, or is repeated.
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and 1 <= int(part) <= highest for part in parts) or len(
@@ -39,13 +44,16 @@ def spearman_by_size(
     sizes: Sequence[int],
     layers: Sequence[int],
 ) -> BySize:
-    """Returns Spearman's correlation, its mean over the test sets, of embeddings cut to each size after this many layers.
+    """Computes Spearman's correlation for embeddings of each size after each number of layers.
 
-    Texts are encoded once for each number of layers. What was not trained is evaluated without a
-    warning.
+    The correlation is the mean over the test sets. Texts are encoded once for each number of
+    layers. Sizes and depths that were not trained are evaluated without a warning.
 
     Args:
         encode: `(texts, layers=number of layers) -> embeddings`.
+        tests: evaluators of STS test sets, by name.
+        sizes: numbers kept of each embedding.
+        layers: numbers of layers to run.
     """
     by_layers: BySize = {}
     for number in layers:
@@ -78,7 +86,8 @@ def print_by_size(scores: Mapping[str, BySize], trained: Sequence[int]) -> None:
     for layers, by_size in first.items():
         for size in by_size:
             cells = [
-                f"{by_layers[layers][size]:10.4f} {by_layers[layers][size] / full_score(by_layers):8.1%}"
+                f"{by_layers[layers][size]:10.4f} "
+                f"{by_layers[layers][size] / full_score(by_layers):8.1%}"
                 if layers in by_layers
                 else ""
                 for by_layers in scores.values()
@@ -88,13 +97,13 @@ def print_by_size(scores: Mapping[str, BySize], trained: Sequence[int]) -> None:
 
 
 def full_score(scores: BySize) -> float:
-    """The score of all layers and the whole embedding."""
+    """Returns the score of all layers and the whole embedding."""
     by_size = scores[max(scores)]
     return by_size[max(by_size)]
 
 
 def write_by_size(scores: Mapping[str, BySize], trained: Sequence[int], output: Path) -> None:
-    """The scores as JSON, null where a correlation is undefined."""
+    """Writes the scores as JSON, null where a correlation is undefined."""
     models = {
         name: {
             str(layers): {
@@ -112,7 +121,9 @@ def write_by_size(scores: Mapping[str, BySize], trained: Sequence[int], output: 
 def plot_by_size(
     scores: Mapping[str, BySize], trained: Sequence[int], output: Path, title: str = ""
 ) -> None:
-    """Draws quality against size, and the share of the whole embedding's quality, a line for each model and depth.
+    """Plots quality against size, a line for each model and number of layers.
+
+    The right panel shows the share of the whole embedding's quality.
 
     Raises:
         InputError: if matplotlib is missing.
@@ -192,7 +203,7 @@ def plot_by_size(
 
 
 def _apart(places: Sequence[float], gap: float) -> list[float]:
-    """The places, moved up where they are less than `gap` apart."""
+    """Moves places up where they are less than `gap` apart."""
     moved = list(places)
     order = sorted(range(len(places)), key=lambda i: places[i])
     for before, after in zip(order, order[1:], strict=False):

@@ -35,17 +35,20 @@ def open_task(
     experiments: int = EXPERIMENTS,
     seed: int = SEED,
 ) -> Task:
-    """Classification by mteb's protocol.
+    """Opens a classification task by mteb's protocol.
 
-    The mean accuracy of experiments that each learn from a few examples.
-
-    Training texts that no experiment draws are not embedded.
+    The main score is the mean accuracy of experiments that each learn from a few examples. Training
+    texts that no experiment draws are not embedded.
 
     Args:
-        data, split: what is classified, see `read_labelled_texts`.
+        data: a file, a directory or a data set of the hub; see `read_labelled_texts`.
+        split: the split to read.
+        name: the task's name, in tables and for prompts made for it.
         train: the split to learn from, or a file; data that is a file has no splits.
         label: the field of the label, such as "fine_label".
-        samples_per_label, experiments, seed: see `undersamples`.
+        samples_per_label: how many examples of each label an experiment learns from.
+        experiments: how many experiments.
+        seed: of the examples that are drawn; see `undersamples`.
 
     Raises:
         InputError: for data that cannot be read, training texts with one label only, or fewer than
@@ -97,7 +100,7 @@ def undersamples(
     experiments: int = EXPERIMENTS,
     seed: int = SEED,
 ) -> list[Int[np.ndarray, " S"]]:
-    """The examples that each experiment is trained on: those that mteb draws with this seed.
+    """Draws the examples that each experiment is trained on, those that mteb draws with this seed.
 
     Each experiment shuffles the order left by the one before, by the same permutation, and takes
     the first examples of each label: `samples_per_label`, or all of a label that has fewer.
@@ -125,7 +128,7 @@ def predict_labels(
     *,
     seed: int = SEED,
 ) -> Int[np.ndarray, " N"]:
-    """The labels that a logistic regression learnt from a sample, in 100 iterations at most, gives to other texts."""
+    """Predicts labels by a logistic regression trained on a sample, in at most 100 iterations."""
     require("sklearn")
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -144,7 +147,8 @@ def classification_outcome(
     "ap_weighted" is "ap". The cross-validation that a few of its tasks ask for is not done here.
 
     Args:
-        labels, predicted: numbers from 0.
+        labels: the right labels, numbers from 0.
+        predicted: the labels predicted by each experiment, numbers from 0.
 
     Returns:
         The metrics of `prediction_metrics`, and "accuracy_1", "accuracy_2", ..., of each
@@ -175,10 +179,14 @@ def prediction_metrics(
     kinds: int,
     positive: int | None = None,
 ) -> dict[str, float]:
-    """Accuracy, and F1, precision and recall, each as the mean over labels and weighted by the labels' frequencies.
+    """Computes accuracy, F1, precision and recall of predicted labels.
+
+    F1, precision and recall are means over labels, and means weighted by the labels' frequencies.
 
     Args:
-        labels, predicted: numbers from 0 to `kinds` - 1; of each of E experiments.
+        labels: the right labels, numbers from 0 to `kinds` - 1.
+        predicted: the labels predicted by each of E experiments.
+        kinds: how many labels there are.
         positive: the larger of two labels.
 
     Returns:
@@ -223,6 +231,6 @@ def prediction_metrics(
 
 
 def _sorted(labels: Sequence[str]) -> list[str]:
-    """The different labels, by number if all are whole numbers."""
+    """Sorts the different labels, by value if all are whole numbers."""
     numbers = all(whole_number(label) is not None for label in set(labels))
     return sorted(set(labels), key=float if numbers else None)

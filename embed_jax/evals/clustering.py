@@ -55,23 +55,29 @@ def open_task(
     batch_size: int = 0,
     seed: int = SEED,
 ) -> Task:
-    """Clustering by one of mteb's protocols; the main score is the mean V-measure, "v_measure".
+    """Opens a clustering task; the main score is the mean V-measure, "v_measure".
 
     * "legacy", AbsTaskClusteringLegacy: each set of texts is clustered once; a set with one label
       counts 1.
     * "fast", AbsTaskClustering: samples, drawn with replacement from a part of the texts, are
-      clustered on each level of labels; the sets of the data are one, without texts that were there
-      before. Texts without a label on a level are left out there; mteb does not leave them out
-      where labels are strings. Agrees for the first subset and split of a task of mteb: for later
-      ones mteb goes on with the same random numbers.
+      clustered on each level of labels; the sets of the data are joined, without repeated texts.
+      Texts without a label on a level are left out there; mteb does not leave them out where labels
+      are strings. Agrees for the first subset and split of a task of mteb: for later ones mteb goes
+      on with the same random numbers.
 
     Args:
-        data, split, label: see `read_text_sets`.
-        documents: how many texts are embedded: a number, 0 for all, or a fraction (mteb's own
-            default is 0.04).
-        experiments, sample_size: how many samples, and the texts in each.
-        depth: the number of levels; 0 for all. These four are for "fast".
+        data: a file, a directory or a data set of the hub; see `read_text_sets`.
+        split: the split to read.
+        name: the task's name, in tables and for prompts made for it.
+        protocol: "legacy" or "fast".
+        label: the field of the label; see `read_text_sets`.
+        documents: for "fast": how many texts are embedded; a number, 0 for all, or a fraction
+            (mteb's own default is 0.04).
+        experiments: for "fast": how many samples.
+        sample_size: for "fast": how many texts in each sample.
+        depth: for "fast": the number of levels; 0 for all.
         batch_size: of k-means; 0 for 500 in "legacy" and 512 in "fast".
+        seed: of samples and k-means.
 
     Raises:
         InputError: for data that cannot be read, a level or all sets with one label only, options
@@ -125,7 +131,7 @@ def open_task(
 def cluster(
     vectors: Float[np.ndarray, "N D"], clusters: int, *, batch_size: int = 500, seed: int = SEED
 ) -> Int[np.ndarray, " N"]:
-    """Each vector's cluster, by mini-batch k-means (Sculley 2010)."""
+    """Assigns each vector to a cluster, by mini-batch k-means (Sculley 2010)."""
     require("sklearn")
     from sklearn.cluster import MiniBatchKMeans
 
@@ -214,7 +220,7 @@ def clustering_outcome(
 def _per_text(
     runs: Sequence[ClusteringRun], values: Sequence[Float[np.ndarray, " n"]]
 ) -> Float[np.ndarray, " T"]:
-    """Values whose mean is the runs' mean V-measure, of each text in one of the runs."""
+    """Computes values of each text in one of the runs whose mean is the runs' mean V-measure."""
     rows = np.concatenate([run.rows for run in runs])
     changes = np.concatenate(
         [(run_values - run_values.mean()) / len(run_values) for run_values in values]
@@ -225,7 +231,7 @@ def _per_text(
 
 
 def _each_set(labels: Sequence[Sequence[tuple[str, ...]]]) -> list[ClusteringRun]:
-    """A run for each set, whose texts follow each other."""
+    """Makes a run of each set, whose texts follow each other."""
     if any(len(levels) > 1 for members in labels for levels in members):
         raise InputError(
             "found several labels of a text, expected one: they are for the protocol 'fast'"
@@ -250,7 +256,7 @@ def _samples(
     depth: int,
     seed: int,
 ) -> tuple[list[str], list[list[ClusteringRun]]]:
-    """The texts that are embedded, and the runs of each level."""
+    """Draws the texts that are embedded, and the runs of each level."""
     texts, paths = list(itertools.chain(*sets)), list(itertools.chain(*labels))
     if len(sets) > 1:
         first: dict[str, int] = {}

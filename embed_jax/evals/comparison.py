@@ -50,17 +50,20 @@ class Comparison:
 
     @functools.cached_property
     def intervals(self) -> dict[str, dict[str, tuple[float, float]]]:
-        """95 % bootstrap intervals of each search's scores."""
+        """Computes 95 % bootstrap intervals of each search's scores."""
         return {name: result.intervals() for name, result in self.results.items()}
 
     def gain(self, other: str = "before", metric: str = "ndcg@10") -> tuple[float, float, float]:
-        """The mean difference after - other by query, and its 95 % bootstrap interval (paired: same queries)."""
+        """Returns the mean difference, after - other, with its 95 % bootstrap interval.
+
+        The difference is paired by query.
+        """
         difference = self.results["after"].per_query[metric] - self.results[other].per_query[metric]
         low, high = bootstrap_interval(len(difference), lambda i: float(difference[i].mean()))
         return float(difference.mean()), low, high
 
     def table(self) -> str:
-        """Means with 95 % intervals, a row a search."""
+        """Formats means with 95 % intervals, a row for each search."""
         rows = [f"{len(self.queries)} queries, {len(self.corpus)} documents"]
         rows.append(f"{'':8}" + "".join(f"{name:>24}" for name in SHOWN))
         for name, result in self.results.items():
@@ -84,13 +87,19 @@ class Comparison:
             reason = "worse than" if high < 0 else "not shown to be better than"
             return f"Do not adopt it: the new model is {reason} the old one, {interval}."
         if over_bm25 < 0:
-            return f"Do not adopt it yet: better than the old model, {interval}, but BM25 is ahead by {-over_bm25:.4f}."
-        return f"Adopt it: the new model is better than the old one, {interval}, and ahead of BM25 by {over_bm25:.4f}."
+            return (
+                f"Do not adopt it yet: better than the old model, {interval}, but BM25 is ahead by "
+                f"{-over_bm25:.4f}."
+            )
+        return (
+            f"Adopt it: the new model is better than the old one, {interval}, and ahead of BM25 by "
+            f"{over_bm25:.4f}."
+        )
 
     def examples(self, count: int = 3) -> str:
-        """Searches of queries evenly spread over the task, not chosen by their outcome.
+        """Shows searches of queries evenly spread over the task, not chosen by their outcome.
 
-        * marks what is relevant.
+        * marks relevant documents.
         """
         lines = []
         searched = list(self.qrels)
@@ -159,7 +168,8 @@ def compare(
     """Searches the task with BM25, the model before and the model after.
 
     Args:
-        before, after: the functions that embed queries and documents.
+        before: the functions of the old model that embed queries and documents.
+        after: those of the new model.
         task: corpus, queries, relevance judgements.
         similarity: "cosine" or "dot", of both models.
         ignore_identical_ids: see `evaluate_retrieval`.

@@ -42,7 +42,7 @@ LOSS = 0.01  # of nDCG@10: what neighbours on leaderboards differ by
 MARGIN = (
     0.05  # NV-Retriever (Moreira et al. 2024) takes negatives up to 95 % of their positive's score
 )
-# A batch's 63 other positives are negatives for nothing: what is no harder than they adds none
+# A batch's 63 other positives are negatives at no cost: easier ones teach nothing new
 BATCH = 64
 MOST_EASY = 0.5
 BLOCK = 2**24  # similarities held at a time
@@ -90,13 +90,16 @@ class Judged:
 def judged_rows(
     corpus: TextsById, queries: TextsById, qrels: Qrels, *, ignore_identical_ids: bool = False
 ) -> Judged:
-    """The judgements by row; queries count in the order of `qrels`.
+    """Returns the judgements by row; queries are in the order of `qrels`.
 
     Args:
+        corpus: documents by id.
+        queries: queries by id.
+        qrels: {query id: {document id: grade}}.
         ignore_identical_ids: see `retrieval.evaluate_retrieval`.
 
     Raises:
-        InputError: as `check_qrels`; or no document is right for any query.
+        InputError: see `check_qrels`; or no document is relevant to any query.
     """
     check_qrels(corpus, queries, qrels, ignore_identical_ids=ignore_identical_ids)
     row_of = {name: row for row, name in enumerate(corpus)}
@@ -127,7 +130,10 @@ def relevant_ranks(
     judged: Judged,
     similarity: str = "cosine",
 ) -> Int[np.ndarray, " J"]:
-    """The rank of each relevant document, from 1; N + 1 for one that is no result."""
+    """Computes the rank of each relevant document, from 1.
+
+    A document that is not a result, such as the query's own text, has rank N + 1.
+    """
     if similarity == "cosine":
         queries, corpus, similarity = unit_length(queries), unit_length(corpus), "dot"
     ranks = np.empty(len(judged.query), np.int64)
@@ -149,7 +155,7 @@ def relevant_ranks(
 def ndcg_of_ranks(
     ranks: Int[np.ndarray, " J"], judged: Judged, k: int = 10
 ) -> Float[np.ndarray, " Q"]:
-    """nDCG@k of each query, as `metrics.ndcg`."""
+    """Computes nDCG@k of each query; see `metrics.ndcg`."""
     gains = np.zeros((len(judged.ideal), k))
     in_top = ranks <= k
     gains[judged.query[in_top], ranks[in_top] - 1] = judged.grade[in_top]
@@ -159,7 +165,7 @@ def ndcg_of_ranks(
 def recall_of_ranks(
     ranks: Int[np.ndarray, " J"], judged: Judged, k: int
 ) -> Float[np.ndarray, " Q"]:
-    """Recall@k of each query, as `metrics.recall`."""
+    """Computes recall@k of each query; see `metrics.recall`."""
     hits = np.bincount(judged.query[ranks <= k], minlength=len(judged.ideal))
     return hits / np.maximum((judged.ideal > 0).sum(axis=1), 1)
 
@@ -172,9 +178,9 @@ def against_random(
     *,
     seed: int = 0,
 ) -> tuple[Float[np.ndarray, " J"], Float[np.ndarray, "Q R"]]:
-    """The similarity of each query with its relevant documents, and with R others.
+    """Compares each query with its relevant documents, and with R random others.
 
-    R is 1000, or what there is.
+    R is 1000, or the number of other documents if that is smaller.
     """
     relevant = pairwise_similarity(queries[judged.query], corpus[judged.document], similarity)
     rng, others = np.random.default_rng(seed), []
@@ -196,7 +202,7 @@ def discrimination(
     query: Int[np.ndarray, " J"],
     mean_cosine: float,
 ) -> Finding:
-    """Do the scores tell relevant documents from random ones?
+    """Checks whether the scores tell relevant documents from random ones.
 
     The AUC is the probability that a relevant document scores above a random one of the same query,
     ties counting one half, mean over judgements. It is a fault below 0.9, or if for less than half
@@ -205,7 +211,8 @@ def discrimination(
     temperature, and rank well.
 
     Args:
-        relevant, random: see `against_random`.
+        relevant: similarity of each query with its relevant documents, see `against_random`.
+        random: similarity of each query with R random documents.
         query: the row of `random` that each of `relevant` compares with.
         mean_cosine: of two random documents, see `geometry.average_cosine`.
     """
@@ -254,11 +261,11 @@ def missing_prompt(
     prompted: bool,
     recorded: bool = True,
 ) -> Finding:
-    """Does the model get the prompts that it was trained with?
+    """Checks whether the model gets the prompts that it was trained with.
 
-    It is a fault if it expects some and none is used ("unused"); if others, or none, are better by
-    0.01 and by an interval above 0 (the cause is their name); if it expects some that its files do
-    not record ("unrecorded"), so that others who load it will miss them.
+    It is a fault if it expects some and none is used ("unused"); if other prompts, or no prompt,
+    are better by 0.01 and by an interval above 0 (the cause is their name); if it expects some that
+    its files do not record ("unrecorded"), so that others who load it will miss them.
 
     Args:
         scores: nDCG@10 of each query; first with the prompts used, then with others, by name.
@@ -302,15 +309,17 @@ def truncation(
     used: int,
     trained: Sequence[int] = (),
 ) -> Finding:
-    """Are embeddings cut to a size that they were not trained for, and does that cost something?
+    """Checks whether embeddings are cut to a size that they were not trained for, and at what cost.
 
     It is a fault if the size used is neither whole nor trained, and costs 0.01 nDCG@10 by an
-    interval above 0. What a trained size costs is the trade that was made. Without a cut, other
-    sizes only show what one would cost.
+    interval above 0. The cost of a trained size is a trade that was made on purpose. Without a cut,
+    other sizes only show what one would cost.
 
     Args:
         scores: nDCG@10 of each query, by size; of `full` and `used` at least.
-        full: the whole size. trained: sizes that the model was trained to be cut to.
+        full: the whole size.
+        used: the size that is used.
+        trained: sizes that the model was trained to be cut to.
     """
     figures = {f"ndcg@10 {size}": float(values.mean()) for size, values in scores.items()}
     lost = {
@@ -338,13 +347,17 @@ def truncation(
 def shortlist(
     ranks: Int[np.ndarray, " J"], judged: Judged, *, k: int, target: float, documents: int
 ) -> Finding:
-    """Does the shortlist of k documents hold what reranking is to find? A fault if its recall is below the target.
+    """Checks whether the shortlist of k documents contains enough for a reranker to find.
 
-    "needed" is the smallest k whose recall reaches the target, nan if none does.
+    It is a fault if its recall is below the target. "needed" is the smallest k whose recall reaches
+    the target, nan if none does.
 
     Args:
         ranks: see `relevant_ranks`.
-        documents: N, how many there are.
+        judged: the relevant documents of each query.
+        k: how many documents a reranker gets.
+        target: the recall that is expected, from 0 to 1.
+        documents: N, the number of documents.
     """
     values = recall_of_ranks(ranks, judged, k)
     low, high = metrics.bootstrap_interval(len(values), lambda rows: float(values[rows].mean()))
@@ -369,18 +382,19 @@ def negatives(
     row: Int[np.ndarray, " m"],
     random: Float[np.ndarray, "n R"],
 ) -> Finding:
-    """Do hard negatives teach more than the batch does for nothing?
+    """Checks whether hard negatives teach more than the other positives of a batch.
 
-    Easy is a negative that is no nearer to its anchor than the nearest of 63 random positives, the
-    others of a batch of 64: one below the quantile 1 - 1/64 of them. It is a fault if more than
-    half are. Beside it stand the share that is below its positive by a margin, negative <= positive
-    - 0.05 |positive|, and the share above its positive, which is hard or false: only the labels can
-    tell.
+    A negative is easy if it is not nearer to its anchor than the nearest of 63 random positives, the
+    others of a batch of 64: below the quantile 1 - 1/64 of them. It is a fault if more than half
+    are easy. The finding also gives the share that is below its positive by a margin, negative <=
+    positive - 0.05 |positive|, and the share above its positive, which is hard or false: only the
+    labels can tell.
 
     Args:
         positive: similarity of each row's anchor with its positive.
-        negative, row: similarity of an anchor with a negative, and whose row that is.
-        random: similarity of each anchor with positives of other rows; nan where nothing is.
+        negative: similarity of an anchor with a negative.
+        row: the row of each negative.
+        random: similarity of each anchor with positives of other rows; nan without a positive.
     """
     comparable = np.isfinite(random).sum(axis=1)[row] >= FEWEST
     if not comparable.any():
@@ -430,7 +444,7 @@ def others_positives(
 
 
 def _needed(ranks: Int[np.ndarray, " J"], judged: Judged, target: float, documents: int) -> float:
-    """The smallest k at which the mean recall over queries reaches the target; nan for none."""
+    """Finds the smallest k at which the mean recall over queries reaches the target; else nan."""
     order = np.argsort(ranks, kind="stable")
     share = 1 / (
         np.bincount(judged.query, minlength=len(judged.ideal))[judged.query] * len(judged.ideal)
@@ -444,4 +458,5 @@ def _matters(difference: PairedDifference) -> bool:
 
 
 def _signed(difference: PairedDifference) -> str:
-    return f"{difference.difference:+.4f} [{difference.interval[0]:+.4f}, {difference.interval[1]:+.4f}]"
+    low, high = difference.interval
+    return f"{difference.difference:+.4f} [{low:+.4f}, {high:+.4f}]"

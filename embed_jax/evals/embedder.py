@@ -19,12 +19,10 @@ Options = Callable[[Use], Mapping[str, Any]]
 
 
 class Embedder:
-    """Embeds texts for tasks, each once for all tasks of a run.
+    """Embeds texts for tasks, each text once for all tasks of a run.
 
-    What was embedded before comes from a file.
-
-    The file is nameless and goes with the process; in memory there are 16 bytes and a number for
-    each text.
+    Embeddings are kept in a file without a name that is deleted with the process; memory holds 16
+    bytes and a number for each text.
 
     Attributes:
         name: the model's, for tables.
@@ -44,9 +42,11 @@ class Embedder:
         """Encodes nothing yet.
 
         Args:
+            name: the model's, for tables.
             encode: `encode(texts, **options(use))` gives embeddings [N, D]; equal options and text,
                 equal embedding.
-            options: what a use of texts asks of it, such as a prompt.
+            options: the options of `encode` for a use of texts, such as a prompt.
+            similarity: one of SIMILARITIES, the one that the embeddings are meant for.
         """
         self.name, self.similarity, self.embedded = name, similarity, 0
         self._encode, self._options = encode, options
@@ -55,7 +55,7 @@ class Embedder:
         self._dim = 0
 
     def __call__(self, texts: Sequence[str], use: Use) -> Float[np.ndarray, "N D"]:
-        """Embeddings of texts, float32, in their order.
+        """Returns the embeddings of texts, float32, in their order.
 
         Raises:
             InputError: if the model gives another number of vectors than texts, of another
@@ -105,19 +105,18 @@ def prompt_options(
 ) -> Options:
     """Returns the options of a model's `encode` for each use of texts.
 
-    The prompt that its user names, or the model's own.
-
-    Its own are, in this order: what its template makes of the use's instruction; the prompt of its
-    `prompts` for the task, the kind of task or the side (`prompts.prompt_for`); its default.
-    Documents of a model without a prompt for them get none, on purpose, and never an instruction. A
-    RoutedEncoder is told the side too, as the task.
+    A prompt named here is used; otherwise the model's own, in this order: what its template makes
+    of the use's instruction; the prompt of its `prompts` for the task, the kind of task or the side
+    (`prompts.prompt_for`); its default. Documents of a model without a prompt for them get none, on
+    purpose, and never an instruction. A RoutedEncoder is told the side too, as the task.
 
     Args:
         model: an EmbeddingModel; one with routes is told the side, as the task.
-        prompt_name: of all texts but documents. query_prompt_name, corpus_prompt_name: of the two
-            sides of a search.
-        instruction: what the template makes a prompt of, of all texts but documents; instead of a
-            name.
+        prompt_name: of all texts except documents.
+        query_prompt_name: of the queries of a search.
+        corpus_prompt_name: of the documents of a search.
+        instruction: what the template makes a prompt of, for all texts except documents; instead of
+            a name.
     """
 
     def options(use: Use) -> dict[str, Any]:
@@ -144,7 +143,10 @@ def prompt_options(
 
 
 def endpoint_options(use: Use) -> dict[str, str]:
-    """Returns the options of `endpoint.endpoint_encoder` for each use: the provider's kind of input."""
+    """Returns the options of `endpoint.endpoint_encoder` for a use of texts.
+
+    The option is the provider's kind of input.
+    """
     return {
         "kind": use.side
         or {"Classification": "classification", "Clustering": "clustering"}.get(use.kind, "")

@@ -30,7 +30,7 @@ Item = TypeVar("Item")
 
 
 def mean_alignment(first: Float[np.ndarray, "P D"], second: Float[np.ndarray, "P D"]) -> float:
-    """mean |x - y|^2 over positive pairs, from 0 to 4; lower is closer.
+    """Computes mean |x - y|^2 over positive pairs, from 0 to 4; lower is closer.
 
     Wang and Isola (2020), "Understanding Contrastive Representation Learning through Alignment and
     Uniformity on the Hypersphere", section 4.1.1; the mean of `losses.alignment`.
@@ -44,7 +44,7 @@ def mean_alignment(first: Float[np.ndarray, "P D"], second: Float[np.ndarray, "P
 
 
 def log_uniformity(embeddings: Float[np.ndarray, "N D"], *, t: float = 2.0) -> float:
-    """log mean over i != j of exp(-t |x_i - x_j|^2), from -4t to 0; lower is more uniform.
+    """Computes log mean over i != j of exp(-t |x_i - x_j|^2), from -4t to 0; lower is more uniform.
 
     Wang and Isola (2020), section 4.1.2; equal to `losses.uniformity`.
     """
@@ -68,13 +68,11 @@ def average_cosine(embeddings: Float[np.ndarray, "N D"]) -> float:
 
 
 def isotropy(embeddings: Float[np.ndarray, "N D"]) -> float:
-    """min Z(c) / max Z(c), where Z(c) = sum_i exp(c . x_i), over eigenvectors c of X^T X.
+    """Computes min Z(c) / max Z(c), where Z(c) = sum_i exp(c . x_i); 1 is isotropic.
 
-    1 is isotropic.
-
-    Mu and Viswanath (2018), "All-but-the-Top", section 2.2. Here c also ranges over the
-    eigenvectors' negatives, as their signs are arbitrary, and vectors have length 1: e^-2 is the
-    lowest value, that of a single direction.
+    c ranges over the eigenvectors of X^T X: Mu and Viswanath (2018), "All-but-the-Top", section
+    2.2. Here c also ranges over the eigenvectors' negatives, as their signs are arbitrary, and
+    vectors have length 1: e^-2 is the lowest value, that of a single direction.
     """
     unit = _unit(embeddings)
     _, directions = np.linalg.eigh(unit.T @ unit)
@@ -84,12 +82,12 @@ def isotropy(embeddings: Float[np.ndarray, "N D"]) -> float:
 
 
 def singular_values(embeddings: Float[np.ndarray, "N D"]) -> Float[np.ndarray, " min(N,D)"]:
-    """Of the vectors at length 1, not centred; largest first."""
+    """Computes the singular values of the vectors at length 1, not centred; largest first."""
     return np.linalg.svd(_unit(embeddings), compute_uv=False)
 
 
 def effective_rank(embeddings: Float[np.ndarray, "N D"]) -> float:
-    """exp of the entropy of the singular values over their sum: from 1 to min(N, D) dimensions.
+    """Computes exp of the entropy of the singular values over their sum, from 1 to min(N, D).
 
     Roy and Vetterli (2007), "The Effective Rank: A Measure of Effective Dimensionality".
     """
@@ -105,17 +103,17 @@ def rank_of_spectrum(values: Float[np.ndarray, " R"]) -> float:
 
 
 def dimension_variances(embeddings: Float[np.ndarray, "N D"]) -> Float[np.ndarray, " D"]:
-    """Variance of each dimension over the texts, divided by N.
+    """Computes the variance of each dimension over the texts, divided by N.
 
-    1/D each where spread evenly, 0 where collapsed.
+    It is 1/D for each where vectors are spread evenly, 0 where a dimension collapsed.
     """
     return _unit(embeddings).var(axis=0)
 
 
 def first_component(embeddings: Float[np.ndarray, "N D"]) -> float:
-    """Share of the variance that lies along the first principal component.
+    """Computes the share of the variance that lies along the first principal component.
 
-    Nan if all vectors are the same.
+    nan if all vectors are the same.
     """
     unit = _unit(embeddings)
     variances = np.linalg.svd(unit - unit.mean(axis=0), compute_uv=False) ** 2 / len(unit)
@@ -125,9 +123,9 @@ def first_component(embeddings: Float[np.ndarray, "N D"]) -> float:
 def k_occurrence(
     embeddings: Float[np.ndarray, "N D"], k: int = NEIGHBOURS
 ) -> Int[np.ndarray, " N"]:
-    """N_k: among the k nearest of how many others each vector is; k on average.
+    """Counts N_k of each vector, among the k nearest of how many others it is; k on average.
 
-    Exact; of equally near ones any.
+    Exact; of equally near vectors any may count.
 
     Raises:
         InputError: for a k that is not from 1 to N - 1.
@@ -146,11 +144,10 @@ def k_occurrence(
 
 
 def hubness(embeddings: Float[np.ndarray, "N D"], k: int = NEIGHBOURS) -> float:
-    """Skewness of `k_occurrence`: the larger, the more a few vectors are neighbours of many.
+    """Computes the skewness of `k_occurrence`; large if few vectors are neighbours of many.
 
-    0 if all occur alike.
-
-    mean (N_k - k)^3 / sd^3. Radovanovic, Nanopoulos, Ivanovic (2010), "Hubs in Space", section 2.1.
+    mean (N_k - k)^3 / sd^3, and 0 if all occur equally often. Radovanovic, Nanopoulos, Ivanovic
+    (2010), "Hubs in Space", section 2.1.
     """
     centred = k_occurrence(embeddings, k) - float(k)
     variance = np.mean(centred**2)
@@ -158,12 +155,10 @@ def hubness(embeddings: Float[np.ndarray, "N D"], k: int = NEIGHBOURS) -> float:
 
 
 def nearest_to_farthest(embeddings: Float[np.ndarray, "N D"]) -> float:
-    """Mean over vectors of the distance to the nearest other, divided by that to the farthest.
+    """Computes the distance to the nearest vector over that to the farthest, mean over vectors.
 
-    1 if all are the same.
-
-    Near 1 the nearest neighbour means little: Beyer et al. (1999), "When Is 'Nearest Neighbor'
-    Meaningful?".
+    1 if all are the same. Near 1 the nearest neighbour means little: Beyer et al. (1999), "When Is
+    'Nearest Neighbor' Meaningful?".
     """
     unit = _unit(embeddings)
     total = 0.0
@@ -178,10 +173,13 @@ def nearest_to_farthest(embeddings: Float[np.ndarray, "N D"]) -> float:
 def distance_concentration(
     embeddings: Float[np.ndarray, "N D"], dims: Sequence[int] | None = None
 ) -> dict[int, float]:
-    """`nearest_to_farthest` of the first numbers of each embedding, made length 1 again as by `sentence.truncate`.
+    """Computes `nearest_to_farthest` of the first numbers of each embedding, at several sizes.
+
+    Cut embeddings have length 1 again, as by `scores.truncate`.
 
     Args:
-        dims: how many numbers; None: 16, 32, 64 and so on, and all.
+        embeddings: vectors of any length.
+        dims: how many numbers to keep; None: 16, 32, 64 and so on, and all.
 
     Raises:
         InputError: for a dimension that is not from 1 to D.
@@ -201,7 +199,7 @@ def geometry_metrics(
     embeddings: Float[np.ndarray, "N D"],
     pairs: tuple[Float[np.ndarray, "P D"], Float[np.ndarray, "P D"]] | None = None,
 ) -> dict[str, float]:
-    """All of the above as scalars.
+    """Computes all of the above as scalars.
 
     Args:
         embeddings: of different texts, more than 10.
@@ -232,9 +230,10 @@ def sts_texts(
     scores: Sequence[float],
     subsets: Sequence[str] | None = None,
 ) -> tuple[list[str], list[TextPair]]:
-    """The different sentences of STS data, and as positives the pairs that score above 0.8 of the highest score.
+    """Returns the different sentences of STS data, and its positive pairs.
 
-    On STS-B's scale those above 4 of 5, as in Gao, Yao, Chen (2021), "SimCSE", section 3.
+    Positives score above 0.8 of the highest score: on STS-B's scale above 4 of 5, as in Gao, Yao,
+    Chen (2021), "SimCSE", section 3.
 
     Raises:
         InputError: if no score is above 0.
@@ -252,10 +251,12 @@ def sts_texts(
 def judged_texts(
     corpus: TextsById, queries: TextsById, qrels: Qrels
 ) -> tuple[list[str], list[TextPair]]:
-    """The different documents of a corpus, and as positives each query with each of its relevant documents.
+    """Returns the different documents of a corpus, and its positive pairs.
+
+    Positives are each query with each of its relevant documents.
 
     Raises:
-        InputError: as `check_qrels`.
+        InputError: see `check_qrels`.
     """
     check_qrels(corpus, queries, qrels)
     positives = [
@@ -269,7 +270,7 @@ def judged_texts(
 def sample(
     texts: Sequence[str], pairs: Sequence[TextPair], limit: int, seed: int = 0
 ) -> tuple[list[str], list[TextPair]]:
-    """At most `limit` of the different texts and half as many of the pairs, drawn by `seed`, in their order.
+    """Draws at most `limit` of the different texts and half as many of the pairs, in their order.
 
     Raises:
         InputError: if too few texts are left for the neighbours of `hubness`.
@@ -291,11 +292,14 @@ def embed_texts_and_pairs(
 ) -> tuple[
     Float[np.ndarray, "N D"], tuple[Float[np.ndarray, "P D"], Float[np.ndarray, "P D"]] | None
 ]:
-    """The arguments of `geometry_metrics`.
+    """Computes the arguments of `geometry_metrics`.
 
     With a prompt for either, `encode` is called as `encode(texts, prompt=...)` for both.
 
     Args:
+        encode: embeds texts.
+        texts: texts to embed as documents.
+        pairs: positive pairs; may be empty.
         query_prompt: of the pairs' first texts.
         corpus_prompt: of their second texts, and of `texts`.
     """
@@ -316,14 +320,18 @@ def geometry_evaluator(
     limit: int = 1000,
     seed: int = 0,
 ) -> Callable[[Encode], dict[str, float]]:
-    """An evaluator for training: `encode -> {"alignment": ..., "uniformity": ..., ...}`, see `geometry_metrics`.
+    """Returns an evaluator for training: `encode -> {"alignment": ..., "uniformity": ..., ...}`.
 
-    Always of the same texts: of more than `limit` different texts, or half as many pairs, this many
-    drawn by `seed`.
+    See `geometry_metrics`. The texts are always the same: of more than `limit` different texts, or
+    half as many pairs, this many drawn by `seed`.
 
     Args:
-        texts, pairs: as from `sts_texts` or `judged_texts`.
-        query_prompt, corpus_prompt: see `embed_texts_and_pairs`.
+        texts: see `sts_texts` or `judged_texts`.
+        pairs: positive pairs of texts.
+        query_prompt: of the pairs' first texts.
+        corpus_prompt: of their second texts, and of `texts`.
+        limit: the largest number of texts.
+        seed: of the texts and pairs that are drawn.
 
     Raises:
         InputError: at once, for 10 different texts or fewer.
@@ -339,7 +347,7 @@ def geometry_evaluator(
 
 
 def _unit(embeddings: Float[np.ndarray, "N D"], least: int = 2) -> Float[np.ndarray, "N D"]:
-    """Checked, in float64, at length 1; a zero vector stays zero."""
+    """Returns checked embeddings in float64, at length 1; a zero vector stays zero."""
     embeddings = np.asarray(embeddings, np.float64)
     if embeddings.ndim != 2 or len(embeddings) < least or not embeddings.shape[1]:
         raise InputError(
@@ -360,7 +368,10 @@ def _unit(embeddings: Float[np.ndarray, "N D"], least: int = 2) -> Float[np.ndar
 def _squared_distances(
     unit: Float[np.ndarray, "N D"],
 ) -> Iterator[tuple[Float[np.ndarray, "B N"], tuple[Int[np.ndarray, " B"], Int[np.ndarray, " B"]]]]:
-    """Squared distances of a block of vectors to all, and the places there of each vector's distance to itself."""
+    """Yields squared distances of a block of vectors to all.
+
+    With them come the places of each vector's distance to itself.
+    """
     lengths = np.einsum("nd,nd->n", unit, unit)
     for start in range(0, len(unit), BLOCK):
         rows = np.arange(start, min(start + BLOCK, len(unit)))

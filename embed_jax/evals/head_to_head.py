@@ -51,24 +51,22 @@ class HeadToHead:
     left_out: tuple[str, ...] = ()
 
     def outcome(self, task: str) -> str:
-        """A or B: this one is better on the task; SAME: they differ by less than the margin.
+        """Returns A or B if this one is better on the task, SAME or OPEN.
 
-        OPEN: cannot be told.
-
-        Better means that the adjusted test, at 0.05, and the 95 % interval agree on it, and that
-        the interval is not all within the margin. SAME means that it is.
+        A or B: the adjusted test, at 0.05, and the 95 % interval agree on it, and the interval is
+        not all within the margin. SAME: the interval is all within the margin. OPEN: the data
+        cannot tell.
         """
         return self._decided(self.tasks[task], self.adjusted[task])
 
     def verdict(self) -> str:
-        """One or two sentences on the overall difference."""
+        """Describes the overall difference in one or two sentences."""
         overall = self.overall
         low, high = overall.interval
         if self._decided(overall, overall.p_value) == SAME:
             return (
-                f"{self.a} and {self.b} are not told apart: {overall.difference:+.4f}, 95 % interval "
-                f"{low:+.4f} to "
-                f"{high:+.4f}, which is within {self.margin:g}."
+                f"{self.a} and {self.b} are not told apart: {overall.difference:+.4f}, 95 % "
+                f"interval {low:+.4f} to {high:+.4f}, which is within {self.margin:g}."
             )
         sentence = verdict(
             overall.difference, overall.p_value, overall.interval, a=self.a, b=self.b
@@ -88,14 +86,20 @@ class HeadToHead:
         return OPEN
 
 
-def head_to_head(
+def compare_results(
     a: Mapping[str, TaskResult],
     b: Mapping[str, TaskResult],
     labels: tuple[str, str],
     *,
     margin: float = MARGIN,
 ) -> HeadToHead:
-    """Compares the results of two models, by task's name; `labels` are what the models are called.
+    """Compares the results of two models, task by task and over all tasks.
+
+    Args:
+        a: results of the first model, by the task's name.
+        b: results of the second model.
+        labels: the models' names in the verdict.
+        margin: the largest difference that does not count.
 
     Raises:
         InputError: if no task is common to both, or one's items, main scores or data differ.

@@ -67,10 +67,11 @@ class Instructed:
 
 
 def open_task(data: str, split: str = "test", *, name: str = "", similarity: str = "") -> Task:
-    """A task whose main score is "p-MRR", from -1 to 1, over the queries whose instruction excludes documents.
+    """Opens a task of queries with changed instructions; the main score is "p-MRR".
 
-    Others are "ndcg@5" and "map@1000" of all queries with the original instructions, and with the
-    changed ones, under "ndcg@5_changed" and "map@1000_changed".
+    p-MRR, from -1 to 1, is over the queries whose instruction excludes documents. Other metrics are
+    "ndcg@5" and "map@1000" of all queries with the original instructions, and with the changed
+    ones, under "ndcg@5_changed" and "map@1000_changed".
 
     Args:
         data: "hf:NAME", a data set of the hub in mteb's layout, or a directory in BEIR's with
@@ -79,6 +80,8 @@ def open_task(data: str, split: str = "test", *, name: str = "", similarity: str
             is one, has the documents to be ranked for each query: `_id`, `documents`. A document is
             excluded if its grade falls to 0, or it is no longer judged. Documents that become
             relevant do not count for p-MRR; FollowIR has no such documents.
+        split: the split to read.
+        name: the task's name, in tables and for prompts made for it.
         similarity: one of SIMILARITIES; the model's own if empty.
 
     Raises:
@@ -112,15 +115,16 @@ def open_task(data: str, split: str = "test", *, name: str = "", similarity: str
 
 
 def p_mrr(original: Run, changed: Run, excluded: Lists) -> dict[str, float]:
-    """p-MRR of each query: the mean over its excluded documents of how far the change of instruction moved them.
+    """Computes p-MRR of each query: how far a changed instruction moved its excluded documents.
 
     With the ranks R and R' of a document under the original and the changed instruction, from 1: R'
-    / R - 1 if it rose or stayed (R' <= R), else 1 - R / R'. From -1 over 0, when nothing moved, to
-    1. (Weller et al. 2024, section 3.)
+    / R - 1 if it rose or stayed (R' <= R), else 1 - R / R'; the mean over the query's excluded
+    documents. From -1 over 0, when nothing moved, to 1. (Weller et al. 2024, section 3.)
 
     Args:
-        original, changed: {query id: {document id: score}}, *best first*: the order counts. A
-            document that was not found is ranked after all that were.
+        original: {query id: {document id: score}}, *best first*: the order counts. A document that
+            was not retrieved is ranked after all that were.
+        changed: the same under the changed instruction.
         excluded: document ids, one at least, by query id.
     """
     moves = {}
@@ -139,7 +143,7 @@ def p_mrr(original: Run, changed: Run, excluded: Lists) -> dict[str, float]:
 def _runs(
     instructed: Instructed, embed: Embed, use: Callable[[str], Use], similarity: str
 ) -> list[Run]:
-    """The rankings under both instructions.
+    """Searches under both instructions.
 
     Of equal scores the larger id comes first, as in trec_eval and mteb.
     """
@@ -212,7 +216,10 @@ def _read_directory(directory: str, split: str) -> Instructed:
 
 
 def _read_hub(name: str, split: str) -> Instructed:
-    """Each query of the hub is two, with "-og" and "-changed" at the end of their ids."""
+    """Reads a data set of the hub, where each query has two ids.
+
+    The ids end with "-og" and "-changed".
+    """
     corpus, queries, qrels = open_retrieval_task(f"hf:{name}", split)
     base, at, revision = name.partition("@")
 
@@ -251,7 +258,7 @@ def _read_hub(name: str, split: str) -> Instructed:
 
 
 def _check(instructed: Instructed, source: str) -> None:
-    """Raises an InputError for ids that are unknown or lack their counterpart, or if no document is excluded."""
+    """Raises an InputError for unknown or unpaired ids, or if no document is excluded."""
     lists = [("excluded", instructed.excluded)]
     for number, qrels in enumerate(instructed.qrels):
         missing = [query for query in qrels if query not in instructed.qrels[1 - number]]

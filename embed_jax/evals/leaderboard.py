@@ -39,9 +39,9 @@ class LeaderboardRow:
 
 
 def read_board(folder: Path) -> dict[str, dict[str, TaskResult]]:
-    """The results in a folder with a directory for each model.
+    """Reads the results in a folder with a directory for each model.
 
-    Or those of one model, in that directory itself.
+    A folder with the results of one model is read as a board of one.
 
     Raises:
         InputError: for a folder without results, or two directories of one model.
@@ -62,15 +62,15 @@ def read_board(folder: Path) -> dict[str, dict[str, TaskResult]]:
 
 
 def common_tasks(board: Board) -> list[str]:
-    """The tasks that all models have, in the first one's order."""
+    """Returns the tasks that all models have, in the first one's order."""
     first, *others = board.values()
     return [name for name in first if all(name in results for results in others)]
 
 
 def ranking(board: Board) -> list[LeaderboardRow]:
-    """The models, best first, by the mean over the tasks that all have.
+    """Ranks the models, best first, by the mean over the tasks that all have.
 
-    Names that differ in a seed are one model.
+    Models whose names differ only in a seed are one model.
 
     Raises:
         InputError: if no task is common to all, or models have other main scores or numbers of
@@ -110,9 +110,9 @@ def ranking(board: Board) -> list[LeaderboardRow]:
 
 
 def task_table(board: Board, baseline: str = "") -> tuple[list[str], list[list[str]]]:
-    """Header and rows: a task a row, a model a column, main scores with 95 % intervals.
+    """Returns header and rows of the main scores with 95 % intervals.
 
-    The average last.
+    A task is a row, a model is a column; the last row is the average.
     """
     names = list(dict.fromkeys(name for results in board.values() for name in results))
     rows = []
@@ -133,10 +133,11 @@ def task_table(board: Board, baseline: str = "") -> tuple[list[str], list[list[s
 def ranking_table(
     rows: Sequence[LeaderboardRow], published: Mapping[str, str] | None = None
 ) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of `ranking`.
+    """Returns header and rows of `ranking`.
 
     Args:
-        published: what is published of a model, by its name.
+        rows: see `ranking`.
+        published: published figures, by the model's name.
     """
     kinds = list(rows[0].by_kind)
     header = ["", "model", "average", *kinds] + (["published"] if published else [])
@@ -151,7 +152,7 @@ def ranking_table(
 
 
 def cell(result: TaskResult) -> str:
-    """ "0.8203 [0.801, 0.838]"."""
+    """Formats a main score with its interval, such as "0.8203 [0.801, 0.838]"."""
     outcome = result.outcome
     if math.isnan(outcome.score):
         return "undefined"
@@ -160,7 +161,7 @@ def cell(result: TaskResult) -> str:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
+    """Formats a table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "".join(
         "| " + " | ".join(entry.replace("|", "\\|") for entry in line) + " |\n" for line in lines
@@ -168,7 +169,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def plot(board: Board, path: Path) -> None:
-    """Draws main scores with their intervals: tasks from top to bottom, a colour a model."""
+    """Plots main scores with their intervals: tasks from top to bottom, a colour a model."""
     require("matplotlib")
     import matplotlib
 

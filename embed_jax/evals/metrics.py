@@ -28,7 +28,7 @@ def pearson(a: Float[np.ndarray, " N"], b: Float[np.ndarray, " N"]) -> float:
 def spearman(a: Float[np.ndarray, " N"], b: Float[np.ndarray, " N"]) -> float:
     """Spearman's correlation: Pearson's of the ranks, equal values sharing their mean rank.
 
-    Nan as `pearson`.
+    nan where `pearson` is.
     """
     from scipy.stats import rankdata
 
@@ -40,9 +40,8 @@ def ndcg(
 ) -> Float[np.ndarray, " Q"]:
     """nDCG@k with the relevance itself as gain.
 
-    That is sum_i rel_i / log2(i + 1), over the same sum of the best ranking.
-
-    Järvelin and Kekäläinen 2002 as in trec_eval's ndcg_cut; not the variant with 2^rel - 1.
+    sum_i rel_i / log2(i + 1), over the same sum of the best ranking: Järvelin and Kekäläinen 2002
+    as in trec_eval's ndcg_cut; not the variant with 2^rel - 1.
     """
     best = _dcg(ideal, k)
     return np.divide(_dcg(gains, k), best, out=np.zeros(len(best)), where=best > 0)
@@ -66,9 +65,10 @@ def recall(
 def average_precision(
     gains: Float[np.ndarray, "Q K"], ideal: Float[np.ndarray, "Q J"], k: int
 ) -> Float[np.ndarray, " Q"]:
-    """Mean over *all* relevant documents of the precision at their rank, 0 for those not among the first k (map_cut).
+    """The mean over *all* relevant documents of the precision at their rank.
 
-    sentence-transformers divides by min(k, number of relevant documents) instead.
+    The precision is 0 for documents that are not among the first k (map_cut). sentence-transformers
+    divides by min(k, number of relevant documents) instead.
     """
     relevant = gains[:, :k] > 0
     precision = np.cumsum(relevant, axis=1) / np.arange(1, relevant.shape[1] + 1)
@@ -91,13 +91,16 @@ def bootstrap_interval(
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval (Efron 1979).
+    """Percentile bootstrap interval (Efron 1979) of a statistic.
 
-    `statistic` on n indices drawn with replacement, again and again.
+    The statistic is computed on n indices drawn with replacement, again and again.
 
     Args:
         n: how many examples (queries, pairs) there are.
         statistic: of the examples with these indices, e.g. `lambda i: spearman(a[i], b[i])`.
+        confidence: the probability that the interval stands for, from 0 to 1.
+        resamples: how often indices are drawn.
+        seed: of the draws.
 
     Returns:
         Lower and upper end. Resamples where the statistic is nan are left out.
@@ -112,9 +115,9 @@ def bootstrap(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Float[np.ndarray, " R"]:
-    """`statistic` on n indices drawn with replacement, again and again.
+    """Computes a statistic on n indices drawn with replacement, again and again.
 
-    The same indices for the same n and seed.
+    The indices are the same for the same n and seed.
     """
     rng = np.random.default_rng(seed)
     return np.array([statistic(rng.integers(n, size=n)) for _ in range(resamples)])
@@ -125,7 +128,7 @@ def percentile_interval(
 ) -> tuple[float, float]:
     """Lower and upper end of the middle of resampled values.
 
-    Nan among them is left out, of nothing else it is nan.
+    nan values are left out; without any other value both ends are nan.
     """
     values = values[~np.isnan(values)]
     if not len(values):
@@ -137,12 +140,13 @@ def percentile_interval(
 def metric_intervals(
     n: int, metrics: Callable[[Int[np.ndarray, " N"]], Mapping[str, float]]
 ) -> dict[str, tuple[float, float]]:
-    """`bootstrap_interval` of each of several metrics of the same n items.
+    """Computes `bootstrap_interval` of several metrics of the same n items.
 
     Each resample serves them all.
 
     Args:
-        metrics: of the items with these numbers, by name.
+        n: how many items there are.
+        metrics: of the items with these indices, by name.
     """
     names = list(metrics(np.arange(n)))
     resampled = bootstrap(n, lambda rows: list(metrics(rows).values()))
@@ -154,7 +158,7 @@ def metric_intervals(
 def spearman_of(
     a: Float[np.ndarray, " N"], b: Float[np.ndarray, " N"]
 ) -> Callable[[Int[np.ndarray, " M"]], float]:
-    """`lambda i: spearman(a[i], b[i])` for `bootstrap`.
+    """Returns `lambda i: spearman(a[i], b[i])` for `bootstrap`, faster.
 
     Ranks come from counting, so that no resample is sorted.
     """

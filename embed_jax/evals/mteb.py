@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 Splits = dict[str, dict[str, Any]]  # by split, the values of each column
 
-# ---- models --------------------------------------------------------------------------------------------------
+# ---- models ----
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,13 +69,16 @@ class MtebModel:
         batch_size: int = 0,
         show_progress_bar: bool = True,
     ) -> Float[np.ndarray, "N D"]:
-        """Embeddings of the texts of all batches, each with the prompt for the task.
+        """Embeds the texts of all batches, each with the prompt for the task.
 
         Args:
             inputs: batches of {"text": texts}; torch's DataLoader, as mteb makes it.
-            prompt_type: which side of a search, if it is one.
-            batch_size: mteb's, without effect here, where batches are as many tokens as suit the
-                device.
+            task_metadata: mteb's description of the task; its name, type and prompt are used.
+            hf_split: mteb's, not used.
+            hf_subset: mteb's, not used.
+            prompt_type: the side of a search, if it is one.
+            batch_size: mteb's, not used: batches here are as many tokens as suit the device.
+            show_progress_bar: whether to show the progress.
         """
         side = prompt_type.value if prompt_type else ""
         instruction = task_instruction(self.model, task_metadata, side)
@@ -84,20 +87,20 @@ class MtebModel:
         return self.model.encode(texts, show_progress=show_progress_bar, **options)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Tensor:
-        """The model's own similarity of each with each, [N, M]."""
+        """Computes the model's own similarity of each with each, [N, M]."""
         import torch
 
         return torch.from_numpy(self.model.similarity(embeddings1, embeddings2))
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Tensor:
-        """The model's own similarity of those at the same place, [N]."""
+        """Computes the model's own similarity of embeddings at the same place, [N]."""
         import torch
 
         return torch.from_numpy(self.model.similarity_pairwise(embeddings1, embeddings2))
 
 
 def mteb_model(model: SentenceEncoder | RoutedEncoder, name: str = "") -> MtebModel:
-    """A model that `mteb.evaluate` takes.
+    """Makes a model that `mteb.evaluate` takes.
 
     Each text gets the prompt that mteb would choose of the model's: the first there is of
     "TASK-SIDE", "TASK", "TYPE-SIDE", "TYPE" and "SIDE"; documents also one called "passage" or
@@ -105,6 +108,7 @@ def mteb_model(model: SentenceEncoder | RoutedEncoder, name: str = "") -> MtebMo
     a template see `task_instruction`.
 
     Args:
+        model: an encoder, with or without routes.
         name: "organisation/model", under which mteb keeps results; a name without "/" is put under
             "embed-jax/".
 
@@ -138,14 +142,14 @@ def mteb_model(model: SentenceEncoder | RoutedEncoder, name: str = "") -> MtebMo
 def task_instruction(model: SentenceEncoder | RoutedEncoder, task: TaskMetadata, side: str) -> str:
     """Returns the instruction for a task of mteb, for a model with a template.
 
-    "": its prompts serve.
-
-    A prompt of the model for the task or its type counts more than the task's own instruction,
-    which counts more than the model's prompt for queries: that one is what its template makes of an
-    instruction for search in general. Without any of these, the instruction is mteb's for the type
-    of task. Documents have no instruction.
+    It is "" where the model's prompts are used instead. A prompt of the model for the task or its
+    type counts more than the task's own instruction, which counts more than the model's prompt for
+    queries: that one is what its template makes of an instruction for search in general. Without
+    any of these, the instruction is mteb's for the type of task. Documents have no instruction.
 
     Args:
+        model: an encoder, with or without routes.
+        task: mteb's description of the task.
         side: "query", "document" or "".
     """
     if not model.template or side == DOCUMENT:
@@ -162,9 +166,9 @@ def task_instruction(model: SentenceEncoder | RoutedEncoder, task: TaskMetadata,
 
 
 def revision(model: SentenceEncoder | RoutedEncoder) -> str:
-    """16 hex digits of what a model's embeddings depend on.
+    """Computes 16 hex digits of all that a model's embeddings depend on.
 
-    Parameters, architecture, prompts, limit of tokens.
+    These are parameters, architecture, prompts and the limit of tokens.
     """
     digest = hashlib.sha256()
     for encoder in _encoders(model):
@@ -190,11 +194,11 @@ def revision(model: SentenceEncoder | RoutedEncoder) -> str:
 
 
 def _encoders(model: SentenceEncoder | RoutedEncoder) -> list[SentenceEncoder]:
-    """Those of a model with routes, or the one."""
+    """Returns the encoders of a model with routes, or the one encoder."""
     return list(getattr(model, "encoders", {"": model}).values())
 
 
-# ---- local data ----------------------------------------------------------------------------------------------
+# ---- local data ----
 
 
 def local_task(
@@ -207,16 +211,17 @@ def local_task(
     language: str = "und-Zyyy",
     ignore_identical_ids: bool = False,
 ) -> AbsTask:
-    """Our own data as a task of mteb, read already.
+    """Makes a task of mteb from local data, which is read at once.
 
     Args:
         kind: "sts", "retrieval", "reranking", "classification", "clustering", "pairs", "bitext" or
             "summarization".
-        data, split: as `scripts.evaluate` takes them: a file, a directory with a file for each
-            split, "hf:NAME" and so on. Classification needs a split "train" beside the other.
-            Clustering is by the protocol "legacy" of `clustering.open_task`, or where texts have
-            labels on several levels by "fast", of all texts.
-        name: what results are kept by, and what a prompt made for this task is called.
+        data: see `scripts.evaluate`: a file, a directory with a file for each split, "hf:NAME" and
+            so on. Classification needs a split "train" beside the other. Clustering is by the
+            protocol "legacy" of `clustering.open_task`, or where texts have labels on several
+            levels by "fast", of all texts.
+        name: the name under which results are kept, and of a prompt made for this task.
+        split: the split to evaluate on.
         instruction: for models with a template for instructions; of queries, where there are
             queries.
         language: ISO 639-3 and the script's ISO 15924 code, such as "eng-Latn"; only written beside
@@ -262,12 +267,13 @@ def local_task(
 
 @dataclasses.dataclass(frozen=True)
 class _Read:
-    """Data as a task of mteb has it.
+    """The data of a task in mteb's layout.
 
     Attributes:
         splits: of tasks with queries {"corpus": {id: text}, "queries": {id: text}, "relevant_docs",
             "top_ranked"}.
-        attributes: of the task's class. base: the class, if it is not the kind's usual one.
+        attributes: of the task's class.
+        base: the class, if it is not the kind's usual one.
     """
 
     splits: Splits
@@ -293,16 +299,18 @@ def _retrieval(data: str, split: str) -> _Read:
 
 
 def _reranking(data: str, split: str) -> _Read:
-    """Each record's first query; equal scores rank by name, the last first.
+    """Reads each record's first query.
 
-    So negatives, as in evals/reranking.py.
+    mteb ranks equal scores by name, the last first, so negatives come first, as in
+    evals/reranking.py.
     """
     corpus, queries, qrels = {}, {}, {}
     records = list(zip(*readers.read_reranking(data, split), strict=True))
     for number, (record_queries, positives, negatives) in enumerate(records):
         if len(record_queries) > 1:
             raise InputError(
-                f"{data}: record {number}: mteb takes one query a record, found {len(record_queries)}"
+                f"{data}: record {number}: mteb takes one query a record, found "
+                f"{len(record_queries)}"
             )
         if positives and negatives:
             relevant = {
@@ -391,10 +399,7 @@ def _summarization(data: str, split: str) -> _Read:
 
 
 class _Kind(NamedTuple):
-    """A kind of task in mteb's words: its class, its type, the usual main score.
-
-    And what reads our data of it.
-    """
+    """A kind of task in mteb's words, and the function that reads our data of it."""
 
     base: str
     type: str
@@ -420,7 +425,7 @@ KINDS = {
 
 
 def _numbers(labels: Iterable[str]) -> dict[str, int]:
-    """A number for each label, in the labels' order."""
+    """Gives each label a number, in the labels' order."""
     return {label: number for number, label in enumerate(sorted(set(labels)))}
 
 

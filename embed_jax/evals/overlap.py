@@ -57,9 +57,9 @@ class Overlap:
         return float(self.flags.mean())
 
     def examples(self, count: int = 5) -> list[str]:
-        """Lines to look at, of items evenly spread over those that overlap.
+        """Returns lines to look at, of items evenly spread over those that overlap.
 
-        Judge whether they are copies.
+        They help to judge whether the items are copies.
         """
         items = sorted(self.matches)
         spread = items[:: max(len(items) // count, 1)][:count]
@@ -80,7 +80,9 @@ class CleanScore:
     n_clean: int
 
 
-def overlap(test_texts: Sequence[str], training_texts: Iterable[str], *, n: int = 8) -> Overlap:
+def find_overlap(
+    test_texts: Sequence[str], training_texts: Iterable[str], *, n: int = 8
+) -> Overlap:
     """Finds the test items that share n words in a row with a training text.
 
     See above for what that does not say.
@@ -98,6 +100,7 @@ def overlap(test_texts: Sequence[str], training_texts: Iterable[str], *, n: int 
         test_texts: one text an item. Of pairs, give both columns one after the other, and take
             `flags.reshape(2, -1)`.
         training_texts: e.g. of `iter_records`; all the texts of its records, not the anchors only.
+        n: how many words in a row.
 
     Raises:
         InputError: if n < 1, there are no test or no training texts, or one is not a string.
@@ -130,7 +133,7 @@ def clean_score(
     flags: Sequence[bool] | Bool[np.ndarray, " N"],
     score: Sequence[float] | Float[np.ndarray, " N"] | Callable[[Int[np.ndarray, " M"]], float],
 ) -> CleanScore:
-    """The score without the overlapping items, beside that of all.
+    """Computes the score without the overlapping items, beside that of all.
 
     Args:
         flags: of each item, whether it overlaps; `Overlap.flags`, or several of them joined by
@@ -180,7 +183,7 @@ def normalized_words(text: str) -> list[str]:
 
 
 def _ngrams(text: str, n: int) -> Iterable[str]:
-    """The distinct ones, in the text's order, so that each run shows the same match."""
+    """Returns the distinct n-grams, in the text's order, so that each run shows the same match."""
     words = normalized_words(text)
     if not words:
         return ()

@@ -1,4 +1,4 @@
-"""Pair classification: are two texts a pair (paraphrases, duplicates), judged by one threshold on their similarity?
+"""Pair classification: a threshold on the similarity tells pairs, such as duplicates, from others.
 
 The best threshold is found on the data it is then scored on: accuracy and F1 are upper bounds.
 """
@@ -23,12 +23,14 @@ METRICS = ("accuracy", "f1", "precision", "recall", "ap")
 
 
 def open_task(data: str, split: str = "test", *, name: str = "") -> Task:
-    """Pair classification by mteb's protocol.
+    """Opens a pair classification task by mteb's protocol.
 
     The main score is the best similarity's average precision, "max_ap".
 
     Args:
-        data, split: see `read_labelled_pairs`.
+        data: a file, a directory or a data set of the hub; see `read_labelled_pairs`.
+        split: the split to read.
+        name: the task's name, in tables and for prompts made for it.
 
     Raises:
         InputError: for data that cannot be read, or labels that are not 0 and 1, some of each.
@@ -46,7 +48,7 @@ def open_task(data: str, split: str = "test", *, name: str = "") -> Task:
 def similarities_of_pairs(
     first: Float[np.ndarray, "N D"], second: Float[np.ndarray, "N D"]
 ) -> dict[str, np.ndarray]:
-    """Each of SIMILARITIES of the pairs, [N].
+    """Computes each of SIMILARITIES of the pairs, [N].
 
     The cosine is 1 - |x - y|^2 / 2 of the vectors at length 1, so that a text and itself have
     exactly 1.
@@ -81,14 +83,15 @@ def threshold_metrics(
 def pair_outcome(
     first: Float[np.ndarray, "N D"], second: Float[np.ndarray, "N D"], labels: Sequence[int]
 ) -> Outcome:
-    """`threshold_metrics` by each of four similarities, and the best of them.
+    """Computes `threshold_metrics` by each of four similarities, and the best of them.
 
     Agrees with mteb's AbsTaskPairClassification (2.26), whose usual main score is "max_ap"; mteb
     has no thresholds.
 
     Args:
-        first, second: embeddings of each pair's texts.
-        labels: 1 for a pair, 0 for none.
+        first: embeddings of each pair's first text.
+        second: embeddings of each pair's second text.
+        labels: 1 for a pair, 0 for any other two texts.
 
     Returns:
         Metrics "cosine_accuracy", "cosine_accuracy_threshold", "dot_ap", "euclidean_f1" and so on;
@@ -98,7 +101,7 @@ def pair_outcome(
         found. Items are the pairs, with the similarity of the largest "ap".
 
     Raises:
-        InputError: as `threshold_metrics`, or if `first` and `second` have different shapes.
+        InputError: see `threshold_metrics`; or if `first` and `second` have different shapes.
     """
     similarities = similarities_of_pairs(first, second)
     rankings = {name: _Ranking.of(values, labels) for name, values in similarities.items()}
@@ -170,7 +173,10 @@ class _Ranking:
         return np.cumsum(times)[self.last], np.cumsum(times * self.labels)[self.last]
 
     def metrics(self, times: Int[np.ndarray, " N"] | None = None) -> dict[str, float]:
-        """METRICS at the best thresholds, of the pairs or of a resample in which each stands this many times."""
+        """Computes METRICS at the best thresholds, of the pairs or of a resample of them.
+
+        In a resample each pair occurs `times` times.
+        """
         selected, correct = self._counts(times)
         precision = correct / np.maximum(selected, 1)
         positives = correct[-1] or np.nan
@@ -194,7 +200,7 @@ class _Ranking:
 
 
 def _binary(labels: Sequence[int], n: int) -> Int[np.ndarray, " N"]:
-    """The labels, checked."""
+    """Returns the checked labels."""
     values: Num[np.ndarray, " N"] = np.asarray(labels)
     if values.shape != (n,):
         raise InputError(f"pairs: expected a label for each of {n} pairs, found {values.size}")

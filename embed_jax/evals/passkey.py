@@ -61,16 +61,31 @@ The newspaper comes late, and it is read by three families.
 At noon the street is quiet and the shutters are closed.
 """.strip().splitlines()
 
-_FIRST = "Ada Boris Carla Dmitri Elena Farid Greta Hugo Ines Jonas Kira Leon Mara Nils Olga Pavel Rosa Stefan Tilda Viktor"
-_LAST = "Almeida Brandt Castell Dvorak Eriksen Fontaine Gruber Holm Ivanov Janssen Keller Lindgren Moretti Novak Okafor"
-_COLORS = "amber black blue brown copper crimson golden green grey orange pink purple red silver violet white yellow"
-_THINGS = "box button candle chain coat compass cup key knife lamp mirror pencil ribbon ring rope scarf spoon vase"
-_PLACES = "attic barn cellar chapel corridor garage garden kitchen laundry pantry shed stable stairwell study tower"
+_FIRST = (
+    "Ada Boris Carla Dmitri Elena Farid Greta Hugo Ines Jonas Kira Leon Mara Nils Olga Pavel "
+    "Rosa Stefan Tilda Viktor"
+)
+_LAST = (
+    "Almeida Brandt Castell Dvorak Eriksen Fontaine Gruber Holm Ivanov Janssen Keller Lindgren "
+    "Moretti Novak Okafor"
+)
+_COLORS = (
+    "amber black blue brown copper crimson golden green grey orange pink purple red silver "
+    "violet white yellow"
+)
+_THINGS = (
+    "box button candle chain coat compass cup key knife lamp mirror pencil ribbon ring rope "
+    "scarf spoon vase"
+)
+_PLACES = (
+    "attic barn cellar chapel corridor garage garden kitchen laundry pantry shed stable "
+    "stairwell study tower"
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class PasskeyForm:
-    """The form of a fact: a subject of `first` and `second`, and a value of `values` or a number."""
+    """The form of a fact: a subject of two words, and a value of `values` or a number."""
 
     first: str
     second: str
@@ -109,7 +124,7 @@ def open_task(
     passage_words: int = 0,
     passage_overlap: int = 0,
 ) -> Task:
-    """A task whose main score is "accuracy@1" over all lengths.
+    """Opens a task of made documents whose main score is "accuracy@1" over all lengths.
 
     "accuracy@1_256" and so on are those of each length.
 
@@ -117,16 +132,18 @@ def open_task(
         data: the documents' lengths in words, separated by commas. English text has about 1.3
             tokens for each.
         split: any; there is one.
+        name: the task's name, in tables and for prompts made for it.
         form: "passkey", a number that belongs to a person, or "needle", the place of a thing.
         documents: of each length.
         queries: of each length; their facts stand at depths spread evenly, the first one first, the
             last one last.
-        seed: of what is made.
-        passage_words, passage_overlap: search by passages, see `passage_search`; 0: each document
+        seed: of the texts that are made.
+        passage_words: search by passages of this many words, see `passage_search`; 0: each document
             by one embedding.
+        passage_overlap: how many words a passage shares with the one before it.
 
     Raises:
-        InputError: for lengths that are no numbers or too short for a fact, an unknown form, or
+        InputError: for lengths that are not numbers or too short for a fact, an unknown form, or
             impossible numbers of documents, queries or words.
     """
     numbers = [number.strip() for number in str(data).split(",")]
@@ -186,10 +203,12 @@ def open_task(
 
 
 def make_facts(form: str, count: int, seed: int = 0) -> tuple[list[str], list[str]]:
-    """Facts about this many different subjects, and the question that each answers.
+    """Makes facts about `count` different subjects, and the question that each answers.
 
     Args:
         form: one of FORMS.
+        count: how many facts.
+        seed: of subjects and values.
     """
     made, rng = FORMS[form], np.random.default_rng([seed, 1])
     subjects = [
@@ -208,9 +227,13 @@ def make_facts(form: str, count: int, seed: int = 0) -> tuple[list[str], list[st
 
 
 def make_document(length: int, fact: str, depth: float, seed: int = 0) -> str:
-    """Filler with a fact in it, this many words in all; the last sentence of the filler is cut.
+    """Makes a document of filler sentences with a fact among them.
+
+    The last sentence of the filler is cut to the length.
 
     Args:
+        length: how many words in all, the fact included.
+        fact: a sentence.
         depth: from 0.0, the fact comes first, to 1.0, it comes last.
         seed: of the filler, which is the same for all facts of as many words.
     """

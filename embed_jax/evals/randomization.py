@@ -1,4 +1,4 @@
-"""Randomisation tests: what a difference of two systems would be, were each item's two values exchanged or not."""
+"""Randomisation tests: differences of two systems when each item's two values may be exchanged."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Gaps:
 
 
 def gaps_of(a: Items, b: Items) -> Gaps:
-    """The exchanges of two systems' items of one task, by the statistic that the items have."""
+    """Returns the exchanges of two systems' items of one task, by the items' statistic."""
     if a.statistic == "mean":
         return mean_gaps(a.values, b.values)
     rows = {"spearman": spearman_rows, "ap": average_precision_rows}[a.statistic]
@@ -102,7 +102,7 @@ def average_precision_rows(
 
 
 def exchanged(gaps: Gaps, resamples: int, seed: int) -> Iterator[Float[np.ndarray, " r"]]:
-    """The difference after random exchanges, `resamples` of them, block by block."""
+    """Yields the difference after `resamples` random exchanges, block by block."""
     for block in _random_exchanges(
         gaps.m, max(BLOCK // max(gaps.m, gaps.width, 1), 1), resamples, seed
     ):
@@ -110,7 +110,11 @@ def exchanged(gaps: Gaps, resamples: int, seed: int) -> Iterator[Float[np.ndarra
 
 
 def randomization_test(gaps: Gaps, resamples: int, seed: int) -> tuple[float, bool]:
-    """(p-value, whether exact) of |score of A - score of B| as found, against items exchanged in all or many ways."""
+    """Returns the p-value of |score of A - score of B|, and whether it is exact.
+
+    The observed difference is compared with those after exchanging items in all ways, or in
+    `resamples` random ways where there are more.
+    """
     if resamples < 1:
         raise InputError(f"resamples: expected 1 or more, found {resamples}")
     m = gaps.m

@@ -28,14 +28,17 @@ KIND = "Reranking"
 
 
 def open_task(data: str, split: str = "test", *, name: str = "", similarity: str = "") -> Task:
-    """Reranking by mteb's protocol: mean average precision of each query's own candidates, "map".
+    """Opens a reranking task by mteb's protocol; the main score is "map".
 
-    A candidate's score is its similarity with the query; of several queries of a record the
-    largest, the rule of mteb before version 2, which reads one query for each record. Records
-    without a positive or without a negative are left out, with a note, as in mteb.
+    It is the mean average precision of each query's own candidates. A candidate's score is its
+    similarity with the query; of several queries of a record the largest, the rule of mteb before
+    version 2, which reads one query for each record. Records without a positive or without a
+    negative are left out, with a note, as in mteb.
 
     Args:
-        data, split: see `read_reranking`.
+        data: a file, a directory or a data set of the hub; see `read_reranking`.
+        split: the split to read.
+        name: the task's name, in tables and for prompts made for it.
         similarity: one of SIMILARITIES; the model's own if empty.
 
     Raises:
@@ -51,12 +54,13 @@ def open_task(data: str, split: str = "test", *, name: str = "", similarity: str
             f"none among {len(records)}"
         )
     queries, positives, negatives = zip(*usable, strict=True)
-    # A text that stands twice is scored once: the order of what is equal must not hang on rounding.
+    # A repeated text is scored once: the order of equal texts must not depend on rounding.
     candidates = [
         list(dict.fromkeys([*right, *wrong]))
         for right, wrong in zip(positives, negatives, strict=True)
     ]
-    left_out = f"{len(records) - len(usable)} of {len(records)} records left out: no positive or no negative"
+    unusable = len(records) - len(usable)
+    left_out = f"{unusable} of {len(records)} records left out: no positive or no negative"
 
     def evaluate(embed: Embed) -> Outcome:
         query, document = (
@@ -70,10 +74,8 @@ def open_task(data: str, split: str = "test", *, name: str = "", similarity: str
             strict=True,
         )
         for texts, query_vectors, vectors in columns:
-            query_scores = similarity_matrix(
-                query_vectors, vectors, similarity or embed.similarity
-            ).max(axis=0)
-            scores.append(dict(zip(texts, query_scores.tolist(), strict=True)))
+            matrix = similarity_matrix(query_vectors, vectors, similarity or embed.similarity)
+            scores.append(dict(zip(texts, matrix.max(axis=0).tolist(), strict=True)))
         sides = (
             [
                 np.array([query_scores[text] for text in texts])
@@ -81,7 +83,7 @@ def open_task(data: str, split: str = "test", *, name: str = "", similarity: str
             ]
             for side in (positives, negatives)
         )
-        return reranking_outcome(*sides, notes=[left_out] if len(usable) < len(records) else [])
+        return reranking_outcome(*sides, notes=[left_out] if unusable else [])
 
     return Task(name, KIND, "queries", [tuple(query) for query in queries], evaluate)
 
@@ -92,13 +94,15 @@ def reranking_outcome(
     *,
     notes: Sequence[str] = (),
 ) -> Outcome:
-    """Means over queries of the metrics of each query's candidates, ordered by score.
+    """Computes means over queries of the metrics of each query's candidates, ordered by score.
 
-    Of equal scores those of negatives come first, so that a constant scorer gains nothing; so has
-    mteb, through its documents' names. Scores may be a cross-encoder's.
+    Of equal scores those of negatives come first, so that a constant scorer gains nothing; mteb
+    does the same, through its documents' names. Scores may be a cross-encoder's.
 
     Args:
-        positives, negatives: the scores of each query's candidates, higher is better.
+        positives: the scores of each query's positives, higher is better.
+        negatives: the scores of each query's negatives.
+        notes: of the outcome.
 
     Returns:
         Metrics "map": average precision over all candidates, which is mteb's "map_at_1000" (2.26:

@@ -1,4 +1,4 @@
-"""Results of tasks as files: one JSON a task, with the scores of its items, so that systems can be compared later."""
+"""Results of tasks as JSON files, with the scores of all items for later comparisons."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from embed_jax.atomic import plain_json, write_whole
 from embed_jax.errors import InputError
-from embed_jax.evals.overlap import overlap
+from embed_jax.evals.overlap import find_overlap
 from embed_jax.evals.task import Items, Outcome, Task
 
 SMALL = (
@@ -28,7 +28,8 @@ class TaskResult:
     """A model's scores on a task, and the data that they were measured on.
 
     Attributes:
-        model, name: of model and task.
+        model: the model's name.
+        name: the task's name.
         task: the kind by our name, such as "retrieval".
         unit: what its items are.
         outcome: scores, intervals, items, notes.
@@ -62,7 +63,7 @@ class TaskResult:
         })  # fmt: skip
 
     def write(self, path: Path) -> None:
-        """Writes the file, whole; an entry a line, so that the items take one."""
+        """Writes the whole file, an entry a line, so that the items take one line."""
         lines = [
             f" {json.dumps(name)}: {json.dumps(value)}" for name, value in self.to_json().items()
         ]
@@ -88,7 +89,7 @@ class TaskResult:
 
 
 def read_result(path: Path) -> TaskResult:
-    """Reads what `Result.write` wrote.
+    """Reads a file that `TaskResult.write` wrote.
 
     Raises:
         InputError: for a file that is not a task's results.
@@ -132,9 +133,9 @@ def read_result(path: Path) -> TaskResult:
 
 
 def read_results(path: Path) -> dict[str, TaskResult]:
-    """The results of one model by the task's name.
+    """Reads the results of one model, by the task's name.
 
-    A file, or a directory with a file for each task.
+    The path is a file, or a directory with a file for each task.
 
     Raises:
         InputError: for a path without results, or two of one name.
@@ -159,15 +160,17 @@ def seen_in_training(
     See `embed_jax.evals.overlap` for what that does not say.
 
     Args:
+        task: the task, with the texts of its items.
+        outcome: a model's scores on the task.
         training: texts, read once.
-        words: how many in a row.
+        words: how many words in a row.
 
     Returns:
         "words", "items" (how many overlap), "share", "clean" (the score without them, nan if none
         is left), "interval" of it, and "examples".
     """
     owners = [number for number, texts in enumerate(task.item_texts) for _ in texts]
-    shared = overlap([text for texts in task.item_texts for text in texts], training, n=words)
+    shared = find_overlap([text for texts in task.item_texts for text in texts], training, n=words)
     flags = np.zeros(len(task.item_texts), bool)
     np.logical_or.at(flags, owners, shared.flags)
     rows = np.flatnonzero(~flags)
@@ -190,9 +193,9 @@ def seen_in_training(
 
 
 def fingerprint(*parts: Any) -> str:
-    """16 hex digits that differ where a part does.
+    """Computes 16 hex digits that differ where a part does.
 
-    Plain values, and files or directories by what they hold.
+    A part is a plain value, or a file or directory, which counts by its content.
     """
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:

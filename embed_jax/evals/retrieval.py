@@ -20,7 +20,7 @@ from embed_jax.retrieval.passages import passage_search
 from embed_jax.retrieval.topk import Encode, Run, dense_search, prompted
 from embed_jax.scores import SIMILARITIES
 
-SMALL_CORPUS = 10  # times as many documents as are looked at
+SMALL_CORPUS = 10  # times the cut-off: a corpus with fewer documents is small
 TextsById = Mapping[str, str]  # by id
 Qrels = Mapping[str, Mapping[str, int]]  # query id -> {document id: relevance}
 
@@ -36,12 +36,14 @@ def open_task(
     passage_words: int = 0,
     passage_overlap: int = 0,
 ) -> Task:
-    """Retrieval by BEIR's and mteb's protocol.
+    """Opens a retrieval task by BEIR's and mteb's protocol.
 
     The main score is nDCG at the cut-off 10, or at the lowest without it.
 
     Args:
-        data, split: see `open_retrieval_task`.
+        data: a file, a directory or a data set of the hub; see `open_retrieval_task`.
+        split: the split to read.
+        name: the task's name, in tables and for prompts made for it.
         k: cut-offs, separated by commas.
         similarity: one of SIMILARITIES; the model's own if empty.
         ignore_identical_ids: see `evaluate_retrieval`.
@@ -88,10 +90,10 @@ def open_task(
 
 
 def cut_offs(text: str) -> list[int]:
-    """[10, 100] of "100,10".
+    """Reads cut-offs in a text, such as [10, 100] of "100,10".
 
     Raises:
-        InputError: for what is no number from 1 up.
+        InputError: for a number that is not from 1 up.
     """
     numbers = str(text).split(",")
     if not all(number.strip().isdecimal() and int(number) > 0 for number in numbers):
@@ -117,7 +119,10 @@ class RetrievalResult:
         return {name: float(values.mean()) for name, values in self.per_query.items()}
 
     def intervals(self, confidence: float = 0.95) -> dict[str, tuple[float, float]]:
-        """Bootstrap intervals of the means, over queries; the same resamples for each metric."""
+        """Computes bootstrap intervals of the means, over queries.
+
+        The resamples are the same for each metric.
+        """
         return {
             name: bootstrap_interval(
                 len(values), lambda i, v=values: float(v[i].mean()), confidence=confidence
@@ -137,10 +142,13 @@ def evaluate_retrieval(
     similarity: str = "cosine",
     ignore_identical_ids: bool = False,
 ) -> RetrievalResult:
-    """Searches the corpus with each judged query and scores what was found; see `score_run`.
+    """Searches the corpus with each judged query and scores the rankings; see `score_run`.
 
     Args:
-        corpus, queries: texts by id.
+        encode_queries: embeds queries.
+        encode_corpus: embeds documents.
+        corpus: documents by id.
+        queries: queries by id.
         qrels: {query id: {document id: relevance}}; queries without judgements are not searched.
         ks: cut-offs.
         similarity: one of SIMILARITIES.
@@ -149,7 +157,7 @@ def evaluate_retrieval(
             where ids coincide by chance.
 
     Raises:
-        InputError: as `check_qrels`.
+        InputError: see `check_qrels`.
     """
     search = functools.partial(dense_search, encode_queries, encode_corpus, similarity=similarity)
     return evaluate_search(
@@ -166,7 +174,10 @@ def evaluate_search(
     ks: Sequence[int] = (10,),
     ignore_identical_ids: bool = False,
 ) -> RetrievalResult:
-    """Evaluates any `search(corpus, queries, k)`, such as `bm25_search`, like `evaluate_retrieval`."""
+    """Evaluates any `search(corpus, queries, k)`, such as `bm25_search`.
+
+    See `evaluate_retrieval` for the other arguments.
+    """
     run = search_task(
         search, corpus, queries, qrels, ks=ks, ignore_identical_ids=ignore_identical_ids
     )
@@ -182,10 +193,11 @@ def search_task(
     ks: Sequence[int] = (10,),
     ignore_identical_ids: bool = False,
 ) -> Run:
-    """The judged queries' best documents, as many as the largest cut-off; see `evaluate_retrieval`.
+    """Searches the judged queries' best documents, as many as the largest cut-off.
 
-    The corpus is searched from the largest id to the smallest: where a search keeps that order for
-    equal scores, as ours do, the larger id comes first, as trec_eval has it.
+    See `evaluate_retrieval` for the arguments. The corpus is searched from the largest id to the
+    smallest: where a search keeps that order for equal scores, as ours do, the larger id comes
+    first, as trec_eval has it.
     """
     check_qrels(corpus, queries, qrels, ignore_identical_ids=ignore_identical_ids)
     judged = {query: queries[query] for query in qrels}
@@ -202,7 +214,7 @@ def search_task(
 
 
 def score_run(run: Run, qrels: Qrels, *, ks: Sequence[int] = (10,)) -> RetrievalResult:
-    """nDCG, MRR, recall and MAP at each cut-off, defined as trec_eval's.
+    """Computes nDCG, MRR, recall and MAP at each cut-off, defined as trec_eval's.
 
     See `embed_jax.evals.metrics`.
 
@@ -210,7 +222,8 @@ def score_run(run: Run, qrels: Qrels, *, ks: Sequence[int] = (10,)) -> Retrieval
         run: {query id: {document id: score}}, *best first*: the order counts, not the scores, so
             ties are the search's business. A judged query that is missing scores 0 (pytrec_eval
             leaves it out).
-        qrels: judgements; what is not judged is not relevant.
+        qrels: judgements; documents without a judgement are not relevant.
+        ks: cut-offs.
     """
     if not qrels or min(ks, default=0) < 1:
         raise InputError(
@@ -233,7 +246,10 @@ def score_run(run: Run, qrels: Qrels, *, ks: Sequence[int] = (10,)) -> Retrieval
 
 
 def small_corpus(documents: int, k: int = 10) -> str | None:
-    """A line if a corpus is so small that most searches score high, and differences show nothing."""
+    """Returns a line if a corpus is so small that differences show nothing.
+
+    In a small corpus most searches score high.
+    """
     if documents >= SMALL_CORPUS * k:
         return None
     share = min(k / max(documents, 1), 1.0)
@@ -247,15 +263,18 @@ def small_corpus(documents: int, k: int = 10) -> str | None:
 def check_qrels(
     corpus: TextsById, queries: TextsById, qrels: Qrels, *, ignore_identical_ids: bool = True
 ) -> None:
-    """Checks that the judgements fit.
+    """Checks that the judgements match queries and corpus.
 
-    A judged document that isn't in the corpus is one that no search finds.
+    A judged document that is not in the corpus is one that no search finds.
 
     Args:
+        corpus: documents by id.
+        queries: queries by id.
+        qrels: {query id: {document id: relevance}}.
         ignore_identical_ids: False warns if queries would find themselves.
 
     Raises:
-        InputError: nothing is judged, an unknown query, or none of the judged documents is in the
+        InputError: nothing is judged, a query is unknown, or none of the judged documents is in the
             corpus.
     """
     if not qrels:
@@ -272,9 +291,9 @@ def check_qrels(
 
 
 def self_matches(corpus: TextsById, queries: TextsById, qrels: Qrels) -> str | None:
-    """A line if queries are documents.
+    """Returns a line if queries are documents that would find themselves.
 
-    Equal ids and equal texts, not judged relevant to themselves.
+    These have equal ids and equal texts, and are not judged relevant to themselves.
     """
     count = sum(
         query in corpus
@@ -287,8 +306,7 @@ def self_matches(corpus: TextsById, queries: TextsById, qrels: Qrels) -> str | N
         return None
     return (
         f"{count} of {len(qrels)} queries are documents of the corpus, with the same id and text, "
-        "and "
-        "find themselves first: leave them out of the results with --ignore-identical-ids, "
+        "and find themselves first: leave them out of the results with --ignore-identical-ids, "
         "config.eval.ignore_identical_ids or ignore_identical_ids=True"
     )
 
@@ -304,13 +322,13 @@ def retrieval_evaluator(
     corpus_prompt: str = "",
     ignore_identical_ids: bool = False,
 ) -> Callable[[Encode], dict[str, float]]:
-    """An evaluator for training: `encode -> {"ndcg@10": ..., "mrr@10": ..., ...}`, see `evaluate_retrieval`.
+    """Returns an evaluator for training: `encode -> {"ndcg@10": ..., "mrr@10": ..., ...}`.
 
-    With a prompt for either, `encode` is called as `encode(texts, prompt=...)` for both. The
-    evaluator's attribute `metrics` names what it gives.
+    See `evaluate_retrieval`. With a prompt for either, `encode` is called as `encode(texts,
+    prompt=...)` for both. The evaluator's attribute `metrics` lists the names of its metrics.
 
     Raises:
-        InputError: at once, as `check_qrels`.
+        InputError: at once, see `check_qrels`.
     """
     check_qrels(corpus, queries, qrels, ignore_identical_ids=ignore_identical_ids)
 

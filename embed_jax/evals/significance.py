@@ -1,4 +1,4 @@
-"""Is one system better than another? Paired comparisons on the same items, and what may be said of them.
+"""Paired comparisons of two systems on the same items, and what may be said of them.
 
 What must not be concluded: a large p-value does not show that two systems are equal; a small one
 says nothing about the size of the difference, for which there is the interval; and both speak of
@@ -42,10 +42,7 @@ class PairedDifference:
 
 @dataclasses.dataclass(frozen=True)
 class SeedSummary:
-    """Scores of the same training with n seeds.
-
-    Mean, standard deviation (n - 1), and interval of the mean.
-    """
+    """Mean, standard deviation (n - 1) and interval of the mean of one score over n seeds."""
 
     mean: float
     sd: float
@@ -61,19 +58,22 @@ def paired_difference(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> PairedDifference:
-    """The mean difference of two systems' scores on the same items, such as nDCG by query.
+    """Computes the mean difference of two systems' scores on the same items, such as nDCG by query.
 
     The test is Fisher's randomisation test, which Smucker, Allan and Carterette (2007) advise for
     retrieval: were the systems alike, then each item's two scores could as well be exchanged, which
     turns the sign of their difference. The p-value is the share of sign patterns with |mean| at
-    least as large as found: of all 2^m, where m items differ and 2^m <= resamples; else of a random
-    sample, (1 + count) / (1 + resamples) (Phipson and Smyth 2010), never 0. It is at least
+    least as large as observed: of all 2^m, where m items differ and 2^m <= resamples; else of a
+    random sample, (1 + count) / (1 + resamples) (Phipson and Smyth 2010), never 0. It is at least
     2^(1-m): fewer than six items that differ never reach 0.05.
 
     Args:
-        per_item_a, per_item_b: scores of the same items in the same order.
+        per_item_a: scores of the first system.
+        per_item_b: scores of the second system, of the same items in the same order.
         confidence: of the interval, which is `bootstrap_interval`'s; below some thirty items it is
             too narrow.
+        resamples: the largest number of exchanges that the test tries.
+        seed: of random exchanges and resamples.
 
     Raises:
         InputError: if the lengths differ, there are fewer than two items, or a score is not finite.
@@ -91,30 +91,34 @@ def paired_spearman(
     resamples: int = 2000,
     seed: int = 0,
 ) -> PairedDifference:
-    """The difference of two systems' Spearman correlations with the same gold scores (STS), which is no mean of items.
+    """Computes the difference of two systems' Spearman correlations with the same gold scores.
 
-    The test exchanges the two systems' values item by item and recomputes the statistic: the paired
-    permutation test of correlations of Deutsch, Dror and Roth (2021, "A Statistical Analysis of
-    Summarization Evaluation Metrics Using Resampling Methods", their PERM-INPUTS), who standardise
-    each system's values first, since values of different scales cannot be exchanged. Here each
-    system's similarities are replaced by their ranks (ties share their mean rank), so only the
-    order counts, as for Spearman's correlation itself. Then for each assignment of exchanges
+    A correlation is not a mean of items. The test exchanges the two systems'
+    values item by item and recomputes the statistic: the paired permutation test of correlations of
+    Deutsch, Dror and Roth (2021, "A Statistical Analysis of Summarization Evaluation Metrics Using
+    Resampling Methods", their PERM-INPUTS), who standardise each system's values first, since
+    values of different scales cannot be exchanged. Here each system's similarities are replaced by
+    their ranks (ties share their mean rank), so only the order counts, as for Spearman's
+    correlation itself. Then for each assignment of exchanges
 
         T = rho(x, scores) - rho(y, scores),  x_i, y_i = rank_a_i, rank_b_i, or exchanged,
 
     where rho ranks x and y again, and is 0 where an exchange leaves one constant. The p-value is
-    the share of
-    |T| at least as large as found, exact or sampled as in `paired_difference`. As the ranks are taken before the
-    exchange, the test is exact only for systems that share a scale up to rank, and otherwise
-    approximate in N; it tests that the systems' ranks are exchangeable, not only that their
-    correlations are equal.
+    the share of |T| at least as large as observed, exact or sampled as in `paired_difference`. As
+    the ranks are taken before the exchange, the test is exact only for systems that share a scale
+    up to rank, and otherwise approximate in N; it tests that the systems' ranks are exchangeable,
+    not only that their correlations are equal.
 
     Args:
-        similarities_a, similarities_b: of the same pairs in the same order, each on any scale.
-        scores: gold.
+        similarities_a: of the first system, on any scale.
+        similarities_b: of the second system, for the same pairs in the same order, on any scale.
+        scores: gold scores.
+        confidence: of the interval, from 0 to 1.
+        resamples: the largest number of exchanges that the test tries.
+        seed: of random exchanges and resamples.
 
     Raises:
-        InputError: as `paired_difference`, and if similarities or scores are constant.
+        InputError: see `paired_difference`; and if similarities or scores are constant.
     """
     a, b, gold = _columns(A=similarities_a, B=similarities_b, gold=scores)
     items = (Items(side, gold, "spearman") for side in (a, b))
@@ -130,18 +134,21 @@ def paired_average_precision(
     resamples: int = 2000,
     seed: int = 0,
 ) -> PairedDifference:
-    """The difference of two systems' average precisions on the same labelled pairs.
+    """Computes the difference of two systems' average precisions on the same labelled pairs.
 
-    The test is `paired_spearman`'s.
-
-    Of equal ranks, which exchanges make, those of label 0 come first, for both systems alike.
+    The test is `paired_spearman`'s. Of equal ranks, which exchanges make, those of label 0 come
+    first, for both systems alike.
 
     Args:
-        similarities_a, similarities_b: of the same pairs in the same order, each on any scale.
+        similarities_a: of the first system, on any scale.
+        similarities_b: of the second system, for the same pairs in the same order, on any scale.
         labels: 1 or 0.
+        confidence: of the interval, from 0 to 1.
+        resamples: the largest number of exchanges that the test tries.
+        seed: of random exchanges and resamples.
 
     Raises:
-        InputError: as `paired_spearman`.
+        InputError: see `paired_spearman`.
     """
     a, b, gold = _columns(A=similarities_a, B=similarities_b, gold=labels)
     items = (Items(side, gold, "ap") for side in (a, b))
@@ -149,10 +156,12 @@ def paired_average_precision(
 
 
 def compare_items(a: Items, b: Items, *, confidence: float = 0.95) -> PairedDifference:
-    """The difference of two systems' scores on the items of one task, by the statistic that the items have.
+    """Computes the difference of two systems' scores on the items of one task.
+
+    The statistic is that of the items.
 
     Raises:
-        InputError: if they are not of the same items; and as the functions above.
+        InputError: if they are not of the same items; see the functions above.
     """
     same_gold = (a.gold is None) == (b.gold is None) and (
         a.gold is None or np.array_equal(a.gold, b.gold)
@@ -174,7 +183,7 @@ def overall_difference(
     resamples: int = 2000,
     seed: int = 0,
 ) -> PairedDifference:
-    """The difference of two systems' mean scores over tasks.
+    """Computes the difference of two systems' mean scores over tasks.
 
     Test and interval are those of each task with the draws of all tasks joined: items are
     exchanged, and resampled, within each task and independently of the others. So it speaks of
@@ -182,12 +191,15 @@ def overall_difference(
 
     Args:
         tasks: the two systems' items of each task.
+        confidence: of the interval, from 0 to 1.
+        resamples: how many random exchanges the test tries.
+        seed: of random exchanges and resamples.
 
     Returns:
-        `n` is the number of tasks; the p-value is sampled always.
+        `n` is the number of tasks; the p-value is always sampled.
 
     Raises:
-        InputError: without a task; and as `compare_items`.
+        InputError: without a task; see `compare_items`.
     """
     if not tasks:
         raise InputError("expected one task or more that both systems were scored on, found none")
@@ -204,12 +216,11 @@ def overall_difference(
 
 
 def holm(p_values: Sequence[float] | Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
-    """P-values adjusted for T comparisons, such as T tasks, in their order (Holm 1979).
+    """Adjusts p-values for T comparisons, such as T tasks, in their order (Holm 1979).
 
     With p sorted, adjusted_i = max over j <= i of min(1, (T - j + 1) p_j). If those up to alpha are
-    called different, the probability of one false call or more is alpha at most, however the
-    comparisons depend on each other. All comparisons made belong in here, not only those that came
-    out well.
+    called different, the probability of any false call is at most alpha, however the comparisons
+    depend on each other. Pass all comparisons made, not only those that came out well.
 
     Raises:
         InputError: if a p-value is not between 0 and 1.
@@ -229,12 +240,11 @@ def holm(p_values: Sequence[float] | Float[np.ndarray, " T"]) -> Float[np.ndarra
 
 
 def seed_summary(scores: Sequence[float], *, confidence: float = 0.95) -> SeedSummary:
-    """Mean, standard deviation and Student's t interval of one score over seeds.
+    """Computes mean, standard deviation and Student's t interval of one score over seeds.
 
-    Mean +- t_(n-1) sd / sqrt(n).
-
-    It is an interval of the mean over seeds on these very test items, and takes the scores to be
-    roughly normal. With one seed the spread is unknown: sd and interval are nan.
+    The interval is mean +- t_(n-1) sd / sqrt(n). It is an interval of the mean over seeds on these
+    very test items, and takes the scores to be roughly normal. With one seed the spread is unknown:
+    sd and interval are nan.
 
     Raises:
         InputError: if there is no score, or one is not finite.
@@ -259,13 +269,17 @@ def verdict(
     b: str = "B",
     alpha: float = 0.05,
 ) -> str:
-    """One sentence on a comparison, which calls a system better only if test and interval agree.
+    """Describes a comparison in one sentence.
+
+    It calls a system better only if test and interval agree.
 
     Args:
-        difference: A's score minus B's; more is better.
+        difference: A's score minus B's; higher scores are better.
         p_value: adjusted, where there are several comparisons (`holm`).
         interval: of the difference, at 1 - alpha.
-        a, b: the systems' names.
+        a: the first system's name.
+        b: the second system's name.
+        alpha: the largest p-value that counts as a difference.
 
     Raises:
         InputError: if one of the numbers is nan.
@@ -276,15 +290,22 @@ def verdict(
             f"no verdict on difference {difference}, p {p_value}, interval {low} to {high}: nan"
         )
     p = f"p = {p_value:.3f}" if p_value >= 0.001 else "p < 0.001"
-    numbers = f"{a} - {b} = {difference:+.4f}, {100 * (1 - alpha):g} % interval {low:+.4f} to {high:+.4f}, {p}"
+    range_of_difference = f"{100 * (1 - alpha):g} % interval {low:+.4f} to {high:+.4f}"
+    numbers = f"{a} - {b} = {difference:+.4f}, {range_of_difference}, {p}"
     excludes_zero = low > 0 or high < 0
     if p_value < alpha and excludes_zero:
         better, worse = (a, b) if difference > 0 else (b, a)
         return f"{better} is better than {worse}: {numbers}."
     if p_value < alpha:
-        return f"{a} and {b} are not clearly told apart: {numbers}; the test tells them apart, the interval does not."
+        return (
+            f"{a} and {b} are not clearly told apart: {numbers}; the test tells them apart, the "
+            "interval does not."
+        )
     if excludes_zero:
-        return f"{a} and {b} are not told apart: {numbers}; the interval excludes 0, the (corrected) test does not."
+        return (
+            f"{a} and {b} are not told apart: {numbers}; the interval excludes 0, the (corrected) "
+            "test does not."
+        )
     return f"{a} and {b} are not told apart: {numbers}; which does not show that they are equal."
 
 
@@ -295,7 +316,7 @@ def _compared(a: Items, b: Items, confidence: float, resamples: int, seed: int) 
 
 
 def _columns(at_least: int = 2, **columns: Sequence[float]) -> list[Float[np.ndarray, " N"]]:
-    """The columns as arrays, of one length and finite."""
+    """Returns the columns as arrays, checked to be of one length and finite."""
     arrays = {name: np.asarray(column, np.float64) for name, column in columns.items()}
     for name, array in arrays.items():
         if array.ndim != 1 or len(array) < at_least:

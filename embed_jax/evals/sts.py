@@ -32,13 +32,17 @@ def open_task(
     similarity: str = "cosine",
     scale: str = "0,5",
 ) -> Task:
-    """STS by mteb's protocol: Spearman's correlation of the pairs' cosines with the scores.
+    """Opens an STS task by mteb's protocol.
+
+    The main score is Spearman's correlation of the pairs' cosines with the gold scores.
 
     Args:
-        data, split: see `open_sts`.
-        similarity: which one "spearman", "pearson" and their means over subsets are of; "spearman"
-            and "pearson" of the others are there as "dot_spearman" and so on.
-        scale: lowest and highest score there may be.
+        data: a file, a directory or a data set of the hub; see `open_sts`.
+        split: the split to read.
+        name: the task's name, in tables and for prompts made for it.
+        similarity: the similarity that "spearman", "pearson" and their means over subsets are of;
+            those of the others are called "dot_spearman" and so on.
+        scale: lowest and highest possible score.
 
     Raises:
         InputError: for data that cannot be read, a score outside of the scale, or fewer than two
@@ -78,9 +82,9 @@ def open_task(
 def cosine_of_pairs(
     encode: Encode, sentences1: Sequence[str], sentences2: Sequence[str]
 ) -> Float[np.ndarray, " N"]:
-    """Cosine similarity of each pair; each distinct text is encoded once.
+    """Computes the cosine similarity of each pair; each distinct text is encoded once.
 
-    A zero vector is similar to nothing: 0.
+    A zero vector has cosine 0 with any other.
     """
     return pairwise_similarity(*encode_columns(encode, sentences1, sentences2), "cosine")
 
@@ -90,7 +94,7 @@ def sts_metrics(
     scores: Sequence[float],
     subsets: Sequence[str] | None = None,
 ) -> dict[str, float]:
-    """Correlations of similarities with gold scores.
+    """Computes correlations of similarities with gold scores.
 
     Args:
         similarities: of each pair.
@@ -122,9 +126,9 @@ def sts_evaluator(
     scores: Sequence[float],
     subsets: Sequence[str] | None = None,
 ) -> Callable[[Encode], dict[str, float]]:
-    """An evaluator for training: `encode -> {"spearman": ..., "pearson": ..., ...}`, see `sts_metrics`.
+    """Returns an evaluator for training: `encode -> {"spearman": ..., "pearson": ..., ...}`.
 
-    Its attribute `metrics` names what it gives.
+    See `sts_metrics`. Its attribute `metrics` lists the names of its metrics.
 
     Raises:
         InputError: if the columns' lengths differ or there are fewer than two pairs.
@@ -141,7 +145,7 @@ def sts_evaluator(
 def _intervals(
     similarities: Float[np.ndarray, " N"], gold: Float[np.ndarray, " N"], subsets: Sequence[str]
 ) -> dict[str, tuple[float, float]]:
-    """Bootstrap intervals of `sts_metrics`.
+    """Computes bootstrap intervals of `sts_metrics`.
 
     For means over subsets each subset is resampled by itself.
     """
@@ -166,7 +170,7 @@ def _intervals(
 
 
 def _members(subsets: Sequence[str]) -> list[Int[np.ndarray, " M"]]:
-    """The numbers of each subset's pairs."""
+    """Returns the indices of each subset's pairs."""
     labels = np.asarray(subsets)
     return [np.flatnonzero(labels == label) for label in dict.fromkeys(labels.tolist())]
 

@@ -26,7 +26,8 @@ class Entry:
 
     Attributes:
         task: its kind, one of the registry's.
-        data: what `open_task` of that kind reads; split: which part.
+        data: the file, directory or data set that `open_task` of that kind reads.
+        split: the part of it.
         name: in tables and of the file.
         instruction: what its texts, except for documents, are embedded for: for models with a
             template.
@@ -77,7 +78,7 @@ class Entry:
             raise InputError(f"{self.where}: {error}{tried}") from None
 
     def fingerprint(self) -> str:
-        """Of all that a score depends on besides the model."""
+        """Computes a fingerprint of all that a score depends on besides the model."""
         path = Path(self.data)
         content = [path] if not self.data.startswith(REMOTE) and path.exists() else []
         settings = dataclasses.asdict(self) | {"data": path.name if content else self.data}
@@ -87,13 +88,15 @@ class Entry:
 
 
 def read_suite(path: Path, root: Path | None = None) -> list[Entry]:
-    """The tasks of a YAML file, which is a list of mappings, or of a Python file that sets `TASKS` to such a list.
+    """Reads the tasks of a YAML file or of a Python file.
 
-    A mapping has `task` and `data`, may have `split`, `name` and `instruction`, and else holds
-    options of the task. Paths, also in options, are relative to `root` where something is there,
-    else to where the command is run.
+    A YAML file is a list of mappings; a Python file sets `TASKS` to such a list. A mapping has
+    `task` and `data`, may have `split`, `name` and `instruction`; its other fields are options of
+    the task. Paths, also in options, are relative to `root` where they exist there, else to the
+    working directory.
 
     Args:
+        path: the file, or the name of a packaged suite.
         root: the file's own directory if not given.
 
     Raises:
@@ -136,13 +139,14 @@ def named(task: str, data: str, split: str) -> str:
 
 
 def known_split(data: str, split: str) -> str | None:
-    """The part of a data set that is evaluated: the one asked for, or what a file is called.
+    """Returns the part of a data set that is evaluated: the requested split, or a file's name.
 
     None: it isn't known.
 
     Args:
         data: a directory or a data set that has splits, or one file, which has none whatever is
-            asked for.
+            requested.
+        split: the requested split.
     """
     path = Path(data)
     if path.is_dir() or data.startswith(REMOTE) or not path.suffix:
@@ -163,10 +167,12 @@ def evaluate(
     """Evaluates a model on a task of a suite.
 
     Args:
-        model: its name.
-        task: what `entry.open()` gives, if it was read before.
-        training: gives training texts, which the task's are then compared with.
-        details: what else the result records.
+        entry: the task.
+        model: the model's name.
+        embed: the model, see `embedder.Embedder`.
+        task: what `entry.open()` returns, if it was read before.
+        training: returns training texts, which the task's texts are then compared with.
+        details: more fields of the result.
     """
     task = task or entry.open()
     began = time.perf_counter()
@@ -187,7 +193,7 @@ def evaluate(
 
 
 def unfinished(entries: Sequence[Entry], directory: Path, model_fingerprint: str) -> list[Entry]:
-    """The tasks of which a directory holds no result of this very model and data."""
+    """Returns the tasks without a result of this very model and data in a directory."""
     left = []
     for entry in entries:
         file = result_file(directory, entry.name)
@@ -205,7 +211,7 @@ def result_file(directory: Path, name: str) -> Path:
 
 
 def file_name(name: str) -> str:
-    """A name without what file names cannot have: org/model -> org_model."""
+    """Replaces characters that file names cannot have: org/model -> org_model."""
     return (
         "".join(char if char.isalnum() or char in "-_.+=" else "_" for char in name).strip("._")
         or "_"
@@ -213,7 +219,7 @@ def file_name(name: str) -> str:
 
 
 class _instructed:  # noqa: N801  a function with an attribute
-    """A model whose texts have the task's instruction."""
+    """A model that embeds texts with the task's instruction."""
 
     def __init__(self, embed: Embed, instruction: str):
         self._embed, self._instruction, self.similarity = embed, instruction, embed.similarity
@@ -263,7 +269,7 @@ def _entry(where: str, mapping: Any, root: Path) -> Entry:
 
 
 def _rooted(value: Any, root: Path) -> Any:
-    """The path below `root` that a text names, if there is one; else what it was."""
+    """Returns the path below `root` that a text names, if it exists; else the value."""
     there = (
         isinstance(value, str)
         and value

@@ -1,4 +1,4 @@
-"""Summarisation: do people rate a summary by a machine the higher, the nearer it is to one written by a person?"""
+"""Summarisation: are machine summaries that people rate high similar to those people wrote?"""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ CORRELATIONS = {"spearman": spearman, "pearson": pearson}
 
 
 def open_task(data: str, split: str = "test", *, name: str = "") -> Task:
-    """Summarisation by mteb's protocol.
+    """Opens a summarisation task by mteb's protocol.
 
-    The mean over texts of rank correlations, "cosine_spearman".
-
-    A text all of whose ratings or all of whose machine summaries are equal is left out, with a
-    note, as in mteb. The summarised texts themselves are not embedded.
+    The main score is the mean over texts of rank correlations, "cosine_spearman". A text all of
+    whose ratings or all of whose machine summaries are equal is left out, with a note, as in mteb.
+    The summarised texts themselves are not embedded.
 
     Args:
-        data, split: see `read_summaries`.
+        data: a file, a directory or a data set of the hub; see `read_summaries`.
+        split: the split to read.
+        name: the task's name, in tables and for prompts made for it.
 
     Raises:
         InputError: for data that cannot be read, or if no text is left.
@@ -40,8 +41,9 @@ def open_task(data: str, split: str = "test", *, name: str = "") -> Task:
             f"found none among {len(records)}"
         )
     texts, human, machine, ratings = zip(*usable, strict=True)
-    left_out = f"{len(records) - len(usable)} of {len(records)} texts left out: all ratings or all summaries equal"
-    notes = [left_out] if len(usable) < len(records) else []
+    unusable = len(records) - len(usable)
+    left_out = f"{unusable} of {len(records)} texts left out: all ratings or all summaries equal"
+    notes = [left_out] if unusable else []
 
     def evaluate(embed: Embed) -> Outcome:
         vectors = encode_columns(functools.partial(embed, use=Use(name, KIND)), *human, *machine)
@@ -65,16 +67,19 @@ def summarization_outcome(
     own: str = "cosine",
     notes: Sequence[str] = (),
 ) -> Outcome:
-    """Correlations, within each text, of ratings with similarities max_h sim(machine summary, human summary h).
+    """Correlates ratings of machine summaries with similarities to human ones, within each text.
 
-    Agrees with mteb's AbsTaskSummarization (2.26), whose main score is "cosine_spearman": the mean
-    over texts. mteb's task SummEval averages p-values in with the correlations;
-    SummEvalSummarization.v2 is what this is.
+    The similarity is max_h sim(machine summary, human summary h). Agrees with mteb's
+    AbsTaskSummarization (2.26), whose main score is "cosine_spearman": the mean over texts. mteb's
+    task SummEval averages p-values in with the correlations; SummEvalSummarization.v2 agrees with
+    this function.
 
     Args:
-        human, machine: the embeddings of each text's summaries.
+        human: the embeddings of each text's human summaries.
+        machine: the embeddings of each text's machine summaries.
         ratings: of each text's machine summaries, on any scale, not all equal.
         own: the model's similarity, reported beside cosine and dot product.
+        notes: of the outcome.
 
     Returns:
         Metrics "cosine_spearman", "cosine_pearson", "dot_spearman", "dot_pearson" and so on. Where

@@ -13,7 +13,7 @@ from typing import Any
 from embed_jax.errors import InputError
 
 K = 10
-REPEATS, SECONDS = 7, 0.3  # a search is timed so often at least, and so long
+REPEATS, SECONDS = 7, 0.3  # a search is timed at least this often, and at least this long
 ORIGINALS = ("int8", "float32")
 METRIC = "ndcg@10"
 SEARCHES = ("symmetric", "asymmetric")
@@ -25,10 +25,11 @@ class SweepSetting:
 
     Attributes:
         dim: numbers kept of each embedding.
-        asymmetric: float queries against the codes, from the start.
-        rescore: that many times as many candidates are scored again; 0: none are.
-        originals: the precision of what they are scored with, stored beside the codes; None: the
-            codes.
+        precision: of the stored embeddings, see `retrieval.compress`.
+        asymmetric: whether float queries are compared with the codes, from the start.
+        rescore: candidates that are scored again, as a multiple of the results; 0: no rescoring.
+        originals: the precision of the embeddings that candidates are scored again with, stored
+            beside the codes; None: the codes.
     """
 
     dim: int
@@ -80,9 +81,10 @@ class Measured:
 
 
 def front(rows: Sequence[Measured], cost: Callable[[Measured], float]) -> list[Measured]:
-    """The Pareto front: what no other row is better than at its cost or below, and none as good below; by cost.
+    """Returns the rows of the Pareto front, by cost.
 
-    Of rows alike in both, the one that is fewer bytes or, then, faster.
+    No other row is better than one of these at its cost or below, or as good below its cost. Of
+    rows equal in both, it is the one of fewer bytes or, then, the faster one.
     """
     front_rows: list[Measured] = []
     for row in sorted(rows, key=lambda row: (cost(row), -row.quality, row.bytes, by_time(row))):
@@ -100,7 +102,7 @@ def by_time(row: Measured) -> float:
 
 
 def cheapest(rows: Sequence[Measured], keep: float) -> Measured:
-    """Of the rows that keep this share: fewest bytes, then fastest."""
+    """Returns the row that keeps this share with the fewest bytes, then the fastest."""
     return min(
         (row for row in rows if row.share >= keep), key=lambda row: (row.bytes, by_time(row))
     )
@@ -114,7 +116,7 @@ def fronts(row: Measured, rows: Sequence[Measured]) -> list[str]:
 
 
 def table(rows: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
-    """Columns and cells."""
+    """Returns the columns and cells of a table of the rows."""
     columns = [
         "dim",
         "precision",
@@ -143,10 +145,13 @@ def table(rows: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
 
 
 def described(row: Measured) -> str:
-    """A setting and what it costs, for people."""
+    """Describes a setting and what it costs, for people."""
     setting = row.setting
-    how = f"{setting.precision}, {setting.dim} dimensions, {setting.search} search, rescoring {setting.rescoring}"
-    return f"{how}: {row.bytes} bytes a vector, {row.queries_per_second:.0f} queries/s, {row.share:.1%}"
+    return (
+        f"{setting.precision}, {setting.dim} dimensions, {setting.search} search, rescoring "
+        f"{setting.rescoring}: {row.bytes} bytes a vector, {row.queries_per_second:.0f} queries/s, "
+        f"{row.share:.1%}"
+    )
 
 
 def as_json(row: Measured, rows: Sequence[Measured]) -> dict[str, Any]:
@@ -155,7 +160,10 @@ def as_json(row: Measured, rows: Sequence[Measured]) -> dict[str, Any]:
 
 
 def trained_sizes(model: Any) -> list[int]:
-    """The whole size of a model's embeddings, and those that it was trained for, the largest first."""
+    """Returns the sizes that a model's embeddings were trained for, the largest first.
+
+    The largest is the whole size.
+    """
     return sorted({model.dim, *getattr(model, "matryoshka_dims", ())}, reverse=True)
 
 
@@ -166,13 +174,15 @@ def settings(
     asymmetric: Sequence[bool],
     rescoring: Sequence[tuple[int, str | None]],
 ) -> list[SweepSetting]:
-    """float32 at the model's dimension, and every combination that is its own search.
+    """Combines settings: float32 at the model's dimension, and every other distinct search.
 
-    Left out: other searches of float32, and rescoring with what the scores come from already.
+    Left out are other searches of float32, and rescoring with the embeddings that the scores
+    already come from.
 
     Args:
         dim: the size of the model's embeddings.
-        dims: numbers kept of each embedding; none: `dim`.
+        dims: numbers kept of each embedding; empty: `dim`.
+        precisions: precisions to try.
         asymmetric: whether float queries are compared with the codes, each way to try.
         rescoring: (rescore, originals) of `SweepSetting`, each pair to try.
 
@@ -207,14 +217,19 @@ def measure(
     chosen: Sequence[SweepSetting],
     ignore_identical_ids: bool = False,
 ) -> list[Measured]:
-    """Each of the settings, in their order; shares are of the quality of the first.
+    """Measures each of the settings, in their order; shares are of the quality of the first.
 
     Args:
-        documents, queries: float embeddings, [N, D] and [Q, D], in the order of `names` and of
-            `qrels`.
+        documents: float embeddings, [N, D], in the order of `names`.
+        queries: float embeddings, [Q, D], in the order of `qrels`.
+        names: ids of the documents.
+        qrels: {query id: {document id: relevance}}.
+        chosen: the settings.
+        ignore_identical_ids: see `retrieval.evaluate_retrieval`.
 
     Raises:
-        InputError: if the first finds nothing, or the documents are too few to calibrate on.
+        InputError: if the first setting has quality 0, or the documents are too few to calibrate
+            on.
     """
     from embed_jax.evals.metrics import bootstrap_interval
     from embed_jax.evals.retrieval import score_run
@@ -279,7 +294,7 @@ def measure(
 
 
 def timed(search: Callable[[], Any]) -> tuple[float, Any]:
-    """The median seconds of a search, and what it found."""
+    """Returns the median seconds of a search, and its result."""
     result, seconds = search(), []
     while len(seconds) < REPEATS or sum(seconds) < SECONDS:
         began = time.perf_counter()

@@ -53,9 +53,9 @@ class Embed(Protocol):
 def binary_average_precision(
     values: Float[np.ndarray, " N"], labels: Float[np.ndarray, " N"]
 ) -> float:
-    """sum_n (R_n - R_(n-1)) P_n of ranking items by value against labels 0 and 1; nan without a 1.
+    """Computes sum_n (R_n - R_(n-1)) P_n of ranking items by value against labels 0 and 1.
 
-    Equal values are one step, as in scikit-learn's average_precision_score.
+    Equal values are one step, as in scikit-learn's average_precision_score. nan without a 1.
     """
     order = np.argsort(-values, kind="stable")
     values, labels = values[order], labels[order]
@@ -77,7 +77,7 @@ STATISTICS: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = {
 class Items:
     """The parts of a task's main score, item by item.
 
-    What intervals, comparisons and overlap checks work on.
+    Intervals, comparisons and overlap checks work on them.
 
     Attributes:
         values: of each item (query, pair, text): its own score, or a similarity to compare with
@@ -94,16 +94,16 @@ class Items:
         return len(self.values)
 
     def score(self, rows: Int[np.ndarray, " M"] | slice = slice(None)) -> float:
-        """The statistic of the items with these numbers; of all."""
+        """Computes the statistic of the items with these indices, or of all."""
         values = np.asarray(self.values)[rows]
         return STATISTICS[self.statistic](
             values, values if self.gold is None else np.asarray(self.gold)[rows]
         )
 
     def resampled(self, resamples: int = 1000, seed: int = 0) -> Float[np.ndarray, " R"]:
-        """The score of items drawn with replacement, again and again.
+        """Computes the score of items drawn with replacement, again and again.
 
-        The same draws for the same number of items.
+        The draws are the same for the same number of items.
         """
         of = self.score
         if self.statistic == "spearman":
@@ -111,7 +111,7 @@ class Items:
         return bootstrap(len(self), of, resamples=resamples, seed=seed)
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Bootstrap interval of the score, over items."""
+        """Computes the bootstrap interval of the score, over items."""
         return percentile_interval(self.resampled(), confidence)
 
 
@@ -166,12 +166,13 @@ def mean_outcome(
     others: Mapping[str, float] | None = None,
     notes: Sequence[str] = (),
 ) -> Outcome:
-    """The outcome of metrics that are means over the same items.
+    """Makes the outcome of metrics that are means over the same items.
 
     Args:
         main: one of `per_item`.
         per_item: the values of each item, by metric.
-        others: further metrics, which have no interval.
+        others: more metrics, which have no interval.
+        notes: of the outcome.
     """
     scored = {name: Items(np.asarray(values, np.float64)) for name, values in per_item.items()}
     if not len(scored[main]):
@@ -189,7 +190,7 @@ def mean_outcome(
 def encode_columns(
     encode: Callable[[Sequence[str]], np.ndarray], *columns: Sequence[str]
 ) -> list[Float[np.ndarray, "_ D"]]:
-    """The embeddings of each column of texts; each distinct text is encoded once.
+    """Embeds each column of texts; each distinct text is encoded once.
 
     Raises:
         InputError: if the embeddings are not one finite vector for each text.

@@ -1,6 +1,4 @@
-"""Transfer like SentEval's: logistic regression on frozen embeddings.
-
-Conneau and Kiela (2018).
+"""Transfer like SentEval's (Conneau and Kiela 2018): logistic regression on frozen embeddings.
 
 Without a split to learn from, texts are cross-validated (MR, CR, SUBJ, MPQA); else a classifier
 learns from `train` and is tested on `split` (TREC; SST2 also has a `dev` split, for the strength of
@@ -77,11 +75,13 @@ def open_task(
     strengths: Sequence[float] = STRENGTHS,
     seed: int = SEED,
 ) -> Task:
-    """A task whose main score is "accuracy"; see the module.
+    """Opens a transfer task whose main score is "accuracy"; see the module.
 
     Args:
-        data, split: what is classified, see `read_rows`: fields `text`, or `sentence1` and
-            `sentence2` for pairs.
+        data: a file, a directory or a data set of the hub; see `read_rows`. Fields are `text`, or
+            `sentence1` and `sentence2` for pairs.
+        split: the split to classify.
+        name: the task's name, in tables and for prompts made for it.
         train: the split to learn from, or a file; empty: cross-validation of `split`.
         dev: the split, or a file, to choose the strength by; empty: it is chosen over folds of
             `train`.
@@ -155,10 +155,16 @@ def cross_validate(
     strengths: Sequence[float] = STRENGTHS,
     seed: int = SEED,
 ) -> Chosen:
-    """Predictions for each fold by a classifier that was trained, and its strength chosen, on the other folds.
+    """Predicts each fold by a classifier trained on the other folds.
+
+    Its strength is chosen on the other folds too.
 
     Args:
+        vectors: features of the texts.
         labels: numbers from 0 up.
+        folds: of cross-validation, stratified.
+        strengths: C, the inverse strengths of L2 to choose from.
+        seed: of the folds.
 
     Returns:
         The predicted label of each row, the strength chosen for each fold, and the mean accuracy of
@@ -194,13 +200,19 @@ def train_and_test(
     strengths: Sequence[float] = STRENGTHS,
     seed: int = SEED,
 ) -> Chosen:
-    """Predictions for "test" by a classifier trained on "train", its strength chosen on "dev" or else over folds.
+    """Predicts "test" by a classifier trained on "train".
+
+    Its strength is chosen on "dev", or without it over folds of "train".
 
     Args:
-        vectors, labels: by split; labels are numbers from 0 up.
+        vectors: features of the texts, by split.
+        labels: numbers from 0 up, by split.
+        folds: of cross-validation, stratified.
+        strengths: C, the inverse strengths of L2 to choose from.
+        seed: of the folds.
 
     Returns:
-        As `cross_validate`, with one strength.
+        See `cross_validate`, with one strength.
     """
     rotated, gold = _rotate(vectors["train"]), labels["train"]
     everything = np.ones((len(gold), 1), bool)
@@ -234,7 +246,7 @@ def logistic_regressions(
     strengths: Sequence[float],
     start: Float[Array, "D+1 M K"] | None = None,
 ) -> Float[Array, "D+1 M K"]:
-    """M multinomial logistic regressions at once, each on the rows it keeps, with its own strength of L2.
+    """Fits M multinomial logistic regressions at once, each on its own rows and strength of L2.
 
     Minimises, for each, sum_n CE_n + |W|^2 / 2C without a penalty on the intercept: what sklearn's
     LogisticRegression minimises, where two labels have one vector w = w_1 - w_0, and so |w|^2 = 2
@@ -245,7 +257,10 @@ def logistic_regressions(
     (O'Donoghue and Candès 2015).
 
     Args:
-        strengths: C of each.
+        rotated: the training vectors.
+        labels: numbers from 0 up.
+        included: whether a row is one of a regression's.
+        strengths: C of each regression.
         start: weights near the solution, such as those for another strength.
 
     Returns:
@@ -268,7 +283,7 @@ def logistic_regressions(
 def predict_by_each(
     weights: Float[Array, "D+1 M K"], vectors: Float[np.ndarray, "N D"]
 ) -> Int[np.ndarray, "N M"]:
-    """The label of each row by each of the regressions."""
+    """Predicts the label of each row by each of the regressions."""
     return np.asarray(_predict(weights, vectors))
 
 
@@ -285,7 +300,10 @@ def _logits(
 
 @functools.partial(jax.jit, static_argnames=("tolerance", "most"))
 def _minimise(vectors, squares, gold, included, penalty, start, tolerance=3e-5, most=2000):
-    """`logistic_regressions` until |gradient|^2 in the bound's metric, by row, is below tolerance^2 in all of them."""
+    """Minimises until the gradients of all regressions are small.
+
+    Small means |gradient|^2 in the bound's metric, by row, below tolerance^2.
+    """
     rows = included.sum(axis=0)
     penalties = jnp.concatenate(
         [jnp.broadcast_to(penalty, (len(squares), len(penalty))), jnp.zeros((1, len(penalty)))]
@@ -332,7 +350,10 @@ def _turn(rotated: Rotated, vectors: Float[np.ndarray, "N D"]) -> Float[np.ndarr
 def _features(
     columns: dict[str, list[Float[np.ndarray, "_ D"]]], learnt: str
 ) -> dict[str, Float[np.ndarray, "_ F"]]:
-    """Embeddings, or |u - v| and u * v, by split, after the mean variance of those that are learnt from was made 1."""
+    """Computes the features by split: embeddings, or |u - v| and u * v.
+
+    Embeddings are scaled first, so that the mean variance of those that are learnt from is 1.
+    """
     train = np.concatenate(columns[learnt]).astype(np.float64)
     scale = np.sqrt(np.mean(np.square(train - train.mean(axis=0)))) or 1.0
 
@@ -350,7 +371,7 @@ def _features(
 
 
 def _folds(labels: Int[np.ndarray, " N"], folds: int, seed: int) -> Int[np.ndarray, " N"]:
-    """The fold of each row: those of sklearn's StratifiedKFold, shuffled."""
+    """Returns the fold of each row: those of sklearn's StratifiedKFold, shuffled."""
     from sklearn.model_selection import StratifiedKFold
 
     fold = np.zeros(len(labels), np.int64)
@@ -363,7 +384,7 @@ def _folds(labels: Int[np.ndarray, " N"], folds: int, seed: int) -> Int[np.ndarr
 
 
 def _places(data: str, split: str, train: str, dev: str) -> dict[str, tuple[str, str]]:
-    """(data, split) of "test", and of "train" and "dev" where there are any."""
+    """Returns (data, split) of "test", and of "train" and "dev" if they are given."""
     places = {"test": (data, split)}
     for part, source in (("train", train), ("dev", dev)):
         if file_format(Path(source)) in FORMATS:
@@ -380,7 +401,7 @@ def _places(data: str, split: str, train: str, dev: str) -> dict[str, tuple[str,
 def _read(
     places: dict[str, tuple[str, str]], label: str, learnt: str, folds: int
 ) -> tuple[dict[str, list[tuple[str, ...]]], dict[str, Int[np.ndarray, " _"]]]:
-    """Texts, or pairs, and the numbers of their labels, by split.
+    """Reads texts, or pairs, and the numbers of their labels, by split.
 
     Two labels or more are in each fold of `learnt`.
     """

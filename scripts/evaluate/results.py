@@ -111,9 +111,9 @@ def compare(
     a: Mapping[str, Any], b: Mapping[str, Any], names: tuple[str, str], margin: float
 ) -> dict[str, Any]:
     """Prints a table of two models' results on the same tasks, and returns what it says."""
-    from embed_jax.evals.head_to_head import LIMITS, head_to_head
+    from embed_jax.evals.head_to_head import LIMITS, compare_results
 
-    comparison = head_to_head(a, b, names, margin=margin)
+    comparison = compare_results(a, b, names, margin=margin)
     rows = [
         [
             name,

@@ -5,7 +5,7 @@ import pytest
 
 from embed_jax.errors import InputError
 from embed_jax.evals.metrics import spearman
-from embed_jax.evals.overlap import clean_score, normalized_words, overlap
+from embed_jax.evals.overlap import clean_score, find_overlap, normalized_words
 
 
 def texts(rng, count, vocabulary=4):
@@ -40,7 +40,7 @@ def test_what_is_found_equals_a_double_loop():
     for trial in range(150):
         n = int(rng.integers(1, 6))
         test, training = texts(rng, rng.integers(1, 8)), texts(rng, rng.integers(1, 8))
-        result = overlap(test, training, n=n)
+        result = find_overlap(test, training, n=n)
         first = [
             next((j for j, seen in enumerate(training) if shares(text, seen, n)), None)
             for text in test
@@ -60,16 +60,18 @@ def test_more_training_texts_find_more_and_longer_ngrams_fewer():
         [text for text in texts(rng, 30) if len(normalized_words(text)) >= 5],
         texts(rng, 20),
     )
-    flags = [overlap(test, training, n=n).flags for n in range(1, 6)]
+    flags = [find_overlap(test, training, n=n).flags for n in range(1, 6)]
     assert all((longer <= shorter).all() for shorter, longer in zip(flags, flags[1:], strict=False))
-    assert (overlap(test, training[:10], n=3).flags <= overlap(test, training, n=3).flags).all()
-    assert overlap(test, test).flags.all()
+    assert (
+        find_overlap(test, training[:10], n=3).flags <= find_overlap(test, training, n=3).flags
+    ).all()
+    assert find_overlap(test, test).flags.all()
 
 
 def test_order_case_and_punctuation_do_not_count():
     test = ["The cat, it's said, sat on the mat!", "a wholly different text", "CAF\u00c9"]
     training = ["x y z", "\u201cthe CAT it s said; sat on (the) mat\u201d he wrote", "cafe\u0301."]
-    result, turned = overlap(test, training), overlap(test[::-1], training[::-1])
+    result, turned = find_overlap(test, training), find_overlap(test[::-1], training[::-1])
     assert result.flags.tolist() == [True, False, True] and turned.flags.tolist() == [
         True,
         False,
@@ -84,9 +86,9 @@ def test_order_case_and_punctuation_do_not_count():
 
 
 def test_a_text_shorter_than_n_must_be_the_whole_training_text():
-    assert overlap(["play chess"], ["Play chess!"]).flags.all()
-    assert not overlap(["play chess"], ["we play chess every day in the old park"]).flags.any()
-    assert not overlap(["", "?!"], ["", "..."]).flags.any()
+    assert find_overlap(["play chess"], ["Play chess!"]).flags.all()
+    assert not find_overlap(["play chess"], ["we play chess every day in the old park"]).flags.any()
+    assert not find_overlap(["", "?!"], ["", "..."]).flags.any()
 
 
 def test_training_texts_are_read_once_and_only_the_test_set_is_held():
@@ -102,7 +104,7 @@ def test_training_texts_are_read_once_and_only_the_test_set_is_held():
         yield "one two three four five six seven eight nine"
 
     tracemalloc.start()
-    result = overlap(["zero one two three four five six seven eight"], stream())
+    result = find_overlap(["zero one two three four five six seven eight"], stream())
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert read == result.training_texts - 1 == 3000
@@ -125,15 +127,18 @@ def test_the_clean_score_is_that_of_the_items_left():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: overlap(["a"], ["a"], n=0), "n: expected 1 or more words, found 0"),
-        (lambda: overlap([], ["a"]), "found 0 test texts and 1 training texts"),
+        (lambda: find_overlap(["a"], ["a"], n=0), "n: expected 1 or more words, found 0"),
+        (lambda: find_overlap([], ["a"]), "found 0 test texts and 1 training texts"),
         (
-            lambda: overlap(["a"], iter(())),
+            lambda: find_overlap(["a"], iter(())),
             r"1 test texts and 0 training texts \(already read\?\), expected some",
         ),
-        (lambda: overlap("a", ["a"]), "test texts: expected several strings, found one"),
-        (lambda: overlap(["a"], "a"), "training texts: expected several strings, found one"),
-        (lambda: overlap(["a"], ["a", None]), "training text 1: expected a string, found NoneType"),
+        (lambda: find_overlap("a", ["a"]), "test texts: expected several strings, found one"),
+        (lambda: find_overlap(["a"], "a"), "training texts: expected several strings, found one"),
+        (
+            lambda: find_overlap(["a"], ["a", None]),
+            "training text 1: expected a string, found NoneType",
+        ),
         (
             lambda: clean_score([True, True], [1, 2]),
             "all 2 test items overlap, none is left to score",

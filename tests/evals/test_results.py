@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from embed_jax.errors import InputError
-from embed_jax.evals.head_to_head import head_to_head
+from embed_jax.evals.head_to_head import compare_results
 from embed_jax.evals.leaderboard import (
     cell,
     markdown,
@@ -76,12 +76,12 @@ def test_what_is_undefined_is_null(tmp_path):
 
 
 def test_a_true_difference_is_told_and_seeds_are_not(systems):
-    comparison = head_to_head(systems["good-seed0"], systems["poor"], ("good", "poor"))
+    comparison = compare_results(systems["good-seed0"], systems["poor"], ("good", "poor"))
     assert [comparison.outcome(task) for task in comparison.tasks] == ["A", "A"]
     assert comparison.verdict().startswith("good is better than poor")
-    back = head_to_head(systems["poor"], systems["good-seed0"], ("poor", "good"))
+    back = compare_results(systems["poor"], systems["good-seed0"], ("poor", "good"))
     assert [back.outcome(task) for task in back.tasks] == ["B", "B"]
-    seeds = head_to_head(systems["good-seed0"], systems["good-seed1"], ("0", "1"))
+    seeds = compare_results(systems["good-seed0"], systems["good-seed1"], ("0", "1"))
     assert {seeds.outcome(task) for task in seeds.tasks} <= {"same", "open"}
     assert "not told apart" in seeds.verdict()
     for task, difference in comparison.tasks.items():
@@ -94,13 +94,13 @@ def test_a_small_difference_does_not_count_however_sure_it_is():
     rng = np.random.default_rng(0)
     scores = rng.uniform(size=2000)
     a, b = ({"x": made(name, "x", scores + shift)} for name, shift in (("a", 0.004), ("b", 0)))
-    comparison = head_to_head(a, b, ("a", "b"))
+    comparison = compare_results(a, b, ("a", "b"))
     assert (
         comparison.adjusted["x"] < 0.001
         and comparison.outcome("x") == "same"
         and "which is within 0.01" in comparison.verdict()
     )
-    assert head_to_head(a, b, ("a", "b"), margin=0.001).outcome("x") == "A"
+    assert compare_results(a, b, ("a", "b"), margin=0.001).outcome("x") == "A"
 
 
 def test_tasks_that_disagree_are_no_sample_that_tells(systems):
@@ -109,7 +109,7 @@ def test_tasks_that_disagree_are_no_sample_that_tells(systems):
     signs = [0.05, 0.05, 0.05, 0.05, -0.05, -0.05, 0.05, -0.05]
     a = {f"t{n}": made("a", f"t{n}", scores[n] + sign) for n, sign in enumerate(signs)}
     b = {f"t{n}": made("b", f"t{n}", scores[n]) for n in range(8)}
-    comparison = head_to_head(a, b, ("a", "b"))
+    comparison = compare_results(a, b, ("a", "b"))
     assert comparison.overall.p_value < 0.01 and comparison.over_tasks > 0.3
     assert "As a sample of tasks, p = 0.7" in comparison.verdict()
 
@@ -117,11 +117,11 @@ def test_tasks_that_disagree_are_no_sample_that_tells(systems):
 def test_only_the_same_data_are_compared(systems):
     other = {"find": made("x", "find", np.ones(200), print_="other")}
     with pytest.raises(InputError, match="find: good and x were not scored on the same data"):
-        head_to_head(systems["good-seed0"], other, ("good", "x"))
+        compare_results(systems["good-seed0"], other, ("good", "x"))
     with pytest.raises(InputError, match="no task in common"):
-        head_to_head(systems["poor"], {"else": made("x", "else", np.ones(4))}, ("poor", "x"))
+        compare_results(systems["poor"], {"else": made("x", "else", np.ones(4))}, ("poor", "x"))
     some = {"find": systems["poor"]["find"]}
-    assert head_to_head(systems["good-seed0"], some, ("good", "poor")).left_out == ("pairs",)
+    assert compare_results(systems["good-seed0"], some, ("good", "poor")).left_out == ("pairs",)
 
 
 def test_seeds_are_one_row_with_mean_and_spread(systems):
