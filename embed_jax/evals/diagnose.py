@@ -384,9 +384,9 @@ def negatives(
 ) -> Finding:
     """Checks whether hard negatives teach more than the other positives of a batch.
 
-    A negative is easy if it is not nearer to its anchor than the nearest of 63 random positives, the
-    others of a batch of 64: below the quantile 1 - 1/64 of them. It is a fault if more than half
-    are easy. The finding also gives the share that is below its positive by a margin, negative <=
+    A negative is easy if the nearest of 63 random positives, the others of a batch of 64, is at
+    least as near to its anchor: below the quantile 1 - 1/64 of them. It is a fault if more than
+    half are easy. The finding also gives the share that is below its positive by a margin, negative <=
     positive - 0.05 |positive|, and the share above its positive, which is hard or false: only the
     labels can tell.
 
