@@ -386,9 +386,9 @@ def negatives(
 
     A negative is easy if the nearest of 63 random positives, the others of a batch of 64, is at
     least as near to its anchor: below the quantile 1 - 1/64 of them. It is a fault if more than
-    half are easy. The finding also gives the share that is below its positive by a margin, negative <=
-    positive - 0.05 |positive|, and the share above its positive, which is hard or false: only the
-    labels can tell.
+    half are easy. The finding also gives the share that is below its positive by a margin, negative
+    <= positive - 0.05 |positive|, and the share above its positive, which is hard or false: only
+    the labels can tell.
 
     Args:
         positive: similarity of each row's anchor with its positive.
