@@ -69,14 +69,16 @@ class Published:
     """Content of a model's files.
 
     Attributes:
-        config: config.json, but for what says nothing of the encoder; {}: a StaticEmbedding has
-            none.
-        parameters: of all its tensors, as the hub counts them. other: how many of them the encoder
-            has not, BERT's pooler's; below 0: how many it has that are not there, the norm before
-            ModernBERT's first attention.
-        pooling: by sentence-transformers' name. max_seq_length: of sentence_bert_config.json; 0:
-            there is none.
+        config: config.json, without the fields that do not describe the encoder; {} for a
+            StaticEmbedding, which has no such file.
+        parameters: number of parameters in the file, as the hub counts them.
+        pooling: sentence-transformers' name of the pooling.
+        max_seq_length: from sentence_bert_config.json; 0 without that file.
         dense: (in, out) of each Dense, without bias or activation, before `normalize`.
+        normalize: the model ends with a Normalize module.
+        other: number of parameters that the encoder does not read, such as those of BERT's pooler;
+            below 0: number of parameters that only the encoder has, such as the norm before
+            ModernBERT's first attention.
     """
 
     config: dict
@@ -361,7 +363,7 @@ def test_every_line_is_one_and_whole():
         assert (
             model.average is None or f"{model.average.benchmark} {model.average.value:g} (" in text
         )
-        assert all(said in text for said in (model.note, model.refused))
+        assert all(remark in text for remark in (model.note, model.refused))
     e5, gemma, static = map(entry, ("e5-base-v2", "embeddinggemma-300m", "potion-base-8M"))
     assert "prompts for query, passage; MTEB(eng, v1) 61.5 (BGE README)" in line(e5)
     assert "an instruction; MTEB(eng, v2) 69.67 (model card)" in line(gemma)
@@ -412,7 +414,7 @@ def test_a_shrunken_copy_equals_sentence_transformers(name, tmp_path, bpe_tokeni
     if published.config:
         torch_model(published.config).save_pretrained(tmp_path)  # with transformers' config.json
     texts = sentences[:4]
-    wanted = peer.SentenceTransformer(str(tmp_path), device="cpu").encode(texts)
+    expected = peer.SentenceTransformer(str(tmp_path), device="cpu").encode(texts)
     if published.config:
         (tmp_path / "config.json").write_text(json.dumps(published.config))
     loaded = load_sentence_encoder(tmp_path)
@@ -420,7 +422,7 @@ def test_a_shrunken_copy_equals_sentence_transformers(name, tmp_path, bpe_tokeni
         model.max_tokens or MAX_LENGTH,
         model.pooling,
     )
-    np.testing.assert_allclose(loaded.encode(texts), wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(loaded.encode(texts), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -166,13 +166,13 @@ def test_scores_equal_sentence_transformers(name, tmp_path):
     reference = peer.CrossEncoder(str(plain), device="cpu", max_length=LIMIT)
     reference.save_pretrained(str(tmp_path / "saved"))
     queries, passages = made_pairs(60)
-    wanted = reference.predict(list(zip(queries, passages, strict=True)))
-    assert np.ptp(wanted) > 0.02
+    expected = reference.predict(list(zip(queries, passages, strict=True)))
+    assert np.ptp(expected) > 0.02
     for directory in (plain, tmp_path / "saved"):
         ours = load_cross_encoder(str(directory), max_length=LIMIT)
         result = ours.score(queries, passages)
-        assert result.dtype == np.float32 and result.shape == wanted.shape
-        np.testing.assert_allclose(result, wanted, atol=1e-5)
+        assert result.dtype == np.float32 and result.shape == expected.shape
+        np.testing.assert_allclose(result, expected, atol=1e-5)
     assert load_cross_encoder(str(tmp_path / "saved")).max_length == LIMIT
 
 
@@ -186,12 +186,14 @@ def test_more_labels_and_another_activation_equal_sentence_transformers(tmp_path
         plain = made_model("bert", tmp_path / "plain", num_labels)
         reference = peer.CrossEncoder(str(plain), device="cpu", activation_fn=activation)
         reference.save_pretrained(str(tmp_path / "saved"))
-        ours, wanted = load_cross_encoder(str(tmp_path / "saved")), reference.predict(pairs)
+        ours, expected = load_cross_encoder(str(tmp_path / "saved")), reference.predict(pairs)
         result = ours.score(queries, passages)
         assert (
-            result.shape == wanted.shape == ((len(pairs), 3) if num_labels == 3 else (len(pairs),))
+            result.shape
+            == expected.shape
+            == ((len(pairs), 3) if num_labels == 3 else (len(pairs),))
         )
-        np.testing.assert_allclose(result, wanted, atol=1e-5)
+        np.testing.assert_allclose(result, expected, atol=1e-5)
         assert ours.logits(queries, passages).shape == (len(pairs), num_labels)
         shutil.rmtree(tmp_path / "saved")
 
@@ -203,10 +205,10 @@ def test_a_default_prompt_stands_before_the_query(bert, tmp_path):
     )
     reference.save_pretrained(str(tmp_path))
     ours = load_cross_encoder(str(tmp_path))
-    wanted = reference.predict([("cat", "a dog"), ("", "music")])
-    np.testing.assert_allclose(ours.score(["cat", ""], ["a dog", "music"]), wanted, atol=1e-5)
+    expected = reference.predict([("cat", "a dog"), ("", "music")])
+    np.testing.assert_allclose(ours.score(["cat", ""], ["a dog", "music"]), expected, atol=1e-5)
     np.testing.assert_allclose(
-        load_cross_encoder(str(bert)).score(["the red cat"], ["a dog"]), wanted[:1], atol=1e-5
+        load_cross_encoder(str(bert)).score(["the red cat"], ["a dog"]), expected[:1], atol=1e-5
     )
 
 
@@ -244,10 +246,12 @@ def test_windows_are_joined(model, monkeypatch):
 
 def test_devices_and_parameters(model):
     queries, passages = made_pairs(30)
-    one = CrossEncoder(model.spec, jax.device_get(model.params), model.tokenizer, devices=1)
-    assert (one._mesh.size, model._mesh.size) == (1, 8)
+    single_device = CrossEncoder(
+        model.spec, jax.device_get(model.params), model.tokenizer, devices=1
+    )
+    assert (single_device._mesh.size, model._mesh.size) == (1, 8)
     np.testing.assert_allclose(
-        one.score(queries, passages), model.score(queries, passages), atol=1e-6
+        single_device.score(queries, passages), model.score(queries, passages), atol=1e-6
     )
     out = model.params["classifier"]["out"]
     head = {
@@ -278,7 +282,9 @@ def test_sigmoid_is_exact_far_from_zero(model):
 def test_types_are_packed_with_their_tokens():
     rng = np.random.default_rng(0)
     ids = [rng.integers(1, 100, n).astype(np.int32) for n in rng.integers(1, 60, 80)]
-    segments = [(np.arange(len(one)) >= rng.integers(1, 60)).astype(np.int32) for one in ids]
+    segments = [
+        (np.arange(len(token_ids)) >= rng.integers(1, 60)).astype(np.int32) for token_ids in ids
+    ]
     whole = pack_sentences(ids, row_length=64, segments=segments)
     assert pack_sentences(ids, row_length=64).segment is None
     batches = [(np.arange(len(ids)), whole), *pack_window(ids, 0, 256, segments)]
@@ -363,9 +369,9 @@ def test_a_saved_model_loads_back_bitwise_and_in_sentence_transformers(name, tmp
     for ours_leaf, back_leaf in zip(*map(jax.tree.leaves, (ours.params, back.params)), strict=True):
         np.testing.assert_array_equal(ours_leaf, back_leaf)
     reference = peer.CrossEncoder(str(tmp_path / "saved"), device="cpu")
-    wanted = reference.predict(list(zip(queries, passages, strict=True)), show_progress_bar=False)
-    np.testing.assert_allclose(ours.score(queries, passages), wanted, atol=1e-5)
-    assert np.ptp(wanted) > 1e-3
+    expected = reference.predict(list(zip(queries, passages, strict=True)), show_progress_bar=False)
+    np.testing.assert_allclose(ours.score(queries, passages), expected, atol=1e-5)
+    assert np.ptp(expected) > 1e-3
 
 
 def test_what_older_versions_read_is_written_too(bert, tmp_path):
@@ -388,8 +394,8 @@ def test_what_older_versions_read_is_written_too(bert, tmp_path):
         queries, passages, padding=True, truncation="longest_first", return_tensors="pt"
     )
     with torch.no_grad():
-        wanted = reference.eval()(**tokens).logits.numpy()
-    np.testing.assert_allclose(ours.logits(queries, passages), wanted, atol=1e-5)
+        expected = reference.eval()(**tokens).logits.numpy()
+    np.testing.assert_allclose(ours.logits(queries, passages), expected, atol=1e-5)
 
 
 def test_several_labels_and_kinds_of_numbers_are_kept(tmp_path):

@@ -20,7 +20,7 @@ def _line_of(call):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         call()
-    (warning,) = (one for one in caught if one.category is EmbedJaxWarning)
+    (warning,) = (record for record in caught if record.category is EmbedJaxWarning)
     return warning.filename, warning.lineno
 
 

@@ -19,21 +19,6 @@ UNFINISHED = (
     "embed_jax/data",
     "embed_jax/encoders",
     "embed_jax/export",
-    "tests/parallel",
-    "tests/remote",
-    "tests/retrieval",
-    "tests/scripts",
-    "tests/test_catalogue.py",
-    "tests/test_cross_encoder.py",
-    "tests/test_errors.py",
-    "tests/test_layering.py",
-    "tests/test_pickle.py",
-    "tests/test_prompts.py",
-    "tests/test_public_api.py",
-    "tests/test_routed.py",
-    "tests/test_sentence.py",
-    "tests/test_static.py",
-    "tests/train",
 )
 
 FOLDERS = ("embed_jax", "experiments", "configs", "scripts", "tests")

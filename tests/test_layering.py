@@ -69,8 +69,8 @@ HEAVY |= {
 HEAVY |= {"tqdm", "wandb"}
 TFDS_BUILDER = "embed_jax/data/sources/python_docs_builder.py"  # a subclass needs its base class
 ONLY_IN = {"orbax": "embed_jax/train/checkpoint.py", "wandb": "embed_jax/train/tracking.py"}
-# What must work beside jax, flax, optax, transformers, jaxtyping and numpy only. Absent there:
-# HEAVY, but for what those libraries themselves depend on.
+# Subpackages that need only jax, flax, optax, transformers, jaxtyping and numpy. They must work
+# without HEAVY, except for the packages that those libraries themselves depend on.
 LIGHT = ["encoders", "losses", "parallel"]
 LIGHT_MODULES = [
     "sentence",

@@ -66,9 +66,9 @@ def test_a_model_computes_the_same_after_pickle(kind, model, tiny_tokenizer):
     again = pickle.loads(pickle.dumps(made))
 
     run = (
-        (lambda one: one.score(TEXTS, TEXTS))
+        (lambda model: model.score(TEXTS, TEXTS))
         if kind == "cross-encoder"
-        else (lambda one: one.encode_query(TEXTS))
+        else (lambda model: model.encode_query(TEXTS))
     )
     np.testing.assert_array_equal(run(again), run(made))
     assert repr(again) == repr(made)

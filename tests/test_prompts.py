@@ -53,10 +53,10 @@ def test_prompts_are_those_that_mteb_evaluates_with(name):
     options = mteb.get_model_meta(name).loader_kwargs
     reference, ours = options.get("model_prompts", {}), expected(name)
     for side in ("query", "document"):
-        wanted = reference.get(side, "").replace("{text}", "")
-        if not wanted:
+        prompt = reference.get(side, "").replace("{text}", "")
+        if not prompt:
             continue
-        assert wanted == (ours.prompts.get(side) or ours.prompts["passage"])
+        assert prompt == (ours.prompts.get(side) or ours.prompts["passage"])
     if template := options.get("instruction_template"):
         filled = template("do it") if callable(template) else template.format(instruction="do it")
         assert fill_template(ours.template, "do it") == filled
@@ -73,7 +73,7 @@ def test_an_instruction_is_put_in_as_it_is():
 
 
 @pytest.mark.parametrize(
-    ("template", "found"),
+    ("template", "message"),
     [
         ("Instruct: ", "found none"),
         ("{task}: ", "found {task}"),
@@ -84,7 +84,7 @@ def test_an_instruction_is_put_in_as_it_is():
         ("{instruction", "a brace itself is written twice"),
     ],
 )
-def test_a_template_has_its_placeholder_and_no_other(template, found):
+def test_a_template_has_its_placeholder_and_no_other(template, message):
     with pytest.raises(InputError) as caught:
         fill_template(template, "a")
-    assert found in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)

@@ -72,17 +72,17 @@ def test_similarities_equal_sentence_transformers(name):
     a, b = embeddings(40), embeddings(30, seed=1)
     a[3], b[5] = 0, a[7]
     for x, y in ((a, b), (a[0], b), (a, b[0]), (a[0], b[0])):
-        result, wanted = (
+        result, reference = (
             similarity_matrix(x, y, name),
             SimilarityFunction.to_similarity_fn(name)(x, y).numpy(),
         )
-        assert result.dtype == np.float32 and result.shape == wanted.shape
+        assert result.dtype == np.float32 and result.shape == reference.shape
         # theirs are rounded where vectors are the same: to 0.01
-        np.testing.assert_allclose(result, wanted, atol=1e-4 if name != "euclidean" else 2e-2)
+        np.testing.assert_allclose(result, reference, atol=1e-4 if name != "euclidean" else 2e-2)
     result = pairwise_similarity(a[:30], b, name)
-    wanted = SimilarityFunction.to_similarity_pairwise_fn(name)(a[:30], b).numpy()
+    reference = SimilarityFunction.to_similarity_pairwise_fn(name)(a[:30], b).numpy()
     assert result.dtype == np.float32 and result.shape == (30,)
-    np.testing.assert_allclose(result, wanted, atol=1e-4)
+    np.testing.assert_allclose(result, reference, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", SIMILARITIES)
@@ -355,7 +355,7 @@ follow_imports = silent
 
 
 @pytest.fixture(scope="module")
-def said(tmp_path_factory):
+def type_errors(tmp_path_factory):
     """Runs mypy once, as reading NumPy's types is most of its time.
 
     Returns its messages about the program, {line: text}, and about our files,
@@ -388,12 +388,12 @@ def said(tmp_path_factory):
     return program, others
 
 
-def test_a_users_program_is_checked_before_it_runs(said):
+def test_a_users_program_is_checked_before_it_runs(type_errors):
     lines = textwrap.dedent(PROGRAM).splitlines()
     expected = {
         number: line.split("  # ")[1] for number, line in enumerate(lines, 1) if "  # " in line
     }
-    result, _ = said
+    result, _ = type_errors
     assert result.keys() == expected.keys(), result
     for number, text in expected.items():
         assert text in result[number] and ("error" in result[number]) == (number > 15), result[
@@ -401,8 +401,8 @@ def test_a_users_program_is_checked_before_it_runs(said):
         ]
 
 
-def test_what_is_public_keeps_to_its_own_types(said):
-    assert said[1] == {}
+def test_what_is_public_keeps_to_its_own_types(type_errors):
+    assert type_errors[1] == {}
     assert (ROOT / "embed_jax" / "py.typed").is_file() and "embed_jax = py.typed" in (
         ROOT / "setup.cfg"
     ).read_text()

@@ -296,7 +296,7 @@ def test_tasks_go_the_routes_that_sentence_transformers_takes(parts, tmp_path):
     rules = [
         {},
         *({rule: 1} for rule in RULES),
-        *({one: 0, other: 1} for one, other in itertools.combinations(RULES, 2)),
+        *({rule: 0, other: 1} for rule, other in itertools.combinations(RULES, 2)),
     ]
     seen = set()
     for routes, empty, default, rule in itertools.product(names, (True, False), (None, 1), rules):
@@ -402,9 +402,14 @@ def test_a_search_takes_both_routes(search):
         "model", model.encode, prompt_options(model), similarity=model.similarity_fn_name
     )
     assert task.evaluate(embed).metrics["ndcg@10"] == 1.0
-    one = model.encoders["document"]
-    alone = Embedder("one", one.encode, prompt_options(one), similarity=model.similarity_fn_name)
-    assert task.evaluate(alone).metrics["ndcg@10"] < 0.5
+    document_encoder = model.encoders["document"]
+    document_embedder = Embedder(
+        "one",
+        document_encoder.encode,
+        prompt_options(document_encoder),
+        similarity=model.similarity_fn_name,
+    )
+    assert task.evaluate(document_embedder).metrics["ndcg@10"] < 0.5
 
     for side, encode in (
         (QUERY, model.encode_query),
@@ -553,12 +558,12 @@ def test_modules_that_do_not_fit_are_refused(asym):
     refused(directory, "modules.json: found 2 modules with routes, expected one")
     write(directory / "modules.json", modules)
 
-    kept = weights.read_bytes()
+    original = weights.read_bytes()
     save_file({name: value[:4] for name, value in load_file(weights).items()}, weights)
     write(dense / "config.json", config | {"out_features": 4})
     refused(directory, "routes: expected embeddings of one size, found query 4, doc 8")
     write(dense / "config.json", config)
-    weights.write_bytes(kept)
+    weights.write_bytes(original)
     refused(
         directory, "modules.json: Asym: an encoder for each route, where one", load_sentence_encoder
     )

@@ -105,8 +105,8 @@ def test_prompts_equal_sentence_transformers(model, tmp_path, include_prompt):
     )
     texts = ["the cat", "", "music", "a red house " * 8]
     for arguments in ({}, {"prompt_name": "query"}, {"prompt": "find : "}, {"prompt": ""}):
-        result, wanted = ours.encode(texts, **arguments), reference.encode(texts, **arguments)
-        assert np.abs(result - wanted).max() < 1e-5, arguments
+        result, expected = ours.encode(texts, **arguments), reference.encode(texts, **arguments)
+        assert np.abs(result - expected).max() < 1e-5, arguments
     query = ours.encode("the cat", prompt_name="query")
     assert np.abs(query - ours.encode("the cat")).max() > 1e-3
     assert np.abs(query - ours.encode("the cat", prompt="what is the ")).max() == 0
@@ -119,10 +119,10 @@ def test_prompts_equal_sentence_transformers(model, tmp_path, include_prompt):
 
 def test_a_text_has_one_embedding_whatever_it_is_encoded_with(model):
     texts = [*ODD[:-1], *made_texts(300, 30)]
-    alone = np.stack([model.encode(text) for text in texts[:30]])
-    assert alone.shape == (30, model.dim) and alone.dtype == np.float32
+    expected = np.stack([model.encode(text) for text in texts[:30]])
+    assert expected.shape == (30, model.dim) and expected.dtype == np.float32
     result = model.encode(texts)
-    np.testing.assert_allclose(result[:30], alone, atol=2e-6)
+    np.testing.assert_allclose(result[:30], expected, atol=2e-6)
     order = np.random.default_rng(0).permutation(len(texts))
     for batch_tokens in (64, 1000, 10**5):
         shuffled = model.encode((texts[number] for number in order), batch_tokens=batch_tokens)
@@ -201,9 +201,11 @@ def test_mixed_texts_take_few_compilations(tiny_tokenizer):
 
 def test_several_devices_give_what_one_gives(model):
     texts = made_texts(100, 30)
-    one = SentenceEncoder(model.spec, jax.device_get(model.params), model.tokenizer, devices=1)
-    assert (one._mesh.size, model._mesh.size) == (1, 8)
-    np.testing.assert_allclose(one.encode(texts), model.encode(texts), atol=1e-6)
+    single_device = SentenceEncoder(
+        model.spec, jax.device_get(model.params), model.tokenizer, devices=1
+    )
+    assert (single_device._mesh.size, model._mesh.size) == (1, 8)
+    np.testing.assert_allclose(single_device.encode(texts), model.encode(texts), atol=1e-6)
 
 
 # ---- saving --------------------------------------------------------------------------------------------------
@@ -421,15 +423,15 @@ def test_prompts_of_the_family_serve_a_model_that_records_none(tiny_model, tmp_p
         json.dumps({"prompts": {"query": "", "document": ""}})
     )  # as sentence-transformers writes
     (message,) = warned(lambda: load_sentence_encoder(str(directory)))
-    wanted = "Represent this sentence for searching relevant passages: "
+    prompt = "Represent this sentence for searching relevant passages: "
     assert (
-        f"no prompts are recorded; as in {directory}: prompt query {wanted!r}" in message
+        f"no prompts are recorded; as in {directory}: prompt query {prompt!r}" in message
         and "\n" not in message
     )
     with warnings.catch_warnings(action="ignore"):
         model = load_sentence_encoder(str(directory))
     assert (model.prompts, model.template, model.include_prompt) == (
-        {"query": wanted, "document": ""},
+        {"query": prompt, "document": ""},
         "",
         True,
     )
@@ -545,8 +547,8 @@ def test_language_models_equal_sentence_transformers(
     texts = ["the cat", "", "music " * 40, "a", "dog plays guitar in the city", "one word", "</s>"]
     with warnings.catch_warnings(action="ignore"):
         for arguments in ({}, {"prompt_name": "query"}, {"prompt": "the "}):
-            wanted = reference.encode(texts, batch_size=3, **arguments)
-            assert np.abs(ours.encode(texts, **arguments) - wanted).max() < 1e-5, arguments
+            expected = reference.encode(texts, batch_size=3, **arguments)
+            assert np.abs(ours.encode(texts, **arguments) - expected).max() < 1e-5, arguments
     assert (
         np.abs(
             ours.encode("the cat", prompt_name="query") - ours.encode("the cat", prompt="")

@@ -197,6 +197,6 @@ def test_training_pulls_pairs_together_and_moves_only_tokens_that_occur(
     moved = np.asarray(after.params["backbone"]["token"]) != np.asarray(
         before.params["backbone"]["token"]
     )
-    ids = sorted(int(one[0]) for one in before.tokenizer.encode(texts).ids)
+    ids = sorted(int(token_ids[0]) for token_ids in before.tokenizer.encode(texts).ids)
     assert np.flatnonzero(moved.any(axis=1)).tolist() == ids
     assert after.max_length == before.max_length

@@ -46,9 +46,10 @@ def whole_export(directory: Path) -> Iterator[Path]:
             yield new
             extra_files = sorted(present - {path.name for path in new.iterdir()})
             if extra_files:
-                raise InputError(f"{directory}: holds {', '.join(extra_files)}, which this export has "
-                                 "not; give a new "
-                                 "directory, or remove it")  # fmt: skip
+                raise InputError(
+                    f"{directory}: contains {', '.join(extra_files)}, which this export does not "
+                    "write; give a new directory, or remove it"
+                )
             if present:
                 os.replace(directory, old)
             os.replace(new, directory)

@@ -132,34 +132,35 @@ def run(encoder):
 
 
 @pytest.fixture(scope="module")
-def alone(run):
+def single_device(run):
     return run(1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", [(8,), (8, 2, 2)])
-def test_devices_do_not_matter(run, alone, mesh):
+def test_devices_do_not_matter(run, single_device, mesh):
     loss, metrics, gradients, entries, _ = run(*mesh)
-    assert abs(loss - alone[0]) <= 1e-6 * abs(alone[0])
-    assert metrics.keys() == alone[1].keys()
+    assert abs(loss - single_device[0]) <= 1e-6 * abs(single_device[0])
+    assert metrics.keys() == single_device[1].keys()
     for name in metrics:
-        assert metrics[name] == pytest.approx(alone[1][name], rel=1e-6, abs=1e-6), name
+        assert metrics[name] == pytest.approx(single_device[1][name], rel=1e-6, abs=1e-6), name
     flat, expected = (
-        np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(g)]) for g in (gradients, alone[2])
+        np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(g)])
+        for g in (gradients, single_device[2])
     )
     assert np.linalg.norm(flat - expected) <= 1e-6 * np.linalg.norm(expected)
-    head = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(alone[2]["auxiliary"])])
+    head = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(single_device[2]["auxiliary"])])
     assert np.linalg.norm(head) > 1e-2
-    np.testing.assert_allclose(entries["embeddings"], alone[3]["embeddings"], atol=1e-6)
-    np.testing.assert_array_equal(entries["text_hash"], alone[3]["text_hash"])
+    np.testing.assert_allclose(entries["embeddings"], single_device[3]["embeddings"], atol=1e-6)
+    np.testing.assert_array_equal(entries["text_hash"], single_device[3]["text_hash"])
 
 
-def test_what_is_measured(run, alone, encoder):
+def test_what_is_measured(run, single_device, encoder):
     """An untrained head guesses; its loss is about log V; a tenth of it is in the sum.
 
     Entries have no dropout.
     """
-    loss, metrics, _, entries, (gradient, arguments) = alone
+    loss, metrics, _, entries, (gradient, arguments) = single_device
     assert (
         metrics["mlm/loss"] == pytest.approx(np.log(VOCAB), rel=0.1)
         and 0.0 <= metrics["mlm/accuracy"] < 0.3
@@ -177,12 +178,12 @@ def test_what_is_measured(run, alone, encoder):
     )
 
 
-def test_no_group_keeps_its_logits(alone):
+def test_no_group_keeps_its_logits(single_device):
     """Only sums are kept for the backward pass of all groups together.
 
     No [groups, K, V] anywhere.
     """
-    gradient, arguments = alone[-1]
+    gradient, arguments = single_device[-1]
     text = gradient.lower(*arguments).as_text()
     slots = int(np.ceil(0.15 * np.prod(arguments[1].tokens["encoder"].token_ids.shape[1:])))
     assert f"tensor<{slots}x{VOCAB}xf32>" in text

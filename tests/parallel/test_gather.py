@@ -64,10 +64,10 @@ def test_dropout_is_on_and_differs_between_groups(encoder, params):
     tokens = make_batch(1).tokens["encoder"]
     group = jax.tree.map(lambda leaf: leaf[0], tokens)
     keys = [jax.random.fold_in(jax.random.key(1), number) for number in (0, 0, 1)]
-    one, same, other = (np.asarray(encoder.apply(params["encoder"], group, key)) for key in keys)
+    first, same, other = (np.asarray(encoder.apply(params["encoder"], group, key)) for key in keys)
     still = np.asarray(encoder.apply(params["encoder"], group, None))
-    np.testing.assert_array_equal(one, same)
-    assert np.abs(one - other).max() > 1e-3 and np.abs(one - still).max() > 1e-3
+    np.testing.assert_array_equal(first, same)
+    assert np.abs(first - other).max() > 1e-3 and np.abs(first - still).max() > 1e-3
 
 
 COLLECTIVE = (
@@ -164,10 +164,10 @@ def test_a_layer_is_gathered_once_a_pass_and_scattered_once(encoder, params, ten
     ],
 )
 def test_schemes_of_gathering(scheme, factor):
-    """By which factor the gradient of other schemes misses that of one device, on W = 4 devices.
+    """Compares the gradients of other schemes of gathering with that of one device, on W = 4 devices.
 
-    In each of them every device computes the loss of its own anchors, and the parameters' gradients
-    are averaged over the devices. A detached gather keeps the gradient of the device's own
+    In each scheme a device computes the loss of the anchors that it holds, and the parameters'
+    gradients are averaged over the devices. A detached gather keeps the gradient of the device's own
     candidates only; with the loss of *all* anchors on each device that is a W-th of the gradient.
     """
     devices = 4
@@ -241,11 +241,11 @@ def test_sharded_encoding_is_encoding(encoder, params):
     sharded = sharded_encode(encoder, mesh)(
         replicate(params["encoder"], mesh), split_groups(tokens, mesh)
     )
-    alone = [
+    expected = [
         encoder.apply(params["encoder"], jax.tree.map(lambda leaf: leaf[g], tokens), None)  # noqa: B023
         for g in range(8)
     ]
-    np.testing.assert_allclose(sharded, np.stack(alone), atol=2e-6)
+    np.testing.assert_allclose(sharded, np.stack(expected), atol=2e-6)
 
 
 def test_counts_that_do_not_divide_are_refused():

@@ -82,7 +82,7 @@ def program(encoder, devices=1, fsdp=1, form="dense", momentum=0.9, dropout=True
     objective = global_loss(encoder, loss, mesh, form=form, specs=specs, fsdp_gather="once")
     if not dropout:
         objective = functools.partial(
-            lambda f, params, batch, key, *more: f(params, batch, None, *more), objective
+            lambda f, params, batch, key, *arguments: f(params, batch, None, *arguments), objective
         )
     optimizer = optax.sgd(0.5)
     state = init_state(params, optimizer, extra=init_queue(SIZE, DIM, params["encoder"], momentum))
@@ -143,8 +143,8 @@ def test_a_slot_is_as_old_as_its_number_says(encoder, momentum):
 def test_devices_and_forms_do_not_matter(encoder, devices, fsdp, form, momentum):
     expected, expected_metrics = run(encoder=encoder, momentum=momentum)
     result, metrics = run(encoder=encoder, devices=devices, fsdp=fsdp, form=form, momentum=momentum)
-    for one, other in ((expected[-1], result[-1]), (expected_metrics, metrics)):
-        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+    for reference, values in ((expected[-1], result[-1]), (expected_metrics, metrics)):
+        for a, b in zip(jax.tree.leaves(reference), jax.tree.leaves(values), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-6, atol=2e-6)
 
 
@@ -166,9 +166,9 @@ def test_no_gradient_enters_the_queue_and_without_a_state_the_loss_is_of_the_bat
     gradient = jax.jit(jax.value_and_grad(value, argnums=(0, 1, 2)))
     with_queue, gradients = gradient(params, extra["queue"]["embeddings"], extra["momentum"])
     assert [bool(jnp.any(leaf)) for leaf in jax.tree.leaves(gradients)] == [True, False, False]
-    alone, (metrics, finite) = jax.jit(objective)(params, make_batch(0), None)
+    without_queue, (metrics, finite) = jax.jit(objective)(params, make_batch(0), None)
     assert (
-        float(alone) < float(with_queue)
+        float(without_queue) < float(with_queue)
         and "queue/age" not in metrics
         and finite.shape == (EXAMPLES,)
     )
@@ -268,8 +268,8 @@ def test_a_queue_is_as_positives_of_other_examples_of_the_batch(name, form):
 
 def with_absent_column(columns: Columns) -> Columns:
     """Another column, of hard negatives that are not there."""
-    more = columns.select([0, 1, 0])
-    return more.replace(present=more.present.at[2].set(False))
+    extended = columns.select([0, 1, 0])
+    return extended.replace(present=extended.present.at[2].set(False))
 
 
 @pytest.mark.parametrize("loss", [gte, qwen3, functools.partial(gist, mask_by="model")])

@@ -126,13 +126,14 @@ def run(encoders):
     return run
 
 
-def assert_same(one, other):
-    assert abs(one[0] - other[0]) <= 2e-6 * abs(other[0])
-    assert one[1].keys() == other[1].keys() == {"accuracy", "perplexity"}
-    for name in one[1]:
-        assert one[1][name] == pytest.approx(other[1][name], rel=1e-5), name
+def assert_same(result, reference):
+    assert abs(result[0] - reference[0]) <= 2e-6 * abs(reference[0])
+    assert result[1].keys() == reference[1].keys() == {"accuracy", "perplexity"}
+    for name in result[1]:
+        assert result[1][name] == pytest.approx(reference[1][name], rel=1e-5), name
     flat, expected = (
-        np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(each[2])]) for each in (one, other)
+        np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(each[2])])
+        for each in (result, reference)
     )
     assert np.linalg.norm(flat - expected) <= 3e-6 * np.linalg.norm(expected) > 0
 
@@ -148,9 +149,9 @@ def test_devices_do_not_matter(run, name):
 
     Both hang on the group's number, not on the device.
     """
-    alone = run(name)
-    assert alone[0] == pytest.approx(np.log(VOCAB), rel=0.1)
-    assert_same(run(name, 8, 2), alone)
+    reference = run(name)
+    assert reference[0] == pytest.approx(np.log(VOCAB), rel=0.1)
+    assert_same(run(name, 8, 2), reference)
 
 
 @pytest.mark.parametrize("mesh", [(2,), (4, 4), (8,), (8, 2, 2)])

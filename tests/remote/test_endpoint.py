@@ -191,7 +191,9 @@ def test_the_shape_of_requests(encoder, server):
         encoder(interface, dim=3)(["a", "b"], kind="query")
     (openai, cohere, voyage, google) = server.requests
     assert openai[0] == voyage[0] == "/v1/embeddings" and cohere[0] == "/v2/embed"
-    assert [one[1]["Authorization"] for one in (openai, cohere, voyage)] == [f"Bearer {KEY}"] * 3
+    assert [request[1]["Authorization"] for request in (openai, cohere, voyage)] == [
+        f"Bearer {KEY}"
+    ] * 3
     headers = {name.lower(): value for name, value in google[1].items()}
     assert headers["x-goog-api-key"] == KEY and "authorization" not in headers
     assert openai[2] == {
@@ -329,8 +331,8 @@ def test_a_server_that_asks_to_wait_is_left_alone(encoder, server):
 
 @pytest.mark.parametrize("status", [400, 401, 404])
 def test_a_refusal_ends_it_at_once_in_the_servers_words_but_the_key(encoder, server, status):
-    said = json.dumps({"error": {"message": f"no\nsuch thing for {KEY}"}}).encode()
-    server.behave = lambda vectors, number: (status, {}, said)
+    body = json.dumps({"error": {"message": f"no\nsuch thing for {KEY}"}}).encode()
+    server.behave = lambda vectors, number: (status, {}, body)
     with pytest.raises(InputError, match=rf"HTTP {status} .*no such thing for \*\*\*") as error:
         encoder(concurrency=1)(TEXTS)
     assert len(server.requests) == 1 and ("'text 0'" in str(error.value)) == (status == 400)

@@ -14,7 +14,9 @@ QUERIES = [f"query {n}" for n in range(7)]
 
 def encode(texts):
     rng = (np.random.default_rng(zlib.crc32(text.encode())) for text in texts)
-    return np.array([one.normal(size=8) for one in rng], np.float32).reshape(len(texts), 8)
+    return np.array([generator.normal(size=8) for generator in rng], np.float32).reshape(
+        len(texts), 8
+    )
 
 
 def dot_encode(texts):
@@ -51,8 +53,8 @@ def test_dense_search_is_sorting_by_similarity(small_blocks, tmp_path, similarit
     if similarity == "dot":  # exact numbers: equal scores in the corpus' order
         np.testing.assert_array_equal(rows[:, :50], np.argsort(-expected, axis=1, kind="stable"))
     if stored:
-        kept = unit_length(dot_encode(CORPUS)) if similarity == "cosine" else dot_encode(CORPUS)
-        np.testing.assert_array_equal(np.load(store), kept)
+        vectors = unit_length(dot_encode(CORPUS)) if similarity == "cosine" else dot_encode(CORPUS)
+        np.testing.assert_array_equal(np.load(store), vectors)
 
 
 def test_every_searcher_scores_rows_as_it_scores_what_it_finds(tmp_path):
@@ -121,9 +123,9 @@ def test_faiss_that_finds_few_says_so_and_scores_exactly():
 
 
 def test_what_cannot_be_is_refused_in_one_line(tmp_path, monkeypatch):
-    def refused(match, make, *more, **options):
+    def refused(match, make, *arguments, **options):
         with pytest.raises(InputError, match=match) as error:
-            make(encode, encode, *more, **options)
+            make(encode, encode, *arguments, **options)
         assert "\n" not in str(error.value)
 
     refused("similarity", index.dense_searcher, CORPUS, similarity="euclidean")

@@ -83,11 +83,15 @@ def dense(corpus):
 
 def mined(pairs, corpus, searchers, *arguments, **options):
     blocks = mine_negatives(pairs, corpus, searchers, *arguments, **options)
-    return {(one.anchor, one.positive): one for block in blocks for one in block}
+    return {
+        (mined_pair.anchor, mined_pair.positive): mined_pair
+        for block in blocks
+        for mined_pair in block
+    }
 
 
 def negatives(*arguments, **options):
-    return {pair: one.negatives for pair, one in mined(*arguments, **options).items()}
+    return {pair: mined_pair.negatives for pair, mined_pair in mined(*arguments, **options).items()}
 
 
 CORPUS = ["a", "b", "c", "d", "e", "f"]
@@ -97,10 +101,10 @@ def table(*scores):
     return Table(["q"], [scores])
 
 
-def of_q(searchers, options, positive="a", **more):
+def of_q(searchers, options, positive="a", **arguments):
     """The negatives of the query "q" whose positive is a passage of CORPUS."""
     pairs = [{"anchor": "q", "positive": positive}]
-    return "".join(negatives(pairs, CORPUS, searchers, options, **more)["q", positive])
+    return "".join(negatives(pairs, CORPUS, searchers, options, **arguments)["q", positive])
 
 
 # ---- which passages become negatives ---------------------------------------------------------------------------
@@ -143,16 +147,18 @@ def test_equals_sentence_transformers(options):
     for row in their_rows:
         reference[row["anchor"], row["positive"]].append((row["negative"], *row["scores"]))
     ours = {
-        pair: one
-        for pair, one in mined(pairs, corpus, [dense(corpus)], options).items()
-        if one.negatives
+        pair: mined_pair
+        for pair, mined_pair in mined(pairs, corpus, [dense(corpus)], options).items()
+        if mined_pair.negatives
     }
     assert reference and set(ours) == set(reference)
-    for pair, one in ours.items():
-        assert list(one.negatives) == [negative for negative, _, _ in reference[pair]]
+    for pair, mined_negatives in ours.items():
+        assert list(mined_negatives.negatives) == [negative for negative, _, _ in reference[pair]]
         expected = [(positive, score) for _, positive, score in reference[pair]]
         np.testing.assert_allclose(
-            [(one.positive_score, score) for score in one.scores], expected, atol=1e-5
+            [(mined_negatives.positive_score, score) for score in mined_negatives.scores],
+            expected,
+            atol=1e-5,
         )
 
 
@@ -214,11 +220,13 @@ def test_known_positives_own_text_and_repeated_texts_are_never_negatives():
     for options in (Mining(number=40), Mining(number=40, sampling="random")):
         result = mined(pairs, corpus, [dense(corpus)], options)
         assert len(result) == len(pairs)
-        for one in result.values():
-            texts = [text.strip() for text in one.negatives]
-            positives = {pair["positive"].strip() for pair in pairs if pair["anchor"] == one.anchor}
+        for mined_pair in result.values():
+            texts = [text.strip() for text in mined_pair.negatives]
+            positives = {
+                pair["positive"].strip() for pair in pairs if pair["anchor"] == mined_pair.anchor
+            }
             assert len(set(texts)) == len(texts) == 40
-            assert not set(texts) & (positives | {one.anchor})
+            assert not set(texts) & (positives | {mined_pair.anchor})
 
 
 BODY = "the river runs past a house of red stone"
@@ -247,8 +255,10 @@ def test_a_positive_with_a_title_or_cut_otherwise_is_no_negative(passage):
     assert (report.lacking, report.positives) == (lacking, 1) and len(corpus) == 3 + lacking
     assert result.candidates["contained"] == lacking
     result.lacking, result.positives = report.lacking, report.positives
-    said = "warning: the corpus lacks 1 of 1 positives, which were added to it; it has their texts"
-    assert (said in str(result)) == lacking
+    message = (
+        "warning: the corpus lacks 1 of 1 positives, which were added to it; it has their texts"
+    )
+    assert (message in str(result)) == lacking
 
 
 def test_a_corpus_of_other_texts_is_suspected():
@@ -309,10 +319,10 @@ def test_searchers_are_interleaved_and_compared_with_themselves():
 
 def test_a_cross_encoder_decides_limits_and_order():
     scores = {"a": 2.0, "b": 5.0, "c": 1.5, "d": -1.0, "e": 1.0, "f": 0.0}
-    asked = []
+    requests = []
 
     def score(queries, passages):
-        asked.append(list(zip(queries, passages, strict=True)))
+        requests.append(list(zip(queries, passages, strict=True)))
         return np.array([scores[passage] for passage in passages])
 
     left, right = table(0.5, 0.9, 0.8, 0.4, 0.3, 0.2), table(50, 1, 60, 70, 40, 30)
@@ -321,20 +331,27 @@ def test_a_cross_encoder_decides_limits_and_order():
         (Mining(number=5, score_min=0.0, score_max=1.5), "cef"),
         (Mining(number=1, rank_min=1, relative_margin=0.5), "f"),
     ):
-        asked.clear()
-        (one,) = mined(
+        requests.clear()
+        (mined_pair,) = mined(
             [{"anchor": "q", "positive": "a"}], CORPUS, [left, right], options, score=score
         ).values()
-        assert "".join(one.negatives) == expected
-        assert (one.positive_score, list(one.scores)) == (2.0, [scores[text] for text in expected])
-        assert sorted(sum(asked, [])) == [("q", text) for text in CORPUS]
+        assert "".join(mined_pair.negatives) == expected
+        assert (mined_pair.positive_score, list(mined_pair.scores)) == (
+            2.0,
+            [scores[text] for text in expected],
+        )
+        assert sorted(sum(requests, [])) == [("q", text) for text in CORPUS]
     # Without limits it does not choose, and scores only what was chosen.
-    asked.clear()
-    (one,) = mined(
+    requests.clear()
+    (mined_pair,) = mined(
         [{"anchor": "q", "positive": "a"}], CORPUS, [left, right], Mining(number=2), score=score
     ).values()
-    assert (one.negatives, one.scores, one.positive_score) == (("b", "d"), (5.0, -1.0), 2.0)
-    assert sorted(sum(asked, [])) == [("q", "a"), ("q", "b"), ("q", "d")]
+    assert (mined_pair.negatives, mined_pair.scores, mined_pair.positive_score) == (
+        ("b", "d"),
+        (5.0, -1.0),
+        2.0,
+    )
+    assert sorted(sum(requests, [])) == [("q", "a"), ("q", "b"), ("q", "d")]
 
 
 @pytest.mark.parametrize("sampling", ["top", "random"])
@@ -386,7 +403,7 @@ def test_queries_are_searched_in_blocks():
     searcher = Counting(queries, encode(queries) @ encode(corpus).T)
     blocks = list(mine_negatives(pairs, corpus, [searcher], Mining(), block=4))
     assert sizes == [4, 4, 2]
-    assert [len({one.anchor for one in block}) for block in blocks] == sizes
+    assert [len({mined_pair.anchor for mined_pair in block}) for block in blocks] == sizes
 
 
 # ---- the report ------------------------------------------------------------------------------------------------

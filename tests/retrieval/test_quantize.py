@@ -229,13 +229,13 @@ def test_equal_scores_come_in_the_order_of_the_rows(embeddings):
 @pytest.mark.parametrize("precision", WITH_PQ)
 def test_prefixes_of_matryoshka_embeddings(embeddings, queries, precision):
     pytest.importorskip("faiss")
-    short, asked = truncate(embeddings, 16), truncate(queries, 16)
+    short, short_queries = truncate(embeddings, 16), truncate(queries, 16)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         compressed = compress(short, precision, calibrate(short, precision))
     assert compressed.dim == 16
-    rows = CompressedIndex(compressed).search(asked, 10)[1]
-    exact = best(asked @ short.T, 10)[1]
+    rows = CompressedIndex(compressed).search(short_queries, 10)[1]
+    exact = best(short_queries @ short.T, 10)[1]
     shared = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(rows, exact, strict=True)])
     assert shared > (0.3 if precision in (*PACKED, "pq4") else 0.7)
 
@@ -245,7 +245,10 @@ def test_a_file_of_codes_is_searched_as_it_is(queries, stored, tmp_path):
     compressed = stored("int8")
     np.save(tmp_path / "codes.npy", compressed.codes)
     opened = dataclasses.replace(compressed, codes=np.load(tmp_path / "codes.npy", mmap_mode="r"))
-    expected, result = (CompressedIndex(one).search(queries, 5) for one in (compressed, opened))
+    expected, result = (
+        CompressedIndex(stored_vectors).search(queries, 5)
+        for stored_vectors in (compressed, opened)
+    )
     np.testing.assert_array_equal(expected, result)
 
 

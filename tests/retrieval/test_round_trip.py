@@ -54,10 +54,10 @@ def test_records_are_read_as_they_are_needed(corpus, monkeypatch):
 def test_other_columns(corpus):
     records, passages, _, search = corpus
     items = [(record["n"], record["anchor"], record["positive"]) for record in records]
-    kept = [
+    numbers = [
         item[0] for item in round_trip_filter(items, search, 3, passages, lambda item: item[1:])
     ]
-    assert kept == [record["n"] for record in round_trip_filter(records, search, 3, passages)]
+    assert numbers == [record["n"] for record in round_trip_filter(records, search, 3, passages)]
 
 
 def test_bad_input_is_refused(corpus):

@@ -58,9 +58,9 @@ def table(run, tmp_path, monkeypatch):
     def stub(command, log):
         commands.append(command)
         workdir = Path(command[-1].removeprefix("--workdir="))
-        status, said = fails.get("/".join(workdir.parts[-2:]), (0, "model: there\n"))
-        log.write_text("step 1\n" + said)
-        if (status, said[:5]) == (0, "model"):
+        status, output = fails.get("/".join(workdir.parts[-2:]), (0, "model: there\n"))
+        log.write_text("step 1\n" + output)
+        if (status, output[:5]) == (0, "model"):
             (workdir / "model").mkdir(parents=True, exist_ok=True)
             value = score(command)
             lines = [
@@ -145,8 +145,8 @@ def test_every_run_gets_its_row_its_seed_and_the_command_lines_fields(table, tmp
 
 
 def test_a_failing_run_is_shown_and_the_others_run(table, tmp_path):
-    said = "warning: a\nerror: loss not finite at step 3\nbye\n"
-    table.fails |= {"small/1": (1, said), "large/0": (0, "SIGTERM: saved at step 1/3\n")}
+    output = "warning: a\nerror: loss not finite at step 3\nbye\n"
+    table.fails |= {"small/1": (1, output), "large/0": (0, "SIGTERM: saved at step 1/3\n")}
     status, out, err = table(f"--output={tmp_path}/table.json")
     assert (status, err.count("\n")) == (1, 1) and "2 of 6 runs failed" in err
     assert len(table.commands) == 6

@@ -95,20 +95,20 @@ def test_a_panel_for_each_x_and_a_line_for_each_of_lines(make_run):
         "in order, not as in ROWS"
     )
 
-    alone = {("mrr", ""): list(GRID)}
+    expected = {("mrr", ""): list(GRID)}
     for table in (
         make_table(GRID, metrics=["best"]),
         make_table(GRID, metrics=["best"], x="data.limit"),
     ):
         assert {
             key: [c.label for c in panel] for key, panel in curves(table, runs).items()
-        } == alone
+        } == expected
     for run in runs:  # the command line gave all rows one size: X and LINES do not tell them apart
         run.settings["data.limit"] = 100
     assert {
         key: [c.label for c in panel]
         for key, panel in curves(make_table(GRID, **axes), runs).items()
-    } == alone
+    } == expected
 
 
 def test_runs_that_failed_are_left_out(make_run):

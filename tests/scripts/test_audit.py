@@ -101,14 +101,14 @@ def test_the_list_is_that_of_comparing_all_rows(run, tmp_path, by, seed):
     rows, output = made_rows(seed), tmp_path / "audit.jsonl"
     path = write(tmp_path / "rows.jsonl", rows)
     status, out, _ = run(audit, "--data", path, "--by", by, "--output", output, "--batch-size", 8)
-    wanted = compared(rows, by.split(","))
-    assert status == 0 and len(wanted) > 20
-    assert "," not in by or any(len(reasons) > 1 for reasons in wanted.values())
+    expected_pairs = compared(rows, by.split(","))
+    assert status == 0 and len(expected_pairs) > 20
+    assert "," not in by or any(len(reasons) > 1 for reasons in expected_pairs.values())
     result = {(line["row"], line["negative"], line["column"]): line for line in listed(output)}
-    assert len(result) == len(listed(output)) and result.keys() == wanted.keys()
+    assert len(result) == len(listed(output)) and result.keys() == expected_pairs.keys()
     for place, line in result.items():
         row, why = rows[place[0]], line["why"]
-        assert why == wanted[place][0]
+        assert why == expected_pairs[place][0]
         mine = (
             {row["anchor"].strip(), row["positive"].strip()}
             if why == "text"
@@ -128,9 +128,9 @@ def test_the_list_is_that_of_comparing_all_rows(run, tmp_path, by, seed):
     )
 
     # The counts, which are computed without the list.
-    pairs = [place for place in wanted if place[2] == "positive"]
+    pairs = [place for place in expected_pairs if place[2] == "positive"]
     counts = ", ".join(
-        f"{name} {sum(name in wanted[place] for place in pairs)}" for name in by.split(",")
+        f"{name} {sum(name in expected_pairs[place] for place in pairs)}" for name in by.split(",")
     )
     rows_found, pairs_found, counts_found, share, batch, expected = SUMMARY.search(out).groups()
     assert (int(rows_found), int(pairs_found), counts_found, int(batch)) == (
@@ -139,9 +139,11 @@ def test_the_list_is_that_of_comparing_all_rows(run, tmp_path, by, seed):
         counts,
         8,
     )
-    assert float(share) == pytest.approx(100 * len({place[0] for place in wanted}) / len(rows))
+    assert float(share) == pytest.approx(
+        100 * len({place[0] for place in expected_pairs}) / len(rows)
+    )
     assert float(expected) == pytest.approx(len(pairs) * 8 * 7 / (40 * 39), rel=1e-3)
-    hard = [place for place in wanted if place[2] != "positive"]
+    hard = [place for place in expected_pairs if place[2] != "positive"]
     assert bool(hard) == bool(HARD.search(out)) == ("text" in by)
     if hard:
         own = sum(place[0] == place[1] for place in hard)
@@ -178,13 +180,13 @@ def test_expected_numbers_are_means_over_all_batches(run, tmp_path):
         row["positive"] = "the same"
     rows[0]["negatives"] = ["the same", rows[5]["anchor"]]
     _, out, _ = run(audit, "--data", write(tmp_path / "rows.jsonl", rows), "--batch-size", 3)
-    wanted = compared(rows, ("text", "id", "group"))
+    expected = compared(rows, ("text", "id", "group"))
     batches = [set(batch) for batch in itertools.combinations(range(8), 3)]
-    inside = [[{place[0], place[1]} <= batch for batch in batches] for place in wanted]
+    inside = [[{place[0], place[1]} <= batch for batch in batches] for place in expected]
     for hard, result in ((False, SUMMARY.search(out)[6]), (True, HARD.search(out)[4])):
         chosen = [
-            one
-            for one, place in zip(inside, wanted, strict=True)
+            flags
+            for flags, place in zip(inside, expected, strict=True)
             if (place[2] != "positive") == hard
         ]
         assert chosen and float(result) == pytest.approx(np.sum(chosen) / len(batches), rel=1e-3)

@@ -14,7 +14,7 @@ from scripts.bench import __main__ as bench
 from scripts.bench.hlo import Collective, collectives_of
 
 ROOT = Path(__file__).parents[2]
-# What need not be installed where speed is measured, such as on a borrowed accelerator.
+# Packages that are not required where speed is measured, such as on a borrowed accelerator.
 HEAVY = (
     "bm25s",
     "datasets",
@@ -42,11 +42,11 @@ def results_of(tmp_path_factory):
 def run_bench(environment, *arguments):
     code = f"import sys\nfor name in {HEAVY!r}: sys.modules[name] = None\nimport scripts.bench.__main__ as bench\nbench.main()\n"
     line = [sys.executable, "-c", code, *arguments, "--json"]
-    found = subprocess.run(
+    process = subprocess.run(
         line, cwd=ROOT, capture_output=True, text=True, env=environment, check=False
     )
-    assert found.returncode == 0, found.stderr
-    results = {result["name"]: result for result in map(json.loads, found.stdout.splitlines())}
+    assert process.returncode == 0, process.stderr
+    results = {result["name"]: result for result in map(json.loads, process.stdout.splitlines())}
     for result in results.values():
         assert {"name", "unit", "ours", "theirs", "ratio", "n", "machine"} <= result.keys()
     return results
@@ -188,7 +188,7 @@ def test_collectives_of_a_program():
         Collective("collective-permute", 32, 15, True, 2),
         Collective("all-to-all", 16, None, True, 8),
     ]
-    assert [found.received for found in collectives_of(HLO)] == [56, 96, 32, 32, 14]
+    assert [collective.received for collective in collectives_of(HLO)] == [56, 96, 32, 32, 14]
 
 
 @pytest.mark.parametrize(

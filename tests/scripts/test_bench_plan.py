@@ -75,12 +75,12 @@ def test_a_frozen_group_has_no_optimiser_state():
 )
 def test_it_compiles_on_a_mesh_for_losses_and_objectives_on_tokens(loss):
     fields = {"loss__name": loss, "model__attention": "bidirectional"}
-    alone, _ = plan_run(tiny(**fields), 2, 16)
+    whole, _ = plan_run(tiny(**fields), 2, 16)
     two = {"train__devices": 2, "train__fsdp": 2, "batch__groups": 4}
     split, arguments = plan_run(tiny(**fields, **two), 2, 16)
     split.step.lower(*arguments).compile({"xla_backend_optimization_level": 0})
     share = 0.6 if loss != "mntp" else 0.8  # what predicts tokens is whole on every device
-    assert local_bytes(split.state) < share * local_bytes(alone.state)
+    assert local_bytes(split.state) < share * local_bytes(whole.state)
 
 
 @pytest.mark.slow

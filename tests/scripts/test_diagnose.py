@@ -49,11 +49,11 @@ def diagnosed(run, beir, tmp_path, models, monkeypatch):
         status, out, err = run(evaluate, *line)
         assert status == 0, err
         content = json.loads(output.read_text())
-        findings = {one["check"]: one for one in content["findings"]}
+        findings = {finding["check"]: finding for finding in content["findings"]}
         assert list(findings) == CHECKS
-        for one in findings.values():
-            assert one["name"] in out and one["line"] in out and one["what_to_do"] in out
-            assert bool(one["what_to_do"]) == (one["status"] != "ok")
+        for result in findings.values():
+            assert result["name"] in out and result["line"] in out and result["what_to_do"] in out
+            assert bool(result["what_to_do"]) == (result["status"] != "ok")
         return findings, out, content
 
     return diagnosed
@@ -79,10 +79,14 @@ def unrecorded(renamed, models):
     """The tiny model in a directory named like one of a family with prompts, of which its files say nothing."""
     path = renamed("e5-small")
     settings = path / "config_sentence_transformers.json"
-    kept = json.loads(settings.read_text())
+    recorded = json.loads(settings.read_text())
     settings.write_text(
         json.dumps(
-            {name: kept[name] for name in kept if name not in ("prompts", "instruction_template")}
+            {
+                name: recorded[name]
+                for name in recorded
+                if name not in ("prompts", "instruction_template")
+            }
         )
     )
     with pytest.warns(UserWarning, match="no prompts are recorded"):
@@ -186,16 +190,16 @@ def test_every_fault_has_commands_that_can_be_run(diagnosed, unrecorded, triplet
     monkeypatch.setattr("embed_jax.evals.diagnose.MOST_EASY", -1.0)
     monkeypatch.setattr("embed_jax.evals.diagnose.LEAST_AUC", 2.0)
     options = ("--dim", 4, "--pairs", triplets, "--shortlist", 1, "--target", 1)
-    found = []
+    runs = []
     for lost in (True, False):
         monkeypatch.setattr("embed_jax.evals.diagnose._matters", lambda _, lost=lost: lost)
-        found.append(diagnosed(unrecorded, *options)[0])
-    assert [one["status"] for one in found[0].values()] == ["fault"] * 5
+        runs.append(diagnosed(unrecorded, *options)[0])
+    assert [finding["status"] for finding in runs[0].values()] == ["fault"] * 5
     assert (
-        found[0]["prompt"]["cause"] == "without any" and found[1]["prompt"]["cause"] == "unrecorded"
+        runs[0]["prompt"]["cause"] == "without any" and runs[1]["prompt"]["cause"] == "unrecorded"
     )
-    assert 'prompt=""' in found[0]["prompt"]["what_to_do"]
-    text = "\n".join(one["what_to_do"] for findings in found for one in findings.values())
+    assert 'prompt=""' in runs[0]["prompt"]["what_to_do"]
+    text = "\n".join(finding["what_to_do"] for findings in runs for finding in findings.values())
     commands = [
         re.split(r"; |, or ", part)[0].split()
         for part in re.findall(r"python -m (.*)", text.replace("python", "\npython"))

@@ -239,8 +239,8 @@ def test_an_instruction_is_put_into_the_models_template(run, tiny_model, tmp_pat
         encode, "--model", tmp_path / "model", *files, "--instruction", "find the cat"
     )
     assert (status, err) == (0, "")
-    wanted = model.encode(["a dog", "a cat"], prompt="Instruct: find the cat\nQuery: ")
-    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), wanted)
+    expected = model.encode(["a dog", "a cat"], prompt="Instruct: find the cat\nQuery: ")
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), expected)
 
 
 def test_an_input_that_changes_is_a_failure_that_leaves_nothing(

@@ -140,9 +140,9 @@ def executed(block, directory, monkeypatch):
     return names
 
 
-def assert_equal_params(one, other):
-    assert jax.tree.structure(one) == jax.tree.structure(other)
-    for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True):
+def assert_equal_params(params, expected):
+    assert jax.tree.structure(params) == jax.tree.structure(expected)
+    for a, b in zip(*map(jax.tree.leaves, (params, expected)), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -179,7 +179,11 @@ def test_the_same_export_has_the_same_bytes_and_replaces_itself_alone(
     assert "onnx/sentence_embedding.onnx" in first and "README.md" in first
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
     status, _, err = run(export, "--model", saved, "--output", tmp_path / "out")
-    assert status == 2 and "holds onnx, which this export has not" in err and err.count("\n") == 1
+    assert (
+        status == 2
+        and "contains onnx, which this export does not write" in err
+        and err.count("\n") == 1
+    )
     assert files(tmp_path / "out") == first
 
 
@@ -296,21 +300,23 @@ def test_an_adapter_leaves_merged_or_alone(exported, refused, tiny_model, tmp_pa
     adapted.save(tmp_path / "adapted")
     expected = adapted.encode(TEXTS)
     merged = exported("--model", tmp_path / "adapted")
-    alone = exported("--model", tmp_path / "adapted", "--adapter", "separate", name="alone")
+    separate = exported("--model", tmp_path / "adapted", "--adapter", "separate", name="alone")
     assert "model.safetensors" in files(merged) and "adapter_model.safetensors" not in files(merged)
-    assert "adapter_model.safetensors" in files(alone) and "model.safetensors" not in files(alone)
+    assert "adapter_model.safetensors" in files(separate) and "model.safetensors" not in files(
+        separate
+    )
     assert_equal_params(
         jax.device_get(embed_jax.load(merged).params), jax.device_get(adapted.merged().params)
     )
     assert_equal_params(
-        jax.device_get(embed_jax.load(alone).params), jax.device_get(adapted.params)
+        jax.device_get(embed_jax.load(separate).params), jax.device_get(adapted.params)
     )
-    for out in (merged, alone):
+    for out in (merged, separate):
         reference = peer.SentenceTransformer(str(out), device="cpu").encode(
             TEXTS, show_progress_bar=False
         )
         np.testing.assert_allclose(reference, expected, atol=1e-5)
-    assert "rank 2, beside its base" in (alone / "README.md").read_text()
+    assert "rank 2, beside its base" in (separate / "README.md").read_text()
 
 
 # ---- the card's code -----------------------------------------------------------------------------------------
@@ -450,13 +456,13 @@ def test_a_trained_model_leaves_with_its_story(exported, trained, sentences, tmp
     result |= {"metrics": {"spearman": 0.8123}, "intervals": {"spearman": [0.79, 0.83]}}
     (tmp_path / "sts.json").write_text(json.dumps(result))
     out = exported("--run", trained, "--results", tmp_path / "sts.json")
-    kept = embed_jax.load(trained / "model")
+    model = embed_jax.load(trained / "model")
     texts = sentences[40:60]
     reference = peer.SentenceTransformer(str(out), device="cpu")
-    for name in kept.prompts:
+    for name in model.prompts:
         expected = reference.encode(texts, prompt_name=name, show_progress_bar=False)
-        np.testing.assert_allclose(kept.encode(texts, prompt_name=name), expected, atol=1e-5)
-    assert_equal_params(jax.device_get(embed_jax.load(out).params), jax.device_get(kept.params))
+        np.testing.assert_allclose(model.encode(texts, prompt_name=name), expected, atol=1e-5)
+    assert_equal_params(jax.device_get(embed_jax.load(out).params), jax.device_get(model.params))
     card = (out / "README.md").read_text()
     for words in (
         "| STS-B | **spearman** | 0.8123 [0.7900, 0.8300] | 200 pairs |",
@@ -473,12 +479,12 @@ def test_a_trained_model_leaves_with_its_story(exported, trained, sentences, tmp
 
 def test_an_earlier_step_is_exported_as_it_was(exported, refused, trained, tmp_path):
     early = embed_jax.load(exported("--run", trained, "--step", "2"))
-    kept = load_run(trained, 2)
+    checkpoint = load_run(trained, 2)
     last = embed_jax.load(exported("--run", trained, "--step", "4", name="last"))
     assert_equal_params(
         jax.device_get(last.params), jax.device_get(embed_jax.load(trained / "model").params)
     )
-    assert_equal_params(jax.device_get(early.params), jax.device_get(kept.params))
+    assert_equal_params(jax.device_get(early.params), jax.device_get(checkpoint.params))
     differ = jax.tree.map(
         lambda a, b: np.abs(a - b).max(), early.params["backbone"], last.params["backbone"]
     )
@@ -533,8 +539,8 @@ def test_results_of_another_model_are_pointed_out(run, saved, tmp_path):
     ],
 )
 def test_what_cannot_be_exported_is_said_in_one_line(refused, saved, tmp_path, arguments, message):
-    given = [argument.format(saved=saved) for argument in arguments]
-    assert message in refused(export, *given, "--output", tmp_path / "out")
+    arguments_with_paths = [argument.format(saved=saved) for argument in arguments]
+    assert message in refused(export, *arguments_with_paths, "--output", tmp_path / "out")
 
 
 def test_a_run_of_which_nothing_is_saved_is_refused(refused, tmp_path):

@@ -32,11 +32,15 @@ def test_a_merged_model_lies_between_and_a_model_merged_with_itself_is_itself(
             merge, "--models", f"{tiny_model},{second}", "--output", tmp_path / name
         )
         assert (status, err, out) == (0, "", f"model: {tmp_path / name}\n")
-    one, two, between, same = (embed_jax.load(str(path)).encode(sentences[:8]) for path in
-                               (tiny_model, other, tmp_path / "between", tmp_path / "same"))  # fmt: skip
-    np.testing.assert_allclose(same, one, atol=1e-6)
-    apart = np.linalg.norm(one - two)
-    assert 0 < np.linalg.norm(one - between) < apart and 0 < np.linalg.norm(two - between) < apart
+    left, right, between, same = (
+        embed_jax.load(str(path)).encode(sentences[:8])
+        for path in (tiny_model, other, tmp_path / "between", tmp_path / "same")
+    )
+    np.testing.assert_allclose(same, left, atol=1e-6)
+    apart = np.linalg.norm(left - right)
+    assert (
+        0 < np.linalg.norm(left - between) < apart and 0 < np.linalg.norm(right - between) < apart
+    )
 
 
 def test_what_is_refused(refused, tiny_model, tmp_path):

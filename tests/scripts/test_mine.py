@@ -229,7 +229,7 @@ def test_if_nothing_is_left_nothing_is_written(refused, files, tmp_path):
 
 def test_bad_usage_is_refused(refused, files, tmp_path):
     data, output = files[0], ("--output", tmp_path / "mined.jsonl")
-    for more, message in (
+    for options, message in (
         (("--strategy", "dence"), "did you mean 'dense'"),
         (("--strategy", "bm25,dense"), "needs --model"),
         (("--model", "some"), "--model goes with"),
@@ -245,7 +245,7 @@ def test_bad_usage_is_refused(refused, files, tmp_path):
         (("--rank-min", "100"), "no room"),
         (("--beir", "some"), "not allowed with"),
     ):
-        assert message in refused(mine, *data, *output, *more)
+        assert message in refused(mine, *data, *output, *options)
     assert ".jsonl" in refused(mine, *data, "--output", tmp_path / "mined.tsv")
     assert "one of the arguments" in refused(mine, *output)
     assert "--beir has its own" in refused(mine, "--beir", "some", *data[2:], *output)

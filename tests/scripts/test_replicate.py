@@ -36,14 +36,14 @@ def source(sentences):
 
     def make(kind):
         pairs = [{"anchor": sentences[n], "positive": sentences[n + 40]} for n in range(32)]
-        more = {
+        extra_columns = {
             "pairs": lambda n: {},
             "triplets": lambda n: {"negative": sentences[n + 80]},
             "labelled": lambda n: {"label": n % 3},
             "scored": lambda n: {"score": n % 5 / 4},
             "uneven": lambda n: {"negatives": sentences[n + 80 :][: n % 3]},
         }[kind]
-        records = [pair | more(n) for n, pair in enumerate(pairs)]
+        records = [pair | extra_columns(n) for n, pair in enumerate(pairs)]
         return {ONLY: RecordSource(records, record_fields(records))}
 
     return make
@@ -161,7 +161,7 @@ def test_each_loss_is_ours(expression, columns):
     params = loss.init(DIM, jax.random.key(0))
     labels = torch.tensor(label if "label" in loss.about.needs else label / 4)
     reference = replicate.peer_loss(loss, params, Given())(
-        [{"given": torch.tensor(one)} for one in embeddings], labels
+        [{"given": torch.tensor(embedding)} for embedding in embeddings], labels
     )
 
     ours = make_columns(
@@ -226,7 +226,7 @@ def command(tmp_path, tiny_model, sentences, run):
         + "".join(f"    config.{k} = {v!r}\n" for k, v in fields.items())
         + "    return config\n"
     )
-    return lambda *more: run(replicate, "--experiment=nli", f"--config={file}", *more)
+    return lambda *arguments: run(replicate, "--experiment=nli", f"--config={file}", *arguments)
 
 
 def test_a_table_of_two_seeds(command, tmp_path):

@@ -59,9 +59,9 @@ def test_fewer_layers_and_dimensions_and_sentence_transformers_agrees(
 
 
 def test_texts_are_different_ones_and_as_many_as_asked_for(texts, sentences):
-    given = ["--model", "m", "--dim", "8", "--texts", str(texts), "--output", "o"]
-    assert shrink.read_texts(shrink.parse(given)) == sentences
-    assert shrink.read_texts(shrink.parse([*given, "--limit", "12"])) == sentences[:12]
+    arguments = ["--model", "m", "--dim", "8", "--texts", str(texts), "--output", "o"]
+    assert shrink.read_texts(shrink.parse(arguments)) == sentences
+    assert shrink.read_texts(shrink.parse([*arguments, "--limit", "12"])) == sentences[:12]
 
 
 def test_what_is_refused(refused, tiny_model, texts, tmp_path, sentences):

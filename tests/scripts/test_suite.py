@@ -162,9 +162,9 @@ def test_a_model_behind_an_api_is_judged_by_the_same_suite(
     assert "openai:letters: 2 of 2 tasks to do" in out
     assert len(server.asked) == len(set(server.asked))  # nothing is paid for twice
     (output / "openai_letters" / "beir.json").unlink()
-    asked = len(server.asked)
+    requests = len(server.asked)
     assert run(evaluate, *arguments, "--endpoint-url", url)[0] == 0
-    assert len(server.asked) == asked  # all of it is in the cache
+    assert len(server.asked) == requests  # all of it is in the cache
     refused = run(evaluate, "--model", "openai:letters", "--task", "sts", "--data", suite.parent / "sts",
                   "--layers", "1")  # fmt: skip
     assert refused[0] == 2 and "--layers is not for an endpoint" in refused[2]

@@ -84,11 +84,11 @@ def test_the_command(run, tiny_model, task, tmp_path):
     encode = embed_jax.load(str(tiny_model)).encode
     expected = evaluate_retrieval(encode, encode, *read_beir(task)).metrics["ndcg@10"]
     assert result["metrics"]["ndcg@10"] == pytest.approx(expected)
-    # For each dimension float32, int8 searched in three ways (rescoring by itself is none), binary
-    # in five.
+    # For each dimension: float32; int8 searched in three ways, as rescoring its results by int8
+    # changes nothing; binary in five.
     assert len(result["sweep"]) == 2 * (1 + 3 + 5)
-    best = [one for one in result["sweep"] if one["share"] >= 0.5]
-    assert result["recommended"]["bytes"] == min(one["bytes"] for one in best)
+    best = [setting for setting in result["sweep"] if setting["share"] >= 0.5]
+    assert result["recommended"]["bytes"] == min(setting["bytes"] for setting in best)
     lines = out.splitlines()
     assert lines[0].endswith("10 queries, 120 documents") and len(lines) == 1 + 1 + 18 + 2
     assert "Pareto front" in lines[1] and " 4 + 32 " in out
@@ -139,8 +139,8 @@ def test_each_setting_is_a_search_of_its_own():
         result[0] == SweepSetting(16, "float32")
         and len(result) == len(set(result)) == 1 + 8 + 8 + 1
     )
-    of_int8 = [one for one in result if one.dim == 8 and one.precision == "int8"]
-    assert [(one.search, one.rescoring) for one in of_int8] == [
+    of_int8 = [setting for setting in result if setting.dim == 8 and setting.precision == "int8"]
+    assert [(setting.search, setting.rescoring) for setting in of_int8] == [
         ("symmetric", "none"),
         ("symmetric", "x4"),
         ("asymmetric", "none"),
@@ -170,9 +170,11 @@ def test_bytes_and_quality(sentences):
         SweepSetting(16, "int4"),
     ]
     result = measure(documents, queries, names, qrels, chosen)
-    assert [one.setting for one in result] == chosen
+    assert [measured.setting for measured in result] == chosen
     assert result[0].share == 1 and result[0].quality == pytest.approx(1)
-    assert [(one.bytes_read, one.bytes_beside, one.bytes) for one in result] == [
+    assert [
+        (measured.bytes_read, measured.bytes_beside, measured.bytes) for measured in result
+    ] == [
         (128, 0, 128),
         (32, 0, 32),
         (4, 0, 4),
@@ -182,8 +184,9 @@ def test_bytes_and_quality(sentences):
     ]
     assert result[1].share > 0.95 and result[2].share < result[3].share < result[4].share < 1
     assert all(
-        one.queries_per_second > 0 and one.interval[0] <= one.quality <= one.interval[1]
-        for one in result
+        measured.queries_per_second > 0
+        and measured.interval[0] <= measured.quality <= measured.interval[1]
+        for measured in result
     )
     without = measure(documents, queries, names, qrels, chosen[:1], ignore_identical_ids=True)[0]
     assert without.quality < 0.95, "each query's best document has its name"
@@ -197,16 +200,16 @@ def test_the_front_is_what_nothing_else_dominates(cost):
     values = rng.integers(1, 8, size=(200, 3))  # with many equal ones
     rows = [row(share / 8, int(size), float(speed)) for share, size, speed in values]
 
-    def dominated(one):
+    def dominated(candidate):
         other = [(cost(two), -two.quality) for two in rows]
-        mine = (cost(one), -one.quality)
+        mine = (cost(candidate), -candidate.quality)
         return any(two != mine and two[0] <= mine[0] and two[1] <= mine[1] for two in other)
 
     result = front(rows, cost)
-    assert {(cost(one), one.quality) for one in result} == {
-        (cost(one), one.quality) for one in rows if not dominated(one)
+    assert {(cost(point), point.quality) for point in result} == {
+        (cost(point), point.quality) for point in rows if not dominated(point)
     }
-    assert [cost(one) for one in result] == sorted({cost(one) for one in result})
+    assert [cost(point) for point in result] == sorted({cost(point) for point in result})
 
 
 def test_the_cheapest_has_fewest_bytes_and_then_is_fastest():
@@ -260,10 +263,10 @@ def test_the_picture_names_the_front_and_its_labels_are_apart(tmp_path, monkeypa
         assert axes.get_xscale() == "log" and "per" in axes.get_xlabel()
         labels = [text for text in axes.texts if text.get_text() != "95 %"]
         assert sorted(text.get_text() for text in labels) == sorted(
-            name(one) for one in front(rows, cost)
+            name(point) for point in front(rows, cost)
         )
         boxes = [Text.get_window_extent(text) for text in labels]
-        apart = [not one.overlaps(two) for n, one in enumerate(boxes) for two in boxes[:n]]
+        apart = [not box.overlaps(other) for n, box in enumerate(boxes) for other in boxes[:n]]
         assert len(boxes) > 2 and all(apart)
         frame = axes.get_window_extent()
         assert all(

@@ -150,7 +150,7 @@ def test_pairs_in_the_corpus_order_that_training_reads(generate, llm, tmp_path, 
         for n in range(8)
         for w in ("what", "where")
     ]
-    assert [(one["anchor"], one["positive"], one["id"]) for one in result] == expected
+    assert [(record["anchor"], record["positive"], record["id"]) for record in result] == expected
     source = result[0]["source"]
     assert (source["model"], source["interface"], source["task"]) == (
         "some-model",
@@ -237,22 +237,22 @@ def test_whatever_goes_wrong_once_is_tried_again(generate, llm, tmp_path, interf
     llm.behave = lambda passage, tried: wrong.get((passage, tried), [f"what is {passage}?"])
     status, _, err = generate("--timeout", 0.3, "--concurrency", 8, interface=interface)
     assert (status, err) == (0, "")
-    assert [one["anchor"] for one in read(tmp_path / "out.jsonl")] == [
+    assert [record["anchor"] for record in read(tmp_path / "out.jsonl")] == [
         f"what is passage {n}?" for n in range(8)
     ]
     assert sum(llm.tries.values()) == 8 + len(ONCE)
 
 
 def test_a_server_that_asks_to_wait_is_left_alone(generate, llm):
-    asked = []
+    times = []
 
     def behave(passage, tried):
-        asked.append(time.monotonic())
-        return (429, {"Retry-After": "0.4"}, b"{}") if len(asked) == 1 else ["q"]
+        times.append(time.monotonic())
+        return (429, {"Retry-After": "0.4"}, b"{}") if len(times) == 1 else ["q"]
 
     llm.behave = behave
     assert generate("--concurrency", 1)[0] == 0
-    assert asked[1] - asked[0] >= 0.4
+    assert times[1] - times[0] >= 0.4
     llm.behave = lambda passage, tried: (
         429,
         {"Retry-After": "86400"},
@@ -282,7 +282,7 @@ def test_what_fails_for_good_is_listed_and_asked_for_again_by_the_same_command(
         and "corpus.jsonl:4" in err
     )
     assert llm.tries["passage 3"] == llm.tries["passage 6"] == 3 and llm.tries["passage 0"] == 1
-    assert [one["id"] for one in read(tmp_path / "out.jsonl")] == [
+    assert [record["id"] for record in read(tmp_path / "out.jsonl")] == [
         "d0",
         "d1",
         "d2",
@@ -291,12 +291,12 @@ def test_what_fails_for_good_is_listed_and_asked_for_again_by_the_same_command(
         "d7",
     ]
     failed = read(tmp_path / "out.failed.jsonl")
-    assert [one["id"] for one in failed] == ["d3", "d6"] and "no luck" in failed[0]["error"]
+    assert [record["id"] for record in failed] == ["d3", "d6"] and "no luck" in failed[0]["error"]
     llm.behave = lambda passage, tried: ["now then"]
     llm.tries.clear()
     assert generate()[0] == 0
     assert llm.tries == {"passage 3": 1, "passage 6": 1}
-    assert [one["id"] for one in read(tmp_path / "out.jsonl")] == [f"d{n}" for n in range(8)]
+    assert [record["id"] for record in read(tmp_path / "out.jsonl")] == [f"d{n}" for n in range(8)]
     assert not (tmp_path / "out.failed.jsonl").exists()
 
 
@@ -318,10 +318,10 @@ def test_a_refusal_ends_the_run_at_once_with_the_servers_words(generate, llm, tm
 @pytest.mark.parametrize("status", [401, 500, 200])
 def test_the_key_is_written_nowhere(llm, corpus, tmp_path, interface, status):
     """Not even if the server says it aloud, and not with --debug."""
-    said = f"key {KEY} is"
-    body = json.dumps({"error": {"message": said}}).encode()
+    message = f"key {KEY} is"
+    body = json.dumps({"error": {"message": message}}).encode()
     llm.behave = lambda passage, tried: (
-        [f"{said} {passage}"] if status == 200 else (status, {KEY: KEY}, body)
+        [f"{message} {passage}"] if status == 200 else (status, {KEY: KEY}, body)
     )
     files = [str(part) for part in common(llm, corpus, tmp_path, interface)]
     command = [
@@ -346,7 +346,7 @@ def test_equal_passages_are_asked_for_once_and_each_is_served(run, llm, tmp_path
     path.write_text("one\ntwo\none\n")
     assert run(synthesize, "generate", *common(llm, path, tmp_path))[0] == 0
     assert llm.tries == {"one": 1, "two": 1}
-    assert [one["positive"] for one in read(tmp_path / "out.jsonl")] == ["one", "two", "one"]
+    assert [record["positive"] for record in read(tmp_path / "out.jsonl")] == ["one", "two", "one"]
 
 
 def test_a_run_killed_twice_loses_nothing_and_asks_for_nothing_twice(llm, tmp_path):
@@ -384,7 +384,7 @@ def test_a_run_killed_twice_loses_nothing_and_asks_for_nothing_twice(llm, tmp_pa
     assert {request[-1] for request in llm.requests} == {
         f"passage {n}" for n in range(count)
     } - known
-    result = [(one["anchor"], one["positive"]) for one in read(tmp_path / "out.jsonl")]
+    result = [(record["anchor"], record["positive"]) for record in read(tmp_path / "out.jsonl")]
     assert result == [
         (f"{w} is passage {n}?", f"passage {n}") for n in range(count) for w in ("what", "where")
     ]
@@ -470,7 +470,7 @@ def test_generated_queries_that_lead_elsewhere_are_dropped(generate, llm, tmp_pa
     ]
     status, out, _ = generate("--keep-top", 1, "--bm25")
     assert status == 0 and "8 queries for 8 passages, 7 kept, 1 dropped" in out
-    assert [one["id"] for one in read(tmp_path / "out.jsonl")] == [
+    assert [record["id"] for record in read(tmp_path / "out.jsonl")] == [
         f"d{n}" for n in range(8) if n != 5
     ]
 
@@ -526,7 +526,7 @@ def test_a_table_of_pairs_is_filtered_too(run, tiny_model, sentences, tmp_path):
     )
     options = ("--pairs", path, "--keep-top", 1, "--model", tiny_model, "--output", output)
     assert run(synthesize, "filter", *options)[0] == 0
-    assert [one["id"] for one in read(output)] == ["a"]
+    assert [record["id"] for record in read(output)] == ["a"]
 
 
 def test_what_cannot_be_filtered_is_refused(refused, tmp_path):

@@ -25,16 +25,16 @@ def equal(a, b) -> bool:
 
 def test_a_state_comes_back_bit_for_bit_although_its_buffers_were_given_away(tmp_path):
     advance = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf + 1, tree), donate_argnums=0)
-    state, kept = state_of(0), []
+    state, copies = state_of(0), []
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         assert checkpoints.restore(state) is None and checkpoints.latest_step() is None
         for step in (1, 2, 3):
-            kept.append(jax.tree.map(np.array, state))
+            copies.append(jax.tree.map(np.array, state))
             checkpoints.save(step, state, {"best": {"value": step}})
             state = advance(state)  # while the save is under way
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         restored, notes = checkpoints.restore(state_of(1))
-    assert equal(restored, kept[-1]) and notes == {"best": {"value": 3}}
+    assert equal(restored, copies[-1]) and notes == {"best": {"value": 3}}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
 
 
@@ -112,9 +112,9 @@ def test_accumulation_is_the_update_of_the_mean_gradient():
     params = {"kernel": jnp.ones((4, 4))}
     gradients = [{"kernel": jax.random.normal(jax.random.key(n), (4, 4))} for n in range(2)]
     settings = {"learning_rate": 0.1, "clip_norm": 0.5, "schedule": "linear"}
-    one = make_optimizer(Optim(**settings), 5)
+    optimizer = make_optimizer(Optim(**settings), 5)
     mean = jax.tree.map(lambda a, b: (a + b) / 2, *gradients)
-    expected, _ = one.update(mean, one.init(params), params)
+    expected, _ = optimizer.update(mean, optimizer.init(params), params)
     two = make_optimizer(Optim(**settings, accumulate=2), 5)
     nothing, state = two.update(gradients[0], two.init(params), params)
     result, _ = two.update(gradients[1], state, params)

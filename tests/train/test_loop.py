@@ -188,9 +188,9 @@ def test_a_model_that_training_did_not_better_is_told_plainly(run, tmp_path, cap
     result = run({0: 0.5, 2: 0.4, 4: 0.45}.get, steps=4, eval__every=2, eval__metric="a/m",
                  eval__patience=patience)  # fmt: skip
     assert (result.best.step, (tmp_path / "model").read_text()) == (0, "0.0")
-    said = capsys.readouterr().out
-    assert "a/m: the best step is 0: no later evaluation reached its 0.5000" in said
-    assert "(0.4500 at the last step, 4), so the result is the model that the run started" in said
+    output = capsys.readouterr().out
+    assert "a/m: the best step is 0: no later evaluation reached its 0.5000" in output
+    assert "(0.4500 at the last step, 4), so the result is the model that the run started" in output
 
 
 def test_of_equal_models_the_later_one_is_kept(run, tmp_path, capsys):
@@ -209,11 +209,12 @@ def test_a_metric_that_nothing_gives_is_refused_at_once(run, tmp_path, scores):
 def test_falling_loss_without_gain_is_told_once(run, capsys):
     run({0: 0.1, 1: 0.5}.get, steps=1, eval__every=1, eval__metric="a/m")
     run(lambda w: 0.5 if w == 1 else 0.4, eval__every=1, eval__metric="a/m")  # goes on after step 1
-    found = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
-    assert len(found) == 1
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert len(warnings) == 1
     # The losses of steps 2, 3 and 4 are 5/2, 5/3 and 5/4.
     assert (
-        "falls (2.5000 to 1.2500) while a/m has not improved since step 1: overfitting" in found[0]
+        "falls (2.5000 to 1.2500) while a/m has not improved since step 1: overfitting"
+        in warnings[0]
     )
 
 
@@ -230,10 +231,12 @@ def test_falling_loss_without_gain_is_told_once(run, capsys):
     ],
 )
 def test_only_a_loss_that_falls_over_three_evaluations_is_told(losses, warned):
-    said = []
-    best = loop._warn_of_overfitting(loop.Best(0.5, 7, losses=losses), "a/m", said.append)
-    assert len(said) == best.warned == warned
-    assert loop._warn_of_overfitting(best, "a/m", said.append) == best and len(said) == warned
+    messages = []
+    best = loop._warn_of_overfitting(loop.Best(0.5, 7, losses=losses), "a/m", messages.append)
+    assert len(messages) == best.warned == warned
+    assert (
+        loop._warn_of_overfitting(best, "a/m", messages.append) == best and len(messages) == warned
+    )
 
 
 # ---- steps ---------------------------------------------------------------------------------------------------
@@ -345,8 +348,8 @@ def test_an_extended_run_goes_on_after_patience_and_is_exact_at_a_constant_rate(
 def test_each_resumption_adds_a_session_and_the_training_does_not_depend_on_it(run, tmp_path):
     def spans():
         return [
-            (found["start"], found["end"])
-            for found in json.loads((tmp_path / "run.json").read_text())["sessions"]
+            (session["start"], session["end"])
+            for session in json.loads((tmp_path / "run.json").read_text())["sessions"]
         ]
 
     run(checkpoint__every=4)

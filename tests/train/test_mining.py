@@ -52,8 +52,8 @@ def encode(texts, prompt=None):
 
 
 @pytest.fixture
-def found(tmp_path):
-    """`found(lists=False, step=0, encode=encode, **fields)`: the records trained on."""
+def mined_records(tmp_path):
+    """`mined_records(lists=False, step=0, encode=encode, **fields)`: the records trained on."""
 
     def find(*, lists=False, step=0, encode=encode, pairs=PAIRS, corpus=CORPUS, **fields):
         config = override(Experiment(), **{"mine__strategy": "dense", "mine__number": 2} | fields)
@@ -67,10 +67,12 @@ def found(tmp_path):
 
 
 @pytest.mark.parametrize("strategy", ["dense", "bm25", "bm25,dense"])
-def test_no_known_positive_of_the_query_and_no_text_of_its_own_is_a_negative(found, strategy):
+def test_no_known_positive_of_the_query_and_no_text_of_its_own_is_a_negative(
+    mined_records, strategy
+):
     if "bm25" in strategy:
         pytest.importorskip("bm25s")
-    records = found(mine__strategy=strategy, mine__number=3, mine__rank_max=9)
+    records = mined_records(mine__strategy=strategy, mine__number=3, mine__rank_max=9)
     assert sorted(record["anchor"] for record in records) == sorted(
         pair["anchor"] for pair in PAIRS
     )
@@ -88,15 +90,15 @@ def test_no_known_positive_of_the_query_and_no_text_of_its_own_is_a_negative(fou
     assert [record["id"] for record in records if "id" in record] == ["7"]
 
 
-def test_hard_ones_are_hard(found):
-    by_positive = {record["positive"]: record for record in found()}
+def test_hard_ones_are_hard(mined_records):
+    by_positive = {record["positive"]: record for record in mined_records()}
     assert {by_positive["blue dog"][f"negative_{n}"] for n in (1, 2)} <= {
         text for text in CORPUS if "blue" in text or "dog" in text
     }
 
 
-def test_scored_lists_have_the_searchers_similarities_the_positive_first(found):
-    for record in found(lists=True):
+def test_scored_lists_have_the_searchers_similarities_the_positive_first(mined_records):
+    for record in mined_records(lists=True):
         queries, passages = encode([record["query"]]), encode(record["passages"])
         assert len(record["passages"]) == len(record["scores"]) == 3
         np.testing.assert_allclose(record["scores"], (queries @ passages.T)[0], atol=1e-6)
@@ -105,29 +107,32 @@ def test_scored_lists_have_the_searchers_similarities_the_positive_first(found):
         }
 
 
-def test_an_inconsistent_pair_is_dropped(found, tmp_path, capsys):
-    kept = found(mine__strategy="", data__consistency=2)
-    assert [record["positive"] for record in kept] == ["red cat", "blue dog", "black house"]
-    assert kept[1]["negative_1"] == "what the data had before", "without a strategy they stay"
+def test_an_inconsistent_pair_is_dropped(mined_records, tmp_path, capsys):
+    consistent = mined_records(mine__strategy="", data__consistency=2)
+    assert [record["positive"] for record in consistent] == ["red cat", "blue dog", "black house"]
+    assert consistent[1]["negative_1"] == "what the data had before", "without a strategy they stay"
     assert "consistent: 3 of 5 pairs have their positive among 2" in capsys.readouterr().out
-    mined = found(data__consistency=2)
+    mined = mined_records(data__consistency=2)
     assert {record["positive"] for record in mined} == {"red cat", "blue dog", "black house"}
     assert "what the data had before" not in json.dumps(mined)
 
 
-def test_what_was_found_is_read_again_whatever_the_model_is_then(found, tmp_path):
+def test_what_was_found_is_read_again_whatever_the_model_is_then(mined_records, tmp_path):
     """The same settings and data at the same step: the file. Anything else is another file."""
 
     def none(texts, prompt=None):
         raise AssertionError("it was found already")
 
-    first = found(data__consistency=2)
+    first = mined_records(data__consistency=2)
     (pairs_file, step_file) = sorted(
         (tmp_path / "mined").iterdir(), key=lambda file: file.name.startswith("0")
     )
     assert step_file.name.startswith("0-") and pairs_file.name.startswith("pairs-")
-    assert read(step_file) == first and found(data__consistency=2, encode=none) == first
-    assert found(data__consistency=2, encode=none, train__devices=8, checkpoint__every=3) == first
+    assert read(step_file) == first and mined_records(data__consistency=2, encode=none) == first
+    assert (
+        mined_records(data__consistency=2, encode=none, train__devices=8, checkpoint__every=3)
+        == first
+    )
     for changes in (
         {"step": 4},
         {"mine__number": 1},
@@ -136,7 +141,7 @@ def test_what_was_found_is_read_again_whatever_the_model_is_then(found, tmp_path
         {"train__seed": 1},
     ):
         with pytest.raises(AssertionError, match="it was found already"):
-            found(**{"data__consistency": 2, "encode": none} | changes)
+            mined_records(**{"data__consistency": 2, "encode": none} | changes)
 
 
 @pytest.mark.parametrize(
@@ -163,9 +168,9 @@ def test_what_was_found_is_read_again_whatever_the_model_is_then(found, tmp_path
         ({"corpus": [*CORPUS, " "]}, "passage 12.*empty|empty"),
     ],
 )
-def test_nothing_is_left(found, tmp_path, fields, message):
+def test_nothing_is_left(mined_records, tmp_path, fields, message):
     with pytest.raises(InputError, match=message) as error:
-        found(**fields)
+        mined_records(**fields)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.glob("mined/*.jsonl"))
 
@@ -283,8 +288,10 @@ def test_a_resumed_run_reads_what_was_mined_and_ends_with_the_same_bits(
 def test_losses_of_scores_get_lists_and_held_out_pairs_have_none(
     retrieval, experiment, tmp_path, monkeypatch, capsys
 ):
-    given = {}
-    monkeypatch.setattr(loop, "run", lambda config, workdir, **found: given.update(found))
+    run_arguments = {}
+    monkeypatch.setattr(
+        loop, "run", lambda config, workdir, **arguments: run_arguments.update(arguments)
+    )
     config = experiment(
         loss__name="kl", mine__strategy="dense", data__holdout=0.2, batch__size=4, train__steps=2
     )
@@ -295,7 +302,7 @@ def test_losses_of_scores_get_lists_and_held_out_pairs_have_none(
     )
     fit(config, tmp_path, sources=sources, evaluators={}, validation=validation)
     records = read(next((tmp_path / "mined").iterdir()))
-    for _, batch in given["batches"](0, given["state"]):
+    for _, batch in run_arguments["batches"](0, run_arguments["state"]):
         assert batch.score[0].tolist() == [
             pytest.approx(records[number]["scores"]) for number in batch.record[0]
         ]

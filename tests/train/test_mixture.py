@@ -155,8 +155,8 @@ def lines_of(workdir):
 
 def assert_same_bits(tree, other):
     assert jax.tree.structure(tree) == jax.tree.structure(other)
-    for one, two in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
-        assert np.asarray(one).tobytes() == np.asarray(two).tobytes()
+    for first, second in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
+        assert np.asarray(first).tobytes() == np.asarray(second).tobytes()
 
 
 KILLED = """
@@ -209,11 +209,11 @@ def test_killed_in_the_middle_and_resumed_it_ends_with_the_same_bits(
 
 
 def test_each_data_set_has_the_metrics_of_its_loss_when_its_turn_comes(undisturbed):
-    found = [
+    names_by_line = [
         {name for name in line if name.startswith("loss/")} for line in lines_of(undisturbed[1])
     ]
-    assert all(len(names) == 1 for names in found)
-    assert set.union(*found) == {"loss/nli", "loss/graded", "loss/questions"}
+    assert all(len(names) == 1 for names in names_by_line)
+    assert set.union(*names_by_line) == {"loss/nli", "loss/graded", "loss/questions"}
 
 
 # ---- the batches ---------------------------------------------------------------------------------------------
@@ -241,23 +241,25 @@ def assembled(monkeypatch, tmp_path, here):
     from experiments import nli
 
     def make(config):
-        found = {}
+        run_arguments = {}
 
         def recorded(sources, **settings):
-            found.update(sources=dict(zip(names, sources, strict=True)), settings=settings)
+            run_arguments.update(sources=dict(zip(names, sources, strict=True)), settings=settings)
             return batch_maker(sources, **settings)
 
         monkeypatch.setattr(train_data, "batch_maker", recorded)
-        monkeypatch.setattr(loop, "run", lambda config, workdir, **given: found.update(given))
+        monkeypatch.setattr(
+            loop, "run", lambda config, workdir, **arguments: run_arguments.update(arguments)
+        )
         sources, _ = nli.read_data(config)
         names = list(sources)
         fit(
             config, tmp_path / f"run{len(list(tmp_path.iterdir()))}", sources=sources, evaluators={}
         )
-        batches = found["batches"](0, found["state"])
-        found["batches"] = [batch for _, batch in batches]
+        batches = run_arguments["batches"](0, run_arguments["state"])
+        run_arguments["batches"] = [batch for _, batch in batches]
         batches.close()
-        return found
+        return run_arguments
 
     return make
 
@@ -315,20 +317,22 @@ def test_no_duplicates_in_the_whole_batch_whatever_devices_and_hosts_share_it(
     def of(**fields):
         return assembled(experiment(mixture__batches=mixing, **fields))
 
-    one = of(batch__shares=2)
-    assert all(repeated_texts(batch) == 0 for batch in one["batches"])
+    one_device = of(batch__shares=2)
+    assert all(repeated_texts(batch) == 0 for batch in one_device["batches"])
     assert sum(repeated_texts(batch) for batch in of(batch__no_duplicates=False)["batches"]) > 0
 
     eight = of(batch__shares=2, train__devices=8)
-    for batch, other in zip(one["batches"], eight["batches"], strict=True):
+    for batch, other in zip(one_device["batches"], eight["batches"], strict=True):
         assert_same_bits(batch, other)
 
-    order = train_data.training_order(one["sources"], experiment(mixture__batches=mixing))
+    order = train_data.training_order(one_device["sources"], experiment(mixture__batches=mixing))
     hosts = [
-        batch_maker(list(one["sources"].values()), **one["settings"] | {"shard": (host, 2)})
+        batch_maker(
+            list(one_device["sources"].values()), **one_device["settings"] | {"shard": (host, 2)}
+        )
         for host in range(2)
     ]
-    for step, batch in enumerate(one["batches"]):
+    for step, batch in enumerate(one_device["batches"]):
         parts = [make(order[step], step) for make in hosts]
         assert_same_bits(batch, jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts))
 
@@ -380,7 +384,7 @@ def test_a_mixture_of_one_is_that_data_set(assembled, experiment, data):
     A data set's own loss is the loss.
     """
     mixture = only(experiment, "graded")
-    alone = only(
+    single = only(
         experiment,
         "graded",
         data__train=str(data / "graded.jsonl"),
@@ -389,18 +393,18 @@ def test_a_mixture_of_one_is_that_data_set(assembled, experiment, data):
         data__candidate_prompt="blue ",
         loss__name="cosent",
     )
-    alone.mixture.sources = SimpleNamespace()
+    single.mixture.sources = SimpleNamespace()
     programs = []
-    one, other = assembled(mixture), assembled(alone)
-    for found in (one, other):
+    of_mixture, of_data_set = assembled(mixture), assembled(single)
+    for run_arguments in (of_mixture, of_data_set):
         arguments = (
-            found["state"],
-            split_groups(found["batches"][0], found["mesh"]),
+            run_arguments["state"],
+            split_groups(run_arguments["batches"][0], run_arguments["mesh"]),
             jax.random.key(0),
         )
-        programs.append(found["step_fn"].lower(*arguments).as_text())
-    assert_same_bits(one["state"], other["state"])
-    assert_same_bits(one["batches"], other["batches"])
+        programs.append(run_arguments["step_fn"].lower(*arguments).as_text())
+    assert_same_bits(of_mixture["state"], of_data_set["state"])
+    assert_same_bits(of_mixture["batches"], of_data_set["batches"])
     assert programs[0] == programs[1]
 
 

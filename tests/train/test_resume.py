@@ -68,12 +68,12 @@ def undisturbed(simcse, tmp_path_factory):
 
 
 def assert_same_run(workdir: Path, reference: Path) -> None:
-    mine, theirs = (
+    tensors, expected = (
         load_file(path / "model" / "model.safetensors") for path in (workdir, reference)
     )
-    assert mine.keys() == theirs.keys()
-    for name in mine:
-        assert mine[name].tobytes() == theirs[name].tobytes(), name
+    assert tensors.keys() == expected.keys()
+    for name in tensors:
+        assert tensors[name].tobytes() == expected[name].tobytes(), name
     assert [line["step"] for line in lines_of(workdir)] == list(range(1, STEPS + 1))
     for ours, other in zip(lines_of(workdir), lines_of(reference), strict=True):
         for name in ("loss", "grad_norm", "learning_rate", "accuracy", "positive_similarity"):

@@ -189,7 +189,7 @@ def test_a_run_without_a_model_yet_is_its_newest_checkpoint(run, tmp_path):
     assert result.max_length == 20
     with pytest.raises(InputError, match="max_length: expected at most 512, the model's positions"):
         embed_jax.load(tmp_path / "run", step=2, max_length=513)
-    assert sorted(tmp_path.rglob("*")) == before, "the run is left alone"
+    assert sorted(tmp_path.rglob("*")) == before, "the run is not changed"
     with pytest.raises(InputError, match="run: no checkpoint of step 3; there are 1, 2$"):
         embed_jax.load(tmp_path / "run", step=3)
 

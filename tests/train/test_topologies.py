@@ -36,9 +36,9 @@ def model_of(workdir):
 def finished(simcse_here, tmp_path):
     """A finished run on four devices, and its copies as they were after half of the steps."""
 
-    def make(loss, *more):
+    def make(loss, *changes):
         run = tmp_path / "run"
-        settings = (*SETTINGS, f"--config.loss.name={loss}", *more)
+        settings = (*SETTINGS, f"--config.loss.name={loss}", *changes)
         status, err = simcse_here(run, *settings, "--config.train.devices=4")
         assert status == 0, err
 

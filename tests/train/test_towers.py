@@ -88,7 +88,7 @@ def test_each_column_goes_through_its_tower(config, sources):
     _, batch = next(iter(run.data.batches(0, run.state)))
     group = jax.tree.map(lambda leaf: leaf[0], batch.encoder_tokens)
     assert [group[name].sentences for name in ("query", "encoder")] == [2, 4]
-    found = run.model.encoder.apply(run.state.encoder, group)
+    embeddings = run.model.encoder.apply(run.state.encoder, group)
     records = [sources["only"].records[index] for index in batch.record[0]]
     sentence = run.model.sentence.with_params(run.state.encoder)
     expected = np.concatenate(
@@ -98,7 +98,7 @@ def test_each_column_goes_through_its_tower(config, sources):
             sentence.encode_document([record["negative"] for record in records]),
         ]
     )
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(embeddings, expected, atol=1e-6)
 
 
 @pytest.fixture(scope="module")

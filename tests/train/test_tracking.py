@@ -18,10 +18,10 @@ def steps_of(path) -> list[int]:
     "tail", ["", '{"step": 6, "lo', '{"step": 6}', "\x00\x00", "[1]\n", "\ufffd{}"]
 )
 @pytest.mark.parametrize(
-    ("resume", "kept"), [(-1, []), (0, [0]), (3, [0, 1, 2, 3]), (9, [0, 1, 2, 3, 4, 5])]
+    ("resume", "steps"), [(-1, []), (0, [0]), (3, [0, 1, 2, 3]), (9, [0, 1, 2, 3, 4, 5])]
 )
 def test_the_file_is_cut_back_to_the_resumed_step_and_off_a_broken_line(
-    tmp_path, tail, resume, kept
+    tmp_path, tail, resume, steps
 ):
     path = tmp_path / "metrics.jsonl"
     written = MetricsFile(path, -1)
@@ -30,12 +30,12 @@ def test_the_file_is_cut_back_to_the_resumed_step_and_off_a_broken_line(
     written.close()
     path.write_text(path.read_text() + tail)
     if resume == 9 and tail == '{"step": 6}':
-        kept = [*kept, 6]  # whole except for the end of its line
+        steps = [*steps, 6]  # whole except for the end of its line
     resumed = MetricsFile(path, resume)
-    assert steps_of(path) == kept
+    assert steps_of(path) == steps
     resumed.write(7, {"loss": float("nan")})
     resumed.close()
-    assert steps_of(path) == [*kept, 7]
+    assert steps_of(path) == [*steps, 7]
     assert json.loads(path.read_text().splitlines()[-1]) == {"step": 7, "loss": None}
     assert [result.name for result in tmp_path.iterdir()] == ["metrics.jsonl"]
 
@@ -75,13 +75,16 @@ def test_a_resumed_run_is_the_same_wandb_run_and_no_step_stands_twice(tmp_path, 
     for step in range(4, 9):
         second.write(step, {"loss": step})
     second.close()
-    one, two = wandb_runs
-    assert one.arguments["id"] == two.arguments["id"] and two.arguments["resume"] == "allow"
-    assert one.arguments["name"] == tmp_path.name
+    first_run, second_run = wandb_runs
+    assert (
+        first_run.arguments["id"] == second_run.arguments["id"]
+        and second_run.arguments["resume"] == "allow"
+    )
+    assert first_run.arguments["name"] == tmp_path.name
     assert [step for run in wandb_runs for step, _ in run.logged] == list(range(9)), (
         "step 0 among them"
     )
-    assert two.finished and not one.finished
+    assert second_run.finished and not first_run.finished
 
 
 def test_two_work_directories_are_two_wandb_runs(tmp_path, wandb_runs):

@@ -25,8 +25,8 @@ def clock(monkeypatch):
 
 def spans(path):
     return [
-        (one["start"], one["end"], one["seconds"])
-        for one in json.loads(path.read_text())["sessions"]
+        (session["start"], session["end"], session["seconds"])
+        for session in json.loads(path.read_text())["sessions"]
     ]
 
 
@@ -43,7 +43,7 @@ def test_sessions_add_up_over_resumptions_and_start_anew_with_the_run(clock, tmp
     clock(1.5)
     third.write(9)
     assert spans(path) == [(0, 4, 5.0), (4, 9, 1.5)]
-    assert [one["devices"] for one in json.loads(path.read_text())["sessions"]] == [2, 1]
+    assert [session["devices"] for session in json.loads(path.read_text())["sessions"]] == [2, 1]
     again = Chronicle(path, 0, resumed=False, **ABOUT)
     assert spans(path) == [(0, 4, 5.0), (4, 9, 1.5)], "nothing is written before it is asked for"
     again.write(0)
