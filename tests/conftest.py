@@ -22,11 +22,12 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 
-WORDS = """a the of to and in is that it was for on are as with his they at be this from have or by one had not but
-what all were when we there can an your which their said if do will each about how up out them then she many some so
-these would other into has more her two like him see time could no make than first been its who now people my made
-over did down only way find use may water long little very after words called just where most know cat dog house river
-music guitar plays running quickly red blue city country road train apple bread science language model learns""".split()
+WORDS = """a the of to and in is that it was for on are as with his they at be this from have or by
+one had not but what all were when we there can an your which their said if do will each about how
+up out them then she many some so these would other into has more her two like him see time could no
+make than first been its who now people my made over did down only way find use may water long
+little very after words called just where most know cat dog house river music guitar plays running
+quickly red blue city country road train apple bread science language model learns""".split()
 
 
 LONGEST = (
@@ -65,7 +66,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer(tmp_path_factory):
-    """A directory with a lower-casing WordPiece tokenizer of BERT's form over a small vocabulary."""
+    """Returns a directory with a lower-casing WordPiece tokenizer like BERT's, of few words."""
     from transformers import BertTokenizerFast
 
     directory = tmp_path_factory.mktemp("tokenizer")
@@ -79,7 +80,7 @@ def tiny_tokenizer(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def bpe_tokenizer(tmp_path_factory):
-    """`(post_processor=None, **config) -> directory` with a byte-level BPE tokenizer, as language models have.
+    """`(post_processor=None, **config) -> directory` with a byte-level BPE tokenizer.
 
     It knows <pad> 0, <s> 1, </s> 2 and <unk> 3; `config` changes tokenizer_config.json.
     """

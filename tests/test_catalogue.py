@@ -1,4 +1,4 @@
-"""The catalogue's models: directories with their real config.json are read as it says, or refused for its reason."""
+"""The catalogue's models are read from their real config.json, or refused for its reason."""
 
 import dataclasses
 import json
@@ -27,36 +27,47 @@ from embed_jax.types import num_params
 # fmt: off
 BERT = {
     "model_type": "bert", "attention_probs_dropout_prob": 0.1, "classifier_dropout": None,
-    "gradient_checkpointing": False, "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "hidden_size": 384,
-    "initializer_range": 0.02, "intermediate_size": 1536, "layer_norm_eps": 1e-12, "max_position_embeddings": 512,
-    "num_attention_heads": 12, "num_hidden_layers": 6, "pad_token_id": 0, "position_embedding_type": "absolute",
+    "gradient_checkpointing": False, "hidden_act": "gelu", "hidden_dropout_prob": 0.1,
+    "hidden_size": 384, "initializer_range": 0.02, "intermediate_size": 1536,
+    "layer_norm_eps": 1e-12, "max_position_embeddings": 512, "num_attention_heads": 12,
+    "num_hidden_layers": 6, "pad_token_id": 0, "position_embedding_type": "absolute",
     "type_vocab_size": 2, "use_cache": True, "vocab_size": 30522,
 }
 ROBERTA = BERT | {
-    "model_type": "roberta", "bos_token_id": 0, "eos_token_id": 2, "hidden_size": 768, "intermediate_size": 3072,
-    "layer_norm_eps": 1e-05, "max_position_embeddings": 514, "pad_token_id": 1, "type_vocab_size": 1,
-    "vocab_size": 50265,
+    "model_type": "roberta", "bos_token_id": 0, "eos_token_id": 2, "hidden_size": 768,
+    "intermediate_size": 3072, "layer_norm_eps": 1e-05, "max_position_embeddings": 514,
+    "pad_token_id": 1, "type_vocab_size": 1, "vocab_size": 50265,
 }
-MPNET = {name: value for name, value in ROBERTA.items() if name not in ("position_embedding_type", "type_vocab_size")}
-MPNET |= {"model_type": "mpnet", "num_hidden_layers": 12, "relative_attention_num_buckets": 32, "vocab_size": 30527}
+MPNET = {
+    name: value
+    for name, value in ROBERTA.items()
+    if name not in ("position_embedding_type", "type_vocab_size")
+}
+MPNET |= {
+    "model_type": "mpnet", "num_hidden_layers": 12, "relative_attention_num_buckets": 32,
+    "vocab_size": 30527,
+}
 QWEN = {
     "model_type": "qwen2", "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151643,
     "hidden_act": "silu", "hidden_size": 1536, "initializer_range": 0.02, "intermediate_size": 8960,
-    "max_position_embeddings": 131072, "max_window_layers": 21, "num_attention_heads": 12, "num_hidden_layers": 28,
-    "num_key_value_heads": 2, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": None,
-    "tie_word_embeddings": False, "use_sliding_window": False, "vocab_size": 151646,
+    "max_position_embeddings": 131072, "max_window_layers": 21, "num_attention_heads": 12,
+    "num_hidden_layers": 28, "num_key_value_heads": 2, "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0, "sliding_window": None, "tie_word_embeddings": False,
+    "use_sliding_window": False, "vocab_size": 151646,
 }
 MISTRAL = {
-    "model_type": "mistral", "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 4096,
-    "initializer_range": 0.02, "intermediate_size": 14336, "max_position_embeddings": 32768,
-    "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-05,
-    "rope_theta": 10000.0, "sliding_window": 4096, "tie_word_embeddings": False, "vocab_size": 32000,
+    "model_type": "mistral", "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu",
+    "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 14336,
+    "max_position_embeddings": 32768, "num_attention_heads": 32, "num_hidden_layers": 32,
+    "num_key_value_heads": 8, "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "sliding_window": 4096,
+    "tie_word_embeddings": False, "vocab_size": 32000,
 }
 NOMIC = {
     "model_type": "nomic_bert", "activation_function": "swiglu", "attn_pdrop": 0.0, "causal": False,
-    "embd_pdrop": 0.0, "initializer_range": 0.02, "layer_norm_epsilon": 1e-12, "max_trained_positions": 2048,
-    "mlp_fc1_bias": False, "mlp_fc2_bias": False, "n_embd": 768, "n_head": 12, "n_inner": 3072, "n_layer": 12,
-    "n_positions": 8192, "pad_vocab_size_multiple": 64, "parallel_block": False, "prenorm": False,
+    "embd_pdrop": 0.0, "initializer_range": 0.02, "layer_norm_epsilon": 1e-12,
+    "max_trained_positions": 2048, "mlp_fc1_bias": False, "mlp_fc2_bias": False, "n_embd": 768,
+    "n_head": 12, "n_inner": 3072, "n_layer": 12, "n_positions": 8192,
+    "pad_vocab_size_multiple": 64, "parallel_block": False, "prenorm": False,
     "qkv_proj_bias": False, "resid_pdrop": 0.0, "rotary_emb_base": 1000, "rotary_emb_fraction": 1.0,
     "rotary_emb_interleaved": False, "rotary_emb_scale_base": None, "rotary_scaling_factor": None,
     "type_vocab_size": 2, "use_rms_norm": False, "vocab_size": 30528,
@@ -92,15 +103,21 @@ class Published:
 
 # fmt: off
 PUBLISHED = {
-    "sentence-transformers/all-MiniLM-L6-v2": Published(BERT, 22_713_216, max_seq_length=256, other=384 * 385),
-    "sentence-transformers/all-distilroberta-v1": Published(ROBERTA, 82_118_400, max_seq_length=512, other=768 * 769),
-    "sentence-transformers/all-mpnet-base-v2": Published(MPNET, 109_486_464, max_seq_length=384, other=768 * 769),
+    "sentence-transformers/all-MiniLM-L6-v2": Published(
+        BERT, 22_713_216, max_seq_length=256, other=384 * 385
+    ),
+    "sentence-transformers/all-distilroberta-v1": Published(
+        ROBERTA, 82_118_400, max_seq_length=512, other=768 * 769
+    ),
+    "sentence-transformers/all-mpnet-base-v2": Published(
+        MPNET, 109_486_464, max_seq_length=384, other=768 * 769
+    ),
     "sentence-transformers/multi-qa-distilbert-cos-v1": Published(
         {
-            "model_type": "distilbert", "activation": "gelu", "attention_dropout": 0.1, "dim": 768, "dropout": 0.1,
-            "hidden_dim": 3072, "initializer_range": 0.02, "max_position_embeddings": 512, "n_heads": 12,
-            "n_layers": 6, "pad_token_id": 0, "sinusoidal_pos_embds": False, "tie_weights_": True,
-            "vocab_size": 30522,
+            "model_type": "distilbert", "activation": "gelu", "attention_dropout": 0.1, "dim": 768,
+            "dropout": 0.1, "hidden_dim": 3072, "initializer_range": 0.02,
+            "max_position_embeddings": 512, "n_heads": 12, "n_layers": 6, "pad_token_id": 0,
+            "sinusoidal_pos_embds": False, "tie_weights_": True, "vocab_size": 30522,
         },
         66_362_880,
         max_seq_length=512,
@@ -109,24 +126,28 @@ PUBLISHED = {
         ROBERTA
         | {
             "model_type": "xlm-roberta", "hidden_size": 1024, "intermediate_size": 4096,
-            "max_position_embeddings": 8194, "num_attention_heads": 16, "num_hidden_layers": 24, "vocab_size": 250002,
+            "max_position_embeddings": 8194, "num_attention_heads": 16, "num_hidden_layers": 24,
+            "vocab_size": 250002,
         },
         567_754_752,
         "cls_token",
         max_seq_length=8192,
         other=1024 * 1025,
     ),
-    "nomic-ai/nomic-embed-text-v1.5": Published(NOMIC, 136_731_648, max_seq_length=8192, normalize=False),
+    "nomic-ai/nomic-embed-text-v1.5": Published(
+        NOMIC, 136_731_648, max_seq_length=8192, normalize=False
+    ),
     "Alibaba-NLP/gte-modernbert-base": Published(
         {
-            "model_type": "modernbert", "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 50281,
-            "classifier_pooling": "mean", "cls_token_id": 50281, "embedding_dropout": 0.0, "eos_token_id": 50282,
-            "global_attn_every_n_layers": 3, "global_rope_theta": 160000.0, "hidden_activation": "gelu",
-            "hidden_size": 768, "initializer_range": 0.02, "intermediate_size": 1152, "layer_norm_eps": 1e-05,
-            "local_attention": 128, "local_rope_theta": 10000.0, "max_position_embeddings": 8192, "mlp_bias": False,
-            "mlp_dropout": 0.0, "norm_bias": False, "norm_eps": 1e-05, "num_attention_heads": 12,
-            "num_hidden_layers": 22, "pad_token_id": 50283, "position_embedding_type": "absolute",
-            "sep_token_id": 50282, "vocab_size": 50368,
+            "model_type": "modernbert", "attention_bias": False, "attention_dropout": 0.0,
+            "bos_token_id": 50281, "classifier_pooling": "mean", "cls_token_id": 50281,
+            "embedding_dropout": 0.0, "eos_token_id": 50282, "global_attn_every_n_layers": 3,
+            "global_rope_theta": 160000.0, "hidden_activation": "gelu", "hidden_size": 768,
+            "initializer_range": 0.02, "intermediate_size": 1152, "layer_norm_eps": 1e-05,
+            "local_attention": 128, "local_rope_theta": 10000.0, "max_position_embeddings": 8192,
+            "mlp_bias": False, "mlp_dropout": 0.0, "norm_bias": False, "norm_eps": 1e-05,
+            "num_attention_heads": 12, "num_hidden_layers": 22, "pad_token_id": 50283,
+            "position_embedding_type": "absolute", "sep_token_id": 50282, "vocab_size": 50368,
         },
         149_014_272,
         "cls_token",
@@ -136,11 +157,12 @@ PUBLISHED = {
     ),
     "sentence-transformers/gtr-t5-base": Published(
         {
-            "model_type": "t5", "d_ff": 3072, "d_kv": 64, "d_model": 768, "decoder_start_token_id": 0,
-            "dropout_rate": 0.1, "eos_token_id": 1, "feed_forward_proj": "relu", "initializer_factor": 1.0,
-            "is_encoder_decoder": True, "layer_norm_epsilon": 1e-06, "n_positions": 512, "num_decoder_layers": 12,
-            "num_heads": 12, "num_layers": 12, "pad_token_id": 0, "relative_attention_num_buckets": 32,
-            "vocab_size": 32128,
+            "model_type": "t5", "d_ff": 3072, "d_kv": 64, "d_model": 768,
+            "decoder_start_token_id": 0, "dropout_rate": 0.1, "eos_token_id": 1,
+            "feed_forward_proj": "relu", "initializer_factor": 1.0, "is_encoder_decoder": True,
+            "layer_norm_epsilon": 1e-06, "n_positions": 512, "num_decoder_layers": 12,
+            "num_heads": 12, "num_layers": 12, "pad_token_id": 0,
+            "relative_attention_num_buckets": 32, "vocab_size": 32128,
         },
         110_218_368,
         max_seq_length=512,
@@ -154,23 +176,27 @@ PUBLISHED = {
         | {
             "model_type": "qwen3", "attention_bias": False, "head_dim": 128, "hidden_size": 1024,
             "intermediate_size": 3072, "max_position_embeddings": 32768, "max_window_layers": 28,
-            "num_attention_heads": 16, "num_key_value_heads": 8, "rope_scaling": None, "tie_word_embeddings": True,
-            "vocab_size": 151669,
+            "num_attention_heads": 16, "num_key_value_heads": 8, "rope_scaling": None,
+            "tie_word_embeddings": True, "vocab_size": 151669,
         },
         595_776_512,
         "lasttoken",
     ),
-    "intfloat/e5-mistral-7b-instruct": Published(MISTRAL, 7_110_660_096, "lasttoken", max_seq_length=32768),
+    "intfloat/e5-mistral-7b-instruct": Published(
+        MISTRAL, 7_110_660_096, "lasttoken", max_seq_length=32768
+    ),
     "google/embeddinggemma-300m": Published(
         {
             "model_type": "gemma3_text", "_sliding_window_pattern": 6, "attention_bias": False,
-            "attention_dropout": 0.0, "attn_logit_softcapping": None, "bos_token_id": 2, "eos_token_id": 1,
-            "final_logit_softcapping": None, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh",
-            "hidden_size": 768, "initializer_range": 0.02, "intermediate_size": 1152,
-            "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 4, "max_position_embeddings": 2048,
-            "num_attention_heads": 3, "num_hidden_layers": 24, "num_key_value_heads": 1, "pad_token_id": 0,
-            "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06, "rope_local_base_freq": 10000.0,
-            "rope_scaling": None, "rope_theta": 1000000.0, "sliding_window": 512, "use_bidirectional_attention": True,
+            "attention_dropout": 0.0, "attn_logit_softcapping": None, "bos_token_id": 2,
+            "eos_token_id": 1, "final_logit_softcapping": None, "head_dim": 256,
+            "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 768, "initializer_range": 0.02,
+            "intermediate_size": 1152,
+            "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 4,
+            "max_position_embeddings": 2048, "num_attention_heads": 3, "num_hidden_layers": 24,
+            "num_key_value_heads": 1, "pad_token_id": 0, "query_pre_attn_scalar": 256,
+            "rms_norm_eps": 1e-06, "rope_local_base_freq": 10000.0, "rope_scaling": None,
+            "rope_theta": 1000000.0, "sliding_window": 512, "use_bidirectional_attention": True,
             "vocab_size": 262144,
         },
         307_581_696,
@@ -181,30 +207,44 @@ PUBLISHED = {
 }
 REFUSED = {  # config.json, and what of it the message must name
     "Alibaba-NLP/gte-base-en-v1.5": (
-        BERT | {"model_type": "new", "hidden_size": 768, "position_embedding_type": "rope", "vocab_size": 30528},
+        BERT
+        | {
+            "model_type": "new", "hidden_size": 768, "position_embedding_type": "rope",
+            "vocab_size": 30528,
+        },
         "'new'",
     ),
     "Alibaba-NLP/gte-large-en-v1.5": (
-        BERT | {"model_type": "new", "hidden_size": 1024, "position_embedding_type": "rope", "vocab_size": 30528},
+        BERT
+        | {
+            "model_type": "new", "hidden_size": 1024, "position_embedding_type": "rope",
+            "vocab_size": 30528,
+        },
         "'new'",
     ),
     "nomic-ai/nomic-embed-text-v2-moe": (
         NOMIC
         | {
-            "activation_function": "gelu", "mlp_fc1_bias": True, "mlp_fc2_bias": True, "moe_every_n_layers": 2,
-            "num_experts": 8, "qkv_proj_bias": True, "vocab_size": 250048,
+            "activation_function": "gelu", "mlp_fc1_bias": True, "mlp_fc2_bias": True,
+            "moe_every_n_layers": 2, "num_experts": 8, "qkv_proj_bias": True, "vocab_size": 250048,
         },
         "num_experts 8",
     ),
     "jinaai/jina-embeddings-v2-base-en": (
-        BERT | {"hidden_size": 768, "max_position_embeddings": 8192, "position_embedding_type": "alibi"},
+        BERT
+        | {
+            "hidden_size": 768, "max_position_embeddings": 8192,
+            "position_embedding_type": "alibi",
+        },
         "'alibi'",
     ),
     "jinaai/jina-embeddings-v3": (
         ROBERTA
         | {
             "model_type": "xlm-roberta",
-            "lora_adaptations": ["retrieval.query", "retrieval.passage", "separation", "classification"],
+            "lora_adaptations": [
+                "retrieval.query", "retrieval.passage", "separation", "classification",
+            ],
             "max_position_embeddings": 8194, "position_embedding_type": "rotary",
         },
         "'rotary'",

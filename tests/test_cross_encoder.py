@@ -1,4 +1,4 @@
-"""Scores of pairs: sentence-transformers' CrossEncoder, in any order and batch size, from its own directories."""
+"""Scores of pairs equal those of sentence-transformers' CrossEncoder, in any order and batch."""
 
 import json
 import shutil
@@ -15,8 +15,8 @@ from embed_jax.data.window import pack_window
 from embed_jax.encoders.read import is_cross_encoder
 from embed_jax.errors import InputError
 
-WORDS = """a the of to and in is that it was for on are as with cat dog house river music guitar plays quickly red blue
-city country road train apple bread science language model learns""".split()
+WORDS = """a the of to and in is that it was for on are as with cat dog house river music guitar
+plays quickly red blue city country road train apple bread science language model learns""".split()
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,"
 LIMIT = 48
 ODD = [
@@ -126,7 +126,7 @@ def no_warning_of_cut_pairs():
         yield
 
 
-# ---- parity --------------------------------------------------------------------------------------------------
+# ---- parity --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -212,7 +212,7 @@ def test_a_default_prompt_stands_before_the_query(bert, tmp_path):
     )
 
 
-# ---- order, packing, devices ---------------------------------------------------------------------------------
+# ---- order, packing, devices ---------------------------------------------------------------------
 
 
 def test_a_pair_has_one_score_whatever_it_is_scored_with(model):
@@ -302,7 +302,7 @@ def test_types_are_packed_with_their_tokens():
     assert seen == 2 * len(ids)
 
 
-# ---- errors --------------------------------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -348,7 +348,7 @@ def test_what_cannot_be_loaded_is_said_in_one_line(bert, tmp_path):
         load_cross_encoder(str(one_type))
 
 
-# ---- writing -------------------------------------------------------------------------------------------------
+# ---- writing -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -375,7 +375,7 @@ def test_a_saved_model_loads_back_bitwise_and_in_sentence_transformers(name, tmp
 
 
 def test_what_older_versions_read_is_written_too(bert, tmp_path):
-    """They take the activation from config.json and the limit from the tokenizer, and know no modules.json."""
+    """They read the activation in config.json and the limit in the tokenizer, not modules.json."""
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch")
     ours = load_cross_encoder(str(bert), max_length=LIMIT)

@@ -152,7 +152,7 @@ def test_imports_go_down_the_layers():
 
 
 def test_imports_are_relative_where_packages_are_renamed():
-    """An installed package has scripts and experiments as embed_jax.scripts and embed_jax.experiments."""
+    """Installed scripts and experiments are embed_jax.scripts and embed_jax.experiments."""
     wrong = [
         f"{path}:{node.lineno}"
         for path, tree in TREES.items()
@@ -260,7 +260,7 @@ def test_light_modules_work_without_the_heavy_libraries():
             light.append(path.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
     program = f"""
 import importlib, sys
-sys.modules |= dict.fromkeys({sorted(ABSENT)!r})  # importing one of them fails as if it were not installed
+sys.modules |= dict.fromkeys({sorted(ABSENT)!r})  # fails as if not installed
 import embed_jax
 assert "jax" not in sys.modules, "`import embed_jax` only imports jax"
 from embed_jax.encoders.build import build_encoder

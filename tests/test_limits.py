@@ -55,7 +55,7 @@ def cross_encoder(model, tmp_path_factory):
     return directory
 
 
-# ---- lengths ---------------------------------------------------------------------------------------------------
+# ---- lengths -------------------------------------------------------------------------------------
 
 
 def test_a_length_beyond_the_positions_is_refused(model, tiny_model, tiny_tokenizer):
@@ -94,7 +94,7 @@ def test_a_row_beyond_a_table_is_nan_and_no_other_row():
     np.testing.assert_array_equal(rows, [[4, 5], [np.nan, np.nan]])
 
 
-# ---- token ids -------------------------------------------------------------------------------------------------
+# ---- token ids -----------------------------------------------------------------------------------
 
 
 def add_token(source, directory):
@@ -149,7 +149,7 @@ def test_a_vocabulary_beyond_the_table_is_another_models(model, tiny_tokenizer):
     )
 
 
-# ---- cross-encoders --------------------------------------------------------------------------------------------
+# ---- cross-encoders ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

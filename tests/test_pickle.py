@@ -108,7 +108,7 @@ def test_a_forked_process_is_refused_and_does_not_hang(model):
     )
 
 
-# ---- attributes ------------------------------------------------------------------------------------------------
+# ---- attributes ----------------------------------------------------------------------------------
 
 
 def test_a_models_repr_says_what_it_is(model):

@@ -6,12 +6,14 @@ from embed_jax.errors import InputError
 from embed_jax.prompts import FAMILIES, expected, fill_template
 
 # One name for each line of FAMILIES, in its order.
-NAMES = """intfloat/e5-base-v2 intfloat/multilingual-e5-large-instruct intfloat/e5-mistral-7b-instruct
-Salesforce/SFR-Embedding-Mistral Linq-AI-Research/Linq-Embed-Mistral nvidia/NV-Embed-v2 GritLM/GritLM-7B
-Qwen/Qwen3-Embedding-0.6B Alibaba-NLP/gte-Qwen2-7B-instruct Alibaba-NLP/gte-modernbert-base BAAI/bge-base-en-v1.5
-BAAI/bge-small-zh-v1.5 BAAI/bge-m3 mixedbread-ai/mxbai-embed-large-v1 Snowflake/snowflake-arctic-embed-m-v1.5
+NAMES = """intfloat/e5-base-v2 intfloat/multilingual-e5-large-instruct
+intfloat/e5-mistral-7b-instruct Salesforce/SFR-Embedding-Mistral Linq-AI-Research/Linq-Embed-Mistral
+nvidia/NV-Embed-v2 GritLM/GritLM-7B Qwen/Qwen3-Embedding-0.6B Alibaba-NLP/gte-Qwen2-7B-instruct
+Alibaba-NLP/gte-modernbert-base BAAI/bge-base-en-v1.5 BAAI/bge-small-zh-v1.5 BAAI/bge-m3
+mixedbread-ai/mxbai-embed-large-v1 Snowflake/snowflake-arctic-embed-m-v1.5
 Snowflake/snowflake-arctic-embed-l-v2.0 nomic-ai/nomic-embed-text-v1.5 hkunlp/instructor-large
-NovaSearch/stella_en_1.5B_v5 google/embeddinggemma-300m sentence-transformers/all-MiniLM-L6-v2""".split()
+NovaSearch/stella_en_1.5B_v5 google/embeddinggemma-300m
+sentence-transformers/all-MiniLM-L6-v2""".split()
 
 
 def test_each_family_is_found_by_name_and_by_path():

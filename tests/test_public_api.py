@@ -1,4 +1,4 @@
-"""The front door: familiar to who comes from sentence-transformers, and checked, before it runs and while it does."""
+"""The public API: like sentence-transformers', with types checked before and during a run."""
 
 import copy
 import subprocess
@@ -58,7 +58,7 @@ def test_each_public_name_is_there():
         _ = embed_jax.laod
 
 
-# ---- similarities --------------------------------------------------------------------------------------------
+# ---- similarities --------------------------------------------------------------------------------
 
 
 def embeddings(rows, seed=0, size=24):
@@ -140,7 +140,7 @@ def test_pairs_need_as_many_on_both_sides():
         pairwise_similarity(np.zeros((2, 3)), np.zeros(3))
 
 
-# ---- a model -------------------------------------------------------------------------------------------------
+# ---- a model -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SIMILARITIES)
@@ -279,7 +279,7 @@ def test_no_other_argument_is_taken(model):
         model.encode(TEXTS, bach_tokens=3)
 
 
-# ---- types ---------------------------------------------------------------------------------------------------
+# ---- types ---------------------------------------------------------------------------------------
 
 
 def test_annotated_shapes_are_those_of_the_arrays(model):

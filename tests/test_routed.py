@@ -1,4 +1,4 @@
-"""Routes: every text through the modules that sentence-transformers would take, from its layouts and back."""
+"""Routes: texts go through the modules that sentence-transformers would choose."""
 
 import itertools
 import json
@@ -360,7 +360,7 @@ def test_documents_find_their_route_by_its_usual_names(name):
 
 @pytest.fixture
 def search(tiny_tokenizer, tmp_path):
-    """(model, words, directory in BEIR's layout) of a search that only the two routes together can make.
+    """Returns (model, words, directory in BEIR's layout) of a search that needs both routes.
 
     The vector of a word as a document is that of the word before it as a query.
     """

@@ -1,4 +1,4 @@
-"""Encoding: sentence-transformers' embeddings, in any order and batch size, in bounded memory, in few shapes."""
+"""Encoding equals sentence-transformers', in any order and batch size, in bounded memory."""
 
 import copy
 import dataclasses
@@ -23,8 +23,9 @@ from embed_jax.errors import InputError
 from embed_jax.routed import RoutedEncoder
 from embed_jax.sentence import WINDOW, SentenceEncoder, load_sentence_encoder
 
-WORDS = """a the of to and in is that it was for on are as with they be this from have by one word cat dog house river
-music guitar plays quickly red blue city country road train apple bread science language model learns""".split()
+WORDS = """a the of to and in is that it was for on are as with they be this from have by one word
+cat dog house river music guitar plays quickly red blue city country road train apple bread science
+language model learns""".split()
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 ODD = [
     "",
@@ -56,7 +57,7 @@ def model(tiny_model):
     return load_sentence_encoder(str(tiny_model))
 
 
-# ---- parity --------------------------------------------------------------------------------------------------
+# ---- parity --------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -114,7 +115,7 @@ def test_prompts_equal_sentence_transformers(model, tmp_path, include_prompt):
     assert (joined < 1e-5) == include_prompt
 
 
-# ---- order, input, output ------------------------------------------------------------------------------------
+# ---- order, input, output ------------------------------------------------------------------------
 
 
 def test_a_text_has_one_embedding_whatever_it_is_encoded_with(model):
@@ -175,7 +176,7 @@ def test_what_cannot_be_encoded_is_said_in_one_line(model, texts, arguments, mes
         model.encode(["a"], prompt_name="query")
 
 
-# ---- memory, shapes, devices ---------------------------------------------------------------------------------
+# ---- memory, shapes, devices ---------------------------------------------------------------------
 
 
 def test_blocks_come_before_the_texts_are_read_to_their_end(model):
@@ -208,7 +209,7 @@ def test_several_devices_give_what_one_gives(model):
     np.testing.assert_allclose(single_device.encode(texts), model.encode(texts), atol=1e-6)
 
 
-# ---- saving --------------------------------------------------------------------------------------------------
+# ---- saving --------------------------------------------------------------------------------------
 
 
 def test_a_saved_model_is_the_same_to_the_last_bit(model, tmp_path):
@@ -241,7 +242,7 @@ def test_a_saved_model_is_the_same_to_the_last_bit(model, tmp_path):
         np.testing.assert_array_equal(again.encode(texts), prompted.encode(texts))
 
 
-# ---- smaller embeddings, fewer layers ------------------------------------------------------------------------
+# ---- smaller embeddings, fewer layers ------------------------------------------------------------
 
 
 def test_embeddings_are_cut_made_length_one_and_an_untrained_size_warns_once(tiny_model):
@@ -309,7 +310,7 @@ def test_a_saved_model_carries_what_it_was_trained_for(tiny_model, tmp_path):
         load_sentence_encoder(str(tmp_path / "model"))
 
 
-# ---- prompts, instructions -----------------------------------------------------------------------------------
+# ---- prompts, instructions -----------------------------------------------------------------------
 
 TEMPLATE = "Instruct: {instruction}\nQuery: "
 
@@ -336,7 +337,10 @@ def test_a_model_with_prompts_warns_once_when_none_is_given(model):
 
     some = {"prompts": {"query": "find : ", "document": ""}}
     own = having(**some, template=TEMPLATE)
-    message = "this model has prompts (query, document) and a template for instructions, and none was given"
+    message = (
+        "this model has prompts (query, document) and a template for instructions, "
+        "and none was given"
+    )
     (result,) = warned(lambda: own.encode(["a"]))
     assert message in result and "\n" not in result
     assert warned(lambda: own.encode(["a"])) == []
@@ -406,7 +410,7 @@ def test_instructions_that_cannot_be_given_are_one_line(model):
         prompted(model, template="Query: ")
 
 
-# ---- families ------------------------------------------------------------------------------------------------
+# ---- families ------------------------------------------------------------------------------------
 
 
 def test_prompts_of_the_family_serve_a_model_that_records_none(tiny_model, tmp_path):
@@ -479,7 +483,7 @@ def test_eos_of_the_family_is_appended_where_no_module_says_otherwise(tmp_path, 
     )
 
 
-# ---- language models -----------------------------------------------------------------------------------------
+# ---- language models -----------------------------------------------------------------------------
 
 
 def language_model(kind, directory, vocab_size):
@@ -557,7 +561,7 @@ def test_language_models_equal_sentence_transformers(
     )
 
 
-# ---- latent attention ----------------------------------------------------------------------------------------
+# ---- latent attention ----------------------------------------------------------------------------
 
 
 def test_a_model_with_latent_attention_is_saved_with_it(model, tmp_path):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-WORDS = """the a of to and in is was on with cat dog house river music guitar plays runs quickly red blue city road
-train apple bread science what who where : ? . , !""".split()
+WORDS = """the a of to and in is was on with cat dog house river music guitar plays runs quickly red
+blue city road train apple bread science what who where : ? . , !""".split()
 
 
 @pytest.fixture(scope="session")

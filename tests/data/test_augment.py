@@ -141,7 +141,10 @@ def test_a_masked_span_is_contiguous_and_as_long():
         assert all(word in ("<mask>", WORDS[place]) for place, word in enumerate(words))
 
 
-SAID = "She did not, or so they say, buy 3 cars; (Never!) don’t ask – it isn't no-one's twenty-five ½ ٣ Hundreds DON'T"
+SAID = (
+    "She did not, or so they say, buy 3 cars; (Never!) don’t ask – it isn't no-one's "
+    "twenty-five ½ ٣ Hundreds DON'T"
+)
 PROTECTED = [
     "not,",
     "3",

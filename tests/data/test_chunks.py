@@ -1,4 +1,4 @@
-"""Documents in pieces: nothing is lost, no piece is too long, words stay whole where they can, streams too."""
+"""Documents in pieces: no token is lost, no piece is too long, words stay whole if they can."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def wordpiece(tiny_tokenizer):
 
 @pytest.fixture(scope="module")
 def byte_level():
-    """`(trim) -> tokenizer`: byte pairs with few merges, as RoBERTa's (spaces outside of words) or GPT-2's."""
+    """`(trim) -> tokenizer`: byte pairs with few merges, like RoBERTa's (trimmed) or GPT-2's."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -96,7 +96,7 @@ def test_pieces_make_the_document_and_none_is_cut_short(wordpiece, sentences):
 
 
 def test_no_token_is_lost_or_changed_where_words_can_stay_whole(wordpiece, sentences):
-    """Pieces end between words; their tokens are the document's, and no piece could take the next word too."""
+    """Pieces end between words, keep the document's tokens, and have no room for another word."""
     records = [{"text": text} for text in documents(sentences)[:40]]
     room = 14
     for number, texts in by_document(in_pieces(records, text_of, wordpiece)).items():
@@ -117,7 +117,7 @@ def test_a_word_longer_than_a_piece_is_cut_between_tokens(wordpiece):
 
 @pytest.mark.parametrize("trim", [False, True])
 def test_bytes_and_spaces(byte_level, sentences, trim):
-    """Characters of several tokens stay whole, and a word keeps the space before it, which is part of its tokens."""
+    """Characters of several tokens stay whole; a word keeps the space before it in its tokens."""
     tokenizer = byte_level(12, trim)
     texts = [
         *documents(sentences)[:20],

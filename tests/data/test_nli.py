@@ -157,7 +157,10 @@ def test_the_report_is_a_few_lines():
 @pytest.mark.parametrize("label", ["entails", 3, "0.5", "", 1.5, -2])
 def test_an_unknown_label_names_the_record(label):
     records = [*rows("p", entailment=["yes"]), {"premise": "p", "hypothesis": "no", "label": label}]
-    message = r"^record 1: label: expected one of entailment \(0\), neutral \(1\), contradiction \(2\), or -1 .*found "
+    message = (
+        r"^record 1: label: expected one of entailment \(0\), neutral \(1\), "
+        r"contradiction \(2\), or -1 .*found "
+    )
     with pytest.raises(InputError, match=message):
         nli_triplets(records)
 

@@ -102,7 +102,9 @@ source = RecordSource(records, RecordFields(pair_columns(records)))
 make = batch_maker([source], batch_size={BATCH}, groups=2, row_length=32,
     tokenizers={{"encoder": load_tokenizer({str(tokenizer_directory)!r}, 32)}})
 ds = training_batches(make, make_order([len(records)], {BATCH}, 0))
-print(hashlib.sha256(b"".join(np.ascontiguousarray(leaf).tobytes() for leaf in jax.tree.leaves(ds[11]))).hexdigest())
+leaves = jax.tree.leaves(ds[11])
+content = b"".join(np.ascontiguousarray(leaf).tobytes() for leaf in leaves)
+print(hashlib.sha256(content).hexdigest())
 """
     other = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True

@@ -172,53 +172,112 @@ SUMMARY = {
         (read_labelled_texts, [], r"test\.jsonl: empty, no records in it"),
         (read_labelled_texts, [{"text": "a"}], ":1: no field 'label': found text"),
         (read_labelled_texts, [{"text": "a", "label": None}], ":1: no field 'label': found text"),
-        (read_labelled_texts, [{"text": "a", "label": [1]}], r":1: field 'label': expected a "
-                                                             r"string or number.*\[1\]"),
-        (read_labelled_texts, [{"text": "a", "label": " "}], ":1: field 'label': expected a string "
-                                                             "or number"),
-        (read_labelled_texts, [{"text": 3, "label": 1}], ":1: field 'text': expected a string, "
-                                                         "found int 3"),
+        (
+            read_labelled_texts,
+            [{"text": "a", "label": [1]}],
+            r":1: field 'label': expected a "
+            r"string or number.*\[1\]",
+        ),
+        (
+            read_labelled_texts,
+            [{"text": "a", "label": " "}],
+            ":1: field 'label': expected a string or number",
+        ),
+        (
+            read_labelled_texts,
+            [{"text": 3, "label": 1}],
+            ":1: field 'text': expected a string, found int 3",
+        ),
         (read_labelled_texts, [{"text": " ", "label": 1}], "all of 1 texts are empty"),
-        (read_labelled_texts, [{"text": "a", "label": 1, "id": 7}, {"text": "b", "label": 0, "id": 7}],
-         ":2: the id '7' stands twice, also in line 1"),
+        (
+            read_labelled_texts,
+            [{"text": "a", "label": 1, "id": 7}, {"text": "b", "label": 0, "id": 7}],
+            ":2: the id '7' stands twice, also in line 1",
+        ),
         (read_text_sets, [{"label": 1}], ":1: no field 'text' or 'sentences': found label"),
-        (read_text_sets, [{"text": ["a"], "label": [1]}, {"text": "b", "label": 1}], ":2: field "
-                                                                                     "'text': expected a li"),
-        (read_text_sets, [{"text": ["a"], "label": 1}], ":1: field 'label': expected a list, found "
-                                                        "int 1"),
-        (read_text_sets, [{"text": ["a", "b"], "labels": [1]}], ":1: field 'labels'.*found 2 and "
-                                                                "1"),
-        (read_text_sets, [{"text": [], "labels": []}], ":1: field 'labels': expected as many as "
-                                                       "texts, 1 or more"),
-        (read_text_sets, [{"text": "a", "labels": []}], ":1: field 'labels': expected a label or "
-                                                        "more"),
-        (read_labelled_pairs, [PAIR, PAIR], r"test\.jsonl: expected labels 0 and 1, some of each, "
-                                            r"found only {1}"),
-        (read_labelled_pairs, [PAIR, PAIR | {"label": 2}], ":2: field 'label': expected 0 or 1, "
-                                                           "found 2"),
+        (
+            read_text_sets,
+            [{"text": ["a"], "label": [1]}, {"text": "b", "label": 1}],
+            ":2: field 'text': expected a li",
+        ),
+        (
+            read_text_sets,
+            [{"text": ["a"], "label": 1}],
+            ":1: field 'label': expected a list, found int 1",
+        ),
+        (
+            read_text_sets,
+            [{"text": ["a", "b"], "labels": [1]}],
+            ":1: field 'labels'.*found 2 and 1",
+        ),
+        (
+            read_text_sets,
+            [{"text": [], "labels": []}],
+            ":1: field 'labels': expected as many as texts, 1 or more",
+        ),
+        (
+            read_text_sets,
+            [{"text": "a", "labels": []}],
+            ":1: field 'labels': expected a label or more",
+        ),
+        (
+            read_labelled_pairs,
+            [PAIR, PAIR],
+            r"test\.jsonl: expected labels 0 and 1, some of each, "
+            r"found only {1}",
+        ),
+        (
+            read_labelled_pairs,
+            [PAIR, PAIR | {"label": 2}],
+            ":2: field 'label': expected 0 or 1, found 2",
+        ),
         (read_labelled_pairs, [PAIR | {"label": "yes"}], "expected 0 or 1, found 'yes'"),
         (read_labelled_pairs, [PAIR | {"label": 0.5}], "expected 0 or 1, found 0.5"),
-        (read_labelled_pairs, [{name: [value] * 2 for name, value in PAIR.items()} | {"label": [1]}],
-         r":1: field 'label': expected lists of one length, found lengths \[2, 2, 1\]"),
-        (read_reranking, [QUERY | {"positive": "p"}], ":1: field 'positive': expected a list, "
-                                                      "found str 'p'"),
-        (read_reranking, [QUERY | {"negative": ["a", 1]}], ":1: field 'negative'.*list of strings, "
-                                                           "found one with int"),
+        (
+            read_labelled_pairs,
+            [{name: [value] * 2 for name, value in PAIR.items()} | {"label": [1]}],
+            r":1: field 'label': expected lists of one length, found lengths \[2, 2, 1\]",
+        ),
+        (
+            read_reranking,
+            [QUERY | {"positive": "p"}],
+            ":1: field 'positive': expected a list, found str 'p'",
+        ),
+        (
+            read_reranking,
+            [QUERY | {"negative": ["a", 1]}],
+            ":1: field 'negative'.*list of strings, found one with int",
+        ),
         (read_reranking, [QUERY | {"query": []}], ":1: field 'query': expected a query or more"),
-        (read_reranking, [QUERY | {"_id": "x"}, QUERY, QUERY | {"_id": "x"}], ":3: the id 'x' "
-                                                                              "stands twice.*line "
-                                                                              "1"),
-        (read_summaries, [SUMMARY | {"relevance": [1]}], "expected a rating for each of 2 "
-                                                         "summaries, found 1"),
-        (read_summaries, [SUMMARY | {"relevance": [1, float("nan")]}], "expected finite numbers, "
-                                                                       "found nan"),
+        (
+            read_reranking,
+            [QUERY | {"_id": "x"}, QUERY, QUERY | {"_id": "x"}],
+            ":3: the id 'x' stands twice.*line 1",
+        ),
+        (
+            read_summaries,
+            [SUMMARY | {"relevance": [1]}],
+            "expected a rating for each of 2 summaries, found 1",
+        ),
+        (
+            read_summaries,
+            [SUMMARY | {"relevance": [1, float("nan")]}],
+            "expected finite numbers, found nan",
+        ),
         (read_summaries, [SUMMARY | {"relevance": [1, "2"]}], "expected finite numbers, found '2'"),
-        (read_summaries, [SUMMARY | {"human_summaries": []}], "field 'human_summaries': expected a "
-                                                              "summary or more"),
-        (read_summaries, [SUMMARY | {"machine_summaries": [], "relevance": []}], "field 'machine_summaries'"),
+        (
+            read_summaries,
+            [SUMMARY | {"human_summaries": []}],
+            "field 'human_summaries': expected a summary or more",
+        ),
+        (
+            read_summaries,
+            [SUMMARY | {"machine_summaries": [], "relevance": []}],
+            "field 'machine_summaries'",
+        ),
         (read_summaries, [SUMMARY | {"text": None}], ":1: no field 'text'"),
     ],
-)  # fmt: skip
+)
 def test_bad_records_are_one_line(read, rows, message, file):
     with pytest.raises(InputError, match=message) as error:
         read(file(lines(*rows)), "test")

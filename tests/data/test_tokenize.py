@@ -114,7 +114,7 @@ def test_bad_directories_are_one_line(tokenizer_directory, tmp_path):
         from_transformers(load_tokenizer(tokenizer_directory, 16).hf, 2)
 
 
-# ---- tokenizers of language models ---------------------------------------------------------------------------
+# ---- tokenizers of language models ---------------------------------------------------------------
 
 CLASSES = [
     "PreTrainedTokenizerFast",

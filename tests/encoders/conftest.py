@@ -114,7 +114,7 @@ def packed(ids):
 
 @pytest.fixture(scope="session")
 def states():
-    """`(hidden, tokens) -> token states by sentence`, a list of `[length, D]` in order of position."""
+    """`(hidden, tokens) -> states of each sentence`, a list of `[length, D]` by position."""
 
     def by_sentence(hidden, tokens):
         hidden, sentence = np.asarray(hidden), np.asarray(tokens.sentence)

@@ -1,4 +1,4 @@
-"""Adapters in PEFT's format: the same embeddings on both sides, and one line for what cannot be read."""
+"""Adapters in PEFT's format: equal embeddings in both libraries; one line for bad files."""
 
 import dataclasses
 import json
@@ -27,20 +27,35 @@ TEXTS = ["the cat sat", "a train from the city", "science of language models and
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory, tiny_tokenizer):
-    """Sentence-transformers directories with random weights, written by transformers, by the name of their family."""
+    """Returns sentence-transformers directories with random weights, by their family's name."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("peft")
     vocabulary = load_tokenizer(tiny_tokenizer, 32).vocab_size
-    sizes = {"vocab_size": vocabulary, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
-             "intermediate_size": 64, "max_position_embeddings": 40}  # fmt: skip
+    sizes = {
+        "vocab_size": vocabulary,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 40,
+    }
     made = {}
     for name, kind, options in (
         ("bert", "Bert", {}),
         ("llama", "Llama", {"num_key_value_heads": 2}),
-        ("modernbert", "ModernBert", {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2,
-                                      "sep_token_id": 3}),
-    ):  # fmt: skip
+        (
+            "modernbert",
+            "ModernBert",
+            {
+                "pad_token_id": 0,
+                "bos_token_id": 2,
+                "eos_token_id": 3,
+                "cls_token_id": 2,
+                "sep_token_id": 3,
+            },
+        ),
+    ):
         torch.manual_seed(0)
         config = getattr(transformers, f"{kind}Config")(**sizes, **options)
         model = getattr(transformers, f"{kind}Model")(config)
@@ -268,7 +283,10 @@ def changed(model, **fields):
 
 
 def test_what_the_backbone_has_other_than_its_base(bases, tmp_path):
-    """Fields of the base's config.json are others for sentence-transformers too, except for those that it lacks."""
+    """Fields that differ from the base's config.json are written for sentence-transformers too.
+
+    Except for those that it lacks.
+    """
     model = adapted(bases["llama"], ("v_proj",))
     for name, fields, reference in (
         ("norm", {"rms_norm_eps": 0.1}, {"rms_norm_eps": 0.1}),

@@ -93,5 +93,12 @@ def test_unknown_implementation(inputs):
     ):
         attention(query, key, value, sentence_bias(SENTENCE), implementation="flash")
     with pytest.raises(InputError, match="no dropout"):
-        attention(query, key, value, sentence_bias(SENTENCE), dropout_rate=0.1, dropout_key=jax.random.key(0),
-                  implementation="cudnn")  # fmt: skip
+        attention(
+            query,
+            key,
+            value,
+            sentence_bias(SENTENCE),
+            dropout_rate=0.1,
+            dropout_key=jax.random.key(0),
+            implementation="cudnn",
+        )

@@ -1,4 +1,4 @@
-"""An encoder is a pure function of (params, tokens, key), however it is packed, unrolled, rematerialised or sharded."""
+"""An encoder is a pure function of (params, tokens, key) in any packing and sharding."""
 
 import dataclasses
 import sys

@@ -1,4 +1,4 @@
-"""Logits of transformers' sequence classification models, and strict reading of their directories."""
+"""Logits of transformers' sequence classifiers, and strict reading of their directories."""
 
 import dataclasses
 import json
@@ -83,7 +83,7 @@ def edit(path, **changes):
     )
 
 
-# ---- logits --------------------------------------------------------------------------------------------------
+# ---- logits --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("num_labels", [1, 3])
@@ -155,8 +155,16 @@ def test_gradient_of_a_token_type_is_that_of_its_slots(bert, packed):
 
 
 def test_head_is_dropped_out_with_a_key_only(packed):
-    backbone = BertConfig(vocab_size=60, hidden_size=32, num_layers=1, num_heads=2, intermediate_size=32,
-                          embedding_size=32, hidden_dropout=0.0, attention_dropout=0.0)  # fmt: skip
+    backbone = BertConfig(
+        vocab_size=60,
+        hidden_size=32,
+        num_layers=1,
+        num_heads=2,
+        intermediate_size=32,
+        embedding_size=32,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+    )
     specs = [ClassifierSpec(backbone, dropout=0.5, dropout_first=first) for first in (False, True)]
     params, key = jax.jit(build_classifier(specs[0]).init)(jax.random.key(0)), jax.random.key(1)
     plain, late, both = (
@@ -167,7 +175,7 @@ def test_head_is_dropped_out_with_a_key_only(packed):
         assert np.abs(left - right).max() > 1e-4
 
 
-# ---- reading -------------------------------------------------------------------------------------------------
+# ---- reading -------------------------------------------------------------------------------------
 
 
 def test_init_makes_what_is_read(bert):

@@ -117,7 +117,10 @@ class Case:
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
-    """`(name) -> Case`: a random model of torch, with random norms and biases too, where it was saved, and ours."""
+    """`(name) -> Case`: a random model of torch, its directory, and our model read from it.
+
+    Norms and biases are random too.
+    """
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
 
@@ -423,7 +426,7 @@ def test_a_language_model_s_file(case, prefix, tmp_path):
         )
 
 
-# ---- training --------------------------------------------------------------------------------------------------
+# ---- training ------------------------------------------------------------------------------------
 
 DROPOUT = {"hidden_dropout": 0.2, "attention_dropout": 0.2}
 
@@ -470,7 +473,7 @@ def test_recomputed_and_unrolled_layers_of_two_kinds_have_the_same_gradient(case
 
 
 def test_sharding_names_what_there_is():
-    """Every kernel of a layer and the table are split, and no rule has more axes than a parameter."""
+    """Every kernel of a layer and the table are split; no rule has more axes than its parameter."""
     for name in ("qwen2-1.5b", "gemma3-300m"):
         spec = random_spec(name)
         shapes = jax.eval_shape(build_encoder(spec).init, jax.random.key(0))["backbone"]

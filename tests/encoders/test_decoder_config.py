@@ -1,4 +1,4 @@
-"""Decoders' config.json: published files are the well-known shapes, and what is written is read again."""
+"""Decoders' config.json: published files give the known shapes; written files are read again."""
 
 import dataclasses
 import json

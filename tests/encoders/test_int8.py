@@ -1,4 +1,4 @@
-"""Kernels in eight bits: near, a quarter of the size, without gradients, and split over devices as kernels are."""
+"""Kernels in eight bits: close values, a quarter of the size, no gradients, sharded."""
 
 import dataclasses
 from functools import cache, partial
@@ -33,7 +33,10 @@ QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
 
 @cache
 def make(**lora):
-    """A spec with an adapter, and parameters of which no leaf is zero and all kernels of layers are in eight bits."""
+    """Returns a spec with an adapter, and parameters with all kernels of layers in eight bits.
+
+    No leaf is zero.
+    """
     spec = dataclasses.replace(PLAIN, lora=LoraSpec(2, 4.0, **lora))
     params = jax.device_get(
         jax.jit(build_encoder(spec).init, compiler_options=QUICKLY)(jax.random.key(0))

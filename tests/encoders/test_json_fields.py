@@ -1,4 +1,4 @@
-"""A field of another type than is read is refused in one line with its file and name, in every JSON file of a model."""
+"""A JSON field of the wrong type is refused in one line with its file and name."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Latent attention equals the same computation in torch, looks at one token at a time, and has the right gradient."""
+"""Latent attention equals torch's, value and gradient, and sees one token at a time."""
 
 import dataclasses
 
@@ -27,7 +27,10 @@ def made(head, seed=1):
 
 @pytest.mark.parametrize("head", [HEAD, dataclasses.replace(HEAD, head_size=16, mlp_size=24)])
 def test_equals_torch(head):
-    """torch's own attention; where heads are as wide as all, its multi_head_attention_forward cannot serve."""
+    """Compares with scaled_dot_product_attention of torch.
+
+    Also with multi_head_attention_forward, where heads are together as wide as the model.
+    """
     torch = pytest.importorskip("torch")
     functional = torch.nn.functional
     params = jax.tree.map(lambda x: torch.tensor(np.asarray(x), requires_grad=True), made(head))
@@ -135,7 +138,7 @@ def test_sizes_that_do_not_fit_are_one_line():
     assert HEAD.init(jax.random.key(0)).keys() == made(HEAD).keys()
 
 
-# ---- in an encoder -------------------------------------------------------------------------------------------
+# ---- in an encoder -------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

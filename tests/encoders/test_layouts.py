@@ -1,4 +1,4 @@
-"""Directories as versions 2 to 6 of sentence-transformers and transformers lay them out, against the installed ones."""
+"""Directories of sentence-transformers 2 to 6 and transformers, against the installed versions."""
 
 import json
 import re
@@ -165,8 +165,11 @@ TWO = (OLD + "Transformer", ""), (OLD + "Pooling", "1_Pooling", MEAN)
 DENSE = {"linear.weight": random(16, 32), "linear.bias": random(16)}
 NORM = {"norm.weight": random(32), "norm.bias": random(32, seed=1)}
 SIZES = {"in_features": 32, "out_features": 16}
-V6 = {"transformer_task": "feature-extraction", "module_output_name": "token_embeddings",
-      "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}}  # fmt: skip
+V6 = {
+    "transformer_task": "feature-extraction",
+    "module_output_name": "token_embeddings",
+    "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+}
 
 
 # ---- what each version writes
@@ -174,56 +177,179 @@ V6 = {"transformer_task": "feature-extraction", "module_output_name": "token_emb
 
 LAYOUTS = {
     "2: their own folders, flags": (
-        ((OLD + "Transformer", "0_Transformer"), (OLD + "Pooling", "1_Pooling", MEAN | {
-            "pooling_mode_cls_token": False, "pooling_mode_max_tokens": False,
-            "pooling_mode_mean_sqrt_len_tokens": False})),
-        dict(texts={"max_seq_length": 20, "do_lower_case": False}, settings={"__version__": {"pytorch": "1.9"}})),
+        (
+            (OLD + "Transformer", "0_Transformer"),
+            (
+                OLD + "Pooling",
+                "1_Pooling",
+                MEAN
+                | {
+                    "pooling_mode_cls_token": False,
+                    "pooling_mode_max_tokens": False,
+                    "pooling_mode_mean_sqrt_len_tokens": False,
+                },
+            ),
+        ),
+        dict(
+            texts={"max_seq_length": 20, "do_lower_case": False},
+            settings={"__version__": {"pytorch": "1.9"}},
+        ),
+    ),
     "2: poolings joined, classes by their modules' names": (
-        ((OLD + "Transformer.Transformer", ""), (OLD + "Pooling.Pooling", "1_Pooling", MEAN | {
-            "pooling_mode_cls_token": True, "pooling_mode_max_tokens": True}),
-         (OLD + "Normalize.Normalize", "2_Normalize")),  # which has no folder
-        dict(texts={"max_seq_length": None, "do_lower_case": True})),
+        (
+            (OLD + "Transformer.Transformer", ""),
+            (
+                OLD + "Pooling.Pooling",
+                "1_Pooling",
+                MEAN | {"pooling_mode_cls_token": True, "pooling_mode_max_tokens": True},
+            ),
+            (OLD + "Normalize.Normalize", "2_Normalize"),  # which has no folder
+        ),
+        dict(texts={"max_seq_length": None, "do_lower_case": True}),
+    ),
     "2: another name of the config, Dense with its default": (
         (*TWO, (OLD + "Dense", "2_Dense", SIZES | {"bias": True}, DENSE)),
-        dict(texts={"max_seq_length": 12}, name="sentence_roberta_config.json")),
+        dict(texts={"max_seq_length": 12}, name="sentence_roberta_config.json"),
+    ),
     "3: prompts that are not pooled": (
-        (TWO[0], (OLD + "Pooling", "1_Pooling", MEAN | {"include_prompt": False, "pooling_mode_lasttoken": False,
-                                                      "pooling_mode_weightedmean_tokens": True})),
-        dict(texts={"max_seq_length": 512, "do_lower_case": False, "model_args": {"attn_implementation": "eager"},
-                    "config_args": {"hidden_act": "relu"}, "tokenizer_args": {"model_max_length": 15}},
-             settings={"prompts": {"query": "find the words : "}, "default_prompt_name": "query",
-                       "similarity_fn_name": None})),
+        (
+            TWO[0],
+            (
+                OLD + "Pooling",
+                "1_Pooling",
+                MEAN
+                | {
+                    "include_prompt": False,
+                    "pooling_mode_lasttoken": False,
+                    "pooling_mode_weightedmean_tokens": True,
+                },
+            ),
+        ),
+        dict(
+            texts={
+                "max_seq_length": 512,
+                "do_lower_case": False,
+                "model_args": {"attn_implementation": "eager"},
+                "config_args": {"hidden_act": "relu"},
+                "tokenizer_args": {"model_max_length": 15},
+            },
+            settings={
+                "prompts": {"query": "find the words : "},
+                "default_prompt_name": "query",
+                "similarity_fn_name": None,
+            },
+        ),
+    ),
     "4: every head": (
-        (*TWO, (OLD + "LayerNorm", "2_LayerNorm", {"dimension": 32}, NORM),
-         (OLD + "Dropout", "3_Dropout", {"dropout": 0.5}),
-         (OLD + "Dense", "4_Dense", SIZES | {"bias": False, "activation_function": TORCH + "GELU"},
-          {"linear.weight": DENSE["linear.weight"]}),
-         (OLD + "Normalize", "5_Normalize", {})),
-        dict(settings={"similarity_fn_name": "dot", "prompts": {}, "default_prompt_name": None})),
+        (
+            *TWO,
+            (OLD + "LayerNorm", "2_LayerNorm", {"dimension": 32}, NORM),
+            (OLD + "Dropout", "3_Dropout", {"dropout": 0.5}),
+            (
+                OLD + "Dense",
+                "4_Dense",
+                SIZES | {"bias": False, "activation_function": TORCH + "GELU"},
+                {"linear.weight": DENSE["linear.weight"]},
+            ),
+            (OLD + "Normalize", "5_Normalize", {}),
+        ),
+        dict(settings={"similarity_fn_name": "dot", "prompts": {}, "default_prompt_name": None}),
+    ),
     "5: other paths of the classes": (
-        ((BASE + "transformer.Transformer", ""), (NEW + "pooling.Pooling", "1_Pooling", {
-            "embedding_dimension": 32, "pooling_mode": "mean_sqrt_len_tokens", "include_prompt": True}),
-         (BASE + "dense.Dense", "2_Dense", SIZES | {"bias": True, "activation_function": TORCH + "SiLU",
-          "module_input_name": "sentence_embedding", "module_output_name": None}, DENSE),
-         (BASE + "normalize.Normalize", "3_Normalize", {"module_input_name": "sentence_embedding",
-                                                        "module_output_name": "sentence_embedding"})),
-        dict(texts=V6, settings={"model_type": "SentenceTransformer", "prompts": {"query": "", "document": ""},
-                                 "default_prompt_name": None, "similarity_fn_name": "cosine"})),
+        (
+            (BASE + "transformer.Transformer", ""),
+            (
+                NEW + "pooling.Pooling",
+                "1_Pooling",
+                {
+                    "embedding_dimension": 32,
+                    "pooling_mode": "mean_sqrt_len_tokens",
+                    "include_prompt": True,
+                },
+            ),
+            (
+                BASE + "dense.Dense",
+                "2_Dense",
+                SIZES
+                | {
+                    "bias": True,
+                    "activation_function": TORCH + "SiLU",
+                    "module_input_name": "sentence_embedding",
+                    "module_output_name": None,
+                },
+                DENSE,
+            ),
+            (
+                BASE + "normalize.Normalize",
+                "3_Normalize",
+                {
+                    "module_input_name": "sentence_embedding",
+                    "module_output_name": "sentence_embedding",
+                },
+            ),
+        ),
+        dict(
+            texts=V6,
+            settings={
+                "model_type": "SentenceTransformer",
+                "prompts": {"query": "", "document": ""},
+                "default_prompt_name": None,
+                "similarity_fn_name": "cosine",
+            },
+        ),
+    ),
     "6: poolings in their own order, residual, cut": (
-        ((NEW + "Transformer", ""), (NEW + "Pooling", "1_Pooling", {
-            "embedding_dimension": 32, "pooling_mode": ["lasttoken", "cls"], "include_prompt": True}),
-         (NEW + "Dense", "2_Dense", {"in_features": 64, "out_features": 16, "use_residual": True},
-          {"linear.weight": random(16, 64), "linear.bias": random(16), "residual.weight": random(16, 64, seed=1)}),
-         (NEW + "Dense", "3_Dense", {"in_features": 16, "out_features": 16, "use_residual": True},
-          {"linear.weight": random(16, 16), "linear.bias": random(16)})),
-        dict(texts=V6 | {"config_kwargs": {"hidden_act": "relu"}, "processor_kwargs": {"model_max_length": 15}},
-             settings={"model_type": "SentenceTransformer", "truncate_dim": 10})),
+        (
+            (NEW + "Transformer", ""),
+            (
+                NEW + "Pooling",
+                "1_Pooling",
+                {
+                    "embedding_dimension": 32,
+                    "pooling_mode": ["lasttoken", "cls"],
+                    "include_prompt": True,
+                },
+            ),
+            (
+                NEW + "Dense",
+                "2_Dense",
+                {"in_features": 64, "out_features": 16, "use_residual": True},
+                {
+                    "linear.weight": random(16, 64),
+                    "linear.bias": random(16),
+                    "residual.weight": random(16, 64, seed=1),
+                },
+            ),
+            (
+                NEW + "Dense",
+                "3_Dense",
+                {"in_features": 16, "out_features": 16, "use_residual": True},
+                {"linear.weight": random(16, 16), "linear.bias": random(16)},
+            ),
+        ),
+        dict(
+            texts=V6
+            | {
+                "config_kwargs": {"hidden_act": "relu"},
+                "processor_kwargs": {"model_max_length": 15},
+            },
+            settings={"model_type": "SentenceTransformer", "truncate_dim": 10},
+        ),
+    ),
     "folders in folders": (
-        ((OLD + "Transformer", "parts/0_Transformer"), (OLD + "Pooling", "parts/more/1_Pooling", MEAN),
-         (OLD + "Dense", "parts/more/2_Dense", SIZES | {"activation_function": "torch.nn.modules.linear.Identity"},
-          DENSE)),
-        dict(texts={"max_seq_length": 20, "do_lower_case": False})),
-}  # fmt: skip
+        (
+            (OLD + "Transformer", "parts/0_Transformer"),
+            (OLD + "Pooling", "parts/more/1_Pooling", MEAN),
+            (
+                OLD + "Dense",
+                "parts/more/2_Dense",
+                SIZES | {"activation_function": "torch.nn.modules.linear.Identity"},
+                DENSE,
+            ),
+        ),
+        dict(texts={"max_seq_length": 20, "do_lower_case": False}),
+    ),
+}
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -276,8 +402,10 @@ def test_weights_of_layers(start, name, changes, tmp_path, tiny_tokenizer, agree
     kinds = ("Transformer", "WeightedLayerPooling", "Pooling")
     write_modules(directory, *((OLD + kind, kind * (kind != "Transformer")) for kind in kinds))
     write(directory / "Pooling/config.json", MEAN)
-    write(directory / "WeightedLayerPooling/config.json",
-          {"word_embedding_dimension": 32, "layer_start": start, "num_hidden_layers": 3})  # fmt: skip
+    write(
+        directory / "WeightedLayerPooling/config.json",
+        {"word_embedding_dimension": 32, "layer_start": start, "num_hidden_layers": 3},
+    )
     save_tensors(directory / "WeightedLayerPooling", {"layer_weights": weights})
     agrees(directory)
     saved = read_model(directory)
@@ -406,11 +534,20 @@ def test_a_cross_encoder_is_no_embedding_model(tmp_path, tiny_tokenizer):
     directory = make(
         tmp_path / "model", tiny_tokenizer, "BertForSequenceClassification", num_labels=1
     )
-    task = V6 | {"transformer_task": "sequence-classification", "module_output_name": "scores",
-                 "modality_config": {"text": {"method": "forward", "method_output_name": "logits"}}}  # fmt: skip
+    task = V6 | {
+        "transformer_task": "sequence-classification",
+        "module_output_name": "scores",
+        "modality_config": {"text": {"method": "forward", "method_output_name": "logits"}},
+    }
     write(directory / "sentence_bert_config.json", task)
-    write(directory / "config_sentence_transformers.json",
-          {"model_type": "CrossEncoder", "prompts": {"query": "find : "}, "default_prompt_name": "query"})  # fmt: skip
+    write(
+        directory / "config_sentence_transformers.json",
+        {
+            "model_type": "CrossEncoder",
+            "prompts": {"query": "find : "},
+            "default_prompt_name": "query",
+        },
+    )
     write_modules(directory, (BASE + "transformer.Transformer", ""))
     refused(directory, "a cross-encoder, which scores pairs of texts")
     assert read_classifier(directory).prompt == "find : "
@@ -433,7 +570,10 @@ def refused(directory, message, read=read_model):
     assert str(directory) in str(error.value) and "\n" not in str(error.value)
 
 
-ACCEPTED = "known: Dense, Dropout, LatentAttention, LayerNorm, Normalize, Pooling, StaticEmbedding, Transformer, Weight"
+ACCEPTED = (
+    "known: Dense, Dropout, LatentAttention, LayerNorm, Normalize, Pooling, StaticEmbedding, "
+    "Transformer, Weight"
+)
 
 
 @pytest.mark.parametrize(
@@ -588,7 +728,7 @@ def test_pickled_weights_are_refused(folder, name, lay_out):
 
 def test_the_advice_for_pickled_weights_works(bert, lay_out, tmp_path, make_batch):
     peer, torch = pytest.importorskip("sentence_transformers"), pytest.importorskip("torch")
-    directory = lay_out(*TWO, (OLD + "LayerNorm", "2_LayerNorm", {"dimension": 32}, NORM))  # fmt: skip
+    directory = lay_out(*TWO, (OLD + "LayerNorm", "2_LayerNorm", {"dimension": 32}, NORM))
     expected = ours(directory, make_batch)
     for folder in ("", "2_LayerNorm"):
         tensors = load_file(directory / folder / "model.safetensors")

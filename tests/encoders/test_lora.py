@@ -240,7 +240,7 @@ def test_key_decides_the_dropout(silent, packed):
 
 
 def test_each_layer_and_module_has_a_mask_of_its_own(silent, packed):
-    """With identical layers, each the identity on its residual, equal masks would give equal changes."""
+    """Layers have their own masks: identical layers with equal masks would change equally."""
     spec, params = make(silent, rank=32, alpha=32.0, dropout=0.5, targets=("query", "key"))
     shape = (2, 32, 32)
     identity = {

@@ -1,4 +1,4 @@
-"""Masked language modelling: which tokens are hidden, the head against transformers', the mean over hidden tokens."""
+"""Masked language modelling: hidden tokens, transformers' head, the mean over hidden tokens."""
 
 import functools
 
@@ -20,12 +20,15 @@ VOCAB, MASK, SPECIAL = 60, 4, (0, 1, 2, 3)
 QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
 
 
-# ---- which tokens --------------------------------------------------------------------------------------------
+# ---- which tokens --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rate", [0.15, 0.5, 1.0])
 def test_exactly_the_share_of_real_tokens_is_hidden(make_batch, rate):
-    """[CLS], [SEP] and padding never are, nothing else changes, and 80 % are the mask, 10 % random, 10 % themselves."""
+    """Special tokens and padding are never hidden, and all other tokens stay as they are.
+
+    Of the hidden tokens 80 % become the mask, 10 % a random token, and 10 % stay.
+    """
     rng = np.random.default_rng(0)
     texts = [np.array([2, *rng.integers(5, VOCAB, n), 3], np.int32) for n in (7, 1, 14, 4, 9)]
     tokens = make_batch(
@@ -74,7 +77,7 @@ def test_the_count_is_rounded_as_numbers_are_not_as_float32(make_batch):
         assert int(chosen.sum()) == round(0.15 * n)
 
 
-# ---- the head ------------------------------------------------------------------------------------------------
+# ---- the head ------------------------------------------------------------------------------------
 
 HEADS = {
     "bert": "Bert",
@@ -128,7 +131,7 @@ def test_logits_equal_transformers(name, unpacked, tmp_path):
     np.testing.assert_allclose(logits[real], expected[real], atol=1e-4)
 
 
-# ---- the objective -------------------------------------------------------------------------------------------
+# ---- the objective -------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

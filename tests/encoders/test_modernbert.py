@@ -341,7 +341,7 @@ def test_every_layer_as_if_it_were_the_last(model, rows):
 
 @pytest.fixture(scope="module")
 def run(model, long_ids, make_batch):
-    """`(rate, key, gradient, **options) -> embeddings` of two texts and copies packed otherwise, or a gradient."""
+    """`(rate, key, gradient, **options) -> embeddings` of two texts and copies, or a gradient."""
     saved = read_model(model[1])
     spec, params = saved.spec, saved.params
     tokens = make_batch(

@@ -125,7 +125,7 @@ def write(directory, config, tensors):
 
 
 def test_both_layouts_are_one_model(torch_models, new_tensors, old_tensors, tmp_path):
-    """Our own renaming, transformers' (which writes the old names beside its new config), and no renaming at all."""
+    """Reads old names, old names beside a new config (transformers' files), and new names."""
     saved = read_model(torch_models["nomic_bert"][1])
     assert saved.spec.backbone == CONFIG and saved.max_length == 32
     for number, (config, tensors) in enumerate(
@@ -343,7 +343,10 @@ def test_rotated_products_depend_on_the_distance_only():
 
 
 def test_states_do_not_change_when_positions_are_shifted(torch_models, packed, states):
-    """Positions come from the batch, so that a sentence may begin anywhere in a row, and only distances count."""
+    """Sentences may begin anywhere in a row, as positions come from the batch.
+
+    Only distances between positions count.
+    """
     saved = read_model(torch_models["nomic_bert"][1])
     module = FAMILY.module(saved.spec.backbone)
     run = jax.jit(

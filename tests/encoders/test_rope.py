@@ -1,4 +1,4 @@
-"""Rotary positions: frequencies as in transformers, read from both spellings, and what they do to products."""
+"""Rotary positions: transformers' frequencies, both spellings, and the products of positions."""
 
 import numpy as np
 import pytest

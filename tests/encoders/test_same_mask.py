@@ -1,4 +1,4 @@
-"""One dropout mask for an example's copies of a text (SimCSE's "fixed 0.1"), wherever they are packed."""
+"""Copies of a text in an example have one dropout mask (SimCSE's "fixed 0.1") in any packing."""
 
 import dataclasses
 
@@ -27,7 +27,10 @@ def params():
 
 @pytest.fixture(scope="module")
 def copies(make_batch, ids):
-    """Three examples; examples 0 and 1 are one text, whose copies (sentences 3 to 5) lie elsewhere in other company."""
+    """Packs three examples, of which 0 and 1 are one text.
+
+    The copies (sentences 3 to 5) are packed elsewhere, beside other sentences.
+    """
     texts = [ids[0], ids[0], ids[4]]
     rows = [
         [(0, texts[0]), (5, texts[2])],

@@ -114,7 +114,7 @@ def test_numbers_of_first_layers_that_cannot_be(model):
         first_layers(spec, without, 2)
 
 
-# ---- principal components ------------------------------------------------------------------------------------
+# ---- principal components ------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -280,7 +280,7 @@ def test_relative_bucket_equals_torch(max_distance):
 
 @pytest.fixture(scope="module")
 def run(long_ids, make_batch):
-    """`(rate, key, gradient, **options) -> embeddings` of two texts and copies packed otherwise, or a gradient."""
+    """`(rate, key, gradient, **options) -> embeddings` of two texts and copies, or a gradient."""
     spec = random_spec("t5-tiny", vocab_size=60)
     params = jax.jit(build_encoder(spec).init, compiler_options=QUICKLY)(jax.random.key(0))
     tokens = make_batch(

@@ -1,4 +1,4 @@
-"""Objectives on tokens: losses and gradients against transformers', which token is predicted from where, blocks."""
+"""Objectives on tokens: transformers' losses and gradients, predicted tokens, and blocks."""
 
 import dataclasses
 import types
@@ -33,7 +33,7 @@ def tokenizer(mask="[MASK]", words=()):
     )
 
 
-# ---- against transformers ------------------------------------------------------------------------------------
+# ---- against transformers ------------------------------------------------------------------------
 
 BERT = ("BertForMaskedLM", "BertConfig", {})
 LLAMA = (
@@ -52,12 +52,19 @@ INNER = {
 
 @pytest.fixture(scope="module")
 def torch_pair(tmp_path_factory):
-    """`(class, config class, settings) -> (torch model, encoder, its params, the objective's params)`."""
+    """`(class, config class, settings) -> (torch model, encoder, its params, head's params)`."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
 
     def make(kind, config, settings):
-        settings = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
-                    "vocab_size": VOCAB, "max_position_embeddings": 34, **settings}  # fmt: skip
+        settings = {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 64,
+            "vocab_size": VOCAB,
+            "max_position_embeddings": 34,
+            **settings,
+        }
         torch.manual_seed(0)
         model = getattr(transformers, kind)(getattr(transformers, config)(**settings)).eval()
         with torch.no_grad():
@@ -94,7 +101,7 @@ CASES = {
     ],
 )
 def test_loss_and_gradient_equal_transformers(case, torch_pair, packed):
-    """On the same hidden tokens; the sum over them is made by hand, of torch's cross entropies at shifted places."""
+    """Both hide the same tokens; the reference sums torch's cross entropies at shifted places."""
     torch = pytest.importorskip("torch")
     kind, expression, before = CASES[case]
     model, encoder, params, head = torch_pair(*kind)
@@ -158,12 +165,12 @@ def test_loss_and_gradient_equal_transformers(case, torch_pair, packed):
         assert np.linalg.norm(ours - expected) <= 1e-4 * np.linalg.norm(expected) > 0
 
 
-# ---- which token, from where ---------------------------------------------------------------------------------
+# ---- which token, from where ---------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def reader(packed):
-    """`reader(before, causal)`: an encoder whose states name, whatever it is given, the tokens this many places on."""
+    """`reader(before, causal)`: an encoder whose states name the token this many places later."""
 
     def make(before, causal=False):
         original = jnp.asarray(packed.token_ids)
@@ -235,7 +242,7 @@ def test_first_tokens_are_never_hidden_where_nothing_is_before_them(rate, packed
     assert hidden.any(0)[~first].all(), "every other token's turn comes"
 
 
-# ---- blocks --------------------------------------------------------------------------------------------------
+# ---- blocks --------------------------------------------------------------------------------------
 
 
 def test_blocks_give_the_value_and_gradient_of_all_at_once():
@@ -291,7 +298,7 @@ def test_a_big_vocabulary_is_never_there_for_all_tokens(monkeypatch, packed):
     )
 
 
-# ---- what cannot be ------------------------------------------------------------------------------------------
+# ---- what cannot be ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

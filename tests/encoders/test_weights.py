@@ -31,8 +31,15 @@ from embed_jax.parallel.mesh import make_mesh
 
 QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
 SLOW = pytest.mark.slow
-FAMILIES = ["tiny", "nomic-tiny", "t5-tiny", "decoder-tiny", "modernbert-tiny", pytest.param("mpnet", marks=SLOW),
-            pytest.param("electra", marks=SLOW)]  # fmt: skip
+FAMILIES = [
+    "tiny",
+    "nomic-tiny",
+    "t5-tiny",
+    "decoder-tiny",
+    "modernbert-tiny",
+    pytest.param("mpnet", marks=SLOW),
+    pytest.param("electra", marks=SLOW),
+]
 
 
 class NoTokenizer:
@@ -117,8 +124,14 @@ def test_opened_tensors_are_those_of_the_file_whatever_their_dtype(tmp_path):
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
     """A model of some 25 MB in many layers, and its tensors."""
-    config = BertConfig(vocab_size=1000, hidden_size=256, num_layers=8, num_heads=4, intermediate_size=1024,
-                        embedding_size=256)  # fmt: skip
+    config = BertConfig(
+        vocab_size=1000,
+        hidden_size=256,
+        num_layers=8,
+        num_heads=4,
+        intermediate_size=1024,
+        embedding_size=256,
+    )
     spec = EncoderSpec(config)
     shapes = jax.eval_shape(build_encoder(spec).init, jax.random.key(0))
     rng = np.random.default_rng(0)

@@ -26,7 +26,7 @@ def encode():
 
 @pytest.fixture
 def recorded(encode):
-    """The fake encoder as tasks see a model, with the texts it was given in `seen` and what for in `uses`."""
+    """The fake encoder as tasks see it: `seen` has its texts, `uses` their purposes."""
 
     class Recorded:
         similarity = "cosine"

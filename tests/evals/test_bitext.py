@@ -7,7 +7,7 @@ from embed_jax.evals.bitext import bitext_outcome, open_task
 
 @pytest.fixture(scope="module")
 def sentences():
-    """Of three words each; translations have one or two in common, so that neighbours are often wrong ones."""
+    """Texts of three words; translations share one or two, so neighbours are often wrong."""
     rng = np.random.default_rng(0)
     first, second = [], []
     for n in range(130):

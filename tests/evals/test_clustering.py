@@ -170,7 +170,10 @@ def test_clusters_that_are_the_labels_score_one():
 
 
 def test_by_hand():
-    """Clusters {a, a}, {a, b}: homogeneity 1 - (ln 2 / 2) / H(labels), completeness 1 - H(clusters | labels) / ln 2."""
+    """Clusters {a, a}, {a, b}: homogeneity 1 - (ln 2 / 2) / H(labels).
+
+    Completeness is 1 - H(clusters | labels) / ln 2.
+    """
     result = cluster(np.array([[0.0], [0.1], [9.0], [9.1]]), 2)
     entropy = -(3 / 4 * np.log(3 / 4) + 1 / 4 * np.log(1 / 4))
     homogeneity = 1 - np.log(2) / 2 / entropy

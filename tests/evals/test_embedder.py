@@ -14,7 +14,7 @@ class Model:
 
 @pytest.fixture
 def recording():
-    """An embedder of made vectors, which depend on text and prompt, and what its model was given."""
+    """Returns an embedder of vectors made from text and prompt, and the calls of its model."""
     calls = []
 
     def encode(texts, prompt_name="none"):

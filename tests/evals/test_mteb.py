@@ -1,4 +1,4 @@
-"""The adapter chooses prompts as mteb does, and scores what sentence-transformers' models score under mteb."""
+"""The adapter chooses prompts as mteb does, and scores like sentence-transformers' models."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ TEMPLATE = "Instruct: {instruction}\nQuery: "
 SIDES = (None, PromptType.query, PromptType.document)
 
 
-# ---- data ----------------------------------------------------------------------------------------------------
+# ---- data ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def scores(model, task):
     return scores_of_subset
 
 
-# ---- prompts -------------------------------------------------------------------------------------------------
+# ---- prompts -------------------------------------------------------------------------------------
 
 
 class Recorder(SentenceEncoder):
@@ -258,7 +258,7 @@ def test_instructions_of_mtebs_tasks_are_its_own(recorder, name):
     assert instruction and model.asked == [f"Instruct: {instruction}\nQuery: ", ""][: len(sides)]
 
 
-# ---- scores --------------------------------------------------------------------------------------------------
+# ---- scores --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -322,7 +322,7 @@ def test_similarities_equal_sentence_transformers(recorder, similarity):
     assert model.mteb_model_meta.similarity_fn_name.value == similarity
 
 
-# ---- names and revisions -------------------------------------------------------------------------------------
+# ---- names and revisions -------------------------------------------------------------------------
 
 
 def test_what_mteb_records_of_a_model(model):
@@ -371,7 +371,7 @@ def test_kept_results_are_those_of_the_data_and_the_model(data, recorder, tmp_pa
     assert evaluated(model, copy, instruction="compare")
 
 
-# ---- refusals ------------------------------------------------------------------------------------------------
+# ---- refusals ------------------------------------------------------------------------------------
 
 
 def test_what_mteb_cannot_take_is_one_line(data, tmp_path):

@@ -98,7 +98,7 @@ def test_of_several_queries_the_nearest_counts(scores):
 
 
 def test_the_similarity_is_the_models_own(scores, recorded, encode):
-    """A long candidate in the query's direction is nearest by dot product, a short one by distance."""
+    """A long candidate is nearest by dot product, a short one by distance."""
     rows = [{"query": "a", "positive": ["a a a a b"], "negative": ["a b"]}]
     dot, far = ([float(encode(["a"])[0] @ v), float(np.linalg.norm(encode(["a"])[0] - v))] for v in
                 encode(["a a a a b", "a b"]))  # fmt: skip

@@ -48,8 +48,11 @@ def systems():
             "pairs": made(name, "pairs", similarities, "sts", gold=gold),
         }
 
-    return {"good-seed0": model("good-seed0", 0.1, 0.3), "good-seed1": model("good-seed1", 0.1, 0.3),
-            "poor": model("poor", 0, 2)}  # fmt: skip
+    return {
+        "good-seed0": model("good-seed0", 0.1, 0.3),
+        "good-seed1": model("good-seed1", 0.1, 0.3),
+        "poor": model("poor", 0, 2),
+    }
 
 
 def test_files_hold_all_of_a_result(systems, tmp_path):

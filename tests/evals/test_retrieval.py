@@ -80,7 +80,7 @@ def test_judgements_that_fit_nothing_are_refused():
         retrieval_evaluator(CORPUS, {"q": "north"}, {})
 
 
-# ---- judgements as benchmarks hand them out --------------------------------------------------------------------
+# ---- judgements as benchmarks hand them out ------------------------------------------------------
 
 # Documents that are not in the corpus, grades below 0, queries without a relevant document.
 ODD_QRELS = {
@@ -126,7 +126,7 @@ def test_odd_judgements_score_as_in_trec_eval():
     np.testing.assert_allclose(result.per_query["mrr@4"], expected, atol=1e-6)
 
 
-# ---- queries that are documents --------------------------------------------------------------------------------
+# ---- queries that are documents ------------------------------------------------------------------
 
 ARGUMENTS = {"d1": titled("Title", "north"), "d2": "east", "d3": "north east", "d4": "south"}
 

@@ -147,9 +147,15 @@ def test_tasks_are_given_their_instruction_and_name(sts_file, encode):
 
 @pytest.mark.parametrize(
     ("data", "split", "name"),
-    [("sets/stsb", "test", "stsb"), ("stsb", "dev", "stsb-dev"), ("sets/stsb/test.tsv.gz", "test", "stsb"),
-     ("stsb/dev.tsv", "test", "stsb-dev"), ("mine.tsv", "test", "mine"), ("hf:mteb/scifact", "test", "scifact")],
-)  # fmt: skip
+    [
+        ("sets/stsb", "test", "stsb"),
+        ("stsb", "dev", "stsb-dev"),
+        ("sets/stsb/test.tsv.gz", "test", "stsb"),
+        ("stsb/dev.tsv", "test", "stsb-dev"),
+        ("mine.tsv", "test", "mine"),
+        ("hf:mteb/scifact", "test", "scifact"),
+    ],
+)
 def test_tasks_without_a_name_are_called_by_their_data(data, split, name):
     assert named("sts", data, split) == name
 

@@ -23,7 +23,7 @@ QUERIES = "".join(json.dumps({"_id": f"q{n}", "text": f"query {n}"}) + "\n" for 
 
 @pytest.fixture
 def command(tmp_path, tiny_model, tiny_tokenizer, monkeypatch, capsys):
-    """`command("simcse", "retrieval" or "nli", *overrides) -> (exit status, stderr)`, run in this process."""
+    """`command(experiment, *overrides) -> (exit status, stderr)`, run in this process."""
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.setenv("EMBED_JAX_CACHE", str(tmp_path / "cache"))

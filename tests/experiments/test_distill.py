@@ -63,7 +63,7 @@ def distill(monkeypatch, data):
 
 @pytest.fixture
 def config(data, teacher_model):
-    """`config(**fields)`: a student with the second of two layers, fields by dotted name with "__" for the dot."""
+    """`config(**fields)`: a student with the second of two layers; "__" in a field is a dot."""
 
     def make(**fields):
         usual = {

@@ -54,7 +54,7 @@ def data(tmp_path_factory, sentences):
 
 @pytest.fixture
 def command(decoder, data, tmp_path, tmp_path_factory, monkeypatch, capsys):
-    """`command(config, workdir, **fields) -> (exit status, stdout, stderr)`, run in this process."""
+    """`command(config, workdir, **fields) -> (status, stdout, stderr)`, run in this process."""
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.setenv("EMBED_JAX_CACHE", str(tmp_path_factory.getbasetemp() / "llm_cache"))
@@ -78,8 +78,12 @@ def command(decoder, data, tmp_path, tmp_path_factory, monkeypatch, capsys):
             "data.train": data / "triplets.tsv",
             "eval.retrieval": "",
         }
-        staged = {f"stages.{stage}.{name}": value for stage in stages for name, value in shared.items()
-                  if name != "model.tokenizer"}  # fmt: skip
+        staged = {
+            f"stages.{stage}.{name}": value
+            for stage in stages
+            for name, value in shared.items()
+            if name != "model.tokenizer"
+        }
         settings |= staged | {name.replace("__", "."): value for name, value in fields.items()}
         line = [f"--config.{name}={value}" for name, value in settings.items()]
         monkeypatch.setattr(
@@ -214,8 +218,16 @@ def test_a_run_that_is_resumed_is_the_run_that_was_not(command, tmp_path, base):
 @pytest.mark.parametrize("name", ["qwen3_embedding", "gte_qwen2", "nv_embed"])
 def test_the_other_small_cuts_run(command, data, tmp_path, name):
     stages = ("blended",) if name == "nv_embed" else ()
-    fields = {"stages__blended__data__train": data / "triplets.tsv", "stages__blended__eval__retrieval": "",
-              "stages__blended__mine__strategy": "", "mine__strategy": ""} if stages else {}  # fmt: skip
+    fields = (
+        {
+            "stages__blended__data__train": data / "triplets.tsv",
+            "stages__blended__eval__retrieval": "",
+            "stages__blended__mine__strategy": "",
+            "mine__strategy": "",
+        }
+        if stages
+        else {}
+    )
     status, _, err = command(f"configs/llm/{name}.py:small", tmp_path / "run", stages, **fields)
     assert status == 0, err
     model = embed_jax.load(

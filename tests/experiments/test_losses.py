@@ -31,7 +31,10 @@ RECORDS = {
 
 @pytest.fixture
 def train(tmp_path, tiny_model, monkeypatch, capsys):
-    """`train("pairs", "info_nce", *overrides) -> (exit status, stderr, lines of metrics.jsonl)` for two steps."""
+    """`train("pairs", "info_nce", *overrides) -> (status, stderr, metrics)` for two steps.
+
+    The metrics are the lines of metrics.jsonl.
+    """
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT))
     monkeypatch.setenv("EMBED_JAX_CACHE", str(tmp_path / "cache"))

@@ -1,4 +1,4 @@
-"""Matryoshka end to end: trained beside its baseline, measured at each size and depth, saved with its sizes."""
+"""Matryoshka end to end: compared with its baseline at each size and depth, and saved."""
 
 import json
 import sys

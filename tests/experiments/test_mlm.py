@@ -147,7 +147,7 @@ def test_a_decoder_learns_what_comes_next(mlm, settings, tmp_path, objective, at
     assert load_sentence_encoder(str(tmp_path / "run" / "model")).spec.pooling == "last_token"
 
 
-# ---- what predicts tokens goes with the model ------------------------------------------------------------------
+# ---- what predicts tokens goes with the model ----------------------------------------------------
 
 
 def test_transformers_reads_the_model_with_its_head(finished, corpus):
@@ -228,7 +228,7 @@ def test_beside_an_adapter_what_was_read_is_not_trained_and_is_written_again(
     assert np.abs(before - after).max() > 1e-5, "while the adapter was"
 
 
-# ---- the data ------------------------------------------------------------------------------------------------
+# ---- the data ------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -248,7 +248,7 @@ def prepared(mlm, monkeypatch, tmp_path):
 
 
 def tokens_of(batches):
-    """The sentences' token ids without special ones, one list after the other, and all of them sorted."""
+    """Returns the sentences' token ids, without special ones, in sorted order."""
     result = []
     for _, batch in batches:
         tokens = batch.tokens["encoder"]

@@ -95,7 +95,7 @@ def nli(monkeypatch):
 
 @pytest.fixture
 def config(data):
-    """`config(**fields)`: a config that trains on the pairs, fields by dotted name with "__" for the dot."""
+    """`config(**fields)`: a config that trains on the pairs; "__" in a field is a dot."""
     return lambda **fields: override(
         Experiment(), **{"data__train": str(data / "nli.jsonl")} | fields
     )
@@ -168,7 +168,7 @@ def test_pairs_without_a_gold_label_make_no_triplets(nli, config, data, tmp_path
 
 
 def test_excluded_texts_drop_their_records(nli, config, data, tmp_path, capsys):
-    """Case and outer white space do not save a text; a label that is spelt like one is not a text."""
+    """Texts are compared without case and outer white space; a label is not a text."""
     records = read(data / "nli.jsonl")
     known = [
         {"sentence1": f" {records[0]['premise'].upper()} ", "sentence2": "entailment", "score": 1.0}
@@ -220,12 +220,12 @@ def test_pairs_that_make_no_triplet(nli, config, data, tmp_path):
         nli.read_data(config(data__train=f"stream:{data}/nli.jsonl"))
 
 
-# ---- stages --------------------------------------------------------------------------------------------------
+# ---- stages --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def command(nli, data, tmp_path_factory, monkeypatch, capsys):
-    """`command(workdir, *overrides) -> (exit status, stdout, stderr)` of the config of two stages."""
+    """`command(workdir, *overrides) -> (status, stdout, stderr)` of a config of two stages."""
     monkeypatch.setenv("EMBED_JAX_CACHE", str(data / "cache"))
     monkeypatch.chdir(ROOT)
 

@@ -1,4 +1,4 @@
-"""A model's card: what a run's files say, what was measured, metadata that the hub's own library reads."""
+"""A model's card: the content of a run's files, measured scores, and the hub's metadata."""
 
 import dataclasses
 import json
@@ -105,7 +105,7 @@ def test_the_hubs_library_reads_the_metadata(model, made_run, tmp_path):
 
 
 def test_what_is_not_known_is_not_claimed(model, tmp_path, made_run):
-    """Neither licence nor language, nor that a directory's name is one on the hub, nor what a file's licence is."""
+    """A card does not guess a licence, a language, or a model or data set on the hub."""
     (tmp_path / "data").mkdir()
     run = read_run(
         made_run(
@@ -346,7 +346,7 @@ def test_the_config_in_the_card_is_the_runs(tmp_path):
     )
 
 
-# ---- results -------------------------------------------------------------------------------------------------
+# ---- results -------------------------------------------------------------------------------------
 
 
 def test_results_of_every_form_are_read(tmp_path):

@@ -275,7 +275,7 @@ def test_numbers_that_are_none_are_infinitely_far(make, written, tmp_path):
     assert compare_onnx(tmp_path / "model.onnx", written("bert")[0], []) == 0
 
 
-# ---- what cannot be written ----------------------------------------------------------------------------------
+# ---- what cannot be written ----------------------------------------------------------------------
 
 
 def test_what_cannot_be_written_is_one_line(make, tmp_path):
@@ -309,7 +309,7 @@ def test_an_unknown_primitive_is_named(function, message):
         graph_of(function)
 
 
-# ---- primitives ----------------------------------------------------------------------------------------------
+# ---- primitives ----------------------------------------------------------------------------------
 
 
 def graph_of(function):
@@ -330,34 +330,47 @@ FUNCTIONS = {
     "counts down": lambda x: jax.lax.cumsum(x, axis=1, reverse=True),
     "sizes": lambda x: x.sum(1) / x.shape[1] + jnp.arange(x.shape[0] * x.shape[1]).sum(),
     "broadcast then summed": lambda x: jnp.broadcast_to(x[:, :1], x.shape).sum(1),
-    "broadcast then "
-    "joined": lambda x: jnp.concatenate([jnp.broadcast_to(x[:1, :1, :2], (*x.shape[:2], 2)), x], -1),
+    "broadcast then joined": lambda x: jnp.concatenate(
+        [jnp.broadcast_to(x[:1, :1, :2], (*x.shape[:2], 2)), x], -1
+    ),
     "repeated": lambda x: jnp.repeat(x.reshape(*x.shape[:2], 3, 2), 4, axis=2).reshape(-1, 24),
     "split": lambda x: jnp.concatenate(jnp.split(x, 3, axis=-1)[::-1], axis=1),
     "strides": lambda x: x[..., 1:6:2] - x[..., ::2],
     "stacked": lambda x: jnp.stack([x, jnp.exp(-x * x)], axis=1)[:, 1],
     "stacked and whole": lambda x: jnp.stack([x, x + 1], axis=2),
-    "choices": lambda x: jnp.where((x > 0) & (x <= 1) | ~jnp.isfinite(x) | (x != x), x, jnp.minimum(-x, 2)),
-    "numbers": lambda x: jnp.sign(x) * jnp.floor(x) ** 2 + x**3 + jnp.ceil(jnp.sqrt(jnp.abs(x))) + jnp.square(x),
-    "waves": lambda x: jnp.sin(x) + jnp.cos(x) * jnp.tanh(x) + jax.nn.silu(x) + jnp.log(jnp.abs(x) + 1),
+    "choices": lambda x: jnp.where(
+        (x > 0) & (x <= 1) | ~jnp.isfinite(x) | (x != x), x, jnp.minimum(-x, 2)
+    ),
+    "numbers": lambda x: (
+        jnp.sign(x) * jnp.floor(x) ** 2 + x**3 + jnp.ceil(jnp.sqrt(jnp.abs(x))) + jnp.square(x)
+    ),
+    "waves": lambda x: (
+        jnp.sin(x) + jnp.cos(x) * jnp.tanh(x) + jax.nn.silu(x) + jnp.log(jnp.abs(x) + 1)
+    ),
     "limits": lambda x: x.max(axis=(1, 2), keepdims=True) - x.min(axis=1, keepdims=True),
     "rows": lambda x: jnp.arange(18.0).reshape(9, 2)[jnp.clip(x, 0, 8).astype(jnp.int32)],
     "columns": lambda x: jnp.arange(18.0).reshape(2, 9)[:, jnp.clip(x, 0, 8).astype(jnp.int32)],
     "softmax over the middle": lambda x: jax.nn.softmax(x, axis=1),
     "gelu": lambda x: jax.nn.gelu(x) + 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5)),
-    "not a norm": lambda x: (x - x.mean(1, keepdims=True)) * jax.lax.rsqrt(x.var(1, keepdims=True) + 1e-5),
+    "not a norm": lambda x: (
+        (x - x.mean(1, keepdims=True)) * jax.lax.rsqrt(x.var(1, keepdims=True) + 1e-5)
+    ),
     "scanned": scanned,
     "products": lambda x: jnp.einsum("bti,btj->bij", x, x) @ jnp.ones((6, 2)),
-    "products of "
-    "rows": lambda x: jnp.einsum("bti,bti->bt", x, x) + jnp.einsum("bti,bti->b", x, x)[:, None],
+    "products of rows": lambda x: (
+        jnp.einsum("bti,bti->bt", x, x) + jnp.einsum("bti,bti->b", x, x)[:, None]
+    ),
     "products of all": lambda x: jnp.einsum("bti,cui->bctu", x, x) + jnp.einsum("bti,bti->", x, x),
-    "products with "
-    "vectors": lambda x: jnp.einsum("i,bti->bt", jnp.arange(6.0), x) + x @ jnp.arange(6.0),
-    "products over "
-    "heads": lambda x: jnp.einsum("bthd,buhd->bhtu", *[x.reshape(*x.shape[:2], 2, 3)] * 2),
-    "products over two "
-    "axes": lambda x: jnp.einsum("bthd,hdm->btm", x.reshape(*x.shape[:2], 2, 3), jnp.ones((2, 3, 4))),
-}  # fmt: skip
+    "products with vectors": lambda x: (
+        jnp.einsum("i,bti->bt", jnp.arange(6.0), x) + x @ jnp.arange(6.0)
+    ),
+    "products over heads": lambda x: jnp.einsum(
+        "bthd,buhd->bhtu", *[x.reshape(*x.shape[:2], 2, 3)] * 2
+    ),
+    "products over two axes": lambda x: jnp.einsum(
+        "bthd,hdm->btm", x.reshape(*x.shape[:2], 2, 3), jnp.ones((2, 3, 4))
+    ),
+}
 
 
 def test_functions_are_what_jax_computes():

@@ -18,7 +18,7 @@ def world_mean(loss, columns, params, arguments):
 
 
 def value_and_gradients(loss, embeddings, fields, params, arguments):
-    """The loss, and its gradients by embeddings and by its own parameters, under strict promotion rules."""
+    """Returns the loss and its gradients by embeddings and parameters, with strict promotion."""
 
     def mean(embeddings, params):
         return world_mean(loss, make_columns(embeddings, **fields), params, arguments)
@@ -40,7 +40,7 @@ def equals_torch():
     them as much.
 
     `reference(features)` is sentence-transformers' loss on the features that its model,
-    `torch_model`, hands through; `learnt(parameters' gradients)` puts those of torch in the form of `params`.
+    `torch_model`, returns; `learnt()` returns torch's gradients in the form of `params`.
     """
     torch = pytest.importorskip("torch")
 

@@ -22,7 +22,7 @@ from embed_jax.world import make_columns
 BATCH, DIM, DEVICES = 12, 5, 4
 
 
-# ---- losses ----------------------------------------------------------------------------------------------------
+# ---- losses --------------------------------------------------------------------------------------
 
 
 def weights_of(own):
@@ -126,7 +126,7 @@ def registered(monkeypatch):
         monkeypatch.setitem(REGISTRY["loss"], name, f"{__name__}:{name}")
 
 
-# ---- examples --------------------------------------------------------------------------------------------------
+# ---- examples ------------------------------------------------------------------------------------
 
 
 def some_columns(number=3, batch=BATCH):
@@ -170,7 +170,7 @@ def total_weight(loss, columns, params):
     return float(jnp.sum(loss.on_world(columns, local_world(columns, "dense"), params)[1]))
 
 
-# ---- arguments -------------------------------------------------------------------------------------------------
+# ---- arguments -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_a_partial_of_a_loss_is_the_loss():
     )
 
 
-# ---- errors ----------------------------------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -374,7 +374,7 @@ def test_examples_without_what_a_combinator_looks_at_are_refused():
             built.on_world(columns, local_world(columns), {})
 
 
-# ---- values ----------------------------------------------------------------------------------------------------
+# ---- values --------------------------------------------------------------------------------------
 
 
 def test_a_sum_is_the_sum_of_the_losses_means():
@@ -513,7 +513,7 @@ def test_masked_leaves_low_scores_out():
         assert "score" in built.about.needs
 
 
-# ---- parameters ------------------------------------------------------------------------------------------------
+# ---- parameters ----------------------------------------------------------------------------------
 
 
 def test_parameters_are_named_by_place_and_those_of_one_loss_are_its_own():
@@ -547,7 +547,7 @@ def test_a_sum_needs_what_its_losses_need():
     assert build_loss("triple() + contrast()").about.columns == (3, 0)
 
 
-# ---- devices ---------------------------------------------------------------------------------------------------
+# ---- devices -------------------------------------------------------------------------------------
 
 
 def split(built, columns, form):

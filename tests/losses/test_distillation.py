@@ -82,7 +82,7 @@ def test_kl(batch, columns, temperature, torch_model, peers, equals_torch):
     "ours, peer", [("embedding_mse", "MSELoss"), ("embedding_cosine", "EmbedDistillLoss")]
 )
 def test_a_projection_to_the_teachers_size(columns, ours, peer, torch_model, peers, equals_torch):
-    """Against a linear map before sentence-transformers' loss, the gradients of the map included."""
+    """The reference is a linear map before sentence-transformers' loss; its gradients count too."""
     torch = pytest.importorskip("torch")
     loss = bind(getattr(distillation, ours), projection=5)
     params = loss.init(8, jax.random.key(0))

@@ -1,4 +1,4 @@
-"""In-batch losses: textbook values, equality with sentence-transformers and with naive sums, which texts are masked."""
+"""In-batch losses: textbook values, sentence-transformers' values, naive sums, and masks."""
 
 import functools
 import itertools
@@ -52,7 +52,7 @@ def embeddings():
     )
 
 
-# ---- textbook cases ------------------------------------------------------------------------------------------
+# ---- textbook cases ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -64,7 +64,7 @@ def test_two_queries(form):
 
 
 def one_query(positive, negative, form, **arguments):
-    """A query whose similarities (dot products) to its positive and to one hard negative are given."""
+    """Makes a query with given dot products with its positive and with one hard negative."""
     columns = make_columns(jnp.array([[[1.0, 0.0]], [[positive, 0.0]], [[negative, 1.0]]]))
     return run(info_nce, columns, form, similarity="dot", **arguments)
 
@@ -80,14 +80,14 @@ def test_one_query(form):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_loss_far_below_float32_resolution_is_not_zero(form):
-    """log(1 + e^-14) = 8.315e-7; logsumexp(logits) - logit rounds to 0 at logits of 1000 and 986."""
+    """log(1 + e^-14) = 8.315e-7, but logsumexp(logits) - logit rounds to 0 at 1000 and 986."""
     values, gradient, _ = one_query(1000.0, 986.0, form, temperature=1.0)
     assert values[0] == pytest.approx(8.315e-7, rel=0.01)
     assert np.isfinite(gradient).all()
     assert gradient[2, 0, 0] == pytest.approx(8.315e-7, rel=0.01)
 
 
-# ---- sentence-transformers -----------------------------------------------------------------------------------
+# ---- sentence-transformers -----------------------------------------------------------------------
 
 QP, PQ, QQ, PP = "query_to_doc", "doc_to_query", "query_to_query", "doc_to_doc"
 
@@ -208,7 +208,7 @@ def test_gist(equals_torch, torch_model, embeddings, batch, negatives, arguments
     )
 
 
-# ---- naive sums ----------------------------------------------------------------------------------------------
+# ---- naive sums ----------------------------------------------------------------------------------
 
 
 def cosines(embeddings):
@@ -371,7 +371,7 @@ def test_siglip_and_temperature_start_where_they_are_told():
     np.testing.assert_allclose(learnt, run(info_nce, columns, temperature=0.05)[0], rtol=1e-6)
 
 
-# ---- which texts are negatives -------------------------------------------------------------------------------
+# ---- which texts are negatives -------------------------------------------------------------------
 
 
 def negatives_of_the_first(loss=info_nce.on_world, **leaves):
@@ -442,13 +442,13 @@ def test_similar_texts_are_masked(strategy, margin, limit):
         assert values[0] == pytest.approx(np.log1p(np.sum(np.exp(gaps))), rel=1e-5)
 
 
-# ---- safety --------------------------------------------------------------------------------------------------
+# ---- safety --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_degenerate_batches_are_finite(loss, form):
-    """All texts equal (nothing is a negative), zero vectors, equal vectors, a batch of one example."""
+    """All texts equal (no negatives), zero vectors, equal vectors, a batch of one example."""
     params = {"log_scale": jnp.float32(1.0), "bias": jnp.float32(0.0)} if loss is siglip else {}
     different, equal = make_columns(jnp.ones((3, 4, 3))).text_hash, jnp.ones((3, 4, 2), jnp.uint32)
     for embeddings, text_hash in (
@@ -485,7 +485,7 @@ def test_wrong_use_is_refused_in_one_line(loss, arguments, message):
     assert "\n" not in str(refused.value)
 
 
-# ---- reductions ----------------------------------------------------------------------------------------------
+# ---- reductions ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["logsumexp", "sum", "max"])

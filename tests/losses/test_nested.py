@@ -72,7 +72,7 @@ def assert_close(result, expected, tolerance=2e-6):
     )
 
 
-# ---- prefixes ------------------------------------------------------------------------------------------------
+# ---- prefixes ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["dense", "tiled"])
@@ -274,7 +274,7 @@ def test_a_size_above_the_models_is_refused():
         build_loss("matryoshka(info_nce(), dims='16,8')").init(DIM, jax.random.key(0))
 
 
-# ---- sentence-transformers -----------------------------------------------------------------------------------
+# ---- sentence-transformers -----------------------------------------------------------------------
 
 
 def test_it_equals_sentence_transformers(torch_model, peers, equals_torch, columns):

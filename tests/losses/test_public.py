@@ -1,4 +1,4 @@
-"""The losses as a library: one list of names, calls on plain arrays, examples in docstrings that run."""
+"""The losses as a library: the list of names, calls on plain arrays, examples in docstrings."""
 
 import doctest
 import importlib
@@ -33,7 +33,7 @@ def texts():
     ]
 
 
-# ---- the list ------------------------------------------------------------------------------------------------
+# ---- the list ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("package", [losses, evals, retrieval], ids=lambda each: each.__name__)
@@ -78,7 +78,7 @@ def test_every_loss_has_an_example(name):
     assert result[0].examples, f"{name} has no example in its docstring"
 
 
-# ---- on arrays -----------------------------------------------------------------------------------------------
+# ---- on arrays -----------------------------------------------------------------------------------
 
 
 def test_a_call_on_arrays_is_the_loss_of_these_examples(texts):
@@ -124,7 +124,7 @@ def test_wrong_calls_are_one_line(texts, call, message):
     assert "\n" not in str(refused.value)
 
 
-# ---- schedules -----------------------------------------------------------------------------------------------
+# ---- schedules -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_what_is_no_schedule(expression, message):
     assert "\n" not in str(refused.value)
 
 
-# ---- names of one's own --------------------------------------------------------------------------------------
+# ---- names of one's own --------------------------------------------------------------------------
 
 
 @losses.loss()

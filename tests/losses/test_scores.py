@@ -1,4 +1,4 @@
-"""A score of another kind, MaxSim over tokens, in every loss that compares, against loops and in every form."""
+"""MaxSim over tokens as the score of every loss that compares, against loops, in every form."""
 
 import dataclasses
 import functools
@@ -166,7 +166,7 @@ def dense_gradients():
     return each(tokens_of(columns))
 
 
-# ---- values --------------------------------------------------------------------------------------------------
+# ---- values --------------------------------------------------------------------------------------
 
 
 def values_of(loss, columns, params=None):
@@ -245,7 +245,7 @@ def test_what_is_masked_has_no_gradient():
             assert np.isfinite(slopes).all(), name
 
 
-# ---- forms and devices ---------------------------------------------------------------------------------------
+# ---- forms and devices ---------------------------------------------------------------------------
 
 
 def test_tiles_give_the_same():
@@ -300,7 +300,7 @@ def test_four_devices_give_the_same(form):
 
 @pytest.mark.parametrize("groups, devices, form", [(4, 1, "auto"), (4, 4, "ring")])
 def test_an_encoder_of_tokens_trains_in_groups_on_devices(groups, devices, form):
-    """Gradient caching: the encoder gives each column its own number of tokens, and the mask is not a float."""
+    """Gradient caching: columns differ in their number of tokens, and the mask is not a float."""
     vocabulary = 20
 
     def apply(params, tokens, key, read=None):
@@ -343,7 +343,7 @@ def test_an_encoder_of_tokens_trains_in_groups_on_devices(groups, devices, form)
     assert_same(gradient(params, groups, devices, form), gradient(params, 1, 1, "dense"))
 
 
-# ---- size, queue, prefixes -----------------------------------------------------------------------------------
+# ---- size, queue, prefixes -----------------------------------------------------------------------
 
 
 def test_numbers_of_a_pair_decide_the_form_and_the_tile(monkeypatch):
@@ -416,7 +416,7 @@ def test_anchors_and_positives_swapped_keep_their_sides():
     np.testing.assert_allclose(swapped, values_of(both, columns), rtol=1e-5)
 
 
-# ---- what is refused -----------------------------------------------------------------------------------------
+# ---- what is refused -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Triplet losses: textbook values, and equality with sentence-transformers, also where triplets lack a part."""
+"""Triplet losses: textbook values and sentence-transformers' values, also of partial triplets."""
 
 import jax
 import jax.numpy as jnp

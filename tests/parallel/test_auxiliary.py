@@ -94,7 +94,10 @@ def test_the_mean_is_over_all_groups_alike_and_added_by_weight(encoder):
 
 @pytest.fixture(scope="module")
 def run(encoder):
-    """(loss, metrics, gradient, what enters the queue) of MLM beside info_nce with a queue and momentum encoder."""
+    """Returns loss, metrics, gradient and queue entries of MLM beside info_nce.
+
+    With a queue and a momentum encoder.
+    """
 
     def run(devices, fsdp=1, tensor=1, dropout=True):
         mesh = make_mesh(devices, fsdp, tensor)

@@ -1,4 +1,4 @@
-"""Loss and parameter gradient of every contrastive loss, on any mesh, in any number of groups, in any form: the same.
+"""Loss and gradient of each contrastive loss are the same on any mesh and in any form.
 
 One program computes all losses, one at a time by its number, since compiling takes longer than
 anything else here.

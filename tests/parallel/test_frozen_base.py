@@ -64,8 +64,10 @@ def start(way):
     encoder = build_encoder(spec, unroll=1, remat="layer")
     params = encoder.init(jax.random.key(0))
     if spec.lora:  # B starts at zero, where A has no gradient
-        params["lora"] = jax.tree.map(lambda leaf: leaf + 0.05 * np.cos(np.arange(leaf.size)).reshape(leaf.shape),
-                                      params["lora"])  # fmt: skip
+        params["lora"] = jax.tree.map(
+            lambda leaf: leaf + 0.05 * np.cos(np.arange(leaf.size)).reshape(leaf.shape),
+            params["lora"],
+        )
     params = quantize_layers(params) if way == "int8" else params
     trained, frozen = split_trainable(params, spec)
     return encoder, {"encoder": trained, "loss": {}}, {BASE: frozen} if frozen else {}

@@ -60,7 +60,7 @@ def make_batch(groups: int) -> Batch:
 
 @pytest.mark.slow
 def test_dropout_is_on_and_differs_between_groups(encoder, params):
-    """The invariance to the number of devices would hold trivially without dropout, or with one mask for all groups."""
+    """Dropout is on and differs by group, so that the invariance to devices is not trivial."""
     tokens = make_batch(1).tokens["encoder"]
     group = jax.tree.map(lambda leaf: leaf[0], tokens)
     keys = [jax.random.fold_in(jax.random.key(1), number) for number in (0, 0, 1)]
@@ -113,7 +113,7 @@ def floats(shape: str) -> int:
 
 @pytest.mark.parametrize("groups", [pytest.param(8, marks=pytest.mark.slow), 16])
 def test_replicated_parameters_gradients_are_reduced_once(encoder, params, groups):
-    """One reduction of the parameters' gradients a step, whatever the number of groups a device maps over."""
+    """A step reduces the parameters' gradients once, for any number of groups per device."""
     once, loops = compiled_step(encoder, params, make_mesh(4), groups)
     assert not loops, "a collective in the body of a loop runs once a group"
     num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -127,7 +127,7 @@ def test_replicated_parameters_gradients_are_reduced_once(encoder, params, group
 @pytest.mark.slow
 @pytest.mark.parametrize("tensor", [1, 2])
 def test_a_layer_is_gathered_once_a_pass_and_scattered_once(encoder, params, tensor):
-    """FSDP, layer by layer: in the body of each loop over layers at most one gather and one reduce-scatter over "fsdp".
+    """FSDP gathers a layer at most once in the body of each loop, and scatters once.
 
     Forwards a layer is gathered, backwards it is gathered again and its gradient scattered.
     """
@@ -164,11 +164,12 @@ def test_a_layer_is_gathered_once_a_pass_and_scattered_once(encoder, params, ten
     ],
 )
 def test_schemes_of_gathering(scheme, factor):
-    """Compares the gradients of other schemes of gathering with that of one device, on W = 4 devices.
+    """Compares other schemes of gathering on W = 4 devices with the gradient of one device.
 
     In each scheme a device computes the loss of the anchors that it holds, and the parameters'
-    gradients are averaged over the devices. A detached gather keeps the gradient of the device's own
-    candidates only; with the loss of *all* anchors on each device that is a W-th of the gradient.
+    gradients are averaged over the devices. A detached gather keeps the gradient of the device's
+    own candidates only; with the loss of *all* anchors on each device that is a W-th of the
+    gradient.
     """
     devices = 4
     mesh = make_mesh(devices)

@@ -20,7 +20,10 @@ from embed_jax.types import Batch
 
 EXAMPLES, VOCAB = 16, 60
 QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
-LOSS = "adaptive_layers(matryoshka(info_nce(hard_negative_weight=2), dims='32,16,4', sample=2), sample=2)"
+LOSS = (
+    "adaptive_layers(matryoshka(info_nce(hard_negative_weight=2), dims='32,16,4', sample=2), "
+    "sample=2)"
+)
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
 
 @pytest.fixture(scope="module")
 def encoder():
-    """A sentence is one token, and its embedding a row of a table, times 1 + u with u from the dropout key."""
+    """A sentence is one token, embedded as a row of a table times 1 + u, u from the dropout key."""
 
     def apply(params, tokens, key, read=None):
         noise = 0.0 if key is None else jax.random.uniform(key, (tokens.sentences, 1))
@@ -109,7 +109,10 @@ def run(steps=5, **options):
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_a_slot_is_as_old_as_its_number_says(encoder, momentum):
-    """Slot i was embedded floor(i / B) + 1 steps before it is used, by the encoder, or its moving average, of then."""
+    """Slot i was embedded floor(i / B) + 1 steps earlier, by the encoder of that step.
+
+    Or by its moving average.
+    """
     steps = 4
     states, metrics = run(steps, encoder=encoder, momentum=momentum, dropout=False)
     average = states[0].params["encoder"]["table"]
@@ -174,7 +177,7 @@ def test_no_gradient_enters_the_queue_and_without_a_state_the_loss_is_of_the_bat
     )
 
 
-# ---- which entries are negatives -----------------------------------------------------------------------------
+# ---- which entries are negatives -----------------------------------------------------------------
 
 
 def some_columns(batch=5, number=3):
@@ -237,7 +240,10 @@ USING = {
 @pytest.mark.parametrize("name", USING)
 @pytest.mark.parametrize("form", ["dense", "tiled"])
 def test_a_queue_is_as_positives_of_other_examples_of_the_batch(name, form):
-    """Values and gradients, against a world in which the entries are examples without anchors and negatives."""
+    """Entries count like positives of examples without anchors and negatives.
+
+    Values and gradients are compared.
+    """
     own = some_columns()
     queue = queue_columns(some_queue(own), own)
     joined = jax.tree.map(
@@ -274,7 +280,7 @@ def with_absent_column(columns: Columns) -> Columns:
 
 @pytest.mark.parametrize("loss", [gte, qwen3, functools.partial(gist, mask_by="model")])
 def test_other_losses_take_the_queue_as_negatives_of_the_anchors(loss):
-    """Entries as near to the anchor as its positive cost log(1 + n) or more, an empty queue costs nothing."""
+    """n entries as near as the positive cost log(1 + n) or more; an empty queue costs nothing."""
     own = some_columns(batch=3, number=2)
     queue = some_queue(own) | {"embeddings": jnp.broadcast_to(own.embeddings[1][0], (7, DIM)) * 0.5}
     value = jax.jit(
@@ -304,7 +310,7 @@ def test_losses_that_cannot_use_it():
     assert bind(info_nce).about.queue and symmetric(info_nce).about.queue and not scored.about.queue
 
 
-# ---- the state -----------------------------------------------------------------------------------------------
+# ---- the state -----------------------------------------------------------------------------------
 
 
 def test_a_queue_is_saved_and_one_of_another_size_is_refused(encoder, tmp_path):

@@ -1,4 +1,4 @@
-"""Training on tokens only: one mean over the tokens of the global batch, the same on any devices and in any groups."""
+"""Training on tokens only: one mean over the global batch's tokens, for any devices and groups."""
 
 import dataclasses
 import types

@@ -151,7 +151,10 @@ def server(monkeypatch):
 
 @pytest.fixture
 def encoder(server):
-    """`encoder(interface="openai", cache=None, batch_size=0, **options of Endpoint) -> encode` with short waits."""
+    """`encoder(interface="openai", cache=None, batch_size=0, **options) -> encode`.
+
+    The options are those of Endpoint; waits are short.
+    """
 
     def make(interface="openai", cache=None, batch_size=0, concurrency=4, retries=FAST, **options):
         endpoint = EmbeddingEndpoint(
@@ -409,7 +412,9 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from embed_jax.remote.endpoint import EmbeddingEndpoint, endpoint_encoder
-encode = endpoint_encoder(EmbeddingEndpoint("openai", "some-model", base_url=sys.argv[1]), cache=Path(sys.argv[2]), batch_size=1)
+url, cache = sys.argv[1], Path(sys.argv[2])
+endpoint = EmbeddingEndpoint("openai", "some-model", base_url=url)
+encode = endpoint_encoder(endpoint, cache=cache, batch_size=1)
 encode([f"text {n}" for n in range(500)])
 """
 

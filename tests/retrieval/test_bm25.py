@@ -54,7 +54,7 @@ def test_parts_of_an_identifier_are_words():
     ) == ["d"]
 
 
-# ---- scripts without blanks, and marks -------------------------------------------------------------------------
+# ---- scripts without blanks, and marks -----------------------------------------------------------
 
 UNSPACED = {  # documents, and a query that stands within the first
     "Chinese": ("我喜欢吃苹果和香蕉。", "今天天气很好。", "苹果"),

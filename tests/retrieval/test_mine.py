@@ -107,7 +107,7 @@ def of_q(searchers, options, positive="a", **arguments):
     return "".join(negatives(pairs, CORPUS, searchers, options, **arguments)["q", positive])
 
 
-# ---- which passages become negatives ---------------------------------------------------------------------------
+# ---- which passages become negatives -------------------------------------------------------------
 
 OPTIONS = [
     Mining(number=3, rank_max=20),
@@ -406,7 +406,7 @@ def test_queries_are_searched_in_blocks():
     assert [len({mined_pair.anchor for mined_pair in block}) for block in blocks] == sizes
 
 
-# ---- the report ------------------------------------------------------------------------------------------------
+# ---- the report ----------------------------------------------------------------------------------
 
 
 def test_the_report_accounts_for_every_candidate():
@@ -464,7 +464,7 @@ def test_if_everything_is_dropped_one_line_says_by_what():
         mine(pairs, CORPUS, [table(*[-np.inf] * 6)], Mining())
 
 
-# ---- records ---------------------------------------------------------------------------------------------------
+# ---- records -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["triplets", "n-tuples", "labelled-pairs", "scored-lists"])
@@ -529,7 +529,7 @@ def test_scores_of_several_searchers_make_no_scored_lists():
     assert records[0]["scores"] == [0, 1]
 
 
-# ---- input -----------------------------------------------------------------------------------------------------
+# ---- input ---------------------------------------------------------------------------------------
 
 
 def test_the_corpus_gets_the_positives_it_lacks_and_each_text_once():

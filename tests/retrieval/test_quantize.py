@@ -30,7 +30,7 @@ WITH_PQ = (*SCALAR, *PACKED, "pq4")
 
 @pytest.fixture(scope="module")
 def embeddings():
-    """1,100 unit vectors around 60 centres, the dimensions of unequal width and one of them constant."""
+    """Returns 1,100 unit vectors around 60 centres; dimensions differ in width, one is constant."""
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(60, 32)) * np.linspace(0.2, 2, 32)
     made = unit_length(centres[rng.integers(60, size=1100)] + 0.3 * rng.normal(size=(1100, 32)))

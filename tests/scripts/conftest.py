@@ -25,7 +25,10 @@ def run(monkeypatch, capsys):
 
 @pytest.fixture
 def refused(run, tmp_path):
-    """Asserts that a command ends with status 2 and one line, writes nothing, and returns the line."""
+    """Checks that a command ends with status 2 and one line, and writes nothing.
+
+    Returns the line.
+    """
 
     def refused(module, *arguments):
         before = sorted(tmp_path.rglob("*"))

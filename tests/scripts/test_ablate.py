@@ -1,4 +1,4 @@
-"""A table of runs: every run once, numbers as the runs wrote them, failures in sight, a stopped table goes on."""
+"""A table of runs: each run once, the runs' numbers, visible failures, resumable."""
 
 import contextlib
 import json

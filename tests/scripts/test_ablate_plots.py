@@ -75,10 +75,16 @@ def test_a_loss_is_best_where_it_is_lowest_and_of_equal_steps_the_first(make_run
 def test_a_panel_for_each_x_and_a_line_for_each_of_lines(make_run):
     # The row of size s and rate r is best at step s / 100 + (r > 2e-5).
     lines = {
-        row: {step: {"mrr": -abs(step - fields["data.limit"] / 100 - (fields["optim.learning_rate"] > 2e-5))}
-              for step in range(6)}
+        row: {
+            step: {
+                "mrr": -abs(
+                    step - fields["data.limit"] / 100 - (fields["optim.learning_rate"] > 2e-5)
+                )
+            }
+            for step in range(6)
+        }
         for row, fields in GRID.items()
-    }  # fmt: skip
+    }
     runs = [
         make_run(row, seed, lines[row], fields) for row, fields in GRID.items() for seed in (0, 1)
     ]

@@ -29,7 +29,7 @@ TINY = ["--shape", "tiny", "--repeat", "2"]
 
 @pytest.fixture(scope="module")
 def results_of(tmp_path_factory):
-    """`results_of(*arguments)`: `bench`'s results by name, from a process where importing anything HEAVY fails."""
+    """`results_of(*arguments)`: results of `bench` by name, in a process without HEAVY."""
     # Fast to compile matters here, fast to run does not; and processes that a bench starts compile
     # what it compiles.
     faster = {
@@ -40,7 +40,10 @@ def results_of(tmp_path_factory):
 
 
 def run_bench(environment, *arguments):
-    code = f"import sys\nfor name in {HEAVY!r}: sys.modules[name] = None\nimport scripts.bench.__main__ as bench\nbench.main()\n"
+    code = (
+        f"import sys\nfor name in {HEAVY!r}: sys.modules[name] = None\n"
+        "import scripts.bench.__main__ as bench\nbench.main()\n"
+    )
     line = [sys.executable, "-c", code, *arguments, "--json"]
     process = subprocess.run(
         line, cwd=ROOT, capture_output=True, text=True, env=environment, check=False
@@ -151,12 +154,14 @@ HLO = """HloModule jit_step, is_scheduled=true, num_partitions=8
 }
 
 %inner (p: (s32[], f32[4,2])) -> (s32[], f32[4,2]) {
-  %ppermute.1 = f32[4,2]{1,0} collective-permute(%x), channel_id=1, source_target_pairs={{0,1},{1,2},{2,3},{3,0}}
+  %ppermute.1 = f32[4,2]{1,0} collective-permute(%x), channel_id=1, \
+source_target_pairs={{0,1},{1,2},{2,3},{3,0}}
   ROOT %tuple.1 = (s32[], f32[4,2]{1,0}) tuple(%i, %ppermute.1)
 }
 
 %body (p: (s32[], /*index=1*/f32[4,2])) -> (s32[], f32[4,2]) {
-  %reduce_scatter.7 = f32[2,4]{1,0} reduce-scatter(%y), replica_groups={{0,1},{2,3},{4,5},{6,7}}, to_apply=%region_1.2
+  %reduce_scatter.7 = f32[2,4]{1,0} reduce-scatter(%y), replica_groups={{0,1},{2,3},{4,5},{6,7}}, \
+to_apply=%region_1.2
   ROOT %while.1 = (s32[], f32[4,2]{1,0}) while(%t), condition=%cond, body=%inner, \
 backend_config={"known_trip_count":{"n":"3"},"known_init_step":{"init":"0","step":"1"}}
 }
@@ -170,8 +175,10 @@ backend_config={"known_trip_count":{"n":"3"},"known_init_step":{"init":"0","step
 }
 
 ENTRY %main.5_spmd (param.0: f32[4]) -> (f32[4], f32[]) {
-  %all_gather.1 = pred[2,32]{0,1} all-gather(%mask), replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={1}
-  %all-reduce.2 = (f32[10]{0}, /*index=1*/f32[2,3]{1,0}) all-reduce(%u), replica_groups=[2,4]<=[8], to_apply=%region_1.2
+  %all_gather.1 = pred[2,32]{0,1} all-gather(%mask), replica_groups={{0,1,2,3,4,5,6,7}}, \
+dimensions={1}
+  %all-reduce.2 = (f32[10]{0}, /*index=1*/f32[2,3]{1,0}) all-reduce(%u), \
+replica_groups=[2,4]<=[8], to_apply=%region_1.2
   %while.2 = (s32[], f32[4,2]{1,0}) while(%t), condition=%cond, body=%body, \
 backend_config={"known_trip_count":{"n":"5"}}
   %while.3 = (s32[], f32[4,2]{1,0}) while(%t), condition=%cond, body=%endless

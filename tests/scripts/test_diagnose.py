@@ -76,7 +76,7 @@ def renamed(tiny_model, models, tmp_path):
 
 @pytest.fixture
 def unrecorded(renamed, models):
-    """The tiny model in a directory named like one of a family with prompts, of which its files say nothing."""
+    """Copies the tiny model to a directory named like a family with prompts, without prompts."""
     path = renamed("e5-small")
     settings = path / "config_sentence_transformers.json"
     recorded = json.loads(settings.read_text())

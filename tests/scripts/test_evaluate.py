@@ -147,12 +147,23 @@ def test_stored_prompts_are_used_for_queries_and_documents(
     [
         ({"query": "find "}, None, (), {"prompt_name": "query"}, {"prompt": ""}),
         ({"query": "find "}, "query", (), {"prompt_name": "query"}, {}),
-        ({"query": "a", "document": "b"}, None, ("--instruction", "find"), {"instruction": "find"},
-         {"prompt_name": "document"}),
+        (
+            {"query": "a", "document": "b"},
+            None,
+            ("--instruction", "find"),
+            {"instruction": "find"},
+            {"prompt_name": "document"},
+        ),
         ({}, None, ("--instruction", "find"), {"instruction": "find"}, {"prompt": ""}),
-        ({"s2p": "find "}, None, ("--query-prompt-name", "s2p"), {"prompt_name": "s2p"}, {"prompt": ""}),
+        (
+            {"s2p": "find "},
+            None,
+            ("--query-prompt-name", "s2p"),
+            {"prompt_name": "s2p"},
+            {"prompt": ""},
+        ),
     ],
-)  # fmt: skip
+)
 def test_each_side_of_a_search_has_its_prompt(
     tiny_model, prompts, default, arguments, queries, corpus
 ):

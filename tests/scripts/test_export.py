@@ -65,7 +65,7 @@ def larger(params):
 
 @pytest.fixture(scope="module")
 def made(tiny_model, tiny_tokenizer):
-    """`made(heads=(), pooling="mean", **recorded) -> SentenceEncoder`, random, for up to 20 tokens."""
+    """`made(heads=(), pooling="mean", **recorded)`: a random SentenceEncoder for 20 tokens."""
     tiny = read_model(tiny_model)
     backbone = larger(jax.device_get(tiny.params["backbone"]))
 
@@ -146,7 +146,7 @@ def assert_equal_params(params, expected):
         np.testing.assert_array_equal(a, b)
 
 
-# ---- embedding models ----------------------------------------------------------------------------------------
+# ---- embedding models ----------------------------------------------------------------------------
 
 
 def test_sentence_transformers_gives_the_same_embeddings_and_ours_the_same_parameters(
@@ -319,7 +319,7 @@ def test_an_adapter_leaves_merged_or_alone(exported, refused, tiny_model, tmp_pa
     assert "rank 2, beside its base" in (separate / "README.md").read_text()
 
 
-# ---- the card's code -----------------------------------------------------------------------------------------
+# ---- the card's code -----------------------------------------------------------------------------
 
 
 def test_the_cards_code_runs_and_gives_the_models_embeddings(exported, saved, model, monkeypatch):
@@ -382,7 +382,7 @@ def test_our_own_pooling_is_not_said_to_load_elsewhere(exported, made, tmp_path)
     assert len(code(out)) == 1
 
 
-# ---- cross-encoders ------------------------------------------------------------------------------------------
+# ---- cross-encoders ------------------------------------------------------------------------------
 
 
 def test_a_cross_encoder_is_recognised_and_scores_the_same(
@@ -419,7 +419,7 @@ def test_a_cross_encoder_is_recognised_and_scores_the_same(
         assert option in message and "cross-encoder" in message
 
 
-# ---- runs ----------------------------------------------------------------------------------------------------
+# ---- runs ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -508,7 +508,7 @@ def test_results_of_another_model_are_pointed_out(run, saved, tmp_path):
     )
 
 
-# ---- errors --------------------------------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -553,8 +553,10 @@ def test_a_run_of_which_nothing_is_saved_is_refused(refused, tmp_path):
 def test_what_is_pushed_is_what_was_written(exported, run, saved, tmp_path, monkeypatch):
     sent = []
     monkeypatch.setenv("HF_TOKEN", "hf_token")
-    monkeypatch.setattr("embed_jax.export.push.push", lambda directory, *about, **options: sent.append(
-        (files(directory), about, options)))  # fmt: skip
+    monkeypatch.setattr(
+        "embed_jax.export.push.push",
+        lambda directory, *about, **options: sent.append((files(directory), about, options)),
+    )
     out = exported("--model", saved, "--push-to-hub", "me/model", "--private", "--revision", "v2")
     assert sent == [(files(out), ("me/model",), {"private": True, "revision": "v2"})]
     assert "embed_jax.load('me/model')" in (out / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""The command: its numbers are those of the library, its files whole or absent, its errors one line."""
+"""The command: its numbers are the library's, its files are whole, its errors one line."""
 
 import functools
 import json

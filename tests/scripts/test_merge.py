@@ -20,8 +20,10 @@ def other(tiny_model, tmp_path):
 
 
 def _map(function, tree):
-    return {name: _map(function, leaf) if isinstance(leaf, dict) else function(leaf).astype(np.float32)
-            for name, leaf in tree.items()}  # fmt: skip
+    return {
+        name: _map(function, leaf) if isinstance(leaf, dict) else function(leaf).astype(np.float32)
+        for name, leaf in tree.items()
+    }
 
 
 def test_a_merged_model_lies_between_and_a_model_merged_with_itself_is_itself(

@@ -84,7 +84,7 @@ def test_mines_with_bm25_and_a_model(run, files, tmp_path, tiny_model):
 
 
 def test_pairs_without_titles_and_a_corpus_with_them(run, tmp_path, sentences):
-    """Each query is searched for among passages of which its positive with a title is the nearest."""
+    """The passage nearest to each query is its positive, joined with a title."""
     pytest.importorskip("bm25s")
     texts = [text for text in sentences if len(text) > 20][:30]
     passages = [{"title": f"On {text.split()[1]}", "text": f" {text}"} for text in texts]

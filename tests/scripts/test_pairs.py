@@ -1,4 +1,4 @@
-"""The command writes whole pairs that training reads, split without a leak, and says what it dropped."""
+"""The command writes pairs for training, splits them without a leak, and lists dropped ones."""
 
 import json
 import sys

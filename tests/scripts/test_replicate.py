@@ -51,7 +51,7 @@ def source(sentences):
 
 @pytest.fixture
 def settings(tiny_model):
-    """A config without dropout. With this eps, gradients that are zero except for rounding move nothing."""
+    """A config without dropout; with this eps, gradients that are rounding errors move nothing."""
 
     def make(**fields):
         usual = {
@@ -209,11 +209,14 @@ def test_what_the_peer_has_not_is_refused_before_anything_is_written(
 
 @pytest.fixture
 def command(tmp_path, tiny_model, sentences, run):
-    """The command on 16 pairs, `command(*more) -> (exit status, stdout, stderr)`, and the config file's path."""
+    """`command(*arguments) -> (status, stdout, stderr)` on 16 pairs, and the config file's path."""
     data, file = tmp_path / "pairs.jsonl", tmp_path / "config.py"
     rows = [{"anchor": sentences[n], "positive": sentences[n + 40]} for n in range(16)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    code = "from embed_jax.config import Experiment\n\n\ndef get_config(cut=''):\n    config = Experiment()\n"
+    code = (
+        "from embed_jax.config import Experiment\n\n\n"
+        "def get_config(cut=''):\n    config = Experiment()\n"
+    )
     fields = {
         "model.name": str(tiny_model),
         "data.train": str(data),

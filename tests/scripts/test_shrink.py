@@ -1,4 +1,4 @@
-"""Smaller models on disk: what they compute, that sentence-transformers computes it too, and what is refused."""
+"""Smaller models on disk: correct here and in sentence-transformers, or refused."""
 
 import jax
 import numpy as np

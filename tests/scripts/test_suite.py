@@ -165,8 +165,17 @@ def test_a_model_behind_an_api_is_judged_by_the_same_suite(
     requests = len(server.asked)
     assert run(evaluate, *arguments, "--endpoint-url", url)[0] == 0
     assert len(server.asked) == requests  # all of it is in the cache
-    refused = run(evaluate, "--model", "openai:letters", "--task", "sts", "--data", suite.parent / "sts",
-                  "--layers", "1")  # fmt: skip
+    refused = run(
+        evaluate,
+        "--model",
+        "openai:letters",
+        "--task",
+        "sts",
+        "--data",
+        suite.parent / "sts",
+        "--layers",
+        "1",
+    )
     assert refused[0] == 2 and "--layers is not for an endpoint" in refused[2]
 
 
@@ -196,8 +205,19 @@ def test_an_exported_file_is_judged_like_its_model(run, refused, tiny_model, sts
 
 def test_an_endpoint_of_another_dimension_is_refused(run, sts, server):
     url = f"http://127.0.0.1:{server.server_port}"
-    status, out, err = run(evaluate, "--model", "openai:x", "--task", "sts", "--data", sts, "--endpoint-url", url,
-                           "--dim", "8")  # fmt: skip
+    status, out, err = run(
+        evaluate,
+        "--model",
+        "openai:x",
+        "--task",
+        "sts",
+        "--data",
+        sts,
+        "--endpoint-url",
+        url,
+        "--dim",
+        "8",
+    )
     assert status == 2 and err.count("\n") == 1 and "asked x for 8 dimensions, found 26" in err
 
 

@@ -1,4 +1,4 @@
-"""evaluate --sweep: which settings there are, what is measured of them, the Pareto front, the picture."""
+"""evaluate --sweep: its settings, its measurements, the Pareto front, the picture."""
 
 import argparse
 import json

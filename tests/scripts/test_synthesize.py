@@ -477,7 +477,7 @@ def test_generated_queries_that_lead_elsewhere_are_dropped(generate, llm, tmp_pa
 
 @pytest.fixture
 def weak(tmp_path, sentences):
-    """10 pairs whose query is their passage, then 10 whose query is the passage of another pair or of the corpus."""
+    """Returns 10 pairs whose query is their passage, and 10 whose query is another passage."""
     path, corpus = tmp_path / "weak.jsonl", tmp_path / "more.txt"
     right = [
         {"query": text, "answer": text, "source": {"n": n}} for n, text in enumerate(sentences[:10])

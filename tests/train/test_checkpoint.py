@@ -82,8 +82,12 @@ def test_what_decays_and_what_multiplies_in_a_real_encoder():
     mask = decay_mask({"encoder": shapes, "loss": {"temperature": jnp.ones(())}})
     assert not mask["loss"]["temperature"]
     backbone = mask["encoder"]["backbone"]
-    assert backbone["embeddings"] == {"norm": {"bias": False, "scale": False}, "position": True, "token": True,
-                                      "token_type": True}  # fmt: skip
+    assert backbone["embeddings"] == {
+        "norm": {"bias": False, "scale": False},
+        "position": True,
+        "token": True,
+        "token_type": True,
+    }
     assert backbone["layers"]["up"] == {"bias": False, "kernel": True}
     assert not any(backbone["layers"]["attention_norm"].values())
     layers = sum(leaf.size for leaf in jax.tree.leaves(shapes["backbone"]["layers"]))

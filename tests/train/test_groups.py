@@ -133,7 +133,7 @@ def test_factors_frozen_layers_and_layer_decay_are_torchs_parameter_groups():
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
 def test_a_factor_is_a_run_with_that_learning_rate(name):
-    """Updates of the leaf in the group are those of a run with ten times the rate, all others those without groups."""
+    """Leaves in the group move as with ten times the rate, all others as without groups."""
     optim = make_optim({"heads": ParamGroup("heads", 10.0)}, name=name, clip_norm=0.0)
     with_groups = flat(train(optim, steps=1)[0])
     slow = flat(train(make_optim({}, name=name, clip_norm=0.0), steps=1)[0])

@@ -100,7 +100,7 @@ def training(optimizer):
     return make_train_step(toy_objective, optimizer)
 
 
-# ---- evaluation and the choice of the model ------------------------------------------------------------------
+# ---- evaluation and the choice of the model ------------------------------------------------------
 
 
 def test_evaluated_before_the_first_step_every_n_and_at_the_end(run, tmp_path):
@@ -239,7 +239,7 @@ def test_only_a_loss_that_falls_over_three_evaluations_is_told(losses, warned):
     )
 
 
-# ---- steps ---------------------------------------------------------------------------------------------------
+# ---- steps ---------------------------------------------------------------------------------------
 
 
 def test_a_recompilation_shows_in_the_metrics(run, tmp_path):
@@ -342,7 +342,7 @@ def test_an_extended_run_goes_on_after_patience_and_is_exact_at_a_constant_rate(
     assert int(run(lambda w: -w, steps=3, **stopping, train__extend=True).state.step) == 2
 
 
-# ---- checkpoints ---------------------------------------------------------------------------------------------
+# ---- checkpoints ---------------------------------------------------------------------------------
 
 
 def test_each_resumption_adds_a_session_and_the_training_does_not_depend_on_it(run, tmp_path):

@@ -28,7 +28,7 @@ def read(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-# ---- what is found, with an encoder that counts words --------------------------------------------------------
+# ---- what is found, with an encoder that counts words --------------------------------------------
 
 CORPUS = [
     f"{colour} {thing}"
@@ -175,7 +175,7 @@ def test_nothing_is_left(mined_records, tmp_path, fields, message):
     assert not list(tmp_path.glob("mined/*.jsonl"))
 
 
-# ---- runs ----------------------------------------------------------------------------------------------------
+# ---- runs ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,11 @@ def get_config(cut=""):
         "{data}/triplets.jsonl", anchor_prompt="like this : ", max_length=12, loss_weight=0.5
     )
     config.mixture.sources.graded = Source(
-        "{data}/graded.jsonl", loss="cosent", anchor_prompt="red ", candidate_prompt="blue ", score_max=5.0
+        "{data}/graded.jsonl",
+        loss="cosent",
+        anchor_prompt="red ",
+        candidate_prompt="blue ",
+        score_max=5.0,
     )
     config.mixture.sources.questions = Source(
         "{data}/questions.jsonl", loss="softmax(num_labels=2)", columns="q1,q2", max_length=8
@@ -178,7 +182,7 @@ nli.main()
 def test_killed_in_the_middle_and_resumed_it_ends_with_the_same_bits(
     undisturbed, experiment, config_file, cache, tmp_path
 ):
-    """The line of step 7 is written, the checkpoint of step 6 perhaps not yet, step 8 is under way."""
+    """Kills a run in step 8, after the line of step 7; step 6 may have no checkpoint yet."""
     command = [
         sys.executable,
         "-c",
@@ -216,7 +220,7 @@ def test_each_data_set_has_the_metrics_of_its_loss_when_its_turn_comes(undisturb
     assert set.union(*names_by_line) == {"loss/nli", "loss/graded", "loss/questions"}
 
 
-# ---- the batches ---------------------------------------------------------------------------------------------
+# ---- the batches ---------------------------------------------------------------------------------
 
 FILES = {"nli": "triplets.jsonl", "graded": "graded.jsonl", "questions": "questions.jsonl"}
 TEXTS = {
@@ -337,7 +341,7 @@ def test_no_duplicates_in_the_whole_batch_whatever_devices_and_hosts_share_it(
         assert_same_bits(batch, jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts))
 
 
-# ---- the losses ----------------------------------------------------------------------------------------------
+# ---- the losses ----------------------------------------------------------------------------------
 
 
 def value_and_gradient(loss, columns):
@@ -408,7 +412,7 @@ def test_a_mixture_of_one_is_that_data_set(assembled, experiment, data):
     assert programs[0] == programs[1]
 
 
-# ---- wrong use -----------------------------------------------------------------------------------------------
+# ---- wrong use -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Optimisers and schedules against plain optax and torch, a layer of a stacked leaf being its own parameter."""
+"""Optimisers and schedules equal optax's and torch's; layers of a stacked leaf are separate."""
 
 import dataclasses
 
@@ -155,14 +155,18 @@ def test_which_leaf_gets_muon():
     assert {path_name(path) for path, label in labels if label == "adamw"} == {
         *(f"encoder/backbone/embeddings/{n}" for n in ("token", "position", "token_type")),
         *(f"encoder/backbone/embeddings/norm/{n}" for n in ("scale", "bias")),
-        *(f"{layers}/{norm}_norm/{n}" for norm in ("attention", "output") for n in ("scale", "bias")),
+        *(
+            f"{layers}/{norm}_norm/{n}"
+            for norm in ("attention", "output")
+            for n in ("scale", "bias")
+        ),
         *(f"{layers}/{name}/bias" for name in names),
         *(f"encoder/lora/layers/{name}/{n}" for name in names for n in "ab"),
         "encoder/heads/0/kernel",
         "encoder/heads/0/bias",
         "loss/kernel",
         "auxiliary/mlm/dense/kernel",
-    }  # fmt: skip
+    }
 
 
 def test_wsd_rises_stays_and_falls():

@@ -138,8 +138,13 @@ def test_a_nan_loss_names_step_and_records_and_leaves_what_was_saved(
         return values / (1 - long_run), weights, metrics
 
     monkeypatch.setattr(in_batch, "info_nce", dataclasses.replace(original, compute=breaks))
-    status, err = simcse_here(tmp_path / "run", "--config.checkpoint.every=1", "--config.batch.size=2",
-                              "--config.batch.groups=1", "--config.train.seed=3")  # fmt: skip
+    status, err = simcse_here(
+        tmp_path / "run",
+        "--config.checkpoint.every=1",
+        "--config.batch.size=2",
+        "--config.batch.groups=1",
+        "--config.train.seed=3",
+    )
     assert status == 1 and err.count("\n") == 1, err
     assert re.search(r"loss.* not finite at step \d+ \(records \d+", err), err
     step = int(re.search(r"at step (\d+)", err).group(1))

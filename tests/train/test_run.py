@@ -1,4 +1,4 @@
-"""A run's model at any step is the one that the run had, bit for bit, and says all that the written one says."""
+"""A run's model at any step equals, bit for bit, the model that training had at that step."""
 
 import json
 import shutil

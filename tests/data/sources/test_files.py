@@ -303,9 +303,12 @@ def test_files_and_splits_that_are_not_there(tmp_path):
         read_sts(tmp_path / "dev.tsv")
 
 
-# ---- BEIR ----------------------------------------------------------------------------------------------------
+# ---- BEIR ----------------------------------------------------------------------------------------
 
-CORPUS = '{"_id": "d1", "title": "T", "text": "one", "metadata": {}}\n{"_id": "d2", "title": "", "text": "two"}\n'
+CORPUS = (
+    '{"_id": "d1", "title": "T", "text": "one", "metadata": {}}\n'
+    '{"_id": "d2", "title": "", "text": "two"}\n'
+)
 QUERIES = '{"_id": "q1", "text": "first"}\n{"_id": "q2", "text": "unjudged"}\n'
 QRELS = "query-id\tcorpus-id\tscore\nq1\td1\t2\nq1\td2\t0\n"
 

@@ -146,7 +146,7 @@ def class_dataset(names, labels, **columns):
 
 @pytest.mark.parametrize("form", ["saved", "parquet", "Dataset", "one by one"])
 def test_classes_count_by_their_names(tmp_path, cache, form):
-    """An NLI data set with its classes in another order gives the entailed hypothesis as the positive."""
+    """An NLI data set with its classes in another order still gives the entailed hypothesis."""
     dataset = class_dataset(NLI_NAMES, [0, 1, 2, -1], premise="", hypothesis="")
     dataset.save_to_disk(tmp_path / "saved")
     dataset.to_parquet(tmp_path / "a.parquet")

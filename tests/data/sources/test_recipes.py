@@ -1,4 +1,4 @@
-"""Named data sets, read from made data in the layouts of TFDS and of the hub, are records that training takes."""
+"""Named data sets, in the layouts of TFDS and of the hub, give records for training."""
 
 import json
 import re
@@ -20,7 +20,7 @@ COUNT = 12
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """EMBED_JAX_DATA: TFDS's own builder run on made files, and copies of hub repositories with made parquet."""
+    """Returns EMBED_JAX_DATA: data prepared by TFDS's builder, and made parquet repositories."""
     root = tmp_path_factory.mktemp("data")
     raw = root / "raw"
     raw.mkdir()

@@ -1,4 +1,4 @@
-"""A property of all sources: one table of records, odd values included, is the same records or refused by all."""
+"""All sources read one table, odd values included, as the same records, or all refuse it."""
 
 import csv
 import json
