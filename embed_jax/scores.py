@@ -131,7 +131,7 @@ def _manhattan(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.abs(a - b).sum(axis=-1)
 
 
-# ---- scores --------------------------------------------------------------------------------------------------
+# ---- scores --------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

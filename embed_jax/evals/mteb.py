@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 Splits = dict[str, dict[str, Any]]  # by split, the values of each column
 
-# ---- models ----
+# ---- models --------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -198,7 +198,7 @@ def _encoders(model: SentenceEncoder | RoutedEncoder) -> list[SentenceEncoder]:
     return list(getattr(model, "encoders", {"": model}).values())
 
 
-# ---- local data ----
+# ---- local data ----------------------------------------------------------------------------------
 
 
 def local_task(

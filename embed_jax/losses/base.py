@@ -1,4 +1,4 @@
-"""A loss as one object: what it needs, and the function that training and a call on plain arrays share.
+"""A loss as one object: its needs, and one function for training and for calls on plain arrays.
 
 The way to begin is a loss of dense embeddings, six lines long:
 
@@ -50,6 +50,8 @@ class Target:
     """The scores of the data that a loss can fit.
 
     Attributes:
+        least: the lowest score.
+        largest: the highest score.
         of_margins: whether the limits are those of the difference between a list's first score and
             another.
     """
@@ -77,8 +79,8 @@ class About:
             `num_labels`.
         prefixes: whether it compares several prefixes of the embeddings in one pass
             (`Columns.prefixes`).
-        dims: the sizes to which embeddings trained with it may be cut; none: they were trained as a
-            whole.
+        dims: the sizes to which embeddings trained with it may be cut; empty: they were trained as
+            a whole.
         layers: how many earlier layers' embeddings it is given a step (`Columns.layers`); -1: all
             of them.
         positive: arguments that must be more than 0.
@@ -102,7 +104,7 @@ class About:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Loss:
-    """A loss: called on arrays it gives a value for each example, and `on_world` is what training calls.
+    """A loss: called on arrays it gives a value for each example; training calls `on_world`.
 
     Attributes:
         name: what metrics call it.
@@ -121,15 +123,18 @@ class Loss:
     of_dataset: Mapping[str, About] = dataclasses.field(default_factory=dict)
 
     def on_world(self, own: Columns, world: World, params: Params, **arguments: Any) -> LossResult:
-        """Values and weights of a device's own examples among those of the world, and metrics by example."""
+        """Computes values and weights of a device's own examples among those of the world.
+
+        The third result is metrics by example.
+        """
         return self.compute(own, world, params, **arguments)
 
     def __call__(
         self, *embeddings: Any, params: Params | None = None, **keywords: Any
     ) -> Float[Array, " B"]:
-        """The value of each example, from the same function that training runs.
+        """Computes the value of each example, by the same function that training runs.
 
-        0 for one that does not count.
+        It is 0 for an example that does not count.
 
         Args:
             embeddings: those of a column each: anchors, positives, negatives. `[B, D]`, or what the
@@ -174,7 +179,7 @@ class Loss:
         return jnp.where(weights > 0.0, values, 0.0)
 
     def init(self, dim: int, key: PRNGKeyArray) -> Params:
-        """The loss's own parameters at the start for embeddings of size `dim`.
+        """Makes the loss's own parameters at the start for embeddings of size `dim`.
 
         {} if it has none.
         """
@@ -199,7 +204,10 @@ def loss(
     positive: tuple[str, ...] = (),
     targets: Callable[[Mapping[str, Any]], Target | None] | None = None,
 ) -> Callable[[Callable[..., LossResult]], Loss]:
-    """Makes a `Loss` of a function `(own, world, params, *, arguments ...) -> (values, weights, metrics)`; see `About`."""
+    """Makes a `Loss` of a function `(own, world, params, *, arguments ...)`.
+
+    The function returns (values, weights, metrics). See `About` for the arguments here.
+    """
     about = About(
         tuple(needs),
         columns,
@@ -230,7 +238,7 @@ def loss(
 
 
 def as_loss(function: Loss | Callable[..., LossResult]) -> Loss:
-    """A plain function as a loss that needs nothing but embeddings; a Loss is itself."""
+    """Makes a loss that needs nothing but embeddings of a plain function; a Loss is returned."""
     function = getattr(function, "__self__", function)  # a loss's `on_world` is the loss
     if isinstance(function, Loss):
         return function
@@ -239,9 +247,10 @@ def as_loss(function: Loss | Callable[..., LossResult]) -> Loss:
 
 
 def bind(function: Loss | Callable[..., LossResult], /, **arguments: Any) -> Loss:
-    """A loss with its arguments settled.
+    """Returns a loss with its arguments settled.
 
     Args:
+        function: a loss, or a plain function `(own, world, params, ...)`.
         arguments: of the loss; those left out keep their defaults. A number may be a schedule, see
             `schedule`.
 
@@ -278,7 +287,7 @@ def bind(function: Loss | Callable[..., LossResult], /, **arguments: Any) -> Los
 
 
 def _at_step(compute: Callable[..., LossResult]) -> Callable[..., LossResult]:
-    """A loss whose arguments may be schedules, read at the step."""
+    """Makes a loss whose arguments may be schedules, read at the step."""
 
     def computed(own: Columns, world: World, params: Params, **arguments: Any) -> LossResult:
         now = {
@@ -303,7 +312,7 @@ def _settled_init(init: Callable[..., Params], settled: Mapping[str, Any]) -> Ca
 
 
 def parameters_of(function: Callable) -> dict[str, inspect.Parameter]:
-    """The arguments by name of a loss's function, which a config may give."""
+    """Returns the arguments by name of a loss's function, which a config may give."""
     return {
         name: parameter
         for name, parameter in inspect.signature(function).parameters.items()
@@ -317,10 +326,13 @@ def settle(
     settings: Mapping[str, Any],
     schedules: bool = False,
 ) -> dict[str, Any]:
-    """All arguments, defaults included, of the types that `name` declares.
+    """Checks arguments and adds the defaults of those left out.
 
     Args:
-        schedules: whether a number may be a schedule, written as one or made.
+        name: the function's name in errors.
+        parameters: the arguments that it takes.
+        settings: the arguments that are set.
+        schedules: whether a number may be a schedule, written as text or made.
     """
     settled = {}
     for argument, value in settings.items():
@@ -348,14 +360,14 @@ def settle(
 
 
 def is_number(argument: Any, number: float) -> bool:
-    """Tells whether an argument is this number at every step; one that follows a schedule is not."""
+    """Tells whether an argument is this number at every step; a schedule is not."""
     return isinstance(argument, int | float) and argument == number
 
 
 def mean_over_present(
     values: Float[Array, "C b"], present: Bool[Array, "C b"]
 ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-    """Each example's mean over those of its texts that are there, and how many there are.
+    """Computes each example's mean over those of its texts that are there, and their number.
 
     0 and 0 without any.
     """

@@ -26,11 +26,16 @@ def pair_features(
     """Returns the input of a classifier of pairs: some of u, v, |u-v| and u*v side by side.
 
     Args:
+        first: embeddings u.
+        second: embeddings v.
         concatenation: their names in order, with commas: every row of Reimers and Gurevych (2019),
             table 6.
 
     Raises:
         InputError: for another part.
+
+    >>> print(pair_features(jnp.array([[1.0, 2.0]]), jnp.array([[3.0, 1.0]]), "|u-v|,u*v"))
+    [[2. 1. 3. 2.]]
     """
     first, second = first.astype(jnp.float32), second.astype(jnp.float32)
     return jnp.concatenate(
@@ -39,7 +44,11 @@ def pair_features(
 
 
 def softmax_loss(logits: Float[Array, "b k"], label: Int[Array, " b"]) -> Float[Array, " b"]:
-    """-log softmax(logits)[label]; nan for a label that is not in 0 .. k - 1."""
+    """-log softmax(logits)[label]; nan for a label that is not in 0 .. k - 1.
+
+    >>> print(softmax_loss(jnp.array([[0.0, 0.0], [2.0, 0.0]]), jnp.array([0, 1])))
+    [0.6931 2.1269]
+    """
     known = (label >= 0) & (label < logits.shape[-1])
     picked = jnp.take_along_axis(
         jax.nn.log_softmax(logits), jnp.where(known, label, 0)[:, None], axis=-1
@@ -50,7 +59,7 @@ def softmax_loss(logits: Float[Array, "b k"], label: Int[Array, " b"]) -> Float[
 def init_classifier(
     dim: int, key: PRNGKeyArray, *, num_labels: int = 3, concatenation: str = "u,v,|u-v|"
 ) -> dict[str, Array]:
-    """{"kernel": [F, k], "bias": [k]}, uniform in +-1 / sqrt(F) as torch's linear layers are.
+    """Makes {"kernel": [F, k], "bias": [k]}, uniform in +-1 / sqrt(F) like torch's linear layers.
 
     Raises:
         InputError: for fewer than two labels or an unknown part of the concatenation.

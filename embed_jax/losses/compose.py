@@ -1,4 +1,4 @@
-"""Losses made of losses: with their arguments settled, in weighted sums, symmetric, one a data set, masked."""
+"""Losses made of losses: weighted sums, symmetric losses, one for each data set, masked losses."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ AnyLoss = Loss | Callable[..., LossResult]  # a Loss, or a plain function (own, 
 
 
 def weighted_sum(parts: Sequence[tuple[float | Schedule, AnyLoss]]) -> Loss:
-    """sum_k c_k L_k, where each L_k is its own weighted mean over the world.
+    """Makes the loss sum_k c_k L_k, where each L_k is its own weighted mean over the world.
 
-    Metrics: the first loss's own, and each L_k as "loss/NAME" ("loss/NAME_2" where there is one of
-        that name).
+    Metrics: the first loss's own, and each L_k as "loss/NAME" ("loss/NAME_2" for a second loss of
+    that name).
 
     Args:
         parts: (c_k, loss), where c_k may be a schedule; parameters {"0": ..., "1": ...} in this
@@ -30,6 +30,11 @@ def weighted_sum(parts: Sequence[tuple[float | Schedule, AnyLoss]]) -> Loss:
 
     Raises:
         InputError: if no number of texts an example suits all.
+
+    >>> from embed_jax.losses import alignment, info_nce
+    >>> first, second = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
+    >>> print(weighted_sum([(1.0, info_nce), (0.1, alignment)])(first, second))
+    [0.0029 0.0586]
     """
     coefficients, losses = (
         [coefficient for coefficient, _ in parts],
@@ -59,7 +64,7 @@ def weighted_sum(parts: Sequence[tuple[float | Schedule, AnyLoss]]) -> Loss:
 
 
 def symmetric(loss: AnyLoss) -> Loss:
-    """The mean of a loss and of the same loss with anchors and positives in each other's place.
+    """Makes the mean of a loss and of the same loss with anchors and positives exchanged.
 
     Metrics are those of the anchors' direction. Negatives stay an example's own; a queue of
     positives is the anchors'.
@@ -67,6 +72,11 @@ def symmetric(loss: AnyLoss) -> Loss:
     Raises:
         InputError: for a loss of fewer than two texts, or of scores by candidate, which are the
             anchor's.
+
+    >>> from embed_jax.losses import info_nce
+    >>> first, second = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
+    >>> print(symmetric(bind(info_nce, temperature=0.5))(first, second))
+    [0.2847 0.4554]
     """
     loss = bind(loss)
     least, most = loss.about.columns
@@ -91,9 +101,15 @@ def symmetric(loss: AnyLoss) -> Loss:
 
 
 def masked(loss: AnyLoss, *, min_score: float) -> Loss:
-    """A loss over the examples with a score (the first, where there are several) of at least `min_score`.
+    """Makes a loss over the examples with a score of at least `min_score`.
 
-    The others count nothing: they have no loss, and nobody has them as negatives.
+    Where an example has several scores the first one counts. The other examples have no loss, and
+    are nobody's negatives.
+
+    >>> from embed_jax.losses import alignment
+    >>> first, second = jnp.eye(2), jnp.ones((2, 2))
+    >>> print(masked(alignment, min_score=0.5)(first, second, score=jnp.array([1.0, 0.0])))
+    [0.5858 0.    ]
     """
     loss = bind(loss)
 
@@ -114,13 +130,12 @@ def masked(loss: AnyLoss, *, min_score: float) -> Loss:
 
 
 def per_dataset(losses: Mapping[str, AnyLoss]) -> Loss:
-    """Each example's loss by the data set that it is from.
+    """Makes each example's loss by the data set that it is from.
 
-    That is sum_i weight_i value_i / sum_i weight_i over all of them.
-
-    Examples of other data sets are neither rows nor negatives of a loss. A loss that takes at most
-    this many texts an example is given the first ones. Metrics: each loss's own as "DATASET/NAME",
-    and its value as "loss/DATASET"; nan in a batch without examples for it.
+    That is sum_i weight_i value_i / sum_i weight_i over all of them. Examples of other data sets
+    are neither rows nor negatives of a loss. A loss that takes fewer texts an example than there
+    are is given the first ones. Metrics: each loss's own as "DATASET/NAME", and its value as
+    "loss/DATASET"; nan in a batch without examples for it.
 
     Args:
         losses: by data set, which `Columns.dataset` gives as a position here; an example of any
@@ -128,6 +143,12 @@ def per_dataset(losses: Mapping[str, AnyLoss]) -> Loss:
 
     Raises:
         InputError: for no loss, or one that tells data sets apart itself.
+
+    >>> from embed_jax.losses import alignment
+    >>> losses = {"nli": alignment, "sts": bind(alignment, alpha=1.0)}
+    >>> first, second = jnp.eye(2), jnp.ones((2, 2))
+    >>> print(per_dataset(losses)(first, second, dataset=jnp.array([0, 1])))
+    [0.5858 0.7654]
     """
     bound = {name: bind(loss) for name, loss in losses.items()}
     for name, loss in bound.items():
@@ -177,7 +198,7 @@ def per_dataset(losses: Mapping[str, AnyLoss]) -> Loss:
     return Loss("per_dataset", compute, needed, of_dataset=of_dataset)
 
 
-# ---- what several losses have in common ----------------------------------------------------------------------
+# ---- what several losses have in common ----------------------------------------------------------
 
 
 def _about(losses: Sequence[Loss], columns: tuple[int, int]) -> About:
@@ -202,15 +223,14 @@ def _about(losses: Sequence[Loss], columns: tuple[int, int]) -> About:
 
 
 def _shared_columns(losses: Sequence[Loss]) -> tuple[int, int]:
-    """The fewest and the most texts of an example that suit all losses."""
+    """Returns the fewest and the most texts of an example that suit all losses."""
     many = max(losses, key=lambda loss: loss.about.columns[0])
     few = min(losses, key=lambda loss: loss.about.columns[1] or float("inf"))
     least, most = many.about.columns[0], few.about.columns[1]
     if most and most < least:
         raise InputError(
             f"expected losses for equally many texts an example, found {many.name} for {least} or "
-            "more "
-            f"and {few.name} for at most {most}"
+            f"more and {few.name} for at most {most}"
         )
     return least, most
 
@@ -226,7 +246,7 @@ def _shared_layers(losses: Sequence[Loss]) -> int:
 
 
 def _shared_datasets(losses: Sequence[Loss]) -> Mapping[str, About]:
-    """The data sets that losses tell apart, which must be the same for all that do."""
+    """Returns the data sets that losses tell apart, the same for all that do."""
     separate = [loss for loss in losses if loss.of_dataset]
     for loss in separate[1:]:
         if loss.datasets != separate[0].datasets:
@@ -241,7 +261,7 @@ def _shared_datasets(losses: Sequence[Loss]) -> Mapping[str, About]:
 def common_weights(
     results: Sequence[LossResult], world: World
 ) -> tuple[Float[Array, " b"], list[Float[Array, " b"]]]:
-    """Weights for several losses, and what their numbers are multiplied by to have the same means with those.
+    """Returns weights for several losses, and factors that keep the losses' means.
 
     With weights u_k of sums U_k, the common weights are w = mean_k u_k of sum W, and the factors
     are u_k W / (w U_k): 1 where all weights are equal. A mean of nothing stays 0.
@@ -256,7 +276,7 @@ def common_weights(
 
 
 def _ratio(numerator: Float[Array, "*n"], denominator: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """0 where the denominator is."""
+    """Divides; 0 where the denominator is 0."""
     is_zero = denominator == 0.0
     return jnp.where(is_zero, 0.0, numerator / jnp.where(is_zero, 1.0, denominator))
 
@@ -268,11 +288,11 @@ def _free(name: str, taken: Mapping[str, Any]) -> str:
     return entry
 
 
-# ---- columns changed -----------------------------------------------------------------------------------------
+# ---- columns changed -----------------------------------------------------------------------------
 
 
 def _swapped(columns: Columns) -> Columns:
-    """Anchors and positives in each other's place."""
+    """Exchanges anchors and positives."""
     others = range(2, len(columns.embeddings))
     query = {0: 1, 1: 0}.get(columns.query, columns.query)
     return columns.replace(queue=None, query=query).select([1, 0, *others])
@@ -286,7 +306,7 @@ def _of_some(
     params: Params,
     most: int = 0,
 ) -> LossResult:
-    """A loss over some of the examples and, if `most` is not 0, over this many of their texts."""
+    """Computes a loss over some of the examples, and over `most` of their texts unless it is 0."""
 
     def change(columns: Columns) -> Columns:
         columns = columns.select(range(len(columns.embeddings))[:most]) if most else columns

@@ -24,7 +24,7 @@ NORMALIZATIONS = ("none", "min_max", "z_score")
 def project_student(
     student: Float[Array, "*n D"], params: Params
 ) -> Float[Array, "*n D"] | Float[Array, "*n T"]:
-    """x W + b of a learnt projection, or x where there are no parameters."""
+    """Computes x W + b of a learnt projection, or x where there are no parameters."""
     if not params:
         return student
     projected = jnp.matmul(student.astype(jnp.float32), params["kernel"], precision="highest")
@@ -38,6 +38,7 @@ def init_projection(dim: int, key: PRNGKeyArray, projection: int) -> Params:
 
     Args:
         dim: D, the student's size.
+        key: of the random kernel.
         projection: T, the teacher's size.
     """
     if projection < 0:
@@ -57,6 +58,9 @@ def embedding_mse_loss(
 
     Reimers and Gurevych (2020), "Making Monolingual Sentence Embeddings Multilingual using
     Knowledge Distillation".
+
+    >>> print(embedding_mse_loss(jnp.eye(2), jnp.ones((2, 2))))
+    [0.5 0.5]
     """
     return jnp.mean((student.astype(jnp.float32) - teacher.astype(jnp.float32)) ** 2, axis=-1)
 
@@ -69,8 +73,8 @@ def embedding_mse(own: Columns, world: World, params: Params, *, projection: int
 
     Args:
         projection: the teacher's size, which a learnt linear map takes the student's embeddings to.
-            The map is a parameter of the loss, so that the saved model is without it. 0: none, for
-            embeddings of one size.
+            The map is a parameter of the loss, so that the saved model is without it. 0: no map,
+            for embeddings of one size.
 
     Raises:
         InputError: if the (projected) embeddings are not of the teacher's size.
@@ -85,7 +89,11 @@ def embedding_mse(own: Columns, world: World, params: Params, *, projection: int
 def embedding_cosine_loss(
     student: Float[Array, "*n D"], teacher: Float[Array, "*n D"]
 ) -> Float[Array, "*n"]:
-    """1 - cos(student, teacher)."""
+    """1 - cos(student, teacher).
+
+    >>> print(embedding_cosine_loss(jnp.eye(2), jnp.array([[3.0, 0.0], [1.0, 1.0]])))
+    [0.     0.2929]
+    """
     return cosine_distance(student, teacher)
 
 
@@ -99,8 +107,8 @@ def embedding_cosine(
 
     Args:
         projection: the teacher's size, which a learnt linear map takes the student's embeddings to.
-            The map is a parameter of the loss, so that the saved model is without it. 0: none, for
-            embeddings of one size.
+            The map is a parameter of the loss, so that the saved model is without it. 0: no map,
+            for embeddings of one size.
 
     Raises:
         InputError: if the (projected) embeddings are not of the teacher's size.
@@ -121,6 +129,7 @@ def normalize_scores(
     """Puts each list of a teacher's scores on one scale, whatever the scale of the teacher.
 
     Args:
+        scores: a teacher's scores, a row for each list.
         present: False where there is no candidate, whose score is then 0; None: all are there.
         normalization: "min_max": (t - min) / (max - min); "z_score": (t - mean) / standard
             deviation, which divides by the number of candidates; "none". A list of equal scores
@@ -128,6 +137,9 @@ def normalize_scores(
 
     Raises:
         InputError: for another normalization.
+
+    >>> print(normalize_scores(jnp.array([[1.0, 3.0, 5.0]]), normalization="min_max"))
+    [[0.  0.5 1. ]]
     """
     if normalization not in NORMALIZATIONS:
         raise InputError(unknown("normalization of scores", normalization, NORMALIZATIONS))
@@ -163,15 +175,23 @@ def margin_mse_loss(
     Knowledge Distillation".
 
     Args:
-        student, teacher: scores s and t, the positive's first.
-        temperature, teacher_temperature: t_s and t_t.
+        student: scores s, the positive's first.
+        teacher: scores t, the positive's first.
+        temperature: t_s.
+        teacher_temperature: t_t.
+
+    >>> print(margin_mse_loss(jnp.array([[1.0, 0.0]]), jnp.array([[5.0, 2.0]])))
+    [[4.]]
     """
     margin, teacher_margin = student[:, :1] - student[:, 1:], teacher[:, :1] - teacher[:, 1:]
     return (margin / temperature - teacher_margin / teacher_temperature) ** 2
 
 
 def _margin_target(arguments: Mapping[str, Any]) -> Target | None:
-    """Returns the margins of the data that margins of scores between two limits can equal, as far as that is fixed."""
+    """Returns the margins of the data that margins of scores between two limits can equal.
+
+    None as far as they are not fixed.
+    """
     limits = find_score(arguments["similarity"]).limits
     temperatures = arguments["temperature"], arguments["teacher_temperature"]
     scheduled = any(isinstance(temperature, Schedule) for temperature in temperatures)
@@ -203,13 +223,15 @@ def margin_mse(
     normalization: str = "none",
     similarity: str | Score = "dot",
 ) -> LossResult:
-    """`margin_mse_loss` of an anchor's positive and its own negatives, the mean over those that are there.
+    """Computes `margin_mse_loss` of an anchor's positive and its own negatives.
+
+    The value is the mean over the negatives that are there.
 
     Args:
-        temperature, teacher_temperature: what the student's and the teacher's scores are divided
-            by.
-        normalization: of the teacher's scores of each list, see `normalize_scores`; before its
-            temperature.
+        temperature: divides the student's scores.
+        teacher_temperature: divides the teacher's scores.
+        normalization: of the teacher's scores of each list, see `normalize_scores`; applied before
+            its temperature.
         similarity: the student's score, "dot", "cosine", or another `scores.Score`.
 
     Returns:
@@ -218,7 +240,8 @@ def margin_mse(
     Raises:
         InputError: if there is not one score for each candidate.
 
-    >>> anchor, positive, negative = jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 1.0]]), jnp.array([[0.0, 1.0]])
+    >>> anchor, positive = jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 1.0]])
+    >>> negative = jnp.array([[0.0, 1.0]])
     >>> print(margin_mse(anchor, positive, negative, score=jnp.array([[5.0, 2.0]])))
     [4.]
     """
@@ -247,9 +270,14 @@ def kl_loss(
     temperature t, where t^2 keeps the gradient's size.
 
     Args:
-        student, teacher: scores.
+        student: scores.
+        teacher: scores.
         present: False where there is no candidate; None: all are there.
-        temperature, teacher_temperature: t_s and t_t; for t_t 0 means t_s.
+        temperature: t_s.
+        teacher_temperature: t_t; 0: t_s.
+
+    >>> print(kl_loss(jnp.array([[1.0, 0.0]]), jnp.array([[5.0, 2.0]])))
+    [0.1698]
     """
     teacher_temperature = _own_or(teacher_temperature, temperature)
     if present is not None:
@@ -271,7 +299,9 @@ def kl(
     normalization: str = "none",
     similarity: str | Score = "dot",
 ) -> LossResult:
-    """The mean of `kl_loss` over the anchors, an anchor's candidates being its positive and its own negatives.
+    """Computes the mean of `kl_loss` over the anchors.
+
+    An anchor's candidates are its positive and its own negatives.
 
     `kl(temperature=0.25, teacher_temperature=1.0, normalization='min_max', similarity='cosine')`
     suits the scores of a cross-encoder, whose range is not the student's.
@@ -279,17 +309,19 @@ def kl(
     Args:
         temperature: of the student.
         teacher_temperature: of the teacher; 0: the student's.
-        normalization: of the teacher's scores of each list, see `normalize_scores`; before its
-            temperature.
+        normalization: of the teacher's scores of each list, see `normalize_scores`; applied before
+            its temperature.
         similarity: the student's score, "dot", "cosine", or another `scores.Score`.
 
     Returns:
-        Weight 1 for an example with an anchor and two candidates: a single one has nothing to learn.
+        Weight 1 for an example with an anchor and two candidates or more: a single candidate has
+        nothing to learn from.
 
     Raises:
         InputError: if there is not one score for each candidate.
 
-    >>> anchor, positive, negative = jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 1.0]]), jnp.array([[0.0, 1.0]])
+    >>> anchor, positive = jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 1.0]])
+    >>> negative = jnp.array([[0.0, 1.0]])
     >>> print(kl(anchor, positive, negative, score=jnp.array([[5.0, 2.0]])))
     [0.1698]
     """
@@ -308,9 +340,9 @@ def kl(
 def score_mse(
     own: Columns, world: World, params: Params, *, similarity: str | Score = "cosine"
 ) -> LossResult:
-    """(s(anchor, candidate) - score)^2, the mean over all candidates that are there.
+    """Computes (s(anchor, candidate) - score)^2, the mean over all candidates that are there.
 
-    For pairs, `cosine_mse`.
+    For pairs see `cosine_mse`.
 
     Args:
         similarity: the student's score, "cosine", "dot", or another `scores.Score`.
@@ -321,7 +353,8 @@ def score_mse(
     Raises:
         InputError: if there is not one score for each candidate.
 
-    >>> anchor, positive, negative = jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 1.0]]), jnp.array([[0.0, 1.0]])
+    >>> anchor, positive = jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 1.0]])
+    >>> negative = jnp.array([[0.0, 1.0]])
     >>> print(score_mse(anchor, positive, negative, score=jnp.array([[0.7, 0.5]])))
     [0.125]
     """
@@ -331,13 +364,13 @@ def score_mse(
 
 @loss(needs=("teacher",), columns=(1, 0), tiled=True)
 def relational(own: Columns, world: World, params: Params) -> LossResult:
-    """The mean of (cos(s_i, s_j) - cos(t_i, t_j))^2 over all texts i and j of the world that are there, of all columns.
+    """Computes the mean of (cos(s_i, s_j) - cos(t_i, t_j))^2 over all pairs of texts.
 
-    The teacher's size may differ from the student's. Similarity-preserving distillation: Tung and Mori
-    (2019), "Similarity-Preserving Knowledge Distillation", with cosines in place of normalised
-    rows.
+    i and j are all texts of the world that are there, of all columns. The teacher's size may differ
+    from the student's. Similarity-preserving distillation: Tung and Mori (2019),
+    "Similarity-Preserving Knowledge Distillation", with cosines in place of normalised rows.
 
-    >>> student, teacher = jnp.eye(2), jnp.ones((2, 3))  # cosines 0 and 1 of the two texts with each other
+    >>> student, teacher = jnp.eye(2), jnp.ones((2, 3))  # cosines 0 and 1 of the two texts
     >>> print(relational(student, teacher=[teacher]))
     [0.5 0.5]
     """
@@ -383,7 +416,10 @@ def _own_or(temperature: float | Array, default: float | Array) -> float | Array
 def _both(
     own: Columns, params: Params, name: str
 ) -> tuple[Float[Array, "C b T"], Float[Array, "C b T"]]:
-    """Returns the student's embeddings, projected if there is a projection, and the teacher's, of one size."""
+    """Returns the student's embeddings, projected if there is a projection, and the teacher's.
+
+    They are of one size.
+    """
     student = project_student(jnp.stack(dense(own.embeddings, name)), params)
     teacher = jnp.stack(dense(own.teacher, f"the teacher of {name}"))
     size, teacher_size = student.shape[-1], teacher.shape[-1]
@@ -399,16 +435,15 @@ def _both(
 def _candidate_scores(
     own: Columns, similarity: str | Score, name: str
 ) -> tuple[Array, Array, Bool[Array, "K b"]]:
-    """The student's and the teacher's scores [K, b] of the candidates, columns 1 ..
+    """Returns the student's and the teacher's scores [K, b] of the candidates.
 
-    C - 1, and which are there.
+    The candidates are columns 1 .. C - 1; the third result says which are there.
     """
     candidates = own.embeddings[1:]
     if own.score.shape[1] != len(candidates):
         raise InputError(
             f"scores of the loss {name}: expected {len(candidates)} an example, one for each "
-            "candidate, "
-            f"found {own.score.shape[1]}"
+            f"candidate, found {own.score.shape[1]}"
         )
     present = own.present[:1] & own.present[1:]
     student = find_score(similarity).of_lists(own.embeddings[0], candidates)

@@ -50,6 +50,10 @@ def build_loss(expression: str, fields: Mapping[str, Any] | None = None) -> Loss
 
     Raises:
         InputError: naming the part of the expression that cannot be used, and what is accepted.
+
+    >>> loss = build_loss("alignment + 0.1 * uniformity(t=2)")
+    >>> print(loss(jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])))
+    [-0.4     0.1858]
     """
     source, own = with_dots(" ".join(expression.split()))
     try:
@@ -205,7 +209,8 @@ class _Reader:
         source_text = self._text(node)
         raise self._error(
             call,
-            f"{argument}: expected a number, True, False or a string in quotes, found {source_text}",
+            f"{argument}: expected a number, True, False or a string in quotes, found "
+            f"{source_text}",
         )
 
     def _tried(self, node: ast.expr, make: Callable[[], Loss]) -> Loss:
@@ -226,7 +231,7 @@ class _Reader:
 
 
 def _number(node: ast.expr) -> int | float | None:
-    """The number that a literal is, with or without a minus."""
+    """Returns the number that a literal is, with or without a minus."""
     match node:
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
             return None if isinstance(value, bool) else -value

@@ -40,7 +40,7 @@ HARDNESS = ("", "in_batch_negatives", "hard_negatives", "all_negatives")
 
 
 def log_scale_init(dim: int, key: Array, temperature: float, learn_temperature: bool) -> Params:
-    """{"log_scale": log(1 / temperature)} if the temperature is learnt."""
+    """Makes {"log_scale": log(1 / temperature)} if the temperature is learnt."""
     return {"log_scale": jnp.log(jnp.float32(1 / temperature))} if learn_temperature else {}
 
 
@@ -67,7 +67,7 @@ def info_nce(
     mask_margin: float = 0.0,
     mask_strategy: str = "absolute",
 ) -> LossResult:
-    """InfoNCE: -log( exp(s(q_i, p_i) / t) / Z_i ), Z_i over the positive and all negatives of example i.
+    """InfoNCE: -log( exp(s(q_i, p_i) / t) / Z_i ), Z_i over the positive and all negatives.
 
     van den Oord, Li, Vinyals (2018), eq. 4; with in-batch negatives Henderson et al. (2017).
 
@@ -92,8 +92,12 @@ def info_nce(
         hardness_strength: their logit grows by strength * s, without gradient.
         label_smoothing: share e of the target that is spread evenly over the positive and all
             negatives.
-        mask_duplicates, mask_by, mask_margin, mask_strategy: which candidates are not negatives, see
+        learn_temperature: whether the temperature is learnt.
+        mask_duplicates: whether candidates of an equal text, id or group are left out; see
             `Negatives`.
+        mask_by: the model that decides which candidates are too similar; see `Negatives`.
+        mask_margin: see `Negatives`.
+        mask_strategy: see `Negatives`.
 
     >>> anchors, positives = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
     >>> print(info_nce(anchors, positives, temperature=0.5))
@@ -102,7 +106,8 @@ def info_nce(
     Similarities of 0.90 to the positive and 0.20 to the negative, and the other way round:
 
     >>> query, near, far = (jnp.array([[c, (1 - c**2) ** 0.5]]) for c in (1.0, 0.9, 0.2))
-    >>> [f"{info_nce(query, *pair, temperature=0.05)[0]:.2g}" for pair in ((near, far), (far, near))]
+    >>> pairs = (near, far), (far, near)
+    >>> [f"{info_nce(query, *pair, temperature=0.05)[0]:.2g}" for pair in pairs]
     ['8.3e-07', '14']
 
     Logits of 1000 and 986 do not overflow, and do not round to 0:
@@ -138,8 +143,7 @@ def info_nce(
     ):
         raise InputError(
             f"config.loss: terms={terms!r} with partition={partition!r}: expected 'qp' and others "
-            "of "
-            f"{', '.join(sorted(accepted))}, and the partition 'joint' or 'per_direction'"
+            f"of {', '.join(sorted(accepted))}, and the partition 'joint' or 'per_direction'"
         )
     if hardness not in HARDNESS:
         raise InputError(
@@ -197,6 +201,14 @@ def gte(
     Z_i = sum_j e(q_i, p_j) + sum_{j!=i} [e(q_i, q_j) + e(q_j, p_i) + e(p_j, p_i)], with e = exp(s /
     t).
 
+    Args:
+        temperature: t, more than 0; with `learn_temperature` the start of the learnt temperature.
+        similarity: "cosine", "dot", or another `scores.Score`, by name or "module:attribute".
+        repeat_positive: whether the pair itself counts once more; see `info_nce`.
+        learn_temperature: whether the temperature is learnt.
+        mask_duplicates: whether candidates of an equal text, id or group are left out; see
+            `Negatives`.
+
     >>> anchors, positives = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
     >>> print(gte(anchors, positives, temperature=0.5))
     [0.8688 1.2488]
@@ -228,10 +240,20 @@ def qwen3(
 ) -> LossResult:
     """Qwen3-Embedding's loss: likely positives are masked (Zhang et al. 2025, eq. 1).
 
-    Hard negatives count for their own example only.
+    Hard negatives count for their own example only:
 
-    Z_i = e(q_i, p_i) + sum_k m e(q_i, n_ik) + sum_{j!=i} m [e(q_i, q_j) + e(p_i, p_j) + e(q_i,
-    p_j)], where m = 0 for a similarity above s(q_i, p_i) + mask_margin, or an equal text, else 1.
+    Z_i = e(q_i, p_i) + sum_k m e(q_i, n_ik)
+        + sum_{j!=i} m [e(q_i, q_j) + e(p_i, p_j) + e(q_i, p_j)],
+
+    where m = 0 for a similarity above s(q_i, p_i) + mask_margin, or an equal text, else 1.
+
+    Args:
+        temperature: t, more than 0; with `learn_temperature` the start of the learnt temperature.
+        similarity: "cosine", "dot", or another `scores.Score`, by name or "module:attribute".
+        learn_temperature: whether the temperature is learnt.
+        mask_duplicates: whether candidates of an equal text, id or group are left out; see
+            `Negatives`.
+        mask_margin: how far above the positive's similarity a candidate is still a negative.
 
     >>> anchors, positives = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
     >>> print(qwen3(anchors, positives, temperature=0.5))
@@ -268,17 +290,24 @@ def gist(
     mask_margin: float = 0.0,
     mask_strategy: str = "absolute",
 ) -> LossResult:
-    """InfoNCE without candidates that a guide finds closer than the positive (GISTEmbed).
+    """InfoNCE without candidates that a guide finds closer than the positive.
 
-    Solatorio (2024), "GISTEmbed".
-
-    A candidate c of example i is dropped if g(i, c) > g(q_i, p_i) - margin ("absolute") or
-    > g(q_i, p_i) - margin * |g(q_i, p_i)| ("relative"), where g is the guide's cosine of the texts
-    compared. Candidates: passages and hard negatives, anchors against anchors, positives against
-    positives.
+    Solatorio (2024), "GISTEmbed". A candidate c of example i is dropped if g(i, c) > g(q_i, p_i) -
+    margin ("absolute") or > g(q_i, p_i) - margin * |g(q_i, p_i)| ("relative"), where g is the
+    guide's cosine of the texts compared. Candidates: passages and hard negatives, anchors against
+    anchors, positives against positives.
 
     Args:
+        temperature: t, more than 0; with `learn_temperature` the start of the learnt temperature.
+        similarity: "cosine", "dot", or another `scores.Score`, by name or "module:attribute".
+        contrast_anchors: whether anchors are compared with anchors.
+        contrast_positives: whether positives are compared with positives.
+        learn_temperature: whether the temperature is learnt.
+        mask_duplicates: whether candidates of an equal text, id or group are left out; see
+            `Negatives`.
         mask_by: "guide" (config.model.guide), or "model": the trained model guides itself.
+        mask_margin: margin.
+        mask_strategy: "absolute" or "relative"; see `Negatives`.
 
     >>> anchors, positives = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
     >>> print(gist(anchors, positives, guide=[anchors, anchors], temperature=0.5))
@@ -312,8 +341,13 @@ def dcl(
     l_i = -w_i s(q_i, p_i) / t + log sum_{j!=i} exp(s(q_i, p_j) / t), hard negatives included.
 
     Args:
+        temperature: t, more than 0; with `learn_temperature` the start of the learnt temperature.
+        similarity: "cosine", "dot", or another `scores.Score`, by name or "module:attribute".
         sigma: of the weights w_i = 2 - exp(s_ii / sigma) / mean_k exp(s_kk / sigma) (DCLW; 0.5 in
             the paper); 0: w = 1.
+        learn_temperature: whether the temperature is learnt.
+        mask_duplicates: whether candidates of an equal text, id or group are left out; see
+            `Negatives`.
 
     >>> anchors, positives = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
     >>> print(dcl(anchors, positives, temperature=0.5))
@@ -336,7 +370,7 @@ def dcl(
 
 
 def siglip_init(dim: int, key: Array, temperature: float, bias: float) -> Params:
-    """The learnable scale, as its logarithm, and bias."""
+    """Makes the learnable scale, as its logarithm, and bias."""
     return {"log_scale": jnp.log(jnp.float32(1 / temperature)), "bias": jnp.float32(bias)}
 
 
@@ -353,13 +387,15 @@ def siglip(
 ) -> LossResult:
     """Sigmoid loss: each pair is a yes or no by itself (SigLIP, Zhai et al. 2023).
 
-    sum_j -log sigmoid(z_ij (s(q_i, p_j) / t + b)), z_ii = 1, else -1.
-
-    Hard negatives are further p_j. Scale 1 / t = exp(params["log_scale"]) and b = params["bias"]
-    are learnt.
+    sum_j -log sigmoid(z_ij (s(q_i, p_j) / t + b)), z_ii = 1, else -1. Hard negatives are more p_j.
+    Scale 1 / t = exp(params["log_scale"]) and b = params["bias"] are learnt.
 
     Args:
-        temperature, bias: where t and b start; 0.1 and -10 in the paper.
+        temperature: the start of t; 0.1 in the paper.
+        bias: the start of b; -10 in the paper.
+        similarity: "cosine", "dot", or another `scores.Score`, by name or "module:attribute".
+        mask_duplicates: whether candidates of an equal text, id or group are left out; see
+            `Negatives`.
 
     >>> anchors, positives = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
     >>> print(siglip(anchors, positives, temperature=0.5, bias=0.0))
@@ -405,6 +441,13 @@ def mega_batch_margin(
 
     [positive_margin - s(q_i, p_i)]+ + [max_{j!=i} s(q_i, p_j) - negative_margin]+, hard negatives
     included.
+
+    Args:
+        positive_margin: the similarity that pairs should reach.
+        negative_margin: the similarity that negatives should stay below.
+        similarity: "cosine", "dot", or another `scores.Score`, by name or "module:attribute".
+        mask_duplicates: whether candidates of an equal text, id or group are left out; see
+            `Negatives`.
 
     >>> anchors, positives = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
     >>> print(mega_batch_margin(anchors, positives))

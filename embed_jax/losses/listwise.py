@@ -19,16 +19,17 @@ def own_candidates_loss(
     *,
     temperature: float = 1.0,
 ) -> Float[Array, " b"]:
-    """-log( exp(s_1 / t) / sum_k exp(s_k / t) ).
-
-    The first of each row's candidates against the others.
+    """-log( exp(s_1 / t) / sum_k exp(s_k / t) ), the first candidate against the others.
 
     Karpukhin et al. (2020), "Dense Passage Retrieval", eq. 2, without in-batch negatives.
 
     Args:
-        scores: the positive's first.
+        scores: of each row's candidates, the positive's first.
         present: False where there is no candidate; None: all are there.
         temperature: t.
+
+    >>> print(own_candidates_loss(jnp.array([[1.0, 0.0]])))  # log(1 + e^-1)
+    [0.3133]
     """
     logits = scores.astype(jnp.float32) / temperature
     if present is not None:
@@ -45,13 +46,15 @@ def own_candidates(
     temperature: float = 0.05,
     similarity: str | Score = "cosine",
 ) -> LossResult:
-    """The mean of `own_candidates_loss` over anchors, whose candidates are their positive and their own hard negatives.
+    """Computes the mean of `own_candidates_loss` over anchors.
 
-    For data where other examples' texts may well be right: NV-Embed's second stage, with
-    classification and clustering among its data sets (Lee et al. 2024).
+    An anchor's candidates are its positive and its own hard negatives. For data where other
+    examples' texts may well be right: NV-Embed's second stage, with classification and clustering
+    among its data sets (Lee et al. 2024).
 
     Args:
-        similarity: "cosine", "dot", or another `scores.Score`.
+        temperature: t, more than 0.
+        similarity: "cosine", "dot", or another `scores.Score`, by name or "module:attribute".
 
     Returns:
         Weight 1 for an example with an anchor, a positive and a negative. Metric: `accuracy`.

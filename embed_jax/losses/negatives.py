@@ -1,7 +1,4 @@
-"""The texts of the batch that are negatives of an example, and how similar they are.
-
-What contrastive losses reduce over.
-"""
+"""Negatives of an example among the texts of the batch, which contrastive losses reduce over."""
 
 from __future__ import annotations
 
@@ -88,7 +85,7 @@ class Negatives:
                 raise InputError(f"config.loss: {unknown(what, value, known)}")
 
     def texts(self, columns: Columns, which: tuple[int, ...]) -> Texts:
-        """The texts of some columns, one column after the other."""
+        """Returns the texts of some columns, one column after the other."""
         batch = columns.present.shape[1]
         if self.mask_by == "guide" and columns.guide is None:
             raise InputError(
@@ -125,7 +122,7 @@ class Negatives:
         )
 
     def earlier(self, own: Columns) -> Texts | None:
-        """The positives of earlier batches, or None if there is no queue of them."""
+        """Returns the positives of earlier batches, or None without a queue of them."""
         if own.queue is None:
             return None
         if self.mask_by == "guide":
@@ -136,18 +133,21 @@ class Negatives:
         return self.texts(own.queue, (POSITIVE,))
 
     def rows(self, own: Columns, column: int) -> Texts:
-        """The rows of a term: one column of a device's own examples, with the similarity to their positives."""
+        """Returns the rows of a term: one column of a device's own examples.
+
+        They carry the similarity to their positives.
+        """
         rows, other = self.texts(own, (column,)), self.texts(own, (1 - column,))
         guide = None if rows.guide is None else jnp.sum(rows.guide * other.guide, axis=-1)
         return rows.replace(positive=self.paired(rows, other), guide_positive=guide)
 
     def paired(self, first: Texts, second: Texts) -> Float[Array, "M n"]:
-        """Similarities of the n-th text with the n-th."""
+        """Computes similarities of the n-th text with the n-th."""
         queries, documents = (first, second) if first.side != "document" else (second, first)
         return self.score.pairs(queries.embeddings, documents.embeddings, self.dims)
 
     def similarities(self, rows: Texts, candidates: Texts) -> Float[Array, "M b n"]:
-        """Similarities of all pairs.
+        """Computes similarities of all pairs.
 
         Raises:
             InputError: for two queries, or two documents, that the score can't compare.
@@ -159,8 +159,7 @@ class Negatives:
             return jnp.swapaxes(similarities, 1, 2)
         raise InputError(
             f"config.loss: similarity={self.score.name!r} compares a query with a document, never "
-            "two of one kind: "
-            "expected the terms qp and pq only (in gist, contrast_anchors=False, "
+            "two of one kind: expected the terms qp and pq only (in gist, contrast_anchors=False, "
             "contrast_positives=False)"
         )
 
@@ -219,12 +218,13 @@ class Negatives:
 def gap_block(
     negatives: Negatives, adjust: Callable[[Texts, Texts, Array], Array] | None = None
 ) -> Callable[[Texts, Texts, Any], Float[Array, "M b n"]]:
-    """The block of logits minus the row's positive logit, -inf where a candidate is not a negative.
+    """Returns the block of logits minus the row's positive logit.
 
-    Relative to the positive, so that a loss far below float32's resolution of the logits is not
-    lost.
+    It is -inf where a candidate is not a negative. Logits are relative to the positive, so that a
+    loss far below float32's resolution of the logits is not lost.
 
     Args:
+        negatives: which candidates are negatives, and their similarities.
         adjust: `(rows, candidates, similarities) -> what to add to the logits`.
     """
 
@@ -241,7 +241,10 @@ def gap_block(
 def similarity_block(
     negatives: Negatives, map_: Callable[[Array, Any], Array], nothing: float
 ) -> Block:
-    """The block of `map_(similarities, shared)`, and `nothing` where a candidate is not a negative."""
+    """Returns the block of `map_(similarities, shared)`.
+
+    It is `nothing` where a candidate is not a negative.
+    """
 
     def block(rows: Texts, candidates: Texts, shared: Any) -> Float[Array, "M b n"]:
         similarities = negatives.similarities(rows, candidates)
@@ -253,7 +256,7 @@ def similarity_block(
 
 
 def sizes(own: Columns) -> tuple[int, ...]:
-    """The prefixes to compare; none: whole embeddings."""
+    """Returns the prefixes to compare; empty: whole embeddings."""
     return () if own.prefixes is None else own.prefixes.sizes
 
 

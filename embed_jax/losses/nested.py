@@ -40,7 +40,7 @@ def matryoshka(
     normalize: bool = True,
     shared_head: bool = False,
 ) -> Loss:
-    """sum_m c_m L(first m numbers of each embedding).
+    """Makes the loss sum_m c_m L(first m numbers of each embedding).
 
     Kusupati et al. (2022), "Matryoshka Representation Learning", eq. 1. Contrastive losses compare
     all prefixes in one pass over the pairs (`About.prefixes`), without holding a matrix for each. A
@@ -48,20 +48,26 @@ def matryoshka(
     largest prefix's own, and each prefix's as "loss/SIZE".
 
     Args:
-        dims: the sizes m with commas between, ascending or descending; without the whole size, that
-            is not trained.
+        loss: a loss of whole embeddings.
+        dims: the sizes m with commas between, ascending or descending; the whole size is trained
+            only if it is among them.
         weights: the c_m in the same order; "": 1 each.
         sample: how many prefixes count at a step, drawn anew; the others' c_m are 0 then. 0: all.
-        normalize: prefixes are made length 1 again. False: a loss without cosine sees them as they
-            are.
-        shared_head: a loss with parameters of the embedding's size (softmax) has one lot, whose
-            part for the first m numbers each prefix is given (MRL-E), instead of one for each:
-            {"64": ..., "128": ...}.
+        normalize: whether prefixes are made length 1 again. False: a loss without cosine sees them
+            as they are.
+        shared_head: whether a loss with parameters of the embedding's size (softmax) has one set of
+            them, whose part for the first m numbers each prefix is given (MRL-E), instead of one
+            for each: {"64": ..., "128": ...}.
 
     Raises:
-        InputError: for sizes that are no sizes, repeated or unsorted, another number of weights, a
-            weight that is no number of 0 or more, a sample beyond the number of sizes; for a loss
-            that is one of prefixes already.
+        InputError: for sizes that are not numbers from 1, are repeated or unsorted, another number
+            of weights, a weight that is not a number of 0 or more, a sample beyond the number of
+            sizes; for a loss that is one of prefixes already.
+
+    >>> from embed_jax.losses import alignment
+    >>> first, second = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
+    >>> print(matryoshka(alignment, dims="2,1", weights="1,0.5")(first, second))
+    [0.     1.0858]
     """
     loss = bind(loss)
     if loss.about.dims:
@@ -114,7 +120,10 @@ def adaptive_layers(
     kl_weight: float = 1.0,
     kl_temperature: float = 0.3,
 ) -> Loss:
-    """last_weight L(last) + prior_weight / K sum_k w_k L(layer k) + kl_weight t sum_k KL(last || layer k).
+    """Makes a loss that trains earlier layers' embeddings too.
+
+    last_weight L(last) + prior_weight / K sum_k w_k L(layer k)
+        + kl_weight t sum_k KL(last || layer k)
 
     Pooling and heads are the last layer's. KL compares softmax(embedding / t) of the last layer,
     without gradient, with each earlier layer's, summed over the dimensions and averaged over all
@@ -123,14 +132,25 @@ def adaptive_layers(
     sum).
 
     Args:
+        loss: a loss of the last layer's embeddings.
         sample: K, how many of the layers before the last count at a step, drawn anew; 0: all.
-        weighting: w_k of the layer that is the n-th: "uniform" 1, "log" 1 / (1 + log(1 + n)),
-            "linear" 1 / (1 + n).
+        last_weight: of the last layer's loss.
+        prior_weight: of the mean over earlier layers' losses.
+        weighting: w_k of the n-th layer: "uniform" 1, "log" 1 / (1 + log(1 + n)), "linear" 1 / (1 +
+            n).
+        kl_weight: of the KL term.
         kl_temperature: t; 0: no KL term.
 
     Raises:
         InputError: for a sample or a temperature below 0, an unknown weighting, or a loss of layers
             already.
+
+    >>> from embed_jax.losses import alignment
+    >>> first, second = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
+    >>> layers = tuple(column[:, None] for column in (second, second))  # [B, K, D]
+    >>> loss = adaptive_layers(alignment, kl_weight=0.0)
+    >>> print(loss(first, second, layers=layers, layer=jnp.array([1])))
+    [0.     0.5858]
     """
     loss = bind(loss)
     if loss.about.layers:
@@ -173,7 +193,7 @@ def adaptive_layers(
 
 
 def _sizes(dims: str, weights: str) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """The sizes, ascending, and their weights."""
+    """Returns the sizes, ascending, and their weights."""
     parts = [size.strip() for size in dims.split(",")]
     if not all(size.isdecimal() and int(size) > 0 for size in parts):
         raise InputError(f"dims: expected sizes from 1 with commas between, found {dims!r}")
@@ -219,7 +239,7 @@ def _depends_on_size(loss: Loss, sizes: Sequence[int]) -> bool:
 
 
 def _drawn(key: PRNGKeyArray | None, number: int, sample: int) -> Float[Array, " n"]:
-    """1 for what counts at this step, 0 for the rest; without a key everything counts."""
+    """Returns 1 for sizes that count at this step, 0 for the rest; without a key all count."""
     if key is None or not sample:
         return jnp.ones(number)
     return (jax.random.permutation(key, number) < sample).astype(jnp.float32)
@@ -234,9 +254,9 @@ def _size_of(embeddings: Any) -> int:
 
 
 def _cut(columns: Columns, size: int, to_length_one: bool, pad_to: int = 0) -> Columns:
-    """Columns with embeddings of `size` numbers, or with zeros for the others.
+    """Cuts embeddings to `size` numbers, or sets the others to zero.
 
-    A queue's and a teacher's likewise.
+    A queue's and a teacher's embeddings are cut likewise.
     """
 
     def padded(leaf: Array) -> Array:
@@ -259,7 +279,7 @@ def _layer(columns: Columns, k: int) -> tuple[Any, ...]:
 
 
 def _divergence(own: Columns, k: int, temperature: float) -> LossResult:
-    """KL(softmax(last / t) || softmax(layer k / t)), an example's mean over its texts."""
+    """Computes KL(softmax(last / t) || softmax(layer k / t)), an example's mean over its texts."""
     each = []
     for last, layer in zip(own.embeddings, _layer(own, k), strict=True):
         last, layer = dense((last, layer), "kl_temperature of adaptive_layers")
@@ -277,9 +297,9 @@ def _summed(
     world: World,
     metrics_of: int,
 ) -> LossResult:
-    """sum_n factor_n L_n of losses that are weighted means each.
+    """Computes sum_n factor_n L_n of losses that are weighted means each.
 
-    Metrics "loss/NAME" add up what has one name.
+    Metrics "loss/NAME" add up losses of one name.
     """
     weights, shares = common_weights(results, world)
     each = [values * share for (values, _, _), share in zip(results, shares, strict=True)]

@@ -1,7 +1,4 @@
-"""Losses of labelled or scored pairs.
-
-Contrastive, CoSENT, AnglE, regression on the cosine, contrastive tension.
-"""
+"""Losses of labelled or scored pairs: contrastive, CoSENT, AnglE, contrastive tension."""
 
 from __future__ import annotations
 
@@ -27,16 +24,21 @@ def contrastive_loss(
     margin: float = 0.5,
     distance: str = "cosine",
 ) -> Float[Array, " b"]:
-    """1/2 [y d^2 + (1 - y) max(0, margin - d)^2].
-
-    Equal pairs together, others at least `margin` apart.
+    """1/2 [y d^2 + (1 - y) max(0, margin - d)^2]: equal pairs together, others `margin` apart.
 
     Hadsell, Chopra, LeCun (2006), "Dimensionality Reduction by Learning an Invariant Mapping", eq.
     4.
 
     Args:
+        first: embeddings of the first texts.
+        second: embeddings of the second texts.
         label: y, 1 for pairs that belong together and 0 for others.
+        margin: the distance that other pairs should reach.
         distance: "cosine" (1 - cosine), "euclidean" or "manhattan".
+
+    >>> first, second = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
+    >>> print(contrastive_loss(first, second, jnp.array([1, 0])))
+    [0.     0.0214]
     """
     distances = named_distance(distance)(first, second)
     label = label.astype(jnp.float32)
@@ -47,7 +49,11 @@ def contrastive_loss(
 def contrastive(
     own: Columns, world: World, params: Params, *, margin: float = 0.5, distance: str = "cosine"
 ) -> LossResult:
-    """The mean of `contrastive_loss` over the pairs.
+    """Computes the mean of `contrastive_loss` over the pairs.
+
+    Args:
+        margin: the distance that pairs of label 0 should reach.
+        distance: "cosine" (1 - cosine), "euclidean" or "manhattan".
 
     >>> first, second = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
     >>> print(contrastive(first, second, label=jnp.array([1, 0])))
@@ -68,14 +74,13 @@ def online_contrastive(
 ) -> LossResult:
     """y d^2 + (1 - y) max(0, margin - d)^2 for the world's hard pairs, 0 for the others.
 
-    The values are summed, not averaged.
-
-    Hard are positives farther apart than the closest negative (the mean positive, if there is no
-    negative), and negatives closer than the farthest positive (the mean negative).
-    sentence-transformers' OnlineContrastiveLoss. The sum grows with the batch, and so does the
-    learning rate it amounts to. Pairs with a label other than 0 and 1 are left out.
+    The values are summed, not averaged. Hard are positives farther apart than the closest negative
+    (the mean positive, if there is no negative), and negatives closer than the farthest positive
+    (the mean negative). sentence-transformers' OnlineContrastiveLoss. The sum grows with the batch,
+    and so does the learning rate it amounts to. Pairs with a label other than 0 and 1 are left out.
 
     Args:
+        margin: the distance that pairs of label 0 should reach.
         distance: "cosine" (1 - cosine), "euclidean" or "manhattan".
 
     >>> first, second = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
@@ -91,9 +96,7 @@ def online_contrastive(
 
 @loss(needs=("score",), columns=(2, 2), tiled=True)
 def cosent(own: Columns, world: World, params: Params, *, scale: float = 20.0) -> LossResult:
-    """log(1 + sum over y_i > y_j of exp(scale (cos_j - cos_i))): the order of scores.
-
-    Pairs are ordered by cosine as they are by score.
+    """log(1 + sum over y_i > y_j of exp(scale (cos_j - cos_i))): orders pairs as scores do.
 
     CoSENT (Su 2022), over all pairs of the world, as every pair's value. Pairs of equal score are
     not compared, so the scores' unit does not matter.
@@ -102,7 +105,7 @@ def cosent(own: Columns, world: World, params: Params, *, scale: float = 20.0) -
         scale: 1 / temperature.
 
     >>> first, second = jnp.eye(2), jnp.array([[1.0, 0.0], [1.0, 0.0]])  # cosines 1 and 0
-    >>> print(cosent(first, second, score=jnp.array([0.0, 1.0]), scale=1.0))  # in the wrong order: log(1 + e)
+    >>> print(cosent(first, second, score=jnp.array([0.0, 1.0]), scale=1.0))  # log(1 + e)
     [1.3133 1.3133]
     """
     return _ranking(own, world, cosine, scale), _weights(own), {}
@@ -116,6 +119,9 @@ def angle_similarity(
     z and w are the vectors read as complex ones, the first half of a vector being its real part.
     With u, v of length 1 it is |u.v + sum_k (u_im v_re - u_re v_im)_k|. Li and Li (2023),
     "AnglE-optimized Text Embeddings". A vector of odd size gets a zero.
+
+    >>> print(angle_similarity(jnp.eye(2), jnp.ones((2, 2))))
+    [0.     1.4142]
     """
     first, second = normalize(first), normalize(second)
     half = -(-first.shape[-1] // 2)
@@ -129,7 +135,12 @@ def angle_similarity(
 
 @loss(needs=("score",), columns=(2, 2), tiled=True)
 def angle(own: Columns, world: World, params: Params, *, scale: float = 20.0) -> LossResult:
-    """`cosent` with `angle_similarity`, which is not flat where the cosine is near 1 or -1 (Li and Li 2023).
+    """Computes `cosent` with `angle_similarity` in place of the cosine (Li and Li 2023).
+
+    It is not flat where the cosine is near 1 or -1.
+
+    Args:
+        scale: 1 / temperature.
 
     >>> first, second = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
     >>> print(angle(first, second, score=jnp.array([0.0, 1.0]), scale=1.0))
@@ -139,7 +150,7 @@ def angle(own: Columns, world: World, params: Params, *, scale: float = 20.0) ->
 
 
 def _in_batch_target(arguments: Mapping[str, Any]) -> Target | None:
-    """The in-batch term takes scores of 1 for pairs that belong together."""
+    """Returns the scores that the in-batch term can fit: 1 for pairs that belong together."""
     return None if is_number(arguments["in_batch_weight"], 0.0) else Target(-1.0, 1.0)
 
 
@@ -158,14 +169,18 @@ def angle_combined(
 ) -> LossResult:
     """cosine_weight `cosent` + in_batch_weight in-batch + angle_weight `angle` (Li and Li 2023).
 
-    The in-batch term is cross entropy over all 2B texts of the world but the row's own, the right
-    one being the row's partner. It is 0 for both texts of a pair with a score below 1, and its mean
-    is over all 2B texts.
+    The in-batch term is cross entropy over all 2B texts of the world except the row's own, the
+    right one being the row's partner. It is 0 for both texts of a pair with a score below 1, and
+    its mean is over all 2B texts.
 
     Args:
-        scale, angle_scale: of cosines and of angles, 1 / temperature.
-        mask_duplicates: what equals a text or its partner is not its negative; the reference
-            implementation lacks this.
+        cosine_weight: of `cosent`.
+        in_batch_weight: of the in-batch term.
+        angle_weight: of `angle`.
+        scale: of cosines, 1 / temperature.
+        angle_scale: of angles, 1 / temperature.
+        mask_duplicates: whether texts equal to a text or its partner are left out of its negatives;
+            the reference implementation lacks this.
 
     >>> first, second = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
     >>> print(angle_combined(first, second, score=jnp.array([0.0, 1.0]), scale=1.0))
@@ -186,13 +201,20 @@ def angle_combined(
 def cosine_mse_loss(
     first: Float[Array, "*n D"], second: Float[Array, "*n D"], score: Float[Array, "*n"]
 ) -> Float[Array, "*n"]:
-    """(cos(u, v) - score)^2: the regression objective of Reimers and Gurevych (2019), "Sentence-BERT", section 3."""
+    """(cos(u, v) - score)^2, a regression on the cosine.
+
+    Reimers and Gurevych (2019), "Sentence-BERT", section 3.
+
+    >>> first, second = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
+    >>> print(cosine_mse_loss(first, second, jnp.array([1.0, 0.0])))
+    [0.  0.5]
+    """
     return (cosine(first, second) - score) ** 2
 
 
 @loss(needs=("score",), columns=(2, 2), tiled=True, targets=lambda _: Target(-1.0, 1.0))
 def cosine_mse(own: Columns, world: World, params: Params) -> LossResult:
-    """The mean of `cosine_mse_loss` over the pairs.
+    """Computes the mean of `cosine_mse_loss` over the pairs.
 
     >>> first, second = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
     >>> print(cosine_mse(first, second, score=jnp.array([1.0, 0.0])))
@@ -206,9 +228,12 @@ def contrastive_tension_loss(
 ) -> Float[Array, " b"]:
     """Binary cross entropy of sigmoid(u.v) against the label, 1 for two views of one text.
 
-    The values are meant to be summed.
+    The values are meant to be summed. Carlsson et al. (2021), "Semantic Re-tuning with Contrastive
+    Tension".
 
-    Carlsson et al. (2021), "Semantic Re-tuning with Contrastive Tension".
+    >>> first, second = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
+    >>> print(contrastive_tension_loss(first, second, jnp.array([1, 0])))
+    [0.1269 1.3133]
     """
     logits = dot(first, second)
     return jax.nn.softplus(logits) - label.astype(jnp.float32) * logits
@@ -216,7 +241,9 @@ def contrastive_tension_loss(
 
 @loss(needs=("label",), columns=(2, 2), tiled=True, classes=2)
 def contrastive_tension(own: Columns, world: World, params: Params) -> LossResult:
-    """The sum, not the mean, of `contrastive_tension_loss` over all pairs of the world, as in sentence-transformers.
+    """Computes the sum, not the mean, of `contrastive_tension_loss` over all pairs of the world.
+
+    sentence-transformers sums it too.
 
     >>> first, second = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
     >>> print(contrastive_tension(first, second, label=jnp.array([1, 0])))
@@ -235,7 +262,7 @@ def contrastive_tension(own: Columns, world: World, params: Params) -> LossResul
 
 
 def init_log_scale(dim: int, key: PRNGKeyArray, *, scale: float = 20.0) -> Params:
-    """{"log_scale": log(scale)}."""
+    """Makes {"log_scale": log(scale)}."""
     return {"log_scale": jnp.full((), math.log(scale), jnp.float32)}
 
 
@@ -243,10 +270,10 @@ def init_log_scale(dim: int, key: PRNGKeyArray, *, scale: float = 20.0) -> Param
 def contrastive_tension_in_batch(
     own: Columns, world: World, params: Params, *, scale: float = 20.0
 ) -> LossResult:
-    """Cross entropy of each text's partner against all others' partners, both ways, with a learnable scale.
+    """Cross entropy of each text's partner against all others' partners, both ways.
 
-    l_i = 1/2 [CE_j(s_ij) + CE_j(s_ji)] with s_ij = exp(log_scale) cos(u_i, v_j);
-    sentence-transformers' ContrastiveTensionLossInBatchNegatives.
+    l_i = 1/2 [CE_j(s_ij) + CE_j(s_ji)] with s_ij = exp(log_scale) cos(u_i, v_j), whose scale is
+    learnt; sentence-transformers' ContrastiveTensionLossInBatchNegatives.
 
     Args:
         params: {"log_scale": []}.
@@ -282,12 +309,12 @@ def _weights(own: Columns) -> Float[Array, " b"]:
 def _summed(
     values: Float[Array, " b"], weights: Float[Array, " b"], world: World
 ) -> Float[Array, " b"]:
-    """Values whose weighted mean over the world is the sum of `values`."""
+    """Returns values whose weighted mean over the world is the sum of `values`."""
     return values * world.total(jnp.sum(weights))
 
 
 def _hard_limits(distances: Float[Array, " B"], label: Int[Array, " B"]) -> tuple[Array, Array]:
-    """Positives above the first number are hard, and so are negatives below the second."""
+    """Returns two limits: positives above the first are hard, and negatives below the second."""
     positive, negative = label == 1, label == 0
 
     def mean(kind: Bool[Array, " B"]) -> Float[Array, ""]:
@@ -313,7 +340,7 @@ def _online(
 
 
 def _rank_gaps(rows: Any, candidates: Any, scale: float) -> Float[Array, "b n"]:
-    """scale (s_j - s_i) where y_i > y_j and both pairs are there, -inf elsewhere."""
+    """Computes scale (s_j - s_i) where y_i > y_j and both pairs are there, -inf elsewhere."""
     (similarity, score, present), (similarities, scores, others) = rows, candidates
     compared = present[:, None] & others[None, :] & (score[:, None] > scores[None, :])
     return jnp.where(compared, scale * (similarities[None, :] - similarity[:, None]), -jnp.inf)
@@ -322,7 +349,10 @@ def _rank_gaps(rows: Any, candidates: Any, scale: float) -> Float[Array, "b n"]:
 def _ranking(
     own: Columns, world: World, similarity: Callable[[Array, Array], Array], scale: float
 ) -> Float[Array, " b"]:
-    """The ranking loss over all pairs of the world, reduced row by row, so that all pairs of pairs are never held."""
+    """Computes the ranking loss over all pairs of the world.
+
+    It is reduced row by row, so that all pairs of pairs are never held.
+    """
 
     def pairs(columns: Columns) -> Any:
         first, second = dense(columns.embeddings, "a loss of scored pairs")
@@ -335,7 +365,7 @@ def _ranking(
 
 
 def _log_one_plus(exponents: Float[Array, "*n"]) -> Float[Array, ""]:
-    """log(1 + sum exp), exact however small the sum is; exponents may be -inf."""
+    """Computes log(1 + sum exp), exact however small the sum is; exponents may be -inf."""
     # It does not depend on the shift, so neither does its gradient.
     shift = jax.lax.stop_gradient(jnp.maximum(jnp.max(exponents), 0.0))
     return shift + jnp.log1p(jnp.sum(jnp.exp(exponents - shift)) + jnp.expm1(-shift))
@@ -344,7 +374,10 @@ def _log_one_plus(exponents: Float[Array, "*n"]) -> Float[Array, ""]:
 def _in_batch(
     own: Columns, world: World, scale: float, mask_duplicates: bool
 ) -> Float[Array, " b"]:
-    """Mean over a pair's two texts of the cross entropy of its partner among all texts of the world."""
+    """Computes the cross entropy of each text's partner among all texts of the world.
+
+    The value is the mean over a pair's two texts.
+    """
 
     def block(rows, candidates, _):
         texts, hashes, example = rows

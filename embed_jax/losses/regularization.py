@@ -1,6 +1,6 @@
 """Terms that shape the embedding space beside a task's loss, over the whole batch of all devices.
 
-Those that are no mean over examples are every example's value.
+A term that is not a mean over examples is every example's value.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def uniformity(
     their mean.
 
     Args:
-        columns: how many: 1 is the anchors, 2 anchors and positives, 0 all.
+        t: how fast pairs count less with their distance.
+        columns: how many columns: 1 is the anchors, 2 anchors and positives, 0 all.
 
     >>> print(uniformity(jnp.array([[1.0, 0.0], [-1.0, 0.0]])))  # -2 |x - y|^2
     [-8. -8.]
@@ -49,17 +50,28 @@ def uniformity(
 def alignment_loss(
     first: Float[Array, "*n D"], second: Float[Array, "*n D"], *, alpha: float = 2.0
 ) -> Float[Array, "*n"]:
-    """|x - y|^alpha, embeddings normalised. Wang and Isola (2020), section 4.1.1.
+    """x - y|^alpha, embeddings normalised.
+
+    Wang and Isola (2020), section 4.1.1.
 
     Args:
+        first: embeddings x.
+        second: embeddings y.
         alpha: at least 1.
+
+    >>> first, second = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
+    >>> print(alignment_loss(first, second))
+    [0.     0.5858]
     """
     return euclidean(normalize(first), normalize(second)) ** alpha
 
 
 @loss(columns=(2, 0), tiled=True)
 def alignment(own: Columns, world: World, params: Params, *, alpha: float = 2.0) -> LossResult:
-    """The mean of `alignment_loss` over anchors and positives.
+    """Computes the mean of `alignment_loss` over anchors and positives.
+
+    Args:
+        alpha: at least 1.
 
     >>> first, second = jnp.eye(2), jnp.array([[2.0, 0.0], [1.0, 1.0]])
     >>> print(alignment(first, second))
@@ -79,13 +91,16 @@ def global_orthogonal(
     second_moment_weight: float = 1.0,
     columns: int = 0,
 ) -> LossResult:
-    """mean_weight M1^2 + second_moment_weight max(0, M2 - 1/D), with M1, M2 the means over i != j of cos and cos^2.
+    """mean_weight M1^2 + second_moment_weight max(0, M2 - 1/D), the moments of the cosines.
 
-    Those of vectors spread evenly over the sphere are 0 and 1/D. Zhang et al. (2017), "Learning
-    Spread-out Local Feature Descriptors". Over the world, of each of the first columns, their mean.
+    M1 and M2 are the means over i != j of cos and cos^2; those of vectors spread evenly over the
+    sphere are 0 and 1/D. Zhang et al. (2017), "Learning Spread-out Local Feature Descriptors". Over
+    the world, of each of the first columns, their mean.
 
     Args:
-        columns: how many: 1 is the anchors, 2 anchors and positives, 0 all.
+        mean_weight: of the first term.
+        second_moment_weight: of the second term.
+        columns: how many columns: 1 is the anchors, 2 anchors and positives, 0 all.
 
     Returns:
         The same value everywhere; metrics `orthogonal_mean` and `orthogonal_second_moment`, the two
@@ -134,9 +149,10 @@ def variance(
     Args:
         gamma: the spread of each dimension to reach; vectors of length 1 have about 1 / sqrt(D) at
             most.
-        columns: how many: 1 is the anchors, 2 anchors and positives, 0 all.
+        epsilon: added to the variance, so that the root has a gradient at 0.
+        columns: how many columns: 1 is the anchors, 2 anchors and positives, 0 all.
 
-    >>> print(variance(jnp.array([[1.0, 0.0], [-1.0, 0.0]])))  # one dimension varies enough, one not at all
+    >>> print(variance(jnp.array([[1.0, 0.0], [-1.0, 0.0]])))  # the second dimension is constant
     [0.495 0.495]
     """
     terms = _variance_terms(*_first(own, columns), world.total, gamma, epsilon)
@@ -150,7 +166,7 @@ def covariance(own: Columns, world: World, params: Params, *, columns: int = 1) 
     Bardes, Ponce, LeCun (2022), eqs. 3 and 4. Of each of the first columns, their mean.
 
     Args:
-        columns: how many: 1 is the anchors, 2 anchors and positives, 0 all.
+        columns: how many columns: 1 is the anchors, 2 anchors and positives, 0 all.
 
     >>> print(covariance(jnp.array([[1.0, 1.0], [-1.0, -1.0]])))
     [4. 4.]
@@ -164,14 +180,14 @@ Total = Callable[[Array], Array]
 
 
 def _first(own: Columns, columns: int) -> tuple[Float[Array, "C b D"], Bool[Array, "C b"]]:
-    """The first columns' embeddings, and which are there; 0: all columns."""
+    """Returns the first columns' embeddings, and which are there; 0: all columns."""
     last = columns or len(own.embeddings)
     embeddings = jnp.stack(dense(own.embeddings[:last], "a regulariser"))
     return embeddings, own.present[:last]
 
 
 def _everywhere(value: Float[Array, ""], own: Columns, columns: int) -> LossResult:
-    """A value of the whole world as that of every example that has a text in it."""
+    """Gives a value of the whole world to every example that has a text in it."""
     weights = jnp.any(_first(own, columns)[1], axis=0).astype(jnp.float32)
     return jnp.broadcast_to(value, weights.shape), weights, {}
 
@@ -179,10 +195,10 @@ def _everywhere(value: Float[Array, ""], own: Columns, columns: int) -> LossResu
 def _within_columns(
     own: Columns, columns: int, pair: Callable[[Array, Array], Float[Array, "b n"]], nothing: float
 ) -> tuple[Block, Any, Callable[[Columns], Any]]:
-    """Block, rows and candidates of a reduction over pairs of different examples' texts of one column.
+    """Returns block, rows and candidates of a reduction over pairs of one column's texts.
 
-    Args:
-        pair: the number of each pair of texts; `nothing` where there is no such pair.
+    The pairs are of different examples. `pair` computes the number of each pair of texts; `nothing`
+    stands where there is no such pair.
     """
 
     def texts(of: Columns) -> Any:
@@ -209,21 +225,21 @@ def _pairs(own: Columns, columns: int, world: World) -> Float[Array, " C"]:
 
 
 def _log_mean_exp(exponents: Float[Array, "*n"], number: Float[Array, ""]) -> Float[Array, ""]:
-    """log(sum exp / number), where -inf does not count; 0 for none."""
+    """Computes log(sum exp / number), where -inf does not count; 0 for number 0."""
     exponents = jnp.where(number > 0.0, exponents, 0.0)
     mean = jax.nn.logsumexp(exponents) - jnp.log(jnp.maximum(number, 1.0))
     return jnp.where(number > 0.0, mean, 0.0)
 
 
 def _orthogonal_terms(first: Array, second: Array, dim: int) -> tuple[Array, Array]:
-    """The two terms of given first and second moments of the cosines."""
+    """Computes the two terms of given first and second moments of the cosines."""
     return first**2, jax.nn.relu(second - 1.0 / dim)
 
 
 def _centred(
     embeddings: Float[Array, "C b D"], present: Bool[Array, "C b"], total: Total
 ) -> tuple[Float[Array, "C b D"], Float[Array, " C"]]:
-    """Embeddings less their column's mean (zero where absent), and their number less 1."""
+    """Centres embeddings by column (zero where absent); also returns their number less 1."""
     there = present[..., None]
     number = total(jnp.sum(present.astype(jnp.float32), axis=1))
     mean = total(

@@ -1,7 +1,4 @@
-"""A loss's argument that follows the steps of a run, as an expression has it.
-
-For example temperature='cosine(0.1, 0.02, 1000)'.
-"""
+"""Arguments of a loss that follow the steps of a run: temperature='cosine(0.1, 0.02, 1000)'."""
 
 from __future__ import annotations
 
@@ -36,7 +33,7 @@ class Schedule:
     steps: int
 
     def __call__(self, step: Int[Array, ""] | None) -> Float[Array, ""]:
-        """The number at a step, counted from 0; None: outside a run, where it starts."""
+        """Returns the number at a step, counted from 0; None: outside a run, where it starts."""
         if step is None:
             return jnp.float32(self.start)
         share = jnp.clip(step.astype(jnp.float32) / self.steps, 0.0, 1.0)
@@ -44,7 +41,7 @@ class Schedule:
 
 
 def read_schedule(text: str) -> Schedule:
-    """The schedule that "SHAPE(start, end, steps)" names.
+    """Reads a schedule that "SHAPE(start, end, steps)" names.
 
     Raises:
         InputError: for anything else, saying what is accepted.
@@ -72,7 +69,7 @@ def read_schedule(text: str) -> Schedule:
 
 
 def times(factor: float | Schedule, other: float | Schedule) -> float | Schedule:
-    """The product of two numbers, one of which may be a schedule.
+    """Multiplies two numbers, one of which may be a schedule.
 
     Raises:
         InputError: for two schedules.

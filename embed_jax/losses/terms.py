@@ -1,7 +1,4 @@
-"""The parts of the in-batch losses.
-
-Terms of a softmax over negatives, their cross entropy, what they return.
-"""
+"""The parts of the in-batch losses: terms of a softmax over negatives, and their cross entropy."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ MAX_SCALE = 100.0  # of a learnable temperature, as in CLIP (Radford et al. 2021
 
 
 class SoftmaxTerm:
-    """One term of a softmax: the negatives among some columns, for the anchors or positives of a device.
+    """One term of a softmax: the negatives of a device's anchors or positives in some columns.
 
     Attributes:
         rows: with the similarity to their positives.
@@ -48,7 +45,7 @@ class SoftmaxTerm:
         return self._negatives.texts(columns, self._columns)
 
     def gaps(self) -> tuple[Float[Array, "M b"], Float[Array, "M b"]]:
-        """The sum of the gaps of all negatives, and how many there are."""
+        """Computes the sum of the gaps of all negatives, and their number."""
 
         def block(rows, candidates, scale):
             gaps = self._block(rows, candidates, scale)
@@ -77,8 +74,9 @@ def cross_entropy(
     so that 8e-7 does not round to 0.
 
     Args:
+        parts: the terms of the softmax.
         smoothing: share of the target spread evenly over the positive and the negatives.
-        again: how often the positive counts besides.
+        again: how often the positive counts besides its own 1.
     """
     total = jax.nn.logsumexp(jnp.stack([part.logsumexp for part in parts]), axis=0)
     if again:
@@ -101,7 +99,7 @@ def scale_of(temperature: float, params: Params) -> Float[Array, ""]:
 def over_prefixes(
     values: Float[Array, "M b"], own: Columns, metrics: dict[str, Array]
 ) -> LossResult:
-    """The weighted sum over the prefixes, if there are any.
+    """Computes the weighted sum over the prefixes, if there are any.
 
     Their losses are metrics "loss/SIZE".
     """

@@ -14,7 +14,7 @@ from embed_jax.scores import dense
 from embed_jax.types import Columns, LossResult, Params, World
 from embed_jax.vectors import distance_matrix, named_distance
 
-CHUNK = 2**22  # numbers of the triplets of as many anchors as are handled at a time
+CHUNK = 2**22  # numbers of the triplets that are held at a time
 
 
 def triplet_loss(
@@ -31,6 +31,10 @@ def triplet_loss(
     sentence-transformers'.
 
     Args:
+        anchor: embeddings a.
+        positive: embeddings p.
+        negative: embeddings n.
+        margin: how much farther negatives should be than positives.
         distance: "euclidean", "manhattan" or "cosine" (1 - cosine).
 
     >>> loss = triplet_loss(jnp.zeros(1), jnp.full(1, 0.5), jnp.full(1, 0.3), margin=0.1)
@@ -45,13 +49,20 @@ def triplet_loss(
 def triplet(
     own: Columns, world: World, params: Params, *, margin: float = 5.0, distance: str = "euclidean"
 ) -> LossResult:
-    """`triplet_loss` of an anchor and its positive, the mean over those of its negatives that are there.
+    """Computes `triplet_loss` of an anchor and its positive.
+
+    The value is the mean over those of its negatives that are there.
+
+    Args:
+        margin: how much farther negatives should be than positives.
+        distance: "euclidean", "manhattan" or "cosine" (1 - cosine).
 
     Returns:
         Weight 1 for an example with an anchor, a positive and a negative. Metric `accuracy`: the
         share of its negatives that are farther away than the positive.
 
-    >>> anchor, positive, negative = jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 1.0]]), jnp.array([[0.0, 1.0]])
+    >>> anchor, positive = jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 1.0]])
+    >>> negative = jnp.array([[0.0, 1.0]])
     >>> print(triplet(anchor, positive, negative, margin=1.0))
     [0.5858]
 
@@ -80,13 +91,12 @@ def batch_all_triplet(
 ) -> LossResult:
     """The mean of max(0, d(a, p) - d(a, n) + margin) over the world's triplets where it is above 0.
 
-    0 without any.
-
-    Two texts of one label and one of another make a triplet. Hermans, Beyer, Leibe (2017), "In
-    Defense of the Triplet Loss for Person Re-Identification" ("batch all", non-zero mean). An
-    anchor weighs as much as it has triplets above 0.
+    Two texts of one label and one of another make a triplet; 0 without any. Hermans, Beyer, Leibe
+    (2017), "In Defense of the Triplet Loss for Person Re-Identification" ("batch all", non-zero
+    mean). An anchor weighs as much as it has triplets above 0.
 
     Args:
+        margin: how much farther negatives should be than positives.
         distance: "euclidean" or "cosine" (1 - cosine).
 
     >>> texts = jnp.array([[0.0, 0.0], [1.0, 0.0], [3.0, 0.0]])
@@ -100,14 +110,16 @@ def batch_all_triplet(
 def batch_semi_hard_triplet(
     own: Columns, world: World, params: Params, *, margin: float = 5.0, distance: str = "euclidean"
 ) -> LossResult:
-    """The mean over anchors and positives of max(0, d(a, p) - d(a, n) + margin), n the anchor's semi-hard negative.
+    """The mean of max(0, d(a, p) - d(a, n) + margin), n the anchor's semi-hard negative.
 
-    That is the nearest of the negatives farther away than the positive or, if all are nearer, the
-    farthest. Where an anchor has no negative at all, 0 stands for its distance. 0 without any
-    positive. Schroff, Kalenichenko, Philbin (2015), "FaceNet"; agrees with sentence-transformers,
-    also in what has no negative. An anchor weighs as much as it has positives.
+    It is over anchors and positives. n is the nearest of the negatives farther away than the
+    positive or, if all are nearer, the farthest. Where an anchor has no negative at all, 0 stands
+    for its distance. 0 without any positive. Schroff, Kalenichenko, Philbin (2015), "FaceNet";
+    agrees with sentence-transformers, also for anchors without a negative. An anchor weighs as much
+    as it has positives.
 
     Args:
+        margin: how much farther negatives should be than positives.
         distance: "euclidean" or "cosine" (1 - cosine).
 
     >>> texts = jnp.array([[0.0, 0.0], [1.0, 0.0], [3.0, 0.0]])
@@ -121,15 +133,16 @@ def batch_semi_hard_triplet(
 def batch_hard_triplet(
     own: Columns, world: World, params: Params, *, margin: float = 5.0, distance: str = "euclidean"
 ) -> LossResult:
-    """max(0, d(a, p) - d(a, n) + margin) with the anchor's farthest positive p and nearest negative n.
+    """max(0, d(a, p) - d(a, n) + margin), p the farthest positive and n the nearest negative.
 
     Where an anchor has no positive, 0 stands for its distance; where it has no negative, the
     positive's distance, so that the loss is the margin, without gradient. Hermans, Beyer, Leibe
     (2017), "In Defense of the Triplet Loss for Person Re-Identification" ("batch hard"); agrees
-    with sentence-transformers, also in what lacks one of the two. Positives and negatives are
-    sought in the whole world.
+    with sentence-transformers, also for anchors that lack one of the two. Positives and negatives
+    are searched for in the whole world.
 
     Args:
+        margin: how much farther negatives should be than positives.
         distance: "euclidean" or "cosine" (1 - cosine).
 
     >>> texts = jnp.array([[0.0, 0.0], [1.0, 0.0], [3.0, 0.0]])
@@ -148,6 +161,9 @@ def batch_hard_soft_margin_triplet(
     own: Columns, world: World, params: Params, *, distance: str = "euclidean"
 ) -> LossResult:
     """`batch_hard_triplet` with log(1 + exp(d(a, p) - d(a, n))), which needs no margin.
+
+    Args:
+        distance: "euclidean" or "cosine" (1 - cosine).
 
     >>> texts = jnp.array([[0.0, 0.0], [1.0, 0.0], [3.0, 0.0]])
     >>> print(batch_hard_soft_margin_triplet(texts, label=jnp.array([0, 0, 1])))
@@ -205,7 +221,7 @@ Anchor = tuple[Float[Array, " B"], Bool[Array, " B"], Bool[Array, " B"]]
 
 
 def _batch_all(anchor: Anchor, margin: float) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The sum over an anchor's triplets above 0, and how many there are."""
+    """Returns the sum over an anchor's triplets above 0, and their number."""
     distances, positive, negative = anchor
     values = distances[:, None] - distances[None, :] + margin
     active = positive[:, None] & negative[None, :] & (values > 0.0)
@@ -213,7 +229,7 @@ def _batch_all(anchor: Anchor, margin: float) -> tuple[Float[Array, ""], Float[A
 
 
 def _semi_hard(anchor: Anchor, margin: float) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The sum over an anchor's positives, and how many there are."""
+    """Returns the sum over an anchor's positives, and their number."""
     distances, positive, negative = anchor
     farther = negative[None, :] & (distances[None, :] > distances[:, None])
     nearest = jnp.min(jnp.where(farther, distances[None, :], jnp.inf), axis=1)
@@ -230,7 +246,7 @@ TripletMining = Callable[[Anchor, float], tuple[Float[Array, ""], Float[Array, "
 def _over_anchors(
     mining: TripletMining, anchors: TripletTexts, texts: TripletTexts, margin: float, distance: str
 ) -> tuple[Array, Array]:
-    """Sums and counts [b] of every anchor.
+    """Computes sums and counts [b] of every anchor.
 
     The B x B triplets of only some anchors are held at a time.
     """

@@ -382,7 +382,7 @@ def mean_of_groups(sums: tuple) -> tuple[Float[Array, ""], dict[str, Float[Array
     return value / count, {name: metric / count for name, metric in metrics.items()}
 
 
-# ---- parameters on a device ----------------------------------------------------------------------------------
+# ---- parameters on a device ----------------------------------------------------------------------
 
 
 def vary(leaf: Array) -> Array:

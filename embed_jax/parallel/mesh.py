@@ -96,7 +96,7 @@ def num_groups(groups: int, batch_size: int, mesh: Mesh) -> int:
     return groups
 
 
-# ---- parameters ----------------------------------------------------------------------------------------------
+# ---- parameters ----------------------------------------------------------------------------------
 
 
 def param_specs(params: Params, rules: Rules, mesh: Mesh) -> Any:
@@ -252,7 +252,7 @@ def gather_params(params: Params, mesh: Mesh) -> Params:
     return jax.jit(lambda tree: tree, out_shardings=whole)(params)
 
 
-# ---- batches -------------------------------------------------------------------------------------------------
+# ---- batches -------------------------------------------------------------------------------------
 
 
 def split_groups(batch: Any, mesh: Mesh) -> Any:

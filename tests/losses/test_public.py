@@ -2,7 +2,9 @@
 
 import doctest
 import importlib
+import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 import types
@@ -76,6 +78,15 @@ def test_examples_in_docstrings(name):
 def test_every_loss_has_an_example(name):
     result = doctest.DocTestFinder().find(lookup("loss", name), name)
     assert result[0].examples, f"{name} has no example in its docstring"
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY["loss"]))
+def test_every_loss_begins_with_one_line_and_describes_its_arguments(name):
+    loss = lookup("loss", name)
+    summary, _, rest = inspect.getdoc(loss).partition("\n\n")
+    assert "\n" not in summary and summary.endswith(".")
+    described = set(re.findall(r"^    (\w+): ", rest, re.MULTILINE))
+    assert set(loss.parameters) <= described
 
 
 # ---- on arrays -----------------------------------------------------------------------------------
