@@ -25,7 +25,7 @@ from embed_jax.encoders.hub import resolve
 from embed_jax.encoders.read import read_routes
 from embed_jax.encoders.router import TEXT
 from embed_jax.encoders.settings import EncodingSettings
-from embed_jax.encoders.write import modules_of, settings_fields, write_routes
+from embed_jax.encoders.write import list_modules, settings_fields, write_routes
 from embed_jax.errors import InputError
 from embed_jax.parallel.mesh import make_mesh, on_mesh
 from embed_jax.pretrained import tokenizer_of
@@ -295,7 +295,7 @@ class RoutedEncoder(HasSettings):
             {route: encoder.params for route, encoder in self.encoders.items()}, jax.device_get
         )
         routes = {
-            route: modules_of(
+            route: list_modules(
                 encoder.spec,
                 params[route],
                 encoder.settings,

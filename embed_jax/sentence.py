@@ -24,7 +24,7 @@ from embed_jax.encoders.lora import merge_lora
 from embed_jax.encoders.read import read_model
 from embed_jax.encoders.saved import SavedModel
 from embed_jax.encoders.settings import EncodingSettings
-from embed_jax.encoders.shrink import first_layers
+from embed_jax.encoders.shrink import keep_first_layers
 from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.write import write_model
 from embed_jax.errors import InputError, warn
@@ -349,7 +349,7 @@ class SentenceEncoder(HasSettings, PicklesByParts):
         all_layers = self.spec.backbone.num_layers
         if layers in (0, all_layers):
             return self._programs[all_layers], params
-        spec, params = first_layers(self.spec, params, layers)
+        spec, params = keep_first_layers(self.spec, params, layers)
         if not self.adaptive_layers:
             self._warn(
                 f"layers {layers}: this model was trained for all its {all_layers} layers only"

@@ -78,7 +78,7 @@ def shrink(args: argparse.Namespace) -> None:
     import jax
 
     from embed_jax.data.sources.sts import read_sts
-    from embed_jax.encoders.shrink import add_pca, keep_layers, layer_numbers
+    from embed_jax.encoders.shrink import add_pca, keep_layers, parse_layers
     from embed_jax.evals.sts import sts_evaluator
     from embed_jax.types import num_params
 
@@ -88,7 +88,7 @@ def shrink(args: argparse.Namespace) -> None:
     spec, params = model.spec, jax.device_get(model.params)
     if args.layers is not None:
         try:
-            spec, params = keep_layers(spec, params, layer_numbers(args.layers))
+            spec, params = keep_layers(spec, params, parse_layers(args.layers))
         except InputError as error:
             raise InputError(f"--{error}") from None
         smaller = rebuild_model(model, spec, params)

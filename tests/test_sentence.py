@@ -17,7 +17,7 @@ from embed_jax.encoders import modules
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.latent import LatentAttention
 from embed_jax.encoders.settings import EncodingSettings
-from embed_jax.encoders.shrink import first_layers
+from embed_jax.encoders.shrink import keep_first_layers
 from embed_jax.encoders.spec import random_spec
 from embed_jax.errors import InputError
 from embed_jax.routed import RoutedEncoder
@@ -277,7 +277,7 @@ def test_encoding_stops_at_a_layer(tiny_model):
     """
     model = load_sentence_encoder(str(tiny_model))
     texts = made_texts(10, 12)
-    spec, params = first_layers(model.spec, model.params, 1)
+    spec, params = keep_first_layers(model.spec, model.params, 1)
     shallow = SentenceEncoder(spec, params, model.tokenizer)
     with pytest.warns(
         UserWarning, match="layers 1: this model was trained for all its 2 layers only"

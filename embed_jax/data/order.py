@@ -140,8 +140,7 @@ class Batches:
             if not made:
                 raise InputError(
                     f"config.batch.no_duplicates: no batch of {self.batch_size} records without "
-                    "duplicates can be made "
-                    f"of {self.stream.length}; lower config.batch.size"
+                    f"duplicates can be made of {self.stream.length}; lower config.batch.size"
                 )
             self._ends.append((self._ends[-1] if self._ends else 0) + made)
         return self._ends[epoch]

@@ -189,8 +189,7 @@ def split_pairs(
         if not side:
             raise InputError(
                 f"no pair falls into the {name} split: {len(records)} pairs with "
-                f"config.data.holdout={holdout} "
-                "are too few, or all are linked by shared texts"
+                f"config.data.holdout={holdout} are too few, or all are linked by shared texts"
             )
     held_out = {
         record["positive"].strip() for name in ("validation", "test") for record in sides[name]

@@ -287,8 +287,7 @@ def batch_maker(
     if shares < 1 or shares % hosts or groups % shares:
         raise InputError(
             f"config.batch.shares: expected a multiple of the {hosts} hosts that divides the "
-            f"{groups} groups, "
-            f"found {shares}"
+            f"{groups} groups, found {shares}"
         )
     cut = [
         {
@@ -348,8 +347,10 @@ def _advise_rows(maker: BatchMaker, batch_size: int) -> str:
     whole = dataclasses.replace(
         maker, groups=maker.groups * hosts, shares=maker.shares * hosts, shard=(0, 1)
     )
-    counts = [0 if isinstance(source.records, RecordStream) else len(source.records)
-              for source in maker.sources]  # fmt: skip
+    counts = [
+        0 if isinstance(source.records, RecordStream) else len(source.records)
+        for source in maker.sources
+    ]
     if sum(counts) < batch_size:
         return "set it"
     batches = min(SAMPLED_BATCHES, sum(counts) // batch_size)

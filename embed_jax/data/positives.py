@@ -91,8 +91,7 @@ def click_pairs(
         pairs = sum(map(len, clicks.values()))
         raise InputError(
             f"{log}: no positives: none of {pairs} pairs of query and document has {min_clicks} "
-            "clicks or more, "
-            f"the most is {most}"
+            f"clicks or more, the most is {most}"
         )
     return _distinct(positive_pairs, drop, log)
 

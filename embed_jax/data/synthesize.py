@@ -63,8 +63,7 @@ LEVELS = ("a school pupil", "a student of the subject", "an expert of the subjec
 TASKS: dict[str, Template] = {
     "query": Template(
         "Write queries that the passage below answers. Each asks for something that the passage "
-        "really says, in other "
-        "words than the passage's own where that is possible."
+        "really says, in other words than the passage's own where that is possible."
     ),
     "doc2query": Template(
         "Write searches that people would type into a web search engine and for which the passage "
@@ -73,10 +72,8 @@ TASKS: dict[str, Template] = {
     ),
     "short_long": Template(
         "The passage below is a long document. Write search queries that it answers better than "
-        "other documents on its "
-        "subject would. The need behind them is {need}; they come from {level}; each has {length} "
-        "and is {clarity}. "
-        "Avoid the document's own phrases.",
+        "other documents on its subject would. The need behind them is {need}; they come from "
+        "{level}; each has {length} and is {clarity}. Avoid the document's own phrases.",
         {
             "need": ("one that many people have", "one that few people have", "a very special one"),
             "level": LEVELS,
@@ -86,10 +83,9 @@ TASKS: dict[str, Template] = {
     ),
     "long_short": Template(
         "The passage below is short: a label, a title, a name or a brief answer. Write longer "
-        "texts, of {length} each, "
-        "which this short text classifies, names or answers rightly, such as messages, reviews, "
-        "reports or detailed "
-        "questions. They are {clarity}, and they do not contain the short text word for word.",
+        "texts, of {length} each, which this short text classifies, names or answers rightly, "
+        "such as messages, reviews, reports or detailed questions. They are {clarity}, and they "
+        "do not contain the short text word for word.",
         {
             "length": ("about 40 words", "about 80 words", "about 150 words", "about 300 words"),
             "clarity": (
@@ -101,18 +97,15 @@ TASKS: dict[str, Template] = {
     ),
     "short_short": Template(
         "The passage below is a short text. Write short texts that belong to it, such as another "
-        "heading for the same "
-        "article, the same question asked otherwise, another name of the same thing. They are "
-        "{style} and share few "
-        "words with it.",
+        "heading for the same article, the same question asked otherwise, another name of the "
+        "same thing. They are {style} and share few words with it.",
         {"style": ("plain", "formal", "casual", "as terse as possible")},
     ),
     "long_long": Template(
         "The passage below is a long document. Write documents, of {length} each, that somebody "
-        "who holds the one "
-        "should find with the other: on the same matter, from another view, in another form, or "
-        "what the one builds "
-        "on. They are written for {level} and repeat no sentence of it.",
+        "who holds the one should find with the other: on the same matter, from another view, in "
+        "another form, or what the one builds on. They are written for {level} and repeat no "
+        "sentence of it.",
         {"length": ("about 100 words", "about 200 words", "about 400 words"), "level": LEVELS},
     ),
     "sts": Template(

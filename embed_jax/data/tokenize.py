@@ -179,8 +179,7 @@ class Tokenizer:
             where = where if len(where) < 100 else f"{where[:96]}..."
             raise InputError(
                 f"token {token!r} has no embedding: its id is {largest}, the model's table has "
-                f"{self.rows} rows; "
-                f"found in the text {where}"
+                f"{self.rows} rows; found in the text {where}"
             )
 
     def _truncated(self, encodings: list[Any]) -> int:

@@ -116,9 +116,10 @@ def _check(config: Mapping[str, Any]) -> None:
         raise InputError(f"bias {config['bias']!r} is not supported; only 'none' is")
     for name in UNSUPPORTED:
         if config.get(name):
-            raise InputError(f"{name} {config[name]!r} is not supported; merge the adapter with "
-                             "PEFT "
-                             "(merge_and_unload), and save the whole model")  # fmt: skip
+            raise InputError(
+                f"{name} {config[name]!r} is not supported; merge the adapter with PEFT "
+                "(merge_and_unload), and save the whole model"
+            )
     for name, usual in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")):
         if any(value != config[usual] for value in (config.get(name) or {}).values()):
             raise InputError(
@@ -126,9 +127,10 @@ def _check(config: Mapping[str, Any]) -> None:
             )
     start = str(config.get("init_lora_weights", "")).lower()
     if start.startswith(CHANGES_BASE):
-        raise InputError(f"init_lora_weights {config['init_lora_weights']!r} is not supported: it "
-                         "changes the "
-                         "base; let PEFT convert it (path_initial_model_for_weight_conversion)")  # fmt: skip
+        raise InputError(
+            f"init_lora_weights {config['init_lora_weights']!r} is not supported: it changes the "
+            "base; let PEFT convert it (path_initial_model_for_weight_conversion)"
+        )
 
 
 def _check_base(
@@ -137,11 +139,12 @@ def _check_base(
     made_for = config.get("base_model_name_or_path")
     expected = _metadata(where).get(FINGERPRINT)
     if expected:
-        found = backbone_fingerprint(backbone, base_directory)
-        if found != expected:
-            raise InputError(f"{where}: made for {made_for}, and {base} is another model: its "
-                             "fingerprint is "
-                             f"{found[:12]}, the adapter's {expected[:12]}")  # fmt: skip
+        fingerprint = backbone_fingerprint(backbone, base_directory)
+        if fingerprint != expected:
+            raise InputError(
+                f"{where}: made for {made_for}, and {base} is another model: its fingerprint is "
+                f"{fingerprint[:12]}, the adapter's {expected[:12]}"
+            )
     elif made_for and Path(made_for).name != Path(base).name:
         warn(f"{where}: made for {made_for}, and put on {base}")
 
@@ -163,23 +166,24 @@ def _metadata(path: Path) -> dict[str, str]:
 def _read_tree(
     where: Path, family: Family, maps: Mapping[str, Part], shapes: Params, lora: LoraSpec
 ) -> dict[str, Any]:
-    found = _by_leaf(where, family, maps)
+    leaf_tensors = _by_leaf(where, family, maps)
     leaves = ("a", "b", "magnitude") if lora.dora else ("a", "b")
     kernels = flatten_dict(shapes["layers"], sep="/")
     tree = {}
-    for path in dict.fromkeys(path for path, _ in found):
+    for path in dict.fromkeys(path for path, _ in leaf_tensors):
         layers, inputs, outputs = kernels[f"{path}/kernel"].shape
         sizes = {"a": (lora.rank, inputs), "b": (outputs, lora.rank), "magnitude": (outputs,)}
         for leaf in leaves:
-            tensors = found.pop((path, leaf), {})
+            tensors = leaf_tensors.pop((path, leaf), {})
             for number in range(layers):
                 name = _tensor_name(maps[path].module, number, leaf)
                 if number not in tensors:
                     raise InputError(f"{where}: missing tensor {name!r} (shape {sizes[leaf]})")
                 if tensors[number].shape != sizes[leaf]:
-                    raise InputError(f"{where}: tensor {name!r} has shape {tensors[number].shape}, "
-                                     "the base and "
-                                     f"{CONFIG} want {sizes[leaf]}")  # fmt: skip
+                    raise InputError(
+                        f"{where}: tensor {name!r} has shape {tensors[number].shape}, the base "
+                        f"and {CONFIG} want {sizes[leaf]}"
+                    )
             if len(tensors) > layers:
                 name = _tensor_name(maps[path].module, max(tensors), leaf)
                 raise InputError(
@@ -188,11 +192,12 @@ def _read_tree(
             tree[f"{path}/{leaf}"] = np.stack(
                 [tensors[number].T for number in range(layers)]
             ).astype(np.float32)
-    if found:
-        path, leaf = next(iter(found))
-        raise InputError(f"{where}: unexpected tensor "
-                         f"{_tensor_name(maps[path].module, 0, leaf)!r}: {CONFIG} has "
-                         "use_dora false")  # fmt: skip
+    if leaf_tensors:
+        path, leaf = next(iter(leaf_tensors))
+        raise InputError(
+            f"{where}: unexpected tensor {_tensor_name(maps[path].module, 0, leaf)!r}: {CONFIG} "
+            "has use_dora false"
+        )
     return {"layers": unflatten_dict(tree, sep="/")}
 
 
@@ -200,8 +205,8 @@ def _by_leaf(
     where: Path, family: Family, maps: Mapping[str, Part]
 ) -> dict[tuple[str, str], dict[int, np.ndarray]]:
     """The tensors of each layer, by our path of the linear map and our leaf."""
-    modules_there = {theirs.module for theirs in maps.values()}
-    found: dict[tuple[str, str], dict[int, np.ndarray]] = {}
+    modules_there = {part.module for part in maps.values()}
+    leaf_tensors: dict[tuple[str, str], dict[int, np.ndarray]] = {}
     for name, value in read_safetensors(where).items():
         module, leaf = _parse(name, family, where)
         before, number, after = re.fullmatch(r"(.*?\.)(\d+)(\..*)|(.*)", module).groups()[:3]
@@ -209,14 +214,15 @@ def _by_leaf(
             for path, part in maps.items():
                 if part.module == f"{before}{{}}{after}":  # A is the same for all parts of a module
                     own = value if leaf == "a" else np.array_split(value, part.count)[part.index]
-                    found.setdefault((path, leaf), {})[int(number)] = own
+                    leaf_tensors.setdefault((path, leaf), {})[int(number)] = own
         elif not any(re.fullmatch(rule, f"{module}.weight") for rule in family.ignored):
-            raise InputError(f"{where}: adapts {module!r}, which is no linear map of the base's "
-                             "layers; there are "
-                             f"{', '.join(sorted(modules_there))}")  # fmt: skip
-    if not found:
+            raise InputError(
+                f"{where}: adapts {module!r}, which is no linear map of the base's layers; there "
+                f"are {', '.join(sorted(modules_there))}"
+            )
+    if not leaf_tensors:
         raise InputError(f"{where}: adapts none of {', '.join(sorted(modules_there))}")
-    return found
+    return leaf_tensors
 
 
 def _parse(name: str, family: Family, where: Path) -> tuple[str, str]:
@@ -224,22 +230,23 @@ def _parse(name: str, family: Family, where: Path) -> tuple[str, str]:
 
     "": of the base.
     """
-    found = re.fullmatch(
+    match = re.fullmatch(
         rf"{re.escape(PREFIX)}(.+?)\.(lora_\w+(?:\.weight)?|base_layer\.\w+)", name
     )
-    module, ending = found.groups() if found else ("", "")
+    module, ending = match.groups() if match else ("", "")
     if not ending.startswith("base_layer"):
         ending = f"{ending.removesuffix('.weight')}.weight"
         if ending not in LEAVES:
-            raise InputError(f"{where}: unexpected tensor {name!r}; those of a LoRA of linear maps "
-                             "are called "
-                             f"'{PREFIX}MODULE.lora_A.weight'")  # fmt: skip
+            raise InputError(
+                f"{where}: unexpected tensor {name!r}; those of a LoRA of linear maps are called "
+                f"'{PREFIX}MODULE.lora_A.weight'"
+            )
     prefix = next((prefix for prefix in family.prefixes if module.startswith(prefix)), "")
     return module.removeprefix(prefix), LEAVES.get(ending, "")
 
 
 def _tensor_name(module: str, number: int, leaf: str) -> str:
-    ending = next(theirs for theirs, ours in LEAVES.items() if ours == leaf)
+    ending = next(peft_name for peft_name, own_name in LEAVES.items() if own_name == leaf)
     return f"{PREFIX}{module.format(number)}.{ending}"
 
 
@@ -252,11 +259,11 @@ def check_writable(spec: EncoderSpec) -> None:
     maps = linear_maps(lookup("backbone", spec.backbone.family), shapes)
     for path in adapted_modules(spec, shapes):
         if maps[path].count > 1:
-            raise InputError(f"an adapter of {path!r}, part {maps[path].index + 1} of "
-                             f"{maps[path].count} of "
-                             f"{maps[path].module!r}, cannot be written in PEFT's format: save the "
-                             "model with the "
-                             "adapter merged")  # fmt: skip
+            raise InputError(
+                f"an adapter of {path!r}, part {maps[path].index + 1} of {maps[path].count} of "
+                f"{maps[path].module!r}, cannot be written in PEFT's format: save the model with "
+                "the adapter merged"
+            )
 
 
 def write_adapter(directory: Path, spec: EncoderSpec, adapter: Params, base: str) -> dict[str, Any]:
@@ -276,17 +283,19 @@ def write_adapter(directory: Path, spec: EncoderSpec, adapter: Params, base: str
     """
     check_writable(spec)
     if not base:
-        raise InputError("an adapter is written without its base, whose name is not known: save "
-                         "the model with the "
-                         "adapter merged")  # fmt: skip
+        raise InputError(
+            "an adapter is written without its base, whose name is not known: save the model with "
+            "the adapter merged"
+        )
     place = transformer_directory(base)
     original, family, stored = read_backbone(place)
     for name in ("family", *REQUIRED):
-        found, wanted = getattr(spec.backbone, name), getattr(original, name)
-        if found != wanted:
-            raise InputError(f"an adapter of a backbone with {name} {found!r}, but its base {base} "
-                             f"has {wanted!r}: "
-                             "save the model with the adapter merged")  # fmt: skip
+        own_value, base_value = getattr(spec.backbone, name), getattr(original, name)
+        if own_value != base_value:
+            raise InputError(
+                f"an adapter of a backbone with {name} {own_value!r}, but its base {base} has "
+                f"{base_value!r}: save the model with the adapter merged"
+            )
     lora = spec.lora
     maps = linear_maps(family, backbone_shapes(spec.backbone))
     leaves = flatten_dict(jax.device_get(adapter["layers"]), sep="/")
@@ -319,15 +328,18 @@ def write_adapter(directory: Path, spec: EncoderSpec, adapter: Params, base: str
     write_safetensors(
         directory / WEIGHTS, tensors, **{FINGERPRINT: backbone_fingerprint(original, place)}
     )
-    ours, theirs = family.write_config(spec.backbone), family.write_config(original)
+    own_fields, base_fields = family.write_config(spec.backbone), family.write_config(original)
     changes = {
-        name: ours.get(name) for name in {**theirs, **ours} if ours.get(name) != theirs.get(name)
+        name: own_fields.get(name)
+        for name in {**base_fields, **own_fields}
+        if own_fields.get(name) != base_fields.get(name)
     }
     unseen = [f"{name} {value!r}" for name, value in changes.items() if name not in stored]
     if unseen:  # transformers changes no field that the base's config.json lacks
-        warn(f"sentence-transformers will not see {', '.join(unseen)}: {base} has no such field in "
-             "its "
-                      "config.json; save the model with the adapter merged for it")  # fmt: skip
+        warn(
+            f"sentence-transformers will not see {', '.join(unseen)}: {base} has no such field in "
+            "its config.json; save the model with the adapter merged for it"
+        )
     return changes
 
 
@@ -342,9 +354,9 @@ def _targets(maps: Mapping[str, Part], paths: set[str], shorthand: bool = True) 
     """
     if shorthand and paths == set(maps):
         return ALL_LINEAR
-    chosen = [theirs.module for path, theirs in maps.items() if path in paths]
+    chosen = [part.module for path, part in maps.items() if path in paths]
     last = [name.rpartition(".")[2] for name in chosen]
-    every = [theirs.module.rpartition(".")[2] for theirs in maps.values()]
+    every = [part.module.rpartition(".")[2] for part in maps.values()]
     if all(every.count(name) == 1 for name in last):
         return last
     patterns = "|".join(re.escape(name).replace(r"\{\}", r"\d+") for name in dict.fromkeys(chosen))

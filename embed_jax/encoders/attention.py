@@ -148,7 +148,7 @@ def _blocks(query, key, value, bias, softcap, places, dropout_rate, dropout_key)
         return _products(query, key, value, bias, softcap, places, dropout_rate, dropout_key)
 
     @jax.checkpoint
-    def one(inputs):
+    def attend_block(inputs):
         index, (query, key, value, bias, places) = inputs
         start = index * (block * heads * slots**2)
         return _products(query, key, value, bias, softcap, places, dropout_rate, dropout_key, start)
@@ -156,4 +156,4 @@ def _blocks(query, key, value, bias, softcap, places, dropout_rate, dropout_key)
     cut = jax.tree.map(
         lambda x: x.reshape(rows // block, block, *x.shape[1:]), (query, key, value, bias, places)
     )
-    return lax.map(one, (jnp.arange(rows // block), cut)).reshape(query.shape)
+    return lax.map(attend_block, (jnp.arange(rows // block), cut)).reshape(query.shape)

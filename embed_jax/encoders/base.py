@@ -129,7 +129,7 @@ def backbone_fingerprint(backbone: Any, directory: Path) -> str:
         backbone: its frozen dataclass.
         directory: where its config.json and its weights lie.
     """
-    found = {}
+    samples = {}
 
     def put(path: str, shape: tuple[int, ...], dtype: np.dtype, read: Any) -> None:
         own = len(shape) - path.startswith("layers/")
@@ -137,11 +137,11 @@ def backbone_fingerprint(backbone: Any, directory: Path) -> str:
         # one.
         some = (slice(16),) if own == 1 else (*[slice(1)] * (own - 2), slice(16), slice(1))
         numbers = read((slice(None),) * (len(shape) - own) + some).astype(jnp.bfloat16)
-        found[path] = [list(shape), numbers.tobytes().hex()]
+        samples[path] = [list(shape), numbers.tobytes().hex()]
 
     family = lookup("backbone", backbone.family)
     params_from_tensors(
         family, backbone_shapes(backbone), open_tensors(directory), directory, put=put
     )
     sizes = {name: getattr(backbone, name) for name in ("family", *REQUIRED)}
-    return hashlib.sha256(json.dumps([sizes, found], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([sizes, samples], sort_keys=True).encode()).hexdigest()

@@ -266,16 +266,16 @@ DISTILBERT_FIELDS = {
 def _reader(
     family: str, fields: Mapping[str, str], defaults: Mapping[str, Any]
 ) -> Callable[[Mapping], BertConfig]:
-    def read(found: Mapping[str, Any]) -> BertConfig:
-        kind = found.get("position_embedding_type", "absolute")
+    def read(config_json: Mapping[str, Any]) -> BertConfig:
+        kind = config_json.get("position_embedding_type", "absolute")
         if kind != "absolute":
             raise InputError(
                 f"config.json: position_embedding_type {kind!r} is not supported; only 'absolute' "
                 "is"
             )
-        if found.get("is_decoder"):
+        if config_json.get("is_decoder"):
             raise InputError("config.json: is_decoder true is not supported; only encoders are")
-        values = read_fields(found, fields)
+        values = read_fields(config_json, fields)
         activation(values.get("activation", "gelu"))
         values = {**defaults, **values}
         values.setdefault("embedding_size", values["hidden_size"])
@@ -284,8 +284,7 @@ def _reader(
         if values["hidden_size"] % values["num_heads"]:
             raise InputError(
                 f"config.json: {fields['num_heads']}: expected a divisor of "
-                f"{fields['hidden_size']} "
-                f"{values['hidden_size']}, found {values['num_heads']}"
+                f"{fields['hidden_size']} {values['hidden_size']}, found {values['num_heads']}"
             )
         return BertConfig(family=family, **values)
 
@@ -293,7 +292,7 @@ def _reader(
 
 
 def _writer(fields: Mapping[str, str]) -> Callable[[BertConfig], dict[str, Any]]:
-    return lambda config: {theirs: getattr(config, ours) for ours, theirs in fields.items()}
+    return lambda config: {hf_name: getattr(config, name) for name, hf_name in fields.items()}
 
 
 _EMBEDDINGS = {

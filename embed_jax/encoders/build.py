@@ -14,7 +14,7 @@ from embed_jax.encoders.attention import IMPLEMENTATIONS
 from embed_jax.encoders.int8 import dequantize_params, has_int8
 from embed_jax.encoders.latent import SHARDING as LATENT_SHARDING
 from embed_jax.encoders.lora import SHARDING as LORA_SHARDING
-from embed_jax.encoders.lora import adapting, init_lora
+from embed_jax.encoders.lora import init_lora, make_adapter_interceptor
 from embed_jax.encoders.pooling import check_pooling, needs_every_layer, pool
 from embed_jax.encoders.spec import EncoderSpec
 from embed_jax.encoders.stack import ADAPTER, BEFORE_LAST, REMATS
@@ -96,9 +96,10 @@ def build_encoder(
         )
     weighted = isinstance(spec.token_head, WeightedLayers)
     if weighted and spec.token_head.num_layers != (config.num_layers or None):
-        raise InputError(f"token head: weights for {spec.token_head.num_layers} layers, but a "
-                         f"{config.family} encoder "
-                         f"of {config.num_layers}")  # fmt: skip
+        raise InputError(
+            f"token head: weights for {spec.token_head.num_layers} layers, but a {config.family} "
+            f"encoder of {config.num_layers}"
+        )
 
     shared = {"mask_columns": same_mask_columns} if same_mask_columns else {}
 
@@ -123,7 +124,7 @@ def build_encoder(
             str(i): head.init(k)
             for i, (head, k) in enumerate(zip(spec.heads, head_keys, strict=True))
         }
-        backbone = module(training=False).init(backbone_key, _one_token())["params"]
+        backbone = module(training=False).init(backbone_key, _one_token_batch())["params"]
         params = {
             "backbone": backbone,
             "heads": {name: params for name, params in heads.items() if params},
@@ -145,16 +146,16 @@ def build_encoder(
     ) -> Float[Array, "*L R T H"]:
         backbone = params["backbone"]
         if has_int8(backbone):
-            read = _plain(read, compute_dtype)
+            read = _dequantize_on_read(read, compute_dtype)
         run = functools.partial(
             module(key is not None, read).apply, mutable=[BEFORE_LAST] if all_states else False
         )
         if spec.lora is None:
-            found = run({"params": backbone}, tokens, key, every_layer)
+            output = run({"params": backbone}, tokens, key, every_layer)
         else:
             rngs = {} if key is None else {ADAPTER: jax.random.fold_in(key, ADAPTER_KEY)}
-            with nn.intercept_methods(adapting(spec.lora)):
-                found = run(
+            with nn.intercept_methods(make_adapter_interceptor(spec.lora)):
+                output = run(
                     {"params": backbone, ADAPTER: params[ADAPTER]},
                     tokens,
                     key,
@@ -162,8 +163,8 @@ def build_encoder(
                     rngs=rngs,
                 )
         if not all_states:
-            return found
-        every, others = found
+            return output
+        every, others = output
         return jnp.concatenate([others[BEFORE_LAST]["states"], every[-1:]])
 
     def apply(
@@ -222,11 +223,11 @@ def build_encoder(
     )
 
 
-def _plain(read, dtype: str):
+def _dequantize_on_read(read, dtype: str):
     """Returns a function that reads a layer's parameters and makes those in eight bits plain."""
     return lambda layer: dequantize_params(layer if read is None else read(layer), dtype)
 
 
-def _one_token() -> TokenBatch:
+def _one_token_batch() -> TokenBatch:
     slot = np.zeros((1, 1), np.int32)
     return TokenBatch(token_ids=slot, sentence=slot, position=slot, pooled=slot == 0, sentences=1)

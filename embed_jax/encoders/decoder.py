@@ -114,9 +114,10 @@ class DecoderConfig:
             InputError: `layer_types` is of another number of layers.
         """
         if self.layer_types and len(self.layer_types) != self.num_layers:
-            raise InputError(f"layer_types: expected one for each of {self.num_layers} layers, "
-                             "found "
-                             f"{len(self.layer_types)}")  # fmt: skip
+            raise InputError(
+                f"layer_types: expected one for each of {self.num_layers} layers, found "
+                f"{len(self.layer_types)}"
+            )
         return self.layer_types or (SLIDING if self.window else FULL,) * self.num_layers
 
 

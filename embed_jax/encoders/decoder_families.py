@@ -75,21 +75,25 @@ class Form:
     supported: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def read_config(form: Form, found: Mapping[str, Any]) -> DecoderConfig:
+def read_config(form: Form, config_json: Mapping[str, Any]) -> DecoderConfig:
     """The configuration in a config.json of transformers.
 
     Raises:
         InputError: a field is missing, or says what is not supported.
     """
-    check_switches(found, form.supported)
-    values = read_fields(found, form.fields)
+    check_switches(config_json, form.supported)
+    values = read_fields(config_json, form.fields)
     values = {
         "num_kv_heads": values["num_heads"],
         "head_size": form.head_size or values["hidden_size"] // values["num_heads"],
         **values,
-        **{ours: found[theirs] for ours, theirs in form.nullable.items() if theirs in found},
-        **_read_ropes(form, found),
-        **_read_windows(form, found, values["num_layers"]),
+        **{
+            name: config_json[hf_name]
+            for name, hf_name in form.nullable.items()
+            if hf_name in config_json
+        },
+        **_read_ropes(form, config_json),
+        **_read_windows(form, config_json, values["num_layers"]),
     }
     config = dataclasses.replace(form.default, **values)
     activation(config.activation)
@@ -109,28 +113,31 @@ def write_config(form: Form, config: DecoderConfig) -> dict[str, Any]:
     Rotary positions also as transformers 4 had them.
     """
     fields = {
-        theirs: getattr(config, ours) for ours, theirs in {**form.fields, **form.nullable}.items()
+        hf_name: getattr(config, name) for name, hf_name in {**form.fields, **form.nullable}.items()
     }
     if not config.hidden_dropout:
         del fields["hidden_dropout"]
     return fields | _write_ropes(form, config) | _write_windows(form, config)
 
 
-def _read_ropes(form: Form, found: Mapping[str, Any]) -> dict[str, Rope]:
+def _read_ropes(form: Form, config_json: Mapping[str, Any]) -> dict[str, Rope]:
     default = form.default
     if not form.local:
-        return {"rope": read_rope(found, default.rope.theta)}
-    by_kind = found.get("rope_parameters") or {}
+        return {"rope": read_rope(config_json, default.rope.theta)}
+    by_kind = config_json.get("rope_parameters") or {}
     check_fields("config.json: rope_parameters.", by_kind, dict.fromkeys(KINDS.values(), OBJECT))
-    full = {"rope_parameters": (by_kind.get(KINDS[FULL]) or {}) | (found.get("rope_scaling") or {})}
+    full = {
+        "rope_parameters": (by_kind.get(KINDS[FULL]) or {})
+        | (config_json.get("rope_scaling") or {})
+    }
     sliding = {
         "rope_parameters": by_kind.get(KINDS[SLIDING]),
-        "rope_theta": found.get("rope_local_base_freq"),
+        "rope_theta": config_json.get("rope_local_base_freq"),
     }
     return {
-        "rope": read_rope({**found, **full, "rope_scaling": None}, default.rope.theta),
+        "rope": read_rope({**config_json, **full, "rope_scaling": None}, default.rope.theta),
         "local_rope": read_rope(
-            {**found, **sliding, "rope_scaling": None}, default.local_rope.theta
+            {**config_json, **sliding, "rope_scaling": None}, default.local_rope.theta
         ),
     }
 
@@ -147,23 +154,23 @@ def _write_ropes(form: Form, config: DecoderConfig) -> dict[str, Any]:
     }
 
 
-def _read_windows(form: Form, found: Mapping[str, Any], layers: int) -> dict[str, Any]:
+def _read_windows(form: Form, config_json: Mapping[str, Any], layers: int) -> dict[str, Any]:
     """Ours is a distance below which tokens are seen.
 
     Transformers' is with is_causal false the last one seen.
     """
-    halved = form.local and bool(found.get("use_bidirectional_attention"))
-    causal = found.get("is_causal") is not False
-    if causal and found.get("auto_map") and "is_causal" not in found:
+    halved = form.local and bool(config_json.get("use_bidirectional_attention"))
+    causal = config_json.get("is_causal") is not False
+    if causal and config_json.get("auto_map") and "is_causal" not in config_json:
         warn(
             "config.json names its own code (auto_map), which is not run: attention is read as "
             "causal; if that code "
             'attends both ways, as GritLM\'s does, write "is_causal": false there'
         )
     window = None
-    if form.window and (not form.switched or found.get("use_sliding_window")):
-        window = found.get("sliding_window", WINDOW)
-    types = _read_types(form, found, layers, window)
+    if form.window and (not form.switched or config_json.get("use_sliding_window")):
+        window = config_json.get("sliding_window", WINDOW)
+    types = _read_types(form, config_json, layers, window)
     if window is None and SLIDING in types or window is not None and window < 1:
         raise InputError(
             f"config.json: sliding_window: expected a number of tokens, found {window!r}"
@@ -175,23 +182,23 @@ def _read_windows(form: Form, found: Mapping[str, Any], layers: int) -> dict[str
 
 
 def _read_types(
-    form: Form, found: Mapping[str, Any], layers: int, window: int | None
+    form: Form, config_json: Mapping[str, Any], layers: int, window: int | None
 ) -> tuple[str, ...]:
     if form.layer_types is None or (
-        form.switched and window is None and found.get("layer_types") is None
+        form.switched and window is None and config_json.get("layer_types") is None
     ):
         return ()
-    if found.get("layer_types") is None:
-        return form.layer_types(found, layers)
-    ours = {theirs: kind for kind, theirs in KINDS.items()}
-    for name in found["layer_types"]:
-        if name not in ours:
-            raise InputError(f"config.json: layer_types: {unknown('type', name, ours)}")
-    if len(found["layer_types"]) != layers:
+    if config_json.get("layer_types") is None:
+        return form.layer_types(config_json, layers)
+    kinds = {hf_name: kind for kind, hf_name in KINDS.items()}
+    for name in config_json["layer_types"]:
+        if name not in kinds:
+            raise InputError(f"config.json: layer_types: {unknown('type', name, kinds)}")
+    if len(config_json["layer_types"]) != layers:
         raise InputError(
-            f"config.json: layer_types: expected {layers}, found {len(found['layer_types'])}"
+            f"config.json: layer_types: expected {layers}, found {len(config_json['layer_types'])}"
         )
-    return tuple(ours[name] for name in found["layer_types"])
+    return tuple(kinds[name] for name in config_json["layer_types"])
 
 
 def _write_windows(form: Form, config: DecoderConfig) -> dict[str, Any]:
@@ -211,15 +218,17 @@ def _write_windows(form: Form, config: DecoderConfig) -> dict[str, Any]:
     return fields
 
 
-def _last(found: Mapping[str, Any], layers: int) -> tuple[str, ...]:
+def _slide_last_layers(config_json: Mapping[str, Any], layers: int) -> tuple[str, ...]:
     """Sliding after the first max_window_layers."""
-    full = found.get("max_window_layers")
+    full = config_json.get("max_window_layers")
     return tuple(SLIDING if i >= (28 if full is None else full) else FULL for i in range(layers))
 
 
-def _alternating(found: Mapping[str, Any], layers: int, every: int) -> tuple[str, ...]:
+def _alternate_layer_types(
+    config_json: Mapping[str, Any], layers: int, every: int
+) -> tuple[str, ...]:
     """One of `every` is not sliding."""
-    every = found.get("sliding_window_pattern") or every
+    every = config_json.get("sliding_window_pattern") or every
     return tuple(SLIDING if (i + 1) % every else FULL for i in range(layers))
 
 
@@ -248,13 +257,13 @@ def _family(form: Form, architecture: str, tensors: Mapping[str, str], read=read
     )
 
 
-def _read_gemma(form: Form, found: Mapping[str, Any]) -> DecoderConfig:
+def _read_gemma(form: Form, config_json: Mapping[str, Any]) -> DecoderConfig:
     """The models as first published say "gelu" and mean its approximation."""
     return read_config(
         form,
-        {**found, "hidden_act": "gelu_pytorch_tanh"}
-        if found.get("hidden_act") == "gelu"
-        else found,
+        {**config_json, "hidden_act": "gelu_pytorch_tanh"}
+        if config_json.get("hidden_act") == "gelu"
+        else config_json,
     )
 
 
@@ -295,7 +304,7 @@ QWEN2 = _family(
         FIELDS,
         window=True,
         switched=True,
-        layer_types=_last,
+        layer_types=_slide_last_layers,
     ),
     "Qwen2Model",
     TENSORS,
@@ -307,7 +316,7 @@ QWEN3 = _family(
         head_size=128,
         window=True,
         switched=True,
-        layer_types=_last,
+        layer_types=_slide_last_layers,
     ),
     "Qwen3Model",
     TENSORS,
@@ -325,7 +334,7 @@ GEMMA2 = _family(
         NULLABLE | {"softcap": "attn_logit_softcapping"},
         head_size=256,
         window=True,
-        layer_types=functools.partial(_alternating, every=2),
+        layer_types=functools.partial(_alternate_layer_types, every=2),
         supported=NO_SWITCH,
     ),
     "Gemma2Model",
@@ -337,7 +346,7 @@ GEMMA3 = _family(
         GEMMA_FIELDS,
         head_size=256,
         window=True,
-        layer_types=functools.partial(_alternating, every=6),
+        layer_types=functools.partial(_alternate_layer_types, every=6),
         local=True,
         supported={"attn_logit_softcapping": None},
     ),

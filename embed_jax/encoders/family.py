@@ -82,7 +82,7 @@ class Family:
     shapes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def read_fields(found: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
+def read_fields(config_json: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
     """Values of config.json under our names; fields that are not there, or null, are left out.
 
     Args:
@@ -93,7 +93,9 @@ def read_fields(found: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str
         InputError: one of REQUIRED is not there.
     """
     values = {
-        ours: found[theirs] for ours, theirs in fields.items() if found.get(theirs) is not None
+        name: config_json[hf_name]
+        for name, hf_name in fields.items()
+        if config_json.get(hf_name) is not None
     }
     missing = [fields[name] for name in REQUIRED if name not in values]
     if missing:
@@ -101,10 +103,10 @@ def read_fields(found: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str
     return values
 
 
-def check_switches(found: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
+def check_switches(config_json: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
     """Raises an InputError if a field of config.json is there with another value than the one supported."""
     for name, value in supported.items():
-        if found.get(name) is not None and found[name] != value:
+        if config_json.get(name) is not None and config_json[name] != value:
             raise InputError(
-                f"config.json: {name} {found[name]!r} is not supported; only {value!r} is"
+                f"config.json: {name} {config_json[name]!r} is not supported; only {value!r} is"
             )

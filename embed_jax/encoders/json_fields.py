@@ -37,7 +37,7 @@ KINDS: dict[str, Callable[[Any], bool]] = {
     FLAG: lambda value: isinstance(value, bool),
     TEXT: lambda value: isinstance(value, str),
     OBJECT: lambda value: isinstance(value, dict),
-    TEXTS: lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value),
+    TEXTS: lambda value: isinstance(value, list) and all(isinstance(text, str) for text in value),
     TEXT_OR_TEXTS: lambda value: isinstance(value, str) or KINDS[TEXTS](value),
     NAMED_TEXTS: lambda value: (
         isinstance(value, dict) and all(isinstance(text, str | None) for text in value.values())
@@ -56,12 +56,10 @@ CONFIG = _table(
     (
         SIZE,
         "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size "
-        "max_position_embeddings "
-        "embedding_size dim n_layers n_heads hidden_dim n_embd n_layer n_head n_inner n_positions "
-        "d_model d_kv d_ff "
-        "num_layers num_heads num_key_value_heads head_dim relative_attention_num_buckets "
-        "relative_attention_max_distance global_attn_every_n_layers sliding_window_pattern "
-        "num_labels "
+        "max_position_embeddings embedding_size dim n_layers n_heads hidden_dim n_embd n_layer "
+        "n_head n_inner n_positions d_model d_kv d_ff num_layers num_heads num_key_value_heads "
+        "head_dim relative_attention_num_buckets relative_attention_max_distance "
+        "global_attn_every_n_layers sliding_window_pattern num_labels "
         "original_max_position_embeddings local_attention",
     ),
     (INDEX, "pad_token_id"),
@@ -69,26 +67,21 @@ CONFIG = _table(
     (
         NUMBER,
         "layer_norm_eps layer_norm_epsilon norm_eps rms_norm_eps initializer_range "
-        "initializer_factor "
-        "hidden_dropout_prob attention_probs_dropout_prob dropout attention_dropout hidden_dropout "
-        "embedding_dropout "
-        "mlp_dropout resid_pdrop attn_pdrop dropout_rate classifier_dropout seq_classif_dropout "
-        "rope_theta "
-        "rope_local_base_freq global_rope_theta local_rope_theta rotary_emb_base "
-        "rotary_emb_fraction "
+        "initializer_factor hidden_dropout_prob attention_probs_dropout_prob dropout "
+        "attention_dropout hidden_dropout embedding_dropout mlp_dropout resid_pdrop attn_pdrop "
+        "dropout_rate classifier_dropout seq_classif_dropout rope_theta rope_local_base_freq "
+        "global_rope_theta local_rope_theta rotary_emb_base rotary_emb_fraction "
         "query_pre_attn_scalar attn_logit_softcapping partial_rotary_factor",
     ),
     (
         FLAG,
         "is_decoder is_causal use_bidirectional_attention use_sliding_window tie_word_embeddings "
-        "attention_bias "
-        "mlp_bias norm_bias output_hidden_states",
+        "attention_bias mlp_bias norm_bias output_hidden_states",
     ),
     (
         TEXT,
         "model_type hidden_act hidden_activation activation activation_function feed_forward_proj "
-        "_name_or_path "
-        "position_embedding_type sbert_ce_default_activation_function",
+        "_name_or_path position_embedding_type sbert_ce_default_activation_function",
     ),
     (TEXTS, "architectures layer_types"),
     (OBJECT, "rope_parameters rope_scaling id2label auto_map sentence_transformers"),
@@ -99,8 +92,7 @@ ROPE = _table(
     (
         NUMBER,
         "rope_theta factor low_freq_factor high_freq_factor beta_fast beta_slow attention_factor "
-        "mscale "
-        "mscale_all_dim partial_rotary_factor",
+        "mscale mscale_all_dim partial_rotary_factor",
     ),
     (FLAG, "truncate"),
 )

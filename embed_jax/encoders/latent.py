@@ -56,9 +56,10 @@ class LatentAttention:
                     f"latent attention: {name}: expected 1 or more, found {getattr(self, name)}"
                 )
         if not self.head_size and self.width % self.heads:
-            raise InputError("latent attention: heads: expected a divisor of the width "
-                             f"{self.width}, or a head_size, "
-                             f"found {self.heads}")  # fmt: skip
+            raise InputError(
+                f"latent attention: heads: expected a divisor of the width {self.width}, or a "
+                f"head_size, found {self.heads}"
+            )
 
     @property
     def size(self) -> int:

@@ -219,9 +219,9 @@ def keep_mask(
     """
     words = jax.random.bits(key, (2,), jnp.uint32)
     x, stride = words[0] + jnp.asarray(start, jnp.uint32), 1
-    given = x.ndim  # leading axes whose indices `start` has
-    x = x.reshape(*x.shape, *[1] * (len(shape) - given)) if given else x
-    for axis in reversed(range(given, len(shape))):
+    start_axes = x.ndim  # leading axes whose indices `start` has
+    x = x.reshape(*x.shape, *[1] * (len(shape) - start_axes)) if start_axes else x
+    for axis in reversed(range(start_axes, len(shape))):
         x = x + lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(stride)
         stride *= shape[axis]
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)

@@ -47,9 +47,9 @@ def linear_maps(family: Family, backbone: Params) -> dict[str, Part]:
     if "layers" not in backbone:
         raise InputError("an adapter is for linear maps of layers, and this backbone has none")
     paths = [path[:-1] for path in flatten_dict(backbone["layers"]) if path[-1] == "kernel"]
-    theirs = {path: family.tensors[f"layers/{path}"] for path in map("/".join, paths)}
+    modules = {path: family.tensors[f"layers/{path}"] for path in map("/".join, paths)}
     return {
-        path: name if isinstance(name, Part) else Part(name, 0, 1) for path, name in theirs.items()
+        path: name if isinstance(name, Part) else Part(name, 0, 1) for path, name in modules.items()
     }
 
 
@@ -64,22 +64,23 @@ def find_targets(targets: Iterable[str], maps: Mapping[str, Part], layers: int) 
     Raises:
         InputError: a target that is no linear map, or one in some of the layers only.
     """
-    found: set[str] = set()
+    chosen: set[str] = set()
     for target in targets:
         if target.lower() == ALL_LINEAR:
-            found |= set(maps)
+            chosen |= set(maps)
             continue
-        matched = {path: _matches(target, theirs.module, layers) for path, theirs in maps.items()}
+        matched = {path: _matches(target, part.module, layers) for path, part in maps.items()}
         if not any(matched.values()):
-            names = {theirs.module.rpartition(".")[2] for theirs in maps.values()}
+            names = {part.module.rpartition(".")[2] for part in maps.values()}
             raise InputError(unknown("target of an adapter", target, {*names, ALL_LINEAR}))
         for path, number in matched.items():
             if 0 < number < layers:
-                raise InputError(f"target {target!r} of an adapter: means {maps[path].module!r} in "
-                                 f"{number} of "
-                                 f"{layers} layers; all or none is supported")  # fmt: skip
-        found |= {path for path, number in matched.items() if number}
-    return tuple(path for path in maps if path in found)
+                raise InputError(
+                    f"target {target!r} of an adapter: means {maps[path].module!r} in {number} of "
+                    f"{layers} layers; all or none is supported"
+                )
+        chosen |= {path for path, number in matched.items() if number}
+    return tuple(path for path in maps if path in chosen)
 
 
 def _matches(target: str, module: str, layers: int) -> int:
@@ -194,7 +195,7 @@ def _modules(adapter: Params) -> dict[str, dict[str, Any]]:
 # ---- application ---------------------------------------------------------------------------------------------
 
 
-def adapting(lora: LoraSpec) -> Callable:
+def make_adapter_interceptor(lora: LoraSpec) -> Callable:
     """A method interceptor of flax under which a `Linear` with variables "a" and "b" adds its adapter's product.
 
     Dropout is on where there is a key of the collection "lora"; the key of each module is its own.
@@ -210,13 +211,15 @@ def adapting(lora: LoraSpec) -> Callable:
             and context.method_name == "__call__"
             and module.has_variable(ADAPTER, "a")
         ):
-            return _adapted(lora, module, result, *args, **kwargs)
+            return _add_adapter_product(lora, module, result, *args, **kwargs)
         return result
 
     return intercept
 
 
-def _adapted(lora: LoraSpec, module: Linear, result: Float[Array, "*B O"], x: Float[Array, "*B I"]):
+def _add_adapter_product(
+    lora: LoraSpec, module: Linear, result: Float[Array, "*B O"], x: Float[Array, "*B I"]
+):
     dtype = module.dtype
     a, b = (module.get_variable(ADAPTER, name) for name in ("a", "b"))
     key = module.make_rng(ADAPTER) if lora.dropout and module.has_rng(ADAPTER) else None

@@ -37,7 +37,7 @@ from embed_jax.registry import unknown
 from embed_jax.types import TokenBatch
 
 
-def alternating(layers: int, every: int = 3) -> tuple[str, ...]:
+def alternate_layer_types(layers: int, every: int = 3) -> tuple[str, ...]:
     """The kinds of this many layers.
 
     The first is FULL, then one of `every`, the others are SLIDING.
@@ -71,7 +71,7 @@ class ModernBertConfig:
     num_heads: int = 12
     intermediate_size: int = 1152
     max_positions: int = 8192
-    layer_types: tuple[str, ...] = alternating(22)
+    layer_types: tuple[str, ...] = alternate_layer_types(22)
     local_attention: int = 128
     rope_theta: float = 160000.0
     local_rope_theta: float = 10000.0
@@ -102,7 +102,7 @@ def _shape(
         num_layers=num_layers,
         num_heads=num_heads,
         intermediate_size=intermediate_size,
-        layer_types=alternating(num_layers),
+        layer_types=alternate_layer_types(num_layers),
     )
 
 
@@ -258,32 +258,35 @@ FIELDS = {  # ours: transformers'
 SUPPORTED = {"norm_bias": False, "attention_bias": False, "mlp_bias": False, "rope_scaling": None}
 
 
-def read_config(found: Mapping[str, Any]) -> ModernBertConfig:
+def read_config(config_json: Mapping[str, Any]) -> ModernBertConfig:
     """The configuration in a config.json, new (layer_types, rope_parameters) or old (global_attn_every_n_layers, ...).
 
     Raises:
         InputError: a field is missing, or says what is not supported.
     """
-    check_switches(found, SUPPORTED)
-    values = read_fields(found, FIELDS)
-    by_kind = found.get("rope_parameters") or {}
+    check_switches(config_json, SUPPORTED)
+    values = read_fields(config_json, FIELDS)
+    by_kind = config_json.get("rope_parameters") or {}
     check_fields("config.json: rope_parameters.", by_kind, dict.fromkeys(KINDS.values(), OBJECT))
     if not set(by_kind) <= set(KINDS.values()):
-        raise InputError(f"config.json: rope_parameters: expected {' and '.join(KINDS.values())}, "
-                         "found "
-                         f"{', '.join(by_kind)}")  # fmt: skip
+        raise InputError(
+            f"config.json: rope_parameters: expected {' and '.join(KINDS.values())}, found "
+            f"{', '.join(by_kind)}"
+        )
 
     def theta(kind: str, older: Any, default: float) -> float:
         return read_rope(
             {"rope_parameters": by_kind.get(KINDS[kind]), "rope_theta": older}, default, ["default"]
         ).theta
 
-    full = theta(FULL, found.get("global_rope_theta"), ModernBertConfig.rope_theta)
+    full = theta(FULL, config_json.get("global_rope_theta"), ModernBertConfig.rope_theta)
     # As in the models first published, null is the same as in FULL layers.
-    sliding = theta(SLIDING, found.get("local_rope_theta", ModernBertConfig.local_rope_theta), full)
+    sliding = theta(
+        SLIDING, config_json.get("local_rope_theta", ModernBertConfig.local_rope_theta), full
+    )
     config = ModernBertConfig(
         **values,
-        layer_types=_layer_types(found, values["num_layers"]),
+        layer_types=_layer_types(config_json, values["num_layers"]),
         rope_theta=full,
         local_rope_theta=sliding,
     )
@@ -297,24 +300,24 @@ def read_config(found: Mapping[str, Any]) -> ModernBertConfig:
     return config
 
 
-def _layer_types(found: Mapping[str, Any], layers: int) -> tuple[str, ...]:
-    if found.get("layer_types") is None:
-        return alternating(layers, found.get("global_attn_every_n_layers") or 3)
-    ours = {theirs: kind for kind, theirs in KINDS.items()}
-    for name in found["layer_types"]:
-        if name not in ours:
-            raise InputError(f"config.json: layer_types: {unknown('type', name, ours)}")
-    if len(found["layer_types"]) != layers:
+def _layer_types(config_json: Mapping[str, Any], layers: int) -> tuple[str, ...]:
+    if config_json.get("layer_types") is None:
+        return alternate_layer_types(layers, config_json.get("global_attn_every_n_layers") or 3)
+    kinds = {hf_name: kind for kind, hf_name in KINDS.items()}
+    for name in config_json["layer_types"]:
+        if name not in kinds:
+            raise InputError(f"config.json: layer_types: {unknown('type', name, kinds)}")
+    if len(config_json["layer_types"]) != layers:
         raise InputError(
-            f"config.json: layer_types: expected {layers}, found {len(found['layer_types'])}"
+            f"config.json: layer_types: expected {layers}, found {len(config_json['layer_types'])}"
         )
-    return tuple(ours[name] for name in found["layer_types"])
+    return tuple(kinds[name] for name in config_json["layer_types"])
 
 
 def write_config(config: ModernBertConfig) -> dict[str, Any]:
     """config.json's fields, as transformers has them."""
     thetas = {FULL: config.rope_theta, SLIDING: config.local_rope_theta}
-    fields = {theirs: getattr(config, ours) for ours, theirs in FIELDS.items()}
+    fields = {hf_name: getattr(config, name) for name, hf_name in FIELDS.items()}
     return fields | {
         "layer_types": [KINDS[kind] for kind in config.layer_types],
         "rope_parameters": {

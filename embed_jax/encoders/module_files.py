@@ -211,14 +211,14 @@ def read_latent_attention(directory: Path) -> tuple[LatentAttention, Params]:
     shapes = jax.eval_shape(lambda key: _latent_tensors(head.init(key)), jax.random.key(0))
     tensors = _read_exactly(directory, {name: tensor.shape for name, tensor in shapes.items()})
     params = {"latents": tensors["latents"]}
-    for ours, theirs in LATENT_TENSORS.items():
-        params[ours] = {
-            "scale" if ours.endswith("norm") else "kernel": tensors[f"{theirs}.weight"].T
+    for part, module in LATENT_TENSORS.items():
+        params[part] = {
+            "scale" if part.endswith("norm") else "kernel": tensors[f"{module}.weight"].T
         }
-        if f"{theirs}.bias" in tensors:
-            params[ours]["bias"] = tensors[f"{theirs}.bias"]
-    for ours, weight in zip(("key", "value"), np.split(tensors[KEY_AND_VALUE], 2), strict=True):
-        params[ours] = {"kernel": weight.T}
+        if f"{module}.bias" in tensors:
+            params[part]["bias"] = tensors[f"{module}.bias"]
+    for part, weight in zip(("key", "value"), np.split(tensors[KEY_AND_VALUE], 2), strict=True):
+        params[part] = {"kernel": weight.T}
     return head, params
 
 
@@ -233,9 +233,9 @@ def write_latent_attention(directory: Path, head: LatentAttention, params: Param
 
 def _latent_tensors(params: Params) -> dict[str, Any]:
     tensors = {"latents": params["latents"]}
-    for ours, theirs in LATENT_TENSORS.items():
-        for leaf, value in params[ours].items():
-            tensors[f"{theirs}.{'bias' if leaf == 'bias' else 'weight'}"] = value.T
+    for part, module in LATENT_TENSORS.items():
+        for leaf, value in params[part].items():
+            tensors[f"{module}.{'bias' if leaf == 'bias' else 'weight'}"] = value.T
     return tensors | {
         KEY_AND_VALUE: jnp.concatenate([params[name]["kernel"].T for name in ("key", "value")])
     }
@@ -266,9 +266,9 @@ def _read_config(path: Path, fields: Iterable[str], needed: Iterable[str]) -> di
 
 def _read_exactly(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     tensors = read_tensors(directory)
-    found = {name: tensor.shape for name, tensor in tensors.items()}
-    if found != shapes:
-        raise InputError(f"{directory / WEIGHTS}: found {found}, wanted {shapes}")
+    file_shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    if file_shapes != shapes:
+        raise InputError(f"{directory / WEIGHTS}: found {file_shapes}, expected {shapes}")
     return {
         name: tensor.astype(param_dtype(tensor.dtype), copy=False)
         for name, tensor in tensors.items()
@@ -276,5 +276,5 @@ def _read_exactly(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> dic
 
 
 def _write(directory: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    kept = {name: np.asarray(value, param_dtype(value.dtype)) for name, value in tensors.items()}
-    write_safetensors(directory / WEIGHTS, kept)
+    arrays = {name: np.asarray(value, param_dtype(value.dtype)) for name, value in tensors.items()}
+    write_safetensors(directory / WEIGHTS, arrays)

@@ -72,9 +72,10 @@ def read_modules(directory: Path) -> list[tuple[str, str]]:
     entries = read_entries(path)
     for kind, _ in entries:
         if kind in ROUTERS:
-            raise InputError(f"{path}: {kind}: an encoder for each route, where one for all texts "
-                             "is wanted; "
-                             "embed_jax.load(...).encoders[ROUTE].save(...) writes one by itself")  # fmt: skip
+            raise InputError(
+                f"{path}: {kind}: an encoder for each route, where one for all texts is wanted; "
+                "embed_jax.load(...).encoders[ROUTE].save(...) writes one by itself"
+            )
     check_order(path, entries)
     return entries
 
@@ -86,12 +87,14 @@ def read_entries(path: Path) -> list[tuple[str, str]]:
         InputError: as `read_modules`, except for the order.
     """
     try:
-        found = [(module["type"], module["path"]) for module in json.loads(path.read_text("utf-8"))]
-        if not all(isinstance(text, str) for entry in found for text in entry):
+        entries = [
+            (module["type"], module["path"]) for module in json.loads(path.read_text("utf-8"))
+        ]
+        if not all(isinstance(text, str) for entry in entries for text in entry):
             raise ValueError("type and path are strings")
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a list of modules with type and path ({error!r})") from None
-    return [(known_kind(path, kind), checked_folder(path, folder)) for kind, folder in found]
+    return [(parse_kind(path, kind), check_folder(path, folder)) for kind, folder in entries]
 
 
 def check_order(path: Path, folders: Sequence[tuple[str, str]]) -> None:
@@ -99,12 +102,13 @@ def check_order(path: Path, folders: Sequence[tuple[str, str]]) -> None:
     kinds = [kind for kind, _ in folders]
     order = r"(Transformer( (WeightedLayerPooling|LatentAttention))? Pooling|StaticEmbedding)( (HEAD))*|Transformer"
     if not re.fullmatch(order.replace("HEAD", "|".join(HEADS)), " ".join(kinds)):
-        raise InputError(f"{path}: found {', '.join(kinds)}; wanted Transformer, Pooling "
-                         f"({' or '.join(TOKEN_HEADS)} "
-                         f"before it) or StaticEmbedding, then {', '.join(HEADS)}")  # fmt: skip
+        raise InputError(
+            f"{path}: found {', '.join(kinds)}; wanted Transformer, Pooling "
+            f"({' or '.join(TOKEN_HEADS)} before it) or StaticEmbedding, then {', '.join(HEADS)}"
+        )
 
 
-def known_kind(path: Path, kind: str) -> str:
+def parse_kind(path: Path, kind: str) -> str:
     """The class name at the end of a dotted one.
 
     Raises:
@@ -112,15 +116,16 @@ def known_kind(path: Path, kind: str) -> str:
     """
     name = kind.rsplit(".", 1)[-1]
     if kind not in TYPES.values() and not kind.startswith(PACKAGE):
-        raise InputError(f"{path}: module {kind!r} is code of the model's own, which is never run; "
-                         "accepted: "
-                         f"sentence-transformers' {', '.join(sorted({*KNOWN} - {LATENT}))}")  # fmt: skip
+        raise InputError(
+            f"{path}: module {kind!r} is code of the model's own, which is never run; accepted: "
+            f"sentence-transformers' {', '.join(sorted({*KNOWN} - {LATENT}))}"
+        )
     if name not in (*KNOWN, *ROUTERS):
         raise InputError(f"{path}: {unknown('module', name, KNOWN)}")
     return name
 
 
-def checked_folder(path: Path, folder: str) -> str:
+def check_folder(path: Path, folder: str) -> str:
     """The folder itself.
 
     Raises:
@@ -149,13 +154,13 @@ def read_pooling(path: Path) -> tuple[str, bool]:
             raise InputError(f"{path}: {unknown('field', field, (*POOLING_FIELDS, *flags))}")
     modes = config.get("pooling_mode")
     if modes is None:
-        modes = [theirs for theirs, flag in POOLING_NAMES.values() if config.get(flag)] or ["mean"]
-    ours = {theirs: name for name, (theirs, _) in POOLING_NAMES.items()}
+        modes = [mode for mode, flag in POOLING_NAMES.values() if config.get(flag)] or ["mean"]
+    own_names = {mode: name for name, (mode, _) in POOLING_NAMES.items()}
     names = []
     for mode in [modes] if isinstance(modes, str) else modes:
-        if mode not in ours:
-            raise InputError(f"{path}: {unknown('pooling_mode', mode, ours)}")
-        names.append(ours[mode])
+        if mode not in own_names:
+            raise InputError(f"{path}: {unknown('pooling_mode', mode, own_names)}")
+        names.append(own_names[mode])
     return "+".join(names), bool(config.get("include_prompt", True))
 
 
@@ -175,7 +180,7 @@ def read_score_activation(
     """
     in_config = config.get("sentence_transformers")
     in_config = in_config.get("activation_fn") if isinstance(in_config, dict) else None
-    for file, field, found in (
+    for file, field, activation in (
         ("config_sentence_transformers.json", "activation_fn", settings.get("activation_fn")),
         ("config.json", "sentence_transformers.activation_fn", in_config),
         (
@@ -184,13 +189,13 @@ def read_score_activation(
             config.get("sbert_ce_default_activation_function"),
         ),
     ):
-        if found is None:
+        if activation is None:
             continue
         names = {path.rsplit(".", 1)[-1]: name for name, path in SCORE_ACTIVATIONS.items()}
-        short = str(found).rsplit(".", 1)[-1]
-        if not str(found).startswith("torch.nn.") or short not in names:
+        short = str(activation).rsplit(".", 1)[-1]
+        if not str(activation).startswith("torch.nn.") or short not in names:
             raise InputError(
-                f"{directory / file}: {unknown(field, found, SCORE_ACTIVATIONS.values())}"
+                f"{directory / file}: {unknown(field, activation, SCORE_ACTIVATIONS.values())}"
             )
         return names[short]
     return "sigmoid" if num_labels == 1 else "identity"
@@ -214,12 +219,12 @@ def write_pooling(directory: Path, pooling: str, dim: int, include_prompt: bool)
 def write_modules(directory: Path, folders: Sequence[tuple[str, str]]) -> None:
     """Writes modules.json from (class name, folder) pairs."""
     entries = [
-        {"idx": i, "name": str(i), "path": folder, "type": class_path(kind)}
+        {"idx": i, "name": str(i), "path": folder, "type": format_class_path(kind)}
         for i, (kind, folder) in enumerate(folders)
     ]
     write_json(directory / "modules.json", entries)
 
 
-def class_path(kind: str) -> str:
+def format_class_path(kind: str) -> str:
     """The class's name in the files, under which every version of sentence-transformers finds it."""
     return TYPES.get(kind, MODULES + kind)

@@ -233,22 +233,22 @@ SUPPORTED = {
 }
 
 
-def read_config(found: Mapping[str, Any]) -> NomicConfig:
+def read_config(config_json: Mapping[str, Any]) -> NomicConfig:
     """The configuration in a config.json of transformers, or of a model as first published (n_embd, n_layer, ...).
 
     Raises:
         InputError: a field is missing, or says what is not supported.
     """
-    if found.get("hidden_size") is None and found.get("n_embd") is not None:
-        found = PUBLISHED_DEFAULTS | {
-            name: value for name, value in found.items() if value is not None
+    if config_json.get("hidden_size") is None and config_json.get("n_embd") is not None:
+        config_json = PUBLISHED_DEFAULTS | {
+            name: value for name, value in config_json.items() if value is not None
         }
-        values = read_fields(found, PUBLISHED_FIELDS)
+        values = read_fields(config_json, PUBLISHED_FIELDS)
     else:
-        values = read_fields(found, FIELDS) | {
-            "rope_theta": read_rope(found, NomicConfig.rope_theta, ("default",)).theta
+        values = read_fields(config_json, FIELDS) | {
+            "rope_theta": read_rope(config_json, NomicConfig.rope_theta, ("default",)).theta
         }
-    check_switches(found, SUPPORTED)
+    check_switches(config_json, SUPPORTED)
     config = NomicConfig(**values)
     activation(config.activation)
     size, rest = divmod(config.hidden_size, config.num_heads)
@@ -257,13 +257,13 @@ def read_config(found: Mapping[str, Any]) -> NomicConfig:
             f"config.json: hidden size {config.hidden_size} makes no {config.num_heads} heads of "
             "an even size"
         )
-    check_switches(found, {"head_dim": size})
+    check_switches(config_json, {"head_dim": size})
     return config
 
 
 def write_config(config: NomicConfig) -> dict[str, Any]:
     """config.json's fields, as transformers has them."""
-    fields = {theirs: getattr(config, ours) for ours, theirs in FIELDS.items()}
+    fields = {hf_name: getattr(config, name) for name, hf_name in FIELDS.items()}
     return fields | {"rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"}}
 
 

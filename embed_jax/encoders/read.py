@@ -41,7 +41,7 @@ READ_TOKEN_HEAD = {
 }
 
 
-def _call(read: Callable, *arguments: Any) -> Any:
+def _call_reader(read: Callable, *arguments: Any) -> Any:
     return read(*arguments)
 
 
@@ -104,8 +104,7 @@ def refuse_cross_encoder(directory: Path) -> None:
     if is_cross_encoder(directory):
         raise InputError(
             f"{directory}: a cross-encoder, which scores pairs of texts "
-            "(embed_jax.load_cross_encoder reads it); "
-            "accepted: an embedding model"
+            "(embed_jax.load_cross_encoder reads it); accepted: an embedding model"
         )
 
 
@@ -120,7 +119,7 @@ def read_routes(directory: Path) -> SavedRoutes | None:
         return None
     settings, once = (
         _read_optional(directory / SETTINGS, json_fields.SETTINGS),
-        functools.cache(_call),
+        functools.cache(_call_reader),
     )
     models = {
         name: _read(directory, folders, settings, call=once)
@@ -136,7 +135,7 @@ def _read(
     *,
     plain: bool = False,
     put: Put | None = None,
-    call: Callable = _call,
+    call: Callable = _call_reader,
 ) -> SavedModel:
     """The model that modules make in this order; `call(read, ...)` reads what has parameters."""
     if not plain and folders == [("Transformer", folders[0][1])]:
@@ -153,9 +152,10 @@ def _read(
     if isinstance(others["token_head"], WeightedLayers) and not read.config.get(
         "output_hidden_states"
     ):
-        raise InputError(f"{read.transformer / 'config.json'}: output_hidden_states: expected true "
-                         "beside the weights "
-                         "of layers, which sentence-transformers leaves unused without")  # fmt: skip
+        raise InputError(
+            f"{read.transformer / 'config.json'}: output_hidden_states: expected true beside the "
+            "weights of layers, which sentence-transformers leaves unused without"
+        )
     tokenizer = first if static or (first / "tokenizer_config.json").is_file() else read.transformer
     limits = (
         {} if static else _read_optional(tokenizer / "tokenizer_config.json", json_fields.TOKENIZER)
@@ -189,7 +189,7 @@ def _read(
 
 
 @dataclasses.dataclass(frozen=True)
-class _First:
+class _FirstModule:
     """The first module: its backbone, the adapter on it if it is one, and what its files say."""
 
     backbone: Any
@@ -202,12 +202,12 @@ class _First:
     pooler: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
-def _read_first(first: Path, static: bool, plain: bool, put: Put | None) -> _First:
+def _read_first(first: Path, static: bool, plain: bool, put: Put | None) -> _FirstModule:
     if static:
         from embed_jax.encoders.static import read_static
 
         backbone, params = read_static(first, put)
-        return _First(
+        return _FirstModule(
             backbone, {"backbone": params}, TextConfig(), base_name(first), first, {}, None
         )
     texts = TextConfig() if plain else read_text_config(first)
@@ -228,7 +228,7 @@ def _read_first(first: Path, static: bool, plain: bool, put: Put | None) -> _Fir
         for short in [name.removeprefix(next(filter(name.startswith, family.prefixes), ""))]
         if short.startswith("pooler.")
     }
-    return _First(backbone, params, texts, base, transformer, config, lora, pooler)
+    return _FirstModule(backbone, params, texts, base, transformer, config, lora, pooler)
 
 
 def sharding_rules(directory: Path) -> Rules:
@@ -256,9 +256,9 @@ def read_classifier(directory: Path) -> SavedClassifier:
     directory = Path(directory)
     folders = modules.read_modules(directory)
     if len(folders) > 1:
-        found = ", ".join(kind for kind, _ in folders)
+        kinds = ", ".join(kind for kind, _ in folders)
         raise InputError(
-            f"{directory / 'modules.json'}: found {found}; a cross-encoder is a Transformer only"
+            f"{directory / 'modules.json'}: found {kinds}; a cross-encoder is a Transformer only"
         )
     transformer = directory / folders[0][1]
     backbone, _, config = read_backbone(transformer)
@@ -267,9 +267,10 @@ def read_classifier(directory: Path) -> SavedClassifier:
     tensors = open_tensors(transformer)
     out = f"{family.tensors['classifier/out']}.weight"
     if out not in tensors:
-        raise InputError(f"{transformer}: no weights of a classifier ({out}): it is not a sequence "
-                         "classification model "
-                         f"such as {family.architecture}")  # fmt: skip
+        raise InputError(
+            f"{transformer}: no weights of a classifier ({out}): it is not a sequence "
+            f"classification model such as {family.architecture}"
+        )
     shapes = jax.eval_shape(build_classifier(spec).init, jax.random.key(0))
     shapes = {**shapes["backbone"], "classifier": shapes["classifier"]}
     backbone_params = params_from_tensors(family, shapes, tensors, transformer)
@@ -304,8 +305,8 @@ def _read_others(
         elif kind in READ_TOKEN_HEAD:
             spec["token_head"], params[TOKEN_HEAD] = call(READ_TOKEN_HEAD[kind], place)
         elif kind in READ_HEAD:
-            head, found = call(READ_HEAD[kind], place)
-            params["heads"] |= {str(len(spec["heads"])): found} if found else {}
+            head, head_params = call(READ_HEAD[kind], place)
+            params["heads"] |= {str(len(spec["heads"])): head_params} if head_params else {}
             spec["heads"] += (head,)
     return spec, params, include_prompt
 
@@ -352,12 +353,12 @@ def _similarity(settings: Mapping[str, Any], directory: Path) -> str:
 
 def _sizes(settings: Mapping[str, Any], directory: Path) -> tuple[int, ...]:
     """The trained sizes, ascending."""
-    found = settings.get("matryoshka_dims") or []
-    if not isinstance(found, list) or not all(type(size) is int and size > 0 for size in found):
+    sizes = settings.get("matryoshka_dims") or []
+    if not isinstance(sizes, list) or not all(type(size) is int and size > 0 for size in sizes):
         raise InputError(
-            f"{directory / SETTINGS}: matryoshka_dims: expected a list of sizes, found {found!r}"
+            f"{directory / SETTINGS}: matryoshka_dims: expected a list of sizes, found {sizes!r}"
         )
-    return tuple(sorted(found))
+    return tuple(sorted(sizes))
 
 
 def _truncate(settings: Mapping[str, Any], directory: Path) -> tuple[Truncate, ...]:

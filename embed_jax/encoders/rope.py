@@ -94,17 +94,21 @@ def frequencies(rope: Rope, size: int) -> tuple[Float[np.ndarray, " h"], float]:
     plain = float(rope.theta) ** (-np.arange(0, size, 2) / size)
     length = 1.0
     if rope.rope_type == "default":
-        kept = np.ones_like(plain)
+        kept_share = np.ones_like(plain)
     elif rope.rope_type == "linear":
-        kept = np.zeros_like(plain)
+        kept_share = np.zeros_like(plain)
     elif rope.rope_type == "llama3":
         fits = rope.original_max_position_embeddings * plain / (2 * np.pi)
-        kept = np.clip(
+        kept_share = np.clip(
             (fits - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor), 0, 1
         )
     else:
-        kept, length = _yarn(rope, size), _yarn_length(rope)
-    scaled = plain if rope.factor is None else kept * plain + (1 - kept) * plain / rope.factor
+        kept_share, length = _yarn(rope, size), _yarn_length(rope)
+    scaled = (
+        plain
+        if rope.factor is None
+        else kept_share * plain + (1 - kept_share) * plain / rope.factor
+    )
     return scaled.astype(np.float32), length
 
 
@@ -140,7 +144,9 @@ def _yarn_length(rope: Rope) -> float:
 # ---- config.json ---------------------------------------------------------------------------------------------
 
 
-def read_rope(found: Mapping[str, Any], theta: float, types: Sequence[str] = tuple(TYPES)) -> Rope:
+def read_rope(
+    config_json: Mapping[str, Any], theta: float, types: Sequence[str] = tuple(TYPES)
+) -> Rope:
     """The rotary positions of a config.json, new (rope_parameters) or old (rope_theta, rope_scaling).
 
     Args:
@@ -151,15 +157,15 @@ def read_rope(found: Mapping[str, Any], theta: float, types: Sequence[str] = tup
         InputError: another type, a missing or unusable field, or only a part of each head is
             rotated.
     """
-    name = "rope_scaling" if found.get("rope_scaling") else "rope_parameters"
-    fields = check_fields(f"config.json: {name}.", found.get(name) or {}, ROPE)
+    name = "rope_scaling" if config_json.get("rope_scaling") else "rope_parameters"
+    fields = check_fields(f"config.json: {name}.", config_json.get(name) or {}, ROPE)
     kind = fields.get("rope_type") or fields.get("type") or "default"
     if kind not in types:
         accepted = (
             f"only {types[0]!r} is" if len(types) == 1 else f"accepted are {', '.join(types)}"
         )
         raise InputError(f"config.json: {name}.rope_type {kind!r} is not supported; {accepted}")
-    for place, values in ((f"{name}.", fields), ("", found)):
+    for place, values in ((f"{name}.", fields), ("", config_json)):
         if values.get("partial_rotary_factor") not in (None, 1):
             value = values["partial_rotary_factor"]
             raise InputError(
@@ -170,10 +176,10 @@ def read_rope(found: Mapping[str, Any], theta: float, types: Sequence[str] = tup
         field: fields[field] for field in (*required, *optional) if fields.get(field) is not None
     }
     if "original_max_position_embeddings" in optional:
-        own = found.get("original_max_position_embeddings") or values.get(
+        own = config_json.get("original_max_position_embeddings") or values.get(
             "original_max_position_embeddings"
         )
-        values["original_max_position_embeddings"] = own or found["max_position_embeddings"]
+        values["original_max_position_embeddings"] = own or config_json["max_position_embeddings"]
     for field in required:
         if field not in values:
             raise InputError(f"config.json: {name} has no {field}, which rope_type {kind!r} wants")
@@ -181,11 +187,12 @@ def read_rope(found: Mapping[str, Any], theta: float, types: Sequence[str] = tup
         if isinstance(value, dict) or (field in values and not isinstance(value, int | float)):
             raise InputError(f"config.json: {name}.{field}: expected a number, found {value!r}")
     if kind == "llama3" and not values["low_freq_factor"] < values["high_freq_factor"]:
-        raise InputError(f"config.json: {name}.low_freq_factor {values['low_freq_factor']}: "
-                         "expected less than "
-                         f"high_freq_factor, {values['high_freq_factor']}")  # fmt: skip
+        raise InputError(
+            f"config.json: {name}.low_freq_factor {values['low_freq_factor']}: expected less than "
+            f"high_freq_factor, {values['high_freq_factor']}"
+        )
     return Rope(
-        theta=float(fields.get("rope_theta") or found.get("rope_theta") or theta),
+        theta=float(fields.get("rope_theta") or config_json.get("rope_theta") or theta),
         rope_type=kind,
         **values,
     )

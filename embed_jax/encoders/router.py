@@ -65,32 +65,32 @@ def read_router(directory: Path) -> Routes | None:
     path = directory / folder / CONFIG
     path = path if path.is_file() else directory / folder / OLDER_CONFIG
     types, structure, parameters = _read_config(path)
-    found: dict[str, Sequence[tuple[str, str]]] = {}
+    route_modules: dict[str, Sequence[tuple[str, str]]] = {}
     for route, names in structure.items():
-        kinds = [modules.known_kind(path, types[name]) for name in names]
+        kinds = [modules.parse_kind(path, types[name]) for name in names]
         if set(kinds) & set(modules.ROUTERS):
             raise InputError(f"{path}: structure: {route}: a route within a route is not supported")
-        inner = [(Path(folder) / modules.checked_folder(path, name)).as_posix() for name in names]
-        found[route] = [*before, *zip(kinds, inner, strict=True), *after]
-        modules.check_order(path, found[route])
+        inner = [(Path(folder) / modules.check_folder(path, name)).as_posix() for name in names]
+        route_modules[route] = [*before, *zip(kinds, inner, strict=True), *after]
+        modules.check_order(path, route_modules[route])
     default = parameters.get("default_route")
     if default is None and parameters.get("allow_empty_key", True):
-        default = next(iter(found))
+        default = next(iter(route_modules))
     tasks = _tasks(path, parameters.get("route_mappings") or {})
     for field, route in (
         ("default_route", default),
         *(("route_mappings", route) for route in tasks.values()),
     ):
-        if route is not None and route not in found:
-            raise InputError(f"{path}: {field}: {unknown('route', route, found)}")
-    return Routes(found, default, tasks)
+        if route is not None and route not in route_modules:
+            raise InputError(f"{path}: {field}: {unknown('route', route, route_modules)}")
+    return Routes(route_modules, default, tasks)
 
 
 def write_router(directory: Path, routes: Routes) -> None:
     """Writes the config of a Router that is the only module, in the model's own directory."""
     config = {
         "types": {
-            folder: modules.class_path(kind)
+            folder: modules.format_class_path(kind)
             for route in routes.modules.values()
             for kind, folder in route
         },
@@ -122,9 +122,10 @@ def _read_config(path: Path) -> tuple[dict[str, str], dict[str, list[str]], dict
         )
     )
     if not named or not structure or not isinstance(parameters, dict | None):
-        raise InputError(f"{path}: expected \"types\" of modules, a \"structure\" of routes that "
-                         "names them, and "
-                         "\"parameters\"")  # fmt: skip
+        raise InputError(
+            f'{path}: expected "types" of modules, a "structure" of routes that names them, '
+            'and "parameters"'
+        )
     parameters = check_fields(f"{path}: parameters.", parameters or {}, ROUTER)
     for name in parameters.keys() - set(PARAMETERS):
         raise InputError(f"{path}: parameters: {unknown('field', name, PARAMETERS)}")
@@ -136,13 +137,15 @@ def _tasks(path: Path, rules: Mapping[str, str]) -> dict[str | None, str]:
 
     One for texts only goes before one for all modalities.
     """
-    found: dict[str | None, str] = {}
+    tasks: dict[str | None, str] = {}
     try:
         parsed = [(*ast.literal_eval(key), route) for key, route in rules.items()]
-        for wanted in (None, TEXT):
-            found |= {task: route for task, modality, route in parsed if modality == wanted}
+        for chosen_modality in (None, TEXT):
+            tasks |= {
+                task: route for task, modality, route in parsed if modality == chosen_modality
+            }
     except (ValueError, SyntaxError, TypeError, AttributeError):
         raise InputError(
             f"{path}: route_mappings: expected routes by \"('task', 'modality')\", found {rules!r}"
         ) from None
-    return found
+    return tasks

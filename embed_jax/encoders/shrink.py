@@ -52,7 +52,7 @@ def keep_layers(
             "otherwise"
         )
 
-    def kept(tree: Params) -> Params:
+    def select_layers(tree: Params) -> Params:
         return {
             **tree,
             "layers": jax.tree.map(lambda leaf: leaf[np.asarray(layers)], tree["layers"]),
@@ -63,11 +63,11 @@ def keep_layers(
     )  # of a backbone whose layers are not all of one kind
     changes = {"layer_types": tuple(types[layer] for layer in layers)} if types else {}
     backbone = dataclasses.replace(spec.backbone, num_layers=len(layers), **changes)
-    trees = {name: kept(params[name]) for name in ("backbone", ADAPTER) if name in params}
+    trees = {name: select_layers(params[name]) for name in ("backbone", ADAPTER) if name in params}
     return dataclasses.replace(spec, backbone=backbone), {**params, **trees}
 
 
-def first_layers(spec: EncoderSpec, params: Params, number: int) -> tuple[EncoderSpec, Params]:
+def keep_first_layers(spec: EncoderSpec, params: Params, number: int) -> tuple[EncoderSpec, Params]:
     """The encoder that ends after its backbone's first layers: `keep_layers` of 0 to `number` - 1.
 
     Raises:
@@ -78,7 +78,7 @@ def first_layers(spec: EncoderSpec, params: Params, number: int) -> tuple[Encode
     return keep_layers(spec, params, range(number))
 
 
-def layer_numbers(text: str) -> list[int]:
+def parse_layers(text: str) -> list[int]:
     """[0, 2, 4] of "0,2,4", for `keep_layers`.
 
     Raises:

@@ -98,7 +98,7 @@ class Stack(nn.Module):
             layer = nn.map_variables(
                 layer,
                 "params",
-                trans_in_fn=lambda found: {"params": read(found["params"])},
+                trans_in_fn=lambda variables: {"params": read(variables["params"])},
                 mutable=False,
             )
         if self.read is not None or self.remat != "none":

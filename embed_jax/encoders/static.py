@@ -97,9 +97,10 @@ def read_static(directory: Path, put: Put | None = None) -> tuple[StaticConfig, 
     tensors = open_tensors(directory)
     names = set(tensors)
     if not (names == {TABLE} or {"embeddings"} <= names <= {"embeddings", "mapping", "weights"}):
-        raise InputError(f"{where}: found the tensors {', '.join(sorted(names)) or 'none'}; wanted "
-                         f"{TABLE}, or "
-                         "model2vec's embeddings with or without mapping and weights")  # fmt: skip
+        raise InputError(
+            f"{where}: found the tensors {', '.join(sorted(names)) or 'none'}; wanted {TABLE}, or "
+            "model2vec's embeddings with or without mapping and weights"
+        )
     table = tensors.get(TABLE, tensors.get("embeddings"))
     if not jnp.issubdtype(table.dtype, jnp.floating) or table.ndim != 2:
         raise InputError(

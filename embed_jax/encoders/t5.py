@@ -226,25 +226,25 @@ FIELDS = {  # ours: config.json's
 FEED_FORWARD = {"relu": False, "gated-gelu": True}  # config.json's feed_forward_proj: gated
 
 
-def read_config(found: Mapping[str, Any]) -> T5Config:
+def read_config(config_json: Mapping[str, Any]) -> T5Config:
     """The encoder's configuration in a config.json of T5.
 
     Raises:
         InputError: a field is missing, or says what is not supported.
     """
-    check_switches(found, {"is_decoder": False})
-    kind = found.get("feed_forward_proj") or "relu"
+    check_switches(config_json, {"is_decoder": False})
+    kind = config_json.get("feed_forward_proj") or "relu"
     if kind not in FEED_FORWARD:
         raise InputError(f"config.json: {unknown('feed_forward_proj', kind, FEED_FORWARD)}")
-    if found.get("n_positions") is None:  # newer files have none
-        found = {**found, "n_positions": T5Config.max_positions}
-    config = T5Config(**read_fields(found, FIELDS), gated=FEED_FORWARD[kind])
+    if config_json.get("n_positions") is None:  # newer files have none
+        config_json = {**config_json, "n_positions": T5Config.max_positions}
+    config = T5Config(**read_fields(config_json, FIELDS), gated=FEED_FORWARD[kind])
     return dataclasses.replace(config, attention_dropout=config.hidden_dropout)
 
 
 def write_config(config: T5Config) -> dict[str, Any]:
     """config.json's fields."""
-    fields = {theirs: getattr(config, ours) for ours, theirs in FIELDS.items()}
+    fields = {hf_name: getattr(config, name) for name, hf_name in FIELDS.items()}
     kind = next(name for name, gated in FEED_FORWARD.items() if gated == config.gated)
     return fields | {"feed_forward_proj": kind, "is_encoder_decoder": False}
 

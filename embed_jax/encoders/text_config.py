@@ -40,10 +40,17 @@ OF_LOADING = {
     "use_auth_token",
 }
 WITHOUT_EFFECT = {  # on what is computed in float32
-    MODEL: {"attn_implementation", "dtype", "torch_dtype", "device_map", "add_pooling_layer", "use_safetensors",
-            "low_cpu_mem_usage"},
+    MODEL: {
+        "attn_implementation",
+        "dtype",
+        "torch_dtype",
+        "device_map",
+        "add_pooling_layer",
+        "use_safetensors",
+        "low_cpu_mem_usage",
+    },
     PROCESSOR: {"use_fast", "padding_side"},
-}  # fmt: skip
+}
 TASKS = {  # of version 6: what the model's forward gives, and what the module makes it
     "feature-extraction": ("last_hidden_state", "token_embeddings"),
     "sequence-classification": ("logits", "scores"),
@@ -56,8 +63,19 @@ UNSUPPORTED = (
     "query_expansion",
     "tokenizer_name_or_path",
 )
-FIELDS = ("max_seq_length", "do_lower_case", "transformer_task", "modality_config", "module_output_name",
-          "unpad_inputs", CONFIG, MODEL, PROCESSOR, *OLDER, *UNSUPPORTED)  # fmt: skip
+FIELDS = (
+    "max_seq_length",
+    "do_lower_case",
+    "transformer_task",
+    "modality_config",
+    "module_output_name",
+    "unpad_inputs",
+    CONFIG,
+    MODEL,
+    PROCESSOR,
+    *OLDER,
+    *UNSUPPORTED,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +112,11 @@ def read_text_config(directory: Path, task: str = "feature-extraction") -> TextC
         if name in UNSUPPORTED and value:
             raise InputError(f"{path}: {name}: expected none, found {value!r}")
     _check_task(path, config, task)
-    groups = {OLDER.get(name, name): dict(config[name] or {}) for name in (*OLDER, CONFIG, MODEL, PROCESSOR)
-              if name in config}  # fmt: skip
+    groups = {
+        OLDER.get(name, name): dict(config[name] or {})
+        for name in (*OLDER, CONFIG, MODEL, PROCESSOR)
+        if name in config
+    }
     groups = {
         name: {key: group[key] for key in group.keys() - OF_LOADING}
         for name, group in groups.items()
@@ -124,9 +145,9 @@ def _check_task(path: Path, config: Mapping[str, Any], task: str) -> None:
     """Raises an InputError unless texts go in as they are, and what comes out is what the task gives."""
     output, name = TASKS[task]
     for field, expected in (("transformer_task", task), ("module_output_name", name)):
-        found = config.get(field)
-        if found not in (None, expected):
-            raise InputError(f"{path}: {field}: expected {expected!r}, found {found!r}")
+        value = config.get(field)
+        if value not in (None, expected):
+            raise InputError(f"{path}: {field}: expected {expected!r}, found {value!r}")
     modalities = config.get("modality_config")
     if modalities is None:
         return

@@ -54,9 +54,9 @@ def head_tensors(config: Any, params: Params) -> dict[str, np.ndarray]:
 
     Args:
         config: the backbone's.
-        params: of `token_objectives.predictor`.
+        params: of `token_objectives.build_predictor`.
     """
-    names, flat = _names_of(config), flatten_dict(jax.device_get(params), sep="/")
+    names, flat = _head_names(config), flatten_dict(jax.device_get(params), sep="/")
     if not flat.keys() <= names.keys():
         return {}
     tensors = {names[path]: np.asarray(leaf, np.float32) for path, leaf in flat.items()}
@@ -77,7 +77,7 @@ def read_head(directory: Path, config: Any, shapes: Params) -> Params | None:
     Raises:
         InputError: for tensors of another shape, or weights that cannot be read.
     """
-    names, flat = _names_of(config), flatten_dict(shapes, sep="/")
+    names, flat = _head_names(config), flatten_dict(shapes, sep="/")
     kind, folder = modules.read_modules(directory)[0]
     if kind == "StaticEmbedding" or not flat.keys() <= names.keys():
         return None
@@ -86,7 +86,7 @@ def read_head(directory: Path, config: Any, shapes: Params) -> Params | None:
     tensors = open_tensors(where)
     if not all(names[path] in tensors for path in flat):
         return None
-    found = {}
+    params = {}
     for path, leaf in flat.items():
         value, turned = tensors[names[path]], path == "dense/kernel"
         expected = leaf.shape[::-1] if turned else leaf.shape
@@ -95,9 +95,9 @@ def read_head(directory: Path, config: Any, shapes: Params) -> Params | None:
                 f"{where}: tensor {names[path]!r} has shape {value.shape}, config.json wants "
                 f"{expected}"
             )
-        found[path] = value.T if turned else value
-    return unflatten_dict(found, sep="/")
+        params[path] = value.T if turned else value
+    return unflatten_dict(params, sep="/")
 
 
-def _names_of(config: Any) -> Mapping[str, str]:
+def _head_names(config: Any) -> Mapping[str, str]:
     return OUTPUT_LAYER if hasattr(config, "tied") else NAMES.get(config.family, {})

@@ -51,7 +51,12 @@ def mlm(
         mask_token: "": the tokenizer's own.
     """
     return functools.partial(
-        _hidden_tokens, rate=rate, mask=mask, random=random, mask_token=mask_token, before=0
+        _hidden_token_auxiliary,
+        rate=rate,
+        mask=mask,
+        random=random,
+        mask_token=mask_token,
+        before=0,
     )
 
 
@@ -71,13 +76,18 @@ def mntp(
     """
     mask_token = mask_token or None
     return functools.partial(
-        _hidden_tokens, rate=rate, mask=mask, random=random, mask_token=mask_token, before=1
+        _hidden_token_auxiliary,
+        rate=rate,
+        mask=mask,
+        random=random,
+        mask_token=mask_token,
+        before=1,
     )
 
 
 def next_token() -> TokenObjective:
     """Causal language modelling: each token from the state of the one before it, in the same sentence."""
-    return _next_tokens
+    return _next_token_auxiliary
 
 
 def is_token_objective(expression: str) -> bool:
@@ -115,7 +125,7 @@ def mlm_auxiliary(
         InputError: for a rate outside (0, 1], a tokenizer without mask token, or an encoder without
             token states.
     """
-    return _masked(encoder, mask_id, special_ids, rate, MASKED, RANDOM, before=0)
+    return _masked_auxiliary(encoder, mask_id, special_ids, rate, MASKED, RANDOM, before=0)
 
 
 def token_table(encoder_params: Params) -> Float[Array, "V W"]:
@@ -136,7 +146,7 @@ class Predictor:
     logits: Callable[..., Float[Array, "K V"]]
 
 
-def predictor(encoder: Encoder) -> Predictor:
+def build_predictor(encoder: Encoder) -> Predictor:
     """A decoder's own output layer, which is its table or {"lm_head": [V, H]}.
 
     BERT's head, of encoders like it.
@@ -165,8 +175,8 @@ def _output_layer(config: Any) -> Predictor:
     def logits(
         params: Params, states: Float[Array, "K H"], table: Float[Array, "V H"]
     ) -> Float[Array, "K V"]:
-        found = states @ params.get("lm_head", table).astype(jnp.float32).T
-        return softcap * jnp.tanh(found / softcap) if softcap else found
+        values = states @ params.get("lm_head", table).astype(jnp.float32).T
+        return softcap * jnp.tanh(values / softcap) if softcap else values
 
     return Predictor(init, logits)
 
@@ -174,7 +184,7 @@ def _output_layer(config: Any) -> Predictor:
 def token_cross_entropy(
     logits: Callable[[Float[Array, "n H"]], Float[Array, "n V"]],
     states: Float[Array, "K H"],
-    wanted: Int[Array, " K"],
+    targets: Int[Array, " K"],
     weights: Float[Array, " K"],
     *,
     block: int,
@@ -188,20 +198,20 @@ def token_cross_entropy(
     """
 
     def sums(part):
-        states, wanted, weights = part
-        found = logits(states)
+        states, targets, weights = part
+        block_logits = logits(states)
         entropy = (
-            jax.nn.logsumexp(found, axis=-1)
-            - jnp.take_along_axis(found, wanted[:, None], axis=-1)[:, 0]
+            jax.nn.logsumexp(block_logits, axis=-1)
+            - jnp.take_along_axis(block_logits, targets[:, None], axis=-1)[:, 0]
         )
-        correct = jnp.argmax(found, axis=-1) == wanted
+        correct = jnp.argmax(block_logits, axis=-1) == targets
         return jnp.sum(entropy * weights), jnp.sum(correct * weights)
 
-    everything = states, wanted, weights
-    if len(wanted) <= block:
+    everything = states, targets, weights
+    if len(targets) <= block:
         return sums(everything)
-    blocks = -(-len(wanted) // block)
-    missing = blocks * block - len(wanted)
+    blocks = -(-len(targets) // block)
+    missing = blocks * block - len(targets)
 
     def in_blocks(leaf):
         return jnp.pad(leaf, [(0, missing), *[(0, 0)] * (leaf.ndim - 1)]).reshape(
@@ -211,11 +221,13 @@ def token_cross_entropy(
     return jax.tree.map(jnp.sum, lax.map(jax.checkpoint(sums), jax.tree.map(in_blocks, everything)))
 
 
-def _hidden_tokens(
+def _hidden_token_auxiliary(
     encoder: Encoder, tokenizer: Any, *, rate, mask, random, mask_token: str | None, before: int
 ):
     mask_id = _mask_id(tokenizer, mask_token, "mntp" if before else "mlm")
-    return _masked(encoder, mask_id, tokenizer.all_special_ids, rate, mask, random, before)
+    return _masked_auxiliary(
+        encoder, mask_id, tokenizer.all_special_ids, rate, mask, random, before
+    )
 
 
 def _mask_id(tokenizer: Any, mask_token: str | None, name: str) -> int | None:
@@ -225,13 +237,13 @@ def _mask_id(tokenizer: Any, mask_token: str | None, name: str) -> int | None:
         raise InputError(
             f"{name}: the tokenizer has no mask token: name one of its tokens as mask_token"
         )
-    found = tokenizer.get_vocab().get(token)
-    if found is None:
+    token_id = tokenizer.get_vocab().get(token)
+    if token_id is None:
         raise InputError(f"{name}: mask_token: expected a token of the vocabulary, found {token!r}")
-    return found
+    return token_id
 
 
-def _masked(
+def _masked_auxiliary(
     encoder: Encoder,
     mask_id: int,
     special_ids: Sequence[int],
@@ -254,7 +266,7 @@ def _masked(
     size = encoder.config.vocab_size
     if mask_id is None or not 0 <= mask_id < size:
         raise InputError(f"{name}: expected a mask token among the model's {size}, found {mask_id}")
-    head = predictor(encoder)
+    head = build_predictor(encoder)
 
     def apply(
         params: Params,
@@ -277,19 +289,19 @@ def _masked(
             **chances,
         )
         states = _states(encoder, encoder_params, masked, dropout_key, read)[slots - before]
-        wanted = jnp.asarray(tokens.token_ids).reshape(-1)[slots]
-        return _sums(head, params, encoder_params, states, wanted, chosen.astype(jnp.float32))
+        targets = jnp.asarray(tokens.token_ids).reshape(-1)[slots]
+        return _sums(head, params, encoder_params, states, targets, chosen.astype(jnp.float32))
 
     return Auxiliary(init=head.init, apply=apply)
 
 
-def _next_tokens(encoder: Encoder, tokenizer: Any) -> Auxiliary:
+def _next_token_auxiliary(encoder: Encoder, tokenizer: Any) -> Auxiliary:
     if not getattr(encoder.config, "causal", False):
         raise InputError(
             "next_token: expected a causal encoder, found one whose states have seen the tokens "
             "after"
         )
-    head = predictor(encoder)
+    head = build_predictor(encoder)
 
     def apply(
         params: Params,
@@ -302,9 +314,9 @@ def _next_tokens(encoder: Encoder, tokenizer: Any) -> Auxiliary:
         sentence = jnp.asarray(tokens.sentence)
         follows = (sentence == jnp.roll(sentence, -1, axis=1)) & (sentence < tokens.sentences)
         follows = follows.at[:, -1].set(False)
-        wanted = jnp.roll(jnp.asarray(tokens.token_ids), -1, axis=1).reshape(-1)
+        targets = jnp.roll(jnp.asarray(tokens.token_ids), -1, axis=1).reshape(-1)
         return _sums(
-            head, params, encoder_params, states, wanted, follows.reshape(-1).astype(jnp.float32)
+            head, params, encoder_params, states, targets, follows.reshape(-1).astype(jnp.float32)
         )
 
     return Auxiliary(init=head.init, apply=apply)
@@ -319,14 +331,14 @@ def _states(
 
 
 def _sums(
-    head: Predictor, params: Params, encoder_params: Params, states, wanted, weights
+    head: Predictor, params: Params, encoder_params: Params, states, targets, weights
 ) -> tuple:
     """An auxiliary objective's result."""
     table = token_table(encoder_params)
     total, correct = token_cross_entropy(
         lambda states: head.logits(params, states.astype(jnp.float32), table),
         states,
-        wanted,
+        targets,
         weights,
         block=max(BLOCK // table.shape[0], 1),
     )

@@ -60,9 +60,8 @@ def open_tensors(directory: Path) -> dict[str, np.ndarray]:
     )
     raise InputError(
         f"{directory}: {only}; pickled ones (pytorch_model.bin) are never opened since they can "
-        "run code: if you trust "
-        "them, convert them with SentenceTransformer(DIR).save_pretrained(NEW), which writes "
-        "safetensors"
+        "run code: if you trust them, convert them with "
+        "SentenceTransformer(DIR).save_pretrained(NEW), which writes safetensors"
     )
 
 
@@ -84,7 +83,7 @@ def _open_shards(directory: Path) -> dict[str, np.ndarray]:
             tensors[name] = value
     absent = sorted(set(names) - set(tensors))
     if absent:
-        raise InputError(f"{directory / INDEX}: no shard holds the tensor {_some(absent)}")
+        raise InputError(f"{directory / INDEX}: no shard holds the tensor {_summarize(absent)}")
     return tensors
 
 
@@ -131,18 +130,18 @@ def _read_header(path: Path) -> tuple[int, dict[str, tuple[str, tuple[int, ...],
     if not isinstance(header, dict):
         raise ValueError("its header is not a JSON object")
     header.pop("__metadata__", None)
-    found = {}
+    entries = {}
     for name, about in header.items():
         shape, (first, last) = tuple(about["shape"]), about["data_offsets"]
         if not all(type(number) is int and number >= 0 for number in (*shape, first, last)):
             raise ValueError(f"tensor {name!r}: shape {shape}, bytes {first} to {last}")
-        found[name] = about["dtype"], shape, first, last
-    end = start + max((last for *_, last in found.values()), default=0)
+        entries[name] = about["dtype"], shape, first, last
+    end = start + max((last for *_, last in entries.values()), default=0)
     if end != size:
         raise ValueError(
             f"{'truncated: ' if size < end else ''}its header names {end:,} bytes, it has {size:,}"
         )
-    return start, found
+    return start, entries
 
 
 def read_tensors(directory: Path) -> dict[str, np.ndarray]:
@@ -165,14 +164,14 @@ def read_json(path: Path, kinds: Mapping[str, str] | None = None) -> dict[str, A
         InputError: no such file, no JSON, no object, or a field of another type.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: expected a JSON object, found a {type(found).__name__}")
-    return check_fields(f"{path}: ", found, kinds or {})
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a JSON object, found a {type(content).__name__}")
+    return check_fields(f"{path}: ", content, kinds or {})
 
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray], **metadata: str) -> None:
@@ -253,8 +252,8 @@ def params_from_tensors(
     Raises:
         InputError: a tensor is missing, extra, there twice, of another shape, or not of floats.
     """
-    found = _without_prefix(family, tensors, where)
-    table = _table(family, found)
+    tensors = _strip_prefixes(family, tensors, where)
+    table = _table(family, tensors)
     leaves: dict[str, tuple[tuple[int, ...], list[np.ndarray]]] = {}
     used = set()
     for path, leaf in flatten_dict(shapes, sep="/").items():
@@ -270,9 +269,9 @@ def params_from_tensors(
                 views.append(None)
                 continue
             used.add(key)
-            if key not in found:
+            if key not in tensors:
                 raise InputError(f"{where}: missing tensor {key!r} (shape {shape})")
-            value = found[key]
+            value = tensors[key]
             if value.dtype.name not in _FLOATS:
                 raise InputError(
                     f"{where}: tensor {key!r} is {value.dtype.name}; accepted: {', '.join(_FLOATS)}"
@@ -289,16 +288,18 @@ def params_from_tensors(
         leaves[path] = leaf.shape, [ones if view is None else view for view in views]
     extra = sorted(
         key
-        for key in set(found) - used
+        for key in set(tensors) - used
         if not any(re.fullmatch(rule, key) for rule in family.ignored)
     )
     if extra:
         raise InputError(
-            f"{where}: unexpected tensor {_some(extra)}: config.json describes a model without it"
+            f"{where}: unexpected tensor {_summarize(extra)}: config.json describes a model without it"
         )
-    put = put or _whole
-    return unflatten_dict({path: put(path, shape, *_reader(shape, views)) for path, (shape, views) in leaves.items()},
-                          sep="/")  # fmt: skip
+    put = put or _read_whole
+    return unflatten_dict(
+        {path: put(path, shape, *_reader(shape, views)) for path, (shape, views) in leaves.items()},
+        sep="/",
+    )
 
 
 def _reader(shape: tuple[int, ...], views: list[np.ndarray]) -> tuple[np.dtype, Read]:
@@ -317,7 +318,7 @@ def _reader(shape: tuple[int, ...], views: list[np.ndarray]) -> tuple[np.dtype, 
     return dtype, read
 
 
-def _whole(path: str, shape: tuple[int, ...], dtype: np.dtype, read: Read) -> np.ndarray:
+def _read_whole(path: str, shape: tuple[int, ...], dtype: np.dtype, read: Read) -> np.ndarray:
     return read((slice(None),) * len(shape)).astype(param_dtype(dtype), copy=False)
 
 
@@ -334,19 +335,21 @@ def tensors_from_params(family: Family, params: Params) -> dict[str, np.ndarray]
             if key not in family.absent:
                 parts.setdefault(key, {})[part] = value.T if transposed else value
     return {
-        key: np.concatenate([found[part] for part in sorted(found)]) if len(found) > 1 else found[0]
-        for key, found in parts.items()
+        key: np.concatenate([pieces[part] for part in sorted(pieces)])
+        if len(pieces) > 1
+        else pieces[0]
+        for key, pieces in parts.items()
     }
 
 
-def _table(family: Family, found: Mapping[str, np.ndarray]) -> Mapping[str, str | Part]:
+def _table(family: Family, tensors: Mapping[str, np.ndarray]) -> Mapping[str, str | Part]:
     """The family's table most of whose names are among those found."""
-    modules = {re.sub(r"\.\d+\.", ".{}.", name).rpartition(".")[0] for name in found}
+    modules = {re.sub(r"\.\d+\.", ".{}.", name).rpartition(".")[0] for name in tensors}
 
     def matches(table: Mapping[str, str | Part]) -> int:
         return len(
             modules
-            & {theirs.module if isinstance(theirs, Part) else theirs for theirs in table.values()}
+            & {entry.module if isinstance(entry, Part) else entry for entry in table.values()}
         )
 
     return max((family.tensors, *family.older), key=matches)
@@ -355,8 +358,8 @@ def _table(family: Family, found: Mapping[str, np.ndarray]) -> Mapping[str, str 
 def _source(table: Mapping[str, str | Part], path: str) -> tuple[str, bool, int, int]:
     """Hugging Face's name of our leaf, whether theirs is transposed, which part of it ours is, and of how many."""
     module, leaf = (path, "table") if path in table else path.rsplit("/", 1)
-    theirs = table[module]
-    part = theirs if isinstance(theirs, Part) else Part(theirs, 0, 1)
+    entry = table[module]
+    part = entry if isinstance(entry, Part) else Part(entry, 0, 1)
     return (
         f"{part.module}.{'bias' if leaf == 'bias' else 'weight'}",
         leaf == "kernel",
@@ -365,10 +368,10 @@ def _source(table: Mapping[str, str | Part], path: str) -> tuple[str, bool, int,
     )
 
 
-def _without_prefix(
+def _strip_prefixes(
     family: Family, tensors: Mapping[str, np.ndarray], where: Path
 ) -> dict[str, np.ndarray]:
-    found: dict[str, np.ndarray] = {}
+    short_tensors: dict[str, np.ndarray] = {}
     for name, value in tensors.items():
         prefix = next((prefix for prefix in family.prefixes if name.startswith(prefix)), "")
         short = re.sub(
@@ -376,11 +379,11 @@ def _without_prefix(
             lambda old: f"LayerNorm.{OLD_NORM[old[1]]}",
             name.removeprefix(prefix),
         )
-        if short in found:
+        if short in short_tensors:
             raise InputError(f"{where}: tensor {short!r} stands there twice, once as {name!r}")
-        found[short] = value
-    return found
+        short_tensors[short] = value
+    return short_tensors
 
 
-def _some(names: list[str]) -> str:
+def _summarize(names: list[str]) -> str:
     return repr(names[0]) + (f" and {len(names) - 1} more" if len(names) > 1 else "")

@@ -91,7 +91,7 @@ def write_model(
             head; or an adapter's base is not found, or of another size.
     """
     directory = Path(directory).absolute()
-    written = modules_of(
+    written = list_modules(
         spec,
         params,
         settings,
@@ -100,7 +100,7 @@ def write_model(
         shard_bytes=shard_bytes,
         extra_tensors=extra_tensors,
     )
-    with whole_directory(directory) as temporary:
+    with replace_directory(directory) as temporary:
         folders = [
             (module.kind, f"{i}_{module.kind}" if i else "") for i, module in enumerate(written)
         ]
@@ -118,12 +118,12 @@ def write_routes(
     Atomic, as `write_model`.
 
     Args:
-        routes: what texts pass, by route, of `modules_of`; modules that share their parameters are
+        routes: what texts pass, by route, of `list_modules`; modules that share their parameters are
             written once.
         settings: of `settings_fields`.
         rules: `default` and `tasks`, see `router.Routes`.
     """
-    with whole_directory(directory) as temporary:
+    with replace_directory(directory) as temporary:
         structure: dict[str, list[tuple[str, str]]] = {}
         folders: dict[Any, str] = {}
         for route, written in routes.items():
@@ -152,7 +152,7 @@ class Module:
     write: Callable[[Path], None]
 
 
-def modules_of(
+def list_modules(
     spec: EncoderSpec,
     params: Params,
     settings: EncodingSettings,
@@ -196,7 +196,7 @@ def modules_of(
     texts = (id(tokenizer), max_length, settings.lower_case, base)
     inner = {name: params[name] for name in ("backbone", ADAPTER) if name in params}
     kind = "StaticEmbedding" if static else "Transformer"
-    found = [
+    module_list = [
         module(kind, write_first, (spec.backbone, spec.lora, _outputs(spec) != {}, texts), inner)
     ]
     if spec.token_head is not None and not static:
@@ -206,19 +206,19 @@ def modules_of(
         )
         own = params[TOKEN_HEAD]
         write = functools.partial(write, head=spec.token_head, params=own)
-        found.append(
+        module_list.append(
             module(modules.WEIGHTED if weighted else modules.LATENT, write, spec.token_head, own)
         )
     if not static:
         pooled = (spec.pooling, spec.backbone.hidden_size, settings.include_prompt)
-        found.append(
+        module_list.append(
             module("Pooling", lambda folder: modules.write_pooling(folder, *pooled), pooled, {})
         )
     for i, head in enumerate(heads):
         own = params["heads"].get(str(i), {})
         write = functools.partial(module_files.write_head, head=head, params=own)
-        found.append(module(type(head).__name__, write, head, own))
-    return found
+        module_list.append(module(type(head).__name__, write, head, own))
+    return module_list
 
 
 def settings_fields(spec: EncoderSpec, settings: EncodingSettings) -> dict[str, Any]:
@@ -247,8 +247,11 @@ def _write_backbone(
     tensors = tensors_from_params(family, dequantize_params(params))
     if family.write_config is not None:
         half = all(value.dtype == jnp.bfloat16 for value in tensors.values() if value.ndim > 1)
-        config = {"architectures": [family.architecture], "model_type": spec.backbone.family,
-                  "dtype": "bfloat16" if half else "float32"}  # fmt: skip
+        config = {
+            "architectures": [family.architecture],
+            "model_type": spec.backbone.family,
+            "dtype": "bfloat16" if half else "float32",
+        }
         write_json(
             directory / "config.json", config | family.write_config(spec.backbone) | _outputs(spec)
         )
@@ -261,7 +264,7 @@ def _outputs(spec: EncoderSpec) -> dict[str, bool]:
 
 
 @contextlib.contextmanager
-def whole_directory(directory: Path) -> Iterator[Path]:
+def replace_directory(directory: Path) -> Iterator[Path]:
     """A new directory beside `directory` that takes its place when the block ends well, and is removed otherwise.
 
     A model that stood there is moved aside first and removed last.
@@ -303,9 +306,10 @@ def _put_in_place(new: Path, directory: Path) -> None:
     }
     foreign = sorted(present - weights - {path.name for path in new.iterdir()} - REPLACED)
     if "modules.json" not in present or foreign:
-        raise InputError(f"{directory}: holds {foreign or sorted(present)}, which this model would "
-                         "not replace; "
-                         "give a new directory, or remove it")  # fmt: skip
+        raise InputError(
+            f"{directory}: holds {foreign or sorted(present)}, which this model would not "
+            "replace; give a new directory, or remove it"
+        )
     old = Path(tempfile.mkdtemp(prefix=f".{directory.name}.old.", dir=directory.parent))
     os.replace(directory, old)
     os.replace(new, directory)

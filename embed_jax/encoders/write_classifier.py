@@ -18,7 +18,7 @@ from embed_jax.encoders.weights import (
     write_json,
     write_tensors,
 )
-from embed_jax.encoders.write import SavesItself, whole_directory
+from embed_jax.encoders.write import SavesItself, replace_directory
 from embed_jax.types import Params
 
 # What sentence-transformers from version 6 on wants to know of a Transformer that classifies
@@ -55,18 +55,21 @@ def write_classifier(
     Raises:
         InputError: the directory cannot be written, or holds something that is no model.
     """
-    theirs = modules.SCORE_ACTIVATIONS[activation]
-    with whole_directory(directory) as temporary:
+    activation_class = modules.SCORE_ACTIVATIONS[activation]
+    with replace_directory(directory) as temporary:
         family = classifier_family(spec.backbone.family)
         tensors = tensors_from_params(
             family, {**params["backbone"], "classifier": params["classifier"]}
         )
-        write_tensors(temporary, {_full_name(name, family.prefixes[0]): value for name, value in tensors.items()},
-                      shard_bytes)  # fmt: skip
+        write_tensors(
+            temporary,
+            {_full_name(name, family.prefixes[0]): value for name, value in tensors.items()},
+            shard_bytes,
+        )
         half = all(value.dtype == jnp.bfloat16 for value in tensors.values() if value.ndim > 1)
         about = {
             "dtype": "bfloat16" if half else "float32",
-            "sentence_transformers": {"activation_fn": theirs},
+            "sentence_transformers": {"activation_fn": activation_class},
         }
         write_json(temporary / "config.json", classifier_config(spec) | about)
         tokenizer.save(temporary)
@@ -79,7 +82,7 @@ def write_classifier(
             "model_type": "CrossEncoder",
             "prompts": {"query": prompt} if prompt else {},
             "default_prompt_name": "query" if prompt else None,
-            "activation_fn": theirs,
+            "activation_fn": activation_class,
         }
         write_json(temporary / "config_sentence_transformers.json", settings)
 

@@ -50,10 +50,8 @@ MANY = 5  # tasks
 UNSET = (None, "", 0, -1)
 FAIR = (
     "Scores are fractions; in brackets the 95 % bootstrap interval over the test items. It covers "
-    "the choice of these "
-    "items only: not another seed, another data set or other texts, and two overlapping intervals "
-    "do not say that two "
-    "models are equal."
+    "the choice of these items only: not another seed, another data set or other texts, and two "
+    "overlapping intervals do not say that two models are equal."
 )
 
 
@@ -181,15 +179,13 @@ def _first_words(model: SentenceEncoder | CrossEncoder, about: CardContent) -> s
     else:
         what = (
             f"A text embedding model: it maps a text to {model.dim} numbers, for semantic "
-            "similarity, search and "
-            "clustering."
+            "similarity, search and clustering."
         )
     if about.run and about.run.unchanged and not about.step:
         start = _named(about.run.config["model"]["name"])
         return (
             f"{what} It is {start}, unchanged: embed-jax trained it, and no step of the training "
-            "was "
-            "better than the start."
+            "was better than the start."
         )
     how = "trained" if about.run else "written"
     source = f" It was {how} with embed-jax" + (
@@ -439,5 +435,7 @@ def _again(run: TrainingRun) -> str:
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]] | Iterator[Sequence[str]]) -> str:
     """A Markdown table; a bar or a line break in a cell is escaped."""
     lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(' '.join(str(cell).split()).replace('|', chr(92) + '|') for cell in line)} |"
-                     for line in lines)  # fmt: skip
+    return "\n".join(
+        f"| {' | '.join(' '.join(str(cell).split()).replace('|', chr(92) + '|') for cell in line)} |"
+        for line in lines
+    )

@@ -68,9 +68,10 @@ def _present(directory: Path) -> set[str]:
     if present and not (
         card.is_file() and MARK in card.read_text(encoding="utf-8", errors="replace")
     ):
-        raise InputError(f"{directory}: holds {', '.join(sorted(present)[:5])}, and is not an earlier "
-                         "export; give a new "
-                         "directory")  # fmt: skip
+        raise InputError(
+            f"{directory}: holds {', '.join(sorted(present)[:5])}, and is not an earlier export; "
+            "give a new directory"
+        )
     return present
 
 
@@ -92,9 +93,10 @@ def write_plain(model: SentenceEncoder, directory: Path) -> None:
             if heads
             else "a table of token vectors and no transformer"
         )
-        raise InputError(f"--format huggingface: the model has {what}, which a plain directory "
-                         "cannot hold; use "
-                         "sentence-transformers")  # fmt: skip
+        raise InputError(
+            f"--format huggingface: the model has {what}, which a plain directory cannot hold; "
+            "use sentence-transformers"
+        )
     model.save(directory)
     for path in directory.iterdir():
         if path.is_dir() and re.fullmatch(r"\d+_\w+", path.name):

@@ -74,11 +74,34 @@ def _is(tensor: Tensor, number: float) -> bool:
 
 # ---- element by element --------------------------------------------------------------------------------------
 
-UNARY = {"neg": "Neg", "abs": "Abs", "exp": "Exp", "log": "Log", "tanh": "Tanh", "logistic": "Sigmoid", "erf": "Erf",
-         "sin": "Sin", "cos": "Cos", "sqrt": "Sqrt", "sign": "Sign", "floor": "Floor", "ceil": "Ceil",
-         "not": "Not"}  # fmt: skip
-BINARY = {"add": "Add", "sub": "Sub", "mul": "Mul", "div": "Div", "max": "Max", "min": "Min", "pow": "Pow",
-          "and": "And", "or": "Or", "xor": "Xor"}  # fmt: skip
+UNARY = {
+    "neg": "Neg",
+    "abs": "Abs",
+    "exp": "Exp",
+    "log": "Log",
+    "tanh": "Tanh",
+    "logistic": "Sigmoid",
+    "erf": "Erf",
+    "sin": "Sin",
+    "cos": "Cos",
+    "sqrt": "Sqrt",
+    "sign": "Sign",
+    "floor": "Floor",
+    "ceil": "Ceil",
+    "not": "Not",
+}
+BINARY = {
+    "add": "Add",
+    "sub": "Sub",
+    "mul": "Mul",
+    "div": "Div",
+    "max": "Max",
+    "min": "Min",
+    "pow": "Pow",
+    "and": "And",
+    "or": "Or",
+    "xor": "Xor",
+}
 COMPARE = {
     "eq": "Equal",
     "lt": "Less",

@@ -28,7 +28,7 @@ import numpy as np
 import optax
 
 from embed_jax.config import ParamGroup
-from embed_jax.encoders.shrink import layer_numbers
+from embed_jax.encoders.shrink import parse_layers
 from embed_jax.errors import InputError
 from embed_jax.types import Params
 
@@ -181,7 +181,7 @@ def _layer_factors(field: str, group: ParamGroup, count: int) -> np.ndarray:
     by_layer = group.learning_rate_factor * group.layer_decay ** np.arange(count - 1.0, -1.0, -1.0)
     if not group.layers:
         return by_layer
-    layers = layer_numbers(group.layers)
+    layers = parse_layers(group.layers)
     if not all(0 <= layer < count for layer in layers):
         raise InputError(
             f"{field}.layers: expected layers from 0 to {count - 1}, found {group.layers!r}"

@@ -25,7 +25,7 @@ from embed_jax.encoders.int8 import quantize_kernel, quantize_layers
 from embed_jax.encoders.lora import adapted_modules, init_lora, merge_lora, split_trainable
 from embed_jax.encoders.read import SavedModel, read_model, read_routes, sharding_rules
 from embed_jax.encoders.settings import EncodingSettings
-from embed_jax.encoders.shrink import keep_layers, layer_numbers
+from embed_jax.encoders.shrink import keep_layers, parse_layers
 from embed_jax.encoders.spec import EncoderSpec, LoraSpec, random_spec
 from embed_jax.encoders.towers import two_towers
 from embed_jax.errors import InputError
@@ -367,7 +367,7 @@ def apply_changes(
     """Returns the model with the layers, pooling, attention, token head and dropout that the config names."""
     if model.layers:
         try:
-            spec, params = keep_layers(spec, params, layer_numbers(model.layers))
+            spec, params = keep_layers(spec, params, parse_layers(model.layers))
         except InputError as error:
             raise InputError(f"config.model.{error}") from None
     if model.pooling and model.pooling != spec.pooling:

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.read import read_model
-from embed_jax.encoders.shrink import first_layers, keep_layers
+from embed_jax.encoders.shrink import keep_first_layers, keep_layers
 from embed_jax.encoders.spec import EncoderSpec, random_spec
 from embed_jax.encoders.write import write_model
 from embed_jax.errors import InputError
@@ -368,7 +368,7 @@ def test_the_first_layers_give_the_normalised_states_in_between(case, packed, st
     )
     every = run(model.params)
     assert every.shape == (3, 5, 16, WIDTH)
-    spec, params = first_layers(model.saved.spec, model.saved.params, 2)
+    spec, params = keep_first_layers(model.saved.spec, model.saved.params, 2)
     result = our_states(spec.backbone)(params["backbone"], packed)
     for ours, expected in zip(states(result, packed), states(every[1], packed), strict=True):
         np.testing.assert_allclose(ours, expected, atol=1e-5)

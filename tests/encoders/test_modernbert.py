@@ -16,9 +16,9 @@ from embed_jax.data.tokenize import load_tokenizer
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.decoder import FULL, SLIDING
 from embed_jax.encoders.heads import Normalize
-from embed_jax.encoders.modernbert import ModernBertConfig, alternating
+from embed_jax.encoders.modernbert import ModernBertConfig, alternate_layer_types
 from embed_jax.encoders.read import read_model
-from embed_jax.encoders.shrink import first_layers, keep_layers
+from embed_jax.encoders.shrink import keep_first_layers, keep_layers
 from embed_jax.encoders.spec import random_spec
 from embed_jax.encoders.weights import params_from_tensors
 from embed_jax.encoders.write import write_model
@@ -165,7 +165,7 @@ def test_window_is_half_on_either_side(model, rows):
     The gradient of a state reaches tokens at a distance of 4 or less, and no others.
     """
     saved = read_model(model[1])
-    spec, params = first_layers(saved.spec, saved.params, 1)
+    spec, params = keep_first_layers(saved.spec, saved.params, 1)
     module = FAMILY.module(dataclasses.replace(spec.backbone, layer_types=(SLIDING,)))
     tokens = rows[0].replace(
         token_ids=np.arange(40)[None] + np.zeros((5, 1), np.int32)
@@ -333,7 +333,7 @@ def test_every_layer_as_if_it_were_the_last(model, rows):
     result = jax.jit(build_encoder(saved.spec).by_layer, compiler_options=QUICKLY)(
         saved.params, rows[1], layer
     )
-    shorter, fewer = first_layers(saved.spec, saved.params, 2)
+    shorter, fewer = keep_first_layers(saved.spec, saved.params, 2)
     assert shorter.backbone.layer_types == (FULL, SLIDING)
     expected = jax.jit(build_encoder(shorter).apply, compiler_options=QUICKLY)(fewer, rows[1])
     np.testing.assert_allclose(result[:, 0], expected, atol=1e-5)
@@ -452,7 +452,7 @@ def test_old_and_new_config():
         FAMILY.read_config(SIZES | {"global_attn_every_n_layers": 2}).layer_types
         == (FULL, SLIDING) * 2
     )
-    assert alternating(5) == (FULL, SLIDING, SLIDING, FULL, SLIDING)
+    assert alternate_layer_types(5) == (FULL, SLIDING, SLIDING, FULL, SLIDING)
 
 
 def test_config_round_trip():

@@ -9,7 +9,13 @@ import pytest
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.heads import Dense, Normalize
 from embed_jax.encoders.read import read_model
-from embed_jax.encoders.shrink import add_pca, first_layers, keep_layers, layer_numbers, pca_head
+from embed_jax.encoders.shrink import (
+    add_pca,
+    keep_first_layers,
+    keep_layers,
+    parse_layers,
+    pca_head,
+)
 from embed_jax.encoders.spec import random_spec
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup
@@ -62,7 +68,7 @@ def test_the_first_layers_give_the_hidden_states_in_between(model, packed, state
     module = family.module(spec.backbone, np.float32)
     every = module.apply({"params": params["backbone"]}, packed, None, True)
     for number in (1, 3):
-        fewer, fewer_params = first_layers(spec, params, number)
+        fewer, fewer_params = keep_first_layers(spec, params, number)
         assert fewer.backbone.num_layers == number
         result = build_encoder(fewer).hidden(fewer_params, packed)
         for ours, expected in zip(
@@ -107,11 +113,11 @@ def test_layers_that_cannot_be_kept(model, layers, message):
 def test_numbers_of_first_layers_that_cannot_be(model):
     for number in (0, 5, -1):
         with pytest.raises(InputError, match=f"layers: expected 1 to 4, found {number}"):
-            first_layers(*model, number)
+            keep_first_layers(*model, number)
     spec, params = model
     without = {"backbone": {"embeddings": params["backbone"]["embeddings"]}, "heads": {}}
     with pytest.raises(InputError, match="layers 0,1: a backbone of the family 'bert' has none"):
-        first_layers(spec, without, 2)
+        keep_first_layers(spec, without, 2)
 
 
 # ---- principal components ------------------------------------------------------------------------
@@ -202,9 +208,9 @@ def test_what_has_no_principal_components(embeddings):
 
 
 def test_layer_numbers():
-    assert layer_numbers("0,2, 4") == [0, 2, 4]
+    assert parse_layers("0,2, 4") == [0, 2, 4]
     for text in ("", "0,", "0-2", "1.5"):
         with pytest.raises(
             InputError, match="layers: expected numbers with commas between, such as 0,2,4, found"
         ):
-            layer_numbers(text)
+            parse_layers(text)

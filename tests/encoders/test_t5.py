@@ -17,7 +17,7 @@ from embed_jax.encoders.bert import relative_bucket
 from embed_jax.encoders.build import build_encoder
 from embed_jax.encoders.heads import Dense, Normalize
 from embed_jax.encoders.read import read_model
-from embed_jax.encoders.shrink import first_layers
+from embed_jax.encoders.shrink import keep_first_layers
 from embed_jax.encoders.spec import random_spec
 from embed_jax.encoders.t5 import T5Config
 from embed_jax.encoders.weights import params_from_tensors
@@ -322,7 +322,7 @@ def test_recomputed_layers_have_the_same_gradient_and_no_rate_is_no_dropout(run)
 def test_every_layer_as_if_it_were_the_last(rows):
     spec = random_spec("t5-tiny", vocab_size=60)
     params = jax.jit(build_encoder(spec).init, compiler_options=QUICKLY)(jax.random.key(0))
-    shorter, fewer = first_layers(spec, params, 1)
+    shorter, fewer = keep_first_layers(spec, params, 1)
     result = jax.jit(build_encoder(spec).by_layer, compiler_options=QUICKLY)(
         params, rows[1], np.asarray([1])
     )

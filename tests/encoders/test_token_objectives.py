@@ -14,8 +14,8 @@ from embed_jax.encoders.read import read_model
 from embed_jax.encoders.spec import random_spec
 from embed_jax.encoders.token_heads import read_head
 from embed_jax.encoders.token_objectives import (
+    build_predictor,
     build_token_objective,
-    predictor,
     token_cross_entropy,
 )
 from embed_jax.errors import InputError
@@ -74,7 +74,7 @@ def torch_pair(tmp_path_factory):
         model.save_pretrained(directory)
         saved = read_model(directory)
         encoder = build_encoder(saved.spec, unroll=1)
-        shapes = jax.eval_shape(predictor(encoder).init, jax.random.key(0))
+        shapes = jax.eval_shape(build_predictor(encoder).init, jax.random.key(0))
         head = read_head(directory, encoder.config, shapes)
         assert jax.tree.map(np.shape, shapes) == jax.tree.map(np.shape, head)
         return model, encoder, saved.params, head

@@ -60,8 +60,7 @@ def extract_pairs(root: Path, minimum: int = MINIMUM) -> list[DocumentedFunction
     if len(by_source) < minimum:
         raise InputError(
             f"python_docs: {root} holds {len(by_source)} documented functions, at least {minimum} "
-            "are needed: "
-            "this Python was installed without (all of) its library's source"
+            "are needed: this Python was installed without (all of) its library's source"
         )
     return list(by_source.values())
 

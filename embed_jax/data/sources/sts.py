@@ -78,6 +78,7 @@ def _columns(
 def _check_header(row: Row, name: str, scores: tuple[str, ...]) -> None:
     if not all(name in row.fields for name in SENTENCES) or not set(scores) & set(row.fields):
         field_names = ", ".join(row.fields) or "none"
-        raise InputError(f"{name}: found the fields {field_names}; accepted: sentence1, sentence2 and "
-                         "one of "
-                         f"{', '.join(scores)}")  # fmt: skip
+        raise InputError(
+            f"{name}: found the fields {field_names}; accepted: sentence1, sentence2 and one of "
+            f"{', '.join(scores)}"
+        )

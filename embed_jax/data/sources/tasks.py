@@ -153,9 +153,10 @@ def read_bitext(
         default = ["sentence1", "sentence2"]
         names = default if set(default) <= set(field_names) else field_names
         if len(names) != 2:
-            raise InputError(f"{describe_split(data, split)}: expected two columns, or the options "
-                             "source and target with two "
-                             f"of their names, found {', '.join(field_names) or 'none'}")  # fmt: skip
+            raise InputError(
+                f"{describe_split(data, split)}: expected two columns, or the options source and "
+                f"target with two of their names, found {', '.join(field_names) or 'none'}"
+            )
         source, target = names
     return _solid([row.text(source) for row in rows], data, split), [
         row.text(target) for row in rows
