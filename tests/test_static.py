@@ -164,7 +164,11 @@ def test_what_a_static_encoder_has_not_is_refused(tiny_tokenizer):
     for field, value, message in (
         ("model__dropout", 0.1, "config.model.dropout: a static encoder has none"),
         ("model__pooling", "cls", "pooling 'cls': a static encoder has 'mean' only"),
-        ("model__layers", "0", "config.model.layers 0: a backbone of the family 'static' has none"),
+        (
+            "model__layers",
+            "0",
+            "config.model.layers 0: a backbone of the family 'static' has no layers",
+        ),
         ("loss__mlm", 0.1, "config.loss.mlm: the tokenizer has no mask token"),
     ):
         with pytest.raises(InputError, match=message):

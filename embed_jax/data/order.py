@@ -322,7 +322,7 @@ def _check_size(num_records: int, batch_size: int) -> None:
         )
 
 
-# ---- without duplicates --------------------------------------------------------------------------------------
+# ---- without duplicates --------------------------------------------------------------------------
 
 
 def distinct_batches(

@@ -1,6 +1,6 @@
-"""Adapters on disk, in PEFT's format.
+"""Reads and writes adapters in PEFT's format.
 
-The files are adapter_config.json and adapter_model.safetensors, without the base.
+The files are adapter_config.json and adapter_model.safetensors; the base model is not among them.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from embed_jax.types import Params
 WEIGHTS = "adapter_model.safetensors"
 FINGERPRINT = "embed_jax.base"  # in the weights' metadata: `backbone_fingerprint` of the base
 PREFIX = "base_model.model."
-# Theirs: ours. PEFT itself writes no ".weight" after the vector and reads both; transformers'
-# loader needs it.
+# PEFT's name -> our leaf. PEFT itself writes no ".weight" after the vector and reads both names;
+# transformers' loader needs it.
 LEAVES = {"lora_A.weight": "a", "lora_B.weight": "b", "lora_magnitude_vector.weight": "magnitude"}
 # Fields of adapter_config.json that make the adapter another function, unless they are empty.
 UNSUPPORTED = (
@@ -60,28 +60,27 @@ CHANGES_BASE = (
 )  # initialisations that take something from the base
 
 
-# ---- reading -------------------------------------------------------------------------------------------------
+# ---- reading -------------------------------------------------------------------------------------
 
 
 def read_adapter(
     directory: Path, backbone: Any, base: str, base_directory: Path
 ) -> tuple[LoraSpec, Params]:
-    """The adapter in a directory, to be put on a base.
-
-    It warns if the base may be another than its own.
+    """Reads an adapter for a base model, and warns if it may have been made for another one.
 
     Args:
+        directory: the adapter's directory.
         backbone: the base's frozen dataclass.
-        base: what the base is called.
-        base_directory: where the base's Transformer lies.
+        base: the base's name, for messages.
+        base_directory: the directory of the base's Transformer.
 
     Returns:
-        Its settings, and its tree as in `lora.init_lora`, NumPy.
+        The adapter's settings, and its tree as in `lora.init_lora`, of NumPy arrays.
 
     Raises:
-        InputError: a file is missing or damaged; it is not a LoRA, or of a kind that is not supported;
-            a tensor is missing, extra or of another shape than the base's; or it was made for
-            another base.
+        InputError: a file is missing or damaged; it is not a LoRA, or of a kind that is not
+            supported; a tensor is missing, extra or of another shape than the base's; or the
+            adapter was made for another base.
     """
     config, where = read_json(directory / CONFIG, json_fields.ADAPTER), directory / WEIGHTS
     try:
@@ -204,7 +203,7 @@ def _read_tree(
 def _by_leaf(
     where: Path, family: Family, maps: Mapping[str, Part]
 ) -> dict[tuple[str, str], dict[int, np.ndarray]]:
-    """The tensors of each layer, by our path of the linear map and our leaf."""
+    """Returns each layer's tensors by (our path of the linear map, our leaf)."""
     modules_there = {part.module for part in maps.values()}
     leaf_tensors: dict[tuple[str, str], dict[int, np.ndarray]] = {}
     for name, value in read_safetensors(where).items():
@@ -226,9 +225,9 @@ def _by_leaf(
 
 
 def _parse(name: str, family: Family, where: Path) -> tuple[str, str]:
-    """The module that a tensor of an adapter is for, as the base's files call it, and our leaf.
+    """Returns the module that a tensor belongs to, as the base's files call it, and our leaf.
 
-    "": of the base.
+    The leaf is "" for a tensor of the base itself.
     """
     match = re.fullmatch(
         rf"{re.escape(PREFIX)}(.+?)\.(lora_\w+(?:\.weight)?|base_layer\.\w+)", name
@@ -250,11 +249,15 @@ def _tensor_name(module: str, number: int, leaf: str) -> str:
     return f"{PREFIX}{module.format(number)}.{ending}"
 
 
-# ---- writing -------------------------------------------------------------------------------------------------
+# ---- writing -------------------------------------------------------------------------------------
 
 
 def check_writable(spec: EncoderSpec) -> None:
-    """Raises an InputError if an adapter is of linear maps that are one with others in Hugging Face's module."""
+    """Checks that an adapter can be written in PEFT's format.
+
+    Raises:
+        InputError: a linear map of the adapter is only a part of a module of Hugging Face.
+    """
     shapes = backbone_shapes(spec.backbone)
     maps = linear_maps(lookup("backbone", spec.backbone.family), shapes)
     for path in adapted_modules(spec, shapes):
@@ -270,15 +273,17 @@ def write_adapter(directory: Path, spec: EncoderSpec, adapter: Params, base: str
     """Writes an adapter so that PEFT, transformers and `read_adapter` read it.
 
     Args:
+        directory: the directory to write to.
+        spec: the encoder's, with the adapter's settings in `spec.lora`.
         adapter: `params["lora"]`.
-        base: what the base is called: an absolute directory, or a name on the hub.
+        base: the base's name: an absolute directory, or a name on the hub.
 
     Returns:
-        Fields of config.json in which the backbone differs from its base; they are not in PEFT's
-        format.
+        The fields of config.json in which the backbone differs from its base; PEFT's format has no
+        place for them.
 
     Raises:
-        InputError: the base is not found, or of another size than the backbone; or as
+        InputError: the base is not found, or of another size than the backbone; see also
             `check_writable`.
     """
     check_writable(spec)
@@ -344,13 +349,15 @@ def write_adapter(directory: Path, spec: EncoderSpec, adapter: Params, base: str
 
 
 def _targets(maps: Mapping[str, Part], paths: set[str], shorthand: bool = True) -> list[str] | str:
-    """PEFT's target_modules for linear maps.
+    """Returns PEFT's target_modules for linear maps.
 
-    Their last names if these mean no others, else a regular expression.
+    These are the last parts of their names if no other map ends so, else a regular expression.
 
     Args:
-        shorthand: whether all of them are "all-linear". PEFT means all of a model's linear maps by
-            it, a pooler's too.
+        maps: all linear maps of the layers, by our path.
+        paths: our paths of those with an adapter.
+        shorthand: whether to write "all-linear" for all of them. PEFT means all of a model's linear
+            maps by it, a pooler's too.
     """
     if shorthand and paths == set(maps):
         return ALL_LINEAR

@@ -23,17 +23,17 @@ def sentence_bias(
     causal: bool = False,
     window: int = 0,
 ) -> Float[Array, "R 1 T T"]:
-    """Returns what is added to the scores so that a token sees only its own sentence.
+    """Returns a bias for the scores with which a token sees only tokens of the same sentence.
 
-    0 there, MASKED elsewhere.
-
-    Padding has its own id, so it sees padding: no row is without a slot to look at, none is
-    NaN, and what comes out there is never pooled.
+    The bias is 0 where a token sees another, and MASKED elsewhere. Padding has its own sentence id,
+    so padding sees padding: every row of the softmax has a slot to look at and none becomes NaN;
+    the results at padding are never pooled.
 
     Args:
-        position: the tokens' places in their sentences; wanted for `causal` and `window`.
-        causal: a token sees itself and those before it only.
-        window: a token sees tokens at a distance below this only; 0: at any.
+        sentence: each slot's sentence id.
+        position: each token's position in its sentence; needed for `causal` and `window`.
+        causal: whether a token sees only itself and the tokens before it.
+        window: a token sees only tokens at a distance below this; 0: at any distance.
     """
     seen = sentence[:, :, None] == sentence[:, None, :]
     if causal or window:
@@ -56,22 +56,31 @@ def attention(
     dropout_places: MaskPositions | None = None,
     implementation: str = "auto",
 ) -> Float[Array, "R T H d"]:
-    """softmax(query key^T / sqrt(d) + bias) value, with dropout of the softmax (Vaswani et al. 2017, eq. 1).
+    """Computes softmax(query key^T / sqrt(d) + bias) value (Vaswani et al. 2017, equation 1).
 
-    Fewer heads G of keys and values than H of queries, a divisor, each serve H / G of them in order
-    (grouped-query attention, Ainslie et al. 2023).
+    Keys and values may have fewer heads G than the H of queries, if G divides H: each head then
+    serves H / G consecutive heads of queries (grouped-query attention, Ainslie et al. 2023).
+
+    >>> x = jnp.eye(2).reshape(1, 2, 1, 2)  # two tokens, one head of size 2
+    >>> bias = sentence_bias(jnp.array([[0, 1]]))  # of two sentences: each token sees only itself
+    >>> attention(x, x, x, bias)[0, :, 0].tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
 
     Args:
+        query: the queries, of H heads of size d.
+        key: the keys, of G heads.
+        value: the values, of G heads.
         bias: float32, added to the scores: the mask, and a relative position bias where there is
             one; K is H or 1.
-        scale: of the scores, instead of 1 / sqrt(d).
+        scale: the factor of the scores; None: 1 / sqrt(d).
         softcap: c > 0: scores s become c tanh(s / c) before the bias (Gemma 2, 2024, section 2).
+        dropout_rate: the share of the softmax's weights that becomes 0.
         dropout_key: None means no dropout. The same key gives the same mask in every
             implementation.
-        dropout_places: whose mask each slot shares; None: masks by row and slot.
+        dropout_places: the slots that share a dropout mask; None: every row and slot has its own.
         implementation: "xla": batched matrix products; "blocks": the same, a few rows at a time;
             "cudnn": flash attention, for 16-bit inputs without dropout; "auto": blocks on CPU,
-            cuDNN on a GPU where it can serve, else xla.
+            cuDNN on a GPU where its restrictions allow it, else xla.
     """
     if dropout_rate == 0.0:
         dropout_key = None
@@ -104,11 +113,10 @@ def attention(
 
 
 def _products(query, key, value, bias, softcap, places, dropout_rate, dropout_key, start=0):
-    """Batched matrix products over [R, H].
+    """Computes attention by matrix products batched over [R, H].
 
-    The division by the row sum comes last, on [T, d] and not [T, T].
-
-    On CPU this form takes a seventh of the time of einsum, softmax, einsum: XLA fuses all of it.
+    The division by the row sum comes last, on [T, d] and not on [T, T]. On CPU this form takes a
+    seventh of the time of einsum, softmax, einsum, since XLA fuses all of it.
     """
     scores = jnp.matmul(query, key.transpose(0, 1, 3, 2), preferred_element_type=jnp.float32)
     if softcap:
@@ -125,9 +133,9 @@ def _products(query, key, value, bias, softcap, places, dropout_rate, dropout_ke
 
 
 def _starts(places: MaskPositions, heads: int, slots: int) -> Int[Array, "R H T T"]:
-    """The index in its mask of each attention weight.
+    """Returns each attention weight's index in its dropout mask.
 
-    By example, head, and both tokens' positions.
+    The index depends on the example, the head and both tokens' positions only.
     """
     example, position = (leaf[:, None, :, None] for leaf in (places.example, places.position))
     head = jnp.arange(heads)[:, None, None]
@@ -135,10 +143,10 @@ def _starts(places: MaskPositions, heads: int, slots: int) -> Int[Array, "R H T 
 
 
 def _blocks(query, key, value, bias, softcap, places, dropout_rate, dropout_key):
-    """`_products` for as many rows at a time as have [T, T] weights that fit the cache, recomputed backwards.
+    """Applies `_products` to a few rows at a time, so that their [T, T] weights fit the cache.
 
-    On CPU a training step is about a tenth faster than with all rows at once, in two thirds of the
-    memory.
+    The weights are computed again in the backward pass. On CPU a training step is about a tenth
+    faster than with all rows at once, in two thirds of the memory.
     """
     rows, heads, slots, _ = query.shape
     block = max(

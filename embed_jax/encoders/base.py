@@ -1,4 +1,8 @@
-"""Finds the base model of an adapter by name, and checks it by a fingerprint."""
+"""Finds the base model of an adapter by name, and computes its fingerprint.
+
+The fingerprint tells a model from other models of the same size, so an adapter is not put on
+another base than the one that it was trained with.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +32,17 @@ ADAPTER_CONFIG = "adapter_config.json"
 def read_backbone(
     directory: Path, changes: Mapping[str, Any] | None = None
 ) -> tuple[Any, Family, dict[str, Any]]:
-    """A backbone's frozen dataclass, its family, and its config.json.
+    """Reads a Transformer's config.json.
 
     Args:
-        directory: of a Transformer.
-        changes: fields of config.json that are to be others.
+        directory: the Transformer's directory.
+        changes: values that replace those of config.json, by field.
+
+    Returns:
+        The backbone's frozen dataclass, its family, and the content of config.json.
 
     Raises:
-        InputError: there is no config.json, or it is of an architecture that is not supported.
+        InputError: there is no config.json, or its architecture is not supported.
     """
     config = read_json(directory / "config.json", json_fields.CONFIG) | dict(changes or {})
     name = config.get("model_type")
@@ -51,7 +58,7 @@ def read_backbone(
 
 
 def backbone_shapes(backbone: Any) -> Params:
-    """The shapes of a backbone's parameters."""
+    """Returns the shapes of a backbone's parameters, as a tree of `jax.ShapeDtypeStruct`s."""
     return jax.eval_shape(build_encoder(EncoderSpec(backbone)).init, jax.random.key(0))["backbone"]
 
 
@@ -61,10 +68,14 @@ def is_adapter(directory: Path) -> bool:
 
 
 def find_base(directory: Path) -> tuple[str, Path]:
-    """The name that an adapter gives its base, absolute if it is a directory, and where the base's Transformer lies.
+    """Finds the base model that an adapter names.
+
+    Returns:
+        The base's name, absolute if it is a directory, and the directory of the base's Transformer.
 
     Raises:
-        InputError: there is no name, nothing of that name, or it is an adapter itself.
+        InputError: the adapter names no base, there is no model of that name, or it is an adapter
+            itself.
     """
     name = read_json(directory / ADAPTER_CONFIG, json_fields.ADAPTER).get("base_model_name_or_path")
     if not name:
@@ -83,7 +94,7 @@ def find_base(directory: Path) -> tuple[str, Path]:
 
 
 def transformer_directory(name: str) -> Path:
-    """Returns the directory of a model's Transformer, which an adapter belongs to.
+    """Returns the directory of the Transformer of a model, which serves as an adapter's base.
 
     Args:
         name: a directory or a name on the hub.
@@ -104,9 +115,9 @@ def transformer_directory(name: str) -> Path:
 
 
 def base_name(directory: Path) -> str:
-    """Returns the name of a model in a directory as a base.
+    """Returns the name by which an adapter refers to the model in a directory.
 
-    Its name on the hub if it came from there, else the directory.
+    It is the model's name on the hub if it came from there, else the absolute directory.
     """
     directory = Path(directory).absolute()
     *_, repository, snapshots, _ = ("", "", *directory.parts)
@@ -118,16 +129,15 @@ def base_name(directory: Path) -> str:
 
 
 def backbone_fingerprint(backbone: Any, directory: Path) -> str:
-    """Returns a fingerprint that tells a base from others of its shape.
+    """Returns a fingerprint that tells a base model from others of the same size.
 
-    Sha256 of its sizes and of a few numbers of each tensor.
-
-    Numbers are rounded to bfloat16, so that it is the same in every dtype that a model is usually
+    It is the SHA-256 of the model's sizes and of a few numbers of each tensor. The numbers are
+    rounded to bfloat16, so that the fingerprint is the same in every dtype that models are usually
     stored in.
 
     Args:
-        backbone: its frozen dataclass.
-        directory: where its config.json and its weights lie.
+        backbone: the base's frozen dataclass.
+        directory: the directory of its config.json and its weights.
     """
     samples = {}
 

@@ -1,6 +1,6 @@
-"""BERT and its kin (RoBERTa, XLM-R, CamemBERT, MPNet, DistilBERT, ELECTRA).
+"""BERT, RoBERTa, XLM-R, CamemBERT, MPNet, DistilBERT and ELECTRA.
 
-One post-norm transformer encoder.
+All of them are one post-norm transformer encoder with different settings.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from embed_jax.types import TokenBatch
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
-    """The size of a BERT-like encoder and the switches that tell its kin apart.
+    """The size of a BERT-like encoder, and the settings in which the families differ.
 
     Attributes:
         family: the name in the registry: "bert", "roberta", "xlm-roberta", "camembert", "mpnet",
@@ -41,8 +41,8 @@ class BertConfig:
         embedding_size: width of the embedding tables; other than hidden_size only for ELECTRA's
             projection.
         max_positions: rows of the position table, `position_offset` of which are never used.
-        position_offset: what a token's position is counted from (RoBERTa, MPNet: padding index +
-            1).
+        position_offset: the row of the position table for the first token (RoBERTa, MPNet: padding
+            index + 1).
         type_vocab_size: rows of the token type table, row 0 for single texts; 0: no table (MPNet,
             DistilBERT).
         relative_buckets: buckets of MPNet's relative position bias, shared by all layers; 0: none.
@@ -104,9 +104,9 @@ class Bert(Stack):
     def __call__(
         self, tokens: TokenBatch, key: PRNGKeyArray | None = None, every_layer: bool = False
     ) -> Float[Array, "*L R T D"]:
-        """Hidden states after the last layer, or of every layer with a leading axis L.
+        """Returns hidden states after the last layer, or after every layer with a leading axis L.
 
-        Dtype `self.dtype`.
+        They are of the dtype `self.dtype`.
         """
         config = self.config
         embeddings_key, layer_keys = self.split(key)
@@ -152,7 +152,7 @@ class Embeddings(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward, each with dropout, residual and norm after it (Devlin et al. 2019)."""
+    """Attention and feed-forward, each with dropout, residual and norm after it (BERT)."""
 
     config: BertConfig
     dtype: Any
@@ -202,10 +202,10 @@ class Layer(nn.Module):
 def relative_bias(
     table: Float[Array, "B H"], position: Int[Array, "R T"], max_distance: int = 128
 ) -> Float[Array, "R H T T"]:
-    """A bias by the distance of two tokens, in T5's buckets (Raffel et al. 2020), which MPNet has too.
+    """Returns T5's attention bias by the distance of two tokens (Raffel et al. 2020), also MPNet's.
 
-    A product with a one-hot matrix: its gradient is a product too, where that of a gather would be
-    a scatter of R * T * T rows into a handful.
+    It is computed as a product with a one-hot matrix, whose gradient is a product too; the gradient
+    of a gather would be a scatter of R * T * T rows into a handful.
     """
     buckets = table.shape[0]
     bucket = relative_bucket(position[:, None, :] - position[:, :, None], buckets, max_distance)
@@ -216,9 +216,13 @@ def relative_bias(
 def relative_bucket(
     distance: Int[Array, "*B"], buckets: int, max_distance: int = 128
 ) -> Int[Array, "*B"]:
-    """The bucket of a signed distance.
+    """Returns the bucket of a signed distance.
 
-    One each for near ones, logarithmically wider to `max_distance`.
+    Near distances have a bucket each; farther ones share buckets that widen logarithmically up to
+    `max_distance`.
+
+    >>> relative_bucket(jnp.array([-1000, -1, 0, 1, 1000]), 32).tolist()
+    [15, 1, 0, 17, 31]
     """
     half = buckets // 2
     exact = half // 2
@@ -228,9 +232,9 @@ def relative_bucket(
     return jnp.where(distance > 0, half, 0) + jnp.where(far < exact, far, wide)
 
 
-# ---- Hugging Face: config.json and tensor names -------------------------------------------------------------
+# ---- Hugging Face: config.json and tensor names --------------------------------------------------
 
-BERT_FIELDS = {  # ours: config.json's
+BERT_FIELDS = {  # our field -> config.json's
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",
     "num_layers": "num_hidden_layers",

@@ -1,4 +1,4 @@
-"""An encoder from its description: backbone, pooling, heads, behind pure `init` and `apply`."""
+"""Builds an encoder from its spec: backbone, pooling and heads as pure functions."""
 
 from __future__ import annotations
 
@@ -36,11 +36,20 @@ def build_encoder(
     unroll: int | None = None,
     same_mask_columns: int = 0,
 ) -> Encoder:
-    """The encoder that `spec` describes, as two pure functions.
+    """Builds the encoder that `spec` describes, as pure functions.
+
+    >>> from embed_jax.encoders.spec import random_spec
+    >>> encoder = build_encoder(random_spec("tiny", vocab_size=10))
+    >>> params = encoder.init(jax.random.key(0))
+    >>> ids = jnp.array([[1, 2, 3]])  # one text of three tokens
+    >>> tokens = TokenBatch(ids, 0 * ids, jnp.arange(3)[None], ids > 0, sentences=1)
+    >>> encoder.apply(params, tokens).shape
+    (1, 32)
 
     Args:
-        compute_dtype: "float32" or "bfloat16": of activations and products. Parameters, norms,
-            softmax, pooling and heads are float32 always.
+        spec: the encoder's backbone, pooling and heads.
+        compute_dtype: "float32" or "bfloat16", the dtype of activations and products. Parameters,
+            norms, softmax, pooling and heads are float32 always.
         remat: "layer" keeps only each layer's input for the backward pass; "dots" the matrix
             products with parameters too; "none" keeps everything.
         attention: "auto", "xla", "blocks" or "cudnn"; see attention.attention.
@@ -48,22 +57,22 @@ def build_encoder(
             (with a dropout key), else 1. A step is an eighth faster there without the loop, but
             takes longer to compile; without gradients the loop is as fast or faster, since no
             weight is copied.
-        same_mask_columns: C, the number of texts of an example, for one dropout mask for all of
-            them: position by position they lose the same numbers, wherever they are packed
+        same_mask_columns: C, the number of texts of an example, if all of them are to have one
+            dropout mask: position by position they lose the same numbers, wherever they are packed
             (SimCSE's "fixed 0.1", Gao et al. 2021, table 3). As in `types.Batch`, sentence c * E +
             e of a group is column c of its e-th example. 0: every slot has its own mask.
 
     Returns:
-        params are {"backbone": tree with layers stacked on the leading axis, "heads": {"0": ...,
-        "1": ...}}, and "lora" as `lora.init_lora` makes it, "token_head" as
-        `latent.LatentAttention.init` does. Kernels of layers may be `int8.Int8`: they are made
-        plain a layer at a time, and again in the backward pass.
+        An encoder whose params are {"backbone": tree with layers stacked on the leading axis,
+        "heads": {"0": ..., "1": ...}}, and where the spec has them "lora" (see `lora.init_lora`)
+        and "token_head" (see `latent.LatentAttention.init`). Kernels of layers may be `int8.Int8`:
+        they are dequantized a layer at a time, and again in the backward pass.
 
     Raises:
-        InputError: for an unknown backbone, pooling, activation, dtype, remat or attention, for
-            columns with one dropout mask together with an adapter's dropout, which has masks of its
-            own, and for a token head of another width, of another number of layers, or beside a
-            pooling of several layers.
+        InputError: for an unknown backbone, pooling, activation, dtype, remat or attention; for
+            `same_mask_columns` together with an adapter's dropout, which has its own masks; and
+            for a token head of another width, of another number of layers, or beside a pooling of
+            several layers.
     """
     for what, value, known in (
         ("compute_dtype", compute_dtype, ("float32", "bfloat16")),
@@ -104,7 +113,7 @@ def build_encoder(
     shared = {"mask_columns": same_mask_columns} if same_mask_columns else {}
 
     def module(training: bool, read=None):
-        # A layer read from shards is to be let go of before the next.
+        # The memory of a layer that is gathered from shards is to be free before the next one.
         loop = (
             config.num_layers if training and read is None and jax.default_backend() == "cpu" else 1
         )
@@ -224,7 +233,7 @@ def build_encoder(
 
 
 def _dequantize_on_read(read, dtype: str):
-    """Returns a function that reads a layer's parameters and makes those in eight bits plain."""
+    """Returns a function that reads a layer's parameters and dequantizes those in eight bits."""
     return lambda layer: dequantize_params(layer if read is None else read(layer), dtype)
 
 

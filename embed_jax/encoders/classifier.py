@@ -1,8 +1,7 @@
-"""Sequence classification on a backbone.
+"""Sequence classification: a backbone with a head on the first token's state.
 
-The logits of transformers' *ForSequenceClassification, from the first token.
-
-A cross-encoder is one with a pair of texts as its sentence.
+The logits are those of transformers' *ForSequenceClassification. A cross-encoder is such a
+classifier whose input is a pair of texts.
 """
 
 from __future__ import annotations
@@ -45,18 +44,25 @@ class ClassifierSpec:
 
 
 def build_classifier(spec: ClassifierSpec, **options: Any) -> Encoder:
-    """The classifier that `spec` describes, as two pure functions.
+    """Builds the classifier that `spec` describes, as pure functions.
+
+    >>> from embed_jax.encoders.spec import find_shape
+    >>> classifier = build_classifier(ClassifierSpec(find_shape("tiny"), num_labels=3))
+    >>> params = jax.eval_shape(classifier.init, jax.random.key(0))
+    >>> params["classifier"]["out"]["kernel"].shape
+    (32, 3)
 
     Args:
-        options: compute_dtype, remat, attention, unroll, as in `build_encoder`. The head is float32
+        spec: the backbone and its head.
+        **options: compute_dtype, remat, attention, unroll; see `build_encoder`. The head is float32
             always.
 
     Returns:
-        `apply` makes logits `[S, L]`; params are {"backbone": as in `build_encoder`, "classifier":
-        {"dense", "out"}}.
+        An encoder whose `apply` gives logits `[S, L]`; its params are {"backbone": as in
+        `build_encoder`, "classifier": {"dense", "out"}}.
 
     Raises:
-        InputError: as `build_encoder`.
+        InputError: see `build_encoder`.
     """
     first_token = build_encoder(EncoderSpec(spec.backbone, "cls"), **options)
     size = spec.backbone.hidden_size
@@ -81,22 +87,27 @@ def build_classifier(spec: ClassifierSpec, **options: Any) -> Encoder:
     return dataclasses.replace(first_token, init=init, apply=apply, dim=spec.num_labels)
 
 
-# ---- Hugging Face: config.json and tensor names -------------------------------------------------------------
+# ---- Hugging Face: config.json and tensor names --------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
 class _Form:
-    """A family's head: transformers' class, the modules of its two linear maps, and what else differs."""
+    """The settings of a family's head.
+
+    Attributes:
+        architecture: transformers' class.
+        dense, out: names of the head's two linear maps in the files.
+        activation, dropout_first: see ClassifierSpec.
+        rates: fields of config.json for the dropout rate; the first that is set counts.
+        default_rate: the dropout rate if none is set.
+    """
 
     architecture: str
     dense: str = "classifier.dense"
     out: str = "classifier.out_proj"
     activation: str = "tanh"
     dropout_first: bool = True
-    rates: tuple[str, ...] = (
-        "classifier_dropout",
-        "hidden_dropout_prob",
-    )  # config.json's, the first that is set
+    rates: tuple[str, ...] = ("classifier_dropout", "hidden_dropout_prob")
     default_rate: float = 0.1
 
 
@@ -121,10 +132,11 @@ _FORMS = {
 
 
 def classifier_spec(backbone: Backbone, config: Mapping[str, Any]) -> ClassifierSpec:
-    """The classifier on `backbone` that a config.json describes.
+    """Returns the spec of the classifier on `backbone` that a config.json describes.
 
     Raises:
-        InputError: the family has no classifier here, or the number of labels is not one.
+        InputError: classifiers of this family are not supported, or the number of labels is not a
+            whole number from 1.
     """
     form = _form(backbone.family)
     labels = config.get("id2label") or {}
@@ -145,10 +157,10 @@ def classifier_spec(backbone: Backbone, config: Mapping[str, Any]) -> Classifier
 
 
 def classifier_config(spec: ClassifierSpec) -> dict[str, Any]:
-    """The inverse of `classifier_spec`: what config.json has of a classifier, without its dtype.
+    """Returns config.json's fields of a classifier, without its dtype; inverts `classifier_spec`.
 
-    Where transformers has a single rate for the head and the hidden states, it is that of the
-    hidden states.
+    Where transformers has a single dropout rate for the head and the hidden states, it is that of
+    the hidden states.
     """
     form, family = _form(spec.backbone.family), lookup("backbone", spec.backbone.family)
     labels = {str(number): f"LABEL_{number}" for number in range(spec.num_labels)}
@@ -162,7 +174,10 @@ def classifier_config(spec: ClassifierSpec) -> dict[str, Any]:
 
 
 def classifier_family(name: str) -> Family:
-    """The backbone's family with "classifier/dense" and "classifier/out" among its tensors, none of them ignored."""
+    """Returns the backbone's family with the head's tensors added to the names that are read.
+
+    Their paths are "classifier/dense" and "classifier/out".
+    """
     form, family = _form(name), lookup("backbone", name)
     ours = (f"{form.dense}.weight", f"{form.out}.weight")
     return dataclasses.replace(

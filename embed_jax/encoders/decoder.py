@@ -41,9 +41,10 @@ class DecoderConfig:
         num_kv_heads: heads of keys and values, a divisor of `num_heads`.
         head_size: of each head; `num_heads` of them don't have to make `hidden_size`.
         max_positions: the most tokens that a sentence may have; no parameters depend on it.
-        rope: rotary positions. local_rope: those of sliding layers; None: `rope` too.
+        rope: rotary positions.
+        local_rope: rotary positions of sliding layers; None: `rope` too.
         causal: whether a token sees only itself and those before it.
-        window: sliding layers see tokens at a distance below this only. 0: there are none.
+        window: sliding layers see tokens at a distance below this only. 0: no layer is sliding.
         layer_types: FULL or SLIDING for each layer; empty: all SLIDING if there is a window, else
             all FULL.
         qkv_bias, output_bias, mlp_bias: whether these linear maps have biases.
@@ -57,9 +58,9 @@ class DecoderConfig:
         scale_embeddings: whether embeddings are multiplied by the root of their size (Gemma).
         activation: of the gate.
         attention_dropout: rate when a dropout key is given.
-        hidden_dropout: the same of what each attention and feed-forward layer adds. Hugging Face's
-            models have none, and ignore the field of this name that is written for a rate other
-            than 0.
+        hidden_dropout: rate of what each attention and feed-forward layer adds. Hugging Face's
+            models have no such dropout, and ignore the field of this name that is written for a
+            rate other than 0.
         initializer_range: standard deviation of the initial weights.
         tied: whether the language model's output layer, which an encoder lacks, is the embedding
             table.
@@ -108,7 +109,7 @@ class DecoderConfig:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Each layer's kind.
+        """Each layer's kind, FULL or SLIDING.
 
         Raises:
             InputError: `layer_types` is of another number of layers.
@@ -123,10 +124,7 @@ class DecoderConfig:
 
 @struct.dataclass
 class View:
-    """The mask and the rotary positions of the layers of one kind.
-
-    Or both kinds', stacked.
-    """
+    """The mask and the rotary positions of layers of one kind, or of both kinds, stacked."""
 
     bias: Float[Array, "*K R 1 T T"]
     turns: Rotation
@@ -141,9 +139,9 @@ class Decoder(Stack):
     def __call__(
         self, tokens: TokenBatch, key: PRNGKeyArray | None = None, every_layer: bool = False
     ) -> Float[Array, "*L R T D"]:
-        """Normalised states after the last layer, or after every layer with a leading axis L.
+        """Returns hidden states after the last layer, or after every layer with a leading axis L.
 
-        Dtype `self.dtype`.
+        They are normalised, and of the dtype `self.dtype`.
         """
         config = self.config
         _, layer_keys = self.split(key)
@@ -194,10 +192,7 @@ class Embeddings(nn.Module):
 
 
 class Layer(nn.Module):
-    """Norm and attention, then norm and down(activation(gate(x)) * up(x)).
-
-    Each added to what came in.
-    """
+    """Norm and attention, then norm and down(activation(gate(x)) * up(x)), each with a residual."""
 
     config: DecoderConfig
     dtype: Any

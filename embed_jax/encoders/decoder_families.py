@@ -1,4 +1,4 @@
-"""The decoders' families: how their config.json is read and written, their tensors' names, and well-known sizes."""
+"""The decoders' families: their config.json, their tensors' names, and well-known sizes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from embed_jax.encoders.rope import Rope, read_rope, write_rope
 from embed_jax.errors import InputError, warn
 from embed_jax.registry import unknown
 
-FIELDS = {  # ours: transformers'
+FIELDS = {  # our field -> transformers'
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",
     "num_layers": "num_hidden_layers",
@@ -52,16 +52,17 @@ class Form:
     """The fields of a family's config.json, and the defaults that it leaves out.
 
     Attributes:
-        default: what a field means that is not there, and what the family always is.
-        fields: ours -> transformers'. nullable: the same of those that may be null.
-        head_size: where there is no head_dim; 0: hidden_size / num_attention_heads.
-        window: whether sliding_window is a field. switched: whether use_sliding_window is too,
-            false where it is not there.
-        layer_types: (config.json, number of layers) -> kinds of layers where there is no such
-            field; None: it is none, all layers are of one kind.
-        local: whether sliding layers have their own rotary positions, and
-            use_bidirectional_attention is a field, with which half the window lies on either side.
-        supported: fields of which only one value is.
+        default: the values of absent fields, and of those that the family fixes.
+        fields: our field -> transformers'.
+        nullable: the same for fields that may be null.
+        head_size: the size of a head if head_dim is absent; 0: hidden_size / num_attention_heads.
+        window: whether the family has the field sliding_window.
+        switched: whether it also has use_sliding_window, which is false if absent.
+        layer_types: (config.json, number of layers) -> kinds of layers if the field layer_types is
+            absent; None: the family has no such field, and all layers are of one kind.
+        local: whether sliding layers have their own rotary positions. Such a family also has the
+            field use_bidirectional_attention, with which half the window lies on either side.
+        supported: the only supported value of some fields.
     """
 
     default: DecoderConfig
@@ -76,10 +77,10 @@ class Form:
 
 
 def read_config(form: Form, config_json: Mapping[str, Any]) -> DecoderConfig:
-    """The configuration in a config.json of transformers.
+    """Reads the fields of a config.json of transformers.
 
     Raises:
-        InputError: a field is missing, or says what is not supported.
+        InputError: a field is missing, or has a value that is not supported.
     """
     check_switches(config_json, form.supported)
     values = read_fields(config_json, form.fields)
@@ -108,10 +109,7 @@ def read_config(form: Form, config_json: Mapping[str, Any]) -> DecoderConfig:
 
 
 def write_config(form: Form, config: DecoderConfig) -> dict[str, Any]:
-    """config.json's fields, as transformers 5 has them.
-
-    Rotary positions also as transformers 4 had them.
-    """
+    """Returns config.json's fields as in transformers 5; rotary positions also as in version 4."""
     fields = {
         hf_name: getattr(config, name) for name, hf_name in {**form.fields, **form.nullable}.items()
     }
@@ -155,9 +153,10 @@ def _write_ropes(form: Form, config: DecoderConfig) -> dict[str, Any]:
 
 
 def _read_windows(form: Form, config_json: Mapping[str, Any], layers: int) -> dict[str, Any]:
-    """Ours is a distance below which tokens are seen.
+    """Returns the fields `causal`, `window` and `layer_types` of a DecoderConfig.
 
-    Transformers' is with is_causal false the last one seen.
+    Our window is a distance below which tokens are seen; transformers', where is_causal is false,
+    is the largest distance that is seen.
     """
     halved = form.local and bool(config_json.get("use_bidirectional_attention"))
     causal = config_json.get("is_causal") is not False
@@ -219,7 +218,7 @@ def _write_windows(form: Form, config: DecoderConfig) -> dict[str, Any]:
 
 
 def _slide_last_layers(config_json: Mapping[str, Any], layers: int) -> tuple[str, ...]:
-    """Sliding after the first max_window_layers."""
+    """Returns kinds of layers that are all sliding after the first max_window_layers."""
     full = config_json.get("max_window_layers")
     return tuple(SLIDING if i >= (28 if full is None else full) else FULL for i in range(layers))
 
@@ -227,7 +226,7 @@ def _slide_last_layers(config_json: Mapping[str, Any], layers: int) -> tuple[str
 def _alternate_layer_types(
     config_json: Mapping[str, Any], layers: int, every: int
 ) -> tuple[str, ...]:
-    """One of `every` is not sliding."""
+    """Returns kinds of layers of which one in `every` is not sliding."""
     every = config_json.get("sliding_window_pattern") or every
     return tuple(SLIDING if (i + 1) % every else FULL for i in range(layers))
 
@@ -247,7 +246,7 @@ def _family(form: Form, architecture: str, tensors: Mapping[str, str], read=read
             r"(language_model\.)?lm_head\.weight",
             r"(layers\.\d+\.self_attn\.)?rotary_emb\..*inv_freq",
         ),
-        # As bert.SHARDING.
+        # See bert.SHARDING.
         sharding=(
             (r"layers/(query|key|value|gate|up)/kernel", (None, "fsdp", "tensor")),
             (r"layers/(query|key|value|gate|up)/bias", (None, "tensor")),
@@ -258,7 +257,7 @@ def _family(form: Form, architecture: str, tensors: Mapping[str, str], read=read
 
 
 def _read_gemma(form: Form, config_json: Mapping[str, Any]) -> DecoderConfig:
-    """The models as first published say "gelu" and mean its approximation."""
+    """Reads Gemma's config.json; the models as first published say "gelu" for its approximation."""
     return read_config(
         form,
         {**config_json, "hidden_act": "gelu_pytorch_tanh"}

@@ -1,4 +1,4 @@
-"""Decoders as data: what the fields of each family default to, and the published sizes of well-known models."""
+"""The default fields of each family of decoders, and the sizes of well-known models."""
 
 from __future__ import annotations
 

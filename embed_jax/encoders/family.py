@@ -1,7 +1,4 @@
-"""The description that every family of backbones gives of itself.
-
-`registry.REGISTRY["backbone"]` binds names to these.
-"""
+"""The description of a family of backbones; `registry.REGISTRY["backbone"]` has them by name."""
 
 from __future__ import annotations
 
@@ -26,13 +23,12 @@ REQUIRED = (
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One of several of our modules that are a single one in a file.
-
-    Their outputs one after another.
+    """One of several of our modules whose weights a file joins in one module, output after output.
 
     Attributes:
-        module: Hugging Face's, as in `Family.tensors`.
-        index: which part, from 0. count: of how many, all of one size.
+        module: Hugging Face's name, as in `Family.tensors`.
+        index: the part's position, from 0.
+        count: the number of parts, all of one size.
     """
 
     module: str
@@ -47,23 +43,22 @@ class Family:
     Attributes:
         architecture: transformers' class, e.g. "BertModel", written into config.json.
         module: `(config, dtype, remat, attention, unroll, read) -> flax module` whose call is
-            `(tokens, key, every_layer) -> hidden [R, T, D]`, or `[L, R, T, D]` if every layer is
-            asked for.
-        read_config: config.json's dictionary -> the backbone's frozen dataclass; None: it has no
-            config.json.
+            `(tokens, key, every_layer) -> hidden [R, T, D]`, or `[L, R, T, D]` with `every_layer`.
+        read_config: config.json's dictionary -> the backbone's frozen dataclass; None: the family
+            has no config.json.
         write_config: the inverse; without "architectures" and "model_type", which write.py adds.
         tensors: our path -> Hugging Face's module, with "{}" for the layer's number. Our path is a
             module's, whose leaves are kernel (their weight, transposed), scale (weight) and bias
-            (bias), or a table's (weight). Paths that a configuration has no parameters for are not
-            looked for. A `Part` is one of several of our modules that are one there.
+            (bias), or a table's (weight). Paths without parameters in a configuration are skipped.
+            A `Part` is one of several of our modules that are one module there.
         older: tables of other names that the same tensors have in some files; read, never written.
-            The table most of whose names stand in a file is the file's.
-        absent: tensors that no file has, since the first layer is without that module: ones in our
-            stacked parameters, not used.
-        prefixes: what a checkpoint of a bigger model puts before every name.
-        ignored: regular expressions of tensors that may be there and are not wanted (whole names).
+            Of all tables, the one with the most names in a file is used for it.
+        absent: tensors that no file has, since the first layer is without that module; our stacked
+            parameters have ones in their place, which are not used.
+        prefixes: prefixes of every name in checkpoints of a bigger model.
+        ignored: regular expressions (of whole names) of tensors that may be there and are not read.
         sharding: how the module's parameters may be split over the mesh axes "fsdp" and "tensor".
-        pooling: the only pooling that fits it; "": any.
+        pooling: the only pooling that fits the family; "": any.
         shapes: sizes of well-known models by name, for runs that start from random parameters; a
             name belongs to one family.
     """
@@ -83,10 +78,10 @@ class Family:
 
 
 def read_fields(config_json: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
-    """Values of config.json under our names; fields that are not there, or null, are left out.
+    """Returns values of config.json under our names, without fields that are absent or null.
 
     Args:
-        found: config.json's dictionary.
+        config_json: config.json's dictionary.
         fields: our name -> config.json's.
 
     Raises:
@@ -104,7 +99,11 @@ def read_fields(config_json: Mapping[str, Any], fields: Mapping[str, str]) -> di
 
 
 def check_switches(config_json: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
-    """Raises an InputError if a field of config.json is there with another value than the one supported."""
+    """Checks fields of config.json of which only one value is supported.
+
+    Raises:
+        InputError: a field is there with another value.
+    """
     for name, value in supported.items():
         if config_json.get(name) is not None and config_json[name] != value:
             raise InputError(

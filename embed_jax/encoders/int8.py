@@ -1,6 +1,6 @@
 """Frozen linear maps in eight bits: integers with one scale per output.
 
-Weights only, not what they multiply.
+Only the weights are quantized, not the activations that they multiply.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from embed_jax.types import Params
 
 @struct.dataclass
 class Int8:
-    """A kernel in eight bits: `values * scale`.
-
-    It stands in a tree of parameters where the kernel stood.
-    """
+    """A kernel in eight bits, `values * scale`; it takes the kernel's place in a parameter tree."""
 
     values: Integers[Array, "*L I O"]
     scale: Float[Array, "*L 1 O"]
 
 
 def quantize_kernel(kernel: Float[Array, "*L I O"]) -> Int8:
-    """The nearest of 255 evenly spaced numbers around zero, up to each output's largest weight.
+    """Rounds each weight to the nearest of 255 evenly spaced numbers around zero.
 
     scale_o = max_i |w_io| / 127, values = round(w / scale): symmetric, so that |w - values * scale|
     <= scale / 2.
 
+    >>> quantize_kernel(np.array([[1.0, -4.0], [-2.0, 2.0]])).values.tolist()
+    [[64, -127], [-127, 64]]
+
     Args:
-        kernel: of NumPy or JAX, and so is the result.
+        kernel: the weights; a NumPy array gives NumPy arrays.
     """
     numpy = np if isinstance(kernel, np.ndarray) else jnp
     kernel = kernel.astype(np.float32)
@@ -46,10 +46,7 @@ def quantize_kernel(kernel: Float[Array, "*L I O"]) -> Int8:
 
 
 def dequantize_params(tree: Params, dtype: Any = np.float32) -> Params:
-    """The tree with kernels of that dtype where it has them in eight bits.
-
-    Other leaves as they are.
-    """
+    """Returns the tree with `Int8` kernels as arrays of that dtype; other leaves stay the same."""
 
     def plain(leaf: Any) -> Any:
         return (
@@ -62,7 +59,7 @@ def dequantize_params(tree: Params, dtype: Any = np.float32) -> Params:
 
 
 def quantize_layers(params: Params) -> Params:
-    """An encoder's parameters with all kernels of the backbone's layers in eight bits."""
+    """Returns an encoder's parameters with all kernels of the backbone's layers in eight bits."""
     layers = flatten_dict(params["backbone"]["layers"])
     layers = {
         path: quantize_kernel(leaf) if path[-1] == "kernel" else leaf

@@ -1,9 +1,8 @@
 """Types of the fields that are read from a model's JSON files.
 
-A value of another type is refused by its name.
-
-Nothing is converted but a whole number written as a float (512.0, 1e30), which counts as one. null
-is "not set". Fields that are not read may hold anything.
+A value of another type is refused with a message that names the field. Nothing is converted, except
+that a whole number written as a float (512.0, 1e30) counts as one. null means "not set". Fields
+that are not read may hold anything.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ KINDS: dict[str, Callable[[Any], bool]] = {
 
 
 def _table(*rows: tuple[str, str]) -> dict[str, str]:
-    """Field -> kind, from (kind, names of fields) rows."""
+    """Returns the kind of each field, from rows of (kind, names of fields)."""
     return {name: kind for kind, names in rows for name in names.split()}
 
 
@@ -138,11 +137,16 @@ ROUTER = _table((TEXT, "default_route"), (FLAG, "allow_empty_key"), (NAMED_TEXTS
 def check_fields(
     where: str, content: Mapping[str, Any], kinds: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The content of a JSON object, with whole numbers as integers.
+    """Checks the types of a JSON object's fields, and returns it with whole numbers as integers.
+
+    >>> check_fields("config.json: ", {"hidden_size": 384.0}, {"hidden_size": SIZE})
+    {'hidden_size': 384}
 
     Args:
-        where: the file, and the object in it if it is not the whole; ends with ": " or ".".
-        kinds: of the fields that are read.
+        where: the start of messages: the file, and the object in it if it is not the whole file;
+            ends with ": " or ".".
+        content: the JSON object.
+        kinds: the kind of each field that is read, one of KINDS.
 
     Raises:
         InputError: for a field of another type.

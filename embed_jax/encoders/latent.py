@@ -21,24 +21,32 @@ SHARDING = ((r"token_head/\w+/kernel", ("fsdp", None)),)
 
 @dataclasses.dataclass(frozen=True)
 class LatentAttention:
-    r"""Each token's state as a query to r trained latents, keys and values of an attention, and an MLP after it.
+    r"""Attention of each token's state over r trained latents, and an MLP after it.
 
     "NV-Embed: Improved Techniques for Training LLMs as Generalist Embedding Models" (Lee et al.
-    2024, section 3.1). For a token's state x [D] and the latents L [r, D], with H heads of size d:
+    2024, section 3.1). The token states are the queries, the latents the keys and values. For a
+    token's state x [D] and the latents L [r, D], with H heads of size d:
 
         q = norm(x) W_q,  K = norm'(L) W_k,  V = norm'(L) W_v     no biases, [D, H d] each
         x <- x + concat_h(softmax(q_h K_h^T / sqrt(d)) V_h) W_o   no bias, [H d, D]
         (u, g) = norm''(x) W_1 + b_1                              [D, 2 M], M = 4 D
         x <- x + (u * gelu(g)) W_2 + b_2                          [M, D]
 
-    and the states that come out are pooled, by their mean in the paper. Tokens do not see each
-    other here, so neither packing nor padding matters. The paper's text has the attention and "an
-    MLP of two linear maps with a GELU between"; norms, residuals and the gate of the MLP are those
-    of the code that its authors published, and so are the tensors' names in files. NV-Embed's own
-    weights were not at hand to compare with.
+    The resulting states are pooled, by their mean in the paper. Tokens do not see each other here,
+    so neither packing nor padding matters. The paper's text has the attention and "an MLP of two
+    linear maps with a GELU between"; norms, residuals and the gate of the MLP are those of the code
+    that its authors published, and so are the tensors' names in files. This was not compared with
+    NV-Embed's own weights.
+
+    >>> head = LatentAttention(width=8, latents=4, heads=2)
+    >>> params = head.init(jax.random.key(0))
+    >>> head.apply(params, jnp.ones((1, 3, 8))).shape
+    (1, 3, 8)
 
     Attributes:
-        width: D, of the token states. latents: r. heads: H.
+        width: D, the size of the token states.
+        latents: r, the number of latents.
+        heads: H, the number of heads.
         head_size: d; 0: D / H. NV-Embed has 4096, its D.
         mlp_size: M; 0: 4 D.
     """
@@ -72,7 +80,7 @@ class LatentAttention:
         return self.mlp_size or 4 * self.width
 
     def init(self, key: PRNGKeyArray) -> Params:
-        """Latents of variance 1, linear maps of standard deviation 0.02, float32."""
+        """Draws latents of variance 1 and linear maps of standard deviation 0.02, float32."""
         keys = iter(jax.random.split(key, 7))
         inner = self.heads * self.size
         shapes = {
@@ -96,7 +104,7 @@ class LatentAttention:
         return params | {"latents": jax.random.normal(next(keys), (self.latents, self.width))}
 
     def apply(self, params: Params, hidden: Float[Array, "R T D"]) -> Float[Array, "R T D"]:
-        """The states to pool, in the dtype of `hidden`; norms and softmax in float32."""
+        """Returns the states to pool, in the dtype of `hidden`; norms and softmax in float32."""
         dtype = hidden.dtype
 
         def linear(name: str, x: Float[Array, "N I"], bias: bool = False) -> Float[Array, "N O"]:
@@ -128,7 +136,7 @@ class LatentAttention:
 def latent_attention(
     latents: int = 512, heads: int = 8, head_size: int = 0, mlp_size: int = 0
 ) -> Callable[[int], LatentAttention]:
-    """A latent attention without its width, as config files name it: `width -> LatentAttention`."""
+    """Returns `width -> LatentAttention`, for config files, which do not know the model's width."""
     return functools.partial(
         LatentAttention, latents=latents, heads=heads, head_size=head_size, mlp_size=mlp_size
     )

@@ -1,7 +1,4 @@
-"""The small parts that encoders share.
-
-Linear maps, layer norm, activations, rotary positions, dropout.
-"""
+"""Parts that encoders share: linear maps, norms, activations, rotary positions, dropout."""
 
 from __future__ import annotations
 
@@ -19,9 +16,8 @@ from embed_jax.errors import InputError
 from embed_jax.registry import unknown
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": lambda x: (
-        0.5 * x * (1 + lax.erf(x * 0.5**0.5))
-    ),  # jax.nn.gelu's erfc takes twice the time on CPU
+    # jax.nn.gelu's erfc takes twice the time on CPU.
+    "gelu": lambda x: 0.5 * x * (1 + lax.erf(x * 0.5**0.5)),
     "gelu_new": jax.nn.gelu,
     "gelu_pytorch_tanh": jax.nn.gelu,
     "relu": jax.nn.relu,
@@ -32,7 +28,7 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def activation(name: str) -> Callable[[Array], Array]:
-    """The activation of that name.
+    """Returns the activation of that name.
 
     Raises:
         InputError: for an unknown name; the message lists the known ones.
@@ -43,9 +39,13 @@ def activation(name: str) -> Callable[[Array], Array]:
 
 
 class Linear(nn.Module):
-    """`x @ kernel + bias`, or without bias.
+    """Computes `x @ kernel + bias` in `dtype`, whatever the dtype of the parameters.
 
-    The product in `dtype`, whatever that of the parameters.
+    Attributes:
+        features: the size of the output.
+        dtype: of the product and the result.
+        stddev: standard deviation of the initial kernel.
+        use_bias: whether there is a bias.
     """
 
     features: int
@@ -58,8 +58,8 @@ class Linear(nn.Module):
         kernel = self.param(
             "kernel", nn.initializers.normal(self.stddev), (x.shape[-1], self.features)
         )
-        # Two-dimensional, since the kernel's gradient is up to three times slower on CPU from [R,
-        # T, I].
+        # In two dimensions, since from [R, T, I] the kernel's gradient takes up to three times as
+        # long on CPU.
         flat = x.reshape(-1, x.shape[-1]).astype(self.dtype)
         product = flat @ kernel.astype(self.dtype)
         if self.use_bias:
@@ -70,10 +70,7 @@ class Linear(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation over the last axis (Ba et al. 2016).
-
-    Statistics in float32 whatever the dtype.
-    """
+    """Layer normalisation over the last axis (Ba et al. 2016), with statistics in float32."""
 
     eps: float
     dtype: Any
@@ -92,12 +89,14 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """`x / sqrt(mean(x^2) + eps) * (offset + scale)` (Zhang and Sennrich 2019).
+    """Computes `x / sqrt(mean(x^2) + eps) * (offset + scale)` (Zhang and Sennrich 2019).
 
-    Statistics in float32.
+    The mean is computed in float32.
 
     Attributes:
-        offset: what the parameter is counted from: 1 for Gemma's, whose scale starts at 0.
+        eps: added to the mean of the squares.
+        dtype: of the result.
+        offset: added to the parameter `scale`: 1 for Gemma, whose scales start at 0.
     """
 
     eps: float
@@ -113,12 +112,13 @@ class RMSNorm(nn.Module):
 
 
 def take_rows(table: Float[Array, "V D"], ids: Int[Array, "*B"]) -> Float[Array, "*B D"]:
-    """Rows of a table, float32 whatever its dtype.
-
-    Sums of rows are not rounded to the dtype they are stored in.
+    """Returns rows of a table in float32, so that their sums are not rounded to the table's dtype.
 
     An id beyond the table gives NaN: a plain index would be clamped, and another token's row taken
-    in silence.
+    without notice.
+
+    >>> take_rows(jnp.array([[1.0], [2.0]]), jnp.array([1, 2])).tolist()
+    [[2.0], [nan]]
     """
     rows = jnp.asarray(table).at[ids].get(mode="fill", fill_value=jnp.nan)
     return rows.astype(jnp.float32)
@@ -127,10 +127,10 @@ def take_rows(table: Float[Array, "V D"], ids: Int[Array, "*B"]) -> Float[Array,
 def type_vectors(
     table: Float[Array, "K D"], segment: Int[Array, "R T"] | None
 ) -> Float[Array, "*B D"]:
-    """The row of a small table for each token's type; all of type 0 (`[D]`) without segments.
+    """Returns the row of a small table for each token's type; without segments, row 0 `[D]`.
 
-    A product with a one-hot matrix, whose gradient is a product too and not a scatter into few
-    rows.
+    It is computed as a product with a one-hot matrix, whose gradient is a product too and not a
+    scatter into few rows.
     """
     if segment is None:
         return table[0].astype(jnp.float32)
@@ -140,20 +140,18 @@ def type_vectors(
 
 @struct.dataclass
 class Rotation:
-    """Cosine and sine of the angles by which rotary positions turn a token's queries and keys.
-
-    Float32.
-    """
+    """Cosine and sine, float32, of the angles by which rotary positions turn queries and keys."""
 
     cos: Float[Array, "R T h"]
     sin: Float[Array, "R T h"]
 
 
 def rotate(x: Float[Array, "R T H d"], by: Rotation) -> Float[Array, "R T H d"]:
-    """Turns the pairs (x_i, x_{i + d/2}), so that products of queries and keys depend on the tokens' distance only.
+    """Turns the pairs (x_i, x_{i + d/2}) by a token's angles.
 
-    Pairs are a half apart, as in Hugging Face's checkpoints, and not neighbours as in the paper. In
-    float32.
+    Products of queries and keys then depend on the tokens' distance only. The two numbers of a pair
+    are half the head's size apart, as in Hugging Face's checkpoints, and not neighbours as in the
+    paper. It is computed in float32.
     """
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = by.cos[:, :, None], by.sin[:, :, None]
@@ -164,18 +162,18 @@ def rotate(x: Float[Array, "R T H d"], by: Rotation) -> Float[Array, "R T H d"]:
 
 @struct.dataclass
 class MaskPositions:
-    """The slots whose dropout masks are the same: at the same position of the same example.
+    """The positions by which slots share dropout masks: one mask for a position of an example.
 
     Attributes:
-        example: whose mask a slot shares.
-        position: the token's place in its sentence.
+        example: the index of each slot's example.
+        position: each token's position in its sentence.
     """
 
     example: Int[Array, "R T"]
     position: Int[Array, "R T"]
 
     def starts(self, size: int) -> Int[Array, "R T"]:
-        """The index in its mask of the first of each slot's `size` numbers."""
+        """Returns the index in the mask of the first of each slot's `size` numbers."""
         return (self.example * self.example.shape[-1] + self.position) * size
 
 
@@ -187,12 +185,16 @@ def dropout(
 ) -> Float[Array, "*A *B"]:
     """Zeroes each element with probability `rate` and scales the rest so that the mean stays.
 
-    Key None: `x`.
+    >>> sorted(set(dropout(jnp.ones(20), 0.75, jax.random.key(0)).tolist()))
+    [0.0, 4.0]
 
     Args:
-        start: the index of the first element, where `x` is a piece of a larger array with one mask;
-            or of the first element of each of its parts `[*B]`, which have equal masks where it is
-            equal.
+        x: the array.
+        rate: the probability of an element to become 0.
+        key: None means no dropout.
+        start: the index of the first element in its mask, if `x` is a piece of a larger array with
+            one mask; or the index of the first element of each part `[*B]`: parts with equal
+            indices have equal masks.
     """
     if key is None or rate == 0.0:
         return x
@@ -206,16 +208,18 @@ def keep_mask(
     shape: tuple[int, ...],
     start: int | Int[Array, ""] | Int[Array, "*A"] = 0,
 ) -> Bool[Array, "*A *B"]:
-    """Returns the elements that a dropout of `rate` keeps.
+    """Returns a mask that is True with probability 1 - rate, the same for the same key.
 
-    True with probability 1 - rate, the same for the same key.
-
-    An integer hash (Wellons's lowbias32, 2018) of the element's index and of two words drawn from
-    the key: a handful of vectorised operations, fused into what uses the mask, where threefry or
-    XLA's own generator would take as long on CPU as the attention itself. At most 2^32 elements.
+    It is an integer hash (Wellons's lowbias32, 2018) of the element's index and of two words drawn
+    from the key: a handful of vectorised operations, fused into the computation that uses the mask.
+    Threefry or XLA's own generator would take as long on CPU as the attention itself. The index has
+    32 bits, so a mask has at most 2^32 elements.
 
     Args:
-        start: the index of the first element, or of each part's first.
+        key: the key of the mask.
+        rate: the probability of False.
+        shape: the mask's shape.
+        start: the index of the first element, or of the first of each part; see `dropout`.
     """
     words = jax.random.bits(key, (2,), jnp.uint32)
     x, stride = words[0] + jnp.asarray(start, jnp.uint32), 1

@@ -1,4 +1,4 @@
-"""Low-rank adapters: a second, small tree of parameters beside the backbone's, for linear maps of its layers."""
+"""Low-rank adapters: a second, small parameter tree for linear maps of the backbone's layers."""
 
 from __future__ import annotations
 
@@ -30,16 +30,18 @@ SHARDING: Rules = (
 )
 
 
-# ---- which linear maps ---------------------------------------------------------------------------------------
+# ---- which linear maps ---------------------------------------------------------------------------
 
 
 def linear_maps(family: Family, backbone: Params) -> dict[str, Part]:
-    """The linear maps of the layers.
-
-    Our path below "layers" -> Hugging Face's module, or the part of one.
+    """Returns the linear maps of a backbone's layers.
 
     Args:
-        backbone: its parameters or their shapes.
+        family: the backbone's family.
+        backbone: the backbone's parameters or their shapes.
+
+    Returns:
+        Our path below "layers" -> Hugging Face's module, or a part of one.
 
     Raises:
         InputError: the backbone has no layers.
@@ -54,15 +56,19 @@ def linear_maps(family: Family, backbone: Params) -> dict[str, Part]:
 
 
 def find_targets(targets: Iterable[str], maps: Mapping[str, Part], layers: int) -> tuple[str, ...]:
-    """Our paths of the linear maps that are meant, in `maps`' order.
+    """Returns our paths of the linear maps that `targets` name, in the order of `maps`.
+
+    >>> maps = {"query": Part("layer.{}.q", 0, 1), "down": Part("layer.{}.down", 0, 1)}
+    >>> find_targets(["down"], maps, layers=2)
+    ('down',)
 
     Args:
         targets: see LoraSpec.
-        maps: `linear_maps`.
-        layers: how many layers there are.
+        maps: see `linear_maps`.
+        layers: the number of layers.
 
     Raises:
-        InputError: a target that is no linear map, or one in some of the layers only.
+        InputError: a target names no linear map, or one in some of the layers only.
     """
     chosen: set[str] = set()
     for target in targets:
@@ -84,7 +90,7 @@ def find_targets(targets: Iterable[str], maps: Mapping[str, Part], layers: int) 
 
 
 def _matches(target: str, module: str, layers: int) -> int:
-    """In how many layers the target means a module."""
+    """Returns the number of layers in which a target names a module."""
     names = [module.format(number) for number in range(layers)]
     try:
         pattern = re.compile(target)
@@ -96,27 +102,29 @@ def _matches(target: str, module: str, layers: int) -> int:
 
 
 def adapted_modules(spec: EncoderSpec, backbone: Params) -> tuple[str, ...]:
-    """`find_targets` of a spec's adapter.
-
-    Two adapters are of the same linear maps if these are the same.
+    """Returns our paths of the linear maps that a spec's adapter changes; see `find_targets`.
 
     Args:
-        backbone: its parameters or their shapes.
+        spec: an encoder's, with an adapter.
+        backbone: the backbone's parameters or their shapes.
     """
     maps = linear_maps(lookup("backbone", spec.backbone.family), backbone)
     return find_targets(spec.lora.targets, maps, spec.backbone.num_layers)
 
 
-# ---- parameters ----------------------------------------------------------------------------------------------
+# ---- parameters ----------------------------------------------------------------------------------
 
 
 def init_lora(spec: EncoderSpec, backbone: Params, key: PRNGKeyArray) -> Params:
-    """An adapter that changes nothing yet.
+    """Returns the parameters of an adapter that does not change the encoder yet.
 
-    A uniform in +-1/sqrt(in) as PEFT has it, B zero, magnitude the norm.
+    A is uniform in +-1/sqrt(in) as in PEFT, B is zero, and DoRA's magnitude is the norm of the
+    kernel's columns.
 
     Args:
-        backbone: its parameters, in eight bits or not; without DoRA their shapes will do.
+        spec: the encoder's, with the adapter's settings in `spec.lora`.
+        backbone: the backbone's parameters, in eight bits or not; without DoRA shapes are enough.
+        key: the key of A.
 
     Returns:
         {"layers": {module: {"a": [L, in, r], "b": [L, r, out], and for DoRA "magnitude": [L,
@@ -150,19 +158,20 @@ def _column_norms(kernel: Any) -> Float[Array, "L O"]:
 def split_trainable(params: Params, spec: EncoderSpec) -> tuple[Params, Params]:
     """Splits parameters into those to train and those that stay as they are.
 
-    With an adapter the backbone, without one nothing.
+    The second tree is the backbone if there is an adapter, else it is empty.
     """
     frozen = {"backbone": params["backbone"]} if spec.lora is not None else {}
     return {name: tree for name, tree in params.items() if name not in frozen}, frozen
 
 
 def merge_lora(spec: EncoderSpec, params: Params) -> tuple[EncoderSpec, Params]:
-    """The same encoder without an adapter: each kernel W + scale A B, or DoRA's.
+    """Merges the adapter into the backbone: each kernel W becomes W + scale A B, or DoRA's kernel.
 
-    In the kernel's dtype.
+    It is computed in float32 on the host, a layer at a time, and rounded to the kernel's dtype. If
+    kernels are in eight bits, all of them become float32.
 
-    Computed in float32, a layer at a time, on the host. Kernels in eight bits become float32, all
-    of them.
+    Returns:
+        The spec and the parameters of the same encoder without an adapter.
     """
     lora = spec.lora
     backbone, adapter = jax.device_get((params["backbone"], params[ADAPTER]))
@@ -184,7 +193,7 @@ def merge_lora(spec: EncoderSpec, params: Params) -> tuple[EncoderSpec, Params]:
 
 
 def _modules(adapter: Params) -> dict[str, dict[str, Any]]:
-    """Our path of each linear map with an adapter -> its leaves."""
+    """Returns the leaves of each linear map with an adapter, by our path."""
     modules: dict[str, dict[str, Any]] = {}
     for path, leaf in flatten_dict(adapter["layers"], sep="/").items():
         module, _, name = path.rpartition("/")
@@ -192,13 +201,14 @@ def _modules(adapter: Params) -> dict[str, dict[str, Any]]:
     return modules
 
 
-# ---- application ---------------------------------------------------------------------------------------------
+# ---- application ---------------------------------------------------------------------------------
 
 
 def make_adapter_interceptor(lora: LoraSpec) -> Callable:
-    """A method interceptor of flax under which a `Linear` with variables "a" and "b" adds its adapter's product.
+    """Returns a flax method interceptor that adds the adapter's product to each `Linear` with one.
 
-    Dropout is on where there is a key of the collection "lora"; the key of each module is its own.
+    A `Linear` has an adapter if it has the variables "a" and "b". There is dropout if there is a
+    key for the collection "lora", from which each module makes its own.
     """
 
     def intercept(

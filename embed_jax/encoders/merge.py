@@ -1,7 +1,4 @@
-"""One model out of several of the same shape.
-
-Their parameters averaged, along lines or along great circles.
-"""
+"""Merges models of the same shape by averaging their parameters, linearly or spherically."""
 
 from __future__ import annotations
 
@@ -23,11 +20,14 @@ NEARLY_PARALLEL = (
 def slerp(
     first: Float[np.ndarray, "*n"], second: Float[np.ndarray, "*n"], t: float
 ) -> Float[np.ndarray, "*n"]:
-    """sin((1 - t) w) / sin(w) first + sin(t w) / sin(w) second, w the angle between both as vectors.
+    """Computes sin((1 - t) w) / sin(w) first + sin(t w) / sin(w) second, w the angle between both.
 
     Shoemake (1985), "Animating Rotation with Quaternion Curves", section 3.3, for whole tensors as
-    Qwen3-Embedding's last stage merges checkpoints. Where they are nearly parallel, or one is zero,
-    (1 - t) first + t second.
+    vectors, as Qwen3-Embedding's last stage merges checkpoints. If they are nearly parallel or one
+    is zero, the result is (1 - t) first + t second.
+
+    >>> slerp(np.array([1.0, 0.0]), np.array([0.0, 1.0]), 0.5)
+    array([0.7071, 0.7071], dtype=float32)
     """
     a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
     lengths = np.linalg.norm(a) * np.linalg.norm(b)
@@ -43,7 +43,7 @@ def slerp(
 def linear(
     first: Float[np.ndarray, "*n"], second: Float[np.ndarray, "*n"], t: float
 ) -> Float[np.ndarray, "*n"]:
-    """(1 - t) first + t second."""
+    """Computes (1 - t) first + t second."""
     return ((1 - t) * np.asarray(first, np.float64) + t * np.asarray(second, np.float64)).astype(
         np.float32
     )
@@ -53,15 +53,21 @@ METHODS = {"slerp": slerp, "linear": linear}
 
 
 def merge(models: Sequence[Params], weights: Sequence[float] = (), method: str = "slerp") -> Params:
-    """The parameters between those of several models, tensor by tensor (each layer's by itself), float32.
+    """Merges the parameters of several models, tensor by tensor, each layer's by itself.
 
-    Two at a time: the first with the second, what comes out with the third, and so on, each with
-    its share of the weights so far.
+    Models are merged two at a time: the first with the second, the result with the third, and so
+    on, each with its share of the weights so far.
+
+    >>> merge([{"bias": np.zeros(2)}, {"bias": np.ones(2)}], weights=[3, 1], method="linear")
+    {'bias': array([0.25, 0.25], dtype=float32)}
 
     Args:
         models: trees of one structure and shapes, with layers stacked under "layers".
-        weights: of each, positive; none: all the same.
+        weights: a positive weight for each model; empty: equal weights.
         method: one of METHODS.
+
+    Returns:
+        A tree of the same structure, float32.
 
     Raises:
         InputError: for fewer than two models, other weights than models, or an unknown method.

@@ -1,6 +1,4 @@
-"""Masked language modelling (Devlin et al. 2019, section 3.1).
-
-Hidden tokens, the head that predicts them.
+"""Masked language modelling: hides tokens, and predicts them (Devlin et al. 2019, section 3.1).
 
 The head is BERT's `cls.predictions` (RoBERTa's `lm_head`): a linear map, activation and norm, then
 the product with the table of token embeddings, which it shares with the encoder, and a bias.
@@ -21,14 +19,12 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from embed_jax.encoders.layers import LayerNorm, Linear, activation
 from embed_jax.types import Params, TokenBatch
 
-MASKED, RANDOM = (
-    0.8,
-    0.1,
-)  # shares of the chosen tokens that become the mask, and any token; the others stay
+# Shares of the chosen tokens that become the mask token, and a random token; the others stay.
+MASKED, RANDOM = 0.8, 0.1
 
 
 class MlmHead(nn.Module):
-    """Token states to what the product with the embedding table turns into logits; float32."""
+    """Maps token states to logits over the vocabulary, float32."""
 
     config: Any
 
@@ -43,17 +39,17 @@ class MlmHead(nn.Module):
 
 
 def init_head(config: Any, key: PRNGKeyArray) -> Params:
-    """The head's parameters at the start.
+    """Returns the head's initial parameters.
 
-    "dense" (kernel [H, W], bias), "norm" (scale, bias [W]) and "bias" [V].
-
-    Under Hugging Face's names these are, of `cls.predictions`, `transform.dense`,
-    `transform.LayerNorm` and `bias`; of `lm_head`, `dense`, `layer_norm` and `bias`. A weight is
-    the transposed kernel.
+    They are "dense" (kernel [H, W], bias [W]), "norm" (scale, bias [W]) and "bias" [V]. Hugging
+    Face's names for these are `transform.dense`, `transform.LayerNorm` and `bias` in
+    `cls.predictions`, and `dense`, `layer_norm` and `bias` in `lm_head`. A weight there is the
+    transposed kernel.
 
     Args:
         config: the backbone's: hidden size H, embedding size W (the same except for ELECTRA),
             vocabulary size V.
+        key: the key of the linear map.
     """
     shapes = (1, config.hidden_size), (config.vocab_size, config.embedding_size)
     return MlmHead(config).init(key, *map(jnp.zeros, shapes))["params"]
@@ -62,10 +58,12 @@ def init_head(config: Any, key: PRNGKeyArray) -> Params:
 def head_logits(
     config: Any, params: Params, states: Float[Array, "K H"], table: Float[Array, "V W"]
 ) -> Float[Array, "K V"]:
-    """Each token's logits, from the last layer's states.
+    """Computes each token's logits from the last layer's states.
 
     Args:
-        params: `init_head`'s.
+        config: the backbone's.
+        params: the head's parameters; see `init_head`.
+        states: the tokens' states after the last layer.
         table: the encoder's token embeddings.
     """
     return MlmHead(config).apply({"params": params}, states, table)
@@ -85,20 +83,24 @@ def mask_tokens(
 ) -> tuple[TokenBatch, Int[Array, " K"], Bool[Array, " K"]]:
     """Hides a share of one group's tokens.
 
-    Round(rate * n) of the n that may be hidden, chosen at random.
-
-    Each of those chosen becomes the mask, any token of the vocabulary, or stays, by its own chance.
+    Of the n tokens that may be hidden, round(rate * n) are chosen at random. Each chosen token
+    independently becomes the mask token or a random token, or stays.
 
     Args:
-        tokens: leaves `[R, T]`.
+        tokens: the group, with leaves `[R, T]`.
+        key: the key of the choice.
+        mask_id: the mask token's id.
         special_ids: tokens that are never chosen ([CLS], [SEP], ...).
-        mask, random: the chances of becoming the mask, and any token.
+        vocab_size: V; random tokens are drawn from all of the vocabulary.
+        rate: the share of the tokens that are chosen.
+        mask: the probability of a chosen token to become the mask token.
+        random: the probability of a chosen token to become a random token.
         first: tokens before this position of their sentence are never chosen either.
 
     Returns:
-        The group with other `token_ids`; slots to predict, as numbers in the flat [R * T], K =
-        ceil(rate * R * T) of them; and which of these were chosen, the others being there only for
-        a shape that does not change.
+        The group with other `token_ids`; K = ceil(rate * R * T) slots to predict, as indices into
+        the flat [R * T]; and a mask of those that were chosen. The other slots are there only so
+        that the shape does not depend on the texts.
     """
     ids = jnp.asarray(tokens.token_ids).reshape(-1)
     order_key, kind_key, random_key = jax.random.split(key, 3)
@@ -106,9 +108,8 @@ def mask_tokens(
     maskable &= ~jnp.isin(ids, jnp.asarray(special_ids, ids.dtype))
     order = jnp.where(maskable, jax.random.uniform(order_key, ids.shape), -1.0)
     _, slots = jax.lax.top_k(order, math.ceil(rate * ids.size))
-    counts = np.rint(rate * np.arange(ids.size + 1)).astype(
-        np.int32
-    )  # in float32 some halves would round otherwise
+    # By NumPy, since in float32 some halves would be rounded to the other side.
+    counts = np.rint(rate * np.arange(ids.size + 1)).astype(np.int32)
     chosen = jnp.arange(slots.size) < jnp.asarray(counts)[jnp.sum(maskable)]
     kind = jax.random.uniform(kind_key, slots.shape)
     old = ids[slots]

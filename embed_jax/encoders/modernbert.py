@@ -1,7 +1,4 @@
-"""ModernBERT (Warner et al. 2024).
-
-Norms before each part, rotary positions, and windows in most layers.
-"""
+"""ModernBERT (Warner et al. 2024): pre-norm, rotary positions, local attention in most layers."""
 
 from __future__ import annotations
 
@@ -38,9 +35,10 @@ from embed_jax.types import TokenBatch
 
 
 def alternate_layer_types(layers: int, every: int = 3) -> tuple[str, ...]:
-    """The kinds of this many layers.
+    """Returns the kinds of this many layers: one in `every` is FULL, from the first on.
 
-    The first is FULL, then one of `every`, the others are SLIDING.
+    >>> alternate_layer_types(4)
+    ('full', 'sliding', 'sliding', 'full')
     """
     return tuple(SLIDING if number % every else FULL for number in range(layers))
 
@@ -52,14 +50,14 @@ class ModernBertConfig:
     Attributes:
         max_positions: the most tokens that a sentence may have; no parameters depend on it.
         layer_types: FULL or SLIDING for each layer.
-        local_attention: the window of SLIDING layers: tokens at a distance of half of it, or less,
-            are seen.
+        local_attention: the window of SLIDING layers: a token sees those at a distance of at most
+            half of it.
         rope_theta, local_rope_theta: base of the rotary positions' wave lengths in FULL and in
             SLIDING layers.
         activation: of the gate.
         embedding_dropout, hidden_dropout, attention_dropout: rates when a dropout key is given: of
-            the embeddings, inside the feed-forward layers, and of the softmax and what attention
-            gives.
+            the embeddings, inside the feed-forward layers, and of the softmax and attention's
+            output.
         initializer_range: standard deviation of the initial weights, except for those before a
             residual.
     """
@@ -122,11 +120,10 @@ class ModernBert(Stack):
     def __call__(
         self, tokens: TokenBatch, key: PRNGKeyArray | None = None, every_layer: bool = False
     ) -> Float[Array, "*L R T D"]:
-        """Hidden states after the last layer, or of every layer with a leading axis L.
+        """Returns hidden states after the last layer, or after every layer with a leading axis L.
 
-        Dtype `self.dtype`.
-
-        The final norm is over each of them, as if that layer were the last.
+        They are of the dtype `self.dtype`. The final norm is applied to each layer's states, as if
+        that layer were the last.
         """
         config = self.config
         embeddings_key, layer_keys = self.split(key)
@@ -174,11 +171,11 @@ class Embeddings(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention, then down(activation(gate(x)) * up(x)); each with a norm before it and a residual.
+    """Attention, then down(activation(gate(x)) * up(x)), each with a norm before it and a residual.
 
-    The first layer has no norm before its attention, since the embeddings have one: its scale in
-    the stack is ones that are not used. The gated product is GeGLU for "gelu" (Shazeer 2020,
-    equation 6).
+    The first layer has no norm before its attention, since the embeddings have one; in the stacked
+    parameters its scale is ones, which are not used. The gated product is GeGLU for "gelu" (Shazeer
+    2020, equation 6).
     """
 
     config: ModernBertConfig
@@ -237,9 +234,9 @@ class Layer(nn.Module):
         return x, x if self.every_layer else None
 
 
-# ---- Hugging Face: config.json and tensor names -------------------------------------------------------------
+# ---- Hugging Face: config.json and tensor names --------------------------------------------------
 
-FIELDS = {  # ours: transformers'
+FIELDS = {  # our field -> transformers'
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",
     "num_layers": "num_hidden_layers",
@@ -259,10 +256,13 @@ SUPPORTED = {"norm_bias": False, "attention_bias": False, "mlp_bias": False, "ro
 
 
 def read_config(config_json: Mapping[str, Any]) -> ModernBertConfig:
-    """The configuration in a config.json, new (layer_types, rope_parameters) or old (global_attn_every_n_layers, ...).
+    """Reads the fields of a config.json of ModernBERT.
+
+    Both new files (layer_types, rope_parameters) and old ones (global_attn_every_n_layers,
+    global_rope_theta, local_rope_theta) are read.
 
     Raises:
-        InputError: a field is missing, or says what is not supported.
+        InputError: a field is missing, or has a value that is not supported.
     """
     check_switches(config_json, SUPPORTED)
     values = read_fields(config_json, FIELDS)
@@ -280,7 +280,7 @@ def read_config(config_json: Mapping[str, Any]) -> ModernBertConfig:
         ).theta
 
     full = theta(FULL, config_json.get("global_rope_theta"), ModernBertConfig.rope_theta)
-    # As in the models first published, null is the same as in FULL layers.
+    # null means the same as in FULL layers, as in the models first published.
     sliding = theta(
         SLIDING, config_json.get("local_rope_theta", ModernBertConfig.local_rope_theta), full
     )
@@ -315,7 +315,7 @@ def _layer_types(config_json: Mapping[str, Any], layers: int) -> tuple[str, ...]
 
 
 def write_config(config: ModernBertConfig) -> dict[str, Any]:
-    """config.json's fields, as transformers has them."""
+    """Returns config.json's fields as transformers writes them."""
     thetas = {FULL: config.rope_theta, SLIDING: config.local_rope_theta}
     fields = {hf_name: getattr(config, name) for name, hf_name in FIELDS.items()}
     return fields | {
@@ -349,7 +349,7 @@ MODERNBERT = Family(
     absent=("layers.0.attn_norm.weight",),
     prefixes=("model.",),
     ignored=(r"(head|decoder|classifier)\..*",),
-    # As bert.SHARDING.
+    # See bert.SHARDING.
     sharding=(
         (r"layers/(query|key|value|gate|up)/kernel", (None, "fsdp", "tensor")),
         (r"layers/(output|down)/kernel", (None, "tensor", "fsdp")),

@@ -1,6 +1,7 @@
-"""Reads and writes the files in a module's folder.
+"""Reads and writes the files in the folders of a sentence-transformers model's modules.
 
-Dense, LayerNorm and Normalize, and what stands between layers and pooling.
+The modules are heads (Dense, LayerNorm and Normalize), and those before the pooling
+(WeightedLayerPooling and LatentAttention).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from embed_jax.errors import InputError
 from embed_jax.registry import unknown
 from embed_jax.types import Params, param_dtype
 
-TORCH_ACTIVATIONS = {  # ours: torch's class
+TORCH_ACTIVATIONS = {  # our name -> torch's class
     "identity": "torch.nn.modules.linear.Identity",
     "tanh": "torch.nn.modules.activation.Tanh",
     "relu": "torch.nn.modules.activation.ReLU",
@@ -38,10 +39,8 @@ TORCH_ACTIVATIONS = {  # ours: torch's class
 }
 DENSE_FIELDS = ("in_features", "out_features", "bias", "activation_function", "use_residual")
 NO_SIZES = DENSE_FIELDS[2:]
-PLACES = (
-    "module_input_name",
-    "module_output_name",
-)  # of version 5 on: what a module reads and writes
+# Fields from version 5 on: the names of what a module reads and writes
+PLACES = ("module_input_name", "module_output_name")
 SENTENCE = "sentence_embedding"
 WEIGHTED_FIELDS = (
     "word_embedding_dimension",
@@ -49,7 +48,7 @@ WEIGHTED_FIELDS = (
     "num_hidden_layers",
     "layer_start",
 )
-LATENT_TENSORS = {  # our path: the name in the code that NV-Embed's authors published
+LATENT_TENSORS = {  # our path -> the name in the code that NV-Embed's authors published
     "norm": "cross_attend_blocks.0.norm",
     "latents_norm": "cross_attend_blocks.0.norm_context",
     "query": "cross_attend_blocks.0.fn.to_q",
@@ -61,11 +60,11 @@ LATENT_TENSORS = {  # our path: the name in the code that NV-Embed's authors pub
 KEY_AND_VALUE = "cross_attend_blocks.0.fn.to_kv.weight"
 
 
-# ---- after the pooling --------------------------------------------------------------------------------------
+# ---- after the pooling ---------------------------------------------------------------------------
 
 
 def read_dense(directory: Path) -> tuple[Dense, Params]:
-    """A Dense head and its parameters.
+    """Reads a Dense head and its parameters.
 
     Raises:
         InputError: a field that is missing or unknown, an unknown activation, a Dense over token
@@ -93,7 +92,7 @@ def read_dense(directory: Path) -> tuple[Dense, Params]:
 
 
 def read_layer_norm(directory: Path) -> tuple[LayerNorm, Params]:
-    """A LayerNorm head and its parameters.
+    """Reads a LayerNorm head and its parameters.
 
     Raises:
         InputError: a field that is missing or unknown, or tensors that do not fit the config.
@@ -108,7 +107,7 @@ def read_layer_norm(directory: Path) -> tuple[LayerNorm, Params]:
 
 
 def read_normalize(directory: Path) -> tuple[Normalize, Params]:
-    """A Normalize head, whose folder may be missing or empty.
+    """Reads a Normalize head, whose folder may be missing or empty.
 
     Raises:
         InputError: a Normalize of token embeddings.
@@ -157,11 +156,11 @@ def _dense_params(tensors: Mapping[str, np.ndarray]) -> Params:
     return {names[name]: value.T for name, value in tensors.items()}
 
 
-# ---- before the pooling -------------------------------------------------------------------------------------
+# ---- before the pooling --------------------------------------------------------------------------
 
 
 def read_weighted_layers(directory: Path) -> tuple[WeightedLayers, Params]:
-    """A WeightedLayers, of sentence-transformers' WeightedLayerPooling, and its parameters.
+    """Reads the config and weights of a WeightedLayerPooling as a WeightedLayers.
 
     Raises:
         InputError: a field that is missing or unknown, or weights that do not fit the config.
@@ -182,7 +181,7 @@ def read_weighted_layers(directory: Path) -> tuple[WeightedLayers, Params]:
 
 
 def write_weighted_layers(directory: Path, head: WeightedLayers, params: Params) -> None:
-    """Writes the config as every version of sentence-transformers reads it, and the weights."""
+    """Writes the weights, and the config in the form that all versions read."""
     config = dict(
         zip(
             ("word_embedding_dimension", *WEIGHTED_FIELDS[2:]),
@@ -195,10 +194,10 @@ def write_weighted_layers(directory: Path, head: WeightedLayers, params: Params)
 
 
 def read_latent_attention(directory: Path) -> tuple[LatentAttention, Params]:
-    """A LatentAttention and its parameters.
+    """Reads a LatentAttention and its parameters.
 
     Raises:
-        InputError: sizes that are missing, unknown or no numbers, or tensors that do not fit them.
+        InputError: fields that are missing, unknown or not sizes, or tensors that do not fit them.
     """
     path = directory / "config.json"
     config = _read_config(
@@ -241,11 +240,16 @@ def _latent_tensors(params: Params) -> dict[str, Any]:
     }
 
 
-# ---- both ---------------------------------------------------------------------------------------------------
+# ---- both ----------------------------------------------------------------------------------------
 
 
 def _read_config(path: Path, fields: Iterable[str], needed: Iterable[str]) -> dict[str, Any]:
-    """A module's config.json, without the names of what it reads and writes, which are to be the sentences' vectors."""
+    """Reads a module's config.json, without its fields PLACES.
+
+    Raises:
+        InputError: a field is unknown or missing, or the module reads or writes anything but the
+            sentences' vectors.
+    """
     config = read_json(path, json_fields.MODULE)
     for name in PLACES:
         place = config.pop(name, None)

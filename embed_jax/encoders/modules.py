@@ -1,7 +1,4 @@
-"""The modules of a sentence-transformers directory.
-
-Reads and writes modules.json, and the pooling's config.
-"""
+"""Reads and writes a sentence-transformers directory's modules.json and its pooling's config."""
 
 from __future__ import annotations
 
@@ -18,7 +15,8 @@ from embed_jax.encoders.weights import read_json, write_json
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
 
-# Ours: sentence-transformers'; in the order in which its older files concatenate them
+# Our name -> sentence-transformers' mode and flag, in the order in which older files concatenate
+# several poolings
 POOLING_NAMES = {
     "cls": ("cls", "pooling_mode_cls_token"),
     "max": ("max", "pooling_mode_max_tokens"),
@@ -26,10 +24,8 @@ POOLING_NAMES = {
     "mean_sqrt_len": ("mean_sqrt_len_tokens", "pooling_mode_mean_sqrt_len_tokens"),
     "weighted_mean": ("weightedmean", "pooling_mode_weightedmean_tokens"),
     "last_token": ("lasttoken", "pooling_mode_lasttoken"),
-    "first_last_mean": (
-        "first_last_mean",
-        "pooling_mode_first_last_mean",
-    ),  # ours only: it refuses the file
+    # Ours only: sentence-transformers refuses the file.
+    "first_last_mean": ("first_last_mean", "pooling_mode_first_last_mean"),
 }
 POOLING_FIELDS = (
     "pooling_mode",
@@ -44,9 +40,8 @@ SCORE_ACTIVATIONS = {  # of a cross-encoder's logits
 PACKAGE = "sentence_transformers."
 MODULES = f"{PACKAGE}models."  # where every version of it finds its classes
 WEIGHTED, LATENT = "WeightedLayerPooling", "LatentAttention"
-TYPES = {
-    LATENT: f"{LatentAttention.__module__}.{LATENT}"
-}  # ours only: sentence-transformers cannot load it
+# Ours only: sentence-transformers cannot load it.
+TYPES = {LATENT: f"{LatentAttention.__module__}.{LATENT}"}
 TOKEN_HEADS = (WEIGHTED, LATENT)
 HEADS = ("Dense", "LayerNorm", "Normalize", "Dropout")
 KNOWN = ("Transformer", "StaticEmbedding", *TOKEN_HEADS, "Pooling", *HEADS)
@@ -54,13 +49,13 @@ ROUTERS = ("Router", "Asym")
 
 
 def read_modules(directory: Path) -> list[tuple[str, str]]:
-    """(class name, folder) of each module, the backbone first.
+    """Reads (class name, folder) of each module, the backbone first.
 
     A plain Hugging Face directory is one module.
 
     Raises:
-        InputError: no model there, a module of an unknown kind or of the model's own code, a folder
-            outside of the directory, or modules in an order that is not supported.
+        InputError: there is no model, a module is of an unknown kind or of the model's own code, a
+            folder is outside of the directory, or the modules' order is not supported.
     """
     path = directory / "modules.json"
     if not path.is_file():
@@ -73,7 +68,7 @@ def read_modules(directory: Path) -> list[tuple[str, str]]:
     for kind, _ in entries:
         if kind in ROUTERS:
             raise InputError(
-                f"{path}: {kind}: an encoder for each route, where one for all texts is wanted; "
+                f"{path}: {kind}: an encoder for each route, where one for all texts is expected; "
                 "embed_jax.load(...).encoders[ROUTE].save(...) writes one by itself"
             )
     check_order(path, entries)
@@ -81,10 +76,10 @@ def read_modules(directory: Path) -> list[tuple[str, str]]:
 
 
 def read_entries(path: Path) -> list[tuple[str, str]]:
-    """(class name, folder) of each entry of a modules.json, in any order, those of ROUTERS among them.
+    """Reads (class name, folder) of each entry of a modules.json, in any order, ROUTERS included.
 
     Raises:
-        InputError: as `read_modules`, except for the order.
+        InputError: see `read_modules`, except for the order.
     """
     try:
         entries = [
@@ -98,21 +93,25 @@ def read_entries(path: Path) -> list[tuple[str, str]]:
 
 
 def check_order(path: Path, folders: Sequence[tuple[str, str]]) -> None:
-    """Raises an InputError for modules that do not make an encoder in this order, unless it is only a Transformer."""
+    """Checks that modules in this order make an encoder, or are only a Transformer.
+
+    Raises:
+        InputError: they do not.
+    """
     kinds = [kind for kind, _ in folders]
-    order = r"(Transformer( (WeightedLayerPooling|LatentAttention))? Pooling|StaticEmbedding)( (HEAD))*|Transformer"
-    if not re.fullmatch(order.replace("HEAD", "|".join(HEADS)), " ".join(kinds)):
+    pooled = rf"(Transformer( ({'|'.join(TOKEN_HEADS)}))? Pooling|StaticEmbedding)"
+    if not re.fullmatch(rf"{pooled}( ({'|'.join(HEADS)}))*|Transformer", " ".join(kinds)):
         raise InputError(
-            f"{path}: found {', '.join(kinds)}; wanted Transformer, Pooling "
+            f"{path}: found {', '.join(kinds)}; expected Transformer, Pooling "
             f"({' or '.join(TOKEN_HEADS)} before it) or StaticEmbedding, then {', '.join(HEADS)}"
         )
 
 
 def parse_kind(path: Path, kind: str) -> str:
-    """The class name at the end of a dotted one.
+    """Returns the class name at the end of a dotted one.
 
     Raises:
-        InputError: for a module that cannot be run.
+        InputError: for a class that is not supported.
     """
     name = kind.rsplit(".", 1)[-1]
     if kind not in TYPES.values() and not kind.startswith(PACKAGE):
@@ -126,10 +125,10 @@ def parse_kind(path: Path, kind: str) -> str:
 
 
 def check_folder(path: Path, folder: str) -> str:
-    """The folder itself.
+    """Checks a module's folder, and returns it.
 
     Raises:
-        InputError: for one that may be outside of the model's directory.
+        InputError: the folder may be outside of the model's directory.
     """
     windows = PureWindowsPath(folder)
     if PurePosixPath(folder).is_absolute() or windows.anchor or ".." in windows.parts:
@@ -140,9 +139,10 @@ def check_folder(path: Path, folder: str) -> str:
 
 
 def read_pooling(path: Path) -> tuple[str, bool]:
-    """Our name of the pooling, and whether prompts count towards it.
+    """Reads a pooling's config.json, old or new.
 
-    From a pooling's config.json, old or new.
+    Returns:
+        Our name of the pooling, and whether prompts count towards it.
 
     Raises:
         InputError: a field or a pooling that is unknown.
@@ -167,13 +167,15 @@ def read_pooling(path: Path) -> tuple[str, bool]:
 def read_score_activation(
     directory: Path, settings: Mapping[str, Any], config: Mapping[str, Any], num_labels: int
 ) -> str:
-    """Our name of a cross-encoder's activation.
+    """Returns our name of the activation of a cross-encoder's logits.
 
-    "sigmoid" for one label, "identity" for more, if no file names one.
+    If no file names one, it is "sigmoid" for one label and "identity" for several.
 
     Args:
-        settings: of config_sentence_transformers.json, which names it from version 6 on.
-        config: of config.json, which names it in older versions.
+        directory: the model's directory, for messages.
+        settings: config_sentence_transformers.json, which names it from version 6 on.
+        config: config.json, which names it in older versions.
+        num_labels: the number of logits of a pair.
 
     Raises:
         InputError: for any other activation; no code is imported by a name in a file.
@@ -202,7 +204,7 @@ def read_score_activation(
 
 
 def write_pooling(directory: Path, pooling: str, dim: int, include_prompt: bool) -> None:
-    """Writes a pooling's config.json as every version of sentence-transformers reads it."""
+    """Writes a pooling's config.json in a form that all versions of sentence-transformers read."""
     names = pooling.split("+")
     config = {"word_embedding_dimension": dim}
     config |= {
@@ -226,5 +228,5 @@ def write_modules(directory: Path, folders: Sequence[tuple[str, str]]) -> None:
 
 
 def format_class_path(kind: str) -> str:
-    """The class's name in the files, under which every version of sentence-transformers finds it."""
+    """Returns a class's name in the files, by which all sentence-transformers versions find it."""
     return TYPES.get(kind, MODULES + kind)

@@ -1,4 +1,4 @@
-"""NomicBERT: BERT with rotary positions, gated feed-forward layers and no biases (Nussbaum et al. 2024)."""
+"""NomicBERT (Nussbaum et al. 2024): BERT with rotary positions, gated layers and no biases."""
 
 from __future__ import annotations
 
@@ -85,9 +85,9 @@ class Nomic(Stack):
     def __call__(
         self, tokens: TokenBatch, key: PRNGKeyArray | None = None, every_layer: bool = False
     ) -> Float[Array, "*L R T D"]:
-        """Hidden states after the last layer, or of every layer with a leading axis L.
+        """Returns hidden states after the last layer, or after every layer with a leading axis L.
 
-        Dtype `self.dtype`.
+        They are of the dtype `self.dtype`.
         """
         config = self.config
         embeddings_key, layer_keys = self.split(key)
@@ -120,9 +120,7 @@ class Embeddings(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention with rotary positions, then down(activation(gate(x)) * up(x)).
-
-    Each with residual and norm after it.
+    """Attention, then down(activation(gate(x)) * up(x)), each followed by residual and norm.
 
     The gated product is SwiGLU for "silu" (Shazeer 2020, equation 6).
     """
@@ -172,9 +170,9 @@ class Layer(nn.Module):
         return x, x if self.every_layer else None
 
 
-# ---- Hugging Face: config.json and tensor names -------------------------------------------------------------
+# ---- Hugging Face: config.json and tensor names --------------------------------------------------
 
-FIELDS = {  # ours: transformers'
+FIELDS = {  # our field -> transformers'
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",
     "num_layers": "num_hidden_layers",
@@ -189,7 +187,7 @@ FIELDS = {  # ours: transformers'
     "initializer_range": "initializer_range",
     "pad_token_id": "pad_token_id",
 }
-PUBLISHED_FIELDS = {  # ours: those of the models as first published, after GPT-2's
+PUBLISHED_FIELDS = {  # our field -> that of the models as first published, after GPT-2's
     "vocab_size": "vocab_size",
     "hidden_size": "n_embd",
     "num_layers": "n_layer",
@@ -204,7 +202,7 @@ PUBLISHED_FIELDS = {  # ours: those of the models as first published, after GPT-
     "initializer_range": "initializer_range",
     "pad_token_id": "pad_token_id",
 }
-PUBLISHED_DEFAULTS = {  # what a field means that is not there
+PUBLISHED_DEFAULTS = {  # the values of absent fields
     "activation_function": "gelu_new",
     "qkv_proj_bias": True,
     "mlp_fc1_bias": True,
@@ -234,10 +232,10 @@ SUPPORTED = {
 
 
 def read_config(config_json: Mapping[str, Any]) -> NomicConfig:
-    """The configuration in a config.json of transformers, or of a model as first published (n_embd, n_layer, ...).
+    """Reads the fields of a config.json of transformers or of a model as first published (n_embd).
 
     Raises:
-        InputError: a field is missing, or says what is not supported.
+        InputError: a field is missing, or has a value that is not supported.
     """
     if config_json.get("hidden_size") is None and config_json.get("n_embd") is not None:
         config_json = PUBLISHED_DEFAULTS | {
@@ -262,7 +260,7 @@ def read_config(config_json: Mapping[str, Any]) -> NomicConfig:
 
 
 def write_config(config: NomicConfig) -> dict[str, Any]:
-    """config.json's fields, as transformers has them."""
+    """Returns config.json's fields as transformers writes them."""
     fields = {hf_name: getattr(config, name) for name, hf_name in FIELDS.items()}
     return fields | {"rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"}}
 
@@ -309,7 +307,7 @@ NOMIC = Family(
         r"(pooler|cls|classifier)\..*",
         r"(rotary_emb|encoder\.layers\.\d+\.attn\.rotary_emb)\.(original_)?inv_freq",
     ),
-    # As bert.SHARDING.
+    # See bert.SHARDING.
     sharding=(
         (r"layers/(query|key|value|gate|up)/kernel", (None, "fsdp", "tensor")),
         (r"layers/(output|down)/kernel", (None, "tensor", "fsdp")),

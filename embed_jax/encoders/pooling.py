@@ -1,8 +1,8 @@
-"""From token states to one vector a sentence.
+"""Pools token states to one vector per sentence.
 
-A sentence stands in one row, so sums over its tokens are products within rows (`[R, T, T]`, as
-attention's mask), and one of its slots is then taken: linear in the number of sentences, and the
-same bits each time where a scatter-add of floats is not.
+A sentence stands in one row, so sums over its tokens are computed as products within rows (by
+`[R, T, T]` weights, like attention's mask), and taken from one of its slots. This is linear in the
+number of sentences, and gives the same bits each time, which a scatter-add of floats does not.
 """
 
 from __future__ import annotations
@@ -20,12 +20,21 @@ from embed_jax.types import TokenBatch
 
 
 def pool(name: str, hidden: Float[Array, "*L R T D"], tokens: TokenBatch) -> Float[Array, "S D"]:
-    """Sentence vectors of one group, float32; a sentence without a pooled token gets zeros.
+    """Computes the sentence vectors of one group, float32.
+
+    A sentence without a pooled token gets zeros.
+
+    >>> ids = jnp.array([[5, 6, 7]])  # two sentences: of two tokens, and of one
+    >>> sentence, position = jnp.array([[0, 0, 1]]), jnp.array([[0, 1, 0]])
+    >>> tokens = TokenBatch(ids, sentence, position, ids > 0, sentences=2)
+    >>> pool("mean+max", jnp.array([[[1.0], [3.0], [5.0]]]), tokens).tolist()
+    [[2.0, 3.0], [5.0, 5.0]]
 
     Args:
         name: one of POOLINGS, or several joined by "+", whose vectors are concatenated.
         hidden: the last layer's token states, of any float dtype; every layer's if
             `needs_every_layer(name)`.
+        tokens: the group, which says which slots belong to which sentence and are pooled.
     """
     vectors = []
     for part in name.split("+"):
@@ -40,13 +49,17 @@ def pool(name: str, hidden: Float[Array, "*L R T D"], tokens: TokenBatch) -> Flo
 
 
 def check_pooling(name: str) -> None:
-    """Raises an InputError, listing the known ones, if `name` is not a pooling or several joined by "+"."""
+    """Checks that `name` is a pooling, or several joined by "+".
+
+    Raises:
+        InputError: it is not; the message lists the known ones.
+    """
     for part in name.split("+"):
         _pooling(part)
 
 
 def needs_every_layer(name: str) -> bool:
-    """Tells whether a pooling reads more layers than the last."""
+    """Tells whether a pooling reads more layers than the last one."""
     return "first_last_mean" in name.split("+")
 
 
@@ -57,37 +70,37 @@ def _pooling(name: str):
 
 
 def mean(hidden: Float[Array, "R T D"], tokens: TokenBatch) -> Float[Array, "S D"]:
-    """The mean over a sentence's pooled tokens."""
+    """Computes the mean over a sentence's pooled tokens."""
     sums, total = _sums(tokens.pooled.astype(jnp.float32), hidden, tokens)
     return sums / jnp.maximum(total, 1.0)
 
 
 def mean_sqrt_len(hidden: Float[Array, "R T D"], tokens: TokenBatch) -> Float[Array, "S D"]:
-    """The sum over a sentence's pooled tokens divided by the square root of their number."""
+    """Computes the sum over a sentence's pooled tokens, divided by the root of their number."""
     sums, total = _sums(tokens.pooled.astype(jnp.float32), hidden, tokens)
     return sums / jnp.sqrt(jnp.maximum(total, 1.0))
 
 
 def weighted_mean(hidden: Float[Array, "R T D"], tokens: TokenBatch) -> Float[Array, "S D"]:
-    """The mean with weights 1, 2, 3, ... by position in the sentence (SGPT, Muennighoff 2022)."""
+    """Computes the mean with weights 1, 2, 3, ... by position in the sentence (SGPT, 2022)."""
     sums, total = _sums(jnp.where(tokens.pooled, tokens.position + 1.0, 0.0), hidden, tokens)
     return sums / jnp.maximum(total, 1.0)
 
 
 def cls(hidden: Float[Array, "R T D"], tokens: TokenBatch) -> Float[Array, "S D"]:
-    """The first pooled token: [CLS], or the first after a prompt that is not pooled, as sentence-transformers does."""
+    """Returns the state of the first pooled token: [CLS], or the first after an unpooled prompt."""
     return _take(hidden, _slots(tokens, -tokens.position))
 
 
 def last_token(hidden: Float[Array, "R T D"], tokens: TokenBatch) -> Float[Array, "S D"]:
-    """The last pooled token."""
+    """Returns the state of the last pooled token."""
     return _take(hidden, _slots(tokens, tokens.position))
 
 
 def maximum(hidden: Float[Array, "R T D"], tokens: TokenBatch) -> Float[Array, "S D"]:
-    """The largest value over a sentence's pooled tokens, by dimension.
+    """Computes the largest value over a sentence's pooled tokens, by dimension.
 
-    Equal ones share the gradient.
+    Tokens with equal largest values share the gradient.
     """
     flat = hidden.reshape(-1, hidden.shape[-1]).astype(jnp.float32)
     segment = jnp.where(tokens.pooled, tokens.sentence, tokens.sentences).reshape(-1)
@@ -103,7 +116,7 @@ def maximum(hidden: Float[Array, "R T D"], tokens: TokenBatch) -> Float[Array, "
 def _sums(
     weights: Float[Array, "R T"], hidden: Float[Array, "R T D"], tokens: TokenBatch
 ) -> tuple[Float[Array, "S D"], Float[Array, "S 1"]]:
-    """Of each sentence, the weighted sum of its token states, and the sum of the weights."""
+    """Computes each sentence's weighted sum of its token states, and the sum of the weights."""
     same = tokens.sentence[:, :, None] == tokens.sentence[:, None, :]
     spread = jnp.where(same, weights[:, None, :], 0.0)
     # Without "highest", float32 products are rounded on GPU and TPU.
@@ -113,18 +126,12 @@ def _sums(
 
 
 def _slots(tokens: TokenBatch, rank: Int[Array, "R T"]) -> Int[Array, " S"]:
-    """The slot of each sentence's pooled token of highest rank.
-
-    Negative where no token is pooled.
-    """
-    segment, rank = (
-        jnp.where(tokens.pooled, tokens.sentence, tokens.sentences).reshape(-1),
-        rank.reshape(-1),
-    )
-    count = tokens.sentences + 1
+    """Returns the slot of each sentence's pooled token of highest rank; -1 if none is pooled."""
+    segment = jnp.where(tokens.pooled, tokens.sentence, tokens.sentences).reshape(-1)
+    rank, count = rank.reshape(-1), tokens.sentences + 1
     highest = jax.ops.segment_max(rank, segment, count)
-    number = jnp.where(rank == highest[segment], jnp.arange(rank.size), -1)
-    return jax.ops.segment_max(number, segment, count)[:-1]
+    slot = jnp.where(rank == highest[segment], jnp.arange(rank.size), -1)
+    return jax.ops.segment_max(slot, segment, count)[:-1]
 
 
 def _take(states: Float[Array, "R T D"], slots: Int[Array, " S"]) -> Float[Array, "S D"]:

@@ -46,22 +46,23 @@ def _call_reader(read: Callable, *arguments: Any) -> Any:
 
 
 def read_model(directory: Path, *, put: Put | None = None) -> SavedModel:
-    """A sentence-transformers directory, or a plain Hugging Face one.
+    """Reads a sentence-transformers directory, or a plain Hugging Face one.
 
-    A plain one gets mean pooling, or that of the last token if config.json names a language model's
-    class, as sentence-transformers does; but no chat template is put around texts, as its version 6
-    does where the tokenizer has one. A cross-encoder is refused. A StaticEmbedding is a
-    sentence-transformers directory. A Dropout module is left out. Where the Transformer is an
-    adapter in PEFT's format, its base is read too.
+    A plain directory gets mean pooling, or last-token pooling if config.json names a language
+    model's class, as in sentence-transformers. Its version 6 also puts the tokenizer's chat
+    template, if there is one, around texts; this is not done here. A cross-encoder is refused. A
+    StaticEmbedding is a sentence-transformers directory. A Dropout module is left out. If the
+    Transformer is an adapter in PEFT's format, its base is read too.
 
     Args:
-        put: makes each of the backbone's leaves, whose paths start with "backbone/", as of
-            `params_from_tensors`; heads are NumPy arrays always.
+        directory: the model's directory.
+        put: makes each of the backbone's leaves, whose paths start with "backbone/"; see
+            `params_from_tensors`. Heads are NumPy arrays always.
 
     Raises:
-        InputError: a file is missing or damaged, an architecture, pooling, module or setting is not
-            supported, a tensor is missing, extra, there twice or of another shape; or an adapter's
-            base is not found or another.
+        InputError: a file is missing or damaged; an architecture, pooling, module or setting is not
+            supported; a tensor is missing, extra, there twice or of another shape; or an adapter's
+            base is not found or is another model.
     """
     directory = Path(directory)
     refuse_cross_encoder(directory)
@@ -72,10 +73,10 @@ def read_model(directory: Path, *, put: Put | None = None) -> SavedModel:
 
 
 def model_type(directory: Path) -> str:
-    """The kind of a model: a name of the registry's "model", which are those of sentence-transformers' classes.
+    """Returns the kind of a model, as the name of sentence-transformers' class (REGISTRY["model"]).
 
-    A directory that names none is a cross-encoder if it is a plain Hugging Face one with a sequence
-    classification model, else an embedding model.
+    A directory that names no kind is a cross-encoder if it is a plain Hugging Face one with a
+    sequence classification model, else an embedding model.
 
     Raises:
         InputError: for a damaged file, or a kind that is not supported.
@@ -83,7 +84,7 @@ def model_type(directory: Path) -> str:
     directory = Path(directory)
     name = _read_optional(directory / SETTINGS, json_fields.SETTINGS).get("model_type")
     if name:
-        if name not in REGISTRY["model"]:  # not `lookup`: a file is not to name a function
+        if name not in REGISTRY["model"]:  # not `lookup`, with which a file could name a function
             message = unknown("kind of model", name, REGISTRY["model"])
             raise InputError(f"{directory / SETTINGS}: model_type: {message}")
         return name
@@ -95,7 +96,7 @@ def model_type(directory: Path) -> str:
 
 
 def is_cross_encoder(directory: Path) -> bool:
-    """Returns whether a directory holds a sequence classification model and not an embedding model."""
+    """Tells whether a directory holds a sequence classification model, not an embedding model."""
     return model_type(directory) == "CrossEncoder"
 
 
@@ -109,10 +110,10 @@ def refuse_cross_encoder(directory: Path) -> None:
 
 
 def read_routes(directory: Path) -> SavedRoutes | None:
-    """A sentence-transformers directory with a Router or an Asym; None for any other directory.
+    """Reads a sentence-transformers directory with a Router or an Asym; None for any other one.
 
     Raises:
-        InputError: as `read_model`, of each route, and as `read_router`.
+        InputError: see `read_model`, for each route, and `read_router`.
     """
     routes = router.read_router(directory)
     if routes is None:
@@ -137,7 +138,10 @@ def _read(
     put: Put | None = None,
     call: Callable = _call_reader,
 ) -> SavedModel:
-    """The model that modules make in this order; `call(read, ...)` reads what has parameters."""
+    """Reads the model that consists of these modules.
+
+    Modules with parameters are read by `call(read, ...)`, which may cache them.
+    """
     if not plain and folders == [("Transformer", folders[0][1])]:
         raise InputError(
             f"{directory / 'modules.json'}: found a Transformer only; expected a Pooling after it"
@@ -190,7 +194,7 @@ def _read(
 
 @dataclasses.dataclass(frozen=True)
 class _FirstModule:
-    """The first module: its backbone, the adapter on it if it is one, and what its files say."""
+    """The content of the first module's files: the backbone, its settings, and any adapter."""
 
     backbone: Any
     params: Params
@@ -232,10 +236,10 @@ def _read_first(first: Path, static: bool, plain: bool, put: Put | None) -> _Fir
 
 
 def sharding_rules(directory: Path) -> Rules:
-    """Returns rules by which the parameters of a directory may be split over a mesh.
+    """Returns rules by which the parameters of a model directory may be split over a mesh.
 
     Raises:
-        InputError: as `read_model`, as far as it can be seen without weights.
+        InputError: see `read_model`, for errors that are seen without reading weights.
     """
     kind, folder = modules.read_modules(directory)[0]
     if kind == "StaticEmbedding":
@@ -247,10 +251,10 @@ def sharding_rules(directory: Path) -> Rules:
 
 
 def read_classifier(directory: Path) -> SavedClassifier:
-    """A cross-encoder's directory of sentence-transformers, or transformers' *ForSequenceClassification.
+    """Reads a sentence-transformers CrossEncoder, or transformers' *ForSequenceClassification.
 
     Raises:
-        InputError: as `read_model`, or there are no weights of a classifier, or the activation is
+        InputError: see `read_model`; or there are no weights of a classifier, or the activation is
             not supported.
     """
     directory = Path(directory)
@@ -295,7 +299,7 @@ def read_classifier(directory: Path) -> SavedClassifier:
 def _read_others(
     directory: Path, folders: Sequence[tuple[str, str]], call: Callable
 ) -> tuple[dict[str, Any], Params, bool]:
-    """Reads what follows the backbone: fields of EncoderSpec, parameters, `include_prompt`."""
+    """Reads the modules after the backbone: fields of EncoderSpec, parameters, `include_prompt`."""
     spec, include_prompt = {"pooling": "mean", "heads": (), "token_head": None}, True
     params: Params = {"heads": {}}
     for kind, folder in folders:
@@ -316,12 +320,15 @@ def _read_optional(path: Path, kinds: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _is_language_model(config: Mapping[str, Any]) -> bool:
-    """Tells whether config.json names a causal language model."""
+    """Tells whether config.json names a language model and does not say that all tokens are seen.
+
+    A field is_causal that is false says so: each token then sees all others.
+    """
     return _architecture(config).endswith("ForCausalLM") and config.get("is_causal", True)
 
 
 def _architecture(config: Mapping[str, Any]) -> str:
-    """The class that config.json names first, or ""."""
+    """Returns the class that config.json names first, or ""."""
     return next(iter(config.get("architectures") or []), "")
 
 
@@ -352,7 +359,7 @@ def _similarity(settings: Mapping[str, Any], directory: Path) -> str:
 
 
 def _sizes(settings: Mapping[str, Any], directory: Path) -> tuple[int, ...]:
-    """The trained sizes, ascending."""
+    """Returns the sizes that embeddings were trained to be cut to, ascending."""
     sizes = settings.get("matryoshka_dims") or []
     if not isinstance(sizes, list) or not all(type(size) is int and size > 0 for size in sizes):
         raise InputError(

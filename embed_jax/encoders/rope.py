@@ -1,4 +1,4 @@
-"""Rotary positions with a scaling of their wave lengths for longer texts, and their fields in a config.json."""
+"""Rotary positions, the scaling of their wave lengths for longer texts, and their config fields."""
 
 from __future__ import annotations
 
@@ -18,23 +18,21 @@ from embed_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """Rotary positions' wave lengths.
-
-    The fields after `theta` are named as transformers names them.
+    """The wave lengths of rotary positions; the fields after `theta` have transformers' names.
 
     Attributes:
         theta: base of the wave lengths.
-        rope_type: one of TYPES, which says what the other fields are used for.
-        factor: by how much texts are longer than those first trained on; waves are stretched by at
-            most this.
-        original_max_position_embeddings: the most tokens of those.
-        low_freq_factor, high_freq_factor: "llama3": waves that fit this many times, or fewer, into
-            those texts are stretched by `factor`; those that fit this many times or more not at
-            all; between them by less.
-        beta_fast, beta_slow, truncate: "yarn": as high_freq_factor and low_freq_factor, but linear
-            in the number of the frequency, which is rounded outwards where `truncate`.
-        attention_factor, mscale, mscale_all_dim: "yarn": of queries and keys, or what it is
-            computed from.
+        rope_type: one of TYPES; it decides which other fields are used.
+        factor: how many times longer texts may be than the original ones, which the model was first
+            trained on; waves are stretched by at most this factor.
+        original_max_position_embeddings: the most tokens of the original texts.
+        low_freq_factor, high_freq_factor: of "llama3": waves that fit at most `low_freq_factor`
+            times into the original texts are stretched by `factor`; those that fit at least
+            `high_freq_factor` times not at all; those between by a smaller factor.
+        beta_fast, beta_slow, truncate: of "yarn": like high_freq_factor and low_freq_factor, but
+            linear in the index of the frequency, which is rounded outwards if `truncate`.
+        attention_factor, mscale, mscale_all_dim: of "yarn": the factor of queries and keys, or two
+            numbers that it is computed from.
     """
 
     theta: float = 10000.0
@@ -51,7 +49,7 @@ class Rope:
     mscale_all_dim: float | None = None
 
 
-TYPES = {  # the fields that must be there, and those that may be
+TYPES = {  # the required fields, and the optional ones
     "default": ((), ()),
     "linear": (("factor",), ()),
     "llama3": (
@@ -74,10 +72,12 @@ TYPES = {  # the fields that must be there, and those that may be
 
 
 def rope_rotation(position: Int[Array, "R T"], size: int, rope: Rope) -> Rotation:
-    """The angles position * frequency of rotary positions (Su et al. 2021, section 3.2.2), scaled.
+    """Computes the scaled angles position * frequency (Su et al. 2021, section 3.2.2).
 
     Args:
-        size: d = 2 h, of an attention head; even.
+        position: each token's position in its sentence.
+        size: d = 2 h, the size of an attention head; even.
+        rope: the wave lengths.
     """
     frequency, length = frequencies(rope, size)
     angle = position[..., None].astype(jnp.float32) * frequency
@@ -85,11 +85,15 @@ def rope_rotation(position: Int[Array, "R T"], size: int, rope: Rope) -> Rotatio
 
 
 def frequencies(rope: Rope, size: int) -> tuple[Float[np.ndarray, " h"], float]:
-    """The angle by which each pair turns from one token to the next, float32, and by how much queries and keys grow.
+    """Computes the frequency of each pair of a head's numbers, and a factor of queries and keys.
 
-    theta^(-2 i / size) for i < size / 2; slower by `factor` for "linear" (Chen et al. 2023), and
-    only for long waves for "llama3" (Llama 3.1) and "yarn" (Peng et al. 2023, section 3), which
-    also lets scores grow.
+    The frequency, float32, is the angle by which the pair turns from one token to the next:
+    theta^(-2 i / size) for i < size / 2. It is divided by `factor` for "linear" (Chen et al. 2023);
+    for "llama3" (Llama 3.1) and "yarn" (Peng et al. 2023, section 3) only long waves are stretched.
+    The factor of queries and keys is 1 except for "yarn".
+
+    >>> frequencies(Rope(), 4)
+    (array([1.  , 0.01], dtype=float32), 1.0)
     """
     plain = float(rope.theta) ** (-np.arange(0, size, 2) / size)
     length = 1.0
@@ -113,17 +117,17 @@ def frequencies(rope: Rope, size: int) -> tuple[Float[np.ndarray, " h"], float]:
 
 
 def _yarn(rope: Rope, size: int) -> Float[np.ndarray, " h"]:
-    """Returns the share of each frequency that stays.
+    """Returns the share of each frequency that is not scaled.
 
-    1 for the fast, 0 for the slow, linear in its number between.
+    It is 1 for fast frequencies and 0 for slow ones, and linear in the frequency's index between.
     """
 
-    def number(fits: float) -> float:
-        """Of the frequency whose wave fits this many times into the original texts."""
+    def index(fits: float) -> float:
+        """Returns the index of the frequency whose wave fits this often into the original texts."""
         wave = rope.original_max_position_embeddings / (fits * 2 * math.pi)
         return size * math.log(wave) / (2 * math.log(rope.theta))
 
-    first, last = number(rope.beta_fast or 32), number(rope.beta_slow or 1)
+    first, last = index(rope.beta_fast or 32), index(rope.beta_slow or 1)
     if rope.truncate is not False:
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, size - 1)
@@ -141,21 +145,27 @@ def _yarn_length(rope: Rope) -> float:
     return growth(1.0)
 
 
-# ---- config.json ---------------------------------------------------------------------------------------------
+# ---- config.json ---------------------------------------------------------------------------------
 
 
 def read_rope(
     config_json: Mapping[str, Any], theta: float, types: Sequence[str] = tuple(TYPES)
 ) -> Rope:
-    """The rotary positions of a config.json, new (rope_parameters) or old (rope_theta, rope_scaling).
+    """Reads the rotary positions of a config.json.
+
+    Both new files (rope_parameters) and old ones (rope_theta, rope_scaling) are read.
+
+    >>> read_rope({"rope_theta": 1e6}, theta=1e4).theta
+    1000000.0
 
     Args:
-        theta: where the file has none.
-        types: those accepted.
+        config_json: config.json's dictionary.
+        theta: the base of the wave lengths if the file has none.
+        types: the accepted types of scaling.
 
     Raises:
-        InputError: another type, a missing or unusable field, or only a part of each head is
-            rotated.
+        InputError: the type is not accepted, a field is missing or unusable, or only a part of each
+            head is rotated.
     """
     name = "rope_scaling" if config_json.get("rope_scaling") else "rope_parameters"
     fields = check_fields(f"config.json: {name}.", config_json.get(name) or {}, ROPE)
@@ -182,7 +192,7 @@ def read_rope(
         values["original_max_position_embeddings"] = own or config_json["max_position_embeddings"]
     for field in required:
         if field not in values:
-            raise InputError(f"config.json: {name} has no {field}, which rope_type {kind!r} wants")
+            raise InputError(f"config.json: {name} has no {field}, which rope_type {kind!r} needs")
     for field, value in (fields | values).items():
         if isinstance(value, dict) or (field in values and not isinstance(value, int | float)):
             raise InputError(f"config.json: {name}.{field}: expected a number, found {value!r}")
@@ -199,7 +209,7 @@ def read_rope(
 
 
 def write_rope(rope: Rope) -> dict[str, Any]:
-    """`rope_parameters` of a config.json."""
+    """Returns `rope_parameters` of a config.json."""
     values = {
         field: value for field, value in dataclasses.asdict(rope).items() if value is not None
     }

@@ -1,11 +1,9 @@
-"""sentence-transformers' Router (versions 5 and 6) and Asym (2 to 4).
+"""Reads and writes sentence-transformers' Router (versions 5 and 6) and Asym (versions 2 to 4).
 
-Texts of different kinds pass different modules.
-
-A Router stands among the modules of modules.json, first (then each route is its own encoder)
-or after the pooling (then the backbone is shared); what is before and after it is common to all
-routes. Its folder holds a config and the routes' modules, each in a folder; one that several routes
-name is one module.
+They send texts of different kinds through different modules, called routes. A Router stands among
+the modules of modules.json, first (then each route is its own encoder) or after the pooling (then
+the backbone is shared); the modules before and after it are common to all routes. Its folder holds
+a config and the routes' modules, each in a folder; a folder that several routes name is one module.
 """
 
 from __future__ import annotations
@@ -32,9 +30,11 @@ class Routes:
     """The modules of each route.
 
     Attributes:
-        modules: of each route, all that a text passes: (class name, folder), the backbone first.
-        default: the route of texts of no named task, or None.
-        tasks: route of a task where it is not the task's own name; under None that of any other.
+        modules: for each route all modules that a text passes, as (class name, folder), the
+            backbone first.
+        default: the route of texts without a task, or None.
+        tasks: the route of each task whose route has another name; under None the route of all
+            other tasks.
     """
 
     modules: Mapping[str, Sequence[tuple[str, str]]]
@@ -43,16 +43,16 @@ class Routes:
 
 
 def read_router(directory: Path) -> Routes | None:
-    """The routes of a model's directory; None for a model without a Router.
+    """Reads the routes of a model's directory; None for a model without a Router.
 
     Rules for other modalities than text are left out. As in versions 5 and 6, the default is the
     first route if none is named and `allow_empty_key` is not false; an Asym of versions 2 to 4 let
     such texts pass without a route.
 
     Raises:
-        InputError: as `modules.read_modules`, of each route; more than one Router, or one in a
-            route; a config that does not say what each route is, or names a route that is not
-            there.
+        InputError: see `modules.read_modules`, for each route; or there is more than one Router, or
+            one in a route; or the config does not list the modules of each route, or names a route
+            that is not there.
     """
     path = directory / "modules.json"
     entries = modules.read_entries(path) if path.is_file() else []
@@ -108,7 +108,7 @@ def write_router(directory: Path, routes: Routes) -> None:
 
 
 def _read_config(path: Path) -> tuple[dict[str, str], dict[str, list[str]], dict[str, Any]]:
-    """Types, structure and parameters: dotted names by module, modules by route, and the rest."""
+    """Reads a Router's config: class names by module, modules by route, and its parameters."""
     config = read_json(path)
     types, structure, parameters = (
         config.get(name) for name in ("types", "structure", "parameters")
@@ -133,9 +133,9 @@ def _read_config(path: Path) -> tuple[dict[str, str], dict[str, list[str]], dict
 
 
 def _tasks(path: Path, rules: Mapping[str, str]) -> dict[str | None, str]:
-    """Those of (task, modality) -> route that are for texts.
+    """Returns the route of each task for texts, from rules (task, modality) -> route.
 
-    One for texts only goes before one for all modalities.
+    A rule for texts goes before one for all modalities.
     """
     tasks: dict[str | None, str] = {}
     try:

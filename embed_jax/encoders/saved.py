@@ -1,4 +1,4 @@
-"""The content of a model's directory, as it is read."""
+"""The content of a model's directory, after it is read."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from embed_jax.types import Params
 
 @dataclasses.dataclass(frozen=True)
 class SavedModel:
-    """A model as it lies on disk.
+    """A model that was read from a directory.
 
     Attributes:
-        spec: what it computes.
-        params: tree for `build_encoder(spec)`, of NumPy arrays in float32, or bfloat16 where the
-            file is.
+        spec: the encoder's architecture.
+        params: tree for `build_encoder(spec)`, of NumPy arrays, in bfloat16 where the file has that
+            dtype, else in float32.
         max_length: tokens, special ones included, after which a text is cut.
         settings: how texts are encoded and embeddings compared.
-        tokenizer_directory: where the tokenizer's files are.
+        tokenizer_directory: the directory of the tokenizer's files.
         special_tokens: whether the tokenizer puts its special tokens around a text.
-        records_template: whether the files say which template the model has, be it none.
-        origin: what config.json calls the model that this one was made of, in transformers' older
+        records_template: whether the files record the template, even if it is empty.
+        origin: config.json's name of the model that this one was made from, in transformers' older
             files; or "".
-        plain: whether it is a plain Hugging Face directory. append_eos: whether the tokenizer is
-            yet to be told to end texts with its end-of-text token.
+        plain: whether it is a plain Hugging Face directory.
+        append_eos: whether the tokenizer still has to be told to end texts with its end-of-text
+            token.
         pooler: tensors of transformers' pooler, under its names; nothing here uses them, and
-            `write_model` puts them back, so that transformers finds all weights of its class.
+            `write_model` writes them again, so that transformers finds all weights of its class.
     """
 
     spec: EncoderSpec
@@ -50,10 +51,10 @@ class SavedModel:
 
 @dataclasses.dataclass(frozen=True)
 class SavedRoutes:
-    """A model with an encoder for each route, as it lies on disk.
+    """A model with an encoder for each route, which was read from a directory.
 
     Attributes:
-        models: by route; what several routes share is the same arrays in each.
+        models: each route's model; modules that routes share have the same arrays in each.
         default, tasks: see `router.Routes`.
     """
 
@@ -64,15 +65,16 @@ class SavedRoutes:
 
 @dataclasses.dataclass(frozen=True)
 class SavedClassifier:
-    """A cross-encoder, or another sequence classification model, as it lies on disk.
+    """A cross-encoder or another classification model, which was read from a directory.
 
     Attributes:
-        spec: what it computes.
+        spec: the classifier's architecture.
         params: tree for `build_classifier(spec)`; dtypes as in SavedModel.
         max_length: tokens, special ones included, after which a pair is cut.
-        activation: what makes scores of logits, "sigmoid" or "identity".
+        activation: the function from logits to scores, "sigmoid" or "identity".
         prompt: text put before the first text of each pair.
-        lower_case: see EncodingSettings. tokenizer_directory: see SavedModel.
+        lower_case: see EncodingSettings.
+        tokenizer_directory: see SavedModel.
     """
 
     spec: ClassifierSpec

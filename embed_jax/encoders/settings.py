@@ -11,13 +11,13 @@ class EncodingSettings:
     """Settings of an embedding model, read and written with it; none of them changes a weight.
 
     Attributes:
-        prompts: texts put before the input, by name. A copy of the mapping given.
-        default_prompt_name: the prompt used when none is named, or None.
+        prompts: texts put before the input, by name; a copy of the argument.
+        default_prompt_name: the name of the prompt used when none is named, or None.
         include_prompt: whether a prompt's tokens count towards pooling.
         similarity: "cosine", "dot", "euclidean" or "manhattan": how embeddings are compared.
         template: makes a prompt of an instruction, such as "Instruct: {instruction}\\nQuery: ";
             "": the model takes no instruction.
-        matryoshka_dims: sizes to which embeddings were trained to be cut; empty: only the whole.
+        matryoshka_dims: sizes to which embeddings were trained to be cut; empty: the full one only.
         adaptive_layers: whether every layer was trained to be the last.
         lower_case: whether texts are lower-cased before the tokenizer sees them.
         base: the model's own name as the base of an adapter, or the name of its base if it has an
@@ -36,6 +36,6 @@ class EncodingSettings:
 
     def __post_init__(self) -> None:
         prompts: Mapping[str, str] = self.prompts
-        # A model's prompts may be changed in place; no other model's change with them.
+        # A copy: a model's prompts may be changed in place, which must not change other models'.
         object.__setattr__(self, "prompts", dict(prompts))
         object.__setattr__(self, "matryoshka_dims", tuple(self.matryoshka_dims))

@@ -1,4 +1,4 @@
-"""Smaller models from larger ones: fewer layers, and fewer dimensions by principal components."""
+"""Makes models smaller: fewer layers, and fewer dimensions by principal components."""
 
 from __future__ import annotations
 
@@ -20,21 +20,29 @@ from embed_jax.types import Params
 def keep_layers(
     spec: EncoderSpec, params: Params, layers: Sequence[int]
 ) -> tuple[EncoderSpec, Params]:
-    """The encoder with only some of its backbone's layers, in their order.
+    """Returns the encoder with only some of its backbone's layers, in their order.
 
     Embeddings, pooling and heads stay.
 
     Args:
-        layers: counted from 0, ascending.
+        spec: the encoder's.
+        params: the encoder's parameters.
+        layers: indices of the layers to keep, from 0, ascending.
+
+    Returns:
+        The smaller encoder's spec and parameters.
 
     Raises:
-        InputError: for no layers, one that the backbone lacks, layers that are not ascending,
-            none of 0 where the first layer is built otherwise, or a backbone without.
+        InputError: there are no layers to keep, the backbone lacks one of them or has no layers,
+            they are not ascending, or 0 is not among them in a family whose first layer differs
+            from the others.
     """
     layers, number = list(layers), spec.backbone.num_layers
     place = f"layers {','.join(map(str, layers))}"
     if "layers" not in params["backbone"]:
-        raise InputError(f"{place}: a backbone of the family {spec.backbone.family!r} has none")
+        raise InputError(
+            f"{place}: a backbone of the family {spec.backbone.family!r} has no layers"
+        )
     if not layers:
         raise InputError(f"layers: expected one or more of 0 to {number - 1}, found none")
     for layer in layers:
@@ -58,9 +66,8 @@ def keep_layers(
             "layers": jax.tree.map(lambda leaf: leaf[np.asarray(layers)], tree["layers"]),
         }
 
-    types = getattr(
-        spec.backbone, "layer_types", ()
-    )  # of a backbone whose layers are not all of one kind
+    # Only backbones whose layers are not all of one kind have them.
+    types = getattr(spec.backbone, "layer_types", ())
     changes = {"layer_types": tuple(types[layer] for layer in layers)} if types else {}
     backbone = dataclasses.replace(spec.backbone, num_layers=len(layers), **changes)
     trees = {name: select_layers(params[name]) for name in ("backbone", ADAPTER) if name in params}
@@ -68,7 +75,7 @@ def keep_layers(
 
 
 def keep_first_layers(spec: EncoderSpec, params: Params, number: int) -> tuple[EncoderSpec, Params]:
-    """The encoder that ends after its backbone's first layers: `keep_layers` of 0 to `number` - 1.
+    """Returns the encoder with only the first `number` layers of its backbone; see `keep_layers`.
 
     Raises:
         InputError: for a number that is not from 1 to the backbone's layers.
@@ -79,7 +86,10 @@ def keep_first_layers(spec: EncoderSpec, params: Params, number: int) -> tuple[E
 
 
 def parse_layers(text: str) -> list[int]:
-    """[0, 2, 4] of "0,2,4", for `keep_layers`.
+    """Parses a list of layers for `keep_layers`.
+
+    >>> parse_layers("0,2,4")
+    [0, 2, 4]
 
     Raises:
         InputError: for anything but numbers with commas between.
@@ -93,23 +103,25 @@ def parse_layers(text: str) -> list[int]:
 
 
 def pca_head(embeddings: Float[np.ndarray, "N D"], dim: int) -> tuple[Dense, Params]:
-    """A linear layer from D dimensions to those `dim` along which the embeddings vary most.
-
-    With its parameters.
+    """Returns a linear layer, with its parameters, to the dimensions in which embeddings vary most.
 
     x -> x V, V [D, dim] the eigenvectors of the embeddings' covariance, by falling eigenvalue:
-    sentence-transformers' recipe (principal components without a bias). The mean is not taken away:
-    that keeps a zero vector and scaling as they are, a dot product in all D dimensions is
-    unchanged, and cosines of texts unlike those given keep their order better. Each eigenvector's
-    sign is such that its number of largest size is positive.
+    sentence-transformers' recipe (principal components without a bias). The mean is not subtracted:
+    so a zero vector stays zero, scaling commutes with the layer, a dot product in all D dimensions
+    is unchanged, and cosines of texts unlike these keep their order better. Each eigenvector's sign
+    is such that its number of largest size is positive.
+
+    >>> head, params = pca_head(np.array([[0.0, 1], [1, 1], [2, 1]]), 1)
+    >>> params["kernel"].tolist()
+    [[1.0], [0.0]]
 
     Args:
-        embeddings: of texts such as will be encoded.
-        dim: from 1 to D.
+        embeddings: embeddings of N typical texts, more than `dim`.
+        dim: the size of the smaller embeddings, 1 to D.
 
     Raises:
-        InputError: for another dimension, not more embeddings than dimensions, or one that is not
-            finite.
+        InputError: `dim` is not from 1 to D, there are not more embeddings than dimensions, or an
+            embedding is not finite.
     """
     number, size = embeddings.shape
     if not 1 <= dim <= size:
@@ -134,12 +146,12 @@ def pca_head(embeddings: Float[np.ndarray, "N D"], dim: int) -> tuple[Dense, Par
 def add_pca(
     spec: EncoderSpec, params: Params, embeddings: Float[np.ndarray, "N D"], dim: int
 ) -> tuple[EncoderSpec, Params]:
-    """The encoder with `pca_head` of its embeddings at the end, before a last Normalize.
+    """Returns the encoder with `pca_head` of its embeddings as the last head.
 
-    A product commutes with it.
+    If the last head is a Normalize, it stays last: scaling commutes with the linear layer.
 
     Raises:
-        InputError: as `pca_head`.
+        InputError: see `pca_head`.
     """
     head, weights = pca_head(embeddings, dim)
     before, after = spec.heads, ()

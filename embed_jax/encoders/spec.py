@@ -1,7 +1,4 @@
-"""The parts of an encoder, as plain frozen data.
-
-`build.build_encoder` makes the functions of it.
-"""
+"""The architecture of an encoder as frozen data, of which `build.build_encoder` makes functions."""
 
 from __future__ import annotations
 
@@ -46,13 +43,13 @@ class LoraSpec:
         rank: r, of A [in, r] and B [r, out].
         alpha: scale is alpha / r, or alpha / sqrt(r) with rsLoRA.
         dropout: rate, of the adapter's input, when a dropout key is given.
-        targets: which linear maps of the layers, by the end of Hugging Face's name ("q_proj",
+        targets: the linear maps of the layers, by the end of Hugging Face's name ("q_proj",
             "attention.output.dense"), by a regular expression of the whole name
             ("layers.0.self_attn.q_proj"), or "all-linear".
         rslora: rank-stabilised scale (Kalajdzievski 2023).
         dora: weight-decomposed (Liu et al. 2024, equation 5): the kernel is magnitude * (W + scale
-            A B) / norm, norm [out] being the length of each of its columns, which no gradient
-            passes through (section 4.3).
+            A B) / norm, where norm [out] is the length of each column of W + scale A B, treated as
+            a constant in the backward pass (section 4.3).
     """
 
     rank: int
@@ -84,12 +81,12 @@ class EncoderSpec:
         backbone: a transformer's or a table's frozen dataclass; its `family` names the code in the
             registry.
         pooling: one of pooling.POOLINGS, or several joined by "+".
-        heads: what follows the pooling, in order. Two specs may share parameters: entries of heads
-            that a spec does not name are ignored, which is how SimCSE's MLP is used in training
-            only.
-        lora: the low-rank adapter of the backbone's layers, if there is one.
-        token_head: what the token states, of the last layer or of all, pass before they are pooled,
-            if anything.
+        heads: the heads after the pooling, in order. Two specs may share parameters: entries of
+            heads that a spec does not name are ignored, which is how SimCSE's MLP is used in
+            training only.
+        lora: the low-rank adapter of the backbone's layers, or None.
+        token_head: a head on the token states, of the last layer or of all, before the pooling; or
+            None.
     """
 
     backbone: Backbone
@@ -106,10 +103,16 @@ def random_spec(
 
     `build_encoder(random_spec("tiny")).init(key)` makes the parameters.
 
+    >>> spec = random_spec("bert-base", pooling="cls")
+    >>> spec.backbone.num_layers, spec.pooling, spec.heads
+    (12, 'cls', (Normalize(),))
+
     Args:
         shape_name: a name in the `shapes` of one of the registered families: "tiny", "bert-base",
             "modernbert-base", "llama3.2-1b", "static", ...
-        vocab_size: 0: as the shape has it.
+        vocab_size: the number of tokens; 0: the shape's own.
+        pooling: one of pooling.POOLINGS, or several joined by "+".
+        normalize: whether embeddings get length 1.
 
     Raises:
         InputError: for an unknown shape.

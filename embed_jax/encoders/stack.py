@@ -1,7 +1,4 @@
-"""Shared parts of the backbones' modules.
-
-A scan over equal layers, whose parameters are stacked on a leading axis.
-"""
+"""The base class of the backbones' modules: a scan over equal layers with stacked parameters."""
 
 from __future__ import annotations
 
@@ -17,31 +14,30 @@ from embed_jax.encoders.layers import MaskPositions
 from embed_jax.errors import InputError
 from embed_jax.types import TokenBatch
 
-ADAPTER = (
-    "lora"  # the collection of parameters that an adapter adds, beside the collection "params"
-)
-BEFORE_LAST = (
-    "before_last"  # the collection that a caller asks for to get the states before the last layer's
-)
-POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-}  # what is kept; others: nothing
+# The collection of an adapter's parameters, beside the collection "params".
+ADAPTER = "lora"
+# The collection that a caller makes mutable to get the states before the last layer's.
+BEFORE_LAST = "before_last"
+# What a layer keeps for the backward pass; without a policy it keeps only its input.
+POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 REMATS = ("none", "layer", *POLICIES)
 
 
 class Stack(nn.Module):
-    """A backbone's settings, and what its `__call__` is put together from.
+    """A backbone's settings, and the parts of its `__call__`.
 
     Attributes:
         config: the backbone's frozen dataclass.
-        remat: "layer" recomputes each layer in the backward pass, "dots" all of it but the matrix
-            products with parameters, "none" keeps everything.
-        unroll: how many layers one iteration of the scan holds.
+        dtype: of activations and products.
+        remat: "layer" recomputes each layer in the backward pass, "dots" all of it except the
+            matrix products with parameters, "none" keeps everything.
+        attention: see attention.attention.
+        unroll: the number of layers in one iteration of the scan.
         read: maps a layer's parameters as stored (a shard of them) to those to compute with; each
-            layer is then recomputed in the backward pass, so that what was read is not kept. None:
-            as stored.
-        mask_columns: into how many columns of examples a group's sentences fall whose dropout masks
-            are equal, position by position; 0: every slot has its own mask.
+            layer is then recomputed in the backward pass, so that the result is not kept. None:
+            parameters are used as stored.
+        mask_columns: C: a group's sentences are C columns of examples, and the texts of an example
+            have equal dropout masks, position by position; 0: every slot has its own mask.
     """
 
     config: Any
@@ -53,25 +49,25 @@ class Stack(nn.Module):
     mask_columns: int = 0
 
     def split(self, key: PRNGKeyArray | None) -> tuple[PRNGKeyArray | None, PRNGKeyArray | None]:
-        """A dropout key for the embeddings, and one for each layer, stacked."""
+        """Returns a dropout key for the embeddings, and one for each layer, stacked."""
         if key is None:
             return None, None
         keys = jax.random.split(key, self.config.num_layers + 1)
         return keys[-1], keys[:-1]
 
     def places(self, tokens: TokenBatch, key: PRNGKeyArray | None) -> MaskPositions | None:
-        """Returns the slots with equal dropout masks, if `mask_columns` is set and there is dropout.
+        """Returns the positions by which slots share dropout masks, or None if each has its own.
 
         Raises:
-            InputError: the sentences do not fall into this many columns.
+            InputError: the number of sentences is not a multiple of `mask_columns`.
         """
         if key is None or not self.mask_columns:
             return None
         examples, rest = divmod(tokens.sentences, self.mask_columns)
         if rest:
             raise InputError(
-                f"{tokens.sentences} sentences are not {self.mask_columns} columns with one dropout "
-                "mask"
+                f"{tokens.sentences} sentences are not {self.mask_columns} columns with one "
+                "dropout mask"
             )
         return MaskPositions(tokens.sentence % examples, tokens.position)
 
@@ -83,15 +79,17 @@ class Stack(nn.Module):
         *shared: Any,
         every_layer: bool,
     ) -> Float[Array, "*L R T D"]:
-        """Hidden states after the last layer, or of every layer with a leading axis L.
+        """Returns hidden states after the last layer, or after every layer with a leading axis L.
 
         Args:
             layer: made as `layer(config, dtype, attention, every_layer)`, called as `(hidden, own,
-                *shared)`; gives the next hidden states, and these again if every layer is asked
-                for, else None.
-            each: what belongs to each layer, stacked: its dropout key, or a tree with its key
-                and more.
-            shared: what is the same for all layers.
+                *shared)`; returns the next hidden states, and these again with `every_layer`, else
+                None.
+            hidden: the states that the first layer reads.
+            each: the inputs `own` of the layers, stacked: the layer's dropout key, or a tree with
+                the key and others.
+            *shared: inputs that are the same for all layers.
+            every_layer: whether to return every layer's states.
         """
         if self.read is not None:
             read = self.read
@@ -112,8 +110,7 @@ class Stack(nn.Module):
             unroll=self.unroll,
         )(self.config, self.dtype, self.attention, every_layer, name="layers")
         last, every = layers(hidden, each, *shared)
-        if every_layer and self.is_mutable_collection(
-            BEFORE_LAST
-        ):  # as they are, without what follows the layers
+        if every_layer and self.is_mutable_collection(BEFORE_LAST):
+            # Without the norm that may follow the layers
             self.put_variable(BEFORE_LAST, "states", jnp.concatenate([hidden[None], every[:-1]]))
         return every if every_layer else last

@@ -1,7 +1,7 @@
-"""A static encoder: one vector for each token, and a text is the mean of its tokens' vectors, whatever their order.
+"""A static encoder: a text's embedding is the mean of its tokens' vectors, whatever their order.
 
 On disk it is sentence-transformers' StaticEmbedding: `tokenizer.json`, and `model.safetensors` with
-the table. There is no config.json: the table's shape says it all.
+the table of vectors. There is no config.json, since the table's shape is the whole configuration.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from embed_jax.encoders.weights import WEIGHTS, open_tensors, params_from_tensor
 from embed_jax.errors import InputError, one_line
 from embed_jax.types import Params, Put, TokenBatch
 
-# Tokens; sentence-transformers has no limit here, but a row of the packing must end somewhere
+# Tokens; sentence-transformers has no limit here, but a row of packed texts needs one
 MAX_LENGTH = 8192
 TABLE = "embedding.weight"
 
@@ -47,11 +47,11 @@ SHAPES = {"static": StaticConfig()}  # for runs without weights
 
 
 class Static(nn.Module):
-    """Token ids to their rows of the table, in float32.
+    """Maps token ids to rows of the table, in float32.
 
-    There is no product that a smaller dtype would make faster.
-
-    Attributes: as in `bert.Bert`; without layers, attention and dropout they change nothing.
+    There is no product that a smaller dtype would make faster. The attributes are those of
+    `stack.Stack`, so that every backbone is made in the same way; without layers, attention and
+    dropout they change nothing.
     """
 
     config: StaticConfig
@@ -66,7 +66,7 @@ class Static(nn.Module):
     def __call__(
         self, tokens: TokenBatch, key: PRNGKeyArray | None = None, every_layer: bool = False
     ) -> Float[Array, "*L R T D"]:
-        """The rows; with a leading axis of one "layer" if every layer is asked for."""
+        """Returns the rows, with a leading axis of one "layer" if `every_layer`."""
         shape = (self.config.vocab_size, self.config.hidden_size)
         table = self.param("token", nn.initializers.normal(self.config.initializer_range), shape)
         rows = take_rows(table, tokens.token_ids)
@@ -86,25 +86,27 @@ STATIC = Family(
 
 
 def read_static(directory: Path, put: Put | None = None) -> tuple[StaticConfig, Params]:
-    """The table of a StaticEmbedding, or of model2vec.
+    """Reads the table of a StaticEmbedding or of model2vec.
 
-    `embeddings[mapping] * weights`, the last two optional.
+    The latter is `embeddings[mapping] * weights`, where `mapping` and `weights` are optional.
 
     Raises:
-        InputError: a file is missing or damaged, or holds other tensors than those, or no floats.
+        InputError: a file is missing or damaged, or has other tensors, or the table is not of
+            floats.
     """
     where = directory / WEIGHTS
     tensors = open_tensors(directory)
     names = set(tensors)
     if not (names == {TABLE} or {"embeddings"} <= names <= {"embeddings", "mapping", "weights"}):
         raise InputError(
-            f"{where}: found the tensors {', '.join(sorted(names)) or 'none'}; wanted {TABLE}, or "
-            "model2vec's embeddings with or without mapping and weights"
+            f"{where}: found the tensors {', '.join(sorted(names)) or 'none'}; expected {TABLE}, "
+            "or model2vec's embeddings with or without mapping and weights"
         )
     table = tensors.get(TABLE, tensors.get("embeddings"))
     if not jnp.issubdtype(table.dtype, jnp.floating) or table.ndim != 2:
         raise InputError(
-            f"{where}: the table is {table.dtype.name} of shape {table.shape}; wanted floats [V, D]"
+            f"{where}: the table is {table.dtype.name} of shape {table.shape}; "
+            "expected floats [V, D]"
         )
     if "mapping" in tensors:
         mapping = tensors["mapping"].astype(np.int64)
@@ -126,7 +128,7 @@ def read_static(directory: Path, put: Put | None = None) -> tuple[StaticConfig, 
 
 
 def _read_limit(path: Path) -> int:
-    """After how many tokens a tokenizer cuts a text: at most MAX_LENGTH."""
+    """Returns the number of tokens after which a tokenizer cuts a text: at most MAX_LENGTH."""
     from tokenizers import Tokenizer
 
     if not path.is_file():

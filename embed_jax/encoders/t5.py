@@ -1,7 +1,4 @@
-"""T5's encoder (Raffel et al. 2020), the backbone of Sentence-T5, GTR and INSTRUCTOR.
-
-Its decoder is not read.
-"""
+"""T5's encoder without its decoder (Raffel et al. 2020): Sentence-T5, GTR and INSTRUCTOR."""
 
 from __future__ import annotations
 
@@ -31,12 +28,12 @@ class T5Config:
         head_size: of queries, keys and values; heads don't have to make up the hidden size.
         max_positions: the most tokens that a sentence may have; no parameters depend on it.
         relative_buckets: rows of the bias by distance, shared by all layers.
-        relative_distance: from where on all distances are one bucket.
-        gated: gelu(gate(x)) * up(x) inside the feed-forward layers, as from T5 1.1 on, instead of
-            relu(inner(x)).
-        hidden_dropout, attention_dropout: rates when a dropout key is given; one and the same in
-            config.json.
-        initializer_factor: of the initial weights' standard deviations.
+        relative_distance: distances from this one on share one bucket.
+        gated: whether the feed-forward layers compute gelu(gate(x)) * up(x), as from T5 1.1 on,
+            instead of relu(inner(x)).
+        hidden_dropout, attention_dropout: rates when a dropout key is given; config.json has a
+            single rate for both.
+        initializer_factor: a factor of the initial weights' standard deviations.
     """
 
     family: str = "t5"
@@ -83,11 +80,10 @@ class T5(Stack):
     def __call__(
         self, tokens: TokenBatch, key: PRNGKeyArray | None = None, every_layer: bool = False
     ) -> Float[Array, "*L R T D"]:
-        """Hidden states after the last layer, or of every layer with a leading axis L.
+        """Returns hidden states after the last layer, or after every layer with a leading axis L.
 
-        Dtype `self.dtype`.
-
-        The final norm is over each of them, as if that layer were the last.
+        They are of the dtype `self.dtype`. The final norm is applied to each layer's states, as if
+        that layer were the last.
         """
         config = self.config
         outer_key, layer_keys = self.split(key)
@@ -113,7 +109,7 @@ class T5(Stack):
 
 
 class Embeddings(nn.Module):
-    """The tokens' vectors, and nothing else: positions are in the attention's bias."""
+    """The tokens' vectors without positions, which are in the attention's bias."""
 
     config: T5Config
     dtype: Any
@@ -127,9 +123,9 @@ class Embeddings(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward, each with a norm before it, dropout and residual after.
+    """Attention and feed-forward, each with a norm before it and dropout and residual after it.
 
-    Scores are not scaled.
+    Attention scores are not scaled.
     """
 
     config: T5Config
@@ -167,8 +163,8 @@ class Layer(nn.Module):
 
         normed = norm("attention_norm")(x)
         heads = (*x.shape[:-1], config.num_heads, config.head_size)
-        # Queries start so small because scores are not divided by the square root of the head's
-        # size.
+        # The initial queries are small because scores are not divided by the square root of the
+        # head's size.
         query = linear(width, hidden_size * config.head_size, "query")(normed).reshape(heads)
         key_, value = (
             linear(width, hidden_size, name)(normed).reshape(heads) for name in ("key", "value")
@@ -206,9 +202,9 @@ class Layer(nn.Module):
         return x, x if self.every_layer else None
 
 
-# ---- Hugging Face: config.json and tensor names -------------------------------------------------------------
+# ---- Hugging Face: config.json and tensor names --------------------------------------------------
 
-FIELDS = {  # ours: config.json's
+FIELDS = {  # our field -> config.json's
     "vocab_size": "vocab_size",
     "hidden_size": "d_model",
     "num_layers": "num_layers",
@@ -223,27 +219,27 @@ FIELDS = {  # ours: config.json's
     "initializer_factor": "initializer_factor",
     "pad_token_id": "pad_token_id",
 }
-FEED_FORWARD = {"relu": False, "gated-gelu": True}  # config.json's feed_forward_proj: gated
+FEED_FORWARD = {"relu": False, "gated-gelu": True}  # config.json's feed_forward_proj -> gated
 
 
 def read_config(config_json: Mapping[str, Any]) -> T5Config:
-    """The encoder's configuration in a config.json of T5.
+    """Reads the encoder's fields of a config.json of T5.
 
     Raises:
-        InputError: a field is missing, or says what is not supported.
+        InputError: a field is missing, or has a value that is not supported.
     """
     check_switches(config_json, {"is_decoder": False})
     kind = config_json.get("feed_forward_proj") or "relu"
     if kind not in FEED_FORWARD:
         raise InputError(f"config.json: {unknown('feed_forward_proj', kind, FEED_FORWARD)}")
-    if config_json.get("n_positions") is None:  # newer files have none
+    if config_json.get("n_positions") is None:  # newer files lack it
         config_json = {**config_json, "n_positions": T5Config.max_positions}
     config = T5Config(**read_fields(config_json, FIELDS), gated=FEED_FORWARD[kind])
     return dataclasses.replace(config, attention_dropout=config.hidden_dropout)
 
 
 def write_config(config: T5Config) -> dict[str, Any]:
-    """config.json's fields."""
+    """Returns config.json's fields."""
     fields = {hf_name: getattr(config, name) for name, hf_name in FIELDS.items()}
     kind = next(name for name, gated in FEED_FORWARD.items() if gated == config.gated)
     return fields | {"feed_forward_proj": kind, "is_encoder_decoder": False}
@@ -271,15 +267,14 @@ T5_ENCODER = Family(
     read_config=read_config,
     write_config=write_config,
     tensors=TENSORS,
-    older=(
-        {**TENSORS, "embeddings/token": "encoder.embed_tokens"},
-    ),  # files that hold it under this name only
+    # Some files have the table under this name only.
+    older=({**TENSORS, "embeddings/token": "encoder.embed_tokens"},),
     prefixes=("transformer.",),
     ignored=(
         r"(encoder\.embed_tokens|shared)\.weight",
         r"(decoder|lm_head|classifier|classification_head)\..*",
     ),
-    # As bert.SHARDING.
+    # See bert.SHARDING.
     sharding=(
         (r"layers/(query|key|value|inner|gate|up)/kernel", (None, "fsdp", "tensor")),
         (r"layers/(output|down)/kernel", (None, "tensor", "fsdp")),

@@ -1,7 +1,4 @@
-"""Settings of a Transformer module's texts.
-
-The file is sentence_bert_config.json, under the names of versions 2 to 6.
-"""
+"""Settings of a Transformer module's texts: sentence_bert_config.json of versions 2 to 6."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from embed_jax.encoders.weights import read_json, write_json
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
 
-# The first that is there counts; version 2 named it by the model, before that was given up
+# The first that is there counts; version 2 named the file after the kind of model
 FILES = (
     "sentence_bert_config.json",
     "sentence_roberta_config.json",
@@ -55,7 +52,7 @@ TASKS = {  # of version 6: what the model's forward gives, and what the module m
     "feature-extraction": ("last_hidden_state", "token_embeddings"),
     "sequence-classification": ("logits", "scores"),
 }
-# Of multi-vector models, or more than a text as it is; null or empty where they are not used.
+# Fields of multi-vector models and of inputs other than plain texts; null or empty if not used.
 UNSUPPORTED = (
     "processing_kwargs",
     "query_length",
@@ -83,9 +80,9 @@ class TextConfig:
     """Fields of the file.
 
     Attributes:
-        max_length: tokens after which a text is cut; 0: it does not say.
+        max_length: tokens after which a text is cut; 0: not set.
         lower_case: whether texts are put into lower case.
-        changes: fields of config.json that are to be others.
+        changes: values that replace those of config.json, by field.
     """
 
     max_length: int = 0
@@ -97,7 +94,8 @@ def read_text_config(directory: Path, task: str = "feature-extraction") -> TextC
     """Reads a Transformer's settings of texts; the defaults if it has no such file.
 
     Args:
-        task: of TASKS, the purpose of the Transformer.
+        directory: the Transformer's directory.
+        task: the purpose of the Transformer, one of TASKS.
 
     Raises:
         InputError: a field that is unknown or has a value that is not supported.
@@ -134,7 +132,7 @@ def read_text_config(directory: Path, task: str = "feature-extraction") -> TextC
 
 
 def write_text_config(directory: Path, config: TextConfig) -> None:
-    """Writes the file as every version from 3 on reads it."""
+    """Writes the file in a form that all versions from 3 on read."""
     fields = {"max_seq_length": config.max_length, "do_lower_case": config.lower_case}
     write_json(
         directory / FILES[0], fields | ({CONFIG: dict(config.changes)} if config.changes else {})
@@ -142,7 +140,11 @@ def write_text_config(directory: Path, config: TextConfig) -> None:
 
 
 def _check_task(path: Path, config: Mapping[str, Any], task: str) -> None:
-    """Raises an InputError unless texts go in as they are, and what comes out is what the task gives."""
+    """Checks that the Transformer reads plain texts and gives the output of the task.
+
+    Raises:
+        InputError: it does not.
+    """
     output, name = TASKS[task]
     for field, expected in (("transformer_task", task), ("module_output_name", name)):
         value = config.get(field)

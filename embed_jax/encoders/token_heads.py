@@ -1,6 +1,6 @@
-"""Heads that predict tokens, on disk.
+"""Reads and writes heads that predict tokens, in model.safetensors.
 
-Heads of masked language models and decoders' output layers, in model.safetensors.
+They are the heads of masked language models, and decoders' output layers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from embed_jax.types import Params
 
 
 def _names(dense: str, norm: str, bias: str) -> dict[str, str]:
-    """Of a head as `mlm.init_head` makes it."""
+    """Returns Hugging Face's tensors of the parameters that `mlm.init_head` makes, by our path."""
     return {
         "dense/kernel": f"{dense}.weight",
         "dense/bias": f"{dense}.bias",
@@ -50,11 +50,11 @@ OUTPUT_LAYER = {"lm_head": "lm_head.weight"}
 
 
 def head_tensors(config: Any, params: Params) -> dict[str, np.ndarray]:
-    """Tensors under Hugging Face's names, float32; {} for a family whose models have no such head.
+    """Returns a head's tensors, float32, by Hugging Face's names; {} if the family has no head.
 
     Args:
         config: the backbone's.
-        params: of `token_objectives.build_predictor`.
+        params: the parameters of `token_objectives.build_predictor`.
     """
     names, flat = _head_names(config), flatten_dict(jax.device_get(params), sep="/")
     if not flat.keys() <= names.keys():
@@ -67,10 +67,10 @@ def head_tensors(config: Any, params: Params) -> dict[str, np.ndarray]:
 
 
 def read_head(directory: Path, config: Any, shapes: Params) -> Params | None:
-    """The parameters that predict tokens in the weights of a model directory, or None if they are not there.
+    """Reads the parameters that predict tokens from a model's weights; None if they are not there.
 
     Args:
-        directory: as in `read.read_model`; of an adapter the base's weights are looked at.
+        directory: see `read.read_model`; for an adapter the base's weights are read.
         config: the backbone's.
         shapes: the parameters' arrays or `jax.ShapeDtypeStruct`s.
 

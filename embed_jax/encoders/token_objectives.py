@@ -1,12 +1,12 @@
-"""Objectives on an encoder's tokens, by themselves or beside a loss: what was hidden, or what comes next.
+"""Objectives that predict an encoder's tokens, hidden or next ones, beside a loss or without one.
 
-mlm()
-mntp(rate=0.2)
-mntp(rate=0.8, mask=1.0, random=0.0)
-next_token()
+    mlm()
+    mntp(rate=0.2)
+    mntp(rate=0.8, mask=1.0, random=0.0)
+    next_token()
 
-Each is a function of its settings that gives a `TokenObjective`: of an encoder and its tokenizer,
-an `Auxiliary`. Logits are float32, and those of a block of tokens at a time.
+Each is a function of its settings that returns a `TokenObjective`, which makes an `Auxiliary` from
+an encoder and its tokenizer. Logits are float32, and computed for a block of tokens at a time.
 """
 
 from __future__ import annotations
@@ -27,28 +27,27 @@ from embed_jax.registry import REGISTRY, called
 from embed_jax.types import Auxiliary, Encoder, Params, TokenBatch
 
 TokenObjective = Callable[[Encoder, Any], Auxiliary]
-"""`(encoder, tokenizer) -> objective`; the tokenizer is transformers', which knows its mask and special tokens."""
+"""`(encoder, tokenizer) -> objective`; transformers' tokenizer has the mask and special tokens."""
 
-EVERY_TIME = 0  # seed of the choice where there is no key
+EVERY_TIME = 0  # seed of the choice of hidden tokens without a key
 BLOCK = 2**26  # logits that exist at once: 256 MB
 FINAL_SOFTCAPS = {"gemma2": 30.0}  # c: logits l become c tanh(l / c)
-BLANK = "_"  # in the place of a mask token that a decoder's tokenizer lacks, as LLM2Vec has it
+BLANK = "_"  # LLM2Vec's mask token for decoders' tokenizers, which have no mask token
 
 
-# ---- objectives by name --------------------------------------------------------------------------------------
+# ---- objectives by name --------------------------------------------------------------------------
 
 
 def mlm(
     rate: float = 0.15, mask: float = MASKED, random: float = RANDOM, mask_token: str = ""
 ) -> TokenObjective:
-    """Masked language modelling (Devlin et al. 2019, section 3.1).
-
-    A hidden token from its own state.
+    """Masked language modelling (Devlin et al. 2019): predicts a hidden token from its own state.
 
     Args:
-        rate: share of the tokens, special ones aside, that are to be predicted.
-        mask, random: shares of these that become the mask, and any token; the others stay.
-        mask_token: "": the tokenizer's own.
+        rate: the share of the tokens, without special ones, that are predicted.
+        mask: the share of these that become the mask token.
+        random: the share of these that become a random token; the others stay.
+        mask_token: the token that hides others; "": the tokenizer's own mask token.
     """
     return functools.partial(
         _hidden_token_auxiliary,
@@ -65,14 +64,15 @@ def mntp(
 ) -> TokenObjective:
     """Masked next-token prediction (BehnamGhader et al. 2024, "LLM2Vec", section 2.1).
 
-    A hidden token from the state of the token before it. The first token of a sentence is never
-    hidden.
-
-    The paper's Mistral has rate 0.8 with mask 1.
+    It predicts a hidden token from the state of the token before it; the first token of a sentence
+    is never hidden. The paper's Mistral has rate 0.8 with mask 1.
 
     Args:
-        rate, mask, random: see `mlm`.
-        mask_token: "": the tokenizer's own, and "_" where it has none.
+        rate: see `mlm`.
+        mask: see `mlm`.
+        random: see `mlm`.
+        mask_token: the token that hides others; "": the tokenizer's own mask token, or "_" if it
+            has none.
     """
     mask_token = mask_token or None
     return functools.partial(
@@ -86,40 +86,45 @@ def mntp(
 
 
 def next_token() -> TokenObjective:
-    """Causal language modelling: each token from the state of the one before it, in the same sentence."""
+    """Causal language modelling: predicts each token of a sentence from the one before it."""
     return _next_token_auxiliary
 
 
 def is_token_objective(expression: str) -> bool:
-    """Tells whether an expression such as a config's `loss.name` names a token objective."""
+    """Tells whether an expression such as a config's `loss.name` names a token objective.
+
+    >>> is_token_objective("mntp(rate=0.2)"), is_token_objective("info_nce()")
+    (True, False)
+    """
     return expression.partition("(")[0].strip() in REGISTRY["token_objective"]
 
 
 def build_token_objective(expression: str) -> TokenObjective:
-    """The objective that an expression names, such as "mntp(rate=0.2)".
+    """Builds the objective that an expression such as "mntp(rate=0.2)" names.
 
     Raises:
-        InputError: naming what cannot be used, and what is accepted.
+        InputError: the expression cannot be used; the message says why, and what is accepted.
     """
     return called("token_objective", expression)
 
 
-# ---- how they are computed -----------------------------------------------------------------------------------
+# ---- how they are computed -----------------------------------------------------------------------
 
 
 def mlm_auxiliary(
     encoder: Encoder, mask_id: int, special_ids: Sequence[int], rate: float = 0.15
 ) -> Auxiliary:
-    """Masked language modelling of the batch's own texts, for `parallel.gather.global_loss`.
+    """Builds masked language modelling of the batch's own texts, for `parallel.gather.global_loss`.
 
-    A group is encoded a second time with tokens hidden, and the mean cross entropy of what they
-    were is taken over all hidden tokens of the global batch. Metric: "accuracy". Logits exist for
-    the hidden tokens only.
+    A group is encoded a second time with tokens hidden. The loss is the mean cross entropy of the
+    hidden tokens over the global batch; the metric is "accuracy". Logits are computed for the
+    hidden tokens only.
 
     Args:
+        encoder: the encoder, which needs token states.
         mask_id: the mask token's id.
         special_ids: tokens that are never hidden.
-        rate: share of the others that are.
+        rate: the share of the other tokens that are hidden.
 
     Raises:
         InputError: for a rate outside (0, 1], a tokenizer without mask token, or an encoder without
@@ -129,17 +134,17 @@ def mlm_auxiliary(
 
 
 def token_table(encoder_params: Params) -> Float[Array, "V W"]:
-    """The table of token embeddings."""
+    """Returns the table of token embeddings."""
     return encoder_params["backbone"]["embeddings"]["token"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-    """A function that makes logits of token states.
+    """The output layer of a model that predicts tokens.
 
     Attributes:
-        init: `key -> params`: its own parameters.
-        logits: `(params, states [K, H], table [V, W]) -> [K, V]`.
+        init: `key -> params`: makes its own parameters.
+        logits: `(params, states [K, H], table [V, W]) -> [K, V]`: computes logits.
     """
 
     init: Callable[[PRNGKeyArray], Params]
@@ -147,9 +152,10 @@ class Predictor:
 
 
 def build_predictor(encoder: Encoder) -> Predictor:
-    """A decoder's own output layer, which is its table or {"lm_head": [V, H]}.
+    """Returns the output layer that fits an encoder.
 
-    BERT's head, of encoders like it.
+    For a decoder it is the product with the table of embeddings or with {"lm_head": [V, H]}, for an
+    encoder like BERT the head of `mlm.init_head`.
 
     Raises:
         InputError: for an encoder that has neither.
@@ -189,12 +195,23 @@ def token_cross_entropy(
     *,
     block: int,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """sum_k w_k (logsumexp_v l_kv - l_{k, wanted_k}), and sum_k w_k [argmax_v l_kv = wanted_k].
+    """Computes the weighted sums of cross entropies and of correct predictions.
+
+    sum_k w_k (logsumexp_v l_kv - l_{k, y_k}) and sum_k w_k [argmax_v l_kv = y_k], for logits l,
+    targets y and weights w.
+
+    >>> states = jnp.array([[0.0, 1.0], [0.0, 0.0]])  # which are the logits too
+    >>> targets, weights = jnp.array([1, 0]), jnp.array([1.0, 0.0])
+    >>> token_cross_entropy(lambda x: x, states, targets, weights, block=1)[1].item()
+    1.0
 
     Args:
-        logits: of states; differentiated, with what it closes over.
-        block: tokens whose logits exist at once, made again in the backward pass; all, and once, if
-            there are no more.
+        logits: computes the logits of states; its closure is differentiated too.
+        states: the states of K tokens.
+        targets: the tokens to predict.
+        weights: the tokens' weights.
+        block: the number of tokens whose logits are in memory at once. If there are more tokens,
+            logits are computed again in the backward pass.
     """
 
     def sums(part):
@@ -231,7 +248,7 @@ def _hidden_token_auxiliary(
 
 
 def _mask_id(tokenizer: Any, mask_token: str | None, name: str) -> int | None:
-    """The mask's id; `mask_token` "": the tokenizer's own, None: that or BLANK."""
+    """Returns the mask's id; `mask_token` "": the tokenizer's own; None: that or BLANK."""
     token = mask_token or tokenizer.mask_token or (BLANK if mask_token is None else None)
     if token is None:
         raise InputError(
@@ -252,7 +269,7 @@ def _masked_auxiliary(
     random: float,
     before: int,
 ) -> Auxiliary:
-    """Hidden tokens predicted from the states of the tokens this many places `before` them."""
+    """Builds the prediction of hidden tokens from states `before` positions before them."""
     name = "mntp" if before else "mlm"
     for what, value in (("mask", mask), ("random", random)):
         if not _is_number(value) or not 0 <= value <= 1:
@@ -298,8 +315,7 @@ def _masked_auxiliary(
 def _next_token_auxiliary(encoder: Encoder, tokenizer: Any) -> Auxiliary:
     if not getattr(encoder.config, "causal", False):
         raise InputError(
-            "next_token: expected a causal encoder, found one whose states have seen the tokens "
-            "after"
+            "next_token: expected a causal encoder, found one whose states depend on later tokens"
         )
     head = build_predictor(encoder)
 
@@ -325,7 +341,7 @@ def _next_token_auxiliary(encoder: Encoder, tokenizer: Any) -> Auxiliary:
 def _states(
     encoder: Encoder, encoder_params: Params, tokens: TokenBatch, key, read
 ) -> Float[Array, "S H"]:
-    """The last layer's, of all slots of a group one after the other."""
+    """Returns the last layer's states of all slots of a group, flat."""
     hidden = encoder.hidden(encoder_params, tokens, key, **({} if read is None else {"read": read}))
     return hidden.reshape(-1, hidden.shape[-1])
 
@@ -333,7 +349,7 @@ def _states(
 def _sums(
     head: Predictor, params: Params, encoder_params: Params, states, targets, weights
 ) -> tuple:
-    """An auxiliary objective's result."""
+    """Returns an auxiliary objective's result: a sum, its weight, and the metrics' sums."""
     table = token_table(encoder_params)
     total, correct = token_cross_entropy(
         lambda states: head.logits(params, states.astype(jnp.float32), table),

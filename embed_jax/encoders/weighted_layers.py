@@ -1,7 +1,4 @@
-"""A weighted mean of the layers' token states, before they are pooled.
-
-Sentence-transformers' WeightedLayerPooling.
-"""
+"""A weighted mean of the layers' token states; sentence-transformers' WeightedLayerPooling."""
 
 from __future__ import annotations
 
@@ -16,10 +13,15 @@ from embed_jax.types import Params
 
 @dataclasses.dataclass(frozen=True)
 class WeightedLayers:
-    r"""sum_l w_l x_l / sum_l w_l over the layers l from `start` on, with trained weights w.
+    """Computes sum_l w_l x_l / sum_l w_l over the layers l from `start` on, with trained weights w.
 
-    Layer 0 are the embeddings that the first layer reads; the last one's states are those after the
-    backbone's final norm, if it has one, as transformers counts its `hidden_states`.
+    Layer 0 is the embeddings that the first layer reads; the last layer's states are those after
+    the backbone's final norm, if it has one, as in transformers' `hidden_states`.
+
+    >>> head = WeightedLayers(width=2, num_layers=2, start=1)
+    >>> hidden = jnp.stack([jnp.full((1, 1, 2), x) for x in (9.0, 1.0, 3.0)])
+    >>> head.apply(head.init(jax.random.key(0)), hidden).tolist()
+    [[[2.0, 2.0]]]
 
     Attributes:
         width: D, of the token states.
@@ -38,11 +40,11 @@ class WeightedLayers:
             )
 
     def init(self, key: PRNGKeyArray) -> Params:
-        """Equal weights, float32."""
+        """Returns equal weights, float32."""
         return {"weights": jnp.ones(self.num_layers + 1 - self.start)}
 
     def apply(self, params: Params, hidden: Float[Array, "L R T D"]) -> Float[Array, "R T D"]:
-        """The states to pool, in float32, from those of the embeddings and of every layer."""
+        """Returns the states to pool, float32, from those of the embeddings and of every layer."""
         weights = params["weights"].astype(jnp.float32)
         states = hidden[self.start :].astype(jnp.float32)
         return jnp.einsum("l,lrtd->rtd", weights, states, precision="highest") / weights.sum()

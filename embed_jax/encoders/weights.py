@@ -1,6 +1,6 @@
-"""safetensors files <-> a backbone's parameter tree, by the family's table of names.
+"""Reads and writes a backbone's parameter tree as safetensors files, by the family's names.
 
-Strict both ways.
+Reading is strict: a missing tensor is an error, and so is an extra one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from embed_jax.types import Params, Put, Read, param_dtype
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-SHARD_BYTES = 5 * 10**9  # as transformers', long its limit
+SHARD_BYTES = 5 * 10**9  # for many versions transformers' limit too
 DTYPES = {  # by safetensors' names
     "BOOL": np.dtype(np.bool_),
     **{
@@ -36,18 +36,19 @@ DTYPES = {  # by safetensors' names
     **{f"F{8 * size}": np.dtype(f"f{size}") for size in (2, 4, 8)},
     "BF16": np.dtype(jnp.bfloat16),
 }
-OLD_NORM = {"gamma": "weight", "beta": "bias"}  # as the first BERT's checkpoints have them
+OLD_NORM = {"gamma": "weight", "beta": "bias"}  # names in the checkpoints of the first BERT
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
 def open_tensors(directory: Path) -> dict[str, np.ndarray]:
-    """The tensors of `model.safetensors`, or of the shards that `model.safetensors.index.json` names; none is read yet.
+    """Opens the tensors of `model.safetensors` or of its shards, without reading their data.
 
-    Each is a read-only array over the file itself: a slice of it reads its own bytes only.
+    Each is a read-only array over the file itself: a slice of it reads its own bytes only. The
+    shards are those that `model.safetensors.index.json` names.
 
     Raises:
-        InputError: no such file, a damaged, truncated or missing shard, a tensor that stands in two
-            shards.
+        InputError: there is no such file, a shard is damaged, truncated or missing, or a tensor is
+            in two shards.
     """
     if (directory / WEIGHTS).is_file():
         return open_safetensors(directory / WEIGHTS)
@@ -88,7 +89,7 @@ def _open_shards(directory: Path) -> dict[str, np.ndarray]:
 
 
 def open_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of one file, as in `open_tensors`.
+    """Opens the tensors of one file; see `open_tensors`.
 
     Raises:
         InputError: the file is missing, truncated or otherwise damaged, or has a tensor of an
@@ -117,9 +118,11 @@ def open_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_header(path: Path) -> tuple[int, dict[str, tuple[str, tuple[int, ...], int, int]]]:
-    """Reads the start of a file's data, and each tensor's dtype, shape and position in it.
+    """Reads a file's header.
 
-    First byte, end.
+    Returns:
+        The position of the data in the file, and each tensor's dtype, shape, first byte and end in
+        the data.
     """
     size = path.stat().st_size
     with open(path, "rb") as file:
@@ -145,23 +148,24 @@ def _read_header(path: Path) -> tuple[int, dict[str, tuple[str, tuple[int, ...],
 
 
 def read_tensors(directory: Path) -> dict[str, np.ndarray]:
-    """The tensors of `open_tensors`, read as a whole."""
+    """Reads the tensors of `open_tensors` into memory."""
     return {name: np.array(value) for name, value in open_tensors(directory).items()}
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of `open_safetensors`, read as a whole."""
+    """Reads the tensors of `open_safetensors` into memory."""
     return {name: np.array(value) for name, value in open_safetensors(path).items()}
 
 
 def read_json(path: Path, kinds: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """A JSON file's object.
+    """Reads a JSON file's object.
 
     Args:
-        kinds: of the fields that are read from it, of `json_fields`.
+        path: the file.
+        kinds: the kinds of the fields that are read from it, a table of `json_fields`.
 
     Raises:
-        InputError: no such file, no JSON, no object, or a field of another type.
+        InputError: there is no such file, it is not a JSON object, or a field is of another type.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -175,15 +179,12 @@ def read_json(path: Path, kinds: Mapping[str, str] | None = None) -> dict[str, A
 
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray], **metadata: str) -> None:
-    """Writes tensors so that transformers' and sentence-transformers' torch classes read them.
-
-    `metadata` beside.
-    """
+    """Writes tensors and metadata so that torch classes of transformers read them."""
     from safetensors.numpy import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    # With the mode that any new file gets; safetensors puts one in its place that only its owner
-    # reads
+    # The file gets the mode of any new file; safetensors replaces it by one that only its owner can
+    # read.
     path.touch()
     mode = path.stat().st_mode
     plain = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
@@ -197,8 +198,10 @@ def write_tensors(
     """Writes `model.safetensors`, or shards and their index as transformers lays them out.
 
     Args:
-        shard_bytes: the most that a shard holds, unless a single tensor is larger; a model of no
-            more is one file.
+        directory: the directory to write to.
+        tensors: the tensors by name.
+        shard_bytes: the largest size of a shard, unless a single tensor is larger; a model of at
+            most this size is one file.
     """
     shards: list[dict[str, np.ndarray]] = [{}]
     size = 0  # of the last shard
@@ -222,7 +225,7 @@ def write_tensors(
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes indented JSON, making the folder if need be."""
+    """Writes indented JSON, and makes the folder if it does not exist."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -235,19 +238,20 @@ def params_from_tensors(
     *,
     put: Put | None = None,
 ) -> Params:
-    """The backbone's tree from tensors under Hugging Face's names.
+    """Makes the backbone's tree from tensors under Hugging Face's names.
 
-    All of them are checked before one is read.
+    All tensors are checked before the first one is read.
 
     Args:
+        family: the backbone's family.
         shapes: the tree's arrays or `jax.ShapeDtypeStruct`s; layers stacked on the leading axis of
             "layers".
-        tensors: as in `open_tensors`.
-        where: for messages.
-        put: makes each leaf; its `read` gives a slice in our own layout (layers stacked, kernels
-            transposed, the parts of a fused tensor apart) and the stored dtype, float32 where that
-            differs between layers, and reads that slice only. None: NumPy arrays, bfloat16 as it
-            is and other floats as float32.
+        tensors: the tensors of a model; see `open_tensors`.
+        where: the file or directory, for messages.
+        put: makes each leaf from its path, shape, stored dtype (float32 if layers differ) and a
+            function that reads only a slice of it, in our layout (layers stacked, kernels
+            transposed, the parts of a fused tensor apart). None: NumPy arrays, where bfloat16 stays
+            and other floats become float32.
 
     Raises:
         InputError: a tensor is missing, extra, there twice, of another shape, or not of floats.
@@ -293,7 +297,8 @@ def params_from_tensors(
     )
     if extra:
         raise InputError(
-            f"{where}: unexpected tensor {_summarize(extra)}: config.json describes a model without it"
+            f"{where}: unexpected tensor {_summarize(extra)}: "
+            "config.json describes a model without it"
         )
     put = put or _read_whole
     return unflatten_dict(
@@ -303,9 +308,11 @@ def params_from_tensors(
 
 
 def _reader(shape: tuple[int, ...], views: list[np.ndarray]) -> tuple[np.dtype, Read]:
-    """The dtype of a leaf, and what reads a slice of it.
+    """Returns a leaf's dtype and a function that reads a slice of it.
 
-    Of one tensor, or of one for each layer.
+    Args:
+        shape: the leaf's shape.
+        views: the one tensor of the leaf, or one for each layer.
     """
     dtypes = {view.dtype for view in views}
     dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
@@ -323,9 +330,9 @@ def _read_whole(path: str, shape: tuple[int, ...], dtype: np.dtype, read: Read) 
 
 
 def tensors_from_params(family: Family, params: Params) -> dict[str, np.ndarray]:
-    """The inverse of `params_from_tensors`.
+    """Returns tensors under Hugging Face's names, in the parameters' dtypes.
 
-    Tensors under Hugging Face's names, of the parameters' own dtypes.
+    It inverts `params_from_tensors`.
     """
     parts: dict[str, dict[int, np.ndarray]] = {}
     for path, leaf in flatten_dict(jax.device_get(params), sep="/").items():
@@ -343,7 +350,7 @@ def tensors_from_params(family: Family, params: Params) -> dict[str, np.ndarray]
 
 
 def _table(family: Family, tensors: Mapping[str, np.ndarray]) -> Mapping[str, str | Part]:
-    """The family's table most of whose names are among those found."""
+    """Returns the family's table that has the most names in common with the tensors."""
     modules = {re.sub(r"\.\d+\.", ".{}.", name).rpartition(".")[0] for name in tensors}
 
     def matches(table: Mapping[str, str | Part]) -> int:
@@ -356,7 +363,12 @@ def _table(family: Family, tensors: Mapping[str, np.ndarray]) -> Mapping[str, st
 
 
 def _source(table: Mapping[str, str | Part], path: str) -> tuple[str, bool, int, int]:
-    """Hugging Face's name of our leaf, whether theirs is transposed, which part of it ours is, and of how many."""
+    """Returns the tensor that has our leaf.
+
+    Returns:
+        Hugging Face's name, whether the tensor is transposed, the index of our leaf among the
+        tensor's parts, and the number of parts.
+    """
     module, leaf = (path, "table") if path in table else path.rsplit("/", 1)
     entry = table[module]
     part = entry if isinstance(entry, Part) else Part(entry, 0, 1)

@@ -1,7 +1,4 @@
-"""Writes a model's directory, which sentence-transformers and transformers read.
-
-Whole or not at all.
-"""
+"""Writes a model's directory, whole or not at all, for sentence-transformers and transformers."""
 
 from __future__ import annotations
 
@@ -39,17 +36,12 @@ from embed_jax.types import Params
 
 SETTINGS = "config_sentence_transformers.json"
 DEFAULT_SETTINGS = EncodingSettings()
-REPLACED = {
-    "README.md",
-    ".gitattributes",
-    "config.json",
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-}  # of a model there before
+# Files of an earlier model that may be replaced, even if the new one lacks them
+REPLACED = {"README.md", ".gitattributes", "config.json", ADAPTER_CONFIG, ADAPTER_WEIGHTS}
 
 
 class SavesItself(Protocol):
-    """A tokenizer, as far as writing a model is concerned."""
+    """A tokenizer that can be written to a directory."""
 
     def save(self, directory: Path) -> None: ...
 
@@ -65,30 +57,31 @@ def write_model(
     shard_bytes: int = SHARD_BYTES,
     extra_tensors: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """Writes a directory that sentence-transformers, `read_model` and (without the pooling) transformers read.
+    """Writes a directory for sentence-transformers, `read_model`, and transformers (no pooling).
 
-    Tensors have the parameters' dtypes. It is made beside and renamed, so `directory` holds a whole
-    model or what it held before. A model there before is replaced; a directory with anything else
-    in it is not touched. The "first_last_mean" pooling and a LatentAttention are ours only:
-    sentence-transformers refuses such a model. A static encoder is written as a StaticEmbedding. Of
-    an encoder with an adapter only the adapter is written, as sentence-transformers does, in PEFT's
-    format; the backbone must be that of `settings.base`. Kernels in eight bits are written in
-    float32.
+    Tensors have the parameters' dtypes. A temporary directory is written first and then renamed, so
+    `directory` holds a whole model or its earlier content. An earlier model is replaced; a
+    directory with anything else in it is not changed. The "first_last_mean" pooling and a
+    LatentAttention are ours only: sentence-transformers refuses such a model. A static encoder is
+    written as a StaticEmbedding. If an encoder has an adapter, only the adapter is written, in
+    PEFT's format, as by sentence-transformers; the backbone must be that of `settings.base`.
+    Kernels in eight bits are written in float32.
 
     Args:
-        spec, params: as in `build_encoder`; parameters of heads that the spec does not name are
-            left out.
+        directory: the directory to write.
+        spec: the encoder's.
+        params: the encoder's parameters; those of heads that the spec does not name are left out.
         settings: how texts are encoded and embeddings compared.
-        tokenizer: what writes the tokenizer's files.
+        tokenizer: writes the tokenizer's files.
         max_length: tokens, special ones included, after which a text is cut.
         shard_bytes: a larger backbone is written as shards of at most this many bytes.
-        extra_tensors: tensors to write beside the backbone's, under Hugging Face's names, such as those
-            of a language model's head; not beside an adapter.
+        extra_tensors: tensors to write beside the backbone's, under Hugging Face's names, such as
+            those of a language model's head; they are not written beside an adapter.
 
     Raises:
-        InputError: the directory cannot be written, or holds something that is no model; or prompts
-            of a static encoder are to be left out of pooling; or vectors are cut before the last
-            head; or an adapter's base is not found, or of another size.
+        InputError: the directory cannot be written, or holds anything but a model; or prompts of a
+            static encoder are to be left out of pooling; or vectors are cut before the last head;
+            or an adapter's base is not found, or of another size.
     """
     directory = Path(directory).absolute()
     written = list_modules(
@@ -115,13 +108,14 @@ def write_routes(
 ) -> None:
     """Writes a directory with a Router, as sentence-transformers does from version 5 on.
 
-    Atomic, as `write_model`.
+    It is written whole or not at all; see `write_model`.
 
     Args:
-        routes: what texts pass, by route, of `list_modules`; modules that share their parameters are
+        directory: the directory to write.
+        routes: each route's modules, from `list_modules`; modules that share their parameters are
             written once.
-        settings: of `settings_fields`.
-        rules: `default` and `tasks`, see `router.Routes`.
+        settings: the content of config_sentence_transformers.json, from `settings_fields`.
+        **rules: `default` and `tasks`; see `router.Routes`.
     """
     with replace_directory(directory) as temporary:
         structure: dict[str, list[tuple[str, str]]] = {}
@@ -138,13 +132,12 @@ def write_routes(
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """A module that is yet to be written.
+    """A module that is still to be written.
 
     Attributes:
-        kind: class name.
-        identity: what two modules have in common that are one: what they compute, and the arrays
-            they do it with.
-        write: writes it to its folder.
+        kind: the class name.
+        identity: equal for two modules that are the same one: their settings and their arrays are.
+        write: writes the module to its folder.
     """
 
     kind: str
@@ -162,7 +155,7 @@ def list_modules(
     shard_bytes: int = SHARD_BYTES,
     extra_tensors: Mapping[str, np.ndarray] | None = None,
 ) -> list[Module]:
-    """The modules of an encoder, in order; arguments as in `write_model`.
+    """Returns the modules of an encoder, in order; for the arguments see `write_model`.
 
     Raises:
         InputError: prompts of a static encoder are to be left out of pooling; or vectors are cut
@@ -186,7 +179,7 @@ def list_modules(
         else:
             changes = write_adapter(folder, spec, params[ADAPTER], settings.base) | _outputs(spec)
         tokenizer.save(folder)
-        if not static:  # whose limit is its tokenizer's
+        if not static:  # the limit of a static encoder is its tokenizer's
             write_text_config(folder, TextConfig(max_length, settings.lower_case, changes))
 
     def module(kind: str, write: Callable[[Path], None], what: Any, params: Params) -> Module:
@@ -222,7 +215,7 @@ def list_modules(
 
 
 def settings_fields(spec: EncoderSpec, settings: EncodingSettings) -> dict[str, Any]:
-    """The fields of a model's config_sentence_transformers.json."""
+    """Returns the fields of a model's config_sentence_transformers.json."""
     cut = spec.heads and isinstance(spec.heads[-1], Truncate)
     dims = list(settings.matryoshka_dims)
     return {
@@ -259,19 +252,20 @@ def _write_backbone(
 
 
 def _outputs(spec: EncoderSpec) -> dict[str, bool]:
-    """The field of config.json without which sentence-transformers leaves weights of layers unused."""
+    """Returns the field of config.json with which sentence-transformers uses weights of layers."""
     return {"output_hidden_states": True} if isinstance(spec.token_head, WeightedLayers) else {}
 
 
 @contextlib.contextmanager
 def replace_directory(directory: Path) -> Iterator[Path]:
-    """A new directory beside `directory` that takes its place when the block ends well, and is removed otherwise.
+    """Yields a temporary directory that replaces `directory` when the block ends without an error.
 
-    A model that stood there is moved aside first and removed last.
+    Otherwise the temporary directory is removed. An earlier model is moved aside first and removed
+    last.
 
     Raises:
-        InputError: the directory cannot be written, or holds anything but a model that the new one
-            replaces whole.
+        InputError: the directory cannot be written, or holds files of anything but a model, which
+            the new model would not replace.
     """
     directory = Path(directory).absolute()
     if directory.exists() and not directory.is_dir():
@@ -291,10 +285,7 @@ def replace_directory(directory: Path) -> Iterator[Path]:
 
 
 def _put_in_place(new: Path, directory: Path) -> None:
-    """Renames `new` to `directory`.
-
-    A model that stood there is moved aside first and removed last.
-    """
+    """Renames `new` to `directory`; an earlier model is moved aside first and removed last."""
     present = {path.name for path in directory.iterdir()} if directory.is_dir() else set()
     if not present:
         os.replace(new, directory)  # over an empty directory too

@@ -1,7 +1,4 @@
-"""Writes a cross-encoder's directory, which sentence-transformers and transformers read.
-
-Whole or not at all.
-"""
+"""Writes a cross-encoder's directory, whole or not at all, for sentence-transformers."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ from embed_jax.encoders.weights import (
 from embed_jax.encoders.write import SavesItself, replace_directory
 from embed_jax.types import Params
 
-# What sentence-transformers from version 6 on wants to know of a Transformer that classifies
+# Fields that sentence-transformers needs from version 6 on for a Transformer that classifies
 TASK = {
     "transformer_task": "sequence-classification",
     "modality_config": {"text": {"method": "forward", "method_output_name": "logits"}},
@@ -41,19 +38,24 @@ def write_classifier(
     lower_case: bool = False,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes a directory that sentence-transformers' CrossEncoder, `read_classifier` and transformers read.
+    """Writes a directory for sentence-transformers' CrossEncoder, `read_classifier`, transformers.
 
-    The limit and the activation stand where every version of sentence-transformers looks for them.
-    Tensors have the parameters' dtypes. What is there before is treated as by `write_model`.
+    The limit and the activation are where all versions of sentence-transformers look for them.
+    Tensors have the parameters' dtypes. For earlier content of the directory see `write_model`.
 
     Args:
-        spec, params: as in `build_classifier`.
-        tokenizer: what writes the tokenizer's files.
-        max_length, activation, prompt, lower_case: see SavedClassifier.
+        directory: the directory to write.
+        spec: the classifier's.
+        params: the classifier's parameters; see `build_classifier`.
+        tokenizer: writes the tokenizer's files.
+        max_length: see SavedClassifier.
+        activation: see SavedClassifier.
+        prompt: see SavedClassifier.
+        lower_case: see SavedClassifier.
         shard_bytes: a larger model is written as shards of at most this many bytes.
 
     Raises:
-        InputError: the directory cannot be written, or holds something that is no model.
+        InputError: the directory cannot be written, or holds anything but a model.
     """
     activation_class = modules.SCORE_ACTIVATIONS[activation]
     with replace_directory(directory) as temporary:
@@ -88,8 +90,5 @@ def write_classifier(
 
 
 def _full_name(name: str, prefix: str) -> str:
-    """transformers' name of a tensor.
-
-    The head's stand beside the backbone, whose names begin with its prefix.
-    """
+    """Returns transformers' name of a tensor: the backbone's have a prefix, the head's do not."""
     return name if name.startswith(("classifier.", "pre_classifier.")) else prefix + name

@@ -121,7 +121,7 @@ def _metadata(model: SentenceEncoder, precision: str) -> dict[str, str]:
     }
 
 
-# ---- the function that is exported ---------------------------------------------------------------------------
+# ---- the function that is exported ---------------------------------------------------------------
 
 
 def one_text_a_row(model: SentenceEncoder, dtype: Any = np.float32) -> tuple[Callable, Params]:
@@ -258,7 +258,7 @@ def _without_warnings() -> Iterator[None]:
         logging.disable(before)
 
 
-# ---- the file, run -------------------------------------------------------------------------------------------
+# ---- the file, run -------------------------------------------------------------------------------
 
 
 def encode_onnx(

@@ -127,7 +127,7 @@ class Graph:
         """The node whose output it is."""
         return None if tensor.known else self.made.get(tensor.data)
 
-    # ---- shapes ----------------------------------------------------------------------------------------------
+    # ---- shapes ----------------------------------------------------------------------------------
 
     def dimensions(self, sizes: Sequence[Size]) -> Tensor:
         """A shape as a tensor of int64."""
@@ -236,7 +236,7 @@ class Graph:
             return maker.inputs[0].standing_for(tensor.shape)
         return self.node("Cast", [tensor], tensor.sizes, dtype, to=dtype).standing_for(tensor.shape)
 
-    # ---- parts -----------------------------------------------------------------------------------------------
+    # ---- parts -----------------------------------------------------------------------------------
 
     def concatenate(self, parts: Sequence[Tensor], axis: int) -> Tensor:
         """One after the other along an axis."""
@@ -300,7 +300,7 @@ class Graph:
         sizes = (*tensor.sizes[:axis], new, *tensor.sizes[axis + 1 :])
         return self.node("Slice", [tensor, *limits], sizes, tensor.dtype).standing_for(shape)
 
-    # ---- the model -------------------------------------------------------------------------------------------
+    # ---- the model -------------------------------------------------------------------------------
 
     def model(
         self,

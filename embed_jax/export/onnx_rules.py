@@ -72,7 +72,7 @@ def _is(tensor: Tensor, number: float) -> bool:
     return tensor.known and tensor.data.size == 1 and tensor.data.item() == number
 
 
-# ---- element by element --------------------------------------------------------------------------------------
+# ---- element by element --------------------------------------------------------------------------
 
 UNARY = {
     "neg": "Neg",
@@ -192,7 +192,7 @@ def _select(graph: Graph, params: Any, which: Tensor, *cases: Tensor) -> Tensor:
     return elementwise(graph, "Where", [which, cases[1], cases[0]])
 
 
-# ---- shapes --------------------------------------------------------------------------------------------------
+# ---- shapes --------------------------------------------------------------------------------------
 
 
 @rule("reshape", views=True)
@@ -274,7 +274,7 @@ def _dim_as_value(graph: Graph, params: Any) -> Tensor:
     return graph.cast(graph.reshape(graph.dimensions([params["dim"]]), ()), np.int32)
 
 
-# ---- along axes ----------------------------------------------------------------------------------------------
+# ---- along axes ----------------------------------------------------------------------------------
 
 
 def _reduce(op: str) -> Callable[..., Tensor]:
@@ -340,7 +340,7 @@ def _gather(graph: Graph, params: Any, table: Tensor, index: Tensor) -> Tensor:
     return graph.node("Gather", [table, index], sizes, table.dtype, axis=axis)
 
 
-# ---- products ------------------------------------------------------------------------------------------------
+# ---- products ------------------------------------------------------------------------------------
 
 
 @rule("dot_general")

@@ -33,7 +33,10 @@ class ChatEndpoint(Server):
         key: str | None = None,
         timeout: float = 120.0,
     ):
-        """Makes a Server; `base_url` stands before /chat/completions or /v1/messages."""
+        """Makes a Server that posts to `base_url` + the path of the interface.
+
+        The path is OpenAI's "/chat/completions" or Anthropic's "/v1/messages".
+        """
         if interface == "openai":
             super().__init__(base_url, "/chat/completions", key=key, timeout=timeout)
         else:

@@ -68,7 +68,7 @@ def test_what_a_file_leaves_unsaid():
         ({"rope_parameters": {"rope_type": "longrope"}}, "rope_parameters.rope_type 'longrope'"),
         (
             {"rope_parameters": {"rope_type": "linear"}},
-            "rope_parameters has no factor, which rope_type 'linear' wants",
+            "rope_parameters has no factor, which rope_type 'linear' needs",
         ),
         ({"rope_parameters": LLAMA3 | {"high_freq_factor": None}}, "has no high_freq_factor"),
         (

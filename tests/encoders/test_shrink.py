@@ -116,7 +116,9 @@ def test_numbers_of_first_layers_that_cannot_be(model):
             keep_first_layers(*model, number)
     spec, params = model
     without = {"backbone": {"embeddings": params["backbone"]["embeddings"]}, "heads": {}}
-    with pytest.raises(InputError, match="layers 0,1: a backbone of the family 'bert' has none"):
+    with pytest.raises(
+        InputError, match="layers 0,1: a backbone of the family 'bert' has no layers"
+    ):
         keep_first_layers(spec, without, 2)
 
 

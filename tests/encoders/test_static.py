@@ -184,11 +184,11 @@ def test_what_cannot_be_used_is_refused(make, table, tmp_path):
     for tensors, message in (
         (
             {"embedding.weight": table.astype(np.int8)},
-            r"the table is int8 of shape .*; wanted floats \[V, D\]",
+            r"the table is int8 of shape .*; expected floats \[V, D\]",
         ),
         (
             {"embedding.weight": table, "bias": table[0]},
-            "found the tensors bias, embedding.weight; wanted embedding",
+            "found the tensors bias, embedding.weight; expected embedding",
         ),
         (
             {"embeddings": table, "mapping": np.array([0, len(table)])},
