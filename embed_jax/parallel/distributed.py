@@ -26,11 +26,11 @@ RESUMES = "the same command resumes from the last checkpoint"
 
 @contextlib.contextmanager
 def joined(hosts: Hosts) -> Iterator[None]:
-    """Within it, `jax.devices()` are those of all hosts. Enter it before anything touches a device.
+    """Joins several hosts: within it, `jax.devices()` are those of all hosts.
 
-    Ends the process itself if the work fails while other hosts are there, since they would be
-    waited for; and ends it when another host is lost, at most `hosts.heartbeat_timeout` seconds
-    after its last sign of life.
+    Enter it before anything touches a device. It ends the process itself if the work fails while
+    other hosts are there, since they would wait for it; and if another host is lost, at most
+    `hosts.heartbeat_timeout` seconds after its last sign of life.
 
     Args:
         hosts: `coordinator` "": this process only; "auto": those of a SLURM job, a TPU pod, Open
@@ -67,8 +67,7 @@ def _join(hosts: Hosts) -> None:
         if hosts.count < 1 or not 0 <= hosts.index < hosts.count:
             raise InputError(
                 "config.hosts: a coordinator needs a count of hosts and an index below it, found "
-                f"count {hosts.count} "
-                f"and index {hosts.index}"
+                f"count {hosts.count} and index {hosts.index}"
             )
         explicit = {
             "coordinator_address": hosts.coordinator,
@@ -96,7 +95,10 @@ class _LastWords:
 
     def __init__(self) -> None:
         me = jax.process_index()
-        line = f"error: host {me} was ended, most likely since host 0, the coordinator, was lost; {RESUMES}"
+        line = (
+            f"error: host {me} was ended, most likely since host 0, the coordinator, was lost; "
+            f"{RESUMES}"
+        )
         program = f"import sys\nif not sys.stdin.read(): print({line!r}, file=sys.stderr)"
         # In its own session, it outlives what ends this one.
         self._process = subprocess.Popen(
@@ -112,14 +114,14 @@ class _LastWords:
 
 
 def _client():
-    """The store that JAX keeps its hosts together with."""
+    """Returns the store that JAX keeps its hosts together with."""
     from jax._src.distributed import global_state
 
     return global_state.client
 
 
 def _read(key: str) -> str:
-    """The value of a key of the hosts' store; "" if it is not there."""
+    """Reads the value of a key of the hosts' store; "" if it is not there."""
     try:
         return _client().key_value_try_get(key)
     except Exception as error:
@@ -187,7 +189,9 @@ def _leave(status: int, message: str, last_words: _LastWords) -> NoReturn:
 
 
 def wait_for_hosts(what: str) -> None:
-    """Returns when every host has come here, so that all may read what the first one wrote before.
+    """Returns when every host has come here.
+
+    So all may read what the first one wrote before.
 
     Args:
         what: names the place in the program; every host gives the same.

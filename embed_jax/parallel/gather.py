@@ -1,4 +1,4 @@
-"""The global loss: groups encoded one by one on each device, embeddings of all examples compared, one mean.
+"""The global loss: groups encoded one by one on each device, then all examples compared.
 
 What makes the gradient the same on any number of devices:
 
@@ -39,12 +39,10 @@ from embed_jax.types import (
 )
 
 ReadParams = Callable[[Params], Params]
-AUXILIARY = (
-    2**20
-)  # added to an auxiliary objective's number in keys, which has it apart from layers' numbers
-DRAWN = (
-    2**21
-)  # the number, beyond any group's, that gives the key of what is drawn for the whole batch
+# Added to an auxiliary objective's number in keys, to tell it from layers' numbers.
+AUXILIARY = 2**20
+# Folded into the key of draws for the whole batch; larger than any group's number.
+DRAWN = 2**21
 
 
 def map_groups(
@@ -53,16 +51,16 @@ def map_groups(
     key: PRNGKeyArray | None,
     first_group: Int[Array, ""] | int,
 ) -> Any:
-    """A function of a group's tokens and its own key, of one group after the other.
+    """Applies a function to each group's tokens and key, one group after the other.
 
-    Only results are kept for the backward pass, which computes each group again.
-
-    This is gradient caching (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under
-    Memory Limited Setup") by rematerialisation: exact, and blind to the loss. A single group is
-    not rematerialised, since there is nothing to save.
+    Only results are kept for the backward pass, which computes each group again. This is gradient
+    caching (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited
+    Setup") by rematerialisation: exact, and independent of the loss. A single group is not
+    rematerialised, since there is nothing to save.
 
     Args:
-        tokens: leaves `[g, R, T]`; or a dict of such, of which the function gets a group of each.
+        function: `(tokens of a group, key) -> results`.
+        tokens: leaves `[g, R, T]`; or a dict of them, of which the function gets a group of each.
         key: folded with each group's number in the global batch; None: groups have None.
         first_group: the number of the first group here.
 
@@ -90,10 +88,14 @@ def encode_groups(
     first_group: Int[Array, ""] | int,
     read: ReadParams | None = None,
 ) -> Any:
-    """The embeddings of groups, leaves [g, S, ...], see `map_groups`.
+    """Embeds groups, see `map_groups`; the leaves of the result are [g, S, ...].
 
     Args:
+        encoder: computes the embeddings.
+        params: the encoder's parameters.
+        tokens: leaves `[g, R, T]`.
         key: root of the dropout keys; None: no dropout.
+        first_group: the number of the first group here.
         read: maps a layer's parameters, as stored, to those to compute with.
     """
     options = {} if read is None else {"read": read}
@@ -105,12 +107,13 @@ def encode_groups(
 def columns_of(
     embeddings: Mapping[str, Any], batch: Batch, first: Int[Array, ""] | int = 0
 ) -> Columns:
-    """A device's embeddings as columns of its examples, in the batch's order.
+    """Arranges a device's embeddings as columns of its examples, in the batch's order.
 
     Args:
-        embeddings: the "encoder"'s, of earlier layers (the "layers"), and those of frozen models:
-            trees with leaves [g, S, ...], those of layers [g, S, K, ...]; or tuples of one tree for
-            each column, leaves [g, S / C, ...].
+        embeddings: by name: the "encoder"'s, those of earlier layers ("layers"), and those of
+            frozen models. Trees with leaves [g, S, ...], those of layers [g, S, K, ...]; or tuples
+            of one tree for each column, leaves [g, S / C, ...].
+        batch: the device's groups of the batch.
         first: the number in the global batch of the first example here.
     """
     groups, num_columns, examples = batch.present.shape
@@ -122,7 +125,7 @@ def columns_of(
         return None if leaf is None else leaf.reshape(groups * examples, *leaf.shape[2:])
 
     def columns(tree: Any) -> tuple[Any, ...]:
-        """One tree for each column, of a tree of all sentences [g, C * E, ...] or a tuple of columns [g, E, ...]."""
+        """Splits a tree of all sentences [g, C * E, ...] into columns; a tuple is of columns."""
         if type(tree) is tuple:
             return jax.tree.map(by_example, tree)
         stacked = jax.tree.map(
@@ -162,15 +165,16 @@ def global_loss(
     auxiliary: Mapping[str, tuple[float, Auxiliary]] | None = None,
     layers: int = 0,
 ) -> Callable:
-    """The training objective as a function that may be differentiated.
+    """Makes the training objective as a function that may be differentiated.
 
     Args:
+        encoder: computes the embeddings.
         loss: a `losses.base.Loss`, or a function `(own, world, loss_params) -> (values [b], weights
-            [b], metrics {name: [b]})` as its `on_world` is.
+            [b], metrics {name: [b]})` like its `on_world`.
         mesh: the batch's groups are split over its batch axes.
         form: how the world of examples is held, see `world.OneWorld`.
-        specs: how `params` are split over the mesh, see `mesh.param_specs`, and under BASE how
-            those parameters of the encoder are that are not trained; None: not at all.
+        specs: how `params` are split over the mesh, see `mesh.param_specs`, and under BASE how the
+            frozen parameters of the encoder are split; None: not at all.
         fsdp_gather: when parameters split over "fsdp" are gathered: "layer": each layer by itself,
             and again in the backward pass, so that no device ever holds all; "once": all of them,
             at the start of the step.
@@ -300,12 +304,14 @@ def gatherer(
     """Returns a function that gathers an encoder's parameters from a device's shards.
 
     Args:
+        encoder: whose parameters they are.
+        mesh: the device mesh, see `mesh.make_mesh`.
         specs: of all parameters, or None; see `global_loss`.
         when: `fsdp_gather`.
 
     Returns:
-        `params -> (params, {"read": function})`: the second holds what `Encoder.apply` is given
-        besides, if anything.
+        `params -> (params, {"read": function})`: the second result holds more arguments of
+        `Encoder.apply`, if there are any.
     """
     if specs is None:
         return lambda params: (params, {})
@@ -319,7 +325,7 @@ def gatherer(
 
 
 def state_specs(params: Params, frozen_params: Mapping[str, Params], specs: Any) -> tuple[Any, Any]:
-    """Returns how `shard_map` splits a state's trained and frozen parameters: over "fsdp".
+    """Returns how `shard_map` splits a state's trained and frozen parameters over "fsdp".
 
     "tensor" is the compiler's.
     """
@@ -333,7 +339,7 @@ def state_specs(params: Params, frozen_params: Mapping[str, Params], specs: Any)
 
 
 def manual_axes(mesh: Mesh) -> set[str]:
-    """The axes over which a step says itself what happens.
+    """Returns the axes over which a step places its own collectives.
 
     "tensor", if there is one, is left to the compiler.
     """
@@ -344,7 +350,8 @@ def draw_layers(key: PRNGKeyArray | None, num_layers: int, count: int) -> Int[Ar
     """Draws the layers before the last that a step looks at, counted from 1.
 
     Args:
-        key: None: evenly spaced ones.
+        key: None: evenly spaced layers.
+        num_layers: the encoder's number of layers.
         count: K, or -1 for all.
     """
     earlier = num_layers - 1
@@ -358,10 +365,10 @@ def draw_layers(key: PRNGKeyArray | None, num_layers: int, count: int) -> Int[Ar
 def sharded_encode(
     encoder: Encoder, mesh: Mesh
 ) -> Callable[[Params, TokenBatch], Float[Array, "G S D"]]:
-    """Inference over the mesh: `(params, tokens [G, R, T]) -> embeddings [G, S, D]`, without dropout; jit-compiled.
+    """Makes a compiled function for inference over the mesh, without dropout.
 
-    Parameters must be whole (`mesh.gather_params`). With several hosts, every host gets all
-    embeddings.
+    `(params, tokens [G, R, T]) -> embeddings [G, S, D]`. Parameters must be whole
+    (`mesh.gather_params`). With several hosts, every host gets all embeddings.
     """
     split, whole = PartitionSpec(BATCH_AXES), PartitionSpec()
 
@@ -376,7 +383,10 @@ def sharded_encode(
 
 
 def mean_of_groups(sums: tuple) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """An auxiliary objective's value and metrics over the global batch, from each group's sums and counts."""
+    """Computes an auxiliary objective's value and metrics over the global batch.
+
+    They come from each group's sums and counts.
+    """
     value, count, metrics = jax.tree.map(lambda leaf: lax.psum(jnp.sum(leaf), BATCH_AXES), sums)
     count = jnp.maximum(count, 1.0)
     return value / count, {name: metric / count for name, metric in metrics.items()}
@@ -386,7 +396,10 @@ def mean_of_groups(sums: tuple) -> tuple[Float[Array, ""], dict[str, Float[Array
 
 
 def vary(leaf: Array) -> Array:
-    """Varying over the batch axes, so that its gradient is summed over them once, where it is made so."""
+    """Makes a leaf vary over the batch axes.
+
+    Its gradient is summed over them once, where it is made to vary.
+    """
     missing = tuple(axis for axis in BATCH_AXES if axis not in jax.typeof(leaf).mat.varying)
     return lax.pcast(leaf, missing, to="varying") if missing else leaf
 
@@ -394,9 +407,9 @@ def vary(leaf: Array) -> Array:
 def _gathered(
     params: Params, specs: Any, layers: tuple[str, ...], when: str, tensor: int
 ) -> tuple[Params, ReadParams | None]:
-    """Parameters with all shards gathered, except for the layers' if they are read one by one.
+    """Gathers all shards of parameters, except the layers' if they are read one by one.
 
-    And what reads one.
+    The second result is the function that reads a layer.
     """
     if (
         when == "once"
@@ -413,9 +426,10 @@ def _gathered(
 
 
 def _gather_shards(params: Params, specs: Any, tensor: int) -> Params:
-    """The whole parameters from shards over "fsdp", by one collective for all of a dtype and split alike over "tensor".
+    """Gathers whole parameters from shards over "fsdp", in few collectives.
 
-    Those are laid side by side, as [tensor, numbers], so that what the compiler splits stays split.
+    Parameters of one dtype that are split alike over "tensor" share a collective. They are laid
+    side by side, as [tensor, numbers], so that what the compiler splits stays split.
     """
     leaves, structure = jax.tree.flatten(params)
     flat_specs = structure.flatten_up_to(specs)
@@ -463,7 +477,7 @@ def _at(tree: Any, path: tuple[str, ...]) -> Any:
 
 
 def _put(tree: Any, path: tuple[str, ...], value: Any) -> Any:
-    """The tree with another value at the path."""
+    """Returns the tree with another value at the path."""
     if not path:
         return value
     return {**tree, path[0]: _put(tree[path[0]], path[1:], value)}

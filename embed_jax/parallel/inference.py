@@ -17,7 +17,7 @@ from embed_jax.types import Params, TokenBatch
 
 
 def default_batch_tokens() -> int:
-    """Slots a device encodes at a time: what fits a CPU's cache, or fills an accelerator."""
+    """Returns the slots a device encodes at a time, to fit a CPU's cache or fill an accelerator."""
     return 2048 if jax.default_backend() == "cpu" else 65536
 
 
@@ -30,15 +30,17 @@ def run_batches(
     """Runs batches of equal shape, one a device; the next is prepared while the devices work.
 
     Args:
-        encode: as `gather.sharded_encode` makes it.
-        batches: the numbers of a batch's texts, and the batch, leaves `[R, T]`; as of
+        encode: see `gather.sharded_encode`.
+        params: the model's parameters, on the mesh.
+        batches: the numbers of a batch's texts, and the batch, leaves `[R, T]`; see
             `window.pack_window`.
+        mesh: the device mesh, see `mesh.make_mesh`.
 
     Yields:
-        The numbers of a batch's texts, and what `encode` makes of them.
+        The numbers of a batch's texts, and their embeddings.
 
     Raises:
-        RunError: as `refuse_fork`.
+        RunError: see `refuse_fork`.
     """
     refuse_fork()
     waiting: collections.deque = collections.deque()
@@ -73,12 +75,11 @@ def _fetch(numbers: list[np.ndarray], embeddings: Any) -> Iterator[tuple[np.ndar
 
 
 class PicklesByParts:
-    """A model that is pickled by its spec, parameters and settings, so that it can be sent to another process.
+    """A model that is pickled by its spec, parameters and settings, for another process.
 
     Devices and compiled programs stay behind: `_build` makes them anew there, on all devices where
-    the model was on all, else on as many as it was on or there are.
-
-    Processes are to be spawned, not forked: see `mesh.refuse_fork`.
+    the model was on all, else on as many as it was on or there are. Processes are to be spawned,
+    not forked: see `mesh.refuse_fork`.
     """
 
     _devices: int

@@ -1,7 +1,4 @@
-"""Parameters from a file straight onto the mesh.
-
-No host holds more of them than one device's part of one leaf.
-"""
+"""Parameters from a file straight onto the mesh, one device's part of one leaf at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from embed_jax.types import Put, Read, Rules, param_dtype
 
 
 def sharded_put(shardings: Callable[[str, tuple[int, ...]], Sharding], dtype: str = "") -> Put:
-    """A `put` for `encoders.read.read_model` that leaves each parameter on the devices, as its sharding says.
+    """Makes a `put` for `encoders.read.read_model` that places parameters by their shardings.
 
     Parts are read one after the other, each once, however many devices have it, and only those of
     this host's devices.
@@ -48,10 +45,11 @@ def sharded_put(shardings: Callable[[str, tuple[int, ...]], Sharding], dtype: st
 
 
 def by_rules(rules: Rules, mesh: Mesh) -> Callable[[str, tuple[int, ...]], NamedSharding]:
-    """The sharding of a parameter by its path and shape, as `mesh.param_specs` has it.
+    """Returns the sharding of a parameter by its path and shape, see `mesh.param_specs`.
 
     Args:
-        rules: for paths as `put` is given them ("backbone/..."): `Encoder.sharding` has such.
+        rules: for paths like those of `put` ("backbone/..."), such as `Encoder.sharding`.
+        mesh: the device mesh, see `mesh.make_mesh`.
     """
 
     def sharding(path: str, shape: tuple[int, ...]) -> NamedSharding:

@@ -22,37 +22,36 @@ AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")  # the axes over which the groups of a batch are split
 
 
-_process = 0  # the one that asked for devices first
+_process = 0  # the first process that asked for devices
 
 
 def refuse_fork() -> None:
     """Raises a RunError in a process forked from one that uses JAX.
 
-    Its first computation would wait for ever.
-
-    Threads of JAX are not forked along, and locks that they held stay locked.
+    Its first computation would wait for ever: threads of JAX are not forked along, and locks that
+    they held stay locked.
     """
     global _process
     _process = _process or os.getpid()
     if _process != os.getpid():
         raise RunError(
             f"process {os.getpid()} was forked from {_process}, which uses JAX: computing would "
-            "hang here; start "
-            'processes with multiprocessing.get_context("spawn"), or load the model in the new '
-            "process only"
+            'hang here; start processes with multiprocessing.get_context("spawn"), or load the '
+            "model in the new process only"
         )
 
 
 def make_mesh(devices: int = 0, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """A mesh of the axes "data", "fsdp" and "tensor".
+    """Makes a mesh of the axes "data", "fsdp" and "tensor".
 
     Args:
         devices: how many of the devices there are; 0: all.
-        fsdp, tensor: sizes of those axes; "data" takes the rest.
+        fsdp: size of the axis "fsdp".
+        tensor: size of the axis "tensor"; "data" takes the rest.
 
     Raises:
         InputError: if there are fewer devices, or `fsdp * tensor` does not divide them.
-        RunError: as `refuse_fork`.
+        RunError: see `refuse_fork`.
     """
     refuse_fork()
     available = jax.devices()
@@ -65,20 +64,19 @@ def make_mesh(devices: int = 0, fsdp: int = 1, tensor: int = 1) -> Mesh:
     if devices % (fsdp * tensor):
         raise InputError(
             f"config.train.fsdp * config.train.tensor: expected a divisor of the {devices} "
-            "devices, "
-            f"found {fsdp} * {tensor}"
+            f"devices, found {fsdp} * {tensor}"
         )
     shape = (devices // (fsdp * tensor), fsdp, tensor)
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=available[:devices])
 
 
 def batch_devices(mesh: Mesh) -> int:
-    """Over how many devices the groups of a batch are split."""
+    """Returns the number of devices over which the groups of a batch are split."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def num_groups(groups: int, batch_size: int, mesh: Mesh) -> int:
-    """The number of groups of a batch: the one asked for, or one a device.
+    """Returns the number of groups of a batch: the requested one, or one for each device.
 
     Raises:
         InputError: if the devices don't divide the groups, or the groups the batch.
@@ -102,13 +100,15 @@ def num_groups(groups: int, batch_size: int, mesh: Mesh) -> int:
 def param_specs(params: Params, rules: Rules, mesh: Mesh) -> Any:
     """Returns how each parameter is split.
 
-    By the first rule whose pattern its path matches, else not at all.
+    The first rule whose pattern matches its path says so; without one it is not split.
 
     Args:
+        params: arrays or their shapes.
         rules: (regular expression of a whole path "a/b/c", the mesh axis of each dimension or
             None). An axis of size 1, or one that does not divide its dimension, is left out. A
             kernel in eight bits is split as the kernel is: "a/kernel/values" and "a/kernel/scale"
             as "a/kernel".
+        mesh: the device mesh, see `mesh.make_mesh`.
 
     Returns:
         A tree of PartitionSpec like `params`.
@@ -139,7 +139,9 @@ def training_specs(params: Params, rules: Rules, mesh: Mesh) -> Any:
     They are {"encoder": tree, "loss": tree, ...}, and under BASE the frozen ones.
 
     Args:
+        params: of a training state.
         rules: of an encoder's parameters, `Encoder.sharding`.
+        mesh: the device mesh, see `mesh.make_mesh`.
     """
     return param_specs(params, [(f"({BASE}|encoder)/{path}", axes) for path, axes in rules], mesh)
 
@@ -151,16 +153,16 @@ def _fitting(axis: str | None, size: int, mesh: Mesh) -> str | None:
 def state_shardings(
     state: TrainState, optimizer: optax.GradientTransformation, specs: Any, mesh: Mesh
 ) -> TrainState:
-    """The sharding of every leaf of a training state.
+    """Returns the sharding of every leaf of a training state.
 
-    What belongs to a parameter lies as the parameter does.
-
-    What an optimiser keeps in another shape, as Adafactor its row and column sums, is small and
-    whole on each device.
+    Arrays of a parameter's shape are split as the parameter is. What an optimiser keeps in another
+    shape, as Adafactor its row and column sums, is small and whole on each device.
 
     Args:
         state: arrays or their shapes.
+        optimizer: whose state `state.opt_state` is.
         specs: of `state.params`, and of `state.frozen[BASE]` under that name.
+        mesh: the device mesh, see `mesh.make_mesh`.
     """
     whole = NamedSharding(mesh, PartitionSpec())
     shardings = jax.tree.map(
@@ -194,7 +196,7 @@ def state_shardings(
 def place_on_mesh(tree: Any, shardings: Any) -> Any:
     """Puts arrays that every host has as a whole onto the devices.
 
-    Those that lie there already stay.
+    Arrays that are already placed this way stay.
     """
 
     def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
@@ -207,7 +209,7 @@ def place_on_mesh(tree: Any, shardings: Any) -> Any:
 
 
 def place_abstract(tree: Any, shardings: Any) -> Any:
-    """Returns the shapes of arrays that lie so; nothing is allocated.
+    """Returns the shapes of arrays with their shardings; nothing is allocated.
 
     Args:
         tree: arrays or their shapes.
@@ -223,14 +225,17 @@ def place_abstract(tree: Any, shardings: Any) -> Any:
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """A copy of every array on every device. Several hosts must each have the same arrays."""
+    """Copies every array to every device.
+
+    Several hosts must each have the same arrays.
+    """
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
 def on_mesh(tree: Any, mesh: Mesh) -> Any:
-    """Arrays that lie on the mesh already, in shards or not, as they are.
+    """Copies arrays to every device, unless they are already on the mesh.
 
-    A copy of any other on every device.
+    Those that are, in shards or not, stay.
     """
 
     def put(leaf: Any) -> jax.Array:
@@ -245,7 +250,7 @@ def on_mesh(tree: Any, mesh: Mesh) -> Any:
 
 
 def gather_params(params: Params, mesh: Mesh) -> Params:
-    """Parameters that are split, whole on every device; those that are whole, as they are."""
+    """Makes split parameters whole on every device; whole ones are returned."""
     whole = NamedSharding(mesh, PartitionSpec())
     if all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(params)):
         return params
@@ -256,9 +261,10 @@ def gather_params(params: Params, mesh: Mesh) -> Params:
 
 
 def split_groups(batch: Any, mesh: Mesh) -> Any:
-    """Puts a batch of NumPy arrays with leading group axis onto the mesh, each device its own groups.
+    """Splits a batch of NumPy arrays with a leading group axis over the mesh.
 
-    With several hosts, `batch` holds the groups of this host's devices.
+    Each device gets its own groups. With several hosts, `batch` holds the groups of this host's
+    devices.
     """
     sharding = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
     if jax.process_count() == 1:
@@ -269,7 +275,10 @@ def split_groups(batch: Any, mesh: Mesh) -> Any:
 
 
 def own_groups(batch: Any, mesh: Mesh) -> Any:
-    """Of a batch of which every host has all groups, one a device, those of this host's devices."""
+    """Selects the groups of this host's devices.
+
+    In `batch` every host has all groups, one for each device.
+    """
     if jax.process_count() == 1:
         return batch
     devices = mesh.devices[:, :, 0].flat

@@ -1,4 +1,6 @@
-"""A queue of earlier batches' positives, which are further negatives (MoCo, He et al. 2020; ESimCSE, Wu et al. 2022).
+"""A queue of earlier batches' positives, which are more negatives.
+
+MoCo, He et al. (2020); ESimCSE, Wu et al. (2022).
 
 A state's `extra` holds "queue", {"embeddings" [K, D] (or a tree), "text_hash" [K, 2], "filled"},
 and with momentum "momentum": the parameters of the encoder that embeds what enters, an exponential
@@ -26,15 +28,14 @@ Queue = dict[str, Any]
 
 
 def init_queue(size: int, dim: int, params: Params, momentum: float = 0.0) -> dict[str, Any]:
-    """The empty queue, and the momentum encoder as it starts: a training state's `extra`.
+    """Makes a training state's `extra`: the empty queue, and the momentum encoder at the start.
 
     Args:
-        size: K, how many positives it holds; any number, multiple of the batch or not.
+        size: K, how many positives it holds; any number.
         dim: D, the embeddings' size; or a tree of one positive's arrays, or of their shapes.
         params: the encoder's.
         momentum: share of the old parameters that a step keeps (MoCo 0.999, ESimCSE 0.995); 0:
-            there is no momentum encoder, and the trained one's own embeddings enter, dropout and
-            all.
+            without a momentum encoder the trained one's own embeddings enter, with their dropout.
 
     Raises:
         InputError: for a size below 1, or a momentum outside [0, 1).
@@ -56,7 +57,7 @@ def init_queue(size: int, dim: int, params: Params, momentum: float = 0.0) -> di
 
 
 def queue_columns(queue: Queue, own: Columns) -> Columns:
-    """The queue as `Columns.queue` of a device's own examples."""
+    """Arranges the queue as `Columns.queue` of a device's own examples."""
     embeddings, text_hash = queue["embeddings"], queue["text_hash"]
     size = text_hash.shape[0]
     # Equal hashes of zero are not text: a record without positive entered.
@@ -73,16 +74,16 @@ def queue_columns(queue: Queue, own: Columns) -> Columns:
 def queue_entries(own: Columns) -> Queue:
     """Returns what enters the queue of a device's own examples.
 
-    "embeddings" [b, ...] and "text_hash" [b, 2].
+    They are "embeddings" [b, ...] and "text_hash" [b, 2].
     """
     text_hash = jnp.where(own.present[POSITIVE][:, None], own.text_hash[POSITIVE], 0)
     return {"embeddings": own.embeddings[POSITIVE], "text_hash": text_hash}
 
 
 def queue_metrics(queue: Queue, batch_size: int) -> dict[str, Float[Array, ""]]:
-    """ "queue/filled", and "queue/age": the mean age of what is in the queue, in steps.
+    """Computes "queue/filled", and "queue/age", the mean age of the queue's entries in steps.
 
-    0 while it is empty.
+    The age is 0 while the queue is empty.
     """
     number = jnp.arange(queue["text_hash"].shape[0])
     age = jnp.where(number < queue["filled"], number // batch_size + 1, 0)
@@ -93,12 +94,13 @@ def queue_metrics(queue: Queue, batch_size: int) -> dict[str, Float[Array, ""]]:
 def advance(
     extra: dict[str, Any], entries: Queue, params: Params, momentum: float
 ) -> dict[str, Any]:
-    """A state's `extra` after a step.
+    """Returns a state's `extra` after a step.
 
     Args:
-        entries: the whole batch's, see `queue_entries`.
-        params: the encoder's after the update.
-        momentum: m in m * old + (1 - m) * new, of the momentum encoder's parameters.
+        extra: before the step.
+        entries: of the whole batch, see `queue_entries`.
+        params: of the encoder after the update.
+        momentum: m in m * old + (1 - m) * new, for the momentum encoder's parameters.
     """
     queue = extra["queue"]
     size = queue["text_hash"].shape[0]

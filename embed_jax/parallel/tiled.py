@@ -1,6 +1,4 @@
-"""Reductions over all pairs (row, candidate) that never hold the N x N matrix.
-
-Dense for comparison, tiled, ring.
+"""Reductions over all pairs (row, candidate) that never hold the N x N matrix: tiled, or in a ring.
 
 Each reduces blocks of numbers `block(rows, candidates, shared) -> [M, b, n]` over the candidates,
 by logsumexp, sum or max. The gradient is our own: blocks are computed again backwards, one at a
@@ -42,6 +40,11 @@ def reduce_tiled(
     """Reduces like `world.reduce_dense`, a tile of candidates at a time.
 
     Args:
+        kind: one of KINDS.
+        block: computes the numbers of pairs [M, b, n].
+        rows: leaves [b, ...].
+        candidates: leaves [n, ...].
+        shared: the third argument of `block`.
         tile: candidates of a tile; 0: as many as make a block of TILE numbers.
         numbers: how many numbers the block computes with for each pair.
     """
@@ -71,8 +74,14 @@ def reduce_ring(
     more, and their gradients with them, until both are home. Call it inside `shard_map`.
 
     Args:
-        candidates: this device's own.
-        tile, numbers: see `reduce_tiled`.
+        kind: one of KINDS.
+        block: computes the numbers of pairs [M, b, n].
+        rows: leaves [b, ...].
+        candidates: this device's own, leaves [n, ...].
+        shared: the third argument of `block`.
+        axis: the mesh axes that the ring goes over.
+        tile: candidates of a tile; 0: as many as make a block of TILE numbers.
+        numbers: how many numbers the block computes with for each pair.
     """
     devices = lax.axis_size(axis)
     neighbours = [(device, (device + 1) % devices) for device in range(devices)]
@@ -94,7 +103,10 @@ def _streamed(
     hops: int,
     pass_on: Callable[[Any], Any],
 ) -> Sums:
-    """The reduction over `hops` times the candidates, `pass_on` bringing the next ones, with its own gradient."""
+    """Reduces over `hops` times the candidates, with its own gradient.
+
+    `pass_on` brings the next candidates.
+    """
     shape = jax.eval_shape(block, rows, candidates, shared).shape
     tiles, valid = _cut(candidates, tile)
     steps, width = valid.shape
@@ -208,7 +220,10 @@ def _repeat(body: Callable, carry: Any, times: int) -> Any:
 
 
 def _cut(candidates: Any, tile: int) -> tuple[Any, Array]:
-    """Leaves [n, ...] as [steps, tile, ...] of nearly equal tiles, and which entries are not padding [steps, tile]."""
+    """Cuts leaves [n, ...] into [steps, tile, ...] of nearly equal tiles.
+
+    The second result, [steps, tile], says which entries are not padding.
+    """
     count = jax.tree.leaves(candidates)[0].shape[0]
     steps = -(-count // tile)
     tile = -(-count // steps)
@@ -227,7 +242,7 @@ def _first(tree: Any) -> Any:
 
 
 def _turned(tree: Any) -> Any:
-    """The second tile's leaves first, and the first's last.
+    """Moves the first tile's leaves to the end.
 
     A loop that looks for its tile by number instead has that look-up fused into the loop over all
     pairs, which XLA on a CPU then does not vectorise: half as fast.
@@ -236,7 +251,10 @@ def _turned(tree: Any) -> Any:
 
 
 def _split(tree: Any) -> tuple[list[Array], list[Array], Callable[[list, list], Any]]:
-    """The leaves that have gradients, those that have none, and the function that puts them together again."""
+    """Splits leaves into those that have gradients and those that have none.
+
+    The third result is the function that joins them again.
+    """
     leaves, structure = jax.tree.flatten(tree)
     moving = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
 
@@ -255,7 +273,7 @@ def _split(tree: Any) -> tuple[list[Array], list[Array], Callable[[list, list], 
 
 
 def _vary_alike(tree: Any) -> Any:
-    """All leaves varying over every mesh axis over which one of them varies."""
+    """Makes all leaves vary over every mesh axis over which one of them varies."""
     axes = frozenset().union(*map(_varying, jax.tree.leaves(tree)))
 
     def vary(leaf: Array) -> Array:
@@ -266,7 +284,7 @@ def _vary_alike(tree: Any) -> Any:
 
 
 def _varying(leaf: Array) -> frozenset[str]:
-    """The mesh axes over which an array may differ from device to device."""
+    """Returns the mesh axes over which an array may differ from device to device."""
     return frozenset(jax.typeof(leaf).mat.varying)
 
 

@@ -1,4 +1,4 @@
-"""Training on tokens only: an objective's mean over all that it counts in the global batch, see `parallel.gather`."""
+"""Training on tokens only: an objective's mean over the global batch, see `parallel.gather`."""
 
 from __future__ import annotations
 
@@ -32,16 +32,21 @@ def token_loss(
     specs: Any = None,
     fsdp_gather: str = "layer",
 ) -> Callable:
-    """The training objective as a function that may be differentiated, in the form of `gather.global_loss`.
+    """Makes the training objective as a function that may be differentiated.
+
+    It has the form of `gather.global_loss`.
 
     Args:
-        objective: its parameters are `params["loss"]`, and what that lacks the frozen ones' HEAD.
-        mesh, specs, fsdp_gather: see `global_loss`.
+        encoder: computes the tokens' states.
+        objective: its parameters are `params["loss"]`; those missing there are the frozen HEAD.
+        mesh: the device mesh, see `mesh.make_mesh`.
+        specs: see `global_loss`.
+        fsdp_gather: see `global_loss`.
 
     Returns:
         `(params, batch, key, frozen params = {}) -> (scalar, (metrics, finite [B]))`: the mean over
-        what is counted, the metrics' means and "perplexity" = exp(the mean), and which examples'
-        groups have a finite sum.
+        the tokens that count, the metrics' means and "perplexity" = exp(the mean), and which
+        examples' groups have a finite sum.
     """
     gathered = gatherer(encoder, mesh, specs, fsdp_gather)
 

@@ -17,7 +17,7 @@ from embed_jax.world import Candidates, LocalWorld, Sums, join_sums, reduce_dens
 
 FORMS = ("auto", "dense", "tiled", "ring")
 # "auto": numbers of one reduction on a device up to which all are held at once, and bytes of
-# gathered embeddings, of every leaf, from which they are passed round instead.
+# gathered embeddings, of every leaf, from which they are passed in a ring instead.
 DENSE_NUMBERS = 2**22
 RING_BYTES = 2**30
 
@@ -30,7 +30,7 @@ class OneWorld(LocalWorld):
         columns: those that reductions start from: everybody's, or with "ring" this device's own.
         form: "dense" holds all pairs, "tiled" a block of them at a time, "ring" besides holds no
             more candidates than two devices have; "auto": by size.
-        axes: the mesh axes to ask over; none: this device is the world.
+        axes: the mesh axes to gather over; empty: this device is the world.
         tile: candidates of a block; 0: by size.
     """
 
@@ -69,7 +69,7 @@ class OneWorld(LocalWorld):
     def _reduce_here(
         self, kind: str, block: Block, rows: Any, candidates: Any, shared: Any, numbers: int
     ) -> Sums:
-        """The reduction over candidates that this device has."""
+        """Reduces over candidates that this device has."""
         form = self.form
         if form == "auto":
             pairs = math.prod(jax.eval_shape(block, rows, candidates, shared).shape)
@@ -80,12 +80,17 @@ class OneWorld(LocalWorld):
 
 
 def local_world(columns: Columns, form: str = "auto", tile: int = 0) -> OneWorld:
-    """The world of one device: `loss(columns, local_world(columns), params)` is the loss of these examples."""
+    """Makes the world of one device.
+
+    `loss(columns, local_world(columns), params)` is the loss of these examples.
+    """
     return OneWorld(columns, form, (), tile)
 
 
 def device_world(own: Columns, form: str, axes: tuple[str, ...]) -> OneWorld:
-    """The world of all devices, seen from one of them. Call it inside `shard_map`.
+    """Makes the world of all devices, seen from one of them.
+
+    Call it inside `shard_map`.
 
     Args:
         own: the device's own columns.
@@ -100,13 +105,16 @@ def device_world(own: Columns, form: str, axes: tuple[str, ...]) -> OneWorld:
 
 
 def gather_columns(own: Columns, axes: tuple[str, ...]) -> Columns:
-    """Every device's columns, joined in the order of the devices. Call it inside `shard_map`."""
+    """Gathers every device's columns, joined in the order of the devices.
+
+    Call it inside `shard_map`.
+    """
 
     def gather(leaf: Array, axis: int) -> Array:
         return lax.all_gather(leaf, axes, axis=axis, tiled=True)
 
     def gather_alike(leaves: list[Array]) -> list[Array]:
-        """One collective for the leaves of one shape and type, such as dense embeddings of all columns."""
+        """Gathers leaves of one shape and type, such as all columns' embeddings, at once."""
         return list(gather(jnp.stack(leaves), 1)) if len(leaves) > 1 else [gather(leaves[0], 0)]
 
     gathered = own.replace(**dict.fromkeys(TREES)).map_examples(gather)

@@ -1,1 +1,1 @@
-"""HTTP clients: language models (`chat`), embedding endpoints (`endpoint`) and the cache of their answers."""
+"""HTTP clients: language models (`chat`), embedding endpoints (`endpoint`), their vector cache."""

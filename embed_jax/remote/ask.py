@@ -1,7 +1,4 @@
-"""Many requests to a server at a time.
-
-Threads, growing waits between tries, a limit to requests a minute.
-"""
+"""Many requests to a server at a time, with growing waits between tries and a limit a minute."""
 
 from __future__ import annotations
 
@@ -26,11 +23,13 @@ class Retries:
     """The number and the times of repetitions of a failed request.
 
     The wait before try i + 1 is min(first * 2^i, longest) times a random number from 1/2 to 1, and
-    at least what the server's Retry-After says. A Retry-After beyond `patience` ends the work.
+    at least the server's Retry-After. A Retry-After beyond `patience` ends the work.
 
     Attributes:
         count: tries after the first.
-        first, longest, patience: seconds.
+        first: seconds before the second try, times a random number.
+        longest: the largest wait in seconds that is not the server's.
+        patience: the largest wait in seconds that a server may ask for.
     """
 
     count: int = 5
@@ -43,13 +42,13 @@ class Retries:
 
 
 class Pace:
-    """Says when the next request may start.
+    """The times at which requests may start.
 
-    So many a minute, and none while the server asks to wait.
+    They are evenly spaced, and no request starts while the server asks to wait.
     """
 
     def __init__(self, per_minute: float = 0):
-        """`per_minute`: evenly spaced; 0 for no limit."""
+        """Starts at most `per_minute` requests a minute, evenly spaced; 0: no limit."""
         self._interval = 60 / per_minute if per_minute else 0.0
         self._last = self._paused_until = float("-inf")
         self._lock = threading.Lock()
@@ -68,7 +67,7 @@ class Pace:
         self._sleep_until(lambda: max(start, self._paused_until))
 
     def pause(self, seconds: float) -> None:
-        """No request starts for so long."""
+        """Lets no request start for some seconds."""
         with self._lock:
             self._paused_until = max(self._paused_until, time.monotonic() + seconds)
 
@@ -100,7 +99,7 @@ class PromptEndpoint(Protocol):
 class Job:
     """A prompt, the function that reads its answer, and where the prompt comes from ("FILE:LINE").
 
-    `parse` raises Failed for an answer that is not as asked.
+    `parse` raises Failed for an answer that does not have the requested form.
     """
 
     key: str
@@ -110,12 +109,26 @@ class Job:
 
 
 def ask(endpoint: PromptEndpoint, job: Job, retries: Retries, pace: Pace, seed: int = 0) -> Any:
-    """The parsed answer to one prompt, after as many tries as it takes.
+    """Returns the parsed answer to one prompt, after as many tries as it takes.
+
+    Args:
+        endpoint: the server.
+        job: the prompt.
+        retries: how often and when to try again.
+        pace: when requests may start.
+        seed: of the random waits.
 
     Raises:
-        Failed: if no try gave one; says how many there were.
-        InputError, RunError: if no other prompt would fare better.
+        Failed: if no try gave an answer; says how many there were.
+        InputError, RunError: if every other prompt would fail too.
         Stopped: if `pace` was stopped.
+
+    >>> class Shout:
+    ...     reached = True
+    ...     def complete(self, prompt):
+    ...         return prompt.upper()
+    >>> ask(Shout(), Job("1", "hello", str.strip, "FILE:1"), Retries(), Pace())
+    'HELLO'
     """
     chance = random.Random(f"{seed}:{job.key}")
     wait = 0.0
@@ -150,10 +163,26 @@ def ask_all(
     per_minute: float = 0,
     seed: int = 0,
 ) -> Iterator[tuple[Job, Any]]:
-    """Asks many prompts at a time and yields (job, parsed answer or Failed) as they come.
+    """Asks many prompts at a time and yields (job, parsed answer or Failed) as they arrive.
+
+    Args:
+        endpoint: the server.
+        jobs: the prompts.
+        concurrency: requests at a time.
+        retries: how often and when to try again.
+        per_minute: requests; 0: no limit.
+        seed: of the random waits.
 
     Raises:
-        InputError, RunError: the first of `ask`; requests under way are given up.
+        InputError, RunError: the first of `ask`; requests in progress are given up.
+
+    >>> class Shout:
+    ...     reached = True
+    ...     def complete(self, prompt):
+    ...         return prompt.upper()
+    >>> jobs = [Job(text, text, str.strip, "FILE:1") for text in ("a", "b")]
+    >>> sorted(answer for _, answer in ask_all(Shout(), jobs))
+    ['A', 'B']
     """
     pace, lock, todo = Pace(per_minute), threading.Lock(), iter(jobs)
     done: queue.Queue[tuple[Job | None, Any]] = queue.Queue()

@@ -1,7 +1,4 @@
-"""A language model over HTTP.
-
-One prompt, one answer, in OpenAI's (chat completions) or Anthropic's (messages) form.
-"""
+"""A language model over HTTP, in OpenAI's (chat completions) or Anthropic's (messages) form."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ class ChatEndpoint(Server):
     Attributes:
         interface: "openai" or "anthropic".
         model: the model's name there.
-        settings: what else a request holds: temperature, max_tokens, ...
+        settings: more fields of a request: temperature, max_tokens, ...
     """
 
     def __init__(
@@ -36,6 +33,14 @@ class ChatEndpoint(Server):
         """Makes a Server that posts to `base_url` + the path of the interface.
 
         The path is OpenAI's "/chat/completions" or Anthropic's "/v1/messages".
+
+        Args:
+            interface: one of INTERFACES.
+            base_url: stands before the path.
+            model: the model's name there.
+            settings: more fields of a request, such as temperature.
+            key: sent with each request; None: no key.
+            timeout: seconds for a whole answer.
         """
         if interface == "openai":
             super().__init__(base_url, "/chat/completions", key=key, timeout=timeout)
@@ -52,10 +57,10 @@ class ChatEndpoint(Server):
         self.interface, self.model, self.settings = interface, model, dict(settings)
 
     def complete(self, prompt: str) -> str:
-        """The model's answer to one request.
+        """Returns the model's answer to one request.
 
         Raises:
-            Failed, InputError: as in `post`; Failed too for an answer without text.
+            Failed, InputError: see `post`; Failed too for an answer without text.
         """
         content = {
             "model": self.model,
@@ -70,10 +75,17 @@ class ChatEndpoint(Server):
 
 
 def answer_text(interface: str, body: Any) -> str:
-    """The text of an answer's body.
+    """Returns the text of an answer's body.
+
+    Args:
+        interface: one of INTERFACES.
+        body: the answer's JSON.
 
     Raises:
-        Failed: if it holds none, or was cut at the token limit.
+        Failed: if it contains no text, or was cut at the token limit.
+
+    >>> answer_text("openai", {"choices": [{"message": {"content": "yes"}}]})
+    'yes'
     """
     try:
         if interface == "openai":

@@ -1,6 +1,4 @@
-"""Embeddings by models behind an API, as a baseline.
-
-The forms of OpenAI, Cohere, Voyage and Google.
+"""Embeddings by models behind an API, as a baseline: OpenAI, Cohere, Voyage and Google.
 
 Requests and answers follow the providers' references (2026):
 
@@ -41,8 +39,10 @@ class Interface:
     """A provider's form.
 
     Attributes:
-        base_url, path: `path` with {model} to fill in.
-        key_variable, key_header: the environment variable and the header of the key.
+        base_url: of the provider's server.
+        path: stands after it, with {model} to fill in.
+        key_variable: the environment variable of the key.
+        key_header: the header of the key.
         most_texts: in one request.
         most_bytes: of one request's texts in UTF-8; for a provider that limits a request's tokens,
             that limit, as a text has no more tokens than bytes. 0: no limit.
@@ -166,9 +166,9 @@ class EmbeddingEndpoint(Server):
     Attributes:
         interface: the provider's form.
         model: the model's name there.
-        dim: the dimension asked for; 0: the model's own.
+        dim: the requested dimension; 0: the model's own.
         kinds: the provider's words for `kind`.
-        settings: what else a request holds.
+        settings: more fields of a request.
     """
 
     def __init__(
@@ -183,15 +183,16 @@ class EmbeddingEndpoint(Server):
         key_variable: str | None = None,
         timeout: float = 120.0,
     ):
-        """Checks what it is given; sends nothing.
+        """Checks the arguments; sends nothing.
 
         Args:
             interface: one of INTERFACES.
+            model: the model's name there.
             base_url: of another server than the provider's.
-            dim: for models that have several.
-            kinds: other words for `kind`, or none, `{}`: gemini-embedding-2 knows no task types,
-                but prompts; some servers of OpenAI's form know an input_type.
-            settings: further fields of a request (of each text's part in Google's form), such as
+            dim: the requested dimension, for models that have several; 0: the model's own.
+            kinds: other words for `kind`, or `{}` for no words: gemini-embedding-2 takes prompts,
+                not task types; some servers of OpenAI's form take an input_type.
+            settings: more fields of a request (of each text's part in Google's form), such as
                 `{"encoding_format": "base64"}`.
             key_variable: the environment variable with the key; None: the provider's; "": no key.
             timeout: seconds for a whole answer.
@@ -220,11 +221,12 @@ class EmbeddingEndpoint(Server):
         )
 
     def complete(self, texts_and_kind: tuple[Sequence[str], str]) -> Float[np.ndarray, "n D"]:
-        """The embeddings of one request's texts.
+        """Returns the embeddings of one request's texts.
 
         Raises:
-            Failed: if another try may do.
-            InputError: if it will not; for embeddings of another dimension than asked for, too.
+            Failed: if another try may succeed.
+            InputError: if no other try can succeed, also for embeddings of another dimension than
+                requested.
         """
         texts, kind = texts_and_kind
         body = self.post(self.interface.request(self.model, texts, self.dim, kind, self.settings))
@@ -267,27 +269,33 @@ def endpoint_encoder(
     retries: Retries | None = None,
     per_minute: float = 0,
 ) -> EncodeKind:
-    """`encode(texts, *, prompt="", kind="")`.
+    """Returns a function `encode(texts, *, prompt="", kind="")` of an endpoint's embeddings.
 
-    Embeddings of an endpoint, float32 `[N, D]`, in the order of the texts.
-
-    They are what the server says: not every model makes them of length 1. A text that occurs twice
-    is sent once; an empty one is sent as a blank, as no provider takes it. `prompt` stands before
-    each text; `kind`, one of KINDS, is what the provider takes in place of prompts.
+    They are float32 `[N, D]`, in the order of the texts, as the server returns them: not every
+    model makes them of length 1. A text that occurs twice is sent once; an empty one is sent as a
+    blank, as no provider takes it. `prompt` stands before each text; `kind`, one of KINDS, is what
+    the provider takes in place of prompts.
 
     Args:
-        cache: a file of the embeddings there are, so that none is asked for (and paid) again; None:
-            none is kept.
+        endpoint: the server.
+        cache: a file of embeddings, so that none is requested (and paid) again; None: no cache.
         batch_size: texts in one request; 0: as many as the provider takes.
         concurrency: requests at a time.
+        retries: how often and when to try again.
         per_minute: requests; 0: no limit.
 
     Raises:
         InputError: at once for a cache that can't be kept. By `encode`: for an unknown kind, a
             server that can't be reached or refuses a request, embeddings of another dimension than
-            asked for.
+            requested.
         RunError: by `encode`: for a request that failed in every try, or embeddings of another
             dimension than earlier ones. What came before is in the cache.
+
+    >>> endpoint = EmbeddingEndpoint("openai", "m", base_url="http://localhost", key_variable="")
+    >>> endpoint.complete = lambda request: np.ones((len(request[0]), 2))  # in place of a server
+    >>> print(endpoint_encoder(endpoint)(["a text", "another text"]))
+    [[1. 1.]
+     [1. 1.]]
     """
     stored = VectorCache(cache) if cache else None
     most = batch_size or endpoint.interface.most_texts
@@ -366,7 +374,10 @@ def _job(keys: Sequence[str], texts: Mapping[str, str], kind: str) -> Job:
 
 
 def _batches(texts: Mapping[str, str], most: int, most_bytes: int) -> Iterator[list[str]]:
-    """Keys of this many texts at most, and this many bytes in UTF-8; a longer text goes by itself."""
+    """Yields keys of at most this many texts, and this many bytes in UTF-8.
+
+    A longer text is a batch by itself.
+    """
     batch: list[str] = []
     total = 0
     for key, text in texts.items():

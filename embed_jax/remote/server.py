@@ -1,8 +1,6 @@
-"""A server that answers JSON with JSON over HTTP, and what its failures mean.
+"""A server that answers JSON with JSON over HTTP; tells failures that pass from those that don't.
 
-Try again, or give up.
-
-The key goes into a request's header and nowhere else: it is taken out of whatever the server says.
+The key goes into a request's header and nowhere else: it is removed from the server's messages.
 """
 
 from __future__ import annotations
@@ -24,14 +22,14 @@ from typing import Any
 
 from embed_jax.errors import InputError, one_line
 
-PASSING = {408, 409, 425, 429}  # and 5xx: later the same request may do
+PASSING = {408, 409, 425, 429}  # and 5xx: later the same request may succeed
 OF_THE_REQUEST = {400, 413, 422}
 SECRET = 12  # characters; a shorter "key" (none, EMPTY) is a word that an answer may hold
 READ_BLOCK = 1 << 16
 
 
 class Failed(Exception):
-    """A request that got no answer of use; another may.
+    """A request without a useful answer; another try may get one.
 
     Attributes:
         wait: seconds that the server asks to wait, if it does.
@@ -44,7 +42,7 @@ class Failed(Exception):
 
 
 class BadRequest(InputError):
-    """The server takes no such request; what it holds may be why."""
+    """The server refuses this request, perhaps for its content."""
 
 
 class Server:
@@ -65,17 +63,18 @@ class Server:
         headers: Mapping[str, str] | None = None,
         timeout: float = 120.0,
     ):
-        """Checks what it is given; sends nothing.
+        """Checks the arguments; sends nothing.
 
         Args:
-            path: what stands after `base_url`.
+            base_url: http://HOST... or https://HOST...
+            path: stands after `base_url`.
             key: sent with each request; None: no key.
-            key_header: in this header; in "Authorization" as "Bearer KEY".
-            headers: others.
+            key_header: the header of the key; in "Authorization" it is "Bearer KEY".
+            headers: more headers.
             timeout: seconds for a whole answer.
 
         Raises:
-            InputError: for an invalid URL, or that holds a password or parameters.
+            InputError: for an invalid URL, or one with a password or parameters.
         """
         parts = urllib.parse.urlsplit(base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -102,11 +101,12 @@ class Server:
         self._opener = urllib.request.build_opener(_NoRedirect, *local)
 
     def post(self, content: Any) -> Any:
-        """The JSON that answers one request.
+        """Returns the JSON that answers one request.
 
         Raises:
-            Failed: if another try may do.
-            InputError: if it will not: a refused key, an unknown model, a bad request (BadRequest).
+            Failed: if another try may succeed.
+            InputError: if no other try can: a refused key, an unknown model, a bad request
+                (BadRequest).
         """
         request = urllib.request.Request(
             self.url, json.dumps(content).encode(), self._headers, method="POST"
@@ -169,14 +169,20 @@ class Server:
 
 
 def read_key(variable: str, otherwise: str) -> str:
-    """The key in an environment variable.
+    """Reads the key in an environment variable.
 
     Args:
+        variable: the variable's name.
         otherwise: what else the user can do, for the message.
 
     Raises:
-        InputError: if it is missing, or can't stand in an HTTP header; the message does not hold
+        InputError: if it is missing, or can't stand in an HTTP header; the message does not contain
             it.
+
+    >>> from unittest import mock
+    >>> with mock.patch.dict("os.environ", EXAMPLE_KEY="secret"):
+    ...     read_key("EXAMPLE_KEY", "or go without a key")
+    'secret'
     """
     key = os.environ.get(variable, "").strip()
     if not key:
@@ -190,9 +196,12 @@ def read_key(variable: str, otherwise: str) -> str:
 
 
 def retry_after(value: str | None) -> float | None:
-    """Seconds that a Retry-After header asks to wait, given as a number or a date.
+    """Reads the seconds that a Retry-After header asks to wait, a number or a date.
 
-    None if it says nothing.
+    None if there is no such wait.
+
+    >>> retry_after("3")
+    3.0
     """
     if not value:
         return None
@@ -209,7 +218,10 @@ def retry_after(value: str | None) -> float | None:
 def message_of(body: Any) -> str:
     """Returns the message of a body in one line: {"error": {"message": ...}}, {"detail": ...}.
 
-    Of any other body all of it.
+    Any other body is returned whole, up to 300 characters.
+
+    >>> message_of('{"error": {"message": "no such model"}}')
+    'no such model'
     """
     if isinstance(body, str):
         with contextlib.suppress(ValueError):

@@ -19,18 +19,24 @@ LINE = re.compile(rb"([0-9a-f]{32}) ([A-Za-z0-9+/]+={0,2})\n")
 class VectorCache:
     """An append-only file of lines "KEY FLOAT32_IN_BASE64".
 
-    The vectors stay on disk until they are asked for.
+    The vectors stay on disk until they are read. Vectors given to `add` are on disk when it
+    returns. A line that was cut off or damaged is not a line: its vector is missing, and nothing
+    else. Several processes may add to one file; each sees the lines that were there when it opened
+    the file.
 
-    What `add` was given is on disk when it returns. A line that was cut off or damaged is not a line:
-    its vector is missing, and nothing else. Several processes may add to one file; one sees what
-    was there when it opened it.
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     cache = VectorCache(Path(directory) / "vectors")
+    ...     cache.add(["0" * 32], np.ones((1, 2)))
+    ...     print("0" * 32 in cache, cache["0" * 32])
+    True [1. 1.]
     """
 
     def __init__(self, path: Path):
         """Opens the file, or makes it.
 
         Raises:
-            InputError: if it can't be.
+            InputError: if that is not possible.
         """
         self.path = path
         try:
@@ -38,9 +44,8 @@ class VectorCache:
             with path.open("rb") as file:
                 self._places, end = self._read(file), file.tell()
             if end and os.pread(self._file.fileno(), 1, end - 1) != b"\n":
-                self._file.write(
-                    b"?\n"
-                )  # so that it is a line by itself and, with "?", none that could be whole
+                # Ends the line that was cut off; with "?" it can't be taken for a whole one.
+                self._file.write(b"?\n")
         except OSError as error:
             raise InputError(f"{path}: no cache can be kept there: {error.strerror}") from None
 
@@ -55,7 +60,7 @@ class VectorCache:
         return np.frombuffer(base64.b64decode(line[2]), "<f4")
 
     def add(self, keys: Sequence[str], vectors: Float[np.ndarray, "n D"]) -> None:
-        """Keeps vectors, all or, if the process is killed here, perhaps the first of them.
+        """Adds vectors: all of them or, if the process is killed, perhaps the first ones.
 
         Raises:
             RunError: if they can't be written.
@@ -79,7 +84,7 @@ class VectorCache:
 
     @staticmethod
     def _read(file) -> dict[str, tuple[int, int]]:
-        """(First byte, length) of each whole line, by key."""
+        """Returns (first byte, length) of each whole line, by key."""
         places, start = {}, 0
         for text in file:
             line = LINE.fullmatch(text)
