@@ -1,4 +1,4 @@
-"""Search: BM25, exact and approximate nearest neighbours, compressed embeddings, mining of hard negatives.
+"""Search: BM25, exact, approximate and compressed nearest neighbours, mining of hard negatives.
 
     from embed_jax import retrieval
 
@@ -17,7 +17,7 @@ _MODULES = {
     "calibration": ("calibrate",),
     "compressed": ("CompressedIndex",),
     "index": ("DenseSearcher", "FaissSearcher", "dense_searcher", "faiss_searcher"),
-    "mine": ("Mining", "mine_negatives"),
+    "mine": ("Mining", "mine_negatives", "mine_records"),
     "passages": ("passage_search", "split_passages"),
     "quantize": ("Compressed", "compress", "dequantize_embeddings", "quantize_embeddings"),
     "round_trip": ("round_trip_filter",),

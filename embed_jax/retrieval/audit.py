@@ -1,6 +1,6 @@
-"""False negatives of training data: texts that are negatives in a batch and ought not to be.
+"""False negatives of training data: texts that are negatives in a batch and should not be.
 
-`python -m scripts.audit --help` says what counts as one.
+`python -m scripts.audit --help` lists the kinds of false negatives.
 """
 
 from __future__ import annotations
@@ -27,11 +27,14 @@ ROW_BLOCK, COLUMN_BLOCK = 1024, 8192  # similarities at a time: 32 MB
 
 @dataclasses.dataclass(frozen=True)
 class FalseNegative:
-    """A text of row `negative`, in `column`, that is no negative of row `row`.
+    """A text that counts as a negative of a row and should not.
 
     Attributes:
+        row: the row whose negative it is.
+        negative: the row of the text.
         why: text, id, group or similarity.
-        value: what the two rows share, or how similar they are.
+        value: the text, id or group that the two rows share, or how similar they are.
+        column: the column of the text.
     """
 
     row: int
@@ -47,6 +50,7 @@ class PairFile:
 
     Attributes:
         data: file, directory or name of a data set, as for training.
+        split: the split that is read.
         limit: how many rows are read; 0: all.
     """
 
@@ -55,7 +59,7 @@ class PairFile:
     limit: int = 0
 
     def records(self) -> Iterator[tuple[dict[str, Any], Sequence[str | None]]]:
-        """Each row's record and texts.
+        """Yields each row's record and texts.
 
         Raises:
             InputError: for a row without anchor or positive.
@@ -78,14 +82,16 @@ class AuditedRows:
     """The hashes that the audit keeps of a data set of n rows.
 
     Attributes:
-        codes: by reason, `[n, 2]` (text) or `[n, 1]`: numbers that are equal where the things are,
-            -1 for none. A row whose anchor is its positive has that text once.
+        count: n, the number of rows.
+        codes: by reason, `[n, 2]` (text) or `[n, 1]`: numbers that are equal for equal texts, ids
+            or groups, -1 without one. A row whose anchor is its positive has that text once.
         num_hard: how many hard negatives there are.
         hard: those that are the anchor or positive of some row: (row, k) for column negative_k.
         hard_places: which of `hard` are the text of a code.
         contained: by row, the (row, k) of hard negatives that contain its positive or are part of
             it.
-        own, others: how many times a hard negative is a false one of the same row, and of another.
+        own: how many times a hard negative is a false one of the same row.
+        others: how many times a hard negative is a false one of another row.
     """
 
     count: int
@@ -98,7 +104,7 @@ class AuditedRows:
     others: int
 
     def affected(self) -> Bool[np.ndarray, " n"]:
-        """The rows that have a false negative."""
+        """Returns the rows that have a false negative."""
         affected = np.zeros(self.count, bool)
         for name, codes in self.codes.items():
             false = CodePositions(codes).sizes > 1
@@ -125,6 +131,7 @@ def read_audited(
     """Reads the data once and keeps 64 bits of each text, id and group.
 
     Args:
+        file: the training data.
         by: what rows may not share, some of REASONS.
         required: whether some row must have each field of `by`.
 
@@ -185,12 +192,16 @@ def read_audited(
 def find_contained(
     file: PairFile, anchors: Int[np.ndarray, " n"]
 ) -> dict[int, list[tuple[int, int]]]:
-    """By row, the (row, k) of hard negatives of the same anchor that contain its positive or are part of it.
+    """Finds hard negatives of an anchor that contain its positive or are part of it.
 
-    Negatives that are equal to the row's anchor or positive are left out: their hashes tell.
+    Negatives that are equal to the row's anchor or positive are left out: their hashes show that.
 
     Args:
-        anchors: what is equal for equal anchors.
+        file: the training data.
+        anchors: numbers that are equal for equal anchors.
+
+    Returns:
+        The (row, k) of such negatives, by the row of the positive.
     """
     _, code, counts = np.unique(anchors, return_inverse=True, return_counts=True)
     shared: dict[int, list[tuple[int, str]]] = {}  # (row, positive) by anchor
@@ -212,7 +223,7 @@ def find_contained(
 
 
 def find_shared(file: PairFile, rows: AuditedRows) -> Iterator[FalseNegative]:
-    """Finds what rows share, row by row, from a second reading of the data."""
+    """Finds texts, ids and groups that rows share, row by row, in a second reading of the data."""
     affected, number = rows.affected(), -1
     places = {name: CodePositions(codes) for name, codes in rows.codes.items()}
     for number, (record, columns) in enumerate(file.records()):
@@ -249,14 +260,19 @@ def find_similar(
     count: int,
     threshold: float = 0.9,
 ) -> Iterator[tuple[Int[np.ndarray, " m"], Int[np.ndarray, " m"], Float[np.ndarray, " m"]]]:
-    """Row i, row j > i and the cosine of their positives where it is above the threshold, a block at a time.
+    """Yields pairs of rows whose positives are similar, a block at a time.
 
-    The embeddings lie in a temporary file.
+    The embeddings are kept in a temporary file.
 
     Args:
+        file: the training data.
         encode_blocks: embeds texts block by block, such as `model.encode_blocks`.
         dim: the size of its embeddings.
         count: how many rows the data has, see `AuditedRows`.
+        threshold: the cosine above which positives are similar.
+
+    Yields:
+        Row i, row j > i and the cosine of their positives.
     """
     import jax
 

@@ -1,4 +1,4 @@
-"""BM25 by bm25s: the baseline that a dense model has to beat, and a first source of hard negatives."""
+"""BM25 by bm25s: the baseline of dense models, and a first source of hard negatives."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ K1, B = 1.5, 0.75  # bm25s' own defaults
 def bm25_search(
     corpus: Mapping[str, str], queries: Mapping[str, str], k: int, *, k1: float = K1, b: float = B
 ) -> Run:
-    """Each query's k best documents by BM25, as `BM25Searcher` finds them.
+    """Finds each query's k best documents by BM25; see `BM25Searcher`.
 
     Args:
-        corpus, queries: texts by id.
-        k1, b: as BM25Searcher's.
+        corpus: documents by id.
+        queries: queries by id.
+        k: the largest number of documents for a query.
+        k1: how soon repeated words stop counting.
+        b: how much long documents are marked down, 0 to 1.
 
     Returns:
         {query id: {document id: score}}, best first; equal scores in the corpus' order. Documents
@@ -43,14 +46,15 @@ def bm25_search(
 
 
 def bm25_searcher(corpus: Sequence[str], *, k1: float = K1, b: float = B) -> BM25Searcher:
-    """An index of the corpus for BM25 (Robertson and Zaragoza 2009) with Lucene's idf.
+    """Indexes a corpus for BM25 (Robertson and Zaragoza 2009) with Lucene's idf.
 
     Words are runs of letters and digits in lower case, bm25s' English stop words removed, no
     stemming. The parts of an identifier are words: a fair baseline on code, and no loss on text. In
-    scripts without blanks, such as Chinese and Thai, pairs of neighbouring characters are; see
-    `retrieval.words`.
+    scripts without blanks, such as Chinese and Thai, pairs of neighbouring characters are words;
+    see `retrieval.words`.
 
     Args:
+        corpus: documents.
         k1: how soon repeated words stop counting.
         b: how much long documents are marked down, 0 to 1.
 
@@ -80,11 +84,9 @@ class BM25Searcher:
     def search(
         self, queries: Sequence[str], k: int
     ) -> tuple[Float[np.ndarray, "Q k"], Int[np.ndarray, "Q k"]]:
-        """Scores and rows of each query's k best documents, best first.
+        """Returns scores and rows of each query's k best documents, best first.
 
-        Equal scores in the corpus' order.
-
-        Where fewer are found: score -inf, row -1.
+        Equal scores are in the corpus' order. Where fewer are found: score -inf, row -1.
         """
         scores = np.full((len(queries), k), -np.inf, np.float32)
         rows = np.full((len(queries), k), -1, np.int32)
@@ -100,7 +102,7 @@ class BM25Searcher:
     def score(
         self, queries: Sequence[str], rows: Int[np.ndarray, "Q p"]
     ) -> Float[np.ndarray, "Q p"]:
-        """The score of each query with its own rows; -inf for row -1."""
+        """Computes the score of each query with its own rows; -inf for row -1."""
         scores = np.full(rows.shape, -np.inf, np.float32)
         for query_scores, row, words in zip(scores, rows, _words(queries), strict=True):
             query_scores[row >= 0] = self._scores(words)[row[row >= 0]]

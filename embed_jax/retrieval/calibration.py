@@ -1,7 +1,4 @@
-"""Calibrations: values that compression learns from a sample of embeddings.
-
-Ranges of dimensions, or centres of a product quantiser.
-"""
+"""Calibrations: ranges or centres that compression learns from a sample of embeddings."""
 
 from __future__ import annotations
 
@@ -42,8 +39,8 @@ class Ranges:
     """Bins of equal width for each dimension, for int8, uint8 (256 bins) and int4 (16).
 
     Attributes:
-        low, high: where the first and the last bin begin, float32 [D]. What lies outside falls into
-            these two.
+        low: where the first bin begins, float32 [D]; smaller values fall into it too.
+        high: where the last bin begins, float32 [D]; larger values fall into it too.
         bits: 8 or 4.
         count: how many embeddings they were learnt from.
     """
@@ -59,7 +56,7 @@ class Ranges:
 
     @property
     def precision(self) -> str:
-        """The precision that it is for; int8's is also uint8's."""
+        """Returns the precision that it is for; int8's is also uint8's."""
         return f"int{self.bits}"
 
     @property
@@ -70,9 +67,9 @@ class Ranges:
 
 @dataclasses.dataclass(frozen=True)
 class Codebook:
-    """A product quantiser (Jégou et al. 2011).
+    """A product quantiser (Jégou et al. 2011): each part of an embedding becomes a centre.
 
-    Each of m parts of an embedding becomes the nearest of 256 centres.
+    Each of m parts becomes the nearest of 256 centres.
 
     Attributes:
         centres: float32 [m, 256, D/m].
@@ -96,13 +93,11 @@ Calibration = Ranges | Codebook
 
 
 def calibrate(sample: Float[np.ndarray, "N D"], precision: str) -> Calibration | None:
-    """Learns from a sample of embeddings what `quantize` needs.
+    """Learns ranges or centres for `quantize_embeddings` from a sample of embeddings.
 
-    Nothing (None) for float32, binary and ubinary.
-
-    int8 and uint8: from the smallest to the largest value of each dimension, as
-    sentence-transformers has it. int4: bins of equal width between the quantiles 0.4 % and 99.6 %:
-    a few large values would leave most of 16 bins empty. PQ: FAISS's k-means, seeded.
+    None for float32, binary and ubinary. int8 and uint8: from the smallest to the largest value of
+    each dimension, as in sentence-transformers. int4: bins of equal width between the quantiles 0.4
+    % and 99.6 %: a few large values would leave most of 16 bins empty. PQ: FAISS's k-means, seeded.
 
     Args:
         sample: at least 100 embeddings, for PQ 1,024; 16,384 are enough.
@@ -132,13 +127,13 @@ def calibrate(sample: Float[np.ndarray, "N D"], precision: str) -> Calibration |
 
 
 def pq_parts(precision: str) -> int:
-    """m of "pq<m>", 0 of other precisions."""
+    """Returns m of "pq<m>", 0 for other precisions."""
     match = re.fullmatch(r"pq([1-9]\d*)", precision)
     return int(match[1]) if match else 0
 
 
 def calibration_of(precision: str) -> str | None:
-    """The precision whose calibration this one needs, None if it needs none.
+    """Returns the precision whose calibration this one needs, or None.
 
     Raises:
         InputError: for an unknown precision.
@@ -152,7 +147,10 @@ def calibration_of(precision: str) -> str | None:
 
 
 def check_precision(precision: str, dim: int) -> None:
-    """Raises an InputError for an unknown precision, or one that embeddings of this dimension cannot have."""
+    """Raises an InputError for a precision that embeddings of this dimension cannot have.
+
+    Unknown precisions raise it too.
+    """
     calibration_of(precision)
     divisor = pq_parts(precision) or max(1, 8 // BITS[precision])
     if dim < 1 or dim % divisor:
@@ -162,7 +160,7 @@ def check_precision(precision: str, dim: int) -> None:
 def checked(
     embeddings: Float[np.ndarray, "N D"], what: str = "embeddings"
 ) -> Float[np.ndarray, "N D"]:
-    """The embeddings as float32, contiguous.
+    """Returns the embeddings as float32, contiguous.
 
     Raises:
         InputError: unless they are a matrix of finite floating-point numbers; `what` begins the
@@ -180,11 +178,12 @@ def checked(
 
 
 def save_calibration(calibration: Calibration, path: Path) -> None:
-    """Writes `path`.json, which says what it is, and `path`.npz, the numbers.
+    """Writes `path`.json, which describes the calibration, and `path`.npz, the numbers.
 
-    Each is whole or as it was.
+    Each file is replaced as a whole.
 
     Args:
+        calibration: see `calibrate`.
         path: without an ending; another one ending in .json or .npz is the same.
     """
     described, numbers = _files(path)
@@ -207,7 +206,7 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
 
 
 def load_calibration(path: Path) -> Calibration:
-    """Reads what `save_calibration` wrote; `path` as there.
+    """Reads the files that `save_calibration` wrote; `path` as there.
 
     Raises:
         InputError: if one of the two files is missing, damaged, or not the other's.

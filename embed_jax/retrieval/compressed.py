@@ -1,7 +1,4 @@
-"""Search in compressed embeddings, through FAISS.
-
-Asymmetric, or compressed on both sides, and rescored.
-"""
+"""Search in compressed embeddings, through FAISS: asymmetric or symmetric, and rescored."""
 
 from __future__ import annotations
 
@@ -24,9 +21,9 @@ RESCORE_ROWS = 16_384  # candidates decoded at a time
 
 
 class Originals(Protocol):
-    """Embeddings to rescore with.
+    """Embeddings to rescore with: `Compressed` or `index.CorpusEmbeddings`.
 
-    `Compressed` or `index.CorpusEmbeddings`, in memory or in a file.
+    They are in memory or in a file.
     """
 
     dim: int
@@ -87,18 +84,20 @@ class CompressedIndex:
         rescore: int = 0,
         originals: Originals | None = None,
     ) -> tuple[Float[np.ndarray, "Q k"], Int[np.ndarray, "Q k"]]:
-        """Scores and rows of the k best, best first; equal scores in the order of the rows.
+        """Returns scores and rows of the k best, best first.
+
+        Equal scores are in the order of the rows.
 
         Args:
             queries: float embeddings.
             k: cut to the number of embeddings if larger.
-            asymmetric: float queries against the compressed embeddings. Else the queries are
-                compressed as well: coarser for all precisions, and much faster for binary, where it
-                is the Hamming distance.
-            rescore: find `rescore * k` candidates, compute their dot products anew from the float
+            asymmetric: whether float queries are compared with the compressed embeddings. Else the
+                queries are compressed as well: coarser for all precisions, and much faster for
+                binary, where it is the Hamming distance.
+            rescore: find `rescore * k` candidates, compute their dot products again from the float
                 queries, keep the best k; 0: do not.
-            originals: what to rescore with; None: the codes. Asymmetric scores are those of the
-                codes already.
+            originals: embeddings to rescore with; None: the codes. Asymmetric scores are those of
+                the codes already.
 
         Raises:
             InputError: for queries or originals of another dimension, numbers that are not finite,
@@ -126,10 +125,9 @@ class CompressedIndex:
         return np.take_along_axis(scores, best, axis=1), np.take_along_axis(rows, best, axis=1)
 
     def rows(self, numbers: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n D"]:
-        """Some embeddings, decoded."""
-        if (
-            self.precision in BINARY
-        ):  # three times as fast as FAISS, which looks up every eight signs
+        """Decodes some embeddings."""
+        # Three times as fast as FAISS, which looks up every eight signs.
+        if self.precision in BINARY:
             return dequantize_embeddings(self._codes[numbers], "ubinary")
         return self._index.reconstruct_batch(numbers)
 
@@ -160,7 +158,7 @@ class CompressedIndex:
 
 
 def _empty_index(stored: Compressed):
-    """FAISS's index that reads these codes."""
+    """Makes FAISS's index that reads these codes."""
     import faiss
 
     if stored.precision == "float32":
@@ -189,7 +187,7 @@ def _sign_centres(dim: int) -> Float[np.ndarray, "m 256 8"]:
 def _rescored(
     queries: Float[np.ndarray, "Q D"], rows: Int[np.ndarray, "Q p"], originals: Originals
 ) -> Float[np.ndarray, "Q p"]:
-    """The dot product of each query with its own rows."""
+    """Computes the dot product of each query with its own rows."""
     scores = np.empty(rows.shape, np.float32)
     step = max(1, RESCORE_ROWS // rows.shape[1])
     for start in range(0, len(rows), step):

@@ -1,4 +1,4 @@
-"""Copies of a passage: the one rule by which mining, filtering and the audit recognise a query's known positive.
+"""Copies of a passage: the rule by which mining, filtering and the audit recognise positives.
 
 Two texts are equal after Unicode NFKC and with each run of white space as one blank. A passage with
 a title (see `TitledText`) is also recognised without it. One text is a copy of another as well if
@@ -36,7 +36,7 @@ def contains(text: str, other: str) -> bool:
 
 
 def token_fold(tokenizer: Tokenizer) -> Fold:
-    """The fold of a model's tokenizer: its token ids, so that texts it can't tell apart are copies.
+    """Makes the fold of a model's tokenizer: texts of equal token ids are copies.
 
     An uncased tokenizer makes "Apple" and "apple" copies, one that strips accents "resume" and
     "résumé" too.
@@ -63,7 +63,7 @@ class PassageIndex:
 
     Args:
         corpus: passages; a `TitledText` is also found by its text without the title.
-        fold: makes further texts equal, see `token_fold`.
+        fold: makes more texts equal, see `token_fold`.
 
     Raises:
         InputError: for an empty passage.
@@ -91,7 +91,10 @@ class PassageIndex:
         self._lower = functools.lru_cache(maxsize=1 << 16)(self._lower_forms)
 
     def rows_of(self, texts: Sequence[str]) -> list[list[int]]:
-        """For each text the rows equal to it, with or without a title, the one with the whole text first."""
+        """Returns for each text the rows equal to it, with or without a title.
+
+        The row with the whole text comes first.
+        """
         return [self._rows.get(key, []) for key in self.keys(texts)]
 
     def keys(self, texts: Sequence[str]) -> Sequence[Hashable]:
@@ -100,7 +103,10 @@ class PassageIndex:
         return forms if self._fold is None else self._fold(forms)
 
     def copies(self, rows: Iterable[int], texts: Sequence[str]) -> Bool[np.ndarray, " n"]:
-        """Tells for each row whether it contains one of the texts or is contained in one, titles aside."""
+        """Tells for each row whether it contains one of the texts or is contained in one.
+
+        Texts are compared with and without their titles.
+        """
         lower = {form.casefold() for text in texts for form in _forms(text)}
         return np.array(
             [
@@ -115,7 +121,7 @@ class PassageIndex:
 
 
 def _forms(text: str) -> tuple[str, ...]:
-    """The normal forms of a text, with and without its title."""
+    """Returns the normal forms of a text, with and without its title."""
     if isinstance(text, TitledText):
         return normal_form(text), normal_form(text.body)
     return (normal_form(text),)

@@ -27,6 +27,9 @@ def dense_searcher(
     """Embeds the corpus for exact search by `top_k`.
 
     Args:
+        encode_queries: embeds queries.
+        encode_corpus: embeds passages.
+        corpus: passages.
         similarity: "cosine" or "dot".
         store: an .npy file to write the embeddings to and read them from, block by block, so that
             memory does not grow with the corpus; None: they stay in memory.
@@ -58,12 +61,17 @@ def faiss_searcher(
     scores are exact also where the index is not.
 
     Args:
-        similarity, store: as dense_searcher's; the embeddings are kept beside the index.
+        encode_queries: embeds queries.
+        encode_corpus: embeds passages.
+        corpus: passages.
+        similarity: "cosine" or "dot".
+        store: an .npy file to write the embeddings to and read them from, block by block, so that
+            memory does not grow with the corpus; None: they stay in memory.
         factory: FAISS's index factory string: "Flat" (exact), "IVF256,Flat", "HNSW32", ...
         parameters: FAISS's search-time settings: "nprobe=16", "efSearch=128", ...
 
     Raises:
-        InputError: as dense_searcher; if FAISS is not installed, does not know `factory` or
+        InputError: see `dense_searcher`; if FAISS is not installed, does not know `factory` or
             `parameters`, or cannot train the index on this corpus.
     """
     require("faiss")
@@ -102,11 +110,9 @@ class DenseSearcher:
     def search(
         self, queries: Sequence[str], k: int
     ) -> tuple[Float[np.ndarray, "Q k"], Int[np.ndarray, "Q k"]]:
-        """Scores and rows of each query's k best passages, best first.
+        """Returns scores and rows of each query's k best passages, best first.
 
-        Equal scores in the corpus' order.
-
-        Where the corpus has fewer: score -inf, row -1.
+        Equal scores are in the corpus' order. Where the corpus has fewer: score -inf, row -1.
         """
         scores, rows = top_k(self.embed(queries), self.embeddings.blocks(), k)
         missing = ((0, 0), (0, k - scores.shape[1]))
@@ -117,7 +123,7 @@ class DenseSearcher:
     def score(
         self, queries: Sequence[str], rows: Int[np.ndarray, "Q p"]
     ) -> Float[np.ndarray, "Q p"]:
-        """The similarity of each query with its own rows; -inf for row -1."""
+        """Computes the similarity of each query with its own rows; -inf for row -1."""
         embedded = self.embed(queries)
         passages_of_queries = [
             self.embeddings.rows(row) @ query for row, query in zip(rows, embedded, strict=True)
@@ -125,7 +131,10 @@ class DenseSearcher:
         return np.where(rows >= 0, np.reshape(passages_of_queries, rows.shape), np.float32(-np.inf))
 
     def embed(self, queries: Sequence[str]) -> Float[np.ndarray, "Q D"]:
-        """The queries' embeddings; those of the last call are remembered, as `search` and `score` take turns."""
+        """Embeds the queries.
+
+        The embeddings of the last call are remembered, as `search` and `score` take turns.
+        """
         queries = list(queries)
         if self._last is None or self._last[0] != queries:
             self._last = queries, _finished(self._encode_queries(queries), self._unit)
@@ -165,12 +174,12 @@ class CorpusEmbeddings:
         )
 
     def blocks(self) -> Iterator[Float[np.ndarray, "n D"]]:
-        """All rows, 8,192 at a time."""
+        """Yields all rows, 8,192 at a time."""
         for start in range(0, self._size, CORPUS_BLOCK):
             yield np.asarray(self._open()[start : start + CORPUS_BLOCK])
 
     def rows(self, numbers: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n D"]:
-        """Some rows; of -1 any."""
+        """Returns some rows; any row for -1."""
         return np.asarray(self._open()[numbers])
 
 

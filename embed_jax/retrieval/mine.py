@@ -1,4 +1,4 @@
-"""Hard negatives: passages that a search ranks high for a query and that are not known to be right.
+"""Hard negatives: passages that a search ranks high for a query, without its known positives.
 
 Queries are searched for in blocks, so memory does not grow with their number. `retrieval.copies`
 says which texts are copies of each other: a copy of a known positive, whatever its title, is never
@@ -37,7 +37,7 @@ __all__ = [
     "corpus_with",
     "dense_searcher",
 ]
-__all__ += ["faiss_searcher", "mine", "mine_negatives", "records_of"]
+__all__ += ["faiss_searcher", "mine_negatives", "mine_records", "records_of"]
 
 Pair = Mapping[str, Any]
 SAMPLING = ("top", "random")
@@ -50,7 +50,7 @@ class Searcher(Protocol):
     def search(
         self, queries: Sequence[str], k: int
     ) -> tuple[Float[np.ndarray, "Q k"], Int[np.ndarray, "Q k"]]:
-        """Scores and rows of each query's k best passages, best first.
+        """Returns scores and rows of each query's k best passages, best first.
 
         -inf and -1 where fewer are found.
         """
@@ -58,12 +58,12 @@ class Searcher(Protocol):
     def score(
         self, queries: Sequence[str], rows: Int[np.ndarray, "Q p"]
     ) -> Float[np.ndarray, "Q p"]:
-        """The similarity of each query with its own rows; -inf for row -1."""
+        """Computes the similarity of each query with its own rows; -inf for row -1."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Mining:
-    """Settings of mining: which of the candidates become negatives.
+    """Settings of mining that decide which of the candidates become negatives.
 
     A query's candidates are the passages that the searchers rank highest, without copies of its
     known positives, its own text and repeated texts. Of the first `rank_max`, those that pass the
@@ -73,8 +73,10 @@ class Mining:
 
     Attributes:
         number: negatives of each pair.
-        rank_min, rank_max: as above.
-        score_min, score_max: limits on a negative's score.
+        rank_min: how many of the remaining candidates are skipped, the hardest first.
+        rank_max: how many candidates are looked at.
+        score_min: the lowest score of a negative.
+        score_max: the highest score of a negative.
         absolute_margin: a negative scores at most positive - absolute_margin.
         relative_margin: a negative scores at most positive - relative_margin * |positive|; 0.05 is
             the TopK-PercPos of 95 % of NV-Retriever (Moreira et al. 2024).
@@ -141,7 +143,7 @@ class _Query:
 
 @dataclasses.dataclass
 class _Candidates:
-    """A query's candidates in order: rows, the number of the searcher that found each, scores.
+    """A query's candidates in order: rows, the searcher that found each, scores.
 
     `positive_scores[s]` are the scores of the query's positives by searcher s.
     """
@@ -161,7 +163,9 @@ def corpus_with(
     A positive that is a passage without its title isn't lacking.
 
     Args:
-        report: is told how many positives a corpus lacks.
+        pairs: records with a positive.
+        corpus: passages.
+        report: receives the number of positives that the corpus lacks.
 
     Raises:
         InputError: for an empty text.
@@ -189,24 +193,25 @@ def mine_negatives(
     report: Report | None = None,
     fold: Fold | None = None,
 ) -> Iterator[list[Mined]]:
-    """Hard negatives for pairs, a block of queries at a time.
+    """Yields hard negatives for pairs, a block of queries at a time.
 
     The searchers' candidates are interleaved by rank. Limits on scores apply to the score of the
     searcher that found a candidate (first), and margins to the same searcher's score of the
     positive; with `score` to its scores, by which the candidates are then ordered too. Without such
-    limits `score` only scores what was chosen.
+    limits `score` only scores the chosen negatives.
 
     Args:
         pairs: records with anchor and positive. All positives of an anchor are known positives of
             that query. Negatives that a pair has already are not used.
-        corpus: passages, the positives among them; see `corpus_with`. Of equal texts the first
-            found counts. A `TitledText` is recognised with and without its title.
+        corpus: passages, the positives among them; see `corpus_with`. Of equal texts the first one
+            counts. A `TitledText` is recognised with and without its title.
         searchers: each over this corpus.
+        options: which candidates become negatives.
         score: scores (query, passage) pairs, such as a cross-encoder.
         block: queries at a time; does not change the result.
-        report: is told what becomes of the candidates.
-        fold: makes further texts copies of each other, such as `copies.token_fold` of the model to
-            be trained.
+        report: receives the counts of the candidates.
+        fold: makes more texts copies of each other, such as `copies.token_fold` of the model to be
+            trained.
 
     Yields:
         The pairs of up to `block` queries; pairs of one query stand together, queries in order of
@@ -215,7 +220,7 @@ def mine_negatives(
     Raises:
         InputError: at once for no searcher, a positive that is not in the corpus or an empty text;
             at the end if no pair has a negative.
-        RunError: for scores of another number than asked for, or that are no numbers.
+        RunError: for scores of another number than requested, or that are not finite.
     """
     if not searchers:
         raise InputError("searchers: expected one or more, found none")
@@ -234,7 +239,7 @@ def mine_negatives(
     return blocks()
 
 
-def mine(
+def mine_records(
     pairs: Sequence[Pair],
     corpus: Sequence[str],
     searchers: Sequence[Searcher],
@@ -245,7 +250,10 @@ def mine(
     block: int = 1024,
     fold: Fold | None = None,
 ) -> tuple[list[dict[str, Any]], Report]:
-    """All of `mine_negatives` as records in one of FORMS, and the report."""
+    """Mines all negatives as records in one of FORMS, and returns the report too.
+
+    See `mine_negatives` for the arguments.
+    """
     report = Report()
     blocks = mine_negatives(
         pairs, corpus, searchers, options, score=score, block=block, report=report, fold=fold
@@ -336,7 +344,10 @@ def _search(
 def _distinct(
     scores, rows, searchers: int, query: _Query, index: PassageIndex, limit: int
 ) -> _Candidates:
-    """The first `limit` different passages that are no copy of a positive and not the query itself."""
+    """Selects the first `limit` different passages.
+
+    Copies of a positive and the query itself are left out.
+    """
     sources = np.tile(np.arange(searchers), len(rows) // searchers)
     is_found = rows >= 0
     scores, rows, sources = scores[is_found], rows[is_found], sources[is_found]
@@ -364,7 +375,7 @@ def _rescore(
     corpus: Sequence[str],
     score: PairScorer,
 ) -> None:
-    """Puts the scores of `score` in place of the searchers', and the candidates in their order."""
+    """Replaces the searchers' scores by those of `score`, and sorts the candidates by them."""
     lists = [
         (query.text, [corpus[row] for row in (*query.positives, *own_candidates.rows)])
         for query, own_candidates in zip(queries, candidates, strict=True)
@@ -383,7 +394,7 @@ def _rescore(
 
 
 def _scored(score: PairScorer, lists: Sequence[tuple[str, list[str]]]) -> list[list[float]]:
-    """The scores of lists of passages, each list for one query, all in one call."""
+    """Scores lists of passages, each list for one query, all in one call."""
     queries = [query for query, passages in lists for _ in passages]
     values = np.asarray(score(queries, [passage for _, passages in lists for passage in passages]))
     if values.shape != (len(queries),) or not np.isfinite(values).all():
@@ -402,7 +413,7 @@ def _choose(
     options: Mining,
     report: Report,
 ) -> Int[np.ndarray, " n"]:
-    """The places of a pair's negatives among its query's candidates."""
+    """Chooses a pair's negatives among its query's candidates; returns their positions."""
     scores, own = own_candidates.scores, positive[own_candidates.sources]
     outside = (scores < options.score_min) | (scores > options.score_max)
     close = np.zeros_like(outside)

@@ -17,7 +17,7 @@ LACKING = 0.2  # share of the positives that a corpus may lack before it looks l
 
 @dataclasses.dataclass(frozen=True)
 class Mined:
-    """A pair with its negatives, hardest first; there may be fewer than asked for, or none.
+    """A pair with its negatives, hardest first; there may be fewer than requested, or none.
 
     Attributes:
         scores: the negatives', by `score` where there is one, else by the searcher that found each.
@@ -41,8 +41,8 @@ class Report:
     Attributes:
         pairs: how many pairs have how many negatives.
         candidates: what became of how many: "kept", or why not, a reason of REASONS.
-        lacking, positives: how many positives the given corpus lacked, of how many; see
-            `corpus_with`.
+        lacking: how many positives the given corpus lacked, see `corpus_with`.
+        positives: how many different positives there are.
     """
 
     pairs: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
@@ -61,7 +61,7 @@ class Report:
     }
 
     def __str__(self) -> str:
-        """At most a screen."""
+        """Describes the counts, at most a screen."""
         lines = [f"{self.pairs.total():,} pairs, {self.candidates.total():,} candidates, of which"]
         reasons = {"kept": "negatives", **self.REASONS}
         lines += [
@@ -80,7 +80,7 @@ class Report:
         return "\n".join([*lines, *filter(None, [self.warning()])])
 
     def warning(self) -> str | None:
-        """A line if the corpus lacked many positives, with the likely reason."""
+        """Returns a line if the corpus lacked many positives, with the likely reason."""
         if self.lacking <= LACKING * self.positives:
             return None
         if self.candidates["contained"]:
@@ -93,7 +93,7 @@ class Report:
         )
 
     def refuse_nothing(self) -> None:
-        """Raises an InputError if no pair has a negative; it says what took the candidates."""
+        """Raises an InputError if no pair has a negative; it says why candidates were dropped."""
         if self.candidates["kept"]:
             return
         total = self.candidates.total()
@@ -111,7 +111,7 @@ class Report:
 
 
 def records_of(mined: Sequence[Mined], form: str) -> Iterator[dict[str, Any]]:
-    """Training records in one of FORMS, as the data sources read them.
+    """Makes training records in one of FORMS, which the data sources read.
 
     Pairs without a negative are left out.
 
@@ -141,7 +141,7 @@ def _triplets(mined: Sequence[Mined]) -> Iterator[dict[str, Any]]:
 
 
 def n_tuple(pair: Mined) -> dict[str, Any]:
-    """anchor positive negative_1 negative_2 ..., with what is carried."""
+    """Makes a record anchor positive negative_1 negative_2 ..., with id and group."""
     negatives = {f"negative_{number}": text for number, text in enumerate(pair.negatives, 1)}
     return {"anchor": pair.anchor, "positive": pair.positive, **negatives, **pair.carried}
 
@@ -156,7 +156,7 @@ def _labelled_pairs(mined: Sequence[Mined]) -> Iterator[dict[str, Any]]:
 
 
 def scored_list(pair: Mined) -> dict[str, Any]:
-    """query passages scores, the positive first.
+    """Makes a record query passages scores, the positive first.
 
     Raises:
         InputError: for several searchers' scores.

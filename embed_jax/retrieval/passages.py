@@ -1,7 +1,4 @@
-"""Documents longer than a model reads.
-
-Searched by their best passage instead of by their beginning.
-"""
+"""Search in documents longer than a model reads, by their best passage."""
 
 from __future__ import annotations
 
@@ -26,11 +23,11 @@ def _word() -> re.Pattern[str]:
 def split_passages(
     corpus: Mapping[str, str], words: int, overlap: int = 0
 ) -> tuple[list[str], Int[np.ndarray, " N"]]:
-    """Documents cut into windows of this many words, as they stand in the text.
+    """Cuts documents into windows of this many words.
 
     Words are what blanks separate, and each character of a script without blanks, such as Chinese
-    or Thai. The last window is what is left; a document of one window is kept as it is, also an
-    empty one. Titles stand in the first window only.
+    or Thai. The last window is the rest of the text; a document of one window is kept unchanged,
+    also an empty one. Titles stand in the first window only.
 
     Args:
         corpus: texts by id.
@@ -75,16 +72,21 @@ def passage_search(
 ) -> Run:
     """Searches like `topk.dense_search`, with the score of a document's best passage.
 
-    MaxP (Dai and Callan 2019).
-
-    `dense_search` is their FirstP wherever the model cuts what it does not read. Holds the
-    embeddings of at most 65,536 passages at a time; exact.
+    This is MaxP (Dai and Callan 2019); `dense_search` is their FirstP wherever the model cuts long
+    texts. Holds the embeddings of at most 65,536 passages at a time; exact.
 
     Args:
-        words, overlap: see `split_passages`.
+        encode_queries: embeds queries.
+        encode_corpus: embeds passages.
+        corpus: documents by id.
+        queries: queries by id.
+        k: the number of documents for a query.
+        similarity: one of SIMILARITIES.
+        words: of a passage, see `split_passages`.
+        overlap: words that two passages share, see `split_passages`.
 
     Raises:
-        InputError: for an unknown similarity, and as `split_passages`.
+        InputError: for an unknown similarity; see `split_passages`.
     """
     passages, owner = split_passages(corpus, words, overlap)
     query_vectors = encode_queries(list(queries.values()))

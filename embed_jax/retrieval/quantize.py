@@ -32,12 +32,12 @@ from embed_jax.retrieval.calibration import (
 def quantize_embeddings(
     embeddings: Float[np.ndarray, "N D"], precision: str, calibration: Calibration | None = None
 ) -> Shaped[np.ndarray, "N W"]:
-    """Codes of embeddings.
+    """Compresses embeddings into codes.
 
     | precision | codes | rule |
     |---|---|---|
     | float32 | float32 [N, D] | as they are |
-    | uint8 | uint8 [N, D] | clip(floor((x - low) / step), 0, 255), low and step of the dimension's `Ranges` |
+    | uint8 | uint8 [N, D] | clip(floor((x - low) / step), 0, 255), by the dimension's `Ranges` |
     | int8 | int8 [N, D] | the same minus 128 |
     | int4 | uint8 [N, D/2] | 16 bins; dimension 2i in the lower four bits of byte i, as in FAISS |
     | ubinary | uint8 [N, D/8] | bit = x > 0, the first dimension in the highest bit |
@@ -50,8 +50,10 @@ def quantize_embeddings(
     that fills no whole bytes is refused, not padded.
 
     Args:
-        calibration: what `calibrate` learnt, for this precision (int8 and uint8 share it); None for
-            float32 and binary.
+        embeddings: float embeddings.
+        precision: one of the table.
+        calibration: see `calibrate`, for this precision (int8 and uint8 share it); None for float32
+            and binary.
 
     Raises:
         InputError: for an unknown precision, one that does not fit the dimension, numbers that are
@@ -82,13 +84,13 @@ def quantize_embeddings(
 def dequantize_embeddings(
     codes: Shaped[np.ndarray, "N W"], precision: str, calibration: Calibration | None = None
 ) -> Float[np.ndarray, "N D"]:
-    """Embeddings near those that were compressed: the middle of a bin, a part's centre.
+    """Computes embeddings near those that were compressed.
 
-    Of a bit +1 or -1.
+    They are the middle of a bin, a part's centre, or +1 or -1 for a bit.
 
     Raises:
-        InputError: for an unknown precision, codes that are not of this precision, or as
-            `quantize_embeddings` for `calibration`.
+        InputError: for an unknown precision, codes that are not of this precision, or a wrong
+            `calibration`, see `quantize_embeddings`.
     """
     codes = np.asarray(codes)
     check_codes(codes, precision, calibration)
@@ -139,21 +141,21 @@ class Compressed:
         return self.codes.shape[1] * self.codes.dtype.itemsize
 
     def rows(self, numbers: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n D"]:
-        """Some embeddings, decoded."""
+        """Decodes some embeddings."""
         return dequantize_embeddings(self.codes[numbers], self.precision, self.calibration)
 
 
 def compress(
     embeddings: Float[np.ndarray, "N D"], precision: str, calibration: Calibration | None = None
 ) -> Compressed:
-    """`quantize_embeddings`, with what is needed to read the codes."""
+    """Compresses embeddings; the result also has what is needed to read the codes."""
     return Compressed(
         quantize_embeddings(embeddings, precision, calibration), precision, calibration
     )
 
 
 def unsigned(codes: Shaped[np.ndarray, "N W"]) -> UInt8[np.ndarray, "N W"]:
-    """Codes from 0 up: of int8 and binary plus 128, others as they are."""
+    """Returns codes from 0 up: of int8 and binary plus 128, others unchanged."""
     return _sign_moved(codes.view(np.uint8)) if codes.dtype == np.int8 else codes
 
 

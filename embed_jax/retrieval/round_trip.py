@@ -28,7 +28,7 @@ def round_trip_filter(
         record["positive"],
     ),
 ) -> Iterator[AnyRecord]:
-    """Yields, in order, the pairs whose passage is among the k best of all passages for their query.
+    """Yields, in order, the pairs whose passage is among the k best for their query.
 
     The round trip of Alberti et al. 2019, applied to generated queries as in Promptagator (Dai et
     al. 2022, k = 1), and the consistency filter of E5 for weak pairs (Wang et al. 2022, section
@@ -36,12 +36,14 @@ def round_trip_filter(
     not grow with the number of records.
 
     Args:
+        records: pairs of query and passage.
         search: `search(queries, k) -> (scores, rows)`, rows of `passages`, best first; -1 where
             fewer are found. The method of the searchers of `retrieval.index` and `retrieval.bm25`
             made from `passages`.
-        passages: all that is searched, each once: a copy of a passage would take a place among the
-            k.
-        columns: a record's (query, passage).
+        k: how many passages are looked at.
+        passages: all that is searched, each once: a copy of a passage would take a position among
+            the k.
+        columns: returns a record's (query, passage).
 
     Raises:
         InputError: for k below 1; if a record's passage is not among `passages`, or one stands

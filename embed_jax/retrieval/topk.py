@@ -31,15 +31,15 @@ def top_k(
     similarity: str = "dot",
     owner: Int[np.ndarray, " N"] | None = None,
 ) -> tuple[Float[np.ndarray, "Q k"], Int[np.ndarray, "Q k"]]:
-    """The k rows of `corpus` most similar to each query; exact, in float32.
+    """Finds the k rows of `corpus` most similar to each query; exact, in float32.
 
     Args:
         queries: embeddings.
         corpus: embeddings, or an iterable of blocks of them, best of multiples of 8,192 rows.
         k: cut to the corpus' size if larger.
         similarity: one of SIMILARITIES.
-        owner: 0, 0, 0, 1, 2, 2, ...: the document that each row is a part of. Documents are then
-            what is searched, by their best row.
+        owner: 0, 0, 0, 1, 2, 2, ...: the document that each row is a part of. The results are then
+            documents, by their best row.
 
     Returns:
         Scores, largest first, and numbers of rows, or of documents. Equal scores keep the corpus'
@@ -99,7 +99,11 @@ def dense_search(
     Holds the embeddings of at most 65,536 documents at a time.
 
     Args:
-        corpus, queries: texts by id.
+        encode_queries: embeds queries.
+        encode_corpus: embeds passages.
+        corpus: documents by id.
+        queries: queries by id.
+        k: the number of documents for a query.
         similarity: one of SIMILARITIES.
 
     Returns:
@@ -116,7 +120,7 @@ def dense_search(
 
 
 def encoded(encode: Encode, texts: Iterable[str]) -> Iterator[Float[np.ndarray, "n D"]]:
-    """The texts' embeddings, of 65,536 at a time."""
+    """Yields the texts' embeddings, of 65,536 at a time."""
     texts = iter(texts)
     while chunk := list(itertools.islice(texts, ENCODE_BLOCK)):
         yield encode(chunk)
@@ -148,6 +152,8 @@ def prompted(
         encode: called as `encode(texts, prompt=...)`, or as `encode(texts)` if both prompts are
             empty. If it has the methods `query` and `document`, as a `TextEncoder` has, these are
             called instead.
+        query_prompt: stands before queries.
+        document_prompt: stands before documents.
     """
     prompts = (query_prompt, document_prompt)
     sides = (getattr(encode, "query", encode), getattr(encode, "document", encode))
@@ -168,7 +174,8 @@ def _summed(
 ) -> Float[Array, "Q N"]:
     """Sums over dimensions, a few at a time: there is no array [Q, N, D].
 
-    |a|^2 + |b|^2 - 2ab would be a single product of matrices, but differences of near points would be lost in it.
+    The form |a|^2 + |b|^2 - 2ab would be a single product of matrices, but differences of near
+    points would be lost in it.
     """
 
     def add(total, dimension):
@@ -198,9 +205,9 @@ def _merge(
     owner: Int[Array, " N"] | None,
     similarity: str,
 ) -> tuple[Float[Array, "Q k"], Int[Array, "Q k"]]:
-    """The best of what was found so far and of `count` rows of a block that begins at row `start` of the corpus.
+    """Merges the best so far with `count` rows of a block that begins at row `start` of the corpus.
 
-    `lax.top_k` puts the earlier of equal values first, and what was found so far stands first.
+    `lax.top_k` puts the earlier of equal values first, and the best so far stand first.
     """
     block_scores = _SCORES[similarity](queries, block)
     block_scores = jnp.where(jnp.arange(block.shape[0]) < count, block_scores, -jnp.inf)
@@ -229,7 +236,7 @@ def _nothing(queries: int, k: int) -> tuple[Float[Array, "Q k"], Int[Array, "Q k
 def _pad(
     block: Shaped[np.ndarray, "n ..."], limit: int, mode: str = "constant"
 ) -> Shaped[np.ndarray, "m ..."]:
-    """Rows, by default of zeros, up to the next power of two, or `limit`.
+    """Pads rows, by default with zeros, up to the next power of two, or `limit`.
 
     Few shapes, hence few compilations.
     """

@@ -26,7 +26,7 @@ JOINERS = "\u200c\u200d"  # of letters within a word, in Indic scripts and Persi
 
 @functools.cache
 def word_pattern() -> str:
-    """The regular expression of a word, or of a run of characters of the unspaced scripts."""
+    """Returns the regular expression of a word, or of a run of unspaced characters."""
     base, marks, other_marks = _classes()
     letter = rf"[^\W_{base}{marks}]"
     return rf"[{base}{marks}]+|{letter}+(?:[{other_marks}{JOINERS}]+{letter}*)*"
@@ -34,15 +34,15 @@ def word_pattern() -> str:
 
 @functools.cache
 def character_pattern() -> str:
-    """The regular expression of a character of the unspaced scripts: a base and its marks."""
+    """Returns the regular expression of a character of the unspaced scripts, with its marks."""
     base, marks, _ = _classes()
     return rf"[{base}][{marks}]*|[{marks}]+"
 
 
 def bigrams(word: str) -> list[str]:
-    """The pairs of neighbouring characters of a run in an unspaced script; other words as they are.
+    """Returns the pairs of neighbouring characters of a run in an unspaced script.
 
-    A run of one character is itself.
+    Other words are returned whole, and so is a run of one character.
     """
     if word.isascii() or not re.match(character_pattern(), word):
         return [word]
@@ -52,7 +52,10 @@ def bigrams(word: str) -> list[str]:
 
 @functools.cache
 def _classes() -> tuple[str, str, str]:
-    """Character classes: letters and digits of the unspaced scripts, their marks, and all other marks."""
+    """Returns three character classes.
+
+    They are letters and digits of the unspaced scripts, their marks, and all other marks.
+    """
     unspaced = [code for start, end in UNSPACED for code in range(start, end + 1)]
 
     def is_mark(code: int) -> bool:
@@ -68,7 +71,7 @@ def _classes() -> tuple[str, str, str]:
 
 
 def _class(codes: Iterable[int], accepted: Callable[[int], bool]) -> str:
-    """The inside of a character class of the accepted codes, as ranges."""
+    """Returns the inside of a character class of the accepted codes, as ranges."""
     ranges: list[list[int]] = []
     for code in filter(accepted, sorted(codes)):
         if ranges and ranges[-1][1] == code - 1:

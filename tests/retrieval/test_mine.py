@@ -15,8 +15,8 @@ from embed_jax.retrieval.mine import (
     Report,
     corpus_with,
     dense_searcher,
-    mine,
     mine_negatives,
+    mine_records,
     records_of,
 )
 from embed_jax.scores import unit_length
@@ -178,7 +178,7 @@ def test_equals_sentence_transformers_with_several_positives(options):
         verbose=False,
     )
     reference = {(row["anchor"], row["positive"], row["negative"]) for row in their_rows}
-    records, _ = mine(pairs, corpus, [dense(corpus)], options, "triplets")
+    records, _ = mine_records(pairs, corpus, [dense(corpus)], options, "triplets")
     assert {(row["anchor"], row["positive"], row["negative"]) for row in records} == reference
 
 
@@ -249,7 +249,7 @@ def test_a_positive_with_a_title_or_cut_otherwise_is_no_negative(passage):
     report = Report()
     corpus = corpus_with(pairs, corpus, report)
     scores = Table(["q"], [[0.9, 0.3, 0.2, 0.8][: len(corpus)]])
-    records, result = mine(pairs, corpus, [scores], Mining(number=2))
+    records, result = mine_records(pairs, corpus, [scores], Mining(number=2))
     assert [records[0][f"negative_{n}"] for n in (1, 2)] == ["b", "c"]
     lacking = positive is BODY
     assert (report.lacking, report.positives) == (lacking, 1) and len(corpus) == 3 + lacking
@@ -414,7 +414,7 @@ def test_the_report_accounts_for_every_candidate():
     corpus = [*CORPUS, "b ", "q"]
     scores = Table(["q"], [[0.9, 0.5, 0.8, 0.7, 0.4, 0.3, 0.5, 1.0]])
     options = Mining(number=1, rank_min=1, rank_max=4, absolute_margin=0.05, score_max=0.75)
-    records, report = mine(pairs, corpus, [scores], options)
+    records, report = mine_records(pairs, corpus, [scores], options)
     # For a: c above 0.75; of d e f, d is skipped and f not needed. For b: c again, d too close; e
     # skipped.
     assert [record.get("negative_1") for record in records] == ["e", "f"]
@@ -445,7 +445,7 @@ def test_pairs_without_negatives_are_counted_and_left_out_of_the_records():
         ("q", "a"): (),
         ("r", "b"): ("d", "c", "a"),
     }
-    records, report = mine(pairs, CORPUS, [table], options)
+    records, report = mine_records(pairs, CORPUS, [table], options)
     assert [record["anchor"] for record in records] == ["r"]
     assert report.pairs == {0: 1, 3: 1}
     assert "1  pairs with 0 negatives, left out" in str(report)
@@ -456,12 +456,12 @@ def test_if_everything_is_dropped_one_line_says_by_what():
     with pytest.raises(
         InputError, match=r"1 pairs .* all 6 .* 1 known positive .* 5 outside score_min"
     ) as error:
-        mine(pairs, CORPUS, [table(*[0.5] * 6)], Mining(score_max=0.2))
+        mine_records(pairs, CORPUS, [table(*[0.5] * 6)], Mining(score_max=0.2))
     assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="5 too close"):
-        mine(pairs, CORPUS, [table(*[0.5] * 6)], Mining(absolute_margin=0.1))
+        mine_records(pairs, CORPUS, [table(*[0.5] * 6)], Mining(absolute_margin=0.1))
     with pytest.raises(InputError, match="finds nothing"):
-        mine(pairs, CORPUS, [table(*[-np.inf] * 6)], Mining())
+        mine_records(pairs, CORPUS, [table(*[-np.inf] * 6)], Mining())
 
 
 # ---- records -------------------------------------------------------------------------------------
@@ -472,7 +472,7 @@ def test_training_reads_every_form(tmp_path, form):
     import json
 
     pairs, corpus = made()
-    records, _ = mine(pairs, corpus, [dense(corpus)], Mining(number=2, score_max=0.6), form)
+    records, _ = mine_records(pairs, corpus, [dense(corpus)], Mining(number=2, score_max=0.6), form)
     path = tmp_path / "mined.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     read = open_records(str(path))
@@ -522,8 +522,8 @@ def test_forms():
 def test_scores_of_several_searchers_make_no_scored_lists():
     pairs, tables = [{"anchor": "q", "positive": "a"}], [table(*range(6)), table(*range(6))]
     with pytest.raises(InputError, match="cross-encoder"):
-        mine(pairs, CORPUS, tables, Mining(), "scored-lists")
-    records, _ = mine(
+        mine_records(pairs, CORPUS, tables, Mining(), "scored-lists")
+    records, _ = mine_records(
         pairs, CORPUS, tables, Mining(), "scored-lists", score=lambda q, p: np.arange(len(p))
     )
     assert records[0]["scores"] == [0, 1]
@@ -580,4 +580,4 @@ def test_bad_input_is_refused_before_any_search():
             mine_negatives(pairs, corpus, searchers, Mining())
     for score in (lambda q, p: np.zeros(1), lambda q, p: np.full(len(p), np.nan)):
         with pytest.raises(RunError, match="finite"):
-            mine(good, CORPUS, [searcher], Mining(), score=score)
+            mine_records(good, CORPUS, [searcher], Mining(), score=score)
