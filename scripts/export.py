@@ -163,7 +163,7 @@ def _choices(text: str) -> list[str]:
 def export(args: argparse.Namespace) -> None:
     """Writes the requested formats, and uploads them."""
     from embed_jax.export.card import CardContent, model_card
-    from embed_jax.export.directory import CARD, whole_export
+    from embed_jax.export.directory import CARD, replace_export
     from embed_jax.export.push import check_push, push
     from embed_jax.export.record import read_run
     from embed_jax.export.scores import read_scores
@@ -173,7 +173,7 @@ def export(args: argparse.Namespace) -> None:
     run = read_run(args.run) if args.run else None
     scores = tuple(read_scores(args.results))
     warn_of_others(args, {score.model for score in scores})
-    with whole_export(args.output) as directory:
+    with replace_export(args.output) as directory:
         crossing = args.cross_encoder or is_cross_encoder(args)
         model = prepare_cross_encoder(args) if crossing else prepare_sentence_encoder(args, run)
         files = (
@@ -239,7 +239,7 @@ def prepare_cross_encoder(args: argparse.Namespace) -> Any:
 
 def prepare_sentence_encoder(args: argparse.Namespace, run: TrainingRun | None) -> SentenceEncoder:
     """Returns the model as it is to be written."""
-    from embed_jax.export.directory import truncated
+    from embed_jax.export.directory import truncate_model
     from embed_jax.sentence import load_sentence_encoder
     from embed_jax.train.run import load_run
 
@@ -254,7 +254,7 @@ def prepare_sentence_encoder(args: argparse.Namespace, run: TrainingRun | None) 
             raise InputError("--adapter separate: the model has none, or has it merged already")
         return model
     model = model.merged() if model.spec.lora else model
-    return truncated(model, args.dim) if args.dim else model
+    return truncate_model(model, args.dim) if args.dim else model
 
 
 # ---- formats -------------------------------------------------------------------------------------

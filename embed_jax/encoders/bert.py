@@ -96,7 +96,7 @@ SHAPES = {  # of well-known models, for runs without weights
 
 
 class Bert(Stack):
-    """Token ids to hidden states."""
+    """Maps token ids to hidden states."""
 
     config: BertConfig
 

@@ -179,7 +179,7 @@ def classifier_family(name: str) -> Family:
     Their paths are "classifier/dense" and "classifier/out".
     """
     form, family = _form(name), lookup("backbone", name)
-    ours = (f"{form.dense}.weight", f"{form.out}.weight")
+    head_tensors = (f"{form.dense}.weight", f"{form.out}.weight")
     return dataclasses.replace(
         family,
         architecture=form.architecture,
@@ -187,7 +187,7 @@ def classifier_family(name: str) -> Family:
         ignored=tuple(
             rule
             for rule in family.ignored
-            if not any(re.fullmatch(rule, tensor) for tensor in ours)
+            if not any(re.fullmatch(rule, tensor) for tensor in head_tensors)
         ),
     )
 

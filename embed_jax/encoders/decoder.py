@@ -131,7 +131,7 @@ class View:
 
 
 class Decoder(Stack):
-    """Token ids to hidden states."""
+    """Maps token ids to hidden states."""
 
     config: DecoderConfig
 

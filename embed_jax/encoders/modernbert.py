@@ -112,7 +112,7 @@ SHAPES = {  # for runs without weights
 
 
 class ModernBert(Stack):
-    """Token ids to hidden states."""
+    """Maps token ids to hidden states."""
 
     config: ModernBertConfig
 

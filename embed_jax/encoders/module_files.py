@@ -73,7 +73,7 @@ def read_dense(directory: Path) -> tuple[Dense, Params]:
     path = directory / "config.json"
     config = _read_config(path, DENSE_FIELDS, ("in_features", "out_features"))
     kind = str(config.get("activation_function", TORCH_ACTIVATIONS["tanh"]))
-    names = {name.rsplit(".", 1)[-1]: ours for ours, name in TORCH_ACTIVATIONS.items()}
+    names = {name.rsplit(".", 1)[-1]: own_name for own_name, name in TORCH_ACTIVATIONS.items()}
     if not kind.startswith("torch.nn.") or kind.rsplit(".", 1)[-1] not in names:
         raise InputError(
             f"{path}: {unknown('activation_function', kind, TORCH_ACTIVATIONS.values())}"

@@ -77,7 +77,7 @@ SHAPES = {  # for runs without weights
 
 
 class Nomic(Stack):
-    """Token ids to hidden states."""
+    """Maps token ids to hidden states."""
 
     config: NomicConfig
 

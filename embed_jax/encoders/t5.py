@@ -72,7 +72,7 @@ SHAPES = {  # for runs without weights
 
 
 class T5(Stack):
-    """Token ids to hidden states."""
+    """Maps token ids to hidden states."""
 
     config: T5Config
 

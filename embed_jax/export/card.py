@@ -1,7 +1,6 @@
 """A model's card: README.md with the metadata that the Hugging Face hub reads.
 
-Sections: how to use the model, what it is, what it was trained on and how, what it scored, how to
-    train it again.
+Its sections are: usage, the model, training data and settings, scores, and how to train it again.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ KINDS = {
     "sts": ("semantic-similarity", "Semantic Similarity"),
     "retrieval": ("information-retrieval", "Retrieval"),
 }
-SETTINGS = {  # fields of a config that a card names, if they are set: what they are called
+SETTINGS = {  # field of a config -> its name in a card, which has those that are set
     "loss.name": "loss",
     "loss.temperature": "temperature",
     "loss.margin": "margin",
@@ -57,19 +56,18 @@ FAIR = (
 
 @dataclasses.dataclass(frozen=True)
 class CardContent:
-    """Content of a card beside what the model itself says.
+    """The content of a card that is not in the model itself.
 
     Attributes:
-        name: what the model is called in the card and loaded by: its name on the hub, or its
-            directory's.
-        format: "sentence-transformers", "huggingface", or "" where there is none of the two.
+        name: the name in the card, by which the model is loaded: on the hub, or its directory's.
+        format: "sentence-transformers", "huggingface", or "" for a directory of neither format.
         onnx: the ONNX files, as (path in the directory, precision).
         run: the run that trained the model, if it is known.
-        step: of the run, if not the model that it chose.
-        base: the model that this one is a copy or an adapter of, where no run says it.
-        scores: what it scored.
-        licence: by the hub's name for it, such as "apache-2.0"; "": not given.
-        languages: by ISO 639 codes.
+        step: the step of the run that the model is from; 0: the step that the run chose.
+        base: the model that this one is a copy or an adapter of, if there is no run.
+        scores: the model's scores.
+        licence: the hub's name of the licence, such as "apache-2.0"; "": not set.
+        languages: ISO 639 codes.
     """
 
     name: str
@@ -84,23 +82,23 @@ class CardContent:
 
 
 def model_card(model: SentenceEncoder | CrossEncoder, about: CardContent) -> str:
-    """The text of README.md; the same for the same arguments."""
+    """Returns the text of README.md, which depends on the arguments only."""
     sections = [
         f"# {about.name.split('/')[-1]}",
-        _first_words(model, about),
+        _introduction(model, about),
         usage(model, about.name, about.format, about.onnx),
         "## Model\n\n" + _table(("", ""), _facts(model, about)),
-        *([_training(about.run, about.step)] if about.run else []),
-        _evaluation(about.scores, about.run),
-        *([_again(about.run)] if about.run else []),
+        *([_describe_training(about.run, about.step)] if about.run else []),
+        _describe_evaluation(about.scores, about.run),
+        *([_describe_retraining(about.run)] if about.run else []),
     ]
     return f"---\n{metadata(model, about)}---\n\n" + "\n\n".join(filter(None, sections)) + "\n"
 
 
 def metadata(model: SentenceEncoder | CrossEncoder, about: CardContent) -> str:
-    """The card's YAML block, in the hub's own terms.
+    """Returns the card's YAML block, in the hub's terms.
 
-    Https://github.com/huggingface/hub-docs, modelcard.md.
+    See modelcard.md in https://github.com/huggingface/hub-docs.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -124,7 +122,7 @@ def metadata(model: SentenceEncoder | CrossEncoder, about: CardContent) -> str:
             metric_value=round(value, 6),
         )
         for scores in about.scores
-        for metric, value in _shown(scores, about.scores).items()
+        for metric, value in _select_metrics(scores, about.scores).items()
     ]
     kinds = (
         ["cross-encoder", "reranker"] if crossing else ["sentence-similarity", "feature-extraction"]
@@ -164,8 +162,8 @@ def _base(about: CardContent) -> str:
     return about.run.base if about.run else about.base
 
 
-def _named(model: str) -> str:
-    """A model's name for people: a link to the hub, or the end of a path."""
+def _link_model(model: str) -> str:
+    """Returns a model's name for readers: a link to the hub, or the end of a path."""
     if model.startswith("random:"):
         return f"random weights of the shape {model.removeprefix('random:')}"
     if hub_model(model):
@@ -173,23 +171,26 @@ def _named(model: str) -> str:
     return f"`{model.rstrip('/').split('/')[-1]}`, a directory"
 
 
-def _first_words(model: SentenceEncoder | CrossEncoder, about: CardContent) -> str:
+def _introduction(model: SentenceEncoder | CrossEncoder, about: CardContent) -> str:
     if isinstance(model, CrossEncoder):
-        what = "A cross-encoder: it reads a query and a passage together and gives the pair a score, to rank passages."
+        what = (
+            "A cross-encoder: it reads a query and a passage together and gives the pair a score, "
+            "to rank passages."
+        )
     else:
         what = (
             f"A text embedding model: it maps a text to {model.dim} numbers, for semantic "
             "similarity, search and clustering."
         )
     if about.run and about.run.unchanged and not about.step:
-        start = _named(about.run.config["model"]["name"])
+        start = _link_model(about.run.config["model"]["name"])
         return (
             f"{what} It is {start}, unchanged: embed-jax trained it, and no step of the training "
             "was better than the start."
         )
     how = "trained" if about.run else "written"
     source = f" It was {how} with embed-jax" + (
-        f" from {_named(_base(about))}." if _base(about) else "."
+        f" from {_link_model(_base(about))}." if _base(about) else "."
     )
     return what + source
 
@@ -197,7 +198,7 @@ def _first_words(model: SentenceEncoder | CrossEncoder, about: CardContent) -> s
 def _facts(model: SentenceEncoder | CrossEncoder, about: CardContent) -> Iterator[tuple[str, str]]:
     backbone = model.spec.backbone
     if _base(about):
-        yield "base", _named(_base(about))
+        yield "base", _link_model(_base(about))
     yield (
         "architecture",
         f"{backbone.family}, {backbone.num_layers} layers of {backbone.hidden_size}",
@@ -239,7 +240,7 @@ def _facts(model: SentenceEncoder | CrossEncoder, about: CardContent) -> Iterato
         yield "prompts in pooling", "left out"
 
 
-def _training(run: TrainingRun, step: int) -> str:
+def _describe_training(run: TrainingRun, step: int) -> str:
     rows = [
         (
             f"[{data.name}](https://huggingface.co/datasets/{data.hub})" if data.hub else data.name,
@@ -283,7 +284,7 @@ def _settings(run: TrainingRun, step: int) -> Iterator[tuple[str, str]]:
         )
     if run.steps:
         yield "steps", f"{run.steps:,}"
-    chosen = run.chosen()
+    chosen = run.find_best()
     if step:
         yield "this model", f"of step {step:,}"
     elif chosen and run.unchanged:
@@ -307,15 +308,16 @@ def _settings(run: TrainingRun, step: int) -> Iterator[tuple[str, str]]:
         if (value := run.median(metric)) is not None:
             yield name, form.format(value)
     if run.sessions:
-        since = run.sessions[0].start  # above 0 where a run went on that had not recorded its time
+        # It is above 0 if the run was resumed and its first sessions were not recorded.
+        since = run.sessions[0].start
         of = f" from step {since:,} on" if since else ""
-        yield "training time", f"{_duration(run.seconds)}{of}, evaluations included"
-        yield "device", run.each("machine")
-        yield "versions", run.each("software")
+        yield "training time", f"{_format_duration(run.seconds)}{of}, evaluations included"
+        yield "device", run.join_sessions("machine")
+        yield "versions", run.join_sessions("software")
 
 
-def _duration(seconds: float) -> str:
-    """Its two largest units, such as "3 h 25 min"."""
+def _format_duration(seconds: float) -> str:
+    """Formats a time in its two largest units, such as "3 h 25 min"."""
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -325,20 +327,20 @@ def _duration(seconds: float) -> str:
     return f"{hours:,} h {minutes} min"
 
 
-def _evaluation(scores_by_task: Sequence[Scores], run: TrainingRun | None) -> str:
+def _describe_evaluation(scores_by_task: Sequence[Scores], run: TrainingRun | None) -> str:
     parts = []
     if scores_by_task:
         rows = [
             (
                 f"{scores.name} {scores.split}".strip(),
                 f"**{metric}**" if metric == scores.main else metric,
-                _score(scores, metric),
+                _format_score(scores, metric),
                 f"{scores.n:,} {scores.unit}".strip() if scores.n else "",
             )
             for scores in scores_by_task
-            for metric in _shown(scores, scores_by_task)
+            for metric in _select_metrics(scores, scores_by_task)
         ]
-        rows += _repeats(scores_by_task)
+        rows += _experiment_rows(scores_by_task)
         parts += [_table(("task", "metric", "score", "of"), rows), FAIR]
         notes = [f"- {scores.name}: {note}" for scores in scores_by_task for note in scores.notes]
         parts += ["What must be known of these figures:\n\n" + "\n".join(notes)] if notes else []
@@ -351,7 +353,8 @@ def _evaluation(scores_by_task: Sequence[Scores], run: TrainingRun | None) -> st
     if "after" in sides:
         names = [name.partition("/")[2] for name in measured if name.startswith("after/")]
         rows = [
-            (name, *(_number(measured.get(f"{side}/{name}")) for side in sides)) for name in names
+            (name, *(_format_number(measured.get(f"{side}/{name}")) for side in sides))
+            for name in names
         ]
         what = "At the end of the training, on data that chose nothing"
         what += " (Spearman's correlation):" if run.results.get("task") == "sts" else ":"
@@ -359,10 +362,10 @@ def _evaluation(scores_by_task: Sequence[Scores], run: TrainingRun | None) -> st
     return "\n\n".join(["## Evaluation", *parts]) if parts else ""
 
 
-def _shown(scores: Scores, scores_by_task: Sequence[Scores]) -> dict[str, float]:
-    """All metrics of a task, except those of its single experiments.
+def _select_metrics(scores: Scores, scores_by_task: Sequence[Scores]) -> dict[str, float]:
+    """Returns all metrics of a task, except those of its single experiments.
 
-    Of many tasks the main one of each.
+    If there are more than MANY tasks, it is only the main metric.
     """
     if len(scores_by_task) > MANY:
         return {scores.main: scores.metrics[scores.main]}
@@ -371,7 +374,7 @@ def _shown(scores: Scores, scores_by_task: Sequence[Scores]) -> dict[str, float]
 
 
 def _experiments(scores: Scores) -> dict[str, list[str]]:
-    """Metrics of repeated experiments, accuracy_1 to accuracy_10, by the name of their mean."""
+    """Returns metrics of repeated experiments, such as accuracy_1 to accuracy_10, by their mean."""
     repeats: dict[str, list[str]] = {}
     for name in scores.metrics:
         mean, _, number = name.rpartition("_")
@@ -380,27 +383,27 @@ def _experiments(scores: Scores) -> dict[str, list[str]]:
     return repeats
 
 
-def _repeats(scores_by_task: Sequence[Scores]) -> Iterator[tuple[str, str, str, str]]:
-    """A line of the table for the experiments of each task: from which score to which."""
+def _experiment_rows(scores_by_task: Sequence[Scores]) -> Iterator[tuple[str, str, str, str]]:
+    """Returns a row of the table for each task's repeated experiments: their range of scores."""
     for scores in scores_by_task if len(scores_by_task) <= MANY else ():
         for mean, names in _experiments(scores).items():
             values = [scores.metrics[name] for name in names]
-            extent = f"{_number(min(values))} to {_number(max(values))}"
+            extent = f"{_format_number(min(values))} to {_format_number(max(values))}"
             yield scores.name, f"{mean}, single experiments", extent, f"{len(names)} experiments"
 
 
-def _score(scores: Scores, metric: str) -> str:
+def _format_score(scores: Scores, metric: str) -> str:
     if metric not in scores.intervals:
-        return _number(scores.metrics[metric])
+        return _format_number(scores.metrics[metric])
     low, high = scores.intervals[metric]
     return f"{scores.metrics[metric]:.4f} [{low:.4f}, {high:.4f}]"
 
 
-def _number(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _again(run: TrainingRun) -> str:
+def _describe_retraining(run: TrainingRun) -> str:
     stages = run.stages()
     parts = [
         "## Train it again",
@@ -433,9 +436,10 @@ def _again(run: TrainingRun) -> str:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]] | Iterator[Sequence[str]]) -> str:
-    """A Markdown table; a bar or a line break in a cell is escaped."""
+    """Returns a Markdown table; bars in cells are escaped, and line breaks become spaces."""
+
+    def escape(cell: str) -> str:
+        return " ".join(str(cell).split()).replace("|", "\\|")
+
     lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(
-        f"| {' | '.join(' '.join(str(cell).split()).replace('|', chr(92) + '|') for cell in line)} |"
-        for line in lines
-    )
+    return "\n".join(f"| {' | '.join(map(escape, line))} |" for line in lines)

@@ -1,4 +1,4 @@
-"""Directories of exported models: whole or absent, plain or not, cut or not."""
+"""Writes directories of exported models, and cuts the embeddings of models before."""
 
 from __future__ import annotations
 
@@ -25,14 +25,15 @@ MARK = "- embed-jax\n"  # among the tags of a card that was written here
 
 
 @contextlib.contextmanager
-def whole_export(directory: Path) -> Iterator[Path]:
-    """A new directory that takes the place of `directory` when the block ends well, and is removed otherwise.
+def replace_export(directory: Path) -> Iterator[Path]:
+    """Yields a temporary directory that replaces `directory` when the block ends without an error.
 
-    An earlier export, known by its card, is replaced.
+    Otherwise the temporary directory is removed. An earlier export, recognised by its card, is
+    replaced.
 
     Raises:
-        InputError: at once if `directory` holds anything else; at the end if it holds what the new
-            one has not; or it cannot be written.
+        InputError: at the start if `directory` contains anything but an earlier export; at the end
+            if it contains files that the new export lacks; or it cannot be written.
     """
     directory = Path(directory).absolute()
     present = _present(directory)
@@ -58,7 +59,11 @@ def whole_export(directory: Path) -> Iterator[Path]:
 
 
 def _present(directory: Path) -> set[str]:
-    """Returns the files that an earlier export left there."""
+    """Returns the names of the files of an earlier export.
+
+    Raises:
+        InputError: `directory` is a file, or contains anything but an earlier export.
+    """
     if not directory.exists():
         return set()
     if not directory.is_dir():
@@ -76,13 +81,13 @@ def _present(directory: Path) -> set[str]:
 
 
 def write_plain(model: SentenceEncoder, directory: Path) -> None:
-    """Writes backbone (or adapter) and tokenizer as transformers lays them out, which says nothing of pooling.
+    """Writes backbone (or adapter) and tokenizer as transformers lays them out.
 
-    The limit in tokens is the tokenizer's. What sentence-transformers assumes of such a directory
-    is mean pooling.
+    Such a directory does not record the pooling; sentence-transformers assumes mean pooling. The
+    limit in tokens is recorded as the tokenizer's.
 
     Raises:
-        InputError: for a model whose weights do not all fit in, because of heads, or which is no
+        InputError: the model has heads with weights, for which there is no place, or it is not a
             transformer.
     """
     heads = [*([model.spec.token_head] if model.spec.token_head else []), *model.spec.heads]
@@ -107,13 +112,11 @@ def write_plain(model: SentenceEncoder, directory: Path) -> None:
     write_json(limit, read_json(limit) | {"model_max_length": model.max_length})
 
 
-def truncated(model: SentenceEncoder, dim: int) -> SentenceEncoder:
-    """The model with embeddings of the first `dim` numbers, made length 1 again.
+def truncate_model(model: SentenceEncoder, dim: int) -> SentenceEncoder:
+    """Returns the model with embeddings of the first `dim` numbers, scaled to length 1 again.
 
-    `encode(texts, dim=dim)` of the whole.
-
-    The last Dense loses columns if nothing but a Normalize follows it; else one is added, which
-    takes the first numbers.
+    They are equal to `encode(texts, dim=dim)` of the whole model. The last Dense loses columns if
+    only a Normalize follows it; else a Dense that takes the first numbers is added.
 
     Raises:
         InputError: for a size that is not from 1 to D.

@@ -1,10 +1,8 @@
-"""A traced JAX function as an ONNX graph.
+"""Translates a traced JAX function to an ONNX graph, primitive by primitive, with loops unrolled.
 
-Each of its primitives in ONNX's operators, loops unrolled.
-
-Dimensions may be symbolic (`jax.export.symbolic_shape`), and stay so. What depends on known arrays
-only is computed here, and what is broadcast stays small as long as ONNX's own broadcasting makes
-up for it.
+Dimensions may be symbolic (`jax.export.symbolic_shape`), and stay so. Values that depend on known
+arrays only are computed here. Broadcast arrays stay small as long as ONNX's own broadcasting gives
+the same result.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
 
 from embed_jax.errors import InputError
-from embed_jax.export.onnx_graph import Graph, Size, Tensor, known
+from embed_jax.export.onnx_graph import Graph, Size, Tensor, constant
 from embed_jax.export.onnx_rules import RULES
 
 CALLS = (
@@ -30,7 +28,7 @@ CALLS = (
     "checkpoint",
     "remat",
 )
-INSIDE = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # under which of these a call has its function
+INSIDE = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # parameters with the function of a call
 
 
 def to_graph(
@@ -39,16 +37,19 @@ def to_graph(
     *leading: Any,
     int8_tables: bool = False,
 ) -> tuple[Graph, Any]:
-    """The graph of a function, and its result with tensors in place of arrays.
+    """Traces a function and translates it to a graph.
 
     Args:
         function: called as `(*leading, *inputs)`.
-        inputs: by name, dtype and shape; callers of the graph give int64 where it is int32 here.
-        leading: trees of arrays that are known, such as parameters.
+        inputs: dtype and shape of each input by name; int32 inputs are int64 in the graph.
+        *leading: trees of known arrays, such as parameters.
         int8_tables: see `Graph`.
 
+    Returns:
+        The graph, and the function's result with tensors in place of arrays.
+
     Raises:
-        InputError: the function has a primitive, or a use of one, that has no form here.
+        InputError: the function has a primitive, or a use of one, that is not supported.
     """
     shapes = [jax.ShapeDtypeStruct(shape, dtype) for dtype, shape in inputs.values()]
     traced = jax.jit(function).trace(*leading, *shapes)
@@ -57,21 +58,21 @@ def to_graph(
         name: (wide.get(np.dtype(dtype), dtype), shape) for name, (dtype, shape) in inputs.items()
     }
     graph = Graph(widened, int8_tables)
-    arguments = [known(leaf) for leaf in jax.tree.leaves(leading)]
+    arguments = [constant(leaf) for leaf in jax.tree.leaves(leading)]
     arguments += [graph.cast(graph.inputs[name], dtype) for name, (dtype, _) in inputs.items()]
-    outputs = [graph.whole(tensor) for tensor in inline(graph, traced.jaxpr, arguments)]
+    outputs = [graph.expand(tensor) for tensor in inline(graph, traced.jaxpr, arguments)]
     return graph, jax.tree.unflatten(jax.tree.structure(traced.out_info), outputs)
 
 
 def inline(graph: Graph, closed: ClosedJaxpr, arguments: Sequence[Tensor]) -> list[Tensor]:
-    """The outputs of a jaxpr whose inputs are such tensors."""
+    """Adds the nodes of a jaxpr to the graph, and returns its outputs for these arguments."""
     jaxpr = closed.jaxpr
-    values = dict(zip(jaxpr.constvars, map(known, closed.consts), strict=True))
+    values = dict(zip(jaxpr.constvars, map(constant, closed.consts), strict=True))
     values |= zip(jaxpr.invars, arguments, strict=True)
 
     def read(variable: Any) -> Tensor:
         return (
-            known(variable.val, variable.aval.dtype)
+            constant(variable.val, variable.aval.dtype)
             if isinstance(variable, Literal)
             else values[variable]
         )
@@ -94,23 +95,23 @@ def _equation(graph: Graph, equation: Any, inputs: list[Tensor]) -> list[Tensor]
     sizes = [size for shape in shapes for size in shape]
     if (
         inputs
-        and all(tensor.known and tensor.whole for tensor in inputs)
+        and all(tensor.is_known and tensor.is_whole for tensor in inputs)
         and all(type(n) is int for n in sizes)
     ):
         if name not in RULES or not RULES[name].views:
             results = equation.primitive.bind(*(tensor.data for tensor in inputs), **params)
             return [
-                known(result)
+                constant(result)
                 for result in (results if equation.primitive.multiple_results else [results])
             ]
     if name not in RULES:
         raise InputError(f"ONNX export: the JAX primitive {name!r} is not supported")
     outputs = RULES[name].apply(graph, equation, inputs)
-    return [tensor.standing_for(shape) for tensor, shape in zip(outputs, shapes, strict=True)]
+    return [tensor.with_shape(shape) for tensor, shape in zip(outputs, shapes, strict=True)]
 
 
 def _scan(graph: Graph, params: Mapping[str, Any], inputs: list[Tensor]) -> list[Tensor]:
-    """A loop of a known length, its body again and again."""
+    """Unrolls a loop of a known length."""
     constants, carries, length = params["num_consts"], params["num_carry"], params["length"]
     shared, carry, each = (
         inputs[:constants],

@@ -1,4 +1,4 @@
-"""A model as an ONNX file, for ONNX Runtime, TensorRT and the search engines that read such files.
+"""Writes models as ONNX files, for ONNX Runtime, TensorRT and search engines that read such files.
 
     write_onnx(load("sentence-transformers/all-MiniLM-L6-v2"), "model.onnx")
 
@@ -63,20 +63,21 @@ BATCHES = (1, 3, 8, 32)  # texts of the batches that are compared, in turn
 def write_onnx(model: SentenceEncoder, path: str | Path, *, precision: str = "float32") -> None:
     """Writes the model as an ONNX file, whole or not at all; the same model gives the same bytes.
 
-    From 2 GiB on, the weights are in `path`.data, which belongs beside it.
+    From 2 GiB on, the weights are in the file `path`.data beside it.
 
     Args:
-        precision: "float32"; "float16": the layers' products and what they add up to, with norms,
-            softmax, pooling and heads in float32; weights that were trained in bfloat16 may give
-            numbers beyond float16's 65,504, which `compare_onnx` shows; "int8": tables in eight
-            bits with a scale for each row, and weights of the products with one for each of their
-            outputs; what these are multiplied with becomes eight bits as the model runs (ONNX
-            Runtime's dynamic quantisation), so that an embedding depends a little on the others of
-            its batch.
+        model: the model.
+        path: the file to write.
+        precision: "float32"; "float16": the layers' products and their sums are in float16, but
+            norms, softmax, pooling and heads in float32; weights that were trained in bfloat16 may
+            give numbers beyond float16's 65,504, which `compare_onnx` shows; "int8": tables are in
+            eight bits with a scale for each row, and weights of products with one for each output;
+            activations are quantized to eight bits while the model runs (ONNX Runtime's dynamic
+            quantisation), so an embedding depends a little on the others of its batch.
 
     Raises:
-        InputError: an unknown precision, a missing package, a model that has no ONNX form, or
-            float16 for weights that it cannot hold.
+        InputError: an unknown precision, a missing package, a model that ONNX cannot express, or
+            float16 for weights beyond its range.
     """
     if precision not in PRECISIONS:
         raise InputError(unknown("precision", precision, PRECISIONS))
@@ -84,7 +85,7 @@ def write_onnx(model: SentenceEncoder, path: str | Path, *, precision: str = "fl
         require(package)
     path = Path(path)
     dtype = np.float16 if precision == "float16" else np.float32
-    with np.errstate(over="ignore"):  # what is beyond float16 is told below
+    with np.errstate(over="ignore"):  # numbers beyond float16 are reported below
         graph, embeddings = _graph(model, dtype, int8_tables=precision == "int8")
     for array in graph.initializers.values():
         if array.dtype == np.float16 and not np.isfinite(array).all():
@@ -94,11 +95,11 @@ def write_onnx(model: SentenceEncoder, path: str | Path, *, precision: str = "fl
     written = graph.model(
         {OUTPUT: embeddings}, "embed-jax", __version__, _metadata(model, precision)
     )
-    write_proto(_quantized(written, path.parent) if precision == "int8" else written, path)
+    write_proto(_quantize(written, path.parent) if precision == "int8" else written, path)
 
 
 def _graph(model: SentenceEncoder, dtype: Any, int8_tables: bool) -> tuple[Graph, Tensor]:
-    function, params = one_text_a_row(model, dtype)
+    function, params = make_embed_function(model, dtype)
     batch, length = jax.export.symbolic_shape("batch, length")
     names = ["input_ids", "attention_mask", *(["pooling_mask"] if has_pooling_mask(model) else [])]
     inputs = {name: (np.int32, (batch, length)) for name in names}
@@ -106,7 +107,7 @@ def _graph(model: SentenceEncoder, dtype: Any, int8_tables: bool) -> tuple[Graph
 
 
 def has_pooling_mask(model: SentenceEncoder) -> bool:
-    """Tells whether the model's file has an input that says which tokens are pooled."""
+    """Tells whether the model's file has the input `pooling_mask`."""
     return not model.include_prompt and bool(any(model.prompts.values()) or model.template)
 
 
@@ -124,13 +125,15 @@ def _metadata(model: SentenceEncoder, precision: str) -> dict[str, str]:
 # ---- the function that is exported ---------------------------------------------------------------
 
 
-def one_text_a_row(model: SentenceEncoder, dtype: Any = np.float32) -> tuple[Callable, Params]:
-    """`(params, input_ids, attention_mask, pooling_mask=None) -> embeddings [B, D]`, and its parameters.
+def make_embed_function(model: SentenceEncoder, dtype: Any = np.float32) -> tuple[Callable, Params]:
+    """Returns the function that is exported, and its parameters.
 
-    The same as the model's own encoder gives for a batch with one text in each row.
+    The function is `(params, input_ids, attention_mask, pooling_mask=None) -> embeddings [B, D]`.
+    Its embeddings are those of the model's own encoder for a batch with one text in each row.
 
     Args:
-        dtype: of the layers' products and activations.
+        model: the model.
+        dtype: the dtype of the layers' products and activations.
     """
     spec, params = model.spec, jax.device_get(model.params)
     if spec.lora is not None:
@@ -169,7 +172,7 @@ def one_text_a_row(model: SentenceEncoder, dtype: Any = np.float32) -> tuple[Cal
 def _states(
     spec: EncoderSpec, backbone: Any, params: Params, tokens: TokenBatch
 ) -> Float[Array, "*L B T D"]:
-    """The states to pool: the last layer's, or every layer's if the pooling needs them."""
+    """Returns the states to pool: the last layer's, or every layer's if the pooling needs them."""
     variables, head = {"params": params["backbone"]}, params.get(TOKEN_HEAD)
     if isinstance(spec.token_head, WeightedLayers):
         every, others = backbone.apply(variables, tokens, None, True, mutable=[BEFORE_LAST])
@@ -179,7 +182,7 @@ def _states(
     states = backbone.apply(variables, tokens, None, needs_every_layer(spec.pooling))
     if spec.token_head is None:
         return states
-    # It counts the tokens, whose number is not known here: one by one.
+    # The head's shapes depend on the number of tokens, which is not known here: apply it to each.
     return jax.vmap(jax.vmap(lambda x: spec.token_head.apply(head, x[None, None])[0, 0]))(states)
 
 
@@ -189,7 +192,7 @@ def _pool(
     present: Bool[Array, "B T"],
     pooled: Bool[Array, "B T"],
 ) -> Float[Array, "B D"]:
-    """`pooling.pool` of one name, by rows."""
+    """Computes `pooling.pool` of one name for rows with one text each."""
     if states.ndim == 4:
         states = (states[0] + states[-1]) / 2 if name == "first_last_mean" else states[-1]
     states = states.astype(jnp.float32)
@@ -220,12 +223,12 @@ def _weights(
     return weights / (jnp.sqrt(total) if name == "mean_sqrt_len" else total)
 
 
-def _quantized(model: Any, directory: Path) -> Any:
-    """The model after ONNX Runtime's dynamic quantisation of products with constants."""
+def _quantize(model: Any, directory: Path) -> Any:
+    """Applies ONNX Runtime's dynamic quantisation to products with constants."""
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with tempfile.TemporaryDirectory(dir=directory) as beside, _without_warnings():
+    with tempfile.TemporaryDirectory(dir=directory) as beside, _silence_warnings():
         source, target = (Path(beside) / name for name in ("float32.onnx", "int8.onnx"))
         write_proto(model, source)
         quantize_dynamic(
@@ -248,8 +251,8 @@ def _quantized(model: Any, directory: Path) -> Any:
 
 
 @contextlib.contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Of the root logger, where ONNX Runtime recommends a pass over the graph that changes nothing here."""
+def _silence_warnings() -> Iterator[None]:
+    """Silences the root logger: ONNX Runtime recommends a pass there that changes nothing here."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -264,12 +267,13 @@ def _without_warnings() -> Iterator[None]:
 def encode_onnx(
     path: str | Path, model: SentenceEncoder, texts: Sequence[str], *, prompt: str = ""
 ) -> Float[np.ndarray, "N D"]:
-    """Embeddings of texts by ONNX Runtime on CPU, of `model`'s tokens.
-
-    Batches of different sizes in turn.
+    """Computes embeddings by ONNX Runtime on CPU, in batches of different sizes (BATCHES) in turn.
 
     Args:
-        prompt: put before each text.
+        path: the ONNX file.
+        model: the model that the file was written from; its tokenizer is used.
+        texts: N texts.
+        prompt: a text put before each text.
 
     Raises:
         InputError: onnxruntime is not installed, or it cannot read the file.
@@ -286,18 +290,23 @@ def encode_onnx(
     sizes, start, blocks = itertools.cycle(BATCHES), 0, [np.zeros((0, model.dim), np.float32)]
     while start < len(texts):
         rows = tokenized.ids[start : (start := start + next(sizes))]
-        arrays = padded(rows, tokenized.skip, model.tokenizer.pad_id)
+        arrays = pad_rows(rows, tokenized.skip, model.tokenizer.pad_id)
         blocks += session.run([OUTPUT], {name: arrays[name] for name in names})
     return np.concatenate(blocks)
 
 
-def padded(
+def pad_rows(
     rows: Sequence[Int[np.ndarray, " length"]], skip: int, pad_id: int
 ) -> dict[str, Int[np.ndarray, "B T"]]:
-    """The inputs of a file for token ids of texts, by name.
+    """Returns a file's inputs by name, with rows padded to the longest.
+
+    >>> pad_rows([np.array([5, 6]), np.array([7])], skip=1, pad_id=0)["input_ids"].tolist()
+    [[5, 6], [7, 0]]
 
     Args:
-        skip: leading tokens of each text that are not pooled.
+        rows: the token ids of each text.
+        skip: the number of leading tokens of each text that are not pooled.
+        pad_id: the token id at padding.
     """
     lengths = np.array([len(row) for row in rows])[:, None]
     slots = np.arange(max(int(lengths.max(initial=1)), 1))
@@ -314,12 +323,12 @@ def padded(
 
 
 def compare_onnx(path: str | Path, model: SentenceEncoder, texts: Sequence[str]) -> float:
-    """The largest |difference| of a number in the file's embeddings and the model's own, with its default prompt.
+    """Returns the largest difference between the file's embeddings and the model's own.
 
-    Infinity where a number is none.
+    Texts have the model's default prompt. The difference is infinite if a number is not finite.
 
     Raises:
-        InputError: as in `encode_onnx`.
+        InputError: see `encode_onnx`.
     """
     prompt = (
         model.prompts[model.default_prompt_name] if model.default_prompt_name is not None else ""

@@ -1,4 +1,4 @@
-"""An ONNX graph as it grows: nothing is computed twice, and what is known is a constant."""
+"""An ONNX graph under construction: equal nodes are one node, and known values are constants."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 from embed_jax.atomic import replaced
 from embed_jax.errors import InputError
 
-OPSET, IR_VERSION = 20, 10  # of 2024: what runtimes of the last years read
-EXTERNAL_FROM = 2**31 - 2**24  # bytes; protobuf's files end at 2 GiB
+OPSET, IR_VERSION = 20, 10  # of 2024; runtimes of the last years read them
+EXTERNAL_FROM = 2**31 - 2**24  # bytes; protobuf's files are limited to 2 GiB
 EXTERNAL_TENSOR = 1024  # bytes: smaller tensors stay in the model's own file
 SAME_BYTES = 4096  # constants up to this size are compared by their content
 RESHAPES = ("Reshape", "Squeeze", "Unsqueeze")
@@ -27,8 +27,10 @@ class Tensor:
     """A value of the graph, which may stand for a larger one that it is broadcast to.
 
     Attributes:
-        data: the values where they are known, else the name of a node's output.
-        sizes: the shape it has. shape: the shape it stands for; where they differ, the size is 1.
+        data: the values if they are known, else the name of a node's output.
+        sizes: the shape that it has.
+        shape: the shape that it stands for; in dimensions where the two differ, the size is 1.
+        dtype: the dtype of the values.
     """
 
     data: np.ndarray | str
@@ -37,35 +39,37 @@ class Tensor:
     dtype: np.dtype
 
     @property
-    def known(self) -> bool:
+    def is_known(self) -> bool:
+        """Tells whether the values are known."""
         return isinstance(self.data, np.ndarray)
 
     @property
-    def whole(self) -> bool:
-        """Tells whether it stands for itself."""
+    def is_whole(self) -> bool:
+        """Tells whether the tensor stands for itself."""
         return self.sizes == self.shape
 
-    def standing_for(self, shape: Sequence[Size]) -> Tensor:
+    def with_shape(self, shape: Sequence[Size]) -> Tensor:
+        """Returns the tensor standing for another shape, to which it can be broadcast."""
         return dataclasses.replace(self, shape=tuple(shape))
 
-    def same(self, other: Tensor) -> bool:
-        """Tells whether both are one value."""
-        if self.known and other.known:
+    def is_same(self, other: Tensor) -> bool:
+        """Tells whether both are the same value."""
+        if self.is_known and other.is_known:
             return self.data is other.data or (
                 self.sizes == other.sizes and np.array_equal(self.data, other.data)
             )
-        return not self.known and not other.known and self.data == other.data
+        return not self.is_known and not other.is_known and self.data == other.data
 
 
-def known(value: Any, dtype: Any = None) -> Tensor:
-    """A constant."""
+def constant(value: Any, dtype: Any = None) -> Tensor:
+    """Makes a tensor of known values."""
     array = np.asarray(value, dtype)
     return Tensor(array, array.shape, array.shape, array.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """An operator of ONNX, its inputs and attributes; a dtype stands for ONNX's number of it."""
+    """An ONNX operator with its inputs and attributes; dtypes are written as ONNX's numbers."""
 
     op: str
     inputs: tuple[Tensor, ...]
@@ -73,25 +77,29 @@ class Node:
 
 
 class Graph:
-    """Nodes in order; outputs are named by their node's number.
+    """Nodes in order, whose outputs are named by operator and index.
 
     Attributes:
-        inputs: the tensors that callers give.
-        made: of each output's name, the node.
-        int8_tables: whether known tables that rows are taken of are to be kept in eight bits.
+        inputs: the graph's inputs, by name.
+        nodes: the node of each output, by the output's name.
+        initializers: the constants, by name.
+        int8_tables: whether known tables from which rows are gathered are stored in eight bits.
     """
 
     def __init__(self, inputs: Mapping[str, tuple[Any, Sequence[Size]]], int8_tables: bool = False):
-        """`inputs`: by name, dtype and shape.
+        """Makes a graph without nodes.
 
-        A dimension that is a name only is read off the first that has it.
+        Args:
+            inputs: dtype and shape by name. The size of a symbolic dimension is taken from the
+                first input that has it.
+            int8_tables: see the attribute.
         """
         self.int8_tables = int8_tables
         self.inputs = {
             name: Tensor(name, tuple(shape), tuple(shape), np.dtype(dtype))
             for name, (dtype, shape) in inputs.items()
         }
-        self.made: dict[str, Node] = {}
+        self.nodes: dict[str, Node] = {}
         self._names: dict[Any, str] = {}
         self._constants: dict[Any, str] = {}
         self.initializers: dict[str, np.ndarray] = {}
@@ -104,17 +112,17 @@ class Graph:
         dtype: Any,
         **attributes: Any,
     ) -> Tensor:
-        """The output of a node with one output; of the same node again, the same."""
+        """Returns the output of a node with one output, and adds the node unless it is there."""
         sizes = tuple(sizes)
         key = (op, tuple(self.name(tensor) for tensor in inputs), tuple(sorted(attributes.items())))
         if key not in self._names:
-            self._names[key] = f"{op}_{len(self.made)}"
-            self.made[self._names[key]] = Node(op, tuple(inputs), attributes)
+            self._names[key] = f"{op}_{len(self.nodes)}"
+            self.nodes[self._names[key]] = Node(op, tuple(inputs), attributes)
         return Tensor(self._names[key], sizes, sizes, np.dtype(dtype))
 
     def name(self, tensor: Tensor) -> str:
-        """The name by which nodes refer to it; of a known one, the constant's name."""
-        if not tensor.known:
+        """Returns the name by which nodes refer to a tensor; a known one becomes a constant."""
+        if not tensor.is_known:
             return tensor.data
         small = tensor.data.nbytes <= SAME_BYTES
         key = (tensor.data.tobytes(), tensor.sizes, tensor.dtype.str) if small else id(tensor.data)
@@ -124,18 +132,18 @@ class Graph:
         return self._constants[key]
 
     def maker(self, tensor: Tensor) -> Node | None:
-        """The node whose output it is."""
-        return None if tensor.known else self.made.get(tensor.data)
+        """Returns the node whose output a tensor is, or None."""
+        return None if tensor.is_known else self.nodes.get(tensor.data)
 
     # ---- shapes ----------------------------------------------------------------------------------
 
     def dimensions(self, sizes: Sequence[Size]) -> Tensor:
-        """A shape as a tensor of int64."""
+        """Returns a shape as a tensor of int64."""
         if all(isinstance(size, int) for size in sizes):
-            return known(sizes, np.int64)
-        return self._joined([self._dimension(size) for size in sizes])
+            return constant(sizes, np.int64)
+        return self._join([self._dimension(size) for size in sizes])
 
-    def _joined(self, parts: list[Tensor]) -> Tensor:
+    def _join(self, parts: list[Tensor]) -> Tensor:
         return (
             parts[0]
             if len(parts) == 1
@@ -143,45 +151,45 @@ class Graph:
         )
 
     def _dimension(self, size: Size) -> Tensor:
-        """One size, as a tensor of one number.
+        """Returns a size as a tensor of one number.
 
-        A number, a name of an input's dimension, or a product of them.
+        A size is a number, the name of an input's dimension, or a product of these.
         """
         factors = [self._factor(factor) for factor in str(size).split("*")]
         return functools.reduce(lambda a, b: self.node("Mul", [a, b], (1,), np.int64), factors)
 
     def _factor(self, factor: str) -> Tensor:
         if factor.isdigit():
-            return known([int(factor)], np.int64)
+            return constant([int(factor)], np.int64)
         for tensor in self.inputs.values():
             for axis, size in enumerate(tensor.sizes):
                 if str(size) == factor:
                     return self.node("Shape", [tensor], (1,), np.int64, start=axis, end=axis + 1)
         raise InputError(f"ONNX export: the size {factor!r} is not a product of the inputs' sizes")
 
-    def whole(self, tensor: Tensor) -> Tensor:
-        """The tensor as large as what it stands for."""
-        if tensor.whole:
+    def expand(self, tensor: Tensor) -> Tensor:
+        """Returns the tensor expanded to the shape that it stands for."""
+        if tensor.is_whole:
             return tensor
-        if tensor.known and all(isinstance(size, int) for size in tensor.shape):
-            return known(np.broadcast_to(tensor.data, tensor.shape))
+        if tensor.is_known and all(isinstance(size, int) for size in tensor.shape):
+            return constant(np.broadcast_to(tensor.data, tensor.shape))
         return self.node(
             "Expand", [tensor, self.dimensions(tensor.shape)], tensor.shape, tensor.dtype
         )
 
     def reshape(self, tensor: Tensor, sizes: Sequence[Size]) -> Tensor:
-        """Its values in another shape, of which it then stands for itself."""
+        """Returns a tensor's values in another shape."""
         sizes = tuple(sizes)
-        if tensor.known and all(isinstance(size, int) for size in sizes):
-            return known(tensor.data.reshape(sizes))
+        if tensor.is_known and all(isinstance(size, int) for size in sizes):
+            return constant(tensor.data.reshape(sizes))
         while (maker := self.maker(tensor)) is not None and maker.op in RESHAPES:
             tensor = maker.inputs[0]
         if tensor.sizes == sizes:
-            return tensor.standing_for(sizes)
-        if (axes := _ones_between(tensor.sizes, sizes)) is not None:
+            return tensor.with_shape(sizes)
+        if (axes := _find_ones(tensor.sizes, sizes)) is not None:
             return self._with_ones(tensor, sizes, axes)
-        if (axes := _ones_between(sizes, tensor.sizes)) is not None:
-            return self.node("Squeeze", [tensor, known(axes, np.int64)], sizes, tensor.dtype)
+        if (axes := _find_ones(sizes, tensor.sizes)) is not None:
+            return self.node("Squeeze", [tensor, constant(axes, np.int64)], sizes, tensor.dtype)
         return self.node(
             "Reshape", [tensor, self._new_shape(tensor.sizes, sizes)], sizes, tensor.dtype
         )
@@ -194,10 +202,10 @@ class Graph:
             and maker.inputs[1].data.tolist() == axes
         ):
             return self.node(maker.op, maker.inputs, sizes, tensor.dtype, keepdims=1)
-        return self.node("Unsqueeze", [tensor, known(axes, np.int64)], sizes, tensor.dtype)
+        return self.node("Unsqueeze", [tensor, constant(axes, np.int64)], sizes, tensor.dtype)
 
     def _new_shape(self, old: tuple[Size, ...], new: tuple[Size, ...]) -> Tensor:
-        """For Reshape, where 0 is the old size and one -1 what is left."""
+        """Returns the shape input of a Reshape, where 0 means the old size and -1 the rest."""
         nodes = [
             n
             for n, size in enumerate(new)
@@ -206,81 +214,84 @@ class Graph:
         left = [n for n, size in enumerate(new) if not isinstance(size, int) and n not in nodes]
         if len(left) > 1:
             return self.dimensions(new)
-        return known(
+        return constant(
             [0 if n in nodes else -1 if n in left else size for n, size in enumerate(new)], np.int64
         )
 
     def transpose(self, tensor: Tensor, order: Sequence[int]) -> Tensor:
-        """Its axes in another order, and so those of what it stands for."""
+        """Returns a tensor with its axes in another order."""
         shape = tuple(tensor.shape[axis] for axis in order)
-        if tensor.known:
-            return known(tensor.data.transpose(order)).standing_for(shape)
+        if tensor.is_known:
+            return constant(tensor.data.transpose(order)).with_shape(shape)
         maker = self.maker(tensor)
         if maker is not None and maker.op == "Transpose":
             tensor, order = maker.inputs[0], [maker.attributes["perm"][axis] for axis in order]
         sizes = tuple(tensor.sizes[axis] for axis in order)
         if list(order) == sorted(order):
-            return tensor.standing_for(shape)
+            return tensor.with_shape(shape)
         moved = self.node("Transpose", [tensor], sizes, tensor.dtype, perm=tuple(order))
-        return moved.standing_for(shape)
+        return moved.with_shape(shape)
 
     def cast(self, tensor: Tensor, dtype: Any) -> Tensor:
-        """In another dtype; what was float32 and is to be float32 again is not rounded on the way."""
+        """Returns a tensor in another dtype; float32 via float16 to float32 stays unrounded."""
         dtype, maker = np.dtype(dtype), self.maker(tensor)
         if tensor.dtype == dtype:
             return tensor
-        if tensor.known:
+        if tensor.is_known:
             return dataclasses.replace(tensor, data=tensor.data.astype(dtype), dtype=dtype)
         floating = dtype == np.float32 and tensor.dtype == np.float16
         if floating and maker is not None and maker.op == "Cast" and maker.inputs[0].dtype == dtype:
-            return maker.inputs[0].standing_for(tensor.shape)
-        return self.node("Cast", [tensor], tensor.sizes, dtype, to=dtype).standing_for(tensor.shape)
+            return maker.inputs[0].with_shape(tensor.shape)
+        return self.node("Cast", [tensor], tensor.sizes, dtype, to=dtype).with_shape(tensor.shape)
 
     # ---- parts -----------------------------------------------------------------------------------
 
     def concatenate(self, parts: Sequence[Tensor], axis: int) -> Tensor:
-        """One after the other along an axis."""
+        """Concatenates tensors along an axis."""
         sizes = {tensor.sizes[:axis] + tensor.sizes[axis + 1 :] for tensor in parts}
         if len(sizes) > 1 or any(tensor.sizes[axis] != tensor.shape[axis] for tensor in parts):
-            parts = [self.whole(tensor) for tensor in parts]
+            parts = [self.expand(tensor) for tensor in parts]
         total = sum(tensor.sizes[axis] for tensor in parts)
         new = (*parts[0].sizes[:axis], total, *parts[0].sizes[axis + 1 :])
         return self.node("Concat", parts, new, parts[0].dtype, axis=axis)
 
     def stack(self, parts: Sequence[Tensor], axis: int = 0) -> Tensor:
-        """Along a new axis."""
+        """Stacks tensors along a new axis."""
 
         def with_axis(shape: tuple[Size, ...]) -> tuple[Size, ...]:
             return (*shape[:axis], 1, *shape[axis:])
 
         cut = [
-            self.reshape(tensor, with_axis(tensor.sizes)).standing_for(with_axis(tensor.shape))
+            self.reshape(tensor, with_axis(tensor.sizes)).with_shape(with_axis(tensor.shape))
             for tensor in parts
         ]
         stacked = self.concatenate(cut, axis)
-        return stacked.standing_for((*parts[0].shape[:axis], len(parts), *parts[0].shape[axis:]))
+        return stacked.with_shape((*parts[0].shape[:axis], len(parts), *parts[0].shape[axis:]))
 
     def row(self, tensor: Tensor, number: int, axis: int = 0) -> Tensor:
-        """One of the parts along an axis, without this axis."""
+        """Returns the slice with an index along an axis, without this axis."""
         sizes, shape = (
             values[:axis] + values[axis + 1 :] for values in (tensor.sizes, tensor.shape)
         )
-        if tensor.known:
-            return known(tensor.data.take(min(number, tensor.sizes[axis] - 1), axis)).standing_for(
+        if tensor.is_known:
+            return constant(tensor.data.take(min(number, tensor.sizes[axis] - 1), axis)).with_shape(
                 shape
             )
         maker = self.maker(tensor)
         if maker is not None and maker.op == "Concat" and len(maker.inputs) == tensor.sizes[axis]:
             if maker.attributes["axis"] == axis:
-                return self.reshape(maker.inputs[number], sizes).standing_for(shape)
+                return self.reshape(maker.inputs[number], sizes).with_shape(shape)
         if tensor.sizes[axis] == 1:
-            return self.reshape(tensor, sizes).standing_for(shape)
+            return self.reshape(tensor, sizes).with_shape(shape)
         return self.node(
-            "Gather", [tensor, known(number, np.int64)], sizes, tensor.dtype, axis=axis
-        ).standing_for(shape)
+            "Gather", [tensor, constant(number, np.int64)], sizes, tensor.dtype, axis=axis
+        ).with_shape(shape)
 
     def slice(self, tensor: Tensor, axis: int, start: int, stop: Size, step: int = 1) -> Tensor:
-        """`start` to `stop` along an axis; a size of 1 stands for all of them."""
+        """Slices a tensor from `start` to `stop` along an axis.
+
+        Where a size of 1 stands for a larger one, only the latter changes.
+        """
         size, full = tensor.sizes[axis], tensor.shape[axis]
         if start == 0 and stop == full and step == 1:
             return tensor
@@ -289,16 +300,16 @@ class Graph:
         new = len(range(start, stop, step))
         shape = (*tensor.shape[:axis], new, *tensor.shape[axis + 1 :])
         if size != full:
-            return tensor.standing_for(shape)
-        if tensor.known:
+            return tensor.with_shape(shape)
+        if tensor.is_known:
             cut = [slice(None)] * axis + [slice(start, stop, step)]
-            return known(tensor.data[tuple(cut)]).standing_for(shape)
+            return constant(tensor.data[tuple(cut)]).with_shape(shape)
         if new == 1:
             row = self.row(tensor, start, axis)
-            return self.reshape(row, (*row.sizes[:axis], 1, *row.sizes[axis:])).standing_for(shape)
-        limits = [known([number], np.int64) for number in (start, stop, axis, step)]
+            return self.reshape(row, (*row.sizes[:axis], 1, *row.sizes[axis:])).with_shape(shape)
+        limits = [constant([number], np.int64) for number in (start, stop, axis, step)]
         sizes = (*tensor.sizes[:axis], new, *tensor.sizes[axis + 1 :])
-        return self.node("Slice", [tensor, *limits], sizes, tensor.dtype).standing_for(shape)
+        return self.node("Slice", [tensor, *limits], sizes, tensor.dtype).with_shape(shape)
 
     # ---- the model -------------------------------------------------------------------------------
 
@@ -309,16 +320,16 @@ class Graph:
         version: str,
         metadata: Mapping[str, str],
     ):
-        """The `onnx.ModelProto` of what the outputs need."""
+        """Returns the `onnx.ModelProto` with the nodes that the outputs need."""
         import onnx
         from onnx import helper, numpy_helper
 
         needed = {tensor.data for tensor in outputs.values()}
-        for name, node in reversed(self.made.items()):
+        for name, node in reversed(self.nodes.items()):
             if name in needed:
                 needed |= {self.name(tensor) for tensor in node.inputs}
         nodes = [
-            _node_proto(self, name, node) for name, node in self.made.items() if name in needed
+            _node_proto(self, name, node) for name, node in self.nodes.items() if name in needed
         ]
         nodes += [
             helper.make_node("Identity", [tensor.data], [name]) for name, tensor in outputs.items()
@@ -362,8 +373,8 @@ def _node_proto(graph: Graph, name: str, node: Node):
     )
 
 
-def _ones_between(few: Sequence[Size], many: Sequence[Size]) -> list[int] | None:
-    """Returns the positions where `many` has ones that `few` lacks, if they differ only by those."""
+def _find_ones(few: Sequence[Size], many: Sequence[Size]) -> list[int] | None:
+    """Returns the positions of ones in `many` that `few` lacks, if the two differ only by those."""
     axes, place = [], 0
     for axis, size in enumerate(many):
         if place < len(few) and few[place] == size:
@@ -381,11 +392,9 @@ def data_file(path: Path) -> Path:
 
 
 def write_proto(model: Any, path: Path) -> None:
-    """Writes an `onnx.ModelProto`, whole or not at all.
+    """Writes an `onnx.ModelProto`, whole or not at all; the same model gives the same bytes.
 
-    One of 2 GiB or more with its tensors in `path`.data beside it.
-
-    The same bytes for the same model.
+    The tensors of a model of 2 GiB or more are written to `path`.data beside it.
     """
     tensors = [
         tensor for tensor in model.graph.initializer if len(tensor.raw_data) >= EXTERNAL_TENSOR

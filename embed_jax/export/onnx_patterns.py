@@ -1,6 +1,6 @@
-"""Operators of ONNX that stand for several nodes: softmax, layer norm, GELU.
+"""Replaces several nodes by one ONNX operator: softmax, layer norm, GELU.
 
-Found as the last of the nodes is made.
+A pattern is matched when its last node is about to be added.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from embed_jax.export.onnx_graph import Graph, Tensor, known
+from embed_jax.export.onnx_graph import Graph, Tensor, constant
 
 COMMUTATIVE = ("Add", "Mul")
 Pattern = Any  # a name for any tensor, a number, or (operator, pattern of each input)
@@ -31,13 +31,13 @@ GELU = ("Mul", ("Mul", 0.5, "x"), ("Add", 1.0, ("Erf", ("Mul", "x", 0.5**0.5))))
 
 
 def match(graph: Graph, pattern: Pattern, tensor: Tensor, names: Found) -> Found | None:
-    """Matches a pattern: returns what its names stand for, or None; equal names are one tensor."""
+    """Matches a pattern: returns the tensors of its names, or None; equal names are one tensor."""
     if isinstance(pattern, str):
-        same = pattern not in names or tensor.same(names[pattern])
+        same = pattern not in names or tensor.is_same(names[pattern])
         return {**names, pattern: tensor} if same else None
     if isinstance(pattern, float):
         number = (
-            tensor.known and tensor.data.size == 1 and tensor.data == tensor.dtype.type(pattern)
+            tensor.is_known and tensor.data.size == 1 and tensor.data == tensor.dtype.type(pattern)
         )
         return names if number else None
     maker = graph.maker(tensor)
@@ -47,7 +47,7 @@ def match(graph: Graph, pattern: Pattern, tensor: Tensor, names: Found) -> Found
 def match_node(
     graph: Graph, pattern: Pattern, op: str, inputs: Sequence[Tensor], names: Found
 ) -> Found | None:
-    """`match` for a node that is not made yet."""
+    """Matches a pattern to a node that is not in the graph yet; see `match`."""
     if pattern[0] != op or len(pattern) - 1 != len(inputs):
         return None
     orders = itertools.permutations(inputs) if op in COMMUTATIVE else [inputs]
@@ -68,7 +68,7 @@ def _softmax(graph: Graph, names: Found) -> Tensor | None:
 
 
 def _weighted(graph: Graph, names: Found) -> Tensor | None:
-    """Attention divides by the sum after the product."""
+    """Makes a softmax and a product of attention, which divides by the sum after the product."""
     weights, value = _softmax(graph, names), names["value"]
     if weights is None:
         return None
@@ -82,12 +82,12 @@ def _layer_norm(graph: Graph, names: Found) -> Tensor | None:
     width = x.sizes[-1]
     last = (
         names["axes"].data.tolist() == [len(x.sizes) - 1]
-        and count.known
+        and count.is_known
         and count.data.tolist() == width
     )
-    if not (last and scale.known and scale.data.size == width and names["eps"].known):
+    if not (last and scale.is_known and scale.data.size == width and names["eps"].is_known):
         return None
-    inputs = [x, known(scale.data.reshape(-1))]
+    inputs = [x, constant(scale.data.reshape(-1))]
     return graph.node(
         "LayerNormalization", inputs, x.sizes, x.dtype, axis=-1, epsilon=names["eps"].data.item()
     )
@@ -96,9 +96,9 @@ def _layer_norm(graph: Graph, names: Found) -> Tensor | None:
 def _layer_norm_bias(graph: Graph, names: Found) -> Tensor | None:
     maker, bias = graph.maker(names["norm"]), names["bias"]
     x = maker.inputs[0]
-    if len(maker.inputs) > 2 or not (bias.known and bias.data.size == x.sizes[-1]):
+    if len(maker.inputs) > 2 or not (bias.is_known and bias.data.size == x.sizes[-1]):
         return None
-    inputs = [*maker.inputs, known(bias.data.reshape(-1))]
+    inputs = [*maker.inputs, constant(bias.data.reshape(-1))]
     return graph.node(maker.op, inputs, x.sizes, x.dtype, **maker.attributes)
 
 
@@ -114,7 +114,7 @@ PATTERNS: tuple[tuple[Pattern, Callable[[Graph, Found], Tensor | None]], ...] = 
 )
 
 
-def simplified(graph: Graph, op: str, inputs: Sequence[Tensor]) -> Tensor | None:
+def simplify_node(graph: Graph, op: str, inputs: Sequence[Tensor]) -> Tensor | None:
     """Returns a simpler equivalent of a node that is about to be made, or None."""
     for pattern, made in PATTERNS:
         names = match_node(graph, pattern, op, inputs, {})

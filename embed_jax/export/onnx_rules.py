@@ -1,4 +1,4 @@
-"""JAX's primitives in ONNX's operators; `RULES` has them by name."""
+"""Translations of JAX's primitives to ONNX's operators; `RULES` has them by primitive."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 
 from embed_jax.encoders.int8 import quantize_kernel
 from embed_jax.errors import InputError
-from embed_jax.export.onnx_graph import Graph, Size, Tensor, known
-from embed_jax.export.onnx_patterns import simplified
+from embed_jax.export.onnx_graph import Graph, Size, Tensor, constant
+from embed_jax.export.onnx_patterns import simplify_node
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Rule:
 
     Attributes:
         apply: `(graph, equation, inputs) -> outputs`.
-        views: whether known inputs give a known output without a copy, so that this is to be used
-            for them too.
+        views: whether known inputs give a known output without a copy, so that the rule is used for
+            known inputs too, instead of computing the primitive.
     """
 
     apply: Callable[[Graph, Any, list[Tensor]], list[Tensor]]
@@ -33,7 +33,7 @@ RULES: dict[str, Rule] = {}
 
 
 def rule(*names: str, views: bool = False):
-    """Registers what makes one output, as `(graph, params, *inputs) -> output`."""
+    """Registers a function `(graph, params, *inputs) -> output` for primitives with one output."""
 
     def register(made: Callable[..., Tensor]) -> Callable[..., Tensor]:
         for name in names:
@@ -46,30 +46,32 @@ def rule(*names: str, views: bool = False):
 
 
 def elementwise(graph: Graph, op: str, inputs: Sequence[Tensor], dtype: Any = None) -> Tensor:
-    """A node that broadcasts as NumPy does; `dtype`: the result's, if not the inputs'."""
+    """Adds a node that broadcasts like NumPy; `dtype`: the result's, if not the inputs'."""
     rank = max(len(tensor.sizes) for tensor in inputs)
     filled = [(1,) * (rank - len(tensor.sizes)) + tensor.sizes for tensor in inputs]
-    sizes = [next((size for size in at if not _one(size)), 1) for at in zip(*filled, strict=True)]
-    trimmed = [_without_leading_ones(tensor) for tensor in inputs]
-    if dtype is None and (tensor := simplified(graph, op, trimmed)) is not None:
+    sizes = [
+        next((size for size in at if not _is_one(size)), 1) for at in zip(*filled, strict=True)
+    ]
+    trimmed = [_strip_leading_ones(tensor) for tensor in inputs]
+    if dtype is None and (tensor := simplify_node(graph, op, trimmed)) is not None:
         return tensor
     return graph.node(op, trimmed, sizes, dtype or inputs[-1].dtype)
 
 
-def _one(size: Size) -> bool:
+def _is_one(size: Size) -> bool:
     return isinstance(size, int) and size == 1
 
 
-def _without_leading_ones(tensor: Tensor) -> Tensor:
-    """Of a constant, which runtimes then recognise as a bias or as a number."""
-    if not tensor.known:
+def _strip_leading_ones(tensor: Tensor) -> Tensor:
+    """Removes a constant's leading ones; runtimes then recognise it as a bias or as a number."""
+    if not tensor.is_known:
         return tensor
     first = next((axis for axis, size in enumerate(tensor.sizes) if size != 1), len(tensor.sizes))
-    return known(tensor.data.reshape(tensor.sizes[first:])) if first else tensor
+    return constant(tensor.data.reshape(tensor.sizes[first:])) if first else tensor
 
 
-def _is(tensor: Tensor, number: float) -> bool:
-    return tensor.known and tensor.data.size == 1 and tensor.data.item() == number
+def _is_constant(tensor: Tensor, number: float) -> bool:
+    return tensor.is_known and tensor.data.size == 1 and tensor.data.item() == number
 
 
 # ---- element by element --------------------------------------------------------------------------
@@ -137,9 +139,9 @@ def _binary(name: str) -> Callable[..., Tensor]:
             raise InputError(
                 f"ONNX export: the JAX primitive {name!r} is supported for booleans only"
             )
-        if name in NEUTRAL and _is(y, NEUTRAL[name]):
+        if name in NEUTRAL and _is_constant(y, NEUTRAL[name]):
             return x
-        if name in NEUTRAL and name not in ("sub", "div") and _is(x, NEUTRAL[name]):
+        if name in NEUTRAL and name not in ("sub", "div") and _is_constant(x, NEUTRAL[name]):
             return y
         return elementwise(graph, BINARY[name], [x, y])
 
@@ -151,7 +153,7 @@ for _name in BINARY:
 
 
 @rule("stop_gradient", "copy", "copy_p", "optimization_barrier", "reduce_precision", views=True)
-def _same(graph: Graph, params: Any, x: Tensor) -> Tensor:
+def _identity(graph: Graph, params: Any, x: Tensor) -> Tensor:
     return x
 
 
@@ -167,7 +169,7 @@ def _square(graph: Graph, params: Any, x: Tensor) -> Tensor:
 
 @rule("integer_pow")
 def _integer_pow(graph: Graph, params: Any, x: Tensor) -> Tensor:
-    return elementwise(graph, "Pow", [x, known(params["y"], x.dtype)])
+    return elementwise(graph, "Pow", [x, constant(params["y"], x.dtype)])
 
 
 @rule("is_finite")
@@ -183,12 +185,12 @@ def _convert(graph: Graph, params: Any, x: Tensor) -> Tensor:
 
 @rule("select_n", views=True)
 def _select(graph: Graph, params: Any, which: Tensor, *cases: Tensor) -> Tensor:
-    if which.known and which.data.size == 1:
+    if which.is_known and which.data.size == 1:
         return cases[int(which.data.item())]
     if which.dtype != np.bool_:
         raise InputError(f"ONNX export: a choice by {which.dtype} is not supported")
-    if all(tensor.known for tensor in (which, *cases)):
-        return known(np.where(which.data, cases[1].data, cases[0].data))
+    if all(tensor.is_known for tensor in (which, *cases)):
+        return constant(np.where(which.data, cases[1].data, cases[0].data))
     return elementwise(graph, "Where", [which, cases[1], cases[0]])
 
 
@@ -198,13 +200,17 @@ def _select(graph: Graph, params: Any, which: Tensor, *cases: Tensor) -> Tensor:
 @rule("reshape", views=True)
 def _reshape(graph: Graph, params: Any, x: Tensor) -> Tensor:
     new = tuple(params["new_sizes"])
-    if x.whole:
+    if x.is_whole:
         return graph.reshape(x, new)
-    ones = [size for size in x.shape if not _one(size)] == [size for size in new if not _one(size)]
+    ones = [size for size in x.shape if not _is_one(size)] == [
+        size for size in new if not _is_one(size)
+    ]
     if not ones:
-        return graph.reshape(graph.whole(x), new)
-    remaining = iter([size for size, full in zip(x.sizes, x.shape, strict=True) if not _one(full)])
-    return graph.reshape(x, [1 if _one(size) else next(remaining) for size in new])
+        return graph.reshape(graph.expand(x), new)
+    remaining = iter(
+        [size for size, full in zip(x.sizes, x.shape, strict=True) if not _is_one(full)]
+    )
+    return graph.reshape(x, [1 if _is_one(size) else next(remaining) for size in new])
 
 
 @rule("squeeze", views=True)
@@ -261,10 +267,10 @@ def _iota(graph: Graph, params: Any, *sizes: Tensor) -> Tensor:
     shape, axis = params["shape"], params["dimension"]
     placed = [shape[axis] if n == axis else 1 for n in range(len(shape))]
     if isinstance(shape[axis], int):
-        return known(np.arange(shape[axis]).reshape(placed), params["dtype"])
+        return constant(np.arange(shape[axis]).reshape(placed), params["dtype"])
     stop = graph.reshape(graph.dimensions([shape[axis]]), ())
     counted = graph.node(
-        "Range", [known(0, np.int64), stop, known(1, np.int64)], [shape[axis]], np.int64
+        "Range", [constant(0, np.int64), stop, constant(1, np.int64)], [shape[axis]], np.int64
     )
     return graph.reshape(graph.cast(counted, params["dtype"]), placed)
 
@@ -280,10 +286,10 @@ def _dim_as_value(graph: Graph, params: Any) -> Tensor:
 def _reduce(op: str) -> Callable[..., Tensor]:
     def made(graph: Graph, params: Any, x: Tensor) -> Tensor:
         if op == "ReduceSum":
-            x = graph.whole(x)
+            x = graph.expand(x)
         axes = sorted(params["axes"])
         sizes = [size for axis, size in enumerate(x.sizes) if axis not in axes]
-        return graph.node(op, [x, known(axes, np.int64)], sizes, x.dtype, keepdims=0)
+        return graph.node(op, [x, constant(axes, np.int64)], sizes, x.dtype, keepdims=0)
 
     return made
 
@@ -298,16 +304,16 @@ for _name, _op in (
 
 @rule("cumsum")
 def _cumsum(graph: Graph, params: Any, x: Tensor) -> Tensor:
-    x, axis = graph.whole(x), known(params["axis"], np.int64)
+    x, axis = graph.expand(x), constant(params["axis"], np.int64)
     return graph.node("CumSum", [x, axis], x.sizes, x.dtype, reverse=int(params["reverse"]))
 
 
 @rule("gather", views=True)
 def _gather(graph: Graph, params: Any, table: Tensor, index: Tensor) -> Tensor:
-    """One slice that is known, or rows along one axis, which is what indexing with an array of integers gives."""
+    """Gathers a slice of known position, or whole rows along one axis (indexing with an array)."""
     numbers, cut = params["dimension_numbers"], params["slice_sizes"]
     axes, gone = numbers.start_index_map, numbers.collapsed_slice_dims
-    if index.known and len(index.sizes) == 1 and not numbers.operand_batching_dims:
+    if index.is_known and len(index.sizes) == 1 and not numbers.operand_batching_dims:
         for axis, start in zip(axes, index.data.tolist(), strict=True):
             if cut[axis] != table.shape[axis]:
                 table = graph.slice(table, axis, start, start + cut[axis])
@@ -321,18 +327,18 @@ def _gather(graph: Graph, params: Any, table: Tensor, index: Tensor) -> Tensor:
     offsets = tuple(n if n < axis else n + rank for n in range(len(cut) - 1))
     if len(axes) > 1 or not whole or gone != (axis,) or numbers.offset_dims != offsets:
         raise InputError(
-            "ONNX export: the JAX primitive 'gather' is supported for whole rows along one axis "
-            "alone"
+            "ONNX export: the JAX primitive 'gather' is supported for whole rows along one "
+            "axis only"
         )
     index = graph.reshape(index, index.sizes[:-1])
-    if table.known and index.known:
-        return known(table.data.take(index.data, axis))
+    if table.is_known and index.is_known:
+        return constant(table.data.take(index.data, axis))
     sizes = (*table.sizes[:axis], *index.sizes, *table.sizes[axis + 1 :])
-    if graph.int8_tables and table.known and len(table.sizes) == 2 and axis == 0:
+    if graph.int8_tables and table.is_known and len(table.sizes) == 2 and axis == 0:
         small = quantize_kernel(table.data.astype(np.float32).T)
-        values = graph.node("Gather", [known(small.values.T), index], sizes, np.int8, axis=0)
+        values = graph.node("Gather", [constant(small.values.T), index], sizes, np.int8, axis=0)
         scale = graph.node(
-            "Gather", [known(small.scale.T), index], (*index.sizes, 1), np.float32, axis=0
+            "Gather", [constant(small.scale.T), index], (*index.sizes, 1), np.float32, axis=0
         )
         return graph.cast(
             elementwise(graph, "Mul", [graph.cast(values, np.float32), scale]), table.dtype
@@ -345,27 +351,27 @@ def _gather(graph: Graph, params: Any, table: Tensor, index: Tensor) -> Tensor:
 
 @rule("dot_general")
 def _dot_general(graph: Graph, params: Any, left: Tensor, right: Tensor) -> Tensor:
-    """MatMul of `[batch, rows, k]` and `[batch, k, columns]`, whatever the order of axes was.
+    """Adds a MatMul of `[batch, rows, k]` and `[batch, k, columns]`, with axes moved as needed.
 
-    16 bits are kept for products with constants, whose results are then of 16 bits too, and others
-    are in what was asked for.
+    Products with constants stay in 16 bits, and their results are cast; other products are computed
+    in the requested dtype.
     """
     (left_sum, right_sum), (left_batch, right_batch) = params["dimension_numbers"]
     result_dtype = np.dtype(params["preferred_element_type"] or left.dtype)
-    if not right.known and not left.known:
+    if not right.is_known and not left.is_known:
         left, right = graph.cast(left, result_dtype), graph.cast(right, result_dtype)
     left_free, right_free = (
         [axis for axis in range(len(tensor.sizes)) if axis not in (*batch, *summed)]
         for tensor, batch, summed in ((left, left_batch, left_sum), (right, right_batch, right_sum))
     )
-    left = _with_all(
+    left = _expand_last(
         graph, graph.transpose(left, [*left_batch, *left_free, *left_sum]), len(left_sum)
     )
     right = graph.transpose(right, [*right_batch, *right_sum, *right_free])
-    right = _with_all(graph, right, len(right_sum) + len(right_free))
+    right = _expand_last(graph, right, len(right_sum) + len(right_free))
     batch, shared = len(left_batch), len(left_sum)
     rows, columns = left.sizes[batch : len(left.sizes) - shared], right.sizes[batch + shared :]
-    if batch or len(rows) == 0 or shared != 1:  # else MatMul takes any number of rows' axes
+    if batch or len(rows) == 0 or shared != 1:  # else MatMul takes any number of axes of rows
         left = graph.reshape(
             left, (*left.sizes[:batch], math.prod(rows), math.prod(left.sizes[batch + len(rows) :]))
         )
@@ -379,7 +385,7 @@ def _dot_general(graph: Graph, params: Any, left: Tensor, right: Tensor) -> Tens
             ),
         )
     outer = [
-        b if _one(a) else a for a, b in zip(left.sizes[:batch], right.sizes[:batch], strict=True)
+        b if _is_one(a) else a for a, b in zip(left.sizes[:batch], right.sizes[:batch], strict=True)
     ]
     product = graph.node(
         "MatMul", [left, right], (*outer, *left.sizes[batch:-1], right.sizes[-1]), left.dtype
@@ -387,8 +393,8 @@ def _dot_general(graph: Graph, params: Any, left: Tensor, right: Tensor) -> Tens
     return graph.cast(graph.reshape(product, (*outer, *rows, *columns)), result_dtype)
 
 
-def _with_all(graph: Graph, tensor: Tensor, last: int) -> Tensor:
-    """The tensor with its last axes as large as what they stand for; others MatMul broadcasts."""
+def _expand_last(graph: Graph, tensor: Tensor, last: int) -> Tensor:
+    """Expands the last axes to the shape that they stand for; MatMul broadcasts the others."""
     if tensor.sizes[len(tensor.sizes) - last :] == tensor.shape[len(tensor.shape) - last :]:
         return tensor
-    return graph.whole(tensor)
+    return graph.expand(tensor)

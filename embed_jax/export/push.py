@@ -1,4 +1,4 @@
-"""Puts a directory on the Hugging Face hub, in one commit. The only file that writes to the hub."""
+"""Uploads a directory to the Hugging Face hub; this is the only file that writes to the hub."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ REASONS = {
 
 
 def check_push(name: str) -> None:
-    """Finds out what it can without asking the hub, before any work is done.
+    """Checks the repository's name and the token without asking the hub, before any work is done.
 
     Raises:
-        InputError: no name of a repository; no token.
+        InputError: the name is not OWNER/NAME, or there is no token.
     """
     from huggingface_hub import get_token
 
@@ -38,27 +38,30 @@ def check_push(name: str) -> None:
 def push(
     directory: Path, name: str, *, private: bool = False, revision: str = "", message: str = ""
 ) -> str:
-    """Uploads all files of a directory in one commit, and makes the repository if there is none.
+    """Uploads all files of a directory in one commit, and creates the repository if needed.
 
-    Returns its address.
-
-    Files that are there already and not in the directory stay. The hub is that of HF_ENDPOINT, the
-    token of HF_TOKEN or `hf auth login`.
+    Files of the repository that are not in the directory stay. The hub is that of HF_ENDPOINT, the
+    token that of HF_TOKEN or `hf auth login`.
 
     Args:
+        directory: the directory with the files.
         name: OWNER/NAME.
-        private: whether a new repository is; one that is there stays what it is.
-        revision: the branch to write to, made if there is none; "": main.
+        private: whether a new repository is private; an existing one stays as it is.
+        revision: the branch to write to, created if it does not exist; "": main.
+        message: the commit's message; "": a standard message.
+
+    Returns:
+        The repository's address.
 
     Raises:
-        InputError: the hub refuses it.
+        InputError: the hub refuses the upload.
         RunError: the hub does not answer, or fails.
     """
     check_push(name)
     from huggingface_hub import HfApi
 
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
-    with _in_one_line(name, api.endpoint):
+    with _raise_one_line_errors(name, api.endpoint):
         url = api.create_repo(name, private=private or None, exist_ok=True)
         if revision:
             api.create_branch(name, branch=revision, exist_ok=True)
@@ -72,7 +75,7 @@ def push(
 
 
 @contextlib.contextmanager
-def _in_one_line(name: str, endpoint: str) -> Iterator[None]:
+def _raise_one_line_errors(name: str, endpoint: str) -> Iterator[None]:
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
@@ -89,9 +92,8 @@ def _in_one_line(name: str, endpoint: str) -> Iterator[None]:
         raise RunError(
             f"--push-to-hub {name}: {endpoint} answers {status}: {one_line(error)[:300]}"
         ) from None
-    except (
-        Exception
-    ) as error:  # of the HTTP library, of the upload's threads, of a file that cannot be read
+    # From the HTTP library, the upload's threads, or a file that cannot be read.
+    except Exception as error:
         reason = f"{type(error).__name__}: {one_line(error)[:300]}"
         raise RunError(
             f"--push-to-hub {name}: {endpoint} cannot be written to ({reason})"

@@ -1,7 +1,4 @@
-"""The record of a run on disk: its config, its data sets, its log.
-
-As far as a model card tells it.
-"""
+"""Reads the parts of a run's directory that a model card reports: config, data sets and log."""
 
 from __future__ import annotations
 
@@ -18,8 +15,11 @@ from embed_jax.errors import InputError
 
 UNKNOWN = "unknown: check before publishing"
 HUB_NAME = r"[\w.-]+/[\w.-]+"
-NLI = "SNLI: CC BY-SA 4.0; MultiNLI: for the most part the Open American National Corpus's, and the terms of its parts"
-LICENCES = {  # where a recipe says nothing, or a data set has none
+NLI = (
+    "SNLI: CC BY-SA 4.0; MultiNLI: for the most part the Open American National Corpus's, "
+    "and the terms of its parts"
+)
+LICENCES = {  # of data sets whose recipe does not name one, or that have no recipe
     "allnli": NLI,
     "allnli_triplets": NLI,
     "multinli": NLI.partition("MultiNLI: ")[2],
@@ -27,7 +27,7 @@ LICENCES = {  # where a recipe says nothing, or a data set has none
     "scifact": "claims CC BY 4.0; abstracts ODC-By 1.0",
     "stsb": "scores CC BY-SA 4.0; texts under their own terms, some of them for research only",
 }
-HUB_DATASETS = {"snli": "stanfordnlp/snli"}  # that are fetched from elsewhere here
+HUB_DATASETS = {"snli": "stanfordnlp/snli"}  # those that embed-jax fetches from elsewhere
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +35,12 @@ class Dataset:
     """A data set that a model was trained on.
 
     Attributes:
-        name: as people know it; of a file the last parts of its path.
-        split: which part of it; "" where there is none.
+        name: its common name; for a file the last parts of its path.
+        split: the part that was used, or "".
         hub: its name among the hub's data sets, or "".
-        licence: what is known, or UNKNOWN.
-        records: how many were used; 0: not recorded.
-        loss: what it was trained with.
+        licence: its licence, or UNKNOWN.
+        records: the number of records used; 0: not recorded.
+        loss: the loss that it was used with.
     """
 
     name: str
@@ -56,10 +56,10 @@ class Session:
     """A start of a run, or a resumption.
 
     Attributes:
-        start: after which step.
-        seconds: from its start to the last step that it came to, evaluations and all.
-        devices, hosts: how many.
-        versions: of `train.tracking.environment`, the device's kind among them.
+        start: the step after which the session started.
+        seconds: the time from its start to its last step, evaluations included.
+        devices, hosts: the number of devices and of hosts.
+        versions: see `train.tracking.environment`; the device's kind is among them.
     """
 
     start: int
@@ -70,7 +70,7 @@ class Session:
 
     @property
     def machine(self) -> str:
-        """The machine that computed it, for people."""
+        """The machine that computed the session, for readers."""
         kind = self.versions.get("device", "unknown")
         if kind == "cpu":
             kind = f"CPU of {self.versions.get('cpus', '?')} cores"
@@ -81,7 +81,7 @@ class Session:
 
     @property
     def software(self) -> str:
-        """The versions, for people."""
+        """The versions of the software, for readers."""
         files = {
             name: version
             for name, version in self.versions.items()
@@ -97,10 +97,10 @@ class TrainingRun:
     Attributes:
         config: config.json, nested.
         data: data.json, or {}.
-        results: results.json, what was measured at the end, or {}.
+        results: results.json, the final measurements, or {}.
         log: the lines of metrics.jsonl.
-        earlier: the run whose model this one started from, if it is one of ours.
-        experiment: the module of `experiments` that was launched; "": none, as from Python; None:
+        earlier: the run whose model this one started from, or None.
+        experiment: the module of `experiments` that was launched; "": started from Python; None:
             not recorded.
         sessions: each start and resumption, if they are recorded.
     """
@@ -132,10 +132,10 @@ class TrainingRun:
         """The last step in the log."""
         return max((line["step"] for line in self.log), default=0)
 
-    def chosen(self) -> tuple[int, float] | None:
-        """The step at which `eval.metric` was best, and its value there.
+    def find_best(self) -> tuple[int, float] | None:
+        """Returns the step at which `eval.metric` was best, and its value there.
 
-        None where nothing chose the model.
+        It is None if the metric was not measured.
         """
         about, best = self.config["eval"], None
         for line in self.log:  # as the training loop does
@@ -151,30 +151,27 @@ class TrainingRun:
 
     @property
     def unchanged(self) -> bool:
-        """Tells whether the run chose the model that it started from, as no later one was better."""
-        chosen = self.chosen()
+        """Tells whether the run chose the model that it started from, since none was better."""
+        chosen = self.find_best()
         return chosen is not None and chosen[0] == 0 and self.steps > 0
 
     @property
     def seconds(self) -> float:
-        """Of all sessions."""
+        """The time of all sessions, in seconds."""
         return sum(session.seconds for session in self.sessions)
 
-    def each(self, what: str) -> str:
-        """Returns the sessions' values of "machine" or "software".
-
-        Where that changed, one after the other.
-        """
+    def join_sessions(self, what: str) -> str:
+        """Returns the sessions' values of "machine" or "software", different ones in order."""
         return "; then ".join(dict.fromkeys(getattr(session, what) for session in self.sessions))
 
     def median(self, name: str) -> float | None:
-        """The median of a metric over the steps of the log; None where it is not logged."""
+        """Returns the median of a metric over the steps of the log; None if it is not logged."""
         values = sorted(line[name] for line in self.log if line.get(name) is not None)
         return values[len(values) // 2] if values else None
 
 
 def read_run(directory: Path) -> TrainingRun:
-    """Reads what the directory of a run holds beside its model and checkpoints.
+    """Reads the directory of a run, without its model and checkpoints.
 
     Raises:
         InputError: no config.json there, or a file that is damaged.
@@ -204,15 +201,19 @@ def read_run(directory: Path) -> TrainingRun:
 
 
 def hub_model(name: str) -> str:
-    """The name, if it is one of a model on the hub and not of a directory here; or ""."""
+    """Returns the name if it may be that of a model on the hub, else "".
+
+    >>> hub_model("intfloat/e5-small"), hub_model("/runs/model")
+    ('intfloat/e5-small', '')
+    """
     return name if re.fullmatch(rf"{HUB_NAME}|[\w.-]+", name) and not Path(name).exists() else ""
 
 
 def config_source(config: Mapping[str, Any]) -> str:
-    """A config as the Python file that gives it: the fields that are not what they are by default.
+    """Returns a Python file that makes a config, by the fields that differ from their defaults.
 
     Args:
-        config: of `config.as_dict`, or config.json.
+        config: the result of `config.as_dict`, or the content of config.json.
     """
     defaults = flatten(Experiment())
     named = tuple(f"{part}." for part in NAMED)
@@ -276,7 +277,7 @@ def _datasets(config: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[Da
 
 
 def _dataset(source: str, split: str, records: int, loss: str) -> Dataset:
-    """Returns what is known of a data set by its name in `data.train`."""
+    """Returns a data set's facts, as far as its name in `data.train` tells them."""
     kind, _, rest = source.partition(":")
     name, hub, licence = source, "", UNKNOWN
     if source in recipes():
@@ -297,14 +298,14 @@ def _dataset(source: str, split: str, records: int, loss: str) -> Dataset:
         )
     elif kind == "beir":
         name = Path(rest).name
-    elif source != "python_docs":  # a file: its name by itself says nothing about where it is from
+    elif source != "python_docs":  # a file, whose name does not say where it is from
         path = Path(rest if rest and kind in ("parquet", "array_record", "stream") else source)
         return Dataset("/".join(path.parts[-2:]).lstrip("/"), split, "", UNKNOWN, records, loss)
     return Dataset(name, split, hub, LICENCES.get(name, licence), records, loss)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A JSON object; {} where there is no such file."""
+    """Reads a JSON object; {} if there is no such file."""
     if not path.is_file():
         return {}
     try:
@@ -317,7 +318,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _read_sessions(path: Path) -> tuple[str | None, tuple[Session, ...]]:
-    """The experiment and the sessions; None and none of a run that is older than run.json."""
+    """Reads the experiment and the sessions; (None, ()) for a run that has no run.json."""
     content = _read(path)
     if not content:
         return None, ()
@@ -338,7 +339,7 @@ def _read_sessions(path: Path) -> tuple[str | None, tuple[Session, ...]]:
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of metrics.jsonl; a half line, as an ended process leaves it, is left out."""
+    """Reads the lines of metrics.jsonl, without the half line of a process that was stopped."""
     if not path.is_file():
         return
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():

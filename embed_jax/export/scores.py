@@ -1,4 +1,4 @@
-"""Results of `scripts.evaluate` as a model card has them."""
+"""Reads the results of `scripts.evaluate` for a model card."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Scores:
     """A model's scores on one task; scores are fractions, or correlations.
 
     Attributes:
-        model: as it was called when it was measured.
+        model: the model's name in the evaluation.
         task: the kind of task, such as "retrieval".
         name: the task's own name.
-        split: of the data, or "".
-        main: which of `metrics` stands for the task.
-        metrics, intervals: by name; what is undefined is left out.
-        n, unit: of how many of what, such as 300 "queries".
-        notes: what must be known of these figures.
+        split: the split of the data, or "".
+        main: the name of the task's main metric.
+        metrics, intervals: values and 95 % intervals by name, without undefined ones.
+        n, unit: the number and the name of the test items, such as 300 "queries".
+        notes: cautions about these figures.
     """
 
     model: str
@@ -44,24 +44,26 @@ class Scores:
 
 
 def read_scores(paths: Sequence[Path]) -> list[Scores]:
-    """The results in JSON files, or in those of a directory that hold some, in the order of their names.
+    """Reads results from JSON files, and from directories, whose other files are skipped.
+
+    The files of a directory are read in the order of their names.
 
     Raises:
-        InputError: no such file, none in a directory, or one that holds no results.
+        InputError: there is no such file, a file has no results, or no file of a directory has any.
     """
     scores = []
     for path in paths:
         if not path.is_dir():
             scores.append(_read(path))
             continue
-        several = [_read(file) for file in sorted(path.rglob("*.json")) if _holds_results(file)]
+        several = [_read(file) for file in sorted(path.rglob("*.json")) if _has_results(file)]
         if not several:
             raise InputError(f"{path}: no .json file with results in it")
         scores += several
     return scores
 
 
-def _holds_results(path: Path) -> bool:
+def _has_results(path: Path) -> bool:
     content = _content(path)
     return (
         isinstance(content, dict) and isinstance(content.get("metrics"), dict) and "task" in content
@@ -136,7 +138,10 @@ def _cautions(result: Mapping[str, Any]) -> Iterator[str]:
     if seen:
         without = seen.get("clean")
         clean = f": {without:.4f} without them" if seen["items"] and _is_number(without) else ""
-        yield f"{seen['items']} of {n} {unit} share {seen['words']} words in a row with training data{clean}"
+        yield (
+            f"{seen['items']} of {n} {unit} share {seen['words']} words in a row with training data"
+            f"{clean}"
+        )
 
 
 def _is_number(value: Any) -> bool:

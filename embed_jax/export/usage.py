@@ -1,4 +1,4 @@
-"""The part of a model card that says how to use the model, in code that runs as it stands."""
+"""The section of a model card on how to use the model, in code that runs without changes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEXTS = '["A dog runs over the field.", "A cat sleeps in the house."]'
 
 
 def loads_in_sentence_transformers(model: SentenceEncoder | CrossEncoder) -> bool:
-    """Tells whether sentence-transformers has all parts of the model."""
+    """Tells whether sentence-transformers has all modules of the model."""
     if isinstance(model, CrossEncoder):
         return True
     return (
@@ -30,28 +30,31 @@ def loads_in_sentence_transformers(model: SentenceEncoder | CrossEncoder) -> boo
 def usage(
     model: SentenceEncoder | CrossEncoder, name: str, format: str, onnx: Sequence[tuple[str, str]]
 ) -> str:
-    """The section on how to use a model; see card.CardContent for the arguments."""
+    """Returns the section on how to use a model; see card.CardContent for the arguments."""
     parts = ["## How to use it"]
     if isinstance(model, CrossEncoder):
-        parts += ["With sentence-transformers:", _code(_theirs_crossing(name))]
-        parts += ["With embed-jax:", _code(_ours_crossing(name))]
+        parts += ["With sentence-transformers:", _code(_cross_encoder_code(name))]
+        parts += ["With embed-jax:", _code(_own_cross_encoder_code(name))]
         return "\n\n".join(parts)
     if format == "huggingface":
         parts += (
-            [_PLAIN, "With sentence-transformers:", _code(_plain(model, name))]
+            [_PLAIN, "With sentence-transformers:", _code(_plain_code(model, name))]
             if _is_plain(model)
             else [_PLAIN]
         )
     elif format:
         if loads_in_sentence_transformers(model):
-            parts += ["With sentence-transformers:", _code(_theirs(model, name))]
+            parts += [
+                "With sentence-transformers:",
+                _code(_sentence_transformers_code(model, name)),
+            ]
         else:
             parts.append(
                 "sentence-transformers cannot load this model: its pooling is embed-jax's own."
             )
-        parts += ["With embed-jax:", _code(_ours(model, name))]
+        parts += ["With embed-jax:", _code(_own_code(model, name))]
     if onnx:
-        parts += [_ONNX, _code(_onnx(model, name, onnx[0][0]))]
+        parts += [_ONNX, _code(_onnx_code(model, name, onnx[0][0]))]
         if len(onnx) > 1:
             parts.append("\n".join(f"- `{file}`: {precision}" for file, precision in onnx))
         parts.append(_tensorrt(model, onnx[0][0]))
@@ -82,18 +85,23 @@ def _code(text: str) -> str:
     return f"```python\n{text}\n```"
 
 
-def _theirs(model: SentenceEncoder, name: str) -> str:
+def _sentence_transformers_code(model: SentenceEncoder, name: str) -> str:
     imported = "from sentence_transformers import SentenceTransformer"
     short = ", truncate_dim={}, normalize_embeddings=True"
-    return f"{imported}\n\nmodel = SentenceTransformer({name!r})\n{_body(model, short)}"
+    return f"{imported}\n\nmodel = SentenceTransformer({name!r})\n{_encode_code(model, short)}"
 
 
-def _ours(model: SentenceEncoder, name: str) -> str:
-    return f"import embed_jax\n\nmodel = embed_jax.load({name!r})\n{_body(model, ', dim={}')}"
+def _own_code(model: SentenceEncoder, name: str) -> str:
+    return (
+        f"import embed_jax\n\nmodel = embed_jax.load({name!r})\n{_encode_code(model, ', dim={}')}"
+    )
 
 
-def _body(model: SentenceEncoder, short: str) -> str:
-    """The same for both except for how embeddings are cut short: their methods have the same names."""
+def _encode_code(model: SentenceEncoder, short: str) -> str:
+    """Returns code after loading, which differs between the libraries only in the option `short`.
+
+    `short` is the option of `encode` that cuts embeddings, with "{}" for their size.
+    """
     has_sides = {"query", *DOCUMENT_NAMES} & set(model.prompts)
     lines = []
     if has_sides:
@@ -119,7 +127,7 @@ def _body(model: SentenceEncoder, short: str) -> str:
 
 
 def _is_plain(model: SentenceEncoder) -> bool:
-    """Tells whether the modules after the backbone can be made from their names only."""
+    """Tells whether sentence-transformers can make the model from the backbone's files only."""
     heads = (
         all(isinstance(head, Normalize) for head in model.spec.heads)
         and model.spec.token_head is None
@@ -127,7 +135,7 @@ def _is_plain(model: SentenceEncoder) -> bool:
     return loads_in_sentence_transformers(model) and heads and not model.spec.lora
 
 
-def _plain(model: SentenceEncoder, name: str) -> str:
+def _plain_code(model: SentenceEncoder, name: str) -> str:
     names = tuple(POOLING_NAMES[part][0] for part in model.spec.pooling.split("+"))
     normalize = any(isinstance(head, Normalize) for head in model.spec.heads)
     modules = (
@@ -147,8 +155,8 @@ def _plain(model: SentenceEncoder, name: str) -> str:
     )
 
 
-def _onnx(model: SentenceEncoder, name: str, file: str) -> str:
-    """With the prompt of queries, or the model's own for all texts."""
+def _onnx_code(model: SentenceEncoder, name: str, file: str) -> str:
+    """Returns code for ONNX Runtime, with the prompt of queries or else the default prompt."""
     used = next(
         (
             candidate
@@ -207,7 +215,7 @@ def _tensorrt(model: SentenceEncoder, file: str) -> str:
     )
 
 
-def _theirs_crossing(name: str) -> str:
+def _cross_encoder_code(name: str) -> str:
     pairs = "[(query, passage) for query in queries for passage in passages]"
     return "\n".join(
         [
@@ -220,7 +228,7 @@ def _theirs_crossing(name: str) -> str:
     )
 
 
-def _ours_crossing(name: str) -> str:
+def _own_cross_encoder_code(name: str) -> str:
     return "\n".join(
         [
             "import embed_jax",

@@ -206,7 +206,7 @@ def test_the_log_says_which_step_and_how_fast(model, made_run):
         {"step": 7, "sts/spearman": 0.705},
     ]
     run = read_run(made_run("run", lines=lines, eval__metric="sts/spearman"))
-    assert (run.steps, run.chosen(), run.median("tokens_per_second"), run.median("mfu")) == (
+    assert (run.steps, run.find_best(), run.median("tokens_per_second"), run.median("mfu")) == (
         7,
         (7, 0.705),
         300.0,
@@ -219,8 +219,8 @@ def test_the_log_says_which_step_and_how_fast(model, made_run):
     patient = read_run(
         made_run("patient", lines=lines, eval__metric="sts/spearman", eval__min_gain=0.01)
     )
-    assert patient.chosen() == (5, 0.7), "as the training chooses: of equal ones the later"
-    assert read_run(made_run("last", lines=lines)).chosen() is None
+    assert patient.find_best() == (5, 0.7), "as the training chooses: of equal ones the later"
+    assert read_run(made_run("last", lines=lines)).find_best() is None
 
 
 def session(seconds, start=0, devices=1, hosts=1, **versions):

@@ -31,7 +31,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 
 from embed_jax.export import onnx_graph  # noqa: E402
 from embed_jax.export.jaxpr import to_graph  # noqa: E402
-from embed_jax.export.onnx import OUTPUT, compare_onnx, encode_onnx, padded, write_onnx  # noqa: E402
+from embed_jax.export.onnx import OUTPUT, compare_onnx, encode_onnx, pad_rows, write_onnx  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* texts were cut")
 TEXTS = [
@@ -239,7 +239,7 @@ def test_prompts_left_out_of_pooling_are_an_input(make, written, tmp_path):
 @pytest.mark.parametrize("name", ["llama", "t5", "nomic", "modernbert"])
 def test_padding_may_come_first_where_positions_are_relative(written, name):
     model, path = written(name)
-    inputs = padded(model.tokenizer.encode(TEXTS).ids, 0, 0)
+    inputs = pad_rows(model.tokenizer.encode(TEXTS).ids, 0, 0)
     lengths = inputs["attention_mask"].sum(axis=1)
     left = {
         key: np.stack(

@@ -20,7 +20,7 @@ from embed_jax.encoders.lora import init_lora
 from embed_jax.encoders.read import read_model
 from embed_jax.encoders.settings import EncodingSettings
 from embed_jax.encoders.spec import EncoderSpec, LoraSpec
-from embed_jax.export.directory import truncated
+from embed_jax.export.directory import truncate_model
 from embed_jax.parallel.mesh import make_mesh
 from embed_jax.scores import truncate
 from embed_jax.sentence import SentenceEncoder
@@ -239,7 +239,7 @@ def test_a_cut_model_is_one_that_gives_cut_embeddings(exported, saved, model, ma
     ):
         other = made(heads, "cls")
         expected = truncate(np.array(after_pooling(other, x)), 5)
-        np.testing.assert_allclose(after_pooling(truncated(other, 5), x), expected, atol=1e-6)
+        np.testing.assert_allclose(after_pooling(truncate_model(other, 5), x), expected, atol=1e-6)
 
 
 def after_pooling(model, x):
