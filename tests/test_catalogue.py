@@ -272,7 +272,7 @@ for names, size in (
 
 
 def shrunken(published):
-    """The same model with few and small layers."""
+    """Returns the same model with few and small layers."""
     config = published.config | {
         name: size for name, size in SMALL.items() if name in published.config
     }
@@ -288,9 +288,9 @@ def shrunken(published):
 
 
 def write(directory, published, rng=None):
-    """The model's directory without its transformer's weights.
+    """Writes the model's directory without the weights of its transformer.
 
-    Random ones of its other modules if there is a rng.
+    With `rng`, its other modules get random weights.
     """
 
     def put(name, value):

@@ -22,7 +22,7 @@ PLACEHOLDERS = {"D": "8", "F": "8", "DIR": "directory", "N": "4", "$M": "--model
 
 
 def texts():
-    """(where, text) of all READMEs, and of the docstrings and examples of configs and commands."""
+    """Yields (path, text) of READMEs, and of docstrings and strings of configs and commands."""
     for path in sorted(ROOT.glob("**/README.md")):
         if not {".venv", "runs", "build"} & set(path.relative_to(ROOT).parts):
             yield path, path.read_text(encoding="utf-8")
@@ -43,7 +43,7 @@ def texts():
 def command_lines(text: str) -> list[str]:
     """Returns the commands of a text.
 
-    Whole lines that start with one, and those between backticks.
+    They are whole lines, or stand between backticks.
     """
     text = re.sub(r"\\\n\s*", " ", text)
     lines = re.findall(rf"(?m)^[ $]*({START} .*)$", text)

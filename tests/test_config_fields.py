@@ -1,4 +1,4 @@
-"""A field of a config carries default, accepted values and help text; unset is one convention."""
+"""A config's field states its default, accepted values and help; unset is one convention."""
 
 import dataclasses
 import json

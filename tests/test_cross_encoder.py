@@ -42,7 +42,7 @@ FAMILIES = {
 
 
 def made_tokenizer(name):
-    """A tokenizer of the family's own form over a small vocabulary."""
+    """Makes a tokenizer of the family's form with a small vocabulary."""
     import transformers
 
     kind = getattr(transformers, f"{FAMILIES[name][1]}Tokenizer")
@@ -98,7 +98,7 @@ def made_model(name, directory, num_labels=1, **changes):
 
 
 def made_pairs(count, seed=0):
-    """Queries of 1 to 8 and passages of 1 to 20 words, then odd ones; shuffled."""
+    """Makes queries of 1 to 8 and passages of 1 to 20 words, and odd ones, shuffled."""
     rng = np.random.default_rng(seed)
 
     def text(most):
@@ -131,7 +131,7 @@ def no_warning_of_cut_pairs():
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_pairs_are_tokenised_as_by_transformers(name, tmp_path):
-    """Every way a pair can be cut, too; types where the tokenizer makes them."""
+    """Pairs are cut in every possible way; token types are compared where they exist."""
     from transformers import AutoTokenizer
 
     made_tokenizer(name).save_pretrained(tmp_path)
@@ -157,9 +157,9 @@ FEWER = [
 
 @pytest.mark.parametrize("name", FEWER)
 def test_scores_equal_sentence_transformers(name, tmp_path):
-    """1e-5 of scores in (0, 1), float32.
+    """The tolerance is 1e-5 for float32 scores in (0, 1).
 
-    From the layout of transformers and that of sentence-transformers.
+    Models are read from the layouts of transformers and sentence-transformers.
     """
     peer = pytest.importorskip("sentence_transformers")
     plain = made_model(name, tmp_path / "plain")

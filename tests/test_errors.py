@@ -1,4 +1,4 @@
-"""Warnings: at the caller's line, and made in one way."""
+"""Warnings point to the caller's line and are all made in one way."""
 
 import ast
 import os

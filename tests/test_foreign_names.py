@@ -105,9 +105,9 @@ def names_of(source: str) -> set[str]:
 
 
 def private_attributes() -> set[str]:
-    """Private attributes that the source uses and defines nowhere.
+    """Returns private attributes that the source uses but does not define.
 
-    Those of other libraries' objects.
+    They belong to other libraries' objects.
     """
     used, defined = set(), set()
     for file in FILES:

@@ -80,7 +80,7 @@ def _strings(tree: ast.AST) -> Iterator[tuple[int, str, bool]]:
 def _names(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """Yields line and name of everything that code binds.
 
-    Variables, arguments, functions, classes.
+    These are variables, arguments, functions and classes.
     """
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):

@@ -1,6 +1,6 @@
-"""The rules of imports, checked on the source.
+"""Rules of imports, checked on the source.
 
-What keeps a part usable without the parts above it.
+They keep a part usable without the parts above it.
 """
 
 import ast
@@ -95,18 +95,18 @@ TREES = {
 
 
 def part(dotted: str) -> str:
-    """embed_jax.data.pack -> data; scripts.bench -> scripts; embed_jax only -> ""."""
+    """Returns embed_jax.data.pack -> data; scripts.bench -> scripts; embed_jax only -> ""."""
     names = dotted.split(".")
     return names[0] if names[0] != "embed_jax" else "".join(names[1:2])
 
 
 def package_of(path: str, level: int) -> str:
-    """The package that `level` dots mean in a file, "" for none."""
+    """Returns the package that `level` dots mean in a file, or ""."""
     return ".".join(path.split("/")[:-level]) if level else ""
 
 
 def imports(tree: ast.AST, path: str):
-    """(dotted name, line) of every import.
+    """Yields (dotted name, line) of every import.
 
     `from a import b` counts as a.b, and so does `from .a import b`.
     """
@@ -119,7 +119,7 @@ def imports(tree: ast.AST, path: str):
 
 
 def at_import_time(tree: ast.Module) -> ast.Module:
-    """The tree without the bodies of functions and of `if TYPE_CHECKING`."""
+    """Returns the tree without the bodies of functions and of `if TYPE_CHECKING`."""
 
     class Strip(ast.NodeTransformer):
         def visit_FunctionDef(self, node):
@@ -171,9 +171,9 @@ def test_imports_are_relative_where_packages_are_renamed():
 
 
 def test_no_import_circles():
-    """Imports inside functions and of types only count too.
+    """Imports inside functions and of types count, too.
 
-    Two such files can't be understood apart.
+    Two files of a circle can't be understood separately.
     """
     modules = {
         path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): path
@@ -283,7 +283,7 @@ ENTRY_POINTS |= {"LayerNorm"}
 
 
 def test_a_public_name_is_defined_once():
-    """Classes, functions, and type aliases (capitalised names that are assigned)."""
+    """Counts classes, functions, and type aliases (capitalised names that are assigned)."""
     homes = collections.defaultdict(list)
     for path, tree in TREES.items():
         for node in tree.body if path.startswith("embed_jax/") else ():

@@ -1,6 +1,6 @@
-"""Inputs that a model's tables have no row for are refused.
+"""Inputs for which a model's tables have no row are refused.
 
-Lengths, token ids, and models of another kind.
+These are lengths, token ids, and models of another kind.
 """
 
 import dataclasses
@@ -98,7 +98,7 @@ def test_a_row_beyond_a_table_is_nan_and_no_other_row():
 
 
 def add_token(source, directory):
-    """A copy of a model whose tokenizer has one token more than the table has rows."""
+    """Copies a model with one more token in its tokenizer than rows in its table."""
     shutil.copytree(source, directory)
     path = directory / "tokenizer.json"
     content = json.loads(path.read_text())

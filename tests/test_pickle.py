@@ -1,4 +1,4 @@
-"""A loaded model goes to another process: by pickle, which a fork is told about in one line."""
+"""A loaded model can be pickled for another process; a fork is warned about in one line."""
 
 import dataclasses
 import os

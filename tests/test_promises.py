@@ -305,7 +305,7 @@ def test_models_load_in_sentence_transformers(tiny_model, sentences, tmp_path):
 
 
 class Payload:
-    """Unpickled, it writes a file."""
+    """An object that writes a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path

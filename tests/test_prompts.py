@@ -1,4 +1,4 @@
-"""Prompts that families of models expect, and instructions in templates."""
+"""Prompts of families of models, and instructions in templates."""
 
 import pytest
 

@@ -42,7 +42,7 @@ def model(tiny_model):
 
 
 def having(model, **attributes):
-    """The same model, with what it compiled, but these attributes."""
+    """Returns the model with other attributes, and with its compiled functions."""
     own = copy.copy(model)
     own._warned, own._prompted = set(), False
     for name, value in attributes.items():
@@ -67,7 +67,7 @@ def embeddings(rows, seed=0, size=24):
 
 @pytest.mark.parametrize("name", SIMILARITIES)
 def test_similarities_equal_sentence_transformers(name):
-    """1e-4 of values up to about 300: float32's rounding there, with a margin of ten."""
+    """The tolerance is ten times float32's rounding error of values up to about 300."""
     SimilarityFunction = pytest.importorskip("sentence_transformers").SimilarityFunction
     a, b = embeddings(40), embeddings(30, seed=1)
     a[3], b[5] = 0, a[7]
@@ -104,7 +104,7 @@ def test_all_pairs_and_pairs_alike_agree_whatever_the_blocks(name, monkeypatch):
 
 
 def test_near_vectors_keep_their_distance():
-    """Of |a|^2 + |b|^2 - 2 a b float32 would leave nothing here."""
+    """|a|^2 + |b|^2 - 2 a b in float32 would have no correct digit here."""
     a = unit_length(embeddings(5))
     step = np.float32(1e-5)
     b = a + step * np.eye(5, 24, dtype=np.float32)

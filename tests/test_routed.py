@@ -33,16 +33,16 @@ OLD = "sentence_transformers.models."
 
 @pytest.fixture(autouse=True)
 def quiet():
-    """Texts over the limit and prompts not taken are on purpose."""
+    """Ignores warnings of long texts and unused prompts, which are on purpose."""
     with warnings.catch_warnings(action="ignore"):
         yield
 
 
 @pytest.fixture(scope="module")
 def parts(tiny_tokenizer, tmp_path_factory):
-    """Random modules of sentence-transformers, of 16 numbers.
+    """Makes random modules of sentence-transformers with 16 dimensions.
 
-    A transformer, a table, a Dense by number.
+    They are a transformer, a table, and Dense layers by number.
     """
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
@@ -78,7 +78,7 @@ def parts(tiny_tokenizer, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def layouts(parts, tmp_path_factory):
-    """By layout: a model of sentence-transformers, and the directory with it."""
+    """Returns {layout: (model of sentence-transformers, its directory)}."""
     from sentence_transformers import SentenceTransformer
 
     Router, normalize = parts.modules.Router, parts.modules.Normalize
@@ -126,7 +126,7 @@ def layouts(parts, tmp_path_factory):
 def as_version_2(directory):
     """Rewrites a directory as versions 2 to 4 wrote an Asym.
 
-    Under class names only, in folders named by number.
+    Types are class names only, and folders are numbers.
     """
     place = (directory / "2_Router").rename(directory / "2_Asym")
     config = json.loads((place / "router_config.json").read_text())
@@ -272,7 +272,7 @@ RULES = [
 
 
 def test_tasks_go_the_routes_that_sentence_transformers_takes(parts, tmp_path):
-    """Over names of routes, defaults and rules; but "document" finds more names."""
+    """Compares names of routes, defaults and rules; our "document" accepts more names."""
     torch = pytest.importorskip("torch")
 
     class Mark(torch.nn.Module):
@@ -284,7 +284,7 @@ def test_tasks_go_the_routes_that_sentence_transformers_takes(parts, tmp_path):
             return {**features, "route": self.name}
 
     def outcome(call, *arguments, **options):
-        """The route's name; InputError is a ValueError."""
+        """Returns the route's name; InputError is a ValueError."""
         try:
             result = call(*arguments, **options)
         except ValueError:
@@ -470,7 +470,7 @@ def test_the_models_prompts_and_options_are_those_of_all_routes(tiny_tokenizer):
 
 @pytest.fixture
 def asym(layouts, tmp_path):
-    """A copy of the directory with an Asym, and `change(function of its config)`."""
+    """Returns a copy of the directory with an Asym, and `change(function of its config)`."""
     shutil.copytree(layouts["asym"][1], tmp_path / "model")
     path = tmp_path / "model" / "2_Asym" / "config.json"
 

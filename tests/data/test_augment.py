@@ -80,9 +80,9 @@ def test_rate_1_leaves_one_word_and_any():
 @pytest.mark.parametrize("text", [TEXT, " ".join(WORDS[:3])])
 @pytest.mark.parametrize("rate", [0.1, 0.3, 0.55])
 def test_the_share_that_goes_is_the_rate(text, rate):
-    """Also of a text of three words, of which a tenth is not a word.
+    """The share is the rate, also in a text of three words, where it is less than a word.
 
-    Five standard errors of 8,000 draws.
+    The tolerance is five standard errors of 8,000 draws.
     """
     size, count = len(text.split()), 8000
     error = 5 * 0.5 / size / np.sqrt(count)  # the number of words varies by at most one
@@ -120,9 +120,9 @@ def test_delete_one_word_deletes_one():
 
 
 def test_repeated_words_stand_beside_themselves():
-    """ESimCSE: the number of repeated words is uniform in 0 ...
+    """ESimCSE: the number of repeated words is uniform in 0 to max(2, rate n).
 
-    Max(2, rate n), each word at most twice.
+    A word stands at most twice.
     """
     for rate, most in ((0.32, 6), (0.05, 2), (1.0, 20)):
         result = draws(repeat_words(rate), count=9000)

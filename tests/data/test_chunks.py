@@ -68,7 +68,7 @@ def documents(sentences):
 
 
 def inner(tokenizer, text):
-    """The token ids without special ones, not cut."""
+    """Returns all token ids without special ones."""
     whole = type(tokenizer.backend).from_str(tokenizer.backend.to_str())
     whole.no_truncation()
     return whole.encode(text, add_special_tokens=False).ids
@@ -140,9 +140,9 @@ def test_a_character_that_fits_into_no_piece(byte_level):
 
 
 def test_pieces_that_grow_when_they_stand_alone_are_made_smaller(wordpiece):
-    """A tokenizer whose word pieces are longer in the middle.
+    """The tokenizer's word pieces are longer inside a word.
 
-    "##ab..." is one token, "ab..." several.
+    "##ab..." is one token, "ab..." is several.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

@@ -1,6 +1,6 @@
-"""Triplets from NLI: as many as there can be, none twice, whatever the records' order.
+"""Triplets from NLI: as many as possible, without repetitions, in any order of the records.
 
-Every record accounted for.
+Every record is counted as used or dropped.
 """
 
 import collections
@@ -25,7 +25,7 @@ def rows(premise, **hypotheses):
 
 
 def made(seed, count=600):
-    """Records of few texts, so that everything that can go wrong does."""
+    """Returns records of few texts, so that every special case occurs."""
     rng = np.random.default_rng(seed)
     labels = [*NAMES, 0, 1, 2, "0", " Contradiction ", -1, "-", "-1"]
     texts = ["a", "b ", "b", " c", "d", "e", "f", "g", " "]

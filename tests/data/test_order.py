@@ -79,7 +79,7 @@ def test_one_source_of_a_mixture_is_the_data_set():
 
 
 def duplicate_keys(records, duplicates, seed=0):
-    """Hashes of two texts a record; a share of the first ones is drawn from few."""
+    """Returns hashes of two texts per record; a share of the first texts repeats."""
     rng = np.random.default_rng(seed)
     result = rng.integers(1, 2**62, (records, 2)).astype(np.uint64)
     double = rng.random(records) < duplicates
@@ -124,7 +124,7 @@ def test_the_count_is_the_true_number_of_steps():
 
 
 def test_as_many_batches_as_can_be():
-    """A text that every other record has allows one such record a batch."""
+    """Every other record has the same text, so a batch takes one of them only."""
     hashes = np.arange(1, 201, dtype=np.uint64).reshape(100, 2)
     hashes[:50, 0] = 7
     order = Batches(Shuffled(100, 0), 10, hashes)

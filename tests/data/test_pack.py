@@ -8,7 +8,7 @@ from embed_jax.errors import InputError
 
 
 def made_ids(count, seed=0, mean=14, longest=64):
-    """Token ids of STS-B-like lengths: log-normal, 14 tokens on average."""
+    """Returns token ids with lengths like STS-B's: log-normal, 14 tokens on average."""
     rng = np.random.default_rng(seed)
     lengths = np.clip(
         rng.lognormal(np.log(mean) - 0.1, 0.45, count).round().astype(int), 3, longest

@@ -39,7 +39,7 @@ def test_no_text_stands_on_two_sides(seed):
 
 
 def test_a_query_here_is_no_passage_there():
-    """Duplicate questions, for instance, are listed in both directions."""
+    """A query is never a passage of another split; duplicate questions are listed both ways."""
     forth = [{"anchor": f"question {n}", "positive": f"the same as {n}"} for n in range(60)]
     back = [{"anchor": record["positive"] + " ", "positive": record["anchor"]} for record in forth]
     sides = split_pairs(forth + back, 0.2)

@@ -1,4 +1,4 @@
-"""A batch is a function of (seed, step), whoever asks for it and whenever."""
+"""A batch is a function of (seed, step), in any process and in any order of calls."""
 
 import dataclasses
 import hashlib
@@ -146,7 +146,7 @@ def test_hosts_share_a_batch(make):
 
 @pytest.mark.parametrize(("hosts", "shares"), [(2, 2), (2, 4), (4, 4), (1, 4)])
 def test_one_process_makes_the_shares_of_several(make, tokenizer_directory, hosts, shares):
-    """Bitwise: the batch depends on the number of shares, not on who makes them."""
+    """The batch depends, to the bit, on the number of shares, not on the process."""
     views = {
         "encoder": load_tokenizer(tokenizer_directory, 32),
         "guide": load_tokenizer(tokenizer_directory, 48),

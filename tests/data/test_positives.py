@@ -1,7 +1,4 @@
-"""Pairs from clicks, groups and candidates.
-
-Exactly the ones described, the rest counted by reason.
-"""
+"""Pairs from clicks, groups and candidates are those described; the rest is counted."""
 
 import collections
 import itertools
@@ -182,7 +179,7 @@ def test_a_log_without_positives(tmp_path, corpus):
 
 
 def made_groups(seed):
-    """Groups of 1 to 9 texts, some of them twice."""
+    """Returns groups of 1 to 9 texts, some of them twice."""
     chance = random.Random(seed)
     rows = [{"text": f"text {g} {n}", "group": g} for g in range(12) for n in range(1 + g % 9)]
     rows += chance.sample(rows, 5)

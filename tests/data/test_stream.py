@@ -1,4 +1,4 @@
-"""A stream's batches are a function of (records, seed, window, step), whoever begins where.
+"""A stream's batches are a function of (records, seed, window, step), from any first step.
 
 Its thread ends with it.
 """

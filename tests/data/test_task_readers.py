@@ -22,7 +22,7 @@ def lines(*rows):
 
 @pytest.fixture
 def file(tmp_path):
-    """`file(content, name)` writes a file and says where it is."""
+    """`file(content, name)` writes a file and returns its path."""
 
     def file(content, name="test.jsonl"):
         path = tmp_path / name

@@ -155,9 +155,9 @@ def processors(name):
 )
 @pytest.mark.parametrize("kind", CLASSES)
 def test_eos_is_appended_once_and_written_down(bpe_tokenizer, tmp_path, kind, name):
-    """A tokenizer that we wrote appends the same tokens when transformers reads it.
+    """A saved tokenizer appends the same tokens in transformers.
 
-    Bos and padding side stay as they were.
+    Bos token and padding side stay as they were.
     """
     from transformers import AutoTokenizer
 
@@ -185,7 +185,7 @@ def test_eos_is_appended_once_and_written_down(bpe_tokenizer, tmp_path, kind, na
 
 
 def test_eos_after_both_texts_of_a_pair(bpe_tokenizer):
-    """The same as transformers' own `add_eos_token`."""
+    """Pairs are tokenised as with transformers' own `add_eos_token`."""
     from transformers import AutoTokenizer
 
     directory = bpe_tokenizer(processors("bos"))
@@ -197,9 +197,9 @@ def test_eos_after_both_texts_of_a_pair(bpe_tokenizer):
 
 @pytest.mark.parametrize("flag", [True, False])
 def test_add_eos_token_is_honoured_as_transformers_honours_it(bpe_tokenizer, flag):
-    """By a tokenizer made from a vocabulary.
+    """A tokenizer made from a vocabulary follows add_eos_token.
 
-    Where tokenizer.json stands, only its post-processor counts.
+    With a tokenizer.json only its post-processor counts.
     """
     from transformers import AutoTokenizer
 

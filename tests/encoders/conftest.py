@@ -1,4 +1,4 @@
-"""Small random models made with torch, and a packing as plain as can be."""
+"""Small random models made with torch, and the simplest packing of sentences."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ ARCHITECTURES = {
 
 
 def make_torch_model(name: str, **changes):
-    """A random model of two layers; biases and norms random too, so that a mix-up shows."""
+    """Makes a model of two layers; biases and norms are random, so that mix-ups show."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     prefix, extra = ARCHITECTURES[name]
@@ -53,7 +53,7 @@ def torch_model():
 
 @pytest.fixture(scope="session")
 def torch_models(tmp_path_factory):
-    """Architecture's name -> (torch model, the directory it was saved to)."""
+    """Returns {architecture: (torch model, the directory it was saved to)}."""
     made = {}
     for name in ARCHITECTURES:
         directory = tmp_path_factory.mktemp(name)
@@ -77,9 +77,9 @@ def make_batch():
 
 
 def batch(rows, slots=16, sentences=5, skip=0):
-    """A group from rows of (sentence number, token ids).
+    """Makes a group from rows of (sentence number, token ids).
 
-    `skip` leading tokens of each are not pooled.
+    The `skip` first tokens of each sentence are not pooled.
     """
     shape = (len(rows), slots)
     token_ids, position = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
@@ -102,13 +102,13 @@ def batch(rows, slots=16, sentences=5, skip=0):
 
 @pytest.fixture(scope="session")
 def unpacked(ids):
-    """One sentence a row, `[5, 16]`."""
+    """The sentences with one per row, `[5, 16]`."""
     return batch([[(i, tokens)] for i, tokens in enumerate(ids)])
 
 
 @pytest.fixture(scope="session")
 def packed(ids):
-    """The same sentences several to a row, out of order, and rows of padding, `[5, 16]`."""
+    """The same sentences with several per row, out of order, and rows of padding, `[5, 16]`."""
     return batch([[(4, ids[4]), (0, ids[0])], [(2, ids[2])], [], [(3, ids[3]), (1, ids[1])], []])
 
 

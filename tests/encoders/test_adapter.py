@@ -77,7 +77,7 @@ def finish(directory, tokenizer):
 
 
 def adapted(base, targets, **changes):
-    """The model at `base` with a random adapter of which no leaf is zero."""
+    """Returns the model at `base` with a random adapter of which no leaf is zero."""
     model = load_sentence_encoder(str(base))
     spec = dataclasses.replace(model.spec, lora=LoraSpec(4, 6.0, targets=targets, **changes))
     params = jax.device_get(model.params)
@@ -90,7 +90,7 @@ def adapted(base, targets, **changes):
 
 
 def cases(*fast):
-    """All families with all kinds of adapters; those named are in the fast suite."""
+    """Returns all families with all kinds of adapters; those named run in the fast suite."""
     both = [(family, kind) for family in TARGETS for kind in KINDS]
     marks = {case: () if "-".join(case) in fast else pytest.mark.slow for case in both}
     return pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_ours_in_peft_and_sentence_transformers(family, kind, bases, tmp_path):
 
 
 def sentence_transformer(directory):
-    """Its model on a CPU; it must find every tensor, and no other."""
+    """Loads a SentenceTransformer on the CPU; it must find every tensor, and no other."""
     sentence_transformers = pytest.importorskip("sentence_transformers")
     return sentence_transformers.SentenceTransformer(
         str(directory), device="cpu", local_files_only=True
@@ -152,7 +152,7 @@ def peft_from(base, adapter):
 
 @cases("bert-rslora", "llama-dora")
 def test_theirs_in_ours(family, kind, bases, tmp_path, tiny_tokenizer):
-    """peft's own file, by itself and with sentence-transformers' modules around it."""
+    """Reads peft's own file, without and with sentence-transformers' modules around it."""
     changes = {f"use_{name}": value for name, value in KINDS[kind].items()}
     expected = by_peft(bases[family], tmp_path, TARGETS[family], **changes)
     read = load_sentence_encoder(str(tmp_path))
@@ -172,7 +172,7 @@ def test_theirs_in_ours(family, kind, bases, tmp_path, tiny_tokenizer):
 
 
 def by_peft(base, directory, targets, **changes):
-    """Saves a random adapter made by peft, and gives its embeddings."""
+    """Saves a random adapter made by peft, and returns its embeddings."""
     import peft
     import torch
     import transformers
@@ -193,7 +193,7 @@ def by_peft(base, directory, targets, **changes):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lora", pytest.param("dora", marks=pytest.mark.slow)])
 def test_of_linear_maps_that_are_one_in_the_files(kind, bases, tmp_path):
-    """Each of our parts has the same A; what is trained further can be saved merged only."""
+    """Each of our parts gets the same A; after more training it can be saved merged only."""
     expected = by_peft(
         bases["modernbert"], tmp_path / "theirs", ("Wqkv", "mlp.Wo"), use_dora=kind == "dora"
     )
@@ -212,9 +212,9 @@ def test_of_linear_maps_that_are_one_in_the_files(kind, bases, tmp_path):
 
 
 def test_an_adapter_of_a_language_model_class(bases, tmp_path):
-    """Its modules are called model.layers...
+    """Reads an adapter whose modules are named "model.layers...".
 
-    There; the output layer's adapter has no part in embeddings.
+    The output layer's adapter is not part of embeddings.
     """
     import peft
     import transformers
@@ -231,9 +231,9 @@ def test_an_adapter_of_a_language_model_class(bases, tmp_path):
 
 @pytest.mark.slow
 def test_as_sentence_transformers_saves_it(bases, tmp_path):
-    """`SentenceTransformer.add_adapter`, with a regular expression, saved and read.
+    """Reads and writes an adapter of `SentenceTransformer.add_adapter`.
 
-    And written again by us.
+    Its targets are a regular expression.
     """
     import peft
 
@@ -377,7 +377,7 @@ def test_what_a_base_is_called(tmp_path):
 
 
 def test_a_base_beside_the_adapter(bases, tmp_path):
-    """A relative name is looked for in the adapter's directory first."""
+    """A relative name of the base is searched in the adapter's directory first."""
     model = adapted(bases["bert"], ("query",))
     model.save(tmp_path / "adapter")
     shutil.copytree(bases["bert"], tmp_path / "base")

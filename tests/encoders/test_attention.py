@@ -1,6 +1,6 @@
-"""All attention bodies compute the same, dropout included.
+"""All attention bodies compute the same values, dropout included.
 
-Masked slots count for exactly nothing.
+Masked slots have no influence at all.
 """
 
 from functools import partial

@@ -98,9 +98,9 @@ def test_bfloat16_is_near(params, packed):
 
 @pytest.mark.slow
 def test_same_on_every_number_of_devices(params, packed, unpacked):
-    """Inside shard_map with check_vma, under lax.map and checkpoint, with dropout.
+    """Value and gradient are equal with dropout.
 
-    Value and gradient.
+    They are computed in shard_map with check_vma, under lax.map and checkpoint.
     """
     encoder = build_encoder(SPEC)
     groups = jax.tree.map(lambda *x: jnp.stack(x), packed, unpacked, unpacked, packed)
@@ -127,7 +127,7 @@ def test_same_on_every_number_of_devices(params, packed, unpacked):
 
 
 def test_head_in_training_only(params, packed):
-    """SimCSE's MLP: two specs over the same parameters, one of which does not name the head."""
+    """SimCSE's MLP: two specs share the parameters, and only one of them names the head."""
     spec = dataclasses.replace(SPEC, pooling="cls", heads=())
     training = build_encoder(dataclasses.replace(spec, heads=(Dense(32, 32),)))
     made = training.init(jax.random.key(0))
@@ -161,7 +161,7 @@ def test_empty_sentences_are_zero_with_a_finite_gradient(params, make_batch):
 
 
 def test_a_new_backbone_is_one_registry_line(monkeypatch, make_batch):
-    """Its file names a `Family`; shapes and code are found through the registry only."""
+    """The backbone's file names a `Family`; the registry is the only way to its code."""
     shape = dataclasses.replace(BERT.shapes["tiny"], family="ours", vocab_size=60)
     module = types.SimpleNamespace(OURS=dataclasses.replace(BERT, shapes={"ours-tiny": shape}))
     monkeypatch.setitem(sys.modules, "our_backbone", module)

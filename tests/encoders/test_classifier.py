@@ -34,7 +34,7 @@ TYPED = ("bert", "electra")
 
 
 def torch_classifier(name, num_labels=1):
-    """A random model of two layers, all of whose parameters are random."""
+    """Makes a model of two layers with all parameters random."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     prefix, extra = FAMILIES[name]
@@ -66,12 +66,12 @@ def bert(tmp_path_factory):
 
 @pytest.fixture
 def copy(bert, tmp_path):
-    """A directory that a test may spoil."""
+    """A copy of a directory that a test may change."""
     return shutil.copytree(bert, tmp_path / "model")
 
 
 def with_segments(batch, first):
-    """Token type 1 from place `first[s]` of sentence s on."""
+    """Sets token type 1 from position `first[s]` of sentence s on."""
     first = np.array([*first, 10**6])
     return batch.replace(segment=(batch.position >= first[batch.sentence]).astype(np.int32))
 
@@ -89,9 +89,9 @@ def edit(path, **changes):
 @pytest.mark.parametrize("num_labels", [1, 3])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_logits_equal_transformers(name, num_labels, ids, packed, unpacked, tmp_path):
-    """1e-4 of logits of size 1 to 10, in float32.
+    """The tolerance is 1e-4 for float32 logits of size 1 to 10.
 
-    Lengths 1 to 16, one to a row or packed out of order.
+    Lengths are 1 to 16, with one text per row or packed out of order.
     """
     torch = pytest.importorskip("torch")
     model = torch_classifier(name, num_labels)
@@ -132,7 +132,7 @@ def test_token_types_count_and_none_are_zeros(bert, packed):
 
 
 def test_gradient_of_a_token_type_is_that_of_its_slots(bert, packed):
-    """Finite difference along each row of the type table."""
+    """Compares with finite differences along each row of the type table."""
     saved = read_classifier(bert)
     batch = with_segments(packed, [3, 1, 9, 1, 4])
     encoder = build_classifier(saved.spec)

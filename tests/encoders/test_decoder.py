@@ -1,4 +1,4 @@
-"""Decoders as encoders: states, gradients and files are transformers'.
+"""Decoders as encoders: states, gradients and files equal transformers'.
 
 Windows reach as far as they should.
 """
@@ -86,7 +86,7 @@ FEW = ("llama", "gemma3")
 
 
 def few(of=tuple(CASES)):
-    """FEW of the cases, the others as slow ones."""
+    """Marks cases that are not in FEW as slow."""
     return pytest.mark.parametrize(
         "name", [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in of]
     )
@@ -156,7 +156,7 @@ def case(tmp_path_factory):
 
 
 def torch_states(model, ids, left=False):
-    """A padded batch's states, by sentence; a tensor each, with gradient."""
+    """Returns a padded batch's states by sentence, as tensors with gradients."""
     import torch
 
     longest = max(map(len, ids))
@@ -181,7 +181,7 @@ def numpy_states(model, ids, **options):
 
 
 def our_states(backbone, **options):
-    """A compiled `(parameters, tokens) -> hidden states`."""
+    """Returns a compiled `(parameters, tokens) -> hidden states`."""
     module = lookup("backbone", backbone.family).module(backbone, **options)
     return jax.jit(
         lambda params, tokens: module.apply({"params": params}, tokens), compiler_options=QUICKLY
@@ -224,7 +224,7 @@ def test_states_and_gradients_equal_torch(case, name, ids, unpacked, packed, sta
 
 
 def as_params(directory, tensors):
-    """Our tree of tensors under transformers' names, by way of a file."""
+    """Reads tensors under transformers' names as our tree, from a file."""
     other = directory.parent / f"{directory.name}-tensors"
     other.mkdir(exist_ok=True)
     shutil.copy(directory / "config.json", other)
@@ -245,9 +245,9 @@ def assert_same_gradient(result, expected):
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in FEW])
 def test_states_equal_torch(case, name, ids, unpacked, states):
-    """The same without gradients.
+    """Compares states without gradients.
 
-    And of a sentence without padding, of which transformers makes no mask.
+    One sentence has no padding, for which transformers makes no mask.
     """
     model = case(name)
     result = states(our_states(model.backbone)(model.params, unpacked), unpacked)
@@ -289,7 +289,7 @@ def test_parameters_stored_in_bfloat16_are_cast_after_they_are_taken(case, packe
     ],
 )
 def test_who_sees_whom(case, name, causal, reach, make_batch):
-    """By gradients of each state for each embedding.
+    """Gradients of each state for each embedding show which tokens it sees.
 
     Three layers with a window of 3 reach 6 tokens back.
     """
@@ -378,7 +378,7 @@ def test_the_first_layers_give_the_normalised_states_in_between(case, packed, st
 def test_a_causal_model_made_bidirectional(
     case, name, tiny_tokenizer, ids, unpacked, states, tmp_path
 ):
-    """transformers computes the same, and so windows keep their distance."""
+    """A bidirectional model equals transformers', and its windows keep their distance."""
     from transformers import AutoModel
 
     model = case(name)
@@ -403,7 +403,7 @@ def test_a_causal_model_made_bidirectional(
 
 @pytest.mark.parametrize("prefix", ["", "model.", "language_model.model.", "model.language_model."])
 def test_a_language_model_s_file(case, prefix, tmp_path):
-    """With its output layer, and the buffers that older versions wrote."""
+    """The file has an output layer, and buffers that older versions wrote."""
     model = case("gemma3")
     tensors = load_file(model.directory / "model.safetensors")
     tensors = {prefix + key: value for key, value in tensors.items()}

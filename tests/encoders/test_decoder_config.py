@@ -345,10 +345,7 @@ def test_layer_types_of_another_number_of_layers():
 
 
 def test_code_that_is_not_run_is_warned_of():
-    """Such code may attend both ways, which nothing else in the file says.
-
-    With is_causal it is said.
-    """
+    """Such code may attend both ways, and only the field is_causal states it."""
     family, result = (
         lookup("backbone", "mistral"),
         {**PUBLISHED["llama2-7b"], "model_type": "mistral"},

@@ -43,7 +43,7 @@ def tokenizer(tiny_tokenizer):
 
 @pytest.fixture
 def copy(torch_models, tmp_path):
-    """A directory of BERT's that a test may spoil."""
+    """A copy of a BERT model's directory that a test may change."""
     return shutil.copytree(torch_models["bert"][1], tmp_path / "model")
 
 

@@ -102,9 +102,9 @@ def test_embeddings_are_near_and_those_of_the_plain_kernels(packed):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [pytest.param("lora", marks=pytest.mark.slow), "dora"])
 def test_an_adapter_over_eight_bits(kind, packed):
-    """Its gradient is that over the same kernels in float32, also where layers are computed again.
+    """The gradient equals that over the same kernels in float32, also with recomputed layers.
 
-    Merged it is it.
+    The merged model equals the adapted one.
     """
     spec, params, _ = make(dora=kind == "dora", dropout=0.2)
     trainable, frozen = split_trainable(params, spec)
@@ -160,7 +160,10 @@ def test_split_as_kernels_are():
 
 
 def objective(devices, fsdp=1, tensor=1, when="layer"):
-    """Loss and gradient of an adapter with dropout over kernels in eight bits, of four groups."""
+    """Returns loss and gradient, over four groups, of an adapter with dropout.
+
+    Its kernels are in eight bits.
+    """
     spec, params, _ = make(dropout=0.2)
     encoder, loss, mesh = (
         build_encoder(spec, unroll=1),

@@ -19,7 +19,7 @@ STATES = jax.random.normal(jax.random.key(0), (2, 5, 16))
 
 
 def made(head, seed=1):
-    """Parameters all of which matter, biases and norms included."""
+    """Makes parameters that all matter, biases and norms included."""
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(head.init, jax.random.key(0))
     return jax.tree.map(lambda x: jnp.asarray(rng.normal(0.0, 0.4, x.shape), jnp.float32), shapes)
@@ -89,7 +89,7 @@ def test_the_order_of_the_latents_does_not_matter():
 
 
 def test_a_token_does_not_see_the_others():
-    """So rows may be packed and padded in any way."""
+    """Tokens are independent, so rows may be packed and padded in any way."""
     params = made(HEAD)
     whole = apply(params, STATES)
     order = np.random.default_rng(0).permutation(10)
@@ -102,9 +102,9 @@ def test_a_token_does_not_see_the_others():
 
 
 def test_gradient_equals_finite_differences():
-    """Along random directions, in float32 (norms are so in any dtype).
+    """Compares along random directions, in float32, as norms use it in any dtype.
 
-    Central differences with a step of 1e-2.
+    The central differences have a step of 1e-2.
     """
     head = LatentAttention(width=4, latents=3, heads=2)
     flat, unravel = ravel_pytree((made(head), STATES[:1, :2, :4]))
@@ -143,7 +143,7 @@ def test_sizes_that_do_not_fit_are_one_line():
 
 @pytest.mark.slow
 def test_an_encoder_pools_what_comes_out(packed, unpacked):
-    """Its embeddings are those of the same parts one by one, however texts are packed."""
+    """The embeddings equal those of the same parts one by one, in any packing."""
     spec = random_spec("tiny", vocab_size=60, normalize=False)
     head = LatentAttention(spec.backbone.hidden_size, latents=6, heads=4)
     encoder = build_encoder(dataclasses.replace(spec, token_head=head))

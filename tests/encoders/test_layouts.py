@@ -45,7 +45,7 @@ T5 = {
 
 
 def make(directory, tokenizer, name="BertModel", **changes):
-    """A random model of three layers in transformers' layout.
+    """Makes a model of three layers in transformers' layout.
 
     Its tokenizer keeps the case of letters.
     """
@@ -126,7 +126,7 @@ def save_tensors(directory, tensors):
 
 
 def ours(directory, make_batch, prompt_name=None):
-    """Embeddings by the parts that are under test, and the tokenizer."""
+    """Returns the tokenizer, and embeddings computed by the parts under test."""
     saved = read_model(directory)
     tokenizer = tokenizer_of(saved, saved.max_length)
     prompt = saved.settings.prompts.get(prompt_name or saved.settings.default_prompt_name, "")
@@ -141,7 +141,7 @@ def ours(directory, make_batch, prompt_name=None):
 def agrees(make_batch):
     """`(directory, prompt_name=None, **arguments of SentenceTransformer)`.
 
-    Asserts that embeddings are those of it.
+    Checks that embeddings equal those of that SentenceTransformer.
     """
 
     def check(directory, prompt_name=None, **arguments):
@@ -505,9 +505,9 @@ def test_camembert_is_a_roberta(tmp_path, tiny_tokenizer, agrees):
 
 
 def test_what_stands_beside_a_plain_directory_is_not_read(bert, tmp_path, agrees):
-    """The same for the Transformer's folder of a model.
+    """sentence_bert_config.json is not read beside a plain transformers directory.
 
-    Its limit and its case are the model's, for who asks for the model.
+    The same holds for a model's Transformer folder; its limit and case are read with the model.
     """
     directory = shutil.copytree(bert, tmp_path / "model")
     write(directory / "sentence_bert_config.json", {"max_seq_length": 10, "do_lower_case": True})

@@ -1,6 +1,6 @@
 """An adapter is a second tree.
 
-Merged into the kernels it is the same function, and only it is trained.
+Merged into the kernels it is the same function; only the adapter is trained.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ MAPS = {"query", "key", "value", "output", "up", "down"}
 
 @cache
 def make(base=BASE, rank=3, alpha=6.0, **changes):
-    """A spec with an adapter, and parameters of which no leaf is zero."""
+    """Returns a spec with an adapter, and parameters of which no leaf is zero."""
     spec = dataclasses.replace(base, lora=LoraSpec(rank, alpha, **changes))
     params = jax.device_get(
         jax.jit(build_encoder(spec).init, compiler_options=QUICKLY)(jax.random.key(0))
@@ -110,7 +110,7 @@ def test_merged_equals_unmerged(kind, packed):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [pytest.param("lora", marks=pytest.mark.slow), "dora"])
 def test_every_way_to_run_is_the_same(kind, packed):
-    """A layer's `read`, which is one layer after the other and recomputed; with dropout."""
+    """With `read`, layers run one after the other and are recomputed; dropout is on."""
     spec, params = make(dropout=0.2, **KINDS[kind])
     base = value_and_gradient(spec, params, packed, unroll=1)
     assert relative(value_and_gradient(spec, params, packed, read=lambda layer: layer), base) < 1e-5
@@ -181,7 +181,7 @@ def test_gradients_are_of_the_adapter_alone_and_right(kind, packed):
 
 
 def norms(spec, params):
-    """The length of each column of W + scale A B, by module."""
+    """Returns the length of each column of W + scale A B, by module."""
     result = {}
     for module, leaves in params["lora"]["layers"].items():
         kernel = np.asarray(params["backbone"]["layers"][module]["kernel"])

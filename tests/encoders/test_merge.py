@@ -1,4 +1,4 @@
-"""Merging: the ends, the arc, and what several models come to."""
+"""Merging: the ends, the arc between two models, and the mean of several."""
 
 import numpy as np
 import pytest

@@ -1,6 +1,6 @@
-"""ModernBERT equals torch's class on texts longer than its window; its files, old and new.
+"""ModernBERT equals torch's class on texts longer than its window.
 
-Fewer layers of it.
+Its files, old and new, and models with fewer layers are read.
 """
 
 import dataclasses
@@ -58,7 +58,7 @@ QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
 
 
 def make(**changes):
-    """A random torch model; the norms random too, so that a mix-up shows."""
+    """Makes a torch model with random norms, so that mix-ups show."""
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
@@ -88,7 +88,7 @@ def long_ids():
 
 @pytest.fixture(scope="module")
 def rows(long_ids, make_batch):
-    """The sentences one a row, and several a row."""
+    """The sentences one per row, and several per row."""
     together = [
         [(4, long_ids[4]), (2, long_ids[2])],
         [(0, long_ids[0])],
@@ -107,7 +107,7 @@ def torch_states(peer, ids):
 
 
 def test_equals_torch(model, long_ids, rows, states):
-    """Hidden states to 1e-4, gradients to 1e-3 relative; one sentence a row or several."""
+    """Hidden states agree to 1e-4, gradients to 1e-3 relative, packed or not."""
     import torch
 
     peer, directory = model
@@ -145,7 +145,7 @@ def _close(ours, reference):
 
 
 def test_any_pattern_of_layers_equals_torch(long_ids, rows, states, tmp_path):
-    """Windowed layers first, another window, and one kind of layer only."""
+    """Windowed layers may come first, have another window, or be the only kind."""
     for number, kinds in enumerate([(SLIDING, FULL, FULL, SLIDING), (SLIDING,) * 4]):
         peer = make(layer_types=[f"{kind}_attention" for kind in kinds], local_attention=12)
         peer.save_pretrained(tmp_path / str(number))
@@ -160,7 +160,7 @@ def test_any_pattern_of_layers_equals_torch(long_ids, rows, states, tmp_path):
 
 
 def test_window_is_half_on_either_side(model, rows):
-    """Of a single windowed layer.
+    """A single windowed layer sees half of the window on each side.
 
     The gradient of a state reaches tokens at a distance of 4 or less, and no others.
     """
@@ -290,9 +290,9 @@ def test_tensors_that_do_not_fit(model, tmp_path, change, message):
 
 
 def test_fewer_layers(model, rows):
-    """Layers keep their kinds: those left out change nothing if they add nothing.
+    """Layers keep their kinds: a layer that adds nothing can be left out without a change.
 
-    The first layer cannot go.
+    The first layer can't be left out.
     """
     saved = read_model(model[1])
     spec, layers = saved.spec, dict(saved.params["backbone"]["layers"])
@@ -313,7 +313,7 @@ def test_fewer_layers(model, rows):
 
 
 def test_initial_weights():
-    """By the published standard deviations, smaller before a residual."""
+    """Weights have the published standard deviations, smaller before a residual."""
     spec = random_spec("modernbert-tiny", vocab_size=60)
     params = jax.jit(build_encoder(spec).init, compiler_options=QUICKLY)(jax.random.key(0))
     for name, expected in (
@@ -363,7 +363,7 @@ def run(model, long_ids, make_batch):
 
 
 def test_dropout(run):
-    """Copies lose the same numbers where one mask was asked for, and others where it was not."""
+    """Copies lose the same numbers where one mask is requested, and others otherwise."""
     key = jax.random.key(3)
     shared, own = run(0.2, key, same_mask_columns=2), run(0.2, key)
     np.testing.assert_allclose(shared[:2], shared[2:], atol=1e-6)

@@ -1,6 +1,6 @@
 """NomicBERT's files, old and new, and its rotary positions.
 
-That it equals torch's class is in test_bert.py.
+Its equality with torch's class is tested in test_bert.py.
 """
 
 import dataclasses
@@ -78,7 +78,7 @@ class Tokenizer:
 
 @pytest.fixture(scope="module")
 def new_tensors(torch_models):
-    """Tensors under transformers' names, as its module has them in memory."""
+    """Tensors under transformers' names, as in its module."""
     return {
         name: value.numpy() for name, value in torch_models["nomic_bert"][0].state_dict().items()
     }
@@ -86,9 +86,9 @@ def new_tensors(torch_models):
 
 @pytest.fixture(scope="module")
 def old_tensors(new_tensors):
-    """The same as in the models first published.
+    """The same tensors in the layout first published.
 
-    Other names, and one tensor for queries, keys and values.
+    It has other names, and one tensor for queries, keys and values.
     """
     old = {
         "embeddings.word_embeddings.weight": new_tensors["embeddings.word_embeddings.weight"],
@@ -175,7 +175,7 @@ def test_torch_reads_what_we_write(torch_models, tiny_tokenizer, ids, tmp_path):
 def test_sentence_transformers_reads_what_we_write(
     torch_model, tiny_tokenizer, make_batch, tmp_path
 ):
-    """With the layer normalisation that nomic-embed-text-v1.5 wants before its vectors are cut."""
+    """The model has the layer normalisation that nomic-embed-text-v1.5 needs before a cut."""
     peer = pytest.importorskip("sentence_transformers")
     from transformers import AutoTokenizer
 
@@ -367,7 +367,7 @@ def test_states_do_not_change_when_positions_are_shifted(torch_models, packed, s
 
 @pytest.mark.slow
 def test_recomputed_layers_have_the_same_gradient(packed):
-    """Layers recomputed or not: one gradient."""
+    """Recomputed layers have the same gradient."""
     spec = random_spec("nomic-tiny", vocab_size=60)
     spec = dataclasses.replace(
         spec, backbone=dataclasses.replace(spec.backbone, hidden_dropout=0.2)

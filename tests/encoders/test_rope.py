@@ -39,7 +39,7 @@ def test_frequencies_are_those_of_transformers(scaling, theta, size):
 
 @pytest.mark.parametrize(("scaling", "theta"), CASES)
 def test_both_spellings_are_read(scaling, theta):
-    """We write the new spelling."""
+    """Both spellings are read; the new one is written."""
     positions = {"max_position_embeddings": 2048}
     rope = read_rope(positions | {"rope_parameters": scaling | {"rope_theta": theta}}, 1.0)
     older = {("type" if field == "rope_type" else field): value for field, value in scaling.items()}

@@ -80,9 +80,9 @@ def test_sentences_that_are_no_columns_are_refused(params, copies):
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
 def test_the_rate_and_the_independence_of_examples_and_positions(rate):
-    """Slots of one example's position have one mask.
+    """The same position of an example's copies has one mask.
 
-    All others have masks that agree as often as chance has it.
+    All other masks agree as often as chance makes them.
     """
     example, position = (
         jnp.arange(64)[:, None] // 2 + jnp.zeros((1, 32), int),

@@ -1,4 +1,4 @@
-"""Fewer layers, fewer dimensions: against the same computed by hand."""
+"""Models with fewer layers or dimensions equal the same computation by hand."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ from embed_jax.registry import lookup
 
 @pytest.fixture(scope="module")
 def model():
-    """Four layers, biases and norms random too: `(spec, params)`."""
+    """Returns `(spec, params)` of four layers with random biases and norms."""
     spec = random_spec("tiny", vocab_size=60)
     spec = dataclasses.replace(spec, backbone=dataclasses.replace(spec.backbone, num_layers=4))
     leaves, tree = jax.tree.flatten(jax.eval_shape(build_encoder(spec).init, jax.random.key(0)))
@@ -127,7 +127,7 @@ def test_numbers_of_first_layers_that_cannot_be(model):
 
 @pytest.fixture(scope="module")
 def embeddings():
-    """Of uneven spread, around a mean that is not zero, float32."""
+    """Returns float32 embeddings of uneven spread around a mean that is not zero."""
     rng = np.random.default_rng(1)
     return (
         rng.normal(size=(300, 20)) * np.geomspace(3, 0.1, 20) @ rng.normal(size=(20, 20)) + 2
@@ -135,7 +135,7 @@ def embeddings():
 
 
 def test_the_head_is_the_principal_components_of_svd(embeddings):
-    """Directions and order as in the singular value decomposition."""
+    """Directions and order equal those of the singular value decomposition."""
     head, params = pca_head(embeddings, 6)
     assert (head.in_features, head.out_features, head.bias, head.activation) == (
         20,
@@ -167,7 +167,7 @@ def test_order_and_sign_of_the_embeddings_do_not_matter_and_it_turns_with_them(e
 
 @pytest.mark.parametrize("heads", [(), (Dense(32, 24, activation="tanh"), Normalize())])
 def test_the_projection_stands_before_a_last_normalize(model, unpacked, heads):
-    """The product commutes with it: as projected embeddings, made length 1 where they were."""
+    """Projection and scaling commute, so embeddings keep length 1 if they had it."""
     spec = dataclasses.replace(model[0], heads=heads)
     own = {
         str(n): head.init(jax.random.key(n))

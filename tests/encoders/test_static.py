@@ -1,4 +1,4 @@
-"""A bag of token vectors: its order, its files, and training as any other encoder."""
+"""A bag of token vectors: order of tokens, files, and training like any other encoder."""
 
 import dataclasses
 import json

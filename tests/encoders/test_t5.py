@@ -1,6 +1,6 @@
 """T5's encoder equals torch's class, gated and not.
 
-Its files, and a Sentence-T5 of sentence-transformers.
+Its files are read, and a Sentence-T5 of sentence-transformers.
 """
 
 import dataclasses
@@ -94,7 +94,7 @@ def long_ids():
 
 @pytest.fixture(scope="module")
 def rows(long_ids, make_batch):
-    """The sentences one a row, and several a row."""
+    """The sentences one per row, and several per row."""
     together = [
         [(4, long_ids[4]), (2, long_ids[2])],
         [(0, long_ids[0])],
@@ -119,7 +119,7 @@ def tokenizer_directory(tmp_path_factory):
 
 
 def test_equals_torch(model, long_ids, rows, states):
-    """Hidden states to 1e-4, gradients to 1e-3 relative; one sentence a row or several."""
+    """Hidden states agree to 1e-4, gradients to 1e-3 relative, packed or not."""
     import torch
 
     peer, directory = model
@@ -157,9 +157,9 @@ def _close(ours, reference):
 
 
 def test_bfloat16_is_near_even_where_states_are_large(model, rows):
-    """States in the ten thousands, as those of the largest T5.
+    """States are in the ten thousands, like those of the largest T5.
 
-    Beyond float16 soon, not beyond bfloat16.
+    Such values are near the limit of float16, but not of bfloat16.
     """
     saved = read_model(model[1])
     spec = dataclasses.replace(saved.spec, heads=(Normalize(),))
@@ -199,7 +199,7 @@ def test_torch_reads_what_we_write(model, tokenizer_directory, long_ids, tmp_pat
 
 
 def test_names_of_a_bigger_model(model, tmp_path):
-    """A T5 with its decoder, and the token embeddings under either name, or both."""
+    """Reads a T5 with its decoder, with token embeddings under either name, or both."""
     from transformers import T5Config as PeerConfig
     from transformers import T5Model
 
@@ -226,9 +226,9 @@ def test_names_of_a_bigger_model(model, tmp_path):
 
 
 def test_equals_sentence_transformers(tokenizer_directory, tmp_path):
-    """The directory of a Sentence-T5.
+    """Reads the directory of a Sentence-T5.
 
-    Mean pooling, a linear map without bias, vectors of length 1.
+    It has mean pooling, a linear map without bias, and vectors of length 1.
     """
     peer = pytest.importorskip("sentence_transformers")
     import torch
@@ -302,7 +302,7 @@ def run(long_ids, make_batch):
 
 
 def test_dropout(run):
-    """Copies lose the same numbers where one mask was asked for, and others where it was not."""
+    """Copies lose the same numbers where one mask is requested, and others otherwise."""
     key = jax.random.key(3)
     shared, own = run(0.2, key, same_mask_columns=2), run(0.2, key)
     np.testing.assert_allclose(shared[:2], shared[2:], atol=1e-6)

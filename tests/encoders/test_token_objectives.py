@@ -198,9 +198,9 @@ TABLE = {"backbone": {"embeddings": {"token": np.eye(VOCAB, dtype=np.float32)}}}
 def test_the_state_that_predicts_is_the_one_so_many_places_before(
     expression, before, reader, packed
 ):
-    """Planted states know the tokens, each one place on or its own.
+    """States name the next token or their own.
 
-    Only the right reading has no loss.
+    Only the right offset has a loss of zero.
     """
     for planted in (0, 1):
         objective = build_token_objective(expression)(reader(planted, causal=True), tokenizer())
@@ -280,7 +280,7 @@ def test_blocks_give_the_value_and_gradient_of_all_at_once():
 
 
 def test_a_big_vocabulary_is_never_there_for_all_tokens(monkeypatch, packed):
-    """The number of logits at once is bounded, whatever the vocabulary."""
+    """The number of logits in memory is bounded for any vocabulary."""
     from embed_jax.encoders import token_objectives
 
     monkeypatch.setattr(token_objectives, "BLOCK", 1000)

@@ -1,6 +1,6 @@
-"""Weights read lazily, by slices, straight onto a mesh; bfloat16 kept; shards written.
+"""Weights are read in slices straight onto a mesh, keep bfloat16, and are written in shards.
 
-Damage found before reading.
+Damaged files are refused before anything is read.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ class NoTokenizer:
 
 
 def to_bfloat16(directory, out):
-    """A copy of a model's directory with tensors in bfloat16, those of heads too."""
+    """Copies a model's directory with tensors, also those of heads, in bfloat16."""
     shutil.copytree(directory, out)
     for path in out.rglob("model.safetensors"):
         write_safetensors(
@@ -58,7 +58,7 @@ def to_bfloat16(directory, out):
 
 
 def numbers(tree):
-    """float32 copies of a tree's leaves."""
+    """Returns float32 copies of a tree's leaves."""
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), tree)
 
 

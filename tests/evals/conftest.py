@@ -1,4 +1,4 @@
-"""A fake encoder, and what mteb's own tasks say of it on made data."""
+"""A fake encoder, and the scores of mteb's own tasks on made data."""
 
 import json
 
@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def encode():
-    """A text's vector is the sum of its words', which are random but fixed.
+    """Returns the sum of a text's word vectors, which are random but fixed.
 
     Texts with common words are near.
     """
@@ -44,7 +44,7 @@ def recorded(encode):
 
 @pytest.fixture
 def write(tmp_path):
-    """`write(rows, name)` writes a JSONL file and says where it is."""
+    """`write(rows, name)` writes a JSONL file and returns its path."""
 
     def write(rows, name="test.jsonl"):
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -95,7 +95,7 @@ def mteb_scores(encode):
 
 @pytest.fixture
 def one_thread():
-    """For problems so small that threads only wait for each other."""
+    """Limits libraries to one thread, as small problems run slower with several."""
     limits = pytest.importorskip("threadpoolctl").threadpool_limits(1)
     yield
     limits.restore_original_limits()

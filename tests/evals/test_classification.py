@@ -13,9 +13,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def made(labels, seed=0, train=150, test=60):
-    """Texts with a word of their label, most of them, and of another.
+    """Makes texts, most of which have a word of their label, and a word of another label.
 
-    The rarest label has fewer than 8 in train.
+    The rarest label has fewer than 8 texts in the training split.
     """
     rng = np.random.default_rng(seed)
     shares = np.arange(1, labels + 1) ** 2 / np.sum(np.arange(1, labels + 1) ** 2)
@@ -109,7 +109,7 @@ def test_predictions_by_hand():
 
 
 def test_means_over_experiments_equal_scikit_learn():
-    """With labels that only some experiments predict, and one that none does."""
+    """Some labels are predicted in some experiments only, and one label never."""
     metrics = pytest.importorskip("sklearn.metrics")
     rng = np.random.default_rng(0)
     labels, predicted = rng.integers(0, 4, size=50), rng.integers(0, 4, size=(6, 50))

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def made(seed, size, labels):
-    """Texts with a word of their label, most of them, and two of others."""
+    """Makes texts, most of which have a word of their label, and two words of others."""
     rng = np.random.default_rng(seed)
     drawn = [*range(labels), *rng.integers(labels, size=size - labels).tolist()]
     topics = [label if rng.random() < 0.8 else int(rng.integers(labels)) for label in drawn]
@@ -31,7 +31,7 @@ def sets():
 
 @pytest.fixture
 def open_made(write):
-    """Opens the task of these texts and labels, one or a set a row."""
+    """Opens the task of these texts and labels, with one text or one set per row."""
 
     def open_made(texts, labels, **options):
         rows = ({"sentences": t, "labels": n} for t, n in zip(texts, labels, strict=True))
@@ -131,7 +131,7 @@ def test_mean_of_values_equals_scikit_learn():
 
 
 def test_values_say_how_the_v_measure_changes_with_a_text():
-    """Their interval is that of the V-measures of resampled texts.
+    """The values' interval is that of the V-measures of resampled texts.
 
     A perfect clustering has no uncertainty.
     """

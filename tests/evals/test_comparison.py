@@ -1,4 +1,4 @@
-"""The verdict on a fine-tuned model says whether it is a new one."""
+"""The verdict on a fine-tuned model: adopt it or not, and the reason."""
 
 import numpy as np
 

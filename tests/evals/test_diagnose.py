@@ -19,9 +19,9 @@ JUDGED = diagnose.judged_rows(
 
 
 def made(noise=0.5, offset=0.0, seed=0):
-    """Queries and documents: two documents of each query are the query with noise.
+    """Makes queries and documents; two documents of each query are the query with noise.
 
-    All moved in one direction.
+    All are moved in one direction.
     """
     rng = np.random.default_rng(seed)
     queries, corpus = rng.normal(size=(QUERIES, DIM)), rng.normal(size=(DOCUMENTS, DIM))

@@ -1,4 +1,4 @@
-"""Geometry against textbook cases, naive loops, the losses it is measured by, and scipy."""
+"""Geometry equals textbook cases, naive loops, losses that measure it, and scipy."""
 
 import importlib
 import itertools
@@ -39,7 +39,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def vectors():
-    """Uneven lengths, a common direction, dimensions of uneven spread.
+    """Returns vectors of uneven length, with a common direction and uneven spread.
 
     No metric is at an end of its range.
     """
@@ -54,9 +54,9 @@ def small_blocks(monkeypatch):
 
 
 def simplex(dim):
-    """dim + 1 points, each as far from every other.
+    """Returns dim + 1 points at equal distances.
 
-    The basis of one more dimension, less its mean.
+    They are the axes of one more dimension, minus their mean.
     """
     centred = np.eye(dim + 1) - 1 / (dim + 1)
     return centred @ np.linalg.svd(centred)[2][:dim].T
@@ -371,9 +371,9 @@ def test_too_few_vectors_are_one_line(vectors):
 
 @pytest.fixture
 def evaluators(monkeypatch, tmp_path):
-    """`evaluators(experiment, **fields)`.
+    """`evaluators(experiment, **fields)` returns what an experiment passes to `fit`.
 
-    What an experiment hands to `fit`, which does not train here.
+    Nothing is trained.
     """
     monkeypatch.syspath_prepend(str(ROOT))
     rows = [f"{n % 6}\tsentence {n}\tsentence {n + 1}" for n in range(30)]

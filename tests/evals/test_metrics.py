@@ -9,9 +9,9 @@ from embed_jax.evals.retrieval import score_run
 
 @pytest.fixture(scope="module")
 def made():
-    """Random graded judgements and rankings.
+    """Makes random graded judgements and rankings.
 
-    Some queries without any relevant document, with one hit, or with none.
+    Some queries have no relevant document, one hit, or no hit.
     """
     rng = np.random.default_rng(1)
     qrels, run = {}, {}

@@ -37,7 +37,7 @@ SIDES = (None, PromptType.query, PromptType.document)
 
 @pytest.fixture(scope="module")
 def columns(sentences):
-    """The columns of each kind of task.
+    """Makes the columns of each kind of task.
 
     Texts with common words belong together more often than not.
     """
@@ -87,7 +87,7 @@ def write_jsonl(path, names, columns):
 
 @pytest.fixture(scope="module")
 def data(columns, tmp_path_factory):
-    """{kind: where its files are}."""
+    """Returns {kind: path of its files}."""
     root, pair = tmp_path_factory.mktemp("data"), ["sentence1", "sentence2"]
     corpus, queries, qrels = columns["retrieval"]
     for name, texts in (("corpus", corpus), ("queries", queries)):
@@ -127,7 +127,7 @@ def data(columns, tmp_path_factory):
 
 @pytest.fixture
 def task(data):
-    """`task(kind, **options)`: a small task of mteb's on the data made."""
+    """`task(kind, **options)`: a small task of mteb on the made data."""
 
     def make(kind, **options):
         made = local_task(
@@ -153,7 +153,7 @@ def scores(model, task):
 
 
 class Recorder(SentenceEncoder):
-    """Keeps what it was asked to put before texts, and makes vectors of nothing."""
+    """Keeps the prompts that it is called with, and returns meaningless vectors."""
 
     def encode(self, texts, *, show_progress, prompt_name=None, prompt=None, instruction=None):
         name = prompt_name or (self.default_prompt_name if prompt is None else None)
@@ -168,7 +168,7 @@ class Recorder(SentenceEncoder):
 
 @pytest.fixture
 def recorder(tiny_model):
-    """`recorder(**options)`: such a model with these prompts."""
+    """`recorder(**options)`: a Recorder with these prompts."""
 
     def make(**options):
         model = load_sentence_encoder(str(tiny_model))
@@ -196,7 +196,7 @@ ALL += ["Classification", "Clustering"]
     "seed", [0, 1, 2, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 20))]
 )
 def test_prompts_are_those_that_mteb_chooses(task, recorder, seed):
-    """Of any names, under the harness itself."""
+    """Prompts of all names are compared under mteb itself."""
     rng = np.random.default_rng(seed)
     names = rng.choice(ALL, size=rng.integers(1, 9), replace=False).tolist()
     prompts = {name: f"{name}: " for name in names}
@@ -349,7 +349,7 @@ def test_a_revision_is_the_content(model, saved, tiny_model):
 
 
 def test_kept_results_are_those_of_the_data_and_the_model(data, recorder, tmp_path):
-    """mteb itself looks at names only."""
+    """Cached results belong to data and model; mteb itself compares names only."""
     cache, model, other = (
         mteb.ResultCache(tmp_path / "cache"),
         recorder(),

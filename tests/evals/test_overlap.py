@@ -9,7 +9,7 @@ from embed_jax.evals.overlap import clean_score, find_overlap, normalized_words
 
 
 def texts(rng, count, vocabulary=4):
-    """Short texts of few words, so that some overlap; with capitals, punctuation and empty ones."""
+    """Returns short texts of few words, some overlapping; with capitals and empty texts."""
     made = []
     for _ in range(count):
         words = [
@@ -26,7 +26,7 @@ def texts(rng, count, vocabulary=4):
 
 
 def shares(test_text, training_text, n):
-    """By the definition, with words compared one by one."""
+    """Computes the shares by their definition, comparing words one by one."""
     strip = str.maketrans(string.punctuation, " " * len(string.punctuation))
     test, training = (text.lower().translate(strip).split() for text in (test_text, training_text))
     if min(len(test), len(training)) < n:

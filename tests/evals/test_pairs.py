@@ -8,9 +8,9 @@ from embed_jax.evals.pairs import open_task, pair_outcome, similarities_of_pairs
 
 @pytest.fixture(scope="module")
 def pairs():
-    """Pairs with one or two words in common, more often if the label is 1.
+    """Makes pairs with one or two common words, more often if the label is 1.
 
-    Some pairs come again, some are one text.
+    Some pairs are repeated, some consist of one text twice.
     """
     rng = np.random.default_rng(0)
     left, right, labels = [], [], []

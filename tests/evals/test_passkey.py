@@ -6,7 +6,7 @@ from embed_jax.evals.passkey import FORMS, make_document, make_facts, open_task
 
 
 def reader(limit):
-    """A model that counts the words of what it reads: the first `limit` words."""
+    """Makes a model that counts the words among the first `limit` words of a text."""
     numbers = {}
 
     def embed(texts, use):

@@ -9,9 +9,9 @@ from embed_jax.evals.reranking import open_task, reranking_outcome
 
 @pytest.fixture(scope="module")
 def records():
-    """Up to 30 candidates each, some of them twice.
+    """Makes records of at most 30 candidates, some of them twice.
 
-    Positives have a word of the query more often.
+    Positives share a word with the query more often.
     """
     rng = np.random.default_rng(0)
 
@@ -33,7 +33,7 @@ def records():
 
 @pytest.fixture
 def scores(write, recorded):
-    """The outcome of a file with these records."""
+    """Returns the outcome of a file with these records."""
     return lambda records, **options: open_task(write(records), **options).evaluate(recorded)
 
 

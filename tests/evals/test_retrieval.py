@@ -97,9 +97,9 @@ def odd_result():
 
 
 def test_odd_judgements_score_as_computed_by_hand():
-    """By q4's scores d2 and d4 are equal; the larger id comes first.
+    """q4 scores d2 and d4 equally; the larger id comes first.
 
-    D4, d2, then d3 (0), d1 (-0.7).
+    The order is d4, d2, d3 (0), d1 (-0.7).
     """
     _, result = odd_result()
     log2 = np.log2
@@ -145,7 +145,7 @@ def test_a_warning_counts_queries_that_find_themselves():
 
 
 def test_every_search_leaves_the_query_out():
-    """While training, in the comparison at the end, in suites, and by mteb's own evaluator."""
+    """Training, the comparison at the end, suites and mteb's own evaluator all do so."""
     queries, qrels = {"d1": "north", "d4": "south"}, {"d1": {"d3": 1}, "d4": {"d2": 1}}
     options = {"ks": (1, 10), "ignore_identical_ids": True}
     result = evaluate_retrieval(encode, encode, CORPUS, queries, qrels, **options)

@@ -9,9 +9,9 @@ from embed_jax.evals.summarization import open_task, summarization_outcome
 
 @pytest.fixture(scope="module")
 def texts():
-    """Twelve texts with several summaries by people and machines.
+    """Returns twelve texts with several summaries by people and machines.
 
-    Of two, all ratings or all summaries are the same.
+    Two of them have equal ratings or equal summaries only.
     """
     rng = np.random.default_rng(0)
     made = []

@@ -17,7 +17,7 @@ FOLDS = 4
 
 
 def drawn(size, classes=2, dim=6, seed=0, rare=False):
-    """Vectors around their label's centre, so near that no classifier is right always."""
+    """Draws vectors around their label's centre, with overlap, so that no classifier is perfect."""
     rng = np.random.default_rng(seed)
     labels = rng.choice(classes, size=size, p=[0.85, 0.12, 0.03] if rare else None)
     centers = np.random.default_rng(1).normal(size=(classes, dim))

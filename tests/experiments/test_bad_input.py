@@ -1,6 +1,6 @@
-"""Bad input through the commands.
+"""Bad input ends a command with status 2 and one line that names the place.
 
-Exit status 2, one line that says what and where, nothing left behind or lost.
+Nothing is left behind or lost.
 """
 
 import gzip

@@ -1,7 +1,4 @@
-"""A student of some of its teacher's layers.
-
-Where it starts, what it learns from, and what is refused.
-"""
+"""A student made of some of its teacher's layers: its start, its loss, and bad configs."""
 
 import json
 from pathlib import Path
@@ -104,9 +101,9 @@ def test_the_student_starts_with_the_layers_named(config, teacher_model, sentenc
 def test_it_becomes_like_its_teacher(
     distill, config, data, teacher_model, sentences, tmp_path, capsys
 ):
-    """On texts not trained on too.
+    """The student approaches its teacher, also on texts that it was not trained on.
 
-    The first loss is the mean over some of the texts as numpy has it.
+    The first loss equals the mean computed by numpy.
     """
     settings = config(eval__test_sts=str(data / "sts"))
     prepare_jax(deterministic=settings.train.deterministic)
@@ -209,7 +206,7 @@ def test_what_cannot_be_is_one_line(refused, fields, message):
 def test_a_student_of_another_size_may_learn_similarities_only(
     refused, distill, config, tiny_tokenizer, tmp_path
 ):
-    """With 32 dimensions, of a teacher with 8."""
+    """The student has 32 dimensions, its teacher 8."""
     from embed_jax.encoders.shrink import add_pca
     from embed_jax.sentence import SentenceEncoder
 

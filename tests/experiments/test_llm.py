@@ -1,6 +1,6 @@
 """Language models as embedders, from the command.
 
-Adapters, instructions, three stages, and what is refused.
+Adapters, instructions, three stages, and refused configs.
 """
 
 import json

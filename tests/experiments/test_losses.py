@@ -1,6 +1,6 @@
-"""Losses from the command line: by name and arguments, with the data they need.
+"""Losses from the command line, by name and arguments, with the data that they need.
 
-Wrong use is told in one line.
+Wrong use ends in one line.
 """
 
 import json
@@ -95,7 +95,7 @@ def test_losses_train_on_the_data_they_need(train, data, loss):
 
 @pytest.mark.slow
 def test_a_guide_of_another_tokenizer(train, tmp_path, tiny_tokenizer):
-    """Its vocabulary has another order, so its token ids are others."""
+    """The guide's vocabulary has another order, so its token ids differ."""
     import jax
     from transformers import BertTokenizerFast
 

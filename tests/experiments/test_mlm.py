@@ -1,6 +1,6 @@
 """Training on text only, from a file to a model directory.
 
-It learns, resumes exactly, and refuses what cannot be.
+It learns, resumes exactly, and refuses what cannot work.
 """
 
 import json
@@ -29,7 +29,7 @@ STEPS = 120
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """Documents of 5 to 60 words, which are all the same: what a word is, only the others say."""
+    """Returns documents of 5 to 60 copies of one word: only the other tokens tell a hidden one."""
     rng = np.random.default_rng(0)
     words = "the river is down there for city and over my road by water house".split()
     numbers, lengths = rng.integers(0, len(words), 80), rng.integers(5, 60, 80)
@@ -170,9 +170,9 @@ def test_transformers_reads_the_model_with_its_head(finished, corpus):
 
 
 def test_a_second_run_goes_on_where_the_first_ended(mlm, settings, finished, tmp_path, capsys):
-    """The loss before its first step is the first run's at its end.
+    """Its first loss is the last loss of the first run.
 
-    With another head it would be a beginner's.
+    With a new head it would be that of an untrained model.
     """
     fields = {
         "model__name": str(finished[1] / "model"),
@@ -233,7 +233,7 @@ def test_beside_an_adapter_what_was_read_is_not_trained_and_is_written_again(
 
 @pytest.fixture
 def prepared(mlm, monkeypatch, tmp_path):
-    """`prepared(config)`: what the loop would be given; nothing is run."""
+    """`prepared(config)` returns the arguments of the loop; nothing is run."""
     from embed_jax.train import loop
 
     def make(config):
@@ -263,9 +263,9 @@ def tokens_of(batches):
 def test_an_epoch_reads_every_token_of_long_documents_once(
     prepared, settings, corpus, stream, tiny_tokenizer
 ):
-    """Batches of 2, so that at most a piece is left out of the epoch.
+    """With batches of 2 an epoch leaves out one piece at most.
 
-    Windows as large as the corpus.
+    The shuffling window is as large as the corpus.
     """
     from embed_jax.data.tokenize import load_tokenizer
 
@@ -355,7 +355,7 @@ def test_pairs_are_no_documents(refused, tmp_path):
 
 
 def test_pairs_are_not_trained_on_by_other_ways(settings, tmp_path):
-    """`fit` itself refuses records of two texts."""
+    """`fit` called from Python refuses records of two texts, too."""
     from embed_jax.data.pipeline import RecordSource
     from embed_jax.data.sources import record_fields
 

@@ -1,6 +1,6 @@
 """Supervised sentence embeddings.
 
-The same file as pairs and as triplets, stage after stage, before against after.
+One file as pairs and as triplets, several stages, comparison with the start.
 """
 
 import json

@@ -1,6 +1,6 @@
 """The example of experiments/README.md.
 
-Its own objective, optimiser and encoder, on any number of devices.
+Its objective, optimiser and encoder give the same results on any devices.
 """
 
 import re
@@ -91,7 +91,7 @@ def test_devices_and_steps_agree(example, config, sources):
 
 
 def test_it_trains(example, config, sources, tmp_path):
-    """And leaves a model; the evaluator is a function of embeddings."""
+    """The example trains and saves a model; its evaluator is a function of embeddings."""
     settings = config(4)
     result = fit(
         settings,

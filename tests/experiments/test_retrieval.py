@@ -1,4 +1,4 @@
-"""The retrieval experiment on a file of pairs: split, train, compare, one sentence at the end."""
+"""The retrieval experiment on a file of pairs: split, train, compare, print the verdict."""
 
 import functools
 import importlib.util

@@ -1,4 +1,4 @@
-"""SimCSE with all that a config may add.
+"""SimCSE with all additions of its config.
 
 A stream, augmentation, masked language modelling, a queue, a shared mask.
 """
@@ -41,7 +41,7 @@ def simcse(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def everything(sentence_file, tiny_tokenizer):
-    """`everything(**fields)`: a config with all of it."""
+    """`everything(**fields)`: a config with all of these."""
 
     def make(**fields):
         return override(
@@ -105,9 +105,9 @@ def test_each_part_reports_what_it_does(finished):
 def test_resumed_at_a_checkpoint_it_ends_with_the_same_bits(
     simcse, everything, finished, tmp_path, step
 ):
-    """Parameters, moments, the queue, its averaged encoder, the head of the language model.
+    """Compares parameters, moments, queue, averaged encoder and language model head.
 
-    The stream's position.
+    The stream's position is compared too.
     """
     result, workdir = finished
     shutil.copytree(workdir, tmp_path / "run")
@@ -130,7 +130,7 @@ def test_resumed_at_a_checkpoint_it_ends_with_the_same_bits(
 
 @pytest.fixture
 def batches_of(simcse, monkeypatch, tmp_path):
-    """`batches_of(config, start)`: the batches that a run would be given from a step on.
+    """`batches_of(config, start)`: the batches of a run from a step on.
 
     Nothing is run.
     """
@@ -167,9 +167,9 @@ def test_the_batches_are_those_of_the_stream_from_any_step_on(
 
 
 def test_only_the_positive_is_augmented_anew_each_time(batches_of, everything, sentence_file):
-    """Three sentences of the file are seen every epoch.
+    """Every epoch sees the file's three sentences.
 
-    Texts are compared as they are, tokens as changed.
+    Texts are compared before augmentation, tokens after it.
     """
     fields = {"data__train": str(sentence_file), "data__limit": 8, "batch__groups": 1}
     seen = {number: ([], []) for number in range(8)}

@@ -270,9 +270,9 @@ def test_how_long_and_on_what_it_was_trained(model, made_run):
 
 
 def test_the_command_that_trains_it_again_is_the_one_that_did(model, made_run):
-    """Of an older run, of an experiment, from Python.
+    """The card of an older run, of an experiment, and of a run from Python.
 
-    Of two stages, each from the model of the command before it.
+    With two stages, each command starts from the model of the one before.
     """
     directory = made_run("run")
     assert "python -m embed_jax train EXPERIMENT --config=config.py" in again(model, directory)

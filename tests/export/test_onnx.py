@@ -1,4 +1,4 @@
-"""The file gives what the model gives, in any batch, and ONNX Runtime runs it."""
+"""The ONNX file gives the model's embeddings in any batch under ONNX Runtime."""
 
 import dataclasses
 import functools
@@ -106,7 +106,7 @@ def tokenizer(tiny_tokenizer):
 
 @pytest.fixture(scope="module")
 def make(tokenizer):
-    """`(name, **options) -> model`, whose parameters, norms and biases too, are all random."""
+    """`(name, **options) -> model` with all parameters random, norms and biases too."""
 
     def model(name, change=lambda params: params, **options):
         spec = SPECS[name]

@@ -21,7 +21,7 @@ LARGE = (
 
 
 class Hub:
-    """Repositories on loopback: create, branch, preupload, LFS batch, upload, commit.
+    """A stand-in for the hub on loopback: create, branch, preupload, LFS batch, upload, commit.
 
     Attributes:
         repositories: name -> branch -> path -> bytes. private: names. commits: (name, branch,

@@ -12,7 +12,7 @@ QUICKLY = {"xla_backend_optimization_level": 0}  # compiling is most of the time
 
 
 def world_mean(loss, columns, params, arguments):
-    """The value that training minimises, on one device."""
+    """Returns the value that training minimises, on one device."""
     values, weights, _ = loss.on_world(columns, local_world(columns, "dense"), params, **arguments)
     return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1e-12)
 
@@ -65,7 +65,7 @@ def equals_torch():
 def equals_numpy():
     """`check(loss, naive, embeddings, fields, **arguments)`.
 
-    Equal to `naive(embeddings)` in float64 and its slopes.
+    Compares value and slopes with `naive(embeddings)` in float64.
     """
 
     def check(loss, naive, embeddings, fields=None, **arguments):

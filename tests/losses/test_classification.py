@@ -1,6 +1,6 @@
-"""SBERT's classification objective.
+"""SBERT's classification objective equals sentence-transformers'.
 
-Equality with sentence-transformers and, for other features, with torch.
+For other features the reference is torch.
 """
 
 import jax

@@ -1,4 +1,4 @@
-"""Losses by expressions and losses made of losses."""
+"""Losses written as expressions, and losses made of losses."""
 
 import dataclasses
 import functools
@@ -40,7 +40,7 @@ def size(
     negate: bool = False,
     of: str = "anchor",
 ):
-    """An anchor's size; examples weigh differently, and one in four nothing."""
+    """Returns an anchor's size; examples weigh differently, and one in four has no weight."""
     values = scale * jnp.sum(jnp.abs(own.embeddings[0 if of == "anchor" else 1]) ** power, axis=-1)
     weights = own.present[0] * (own.example % 4).astype(jnp.float32)
     return (
@@ -56,7 +56,7 @@ def contrast_init(dim, key, temperature, learn):
 
 @loss(needs=("guide",), columns=(2, 0), init=contrast_init, tiled=True)
 def contrast(own, world, params, *, temperature: float = 0.5, learn: bool = True):
-    """An anchor's positive against all other positives and all negatives.
+    """Compares an anchor's positive with all other positives and all negatives.
 
     Its gradient crosses devices.
     """
@@ -85,7 +85,7 @@ def spread_init(dim, key):
 
 @loss(needs=("score",), columns=(2, 2), init=spread_init)
 def spread(own, world, params):
-    """One number of all pairs of the world, as every pair's value."""
+    """Returns one number of all pairs of the world as the value of every pair."""
     first, second = own.embeddings
     weights = weights_of(own)
     distances = jnp.sum((first - second - params["center"][None]) ** 2, axis=-1)
@@ -150,7 +150,7 @@ def subset(columns, chosen):
 
 
 def means(loss, columns, params, world=None, total=lambda value: value):
-    """(loss, metrics) over the world, as training takes them."""
+    """Returns (loss, metrics) over the world, like training."""
     values, weights, metrics = loss.on_world(
         columns, world or local_world(columns, "dense"), params
     )
@@ -402,7 +402,7 @@ def test_a_sum_is_the_sum_of_the_losses_means():
 
 
 def test_a_sum_of_a_loss_with_itself_is_the_loss():
-    """Weights, and so what an example counts in `per_dataset`, are its own."""
+    """The sum keeps the loss's weights, and so its examples' counts in `per_dataset`."""
     columns = some_columns()
     values, weights, metrics = build_loss("0.5 * size + 0.5 * size").on_world(
         columns, local_world(columns), {}
@@ -551,7 +551,7 @@ def test_a_sum_needs_what_its_losses_need():
 
 
 def split(built, columns, form):
-    """`means` with the batch split over devices."""
+    """Returns `means` with the batch split over devices."""
 
     def on_device(embeddings, params, columns):
         own = columns.replace(embeddings=embeddings)

@@ -115,7 +115,7 @@ def test_a_projection_to_the_teachers_size(columns, ours, peer, torch_model, pee
 def test_a_projection_and_prefixes():
     """Each prefix has its own projection.
 
-    A teacher that is cut with the student needs none.
+    A teacher that is cut with the student needs no projection.
     """
     loss = build_loss("matryoshka(embedding_mse(projection=5), dims='8,4')")
     params = loss.init(8, jax.random.key(0))
@@ -139,7 +139,7 @@ def test_a_projection_and_prefixes():
 
 
 def normalized_by_loops(scores, normalization):
-    """Each list by numpy's own functions."""
+    """Normalises each list with numpy."""
     rows = []
     for row in scores.astype(np.float64):
         if normalization == "min_max":

@@ -1,6 +1,6 @@
 """Properties of every loss except those of in-batch negatives.
 
-Devices, missing texts, degenerate batches.
+They concern devices, missing texts and degenerate batches.
 """
 
 import dataclasses
@@ -55,9 +55,9 @@ def arguments(loss):
 
 
 def some_columns(loss, batch=BATCH):
-    """Random columns of all that losses need.
+    """Returns random columns with everything that losses need.
 
-    Off centre, so that their means are not rounding errors.
+    They are off centre, so that means are not rounding errors.
     """
     rng = np.random.default_rng(0)
     least, most = loss.about.columns
@@ -77,7 +77,7 @@ def some_columns(loss, batch=BATCH):
 
 
 def without(columns, missing):
-    """The same with the texts (column, example) `missing`."""
+    """Returns the columns without the texts (column, example) in `missing`."""
     present = np.array(columns.present)
     for place in missing:
         present[place] = False
@@ -94,7 +94,7 @@ def mean(loss, own, world, params, total):
 
 
 def value_alone(loss, embeddings, params, columns):
-    """A batch's loss on one device, tiled (comparisons with references are dense)."""
+    """Returns a batch's loss on one device, tiled (references are compared with dense ones)."""
     columns = columns.replace(embeddings=embeddings)
     return mean(loss, columns, local_world(columns, "tiled", tile=3), params, lambda value: value)
 
@@ -110,9 +110,9 @@ def on_one_device(loss):
 
 
 def split(loss, columns, form):
-    """The loss with its batch split over devices, in a form of the world.
+    """Returns the loss with its batch split over devices, in a form of the world.
 
-    Tiles of one candidate.
+    Tiles have one candidate.
     """
 
     def on_device(embeddings, params, columns):
@@ -163,7 +163,7 @@ def test_the_same_on_one_device_and_split_over_four(loss):
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
 def test_a_missing_example_counts_nothing(loss):
-    """The value is that of the others only, and its texts have no gradient."""
+    """The value is that of the other examples, and the missing texts have no gradient."""
     columns, params = some_columns(loss), some_params(loss)
     value, (gradient, _) = on_one_device(loss)(without(columns, [(slice(None), 5)]), params)
     assert all(not np.any(column[5]) for column in gradient)

@@ -35,7 +35,7 @@ def compiled(loss, columns, form, params, arguments):
 
 
 def run(loss, columns, form="dense", params=None, **arguments):
-    """Values, and the gradient of their sum by the embeddings."""
+    """Returns the values, and the gradient of their sum by the embeddings."""
     (_, (values, metrics)), gradient = compiled(
         loss, columns, form, params or {}, tuple(arguments.items())
     )
@@ -165,7 +165,7 @@ def test_mega_batch_margin(equals_torch, torch_model, embeddings, batch):
     ],
 )
 def test_gist(equals_torch, torch_model, embeddings, batch, negatives, arguments):
-    """The guide's embeddings are of another size, as in another model over another tokenizer."""
+    """The guide's embeddings have another size, like those of another model and tokenizer."""
     torch = pytest.importorskip("torch")
     losses = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
     guide = embeddings(2 + negatives, batch, dim=5, seed=9)
@@ -226,7 +226,7 @@ def naive_info_nce(
     smoothing=0.0,
     joint=True,
 ):
-    """By the formula, one pair at a time."""
+    """Computes the formula one pair at a time."""
     s, (columns, batch) = cosines(embeddings), embeddings.shape[:2]
     negatives = range(2, columns)
     losses = []
@@ -324,7 +324,7 @@ def test_decoupled_by_the_formula(equals_numpy, embeddings, negatives, sigma):
 
 @pytest.mark.parametrize("negatives", [0, 1])
 def test_sigmoid_by_the_formula(embeddings, negatives):
-    """Value, and the gradients by embeddings, scale and bias."""
+    """Compares the value, and the gradients by embeddings, scale and bias."""
     values = jnp.asarray(embeddings(2 + negatives, 5, dim=4), jnp.float32)
 
     def naive(embeddings, log_scale, bias):
@@ -390,7 +390,7 @@ def negatives_of_the_first(loss=info_nce.on_world, **leaves):
 
 @pytest.mark.parametrize("mine,other", [(0, 0), (0, 1), (1, 0), (1, 1)])
 def test_examples_that_share_a_text_are_no_negatives(mine, other):
-    """My anchor or positive is their anchor or positive."""
+    """An example's anchor or positive equals another example's anchor or positive."""
     text_hash = jnp.arange(1, 17, dtype=jnp.uint32).reshape(2, 4, 2)
     assert negatives_of_the_first(text_hash=text_hash) == [0, 1, 2, 3]
     text_hash = text_hash.at[other, 2].set(text_hash[mine, 0])
@@ -420,9 +420,9 @@ def test_absent_texts_are_no_negatives_and_weigh_nothing():
     [("absolute", 0.2, 0.6), ("relative", 0.5, 0.4), ("threshold", 0.3, 0.3)],
 )
 def test_similar_texts_are_masked(strategy, margin, limit):
-    """Positives at cosines 0.8, 0.1, 0.35, 0.5, 0.7 of an anchor.
+    """Positives have cosines 0.8, 0.1, 0.35, 0.5, 0.7 with an anchor.
 
-    Negatives are those at most at the limit.
+    Those at or below the limit are negatives.
     """
     similarities = np.array([0.8, 0.1, 0.35, 0.5, 0.7])
     positives = np.stack([similarities, np.sqrt(1 - similarities**2)], axis=1)
@@ -491,9 +491,9 @@ def test_wrong_use_is_refused_in_one_line(loss, arguments, message):
 @pytest.mark.parametrize("kind", ["logsumexp", "sum", "max"])
 @pytest.mark.parametrize("tile", [1, 3, 7, 100])
 def test_tiles_are_the_whole(kind, tile):
-    """Any tile, one that does not divide the candidates too.
+    """Tiles may have any size, also one that does not divide the candidates.
 
-    Rows, candidates and what is shared have gradients.
+    Rows, candidates and shared values have gradients.
     """
     rng = np.random.default_rng(0)
     rows, candidates = (jnp.asarray(rng.normal(size=(n, 4)), jnp.float32) for n in (5, 11))

@@ -1,4 +1,4 @@
-"""The loss on an example's own candidates."""
+"""The loss over an example's own candidates."""
 
 import jax.numpy as jnp
 import numpy as np

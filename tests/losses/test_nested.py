@@ -1,6 +1,6 @@
 """Losses on prefixes and on earlier layers.
 
-Textbook values, equality with sums and with sentence-transformers.
+They equal textbook values, sums, and sentence-transformers.
 """
 
 import dataclasses
@@ -131,7 +131,7 @@ ONE_PASS = {
 
 
 def first(columns, number):
-    """The first texts of each example."""
+    """Returns the first texts of each example."""
     return columns.select(range(len(columns.embeddings))[:number])
 
 
@@ -172,7 +172,7 @@ def test_it_is_the_weighted_sum_of_the_losses_on_slices(columns, name):
 
 
 def test_a_head_for_each_size_or_one_for_all(columns):
-    """MRL's own heads, and MRL-E's: the first rows of each feature's part of the one kernel."""
+    """MRL has a head per size; MRL-E uses the first rows of each feature's part of one kernel."""
     columns = first(columns, 2)
     plain = bind(classification.softmax, num_labels=2)
     separate = matryoshka(plain, dims="2,8")
@@ -346,7 +346,7 @@ LAYERED = {
 
 @pytest.mark.parametrize("name", LAYERED)
 def test_layers_equal_sentence_transformers(four_layers, peers, monkeypatch, name):
-    """Value and parameters' gradients, with the layers and sizes drawn by us."""
+    """Compares value and parameters' gradients, for layers and sizes that we draw."""
     pytest.importorskip("torch")
     from sentence_transformers import SentenceTransformer
 

@@ -25,7 +25,7 @@ def labels(batch):
 
 
 def scores(batch):
-    """With ties."""
+    """Returns scores with ties."""
     return np.random.default_rng(batch + 2).permutation(np.arange(batch) % 6 / 5).astype(np.float32)
 
 
@@ -162,7 +162,7 @@ def test_angle_combined(batch, equals_numpy):
 
 
 def test_angle_combined_masks_repeated_texts():
-    """Two examples with one first text and one second text.
+    """Two examples have the same first text and the same second text.
 
     Neither is the other's negative, so the loss is 0.
     """
@@ -209,7 +209,7 @@ def test_contrastive_tension(batch, torch_model, peers, equals_torch):
 def test_contrastive_tension_in_batch(batch, torch_model, peers, equals_torch):
     """The peer encodes one list of texts twice, by two models.
 
-    Here they hand through one column each.
+    Here each model returns one column.
     """
     torch = pytest.importorskip("torch")
 

@@ -246,9 +246,9 @@ def test_names_that_lead_nowhere_are_one_line(name, message):
 
 
 def test_a_file_has_no_module_imported():
-    """A config.json's model_type may come from anybody.
+    """A config.json may come from anybody, so its model_type never imports a module.
 
-    It names what the program has imported, or is refused.
+    It names a class that the program has imported, or is refused.
     """
     with pytest.raises(InputError, match="import the module this first"):
         lookup("backbone", "this:d", imported_only=True)

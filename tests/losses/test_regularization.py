@@ -47,9 +47,9 @@ def naive_covariance(texts):
     ],
 )
 def test_terms_of_columns(name, naive, arguments, batch, columns, equals_numpy):
-    """The mean over as many of three columns as are asked for.
+    """Returns the mean over the requested number of three columns.
 
-    On one array it is that of one column.
+    One array counts as one column.
     """
     embedded = embeddings(3, batch)
     equals_numpy(
@@ -91,9 +91,9 @@ def test_global_orthogonal(batch, columns, weights, torch_model, peers, equals_t
 
 
 def test_evenly_spread_vectors_cost_nothing():
-    """The 2 D unit vectors of the axes, both ways.
+    """The vectors are the 2 D unit vectors along the axes, in both directions.
 
-    Mean cosine -1 / (2 D - 1), and no second moment above 1 / D.
+    Their mean cosine is -1 / (2 D - 1), and no second moment exceeds 1 / D.
     """
     axes = np.concatenate([np.eye(4), -np.eye(4)]).astype(np.float32)
 

@@ -32,9 +32,9 @@ QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_pass
 
 
 def maxsim_of(query, document):
-    """Each query token's best product with a token of the document, summed.
+    """Sums each query token's largest product with a token of the document.
 
-    0 with a document without tokens.
+    The score is 0 for a document without tokens.
     """
     products = jnp.matmul(query["tokens"], document["tokens"].T, precision="highest")
     products = jnp.where(document["mask"][None], products, -jnp.inf)
@@ -55,9 +55,9 @@ MAXSIM = pair_score(
 
 
 def token_columns():
-    """3 query tokens and 7 document tokens, some masked.
+    """Returns columns of 3 query tokens and 7 document tokens, some of them masked.
 
-    The hard negative of example 2 has none.
+    The hard negative of example 2 has no tokens.
     """
     rng = np.random.default_rng(0)
     columns = []
@@ -72,7 +72,7 @@ def token_columns():
 
 
 def scores_by_loops(columns):
-    """maxsim(query, document) of (column, example) each, one token after the other."""
+    """Returns maxsim(query, document) of each (column, example), token by token."""
     tokens = [np.asarray(column["tokens"], np.float64) for column in columns.embeddings]
     masks = [np.asarray(column["mask"]) for column in columns.embeddings]
 
@@ -152,7 +152,7 @@ def assert_same(ours, reference, tolerance=1e-6):
 
 @functools.cache
 def dense_gradients():
-    """{name: (value, gradient by tokens)} on one device, all pairs at once."""
+    """Returns {name: (value, gradient by tokens)} on one device, all pairs at once."""
     columns = token_columns()
 
     @functools.partial(jax.jit, compiler_options=QUICKLY)
@@ -170,7 +170,7 @@ def dense_gradients():
 
 
 def values_of(loss, columns, params=None):
-    """A loss's values, compiled: one operation after the other takes longer."""
+    """Returns a loss's values, compiled, which is faster than single operations."""
     compiled = jax.jit(
         lambda columns: loss.on_world(columns, LocalWorld(columns), params or {})[0],
         compiler_options=QUICKLY,
@@ -179,9 +179,9 @@ def values_of(loss, columns, params=None):
 
 
 def test_maxsim_equals_loops_for_all_pairs_and_for_lists():
-    """A score sums three cosines, of four products each.
+    """A score is the sum of three cosines of four products each.
 
-    Rounding errors are of 1, however small their sum is.
+    So its rounding errors are those of numbers near 1, even if the sum is small.
     """
     columns = token_columns()
     by_loops = scores_by_loops(columns)
@@ -347,7 +347,7 @@ def test_an_encoder_of_tokens_trains_in_groups_on_devices(groups, devices, form)
 
 
 def test_numbers_of_a_pair_decide_the_form_and_the_tile(monkeypatch):
-    """All products of tokens count, not pairs only."""
+    """The number of products of tokens counts, not the number of pairs."""
     chosen = []
     for name in ("reduce_dense", "reduce_tiled"):
         function = getattr(world, name)
@@ -371,7 +371,7 @@ def test_numbers_of_a_pair_decide_the_form_and_the_tile(monkeypatch):
 
 
 def test_a_queue_holds_trees():
-    """Documents of an earlier batch are negatives of the queries."""
+    """Documents of an earlier batch, which are trees, are negatives of the queries."""
     columns = token_columns()
     entry = jax.tree.map(lambda leaf: leaf[0], columns.embeddings[1])
     extra = init_queue(5, entry, {})

@@ -1,6 +1,6 @@
 """Objectives beside the loss.
 
-One mean over the global batch, the same on any devices, in the loop over groups.
+One mean over the global batch, equal on any devices, computed in the loop over groups.
 """
 
 import dataclasses
@@ -54,7 +54,7 @@ def make_batch() -> Batch:
 
 @pytest.mark.slow
 def test_the_mean_is_over_all_groups_alike_and_added_by_weight(encoder):
-    """Each group's count is its own: tokens, of which there are not equally many."""
+    """Groups have different numbers of tokens, and each counts with its own number."""
 
     def apply(own, params, tokens, key, read=None):
         there = tokens.sentence < tokens.sentences
@@ -159,9 +159,9 @@ def test_devices_do_not_matter(run, single_device, mesh):
 
 
 def test_what_is_measured(run, single_device, encoder):
-    """An untrained head guesses; its loss is about log V; a tenth of it is in the sum.
+    """The loss of an untrained head is about log V, and a tenth of it is in the sum.
 
-    Entries have no dropout.
+    Entries of the queue have no dropout.
     """
     loss, metrics, _, entries, (gradient, arguments) = single_device
     assert (
@@ -182,10 +182,7 @@ def test_what_is_measured(run, single_device, encoder):
 
 
 def test_no_group_keeps_its_logits(single_device):
-    """Only sums are kept for the backward pass of all groups together.
-
-    No [groups, K, V] anywhere.
-    """
+    """The backward pass over all groups stores sums only, never [groups, K, V]."""
     gradient, arguments = single_device[-1]
     text = gradient.lower(*arguments).as_text()
     slots = int(np.ceil(0.15 * np.prod(arguments[1].tokens["encoder"].token_ids.shape[1:])))

@@ -66,7 +66,7 @@ def encoder():
 
 @pytest.fixture(scope="module")
 def guide():
-    """Another encoder, over another vocabulary, of another size."""
+    """Makes another encoder, with another vocabulary and another size."""
     spec = random_spec("tiny", vocab_size=40)
     small = {
         "hidden_size": 16,
@@ -87,9 +87,9 @@ def params(encoder):
 
 
 def make_batch(groups: int, columns: int = 3) -> Batch:
-    """Hard negatives, some absent; equal anchors, equal positives, equal ids and groups.
+    """Makes a batch with hard negatives, some absent, and repeated anchors, positives and ids.
 
-    A second tokenizer's view.
+    It has the tokens of a second tokenizer, too.
     """
     rng = np.random.default_rng(0)
 
@@ -126,9 +126,9 @@ def make_batch(groups: int, columns: int = 3) -> Batch:
 
 @functools.cache
 def compiled(encoder, guide, devices, fsdp, tensor, form, fsdp_gather, dropout):
-    """The value and gradient of any of LOSSES by its number, in one program; where parameters go.
+    """Compiles one program for value and gradient of any of LOSSES, chosen by its number.
 
-    The mesh.
+    Returns it with the sharding of parameters and the mesh.
     """
     mesh = make_mesh(devices, fsdp, tensor)
     shapes = jax.eval_shape(encoder.init, jax.random.key(0))
@@ -170,7 +170,7 @@ def compiled(encoder, guide, devices, fsdp, tensor, form, fsdp_gather, dropout):
 
 @pytest.fixture(scope="module")
 def gradient_of(encoder, guide, params):
-    """(loss, gradient as one vector) of a loss by its name in LOSSES."""
+    """Returns (loss, gradient as one vector) of a loss by its name in LOSSES."""
     frozen = {"guide": guide.init(jax.random.key(3))}
 
     def gradient_of(
@@ -196,7 +196,7 @@ SLOW = pytest.mark.slow  # each number of devices, groups and each form is a pro
 
 
 def assert_same(result, expected):
-    """Loss and gradient to 1e-6, of which neither is nothing."""
+    """Checks that loss and gradient agree to 1e-6 and are not zero."""
     assert np.isfinite(expected[0]) and np.linalg.norm(expected[1]) > 1e-2
     assert abs(result[0] - expected[0]) <= 1e-6 * abs(expected[0])
     assert np.linalg.norm(result[1] - expected[1]) <= 1e-6 * np.linalg.norm(expected[1])
@@ -205,14 +205,14 @@ def assert_same(result, expected):
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("devices", [pytest.param(2, marks=SLOW), pytest.param(4, marks=SLOW), 8])
 def test_devices_do_not_matter(gradient_of, devices, name):
-    """16 groups, dropout on."""
+    """Runs 16 groups with dropout."""
     assert_same(gradient_of(name, devices), gradient_of(name, 1))
 
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("groups,devices", [pytest.param(4, 2, marks=SLOW)])
 def test_groups_do_not_matter(gradient_of, groups, devices, name):
-    """Gradient caching is exact: dropout off, against one group, that is, one big batch."""
+    """Gradient caching is exact: without dropout, groups equal one big batch."""
     assert_same(
         gradient_of(name, devices, groups, dropout=False), gradient_of(name, 1, 1, dropout=False)
     )
@@ -244,9 +244,9 @@ def test_the_form_does_not_matter(gradient_of, form, devices, name):
 @SLOW
 @pytest.mark.parametrize("fsdp_gather", ["layer", "once"])
 def test_a_mesh_of_three_axes_does_not_matter(gradient_of, fsdp_gather, name):
-    """data x fsdp x tensor = 2 x 2 x 2.
+    """The mesh is data x fsdp x tensor = 2 x 2 x 2.
 
-    Groups over four, parameters over four of the eight devices.
+    Groups are split over four, parameters over four of the eight devices.
     """
     assert_same(
         gradient_of(name, 8, fsdp=2, tensor=2, fsdp_gather=fsdp_gather), gradient_of(name, 1)

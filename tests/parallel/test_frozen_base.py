@@ -1,6 +1,6 @@
 """Adapters and whole decoders on meshes.
 
-The same loss and gradient as on one device, in less memory on each.
+Loss and gradient equal those of one device, with less memory on each.
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ def make_batch(groups=8):
 
 @functools.cache
 def start(way):
-    """An encoder, its trained parameters and its frozen ones."""
+    """Makes an encoder, its trained parameters and its frozen ones."""
     spec = dataclasses.replace(
         random_spec("decoder-tiny", vocab_size=VOCAB, pooling="last_token"), **WAYS[way]
     )
@@ -74,7 +74,7 @@ def start(way):
 
 
 def step_of(way, mesh):
-    """A training step on a mesh, and its state."""
+    """Makes a training step on a mesh, and its state."""
     encoder, params, base = start(way)
     optimizer = make_optimizer(Optim(learning_rate=1e-3, schedule="constant"), 10)
     specs = training_specs({**params, **base}, encoder.sharding, mesh)
@@ -90,7 +90,7 @@ def step_of(way, mesh):
 
 @functools.cache
 def gradient_on(way, devices, fsdp, tensor):
-    """(loss, gradient) with dropout on."""
+    """Returns (loss, gradient) with dropout."""
     mesh = make_mesh(devices, fsdp, tensor)
     objective, _, state = step_of(way, mesh)
     function = jax.jit(jax.value_and_grad(objective, has_aux=True), compiler_options=QUICKLY)
@@ -129,9 +129,9 @@ def test_a_mesh_gives_the_loss_and_gradient_of_one_device(way, mesh):
     "loss", ["matryoshka(info_nce(hard_negative_weight=2), dims='64,16')", "qwen3"]
 )
 def test_an_adapter_goes_with_prefixes_groups_and_a_queue(loss):
-    """Eight groups on a mesh, one by one on a device, and the whole batch at once, without dropout.
+    """Results are equal for eight groups on a mesh or one device, and for the whole batch.
 
-    The same.
+    Dropout is off.
     """
     function, about = build_loss(loss), build_loss(loss).about
     spec = dataclasses.replace(random_spec("decoder-tiny", vocab_size=VOCAB), lora=LoraSpec(4, 8.0))
@@ -168,7 +168,7 @@ def local_bytes(tree):
 @SLOW
 @pytest.mark.parametrize("way", ["lora", "whole"])
 def test_a_device_s_state_and_step_shrink_with_the_shards(way):
-    """By fsdp * tensor, or by fsdp only; the compiler's plan counts the same arguments."""
+    """Memory shrinks by fsdp * tensor, or by fsdp only; the compiler counts the same arguments."""
     result = {}
     for name, (devices, fsdp, tensor) in {"1x1x1": (1, 1, 1), "1x4x2": MESHES["1x4x2"]}.items():
         mesh = make_mesh(devices, fsdp, tensor)

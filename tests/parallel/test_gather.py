@@ -76,9 +76,9 @@ COLLECTIVE = (
 
 
 def compiled_step(encoder, params, mesh, groups, **options):
-    """The compiled gradient's collectives.
+    """Returns the compiled gradient's collectives as (kind, floats).
 
-    Those run once, and those of each loop's body, as (kind, floats).
+    Those that run once, and those of each loop's body.
     """
     specs = param_specs(
         params, [(f"encoder/{pattern}", axes) for pattern, axes in encoder.sharding], mesh
@@ -265,9 +265,9 @@ def test_counts_that_do_not_divide_are_refused():
 
 
 def test_the_optimisers_state_lies_as_the_parameters_do(encoder, params):
-    """Rules beside the model say how.
+    """The state is sharded by the rules of the model's parameters.
 
-    What no axis divides, and what is small, is whole everywhere.
+    Small leaves, and leaves that no axis divides, are replicated.
     """
     optimizer = make_optimizer(Optim(accumulate=2), 10)
     mesh = make_mesh(8, 2, 2)

@@ -1,6 +1,6 @@
 """Layers and prefixes drawn at a step.
 
-The same loss and gradient on any devices, in any groups and form.
+Loss and gradient are equal on any devices, in any groups and form.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ LOSS = (
 
 @pytest.fixture(scope="module")
 def run():
-    """(loss, gradient) of LOSS on an encoder of four layers."""
+    """Returns (loss, gradient) of LOSS on an encoder of four layers."""
     spec = random_spec("tiny", vocab_size=VOCAB)
     small = {"num_layers": 4, "num_heads": 4, "max_positions": 16}
     spec = dataclasses.replace(spec, backbone=dataclasses.replace(spec.backbone, **small))
@@ -86,10 +86,7 @@ def assert_same(result, expected):
 
 @pytest.mark.slow
 def test_devices_and_groups_do_not_matter(run):
-    """Eight groups on eight devices, parameters split over four, embeddings passed round.
-
-    As one big batch on one.
-    """
+    """Eight groups on eight devices, with sharded parameters and a ring, equal one big batch."""
     assert_same(run(8, 8, dropout=False, fsdp=4, form="ring"), run(1, 1, dropout=False))
 
 

@@ -1,6 +1,6 @@
 """The queue of earlier positives.
 
-Exactly as old as it says, no negative too many, the same on any devices.
+Entries have the right age, no false negatives count, and devices do not matter.
 """
 
 import functools
@@ -51,9 +51,9 @@ def encoder():
 
 
 def make_batch(step: int) -> Batch:
-    """Texts 1 .. VOCAB - 1, whose hashes are their numbers; equal ones now and then.
+    """Makes texts 1 to VOCAB - 1 with their numbers as hashes; some texts repeat.
 
-    A positive is missing.
+    One positive is missing.
     """
     rng = np.random.default_rng(step)
     ids = rng.integers(1, VOCAB, (GROUPS, 1, 2 * EXAMPLES // GROUPS)).astype(np.int32)
@@ -66,13 +66,13 @@ def make_batch(step: int) -> Batch:
 
 
 def positives(batch: Batch) -> np.ndarray:
-    """The numbers of a batch's positives, in its order."""
+    """Returns the numbers of a batch's positives in order."""
     return batch.tokens["encoder"].token_ids.reshape(GROUPS, 2, -1)[:, 1].reshape(-1)
 
 
 @functools.cache
 def program(encoder, devices=1, fsdp=1, form="dense", momentum=0.9, dropout=True):
-    """A train step, the state that it starts from, and the mesh."""
+    """Makes a train step, its first state, and the mesh."""
     mesh = make_mesh(devices, fsdp)
     params = {"encoder": encoder.init(jax.random.key(0)), "loss": {}}
     specs = param_specs(
@@ -96,7 +96,7 @@ def program(encoder, devices=1, fsdp=1, form="dense", momentum=0.9, dropout=True
 
 
 def run(steps=5, **options):
-    """The states before each step and after the last, and each step's metrics."""
+    """Returns the states before each step and after the last, and each step's metrics."""
     step, state, shardings, mesh = program(**options)
     states, metrics = [state], []
     state = place_on_mesh(state, shardings)
@@ -273,7 +273,7 @@ def test_a_queue_is_as_positives_of_other_examples_of_the_batch(name, form):
 
 
 def with_absent_column(columns: Columns) -> Columns:
-    """Another column, of hard negatives that are not there."""
+    """Adds a column of hard negatives that are all absent."""
     extended = columns.select([0, 1, 0])
     return extended.replace(present=extended.present.at[2].set(False))
 

@@ -26,7 +26,7 @@ TOKENIZER = types.SimpleNamespace(
 
 @pytest.fixture(scope="module", autouse=True)
 def in_blocks():
-    """Logits of ten tokens at a time, on whichever device."""
+    """Computes the logits of ten tokens at a time, on any device."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("embed_jax.encoders.token_objectives.BLOCK", 10 * VOCAB)
         yield
@@ -48,7 +48,7 @@ def encoders():
 
 
 def make_batch(groups=8) -> Batch:
-    """The same sentences, one an example, in this many groups."""
+    """Makes the same sentences, one per example, in this many groups."""
     rng = np.random.default_rng(0)
     ids = [rng.integers(1, VOCAB, rng.integers(2, 12)).astype(np.int32) for _ in range(EXAMPLES)]
     tokens, order = pack_batch([ids], groups=groups, row_length=16)
@@ -57,7 +57,10 @@ def make_batch(groups=8) -> Batch:
 
 
 def test_the_mean_is_over_what_is_counted_in_all_groups():
-    """Not a mean of the groups' means: they count unequally. What is no number is told by group."""
+    """It is not the mean of the groups' means, as their counts differ.
+
+    A value that is not finite is reported by group.
+    """
 
     def apply(own, params, tokens, key, read=None):
         there = tokens.sentence < tokens.sentences
@@ -99,7 +102,7 @@ def test_the_mean_is_over_what_is_counted_in_all_groups():
 
 @pytest.fixture(scope="module")
 def run(encoders):
-    """(loss, metrics, gradient) of an objective by name, on some devices, in some groups."""
+    """Returns (loss, metrics, gradient) of an objective by name, for devices and groups."""
 
     def run(name, devices=1, fsdp=1, tensor=1, groups=8, dropout=True, gather="layer"):
         mesh = make_mesh(devices, fsdp, tensor)
@@ -145,10 +148,7 @@ SLOW = pytest.mark.slow
     "name", ["mntp(rate=0.4)", *(pytest.param(each, marks=SLOW) for each in ("mlm", "next_token"))]
 )
 def test_devices_do_not_matter(run, name):
-    """With dropout, and hidden tokens that each group draws.
-
-    Both hang on the group's number, not on the device.
-    """
+    """Dropout and hidden tokens depend on the group's number, not on the device."""
     reference = run(name)
     assert reference[0] == pytest.approx(np.log(VOCAB), rel=0.1)
     assert_same(run(name, 8, 2), reference)

@@ -30,7 +30,7 @@ TEXTS = [f"text {n}" for n in range(10)]
 
 
 def embedding(text, kind=None, dim=None):
-    """Returns the stand-in's embedding of a text: float32 numbers, others for another kind."""
+    """Returns the stand-in's embedding of a text: float32 numbers that depend on the kind."""
     values = np.random.default_rng(zlib.crc32(f"{kind}:{text!r}".encode())).normal(
         size=dim or OWN_DIM
     )
@@ -42,7 +42,7 @@ def expected(texts, kind=None, dim=None):
 
 
 class EmbeddingServer:
-    """A server on loopback in all four forms.
+    """A server on loopback with all four interfaces.
 
     `behave(vectors, number of the request)` returns the vectors to answer with (a list of arrays),
     or (status, headers, body), or "cut", "shuffle", "no index".
@@ -103,7 +103,7 @@ def server_vectors(texts, kind, dim):
 
 
 def read_request(path, content):
-    """(Texts, the provider's word for their kind, dimension), or a KeyError."""
+    """Returns (texts, the provider's word for their kind, dimension), or raises a KeyError."""
     if path == "/v1/embeddings":
         return (
             content["input"],

@@ -20,7 +20,7 @@ def encode(texts):
 
 
 def dot_encode(texts):
-    """Small whole numbers: sums are exact, and there are ties."""
+    """Returns small whole numbers, so that sums are exact and ties occur."""
     return np.round(encode(texts))
 
 

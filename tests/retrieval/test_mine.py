@@ -25,7 +25,7 @@ WORDS = "red blue green house car dog cat river stone apple".split()
 
 
 def encode(texts):
-    """Sums of made word vectors: texts that share words are similar."""
+    """Returns sums of made word vectors: texts that share words are similar."""
     vectors = [sum(word_vector(word) for word in text.split()) for text in texts]
     return np.array(vectors, np.float32).reshape(len(texts), 16)
 
@@ -39,7 +39,7 @@ def cosine(query, passage):
 
 
 def made(seed=0, queries=12, passages=60, most=3):
-    """Pairs of which some share their anchor, and a corpus."""
+    """Makes pairs, some of which share their anchor, and a corpus."""
     rng = np.random.default_rng(seed)
 
     def text(tag, number, words):
@@ -102,7 +102,7 @@ def table(*scores):
 
 
 def of_q(searchers, options, positive="a", **arguments):
-    """The negatives of the query "q" whose positive is a passage of CORPUS."""
+    """Returns the negatives of the query "q" whose positive is a passage of CORPUS."""
     pairs = [{"anchor": "q", "positive": positive}]
     return "".join(negatives(pairs, CORPUS, searchers, options, **arguments)["q", positive])
 
@@ -243,7 +243,7 @@ BODY = "the river runs past a house of red stone"
     ],
 )
 def test_a_positive_with_a_title_or_cut_otherwise_is_no_negative(passage):
-    """Each is the most similar passage, and the report says what became of it."""
+    """Each is the most similar passage, and the report counts it."""
     positive = BODY if len(passage) > 25 else "short text"
     pairs, corpus = [{"anchor": "q", "positive": positive}], [passage, "b", "c"]
     report = Report()

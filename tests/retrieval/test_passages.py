@@ -8,7 +8,7 @@ from embed_jax.retrieval.topk import dense_search
 
 
 def encode(texts):
-    """Letters counted: a text without any is a zero vector."""
+    """Counts letters: a text without letters is a zero vector."""
     return np.array([[text.count(letter) for letter in "abcdefgh"] for text in texts], np.float32)
 
 

@@ -1,6 +1,6 @@
-"""Codes against sentence-transformers' and against plain NumPy.
+"""Codes equal sentence-transformers' and plain NumPy's.
 
-Search in them against sorting all dot products.
+Searching them equals sorting all dot products.
 """
 
 import dataclasses
@@ -103,7 +103,7 @@ def test_what_lies_outside_the_ranges_goes_to_the_nearest_bin(precision):
 
 
 def test_int4_bins_have_the_least_error_of_equal_bins(monkeypatch):
-    """On normal values; the error there is 0.01154 of the variance (Max 1960)."""
+    """For normal values the error is 0.01154 of the variance (Max 1960)."""
     values = np.random.default_rng(0).normal(size=(20_000, 4)).astype(np.float32)
 
     def error(tail):

@@ -48,7 +48,7 @@ def score(command):
 def table(run, tmp_path, monkeypatch):
     """`table(text, *arguments) -> (status, stdout, stderr)` with a stub for the experiments.
 
-    `table.commands`.
+    `table.commands` has the commands that it was called with.
     """
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT))
@@ -392,7 +392,7 @@ def test_a_table_of_a_real_experiment(run, tmp_path, tiny_model, sentences, monk
     from experiments import simcse
 
     def here(command, log):
-        """The experiment's command in this process."""
+        """Runs the experiment's command in this process."""
         monkeypatch.setattr(sys, "argv", ["experiments/simcse.py", *command[3:]])
         with (
             log.open("w") as file,

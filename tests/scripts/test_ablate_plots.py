@@ -1,4 +1,4 @@
-"""Curves of a table: means over seeds by step, the best step of each line, rows dealt to panels."""
+"""Curves of a table: means over seeds, best step of each line, rows in panels."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The list of false negatives is exactly the one that a comparison of all rows gives."""
+"""The list of false negatives equals that of a comparison of all rows."""
 
 import itertools
 import json
@@ -58,7 +58,7 @@ def made_rows(seed, count=40):
 
 
 def compared(rows, by):
-    """Compares all with all.
+    """Compares all rows with all.
 
     Returns {(row, negative, column, occurrence): reasons, in order}.
     """

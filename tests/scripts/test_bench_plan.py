@@ -1,4 +1,4 @@
-"""The plan of a run's memory, from shapes only, is of the same step that the run compiles."""
+"""A plan computes a run's memory from shapes, for the same step that the run compiles."""
 
 import math
 

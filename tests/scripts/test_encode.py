@@ -113,7 +113,7 @@ def test_a_given_calibration_is_used(run, tiny_model, sentences, expected, tmp_p
 def test_ranges_are_learnt_from_the_first_texts(
     run, tiny_model, sentences, expected, tmp_path, monkeypatch
 ):
-    """Of 8,192 texts at a time, that is; here 64."""
+    """The first block has 8,192 texts by default; here it has 64."""
     monkeypatch.setattr("embed_jax.retrieval.calibration.SAMPLE", 100)
     monkeypatch.setattr("embed_jax.sentence.WINDOW", 64)
     path, output = write(tmp_path, "txt", sentences), tmp_path / "out.npy"
@@ -257,7 +257,7 @@ def test_an_input_that_changes_is_a_failure_that_leaves_nothing(
 
 
 def test_as_a_command(tiny_model, tmp_path):
-    """The command as typed: exit status, one line, no traceback."""
+    """Runs the command in a shell: exit status, one line, no traceback."""
     (tmp_path / "input.txt").write_bytes(b"\xff\n")
     files = ["--input", str(tmp_path / "input.txt"), "--output", str(tmp_path / "out.npy")]
     command = [sys.executable, "-m", "scripts.encode", "--model", str(tiny_model), *files]

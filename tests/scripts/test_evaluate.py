@@ -167,7 +167,7 @@ def test_stored_prompts_are_used_for_queries_and_documents(
 def test_each_side_of_a_search_has_its_prompt(
     tiny_model, prompts, default, arguments, queries, corpus
 ):
-    """Documents of a model without a prompt for them get none, on purpose: no warning."""
+    """A model without a prompt for documents encodes them without one, and does not warn."""
     model = embed_jax.load(str(tiny_model))
     model.prompts, model.default_prompt_name = prompts, default
     args = evaluate.parse(["--model", "m", "--task", "retrieval", "--data", "x", *arguments])

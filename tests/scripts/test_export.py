@@ -1,6 +1,6 @@
 """Exports are the same model.
 
-The same embeddings elsewhere, the same parameters back, the same bytes again.
+Other libraries give equal embeddings, parameters are equal, bytes are reproducible.
 """
 
 import json
@@ -59,7 +59,7 @@ def no_warning_of_cut_texts():
 
 
 def larger(params):
-    """Whose states of different texts differ."""
+    """Scales parameters so that different texts have different states."""
     return jax.tree.map(lambda leaf: 5 * leaf if leaf.ndim > 1 else leaf, params)
 
 
@@ -89,7 +89,7 @@ def made(tiny_model, tiny_tokenizer):
 
 @pytest.fixture(scope="module")
 def model(made):
-    """With everything that its files must keep."""
+    """Makes a model with everything that its files must keep."""
     recorded = {
         "prompts": PROMPTS,
         "include_prompt": False,
@@ -127,7 +127,7 @@ def files(directory):
 
 
 def code(directory):
-    """The Python blocks of a card, except for configs."""
+    """Returns the Python blocks of a card, except for configs."""
     blocks = re.findall(r"```python\n(.*?)```", (directory / "README.md").read_text(), re.S)
     return [block for block in blocks if "get_config" not in block]
 
@@ -218,9 +218,9 @@ def test_nothing_is_left_of_an_export_that_fails(run, saved, tmp_path, monkeypat
 
 
 def test_a_cut_model_is_one_that_gives_cut_embeddings(exported, saved, model, made):
-    """Of a model that ends in a Dense its columns.
+    """A model that ends in a Dense keeps that layer's first columns.
 
-    Of another one a Dense that takes the first numbers.
+    Another model gets a Dense that takes the first numbers.
     """
     back = embed_jax.load(exported("--model", saved, "--dim", "8"))
     assert (

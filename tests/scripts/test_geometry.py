@@ -15,7 +15,7 @@ from scripts.geometry import __main__ as geometry
 
 @pytest.fixture(scope="module", autouse=True)
 def loaded_once():
-    """Each loading compiles anew, which is most of the time."""
+    """Loads each model once, as each loading compiles again."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("embed_jax.load", functools.cache(embed_jax.load), raising=False)
         yield

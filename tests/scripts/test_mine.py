@@ -13,9 +13,9 @@ from scripts.bench import mining as bench_mining
 
 @pytest.fixture
 def files(tmp_path, sentences):
-    """Pairs of which two share an anchor, and a corpus that lacks one positive.
+    """Writes pairs, two of which share an anchor, and a corpus that lacks one positive.
 
-    (options, pairs, passages).
+    Returns (options, pairs, passages).
     """
     passages = [
         {"_id": f"d{n}", "title": f"title {n}" if n % 2 else "", "text": sentences[n]}

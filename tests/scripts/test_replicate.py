@@ -1,6 +1,6 @@
-"""The same run with sentence-transformers.
+"""A run repeated with sentence-transformers.
 
-The same losses and parameters, step by step, and what it refuses.
+Losses and parameters agree at each step; other runs are refused.
 """
 
 import json
@@ -128,7 +128,7 @@ DIM = 6
 
 
 class Given(torch.nn.Module):
-    """A model whose embeddings are what it is given."""
+    """A model that returns its inputs as embeddings."""
 
     device = "cpu"
 

@@ -116,7 +116,7 @@ def test_training_overlap_is_said(run, tiny_model, sts, tmp_path, sentences):
 
 
 class Embeddings(BaseHTTPRequestHandler):
-    """OpenAI's form; a text's vector is made of its bytes, so texts alike are near."""
+    """An API like OpenAI's; a text's vector is made of its bytes, so similar texts are near."""
 
     def do_POST(self):
         texts = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["input"]

@@ -317,7 +317,7 @@ def test_a_refusal_ends_the_run_at_once_with_the_servers_words(generate, llm, tm
 @pytest.mark.parametrize("interface", INTERFACES)
 @pytest.mark.parametrize("status", [401, 500, 200])
 def test_the_key_is_written_nowhere(llm, corpus, tmp_path, interface, status):
-    """Not even if the server says it aloud, and not with --debug."""
+    """The key is hidden even if the server repeats it, and with --debug."""
     message = f"key {KEY} is"
     body = json.dumps({"error": {"message": message}}).encode()
     llm.behave = lambda passage, tried: (

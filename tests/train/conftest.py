@@ -18,16 +18,13 @@ def sentence_file(tmp_path_factory, sentences):
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
-    """One compilation cache for all runs here: they compile the same step."""
+    """One compilation cache for all runs here, which compile the same step."""
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="session")
 def arguments(sentence_file, tiny_tokenizer):
-    """The command line of a run on a tiny encoder, without the program.
-
-    `arguments(workdir, *overrides)`.
-    """
+    """`arguments(workdir, *overrides)`: the command line of a run on a tiny encoder."""
 
     def make(workdir: Path, *overrides: str) -> list[str]:
         fields = {
@@ -58,7 +55,7 @@ def arguments(sentence_file, tiny_tokenizer):
 
 @pytest.fixture
 def simcse_here(arguments, cache, monkeypatch, capsys):
-    """A function that runs the command in this process: (exit status, what it wrote to stderr)."""
+    """Runs the command in this process, and returns (exit status, stderr)."""
     monkeypatch.setenv("EMBED_JAX_CACHE", str(cache))
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT))

@@ -69,9 +69,9 @@ def test_another_architecture_is_refused_by_name(tmp_path):
 
 
 def test_what_decays_and_what_multiplies_in_a_real_encoder():
-    """All but biases, norms and the loss's parameters decays.
+    """All leaves except biases, norms and the loss's parameters decay.
 
-    All but the embedding tables costs FLOPs by token.
+    All except the embedding tables cost FLOPs per token.
     """
     from embed_jax.encoders.build import build_encoder
     from embed_jax.encoders.spec import random_spec

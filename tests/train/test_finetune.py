@@ -1,4 +1,4 @@
-"""Fine-tuning from Python, in every form that pairs come in."""
+"""Fine-tuning from Python, with every form of pairs."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Groups of parameters: factors and freezing are torch's parameter groups.
+"""Groups of parameters: factors and freezing equal torch's parameter groups.
 
 Layers are a leading axis.
 """
@@ -46,7 +46,7 @@ def make_optim(groups, **fields):
 
 
 def train(optim, steps=3):
-    """Parameters and optimiser state after a few updates with made gradients."""
+    """Returns parameters and optimiser state after a few updates with made gradients."""
     params = make_params()
     optimizer = make_optimizer(optim, steps)
     state = jax.jit(optimizer.init)(params)
@@ -65,7 +65,7 @@ def flat(tree):
 
 
 def torch_train(factor_of, optim, steps=3):
-    """torch's AdamW, every layer of every leaf its own parameter group.
+    """Runs torch's AdamW with a parameter group for every layer of every leaf.
 
     Frozen ones require no gradient.
     """

@@ -1,6 +1,6 @@
-"""Several hosts, each its own process: the same run as one; one lost, the others end.
+"""Several hosts, each in its own process, run like one host.
 
-All restarted, exact.
+If one is lost the others end; restarted together they continue exactly.
 """
 
 import json

@@ -31,7 +31,7 @@ def made_batch(index: int, rows: int = 1) -> Batch:
 
 
 def toy_objective(params, batch, key, frozen):
-    """Pulls w to the batch's number, which its hashes hold."""
+    """Pulls w to the batch's number, which is in its hashes."""
     target = batch.text_hash.astype(jnp.float32).mean()
     values = (params["encoder"]["w"] - target) ** 2
     return values.mean(), ({"accuracy": values.mean() * 0}, jnp.ones(1, bool))
@@ -41,7 +41,7 @@ def toy_objective(params, batch, key, frozen):
 def run(tmp_path):
     """`run(scores or None, **fields) -> Result`.
 
-    W is counted up by 1 a step, `scores[w]` is the metric "a/m".
+    w grows by 1 per step, and `scores[w]` is the metric "a/m".
     """
 
     def step(state, batch, key):
@@ -265,7 +265,7 @@ def test_a_trace_that_an_interruption_or_the_end_cuts_is_no_error(
 
 
 def test_accumulation_updates_every_other_step_and_survives_an_interruption(run, tmp_path):
-    """SIGTERM comes in the middle of an accumulation, at step 3; the other run sees none."""
+    """One run gets a SIGTERM in the middle of an accumulation, at step 3; the other gets none."""
     optim = Optim(learning_rate=0.1, accumulate=2, schedule="constant")
     seen = []
 

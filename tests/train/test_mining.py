@@ -1,7 +1,4 @@
-"""Hard negatives that a run finds itself.
-
-What is found, what is recorded, and a resume that reads it.
-"""
+"""Hard negatives that a run mines itself, what it records, and a resume that reads it."""
 
 import json
 import shutil
@@ -118,7 +115,7 @@ def test_an_inconsistent_pair_is_dropped(mined_records, tmp_path, capsys):
 
 
 def test_what_was_found_is_read_again_whatever_the_model_is_then(mined_records, tmp_path):
-    """The same settings and data at the same step: the file. Anything else is another file."""
+    """Equal settings and data at the same step give the same file, others another file."""
 
     def none(texts, prompt=None):
         raise AssertionError("it was found already")
@@ -193,7 +190,7 @@ def data(tmp_path_factory, sentences):
 def experiment(data, tiny_model):
     """`experiment(**fields)`: negatives by BM25 and the model, every few steps.
 
-    Checkpoints between.
+    Checkpoints are written between.
     """
 
     def make(**fields):
@@ -261,7 +258,7 @@ def test_it_is_mined_at_the_start_and_every_so_many_steps_with_the_model_as_it_i
 def test_a_resumed_run_reads_what_was_mined_and_ends_with_the_same_bits(
     retrieval, experiment, finished, tmp_path, monkeypatch, saved, mined_again
 ):
-    """Interrupted after the checkpoint, before what would be mined next."""
+    """The run is interrupted after a checkpoint, before the next mining."""
     result, workdir = finished
     there = tmp_path / "run"
     shutil.copytree(workdir, there)

@@ -1,6 +1,6 @@
 """Several data sets in one run.
 
-What each batch has of which, each set's own settings, and an exact resume.
+Shares of a batch, settings of each data set, and an exact resume.
 """
 
 import dataclasses
@@ -84,9 +84,9 @@ def here(tmp_path_factory, cache):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, sentences):
-    """Triplets, half of whose anchors are one of two texts; graded pairs.
+    """Writes triplets, graded pairs, and labelled pairs with their own names.
 
-    Labelled pairs with their own names.
+    Half of the triplets' anchors are one of two texts.
     """
     directory = tmp_path_factory.mktemp("mixture")
 
@@ -238,7 +238,7 @@ LENGTHS = {"nli": 12, "graded": 24, "questions": 8}
 
 @pytest.fixture
 def assembled(monkeypatch, tmp_path, here):
-    """`assembled(config)`: what `fit` gives the loop, and the sources and settings of its batches.
+    """`assembled(config)`: the arguments that `fit` gives the loop, and those of its batches.
 
     Nothing is run.
     """
@@ -302,13 +302,13 @@ def test_a_batch_is_of_one_data_set_with_that_ones_prompts_and_length(
 
 
 def repeated_texts(batch):
-    """Counts the texts of a batch that stand in more than one of its examples."""
+    """Counts the texts that occur in more than one example of a batch."""
     rows = [set(map(tuple, texts[there])) for texts, there in zip(*by_example(batch), strict=True)]
     return sum(len(row) for row in rows) - len(set.union(*rows))
 
 
 def by_example(batch):
-    """[B, C, 2] hashes and [B, C] presence."""
+    """Returns [B, C, 2] hashes and [B, C] presence."""
     shape = (-1, batch.present.shape[1])
     hashes = np.swapaxes(np.asarray(batch.text_hash), 1, 2).reshape(*shape, 2)
     return hashes, np.swapaxes(np.asarray(batch.present), 1, 2).reshape(shape)
@@ -383,9 +383,9 @@ def only(experiment, name, **fields):
 
 
 def test_a_mixture_of_one_is_that_data_set(assembled, experiment, data):
-    """The same state, the same batches and the same program of a step.
+    """State, batches and the program of a step are equal.
 
-    A data set's own loss is the loss.
+    The loss is the data set's own.
     """
     mixture = only(experiment, "graded")
     single = only(

@@ -41,7 +41,7 @@ def make_params(seed=0):
 
 
 def unstack(params):
-    """{path, or path with the layer: array}: no leaf holds more than one layer."""
+    """Returns {path, or path with the layer: array}; no leaf has more than one layer."""
     separate = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         name = path_name(path)
@@ -97,7 +97,7 @@ def test_muon_is_optaxs_on_unstacked_kernels_and_adamw_elsewhere():
 
 
 def test_muons_update_is_torchs():
-    """torch's Muon in float32 (its own computes in bfloat16): the formula written out once more."""
+    """Writes out torch's formula of Muon in float32, as torch itself computes in bfloat16."""
     optimizer = make_optimizer(optim_of("muon", learning_rate=1e-2), 1)
     params, gradients = make_params(), make_params(1)
     updates, _ = jax.jit(optimizer.update)(gradients, jax.jit(optimizer.init)(params), params)
@@ -114,7 +114,7 @@ def test_muons_update_is_torchs():
 
 
 def test_adamw_is_as_it_was_for_configs_without_groups():
-    """Bitwise, and with the same tree of optimiser state, which old checkpoints hold."""
+    """Values are equal to the bit, and the state has the same tree, as in old checkpoints."""
     optim = Optim(learning_rate=1e-2, weight_decay=0.1, warmup=0.4)
     schedule = make_learning_rate(optim, 5)
     plain = optax.chain(
@@ -182,7 +182,7 @@ def test_wsd_rises_stays_and_falls():
 def test_wsd_from_a_checkpoint_is_the_schedule_of_a_longer_run():
     """A stable run, ended or not, and a decay of four updates from its sixth.
 
-    The same rates up to there.
+    The rates agree up to there.
     """
     stable = make_learning_rate(Optim(schedule="constant"), 100)
     branch = make_learning_rate(Optim(schedule="wsd", decay=0.4), 10)
@@ -200,7 +200,7 @@ def test_wsd_has_room_for_both_ends():
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
 def test_in_shards_it_is_the_same_update(name):
-    """Parameters and moments split over four devices; row and column sums whole on each."""
+    """Parameters and moments are split over four devices; row and column sums are whole."""
     mesh = make_mesh(4, fsdp=4)
     rules = [("backbone/layers/up/kernel", (None, "fsdp", None))]
     optimizer = make_optimizer(optim_of(name, learning_rate=1e-2, weight_decay=0.1), 3)

@@ -1,6 +1,6 @@
 """Runs with groups, Adafactor, Muon and WSD.
 
-Resumed to the same bits, equal on one device and in shards of four.
+They resume to the same bits, and agree on one device and in four shards.
 """
 
 import functools
@@ -92,7 +92,7 @@ def tensors_of(workdir):
 
 
 def stop_at(workdir, copy, step):
-    """A copy of a run as it was after a step."""
+    """Copies a run as it was after a step."""
     shutil.copytree(workdir, copy)
     shutil.rmtree(copy / "model")
     for checkpoint in (copy / "checkpoints").glob("[0-9]*"):
@@ -108,7 +108,7 @@ def assert_same_bits(workdir, reference):
 
 
 def assert_same_run(workdir, reference):
-    """Equal to 1e-6 of the length of all parameters."""
+    """Checks that parameters agree to 1e-6 of their norm."""
     ours, expected = (
         np.concatenate([tensor.ravel() for _, tensor in sorted(tensors_of(run).items())])
         for run in (workdir, reference)
@@ -174,7 +174,7 @@ def test_a_new_run_goes_on_from_a_checkpoint_with_the_same_bits(train, whole, tm
 
 
 def test_the_decay_of_wsd_starts_from_a_checkpoint_of_a_stable_run(train, whole, stable, tmp_path):
-    """A branch off a run at a constant rate, from where the decay begins, is a run with WSD.
+    """A run at a constant rate, continued with a decay, equals a run with WSD.
 
     Not to the bit: a rate that is known when the step is compiled is multiplied in another order.
     """
@@ -209,9 +209,9 @@ def test_a_run_is_resumed_with_the_groups_that_it_had(train, whole):
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor", "muon"])
 def test_a_checkpoint_holds_the_whole_state_of_an_optimiser(name, tmp_path):
-    """Two updates, saved, restored in shards of four devices, and two more.
+    """Two updates, saved and restored in shards of four devices, and two more updates.
 
-    The bits of four updates there.
+    They equal four updates without a stop, to the bit.
     """
     rng = np.random.default_rng(0)
     draws = [
@@ -251,7 +251,7 @@ def test_a_checkpoint_holds_the_whole_state_of_an_optimiser(name, tmp_path):
 
 
 def test_a_run_from_before_these_fields_is_resumed(tmp_path):
-    """Its config.json lacks them: they had their defaults."""
+    """Fields that an old config.json lacks get their defaults."""
     config = Experiment()
     with open_workdir(tmp_path, config, {}):
         (tmp_path / "model").mkdir()

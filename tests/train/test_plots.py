@@ -1,4 +1,4 @@
-"""Pictures of a run: legends beside the data, only lines with data, the training loss smoothed."""
+"""Pictures of a run: legends beside the data, lines with data only, a smoothed loss."""
 
 import json
 

@@ -1,6 +1,6 @@
-"""A killed and resumed run is the undisturbed run, bit for bit.
+"""A killed and resumed run equals the undisturbed run, bit for bit.
 
-Bad input and bad luck end in one line.
+Bad input and failures end in one line.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ STEPS = 24
 
 @pytest.fixture(scope="module")
 def simcse(arguments, cache):
-    """A function that starts `python -m experiments.simcse` in its own process."""
+    """Starts `python -m experiments.simcse` in its own process."""
 
     def start(workdir: Path, *overrides: str) -> subprocess.Popen:
         command = [sys.executable, "-m", "experiments.simcse", *arguments(workdir, *overrides)]

@@ -1,6 +1,6 @@
-"""A teacher's embeddings from a file: training is that with the teacher itself.
+"""Training with a teacher's embeddings from a file equals training with the teacher.
 
-What cannot be is refused.
+Files that do not fit are refused.
 """
 
 import json
@@ -51,7 +51,7 @@ def files(tmp_path_factory, tiny_model, sentences):
 def distill(monkeypatch, files, tiny_model):
     """`distill(workdir, **fields)`.
 
-    A run of `experiments.distill` on the sentences, teacher or file left to set.
+    Runs `experiments.distill` on the sentences; the teacher or its file is still to be set.
     """
     monkeypatch.setenv("EMBED_JAX_CACHE", str(files / "cache"))
     monkeypatch.syspath_prepend(str(ROOT))
@@ -127,7 +127,7 @@ def test_from_a_file_and_live_it_is_the_same_training_which_resumes_to_the_same_
 
 @pytest.mark.parametrize("name", ["embedding_mse", "embedding_cosine"])
 def test_devices_and_groups_give_the_same_gradient(name):
-    """Two texts an example, one of them missing; the projection's gradient included."""
+    """Examples have two texts, one of which is missing; the projection has a gradient too."""
     batch_size, dim, columns = 8, 6, 2
     rng = np.random.default_rng(0)
     ids = rng.integers(1, 20, (columns, batch_size)).astype(np.int32)

@@ -1,4 +1,4 @@
-"""A checkpoint is of a state, not of the devices it was on.
+"""A checkpoint is independent of the devices on which it was written.
 
 A loss's own parameters are part of it.
 """

@@ -1,4 +1,4 @@
-"""A run's numbers are written once for each step, whatever happened in between."""
+"""A run writes the metrics of each step once, also after interruptions."""
 
 import json
 import subprocess
@@ -53,7 +53,7 @@ class FakeRun:
 
 @pytest.fixture
 def wandb_runs(monkeypatch):
-    """The runs that `wandb.init` was asked for."""
+    """The runs that `wandb.init` was called for."""
     runs = []
 
     def init(**arguments):

@@ -1,4 +1,4 @@
-"""run.json: what a run was and how long it took, over its resumptions."""
+"""run.json describes a run and its duration over all resumptions."""
 
 import json
 import platform
@@ -17,7 +17,7 @@ ABOUT = {"devices": 2, "hosts": 1, "versions": {"device": "cpu", "jax": "1"}}
 
 @pytest.fixture
 def clock(monkeypatch):
-    """`clock(seconds)`: this much time passes."""
+    """`clock(seconds)` lets this much time pass."""
     now = [50.0]
     monkeypatch.setattr(workdir.time, "monotonic", lambda: now[0])
     return lambda seconds: now.__setitem__(0, now[0] + seconds)

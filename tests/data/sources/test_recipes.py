@@ -70,9 +70,9 @@ def make_tfds(root, raw):
 
 def make_hub(root):
     def repository(name, configs):
-        """A directory as a hub repository is.
+        """Writes a directory like a hub repository.
 
-        Parquet files, and a README.md that says which is which.
+        It has Parquet files, and a README.md that lists them.
         """
         directory, header = root / name, ["---", "configs:"]
         for config, splits in configs.items():

@@ -8,7 +8,7 @@ from embed_jax.errors import InputError
 
 
 def taken(records):
-    """columns, label, score and keys of each record."""
+    """Returns columns, label, score and keys of each record."""
     fields = record_fields(records)
     functions = (fields.columns, fields.label, fields.score, fields.keys)
     return [tuple(function and function(record) for function in functions) for record in records]

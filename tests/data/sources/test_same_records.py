@@ -48,7 +48,7 @@ OPTIONAL = {
 
 @st.composite
 def tables(draw):
-    """Rows with the same fields, spelt in any case."""
+    """Returns rows with the same fields, spelt in any case."""
     fields = {name: TEXTS for name in draw(st.sampled_from(KINDS))}
     fields |= {name: OPTIONAL[name] for name in sorted(draw(st.sets(st.sampled_from([*OPTIONAL]))))}
     spelt = {name: draw(st.sampled_from([name, name, name.title()])) for name in fields}
@@ -57,7 +57,7 @@ def tables(draw):
 
 
 def cell(value):
-    """A value as a table spells it: what is missing is empty, a list is JSON."""
+    """Returns a value as a table spells it: missing values are empty, a list is JSON."""
     if value is None or isinstance(value, float) and math.isnan(value):
         return ""
     return json.dumps(value) if isinstance(value, list) else str(value)
@@ -71,7 +71,7 @@ def write_table(rows, path, delimiter):
 
 
 def one_type(rows):
-    """The rows with each column of one type, as Arrow has it: text where it is mixed."""
+    """Returns the rows as Arrow stores them: each column has one type, text if it is mixed."""
 
     def plain(value):
         return None if isinstance(value, float) and math.isnan(value) else value
@@ -85,7 +85,7 @@ def one_type(rows):
 
 
 def outcome(read):
-    """The records, or that they are refused."""
+    """Returns the records, or that they are refused."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:

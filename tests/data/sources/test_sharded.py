@@ -1,4 +1,4 @@
-"""Sharded files give the records of one JSONL file, one by one, and say where a bad one lies."""
+"""Sharded files give the records of one JSONL file in order, and errors name the shard."""
 
 import json
 import warnings
@@ -42,7 +42,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def write_parquet(rows, path, shards):
-    """DIRECTORY/NAME-00000-of-00003.parquet and so on, of uneven sizes."""
+    """Writes DIRECTORY/NAME-00000-of-00003.parquet and so on, with uneven numbers of rows."""
     ends = [len(rows) * number**2 // shards**2 for number in range(shards + 1)]
     for number in range(shards):
         file = path.with_name(f"{path.name}-{number:05d}-of-{shards:05d}.parquet")
