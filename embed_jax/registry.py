@@ -229,7 +229,7 @@ def called(kind: str, text: str) -> Any:
     return make(**arguments)
 
 
-def unknown(what: str, name: str, known) -> str:
+def unknown(what: str, name: Any, known) -> str:
     """One line that says `name` is no `what`, guesses the one meant, and lists those there are."""
     known = sorted(known)
     near = difflib.get_close_matches(str(name), known, n=1)

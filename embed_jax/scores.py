@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Num
 
 from embed_jax.errors import InputError
 from embed_jax.registry import lookup, unknown
+from embed_jax.types import AnyArray
 from embed_jax.vectors import dot_matrix, normalize
 
 SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
@@ -263,7 +264,7 @@ def cut_prefix(embeddings: Any, size: int, to_length_one: bool = True) -> Any:
     The last axis of each leaf of floats.
     """
 
-    def cut(leaf: Array) -> Array:
+    def cut(leaf: AnyArray) -> AnyArray:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             return leaf
         return normalize(leaf[..., :size]) if to_length_one else leaf[..., :size]
@@ -288,7 +289,7 @@ def dense(embeddings: Any, what: str = "the loss") -> Any:
     return embeddings
 
 
-def _prepare_dense(vectors: Array, dims: tuple[int, ...], unit: bool) -> Any:
+def _prepare_dense(vectors: Any, dims: tuple[int, ...], unit: bool) -> Any:
     """Vectors of length 1 for the cosine and for one prefix.
 
     Several prefixes have (vectors, 1 / each one's length).

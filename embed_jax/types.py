@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped, UInt
 
+AnyArray = jax.Array | np.ndarray  # of JAX or of NumPy
+Number = float | Float[Array, ""]  # an argument of a loss; the latter of one on a schedule
 Params = Any  # a tree of arrays
 Record = Mapping[str, Any]  # one example of a data set: fields by name
 # What is measured during training: (texts -> embeddings) -> {metric: value}
@@ -206,6 +208,7 @@ leading axis n, and M counts variants that share a pass, such as Matryoshka pref
 the candidates."""
 
 
+@runtime_checkable
 class World(Protocol):
     """The operations of a loss over the examples of all devices.
 
@@ -258,7 +261,7 @@ class World(Protocol):
         The gradient goes to where it is reached.
         """
 
-    def gather(self, values: Float[Array, "b *x"]) -> Float[Array, "B *x"]:
+    def gather(self, values: Shaped[Array, "b *x"]) -> Shaped[Array, "B *x"]:
         """Joins the values that each device has for its own examples, in the order of the examples."""
 
     def total(self, value: Float[Array, "*x"]) -> Float[Array, "*x"]:

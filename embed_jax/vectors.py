@@ -10,38 +10,45 @@ from jaxtyping import Array, Float
 
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
+from embed_jax.types import AnyArray
 
 
-def normalize(vectors: Float[Array, "*n D"]) -> Float[Array, "*n D"]:
+def normalize(vectors: Float[AnyArray, "*n D"]) -> Float[Array, "*n D"]:
     """Vectors of length 1, float32; a zero vector stays zero, with a zero gradient."""
     vectors = _float(vectors)
     square = jnp.sum(vectors * vectors, axis=-1, keepdims=True)
     return vectors * jnp.where(square > 0.0, jax.lax.rsqrt(jnp.maximum(square, 1e-24)), 0.0)
 
 
-def dot(first: Float[Array, "*n D"], second: Float[Array, "*n D"]) -> Float[Array, "*n"]:
+def dot(first: Float[AnyArray, "*#n D"], second: Float[AnyArray, "*#n D"]) -> Float[Array, "*#n"]:
     """Dot products row by row."""
     return jnp.sum(_float(first) * _float(second), axis=-1)
 
 
-def cosine(first: Float[Array, "*n D"], second: Float[Array, "*n D"]) -> Float[Array, "*n"]:
+def cosine(
+    first: Float[AnyArray, "*#n D"], second: Float[AnyArray, "*#n D"]
+) -> Float[Array, "*#n"]:
     """Cosines row by row; 0 where a vector is zero."""
     return dot(normalize(first), normalize(second))
 
 
-def euclidean(first: Float[Array, "*n D"], second: Float[Array, "*n D"]) -> Float[Array, "*n"]:
+def euclidean(
+    first: Float[AnyArray, "*#n D"], second: Float[AnyArray, "*#n D"]
+) -> Float[Array, "*#n"]:
     """Euclidean distances row by row; the gradient at distance 0 is 0."""
     return _root(jnp.sum((_float(first) - _float(second)) ** 2, axis=-1))
 
 
-def manhattan(first: Float[Array, "*n D"], second: Float[Array, "*n D"]) -> Float[Array, "*n"]:
+def manhattan(
+    first: Float[AnyArray, "*#n D"], second: Float[AnyArray, "*#n D"]
+) -> Float[Array, "*#n"]:
     """Sums of absolute differences row by row; the gradient at a difference of 0 is 0."""
     return jnp.sum(jnp.abs(_float(first) - _float(second)), axis=-1)
 
 
 def cosine_distance(
-    first: Float[Array, "*n D"], second: Float[Array, "*n D"]
-) -> Float[Array, "*n"]:
+    first: Float[AnyArray, "*#n D"], second: Float[AnyArray, "*#n D"]
+) -> Float[Array, "*#n"]:
     """1 - cosine, row by row."""
     return 1.0 - cosine(first, second)
 
@@ -49,7 +56,7 @@ def cosine_distance(
 DISTANCES = {"euclidean": euclidean, "manhattan": manhattan, "cosine": cosine_distance}
 
 
-def named_distance(name: str) -> Callable[..., Float[Array, "*n"]]:
+def named_distance(name: str) -> Callable[..., Float[Array, "..."]]:
     """The row-by-row distance of that name.
 
     Raises:
@@ -60,18 +67,22 @@ def named_distance(name: str) -> Callable[..., Float[Array, "*n"]]:
     return DISTANCES[name]
 
 
-def dot_matrix(first: Float[Array, "b D"], second: Float[Array, "n D"]) -> Float[Array, "b n"]:
+def dot_matrix(
+    first: Float[AnyArray, "b D"], second: Float[AnyArray, "n D"]
+) -> Float[Array, "b n"]:
     """Dot products of all pairs, float32."""
     return jnp.matmul(_float(first), _float(second).T, precision=jax.lax.Precision.HIGHEST)
 
 
-def cosine_matrix(first: Float[Array, "b D"], second: Float[Array, "n D"]) -> Float[Array, "b n"]:
+def cosine_matrix(
+    first: Float[AnyArray, "b D"], second: Float[AnyArray, "n D"]
+) -> Float[Array, "b n"]:
     """Cosines of all pairs, float32."""
     return dot_matrix(normalize(first), normalize(second))
 
 
 def squared_distance_matrix(
-    anchors: Float[Array, "b D"], candidates: Float[Array, "N D"]
+    anchors: Float[AnyArray, "b D"], candidates: Float[AnyArray, "N D"]
 ) -> Float[Array, "b N"]:
     """Squared Euclidean distances of all pairs as |x|^2 + |y|^2 - 2 x.y, not below 0, float32."""
     anchors, candidates = _float(anchors), _float(candidates)
@@ -80,7 +91,7 @@ def squared_distance_matrix(
 
 
 def distance_matrix(
-    anchors: Float[Array, "b D"], candidates: Float[Array, "N D"], distance: str = "euclidean"
+    anchors: Float[AnyArray, "b D"], candidates: Float[AnyArray, "N D"], distance: str = "euclidean"
 ) -> Float[Array, "b N"]:
     """Distances of all pairs, "euclidean" or "cosine" (1 - cosine), float32.
 
@@ -101,5 +112,5 @@ def _root(square: Float[Array, "*n"]) -> Float[Array, "*n"]:
     return jnp.where(square > 0.0, jnp.sqrt(jnp.where(square > 0.0, square, 1.0)), 0.0)
 
 
-def _float(vectors: Array) -> Float[Array, "*n D"]:
-    return vectors.astype(jnp.float32)
+def _float(vectors: AnyArray) -> Float[Array, "*n D"]:
+    return jnp.asarray(vectors, jnp.float32)

@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
-from embed_jax.types import TREES, Block, Columns
+from embed_jax.types import TREES, AnyArray, Block, Columns
 
 Sums = tuple[Float[Array, "M b"], Float[Array, "M b"]]
 Candidates = Callable[[Columns], Any]
@@ -63,7 +63,7 @@ class LocalWorld:
     ) -> Array:
         return self._reduce("max", block, rows, candidates, shared, extra_candidates, numbers)[0]
 
-    def gather(self, values: Float[Array, "b *x"]) -> Float[Array, "B *x"]:
+    def gather(self, values: Shaped[Array, "b *x"]) -> Shaped[Array, "B *x"]:
         return values
 
     def total(self, value: Float[Array, "*x"]) -> Float[Array, "*x"]:
@@ -131,7 +131,7 @@ def safe_log(x: Array) -> Array:
     return jnp.where(x == 0.0, -jnp.inf, jnp.log(jnp.where(x == 0.0, 1.0, x)))
 
 
-def make_columns(embeddings: Sequence[Any] | Float[Array, "C B D"], **leaves: Any) -> Columns:
+def make_columns(embeddings: Sequence[Any] | Float[AnyArray, "C B D"], **leaves: Any) -> Columns:
     """Columns of embeddings, all present and all of different texts, for losses without a data set.
 
     Args:

@@ -1,6 +1,8 @@
 """Eight CPU devices, no network, no telemetry."""
 
 import os
+import sys
+import types
 import zlib
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -19,6 +21,25 @@ os.environ["XLA_FLAGS"] = (
 import jax
 import numpy as np
 import pytest
+from beartype import BeartypeConf, beartype
+from jaxtyping import install_import_hook
+
+
+def _check(function):
+    """Checks the types and shapes of a function's arguments and result at every call.
+
+    Trees of arrays are also trees of specs, shardings and shapes: their constructors take any leaf.
+    """
+    if function.__name__ == "__init__" and "Array" in str(function.__annotations__):
+        return function
+    return beartype(conf=BeartypeConf(is_pep484_tower=True))(function)  # an int serves as a float
+
+
+# The import hook finds its checker by the name of a module.
+sys.modules["embed_jax_tests_checker"] = types.ModuleType("embed_jax_tests_checker")
+sys.modules["embed_jax_tests_checker"].check = _check
+if os.environ.get("EMBED_JAX_CHECK_TYPES") == "1":
+    install_import_hook("embed_jax", "embed_jax_tests_checker.check")
 
 jax.config.update("jax_num_cpu_devices", 8)
 

@@ -16,7 +16,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, UInt64
@@ -28,6 +28,7 @@ SAMPLINGS = ("proportional", "round_robin", "temperature", "weights")
 MIXINGS = ("single", "mixed")
 
 
+@runtime_checkable
 class EndlessOrder(Protocol):
     """Records in an endless order; `length` of them are an epoch."""
 
@@ -37,6 +38,7 @@ class EndlessOrder(Protocol):
         """The numbers of the records at these places of the order."""
 
 
+@runtime_checkable
 class Order(Protocol):
     """Batches in an endless order."""
 

@@ -10,7 +10,7 @@ from jaxtyping import Int
 from embed_jax.errors import InputError
 from embed_jax.types import TokenBatch
 
-Ids = Int[np.ndarray, " length"]
+Ids = Int[np.ndarray, " _"]
 
 
 def pack_sentences(

@@ -33,10 +33,10 @@ class TokenizedTexts:
         segments: token types, an int32 array per text; None where the tokenizer has none: all 0.
     """
 
-    ids: list[Int[np.ndarray, " length"]]
+    ids: list[Int[np.ndarray, " _"]]
     skip: int
     truncated: int
-    segments: list[Int[np.ndarray, " length"]] | None = None
+    segments: list[Int[np.ndarray, " _"]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

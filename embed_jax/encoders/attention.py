@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from embed_jax.encoders.layers import MaskPositions, dropout
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
+from embed_jax.types import AnyArray
 
 IMPLEMENTATIONS = ("auto", "xla", "blocks", "cudnn")
 BLOCK = 2**20  # attention weights of one block: 4 MiB in float32
@@ -17,8 +18,8 @@ MASKED = -1e9  # exp of it is exactly 0 in float32, and it stays finite when two
 
 
 def sentence_bias(
-    sentence: Int[Array, "R T"],
-    position: Int[Array, "R T"] | None = None,
+    sentence: Int[AnyArray, "R T"],
+    position: Int[AnyArray, "R T"] | None = None,
     *,
     causal: bool = False,
     window: int = 0,

@@ -28,7 +28,7 @@ from embed_jax.encoders.layers import (
 )
 from embed_jax.encoders.stack import Stack
 from embed_jax.errors import InputError
-from embed_jax.types import TokenBatch
+from embed_jax.types import AnyArray, TokenBatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +200,7 @@ class Layer(nn.Module):
 
 
 def relative_bias(
-    table: Float[Array, "B H"], position: Int[Array, "R T"], max_distance: int = 128
+    table: Float[AnyArray, "B H"], position: Int[AnyArray, "R T"], max_distance: int = 128
 ) -> Float[Array, "R H T T"]:
     """Returns T5's attention bias by the distance of two tokens (Raffel et al. 2020), also MPNet's.
 

@@ -84,7 +84,7 @@ class DecoderConfig:
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
-    query_scalar: int | None = None
+    query_scalar: float | None = None
     softcap: float | None = None
     norm_offset: float = 0.0
     norm_after: bool = False

@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 from jaxtyping import Int8 as Integers
 
-from embed_jax.types import Params
+from embed_jax.types import AnyArray, Params
 
 
 @struct.dataclass
@@ -26,7 +26,7 @@ class Int8:
     scale: Float[Array, "*L 1 O"]
 
 
-def quantize_kernel(kernel: Float[Array, "*L I O"]) -> Int8:
+def quantize_kernel(kernel: Float[AnyArray, "*L I O"]) -> Int8:
     """Rounds each weight to the nearest of 255 evenly spaced numbers around zero.
 
     scale_o = max_i |w_io| / 127, values = round(w / scale): symmetric, so that |w - values * scale|

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
+from embed_jax.types import AnyArray
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     # jax.nn.gelu's erfc takes twice the time on CPU.
@@ -111,7 +112,7 @@ class RMSNorm(nn.Module):
         return (x * (lax.rsqrt(mean_square + self.eps) * (self.offset + scale))).astype(self.dtype)
 
 
-def take_rows(table: Float[Array, "V D"], ids: Int[Array, "*B"]) -> Float[Array, "*B D"]:
+def take_rows(table: Float[AnyArray, "V D"], ids: Int[AnyArray, "*B"]) -> Float[Array, "*B D"]:
     """Returns rows of a table in float32, so that their sums are not rounded to the table's dtype.
 
     An id beyond the table gives NaN: a plain index would be clamped, and another token's row taken
@@ -146,7 +147,7 @@ class Rotation:
     sin: Float[Array, "R T h"]
 
 
-def rotate(x: Float[Array, "R T H d"], by: Rotation) -> Float[Array, "R T H d"]:
+def rotate(x: Float[AnyArray, "R T H d"], by: Rotation) -> Float[Array, "R T H d"]:
     """Turns the pairs (x_i, x_{i + d/2}) by a token's angles.
 
     Products of queries and keys then depend on the tokens' distance only. The two numbers of a pair

@@ -17,7 +17,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from embed_jax.encoders.layers import LayerNorm, Linear, activation
-from embed_jax.types import Params, TokenBatch
+from embed_jax.types import AnyArray, Params, TokenBatch
 
 # Shares of the chosen tokens that become the mask token, and a random token; the others stay.
 MASKED, RANDOM = 0.8, 0.1
@@ -29,7 +29,9 @@ class MlmHead(nn.Module):
     config: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "K H"], table: Float[Array, "V W"]) -> Float[Array, "K V"]:
+    def __call__(
+        self, x: Float[Array, "K H"], table: Float[AnyArray, "V W"]
+    ) -> Float[Array, "K V"]:
         config = self.config
         x = Linear(table.shape[1], jnp.float32, config.initializer_range, name="dense")(x)
         x = LayerNorm(config.layer_norm_eps, jnp.float32, name="norm")(
@@ -56,7 +58,7 @@ def init_head(config: Any, key: PRNGKeyArray) -> Params:
 
 
 def head_logits(
-    config: Any, params: Params, states: Float[Array, "K H"], table: Float[Array, "V W"]
+    config: Any, params: Params, states: Float[Array, "K H"], table: Float[AnyArray, "V W"]
 ) -> Float[Array, "K V"]:
     """Computes each token's logits from the last layer's states.
 

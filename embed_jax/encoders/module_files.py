@@ -28,7 +28,7 @@ from embed_jax.encoders.weights import (
 )
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
-from embed_jax.types import Params, param_dtype
+from embed_jax.types import AnyArray, Params, param_dtype
 
 TORCH_ACTIVATIONS = {  # our name -> torch's class
     "identity": "torch.nn.modules.linear.Identity",
@@ -279,6 +279,6 @@ def _read_exactly(directory: Path, shapes: Mapping[str, tuple[int, ...]]) -> dic
     }
 
 
-def _write(directory: Path, tensors: Mapping[str, np.ndarray]) -> None:
+def _write(directory: Path, tensors: Mapping[str, AnyArray]) -> None:
     arrays = {name: np.asarray(value, param_dtype(value.dtype)) for name, value in tensors.items()}
     write_safetensors(directory / WEIGHTS, arrays)

@@ -16,10 +16,10 @@ from jaxtyping import Array, Float, Int
 
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
-from embed_jax.types import TokenBatch
+from embed_jax.types import AnyArray, TokenBatch
 
 
-def pool(name: str, hidden: Float[Array, "*L R T D"], tokens: TokenBatch) -> Float[Array, "S D"]:
+def pool(name: str, hidden: Float[AnyArray, "*L R T D"], tokens: TokenBatch) -> Float[Array, "S D"]:
     """Computes the sentence vectors of one group, float32.
 
     A sentence without a pooled token gets zeros.
@@ -69,35 +69,35 @@ def _pooling(name: str):
     return POOLINGS[name]
 
 
-def mean(hidden: Float[Array, "R T D"], tokens: TokenBatch) -> Float[Array, "S D"]:
+def mean(hidden: Float[AnyArray, "R T D"], tokens: TokenBatch) -> Float[Array, "S D"]:
     """Computes the mean over a sentence's pooled tokens."""
     sums, total = _sums(tokens.pooled.astype(jnp.float32), hidden, tokens)
     return sums / jnp.maximum(total, 1.0)
 
 
-def mean_sqrt_len(hidden: Float[Array, "R T D"], tokens: TokenBatch) -> Float[Array, "S D"]:
+def mean_sqrt_len(hidden: Float[AnyArray, "R T D"], tokens: TokenBatch) -> Float[Array, "S D"]:
     """Computes the sum over a sentence's pooled tokens, divided by the root of their number."""
     sums, total = _sums(tokens.pooled.astype(jnp.float32), hidden, tokens)
     return sums / jnp.sqrt(jnp.maximum(total, 1.0))
 
 
-def weighted_mean(hidden: Float[Array, "R T D"], tokens: TokenBatch) -> Float[Array, "S D"]:
+def weighted_mean(hidden: Float[AnyArray, "R T D"], tokens: TokenBatch) -> Float[Array, "S D"]:
     """Computes the mean with weights 1, 2, 3, ... by position in the sentence (SGPT, 2022)."""
     sums, total = _sums(jnp.where(tokens.pooled, tokens.position + 1.0, 0.0), hidden, tokens)
     return sums / jnp.maximum(total, 1.0)
 
 
-def cls(hidden: Float[Array, "R T D"], tokens: TokenBatch) -> Float[Array, "S D"]:
+def cls(hidden: Float[AnyArray, "R T D"], tokens: TokenBatch) -> Float[Array, "S D"]:
     """Returns the state of the first pooled token: [CLS], or the first after an unpooled prompt."""
     return _take(hidden, _slots(tokens, -tokens.position))
 
 
-def last_token(hidden: Float[Array, "R T D"], tokens: TokenBatch) -> Float[Array, "S D"]:
+def last_token(hidden: Float[AnyArray, "R T D"], tokens: TokenBatch) -> Float[Array, "S D"]:
     """Returns the state of the last pooled token."""
     return _take(hidden, _slots(tokens, tokens.position))
 
 
-def maximum(hidden: Float[Array, "R T D"], tokens: TokenBatch) -> Float[Array, "S D"]:
+def maximum(hidden: Float[AnyArray, "R T D"], tokens: TokenBatch) -> Float[Array, "S D"]:
     """Computes the largest value over a sentence's pooled tokens, by dimension.
 
     Tokens with equal largest values share the gradient.
@@ -114,7 +114,7 @@ def maximum(hidden: Float[Array, "R T D"], tokens: TokenBatch) -> Float[Array, "
 
 
 def _sums(
-    weights: Float[Array, "R T"], hidden: Float[Array, "R T D"], tokens: TokenBatch
+    weights: Float[AnyArray, "R T"], hidden: Float[AnyArray, "R T D"], tokens: TokenBatch
 ) -> tuple[Float[Array, "S D"], Float[Array, "S 1"]]:
     """Computes each sentence's weighted sum of its token states, and the sum of the weights."""
     same = tokens.sentence[:, :, None] == tokens.sentence[:, None, :]
@@ -125,7 +125,7 @@ def _sums(
     return _take(sums, slots), _take(spread.sum(-1, keepdims=True), slots)
 
 
-def _slots(tokens: TokenBatch, rank: Int[Array, "R T"]) -> Int[Array, " S"]:
+def _slots(tokens: TokenBatch, rank: Int[AnyArray, "R T"]) -> Int[Array, " S"]:
     """Returns the slot of each sentence's pooled token of highest rank; -1 if none is pooled."""
     segment = jnp.where(tokens.pooled, tokens.sentence, tokens.sentences).reshape(-1)
     rank, count = rank.reshape(-1), tokens.sentences + 1
@@ -134,7 +134,7 @@ def _slots(tokens: TokenBatch, rank: Int[Array, "R T"]) -> Int[Array, " S"]:
     return jax.ops.segment_max(slot, segment, count)[:-1]
 
 
-def _take(states: Float[Array, "R T D"], slots: Int[Array, " S"]) -> Float[Array, "S D"]:
+def _take(states: Float[AnyArray, "R T D"], slots: Int[Array, " S"]) -> Float[Array, "S D"]:
     flat = states.reshape(-1, states.shape[-1])
     return jnp.where(slots[:, None] >= 0, flat[jnp.maximum(slots, 0)].astype(jnp.float32), 0.0)
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
 from embed_jax.encoders.json_fields import ROPE, check_fields
 from embed_jax.encoders.layers import Rotation
 from embed_jax.errors import InputError
+from embed_jax.types import AnyArray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,7 @@ TYPES = {  # the required fields, and the optional ones
 }
 
 
-def rope_rotation(position: Int[Array, "R T"], size: int, rope: Rope) -> Rotation:
+def rope_rotation(position: Int[AnyArray, "R T"], size: int, rope: Rope) -> Rotation:
     """Computes the scaled angles position * frequency (Su et al. 2021, section 3.2.2).
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from embed_jax.encoders.heads import Head, Normalize
 from embed_jax.encoders.latent import LatentAttention
@@ -15,6 +15,7 @@ from embed_jax.registry import REGISTRY, lookup, unknown
 ALL_LINEAR = "all-linear"
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """Fields that the frozen dataclass of every family of backbones has."""
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from embed_jax.encoders.layers import MaskPositions
 from embed_jax.errors import InputError
@@ -48,7 +48,9 @@ class Stack(nn.Module):
     read: Callable[[Any], Any] | None = None
     mask_columns: int = 0
 
-    def split(self, key: PRNGKeyArray | None) -> tuple[PRNGKeyArray | None, PRNGKeyArray | None]:
+    def split(
+        self, key: PRNGKeyArray | None
+    ) -> tuple[PRNGKeyArray | None, Key[Array, " L"] | None]:
         """Returns a dropout key for the embeddings, and one for each layer, stacked."""
         if key is None:
             return None, None

@@ -17,7 +17,7 @@ from embed_jax.encoders.layers import Linear, MaskPositions, RMSNorm, activation
 from embed_jax.encoders.stack import Stack
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
-from embed_jax.types import TokenBatch
+from embed_jax.types import AnyArray, TokenBatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Embeddings(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, token_ids: Int[Array, "R T"]) -> Float[Array, "R T D"]:
+    def __call__(self, token_ids: Int[AnyArray, "R T"]) -> Float[Array, "R T D"]:
         config = self.config
         init = nn.initializers.normal(config.initializer_factor)
         table = self.param("token", init, (config.vocab_size, config.hidden_size))

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from embed_jax.encoders.mlm import MASKED, RANDOM, head_logits, init_head, mask_tokens
 from embed_jax.errors import InputError
 from embed_jax.registry import REGISTRY, called
-from embed_jax.types import Auxiliary, Encoder, Params, TokenBatch
+from embed_jax.types import AnyArray, Auxiliary, Encoder, Params, TokenBatch
 
 TokenObjective = Callable[[Encoder, Any], Auxiliary]
 """`(encoder, tokenizer) -> objective`; transformers' tokenizer has the mask and special tokens."""
@@ -133,7 +133,7 @@ def mlm_auxiliary(
     return _masked_auxiliary(encoder, mask_id, special_ids, rate, MASKED, RANDOM, before=0)
 
 
-def token_table(encoder_params: Params) -> Float[Array, "V W"]:
+def token_table(encoder_params: Params) -> Float[AnyArray, "V W"]:
     """Returns the table of token embeddings."""
     return encoder_params["backbone"]["embeddings"]["token"]
 
@@ -190,8 +190,8 @@ def _output_layer(config: Any) -> Predictor:
 def token_cross_entropy(
     logits: Callable[[Float[Array, "n H"]], Float[Array, "n V"]],
     states: Float[Array, "K H"],
-    targets: Int[Array, " K"],
-    weights: Float[Array, " K"],
+    targets: Int[AnyArray, " K"],
+    weights: Float[AnyArray, " K"],
     *,
     block: int,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -37,6 +37,7 @@ class Use:
     instruction: str = ""
 
 
+@runtime_checkable
 class Embed(Protocol):
     """A model as tasks see it: see `embedder.Embedder`.
 

@@ -296,7 +296,7 @@ def encode_onnx(
 
 
 def pad_rows(
-    rows: Sequence[Int[np.ndarray, " length"]], skip: int, pad_id: int
+    rows: Sequence[Int[np.ndarray, " _"]], skip: int, pad_id: int
 ) -> dict[str, Int[np.ndarray, "B T"]]:
     """Returns a file's inputs by name, with rows padded to the longest.
 

@@ -306,7 +306,7 @@ def _settled_init(init: Callable[..., Params], settled: Mapping[str, Any]) -> Ca
         name: value.start if isinstance(value, Schedule) else value for name, value in taken.items()
     }
     made = functools.partial(init, **start)
-    if followed and jax.tree.leaves(jax.eval_shape(made, 2, jax.random.key(0))):
+    if followed and jax.tree.leaves(jax.eval_shape(functools.partial(made, 2), jax.random.key(0))):
         raise InputError(f"{followed[0]}: it is learnt, and so follows no schedule")
     return made
 

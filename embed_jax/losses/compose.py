@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from embed_jax.errors import InputError
 from embed_jax.losses.base import About, Loss, bind
 from embed_jax.losses.schedule import Schedule
-from embed_jax.types import Columns, LossResult, Params, World
+from embed_jax.types import AnyArray, Columns, LossResult, Params, World
 
 AnyLoss = Loss | Callable[..., LossResult]  # a Loss, or a plain function (own, world, params)
 
@@ -168,7 +168,7 @@ def per_dataset(losses: Mapping[str, AnyLoss]) -> Loss:
         results = []
         for number, loss in enumerate(bound.values()):
 
-            def there(columns: Columns, number: int = number) -> Bool[Array, " B"]:
+            def there(columns: Columns, number: int = number) -> Bool[AnyArray, " B"]:
                 return columns.dataset == number
 
             most = loss.about.columns[1]

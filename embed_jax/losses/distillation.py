@@ -15,7 +15,7 @@ from embed_jax.losses.listwise import ABSENT
 from embed_jax.losses.schedule import Schedule
 from embed_jax.registry import unknown
 from embed_jax.scores import Score, dense, find_score
-from embed_jax.types import Columns, LossResult, Params, World
+from embed_jax.types import AnyArray, Columns, LossResult, Number, Params, World
 from embed_jax.vectors import cosine_distance, cosine_matrix
 
 NORMALIZATIONS = ("none", "min_max", "z_score")
@@ -121,11 +121,11 @@ def embedding_cosine(
 
 
 def normalize_scores(
-    scores: Float[Array, "b K"],
-    present: Bool[Array, "b K"] | None = None,
+    scores: Float[AnyArray, "b K"],
+    present: Bool[AnyArray, "b K"] | None = None,
     *,
     normalization: str = "none",
-) -> Float[Array, "b K"]:
+) -> Float[AnyArray, "b K"]:
     """Puts each list of a teacher's scores on one scale, whatever the scale of the teacher.
 
     Args:
@@ -166,8 +166,8 @@ def margin_mse_loss(
     student: Float[Array, "b K"],
     teacher: Float[Array, "b K"],
     *,
-    temperature: float = 1.0,
-    teacher_temperature: float = 1.0,
+    temperature: Number = 1.0,
+    teacher_temperature: Number = 1.0,
 ) -> Float[Array, "b K-1"]:
     """([s(q, p) - s(q, n)] / t_s - [t(q, p) - t(q, n)] / t_t)^2 for each negative n.
 
@@ -218,8 +218,8 @@ def margin_mse(
     world: World,
     params: Params,
     *,
-    temperature: float = 1.0,
-    teacher_temperature: float = 1.0,
+    temperature: Number = 1.0,
+    teacher_temperature: Number = 1.0,
     normalization: str = "none",
     similarity: str | Score = "dot",
 ) -> LossResult:
@@ -261,8 +261,8 @@ def kl_loss(
     teacher: Float[Array, "b K"],
     present: Bool[Array, "b K"] | None = None,
     *,
-    temperature: float = 1.0,
-    teacher_temperature: float = 0.0,
+    temperature: Number = 1.0,
+    teacher_temperature: Number = 0.0,
 ) -> Float[Array, " b"]:
     """t_s t_t KL(softmax(teacher / t_t) || softmax(student / t_s)) over each row's candidates.
 
@@ -294,8 +294,8 @@ def kl(
     world: World,
     params: Params,
     *,
-    temperature: float = 1.0,
-    teacher_temperature: float = 0.0,
+    temperature: Number = 1.0,
+    teacher_temperature: Number = 0.0,
     normalization: str = "none",
     similarity: str | Score = "dot",
 ) -> LossResult:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from embed_jax.errors import InputError
 from embed_jax.losses.base import Loss, as_loss, bind, is_number, parameters_of, settle
@@ -26,6 +26,7 @@ from embed_jax.losses.nested import adaptive_layers, matryoshka
 from embed_jax.losses.schedule import Schedule, read_schedule, times
 from embed_jax.registry import REGISTRY, lookup, unknown, with_dots
 
+T = TypeVar("T")
 COMBINATORS = {
     "symmetric": symmetric,
     "masked": masked,
@@ -213,7 +214,7 @@ class _Reader:
             f"{source_text}",
         )
 
-    def _tried(self, node: ast.expr, make: Callable[[], Loss]) -> Loss:
+    def _tried(self, node: ast.expr, make: Callable[[], T]) -> T:
         """Calls `make`; its errors name this part of the expression."""
         try:
             return make()

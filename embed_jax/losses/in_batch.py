@@ -34,7 +34,7 @@ from embed_jax.losses.terms import (
     scale_of,
 )
 from embed_jax.scores import Score, find_score
-from embed_jax.types import Columns, LossResult, Params, World
+from embed_jax.types import Columns, LossResult, Number, Params, World
 
 HARDNESS = ("", "in_batch_negatives", "hard_negatives", "all_negatives")
 
@@ -50,21 +50,21 @@ def info_nce(
     world: World,
     params: Params,
     *,
-    temperature: float = 0.05,
+    temperature: Number = 0.05,
     similarity: str | Score = "cosine",
     symmetric: bool = False,
     terms: str = "qp",
     partition: str = "joint",
     repeat_positive: bool = False,
     hard_negatives: str = "all",
-    hard_negative_weight: float = 1.0,
+    hard_negative_weight: Number = 1.0,
     hardness: str = "",
-    hardness_strength: float = 0.0,
-    label_smoothing: float = 0.0,
+    hardness_strength: Number = 0.0,
+    label_smoothing: Number = 0.0,
     learn_temperature: bool = False,
     mask_duplicates: bool = True,
     mask_by: str = "",
-    mask_margin: float = 0.0,
+    mask_margin: Number = 0.0,
     mask_strategy: str = "absolute",
 ) -> LossResult:
     """InfoNCE: -log( exp(s(q_i, p_i) / t) / Z_i ), Z_i over the positive and all negatives.
@@ -190,7 +190,7 @@ def gte(
     world: World,
     params: Params,
     *,
-    temperature: float = 0.01,
+    temperature: Number = 0.01,
     similarity: str | Score = "cosine",
     repeat_positive: bool = False,
     learn_temperature: bool = False,
@@ -232,11 +232,11 @@ def qwen3(
     world: World,
     params: Params,
     *,
-    temperature: float = 0.01,
+    temperature: Number = 0.01,
     similarity: str | Score = "cosine",
     learn_temperature: bool = False,
     mask_duplicates: bool = True,
-    mask_margin: float = 0.1,
+    mask_margin: Number = 0.1,
 ) -> LossResult:
     """Qwen3-Embedding's loss: likely positives are masked (Zhang et al. 2025, eq. 1).
 
@@ -280,14 +280,14 @@ def gist(
     world: World,
     params: Params,
     *,
-    temperature: float = 0.01,
+    temperature: Number = 0.01,
     similarity: str | Score = "cosine",
     contrast_anchors: bool = True,
     contrast_positives: bool = True,
     learn_temperature: bool = False,
     mask_duplicates: bool = True,
     mask_by: str = "guide",
-    mask_margin: float = 0.0,
+    mask_margin: Number = 0.0,
     mask_strategy: str = "absolute",
 ) -> LossResult:
     """InfoNCE without candidates that a guide finds closer than the positive.
@@ -330,9 +330,9 @@ def dcl(
     world: World,
     params: Params,
     *,
-    temperature: float = 0.05,
+    temperature: Number = 0.05,
     similarity: str | Score = "cosine",
-    sigma: float = 0.0,
+    sigma: Number = 0.0,
     learn_temperature: bool = False,
     mask_duplicates: bool = True,
 ) -> LossResult:
@@ -380,8 +380,8 @@ def siglip(
     world: World,
     params: Params,
     *,
-    temperature: float = 0.1,
-    bias: float = -10.0,
+    temperature: Number = 0.1,
+    bias: Number = -10.0,
     similarity: str | Score = "cosine",
     mask_duplicates: bool = True,
 ) -> LossResult:
@@ -432,8 +432,8 @@ def mega_batch_margin(
     world: World,
     params: Params,
     *,
-    positive_margin: float = 0.8,
-    negative_margin: float = 0.3,
+    positive_margin: Number = 0.8,
+    negative_margin: Number = 0.3,
     similarity: str | Score = "cosine",
     mask_duplicates: bool = True,
 ) -> LossResult:

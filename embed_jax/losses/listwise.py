@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from embed_jax.losses.base import loss
 from embed_jax.scores import Score, find_score
-from embed_jax.types import Columns, LossResult, Params, World
+from embed_jax.types import Columns, LossResult, Number, Params, World
 
 ABSENT = -1e30  # the logit of a candidate that is not there
 
@@ -17,7 +17,7 @@ def own_candidates_loss(
     scores: Float[Array, "b K"],
     present: Bool[Array, "b K"] | None = None,
     *,
-    temperature: float = 1.0,
+    temperature: Number = 1.0,
 ) -> Float[Array, " b"]:
     """-log( exp(s_1 / t) / sum_k exp(s_k / t) ), the first candidate against the others.
 
@@ -43,7 +43,7 @@ def own_candidates(
     world: World,
     params: Params,
     *,
-    temperature: float = 0.05,
+    temperature: Number = 0.05,
     similarity: str | Score = "cosine",
 ) -> LossResult:
     """Computes the mean of `own_candidates_loss` over anchors.

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
 from embed_jax.scores import Score, dense, join_columns
-from embed_jax.types import Block, Columns
+from embed_jax.types import Block, Columns, Number
 from embed_jax.vectors import dot_matrix, normalize
 
 ANCHOR, POSITIVE = 0, 1
@@ -71,7 +71,7 @@ class Negatives:
     dims: tuple[int, ...] = ()
     mask_duplicates: bool = True
     mask_by: str = ""
-    mask_margin: float = 0.0
+    mask_margin: Number = 0.0
     mask_strategy: str = "absolute"
     hard_negatives: str = "all"
 
@@ -173,7 +173,7 @@ class Negatives:
 
     def are(
         self, rows: Texts, candidates: Texts, similarities: Float[Array, "M b n"]
-    ) -> Bool[Array, "M b n"]:
+    ) -> Bool[Array, "#M b n"]:
         """Tells whether a candidate is a negative of a row.
 
         An example's own anchor and positive never are; its own hard negatives are those of its

@@ -22,7 +22,7 @@ from embed_jax.losses.base import Loss, bind, mean_over_present
 from embed_jax.losses.compose import AnyLoss, common_weights
 from embed_jax.registry import unknown
 from embed_jax.scores import cut_prefix, dense
-from embed_jax.types import Columns, LossResult, Params, Prefixes, World
+from embed_jax.types import Columns, LossResult, Number, Params, Prefixes, World
 
 WEIGHTINGS = {  # of a layer by its number, from 1
     "uniform": lambda number: jnp.ones_like(number, jnp.float32),
@@ -114,11 +114,11 @@ def adaptive_layers(
     loss: AnyLoss,
     *,
     sample: int = 1,
-    last_weight: float = 1.0,
-    prior_weight: float = 1.0,
+    last_weight: Number = 1.0,
+    prior_weight: Number = 1.0,
     weighting: str = "uniform",
-    kl_weight: float = 1.0,
-    kl_temperature: float = 0.3,
+    kl_weight: Number = 1.0,
+    kl_temperature: Number = 0.3,
 ) -> Loss:
     """Makes a loss that trains earlier layers' embeddings too.
 

@@ -12,16 +12,16 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt
 
 from embed_jax.losses.base import Target, is_number, loss
 from embed_jax.scores import dense
-from embed_jax.types import Columns, LossResult, Params, World
+from embed_jax.types import AnyArray, Columns, LossResult, Number, Params, World
 from embed_jax.vectors import cosine, cosine_matrix, dot, named_distance, normalize
 
 
 def contrastive_loss(
-    first: Float[Array, "b D"],
-    second: Float[Array, "b D"],
+    first: Float[AnyArray, "b D"],
+    second: Float[AnyArray, "b D"],
     label: Int[Array, " b"],
     *,
-    margin: float = 0.5,
+    margin: Number = 0.5,
     distance: str = "cosine",
 ) -> Float[Array, " b"]:
     """1/2 [y d^2 + (1 - y) max(0, margin - d)^2]: equal pairs together, others `margin` apart.
@@ -112,7 +112,7 @@ def cosent(own: Columns, world: World, params: Params, *, scale: float = 20.0) -
 
 
 def angle_similarity(
-    first: Float[Array, "*n D"], second: Float[Array, "*n D"]
+    first: Float[AnyArray, "*n D"], second: Float[AnyArray, "*n D"]
 ) -> Float[Array, "*n"]:
     """|sum of the real and imaginary parts of z / w|, lengths divided out, row by row.
 
@@ -160,11 +160,11 @@ def angle_combined(
     world: World,
     params: Params,
     *,
-    cosine_weight: float = 1.0,
-    in_batch_weight: float = 1.0,
-    angle_weight: float = 1.0,
-    scale: float = 20.0,
-    angle_scale: float = 20.0,
+    cosine_weight: Number = 1.0,
+    in_batch_weight: Number = 1.0,
+    angle_weight: Number = 1.0,
+    scale: Number = 20.0,
+    angle_scale: Number = 20.0,
     mask_duplicates: bool = True,
 ) -> LossResult:
     """cosine_weight `cosent` + in_batch_weight in-batch + angle_weight `angle` (Li and Li 2023).
@@ -199,7 +199,7 @@ def angle_combined(
 
 
 def cosine_mse_loss(
-    first: Float[Array, "*n D"], second: Float[Array, "*n D"], score: Float[Array, "*n"]
+    first: Float[AnyArray, "*n D"], second: Float[AnyArray, "*n D"], score: Float[AnyArray, "*n"]
 ) -> Float[Array, "*n"]:
     """(cos(u, v) - score)^2, a regression on the cosine.
 
@@ -224,7 +224,7 @@ def cosine_mse(own: Columns, world: World, params: Params) -> LossResult:
 
 
 def contrastive_tension_loss(
-    first: Float[Array, "b D"], second: Float[Array, "b D"], label: Int[Array, " b"]
+    first: Float[AnyArray, "b D"], second: Float[AnyArray, "b D"], label: Int[Array, " b"]
 ) -> Float[Array, " b"]:
     """Binary cross entropy of sigmoid(u.v) against the label, 1 for two views of one text.
 

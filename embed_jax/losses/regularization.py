@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from embed_jax.losses.base import loss
 from embed_jax.scores import dense
-from embed_jax.types import Block, Columns, LossResult, Params, World
+from embed_jax.types import Block, Columns, LossResult, Number, Params, World
 from embed_jax.vectors import cosine_matrix, euclidean, normalize, squared_distance_matrix
 
 
@@ -87,8 +87,8 @@ def global_orthogonal(
     world: World,
     params: Params,
     *,
-    mean_weight: float = 1.0,
-    second_moment_weight: float = 1.0,
+    mean_weight: Number = 1.0,
+    second_moment_weight: Number = 1.0,
     columns: int = 0,
 ) -> LossResult:
     """mean_weight M1^2 + second_moment_weight max(0, M2 - 1/D), the moments of the cosines.
@@ -137,8 +137,8 @@ def variance(
     world: World,
     params: Params,
     *,
-    gamma: float = 1.0,
-    epsilon: float = 1e-4,
+    gamma: Number = 1.0,
+    epsilon: Number = 1e-4,
     columns: int = 1,
 ) -> LossResult:
     """Mean over dimensions of max(0, gamma - sqrt(Var + epsilon)), Var over the world with B - 1.

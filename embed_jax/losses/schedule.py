@@ -7,7 +7,7 @@ import dataclasses
 import math
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Real
 
 from embed_jax.errors import InputError
 from embed_jax.registry import unknown
@@ -32,7 +32,7 @@ class Schedule:
     end: float
     steps: int
 
-    def __call__(self, step: Int[Array, ""] | None) -> Float[Array, ""]:
+    def __call__(self, step: Real[Array, ""] | None) -> Float[Array, ""]:
         """Returns the number at a step, counted from 0; None: outside a run, where it starts."""
         if step is None:
             return jnp.float32(self.start)

@@ -11,20 +11,20 @@ from jaxtyping import Array, Bool, Float, Int
 
 from embed_jax.losses.base import loss, mean_over_present
 from embed_jax.scores import dense
-from embed_jax.types import Columns, LossResult, Params, World
+from embed_jax.types import Columns, LossResult, Number, Params, World
 from embed_jax.vectors import distance_matrix, named_distance
 
 CHUNK = 2**22  # numbers of the triplets that are held at a time
 
 
 def triplet_loss(
-    anchor: Float[Array, "*n D"],
-    positive: Float[Array, "*n D"],
-    negative: Float[Array, "*n D"],
+    anchor: Float[Array, "*#n D"],
+    positive: Float[Array, "*#n D"],
+    negative: Float[Array, "*#n D"],
     *,
-    margin: float = 5.0,
+    margin: Number = 5.0,
     distance: str = "euclidean",
-) -> Float[Array, "*n"]:
+) -> Float[Array, "*#n"]:
     """max(0, d(a, p) - d(a, n) + margin).
 
     Reimers and Gurevych (2019), "Sentence-BERT", section 3 (margin 1); the default margin is
@@ -172,7 +172,7 @@ def batch_hard_soft_margin_triplet(
     return jax.nn.softplus(_world_gap(own, world, distance)), own.present[0].astype(jnp.float32), {}
 
 
-TripletTexts = tuple[Float[Array, "n D"], Int[Array, " n"], Int[Array, " n"], Bool[Array, " n"]]
+TripletTexts = tuple[Float[Array, "_ D"], Int[Array, " _"], Int[Array, " _"], Bool[Array, " _"]]
 """Embeddings, labels, numbers of the examples, and whether they are there."""
 
 

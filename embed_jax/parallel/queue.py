@@ -27,7 +27,7 @@ POSITIVE = 1
 Queue = dict[str, Any]
 
 
-def init_queue(size: int, dim: int, params: Params, momentum: float = 0.0) -> dict[str, Any]:
+def init_queue(size: int, dim: int | Any, params: Params, momentum: float = 0.0) -> dict[str, Any]:
     """Makes a training state's `extra`: the empty queue, and the momentum encoder at the start.
 
     Args:

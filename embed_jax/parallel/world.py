@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from embed_jax.parallel.tiled import reduce_ring, reduce_tiled
 from embed_jax.types import TREES, Block, Columns
@@ -39,7 +39,7 @@ class OneWorld(LocalWorld):
     axes: tuple[str, ...] = ()
     tile: int = 0
 
-    def gather(self, values: Float[Array, "b *x"]) -> Float[Array, "B *x"]:
+    def gather(self, values: Shaped[Array, "b *x"]) -> Shaped[Array, "B *x"]:
         return lax.all_gather(values, self.axes, tiled=True) if self.axes else values
 
     def total(self, value: Float[Array, "*x"]) -> Float[Array, "*x"]:

@@ -8,7 +8,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from embed_jax.errors import InputError, RunError
 from embed_jax.remote.server import BadRequest, Failed
@@ -83,6 +83,7 @@ class Pace:
             raise Stopped
 
 
+@runtime_checkable
 class PromptEndpoint(Protocol):
     """A Server that answers prompts, with its own form of requests.
 

@@ -20,7 +20,7 @@ import json
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -252,6 +252,7 @@ class EmbeddingEndpoint(Server):
         return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 
+@runtime_checkable
 class EncodeKind(Protocol):
     """See `endpoint_encoder`."""
 

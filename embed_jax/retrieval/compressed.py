@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -20,6 +20,7 @@ ADD_ROWS = 65_536  # codes read at a time from a file
 RESCORE_ROWS = 16_384  # candidates decoded at a time
 
 
+@runtime_checkable
 class Originals(Protocol):
     """Embeddings to rescore with: `Compressed` or `index.CorpusEmbeddings`.
 

@@ -12,7 +12,7 @@ import dataclasses
 import math
 import random
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -44,6 +44,7 @@ SAMPLING = ("top", "random")
 CARRIED = ("id", "group")  # fields of a pair that stay with its triplets and n-tuples
 
 
+@runtime_checkable
 class Searcher(Protocol):
     """A corpus that can be searched: BM25, an embedding model, FAISS."""
 

@@ -217,7 +217,9 @@ def test_whole_numbers_become_floats_where_the_default_is_one():
     def record(own, world, params, *, scale: float = 1.0, number: int = 1):
         seen.update(scale=scale, number=number)
 
-    bind(record, scale=2, number=2).on_world(None, None, {})
+    columns = make_columns(np.ones((2, 1, 3), np.float32))
+    nothing = columns, local_world(columns)
+    bind(record, scale=2, number=2).on_world(*nothing, {})
     assert (
         seen == {"scale": 2.0, "number": 2}
         and type(seen["scale"]) is float
