@@ -91,9 +91,12 @@ def assemble(
     optimizer: optax.GradientTransformation | None = None,
     abstract: bool = False,
 ) -> Assembly:
-    """Assembles a run. Training, the memory planner and the comparison with a peer all start here.
+    """Assembles a run.
+
+    Training, the memory planner and the comparison with a peer all start here.
 
     Args:
+        config: the run's settings.
         sources: the training data, by name, or a function of step and encoder; see `fit`. None with
             `abstract`.
         model: by default the one that the config names, see `model.initial_model`.

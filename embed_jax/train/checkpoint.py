@@ -116,20 +116,22 @@ class Checkpoints:
 
 
 def saved_steps(directory: Path) -> list[int]:
-    """The steps of the whole checkpoints in a directory, ascending.
+    """Returns the steps of the whole checkpoints in a directory, ascending.
 
-    It only looks: a run there may go on.
+    It changes nothing: a run there may go on.
     """
     return sorted(int(path.name) for path in directory.glob("[0-9]*") if path.name.isdecimal())
 
 
 def read_encoder(directory: Path, step: int, like: Params) -> Params:
-    """The encoder's trained parameters in a checkpoint, NumPy.
+    """Reads the encoder's trained parameters in a checkpoint, as NumPy arrays.
 
     Nothing else of the state is read, nothing is changed.
 
     Args:
-        like: arrays of the wanted structure, shapes and dtypes.
+        directory: of the checkpoints.
+        step: of the checkpoint.
+        like: arrays of the expected structure, shapes and dtypes.
 
     Raises:
         InputError: if the checkpoint is of another architecture.

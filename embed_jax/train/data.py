@@ -47,7 +47,7 @@ class TrainingData:
     """The data of a run.
 
     Attributes:
-        sources: the data sets at the start, as the objective needs them.
+        sources: the data sets at the start, prepared for the objective.
         order: the records of each batch; None for a stream.
         num_steps: batches of the whole run.
         fingerprint: what the content and order of the batches depend on, beside the config.
@@ -75,8 +75,11 @@ def training_data(
     """Prepares the data sets for the objective, and settles order and number of steps.
 
     Args:
+        config: the run's settings.
         sources: by name, or a function `(step, encode) -> sources`, called for the start and every
             `config.mine.every` steps.
+        model: whose tokenizers are used.
+        objective: decides which texts, labels and scores are read.
         groups: G, groups of a batch.
 
     Raises:
@@ -152,9 +155,12 @@ def training_data(
 
 
 def row_length(config: Experiment, max_length: int) -> int:
-    """Returns T: the config's, or twice the longest text up to 128, where packing finds room and attention is cheap.
+    """Returns T: the config's, or twice the longest text up to 128.
+
+    At that length packing finds room and attention is cheap.
 
     Args:
+        config: the run's settings.
         max_length: tokens of the longest text.
     """
     length = config.batch.row_length
@@ -202,7 +208,7 @@ def _batch_maker(
 
 
 def _num_steps(config: Experiment, order: Order | None) -> int:
-    """Returns the batches of the run, without those at the end whose gradient would never be used."""
+    """Returns the batches of the run, without those at the end whose gradient is never used."""
     if order is None and not config.train.steps:
         raise InputError(
             "config.train.steps: a stream has no known end, set the number of steps; found 0"
@@ -240,7 +246,7 @@ def _streamed_batches(
 
 
 def _cut_sources(sources: Sources, objective: Objective) -> Sources:
-    """Returns the data sets with texts over their limit in pieces, if the objective trains on pieces."""
+    """Cuts texts over their limit in pieces, if the objective trains on pieces."""
     if objective.pieces is None:
         return sources
     return {
@@ -256,7 +262,9 @@ def _cut_sources(sources: Sources, objective: Objective) -> Sources:
 def prepare_sources(
     sources: Sources, objective: Objective, config: Experiment
 ) -> dict[str, RecordSource]:
-    """Returns the data sets with their prompts and lengths, without labels and scores that their loss does not use.
+    """Returns the data sets with their prompts and lengths.
+
+    Labels and scores that their loss does not use are left out.
 
     Raises:
         InputError: naming what a data set lacks for its loss.
@@ -291,13 +299,9 @@ def prepare_sources(
 
 
 def _check_data(source: RecordSource, about: About, config: Experiment, dataset: str = "") -> None:
-    """Refuses a data set that lacks what its loss needs.
+    """Raises an InputError for a data set that lacks what its loss needs; it names the field.
 
-    Args:
-        dataset: its name in a mixture.
-
-    Raises:
-        InputError: naming what is missing.
+    `dataset` is the name in a mixture.
     """
     where = f"config.mixture.sources.{dataset}.loss" if dataset else "config.loss.name"
     name = getattr(config.mixture.sources, dataset, SourceConfig()).loss or config.loss.name
@@ -318,8 +322,7 @@ def _check_data(source: RecordSource, about: About, config: Experiment, dataset:
             if scores != texts - 1:
                 raise InputError(
                     f"{where}: {name!r} needs a score for each of the {texts - 1} candidates of a "
-                    "record, "
-                    f"found {scores}"
+                    f"record, found {scores}"
                 )
     columns = most_texts(source)
     least, most = about.columns
@@ -347,14 +350,15 @@ def _check_data(source: RecordSource, about: About, config: Experiment, dataset:
                     what = "difference of scores" if fit.of_margins else "score"
                     raise InputError(
                         f"record {number}: {what} {target:g}, {where}={name!r} fits {fit.least:g} "
-                        "to "
-                        f"{fit.largest:g}; set {score_max}.score_max to the largest score of the "
-                        "data"
+                        f"to {fit.largest:g}; set {score_max}.score_max to the largest score of "
+                        "the data"
                     )
 
 
 def _check_teacher(source: RecordSource, about: About, config: Experiment, dataset: str) -> None:
-    """Refuses a data set whose file of a teacher's embeddings is missing, not used, or of another number of texts.
+    """Checks the file of a teacher's embeddings of a data set.
+
+    It must not be missing, unused, or of another number of texts.
 
     Raises:
         InputError: naming the field.
@@ -381,7 +385,7 @@ def _check_teacher(source: RecordSource, about: About, config: Experiment, datas
 
 
 def training_order(sources: Sources, config: Experiment) -> Order:
-    """Returns which records each batch has.
+    """Makes the order of the records in batches.
 
     Without duplicates, every record is read once for it.
     """

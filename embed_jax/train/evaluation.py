@@ -1,4 +1,4 @@
-"""Measures a run: evaluators and held-out loss while it trains, and a report on test data at its end."""
+"""Measures a run: evaluators and held-out loss while it trains, test data at its end."""
 
 from __future__ import annotations
 
@@ -32,8 +32,6 @@ from embed_jax.train.model import model_before
 from embed_jax.train.prompts import given_prompts, training_encoders
 from embed_jax.types import Batch, Evaluator, TrainState
 
-"""`encode -> {metric: value}`"""
-
 
 def evaluation(
     run: Assembly, evaluators: Mapping[str, Evaluator], validation: Sequence[Mapping[str, Any]] = ()
@@ -41,6 +39,7 @@ def evaluation(
     """Returns `state -> {"NAME/METRIC": value}`, or None if there is nothing to measure.
 
     Args:
+        run: the run.
         evaluators: by name.
         validation: held-out records, with the fields of the only data set: their mean loss without
             dropout is "validation/loss".
@@ -63,7 +62,7 @@ def evaluation(
 def _mean_loss(run: Assembly, batches: Sequence[Batch]) -> Callable[[TrainState], dict[str, float]]:
     """Returns the objective without dropout, over fixed batches.
 
-    `state -> {"validation/loss": ...}`.
+    It is a function `state -> {"validation/loss": ...}`.
     """
 
     def loss_of(params, batch, frozen, **at_step):
@@ -87,7 +86,7 @@ def _mean_loss(run: Assembly, batches: Sequence[Batch]) -> Callable[[TrainState]
 def sts_evaluators(config: Experiment) -> dict[str, Evaluator]:
     """Makes the evaluators of `eval.sts` for use while training.
 
-    "sts", and "geometry" of its sentences' embeddings with `eval.geometry`.
+    They are "sts", and with `eval.geometry` "geometry" of its sentences' embeddings.
 
     Raises:
         InputError: for a file that cannot be read.
@@ -104,10 +103,11 @@ def sts_evaluators(config: Experiment) -> dict[str, Evaluator]:
 def check_metric(
     config: Experiment, evaluators: Mapping[str, Evaluator], validation: Sized
 ) -> None:
-    """Refuses an `eval.metric` that nothing gives, before a model is loaded.
+    """Refuses an `eval.metric` that is not measured, before a model is loaded.
 
     Args:
-        evaluators: by name. One that has an attribute `metrics` names all that it gives.
+        config: the run's settings.
+        evaluators: by name; an attribute `metrics` lists the names of one's metrics.
         validation: held-out records, whose loss is "validation/loss".
 
     Raises:
@@ -132,7 +132,10 @@ def check_metric(
 
 
 def _instructed(evaluate: Evaluator, config: Experiment) -> Evaluator:
-    """An evaluator whose sentences have the instruction of the config, if there is one, on both sides of a pair."""
+    """Returns an evaluator whose sentences have the instruction of the config, if there is one.
+
+    Both sides of a pair have it.
+    """
     if not config.eval.sts_instruction:
         return evaluate
     try:
@@ -148,7 +151,7 @@ def _instructed(evaluate: Evaluator, config: Experiment) -> Evaluator:
 
 
 def sts_tests(config: Experiment) -> dict[str, Evaluator]:
-    """The evaluators of `eval.test_sts`, files or directories with a test split, by name.
+    """Makes the evaluators of `eval.test_sts`, files or directories with a test split, by name.
 
     Raises:
         InputError: for a file that cannot be read, or two of one name.
@@ -167,9 +170,12 @@ def sts_tests(config: Experiment) -> dict[str, Evaluator]:
 def search_evaluators(
     config: Experiment, task: tuple[TextsById, TextsById, Qrels]
 ) -> dict[str, Evaluator]:
-    """Makes what a search task measures while training: "retrieval", and "geometry" if asked for.
+    """Makes the evaluators of a search task for use while training.
+
+    They are "retrieval", and "geometry" if `eval.geometry` is set.
 
     Args:
+        config: the run's settings.
         task: corpus, queries and relevance judgements.
     """
     prompts = dict(zip(("query_prompt", "corpus_prompt"), given_prompts(config), strict=True))
@@ -192,7 +198,8 @@ def report_search(
     """Searches test data with the model before, the model after and BM25; prints table and verdict.
 
     Args:
-        task: corpus, queries and relevance judgements, which chose nothing.
+        task: corpus, queries and relevance judgements, which were used for no choice.
+        config: the run's settings.
         workdir: of the finished run.
         unchanged: `Result.unchanged` of the run.
     """
@@ -215,14 +222,15 @@ def report_search(
 def report_sts(
     tests: Mapping[str, Evaluator], config: Experiment, workdir: Path, unchanged: str = ""
 ) -> dict[str, float]:
-    """Spearman's correlation on test data, before and after training, and of the teacher if any.
+    """Computes Spearman's correlation on test data, before and after training.
 
-    Prints a table.
+    The teacher's is computed too, if there is one. Prints a table.
 
     Args:
-        tests: of `sts_tests`.
-        workdir: of the finished run; `results.json` is written there, with null for what is
-            undefined.
+        tests: see `sts_tests`.
+        config: the run's settings.
+        workdir: of the finished run; `results.json` is written there, with null for undefined
+            values.
         unchanged: `Result.unchanged` of the run.
 
     Returns:
@@ -258,7 +266,7 @@ def report_sts(
 def write_results(
     workdir: Path, task: str, metrics: Mapping[str, float], unchanged: str = ""
 ) -> None:
-    """Writes `results.json`, with null for what is undefined; the first host does."""
+    """Writes `results.json`, with null for undefined values, on the first host."""
     if is_first_host():
         finite = {name: score if math.isfinite(score) else None for name, score in metrics.items()}
         content = {"task": task, "metrics": finite, "unchanged": bool(unchanged)}
@@ -266,7 +274,10 @@ def write_results(
 
 
 def _name(file: Path) -> str:
-    """sts12 of sts12/test.tsv; stsb-dev of stsb/dev.tsv, since its test split may be there too."""
+    """Names a test file: sts12 for sts12/test.tsv, stsb-dev for stsb/dev.tsv.
+
+    The test split of stsb may be there too.
+    """
     split = file.name.split(".")[0]
     return (
         file.parent.name

@@ -19,7 +19,7 @@ from embed_jax.errors import InputError, RunError, require
 from embed_jax.routed import RoutedEncoder, load_routed
 from embed_jax.sentence import SentenceEncoder
 
-# What finetune has no use for: it is given the pairs, is one process, and trains one stage.
+# Fields that finetune does not use: it is given the pairs, is one process, and trains one stage.
 REFUSED = {
     "data.train": "the pairs are given",
     "data.split": "the pairs are given",
@@ -99,8 +99,7 @@ def _finetune(
 ) -> SentenceEncoder | RoutedEncoder:
     """Trains in a directory; see `finetune`.
 
-    Args:
-        keep: whether the directory stays, so that the comparison is written there.
+    With `keep` the directory stays, and the comparison is written there.
     """
     from embed_jax.train.evaluation import report_search, search_evaluators, sts_evaluators
     from embed_jax.train.fit import fit

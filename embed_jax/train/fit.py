@@ -32,9 +32,13 @@ def fit(
     objective: ObjectiveMaker | None = None,
     optimizer: optax.GradientTransformation | None = None,
 ) -> loop.Result:
-    """Trains as `config` says; running it again resumes. The model is written to `workdir/model`.
+    """Trains a model by a config; running it again resumes.
+
+    The model is written to `workdir/model`.
 
     Args:
+        config: the run's settings.
+        workdir: the run's directory.
         sources: the training data, by name; all examples of a batch get as many columns as the
             longest record has. Or a function `(step, encode) -> sources`, called at the start and
             every `config.mine.every` steps with the model as it is then; it must give the same data
@@ -42,8 +46,9 @@ def fit(
         evaluators: by name; `encode -> {metric: value}`, logged as name/metric.
         validation: held-out records, with the fields of the only data set, whose loss is logged
             beside its own.
-        model, objective, optimizer: instead of those that the config names; see
-            `assembly.assemble`.
+        model: instead of the one that the config names; see `assembly.assemble`.
+        objective: instead of the one that the config names; see `assembly.assemble`.
+        optimizer: instead of the one that the config names; see `assembly.assemble`.
     """
     check_metric(config, evaluators, validation)
     run = assemble(config, sources, model=model, objective=objective, optimizer=optimizer)

@@ -1,4 +1,4 @@
-"""Groups of parameters: learning-rate factors, freezing and layer-wise decay, by patterns of their paths.
+"""Groups of parameters by patterns of their paths: learning-rate factors, freezing, layer decay.
 
     config.optim.learning_rate = 1e-5
     config.optim.groups.heads = ParamGroup(pattern="heads", learning_rate_factor=100.0)
@@ -45,7 +45,7 @@ def path_name(path: tuple) -> str:
 
 
 def is_stacked(path: str) -> bool:
-    """True for a leaf whose first axis counts layers."""
+    """Tells whether a leaf's first axis counts layers."""
     return STACK in path.split("/")[:-1]
 
 
@@ -60,6 +60,7 @@ def with_groups(
     their moments stay 0.
 
     Args:
+        optimizer: optax's.
         groups: by name, `config.optim.groups`.
 
     Raises:
@@ -100,13 +101,14 @@ def with_groups(
 
 
 def stop_frozen_gradients(objective: Callable, groups: Mapping[str, ParamGroup]) -> Callable:
-    """The same objective, with a gradient of 0 for frozen parameters.
+    """Returns the same objective, with a gradient of 0 for frozen parameters.
 
     A frozen trunk then costs no backward pass, and the gradient's norm is that of the trained
     parameters.
 
     Args:
         objective: `(params, ...) -> anything`.
+        groups: by name, `config.optim.groups`.
     """
     if not groups:
         return objective
@@ -126,9 +128,9 @@ def stop_frozen_gradients(objective: Callable, groups: Mapping[str, ParamGroup])
 
 
 def learning_rate_factors(params: Params, groups: Mapping[str, ParamGroup]) -> Any:
-    """The factor on the learning rate of each leaf.
+    """Computes the factor on the learning rate of each leaf.
 
-    A tree like `params` of floats, or of arrays [L] by layer.
+    The result is a tree like `params` of floats, or of arrays [L] by layer.
 
     Args:
         params: arrays or their shapes.
@@ -151,7 +153,7 @@ def learning_rate_factors(params: Params, groups: Mapping[str, ParamGroup]) -> A
 def _group_factors(
     field: str, group: ParamGroup, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Factor]:
-    """The factors of the parameters that are in a group, by path."""
+    """Computes the factors of the parameters that are in a group, by path."""
     paths = [path for path in shapes if re.search(group.pattern, path)]
     if not paths:
         raise InputError(
@@ -177,7 +179,10 @@ def _group_factors(
 
 
 def _layer_factors(field: str, group: ParamGroup, count: int) -> np.ndarray:
-    """[L]: the last layer has the group's factor, each one below it `layer_decay` times that of the next."""
+    """Computes the factors of L layers.
+
+    The last layer has the group's factor, each one below it `layer_decay` times that of the next.
+    """
     by_layer = group.learning_rate_factor * group.layer_decay ** np.arange(count - 1.0, -1.0, -1.0)
     if not group.layers:
         return by_layer
@@ -192,7 +197,7 @@ def _layer_factors(field: str, group: ParamGroup, count: int) -> np.ndarray:
 def _layers_above(path: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
     """Returns the number of layers above a parameter that is not in a layer.
 
-    All for embeddings, none for norms and heads.
+    It is all of them for embeddings, 0 for norms and heads.
     """
     for stacked in filter(is_stacked, shapes):
         parent = stacked[: f"/{stacked}/".index(f"/{STACK}/")]
@@ -202,9 +207,9 @@ def _layers_above(path: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 
 def _near(pattern: str, paths: list[str]) -> list[str]:
-    """Paths that resemble a pattern.
+    """Finds paths that resemble a pattern.
 
-    Those with a part, or a run of parts, that is spelt nearly so.
+    They have a part, or a run of parts, of almost the same spelling.
     """
     text = re.sub(r"[^\w/]+", "", pattern).strip("/").lower()
     runs: dict[str, str] = {}
@@ -220,7 +225,7 @@ def _near(pattern: str, paths: list[str]) -> list[str]:
 
 
 def _simplest(factor: Factor) -> Factor:
-    """A float where all layers have the same factor."""
+    """Returns a float where all layers have the same factor."""
     if isinstance(factor, np.ndarray):
         return float(factor[0]) if (factor == factor[0]).all() else factor
     return float(factor)
@@ -231,6 +236,6 @@ def _is_zero(factor: Factor) -> bool:
 
 
 def _column(by_layer: np.ndarray, leaf: Any) -> Any:
-    """[L, 1, ...] to multiply a leaf [L, ...] by, in its dtype unless it is a mask."""
+    """Reshapes to [L, 1, ...] to multiply a leaf [L, ...], in its dtype unless it is a mask."""
     dtype = leaf.dtype if by_layer.dtype != bool else None
     return jnp.asarray(by_layer, dtype).reshape(-1, *[1] * (leaf.ndim - 1))

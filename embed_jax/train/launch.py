@@ -20,9 +20,10 @@ from embed_jax.train.plots import plot_curves, run_title
 
 
 def launch(run: Callable[[Experiment, Path], loop.Result], experiment: str) -> None:
-    """Runs an experiment's command: its command line, stage by stage, and says where the model is.
+    """Runs an experiment's command, stage by stage, and prints where the model is.
 
     Args:
+        run: trains one stage: `(config, workdir) -> result`.
         experiment: the name of its module, for run.json and the model's card.
     """
     config, workdir = load_config(sys.argv)
@@ -34,9 +35,8 @@ def launch(run: Callable[[Experiment, Path], loop.Result], experiment: str) -> N
             stage.tracking.experiment = experiment
             if stage is not config:
                 say(f"stage {directory.name}: from {stage.model.name}")
-            title = run_title(
-                stage
-            )  # before the run, which may fill in what the config leaves open
+            # Before the run, which may fill in what the config leaves open.
+            title = run_title(stage)
             result = run(stage, directory)
             _draw_curves(directory, title)
             if not result.finished:
@@ -45,7 +45,7 @@ def launch(run: Callable[[Experiment, Path], loop.Result], experiment: str) -> N
 
 
 def describe_devices(config: Experiment) -> str:
-    """Returns what a run computes on, and in which precision."""
+    """Describes the devices that a run computes on, and the precision."""
     count = config.train.devices or jax.device_count()
     devices = f"{count} of {jax.device_count()} devices" if count > 1 else "1 device"
     hosts = f"{jax.process_count()} host{'s' * (jax.process_count() > 1)}"
@@ -64,9 +64,9 @@ def _draw_curves(workdir: Path, title: str) -> None:
 
 
 def stages(config: Experiment, workdir: Path) -> list[tuple[Experiment, Path]]:
-    """Returns the run itself and those of `config.stages`, each in a directory of its name and from the model before it.
+    """Returns the run itself and those of `config.stages`.
 
-    A stage with its own model name starts from that one.
+    Each has a directory of its name and starts from the model before it, unless it names its own.
     """
     runs = [(config, workdir)]
     for name, stage in vars(config.stages).items():

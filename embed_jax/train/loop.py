@@ -91,19 +91,22 @@ def run(
 
     The order of a step is what makes a resume exact: take batch n, step, write the line of step n,
     evaluate, choose the best model, save; the line is on disk before the checkpoint that counts it.
+    With several hosts each of them runs this, all evaluate and write checkpoints, and the first one
+    writes the rest.
 
     Args:
+        config: the run's settings.
+        workdir: the run's directory.
         state: a state before the first step; also the abstract state for restoring.
         step_fn: `(state, batch, key) -> (state, metrics)`, see `train.step`.
         batches: `(start, state) -> iterator of (index, batch)` from index `start` on; where it ends
             before `num_steps`, it is asked again, with the state as it is then.
+        num_steps: of the whole run.
         learning_rate: of a step, for the log.
         evaluate: `state -> {name: value}`, called before the first step, every `eval.every`, and at
             the end.
         save_model: writes a state's encoder as a model directory; called with `workdir/model`.
-
-    With several hosts each of them runs this, all evaluate and write checkpoints, and the first one
-    writes the rest.
+        mesh: the device mesh.
 
     Returns:
         The result; `finished` is False if SIGTERM or Ctrl-C ended the run early, its state saved.
@@ -179,7 +182,7 @@ def run(
         losses: list[float] = []  # since the last evaluation
 
         def line_of(step: int, batch: Batch, metrics: Mapping[str, Any]) -> dict[str, float]:
-            """Waits for a step's metrics, refuses a loss that is no number, and shows the progress."""
+            """Waits for a step's metrics, refuses a loss that is not finite, shows the progress."""
             nonlocal clock
             _check_finite(step, batch, metrics, checkpoints)
             line = {name: float(value) for name, value in metrics.items() if name != "finite"}
@@ -305,6 +308,7 @@ def is_evaluated(step: int, every: int, num_steps: int) -> bool:
     """Tells whether a step is one of those after which a run evaluates.
 
     Args:
+        step: the number of steps taken.
         every: `eval.every`: steps; 0: a tenth of the run, -1: only at the start and the end.
         num_steps: of the run.
     """
@@ -326,9 +330,7 @@ def _judge(
 
     A gain is at least `eval.min_gain`. An equal value is not a gain, but of two equally good models
     the later one is kept. A value that is not a number says nothing about the model: it is neither.
-
-    Args:
-        losses: the mean training loss since the evaluation before, if there were steps.
+    `losses` are the training losses since the evaluation before.
     """
     metric = config.eval.metric
     if math.isnan(value):
@@ -400,7 +402,10 @@ def _check_finite(
 
 
 def _warn_of_overfitting(best: Best, metric: str, say: Callable[[str], None]) -> Best:
-    """One line, once, when the training loss fell over three evaluations in which the metric gained nothing."""
+    """Warns once when the training loss falls while the metric gains nothing.
+
+    Three evaluations are looked at.
+    """
     recent = best.losses[-3:]
     if best.warned or len(recent) < 3 or not recent[0] > recent[1] > recent[2]:
         return best

@@ -58,10 +58,13 @@ class MemoryPlan:
 
 
 def plan_memory(config: Experiment, columns: int, tokens: int, shape: str = "") -> MemoryPlan:
-    """Compiles the training step of a run on the devices that are here, and returns what it takes.
+    """Compiles the training step of a run on the present devices, and returns its memory.
 
     Args:
-        config, columns, tokens, shape: see `plan_run`.
+        config: see `plan_run`.
+        columns: see `plan_run`.
+        tokens: see `plan_run`.
+        shape: see `plan_run`.
 
     Raises:
         InputError: see `plan_run`.

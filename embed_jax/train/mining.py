@@ -1,7 +1,7 @@
-"""Hard negatives that a run looks for itself, at its start and again with the model as it has become (ANCE).
+"""Hard negatives that a run mines at its start and again with the trained model (ANCE).
 
 Xiong et al. (2021), "Approximate Nearest Neighbor Negative Contrastive Learning for Dense Text
-Retrieval". What is found is recorded in the work directory, and a resumed run reads it instead of
+Retrieval". The negatives are recorded in the work directory, and a resumed run reads it instead of
 searching again.
 """
 
@@ -162,7 +162,7 @@ def _strategies(config: Experiment, lists: bool) -> list[str]:
 
 
 def mining_options(config: Experiment) -> Mining:
-    """The options of `config.mine` for `retrieval.mine`.
+    """Returns the options of `config.mine` for `retrieval.mine_negatives`.
 
     Raises:
         InputError: naming the field.

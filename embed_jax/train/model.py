@@ -1,7 +1,4 @@
-"""The model that a run trains.
-
-Loaded or initialised as a config says, or its shapes without weights.
-"""
+"""The model that a run trains, loaded or initialised by its config, or only its shapes."""
 
 from __future__ import annotations
 
@@ -200,9 +197,8 @@ def _one_encoder(
 ) -> TrainingModel:
     """Returns the model of one encoder.
 
-    Args:
-        saved: the model as it was read; None: `config.model.name` is read or initialised.
-        dim: size of the embeddings, by a linear map where the model's own differs; 0: its own.
+    `saved` is the model as it was read; None: `config.model.name` is read or initialised. `dim` is
+    the size of the embeddings, by a linear map where the model's own differs; 0: its own.
     """
     model, lora, longest = config.model, config.lora, longest_text(config)
     key = jax.random.key(config.train.seed)
@@ -255,7 +251,10 @@ def _one_encoder(
 
 
 def model_before(config: Experiment) -> SentenceEncoder | RoutedEncoder:
-    """Returns the model that a run starts from, without the adapter to train, to compare the result with."""
+    """Returns the model that a run starts from, to compare the result with.
+
+    It is without the adapter that is trained.
+    """
     return initial_model(dataclasses.replace(config, lora=Lora())).sentence
 
 
@@ -263,6 +262,7 @@ def abstract_model(config: Experiment, shape: str) -> TrainingModel:
     """Returns the shapes of the model of a run: nothing is read or allocated.
 
     Args:
+        config: the run's settings.
         shape: a name of `encoders.spec.known_shapes()`, whatever `config.model.name` is.
     """
     if config.model.query:
@@ -350,7 +350,10 @@ def _put_function(rules: Rules, mesh: Mesh, lora: Lora) -> Put:
 
 
 def store_frozen(params: Params, lora: Lora) -> Params:
-    """Casts or quantises random parameters that an adapter freezes, as those read from files are."""
+    """Casts or quantises random parameters that an adapter freezes.
+
+    Parameters read from files are stored in this way too.
+    """
     if not lora.rank or lora.base == "float32":
         return params
     if lora.base == "int8":
@@ -364,7 +367,10 @@ def store_frozen(params: Params, lora: Lora) -> Params:
 def apply_changes(
     spec: EncoderSpec, params: Params, model: Model, key: jax.Array
 ) -> tuple[EncoderSpec, Params]:
-    """Returns the model with the layers, pooling, attention, token head and dropout that the config names."""
+    """Returns the model with the changes that the config names.
+
+    They concern layers, pooling, attention, token head and dropout.
+    """
     if model.layers:
         try:
             spec, params = keep_layers(spec, params, parse_layers(model.layers))

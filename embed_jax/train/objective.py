@@ -32,7 +32,7 @@ from embed_jax.train.sources import ONLY
 from embed_jax.types import Auxiliary, Encoder, Params, TrainState
 
 UNSET = dataclasses.asdict(LossSettings())
-NOT_ARGUMENTS = ("name", "form", "mlm")  # fields of `config.loss` that are no argument of a loss
+NOT_ARGUMENTS = ("name", "form", "mlm")  # fields of `config.loss` that no loss takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +90,8 @@ def embedding_objective(
     """Returns the objective of a loss on the embeddings of all devices.
 
     Args:
+        config: the run's settings.
+        model: the model that is trained.
         loss: by default the one that `config.loss` names.
 
     Raises:
@@ -163,9 +165,11 @@ def _teacher_files(config: Experiment) -> list[str]:
 def describe_result(
     config: Experiment, sentence: SentenceEncoder, about: About, *, prompted: bool = True
 ) -> tuple[str, str]:
-    """Notes in a model how it is trained, since it is to be used so: similarity, sizes, prompts.
+    """Notes in a model how it is to be used: similarity, sizes, prompts of its training.
 
     Args:
+        config: the run's settings.
+        sentence: the model.
         about: of the loss.
         prompted: whether texts have prompts in training.
 
@@ -178,7 +182,9 @@ def describe_result(
 
 
 def training_loss(config: Experiment) -> Loss:
-    """Returns the loss of a run: one for all examples, or each data set's own where the mixture names any.
+    """Returns the loss of a run.
+
+    It is one loss for all examples, or each data set's own where the mixture names any.
 
     Raises:
         InputError: for a loss that cannot be built, or losses by data set that are not those of the
@@ -194,10 +200,10 @@ def training_loss(config: Experiment) -> Loss:
             "config.data.train is one"
         )
     if loss.datasets and (own or list(loss.datasets) != names):
-        expected = f"those of config.mixture.sources, {', '.join(names)}, in this order and without their own losses"
         raise InputError(
             f"config.loss.name: {config.loss.name!r} has losses for {', '.join(loss.datasets)}; "
-            f"expected {expected}"
+            f"expected those of config.mixture.sources, {', '.join(names)}, in this order and "
+            "without their own losses"
         )
     if not own:
         return loss
@@ -242,6 +248,7 @@ def frozen_models(model: Model, max_length: int) -> dict[str, FrozenModel]:
     """Reads the guide and the teacher that a config names, if it does.
 
     Args:
+        model: the settings that name them.
         max_length: texts are cut at this number of their tokens, or at their own limit if that is
             less.
     """

@@ -18,7 +18,7 @@ MUON_RMS = 0.2  # RMS of a Muon update, that of a usual AdamW update (Liu et al.
 
 
 def make_learning_rate(optim: Optim, num_updates: int) -> optax.Schedule:
-    """Linear warm-up to the peak, then one of the schedules below.
+    """Makes a schedule: linear warm-up to the peak, then one of those below.
 
     "linear" and "cosine" fall to 0, "constant" stays. "wsd" (warm-up, stable, decay; Hu et al.
     2024, "MiniCPM") stays at the peak and falls linearly to 0 over the last `decay` of the updates.
@@ -39,13 +39,13 @@ def make_learning_rate(optim: Optim, num_updates: int) -> optax.Schedule:
         "constant": optax.constant_schedule(peak),
         "wsd": optax.linear_schedule(peak, 0.0, falling, transition_begin=rest - falling),
     }[optim.schedule]
-    # From the first update on, the rate is above 0: a step that changes nothing is a step lost.
+    # From the first update on, the rate is above 0: a step at rate 0 would be wasted.
     rise = optax.linear_schedule(peak / max(warmup, 1), peak, max(warmup - 1, 1))
     return optax.join_schedules([rise, after], [warmup]) if warmup else after
 
 
 def decay_mask(params: Params) -> Params:
-    """True for the leaves that weight decay applies to, by name.
+    """Tells, by name, the leaves that weight decay applies to.
 
     Stacked biases have two axes, so rank can't tell.
     """
@@ -58,7 +58,10 @@ def decay_mask(params: Params) -> Params:
 
 
 def make_optimizer(optim: Optim, num_updates: int) -> optax.GradientTransformation:
-    """The optimiser that a config names, after clipping by the global norm, with groups and gradient accumulation."""
+    """Makes the optimiser that a config names.
+
+    It clips by the global norm, and has groups and gradient accumulation.
+    """
     parts = [optax.clip_by_global_norm(optim.clip_norm)] if optim.clip_norm else []
     parts.append(OPTIMIZERS[optim.name](optim, make_learning_rate(optim, num_updates)))
     return complete_optimizer(optax.chain(*parts), optim)
@@ -103,12 +106,12 @@ def adafactor(optim: Optim, schedule: optax.Schedule) -> optax.GradientTransform
 
 
 def muon_and_adamw(optim: Optim, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024) for the kernels of the layers, each layer by itself, and AdamW for all else.
+    """Muon (Jordan et al. 2024) for the kernels of the layers, and AdamW for all else.
 
-    AdamW has embeddings, heads, norms, biases, adapters (the factors of a low-rank update are no
-    their own maps) and the loss's parameters. Muon's updates have the RMS of AdamW's, so that
-    both share one learning rate and one weight decay; its momentum is 0.95, and `b1` and `b2` are
-    AdamW's.
+    Each layer is updated by itself. AdamW updates embeddings, heads, norms, biases, the loss's
+    parameters and adapters, as a factor of a low-rank update is not a map by itself. Muon's updates
+    have the RMS of AdamW's, so that both share one learning rate and one weight decay; its momentum
+    is 0.95, and `b1` and `b2` are AdamW's.
     """
     layers = muon(
         schedule,
@@ -122,7 +125,7 @@ def muon_and_adamw(optim: Optim, schedule: optax.Schedule) -> optax.GradientTran
 
 
 def muon_labels(params: Params) -> Any:
-    """ "muon" for the stacked kernels [L, in, out] of the layers, "adamw" for every other leaf."""
+    """Labels the stacked kernels [L, in, out] of the layers "muon", every other leaf "adamw"."""
 
     def label(path: tuple, leaf: Any) -> str:
         name = path_name(path)

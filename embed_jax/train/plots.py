@@ -26,10 +26,10 @@ MARKERS, DASHES = "os^Dv<>P", ("-", "--", ":", "-.")
 
 
 def plot_curves(metrics_file: Path, output: Path, *, title: str = "") -> None:
-    """Draws the losses, the similarities in the batch, and every evaluated metric against the step.
+    """Plots the losses, the similarities in the batch, and evaluated metrics against the step.
 
-    What each training batch gives is smoothed, with the batches' own values faint behind it. Panels
-    and legend entries are only for what the run measured; legends stand below their panels.
+    Values of each training batch are smoothed, with the batches' own values faint behind them.
+    Panels and legend entries are only for what the run measured; legends stand below their panels.
 
     Args:
         metrics_file: a run's metrics.jsonl.
@@ -138,7 +138,10 @@ def series_by_name(metrics_file: Path) -> dict[str, dict[int, float]]:
 
 
 def smooth(values: Sequence[float]) -> Float[np.ndarray, " N"]:
-    """Returns the centred running mean over a tenth of the values, at both ends over those there."""
+    """Computes the centred running mean over a tenth of the values.
+
+    At both ends it is over the values that are there.
+    """
     half = len(values) // 20
     sums = np.cumsum([0.0, *values])
     positions = np.arange(len(values))

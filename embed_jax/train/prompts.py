@@ -1,4 +1,4 @@
-"""The prompts of a run: those that its config gives, in words or as instructions, and those of its model."""
+"""The prompts of a run: those of its config, as text or as instructions, and those of its model."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from embed_jax.sentence import SentenceEncoder
 def given_prompts(
     config: Experiment, source: Source | None = None, name: str = ""
 ) -> tuple[str, str]:
-    """The prompts of anchors and of candidates that a config gives, "" where it gives none.
+    """Returns the prompts of anchors and of candidates that a config sets, "" where it sets none.
 
     Args:
-        source, name: a data set of the mixture, instead of `config.data`.
+        config: the run's settings.
+        source: a data set of the mixture, instead of `config.data`.
+        name: the data set's name.
 
     Raises:
         InputError: for a prompt beside an instruction, or an instruction without a template that
@@ -45,12 +47,15 @@ def _prompt(settings: Data | Source, side: str, template: str, place: str) -> st
     if not instruction:
         return prompt
     if prompt:
-        raise InputError(f"{place}.{side}_instruction: expected none beside {side}_prompt "
-                         f"{prompt!r}, "
-                         f"found {instruction!r}")  # fmt: skip
+        raise InputError(
+            f"{place}.{side}_instruction: expected none beside {side}_prompt {prompt!r}, found "
+            f"{instruction!r}"
+        )
     if not template:
-        raise InputError(f"{place}.{side}_instruction: needs config.data.template, such as "
-                         "'Instruct: {instruction}\\nQuery: ', found ''")  # fmt: skip
+        raise InputError(
+            f"{place}.{side}_instruction: needs config.data.template, such as "
+            "'Instruct: {instruction}\\nQuery: ', found ''"
+        )
     try:
         return fill_template(template, instruction)
     except InputError as error:
@@ -58,7 +63,7 @@ def _prompt(settings: Data | Source, side: str, template: str, place: str) -> st
 
 
 def training_prompts(config: Experiment, model: SentenceEncoder | RoutedEncoder) -> tuple[str, str]:
-    """The prompts of anchors and of candidates: the config's, else the model's default prompt."""
+    """Returns the prompts of anchors and candidates: the config's, else the model's default."""
     usual = model.prompts.get(model.default_prompt_name, "")
     anchor, candidate = given_prompts(config)
     return anchor or usual, candidate or usual
@@ -67,7 +72,10 @@ def training_prompts(config: Experiment, model: SentenceEncoder | RoutedEncoder)
 def training_encoders(
     config: Experiment, model: SentenceEncoder | RoutedEncoder
 ) -> tuple[Callable[[Sequence[str]], np.ndarray], ...]:
-    """Returns the functions that embed queries and documents, each with the prompt of the training."""
+    """Returns the functions that embed queries and documents.
+
+    Each uses its prompt of the training.
+    """
     prompts = training_prompts(config, model)
     encode = TextEncoder(model)
     return tuple(
@@ -77,9 +85,10 @@ def training_encoders(
 
 
 def settle_prompts(config: Experiment, model: SentenceEncoder | RoutedEncoder) -> tuple[str, str]:
-    """The prompts of anchors and candidates, which become those of the resulting model, as "query" and "document".
+    """Returns the prompts of anchors and candidates, and gives them to the resulting model.
 
-    A data set of a mixture with its own prompts leaves them as "NAME_query" and "NAME_document".
+    There they are "query" and "document". A data set of a mixture with its own prompts leaves them
+    as "NAME_query" and "NAME_document".
     """
     prompts, own_prompts = training_prompts(config, model), given_prompts(config)
     named = dict(zip(("query", "document"), prompts, strict=True)) if any(own_prompts) else {}

@@ -1,7 +1,4 @@
-"""A run's model from its directory.
-
-The one that it wrote, or as it was at any step of which there is a checkpoint.
-"""
+"""A run's model from its directory: the one that it wrote, or that of a checkpoint."""
 
 from __future__ import annotations
 
@@ -26,7 +23,9 @@ from embed_jax.types import BASE, Params, join_params
 def load_run(
     directory: str | Path, step: int = 0, *, max_length: int = 0, compute_dtype: str = "float32"
 ) -> SentenceEncoder | RoutedEncoder:
-    """The model of a run, while it goes on or after it, bit for bit; the run itself is not touched.
+    """Loads the model of a run, while it goes on or after it, bit for bit.
+
+    The run itself is not touched.
 
     Args:
         directory: the run's work directory, of any experiment.
@@ -34,7 +33,8 @@ def load_run(
             with a warning, the newest checkpoint of a run that wrote none yet. Another: the
             checkpoint of this step. A frozen base, which checkpoints lack, is read from where the
             run read it, and kept as `lora.base` says.
-        max_length, compute_dtype: see `load_sentence_encoder`.
+        max_length: see `load_sentence_encoder`.
+        compute_dtype: see `load_sentence_encoder`.
 
     Raises:
         InputError: for a step that has no checkpoint, a run without any, or a base that is not
@@ -69,9 +69,7 @@ def load_run(
     if model.spec.lora is None and not model.has_towers:
         sentence.base = ""
     if not is_token_objective(config.loss.name):
-        with contextlib.redirect_stdout(
-            None
-        ):  # the run has printed what there is to say of prompts
+        with contextlib.redirect_stdout(None):  # the run has already printed it
             describe_result(config, sentence, training_loss(config).about)
     if max_length:
         sentence.max_length = max_length

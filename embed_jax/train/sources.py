@@ -29,7 +29,10 @@ ONLY = "train"  # the name of the data set of a run that has one
 
 
 def open_mixture(config: Experiment) -> dict[str, RecordSource]:
-    """The data sets that `config.mixture.sources` names, or the one of `config.data` if it names none."""
+    """Opens the data sets that `config.mixture.sources` names.
+
+    Without any, it is the one of `config.data`.
+    """
     chosen = vars(config.mixture.sources)
     if not chosen:
         return {ONLY: open_source(config.data)}
@@ -43,10 +46,11 @@ def open_mixture(config: Experiment) -> dict[str, RecordSource]:
 
 
 def open_source(settings: DataConfig | SourceConfig, name: str = ONLY) -> RecordSource:
-    """The records that a config names, without those excluded, and what is trained on of them.
+    """Opens the records that a config names, without those excluded, and their fields.
 
     Args:
-        name: of the data set, for what is said of it.
+        settings: `config.data`, or a data set of the mixture.
+        name: of the data set, for messages.
     """
     records, vectors = read_with_teacher(settings)
     try:
@@ -63,14 +67,17 @@ def open_source(settings: DataConfig | SourceConfig, name: str = ONLY) -> Record
 
 
 def read_records(settings: DataConfig | SourceConfig) -> Sequence[Mapping[str, Any]]:
-    """The records that a config names, or a stream of them."""
+    """Reads the records that a config names, or a stream of them."""
     return read_with_teacher(settings)[0]
 
 
 def read_with_teacher(
     settings: DataConfig | SourceConfig,
 ) -> tuple[Sequence[Mapping[str, Any]], TeacherVectors | None]:
-    """Opens the records that a config names, or a stream of them, and their teacher's embeddings if it names a file."""
+    """Opens the records that a config names, or a stream of them.
+
+    Their teacher's embeddings come with them, if it names a file.
+    """
     if settings.train.startswith("stream:"):
         return _open_stream(settings), None
     columns = column_names(settings.columns)
@@ -84,18 +91,18 @@ def read_with_teacher(
 
 
 def read_validation(settings: DataConfig) -> Sequence[Mapping[str, Any]]:
-    """The records of the split that a config names for validation."""
+    """Reads the records of the split that a config names for validation."""
     columns = column_names(settings.columns)
     return open_records(settings.train, settings.validation_split, columns)
 
 
 def column_names(columns: str) -> list[str]:
-    """The names in a text with commas between."""
+    """Returns the names in a text with commas between."""
     return [name.strip() for name in columns.split(",") if name.strip()]
 
 
 def _open_stream(settings: DataConfig | SourceConfig) -> RecordStream:
-    """Records read one after the other; the only data set of a run."""
+    """Opens records that are read one after the other; the only data set of a run."""
     if not isinstance(settings, DataConfig):
         raise InputError(
             f"{settings.train}: a mixture takes data sets with random access, not a stream"
@@ -111,10 +118,15 @@ def _open_stream(settings: DataConfig | SourceConfig) -> RecordStream:
 def placed(
     error: InputError, name: str, split: str = "train", columns: Sequence[str] = ()
 ) -> InputError:
-    """An error that names a record by its number, with file and line instead where the records are a file's.
+    """Replaces the number of a record in an error by file and line.
+
+    Records that are not from a file keep their number.
 
     Args:
-        name, split, columns: of `open_records`.
+        error: names a record by its number.
+        name: see `open_records`.
+        split: see `open_records`.
+        columns: see `open_records`.
     """
     line = re.match(r"record (\d+): (.*)", str(error))
     place = line and place_in_file(name, split, int(line[1]), columns)
@@ -127,11 +139,13 @@ def without_texts(
     files: str,
     name: str = ONLY,
 ) -> list[Mapping[str, Any]]:
-    """The records none of whose texts is a text of the files, white space around it and case aside.
+    """Leaves out the records with a text of the files; prints how many.
 
-    Says how many.
+    White space around texts and case are ignored.
 
     Args:
+        records: the records.
+        columns: returns a record's texts.
         files: with commas between.
         name: of the data set.
 
@@ -160,7 +174,7 @@ def without_texts(
 
 
 def scaled(fields: RecordFields, score_max: float) -> RecordFields:
-    """The fields with scores divided by a number."""
+    """Returns the fields with scores divided by a number."""
     if fields.score is None or score_max == 1:
         return fields
     return dataclasses.replace(
@@ -169,7 +183,10 @@ def scaled(fields: RecordFields, score_max: float) -> RecordFields:
 
 
 def text_or_record_fields(records: Sequence[Mapping[str, Any]], columns: str) -> RecordFields:
-    """The fields of records; where one column is named, its text only if there is no label."""
+    """Returns the fields of records.
+
+    Where one column is named, it is the text only if there is no label.
+    """
     if len(column_names(columns)) == 1 and "label" not in records[0]:
         return RecordFields(lambda record: (record["text"],))
     return record_fields(records)

@@ -20,13 +20,14 @@ def init_state(
     frozen: dict[str, Params] | None = None,
     extra: dict[str, Any] | None = None,
 ) -> TrainState:
-    """The state before the first step.
+    """Makes the state before the first step.
 
     Args:
         params: {"encoder": tree, "loss": tree}, and "auxiliary" where there are auxiliary
             objectives.
+        optimizer: optax's.
         frozen: params by name.
-        extra: `parallel.queue.init_queue`'s.
+        extra: see `parallel.queue.init_queue`.
     """
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -45,19 +46,19 @@ def make_train_step(
     *,
     scheduled: bool = False,
 ) -> Callable[[TrainState, Batch, PRNGKeyArray], tuple[TrainState, dict[str, Array]]]:
-    """The step `(state, batch, key) -> (state, metrics)`; the old state's buffers are given away.
+    """Makes the step `(state, batch, key) -> (state, metrics)`; the old state's buffers are reused.
 
     The step's randomness is `fold_in(key, state.step)`: nothing random is carried from step to
     step.
 
     Args:
         objective: `(params, batch, key, frozen) -> (loss, (metrics, finite))`, see
-            `parallel.gather.global_loss`; with a state that has a queue it is given `extra`
-            besides, and returns what enters the queue.
+            `parallel.gather.global_loss`; with a state that has a queue it also takes `extra`, and
+            returns what enters the queue.
         optimizer: optax's.
-        shardings: how the new state lies on the mesh; None: as the compiler likes.
+        shardings: how the new state lies on the mesh; None: the compiler decides.
         momentum: of the momentum encoder, if the state has one.
-        scheduled: whether the objective is given `step` too, the state's.
+        scheduled: whether the objective also takes `step`, the state's.
 
     Returns:
         Metrics: "loss", "grad_norm" (before clipping), the objective's own, and "finite" [B] by

@@ -27,9 +27,19 @@ from embed_jax.train.objective import Objective, describe_result
 from embed_jax.types import Params, TrainState
 
 # Fields about embeddings, or about texts in columns.
-OF_LOSSES = ("loss.mlm", "data.anchor_prompt", "data.candidate_prompt", "data.anchor_instruction",
-             "data.candidate_instruction", "model.query", "model.mlp", "model.guide", "model.teacher",
-             "data.teacher_vectors", "data.teacher_ids")  # fmt: skip
+OF_LOSSES = (
+    "loss.mlm",
+    "data.anchor_prompt",
+    "data.candidate_prompt",
+    "data.anchor_instruction",
+    "data.candidate_instruction",
+    "model.query",
+    "model.mlp",
+    "model.guide",
+    "model.teacher",
+    "data.teacher_vectors",
+    "data.teacher_ids",
+)
 
 
 def token_objective(config: Experiment, model: TrainingModel) -> Objective:
@@ -95,15 +105,16 @@ def _check_settings(config: Experiment) -> None:
     for dataset, source in vars(config.mixture.sources).items():
         if source.loss or source.loss_weight != SourceConfig.loss_weight:
             raise InputError(
-                f"config.mixture.sources.{dataset}: {name!r} is for all data sets, found a separate "
-                "loss"
+                f"config.mixture.sources.{dataset}: {name!r} is for all data sets, found a "
+                "separate loss"
             )
 
 
 def _read_head(config: Experiment, model: TrainingModel, shapes: Params) -> Params | Any | None:
-    """Returns the objective's parameters in the model's directory, NumPy; None without any.
+    """Reads the objective's parameters in the model's directory, NumPy; None without any.
 
-    Of an abstract model: their shapes where an adapter would leave them as they are, else None.
+    For an abstract model it returns their shapes where an adapter would leave them unchanged, else
+    None.
     """
     if not shapes or config.model.name.startswith("random:"):
         return None

@@ -1,7 +1,4 @@
-"""A run's directory: one run at a time, one config, one data set.
-
-And what became of it, session by session.
-"""
+"""A run's directory, for one run at a time, one config, one data set; records its sessions."""
 
 from __future__ import annotations
 
@@ -33,7 +30,9 @@ def open_workdir(workdir: Path, config: Experiment, fingerprint: dict[str, Any])
     """Creates and locks the directory, and writes `config.json` and `data.json`, or checks them.
 
     Args:
-        fingerprint: what the order and content of the data depend on.
+        workdir: the directory.
+        config: the run's settings.
+        fingerprint: everything that the order and content of the data depend on.
 
     Raises:
         InputError: if it can't be written, is in use, or holds what another config or other data
@@ -48,9 +47,8 @@ def open_workdir(workdir: Path, config: Experiment, fingerprint: dict[str, Any])
         raise InputError(f"--workdir={workdir}: cannot be written: {error.strerror}") from error
     with lock:
         try:
-            fcntl.flock(
-                lock, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # the system lets go of it however the process ends
+            # The system releases it however the process ends.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             lock.seek(0)
             raise InputError(
@@ -84,21 +82,23 @@ def open_workdir(workdir: Path, config: Experiment, fingerprint: dict[str, Any])
 
 
 class Chronicle:
-    """`run.json`: the experiment, and of each session (a start or a resumption) its steps, seconds, devices, versions.
+    """`run.json`: the experiment and its sessions, each a start or a resumption.
 
-    It is for people and for the model's card: nothing of the training depends on it.
+    A session has steps, seconds, devices and versions. It is for people and for the model's card:
+    nothing of the training depends on it.
     """
 
     def __init__(
         self, path: Path | None, start: int, resumed: bool, experiment: str = "", **about: Any
     ):
-        """A session from the step `start` on; its seconds count from here.
+        """Begins a session; its seconds count from here.
 
         Args:
             path: None: nothing is written.
+            start: the step that it starts from.
             resumed: whether the sessions before it are this run's too.
             experiment: the module of `experiments` that was launched; "": none, as from Python.
-            about: what else a session says: devices, hosts, versions.
+            about: more fields of a session: devices, hosts, versions.
 
         Raises:
             InputError: the file is there and damaged.
@@ -109,7 +109,7 @@ class Chronicle:
         self._earlier = _sessions(path) if path is not None and resumed else []
 
     def write(self, step: int) -> None:
-        """The session came as far as this step."""
+        """Records that the session came as far as this step."""
         if self._path is None:
             return
         self._session |= {"end": step, "seconds": round(time.monotonic() - self._began, 3)}
@@ -120,7 +120,7 @@ class Chronicle:
 
 
 def _sessions(path: Path) -> list[Mapping[str, Any]]:
-    """Those in the file that came further than they began."""
+    """Reads the sessions in the file that came further than they began."""
     if not path.exists():  # of a run that is older than this file
         return []
     try:
@@ -137,10 +137,9 @@ def _holds_work(workdir: Path) -> bool:
 
 
 def _changes(path: Path, fixed: dict[str, Any], what: str, extend: bool = False) -> Iterator[str]:
-    """Returns the differences from the file, if it exists, a line each.
+    """Yields the differences from the file, if it exists, a line each.
 
-    Args:
-        extend: whether a run may become longer.
+    With `extend` a run may become longer.
     """
     if not path.exists():
         return
@@ -160,7 +159,10 @@ def _changes(path: Path, fixed: dict[str, Any], what: str, extend: bool = False)
 
 
 def _defaults(names: Iterable[str]) -> dict[str, Any]:
-    """Returns what fields were worth before they existed, for a `config.json` older than they are."""
+    """Returns the defaults of fields that a `config.json` does not have yet.
+
+    Such a file is older than the fields.
+    """
     usual = flatten(Experiment())
     of_named = {f"{part}.": vars(kind()) for part, kind in NAMED.items() if kind is not Experiment}
     defaults = {}
