@@ -59,7 +59,9 @@ HINTS = {
 def load(
     name: str | Path, step: int = 0, *, max_length: int = 0, compute_dtype: str = "float32"
 ) -> SentenceEncoder | RoutedEncoder:
-    """Loads an embedding model: a SentenceEncoder, or a RoutedEncoder where queries and documents have one each.
+    """Loads an embedding model.
+
+    It is a SentenceEncoder, or a RoutedEncoder where queries and documents have one each.
 
     Args:
         name: a directory (ours, sentence-transformers' or plain Hugging Face), a hub name, or the
@@ -82,12 +84,15 @@ def load(
 def load_model(
     name: str | Path, step: int = 0, *, max_length: int = 0, compute_dtype: str = "float32"
 ) -> EmbeddingModel | CrossEncoder:
-    """Loads a model of any kind: an embedding model, or a cross-encoder, as its files say.
+    """Loads a model of any kind, an embedding model or a cross-encoder, by its files.
 
     `isinstance(model, EmbeddingModel)` tells whether it has `encode`.
 
     Args:
-        name, step, max_length, compute_dtype: see `load`.
+        name: see `load`.
+        step: see `load`.
+        max_length: see `load`.
+        compute_dtype: see `load`.
 
     Raises:
         InputError: see `load`; a cross-encoder is accepted here.
@@ -113,10 +118,7 @@ def _load(load: Callable, name: str | Path, step: int, max_length: int, compute_
 
 
 def __dir__() -> list[str]:
-    """Public names, those among them that are not imported yet.
-
-    And the submodules imported so far.
-    """
+    """Returns the public names, also those not imported yet, and imported submodules."""
     return sorted({*globals(), *__all__})
 
 

@@ -1,4 +1,4 @@
-"""Files that are whole or as they were, whatever ends the process."""
+"""Files that are replaced as a whole, or not at all, whatever ends the process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from typing import Any
 
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A file beside `path` that takes its place when the block ends well, and is removed when it does not."""
+    """Yields a file beside `path` that replaces it when the block ends without an error.
+
+    After an error it is removed.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield beside
@@ -29,7 +32,10 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def plain_json(value: Any) -> Any:
-    """A value with null for each number that is not finite, since JSON knows none, and tuples as lists."""
+    """Returns a value that JSON can hold.
+
+    Numbers that are not finite become null, and tuples become lists.
+    """
     if isinstance(value, dict):
         return {name: plain_json(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Experiment settings: plain mutable dataclasses, filled by a Python file and overridden on the command line.
+"""Experiment settings: mutable dataclasses, set by a Python file and on the command line.
 
 A config file defines `get_config(cut: str = "") -> Experiment`; `file.py:small` asks for the cut
 "small". Each field carries its default, what it accepts and its help text (`config_fields.option`);

@@ -81,6 +81,7 @@ def help_text(config: Experiment, usage: str, part: str = "") -> str:
 
     Args:
         config: whose values to show.
+        usage: the first lines.
         part: such as "optim"; "": all parts.
 
     Raises:

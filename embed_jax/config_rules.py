@@ -50,7 +50,7 @@ FIELD_OF = {alias: field for field, aliases in ALIASES.items() for alias in alia
 
 
 def validate(config: Experiment) -> None:
-    """Checks every field, also those of a mixture's sources, of parameter groups and of later stages.
+    """Checks every field, also of a mixture's sources, parameter groups and later stages.
 
     A value None of a field that may be unset becomes the unset value of its type.
 
@@ -95,7 +95,11 @@ def _validate(config: Experiment, prefix: str) -> None:
 
 
 def _check_teacher(config: Experiment, prefix: str) -> None:
-    """Refuses teacher vectors beside a teacher, with records that the file is not of, and ids without vectors."""
+    """Checks the settings of teacher vectors.
+
+    They don't go beside a teacher or with records that the file does not cover, and ids need
+    vectors.
+    """
     sources = vars(config.mixture.sources)
     parts = {"data": config.data, **{f"mixture.sources.{name}": sources[name] for name in sources}}
     for path, part in parts.items():
@@ -120,6 +124,7 @@ def _check_fields(part: Any, prefix: str, path: str) -> None:
     """Checks the fields of a part and of the parts in it; stages are left to the caller.
 
     Args:
+        part: a part of the config.
         prefix: of the config in messages, such as "config.".
         path: of the part in the config, such as "optim.".
     """
@@ -194,7 +199,7 @@ def rules_by_field(config: Experiment) -> dict[str, FieldRule]:
 
 
 def unknown_field(name: str, known: Collection[str]) -> str:
-    """The error's text: the field that was meant, and those of its part, or the parts."""
+    """Returns the error's text: the field that was meant, and those of its part, or the parts."""
     meant = meant_field(name, known)
     part = (meant or name).split(".")[0]
     siblings = [field for field in known if field.startswith(part + ".")]
@@ -208,7 +213,9 @@ def unknown_field(name: str, known: Collection[str]) -> str:
 
 
 def meant_field(name: str, known: Collection[str]) -> str:
-    """The field that is usually meant by a name, such as "optim.learning_rate" by "lr"; "" if none.
+    """Returns the field that is usually meant by a name, such as "optim.learning_rate" by "lr".
+
+    "" if there is no such field.
 
     Args:
         name: with or without its part: "lr", "train.lr".

@@ -38,7 +38,7 @@ class CrossEncoder(PicklesByParts):
         spec: backbone and head.
         params: tree of the classifier's parameters, float32 or bfloat16.
         tokenizer: cuts pairs at `tokenizer.max_length` tokens.
-        activation: what makes scores of logits, "sigmoid" or "identity".
+        activation: computes scores from logits, "sigmoid" or "identity".
         prompt: text put before each query.
         compute_dtype: "float32" or "bfloat16".
         lower_case: whether the tokenizer was told to lower-case texts first; kept for `save`.
@@ -56,7 +56,17 @@ class CrossEncoder(PicklesByParts):
         compute_dtype: str = "float32",
         devices: int = 0,
     ):
-        """Makes a model of its parts, see the attributes; `devices`: how many to run on, 0 for all.
+        """Makes a model of its parts.
+
+        Args:
+            spec: backbone and head.
+            params: tree of the classifier's parameters.
+            tokenizer: cuts pairs at its `max_length`.
+            activation: computes scores from logits, "sigmoid" or "identity".
+            prompt: text put before each query.
+            lower_case: whether the tokenizer lower-cases texts first.
+            compute_dtype: "float32" or "bfloat16".
+            devices: how many to run on; 0: all.
 
         Raises:
             InputError: the activation is unknown, or the tokenizer does not fit the backbone: token
@@ -110,12 +120,10 @@ class CrossEncoder(PicklesByParts):
         batch_tokens: int = 0,
         params: Params | None = None,
     ) -> Float[np.ndarray, " N"] | Float[np.ndarray, "N L"]:
-        """The score of each query with the passage at the same place, float32.
+        """Computes the score of each query with the passage at the same place, float32.
 
-        Sentence-transformers' `predict`.
-
-        One number a pair for a model with one label, else one for each label. Arguments and errors
-        as in `logits`.
+        This is sentence-transformers' `predict`. The result is one number a pair for a model with
+        one label, else one for each label. See `logits` for arguments and errors.
         """
         scores = ACTIVATIONS[self.activation](
             self.logits(queries, passages, batch_tokens=batch_tokens, params=params)
@@ -130,18 +138,19 @@ class CrossEncoder(PicklesByParts):
         batch_tokens: int = 0,
         params: Params | None = None,
     ) -> Float[np.ndarray, "N L"]:
-        """The logits of each query with the passage at the same place, float32.
+        """Computes the logits of each query with the passage at the same place, float32.
 
         Pairs over the model's limit are cut, the longer text first, and one warning counts them.
 
         Args:
-            queries, passages: N strings each.
+            queries: N strings.
+            passages: N strings.
             batch_tokens: slots a device encodes at a time; 0: what is fast on this backend.
             params: other parameters of the same model, as while training.
 
         Raises:
-            InputError: for unequal lengths, a text that is no string, or `batch_tokens` below one
-                pair's length.
+            InputError: for unequal lengths, a text that is not a string, or `batch_tokens` below
+                one pair's length.
         """
         if isinstance(queries, str) or isinstance(passages, str):
             raise InputError(
@@ -171,7 +180,10 @@ class CrossEncoder(PicklesByParts):
         return logits
 
     def save(self, directory: str | Path) -> None:
-        """Writes a directory that sentence-transformers' CrossEncoder, transformers and `load_cross_encoder` read; atomic."""
+        """Writes a model directory, as a whole or not at all.
+
+        sentence-transformers' CrossEncoder, transformers and `load_cross_encoder` read it.
+        """
         write_classifier(
             Path(directory),
             self.spec,
@@ -216,7 +228,7 @@ def load_cross_encoder(
 
 
 def _check_types(tokenizer: Tokenizer, types: int) -> None:
-    """A token type that the model's table lacks would be read as none."""
+    """Checks that the model's table has all token types of the tokenizer."""
     segments = tokenizer.encode_pairs(["a"], ["a"]).segments
     made = 1 if segments is None else int(segments[0].max()) + 1
     if 0 < types < made:

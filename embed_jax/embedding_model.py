@@ -142,7 +142,7 @@ class HasSettings:
     adaptive_layers: Setting[bool] = Setting()
 
     def similarity(self, a: Vectors, b: Others) -> Float[np.ndarray, "_ _"]:
-        """Returns the similarity of each embedding with each of the others, by `similarity_fn_name`.
+        """Computes the similarity of each embedding with each other one, by `similarity_fn_name`.
 
         See `similarity_matrix`.
         """

@@ -36,7 +36,7 @@ INSTEAD = {
 
 
 def refuse_unknown(options: Mapping[str, Any]) -> None:
-    """Raises an InputError for an argument that is known to be another thing here, a TypeError for any other.
+    """Raises an InputError for an argument with another meaning here, a TypeError for others.
 
     Options that are in EncodeOptions pass.
     """

@@ -1,4 +1,4 @@
-"""The two ways a run can end badly, and the wrapper that turns them into one line and an exit status."""
+"""The two errors that end a run, and the wrapper that makes one line and an exit status of them."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def load_by_kind(
     name: str | Path, *, max_length: int = 0, compute_dtype: str = "float32"
 ) -> EmbeddingModel | CrossEncoder:
-    """Loads a model of the kind that its files say it is.
+    """Loads a model of the kind that its files name.
 
     Args:
         name: a directory (ours, sentence-transformers' or plain Hugging Face), or a hub name.
@@ -41,7 +41,9 @@ def load_embedding_model(
     """Loads a model of any kind that embeds texts.
 
     Args:
-        name, max_length, compute_dtype: see `load_by_kind`.
+        name: see `load_by_kind`.
+        max_length: see `load_by_kind`.
+        compute_dtype: see `load_by_kind`.
 
     Raises:
         InputError: see `load_by_kind`; also for a cross-encoder.

@@ -15,14 +15,16 @@ from embed_jax.prompts import expected
 def tokenizer_of(
     saved: SavedModel, max_length: int, directory: Path | None = None, append_eos: bool = False
 ) -> Tokenizer:
-    """The tokenizer of a model as it was read, cut at this many tokens.
+    """Loads the tokenizer of a model that was read.
 
     Args:
+        saved: the model.
+        max_length: texts are cut at this many tokens.
         directory: with another tokenizer's files, instead of the model's own.
         append_eos: end texts with the end-of-text token even where the model does not ask for it.
 
     Raises:
-        InputError: as in `load_tokenizer` and `fit_tokenizer`.
+        InputError: see `load_tokenizer` and `fit_tokenizer`.
     """
     directory = directory or saved.tokenizer_directory
     check_length(max_length, saved.spec.backbone)
@@ -40,7 +42,9 @@ def tokenizer_of(
 
 
 def fit_tokenizer(tokenizer: Tokenizer, backbone: Any) -> Tokenizer:
-    """The tokenizer for a backbone's tables: no gather in a model clamps an index in silence.
+    """Fits a tokenizer to a backbone's tables.
+
+    A gather in a model would silently clamp an index.
 
     Raises:
         InputError: for a limit beyond the model's positions, or a vocabulary beyond its table of
@@ -54,7 +58,7 @@ def fit_tokenizer(tokenizer: Tokenizer, backbone: Any) -> Tokenizer:
 def check_length(max_length: int, backbone: Any, field: str = "max_length") -> None:
     """Raises an InputError that names the field for texts longer than the model has positions for.
 
-    A static encoder, without layers, has none that could be exceeded.
+    A static encoder, without layers, has no positions to exceed.
     """
     if backbone.num_layers and max_length > backbone.max_length:
         raise InputError(
@@ -64,15 +68,16 @@ def check_length(max_length: int, backbone: Any, field: str = "max_length") -> N
 
 
 def with_family(saved: SavedModel, name: str) -> SavedModel:
-    """A model whose files record neither prompts nor a template, with those of its family, if it is of a known one.
+    """Adds the prompts of its family to a model whose files record none.
 
-    One warning says what was taken from where. That texts end with the end-of-text token is taken
-    too where the files are transformers' only; in sentence-transformers' layout the tokenizer says
-    it.
+    Models with prompts or a template, or of an unknown family, are returned unchanged. One warning
+    says which prompts come from where. The end-of-text token after texts is added too where the
+    files are transformers' only; in sentence-transformers' layout the tokenizer decides that.
 
     Args:
-        name: what the model was asked for by; where that says nothing, its directory and what its
-            config.json calls its origin are asked.
+        saved: the model.
+        name: the name that the model was loaded by. If it is not of a family, its directory and the
+            origin in its config.json are tried.
     """
     settings = saved.settings
     if any(settings.prompts.values()) or saved.records_template or saved.spec.lora is not None:

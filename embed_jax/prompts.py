@@ -1,7 +1,7 @@
 """Prompts: templates for instructions, and the prompts of well-known families of models.
 
-The families' prompts are those of their model cards. They serve models whose files record none;
-what a model's own files say is always taken first.
+The families' prompts are those of their model cards. They are for models whose files record none;
+a model's own files always come first.
 """
 
 from __future__ import annotations
@@ -18,8 +18,12 @@ from embed_jax.registry import unknown
 def check_template(template: str) -> None:
     """Raises an InputError unless a template has the placeholder `{instruction}`, and no other."""
     try:
-        fields = {name + (f":{spec}" if spec else "") + (f"!{conversion}" if conversion else "")
-                  for _, name, spec, conversion in string.Formatter().parse(template) if name is not None}  # fmt: skip
+        parts = string.Formatter().parse(template)
+        fields = {
+            name + (f":{spec}" if spec else "") + (f"!{conversion}" if conversion else "")
+            for _, name, spec, conversion in parts
+            if name is not None
+        }
     except ValueError as error:
         raise InputError(
             f"template {template!r}: {error}; a brace itself is written twice"
@@ -27,12 +31,13 @@ def check_template(template: str) -> None:
     if fields != {"instruction"}:
         placeholders = ", ".join(f"{{{field}}}" for field in sorted(fields)) or "none"
         raise InputError(
-            f"template {template!r}: expected the placeholder {{instruction}} only, found {placeholders}"
+            f"template {template!r}: expected the placeholder {{instruction}} only, found "
+            f"{placeholders}"
         )
 
 
 def fill_template(template: str, instruction: str) -> str:
-    r"""The prompt that a template makes of an instruction.
+    r"""Makes a prompt of an instruction by a template.
 
     >>> fill_template("Instruct: {instruction}\nQuery: ", "Given a claim, find what refutes it")
     'Instruct: Given a claim, find what refutes it\nQuery: '
@@ -64,7 +69,7 @@ class FamilyPrompts:
 
 
 def instructed(template: str, instruction: str, **options) -> FamilyPrompts:
-    """A family whose queries have an instruction and whose documents have none."""
+    """Makes a family whose queries have an instruction and whose documents have none."""
     prompts = {"query": fill_template(template, instruction), "document": ""}
     return FamilyPrompts(prompts, template, instruction=instruction, **options)
 
@@ -117,9 +122,8 @@ FAMILIES: dict[str, FamilyPrompts] = {
     r"mxbai-embed-large-v1|uae-large-v1": FamilyPrompts(BGE_QUERY),
     r"snowflake-arctic-embed-(xs|s|m|l|m-long|m-v1\.5)": FamilyPrompts(BGE_QUERY),
     r"snowflake-arctic-embed-(m|l)-v2\.0": FamilyPrompts({"query": "query: ", "document": ""}),
-    r"nomic-embed-text-v(1|1\.5|1-ablated|1-unsupervised|2-moe)|modernbert-embed-base": FamilyPrompts(
-        NOMIC
-    ),
+    r"nomic-embed-text-v(1|1\.5|1-ablated|1-unsupervised|2-moe)": FamilyPrompts(NOMIC),
+    r"modernbert-embed-base": FamilyPrompts(NOMIC),
     r"instructor-(base|large|xl)": FamilyPrompts(
         INSTRUCTOR, "{instruction} ", include_prompt=False
     ),
@@ -133,11 +137,7 @@ FAMILIES: dict[str, FamilyPrompts] = {
 }
 
 
-DOCUMENT_NAMES = (
-    "document",
-    "passage",
-    "corpus",
-)  # what models call the prompt of what is searched
+DOCUMENT_NAMES = ("document", "passage", "corpus")  # names of the prompt of searched texts
 
 
 def prompt_for(
@@ -145,7 +145,7 @@ def prompt_for(
 ) -> str | None:
     """Returns the name of a task's prompt, in mteb's order: its own, its kind's, its side's.
 
-    None if none is meant.
+    None if there is no such prompt.
 
     >>> prompt_for({"query": "q: ", "STS": "s: "}, kind="STS")
     'STS'
@@ -200,7 +200,7 @@ def resolve_prompt(
 
 
 def expected(name: str) -> FamilyPrompts | None:
-    """Returns what the family of a model expects; None for a name that no family has.
+    """Returns the prompts of a model's family; None for a name that no family has.
 
     Args:
         name: on the hub, with or without its organisation, or a path that ends in such a name. A
@@ -213,8 +213,8 @@ def expected(name: str) -> FamilyPrompts | None:
 
 
 def last_part(name: str) -> str:
-    """Returns a model's short name: a hub name without its organisation, or a path's last part.
+    """Returns a model's short name in lower case.
 
-    In lower case.
+    It is a hub name without its organisation, or a path's last part.
     """
     return re.split(r"[/\\]", name.rstrip("/\\"))[-1].lower()

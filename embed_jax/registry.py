@@ -1,7 +1,7 @@
-"""Names that a config file may use, each bound to "module:attribute" and imported only when asked for.
+"""Names that a config file may use, each bound to "module:attribute" and imported when needed.
 
-Adding a backbone, a loss or a data set is its own file (or function) and one line here. What is not
-of this code base is named "module:attribute" wherever a name of the registry is accepted.
+A new backbone, loss or data set is its own file (or function) and one line here. Objects outside
+this code base are named "module:attribute" wherever a name of the registry is accepted.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ REGISTRY: dict[str, dict[str, str]] = {
         "triplet": "embed_jax.losses.triplets:triplet",
         "batch_all_triplet": "embed_jax.losses.triplets:batch_all_triplet",
         "batch_hard_triplet": "embed_jax.losses.triplets:batch_hard_triplet",
-        "batch_hard_soft_margin_triplet": "embed_jax.losses.triplets:batch_hard_soft_margin_triplet",
+        "batch_hard_soft_margin_triplet": (
+            "embed_jax.losses.triplets:batch_hard_soft_margin_triplet"
+        ),
         "batch_semi_hard_triplet": "embed_jax.losses.triplets:batch_semi_hard_triplet",
         "softmax": "embed_jax.losses.classification:softmax",
         "embedding_mse": "embed_jax.losses.distillation:embedding_mse",
@@ -125,9 +127,11 @@ OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # "module:attribute"
 
 
 def lookup(kind: str, name: str, imported_only: bool = False) -> Any:
-    """The registered object `name` of `kind`, or the one that "module:attribute" names.
+    """Returns the registered object `name` of `kind`, or the one that "module:attribute" names.
 
     Args:
+        kind: of the registry, such as "loss".
+        name: a registered name, or "module:attribute".
         imported_only: accept an attribute only of a module that the program has imported: for names
             from a model's files, which may come from anybody.
 
@@ -144,7 +148,7 @@ def lookup(kind: str, name: str, imported_only: bool = False) -> Any:
 
 
 def _own(kind: str, name: str, imported_only: bool) -> Any:
-    """The object that "module:attribute" names."""
+    """Imports the object that "module:attribute" names."""
     module_name, attribute = name.split(":")
     if imported_only and module_name not in sys.modules:
         raise InputError(
@@ -164,11 +168,10 @@ def _own(kind: str, name: str, imported_only: bool) -> Any:
 
 
 def with_dots(expression: str) -> tuple[str, dict[str, str]]:
-    """An expression with its "module:attribute" written "module.attribute", as Python parses it.
+    """Writes "module:attribute" in an expression as "module.attribute", which Python parses.
 
     Returns:
-        The expression, and "module:attribute" by what stands for it. What is in quotes stays as it
-        is.
+        The expression, and "module:attribute" by its replacement. Texts in quotes are unchanged.
     """
     own: dict[str, str] = {}
 
@@ -182,16 +185,17 @@ def with_dots(expression: str) -> tuple[str, dict[str, str]]:
 
 
 def called(kind: str, text: str) -> Any:
-    """Calls a registered function as an expression says, and returns its result.
+    """Calls a registered function by an expression, and returns its result.
 
-    "crop(rate=0.1)", "crop" or "my_module:my_crop(rate=0.1)".
+    Expressions are "crop(rate=0.1)", "crop" or "my_module:my_crop(rate=0.1)".
 
     Args:
+        kind: of the registry, such as "augmentation".
         text: a name of `kind` or "module:function", arguments by name as literals. It is never
             evaluated as Python.
 
     Raises:
-        InputError: naming what cannot be used, and what is accepted.
+        InputError: naming the wrong part, and what is accepted.
     """
     source, own = with_dots(text.strip())
     try:
@@ -230,7 +234,7 @@ def called(kind: str, text: str) -> Any:
 
 
 def unknown(what: str, name: Any, known) -> str:
-    """One line that says `name` is no `what`, guesses the one meant, and lists those there are."""
+    """Returns one line for an unknown `name`: a guess at the one meant, and the known ones."""
     known = sorted(known)
     near = difflib.get_close_matches(str(name), known, n=1)
     guess = f" (did you mean {near[0]!r}?)" if near else ""

@@ -1,9 +1,10 @@
 """Texts of different kinds by different encoders into one space.
 
-Sentence-transformers' Router, or Asym.
+This is sentence-transformers' Router, or Asym; for example a table of vectors for queries and a
+transformer for documents:
 
-model = embed_jax.load("asymmetric")  # say a table of vectors for queries, a transformer for
-documents model.similarity(model.encode_query(["..."]), model.encode_document(["...", "..."]))
+    model = embed_jax.load("asymmetric")
+    model.similarity(model.encode_query(["..."]), model.encode_document(["...", "..."]))
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class PromptOptions(EncodeOptions, total=False):
 
 
 class RoutedEncoder(HasSettings):
-    """A SentenceEncoder for each route; a text's task says which one it goes.
+    """A SentenceEncoder for each route; a text's task decides its route.
 
     Attributes:
         encoders: by route, all of one dimension; those that share parameters have the same arrays.
@@ -75,7 +76,10 @@ class RoutedEncoder(HasSettings):
         """Makes a model of an encoder for each route.
 
         Args:
-            encoders, default_route, tasks: see the attributes.
+            encoders: a SentenceEncoder for each route.
+            default_route: of texts without a task; None: they must name one.
+            tasks: route of a task where it is not the task's own name; under None that of all other
+                tasks.
             settings: its fields named in SHARED replace those of the encoders; None: the defaults.
 
         Raises:
@@ -140,7 +144,7 @@ class RoutedEncoder(HasSettings):
 
     @property
     def include_prompt(self) -> bool:
-        """True if a prompt's tokens count towards pooling, by every route.
+        """Tells whether a prompt's tokens count towards pooling, by every route.
 
         Setting it sets it for all.
         """
@@ -184,12 +188,11 @@ class RoutedEncoder(HasSettings):
         return max(encoder.max_length for encoder in self.encoders.values())
 
     def encoder(self, task: str | None = None) -> SentenceEncoder:
-        """The encoder of a task's texts.
+        """Returns the encoder of a task's texts.
 
-        By `tasks`, else the route of the task's name, or the default without a task.
-
-        As sentence-transformers has it; but "document" is also a route called "doc", "passage" or
-        "corpus".
+        The route is found in `tasks`, else it is the one of the task's name, or the default without
+        a task. sentence-transformers has the same rule; here "document" is also a route called
+        "doc", "passage" or "corpus".
 
         Raises:
             InputError: for a task without a route, or no task to a model without a default route.
@@ -222,14 +225,16 @@ class RoutedEncoder(HasSettings):
         instruction: str | None = None,
         **options: Unpack[PromptOptions],
     ) -> Float[np.ndarray, "*N D"]:
-        """Embeddings of texts by the task's route, `[N, D]`, or `[D]` of one string.
+        """Embeds texts by the task's route: `[N, D]`, or `[D]` for one string.
 
         Args:
-            task: what the texts are for, such as "query"; None: they go the default route.
-            instruction, options: as in `SentenceEncoder.encode`.
+            texts: a string, or any iterable of strings.
+            task: the purpose of the texts, such as "query"; None: the default route.
+            instruction: see `SentenceEncoder.encode`.
+            options: see `SentenceEncoder.encode`.
 
         Raises:
-            InputError: as `encoder` and `SentenceEncoder.encode`.
+            InputError: see `encoder` and `SentenceEncoder.encode`.
         """
         encoder, options = self._encoder_and_options(task, options)
         return encoder.encode(texts, instruction=instruction, **options)
@@ -241,14 +246,14 @@ class RoutedEncoder(HasSettings):
         instruction: str | None = None,
         **options: Unpack[PromptOptions],
     ) -> Float[np.ndarray, "*N D"]:
-        """`SentenceEncoder.encode_query` by the route of the task "query"."""
+        """Encodes queries by their route; see `SentenceEncoder.encode_query`."""
         encoder, options = self._encoder_and_options("query", options)
         return encoder.encode_query(texts, instruction=instruction, **options)
 
     def encode_document(
         self, texts: str | Iterable[str], **options: Unpack[PromptOptions]
     ) -> Float[np.ndarray, "*N D"]:
-        """`SentenceEncoder.encode_document` by the route of the task "document"."""
+        """Encodes documents by their route; see `SentenceEncoder.encode_document`."""
         encoder, options = self._encoder_and_options("document", options)
         return encoder.encode_document(texts, **options)
 
@@ -267,22 +272,23 @@ class RoutedEncoder(HasSettings):
     def _encoder_and_options(
         self, task: str | None, options: PromptOptions
     ) -> tuple[SentenceEncoder, PromptOptions]:
-        """Returns a task's encoder, and the options with its own of the parameters, which are given by route."""
+        """Returns a task's encoder, and the options for it.
+
+        Parameters in the options are those of the route.
+        """
         route = self._route(task)
         if (params := options.get("params")) is not None:
             options = {**options, "params": params[route]}
         return self.encoders[route], options
 
     def save(self, directory: str | Path) -> None:
-        """Writes a directory that sentence-transformers reads from version 5 on, and `load` does.
+        """Writes a directory that sentence-transformers (version 5 on) and `load` read.
 
-        The directory is written as a whole, or not at all.
-
-        Whatever the model was loaded from, it is a Router of whole encoders; what routes share is
-        written once.
+        The directory is written as a whole, or not at all. Whatever the model was loaded from, it
+        is a Router of whole encoders; parts that routes share are written once.
 
         Raises:
-            InputError: as `SentenceEncoder.save`, or for embeddings that only some routes cut.
+            InputError: see `SentenceEncoder.save`; also for embeddings that only some routes cut.
         """
         settings = [
             settings_fields(encoder.spec, self.settings) for encoder in self.encoders.values()
@@ -344,6 +350,9 @@ def load_routed(
 
 
 def _each_once(trees: Any, make: Callable[[dict[int, Any]], dict[int, Any]]) -> Any:
-    """The trees of what is made of their leaves: of an array that is there several times, one."""
+    """Applies `make` to the leaves of all trees.
+
+    An array that occurs several times is made once.
+    """
     made = make({id(leaf): leaf for leaf in jax.tree.leaves(trees)})
     return jax.tree.map(lambda leaf: made[id(leaf)], trees)

@@ -1,11 +1,9 @@
-"""Scores: the comparison of two embeddings.
+"""Scores that losses differentiate, and similarities of vectors in NumPy.
 
-As scores that losses differentiate, and as similarities of vectors in NumPy.
-
-`Score` is what a loss compares with: `COSINE` and `DOT` of dense embeddings, or one made by
+A loss compares embeddings by a `Score`: `COSINE` and `DOT` of dense embeddings, or one made by
 `pair_score` from a function of one query's and one document's embedding, whatever trees of arrays
-those are. The NumPy functions compare embeddings that are there already, in search and evaluation;
-the four similarities are those that models name as theirs.
+those are. The NumPy functions compare embeddings in search and evaluation; the four similarities
+are those that models name as theirs.
 """
 
 from __future__ import annotations
@@ -33,13 +31,13 @@ Others = Num[np.ndarray, "M D"] | Num[np.ndarray, " D"]
 
 
 def unit_length(embeddings: Float[np.ndarray, "*N D"]) -> Float[np.ndarray, "*N D"]:
-    """Each embedding divided by its Euclidean length, float32; a zero vector stays zero."""
+    """Divides each embedding by its Euclidean length, float32; a zero vector stays zero."""
     embeddings = np.asarray(embeddings, np.float32)
     return embeddings / np.maximum(np.linalg.norm(embeddings, axis=-1, keepdims=True), 1e-12)
 
 
 def truncate(embeddings: Float[np.ndarray, "*N D"], dim: int) -> Float[np.ndarray, "*N d"]:
-    """The first `dim` numbers of each embedding, made length 1 again (Kusupati et al. 2022).
+    """Keeps the first `dim` numbers of each embedding, made length 1 again (Kusupati et al. 2022).
 
     A zero vector stays zero.
 
@@ -54,14 +52,17 @@ def truncate(embeddings: Float[np.ndarray, "*N D"], dim: int) -> Float[np.ndarra
 
 
 def similarity_matrix(a: Vectors, b: Others, name: str = "cosine") -> Float[np.ndarray, "_ _"]:
-    """The similarity of each vector with each of the others, float32 `[N, M]`.
+    """Computes the similarity of each vector with each of the others, float32 `[N, M]`.
 
     A single vector counts as one row.
 
-    "cosine": a b / (|a| |b|), 0 for a zero vector; "dot": a b; "euclidean": -|a - b|; "manhattan":
-        -sum_d |a_d - b_d|.
-    Distances are negated, so that more is nearer always, as sentence-transformers has it. Memory
-    beside the result is bounded: the differences of all pairs are never there at once.
+    * "cosine": a b / (|a| |b|), 0 for a zero vector
+    * "dot": a b
+    * "euclidean": -|a - b|
+    * "manhattan": -sum_d |a_d - b_d|
+
+    Distances are negated, so that larger always means nearer, as in sentence-transformers. Memory
+    beside the result is bounded: the differences of all pairs are never held at once.
 
     Raises:
         InputError: for an unknown similarity, or vectors of different sizes.
@@ -92,7 +93,9 @@ def similarity_matrix(a: Vectors, b: Others, name: str = "cosine") -> Float[np.n
 
 
 def pairwise_similarity(a: Vectors, b: Vectors, name: str = "cosine") -> Float[np.ndarray, " _"]:
-    """The similarity of each vector with the one at the same place, float32 `[N]`, as `similarity_matrix` defines it.
+    """Computes the similarity of each vector with the one at the same place, float32 `[N]`.
+
+    See `similarity_matrix` for the similarities.
 
     Raises:
         InputError: for an unknown similarity, or arrays of different shapes.
@@ -123,7 +126,10 @@ def _rows(vectors: Any, name: str) -> np.ndarray:
 
 
 def _euclidean(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """By |a|^2 + |b|^2 - 2 a b, which float32 would leave no digit of where vectors are near each other."""
+    """Computes distances by |a|^2 + |b|^2 - 2 a b, in float64.
+
+    In float32 the difference would keep no digit where vectors are near each other.
+    """
     squares = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * (a @ b.T)
     return np.sqrt(np.maximum(squares, 0))
 
@@ -164,7 +170,7 @@ class Score:
     limits: tuple[float, float] | None = None
 
     def of_lists(self, queries: Any, documents: Sequence[Any]) -> Float[Array, "K n"]:
-        """The score of each query with its own K documents.
+        """Computes the score of each query with its own K documents.
 
         Args:
             queries: embeddings, leaves `[n, ...]`.
@@ -186,16 +192,23 @@ def pair_score(
     symmetric: bool = False,
     limits: tuple[float, float] | None = None,
 ) -> Score:
-    """A score from a function of one query's and one document's embedding, which is mapped over all pairs.
+    """Makes a score from a function of one query's and one document's embedding.
+
+    The function is mapped over all pairs.
 
     Args:
+        name: for messages.
         pair: `(query, document) -> scalar`, the trees without the axis of texts. It must be finite,
             with a finite gradient, for any texts, those without tokens too.
         prepare: `embeddings [n, ...] -> tree [n, ...]`, such as tokens made length 1.
-        numbers, symmetric, limits: see `Score`.
+        numbers: see `Score`.
+        symmetric: see `Score`.
+        limits: see `Score`.
 
-    >>> overlap = pair_score("overlap", lambda query, document: jnp.sum(jnp.minimum(query, document)))
-    >>> print(overlap.of_lists(jnp.eye(2), [jnp.ones((2, 2)), jnp.zeros((2, 2))]))
+    >>> def overlap(query, document):
+    ...     return jnp.sum(jnp.minimum(query, document))
+    >>> score = pair_score("overlap", overlap)
+    >>> print(score.of_lists(jnp.eye(2), [jnp.ones((2, 2)), jnp.zeros((2, 2))]))
     [[1. 1.]
      [0. 0.]]
     """
@@ -223,7 +236,7 @@ def pair_score(
 
 
 def find_score(score: str | Score) -> Score:
-    """The score of that name in the registry, or "module:attribute"; a Score is itself.
+    """Returns the score of that name in the registry, or "module:attribute"; a Score is itself.
 
     Raises:
         InputError: for an unknown name; the message lists the known ones.
@@ -237,7 +250,7 @@ def find_score(score: str | Score) -> Score:
 
 
 def join_columns(trees: Sequence[Any]) -> Any:
-    """Embeddings of several columns, one column after the other.
+    """Joins the embeddings of several columns, one column after the other.
 
     Shorter axes are filled up with zeros and False.
     """
@@ -259,9 +272,9 @@ def join_columns(trees: Sequence[Any]) -> Any:
 
 
 def cut_prefix(embeddings: Any, size: int, to_length_one: bool = True) -> Any:
-    """The first `size` numbers of each vector, made length 1.
+    """Keeps the first `size` numbers of each vector, made length 1.
 
-    The last axis of each leaf of floats.
+    Vectors are the last axis of each leaf of floats.
     """
 
     def cut(leaf: AnyArray) -> AnyArray:
@@ -273,7 +286,7 @@ def cut_prefix(embeddings: Any, size: int, to_length_one: bool = True) -> Any:
 
 
 def dense(embeddings: Any, what: str = "the loss") -> Any:
-    """Embeddings of one or several columns that are arrays of vectors, as they are.
+    """Returns embeddings of one or several columns, checked to be arrays of vectors.
 
     Raises:
         InputError: for embeddings of another kind, such as those of tokens.
@@ -290,7 +303,7 @@ def dense(embeddings: Any, what: str = "the loss") -> Any:
 
 
 def _prepare_dense(vectors: Any, dims: tuple[int, ...], unit: bool) -> Any:
-    """Vectors of length 1 for the cosine and for one prefix.
+    """Returns vectors, of length 1 for the cosine and for one prefix.
 
     Several prefixes have (vectors, 1 / each one's length).
     """
@@ -303,7 +316,7 @@ def _prepare_dense(vectors: Any, dims: tuple[int, ...], unit: bool) -> Any:
 
 
 def _dense_matrix(queries: Any, documents: Any, dims: tuple[int, ...]) -> Float[Array, "M q n"]:
-    """Prefixes share the products: each adds its own further dimensions."""
+    """Computes all pairs; prefixes share the products, as each adds its own dimensions."""
     if len(dims) < 2:
         return dot_matrix(queries, documents)[None]
     (queries, inverse), (documents, other_inverse) = queries, documents

@@ -1,4 +1,4 @@
-"""Texts in, embeddings out: the only place where model and text meet at inference."""
+"""Texts in, embeddings out: encoders of texts at inference."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ from embed_jax.types import Params
 class SentenceEncoder(HasSettings, PicklesByParts):
     """A model with its tokenizer and prompts.
 
-    `encode` texts, compare, `save` for sentence-transformers and for `load`.
+    It encodes and compares texts, and is saved for sentence-transformers and for `load`.
 
     Attributes:
         spec: backbone, pooling and heads.
         params: tree of the encoder's parameters, float32 or bfloat16; what is computed is float32
             for either.
         tokenizer: cuts texts at `tokenizer.max_length` tokens.
-        settings: prompts, similarity and all else that is no weight. Each of its fields is an
+        settings: prompts, similarity and everything else except weights. Each of its fields is an
             attribute too, which may be set; `settings.similarity` is `similarity_fn_name`.
         pooler: the base's tensors of transformers' pooler, unused; kept for `save`.
     """
@@ -70,8 +70,11 @@ class SentenceEncoder(HasSettings, PicklesByParts):
         """Makes an encoder of its parts.
 
         Args:
-            spec, params, tokenizer, pooler: see the attributes.
+            spec: backbone, pooling and heads.
+            params: tree of the encoder's parameters, float32 or bfloat16.
+            tokenizer: cuts texts at its `max_length`.
             settings: None: the defaults of `EncodingSettings`.
+            pooler: the base's tensors of transformers' pooler; kept for `save`.
             compute_dtype: "float32" or "bfloat16".
             devices: how many to encode on; 0: all.
 
@@ -130,7 +133,7 @@ class SentenceEncoder(HasSettings, PicklesByParts):
 
     @property
     def routes(self) -> tuple[str, ...]:
-        """No names: every text goes the same way; see `RoutedEncoder.routes`."""
+        """Returns no names: every text goes the same way; see `RoutedEncoder.routes`."""
         return ()
 
     @property
@@ -160,9 +163,7 @@ class SentenceEncoder(HasSettings, PicklesByParts):
         instruction: str | None = None,
         **options: Unpack[EncodeOptions],
     ) -> Float[np.ndarray, "*N D"]:
-        """Embeddings of texts, float32, in input order: `[N, D]`.
-
-        Of one string, a single vector `[D]`.
+        """Embeds texts, float32, in input order: `[N, D]`, or `[D]` for one string.
 
         Memory does not grow with the number of texts beyond the output. Texts over the model's
         limit are cut, and one warning counts them.
@@ -183,9 +184,9 @@ class SentenceEncoder(HasSettings, PicklesByParts):
 
         Raises:
             InputError: for an unknown prompt, an instruction beside a prompt or to a model without
-                a template, a text that is no string, `batch_tokens` below one text's length, a
+                a template, a text that is not a string, `batch_tokens` below one text's length, a
                 `dim` or `layers` that the model lacks, or an argument of sentence-transformers
-                that is another thing here.
+                that has another meaning here.
         """
         blocks = self.encode_blocks(
             [texts] if isinstance(texts, str) else texts,
@@ -215,9 +216,9 @@ class SentenceEncoder(HasSettings, PicklesByParts):
         instruction: str | None = None,
         **options: Unpack[EncodeOptions],
     ) -> Float[np.ndarray, "*N D"]:
-        """Encodes queries: texts that are searched for.
+        """Encodes queries, texts that are searched for.
 
-        With the prompt "query" where there is one and none is given.
+        Their prompt is "query", if the model has it and no other is given.
         """
         if prompt_name is prompt is instruction is None:
             prompt_name = prompt_for(self.prompts, side="query")
@@ -233,12 +234,10 @@ class SentenceEncoder(HasSettings, PicklesByParts):
         prompt: str | None = None,
         **options: Unpack[EncodeOptions],
     ) -> Float[np.ndarray, "*N D"]:
-        """Encodes documents: texts that are searched.
+        """Encodes documents, texts that are searched.
 
-        With the prompt "document", "passage" or "corpus" unless one is given.
-
-        A model that has none of them gives documents its default prompt, or none; instructions are
-        for queries.
+        Their prompt is "document", "passage" or "corpus" unless one is given. A model without these
+        gives documents its default prompt, or none; instructions are for queries.
         """
         refuse_unknown(options)
         if prompt_name is prompt is None:
@@ -296,13 +295,16 @@ class SentenceEncoder(HasSettings, PicklesByParts):
             )
 
     def with_params(self, params: Params) -> SentenceEncoder:
-        """The same model with other parameters."""
+        """Returns the same model with other parameters."""
         other = copy.copy(self)
         other.params = on_mesh(params, self._mesh)
         return other
 
     def merged(self) -> SentenceEncoder:
-        """The same model with its adapter merged into the backbone, so that it is saved as a whole."""
+        """Returns the same model with its adapter merged into the backbone.
+
+        It is then saved as a whole.
+        """
         merged = copy.copy(self)
         spec, params = (
             merge_lora(self.spec, self.params) if self.spec.lora else (self.spec, self.params)
@@ -316,13 +318,13 @@ class SentenceEncoder(HasSettings, PicklesByParts):
     ) -> None:
         """Writes a model directory in the layout of sentence-transformers, which `load` reads too.
 
-        The directory is written as a whole, or not at all.
-
-        A pooler that the base had is written back unchanged, for transformers to find; a model made
-        without one has none. Of a model with an adapter only the adapter, in PEFT's format;
-        `merged().save` writes the whole.
+        The directory is written as a whole, or not at all. A pooler that the base had is written
+        back unchanged, for transformers to find; a model made without one has none. For a model
+        with an adapter only the adapter is written, in PEFT's format; `merged().save` writes the
+        whole.
 
         Args:
+            directory: the path of the model directory.
             extra_tensors: see `write_model`.
         """
         write_model(
@@ -409,7 +411,7 @@ def load_sentence_encoder(
 def encoder_of(
     saved: SavedModel, tokenizer: Tokenizer, compute_dtype: str = "float32"
 ) -> SentenceEncoder:
-    """The encoder of a model as it was read."""
+    """Makes the encoder of a model that was read."""
     return SentenceEncoder(
         saved.spec,
         saved.params,
@@ -428,7 +430,7 @@ def _windows(texts: Iterable[str]) -> Iterator[list[str]]:
 
 @contextlib.contextmanager
 def _progress(show: bool, total: int | None) -> Iterator[Any]:
-    """A function that is told how many texts are done."""
+    """Yields a function that takes the number of texts just encoded."""
     if not show:
         yield lambda count: None
         return

@@ -18,14 +18,13 @@ Params = Any  # a tree of arrays
 Record = Mapping[str, Any]  # one example of a data set: fields by name
 # What is measured during training: (texts -> embeddings) -> {metric: value}
 Evaluator = Callable[[Callable[[Sequence[str]], np.ndarray]], Mapping[str, float]]
-Rules = Sequence[
-    tuple[str, tuple[str | None, ...]]
-]  # (pattern of a parameter's path, mesh axis of each dimension)
-Read = Callable[
-    [tuple[slice, ...]], np.ndarray
-]  # a slice of an array that is not in memory -> its own copy
+# (pattern of a parameter's path, mesh axis of each dimension)
+Rules = Sequence[tuple[str, tuple[str | None, ...]]]
+# A slice of an array that is not in memory -> its own copy.
+Read = Callable[[tuple[slice, ...]], np.ndarray]
+# Makes a leaf while a model is read: `(path such as "backbone/layers/query/kernel", shape, dtype as
+# stored, read) -> leaf`.
 Put = Callable[[str, tuple[int, ...], np.dtype, Read], Any]
-"""Makes a leaf while a model is read: `(path "backbone/layers/query/kernel", shape, dtype as stored, read) -> leaf`."""
 
 
 @struct.dataclass
@@ -59,7 +58,7 @@ class TokenBatch:
 
 @struct.dataclass
 class Batch:
-    """One training batch of B = G * E examples, each with C columns (anchor, positive, negative_1, ...).
+    """One training batch of B = G * E examples of C columns (anchor, positive, negative_1, ...).
 
     Examples are dealt to groups when the batch is made, and the batch is *ordered* by group: group
     g holds the examples g * E .. g * E + E - 1, and sentence c * E + e of a group is column c of
@@ -73,7 +72,7 @@ class Batch:
         present: False where an example lacks that column (fewer negatives than others).
         text_hash: equal where two texts are equal; two 32-bit halves.
         record: the example's index in the data set, for messages about a bad row.
-        keys: hashes of what makes examples one and the same thing to learn (id, group), two 32-bit
+        keys: hashes of ids and groups, which mark examples as the same thing to learn, two 32-bit
             halves each; zeros where a record has none. Or None.
         dataset: which data set of a mixture the example is from, or None.
         label: integer class, or None.
@@ -95,9 +94,9 @@ class Batch:
 
     @property
     def encoder_tokens(self) -> TokenBatch | dict[str, TokenBatch]:
-        """Tokens that the trained encoder reads.
+        """Returns the tokens that the trained encoder reads.
 
-        Of two towers those of each, see `encoders.towers`.
+        For two towers they are those of each, see `encoders.towers`.
         """
         if "query" not in self.tokens:
             return self.tokens["encoder"]
@@ -119,9 +118,7 @@ class Prefixes:
 
 @struct.dataclass
 class Columns:
-    """Embeddings of examples by column, as losses see them.
-
-    A device's own share, or the whole world's.
+    """Embeddings of examples by column, as losses see them: a device's share, or the whole world's.
 
     Attributes:
         embeddings: one tree for each column, 0 the anchors, 1 the positives, the rest negatives.
@@ -166,9 +163,9 @@ class Columns:
     query: int = struct.field(pytree_node=False, default=0)
 
     def map_examples(self, change: Callable[[Array, int], Array]) -> Columns:
-        """The same with `change(leaf, axis)` for every leaf, `axis` being that of the examples.
+        """Applies `change(leaf, axis)` to every leaf, `axis` being that of the examples.
 
-        For columns without what is on a device's own share only.
+        For columns without the fields that only a device's own share has.
         """
 
         def changed(name: str) -> Any:
@@ -178,7 +175,7 @@ class Columns:
         return self.replace(**{name: changed(name) for name in (*TREES, *BY_COLUMN, *BY_EXAMPLE)})
 
     def select(self, columns: Sequence[int]) -> Columns:
-        """Some of the columns, in this order."""
+        """Returns some of the columns, in this order."""
         trees = {name: getattr(self, name) for name in TREES}
         arrays = {name: getattr(self, name) for name in BY_COLUMN}
         return self.replace(
@@ -193,31 +190,24 @@ class Columns:
         )
 
 
-TREES = (
-    "embeddings",
-    "guide",
-    "teacher",
-    "layers",
-)  # of Columns: a tuple of one tree for each column
+TREES = ("embeddings", "guide", "teacher", "layers")  # of Columns: one tree for each column
 BY_COLUMN = ("present", "text_hash")  # leaves [C, B, ...]
 BY_EXAMPLE = ("example", "keys", "dataset", "label", "score")  # leaves [B, ...]
 
+# `(rows, candidates, shared) -> one number for each pair`: `rows` are trees with leading axis b,
+# `candidates` with leading axis n, and M counts variants that share a pass, such as Matryoshka
+# prefixes. It may be called with any part of the candidates.
 Block = Callable[[Any, Any, Any], Float[Array, "M b n"]]
-"""`(rows, candidates, shared) -> one number for each pair`: `rows` are trees with leading axis b, `candidates` with
-leading axis n, and M counts variants that share a pass, such as Matryoshka prefixes. It may be called with any part of
-the candidates."""
 
 
 @runtime_checkable
 class World(Protocol):
-    """The operations of a loss over the examples of all devices.
-
-    How it is computed, and where, is not its business.
+    """The operations of a loss over the examples of all devices, however they are computed.
 
     `rows` is a tree with leading axis b, about this device's own examples; `candidates` makes a
     tree with leading axis n out of any Columns of b examples; `shared` is a tree (a learnable
-    scale). All three are differentiated. `extra_candidates` is such a tree of candidates besides the
-    world's, the same on every device, or None. `numbers` is how many numbers the block computes
+    scale). All three are differentiated. `extra_candidates` is such a tree of candidates besides
+    the world's, the same on every device, or None. `numbers` is how many numbers the block computes
     with for each of its pairs, such as the products of all tokens; it decides how much is held at
     once.
     """
@@ -231,9 +221,10 @@ class World(Protocol):
         extra_candidates: Any = None,
         numbers: int = 1,
     ) -> tuple[Float[Array, "M b"], Float[Array, "M b"]]:
-        """log sum_j exp(block_ij) over all candidates of the world, and max_j block_ij (without gradient).
+        """log sum_j exp(block_ij) over all candidates of the world, and max_j block_ij.
 
-        An entry of -inf does not count; both are -inf for a row without an entry.
+        The maximum is without gradient. An entry of -inf does not count; both are -inf for a row
+        without an entry.
         """
 
     def sum(
@@ -256,24 +247,24 @@ class World(Protocol):
         extra_candidates: Any = None,
         numbers: int = 1,
     ) -> Float[Array, "M b"]:
-        """max_j block_ij over all candidates of the world, -inf for none.
+        """max_j block_ij over all candidates of the world; -inf without candidates.
 
-        The gradient goes to where it is reached.
+        The gradient goes to the entry where it is reached.
         """
 
     def gather(self, values: Shaped[Array, "b *x"]) -> Shaped[Array, "B *x"]:
-        """Joins the values that each device has for its own examples, in the order of the examples."""
+        """Joins the values that each device has for its own examples, in their order."""
 
     def total(self, value: Float[Array, "*x"]) -> Float[Array, "*x"]:
-        """The sum over the devices."""
+        """Sums over the devices."""
 
     def view(self, change: Callable[[Columns], Columns]) -> World:
-        """The same world seen through a change of its columns, made example by example."""
+        """Returns the same world seen through a change of its columns, made example by example."""
 
 
+# Values and weights of a device's own examples, and metrics by example: the loss is
+# sum(values * weights) / sum(weights) over the global batch, and so are the metrics.
 LossResult = tuple[Float[Array, " b"], Float[Array, " b"], dict[str, Float[Array, " b"]]]
-"""Values and weights of a device's own examples, and metrics by example: the loss is sum(values * weights) /
-sum(weights) over the global batch, and so are the metrics."""
 
 
 BASE = "base"
@@ -289,7 +280,8 @@ class TrainState:
         opt_state: the optimiser's own state.
         frozen: parameters that are not trained: of models that only look on, by name ("guide",
             "teacher"), and under BASE those of the encoder itself that `params["encoder"]` lacks.
-        extra: what a step carries to the next beside: "queue" and "momentum" of `parallel.queue`.
+        extra: more state that a step carries to the next: "queue" and "momentum" of
+            `parallel.queue`.
     """
 
     step: Int[Array, ""]
@@ -300,13 +292,13 @@ class TrainState:
 
     @property
     def encoder(self) -> Params:
-        """All of the encoder's parameters, trained and frozen."""
+        """Returns all of the encoder's parameters, trained and frozen."""
         return join_params(self.frozen.get(BASE, {}), self.params["encoder"])
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """A text encoder as two pure functions; which module library made them is nobody's business.
+    """A text encoder as pure functions, whatever module library made them.
 
     Attributes:
         init: `key -> params`, float32, randomly initialised.
@@ -319,11 +311,11 @@ class Encoder:
         dim: D, the embedding's size.
         sharding: how parameters may be split over a mesh.
         layers: the path of the parameters that are stacked by layer, which `read` is called for;
-            (): none are.
+            (): no parameters are stacked.
         hidden: `(params, tokens, key, read) -> [R, T, H]`, the last layer's token states, for
             objectives on tokens.
-        by_layer: `(params, tokens, layer, key, read) -> [S, K + 1, D]`, the embeddings after so
-            many layers for each of `layer` int [K], and after the last.
+        by_layer: `(params, tokens, layer, key, read) -> [S, K + 1, D]`, the embeddings after each
+            number of layers in `layer` int [K], and after the last.
     """
 
     init: Callable[[PRNGKeyArray], Params]
@@ -352,9 +344,9 @@ class Auxiliary:
 
 
 def param_dtype(stored: Any) -> np.dtype:
-    """In which dtype parameters are kept that a file has in `stored`.
+    """Returns the dtype of parameters that a file stores as `stored`.
 
-    Bfloat16 as it is, other floats as float32.
+    bfloat16 stays, other floats become float32.
     """
     return np.dtype(jnp.bfloat16 if stored == jnp.bfloat16 else np.float32)
 
@@ -362,7 +354,7 @@ def param_dtype(stored: Any) -> np.dtype:
 def join_params(frozen: Params, trained: Params) -> Params:
     """Joins two trees of dicts that share no leaf.
 
-    The frozen and the trained parameters of an encoder.
+    They are the frozen and the trained parameters of an encoder.
 
     >>> join_params({"document": {"backbone": 1}}, {"document": {"lora": 2}, "query": 3})
     {'document': {'backbone': 1, 'lora': 2}, 'query': 3}

@@ -110,7 +110,7 @@ def reduce_dense(kind: str, block: Block, rows: Any, candidates: Any, shared: An
 
 
 def join_sums(kind: str, first: Sums, second: Sums) -> Sums:
-    """The reduction over two lots of candidates, from each one's."""
+    """Joins the reductions over two parts of the candidates."""
     (value, largest), (other, other_largest) = first, second
     if kind == "sum":
         return value + other, value + other
@@ -122,7 +122,7 @@ def join_sums(kind: str, first: Sums, second: Sums) -> Sums:
 
 
 def finite_shift(x: Array) -> Array:
-    """x with -inf as 0: what to shift by where there is nothing to shift."""
+    """Returns x with -inf as 0: a shift that is always finite."""
     return jnp.where(x == -jnp.inf, 0.0, x)
 
 
