@@ -16,6 +16,7 @@ from embed_jax.public import public_names
 
 _MODULES = {
     "base": ("About", "Loss", "Target", "bind", "loss"),
+    "candidates": ("ListValues", "on_candidates"),
     "classification": ("pair_features", "softmax", "softmax_loss"),
     "compose": ("masked", "per_dataset", "symmetric", "weighted_sum"),
     "distillation": (
@@ -27,11 +28,19 @@ _MODULES = {
         "margin_mse_loss",
         "normalize_scores",
         "relational",
-        "score_mse",
     ),
     "expression": ("build_loss",),
     "in_batch": ("dcl", "gist", "gte", "info_nce", "mega_batch_margin", "qwen3", "siglip"),
-    "listwise": ("own_candidates", "own_candidates_loss"),
+    "listwise": (
+        "list_mle",
+        "list_mle_loss",
+        "list_net",
+        "list_net_loss",
+        "list_softmax",
+        "list_softmax_loss",
+        "own_candidates",
+        "own_candidates_loss",
+    ),
     "nested": ("adaptive_layers", "matryoshka"),
     "pairwise": (
         "angle",
@@ -42,6 +51,20 @@ _MODULES = {
         "cosent",
         "cosine_mse",
         "online_contrastive",
+    ),
+    "pointwise": (
+        "binary_cross_entropy",
+        "binary_cross_entropy_loss",
+        "score_mse",
+        "score_mse_loss",
+    ),
+    "ranking": (
+        "adr_mse",
+        "adr_mse_loss",
+        "lambda_rank",
+        "lambda_rank_loss",
+        "rank_net",
+        "rank_net_loss",
     ),
     "regularization": ("alignment", "covariance", "global_orthogonal", "uniformity", "variance"),
     "schedule": ("Schedule",),

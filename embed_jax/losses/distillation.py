@@ -11,10 +11,17 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from embed_jax.errors import InputError
 from embed_jax.losses.base import Target, loss, mean_over_present
-from embed_jax.losses.listwise import ABSENT
+from embed_jax.losses.candidates import (
+    ListValues,
+    log_softmax,
+    mean_of_lists,
+    on_candidates,
+    read_lists,
+    some_candidates,
+)
 from embed_jax.losses.schedule import Schedule
 from embed_jax.registry import unknown
-from embed_jax.scores import Score, dense, find_score
+from embed_jax.scores import dense, find_score
 from embed_jax.types import AnyArray, Columns, LossResult, Number, Params, World
 from embed_jax.vectors import cosine_distance, cosine_matrix
 
@@ -165,11 +172,13 @@ def normalize_scores(
 def margin_mse_loss(
     student: Float[Array, "b K"],
     teacher: Float[Array, "b K"],
+    present: Bool[Array, "b K"] | None = None,
     *,
     temperature: Number = 1.0,
     teacher_temperature: Number = 1.0,
-) -> Float[Array, "b K-1"]:
-    """([s(q, p) - s(q, n)] / t_s - [t(q, p) - t(q, n)] / t_t)^2 for each negative n.
+    normalization: str = "none",
+) -> ListValues:
+    """([s(q, p) - s(q, n)] / t_s - [t(q, p) - t(q, n)] / t_t)^2, the mean over the negatives n.
 
     Hofstaetter et al. (2021), "Improving Efficient Neural Ranking Models with Cross-Architecture
     Knowledge Distillation".
@@ -177,14 +186,67 @@ def margin_mse_loss(
     Args:
         student: scores s, the positive's first.
         teacher: scores t, the positive's first.
+        present: False where there is no candidate; None: all are there.
         temperature: t_s.
         teacher_temperature: t_t.
+        normalization: of the teacher's scores of each list, see `normalize_scores`; applied before
+            its temperature.
 
-    >>> print(margin_mse_loss(jnp.array([[1.0, 0.0]]), jnp.array([[5.0, 2.0]])))
-    [[4.]]
+    Returns:
+        Weight 1 for a list with a positive and a negative.
+
+    >>> print(margin_mse_loss(jnp.array([[1.0, 0.0]]), jnp.array([[5.0, 2.0]])).values)
+    [4.]
     """
-    margin, teacher_margin = student[:, :1] - student[:, 1:], teacher[:, :1] - teacher[:, 1:]
-    return (margin / temperature - teacher_margin / teacher_temperature) ** 2
+    student, teacher, present = read_lists(student, teacher, present)
+    teacher = normalize_scores(teacher, present, normalization=normalization)
+    scores = student / temperature - teacher / teacher_temperature
+    mean, count = mean_of_lists((scores[:, :1] - scores[:, 1:]) ** 2, present[:, 1:])
+    return ListValues(mean, (present[:, 0] & (count > 0.0)).astype(jnp.float32))
+
+
+def kl_loss(
+    student: Float[Array, "b K"],
+    teacher: Float[Array, "b K"],
+    present: Bool[Array, "b K"] | None = None,
+    *,
+    temperature: Number = 1.0,
+    teacher_temperature: Number = 0.0,
+    normalization: str = "none",
+) -> ListValues:
+    """t_s t_t KL(softmax(teacher / t_t) || softmax(student / t_s)) over a list's candidates.
+
+    Hinton, Vinyals, Dean (2015), "Distilling the Knowledge in a Neural Network", with one
+    temperature t, where t^2 keeps the gradient's size.
+
+    `kl(temperature=0.25, teacher_temperature=1.0, normalization='min_max', similarity='cosine')`
+    suits the scores of a cross-encoder, whose range is not the student's.
+
+    Args:
+        student: scores.
+        teacher: scores.
+        present: False where there is no candidate; None: all are there.
+        temperature: t_s.
+        teacher_temperature: t_t; 0: t_s.
+        normalization: of the teacher's scores of each list, see `normalize_scores`; applied before
+            its temperature.
+
+    Returns:
+        Weight 1 for a list with two candidates or more: there is nothing to learn from a single
+        candidate.
+
+    >>> print(kl_loss(jnp.array([[1.0, 0.0]]), jnp.array([[5.0, 2.0]])).values)
+    [0.1698]
+    """
+    student, teacher, present = read_lists(student, teacher, present)
+    teacher = normalize_scores(teacher, present, normalization=normalization)
+    teacher_temperature = _own_or(teacher_temperature, temperature)
+    log_p = log_softmax(teacher / teacher_temperature, present)
+    log_q = log_softmax(student / temperature, present)
+    divergence = jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=1)
+    return ListValues(
+        temperature * teacher_temperature * divergence, some_candidates(present, least=2)
+    )
 
 
 def _margin_target(arguments: Mapping[str, Any]) -> Target | None:
@@ -201,165 +263,14 @@ def _margin_target(arguments: Mapping[str, Any]) -> Target | None:
     return Target(-largest, largest, of_margins=True)
 
 
-def _score_target(arguments: Mapping[str, Any]) -> Target | None:
-    limits = find_score(arguments["similarity"]).limits
-    return Target(*limits) if limits else None
-
-
-@loss(
-    needs=("scores",),
-    columns=(3, 0),
-    tiled=True,
+margin_mse = on_candidates(
+    margin_mse_loss,
+    similarity="dot",
+    temperature=None,
     positive=("temperature", "teacher_temperature"),
     targets=_margin_target,
 )
-def margin_mse(
-    own: Columns,
-    world: World,
-    params: Params,
-    *,
-    temperature: Number = 1.0,
-    teacher_temperature: Number = 1.0,
-    normalization: str = "none",
-    similarity: str | Score = "dot",
-) -> LossResult:
-    """Computes `margin_mse_loss` of an anchor's positive and its own negatives.
-
-    The value is the mean over the negatives that are there.
-
-    Args:
-        temperature: divides the student's scores.
-        teacher_temperature: divides the teacher's scores.
-        normalization: of the teacher's scores of each list, see `normalize_scores`; applied before
-            its temperature.
-        similarity: the student's score, "dot", "cosine", or another `scores.Score`.
-
-    Returns:
-        Weight 1 for an example with an anchor, a positive and a negative.
-
-    Raises:
-        InputError: if there is not one score for each candidate.
-
-    >>> anchor, positive = jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 1.0]])
-    >>> negative = jnp.array([[0.0, 1.0]])
-    >>> print(margin_mse(anchor, positive, negative, score=jnp.array([[5.0, 2.0]])))
-    [4.]
-    """
-    student, teacher, present = _candidate_scores(own, similarity, "margin_mse")
-    squares = margin_mse_loss(
-        student.T,
-        normalize_scores(teacher.T, present.T, normalization=normalization),
-        temperature=temperature,
-        teacher_temperature=teacher_temperature,
-    )
-    values, count = mean_over_present(squares.T, present[1:])
-    return values, (present[0] & (count > 0.0)).astype(jnp.float32), {}
-
-
-def kl_loss(
-    student: Float[Array, "b K"],
-    teacher: Float[Array, "b K"],
-    present: Bool[Array, "b K"] | None = None,
-    *,
-    temperature: Number = 1.0,
-    teacher_temperature: Number = 0.0,
-) -> Float[Array, " b"]:
-    """t_s t_t KL(softmax(teacher / t_t) || softmax(student / t_s)) over each row's candidates.
-
-    Hinton, Vinyals, Dean (2015), "Distilling the Knowledge in a Neural Network", with one
-    temperature t, where t^2 keeps the gradient's size.
-
-    Args:
-        student: scores.
-        teacher: scores.
-        present: False where there is no candidate; None: all are there.
-        temperature: t_s.
-        teacher_temperature: t_t; 0: t_s.
-
-    >>> print(kl_loss(jnp.array([[1.0, 0.0]]), jnp.array([[5.0, 2.0]])))
-    [0.1698]
-    """
-    teacher_temperature = _own_or(teacher_temperature, temperature)
-    if present is not None:
-        student, teacher = jnp.where(present, student, ABSENT), jnp.where(present, teacher, ABSENT)
-    log_p = jax.nn.log_softmax(teacher / teacher_temperature)
-    log_q = jax.nn.log_softmax(student / temperature)
-    factor = temperature * teacher_temperature
-    return factor * jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
-
-
-@loss(needs=("scores",), columns=(3, 0), tiled=True, positive=("temperature",))
-def kl(
-    own: Columns,
-    world: World,
-    params: Params,
-    *,
-    temperature: Number = 1.0,
-    teacher_temperature: Number = 0.0,
-    normalization: str = "none",
-    similarity: str | Score = "dot",
-) -> LossResult:
-    """Computes the mean of `kl_loss` over the anchors.
-
-    An anchor's candidates are its positive and its own negatives.
-
-    `kl(temperature=0.25, teacher_temperature=1.0, normalization='min_max', similarity='cosine')`
-    suits the scores of a cross-encoder, whose range is not the student's.
-
-    Args:
-        temperature: of the student.
-        teacher_temperature: of the teacher; 0: the student's.
-        normalization: of the teacher's scores of each list, see `normalize_scores`; applied before
-            its temperature.
-        similarity: the student's score, "dot", "cosine", or another `scores.Score`.
-
-    Returns:
-        Weight 1 for an example with an anchor and two candidates or more: a single candidate has
-        nothing to learn from.
-
-    Raises:
-        InputError: if there is not one score for each candidate.
-
-    >>> anchor, positive = jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 1.0]])
-    >>> negative = jnp.array([[0.0, 1.0]])
-    >>> print(kl(anchor, positive, negative, score=jnp.array([[5.0, 2.0]])))
-    [0.1698]
-    """
-    student, teacher, present = _candidate_scores(own, similarity, "kl")
-    values = kl_loss(
-        student.T,
-        normalize_scores(teacher.T, present.T, normalization=normalization),
-        present.T,
-        temperature=temperature,
-        teacher_temperature=teacher_temperature,
-    )
-    return values, (jnp.sum(present.astype(jnp.float32), axis=0) > 1.0).astype(jnp.float32), {}
-
-
-@loss(needs=("scores",), columns=(2, 0), tiled=True, targets=_score_target)
-def score_mse(
-    own: Columns, world: World, params: Params, *, similarity: str | Score = "cosine"
-) -> LossResult:
-    """Computes (s(anchor, candidate) - score)^2, the mean over all candidates that are there.
-
-    For pairs see `cosine_mse`.
-
-    Args:
-        similarity: the student's score, "cosine", "dot", or another `scores.Score`.
-
-    Returns:
-        An example weighs as much as it has candidates.
-
-    Raises:
-        InputError: if there is not one score for each candidate.
-
-    >>> anchor, positive = jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 1.0]])
-    >>> negative = jnp.array([[0.0, 1.0]])
-    >>> print(score_mse(anchor, positive, negative, score=jnp.array([[0.7, 0.5]])))
-    [0.125]
-    """
-    student, teacher, present = _candidate_scores(own, similarity, "score_mse")
-    return *mean_over_present((student - teacher) ** 2, present), {}
+kl = on_candidates(kl_loss, similarity="dot", temperature=None, positive=("temperature",))
 
 
 @loss(needs=("teacher",), columns=(1, 0), tiled=True)
@@ -430,21 +341,3 @@ def _both(
             f"{teacher_size}{advice}"
         )
     return student, jax.lax.stop_gradient(teacher)
-
-
-def _candidate_scores(
-    own: Columns, similarity: str | Score, name: str
-) -> tuple[Array, Array, Bool[Array, "K b"]]:
-    """Returns the student's and the teacher's scores [K, b] of the candidates.
-
-    The candidates are columns 1 .. C - 1; the third result says which are there.
-    """
-    candidates = own.embeddings[1:]
-    if own.score.shape[1] != len(candidates):
-        raise InputError(
-            f"scores of the loss {name}: expected {len(candidates)} an example, one for each "
-            f"candidate, found {own.score.shape[1]}"
-        )
-    present = own.present[:1] & own.present[1:]
-    student = find_score(similarity).of_lists(own.embeddings[0], candidates)
-    return student, jnp.where(present, own.score.T, 0.0), present

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from embed_jax.errors import InputError
-from embed_jax.losses import distillation, pairwise
+from embed_jax.losses import distillation, pairwise, pointwise
 from embed_jax.losses.base import bind
 from embed_jax.losses.expression import build_loss
 from embed_jax.parallel.world import local_world
@@ -243,7 +243,7 @@ def test_score_mse(batch, columns, equals_numpy):
         )
 
     equals_numpy(
-        distillation.score_mse, naive, embeddings(columns, batch, 4), {"score": jnp.asarray(score)}
+        pointwise.score_mse, naive, embeddings(columns, batch, 4), {"score": jnp.asarray(score)}
     )
 
 
@@ -251,7 +251,7 @@ def test_score_mse_of_pairs_is_cosine_mse():
     columns = make_columns(jnp.asarray(embeddings(2, 5)), score=jnp.asarray(scores(2, 5)))
     by_scores, by_cosine = (
         loss.on_world(columns, local_world(columns), {})[0]
-        for loss in (distillation.score_mse, pairwise.cosine_mse)
+        for loss in (pointwise.score_mse, pairwise.cosine_mse)
     )
     np.testing.assert_array_equal(by_scores, by_cosine)
 
@@ -283,10 +283,10 @@ def test_wrong_sizes_are_one_line():
             rf"{name}\(projection=16\)"
         )
         with pytest.raises(InputError, match=expected):
-            getattr(distillation, name).on_world(columns, local_world(columns), {})
+            build_loss(name).on_world(columns, local_world(columns), {})
     for name in ("margin_mse", "kl", "score_mse"):
         expected = (
             f"scores of the loss {name}: expected 2 an example, one for each candidate, found 1"
         )
         with pytest.raises(InputError, match=expected):
-            getattr(distillation, name).on_world(columns, local_world(columns), {})
+            build_loss(name).on_world(columns, local_world(columns), {})

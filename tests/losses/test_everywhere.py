@@ -18,6 +18,8 @@ from embed_jax.losses import (
     distillation,
     listwise,
     pairwise,
+    pointwise,
+    ranking,
     regularization,
     triplets,
 )
@@ -25,7 +27,10 @@ from embed_jax.losses.base import Loss
 from embed_jax.parallel.world import device_world, local_world
 from embed_jax.world import make_columns
 
-MODULES = pairwise, triplets, classification, distillation, listwise, regularization
+MODULES = (
+    *(pairwise, triplets, classification, distillation),
+    *(pointwise, listwise, ranking, regularization),
+)
 LOSSES = [
     function
     for module in MODULES

@@ -11,7 +11,7 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
 from embed_jax.errors import InputError
-from embed_jax.losses import distillation, in_batch, listwise
+from embed_jax.losses import distillation, in_batch, listwise, pointwise
 from embed_jax.losses.base import bind
 from embed_jax.losses.compose import symmetric
 from embed_jax.losses.expression import build_loss
@@ -115,7 +115,7 @@ EVERY = {
     ),
     "margin_mse": bind(distillation.margin_mse, similarity=MAXSIM),
     "kl": bind(distillation.kl, similarity=MAXSIM),
-    "score_mse": bind(distillation.score_mse, similarity=MAXSIM),
+    "score_mse": bind(pointwise.score_mse, similarity=MAXSIM),
     "own_candidates": bind(listwise.own_candidates, similarity=MAXSIM),
 }
 
